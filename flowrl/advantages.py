@@ -1,0 +1,297 @@
+"""From rewards to advantages: baseline, scale, combination of several rewards, credit. Pure functions on [B] tensors.
+
+B samples carry labels `group` int64 [B]; labels need not be contiguous and groups need not be equal in size.
+Three rules hold everywhere:
+
+- NaN means "could not be scored". Such a sample leaves every statistic and its advantage is 0.
+- A group without spread teaches nothing: its advantages are exactly 0 under a group baseline or a group scale, also
+  where rewards differ by float error alone (rounding noise divided by a standard deviation of its own size is +-1).
+- Statistics are float64 on the CPU, whatever holds the rewards: a few thousand numbers, summed in a fixed order.
+
+Published variants are arguments, not functions. Their standard deviations: Flow-GRPO population + 1e-4 · DanceGRPO and
+MixGRPO unbiased + 1e-8 · verl-omni and TRL unbiased + 1e-4 · Flow-Factory max(population, 1e-6).
+"""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BASELINES = ("group", "batch", "none", "leave_one_out")
+SCALES = ("group", "batch", "batch_centred", "whiten", "none")
+COMBINES = ("sum", "per_reward")
+SINGLETONS = ("zero", "raw")
+
+# Rewards arrive in float32 (resolution 1.2e-7 relative): a spread below eight of those steps is rounding.
+_TIE = 1e-6
+
+
+class GroupStats(NamedTuple):
+    """Statistics of G groups. index int64 [B] maps a sample to its group; the rest is [G], in order of rising label."""
+
+    index: Tensor
+    count: Tensor  # scored samples
+    mean: Tensor
+    std: Tensor
+    tied: Tensor  # bool: no spread (also true of groups with one or no scored sample)
+
+
+def group_stats(values: Tensor, group: Tensor, *, unbiased: bool = False, trim: float = 0.0) -> GroupStats:
+    """Count, mean and standard deviation of each group, ignoring NaN.
+
+    values [B], group int64 [B]. `unbiased` divides by n-1. `trim` in [0, 1) leaves the int(trim * n) lowest values of a
+    group out of its mean and standard deviation (MixGRPO's trimmed_ratio); count and tied still see them.
+    """
+    x = _float64(values)
+    labels, index = torch.unique(group.cpu(), return_inverse=True)
+    scored = ~torch.isnan(x)
+
+    def total(part: Tensor) -> Tensor:
+        return torch.zeros(len(labels), dtype=torch.float64).index_add_(0, index, part.double())
+
+    count = total(scored)
+    kept = scored & (_rank(x, index) >= torch.floor(count * trim)[index])
+    num = total(kept)
+    mean = total(x.where(kept, 0.0)) / num.clamp(min=1)
+    deviation = (x - mean[index]).where(kept, 0.0)
+    std = (total(deviation**2) / (num - int(unbiased)).clamp(min=1)).sqrt()
+    std = std.masked_fill(_tied(x, index, kept, len(labels)), 0.0)
+    return GroupStats(index, count, mean, std, _tied(x, index, scored, len(labels)))
+
+
+def _float64(values: Tensor) -> Tensor:
+    return values.detach().to("cpu", torch.float64)
+
+
+def _rank(x: Tensor, index: Tensor) -> Tensor:
+    """Position of each value inside its group, lowest first, NaN last. int64 [B]."""
+    order = torch.argsort(x, stable=True)
+    order = order[torch.argsort(index[order], stable=True)]
+    sizes = torch.bincount(index)
+    start = sizes.cumsum(0) - sizes
+    rank = torch.empty_like(index)
+    rank[order] = torch.arange(len(x)) - start[index[order]]
+    return rank
+
+
+def _tied(x: Tensor, index: Tensor, member: Tensor, num_groups: int) -> Tensor:
+    """Whether the members of each group are equal up to float32 rounding. bool [G]."""
+    where, chosen = index[member], x[member]
+    high = torch.full((num_groups,), -torch.inf, dtype=torch.float64).scatter_reduce(0, where, chosen, "amax")
+    low = torch.full((num_groups,), torch.inf, dtype=torch.float64).scatter_reduce(0, where, chosen, "amin")
+    return high - low <= _TIE * torch.maximum(high.abs(), low.abs())
+
+
+def whiten(values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(x - mean) / sqrt(var + 1e-8) over the valid entries, var with n-1; 0 elsewhere. float64, shape of values.
+
+    With values [B, K] and a mask of valid decisions long rows weigh more, which is REINFORCE++'s choice; with [B] every
+    sample weighs the same.
+    """
+    x = _float64(values)
+    valid = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.cpu().bool()
+    num = valid.sum().clamp(min=1)
+    centred = (x - x.where(valid, 0.0).sum() / num).where(valid, 0.0)
+    return centred / (centred.square().sum() / (num - 1).clamp(min=1) + 1e-8).sqrt()
+
+
+def normalise(
+    values: Tensor,
+    group: Tensor,
+    *,
+    baseline: str = "group",
+    scale: str = "group",
+    eps: float = 1e-4,
+    floor: float = 0.0,
+    unbiased: bool = False,
+    trim: float = 0.0,
+    singleton: str = "zero",
+) -> Tensor:
+    """(value - baseline) / (max(std, floor) + eps) of one reward, float64 [B]; 0 for NaN and for groups without spread.
+
+    baseline: mean of the group, of the batch, of the other members (RLOO), or nothing.
+    scale: std of the group, of all raw values ("batch": Flow-GRPO global_std), of all centred values
+    ("batch_centred"), whitening of the centred values (which ignores eps and floor), or nothing.
+    singleton: a group with one scored sample has no mean to compare with: "zero" ignores it, "raw" leaves it undivided
+    by a group std and without a group baseline (verl).
+    """
+    x, scored = _float64(values), ~torch.isnan(values).cpu()
+    own = group_stats(x, group, unbiased=unbiased, trim=trim)
+    batch = group_stats(x, torch.zeros_like(group), unbiased=unbiased, trim=trim)
+    alone = (own.count == 1)[own.index]
+    centred = (x - _baseline(x, baseline, own, batch, alone)).where(scored, 0.0)
+    if scale == "whiten":
+        result = whiten(centred, scored)
+    else:
+        result = _divide(centred, _std(centred, scale, scored, own, batch, alone, unbiased), eps, floor)
+    if baseline in ("group", "leave_one_out") or scale == "group":
+        silent = own.tied[own.index] & ~(alone & (singleton == "raw"))
+        result = result.masked_fill(silent, 0.0)
+    return result.where(scored, 0.0)
+
+
+def _baseline(x: Tensor, baseline: str, own: GroupStats, batch: GroupStats, alone: Tensor) -> Tensor:
+    if baseline == "none":
+        return torch.zeros_like(x)
+    if baseline == "batch":
+        return batch.mean[batch.index]
+    mean = own.mean[own.index]
+    if baseline == "leave_one_out":
+        count = own.count[own.index]
+        mean = (count * mean - x) / (count - 1).clamp(min=1)
+    return mean.masked_fill(alone, 0.0)
+
+
+def _std(
+    centred: Tensor, scale: str, scored: Tensor, own: GroupStats, batch: GroupStats, alone: Tensor, unbiased: bool
+) -> Tensor | None:
+    """The standard deviation that divides each sample, [B] float64; None for no division."""
+    if scale == "none":
+        return None
+    if scale == "group":
+        return own.std[own.index].masked_fill(alone, 1.0)
+    if scale == "batch":
+        return batch.std[batch.index]
+    shown = centred.where(scored, torch.nan)
+    return group_stats(shown, torch.zeros_like(own.index), unbiased=unbiased).std[batch.index]
+
+
+def _divide(centred: Tensor, std: Tensor | None, eps: float, floor: float) -> Tensor:
+    if std is None:
+        return centred
+    divisor = std.clamp(min=floor) + eps
+    # No spread and no guard: such samples equal their mean, and the sign of rounding noise is no advantage.
+    return (centred / divisor).where(divisor > 0, 0.0)
+
+
+def combined_reward(rewards: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    """Weighted sum of the rewards, float64 [B]; NaN where a reward with non-zero weight is NaN.
+
+    A weight of 0 marks a witness: it is reported and never trained on, so its NaN costs no sample.
+    Raises ValueError when names and weights differ, no weight is non-zero, or a reward is infinite.
+    """
+    used = _used(rewards, weights)
+    return torch.stack([weights[name] * value for name, value in used.items()]).sum(0)
+
+
+def _used(rewards: dict[str, Tensor], weights: dict[str, float]) -> dict[str, Tensor]:
+    """The rewards of non-zero weight as float64 on the CPU, each checked."""
+    if set(rewards) != set(weights):
+        raise ValueError(f"rewards {sorted(rewards)} and weights {sorted(weights)} must name the same rewards")
+    used = {name: _float64(value) for name, value in rewards.items() if weights[name] != 0}
+    if not used:
+        raise ValueError(f"weights {weights}: at least one must be non-zero, or there is nothing to train on")
+    for name, value in used.items():
+        if torch.isinf(value).any():
+            raise ValueError(f"reward {name!r} is infinite for a sample; NaN is the mark for 'could not be scored'")
+    return used
+
+
+def advantages(
+    rewards: dict[str, Tensor],
+    group: Tensor,
+    *,
+    weights: dict[str, float],
+    baseline: str = "group",
+    scale: str = "group",
+    combine: str = "sum",
+    standardise: bool = False,
+    eps: float = 1e-4,
+    floor: float = 0.0,
+    unbiased: bool = False,
+    trim: float = 0.0,
+    singleton: str = "zero",
+    clip: float | None = 5.0,
+) -> Tensor:
+    """Advantage of each sample, float32 [B], on the device of `group`.
+
+    rewards: name -> [B]; group int64 [B] over the whole update batch, not a rank's share of it.
+    combine: "sum" normalises the weighted sum once; "per_reward" normalises every reward, then takes the weighted sum,
+    so that a reward with a wide range cannot drown the others. standardise: mean 0 and std 1 over the batch afterwards
+    (GDPO). The other arguments are those of `normalise`; the result is limited to +-clip (None: unlimited).
+
+    Weights are taken as they are; MixGRPO divides them by their sum first, which matters for "per_reward" alone.
+    Raises ValueError for an unknown option, or as combined_reward does.
+    """
+    _check_options(baseline, scale, combine, singleton, trim)
+    used = _used(rewards, weights)
+    total = combined_reward(rewards, weights)
+    scored = ~torch.isnan(total)
+    parts = {"sum": (1.0, total)} if combine == "sum" else {name: (weights[name], used[name]) for name in used}
+    guarded = partial(normalise, eps=eps, floor=floor, unbiased=unbiased)
+    adv = torch.zeros_like(total)
+    for weight, value in parts.values():
+        # A sample that one reward could not score leaves the statistics of all of them.
+        shown = value.where(scored, torch.nan)
+        adv += weight * guarded(shown, group, baseline=baseline, scale=scale, trim=trim, singleton=singleton)
+    if standardise:
+        adv = guarded(adv.where(scored, torch.nan), torch.zeros_like(group), baseline="batch", scale="batch")
+    if baseline in ("group", "leave_one_out"):
+        # Rewards that cancel in the sum leave rounding far above the size of the sum, and a standardisation moves exact
+        # zeros by the rounding of its mean: hence this look at what went in, beside the one inside normalise.
+        silent = _all_tied(used.values(), scored, group, singleton)
+        if combine == "sum":
+            silent |= _all_tied([total], scored, group, singleton)
+        adv = adv.masked_fill(silent, 0.0)
+    if clip is not None:
+        adv = adv.clamp(-clip, clip)
+    return adv.to(group.device, torch.float32)
+
+
+def _all_tied(values: Iterable[Tensor], scored: Tensor, group: Tensor, singleton: str) -> Tensor:
+    """Samples of groups in which each of the values is tied, bool [B]."""
+    tied = torch.ones_like(scored)
+    for value in values:
+        stats = group_stats(value.where(scored, torch.nan), group)
+        keep = (stats.count == 1) & (singleton == "raw")
+        tied &= (stats.tied & ~keep)[stats.index]
+    return tied
+
+
+def _check_options(baseline: str, scale: str, combine: str, singleton: str, trim: float) -> None:
+    given = {"baseline": baseline, "scale": scale, "combine": combine, "singleton": singleton}
+    lists = {"baseline": BASELINES, "scale": SCALES, "combine": COMBINES, "singleton": SINGLETONS}
+    for name, value in given.items():
+        if value not in lists[name]:
+            raise ValueError(f"{name}={value!r}: choose one of {', '.join(lists[name])}")
+    if not 0 <= trim < 1:
+        raise ValueError(f"trim={trim}: must lie in [0, 1)")
+    if trim and baseline == "leave_one_out":
+        raise ValueError("trim and baseline='leave_one_out' both decide who is in the mean; set trim to 0")
+
+
+def advantage_metrics(
+    rewards: dict[str, Tensor], group: Tensor, adv: Tensor, *, weights: dict[str, float]
+) -> dict[str, float]:
+    """What a run should show of its rewards, witnesses included.
+
+    Per name and for the weighted sum ("total"): mean and population std of the scored samples and the share of NaN.
+    Beside them: share of groups whose weighted sum has no spread (they train nothing) and mean absolute advantage of
+    all samples.
+    """
+    total = combined_reward(rewards, weights)
+    metrics: dict[str, float] = {}
+    for name, value in {**rewards, "total": total}.items():
+        stats = group_stats(value, torch.zeros_like(group))
+        scored = float(stats.count[0])
+        metrics[f"reward/{name}/mean"] = float(stats.mean[0]) if scored else float("nan")
+        metrics[f"reward/{name}/std"] = float(stats.std[0]) if scored else float("nan")
+        metrics[f"reward/{name}/nan"] = 1.0 - scored / len(value)
+    metrics["groups/zero_variance"] = float(group_stats(total, group).tied.double().mean())
+    metrics["adv/abs_mean"] = float(adv.abs().mean())
+    return metrics
+
+
+def to_rows(adv: Tensor, credit: Tensor | None) -> Tensor:
+    """Advantages of R rows from those of B samples, float32 [R].
+
+    credit None: rows are samples. int64 [R]: the sample each row belongs to. float [R, B]: a weighted mean of samples,
+    such as the leaves below a branch.
+    """
+    if credit is None:
+        return adv
+    if credit.ndim == 1:
+        return adv[credit]
+    return credit.to(adv.dtype) @ adv

@@ -1,0 +1,119 @@
+"""What a person sees of a run: one progress display with the phases' rates and times left, and tables at its ends."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import progress as bars
+from rich.console import Console as RichConsole
+from rich.table import Table
+
+from flowrl.evaluate import Evaluation, Mean
+from flowrl.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from flowrl.policies.pipeline import PipelinePolicy
+
+_PHASES = {"rollout": "rollout", "score": "scoring", "train": "training"}
+
+
+class _Rate(bars.ProgressColumn):
+    """Steps a second, in the unit of the task."""
+
+    def render(self, task: bars.Task) -> str:
+        speed = task.finished_speed or task.speed
+        return "" if not speed else f"{speed:,.1f} {task.fields['unit']}/s"
+
+
+class Progress:
+    """The display while iterations run: the run as a whole, and the phase under way."""
+
+    def __init__(self, display: bars.Progress, iterations: int):
+        self._display = display
+        self._whole = display.add_task("iterations", total=iterations, unit="it", note="")
+        self._phase = display.add_task("", total=None, unit="rows", note="", visible=False)
+
+    def phase(self, name: str, total: int) -> None:
+        """A phase begins, of `total` steps."""
+        unit = "rewards" if name == "score" else "rows"
+        self._display.reset(self._phase, description=f"  {_PHASES[name]}", total=total, visible=True, unit=unit, note="")
+
+    def advance(self, number: int) -> None:
+        """So many more steps of the phase are done."""
+        self._display.advance(self._phase, number)
+
+    def iteration_done(self, number: int, metrics: dict[str, float], shown: Sequence[str]) -> None:
+        """An iteration has ended; some of its metrics stay visible, and without a terminal every tenth is printed."""
+        note = "  ".join(f"{name.split('/')[1]} {metrics[name]:.3f}" for name in shown)
+        self._display.update(self._whole, completed=number, note=note)
+        if not self._display.console.is_terminal and number % 10 == 0:
+            seconds = sum(value for name, value in metrics.items() if name.startswith("time_"))
+            self._display.console.print(f"iteration {number}  {note}  ({seconds:.1f} s)")
+
+
+class Console:
+    """Prints a run; see the module's docstring."""
+
+    def __init__(self, console: RichConsole | None = None):
+        self.rich = console or RichConsole()
+
+    def started(self, recipe: Recipe, policy: "PipelinePolicy", folder: Path) -> None:
+        """The first lines: what is trained, where, and where to."""
+        number = sum(p.numel() for p in policy.trainable())
+        total = sum(p.numel() for m in policy.modules.values() for p in m.parameters())
+        what = "all weights" if recipe.lora is None else f"LoRA rank {recipe.lora.rank}"
+        self.rich.print(
+            f"[bold]{recipe.model}[/] on {policy.device}: {what}, {number:,} of {total:,} parameters learn; "
+            f"writing to [bold]{folder}[/]"
+        )
+
+    def working(self, what: str) -> AbstractContextManager:
+        """A spinner while something takes its time."""
+        return self.rich.status(what)
+
+    @contextmanager
+    def progress(self, iterations: int) -> Iterator[Progress]:
+        """The display of the iterations."""
+        columns = (
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(bar_width=24),
+            bars.MofNCompleteColumn(),
+            _Rate(),
+            bars.TimeRemainingColumn(compact=True),
+            bars.TextColumn("{task.fields[note]}"),
+        )
+        with bars.Progress(*columns, console=self.rich, transient=True) as display:
+            yield Progress(display, iterations)
+
+    def evaluated(self, iteration: int, result: Evaluation) -> None:
+        """One line of held-out means."""
+        scores = "  ".join(f"{name} {mean}" for name, mean in result.means().items())
+        self.rich.print(f"held out, iteration {iteration}: {scores}  (n = {len(result.prompts)})", highlight=False)
+
+    def finished(self, evaluations: dict[int, Evaluation], folder: Path, weights: Path, seconds: float) -> None:
+        """The closing table, before and after, and where everything is."""
+        if len(evaluations) > 1:
+            self.rich.print(_before_after(evaluations))
+        self.rich.print(f"{seconds:.0f} s. Pictures: {folder / 'samples'}  Weights: {weights}", highlight=False)
+        self.rich.print(f"Curves: {folder / 'metrics.jsonl'} and `tensorboard --logdir {folder}`", highlight=False)
+
+
+def _before_after(evaluations: dict[int, Evaluation]) -> Table:
+    first, last = evaluations[min(evaluations)], evaluations[max(evaluations)]
+    table = Table(title=f"held out: before and after {max(evaluations)} iterations, {len(first.prompts)} prompts")
+    for column in ("reward", "before", "after", "change"):
+        table.add_column(column, justify="left" if column == "reward" else "right")
+    for name, before, after in _pairs(first, last):
+        table.add_row(name, str(before), str(after), f"{after.value - before.value:+.3f}")
+    return table
+
+
+def _pairs(first: Evaluation, last: Evaluation) -> Iterator[tuple[str, Mean, Mean]]:
+    """(name, before, after) of each reward, and of each by kind where prompts say theirs."""
+    before, after = first.means(), last.means()
+    kinds_before, kinds_after = first.by("kind"), last.by("kind")
+    for name in before:
+        yield name, before[name], after[name]
+        for kind in kinds_before.get(name, {}):
+            yield f"  {kind}", kinds_before[name][kind], kinds_after[name][kind]

@@ -1,0 +1,132 @@
+"""The few types that every part of flowrl meets in: prompts, samples, rollouts, and the protocols around them.
+
+Shapes, here and everywhere: R rows (trainable chains), K decisions a row (denoising steps or tokens), B finished
+samples, P prompts, G samples a prompt. A decision is a number to the core: a log-probability, a mask, an advantage.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one group of samples is drawn for. `meta` is the reward's ground truth; `media` are paths of inputs."""
+
+    id: str
+    text: str
+    media: tuple[str, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Finished samples, the only thing a reward sees.
+
+    prompts has length B; group int64 [B] says which samples were drawn for the same prompt. One of images float
+    [B, 3, H, W] in [0, 1], video float [B, T, 3, H, W] in [0, 1] or texts (length B) is given.
+    """
+
+    prompts: Sequence[Prompt]
+    group: Tensor
+    images: Tensor | None = None
+    video: Tensor | None = None
+    texts: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: Sequence[int]) -> "Samples":
+        """The samples at these positions, as a Samples."""
+        at = torch.as_tensor(list(index), dtype=torch.int64)
+        return Samples(
+            prompts=[self.prompts[i] for i in index],
+            group=self.group[at],
+            images=None if self.images is None else self.images[at.to(self.images.device)],
+            video=None if self.video is None else self.video[at.to(self.video.device)],
+            texts=None if self.texts is None else [self.texts[i] for i in index],
+        )
+
+
+@dataclass
+class Rollout:
+    """Samples and all that training on them needs.
+
+    behave float32 [R, K]: log-probabilities under the policy that sampled. mask bool [R, K]: decisions that are
+    trained. replay: what the policy stored for itself, opaque to everybody else. reference float32 [R, K]: log-probs
+    under the reference policy, once `Policy.reference` has filled them in. credit float32 [R, B]: how the samples'
+    advantages reach the rows; None where row i is sample i.
+    """
+
+    samples: Samples
+    behave: Tensor
+    mask: Tensor
+    replay: Any
+    reference: Tensor | None = None
+    credit: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """The current policy's view of some decisions: rows int64 [r], columns int64 [k], logp [r, k] with gradient.
+
+    kl [r, k], with gradient: the exact divergence from the reference, where the policy was asked for it.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    logp: Tensor
+    kl: Tensor | None = None
+
+
+class Policy(Protocol):
+    """Something that samples, and can say again how likely its decisions were, with gradient."""
+
+    def rollout(self, prompts: Sequence[Prompt], *, group_size: int, plan: Any, seed: int, first: int = 0) -> Rollout:
+        """Draws `group_size` samples for each prompt, prompt by prompt.
+
+        Sample i of a prompt takes its noise from (seed, prompt id, first + i, step), whatever the batch.
+        """
+        ...
+
+    def replay(self, rollout: Rollout, rows: Tensor, visit: Callable[[Score], None], *, exact_kl: bool = False) -> None:
+        """Scores the trained decisions of `rows` with gradient, handing them to `visit` block by block.
+
+        `visit` may call backward on what it is given; the graph of a block is dropped when it returns.
+        """
+        ...
+
+    def reference(self, rollout: Rollout, rows: Tensor) -> None:
+        """Fills in `rollout.reference` for these rows, and what `exact_kl` needs. No gradient."""
+        ...
+
+    def trainable(self) -> Iterator[torch.nn.Parameter]:
+        """The parameters that learn."""
+        ...
+
+
+class Reward(Protocol):
+    """Scores samples: float32 [B]. NaN marks "could not be scored"; an error is never turned into a number."""
+
+    def __call__(self, samples: Samples) -> Tensor: ...
+
+
+class Objective(Protocol):
+    """A loss per decision.
+
+    `needs_reference` asks for `Rollout.reference`, `exact_kl` for `Score.kl`; `aggregate` names how decisions are
+    averaged (see `objectives.aggregate.weights`).
+    """
+
+    needs_reference: bool
+    exact_kl: bool
+    aggregate: str
+
+    def __call__(
+        self, score: Score, *, behave: Tensor, adv: Tensor, mask: Tensor, reference: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss [r, k] float32, metrics: name -> [r, k] values, averaged with the loss's weights; see clipped.py)."""
+        ...

@@ -1,0 +1,88 @@
+"""Held-out evaluation: one ODE sample a prompt, each with its own noise, equal from one evaluation to the next."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowrl.contracts import Policy, Prompt, Samples
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over samples, its standard error, and how many samples could be scored."""
+
+    value: float
+    error: float
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ± {self.error:.3f}"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores by reward, float32 [B] each, and the pictures of the first prompts, float [N, 3, H, W] (None for text)."""
+
+    prompts: Sequence[Prompt]
+    scores: dict[str, Tensor]
+    pictures: Tensor | None
+
+    def means(self) -> dict[str, Mean]:
+        """Each reward's mean over the samples it could score."""
+        return {name: mean(values) for name, values in self.scores.items()}
+
+    def by(self, key: str) -> dict[str, dict[str, Mean]]:
+        """reward -> value of that key of the prompts' meta -> mean; empty where no prompt has the key."""
+        rows = defaultdict(list)
+        for i, prompt in enumerate(self.prompts):
+            if key in prompt.meta:
+                rows[str(prompt.meta[key])].append(i)
+        return {n: {k: mean(v[i]) for k, i in sorted(rows.items())} for n, v in self.scores.items()} if rows else {}
+
+
+def mean(values: Tensor) -> Mean:
+    """The mean of the values that are not NaN, with its standard error."""
+    known = values[~values.isnan()]
+    if not len(known):
+        return Mean(float("nan"), float("nan"), 0)
+    error = float(known.std() / len(known) ** 0.5) if len(known) > 1 else 0.0
+    return Mean(float(known.mean()), error, len(known))
+
+
+@torch.no_grad()
+def evaluate(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    score: Callable[[Samples], dict[str, Tensor]],
+    *,
+    plan: Any,
+    seed: int,
+    batch: int,
+    keep: int = 0,
+) -> Evaluation:
+    """Samples and scores every prompt once, `batch` at a time, keeping the first `keep` pictures.
+
+    A video is kept as its middle frame.
+    """
+    scores: dict[str, list[Tensor]] = defaultdict(list)
+    pictures: list[Tensor] = []
+    for start in range(0, len(prompts), batch):
+        samples = policy.rollout(prompts[start : start + batch], group_size=1, plan=plan, seed=seed).samples
+        for name, values in score(samples).items():
+            scores[name].append(values)
+        shown = still(samples)
+        if shown is not None and start < keep:
+            pictures.append(shown[: keep - start].float().cpu())
+    gathered = {name: torch.cat(parts) for name, parts in scores.items()}
+    return Evaluation(prompts, gathered, torch.cat(pictures) if pictures else None)
+
+
+def still(samples: Samples) -> Tensor | None:
+    """One picture a sample, [B, 3, H, W]: the image, or a video's middle frame; None for text."""
+    if samples.video is not None:
+        return samples.video[:, samples.video.shape[1] // 2]
+    return samples.images

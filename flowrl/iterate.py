@@ -1,0 +1,168 @@
+"""One iteration: rollout, score, advantage, update. It knows no model, and not what a decision is.
+
+    prompts --policy.rollout--> Rollout --score--> rewards [B] --advantage--> [R]
+                                   |                                            |
+                                   +--policy.replay, part by part--> objective --> loss weights --> backward
+                                                                                     --> learner.step, once an update
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowrl.advantages import to_rows
+from flowrl.contracts import Objective, Policy, Prompt, Rollout, Samples, Score
+from flowrl.learner import Learner
+from flowrl.objectives.aggregate import merge_metrics, reduce_metrics, weights
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a rollout is used: `epochs` passes of `updates` optimizer steps each, `micro_batch` rows at once (None: all).
+
+    The rows of an update are cut in order; losses are weighted over the whole update, so that the cut into
+    micro-batches changes nothing.
+    """
+
+    group: int
+    epochs: int = 1
+    updates: int = 1
+    micro_batch: int | None = None
+
+
+@dataclass
+class Iteration:
+    """What came of one iteration."""
+
+    metrics: Metrics
+    samples: Samples
+    rewards: dict[str, Tensor]
+
+
+@dataclass
+class Clock:
+    """Seconds spent by phase; `enter` is told the name of a phase as it begins."""
+
+    enter: Callable[[str], None] = lambda name: None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Times what is done within."""
+        self.enter(name)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def iterate(
+    policy: Policy,
+    learner: Learner,
+    prompts: Sequence[Prompt],
+    *,
+    plan: Any,
+    seed: int,
+    first: int,
+    score: Callable[[Samples], dict[str, Tensor]],
+    advantage: Callable[[dict[str, Tensor], Tensor], tuple[Tensor, Metrics]],
+    objective: Objective,
+    settings: Settings,
+    enter: Callable[[str], None] = lambda name: None,
+) -> Iteration:
+    """Draws, scores and learns once from `settings.group` samples of each prompt.
+
+    plan is the policy's own affair. seed and first name the noise (see `Policy.rollout`). advantage gives [B] and its
+    metrics from the rewards and the groups. Metrics named time_* are seconds; all others repeat under the same seed.
+    """
+    clock = Clock(enter)
+    with clock.phase("rollout"):
+        rollout = policy.rollout(prompts, group_size=settings.group, plan=plan, seed=seed, first=first)
+    with clock.phase("score"):
+        rewards = score(rollout.samples)
+        adv, metrics = advantage(rewards, rollout.samples.group)
+    with clock.phase("train"):
+        metrics |= update(policy, learner, rollout, adv, objective, settings)
+    metrics |= {f"time_{name}": seconds for name, seconds in clock.seconds.items()}
+    return Iteration(metrics, rollout.samples, rewards)
+
+
+def update(
+    policy: Policy, learner: Learner, rollout: Rollout, adv: Tensor, objective: Objective, settings: Settings
+) -> Metrics:
+    """All optimizer steps of one rollout, with advantages [B]; returns their metrics, averaged over the steps."""
+    adv = to_rows(adv.cpu(), rollout.credit)
+    rows = torch.arange(len(rollout.behave))
+    # a row without advantage has no policy gradient: it is replayed only where a divergence has to be paid
+    active = rows if objective.needs_reference else rows[adv != 0]
+    if objective.needs_reference:
+        for part in _parts(rows, settings.micro_batch):
+            policy.reference(rollout, part)
+    size = -(-len(rows) // settings.updates)
+    found: list[Metrics] = []
+    for _ in range(settings.epochs):
+        for block in rows.split(size):
+            used = active[(active >= block[0]) & (active <= block[-1])]
+            if len(used):
+                found.append(_step(policy, learner, rollout, adv, objective, block, used, settings.micro_batch))
+    means = {name: sum(m[name] for m in found) / len(found) for name in (found[0] if found else ())}
+    for name in means:
+        if name.endswith("_max"):
+            means[name] = max(m[name] for m in found)
+    steps = settings.epochs * settings.updates
+    return means | {"active_rows": len(active) / len(rows), "empty_updates": steps - len(found), "lr": learner.lr}
+
+
+def _step(
+    policy: Policy,
+    learner: Learner,
+    rollout: Rollout,
+    adv: Tensor,
+    objective: Objective,
+    block: Tensor,
+    used: Tensor,
+    micro_batch: int | None,
+) -> Metrics:
+    """One optimizer step on the rows `block`, of which `used` have anything to say."""
+    loss_weights = torch.zeros_like(rollout.behave)
+    loss_weights[block] = weights(rollout.mask[block], objective.aggregate)
+    share = torch.zeros_like(rollout.behave)
+    share[used] = weights(rollout.mask[used])
+    total: dict[str, Tensor] = {}
+
+    def visit(score: Score) -> None:
+        nonlocal total
+        at = score.rows[:, None], score.columns[None]
+        device = score.logp.device
+        loss, metrics = objective(
+            score,
+            behave=rollout.behave[at].to(device),
+            adv=adv[score.rows].to(device),
+            mask=rollout.mask[at].to(device),
+            reference=None if rollout.reference is None else rollout.reference[at].to(device),
+        )
+        part = (loss * loss_weights[at].to(device)).sum()
+        if part.requires_grad:
+            part.backward()
+        found = reduce_metrics(metrics, share[at].to(device)) | {"loss": part.detach()}
+        total = merge_metrics(total, found)
+
+    for part in _parts(used, micro_batch):
+        policy.replay(rollout, part, visit, exact_kl=objective.exact_kl)
+    lr = learner.lr
+    norm = learner.step()
+    finite = torch.isfinite(norm)
+    metrics = {name: float(value) for name, value in total.items()}
+    return metrics | {"grad_norm": float(norm), "lr": lr, "nonfinite_updates": float(~finite)}
+
+
+def _parts(rows: Tensor, micro_batch: int | None) -> Sequence[Tensor]:
+    return rows.split(micro_batch or max(len(rows), 1))

@@ -1,0 +1,45 @@
+"""A diffusers pipeline from a hub id, a local folder, or an embedded world; and the device to run it on."""
+
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from flowrl import names
+from flowrl.policies.errors import PolicyError
+
+def load_pipeline(model: str, dtype: torch.dtype) -> Any:
+    """The pipeline, all components in `dtype` on the CPU, frozen and in evaluation mode.
+
+    Raises PolicyError where it cannot be had.
+    """
+    place = names.MODELS.get(model, model)
+    if model in names.MODELS and not place.is_dir():
+        raise PolicyError(f"model {model!r} is not in {place}: reinstall flowrl, or run `flowrl world build shapes`")
+    try:
+        pipe = DiffusionPipeline.from_pretrained(place, torch_dtype=dtype)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise PolicyError(
+            f"model {model!r} cannot be loaded ({type(error).__name__}: {reason[:200]}): give a diffusers folder, or a hub "
+            "id that this machine can reach (a gated model needs `hf auth login` first)"
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    for component in pipe.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.requires_grad_(False).eval()
+    return pipe
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a recipe: "auto" is the first of cuda, mps and cpu that is there.
+
+    Raises PolicyError for a device that is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, is_there in there.items() if is_there))
+    kind = name.split(":")[0]
+    if not there[kind]:
+        raise PolicyError(f"device: {name} is not on this machine; it has {', '.join(k for k, v in there.items() if v)}")
+    return torch.device(name)

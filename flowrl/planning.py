@@ -1,0 +1,199 @@
+"""What a recipe will do, worked out without weights: the plan of each iteration, its arithmetic, the dry-run text.
+
+Costs are counted in denoiser row-forwards: one row of latents through the denoiser once. Classifier-free guidance is
+the pipeline's own matter: where it runs two rows or two calls for one latent, the real work is twice these numbers.
+"""
+
+from dataclasses import dataclass
+
+from flowrl.batches import rollout_chunks
+from flowrl.recipe.schema import Recipe
+from samplers import windows
+from samplers.windows import Plan, picture
+
+
+def plan_for(recipe: Recipe, iteration: int) -> Plan:
+    """The role of every step in a training iteration, counted from 0. Depends on the recipe and the number alone."""
+    sampler = recipe.sampler
+    steps = _window(recipe, iteration)
+    return Plan(sampler.steps, stochastic=steps, trained=steps, share_noise=sampler.share_noise)
+
+
+def eval_plan(recipe: Recipe) -> Plan:
+    """The pure ODE walk of an evaluation; every sample has its own noise."""
+    return Plan(recipe.eval.steps or recipe.sampler.steps, stochastic=(), trained=())
+
+
+def _window(recipe: Recipe, iteration: int) -> tuple[int, ...]:
+    window, steps = recipe.sampler.window, recipe.sampler.steps
+    size, low = window.size or 1, window.low or 0
+    high = steps - 1 if window.high is None else window.high
+    match window.kind:
+        case "all":
+            return windows.all_steps(steps, skip_last=1 if window.skip_last is None else window.skip_last)
+        case "first":
+            return windows.first(steps, size=size)
+        case "random":
+            return windows.random_range(steps, size=size, low=low, high=high, iteration=iteration, seed=recipe.seed)
+        case "random_window":
+            return windows.random_window(steps, size=size, low=low, high=high, iteration=iteration, seed=recipe.seed)
+    return windows.progressive(
+        steps,
+        size=size,
+        interval=window.interval or 1,
+        stride=1 if window.stride is None else window.stride,
+        iteration=iteration,
+        roll_back=window.roll_back is not False,
+        high=high,
+    )
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Sizes and costs of one iteration. Forwards are denoiser row-forwards, without the doubling of guidance."""
+
+    rows: int  # samples drawn
+    rows_per_update: int
+    optimizer_steps: int
+    micro_batches: int  # forward-backward parts of one optimizer step, for each trained step
+    rollout_chunks: int
+    rollout_forwards: int
+    train_forwards: int  # with gradient, all epochs
+    reference_forwards: int  # without gradient, once an iteration; 0 when no reference is needed
+
+
+def arithmetic(recipe: Recipe, iteration: int = 0) -> Arithmetic:
+    """The arithmetic of an iteration.
+
+    With share_noise a group has one state up to its first stochastic step, whose forward it shares too: that part of the
+    rollout costs one row a group (and a rollout chunk), and so does that step in training (a group and micro-batch).
+    Rows are cut into updates and micro-batches in order, group by group.
+    """
+    train, plan = recipe.train, plan_for(recipe, iteration)
+    rows = train.prompts * train.group
+    per_update = rows // train.updates
+    micro = train.micro_batch or per_update
+    chunks = list(rollout_chunks(train.prompts, train.group, train.rollout_batch))
+    shared = plan.stochastic[0] + 1 if plan.share_noise else 0
+    prefix = shared * sum(len(chunk.prompts) for chunk in chunks)
+    one_pass = len(plan.trained) * rows
+    if plan.share_noise and plan.trained[0] == plan.stochastic[0]:
+        one_pass += train.updates * _groups_met(per_update, micro, train.group) - rows
+    return Arithmetic(
+        rows=rows,
+        rows_per_update=per_update,
+        optimizer_steps=train.epochs * train.updates,
+        micro_batches=-(-per_update // micro),
+        rollout_chunks=len(chunks),
+        rollout_forwards=prefix + (plan.num_steps - shared) * rows,
+        train_forwards=train.epochs * one_pass,
+        reference_forwards=one_pass if recipe.objective.kl > 0 else 0,
+    )
+
+
+def _groups_met(rows: int, micro: int, group: int) -> int:
+    """Groups that each micro-batch of consecutive rows touches, summed over the micro-batches."""
+    starts = range(0, rows, micro)
+    return sum((min(s + micro, rows) - 1) // group - s // group + 1 for s in starts)
+
+
+def describe(recipe: Recipe, *, num_train: int | None = None, num_heldout: int | None = None) -> str:
+    """The text of --dry-run: batches, which steps draw noise and learn, costs, rewards, output.
+
+    num_train and num_heldout are the numbers of prompts, where they have been read.
+    """
+    blocks = [_batches(recipe, num_train, num_heldout), _steps(recipe), _costs(recipe), _ends(recipe)]
+    return "\n\n".join("\n".join(block) for block in blocks)
+
+
+def _batches(recipe: Recipe, num_train: int | None, num_heldout: int | None) -> list[str]:
+    train, a = recipe.train, arithmetic(recipe)
+    learns = "all weights of the denoiser"
+    if recipe.lora is not None:
+        learns = f"LoRA rank {recipe.lora.rank}, alpha {recipe.lora.alpha:g} on {_listed(recipe.lora.targets)}"
+    micro = "1 part" if a.micro_batches == 1 else f"{a.micro_batches} micro-batches of up to {train.micro_batch} rows"
+    passes = "1 pass" if train.epochs == 1 else f"{train.epochs} passes"
+    heldout = "none" if recipe.prompts.heldout is None else f"{recipe.prompts.heldout}{_number(num_heldout)}"
+    return [
+        f"model       {recipe.model}",
+        f"learns      {learns}, lr {train.lr:g} {train.schedule}",
+        f"prompts     {recipe.prompts.train}{_number(num_train)}; held out: {heldout}",
+        f"iteration   {train.prompts} prompts x {train.group} samples = {a.rows} rows in {_count(a.rollout_chunks, 'rollout')}",
+        f"update      {passes} x {_count(train.updates, 'update')} = {_count(a.optimizer_steps, 'optimizer step')}, "
+        f"each on {a.rows_per_update} rows ({a.rows_per_update // train.group} whole groups) in {micro}",
+        f"run         {_count(train.iterations, 'iteration')} = "
+        f"{_count(train.iterations * a.optimizer_steps, 'optimizer step')}, {train.iterations * a.rows} samples",
+    ]
+
+
+def _steps(recipe: Recipe) -> list[str]:
+    sampler = recipe.sampler
+    shared = ", groups share their first latent" if sampler.share_noise else ""
+    lines = [
+        f"steps       {sampler.steps} by {sampler.step}, noise {sampler.noise:g}{shared}",
+        "            ● draws noise and is trained   · follows the ODE",
+    ]
+    shown = _shown_iterations(recipe)
+    width = len(str(shown[-1]))
+    lines += [f"            {picture(plan_for(recipe, i))}  iteration {i:>{width}}" for i in shown]
+    if recipe.sampler.window.kind in ("all", "first"):
+        lines[-1] += " and all others"
+    elif shown[-1] < recipe.train.iterations - 1:
+        lines.append("            … and so on")
+    if recipe.prompts.heldout is not None:
+        lines.append(f"            {picture(eval_plan(recipe))}  evaluation")
+    return lines
+
+
+def _shown_iterations(recipe: Recipe, limit: int = 8) -> list[int]:
+    """The iterations whose windows say how it moves."""
+    window, last = recipe.sampler.window, recipe.train.iterations
+    if window.kind in ("all", "first"):
+        return [0]
+    return list(range(0, last, (window.interval or 1) if window.kind == "progressive" else 1))[:limit]
+
+
+def _costs(recipe: Recipe) -> list[str]:
+    count = min(recipe.train.iterations, 1000)
+    costs = [arithmetic(recipe, i) for i in range(count)]
+
+    def span(name: str) -> str:
+        values = [getattr(c, name) for c in costs]
+        low, high = min(values), max(values)
+        return f"{low}" if low == high else f"{low} to {high}"
+
+    lines = [
+        "denoiser    row-forwards an iteration (guidance, where the pipeline uses it, doubles them)",
+        f"            rollout {span('rollout_forwards')}, training {span('train_forwards')} with gradient"
+        + (f", reference {span('reference_forwards')}" if recipe.objective.kl > 0 else ""),
+    ]
+    low, high = recipe.objective.clip_range
+    kl = f", KL {recipe.objective.kl:g} ({recipe.objective.kl_kind})" if recipe.objective.kl > 0 else ""
+    return [*lines, f"objective   {recipe.objective.preset}, clip -{low:g} +{high:g}{kl}, {recipe.objective.aggregate}"]
+
+
+def _ends(recipe: Recipe) -> list[str]:
+    width = max(len(name) for name in recipe.rewards)
+    lines = []
+    for i, (name, spec) in enumerate(recipe.rewards.items()):
+        role = f"weight {spec.weight:g}" if spec.weight else "witness"
+        lines.append(f"{'rewards' if i == 0 else '':<12}{name:<{width}}  {spec.use}, {role}")
+    evaluation = recipe.eval
+    when = [f"every {evaluation.every} iterations"] if evaluation.every else []
+    when += [word for word, on in (("at the start", evaluation.at_start), ("at the end", evaluation.at_end)) if on]
+    number = "all" if evaluation.prompts is None else evaluation.prompts
+    if recipe.prompts.heldout is not None and when:
+        lines.append(f"eval        {number} held-out prompts {', '.join(when)}, {eval_plan(recipe).num_steps} ODE steps")
+    return [*lines, f"output      {recipe.output}"]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _number(number: int | None) -> str:
+    return "" if number is None else f" ({number})"
+
+
+def _listed(targets: str | list[str]) -> str:
+    return targets if isinstance(targets, str) else ", ".join(targets)

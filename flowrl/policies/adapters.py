@@ -1,0 +1,156 @@
+"""What of a pipeline is trained: LoRA adapters through peft, or the denoisers' own weights."""
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+
+from flowrl.policies.errors import PolicyError
+
+DENOISERS = ("transformer", "transformer_2", "unet")  # components that are trained where a recipe names none
+ADAPTER = "default"
+_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+
+
+def denoisers(pipe: Any, names: Sequence[str] | None = None) -> dict[str, nn.Module]:
+    """The pipeline's denoisers by component name: those named, or all that go by a usual name.
+
+    Raises PolicyError where a named component is missing or none is found.
+    """
+    modules = {n: m for n, m in pipe.components.items() if isinstance(m, nn.Module)}
+    if names is None:
+        found = {n: modules[n] for n in DENOISERS if n in modules}
+        if not found:
+            raise PolicyError(
+                f"{type(pipe).__name__} has no component named {', '.join(DENOISERS)}; its modules are "
+                f"{', '.join(modules) or 'none'}: wrap the inner pipeline, or name the denoiser in lora.modules"
+            )
+        return found
+    missing = [n for n in names if n not in modules]
+    if missing:
+        raise PolicyError(f"{type(pipe).__name__} has no module {missing[0]!r}; it has {', '.join(modules)}")
+    return {n: modules[n] for n in names}
+
+
+def add_lora(
+    modules: dict[str, nn.Module],
+    *,
+    rank: int,
+    alpha: float,
+    targets: str | Sequence[str] = "attention",
+    init: str = "default",
+    seed: int = 0,
+) -> None:
+    """Puts a float32 LoRA adapter on each module and leaves nothing else trainable. Its output is unchanged at first.
+
+    targets: "attention" (every linear layer inside an attention block), "all" (every linear layer of the blocks), or
+    names as peft matches them. init: "default" (Kaiming uniform) or "gaussian", of the inner factor; the outer one
+    begins at zero. Raises PolicyError where nothing matches.
+    """
+    for name, module in modules.items():
+        module.requires_grad_(False)
+        layers = _linear_layers(module, targets) if isinstance(targets, str) else list(targets)
+        if not layers:
+            raise PolicyError(f"lora.targets={targets!r} matches no linear layer of {name} ({type(module).__name__})")
+        weights = True if init == "default" else init
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers, init_lora_weights=weights)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module.add_adapter(config, adapter_name=ADAPTER)
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()  # Adam's steps are lost in a half-precision weight
+
+
+def train_full(modules: dict[str, nn.Module]) -> None:
+    """Makes every weight of the modules trainable."""
+    for module in modules.values():
+        module.requires_grad_(True)
+
+
+def trainable(modules: dict[str, nn.Module]) -> Iterator[nn.Parameter]:
+    """The parameters that learn, in a fixed order."""
+    for module in modules.values():
+        yield from (p for p in module.parameters() if p.requires_grad)
+
+
+@contextlib.contextmanager
+def disabled(modules: dict[str, nn.Module]) -> Iterator[None]:
+    """Within, the modules are the reference: their adapters are off. Raises PolicyError where there are none."""
+    bare = [name for name, module in modules.items() if not getattr(module, "_hf_peft_config_loaded", False)]
+    if bare:
+        raise PolicyError(f"{bare[0]} has no LoRA adapter to disable: a reference policy needs lora, not full weights")
+    for module in modules.values():
+        module.disable_adapters()
+    try:
+        yield
+    finally:
+        for module in modules.values():
+            module.enable_adapters()
+
+
+def save(pipe: Any, modules: dict[str, nn.Module], folder: Path) -> None:
+    """Writes what was trained: LoRA as `pipe.load_lora_weights(folder)` reads it, full weights as diffusers models."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not all(getattr(m, "_hf_peft_config_loaded", False) for m in modules.values()):
+        for name, module in modules.items():
+            module.save_pretrained(folder / name)
+        return
+    writer = getattr(type(pipe), "save_lora_weights", None)
+    if writer is None:  # a pipeline without a LoRA loader of its own: one file a module, for module.load_lora_adapter
+        for name, module in modules.items():
+            module.save_lora_adapter(folder / name, adapter_name=ADAPTER)
+        return
+    given: dict[str, Any] = {}
+    for name, module in modules.items():
+        given[f"{name}_lora_layers"] = get_peft_model_state_dict(module, adapter_name=ADAPTER)
+        given[f"{name}_lora_adapter_metadata"] = _metadata(module)
+    writer(folder, **given)
+
+
+def restore(pipe: Any, modules: dict[str, nn.Module], folder: Path) -> None:
+    """Reads back into the modules what `save` wrote. Raises PolicyError where the folder holds something else."""
+    for name, module in modules.items():
+        is_lora = getattr(module, "_hf_peft_config_loaded", False)
+        state = _lora_state(folder, name) if is_lora else _full_state(folder / name, type(module))
+        if is_lora:
+            result = set_peft_model_state_dict(module, state, adapter_name=ADAPTER)
+            missing = [key for key in result.missing_keys if "lora_" in key] + list(result.unexpected_keys)
+        else:
+            missing = [key for names in module.load_state_dict(state, strict=False) for key in names]
+        if missing:
+            raise PolicyError(f"{folder} does not fit {name}: {missing[0]} and {len(missing) - 1} more differ")
+
+
+def _lora_state(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    files = sorted(folder.glob("*.safetensors")) + sorted((folder / name).glob("*.safetensors"))
+    if not files:
+        raise PolicyError(f"{folder} holds no LoRA weights (*.safetensors)")
+    state = {key: value for file in files for key, value in load_file(file).items()}
+    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")} or state
+
+
+def _full_state(folder: Path, kind: Any) -> dict[str, torch.Tensor]:
+    if not folder.is_dir():
+        raise PolicyError(f"{folder} is not there: give the folder that a run wrote its weights to")
+    return kind.from_pretrained(folder).state_dict()
+
+
+def _metadata(module: nn.Module) -> dict[str, Any]:
+    config = module.peft_config[ADAPTER].to_dict()
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+
+
+def _linear_layers(module: nn.Module, targets: str) -> list[str]:
+    if targets not in ("attention", "all"):
+        raise PolicyError(f"lora.targets={targets!r} is not known: give attention, all, or a list of layer names")
+    linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    blocks = [name for name in linear if re.search(r"\.\d+\.", name)]  # layers of numbered blocks, not of the stem
+    return blocks if targets == "all" else [name for name in blocks if _ATTENTION.search(name)]

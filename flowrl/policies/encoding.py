@@ -1,0 +1,146 @@
+"""Text encoding, once per distinct prompt: a wrapper around a pipeline's own `encode_prompt`.
+
+A rollout asks for the same few prompts in every pass, repeated for each sample. The wrapper encodes each distinct
+prompt of a call once, spreads the result over the rows, and remembers it. Which outputs have a row for each prompt
+is learnt once, from how they grow with the number of prompts. Text encoders are needed only inside.
+"""
+
+import hashlib
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+CACHE_BYTES = 2 * 1024**3
+
+
+class CachedEncoder:
+    """Stands in for the bound `encode_prompt`. `resident` is entered around calls of the text encoders."""
+
+    def __init__(self, encode: Callable[..., Any], resident: Callable[[], AbstractContextManager]):
+        self._encode, self._resident = encode, resident
+        self._signature = inspect.signature(encode)
+        self._cache: OrderedDict[tuple, tuple[Any, int]] = OrderedDict()  # key -> result, bytes
+        self._bytes = 0
+        self._by_row: dict[tuple, list[bool] | None] = {}  # row arguments -> which outputs have a row a prompt
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        bound = self._signature.bind(*args, **kwargs)
+        given = bound.arguments
+        per_row = {name: value for name, value in given.items() if _is_texts(value)}
+        others = [value for name, value in given.items() if name not in per_row]
+        if not per_row or len({len(v) for v in per_row.values()}) != 1 or not all(map(_is_plain, others)):
+            return self._remembered(given)  # images beside the texts belong to rows in ways that only the family knows
+        rows = list(zip(*per_row.values(), strict=True))
+        unique = list(dict.fromkeys(rows))
+        grows = self._learn(given, tuple(per_row)) if unique != rows else []
+        if grows is None:
+            return self._remembered(given)
+        result = self._remembered(_with_rows(given, {n: [row[i] for row in unique] for i, n in enumerate(per_row)}))
+        if unique == rows:
+            return result
+        at = [unique.index(row) for row in rows]
+        leaves, tree = tree_flatten(result, is_leaf=_is_tensor_list)
+        return tree_unflatten([_spread(v, at) if g else v for v, g in zip(leaves, grows, strict=True)], tree)
+
+    def _learn(self, given: dict, names: tuple) -> list[bool] | None:
+        """Which leaves of the result have one entry for each row; None where some grow in another way."""
+        # Tried with a shorter and a longer prompt, so that there is a mask, and padded to the same length both times.
+        key = (names, _hashable({k: v for k, v in given.items() if k not in names}))
+        if key not in self._by_row:
+            sizes = []
+            for number in (2, 3):
+                pairs = {name: [given[name][0], given[name][0] + " or something longer"] for name in names}
+                trial = _with_rows(given, {name: (pair * 2)[:number] for name, pair in pairs.items()})
+                leaves = tree_leaves(self._fresh(trial), is_leaf=_is_tensor_list)
+                sizes.append([_size(leaf) for leaf in leaves])
+            grows = [(a[:1], b[:1]) == ((2,), (3,)) and a[1:] == b[1:] for a, b in zip(*sizes, strict=True)]
+            alike = all(g or a == b for g, a, b in zip(grows, *sizes, strict=True))
+            self._by_row[key] = grows if alike else None
+        return self._by_row[key]
+
+    def _remembered(self, given: dict) -> Any:
+        key = _hashable(given)
+        if key is None:
+            return self._fresh(given)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return _handed(self._cache[key][0])
+        result = self._fresh(given)
+        size = sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        self._cache[key] = result, size
+        self._bytes += size
+        while self._bytes > CACHE_BYTES and len(self._cache) > 1:
+            _, (_, freed) = self._cache.popitem(last=False)
+            self._bytes -= freed
+        return _handed(result)
+
+    @torch.no_grad()
+    def _fresh(self, given: dict) -> Any:
+        # pipelines may write into the lists they are given (Z-Image templates its prompts in place)
+        own = {name: list(value) if isinstance(value, list) else value for name, value in given.items()}
+        with self._resident():
+            bound = self._signature.bind_partial()
+            bound.arguments.update(own)
+            return self._encode(*bound.args, **bound.kwargs)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | bool | torch.device | torch.dtype)
+
+
+def _is_tensor_list(node: Any) -> bool:
+    return isinstance(node, list) and bool(node) and all(isinstance(item, Tensor) for item in node)
+
+
+def _size(leaf: Any) -> tuple[int, ...]:
+    """A tensor's shape, a list's length, nothing for anything else."""
+    return tuple(leaf.shape) if isinstance(leaf, Tensor) else (len(leaf),) if isinstance(leaf, list) else ()
+
+
+def _with_rows(given: dict, texts: dict[str, list[str]]) -> dict:
+    """The arguments for other texts; some pipelines say their number beside them."""
+    number = len(next(iter(texts.values())))
+    return given | texts | ({"batch_size": number} if "batch_size" in given else {})
+
+
+def _spread(leaf: Any, at: list[int]) -> Any:
+    if isinstance(leaf, list):
+        return [leaf[i] for i in at]
+    return None if leaf is None else leaf[torch.tensor(at, device=leaf.device)]  # a mask of ones may be left out
+
+
+def _handed(result: Any) -> Any:
+    """The result with lists of its own, so that nobody changes the remembered ones."""
+    return tree_map(lambda leaf: leaf, result)
+
+
+def _hashable(value: Any) -> Any:
+    """A key that is equal for equal arguments, pictures by content; None where something cannot be told by value."""
+    if _is_plain(value):
+        return ("plain", value)
+    if isinstance(value, dict):
+        return _all_hashable([*value, *value.values()])
+    if isinstance(value, list | tuple):
+        return _all_hashable(value)
+    if isinstance(value, Image.Image):
+        return value.size, value.mode, hashlib.blake2b(value.tobytes()).digest()
+    if isinstance(value, Tensor):
+        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        return value.shape, value.dtype, hashlib.blake2b(content).digest()
+    return None
+
+
+def _all_hashable(values: Iterable) -> tuple | None:
+    keys = tuple(map(_hashable, values))
+    return None if None in keys else keys

@@ -1,0 +1,134 @@
+"""Gates: stand-ins for a pipeline's modules that can skip a call.
+
+A gate delegates everything to its module. While a walk is fast-forwarded, a denoiser's gate answers with zeros of
+the structure that the same call had in the probe, so that the pipeline's own code runs on unharmed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from flowrl.policies.scheduler import Session
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """A tensor's place in a recorded structure. Its first dimension is `rows` times some whole number."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    rows: int
+
+    def zeros(self, rows: int) -> Tensor:
+        first = self.shape[0] * rows // self.rows
+        return torch.zeros((first, *self.shape[1:]), dtype=self.dtype, device=self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class _PerRow:
+    """A list with an entry for each row (Z-Image): the first entry stands for all."""
+
+    first: _Shape
+    length: int
+    rows: int
+
+    def zeros(self, rows: int) -> list[Tensor]:
+        return [self.first.zeros(1) for _ in range(self.length * rows // self.rows)]
+
+
+class GateKeeper:
+    """What all gates of a policy share: which modules are denoisers, and what their calls return.
+
+    `skip` False runs denoisers in skipped iterations too, without gradient: for pipelines whose denoiser leaves
+    something behind for later iterations (a cache, a momentum).
+    """
+
+    def __init__(self, session: Session):
+        self.session = session
+        self.denoisers: set[str] = set()
+        self.skip = True
+        self.recording = False
+        self._outputs: dict[tuple[str, int], Any] = {}  # (module, how many calls of it came before) -> structure
+        self._calls: dict[str, int] = {}
+
+    def begin(self) -> None:
+        """Starts a pass."""
+        self._calls.clear()
+
+    def call(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        """The module's output, or its stand-in."""
+        session = self.session
+        walk, ordinal = session.walk, self._calls.get(name, 0)
+        self._calls[name] = ordinal + 1
+        if walk is None:
+            return module(*args, **kwargs)
+        if self.recording or name in self.denoisers:
+            session.fresh = True
+        if name in self.denoisers and not walk.is_real(session.upcoming):
+            if self.skip:
+                return self._stand_in(name, ordinal, walk.rows)
+            with torch.no_grad():
+                return module(*args, **kwargs)
+        output = module(*args, **kwargs)
+        if self.recording:
+            self._record(name, ordinal, output, walk.rows)
+        return output
+
+    def forget(self) -> None:
+        """Drops all recorded structures, before a new probe."""
+        self._outputs.clear()
+
+    def called(self) -> dict[str, list[int]]:
+        """Recorded modules, each with the iterations that its calls worked for."""
+        names: dict[str, list[int]] = {}
+        for (name, _), (_, iteration) in self._outputs.items():
+            names.setdefault(name, []).append(iteration)
+        return names
+
+    def _record(self, name: str, ordinal: int, output: Any, rows: int) -> None:
+        def note(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor):
+                return _Shape(leaf.shape, leaf.dtype, leaf.device, rows)
+            if isinstance(leaf, list):
+                first = leaf[0]
+                return _PerRow(_Shape(first.shape, first.dtype, first.device, 1), len(leaf), rows)
+            return leaf
+
+        structure = tree_map(note, output, is_leaf=_is_per_row)
+        self._outputs[name, ordinal] = structure, self.session.upcoming
+
+    def _stand_in(self, name: str, ordinal: int, rows: int) -> Any:
+        while (name, ordinal) not in self._outputs:  # a walk of more steps than the probe's: calls go on alike
+            ordinal -= 1
+        structure, _ = self._outputs[name, ordinal]
+        return tree_map(lambda leaf: leaf.zeros(rows) if isinstance(leaf, _Shape | _PerRow) else leaf, structure)
+
+
+def _is_per_row(node: Any) -> bool:
+    return isinstance(node, list) and bool(node) and all(isinstance(item, Tensor) for item in node)
+
+
+class Gate:
+    """A module to all who look at it; its calls go through the keeper."""
+
+    def __init__(self, module: nn.Module, name: str, call: Callable[[str, nn.Module, tuple, dict], Any]):
+        object.__setattr__(self, "_gate", (module, name, call))
+
+    @property
+    def __class__(self) -> type:  # isinstance sees the module's class
+        return type(self._gate[0])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._gate[0], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._gate[0], name, value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module, name, call = self._gate
+        return call(name, module, args, kwargs)

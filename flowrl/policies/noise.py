@@ -1,0 +1,40 @@
+"""Randomness as an argument: every draw is a function of who draws it, never of batch, order, rank or worker.
+
+A sample is named by (run seed, prompt id, sample index); its initial noise and the noise of each step come from
+CPU generators seeded with a hash of that name, so that they agree on every device.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Names one sample: the run's seed, the prompt's id, and the sample's index among those of that prompt."""
+
+    seed: int
+    prompt: str
+    index: int
+
+    def number(self, *what: int | str) -> int:
+        """A 63-bit seed for one use of this sample, such as number("step", 3)."""
+        text = "\x1f".join(map(str, (self.seed, self.prompt, self.index, *what)))
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def start_generators(keys: Sequence[Key]) -> list[torch.Generator]:
+    """One generator a row, for everything a pipeline draws outside its steps: initial noise, image latents."""
+    return [torch.Generator().manual_seed(key.number("start")) for key in keys]
+
+
+def step_noise(keys: Sequence[Key], step: int, stream: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Standard normal noise, float32 [len(keys), *shape], of one step; `stream` tells video from audio latents."""
+    generator = torch.Generator()
+    noise = torch.empty((len(keys), *shape))
+    for row, key in zip(noise, keys, strict=True):
+        row.normal_(generator=generator.manual_seed(key.number("step", step, stream)))
+    return noise.to(device)

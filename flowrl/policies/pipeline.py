@@ -1,0 +1,327 @@
+"""Any diffusers flow-matching pipeline as a policy, without a line written for its family.
+
+A rollout is the pipeline's own `__call__` with its scheduler's `step` intercepted. The replay of a step is the same
+call with the same arguments, in which earlier iterations are fast-forwarded (see gates.py) and the step runs for real,
+with gradient. Guidance, packing, conditions and loop indices are thereby those of the rollout by construction.
+
+Before the first rollout a probe of one row learns what the pipeline calls, compares each step at noise 0 with the
+scheduler's own, and compares a replay with its rollout. A pipeline that fails is refused with the reason.
+"""
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from flowrl.batches import rollout_chunks
+from flowrl.contracts import Prompt, Rollout, Samples, Score
+from flowrl.policies import adapters
+from flowrl.policies.encoding import CachedEncoder
+from flowrl.policies.errors import PolicyError
+from flowrl.policies.gates import Gate, GateKeeper
+from flowrl.policies.noise import Key, start_generators
+from flowrl.policies.probe import probe
+from flowrl.policies.scheduler import Leave, Session, Walk, intercept
+from flowrl.policies.walks import Dynamics, Looking, Recording, Replaying, Streams, Tape, joined
+from samplers.windows import Plan
+
+
+class PipelinePolicy:
+    """A diffusers pipeline that samples, and scores its own steps again.
+
+    pipe: left as it is; the policy works on a shallow copy of it. modules: the denoisers that are trained (see
+    adapters.py). call: arguments of every call of the pipeline, such as height or guidance_scale. max_rows: the most
+    rows that a rollout gives to one call. offload: keep text encoders on the CPU between encodings.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        modules: dict[str, nn.Module],
+        dynamics: Dynamics,
+        *,
+        call: dict[str, Any] | None = None,
+        device: torch.device | str = "cpu",
+        max_rows: int | None = None,
+        offload: bool = False,
+    ):
+        self.source, self.modules, self.dynamics = pipe, modules, dynamics
+        self.call, self.device, self.max_rows, self.offload = dict(call or {}), torch.device(device), max_rows, offload
+        self.session = Session()
+        self.keeper = GateKeeper(self.session)
+        self.tick: Callable[[int], None] | None = None  # called with the number of rows at every denoising iteration
+        self._streams: dict[int, int] = {}
+        self._run_call = _undecorated(type(pipe))
+        self._accepts = set(inspect.signature(self._run_call).parameters)
+        self.pipe = self._dressed(pipe)
+        self._probed = False
+
+    # ------------------------------------------------------------------ what the loop asks for
+
+    def rollout(
+        self, prompts: Sequence[Prompt], *, group_size: int = 1, plan: Plan, seed: int, first: int = 0
+    ) -> Rollout:
+        """Draws `group_size` samples for each prompt; rows are samples, prompt by prompt. See `contracts.Policy`."""
+        self.prepare(prompts[0], plan)
+        parts = [
+            self._roll([prompts[i] for i in chunk.prompts], range(chunk.first, chunk.first + chunk.size), plan, seed, first)
+            for chunk in rollout_chunks(len(prompts), group_size, self.max_rows)
+        ]
+        tape = joined([part[0] for part in parts])
+        output = torch.cat([part[1] for part in parts])
+        group = torch.arange(len(prompts)).repeat_interleave(group_size)
+        samples = Samples(tape.prompts, group, **{"video" if output.dim() == 5 else "images": output})
+        behave = torch.cat([part[2] for part in parts])
+        return Rollout(samples, behave, torch.cat([part[3] for part in parts]), tape)
+
+    def replay(
+        self, rollout: Rollout, rows: Tensor, visit: Callable[[Score], None], *, exact_kl: bool = False
+    ) -> None:
+        """Scores the trained steps of `rows` with gradient, step by step. See `contracts.Policy`."""
+        columns = {step: i for i, step in enumerate(rollout.replay.plan.trained)}
+
+        def hand_over(step: int, logp: Tensor, kl: Tensor | None) -> None:
+            kl = None if kl is None else kl[:, None]
+            visit(Score(rows, torch.tensor([columns[step]]), logp[:, None], kl))
+
+        self._replay(rollout.replay, rows, hand_over, exact_kl=exact_kl)
+
+    @torch.no_grad()
+    def reference(self, rollout: Rollout, rows: Tensor) -> None:
+        """Log-probs and means of the trained steps with the adapters disabled. See `contracts.Policy`."""
+        columns = {step: i for i, step in enumerate(rollout.replay.plan.trained)}
+        if rollout.reference is None:
+            rollout.reference = torch.zeros_like(rollout.behave)
+
+        def fill_in(step: int, logp: Tensor, _: Tensor | None) -> None:
+            rollout.reference[rows, columns[step]] = logp.to(rollout.reference)
+
+        with adapters.disabled(self.modules):
+            self._replay(rollout.replay, rows, fill_in, reference=True)
+
+    def trainable(self) -> Iterator[nn.Parameter]:
+        """The parameters that learn."""
+        return adapters.trainable(self.modules)
+
+    # ------------------------------------------------------------------ what other objectives and plans ask for
+
+    def branch(self, rollout: Rollout, step: int, fan: int, *, plan: Plan, first: int | None = None) -> Rollout:
+        """Goes on from the state before `step`, a trained step of `rollout`, with each row repeated `fan` times.
+
+        Child c of a row takes the noise of sample first + c of its prompt; without `first`, its parent's own. The
+        result's rows are children, row by row, grouped by parent; its plan holds from `step` on.
+        """
+        tape: Tape = rollout.replay
+        if step not in tape.enter and step != 0:
+            raise PolicyError(f"step {step} was not trained, so its state was not stored; stored: {sorted(tape.enter)}")
+        parents = torch.arange(len(tape)).repeat_interleave(fan)
+        keys = [tape.keys[i] for i in parents]
+        if first is not None:
+            keys = [Key(k.seed, k.prompt, first + c % fan) for c, k in enumerate(keys)]
+        child = Tape([tape.prompts[i] for i in parents], keys, [tape.starts[i] for i in parents], plan)
+        states = parents if step not in tape.parent else tape.parent[step][parents]
+        recording = Recording(child, self.dynamics, self._streams_at, tick=self.tick)
+        recording.state = {s: x[states.to(x.device)] for s, x in tape.enter.get(step, {}).items()}
+        recording.begin(step, len(child))
+        output = self._images(self._pass(recording, child.prompts, child.starts))
+        behave, mask = _recorded(recording)
+        samples = Samples(child.prompts, parents, **{"video" if output.dim() == 5 else "images": output})
+        return Rollout(samples, behave, mask, child)
+
+    def velocity(self, prompts: Sequence[Prompt], x: Tensor | Streams, step: int, *, plan: Plan, seed: int) -> Tensor:
+        """v = dx/ds [R, ...] float32, with gradient, of states x (one row a prompt) where iteration `step` begins.
+
+        x is in the pipeline's own layout of latents, as it hands them to its scheduler. Only stream 0 is returned.
+        """
+        states = x if isinstance(x, dict) else {0: x}
+        self.prepare(prompts[0], plan)
+        walk = Looking(states, step, self._streams_at(step))
+        more = {} if step else {"latents": states[0]}
+        self._pass(walk, prompts, [Key(seed, p.id, 0) for p in prompts], steps=plan.num_steps, grad=True, **more)
+        return walk.velocity[0]
+
+    def decode(self, prompts: Sequence[Prompt], x: Tensor | Streams, *, plan: Plan, seed: int) -> Tensor:
+        """Images [R, 3, H, W] or video [R, T, 3, H, W] of final states x, with gradient through the decoder."""
+        states = x if isinstance(x, dict) else {0: x}
+        self.prepare(prompts[0], plan)
+        walk, starts = Looking(states, None), [Key(seed, p.id, 0) for p in prompts]
+        return self._images(self._pass(walk, prompts, starts, steps=plan.num_steps, grad=torch.is_grad_enabled()))
+
+    def prepare(self, prompt: Prompt, plan: Plan) -> None:
+        """Probes the pipeline, once. Raises PolicyError where it breaks the contract (see `probe`)."""
+        if not self._probed:
+            self._streams = probe(self, prompt, plan)
+            self._probed = True
+
+    # ------------------------------------------------------------------ passes
+
+    def _roll(
+        self, prompts: Sequence[Prompt], members: range, plan: Plan, seed: int, first: int
+    ) -> tuple[Tape, Tensor, Tensor, Tensor]:
+        """One chunk of a rollout, these members of each prompt's group: its tape, pictures, log-probs and mask."""
+        group_size = len(members)
+        rows = [(p, first + i) for p in prompts for i in members]
+        keys = [Key(seed, p.id, i) for p, i in rows]
+        starts = [Key(seed, p.id, first) for p, _ in rows] if plan.share_noise else keys
+        tape = Tape([p for p, _ in rows], keys, starts, plan, complete=not self.keeper.skip)
+        fans = plan.share_noise and group_size > 1 and plan.stochastic and self.keeper.skip
+        parent = torch.arange(len(prompts)).repeat_interleave(group_size) if fans else None
+        fan = plan.stochastic[0] if fans else None
+        recording = Recording(tape, self.dynamics, self._streams_at, fan=fan, parent=parent, tick=self.tick)
+        if fan is not None:
+            lead = torch.arange(len(prompts)) * group_size
+            if fan in plan.trained:
+                tape.parent[fan], tape.lead[fan] = parent, lead
+            recording.begin(0, len(prompts))
+            self._pass(recording, prompts, [starts[i] for i in lead])
+            if fan == plan.num_steps - 1:
+                output = self._pass(Looking(recording.state, None), tape.prompts, starts, steps=plan.num_steps)
+                recording.finish()
+                return tape, self._images(output), *_recorded(recording)
+            recording.begin(fan + 1, len(tape))
+        output = self._pass(recording, tape.prompts, starts)
+        return tape, self._images(output), *_recorded(recording)
+
+    def _replay(self, tape: Tape, rows: Tensor, visit: Callable, *, reference: bool = False, **options: Any) -> None:
+        """Replays all trained steps of `rows`, in as few passes as they ran on different sets of rows.
+
+        Where something is left behind from step to step (see `GateKeeper`), each step takes a pass of its own, so that
+        no graph reaches from one into the next.
+        """
+        alone = [[s] for s in tape.plan.trained if s in tape.parent or tape.complete]
+        together = [s for s in tape.plan.trained if [s] not in alone]
+        for steps in [*alone, together] if together else alone:
+            walk = Replaying(
+                tape, self.dynamics, self._streams_at, rows, steps, visit, reference=reference, tick=self.tick, **options
+            )
+            at = walk.prompt_rows()
+            prompts, starts = [tape.prompts[i] for i in at], [tape.starts[i] for i in at]
+            self._pass(walk, prompts, starts, steps=tape.plan.num_steps, grad=not reference)
+
+    def _pass(
+        self,
+        walk: Walk,
+        prompts: Sequence[Prompt],
+        starts: Sequence[Key],
+        *,
+        steps: int | None = None,
+        grad: bool = False,
+        **more: Any,
+    ) -> Any:
+        """Calls the pipeline once for these rows; its output, or None where the walk left early."""
+        if steps is None:
+            steps = walk.tape.plan.num_steps
+        arguments = self._arguments(prompts) | {"num_inference_steps": steps, "output_type": "pt"} | more
+        arguments["generator"] = start_generators(starts)
+        self.session.begin(walk)
+        self.keeper.begin()
+        try:
+            with torch.set_grad_enabled(grad):
+                output = self._run_call(self.pipe, **{k: v for k, v in arguments.items() if k in self._accepts})
+        except Leave:
+            output = None
+        finally:
+            self.session.walk = None
+        if isinstance(walk, Recording) and output is not None:
+            walk.finish()
+        return output
+
+    def _arguments(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """The pipeline's arguments for these rows. Lists are the call's own: some pipelines write into them."""
+        arguments = {k: list(v) if isinstance(v, list) else v for k, v in self.call.items()}
+        arguments["prompt"] = [p.text for p in prompts]
+        if any(p.media for p in prompts):
+            arguments["image"] = [_opened(p) for p in prompts]
+        return arguments
+
+    def _images(self, output: Any) -> Tensor:
+        first = output[0] if isinstance(output, tuple) else next(iter(output.values()))
+        if not isinstance(first, Tensor):
+            first = torch.as_tensor(first)
+        if first.dim() not in (4, 5):
+            raise PolicyError(
+                f"{type(self.source).__name__} returned {tuple(first.shape)} for output_type='pt'; "
+                "images [B, 3, H, W] or video [B, T, 3, H, W] were expected"
+            )
+        return first.float()
+
+    def _streams_at(self, iteration: int) -> int:
+        return self._streams.get(iteration, max(self._streams.values(), default=1))
+
+    # ------------------------------------------------------------------ the dressed copy of the pipeline
+
+    def _dressed(self, pipe: Any) -> Any:
+        """A shallow copy with the scheduler intercepted, modules gated and text encoding remembered."""
+        new = copy.copy(pipe)
+        policy = self
+        new.__class__ = type(
+            type(pipe).__name__,
+            (type(pipe),),
+            {"_execution_device": property(lambda _: policy.device), "__module__": type(pipe).__module__},
+        )
+        new.__dict__["scheduler"] = intercept(pipe.scheduler, self.session)
+        for name, module in pipe.components.items():
+            if isinstance(module, nn.Module):
+                new.__dict__[name] = Gate(module, name, self.keeper.call)
+        if hasattr(pipe, "encode_prompt"):
+            new.__dict__["encode_prompt"] = CachedEncoder(new.encode_prompt, self._text_encoders_resident)
+        new._progress_bar_config = {"disable": True}
+        for name, module in pipe.components.items():
+            if isinstance(module, nn.Module):
+                module.to("cpu" if self.offload and "text_encoder" in name else self.device)
+        return new
+
+    @contextlib.contextmanager
+    def _text_encoders_resident(self) -> Iterator[None]:
+        """Within, the text encoders are on the policy's device."""
+        encoders = [m for n, m in self.source.components.items() if isinstance(m, nn.Module) and "text_encoder" in n]
+        for module in encoders if self.offload else ():
+            module.to(self.device)
+        try:
+            yield
+        finally:
+            for module in encoders if self.offload else ():
+                module.to("cpu")
+
+
+def _recorded(recording: Recording) -> tuple[Tensor, Tensor]:
+    """Log-probs float32 [R, K] of a recording's trained steps and their mask, on the CPU.
+
+    Raises PolicyError where the pipeline's loop never came to a trained step.
+    """
+    trained = recording.tape.plan.trained
+    missing = [s for s in trained if s not in recording.sums]
+    if missing:
+        raise PolicyError(
+            f"step {missing[0]} is to be trained, but the pipeline's loop ended after {recording.iterations} steps of "
+            f"{recording.tape.plan.num_steps}: move the window, or raise sampler.steps (image-to-image skips steps)"
+        )
+    if not trained:
+        empty = torch.zeros(len(recording.tape), 0)
+        return empty, empty.bool()
+    pairs = [recording.logp(s) for s in trained]
+    logp = torch.stack([p[0] for p in pairs], 1).cpu()
+    return logp, torch.stack([p[1] for p in pairs], 1).cpu()
+
+
+def _undecorated(pipeline: type) -> Callable:
+    """The pipeline's `__call__` beneath its `torch.no_grad`.
+
+    Raises PolicyError where there is no such decorator to look beneath.
+    """
+    call = pipeline.__call__
+    if not hasattr(call, "__wrapped__"):
+        raise PolicyError(f"{pipeline.__name__}.__call__ is not wrapped by torch.no_grad(): gradient cannot be let in")
+    while hasattr(call, "__wrapped__"):
+        call = call.__wrapped__
+    return call
+
+
+def _opened(prompt: Prompt) -> Any:
+    images = [Image.open(path).convert("RGB") for path in prompt.media]
+    return images[0] if len(images) == 1 else images

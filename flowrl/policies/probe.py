@@ -1,0 +1,138 @@
+"""The probe: what a policy learns of a pipeline, and proves, before it trusts it with training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from flowrl.contracts import Prompt
+from flowrl.policies.adapters import DENOISERS
+from flowrl.policies.errors import PolicyError
+from flowrl.policies.noise import Key
+from flowrl.policies.scheduler import Step
+from flowrl.policies.walks import Recording, Replaying, Tape
+from samplers.windows import Plan
+
+if TYPE_CHECKING:
+    from flowrl.policies.pipeline import PipelinePolicy
+
+STEP_TOLERANCE = 1e-3  # of a step at noise 0 against the scheduler's own, relative to the size of the state
+REPLAY_TOLERANCE = 1e-4  # of a replayed log-prob, in float32
+REPLAY_TOLERANCE_HALF = 2e-2  # the same where the model computes in half precision
+
+
+class Probing:
+    """A walk along the ODE that counts streams and compares each step with the scheduler's own."""
+
+    rows = 1
+
+    def __init__(self) -> None:
+        self.streams: dict[int, int] = {}
+        self.worst = 0.0
+
+    def is_real(self, iteration: int) -> bool:
+        """Every iteration runs."""
+        return True
+
+    def entering(self, iteration: int, stream: int) -> Tensor:
+        """Never asked for."""
+        raise AssertionError("a probe skips nothing")
+
+    def step(self, step: Step) -> Tensor:
+        """Euler's step, compared."""
+        self.streams[step.iteration] = self.streams.get(step.iteration, 0) + 1
+        state = step.x + step.v * (step.s_next - step.s)
+        if step.twin.is_comparable:
+            own = step.twin.step()
+            self.worst = max(self.worst, float((state - own).abs().max() / (1 + own.abs().max())))
+        return state
+
+
+def probe(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> dict[int, int]:
+    """Runs the pipeline for one row; returns the number of `step` calls of each iteration.
+
+    Leaves the policy's keeper knowing the denoisers and what their calls return. Raises PolicyError where the loop
+    never steps the scheduler, where a step at noise 0 is not the scheduler's own, or where a replay is not its rollout.
+    """
+    name, start = type(policy.source).__name__, [Key(0, prompt.id, 0)]
+    walk = Probing()
+    keeper = policy.keeper
+    keeper.recording = True
+    try:
+        policy._pass(walk, [prompt], start, steps=plan.num_steps)
+    finally:
+        keeper.recording = False
+    if not walk.streams:
+        raise PolicyError(
+            f"{name} finished without calling its scheduler's step: it has a loop of its own, or hands the work to an "
+            "inner pipeline; give that one"
+        )
+    tolerance = STEP_TOLERANCE if _is_single_precision(policy) else 30 * STEP_TOLERANCE
+    if walk.worst > tolerance:
+        raise PolicyError(
+            f"{name}: a step at noise 0 differs from {type(policy.source.scheduler).__name__}'s own by {walk.worst:.1e} "
+            f"of the state's size (accepted: {tolerance:.0e}); its state does not follow dx/dsigma = model output"
+        )
+    keeper.denoisers = _denoisers(policy, len(walk.streams))
+    if not keeper.denoisers:
+        raise PolicyError(f"{name} calls none of its components between two steps: there is nothing to replay")
+    policy._streams = walk.streams
+    _check_replay(policy, prompt, plan)
+    return walk.streams
+
+
+def _denoisers(policy: PipelinePolicy, iterations: int) -> set[str]:
+    """Components called between two steps, and those of a denoiser's usual name that only the first step calls."""
+    called = policy.keeper.called()
+    between = {name for name, at in called.items() if any(0 < i < iterations for i in at)}
+    return between | {name for name in called if name in DENOISERS}
+
+
+def _check_replay(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> None:
+    """Rolls out one row and replays its last stochastic step; tries once more with denoisers run instead of skipped."""
+    steps = tuple(sorted(policy._streams))
+    usable = steps[:-1] or steps
+    full = Plan(plan.num_steps, usable, usable)
+    drift = _drift(policy, prompt, full)
+    tolerance = REPLAY_TOLERANCE if _is_single_precision(policy) else REPLAY_TOLERANCE_HALF
+    if not drift <= tolerance:
+        policy.keeper.skip = False
+        drift = _drift(policy, prompt, full)
+    if not drift <= tolerance:
+        raise PolicyError(
+            f"{type(policy.source).__name__}: the replay of a step gives a log-prob {drift:.1e} away from the rollout's "
+            f"(accepted: {tolerance:.0e}); something outside `generator` and the call's arguments changes between calls"
+        )
+
+
+def _drift(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> float:
+    key = [Key(0, prompt.id, 0)]
+    tape = Tape([prompt], key, key, plan, complete=not policy.keeper.skip)
+    recording = Recording(tape, policy.dynamics, policy._streams_at)
+    policy._pass(recording, [prompt], key)
+    if not recording.sums:
+        return 0.0  # a deterministic transition: nothing is scored, and an objective that needs it says so
+    last = max(recording.sums)
+    found: list[Tensor] = []
+    walk = Replaying(
+        tape, policy.dynamics, policy._streams_at, torch.tensor([0]), [last], lambda _, logp, __: found.append(logp)
+    )
+    try:
+        policy._pass(walk, [prompt], key, steps=plan.num_steps, grad=True)
+    except (AttributeError, RuntimeError, TypeError, ValueError, KeyError, IndexError):
+        if policy.keeper.skip:  # a denoiser that was skipped left something undone: run them all
+            return float("inf")
+        raise
+    if any(p.requires_grad for p in policy.trainable()) and not found[0].requires_grad:
+        raise PolicyError(
+            f"{type(policy.source).__name__}: no gradient reaches the log-prob of a replayed step; the pipeline calls its "
+            "denoiser under torch.no_grad() or detaches its output"
+        )
+    return float((found[0].detach() - recording.logp(last)[0]).abs().max())
+
+
+def _is_single_precision(policy: PipelinePolicy) -> bool:
+    dtypes = {p.dtype for m in policy.modules.values() for p in m.parameters()}
+    return dtypes <= {torch.float32, torch.float64}

@@ -1,0 +1,246 @@
+"""Do the values of a recipe fit together? Everything that can be known before a weight is loaded."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from flowrl import names
+from flowrl.recipe.errors import RecipeError, show, wrong_value
+from flowrl.recipe.schema import PRESETS, Recipe, Window
+
+# What each kind of window reads; True marks what it cannot do without.
+WINDOW_KEYS: dict[str, dict[str, bool]] = {
+    "all": {"skip_last": False},
+    "first": {"size": True},
+    "random": {"size": True, "low": False, "high": False},
+    "random_window": {"size": True, "low": False, "high": False},
+    "progressive": {"size": True, "high": False, "interval": True, "stride": False, "roll_back": False},
+}
+
+# Arguments of a pipeline's __call__ that flowrl passes itself, and the key that sets them instead.
+OWN_ARGUMENTS = {
+    "prompt": "prompts.train",
+    "prompt_2": "prompts.train",
+    "prompt_embeds": "prompts.train",
+    "num_inference_steps": "sampler.steps",
+    "sigmas": "sampler.steps",
+    "timesteps": "sampler.steps",
+    "generator": "seed",
+    "latents": "seed",
+    "num_images_per_prompt": "train.group",
+    "num_videos_per_prompt": "train.group",
+    "output_type": None,
+    "return_dict": None,
+    "callback_on_step_end": None,
+    "callback_on_step_end_tensor_inputs": None,
+}
+
+
+def check(recipe: Recipe) -> Iterator[RecipeError]:
+    """Everything about a recipe that cannot work, most basic first. Names of a user's own modules are imported last."""
+    yield from _model(recipe)
+    yield from _window(recipe)
+    yield from _objective(recipe)
+    yield from _batches(recipe)
+    yield from _learning(recipe)
+    yield from _prompts(recipe)
+    yield from _step(recipe)
+    yield from _rewards(recipe)
+
+
+def _model(recipe: Recipe) -> Iterator[RecipeError]:
+    model = recipe.model
+    folder = Path(model).expanduser()
+    accepted = f"{', '.join(names.MODELS)}, a hub id owner/name, or a folder with model_index.json"
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            yield RecipeError("model", f"got {model!r}, a folder without model_index.json", f"accepted: {accepted}")
+    elif model not in names.MODELS and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
+        yield wrong_value("model", model, accepted, suggestion=names.closest(model, names.MODELS))
+    if recipe.full == (recipe.lora is not None):
+        given = "both" if recipe.full else "neither"
+        yield RecipeError("lora", f"{given} of lora and full: true given, accepted: exactly one", "set lora or full=true")
+    if recipe.lora is not None and recipe.lora.targets == []:
+        yield wrong_value("lora.targets", [], "attention, all, or a list of at least one module name")
+    for name, setter in OWN_ARGUMENTS.items():
+        if name in recipe.pipeline:
+            remedy = f"use {setter}" if setter else f"remove pipeline.{name}"
+            yield RecipeError(f"pipeline.{name}", f"got {show(recipe.pipeline[name])}, but flowrl sets it", remedy)
+
+
+def _window(recipe: Recipe) -> Iterator[RecipeError]:
+    window, steps = recipe.sampler.window, recipe.sampler.steps
+    keys = WINDOW_KEYS[window.kind]
+    for name in Window.model_fields:
+        place, value = f"sampler.window.{name}", getattr(window, name)
+        if name not in ("kind", *keys) and value is not None:
+            problem = f"got {show(value)}, but kind {window.kind!r} reads only {', '.join(keys)}"
+            yield RecipeError(place, problem, f"set {place}=null or another sampler.window.kind")
+            return
+        if keys.get(name) and value is None:
+            yield RecipeError(place, f"missing, kind {window.kind!r} needs it", f"set {place}=VALUE, a whole number >= 1")
+            return
+    yield from _window_range(window, steps)
+
+
+def _window_range(window: Window, steps: int) -> Iterator[RecipeError]:
+    if window.kind == "all":
+        skip = 1 if window.skip_last is None else window.skip_last
+        if skip >= steps:
+            problem = f"got {skip}, accepted: below sampler.steps = {steps}"
+            yield RecipeError("sampler.window.skip_last", problem, "raise sampler.steps or lower skip_last")
+        return
+    low, high = window.low or 0, window.high
+    if high is None:
+        high = steps if window.kind == "first" else steps - 1
+    if high > steps:
+        problem = f"got {high}, accepted: at most sampler.steps = {steps}"
+        yield RecipeError("sampler.window.high", problem, "lower it or raise sampler.steps")
+    elif window.size is not None and window.size > high - low:
+        problem = f"got {window.size}, but the range of steps [{low}, {high}) holds {max(high - low, 0)}"
+        yield RecipeError("sampler.window.size", problem, "lower the size, or widen sampler.window.low / high / steps")
+
+
+def _objective(recipe: Recipe) -> Iterator[RecipeError]:
+    objective = recipe.objective
+    if objective.preset not in PRESETS:
+        meant = names.closest(objective.preset, PRESETS)
+        yield wrong_value("objective.preset", objective.preset, ", ".join(PRESETS), suggestion=meant)
+    clip = objective.clip
+    whole = isinstance(clip, list) and len(clip) != 2
+    if whole or not 0 < objective.clip_range[0] <= 1 or objective.clip_range[1] <= 0:
+        yield wrong_value("objective.clip", clip, "a number in (0, 1] or [low, high] with 0 < low <= 1 and high > 0")
+    elif not isinstance(clip, list) and clip >= 1:
+        yield wrong_value("objective.clip", clip, "a number in (0, 1); give [low, high] for a wider upper side")
+    if objective.kl > 0 and recipe.full:
+        problem = f"got {objective.kl}, but full: true leaves no reference (it is the model without its adapters)"
+        yield RecipeError("objective.kl", problem, "set objective.kl=0, or train a lora")
+
+
+def _batches(recipe: Recipe) -> Iterator[RecipeError]:
+    train, advantage = recipe.train, recipe.advantage
+    if train.group < 2 and (advantage.baseline in ("group", "leave_one_out") or advantage.scale == "group"):
+        chosen = advantage.baseline if advantage.baseline != "none" else "none with scale group"
+        problem = f"got {train.group}, but advantage.baseline {chosen} compares samples of one prompt"
+        yield RecipeError("train.group", problem, "set train.group to 2 or more, or advantage.baseline=batch scale=batch")
+    if train.prompts % train.updates:
+        problem = f"got {train.updates}, but train.prompts = {train.prompts} groups do not divide into that many updates"
+        divisors = [d for d in range(1, train.prompts + 1) if train.prompts % d == 0]
+        yield RecipeError("train.updates", problem, f"accepted: {', '.join(map(str, divisors))}")
+        return
+    rows = train.prompts * train.group
+    for name, limit, what in (
+        ("micro_batch", rows // train.updates, "rows of an update"),
+        ("rollout_batch", rows, "rows of an iteration"),
+    ):
+        value = getattr(train, name)
+        if value is not None and value > limit:
+            problem = f"got {value}, accepted: at most the {limit} {what}"
+            yield RecipeError(f"train.{name}", problem, f"lower it, or set train.{name}=null for all at once")
+
+
+def _learning(recipe: Recipe) -> Iterator[RecipeError]:
+    train = recipe.train
+    if not all(0 <= beta < 1 for beta in train.betas):
+        yield wrong_value("train.betas", train.betas, "two numbers in [0, 1)")
+    total = train.iterations * train.epochs * train.updates
+    if train.warmup and train.warmup >= total:
+        problem = f"got {train.warmup}, accepted: below the {total} optimizer steps of the run"
+        yield RecipeError("train.warmup", problem, "lower it or raise train.iterations")
+    if recipe.advantage.trim and recipe.advantage.baseline == "leave_one_out":
+        problem = f"got {recipe.advantage.trim}, but baseline leave_one_out decides itself who is in the mean"
+        yield RecipeError("advantage.trim", problem, "set advantage.trim=0")
+
+
+def _prompts(recipe: Recipe) -> Iterator[RecipeError]:
+    prompts = recipe.prompts
+    for name in ("train", "heldout"):
+        source = getattr(prompts, name)
+        if source is None or source in names.WORLD_PROMPTS or Path(source).exists():
+            continue
+        looks_like_path = source.endswith((".txt", ".jsonl")) or source.startswith((".", "/", "~"))
+        worlds = {known.split("/")[0] for known in names.WORLD_PROMPTS}
+        if looks_like_path or source.split("/")[0] in worlds:
+            yield _no_source(f"prompts.{name}", source)
+    if prompts.limit is not None and prompts.limit < recipe.train.prompts:
+        problem = f"got {prompts.limit}, but an iteration draws train.prompts = {recipe.train.prompts} distinct prompts"
+        yield RecipeError("prompts.limit", problem, "raise it or lower train.prompts")
+    if prompts.heldout is None and recipe.eval.prompts is not None:
+        problem = f"got {recipe.eval.prompts}, but there are no held-out prompts"
+        yield RecipeError("eval.prompts", problem, "set prompts.heldout, or eval.prompts=null")
+
+
+def _no_source(place: str, source: str) -> RecipeError:
+    parent = Path(source).expanduser().parent
+    beside = [str(parent / p.name) for p in parent.iterdir()] if parent.is_dir() else []
+    accepted = f"an existing .txt or .jsonl file, a folder, a `datasets` name, {' or '.join(names.WORLD_PROMPTS)}"
+    return wrong_value(place, source, accepted, suggestion=names.closest(source, [*names.WORLD_PROMPTS, *beside]))
+
+
+def _step(recipe: Recipe) -> Iterator[RecipeError]:
+    sampler = recipe.sampler
+    try:
+        entry = names.find(sampler.step, names.steps())
+    except names.UserError as error:
+        yield RecipeError("sampler.step", str(error), "name another step")
+        return
+    stochastic = [name for name, e in names.steps().items() if e.stochastic]
+    need = f"objective.preset {recipe.objective.preset!r} needs log-probabilities, hence a stochastic step"
+    if not entry.stochastic:
+        yield RecipeError("sampler.step", f"got {sampler.step!r}, but {need}", f"accepted: {', '.join(stochastic)}")
+    elif sampler.noise == 0:
+        yield RecipeError("sampler.noise", f"got 0, but {need}", "set sampler.noise above 0, such as 0.7")
+
+
+def _rewards(recipe: Recipe) -> Iterator[RecipeError]:
+    if all(spec.weight == 0 for spec in recipe.rewards.values()):
+        place = f"rewards.{next(iter(recipe.rewards))}.weight"
+        yield RecipeError(place, "got 0 for every reward, so nothing is trained", "give one reward a non-zero weight")
+    for name, spec in recipe.rewards.items():
+        place = f"rewards.{name}"
+        if not re.fullmatch(r"[A-Za-z]\w*", name):
+            yield RecipeError(place, f"got the name {name!r}, accepted: letters, digits and _", "rename it")
+        try:
+            entry = names.find(spec.use, names.rewards())
+        except names.UserError as error:
+            yield RecipeError(f"{place}.use", str(error), "name another reward")
+            continue
+        yield from _arguments(f"{place}.args", spec.args, entry)
+
+
+def _arguments(place: str, given: dict[str, Any], entry: names.Entry) -> Iterator[RecipeError]:
+    accepted = entry.accepts
+    for name in given if accepted is not None else ():
+        if name not in accepted:  # pyright: ignore[reportOperatorIssue]
+            meant = names.closest(name, accepted)  # pyright: ignore[reportArgumentType]
+            listed = ", ".join(accepted) or "nothing"  # pyright: ignore[reportCallIssue, reportArgumentType]
+            remedy = f"did you mean {meant!r}?" if meant else f"remove {place}.{name}"
+            yield RecipeError(f"{place}.{name}", f"{entry.name!r} takes no {name!r}, accepted: {listed}", remedy)
+    for name in entry.needs:
+        if name not in given:
+            yield RecipeError(f"{place}.{name}", f"missing, {entry.name!r} needs it", f"set {place}.{name}=VALUE")
+
+
+def pipeline_class(model: str) -> str | None:
+    """Class name in the model_index.json of an embedded or local model; None for a hub id, known only once loaded."""
+    index = names.MODELS.get(model, Path(model).expanduser()) / "model_index.json"
+    return json.loads(index.read_text(encoding="utf-8"))["_class_name"] if index.is_file() else None
+
+
+def check_call(cls: type, kwargs: dict[str, Any]) -> None:
+    """Raises RecipeError for a `pipeline` key that the pipeline's own __call__ does not take."""
+    known = _call_parameters(cls)
+    for name, value in kwargs.items():
+        if known is not None and name not in known:
+            meant = names.closest(name, known)
+            problem = f"got {show(value)}, but {cls.__name__} takes no {name!r}, accepted: {', '.join(known)}"
+            remedy = f"did you mean {meant!r}?" if meant else f"remove pipeline.{name}"
+            raise RecipeError(f"pipeline.{name}", problem, remedy)
+
+
+def _call_parameters(cls: Any) -> Iterable[str] | None:
+    """What a recipe may pass to __call__; None where any keyword is taken."""
+    accepts, _ = names.signature(cls.__call__, 1)
+    return None if accepts is None else [name for name in accepts if name not in OWN_ARGUMENTS]

@@ -1,0 +1,98 @@
+"""RecipeError, and how pydantic's findings become one."""
+
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from flowrl.names import UserError, closest
+
+
+class RecipeError(UserError):
+    """A recipe that cannot run, told in one line: place (dotted key), value received, what is accepted, remedy.
+
+    `place` is the dotted key, so that callers and tests need not parse the text.
+    """
+
+    def __init__(self, place: str, problem: str, remedy: str, *, more: int = 0):
+        self.place, self.problem, self.remedy, self.more = place, problem, remedy, more
+        tail = f" (and {more} more)" if more else ""
+        super().__init__(" ".join(f"{place}: {problem}; {remedy}{tail}".split()))
+
+
+def wrong_value(place: str, value: Any, accepted: str, *, suggestion: str | None = None) -> RecipeError:
+    """The error for a value outside what its key accepts."""
+    meant = f"did you mean {suggestion!r}? " if suggestion else ""
+    return RecipeError(place, f"got {show(value)}, accepted: {accepted}", f"{meant}change {place} or remove it")
+
+
+def show(value: Any, limit: int = 60) -> str:
+    """A value as a recipe's author would write it, shortened."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def first_of(errors: list[RecipeError]) -> RecipeError:
+    """The first error, saying how many more there are."""
+    head = errors[0]
+    return RecipeError(head.place, head.problem, head.remedy, more=len(errors) - 1)
+
+
+def translate(error: ValidationError, root: type[BaseModel]) -> RecipeError:
+    """pydantic's findings as one RecipeError. A union reports once a member: places count once."""
+    found: dict[str, RecipeError] = {}
+    # A misspelt key also makes its right spelling missing: name the misspelling first.
+    details = sorted(error.errors(), key=lambda d: d["type"] != "extra_forbidden")
+    for detail in details:
+        translated = _translate(detail, root)
+        found.setdefault(translated.place, translated)
+    return first_of(list(found.values()))
+
+
+def _translate(detail: Any, root: type[BaseModel]) -> RecipeError:
+    place, owner, accepted = _locate(detail["loc"], root)
+    if detail["type"] == "extra_forbidden":
+        return _unknown_key(place, list(owner.model_fields))
+    if detail["type"] == "missing":
+        return RecipeError(place, f"missing, accepted: {accepted}", f"add {place} to the recipe or set {place}=VALUE")
+    suggestion = closest(detail["input"], _choices(accepted)) if isinstance(detail["input"], str) else None
+    return wrong_value(place, detail["input"], accepted, suggestion=suggestion)
+
+
+def _unknown_key(place: str, known: list[str]) -> RecipeError:
+    name = place.rpartition(".")[2]
+    meant = closest(name, known)
+    remedy = f"did you mean {meant!r}?" if meant else f"remove {place}"
+    return RecipeError(place, f"unknown key {name!r}, accepted here: {', '.join(known)}", remedy)
+
+
+def _locate(loc: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, type[BaseModel], str]:
+    """(dotted key, model that owns it, what it accepts). Parts that pydantic adds for unions are left out."""
+    owner, path, accepted = root, [], "a mapping"
+    for part in loc:
+        field = owner.model_fields.get(str(part))
+        if field is None:
+            if path and accepted.startswith("names mapped"):
+                path.append(str(part))  # a reward's own name
+                accepted = "a mapping with a key `use`"
+                continue
+            if not path or accepted == "a mapping" or accepted.startswith("a mapping with"):
+                path.append(str(part))
+            break
+        path.append(str(part))
+        accepted = field.description or "a mapping"
+        inner = _model_of(field.annotation)
+        owner = inner or owner
+        if inner is None:
+            break
+    return ".".join(path), owner, accepted
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """The pydantic model inside an annotation such as `Lora | None` or `dict[str, RewardSpec]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((m for a in get_args(annotation) if (m := _model_of(a)) is not None), None)
+
+
+def _choices(accepted: str) -> list[str]:
+    return accepted.replace(" or ", ", ").replace(" | ", ", ").split(", ")

@@ -1,0 +1,161 @@
+"""Reads a recipe: YAML file, `key=value` overrides, preset, checks."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from flowrl import names
+from flowrl.recipe.checks import check
+from flowrl.recipe.errors import RecipeError, first_of, show, translate
+from flowrl.recipe.schema import PRESETS, Recipe
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers of YAML 1.2 (1e-4 is a float) and without repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """A mapping whose keys are distinct strings."""
+        seen: set[str] = set()
+        for name, _ in node.value:
+            if not isinstance(name, yaml.ScalarNode) or name.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {getattr(name, 'value', '?')!r} is given twice or is no plain name", name.start_mark
+                )
+            seen.add(name.value)
+        return super().construct_mapping(node, deep)
+
+
+_FLOAT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
+_WORDS = re.compile(r"^(true|True|TRUE|false|False|FALSE)$")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in pairs if tag.rpartition(":")[2] not in ("float", "bool", "timestamp")]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _WORDS, list("tTfF"))  # yes, no, on and off stay words
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+def load(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The checked recipe in a file, or of a short name of recipes/, after the overrides.
+
+    An override is `dotted.key=value`, the value YAML; a mapping replaces the whole mapping, null unsets. Relative prompt
+    files are looked for in the current directory, then beside the recipe. Raises RecipeError, always one line.
+    """
+    path = _find(path_or_name)
+    values = _parse(path)
+    for override in overrides:
+        _override(values, override)
+    return build(values, name=path.stem, beside=path.parent)
+
+
+def build(values: dict[str, Any], *, name: str = "recipe", beside: Path | None = None) -> Recipe:
+    """The checked recipe of a mapping. name gives the default run folder, beside a folder to find prompt files in."""
+    values = _with_preset(values)
+    values = values | {"output": values.get("output") or f"runs/{name}"}
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise translate(error, Recipe) from None
+    recipe = _resolve(recipe, beside)
+    if errors := list(check(recipe)):
+        raise first_of(errors)
+    return recipe
+
+
+def dump(recipe: Recipe) -> str:
+    """Every effective value as YAML, which `load` reads back to an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, width=120, allow_unicode=True)
+
+
+def _find(path_or_name: str) -> Path:
+    known = names.recipes()
+    if path_or_name in known:
+        return known[path_or_name]
+    path = Path(path_or_name).expanduser()
+    if path.is_file():
+        return path
+    meant = names.closest(path.stem, known)
+    remedy = f"did you mean {meant!r}?" if meant else "give the path of a YAML file"
+    raise RecipeError("recipe", f"got {path_or_name!r}, accepted: a file or one of {', '.join(known)}", remedy)
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(_where(path, error), _yaml_problem(error), "write it as YAML, `key: value` a line") from None
+    if not isinstance(values, dict):
+        raise RecipeError(str(path), f"got {show(values)}, accepted: a mapping of keys", "write `key: value` a line")
+    return values
+
+
+def _where(path: Path, error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f"{path}:{mark.line + 1}" if mark else str(path)
+
+
+def _yaml_problem(error: Exception) -> str:
+    return str(getattr(error, "problem", None) or error).split("\n")[0]
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Sets one dotted key in place."""
+    dotted, equals, text = override.partition("=")
+    parts = dotted.strip().split(".")
+    if not equals or not all(parts):
+        problem = f"got {override!r}, accepted: dotted.key=value"
+        raise RecipeError("override", problem, "write it like train.lr=1e-4")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        problem = f"got {text!r}, which is no YAML ({_yaml_problem(error)})"
+        raise RecipeError(dotted, problem, "quote it") from None
+    place = values
+    for depth, name in enumerate(parts[:-1]):
+        if place.get(name) is None:
+            place[name] = {}
+        if not isinstance(place[name], dict):
+            parent = ".".join(parts[: depth + 1])
+            raise RecipeError(dotted, f"{parent} is {show(place[name])}, no mapping", f"set {parent}={{...}}")
+        place = place[name]
+    if value is None:
+        place.pop(parts[-1], None)
+        _refuse_unknown(parts)
+    else:
+        place[parts[-1]] = value
+
+
+def _refuse_unknown(parts: list[str]) -> None:
+    """A misspelt key=null would otherwise pass in silence."""
+    if parts[0] not in Recipe.model_fields:
+        meant = names.closest(parts[0], Recipe.model_fields)
+        remedy = f"did you mean {meant!r}?" if meant else f"remove {'.'.join(parts)}"
+        known = ", ".join(Recipe.model_fields)
+        raise RecipeError(".".join(parts), f"unknown key {parts[0]!r}, accepted here: {known}", remedy)
+
+
+def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
+    """The values laid over those of the preset they name. An unknown preset is left for `check` to refuse."""
+    objective = values.get("objective")
+    preset = objective.get("preset", "grpo") if isinstance(objective, dict) else "grpo"
+    merged = dict(values)
+    for section, defaults in PRESETS.get(preset, {}).items() if isinstance(preset, str) else ():
+        own = values.get(section) or {}
+        merged[section] = {**defaults, **own} if isinstance(own, dict) else own
+    return merged
+
+
+def _resolve(recipe: Recipe, beside: Path | None) -> Recipe:
+    """Prompt files as absolute paths, so that the dumped recipe means the same from every directory."""
+    fields = {}
+    for name in ("train", "heldout"):
+        source = getattr(recipe.prompts, name)
+        if source is not None and source not in names.WORLD_PROMPTS:
+            spots = [Path(source).expanduser(), *([beside / source] if beside else [])]
+            found = next((spot for spot in spots if spot.exists()), None)
+            fields[name] = str(found.resolve()) if found else source
+    return recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update=fields)})

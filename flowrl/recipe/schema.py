@@ -1,0 +1,221 @@
+"""Every key of a recipe: its type, its default and what it accepts.
+
+The text given to `key` is what an error message offers in place of a refused value. Lists of choices repeat those of
+the modules that implement them (importing those would import torch); a test holds the two together.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+def key(default: Any, accepted: str, **limits: Any) -> Any:
+    """A recipe key: its default (`...` where one must be given), what it accepts in words, and the limits of that."""
+    return Field(default, description=accepted, **limits)
+
+
+def part(model: type[BaseModel]) -> Any:
+    """A key that holds a mapping and may be left out."""
+    return Field(default_factory=model, description="a mapping")
+
+
+class Strict(BaseModel):
+    """Unknown keys, converted types, NaN and infinity are refused; an int may stand for a float."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Lora(Strict):
+    """Low-rank adapters. targets: `attention` (q, k, v, out projections), `all` linear layers, or ends of module names.
+
+    modules: which denoisers of the pipeline carry adapters (null: all that it calls). init: `default` is peft's,
+    `gaussian` the one of Flow-GRPO; both begin as the unchanged model.
+    """
+
+    rank: int = key(32, "a whole number >= 1", ge=1)
+    alpha: float = key(64.0, "a number > 0", gt=0)
+    targets: Literal["attention", "all"] | list[str] = key("attention", "attention, all, or a list of module names")
+    modules: list[str] | None = key(None, "a list of denoiser names or null")
+    init: Literal["default", "gaussian"] = key("default", "default or gaussian")
+
+
+class Prompts(Strict):
+    """Sources: a .txt or .jsonl file, a folder, a `datasets` name, or shapes/train and shapes/heldout.
+
+    limit: only the first so many training prompts. balance: a key of the prompts' meta; each iteration draws its values
+    equally often. shuffle: a new order in every pass; false keeps the file's.
+    """
+
+    train: str = key(..., "a prompt source", min_length=1)
+    heldout: str | None = key(None, "a prompt source or null (no evaluation)", min_length=1)
+    limit: int | None = key(None, "a whole number >= 1 or null", ge=1)
+    balance: str | None = key(None, "a key of the prompts' meta or null", min_length=1)
+    shuffle: bool = key(True, "true or false")
+
+
+class Window(Strict):
+    """Which steps draw noise and are trained; see samplers/windows.py.
+
+    all: all but the last skip_last. first: the first size. random: size steps of [low, high). random_window: size
+    adjacent ones. progressive: size adjacent ones, stride further every interval iterations, within [0, high).
+    high null: all but the last step. Keys of another kind are refused.
+    """
+
+    kind: Literal["all", "first", "random", "random_window", "progressive"] = key(
+        "all", "all, first, random, random_window or progressive"
+    )
+    skip_last: int | None = key(None, "a whole number >= 0", ge=0)
+    size: int | None = key(None, "a whole number >= 1", ge=1)
+    low: int | None = key(None, "a whole number >= 0", ge=0)
+    high: int | None = key(None, "a whole number >= 1 or null", ge=1)
+    interval: int | None = key(None, "a whole number >= 1", ge=1)
+    stride: int | None = key(None, "a whole number >= 0", ge=0)
+    roll_back: bool | None = key(None, "true or false")
+
+
+class Sampler(Strict):
+    """The walk from noise to sample. noise: strength of the noise a step draws. share_noise: a group starts from one
+    latent, and the steps up to the first stochastic one run once a prompt. reduce: how a latent's log-density becomes
+    one number; published clip ranges assume mean."""
+
+    step: str = key("flow_sde", "the name of a step or a dotted path", min_length=1)
+    noise: float = key(0.7, "a number >= 0", ge=0)
+    steps: int = key(10, "a whole number >= 1", ge=1)
+    window: Window = part(Window)
+    share_noise: bool = key(False, "true or false")
+    reduce: Literal["mean", "sum"] = key("mean", "mean or sum")
+
+
+class RewardSpec(Strict):
+    """use: a short name or a dotted path. weight 0 is a witness: reported, never trained on. args go to the reward.
+
+    required false: where the reward fails, its samples are marked "could not be scored" and the run goes on.
+    """
+
+    use: str = key(..., "the name of a reward or a dotted path", min_length=1)
+    weight: float = key(1.0, "a number")
+    args: dict[str, Any] = key({}, "a mapping of argument names to values")
+    required: bool = key(True, "true or false")
+
+
+class Advantage(Strict):
+    """The arguments of flowrl.advantages.advantages, which explains them."""
+
+    baseline: Literal["group", "batch", "none", "leave_one_out"] = key("group", "group, batch, none or leave_one_out")
+    scale: Literal["group", "batch", "batch_centered", "whiten", "none"] = key(
+        "group", "group, batch, batch_centered, whiten or none"
+    )
+    combine: Literal["sum", "per_reward"] = key("sum", "sum or per_reward")
+    standardise: bool = key(False, "true or false")
+    eps: float = key(1e-4, "a number >= 0", ge=0)
+    floor: float = key(0.0, "a number >= 0", ge=0)
+    unbiased: bool = key(False, "true or false")
+    trim: float = key(0.0, "a number in [0, 1)", ge=0, lt=1)
+    singleton: Literal["zero", "raw"] = key("zero", "zero or raw")
+    clip: float | None = key(5.0, "a number > 0 or null", gt=0)
+
+
+class Objective(Strict):
+    """The loss of a decision. preset: a named combination whose values lie below the recipe's own (see PRESETS).
+
+    clip: one number, or [low, high]. kl: coefficient of the divergence from the reference (the model without its
+    adapters), estimated by kl_kind. aggregate: how decisions are averaged.
+    """
+
+    preset: str = key("grpo", "the name of a preset")
+    clip: float | list[float] = key(1e-4, "a number in (0, 1) or [low, high] with low <= 1")
+    dual: float | None = key(None, "a number > 1 or null", gt=1)
+    kl: float = key(0.0, "a number >= 0", ge=0)
+    kl_kind: Literal["exact", "k1", "k2", "k3", "abs"] = key("exact", "exact, k1, k2, k3 or abs")
+    aggregate: Literal["decision_mean", "seq_mean_mean", "seq_mean_sum"] = key(
+        "decision_mean", "decision_mean, seq_mean_mean or seq_mean_sum"
+    )
+
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """(clip_low, clip_high) of the clipped loss."""
+        low, high = self.clip if isinstance(self.clip, list) else (self.clip, self.clip)
+        return low, high
+
+
+class Train(Strict):
+    """The loop. An iteration draws `group` samples for each of `prompts` prompts, then passes over them `epochs` times.
+
+    updates: optimizer steps a pass; each takes prompts / updates whole groups. micro_batch: rows a training forward
+    holds at once, rollout_batch: rows a rollout holds at once (null: all); neither changes the result. warmup: in
+    optimizer steps. ema: decay of the averaged weights that are evaluated and saved, moved every ema_every steps.
+    """
+
+    prompts: int = key(4, "a whole number >= 1", ge=1)
+    group: int = key(12, "a whole number >= 1", ge=1)
+    iterations: int = key(100, "a whole number >= 1", ge=1)
+    epochs: int = key(1, "a whole number >= 1", ge=1)
+    updates: int = key(1, "a whole number >= 1 that divides train.prompts", ge=1)
+    micro_batch: int | None = key(None, "a whole number >= 1 or null", ge=1)
+    rollout_batch: int | None = key(None, "a whole number >= 1 or null", ge=1)
+    lr: float = key(3e-4, "a number > 0", gt=0)
+    betas: list[float] = key([0.9, 0.999], "two numbers in [0, 1)", min_length=2, max_length=2)
+    weight_decay: float = key(1e-4, "a number >= 0", ge=0)
+    warmup: int = key(0, "a whole number >= 0", ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = key("constant", "constant, linear or cosine")
+    max_grad_norm: float | None = key(1.0, "a number > 0 or null", gt=0)
+    ema: float | None = key(None, "a number in (0, 1) or null", gt=0, lt=1)
+    ema_every: int = key(1, "a whole number >= 1", ge=1)
+    gradient_checkpointing: bool = key(False, "true or false")
+
+
+class Evaluation(Strict):
+    """Held-out samples by the ODE, each with its own fixed noise. every: iterations between two (null: never between).
+
+    prompts: how many of the held-out prompts (null: all). steps null: sampler.steps. batch: samples at once. grid: how
+    many of them are shown as pictures.
+    """
+
+    every: int | None = key(20, "a whole number >= 1 or null", ge=1)
+    prompts: int | None = key(None, "a whole number >= 1 or null", ge=1)
+    steps: int | None = key(None, "a whole number >= 1 or null", ge=1)
+    batch: int = key(64, "a whole number >= 1", ge=1)
+    at_start: bool = key(True, "true or false")
+    at_end: bool = key(True, "true or false")
+    grid: int = key(16, "a whole number >= 0", ge=0)
+
+
+class Dtype(Strict):
+    """model: frozen weights and activations. trajectory: stored latents. logp: log-probs, ratios and losses."""
+
+    model: Precision = key("float32", "float32, bfloat16 or float16")
+    trajectory: Precision = key("float32", "float32, bfloat16 or float16")
+    logp: Literal["float32", "float64"] = key("float32", "float32 or float64")
+
+
+class Recipe(Strict):
+    """A whole run. Exactly one of `lora` and `full: true` says what learns. output null: runs/<name of the recipe>."""
+
+    model: str = key(..., "shapes-flux, a hub id owner/name, or a diffusers folder", min_length=1)
+    pipeline: dict[str, Any] = key({}, "a mapping of the pipeline's own __call__ arguments")
+    lora: Lora | None = key(None, "a mapping with rank, alpha, targets, modules, init, or null")
+    full: bool = key(False, "true or false")
+    prompts: Prompts = key(..., "a mapping with train and heldout")
+    sampler: Sampler = part(Sampler)
+    rewards: dict[str, RewardSpec] = key(..., "names mapped to {use, weight, args, required}", min_length=1)
+    advantage: Advantage = part(Advantage)
+    objective: Objective = part(Objective)
+    train: Train = part(Train)
+    eval: Evaluation = part(Evaluation)
+    dtype: Dtype = part(Dtype)
+    device: str = key("auto", "auto, cpu, mps, cuda or cuda:N", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    threads: int | None = key(None, "a whole number >= 1 or null", ge=1)
+    offload: bool = key(False, "true or false")
+    seed: int = key(0, "a whole number in [0, 2^32)", ge=0, lt=2**32)
+    output: str | None = key(None, "a folder", min_length=1)
+
+
+# Values that a preset puts below the recipe's own. All of these need log-probabilities, hence a stochastic step.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "grpo": {},  # the defaults: Flow-GRPO's normalisation (population std + 1e-4) and clip
+    "mixgrpo": {"advantage": {"combine": "per_reward", "unbiased": True, "eps": 1e-8}},
+    "dr_grpo": {"advantage": {"scale": "none"}},
+    "rloo": {"advantage": {"baseline": "leave_one_out", "scale": "none"}},
+}

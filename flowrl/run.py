@@ -1,0 +1,252 @@
+"""One run, from a recipe to a folder with metrics, pictures and weights.
+
+    load prompts and rewards --> load the pipeline, add adapters --> evaluate
+        --> iterations, with evaluations between --> evaluate --> save
+
+Everything that a user can get wrong is looked at before the weights are loaded, in that order.
+"""
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowrl import prompts as prompt_files
+from flowrl import scoring
+from flowrl.advantages import advantage_metrics, advantages
+from flowrl.console import Console, Progress
+from flowrl.contracts import Prompt
+from flowrl.evaluate import Evaluation, evaluate
+from flowrl.iterate import Iteration, Settings, iterate
+from flowrl.learner import Learner
+from flowrl.loading import device_of, load_pipeline
+from flowrl.names import UserError, load, steps
+from flowrl.objectives.grpo import ClippedObjective
+from flowrl.planning import arithmetic, eval_plan, plan_for
+from flowrl.policies import adapters
+from flowrl.policies.pipeline import PipelinePolicy
+from flowrl.policies.walks import Dynamics
+from flowrl.recipe.checks import check_call
+from flowrl.recipe.load import dump
+from flowrl.recipe.schema import Recipe
+from flowrl.rundir import RunFolder, fresh
+
+EVAL_SEED = 2**32  # added to the run's: evaluation noise is never training noise
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads before it loads weights."""
+
+    train: list[Prompt]
+    heldout: list[Prompt]
+    scorer: scoring.Scorer
+
+
+def read_inputs(recipe: Recipe) -> Inputs:
+    """Prompts and rewards. Raises UserError where a file or a reward is not as it must be."""
+    source = recipe.prompts
+    train = prompt_files.load(source.train, split="train", limit=source.limit)
+    heldout: list[Prompt] = []
+    if source.heldout is not None:
+        heldout = prompt_files.load(source.heldout, split="heldout", limit=recipe.eval.prompts)
+    if len(train) < recipe.train.prompts:
+        raise UserError(
+            f"train.prompts: got {recipe.train.prompts}, but {source.train} holds {len(train)}; lower train.prompts"
+        )
+    return Inputs(train, heldout, scoring.Scorer(scoring.load(recipe.rewards)))
+
+
+def build_policy(recipe: Recipe, weights: Path | None = None) -> PipelinePolicy:
+    """The recipe's pipeline as a policy, with what it trains made trainable; `weights`: a LoRA folder to begin from."""
+    device = device_of(recipe.device)
+    dtypes = {name: getattr(torch, getattr(recipe.dtype, name)) for name in ("model", "trajectory", "logp")}
+    pipe = load_pipeline(recipe.model, dtypes["model"])
+    check_call(type(pipe), recipe.pipeline)
+    names = None if recipe.lora is None else recipe.lora.modules
+    modules = adapters.denoisers(pipe, names)
+    if recipe.lora is not None:
+        lora = recipe.lora
+        adapters.add_lora(
+            modules, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, init=lora.init, seed=recipe.seed
+        )
+    else:
+        adapters.train_full(modules)
+    if weights is not None:
+        adapters.restore(pipe, modules, weights)
+    if recipe.train.gradient_checkpointing:
+        for module in modules.values():
+            module.enable_gradient_checkpointing()
+    dynamics = Dynamics(
+        load(recipe.sampler.step, steps()),
+        recipe.sampler.noise,
+        reduce=recipe.sampler.reduce,
+        storage=dtypes["trajectory"],
+        precision=dtypes["logp"],
+    )
+    return PipelinePolicy(
+        pipe,
+        modules,
+        dynamics,
+        call=recipe.pipeline,
+        device=device,
+        max_rows=recipe.train.rollout_batch,
+        offload=recipe.offload,
+    )
+
+
+def build_learner(recipe: Recipe, policy: PipelinePolicy) -> Learner:
+    """The optimizer of a recipe over the policy's trainable parameters."""
+    train = recipe.train
+    return Learner(
+        policy.trainable(),
+        lr=train.lr,
+        betas=(train.betas[0], train.betas[1]),
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        warmup=train.warmup,
+        schedule=train.schedule,
+        total=train.iterations * train.epochs * train.updates,
+        average=train.ema,
+        average_every=train.ema_every,
+    )
+
+
+def set_up(recipe: Recipe) -> None:
+    """Threads and global seeds. Nothing of a run's own depends on the global generators; a user's reward may."""
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    torch.manual_seed(recipe.seed)
+    random.seed(recipe.seed)
+
+
+@dataclass
+class Run:
+    """A run under way."""
+
+    recipe: Recipe
+    inputs: Inputs
+    policy: PipelinePolicy
+    learner: Learner
+    folder: RunFolder
+    console: Console
+
+    def train(self) -> dict[str, Any]:
+        """All iterations and evaluations; returns the summary that is also written."""
+        recipe, started = self.recipe, time.perf_counter()
+        cursor = prompt_files.Cursor(
+            self.inputs.train, seed=recipe.seed, balance=recipe.prompts.balance, shuffle=recipe.prompts.shuffle
+        )
+        evaluations: dict[int, Evaluation] = {}
+        if recipe.eval.at_start:
+            self._evaluate(0, "before", evaluations)
+        with self.console.progress(recipe.train.iterations) as progress:
+            for iteration in range(recipe.train.iterations):
+                result = self._iterate(iteration, cursor.take(recipe.train.prompts), progress)
+                self.folder.log(iteration + 1, result.metrics)
+                progress.iteration_done(iteration + 1, result.metrics, self._rewards_shown())
+                done = iteration + 1
+                if recipe.eval.every and done % recipe.eval.every == 0 and done < recipe.train.iterations:
+                    self._evaluate(done, f"iteration_{done:05d}", evaluations)
+        if recipe.eval.at_end:
+            self._evaluate(recipe.train.iterations, "after", evaluations)
+        return self._finish(evaluations, time.perf_counter() - started)
+
+    def _iterate(self, iteration: int, prompts: Sequence[Prompt], progress: Progress) -> Iteration:
+        recipe = self.recipe
+        sizes = arithmetic(recipe, iteration)
+        totals = {"rollout": sizes.rollout_forwards, "score": len(self.inputs.scorer.rewards)}
+        totals["train"] = sizes.train_forwards + sizes.reference_forwards
+        self.policy.tick = progress.advance
+        low, high = recipe.objective.clip_range
+        objective = ClippedObjective(
+            low,
+            high,
+            dual=recipe.objective.dual,
+            kl=recipe.objective.kl,
+            kl_kind=recipe.objective.kl_kind,
+            aggregate=recipe.objective.aggregate,
+        )
+        train = recipe.train
+        return iterate(
+            self.policy,
+            self.learner,
+            prompts,
+            plan=plan_for(recipe, iteration),
+            seed=recipe.seed,
+            first=iteration * train.group,
+            score=lambda samples: self.inputs.scorer(samples, progress=lambda _: progress.advance(1)),
+            advantage=self._advantage,
+            objective=objective,
+            settings=Settings(train.group, train.epochs, train.updates, train.micro_batch),
+            enter=lambda phase: progress.phase(phase, totals[phase]),
+        )
+
+    def _advantage(self, rewards: dict[str, Tensor], group: Tensor) -> tuple[Tensor, dict[str, float]]:
+        weights = self.inputs.scorer.weights
+        adv = advantages(rewards, group, weights=weights, **self.recipe.advantage.model_dump())
+        return adv, advantage_metrics(rewards, group, adv, weights=weights)
+
+    def _evaluate(self, iteration: int, name: str, evaluations: dict[int, Evaluation]) -> None:
+        """Held-out scores with the averaged weights: logged, shown, kept."""
+        if not self.inputs.heldout:
+            return
+        recipe = self.recipe
+        self.policy.tick = None
+        with self.learner.averaged(), self.console.working(f"evaluating {len(self.inputs.heldout)} held-out prompts"):
+            start = time.perf_counter()
+            result = evaluate(
+                self.policy,
+                self.inputs.heldout,
+                self.inputs.scorer,
+                plan=eval_plan(recipe),
+                seed=recipe.seed + EVAL_SEED,
+                batch=recipe.eval.batch,
+                keep=recipe.eval.grid,
+            )
+            seconds = time.perf_counter() - start
+        evaluations[iteration] = result
+        metrics = {f"{reward}/mean": m.value for reward, m in result.means().items()}
+        metrics |= {f"{reward}/error": m.error for reward, m in result.means().items()}
+        self.folder.log(iteration, metrics | {"time_eval": seconds}, kind="heldout")
+        if result.pictures is not None:
+            self.folder.show(name, result.pictures, iteration)
+        self.console.evaluated(iteration, result)
+
+    def _finish(self, evaluations: dict[int, Evaluation], seconds: float) -> dict[str, Any]:
+        weights = self.folder.path / ("lora" if self.recipe.lora is not None else "model")
+        with self.learner.averaged():
+            adapters.save(self.policy.source, self.policy.modules, weights)
+        heldout = {i: {n: asdict(m) for n, m in e.means().items()} for i, e in sorted(evaluations.items())}
+        summary = {"iterations": self.recipe.train.iterations, "seconds": round(seconds, 1), "heldout": heldout}
+        self.folder.summary(summary)
+        self.folder.close()
+        self.console.finished(evaluations, self.folder.path, weights, seconds)
+        return summary
+
+    def _rewards_shown(self) -> list[str]:
+        return [f"reward/{name}/mean" for name in self.inputs.scorer.rewards]
+
+
+def run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
+    """Runs a recipe to its end; returns what summary.json says, with the folder under `folder`.
+
+    Raises UserError, in one line, for anything that the recipe or its files get wrong.
+    """
+    console = console or Console()
+    set_up(recipe)
+    inputs = read_inputs(recipe)
+    folder = RunFolder(fresh(Path(recipe.output)))
+    folder.write("recipe.yaml", dump(recipe))
+    with console.working(f"loading {recipe.model}"):
+        policy = build_policy(recipe)
+        policy.prepare(inputs.train[0], plan_for(recipe, 0))
+        learner = build_learner(recipe, policy)
+    console.started(recipe, policy, folder.path)
+    summary = Run(recipe, inputs, policy, learner, folder, console).train()
+    return summary | {"folder": str(folder.path)}

@@ -1,0 +1,163 @@
+"""Pretraining of the shapes pipeline: an autoencoder, then the flow with its text encoders, from seeds alone.
+
+Both stages run through `Stage`, which makes them resumable: the batch of step i is drawn from generators seeded with
+(seed, i), and a checkpoint holds weights, their moving average, the optimizer and the step. Learning rates rise over
+the warm-up, stay, and fall linearly to zero over the last quarter.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FluxPipeline
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from flowrl.worlds.shapes.captions import draw, split
+from flowrl.worlds.shapes.model import encode_captions, pack, velocity
+from flowrl.worlds.shapes.render import render
+
+KIND_WEIGHTS = {"single": 0.08, "count": 0.32, "pair": 0.2, "relation": 0.4}
+POOL = 48_000  # rendered training scenes
+CAPTION_DROP = 0.1  # share of empty captions, so that the model can be guided
+DECAY = 0.25  # share of the steps over which the learning rate falls
+CHECKPOINT_SECONDS = 60
+
+
+class Stage:
+    """Trains `module` for `steps` steps of AdamW with a moving average of the weights, resuming from `path`."""
+
+    def __init__(self, name: str, module: nn.Module, path: Path, *, steps: int, lr: float, average: float, seed: int):
+        self.name, self.module, self.path = name, module, path
+        self.steps, self.lr, self.average, self.seed = steps, lr, average, seed
+        self.params = list(module.parameters())
+        self.mean = [p.detach().clone() for p in self.params]
+        self.optimizer = torch.optim.AdamW(self.params, lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        self.step = 0
+        if path.exists():
+            self._load()
+
+    def run(self, loss: Callable[[int], Tensor], report: Callable[[int], str] | None = None, every: int = 2000) -> None:
+        """Trains to the end; `loss(step)` gives a scalar. `report(step)` is printed with the average weights in place."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"))
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as bar:
+            task = bar.add_task(self.name, total=self.steps, completed=self.step, loss="-")
+            saved = time.monotonic()
+            while self.step < self.steps:
+                value = self._update(loss(self.step))
+                bar.update(task, completed=self.step, loss=f"{value:.4f}")
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    self._save()
+                    saved = time.monotonic()
+                if report is not None and self.step % every == 0:
+                    self.swap()
+                    bar.console.print(f"{self.name} step {self.step}: {report(self.step)}")
+                    self.swap()
+        self._save()
+
+    def swap(self) -> None:
+        """Exchanges the weights with their moving average."""
+        for p, m in zip(self.params, self.mean, strict=True):
+            held = p.data.clone()
+            p.data.copy_(m)
+            m.copy_(held)
+
+    def _update(self, loss: Tensor) -> float:
+        warm, fall = min(1.0, (self.step + 1) / 200), min(1.0, (self.steps - self.step) / (DECAY * self.steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * warm * fall
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.params, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        weight = 1 - min(self.average, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.mean, [p.data for p in self.params], weight)
+        return loss.item()
+
+    def _save(self) -> None:
+        state = {"step": self.step, "mean": self.mean, "module": self.module.state_dict()}
+        aside = self.path.with_suffix(".tmp")
+        torch.save(state | {"optimizer": self.optimizer.state_dict()}, aside)
+        aside.replace(self.path)
+
+    def _load(self) -> None:
+        state = torch.load(self.path, weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.mean, self.step = state["mean"], state["step"]
+
+
+def training_pool(seed: int) -> tuple[Tensor, list[str]]:
+    """Rendered training scenes as uint8 [POOL, 3, 32, 32] and their captions."""
+    train, _ = split()
+    rng = random.Random(seed)
+    scenes = draw(train, POOL, rng, KIND_WEIGHTS)
+    images = [(render(scenes[i : i + 1000], rng) * 255).round().byte() for i in range(0, POOL, 1000)]
+    return torch.cat(images), [s.caption for s in scenes]
+
+
+def train_vae(vae: AutoencoderKL, images: Tensor, path: Path, *, steps: int, seed: int, batch: int = 32) -> None:
+    """Fits the autoencoder (L1 + 2 MSE + 0.002 KL) and sets its scaling and shift factors from the latents."""
+    vae.to(memory_format=torch.channels_last)
+    stage = Stage("autoencoder", vae, path, steps=steps, lr=2e-3, average=0.99, seed=seed)
+
+    def loss(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        index = torch.randint(len(images), (batch,), generator=generator)
+        x = to_model_range(images[index]).contiguous(memory_format=torch.channels_last)
+        posterior = vae.encode(x).latent_dist
+        error = vae.decode(posterior.sample(generator)).sample - x
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        return error.abs().mean() + 2 * error.square().mean() + 2e-3 * kl
+
+    stage.run(loss)
+    stage.swap()
+    vae.eval()
+    latents = encode_images(vae, images[:4000])
+    vae.register_to_config(scaling_factor=1 / latents.std().item(), shift_factor=latents.mean().item())
+
+
+def train_flow(
+    pipe: FluxPipeline,
+    images: Tensor,
+    captions: list[str],
+    path: Path,
+    *,
+    steps: int,
+    seed: int,
+    report: Callable[[int], str] | None = None,
+    batch: int = 64,
+) -> None:
+    """Fits transformer and text encoders by flow matching (arXiv:2210.02747) with logit-normal noise levels."""
+    config = pipe.vae.config
+    data = pack((encode_images(pipe.vae, images) - config.shift_factor) * config.scaling_factor)
+    module = nn.ModuleList([pipe.transformer, pipe.text_encoder, pipe.text_encoder_2])
+    stage = Stage("flow", module, path, steps=steps, lr=1.5e-3, average=0.999, seed=seed)
+
+    def loss(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        index = torch.randint(len(data), (batch,), generator=generator)
+        noise = torch.randn(data[index].shape, generator=generator)
+        s = torch.randn(batch, generator=generator).sigmoid()
+        dropped = torch.rand(batch, generator=generator) < CAPTION_DROP
+        texts = ["" if drop else captions[i] for i, drop in zip(index.tolist(), dropped.tolist(), strict=True)]
+        x = (1 - s[:, None, None]) * data[index] + s[:, None, None] * noise
+        v = velocity(pipe, x, s, *encode_captions(pipe, texts))
+        return (v - (noise - data[index])).square().mean()
+
+    stage.run(loss, report)
+    stage.swap()
+
+
+@torch.no_grad()
+def encode_images(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Posterior means [N, 4, 8, 8], neither shifted nor scaled, of uint8 images [N, 3, 32, 32]."""
+    return torch.cat([vae.encode(to_model_range(chunk)).latent_dist.mode() for chunk in images.split(500)])
+
+
+def to_model_range(images: Tensor) -> Tensor:
+    """uint8 pixels as floats in [-1, 1]."""
+    return images.float() / 127.5 - 1

@@ -1,0 +1,104 @@
+"""The distribution of the next latent: drawing from it, scoring under it, comparing two of them.
+
+Elements whose std is 0 are deterministic. They have no density, so they are left out of log-probabilities and
+divergences and of the number of elements these are averaged over.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+
+
+@dataclass(frozen=True, slots=True)
+class Gaussian:
+    """A diagonal Gaussian per row. mean: [R, ...] float32; std: float32, broadcastable to mean, 0 = deterministic."""
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """The draw mean + std * noise. noise: standard normal, shaped like mean."""
+        return self.mean + self.std * noise
+
+    def log_prob(self, x: Tensor, reduce: str = "mean", keep: Tensor | None = None) -> Tensor:
+        """Log-density of x, one number a row: [R]. x is detached; the gradient reaches mean and std.
+
+        reduce: "mean" over the counted elements, or "sum". keep: bool, broadcastable to mean; False drops an element.
+        A row without a counted element gives 0 with zero gradient.
+        """
+        return reduced(*self.log_prob_sums(x, keep), reduce)
+
+    def kl(self, other: "Gaussian", reduce: str = "mean", keep: Tensor | None = None) -> Tensor:
+        """Exact KL(self || other), one number a row: [R]. Arguments and empty rows as in `log_prob`."""
+        return reduced(*self.kl_sums(other, keep), reduce)
+
+    def log_prob_sums(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(sum of log-densities [R], number of counted elements [R]), to be added up over several latent streams."""
+        counted, safe = self._counted(self.std > 0, keep)
+        quadratic = _sum_of_squares(x.detach() - self.mean, safe, counted)
+        count = self._row_sum(counted)
+        return -0.5 * quadratic - self._row_sum(safe.log()) - HALF_LOG_TWO_PI * count, count
+
+    def kl_sums(self, other: "Gaussian", keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(sum of KL(self || other) [R], number of counted elements [R]). Counted: both stds positive and kept.
+
+        KL = (r^2 - 1) / 2 - log r + (mean - other.mean)^2 / (2 other.std^2) with r = std / other.std, which is exactly
+        the last term, without rounding, where both policies share their std.
+        """
+        counted, safe_other = other._counted((self.std > 0) & (other.std > 0), keep)
+        ratio = torch.where(counted, self.std, 1) / safe_other
+        quadratic = _sum_of_squares(self.mean - other.mean, safe_other, counted)
+        spread = 0.5 * (ratio.square() - 1) - ratio.log()
+        return 0.5 * quadratic + self._row_sum(spread), self._row_sum(counted)
+
+    def rows(self, index: Tensor) -> "Gaussian":
+        """The Gaussian of rows index ([N] int64, repeats allowed): a parent fanned out into its children."""
+        per_row = self.std.dim() == self.mean.dim() and self.std.shape[0] == self.mean.shape[0]
+        std = self.std.index_select(0, index) if per_row else self.std
+        return Gaussian(self.mean.index_select(0, index), std)
+
+    def _counted(self, positive: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        # Stays in the (usually tiny) broadcast shape of std and keep. Decided on the device: asking "is any std 0?"
+        # from Python would make every step wait for the GPU. std becomes 1 where nothing counts: no 0/0 in backward.
+        counted = positive if keep is None else positive & keep
+        counted = counted.reshape((1,) * (self.mean.dim() - counted.dim()) + counted.shape)
+        return counted, torch.where(counted, self.std, 1)
+
+    def _row_sum(self, part: Tensor) -> Tensor:
+        # Sum over the elements of each row of a tensor broadcastable to mean, without expanding it.
+        repeats = math.prod(self.mean.shape[1:]) // max(math.prod(part.shape[1:]), 1)
+        return (_sum_rows(part) * repeats).to(self.mean.dtype).expand(self.mean.shape[0])
+
+
+def reduced(total: Tensor, count: Tensor, reduce: str) -> Tensor:
+    """The sum, or the mean over counted elements: [R]. A row with count 0 gives its total, which is 0."""
+    if reduce == "sum":
+        return total
+    if reduce == "mean":
+        return total / count.clamp(min=1)
+    raise ValueError(f"reduce={reduce!r} is not known: give 'mean' or 'sum'")
+
+
+def pooled(sums: Sequence[tuple[Tensor, Tensor]], reduce: str) -> Tensor:
+    """One value a row [R] for several streams (video and audio) given as (sum, count) pairs: elements weigh alike."""
+    totals, counts = zip(*sums, strict=True)
+    return reduced(torch.stack(totals).sum(0), torch.stack(counts).sum(0), reduce)
+
+
+def _sum_rows(part: Tensor) -> Tensor:
+    # An empty tuple of dimensions would mean "all of them" to torch.
+    return part.sum(tuple(range(1, part.dim()))) if part.dim() > 1 else part
+
+
+def _sum_of_squares(delta: Tensor, safe: Tensor, counted: Tensor) -> Tensor:
+    """Row sums [R] of (delta / safe)^2 over counted elements. delta: [R, ...]; safe, counted: broadcastable to it."""
+    if math.prod(counted.shape[1:]) == 1:  # one std a row: scale the sum, not the elements
+        weight = (counted / safe.square()).reshape(-1)
+        return _sum_rows(delta.square()) * weight
+    # Masked before the square: what is dropped may be inf or nan, and nan * 0 would be nan in backward.
+    return _sum_rows((delta.masked_fill(~counted, 0) / safe).square())

@@ -1,0 +1,82 @@
+"""Sigma tables: 1-D float32 tensors of num_steps + 1 noise levels that fall from 1 to 0."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def linear(num_steps: int) -> Tensor:
+    """Equally spaced levels 1, 1 - 1/N, ..., 0."""
+    return _grid(num_steps, 0.0, num_steps + 1, torch.float32)
+
+
+def shifted(num_steps: int, shift: float) -> Tensor:
+    """Equally spaced levels moved by `shift_time`: DanceGRPO, MixGRPO and BranchGRPO sample on this table."""
+    # float32 throughout, as published: where timesteps are truncated, 0.875 rounded down to 0.87499994 becomes 874.
+    return shift_time(_grid(num_steps, 0.0, num_steps + 1, torch.float32), shift)
+
+
+def exponential(num_steps: int, mu: float) -> Tensor:
+    """The resolution-dependent table of FLUX and Qwen-Image: linear levels moved by `shift_time_exponential`, then 0.
+
+    mu: see `calculate_shift_mu`; equal to `shifted` with shift = e^mu.
+    """
+    return _closed(shift_time_exponential(_grid(num_steps, 0.0, num_steps + 1)[:-1], mu))
+
+
+def flow_match_euler(num_steps: int, shift: float, *, num_train_timesteps: int = 1000) -> Tensor:
+    """What diffusers' FlowMatchEulerDiscreteScheduler(shift=shift).set_timesteps(num_steps) holds as sigmas (SD3).
+
+    The shift acts twice at the low end: the smallest training level is shifted, the N levels are spread evenly from 1
+    down to it, and all are shifted again. The last level above 0 is then the same for every N (0.0089 at shift 3): the
+    step before the last is long, and the last one draws next to no noise.
+    """
+    lowest = shift_time(torch.tensor(1 / num_train_timesteps, dtype=torch.float64), shift).item()
+    return _closed(shift_time(_grid(num_steps, lowest, num_steps), shift))
+
+
+def calculate_shift_mu(
+    image_seq_len: int,
+    *,
+    base_seq_len: int = 256,
+    max_seq_len: int = 4096,
+    base_shift: float = 0.5,
+    max_shift: float = 1.15,
+) -> float:
+    """mu for `exponential`: the line through (base_seq_len, base_shift) and (max_seq_len, max_shift), not clipped.
+
+    image_seq_len: number of latent tokens the transformer sees (1024 px FLUX: 4096). Qwen-Image: max_seq_len 8192,
+    max_shift 0.9.
+    """
+    slope = (max_shift - base_shift) / (max_seq_len - base_seq_len)
+    return base_shift + slope * (image_seq_len - base_seq_len)
+
+
+def shift_time(t: Tensor, shift: float) -> Tensor:
+    """Levels shift t / (1 + (shift - 1) t): more steps near noise for shift > 1 (SD3, arXiv 2403.03206)."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def shift_time_exponential(t: Tensor, mu: float) -> Tensor:
+    """Levels e^mu / (e^mu + 1/t - 1) for t in (0, 1]: `shift_time` with shift = e^mu."""
+    return math.exp(mu) / (math.exp(mu) + (1 / t - 1))
+
+
+def timesteps(sigmas: Tensor, *, num_train_timesteps: int = 1000, truncate: bool = False) -> Tensor:
+    """The time arguments [num_steps] fed to the network: levels times num_train_timesteps, without the final 0.
+
+    truncate: drop the fraction, as DanceGRPO and MixGRPO do. Rollout and training must agree on this choice.
+    """
+    times = sigmas[:-1] * num_train_timesteps
+    return times.trunc() if truncate else times
+
+
+def _grid(num_steps: int, lowest: float, num_levels: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps} leaves no step: give 1 or more")
+    return torch.linspace(1.0, lowest, num_levels, dtype=dtype)
+
+
+def _closed(levels: Tensor) -> Tensor:
+    return torch.cat([levels, levels.new_zeros(1)]).float()

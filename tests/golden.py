@@ -1,0 +1,114 @@
+"""Published numbers: finds, loads and compares the golden cases.
+
+The cases live outside this repository, in `<checkout>/../shared/golden` or in the folder named by FLOWRL_GOLDEN. Where
+they are absent `cases` yields a single skipped parameter, so that every test written on it says why it did not run.
+A case is a dict with `params`, `inputs`, `outputs`, `atol`, `rtol`, `scheme` or `method`, and at times `tol`, `note`.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+ROOT = Path(os.environ.get("FLOWRL_GOLDEN") or Path(__file__).parents[2] / "shared" / "golden")
+ABSENT = f"no golden cases at {ROOT}: set FLOWRL_GOLDEN to the folder that holds samplers/, objectives/ and direct/"
+Case = dict[str, Any]
+
+
+@cache
+def _read(relpath: str) -> list[Case]:
+    read = json.loads((ROOT / relpath).read_text())
+    for position, case in enumerate(read):
+        case.setdefault("id", f"{Path(relpath).stem}-{position:03d}")
+    return read
+
+
+def load(relpath: str) -> list[Case]:
+    """Every case of one file, each with an `id`; an empty list where the golden folder is absent.
+
+    A folder that is there but lacks the file raises FileNotFoundError: a misspelt name must not read as a skip.
+    """
+    return _read(relpath) if ROOT.is_dir() else []
+
+
+def cases(*relpaths: str, where: Callable[[Case], bool] = lambda case: True) -> list:
+    """The cases of these files that satisfy `where`, as pytest parameters named by their ids.
+
+    Raises ValueError when nothing is left, since an empty parametrization would pass unseen.
+    """
+    if not ROOT.is_dir():
+        return [pytest.param(None, id="absent", marks=pytest.mark.skip(reason=ABSENT))]
+    picked = [pytest.param(case, id=case["id"]) for path in relpaths for case in load(path) if where(case)]
+    if not picked:
+        raise ValueError(f"no case of {relpaths} was picked: loosen `where` or correct the file name")
+    return picked
+
+
+def _leaves(value: Any) -> Iterable[Any]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) else value
+
+
+def tensor(value: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """The tensor of a stored value (number, nested lists, the strings nan/inf/-inf).
+
+    Without a dtype: bool for booleans, int64 for whole numbers, float32 as soon as one entry is a float or a string.
+    """
+    if dtype is None:
+        kinds = {type(leaf) for leaf in _leaves(value)}
+        dtype = torch.bool if kinds == {bool} else torch.int64 if kinds == {int} else torch.float32
+    return torch.tensor(_numbers(value), dtype=dtype)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def check(got: Mapping[str, Any], case: Case, *, skip: Iterable[str] = ()) -> None:
+    """Asserts that `got` reproduces the outputs of a case within its own tolerances (nan equals nan, inf equals inf).
+
+    got: name -> tensor, number or nested list; nested results are named by dots or given as nested dicts. Every output
+    must be given or named in `skip` (a dotted prefix skips all beneath it), and `got` may hold nothing else. A stored
+    scalar stands for any shape; otherwise shapes must agree. Lists with zero tolerance are compared as lists (they may
+    be ragged), all else in float64.
+    """
+    wanted, given, skipped = _flat(case["outputs"]), _flat(got), set(skip)
+    wanted = {name: want for name, want in wanted.items() if not {name, name.split(".")[0]} & skipped}
+    assert given.keys() == wanted.keys(), f"{case['id']}: got {sorted(given)}, stored outputs are {sorted(wanted)}"
+    for name, want in wanted.items():
+        _compare(given[name], want, case, name)
+
+
+def _compare(got: Any, want: Any, case: Case, name: str) -> None:
+    atol, rtol = (case.get("tol") or {}).get(name) or (case["atol"], case["rtol"])
+    leaves = list(_leaves(want))
+    words = any(leaf is None or isinstance(leaf, str) and leaf.lstrip("+-") not in ("nan", "inf") for leaf in leaves)
+    exact = atol == rtol == 0 and not isinstance(got, Tensor) and not any(isinstance(leaf, str) for leaf in leaves)
+    if words or exact:
+        assert got == want, f"{case['id']}: {name} is {got!r}, stored {want!r}"
+        return
+    actual = got.detach() if isinstance(got, Tensor) else tensor(got, torch.float64)
+    actual, expected = actual.to("cpu", torch.float64), tensor(want, torch.float64)
+    if expected.dim():
+        assert actual.shape == expected.shape, f"{case['id']}: {name} has shape {actual.shape}, not {expected.shape}"
+    close = torch.isclose(actual, expected, rtol=rtol, atol=atol, equal_nan=True)
+    gap = (actual - expected).abs()[~close]
+    assert close.all(), f"{case['id']}: {name} differs in {gap.numel()} of {close.numel()}, by {gap.max().item():.3g}"

@@ -1,0 +1,119 @@
+"""Windows: determined by their arguments alone, full, inside their range; and what a Plan refuses."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from samplers import windows
+from samplers.windows import Plan
+
+Window = tuple[int, ...]
+DRAWS = [windows.random_range, windows.random_window]
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_draw_is_a_full_sorted_set_inside_its_range(draw: Callable[..., Window]) -> None:
+    for iteration in range(200):
+        window = draw(20, size=3, low=2, high=11, iteration=iteration, seed=5)
+        assert len(set(window)) == 3 and list(window) == sorted(window)
+        assert 2 <= window[0] and window[-1] < 11
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_draw_depends_on_its_arguments_alone(draw: Callable[..., Window]) -> None:
+    once = [draw(20, size=3, low=0, high=12, iteration=i, seed=5) for i in range(50)]
+    again = [draw(20, size=3, low=0, high=12, iteration=i, seed=5) for i in reversed(range(50))]
+    assert once == again[::-1]
+    assert once != [draw(20, size=3, low=0, high=12, iteration=i, seed=6) for i in range(50)]
+    assert len(set(once)) > 5
+
+
+def test_every_step_is_equally_likely_in_a_random_range() -> None:
+    drawn = [windows.random_range(9, size=2, low=1, high=6, iteration=i, seed=0) for i in range(2000)]
+    counts = Counter(step for window in drawn for step in window)
+    # 800 expected each, standard deviation sqrt(2000 * 0.4 * 0.6) = 22
+    assert set(counts) == {1, 2, 3, 4, 5} and all(abs(count - 800) < 110 for count in counts.values())
+    assert any(b - a > 1 for a, b in drawn)
+
+
+def test_every_start_is_equally_likely_in_a_random_window() -> None:
+    drawn = [windows.random_window(9, size=2, low=1, high=6, iteration=i, seed=0) for i in range(2000)]
+    counts = Counter(start for start, _ in drawn)
+    # 500 expected each, standard deviation sqrt(2000 * 0.25 * 0.75) = 19
+    assert set(counts) == {1, 2, 3, 4} and all(abs(count - 500) < 97 for count in counts.values())
+    assert all(b == a + 1 for a, b in drawn)
+
+
+def test_a_draw_of_the_whole_range_is_the_range() -> None:
+    for draw in DRAWS:
+        assert draw(9, size=4, low=3, high=7, iteration=8, seed=1) == (3, 4, 5, 6)
+
+
+def sweep(count: int, **overrides: int | bool | None) -> list[Window]:
+    settings = {"size": 4, "interval": 25, "stride": 1, "high": 23} | overrides
+    return [windows.progressive(25, iteration=i, **settings) for i in range(count)]
+
+
+def test_progressive_moves_by_stride_every_interval() -> None:
+    starts = [window[0] for window in sweep(75)]
+    assert starts == [0] * 25 + [1] * 25 + [2] * 25
+    assert [window[0] for window in sweep(9, interval=3, stride=4)] == [0, 0, 0, 4, 4, 4, 8, 8, 8]
+
+
+@pytest.mark.parametrize("roll_back", [True, False])
+@pytest.mark.parametrize("stride", [0, 1, 3, 4, 30])
+@pytest.mark.parametrize("size", [1, 4, 23])
+def test_progressive_is_always_full_and_inside(size: int, stride: int, roll_back: bool) -> None:
+    for window in sweep(200, size=size, stride=stride, interval=2, roll_back=roll_back):
+        assert window == tuple(range(window[0], window[0] + size))
+        assert 0 <= window[0] and window[-1] < 23
+
+
+def test_progressive_covers_every_step_and_rolls_back() -> None:
+    rolled, stayed = sweep(1300), sweep(1300, roll_back=False)
+    assert {step for window in rolled[:600] for step in window} == set(range(23))
+    assert rolled[:600] == stayed[:600] and rolled[600:1200] == rolled[:600]
+    assert set(stayed[600:]) == {(19, 20, 21, 22)}
+
+
+def test_progressive_leaves_out_the_last_step_by_default() -> None:
+    assert max(max(window) for window in sweep(1000, high=None)) == 23
+
+
+def test_fixed_windows() -> None:
+    assert windows.all_steps(5) == (0, 1, 2, 3)
+    assert windows.all_steps(5, skip_last=0) == (0, 1, 2, 3, 4)
+    assert windows.first(5, size=2) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: windows.all_steps(3, skip_last=3), "skip_last=3.*0 to 2"),
+        (lambda: windows.first(5, size=0), "size=0.*1 to 5"),
+        (lambda: windows.first(5, size=6), "size=6.*1 to 5"),
+        (lambda: windows.random_range(9, size=4, low=1, high=4, iteration=0, seed=0), "size=4.*1 to 3"),
+        (lambda: windows.random_window(9, size=1, low=4, high=4, iteration=0, seed=0), "low=4, high=4"),
+        (lambda: windows.random_window(9, size=1, low=4, high=10, iteration=0, seed=0), "num_steps=9"),
+        (lambda: windows.random_window(9, size=1, low=0, high=4, iteration=-1, seed=0), "iteration=-1"),
+        (lambda: windows.progressive(9, size=1, interval=0, stride=1, iteration=0), "interval=0"),
+        (lambda: windows.progressive(9, size=1, interval=1, stride=-1, iteration=0), "stride=-1"),
+        (lambda: windows.progressive(9, size=9, interval=1, stride=1, iteration=0), "size=9.*1 to 8"),
+        (lambda: Plan(0, (), ()), "num_steps=0"),
+        (lambda: Plan(5, (1, 0), (0,)), r"stochastic=\(1, 0\).*give \(0, 1\)"),
+        (lambda: Plan(5, (1, 1), (1,)), "without repeats"),
+        (lambda: Plan(5, (0, 5), (0,)), "0 to 4"),
+        (lambda: Plan(5, (-1, 2), (2,)), "0 to 4"),
+        (lambda: Plan(5, (0, 1), (1, 2)), r"\[2\] draw no noise"),
+        (lambda: Plan(5, (0, 1), ()), r"trained=\(\)"),
+    ],
+)
+def test_errors_name_the_value_and_the_remedy(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_plan_is_drawn_one_character_a_step() -> None:
+    assert windows.picture(Plan(6, (1, 2, 4), (2, 4))) == "·o●·●·"
+    assert windows.picture(Plan(3, (), ())) == "···"
