@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 BASELINES = ("group", "batch", "none", "leave_one_out")
-SCALES = ("group", "batch", "batch_centred", "whiten", "none")
+SCALES = ("group", "batch", "batch_centered", "whiten", "none")
 COMBINES = ("sum", "per_reward")
 SINGLETONS = ("zero", "raw")
 
@@ -113,7 +113,7 @@ def normalise(
 
     baseline: mean of the group, of the batch, of the other members (RLOO), or nothing.
     scale: std of the group, of all raw values ("batch": Flow-GRPO global_std), of all centred values
-    ("batch_centred"), whitening of the centred values (which ignores eps and floor), or nothing.
+    ("batch_centered"), whitening of the centred values (which ignores eps and floor), or nothing.
     singleton: a group with one scored sample has no mean to compare with: "zero" ignores it, "raw" leaves it undivided
     by a group std and without a group baseline (verl).
     """
@@ -129,7 +129,7 @@ def normalise(
     if baseline in ("group", "leave_one_out") or scale == "group":
         silent = own.tied[own.index] & ~(alone & (singleton == "raw"))
         result = result.masked_fill(silent, 0.0)
-    return result.where(scored, 0.0)
+    return result
 
 
 def _baseline(x: Tensor, baseline: str, own: GroupStats, batch: GroupStats, alone: Tensor) -> Tensor:

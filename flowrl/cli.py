@@ -54,8 +54,11 @@ def run(
 
     checked = load(recipe, overrides or [])
     if dry_run:
+        from flowrl.loading import check_arguments
         from flowrl.planning import describe
         from flowrl.prompts import load as load_prompts
+
+        check_arguments(checked.model, checked.pipeline)
 
         number = len(load_prompts(checked.prompts.train, split="train", limit=checked.prompts.limit))
         heldout = checked.prompts.heldout
@@ -170,16 +173,17 @@ def build_world(
     name: Annotated[str, typer.Argument(help="Which world; there is `shapes`.")],
     output: Annotated[Path, typer.Option(help="Folder for the pipeline; called again, it goes on.")] = Path("shapes-flux"),
     vae_steps: Annotated[Optional[int], typer.Option(min=1, help="Steps of the autoencoder.")] = None,
-    flow_steps: Annotated[Optional[int], typer.Option(min=1, help="Steps of the flow model.")] = None,
+    flow_steps: Annotated[Optional[int], typer.Option(min=1, help="Steps of the flow model, in one cycle.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the checkpoints when done.")] = False,
 ) -> None:
     """Pretrain a world's model from nothing but seeds (shapes: about an hour on 2 cores); resumable."""
     if name != "shapes":
         raise UserError(f"world: got {name!r}, accepted: shapes{names.hint(name, ['shapes'])}")
     _quiet()
-    from flowrl.worlds.shapes.build import FLOW_STEPS, VAE_STEPS, build
+    from flowrl.worlds.shapes.build import FLOW_CYCLES, VAE_STEPS, build
 
-    accuracy = build(output, vae_steps=vae_steps or VAE_STEPS, flow_steps=flow_steps or FLOW_STEPS, keep=keep)
+    cycles = FLOW_CYCLES if flow_steps is None else (flow_steps,)
+    accuracy = build(output, vae_steps=vae_steps or VAE_STEPS, flow_cycles=cycles, keep=keep)
     typer.echo(f"{output}: held-out {accuracy}")
 
 
@@ -235,12 +239,17 @@ def _quiet() -> None:
 
 
 def main() -> None:
-    """Entry point. A user's mistake is one line on standard error and exit code 2."""
+    """Entry point. What a user got wrong is one line on standard error and exit code 2, a reward that fails exit 1."""
     try:
         app()
     except UserError as error:
         typer.echo(f"flowrl: {error}", err=True)
         sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__name__ != "RewardError":  # importing the class would load torch
+            raise
+        typer.echo(f"flowrl: {error}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -2,33 +2,47 @@
 
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
 from flowrl import names
 from flowrl.policies.errors import PolicyError
+from flowrl.recipe.checks import check_call, pipeline_class
 
-def load_pipeline(model: str, dtype: torch.dtype) -> Any:
+def load_pipeline(model: str, dtype: torch.dtype, call: dict[str, Any] | None = None) -> Any:
     """The pipeline, all components in `dtype` on the CPU, frozen and in evaluation mode.
 
-    Raises PolicyError where it cannot be had.
+    Raises PolicyError where it cannot be had, RecipeError where it does not take the arguments of `call`.
     """
     place = names.MODELS.get(model, model)
     if model in names.MODELS and not place.is_dir():
         raise PolicyError(f"model {model!r} is not in {place}: reinstall flowrl, or run `flowrl world build shapes`")
     try:
-        pipe = DiffusionPipeline.from_pretrained(place, torch_dtype=dtype)
+        pipe = DiffusionPipeline.from_pretrained(place, dtype=dtype)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise PolicyError(
             f"model {model!r} cannot be loaded ({type(error).__name__}: {reason[:200]}): give a diffusers folder, or a hub "
             "id that this machine can reach (a gated model needs `hf auth login` first)"
         ) from error
+    check_call(type(pipe), call or {})
     pipe.set_progress_bar_config(disable=True)
     for component in pipe.components.values():
         if isinstance(component, torch.nn.Module):
             component.requires_grad_(False).eval()
     return pipe
+
+
+def check_arguments(model: str, call: dict[str, Any]) -> None:
+    """Compares the recipe's `pipeline` keys with the call of a model whose class its folder names.
+
+    Raises RecipeError for a key that the pipeline does not take. A hub id tells its class only once it is loaded.
+    """
+    name = pipeline_class(model)
+    kind = None if name is None else getattr(diffusers, name, None)
+    if kind is not None:
+        check_call(kind, call)
 
 
 def device_of(name: str) -> torch.device:

@@ -162,7 +162,9 @@ def _scan(package: str, leading: tuple[str, ...]) -> dict[str, Entry]:
 def _folder(package: str) -> Path:
     """Where a package of ours lies; nothing of it is imported."""
     spec = importlib.util.find_spec(package)
-    return Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else ROOT / package
+    if spec is None or not spec.submodule_search_locations:
+        return ROOT / package
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def _match(node: ast.stmt, leading: tuple[str, ...]) -> tuple[str, ast.arguments, int] | None:

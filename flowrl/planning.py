@@ -58,15 +58,16 @@ class Arithmetic:
     micro_batches: int  # forward-backward parts of one optimizer step, for each trained step
     rollout_chunks: int
     rollout_forwards: int
-    train_forwards: int  # with gradient, all epochs
+    train_forwards: int  # with gradient, all epochs; at most: rows without an advantage are skipped unless KL is paid
     reference_forwards: int  # without gradient, once an iteration; 0 when no reference is needed
 
 
 def arithmetic(recipe: Recipe, iteration: int = 0) -> Arithmetic:
     """The arithmetic of an iteration.
 
-    With share_noise a group has one state up to its first stochastic step, whose forward it shares too: that part of the
-    rollout costs one row a group (and a rollout chunk), and so does that step in training (a group and micro-batch).
+    With share_noise a group has one state up to its first stochastic step, whose forward it shares too: that part of
+    the rollout costs one row a group (and a rollout chunk), and so does that step in training (a group and
+    micro-batch).
     Rows are cut into updates and micro-batches in order, group by group.
     """
     train, plan = recipe.train, plan_for(recipe, iteration)
@@ -76,9 +77,10 @@ def arithmetic(recipe: Recipe, iteration: int = 0) -> Arithmetic:
     chunks = list(rollout_chunks(train.prompts, train.group, train.rollout_batch))
     shared = plan.stochastic[0] + 1 if plan.share_noise else 0
     prefix = shared * sum(len(chunk.prompts) for chunk in chunks)
-    one_pass = len(plan.trained) * rows
+    one_pass = reference = len(plan.trained) * rows
     if plan.share_noise and plan.trained[0] == plan.stochastic[0]:
         one_pass += train.updates * _groups_met(per_update, micro, train.group) - rows
+        reference += _groups_met(rows, train.micro_batch or rows, train.group) - rows
     return Arithmetic(
         rows=rows,
         rows_per_update=per_update,
@@ -87,7 +89,7 @@ def arithmetic(recipe: Recipe, iteration: int = 0) -> Arithmetic:
         rollout_chunks=len(chunks),
         rollout_forwards=prefix + (plan.num_steps - shared) * rows,
         train_forwards=train.epochs * one_pass,
-        reference_forwards=one_pass if recipe.objective.kl > 0 else 0,
+        reference_forwards=reference if recipe.objective.kl > 0 else 0,
     )
 
 
@@ -118,7 +120,8 @@ def _batches(recipe: Recipe, num_train: int | None, num_heldout: int | None) -> 
         f"model       {recipe.model}",
         f"learns      {learns}, lr {train.lr:g} {train.schedule}",
         f"prompts     {recipe.prompts.train}{_number(num_train)}; held out: {heldout}",
-        f"iteration   {train.prompts} prompts x {train.group} samples = {a.rows} rows in {_count(a.rollout_chunks, 'rollout')}",
+        f"iteration   {train.prompts} prompts x {train.group} samples = {a.rows} rows "
+        f"in {_count(a.rollout_chunks, 'rollout')}",
         f"update      {passes} x {_count(train.updates, 'update')} = {_count(a.optimizer_steps, 'optimizer step')}, "
         f"each on {a.rows_per_update} rows ({a.rows_per_update // train.group} whole groups) in {micro}",
         f"run         {_count(train.iterations, 'iteration')} = "
@@ -164,7 +167,8 @@ def _costs(recipe: Recipe) -> list[str]:
 
     lines = [
         "denoiser    row-forwards an iteration (guidance, where the pipeline uses it, doubles them)",
-        f"            rollout {span('rollout_forwards')}, training {span('train_forwards')} with gradient"
+        f"            rollout {span('rollout_forwards')}, training {'' if recipe.objective.kl > 0 else 'at most '}"
+        f"{span('train_forwards')} with gradient"
         + (f", reference {span('reference_forwards')}" if recipe.objective.kl > 0 else ""),
     ]
     low, high = recipe.objective.clip_range
@@ -183,7 +187,8 @@ def _ends(recipe: Recipe) -> list[str]:
     when += [word for word, on in (("at the start", evaluation.at_start), ("at the end", evaluation.at_end)) if on]
     number = "all" if evaluation.prompts is None else evaluation.prompts
     if recipe.prompts.heldout is not None and when:
-        lines.append(f"eval        {number} held-out prompts {', '.join(when)}, {eval_plan(recipe).num_steps} ODE steps")
+        steps = eval_plan(recipe).num_steps
+        lines.append(f"eval        {number} held-out prompts {', '.join(when)}, {steps} ODE steps")
     return [*lines, f"output      {recipe.output}"]
 
 
@@ -196,4 +201,4 @@ def _number(number: int | None) -> str:
 
 
 def _listed(targets: str | list[str]) -> str:
-    return targets if isinstance(targets, str) else ", ".join(targets)
+    return targets if isinstance(targets, str) else f"{len(targets)} named kinds of layer"

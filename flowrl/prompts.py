@@ -170,7 +170,7 @@ def _from_folder(path: Path, split: str) -> Iterable[Prompt]:
 
 
 def _from_dataset(name: str, split: str, *, saved: bool = False) -> Iterator[Prompt]:
-    """Rows of a data set of the `datasets` library; values that JSON cannot hold (pictures) are left out of the meta."""
+    """Rows of a data set of the `datasets` library; values that JSON cannot hold (pictures) stay out of the meta."""
     import datasets
 
     base, colon, chosen = name.partition(":")
@@ -183,7 +183,9 @@ def _from_dataset(name: str, split: str, *, saved: bool = False) -> Iterator[Pro
         wanted = (chosen,) if chosen else DATASET_SPLITS[split]
         key = next((s for s in wanted if s in data), None)
         if key is None:
-            raise PromptError(f"{name}: no split {' or '.join(wanted)}; accepted: {', '.join(data)}{hint(chosen, data)}")
+            there = [str(s) for s in data]
+            listed = f"{', '.join(there)}{hint(chosen, there)}"
+            raise PromptError(f"{name}: no split {' or '.join(wanted)}; accepted: {listed}")
         data = data[key]
     columns = [c for c in TEXT_COLUMNS if c in data.column_names]
     if not columns:
@@ -224,7 +226,8 @@ class Cursor:
     def take(self, n: int) -> list[Prompt]:
         """The next n prompts, all distinct. Raises PromptError when there are fewer."""
         if not 1 <= n <= len(self.prompts):
-            raise PromptError(f"train.prompts: got {n}, accepted: 1 to {len(self.prompts)}, the number of prompts; lower it")
+            accepted = f"1 to {len(self.prompts)}, the number of prompts"
+            raise PromptError(f"train.prompts: got {n}, accepted: {accepted}; lower it")
         chosen = self._sequential(n) if self.balance is None else self._balanced(n)
         return [self.prompts[i] for i in chosen]
 

@@ -24,14 +24,13 @@ from flowrl.contracts import Prompt
 from flowrl.evaluate import Evaluation, evaluate
 from flowrl.iterate import Iteration, Settings, iterate
 from flowrl.learner import Learner
-from flowrl.loading import device_of, load_pipeline
+from flowrl.loading import check_arguments, device_of, load_pipeline
 from flowrl.names import UserError, load, steps
 from flowrl.objectives.grpo import ClippedObjective
 from flowrl.planning import arithmetic, eval_plan, plan_for
 from flowrl.policies import adapters
 from flowrl.policies.pipeline import PipelinePolicy
 from flowrl.policies.walks import Dynamics
-from flowrl.recipe.checks import check_call
 from flowrl.recipe.load import dump
 from flowrl.recipe.schema import Recipe
 from flowrl.rundir import RunFolder, fresh
@@ -50,6 +49,7 @@ class Inputs:
 
 def read_inputs(recipe: Recipe) -> Inputs:
     """Prompts and rewards. Raises UserError where a file or a reward is not as it must be."""
+    check_arguments(recipe.model, recipe.pipeline)
     source = recipe.prompts
     train = prompt_files.load(source.train, split="train", limit=source.limit)
     heldout: list[Prompt] = []
@@ -66,8 +66,7 @@ def build_policy(recipe: Recipe, weights: Path | None = None) -> PipelinePolicy:
     """The recipe's pipeline as a policy, with what it trains made trainable; `weights`: a LoRA folder to begin from."""
     device = device_of(recipe.device)
     dtypes = {name: getattr(torch, getattr(recipe.dtype, name)) for name in ("model", "trajectory", "logp")}
-    pipe = load_pipeline(recipe.model, dtypes["model"])
-    check_call(type(pipe), recipe.pipeline)
+    pipe = load_pipeline(recipe.model, dtypes["model"], recipe.pipeline)
     names = None if recipe.lora is None else recipe.lora.modules
     modules = adapters.denoisers(pipe, names)
     if recipe.lora is not None:

@@ -55,8 +55,9 @@ def _construct(name: str, spec: Spec) -> Reward:
     thing = names.load(spec.use, names.rewards())
     if not inspect.isclass(thing):
         return partial(thing, **spec.args)
+    construct: Any = thing
     try:
-        return thing(**spec.args)
+        return construct(**spec.args)
     except Exception as error:
         raise RewardError(f"reward {name!r} ({spec.use}) cannot be set up: {_reason(error)}") from error
 

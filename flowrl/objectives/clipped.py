@@ -63,7 +63,7 @@ def clipped_loss(
     loss = torch.where(clipped, torch.where(above, -advantage * (1 + clip_high), -advantage * (1 - clip_low)), loss)
     loss = torch.where(capped, -advantage * (dual or 1.0), loss)
     metrics = _metrics(d.detach(), exponent.detach(), clipped, capped, above | below, valid)
-    return loss.where(valid, 0.0), metrics
+    return loss, metrics
 
 
 def _check(clip_low: float, clip_high: float, dual: float | None, level: str) -> None:
@@ -94,7 +94,6 @@ def _log_ratios(logp: Tensor, behave: Tensor, valid: Tensor, level: str, limit: 
 def _metrics(
     d: Tensor, exponent: Tensor, clipped: Tensor, capped: Tensor, outside: Tensor, valid: Tensor
 ) -> dict[str, Tensor]:
-    exponent = exponent.where(valid, 0.0)
     per_decision = {
         "ratio": exponent.exp(),
         "clip_frac": clipped,

@@ -2,14 +2,13 @@
 
 A rollout asks for the same few prompts in every pass, repeated for each sample. The wrapper encodes each distinct
 prompt of a call once, spreads the result over the rows, and remembers it. Which outputs have a row for each prompt
-is learnt once, from how they grow with the number of prompts. Text encoders are needed only inside.
+is learnt once, from how they grow with the number of prompts. Text encoders are used nowhere else.
 """
 
 import hashlib
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -21,10 +20,10 @@ CACHE_BYTES = 2 * 1024**3
 
 
 class CachedEncoder:
-    """Stands in for the bound `encode_prompt`. `resident` is entered around calls of the text encoders."""
+    """Stands in for the bound `encode_prompt`. `after` is called when the text encoders have been used."""
 
-    def __init__(self, encode: Callable[..., Any], resident: Callable[[], AbstractContextManager]):
-        self._encode, self._resident = encode, resident
+    def __init__(self, encode: Callable[..., Any], after: Callable[[], None] = lambda: None):
+        self._encode, self._after = encode, after
         self._signature = inspect.signature(encode)
         self._cache: OrderedDict[tuple, tuple[Any, int]] = OrderedDict()  # key -> result, bytes
         self._bytes = 0
@@ -56,7 +55,7 @@ class CachedEncoder:
         if key not in self._by_row:
             sizes = []
             for number in (2, 3):
-                pairs = {name: [given[name][0], given[name][0] + " or something longer"] for name in names}
+                pairs = {name: [given[name][0], "a" if len(given[name][0]) > 1 else "a few words"] for name in names}
                 trial = _with_rows(given, {name: (pair * 2)[:number] for name, pair in pairs.items()})
                 leaves = tree_leaves(self._fresh(trial), is_leaf=_is_tensor_list)
                 sizes.append([_size(leaf) for leaf in leaves])
@@ -85,10 +84,12 @@ class CachedEncoder:
     def _fresh(self, given: dict) -> Any:
         # pipelines may write into the lists they are given (Z-Image templates its prompts in place)
         own = {name: list(value) if isinstance(value, list) else value for name, value in given.items()}
-        with self._resident():
-            bound = self._signature.bind_partial()
-            bound.arguments.update(own)
+        bound = self._signature.bind_partial()
+        bound.arguments.update(own)
+        try:
             return self._encode(*bound.args, **bound.kwargs)
+        finally:
+            self._after()
 
 
 def _is_texts(value: Any) -> bool:

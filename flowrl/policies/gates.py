@@ -114,21 +114,35 @@ def _is_per_row(node: Any) -> bool:
 
 
 class Gate:
-    """A module to all who look at it; its calls go through the keeper."""
+    """A module to all who look at it; its calls go through the keeper.
 
-    def __init__(self, module: nn.Module, name: str, call: Callable[[str, nn.Module, tuple, dict], Any]):
-        object.__setattr__(self, "_gate", (module, name, call))
+    fetch is called before the module is used, that is called, or asked for its `encode` or `decode`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str,
+        call: Callable[[str, nn.Module, tuple, dict], Any],
+        fetch: Callable[[], None] | None = None,
+    ):
+        object.__setattr__(self, "_gate", (module, name, call, fetch))
 
     @property
     def __class__(self) -> type:  # isinstance sees the module's class
         return type(self._gate[0])
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._gate[0], name)
+        module, _, _, fetch = self._gate
+        if fetch is not None and name in ("encode", "decode"):
+            fetch()
+        return getattr(module, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._gate[0], name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        module, name, call = self._gate
+        module, name, call, fetch = self._gate
+        if fetch is not None:
+            fetch()
         return call(name, module, args, kwargs)

@@ -8,8 +8,8 @@ Before the first rollout a probe of one row learns what the pipeline calls, comp
 scheduler's own, and compares a replay with its rollout. A pipeline that fails is refused with the reason.
 """
 
-import contextlib
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -36,7 +36,8 @@ class PipelinePolicy:
 
     pipe: left as it is; the policy works on a shallow copy of it. modules: the denoisers that are trained (see
     adapters.py). call: arguments of every call of the pipeline, such as height or guidance_scale. max_rows: the most
-    rows that a rollout gives to one call. offload: keep text encoders on the CPU between encodings.
+    rows that a rollout gives to one call. offload: text encoders, autoencoders and image encoders are on the device only
+    while they are used.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class PipelinePolicy:
         self.keeper = GateKeeper(self.session)
         self.tick: Callable[[int], None] | None = None  # called with the number of rows at every denoising iteration
         self._streams: dict[int, int] = {}
+        self._fetched: dict[str, nn.Module] = {}
         self._run_call = _undecorated(type(pipe))
         self._accepts = set(inspect.signature(self._run_call).parameters)
         self.pipe = self._dressed(pipe)
@@ -179,10 +181,6 @@ class PipelinePolicy:
                 tape.parent[fan], tape.lead[fan] = parent, lead
             recording.begin(0, len(prompts))
             self._pass(recording, prompts, [starts[i] for i in lead])
-            if fan == plan.num_steps - 1:
-                output = self._pass(Looking(recording.state, None), tape.prompts, starts, steps=plan.num_steps)
-                recording.finish()
-                return tape, self._images(output), *_recorded(recording)
             recording.begin(fan + 1, len(tape))
         output = self._pass(recording, tape.prompts, starts)
         return tape, self._images(output), *_recorded(recording)
@@ -227,6 +225,7 @@ class PipelinePolicy:
             output = None
         finally:
             self.session.walk = None
+            self._park()
         if isinstance(walk, Recording) and output is not None:
             walk.finish()
         return output
@@ -265,28 +264,25 @@ class PipelinePolicy:
             {"_execution_device": property(lambda _: policy.device), "__module__": type(pipe).__module__},
         )
         new.__dict__["scheduler"] = intercept(pipe.scheduler, self.session)
-        for name, module in pipe.components.items():
-            if isinstance(module, nn.Module):
-                new.__dict__[name] = Gate(module, name, self.keeper.call)
+        for name, module in _modules(pipe).items():
+            fetch = functools.partial(self._fetch, name, module) if self.offload and name not in self.modules else None
+            new.__dict__[name] = Gate(module, name, self.keeper.call, fetch)
+            module.to(self.device if fetch is None else "cpu")
         if hasattr(pipe, "encode_prompt"):
-            new.__dict__["encode_prompt"] = CachedEncoder(new.encode_prompt, self._text_encoders_resident)
+            new.__dict__["encode_prompt"] = CachedEncoder(new.encode_prompt, self._park)
         new._progress_bar_config = {"disable": True}
-        for name, module in pipe.components.items():
-            if isinstance(module, nn.Module):
-                module.to("cpu" if self.offload and "text_encoder" in name else self.device)
         return new
 
-    @contextlib.contextmanager
-    def _text_encoders_resident(self) -> Iterator[None]:
-        """Within, the text encoders are on the policy's device."""
-        encoders = [m for n, m in self.source.components.items() if isinstance(m, nn.Module) and "text_encoder" in n]
-        for module in encoders if self.offload else ():
+    def _fetch(self, name: str, module: nn.Module) -> None:
+        """Brings a module that is offloaded to the device; denoisers that are not trained stay there."""
+        if name not in self._fetched:
             module.to(self.device)
-        try:
-            yield
-        finally:
-            for module in encoders if self.offload else ():
-                module.to("cpu")
+            self._fetched[name] = module
+
+    def _park(self) -> None:
+        """Sends what was fetched back to the CPU."""
+        for name in [n for n in self._fetched if n not in self.keeper.denoisers]:
+            self._fetched.pop(name).to("cpu")
 
 
 def _recorded(recording: Recording) -> tuple[Tensor, Tensor]:
@@ -307,6 +303,10 @@ def _recorded(recording: Recording) -> tuple[Tensor, Tensor]:
     pairs = [recording.logp(s) for s in trained]
     logp = torch.stack([p[0] for p in pairs], 1).cpu()
     return logp, torch.stack([p[1] for p in pairs], 1).cpu()
+
+
+def _modules(pipe: Any) -> dict[str, nn.Module]:
+    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
 
 
 def _undecorated(pipeline: type) -> Callable:

@@ -163,7 +163,7 @@ class Recording:
         self._count(at)
         if fans and self._seen == self.streams(at):
             raise Leave
-        return state[: self.rows] if fans else state
+        return state[: self.rows] if fans else state  # the pass ends before anything is made of these
 
     def finish(self) -> None:
         """Scores what no later step showed to be overwritten or not: as the step before it was."""

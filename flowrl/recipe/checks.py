@@ -61,7 +61,8 @@ def _model(recipe: Recipe) -> Iterator[RecipeError]:
         yield wrong_value("model", model, accepted, suggestion=names.closest(model, names.MODELS))
     if recipe.full == (recipe.lora is not None):
         given = "both" if recipe.full else "neither"
-        yield RecipeError("lora", f"{given} of lora and full: true given, accepted: exactly one", "set lora or full=true")
+        problem = f"{given} of lora and full: true given, accepted: exactly one"
+        yield RecipeError("lora", problem, "set lora={rank: 32} or full=true, and the other to null")
     if recipe.lora is not None and recipe.lora.targets == []:
         yield wrong_value("lora.targets", [], "attention, all, or a list of at least one module name")
     for name, setter in OWN_ARGUMENTS.items():
@@ -80,7 +81,8 @@ def _window(recipe: Recipe) -> Iterator[RecipeError]:
             yield RecipeError(place, problem, f"set {place}=null or another sampler.window.kind")
             return
         if keys.get(name) and value is None:
-            yield RecipeError(place, f"missing, kind {window.kind!r} needs it", f"set {place}=VALUE, a whole number >= 1")
+            remedy = f"set {place}=VALUE, a whole number >= 1"
+            yield RecipeError(place, f"missing, kind {window.kind!r} needs it", remedy)
             return
     yield from _window_range(window, steps)
 
@@ -109,11 +111,12 @@ def _objective(recipe: Recipe) -> Iterator[RecipeError]:
         meant = names.closest(objective.preset, PRESETS)
         yield wrong_value("objective.preset", objective.preset, ", ".join(PRESETS), suggestion=meant)
     clip = objective.clip
-    whole = isinstance(clip, list) and len(clip) != 2
-    if whole or not 0 < objective.clip_range[0] <= 1 or objective.clip_range[1] <= 0:
-        yield wrong_value("objective.clip", clip, "a number in (0, 1] or [low, high] with 0 < low <= 1 and high > 0")
-    elif not isinstance(clip, list) and clip >= 1:
-        yield wrong_value("objective.clip", clip, "a number in (0, 1); give [low, high] for a wider upper side")
+    if isinstance(clip, list):
+        sound = len(clip) == 2 and 0 < clip[0] <= 1 and clip[1] > 0
+    else:
+        sound = 0 < clip < 1
+    if not sound:
+        yield wrong_value("objective.clip", clip, "a number in (0, 1), or [low, high] with 0 < low <= 1 and high > 0")
     if objective.kl > 0 and recipe.full:
         problem = f"got {objective.kl}, but full: true leaves no reference (it is the model without its adapters)"
         yield RecipeError("objective.kl", problem, "set objective.kl=0, or train a lora")
@@ -122,11 +125,12 @@ def _objective(recipe: Recipe) -> Iterator[RecipeError]:
 def _batches(recipe: Recipe) -> Iterator[RecipeError]:
     train, advantage = recipe.train, recipe.advantage
     if train.group < 2 and (advantage.baseline in ("group", "leave_one_out") or advantage.scale == "group"):
-        chosen = advantage.baseline if advantage.baseline != "none" else "none with scale group"
-        problem = f"got {train.group}, but advantage.baseline {chosen} compares samples of one prompt"
-        yield RecipeError("train.group", problem, "set train.group to 2 or more, or advantage.baseline=batch scale=batch")
+        chosen = f"baseline {advantage.baseline} with scale {advantage.scale}"
+        problem = f"got {train.group}, but advantage {chosen} compares the samples of one prompt"
+        remedy = "set train.group to 2 or more, or both advantage.baseline and advantage.scale to batch"
+        yield RecipeError("train.group", problem, remedy)
     if train.prompts % train.updates:
-        problem = f"got {train.updates}, but train.prompts = {train.prompts} groups do not divide into that many updates"
+        problem = f"got {train.updates}, but train.prompts = {train.prompts} does not divide into that many updates"
         divisors = [d for d in range(1, train.prompts + 1) if train.prompts % d == 0]
         yield RecipeError("train.updates", problem, f"accepted: {', '.join(map(str, divisors))}")
         return

@@ -16,13 +16,14 @@ class RecipeError(UserError):
     def __init__(self, place: str, problem: str, remedy: str, *, more: int = 0):
         self.place, self.problem, self.remedy, self.more = place, problem, remedy, more
         tail = f" (and {more} more)" if more else ""
-        super().__init__(" ".join(f"{place}: {problem}; {remedy}{tail}".split()))
+        joint = " " if problem.endswith("?") else "; "  # a problem may end with its own "did you mean"
+        super().__init__(" ".join(f"{place}: {problem}{joint}{remedy}{tail}".split()))
 
 
 def wrong_value(place: str, value: Any, accepted: str, *, suggestion: str | None = None) -> RecipeError:
     """The error for a value outside what its key accepts."""
     meant = f"did you mean {suggestion!r}? " if suggestion else ""
-    return RecipeError(place, f"got {show(value)}, accepted: {accepted}", f"{meant}change {place} or remove it")
+    return RecipeError(place, f"got {show(value)}, accepted: {accepted}", f"{meant}change {place}")
 
 
 def show(value: Any, limit: int = 60) -> str:
@@ -51,14 +52,15 @@ def translate(error: ValidationError, root: type[BaseModel]) -> RecipeError:
 def _translate(detail: Any, root: type[BaseModel]) -> RecipeError:
     place, owner, accepted = _locate(detail["loc"], root)
     if detail["type"] == "extra_forbidden":
-        return _unknown_key(place, list(owner.model_fields))
+        return unknown_key(place, list(owner.model_fields))
     if detail["type"] == "missing":
         return RecipeError(place, f"missing, accepted: {accepted}", f"add {place} to the recipe or set {place}=VALUE")
     suggestion = closest(detail["input"], _choices(accepted)) if isinstance(detail["input"], str) else None
     return wrong_value(place, detail["input"], accepted, suggestion=suggestion)
 
 
-def _unknown_key(place: str, known: list[str]) -> RecipeError:
+def unknown_key(place: str, known: list[str]) -> RecipeError:
+    """The error for a key that its mapping does not have; the last part of `place` is the key."""
     name = place.rpartition(".")[2]
     meant = closest(name, known)
     remedy = f"did you mean {meant!r}?" if meant else f"remove {place}"
@@ -80,18 +82,18 @@ def _locate(loc: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, typ
             break
         path.append(str(part))
         accepted = field.description or "a mapping"
-        inner = _model_of(field.annotation)
+        inner = model_of(field.annotation)
         owner = inner or owner
         if inner is None:
             break
     return ".".join(path), owner, accepted
 
 
-def _model_of(annotation: Any) -> type[BaseModel] | None:
+def model_of(annotation: Any) -> type[BaseModel] | None:
     """The pydantic model inside an annotation such as `Lora | None` or `dict[str, RewardSpec]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((m for a in get_args(annotation) if (m := _model_of(a)) is not None), None)
+    return next((m for a in get_args(annotation) if (m := model_of(a)) is not None), None)
 
 
 def _choices(accepted: str) -> list[str]:

@@ -3,14 +3,14 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from flowrl import names
 from flowrl.recipe.checks import check
-from flowrl.recipe.errors import RecipeError, first_of, show, translate
+from flowrl.recipe.errors import RecipeError, first_of, model_of, show, translate, unknown_key
 from flowrl.recipe.schema import PRESETS, Recipe
 
 
@@ -22,9 +22,8 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for name, _ in node.value:
             if not isinstance(name, yaml.ScalarNode) or name.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {getattr(name, 'value', '?')!r} is given twice or is no plain name", name.start_mark
-                )
+                problem = f"key {getattr(name, 'value', '?')!r} is given twice or is no plain name"
+                raise yaml.constructor.ConstructorError(None, None, problem, name.start_mark)
             seen.add(name.value)
         return super().construct_mapping(node, deep)
 
@@ -42,8 +41,8 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 def load(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The checked recipe in a file, or of a short name of recipes/, after the overrides.
 
-    An override is `dotted.key=value`, the value YAML; a mapping replaces the whole mapping, null unsets. Relative prompt
-    files are looked for in the current directory, then beside the recipe. Raises RecipeError, always one line.
+    An override is `dotted.key=value`, the value YAML; a mapping replaces the whole mapping, null unsets. Relative
+    prompt files are looked for in the current directory, then beside the recipe. Raises RecipeError, always one line.
     """
     path = _find(path_or_name)
     values = _parse(path)
@@ -131,11 +130,18 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 def _refuse_unknown(parts: list[str]) -> None:
     """A misspelt key=null would otherwise pass in silence."""
-    if parts[0] not in Recipe.model_fields:
-        meant = names.closest(parts[0], Recipe.model_fields)
-        remedy = f"did you mean {meant!r}?" if meant else f"remove {'.'.join(parts)}"
-        known = ", ".join(Recipe.model_fields)
-        raise RecipeError(".".join(parts), f"unknown key {parts[0]!r}, accepted here: {known}", remedy)
+    owner: type[BaseModel] | None = Recipe
+    names_next = False  # the next part is a reward's own name, not a key
+    for depth, name in enumerate(parts):
+        if owner is None:
+            return
+        if names_next:
+            names_next = False
+            continue
+        field = owner.model_fields.get(name)
+        if field is None:
+            raise unknown_key(".".join(parts[: depth + 1]), list(owner.model_fields))
+        owner, names_next = model_of(field.annotation), get_origin(field.annotation) is dict
 
 
 def _with_preset(values: dict[str, Any]) -> dict[str, Any]:

@@ -125,7 +125,7 @@ class Objective(Strict):
     """
 
     preset: str = key("grpo", "the name of a preset")
-    clip: float | list[float] = key(1e-4, "a number in (0, 1) or [low, high] with low <= 1")
+    clip: float | list[float] = key(1e-4, "a number in (0, 1), or [low, high] with 0 < low <= 1 and high > 0")
     dual: float | None = key(None, "a number > 1 or null", gt=1)
     kl: float = key(0.0, "a number >= 0", ge=0)
     kl_kind: Literal["exact", "k1", "k2", "k3", "abs"] = key("exact", "exact, k1, k2, k3 or abs")

@@ -99,6 +99,26 @@ def test_groups_without_spread_give_exactly_zero(options: dict, standardise: boo
     assert (adv[~silent].abs() > 0.01).all()
 
 
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_rounding_of_one_reward_is_not_scaled_up_beside_another(baseline: str) -> None:
+    """A reward tied in a group adds nothing there; a group std of zero divides nothing, whatever the baseline."""
+    rewards, group, _ = ragged()
+    rewards["b"][group == 900] = torch.tensor([0.3, 0.30000001192092896])
+    options = dict(baseline=baseline, combine="per_reward", eps=1e-8, clip=None)
+    both = advantages(rewards, group, weights={"a": 1.0, "b": 1.0}, **options)
+    alone = advantages(rewards, group, weights={"a": 1.0, "b": 0.0}, **options)
+    torch.testing.assert_close(both[group == 900], alone[group == 900])
+    assert (both - alone)[group != 900].abs().min() > 1e-3
+
+
+def test_the_batch_scale_is_one_divisor_of_raw_rewards() -> None:
+    rewards, group, weights = ragged()
+    options = dict(weights=weights, clip=None, eps=0.0)
+    centred = advantages(rewards, group, scale="none", **options)
+    std = combined_reward(rewards, weights).std(correction=0).float()
+    torch.testing.assert_close(advantages(rewards, group, scale="batch", **options), centred / std)
+
+
 def test_a_small_but_real_spread_is_kept() -> None:
     rewards = {"r": torch.tensor([0.5, 0.5001])}
     adv = advantages(rewards, torch.zeros(2, dtype=torch.int64), weights={"r": 1.0}, eps=1e-8)
@@ -111,7 +131,7 @@ def test_moments_of_each_scale() -> None:
     stats = group_stats(within, group, unbiased=True)
     torch.testing.assert_close(stats.mean, torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-6)
     torch.testing.assert_close(stats.std, torch.ones(4, dtype=torch.float64), rtol=1e-6, atol=0)
-    for options in (dict(scale="batch_centred", eps=0.0), dict(scale="whiten"), dict(standardise=True, eps=0.0)):
+    for options in (dict(scale="batch_centered", eps=0.0), dict(scale="whiten"), dict(standardise=True, eps=0.0)):
         over = advantages(rewards, group, weights=weights, unbiased=True, clip=None, **options)
         assert abs(float(over.mean())) < 1e-6
         assert abs(float(over.std()) - 1) < 1e-4

@@ -1,13 +1,15 @@
 """Pretraining of the shapes pipeline: an autoencoder, then the flow with its text encoders, from seeds alone.
 
 Both stages run through `Stage`, which makes them resumable: the batch of step i is drawn from generators seeded with
-(seed, i), and a checkpoint holds weights, their moving average, the optimizer and the step. Learning rates rise over
-the warm-up, stay, and fall linearly to zero over the last quarter.
+(seed, i), and a checkpoint holds weights, their moving average, the optimizer and the step. The learning rate rises
+over the warm-up; within each cycle it stays and falls linearly to zero over the last quarter (a second cycle begins at
+the full rate again: warm restarts, arXiv:1608.03983).
 """
 
+import itertools
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,16 +24,22 @@ from flowrl.worlds.shapes.render import render
 KIND_WEIGHTS = {"single": 0.08, "count": 0.32, "pair": 0.2, "relation": 0.4}
 POOL = 48_000  # rendered training scenes
 CAPTION_DROP = 0.1  # share of empty captions, so that the model can be guided
-DECAY = 0.25  # share of the steps over which the learning rate falls
+WARMUP = 200  # steps
+DECAY = 0.25  # share of a cycle over which the learning rate falls
 CHECKPOINT_SECONDS = 60
 
 
 class Stage:
-    """Trains `module` for `steps` steps of AdamW with a moving average of the weights, resuming from `path`."""
+    """Trains `module` by AdamW with a moving average of the weights, resuming from `path`.
 
-    def __init__(self, name: str, module: nn.Module, path: Path, *, steps: int, lr: float, average: float, seed: int):
+    cycles: the number of steps of each cycle of the learning rate.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, path: Path, *, cycles: Sequence[int], lr: float, average: float
+    ):
         self.name, self.module, self.path = name, module, path
-        self.steps, self.lr, self.average, self.seed = steps, lr, average, seed
+        self.cycles, self.steps, self.lr, self.average = cycles, sum(cycles), lr, average
         self.params = list(module.parameters())
         self.mean = [p.detach().clone() for p in self.params]
         self.optimizer = torch.optim.AdamW(self.params, lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -65,9 +73,8 @@ class Stage:
             m.copy_(held)
 
     def _update(self, loss: Tensor) -> float:
-        warm, fall = min(1.0, (self.step + 1) / 200), min(1.0, (self.steps - self.step) / (DECAY * self.steps))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * warm * fall
+            group["lr"] = self.lr * rate(self.step, self.cycles)
         loss.backward()
         nn.utils.clip_grad_norm_(self.params, 1.0)
         self.optimizer.step()
@@ -90,6 +97,13 @@ class Stage:
         self.mean, self.step = state["mean"], state["step"]
 
 
+def rate(step: int, cycles: Sequence[int]) -> float:
+    """The factor of the learning rate at a step."""
+    end = next(e for e in itertools.accumulate(cycles) if step < e)
+    length = cycles[list(itertools.accumulate(cycles)).index(end)]
+    return min(1.0, (step + 1) / WARMUP, (end - step) / (DECAY * length))
+
+
 def training_pool(seed: int) -> tuple[Tensor, list[str]]:
     """Rendered training scenes as uint8 [POOL, 3, 32, 32] and their captions."""
     train, _ = split()
@@ -102,7 +116,7 @@ def training_pool(seed: int) -> tuple[Tensor, list[str]]:
 def train_vae(vae: AutoencoderKL, images: Tensor, path: Path, *, steps: int, seed: int, batch: int = 32) -> None:
     """Fits the autoencoder (L1 + 2 MSE + 0.002 KL) and sets its scaling and shift factors from the latents."""
     vae.to(memory_format=torch.channels_last)
-    stage = Stage("autoencoder", vae, path, steps=steps, lr=2e-3, average=0.99, seed=seed)
+    stage = Stage("autoencoder", vae, path, cycles=[steps], lr=2e-3, average=0.99)
 
     def loss(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -126,7 +140,7 @@ def train_flow(
     captions: list[str],
     path: Path,
     *,
-    steps: int,
+    cycles: Sequence[int],
     seed: int,
     report: Callable[[int], str] | None = None,
     batch: int = 64,
@@ -135,7 +149,7 @@ def train_flow(
     config = pipe.vae.config
     data = pack((encode_images(pipe.vae, images) - config.shift_factor) * config.scaling_factor)
     module = nn.ModuleList([pipe.transformer, pipe.text_encoder, pipe.text_encoder_2])
-    stage = Stage("flow", module, path, steps=steps, lr=1.5e-3, average=0.999, seed=seed)
+    stage = Stage("flow", module, path, cycles=cycles, lr=1.5e-3, average=0.999)
 
     def loss(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)

@@ -36,7 +36,7 @@ def test_k3_and_its_gradient_are_exact_at_every_size(dtype: torch.dtype) -> None
 
 
 def test_k3_stays_finite_far_away() -> None:
-    x = torch.tensor([-1e10, -50.0, 50.0], requires_grad=True)
+    x = torch.tensor([-1e25, -50.0, 50.0], requires_grad=True)
     (grad,) = torch.autograd.grad(k3(x).sum(), x)
     assert torch.isfinite(grad).all()
 
@@ -99,6 +99,10 @@ def test_limits_stop_value_and_gradient() -> None:
     (grad,) = torch.autograd.grad(term.sum(), logp)
     torch.testing.assert_close(term, torch.tensor([10.0, 10.0, math.e - 2]))
     assert grad[:2].tolist() == [0.0, 0.0] and grad[2] != 0
+    term = penalty("k3", logp, ref, log_ratio_limit=20.0)
+    (grad,) = torch.autograd.grad(term.sum(), logp)
+    torch.testing.assert_close(term[0], torch.tensor(math.exp(20) - 21))
+    assert grad[0] == 0 and grad[1] != 0
 
 
 @pytest.mark.parametrize("kind", ESTIMATORS)

@@ -1,0 +1,171 @@
+"""The loop on a policy of tokens: it learns, and how rows are cut, ordered or skipped changes nothing."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flowrl.advantages import advantages
+from flowrl.contracts import Prompt, Rollout, Samples, Score
+from flowrl.iterate import Settings, iterate, update
+from flowrl.learner import Learner
+from flowrl.objectives.grpo import ClippedObjective
+
+LENGTH, WORDS = 5, 7
+
+
+class Tokens:
+    """A policy of tokens: independent categorical draws from one table of logits; sequences end at word 0."""
+
+    def __init__(self, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.table = nn.Parameter(0.1 * torch.randn(LENGTH, WORDS, generator=generator))
+        self.first_table = self.table.detach().clone()
+        self.blocks: list[int] = []
+
+    def rollout(self, prompts: Sequence[Prompt], *, group_size: int, plan: object, seed: int, first: int = 0) -> Rollout:
+        generator = torch.Generator().manual_seed(seed * 1009 + first)
+        rows = len(prompts) * group_size
+        probs = self.table.detach().softmax(-1).expand(rows, LENGTH, WORDS).reshape(-1, WORDS)
+        words = torch.multinomial(probs, 1, generator=generator).reshape(rows, LENGTH)
+        ended = ((words == 0).cumsum(1) - (words == 0).int()) > 0
+        group = torch.arange(len(prompts)).repeat_interleave(group_size)
+        texts = [" ".join(map(str, w.tolist())) for w in words]
+        samples = Samples([prompts[g] for g in group], group, texts=texts)
+        return Rollout(samples, self._logp(self.table.detach(), words), ~ended, words)
+
+    def _logp(self, table: Tensor, words: Tensor) -> Tensor:
+        return table.log_softmax(-1).expand(len(words), -1, -1).gather(2, words[..., None])[..., 0]
+
+    def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False) -> None:
+        self.blocks.append(len(rows))
+        words = rollout.replay[rows]
+        log_p, log_q = self.table.log_softmax(-1), self.first_table.log_softmax(-1)
+        kl = (log_p.exp() * (log_p - log_q)).sum(-1).expand(len(rows), -1) if exact_kl else None
+        visit(Score(rows, torch.arange(LENGTH), self._logp(self.table, words), kl))
+
+    def reference(self, rollout: Rollout, rows: Tensor) -> None:
+        if rollout.reference is None:
+            rollout.reference = torch.zeros_like(rollout.behave)
+        rollout.reference[rows] = self._logp(self.first_table, rollout.replay[rows])
+
+    def trainable(self) -> Iterator[nn.Parameter]:
+        yield self.table
+
+
+PROMPTS = [Prompt(f"p{i}", "count threes") for i in range(4)]
+OBJECTIVE = ClippedObjective(0.2, 0.2, aggregate="seq_mean_mean")
+
+
+def threes(samples: Samples) -> dict[str, Tensor]:
+    return {"threes": torch.tensor([float(t.split().count("3")) for t in samples.texts])}
+
+
+def normalised(rewards: dict[str, Tensor], group: Tensor) -> tuple[Tensor, dict[str, float]]:
+    reward = next(iter(rewards.values()))
+    return advantages(rewards, group, weights={"threes": 1.0}), {"reward": float(reward.mean())}
+
+
+def after_update(objective: ClippedObjective, settings: Settings, adv: Tensor | None = None) -> tuple[Tensor, dict]:
+    """The table after one update from a fixed rollout, and the metrics."""
+    policy = Tokens()
+    learner = Learner(policy.trainable(), lr=0.05, weight_decay=0.0)
+    rollout = policy.rollout(PROMPTS, group_size=6, plan=None, seed=3)
+    adv = torch.linspace(-1, 1, 24) if adv is None else adv
+    metrics = update(policy, learner, rollout, adv, objective, settings)
+    return policy.table.detach(), metrics
+
+
+def test_the_loop_trains_tokens():
+    policy = Tokens()
+    learner = Learner(policy.trainable(), lr=0.1)
+    rewards = []
+    for i in range(25):
+        result = iterate(
+            policy,
+            learner,
+            PROMPTS,
+            plan=None,
+            seed=0,
+            first=i * 8,
+            score=threes,
+            advantage=normalised,
+            objective=OBJECTIVE,
+            settings=Settings(group=8, updates=2),
+        )
+        rewards.append(result.metrics["reward"])
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 1.0
+    assert {"time_rollout", "time_score", "time_train", "grad_norm", "clip_frac"} <= set(result.metrics)
+
+
+@pytest.mark.parametrize("aggregate", ["decision_mean", "seq_mean_mean", "seq_mean_sum"])
+@pytest.mark.parametrize("kl", [0.0, 0.1])
+def test_micro_batches_change_nothing(aggregate: str, kl: float):
+    objective = replace(OBJECTIVE, aggregate=aggregate, kl=kl)
+    whole, metrics = after_update(objective, Settings(6))
+    for micro in (1, 5, 7):
+        table, parts = after_update(objective, Settings(6, micro_batch=micro))
+        torch.testing.assert_close(table, whole, atol=1e-6, rtol=0)
+        for name in ("loss", "ratio", "clip_frac", "grad_norm"):
+            assert parts[name] == pytest.approx(metrics[name], abs=1e-6)
+
+
+def test_rows_without_advantage_are_skipped_and_change_nothing():
+    adv = torch.linspace(-1, 1, 24).where(torch.arange(24) % 3 == 0, 0.0)
+    table, metrics = after_update(OBJECTIVE, Settings(6), adv)
+
+    class NeverSkips(ClippedObjective):
+        needs_reference = True  # rows are then replayed whatever their advantage
+
+    full, _ = after_update(NeverSkips(0.2, 0.2, aggregate="seq_mean_mean"), Settings(6), adv)
+    torch.testing.assert_close(table, full, atol=1e-6, rtol=0)
+    assert metrics["active_rows"] == pytest.approx(8 / 24)
+    assert metrics["ratio"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_an_update_without_any_advantage_moves_nothing():
+    table, metrics = after_update(OBJECTIVE, Settings(6), torch.zeros(24))
+    assert torch.equal(table, Tokens().table.detach())
+    assert metrics["empty_updates"] == 1 and metrics["active_rows"] == 0
+
+
+def test_a_divergence_pulls_back_to_the_reference():
+    free, _ = after_update(OBJECTIVE, Settings(6, epochs=20))
+    for kind in ("exact", "k3"):
+        held, metrics = after_update(replace(OBJECTIVE, kl=5.0, kl_kind=kind), Settings(6, epochs=20))
+        assert (held - Tokens().table).norm() < 0.7 * (free - Tokens().table).norm()
+        assert metrics["kl"] > 0
+
+
+def test_epochs_and_updates_count_optimizer_steps():
+    policy = Tokens()
+    learner = Learner(policy.trainable(), lr=0.01)
+    rollout = policy.rollout(PROMPTS, group_size=6, plan=None, seed=3)
+    update(policy, learner, rollout, torch.linspace(-1, 1, 24), OBJECTIVE, Settings(6, epochs=2, updates=4, micro_batch=4))
+    assert learner.steps == 8
+    assert policy.blocks == [4, 2] * 8
+
+
+def test_credit_maps_samples_to_rows():
+    policy = Tokens()
+    rollout = policy.rollout(PROMPTS, group_size=6, plan=None, seed=3)
+    adv = torch.linspace(-1, 1, 24)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    tables = []
+    for credit, given in ((None, adv), (torch.eye(24)[order], adv[order.argsort()])):
+        policy = Tokens()
+        update(policy, Learner(policy.trainable(), lr=0.05), replace(rollout, credit=credit), given, OBJECTIVE, Settings(6))
+        tables.append(policy.table.detach())
+    torch.testing.assert_close(tables[0], tables[1], atol=1e-6, rtol=0)
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing():
+    policy = Tokens()
+    learner = Learner(policy.trainable(), lr=0.05)
+    rollout = policy.rollout(PROMPTS, group_size=6, plan=None, seed=3)
+    adv = torch.full((24,), float("inf"))
+    metrics = update(policy, learner, rollout, adv, replace(OBJECTIVE, clip_low=1.0, clip_high=9.0), Settings(6))
+    assert metrics["nonfinite_updates"] == 1 and learner.steps == 0
+    assert torch.equal(policy.table.detach(), Tokens().table.detach())

@@ -1,0 +1,73 @@
+"""Optimizer steps, learning-rate schedules, moving averages, and their state."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from flowrl.learner import Learner
+
+
+def stepped(learner: Learner, times: int) -> list[float]:
+    """Learning rates of so many steps on a gradient of ones."""
+    rates = []
+    for _ in range(times):
+        for p in learner.parameters:
+            p.grad = torch.ones_like(p)
+        rates.append(learner.lr)
+        learner.step()
+    return rates
+
+
+def make(**options: object) -> Learner:
+    return Learner([nn.Parameter(torch.zeros(3))], lr=0.1, weight_decay=0.0, **options)
+
+
+def test_schedules():
+    assert stepped(make(), 3) == pytest.approx([0.1] * 3)
+    assert stepped(make(warmup=4, total=8), 6) == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+    assert stepped(make(schedule="linear", total=4), 5) == pytest.approx([0.1, 0.075, 0.05, 0.025, 0.0])
+    cosine = [0.05 * (1 + math.cos(math.pi * k / 4)) for k in range(5)]
+    assert stepped(make(schedule="cosine", total=4), 5) == pytest.approx(cosine)
+
+
+def test_clipping_bounds_the_step_and_reports_the_norm_before():
+    learner = make(max_grad_norm=0.5)
+    learner.parameters[0].grad = torch.full((3,), 4.0)
+    assert float(learner.step()) == pytest.approx(4 * 3**0.5)
+    clipped, free = make(max_grad_norm=1e-12), make(max_grad_norm=None)
+    for one in (clipped, free):
+        one.parameters[0].grad = torch.full((3,), 4.0)
+        one.step()
+    # Adam's first step is lr * g / (|g| + 1e-8): a gradient clipped far below 1e-8 hardly moves
+    assert clipped.parameters[0].abs().max() < 1e-3 < free.parameters[0].abs().max()
+
+
+def test_average_follows_and_is_swapped_in_and_out():
+    learner = make(average=0.5, average_every=2)
+    seen, average = [], torch.zeros(3)
+    for k in range(1, 7):
+        stepped(learner, 1)
+        if k % 2 == 0:
+            decay = min(0.5, (1 + k // 2) / (10 + k // 2))
+            average = decay * average + (1 - decay) * learner.parameters[0].detach()
+        seen.append(learner.parameters[0].detach().clone())
+    torch.testing.assert_close(learner.average[0], average)
+    with learner.averaged():
+        torch.testing.assert_close(learner.parameters[0].detach(), average)
+    torch.testing.assert_close(learner.parameters[0].detach(), seen[-1])
+
+
+def test_state_goes_on_bit_for_bit():
+    whole, first = make(average=0.9, warmup=3, schedule="cosine", total=9), None
+    first = make(average=0.9, warmup=3, schedule="cosine", total=9)
+    stepped(whole, 6)
+    stepped(first, 4)
+    second = make(average=0.9, warmup=3, schedule="cosine", total=9)
+    with torch.no_grad():
+        second.parameters[0].copy_(first.parameters[0])
+    second.load_state_dict(first.state_dict())
+    stepped(second, 2)
+    assert torch.equal(second.parameters[0], whole.parameters[0])
+    assert torch.equal(second.average[0], whole.average[0]) and second.lr == whole.lr

@@ -1,0 +1,137 @@
+"""Plans and arithmetic of recipes, against counts made by walking through the steps one by one."""
+
+import pytest
+
+from flowrl.planning import arithmetic, describe, eval_plan, plan_for
+from flowrl.recipe.load import load
+from samplers.windows import picture
+
+
+def quick(*overrides):
+    return load("quickstart", list(overrides))
+
+
+def test_windows_of_every_kind():
+    def at(window, iteration=0, steps=10):
+        return plan_for(quick(f"sampler.steps={steps}", f"sampler.window={window}"), iteration).stochastic
+
+    assert at("{kind: all}") == tuple(range(9))
+    assert at("{kind: all, skip_last: 0}") == tuple(range(10))
+    assert at("{kind: first, size: 3}") == (0, 1, 2)
+    assert at("{kind: progressive, size: 4, interval: 25}", 24) == (0, 1, 2, 3)
+    assert at("{kind: progressive, size: 4, interval: 25}", 25) == (1, 2, 3, 4)
+    assert at("{kind: progressive, size: 4, interval: 1, stride: 0}", 99) == (0, 1, 2, 3)
+    assert at("{kind: progressive, size: 4, interval: 1, roll_back: false}", 999) == (5, 6, 7, 8)
+    assert at("{kind: progressive, size: 4, interval: 1, roll_back: false, high: 10}", 999) == (6, 7, 8, 9)
+    for kind in ("random", "random_window"):
+        drawn = [at(f"{{kind: {kind}, size: 2, low: 3}}", i) for i in range(40)]
+        assert len(set(drawn)) > 3
+        assert {s for d in drawn for s in d} == set(range(3, 9))  # high by default: all but the last step
+        assert drawn == [at(f"{{kind: {kind}, size: 2, low: 3}}", i) for i in range(40)]
+
+
+def test_a_plan_trains_what_it_draws_and_evaluation_draws_nothing():
+    plan = plan_for(quick(), 0)
+    assert plan.stochastic == plan.trained and plan.share_noise
+    evaluation = eval_plan(quick("eval.steps=9"))
+    assert (evaluation.num_steps, evaluation.stochastic, evaluation.share_noise) == (9, (), False)
+    assert eval_plan(quick()).num_steps == 6
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_seed_moves_random_windows(seed):
+    plans = [plan_for(quick(f"seed={seed}"), i) for i in range(30)]
+    others = [plan_for(quick(f"seed={seed + 7}"), i) for i in range(30)]
+    assert plans != others
+
+
+def walked(recipe, iteration):
+    """(rollout, training, reference) row-forwards, counted by laying out every forward of an iteration."""
+    plan, train = plan_for(recipe, iteration), recipe.train
+    rows = [(p, g) for p in range(train.prompts) for g in range(train.group)]
+    limit = train.rollout_batch or len(rows)
+    pieces, prompts_at_once = [], max(limit // train.group, 1)
+    for start in range(0, train.prompts, prompts_at_once):
+        members = [r for r in rows if start <= r[0] < start + prompts_at_once]
+        if train.group > limit:  # one prompt at a time, in parts
+            pieces += [members[i : i + limit] for i in range(0, len(members), limit)]
+        else:
+            pieces.append(members)
+
+    def cost(piece, step):
+        together = plan.share_noise and step <= plan.stochastic[0]
+        return len({p for p, _ in piece}) if together else len(piece)
+
+    rollout = sum(cost(piece, step) for piece in pieces for step in range(plan.num_steps))
+
+    def replay(block, micro):
+        parts = [block[i : i + micro] for i in range(0, len(block), micro)]
+        return sum(cost(part, step) for part in parts for step in plan.trained)
+
+    size = len(rows) // train.updates
+    blocks = [rows[i : i + size] for i in range(0, len(rows), size)]
+    training = train.epochs * sum(replay(b, train.micro_batch or size) for b in blocks)
+    reference = replay(rows, train.micro_batch or len(rows)) if recipe.objective.kl else 0
+    return rollout, training, reference
+
+
+@pytest.mark.parametrize("share", ["true", "false"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["train.updates=4", "train.micro_batch=12"],
+        ["train.updates=2", "train.micro_batch=7", "train.epochs=3", "objective.kl=0.1"],
+        ["train.rollout_batch=5", "train.group=12"],
+        ["train.rollout_batch=30", "train.prompts=5", "train.micro_batch=30", "objective.kl=0.1"],
+        ["sampler.window={kind: all}", "train.micro_batch=1"],
+    ],
+)
+def test_forwards_are_those_of_a_walk_through_the_iteration(overrides, share):
+    recipe = quick(f"sampler.share_noise={share}", *overrides)
+    for iteration in range(6):
+        a = arithmetic(recipe, iteration)
+        assert (a.rollout_forwards, a.train_forwards, a.reference_forwards) == walked(recipe, iteration)
+
+
+def test_sizes():
+    a = arithmetic(quick("train.updates=4", "train.epochs=2", "train.micro_batch=20"))
+    assert (a.rows, a.rows_per_update, a.optimizer_steps, a.micro_batches) == (192, 48, 8, 3)
+
+
+def test_quickstart_by_hand():
+    """16 groups of 12, window at steps 1 and 2 of 6: steps 0 and 1 cost 16 rows, steps 2 to 5 cost 192 each."""
+    recipe = quick("sampler.window={kind: progressive, size: 2, interval: 1}")
+    a = arithmetic(recipe, 1)
+    assert a.rollout_forwards == 2 * 16 + 4 * 192
+    assert a.train_forwards == 16 + 192
+
+
+def test_dry_run_text_tells_the_plan():
+    text = describe(quick("train.updates=2", "objective.kl=0.01"), num_train=1500, num_heldout=320)
+    for words in (
+        "16 prompts x 12 samples = 192 rows",
+        "1 pass x 2 updates = 2 optimizer steps, each on 96 rows (8 whole groups)",
+        "shapes/train (1500); held out: shapes/heldout (320)",
+        "LoRA rank 16, alpha 32",
+        "flow_sde, noise 0.7, groups share their first latent",
+        picture(plan_for(quick(), 0)) + "  iteration 0",
+        "reference 208",
+        "KL 0.01 (exact)",
+        "shapes_strict, witness",
+        "runs/quickstart",
+    ):
+        assert words in text
+    assert max(len(line) for line in text.split("\n")) <= 120
+
+
+def test_dry_run_shows_a_progressive_window_where_it_moves():
+    lines = describe(load("mixgrpo_flux")).split("\n")
+    moves = [line.split("iteration")[1].strip() for line in lines if "●" in line and "iteration" in line]
+    assert moves == ["0", "25", "50", "75", "100", "125", "150", "175"]
+
+
+def test_dry_run_gives_a_range_where_the_cost_depends_on_the_window():
+    text = describe(load("mixgrpo_flux"))
+    costs = [arithmetic(load("mixgrpo_flux"), i).rollout_forwards for i in range(300)]
+    assert f"rollout {min(costs)} to {max(costs)}" in text

@@ -1,0 +1,323 @@
+"""Recipes: what ships is valid and round-trips; what is wrong is answered in one line that says where, what and how."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+
+from flowrl import names
+from flowrl.recipe.checks import WINDOW_KEYS, check_call, pipeline_class
+from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.load import build, dump, load
+from flowrl.recipe.schema import PRESETS, Advantage, Objective, Recipe, Window
+
+SHIPPED = sorted(names.recipes())
+
+
+def choices(model: type, field: str) -> tuple:
+    return get_args(model.model_fields[field].annotation)
+
+
+def refused(*overrides: str, recipe: str = "quickstart") -> RecipeError:
+    with pytest.raises(RecipeError) as caught:
+        load(recipe, overrides)
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith(caught.value.place + ":")
+    return caught.value
+
+
+def test_every_yaml_file_is_a_recipe_that_ships():
+    found = sorted(path.stem for path in names.RECIPES.rglob("*.yaml"))
+    assert found == SHIPPED
+    assert {"quickstart", "flow_grpo_sd3", "flow_grpo_flux", "mixgrpo_flux", "flow_grpo_wan"} <= set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipe_is_valid_and_its_dump_reads_back_equal(name, tmp_path, monkeypatch):
+    recipe = load(name)
+    path = tmp_path / "resolved.yaml"
+    path.write_text(dump(recipe))
+    monkeypatch.chdir(tmp_path)  # prompt files were found beside the recipe: their paths must not depend on the place
+    assert load(str(path)) == recipe
+    assert recipe.output == f"runs/{name}"
+    assert set(yaml.safe_load(dump(recipe))) == set(Recipe.model_fields)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipe_header_is_its_manual(name):
+    header = names.recipes()[name].read_text().split("\n\n")[0] + names.recipes()[name].read_text().split("model:")[0]
+    for word in ("Task", "Command", "Hardware", "Reference", f"flowrl run {name}"):
+        assert word in header
+
+
+def test_published_numbers():
+    """Section 15 of the project's sampler notes, checked against the authors' configurations."""
+    sd3, flux, wan, mix = (load(n) for n in ("flow_grpo_sd3", "flow_grpo_flux", "flow_grpo_wan", "mixgrpo_flux"))
+    for recipe, steps, evaluation, noise, group, clip, kl, lr, rank in (
+        (sd3, 10, 40, 0.7, 24, 1e-4, 0.04, 3e-4, 32),
+        (flux, 6, 28, 0.9, 24, 1e-4, 0.0, 3e-4, 64),
+        (wan, 20, 50, 0.7, 4, 1e-3, 0.004, 1e-4, 32),
+        (mix, 25, 25, 0.7, 12, 1e-4, 0.0, 1e-5, 64),
+    ):
+        got = recipe.sampler.steps, recipe.eval.steps, recipe.sampler.noise, recipe.train.group, recipe.objective.clip
+        assert got == (steps, evaluation, noise, group, clip)
+        assert (recipe.objective.kl, recipe.train.lr) == (kl, lr)
+        assert (recipe.lora.rank, recipe.lora.alpha) == (rank, 2 * rank)
+    assert mix.sampler.window.model_dump(exclude_none=True) == dict(
+        kind="progressive", size=4, interval=25, stride=1, roll_back=True, high=23
+    )
+    assert (mix.advantage.combine, mix.advantage.unbiased, mix.advantage.eps) == ("per_reward", True, 1e-8)
+
+
+def test_choices_are_those_of_the_modules_that_implement_them():
+    from flowrl import advantages
+    from flowrl.objectives import aggregate, divergence
+
+    assert choices(Advantage, "baseline") == advantages.BASELINES
+    assert choices(Advantage, "scale") == advantages.SCALES
+    assert choices(Advantage, "combine") == advantages.COMBINES
+    assert choices(Advantage, "singleton") == advantages.SINGLETONS
+    assert set(choices(Objective, "kl_kind")) == set(divergence.KINDS)
+    assert set(choices(Objective, "aggregate")) == set(aggregate.MODES) - {"constant"}
+    assert set(choices(Window, "kind")) == set(WINDOW_KEYS)
+
+
+def test_advantage_keys_are_the_arguments_and_defaults_of_the_function():
+    from flowrl.advantages import advantages
+
+    parameters = inspect.signature(advantages).parameters
+    defaults = {n: p.default for n, p in parameters.items() if n not in ("rewards", "group", "weights")}
+    assert Advantage().model_dump() == defaults
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_lies_below_the_recipes_own_values(preset):
+    recipe = load("quickstart", [f"objective.preset={preset}"])
+    for section, values in PRESETS[preset].items():
+        own = getattr(recipe, section).model_dump()
+        assert {k: own[k] for k in values} == values
+    assert load("quickstart", [f"objective.preset={preset}", "advantage.eps=0.5"]).advantage.eps == 0.5
+
+
+def test_overrides_read_numbers_as_yaml_1_2():
+    recipe = load("quickstart", ["train.lr=1e-4", "objective.clip=[2e-6,3E-6]", "output=1.5e", "lora.alpha=8"])
+    assert recipe.train.lr == 1e-4 and recipe.objective.clip_range == (2e-6, 3e-6)
+    assert recipe.output == "1.5e" and recipe.lora.alpha == 8.0
+
+
+def test_null_unsets_and_a_mapping_replaces():
+    recipe = load("quickstart", ["train.iterations=null", "sampler.window={kind: all}", "rewards.strict=null"])
+    assert recipe.train.iterations == 100
+    assert recipe.sampler.window == Window(kind="all")
+    assert list(recipe.rewards) == ["shapes"]
+
+
+def test_a_window_changes_kind_in_one_line():
+    recipe = load("quickstart", ["sampler.window={kind: first, size: 6}"])
+    assert recipe.sampler.window.size == 6
+
+
+def test_full_instead_of_lora():
+    recipe = load("quickstart", ["lora=null", "full=true"])
+    assert recipe.full and recipe.lora is None
+
+
+def test_a_prompt_file_in_the_current_directory_goes_before_one_beside_the_recipe(tmp_path, monkeypatch):
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "train.txt").write_text("one\n")
+    monkeypatch.chdir(tmp_path)
+    assert load("flow_grpo_sd3").prompts.train == str(tmp_path / "prompts" / "train.txt")
+
+
+def test_a_users_own_reward_and_step_are_found_in_the_current_directory(tmp_path, monkeypatch):
+    (tmp_path / "mine_ok.py").write_text(
+        "def redness(samples, scale=1.0): ...\n"
+        "class Judge:\n    def __init__(self, path): ...\n    def __call__(self, samples): ...\n"
+        "def step(x, v, s, s_next, *, noise, s_cap): ...\n"
+        "def quiet(x, v, s, s_next, *, noise, s_cap): ...\nquiet.stochastic = False\nNUMBER = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    load("quickstart", ["rewards.shapes={use: mine_ok.redness, args: {scale: 2.0}}", "sampler.step=mine_ok:step"])
+    load("quickstart", ["rewards.shapes={use: 'mine_ok:Judge', args: {path: x}}"])
+    assert "'scale'" in str(refused("rewards.shapes={use: mine_ok.redness, args: {scal: 2.0}}"))
+    assert refused("rewards.shapes={use: 'mine_ok:Judge'}").place == "rewards.shapes.args.path"
+    assert refused("sampler.step=mine_ok.quiet").place == "sampler.step"
+    assert "int" in str(refused("rewards.shapes.use=mine_ok.NUMBER"))
+    assert "did you mean 'redness'?" in str(refused("rewards.shapes.use=mine_ok.rednes"))
+
+
+# (overrides, place, words that the one line must hold: the value, what is accepted, the remedy)
+MISTAKES = [
+    (["sampler.noize=1"], "sampler.noize", ["unknown key 'noize'", "share_noise", "did you mean 'noise'?"]),
+    (["trian.lr=1"], "trian", ["unknown key", "did you mean 'train'?"]),
+    (["zzz=1"], "zzz", ["unknown key", "remove zzz"]),
+    (["train.itrations=null"], "train.itrations", ["unknown key", "did you mean 'iterations'?"]),
+    (["rewards.shapes.wieght=null"], "rewards.shapes.wieght", ["did you mean 'weight'?"]),
+    (["rewards.shapes.wieght=2"], "rewards.shapes.wieght", ["unknown key", "did you mean 'weight'?"]),
+    (["model=null"], "model", ["missing", "shapes-flux", "set model="]),
+    (["prompts.train=null"], "prompts.train", ["missing", "a prompt source"]),
+    (["rewards={}"], "rewards", ["got {}", "change rewards"]),
+    (["model=shape-flux"], "model", ["'shape-flux'", "owner/name", "did you mean 'shapes-flux'?"]),
+    (["model=/nowhere/at/all"], "model", ["model_index.json", "change model"]),
+    (["model=."], "model", ["without model_index.json"]),
+    (["train.lr=fast"], "train.lr", ["'fast'", "a number > 0", "change train.lr"]),
+    (["train.lr=0"], "train.lr", ["got 0", "a number > 0"]),
+    (["train.lr=.nan"], "train.lr", ["got nan", "a number > 0"]),
+    (["sampler.noise=.inf"], "sampler.noise", ["got inf", "a number >= 0"]),
+    (["rewards.shapes.weight=.nan"], "rewards.shapes.weight", ["got nan", "a number"]),
+    (["train.group=12.5"], "train.group", ["got 12.5", "a whole number >= 1"]),
+    (["train.group=true"], "train.group", ["got True", "a whole number"]),
+    (["train.lr=true"], "train.lr", ["got True", "a number > 0"]),
+    (["train.group='12'"], "train.group", ["got '12'", "a whole number"]),
+    (["sampler.share_noise=yes"], "sampler.share_noise", ["got 'yes'", "true or false"]),
+    (["sampler.noise=-1"], "sampler.noise", ["got -1", "a number >= 0"]),
+    (["sampler=3"], "sampler", ["got 3", "a mapping"]),
+    (["sampler.reduce=avg"], "sampler.reduce", ["'avg'", "mean or sum"]),
+    (["sampler.window.kind=radnom"], "sampler.window.kind", ["'radnom'", "did you mean 'random'?"]),
+    (["sampler.window.kind=all"], "sampler.window.size", ["got 2", "reads only skip_last", "sampler.window.size=null"]),
+    (["sampler.window.size=null"], "sampler.window.size", ["missing", "set sampler.window.size="]),
+    (["sampler.window={kind: progressive, size: 2}"], "sampler.window.interval", ["missing", "'progressive'"]),
+    (["sampler.window.size=5"], "sampler.window.size", ["got 5", "[0, 4)", "lower the size"]),
+    (["sampler.window.high=9"], "sampler.window.high", ["got 9", "sampler.steps = 6"]),
+    (["sampler.window.low=3"], "sampler.window.size", ["[3, 4)", "holds 1"]),
+    (["sampler.steps=3"], "sampler.window.high", ["got 4", "sampler.steps = 3"]),
+    (["sampler.window={kind: all}", "sampler.steps=1"], "sampler.window.skip_last", ["got 1", "raise sampler.steps"]),
+    (["sampler.window={kind: first, size: 7}"], "sampler.window.size", ["got 7", "[0, 6)"]),
+    (["sampler.step=ode"], "sampler.step", ["'ode'", "a stochastic step", "flow_sde"]),
+    (["sampler.noise=0"], "sampler.noise", ["got 0", "a stochastic step", "above 0"]),
+    (["sampler.step=flow_sed"], "sampler.step", ["'flow_sed'", "did you mean 'flow_sde'?"]),
+    (["sampler.step=no_such_module.step"], "sampler.step", ["no_such_module", "cannot be imported"]),
+    (["sampler.step=math.nothing"], "sampler.step", ["'math' has no 'nothing'"]),
+    (["objective.preset=gpro"], "objective.preset", ["'gpro'", "mixgrpo", "did you mean 'grpo'?"]),
+    (["objective.preset=[grpo]"], "objective.preset", ["['grpo']", "the name of a preset"]),
+    (["objective.clip=0"], "objective.clip", ["got 0", "(0, 1)"]),
+    (["objective.clip=1.0"], "objective.clip", ["got 1.0", "[low, high]"]),
+    (["objective.clip=[0.1]"], "objective.clip", ["got [0.1]", "[low, high]"]),
+    (["objective.clip=[1.1,2]"], "objective.clip", ["low <= 1"]),
+    (["objective.clip=x"], "objective.clip", ["'x'", "[low, high]"]),
+    (["objective.dual=1"], "objective.dual", ["got 1", "a number > 1"]),
+    (["objective.kl_kind=k4"], "objective.kl_kind", ["'k4'", "exact, k1, k2, k3 or abs"]),
+    (["objective.kl=0.1", "lora=null", "full=true"], "objective.kl", ["got 0.1", "no reference", "objective.kl=0"]),
+    (["lora=null"], "lora", ["neither", "full=true"]),
+    (["full=true"], "lora", ["both", "exactly one"]),
+    (["lora.rank=0"], "lora.rank", ["got 0", "a whole number >= 1"]),
+    (["lora.targets=[]"], "lora.targets", ["got []", "at least one"]),
+    (["lora.targets=atention"], "lora.targets", ["'atention'", "did you mean 'attention'?"]),
+    (["train.group=1"], "train.group", ["got 1", "baseline group", "2 or more"]),
+    (["train.updates=3"], "train.updates", ["got 3", "train.prompts = 16", "1, 2, 4, 8, 16"]),
+    (["train.micro_batch=193"], "train.micro_batch", ["got 193", "192 rows of an update"]),
+    (["train.updates=2", "train.micro_batch=97"], "train.micro_batch", ["got 97", "96 rows"]),
+    (["train.rollout_batch=500"], "train.rollout_batch", ["got 500", "192 rows of an iteration"]),
+    (["train.betas=[0.9,1]"], "train.betas", ["[0.9, 1.0]", "[0, 1)"]),
+    (["train.betas=[0.9]"], "train.betas", ["[0.9]", "two numbers"]),
+    (["train.warmup=60"], "train.warmup", ["got 60", "60 optimizer steps"]),
+    (["train.ema=1"], "train.ema", ["got 1", "(0, 1)"]),
+    (["train.schedule=cosin"], "train.schedule", ["'cosin'", "did you mean 'cosine'?"]),
+    (["advantage.trim=0.1", "advantage.baseline=leave_one_out"], "advantage.trim", ["got 0.1", "advantage.trim=0"]),
+    (["rewards.shapes.use=shpaes"], "rewards.shapes.use", ["'shpaes'", "did you mean 'shapes'?"]),
+    (["rewards.shapes.args.strickt=1"], "rewards.shapes.args.strickt", ["'strickt'", "did you mean 'strict'?"]),
+    (["rewards.shapes.weight=0"], "rewards.shapes.weight", ["got 0 for every reward", "non-zero"]),
+    (["rewards.a-b={use: shapes}"], "rewards.a-b", ["'a-b'", "rename"]),
+    (["rewards.b.weight=1"], "rewards.b.use", ["missing", "the name of a reward"]),
+    (["prompts.train=shapes/trian"], "prompts.train", ["'shapes/trian'", "did you mean 'shapes/train'?"]),
+    (["prompts.train=missing.txt"], "prompts.train", ["'missing.txt'", "an existing"]),
+    (["prompts.limit=15"], "prompts.limit", ["got 15", "train.prompts = 16"]),
+    (["prompts.heldout=null", "eval.prompts=4"], "eval.prompts", ["got 4", "no held-out prompts"]),
+    (["eval.prompts=0"], "eval.prompts", ["got 0", "a whole number >= 1"]),
+    (["eval.batch=0"], "eval.batch", ["got 0", "a whole number >= 1"]),
+    (["dtype.logp=bfloat16"], "dtype.logp", ["'bfloat16'", "float32 or float64"]),
+    (["device=gpu"], "device", ["'gpu'", "cuda"]),
+    (["seed=-1"], "seed", ["got -1", "a whole number in [0, 2^32)"]),
+    (["pipeline.num_inference_steps=4"], "pipeline.num_inference_steps", ["got 4", "use sampler.steps"]),
+    (["train.lr"], "override", ["'train.lr'", "dotted.key=value"]),
+    (["train..lr=1"], "override", ["'train..lr=1'", "train.lr=1e-4"]),
+    (["train.betas=[1"], "train.betas", ["'[1'", "no YAML", "quote it"]),
+    (["train.lr.x=1"], "train.lr.x", ["train.lr is 0.0008", "no mapping"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "place", "words"), MISTAKES, ids=lambda v: v[-1] if isinstance(v, list) else v)
+def test_a_mistake_is_one_line_with_place_value_and_remedy(overrides, place, words):
+    error = refused(*overrides)
+    assert error.place == place
+    assert all(word in str(error) for word in words), str(error)
+    assert error.more == 0, str(error)
+
+
+def test_several_mistakes_show_the_first_and_their_number():
+    assert str(refused("train.lr=x", "seed=-1", "device=gpu")).endswith("(and 2 more)")
+    assert str(refused("train.group=1", "train.updates=3")).endswith("(and 1 more)")
+
+
+def test_a_misspelt_key_is_named_before_the_key_that_it_makes_missing():
+    error = refused("prompts={trian: a.txt}")
+    assert error.place == "prompts.trian" and "did you mean 'train'?" in str(error) and error.more == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "words"),
+    [
+        ("model: a\nmodel: b\n", "bad.yaml:2", "'model' is given twice"),
+        ("a: [1\n", "bad.yaml:2", "YAML"),
+        ("- 1\n", "bad.yaml", "a mapping of keys"),
+        ("", "bad.yaml", "got None"),
+    ],
+)
+def test_a_file_that_is_no_mapping_names_its_line(text, place, words, tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load(str(path))
+    assert place in str(caught.value) and words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_suggests_one_that_ships():
+    with pytest.raises(RecipeError, match="did you mean 'quickstart'"):
+        load("quickstrat")
+
+
+def test_build_takes_a_mapping():
+    values = yaml.safe_load(dump(load("quickstart")))
+    assert build(values, name="x") == load("quickstart")
+
+
+def test_a_bad_recipe_is_answered_without_torch():
+    code = (
+        "import sys\nfrom flowrl.recipe.load import load\n"
+        "for wrong in (['train.updates=3'], ['sampler.step=ode'], ['rewards.shapes.use=x'], []):\n"
+        "    try: load('quickstart', wrong)\n    except ValueError: pass\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'datasets', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+class _Pipeline:
+    def __call__(self, prompt=None, height=None, guidance_scale=3.5, num_inference_steps=28, **_): ...
+
+
+class _Closed:
+    def __call__(self, prompt=None, height=None, guidance_scale=3.5, num_inference_steps=28): ...
+
+
+def test_pipeline_arguments_are_checked_against_the_signature():
+    check_call(_Closed, {"height": 8, "guidance_scale": 1.0})
+    check_call(_Pipeline, {"anything": 1})
+    with pytest.raises(
+        RecipeError, match=r"pipeline\.guidence_scale: got 3, .*did you mean 'guidance_scale'\?"
+    ) as caught:
+        check_call(_Closed, {"guidence_scale": 3})
+    assert "num_inference_steps" not in str(caught.value)  # flowrl's own: not offered
+
+
+def test_pipeline_class_of_a_local_folder(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    assert pipeline_class(str(tmp_path)) == "FluxPipeline"
+    assert pipeline_class("owner/name") is None
+    assert load("quickstart", [f"model={tmp_path}"]).model == str(tmp_path)

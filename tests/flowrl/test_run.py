@@ -1,0 +1,171 @@
+"""Whole runs: every shipped recipe, what a run leaves behind, and that the same seed gives the same numbers."""
+
+import json
+from pathlib import Path
+
+import families
+import pytest
+import torch
+import yaml
+from diffusers import DiffusionPipeline
+from PIL import Image
+from rich.console import Console as RichConsole
+
+from flowrl import names
+from flowrl.console import Console
+from flowrl.contracts import Prompt
+from flowrl.policies.noise import Key, start_generators
+from flowrl.recipe.load import load
+from flowrl.run import build_policy, run
+
+SMALL = ["train.prompts=2", "train.group=4", "train.updates=1", "train.iterations=2", "train.micro_batch=8"]
+SMALL += ["train.rollout_batch=null", "eval.prompts=6", "eval.batch=6", "eval.grid=6", "eval.steps=4"]
+SMALL += ["dtype.model=float32", "device=cpu", "train.gradient_checkpointing=false", "eval.every=1"]
+WINDOWS = {"all": [], "random_window": [], "progressive": ["sampler.window.size=2", "sampler.window.high=3"]}
+
+# recipe -> tiny pipeline of its family, and the size that this draws
+FAMILIES = {
+    "flow_grpo_sd3": ("sd3", ["pipeline.height=16", "pipeline.width=16"]),
+    "flow_grpo_flux": ("flux", ["pipeline.height=16", "pipeline.width=16"]),
+    "mixgrpo_flux": ("flux_dynamic", ["pipeline.height=16", "pipeline.width=16"]),
+    "flow_grpo_wan": ("wan_unipc", ["pipeline.height=16", "pipeline.width=16", "pipeline.num_frames=5"]),
+}
+
+
+def quiet() -> Console:
+    """A console that prints nowhere."""
+    return Console(RichConsole(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny random pipelines as a user's own folders, by family."""
+    root = tmp_path_factory.mktemp("models")
+    folders = {}
+    for family, _ in FAMILIES.values():
+        folders[family] = root / family
+        families.get(family).build().save_pretrained(folders[family])
+    return folders
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_every_big_recipe_runs_on_a_tiny_pipeline_of_its_family(name: str, models: dict[str, Path], tmp_path: Path):
+    family, size = FAMILIES[name]
+    kind = load(name).sampler.window.kind
+    overrides = [f"model={models[family]}", f"output={tmp_path / 'run'}", "sampler.steps=4", *SMALL, *size]
+    recipe = load(name, overrides + WINDOWS.get(kind, []))
+    run(recipe, quiet())
+    train = [m for m in lines(tmp_path / "run") if m["kind"] == "train"]
+    assert len(train) == 2
+    for metrics in train:
+        assert metrics["grad_norm"] > 0 and metrics["nonfinite_updates"] == 0
+        assert metrics["ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert ("kl" in train[0]) == (recipe.objective.kl > 0)
+    if "kl" in train[0]:
+        assert train[0]["kl"] == 0 and train[1]["kl"] > 0
+
+
+def test_every_shipped_recipe_is_run_somewhere():
+    assert set(FAMILIES) | {"quickstart"} == set(names.recipes())
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a shortened quickstart."""
+    folder = tmp_path_factory.mktemp("runs") / "quickstart"
+    run(shortened(folder), quiet())
+    return folder
+
+
+def shortened(folder: Path, *more: str):
+    return load("quickstart", [f"output={folder}", *SMALL, "train.iterations=3", "eval.every=2", *more])
+
+
+def test_a_run_leaves_what_it_says(quickstart: Path):
+    assert {p.name for p in quickstart.iterdir()} == {
+        "recipe.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        "tensorboard",
+        "samples",
+        "lora",
+    }
+    assert {p.name for p in (quickstart / "samples").iterdir()} == {"before.png", "iteration_00002.png", "after.png"}
+    sheet = Image.open(quickstart / "samples" / "before.png")
+    assert sheet.size[0] > 200 and len(set(sheet.resize((20, 20)).getdata())) > 10
+    rows = lines(quickstart)
+    assert [m["iteration"] for m in rows if m["kind"] == "train"] == [1, 2, 3]
+    assert [m["iteration"] for m in rows if m["kind"] == "heldout"] == [0, 2, 3]
+    assert {"reward/shapes/mean", "reward/strict/mean", "ratio", "clip_frac", "time_rollout"} <= set(rows[1])
+    summary = json.loads((quickstart / "summary.json").read_text())
+    assert set(summary["heldout"]) == {"0", "2", "3"}
+    assert list((quickstart / "tensorboard").glob("events*"))
+    again = load(str(quickstart / "recipe.yaml"))
+    assert yaml.safe_load((quickstart / "recipe.yaml").read_text())["train"]["iterations"] == 3 == again.train.iterations
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_does_not(quickstart: Path, tmp_path: Path):
+    run(shortened(tmp_path / "again"), quiet())
+    run(shortened(tmp_path / "other", "seed=1"), quiet())
+
+    def numbers(folder: Path) -> list[dict]:
+        return [{k: v for k, v in m.items() if not k.startswith("time_")} for m in lines(folder)]
+
+    assert numbers(tmp_path / "again") == numbers(quickstart)
+    assert numbers(tmp_path / "other") != numbers(quickstart)
+
+
+def test_a_second_run_does_not_touch_the_first(quickstart: Path):
+    before = (quickstart / "metrics.jsonl").read_text()
+    summary = run(shortened(quickstart, "train.iterations=1", "eval.at_end=false"), quiet())
+    assert Path(summary["folder"]) == quickstart.with_name("quickstart-2")
+    assert (quickstart / "metrics.jsonl").read_text() == before
+
+
+def test_the_lora_is_diffusers_own(quickstart: Path):
+    """`pipe.load_lora_weights` on an untouched pipeline draws the pictures of the trained policy."""
+    recipe = load(str(quickstart / "recipe.yaml"))
+    policy = build_policy(recipe, quickstart / "lora")
+    prompts = [Prompt(t, t) for t in ("a red circle", "two blue squares")]
+    from flowrl.planning import eval_plan
+
+    ours = policy.rollout(prompts, group_size=1, plan=eval_plan(recipe), seed=5).samples.images
+    pipe = DiffusionPipeline.from_pretrained(names.MODELS["shapes-flux"], dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw() -> torch.Tensor:
+        return pipe(
+            prompt=[p.text for p in prompts],
+            generator=start_generators([Key(5, p.id, 0) for p in prompts]),
+            num_inference_steps=4,
+            output_type="pt",
+            **recipe.pipeline,
+        ).images
+
+    base = draw()
+    pipe.load_lora_weights(quickstart / "lora")
+    torch.testing.assert_close(draw(), ours, atol=1e-5, rtol=0)
+    assert (base - ours).abs().max() > 1e-4
+
+
+def test_micro_batches_and_rollout_batches_change_no_update(tmp_path: Path):
+    """The first update is the same up to rounding however rows are cut."""
+    found = []
+    for cut in (["train.micro_batch=8"], ["train.micro_batch=3", "train.rollout_batch=4"]):
+        folder = tmp_path / str(len(found))
+        run(shortened(folder, "train.iterations=1", "eval.at_start=false", "eval.at_end=false", *cut), quiet())
+        found.append(lines(folder)[0])
+    for name in ("reward/shapes/mean", "grad_norm", "loss", "ratio"):
+        assert found[0][name] == pytest.approx(found[1][name], rel=1e-3, abs=1e-5)
+
+
+def test_full_weights_train_and_are_saved(tmp_path: Path):
+    run(shortened(tmp_path / "full", "lora=null", "full=true", "train.iterations=1", "train.lr=1e-5"), quiet())
+    policy = build_policy(load(str(tmp_path / "full" / "recipe.yaml")), tmp_path / "full" / "model")
+    fresh = build_policy(load("quickstart", ["lora=null", "full=true"]))
+    pairs = list(zip(policy.trainable(), fresh.trainable(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in pairs) and all(a.shape == b.shape for a, b in pairs)
