@@ -8,7 +8,7 @@ import os
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -30,7 +30,7 @@ app.add_typer(world, name="world")
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the short name of one that ships.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN|RECIPE", help="A run's folder, a recipe file, or its name.")]
 Overrides = Annotated[
-    Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Recipe values, such as train.lr=1e-4.")
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe values, such as train.lr=1e-4.")
 ]
 
 
@@ -62,8 +62,12 @@ def run(
 
         number = len(load_prompts(checked.prompts.train, split="train", limit=checked.prompts.limit))
         heldout = checked.prompts.heldout
-        number_heldout = None if heldout is None else len(load_prompts(heldout, split="heldout", limit=checked.eval.prompts))
-        Console(highlight=False, soft_wrap=True).print(escape(describe(checked, num_train=number, num_heldout=number_heldout)))
+        number_heldout = (
+            None if heldout is None else len(load_prompts(heldout, split="heldout", limit=checked.eval.prompts))
+        )
+        Console(highlight=False, soft_wrap=True).print(
+            escape(describe(checked, num_train=number, num_heldout=number_heldout))
+        )
         return
     _quiet()
     from flowrl.run import run as run_recipe
@@ -75,7 +79,7 @@ def run(
 def evaluate_command(
     target: RunArgument,
     overrides: Overrides = None,
-    output: Annotated[Optional[Path], typer.Option(help="Also write the numbers here, as JSON.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Also write the numbers here, as JSON.")] = None,
 ) -> None:
     """Score held-out prompts by the ODE: a run's weights, or a recipe's model as it is."""
     checked, weights = _target(target, overrides or [])
@@ -151,7 +155,7 @@ def sample(
 
 @app.command("list")
 def list_command(
-    what: Annotated[Optional[Kind], typer.Argument(help="Which of them; all where none is named.")] = None,
+    what: Annotated[Kind | None, typer.Argument(help="Which of them; all where none is named.")] = None,
 ) -> None:
     """List models, samplers, rewards and recipes that ship."""
     tables = {
@@ -171,9 +175,11 @@ def list_command(
 @world.command("build")
 def build_world(
     name: Annotated[str, typer.Argument(help="Which world; there is `shapes`.")],
-    output: Annotated[Path, typer.Option(help="Folder for the pipeline; called again, it goes on.")] = Path("shapes-flux"),
-    vae_steps: Annotated[Optional[int], typer.Option(min=1, help="Steps of the autoencoder.")] = None,
-    flow_steps: Annotated[Optional[int], typer.Option(min=1, help="Steps of the flow model, in one cycle.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the pipeline; called again, it goes on.")] = Path(
+        "shapes-flux"
+    ),
+    vae_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the autoencoder.")] = None,
+    flow_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the flow model, in one cycle.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the checkpoints when done.")] = False,
 ) -> None:
     """Pretrain a world's model from nothing but seeds (shapes: about an hour on 2 cores); resumable."""

@@ -37,7 +37,9 @@ class Progress:
     def phase(self, name: str, total: int) -> None:
         """A phase begins, of `total` steps."""
         unit = "rewards" if name == "score" else "rows"
-        self._display.reset(self._phase, description=f"  {_PHASES[name]}", total=total, visible=True, unit=unit, note="")
+        self._display.reset(
+            self._phase, description=f"  {_PHASES[name]}", total=total, visible=True, unit=unit, note=""
+        )
 
     def advance(self, number: int) -> None:
         """So many more steps of the phase are done."""

@@ -1,9 +1,9 @@
 """One iteration: rollout, score, advantage, update. It knows no model, and not what a decision is.
 
-    prompts --policy.rollout--> Rollout --score--> rewards [B] --advantage--> [R]
-                                   |                                            |
-                                   +--policy.replay, part by part--> objective --> loss weights --> backward
-                                                                                     --> learner.step, once an update
+prompts --policy.rollout--> Rollout --score--> rewards [B] --advantage--> [R]
+                               |                                            |
+                               +--policy.replay, part by part--> objective --> loss weights --> backward
+                                                                                 --> learner.step, once an update
 """
 
 import time

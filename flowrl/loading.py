@@ -10,6 +10,7 @@ from flowrl import names
 from flowrl.policies.errors import PolicyError
 from flowrl.recipe.checks import check_call, pipeline_class
 
+
 def load_pipeline(model: str, dtype: torch.dtype, call: dict[str, Any] | None = None) -> Any:
     """The pipeline, all components in `dtype` on the CPU, frozen and in evaluation mode.
 
@@ -23,8 +24,8 @@ def load_pipeline(model: str, dtype: torch.dtype, call: dict[str, Any] | None = 
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise PolicyError(
-            f"model {model!r} cannot be loaded ({type(error).__name__}: {reason[:200]}): give a diffusers folder, or a hub "
-            "id that this machine can reach (a gated model needs `hf auth login` first)"
+            f"model {model!r} cannot be loaded ({type(error).__name__}: {reason[:200]}): give a diffusers folder, or a "
+            "hub id that this machine can reach (a gated model needs `hf auth login` first)"
         ) from error
     check_call(type(pipe), call or {})
     pipe.set_progress_bar_config(disable=True)
@@ -55,5 +56,7 @@ def device_of(name: str) -> torch.device:
         return torch.device(next(kind for kind, is_there in there.items() if is_there))
     kind = name.split(":")[0]
     if not there[kind]:
-        raise PolicyError(f"device: {name} is not on this machine; it has {', '.join(k for k, v in there.items() if v)}")
+        raise PolicyError(
+            f"device: {name} is not on this machine; it has {', '.join(k for k, v in there.items() if v)}"
+        )
     return torch.device(name)

@@ -10,7 +10,7 @@ MIN_TILE = 96  # pixels; smaller samples are enlarged without smoothing
 
 
 def grid(pictures: Tensor, *, columns: int | None = None, gap: int = 2) -> Image.Image:
-    """A sheet of pictures [N, 3, H, W] in [0, 1], row by row, on white; `columns` of them a row (None: about square)."""
+    """A sheet of pictures [N, 3, H, W] in [0, 1], row by row, on white; `columns` a row (None: about square)."""
     number, _, height, width = pictures.shape
     columns = columns or max(1, round(number**0.5 * 1.3))
     rows = -(-number // columns)

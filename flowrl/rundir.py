@@ -25,12 +25,12 @@ def fresh(folder: Path) -> Path:
 class RunFolder:
     """A new run folder. Raises UserError in one line where it cannot be written.
 
-        recipe.yaml     every effective value
-        metrics.jsonl   a line an iteration and an evaluation
-        tensorboard/    the same, and the pictures
-        samples/        grids of held-out samples, at equal seeds
-        lora/ or model/ what was trained
-        summary.json    before and after
+    recipe.yaml     every effective value
+    metrics.jsonl   a line an iteration and an evaluation
+    tensorboard/    the same, and the pictures
+    samples/        grids of held-out samples, at equal seeds
+    lora/ or model/ what was trained
+    summary.json    before and after
     """
 
     def __init__(self, folder: Path):

@@ -1,10 +1,10 @@
 """Policies: what samples and can be trained. `pipeline` makes one of any diffusers pipeline.
 
-    scheduler.py   the one call that is intercepted: `scheduler.step`
-    gates.py       stand-ins for the pipeline's modules, which skip denoiser calls when a walk is fast-forwarded
-    walks.py       what happens at an intercepted step: record, replay, look
-    encoding.py    text encoding, once per distinct prompt
-    noise.py       randomness as a function of (seed, prompt, sample, step)
-    adapters.py    LoRA and full fine-tuning
-    probe.py       what a policy learns of a pipeline, and proves, before it trusts it
+scheduler.py   the one call that is intercepted: `scheduler.step`
+gates.py       stand-ins for the pipeline's modules, which skip denoiser calls when a walk is fast-forwarded
+walks.py       what happens at an intercepted step: record, replay, look
+encoding.py    text encoding, once per distinct prompt
+noise.py       randomness as a function of (seed, prompt, sample, step)
+adapters.py    LoRA and full fine-tuning
+probe.py       what a policy learns of a pipeline, and proves, before it trusts it
 """

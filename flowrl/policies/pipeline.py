@@ -36,8 +36,8 @@ class PipelinePolicy:
 
     pipe: left as it is; the policy works on a shallow copy of it. modules: the denoisers that are trained (see
     adapters.py). call: arguments of every call of the pipeline, such as height or guidance_scale. max_rows: the most
-    rows that a rollout gives to one call. offload: text encoders, autoencoders and image encoders are on the device only
-    while they are used.
+    rows that a rollout gives to one call. offload: text encoders, autoencoders and image encoders are on the device
+    only while they are used.
     """
 
     def __init__(
@@ -71,7 +71,9 @@ class PipelinePolicy:
         """Draws `group_size` samples for each prompt; rows are samples, prompt by prompt. See `contracts.Policy`."""
         self.prepare(prompts[0], plan)
         parts = [
-            self._roll([prompts[i] for i in chunk.prompts], range(chunk.first, chunk.first + chunk.size), plan, seed, first)
+            self._roll(
+                [prompts[i] for i in chunk.prompts], range(chunk.first, chunk.first + chunk.size), plan, seed, first
+            )
             for chunk in rollout_chunks(len(prompts), group_size, self.max_rows)
         ]
         tape = joined([part[0] for part in parts])
@@ -81,9 +83,7 @@ class PipelinePolicy:
         behave = torch.cat([part[2] for part in parts])
         return Rollout(samples, behave, torch.cat([part[3] for part in parts]), tape)
 
-    def replay(
-        self, rollout: Rollout, rows: Tensor, visit: Callable[[Score], None], *, exact_kl: bool = False
-    ) -> None:
+    def replay(self, rollout: Rollout, rows: Tensor, visit: Callable[[Score], None], *, exact_kl: bool = False) -> None:
         """Scores the trained steps of `rows` with gradient, step by step. See `contracts.Policy`."""
         columns = {step: i for i, step in enumerate(rollout.replay.plan.trained)}
 
@@ -195,7 +195,15 @@ class PipelinePolicy:
         together = [s for s in tape.plan.trained if [s] not in alone]
         for steps in [*alone, together] if together else alone:
             walk = Replaying(
-                tape, self.dynamics, self._streams_at, rows, steps, visit, reference=reference, tick=self.tick, **options
+                tape,
+                self.dynamics,
+                self._streams_at,
+                rows,
+                steps,
+                visit,
+                reference=reference,
+                tick=self.tick,
+                **options,
             )
             at = walk.prompt_rows()
             prompts, starts = [tape.prompts[i] for i in at], [tape.starts[i] for i in at]

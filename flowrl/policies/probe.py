@@ -72,8 +72,9 @@ def probe(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> dict[int, int]:
     tolerance = STEP_TOLERANCE if _is_single_precision(policy) else 30 * STEP_TOLERANCE
     if walk.worst > tolerance:
         raise PolicyError(
-            f"{name}: a step at noise 0 differs from {type(policy.source.scheduler).__name__}'s own by {walk.worst:.1e} "
-            f"of the state's size (accepted: {tolerance:.0e}); its state does not follow dx/dsigma = model output"
+            f"{name}: a step at noise 0 differs from {type(policy.source.scheduler).__name__}'s own by "
+            f"{walk.worst:.1e} of the state's size (accepted: {tolerance:.0e}); its state does not follow "
+            "dx/dsigma = model output"
         )
     keeper.denoisers = _denoisers(policy, len(walk.streams))
     if not keeper.denoisers:
@@ -102,8 +103,9 @@ def _check_replay(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> None:
         drift = _drift(policy, prompt, full)
     if not drift <= tolerance:
         raise PolicyError(
-            f"{type(policy.source).__name__}: the replay of a step gives a log-prob {drift:.1e} away from the rollout's "
-            f"(accepted: {tolerance:.0e}); something outside `generator` and the call's arguments changes between calls"
+            f"{type(policy.source).__name__}: the replay of a step gives a log-prob {drift:.1e} away from the "
+            f"rollout's (accepted: {tolerance:.0e}); something outside `generator` and the call's arguments changes "
+            "between calls"
         )
 
 
@@ -127,8 +129,8 @@ def _drift(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> float:
         raise
     if any(p.requires_grad for p in policy.trainable()) and not found[0].requires_grad:
         raise PolicyError(
-            f"{type(policy.source).__name__}: no gradient reaches the log-prob of a replayed step; the pipeline calls its "
-            "denoiser under torch.no_grad() or detaches its output"
+            f"{type(policy.source).__name__}: no gradient reaches the log-prob of a replayed step; the pipeline calls "
+            "its denoiser under torch.no_grad() or detaches its output"
         )
     return float((found[0].detach() - recording.logp(last)[0]).abs().max())
 

@@ -4,6 +4,7 @@ A rollout's states are rounded to their storage dtype before they are scored and
 is exactly what was sampled, and a replay at the same batch shape gives the same log-prob bit for bit.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -32,7 +33,7 @@ class Dynamics:
     precision: torch.dtype = torch.float32
 
     def gaussian(self, step: Step, *, stochastic: bool) -> Gaussian:
-        """The distribution of the next state. Above level 1 the variance-exploding form takes the transition's place."""
+        """The distribution of the next state. Above level 1 the variance-exploding form takes over."""
         transition = ve_sde if step.variance_exploding else self.transition
         noise = self.noise if stochastic else 0.0
         x, v = step.x.to(self.precision), step.v.to(self.precision)
@@ -80,22 +81,21 @@ def joined(tapes: Sequence[Tape]) -> Tape:
     for name in ("enter", "drawn"):
         parts = [getattr(t, name) for t in tapes]
         for step in parts[0]:
-            streams = {s: torch.cat([p[step][s] for p in parts]) for s in parts[0][step]}
-            getattr(whole, name)[step] = streams
+            getattr(whole, name)[step] = {s: torch.cat([p[step][s] for p in parts]) for s in parts[0][step]}
     for step in tapes[0].drawn:
-        streams = {s for t in tapes for s in t.keep.get(step, {})}
-        if streams:
-            whole.keep[step] = {s: torch.cat([_kept(t, step, s) for t in tapes]) for s in streams}
+        overwritten = {s for t in tapes for s in t.keep.get(step, {})}
+        if overwritten:
+            whole.keep[step] = {s: torch.cat([_kept(t, step, s) for t in tapes]) for s in overwritten}
     for step in tapes[0].parent:
-        offset = [0]
-        for t in tapes:
-            offset.append(offset[-1] + len(t.lead[step]))
-        whole.parent[step] = torch.cat([t.parent[step] + o for t, o in zip(tapes, offset, strict=False)])
-        rows = [0]
-        for t in tapes:
-            rows.append(rows[-1] + len(t))
-        whole.lead[step] = torch.cat([t.lead[step] + r for t, r in zip(tapes, rows, strict=False)])
+        states = _offsets([len(t.lead[step]) for t in tapes])
+        rows = _offsets([len(t) for t in tapes])
+        whole.parent[step] = torch.cat([t.parent[step] + o for t, o in zip(tapes, states, strict=True)])
+        whole.lead[step] = torch.cat([t.lead[step] + o for t, o in zip(tapes, rows, strict=True)])
     return whole
+
+
+def _offsets(lengths: Sequence[int]) -> list[int]:
+    return [0, *itertools.accumulate(lengths[:-1])]
 
 
 def _kept(tape: Tape, step: int, stream: int) -> Tensor:
@@ -305,7 +305,9 @@ class Looking:
         """Keeps the velocity and leaves after the last stream."""
         given = self.states[step.stream]
         if step.iteration == 0 and not torch.equal(step.x.detach(), given.detach().to(step.x)):
-            raise PolicyError("this pipeline does not take `latents` as the state of its first step: ask from step 1 on")
+            raise PolicyError(
+                "this pipeline does not take `latents` as the state of its first step: ask from step 1 on"
+            )
         self.velocity[step.stream] = step.v
         if len(self.velocity) == self.streams:
             raise Leave

@@ -25,7 +25,9 @@ class Tokens:
         self.first_table = self.table.detach().clone()
         self.blocks: list[int] = []
 
-    def rollout(self, prompts: Sequence[Prompt], *, group_size: int, plan: object, seed: int, first: int = 0) -> Rollout:
+    def rollout(
+        self, prompts: Sequence[Prompt], *, group_size: int, plan: object, seed: int, first: int = 0
+    ) -> Rollout:
         generator = torch.Generator().manual_seed(seed * 1009 + first)
         rows = len(prompts) * group_size
         probs = self.table.detach().softmax(-1).expand(rows, LENGTH, WORDS).reshape(-1, WORDS)
@@ -143,7 +145,9 @@ def test_epochs_and_updates_count_optimizer_steps():
     policy = Tokens()
     learner = Learner(policy.trainable(), lr=0.01)
     rollout = policy.rollout(PROMPTS, group_size=6, plan=None, seed=3)
-    update(policy, learner, rollout, torch.linspace(-1, 1, 24), OBJECTIVE, Settings(6, epochs=2, updates=4, micro_batch=4))
+    update(
+        policy, learner, rollout, torch.linspace(-1, 1, 24), OBJECTIVE, Settings(6, epochs=2, updates=4, micro_batch=4)
+    )
     assert learner.steps == 8
     assert policy.blocks == [4, 2] * 8
 
@@ -156,7 +160,9 @@ def test_credit_maps_samples_to_rows():
     tables = []
     for credit, given in ((None, adv), (torch.eye(24)[order], adv[order.argsort()])):
         policy = Tokens()
-        update(policy, Learner(policy.trainable(), lr=0.05), replace(rollout, credit=credit), given, OBJECTIVE, Settings(6))
+        update(
+            policy, Learner(policy.trainable(), lr=0.05), replace(rollout, credit=credit), given, OBJECTIVE, Settings(6)
+        )
         tables.append(policy.table.detach())
     torch.testing.assert_close(tables[0], tables[1], atol=1e-6, rtol=0)
 

@@ -105,7 +105,9 @@ def test_a_run_leaves_what_it_says(quickstart: Path):
     assert set(summary["heldout"]) == {"0", "2", "3"}
     assert list((quickstart / "tensorboard").glob("events*"))
     again = load(str(quickstart / "recipe.yaml"))
-    assert yaml.safe_load((quickstart / "recipe.yaml").read_text())["train"]["iterations"] == 3 == again.train.iterations
+    assert (
+        yaml.safe_load((quickstart / "recipe.yaml").read_text())["train"]["iterations"] == 3 == again.train.iterations
+    )
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_does_not(quickstart: Path, tmp_path: Path):

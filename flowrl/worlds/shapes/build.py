@@ -19,7 +19,7 @@ from flowrl.worlds.shapes.pretrain import to_model_range, train_flow, train_vae,
 from flowrl.worlds.shapes.render import render
 
 VAE_STEPS = 3_000
-FLOW_CYCLES = (16_000, 8_000)
+FLOW_CYCLES = (16_000, 5_000)
 SEED = 1
 
 
@@ -37,7 +37,9 @@ class Accuracy:
         return f"strict {self.strict:.3f}  graded {self.graded:.3f}  ({kinds}; n = {self.number})"
 
 
-def build(out: Path, *, vae_steps: int = VAE_STEPS, flow_cycles: Sequence[int] = FLOW_CYCLES, keep: bool = False) -> Accuracy:
+def build(
+    out: Path, *, vae_steps: int = VAE_STEPS, flow_cycles: Sequence[int] = FLOW_CYCLES, keep: bool = False
+) -> Accuracy:
     """Pretrains the pipeline, saves it to `out` in diffusers' format with a model card; returns held-out accuracy.
 
     Interrupted, it goes on where it stopped when called again with the same folder. `keep` leaves the checkpoints.
@@ -151,7 +153,8 @@ reinforcement learning of a real pipeline can be run, tested and understood on a
 
 Made by `flowrl world build shapes`: {vae_steps} steps of the autoencoder (batch 32), then {flow_cycles} steps of flow
 matching in as many cycles of the learning rate (batch 64, AdamW, logit-normal noise levels, 10 % empty captions, moving
-average of the weights) with the text encoders trained jointly. Seeds are fixed. Captions and pictures are this project's own; the licence is the project's.
+average of the weights) with the text encoders trained jointly. Seeds are fixed. Captions and pictures are this
+project's own; the licence is the project's.
 
 ## Accuracy on held-out captions
 
@@ -162,8 +165,8 @@ its own noise, Euler ODE, no guidance. Strict: exactly the asked objects and rel
 |---|---|---|---|---|---|
 {rows}
 
-Single objects (all of them seen in training), 10 steps: {single:.3f}. Renders passed through the autoencoder: {ceiling:.3f},
-the ceiling for any generator on top of it.
+Single objects (all of them seen in training), 10 steps: {single:.3f}. Renders passed through the autoencoder:
+{ceiling:.3f}, the ceiling for any generator on top of it.
 
 ![samples](samples.png)
 

@@ -38,7 +38,7 @@ Object = tuple[str, str]  # (colour, shape)
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption asks for: its kind, the multiset of objects, and for a relation how the first lies to the second."""
+    """What a caption asks for: its kind, the multiset of objects, and how the first lies to the second."""
 
     kind: str
     objects: tuple[Object, ...]
@@ -94,7 +94,7 @@ def _scenes(pairs: list[tuple[Object, Object]], counts: list[tuple[int, Object]]
 
 
 def heldout_scenes() -> list[Scene]:
-    """The 320 held-out scenes that accuracy is reported on: 128 counts, 64 pairs, 128 relations, all distinct, mixed."""
+    """The 320 held-out scenes that accuracy is reported on: 128 counts, 64 pairs, 128 relations, distinct, mixed."""
     _, heldout = split()
     rng = random.Random(SPLIT_SEED + 1)
     chosen = [s for kind, n in (("count", 128), ("pair", 64), ("relation", 128)) for s in rng.sample(heldout[kind], n)]

@@ -35,9 +35,7 @@ class Stage:
     cycles: the number of steps of each cycle of the learning rate.
     """
 
-    def __init__(
-        self, name: str, module: nn.Module, path: Path, *, cycles: Sequence[int], lr: float, average: float
-    ):
+    def __init__(self, name: str, module: nn.Module, path: Path, *, cycles: Sequence[int], lr: float, average: float):
         self.name, self.module, self.path = name, module, path
         self.cycles, self.steps, self.lr, self.average = cycles, sum(cycles), lr, average
         self.params = list(module.parameters())
@@ -48,8 +46,13 @@ class Stage:
             self._load()
 
     def run(self, loss: Callable[[int], Tensor], report: Callable[[int], str] | None = None, every: int = 2000) -> None:
-        """Trains to the end; `loss(step)` gives a scalar. `report(step)` is printed with the average weights in place."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"))
+        """Trains to the end; `loss(step)` gives a scalar. `report(step)` is printed, with average weights in place."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+        )
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as bar:
             task = bar.add_task(self.name, total=self.steps, completed=self.step, loss="-")
             saved = time.monotonic()

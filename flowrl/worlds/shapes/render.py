@@ -20,7 +20,9 @@ def render(scenes: list[Scene], rng: random.Random) -> Tensor:
     shape, center, radius, color = _layout(scenes, rng)
     grid = torch.arange(SIZE) + 0.5
     y, x = torch.meshgrid(grid, grid, indexing="ij")
-    distance = silhouette(shape[..., None, None], x - center[..., 0, None, None], y - center[..., 1, None, None], radius)
+    distance = silhouette(
+        shape[..., None, None], x - center[..., 0, None, None], y - center[..., 1, None, None], radius
+    )
     alpha = (0.5 - distance).clamp(0, 1)  # [B, MAX_OBJECTS, 32, 32]
     tone = [rng.uniform(0.86, 1.0) for _ in scenes]
     background = torch.tensor([[t + rng.uniform(-0.03, 0.03) for _ in range(3)] for t in tone]).clamp(0, 1)
@@ -43,7 +45,7 @@ def silhouette(shape: Tensor, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
 
 
 def _layout(scenes: list[Scene], rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Shape index [B, M], centre [B, M, 2], radius [B, M, 1, 1] and colour [B, M, 3]; absent objects lie off the canvas."""
+    """Shape index [B, M], centre [B, M, 2], radius [B, M, 1, 1], colour [B, M, 3]; absent objects are off the canvas."""
     shape = torch.zeros(len(scenes), MAX_OBJECTS)
     center = torch.full((len(scenes), MAX_OBJECTS, 2), -100.0)
     radius = torch.ones(len(scenes), MAX_OBJECTS, 1, 1)
@@ -83,7 +85,7 @@ def _free_spot(r: float, placed: list, rng: random.Random, tries: int = 30) -> t
 
 
 def holds(relation: str, first: tuple, second: tuple, slack: float = 1.0) -> bool:
-    """Whether `first` (x, y, ...) lies to `second` as said: the named direction exceeds `slack` times the other axis."""
+    """Whether `first` (x, y, ...) lies to `second` as said: the named direction exceeds `slack` times the other."""
     dx, dy = first[0] - second[0], first[1] - second[1]
     along = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation]
     across = abs(dy) if relation in ("left of", "right of") else abs(dx)
