@@ -111,7 +111,9 @@ class Policy(Protocol):
 class Reward(Protocol):
     """Scores samples: float32 [B]. NaN marks "could not be scored"; an error is never turned into a number."""
 
-    def __call__(self, samples: Samples) -> Tensor: ...
+    def __call__(self, samples: Samples) -> Tensor:
+        """The scores, one a sample."""
+        ...
 
 
 class Objective(Protocol):

@@ -28,13 +28,24 @@ class Spec(Protocol):
     """What a recipe says about one reward (flowrl.recipe.schema.RewardSpec)."""
 
     @property
-    def use(self) -> str: ...
+    def use(self) -> str:
+        """Short name or dotted path."""
+        ...
+
     @property
-    def weight(self) -> float: ...
+    def weight(self) -> float:
+        """0 marks a witness."""
+        ...
+
     @property
-    def args(self) -> dict[str, Any]: ...
+    def args(self) -> dict[str, Any]:
+        """What the reward is given beside samples."""
+        ...
+
     @property
-    def required(self) -> bool: ...
+    def required(self) -> bool:
+        """Whether a failure stops the run."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class CachedEncoder:
         self._by_row: dict[tuple, list[bool] | None] = {}  # row arguments -> which outputs have a row a prompt
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What `encode_prompt` returns for these arguments."""
         bound = self._signature.bind(*args, **kwargs)
         given = bound.arguments
         per_row = {name: value for name, value in given.items() if _is_texts(value)}

@@ -142,6 +142,7 @@ class Gate:
         setattr(self._gate[0], name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output, or the keeper's stand-in for it."""
         module, name, call, fetch = self._gate
         if fetch is not None:
             fetch()

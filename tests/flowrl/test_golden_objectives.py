@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import golden
 import pytest
 import torch
 from torch import Tensor
 
+import golden
 from flowrl.advantages import advantage_metrics, advantages, group_stats, whiten
 from flowrl.objectives import divergence
 from flowrl.objectives.aggregate import reduce_metrics, weights

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import families
 import pytest
 import torch
 import yaml
@@ -11,6 +10,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from rich.console import Console as RichConsole
 
+import families
 from flowrl import names
 from flowrl.console import Console
 from flowrl.contracts import Prompt

@@ -4,11 +4,11 @@ import random
 
 import pytest
 import torch
-from golden import cases
 
 from flowrl.contracts import Prompt, Samples
 from flowrl.worlds.shapes.captions import Scene, split
 from flowrl.worlds.shapes.render import render
+from golden import cases
 from reward_models import shapes as module
 from reward_models.jpeg import jpeg_compressibility, jpeg_incompressibility
 from reward_models.shapes import shapes, shapes_strict

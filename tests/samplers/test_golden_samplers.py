@@ -4,12 +4,12 @@ import math
 from collections import Counter
 from typing import Any
 
-import golden
 import pytest
 import torch
-from golden import Case, tensor
 from torch import Tensor
 
+import golden
+from golden import Case, tensor
 from samplers import schedules, windows
 from samplers.gaussian import HALF_LOG_TWO_PI, Gaussian
 from samplers.transitions import flow_sde, ode

@@ -45,7 +45,7 @@ def silhouette(shape: Tensor, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
 
 
 def _layout(scenes: list[Scene], rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Shape index [B, M], centre [B, M, 2], radius [B, M, 1, 1], colour [B, M, 3]; absent objects are off the canvas."""
+    """Shape index [B, M], centre [B, M, 2], radius [B, M, 1, 1], colour [B, M, 3]; absent objects are off canvas."""
     shape = torch.zeros(len(scenes), MAX_OBJECTS)
     center = torch.full((len(scenes), MAX_OBJECTS, 2), -100.0)
     radius = torch.ones(len(scenes), MAX_OBJECTS, 1, 1)

@@ -1,0 +1,124 @@
+"""What the tests of policies share: the policy of a tiny family, its scores, and a look at the steps of a rollout."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import families
+from flowrl.contracts import Prompt, Rollout
+from flowrl.policies.noise import Key, start_generators
+from flowrl.policies.pipeline import PipelinePolicy
+from flowrl.policies.scheduler import Step
+from flowrl.policies.walks import Dynamics, Recording
+from samplers.transitions import flow_sde
+from samplers.windows import Plan
+
+STEPS = 4
+SEED = 1
+SDE = Plan(STEPS, (0, 1, 2), (0, 1, 2))
+ODE = Plan(STEPS, (), ())
+PROMPTS = [Prompt("cat", "a red cat"), Prompt("dogs", "two dogs")]
+
+
+class FamilyPolicy(PipelinePolicy):
+    """A policy that calls its pipeline with the arguments of a family, those with an entry for each row included."""
+
+    def __init__(
+        self,
+        name: str,
+        pipe: Any = None,
+        *,
+        noise: float = 0.7,
+        transition: Callable = flow_sde,
+        dynamics: dict[str, Any] | None = None,
+        **options: Any,
+    ):
+        self.family = families.get(name)
+        pipe = self.family.build() if pipe is None else pipe
+        modules = {part: getattr(pipe, part) for part in self.family.modules}
+        super().__init__(pipe, modules, Dynamics(transition, noise, **(dynamics or {})), **options)
+
+    def _arguments(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        return self.family.batched_call([p.text for p in prompts])
+
+
+def pictures(rollout: Rollout) -> Tensor:
+    """The finished images or video."""
+    samples = rollout.samples
+    found = samples.video if samples.images is None else samples.images
+    assert found is not None
+    return found
+
+
+def untouched(policy: FamilyPolicy, prompts: Sequence[Prompt], *, seed: int = SEED, pipe: Any = None) -> Tensor:
+    """What the pipeline itself makes of the same prompts and generators."""
+    output = (policy.source if pipe is None else pipe)(
+        **policy.family.batched_call([p.text for p in prompts]),
+        generator=start_generators([Key(seed, p.id, 0) for p in prompts]),
+        num_inference_steps=STEPS,
+        output_type="pt",
+        return_dict=False,
+    )[0]
+    return output.float()
+
+
+def scores(policy: PipelinePolicy, rollout: Rollout, rows: Sequence[int] | None = None) -> Tensor:
+    """Replayed log-probs [r, K]."""
+    at = torch.arange(len(rollout.behave)) if rows is None else torch.tensor(rows)
+    columns: dict[int, Tensor] = {}
+    policy.replay(rollout, at, lambda score: columns.update({int(score.columns): score.logp.detach()[:, 0]}))
+    assert sorted(columns) == list(range(rollout.behave.shape[1]))
+    return torch.stack([columns[k] for k in sorted(columns)], 1)
+
+
+def gap(a: Tensor, b: Tensor) -> float:
+    """The largest difference."""
+    assert a.shape == b.shape
+    return float((a.float() - b.float()).abs().max())
+
+
+@contextlib.contextmanager
+def watched_steps() -> Iterator[list[tuple[Step, Tensor]]]:
+    """Within, the steps of all rollouts and the states that they returned."""
+    seen: list[tuple[Step, Tensor]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        own = Recording.step
+
+        def step(self: Recording, step: Step) -> Tensor:
+            state = own(self, step)
+            seen.append((step, state))
+            return state
+
+        patch.setattr(Recording, "step", step)
+        yield seen
+
+
+@contextlib.contextmanager
+def scaled(modules: dict[str, nn.Module], factor: float) -> Iterator[None]:
+    """Within, all weights are `factor` times theirs."""
+    kept = {name: {k: v.clone() for k, v in module.state_dict().items()} for name, module in modules.items()}
+    try:
+        with torch.no_grad():
+            for module in modules.values():
+                for parameter in module.parameters():
+                    parameter.mul_(factor)
+        yield
+    finally:
+        for name, module in modules.items():
+            module.load_state_dict(kept[name])
+
+
+def shake(modules: dict[str, nn.Module], size: float = 0.1, seed: int = 0) -> None:
+    """Moves every trainable weight by a small random amount, so that LoRA adapters have an effect."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in modules.values():
+            for parameter in module.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(size * torch.randn(parameter.shape, generator=generator))
