@@ -188,7 +188,7 @@ def build_world(
     _quiet()
     from flowrl.worlds.shapes.build import FLOW_CYCLES, VAE_STEPS, build
 
-    cycles = FLOW_CYCLES if flow_steps is None else (flow_steps,)
+    cycles = FLOW_CYCLES if flow_steps is None else ((flow_steps, 0.25),)
     accuracy = build(output, vae_steps=vae_steps or VAE_STEPS, flow_cycles=cycles, keep=keep)
     typer.echo(f"{output}: held-out {accuracy}")
 

@@ -117,15 +117,22 @@ class Reward(Protocol):
 
 
 class Objective(Protocol):
-    """A loss per decision.
+    """A loss per decision, what it needs to be computed, and how the loop is to average it."""
 
-    `needs_reference` asks for `Rollout.reference`, `exact_kl` for `Score.kl`; `aggregate` names how decisions are
-    averaged (see `objectives.aggregate.weights`).
-    """
+    @property
+    def needs_reference(self) -> bool:
+        """Whether `Rollout.reference` has to be there."""
+        ...
 
-    needs_reference: bool
-    exact_kl: bool
-    aggregate: str
+    @property
+    def exact_kl(self) -> bool:
+        """Whether `Score.kl` has to be there."""
+        ...
+
+    @property
+    def aggregate(self) -> str:
+        """A mode of `objectives.aggregate.weights`."""
+        ...
 
     def __call__(
         self, score: Score, *, behave: Tensor, adv: Tensor, mask: Tensor, reference: Tensor | None

@@ -32,7 +32,7 @@ class Learner:
         average_every: int = 1,
     ):
         self.parameters = list(parameters)
-        self.max_grad_norm, self.average_decay, self.average_every = max_grad_norm, average, average_every
+        self.max_grad_norm, self.average_decay, self.average_every = max_grad_norm, average or 0.0, average_every
         self.optimizer = torch.optim.AdamW(self.parameters, lr, betas=betas, weight_decay=weight_decay)
         self.rate = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda n: _rate(n, warmup, schedule, total))
         self.average = None if average is None else [p.detach().clone() for p in self.parameters]
@@ -49,14 +49,14 @@ class Learner:
             self.rate.step()
             self.steps += 1
             if self.average is not None and self.steps % self.average_every == 0:
-                self._move_average()
+                self._move_average(self.average, self.average_decay)
         self.optimizer.zero_grad()
         return norm.detach()
 
     @property
     def lr(self) -> float:
         """The learning rate of the next step."""
-        return self.rate.get_last_lr()[0]
+        return float(self.rate.get_last_lr()[0])
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -86,10 +86,12 @@ class Learner:
         self.rate.load_state_dict(state["rate"])
         self.average, self.steps = state["average"], state["steps"]
 
-    def _move_average(self) -> None:
+    @torch.no_grad()
+    def _move_average(self, average: list[Tensor], slowest: float) -> None:
         moves = self.steps // self.average_every
-        decay = min(self.average_decay, (1 + moves) / (10 + moves))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        decay = min(slowest, (1 + moves) / (10 + moves))
+        for mean, parameter in zip(average, self.parameters, strict=True):
+            mean.lerp_(parameter, 1 - decay)
 
 
 @torch.no_grad()

@@ -16,8 +16,8 @@ def load_pipeline(model: str, dtype: torch.dtype, call: dict[str, Any] | None = 
 
     Raises PolicyError where it cannot be had, RecipeError where it does not take the arguments of `call`.
     """
-    place = names.MODELS.get(model, model)
-    if model in names.MODELS and not place.is_dir():
+    place = str(names.MODELS.get(model, model))
+    if model in names.MODELS and not names.MODELS[model].is_dir():
         raise PolicyError(f"model {model!r} is not in {place}: reinstall flowrl, or run `flowrl world build shapes`")
     try:
         pipe = DiffusionPipeline.from_pretrained(place, dtype=dtype)

@@ -79,8 +79,7 @@ def build_policy(recipe: Recipe, weights: Path | None = None) -> PipelinePolicy:
     if weights is not None:
         adapters.restore(pipe, modules, weights)
     if recipe.train.gradient_checkpointing:
-        for module in modules.values():
-            module.enable_gradient_checkpointing()
+        adapters.checkpoint_gradients(modules)
     dynamics = Dynamics(
         load(recipe.sampler.step, steps()),
         recipe.sampler.noise,
@@ -240,7 +239,7 @@ def run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     console = console or Console()
     set_up(recipe)
     inputs = read_inputs(recipe)
-    folder = RunFolder(fresh(Path(recipe.output)))
+    folder = RunFolder(fresh(Path(recipe.output or "runs/run")))
     folder.write("recipe.yaml", dump(recipe))
     with console.working(f"loading {recipe.model}"):
         policy = build_policy(recipe)

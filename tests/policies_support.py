@@ -24,6 +24,7 @@ SEED = 1
 SDE = Plan(STEPS, (0, 1, 2), (0, 1, 2))
 ODE = Plan(STEPS, (), ())
 PROMPTS = [Prompt("cat", "a red cat"), Prompt("dogs", "two dogs")]
+EQUALLY_LONG = [Prompt("cat", "a red cat"), Prompt("hat", "a red hat")]  # in tokens too
 
 
 class FamilyPolicy(PipelinePolicy):
@@ -42,9 +43,9 @@ class FamilyPolicy(PipelinePolicy):
         self.family = families.get(name)
         pipe = self.family.build() if pipe is None else pipe
         modules = {part: getattr(pipe, part) for part in self.family.modules}
-        super().__init__(pipe, modules, Dynamics(transition, noise, **(dynamics or {})), **options)
+        super().__init__(pipe, modules, Dynamics(transition, noise, **(dynamics or {})), call=self._of_rows, **options)
 
-    def _arguments(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    def _of_rows(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         return self.family.batched_call([p.text for p in prompts])
 
 

@@ -1,6 +1,7 @@
 """What of a pipeline is trained: LoRA adapters through peft, or the denoisers' own weights."""
 
 import contextlib
+import inspect
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -63,7 +64,12 @@ def add_lora(
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers, init_lora_weights=weights)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            module.add_adapter(config, adapter_name=ADAPTER)
+            try:
+                module.add_adapter(config, adapter_name=ADAPTER)
+            except ValueError as error:  # peft's, where a name matches no layer or one that cannot be adapted
+                raise PolicyError(
+                    f"lora.targets={targets!r} do not fit {name} ({type(module).__name__}): {error}"
+                ) from error
         for parameter in module.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # Adam's steps are lost in a half-precision weight
@@ -79,6 +85,21 @@ def trainable(modules: dict[str, nn.Module]) -> Iterator[nn.Parameter]:
     """The parameters that learn, in a fixed order."""
     for module in modules.values():
         yield from (p for p in module.parameters() if p.requires_grad)
+
+
+def checkpoint_gradients(modules: dict[str, nn.Module]) -> None:
+    """Trades time for memory: activations are computed again in the backward pass.
+
+    Raises PolicyError where a module cannot.
+    """
+    for name, module in modules.items():
+        enable = getattr(module, "enable_gradient_checkpointing", None)
+        if enable is None or not getattr(module, "_supports_gradient_checkpointing", True):
+            raise PolicyError(
+                f"train.gradient_checkpointing: {name} ({type(module).__name__}) cannot recompute activations; set it "
+                "to false"
+            )
+        enable()
 
 
 @contextlib.contextmanager
@@ -97,7 +118,11 @@ def disabled(modules: dict[str, nn.Module]) -> Iterator[None]:
 
 
 def save(pipe: Any, modules: dict[str, nn.Module], folder: Path) -> None:
-    """Writes what was trained: LoRA as `pipe.load_lora_weights(folder)` reads it, full weights as diffusers models."""
+    """Writes what was trained: LoRA as `pipe.load_lora_weights(folder)` reads it, full weights as diffusers models.
+
+    A second denoiser that the pipeline's own writer has no place for (Wan 2.2) gets a folder of its own, to be loaded
+    by `pipe.load_lora_weights(folder / "transformer_2", load_into_transformer_2=True)`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if not all(getattr(m, "_hf_peft_config_loaded", False) for m in modules.values()):
         for name, module in modules.items():
@@ -108,11 +133,15 @@ def save(pipe: Any, modules: dict[str, nn.Module], folder: Path) -> None:
         for name, module in modules.items():
             module.save_lora_adapter(folder / name, adapter_name=ADAPTER)
         return
-    given: dict[str, Any] = {}
+    given: dict[Path, dict[str, Any]] = {}
     for name, module in modules.items():
-        given[f"{name}_lora_layers"] = get_peft_model_state_dict(module, adapter_name=ADAPTER)
-        given[f"{name}_lora_adapter_metadata"] = _metadata(module)
-    writer(folder, **given)
+        has_place = f"{name}_lora_layers" in inspect.signature(writer).parameters
+        of_folder = given.setdefault(folder if has_place else folder / name, {})
+        name = name if has_place else DENOISERS[0]
+        of_folder[f"{name}_lora_layers"] = get_peft_model_state_dict(module, adapter_name=ADAPTER)
+        of_folder[f"{name}_lora_adapter_metadata"] = _metadata(module)
+    for place, layers in given.items():
+        writer(place, **layers)
 
 
 def restore(pipe: Any, modules: dict[str, nn.Module], folder: Path) -> None:
@@ -130,11 +159,14 @@ def restore(pipe: Any, modules: dict[str, nn.Module], folder: Path) -> None:
 
 
 def _lora_state(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    files = sorted(folder.glob("*.safetensors")) + sorted((folder / name).glob("*.safetensors"))
+    files = sorted((folder / name).glob("*.safetensors")) or sorted(folder.glob("*.safetensors"))
     if not files:
         raise PolicyError(f"{folder} holds no LoRA weights (*.safetensors)")
     state = {key: value for file in files for key, value in load_file(file).items()}
-    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")} or state
+    for prefix in (f"{name}.", f"{DENOISERS[0]}."):  # the second where the module has a folder of its own
+        if own := {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}:
+            return own
+    return state
 
 
 def _full_state(folder: Path, kind: Any) -> dict[str, torch.Tensor]:

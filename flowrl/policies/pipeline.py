@@ -8,9 +8,6 @@ Before the first rollout a probe of one row learns what the pipeline calls, comp
 scheduler's own, and compares a replay with its rollout. A pipeline that fails is refused with the reason.
 """
 
-import copy
-import functools
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,21 +18,24 @@ from torch import Tensor, nn
 from flowrl.batches import rollout_chunks
 from flowrl.contracts import Prompt, Rollout, Samples, Score
 from flowrl.policies import adapters
-from flowrl.policies.encoding import CachedEncoder
+from flowrl.policies.dressing import Dressed
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.gates import Gate, GateKeeper
+from flowrl.policies.gates import GateKeeper
 from flowrl.policies.noise import Key, start_generators
 from flowrl.policies.probe import probe
-from flowrl.policies.scheduler import Leave, Session, Walk, intercept
+from flowrl.policies.scheduler import Leave, Session, Walk
 from flowrl.policies.walks import Dynamics, Looking, Recording, Replaying, Streams, Tape, joined
 from samplers.windows import Plan
+
+Call = dict[str, Any] | Callable[[Sequence[Prompt]], dict[str, Any]]
 
 
 class PipelinePolicy:
     """A diffusers pipeline that samples, and scores its own steps again.
 
     pipe: left as it is; the policy works on a shallow copy of it. modules: the denoisers that are trained (see
-    adapters.py). call: arguments of every call of the pipeline, such as height or guidance_scale. max_rows: the most
+    adapters.py). call: arguments of every call of the pipeline, such as height or guidance_scale, or a function that
+    gives them for the prompts of the rows of a call, where rows have arguments of their own. max_rows: the most
     rows that a rollout gives to one call. offload: text encoders, autoencoders and image encoders are on the device
     only while they are used.
     """
@@ -46,22 +46,25 @@ class PipelinePolicy:
         modules: dict[str, nn.Module],
         dynamics: Dynamics,
         *,
-        call: dict[str, Any] | None = None,
+        call: Call | None = None,
         device: torch.device | str = "cpu",
         max_rows: int | None = None,
         offload: bool = False,
     ):
         self.source, self.modules, self.dynamics = pipe, modules, dynamics
-        self.call, self.device, self.max_rows, self.offload = dict(call or {}), torch.device(device), max_rows, offload
+        self.call: Call = {} if call is None else call
+        self.device, self.max_rows, self.offload = torch.device(device), max_rows, offload
         self.session = Session()
         self.keeper = GateKeeper(self.session)
         self.tick: Callable[[int], None] | None = None  # called with the number of rows at every denoising iteration
         self._streams: dict[int, int] = {}
-        self._fetched: dict[str, nn.Module] = {}
-        self._run_call = _undecorated(type(pipe))
-        self._accepts = set(inspect.signature(self._run_call).parameters)
-        self.pipe = self._dressed(pipe)
+        self._dressed = Dressed(pipe, self.session, self.keeper, self.device, trained=modules, offload=offload)
         self._probed = False
+
+    @property
+    def pipe(self) -> Any:
+        """The working copy of the pipeline."""
+        return self._dressed.pipe
 
     # ------------------------------------------------------------------ what the loop asks for
 
@@ -171,7 +174,7 @@ class PipelinePolicy:
         keys = [Key(seed, p.id, i) for p, i in rows]
         starts = [Key(seed, p.id, first) for p, _ in rows] if plan.share_noise else keys
         tape = Tape([p for p, _ in rows], keys, starts, plan, complete=not self.keeper.skip)
-        fans = plan.share_noise and group_size > 1 and plan.stochastic and self.keeper.skip
+        fans = plan.share_noise and plan.stochastic and self.keeper.skip
         parent = torch.arange(len(prompts)).repeat_interleave(group_size) if fans else None
         fan = plan.stochastic[0] if fans else None
         recording = Recording(tape, self.dynamics, self._streams_at, fan=fan, parent=parent, tick=self.tick)
@@ -227,23 +230,27 @@ class PipelinePolicy:
         self.session.begin(walk)
         self.keeper.begin()
         try:
-            with torch.set_grad_enabled(grad):
-                output = self._run_call(self.pipe, **{k: v for k, v in arguments.items() if k in self._accepts})
+            output = self._dressed(arguments, grad=grad)
         except Leave:
             output = None
         finally:
             self.session.walk = None
-            self._park()
+            self._dressed.park()
         if isinstance(walk, Recording) and output is not None:
             walk.finish()
         return output
 
     def _arguments(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """The pipeline's arguments for these rows. Lists are the call's own: some pipelines write into them."""
-        arguments = {k: list(v) if isinstance(v, list) else v for k, v in self.call.items()}
-        arguments["prompt"] = [p.text for p in prompts]
+        given = self.call(prompts) if callable(self.call) else self.call
+        arguments: dict[str, Any] = {"prompt": [p.text for p in prompts]}
         if any(p.media for p in prompts):
-            arguments["image"] = [_opened(p) for p in prompts]
+            images = [_opened(p) for p in prompts]
+            arguments["image"] = images if len(images) > 1 else images[0]  # some pipelines take one image and no list
+        for name, value in given.items():
+            if name.startswith("negative_prompt") and isinstance(value, str):
+                value = [value] * len(prompts)
+            arguments[name] = list(value) if isinstance(value, list) else value
         return arguments
 
     def _images(self, output: Any) -> Tensor:
@@ -259,38 +266,6 @@ class PipelinePolicy:
 
     def _streams_at(self, iteration: int) -> int:
         return self._streams.get(iteration, max(self._streams.values(), default=1))
-
-    # ------------------------------------------------------------------ the dressed copy of the pipeline
-
-    def _dressed(self, pipe: Any) -> Any:
-        """A shallow copy with the scheduler intercepted, modules gated and text encoding remembered."""
-        new = copy.copy(pipe)
-        policy = self
-        new.__class__ = type(
-            type(pipe).__name__,
-            (type(pipe),),
-            {"_execution_device": property(lambda _: policy.device), "__module__": type(pipe).__module__},
-        )
-        new.__dict__["scheduler"] = intercept(pipe.scheduler, self.session)
-        for name, module in _modules(pipe).items():
-            fetch = functools.partial(self._fetch, name, module) if self.offload and name not in self.modules else None
-            new.__dict__[name] = Gate(module, name, self.keeper.call, fetch)
-            module.to(self.device if fetch is None else "cpu")
-        if hasattr(pipe, "encode_prompt"):
-            new.__dict__["encode_prompt"] = CachedEncoder(new.encode_prompt, self._park)
-        new._progress_bar_config = {"disable": True}
-        return new
-
-    def _fetch(self, name: str, module: nn.Module) -> None:
-        """Brings a module that is offloaded to the device; denoisers that are not trained stay there."""
-        if name not in self._fetched:
-            module.to(self.device)
-            self._fetched[name] = module
-
-    def _park(self) -> None:
-        """Sends what was fetched back to the CPU."""
-        for name in [n for n in self._fetched if n not in self.keeper.denoisers]:
-            self._fetched.pop(name).to("cpu")
 
 
 def _recorded(recording: Recording) -> tuple[Tensor, Tensor]:
@@ -311,23 +286,6 @@ def _recorded(recording: Recording) -> tuple[Tensor, Tensor]:
     pairs = [recording.logp(s) for s in trained]
     logp = torch.stack([p[0] for p in pairs], 1).cpu()
     return logp, torch.stack([p[1] for p in pairs], 1).cpu()
-
-
-def _modules(pipe: Any) -> dict[str, nn.Module]:
-    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-
-
-def _undecorated(pipeline: type) -> Callable:
-    """The pipeline's `__call__` beneath its `torch.no_grad`.
-
-    Raises PolicyError where there is no such decorator to look beneath.
-    """
-    call = pipeline.__call__
-    if not hasattr(call, "__wrapped__"):
-        raise PolicyError(f"{pipeline.__name__}.__call__ is not wrapped by torch.no_grad(): gradient cannot be let in")
-    while hasattr(call, "__wrapped__"):
-        call = call.__wrapped__
-    return call
 
 
 def _opened(prompt: Prompt) -> Any:

@@ -92,7 +92,10 @@ def _denoisers(policy: PipelinePolicy, iterations: int) -> set[str]:
 
 
 def _check_replay(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> None:
-    """Rolls out one row and replays its last stochastic step; tries once more with denoisers run instead of skipped."""
+    """Rolls out one row and replays its first and last stochastic step, the first because its state is drawn again.
+
+    Tries once more with denoisers run instead of skipped.
+    """
     steps = tuple(sorted(policy._streams))
     usable = steps[:-1] or steps
     full = Plan(plan.num_steps, usable, usable)
@@ -116,23 +119,29 @@ def _drift(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> float:
     policy._pass(recording, [prompt], key)
     if not recording.sums:
         return 0.0  # a deterministic transition: nothing is scored, and an objective that needs it says so
-    last = max(recording.sums)
-    found: list[Tensor] = []
-    walk = Replaying(
-        tape, policy.dynamics, policy._streams_at, torch.tensor([0]), [last], lambda _, logp, __: found.append(logp)
-    )
+    ends = sorted({min(recording.sums), max(recording.sums)})
+    found: dict[int, Tensor] = {}
     try:
-        policy._pass(walk, [prompt], key, steps=plan.num_steps, grad=True)
+        for step in ends:
+            walk = Replaying(
+                tape,
+                policy.dynamics,
+                policy._streams_at,
+                torch.tensor([0]),
+                [step],
+                lambda step, logp, _: found.__setitem__(step, logp),
+            )
+            policy._pass(walk, [prompt], key, steps=plan.num_steps, grad=True)
     except (AttributeError, RuntimeError, TypeError, ValueError, KeyError, IndexError):
         if policy.keeper.skip:  # a denoiser that was skipped left something undone: run them all
             return float("inf")
         raise
-    if any(p.requires_grad for p in policy.trainable()) and not found[0].requires_grad:
+    if any(p.requires_grad for p in policy.trainable()) and not any(logp.requires_grad for logp in found.values()):
         raise PolicyError(
             f"{type(policy.source).__name__}: no gradient reaches the log-prob of a replayed step; the pipeline calls "
             "its denoiser under torch.no_grad() or detaches its output"
         )
-    return float((found[0].detach() - recording.logp(last)[0]).abs().max())
+    return max(float((found[step].detach() - recording.logp(step)[0]).abs().max()) for step in ends)
 
 
 def _is_single_precision(policy: PipelinePolicy) -> bool:

@@ -138,7 +138,8 @@ class InterceptedStep:
         new = object.__new__(type(self))
         memo[id(self)] = new
         for name, value in self.__dict__.items():
-            new.__dict__[name] = value if name == "_session" else copy.deepcopy(value, memo)
+            if name != "_handed":  # a state of the last pass; it may carry a graph, which cannot be copied
+                new.__dict__[name] = value if name == "_session" else copy.deepcopy(value, memo)
         new._stream, new._handed = self._session.streams, None
         self._session.streams += 1
         return new
@@ -194,7 +195,7 @@ class InterceptedStep:
                 f"{type(self).__name__}: the latents change shape between steps, from {tuple(handed.out.shape)} to "
                 f"{tuple(sample.shape)}; such a pipeline is not a chain of steps that can be replayed"
             )
-        kept = sample == handed.out
+        kept = sample == handed.state.to(sample.dtype)  # not with `out`, which may be this very tensor, written into
         if kept.all():
             return handed.state.float(), None
         return torch.where(kept, handed.state.float(), sample.float()), kept

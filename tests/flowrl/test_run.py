@@ -171,3 +171,12 @@ def test_full_weights_train_and_are_saved(tmp_path: Path):
     fresh = build_policy(load("quickstart", ["lora=null", "full=true"]))
     pairs = list(zip(policy.trainable(), fresh.trainable(), strict=True))
     assert any(not torch.equal(a, b) for a, b in pairs) and all(a.shape == b.shape for a, b in pairs)
+
+
+def test_half_precision_trains_with_ratio_one(tmp_path: Path):
+    """bfloat16 weights and stored latents, float32 adapters and log-probs: a replay still is its rollout."""
+    more = ["dtype.model=bfloat16", "dtype.trajectory=bfloat16", "train.iterations=2", "eval.at_start=false"]
+    run(shortened(tmp_path / "half", *more, "objective.kl=0.01"), quiet())
+    train = [m for m in lines(tmp_path / "half") if m["kind"] == "train"]
+    assert train[0]["ratio"] == 1.0 and train[0]["kl"] == 0.0
+    assert train[0]["grad_norm"] > 0 and train[1]["kl"] > 0

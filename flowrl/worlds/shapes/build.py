@@ -15,11 +15,11 @@ from flowrl.pictures import save_grid
 from flowrl.worlds.shapes.captions import Scene, heldout_scenes, split
 from flowrl.worlds.shapes.checker import score_batch
 from flowrl.worlds.shapes.model import CALL, make_pipeline, make_vae
-from flowrl.worlds.shapes.pretrain import to_model_range, train_flow, train_vae, training_pool
+from flowrl.worlds.shapes.pretrain import Cycle, to_model_range, train_flow, train_vae, training_pool
 from flowrl.worlds.shapes.render import render
 
 VAE_STEPS = 3_000
-FLOW_CYCLES = (16_000, 5_000)
+FLOW_CYCLES: tuple[Cycle, ...] = ((16_000, 0.25), (5_000, 0.25), (5_000, 1.0))  # see `pretrain.Stage`
 SEED = 1
 
 
@@ -38,7 +38,7 @@ class Accuracy:
 
 
 def build(
-    out: Path, *, vae_steps: int = VAE_STEPS, flow_cycles: Sequence[int] = FLOW_CYCLES, keep: bool = False
+    out: Path, *, vae_steps: int = VAE_STEPS, flow_cycles: Sequence[Cycle] = FLOW_CYCLES, keep: bool = False
 ) -> Accuracy:
     """Pretrains the pipeline, saves it to `out` in diffusers' format with a model card; returns held-out accuracy.
 
@@ -116,7 +116,7 @@ def reconstruction_accuracy(vae: AutoencoderKL) -> float:
     return accuracy(rebuilt, scenes).strict
 
 
-def describe(out: Path, *, vae_steps: int, flow_cycles: Sequence[int]) -> Accuracy:
+def describe(out: Path, *, vae_steps: int, flow_cycles: Sequence[Cycle]) -> Accuracy:
     """Measures the saved pipeline, writes its model card and a grid of held-out samples beside it."""
     pipe = DiffusionPipeline.from_pretrained(out, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
@@ -133,7 +133,7 @@ def describe(out: Path, *, vae_steps: int, flow_cycles: Sequence[int]) -> Accura
         single=singles.strict,
         rows=rows,
         vae_steps=vae_steps,
-        flow_cycles=" + ".join(map(str, flow_cycles)),
+        flow_cycles=" + ".join(str(steps) for steps, _ in flow_cycles),
         first=[s.caption for s in scenes[:10]],
     )
     (out / "README.md").write_text(card)

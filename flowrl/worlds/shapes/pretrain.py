@@ -2,11 +2,10 @@
 
 Both stages run through `Stage`, which makes them resumable: the batch of step i is drawn from generators seeded with
 (seed, i), and a checkpoint holds weights, their moving average, the optimizer and the step. The learning rate rises
-over the warm-up; within each cycle it stays and falls linearly to zero over the last quarter (a second cycle begins at
-the full rate again: warm restarts, arXiv:1608.03983).
+over the warm-up; at the end of each cycle it falls linearly to zero, and the next begins at the full rate again (warm
+restarts, arXiv:1608.03983).
 """
 
-import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -25,19 +24,19 @@ KIND_WEIGHTS = {"single": 0.08, "count": 0.32, "pair": 0.2, "relation": 0.4}
 POOL = 48_000  # rendered training scenes
 CAPTION_DROP = 0.1  # share of empty captions, so that the model can be guided
 WARMUP = 200  # steps
-DECAY = 0.25  # share of a cycle over which the learning rate falls
+Cycle = tuple[int, float]
 CHECKPOINT_SECONDS = 60
 
 
 class Stage:
     """Trains `module` by AdamW with a moving average of the weights, resuming from `path`.
 
-    cycles: the number of steps of each cycle of the learning rate.
+    cycles: of the learning rate, each a number of steps and the share of them, at the end, over which it falls.
     """
 
-    def __init__(self, name: str, module: nn.Module, path: Path, *, cycles: Sequence[int], lr: float, average: float):
+    def __init__(self, name: str, module: nn.Module, path: Path, *, cycles: Sequence[Cycle], lr: float, average: float):
         self.name, self.module, self.path = name, module, path
-        self.cycles, self.steps, self.lr, self.average = cycles, sum(cycles), lr, average
+        self.cycles, self.steps, self.lr, self.average = cycles, sum(n for n, _ in cycles), lr, average
         self.params = list(module.parameters())
         self.mean = [p.detach().clone() for p in self.params]
         self.optimizer = torch.optim.AdamW(self.params, lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -100,11 +99,14 @@ class Stage:
         self.mean, self.step = state["mean"], state["step"]
 
 
-def rate(step: int, cycles: Sequence[int]) -> float:
+def rate(step: int, cycles: Sequence[Cycle]) -> float:
     """The factor of the learning rate at a step."""
-    end = next(e for e in itertools.accumulate(cycles) if step < e)
-    length = cycles[list(itertools.accumulate(cycles)).index(end)]
-    return min(1.0, (step + 1) / WARMUP, (end - step) / (DECAY * length))
+    end = 0
+    for length, share in cycles:
+        end += length
+        if step < end:
+            return min(1.0, (step + 1) / WARMUP, (end - step) / (share * length))
+    return 0.0
 
 
 def training_pool(seed: int) -> tuple[Tensor, list[str]]:
@@ -119,7 +121,7 @@ def training_pool(seed: int) -> tuple[Tensor, list[str]]:
 def train_vae(vae: AutoencoderKL, images: Tensor, path: Path, *, steps: int, seed: int, batch: int = 32) -> None:
     """Fits the autoencoder (L1 + 2 MSE + 0.002 KL) and sets its scaling and shift factors from the latents."""
     vae.to(memory_format=torch.channels_last)
-    stage = Stage("autoencoder", vae, path, cycles=[steps], lr=2e-3, average=0.99)
+    stage = Stage("autoencoder", vae, path, cycles=[(steps, 0.25)], lr=2e-3, average=0.99)
 
     def loss(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -143,7 +145,7 @@ def train_flow(
     captions: list[str],
     path: Path,
     *,
-    cycles: Sequence[int],
+    cycles: Sequence[Cycle],
     seed: int,
     report: Callable[[int], str] | None = None,
     batch: int = 64,

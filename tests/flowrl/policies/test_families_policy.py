@@ -14,9 +14,23 @@ from torch import Tensor
 import families
 from flowrl.contracts import Prompt, Rollout, Score
 from flowrl.policies.walks import Tape
-from policies_support import ODE, PROMPTS, SDE, SEED, STEPS, FamilyPolicy, gap, pictures, scaled, scores, untouched
+from policies_support import (
+    EQUALLY_LONG,
+    ODE,
+    PROMPTS,
+    SDE,
+    SEED,
+    STEPS,
+    FamilyPolicy,
+    gap,
+    pictures,
+    scaled,
+    scores,
+    untouched,
+)
 from samplers.windows import Plan
 
+PADDING = [name for name in families.NAMES if "padding" in families.get(name).tags]
 OVERWRITING = [name for name in families.NAMES if "overwrites" in families.get(name).tags]
 
 
@@ -25,7 +39,8 @@ class Case:
 
     def __init__(self, name: str):
         self.name, self.policy = name, FamilyPolicy(name)
-        self.prompts: list[Prompt] = PROMPTS[: self.policy.family.max_rows]
+        prompts = EQUALLY_LONG if name in PADDING else PROMPTS
+        self.prompts: list[Prompt] = prompts[: self.policy.family.max_rows]
         self.users: dict[int, set[str]] = {}  # iteration -> trained modules that it calls
 
     @functools.cached_property
@@ -116,6 +131,14 @@ def test_rows_are_replayed_alone_and_in_any_order(case: Case) -> None:
         assert gap(scores(case.policy, rollout, rows), rollout.behave[rows]) <= 1e-6
     if len(case.prompts) > 1:
         assert gap(scores(case.policy, rollout, [1]), rollout.behave[[0]]) > 1e-6
+
+
+@pytest.mark.parametrize("case", PADDING, indirect=True)
+def test_where_padding_counts_the_longest_prompt_must_be_among_the_rows(case: Case) -> None:
+    rollout = case.policy.rollout(PROMPTS, plan=SDE, seed=SEED)  # the second prompt has more tokens
+    assert torch.equal(scores(case.policy, rollout), rollout.behave)
+    for rows in ([1], [1, 0]):
+        assert gap(scores(case.policy, rollout, rows), rollout.behave[rows]) <= 1e-6
 
 
 @every_family

@@ -1,0 +1,60 @@
+"""Randomness is a function of whose it is and what it is for."""
+
+import pytest
+import torch
+
+from flowrl.policies.noise import Key, start_generators, step_noise
+
+CPU = torch.device("cpu")
+KEYS = [Key(0, prompt, index) for prompt in ("a", "b") for index in range(3)]
+
+
+def test_a_rows_noise_does_not_depend_on_its_batch() -> None:
+    whole = step_noise(KEYS, 2, 0, (4, 5), CPU)
+    assert whole.dtype == torch.float32
+    for row, key in enumerate(KEYS):
+        assert torch.equal(step_noise([key], 2, 0, (4, 5), CPU)[0], whole[row])
+    assert torch.equal(step_noise(KEYS[::-1], 2, 0, (4, 5), CPU), whole.flip(0))
+    assert torch.equal(
+        torch.cat([step_noise(KEYS[:2], 2, 0, (4, 5), CPU), step_noise(KEYS[2:], 2, 0, (4, 5), CPU)]), whole
+    )
+
+
+@pytest.mark.parametrize(
+    "other", [Key(1, "a", 0), Key(0, "b", 0), Key(0, "a", 1)], ids=["another seed", "another prompt", "another sample"]
+)
+def test_other_samples_draw_other_noise(other: Key) -> None:
+    own = Key(0, "a", 0)
+    assert own.number("step", 0, 0) != other.number("step", 0, 0)
+    assert not torch.equal(step_noise([own], 0, 0, (8,), CPU), step_noise([other], 0, 0, (8,), CPU))
+    a, b = (torch.randn(8, generator=generator) for generator in start_generators([own, other]))
+    assert not torch.equal(a, b)
+
+
+def test_steps_streams_and_starts_draw_apart() -> None:
+    key = Key(0, "a", 0)
+    draws = [step_noise([key], step, stream, (8,), CPU)[0] for step in range(3) for stream in range(2)]
+    draws.append(torch.randn(8, generator=start_generators([key])[0]))
+    assert len({tuple(draw.tolist()) for draw in draws}) == len(draws)
+
+
+def test_fields_of_a_key_do_not_run_into_each_other() -> None:
+    numbers = {Key(1, "1", 1).number(1), Key(11, "1", 1).number(), Key(1, "11", 1).number(), Key(1, "1", 11).number()}
+    assert len(numbers) == 4
+    assert all(0 <= number < 2**63 for number in numbers)
+
+
+def test_no_global_generator_is_touched() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    step_noise(KEYS, 0, 0, (8,), CPU)
+    start_generators(KEYS)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_noise_is_standard_normal_and_uncorrelated_between_rows() -> None:
+    noise = step_noise([Key(0, "a", index) for index in range(64)], 0, 0, (1024,), CPU)
+    assert abs(float(noise.mean())) < 0.015  # 65,536 draws: four standard errors
+    assert abs(float(noise.var()) - 1) < 0.025
+    products = (noise @ noise.T / 1024).fill_diagonal_(0)
+    assert float(products.abs().max()) < 0.16  # five standard errors
