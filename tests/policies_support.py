@@ -24,7 +24,7 @@ SEED = 1
 SDE = Plan(STEPS, (0, 1, 2), (0, 1, 2))
 ODE = Plan(STEPS, (), ())
 PROMPTS = [Prompt("cat", "a red cat"), Prompt("dogs", "two dogs")]
-EQUALLY_LONG = [Prompt("cat", "a red cat"), Prompt("hat", "a red hat")]  # in tokens too
+EQUALLY_LONG = [Prompt("hat", "a red hat"), Prompt("dog", "a red dog")]  # in tokens too
 
 
 class FamilyPolicy(PipelinePolicy):

@@ -154,11 +154,9 @@ def test_a_branch_with_its_parents_noise_is_its_parent(case: Case) -> None:
     assert gap(pictures(other), pictures(branch)) > 1e-3
 
 
-@every_family
+@pytest.mark.parametrize("case", [n for n in families.NAMES if families.get(n).max_rows != 1], indirect=True)
 def test_a_group_shares_its_start(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = case.policy
-    if len(case.prompts) == 1:
-        pytest.skip("takes one row a call, and so never has a group to fan out")
     plan = Plan(STEPS, (1, 2), (1, 2), share_noise=True)
     policy.prepare(case.prompts[0], plan)
     fanned = policy.rollout(case.prompts, group_size=2, plan=plan, seed=SEED)
