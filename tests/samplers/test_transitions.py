@@ -103,7 +103,7 @@ LEVELS = {
     "float": (0.7, 0.45, 0.9),
     "scalar": (torch.tensor(0.7), torch.tensor(0.45), torch.tensor(0.9)),
     "row": (torch.tensor([1.0, 0.7, 0.3]).reshape(3, 1, 1), torch.tensor([0.9, 0.45, 0.0]).reshape(3, 1, 1), 0.9),
-    "token": (torch.rand(3, 4, 1) * 0.5 + 0.5, torch.rand(3, 4, 1) * 0.5, torch.tensor(0.9)),
+    "token": (1 - 0.5 * draw(2, 3, 4, 1).sigmoid(), 0.5 * draw(3, 3, 4, 1).sigmoid(), torch.tensor(0.9)),
     "resting": (torch.tensor([1.0, 0.7, 0.0]).reshape(3, 1, 1), torch.tensor([0.9, 0.7, 0.0]).reshape(3, 1, 1), 0.9),
 }
 
@@ -163,6 +163,15 @@ def test_the_first_std_is_the_noise_level(num_steps: int, start: float, as_tenso
     s, s_next = (table[0], table[1]) if as_tensor else levels(table)[:2]
     out = flow_sde(torch.zeros(1, 1), torch.zeros(1, 1), s, s_next, noise=0.7, s_cap=s_next)
     assert out.std.item() == pytest.approx(0.7, abs=1e-4)
+
+
+@pytest.mark.parametrize("s", [1.0, 0.95, 0.7])
+def test_level_and_cap_may_be_float_or_tensor(s: float) -> None:
+    x, v, given = draw(0, 2, 6), draw(1, 2, 6), {"noise": 0.7}
+    want = flow_sde(x, v, s, 0.6, s_cap=0.9, **given)
+    for level, cap in ((s, torch.tensor(0.9)), (torch.tensor(s), 0.9), (torch.tensor(s), torch.tensor(0.9))):
+        got = flow_sde(x, v, level, 0.6, s_cap=cap, **given)
+        torch.testing.assert_close((got.mean, got.std), (want.mean, want.std), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.7])
