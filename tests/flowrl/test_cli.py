@@ -8,7 +8,15 @@ from PIL import Image
 
 from flowrl import cli, names
 
-TINY = ["train.prompts=2", "train.group=2", "train.iterations=1", "eval.prompts=4", "eval.grid=4", "eval.steps=3"]
+TINY = [
+    "train.prompts=2",
+    "train.group=2",
+    "train.updates=1",
+    "train.iterations=1",
+    "eval.prompts=4",
+    "eval.grid=4",
+    "eval.steps=3",
+]
 
 
 def call(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:

@@ -1,14 +1,18 @@
 """Plans and arithmetic of recipes, against counts made by walking through the steps one by one."""
 
+from pathlib import Path
+
 import pytest
 
 from flowrl.planning import arithmetic, describe, eval_plan, plan_for
 from flowrl.recipe.load import load
 from samplers.windows import picture
 
+BASE = str(Path(__file__).parents[1] / "recipes" / "quickstart.yaml")
+
 
 def quick(*overrides):
-    return load("quickstart", list(overrides))
+    return load(BASE, list(overrides))
 
 
 def test_windows_of_every_kind():

@@ -15,6 +15,8 @@ from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import build, dump, load
 from flowrl.recipe.schema import PRESETS, Advantage, Objective, Recipe, Window
 
+BASE = str(Path(__file__).parents[1] / "recipes" / "quickstart.yaml")
+
 SHIPPED = sorted(names.recipes())
 
 
@@ -22,7 +24,7 @@ def choices(model: type, field: str) -> tuple:
     return get_args(model.model_fields[field].annotation)
 
 
-def refused(*overrides: str, recipe: str = "quickstart") -> RecipeError:
+def refused(*overrides: str, recipe: str = BASE) -> RecipeError:
     with pytest.raises(RecipeError) as caught:
         load(recipe, overrides)
     message = str(caught.value)
@@ -96,33 +98,33 @@ def test_advantage_keys_are_the_arguments_and_defaults_of_the_function():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_preset_lies_below_the_recipes_own_values(preset):
-    recipe = load("quickstart", [f"objective.preset={preset}"])
+    recipe = load(BASE, [f"objective.preset={preset}"])
     for section, values in PRESETS[preset].items():
         own = getattr(recipe, section).model_dump()
         assert {k: own[k] for k in values} == values
-    assert load("quickstart", [f"objective.preset={preset}", "advantage.eps=0.5"]).advantage.eps == 0.5
+    assert load(BASE, [f"objective.preset={preset}", "advantage.eps=0.5"]).advantage.eps == 0.5
 
 
 def test_overrides_read_numbers_as_yaml_1_2():
-    recipe = load("quickstart", ["train.lr=1e-4", "objective.clip=[2e-6,3E-6]", "output=1.5e", "lora.alpha=8"])
+    recipe = load(BASE, ["train.lr=1e-4", "objective.clip=[2e-6,3E-6]", "output=1.5e", "lora.alpha=8"])
     assert recipe.train.lr == 1e-4 and recipe.objective.clip_range == (2e-6, 3e-6)
     assert recipe.output == "1.5e" and recipe.lora.alpha == 8.0
 
 
 def test_null_unsets_and_a_mapping_replaces():
-    recipe = load("quickstart", ["train.iterations=null", "sampler.window={kind: all}", "rewards.strict=null"])
+    recipe = load(BASE, ["train.iterations=null", "sampler.window={kind: all}", "rewards.strict=null"])
     assert recipe.train.iterations == 100
     assert recipe.sampler.window == Window(kind="all")
     assert list(recipe.rewards) == ["shapes"]
 
 
 def test_a_window_changes_kind_in_one_line():
-    recipe = load("quickstart", ["sampler.window={kind: first, size: 6}"])
+    recipe = load(BASE, ["sampler.window={kind: first, size: 6}"])
     assert recipe.sampler.window.size == 6
 
 
 def test_full_instead_of_lora():
-    recipe = load("quickstart", ["lora=null", "full=true"])
+    recipe = load(BASE, ["lora=null", "full=true"])
     assert recipe.full and recipe.lora is None
 
 
@@ -141,8 +143,8 @@ def test_a_users_own_reward_and_step_are_found_in_the_current_directory(tmp_path
         "def quiet(x, v, s, s_next, *, noise, s_cap): ...\nquiet.stochastic = False\nNUMBER = 3\n"
     )
     monkeypatch.chdir(tmp_path)
-    load("quickstart", ["rewards.shapes={use: mine_ok.redness, args: {scale: 2.0}}", "sampler.step=mine_ok:step"])
-    load("quickstart", ["rewards.shapes={use: 'mine_ok:Judge', args: {path: x}}"])
+    load(BASE, ["rewards.shapes={use: mine_ok.redness, args: {scale: 2.0}}", "sampler.step=mine_ok:step"])
+    load(BASE, ["rewards.shapes={use: 'mine_ok:Judge', args: {path: x}}"])
     assert "'scale'" in str(refused("rewards.shapes={use: mine_ok.redness, args: {scal: 2.0}}"))
     assert refused("rewards.shapes={use: 'mine_ok:Judge'}").place == "rewards.shapes.args.path"
     assert refused("sampler.step=mine_ok.quiet").place == "sampler.step"
@@ -281,15 +283,15 @@ def test_an_unknown_recipe_suggests_one_that_ships():
 
 
 def test_build_takes_a_mapping():
-    values = yaml.safe_load(dump(load("quickstart")))
-    assert build(values, name="x") == load("quickstart")
+    values = yaml.safe_load(dump(load(BASE)))
+    assert build(values, name="x") == load(BASE)
 
 
 def test_a_bad_recipe_is_answered_without_torch():
     code = (
         "import sys\nfrom flowrl.recipe.load import load\n"
         "for wrong in (['train.updates=3'], ['sampler.step=ode'], ['rewards.shapes.use=x'], []):\n"
-        "    try: load('quickstart', wrong)\n    except ValueError: pass\n"
+        f"    try: load({BASE!r}, wrong)\n    except ValueError: pass\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'datasets', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
@@ -320,4 +322,4 @@ def test_pipeline_class_of_a_local_folder(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     assert pipeline_class(str(tmp_path)) == "FluxPipeline"
     assert pipeline_class("owner/name") is None
-    assert load("quickstart", [f"model={tmp_path}"]).model == str(tmp_path)
+    assert load(BASE, [f"model={tmp_path}"]).model == str(tmp_path)
