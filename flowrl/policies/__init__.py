@@ -3,6 +3,7 @@
 scheduler.py   the one call that is intercepted: `scheduler.step`
 gates.py       stand-ins for the pipeline's modules, which skip denoiser calls when a walk is fast-forwarded
 walks.py       what happens at an intercepted step: record, replay, look
+dressing.py    the working copy of a pipeline that all of these sit on
 encoding.py    text encoding, once per distinct prompt
 noise.py       randomness as a function of (seed, prompt, sample, step)
 adapters.py    LoRA and full fine-tuning
