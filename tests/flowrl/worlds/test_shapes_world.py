@@ -1,5 +1,6 @@
 """The shapes world: its split, its renders, its checker, its tokenizers, its pretraining and the model that ships."""
 
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,9 @@ from transformers import AutoTokenizer
 
 from flowrl import names
 from flowrl.worlds.shapes import build, pretrain
-from flowrl.worlds.shapes.captions import KINDS, RELATIONS, Scene, draw, heldout_scenes, split
-from flowrl.worlds.shapes.checker import detect, score, score_batch
-from flowrl.worlds.shapes.render import render
+from flowrl.worlds.shapes.captions import COLORS, KINDS, SHAPES, Scene, draw, heldout_scenes, split
+from flowrl.worlds.shapes.checker import RELATION_SLACK, detect, score, score_batch
+from flowrl.worlds.shapes.render import SIZE, SQUARE_HALF, TRIANGLE_HALF, holds, render, silhouette
 from flowrl.worlds.shapes.tokenizers import MAX_LENGTH, clip_tokenizer, t5_tokenizer
 
 EVEN = dict.fromkeys(KINDS, 1.0)
@@ -50,20 +51,33 @@ def test_captions_read_as_english_and_survive_as_meta():
         assert all(Scene.from_meta(s.meta()) == s for s in scenes)
 
 
-def test_renders_repeat_and_are_anti_aliased(truth):
+def test_renders_repeat(truth):
     scenes, _ = truth
     first, again = (render(scenes[:50], random.Random(3)) for _ in range(2))
     assert torch.equal(first, again) and not torch.equal(first, render(scenes[:50], random.Random(4)))
     assert first.min() >= 0 and first.max() <= 1
-    plain = [len({tuple((p * 255).round().tolist()) for p in image.flatten(1).T}) for image in first]
-    assert min(plain) > 3 and sum(plain) / len(plain) > 10  # edges mix colour and background in many shades
+
+
+@pytest.mark.parametrize(("shape", "area"), [(0, math.pi), (1, 4 * SQUARE_HALF**2), (2, 2 * TRIANGLE_HALF)])
+@pytest.mark.parametrize("radius", [3.4, 6.0, 9.0])
+def test_edges_are_anti_aliased(shape: int, area: float, radius: float):
+    """Wherever it lies on the pixel grid, a silhouette covers its exact area, which no hard edge can."""
+    y, x = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
+    for shift in (0.0, 0.2, 0.35, 0.5):
+        distance = silhouette(torch.tensor(shape), x - 16 - shift, y - 16 + shift / 2, torch.tensor(radius))
+        cover = (0.5 - distance).clamp(0, 1)
+        assert cover.sum().item() == pytest.approx(area * radius**2, rel=0.03)
+        hard = (distance < 0).sum().item()
+        assert shift == 0 or cover.sum().item() != pytest.approx(hard, abs=1e-3)
+        assert ((cover > 0) & (cover < 1)).sum() > radius
 
 
 def test_the_checker_knows_ground_truth(truth):
     scenes, images = truth
     strict, graded = score_batch(images, scenes)
     assert strict.mean() >= 0.98 and graded.mean() >= 0.98
-    noisy, _ = score_batch((images + 0.05 * torch.randn(images.shape)).clamp(0, 1), scenes)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    noisy, _ = score_batch((images + 0.05 * noise).clamp(0, 1), scenes)
     assert noisy.mean() >= 0.95
 
 
@@ -73,21 +87,44 @@ def test_the_checker_accepts_no_other_scene(truth):
     wrong = [_changed(s, random.Random(i)) for i, s in enumerate(scenes)]
     assert not [1 for s, w in zip(scenes, wrong, strict=True) if _same(s, w)]
     strict, graded = score_batch(images, wrong)
-    assert strict.mean() < 0.01
+    for kind in KINDS:
+        accepted = [v for v, s in zip(strict.tolist(), scenes, strict=True) if s.kind == kind]
+        assert len(accepted) > 400 and sum(accepted) / len(accepted) < 0.01
     assert 0.3 < graded.mean() < 0.95  # near misses earn part of the credit
 
 
+def test_a_relation_across_is_accepted_near_the_diagonal_only(truth):
+    """Of two objects side by side one is "above" as well where they lie nearly diagonally, and in no other place."""
+    scenes, images = truth
+    chosen = [i for i, s in enumerate(scenes) if s.relation is not None]
+    turned = [replace(scenes[i], relation=_ACROSS[scenes[i].relation]) for i in chosen]
+    strict, _ = score_batch(images[chosen], turned)
+    assert strict.mean() < 0.08
+    for i, scene, accepted in zip(chosen, turned, strict.tolist(), strict=True):
+        spots = {(f.color, f.shape): (f.x, f.y) for f in detect(images[i].permute(1, 2, 0).numpy())}
+        first, second = (spots[o] for o in scene.objects)
+        assert accepted == holds(scene.relation, first, second, RELATION_SLACK)
+        assert not (accepted and holds(scene.relation, first, second, 1.5))
+
+
+_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+_ACROSS = {"left of": "above", "right of": "below", "above": "left of", "below": "right of"}
+
+
 def _changed(scene: Scene, rng: random.Random) -> Scene:
+    """A scene that the render of the given one certainly is not."""
     if scene.relation is not None and rng.random() < 0.5:
-        return replace(scene, relation=rng.choice([r for r in RELATIONS if r != scene.relation]))
+        return replace(scene, relation=_OPPOSITE[scene.relation])
     objects = list(scene.objects)
     i = rng.randrange(len(objects))
     color, shape = objects[i]
-    match rng.randrange(3):
+    match rng.randrange(4):
         case 0:
-            objects[i] = (rng.choice([c for c in ("red", "green", "blue", "yellow") if c != color]), shape)
+            objects[i] = (rng.choice([c for c in COLORS if c != color]), shape)
         case 1:
-            objects[i] = (color, rng.choice([s for s in ("circle", "square", "triangle") if s != shape]))
+            objects[i] = (color, rng.choice([s for s in SHAPES if s != shape]))
+        case 2 if len(objects) > 1:  # the picture has one object too many
+            return Scene("count", (*objects[:i], *objects[i + 1 :]))
         case _:
             objects.append(objects[i])
     return replace(scene, objects=tuple(objects))
@@ -125,23 +162,37 @@ def test_tokenizers_know_every_caption_and_survive_saving(make, tmp_path: Path):
     assert again(captions[:50]).input_ids == tokens[:50] and again.model_max_length == MAX_LENGTH
 
 
-def test_a_stage_that_is_interrupted_ends_where_it_would_have(tmp_path: Path):
-    def trained(path: Path, stops: list[int]) -> nn.Linear:
-        for stop in stops:
-            torch.manual_seed(0)
+def test_a_stage_that_is_interrupted_ends_where_it_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def trained(name: str, stops: list[int]) -> tuple[nn.Linear, int]:
+        """A module trained for 30 steps, stopped amid the given ones, and the number of losses that were taken."""
+        taken = 0
+        for stop in [*stops, 30]:
+            torch.manual_seed(stop)  # what a new process begins with is not what the first began with
             module = nn.Linear(3, 1)
-            stage = pretrain.Stage("test", module, path, cycles=[(20, 0.25), (10, 1.0)], lr=0.1, average=0.9)
-            stage.steps = stop
+            if not (tmp_path / name).exists():
+                nn.init.constant_(module.weight, 0.5), nn.init.zeros_(module.bias)
+            stage = pretrain.Stage("test", module, tmp_path / name, cycles=[(20, 0.25), (10, 1.0)], lr=0.1, average=0.9)
 
-            def loss(step: int, module: nn.Linear = module) -> Tensor:
+            def loss(step: int, module: nn.Linear = module, stop: int = stop) -> Tensor:
+                nonlocal taken
+                if step == stop:
+                    raise KeyboardInterrupt
+                taken += 1
                 x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
                 return (module(x) - x.sum(1, keepdim=True)).square().mean()
 
-            stage.run(loss)
+            try:
+                stage.run(loss)
+            except KeyboardInterrupt:
+                assert stop < 30
         stage.swap()
-        return module
+        return module, taken
 
-    whole, parts = trained(tmp_path / "a.pt", [30]), trained(tmp_path / "b.pt", [7, 21, 30])
+    whole, steps = trained("whole.pt", [])
+    assert steps == 30
+    monkeypatch.setattr(pretrain, "CHECKPOINT_SECONDS", -1)  # a checkpoint after every step
+    parts, steps = trained("parts.pt", [7, 21])
+    assert steps == 30  # nothing is done twice
     assert torch.equal(whole.weight, parts.weight) and torch.equal(whole.bias, parts.bias)
 
 
