@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import families
-from flowrl.contracts import Prompt, Rollout
+from flowrl.contracts import Prompt, Rollout, Score
 from flowrl.policies.noise import Key, start_generators
 from flowrl.policies.pipeline import PipelinePolicy
 from flowrl.policies.scheduler import Step
@@ -24,7 +24,6 @@ SEED = 1
 SDE = Plan(STEPS, (0, 1, 2), (0, 1, 2))
 ODE = Plan(STEPS, (), ())
 PROMPTS = [Prompt("cat", "a red cat"), Prompt("dogs", "two dogs")]
-EQUALLY_LONG = [Prompt("hat", "a red hat"), Prompt("dog", "a red dog")]  # in tokens too
 
 
 class FamilyPolicy(PipelinePolicy):
@@ -72,10 +71,14 @@ def untouched(policy: FamilyPolicy, prompts: Sequence[Prompt], *, seed: int = SE
 def scores(policy: PipelinePolicy, rollout: Rollout, rows: Sequence[int] | None = None) -> Tensor:
     """Replayed log-probs [r, K]."""
     at = torch.arange(len(rollout.behave)) if rows is None else torch.tensor(rows)
-    columns: dict[int, Tensor] = {}
-    policy.replay(rollout, at, lambda score: columns.update({int(score.columns): score.logp.detach()[:, 0]}))
-    assert sorted(columns) == list(range(rollout.behave.shape[1]))
-    return torch.stack([columns[k] for k in sorted(columns)], 1)
+    found = torch.full_like(rollout.behave, torch.nan)
+
+    def visit(score: Score) -> None:
+        found[score.rows[:, None], score.columns[None]] = score.logp.detach().to(found)
+
+    policy.replay(rollout, at, visit)
+    assert not found[at].isnan().any()
+    return found[at]
 
 
 def gap(a: Tensor, b: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 scheduler.py   the one call that is intercepted: `scheduler.step`
 gates.py       stand-ins for the pipeline's modules, which skip denoiser calls when a walk is fast-forwarded
+tape.py        what a rollout stores for its replay
 walks.py       what happens at an intercepted step: record, replay, look
 dressing.py    the working copy of a pipeline that all of these sit on
 encoding.py    text encoding, once per distinct prompt

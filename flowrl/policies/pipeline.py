@@ -19,15 +19,18 @@ from flowrl.batches import rollout_chunks
 from flowrl.contracts import Prompt, Rollout, Samples, Score
 from flowrl.policies import adapters
 from flowrl.policies.dressing import Dressed
+from flowrl.policies.encoding import longest
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.gates import GateKeeper
 from flowrl.policies.noise import Key, start_generators
 from flowrl.policies.probe import probe
 from flowrl.policies.scheduler import Leave, Session, Walk
-from flowrl.policies.walks import Dynamics, Looking, Recording, Replaying, Streams, Tape, joined
+from flowrl.policies.tape import Streams, Tape, in_company, joined
+from flowrl.policies.walks import Dynamics, Looking, Recording, Replaying
 from samplers.windows import Plan
 
 Call = dict[str, Any] | Callable[[Sequence[Prompt]], dict[str, Any]]
+Visit = Callable[[int, Tensor, Tensor, Tensor | None], None]  # step, rows [r], logp [r], kl [r]
 
 
 class PipelinePolicy:
@@ -59,6 +62,7 @@ class PipelinePolicy:
         self.tick: Callable[[int], None] | None = None  # called with the number of rows at every denoising iteration
         self._streams: dict[int, int] = {}
         self._dressed = Dressed(pipe, self.session, self.keeper, self.device, trained=modules, offload=offload)
+        self.needs_company = False  # a row depends on the longest prompt of its call (found out by the probe)
         self._probed = False
 
     @property
@@ -90,9 +94,9 @@ class PipelinePolicy:
         """Scores the trained steps of `rows` with gradient, step by step. See `contracts.Policy`."""
         columns = {step: i for i, step in enumerate(rollout.replay.plan.trained)}
 
-        def hand_over(step: int, logp: Tensor, kl: Tensor | None) -> None:
+        def hand_over(step: int, part: Tensor, logp: Tensor, kl: Tensor | None) -> None:
             kl = None if kl is None else kl[:, None]
-            visit(Score(rows, torch.tensor([columns[step]]), logp[:, None], kl))
+            visit(Score(part, torch.tensor([columns[step]]), logp[:, None], kl))
 
         self._replay(rollout.replay, rows, hand_over, exact_kl=exact_kl)
 
@@ -100,11 +104,11 @@ class PipelinePolicy:
     def reference(self, rollout: Rollout, rows: Tensor) -> None:
         """Log-probs and means of the trained steps with the adapters disabled. See `contracts.Policy`."""
         columns = {step: i for i, step in enumerate(rollout.replay.plan.trained)}
-        if rollout.reference is None:
-            rollout.reference = torch.zeros_like(rollout.behave)
+        found = torch.zeros_like(rollout.behave) if rollout.reference is None else rollout.reference
+        rollout.reference = found
 
-        def fill_in(step: int, logp: Tensor, _: Tensor | None) -> None:
-            rollout.reference[rows, columns[step]] = logp.to(rollout.reference)
+        def fill_in(step: int, part: Tensor, logp: Tensor, _: Tensor | None) -> None:
+            found[part, columns[step]] = logp.to(found)
 
         with adapters.disabled(self.modules):
             self._replay(rollout.replay, rows, fill_in, reference=True)
@@ -129,6 +133,8 @@ class PipelinePolicy:
         if first is not None:
             keys = [Key(k.seed, k.prompt, first + c % fan) for c, k in enumerate(keys)]
         child = Tape([tape.prompts[i] for i in parents], keys, [tape.starts[i] for i in parents], plan)
+        if self.needs_company:
+            child.company = [tuple(longest(self.source, child.prompts))] * len(child)
         states = parents if step not in tape.parent else tape.parent[step][parents]
         recording = Recording(child, self.dynamics, self._streams_at, tick=self.tick)
         recording.state = {s: x[states.to(x.device)] for s, x in tape.enter.get(step, {}).items()}
@@ -174,6 +180,8 @@ class PipelinePolicy:
         keys = [Key(seed, p.id, i) for p, i in rows]
         starts = [Key(seed, p.id, first) for p, _ in rows] if plan.share_noise else keys
         tape = Tape([p for p, _ in rows], keys, starts, plan, complete=not self.keeper.skip)
+        if self.needs_company:
+            tape.company = [tuple(i * group_size for i in longest(self.source, prompts))] * len(tape)
         fans = plan.share_noise and plan.stochastic and self.keeper.skip
         parent = torch.arange(len(prompts)).repeat_interleave(group_size) if fans else None
         fan = plan.stochastic[0] if fans else None
@@ -188,29 +196,36 @@ class PipelinePolicy:
         output = self._pass(recording, tape.prompts, starts)
         return tape, self._images(output), *_recorded(recording)
 
-    def _replay(self, tape: Tape, rows: Tensor, visit: Callable, *, reference: bool = False, **options: Any) -> None:
+    def _replay(
+        self, tape: Tape, rows: Tensor, visit: Visit, *, reference: bool = False, exact_kl: bool = False
+    ) -> None:
         """Replays all trained steps of `rows`, in as few passes as they ran on different sets of rows.
 
         Where something is left behind from step to step (see `GateKeeper`), each step takes a pass of its own, so that
-        no graph reaches from one into the next.
+        no graph reaches from one into the next. Company is replayed with a part's rows, and not shown to `visit`.
         """
         alone = [[s] for s in tape.plan.trained if s in tape.parent or tape.complete]
         together = [s for s in tape.plan.trained if [s] not in alone]
-        for steps in [*alone, together] if together else alone:
-            walk = Replaying(
-                tape,
-                self.dynamics,
-                self._streams_at,
-                rows,
-                steps,
-                visit,
-                reference=reference,
-                tick=self.tick,
-                **options,
-            )
-            at = walk.prompt_rows()
-            prompts, starts = [tape.prompts[i] for i in at], [tape.starts[i] for i in at]
-            self._pass(walk, prompts, starts, steps=tape.plan.num_steps, grad=not reference)
+        for part, everybody in in_company(tape, rows):
+
+            def shown(step: int, logp: Tensor, kl: Tensor | None, part: Tensor = part) -> None:
+                visit(step, part, logp[: len(part)], None if kl is None else kl[: len(part)])
+
+            for steps in [*alone, together] if together else alone:
+                walk = Replaying(
+                    tape,
+                    self.dynamics,
+                    self._streams_at,
+                    everybody,
+                    steps,
+                    shown,
+                    reference=reference,
+                    exact_kl=exact_kl,
+                    tick=self.tick,
+                )
+                at = walk.prompt_rows()
+                prompts, starts = [tape.prompts[i] for i in at], [tape.starts[i] for i in at]
+                self._pass(walk, prompts, starts, steps=tape.plan.num_steps, grad=not reference)
 
     def _pass(
         self,

@@ -11,16 +11,40 @@ from flowrl.contracts import Prompt
 from flowrl.policies.adapters import DENOISERS
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key
-from flowrl.policies.scheduler import Step
-from flowrl.policies.walks import Recording, Replaying, Tape
+from flowrl.policies.scheduler import Leave, Step
+from flowrl.policies.tape import Tape
+from flowrl.policies.walks import Recording, Replaying
 from samplers.windows import Plan
 
 if TYPE_CHECKING:
     from flowrl.policies.pipeline import PipelinePolicy
 
 STEP_TOLERANCE = 1e-3  # of a step at noise 0 against the scheduler's own, relative to the size of the state
+COMPANY_TOLERANCE = 1e-4  # of a velocity alone and beside a longer prompt, relative to its size
+COMPANY_TOLERANCE_HALF = 3e-2
 REPLAY_TOLERANCE = 1e-4  # of a replayed log-prob, in float32
 REPLAY_TOLERANCE_HALF = 2e-2  # the same where the model computes in half precision
+
+
+class Glancing:
+    """A walk that takes the velocity of the first step and leaves."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.velocity: Tensor | None = None
+
+    def is_real(self, iteration: int) -> bool:
+        """The first iteration is the only one."""
+        return True
+
+    def entering(self, iteration: int, stream: int) -> Tensor:
+        """Never asked for."""
+        raise AssertionError("a glance skips nothing")
+
+    def step(self, step: Step) -> Tensor:
+        """Keeps the velocity."""
+        self.velocity = step.v
+        raise Leave
 
 
 class Probing:
@@ -81,6 +105,7 @@ def probe(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> dict[int, int]:
         raise PolicyError(f"{name} calls none of its components between two steps: there is nothing to replay")
     policy._streams = walk.streams
     _check_replay(policy, prompt, plan)
+    policy.needs_company = _depends_on_company(policy, prompt, plan)
     return walk.streams
 
 
@@ -110,6 +135,26 @@ def _check_replay(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> None:
             f"rollout's (accepted: {tolerance:.0e}); something outside `generator` and the call's arguments changes "
             "between calls"
         )
+
+
+def _depends_on_company(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> bool:
+    """Whether a row's velocity changes when a longer prompt shares its call, as where padding is not masked."""
+    longer = Prompt(prompt.id + "/longer", " ".join([prompt.text] * 3), prompt.media, prompt.meta)
+    found = []
+    for prompts in ([prompt], [prompt, longer]):
+        walk = Glancing(len(prompts))
+        try:
+            policy._pass(walk, prompts, [Key(0, prompt.id, 0)] * len(prompts), steps=plan.num_steps)
+        except PolicyError:
+            raise
+        except (TypeError, ValueError, RuntimeError):
+            return False  # it takes one prompt a call: there is no company
+        found.append(walk.velocity)
+    alone, together = found
+    if alone is None or together is None:
+        return False
+    tolerance = COMPANY_TOLERANCE if _is_single_precision(policy) else COMPANY_TOLERANCE_HALF
+    return bool((together[: len(alone)] - alone).abs().max() > tolerance * (1 + alone.abs().max()))
 
 
 def _drift(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> float:

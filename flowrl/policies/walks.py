@@ -4,22 +4,18 @@ A rollout's states are rounded to their storage dtype before they are scored and
 is exactly what was sampled, and a replay at the same batch shape gives the same log-prob bit for bit.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Prompt
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.noise import Key, step_noise
+from flowrl.policies.noise import step_noise
 from flowrl.policies.scheduler import Leave, Step
+from flowrl.policies.tape import Streams, Tape, take
 from samplers.gaussian import Gaussian, pooled
 from samplers.transitions import ve_sde
-from samplers.windows import Plan
-
-Streams = dict[int, Tensor]  # by stream: 0 for the pipeline's own scheduler, more for its deep copies
 
 
 @dataclass(frozen=True)
@@ -38,69 +34,6 @@ class Dynamics:
         noise = self.noise if stochastic else 0.0
         x, v = step.x.to(self.precision), step.v.to(self.precision)
         return transition(x, v, step.s, step.s_next, noise=noise, s_cap=step.s_cap)
-
-
-@dataclass
-class Tape:
-    """What a rollout of R rows stored: only what its trained steps need.
-
-    keys: whose noise a row's steps take; starts: whose initial noise. enter: the state before a trained step (none
-    before step 0, which the pipeline draws again). drawn: the state after it. keep: elements that the pipeline did not
-    overwrite. Where the step ran once for several rows, parent [R] gives each row's place among the states in `enter`
-    and lead [U] a row that stands for them. reference: means under the reference policy. complete: the state before
-    every iteration is stored, for pipelines whose denoisers run in skipped iterations too.
-    """
-
-    prompts: list[Prompt]
-    keys: list[Key]
-    starts: list[Key]
-    plan: Plan
-    complete: bool = False
-    enter: dict[int, Streams] = field(default_factory=dict)
-    drawn: dict[int, Streams] = field(default_factory=dict)
-    keep: dict[int, Streams] = field(default_factory=dict)
-    parent: dict[int, Tensor] = field(default_factory=dict)
-    lead: dict[int, Tensor] = field(default_factory=dict)
-    reference: dict[int, Streams] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-
-def joined(tapes: Sequence[Tape]) -> Tape:
-    """The tapes of consecutive rows as one."""
-    if len(tapes) == 1:
-        return tapes[0]
-    whole = Tape(
-        prompts=[p for t in tapes for p in t.prompts],
-        keys=[k for t in tapes for k in t.keys],
-        starts=[k for t in tapes for k in t.starts],
-        plan=tapes[0].plan,
-        complete=tapes[0].complete,
-    )
-    for name in ("enter", "drawn"):
-        parts = [getattr(t, name) for t in tapes]
-        for step in parts[0]:
-            getattr(whole, name)[step] = {s: torch.cat([p[step][s] for p in parts]) for s in parts[0][step]}
-    for step in tapes[0].drawn:
-        overwritten = {s for t in tapes for s in t.keep.get(step, {})}
-        if overwritten:
-            whole.keep[step] = {s: torch.cat([_kept(t, step, s) for t in tapes]) for s in overwritten}
-    for step in tapes[0].parent:
-        states = _offsets([len(t.lead[step]) for t in tapes])
-        rows = _offsets([len(t) for t in tapes])
-        whole.parent[step] = torch.cat([t.parent[step] + o for t, o in zip(tapes, states, strict=True)])
-        whole.lead[step] = torch.cat([t.lead[step] + o for t, o in zip(tapes, rows, strict=True)])
-    return whole
-
-
-def _offsets(lengths: Sequence[int]) -> list[int]:
-    return [0, *itertools.accumulate(lengths[:-1])]
-
-
-def _kept(tape: Tape, step: int, stream: int) -> Tensor:
-    kept = tape.keep.get(step, {}).get(stream)
-    return torch.ones_like(tape.drawn[step][stream], dtype=torch.bool) if kept is None else kept
 
 
 class Recording:
@@ -149,21 +82,21 @@ class Recording:
         """Draws the next state, and records it where it is trained."""
         at, stream, plan = step.iteration, step.stream, self.tape.plan
         self._settle(stream, step.kept)
-        trained, fans = at in plan.trained, at == self.fan and self.parent is not None
+        trained, parent = at in plan.trained, self.parent if at == self.fan else None
         gaussian = self.dynamics.gaussian(step, stochastic=at in plan.stochastic)
         if (trained or self.tape.complete) and stream in self.state:
             self.tape.enter.setdefault(at, {})[stream] = self.state[stream]
-        if fans:
-            gaussian = gaussian.rows(self.parent.to(gaussian.mean.device))
+        if parent is not None:
+            gaussian = gaussian.rows(parent.to(gaussian.mean.device))
         state = self._draw(gaussian, at, stream) if at in plan.stochastic else gaussian.mean
         self.state[stream] = state = state.to(self.dynamics.storage)
         if trained:
             self.tape.drawn.setdefault(at, {})[stream] = state
             self._pending[stream] = (at, gaussian)
         self._count(at)
-        if fans and self._seen == self.streams(at):
+        if parent is not None and self._seen == self.streams(at):
             raise Leave
-        return state[: self.rows] if fans else state  # the pass ends before anything is made of these
+        return state if parent is None else state[: self.rows]  # the pass ends before anything is made of these
 
     def finish(self) -> None:
         """Scores what no later step showed to be overwritten or not: as the step before it was."""
@@ -172,7 +105,7 @@ class Recording:
 
     def logp(self, step: int) -> tuple[Tensor, Tensor]:
         """Log-probs [R] of a trained step, and which rows had anything stochastic."""
-        counts = sum(count for _, count in self.sums[step])
+        counts = torch.stack([count for _, count in self.sums[step]]).sum(0)
         return pooled(self.sums[step], self.dynamics.reduce), counts > 0
 
     def _draw(self, gaussian: Gaussian, at: int, stream: int) -> Tensor:
@@ -242,7 +175,7 @@ class Replaying:
     def entering(self, iteration: int, stream: int) -> Tensor:
         """The state before the next step that runs; where all states are stored, the one after this iteration."""
         at = iteration + 1 if self.tape.complete else self._remaining[0]
-        return _take(self.tape.enter[at][stream], self.states)
+        return take(self.tape.enter[at][stream], self.states)
 
     def step(self, step: Step) -> Tensor:
         """Scores the recorded draw; ends the pass after the last step asked for."""
@@ -250,14 +183,14 @@ class Replaying:
         gaussian = self.dynamics.gaussian(step, stochastic=True)
         drawn = self.tape.drawn[at][stream]
         children = gaussian if self.among is None else gaussian.rows(self.among.to(gaussian.mean.device))
-        x = _take(drawn, self.row_index)
+        x = take(drawn, self.row_index)
         kept = self.tape.keep.get(at, {}).get(stream)
-        kept = None if kept is None else _take(kept, self.row_index)
+        kept = None if kept is None else take(kept, self.row_index)
         self._logp.append(children.log_prob_sums(x.to(gaussian.mean.dtype), kept))
         if self.reference:
             self._remember(at, stream, gaussian.mean)
         elif self.exact_kl:
-            mean = _take(self.tape.reference[at][stream], self.states)
+            mean = take(self.tape.reference[at][stream], self.states)
             other = Gaussian(mean, gaussian.std)
             other = other if self.among is None else other.rows(self.among.to(mean.device))
             self._kl.append(children.kl_sums(other, kept))
@@ -312,10 +245,3 @@ class Looking:
         if len(self.velocity) == self.streams:
             raise Leave
         return given
-
-
-def _take(tensor: Tensor, rows: Tensor) -> Tensor:
-    """tensor[rows], without a copy where rows are all of them in order."""
-    if len(rows) == len(tensor) and bool((rows == torch.arange(len(rows))).all()):
-        return tensor
-    return tensor[rows.to(tensor.device)]

@@ -13,9 +13,8 @@ from torch import Tensor
 
 import families
 from flowrl.contracts import Prompt, Rollout, Score
-from flowrl.policies.walks import Tape
+from flowrl.policies.tape import Tape
 from policies_support import (
-    EQUALLY_LONG,
     ODE,
     PROMPTS,
     SDE,
@@ -39,8 +38,7 @@ class Case:
 
     def __init__(self, name: str):
         self.name, self.policy = name, FamilyPolicy(name)
-        prompts = EQUALLY_LONG if name in PADDING else PROMPTS
-        self.prompts: list[Prompt] = prompts[: self.policy.family.max_rows]
+        self.prompts: list[Prompt] = PROMPTS[: self.policy.family.max_rows]
         self.users: dict[int, set[str]] = {}  # iteration -> trained modules that it calls
 
     @functools.cached_property
@@ -133,12 +131,29 @@ def test_rows_are_replayed_alone_and_in_any_order(case: Case) -> None:
         assert gap(scores(case.policy, rollout, [1]), rollout.behave[[0]]) > 1e-6
 
 
+def test_company_is_kept_where_padding_counts_and_nowhere_else() -> None:
+    needing = {name for name in families.NAMES if _prepared(name).needs_company}
+    assert needing == set(PADDING)
+
+
+def _prepared(name: str) -> FamilyPolicy:
+    policy = FamilyPolicy(name)
+    policy.prepare(PROMPTS[0], SDE)
+    return policy
+
+
 @pytest.mark.parametrize("case", PADDING, indirect=True)
-def test_where_padding_counts_the_longest_prompt_must_be_among_the_rows(case: Case) -> None:
-    rollout = case.policy.rollout(PROMPTS, plan=SDE, seed=SEED)  # the second prompt has more tokens
-    assert torch.equal(scores(case.policy, rollout), rollout.behave)
-    for rows in ([1], [1, 0]):
-        assert gap(scores(case.policy, rollout, rows), rollout.behave[rows]) <= 1e-6
+def test_where_padding_counts_rows_bring_the_longest_prompt_of_their_call(case: Case) -> None:
+    policy = case.policy
+    prompts = [*PROMPTS, Prompt("long", "seven very small and very old green houses by the sea"), Prompt("b", "a hat")]
+    plan = Plan(STEPS, (1, 2), (1, 2), share_noise=True)
+    policy.max_rows = 4  # two calls, each with a longest prompt of its own
+    rollout = policy.rollout(prompts, group_size=2, plan=plan, seed=SEED)
+    policy.max_rows = None
+    for rows in ([0], [1, 6], [7, 2, 5]):
+        assert gap(scores(policy, rollout, rows), rollout.behave[rows]) <= 2e-5
+    rollout.replay.company = []
+    assert gap(scores(policy, rollout, [6]), rollout.behave[[6]]) > 1e-4, "without company it is another walk"
 
 
 @every_family

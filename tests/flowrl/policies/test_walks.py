@@ -10,7 +10,8 @@ from torch import Tensor
 
 from flowrl.contracts import Rollout
 from flowrl.policies.noise import Key
-from flowrl.policies.walks import Dynamics, Tape
+from flowrl.policies.tape import Tape
+from flowrl.policies.walks import Dynamics
 from policies_support import PROMPTS, SDE, SEED, STEPS, FamilyPolicy, gap, pictures, scores, watched_steps
 from samplers.gaussian import Gaussian
 from samplers.transitions import flow_sde, ode
