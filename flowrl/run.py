@@ -6,6 +6,7 @@
 Everything that a user can get wrong is looked at before the weights are loaded, in that order.
 """
 
+import contextlib
 import random
 import time
 from collections.abc import Sequence
@@ -223,7 +224,6 @@ class Run:
         heldout = {i: {n: asdict(m) for n, m in e.means().items()} for i, e in sorted(evaluations.items())}
         summary = {"iterations": self.recipe.train.iterations, "seconds": round(seconds, 1), "heldout": heldout}
         self.folder.summary(summary)
-        self.folder.close()
         self.console.finished(evaluations, self.folder.path, weights, seconds)
         return summary
 
@@ -240,11 +240,12 @@ def run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     set_up(recipe)
     inputs = read_inputs(recipe)
     folder = RunFolder(fresh(Path(recipe.output or "runs/run")))
-    folder.write("recipe.yaml", dump(recipe))
-    with console.working(f"loading {recipe.model}"):
-        policy = build_policy(recipe)
-        policy.prepare(inputs.train[0], plan_for(recipe, 0))
-        learner = build_learner(recipe, policy)
-    console.started(recipe, policy, folder.path)
-    summary = Run(recipe, inputs, policy, learner, folder, console).train()
+    with contextlib.closing(folder):
+        folder.write("recipe.yaml", dump(recipe))
+        with console.working(f"loading {recipe.model}"):
+            policy = build_policy(recipe)
+            policy.prepare(inputs.train[0], plan_for(recipe, 0))
+            learner = build_learner(recipe, policy)
+        console.started(recipe, policy, folder.path)
+        summary = Run(recipe, inputs, policy, learner, folder, console).train()
     return summary | {"folder": str(folder.path)}

@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from flowrl.policies.errors import PolicyError
 
 DENOISERS = ("transformer", "transformer_2", "unet")  # components that are trained where a recipe names none
 ADAPTER = "default"
+Modules = Mapping[str, Any]  # denoisers by component name: modules with the adapter methods of diffusers
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 
 
@@ -41,7 +42,7 @@ def denoisers(pipe: Any, names: Sequence[str] | None = None) -> dict[str, nn.Mod
 
 
 def add_lora(
-    modules: dict[str, nn.Module],
+    modules: Modules,
     *,
     rank: int,
     alpha: float,
@@ -60,8 +61,8 @@ def add_lora(
         layers = _linear_layers(module, targets) if isinstance(targets, str) else list(targets)
         if not layers:
             raise PolicyError(f"lora.targets={targets!r} matches no linear layer of {name} ({type(module).__name__})")
-        weights = True if init == "default" else init
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers, init_lora_weights=weights)
+        options: dict[str, Any] = {"lora_alpha": alpha, "init_lora_weights": True if init == "default" else init}
+        config = LoraConfig(r=rank, target_modules=layers, **options)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
@@ -75,19 +76,19 @@ def add_lora(
                 parameter.data = parameter.data.float()  # Adam's steps are lost in a half-precision weight
 
 
-def train_full(modules: dict[str, nn.Module]) -> None:
+def train_full(modules: Modules) -> None:
     """Makes every weight of the modules trainable."""
     for module in modules.values():
         module.requires_grad_(True)
 
 
-def trainable(modules: dict[str, nn.Module]) -> Iterator[nn.Parameter]:
+def trainable(modules: Modules) -> Iterator[nn.Parameter]:
     """The parameters that learn, in a fixed order."""
     for module in modules.values():
         yield from (p for p in module.parameters() if p.requires_grad)
 
 
-def checkpoint_gradients(modules: dict[str, nn.Module]) -> None:
+def checkpoint_gradients(modules: Modules) -> None:
     """Trades time for memory: activations are computed again in the backward pass.
 
     Raises PolicyError where a module cannot.
@@ -103,7 +104,7 @@ def checkpoint_gradients(modules: dict[str, nn.Module]) -> None:
 
 
 @contextlib.contextmanager
-def disabled(modules: dict[str, nn.Module]) -> Iterator[None]:
+def disabled(modules: Modules) -> Iterator[None]:
     """Within, the modules are the reference: their adapters are off. Raises PolicyError where there are none."""
     bare = [name for name, module in modules.items() if not getattr(module, "_hf_peft_config_loaded", False)]
     if bare:
@@ -117,7 +118,7 @@ def disabled(modules: dict[str, nn.Module]) -> Iterator[None]:
             module.enable_adapters()
 
 
-def save(pipe: Any, modules: dict[str, nn.Module], folder: Path) -> None:
+def save(pipe: Any, modules: Modules, folder: Path) -> None:
     """Writes what was trained: LoRA as `pipe.load_lora_weights(folder)` reads it, full weights as diffusers models.
 
     A second denoiser that the pipeline's own writer has no place for (Wan 2.2) gets a folder of its own, to be loaded
@@ -144,7 +145,7 @@ def save(pipe: Any, modules: dict[str, nn.Module], folder: Path) -> None:
         writer(place, **layers)
 
 
-def restore(pipe: Any, modules: dict[str, nn.Module], folder: Path) -> None:
+def restore(pipe: Any, modules: Modules, folder: Path) -> None:
     """Reads back into the modules what `save` wrote. Raises PolicyError where the folder holds something else."""
     for name, module in modules.items():
         is_lora = getattr(module, "_hf_peft_config_loaded", False)
@@ -175,7 +176,7 @@ def _full_state(folder: Path, kind: Any) -> dict[str, torch.Tensor]:
     return kind.from_pretrained(folder).state_dict()
 
 
-def _metadata(module: nn.Module) -> dict[str, Any]:
+def _metadata(module: Any) -> dict[str, Any]:
     config = module.peft_config[ADAPTER].to_dict()
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
 

@@ -86,7 +86,7 @@ class PipelinePolicy:
         tape = joined([part[0] for part in parts])
         output = torch.cat([part[1] for part in parts])
         group = torch.arange(len(prompts)).repeat_interleave(group_size)
-        samples = Samples(tape.prompts, group, **{"video" if output.dim() == 5 else "images": output})
+        samples = _samples(tape.prompts, group, output)
         behave = torch.cat([part[2] for part in parts])
         return Rollout(samples, behave, torch.cat([part[3] for part in parts]), tape)
 
@@ -139,10 +139,9 @@ class PipelinePolicy:
         recording = Recording(child, self.dynamics, self._streams_at, tick=self.tick)
         recording.state = {s: x[states.to(x.device)] for s, x in tape.enter.get(step, {}).items()}
         recording.begin(step, len(child))
-        output = self._images(self._pass(recording, child.prompts, child.starts))
+        output = self._images(self._pass(recording, child.prompts, child.starts, steps=plan.num_steps))
         behave, mask = _recorded(recording)
-        samples = Samples(child.prompts, parents, **{"video" if output.dim() == 5 else "images": output})
-        return Rollout(samples, behave, mask, child)
+        return Rollout(_samples(child.prompts, parents, output), behave, mask, child)
 
     def velocity(self, prompts: Sequence[Prompt], x: Tensor | Streams, step: int, *, plan: Plan, seed: int) -> Tensor:
         """v = dx/ds [R, ...] float32, with gradient, of states x (one row a prompt) where iteration `step` begins.
@@ -182,18 +181,16 @@ class PipelinePolicy:
         tape = Tape([p for p, _ in rows], keys, starts, plan, complete=not self.keeper.skip)
         if self.needs_company:
             tape.company = [tuple(i * group_size for i in longest(self.source, prompts))] * len(tape)
-        fans = plan.share_noise and plan.stochastic and self.keeper.skip
-        parent = torch.arange(len(prompts)).repeat_interleave(group_size) if fans else None
-        fan = plan.stochastic[0] if fans else None
-        recording = Recording(tape, self.dynamics, self._streams_at, fan=fan, parent=parent, tick=self.tick)
-        if fan is not None:
-            lead = torch.arange(len(prompts)) * group_size
+        recording = Recording(tape, self.dynamics, self._streams_at, tick=self.tick)
+        if plan.share_noise and plan.stochastic and self.keeper.skip:
+            fan, lead = plan.stochastic[0], torch.arange(len(prompts)) * group_size
+            recording.fan, recording.parent = fan, torch.arange(len(prompts)).repeat_interleave(group_size)
             if fan in plan.trained:
-                tape.parent[fan], tape.lead[fan] = parent, lead
+                tape.parent[fan], tape.lead[fan] = recording.parent, lead
             recording.begin(0, len(prompts))
-            self._pass(recording, prompts, [starts[i] for i in lead])
+            self._pass(recording, prompts, [starts[i] for i in lead], steps=plan.num_steps)
             recording.begin(fan + 1, len(tape))
-        output = self._pass(recording, tape.prompts, starts)
+        output = self._pass(recording, tape.prompts, starts, steps=plan.num_steps)
         return tape, self._images(output), *_recorded(recording)
 
     def _replay(
@@ -233,13 +230,11 @@ class PipelinePolicy:
         prompts: Sequence[Prompt],
         starts: Sequence[Key],
         *,
-        steps: int | None = None,
+        steps: int,
         grad: bool = False,
         **more: Any,
     ) -> Any:
         """Calls the pipeline once for these rows; its output, or None where the walk left early."""
-        if steps is None:
-            steps = walk.tape.plan.num_steps
         arguments = self._arguments(prompts) | {"num_inference_steps": steps, "output_type": "pt"} | more
         arguments["generator"] = start_generators(starts)
         self.session.begin(walk)
@@ -281,6 +276,12 @@ class PipelinePolicy:
 
     def _streams_at(self, iteration: int) -> int:
         return self._streams.get(iteration, max(self._streams.values(), default=1))
+
+
+def _samples(prompts: Sequence[Prompt], group: Tensor, output: Tensor) -> Samples:
+    if output.dim() == 5:
+        return Samples(prompts, group, video=output)
+    return Samples(prompts, group, images=output)
 
 
 def _recorded(recording: Recording) -> tuple[Tensor, Tensor]:

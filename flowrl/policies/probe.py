@@ -161,7 +161,7 @@ def _drift(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> float:
     key = [Key(0, prompt.id, 0)]
     tape = Tape([prompt], key, key, plan, complete=not policy.keeper.skip)
     recording = Recording(tape, policy.dynamics, policy._streams_at)
-    policy._pass(recording, [prompt], key)
+    policy._pass(recording, [prompt], key, steps=plan.num_steps)
     if not recording.sums:
         return 0.0  # a deterministic transition: nothing is scored, and an objective that needs it says so
     ends = sorted({min(recording.sums), max(recording.sums)})

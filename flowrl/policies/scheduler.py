@@ -12,7 +12,7 @@ import functools
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -129,6 +129,12 @@ class Twin:
 
 class InterceptedStep:
     """Mixed in before a scheduler class; see the module's docstring."""
+
+    if TYPE_CHECKING:  # what the scheduler class behind it brings
+        step_index: Any
+        sigmas: Any
+        config: Any
+        _init_step_index: Any
 
     _session: Session
     _stream = 0

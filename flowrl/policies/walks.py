@@ -49,11 +49,11 @@ class Recording:
         dynamics: Dynamics,
         streams: Callable[[int], int],
         *,
-        fan: int | None = None,
-        parent: Tensor | None = None,
         tick: Callable[[int], None] | None = None,
     ):
-        self.tape, self.dynamics, self.streams, self.fan, self.parent = tape, dynamics, streams, fan, parent
+        self.tape, self.dynamics, self.streams = tape, dynamics, streams
+        self.fan: int | None = None
+        self.parent: Tensor | None = None
         self.tick = tick
         self.begin_at, self.rows = 0, len(tape)
         self.state: Streams = {}

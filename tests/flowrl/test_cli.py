@@ -103,7 +103,8 @@ def test_run_eval_and_sample_work_together(capsys, monkeypatch, tmp_path: Path):
     picture = tmp_path / "out.png"
     arguments = ["sample", str(folder), "a red circle", "two blue squares", "eval.steps=3", "--number", "3"]
     code, out, _ = call(capsys, monkeypatch, *arguments, "--output", str(picture))
-    width, height = Image.open(picture).size
+    with Image.open(picture) as sheet:
+        width, height = sheet.size
     assert code == 0 and width / height == pytest.approx(3 / 2, abs=0.02)
 
 

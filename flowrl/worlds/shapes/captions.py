@@ -70,7 +70,7 @@ def _phrase(obj: Object, number: int) -> str:
 
 def split() -> tuple[dict[str, list[Scene]], dict[str, list[Scene]]]:
     """(train, held-out) scenes by kind. Disjoint by composition; see the module's docstring."""
-    objects = list(itertools.product(COLORS, SHAPES))
+    objects: list[Object] = list(itertools.product(COLORS, SHAPES))
     pairs = [p for p in itertools.combinations(objects, 2) if p[0][0] != p[1][0]]  # two colours: never ambiguous
     counts = [(n, obj) for n in NUMBERS for obj in objects]
     rng = random.Random(SPLIT_SEED)

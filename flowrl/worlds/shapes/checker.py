@@ -42,7 +42,8 @@ class Found:
 def detect(image: np.ndarray) -> list[Found]:
     """The objects in one picture, float32 [H, W, 3] in [0, 1]."""
     cover, vote = _explain(image)
-    core, number = ndimage.label(cover > COVER)
+    core = np.zeros(cover.shape, dtype=np.int32)
+    number = ndimage.label(cover > COVER, output=core)
     if number == 0:
         return []
     spread = np.where(core > 0, core, ndimage.grey_dilation(core, size=(3, 3)))  # soft edge pixels join their neighbour
