@@ -59,6 +59,10 @@ def add_lora(
     for name, module in modules.items():
         module.requires_grad_(False)
         layers = _linear_layers(module, targets) if isinstance(targets, str) else list(targets)
+        known = [n for n, _ in module.named_modules()]
+        unknown = [t for t in layers if not any(n == t or n.endswith(f".{t}") for n in known)]
+        if unknown:  # peft takes a list that matches in part
+            raise PolicyError(f"lora.targets: {unknown[0]!r} matches no layer of {name} ({type(module).__name__})")
         if not layers:
             raise PolicyError(f"lora.targets={targets!r} matches no linear layer of {name} ({type(module).__name__})")
         options: dict[str, Any] = {"lora_alpha": alpha, "init_lora_weights": True if init == "default" else init}

@@ -128,10 +128,13 @@ def test_unknown_targets_are_refused() -> None:
         adapters.add_lora(modules, rank=2, alpha=2, targets=[])
 
 
-def test_names_that_match_no_layer_are_refused() -> None:
+def test_names_that_match_no_layer_or_one_that_cannot_be_adapted_are_refused() -> None:
     _, modules = built("flux")
-    with pytest.raises(PolicyError, match="do not fit transformer .*to_x"):
-        adapters.add_lora(modules, rank=2, alpha=2, targets=["to_x"])
+    for targets in (["to_x"], ["to_q", "to_x"]):  # peft would take the second
+        with pytest.raises(PolicyError, match="'to_x' matches no layer of transformer"):
+            adapters.add_lora(modules, rank=2, alpha=2, targets=targets)
+    with pytest.raises(PolicyError, match="do not fit transformer"):
+        adapters.add_lora(modules, rank=2, alpha=2, targets=["norm_out.norm"])
 
 
 # ---------------------------------------------------------------------- saving and loading
