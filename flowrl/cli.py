@@ -54,20 +54,12 @@ def run(
 
     checked = load(recipe, overrides or [])
     if dry_run:
-        from flowrl.loading import check_arguments
         from flowrl.planning import describe
-        from flowrl.prompts import load as load_prompts
+        from flowrl.run import read_prompts
 
-        check_arguments(checked.model, checked.pipeline)
-
-        number = len(load_prompts(checked.prompts.train, split="train", limit=checked.prompts.limit))
-        heldout = checked.prompts.heldout
-        number_heldout = (
-            None if heldout is None else len(load_prompts(heldout, split="heldout", limit=checked.eval.prompts))
-        )
-        Console(highlight=False, soft_wrap=True).print(
-            escape(describe(checked, num_train=number, num_heldout=number_heldout))
-        )
+        train, heldout = read_prompts(checked)
+        text = describe(checked, num_train=len(train), num_heldout=len(heldout))
+        Console(highlight=False, soft_wrap=True).print(escape(text))
         return
     _quiet()
     from flowrl.run import run as run_recipe
@@ -88,22 +80,14 @@ def evaluate_command(
     _quiet()
     from dataclasses import asdict
 
-    from flowrl.evaluate import evaluate
     from flowrl.planning import eval_plan
-    from flowrl.run import EVAL_SEED, build_policy, read_inputs, set_up
+    from flowrl.run import build_policy, evaluate_heldout, read_inputs, set_up
 
     set_up(checked)
     inputs = read_inputs(checked)
     policy = build_policy(checked, weights)
     with Console().status(f"evaluating {len(inputs.heldout)} held-out prompts"):
-        result = evaluate(
-            policy,
-            inputs.heldout,
-            inputs.scorer,
-            plan=eval_plan(checked),
-            seed=checked.seed + EVAL_SEED,
-            batch=checked.eval.batch,
-        )
+        result = evaluate_heldout(checked, policy, inputs)
     kinds = result.by("kind")
     table = Table(title=f"{target}: {len(inputs.heldout)} held-out prompts, {eval_plan(checked).num_steps} ODE steps")
     table.add_column("reward")

@@ -7,6 +7,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from flowrl import names
+from flowrl.policies.dressing import modules_of
 from flowrl.policies.errors import PolicyError
 from flowrl.recipe.checks import check_call, pipeline_class
 
@@ -29,9 +30,8 @@ def load_pipeline(model: str, dtype: torch.dtype, call: dict[str, Any] | None = 
         ) from error
     check_call(type(pipe), call or {})
     pipe.set_progress_bar_config(disable=True)
-    for component in pipe.components.values():
-        if isinstance(component, torch.nn.Module):
-            component.requires_grad_(False).eval()
+    for module in modules_of(pipe).values():
+        module.requires_grad_(False).eval()
     return pipe
 
 

@@ -48,8 +48,11 @@ class Inputs:
     scorer: scoring.Scorer
 
 
-def read_inputs(recipe: Recipe) -> Inputs:
-    """Prompts and rewards. Raises UserError where a file or a reward is not as it must be."""
+def read_prompts(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
+    """Training and held-out prompts (none where there is no source), once the pipeline's arguments are known to fit.
+
+    Raises RecipeError for arguments that a local pipeline does not take, UserError where the prompts do not do.
+    """
     check_arguments(recipe.model, recipe.pipeline)
     source = recipe.prompts
     train = prompt_files.load(source.train, split="train", limit=source.limit)
@@ -60,6 +63,12 @@ def read_inputs(recipe: Recipe) -> Inputs:
         raise UserError(
             f"train.prompts: got {recipe.train.prompts}, but {source.train} holds {len(train)}; lower train.prompts"
         )
+    return train, heldout
+
+
+def read_inputs(recipe: Recipe) -> Inputs:
+    """Prompts and rewards. Raises UserError where a file or a reward is not as it must be."""
+    train, heldout = read_prompts(recipe)
     return Inputs(train, heldout, scoring.Scorer(scoring.load(recipe.rewards)))
 
 
@@ -116,6 +125,28 @@ def build_learner(recipe: Recipe, policy: PipelinePolicy) -> Learner:
     )
 
 
+def build_objective(recipe: Recipe) -> ClippedObjective:
+    """The loss of a recipe."""
+    objective = recipe.objective
+    low, high = objective.clip_range
+    return ClippedObjective(
+        low, high, dual=objective.dual, kl=objective.kl, kl_kind=objective.kl_kind, aggregate=objective.aggregate
+    )
+
+
+def evaluate_heldout(recipe: Recipe, policy: PipelinePolicy, inputs: Inputs, *, keep: int = 0) -> Evaluation:
+    """Held-out scores under the policy's weights as they are, on the recipe's own evaluation noise."""
+    return evaluate(
+        policy,
+        inputs.heldout,
+        inputs.scorer,
+        plan=eval_plan(recipe),
+        seed=recipe.seed + EVAL_SEED,
+        batch=recipe.eval.batch,
+        keep=keep,
+    )
+
+
 def set_up(recipe: Recipe) -> None:
     """Threads and global seeds. Nothing of a run's own depends on the global generators; a user's reward may."""
     if recipe.threads is not None:
@@ -132,6 +163,7 @@ class Run:
     inputs: Inputs
     policy: PipelinePolicy
     learner: Learner
+    objective: ClippedObjective
     folder: RunFolder
     console: Console
 
@@ -162,15 +194,6 @@ class Run:
         totals = {"rollout": sizes.rollout_forwards, "score": len(self.inputs.scorer.rewards)}
         totals["train"] = sizes.train_forwards + sizes.reference_forwards
         self.policy.tick = progress.advance
-        low, high = recipe.objective.clip_range
-        objective = ClippedObjective(
-            low,
-            high,
-            dual=recipe.objective.dual,
-            kl=recipe.objective.kl,
-            kl_kind=recipe.objective.kl_kind,
-            aggregate=recipe.objective.aggregate,
-        )
         train = recipe.train
         return iterate(
             self.policy,
@@ -181,7 +204,7 @@ class Run:
             first=iteration * train.group,
             score=lambda samples: self.inputs.scorer(samples, progress=lambda _: progress.advance(1)),
             advantage=self._advantage,
-            objective=objective,
+            objective=self.objective,
             settings=Settings(train.group, train.epochs, train.updates, train.micro_batch),
             enter=lambda phase: progress.phase(phase, totals[phase]),
         )
@@ -199,15 +222,7 @@ class Run:
         self.policy.tick = None
         with self.learner.averaged(), self.console.working(f"evaluating {len(self.inputs.heldout)} held-out prompts"):
             start = time.perf_counter()
-            result = evaluate(
-                self.policy,
-                self.inputs.heldout,
-                self.inputs.scorer,
-                plan=eval_plan(recipe),
-                seed=recipe.seed + EVAL_SEED,
-                batch=recipe.eval.batch,
-                keep=recipe.eval.grid,
-            )
+            result = evaluate_heldout(recipe, self.policy, self.inputs, keep=recipe.eval.grid)
             seconds = time.perf_counter() - start
         evaluations[iteration] = result
         metrics = {f"{reward}/mean": m.value for reward, m in result.means().items()}
@@ -247,5 +262,5 @@ def run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
             policy.prepare(inputs.train[0], plan_for(recipe, 0))
             learner = build_learner(recipe, policy)
         console.started(recipe, policy, folder.path)
-        summary = Run(recipe, inputs, policy, learner, folder, console).train()
+        summary = Run(recipe, inputs, policy, learner, build_objective(recipe), folder, console).train()
     return summary | {"folder": str(folder.path)}

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from flowrl.names import UserError
-from flowrl.pictures import grid
+from flowrl.pictures import save_grid
 
 
 def fresh(folder: Path) -> Path:
@@ -57,7 +57,7 @@ class RunFolder:
     def show(self, name: str, pictures: Tensor, iteration: int) -> Path:
         """A grid under samples/."""
         path = self.path / "samples" / f"{name}.png"
-        grid(pictures).save(path)
+        save_grid(pictures, path)
         self._board.add_images("heldout", pictures, iteration)
         return path
 

@@ -13,6 +13,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
 
+from flowrl.policies.dressing import modules_of
 from flowrl.policies.errors import PolicyError
 
 DENOISERS = ("transformer", "transformer_2", "unet")  # components that are trained where a recipe names none
@@ -26,7 +27,7 @@ def denoisers(pipe: Any, names: Sequence[str] | None = None) -> dict[str, nn.Mod
 
     Raises PolicyError where a named component is missing or none is found.
     """
-    modules = {n: m for n, m in pipe.components.items() if isinstance(m, nn.Module)}
+    modules = modules_of(pipe)
     if names is None:
         found = {n: modules[n] for n in DENOISERS if n in modules}
         if not found:
@@ -59,8 +60,7 @@ def add_lora(
     for name, module in modules.items():
         module.requires_grad_(False)
         layers = _linear_layers(module, targets) if isinstance(targets, str) else list(targets)
-        known = [n for n, _ in module.named_modules()]
-        unknown = [t for t in layers if not any(n == t or n.endswith(f".{t}") for n in known)]
+        unknown = [] if isinstance(targets, str) else _unmatched(module, layers)
         if unknown:  # peft takes a list that matches in part
             raise PolicyError(f"lora.targets: {unknown[0]!r} matches no layer of {name} ({type(module).__name__})")
         if not layers:
@@ -183,6 +183,12 @@ def _full_state(folder: Path, kind: Any) -> dict[str, torch.Tensor]:
 def _metadata(module: Any) -> dict[str, Any]:
     config = module.peft_config[ADAPTER].to_dict()
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+
+
+def _unmatched(module: nn.Module, targets: Sequence[str]) -> list[str]:
+    """The given names that are the end of no layer's name."""
+    known = [name for name, _ in module.named_modules()]
+    return [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in known)]
 
 
 def _linear_layers(module: nn.Module, targets: str) -> list[str]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from flowrl.contracts import Prompt
+from flowrl.policies.gates import is_tensor_list
 
 CACHE_BYTES = 2 * 1024**3
 
@@ -48,7 +49,7 @@ class CachedEncoder:
         if unique == rows:
             return result
         at = [unique.index(row) for row in rows]
-        leaves, tree = tree_flatten(result, is_leaf=_is_tensor_list)
+        leaves, tree = tree_flatten(result, is_leaf=is_tensor_list)
         return tree_unflatten([_spread(v, at) if g else v for v, g in zip(leaves, grows, strict=True)], tree)
 
     def _learn(self, given: dict, names: tuple) -> list[bool] | None:
@@ -60,7 +61,7 @@ class CachedEncoder:
             for number in (2, 3):
                 pairs = {name: [given[name][0], "a" if len(given[name][0]) > 1 else "a few words"] for name in names}
                 trial = _with_rows(given, {name: (pair * 2)[:number] for name, pair in pairs.items()})
-                leaves = tree_leaves(self._fresh(trial), is_leaf=_is_tensor_list)
+                leaves = tree_leaves(self._fresh(trial), is_leaf=is_tensor_list)
                 sizes.append([_size(leaf) for leaf in leaves])
             grows = [(a[:1], b[:1]) == ((2,), (3,)) and a[1:] == b[1:] for a, b in zip(*sizes, strict=True)]
             alike = all(g or a == b for g, a, b in zip(grows, *sizes, strict=True))
@@ -114,10 +115,6 @@ def _is_texts(value: Any) -> bool:
 
 def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float | bool | torch.device | torch.dtype)
-
-
-def _is_tensor_list(node: Any) -> bool:
-    return isinstance(node, list) and bool(node) and all(isinstance(item, Tensor) for item in node)
 
 
 def _size(leaf: Any) -> tuple[int, ...]:

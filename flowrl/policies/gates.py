@@ -99,7 +99,7 @@ class GateKeeper:
                 return _PerRow(_Shape(first.shape, first.dtype, first.device, 1), len(leaf), rows)
             return leaf
 
-        structure = tree_map(note, output, is_leaf=_is_per_row)
+        structure = tree_map(note, output, is_leaf=is_tensor_list)
         self._outputs[name, ordinal] = structure, self.session.upcoming
 
     def _stand_in(self, name: str, ordinal: int, rows: int) -> Any:
@@ -109,7 +109,8 @@ class GateKeeper:
         return tree_map(lambda leaf: leaf.zeros(rows) if isinstance(leaf, _Shape | _PerRow) else leaf, structure)
 
 
-def _is_per_row(node: Any) -> bool:
+def is_tensor_list(node: Any) -> bool:
+    """Whether a node of a structure is a list of tensors, which stands for one entry a row."""
     return isinstance(node, list) and bool(node) and all(isinstance(item, Tensor) for item in node)
 
 

@@ -26,27 +26,6 @@ REPLAY_TOLERANCE = 1e-4  # of a replayed log-prob, in float32
 REPLAY_TOLERANCE_HALF = 2e-2  # the same where the model computes in half precision
 
 
-class Glancing:
-    """A walk that takes the velocity of the first step and leaves."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self.velocity: Tensor | None = None
-
-    def is_real(self, iteration: int) -> bool:
-        """The first iteration is the only one."""
-        return True
-
-    def entering(self, iteration: int, stream: int) -> Tensor:
-        """Never asked for."""
-        raise AssertionError("a glance skips nothing")
-
-    def step(self, step: Step) -> Tensor:
-        """Keeps the velocity."""
-        self.velocity = step.v
-        raise Leave
-
-
 class Probing:
     """A walk along the ODE that counts streams and compares each step with the scheduler's own."""
 
@@ -74,6 +53,20 @@ class Probing:
         return state
 
 
+class Glancing(Probing):
+    """A probing walk of `rows` rows that takes the velocity of the first step and leaves."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+        self.velocity: Tensor | None = None
+
+    def step(self, step: Step) -> Tensor:
+        """Keeps the velocity."""
+        self.velocity = step.v
+        raise Leave
+
+
 def probe(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> dict[int, int]:
     """Runs the pipeline for one row; returns the number of `step` calls of each iteration.
 
@@ -83,6 +76,7 @@ def probe(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> dict[int, int]:
     name, start = type(policy.source).__name__, [Key(0, prompt.id, 0)]
     walk = Probing()
     keeper = policy.keeper
+    keeper.forget()
     keeper.recording = True
     try:
         policy._pass(walk, [prompt], start, steps=plan.num_steps)

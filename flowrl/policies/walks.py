@@ -58,7 +58,6 @@ class Recording:
         self.begin_at, self.rows = 0, len(tape)
         self.state: Streams = {}
         self.iterations = 0
-        self.last: Tensor | None = None
         self.sums: dict[int, list[tuple[Tensor, Tensor]]] = {}
         self._pending: dict[int, tuple[int, Gaussian]] = {}
         self._overwritten: Streams = {}  # by stream, the last mask seen
