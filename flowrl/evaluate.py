@@ -25,11 +25,12 @@ class Mean:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by reward, float32 [B] each, and the pictures of the first prompts, float [N, 3, H, W] (None for text)."""
+    """Scores by reward, float32 [B] each, and the first samples: pictures float [N, 3, H, W], or N texts."""
 
     prompts: Sequence[Prompt]
     scores: dict[str, Tensor]
     pictures: Tensor | None
+    texts: Sequence[str] | None = None
 
     def means(self) -> dict[str, Mean]:
         """Each reward's mean over the samples it could score."""
@@ -64,12 +65,13 @@ def evaluate(
     batch: int,
     keep: int = 0,
 ) -> Evaluation:
-    """Samples and scores every prompt once, `batch` at a time, keeping the first `keep` pictures.
+    """Samples and scores every prompt once, `batch` at a time, keeping the first `keep` samples.
 
     A video is kept as its middle frame.
     """
     scores: dict[str, list[Tensor]] = defaultdict(list)
     pictures: list[Tensor] = []
+    texts: list[str] = []
     for start in range(0, len(prompts), batch):
         samples = policy.rollout(prompts[start : start + batch], group_size=1, plan=plan, seed=seed).samples
         for name, values in score(samples).items():
@@ -77,8 +79,10 @@ def evaluate(
         shown = still(samples)
         if shown is not None and start < keep:
             pictures.append(shown[: keep - start].float().cpu())
+        if samples.texts is not None and start < keep:
+            texts += samples.texts[: keep - start]
     gathered = {name: torch.cat(parts) for name, parts in scores.items()}
-    return Evaluation(prompts, gathered, torch.cat(pictures) if pictures else None)
+    return Evaluation(prompts, gathered, torch.cat(pictures) if pictures else None, texts or None)
 
 
 def still(samples: Samples) -> Tensor | None:

@@ -117,6 +117,8 @@ def update(
     for name in means:
         if name.endswith("_max"):
             means[name] = max(m[name] for m in found)
+    if found and "abs_log_ratio_max" in found[0]:  # the policy still was the one that sampled: this is numerics alone
+        means["replay_gap_max"] = found[0]["abs_log_ratio_max"]
     steps = settings.epochs * settings.updates
     return means | {"active_rows": len(active) / len(rows), "empty_updates": steps - len(found), "lr": learner.lr}
 

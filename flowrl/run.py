@@ -7,131 +7,31 @@ Everything that a user can get wrong is looked at before the weights are loaded,
 """
 
 import contextlib
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from flowrl import prompts as prompt_files
-from flowrl import scoring
 from flowrl.advantages import advantage_metrics, advantages
+from flowrl.build import Inputs, build_learner, build_objective, build_policy, read_inputs, set_up
 from flowrl.console import Console, Progress
 from flowrl.contracts import Prompt
 from flowrl.evaluate import Evaluation, evaluate
 from flowrl.iterate import Iteration, Settings, iterate
 from flowrl.learner import Learner
-from flowrl.loading import check_arguments, device_of, load_pipeline
-from flowrl.names import UserError, load, steps
 from flowrl.objectives.grpo import ClippedObjective
 from flowrl.planning import arithmetic, eval_plan, plan_for
 from flowrl.policies import adapters
 from flowrl.policies.pipeline import PipelinePolicy
-from flowrl.policies.walks import Dynamics
 from flowrl.recipe.load import dump
 from flowrl.recipe.schema import Recipe
 from flowrl.rundir import RunFolder, fresh
 
 EVAL_SEED = 2**32  # added to the run's: evaluation noise is never training noise
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a run reads before it loads weights."""
-
-    train: list[Prompt]
-    heldout: list[Prompt]
-    scorer: scoring.Scorer
-
-
-def read_prompts(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
-    """Training and held-out prompts (none where there is no source), once the pipeline's arguments are known to fit.
-
-    Raises RecipeError for arguments that a local pipeline does not take, UserError where the prompts do not do.
-    """
-    check_arguments(recipe.model, recipe.pipeline)
-    source = recipe.prompts
-    train = prompt_files.load(source.train, split="train", limit=source.limit)
-    heldout: list[Prompt] = []
-    if source.heldout is not None:
-        heldout = prompt_files.load(source.heldout, split="heldout", limit=recipe.eval.prompts)
-    if len(train) < recipe.train.prompts:
-        raise UserError(
-            f"train.prompts: got {recipe.train.prompts}, but {source.train} holds {len(train)}; lower train.prompts"
-        )
-    return train, heldout
-
-
-def read_inputs(recipe: Recipe) -> Inputs:
-    """Prompts and rewards. Raises UserError where a file or a reward is not as it must be."""
-    train, heldout = read_prompts(recipe)
-    return Inputs(train, heldout, scoring.Scorer(scoring.load(recipe.rewards)))
-
-
-def build_policy(recipe: Recipe, weights: Path | None = None) -> PipelinePolicy:
-    """The recipe's pipeline as a policy, with what it trains made trainable; `weights`: a LoRA folder to begin from."""
-    device = device_of(recipe.device)
-    dtypes = {name: getattr(torch, getattr(recipe.dtype, name)) for name in ("model", "trajectory", "logp")}
-    pipe = load_pipeline(recipe.model, dtypes["model"], recipe.pipeline)
-    names = None if recipe.lora is None else recipe.lora.modules
-    modules = adapters.denoisers(pipe, names)
-    if recipe.lora is not None:
-        lora = recipe.lora
-        adapters.add_lora(
-            modules, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, init=lora.init, seed=recipe.seed
-        )
-    else:
-        adapters.train_full(modules)
-    if weights is not None:
-        adapters.restore(pipe, modules, weights)
-    if recipe.train.gradient_checkpointing:
-        adapters.checkpoint_gradients(modules)
-    dynamics = Dynamics(
-        load(recipe.sampler.step, steps()),
-        recipe.sampler.noise,
-        reduce=recipe.sampler.reduce,
-        storage=dtypes["trajectory"],
-        precision=dtypes["logp"],
-    )
-    return PipelinePolicy(
-        pipe,
-        modules,
-        dynamics,
-        call=recipe.pipeline,
-        device=device,
-        max_rows=recipe.train.rollout_batch,
-        offload=recipe.offload,
-    )
-
-
-def build_learner(recipe: Recipe, policy: PipelinePolicy) -> Learner:
-    """The optimizer of a recipe over the policy's trainable parameters."""
-    train = recipe.train
-    return Learner(
-        policy.trainable(),
-        lr=train.lr,
-        betas=(train.betas[0], train.betas[1]),
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        warmup=train.warmup,
-        schedule=train.schedule,
-        total=train.iterations * train.epochs * train.updates,
-        average=train.ema,
-        average_every=train.ema_every,
-    )
-
-
-def build_objective(recipe: Recipe) -> ClippedObjective:
-    """The loss of a recipe."""
-    objective = recipe.objective
-    low, high = objective.clip_range
-    return ClippedObjective(
-        low, high, dual=objective.dual, kl=objective.kl, kl_kind=objective.kl_kind, aggregate=objective.aggregate
-    )
 
 
 def evaluate_heldout(recipe: Recipe, policy: PipelinePolicy, inputs: Inputs, *, keep: int = 0) -> Evaluation:
@@ -145,14 +45,6 @@ def evaluate_heldout(recipe: Recipe, policy: PipelinePolicy, inputs: Inputs, *, 
         batch=recipe.eval.batch,
         keep=keep,
     )
-
-
-def set_up(recipe: Recipe) -> None:
-    """Threads and global seeds. Nothing of a run's own depends on the global generators; a user's reward may."""
-    if recipe.threads is not None:
-        torch.set_num_threads(recipe.threads)
-    torch.manual_seed(recipe.seed)
-    random.seed(recipe.seed)
 
 
 @dataclass
@@ -228,8 +120,7 @@ class Run:
         metrics = {f"{reward}/mean": m.value for reward, m in result.means().items()}
         metrics |= {f"{reward}/error": m.error for reward, m in result.means().items()}
         self.folder.log(iteration, metrics | {"time_eval": seconds}, kind="heldout")
-        if result.pictures is not None:
-            self.folder.show(name, result.pictures, iteration)
+        self.folder.evaluated(iteration, name, result)
         self.console.evaluated(iteration, result)
 
     def _finish(self, evaluations: dict[int, Evaluation], seconds: float) -> dict[str, Any]:

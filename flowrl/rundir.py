@@ -1,16 +1,31 @@
-"""The folder of a run: its recipe, metrics, pictures and weights, written as the run goes."""
+"""The folder of a run: its recipe, metrics, samples and weights, written as the run goes.
+
+recipe.yaml        every effective value
+run.json           versions, machine, and every start and resume
+metrics.jsonl      a line an iteration ("kind": "train") and an evaluation ("heldout")
+alarms.jsonl       a line an alarm
+heldout/           NNNNN.json an evaluation: prompts, the scores of each, its first samples (NNNNN/*.png or texts)
+samples/           the same pictures as grids, at equal seeds
+tensorboard/       the same numbers and grids
+checkpoints/       what a resume needs (state.py)
+lora/ or model/    what was trained
+summary.json       before and after
+report.html        all of it on one page
+"""
 
 import contextlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from torch import Tensor
+import filelock
 from torch.utils.tensorboard import SummaryWriter
 
+from flowrl.evaluate import Evaluation
 from flowrl.names import UserError
-from flowrl.pictures import save_grid
+from flowrl.pictures import save_grid, save_picture
 
 
 def fresh(folder: Path) -> Path:
@@ -22,29 +37,63 @@ def fresh(folder: Path) -> Path:
     return candidate
 
 
-class RunFolder:
-    """A new run folder. Raises UserError in one line where it cannot be written.
+def newest(folder: Path) -> Path | None:
+    """The run that `fresh` made last under this name: the highest of folder, folder-2 ... with a recipe in it."""
+    found = [folder] if (folder / "recipe.yaml").is_file() else []
+    numbered = (p for p in folder.parent.glob(f"{folder.name}-*") if (p / "recipe.yaml").is_file())
+    suffixes = ((p.name.removeprefix(f"{folder.name}-"), p) for p in numbered)
+    found += [p for _, p in sorted((int(s), p) for s, p in suffixes if s.isdigit())]
+    return found[-1] if found else None
 
-    recipe.yaml     every effective value
-    metrics.jsonl   a line an iteration and an evaluation
-    tensorboard/    the same, and the pictures
-    samples/        grids of held-out samples, at equal seeds
-    lora/ or model/ what was trained
-    summary.json    before and after
+
+class RunFolder:
+    """A run's folder, held by this process alone. Raises UserError in one line where it cannot be written or is held.
+
+    resume: go on with what is there (see `rewind`); otherwise nothing is.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, resume: bool = False):
         self.path = folder
         try:
-            (folder / "samples").mkdir(parents=True)
-            self._metrics: TextIO = (folder / "metrics.jsonl").open("w", encoding="utf-8")
+            (folder / "samples").mkdir(parents=True, exist_ok=True)
+            (folder / "heldout").mkdir(exist_ok=True)
+            self._lock = filelock.FileLock(folder / ".lock")
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            remedy = "wait for it, stop it, or name another folder with output=FOLDER"
+            raise UserError(f"output: {folder} is being written by another run; {remedy}") from error
         except OSError as error:
             raise UserError(f"output: {folder} cannot be written ({error.strerror}); name another folder") from error
-        self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._metrics: Any = None
+        self._board: Any = None
+        if not resume:
+            self.rewind({}, 0)
+
+    def position(self) -> dict[str, int]:
+        """Where the growing files stand, for `rewind`."""
+        self._metrics.flush()
+        alarms = self.path / "alarms.jsonl"
+        return {"metrics": self._metrics.tell(), "alarms": alarms.stat().st_size if alarms.exists() else 0}
+
+    def rewind(self, position: Mapping[str, int], iteration: int) -> None:
+        """Cuts the growing files back to where they stood after `iteration` iterations, and opens them."""
+        self.close_files()
+        try:
+            self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
+            self._metrics.truncate(position.get("metrics", 0))
+            self._metrics.seek(0, 2)
+            if (alarms := self.path / "alarms.jsonl").exists():
+                with alarms.open("r+b") as file:
+                    file.truncate(position.get("alarms", 0))
+        except OSError as error:
+            raise UserError(f"output: {self.path} cannot be written ({error.strerror}); free it first") from error
+        self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=iteration + 1 if iteration else None)
 
     def write(self, name: str, text: str) -> None:
-        """A text file of the run."""
-        (self.path / name).write_text(text, encoding="utf-8")
+        """A text file of the run, whole or not at all."""
+        aside = (self.path / name).with_suffix(".tmp")
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(self.path / name)
 
     def log(self, iteration: int, metrics: dict[str, float], *, kind: str = "train") -> None:
         """One line of metrics.jsonl, at once on disk, and the same numbers for TensorBoard."""
@@ -54,19 +103,45 @@ class RunFolder:
         for name, value in metrics.items():
             self._board.add_scalar(f"{kind}/{name}", value, iteration)
 
-    def show(self, name: str, pictures: Tensor, iteration: int) -> Path:
-        """A grid under samples/."""
-        path = self.path / "samples" / f"{name}.png"
-        save_grid(pictures, path)
-        self._board.add_images("heldout", pictures, iteration)
-        return path
+    def alarm(self, record: Mapping[str, Any]) -> None:
+        """One line of alarms.jsonl."""
+        with (self.path / "alarms.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(record)) + "\n")
+
+    def evaluated(self, iteration: int, name: str, result: Evaluation) -> None:
+        """The scores of every held-out prompt under heldout/, the first samples beside them and as a grid `name`."""
+        stem = f"{iteration:05d}"
+        pictures: list[str] = []
+        for i, picture in enumerate(result.pictures if result.pictures is not None else ()):
+            path = self.path / "heldout" / stem / f"{i:03d}.png"
+            save_picture(picture, path)
+            pictures.append(path.relative_to(self.path).as_posix())
+        record = {
+            "iteration": iteration,
+            "prompts": [{"id": p.id, "text": p.text, "kind": p.meta.get("kind")} for p in result.prompts],
+            "scores": {n: [v if math.isfinite(v) else None for v in s.tolist()] for n, s in result.scores.items()},
+            "pictures": pictures,
+            "texts": list(result.texts or ()),
+        }
+        self.write(f"heldout/{stem}.json", json.dumps(record) + "\n")
+        if result.pictures is not None:
+            save_grid(result.pictures, self.path / "samples" / f"{name}.png")
+            self._board.add_images("heldout", result.pictures, iteration)
+        for i, text in enumerate(result.texts or ()):
+            self._board.add_text(f"heldout/{i:03d}", f"{result.prompts[i].text}\n\n{text}", iteration)
 
     def summary(self, values: dict[str, Any]) -> None:
         """summary.json."""
         self.write("summary.json", json.dumps(values, indent=2) + "\n")
 
+    def close_files(self) -> None:
+        """Flushes and closes the growing files."""
+        for file in (self._metrics, self._board):
+            if file is not None:
+                with contextlib.suppress(ValueError):
+                    file.close()
+
     def close(self) -> None:
-        """Flushes and closes the files."""
-        with contextlib.suppress(ValueError):
-            self._metrics.close()
-        self._board.close()
+        """Closes the files and lets go of the folder."""
+        self.close_files()
+        self._lock.release()

@@ -1,0 +1,44 @@
+"""`flowrl list`: what ships."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flowrl import names
+
+
+class Kind(str, Enum):
+    """What `flowrl list` can list."""
+
+    models = "models"
+    samplers = "samplers"
+    rewards = "rewards"
+    recipes = "recipes"
+
+
+def list_command(
+    what: Annotated[Kind | None, typer.Argument(help="Which of them; all where none is named.")] = None,
+) -> None:
+    """List models, samplers, rewards and recipes that ship."""
+    tables = {
+        Kind.models: [(name, str(path)) for name, path in names.MODELS.items()]
+        + [("owner/name", "any diffusers flow-matching pipeline on the hub"), ("FOLDER", "the same, on disk")],
+        Kind.samplers: [(name, entry.summary) for name, entry in names.steps().items()],
+        Kind.rewards: [(name, entry.summary) for name, entry in names.rewards().items()],
+        Kind.recipes: [(name, _headline(path)) for name, path in names.recipes().items()],
+    }
+    for kind in [what] if what else list(Kind):
+        table = Table(title=kind.value, title_justify="left", show_header=False, box=None)
+        for row in tables[kind]:
+            table.add_row(*map(escape, row))
+        Console().print(table)
+
+
+def _headline(recipe: Path) -> str:
+    """The first line of a recipe's header comment."""
+    return recipe.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ").strip()
