@@ -1,12 +1,13 @@
 """What a person sees of a run: one progress display with the phases' rates and times left, and tables at its ends."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import progress as bars
 from rich.console import Console as RichConsole
+from rich.markup import escape
 from rich.table import Table
 
 from flowrl.evaluate import Evaluation, Mean
@@ -29,9 +30,9 @@ class _Rate(bars.ProgressColumn):
 class Progress:
     """The display while iterations run: the run as a whole, and the phase under way."""
 
-    def __init__(self, display: bars.Progress, iterations: int):
+    def __init__(self, display: bars.Progress, iterations: int, done: int):
         self._display = display
-        self._whole = display.add_task("iterations", total=iterations, unit="it", note="")
+        self._whole = display.add_task("iterations", total=iterations, completed=done, unit="it", note="")
         self._phase = display.add_task("", total=None, unit="rows", note="", visible=False)
 
     def phase(self, name: str, total: int) -> None:
@@ -70,13 +71,27 @@ class Console:
             f"writing to [bold]{folder}[/]"
         )
 
+    def note(self, line: str) -> None:
+        """One line that should not be missed."""
+        self.rich.print(f"[yellow]{escape(line)}[/]", highlight=False, soft_wrap=True)
+
+    def resumed(self, iteration: int, total: int, changed: Mapping[str, Sequence[Any]]) -> None:
+        """From where a run goes on, and what its recipe says otherwise than before."""
+        self.rich.print(f"going on after iteration {iteration} of {total}", highlight=False)
+        for name, (old, new) in changed.items():
+            self.note(f"changed since it began: {name}: {old} -> {new}")
+
+    def stopping(self, name: str) -> None:
+        """A signal has come."""
+        self.note(f"{name}: saving a checkpoint, at the latest when this iteration is done; again to end at once")
+
     def working(self, what: str) -> AbstractContextManager:
         """A spinner while something takes its time."""
         return self.rich.status(what)
 
     @contextmanager
-    def progress(self, iterations: int) -> Iterator[Progress]:
-        """The display of the iterations."""
+    def progress(self, iterations: int, done: int = 0) -> Iterator[Progress]:
+        """The display of the iterations, of which some are done."""
         columns = (
             bars.TextColumn("{task.description}"),
             bars.BarColumn(bar_width=24),
@@ -86,7 +101,7 @@ class Console:
             bars.TextColumn("{task.fields[note]}"),
         )
         with bars.Progress(*columns, console=self.rich, transient=True) as display:
-            yield Progress(display, iterations)
+            yield Progress(display, iterations, done)
 
     def evaluated(self, iteration: int, result: Evaluation) -> None:
         """One line of held-out means."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,9 +34,9 @@ class Learner:
         self.parameters = list(parameters)
         self.max_grad_norm, self.average_decay, self.average_every = max_grad_norm, average or 0.0, average_every
         self.optimizer = torch.optim.AdamW(self.parameters, lr, betas=betas, weight_decay=weight_decay)
-        self.rate = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda n: _rate(n, warmup, schedule, total))
         self.average = None if average is None else [p.detach().clone() for p in self.parameters]
-        self.steps = 0
+        self.steps, self.factor = 0, 1.0
+        self._rate = lambda n: lr * _rate(n, warmup, schedule, total)
 
     def step(self) -> Tensor:
         """One optimizer step on the gradients at hand; returns their norm before clipping, and clears them.
@@ -45,8 +45,9 @@ class Learner:
         """
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm or math.inf)
         if torch.isfinite(norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr
             self.optimizer.step()
-            self.rate.step()
             self.steps += 1
             if self.average is not None and self.steps % self.average_every == 0:
                 self._move_average(self.average, self.average_decay)
@@ -56,7 +57,11 @@ class Learner:
     @property
     def lr(self) -> float:
         """The learning rate of the next step."""
-        return float(self.rate.get_last_lr()[0])
+        return self.factor * self._rate(self.steps)
+
+    def lower(self, factor: float) -> None:
+        """Multiplies the learning rate of all later steps."""
+        self.factor *= factor
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -72,19 +77,21 @@ class Learner:
             _copy(held, self.parameters)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the parameters."""
+        """Everything that changes as it learns, but the parameters. Hyper-parameters are the recipe's, not state."""
         return {
-            "optimizer": self.optimizer.state_dict(),
-            "rate": self.rate.state_dict(),
+            "moments": self.optimizer.state_dict()["state"],
             "average": self.average,
             "steps": self.steps,
+            "factor": self.factor,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved state."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.rate.load_state_dict(state["rate"])
-        self.average, self.steps = state["average"], state["steps"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a saved state. An average that was not kept before begins at the parameters of now."""
+        own = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({"state": state["moments"], "param_groups": own["param_groups"]})
+        self.steps, self.factor = state["steps"], state["factor"]
+        if self.average is not None:
+            _copy(state["average"] or self.parameters, self.average)
 
     @torch.no_grad()
     def _move_average(self, average: list[Tensor], slowest: float) -> None:
@@ -95,7 +102,7 @@ class Learner:
 
 
 @torch.no_grad()
-def _copy(source: list[Tensor], target: list[nn.Parameter]) -> None:
+def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
     for s, t in zip(source, target, strict=True):
         t.copy_(s)
 

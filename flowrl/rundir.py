@@ -16,14 +16,19 @@ report.html        all of it on one page
 import contextlib
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import filelock
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from flowrl.contracts import Prompt
 from flowrl.evaluate import Evaluation
+from flowrl.machine import facts
 from flowrl.names import UserError
 from flowrl.pictures import save_grid, save_picture
 
@@ -67,7 +72,7 @@ class RunFolder:
         self._metrics: Any = None
         self._board: Any = None
         if not resume:
-            self.rewind({}, 0)
+            self.rewind({}, 0, [])
 
     def position(self) -> dict[str, int]:
         """Where the growing files stand, for `rewind`."""
@@ -75,16 +80,22 @@ class RunFolder:
         alarms = self.path / "alarms.jsonl"
         return {"metrics": self._metrics.tell(), "alarms": alarms.stat().st_size if alarms.exists() else 0}
 
-    def rewind(self, position: Mapping[str, int], iteration: int) -> None:
+    def sync(self) -> None:
+        """Makes the metrics so far durable."""
+        os.fsync(self._metrics.fileno())
+
+    def rewind(self, position: Mapping[str, int], iteration: int, evaluated: Sequence[int]) -> None:
         """Cuts the growing files back to where they stood after `iteration` iterations, and opens them."""
         self.close_files()
         try:
+            for name in ("metrics", "alarms"):
+                path, size = self.path / f"{name}.jsonl", position.get(name, 0)
+                if path.exists() and path.stat().st_size > size:
+                    os.truncate(path, size)
+            for path in (self.path / "heldout").glob("*.json"):
+                if path.stem.isdigit() and int(path.stem) not in evaluated:
+                    path.unlink()
             self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
-            self._metrics.truncate(position.get("metrics", 0))
-            self._metrics.seek(0, 2)
-            if (alarms := self.path / "alarms.jsonl").exists():
-                with alarms.open("r+b") as file:
-                    file.truncate(position.get("alarms", 0))
         except OSError as error:
             raise UserError(f"output: {self.path} cannot be written ({error.strerror}); free it first") from error
         self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=iteration + 1 if iteration else None)
@@ -130,6 +141,33 @@ class RunFolder:
         for i, text in enumerate(result.texts or ()):
             self._board.add_text(f"heldout/{i:03d}", f"{result.prompts[i].text}\n\n{text}", iteration)
 
+    def evaluation(self, iteration: int) -> Evaluation:
+        """The scores of an earlier evaluation, without its samples. Raises UserError where its file is damaged."""
+        path = self.path / "heldout" / f"{iteration:05d}.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            prompts = [
+                Prompt(p["id"], p["text"], meta={} if p["kind"] is None else {"kind": p["kind"]})
+                for p in record["prompts"]
+            ]
+            scores = {
+                name: torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float32)
+                for name, values in record["scores"].items()
+            }
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: cannot be read ({type(error).__name__}); restore it, or start a new run"
+            ) from error
+        return Evaluation(prompts, scores, None)
+
+    def begun(self, iteration: int, changed: Mapping[str, list[Any]]) -> None:
+        """run.json: what runs where, and that it started now from this iteration, with what changes to its recipe."""
+        path = self.path / "run.json"
+        earlier = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.is_file() else []
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        starts = [*earlier, {"time": now, "from_iteration": iteration, "changed": dict(changed)}]
+        self.write("run.json", json.dumps(facts() | {"starts": starts}, indent=2) + "\n")
+
     def summary(self, values: dict[str, Any]) -> None:
         """summary.json."""
         self.write("summary.json", json.dumps(values, indent=2) + "\n")
@@ -138,7 +176,7 @@ class RunFolder:
         """Flushes and closes the growing files."""
         for file in (self._metrics, self._board):
             if file is not None:
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError, OSError):  # a full disk was told of when it was met
                     file.close()
 
     def close(self) -> None:

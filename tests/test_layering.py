@@ -33,7 +33,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/scoring.py": {"flowrl.contracts"} | LIGHT,
     "flowrl/recipe": {"flowrl.recipe"} | LIGHT,
     "flowrl/planning.py": {"flowrl.recipe", "samplers"} | LIGHT,
-    "flowrl/rundir.py": {"flowrl.evaluate", "flowrl.pictures"} | LIGHT,
+    "flowrl/machine.py": {"flowrl"},  # its version
+    "flowrl/rundir.py": {"flowrl.machine", "flowrl.evaluate", "flowrl.pictures", "flowrl.contracts"} | LIGHT,
+    "flowrl/state.py": LIGHT,
+    "flowrl/stopping.py": set(),
+    "flowrl/resume.py": {"flowrl.state", "flowrl.recipe"} | LIGHT,
     "flowrl/worlds": {"flowrl.worlds", "flowrl.pictures"},
     "flowrl/loading.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/console.py": {"flowrl.evaluate", "flowrl.recipe", "flowrl.policies"},

@@ -88,8 +88,13 @@ def train_full(modules: Modules) -> None:
 
 def trainable(modules: Modules) -> Iterator[nn.Parameter]:
     """The parameters that learn, in a fixed order."""
-    for module in modules.values():
-        yield from (p for p in module.parameters() if p.requires_grad)
+    yield from named(modules).values()
+
+
+def named(modules: Modules) -> dict[str, nn.Parameter]:
+    """The same by name: component and parameter."""
+    found = ((c, n, p) for c, module in modules.items() for n, p in module.named_parameters())
+    return {f"{component}.{name}": p for component, name, p in found if p.requires_grad}
 
 
 def checkpoint_gradients(modules: Modules) -> None:

@@ -182,6 +182,14 @@ class Evaluation(Strict):
     grid: int = key(16, "a whole number >= 0", ge=0)
 
 
+class Checkpoints(Strict):
+    """What a resume starts from. every: iterations between two (null: none between); there is always one at the end, at
+    a new best held-out reward and on SIGINT or SIGTERM. keep: how many of the newest stay, beside the best."""
+
+    every: int | None = key(20, "a whole number >= 1 or null", ge=1)
+    keep: int = key(2, "a whole number >= 1", ge=1)
+
+
 class Dtype(Strict):
     """model: frozen weights and activations. trajectory: stored latents. logp: log-probs, ratios and losses."""
 
@@ -204,6 +212,7 @@ class Recipe(Strict):
     objective: Objective = part(Objective)
     train: Train = part(Train)
     eval: Evaluation = part(Evaluation)
+    checkpoint: Checkpoints = part(Checkpoints)
     dtype: Dtype = part(Dtype)
     device: str = key("auto", "auto, cpu, mps, cuda or cuda:N", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     threads: int | None = key(None, "a whole number >= 1 or null", ge=1)

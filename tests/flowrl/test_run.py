@@ -89,6 +89,8 @@ def shortened(folder: Path, *more: str):
 def test_a_run_leaves_what_it_says(quickstart: Path):
     assert {p.name for p in quickstart.iterdir() if not p.name.startswith(".")} == {
         "heldout",
+        "checkpoints",
+        "run.json",
         "recipe.yaml",
         "metrics.jsonl",
         "summary.json",

@@ -1,0 +1,38 @@
+"""What differs between the recipe a run began with and the one it is to go on with, and what cannot differ."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flowrl.recipe.errors import RecipeError, show
+from flowrl.recipe.schema import Recipe
+
+# Keys that the weights in a checkpoint belong to.
+FIXED = ("model", "full", "lora", "generation.chat_template", "generation.system")
+FREE = ("lora.init", "output")  # said nothing of: neither has a say once a run has begun
+
+
+def changes(before: Recipe, now: Recipe) -> dict[str, list[Any]]:
+    """Dotted key -> [value before, value now] of everything that differs."""
+    old, new = dict(_flat(before.model_dump(), "")), dict(_flat(now.model_dump(), ""))
+    names = [name for name in {**old, **new} if name not in FREE]
+    return {name: [old.get(name), new.get(name)] for name in names if old.get(name) != new.get(name)}
+
+
+def refuse(changed: Mapping[str, list[Any]], now: Recipe, done: int) -> None:
+    """Raises RecipeError where a run that has done `done` iterations cannot go on with these changes."""
+    for name, (old, new) in changed.items():
+        if any(name == fixed or name.startswith(f"{fixed}.") for fixed in FIXED):
+            problem = f"got {show(new)}, but the run that is resumed was begun with {show(old)}"
+            raise RecipeError(name, problem, "take that value, or start a new run without --resume")
+    if now.train.iterations < done:
+        problem = f"got {now.train.iterations}, but the run that is resumed has done {done}"
+        raise RecipeError("train.iterations", problem, f"accepted: {done} or more")
+
+
+def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of the leaves; lists are leaves, and so are empty mappings."""
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _flat(inner, f"{path}.{name}" if path else name)
+    else:
+        yield path, value

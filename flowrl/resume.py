@@ -1,0 +1,71 @@
+"""Where a run that is to be gone on with stands: its newest whole checkpoint, and what its recipe says otherwise."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowrl import state
+from flowrl.names import UserError
+from flowrl.recipe.changes import changes, refuse
+from flowrl.recipe.load import load
+from flowrl.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where to go on from. checkpoint None: from the beginning. summary: of a run that has nothing left to do."""
+
+    checkpoint: state.Checkpoint | None = None
+    changed: dict[str, list[Any]] = field(default_factory=dict)
+    complaints: list[str] = field(default_factory=list)
+    summary: dict[str, Any] | None = None
+
+    @property
+    def iteration(self) -> int:
+        """Iterations that are done."""
+        return 0 if self.checkpoint is None else self.checkpoint.iteration
+
+
+def find(folder: Path, recipe: Recipe) -> Point:
+    """The point at which the run in `folder` goes on under `recipe`.
+
+    Raises RecipeError where it cannot go on under this recipe, UserError where there is no run.
+    """
+    file = folder / "recipe.yaml"
+    if not file.is_file():
+        raise UserError(f"resume: {folder} holds no run (no recipe.yaml); name a run's folder, or leave --resume out")
+    changed = changes(load(str(file)), recipe)
+    checkpoint, damaged = state.Checkpoints(folder).newest()
+    done = 0 if checkpoint is None else checkpoint.iteration
+    if checkpoint is not None:
+        refuse(changed, recipe, done)
+    summary = _summary(folder) if done == recipe.train.iterations else None
+    instead = f"going on from {checkpoint.path}" if checkpoint else "beginning again"
+    complaints = [f"{line}; {instead}" for line in damaged]
+    if checkpoint is None and not damaged:
+        complaints = [f"{folder} has no checkpoint yet; beginning again"]
+    return Point(checkpoint, changed, complaints, summary)
+
+
+def fill(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], checkpoint: state.Checkpoint) -> None:
+    """Copies saved tensors into the parameters of the same names. Raises StateError where the two do not fit."""
+    differ = [n for n in {**parameters, **saved} if n not in saved or n not in parameters]
+    differ += [n for n in parameters if n in saved and parameters[n].shape != saved[n].shape]
+    if differ:
+        raise state.StateError(
+            f"checkpoint {checkpoint.path} does not fit the model: {differ[0]} and {len(differ) - 1} more differ; "
+            "resume with the recipe it was written under"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(saved[name])
+
+
+def _summary(folder: Path) -> dict[str, Any] | None:
+    file = folder / "summary.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

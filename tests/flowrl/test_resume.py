@@ -1,0 +1,224 @@
+"""A run that is killed, stopped or damaged goes on as if nothing had been."""
+
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from resume_support import (
+    QUICK,
+    after,
+    assert_same_run,
+    ended,
+    final_state,
+    forked,
+    killed,
+    metrics,
+    same,
+    train,
+)
+
+from flowrl import resume as resuming
+from flowrl import run as running
+from flowrl import state
+from flowrl.names import UserError
+from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.load import load
+from flowrl.rundir import RunFolder, newest
+
+KEEP = [*QUICK, "checkpoint.keep=9"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of five iterations."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train("quickstart", KEEP, folder)
+    return folder
+
+
+def cut_back(whole: Path, to: Path, iteration: int) -> Path:
+    """A copy of the run as a kill after so many iterations would have left it: later lines stay, checkpoints do not."""
+    shutil.copytree(whole, to)
+    for checkpoint in state.Checkpoints(to).all():
+        if checkpoint.iteration > iteration:
+            shutil.rmtree(checkpoint.path)
+    (to / "summary.json").unlink()
+    shutil.rmtree(to / "lora")
+    return to
+
+
+@pytest.mark.parametrize("iteration", [0, 3])
+def test_a_run_goes_on_from_any_checkpoint(iteration: int, whole: Path, tmp_path: Path):
+    folder = cut_back(whole, tmp_path / "run", iteration)
+    train("quickstart", KEEP, folder, resume=True)
+    assert_same_run(folder, whole)
+    starts = json.loads((folder / "run.json").read_text())["starts"]
+    assert [s["from_iteration"] for s in starts] == [0, iteration]
+
+
+@pytest.mark.parametrize("piece", ["random", "moments", "average", "cursor", "steps"])
+def test_whatever_a_resume_forgets_is_seen(piece: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = cut_back(whole, tmp_path / "run", 3)
+    forgotten = {"random": state.random_state(), "cursor": None, "moments": {}, "average": None, "steps": 0}
+
+    def forgetful(checkpoint: state.Checkpoint) -> dict:
+        saved = loading(checkpoint)
+        part = saved["mark"] if piece in ("random", "cursor") else saved["learner"]
+        value = forgotten[piece]
+        part[piece] = part["cursor"] | {"position": 0} if piece == "cursor" else value
+        return saved
+
+    loading = state.load
+    monkeypatch.setattr(state, "load", forgetful)
+    train("quickstart", KEEP, folder, resume=True)
+    monkeypatch.undo()
+    assert not same(final_state(folder), final_state(whole))
+
+
+def being_written(folder: Path) -> Callable[[], bool]:
+    """When the second checkpoint is under way."""
+    return lambda: len(list(folder.glob("checkpoints/*"))) > 1 and any(folder.glob("checkpoints/*.tmp"))
+
+
+@pytest.mark.parametrize("moment", ["early", "late", "while a checkpoint is written"])
+def test_a_killed_run_goes_on_bit_for_bit(moment: str, whole: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    begun = json.loads((whole / "summary.json").read_text())["seconds"]
+    when = {"early": after(0.5 + 0.2 * begun), "late": after(0.5 + 0.8 * begun)}.get(moment, being_written(folder))
+    code = killed(lambda: train("quickstart", KEEP, folder), when)
+    assert code in (0, -signal.SIGKILL)  # a quick machine may be done before
+    if code:
+        assert ended(forked(lambda: train("quickstart", KEEP, folder, resume=(folder / "recipe.yaml").exists()))) == 0
+    assert_same_run(folder, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends(number: int, whole: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    third = [*KEEP, "checkpoint.every=null", "eval.every=null"]
+    when = lambda: (folder / "metrics.jsonl").exists() and len(metrics(folder)) >= 3  # noqa: E731
+    assert killed(lambda: train("quickstart", third, folder), when, number=number) == 1  # Stopped
+    saved = state.Checkpoints(folder).find("last").iteration
+    assert saved >= 2  # begun with none but the first evaluation's
+    train("quickstart", third, folder, resume=True)
+    steady = tmp_path / "steady"
+    train("quickstart", third, steady)
+    assert same(final_state(folder), final_state(steady)) and metrics(folder) == metrics(steady)
+
+
+def test_a_damaged_checkpoint_costs_the_iterations_since_the_one_before(whole: Path, tmp_path: Path):
+    folder = cut_back(whole, tmp_path / "run", 4)
+    path = state.Checkpoints(folder).find("last").path / "__0_0.distcp"
+    path.write_bytes(path.read_bytes()[:-1000])
+    point = resuming.find(folder, load("quickstart", KEEP))
+    assert point.iteration == 3 and len(point.complaints) == 1
+    assert "00004 is damaged" in point.complaints[0] and "going on from" in point.complaints[0]
+    train("quickstart", KEEP, folder, resume=True)
+    assert_same_run(folder, whole)
+
+
+def test_what_changed_is_named_and_what_cannot_work_refused(whole: Path):
+    point = resuming.find(whole, load("quickstart", [*KEEP, "train.lr=1e-4", "train.iterations=9"]))
+    assert point.changed == {"train.lr": [1.5e-3, 1e-4], "train.iterations": [5, 9]} and point.summary is None
+    for place, value in (("lora.rank", "8"), ("lora.alpha", "1"), ("train.iterations", "4")):
+        with pytest.raises(RecipeError) as error:
+            resuming.find(whole, load("quickstart", [*KEEP, f"{place}={value}"]))
+        assert error.value.place == place and value in str(error.value)
+
+
+def test_a_changed_learning_rate_takes_effect(whole: Path, tmp_path: Path):
+    folder = cut_back(whole, tmp_path / "run", 4)
+    train("quickstart", [*KEEP, "train.lr=3e-3"], folder, resume=True)
+    rates = [line["lr"] for line in metrics(folder) if line["kind"] == "train"]
+    before = [line["lr"] for line in metrics(whole) if line["kind"] == "train"]
+    assert rates[:4] == before[:4] and rates[4] == pytest.approx(2 * before[4])
+
+
+def test_a_finished_run_has_nothing_to_do(whole: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(running, "build_policy", lambda *_: pytest.fail("weights loaded"))
+    lines = (whole / "metrics.jsonl").read_bytes()
+    train("quickstart", KEEP, whole, resume=True)
+    assert (whole / "metrics.jsonl").read_bytes() == lines
+
+
+def test_other_prompts_are_refused(whole: Path, tmp_path: Path):
+    folder = cut_back(whole, tmp_path / "run", 3)
+    with pytest.raises(UserError, match="prompts.train"):
+        train("quickstart", [*KEEP, "prompts.limit=50"], folder, resume=True)
+
+
+def test_two_runs_in_one_folder_are_one_too_many(tmp_path: Path):
+    first = RunFolder(tmp_path / "run")
+    first.write("recipe.yaml", "x: 1\n")
+    code = "import sys; from pathlib import Path; from flowrl.rundir import RunFolder; RunFolder(Path(sys.argv[1]))"
+    second = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True)
+    assert "UserError" in second.stderr and "is being written by another run" in second.stderr
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == "x: 1\n"
+    first.close()
+    RunFolder(tmp_path / "run", resume=True).close()  # free again
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"output: .*cannot be written \(Not a directory\)"):
+        RunFolder(tmp_path / "file" / "run")
+
+
+def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_later(whole: Path, tmp_path: Path, capfd):
+    folder = cut_back(whole, tmp_path / "run", 3)
+    size = (folder / "metrics.jsonl").stat().st_size
+
+    def overflow() -> None:
+        import resource
+
+        limit = max(p.stat().st_size for p in folder.glob("checkpoints/00003/*")) - 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try:
+            train("quickstart", KEEP, folder, resume=True)
+        except UserError as error:
+            print(error)
+
+    assert size < 200_000 and ended(forked(overflow)) == 0
+    (line,) = capfd.readouterr().out.strip().splitlines()
+    assert "00004 cannot be written" in line and "00003 is whole" in line
+    train("quickstart", KEEP, folder, resume=True)
+    assert_same_run(folder, whole)
+
+
+def test_the_newest_run_of_an_output_is_found(tmp_path: Path):
+    assert newest(tmp_path / "q") is None
+    for name in ("q", "q-2", "q-10", "q-x", "qq"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").write_text("")
+    (tmp_path / "q-11").mkdir()
+    assert newest(tmp_path / "q") == tmp_path / "q-10"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["quickstart"])
+def test_twenty_kills_of_twenty(recipe: str, tmp_path: Path):
+    """The command line itself, killed at random moments, up to three times a run."""
+    command = [sys.executable, "-m", "flowrl.cli", "run", recipe, *KEEP, "threads=1"]
+    whole = tmp_path / "whole"
+    done = subprocess.run([*command, f"output={whole}"], capture_output=True, text=True, check=True)
+    assert re.search(r"before and after 5 iterations", done.stdout)
+    rng, kills = random.Random(20), 0
+    while kills < 20:
+        folder = tmp_path / f"run-{kills}"
+        for _ in range(rng.randint(1, 3)):
+            process = subprocess.Popen([*command, f"output={folder}", "--resume"], stdout=subprocess.DEVNULL)
+            try:
+                process.wait(rng.uniform(5, 12))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                kills += 1
+        subprocess.run([*command, f"output={folder}", "--resume"], check=True, stdout=subprocess.DEVNULL)
+        assert_same_run(folder, whole)
