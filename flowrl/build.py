@@ -43,7 +43,14 @@ def read_prompts(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
         raise UserError(
             f"train.prompts: got {recipe.train.prompts}, but {source.train} holds {len(train)}; lower train.prompts"
         )
+    cursor_over(recipe, train)
     return train, heldout
+
+
+def cursor_over(recipe: Recipe, train: list[Prompt]) -> prompt_files.Cursor:
+    """The draw of training prompts, at its beginning. Raises PromptError where they lack the key to balance by."""
+    source = recipe.prompts
+    return prompt_files.Cursor(train, seed=recipe.seed, balance=source.balance, shuffle=source.shuffle)
 
 
 def read_inputs(recipe: Recipe) -> Inputs:

@@ -17,11 +17,10 @@ from typing import Any
 
 from torch import Tensor
 
-from flowrl import prompts as prompt_files
 from flowrl import resume as resuming
 from flowrl import state
 from flowrl.advantages import advantage_metrics, advantages
-from flowrl.build import Inputs, build_learner, build_objective, build_policy, read_inputs, set_up
+from flowrl.build import Inputs, build_learner, build_objective, build_policy, cursor_over, read_inputs, set_up
 from flowrl.console import Console, Progress
 from flowrl.contracts import Prompt
 from flowrl.evaluate import Evaluation, evaluate
@@ -71,10 +70,7 @@ class Run:
     seconds: float = 0.0  # spent before this process
 
     def __post_init__(self) -> None:
-        source = self.recipe.prompts
-        self.cursor = prompt_files.Cursor(
-            self.inputs.train, seed=self.recipe.seed, balance=source.balance, shuffle=source.shuffle
-        )
+        self.cursor = cursor_over(self.recipe, self.inputs.train)
         self.checkpoints = state.Checkpoints(self.folder.path, self.recipe.checkpoint.keep)
         self.stopping = Stopping(self.console.stopping)
         self._started = time.perf_counter()

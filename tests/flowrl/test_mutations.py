@@ -1,0 +1,169 @@
+"""Two hundred recipes with one mistake each: whichever it is, one line before any weight is loaded, and no traceback."""
+
+import copy
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flowrl import cli, names
+from flowrl.recipe.load import load
+from flowrl.recipe.schema import Recipe
+
+FREE = ("pipeline", "args")  # mappings whose keys belong to a pipeline or a reward
+WRONG = {  # a value of another type than the key's
+    str: [17, True, ["x"], {"x": 1}],
+    bool: ["yes", 1, None, [True]],
+    int: ["3", 2.5, True, [1]],
+    float: ["fast", True, [0.1], {"x": 1}],
+    list: ["x y", 3.5, {"x": 1}],
+    dict: ["text", 4, [1]],
+}
+CONTRADICTIONS = [
+    "full=true",
+    "lora=null",
+    "sampler.step=ode",
+    "sampler.noise=0",
+    "sampler.window={kind: all, size: 2}",
+    "sampler.window={kind: first}",
+    "sampler.window={kind: first, size: 99}",
+    "sampler.window={kind: random_window, size: 3, low: 4, high: 5}",
+    "sampler.window={kind: progressive, size: 2}",
+    "sampler.window={kind: all, skip_last: 99}",
+    "train.group=1",
+    "train.updates=7",
+    "train.micro_batch=100000",
+    "train.rollout_batch=100000",
+    "train.warmup=1000000",
+    "train.betas=[0.9, 1.0]",
+    "train.ema=1.0",
+    "objective.clip=[0.1]",
+    "objective.clip=1.5",
+    "objective.dual=0.5",
+    "objective.preset=gpro",
+    "advantage={baseline: leave_one_out, trim: 0.2}",
+    "prompts.limit=1",
+    "prompts.heldout=nowhere.txt",
+    "prompts.balance=colour",
+    "rewards={a: {use: shapes, weight: 0.0}}",
+    "rewards={}",
+    "rewards={a-b: {use: shapes}}",
+    "rewards={a: {use: shapes, args: {strictness: 1}}}",
+    "rewards={a: {use: os.nothing_there}}",
+    "model=shapes-flx",
+    "model=recipes",
+    "pipeline={prompt: x}",
+    "pipeline={hieght: 32}",
+    "eval.prompts=0",
+    "checkpoint.keep=0",
+    "device=gpu",
+    "seed=-1",
+    "threads=0",
+    "output=[]",
+]
+
+
+def places(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The paths of all keys, those of free mappings left out."""
+    for name, value in values.items():
+        yield (*path, name)
+        if isinstance(value, dict) and name not in FREE:
+            yield from places(value, (*path, name))
+
+
+def parent(values: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    for name in path[:-1]:
+        values = values[name]
+    return values
+
+
+def may_be_missing(path: tuple[str, ...]) -> bool:
+    """Whether the schema has a default for the key; a reward of several may always go."""
+    return not (path in {("model",), ("prompts",), ("prompts", "train"), ("rewards",)} or path[-1] == "use")
+
+
+def mutated(kind: str, rng: random.Random) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A shipped recipe with one key renamed, retyped or removed, and which."""
+    name = rng.choice(sorted(names.recipes()))
+    values = load(name).model_dump(exclude_none=True)
+    found = list(places(values))
+    if kind == "removed":  # half of the time one that cannot be missed
+        needed = [p for p in found if not may_be_missing(p)]
+        found = rng.choice([needed, found])
+    path = rng.choice(found)
+    inside, key = parent(values, path), path[-1]
+    if kind == "renamed":
+        letters = list(key)
+        at = rng.randrange(len(letters))
+        letters[at] = "q" if letters[at] != "q" else "z"
+        inside["".join(letters)] = inside.pop(key)
+    elif kind == "retyped":
+        inside[key] = rng.choice(WRONG[type(inside[key])])
+    else:
+        del inside[key]
+    return values, path
+
+
+class Started(Exception):
+    """Training would have begun."""
+
+
+def outcome(values: Any, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *more: str):
+    """(exit code, or None where training would have begun; standard error) of `flowrl run`."""
+    file = tmp_path / "mutated.yaml"
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
+    monkeypatch.setattr("sys.argv", ["flowrl", "run", str(file), f"output={tmp_path / 'run'}", *more])
+
+    def start(*_: Any) -> None:
+        raise Started
+
+    monkeypatch.setattr("flowrl.run.build_policy", start)
+    code: int | None = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except Started:
+        code = None
+    return code, capsys.readouterr().err
+
+
+def refused(code: int | None, error: str) -> bool:
+    return code == 2 and len(error.strip().splitlines()) == 1 and "Traceback" not in error
+
+
+@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("kind", ["renamed", "retyped", "removed"])
+def test_a_mutated_recipe(kind: str, seed: int, tmp_path: Path, capsys, monkeypatch):
+    values, path = mutated(kind, random.Random(f"{kind} {seed}"))
+    values.pop("output", None)
+    code, error = outcome(values, tmp_path, capsys, monkeypatch)
+    dotted = ".".join(path)
+    if refused(code, error):
+        # a reward may have any name, and its fellow keys may be what the mistake makes wrong
+        assert path[0] in error or path[-1] in error, f"{dotted}: {error}"
+        assert kind != "removed" or "missing" in error or "accepted" in error
+    else:
+        assert code is None, f"{dotted}: {error}"
+        harmless = (kind == "removed" and may_be_missing(path)) or (kind == "renamed" and path[0] == "rewards")
+        assert harmless or path in {("output",)}, f"training began with {kind} {dotted}"
+
+
+@pytest.mark.parametrize("override", CONTRADICTIONS)
+def test_a_contradiction(override: str, tmp_path: Path, capsys, monkeypatch):
+    values = load("quickstart").model_dump(exclude_none=True)
+    code, error = outcome(values, tmp_path, capsys, monkeypatch, override)
+    assert refused(code, error), f"{override}: {code} {error}"
+
+
+def test_the_recipe_without_a_mistake_begins(tmp_path: Path, capsys, monkeypatch):
+    code, error = outcome(load("quickstart").model_dump(exclude_none=True), tmp_path, capsys, monkeypatch)
+    assert code is None, error
+
+
+def test_every_key_of_the_schema_has_a_wrong_type_to_try():
+    dumped = Recipe.model_validate(load("quickstart").model_dump()).model_dump(exclude_none=True)
+    assert {type(parent(copy.deepcopy(dumped), p)[p[-1]]) for p in places(dumped)} <= set(WRONG)
