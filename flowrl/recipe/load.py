@@ -54,7 +54,8 @@ def load(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
 def build(values: dict[str, Any], *, name: str = "recipe", beside: Path | None = None) -> Recipe:
     """The checked recipe of a mapping. name gives the default run folder, beside a folder to find prompt files in."""
     values = _with_preset(values)
-    values = values | {"output": values.get("output") or f"runs/{name}"}
+    if values.get("output") is None:
+        values = values | {"output": f"runs/{name}"}
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Two hundred recipes with one mistake each: whichever it is, one line before any weight is loaded, and no traceback."""
+"""Two hundred recipes with one mistake each: one line before any weight is loaded, and no traceback."""
 
 import copy
 import random
