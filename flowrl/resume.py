@@ -69,3 +69,19 @@ def fill(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], checkpoi
 def _summary(folder: Path) -> dict[str, Any] | None:
     file = folder / "summary.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def restore_weights(parameters: Mapping[str, Tensor], run: Path, which: str, *, raw: bool = False) -> int:
+    """Copies the trained weights of a run's checkpoint (`last`, `best` or a number) into the parameters; its iteration.
+
+    raw: the weights as they were trained, not their moving average. Raises StateError where there is no such whole
+    checkpoint, or it belongs to another model.
+    """
+    checkpoint = state.Checkpoints(run).find(which)
+    saved = state.load(checkpoint)
+    average = saved["learner"]["average"]
+    trained: dict[str, Tensor] = saved["parameters"]
+    if average is not None and not raw:
+        trained = dict(zip(trained, average, strict=True))
+    fill(parameters, trained, checkpoint)
+    return checkpoint.iteration

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from resume_support import (
     QUICK,
     after,
@@ -27,7 +28,9 @@ from resume_support import (
 from flowrl import resume as resuming
 from flowrl import run as running
 from flowrl import state
+from flowrl.build import build_policy
 from flowrl.names import UserError
+from flowrl.policies import adapters
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
 from flowrl.rundir import RunFolder, newest
@@ -199,6 +202,19 @@ def test_the_newest_run_of_an_output_is_found(tmp_path: Path):
         (tmp_path / name / "recipe.yaml").write_text("")
     (tmp_path / "q-11").mkdir()
     assert newest(tmp_path / "q") == tmp_path / "q-10"
+
+
+def test_the_weights_of_a_checkpoint(whole: Path):
+    """The averaged ones of the last checkpoint are those that the run wrote at its end; the raw ones differ."""
+    recipe = load(str(whole / "recipe.yaml"))
+    final, checked = build_policy(recipe, whole / "lora"), build_policy(recipe)
+    wanted, got = adapters.named(final.modules), adapters.named(checked.modules)
+    assert resuming.restore_weights(got, whole, "last") == 5
+    assert all(torch.equal(got[n], wanted[n]) for n in wanted)
+    resuming.restore_weights(got, whole, "last", raw=True)
+    assert any(not torch.equal(got[n], wanted[n]) for n in wanted)
+    with pytest.raises(state.StateError, match="accepted: last, best, 0"):
+        resuming.restore_weights(got, whole, "77")
 
 
 @pytest.mark.slow
