@@ -34,6 +34,7 @@ from flowrl.policies.pipeline import PipelinePolicy
 from flowrl.recipe.load import dump
 from flowrl.recipe.schema import Recipe
 from flowrl.rundir import RunFolder, fresh
+from flowrl.statistics import sample_statistics
 from flowrl.stopping import Stopped, Stopping
 
 EVAL_SEED = 2**32  # added to the run's: evaluation noise is never training noise
@@ -50,6 +51,7 @@ def evaluate_heldout(recipe: Recipe, policy: PipelinePolicy, inputs: Inputs, *, 
         seed=recipe.seed + EVAL_SEED,
         batch=recipe.eval.batch,
         keep=keep,
+        statistics=sample_statistics,
     )
 
 
@@ -129,7 +131,7 @@ class Run:
 
         self.policy.tick = tick
         train = recipe.train
-        return iterate(
+        result = iterate(
             self.policy,
             self.learner,
             prompts,
@@ -142,6 +144,8 @@ class Run:
             settings=Settings(train.group, train.epochs, train.updates, train.micro_batch),
             enter=lambda phase: progress.phase(phase, totals[phase]),
         )
+        result.metrics |= sample_statistics(result.samples)
+        return result
 
     def _advantage(self, rewards: dict[str, Tensor], group: Tensor) -> tuple[Tensor, dict[str, float]]:
         weights = self.inputs.scorer.weights
@@ -170,7 +174,7 @@ class Run:
         means = result.means()
         metrics = {f"{reward}/mean": m.value for reward, m in means.items()}
         metrics |= {f"{reward}/error": m.error for reward, m in means.items()}
-        self.folder.log(iteration, metrics | {"time_eval": seconds}, kind="heldout")
+        self.folder.log(iteration, metrics | result.statistics | {"time_eval": seconds}, kind="heldout")
         names = {0: "before", recipe.train.iterations: "after"}
         self.folder.evaluated(iteration, names.get(iteration, f"iteration_{iteration:05d}"), result)
         self.console.evaluated(iteration, result)
