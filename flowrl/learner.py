@@ -60,7 +60,9 @@ class Learner:
         return self.factor * self._rate(self.steps)
 
     def lower(self, factor: float) -> None:
-        """Multiplies the learning rate of all later steps."""
+        """Multiplies every later learning rate, that of the next step included, by `factor` in (0, 1]."""
+        if not 0 < factor <= 1:
+            raise ValueError(f"factor={factor}: a learning rate is lowered by a factor in (0, 1]")
         self.factor *= factor
 
     @contextlib.contextmanager
