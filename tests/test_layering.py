@@ -28,11 +28,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/iterate.py": CORE,
     "flowrl/evaluate.py": {"flowrl.contracts"},
     "flowrl/statistics.py": {"flowrl.contracts", "flowrl.evaluate"},
+    "flowrl/alarms.py": set(),
+    "flowrl/symptoms.py": set(),
+    "flowrl/watch.py": {"flowrl.alarms", "flowrl.symptoms"},
     "flowrl/pictures.py": set(),
     "flowrl/policies": {"flowrl.contracts", "flowrl.policies", "samplers"} | LIGHT,
     "flowrl/prompts.py": {"flowrl.contracts", "flowrl.worlds"} | LIGHT,
     "flowrl/scoring.py": {"flowrl.contracts"} | LIGHT,
-    "flowrl/recipe": {"flowrl.recipe"} | LIGHT,
+    "flowrl/recipe": {"flowrl.recipe", "flowrl.alarms"} | LIGHT,
     "flowrl/planning.py": {"flowrl.recipe", "samplers"} | LIGHT,
     "flowrl/machine.py": {"flowrl"},  # its version
     "flowrl/rundir.py": {"flowrl.machine", "flowrl.evaluate", "flowrl.pictures", "flowrl.contracts"} | LIGHT,
@@ -59,6 +62,9 @@ THIRD_PARTY: dict[str, set[str]] = {
     "flowrl/iterate.py": {"torch"},
     "flowrl/evaluate.py": {"torch"},
     "flowrl/statistics.py": {"torch"},
+    "flowrl/alarms.py": set(),
+    "flowrl/symptoms.py": set(),
+    "flowrl/watch.py": set(),
     "flowrl/scoring.py": {"torch"},
     "flowrl/recipe": {"pydantic", "yaml"},  # a recipe is refused before torch is loaded
 }
