@@ -17,6 +17,8 @@ from flowrl.policies import adapters
 from flowrl.policies.pipeline import PipelinePolicy
 from flowrl.policies.walks import Dynamics
 from flowrl.recipe.schema import Recipe
+from flowrl.symptoms import Settings
+from flowrl.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,19 @@ def build_objective(recipe: Recipe) -> ClippedObjective:
     low, high = objective.clip_range
     return ClippedObjective(
         low, high, dual=objective.dual, kl=objective.kl, kl_kind=objective.kl_kind, aggregate=objective.aggregate
+    )
+
+
+def build_watch(recipe: Recipe, inputs: Inputs) -> Watch:
+    """The watchdog of a recipe."""
+    train = recipe.train
+    return Watch(
+        inputs.scorer.weights,
+        Settings(**recipe.watch.model_dump()),
+        updates_per_rollout=train.epochs * train.updates,
+        clip=recipe.objective.clip_range,
+        precision=recipe.dtype.model,
+        steady=recipe.sampler.window.kind in ("all", "first"),
     )
 
 

@@ -3,247 +3,26 @@
     load prompts and rewards --> load the pipeline, add adapters --> restore the newest whole checkpoint, if any
         --> evaluate --> iterations, with evaluations and checkpoints between --> evaluate --> save
 
-Everything that a user can get wrong is looked at before the weights are loaded, in that order. Between two iterations
-a run is nothing but its `Run._mark`, its weights and its learner: that is what a checkpoint holds.
+Everything that a user can get wrong is looked at before the weights are loaded, in that order.
 """
 
 import contextlib
 import errno
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from flowrl import resume as resuming
-from flowrl import state
-from flowrl.advantages import advantage_metrics, advantages
-from flowrl.build import Inputs, build_learner, build_objective, build_policy, cursor_over, read_inputs, set_up
-from flowrl.console import Console, Progress
-from flowrl.contracts import Prompt
-from flowrl.evaluate import Evaluation, evaluate
-from flowrl.iterate import Iteration, Settings, iterate
-from flowrl.learner import Learner
+from flowrl.build import build_learner, build_objective, build_policy, read_inputs, set_up
+from flowrl.console import Console
+from flowrl.loop import Run
 from flowrl.names import UserError
-from flowrl.objectives.grpo import ClippedObjective
-from flowrl.planning import arithmetic, eval_plan, plan_for
-from flowrl.policies import adapters
-from flowrl.policies.pipeline import PipelinePolicy
+from flowrl.planning import plan_for
 from flowrl.recipe.load import dump
 from flowrl.recipe.schema import Recipe
 from flowrl.rundir import RunFolder, fresh
-from flowrl.statistics import sample_statistics
-from flowrl.stopping import Stopped, Stopping
 
-EVAL_SEED = 2**32  # added to the run's: evaluation noise is never training noise
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
-
-
-def evaluate_heldout(recipe: Recipe, policy: PipelinePolicy, inputs: Inputs, *, keep: int = 0) -> Evaluation:
-    """Held-out scores under the policy's weights as they are, on the recipe's own evaluation noise."""
-    return evaluate(
-        policy,
-        inputs.heldout,
-        inputs.scorer,
-        plan=eval_plan(recipe),
-        seed=recipe.seed + EVAL_SEED,
-        batch=recipe.eval.batch,
-        keep=keep,
-        statistics=sample_statistics,
-    )
-
-
-@dataclass
-class Run:
-    """A run under way."""
-
-    recipe: Recipe
-    inputs: Inputs
-    policy: PipelinePolicy
-    learner: Learner
-    objective: ClippedObjective
-    folder: RunFolder
-    console: Console
-    iteration: int = 0  # done so far
-    evaluations: dict[int, Evaluation] = field(default_factory=dict)
-    best: tuple[int, float] | None = None  # iteration and held-out reward
-    seconds: float = 0.0  # spent before this process
-
-    def __post_init__(self) -> None:
-        self.cursor = cursor_over(self.recipe, self.inputs.train)
-        self.checkpoints = state.Checkpoints(self.folder.path, self.recipe.checkpoint.keep)
-        self.stopping = Stopping(self.console.stopping)
-        self._started = time.perf_counter()
-        self._saved: tuple[int, int] | None = None
-        self._held: dict[str, Any] = {}
-
-    # ------------------------------------------------------------------ the loop
-
-    def train(self) -> dict[str, Any]:
-        """All that is left of the iterations and evaluations; returns the summary that is also written.
-
-        Raises Stopped, with everything saved, after SIGINT or SIGTERM.
-        """
-        with self.stopping.listening(), self.console.progress(self.recipe.train.iterations, self.iteration) as progress:
-            try:
-                while True:
-                    self._between()
-                    self.stopping.check()
-                    if self.iteration == self.recipe.train.iterations:
-                        break
-                    self._step(progress)
-            except Stopped:
-                self._save()
-                raise
-        return self._finish()
-
-    def _between(self) -> None:
-        """What is due between two iterations: an evaluation, a checkpoint."""
-        self._mark()
-        if self._evaluation_is_due() and self.iteration not in self.evaluations:
-            self._evaluate()
-            self._mark()
-        every = self.recipe.checkpoint.every
-        last = self.iteration == self.recipe.train.iterations
-        is_best = self.best is not None and self.best[0] == self.iteration
-        if is_best or last or (every and self.iteration % every == 0):
-            self._save()
-        if is_best:
-            self.checkpoints.mark_best(self.iteration)
-
-    def _step(self, progress: Progress) -> None:
-        result = self._iterate(self.iteration, self.cursor.take(self.recipe.train.prompts), progress)
-        self.iteration += 1
-        self.folder.log(self.iteration, result.metrics)
-        progress.iteration_done(self.iteration, result.metrics, self._rewards_shown())
-
-    def _iterate(self, iteration: int, prompts: Sequence[Prompt], progress: Progress) -> Iteration:
-        recipe = self.recipe
-        sizes = arithmetic(recipe, iteration)
-        totals = {"rollout": sizes.rollout_forwards, "score": len(self.inputs.scorer.rewards)}
-        totals["train"] = sizes.train_forwards + sizes.reference_forwards
-
-        def tick(number: int) -> None:
-            progress.advance(number)
-            self._stop_if_unmoved()
-
-        self.policy.tick = tick
-        train = recipe.train
-        result = iterate(
-            self.policy,
-            self.learner,
-            prompts,
-            plan=plan_for(recipe, iteration),
-            seed=recipe.seed,
-            first=iteration * train.group,
-            score=lambda samples: self.inputs.scorer(samples, progress=lambda _: tick(1)),
-            advantage=self._advantage,
-            objective=self.objective,
-            settings=Settings(train.group, train.epochs, train.updates, train.micro_batch),
-            enter=lambda phase: progress.phase(phase, totals[phase]),
-        )
-        result.metrics |= sample_statistics(result.samples)
-        return result
-
-    def _advantage(self, rewards: dict[str, Tensor], group: Tensor) -> tuple[Tensor, dict[str, float]]:
-        weights = self.inputs.scorer.weights
-        adv = advantages(rewards, group, weights=weights, **self.recipe.advantage.model_dump())
-        return adv, advantage_metrics(rewards, group, adv, weights=weights)
-
-    # ------------------------------------------------------------------ evaluation
-
-    def _evaluation_is_due(self) -> bool:
-        at, done, last = self.recipe.eval, self.iteration, self.recipe.train.iterations
-        if not self.inputs.heldout:
-            return False
-        if done in (0, last):
-            return at.at_start if done == 0 else at.at_end
-        return bool(at.every) and done % (at.every or 1) == 0
-
-    def _evaluate(self) -> None:
-        """Held-out scores with the averaged weights: logged, shown, kept."""
-        recipe, iteration = self.recipe, self.iteration
-        self.policy.tick = lambda _: self.stopping.check()
-        with self.learner.averaged(), self.console.working(f"evaluating {len(self.inputs.heldout)} held-out prompts"):
-            start = time.perf_counter()
-            result = evaluate_heldout(recipe, self.policy, self.inputs, keep=recipe.eval.grid)
-            seconds = time.perf_counter() - start
-        self.evaluations[iteration] = result
-        means = result.means()
-        metrics = {f"{reward}/mean": m.value for reward, m in means.items()}
-        metrics |= {f"{reward}/error": m.error for reward, m in means.items()}
-        self.folder.log(iteration, metrics | result.statistics | {"time_eval": seconds}, kind="heldout")
-        names = {0: "before", recipe.train.iterations: "after"}
-        self.folder.evaluated(iteration, names.get(iteration, f"iteration_{iteration:05d}"), result)
-        self.console.evaluated(iteration, result)
-        value = sum(weight * means[name].value for name, weight in self.inputs.scorer.weights.items() if weight)
-        if self.best is None or value > self.best[1]:
-            self.best = iteration, value
-
-    # ------------------------------------------------------------------ what a resume needs
-
-    def _mark(self) -> None:
-        """Notes everything but weights and learner, so that a stop in the middle of an iteration can go back to it."""
-        self._held = {
-            "iteration": self.iteration,
-            "cursor": self.cursor.state_dict(),
-            "files": self.folder.position(),
-            "evaluated": sorted(self.evaluations),
-            "best": self.best,
-            "seconds": self.seconds + time.perf_counter() - self._started,
-            "failures": dict(self.inputs.scorer.failures),
-            "random": state.random_state(),
-        }
-        self._moved_from = self.learner.steps
-
-    def _stop_if_unmoved(self) -> None:
-        """Stops where the weights still are those of the mark; later the iteration is worth more than a quick end."""
-        if self.learner.steps == self._moved_from:
-            self.stopping.check()
-
-    def _save(self) -> None:
-        """A checkpoint of the mark, unless it is there already."""
-        key = (self._held["iteration"], len(self._held["evaluated"]))
-        if self._saved == key:
-            return
-        self.folder.sync()
-        weights = {"parameters": adapters.named(self.policy.modules), "learner": self.learner.state_dict()}
-        self.checkpoints.save(self._held["iteration"], {"mark": self._held, **weights})
-        self._saved = key
-
-    def restore(self, checkpoint: state.Checkpoint) -> None:
-        """Goes on from a checkpoint: weights, learner, and the folder cut back to where it stood."""
-        saved = state.load(checkpoint)
-        resuming.fill(adapters.named(self.policy.modules), saved["parameters"], checkpoint)
-        self.learner.load_state_dict(saved["learner"])
-        mark = saved["mark"]
-        self.cursor.load_state_dict(mark["cursor"])
-        self.iteration, self.seconds = mark["iteration"], mark["seconds"]
-        self.best = None if mark["best"] is None else (mark["best"][0], mark["best"][1])
-        self.inputs.scorer.failures.update(mark["failures"])
-        self.folder.rewind(mark["files"], self.iteration, mark["evaluated"])
-        self.evaluations = {i: self.folder.evaluation(i) for i in mark["evaluated"]}
-        state.restore_random_state(mark["random"])
-        self._mark()
-        self._saved = (self.iteration, len(self.evaluations))
-
-    # ------------------------------------------------------------------ the end
-
-    def _finish(self) -> dict[str, Any]:
-        weights = self.folder.path / ("lora" if self.recipe.lora is not None else "model")
-        with self.learner.averaged():
-            adapters.save(self.policy.source, self.policy.modules, weights)
-        seconds = self.seconds + time.perf_counter() - self._started
-        heldout = {i: {n: asdict(m) for n, m in e.means().items()} for i, e in sorted(self.evaluations.items())}
-        summary = {"iterations": self.recipe.train.iterations, "seconds": round(seconds, 1), "heldout": heldout}
-        self.folder.summary(summary)
-        self.console.finished(self.evaluations, self.folder.path, weights, seconds)
-        return summary
-
-    def _rewards_shown(self) -> list[str]:
-        return [f"reward/{name}/mean" for name in self.inputs.scorer.rewards]
 
 
 def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None = None) -> dict[str, Any]:
@@ -255,7 +34,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None =
     console = console or Console()
     set_up(recipe)
     inputs = read_inputs(recipe)
-    folder = RunFolder(resume or fresh(Path(recipe.output or "runs/run")), resume=resume is not None)
+    folder = RunFolder(resume or fresh(Path(recipe.output or "runs/run")))
     with contextlib.closing(folder), _disk(folder.path):
         point = resuming.find(folder.path, recipe) if resume else resuming.Point()
         for line in point.complaints:
@@ -263,21 +42,26 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None =
         if point.summary is not None:
             console.note(f"{folder.path}: all {recipe.train.iterations} iterations are done; raise train.iterations")
             return point.summary | {"folder": str(folder.path)}
-        folder.write("recipe.yaml", dump(recipe))
-        folder.begun(point.iteration, point.changed)
+        if point.checkpoint is None:
+            folder.rewind({}, 0, [])
+            _begin(folder, recipe, point)
         with console.working(f"loading {recipe.model}"):
             policy = build_policy(recipe)
             policy.prepare(inputs.train[0], plan_for(recipe, 0))
             learner = build_learner(recipe, policy)
         console.started(recipe, policy, folder.path)
-        if resume is not None and point.checkpoint is None:
-            folder.rewind({}, 0, [])
         under_way = Run(recipe, inputs, policy, learner, build_objective(recipe), folder, console)
         if point.checkpoint is not None:
             under_way.restore(point.checkpoint)
+            _begin(folder, recipe, point)  # not before it is known to go on
             console.resumed(point.iteration, recipe.train.iterations, point.changed)
         summary = under_way.train()
     return summary | {"folder": str(folder.path)}
+
+
+def _begin(folder: RunFolder, recipe: Recipe, point: resuming.Point) -> None:
+    folder.write("recipe.yaml", dump(recipe))
+    folder.begun(point.iteration, point.changed)
 
 
 @contextlib.contextmanager

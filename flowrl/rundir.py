@@ -54,10 +54,10 @@ def newest(folder: Path) -> Path | None:
 class RunFolder:
     """A run's folder, held by this process alone. Raises UserError in one line where it cannot be written or is held.
 
-    resume: go on with what is there (see `rewind`); otherwise nothing is.
+    Nothing can be logged before `rewind`.
     """
 
-    def __init__(self, folder: Path, *, resume: bool = False):
+    def __init__(self, folder: Path):
         self.path = folder
         try:
             (folder / "samples").mkdir(parents=True, exist_ok=True)
@@ -71,8 +71,6 @@ class RunFolder:
             raise UserError(f"output: {folder} cannot be written ({error.strerror}); name another folder") from error
         self._metrics: Any = None
         self._board: Any = None
-        if not resume:
-            self.rewind({}, 0, [])
 
     def position(self) -> dict[str, int]:
         """Where the growing files stand, for `rewind`."""

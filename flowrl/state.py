@@ -113,6 +113,15 @@ class Checkpoints:
         aside.replace(self.folder / "best")
         self._prune()
 
+    def forget_after(self, iteration: int, best: int | None) -> None:
+        """Removes what a run that goes on from `iteration` has not done yet, and marks its best so far."""
+        for checkpoint in self.all():
+            if checkpoint.iteration > iteration:
+                shutil.rmtree(checkpoint.path)
+        (self.folder / "best").unlink(missing_ok=True)
+        if best is not None:
+            self.mark_best(best)
+
     def best(self) -> int | None:
         """The iteration of the checkpoint that is marked best."""
         mark = self.folder / "best"

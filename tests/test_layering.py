@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/loading.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/console.py": {"flowrl.evaluate", "flowrl.recipe", "flowrl.policies"},
     "flowrl/build.py": {"flowrl"},
+    "flowrl/loop.py": {"flowrl"},
     "flowrl/run.py": {"flowrl"},
     "flowrl/commands": {"flowrl"},
     "flowrl/cli.py": {"flowrl"},
@@ -80,6 +81,7 @@ FRIENDS: dict[str, set[str]] = {
     "flowrl.cli": set(),
     "flowrl.commands": {"flowrl/cli.py", "flowrl/commands"},
     "flowrl.run": {"flowrl/commands"},
+    "flowrl.loop": {"flowrl/run.py", "flowrl/commands"},
 }
 T = TypeVar("T")
 

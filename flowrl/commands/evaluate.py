@@ -25,8 +25,8 @@ def evaluate_command(
     from dataclasses import asdict
 
     from flowrl.build import build_policy, read_inputs, set_up
+    from flowrl.loop import evaluate_heldout
     from flowrl.planning import eval_plan
-    from flowrl.run import evaluate_heldout
 
     set_up(checked)
     inputs = read_inputs(checked)

@@ -33,6 +33,7 @@ def run(
         Console(highlight=False, soft_wrap=True).print(escape(text))
         return
     quiet()
+    from flowrl.loop import Alarmed
     from flowrl.run import run as run_recipe
     from flowrl.rundir import newest
     from flowrl.stopping import Stopped
@@ -47,3 +48,6 @@ def run(
     except Stopped as stop:
         typer.echo(f"stopped by {stop.name}; go on with: flowrl run {recipe} ... --resume", err=True)
         raise typer.Exit(stop.code) from None
+    except Alarmed as alarm:
+        typer.echo(f"flowrl: {alarm}", err=True)
+        raise typer.Exit(1) from None

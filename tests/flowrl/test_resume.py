@@ -155,6 +155,7 @@ def test_other_prompts_are_refused(whole: Path, tmp_path: Path):
     folder = cut_back(whole, tmp_path / "run", 3)
     with pytest.raises(UserError, match="prompts.train"):
         train("quickstart", [*KEEP, "prompts.limit=50"], folder, resume=True)
+    assert load(str(folder / "recipe.yaml")).prompts.limit is None  # and nothing was written
 
 
 def test_two_runs_in_one_folder_are_one_too_many(tmp_path: Path):
@@ -165,7 +166,7 @@ def test_two_runs_in_one_folder_are_one_too_many(tmp_path: Path):
     assert "UserError" in second.stderr and "is being written by another run" in second.stderr
     assert (tmp_path / "run" / "recipe.yaml").read_text() == "x: 1\n"
     first.close()
-    RunFolder(tmp_path / "run", resume=True).close()  # free again
+    RunFolder(tmp_path / "run").close()  # free again
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path):
