@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,12 +25,16 @@ class Mean:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by reward, float32 [B] each, and the first samples: pictures float [N, 3, H, W], or N texts."""
+    """Scores by reward, float32 [B] each, and the first samples: pictures float [N, 3, H, W], or N texts.
+
+    statistics: what was measured on all samples, whether kept or not.
+    """
 
     prompts: Sequence[Prompt]
     scores: dict[str, Tensor]
     pictures: Tensor | None
     texts: Sequence[str] | None = None
+    statistics: dict[str, float] = field(default_factory=dict)
 
     def means(self) -> dict[str, Mean]:
         """Each reward's mean over the samples it could score."""
@@ -64,25 +68,30 @@ def evaluate(
     seed: int,
     batch: int,
     keep: int = 0,
+    statistics: Callable[[Samples], dict[str, float]] = lambda samples: {},
 ) -> Evaluation:
     """Samples and scores every prompt once, `batch` at a time, keeping the first `keep` samples.
 
-    A video is kept as its middle frame.
+    A video is kept as its middle frame. statistics measures a batch; batches are averaged by their size.
     """
     scores: dict[str, list[Tensor]] = defaultdict(list)
     pictures: list[Tensor] = []
     texts: list[str] = []
+    measured: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for start in range(0, len(prompts), batch):
         samples = policy.rollout(prompts[start : start + batch], group_size=1, plan=plan, seed=seed).samples
         for name, values in score(samples).items():
             scores[name].append(values)
+        for name, value in statistics(samples).items():
+            measured[name].append((len(samples), value))
         shown = still(samples)
         if shown is not None and start < keep:
             pictures.append(shown[: keep - start].float().cpu())
         if samples.texts is not None and start < keep:
             texts += samples.texts[: keep - start]
     gathered = {name: torch.cat(parts) for name, parts in scores.items()}
-    return Evaluation(prompts, gathered, torch.cat(pictures) if pictures else None, texts or None)
+    averages = {name: sum(n * v for n, v in parts) / sum(n for n, _ in parts) for name, parts in measured.items()}
+    return Evaluation(prompts, gathered, torch.cat(pictures) if pictures else None, texts or None, averages)
 
 
 def still(samples: Samples) -> Tensor | None:

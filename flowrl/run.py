@@ -30,6 +30,7 @@ from flowrl.policies.pipeline import PipelinePolicy
 from flowrl.recipe.load import dump
 from flowrl.recipe.schema import Recipe
 from flowrl.rundir import RunFolder, fresh
+from flowrl.statistics import sample_statistics
 
 EVAL_SEED = 2**32  # added to the run's: evaluation noise is never training noise
 
@@ -44,6 +45,7 @@ def evaluate_heldout(recipe: Recipe, policy: PipelinePolicy, inputs: Inputs, *, 
         seed=recipe.seed + EVAL_SEED,
         batch=recipe.eval.batch,
         keep=keep,
+        statistics=sample_statistics,
     )
 
 
@@ -87,7 +89,7 @@ class Run:
         totals["train"] = sizes.train_forwards + sizes.reference_forwards
         self.policy.tick = progress.advance
         train = recipe.train
-        return iterate(
+        result = iterate(
             self.policy,
             self.learner,
             prompts,
@@ -100,6 +102,8 @@ class Run:
             settings=Settings(train.group, train.epochs, train.updates, train.micro_batch),
             enter=lambda phase: progress.phase(phase, totals[phase]),
         )
+        result.metrics |= sample_statistics(result.samples)
+        return result
 
     def _advantage(self, rewards: dict[str, Tensor], group: Tensor) -> tuple[Tensor, dict[str, float]]:
         weights = self.inputs.scorer.weights
@@ -119,7 +123,7 @@ class Run:
         evaluations[iteration] = result
         metrics = {f"{reward}/mean": m.value for reward, m in result.means().items()}
         metrics |= {f"{reward}/error": m.error for reward, m in result.means().items()}
-        self.folder.log(iteration, metrics | {"time_eval": seconds}, kind="heldout")
+        self.folder.log(iteration, metrics | result.statistics | {"time_eval": seconds}, kind="heldout")
         self.folder.evaluated(iteration, name, result)
         self.console.evaluated(iteration, result)
 

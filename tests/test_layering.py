@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/objectives": {"flowrl.contracts", "flowrl.objectives"},
     "flowrl/iterate.py": CORE,
     "flowrl/evaluate.py": {"flowrl.contracts"},
+    "flowrl/statistics.py": {"flowrl.contracts", "flowrl.evaluate"},
     "flowrl/pictures.py": set(),
     "flowrl/policies": {"flowrl.contracts", "flowrl.policies", "samplers"} | LIGHT,
     "flowrl/prompts.py": {"flowrl.contracts", "flowrl.worlds"} | LIGHT,
@@ -53,6 +54,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "flowrl/objectives": {"torch"},
     "flowrl/iterate.py": {"torch"},
     "flowrl/evaluate.py": {"torch"},
+    "flowrl/statistics.py": {"torch"},
     "flowrl/scoring.py": {"torch"},
     "flowrl/recipe": {"pydantic", "yaml"},  # a recipe is refused before torch is loaded
 }

@@ -103,6 +103,7 @@ def test_a_run_leaves_what_it_says(quickstart: Path):
     assert [m["iteration"] for m in rows if m["kind"] == "train"] == [1, 2, 3]
     assert [m["iteration"] for m in rows if m["kind"] == "heldout"] == [0, 2, 3]
     assert {"reward/shapes/mean", "reward/strict/mean", "ratio", "clip_frac", "time_rollout"} <= set(rows[1])
+    assert {"samples/saturation", "samples/diversity"} <= set(rows[1]) and "samples/saturation" in rows[0]
     summary = json.loads((quickstart / "summary.json").read_text())
     assert set(summary["heldout"]) == {"0", "2", "3"}
     assert list((quickstart / "tensorboard").glob("events*"))

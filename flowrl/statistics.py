@@ -1,0 +1,126 @@
+"""What samples look like, whatever a reward says of them: a policy that games its reward shows here first.
+
+Every statistic is a mean over samples, or over groups of at least two, so that the size-weighted mean of batches is the
+value of the whole. A pixel or text that a reward never sees still counts.
+
+samples/saturation   HSV saturation, (max - min) / max over a pixel's channels, mean over pixels, in [0, 1]
+samples/brightness   mean over pixels and channels, in [0, 1]
+samples/contrast     standard deviation of a picture's luma (ITU-R BT.601), in [0, 0.5]
+samples/sharpness    root mean square of the luma's 4-neighbour Laplacian, at full resolution, in [0, 4]
+samples/clipped      share of channel values that 8 bits store as 0 or 255, at full resolution
+samples/diversity    root-mean-square pixel distance of two samples of a group, mean over pairs, in [0, 1]
+samples/length       characters, or the lengths that are given (tokens)
+samples/distinct     share of different texts in a group
+samples/repetition   1 - different / all runs of eight characters in a text, in [0, 1); 0 for a shorter text
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from flowrl.contracts import Samples
+from flowrl.evaluate import still
+
+COLOUR_SIZE = 256  # colours are measured on pictures reduced to this many pixels a side,
+LAYOUT_SIZE = 32  # distances on pictures of this size: two samples differ by what they show, not by grain
+CHUNK = 2**24  # values looked at together
+RUN = 8  # characters
+_LUMA = (0.299, 0.587, 0.114)
+
+
+@torch.no_grad()
+def sample_statistics(samples: Samples, lengths: Sequence[float] | Tensor | None = None) -> dict[str, float]:
+    """The statistics of the module's table that apply to these samples, by name; a video counts by its middle frame.
+
+    lengths [B]: how long each text is, in the caller's own unit. Pictures that are not finite give NaN.
+    """
+    found: dict[str, float] = {}
+    pictures = still(samples)
+    if pictures is not None and len(pictures):
+        found |= _pictures(pictures, samples.group)
+    if samples.texts is not None and len(samples.texts):
+        found |= _texts(samples.texts, samples.group, lengths)
+    return found
+
+
+def _pictures(pictures: Tensor, group: Tensor) -> dict[str, float]:
+    """Statistics of [B, 3, H, W] in [0, 1], a chunk at a time: a thousand large pictures need no second copy."""
+    rows: dict[str, list[Tensor]] = {name: [] for name in PICTURE}
+    layouts: list[Tensor] = []
+    for part in pictures.split(max(1, CHUNK // pictures[0].numel())):
+        x = part.to(torch.promote_types(part.dtype, torch.float32))
+        small = _reduced(x, COLOUR_SIZE)
+        for name, (measure, full) in PICTURE.items():
+            rows[name].append(measure(x if full else small).double())
+        layouts.append(_reduced(x, LAYOUT_SIZE).flatten(1))
+    layout = torch.cat(layouts)
+    distances = [torch.pdist(layout[at]).mean() for at in _groups(group, layout.device)]
+    values = {name: torch.cat(parts).mean() for name, parts in rows.items()}
+    if distances:
+        values["diversity"] = torch.stack(distances).double().mean() / layout.shape[1] ** 0.5
+    return dict(zip((f"samples/{n}" for n in values), torch.stack(list(values.values())).tolist(), strict=True))
+
+
+def _reduced(x: Tensor, size: int) -> Tensor:
+    """Pictures whose sides are at most `size`, by averaging areas; smaller ones as they are."""
+    height, width = min(x.shape[-2], size), min(x.shape[-1], size)
+    return x if (height, width) == x.shape[-2:] else functional.adaptive_avg_pool2d(x, (height, width))
+
+
+def _groups(group: Tensor, device: torch.device) -> Iterator[Tensor]:
+    """Positions of the samples of each group of two or more, in order of rising label."""
+    labels = group.cpu()
+    for label in labels.unique():
+        at = (labels == label).nonzero()[:, 0]
+        if len(at) > 1:
+            yield at.to(device)
+
+
+def _luma(x: Tensor) -> Tensor:
+    return sum(weight * x[:, i] for i, weight in enumerate(_LUMA))  # pyright: ignore[reportReturnType]
+
+
+def _saturation(x: Tensor) -> Tensor:
+    high, low = x.amax(1), x.amin(1)
+    return torch.where(high == 0, 0.0, (high - low) / high.where(high != 0, 1.0)).mean((1, 2))
+
+
+def _sharpness(x: Tensor) -> Tensor:
+    padded = functional.pad(_luma(x)[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    centre = padded[:, 1:-1, 1:-1]
+    around = padded[:, :-2, 1:-1] + padded[:, 2:, 1:-1] + padded[:, 1:-1, :-2] + padded[:, 1:-1, 2:]
+    return (around - 4 * centre).square().mean((1, 2)).sqrt()
+
+
+def _clipped(x: Tensor) -> Tensor:
+    share = ((x < 0.5 / 255) | (x > 254.5 / 255)).to(x.dtype).mean((1, 2, 3))
+    return share.where(x.isfinite().all(1).all(1).all(1), torch.nan)
+
+
+# name -> (pictures [b, 3, h, w] -> [b], whether it has to see every pixel)
+PICTURE: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "saturation": (_saturation, False),
+    "brightness": (lambda x: x.mean((1, 2, 3)), False),
+    "contrast": (lambda x: _luma(x).flatten(1).std(1, correction=0), False),
+    "sharpness": (_sharpness, True),
+    "clipped": (_clipped, True),
+}
+
+
+def _texts(texts: Sequence[str], group: Tensor, lengths: Sequence[float] | Tensor | None) -> dict[str, float]:
+    sizes = [float(n) for n in (map(len, texts) if lengths is None else lengths)]
+    if len(sizes) != len(texts):
+        raise ValueError(f"lengths: got {len(sizes)} for {len(texts)} texts; give one a text")
+    found = {
+        "samples/length": sum(sizes) / len(sizes),
+        "samples/repetition": sum(map(_repetition, texts)) / len(texts),
+    }
+    shares = [len({texts[i] for i in at.tolist()}) / len(at) for at in _groups(group, torch.device("cpu"))]
+    return found | ({"samples/distinct": sum(shares) / len(shares)} if shares else {})
+
+
+def _repetition(text: str) -> float:
+    runs = [text[i : i + RUN] for i in range(len(text) - RUN + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
