@@ -34,7 +34,10 @@ class Learner:
         self.parameters = list(parameters)
         self.max_grad_norm, self.average_decay, self.average_every = max_grad_norm, average or 0.0, average_every
         self.optimizer = torch.optim.AdamW(self.parameters, lr, betas=betas, weight_decay=weight_decay)
-        self.rate = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda n: _rate(n, warmup, schedule, total))
+        self.factor = 1.0
+        self.rate = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda n: self.factor * _rate(n, warmup, schedule, total)
+        )
         self.average = None if average is None else [p.detach().clone() for p in self.parameters]
         self.steps = 0
 
@@ -56,7 +59,16 @@ class Learner:
     @property
     def lr(self) -> float:
         """The learning rate of the next step."""
-        return float(self.rate.get_last_lr()[0])
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def lower(self, factor: float) -> None:
+        """Multiplies every later learning rate, that of the next step included, by `factor` in (0, 1]."""
+        if not 0 < factor <= 1:
+            raise ValueError(f"factor={factor}: a learning rate is lowered by a factor in (0, 1]")
+        self.factor *= factor
+        rates = zip(self.optimizer.param_groups, self.rate.base_lrs, self.rate.lr_lambdas, strict=True)
+        for group, base, rate in rates:
+            group["lr"] = base * rate(self.rate.last_epoch)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -78,13 +90,14 @@ class Learner:
             "rate": self.rate.state_dict(),
             "average": self.average,
             "steps": self.steps,
+            "factor": self.factor,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a saved state."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.rate.load_state_dict(state["rate"])
-        self.average, self.steps = state["average"], state["steps"]
+        self.average, self.steps, self.factor = state["average"], state["steps"], state["factor"]
 
     @torch.no_grad()
     def _move_average(self, average: list[Tensor], slowest: float) -> None:

@@ -71,3 +71,29 @@ def test_state_goes_on_bit_for_bit():
     stepped(second, 2)
     assert torch.equal(second.parameters[0], whole.parameters[0])
     assert torch.equal(second.average[0], whole.average[0]) and second.lr == whole.lr
+
+
+def test_lowering_multiplies_every_later_rate_and_survives_a_resume():
+    learner = make(schedule="linear", total=4)
+    assert stepped(learner, 2) == pytest.approx([0.1, 0.075])
+    learner.lower(0.5)
+    assert learner.lr == pytest.approx(0.025)
+    again = make(schedule="linear", total=4)
+    again.load_state_dict(learner.state_dict())
+    assert again.lr == learner.lr
+    assert stepped(again, 2) == stepped(learner, 2) == pytest.approx([0.025, 0.0125])
+    other = make()
+    other.lower(0.5)
+    other.lower(0.5)
+    assert stepped(other, 2) == pytest.approx([0.025, 0.025])
+    for factor in (0.0, 1.5, math.nan):
+        with pytest.raises(ValueError, match="lowered"):
+            learner.lower(factor)
+
+
+def test_a_lowered_rate_is_the_one_that_the_weights_move_by():
+    whole, half = make(), make()
+    half.lower(0.5)
+    for one in (whole, half):
+        stepped(one, 1)
+    torch.testing.assert_close(half.parameters[0].detach(), 0.5 * whole.parameters[0].detach(), atol=1e-7, rtol=0)
