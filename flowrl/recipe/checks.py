@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flowrl import names
+from flowrl.alarms import ALARMS
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.schema import PRESETS, Recipe, Window
 
@@ -45,6 +46,7 @@ def check(recipe: Recipe) -> Iterator[RecipeError]:
     yield from _objective(recipe)
     yield from _batches(recipe)
     yield from _learning(recipe)
+    yield from _watch(recipe)
     yield from _prompts(recipe)
     yield from _step(recipe)
     yield from _rewards(recipe)
@@ -156,6 +158,12 @@ def _learning(recipe: Recipe) -> Iterator[RecipeError]:
     if recipe.advantage.trim and recipe.advantage.baseline == "leave_one_out":
         problem = f"got {recipe.advantage.trim}, but baseline leave_one_out decides itself who is in the mean"
         yield RecipeError("advantage.trim", problem, "set advantage.trim=0")
+
+
+def _watch(recipe: Recipe) -> Iterator[RecipeError]:
+    for name in recipe.watch.ignore:
+        if name not in ALARMS:
+            yield wrong_value("watch.ignore", name, ", ".join(ALARMS), suggestion=names.closest(name, ALARMS))
 
 
 def _prompts(recipe: Recipe) -> Iterator[RecipeError]:

@@ -182,6 +182,27 @@ class Evaluation(Strict):
     grid: int = key(16, "a whole number >= 0", ge=0)
 
 
+class Watch(Strict):
+    """Alarms during training (flowrl/watch.py lists them). on_alarm: warn goes on, stop ends the run, rollback returns
+    to the best checkpoint, multiplies the learning rate by `lower`, and stops after `rollbacks` of them.
+
+    patience: iterations that a condition has to last. ignore: alarms that never ring. kl: how many times its running
+    median a divergence may reach. collapse: share of its best by which the held-out reward may fall. drift: factor by
+    which saturation, brightness, contrast or sharpness may change while the reward rises (the length of texts: by its
+    square). diversity: share of the first distance within groups that has to remain.
+    """
+
+    on_alarm: Literal["warn", "stop", "rollback"] = key("warn", "warn, stop or rollback")
+    patience: int = key(5, "a whole number >= 1", ge=1)
+    ignore: list[str] = key([], "a list of alarms")
+    kl: float = key(10.0, "a number > 1", gt=1)
+    collapse: float = key(0.1, "a number >= 0", ge=0)
+    drift: float = key(1.5, "a number > 1", gt=1)
+    diversity: float = key(0.5, "a number in [0, 1)", ge=0, lt=1)
+    lower: float = key(0.5, "a number in (0, 1]", gt=0, le=1)
+    rollbacks: int = key(2, "a whole number >= 0", ge=0)
+
+
 class Dtype(Strict):
     """model: frozen weights and activations. trajectory: stored latents. logp: log-probs, ratios and losses."""
 
@@ -204,6 +225,7 @@ class Recipe(Strict):
     objective: Objective = part(Objective)
     train: Train = part(Train)
     eval: Evaluation = part(Evaluation)
+    watch: Watch = part(Watch)
     dtype: Dtype = part(Dtype)
     device: str = key("auto", "auto, cpu, mps, cuda or cuda:N", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     threads: int | None = key(None, "a whole number >= 1 or null", ge=1)
