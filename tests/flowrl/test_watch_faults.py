@@ -278,15 +278,16 @@ def test_a_real_pipeline_that_games_its_reward(tmp_path: Path, monkeypatch: pyte
 
     (tmp_path / "vivid_reward.py").write_text(VIVID)
     monkeypatch.chdir(tmp_path)
-    changes = ["rewards={vivid: {use: vivid_reward.vivid}}", "train.prompts=4", "train.updates=2", "train.group=8"]
-    changes += ["train.iterations=40", "eval.every=20", "eval.prompts=40", "eval.steps=6", "output=out"]
+    changes = ["rewards={vivid: {use: vivid_reward.vivid}, shapes: {use: shapes, weight: 0.0}}", "train.lr=4e-3"]
+    changes += ["train.schedule=constant", "train.prompts=4", "train.group=8", "train.iterations=40", "output=out"]
+    changes += ["eval.every=20", "eval.prompts=80", "eval.steps=6"]
     recipe = load("quickstart", changes)
     run(recipe, Console(RichConsole(quiet=True)))
-    watch = Watch({"vivid": 1.0}, WatchSettings(), updates_per_rollout=2, clip=recipe.objective.clip_range)
+    watch = Watch({"vivid": 1.0, "shapes": 0.0}, updates_per_rollout=4, clip=recipe.objective.clip_range)
     alarms = []
     for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines():
         metrics = json.loads(line)
         see = {"train": watch.after_iteration, "heldout": watch.after_evaluation}[metrics.pop("kind")]
         alarms += see(metrics.pop("iteration"), metrics)
-    assert {a.name for a in alarms if a.iteration <= 40} == {"hacking"}
+    assert {alarm.name for alarm in alarms} == {"hacking"}
     assert "samples/saturation" in alarms[0].what
