@@ -187,19 +187,17 @@ def _clip(case: Case, iteration: int, metrics: Metrics) -> Found:
 def _kl(case: Case, iteration: int, metrics: Metrics) -> Found:
     for name in ("kl", "approx_kl"):
         values = case.memory.recent.get(name, [])
-        if name not in metrics or len(values) < KL_NOW:
+        if name not in metrics or case.memory.seen.get(name, 0) < KL_SEEN:
             continue
-        now, since = median(values[-KL_NOW:]), iteration - KL_NOW + 1
-        if case.memory.seen[name] >= KL_SEEN:
-            before = median(values[-KL_NOW - KL_BEFORE : -KL_NOW])
-            if before > 0 and now > case.settings.kl * before:
-                what = f"{name} {now:.3g}, {now / before:.3g} times its running median {before:.3g}"
-                yield "kl", Finding(what, since, _level(now / before / case.settings.kl))
-                return
-        limit = min(1.0, max(1e-5, 5e3 * max(case.clip) ** 2))  # x^2 / 2 of a log-ratio x of a hundred clips
-        if name == "approx_kl" and now > limit:
-            what = f"approx_kl {now:.3g} within one rollout, expected below {limit:.3g}"
-            yield "kl", Finding(what, since, _level(now / limit))
+        before, now = median(values[-KL_NOW - KL_BEFORE : -KL_NOW]), median(values[-KL_NOW:])
+        if before > 0 and now > case.settings.kl * before:
+            what = f"{name} {now:.3g}, {now / before:.3g} times its running median {before:.3g}"
+            yield "kl", Finding(what, iteration - KL_NOW + 1, _level(now / before / case.settings.kl))
+    # an explosion may end all learning within one iteration: no median here
+    now, limit = metrics.get("approx_kl", 0.0), min(1.0, max(1e-5, 5e3 * max(case.clip) ** 2))
+    if limit < now < math.inf:
+        what = f"approx_kl {now:.3g} within one rollout, expected below {limit:.3g}"
+        yield "kl", Finding(what, iteration, _level(now / limit))
 
 
 def _drift(case: Case, iteration: int, metrics: Metrics) -> Found:

@@ -10,8 +10,8 @@ silent       train       all advantages 0, `patience` iterations in a row       
 clip_all     train       over 90 % of decisions outside the clip, `patience` iterations in a row    rollback
 clip_none    train       none ever outside, 10 x `patience` iterations in a row; not where a rollout
                          has one update, which the clip cannot touch                                warn
-kl           train       kl or approx_kl beyond `kl` times its running median, or approx_kl that of a
-                         log-ratio a hundred times the clip range (median of three iterations)      rollback
+kl           train       kl or approx_kl beyond `kl` times its running median (three iterations), or
+                         once an approx_kl as of log-ratios a hundred times the clip range          rollback
 collapse     held out    the trained reward is below its best by three standard errors and by the
                          share `collapse` of it                                                     rollback
 hacking      both        the trained reward has risen while a statistic of the samples left its band
