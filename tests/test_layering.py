@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/console.py": {"flowrl.evaluate", "flowrl.recipe", "flowrl.policies"},
     "flowrl/build.py": {"flowrl"},
     "flowrl/run.py": {"flowrl"},
+    "flowrl/report": {"flowrl.report", "flowrl.__version__"} | LIGHT,
     "flowrl/commands": {"flowrl"},
     "flowrl/cli.py": {"flowrl"},
 }
@@ -54,6 +55,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "flowrl/iterate.py": {"torch"},
     "flowrl/evaluate.py": {"torch"},
     "flowrl/scoring.py": {"torch"},
+    "flowrl/report": {"jinja2", "yaml", "PIL"},  # a page is made without torch
     "flowrl/recipe": {"pydantic", "yaml"},  # a recipe is refused before torch is loaded
 }
 # file or folder -> third parties that it may import inside functions only
