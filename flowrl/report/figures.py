@@ -104,13 +104,12 @@ def draw(
         return None
     y = scales.axis([*_extent(curves), *also], HEIGHT, zero=zero, log=log)
     window = max((scales.window_of(len(c.points)) for c in curves if not c.dots), default=1)
-    lost = sum(v is None for c in curves for _, v in c.points)
     return Chart(
         title=title,
         hint=hint,
         badge=badge,
         last=_last(curves),
-        note=", ".join(([f"{lost} not finite"] if lost else []) + (["log scale"] if y.log else [])),
+        note=_note(curves, y),
         alt=f"{title}: " + "; ".join(_in_words(c) for c in curves),
         drawn=[_drawn(c, frame.x, y) for c in curves],
         x_ticks=[(value / frame.x.high * 100, text) for value, text in frame.x.ticks],
@@ -174,6 +173,14 @@ def _extent(curves: Sequence[Curve]) -> list[float]:
         for (_, v), e in zip(curve.points, curve.errors, strict=False):
             found += [v - e, v + e] if v is not None and e is not None else []
     return found
+
+
+def _note(curves: Sequence[Curve], y: Axis) -> str:
+    """What the drawing leaves out."""
+    values = [v for c in curves for _, v in c.points]
+    lost, hidden = values.count(None), sum(v is not None and not y.shows(v) for v in values)
+    words = [f"{lost} not finite"] if lost else []
+    return ", ".join(words + (["log, zeros left out" if hidden else "log"] if y.log else []))
 
 
 def _drawn(curve: Curve, x: Axis, y: Axis) -> Drawn:

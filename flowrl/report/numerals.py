@@ -15,10 +15,6 @@ class Mean(NamedTuple):
     error: float
     number: int
 
-    def __str__(self) -> str:
-        return with_error(self.value, self.error)
-
-
 def mean(values: Sequence[float | None]) -> Mean | None:
     """The mean of the known values with its standard error; None where none is known."""
     known = [v for v in values if v is not None]
@@ -28,15 +24,17 @@ def mean(values: Sequence[float | None]) -> Mean | None:
     return Mean(statistics.fmean(known), error, len(known))
 
 
-def decimals(error: float) -> int:
-    """How many decimals show an error with two digits, at least 2; 3 where there is none."""
-    return min(8, max(2, 1 - math.floor(math.log10(error)))) if error > 0 else 3
+def decimals(*means: Mean) -> int:
+    """How many decimals show these means and the errors of all with two digits; at least 3 below 10, else 2."""
+    errors = [m.error for m in means if m.error > 0]
+    least = 3 if all(abs(m.value) < 10 for m in means) else 2
+    return min(8, max([least, *(1 - math.floor(math.log10(e)) for e in errors)]))
 
 
-def with_error(value: float, error: float, *, signed: bool = False) -> str:
-    """`0.722 ± 0.021`, as many decimals as the error deserves."""
-    places = decimals(error)
-    return f"{signed_text(value, places) if signed else plain(value, places)} ± {error:.{places}f}"
+def with_error(mean: Mean, places: int, *, signed: bool = False) -> str:
+    """`0.722 ± 0.021`, where a line may break before the sign, not after."""
+    value = signed_text(mean.value, places) if signed else plain(mean.value, places)
+    return f"{value} ±\N{NO-BREAK SPACE}{mean.error:.{places}f}"
 
 
 def plain(value: float, places: int) -> str:

@@ -15,6 +15,7 @@ from flowrl.report.verdict import verdict
 
 HERE = Path(__file__).parent
 NAME = "report.html"
+ALARM = ("iteration", "since", "name", "what", "cause", "remedy", "action")
 
 
 def write(folder: Path, output: Path | None = None) -> Path:
@@ -56,7 +57,7 @@ def _context(data: RunData) -> dict[str, Any]:
         "folder": data.folder.name,
         "facts": _facts(data),
         "verdict": verdict(data),
-        "alarms": data.alarms,
+        "alarms": [{name: _word(alarm.get(name)) for name in ALARM} for alarm in data.alarms],
         "resumes": data.resumes,
         "notes": data.notes,
         "rewards": panels.rewards(data, on),
@@ -125,3 +126,7 @@ def _flat(run: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append((str(name), ", ".join(map(str, value)) if isinstance(value, list) else value))
     rows += [("command", run["command"])] if "command" in run else []
     return [(name, str(value)) for name, value in rows if value not in ("", None)]
+
+
+def _word(value: Any) -> str:
+    return "" if value is None else str(value)

@@ -30,7 +30,7 @@ class Axis:
         return value is not None and (not self.log or value > 0)
 
 
-def axis(values: Iterable[float], size: float, *, zero: bool = False, log: bool = False, number: int = 4) -> Axis:
+def axis(values: Iterable[float], size: float, *, zero: bool = False, log: bool = False, number: int = 5) -> Axis:
     """An axis around the values with about `number` ticks; log where asked for and the values span a decade."""
     known = list(values)
     positive = [v for v in known if v > 0]
@@ -56,10 +56,10 @@ def iterations(last: int, size: float) -> Axis:
 
 
 def _step(span: float, number: int) -> float:
-    """The round step, 1, 2 or 5 times a power of ten, that cuts a span into about `number`."""
+    """The round step, 1, 2 or 5 times a power of ten, that cuts a span into about `number` (at most 4/3 of it)."""
     raw = span / number
     power = 10.0 ** math.floor(math.log10(raw))
-    return next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    return next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.75)
 
 
 def _ticks(low: float, high: float, number: int) -> tuple[tuple[float, str], ...]:
@@ -94,7 +94,7 @@ def _log_axis(low: float, high: float, size: float) -> Axis:
 
 
 def _power(value: float) -> str:
-    return f"{value:g}" if 1e-3 <= value < 1e4 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    return f"{value:g}" if 1e-3 <= value < 1e4 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("-", MINUS)
 
 
 def smooth(values: Sequence[float | None], window: int) -> list[float | None]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import hypot
 
 from flowrl.report import evaluations
-from flowrl.report.numerals import Mean, duration, mean, plain, with_error
+from flowrl.report.numerals import Mean, decimals, duration, mean, plain, with_error
 from flowrl.report.read import Evaluated, RunData
 
 SHOWN_FROM = 2.0  # standard errors
@@ -79,8 +79,14 @@ def _row(
     change = evaluations.paired_change(before, after, mix)
     if change is None:  # no prompt in common
         change = Mean(new.value - old.value, hypot(old.error, new.error), min(old.number, new.number))
-    text = with_error(change.value, change.error, signed=True)
-    return Row(name, trained, kind, str(old), str(new), text, _direction(change), new.number)
+    return _shown(name, trained, kind, old, new, change)
+
+
+def _shown(name: str, trained: bool, kind: str | None, old: Mean, new: Mean, change: Mean) -> Row:
+    places = decimals(old, new, change)
+    before, after = with_error(old, places), with_error(new, places)
+    text = with_error(change, places, signed=True)
+    return Row(name, trained, kind, before, after, text, _direction(change), new.number)
 
 
 def _of_kind(e: Evaluated, kind: str | None) -> Evaluated:
@@ -101,11 +107,10 @@ def _row_of_means(data: RunData, name: str) -> Row:
     known = [Mean(v, e or 0.0, 0) for v, e in values if v is not None]
     trained = data.weights.get(name, 1.0) != 0
     if len(known) < 2:
-        only = str(known[0]) if known else "not scored"
+        only = with_error(known[0], decimals(known[0])) if known else "not scored"
         return Row(name, trained, None, only, "", "", "unknown", 0)
     change = Mean(known[-1].value - known[0].value, hypot(known[0].error, known[-1].error), 0)
-    text = with_error(change.value, change.error, signed=True)
-    return Row(name, trained, None, str(known[0]), str(known[-1]), text, _direction(change), 0)
+    return _shown(name, trained, None, known[0], known[-1], change)
 
 
 def _held(data: RunData, name: str, what: str) -> list[tuple[int, float | None]]:
