@@ -51,6 +51,11 @@ def scores_of(evaluation: Evaluated, index: int) -> dict[str, float | None]:
     return {name: values[index] if index < len(values) else None for name, values in evaluation.scores.items()}
 
 
+def mean_total(evaluation: Evaluated, weights: dict[str, float]) -> Mean | None:
+    """The mean over prompts of a weighted sum of rewards."""
+    return mean([total(scores_of(evaluation, i), weights) for i in range(len(evaluation.prompts))])
+
+
 def positions(evaluation: Evaluated) -> dict[str, int]:
     """Prompt id -> its index, of the first where several have one id."""
     found: dict[str, int] = {}

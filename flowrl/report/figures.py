@@ -13,6 +13,7 @@ from flowrl.report.numerals import compact
 from flowrl.report.scales import Axis
 
 WIDTH, HEIGHT = 1000.0, 400.0
+CROWD = 20  # dots; more are drawn smaller
 DRAWN = 600  # points of a curve that are drawn at most
 TOLD = 1000  # and that can be pointed at
 
@@ -50,6 +51,7 @@ class Drawn:
     dots: str = ""
     area: str = ""
     hollow: bool = False
+    many: bool = False
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,8 @@ def _drawn(curve: Curve, x: Axis, y: Axis) -> Drawn:
     line = scales.path(scales.thin(curve.points, DRAWN), x, y)
     if curve.dots:
         dots = "".join(scales.path([p], x, y) for p in curve.points)
-        return Drawn(curve.label, curve.colour, line, "", _bars(curve, x, y), dots, hollow=curve.hollow)
+        many = len(curve.points) > CROWD
+        return Drawn(curve.label, curve.colour, line, "", _bars(curve, x, y), dots, hollow=curve.hollow, many=many)
     smooth = _smoothed(curve)
     course = scales.path(scales.thin(smooth, DRAWN), x, y) if smooth else ""
     return Drawn(curve.label, curve.colour, line, course)

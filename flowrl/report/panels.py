@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from flowrl.report.evaluations import by_kind
+from flowrl.report.evaluations import by_kind, mean_total
 from flowrl.report.figures import Chart, Curve, Event, Frame, draw, stack
 from flowrl.report.glossary import METRICS, meaning
 from flowrl.report.numerals import duration
-from flowrl.report.read import RunData, number
+from flowrl.report.read import Points, RunData, number
 
 TRAIN, HELD, WITNESS = 1, 2, 4  # colours
 PHASES = {"time_rollout": ("rollout", 1), "time_score": ("scoring", 5), "time_train": ("training", 3)}
@@ -50,6 +50,15 @@ class Part:
     text: str
 
 
+@dataclass(frozen=True)
+class ByKind:
+    """A reward's charts, one a kind of prompt."""
+
+    reward: str
+    witness: bool
+    charts: list[Chart]
+
+
 def frame(data: RunData) -> Frame:
     """The x axis of all charts, with alarms and resumes on it."""
     alarms = [Event(a["iteration"], "alarm", f"alarm: {a.get('name', '?')}") for a in data.alarms]
@@ -67,11 +76,10 @@ def rewards(data: RunData, on: Frame) -> list[Chart]:
         names = ["total", *names]
     charts = []
     for name in names:
-        held = data.points(f"{name}/mean", "heldout")
-        errors = dict(data.points(f"{name}/error", "heldout"))
+        held, errors = _held(data, name)
         curves = [
             Curve("train", data.points(f"reward/{name}/mean"), TRAIN),
-            Curve("held-out", held, HELD, dots=True, errors=[errors.get(i) for i, _ in held]),
+            Curve("held-out", held, HELD, dots=True, errors=errors),
         ]
         title = "Weighted sum of the trained rewards" if name == "total" else name
         witness = data.weights.get(name, 1.0) == 0 and name != "total"
@@ -80,21 +88,21 @@ def rewards(data: RunData, on: Frame) -> list[Chart]:
     return [c for c in charts if c is not None]
 
 
-def kinds(data: RunData, on: Frame, most: int = 12) -> list[Chart]:
-    """A chart a kind of prompt, held-out means over the evaluations, all on one scale."""
-    found, charts = by_kind(data), []
-    parts = [m for rewards in found.values() for means in rewards.values() for _, m in means]
-    ends = [m.value - m.error for m in parts] + [m.value + m.error for m in parts]
-    for kind, means in list(found.items())[:most] if len(found) > 1 else ():
-        curves = []
-        for name in sorted(means, key=lambda n: data.weights.get(n, 1.0) == 0):
-            witness = data.weights.get(name, 1.0) == 0
-            points, errors = [(i, m.value) for i, m in means[name]], [m.error for _, m in means[name]]
-            label = f"{name} (witness)" if witness else name
-            curves.append(Curve(label, points, WITNESS if witness else HELD, dots=True, hollow=witness, errors=errors))
-        count = next(iter(means.values()))[-1][1].number
-        charts.append(draw(on, kind, curves, hint=f"held-out prompts of this kind: {count}", also=ends))
-    return [c for c in charts if c is not None]
+def kinds(data: RunData, on: Frame, most: int = 12) -> list[ByKind]:
+    """For each reward a chart a kind of prompt: held-out means over the evaluations, on one scale."""
+    found, rows = by_kind(data), []
+    for name in data.rewards if len(found) > 1 else ():
+        courses = {kind: means[name] for kind, means in list(found.items())[:most] if name in means}
+        ends = [m.value + side * m.error for means in courses.values() for _, m in means for side in (-1, 1)]
+        witness = data.weights.get(name, 1.0) == 0
+        charts = []
+        for kind, means in courses.items():
+            points, errors = [(i, m.value) for i, m in means], [m.error for _, m in means]
+            curve = Curve(name, points, WITNESS if witness else HELD, dots=True, hollow=witness, errors=errors)
+            hint = f"{name} on the {means[-1][1].number} held-out prompts of this kind"
+            charts.append(draw(on, kind, [curve], hint=hint, also=ends))
+        rows.append(ByKind(name, witness, [c for c in charts if c is not None]))
+    return rows
 
 
 def learning(data: RunData, on: Frame) -> list[Chart]:
@@ -146,6 +154,16 @@ def shares(data: RunData) -> list[Part]:
         spent.append(("rest", 6, max(0.0, data.seconds - known)))
     whole = sum(seconds for *_, seconds in spent)
     return [Part(label, c, s / whole * 100, duration(s)) for label, c, s in spent if whole and s / whole >= 0.001]
+
+
+def _held(data: RunData, name: str) -> tuple[Points, list[float | None]]:
+    """Held-out means of a reward and their errors; of "total", from the scores of each evaluation."""
+    if name == "total":
+        means = [(e.iteration, m) for e in data.evaluations if (m := mean_total(e, data.weights)) is not None]
+        return [(i, m.value) for i, m in means], [m.error for _, m in means]
+    errors = dict(data.points(f"{name}/error", "heldout"))
+    held = data.points(f"{name}/mean", "heldout")
+    return held, [errors.get(i) for i, _ in held]
 
 
 def _panel(data: RunData, on: Frame, panel: Panel) -> Chart | None:

@@ -100,14 +100,26 @@ def _power(value: float) -> str:
 def smooth(values: Sequence[float | None], window: int) -> list[float | None]:
     """The mean of the known values within a window around each; None where the value itself is None.
 
-    window is odd; it shrinks evenly on both sides at the ends, so that a straight line stays one.
+    window is odd. Nearer to an end than half of it the line that fits the outermost window goes on, so that the course
+    neither lags nor ends in the noise of the last few values (a Savitzky-Golay filter of first order).
     """
+    reach, size = min(window, len(values)) // 2, min(window, len(values))
     result: list[float | None] = []
     for i, value in enumerate(values):
-        reach = min(window // 2, i, len(values) - 1 - i)
-        near = [v for v in values[i - reach : i + reach + 1] if v is not None]
-        result.append(sum(near) / len(near) if value is not None else None)
+        start = min(max(i - reach, 0), len(values) - size)
+        near = [(k - i, v) for k in range(start, start + size) if (v := values[k]) is not None]
+        result.append(None if value is None else _level(near, inside=start == i - reach))
     return result
+
+
+def _level(near: Sequence[tuple[int, float]], *, inside: bool) -> float:
+    """The mean of the values, or away from a window's centre the height at 0 of the line through (offset, value)."""
+    height = sum(v for _, v in near) / len(near)
+    if inside:
+        return height
+    centre = sum(k for k, _ in near) / len(near)
+    spread = sum((k - centre) ** 2 for k, _ in near)
+    return height - centre * sum((k - centre) * v for k, v in near) / spread if spread else height
 
 
 def window_of(number: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import hypot
 
 from flowrl.report import evaluations
-from flowrl.report.numerals import Mean, decimals, duration, mean, plain, with_error
+from flowrl.report.numerals import Mean, decimals, duration, plain, with_error
 from flowrl.report.read import Evaluated, RunData
 
 SHOWN_FROM = 2.0  # standard errors
@@ -73,7 +73,7 @@ def _row(
     name: str, trained: bool, kind: str | None, ends: tuple[Evaluated, Evaluated], mix: dict[str, float]
 ) -> Row | None:
     before, after = (_of_kind(e, kind) for e in ends)
-    old, new = _mean_of(before, mix), _mean_of(after, mix)
+    old, new = evaluations.mean_total(before, mix), evaluations.mean_total(after, mix)
     if old is None or new is None:
         return None
     change = evaluations.paired_change(before, after, mix)
@@ -95,10 +95,6 @@ def _of_kind(e: Evaluated, kind: str | None) -> Evaluated:
     at = [i for i, prompt in enumerate(e.prompts) if prompt["kind"] == kind]
     scores = {n: [v[i] for i in at if i < len(v)] for n, v in e.scores.items()}
     return Evaluated(e.iteration, [e.prompts[i] for i in at], scores, [], [])
-
-
-def _mean_of(e: Evaluated, mix: dict[str, float]) -> Mean | None:
-    return mean([evaluations.total(evaluations.scores_of(e, i), mix) for i in range(len(e.prompts))])
 
 
 def _row_of_means(data: RunData, name: str) -> Row:
@@ -129,10 +125,10 @@ def _headline(data: RunData, rows: list[Row]) -> tuple[str, str]:
     row = next((r for r in rows if r.trained and r.kind is None), None)
     if row is None or not row.change:
         return _without_comparison(data, row), "unknown"
-    name = "the weighted sum of the trained rewards" if row.name == "total" else row.name
+    name = "The held-out weighted sum of the trained rewards" if row.name == "total" else f"Held-out {row.name}"
     prompts = f" on {row.number:,} prompts" if row.number else ""
     verb = {"up": "rose", "down": "fell"}.get(row.direction, "went")
-    text = f"Held-out {name} {verb} from {row.before} to {row.after}{prompts}"
+    text = f"{name} {verb} from {row.before} to {row.after}{prompts}"
     if row.direction == "same":
         text += f": a change of {row.change}, inside the error bars, so no change is shown."
     elif row.direction == "unknown":
@@ -161,6 +157,8 @@ def _state(data: RunData) -> str:
     took = duration(data.seconds)
     if data.finished:
         return f"{data.last:,} iterations in {took}."
+    if data.planned and data.last >= data.planned:
+        return f"All {data.last:,} iterations are done, after {took}; the run itself has not ended."
     of = f" of {data.planned:,}" if data.planned else ""
     evaluated = [row["iteration"] for row in data.heldout]
     held = f"; the last evaluation is that of iteration {evaluated[-1]:,}" if evaluated else ""

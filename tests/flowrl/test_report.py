@@ -96,7 +96,7 @@ def test_several_trained_rewards_are_summed_by_their_weights(tmp_path):
     data = read(make(tmp_path / "r", LOW, HIGH, rewards=rewards))
     total = [2 * a - b for a, b in zip(LOW["fit"], LOW["taste"], strict=True)]
     words = Page(render(data)).words()
-    assert f"Held-out the weighted sum of the trained rewards rose from −{-np.mean(total):.3f}" in words
+    assert f"The held-out weighted sum of the trained rewards rose from −{-np.mean(total):.3f}" in words
 
 
 def test_pairs_go_from_the_largest_gain_to_the_largest_loss(tmp_path):

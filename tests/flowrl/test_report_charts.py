@@ -7,6 +7,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.signal import savgol_filter
 
 from flowrl.report import scales
 from flowrl.report.figures import HEIGHT, WIDTH, Curve, Event, Frame, draw, stack
@@ -71,8 +72,11 @@ def test_thinning_leaves_gaps():
 def test_smoothing_keeps_lines_and_means():
     line = [2.0 * i for i in range(50)]
     assert scales.smooth(line, 7) == pytest.approx(line)
-    assert scales.smooth([0.0, 3.0, 0.0, 3.0], 3) == [0.0, 1.0, 2.0, 3.0]
+    noisy = [random.Random(i).gauss(0, 1) for i in range(40)]
+    assert scales.smooth(noisy, 9) == pytest.approx(savgol_filter(noisy, 9, 1))
+    assert scales.smooth([0.0, 3.0, 0.0, 3.0], 3) == pytest.approx([1.0, 1.0, 2.0, 2.0])
     assert scales.smooth([1.0, None, 3.0], 3) == [1.0, None, 3.0]
+    assert scales.smooth([4.0], 5) == [4.0] and scales.smooth([], 5) == []
     assert [scales.window_of(n) for n in (5, 19, 80, 1000)] == [1, 1, 5, 63]
 
 
