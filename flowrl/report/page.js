@@ -1,5 +1,9 @@
 // The values under the pointer, or under the arrow keys. Without this script the charts say the same, less exactly.
-const text = (value) => value === null || value === undefined ? "not finite" : String(Number(value.toPrecision(4)));
+function text(value, digits = 4) {
+  if (value === null || value === undefined) return "not finite";
+  const small = value !== 0 && Math.abs(value) < 1e-3;
+  return (small ? value.toExponential(digits - 2) : String(Number(value.toPrecision(digits)))).replace(/-/g, "\u2212");
+}
 
 function nearest(xs, at) {
   let best = 0;
@@ -10,7 +14,7 @@ function nearest(xs, at) {
 function line(tip, curve, i, same) {
   const row = document.createElement("div"), swatch = document.createElement("i"), value = document.createElement("b");
   swatch.className = "swatch c" + curve.colour;
-  value.textContent = text(curve.y[i]) + (curve.e && curve.e[i] != null ? " ± " + text(curve.e[i]) : "");
+  value.textContent = text(curve.y[i]) + (curve.e && curve.e[i] != null ? " ± " + text(curve.e[i], 2) : "");
   row.append(swatch, curve.label + " ", value);
   const more = [];
   if (curve.s && curve.s[i] !== null) more.push("smoothed " + text(curve.s[i]));
@@ -38,8 +42,8 @@ for (const chart of document.querySelectorAll("figure.chart")) {
     }
     cursor.style.left = share * 100 + "%";
     cursor.hidden = tip.hidden = false;
-    const room = box.clientWidth, wide = tip.offsetWidth, place = share * room;
-    tip.style.left = Math.max(-40, place + 12 + wide > room ? place - wide - 12 : place + 12) + "px";
+    const room = box.clientWidth, wide = tip.offsetWidth;
+    tip.style.left = Math.max(-box.offsetLeft, Math.min(room - wide, share * room - wide / 2)) + "px";
   }
   function hide() { cursor.hidden = tip.hidden = true; }
 

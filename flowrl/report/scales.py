@@ -1,5 +1,6 @@
 """From values to a drawing: axes with round ticks, thinning that keeps every outlier, smoothing without a lag."""
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -103,23 +104,29 @@ def smooth(values: Sequence[float | None], window: int) -> list[float | None]:
     window is odd. Nearer to an end than half of it the line that fits the outermost window goes on, so that the course
     neither lags nor ends in the noise of the last few values (a Savitzky-Golay filter of first order).
     """
-    reach, size = min(window, len(values)) // 2, min(window, len(values))
-    result: list[float | None] = []
-    for i, value in enumerate(values):
-        start = min(max(i - reach, 0), len(values) - size)
-        near = [(k - i, v) for k in range(start, start + size) if (v := values[k]) is not None]
-        result.append(None if value is None else _level(near, inside=start == i - reach))
+    reach = max(0, min(window, len(values)) - 1) // 2
+    flat = [0.0 if v is None else v for v in values]
+    known = list(itertools.accumulate((v is not None for v in values), initial=0))
+    result: list[float | None] = [None] * len(values)
+    for i in range(reach, len(values) - reach):
+        if values[i] is not None:
+            low, high = i - reach, i + reach + 1
+            result[i] = sum(flat[low:high]) / (known[high] - known[low])
+    for end in (range(2 * reach + 1), range(len(values) - 2 * reach - 1, len(values))) if reach else ():
+        line = _line([(i, v) for i in end if (v := values[i]) is not None])
+        for i in (*end[:reach], *end[-reach:]):
+            if result[i] is None and values[i] is not None:
+                result[i] = line[0] + line[1] * i
     return result
 
 
-def _level(near: Sequence[tuple[int, float]], *, inside: bool) -> float:
-    """The mean of the values, or away from a window's centre the height at 0 of the line through (offset, value)."""
-    height = sum(v for _, v in near) / len(near)
-    if inside:
-        return height
-    centre = sum(k for k, _ in near) / len(near)
-    spread = sum((k - centre) ** 2 for k, _ in near)
-    return height - centre * sum((k - centre) * v for k, v in near) / spread if spread else height
+def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """(height at 0, slope) of the line closest to the points; level where one point or none says how it slopes."""
+    number = max(len(points), 1)
+    x, y = sum(p[0] for p in points) / number, sum(p[1] for p in points) / number
+    spread = sum((p[0] - x) ** 2 for p in points)
+    slope = sum((p[0] - x) * (p[1] - y) for p in points) / spread if spread else 0.0
+    return y - slope * x, slope
 
 
 def window_of(number: int) -> int:
