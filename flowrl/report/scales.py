@@ -39,7 +39,7 @@ def axis(values: Iterable[float], size: float, *, zero: bool = False, log: bool 
         return _log_axis(min(positive), max(positive), size)
     low, high = min(known, default=0.0), max(known, default=1.0)
     low, high = (min(low, 0.0), max(high, 0.0)) if zero else (low, high)
-    if high - low <= 1e-12 * max(abs(high), abs(low)):
+    if high - low <= max(1e-9 * max(abs(high), abs(low)), 1e-300):  # no spread that a reader could tell apart
         room = abs(high) * 0.1 or 1.0
         low, high = (0.0 if zero and low >= 0 else low - room), high + room
     else:

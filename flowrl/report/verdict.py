@@ -135,7 +135,7 @@ def _headline(data: RunData, rows: list[Row]) -> tuple[str, str]:
         text += ": one prompt says nothing of the error, so no change is shown."
     else:
         text += f", a change of {row.change}."
-    return text, row.direction
+    return text.replace(" ±", "\N{NO-BREAK SPACE}±"), row.direction
 
 
 def _without_comparison(data: RunData, row: Row | None) -> str:
