@@ -15,6 +15,7 @@ class Mean(NamedTuple):
     error: float
     number: int
 
+
 def mean(values: Sequence[float | None]) -> Mean | None:
     """The mean of the known values with its standard error; None where none is known."""
     known = [v for v in values if v is not None]

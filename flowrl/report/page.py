@@ -101,7 +101,9 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
         facts.append(("Learns", "all weights"))
     if {"prompts", "group"} <= set(train):
         facts.append(("An iteration", f"{train['prompts']} prompts × {train['group']} samples"))
-    facts.append(("Iterations", f"{data.last:,}" + (f" of {data.planned:,}" if not data.finished and data.planned else "")))
+    facts.append(
+        ("Iterations", f"{data.last:,}" + (f" of {data.planned:,}" if not data.finished and data.planned else ""))
+    )
     facts.append(("Time", numerals.duration(data.seconds)))
     facts.append(("Seed", recipe.get("seed")))
     starts = [s for s in sequence(data.run.get("starts")) if isinstance(s, dict)]

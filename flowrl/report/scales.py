@@ -95,7 +95,11 @@ def _log_axis(low: float, high: float, size: float) -> Axis:
 
 
 def _power(value: float) -> str:
-    return f"{value:g}" if 1e-3 <= value < 1e4 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("-", MINUS)
+    return (
+        f"{value:g}"
+        if 1e-3 <= value < 1e4
+        else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("-", MINUS)
+    )
 
 
 def smooth(values: Sequence[float | None], window: int) -> list[float | None]:

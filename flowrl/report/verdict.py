@@ -140,7 +140,9 @@ def _headline(data: RunData, rows: list[Row]) -> tuple[str, str]:
 
 def _without_comparison(data: RunData, row: Row | None) -> str:
     if row is not None:
-        return f"Held-out {row.name} is {row.before} in the only evaluation so far; there is nothing to compare it with."
+        return (
+            f"Held-out {row.name} is {row.before} in the only evaluation so far; there is nothing to compare it with."
+        )
     points = [v for _, v in data.points("reward/total/mean") if v is not None]
     if not points:
         return "Nothing has been measured yet."
@@ -174,4 +176,3 @@ def _warning(rows: list[Row]) -> str:
     if not fell:
         return ""
     return f"At the same time a witness fell: {', '.join(fell)}. Look at the pictures before you trust the reward."
-

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from report_support import evaluation, held_row, jsonl, make, train_row
 
 from flowrl import cli
 from flowrl.names import UserError
 from flowrl.report.page import render, write
 from flowrl.report.read import read
+from report_support import evaluation, held_row, jsonl, make, train_row
 
 LOW = {"fit": [0.0, 0.1, 0.2, 0.3, 0.0, 0.1], "taste": [1.0, 0.9, 1.0, 0.9, 1.0, 0.9]}
 HIGH = {"fit": [0.5, 0.7, 0.6, 0.9, 0.5, 0.0], "taste": [1.0, 0.9, 1.0, 0.9, 1.0, 0.9]}
@@ -130,7 +130,9 @@ def test_hostile_text_stays_text(tmp_path):
     for i in (0, 4):
         evaluation(folder, i, {**LOW, EVIL: LOW["fit"]}, prompts=prompts)
     evaluation(folder, 8, {**HIGH, EVIL: HIGH["fit"]}, texts=[EVIL] * 6, prompts=prompts)
-    jsonl(folder / "metrics.jsonl", [train_row(i, **{f"reward/{EVIL}/mean": 0.5, f"samples/{EVIL}": 1.0}) for i in (1, 2)])
+    jsonl(
+        folder / "metrics.jsonl", [train_row(i, **{f"reward/{EVIL}/mean": 0.5, f"samples/{EVIL}": 1.0}) for i in (1, 2)]
+    )
     alarm = {"iteration": 1, **dict.fromkeys(("name", "what", "cause", "remedy", "action", "since"), EVIL)}
     jsonl(folder / "alarms.jsonl", [alarm])
     start = {"time": EVIL, "from_iteration": 1, "changed": {EVIL: EVIL}}
@@ -261,7 +263,9 @@ def test_a_thousand_iterations_stay_small(tmp_path):
     """24 noisy 512 x 512 pictures at each of 50 evaluations: the worst that pictures can be to a codec."""
     folder = make(tmp_path / "r", LOW, HIGH)
     rng = np.random.default_rng(0)
-    jsonl(folder / "metrics.jsonl", [train_row(i, **{f"samples/{k}": i * 1.1 for k in "abcdef"}) for i in range(1, 1001)])
+    jsonl(
+        folder / "metrics.jsonl", [train_row(i, **{f"samples/{k}": i * 1.1 for k in "abcdef"}) for i in range(1, 1001)]
+    )
     scores = {name: (values * 4)[:24] for name, values in LOW.items()}
     noise = rng.integers(0, 256, (512, 512, 3), dtype=np.uint8)
     pictures = [f"heldout/{k:03d}.png" for k in range(24)]
@@ -292,7 +296,13 @@ def test_every_metric_of_a_run_has_a_chart_and_a_meaning(tmp_path):
 
 def test_time_is_divided_among_the_phases(tmp_path):
     words = page_of(make(tmp_path / "r", LOW, HIGH)).words()  # 8 x (2 + 0.5 + 1.5) + 3 x 4 of 50 s
-    for part in ("rollout 32 % 16 s", "scoring 8 % 4.0 s", "training 24 % 12 s", "evaluation 24 % 12 s", "rest 12 % 6.0 s"):
+    for part in (
+        "rollout 32 % 16 s",
+        "scoring 8 % 4.0 s",
+        "training 24 % 12 s",
+        "evaluation 24 % 12 s",
+        "rest 12 % 6.0 s",
+    ):
         assert part in words
 
 
@@ -312,7 +322,10 @@ def test_the_command_refuses_what_is_no_run_in_one_line(what, tmp_path, capsys, 
 
 def test_the_command_writes_where_it_is_told(tmp_path, capsys, monkeypatch):
     folder = make(tmp_path / "r", LOW, HIGH)
-    for arguments, path in (([], folder / "report.html"), (["--output", str(tmp_path / "o.html")], tmp_path / "o.html")):
+    for arguments, path in (
+        ([], folder / "report.html"),
+        (["--output", str(tmp_path / "o.html")], tmp_path / "o.html"),
+    ):
         monkeypatch.setattr("sys.argv", ["flowrl", "report", str(folder), *arguments])
         with pytest.raises(SystemExit) as end:
             cli.main()

@@ -5,7 +5,7 @@ import random
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import savgol_filter
 
@@ -40,6 +40,7 @@ def test_a_log_axis_has_equal_room_for_a_decade_and_none_for_zero():
     assert not scales.axis([1.0, 2.0], 400, log=True).log  # within a decade a log axis shows nothing more
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.booleans())
 def test_ticks_are_few_inside_and_say_their_value(values, zero):
     axis = scales.axis(values, 400, zero=zero)
@@ -113,7 +114,9 @@ def test_stacked_areas_add_up():
 def test_numbers_as_people_read_them():
     assert mean([1.0, None, 3.0]) == Mean(2.0, 1.0, 2) and mean([None]) is None
     old, new = Mean(0.7590416, 0.0563174, 40), Mean(21.5, 0.11, 40)
-    assert with_error(old, decimals(old)) == "0.759 ±\u00a00.056" and with_error(new, decimals(new)) == "21.50 ±\u00a00.11"
+    assert (
+        with_error(old, decimals(old)) == "0.759 ±\u00a00.056" and with_error(new, decimals(new)) == "21.50 ±\u00a00.11"
+    )
     assert with_error(Mean(-0.0474, 0.0406, 40), 3, signed=True) == "−0.047 ±\u00a00.041"
     assert (plain(-0.0001, 2), signed_text(0.0001, 2), signed_text(0.5, 2)) == ("0.00", "0.00", "+0.50")
     assert (compact(1.5e-7), compact(0.25), compact(-3.0)) == ("1.5e−7", "0.25", "−3")
