@@ -1,4 +1,4 @@
-"""The command line: `flowrl run | eval | sample | list | world`, each a file of flowrl/commands."""
+"""The command line: `flowrl run | eval | sample | report | list | world`, each a file of flowrl/commands."""
 
 import sys
 from typing import Annotated
@@ -9,6 +9,7 @@ from flowrl import __version__
 from flowrl.commands import world
 from flowrl.commands.evaluate import evaluate_command
 from flowrl.commands.listing import list_command
+from flowrl.commands.report import report
 from flowrl.commands.sample import sample
 from flowrl.commands.train import run
 from flowrl.names import UserError
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command()(run)
 app.command("eval")(evaluate_command)
 app.command()(sample)
+app.command()(report)
 app.command("list")(list_command)
 app.add_typer(world.app, name="world")
 

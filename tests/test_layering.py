@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/build.py": {"flowrl"},
     "flowrl/loop.py": {"flowrl"},
     "flowrl/run.py": {"flowrl"},
+    "flowrl/report": {"flowrl.report", "flowrl.__version__"} | LIGHT,
     "flowrl/commands": {"flowrl"},
     "flowrl/cli.py": {"flowrl"},
 }
@@ -67,6 +68,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "flowrl/symptoms.py": set(),
     "flowrl/watch.py": set(),
     "flowrl/scoring.py": {"torch"},
+    "flowrl/report": {"jinja2", "yaml", "PIL"},  # a page is made without torch
     "flowrl/recipe": {"pydantic", "yaml"},  # a recipe is refused before torch is loaded
 }
 # file or folder -> third parties that it may import inside functions only

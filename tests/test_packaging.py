@@ -37,8 +37,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_packages_and_recipes_are_in_it(wheel: Path):
     modules = [p for package in ("flowrl", "samplers", "reward_models") for p in (ROOT / package).rglob("*.py")]
     recipes = [*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "recipes" / "prompts").iterdir()]
-    assert len(modules) > 40 and len(recipes) >= 9
-    for path in modules + recipes:
+    page = [*(ROOT / "flowrl" / "report").glob("*.[hcj]*")]  # the report's template, style and script
+    assert len(modules) > 40 and len(recipes) >= 9 and len(page) == 4
+    for path in modules + recipes + page:
         assert (wheel / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
     top = {p.name for p in wheel.iterdir() if p.suffix != ".dist-info"}
     assert top == {"flowrl", "samplers", "reward_models", "recipes"}  # neither tests nor benchmarks

@@ -1,0 +1,246 @@
+"""Charts as numbers for the template: paths in a box of 1000 x 400, ticks and events in percent of it.
+
+The box is stretched to its place on the page while lines keep their width and labels, which are text beside it, their
+size: the same chart serves a phone and a desk.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flowrl.report import scales
+from flowrl.report.numerals import compact
+from flowrl.report.scales import Axis
+
+WIDTH, HEIGHT = 1000.0, 400.0
+CROWD = 20  # dots; more are drawn smaller
+DRAWN = 600  # points of a curve that are drawn at most
+TOLD = 1000  # and that can be pointed at
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What is to be drawn: (iteration, value) points, joined; with dots (and error bars) where each is a measurement."""
+
+    label: str
+    points: Sequence[tuple[float, float | None]]
+    colour: int = 1
+    dots: bool = False
+    hollow: bool = False
+    errors: Sequence[float | None] = ()
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened at an iteration: an `alarm` or a `resume`."""
+
+    iteration: int
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A curve as SVG path data: the values themselves, their smoothed course, error bars."""
+
+    label: str
+    colour: int
+    raw: str = ""
+    smoothed: str = ""
+    bars: str = ""
+    dots: str = ""
+    area: str = ""
+    hollow: bool = False
+    many: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart, ready for the template. x_ticks, y_ticks: (percent from the left or the top, text)."""
+
+    title: str
+    hint: str
+    badge: str
+    last: str
+    note: str
+    alt: str
+    drawn: list[Drawn]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    events: list[tuple[float, str, str]]
+    window: int
+    data: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What all charts of a page share: the last iteration and what happened on the way."""
+
+    last: int
+    events: Sequence[Event] = ()
+
+    @property
+    def x(self) -> Axis:
+        """The axis of iterations."""
+        return scales.iterations(self.last, WIDTH)
+
+
+def draw(
+    frame: Frame,
+    title: str,
+    curves: Sequence[Curve],
+    *,
+    hint: str = "",
+    badge: str = "",
+    log: bool = False,
+    zero: bool = False,
+    also: Iterable[float] = (),
+) -> Chart | None:
+    """A chart of curves; None where none of them has a value.
+
+    log: on a logarithmic axis if the values span a decade. zero: the axis begins at 0. also: values that the axis
+    holds beside the curves' own, so that several charts share one.
+    """
+    curves = [c for c in curves if any(v is not None for _, v in c.points)]
+    if not curves:
+        return None
+    y = scales.axis([*_extent(curves), *also], HEIGHT, zero=zero, log=log)
+    window = max((scales.window_of(len(c.points)) for c in curves if not c.dots), default=1)
+    return Chart(
+        title=title,
+        hint=hint,
+        badge=badge,
+        last=_last(curves),
+        note=_note(curves, y),
+        alt=f"{title}: " + "; ".join(_in_words(c) for c in curves),
+        drawn=[_drawn(c, frame.x, y) for c in curves],
+        x_ticks=[(value / frame.x.high * 100, text) for value, text in frame.x.ticks],
+        y_ticks=[((1 - y.at(value) / HEIGHT) * 100, text) for value, text in y.ticks],
+        events=placed(frame),
+        window=window,
+        data={"last": frame.x.high, "curves": [_told(c) for c in curves]},
+    )
+
+
+def stack(frame: Frame, title: str, curves: Sequence[Curve], *, hint: str = "") -> Chart | None:
+    """A chart of areas upon each other, smoothed; all curves have the same iterations. None where there are none."""
+    if not curves or not curves[0].points:
+        return None
+    xs = [x for x, _ in curves[0].points]
+    window = scales.window_of(len(xs))
+    smooth = [scales.smooth([v or 0.0 for _, v in c.points], window) for c in curves]
+    step = max(1, len(xs) // (DRAWN // 2))
+    kept = sorted({*range(0, len(xs), step), len(xs) - 1})
+    floor, layers = [0.0] * len(kept), []
+    for column in smooth:
+        top = [low + (column[i] or 0.0) for low, i in zip(floor, kept, strict=True)]
+        layers.append((floor, top))
+        floor = top
+    y = scales.axis(floor, HEIGHT, zero=True)
+    at = [xs[i] for i in kept]
+    areas = [
+        Drawn(c.label, c.colour, area=scales.band(low, top, at, frame.x, y))
+        for c, (low, top) in zip(curves, layers, strict=True)
+    ]
+    return Chart(
+        title=title,
+        hint=hint,
+        badge="",
+        last="",
+        note="seconds",
+        alt=f"{title}, stacked: " + "; ".join(_in_words(c) for c in curves),
+        drawn=areas,
+        x_ticks=[(value / frame.x.high * 100, text) for value, text in frame.x.ticks],
+        y_ticks=[((1 - y.at(value) / HEIGHT) * 100, text) for value, text in y.ticks],
+        events=placed(frame),
+        window=window,
+        data={"last": frame.x.high, "curves": [_told(c) for c in curves]},
+    )
+
+
+def placed(frame: Frame) -> list[tuple[float, str, str]]:
+    """(percent from the left, kind, text) of events, one a kind and iteration."""
+    found: dict[tuple[str, int], str] = {}
+    for event in frame.events:
+        key = event.kind, event.iteration
+        found[key] = f"{found[key]}; {event.text}" if key in found else event.text
+    return [(min(100.0, i / frame.x.high * 100), kind, text) for (kind, i), text in found.items()]
+
+
+def _extent(curves: Sequence[Curve]) -> list[float]:
+    """Every value, and the ends of its error bar."""
+    found = []
+    for curve in curves:
+        found += [v for _, v in curve.points if v is not None]
+        for (_, v), e in zip(curve.points, curve.errors, strict=False):
+            found += [v - e, v + e] if v is not None and e is not None else []
+    return found
+
+
+def _note(curves: Sequence[Curve], y: Axis) -> str:
+    """What the drawing leaves out."""
+    values = [v for c in curves for _, v in c.points]
+    lost, hidden = values.count(None), sum(v is not None and not y.shows(v) for v in values)
+    words = [f"{lost} not finite"] if lost else []
+    return ", ".join(words + (["log, zeros left out" if hidden else "log"] if y.log else []))
+
+
+def _drawn(curve: Curve, x: Axis, y: Axis) -> Drawn:
+    line = scales.path(scales.thin(curve.points, DRAWN), x, y)
+    if curve.dots:
+        dots = "".join(scales.path([p], x, y) for p in curve.points)
+        many = len(curve.points) > CROWD
+        return Drawn(curve.label, curve.colour, line, "", _bars(curve, x, y), dots, hollow=curve.hollow, many=many)
+    smooth = _smoothed(curve)
+    course = scales.path(scales.thin(smooth, DRAWN), x, y) if smooth else ""
+    return Drawn(curve.label, curve.colour, line, course)
+
+
+def _smoothed(curve: Curve) -> list[tuple[float, float | None]]:
+    window = scales.window_of(len(curve.points))
+    values = scales.smooth([v for _, v in curve.points], window)
+    return [] if window == 1 else [(at, v) for (at, _), v in zip(curve.points, values, strict=True)]
+
+
+def _bars(curve: Curve, x: Axis, y: Axis) -> str:
+    ends = []
+    for (at, value), error in zip(curve.points, curve.errors, strict=False):
+        if value is not None and error is not None and y.shows(value - error):
+            ends.append(scales.path([(at, value - error), (at, value + error)], x, y))
+    return "".join(ends)
+
+
+def _told(curve: Curve) -> dict[str, Any]:
+    """A curve's numbers for whoever points at it."""
+    points = scales.thin(curve.points, TOLD)
+    told: dict[str, Any] = {
+        "label": curve.label,
+        "colour": curve.colour,
+        "x": [x for x, _ in points],
+        "y": [_rounded(v) for _, v in points],
+    }
+    if curve.errors:
+        told["e"] = [_rounded(e) for e in curve.errors][: len(points)]
+    if not curve.dots and (smooth := dict(_smoothed(curve))):
+        told["s"] = [_rounded(smooth[x]) for x, _ in points]
+    return told
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
+
+
+def _last(curves: Sequence[Curve]) -> str:
+    """The last value of a chart's only curve."""
+    known = [v for _, v in curves[0].points if v is not None]
+    return compact(known[-1]) if len(curves) == 1 else ""
+
+
+def _in_words(curve: Curve) -> str:
+    known = [(x, v) for x, v in curve.points if v is not None]
+    (x0, first), (x1, last) = known[0], known[-1]
+    low, high = min(v for _, v in known), max(v for _, v in known)
+    return (
+        f"{curve.label} {compact(first)} at iteration {x0:g}, {compact(last)} at iteration {x1:g}, "
+        f"between {compact(low)} and {compact(high)}"
+    )

@@ -1,0 +1,46 @@
+"""What each metric means, in a word or two; the same words stand in the charts' hints and at the page's end."""
+
+METRICS = {
+    "ratio": "probability of a decision under the current policy over that under the policy that sampled it; mean",
+    "log_ratio": "logarithm of the ratio, mean",
+    "replay_gap_max": "largest |log ratio| before the first update, when both policies are the same: numerics alone",
+    "abs_log_ratio_max": "largest |log ratio| of the iteration: how far the policy moved from the one that sampled",
+    "clip_frac": "share of decisions where the clip decides the loss, so that they have no gradient",
+    "outside_frac": "share of decisions with a ratio outside the clip range, whichever branch of the loss decides",
+    "dual_frac": "share of decisions where the upper bound of the loss (dual clip) decides",
+    "approx_kl": "estimated divergence of the updated policy from the one that sampled (k3 estimator)",
+    "kl": "divergence from the reference, the model before training",
+    "loss": "value of the objective; it has no scale of its own and need not fall",
+    "grad_norm": "length of the gradient before clipping, mean over the updates of an iteration",
+    "lr": "learning rate of the last update",
+    "nonfinite_updates": "share of updates left out because a gradient was not finite",
+    "empty_updates": "updates without any sample to learn from",
+    "active_rows": "share of samples with an advantage other than zero: only these are trained on",
+    "groups/zero_variance": "share of prompts whose samples all got the same reward: they teach nothing",
+    "adv/abs_mean": "mean size of the advantages",
+    "time_rollout": "drawing samples",
+    "time_score": "scoring them",
+    "time_train": "computing gradients and updating",
+    "time_eval": "held-out evaluations",
+    "reward/*/mean": "mean reward of an iteration's samples",
+    "reward/*/std": "standard deviation of the reward over an iteration's samples",
+    "reward/*/nan": "share of samples that could not be scored",
+    "samples/*": "statistics of the samples themselves, whatever the reward says",
+}
+
+TERMS = {
+    "held-out": "prompts that training does not draw, each with its own noise, the same at every evaluation",
+    "±": "one standard error over prompts; a change counts as shown beyond two of them, of the paired differences",
+    "witness": "a reward of weight 0: measured, never trained on",
+    "smoothed": "mean over a window centred on the iteration, so that it does not lag; a line fitted at the ends",
+}
+
+
+def meaning(metric: str) -> str:
+    """A metric in words; empty for one that nobody has described."""
+    if metric in METRICS:
+        return METRICS[metric]
+    head, _, tail = metric.rpartition("/")
+    if metric.startswith("reward/"):
+        return METRICS.get(f"reward/*/{tail}", "")
+    return METRICS["samples/*"] if head.startswith("samples") else ""

@@ -1,0 +1,134 @@
+"""report.html: everything that a run's folder holds on one page that stands alone."""
+
+import shlex
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from flowrl import __version__
+from flowrl.report import evaluations, numerals, panels
+from flowrl.report.glossary import METRICS, TERMS
+from flowrl.report.read import RunData, mapping, read, sequence
+from flowrl.report.verdict import verdict
+
+HERE = Path(__file__).parent
+NAME = "report.html"
+ALARM = ("iteration", "since", "name", "what", "cause", "remedy", "action")
+
+
+def write(folder: Path, output: Path | None = None) -> Path:
+    """Writes the page of a run's folder, by default as report.html in it, whole or not at all; returns its path.
+
+    Works on a run under way, a killed one and an old one. Raises UserError where the folder is no run's.
+    """
+    path = output or folder / NAME
+    text = render(read(folder))
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+    return path
+
+
+def render(data: RunData) -> str:
+    """The page as text. Whatever the run's files say is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"score": numerals.score, "signed": lambda v: numerals.signed_text(v, 2)}
+    return environment.get_template("page.html").render(_context(data))
+
+
+def _context(data: RunData) -> dict[str, Any]:
+    on = panels.frame(data)
+    shown = evaluations.gallery(data)
+    counted = {}
+    if len(data.evaluations) > 1:
+        counted = evaluations.tally(data.evaluations[0], data.evaluations[-1], data.weights)
+    return {
+        "version": __version__,
+        "title": title(data),
+        "model": str(data.recipe.get("model", "")),
+        "folder": data.folder.name,
+        "facts": _facts(data),
+        "verdict": verdict(data),
+        "alarms": [{name: _word(alarm.get(name)) for name in ALARM} for alarm in data.alarms],
+        "resumes": data.resumes,
+        "notes": data.notes,
+        "rewards": panels.rewards(data, on),
+        "kinds": panels.kinds(data, on),
+        "gallery": shown,
+        "tally": counted,
+        "witnesses": [n for n, w in data.weights.items() if w == 0],
+        "groups": [
+            ("learning", "Learning", panels.learning(data, on)),
+            ("samples", "The samples themselves", panels.samples(data, on)),
+            ("others", "Other metrics", panels.others(data, on)),
+        ],
+        "times": panels.times(data, on),
+        "shares": panels.shares(data),
+        "recipe": data.recipe_text,
+        "versions": _flat(data.run),
+        "glossary": {**TERMS, **METRICS},
+    }
+
+
+def title(data: RunData) -> str:
+    """The recipe's name, as far as the run says it; else the folder's."""
+    if isinstance(data.run.get("recipe"), str):
+        return Path(data.run["recipe"]).stem
+    try:
+        words = shlex.split(str(data.run.get("command", "")))
+    except ValueError:
+        words = []
+    after = words[words.index("run") + 1 :] if "run" in words else []
+    named = [word for word in after if not word.startswith("-") and "=" not in word]
+    return Path(named[0]).stem if named else data.folder.resolve().name
+
+
+def _facts(data: RunData) -> list[tuple[str, str]]:
+    """What was run, in a few words each; only what is known."""
+    recipe, train = data.recipe, mapping(data.recipe.get("train"))
+    facts = [("Model", recipe.get("model"))]
+    if lora := mapping(recipe.get("lora")):
+        facts.append(("Learns", f"LoRA, rank {lora.get('rank')}"))
+    elif recipe.get("full"):
+        facts.append(("Learns", "all weights"))
+    if {"prompts", "group"} <= set(train):
+        facts.append(("An iteration", f"{train['prompts']} prompts × {train['group']} samples"))
+    facts.append(
+        ("Iterations", f"{data.last:,}" + (f" of {data.planned:,}" if not data.finished and data.planned else ""))
+    )
+    facts.append(("Time", numerals.duration(data.seconds)))
+    facts.append(("Seed", recipe.get("seed")))
+    starts = [s for s in sequence(data.run.get("starts")) if isinstance(s, dict)]
+    facts.append(("Started", _date(starts[0].get("time")) if starts else None))
+    if data.resumes:
+        facts.append(("Resumed", f"{len(data.resumes)} ×"))
+    return [(name, str(value)) for name, value in facts if value is not None]
+
+
+def _date(text: Any) -> str | None:
+    try:
+        return f"{datetime.fromisoformat(str(text)):%Y-%m-%d %H:%M}"
+    except ValueError:
+        return None
+
+
+def _flat(run: dict[str, Any]) -> list[tuple[str, str]]:
+    """Versions and machine as a list of names and values."""
+    rows = [("flowrl", run["flowrl"])] if "flowrl" in run else []
+    for part in ("versions", "machine"):
+        for name, value in mapping(run.get(part)).items():
+            rows.append((str(name), ", ".join(map(str, value)) if isinstance(value, list) else value))
+    rows += [("command", run["command"])] if "command" in run else []
+    return [(name, str(value)) for name, value in rows if value not in ("", None)]
+
+
+def _word(value: Any) -> str:
+    return "" if value is None else str(value)

@@ -1,0 +1,185 @@
+"""Which charts the page has, and what they are drawn from. A metric that no chart names gets one of its own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from flowrl.report.evaluations import by_kind, mean_total
+from flowrl.report.figures import Chart, Curve, Event, Frame, draw, stack
+from flowrl.report.glossary import METRICS, meaning
+from flowrl.report.numerals import duration
+from flowrl.report.read import Points, RunData, number
+
+TRAIN, HELD, WITNESS = 1, 2, 4  # colours
+PHASES = {"time_rollout": ("rollout", 1), "time_score": ("scoring", 5), "time_train": ("training", 3)}
+EVALUATION = ("evaluation", 2)
+MOST_EVENTS = 60
+
+
+class Panel(NamedTuple):
+    """A chart of train metrics: (metric, label) each. dull: left out where all its values are 0."""
+
+    title: str
+    metrics: tuple[tuple[str, str], ...]
+    log: bool = False
+    zero: bool = True
+    dull: bool = False
+
+
+LEARNING = (
+    Panel("Clipped decisions", (("clip_frac", "clipped"), ("outside_frac", "outside"), ("dual_frac", "dual clip"))),
+    Panel("Divergence", (("kl", "from the reference"), ("approx_kl", "from the sampler")), log=True),
+    Panel("Largest |log ratio|", (("abs_log_ratio_max", "iteration"), ("replay_gap_max", "first update")), log=True),
+    Panel("Gradient norm", (("grad_norm", "gradient norm"),), log=True),
+    Panel("Learning rate", (("lr", "learning rate"),)),
+    Panel("Loss", (("loss", "loss"),), zero=False),
+    Panel("Prompts without a spread of rewards", (("groups/zero_variance", "share"),)),
+    Panel("Mean |advantage|", (("adv/abs_mean", "mean"),)),
+    Panel("Samples trained on", (("active_rows", "share"),)),
+    Panel("Lost updates", (("nonfinite_updates", "not finite"), ("empty_updates", "empty")), dull=True),
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A phase's share of the run's time."""
+
+    label: str
+    colour: int
+    percent: float
+    text: str
+
+
+@dataclass(frozen=True)
+class ByKind:
+    """A reward's charts, one a kind of prompt."""
+
+    reward: str
+    witness: bool
+    charts: list[Chart]
+
+
+def frame(data: RunData) -> Frame:
+    """The x axis of all charts, with alarms and resumes on it."""
+    alarms = [Event(a["iteration"], "alarm", f"alarm: {a.get('name', '?')}") for a in data.alarms]
+    resumes = [
+        Event(int(number(s.get("from_iteration")) or 0), "resume", f"resumed, {s.get('time', 'time unknown')}")
+        for s in data.resumes
+    ]
+    return Frame(data.last, [*alarms[:MOST_EVENTS], *resumes[:MOST_EVENTS]])
+
+
+def rewards(data: RunData, on: Frame) -> list[Chart]:
+    """A chart a reward: training samples, and held-out means with their standard errors; trained rewards first."""
+    names = data.rewards
+    if sum(1 for w in data.weights.values() if w) > 1:
+        names = ["total", *names]
+    charts = []
+    for name in names:
+        held, errors = _held(data, name)
+        curves = [
+            Curve("train", data.points(f"reward/{name}/mean"), TRAIN),
+            Curve("held-out", held, HELD, dots=True, errors=errors),
+        ]
+        title = "Weighted sum of the trained rewards" if name == "total" else name
+        witness = data.weights.get(name, 1.0) == 0 and name != "total"
+        hint = "reward: mean over training samples of an iteration; held-out mean with its standard error"
+        charts.append(draw(on, title, curves, hint=hint, badge="witness, not trained" if witness else ""))
+    return [c for c in charts if c is not None]
+
+
+def kinds(data: RunData, on: Frame, most: int = 12) -> list[ByKind]:
+    """For each reward a chart a kind of prompt: held-out means over the evaluations, on one scale."""
+    found, rows = by_kind(data), []
+    for name in data.rewards if len(found) > 1 else ():
+        courses = {kind: means[name] for kind, means in list(found.items())[:most] if name in means}
+        ends = [m.value + side * m.error for means in courses.values() for _, m in means for side in (-1, 1)]
+        witness = data.weights.get(name, 1.0) == 0
+        charts = []
+        for kind, means in courses.items():
+            points, errors = [(i, m.value) for i, m in means], [m.error for _, m in means]
+            curve = Curve(name, points, WITNESS if witness else HELD, dots=True, hollow=witness, errors=errors)
+            hint = f"{name} on the {means[-1][1].number} held-out prompts of this kind"
+            charts.append(draw(on, kind, [curve], hint=hint, also=ends))
+        rows.append(ByKind(name, witness, [c for c in charts if c is not None]))
+    return rows
+
+
+def learning(data: RunData, on: Frame) -> list[Chart]:
+    """Ratio, clipping, divergence, gradients, learning rate, groups, spread of the rewards."""
+    ratio = [(i, None if v is None else v - 1) for i, v in data.points("ratio")]
+    charts = [draw(on, "Mean ratio \N{MINUS SIGN} 1", [Curve("ratio \N{MINUS SIGN} 1", ratio)], hint=METRICS["ratio"])]
+    charts += [_panel(data, on, panel) for panel in LEARNING]
+    for what, title in (("std", "Spread of the reward"), ("nan", "Samples without a score")):
+        charts.append(_panel(data, on, _by_reward(data, what, title)))
+    return [c for c in charts if c is not None]
+
+
+def samples(data: RunData, on: Frame) -> list[Chart]:
+    """Statistics of the samples, in training and held out."""
+    names = dict.fromkeys(n for kind in ("train", "heldout") for n in data.names(kind) if n.startswith("samples/"))
+    charts = []
+    for name in names:
+        curves = [
+            Curve("train", data.points(name), TRAIN),
+            Curve("held-out", data.points(name, "heldout"), HELD, dots=True),
+        ]
+        title = name.removeprefix("samples/").replace("_", " ").replace("/", ", ")
+        charts.append(draw(on, title, curves, hint=meaning(name)))
+    return [c for c in charts if c is not None]
+
+
+def others(data: RunData, on: Frame) -> list[Chart]:
+    """Every metric of training that no other chart shows."""
+    named = {m for panel in LEARNING for m, _ in panel.metrics} | {"ratio", "log_ratio"} | set(PHASES)
+    rest = [n for n in data.names() if n not in named and not n.startswith(("reward/", "samples/"))]
+    charts = [draw(on, n, [Curve(n, data.points(n))], hint=meaning(n), log=True) for n in rest]
+    return [c for c in charts if c is not None]
+
+
+def times(data: RunData, on: Frame) -> Chart | None:
+    """Seconds by phase of each iteration."""
+    there = [p for p in PHASES if data.points(p)]
+    rows = [row for row in data.train if all(p in row for p in there)]
+    curves = [Curve(PHASES[p][0], [(r["iteration"], number(r[p])) for r in rows], PHASES[p][1]) for p in there]
+    return stack(on, "Seconds an iteration", curves, hint="time by phase")
+
+
+def shares(data: RunData) -> list[Part]:
+    """How the run's time divides among the phases and the evaluations."""
+    spent = [(*PHASES[p], sum(v or 0.0 for _, v in data.points(p))) for p in PHASES]
+    spent.append((*EVALUATION, sum(v or 0.0 for _, v in data.points("time_eval", "heldout"))))
+    known = sum(seconds for *_, seconds in spent)
+    if not data.resumes:  # a resumed run's seconds may be those of its last part
+        spent.append(("rest", 6, max(0.0, data.seconds - known)))
+    whole = sum(seconds for *_, seconds in spent)
+    return [Part(label, c, s / whole * 100, duration(s)) for label, c, s in spent if whole and s / whole >= 0.001]
+
+
+def _held(data: RunData, name: str) -> tuple[Points, list[float | None]]:
+    """Held-out means of a reward and their errors; of "total", from the scores of each evaluation."""
+    if name == "total":
+        means = [(e.iteration, m) for e in data.evaluations if (m := mean_total(e, data.weights)) is not None]
+        return [(i, m.value) for i, m in means], [m.error for _, m in means]
+    errors = dict(data.points(f"{name}/error", "heldout"))
+    held = data.points(f"{name}/mean", "heldout")
+    return held, [errors.get(i) for i, _ in held]
+
+
+def _panel(data: RunData, on: Frame, panel: Panel) -> Chart | None:
+    series = [(m, label, data.points(m)) for m, label in panel.metrics]
+    series = [s for s in series if s[2] and (not _is_zero(s[2]) or s[0] == panel.metrics[0][0])]
+    if panel.dull and all(_is_zero(points) for *_, points in series):
+        return None
+    curves = [Curve(label, points, colour) for colour, (_, label, points) in enumerate(series, 1)]
+    hint = "; ".join(f"{label}: {text}" if len(series) > 1 else text for m, label, _ in series if (text := meaning(m)))
+    return draw(on, panel.title, curves, hint=hint, log=panel.log, zero=panel.zero)
+
+
+def _is_zero(points: Sequence[tuple[int, float | None]]) -> bool:
+    return not any(value for _, value in points)
+
+
+def _by_reward(data: RunData, what: str, title: str) -> Panel:
+    names = [n for n in data.rewards if data.points(f"reward/{n}/{what}")][:6]
+    return Panel(title, tuple((f"reward/{n}/{what}", n) for n in names), dull=what == "nan")
