@@ -112,8 +112,8 @@ class Console:
         """The closing table, before and after, and where everything is."""
         if len(evaluations) > 1:
             self.rich.print(_before_after(evaluations))
-        self.rich.print(f"{seconds:.0f} s. Pictures: {folder / 'samples'}  Weights: {weights}", highlight=False)
-        self.rich.print(f"Curves: {folder / 'metrics.jsonl'} and `tensorboard --logdir {folder}`", highlight=False)
+        self.rich.print(f"{seconds:.0f} s. Weights: {weights}", highlight=False, soft_wrap=True)
+        self.rich.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 def _before_after(evaluations: dict[int, Evaluation]) -> Table:

@@ -26,6 +26,7 @@ from flowrl.planning import arithmetic, eval_plan, plan_for
 from flowrl.policies import adapters
 from flowrl.policies.pipeline import PipelinePolicy
 from flowrl.recipe.schema import Recipe
+from flowrl.report import page as report
 from flowrl.rundir import RunFolder
 from flowrl.statistics import sample_statistics
 from flowrl.stopping import Stopped, Stopping
@@ -105,6 +106,7 @@ class Run:
             self._evaluate()
             self._mark()
             self._answer()
+            report.write(self.folder.path)
         every = self.recipe.checkpoint.every
         last = self.iteration == self.recipe.train.iterations
         is_best = self.best is not None and self.best[0] == self.iteration
@@ -203,6 +205,7 @@ class Run:
         best = self.checkpoints.best()
         if gravest.action == "stop" or best is None:
             self._save()
+            report.write(self.folder.path)
             raise Alarmed(f"stopped by the alarm {gravest.name}: {gravest.what}; what to try: {gravest.remedy}")
         self._roll_back(self.checkpoints.find("best"))
 
@@ -277,6 +280,7 @@ class Run:
         heldout = {i: {n: asdict(m) for n, m in e.means().items()} for i, e in sorted(self.evaluations.items())}
         summary = {"iterations": self.recipe.train.iterations, "seconds": round(seconds, 1), "heldout": heldout}
         self.folder.summary(summary)
+        report.write(self.folder.path)
         self.console.finished(self.evaluations, self.folder.path, weights, seconds)
         return summary
 

@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/scoring.py": {"flowrl.contracts"} | LIGHT,
     "flowrl/recipe": {"flowrl.recipe", "flowrl.alarms"} | LIGHT,
     "flowrl/planning.py": {"flowrl.recipe", "samplers"} | LIGHT,
-    "flowrl/machine.py": {"flowrl"},  # its version
+    "flowrl/machine.py": {"flowrl.__version__"},
     "flowrl/rundir.py": {"flowrl.machine", "flowrl.evaluate", "flowrl.pictures", "flowrl.contracts"} | LIGHT,
     "flowrl/state.py": LIGHT,
     "flowrl/stopping.py": set(),
@@ -168,7 +168,7 @@ def test_every_rule_is_about_something():
     for table in (MAY_IMPORT, THIRD_PARTY, LATE):
         assert not [path for path in table if not (ROOT / path).exists()]
     named = {module for modules in MAY_IMPORT.values() for module in modules} | set(FRIENDS)
-    for module in named:
+    for module in named - {"flowrl.__version__"}:
         path = ROOT / module.replace(".", "/")
         assert path.is_dir() or path.with_suffix(".py").is_file(), f"a rule names {module}, which is not there"
 

@@ -91,6 +91,7 @@ def test_a_run_leaves_what_it_says(quickstart: Path):
         "heldout",
         "checkpoints",
         "run.json",
+        "report.html",
         "recipe.yaml",
         "metrics.jsonl",
         "summary.json",

@@ -182,7 +182,7 @@ def test_a_learning_rate_that_explodes_later():
     assert training.alarms == []
     for group in training.learner.optimizer.param_groups:
         group["lr"] *= 20
-    training.learner.rate.base_lrs = [rate * 20 for rate in training.learner.rate.base_lrs]
+    training.learner.factor = 20.0
     training.run(3)
     assert "times its running median" in training.first("kl").what
 
