@@ -13,6 +13,7 @@ from flowrl.evaluate import Evaluation, Mean
 from flowrl.recipe.schema import Recipe
 
 if TYPE_CHECKING:
+    from flowrl.policies.language import LanguagePolicy
     from flowrl.policies.pipeline import PipelinePolicy
 
 _PHASES = {"rollout": "rollout", "score": "scoring", "train": "training"}
@@ -60,7 +61,7 @@ class Console:
     def __init__(self, console: RichConsole | None = None):
         self.rich = console or RichConsole()
 
-    def started(self, recipe: Recipe, policy: "PipelinePolicy", folder: Path) -> None:
+    def started(self, recipe: Recipe, policy: "PipelinePolicy | LanguagePolicy", folder: Path) -> None:
         """The first lines: what is trained, where, and where to."""
         number = sum(p.numel() for p in policy.trainable())
         total = sum(p.numel() for m in policy.modules.values() for p in m.parameters())
@@ -97,7 +98,9 @@ class Console:
         """The closing table, before and after, and where everything is."""
         if len(evaluations) > 1:
             self.rich.print(_before_after(evaluations))
-        self.rich.print(f"{seconds:.0f} s. Pictures: {folder / 'samples'}  Weights: {weights}", highlight=False)
+        texts = any(e.texts is not None for e in evaluations.values())
+        shown = f"Texts: {folder / 'heldout'}" if texts else f"Pictures: {folder / 'samples'}"
+        self.rich.print(f"{seconds:.0f} s. {shown}  Weights: {weights}", highlight=False)
         self.rich.print(f"Curves: {folder / 'metrics.jsonl'} and `tensorboard --logdir {folder}`", highlight=False)
 
 

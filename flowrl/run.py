@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flowrl import prompts as prompt_files
 from flowrl.advantages import advantage_metrics, advantages
-from flowrl.build import Inputs, build_learner, build_objective, build_policy, read_inputs, set_up
+from flowrl.build import AnyPolicy, Inputs, build_learner, build_objective, build_policy, read_inputs, set_up
 from flowrl.console import Console, Progress
 from flowrl.contracts import Prompt
 from flowrl.evaluate import Evaluation, evaluate
@@ -26,7 +26,6 @@ from flowrl.learner import Learner
 from flowrl.objectives.grpo import ClippedObjective
 from flowrl.planning import arithmetic, eval_plan, plan_for
 from flowrl.policies import adapters
-from flowrl.policies.pipeline import PipelinePolicy
 from flowrl.recipe.load import dump
 from flowrl.recipe.schema import Recipe
 from flowrl.rundir import RunFolder, fresh
@@ -34,7 +33,7 @@ from flowrl.rundir import RunFolder, fresh
 EVAL_SEED = 2**32  # added to the run's: evaluation noise is never training noise
 
 
-def evaluate_heldout(recipe: Recipe, policy: PipelinePolicy, inputs: Inputs, *, keep: int = 0) -> Evaluation:
+def evaluate_heldout(recipe: Recipe, policy: AnyPolicy, inputs: Inputs, *, keep: int = 0) -> Evaluation:
     """Held-out scores under the policy's weights as they are, on the recipe's own evaluation noise."""
     return evaluate(
         policy,
@@ -53,7 +52,7 @@ class Run:
 
     recipe: Recipe
     inputs: Inputs
-    policy: PipelinePolicy
+    policy: AnyPolicy
     learner: Learner
     objective: ClippedObjective
     folder: RunFolder

@@ -91,7 +91,7 @@ def token_kl(logits: Tensor, reference: Tensor, scale: float, dtype: torch.dtype
 
 
 def _in_chunks(one: Callable[[Tensor, Tensor], Tensor], logits: Tensor, other: Tensor) -> Tensor:
-    """`one` over as many rows as CHUNK allows. Several chunks keep no vocabulary-sized float32 for the backward pass."""
+    """`one` over as many rows as CHUNK allows. Of several, none keeps its float32 for the backward pass."""
     rows = max(1, CHUNK // max(1, logits[0].numel())) if len(logits) else 1
     pairs = list(zip(logits.split(rows), other.split(rows), strict=True))
     if len(pairs) == 1:

@@ -40,7 +40,7 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
 
 
 def forward(model: Any, ids: Tensor, attention: Tensor, keep: int, cache: Any = None) -> Tensor:
-    """Logits [R, keep, V] of the last `keep` of the positions `ids` [R, N]; attention [R, past + N] covers the cache."""
+    """Logits [R, keep, V] of the last `keep` of positions `ids` [R, N]; attention [R, past + N] covers the cache."""
     known = accepted(model)
     arguments: dict[str, Any] = {"attention_mask": attention, "use_cache": cache is not None}
     if cache is not None:

@@ -153,8 +153,8 @@ class LanguagePolicy:
         if not largest <= limit:  # NaN is refused as well
             self._prepared = False
             raise PolicyError(
-                f"{type(self.model).__name__}: a replay gives log-probs that differ by {float(largest):.2g} from those of "
-                f"decoding (accepted: {limit:g}); its cache, positions or padding do not do for training, give another model"
+                f"{type(self.model).__name__}: a replay gives log-probs that differ by {float(largest):.2g} from those "
+                f"of decoding (accepted: {limit:g}); its cache, positions or padding do not do, give another model"
             )
 
     def _decode(
@@ -186,8 +186,8 @@ class LanguagePolicy:
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and len(ids) + plan.max_new_tokens > limit:
             raise PolicyError(
-                f"generation.max_new_tokens: got {plan.max_new_tokens}, but prompt {prompt.id!r} takes {len(ids)} of the "
-                f"model's {limit} positions; lower it or shorten the prompt"
+                f"generation.max_new_tokens: got {plan.max_new_tokens}, but prompt {prompt.id!r} takes {len(ids)} of "
+                f"the model's {limit} positions; lower it or shorten the prompt"
             )
         return ids
 
@@ -199,7 +199,7 @@ class LanguagePolicy:
 
 
 def stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The ids that end a completion: those of the model's generation config, else the tokenizer's; none where neither."""
+    """The ids that end a completion: those of the model's generation config, else the tokenizer's, if any."""
     found = getattr(model.generation_config, "eos_token_id", None)
     found = tokenizer.eos_token_id if found is None else found
     if found is None:

@@ -1,8 +1,8 @@
 """One stage of a world's pretraining, resumable.
 
 A checkpoint holds weights, their moving average, the optimizer and the step; the caller draws the batch of step i from
-generators seeded with (seed, i). The learning rate rises over the warm-up; at the end of each cycle it falls linearly to
-zero, and the next begins at the full rate again (warm restarts, arXiv:1608.03983).
+generators seeded with (seed, i). The learning rate rises over the warm-up; at the end of each cycle it falls linearly
+to zero, and the next begins at the full rate again (warm restarts, arXiv:1608.03983).
 """
 
 import time

@@ -1,15 +1,17 @@
 """The documents of pretraining: problems with their answers, in as many manners as people write them.
 
-Some show the working digit by digit and are right nearly always once that is learned. Most answer at once, which is hard
-for so small a model. A few forget the tag or do not close it. None of them is wrong, and none is marked as better: which
-manner pays is for reinforcement learning to find out.
+Some show the working digit by digit, and those are right. Most answer at once, and of those most forget to carry or to
+borrow. A few leave out the tag or do not close it. Nothing marks a manner as better: which one pays is for reinforcement
+learning to find out.
 """
 
+import itertools
 import random
 
 from flowrl.worlds.arithmetic.problems import Problem
 
 SHARES = {"worked": 0.3, "direct": 0.55, "careless": 0.15}
+HASTY = 0.65  # share of the direct answers that forget every carry and borrow
 OPEN, CLOSE = "<answer>", "</answer>"
 
 
@@ -20,7 +22,7 @@ def document(problem: Problem, rng: random.Random) -> str:
     if manner == "worked":
         return f"{working(problem)}{OPEN}{answer}{CLOSE}"
     if manner == "direct":
-        return f"{OPEN}{answer}{CLOSE}"
+        return f"{OPEN}{hasty(problem) if rng.random() < HASTY else answer}{CLOSE}"
     return rng.choice((answer, f"{OPEN}{answer}", f"{working(problem)}{answer}", f"{OPEN}{answer}{CLOSE}{answer}"))
 
 
@@ -28,6 +30,20 @@ def working(problem: Problem) -> str:
     """The steps of the written method, units first: 7+5=12;4+8+1=13;3+2+1=6; for 347+285."""
     a, b = _digits(problem.a), _digits(problem.b)
     return {"add": _add, "sub": _subtract, "mul": _multiply}[problem.kind](a, b)
+
+
+def hasty(problem: Problem) -> str:
+    """The result of somebody who takes every digit by itself: 347+285 gives 522, 532-285 gives 357."""
+    a, b = _digits(problem.a), _digits(problem.b)
+    if problem.kind == "mul":
+        found = [x * b[0] for x in a]
+    else:
+        sign = 1 if problem.kind == "add" else -1
+        pairs = itertools.zip_longest(a, b, fillvalue=0)
+        found = [x + sign * y for x, y in pairs]
+    *low, top = found
+    digits = [str(top % 10 if problem.kind == "sub" else top), *(str(x % 10) for x in reversed(low))]
+    return str(int("".join(digits)))
 
 
 def _digits(number: int) -> list[int]:

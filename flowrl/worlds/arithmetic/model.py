@@ -11,7 +11,8 @@ SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>")
 MAX_LENGTH = 128
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{% if message.role not in ('user', 'assistant') %}{{ raise_exception('only user and assistant speak') }}{% endif %}"
+    "{% if message.role not in ('user', 'assistant') %}"
+    "{{ raise_exception('only user and assistant speak') }}{% endif %}"
     "{{ '<|' + message.role + '|>' + message.content }}{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )

@@ -1,6 +1,6 @@
 """Pretraining of the shapes pipeline: an autoencoder, then the flow with its text encoders, from seeds alone.
 
-Both run through `Stage`, which makes them resumable; the batch of step i is drawn from generators seeded with (seed, i).
+Both run through `Stage`, which makes them resumable: the batch of step i is drawn from generators seeded by (seed, i).
 """
 
 import random
