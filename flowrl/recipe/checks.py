@@ -57,7 +57,8 @@ def check(recipe: Recipe) -> Iterator[RecipeError]:
 def _model(recipe: Recipe) -> Iterator[RecipeError]:
     model = recipe.model
     folder = Path(model).expanduser()
-    accepted = f"{', '.join(names.MODELS)}, a hub id owner/name, or a folder with model_index.json (config.json for a language model)"
+    accepted = f"{', '.join(names.MODELS)}, a hub id owner/name, or a folder with model_index.json or, of a language "
+    accepted += "model, config.json"
     if folder.is_dir():
         if kind_of(model) is None:
             index = "model_index.json" if recipe.generation is None else "a causal model's config.json"

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from flowrl import names
 from flowrl.recipe.checks import check
-from flowrl.recipe.language import DENOISING, refuse_denoising
 from flowrl.recipe.errors import RecipeError, first_of, model_of, show, translate, unknown_key
+from flowrl.recipe.language import DENOISING, refuse_denoising
 from flowrl.recipe.schema import PRESETS, Recipe
 
 

@@ -182,11 +182,11 @@ class Train(Strict):
 
 
 class Evaluation(Strict):
-    """Held-out samples by the ODE (or of a language model), each with its own fixed noise. every: iterations between two (null: never between).
+    """Held-out samples, by the ODE where they are denoised, each with its own fixed noise.
 
-    prompts: how many of the held-out prompts (null: all). steps null: sampler.steps. batch: samples at once. grid: how
-    many of them are shown as pictures or texts. temperature, of a language model alone: 0 takes the likeliest token
-    each time, null is generation.temperature.
+    every: iterations between two (null: never between). prompts: how many of the held-out prompts (null: all). steps
+    null: sampler.steps. temperature, of a language model alone: 0 takes the likeliest token each time, null is
+    generation.temperature. batch: samples at once. grid: how many of them are shown as pictures or texts.
     """
 
     every: int | None = key(20, "a whole number >= 1 or null", ge=1)

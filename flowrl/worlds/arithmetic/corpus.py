@@ -1,8 +1,8 @@
 """The documents of pretraining: problems with their answers, in as many manners as people write them.
 
 Some show the working digit by digit, and those are right. Most answer at once, and of those most forget to carry or to
-borrow. A few leave out the tag or do not close it. Nothing marks a manner as better: which one pays is for reinforcement
-learning to find out.
+borrow. A few leave out the tag or do not close it. Nothing marks a manner as better: which one pays is for
+reinforcement learning to find out.
 """
 
 import itertools

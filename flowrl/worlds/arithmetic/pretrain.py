@@ -12,6 +12,7 @@ from flowrl.worlds.arithmetic.corpus import document
 from flowrl.worlds.arithmetic.problems import Problem, fresh
 from flowrl.worlds.stage import Cycle, Stage
 
+BATCH = 128
 PARTS = 4  # a batch is cut by length: most documents are short, and padding would double the work
 
 
@@ -40,7 +41,7 @@ def train(
     *,
     cycles: Sequence[Cycle],
     seed: int,
-    size: int = 128,
+    size: int = BATCH,
     lr: float = 3e-3,
     report: Callable[[int], str] | None = None,
 ) -> None:
@@ -53,7 +54,7 @@ def train(
         parts = [documents[i : i + size // PARTS] for i in range(0, size, size // PARTS)]
         return torch.stack([_loss(model, part, tokenizer.pad_token_id) for part in parts]).sum() / number
 
-    stage.run(loss, report)
+    stage.run(loss, report, every=400)
     stage.swap()
 
 
