@@ -7,24 +7,24 @@ the pipeline's own matter: where it runs two rows or two calls for one latent, t
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from flowrl import tokens
 from flowrl.batches import rollout_chunks
 from flowrl.recipe.schema import Recipe
 from samplers import windows
-from samplers.tokens import Generation
 from samplers.windows import Plan, picture
 
 
-def plan_for(recipe: Recipe, iteration: int) -> Plan | Generation:
+def plan_for(recipe: Recipe, iteration: int) -> Any:
     """What a training iteration, counted from 0, does. Depends on the recipe and the number alone.
 
-    Of a denoising model it is the role of every step, of a language model how tokens are drawn.
+    Of a denoising model it is the role of every step (Plan), of a language model how tokens are drawn (Generation).
     """
     return tokens.plan(recipe) if recipe.generation is not None else walk(recipe, iteration)
 
 
-def eval_plan(recipe: Recipe) -> Plan | Generation:
+def eval_plan(recipe: Recipe) -> Any:
     """An evaluation: the pure ODE walk, or tokens at eval.temperature; every sample has its own noise."""
     return tokens.eval_plan(recipe) if recipe.generation is not None else ode(recipe)
 

@@ -47,7 +47,7 @@ def math_answer(samples: Samples, *, tag: str = "answer", key: str = "answer") -
     \boxed{} first. NaN where the ground truth itself cannot be read. Needs `pip install flowrl-toolkit[text]`.
     """
     texts, find = _texts(samples, "math_answer"), _pattern(None, tag)
-    from math_verify import parse, verify
+    from math_verify import parse, verify  # pyright: ignore[reportMissingImports]
 
     # its time limits are signals, which only the main thread may set
     seconds: Any = SECONDS if threading.current_thread() is threading.main_thread() else None
@@ -56,7 +56,7 @@ def math_answer(samples: Samples, *, tag: str = "answer", key: str = "answer") -
         gold = parse(rf"\boxed{{{truth(prompt, key)}}}", fallback_mode="no_fallback", parsing_timeout=seconds)
         inside = _last(find, text)
         answer = text if inside is None else rf"\boxed{{{inside}}}"
-        right = gold and verify(gold, parse(answer, parsing_timeout=seconds), timeout_seconds=seconds)
+        right = bool(gold) and verify(gold, parse(answer, parsing_timeout=seconds), timeout_seconds=seconds)
         scores.append(float(right) if gold else torch.nan)
     return torch.tensor(scores, dtype=torch.float32)
 

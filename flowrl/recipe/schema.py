@@ -214,7 +214,7 @@ class Recipe(Strict):
     read (`load` refuses them).
     """
 
-    model: str = key(..., "the name of an embedded model, a hub id owner/name, or a model's folder", min_length=1)
+    model: str = key(..., "shapes-flux, arithmetic-qwen2, a hub id owner/name, or a model's folder", min_length=1)
     pipeline: dict[str, Any] = key({}, "a mapping of the pipeline's own __call__ arguments")
     lora: Lora | None = key(None, "a mapping with rank, alpha, targets, modules, init, or null")
     full: bool = key(False, "true or false")
