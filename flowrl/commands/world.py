@@ -27,7 +27,7 @@ def build_world(
     steps: Annotated[int | None, typer.Option(min=1, help="arithmetic: steps of the language model.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the checkpoints when done.")] = False,
 ) -> None:
-    """Pretrain a world's model from nothing but seeds; resumable. On 2 cores: shapes 1 hour, arithmetic 10 minutes."""
+    """Pretrain a world's model from nothing but seeds; resumable. On 2 cores: shapes 1 hour, arithmetic 5 minutes."""
     if name not in MODELS:
         raise UserError(f"world: got {name!r}, accepted: {', '.join(MODELS)}{names.hint(name, MODELS)}")
     given = {"vae_steps": vae_steps, "flow_steps": flow_steps, "steps": steps}
