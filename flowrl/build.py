@@ -3,22 +3,27 @@
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from flowrl import prompts as prompt_files
 from flowrl import scoring
 from flowrl.contracts import Prompt
 from flowrl.learner import Learner
-from flowrl.loading import check_arguments, device_of, load_pipeline
+from flowrl.loading import check_arguments, device_of, load_language, load_pipeline
 from flowrl.names import UserError, load, steps
 from flowrl.objectives.grpo import ClippedObjective
 from flowrl.policies import adapters
+from flowrl.policies.language import LanguagePolicy
 from flowrl.policies.pipeline import PipelinePolicy
 from flowrl.policies.walks import Dynamics
-from flowrl.recipe.schema import Recipe
+from flowrl.recipe.schema import Generation, Recipe
 from flowrl.symptoms import Settings
 from flowrl.watch import Watch
+
+AnyPolicy = PipelinePolicy | LanguagePolicy
 
 
 @dataclass(frozen=True)
@@ -61,24 +66,16 @@ def read_inputs(recipe: Recipe) -> Inputs:
     return Inputs(train, heldout, scoring.Scorer(scoring.load(recipe.rewards)))
 
 
-def build_policy(recipe: Recipe, weights: Path | None = None) -> PipelinePolicy:
-    """The recipe's pipeline as a policy, with what it trains made trainable; `weights`: a LoRA folder to begin from."""
-    device = device_of(recipe.device)
+def build_policy(recipe: Recipe, weights: Path | None = None) -> AnyPolicy:
+    """The recipe's model as a policy, with what it trains made trainable; `weights`: a LoRA folder to begin from."""
     dtypes = {name: getattr(torch, getattr(recipe.dtype, name)) for name in ("model", "trajectory", "logp")}
+    if recipe.generation is not None:
+        return _language_policy(recipe, recipe.generation, weights, dtypes)
+    device = device_of(recipe.device)
     pipe = load_pipeline(recipe.model, dtypes["model"], recipe.pipeline)
     names = None if recipe.lora is None else recipe.lora.modules
     modules = adapters.denoisers(pipe, names)
-    if recipe.lora is not None:
-        lora = recipe.lora
-        adapters.add_lora(
-            modules, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, init=lora.init, seed=recipe.seed
-        )
-    else:
-        adapters.train_full(modules)
-    if weights is not None:
-        adapters.restore(pipe, modules, weights)
-    if recipe.train.gradient_checkpointing:
-        adapters.checkpoint_gradients(modules)
+    _make_trainable(recipe, pipe, modules, weights)
     dynamics = Dynamics(
         load(recipe.sampler.step, steps()),
         recipe.sampler.noise,
@@ -97,7 +94,40 @@ def build_policy(recipe: Recipe, weights: Path | None = None) -> PipelinePolicy:
     )
 
 
-def build_learner(recipe: Recipe, policy: PipelinePolicy) -> Learner:
+def _language_policy(
+    recipe: Recipe, generation: Generation, weights: Path | None, dtypes: dict[str, torch.dtype]
+) -> LanguagePolicy:
+    device = device_of(recipe.device)
+    model, tokenizer = load_language(recipe.model, dtypes["model"])
+    policy = LanguagePolicy(
+        model,
+        tokenizer,
+        template=generation.chat_template,
+        system=generation.system,
+        device=device,
+        max_rows=recipe.train.rollout_batch,
+        precision=dtypes["logp"],
+    )
+    _make_trainable(recipe, policy.source, policy.modules, weights)
+    return policy
+
+
+def _make_trainable(recipe: Recipe, source: Any, modules: dict[str, nn.Module], weights: Path | None) -> None:
+    """Adapters or all weights, from `weights` where they are given, and checkpoints of activations."""
+    if recipe.lora is not None:
+        lora = recipe.lora
+        adapters.add_lora(
+            modules, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, init=lora.init, seed=recipe.seed
+        )
+    else:
+        adapters.train_full(modules)
+    if weights is not None:
+        adapters.restore(source, modules, weights)
+    if recipe.train.gradient_checkpointing:
+        adapters.checkpoint_gradients(modules)
+
+
+def build_learner(recipe: Recipe, policy: AnyPolicy) -> Learner:
     """The optimizer of a recipe over the policy's trainable parameters."""
     train = recipe.train
     return Learner(

@@ -14,6 +14,7 @@ from flowrl.evaluate import Evaluation, Mean
 from flowrl.recipe.schema import Recipe
 
 if TYPE_CHECKING:
+    from flowrl.policies.language import LanguagePolicy
     from flowrl.policies.pipeline import PipelinePolicy
 
 _PHASES = {"rollout": "rollout", "score": "scoring", "train": "training"}
@@ -61,7 +62,7 @@ class Console:
     def __init__(self, console: RichConsole | None = None):
         self.rich = console or RichConsole()
 
-    def started(self, recipe: Recipe, policy: "PipelinePolicy", folder: Path) -> None:
+    def started(self, recipe: Recipe, policy: "PipelinePolicy | LanguagePolicy", folder: Path) -> None:
         """The first lines: what is trained, where, and where to."""
         number = sum(p.numel() for p in policy.trainable())
         total = sum(p.numel() for m in policy.modules.values() for p in m.parameters())

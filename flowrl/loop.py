@@ -15,7 +15,7 @@ from flowrl import resume as resuming
 from flowrl import state
 from flowrl.advantages import advantage_metrics, advantages
 from flowrl.alarms import ACTIONS, Alarm
-from flowrl.build import Inputs, build_watch, cursor_over
+from flowrl.build import AnyPolicy, Inputs, build_watch, cursor_over
 from flowrl.console import Console, Progress
 from flowrl.contracts import Prompt
 from flowrl.evaluate import Evaluation, evaluate
@@ -24,7 +24,6 @@ from flowrl.learner import Learner
 from flowrl.objectives.grpo import ClippedObjective
 from flowrl.planning import arithmetic, eval_plan, plan_for
 from flowrl.policies import adapters
-from flowrl.policies.pipeline import PipelinePolicy
 from flowrl.recipe.schema import Recipe
 from flowrl.report import page as report
 from flowrl.rundir import RunFolder
@@ -38,7 +37,7 @@ class Alarmed(RuntimeError):
     """A run that an alarm has ended; everything is saved."""
 
 
-def evaluate_heldout(recipe: Recipe, policy: PipelinePolicy, inputs: Inputs, *, keep: int = 0) -> Evaluation:
+def evaluate_heldout(recipe: Recipe, policy: AnyPolicy, inputs: Inputs, *, keep: int = 0) -> Evaluation:
     """Held-out scores under the policy's weights as they are, on the recipe's own evaluation noise."""
     return evaluate(
         policy,
@@ -58,7 +57,7 @@ class Run:
 
     recipe: Recipe
     inputs: Inputs
-    policy: PipelinePolicy
+    policy: AnyPolicy
     learner: Learner
     objective: ClippedObjective
     folder: RunFolder

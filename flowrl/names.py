@@ -21,8 +21,12 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
-MODELS = {"shapes-flux": Path(__file__).parent / "worlds" / "shapes" / "assets" / "shapes-flux"}
-WORLD_PROMPTS = ("shapes/train", "shapes/heldout")
+WORLDS = Path(__file__).parent / "worlds"
+MODELS = {
+    "shapes-flux": WORLDS / "shapes" / "assets" / "shapes-flux",
+    "arithmetic-qwen2": WORLDS / "arithmetic" / "assets" / "arithmetic-qwen2",
+}
+WORLD_PROMPTS = ("shapes/train", "shapes/heldout", "arithmetic/train", "arithmetic/heldout")
 
 
 class UserError(ValueError):

@@ -1,26 +1,43 @@
 """What a recipe will do, worked out without weights: the plan of each iteration, its arithmetic, the dry-run text.
 
+A recipe with `generation` is a language model's: its plan says how tokens are drawn, its costs are token-forwards.
+
 Costs are counted in denoiser row-forwards: one row of latents through the denoiser once. Classifier-free guidance is
 the pipeline's own matter: where it runs two rows or two calls for one latent, the real work is twice these numbers.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+from flowrl import tokens
 from flowrl.batches import rollout_chunks
 from flowrl.recipe.schema import Recipe
 from samplers import windows
 from samplers.windows import Plan, picture
 
 
-def plan_for(recipe: Recipe, iteration: int) -> Plan:
-    """The role of every step in a training iteration, counted from 0. Depends on the recipe and the number alone."""
+def plan_for(recipe: Recipe, iteration: int) -> Any:
+    """What a training iteration, counted from 0, does. Depends on the recipe and the number alone.
+
+    Of a denoising model it is the role of every step (Plan), of a language model how tokens are drawn (Generation).
+    """
+    return tokens.plan(recipe) if recipe.generation is not None else walk(recipe, iteration)
+
+
+def eval_plan(recipe: Recipe) -> Any:
+    """An evaluation: the pure ODE walk, or tokens at eval.temperature; every sample has its own noise."""
+    return tokens.eval_plan(recipe) if recipe.generation is not None else ode(recipe)
+
+
+def walk(recipe: Recipe, iteration: int) -> Plan:
+    """The role of every denoising step in a training iteration."""
     sampler = recipe.sampler
     steps = _window(recipe, iteration)
     return Plan(sampler.steps, stochastic=steps, trained=steps, share_noise=sampler.share_noise)
 
 
-def eval_plan(recipe: Recipe) -> Plan:
-    """The pure ODE walk of an evaluation; every sample has its own noise."""
+def ode(recipe: Recipe) -> Plan:
+    """The pure ODE walk of an evaluation."""
     return Plan(recipe.eval.steps or recipe.sampler.steps, stochastic=(), trained=())
 
 
@@ -50,7 +67,11 @@ def _window(recipe: Recipe, iteration: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Sizes and costs of one iteration. Forwards are denoiser row-forwards, without the doubling of guidance."""
+    """Sizes and costs of one iteration. Forwards are denoiser row-forwards, without the doubling of guidance.
+
+    Of a language model they are token-forwards, at most: completions that end early take fewer. Those of the prompts
+    come on top.
+    """
 
     rows: int  # samples drawn
     rows_per_update: int
@@ -70,11 +91,21 @@ def arithmetic(recipe: Recipe, iteration: int = 0) -> Arithmetic:
     micro-batch).
     Rows are cut into updates and micro-batches in order, group by group.
     """
-    train, plan = recipe.train, plan_for(recipe, iteration)
+    train = recipe.train
     rows = train.prompts * train.group
     per_update = rows // train.updates
     micro = train.micro_batch or per_update
     chunks = list(rollout_chunks(train.prompts, train.group, train.rollout_batch))
+    sizes = {
+        "rows": rows,
+        "rows_per_update": per_update,
+        "optimizer_steps": train.epochs * train.updates,
+        "micro_batches": -(-per_update // micro),
+        "rollout_chunks": len(chunks),
+    }
+    if recipe.generation is not None:
+        return Arithmetic(**sizes, **tokens.forwards(recipe))
+    plan = walk(recipe, iteration)
     shared = plan.stochastic[0] + 1 if plan.share_noise else 0
     prefix = shared * sum(len(chunk.prompts) for chunk in chunks)
     one_pass = reference = len(plan.trained) * rows
@@ -82,11 +113,7 @@ def arithmetic(recipe: Recipe, iteration: int = 0) -> Arithmetic:
         one_pass += train.updates * _groups_met(per_update, micro, train.group) - rows
         reference += _groups_met(rows, train.micro_batch or rows, train.group) - rows
     return Arithmetic(
-        rows=rows,
-        rows_per_update=per_update,
-        optimizer_steps=train.epochs * train.updates,
-        micro_batches=-(-per_update // micro),
-        rollout_chunks=len(chunks),
+        **sizes,
         rollout_forwards=prefix + (plan.num_steps - shared) * rows,
         train_forwards=train.epochs * one_pass,
         reference_forwards=reference if recipe.objective.kl > 0 else 0,
@@ -110,7 +137,7 @@ def describe(recipe: Recipe, *, num_train: int | None = None, num_heldout: int |
 
 def _batches(recipe: Recipe, num_train: int | None, num_heldout: int | None) -> list[str]:
     train, a = recipe.train, arithmetic(recipe)
-    learns = "all weights of the denoiser"
+    learns = f"all weights of the {'model' if recipe.generation is not None else 'denoiser'}"
     if recipe.lora is not None:
         learns = f"LoRA rank {recipe.lora.rank}, alpha {recipe.lora.alpha:g} on {_listed(recipe.lora.targets)}"
     micro = "1 part" if a.micro_batches == 1 else f"{a.micro_batches} micro-batches of up to {train.micro_batch} rows"
@@ -130,6 +157,8 @@ def _batches(recipe: Recipe, num_train: int | None, num_heldout: int | None) -> 
 
 
 def _steps(recipe: Recipe) -> list[str]:
+    if recipe.generation is not None:
+        return tokens.lines(recipe)
     sampler = recipe.sampler
     shared = ", groups share their first latent" if sampler.share_noise else ""
     lines = [
@@ -138,13 +167,13 @@ def _steps(recipe: Recipe) -> list[str]:
     ]
     shown = _shown_iterations(recipe)
     width = len(str(shown[-1]))
-    lines += [f"            {picture(plan_for(recipe, i))}  iteration {i:>{width}}" for i in shown]
+    lines += [f"            {picture(walk(recipe, i))}  iteration {i:>{width}}" for i in shown]
     if recipe.sampler.window.kind in ("all", "first"):
         lines[-1] += " and all others"
     elif shown[-1] < recipe.train.iterations - 1:
         lines.append("            … and so on")
     if recipe.prompts.heldout is not None:
-        lines.append(f"            {picture(eval_plan(recipe))}  evaluation")
+        lines.append(f"            {picture(ode(recipe))}  evaluation")
     return lines
 
 
@@ -165,8 +194,11 @@ def _costs(recipe: Recipe) -> list[str]:
         low, high = min(values), max(values)
         return f"{low}" if low == high else f"{low} to {high}"
 
+    unit = "denoiser    row-forwards an iteration (guidance, where the pipeline uses it, doubles them)"
+    if recipe.generation is not None:
+        unit = "model       token-forwards an iteration, at most (completions may end early; prompts come on top)"
     lines = [
-        "denoiser    row-forwards an iteration (guidance, where the pipeline uses it, doubles them)",
+        unit,
         f"            rollout {span('rollout_forwards')}, training {'' if recipe.objective.kl > 0 else 'at most '}"
         f"{span('train_forwards')} with gradient"
         + (f", reference {span('reference_forwards')}" if recipe.objective.kl > 0 else ""),
@@ -187,9 +219,17 @@ def _ends(recipe: Recipe) -> list[str]:
     when += [word for word, on in (("at the start", evaluation.at_start), ("at the end", evaluation.at_end)) if on]
     number = "all" if evaluation.prompts is None else evaluation.prompts
     if recipe.prompts.heldout is not None and when:
-        steps = eval_plan(recipe).num_steps
-        lines.append(f"eval        {number} held-out prompts {', '.join(when)}, {steps} ODE steps")
+        lines.append(f"eval        {number} held-out prompts {', '.join(when)}, {eval_words(recipe)}")
     return [*lines, f"output      {recipe.output}"]
+
+
+def eval_words(recipe: Recipe) -> str:
+    """How an evaluation samples, in words."""
+    return (
+        tokens.words(tokens.eval_plan(recipe))
+        if recipe.generation is not None
+        else f"{ode(recipe).num_steps} ODE steps"
+    )
 
 
 def _count(number: int, noun: str) -> str:

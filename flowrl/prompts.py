@@ -5,7 +5,6 @@ derives from the id, so adding a line to a file changes nothing for the others.
 """
 
 import hashlib
-import importlib
 import json
 import random
 from collections import defaultdict
@@ -16,6 +15,7 @@ from typing import Any
 
 from flowrl.contracts import Prompt
 from flowrl.names import WORLD_PROMPTS, UserError, hint
+from flowrl.worlds.ask import records
 
 SPLITS = ("train", "heldout")
 
@@ -149,13 +149,7 @@ def _media(value: Any, where: str, folder: Path | None) -> list[str]:
 
 
 def _from_world(world: str, split: str) -> Iterator[Prompt]:
-    captions = importlib.import_module(f"flowrl.worlds.{world}.captions")
-    if split == "train":
-        pool, _ = captions.split()
-        scenes = [scene for kind in pool.values() for scene in kind]
-    else:
-        scenes = captions.heldout_scenes()
-    return (Prompt(id=scene.caption, text=scene.caption, meta=scene.meta()) for scene in scenes)
+    return (Prompt(id=text, text=text, meta=meta) for text, meta in records(world, split))
 
 
 def _from_folder(path: Path, split: str) -> Iterable[Prompt]:

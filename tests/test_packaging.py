@@ -15,7 +15,8 @@ import pytest
 from flowrl import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
-ASSETS = ROOT / "flowrl" / "worlds" / "shapes" / "assets"
+WORLDS = ROOT / "flowrl" / "worlds"
+SHIPPED = ("shapes/assets/shapes-flux/model_index.json", "arithmetic/assets/arithmetic-qwen2/config.json")
 MAX_ASSETS = 8_000_000  # bytes
 
 
@@ -45,9 +46,9 @@ def test_packages_and_recipes_are_in_it(wheel: Path):
     assert top == {"flowrl", "samplers", "reward_models", "recipes"}  # neither tests nor benchmarks
 
 
-def test_the_shipped_model_is_in_it_and_small(wheel: Path):
-    files = [p for p in ASSETS.rglob("*") if p.is_file()]
-    assert ASSETS / "shapes-flux" / "model_index.json" in files
+def test_the_shipped_models_are_in_it_and_small(wheel: Path):
+    files = [p for p in WORLDS.glob("*/assets/**/*") if p.is_file()]
+    assert {WORLDS / name for name in SHIPPED} <= set(files)
     for path in files:
         assert (wheel / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
     assert sum(p.stat().st_size for p in files) <= MAX_ASSETS

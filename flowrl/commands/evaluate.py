@@ -17,7 +17,7 @@ def evaluate_command(
     overrides: Overrides = None,
     output: Annotated[Path | None, typer.Option(help="Also write the numbers here, as JSON.")] = None,
 ) -> None:
-    """Score held-out prompts by the ODE: a run's weights, or a recipe's model as it is."""
+    """Score held-out prompts, by the ODE or as eval.temperature says: a run's weights, or a recipe's model as it is."""
     checked, weights = target_of(target, overrides or [])
     if checked.prompts.heldout is None:
         raise UserError("prompts.heldout: null, but an evaluation needs prompts; set prompts.heldout=FILE")
@@ -26,7 +26,7 @@ def evaluate_command(
 
     from flowrl.build import build_policy, read_inputs, set_up
     from flowrl.loop import evaluate_heldout
-    from flowrl.planning import eval_plan
+    from flowrl.planning import eval_words
 
     set_up(checked)
     inputs = read_inputs(checked)
@@ -34,7 +34,7 @@ def evaluate_command(
     with Console().status(f"evaluating {len(inputs.heldout)} held-out prompts"):
         result = evaluate_heldout(checked, policy, inputs)
     kinds = result.by("kind")
-    table = Table(title=f"{target}: {len(inputs.heldout)} held-out prompts, {eval_plan(checked).num_steps} ODE steps")
+    table = Table(title=f"{target}: {len(inputs.heldout)} held-out prompts, {eval_words(checked)}")
     table.add_column("reward")
     table.add_column("mean", justify="right")
     for name, mean in result.means().items():

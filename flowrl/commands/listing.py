@@ -27,7 +27,10 @@ def list_command(
     """List models, samplers, rewards and recipes that ship."""
     tables = {
         Kind.models: [(name, str(path)) for name, path in names.MODELS.items()]
-        + [("owner/name", "any diffusers flow-matching pipeline on the hub"), ("FOLDER", "the same, on disk")],
+        + [
+            ("owner/name", "any diffusers flow-matching pipeline, or causal language model, on the hub"),
+            ("FOLDER", "the same, on disk"),
+        ],
         Kind.samplers: [(name, entry.summary) for name, entry in names.steps().items()],
         Kind.rewards: [(name, entry.summary) for name, entry in names.rewards().items()],
         Kind.recipes: [(name, _headline(path)) for name, path in names.recipes().items()],

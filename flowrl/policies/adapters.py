@@ -1,4 +1,4 @@
-"""What of a pipeline is trained: LoRA adapters through peft, or the denoisers' own weights."""
+"""What of a model is trained: LoRA adapters through peft, or its own weights; denoisers and language models alike."""
 
 import contextlib
 import inspect
@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from flowrl.policies.dressing import modules_of
@@ -18,7 +19,10 @@ from flowrl.policies.errors import PolicyError
 
 DENOISERS = ("transformer", "transformer_2", "unet")  # components that are trained where a recipe names none
 ADAPTER = "default"
-Modules = Mapping[str, Any]  # denoisers by component name: modules with the adapter methods of diffusers
+PEFT_PREFIX = "base_model.model."  # of every key in peft's files
+Modules = Mapping[str, Any]  # by component name: modules with the adapter methods that diffusers and transformers share
+# diffusers' method, then transformers', the newest name first
+_CHECKPOINTING = ("enable_gradient_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable")
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 
 
@@ -66,11 +70,13 @@ def add_lora(
         if not layers:
             raise PolicyError(f"lora.targets={targets!r} matches no linear layer of {name} ({type(module).__name__})")
         options: dict[str, Any] = {"lora_alpha": alpha, "init_lora_weights": True if init == "default" else init}
+        if _is_language_model(module):  # so that peft hands back a model that generates
+            options |= {"task_type": "CAUSAL_LM", "base_model_name_or_path": module.name_or_path}
         config = LoraConfig(r=rank, target_modules=layers, **options)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                module.add_adapter(config, adapter_name=ADAPTER)
+                _inject(module, config)
             except ValueError as error:  # peft's, where a name matches no layer or one that cannot be adapted
                 raise PolicyError(
                     f"lora.targets={targets!r} do not fit {name} ({type(module).__name__}): {error}"
@@ -78,6 +84,19 @@ def add_lora(
         for parameter in module.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # Adam's steps are lost in a half-precision weight
+
+
+def _inject(module: Any, config: LoraConfig) -> None:
+    if not _is_language_model(module):
+        module.add_adapter(config, adapter_name=ADAPTER)
+        return
+    # transformers' own add_adapter does this, and refuses releases of peft that are not the newest
+    inject_adapter_in_model(config, module, ADAPTER)
+    module._hf_peft_config_loaded = True
+
+
+def _is_language_model(module: Any) -> bool:
+    return hasattr(module, "can_generate")
 
 
 def train_full(modules: Modules) -> None:
@@ -103,13 +122,18 @@ def checkpoint_gradients(modules: Modules) -> None:
     Raises PolicyError where a module cannot.
     """
     for name, module in modules.items():
-        enable = getattr(module, "enable_gradient_checkpointing", None)
-        if enable is None or not getattr(module, "_supports_gradient_checkpointing", True):
+        enable = next((getattr(module, n) for n in _CHECKPOINTING if hasattr(module, n)), None)
+        flags = [getattr(module, f"{p}supports_gradient_checkpointing", True) for p in ("_", "")]
+        if enable is None or not all(flags):
             raise PolicyError(
                 f"train.gradient_checkpointing: {name} ({type(module).__name__}) cannot recompute activations; set it "
                 "to false"
             )
         enable()
+        if enable.__name__ == _CHECKPOINTING[0]:
+            continue
+        for layer in module.modules():  # transformers recomputes in training mode alone; the children keep dropout off
+            layer.training = bool(getattr(layer, "gradient_checkpointing", False))
 
 
 @contextlib.contextmanager
@@ -118,22 +142,28 @@ def disabled(modules: Modules) -> Iterator[None]:
     bare = [name for name, module in modules.items() if not getattr(module, "_hf_peft_config_loaded", False)]
     if bare:
         raise PolicyError(f"{bare[0]} has no LoRA adapter to disable: a reference policy needs lora, not full weights")
-    for module in modules.values():
-        module.disable_adapters()
+    layers = [m for module in modules.values() for m in module.modules() if isinstance(m, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
     try:
         yield
     finally:
-        for module in modules.values():
-            module.enable_adapters()
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def save(pipe: Any, modules: Modules, folder: Path) -> None:
     """Writes what was trained: LoRA as `pipe.load_lora_weights(folder)` reads it, full weights as diffusers models.
 
+    A language model writes itself: LoRA for `peft.PeftModel.from_pretrained(base, folder)`, or a transformers folder.
+
     A second denoiser that the pipeline's own writer has no place for (Wan 2.2) gets a folder of its own, to be loaded
     by `pipe.load_lora_weights(folder / "transformer_2", load_into_transformer_2=True)`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(pipe, "save_weights"):
+        pipe.save_weights(folder)
+        return
     if not all(getattr(m, "_hf_peft_config_loaded", False) for m in modules.values()):
         for name, module in modules.items():
             module.save_pretrained(folder / name)
@@ -154,11 +184,19 @@ def save(pipe: Any, modules: Modules, folder: Path) -> None:
         writer(place, **layers)
 
 
+def save_peft(module: Any, folder: Path) -> None:
+    """Writes a module's adapter as `peft.PeftModel.from_pretrained(base, folder)` reads it."""
+    state = get_peft_model_state_dict(module, adapter_name=ADAPTER)
+    state = {f"{PEFT_PREFIX}{key}": value.contiguous().cpu() for key, value in state.items()}
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    module.peft_config[ADAPTER].save_pretrained(str(folder))
+
+
 def restore(pipe: Any, modules: Modules, folder: Path) -> None:
     """Reads back into the modules what `save` wrote. Raises PolicyError where the folder holds something else."""
     for name, module in modules.items():
         is_lora = getattr(module, "_hf_peft_config_loaded", False)
-        state = _lora_state(folder, name) if is_lora else _full_state(folder / name, type(module))
+        state = _lora_state(folder, name) if is_lora else _full_state(folder, name, type(module))
         if is_lora:
             result = set_peft_model_state_dict(module, state, adapter_name=ADAPTER)
             missing = [key for key in result.missing_keys if "lora_" in key] + list(result.unexpected_keys)
@@ -173,13 +211,15 @@ def _lora_state(folder: Path, name: str) -> dict[str, torch.Tensor]:
     if not files:
         raise PolicyError(f"{folder} holds no LoRA weights (*.safetensors)")
     state = {key: value for file in files for key, value in load_file(file).items()}
-    for prefix in (f"{name}.", f"{DENOISERS[0]}."):  # the second where the module has a folder of its own
+    # the second where the module has a folder of its own, the third is peft's
+    for prefix in (f"{name}.", f"{DENOISERS[0]}.", PEFT_PREFIX):
         if own := {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}:
             return own
     return state
 
 
-def _full_state(folder: Path, kind: Any) -> dict[str, torch.Tensor]:
+def _full_state(folder: Path, name: str, kind: Any) -> dict[str, torch.Tensor]:
+    folder = folder if (folder / "config.json").is_file() else folder / name  # the first: a language model's own
     if not folder.is_dir():
         raise PolicyError(f"{folder} is not there: give the folder that a run wrote its weights to")
     return kind.from_pretrained(folder).state_dict()

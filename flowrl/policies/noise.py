@@ -38,3 +38,10 @@ def step_noise(keys: Sequence[Key], step: int, stream: int, shape: Sequence[int]
     for row, key in zip(noise, keys, strict=True):
         row.normal_(generator=generator.manual_seed(key.number("step", step, stream)))
     return noise.to(device)
+
+
+def token_uniforms(keys: Sequence[Key], number: int) -> Tensor:
+    """Uniform numbers of [0, 1), float64 [len(keys), number]: number k of a row draws token k of that sample."""
+    generator = torch.Generator()
+    rows = [torch.rand(number, generator=generator.manual_seed(k.number("tokens")), dtype=torch.float64) for k in keys]
+    return torch.stack(rows) if rows else torch.zeros(0, number, dtype=torch.float64)

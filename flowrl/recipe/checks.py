@@ -9,6 +9,7 @@ from typing import Any
 from flowrl import names
 from flowrl.alarms import ALARMS
 from flowrl.recipe.errors import RecipeError, show, wrong_value
+from flowrl.recipe.language import check_kind, kind_of
 from flowrl.recipe.schema import PRESETS, Recipe, Window
 
 # What each kind of window reads; True marks what it cannot do without.
@@ -42,23 +43,28 @@ OWN_ARGUMENTS = {
 def check(recipe: Recipe) -> Iterator[RecipeError]:
     """Everything about a recipe that cannot work, most basic first. Names of a user's own modules are imported last."""
     yield from _model(recipe)
-    yield from _window(recipe)
+    yield from check_kind(recipe)
+    if recipe.generation is None:
+        yield from _window(recipe)
     yield from _objective(recipe)
     yield from _batches(recipe)
     yield from _learning(recipe)
     yield from _watch(recipe)
     yield from _prompts(recipe)
-    yield from _step(recipe)
+    if recipe.generation is None:
+        yield from _step(recipe)
     yield from _rewards(recipe)
 
 
 def _model(recipe: Recipe) -> Iterator[RecipeError]:
     model = recipe.model
     folder = Path(model).expanduser()
-    accepted = f"{', '.join(names.MODELS)}, a hub id owner/name, or a folder with model_index.json"
+    accepted = f"{', '.join(names.MODELS)}, a hub id owner/name, or a folder with model_index.json or, of a language "
+    accepted += "model, config.json"
     if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            yield RecipeError("model", f"got {model!r}, a folder without model_index.json", f"accepted: {accepted}")
+        if kind_of(model) is None:
+            index = "model_index.json" if recipe.generation is None else "a causal model's config.json"
+            yield RecipeError("model", f"got {model!r}, a folder without {index}", f"accepted: {accepted}")
     elif model not in names.MODELS and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
         yield wrong_value("model", model, accepted, suggestion=names.closest(model, names.MODELS))
     if recipe.full == (recipe.lora is not None):

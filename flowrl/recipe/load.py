@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from flowrl import names
 from flowrl.recipe.checks import check
 from flowrl.recipe.errors import RecipeError, first_of, model_of, show, translate, unknown_key
+from flowrl.recipe.language import DENOISING, refuse_denoising
 from flowrl.recipe.schema import PRESETS, Recipe
 
 
@@ -54,6 +55,7 @@ def load(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
 def build(values: dict[str, Any], *, name: str = "recipe", beside: Path | None = None) -> Recipe:
     """The checked recipe of a mapping. name gives the default run folder, beside a folder to find prompt files in."""
     values = _with_preset(values)
+    refuse_denoising(values)
     if values.get("output") is None:
         values = values | {"output": f"runs/{name}"}
     try:
@@ -68,7 +70,8 @@ def build(values: dict[str, Any], *, name: str = "recipe", beside: Path | None =
 
 def dump(recipe: Recipe) -> str:
     """Every effective value as YAML, which `load` reads back to an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, width=120, allow_unicode=True)
+    unread = set(DENOISING) if recipe.generation is not None else set()
+    return yaml.safe_dump(recipe.model_dump(exclude=unread), sort_keys=False, width=120, allow_unicode=True)
 
 
 def _find(path_or_name: str) -> Path:

@@ -42,7 +42,7 @@ class Lora(Strict):
 
 
 class Prompts(Strict):
-    """Sources: a .txt or .jsonl file, a folder, a `datasets` name, or shapes/train and shapes/heldout.
+    """Sources: a .txt or .jsonl file, a folder, a `datasets` name, or WORLD/train and WORLD/heldout.
 
     limit: only the first so many training prompts. balance: a key of the prompts' meta; each iteration draws its values
     equally often. shuffle: a new order in every pass; false keeps the file's.
@@ -86,6 +86,21 @@ class Sampler(Strict):
     window: Window = part(Window)
     share_noise: bool = key(False, "true or false")
     reduce: Literal["mean", "sum"] = key("mean", "mean or sum")
+
+
+class Generation(Strict):
+    """How a language model's completions are drawn. max_new_tokens: where one that has not ended is cut off.
+
+    top_k, top_p: draw from the likeliest tokens only; they are scored uncut (samplers/tokens.py). chat_template: auto
+    uses the tokenizer's where it has one. system: the system message of a chat.
+    """
+
+    max_new_tokens: int = key(..., "a whole number >= 1", ge=1)
+    temperature: float = key(1.0, "a number > 0 (eval.temperature may be 0)", gt=0)
+    top_k: int | None = key(None, "a whole number >= 1 or null", ge=1)
+    top_p: float = key(1.0, "a number in (0, 1]", gt=0, le=1)
+    chat_template: Literal["auto"] | bool = key("auto", "auto, true or false")
+    system: str | None = key(None, "a text or null", min_length=1)
 
 
 class RewardSpec(Strict):
@@ -167,15 +182,17 @@ class Train(Strict):
 
 
 class Evaluation(Strict):
-    """Held-out samples by the ODE, each with its own fixed noise. every: iterations between two (null: never between).
+    """Held-out samples, by the ODE where they are denoised, each with its own fixed noise.
 
-    prompts: how many of the held-out prompts (null: all). steps null: sampler.steps. batch: samples at once. grid: how
-    many of them are shown as pictures.
+    every: iterations between two (null: never between). prompts: how many of the held-out prompts (null: all). steps
+    null: sampler.steps. temperature, of a language model alone: 0 takes the likeliest token each time, null is
+    generation.temperature. batch: samples at once. grid: how many of them are shown as pictures or texts.
     """
 
     every: int | None = key(20, "a whole number >= 1 or null", ge=1)
     prompts: int | None = key(None, "a whole number >= 1 or null", ge=1)
     steps: int | None = key(None, "a whole number >= 1 or null", ge=1)
+    temperature: float | None = key(None, "a number >= 0 or null", ge=0)
     batch: int = key(64, "a whole number >= 1", ge=1)
     at_start: bool = key(True, "true or false")
     at_end: bool = key(True, "true or false")
@@ -220,14 +237,19 @@ class Dtype(Strict):
 
 
 class Recipe(Strict):
-    """A whole run. Exactly one of `lora` and `full: true` says what learns. output null: runs/<name of the recipe>."""
+    """A whole run. Exactly one of `lora` and `full: true` says what learns. output null: runs/<name of the recipe>.
 
-    model: str = key(..., "shapes-flux, a hub id owner/name, or a diffusers folder", min_length=1)
+    With `generation` the model is a language model, its decisions are tokens, and neither `pipeline` nor `sampler` is
+    read (`load` refuses them).
+    """
+
+    model: str = key(..., "shapes-flux, arithmetic-qwen2, a hub id owner/name, or a model's folder", min_length=1)
     pipeline: dict[str, Any] = key({}, "a mapping of the pipeline's own __call__ arguments")
     lora: Lora | None = key(None, "a mapping with rank, alpha, targets, modules, init, or null")
     full: bool = key(False, "true or false")
     prompts: Prompts = key(..., "a mapping with train and heldout")
     sampler: Sampler = part(Sampler)
+    generation: Generation | None = key(None, "a mapping with max_new_tokens, temperature, top_k, top_p, or null")
     rewards: dict[str, RewardSpec] = key(..., "names mapped to {use, weight, args, required}", min_length=1)
     advantage: Advantage = part(Advantage)
     objective: Objective = part(Objective)

@@ -53,7 +53,8 @@ def test_dry_run_of_every_recipe_loads_no_weights(name, capsys, monkeypatch):
     monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", lambda *_, **__: pytest.fail("weights loaded"))
     code, out, err = call(capsys, monkeypatch, "run", name, "--dry-run")
     assert code == 0, err
-    assert "●" in out and "row-forwards" in out and "optimizer step" in out
+    assert "optimizer step" in out
+    assert ("●" in out and "row-forwards" in out) or ("new tokens" in out and "token-forwards" in out)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import yaml
 from flowrl import names
 from flowrl.recipe.checks import WINDOW_KEYS, check_call, pipeline_class
 from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.language import kind_of
 from flowrl.recipe.load import build, dump, load
 from flowrl.recipe.schema import PRESETS, Advantage, Objective, Recipe, Window
 
@@ -46,7 +47,8 @@ def test_shipped_recipe_is_valid_and_its_dump_reads_back_equal(name, tmp_path, m
     monkeypatch.chdir(tmp_path)  # prompt files were found beside the recipe: their paths must not depend on the place
     assert load(str(path)) == recipe
     assert recipe.output == f"runs/{name}"
-    assert set(yaml.safe_load(dump(recipe))) == set(Recipe.model_fields)
+    unread = {"pipeline", "sampler"} if recipe.generation is not None else set()
+    assert set(yaml.safe_load(dump(recipe))) == set(Recipe.model_fields) - unread
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -204,6 +206,10 @@ MISTAKES = [
     (["objective.dual=1"], "objective.dual", ["got 1", "a number > 1"]),
     (["objective.kl_kind=k4"], "objective.kl_kind", ["'k4'", "exact, k1, k2, k3 or abs"]),
     (["objective.kl=0.1", "lora=null", "full=true"], "objective.kl", ["got 0.1", "no reference", "objective.kl=0"]),
+    (["generation={max_new_tokens: 8}"], "pipeline", ["language model's recipe", "remove pipeline"]),
+    (["generation={max_new_tokens: 8}", "pipeline=null"], "sampler", ["language model's recipe", "remove sampler"]),
+    (["model=arithmetic-qwen2"], "model", ["a language model", "add generation={max_new_tokens"]),
+    (["eval.temperature=0"], "eval.temperature", ["got 0", "only a language model"]),
     (["lora=null"], "lora", ["neither", "full=true"]),
     (["full=true"], "lora", ["both", "exactly one"]),
     (["lora.rank=0"], "lora.rank", ["got 0", "a whole number >= 1"]),
@@ -243,6 +249,57 @@ MISTAKES = [
     (["train.betas=[1"], "train.betas", ["'[1'", "no YAML", "quote it"]),
     (["train.lr.x=1"], "train.lr.x", ["train.lr is 0.0008", "no mapping"]),
 ]
+
+
+LANGUAGE_MISTAKES = [
+    (["generation.max_new_tokens=0"], "generation.max_new_tokens", ["got 0", "a whole number >= 1"]),
+    (["generation.max_new_tokens=null"], "generation.max_new_tokens", ["missing", "a whole number >= 1"]),
+    (["generation.temperature=0"], "generation.temperature", ["got 0", "a number > 0", "eval.temperature may be 0"]),
+    (["generation.top_k=0"], "generation.top_k", ["got 0", "or null"]),
+    (["generation.top_p=1.5"], "generation.top_p", ["got 1.5", "(0, 1]"]),
+    (["generation.chat_template=yes"], "generation.chat_template", ["'yes'", "auto, true or false"]),
+    (["generation.temprature=1"], "generation.temprature", ["did you mean 'temperature'?"]),
+    (["generation={max_new_tokens: 8, chat_template: false, system: be brief}"], "generation.system", ["no chat"]),
+    (["sampler.steps=4"], "sampler", ["{'steps': 4}", "language model's recipe", "remove sampler"]),
+    (["pipeline.height=32"], "pipeline", ["{'height': 32}", "language model's recipe"]),
+    (["eval.steps=4"], "eval.steps", ["got 4", "no denoising steps"]),
+    (["eval.temperature=-1"], "eval.temperature", ["got -1", "a number >= 0 or null"]),
+    (["offload=true"], "offload", ["offload=false"]),
+    (["lora.modules=[transformer]"], "lora.modules", ["one module"]),
+    (["model=shapes-flux"], "model", ["'shapes-flux', a diffusers pipeline", "language model"]),
+    (["model=arithmetic-qwen"], "model", ["did you mean 'arithmetic-qwen2'?"]),
+    (["prompts.train=arithmetic/trian"], "prompts.train", ["did you mean 'arithmetic/train'?"]),
+    (["rewards.exact.use=exact_mach"], "rewards.exact.use", ["did you mean 'exact_match'?"]),
+    (["rewards.exact.args.patern=x"], "rewards.exact.args.patern", ["did you mean 'pattern'?"]),
+    (["train.updates=3"], "train.updates", ["train.prompts = 16"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "place", "words"), LANGUAGE_MISTAKES, ids=lambda v: v[-1])
+def test_a_mistake_in_a_language_recipe_is_one_line(overrides, place, words):
+    error = refused(*overrides, recipe="tiny_lm_grpo")
+    assert error.place == place and error.more == 0
+    assert all(word in str(error) for word in words), str(error)
+
+
+def test_a_folder_tells_what_it_holds(tmp_path):
+    assert (kind_of("shapes-flux"), kind_of("owner/name"), kind_of(str(tmp_path))) == ("pipeline", None, None)
+    (tmp_path / "config.json").write_text('{"architectures": ["Qwen2ForCausalLM"]}')
+    assert kind_of(str(tmp_path)) == "language"
+    assert load("tiny_lm_grpo", [f"model={tmp_path}"]).model == str(tmp_path)
+    for unreadable in ("{}", "{"):
+        (tmp_path / "config.json").write_text(unreadable)
+        error = refused(f"model={tmp_path}", recipe="tiny_lm_grpo")
+        assert error.place == "model" and "config.json" in str(error)
+
+
+def test_what_the_language_recipe_is_published_with():
+    recipe = load("grpo_qwen")
+    assert (recipe.train.group, recipe.train.updates, recipe.train.lr) == (5, 4, 3e-6)
+    assert (recipe.objective.clip, recipe.objective.dual, recipe.objective.kl) == (0.2, 3.0, 0.001)
+    assert (recipe.objective.kl_kind, recipe.objective.aggregate) == ("k3", "decision_mean")
+    assert (recipe.lora.rank, recipe.lora.alpha, recipe.generation.max_new_tokens) == (64, 32, 1024)
+    assert (recipe.advantage.unbiased, recipe.advantage.eps, recipe.eval.temperature) == (True, 1e-6, 0)
 
 
 @pytest.mark.parametrize(("overrides", "place", "words"), MISTAKES, ids=lambda v: v[-1] if isinstance(v, list) else v)

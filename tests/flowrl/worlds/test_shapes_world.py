@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from flowrl import names
+from flowrl.worlds import stage as stages
 from flowrl.worlds.shapes import build, pretrain
 from flowrl.worlds.shapes.captions import COLORS, KINDS, SHAPES, Scene, draw, heldout_scenes, split
 from flowrl.worlds.shapes.checker import RELATION_SLACK, detect, score, score_batch
@@ -171,7 +172,7 @@ def test_a_stage_that_is_interrupted_ends_where_it_would_have(tmp_path: Path, mo
             module = nn.Linear(3, 1)
             if not (tmp_path / name).exists():
                 nn.init.constant_(module.weight, 0.5), nn.init.zeros_(module.bias)
-            stage = pretrain.Stage("test", module, tmp_path / name, cycles=[(20, 0.25), (10, 1.0)], lr=0.1, average=0.9)
+            stage = stages.Stage("test", module, tmp_path / name, cycles=[(20, 0.25), (10, 1.0)], lr=0.1, average=0.9)
 
             def loss(step: int, module: nn.Linear = module, stop: int = stop) -> Tensor:
                 nonlocal taken
@@ -190,7 +191,7 @@ def test_a_stage_that_is_interrupted_ends_where_it_would_have(tmp_path: Path, mo
 
     whole, steps = trained("whole.pt", [])
     assert steps == 30
-    monkeypatch.setattr(pretrain, "CHECKPOINT_SECONDS", -1)  # a checkpoint after every step
+    monkeypatch.setattr(stages, "CHECKPOINT_SECONDS", -1)  # a checkpoint after every step
     parts, steps = trained("parts.pt", [7, 21])
     assert steps == 30  # nothing is done twice
     assert torch.equal(whole.weight, parts.weight) and torch.equal(whole.bias, parts.bias)
@@ -198,7 +199,7 @@ def test_a_stage_that_is_interrupted_ends_where_it_would_have(tmp_path: Path, mo
 
 def test_learning_rate_falls_at_the_end_of_each_cycle():
     cycles = [(1000, 0.25), (400, 1.0)]
-    rates = [pretrain.rate(step, cycles) for step in (0, 199, 700, 875, 999, 1000, 1200, 1399)]
+    rates = [stages.rate(step, cycles) for step in (0, 199, 700, 875, 999, 1000, 1200, 1399)]
     assert rates == pytest.approx([1 / 200, 1, 1, 0.5, 1 / 250, 1, 0.5, 1 / 400])
 
 

@@ -1,0 +1,106 @@
+"""Forward passes of a causal language model: token by token with a key-value cache, and teacher-forced.
+
+Prompts are padded on the left, so that every row's next token stands in the last column; the attention mask hides the
+padding and position ids count from each row's first real token. A row's result is then that of the row alone.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from flowrl.policies.errors import PolicyError
+from samplers.tokens import Generation, draw, token_logp
+
+CACHES = ("cache", "past_key_values")  # what transformers calls the argument, newest name first
+
+
+def accepted(model: Any) -> set[str]:
+    """The names of the arguments of the model's forward."""
+    return set(inspect.signature(type(model).forward).parameters)
+
+
+def cache_argument(model: Any) -> str:
+    """How the model's forward calls its key-value cache. Raises PolicyError for a model without one."""
+    name = next((n for n in CACHES if n in accepted(model)), None)
+    if name is None:
+        raise PolicyError(f"{type(model).__name__} takes no key-value cache; give a causal transformer language model")
+    return name
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(ids, attention mask), int64 [R, L] each, of rows of different lengths, padded on the left."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids.to(device), mask.to(device)
+
+
+def forward(model: Any, ids: Tensor, attention: Tensor, keep: int, cache: Any = None) -> Tensor:
+    """Logits [R, keep, V] of the last `keep` of positions `ids` [R, N]; attention [R, past + N] covers the cache."""
+    known = accepted(model)
+    arguments: dict[str, Any] = {"attention_mask": attention, "use_cache": cache is not None}
+    if cache is not None:
+        arguments[cache_argument(model)] = cache
+    if "position_ids" in known:
+        arguments["position_ids"] = (attention.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    if "logits_to_keep" in known:
+        arguments["logits_to_keep"] = keep
+    return model(input_ids=ids, **arguments).logits[:, -keep:]
+
+
+@torch.no_grad()
+def decode(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    uniforms: Tensor,
+    plan: Generation,
+    *,
+    group: int,
+    stop: Collection[int],
+    pad: int,
+    tick: Callable[[int], None] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(tokens int64 [R, K], log-probs float32 [R, K], lengths int64 [R]) of `group` completions a prompt, on the CPU.
+
+    uniforms float64 [R, K] decide the draws. A completion ends with a token of `stop`, which it includes, or after
+    K = plan.max_new_tokens. A prompt is read once for its group, and a row that has ended is computed no further.
+    """
+    rows, device = len(uniforms), model.device
+    tokens = torch.full(uniforms.shape, pad)
+    logp, length = torch.zeros(uniforms.shape), torch.zeros(rows, dtype=torch.int64)
+    ending, cache = torch.tensor(sorted(stop), device=device), DynamicCache(config=model.config)
+    ids, attention = left_padded(prompts, pad, device)
+    logits = forward(model, ids, attention, 1, cache)[:, 0].repeat_interleave(group, 0)
+    cache.batch_repeat_interleave(group)
+    attention, alive = attention.repeat_interleave(group, 0), torch.arange(rows)
+    for k in range(plan.max_new_tokens):
+        token = draw(logits, uniforms[alive, k].to(device, torch.float32 if device.type == "mps" else None), plan)
+        tokens[alive, k] = token.cpu()
+        logp[alive, k] = token_logp(logits[:, None], token[:, None], plan.scale)[:, 0].cpu()
+        length[alive] = k + 1
+        if tick is not None:
+            tick(len(alive))
+        going = ~torch.isin(token, ending)
+        if k + 1 == plan.max_new_tokens or not going.any():
+            break
+        if not going.all():
+            index = going.nonzero()[:, 0]
+            cache.batch_select_indices(index)
+            attention, token, alive = attention[index], token[index], alive[index.cpu()]
+        attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)
+        logits = forward(model, token[:, None], attention, 1, cache)[:, 0]
+    return tokens, logp, length
+
+
+def teacher_forced(model: Any, prompts: Sequence[Sequence[int]], tokens: Tensor, length: Tensor, *, pad: int) -> Tensor:
+    """Logits [r, T, V] that each of the first T = max(length) tokens [r, K] of the completions was drawn from."""
+    width = int(length.max())
+    ids, attention = left_padded(prompts, pad, model.device)
+    drawn = tokens[:, :width].to(model.device)
+    valid = (torch.arange(width) < length[:, None]).long().to(model.device)
+    ids, attention = torch.cat([ids, drawn], 1), torch.cat([attention, valid], 1)
+    return forward(model, ids[:, :-1], attention[:, :-1], width)

@@ -1,0 +1,99 @@
+"""The maths of a token: the plan of a completion, the draw of its next token, log-probabilities and divergence.
+
+A token is drawn from softmax(logits / temperature), cut to the top_k likeliest and to the smallest set that holds top_p
+of the probability. It is scored under softmax(logits / temperature) BEFORE the cut, in the rollout as in every replay:
+a later policy may rank a drawn token out of its own cut, where the cut distribution would give it probability 0 and a
+ratio without meaning. With top_k null and top_p 1 both are the same; with a cut the ratio is that of the uncut
+policies, as in verl. (DeepSeek-V3.2 instead keeps the rollout's cut, a mask of vocabulary size for every token.)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 2**24  # float32 numbers of vocabulary size that are held at once, 64 MiB
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """How completions are drawn. temperature 0 takes the likeliest token: an evaluation, which cannot be trained on.
+
+    Raises ValueError for values outside max_new_tokens >= 1, temperature >= 0, top_k >= 1, 0 < top_p <= 1.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if (
+            self.max_new_tokens < 1
+            or self.temperature < 0
+            or not 0 < self.top_p <= 1
+            or not (self.top_k is None or self.top_k >= 1)
+        ):
+            raise ValueError(f"{self}: need max_new_tokens >= 1, temperature >= 0, top_k >= 1 and 0 < top_p <= 1")
+
+    @property
+    def scale(self) -> float:
+        """What logits are divided by before they are scored: the temperature, 1 for greedy completions."""
+        return self.temperature or 1.0
+
+
+def draw(logits: Tensor, uniform: Tensor, plan: Generation) -> Tensor:
+    """Tokens int64 [R] from logits [R, V], by inversion of the cumulated distribution at uniform [R] in [0, 1)."""
+    if plan.temperature == 0:
+        return logits.argmax(-1)
+    kept = cut(logits.float() / plan.temperature, plan.top_k, plan.top_p)
+    # in float64 where there is one: 150,000 float32 terms would move the boundaries by more than a rare token's share
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    cdf = kept.softmax(-1).to(wide).cumsum(-1)
+    total = cdf[:, -1:]
+    target = uniform.to(cdf)[:, None] * total
+    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))  # never beyond the last token
+    return torch.searchsorted(cdf, target, right=True).squeeze(-1)
+
+
+def cut(logits: Tensor, top_k: int | None, top_p: float) -> Tensor:
+    """The logits [R, V] with those outside the top_k, then outside the nucleus of top_p, at -inf."""
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = logits.topk(top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p < 1:
+        ordered, index = logits.softmax(-1).sort(descending=True)
+        before = ordered.cumsum(-1) - ordered  # the likeliest token always stays
+        logits = logits.masked_fill((before >= top_p).gather(-1, index.argsort(-1)), -torch.inf)
+    return logits
+
+
+def token_logp(logits: Tensor, tokens: Tensor, scale: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Log-probabilities [r, k] of tokens int64 [r, k] under softmax(logits / scale), logits [r, k, V], in `dtype`."""
+
+    def one(part: Tensor, drawn: Tensor) -> Tensor:
+        scaled = part.to(dtype) / scale
+        return scaled.gather(-1, drawn[..., None]).squeeze(-1) - scaled.logsumexp(-1)
+
+    return _in_chunks(one, logits, tokens)
+
+
+def token_kl(logits: Tensor, reference: Tensor, scale: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    """KL(policy || reference) [r, k] over the vocabulary, of softmax(logits / scale) each; logits are [r, k, V]."""
+
+    def one(part: Tensor, other: Tensor) -> Tensor:
+        logp, ref = (part.to(dtype) / scale).log_softmax(-1), (other.to(dtype) / scale).log_softmax(-1)
+        return (logp.exp() * (logp - ref)).sum(-1)
+
+    return _in_chunks(one, logits, reference)
+
+
+def _in_chunks(one: Callable[[Tensor, Tensor], Tensor], logits: Tensor, other: Tensor) -> Tensor:
+    """`one` over as many rows as CHUNK allows. Of several, none keeps its float32 for the backward pass."""
+    rows = max(1, CHUNK // max(1, logits[0].numel())) if len(logits) else 1
+    pairs = list(zip(logits.split(rows), other.split(rows), strict=True))
+    if len(pairs) == 1:
+        return one(*pairs[0])
+    return torch.cat([checkpoint(one, *pair, use_reentrant=False) for pair in pairs])

@@ -1,0 +1,54 @@
+"""Tiny random language models for tests, with the arithmetic world's tokenizer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowrl.contracts import Prompt, Rollout, Score
+from flowrl.policies.language import LanguagePolicy
+from flowrl.worlds.arithmetic.model import make_model, make_tokenizer
+from samplers.tokens import Generation
+
+PROMPTS = [Prompt("a", "12+345"), Prompt("b", "7*8"), Prompt("c", "999-11+123456")]
+PLAN = Generation(12)
+STOP = [3, *range(8, 110, 5)]
+
+
+def model(seed: int = 0, *, sharp: float = 4.0) -> Any:
+    """A random Qwen2 whose distributions are uneven, and which ends completions of every length."""
+    torch.manual_seed(seed)
+    made = make_model(make_tokenizer(), width=32, layers=2).eval()
+    with torch.no_grad():
+        made.model.norm.weight.mul_(sharp)
+    made.generation_config.eos_token_id = STOP
+    return made
+
+
+def policy(made: Any = None, **options: Any) -> LanguagePolicy:
+    """The model, by default a random one, as a policy."""
+    return LanguagePolicy(model() if made is None else made, make_tokenizer(), **options)
+
+
+def replayed(subject: LanguagePolicy, rollout: Rollout, parts: Sequence[Sequence[int]], **options: Any) -> Score:
+    """The scores of these parts of the rows, put together in row order, without gradient."""
+    scores: list[Score] = []
+    for part in parts:
+        subject.replay(rollout, torch.tensor(part), scores.append, **options)
+    order = torch.cat([s.rows for s in scores]).argsort()
+
+    def joined(values: list[Tensor | None]) -> Any:
+        return None if values[0] is None else torch.cat([v.detach() for v in values if v is not None])[order]
+
+    return Score(order, scores[0].columns, joined([s.logp for s in scores]), joined([s.kl for s in scores]))
+
+
+def alone(made: Any, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
+    """Logits [K, V] that each token was drawn from, one sequence, no padding, no cache, one forward a token."""
+    rows = []
+    for k in range(len(tokens)):
+        ids = torch.tensor([[*prompt, *tokens[:k]]])
+        with torch.no_grad():
+            rows.append(made(input_ids=ids, use_cache=False).logits[0, -1])
+    return torch.stack(rows)
