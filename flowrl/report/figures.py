@@ -20,7 +20,7 @@ TOLD = 1000  # and that can be pointed at
 
 @dataclass(frozen=True)
 class Curve:
-    """What is to be drawn: (iteration, value) points, joined; with dots (and error bars) where each was measured."""
+    """What to draw: (iteration, value) points, joined; with dots (and error bars) where each is one measurement."""
 
     label: str
     points: Sequence[tuple[float, float | None]]

@@ -101,9 +101,8 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
         facts.append(("Learns", "all weights"))
     if {"prompts", "group"} <= set(train):
         facts.append(("An iteration", f"{train['prompts']} prompts × {train['group']} samples"))
-    facts.append(
-        ("Iterations", f"{data.last:,}" + (f" of {data.planned:,}" if not data.finished and data.planned else ""))
-    )
+    planned = f" of {data.planned:,}" if data.planned and not data.finished else ""
+    facts.append(("Iterations", f"{data.last:,}{planned}"))
     facts.append(("Time", numerals.duration(data.seconds)))
     facts.append(("Seed", recipe.get("seed")))
     starts = [s for s in sequence(data.run.get("starts")) if isinstance(s, dict)]

@@ -70,7 +70,8 @@ class RunData:
     @property
     def last(self) -> int:
         """The last iteration that anything was written of."""
-        return max([row["iteration"] for row in self.train + self.heldout], default=0)
+        written = [row["iteration"] for row in self.train + self.heldout]
+        return max(written or [e.iteration for e in self.evaluations], default=0)
 
     @property
     def planned(self) -> int | None:
@@ -112,7 +113,7 @@ def read(folder: Path) -> RunData:
         run=_object(folder / "run.json", notes),
         train=_by_iteration(rows, "train"),
         heldout=_by_iteration(rows, "heldout"),
-        evaluations=sorted((e for e in evaluations if e is not None), key=lambda e: e.iteration),
+        evaluations=_current(evaluations, rows),
         alarms=_lines(folder / "alarms.jsonl", notes),
         summary=_object(folder / "summary.json", notes),
         notes=notes,
@@ -144,6 +145,12 @@ def _by_iteration(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]
     """The last line of each iteration."""
     found = {row["iteration"]: row for row in rows if row.get("kind") == kind}
     return [found[i] for i in sorted(found)]
+
+
+def _current(evaluations: list[Evaluated | None], rows: list[dict[str, Any]]) -> list[Evaluated]:
+    """In order of iteration, without those later than all metrics: what a resume has cut off, it will do again."""
+    last = max((row["iteration"] for row in rows), default=math.inf)
+    return sorted((e for e in evaluations if e is not None and e.iteration <= last), key=lambda e: e.iteration)
 
 
 def _text(path: Path, notes: list[str]) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -227,6 +229,19 @@ def test_a_killed_run_and_damaged_files(tmp_path):
     assert "00009.json is no JSON" in words
     assert "stuck at 1" in words and read(folder).last == 8
     assert [a for a in page.every("path") if a["class"] == "event alarm"]
+
+
+def test_an_evaluation_that_a_resume_cut_off_does_not_count(tmp_path):
+    folder = make(tmp_path / "r", LOW, HIGH)
+    (folder / "summary.json").unlink()
+    jsonl(folder / "metrics.jsonl", [held_row(0, LOW), *[train_row(i) for i in range(1, 6)], held_row(4, LOW)])
+    assert [e.iteration for e in read(folder).evaluations] == [0, 4]
+    assert "inside the error bars" in page_of(folder).words()
+
+
+def test_a_page_is_made_without_torch():
+    code = "import sys, flowrl.report.page; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_language_run_shows_texts(tmp_path):
