@@ -17,6 +17,7 @@ from flowrl.policies import adapters
 from flowrl.policies.pipeline import PipelinePolicy
 from flowrl.policies.walks import Dynamics
 from flowrl.recipe.schema import Recipe
+from flowrl.watch import Settings, Watch
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,18 @@ def build_objective(recipe: Recipe) -> ClippedObjective:
     low, high = objective.clip_range
     return ClippedObjective(
         low, high, dual=objective.dual, kl=objective.kl, kl_kind=objective.kl_kind, aggregate=objective.aggregate
+    )
+
+
+def build_watch(recipe: Recipe) -> Watch:
+    """The watchdog of a recipe, which has seen nothing yet."""
+    return Watch(
+        {name: spec.weight for name, spec in recipe.rewards.items()},
+        Settings(**recipe.watch.model_dump()),
+        updates_per_rollout=recipe.train.epochs * recipe.train.updates,
+        clip=recipe.objective.clip_range,
+        precision=recipe.dtype.model,
+        steady=recipe.sampler.window.kind != "progressive",
     )
 
 
