@@ -20,8 +20,7 @@ from flowrl.policies.language import LanguagePolicy
 from flowrl.policies.pipeline import PipelinePolicy
 from flowrl.policies.walks import Dynamics
 from flowrl.recipe.schema import Generation, Recipe
-from flowrl.symptoms import Settings
-from flowrl.watch import Watch
+from flowrl.watch import Settings, Watch
 
 AnyPolicy = PipelinePolicy | LanguagePolicy
 
@@ -153,16 +152,15 @@ def build_objective(recipe: Recipe) -> ClippedObjective:
     )
 
 
-def build_watch(recipe: Recipe, inputs: Inputs) -> Watch:
-    """The watchdog of a recipe."""
-    train = recipe.train
+def build_watch(recipe: Recipe) -> Watch:
+    """The watchdog of a recipe, which has seen nothing yet."""
     return Watch(
-        inputs.scorer.weights,
+        {name: spec.weight for name, spec in recipe.rewards.items()},
         Settings(**recipe.watch.model_dump()),
-        updates_per_rollout=train.epochs * train.updates,
+        updates_per_rollout=recipe.train.epochs * recipe.train.updates,
         clip=recipe.objective.clip_range,
         precision=recipe.dtype.model,
-        steady=recipe.sampler.window.kind in ("all", "first"),
+        steady=recipe.sampler.window.kind != "progressive",
     )
 
 

@@ -72,7 +72,7 @@ class Run:
         self.checkpoints = state.Checkpoints(self.folder.path, self.recipe.checkpoint.keep)
         self.stopping = Stopping(self.console.stopping)
         self._started = time.perf_counter()
-        self.watch = build_watch(self.recipe, self.inputs)
+        self.watch = build_watch(self.recipe)
         self._rung: list[Alarm] = []
         self._saved: tuple[int, int] | None = None
         self._held: dict[str, Any] = {}

@@ -53,14 +53,14 @@ def _pictures(pictures: Tensor, group: Tensor) -> dict[str, float]:
         x = part.to(torch.promote_types(part.dtype, torch.float32))
         small = _reduced(x, COLOUR_SIZE)
         for name, (measure, full) in PICTURE.items():
-            rows[name].append(measure(x if full else small).double())
-        layouts.append(_reduced(x, LAYOUT_SIZE).flatten(1))
+            rows[name].append(measure(x if full else small).cpu().double())  # not every device knows float64 or pdist
+        layouts.append(_reduced(small, LAYOUT_SIZE).flatten(1).cpu())
     layout = torch.cat(layouts)
-    distances = [torch.pdist(layout[at]).mean() for at in _groups(group, layout.device)]
+    distances = [torch.pdist(layout[at]).mean() for at in _groups(group)]
     values = {name: torch.cat(parts).mean() for name, parts in rows.items()}
     if distances:
         values["diversity"] = torch.stack(distances).double().mean() / layout.shape[1] ** 0.5
-    return dict(zip((f"samples/{n}" for n in values), torch.stack(list(values.values())).tolist(), strict=True))
+    return {f"samples/{name}": float(value) for name, value in values.items()}
 
 
 def _reduced(x: Tensor, size: int) -> Tensor:
@@ -69,13 +69,13 @@ def _reduced(x: Tensor, size: int) -> Tensor:
     return x if (height, width) == x.shape[-2:] else functional.adaptive_avg_pool2d(x, (height, width))
 
 
-def _groups(group: Tensor, device: torch.device) -> Iterator[Tensor]:
+def _groups(group: Tensor) -> Iterator[Tensor]:
     """Positions of the samples of each group of two or more, in order of rising label."""
     labels = group.cpu()
     for label in labels.unique():
         at = (labels == label).nonzero()[:, 0]
         if len(at) > 1:
-            yield at.to(device)
+            yield at
 
 
 def _luma(x: Tensor) -> Tensor:
@@ -95,8 +95,8 @@ def _sharpness(x: Tensor) -> Tensor:
 
 
 def _clipped(x: Tensor) -> Tensor:
-    share = ((x < 0.5 / 255) | (x > 254.5 / 255)).to(x.dtype).mean((1, 2, 3))
-    return share.where(x.isfinite().all(1).all(1).all(1), torch.nan)
+    share = ((x - 0.5).abs() > 0.5 - 0.5 / 255).to(x.dtype).mean((1, 2, 3))
+    return share + 0.0 * x.mean((1, 2, 3))  # a comparison hides what is not finite
 
 
 # name -> (pictures [b, 3, h, w] -> [b], whether it has to see every pixel)
@@ -117,7 +117,7 @@ def _texts(texts: Sequence[str], group: Tensor, lengths: Sequence[float] | Tenso
         "samples/length": sum(sizes) / len(sizes),
         "samples/repetition": sum(map(_repetition, texts)) / len(texts),
     }
-    shares = [len({texts[i] for i in at.tolist()}) / len(at) for at in _groups(group, torch.device("cpu"))]
+    shares = [len({texts[i] for i in at.tolist()}) / len(at) for at in _groups(group)]
     return found | ({"samples/distinct": sum(shares) / len(shares)} if shares else {})
 
 

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowrl.alarms import ACTIONS, ALARMS, Alarm
+from flowrl.build import build_watch
+from flowrl.recipe.load import load
 from flowrl.recipe.schema import Watch as Section
 from flowrl.symptoms import REPLAY_LIMITS
 from flowrl.watch import Settings, Watch
@@ -91,9 +93,26 @@ def test_the_recipes_section_is_the_settings():
     assert all(kind.strongest in ACTIONS for kind in ALARMS.values())
 
 
+def test_a_recipe_says_what_is_watched():
+    changes = [
+        "watch={patience: 3, ignore: [silent]}",
+        "train.updates=2",
+        "train.epochs=2",
+        "objective.clip=[1e-4,2e-4]",
+    ]
+    watch = build_watch(load("quickstart", changes))
+    assert watch.settings == Settings(patience=3, ignore=["silent"])
+    assert watch.case.weights == {"shapes": 1.0, "strict": 0.0}
+    assert (watch.case.updates, watch.case.clip, watch.case.precision) == (4, (1e-4, 2e-4), "float32")
+    assert watch.case.steady and not build_watch(load("mixgrpo_flux")).case.steady
+    assert build_watch(load("mixgrpo_flux")).case.precision == "bfloat16"
+
+
 def test_nan_is_named_and_a_reward_that_scored_nothing_is_not():
     (alarm,) = train(make(), 1, loss=math.nan, samples__saturation=math.inf)
     assert alarm.name == "nonfinite" and "loss, samples/saturation not finite" in alarm.what
+    (alarm,) = train(make(), 1, nonfinite_updates=0.25)
+    assert alarm.what.startswith("25% of the updates were skipped")
     assert train(make(), 9, reward__r__mean=math.nan, reward__r__nan=1.0) == []
     assert {a.name for a in train(make(), 1, reward__r__mean=math.nan, reward__r__nan=0.9)} == {"nonfinite"}
 
