@@ -235,6 +235,12 @@ def test_diversity_of_pictures_and_texts_where_every_iteration_draws_alike():
     assert train(make(), 5) + train(make(diversity=0.0), 5, 6, samples__diversity=0.0) == []
 
 
+def test_the_first_and_the_latest_iterations_are_different_ones():
+    watch = make()
+    train(watch, 3)
+    assert [a.iteration for a in train(watch, 9, 4, samples__diversity=0.05)] == [10]
+
+
 @pytest.mark.parametrize("on_alarm", ACTIONS)
 def test_what_a_run_is_told_to_do(on_alarm: str):
     def action(**changed: float) -> set[tuple[str, str]]:
