@@ -38,6 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/loading.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/console.py": {"flowrl.evaluate", "flowrl.recipe", "flowrl.policies"},
     "flowrl/build.py": {"flowrl"},
+    "flowrl/weights.py": {"flowrl.learner", "flowrl.policies"} | LIGHT,
+    "flowrl/exports": {"flowrl"},
     "flowrl/run.py": {"flowrl"},
     "flowrl/commands": {"flowrl"},
     "flowrl/cli.py": {"flowrl"},

@@ -9,6 +9,7 @@ from typing import Any
 from flowrl import names
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.schema import PRESETS, Recipe, Window
+from flowrl.recipe.trackers import check_trackers
 
 # What each kind of window reads; True marks what it cannot do without.
 WINDOW_KEYS: dict[str, dict[str, bool]] = {
@@ -48,6 +49,7 @@ def check(recipe: Recipe) -> Iterator[RecipeError]:
     yield from _prompts(recipe)
     yield from _step(recipe)
     yield from _rewards(recipe)
+    yield from check_trackers(recipe)
 
 
 def _model(recipe: Recipe) -> Iterator[RecipeError]:
