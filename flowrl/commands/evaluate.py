@@ -158,7 +158,7 @@ def _numbers(results: Results) -> dict[str, Any]:
 
     shown = results["rewards"].prompts
     out: dict[str, Any] = {"prompts": [{"id": p.id, "text": p.text, "kind": p.meta.get("kind")} for p in shown]}
-    for name, found in results.items():
+    for name, found in sorted(results.items(), key=lambda item: item[0] != "rewards"):
         by_kind = {n: {k: clean(m) for k, m in kinds.items()} for n, kinds in found.by("kind").items()}
         scores = {n: [v if v == v else None for v in values.tolist()] for n, values in found.scores.items()}
         means = {n: clean(m) for n, m in found.means().items()}

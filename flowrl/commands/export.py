@@ -49,6 +49,8 @@ def export_command(
     if run is None:
         raise UserError(f"RUN: got {target!r}, a recipe; accepted: a run's folder, such as {recipe.output}")
     chosen = _kind(recipe, kind)
+    if chosen == "lora" and dtype is not None:
+        raise UserError(f"--dtype: got {dtype.value}, but a LoRA stays in float32; use --kind merged, or leave it out")
     folder = to or run / "export" / chosen
     quiet()
     from flowrl.build import set_up
