@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors import safe_open
 from torch import Tensor
 
@@ -46,8 +47,12 @@ def draw(policy: PipelinePolicy, recipe: Recipe, prompts: Sequence[Prompt]) -> l
 
 @torch.no_grad()
 def redraw(recipe: Recipe, folder: Path, kind: str, prompts: Sequence[Prompt]) -> list[Tensor]:
-    """What a fresh, plain pipeline with the exported weights draws from the same noise; see `draw`."""
+    """What a fresh, plain pipeline with the exported weights draws from the same noise; see `draw`.
+
+    A multistep or second-order scheduler is cut down to the first order that the policy walks at.
+    """
     pipe, device = load(recipe, folder, kind), device_of(recipe.device)
+    pipe.scheduler = first_order(pipe.scheduler, eval_plan(recipe).num_steps)
     pipe.enable_model_cpu_offload(device=device) if recipe.offload and device.type != "cpu" else pipe.to(device)
     accepted = inspect.signature(type(pipe).__call__).parameters
     own = {"num_inference_steps": eval_plan(recipe).num_steps, "output_type": "pt"}
@@ -58,6 +63,16 @@ def redraw(recipe: Recipe, folder: Path, kind: str, prompts: Sequence[Prompt]) -
         output = pipe(**{name: value for name, value in arguments.items() if name in accepted})
         found.append(pictures_of(output, type(pipe).__name__)[0].cpu())
     return found
+
+
+def first_order(scheduler: Any, num_steps: int) -> Any:
+    """The scheduler where it takes Euler steps, else one of its kind that does, on the same levels."""
+    if getattr(scheduler, "order", 1) != 1:
+        return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+    if "solver_order" not in scheduler.config:
+        return scheduler
+    corrected = {"disable_corrector": list(range(num_steps))} if "disable_corrector" in scheduler.config else {}
+    return type(scheduler).from_config(scheduler.config, solver_order=1, **corrected)
 
 
 def load(recipe: Recipe, folder: Path, kind: str) -> Any:
@@ -99,4 +114,4 @@ def _parts(folder: Path) -> Iterator[tuple[Path, str | None, dict[str, Any]]]:
         if by_pipeline:  # whose own writer has no place for its second denoiser (Wan 2.2)
             yield file.parent, None, {f"load_into_{file.parent.name}": True}
         else:
-            yield file.parent, file.parent.name, {"prefix": None}
+            yield file.parent, file.parent.name, {"prefix": None, "weight_name": file.name}
