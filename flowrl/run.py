@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from flowrl import prompts as prompt_files
+from flowrl import tracking
 from flowrl.advantages import advantage_metrics, advantages
 from flowrl.build import Inputs, build_learner, build_objective, build_policy, read_inputs, set_up
 from flowrl.console import Console, Progress
@@ -148,6 +149,7 @@ def run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     folder = RunFolder(fresh(Path(recipe.output or "runs/run")))
     with contextlib.closing(folder):
         folder.write("recipe.yaml", dump(recipe))
+        folder.tracking = tracking.start(recipe, folder.path)
         with console.working(f"loading {recipe.model}"):
             policy = build_policy(recipe)
             policy.prepare(inputs.train[0], plan_for(recipe, 0))

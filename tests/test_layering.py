@@ -33,7 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/scoring.py": {"flowrl.contracts"} | LIGHT,
     "flowrl/recipe": {"flowrl.recipe"} | LIGHT,
     "flowrl/planning.py": {"flowrl.recipe", "samplers"} | LIGHT,
-    "flowrl/rundir.py": {"flowrl.evaluate", "flowrl.pictures"} | LIGHT,
+    "flowrl/rundir.py": {"flowrl.evaluate", "flowrl.pictures", "flowrl.tracking"} | LIGHT,
+    "flowrl/tracking.py": {"flowrl.pictures", "flowrl.recipe"} | LIGHT,
     "flowrl/worlds": {"flowrl.worlds", "flowrl.pictures"},
     "flowrl/loading.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/console.py": {"flowrl.evaluate", "flowrl.recipe", "flowrl.policies"},
@@ -64,6 +65,7 @@ LATE: dict[str, set[str]] = {
     "flowrl/cli.py": HEAVY | {"torch"},
     "flowrl/commands": HEAVY | {"torch"},
     "flowrl/prompts.py": {"datasets", "torch"},
+    "flowrl/tracking.py": {"accelerate", "mlflow"},  # a tracker's package is its own
 }
 # module -> the only files that may import it
 FRIENDS: dict[str, set[str]] = {
