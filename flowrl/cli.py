@@ -1,4 +1,4 @@
-"""The command line: `flowrl run | eval | sample | report | list | world`, each a file of flowrl/commands."""
+"""The command line: `flowrl run | eval | sample | export | report | list | world`, a file of flowrl/commands each."""
 
 import sys
 from typing import Annotated
@@ -8,6 +8,7 @@ import typer
 from flowrl import __version__
 from flowrl.commands import world
 from flowrl.commands.evaluate import evaluate_command
+from flowrl.commands.export import export_command
 from flowrl.commands.listing import list_command
 from flowrl.commands.report import report
 from flowrl.commands.sample import sample
@@ -24,6 +25,7 @@ app.command()(run)
 app.command("eval")(evaluate_command)
 app.command()(sample)
 app.command()(report)
+app.command("export")(export_command)
 app.command("list")(list_command)
 app.add_typer(world.app, name="world")
 

@@ -49,6 +49,16 @@ class Evaluation:
         return {n: {k: mean(v[i]) for k, i in sorted(rows.items())} for n, v in self.scores.items()} if rows else {}
 
 
+def difference(after: Evaluation, before: Evaluation) -> Evaluation:
+    """The scores of `after` minus those of `before`, sample by sample: its means have the standard errors of pairs.
+
+    Both scored the same prompts, at equal noise. A sample that either could not score is NaN.
+    """
+    return Evaluation(
+        after.prompts, {name: values - before.scores[name] for name, values in after.scores.items()}, None
+    )
+
+
 def mean(values: Tensor) -> Mean:
     """The mean of the values that are not NaN, with its standard error."""
     known = values[~values.isnan()]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flowrl import resume as resuming
+from flowrl import tracking
 from flowrl.build import build_learner, build_objective, build_policy, read_inputs, set_up
 from flowrl.console import Console
 from flowrl.loop import Run
@@ -42,6 +43,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None =
         if point.summary is not None:
             console.note(f"{folder.path}: all {recipe.train.iterations} iterations are done; raise train.iterations")
             return point.summary | {"folder": str(folder.path)}
+        folder.tracking = tracking.start(recipe, folder.path)
         if point.checkpoint is None:
             folder.rewind({}, 0, [])
             _begin(folder, recipe, point)

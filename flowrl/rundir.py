@@ -31,6 +31,7 @@ from flowrl.evaluate import Evaluation
 from flowrl.machine import facts
 from flowrl.names import UserError
 from flowrl.pictures import save_grid, save_picture
+from flowrl.tracking import Tracking
 
 
 def fresh(folder: Path) -> Path:
@@ -69,6 +70,7 @@ class RunFolder:
             raise UserError(f"output: {folder} is being written by another run; {remedy}") from error
         except OSError as error:
             raise UserError(f"output: {folder} cannot be written ({error.strerror}); name another folder") from error
+        self.tracking = Tracking()  # what a recipe's `track` adds to the files
         self._metrics: Any = None
         self._board: Any = None
 
@@ -111,6 +113,7 @@ class RunFolder:
         self._metrics.flush()
         for name, value in metrics.items():
             self._board.add_scalar(f"{kind}/{name}", value, iteration)
+        self.tracking.log(iteration, {f"{kind}/{name}": value for name, value in metrics.items()})
 
     def alarm(self, record: Mapping[str, Any]) -> None:
         """One line of alarms.jsonl."""
@@ -136,6 +139,7 @@ class RunFolder:
         if result.pictures is not None:
             save_grid(result.pictures, self.path / "samples" / f"{name}.png")
             self._board.add_images("heldout", result.pictures, iteration)
+            self.tracking.images(iteration, "heldout", result.pictures)
         for i, text in enumerate(result.texts or ()):
             self._board.add_text(f"heldout/{i:03d}", f"{result.prompts[i].text}\n\n{text}", iteration)
 
@@ -178,6 +182,7 @@ class RunFolder:
                     file.close()
 
     def close(self) -> None:
-        """Closes the files and lets go of the folder."""
+        """Closes the files, ends the trackers' runs and lets go of the folder."""
         self.close_files()
+        self.tracking.finish()
         self._lock.release()

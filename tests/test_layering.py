@@ -39,15 +39,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/planning.py": {"flowrl.recipe", "flowrl.tokens", "samplers"} | LIGHT,
     "flowrl/tokens.py": {"flowrl.recipe", "samplers"},
     "flowrl/machine.py": {"flowrl.__version__"},
-    "flowrl/rundir.py": {"flowrl.machine", "flowrl.evaluate", "flowrl.pictures", "flowrl.contracts"} | LIGHT,
+    "flowrl/rundir.py": {"flowrl.machine", "flowrl.tracking", "flowrl.evaluate", "flowrl.pictures", "flowrl.contracts"}
+    | LIGHT,
     "flowrl/state.py": LIGHT,
     "flowrl/stopping.py": set(),
     "flowrl/resume.py": {"flowrl.state", "flowrl.recipe"} | LIGHT,
+    "flowrl/tracking.py": {"flowrl.pictures", "flowrl.recipe"} | LIGHT,
     "flowrl/worlds": {"flowrl.worlds", "flowrl.pictures"},
     "flowrl/loading.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/console.py": {"flowrl.evaluate", "flowrl.recipe", "flowrl.policies"},
     "flowrl/build.py": {"flowrl"},
     "flowrl/loop.py": {"flowrl"},
+    "flowrl/weights.py": {"flowrl.learner", "flowrl.policies", "flowrl.resume"} | LIGHT,
+    "flowrl/exports": {"flowrl"},
     "flowrl/run.py": {"flowrl"},
     "flowrl/report": {"flowrl.report"} | LIGHT,
     "flowrl/report/page.py": {"flowrl"},  # its version
@@ -79,6 +83,7 @@ LATE: dict[str, set[str]] = {
     "flowrl/cli.py": HEAVY | {"torch"},
     "flowrl/commands": HEAVY | {"torch"},
     "flowrl/prompts.py": {"datasets", "torch"},
+    "flowrl/tracking.py": {"accelerate", "mlflow"},  # a tracker's package is its own
 }
 # module -> the only files that may import it
 FRIENDS: dict[str, set[str]] = {

@@ -18,17 +18,32 @@ Overrides = Annotated[
 ]
 
 
-def target_of(target: str, overrides: list[str]) -> "tuple[Recipe, Path | None]":
-    """(recipe, trained weights or None) of a run's folder or a recipe."""
+WeightsOption = Annotated[
+    str, typer.Option(metavar="final|best|last|NUMBER", help="Which of the run's weights; NUMBER is a checkpoint's.")
+]
+RawOption = Annotated[bool, typer.Option("--raw", help="The weights without averaging, where the run averages.")]
+StepsOption = Annotated[int | None, typer.Option(min=1, help="ODE steps; the recipe's where not given.")]
+
+
+def target_of(
+    target: str, overrides: list[str], weights: str = "final", raw: bool = False
+) -> "tuple[Recipe, Path | None]":
+    """(recipe, the run's folder or None) of a run's folder or a recipe; nothing of it is tracked.
+
+    Raises UserError where the run has no such weights, or where weights are named of a recipe, which has none.
+    """
     from flowrl.recipe.load import load
+    from flowrl.weights import look
 
     folder = Path(target)
-    if not (folder / "recipe.yaml").is_file():
-        return load(target, overrides), None
-    weights = next((folder / name for name in ("lora", "model") if (folder / name).is_dir()), None)
-    if weights is None:
-        raise UserError(f"{target}: the run has no weights yet (lora/ or model/); let it finish, or give its recipe")
-    return load(str(folder / "recipe.yaml"), overrides), weights
+    overrides = ["track=null", *overrides]
+    if (folder / "recipe.yaml").is_file():
+        look(folder, weights)
+        return load(str(folder / "recipe.yaml"), overrides), folder
+    if weights != "final" or raw:
+        option = "--raw" if raw else f"--weights {weights}"
+        raise UserError(f"{option}: {target} is a recipe, which has no trained weights; give a run's folder")
+    return load(target, overrides), None
 
 
 def quiet() -> None:

@@ -1,48 +1,168 @@
-"""`flowrl eval`: held-out scores of a run or a recipe."""
+"""`flowrl eval`: scores of a run's weights or of a recipe's model, on any prompts with any rewards."""
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from flowrl.commands.common import Overrides, RunArgument, quiet, target_of
+from flowrl.commands.common import Overrides, RawOption, RunArgument, StepsOption, WeightsOption, quiet, target_of
 from flowrl.names import UserError
+
+if TYPE_CHECKING:
+    from flowrl.evaluate import Evaluation
+    from flowrl.recipe.schema import Recipe
+
+Results = dict[str, "Evaluation"]  # "rewards", and with --base also "base" and "difference"
 
 
 def evaluate_command(
     target: RunArgument,
     overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option(help="Also write the numbers here, as JSON.")] = None,
+    weights: WeightsOption = "final",
+    raw: RawOption = False,
+    prompts: Annotated[str | None, typer.Option(metavar="SOURCE", help="Other prompts, all of them.")] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]USE", help="Score with this in place of the recipe's; repeat it."),
+    ] = None,
+    steps: StepsOption = None,
+    base: Annotated[bool, typer.Option("--base", help="Also score the untrained model, at equal noise.")] = False,
+    save: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Keep every sample here.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write all numbers here, as JSON.")] = None,
 ) -> None:
-    """Score held-out prompts, by the ODE or as eval.temperature says: a run's weights, or a recipe's model as it is."""
-    checked, weights = target_of(target, overrides or [])
-    if checked.prompts.heldout is None:
-        raise UserError("prompts.heldout: null, but an evaluation needs prompts; set prompts.heldout=FILE")
+    """Score held-out prompts, by the ODE or at eval.temperature: a run's weights, or a recipe's model as it is."""
+    asked = _asked(prompts, reward or [], steps) + (overrides or [])
+    recipe, run = target_of(target, asked, weights, raw)
+    if recipe.prompts.heldout is None:
+        raise UserError("prompts.heldout: null, but an evaluation needs prompts; give --prompts SOURCE")
+    if base and run is None:
+        raise UserError(f"--base: {target} is a recipe, whose model is the base itself; give a run's folder")
+    if output is not None and not output.parent.is_dir():
+        raise UserError(f"--output: {output.parent} is no folder; name a file in one that is there")
     quiet()
-    from dataclasses import asdict
-
-    from flowrl.build import build_policy, read_inputs, set_up
-    from flowrl.loop import evaluate_heldout
     from flowrl.planning import eval_words
 
-    set_up(checked)
-    inputs = read_inputs(checked)
-    policy = build_policy(checked, weights)
-    with Console().status(f"evaluating {len(inputs.heldout)} held-out prompts"):
-        result = evaluate_heldout(checked, policy, inputs)
-    kinds = result.by("kind")
-    table = Table(title=f"{target}: {len(inputs.heldout)} held-out prompts, {eval_words(checked)}")
-    table.add_column("reward")
-    table.add_column("mean", justify="right")
-    for name, mean in result.means().items():
-        table.add_row(name, str(mean))
-        for kind, part in kinds.get(name, {}).items():
-            table.add_row(f"  {kind}", f"{part} (n = {part.number})")
-    Console().print(table)
+    results = _score(recipe, run, weights, raw, base, save)
+    number, how = len(results["rewards"].prompts), eval_words(recipe)
+    Console().print(_table(results, f"{target}: {number} prompts, {how}"))
     if output is not None:
-        numbers = {name: asdict(m) for name, m in result.means().items()}
-        by_kind = {name: {kind: asdict(m) for kind, m in parts.items()} for name, parts in kinds.items()}
-        output.write_text(json.dumps({"target": target, "rewards": numbers, "by_kind": by_kind}, indent=2) + "\n")
+        head = {"target": target, "weights": weights if run else None, "raw": raw, "sampling": how}
+        head |= {"source": recipe.prompts.heldout, "seed": recipe.seed}
+        output.write_text(json.dumps(head | _numbers(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _asked(prompts: str | None, rewards: list[str], steps: int | None) -> list[str]:
+    """The options as overrides of a recipe, to stand before those that the user wrote."""
+    asked = []
+    if prompts is not None:
+        asked += [f"prompts.heldout={json.dumps(prompts)}", "eval.prompts=null"]
+    if rewards:
+        pairs = [(name if mark else use.split(".")[-1].split(":")[-1], use) for name, mark, use in map(_split, rewards)]
+        asked.append(f"rewards={json.dumps({name: {'use': use} for name, use in pairs})}")
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise UserError(f"--reward: got a name twice in {', '.join(rewards)}; name them apart, as NAME=USE")
+    if steps is not None:
+        asked.append(f"eval.steps={steps}")
+    return asked
+
+
+def _split(reward: str) -> tuple[str, str, str]:
+    name, mark, use = reward.partition("=")
+    return (name, mark, use) if mark else ("", "", name)
+
+
+def _score(recipe: "Recipe", run: Path | None, weights: str, raw: bool, base: bool, save: Path | None) -> Results:
+    """The evaluations that were asked for; the untrained model is scored before the weights are loaded over it."""
+    from flowrl import prompts, scoring
+    from flowrl.build import Inputs, build_learner, build_policy, set_up
+    from flowrl.evaluate import difference
+    from flowrl.loading import check_arguments
+    from flowrl.weights import load_weights
+
+    set_up(recipe)
+    check_arguments(recipe.model, recipe.pipeline)
+    heldout = prompts.load(str(recipe.prompts.heldout), split="heldout", limit=recipe.eval.prompts)
+    inputs = Inputs([], heldout, scoring.Scorer(scoring.load(recipe.rewards)))
+    policy = build_policy(recipe)
+    results: Results = {}
+    with Console().status(f"scoring {len(heldout)} prompts"):
+        if base:
+            results["base"] = _evaluate(recipe, policy, inputs, save / "base" if save else None)
+        if run is not None:
+            load_weights(policy, build_learner(recipe, policy), run, weights, raw)
+        results["rewards"] = _evaluate(recipe, policy, inputs, save)
+    if base:
+        results["difference"] = difference(results["rewards"], results["base"])
+    return results
+
+
+def _evaluate(recipe: "Recipe", policy: Any, inputs: Any, save: Path | None) -> "Evaluation":
+    """An evaluation on the recipe's own noise, whose samples are kept in `save` as they are drawn."""
+    from flowrl.evaluate import evaluate
+    from flowrl.loop import EVAL_SEED
+    from flowrl.planning import eval_plan
+
+    kept = 0
+
+    def score(samples: Any) -> Any:
+        nonlocal kept
+        if save is not None:
+            kept = _keep(samples, save, kept)
+        return inputs.scorer(samples)
+
+    plan, seed = eval_plan(recipe), recipe.seed + EVAL_SEED
+    return evaluate(policy, inputs.heldout, score, plan=plan, seed=seed, batch=recipe.eval.batch)
+
+
+def _keep(samples: Any, folder: Path, first: int) -> int:
+    """Writes samples as 00000.png (or .txt) and so on, in the order of the prompts; the number of the next one."""
+    from flowrl.evaluate import still
+    from flowrl.pictures import save_picture
+
+    pictures = still(samples)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in range(len(samples)):
+            if pictures is not None:
+                save_picture(pictures[i], folder / f"{first + i:05d}.png")
+            else:
+                (folder / f"{first + i:05d}.txt").write_text(samples.texts[i], encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--save: {folder} cannot be written ({error.strerror}); name another folder") from error
+    return first + len(samples)
+
+
+def _table(results: Results, title: str) -> Table:
+    columns = [name for name in ("rewards", "base", "difference") if name in results]
+    table = Table(title=title)
+    table.add_column("reward")
+    for name in columns:
+        table.add_column("mean" if name == "rewards" else name, justify="right")
+    table.add_column("n", justify="right")
+    means, kinds = ({c: f(results[c]) for c in columns} for f in (lambda e: e.means(), lambda e: e.by("kind")))
+    for reward, mean in means["rewards"].items():
+        table.add_row(reward, *(str(means[c][reward]) for c in columns), str(mean.number))
+        for kind, part in kinds["rewards"].get(reward, {}).items():
+            table.add_row(f"  {kind}", *(str(kinds[c][reward][kind]) for c in columns), str(part.number))
+    return table
+
+
+def _numbers(results: Results) -> dict[str, Any]:
+    """What the JSON says: prompts once; means, means by kind and every score of each evaluation. NaN is null."""
+    from dataclasses import asdict
+
+    def clean(mean: Any) -> dict[str, Any]:
+        return {key: value if value == value else None for key, value in asdict(mean).items()}
+
+    shown = results["rewards"].prompts
+    out: dict[str, Any] = {"prompts": [{"id": p.id, "text": p.text, "kind": p.meta.get("kind")} for p in shown]}
+    for name, found in sorted(results.items(), key=lambda item: item[0] != "rewards"):
+        by_kind = {n: {k: clean(m) for k, m in kinds.items()} for n, kinds in found.by("kind").items()}
+        scores = {n: [v if v == v else None for v in values.tolist()] for n, values in found.scores.items()}
+        means = {n: clean(m) for n, m in found.means().items()}
+        of_one = {"rewards": means, "by_kind": by_kind, "scores": scores}
+        out |= of_one if name == "rewards" else {name: of_one}
+    return out

@@ -1,46 +1,56 @@
 """`flowrl sample`: pictures of a user's own prompts, or a language model's completions of them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from flowrl.commands.common import RunArgument, quiet, target_of
+from flowrl.commands.common import RawOption, RunArgument, StepsOption, WeightsOption, quiet, target_of
 from flowrl.names import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flowrl.contracts import Prompt
+    from flowrl.recipe.schema import Recipe
 
 
 def sample(
     target: RunArgument,
-    prompts: Annotated[
-        list[str], typer.Argument(metavar="PROMPT...", help="What to draw or answer, and KEY=VALUE overrides.")
-    ],
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="What to draw or answer, and KEY=VALUE overrides.")
+    ] = None,
+    prompts: Annotated[str | None, typer.Option(metavar="SOURCE", help="Prompts from a file or other source.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many of SOURCE.")] = None,
     output: Annotated[Path | None, typer.Option(help="The PNG to write (samples.png); texts go to a file too.")] = None,
     number: Annotated[int, typer.Option(min=1, help="Samples a prompt.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Names the noise.")] = 0,
+    weights: WeightsOption = "final",
+    raw: RawOption = False,
+    steps: StepsOption = None,
 ) -> None:
     """Draw samples of your own prompts, a row each; a language model's are printed."""
-    texts = [p for p in prompts if not _is_override(p)]
-    if not texts:
-        raise UserError(f"PROMPT: got only overrides ({', '.join(prompts)}); give at least one text to draw")
-    checked, weights = target_of(target, [p for p in prompts if _is_override(p)])
+    given = texts or []
+    own = [p for p in given if not _is_override(p)]
+    overrides = ([] if steps is None else [f"eval.steps={steps}"]) + [p for p in given if _is_override(p)]
+    if not own and prompts is None:
+        got = f"only overrides ({', '.join(overrides)})" if overrides else "none"
+        raise UserError(f"PROMPT: got {got}; give at least one text to draw, or --prompts SOURCE")
+    recipe, run = target_of(target, overrides, weights, raw)
     quiet()
-    import torch
-
-    from flowrl.build import build_policy, set_up
     from flowrl.contracts import Prompt
-    from flowrl.evaluate import still
     from flowrl.pictures import save_grid
-    from flowrl.planning import eval_plan
+    from flowrl.prompts import load
 
-    set_up(checked)
-    policy = build_policy(checked, weights)
-    wanted = [Prompt(text, text) for text in texts]
-    with torch.no_grad(), Console().status("drawing"):
-        rollout = policy.rollout(wanted, group_size=number, plan=eval_plan(checked), seed=seed)
-    completions, pictures = rollout.samples.texts, still(rollout.samples)
-    if completions is not None:
-        lines = [f"{p.text}  ->  {text}" for p, text in zip(rollout.samples.prompts, completions, strict=True)]
+    wanted = [Prompt(text, text) for text in own]
+    wanted += [] if prompts is None else load(prompts, split="heldout", limit=limit)
+    policy = _policy(recipe, run, weights, raw)
+    with Console().status("drawing"):
+        pictures, completions = _draw(policy, recipe, wanted, number, seed)
+    if completions:
+        owners = [p.text for p in wanted for _ in range(number)]
+        lines = [f"{text}  ->  {completion}" for text, completion in zip(owners, completions, strict=True)]
         typer.echo("\n".join(lines))
         if output is not None:
             output.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -49,7 +59,40 @@ def sample(
         raise UserError(f"{target}: its samples are neither pictures nor texts")
     output = output or Path("samples.png")
     save_grid(pictures, output, columns=number)
-    typer.echo(f"{output}: {len(texts)} x {number} samples")
+    typer.echo(f"{output}: {len(wanted)} x {number} samples")
+
+
+def _policy(recipe: "Recipe", run: Path | None, weights: str, raw: bool) -> Any:
+    from flowrl.build import build_learner, build_policy, set_up
+    from flowrl.weights import load_weights
+
+    set_up(recipe)
+    policy = build_policy(recipe)
+    if run is not None:
+        load_weights(policy, build_learner(recipe, policy), run, weights, raw)
+    return policy
+
+
+def _draw(
+    policy: Any, recipe: "Recipe", prompts: "list[Prompt]", number: int, seed: int
+) -> "tuple[Tensor | None, list[str]]":
+    """(pictures [prompts * number, 3, H, W] or None, texts), about eval.batch samples at a time."""
+    import torch
+
+    from flowrl.evaluate import still
+    from flowrl.planning import eval_plan
+
+    pictures: list[Tensor] = []
+    texts: list[str] = []
+    together = max(1, recipe.eval.batch // number)
+    with torch.no_grad():
+        for start in range(0, len(prompts), together):
+            part = prompts[start : start + together]
+            samples = policy.rollout(part, group_size=number, plan=eval_plan(recipe), seed=seed).samples
+            shown = still(samples)
+            pictures += [] if shown is None else [shown.float().cpu()]
+            texts += samples.texts or ()
+    return torch.cat(pictures) if pictures else None, texts
 
 
 def _is_override(text: str) -> bool:

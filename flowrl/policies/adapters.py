@@ -192,6 +192,17 @@ def save_peft(module: Any, folder: Path) -> None:
     module.peft_config[ADAPTER].save_pretrained(str(folder))
 
 
+def fuse(modules: Modules) -> None:
+    """Adds the adapters to the weights under them, in place, and removes them: plain modules are left.
+
+    W + alpha / rank * B A is rounded once, to W's dtype. Modules without adapters stay as they are.
+    """
+    for module in modules.values():
+        if getattr(module, "_hf_peft_config_loaded", False):
+            module.fuse_lora(adapter_names=[ADAPTER])
+            module.unload_lora()
+
+
 def restore(pipe: Any, modules: Modules, folder: Path) -> None:
     """Reads back into the modules what `save` wrote. Raises PolicyError where the folder holds something else."""
     for name, module in modules.items():

@@ -139,7 +139,7 @@ class PipelinePolicy:
         recording = Recording(child, self.dynamics, self._streams_at, tick=self.tick)
         recording.state = {s: x[states.to(x.device)] for s, x in tape.enter.get(step, {}).items()}
         recording.begin(step, len(child))
-        output = self._images(self._pass(recording, child.prompts, child.starts, steps=plan.num_steps))
+        output = self._pictures(self._pass(recording, child.prompts, child.starts, steps=plan.num_steps))
         behave, mask = _recorded(recording)
         return Rollout(_samples(child.prompts, parents, output), behave, mask, child)
 
@@ -160,7 +160,7 @@ class PipelinePolicy:
         states = x if isinstance(x, dict) else {0: x}
         self.prepare(prompts[0], plan)
         walk, starts = Looking(states, None), [Key(seed, p.id, 0) for p in prompts]
-        return self._images(self._pass(walk, prompts, starts, steps=plan.num_steps, grad=torch.is_grad_enabled()))
+        return self._pictures(self._pass(walk, prompts, starts, steps=plan.num_steps, grad=torch.is_grad_enabled()))
 
     def prepare(self, prompt: Prompt, plan: Plan) -> None:
         """Probes the pipeline, once. Raises PolicyError where it breaks the contract (see `probe`)."""
@@ -191,7 +191,7 @@ class PipelinePolicy:
             self._pass(recording, prompts, [starts[i] for i in lead], steps=plan.num_steps)
             recording.begin(fan + 1, len(tape))
         output = self._pass(recording, tape.prompts, starts, steps=plan.num_steps)
-        return tape, self._images(output), *_recorded(recording)
+        return tape, self._pictures(output), *_recorded(recording)
 
     def _replay(
         self, tape: Tape, rows: Tensor, visit: Visit, *, reference: bool = False, exact_kl: bool = False
@@ -235,7 +235,7 @@ class PipelinePolicy:
         **more: Any,
     ) -> Any:
         """Calls the pipeline once for these rows; its output, or None where the walk left early."""
-        arguments = self._arguments(prompts) | {"num_inference_steps": steps, "output_type": "pt"} | more
+        arguments = call_arguments(self.call, prompts) | {"num_inference_steps": steps, "output_type": "pt"} | more
         arguments["generator"] = start_generators(starts)
         self.session.begin(walk)
         self.keeper.begin()
@@ -250,32 +250,41 @@ class PipelinePolicy:
             walk.finish()
         return output
 
-    def _arguments(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """The pipeline's arguments for these rows. Lists are the call's own: some pipelines write into them."""
-        given = self.call(prompts) if callable(self.call) else self.call
-        arguments: dict[str, Any] = {"prompt": [p.text for p in prompts]}
-        if any(p.media for p in prompts):
-            images = [_opened(p) for p in prompts]
-            arguments["image"] = images if len(images) > 1 else images[0]  # some pipelines take one image and no list
-        for name, value in given.items():
-            if name.startswith("negative_prompt") and isinstance(value, str):
-                value = [value] * len(prompts)
-            arguments[name] = list(value) if isinstance(value, list) else value
-        return arguments
-
-    def _images(self, output: Any) -> Tensor:
-        first = output[0] if isinstance(output, tuple) else next(iter(output.values()))
-        if not isinstance(first, Tensor):
-            first = torch.as_tensor(first)
-        if first.dim() not in (4, 5):
-            raise PolicyError(
-                f"{type(self.source).__name__} returned {tuple(first.shape)} for output_type='pt'; "
-                "images [B, 3, H, W] or video [B, T, 3, H, W] were expected"
-            )
-        return first.float()
+    def _pictures(self, output: Any) -> Tensor:
+        return pictures_of(output, type(self.source).__name__)
 
     def _streams_at(self, iteration: int) -> int:
         return self._streams.get(iteration, max(self._streams.values(), default=1))
+
+
+def call_arguments(call: Call, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """A pipeline's arguments for these rows, but for its noise. Lists are the call's own: some pipelines write into
+    them."""
+    arguments: dict[str, Any] = {"prompt": [p.text for p in prompts]}
+    if any(p.media for p in prompts):
+        images = [_opened(p) for p in prompts]
+        arguments["image"] = images if len(images) > 1 else images[0]  # some pipelines take one image and no list
+    for name, value in (call(prompts) if callable(call) else call).items():
+        if name.startswith("negative_prompt") and isinstance(value, str):
+            value = [value] * len(prompts)
+        arguments[name] = list(value) if isinstance(value, list) else value
+    return arguments
+
+
+def pictures_of(output: Any, pipeline: str) -> Tensor:
+    """Images [B, 3, H, W] or video [B, T, 3, H, W], float32, of what a pipeline returned for output_type="pt".
+
+    Raises PolicyError, naming the pipeline, for anything else.
+    """
+    first = output[0] if isinstance(output, tuple) else next(iter(output.values()))
+    if not isinstance(first, Tensor):
+        first = torch.as_tensor(first)
+    if first.dim() not in (4, 5):
+        raise PolicyError(
+            f"{pipeline} returned {tuple(first.shape)} for output_type='pt'; images [B, 3, H, W] or video "
+            "[B, T, 3, H, W] were expected"
+        )
+    return first.float()
 
 
 def _samples(prompts: Sequence[Prompt], group: Tensor, output: Tensor) -> Samples:

@@ -11,6 +11,7 @@ from flowrl.alarms import ALARMS
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.language import check_kind, kind_of
 from flowrl.recipe.schema import PRESETS, Recipe, Window
+from flowrl.recipe.trackers import check_trackers
 
 # What each kind of window reads; True marks what it cannot do without.
 WINDOW_KEYS: dict[str, dict[str, bool]] = {
@@ -54,6 +55,7 @@ def check(recipe: Recipe) -> Iterator[RecipeError]:
     if recipe.generation is None:
         yield from _step(recipe)
     yield from _rewards(recipe)
+    yield from check_trackers(recipe)
 
 
 def _model(recipe: Recipe) -> Iterator[RecipeError]:

@@ -6,7 +6,7 @@ the modules that implement them (importing those would import torch); a test hol
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -236,6 +236,28 @@ class Dtype(Strict):
     logp: Literal["float32", "float64"] = key("float32", "float32 or float64")
 
 
+# `with` is a word of Python's: a class body cannot name a field so.
+_With: Any = create_model("_With", __base__=Strict, **{"with": (list[str], key([], "a list of trackers"))})
+
+
+class Track(_With):
+    """Where a run is shown beside its own TensorBoard files: trackers that accelerate knows, or dotted paths to yours.
+
+    with: wandb, swanlab, mlflow, trackio, comet_ml, clearml, dvclive, aim, or a class (project, **args) with accelerate's
+    `log`; none by default, and then nothing leaves the machine. name null: that of the run's folder. args: trackers
+    mapped to arguments of their own, such as {wandb: {mode: offline}}.
+    """
+
+    project: str = key("flowrl", "a name", min_length=1)
+    name: str | None = key(None, "a name or null", min_length=1)
+    args: dict[str, dict[str, Any]] = key({}, "trackers mapped to {argument: value}")
+
+    @property
+    def wanted(self) -> list[str]:
+        """The value of `with`."""
+        return getattr(self, "with")
+
+
 class Recipe(Strict):
     """A whole run. Exactly one of `lora` and `full: true` says what learns. output null: runs/<name of the recipe>.
 
@@ -257,6 +279,7 @@ class Recipe(Strict):
     eval: Evaluation = part(Evaluation)
     checkpoint: Checkpoints = part(Checkpoints)
     watch: Watch = part(Watch)
+    track: Track = part(Track)
     dtype: Dtype = part(Dtype)
     device: str = key("auto", "auto, cpu, mps, cuda or cuda:N", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     threads: int | None = key(None, "a whole number >= 1 or null", ge=1)

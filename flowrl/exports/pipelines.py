@@ -1,0 +1,117 @@
+"""What a trained diffusers pipeline is exported as, and how the export is used without flowrl.
+
+Kinds: "lora" is what `pipe.load_lora_weights` reads, "merged" a whole pipeline folder for `from_pretrained`.
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors import safe_open
+from torch import Tensor
+
+from flowrl import names
+from flowrl.contracts import Prompt
+from flowrl.loading import device_of, load_pipeline
+from flowrl.planning import eval_plan
+from flowrl.policies import adapters
+from flowrl.policies.dressing import modules_of
+from flowrl.policies.noise import Key, start_generators
+from flowrl.policies.pipeline import PipelinePolicy, call_arguments, pictures_of
+from flowrl.recipe.schema import Recipe
+
+
+def write(policy: PipelinePolicy, folder: Path, kind: str) -> None:
+    """Writes the policy's weights as they are. "merged" fuses the adapters: the policy cannot train any more."""
+    if kind == "lora":
+        adapters.save(policy.source, policy.modules, folder)
+        return
+    adapters.fuse(policy.modules)
+    policy.source.save_pretrained(folder)
+
+
+@torch.no_grad()
+def draw(policy: PipelinePolicy, recipe: Recipe, prompts: Sequence[Prompt]) -> list[Tensor]:
+    """What the policy draws for each prompt by the ODE, [3, H, W] or [T, 3, H, W] in [0, 1], on the CPU."""
+    found = []
+    for prompt in prompts:  # one a call, as in `redraw`: a row's padding may depend on the others of its call
+        samples = policy.rollout([prompt], group_size=1, plan=eval_plan(recipe), seed=recipe.seed).samples
+        pictures = samples.images if samples.video is None else samples.video
+        assert pictures is not None
+        found.append(pictures[0].float().cpu())
+    return found
+
+
+@torch.no_grad()
+def redraw(recipe: Recipe, folder: Path, kind: str, prompts: Sequence[Prompt]) -> list[Tensor]:
+    """What a fresh, plain pipeline with the exported weights draws from the same noise; see `draw`.
+
+    A multistep or second-order scheduler is cut down to the first order that the policy walks at.
+    """
+    pipe, device = load(recipe, folder, kind), device_of(recipe.device)
+    pipe.scheduler = first_order(pipe.scheduler, eval_plan(recipe).num_steps)
+    pipe.enable_model_cpu_offload(device=device) if recipe.offload and device.type != "cpu" else pipe.to(device)
+    accepted = inspect.signature(type(pipe).__call__).parameters
+    own = {"num_inference_steps": eval_plan(recipe).num_steps, "output_type": "pt"}
+    found = []
+    for prompt in prompts:
+        arguments = call_arguments(recipe.pipeline, [prompt]) | own
+        arguments["generator"] = start_generators([Key(recipe.seed, prompt.id, 0)])
+        output = pipe(**{name: value for name, value in arguments.items() if name in accepted})
+        found.append(pictures_of(output, type(pipe).__name__)[0].cpu())
+    return found
+
+
+def first_order(scheduler: Any, num_steps: int) -> Any:
+    """The scheduler where it takes Euler steps, else one of its kind that does, on the same levels."""
+    if getattr(scheduler, "order", 1) != 1:
+        return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+    if "solver_order" not in scheduler.config:
+        return scheduler
+    corrected = {"disable_corrector": list(range(num_steps))} if "disable_corrector" in scheduler.config else {}
+    return type(scheduler).from_config(scheduler.config, solver_order=1, **corrected)
+
+
+def load(recipe: Recipe, folder: Path, kind: str) -> Any:
+    """The pipeline that `usage` describes, in the recipe's model dtype."""
+    dtype = getattr(torch, recipe.dtype.model)
+    pipe = load_pipeline(recipe.model if kind == "lora" else str(folder), dtype)
+    for place, name, options in _parts(folder) if kind == "lora" else ():
+        loader = pipe.load_lora_weights if name is None else modules_of(pipe)[name].load_lora_adapter
+        loader(str(place), **options)
+    return pipe
+
+
+def usage(recipe: Recipe, folder: Path, kind: str) -> str:
+    """Python that loads the export, with FOLDER for its place."""
+    head = ["import torch", "from diffusers import DiffusionPipeline", ""]
+    place = repr(recipe.model)
+    if kind == "merged":
+        place = '"FOLDER"'
+    elif recipe.model in names.MODELS:
+        head[2:2] = ["from flowrl.names import MODELS"]
+        place = f"MODELS[{recipe.model!r}]"
+    lines = [f"pipe = DiffusionPipeline.from_pretrained({place}, dtype=torch.{recipe.dtype.model})"]
+    for part, name, options in _parts(folder) if kind == "lora" else ():
+        loader = "pipe.load_lora_weights" if name is None else f"pipe.{name}.load_lora_adapter"
+        given = "".join(f", {key}={value!r}" for key, value in options.items())
+        lines.append(f'{loader}("{(Path("FOLDER") / part.relative_to(folder)).as_posix()}"{given})')
+    values = {"num_inference_steps": eval_plan(recipe).num_steps} | recipe.pipeline
+    call = ", ".join(f"{key}={value!r}" for key, value in values.items())
+    return "\n".join([*head, *lines, f'picture = pipe("a prompt", {call})[0][0]'])
+
+
+def _parts(folder: Path) -> Iterator[tuple[Path, str | None, dict[str, Any]]]:
+    """(folder, denoiser that reads it or None for the pipeline, options of the loader) of what `adapters.save` wrote."""
+    if any(folder.glob("*.safetensors")):
+        yield folder, None, {}
+    for file in sorted(folder.glob("*/*.safetensors")):
+        with safe_open(file, "pt") as weights:
+            by_pipeline = all(key.startswith(f"{adapters.DENOISERS[0]}.") for key in weights.keys())
+        if by_pipeline:  # whose own writer has no place for its second denoiser (Wan 2.2)
+            yield file.parent, None, {f"load_into_{file.parent.name}": True}
+        else:
+            yield file.parent, file.parent.name, {"prefix": None, "weight_name": file.name}

@@ -1,0 +1,149 @@
+"""Exports a policy's weights, and proves an export by using it.
+
+What a kind of model needs of its own stands behind `exporter_of`: everything here holds for all of them.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from flowrl.build import build_learner, build_policy
+from flowrl.contracts import Policy, Prompt
+from flowrl.exports import pipelines
+from flowrl.exports.card import card
+from flowrl.names import UserError
+from flowrl.policies.pipeline import PipelinePolicy
+from flowrl.recipe.schema import Recipe
+from flowrl.weights import load_weights
+
+# Largest difference of a sample's values (pixels in [0, 1]) that --verify accepts, by the dtype of the weights. In
+# half precision a plain pipeline also rounds its latents at every step, where the policy keeps them in float32.
+TOLERANCE = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.1}
+
+
+class Exporter(Protocol):
+    """What one kind of model is exported as; a module of this package."""
+
+    def write(self, policy: Any, folder: Path, kind: str) -> None:
+        """Writes the weights; the policy may be of no use afterwards."""
+        ...
+
+    def draw(self, policy: Any, recipe: Recipe, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """A sample a prompt, as values that `compare` can subtract."""
+        ...
+
+    def redraw(self, recipe: Recipe, folder: Path, kind: str, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """The same samples by the export alone, from the same noise."""
+        ...
+
+    def usage(self, recipe: Recipe, folder: Path, kind: str) -> str:
+        """Python that loads the export, for its card."""
+        ...
+
+
+def exporter_of(policy: Policy) -> Exporter:
+    """The exporter of a policy's kind of model: the one place that tells them apart."""
+    if isinstance(policy, PipelinePolicy):
+        return pipelines
+    raise UserError(f"export: a {type(policy).__name__} cannot be exported; export a diffusers pipeline")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far an export's samples are from the policy's, and how far training had moved those (both the largest)."""
+
+    largest: float
+    mean: float
+    moved: float
+    tolerance: float
+
+    @property
+    def fine(self) -> bool:
+        """Whether the export draws what the policy draws. NaN is not fine."""
+        return self.largest <= self.tolerance
+
+
+def compare(
+    expected: Sequence[Tensor], found: Sequence[Tensor], base: Sequence[Tensor], tolerance: float
+) -> Difference:
+    """The difference of samples that should be equal; `base` are those of the untrained model."""
+    gaps = [(a - b).abs() for a, b in zip(expected, found, strict=True)]
+    moved = max(_largest((a - b).abs()) for a, b in zip(expected, base, strict=True))
+    mean = sum(float(g.mean()) for g in gaps) / len(gaps)
+    return Difference(max(map(_largest, gaps)), mean, moved, tolerance)
+
+
+def _largest(gap: Tensor) -> float:
+    return float("inf") if gap.isnan().any() else float(gap.max())
+
+
+def refuse_taken(folder: Path) -> None:
+    """Raises UserError where a folder to write holds something already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--to: {folder} is there already and not empty; name another folder with --to FOLDER")
+
+
+@contextlib.contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write into, which takes its name when all is written, and goes if it is not.
+
+    Raises UserError where it cannot be written.
+    """
+    aside = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield aside
+        if folder.exists():
+            folder.rmdir()
+        aside.replace(folder)
+    except OSError as error:
+        raise UserError(f"--to: {folder} cannot be written ({error.strerror}); name another folder") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def export_run(
+    recipe: Recipe,
+    run: Path,
+    folder: Path,
+    kind: str,
+    which: str = "final",
+    raw: bool = False,
+    *,
+    prompts: Sequence[Prompt] = (),
+    tolerance: float | None = None,
+) -> Difference | None:
+    """Writes a run's weights (see `load_weights`) and their README.md to a new folder.
+
+    With prompts, the export is loaded afresh and draws them; returns how far that is from what the policy draws. Raises
+    UserError where the run has no such weights or the folder cannot be written.
+    """
+    exporter, base, expected = _write(recipe, run, folder, kind, which, raw, prompts)  # the policy's memory is free now
+    if not prompts:
+        return None
+    found = exporter.redraw(recipe, folder, kind, prompts)
+    return compare(expected, found, base, TOLERANCE[recipe.dtype.model] if tolerance is None else tolerance)
+
+
+def _write(
+    recipe: Recipe, run: Path, folder: Path, kind: str, which: str, raw: bool, prompts: Sequence[Prompt]
+) -> tuple[Exporter, list[Tensor], list[Tensor]]:
+    """Writes the export; what the untrained and the trained policy draw."""
+    refuse_taken(folder)
+    policy = build_policy(recipe)
+    exporter = exporter_of(policy)
+    base = exporter.draw(policy, recipe, prompts)
+    load_weights(policy, build_learner(recipe, policy), run, which, raw)
+    expected = exporter.draw(policy, recipe, prompts)
+    words = f"{'raw' if raw else 'averaged'} {which}" if recipe.train.ema is not None else which
+    with whole(folder) as aside:
+        exporter.write(policy, aside, kind)
+        text = card(recipe, run, kind, words, exporter.usage(recipe, aside, kind))
+        (aside / "README.md").write_text(text, encoding="utf-8")
+    return exporter, base, expected

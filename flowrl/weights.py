@@ -1,0 +1,52 @@
+"""Which of a run's weights a command works with: those the run ended with, or those of one of its checkpoints.
+
+Nothing heavy is imported until weights are loaded, so that a run without them is refused at once.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowrl.names import UserError
+
+if TYPE_CHECKING:
+    from flowrl.build import AnyPolicy
+    from flowrl.learner import Learner
+
+NAMED = ("final", "best", "last")
+
+
+def final_weights(run: Path) -> Path:
+    """lora/ or model/ of a run. Raises UserError where it has neither yet."""
+    found = next((run / name for name in ("lora", "model") if (run / name).is_dir()), None)
+    if found is None:
+        raise UserError(f"{run}: the run has no weights yet (lora/ or model/); let it finish, or give its recipe")
+    return found
+
+
+def look(run: Path, which: str) -> None:
+    """Raises UserError where a run cannot have the weights that are asked for; see `load_weights`."""
+    if which not in NAMED and not which.isdigit():
+        accepted = f"{', '.join(NAMED)}, or the number of a checkpoint"
+        raise UserError(f"--weights: got {which!r}, accepted: {accepted}; correct it")
+    if which == "final":
+        final_weights(run)
+    elif not any((run / "checkpoints").glob("*")):
+        raise UserError(f"--weights: got {which}, but {run} has no checkpoints; use --weights final")
+
+
+def load_weights(policy: "AnyPolicy", learner: "Learner", run: Path, which: str = "final", raw: bool = False) -> None:
+    """Puts a run's weights into the policy.
+
+    which: "final" (as saved at the end of the run), "best" by held-out reward, "last", or the number of a checkpoint.
+    raw: those without averaging, where the run averages (train.ema); they are kept in checkpoints only. `learner` is
+    the recipe's, over the policy's parameters: it says whether there is an average. Raises UserError where the run has
+    no such weights.
+    """
+    look(run, which)
+    from flowrl.policies import adapters
+    from flowrl.resume import restore_weights
+
+    if which == "final" and not (raw and learner.average is not None):
+        adapters.restore(policy.source, policy.modules, final_weights(run))
+    else:
+        restore_weights(adapters.named(policy.modules), run, "last" if which == "final" else which, raw=raw)
