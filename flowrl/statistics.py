@@ -84,7 +84,7 @@ def _luma(x: Tensor) -> Tensor:
 
 def _saturation(x: Tensor) -> Tensor:
     high, low = x.amax(1), x.amin(1)
-    return torch.where(high == 0, 0.0, (high - low) / high.where(high != 0, 1.0)).mean((1, 2))
+    return ((high - low) / high.where(high != 0, 1.0)).mean((1, 2))  # black has none
 
 
 def _sharpness(x: Tensor) -> Tensor:
