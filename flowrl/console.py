@@ -30,14 +30,14 @@ class _Rate(bars.ProgressColumn):
 class Progress:
     """The display while iterations run: the run as a whole, and the phase under way."""
 
-    def __init__(self, display: bars.Progress, iterations: int):
-        self._display = display
+    def __init__(self, display: bars.Progress, iterations: int, unit: str):
+        self._display, self._unit = display, unit
         self._whole = display.add_task("iterations", total=iterations, unit="it", note="")
-        self._phase = display.add_task("", total=None, unit="rows", note="", visible=False)
+        self._phase = display.add_task("", total=None, unit=unit, note="", visible=False)
 
     def phase(self, name: str, total: int) -> None:
         """A phase begins, of `total` steps."""
-        unit = "rewards" if name == "score" else "rows"
+        unit = "rewards" if name == "score" else self._unit
         self._display.reset(
             self._phase, description=f"  {_PHASES[name]}", total=total, visible=True, unit=unit, note=""
         )
@@ -76,8 +76,8 @@ class Console:
         return self.rich.status(what)
 
     @contextmanager
-    def progress(self, iterations: int) -> Iterator[Progress]:
-        """The display of the iterations."""
+    def progress(self, iterations: int, unit: str = "rows") -> Iterator[Progress]:
+        """The display of the iterations; rollout and training count in `unit`."""
         columns = (
             bars.TextColumn("{task.description}"),
             bars.BarColumn(bar_width=24),
@@ -87,7 +87,7 @@ class Console:
             bars.TextColumn("{task.fields[note]}"),
         )
         with bars.Progress(*columns, console=self.rich, transient=True) as display:
-            yield Progress(display, iterations)
+            yield Progress(display, iterations, unit)
 
     def evaluated(self, iteration: int, result: Evaluation) -> None:
         """One line of held-out means."""

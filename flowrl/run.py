@@ -67,7 +67,8 @@ class Run:
         evaluations: dict[int, Evaluation] = {}
         if recipe.eval.at_start:
             self._evaluate(0, "before", evaluations)
-        with self.console.progress(recipe.train.iterations) as progress:
+        unit = "rows" if recipe.generation is None else "tokens"
+        with self.console.progress(recipe.train.iterations, unit) as progress:
             for iteration in range(recipe.train.iterations):
                 result = self._iterate(iteration, cursor.take(recipe.train.prompts), progress)
                 self.folder.log(iteration + 1, result.metrics)

@@ -89,20 +89,22 @@ class LanguagePolicy:
         The mask holds the drawn tokens, the one that ends a completion included; greedy ones are not to be trained.
         """
         self.prepare(prompts[0], plan)
-        parts = [
-            self._decode(
-                [prompts[i] for i in chunk.prompts], range(chunk.first, chunk.first + chunk.size), plan, seed, first
-            )
-            for chunk in rollout_chunks(len(prompts), group_size, self.max_rows)
-        ]
+        ids = [self._ids(p, plan) for p in prompts]
+        parts = []
+        for chunk in rollout_chunks(len(prompts), group_size, self.max_rows):
+            members = range(first + chunk.first, first + chunk.first + chunk.size)
+            keys = [Key(seed, prompts[i].id, member) for i in chunk.prompts for member in members]
+            parts.append(self._decode([ids[i] for i in chunk.prompts], keys, plan))
         length = torch.cat([part[2] for part in parts])
         width = int(length.max())
         tokens, logp = (torch.cat([part[i][:, :width] for part in parts]) for i in (0, 1))
-        owners = [p for p in prompts for _ in range(group_size)]
-        tape = Completions([self._ids(p, plan) for p in owners], tokens, length, plan)
+        owners = [i for i in range(len(prompts)) for _ in range(group_size)]
+        tape = Completions([ids[i] for i in owners], tokens, length, plan)
         group = torch.arange(len(prompts)).repeat_interleave(group_size)
         mask = (torch.arange(width) < length[:, None]) & (plan.temperature > 0)
-        return Rollout(Samples(owners, group, texts=self._texts(tokens, length)), logp, mask, tape)
+        return Rollout(
+            Samples([prompts[i] for i in owners], group, texts=self._texts(tokens, length)), logp, mask, tape
+        )
 
     def replay(self, rollout: Rollout, rows: Tensor, visit: Callable[[Score], None], *, exact_kl: bool = False) -> None:
         """Scores all tokens of `rows` with gradient, in one block. See `contracts.Policy`.
@@ -157,13 +159,11 @@ class LanguagePolicy:
                 f"of decoding (accepted: {limit:g}); its cache, positions or padding do not do, give another model"
             )
 
-    def _decode(
-        self, prompts: Sequence[Prompt], members: range, plan: Generation, seed: int, first: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        keys = [Key(seed, p.id, first + i) for p in prompts for i in members]
-        ids = [self._ids(p, plan) for p in prompts]
+    def _decode(self, ids: list[list[int]], keys: list[Key], plan: Generation) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, log-probs and lengths of one chunk of a rollout; keys name its rows, prompt by prompt."""
         uniforms = token_uniforms(keys, plan.max_new_tokens)
-        return decode(self.model, ids, uniforms, plan, group=len(members), stop=self.stop, pad=self.pad, tick=self.tick)
+        group = len(keys) // len(ids)
+        return decode(self.model, ids, uniforms, plan, group=group, stop=self.stop, pad=self.pad, tick=self.tick)
 
     def _score(self, tape: Completions, rows: Tensor, *, exact_kl: bool = False) -> tuple[Tensor, Tensor | None]:
         """(log-probs, divergence or None) of rows, [r, K] each, 0 beyond the longest of them."""
