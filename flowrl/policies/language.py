@@ -23,8 +23,8 @@ from flowrl.policies.noise import Key, token_uniforms
 from samplers.tokens import Generation, token_kl, token_logp
 
 PROBE_TOKENS = 16
-MAX_GAP = {torch.float32: 1e-4}  # of a log-prob, between decoding and replay; in half precision the mean one
-MAX_MEAN_GAP = 0.1
+MAX_GAP = 1e-4  # of a log-prob, between decoding and replay, in float32
+MAX_MEAN_GAP = 0.1  # and in half precision, where single tokens may be further off
 
 
 @dataclass(frozen=True)
@@ -134,30 +134,32 @@ class LanguagePolicy:
         """
         if self._prepared:
             return
-        self._prepared, tick, self.tick = True, self.tick, None
-        short = replace(prompt, id=f"{prompt.id} (half)", text=prompt.text[: (len(prompt.text) + 1) // 2])
-        tokens = min(PROBE_TOKENS, plan.max_new_tokens)
-        plan = replace(plan, max_new_tokens=tokens, temperature=plan.scale)
+        self._prepared, tick, self.tick = True, self.tick, None  # the probe is a rollout itself
+        proven = False
         try:
-            rollout = self.rollout([prompt, short], group_size=1, plan=plan, seed=0)
-            found: list[Tensor] = []
-            for row in torch.arange(2).split(1):
-                self.replay(rollout, row, lambda score: found.append(score.logp.detach()))
-        except PolicyError:
-            self._prepared = False
-            raise
+            gap = self._probe(prompt, plan)
+            exact = self.model.dtype == torch.float32
+            found, limit = (gap.max(), MAX_GAP) if exact else (gap.mean(), MAX_MEAN_GAP)
+            proven = bool(found <= limit)  # NaN is not
         finally:
-            self.tick = tick
-        gap = (torch.cat(found).cpu() - rollout.behave).abs()[rollout.mask]
-        largest, limit = (
-            (gap.max(), MAX_GAP[self.model.dtype]) if self.model.dtype in MAX_GAP else (gap.mean(), MAX_MEAN_GAP)
-        )
-        if not largest <= limit:  # NaN is refused as well
-            self._prepared = False
+            self._prepared, self.tick = proven, tick
+        if not proven:
             raise PolicyError(
-                f"{type(self.model).__name__}: a replay gives log-probs that differ by {float(largest):.2g} from those "
+                f"{type(self.model).__name__}: a replay gives log-probs that differ by {float(found):.2g} from those "
                 f"of decoding (accepted: {limit:g}); its cache, positions or padding do not do, give another model"
             )
+
+    def _probe(self, prompt: Prompt, plan: Generation) -> Tensor:
+        """|log-prob of a replay - log-prob of its rollout| of the tokens of two short completions."""
+        short = replace(prompt, id=f"{prompt.id} (half)", text=prompt.text[: (len(prompt.text) + 1) // 2])
+        number = min(PROBE_TOKENS, plan.max_new_tokens)
+        rollout = self.rollout(
+            [prompt, short], plan=replace(plan, max_new_tokens=number, temperature=plan.scale), seed=0
+        )
+        found: list[Tensor] = []
+        for row in torch.arange(2).split(1):
+            self.replay(rollout, row, lambda score: found.append(score.logp.detach().cpu()))
+        return (torch.cat(found) - rollout.behave).abs()[rollout.mask]
 
     def _decode(self, ids: list[list[int]], keys: list[Key], plan: Generation) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, log-probs and lengths of one chunk of a rollout; keys name its rows, prompt by prompt."""
