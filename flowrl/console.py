@@ -31,14 +31,14 @@ class _Rate(bars.ProgressColumn):
 class Progress:
     """The display while iterations run: the run as a whole, and the phase under way."""
 
-    def __init__(self, display: bars.Progress, iterations: int, done: int):
-        self._display = display
+    def __init__(self, display: bars.Progress, iterations: int, done: int, unit: str):
+        self._display, self._unit = display, unit
         self._whole = display.add_task("iterations", total=iterations, completed=done, unit="it", note="")
-        self._phase = display.add_task("", total=None, unit="rows", note="", visible=False)
+        self._phase = display.add_task("", total=None, unit=unit, note="", visible=False)
 
     def phase(self, name: str, total: int) -> None:
         """A phase begins, of `total` steps."""
-        unit = "rewards" if name == "score" else "rows"
+        unit = "rewards" if name == "score" else self._unit
         self._display.reset(
             self._phase, description=f"  {_PHASES[name]}", total=total, visible=True, unit=unit, note=""
         )
@@ -91,8 +91,8 @@ class Console:
         return self.rich.status(what)
 
     @contextmanager
-    def progress(self, iterations: int, done: int = 0) -> Iterator[Progress]:
-        """The display of the iterations, of which some are done."""
+    def progress(self, iterations: int, done: int = 0, unit: str = "rows") -> Iterator[Progress]:
+        """The display of the iterations, of which some are done; rollout and training count in `unit`."""
         columns = (
             bars.TextColumn("{task.description}"),
             bars.BarColumn(bar_width=24),
@@ -102,7 +102,7 @@ class Console:
             bars.TextColumn("{task.fields[note]}"),
         )
         with bars.Progress(*columns, console=self.rich, transient=True) as display:
-            yield Progress(display, iterations, done)
+            yield Progress(display, iterations, done, unit)
 
     def evaluated(self, iteration: int, result: Evaluation) -> None:
         """One line of held-out means."""

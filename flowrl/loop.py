@@ -84,7 +84,9 @@ class Run:
 
         Raises Stopped after SIGINT or SIGTERM and Alarmed where an alarm says so, with everything saved.
         """
-        with self.stopping.listening(), self.console.progress(self.recipe.train.iterations, self.iteration) as progress:
+        unit = "rows" if self.recipe.generation is None else "tokens"
+        display = self.console.progress(self.recipe.train.iterations, self.iteration, unit)
+        with self.stopping.listening(), display as progress:
             try:
                 while True:
                     self._between()

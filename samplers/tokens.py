@@ -91,9 +91,11 @@ def token_kl(logits: Tensor, reference: Tensor, scale: float, dtype: torch.dtype
 
 
 def _in_chunks(one: Callable[[Tensor, Tensor], Tensor], logits: Tensor, other: Tensor) -> Tensor:
-    """`one` over as many rows as CHUNK allows. Of several, none keeps its float32 for the backward pass."""
-    rows = max(1, CHUNK // max(1, logits[0].numel())) if len(logits) else 1
-    pairs = list(zip(logits.split(rows), other.split(rows), strict=True))
-    if len(pairs) == 1:
-        return one(*pairs[0])
-    return torch.cat([checkpoint(one, *pair, use_reentrant=False) for pair in pairs])
+    """`one` over as many decisions as CHUNK allows. Of several chunks, none keeps its float32 for the backward pass."""
+    flat, size = logits.flatten(0, 1), max(1, CHUNK // logits.shape[-1])
+    pairs = list(zip(flat.split(size), other.flatten(0, 1).split(size), strict=True))
+    if len(pairs) == 1 or not (torch.is_grad_enabled() and logits.requires_grad):
+        parts = [one(*pair) for pair in pairs]
+    else:
+        parts = [checkpoint(one, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
+    return torch.cat(parts).unflatten(0, logits.shape[:2])

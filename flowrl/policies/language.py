@@ -23,8 +23,8 @@ from flowrl.policies.noise import Key, token_uniforms
 from samplers.tokens import Generation, token_kl, token_logp
 
 PROBE_TOKENS = 16
-MAX_GAP = {torch.float32: 1e-4}  # of a log-prob, between decoding and replay; in half precision the mean one
-MAX_MEAN_GAP = 0.1
+MAX_GAP = 1e-4  # of a log-prob, between decoding and replay, in float32
+MAX_MEAN_GAP = 0.1  # and in half precision, where single tokens may be further off
 
 
 @dataclass(frozen=True)
@@ -89,20 +89,22 @@ class LanguagePolicy:
         The mask holds the drawn tokens, the one that ends a completion included; greedy ones are not to be trained.
         """
         self.prepare(prompts[0], plan)
-        parts = [
-            self._decode(
-                [prompts[i] for i in chunk.prompts], range(chunk.first, chunk.first + chunk.size), plan, seed, first
-            )
-            for chunk in rollout_chunks(len(prompts), group_size, self.max_rows)
-        ]
+        ids = [self._ids(p, plan) for p in prompts]
+        parts = []
+        for chunk in rollout_chunks(len(prompts), group_size, self.max_rows):
+            members = range(first + chunk.first, first + chunk.first + chunk.size)
+            keys = [Key(seed, prompts[i].id, member) for i in chunk.prompts for member in members]
+            parts.append(self._decode([ids[i] for i in chunk.prompts], keys, plan))
         length = torch.cat([part[2] for part in parts])
         width = int(length.max())
         tokens, logp = (torch.cat([part[i][:, :width] for part in parts]) for i in (0, 1))
-        owners = [p for p in prompts for _ in range(group_size)]
-        tape = Completions([self._ids(p, plan) for p in owners], tokens, length, plan)
+        owners = [i for i in range(len(prompts)) for _ in range(group_size)]
+        tape = Completions([ids[i] for i in owners], tokens, length, plan)
         group = torch.arange(len(prompts)).repeat_interleave(group_size)
         mask = (torch.arange(width) < length[:, None]) & (plan.temperature > 0)
-        return Rollout(Samples(owners, group, texts=self._texts(tokens, length)), logp, mask, tape)
+        return Rollout(
+            Samples([prompts[i] for i in owners], group, texts=self._texts(tokens, length)), logp, mask, tape
+        )
 
     def replay(self, rollout: Rollout, rows: Tensor, visit: Callable[[Score], None], *, exact_kl: bool = False) -> None:
         """Scores all tokens of `rows` with gradient, in one block. See `contracts.Policy`.
@@ -132,38 +134,38 @@ class LanguagePolicy:
         """
         if self._prepared:
             return
-        self._prepared, tick, self.tick = True, self.tick, None
-        short = replace(prompt, id=f"{prompt.id} (half)", text=prompt.text[: (len(prompt.text) + 1) // 2])
-        tokens = min(PROBE_TOKENS, plan.max_new_tokens)
-        plan = replace(plan, max_new_tokens=tokens, temperature=plan.scale)
+        self._prepared, tick, self.tick = True, self.tick, None  # the probe is a rollout itself
+        proven = False
         try:
-            rollout = self.rollout([prompt, short], group_size=1, plan=plan, seed=0)
-            found: list[Tensor] = []
-            for row in torch.arange(2).split(1):
-                self.replay(rollout, row, lambda score: found.append(score.logp.detach()))
-        except PolicyError:
-            self._prepared = False
-            raise
+            gap = self._probe(prompt, plan)
+            exact = self.model.dtype == torch.float32
+            found, limit = (gap.max(), MAX_GAP) if exact else (gap.mean(), MAX_MEAN_GAP)
+            proven = bool(found <= limit)  # NaN is not
         finally:
-            self.tick = tick
-        gap = (torch.cat(found).cpu() - rollout.behave).abs()[rollout.mask]
-        largest, limit = (
-            (gap.max(), MAX_GAP[self.model.dtype]) if self.model.dtype in MAX_GAP else (gap.mean(), MAX_MEAN_GAP)
-        )
-        if not largest <= limit:  # NaN is refused as well
-            self._prepared = False
+            self._prepared, self.tick = proven, tick
+        if not proven:
             raise PolicyError(
-                f"{type(self.model).__name__}: a replay gives log-probs that differ by {float(largest):.2g} from those "
+                f"{type(self.model).__name__}: a replay gives log-probs that differ by {float(found):.2g} from those "
                 f"of decoding (accepted: {limit:g}); its cache, positions or padding do not do, give another model"
             )
 
-    def _decode(
-        self, prompts: Sequence[Prompt], members: range, plan: Generation, seed: int, first: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        keys = [Key(seed, p.id, first + i) for p in prompts for i in members]
-        ids = [self._ids(p, plan) for p in prompts]
+    def _probe(self, prompt: Prompt, plan: Generation) -> Tensor:
+        """|log-prob of a replay - log-prob of its rollout| of the tokens of two short completions."""
+        short = replace(prompt, id=f"{prompt.id} (half)", text=prompt.text[: (len(prompt.text) + 1) // 2])
+        number = min(PROBE_TOKENS, plan.max_new_tokens)
+        rollout = self.rollout(
+            [prompt, short], plan=replace(plan, max_new_tokens=number, temperature=plan.scale), seed=0
+        )
+        found: list[Tensor] = []
+        for row in torch.arange(2).split(1):
+            self.replay(rollout, row, lambda score: found.append(score.logp.detach().cpu()))
+        return (torch.cat(found) - rollout.behave).abs()[rollout.mask]
+
+    def _decode(self, ids: list[list[int]], keys: list[Key], plan: Generation) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, log-probs and lengths of one chunk of a rollout; keys name its rows, prompt by prompt."""
         uniforms = token_uniforms(keys, plan.max_new_tokens)
-        return decode(self.model, ids, uniforms, plan, group=len(members), stop=self.stop, pad=self.pad, tick=self.tick)
+        group = len(keys) // len(ids)
+        return decode(self.model, ids, uniforms, plan, group=group, stop=self.stop, pad=self.pad, tick=self.tick)
 
     def _score(self, tape: Completions, rows: Tensor, *, exact_kl: bool = False) -> tuple[Tensor, Tensor | None]:
         """(log-probs, divergence or None) of rows, [r, K] each, 0 beyond the longest of them."""

@@ -70,7 +70,7 @@ def build(values: dict[str, Any], *, name: str = "recipe", beside: Path | None =
 
 def dump(recipe: Recipe) -> str:
     """Every effective value as YAML, which `load` reads back to an equal recipe."""
-    unread = set(DENOISING) if recipe.generation is not None else set()
+    unread: set[str] = set(DENOISING) if recipe.generation is not None else set()
     return yaml.safe_dump(recipe.model_dump(exclude=unread), sort_keys=False, width=120, allow_unicode=True)
 
 

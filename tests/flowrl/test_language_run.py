@@ -14,14 +14,13 @@ from flowrl.build import build_policy
 from flowrl.console import Console
 from flowrl.contracts import Prompt
 from flowrl.planning import arithmetic, describe, eval_plan, plan_for
-from flowrl.policies.language import LanguagePolicy
 from flowrl.recipe.load import load
 from flowrl.run import run
 from language_support import model
 from samplers.tokens import Generation
 
-SMALL = ["train.prompts=4", "train.group=6", "train.updates=1", "train.iterations=3", "train.micro_batch=null"]
-SMALL += ["train.rollout_batch=null", "eval.prompts=8", "eval.grid=3", "eval.every=2", "device=cpu"]
+SMALL = ["train.prompts=4", "train.group=6", "train.updates=1", "train.iterations=2", "train.micro_batch=null"]
+SMALL += ["train.rollout_batch=null", "eval.prompts=8", "eval.grid=3", "eval.every=null", "device=cpu"]
 SYSTEM = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}assistant: "
 
 
@@ -48,12 +47,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_tiny_recipe_runs_through_the_same_loop(finished: Path):
     train = lines(finished, "train")
-    assert [m["iteration"] for m in train] == [1, 2, 3]
+    assert [m["iteration"] for m in train] == [1, 2]
     for metrics in train:
         assert metrics["replay_gap_max"] < 1e-5 and metrics["nonfinite_updates"] == 0
         assert 0 <= metrics["reward/exact/mean"] <= 1 and 0 < metrics["reward/format/mean"] <= 1
     assert any(m["grad_norm"] > 0 for m in train)
-    heldout = json.loads((finished / "heldout" / "00003.json").read_text())
+    heldout = json.loads((finished / "heldout" / "00002.json").read_text())
     assert heldout["pictures"] == [] and len(heldout["texts"]) == 3 and "answer>" in "".join(heldout["texts"])
     assert {p["kind"] for p in heldout["prompts"]} <= {"add", "sub", "mul"}
     assert {p.name for p in finished.iterdir()} >= {"lora", "metrics.jsonl", "summary.json", "recipe.yaml"}
@@ -68,14 +67,12 @@ def test_the_lora_is_pefts_own(finished: Path):
     ours = policy.rollout(prompts, plan=Generation(40, 0.0), seed=0).samples.texts
     place = names.MODELS["arithmetic-qwen2"]
     base = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
-    subject = LanguagePolicy(
-        PeftModel.from_pretrained(base, str(finished / "lora")), AutoTokenizer.from_pretrained(place)
-    )
+    tuned, tokenizer = PeftModel.from_pretrained(base, str(finished / "lora")), AutoTokenizer.from_pretrained(place)
     theirs = []
     for prompt in prompts:
-        ids = subject.encode(prompt.text)
-        made = subject.model.generate(input_ids=torch.tensor([ids]), do_sample=False, max_new_tokens=40)
-        theirs.append(subject.tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True))
+        ids = policy.encode(prompt.text)
+        made = tuned.generate(input_ids=torch.tensor([ids]), do_sample=False, max_new_tokens=40)
+        theirs.append(tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True))
     assert theirs == ours
 
 
@@ -108,7 +105,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_published_recipe_runs_on_a_tiny_qwen(qwen: Path, tmp_path: Path):
-    more = [f"model={qwen}", f"output={tmp_path / 'run'}", *SMALL, "train.iterations=2", "eval.batch=8"]
+    more = [f"model={qwen}", f"output={tmp_path / 'run'}", *SMALL, "eval.batch=8"]
     more += ["generation.max_new_tokens=24", "rewards.length={use: lengths_for_tests.fewer}", "train.lr=1e-3"]
     run(load("grpo_qwen", more), quiet())
     train = lines(tmp_path / "run", "train")
@@ -131,7 +128,7 @@ def test_full_weights_become_a_model_of_their_own(qwen: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("kind", ["exact", "k3"])
 def test_a_divergence_is_paid_from_the_second_iteration_on(kind: str, tmp_path: Path):
-    run(tiny(tmp_path / "kl", "objective.kl=0.05", f"objective.kl_kind={kind}", "train.iterations=2"), quiet())
+    run(tiny(tmp_path / "kl", "objective.kl=0.05", f"objective.kl_kind={kind}"), quiet())
     first, second = lines(tmp_path / "kl", "train")
     assert first["kl"] == pytest.approx(0, abs=1e-6) and second["kl"] > 1e-6
 
@@ -172,9 +169,9 @@ def call(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *argume
 def test_eval_and_sample_print_numbers_and_texts(finished: Path, capsys, monkeypatch, tmp_path: Path):
     code, out, err = call(capsys, monkeypatch, "eval", str(finished), "--output", str(tmp_path / "eval.json"))
     assert code == 0, err
-    assert "at most 40 new tokens, greedy" in out and "exact" in out
+    assert "greedy" in out and "exact" in out and "ODE" not in out
     found = json.loads((tmp_path / "eval.json").read_text())["rewards"]["exact"]
-    assert found == pytest.approx(json.loads((finished / "summary.json").read_text())["heldout"]["3"]["exact"])
+    assert found == pytest.approx(json.loads((finished / "summary.json").read_text())["heldout"]["2"]["exact"])
     file = tmp_path / "out.txt"
     code, out, _ = call(capsys, monkeypatch, "sample", str(finished), "347+285", "--number", "2", "--output", str(file))
     assert code == 0 and out.count("347+285  ->  ") == 2 and file.read_text() == out

@@ -47,9 +47,9 @@ def test_a_cut_draw_stays_inside_and_a_score_ignores_the_cut():
     assert set(drawn.tolist()) == set(LOGITS[0].topk(3).indices.tolist())
 
 
-@pytest.mark.parametrize("chunk", [2**24, 60])
+@pytest.mark.parametrize("chunk", [2**24, 120])
 def test_log_probs_and_divergence_are_exact_in_value_and_gradient(chunk, monkeypatch):
-    monkeypatch.setattr(tokens, "CHUNK", chunk)
+    monkeypatch.setattr(tokens, "CHUNK", chunk)  # 120: two of the six decisions at once
     logits = LOGITS.double().reshape(3, 2, 50).requires_grad_()
     other = LOGITS.flip(0).double().reshape(3, 2, 50)
     drawn = torch.arange(6).reshape(3, 2)
@@ -62,6 +62,8 @@ def test_log_probs_and_divergence_are_exact_in_value_and_gradient(chunk, monkeyp
     ours = torch.autograd.grad((logp + kl).sum(), logits)[0]
     theirs = torch.autograd.grad((p.log_prob(drawn) + expected_kl).sum(), logits)[0]
     torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        torch.testing.assert_close(token_logp(logits, drawn, 0.7, torch.float64), logp.detach())
 
 
 def test_half_precision_logits_are_scored_in_float32():

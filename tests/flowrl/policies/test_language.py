@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from flowrl.contracts import Prompt
@@ -179,6 +179,8 @@ def test_adapters_load_through_peft_and_come_back(tmp_path: Path):
     assert type(tuned).__name__ == "PeftModelForCausalLM"
     row = rollout.replay.prompts[0], rollout.replay.tokens[0, :3].tolist()
     torch.testing.assert_close(alone(tuned, *row), alone(subject.model, *row))
+    read = adapters._lora_state(tmp_path, "model")  # without peft's prefix, which not every release strips
+    assert set(read) == set(get_peft_model_state_dict(subject.model))
     again = with_lora()
     adapters.restore(again.source, again.modules, tmp_path)
     assert torch.equal(again.rollout(PROMPTS, group_size=2, plan=PLAN, seed=0).behave, rollout.behave)
