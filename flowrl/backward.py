@@ -74,7 +74,10 @@ def backward(policy: Policy, rows: Tensor, loss: StepLoss) -> None:
 
 @dataclass(frozen=True)
 class _Surrogate:
-    """A function of a block's log-probs and divergences that has the gradient of the loss of whole rows."""
+    """A function of a block's log-probs and divergences that has the gradient of the loss of whole rows.
+
+    Its value means nothing, and is NaN where padding is.
+    """
 
     place: Tensor  # [R], of a row among the slopes
     slopes: tuple[Tensor, ...]  # of logp [r, K], and of kl [r, K] where there is one
@@ -83,8 +86,7 @@ class _Surrogate:
         at = self.place[score.rows][:, None], score.columns[None]
         total = score.logp.new_zeros(())
         for value, slope in zip((score.logp, score.kl), self.slopes, strict=False):
-            # where the slope is 0 the value may be padding, and 0 * NaN is NaN
-            total = total + (0.0 if value is None else (value.where(slope[at] != 0, 0.0) * slope[at]).sum())
+            total = total + (0.0 if value is None else (value * slope[at]).sum())
         return total
 
 
