@@ -179,7 +179,9 @@ def _costs(recipe: Recipe) -> list[str]:
         + (f", reference {span('reference_forwards')}" if recipe.objective.kl > 0 else ""),
     ]
     if any(c.whole_row_forwards for c in costs):
-        lines.append(f"            before it {span('whole_row_forwards')} without gradient, for the ratio of whole rows")
+        lines.append(
+            f"            before it {span('whole_row_forwards')} without gradient, for the ratio of whole rows"
+        )
     return [*lines, _objective(recipe)]
 
 

@@ -10,7 +10,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("flowrl", "samplers", "reward_models")
-CORE = {"flowrl.contracts", "flowrl.advantages", "flowrl.objectives", "flowrl.learner", "flowrl.iterate", "flowrl.backward"}
+CORE = {
+    "flowrl.contracts",
+    "flowrl.advantages",
+    "flowrl.objectives",
+    "flowrl.learner",
+    "flowrl.iterate",
+    "flowrl.backward",
+}
 LIGHT = {"flowrl.names", "flowrl.batches"}  # standard library only
 HEAVY = {"transformers", "diffusers", "open_clip", "peft", "cv2", "rapidocr", "timm"}
 

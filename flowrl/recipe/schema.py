@@ -129,9 +129,7 @@ class Objective(Strict):
 
     preset: str = key("grpo", "the name of a preset")
     clip: float | list[float] = key(1e-4, "a number in (0, 1), or [low, high] with 0 < low <= 1 and high > 0")
-    level: Literal["token", "seq_mean", "seq_sum", "seq_token"] = key(
-        "token", "token, seq_mean, seq_sum or seq_token"
-    )
+    level: Literal["token", "seq_mean", "seq_sum", "seq_token"] = key("token", "token, seq_mean, seq_sum or seq_token")
     dual: float | None = key(None, "a number > 1 or null", gt=1)
     log_ratio_limit: float | None = key(None, "a number > 0 or null", gt=0)
     kl: float = key(0.0, "a number >= 0", ge=0)

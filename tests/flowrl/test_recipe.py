@@ -133,7 +133,9 @@ def test_the_length_of_tokens_is_their_limit_unless_it_is_given():
 
 
 def test_a_preset_of_denoising_steps_is_refused_for_tokens():
-    with pytest.raises(RecipeError, match=r"^objective.preset: got 'mixgrpo', .*accepted: grpo, dapo, dr_grpo") as error:
+    with pytest.raises(
+        RecipeError, match=r"^objective.preset: got 'mixgrpo', .*accepted: grpo, dapo, dr_grpo"
+    ) as error:
         with_preset({"generation": {"max_new_tokens": 3}, "objective": {"preset": "mixgrpo"}})
     assert "\n" not in str(error.value)
 
