@@ -148,7 +148,15 @@ def build_objective(recipe: Recipe) -> ClippedObjective:
     objective = recipe.objective
     low, high = objective.clip_range
     return ClippedObjective(
-        low, high, dual=objective.dual, kl=objective.kl, kl_kind=objective.kl_kind, aggregate=objective.aggregate
+        low,
+        high,
+        dual=objective.dual,
+        kl=objective.kl,
+        kl_kind=objective.kl_kind,
+        aggregate=objective.aggregate,
+        level=objective.level,
+        log_ratio_limit=objective.log_ratio_limit,
+        length=objective.length,
     )
 
 

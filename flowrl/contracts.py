@@ -85,6 +85,11 @@ class Score:
 class Policy(Protocol):
     """Something that samples, and can say again how likely its decisions were, with gradient."""
 
+    @property
+    def whole_rows(self) -> bool:
+        """Whether `replay` hands over all trained decisions of a row in one block."""
+        ...
+
     def rollout(self, prompts: Sequence[Prompt], *, group_size: int, plan: Any, seed: int, first: int = 0) -> Rollout:
         """Draws `group_size` samples for each prompt, prompt by prompt.
 
@@ -95,7 +100,8 @@ class Policy(Protocol):
     def replay(self, rollout: Rollout, rows: Tensor, visit: Callable[[Score], None], *, exact_kl: bool = False) -> None:
         """Scores the trained decisions of `rows` with gradient, handing them to `visit` block by block.
 
-        `visit` may call backward on what it is given; the graph of a block is dropped when it returns.
+        `visit` may call backward on what it is given; the graph of a block is dropped when it returns. Under
+        `torch.no_grad` the same numbers come without a graph.
         """
         ...
 
@@ -130,8 +136,12 @@ class Objective(Protocol):
         ...
 
     @property
-    def aggregate(self) -> str:
-        """A mode of `objectives.aggregate.weights`."""
+    def whole_rows(self) -> bool:
+        """Whether the loss of a decision reads other decisions of its row."""
+        ...
+
+    def weights(self, mask: Tensor) -> Tensor:
+        """Weight of every decision in the loss, float32 [R, K], from the mask [R, K] of all rows of an update."""
         ...
 
     def __call__(

@@ -4,6 +4,8 @@ prompts --policy.rollout--> Rollout --score--> rewards [B] --advantage--> [R]
                                |                                            |
                                +--policy.replay, part by part--> objective --> loss weights --> backward
                                                                                  --> learner.step, once an update
+
+How a loss becomes a gradient, also where it needs rows as a whole and the policy gives columns, is in backward.py.
 """
 
 import time
@@ -16,9 +18,10 @@ import torch
 from torch import Tensor
 
 from flowrl.advantages import to_rows
-from flowrl.contracts import Objective, Policy, Prompt, Rollout, Samples, Score
+from flowrl.backward import StepLoss, backward
+from flowrl.contracts import Objective, Policy, Prompt, Rollout, Samples
 from flowrl.learner import Learner
-from flowrl.objectives.aggregate import merge_metrics, reduce_metrics, weights
+from flowrl.objectives.aggregate import weights
 
 Metrics = dict[str, float]
 
@@ -135,34 +138,16 @@ def _step(
 ) -> Metrics:
     """One optimizer step on the rows `block`, of which `used` have anything to say."""
     loss_weights = torch.zeros_like(rollout.behave)
-    loss_weights[block] = weights(rollout.mask[block], objective.aggregate)
+    loss_weights[block] = objective.weights(rollout.mask[block])
     share = torch.zeros_like(rollout.behave)
     share[used] = weights(rollout.mask[used])
-    total: dict[str, Tensor] = {}
-
-    def visit(score: Score) -> None:
-        nonlocal total
-        at = score.rows[:, None], score.columns[None]
-        device = score.logp.device
-        loss, metrics = objective(
-            score,
-            behave=rollout.behave[at].to(device),
-            adv=adv[score.rows].to(device),
-            mask=rollout.mask[at].to(device),
-            reference=None if rollout.reference is None else rollout.reference[at].to(device),
-        )
-        part = (loss * loss_weights[at].to(device)).sum()
-        if part.requires_grad:
-            part.backward()
-        found = reduce_metrics(metrics, share[at].to(device)) | {"loss": part.detach()}
-        total = merge_metrics(total, found)
-
+    loss = StepLoss(rollout, adv, objective, loss_weights, share)
     for part in _parts(used, micro_batch):
-        policy.replay(rollout, part, visit, exact_kl=objective.exact_kl)
+        backward(policy, part, loss)
     lr = learner.lr
     norm = learner.step()
     finite = torch.isfinite(norm)
-    metrics = {name: float(value) for name, value in total.items()}
+    metrics = {name: float(value) for name, value in loss.total.items()}
     return metrics | {"grad_norm": float(norm), "lr": lr, "nonfinite_updates": float(~finite)}
 
 

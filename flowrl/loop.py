@@ -127,7 +127,7 @@ class Run:
         recipe = self.recipe
         sizes = arithmetic(recipe, iteration)
         totals = {"rollout": sizes.rollout_forwards, "score": len(self.inputs.scorer.rewards)}
-        totals["train"] = sizes.train_forwards + sizes.reference_forwards
+        totals["train"] = sizes.train_forwards + sizes.reference_forwards + sizes.whole_row_forwards
 
         def tick(number: int) -> None:
             progress.advance(number)

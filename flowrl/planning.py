@@ -81,6 +81,7 @@ class Arithmetic:
     rollout_forwards: int
     train_forwards: int  # with gradient, all epochs; at most: rows without an advantage are skipped unless KL is paid
     reference_forwards: int  # without gradient, once an iteration; 0 when no reference is needed
+    whole_row_forwards: int = 0  # without gradient, before those of training, where a ratio needs all steps of a row
 
 
 def arithmetic(recipe: Recipe, iteration: int = 0) -> Arithmetic:
@@ -117,7 +118,13 @@ def arithmetic(recipe: Recipe, iteration: int = 0) -> Arithmetic:
         rollout_forwards=prefix + (plan.num_steps - shared) * rows,
         train_forwards=train.epochs * one_pass,
         reference_forwards=reference if recipe.objective.kl > 0 else 0,
+        whole_row_forwards=train.epochs * one_pass if _in_two_passes(recipe, plan) else 0,
     )
+
+
+def _in_two_passes(recipe: Recipe, plan: Plan) -> bool:
+    """Whether steps are replayed without gradient first (see backward.py)."""
+    return recipe.objective.level != "token" and len(plan.trained) > 1
 
 
 def _groups_met(rows: int, micro: int, group: int) -> int:
@@ -203,9 +210,23 @@ def _costs(recipe: Recipe) -> list[str]:
         f"{span('train_forwards')} with gradient"
         + (f", reference {span('reference_forwards')}" if recipe.objective.kl > 0 else ""),
     ]
-    low, high = recipe.objective.clip_range
-    kl = f", KL {recipe.objective.kl:g} ({recipe.objective.kl_kind})" if recipe.objective.kl > 0 else ""
-    return [*lines, f"objective   {recipe.objective.preset}, clip -{low:g} +{high:g}{kl}, {recipe.objective.aggregate}"]
+    if any(c.whole_row_forwards for c in costs):
+        lines.append(
+            f"            before it {span('whole_row_forwards')} without gradient, for the ratio of whole rows"
+        )
+    return [*lines, _objective(recipe)]
+
+
+def _objective(recipe: Recipe) -> str:
+    objective = recipe.objective
+    low, high = objective.clip_range
+    parts = [f"{objective.level} ratio", f"clip -{low:g} +{high:g}"]
+    parts += [f"dual {objective.dual:g}"] if objective.dual is not None else []
+    parts += [f"log-ratio within {objective.log_ratio_limit:g}"] if objective.log_ratio_limit is not None else []
+    parts += [f"KL {objective.kl:g} ({objective.kl_kind})"] if objective.kl > 0 else []
+    length = f", length {objective.length}" if objective.length is not None else ""
+    advantage = f"baseline {recipe.advantage.baseline}, scale {recipe.advantage.scale}"
+    return f"objective   {objective.preset}: {', '.join(parts)}, {objective.aggregate}{length}; {advantage}"
 
 
 def _ends(recipe: Recipe) -> list[str]:

@@ -10,7 +10,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("flowrl", "samplers", "reward_models")
-CORE = {"flowrl.contracts", "flowrl.advantages", "flowrl.objectives", "flowrl.learner", "flowrl.iterate"}
+CORE = {
+    "flowrl.contracts",
+    "flowrl.advantages",
+    "flowrl.objectives",
+    "flowrl.learner",
+    "flowrl.iterate",
+    "flowrl.backward",
+}
 LIGHT = {"flowrl.names", "flowrl.batches"}  # standard library only
 HEAVY = {"transformers", "diffusers", "open_clip", "peft", "cv2", "rapidocr", "timm"}
 
@@ -25,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/advantages.py": set(),
     "flowrl/learner.py": set(),
     "flowrl/objectives": {"flowrl.contracts", "flowrl.objectives"},
+    "flowrl/backward.py": {"flowrl.contracts", "flowrl.objectives"},
     "flowrl/iterate.py": CORE,
     "flowrl/evaluate.py": {"flowrl.contracts"},
     "flowrl/statistics.py": {"flowrl.contracts", "flowrl.evaluate"},
@@ -67,6 +75,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "flowrl/advantages.py": {"torch"},
     "flowrl/learner.py": {"torch"},
     "flowrl/objectives": {"torch"},
+    "flowrl/backward.py": {"torch"},
     "flowrl/iterate.py": {"torch"},
     "flowrl/evaluate.py": {"torch"},
     "flowrl/statistics.py": {"torch"},

@@ -60,6 +60,8 @@ class LanguagePolicy:
     max_rows: the most rows that a rollout decodes at once. precision: of log-probabilities.
     """
 
+    whole_rows = True  # a replay hands over rows with all their tokens
+
     def __init__(
         self,
         model: Any,

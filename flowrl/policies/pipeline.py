@@ -43,6 +43,8 @@ class PipelinePolicy:
     only while they are used.
     """
 
+    whole_rows = False  # a row's steps come one by one, each with the graph of one denoiser call
+
     def __init__(
         self,
         pipe: Any,
@@ -222,7 +224,7 @@ class PipelinePolicy:
                 )
                 at = walk.prompt_rows()
                 prompts, starts = [tape.prompts[i] for i in at], [tape.starts[i] for i in at]
-                self._pass(walk, prompts, starts, steps=tape.plan.num_steps, grad=not reference)
+                self._pass(walk, prompts, starts, steps=tape.plan.num_steps, grad=torch.is_grad_enabled())
 
     def _pass(
         self,

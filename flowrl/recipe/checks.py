@@ -1,6 +1,7 @@
 """Do the values of a recipe fit together? Everything that can be known before a weight is loaded."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ from flowrl import names
 from flowrl.alarms import ALARMS
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.language import check_kind, kind_of
-from flowrl.recipe.schema import PRESETS, Recipe, Window
+from flowrl.recipe.presets import PRESETS
+from flowrl.recipe.schema import Objective, Recipe, Window
 from flowrl.recipe.trackers import check_trackers
 
 # What each kind of window reads; True marks what it cannot do without.
@@ -127,9 +129,23 @@ def _objective(recipe: Recipe) -> Iterator[RecipeError]:
         sound = 0 < clip < 1
     if not sound:
         yield wrong_value("objective.clip", clip, "a number in (0, 1), or [low, high] with 0 < low <= 1 and high > 0")
+    else:
+        yield from _limits(objective)
+    if objective.length is not None and objective.aggregate != "constant":
+        problem = f"got {objective.length}, but aggregate {objective.aggregate!r} divides by no length"
+        yield RecipeError("objective.length", problem, "set objective.length=null, or objective.aggregate=constant")
     if objective.kl > 0 and recipe.full:
         problem = f"got {objective.kl}, but full: true leaves no reference (it is the model without its adapters)"
         yield RecipeError("objective.kl", problem, "set objective.kl=0, or train a lora")
+
+
+def _limits(objective: Objective) -> Iterator[RecipeError]:
+    """Limits of a ratio that leave no room for its clip range."""
+    low, high = objective.clip_range
+    limit, room = objective.log_ratio_limit, max(math.log1p(high), -math.log1p(-low) if low < 1 else 0.0)
+    if limit is not None and limit <= room:
+        problem = f"got {limit:g}, accepted: above {room:.2g}, the log-ratio at which objective.clip begins to act"
+        yield RecipeError("objective.log_ratio_limit", problem, "raise it, set it to null, or lower objective.clip")
 
 
 def _batches(recipe: Recipe) -> Iterator[RecipeError]:

@@ -12,7 +12,8 @@ from flowrl import names
 from flowrl.recipe.checks import check
 from flowrl.recipe.errors import RecipeError, first_of, model_of, show, translate, unknown_key
 from flowrl.recipe.language import DENOISING, refuse_denoising
-from flowrl.recipe.schema import PRESETS, Recipe
+from flowrl.recipe.presets import with_preset
+from flowrl.recipe.schema import Recipe
 
 
 class _Loader(yaml.SafeLoader):
@@ -54,7 +55,7 @@ def load(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def build(values: dict[str, Any], *, name: str = "recipe", beside: Path | None = None) -> Recipe:
     """The checked recipe of a mapping. name gives the default run folder, beside a folder to find prompt files in."""
-    values = _with_preset(values)
+    values = with_preset(values)
     refuse_denoising(values)
     if values.get("output") is None:
         values = values | {"output": f"runs/{name}"}
@@ -146,17 +147,6 @@ def _refuse_unknown(parts: list[str]) -> None:
         if field is None:
             raise unknown_key(".".join(parts[: depth + 1]), list(owner.model_fields))
         owner, names_next = model_of(field.annotation), get_origin(field.annotation) is dict
-
-
-def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """The values laid over those of the preset they name. An unknown preset is left for `check` to refuse."""
-    objective = values.get("objective")
-    preset = objective.get("preset", "grpo") if isinstance(objective, dict) else "grpo"
-    merged = dict(values)
-    for section, defaults in PRESETS.get(preset, {}).items() if isinstance(preset, str) else ():
-        own = values.get(section) or {}
-        merged[section] = {**defaults, **own} if isinstance(own, dict) else own
-    return merged
 
 
 def _resolve(recipe: Recipe, beside: Path | None) -> Recipe:

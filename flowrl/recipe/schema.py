@@ -133,20 +133,26 @@ class Advantage(Strict):
 
 
 class Objective(Strict):
-    """The loss of a decision. preset: a named combination whose values lie below the recipe's own (see PRESETS).
+    """The loss of a decision. preset: a named combination whose values lie below the recipe's own (recipe/presets.py).
 
-    clip: one number, or [low, high]. kl: coefficient of the divergence from the reference (the model without its
-    adapters), estimated by kl_kind. aggregate: how decisions are averaged.
+    clip: one number, or [low, high]. level: what is clipped, the ratio of a decision (token) or of its whole row: of
+    the mean log-ratio (seq_mean; seq_token: with the gradient of each decision) or of its sum (seq_sum). dual: a limit
+    of the ratio where the advantage is negative, log_ratio_limit: one of its logarithm. kl: coefficient of the
+    divergence from the reference (the model without its adapters), estimated by kl_kind. aggregate: how decisions are
+    averaged; constant divides each by rows * length (null: the trained steps, or generation.max_new_tokens).
     """
 
     preset: str = key("grpo", "the name of a preset")
     clip: float | list[float] = key(1e-4, "a number in (0, 1), or [low, high] with 0 < low <= 1 and high > 0")
+    level: Literal["token", "seq_mean", "seq_sum", "seq_token"] = key("token", "token, seq_mean, seq_sum or seq_token")
     dual: float | None = key(None, "a number > 1 or null", gt=1)
+    log_ratio_limit: float | None = key(None, "a number > 0 or null", gt=0)
     kl: float = key(0.0, "a number >= 0", ge=0)
     kl_kind: Literal["exact", "k1", "k2", "k3", "abs"] = key("exact", "exact, k1, k2, k3 or abs")
-    aggregate: Literal["decision_mean", "seq_mean_mean", "seq_mean_sum"] = key(
-        "decision_mean", "decision_mean, seq_mean_mean or seq_mean_sum"
+    aggregate: Literal["decision_mean", "seq_mean_mean", "seq_mean_sum", "constant"] = key(
+        "decision_mean", "decision_mean, seq_mean_mean, seq_mean_sum or constant"
     )
+    length: int | None = key(None, "a whole number >= 1 or null", ge=1)
 
     @property
     def clip_range(self) -> tuple[float, float]:
@@ -286,12 +292,3 @@ class Recipe(Strict):
     offload: bool = key(False, "true or false")
     seed: int = key(0, "a whole number in [0, 2^32)", ge=0, lt=2**32)
     output: str | None = key(None, "a folder", min_length=1)
-
-
-# Values that a preset puts below the recipe's own. All of these need log-probabilities, hence a stochastic step.
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "grpo": {},  # the defaults: Flow-GRPO's normalisation (population std + 1e-4) and clip
-    "mixgrpo": {"advantage": {"combine": "per_reward", "unbiased": True, "eps": 1e-8}},
-    "dr_grpo": {"advantage": {"scale": "none"}},
-    "rloo": {"advantage": {"baseline": "leave_one_out", "scale": "none"}},
-}

@@ -19,6 +19,8 @@ LENGTH, WORDS = 5, 7
 class Tokens:
     """A policy of tokens: independent categorical draws from one table of logits; sequences end at word 0."""
 
+    whole_rows = True
+
     def __init__(self, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.table = nn.Parameter(0.1 * torch.randn(LENGTH, WORDS, generator=generator))

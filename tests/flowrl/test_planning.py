@@ -96,6 +96,7 @@ def test_forwards_are_those_of_a_walk_through_the_iteration(overrides, share):
     for iteration in range(6):
         a = arithmetic(recipe, iteration)
         assert (a.rollout_forwards, a.train_forwards, a.reference_forwards) == walked(recipe, iteration)
+        assert a.whole_row_forwards == 0
 
 
 def test_sizes():
@@ -121,12 +122,30 @@ def test_dry_run_text_tells_the_plan():
         "flow_sde, noise 0.7, groups share their first latent",
         picture(plan_for(quick(), 0)) + "  iteration 0",
         "reference 208",
-        "KL 0.01 (exact)",
+        "objective   grpo: token ratio, clip -0.001 +0.001, KL 0.01 (exact), decision_mean; baseline group, scale group",
         "shapes_strict, witness",
         "runs/quickstart",
     ):
         assert words in text
     assert max(len(line) for line in text.split("\n")) <= 120
+
+
+def test_a_ratio_of_whole_rows_costs_a_pass_where_there_is_more_than_one_step():
+    for window in ("{kind: all}", "{kind: first, size: 1}"):
+        recipe = quick("objective.preset=gspo", f"sampler.window={window}", "train.epochs=2")
+        a = arithmetic(recipe)
+        assert a.whole_row_forwards == (a.train_forwards if "all" in window else 0)
+        text = describe(recipe)
+        assert "gspo: seq_mean ratio, clip -0.001 +0.001, seq_mean_mean" in text
+        assert (f"{a.train_forwards} without gradient, for the ratio" in text) == ("all" in window)
+        assert max(len(line) for line in text.split("\n")) <= 120
+
+
+def test_dry_run_shows_the_parts_of_a_preset():
+    more = ["objective.dual=3", "objective.log_ratio_limit=20", "objective.length=7", "objective.kl=0.1"]
+    text = describe(quick("objective.preset=dr_grpo", *more))
+    words = "dr_grpo: token ratio, clip -0.001 +0.001, dual 3, log-ratio within 20, KL 0.1 (exact), constant, length 7"
+    assert f"{words}; baseline group, scale none" in text
 
 
 def test_dry_run_shows_a_progressive_window_where_it_moves():

@@ -14,7 +14,8 @@ from flowrl.recipe.checks import WINDOW_KEYS, check_call, pipeline_class
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.language import kind_of
 from flowrl.recipe.load import build, dump, load
-from flowrl.recipe.schema import PRESETS, Advantage, Objective, Recipe, Window
+from flowrl.recipe.presets import DENOISING, LANGUAGE, PRESETS, with_preset
+from flowrl.recipe.schema import Advantage, Objective, Recipe, Window
 
 BASE = str(Path(__file__).parents[1] / "recipes" / "quickstart.yaml")
 
@@ -79,14 +80,15 @@ def test_published_numbers():
 
 def test_choices_are_those_of_the_modules_that_implement_them():
     from flowrl import advantages
-    from flowrl.objectives import aggregate, divergence
+    from flowrl.objectives import aggregate, clipped, divergence
 
     assert choices(Advantage, "baseline") == advantages.BASELINES
     assert choices(Advantage, "scale") == advantages.SCALES
     assert choices(Advantage, "combine") == advantages.COMBINES
     assert choices(Advantage, "singleton") == advantages.SINGLETONS
     assert set(choices(Objective, "kl_kind")) == set(divergence.KINDS)
-    assert set(choices(Objective, "aggregate")) == set(aggregate.MODES) - {"constant"}
+    assert set(choices(Objective, "aggregate")) == set(aggregate.MODES)
+    assert choices(Objective, "level") == clipped.LEVELS
     assert set(choices(Window, "kind")) == set(WINDOW_KEYS)
 
 
@@ -99,12 +101,45 @@ def test_advantage_keys_are_the_arguments_and_defaults_of_the_function():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_preset_lies_below_the_recipes_own_values(preset):
-    recipe = load(BASE, [f"objective.preset={preset}"])
-    for section, values in PRESETS[preset].items():
+def test_preset_lies_below_the_recipes_own_values(preset, tmp_path):
+    without_clip = tmp_path / "plain.yaml"
+    without_clip.write_text(Path(BASE).read_text().replace(", clip: 1.0e-3", ""))
+    recipe = load(str(without_clip), [f"objective.preset={preset}"])
+    for section, values in DENOISING[preset].items():
         own = getattr(recipe, section).model_dump()
         assert {k: own[k] for k in values} == values
-    assert load(BASE, [f"objective.preset={preset}", "advantage.eps=0.5"]).advantage.eps == 0.5
+    assert 1e-5 <= recipe.objective.clip_range[0] <= recipe.objective.clip_range[1] <= 1e-3
+    more = ["advantage.eps=0.5", "objective.level=seq_token", "objective.clip=3e-4"]
+    own = load(str(without_clip), [f"objective.preset={preset}", *more])
+    assert (own.advantage.eps, own.objective.level, own.objective.clip) == (0.5, "seq_token", 3e-4)
+    assert load(str(without_clip)).objective.clip == 1e-4  # a recipe that names none has grpo's values
+
+
+@pytest.mark.parametrize("preset", LANGUAGE)
+def test_preset_has_values_of_its_own_for_tokens(preset):
+    given = {"generation": {"max_new_tokens": 30}, "objective": {"preset": preset, "kl": 0.5}}
+    merged = with_preset(given)
+    objective = Objective(**merged["objective"])
+    assert (objective.kl, objective.kl_kind) == (0.5, "k3") and given["objective"] == {"preset": preset, "kl": 0.5}
+    assert objective.length == (30 if preset == "dr_grpo" else None)
+    assert objective.clip_range[0] == (3e-4 if preset == "gspo" else 0.2)
+    assert Advantage(**merged["advantage"]).clip is None
+    assert with_preset(given | {"objective": {"preset": preset, "clip": 0.1}})["objective"]["clip"] == 0.1
+
+
+def test_the_length_of_tokens_is_their_limit_unless_it_is_given():
+    tokens = {"generation": {"max_new_tokens": 30}}
+    assert with_preset(tokens | {"objective": {"aggregate": "constant"}})["objective"]["length"] == 30
+    assert with_preset(tokens | {"objective": {"preset": "dr_grpo", "length": 9}})["objective"]["length"] == 9
+    assert "length" not in with_preset({"objective": {"preset": "dr_grpo"}})["objective"]
+
+
+def test_a_preset_of_denoising_steps_is_refused_for_tokens():
+    with pytest.raises(
+        RecipeError, match=r"^objective.preset: got 'mixgrpo', .*accepted: grpo, dapo, dr_grpo"
+    ) as error:
+        with_preset({"generation": {"max_new_tokens": 3}, "objective": {"preset": "mixgrpo"}})
+    assert "\n" not in str(error.value)
 
 
 def test_overrides_read_numbers_as_yaml_1_2():
@@ -196,7 +231,7 @@ MISTAKES = [
     (["sampler.step=flow_sed"], "sampler.step", ["'flow_sed'", "did you mean 'flow_sde'?"]),
     (["sampler.step=no_such_module.step"], "sampler.step", ["no_such_module", "cannot be imported"]),
     (["sampler.step=math.nothing"], "sampler.step", ["'math' has no 'nothing'"]),
-    (["objective.preset=gpro"], "objective.preset", ["'gpro'", "mixgrpo", "did you mean 'grpo'?"]),
+    (["objective.preset=grppo"], "objective.preset", ["'grppo'", "mixgrpo", "did you mean 'grpo'?"]),
     (["objective.preset=[grpo]"], "objective.preset", ["['grpo']", "the name of a preset"]),
     (["objective.clip=0"], "objective.clip", ["got 0", "(0, 1)"]),
     (["objective.clip=1.0"], "objective.clip", ["got 1.0", "[low, high]"]),
@@ -204,6 +239,10 @@ MISTAKES = [
     (["objective.clip=[1.1,2]"], "objective.clip", ["low <= 1"]),
     (["objective.clip=x"], "objective.clip", ["'x'", "[low, high]"]),
     (["objective.dual=1"], "objective.dual", ["got 1", "a number > 1"]),
+    (["objective.level=seq"], "objective.level", ["'seq'", "token, seq_mean, seq_sum or seq_token"]),
+    (["objective.length=9"], "objective.length", ["got 9", "'decision_mean' divides by no length", "=constant"]),
+    (["objective.length=0", "objective.aggregate=constant"], "objective.length", ["got 0", "a whole number >= 1"]),
+    (["objective.log_ratio_limit=1e-4"], "objective.log_ratio_limit", ["got 0.0001", "above 0.001", "raise it"]),
     (["objective.kl_kind=k4"], "objective.kl_kind", ["'k4'", "exact, k1, k2, k3 or abs"]),
     (["objective.kl=0.1", "lora=null", "full=true"], "objective.kl", ["got 0.1", "no reference", "objective.kl=0"]),
     (["generation={max_new_tokens: 8}"], "pipeline", ["language model's recipe", "remove pipeline"]),

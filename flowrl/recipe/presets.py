@@ -1,0 +1,107 @@
+"""Published combinations of the closed lists: what `objective.preset` puts below a recipe's own values.
+
+A preset has one set of values for denoising steps and one for tokens (a recipe with `generation`), since a clip range
+belongs to the size of a log-ratio. A token's log-ratio is of order 0.1. A denoising step's is a mean over all latent
+elements and stays within 1e-3 of 0 while the policy moves as much: published ranges go from 1e-3 to 2e-6.
+
+preset   what it sets, and its source
+-------  -----------------------------------------------------------------------------------------------------------
+grpo     token ratio, group mean and std.
+         steps: clip 1e-4, mean over steps, std + 1e-4, advantages within 5: Flow-GRPO (arXiv:2505.05470), its SD3 and
+         FLUX configurations. tokens: clip 0.2, mean over rows of row means, sample std + 1e-4, no KL: GRPO
+         (arXiv:2402.03300, eq. 3 and 4) with TRL's constants; the paper adds kl 0.04 of kind k3.
+mixgrpo  grpo, every reward normalised on its own, sample std + 1e-8, clip 1e-4: MixGRPO (arXiv:2507.21802), its code.
+         For denoising steps: what it adds is the window of sampler.window.
+dapo     clip higher and mean over decisions: DAPO (arXiv:2503.14476, eq. 8).
+         tokens: clip 0.2 and 0.28 (section 4.1), dual 10 and log-ratios within 20 of its code (verl), std + 1e-6, no
+         KL. steps: grpo's clip and 1.4 times it, the paper's proportion; nothing is published.
+         The soft punishment of overlong completions is the reward `overlong`.
+dr_grpo  group mean without std, every loss divided by the same length: Dr. GRPO (arXiv:2503.20783, figure 1).
+         tokens: clip 0.2, length = generation.max_new_tokens, no KL. steps: grpo's clip, length = the trained steps.
+gspo     ratio of the row: the exponential of its mean log-ratio; mean over rows: GSPO (arXiv:2507.18071, eq. 5 to 7).
+         tokens: clip 3e-4 and 4e-4 (section 5.1), sample std + 1e-4, no KL. steps: grpo's clip and 4/3 of it, the
+         paper's proportion; nothing is published.
+rloo     leave-one-out baseline, no std: RLOO (arXiv:2402.14740, eq. 8).
+         tokens: ratio of the row, the product of its decisions', clip 0.2, mean over rows: TRL; the paper adds a KL to
+         the reward. steps: token ratio and grpo's clip.
+
+Sample std is `advantage.unbiased`. No preset of tokens clips advantages.
+"""
+
+from typing import Any
+
+from flowrl.recipe.errors import RecipeError
+
+Values = dict[str, dict[str, Any]]  # section -> key -> value
+
+STEPS = 1e-4  # Flow-GRPO's clip
+
+DENOISING: dict[str, Values] = {
+    "grpo": {"objective": {"clip": STEPS}},
+    "mixgrpo": {
+        "objective": {"clip": STEPS},
+        "advantage": {"combine": "per_reward", "unbiased": True, "eps": 1e-8},
+    },
+    "dapo": {"objective": {"clip": [STEPS, 1.4 * STEPS]}},
+    "dr_grpo": {"objective": {"clip": STEPS, "aggregate": "constant"}, "advantage": {"scale": "none"}},
+    "gspo": {"objective": {"clip": [STEPS, 4 / 3 * STEPS], "level": "seq_mean", "aggregate": "seq_mean_mean"}},
+    "rloo": {"objective": {"clip": STEPS}, "advantage": {"baseline": "leave_one_out", "scale": "none"}},
+}
+LANGUAGE: dict[str, Values] = {
+    "grpo": {
+        "objective": {"clip": 0.2, "kl_kind": "k3", "aggregate": "seq_mean_mean"},
+        "advantage": {"unbiased": True, "clip": None},
+    },
+    "dapo": {
+        "objective": {
+            "clip": [0.2, 0.28],
+            "dual": 10.0,
+            "log_ratio_limit": 20.0,
+            "kl_kind": "k3",
+            "aggregate": "decision_mean",
+        },
+        "advantage": {"unbiased": True, "eps": 1e-6, "clip": None},
+    },
+    "dr_grpo": {
+        "objective": {"clip": 0.2, "kl_kind": "k3", "aggregate": "constant"},
+        "advantage": {"scale": "none", "clip": None},
+    },
+    "gspo": {
+        "objective": {"clip": [3e-4, 4e-4], "level": "seq_mean", "kl_kind": "k3", "aggregate": "seq_mean_mean"},
+        "advantage": {"unbiased": True, "clip": None},
+    },
+    "rloo": {
+        "objective": {"clip": 0.2, "level": "seq_sum", "kl_kind": "k3", "aggregate": "seq_mean_mean"},
+        "advantage": {"baseline": "leave_one_out", "scale": "none", "clip": None},
+    },
+}
+PRESETS = tuple(DENOISING)
+
+
+def with_preset(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's values laid over those of the preset they name. An unknown preset is left for `check` to refuse.
+
+    Raises RecipeError for a preset that has no values for tokens where the recipe's decisions are tokens.
+    """
+    objective, generation = values.get("objective"), values.get("generation")
+    name = objective.get("preset", "grpo") if isinstance(objective, dict) else "grpo"
+    known = DENOISING if generation is None else LANGUAGE
+    if not isinstance(name, str) or name not in PRESETS:
+        return dict(values)
+    if name not in known:
+        problem = f"got {name!r}, a preset of denoising steps, but `generation` makes the decisions tokens"
+        raise RecipeError("objective.preset", problem, f"accepted: {', '.join(known)}")
+    merged = dict(values)
+    for section, below in known[name].items():
+        own = values.get(section) or {}
+        merged[section] = {**below, **own} if isinstance(own, dict) else own
+    _fill_length(merged.get("objective"), generation)
+    return merged
+
+
+def _fill_length(objective: Any, generation: Any) -> None:
+    """The constant of tokens is the length limit, not the longest completion that happened to be drawn."""
+    limit = generation.get("max_new_tokens") if isinstance(generation, dict) else None
+    constant = isinstance(objective, dict) and objective.get("aggregate") == "constant"
+    if constant and objective.get("length") is None and isinstance(limit, int):
+        objective["length"] = limit
