@@ -298,6 +298,20 @@ def test_a_thousand_iterations_stay_small(tmp_path):
     assert max(len(str(a["d"])) for a in page.every("path")) < 10_000
 
 
+def test_pictures_shrink_until_they_fit(tmp_path, monkeypatch):
+    folder = make(tmp_path / "r", LOW, HIGH)
+    noise = np.random.default_rng(0).integers(0, 256, (200, 100, 3), dtype=np.uint8)
+    for path in (folder / "heldout").glob("*.png"):
+        Image.fromarray(noise).save(path)
+    sizes = {}
+    for budget in (10_000_000, 150_000):
+        monkeypatch.setattr("flowrl.report.evaluations.BUDGET", budget)
+        images = page_of(folder).every("img")
+        assert sum(len(str(a["src"])) for a in images) <= budget
+        sizes[budget] = max((int(str(a["width"])), int(str(a["height"]))) for a in images)
+    assert sizes[10_000_000] == (100, 200) and sizes[150_000] < (100, 200)
+
+
 def test_every_metric_of_a_run_has_a_chart_and_a_meaning(tmp_path):
     folder = make(tmp_path / "r", LOW, HIGH)
     jsonl(folder / "metrics.jsonl", [train_row(i, unheard_of=i, **{"samples/hue": 0.1}) for i in (1, 2)])
