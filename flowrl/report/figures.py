@@ -4,6 +4,7 @@ The box is stretched to its place on the page while lines keep their width and l
 size: the same chart serves a phone and a desk.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,7 +119,7 @@ def draw(
         y_ticks=[((1 - y.at(value) / HEIGHT) * 100, text) for value, text in y.ticks],
         events=placed(frame),
         window=window,
-        data={"last": frame.x.high, "curves": [_told(c) for c in curves]},
+        data={"last": frame.x.high, "curves": [_told(c, log=y.log) for c in curves]},
     )
 
 
@@ -191,14 +192,20 @@ def _drawn(curve: Curve, x: Axis, y: Axis) -> Drawn:
         dots = "".join(scales.path([p], x, y) for p in curve.points)
         many = len(curve.points) > CROWD
         return Drawn(curve.label, curve.colour, line, "", _bars(curve, x, y), dots, hollow=curve.hollow, many=many)
-    smooth = _smoothed(curve)
+    smooth = _smoothed(curve, log=y.log)
     course = scales.path(scales.thin(smooth, DRAWN), x, y) if smooth else ""
     return Drawn(curve.label, curve.colour, line, course)
 
 
-def _smoothed(curve: Curve) -> list[tuple[float, float | None]]:
+def _smoothed(curve: Curve, *, log: bool) -> list[tuple[float, float | None]]:
+    """The smoothed course, nothing for a short curve. On a log axis it is that of the logarithms, zeros left out."""
     window = scales.window_of(len(curve.points))
-    values = scales.smooth([v for _, v in curve.points], window)
+    values = [v for _, v in curve.points]
+    if log:
+        logs = scales.smooth([math.log10(v) if v is not None and v > 0 else None for v in values], window)
+        values = [None if v is None else 10.0**v for v in logs]
+    else:
+        values = scales.smooth(values, window)
     return [] if window == 1 else [(at, v) for (at, _), v in zip(curve.points, values, strict=True)]
 
 
@@ -210,7 +217,7 @@ def _bars(curve: Curve, x: Axis, y: Axis) -> str:
     return "".join(ends)
 
 
-def _told(curve: Curve) -> dict[str, Any]:
+def _told(curve: Curve, *, log: bool = False) -> dict[str, Any]:
     """A curve's numbers for whoever points at it."""
     points = scales.thin(curve.points, TOLD)
     told: dict[str, Any] = {
@@ -221,7 +228,7 @@ def _told(curve: Curve) -> dict[str, Any]:
     }
     if curve.errors:
         told["e"] = [_rounded(e) for e in curve.errors][: len(points)]
-    if not curve.dots and (smooth := dict(_smoothed(curve))):
+    if not curve.dots and (smooth := dict(_smoothed(curve, log=log))):
         told["s"] = [_rounded(smooth[x]) for x, _ in points]
     return told
 

@@ -32,7 +32,7 @@ TERMS = {
     "held-out": "prompts that training does not draw, each with its own noise, the same at every evaluation",
     "±": "one standard error over prompts; a change counts as shown beyond two of them, of the paired differences",
     "witness": "a reward of weight 0: measured, never trained on",
-    "smoothed": "mean over a window centred on the iteration, so that it does not lag; a line fitted at the ends",
+    "smoothed": "mean over a window centred on the iteration, so that it does not lag; on a log axis of logarithms",
 }
 
 

@@ -117,20 +117,20 @@ def smooth(values: Sequence[float | None], window: int) -> list[float | None]:
             low, high = i - reach, i + reach + 1
             result[i] = sum(flat[low:high]) / (known[high] - known[low])
     for end in (range(2 * reach + 1), range(len(values) - 2 * reach - 1, len(values))) if reach else ():
-        line = _line([(i, v) for i in end if (v := values[i]) is not None])
+        points = [(i, v) for i in end if (v := values[i]) is not None]
         for i in (*end[:reach], *end[-reach:]):
             if result[i] is None and values[i] is not None:
-                result[i] = line[0] + line[1] * i
+                result[i] = _on_line(points, i)
     return result
 
 
-def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """(height at 0, slope) of the line closest to the points; level where one point or none says how it slopes."""
-    number = max(len(points), 1)
-    x, y = sum(p[0] for p in points) / number, sum(p[1] for p in points) / number
+def _on_line(points: Sequence[tuple[int, float]], at: int) -> float:
+    """The height at `at` of the line closest to the points, no higher and no lower than they are."""
+    x, y = (sum(part) / len(points) for part in zip(*points, strict=True))
     spread = sum((p[0] - x) ** 2 for p in points)
     slope = sum((p[0] - x) * (p[1] - y) for p in points) / spread if spread else 0.0
-    return y - slope * x, slope
+    heights = [p[1] for p in points]
+    return min(max(y + slope * (at - x), min(heights)), max(heights))
 
 
 def window_of(number: int) -> int:

@@ -37,13 +37,20 @@ class Verdict:
     warning: str
     direction: str
     rows: list[Row]
+    span: tuple[int, int] | None  # the iterations that are compared
 
 
 def verdict(data: RunData) -> Verdict:
     """What the run shows of its trained reward and of its witnesses."""
     rows = _rows(data)
     headline, direction = _headline(data, rows)
-    return Verdict(headline, _state(data), _warning(rows), direction, rows)
+    return Verdict(headline, _state(data), _warning(rows), direction, rows, _span(data))
+
+
+def _span(data: RunData) -> tuple[int, int] | None:
+    """The iterations of the first and the last evaluation."""
+    at = [e.iteration for e in data.evaluations] if _ends(data) else [row["iteration"] for row in data.heldout]
+    return (at[0], at[-1]) if len(at) > 1 else None
 
 
 def _ends(data: RunData) -> tuple[Evaluated, Evaluated] | None:
@@ -129,6 +136,8 @@ def _headline(data: RunData, rows: list[Row]) -> tuple[str, str]:
     prompts = f" on {row.number:,} prompts" if row.number else ""
     verb = {"up": "rose", "down": "fell"}.get(row.direction, "went")
     text = f"{name} {verb} from {row.before} to {row.after}{prompts}"
+    if (span := _span(data)) and (span[0] > 0 or not data.finished):
+        text += f" between iterations {span[0]:,} and {span[1]:,}"
     if row.direction == "same":
         text += f": a change of {row.change}, inside the error bars, so no change is shown."
     elif row.direction == "unknown":

@@ -93,6 +93,14 @@ def test_a_witness_that_falls_is_a_warning(tmp_path):
     assert "a witness fell" not in page_of(make(tmp_path / "s", LOW, HIGH)).words()
 
 
+def test_without_an_evaluation_at_the_start_nothing_is_called_before(tmp_path):
+    folder = make(tmp_path / "r", LOW, HIGH)
+    (folder / "heldout" / "00000.json").unlink()
+    words = page_of(folder).words()
+    assert "on 6 prompts between iterations 4 and 8, a change of" in words
+    assert "Iteration 4 Iteration 8 Change" in words and "Before" not in words and "First and last evaluation" in words
+
+
 def test_several_trained_rewards_are_summed_by_their_weights(tmp_path):
     rewards = {"fit": {"use": "a", "weight": 2.0}, "taste": {"use": "b", "weight": -1.0}}
     data = read(make(tmp_path / "r", LOW, HIGH, rewards=rewards))
@@ -103,11 +111,14 @@ def test_several_trained_rewards_are_summed_by_their_weights(tmp_path):
 
 def test_pairs_go_from_the_largest_gain_to_the_largest_loss(tmp_path):
     folder = make(tmp_path / "r", LOW, HIGH)
-    text = page_of(folder).text
+    page = page_of(folder)
+    text = page.text
+    for i, (old, new) in enumerate(zip(LOW["fit"], HIGH["fit"], strict=True)):
+        assert f"prompt {i} fit {old:.2f} → {new:.2f} taste" in page.words()
     gains = np.array(HIGH["fit"]) - np.array(LOW["fit"])
     order = [text.index(f"prompt {i}") for i in range(6)]
     assert [int(i) for i in np.argsort(order)] == [int(i) for i in np.argsort(-gains, kind="stable")]
-    images = page_of(folder).every("img")
+    images = page.every("img")
     assert len(images) == 6 * 2 + 6 * 3  # pairs, and the strip of three evaluations
     assert all(i["alt"] and str(i["src"]).startswith("data:image/png;base64,") for i in images)
     assert images[0]["class"] == "pixels" and images[0]["width"] == "32"
@@ -177,6 +188,7 @@ def test_whatever_is_missing(tmp_path, missing):
     words = page_of(folder).words()
     if "heldout" not in missing:
         assert "Held-out fit rose from 0.117" in words
+        assert ("between iterations 0 and 8, a" in words) == ("summary.json" in missing)
     elif "metrics.jsonl" not in missing:
         assert "Held-out fit rose from 0.117 ± 0.048 to 0.533 ± 0.123" in words  # two means, from metrics.jsonl
     else:
@@ -296,6 +308,20 @@ def test_a_thousand_iterations_stay_small(tmp_path):
     assert len(page.every("img")) == 24 * 2 + 12 * 9
     assert max(int(str(a["width"])) for a in page.every("img")) >= 200  # large enough to see something
     assert max(len(str(a["d"])) for a in page.every("path")) < 10_000
+
+
+def test_pictures_shrink_until_they_fit(tmp_path, monkeypatch):
+    folder = make(tmp_path / "r", LOW, HIGH)
+    noise = np.random.default_rng(0).integers(0, 256, (200, 100, 3), dtype=np.uint8)
+    for path in (folder / "heldout").glob("*.png"):
+        Image.fromarray(noise).save(path)
+    sizes = {}
+    for budget in (10_000_000, 150_000):
+        monkeypatch.setattr("flowrl.report.evaluations.BUDGET", budget)
+        images = page_of(folder).every("img")
+        assert sum(len(str(a["src"])) for a in images) <= budget
+        sizes[budget] = max((int(str(a["width"])), int(str(a["height"]))) for a in images)
+    assert sizes[10_000_000] == (100, 200) and sizes[150_000] < (100, 200)
 
 
 def test_every_metric_of_a_run_has_a_chart_and_a_meaning(tmp_path):

@@ -100,6 +100,19 @@ def test_a_chart_places_points_bars_ticks_and_events():
     assert draw(frame, "nothing", [Curve("x", [(1, None)])]) is None
 
 
+def test_a_smoothed_course_on_a_log_axis_stays_among_its_values():
+    """Zeros have no place on it and may not pull the course below the axis."""
+    curve = Curve("gap", [(i, 0.0 if i % 3 else 10.0 ** -(i % 4 + 3)) for i in range(1, 101)])
+    chart = draw(Frame(100), "gap", [curve], log=True)
+    assert chart is not None and chart.note == "log, zeros left out"
+    (drawn,) = chart.drawn
+    assert all(0 <= y <= HEIGHT for _, y in coordinates(drawn.raw) + coordinates(drawn.smoothed))
+    even = draw(Frame(40), "kl", [Curve("kl", [(i, 10.0 ** (i / 10)) for i in range(1, 41)])], log=True)
+    assert even is not None and coordinates(even.drawn[0].smoothed) == coordinates(even.drawn[0].raw)
+    ramp = scales.smooth([0.0] * 30 + [1.0, 0.0, 0.0, 0.0, 0.0], 9)
+    assert min(v for v in ramp if v is not None) >= 0  # nor may a line fitted at an end leave its values
+
+
 def test_stacked_areas_add_up():
     frame = Frame(2)
     chart = stack(frame, "time", [Curve("a", [(1, 1.0), (2, 1.0)]), Curve("b", [(1, 3.0), (2, 3.0)], 2)])
