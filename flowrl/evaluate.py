@@ -50,7 +50,9 @@ def difference(after: Evaluation, before: Evaluation) -> Evaluation:
 
     Both scored the same prompts, at equal noise. A sample that either could not score is NaN.
     """
-    return Evaluation(after.prompts, {name: values - before.scores[name] for name, values in after.scores.items()}, None)
+    return Evaluation(
+        after.prompts, {name: values - before.scores[name] for name, values in after.scores.items()}, None
+    )
 
 
 def mean(values: Tensor) -> Mean:

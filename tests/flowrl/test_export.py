@@ -175,7 +175,9 @@ def test_full_weights_are_exported_as_a_pipeline(tmp_path, capsys, monkeypatch):
     policy = build_policy(recipe)
     load_weights(policy, None, tmp_path / "run")
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "run" / "export" / "merged")
-    assert all(torch.equal(v, pipe.transformer.state_dict()[n]) for n, v in policy.source.transformer.named_parameters())
+    assert all(
+        torch.equal(v, pipe.transformer.state_dict()[n]) for n, v in policy.source.transformer.named_parameters()
+    )
     code, _, err = call(capsys, monkeypatch, "export", tmp_path / "run", "--kind", "lora", "--to", tmp_path / "lora")
     assert code == 2 and "full: true" in err
 

@@ -24,7 +24,7 @@ from flowrl.rundir import RunFolder
 TINY = ["train.prompts=2", "train.group=2", "train.updates=1", "train.iterations=2", "eval.every=null"]
 TINY += ["eval.prompts=3", "eval.grid=2", "eval.steps=2", "sampler.steps=2", "sampler.window.size=1", "device=cpu"]
 
-DIARY = '''
+DIARY = """
 from accelerate.tracking import GeneralTracker
 
 told = []
@@ -67,7 +67,7 @@ class Shut(Diary):
 class Stranger:
     def __init__(self, project):
         pass
-'''
+"""
 
 
 @pytest.fixture
@@ -115,7 +115,12 @@ def test_a_tracker_is_told_what_the_run_writes(told: list, tmp_path: Path):
     assert config["train.lr"] == recipe_.train.lr and config["rewards.strict.use"] == "shapes_strict"
     written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     logged = [entry for entry in told if entry[0] == "log"]
-    assert [(m["iteration"], m["kind"]) for m in written] == [(0, "heldout"), (1, "train"), (2, "train"), (2, "heldout")]
+    assert [(m["iteration"], m["kind"]) for m in written] == [
+        (0, "heldout"),
+        (1, "train"),
+        (2, "train"),
+        (2, "heldout"),
+    ]
     for line, (_, step, values) in zip(written, logged, strict=True):
         kind, iteration = line.pop("kind"), line.pop("iteration")
         assert step == iteration
