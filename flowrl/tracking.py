@@ -3,6 +3,7 @@
 None is imported, and nothing leaves the machine, unless a recipe's `track.with` names it.
 """
 
+import importlib
 import json
 import math
 import warnings
@@ -92,7 +93,7 @@ def _started(name: str, recipe: Recipe, folder: Path) -> Any:
         raise TypeError(f"it is a {type(tracker).__name__}, accepted: a subclass of accelerate.tracking.GeneralTracker")
     tracker.start()
     if name == "comet_ml":
-        tracker.tracker.set_name(run_name)
+        tracker.tracker.set_name(run_name)  # pyright: ignore[reportAttributeAccessIssue]
     tracker.store_init_configuration(flat(recipe.model_dump()))
     return tracker
 
@@ -116,8 +117,7 @@ def _show(kind: str, tracker: Any, step: int, name: str, pictures: "list[Image]"
     elif hasattr(tracker, "log_images"):
         tracker.log_images({name: pictures}, step=step)
     elif kind == "mlflow":
-        import mlflow
-
+        mlflow = importlib.import_module("mlflow")
         for key, picture in each.items():
             mlflow.log_image(picture, key=key, step=step, synchronous=True)
     elif kind == "comet_ml":
@@ -127,8 +127,7 @@ def _show(kind: str, tracker: Any, step: int, name: str, pictures: "list[Image]"
         for key, picture in each.items():
             tracker.tracker.log_image(f"{key}.png", picture)
     elif kind == "trackio":
-        import trackio
-
+        trackio = importlib.import_module("trackio")
         tracker.log({key: trackio.Image(picture) for key, picture in each.items()}, step=step)
 
 
