@@ -3,6 +3,7 @@
 None is imported, and nothing leaves the machine, unless a recipe's `track.with` names it.
 """
 
+import importlib
 import json
 import math
 import warnings
@@ -80,13 +81,19 @@ def _started(name: str, recipe: Recipe, folder: Path) -> Any:
     PartialState()  # accelerate's trackers ask it which process they are in
     make: Any = names.import_path(name) if names.is_dotted(name) else LOGGER_TYPE_TO_CLASS[name]
     project, args = recipe.track.project, dict(recipe.track.args.get(name, {}))
-    if name in TRACKERS and (of_run := TRACKERS[name].run_name):
-        args.setdefault(of_run, recipe.track.name or folder.name)
+    run_name = recipe.track.name or folder.name
+    if name == "aim":  # which takes the run's name where the others take the project's
+        args.setdefault("experiment", project)
+        project = run_name
+    elif name in TRACKERS and (argument := TRACKERS[name].run_name):
+        args.setdefault(argument, run_name)
     place = [str(folder)] if getattr(make, "requires_logging_directory", False) else []
     tracker = make(project, *place, **args)
     if not isinstance(tracker, GeneralTracker):
         raise TypeError(f"it is a {type(tracker).__name__}, accepted: a subclass of accelerate.tracking.GeneralTracker")
     tracker.start()
+    if name == "comet_ml":
+        tracker.tracker.set_name(run_name)  # pyright: ignore[reportAttributeAccessIssue]
     tracker.store_init_configuration(flat(recipe.model_dump()))
     return tracker
 
@@ -103,15 +110,25 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _show(kind: str, tracker: Any, step: int, name: str, pictures: "list[Image]") -> None:
-    """Pictures in a tracker: most of accelerate's have a way of their own, two none that it knows."""
+    """Pictures in a tracker. accelerate has a way for some, of two forms; the rest are asked directly."""
     each = {f"{name}/{i:03d}": picture for i, picture in enumerate(pictures)}
-    if kind == "mlflow":
-        import mlflow
-
-        for key, picture in each.items():
-            mlflow.log_image(picture, key=key, step=step, synchronous=True)
+    if kind in ("aim", "clearml"):
+        tracker.log_images(each, step=step)
     elif hasattr(tracker, "log_images"):
         tracker.log_images({name: pictures}, step=step)
+    elif kind == "mlflow":
+        mlflow = importlib.import_module("mlflow")
+        for key, picture in each.items():
+            mlflow.log_image(picture, key=key, step=step, synchronous=True)
+    elif kind == "comet_ml":
+        for key, picture in each.items():
+            tracker.tracker.log_image(picture, name=key, step=step)
+    elif kind == "dvclive":
+        for key, picture in each.items():
+            tracker.tracker.log_image(f"{key}.png", picture)
+    elif kind == "trackio":
+        trackio = importlib.import_module("trackio")
+        tracker.log({key: trackio.Image(picture) for key, picture in each.items()}, step=step)
 
 
 def _reason(error: Exception) -> str:

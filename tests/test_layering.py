@@ -92,7 +92,7 @@ LATE: dict[str, set[str]] = {
     "flowrl/cli.py": HEAVY | {"torch"},
     "flowrl/commands": HEAVY | {"torch"},
     "flowrl/prompts.py": {"datasets", "torch"},
-    "flowrl/tracking.py": {"accelerate", "mlflow"},  # a tracker's package is its own
+    "flowrl/tracking.py": {"accelerate", "mlflow", "trackio"},  # a tracker's package is its own
 }
 # module -> the only files that may import it
 FRIENDS: dict[str, set[str]] = {

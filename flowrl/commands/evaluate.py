@@ -26,7 +26,7 @@ def evaluate_command(
     prompts: Annotated[str | None, typer.Option(metavar="SOURCE", help="Other prompts, all of them.")] = None,
     reward: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]USE", help="Score with this in place of the recipe's; repeat it."),
+        typer.Option(metavar="[NAME=]USE", help="Score with this, not the recipe's; repeatable."),
     ] = None,
     steps: StepsOption = None,
     base: Annotated[bool, typer.Option("--base", help="Also score the untrained model, at equal noise.")] = False,

@@ -80,8 +80,8 @@ def load(recipe: Recipe, folder: Path, kind: str) -> Any:
     dtype = getattr(torch, recipe.dtype.model)
     pipe = load_pipeline(recipe.model if kind == "lora" else str(folder), dtype)
     for place, name, options in _parts(folder) if kind == "lora" else ():
-        loader = pipe.load_lora_weights if name is None else modules_of(pipe)[name].load_lora_adapter
-        loader(str(place), **options)
+        reads: Any = pipe.load_lora_weights if name is None else modules_of(pipe)[name].load_lora_adapter
+        reads(str(place), **options)
     return pipe
 
 
@@ -105,7 +105,7 @@ def usage(recipe: Recipe, folder: Path, kind: str) -> str:
 
 
 def _parts(folder: Path) -> Iterator[tuple[Path, str | None, dict[str, Any]]]:
-    """(folder, denoiser that reads it or None for the pipeline, options of the loader) of what `adapters.save` wrote."""
+    """(folder, denoiser that reads it, None for the pipeline, its loader's options) of what `adapters.save` wrote."""
     if any(folder.glob("*.safetensors")):
         yield folder, None, {}
     for file in sorted(folder.glob("*/*.safetensors")):

@@ -243,15 +243,16 @@ class Dtype(Strict):
 
 
 # `with` is a word of Python's: a class body cannot name a field so.
-_With: Any = create_model("_With", __base__=Strict, **{"with": (list[str], key([], "a list of trackers"))})
+_WITH: dict[str, Any] = {"with": (list[str], key([], "a list of trackers"))}
+_With: Any = create_model("_With", __base__=Strict, **_WITH)
 
 
 class Track(_With):
-    """Where a run is shown beside its own TensorBoard files: trackers that accelerate knows, or dotted paths to yours.
+    """Where a run is shown beside its own TensorBoard files. None by default: then nothing leaves the machine.
 
-    with: wandb, swanlab, mlflow, trackio, comet_ml, clearml, dvclive, aim, or a class (project, **args) with accelerate's
-    `log`; none by default, and then nothing leaves the machine. name null: that of the run's folder. args: trackers
-    mapped to arguments of their own, such as {wandb: {mode: offline}}.
+    with: wandb, swanlab, mlflow, trackio, comet_ml, clearml, dvclive, aim, or dotted paths to subclasses (project,
+    **args) of accelerate's GeneralTracker. name null: that of the run's folder. args: trackers mapped to arguments of
+    their own, such as {wandb: {mode: offline}}.
     """
 
     project: str = key("flowrl", "a name", min_length=1)

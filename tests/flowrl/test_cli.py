@@ -1,12 +1,22 @@
 """The command line as a user meets it: what it prints, its exit codes, and one line for a mistake."""
 
 import json
+import statistics
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from rich.console import Console as RichConsole
+from torchvision.transforms.functional import to_tensor
 
 from flowrl import cli, names
+from flowrl.console import Console
+from flowrl.contracts import Prompt, Samples
+from flowrl.recipe.load import load
+from flowrl.run import run
+from reward_models.jpeg import jpeg_compressibility
 
 TINY = [
     "train.prompts=2",
@@ -35,7 +45,7 @@ def call(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *argume
 def test_help_names_every_command(capsys, monkeypatch):
     code, out, _ = call(capsys, monkeypatch, "--help")
     assert code == 0
-    for command in ("run", "eval", "sample", "report", "list", "world"):
+    for command in ("run", "eval", "sample", "export", "report", "list", "world"):
         assert command in out
 
 
@@ -107,6 +117,112 @@ def test_run_eval_and_sample_work_together(capsys, monkeypatch, tmp_path: Path):
     with Image.open(picture) as sheet:
         width, height = sheet.size
     assert code == 0 and width / height == pytest.approx(3 / 2, abs=0.02)
+
+
+# ------------------------------------------------------------------------ eval and sample, option by option
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that moved its weights far enough to be seen in every picture."""
+    folder = tmp_path_factory.mktemp("runs") / "moved"
+    more = ["train.lr=0.05", "train.ema=null", "rewards.shapes={use: jpeg_compressibility}"]
+    run(load("quickstart", [f"output={folder}", *TINY, *more]), Console(RichConsole(quiet=True)))
+    return folder
+
+
+def evaluated(capsys, monkeypatch, file: Path, *arguments: str) -> dict:
+    code, _, err = call(capsys, monkeypatch, "eval", *arguments, "--output", str(file))
+    assert code == 0, err
+    return json.loads(file.read_text())
+
+
+def test_eval_pairs_a_run_with_its_base_at_equal_noise(moved, tmp_path, capsys, monkeypatch):
+    numbers = evaluated(capsys, monkeypatch, tmp_path / "a.json", str(moved), "--base")
+    bare = evaluated(
+        capsys, monkeypatch, tmp_path / "b.json", "quickstart", *TINY, "rewards.shapes={use: jpeg_compressibility}"
+    )
+    assert numbers["base"]["scores"] == bare["scores"]  # a recipe's own model, on the same noise
+    after, before, gap = (n["scores"]["shapes"] for n in (numbers, numbers["base"], numbers["difference"]))
+    pairs = [a - b for a, b in zip(after, before, strict=True)]
+    assert gap == pytest.approx(pairs, abs=1e-6) and max(map(abs, pairs)) > 1e-3
+    found = numbers["difference"]["rewards"]["shapes"]
+    assert found["value"] == pytest.approx(statistics.mean(pairs), abs=1e-6)
+    assert found["error"] == pytest.approx(statistics.stdev(pairs) / len(pairs) ** 0.5, abs=1e-6)
+    assert found["number"] == len(numbers["prompts"]) == 4
+    kinds = [p["kind"] for p in numbers["prompts"]]
+    of_kind = [p for p, k in zip(pairs, kinds, strict=True) if k == kinds[0]]
+    assert numbers["difference"]["by_kind"]["shapes"][kinds[0]]["value"] == pytest.approx(statistics.mean(of_kind))
+
+
+def test_eval_takes_other_prompts_rewards_and_steps_and_keeps_samples(moved, tmp_path, capsys, monkeypatch):
+    source = tmp_path / "mine.jsonl"
+    lines = [{"prompt": f"a {c} circle", "kind": c} for c in ("red", "blue", "green", "black", "yellow")]
+    source.write_text("\n".join(map(json.dumps, lines)))
+    options = ["--prompts", str(source), "--reward", "size=jpeg_compressibility", "--reward", "jpeg_incompressibility"]
+    options += ["--steps", "2", "--save", str(tmp_path / "kept"), "eval.batch=2"]
+    numbers = evaluated(capsys, monkeypatch, tmp_path / "a.json", str(moved), *options)
+    assert [p["text"] for p in numbers["prompts"]] == [
+        line["prompt"] for line in lines
+    ]  # not only eval.prompts of them
+    assert numbers["steps"] == 2 and set(numbers["by_kind"]["size"]) == {line["kind"] for line in lines}
+    size, opposite = numbers["scores"]["size"], numbers["scores"]["jpeg_incompressibility"]
+    assert set(numbers["rewards"]) == {"size", "jpeg_incompressibility"} and size == [-x for x in opposite]
+    kept = sorted((tmp_path / "kept").iterdir())
+    assert [p.name for p in kept] == [f"{i:05d}.png" for i in range(5)]
+    images = torch.stack([to_tensor(Image.open(p)) for p in kept])
+    again = jpeg_compressibility(Samples([Prompt("x", "x")] * 5, torch.arange(5), images=images))
+    assert again.tolist() == pytest.approx(size, abs=1e-6)  # the pictures that were scored, in the prompts' order
+    more = evaluated(capsys, monkeypatch, tmp_path / "b.json", str(moved), *options, "--steps", "3")
+    assert more["scores"] != numbers["scores"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["eval", "quickstart", "--base"], ["--base", "a run's folder"]),
+        (["eval", "quickstart", "--raw"], ["--raw", "a run's folder"]),
+        (["sample", "quickstart", "x", "--weights", "best"], ["--weights best", "a run's folder"]),
+        (["eval", "RUN", "--weights", "3"], ["--weights", "3", "no checkpoints"]),
+        (["eval", "RUN", "--weights", "finl"], ["'finl'", "final, best, last"]),
+        (["eval", "RUN", "--reward", "nope"], ["rewards.nope.use", "'nope'"]),
+        (["eval", "RUN", "--reward", "a=shapes", "--reward", "a=shapes_strict"], ["--reward", "twice"]),
+        (["eval", "RUN", "--prompts", "nowhere.txt"], ["prompts.heldout", "nowhere.txt"]),
+        (["eval", "RUN", "--output", "nowhere/a.json"], ["--output", "nowhere"]),
+        (["sample", "RUN"], ["PROMPT", "--prompts"]),
+        (["sample", "RUN", "seed=1"], ["only overrides (seed=1)", "--prompts"]),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line_before_the_model_is_loaded(arguments, parts, moved, capsys, monkeypatch):
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", lambda *_, **__: pytest.fail("weights loaded"))
+    code, _, err = call(capsys, monkeypatch, *[str(moved) if a == "RUN" else a for a in arguments])
+    assert code == 2 and len(err.strip().splitlines()) == 1
+    assert all(part in err for part in parts), err
+
+
+def test_sample_takes_prompts_from_a_file(moved, tmp_path, capsys, monkeypatch):
+    source, picture = tmp_path / "mine.txt", tmp_path / "out.png"
+    source.write_text("a red circle\na blue circle\ntwo squares\n")
+    arguments = ["sample", str(moved), "one more", "--prompts", str(source), "--limit", "2", "--number", "2"]
+    code, out, err = call(capsys, monkeypatch, *arguments, "--steps", "2", "--output", str(picture), "eval.batch=2")
+    assert code == 0 and "3 x 2 samples" in out, err
+    with Image.open(picture) as sheet:
+        assert sheet.size[0] / sheet.size[1] == pytest.approx(2 / 3, abs=0.02)
+    several = picture.read_bytes()
+    call(capsys, monkeypatch, *arguments, "--steps", "2", "--output", str(picture))
+    assert picture.read_bytes() == several  # however many are drawn at once
+    call(capsys, monkeypatch, *arguments, "--steps", "3", "--output", str(picture))
+    assert picture.read_bytes() != several
+
+
+def test_a_tracked_run_is_evaluated_where_its_tracker_is_not_installed(moved, tmp_path, capsys, monkeypatch):
+    text = (moved / "recipe.yaml").read_text()
+    assert "  with: []" in text
+    (tmp_path / "recipe.yaml").write_text(text.replace("  with: []", "  with: [comet_ml]"))
+    (tmp_path / "lora").symlink_to(moved / "lora")
+    monkeypatch.setitem(sys.modules, "comet_ml", None)
+    code, _, err = call(capsys, monkeypatch, "eval", str(tmp_path))
+    assert code == 0, err
 
 
 def test_version(capsys, monkeypatch):

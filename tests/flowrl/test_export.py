@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FluxPipeline
 from safetensors.torch import load_file, save_file
 
 import families
@@ -182,13 +182,12 @@ def test_full_weights_are_exported_as_a_pipeline(tmp_path, capsys, monkeypatch):
     assert code == 2 and "full: true" in err
 
 
-@pytest.mark.parametrize("family", ["hunyuan_image", "wan22", "wan_unipc"])
+@pytest.mark.parametrize("family", ["wan22", "wan_unipc"])
 def test_exports_of_other_families_draw_what_their_policies_draw(family: str, tmp_path: Path):
-    """Wan 2.2 has two denoisers, the second with a LoRA folder of its own; HunyuanImage has no LoRA loader but its
-    denoiser's; UniPC is a multistep solver."""
+    """Wan 2.2 has two denoisers, the second with a LoRA folder of its own; UniPC is a multistep solver."""
     record = families.get(family)
     record.build().save_pretrained(tmp_path / "model")
-    size = {"height": 16, "width": 16} | ({"num_frames": 5} if family.startswith("wan") else {})
+    size = {"height": 16, "width": 16, "num_frames": 5}
     more = [f"pipeline={json.dumps(size)}", "lora.targets=attention", "eval.steps=4"]
     recipe = trained(tmp_path / "run", f"model={tmp_path / 'model'}", *more)
     for kind in ("lora", "merged"):
@@ -196,7 +195,14 @@ def test_exports_of_other_families_draw_what_their_policies_draw(family: str, tm
         assert found is not None and found.largest <= 1e-4 < 1e-2 < found.moved
     text = (tmp_path / "lora" / "README.md").read_text()
     assert ("load_into_transformer_2=True" in text) == (family == "wan22")
-    assert ("pipe.transformer.load_lora_adapter" in text) == (family == "hunyuan_image")
+
+
+def test_a_pipeline_without_a_lora_loader_is_exported_by_denoiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(FluxPipeline, "save_lora_weights", None)
+    recipe = trained(tmp_path / "run")
+    found = writer.export_run(recipe, tmp_path / "run", tmp_path / "out", "lora", prompts=PROMPTS[:1])
+    assert found is not None and found.largest <= 1e-5 < 1e-2 < found.moved
+    assert "pipe.transformer.load_lora_adapter(" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_only_the_second_denoiser_is_exported_where_only_it_is_trained(tmp_path: Path):
