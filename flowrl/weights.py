@@ -4,13 +4,9 @@ Nothing heavy is imported until weights are loaded, so that a run without them i
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from flowrl.names import UserError
-
-if TYPE_CHECKING:
-    from flowrl.build import AnyPolicy
-    from flowrl.learner import Learner
 
 NAMED = ("final", "best", "last")
 
@@ -34,19 +30,18 @@ def look(run: Path, which: str) -> None:
         raise UserError(f"--weights: got {which}, but {run} has no checkpoints; use --weights final")
 
 
-def load_weights(policy: "AnyPolicy", learner: "Learner", run: Path, which: str = "final", raw: bool = False) -> None:
-    """Puts a run's weights into the policy.
+def load_weights(policy: Any, run: Path, which: str = "final", raw: bool = False) -> None:
+    """Puts a run's weights into the policy of its recipe.
 
     which: "final" (as saved at the end of the run), "best" by held-out reward, "last", or the number of a checkpoint.
-    raw: those without averaging, where the run averages (train.ema); they are kept in checkpoints only. `learner` is
-    the recipe's, over the policy's parameters: it says whether there is an average. Raises UserError where the run has
-    no such weights.
+    raw: those without averaging, where the run averages (train.ema); they are kept in checkpoints only, so that of
+    "final" is the last one's. Raises UserError where the run has no such weights.
     """
     look(run, which)
     from flowrl.policies import adapters
     from flowrl.resume import restore_weights
 
-    if which == "final" and not (raw and learner.average is not None):
+    if which == "final" and not raw:
         adapters.restore(policy.source, policy.modules, final_weights(run))
     else:
         restore_weights(adapters.named(policy.modules), run, "last" if which == "final" else which, raw=raw)

@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/console.py": {"flowrl.evaluate", "flowrl.recipe", "flowrl.policies"},
     "flowrl/build.py": {"flowrl"},
     "flowrl/loop.py": {"flowrl"},
-    "flowrl/weights.py": {"flowrl.learner", "flowrl.policies", "flowrl.resume"} | LIGHT,
+    "flowrl/weights.py": {"flowrl.policies", "flowrl.resume"} | LIGHT,
     "flowrl/exports": {"flowrl"},
     "flowrl/run.py": {"flowrl"},
     "flowrl/report": {"flowrl.report"} | LIGHT,

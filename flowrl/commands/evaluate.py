@@ -77,7 +77,7 @@ def _split(reward: str) -> tuple[str, str, str]:
 def _score(recipe: "Recipe", run: Path | None, weights: str, raw: bool, base: bool, save: Path | None) -> Results:
     """The evaluations that were asked for; the untrained model is scored before the weights are loaded over it."""
     from flowrl import prompts, scoring
-    from flowrl.build import Inputs, build_learner, build_policy, set_up
+    from flowrl.build import Inputs, build_policy, set_up
     from flowrl.evaluate import difference
     from flowrl.loading import check_arguments
     from flowrl.weights import load_weights
@@ -92,7 +92,7 @@ def _score(recipe: "Recipe", run: Path | None, weights: str, raw: bool, base: bo
         if base:
             results["base"] = _evaluate(recipe, policy, inputs, save / "base" if save else None)
         if run is not None:
-            load_weights(policy, build_learner(recipe, policy), run, weights, raw)
+            load_weights(policy, run, weights, raw)
         results["rewards"] = _evaluate(recipe, policy, inputs, save)
     if base:
         results["difference"] = difference(results["rewards"], results["base"])

@@ -10,8 +10,6 @@ from flowrl.commands.common import RawOption, RunArgument, StepsOption, WeightsO
 from flowrl.names import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from flowrl.contracts import Prompt
     from flowrl.recipe.schema import Recipe
 
@@ -63,26 +61,24 @@ def sample(
 
 
 def _policy(recipe: "Recipe", run: Path | None, weights: str, raw: bool) -> Any:
-    from flowrl.build import build_learner, build_policy, set_up
+    from flowrl.build import build_policy, set_up
     from flowrl.weights import load_weights
 
     set_up(recipe)
     policy = build_policy(recipe)
     if run is not None:
-        load_weights(policy, build_learner(recipe, policy), run, weights, raw)
+        load_weights(policy, run, weights, raw)
     return policy
 
 
-def _draw(
-    policy: Any, recipe: "Recipe", prompts: "list[Prompt]", number: int, seed: int
-) -> "tuple[Tensor | None, list[str]]":
+def _draw(policy: Any, recipe: "Recipe", prompts: "list[Prompt]", number: int, seed: int) -> tuple[Any, list[str]]:
     """(pictures [prompts * number, 3, H, W] or None, texts), about eval.batch samples at a time."""
     import torch
 
     from flowrl.evaluate import still
     from flowrl.planning import eval_plan
 
-    pictures: list[Tensor] = []
+    pictures: list[Any] = []
     texts: list[str] = []
     together = max(1, recipe.eval.batch // number)
     with torch.no_grad():

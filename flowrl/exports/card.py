@@ -16,7 +16,7 @@ def card(recipe: Recipe, run: Path, kind: str, weights: str, usage: str) -> str:
 
     weights: which of the run's, in words. Prompt files are named without their folders.
     """
-    what = "LoRA" if kind == "lora" else "whole pipeline"
+    what = "LoRA" if kind == "lora" else "whole model" if recipe.generation is not None else "whole pipeline"
     parts = [
         f"---\n{yaml.safe_dump(_front(recipe, kind), sort_keys=False)}---",
         f"# {run.name}: {recipe.model} after reinforcement learning",
@@ -32,7 +32,8 @@ def card(recipe: Recipe, run: Path, kind: str, weights: str, usage: str) -> str:
 
 
 def _front(recipe: Recipe, kind: str) -> dict[str, Any]:
-    front: dict[str, Any] = {"library_name": "diffusers", "tags": ["flowrl", "reinforcement-learning"]}
+    library = "diffusers" if recipe.generation is None else "peft" if kind == "lora" else "transformers"
+    front: dict[str, Any] = {"library_name": library, "tags": ["flowrl", "reinforcement-learning"]}
     front["tags"] += ["lora"] if kind == "lora" else []
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", recipe.model) and not Path(recipe.model).exists():
         front |= {"base_model": recipe.model, "base_model_relation": "adapter" if kind == "lora" else "finetune"}
@@ -69,7 +70,7 @@ def _numbers(run: Path) -> list[str]:
     for name, after in heldout[last].items():
         before = heldout[first][name]
         rows.append(f"| {name} | {_mean(before)} | {_mean(after)} | {after['number']} |")
-    note = "Means over the held-out prompts, with standard errors; sampled by the ODE at equal noise."
+    note = "Means over the held-out prompts, with standard errors, at equal noise."
     return ["## Held out", "\n".join(rows), note]
 
 

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from flowrl.build import build_learner, build_policy
-from flowrl.contracts import Policy, Prompt
-from flowrl.exports import pipelines
+from flowrl.build import AnyPolicy, build_policy
+from flowrl.contracts import Prompt
+from flowrl.exports import language, pipelines
 from flowrl.exports.card import card
 from flowrl.names import UserError
 from flowrl.policies.pipeline import PipelinePolicy
@@ -46,11 +46,11 @@ class Exporter(Protocol):
         ...
 
 
-def exporter_of(policy: Policy) -> Exporter:
+def exporter_of(policy: AnyPolicy) -> Exporter:
     """The exporter of a policy's kind of model: the one place that tells them apart."""
     if isinstance(policy, PipelinePolicy):
         return pipelines
-    raise UserError(f"export: a {type(policy).__name__} cannot be exported; export a diffusers pipeline")
+    return language
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _write(
     policy = build_policy(recipe)
     exporter = exporter_of(policy)
     base = exporter.draw(policy, recipe, prompts)
-    load_weights(policy, build_learner(recipe, policy), run, which, raw)
+    load_weights(policy, run, which, raw)
     expected = exporter.draw(policy, recipe, prompts)
     words = f"{'raw' if raw else 'averaged'} {which}" if recipe.train.ema is not None else which
     with whole(folder) as aside:

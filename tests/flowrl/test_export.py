@@ -110,8 +110,8 @@ def test_a_lora_export_is_the_runs_own_lora(run, capsys, monkeypatch):
     [
         (["quickstart"], ["RUN", "quickstart", "a run's folder"]),
         (["RUN", "--weights", "best"], ["--weights", "best", "no checkpoints"]),
+        (["RUN", "--raw"], ["'last'", "nothing yet"]),
         (["RUN", "--weights", "bset"], ["'bset'", "final, best, last"]),
-        (["RUN", "--raw"], ["final --raw", "no checkpoint"]),
         (["RUN", "--dtype", "float16"], ["--dtype", "float16", "--kind merged"]),
     ],
 )
@@ -173,7 +173,7 @@ def test_full_weights_are_exported_as_a_pipeline(tmp_path, capsys, monkeypatch):
     code, out, err = call(capsys, monkeypatch, "export", tmp_path / "run", "--verify", "--prompts", "2")
     assert code == 0 and "verified" in out and "too little" not in out, err
     policy = build_policy(recipe)
-    load_weights(policy, None, tmp_path / "run")
+    load_weights(policy, tmp_path / "run")
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "run" / "export" / "merged")
     assert all(
         torch.equal(v, pipe.transformer.state_dict()[n]) for n, v in policy.source.transformer.named_parameters()

@@ -1,0 +1,101 @@
+"""What a trained language model is exported as, and how the export is used without flowrl.
+
+Kinds: "lora" is what `peft.PeftModel.from_pretrained` reads, "merged" a transformers folder with its tokenizer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from flowrl import names
+from flowrl.contracts import Prompt
+from flowrl.loading import device_of, load_language
+from flowrl.planning import eval_plan
+from flowrl.policies.chat import Encoder
+from flowrl.policies.language import LanguagePolicy
+from flowrl.recipe.schema import Recipe
+
+
+def write(policy: LanguagePolicy, folder: Path, kind: str) -> None:
+    """Writes the policy's weights as they are; "merged" adds the adapters to the weights under them."""
+    adapted = getattr(policy.model, "_hf_peft_config_loaded", False)
+    if kind == "lora" or not adapted:
+        policy.source.save_weights(folder)
+        return
+    with TemporaryDirectory() as aside:
+        policy.source.save_weights(Path(aside))
+        network, tokenizer = load_language(str(policy.model.name_or_path), policy.model.dtype)
+        merged: Any = PeftModel.from_pretrained(network, aside)
+        merged.merge_and_unload().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+@torch.no_grad()
+def draw(policy: LanguagePolicy, recipe: Recipe, prompts: Sequence[Prompt]) -> list[Tensor]:
+    """The greedy completion of each prompt: [2, K], its token ids and their log-probs at temperature 1."""
+    plan = replace(eval_plan(recipe), temperature=0.0)
+    found = []
+    for prompt in prompts:
+        rollout = policy.rollout([prompt], group_size=1, plan=plan, seed=recipe.seed)
+        length = int(rollout.replay.length[0])
+        found.append(_padded(rollout.replay.tokens[0, :length], rollout.behave[0, :length], plan.max_new_tokens))
+    return found
+
+
+@torch.no_grad()
+def redraw(recipe: Recipe, folder: Path, kind: str, prompts: Sequence[Prompt]) -> list[Tensor]:
+    """What the plain model with the exported weights completes, by transformers' own `generate`; see `draw`."""
+    section = recipe.generation
+    assert section is not None
+    network, tokenizer = load(recipe, folder, kind)
+    network.to(device_of(recipe.device))
+    encode = Encoder(tokenizer, template=section.chat_template, system=section.system)
+    found = []
+    for prompt in prompts:
+        ids = torch.tensor([encode(prompt.text)], device=network.device)
+        output = network.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=section.max_new_tokens,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        tokens = output.sequences[0, ids.shape[1] :]
+        logp = torch.stack([step[0].float().log_softmax(-1) for step in output.logits])
+        found.append(_padded(tokens, logp.gather(1, tokens[:, None])[:, 0], section.max_new_tokens))
+    return found
+
+
+def load(recipe: Recipe, folder: Path, kind: str) -> tuple[Any, Any]:
+    """(model, tokenizer) that `usage` describes, in the recipe's model dtype."""
+    dtype = getattr(torch, recipe.dtype.model)
+    network, tokenizer = load_language(recipe.model if kind == "lora" else str(folder), dtype)
+    return (PeftModel.from_pretrained(network, folder).eval() if kind == "lora" else network), tokenizer
+
+
+def usage(recipe: Recipe, folder: Path, kind: str) -> str:
+    """Python that loads the export, with FOLDER for its place."""
+    head = ["import torch", "from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    base = repr(recipe.model) if kind == "lora" else '"FOLDER"'
+    if kind == "lora":
+        head.insert(1, "from peft import PeftModel")
+        if recipe.model in names.MODELS:
+            head.append("from flowrl.names import MODELS")
+            base = f"MODELS[{recipe.model!r}]"
+    lines = [f"model = AutoModelForCausalLM.from_pretrained({base}, dtype=torch.{recipe.dtype.model})"]
+    if kind == "lora":
+        lines.append('model = PeftModel.from_pretrained(model, "FOLDER")')
+    return "\n".join([*head, "", *lines, f"tokenizer = AutoTokenizer.from_pretrained({base})"])
+
+
+def _padded(tokens: Tensor, logp: Tensor, width: int) -> Tensor:
+    """[2, width], -1 where the completion has ended: completions that differ in a token differ by at least 1."""
+    both = torch.stack([tokens.double().cpu(), logp.double().cpu()])
+    return torch.nn.functional.pad(both, (0, width - both.shape[1]), value=-1.0)
