@@ -16,7 +16,7 @@ from flowrl.commands.train import run
 from flowrl.names import UserError
 
 app = typer.Typer(
-    help="Align image and video generators with reinforcement learning, from a laptop CPU to many GPUs.",
+    help="Align image and video generators and language models with reinforcement learning, on a laptop or many GPUs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

@@ -49,7 +49,8 @@ def test_the_tiny_recipe_runs_through_the_same_loop(finished: Path):
     train = lines(finished, "train")
     assert [m["iteration"] for m in train] == [1, 2]
     for metrics in train:
-        assert metrics["replay_gap_max"] < 1e-5 and metrics["nonfinite_updates"] == 0
+        assert metrics["replay_gap_max"] < 5e-5  # the largest of some hundred sharp tokens; usual is 1e-7
+        assert metrics["nonfinite_updates"] == 0
         assert 0 <= metrics["reward/exact/mean"] <= 1 and 0 < metrics["reward/format/mean"] <= 1
     assert any(m["grad_norm"] > 0 for m in train)
     heldout = json.loads((finished / "heldout" / "00002.json").read_text())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flowrl.policies.noise import Key, start_generators, step_noise
+from flowrl.policies.noise import Key, start_generators, step_noise, token_uniforms
 
 CPU = torch.device("cpu")
 KEYS = [Key(0, prompt, index) for prompt in ("a", "b") for index in range(3)]
@@ -58,3 +58,16 @@ def test_noise_is_standard_normal_and_uncorrelated_between_rows() -> None:
     assert abs(float(noise.var()) - 1) < 0.025
     products = (noise @ noise.T / 1024).fill_diagonal_(0)
     assert float(products.abs().max()) < 0.16  # five standard errors
+
+
+def test_numbers_of_tokens_belong_to_seed_prompt_and_index():
+    keys = [Key(seed, prompt, index) for seed in (0, 1) for prompt in "ab" for index in (0, 1)]
+    found = token_uniforms(keys, 5)
+    assert found.dtype == torch.float64 and 0 <= found.min() <= found.max() < 1
+    assert len({tuple(row.tolist()) for row in found}) == 8
+    for row, key in zip(found, keys, strict=True):
+        longer = token_uniforms([keys[3], key], 200)
+        assert torch.equal(longer[1, :5], row)  # whatever the batch and the number that is asked for
+    assert token_uniforms([], 5).shape == (0, 5)
+    spread = token_uniforms([Key(0, "c", i) for i in range(100)], 100)
+    assert abs(float(spread.mean()) - 0.5) < 0.01 and abs(float(spread.std()) - 12**-0.5) < 0.01
