@@ -64,10 +64,10 @@ def compact(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`8 s`, `2 min 20 s`, `5 h 03 min`."""
-    if seconds < 60:
+    """`8.0 s`, `45 s`, `2 min 20 s`, `51 min`, `5 h 03 min`."""
+    if seconds < 59.5:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
+        return f"{minutes} min" if minutes >= 10 else f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"

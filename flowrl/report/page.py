@@ -1,6 +1,7 @@
 """report.html: everything that a run's folder holds on one page that stands alone."""
 
 import shlex
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -124,9 +125,14 @@ def _flat(run: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("flowrl", run["flowrl"])] if "flowrl" in run else []
     for part in ("versions", "machine"):
         for name, value in mapping(run.get(part)).items():
-            rows.append((str(name), ", ".join(map(str, value)) if isinstance(value, list) else value))
+            rows.append((str(name), _listed(value) if isinstance(value, list) else value))
     rows += [("command", run["command"])] if "command" in run else []
     return [(name, str(value)) for name, value in rows if value not in ("", None)]
+
+
+def _listed(values: list[Any]) -> str:
+    """Each different value once, with how often it is there."""
+    return ", ".join(f"{n} × {v}" if n > 1 else v for v, n in Counter(map(str, values)).items())
 
 
 def _word(value: Any) -> str:

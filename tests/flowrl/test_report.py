@@ -274,14 +274,19 @@ def test_alarms_and_resumes_stand_in_table_and_charts(tmp_path):
     jsonl(folder / "alarms.jsonl", [alarm | {"remedy": "raise sampler.noise", "action": "warned"}])
     starts = [{"time": "2026-01-01T10:00:00+00:00", "from_iteration": i, "changed": {}} for i in (0, 4)]
     starts[1]["changed"] = {"train.lr": "0.001"}
-    versions = {"flowrl": "9.9", "versions": {"torch": "2.0"}, "machine": {"gpus": []}, "command": "flowrl run my.yaml"}
+    versions = {
+        "flowrl": "9.9",
+        "versions": {"torch": "2.0"},
+        "machine": {"gpus": ["A", "A"]},
+        "command": "flowrl run my.yaml",
+    }
     (folder / "run.json").write_text(json.dumps({**versions, "starts": starts}))
     page = page_of(folder)
     words = page.words()
     assert "6 since 2 no spread all groups tied warned reward is constant raise sampler.noise" in words
     assert "from iteration 4, 2026-01-01T10:00:00+00:00; changed: train.lr = 0.001" in words
     assert "Started 2026-01-01 10:00" in words and "1 alarm." in words
-    assert "flowrl run · r my Held-out" in words and "torch" in words and "9.9" in words
+    assert "flowrl run · r my Held-out" in words and "torch 2.0" in words and "gpus 2 × A" in words
     events = [(a["class"], a["d"]) for a in page.every("path") if str(a["class"]).startswith("event")]
     assert ("event alarm", "M750.0 0V400") in events and ("event resume", "M500.0 0V400") in events
 

@@ -133,4 +133,5 @@ def test_numbers_as_people_read_them():
     assert with_error(Mean(-0.0474, 0.0406, 40), 3, signed=True) == "−0.047 ±\u00a00.041"
     assert (plain(-0.0001, 2), signed_text(0.0001, 2), signed_text(0.5, 2)) == ("0.00", "0.00", "+0.50")
     assert (compact(1.5e-7), compact(0.25), compact(-3.0)) == ("1.5e−7", "0.25", "−3")
-    assert [duration(s) for s in (7.66, 59, 140, 18180)] == ["7.7 s", "59 s", "2 min 20 s", "5 h 03 min"]
+    told = {7.66: "7.7 s", 59: "59 s", 59.7: "1 min 00 s", 140: "2 min 20 s", 3070: "51 min", 18180: "5 h 03 min"}
+    assert {seconds: duration(seconds) for seconds in told} == told
