@@ -1,4 +1,4 @@
-"""The command line: `flowrl run | eval | sample | list | world`, each a file of flowrl/commands."""
+"""The command line: `flowrl run | check | eval | sample | list | world`, each a file of flowrl/commands."""
 
 import sys
 from typing import Annotated
@@ -7,6 +7,7 @@ import typer
 
 from flowrl import __version__
 from flowrl.commands import world
+from flowrl.commands.check import check_command
 from flowrl.commands.evaluate import evaluate_command
 from flowrl.commands.listing import list_command
 from flowrl.commands.sample import sample
@@ -20,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command()(run)
+app.command("check")(check_command)
 app.command("eval")(evaluate_command)
 app.command()(sample)
 app.command("list")(list_command)

@@ -251,17 +251,7 @@ class PipelinePolicy:
         return output
 
     def _arguments(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """The pipeline's arguments for these rows. Lists are the call's own: some pipelines write into them."""
-        given = self.call(prompts) if callable(self.call) else self.call
-        arguments: dict[str, Any] = {"prompt": [p.text for p in prompts]}
-        if any(p.media for p in prompts):
-            images = [_opened(p) for p in prompts]
-            arguments["image"] = images if len(images) > 1 else images[0]  # some pipelines take one image and no list
-        for name, value in given.items():
-            if name.startswith("negative_prompt") and isinstance(value, str):
-                value = [value] * len(prompts)
-            arguments[name] = list(value) if isinstance(value, list) else value
-        return arguments
+        return arguments_of(self.call, prompts)
 
     def _images(self, output: Any) -> Tensor:
         first = output[0] if isinstance(output, tuple) else next(iter(output.values()))
@@ -276,6 +266,20 @@ class PipelinePolicy:
 
     def _streams_at(self, iteration: int) -> int:
         return self._streams.get(iteration, max(self._streams.values(), default=1))
+
+
+def arguments_of(call: Call, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """A pipeline's arguments for these rows. Lists are the call's own: some pipelines write into them."""
+    given = call(prompts) if callable(call) else call
+    arguments: dict[str, Any] = {"prompt": [p.text for p in prompts]}
+    if any(p.media for p in prompts):
+        images = [_opened(p) for p in prompts]
+        arguments["image"] = images if len(images) > 1 else images[0]  # some pipelines take one image and no list
+    for name, value in given.items():
+        if name.startswith("negative_prompt") and isinstance(value, str):
+            value = [value] * len(prompts)
+        arguments[name] = list(value) if isinstance(value, list) else value
+    return arguments
 
 
 def _samples(prompts: Sequence[Prompt], group: Tensor, output: Tensor) -> Samples:
