@@ -86,7 +86,7 @@ class Bench:
     @property
     def group(self) -> int:
         """Samples of a prompt."""
-        return min(self.recipe.train.group, GROUP)
+        return min(self.recipe.train.group, GROUP, max(2, self.rows // 2))
 
     @property
     def drawn(self) -> list[Prompt]:
