@@ -1,8 +1,14 @@
 """How long a recipe takes, from its arithmetic and the seconds that a denoiser row-forward takes."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from flowrl.names import UserError
 from flowrl.planning import arithmetic, eval_plan
+from flowrl.recipe.load import load
 from flowrl.recipe.schema import Recipe
 
 
@@ -44,6 +50,50 @@ def duration(recipe: Recipe, pace: Pace, num_heldout: int) -> Duration:
     each = num_heldout * (eval_plan(recipe).num_steps * pace.forward + pace.scoring)
     rows = recipe.train.prompts * recipe.train.group
     return Duration(rollout, iterations * rows * pace.scoring, training, evaluations(recipe) * each)
+
+
+def assumed(recipe: Recipe, forward: float) -> Pace:
+    """The pace at `forward` seconds a row-forward. A backward takes as long as its forward with LoRA, whose frozen
+    weights need no gradient of their own, and twice as long without; recomputed activations are one forward more."""
+    training = 2 if recipe.lora is not None else 3
+    return Pace(forward, forward * (training + recipe.train.gradient_checkpointing))
+
+
+def measured(folder: Path) -> Pace:
+    """The pace of an earlier run, from its metrics.jsonl. Its first iteration, which warms up, is left out.
+
+    Raises UserError where the folder holds no finished iteration.
+    """
+    metrics, recipe = folder / "metrics.jsonl", folder / "recipe.yaml"
+    if not metrics.is_file() or not recipe.is_file():
+        raise UserError(f"--time-from: {folder} is no run's folder (recipe.yaml, metrics.jsonl); give one")
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if line.strip()]
+    trained = [m for m in lines if m.get("kind") == "train" and m.get("time_rollout")]
+    if not trained:
+        raise UserError(f"--time-from: {metrics} has no iteration yet; give a run that has done some")
+    return _pace(load(str(recipe)), trained[1:] or trained)
+
+
+def _pace(recipe: Recipe, lines: Sequence[dict[str, Any]]) -> Pace:
+    """Seconds a row, from sums over iterations."""
+    each = [arithmetic(recipe, int(m["iteration"]) - 1) for m in lines]
+    forward = sum(m["time_rollout"] for m in lines) / sum(a.rollout_forwards for a in each)
+    reference = sum(a.reference_forwards for a in each)
+    trained = sum(a.train_forwards * (m.get("active_rows") or 0.0) for a, m in zip(each, lines, strict=True))
+    training = max(sum(m["time_train"] for m in lines) - reference * forward, 0.0)
+    rows = sum(a.rows for a in each)
+    return Pace(forward, training / trained if trained else 0.0, sum(m["time_score"] for m in lines) / rows)
+
+
+def time_text(recipe: Recipe, pace: Pace, num_heldout: int) -> str:
+    """The line of --dry-run about time."""
+    time = duration(recipe, pace, num_heldout)
+    parts = {"rollout": time.rollout, "scoring": time.scoring, "training": time.training, "evaluation": time.evaluation}
+    listed = ", ".join(f"{name} {spoken(seconds)}" for name, seconds in parts.items() if seconds)
+    return (
+        f"time        about {spoken(time.total)} ({time.total / 3600:.2f} h): {listed}\n"
+        f"            at {pace.forward:.3g} s a row-forward, {pace.training:.3g} s with its backward"
+    )
 
 
 def evaluations(recipe: Recipe) -> int:

@@ -15,8 +15,8 @@ from flowrl.proofs.bench import Bench
 from flowrl.proofs.proof import Failed
 from flowrl.rundir import fresh
 from flowrl.scoring import RewardError
+from flowrl.sizes.units import size_text
 
-GIB = 1024**3
 CHECKPOINTS = 3  # kept at once, where the recipe does not say
 CHECKPOINT_BYTES = 16  # of a trainable parameter: weight, two moments, average
 
@@ -60,7 +60,7 @@ def disk(bench: Bench) -> str:
     keep = getattr(getattr(bench.recipe, "checkpoint", None), "keep", None) or CHECKPOINTS
     needed = number * CHECKPOINT_BYTES * (keep + 1)  # one more is written aside before the oldest goes
     free = shutil.disk_usage(there).free
-    said = f"{gib(needed)} for {keep} checkpoints, {gib(free)} free"
+    said = f"{size_text(needed)} for {keep} checkpoints, {size_text(free)} free"
     if needed > free:
         raise Failed(said, f"{there} is on a disk that is too full", "free some of it, or name another output=FOLDER")
     return said
@@ -146,8 +146,8 @@ def memory(bench: Bench) -> str:
     needed = state + stored + max(training, rollout)
     held = sum(p.numel() * p.element_size() for m in modules_of(policy.source).values() for p in m.parameters())
     said = (
-        f"{gib(needed)} beyond the {gib(held)} of weights ({gib(training)} activations of {micro} rows, "
-        f"{gib(state)} optimizer, {gib(stored)} trajectory); {gib(free)} free"
+        f"{size_text(needed)} beyond the {size_text(held)} of weights ({size_text(training)} activations of "
+        f"{micro} rows, {size_text(state)} optimizer, {size_text(stored)} trajectory); {size_text(free)} free"
     )
     if needed > free:
         steps = [] if train.gradient_checkpointing else ["train.gradient_checkpointing=true"]
@@ -160,11 +160,6 @@ def memory(bench: Bench) -> str:
 
 def _bytes(streams: dict[int, torch.Tensor]) -> int:
     return sum(x.numel() * x.element_size() for x in streams.values())
-
-
-def gib(number: float) -> str:
-    """Bytes in GiB, or MiB where they are few."""
-    return f"{number / GIB:.1f} GiB" if number >= GIB / 10 else f"{number / 1024**2:.1f} MiB"
 
 
 def parts_of(bench: Bench) -> Iterator[str]:

@@ -52,20 +52,20 @@ def kept(module: nn.Module, arguments: dict[str, Any], *, times: int = 1) -> Kep
     with counted(apart) as saved, _blocks(module, saved) as blocks, Fused(), torch.enable_grad():
         output = module(**arguments, return_dict=False)
     del output
-    inside = sum(blocks.sizes)
-    inputs = sum(blocks.inputs.values())
-    largest = max(blocks.sizes, default=0)
-    return Kept(times * saved.bytes, times * (saved.bytes - inside + inputs) + largest, largest)
+    inside = {where for block in blocks.own for where in block}
+    outside = {where: size for where, size in saved.storages.items() if where not in inside}
+    largest = max((sum(block.values()) for block in blocks.own), default=0)
+    return Kept(times * saved.bytes, times * sum((outside | blocks.inputs).values()) + largest, largest)
 
 
 class _Blocks:
-    """By block, the bytes that it alone saved; by storage, the bytes handed to blocks."""
+    """Storages with their bytes: those that each block was the first to save, and those handed to any block."""
 
     def __init__(self) -> None:
-        self.sizes: list[int] = []
+        self.own: list[dict[int, int]] = []
         self.inputs: dict[int, int] = {}
         self.held: list[Tensor] = []  # so that no identity is given out twice
-        self.start = 0
+        self.before: set[int] = set()
 
 
 @contextmanager
@@ -79,10 +79,10 @@ def _blocks(module: nn.Module, saved: Saved) -> Iterator[_Blocks]:
             if isinstance(leaf, Tensor) and storage_of(leaf) not in apart:
                 found.inputs[storage_of(leaf)] = leaf.untyped_storage().nbytes()
                 found.held.append(leaf)
-        found.start = saved.bytes
+        found.before = set(saved.storages)
 
     def leave(block: nn.Module, *_: Any) -> None:
-        found.sizes.append(saved.bytes - found.start)
+        found.own.append({where: size for where, size in saved.storages.items() if where not in found.before})
 
     hooks = []
     for part in module.children():

@@ -31,7 +31,7 @@ class Component:
                 module: Any = self.kind._from_config(own)
             else:
                 module = self.kind.from_config(self.config)  # pyright: ignore[reportAttributeAccessIssue]
-        exempt = getattr(module, "_keep_in_fp32_modules", None) or []
+        exempt = _single(module, dtype)
         for name, parameter in module.named_parameters():
             single = any(part in name.split(".") for part in exempt)
             parameter.data = parameter.data.to(torch.float32 if single else dtype)
@@ -54,6 +54,16 @@ def components(model: str) -> dict[str, Component] | None:
         return None
     kinds = {name: _kind(kind) for name, (kind, _) in found.items()}
     return {n: Component(n, kinds[n], config) for n, (_, config) in found.items() if kinds[n] is not None}  # pyright: ignore[reportArgumentType]
+
+
+def _single(module: Any, dtype: torch.dtype) -> list[str]:
+    """Parts that stay in float32 when a model is loaded in another dtype: diffusers keeps them from any half precision,
+    transformers from float16, and from any those that it calls strict."""
+    listed = list(getattr(module, "_keep_in_fp32_modules", None) or [])
+    if not isinstance(module, transformers.PreTrainedModel):
+        return listed
+    strict = list(getattr(module, "_keep_in_fp32_modules_strict", None) or [])
+    return strict + (listed if dtype == torch.float16 else [])
 
 
 def _kind(name: str) -> type[nn.Module] | None:

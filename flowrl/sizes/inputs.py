@@ -1,4 +1,4 @@
-"""What a pipeline hands to its denoiser, as shapes on the meta device: a builder for each class of denoiser.
+"""What a pipeline hands to its denoiser, as shapes on the meta device: a builder for each class of pipeline.
 
 Each follows the pipeline's own arithmetic of sizes (packing, compression, padding of texts). Guidance: SD3 doubles the
 batch, the others call the denoiser twice.
@@ -115,8 +115,8 @@ def wan(setting: Setting, config: Config) -> Call:
 
 
 BUILDERS: dict[str, Callable[[Setting, Config], Call]] = {
-    "FluxTransformer2DModel": flux,
-    "SD3Transformer2DModel": sd3,
-    "QwenImageTransformer2DModel": qwen_image,
-    "WanTransformer3DModel": wan,
+    "FluxPipeline": flux,
+    "StableDiffusion3Pipeline": sd3,
+    "QwenImagePipeline": qwen_image,
+    "WanPipeline": wan,
 }

@@ -79,6 +79,14 @@ def _wan(**transformer: int) -> dict[str, tuple[str, Config]]:
     }
 
 
+# hub id -> class of its pipeline
+PIPELINES = {
+    "black-forest-labs/FLUX.1-dev": "FluxPipeline",
+    "stabilityai/stable-diffusion-3.5-medium": "StableDiffusion3Pipeline",
+    "Qwen/Qwen-Image": "QwenImagePipeline",
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "WanPipeline",
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": "WanPipeline",
+}
 # hub id -> component -> (class, config)
 KNOWN: dict[str, dict[str, tuple[str, Config]]] = {
     "black-forest-labs/FLUX.1-dev": {

@@ -1,21 +1,26 @@
 """How much memory a recipe takes on its device, phase by phase, from configs alone."""
 
 import inspect
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 
 from flowrl import names
 from flowrl.batches import rollout_chunks
 from flowrl.contracts import Prompt
 from flowrl.planning import plan_for
 from flowrl.policies import adapters
+from flowrl.recipe.checks import pipeline_class
 from flowrl.recipe.schema import Recipe
 from flowrl.sizes.activations import Kept, kept
 from flowrl.sizes.components import Component, bytes_of, components, number_of
 from flowrl.sizes.inputs import BUILDERS, Call, Setting
+from flowrl.sizes.known import PIPELINES
 
 WORDS = 1.5  # tokens a word of a prompt, where no tokenizer is at hand
 
@@ -38,19 +43,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters by component, those that learn, and the phases. unknown: denoiser classes without a builder."""
+    """Parameters by component, those that learn, and the phases. pipeline: its class. latent: a row's state, None where
+    the shapes of this pipeline are not known, so that activations and trajectory are not either."""
 
     parameters: dict[str, int]
     trainable: int
     adapters: int  # bytes of the LoRA weights, part of the weights in every phase
     phases: list[Phase]
     latent: tuple[int, ...] | None
-    unknown: list[str]
-
-    @property
-    def peak(self) -> Phase:
-        """The phase that takes most."""
-        return max(self.phases, key=lambda phase: phase.total)
+    pipeline: str
 
 
 def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
@@ -77,11 +78,11 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
     learning = list(adapters.trainable(trained))
     added = sum(bytes_of(m) - frozen[n] for n, m in trained.items())
     state = sum(p.numel() * p.element_size() for p in learning)
-    unknown = [type(m).__name__ for m in trained.values() if type(m).__name__ not in BUILDERS]
-    calls = {} if unknown else _calls(recipe, known, trained, prompts, dtype)
+    pipeline = pipeline_class(recipe.model) or PIPELINES[recipe.model]
+    calls = _calls(recipe, known, trained, prompts, dtype, BUILDERS[pipeline]) if pipeline in BUILDERS else {}
     latent = next(iter(calls.values())).latent if calls else None
     phases = _phases(recipe, frozen, list(trained), added, state, latent, _kept(trained, calls, recipe))
-    return Sizes(parameters, sum(p.numel() for p in learning), added, phases, latent, unknown)
+    return Sizes(parameters, sum(p.numel() for p in learning), added, phases, latent, pipeline)
 
 
 def _kept(trained: dict[str, Any], calls: dict[str, Call], recipe: Recipe) -> tuple[int, int] | None:
@@ -94,11 +95,16 @@ def _kept(trained: dict[str, Any], calls: dict[str, Call], recipe: Recipe) -> tu
 
 
 def _calls(
-    recipe: Recipe, known: dict[str, Component], trained: dict[str, Any], prompts: Sequence[Prompt], dtype: torch.dtype
+    recipe: Recipe,
+    known: dict[str, Component],
+    trained: dict[str, Any],
+    prompts: Sequence[Prompt],
+    dtype: torch.dtype,
+    builder: Callable[[Setting, dict[str, Any]], Call],
 ) -> dict[str, Call]:
     configs = {name: _with_defaults(part) for name, part in known.items()}
     setting = Setting(_micro(recipe), recipe.pipeline, configs, _words(recipe.model, prompts), dtype)
-    return {n: BUILDERS[type(m).__name__](setting, configs[n]) for n, m in trained.items()}
+    return {name: builder(setting, configs[name]) for name in trained}
 
 
 def _with_defaults(part: Component) -> dict[str, Any]:
@@ -109,10 +115,6 @@ def _with_defaults(part: Component) -> dict[str, Any]:
 
 def _words(model: str, prompts: Sequence[Prompt]) -> int:
     """Tokens of the longest prompt: by the model's own tokenizer where its folder is there, otherwise by its words."""
-    from pathlib import Path
-
-    from transformers import AutoTokenizer
-
     texts = [p.text for p in prompts] or [""]
     folder = names.MODELS.get(model, Path(model).expanduser()) / "tokenizer"
     if folder.is_dir():
@@ -144,7 +146,7 @@ def _phases(
     chunk = max(len(c.prompts) * c.size for c in rollout_chunks(train.prompts, train.group, train.rollout_batch))
     rollout = training = None
     if activations is not None and latent is not None:
-        training = activations[0] + _micro(recipe) * _elements(latent) * 4  # the draw's distance from its mean
+        training = activations[0] + _micro(recipe) * math.prod(latent) * 4  # the draw's distance from its mean
         rollout = activations[1] * chunk // _micro(recipe)
     weights = at_work if recipe.offload else everything
     phases = [
@@ -180,14 +182,7 @@ def trajectory(recipe: Recipe, latent: tuple[int, ...]) -> tuple[int, int]:
         shared = len(chunks) == 1 and step - 1 in plan.trained
         states += rows + (0 if step == 0 or shared else before)
         means += before
-    each = _elements(latent)
+    each = math.prod(latent)
     width = torch.finfo(getattr(torch, recipe.dtype.trajectory)).bits // 8
     exact = torch.finfo(getattr(torch, recipe.dtype.logp)).bits // 8
     return states * each * width, means * each * exact if recipe.objective.kl > 0 else 0
-
-
-def _elements(latent: tuple[int, ...]) -> int:
-    total = 1
-    for side in latent:
-        total *= side
-    return total

@@ -15,22 +15,22 @@ class Saved:
 
     def __init__(self, apart: Iterable[Tensor] = ()):
         self._apart = {storage_of(t) for t in apart}
-        self._seen: dict[int, int] = {}
+        self.storages: dict[int, int] = {}  # identity -> bytes
 
     @property
     def bytes(self) -> int:
         """The sum so far."""
-        return sum(self._seen.values())
+        return sum(self.storages.values())
 
     def clear(self) -> None:
         """Begins again, as where a graph was dropped."""
-        self._seen.clear()
+        self.storages.clear()
 
     def note(self, tensor: Tensor) -> None:
         """Counts one saved tensor."""
         where = storage_of(tensor)
         if where not in self._apart:
-            self._seen[where] = tensor.untyped_storage().nbytes()
+            self.storages[where] = tensor.untyped_storage().nbytes()
 
 
 def storage_of(tensor: Tensor) -> int:
