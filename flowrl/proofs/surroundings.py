@@ -15,6 +15,7 @@ from flowrl.proofs.bench import Bench
 from flowrl.proofs.proof import Failed
 from flowrl.rundir import fresh
 from flowrl.scoring import RewardError
+from flowrl.sizes.memory import sizes
 from flowrl.sizes.units import size_text
 
 CHECKPOINTS = 3  # kept at once, where the recipe does not say
@@ -142,6 +143,8 @@ def memory(bench: Bench) -> str:
         free += torch.cuda.memory_reserved(bench.device) - torch.cuda.memory_allocated(bench.device)
     else:
         training, rollout = bench.replay.bytes_per_row * micro, 0.0
+        if train.gradient_checkpointing and (known := sizes(recipe, bench.drawn)) is not None:
+            training = max(training, known.phases[-1].activations or 0)  # what is computed again is not seen by hooks
         free = psutil.virtual_memory().available
     needed = state + stored + max(training, rollout)
     held = sum(p.numel() * p.element_size() for m in modules_of(policy.source).values() for p in m.parameters())

@@ -29,7 +29,7 @@ def _parameters(found: Sizes) -> list[str]:
 
 
 def _table(found: Sizes) -> list[str]:
-    rows = [("memory by phase", *COLUMNS)]
+    rows: list[tuple[str, ...]] = [("memory by phase", *COLUMNS)]
     for phase in found.phases:
         cells = [phase.weights, phase.optimizer, phase.trajectory, phase.activations, phase.total]
         rows.append((phase.name, *("-" if cell is None else size_text(cell) for cell in cells)))

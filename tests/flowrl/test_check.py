@@ -26,6 +26,12 @@ BASE = str(Path(__file__).parents[1] / "recipes" / "quickstart.yaml")
 FEW = ["sampler.steps=3", "sampler.window={kind: first, size: 2}", "eval.steps=2", "train.group=4"]
 
 
+@pytest.fixture(autouse=True)
+def _no_collecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Going through all objects of a long test session takes longer than a check."""
+    monkeypatch.setattr(bench_module.gc, "collect", lambda: 0)
+
+
 def small(*overrides: str):
     return load(BASE, [*FEW, *overrides])
 

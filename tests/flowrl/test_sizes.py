@@ -61,10 +61,7 @@ TINY = {
     "sd3, guided": ("sd3", [f"pipeline={{{SIZE}, guidance_scale: 4.5}}"]),
     "sd3": ("sd3", [f"pipeline={{{SIZE}, guidance_scale: 1.0}}"]),
     "qwen": ("qwen_image", [f"pipeline={{{SIZE}}}"]),
-    "qwen, guided": (
-        "qwen_image",
-        [f"pipeline={{{SIZE}, true_cfg_scale: 3.0, negative_prompt: a dull picture of nothing}}"],
-    ),
+    "qwen, guided": ("qwen_image", [f"pipeline={{{SIZE}, true_cfg_scale: 3.0, negative_prompt: a dull small circle}}"]),
     "wan": ("wan_unipc", ["pipeline={height: 16, width: 16, num_frames: 5, guidance_scale: 1.0}"]),
     "wan, guided": ("wan_unipc", ["pipeline={height: 16, width: 16, num_frames: 5}"]),
     "wan, half": ("wan_unipc", ["pipeline={height: 16, width: 16, num_frames: 5}", "dtype.model=bfloat16"]),
