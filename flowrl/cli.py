@@ -1,4 +1,4 @@
-"""The command line: `flowrl run | eval | sample | export | report | list | world`, a file of flowrl/commands each."""
+"""The command line: `flowrl run | check | eval | sample | export | report ...`, each a file of flowrl/commands."""
 
 import sys
 from typing import Annotated
@@ -7,6 +7,7 @@ import typer
 
 from flowrl import __version__
 from flowrl.commands import world
+from flowrl.commands.check import check_command
 from flowrl.commands.evaluate import evaluate_command
 from flowrl.commands.export import export_command
 from flowrl.commands.listing import list_command
@@ -22,6 +23,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command()(run)
+app.command("check")(check_command)
 app.command("eval")(evaluate_command)
 app.command()(sample)
 app.command()(report)

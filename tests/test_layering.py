@@ -60,6 +60,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/loop.py": {"flowrl"},
     "flowrl/weights.py": {"flowrl.policies", "flowrl.resume"} | LIGHT,
     "flowrl/exports": {"flowrl"},
+    "flowrl/sizes": {"flowrl.sizes", "flowrl.recipe", "flowrl.planning", "flowrl.policies", "flowrl.contracts"} | LIGHT,
+    "flowrl/estimate.py": {"flowrl.planning", "flowrl.recipe"} | LIGHT,
+    "flowrl/proofs": {"flowrl", "samplers"},
+    "flowrl/check.py": {"flowrl"},
     "flowrl/run.py": {"flowrl"},
     "flowrl/report": {"flowrl.report"} | LIGHT,
     "flowrl/report/page.py": {"flowrl"},  # its version

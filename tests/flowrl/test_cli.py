@@ -45,7 +45,7 @@ def call(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *argume
 def test_help_names_every_command(capsys, monkeypatch):
     code, out, _ = call(capsys, monkeypatch, "--help")
     assert code == 0
-    for command in ("run", "eval", "sample", "export", "report", "list", "world"):
+    for command in ("run", "check", "eval", "sample", "export", "report", "list", "world"):
         assert command in out
 
 

@@ -1,0 +1,295 @@
+"""The evidence of a check, made once each and on demand: prompts, rewards, policy, a small rollout and its replay.
+
+The policy is the recipe's own, but for two things: its rollouts hold no more rows at once than a training forward does,
+so that a replay meets the batch shape of its rollout, and only a few rows are drawn. Nothing is written anywhere.
+"""
+
+import gc
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowrl.batches import rollout_chunks
+from flowrl.build import build_policy, read_prompts
+from flowrl.contracts import Prompt, Rollout, Samples, Score
+from flowrl.estimate import Pace
+from flowrl.loading import device_of, load_pipeline
+from flowrl.planning import eval_plan, plan_for
+from flowrl.policies.noise import Key, start_generators
+from flowrl.policies.pipeline import PipelinePolicy, call_arguments
+from flowrl.recipe.schema import Recipe
+from flowrl.scoring import Scorer, load
+from flowrl.sizes.saved import counted
+from samplers.windows import Plan
+
+SEED = 2**33  # added to the recipe's: a check draws nobody's noise
+GROUP = 8  # samples of a prompt, at most
+
+
+@dataclass
+class Replay:
+    """What replays showed: by step, the largest |log-prob - that of the rollout|; costs; memory for the backward pass.
+
+    bytes_per_row: of what autograd kept for one step, at most. connected: whether a score had a gradient at all.
+    """
+
+    gap: dict[int, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    forwards: int = 0
+    bytes_per_row: float = 0.0
+    connected: bool = False
+
+
+class Bench:
+    """See the module's docstring. rows: about how many samples the proofs draw."""
+
+    def __init__(self, recipe: Recipe, *, rows: int = 32):
+        self.recipe, self.rows = recipe, rows
+        self.device = device_of(recipe.device)
+        self.scoring_seconds = 0.0
+        self.seconds_per_forward: list[float] = []  # of each rollout at the check's full size
+        self.peak = {"rollout": 0, "train": 0}  # bytes above what was held, on a GPU alone
+
+    # ------------------------------------------------------------------ what a run reads and makes
+
+    @cached_property
+    def prompts(self) -> tuple[list[Prompt], list[Prompt]]:
+        """(training prompts, held-out prompts)."""
+        return read_prompts(self.recipe)
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """The rewards."""
+        return Scorer(load(self.recipe.rewards))
+
+    @cached_property
+    def policy(self) -> PipelinePolicy:
+        """The recipe's policy, probed."""
+        policy = build_policy(self.recipe)
+        policy.max_rows = self.rows_at_once
+        policy.prepare(self.drawn[0], self.plans[0])
+        return policy
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of one pass: no more than the recipe's own rollouts and training forwards hold."""
+        train = self.recipe.train
+        limits = [train.prompts * train.group // train.updates, train.micro_batch, train.rollout_batch]
+        return min(limit for limit in limits if limit is not None)
+
+    @property
+    def group(self) -> int:
+        """Samples of a prompt."""
+        return min(self.recipe.train.group, GROUP, max(2, self.rows // 2))
+
+    @property
+    def drawn(self) -> list[Prompt]:
+        """The training prompts that are drawn for, spread over the file."""
+        train = self.prompts[0]
+        number = max(1, min(self.recipe.train.prompts, self.rows // self.group))
+        return [train[i * len(train) // number] for i in range(number)]
+
+    @cached_property
+    def plans(self) -> list[Plan]:
+        """The first iteration's plan, then others until every step that the run will train has been met."""
+        found = [plan_for(self.recipe, i) for i in range(min(self.recipe.train.iterations, 1000))]
+        chosen, met = [found[0]], set(found[0].trained)
+        for overlap in (False, True):  # windows side by side first: fewer of them cover everything
+            for plan in found:
+                if set(plan.trained) - met and (overlap or not set(plan.trained) & met):
+                    chosen.append(plan)
+                    met |= set(plan.trained)
+        return chosen
+
+    # ------------------------------------------------------------------ samples
+
+    @property
+    def pair(self) -> list[Prompt]:
+        """Two prompts of different text, or one where a pass holds one row."""
+        train = self.prompts[0]
+        other = next((p for p in reversed(train) if p.text != train[0].text), train[0])
+        return [train[0], other][: min(2, self.rows_at_once)]
+
+    @cached_property
+    def untouched(self) -> Tensor:
+        """Pictures of the pair by the pipeline as it is on disk, called by itself; it is gone afterwards."""
+        recipe = self.recipe
+        pipe = load_pipeline(recipe.model, getattr(torch, recipe.dtype.model), recipe.pipeline)
+        if recipe.offload and self.device.type != "cpu":
+            pipe.enable_model_cpu_offload(device=self.device)
+        else:
+            pipe.to(self.device)
+        output = called(pipe, self.pair, eval_plan(recipe).num_steps, recipe.pipeline, recipe.seed + SEED)
+        del pipe
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return output
+
+    @cached_property
+    def quiet(self) -> Tensor:
+        """Pictures of the pair by the policy without noise, before anything was trained."""
+        return self.drawn_quietly()
+
+    def drawn_quietly(self) -> Tensor:
+        """The same pictures by the policy as it is now."""
+        with torch.no_grad():
+            rollout = self.policy.rollout(self.pair, plan=eval_plan(self.recipe), seed=self.recipe.seed + SEED)
+        return visible(rollout.samples)
+
+    @cached_property
+    def rollout(self) -> Rollout:
+        """A small rollout by the first iteration's plan."""
+        return self.roll(self.drawn, self.group, self.plans[0])
+
+    def roll(self, prompts: list[Prompt], group: int, plan: Plan) -> Rollout:
+        """A rollout, whose pace and peak are kept."""
+        count = 0
+
+        def tick(rows: int) -> None:
+            nonlocal count
+            count += rows
+
+        self.policy.tick = tick
+        with self._watched("rollout") as start, torch.no_grad():
+            rollout = self.policy.rollout(prompts, group_size=group, plan=plan, seed=self.recipe.seed + SEED)
+        self.policy.tick = None
+        if len(prompts) == len(self.drawn):
+            self.seconds_per_forward.append((time.perf_counter() - start[0]) / max(count, 1))
+        return rollout
+
+    @cached_property
+    def statistics_pair(self) -> tuple[Samples, Samples]:
+        """Samples with the recipe's noise and without, of equal and independent starts."""
+        plan = replace(self.plans[0], share_noise=False)
+        noisy = self.rollout if plan == self.plans[0] else self.roll(self.drawn, self.group, plan)
+        quiet = self.roll(self.drawn, self.group, Plan(plan.num_steps, (), ()))
+        return noisy.samples, quiet.samples
+
+    # ------------------------------------------------------------------ replays
+
+    @cached_property
+    def replay(self) -> Replay:
+        """The replay of the rollout and of one small rollout for each further plan; gradients are left in place."""
+        found = Replay()
+        for parameter in self.policy.trainable():
+            parameter.grad = None
+        self.replay_into(found, self.rollout, len(self.drawn), self.group)
+        for plan in self.plans[1:]:
+            group = min(2, self.group)
+            prompts = self.drawn[: max(1, min(2, self.rows_at_once // group))]
+            self.replay_into(found, self.roll(prompts, group, plan), len(prompts), group)
+        return found
+
+    def replay_into(self, found: Replay, rollout: Rollout, num_prompts: int, group: int) -> None:
+        """Replays in the parts that shared a pass of the rollout, with the gradient of advantages that alternate."""
+        steps = rollout.replay.plan.trained
+        parameters = list(self.policy.trainable())
+        frozen = [p for module in self.policy.modules.values() for p in module.parameters()]
+
+        def tick(rows: int) -> None:
+            found.forwards += rows
+
+        self.policy.tick = tick
+        with self._watched("train") as start, counted([*parameters, *frozen]) as saved:
+
+            def visit(score: Score) -> None:
+                at = score.rows[:, None], score.columns[None]
+                behave = rollout.behave[at].to(score.logp.device)
+                for i, column in enumerate(score.columns.tolist()):
+                    gap = float((score.logp[:, i].detach() - behave[:, i]).abs().max())
+                    found.gap[steps[column]] = max(found.gap.get(steps[column], 0.0), gap)
+                found.bytes_per_row = max(found.bytes_per_row, saved.bytes / len(score.rows))
+                saved.clear()
+                if score.logp.requires_grad:
+                    found.connected = True
+                    sign = (1.0 - 2.0 * (score.rows % 2)).to(score.logp.device)[:, None]
+                    (-sign * (score.logp - behave).exp()).mean().backward()
+
+            for part in parts(num_prompts, group, self.rows_at_once):
+                self.policy.replay(rollout, part, visit)
+        self.policy.tick = None
+        found.seconds += time.perf_counter() - start[0]
+
+    # ------------------------------------------------------------------ costs
+
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Times the rewards."""
+        start = time.perf_counter()
+        yield
+        self.scoring_seconds = time.perf_counter() - start
+
+    @property
+    def pace(self) -> Pace | None:
+        """Seconds a row, where a rollout and a replay were made; what was not reached is not made for it."""
+        if not self.seconds_per_forward or "replay" not in self.__dict__:
+            return None
+        training = self.replay.seconds / max(self.replay.forwards, 1)
+        scoring = self.scoring_seconds / len(self.rollout.behave)
+        return Pace(min(self.seconds_per_forward), training, scoring)
+
+    def _watched(self, phase: str) -> "_Watched":
+        return _Watched(self, phase)
+
+
+class _Watched:
+    """Within, a GPU's peak above what it held is taken; gives [the time it began]."""
+
+    def __init__(self, bench: Bench, phase: str):
+        self.bench, self.phase = bench, phase
+        self.gpu = bench.device.type == "cuda"
+
+    def __enter__(self) -> list[float]:
+        if self.gpu:
+            torch.cuda.synchronize(self.bench.device)
+            torch.cuda.reset_peak_memory_stats(self.bench.device)
+            self.held = torch.cuda.memory_allocated(self.bench.device)
+        return [time.perf_counter()]
+
+    def __exit__(self, *_: Any) -> None:
+        if self.gpu:
+            torch.cuda.synchronize(self.bench.device)
+            peak = torch.cuda.max_memory_allocated(self.bench.device) - self.held
+            self.bench.peak[self.phase] = max(self.bench.peak[self.phase], peak)
+
+
+def parts(num_prompts: int, group: int, limit: int) -> Iterator[Tensor]:
+    """The rows of each pass of a rollout, in order."""
+    start = 0
+    for chunk in rollout_chunks(num_prompts, group, limit):
+        size = len(chunk.prompts) * chunk.size
+        yield torch.arange(start, start + size)
+        start += size
+
+
+def called(pipe: Any, prompts: list[Prompt], steps: int, call: dict[str, Any], seed: int) -> Tensor:
+    """What a pipeline itself draws for these prompts, with the initial noise that a policy gives them.
+
+    A multistep scheduler, which looks back at earlier steps, is cut down to single ones: no walk that draws noise can
+    look back (Wan's UniPC).
+    """
+    if "solver_order" in pipe.scheduler.config:
+        options = {"solver_order": 1, "disable_corrector": list(range(steps))}
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **options)
+    output = pipe(
+        generator=start_generators([Key(seed, p.id, 0) for p in prompts]),
+        num_inference_steps=steps,
+        output_type="pt",
+        return_dict=False,
+        **call_arguments(call, prompts),
+    )[0]
+    return torch.as_tensor(output).float().cpu()
+
+
+def visible(samples: Samples) -> Tensor:
+    """Pictures [B, 3, H, W] or video [B, T, 3, H, W], on the CPU."""
+    found = samples.images if samples.video is None else samples.video
+    assert found is not None, "a pipeline draws pictures or video"
+    return found.float().cpu()

@@ -1,0 +1,122 @@
+"""What a pipeline hands to its denoiser, as shapes on the meta device: a builder for each class of pipeline.
+
+Each follows the pipeline's own arithmetic of sizes (packing, compression, padding of texts). Guidance: SD3 doubles the
+batch, the others call the denoiser twice.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One denoiser call of some rows. times: how many a step makes of it. latent: one row's state at the scheduler."""
+
+    arguments: dict[str, Any]
+    times: int
+    latent: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What shapes depend on. pipeline: the recipe's arguments of the call; configs: by component, with defaults;
+    words: tokens of the longest prompt, where texts are not padded to a fixed length."""
+
+    rows: int
+    pipeline: Config
+    configs: dict[str, Config]
+    words: int
+    dtype: torch.dtype
+
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor of no memory."""
+        return torch.empty(shape, device="meta", dtype=dtype or self.dtype)
+
+    def asked(self, name: str, default: Any) -> Any:
+        """An argument of the call."""
+        value = self.pipeline.get(name)
+        return default if value is None else value
+
+
+def flux(setting: Setting, config: Config) -> Call:
+    """FluxPipeline: packed latents [seq, channels], T5 padded to max_sequence_length, guidance embedded."""
+    scale = 2 ** (len(setting.configs["vae"]["block_out_channels"]) - 1)
+    height, width = (setting.asked(side, 128 * scale) // (2 * scale) for side in ("height", "width"))
+    seq, text = height * width, setting.asked("max_sequence_length", 512)
+    rows = setting.rows
+    arguments = {
+        "hidden_states": setting.empty(rows, seq, config["in_channels"]),
+        "encoder_hidden_states": setting.empty(rows, text, config["joint_attention_dim"]),
+        "pooled_projections": setting.empty(rows, config["pooled_projection_dim"]),
+        "timestep": setting.empty(rows),
+        "img_ids": setting.empty(seq, 3),
+        "txt_ids": setting.empty(text, 3),
+        "guidance": setting.empty(rows, dtype=torch.float32) if config["guidance_embeds"] else None,
+    }
+    twice = setting.asked("true_cfg_scale", 1.0) > 1 and "negative_prompt" in setting.pipeline
+    return Call(arguments, 1 + twice, (seq, config["in_channels"]))
+
+
+def sd3(setting: Setting, config: Config) -> Call:
+    """StableDiffusion3Pipeline: latents [channels, h, w], CLIP's tokens and T5's in one sequence."""
+    scale = 2 ** (len(setting.configs["vae"]["block_out_channels"]) - 1)
+    height, width = (setting.asked(side, config["sample_size"] * scale) // scale for side in ("height", "width"))
+    clip = setting.configs.get("text_encoder", {}).get("max_position_embeddings", 77)
+    text = clip + setting.asked("max_sequence_length", 256)
+    rows = setting.rows * (2 if setting.asked("guidance_scale", 7.0) > 1 else 1)
+    latent = (config["in_channels"], height, width)
+    arguments = {
+        "hidden_states": setting.empty(rows, *latent),
+        "encoder_hidden_states": setting.empty(rows, text, config["joint_attention_dim"]),
+        "pooled_projections": setting.empty(rows, config["pooled_projection_dim"]),
+        "timestep": setting.empty(rows),
+    }
+    return Call(arguments, 1, latent)
+
+
+def qwen_image(setting: Setting, config: Config) -> Call:
+    """QwenImagePipeline: packed latents, texts as long as the longest prompt of the call."""
+    scale = 2 ** len(setting.configs["vae"]["temperal_downsample"])
+    height, width = (setting.asked(side, 128 * scale) // (2 * scale) for side in ("height", "width"))
+    rows, seq = setting.rows, height * width
+    text = min(setting.words, setting.asked("max_sequence_length", 512))
+    arguments = {
+        "hidden_states": setting.empty(rows, seq, config["in_channels"]),
+        "encoder_hidden_states": setting.empty(rows, text, config["joint_attention_dim"]),
+        "encoder_hidden_states_mask": None,
+        "timestep": setting.empty(rows),
+        "img_shapes": [[(1, height, width)]] * rows,
+    }
+    twice = setting.asked("true_cfg_scale", 4.0) > 1 and "negative_prompt" in setting.pipeline
+    return Call(arguments, 1 + twice, (seq, config["in_channels"]))
+
+
+def wan(setting: Setting, config: Config) -> Call:
+    """WanPipeline: latents [channels, frames, h, w], texts padded to max_sequence_length."""
+    vae = setting.configs["vae"]
+    spatial, temporal = vae.get("scale_factor_spatial") or 8, vae.get("scale_factor_temporal") or 4
+    height, width = setting.asked("height", 480) // spatial, setting.asked("width", 832) // spatial
+    frames = (setting.asked("num_frames", 81) - 1) // temporal + 1
+    latent = (config["in_channels"], frames, height, width)
+    arguments = {
+        "hidden_states": setting.empty(setting.rows, *latent),
+        "encoder_hidden_states": setting.empty(
+            setting.rows, setting.asked("max_sequence_length", 512), config["text_dim"]
+        ),
+        "timestep": setting.empty(setting.rows, dtype=torch.float32),
+    }
+    return Call(arguments, 2 if setting.asked("guidance_scale", 5.0) > 1 else 1, latent)
+
+
+BUILDERS: dict[str, Callable[[Setting, Config], Call]] = {
+    "FluxPipeline": flux,
+    "StableDiffusion3Pipeline": sd3,
+    "QwenImagePipeline": qwen_image,
+    "WanPipeline": wan,
+}

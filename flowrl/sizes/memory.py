@@ -1,0 +1,188 @@
+"""How much memory a recipe takes on its device, phase by phase, from configs alone."""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from flowrl import names
+from flowrl.batches import rollout_chunks
+from flowrl.contracts import Prompt
+from flowrl.planning import plan_for
+from flowrl.policies import adapters
+from flowrl.recipe.checks import pipeline_class
+from flowrl.recipe.schema import Recipe
+from flowrl.sizes.activations import Kept, kept
+from flowrl.sizes.components import Component, bytes_of, components, number_of
+from flowrl.sizes.inputs import BUILDERS, Call, Setting
+from flowrl.sizes.known import PIPELINES
+
+WORDS = 1.5  # tokens a word of a prompt, where no tokenizer is at hand
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is on the device in one phase, in bytes. activations None: could not be worked out."""
+
+    name: str
+    weights: int
+    optimizer: int
+    trajectory: int
+    activations: int | None
+
+    @property
+    def total(self) -> int:
+        """All that is known of it."""
+        return self.weights + self.optimizer + self.trajectory + (self.activations or 0)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters by component, those that learn, and the phases. pipeline: its class. latent: a row's state, None where
+    the shapes of this pipeline are not known, so that activations and trajectory are not either."""
+
+    parameters: dict[str, int]
+    trainable: int
+    adapters: int  # bytes of the LoRA weights, part of the weights in every phase
+    phases: list[Phase]
+    latent: tuple[int, ...] | None
+    pipeline: str
+
+
+def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
+    """The sizes of a recipe; None where no config of its model is at hand. Raises PolicyError for a LoRA that fits not.
+
+    Weights, adapters, optimizer and trajectory are exact. Activations of training are what autograd keeps in one step's
+    forward of a micro-batch; those of a rollout what one block keeps, which bounds what it works with at once.
+    """
+    known = components(recipe.model)
+    if known is None:
+        return None
+    dtype = getattr(torch, recipe.dtype.model)
+    modules = {name: part.built(dtype) for name, part in known.items()}
+    parameters = {name: number_of(module) for name, module in modules.items()}
+    wanted = recipe.lora.modules if recipe.lora is not None else None
+    trained = {n: modules[n] for n in (adapters.DENOISERS if wanted is None else wanted) if n in modules}
+    frozen = {name: bytes_of(module) for name, module in modules.items()}
+    with torch.device("meta"):
+        if recipe.lora is not None:
+            lora = recipe.lora
+            adapters.add_lora(trained, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, init=lora.init)
+        else:
+            adapters.train_full(trained)
+    learning = list(adapters.trainable(trained))
+    added = sum(bytes_of(m) - frozen[n] for n, m in trained.items())
+    state = sum(p.numel() * p.element_size() for p in learning)
+    pipeline = pipeline_class(recipe.model) or PIPELINES[recipe.model]
+    calls = _calls(recipe, known, trained, prompts, dtype, BUILDERS[pipeline]) if pipeline in BUILDERS else {}
+    latent = next(iter(calls.values())).latent if calls else None
+    phases = _phases(recipe, frozen, list(trained), added, state, latent, _kept(trained, calls, recipe))
+    return Sizes(parameters, sum(p.numel() for p in learning), added, phases, latent, pipeline)
+
+
+def _kept(trained: dict[str, Any], calls: dict[str, Call], recipe: Recipe) -> tuple[int, int] | None:
+    """(bytes of training, of a rollout's forward) of one call's rows, of the denoiser that takes most."""
+    if not calls:
+        return None
+    found: list[Kept] = [kept(trained[n], call.arguments, times=call.times) for n, call in calls.items()]
+    whole = max(k.recomputing if recipe.train.gradient_checkpointing else k.whole for k in found)
+    return whole, max(k.block for k in found)
+
+
+def _calls(
+    recipe: Recipe,
+    known: dict[str, Component],
+    trained: dict[str, Any],
+    prompts: Sequence[Prompt],
+    dtype: torch.dtype,
+    builder: Callable[[Setting, dict[str, Any]], Call],
+) -> dict[str, Call]:
+    configs = {name: _with_defaults(part) for name, part in known.items()}
+    setting = Setting(_micro(recipe), recipe.pipeline, configs, _words(recipe.model, prompts), dtype)
+    return {name: builder(setting, configs[name]) for name in trained}
+
+
+def _with_defaults(part: Component) -> dict[str, Any]:
+    """A config with the values that its class gives to what it leaves out."""
+    parameters = inspect.signature(part.kind.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty} | part.config
+
+
+def _words(model: str, prompts: Sequence[Prompt]) -> int:
+    """Tokens of the longest prompt: by the model's own tokenizer where its folder is there, otherwise by its words."""
+    texts = [p.text for p in prompts] or [""]
+    folder = names.MODELS.get(model, Path(model).expanduser()) / "tokenizer"
+    if folder.is_dir():
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        longest = sorted(texts, key=len)[-32:]
+        return max(len(tokenizer.tokenize(text)) for text in longest)
+    return max(1, round(WORDS * max(len(text.split()) for text in texts)))
+
+
+def _micro(recipe: Recipe) -> int:
+    return recipe.train.micro_batch or recipe.train.prompts * recipe.train.group // recipe.train.updates
+
+
+def _phases(
+    recipe: Recipe,
+    frozen: dict[str, int],
+    trained: list[str],
+    added: int,
+    state: int,
+    latent: tuple[int, ...] | None,
+    activations: tuple[int, int] | None,
+) -> list[Phase]:
+    """state: bytes of what learns. AdamW keeps two moments of it, a gradient is one, an average one."""
+    train = recipe.train
+    resting = state * (2 + (train.ema is not None))
+    tape, reference = (0, 0) if latent is None else trajectory(recipe, latent)
+    at_work = sum(frozen[name] for name in trained) + added
+    everything = sum(frozen.values()) + added
+    chunk = max(len(c.prompts) * c.size for c in rollout_chunks(train.prompts, train.group, train.rollout_batch))
+    rollout = training = None
+    if activations is not None and latent is not None:
+        training = activations[0] + _micro(recipe) * math.prod(latent) * 4  # the draw's distance from its mean
+        rollout = activations[1] * chunk // _micro(recipe)
+    weights = at_work if recipe.offload else everything
+    phases = [
+        Phase("rollout", weights, resting, tape, rollout),
+        Phase("training", weights, resting + state, tape + reference, training),
+    ]
+    if recipe.offload:
+        texts = sum(size for name, size in frozen.items() if "text" in name or "image_encoder" in name)
+        rest = everything - at_work - texts
+        phases = [
+            replace(phases[0], name="encoding", weights=at_work + texts, trajectory=0, activations=None),
+            phases[0],
+            replace(phases[0], name="decoding", weights=at_work + rest, activations=None),
+            phases[1],
+        ]
+    return phases
+
+
+def trajectory(recipe: Recipe, latent: tuple[int, ...]) -> tuple[int, int]:
+    """(bytes of the states that an iteration stores, of the reference's means where a divergence is paid).
+
+    A trained step stores the state it drew and, unless it is the first, the one it came from. Where that is the one
+    drawn just before, both are one tensor as long as the rollout is a single part. A step whose forward a group shares
+    comes from a state a group.
+    """
+    train, plan = recipe.train, plan_for(recipe, 0)
+    chunks = list(rollout_chunks(train.prompts, train.group, train.rollout_batch))
+    rows, parents = train.prompts * train.group, sum(len(chunk.prompts) for chunk in chunks)
+    fan = plan.stochastic[0] if plan.share_noise and plan.stochastic else None
+    states = means = 0
+    for step in plan.trained:
+        before = parents if step == fan else rows
+        shared = len(chunks) == 1 and step - 1 in plan.trained
+        states += rows + (0 if step == 0 or shared else before)
+        means += before
+    each = math.prod(latent)
+    width = torch.finfo(getattr(torch, recipe.dtype.trajectory)).bits // 8
+    exact = torch.finfo(getattr(torch, recipe.dtype.logp)).bits // 8
+    return states * each * width, means * each * exact if recipe.objective.kl > 0 else 0
