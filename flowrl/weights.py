@@ -19,15 +19,22 @@ def final_weights(run: Path) -> Path:
     return found
 
 
-def look(run: Path, which: str) -> None:
-    """Raises UserError where a run cannot have the weights that are asked for; see `load_weights`."""
+def look(run: Path, which: str, raw: bool = False) -> None:
+    """Raises UserError where a run does not have the weights that are asked for; see `load_weights`."""
     if which not in NAMED and not which.isdigit():
         accepted = f"{', '.join(NAMED)}, or the number of a checkpoint"
         raise UserError(f"--weights: got {which!r}, accepted: {accepted}; correct it")
-    if which == "final":
+    if which == "final" and not raw:
         final_weights(run)
-    elif not any((run / "checkpoints").glob("*")):
-        raise UserError(f"--weights: got {which}, but {run} has no checkpoints; use --weights final")
+        return
+    folder = run / "checkpoints"
+    there = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+    asked = f"{which}{' --raw' if raw else ''}"
+    if not there:
+        raise UserError(f"--weights: got {asked}, but {run} has no checkpoints; use --weights final")
+    if (which == "best" and not (folder / "best").is_file()) or (which.isdigit() and int(which) not in there):
+        accepted = ", ".join([*NAMED, *map(str, there)])
+        raise UserError(f"--weights: got {asked}, but {run} has no such checkpoint; accepted: {accepted}")
 
 
 def load_weights(policy: Any, run: Path, which: str = "final", raw: bool = False) -> None:
@@ -37,7 +44,7 @@ def load_weights(policy: Any, run: Path, which: str = "final", raw: bool = False
     raw: those without averaging, where the run averages (train.ema); they are kept in checkpoints only, so that of
     "final" is the last one's. Raises UserError where the run has no such weights.
     """
-    look(run, which)
+    look(run, which, raw)
     from flowrl.policies import adapters
     from flowrl.resume import restore_weights
 

@@ -38,7 +38,7 @@ def target_of(
     folder = Path(target)
     overrides = ["track=null", *overrides]
     if (folder / "recipe.yaml").is_file():
-        look(folder, weights)
+        look(folder, weights, raw)
         return load(str(folder / "recipe.yaml"), overrides), folder
     if weights != "final" or raw:
         option = "--raw" if raw else f"--weights {weights}"

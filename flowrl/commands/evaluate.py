@@ -43,14 +43,18 @@ def evaluate_command(
     if output is not None and not output.parent.is_dir():
         raise UserError(f"--output: {output.parent} is no folder; name a file in one that is there")
     quiet()
-    from flowrl.planning import eval_words
+    from flowrl.planning import eval_plan, eval_words
 
     results = _score(recipe, run, weights, raw, base, save)
     number, how = len(results["rewards"].prompts), eval_words(recipe)
     Console().print(_table(results, f"{target}: {number} prompts, {how}"))
     if output is not None:
-        head = {"target": target, "weights": weights if run else None, "raw": raw, "sampling": how}
-        head |= {"source": recipe.prompts.heldout, "seed": recipe.seed}
+        head: dict[str, Any] = {"target": target, "weights": weights if run else None, "raw": raw, "sampling": how}
+        head |= {
+            "steps": getattr(eval_plan(recipe), "num_steps", None),
+            "source": recipe.prompts.heldout,
+            "seed": recipe.seed,
+        }
         output.write_text(json.dumps(head | _numbers(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 

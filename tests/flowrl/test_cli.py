@@ -183,7 +183,7 @@ def test_eval_takes_other_prompts_rewards_and_steps_and_keeps_samples(moved, tmp
         (["eval", "quickstart", "--base"], ["--base", "a run's folder"]),
         (["eval", "quickstart", "--raw"], ["--raw", "a run's folder"]),
         (["sample", "quickstart", "x", "--weights", "best"], ["--weights best", "a run's folder"]),
-        (["eval", "RUN", "--weights", "3"], ["--weights", "3", "no checkpoints"]),
+        (["eval", "RUN", "--weights", "3"], ["--weights", "3", "no such checkpoint"]),
         (["eval", "RUN", "--weights", "finl"], ["'finl'", "final, best, last"]),
         (["eval", "RUN", "--reward", "nope"], ["rewards.nope.use", "'nope'"]),
         (["eval", "RUN", "--reward", "a=shapes", "--reward", "a=shapes_strict"], ["--reward", "twice"]),

@@ -110,7 +110,7 @@ def test_a_lora_export_is_the_runs_own_lora(run, capsys, monkeypatch):
     [
         (["quickstart"], ["RUN", "quickstart", "a run's folder"]),
         (["RUN", "--weights", "best"], ["--weights", "best", "no checkpoints"]),
-        (["RUN", "--raw"], ["'last'", "nothing yet"]),
+        (["RUN", "--raw"], ["final --raw", "no checkpoints"]),
         (["RUN", "--weights", "bset"], ["'bset'", "final, best, last"]),
         (["RUN", "--dtype", "float16"], ["--dtype", "float16", "--kind merged"]),
     ],

@@ -122,7 +122,8 @@ def test_dry_run_text_tells_the_plan():
         "flow_sde, noise 0.7, groups share their first latent",
         picture(plan_for(quick(), 0)) + "  iteration 0",
         "reference 208",
-        "objective   grpo: token ratio, clip -0.001 +0.001, KL 0.01 (exact), decision_mean; baseline group, scale group",
+        "objective   grpo: token ratio, clip -0.001 +0.001, KL 0.01 (exact), decision_mean; ",
+        "baseline group, scale group",
         "shapes_strict, witness",
         "runs/quickstart",
     ):
