@@ -34,7 +34,9 @@ def look(run: Path, which: str) -> None:
         raise UserError(f"--weights: got {which}, but {run} has no checkpoints; use --weights final")
 
 
-def load_weights(policy: "PipelinePolicy", learner: "Learner", run: Path, which: str = "final", raw: bool = False):
+def load_weights(
+    policy: "PipelinePolicy", learner: "Learner", run: Path, which: str = "final", raw: bool = False
+) -> None:
     """Puts a run's weights into the policy.
 
     which: "final" (as saved at the end of the run), "best" by held-out reward, "last", or the number of a checkpoint.
