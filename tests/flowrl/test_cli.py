@@ -143,6 +143,8 @@ def test_eval_pairs_a_run_with_its_base_at_equal_noise(moved, tmp_path, capsys, 
         capsys, monkeypatch, tmp_path / "b.json", "quickstart", *TINY, "rewards.shapes={use: jpeg_compressibility}"
     )
     assert numbers["base"]["scores"] == bare["scores"]  # a recipe's own model, on the same noise
+    summary = json.loads((moved / "summary.json").read_text())["heldout"]["1"]["shapes"]
+    assert numbers["rewards"]["shapes"] == pytest.approx(summary)  # the run's own evaluation, on the same noise too
     after, before, gap = (n["scores"]["shapes"] for n in (numbers, numbers["base"], numbers["difference"]))
     pairs = [a - b for a, b in zip(after, before, strict=True)]
     assert gap == pytest.approx(pairs, abs=1e-6) and max(map(abs, pairs)) > 1e-3
