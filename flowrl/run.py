@@ -8,7 +8,6 @@ Everything that a user can get wrong is looked at before the weights are loaded,
 
 import contextlib
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,10 @@ from torch import Tensor
 
 from flowrl import prompts as prompt_files
 from flowrl.advantages import advantage_metrics, advantages
-from flowrl.build import Inputs, build_learner, build_objective, build_policy, read_inputs, set_up
+from flowrl.build import Inputs, build_learner, build_objective, build_policy, build_settings, read_inputs, set_up
 from flowrl.console import Console, Progress
-from flowrl.contracts import Prompt
 from flowrl.evaluate import Evaluation, evaluate
-from flowrl.iterate import Iteration, Settings, iterate
+from flowrl.iterate import Iteration, iterate
 from flowrl.learner import Learner
 from flowrl.objectives.grpo import ClippedObjective
 from flowrl.planning import arithmetic, eval_plan, plan_for
@@ -70,7 +68,7 @@ class Run:
             self._evaluate(0, "before", evaluations)
         with self.console.progress(recipe.train.iterations) as progress:
             for iteration in range(recipe.train.iterations):
-                result = self._iterate(iteration, cursor.take(recipe.train.prompts), progress)
+                result = self._iterate(iteration, cursor, progress)
                 self.folder.log(iteration + 1, result.metrics)
                 progress.iteration_done(iteration + 1, result.metrics, self._rewards_shown())
                 done = iteration + 1
@@ -80,7 +78,7 @@ class Run:
             self._evaluate(recipe.train.iterations, "after", evaluations)
         return self._finish(evaluations, time.perf_counter() - started)
 
-    def _iterate(self, iteration: int, prompts: Sequence[Prompt], progress: Progress) -> Iteration:
+    def _iterate(self, iteration: int, cursor: prompt_files.Cursor, progress: Progress) -> Iteration:
         recipe = self.recipe
         sizes = arithmetic(recipe, iteration)
         totals = {"rollout": sizes.rollout_forwards, "score": len(self.inputs.scorer.rewards)}
@@ -90,15 +88,16 @@ class Run:
         return iterate(
             self.policy,
             self.learner,
-            prompts,
+            cursor.take(train.prompts),
             plan=plan_for(recipe, iteration),
             seed=recipe.seed,
-            first=iteration * train.group,
+            first=iteration * (1 + train.refill) * train.group,
             score=lambda samples: self.inputs.scorer(samples, progress=lambda _: progress.advance(1)),
             advantage=self._advantage,
             objective=self.objective,
-            settings=Settings(train.group, train.epochs, train.updates, train.micro_batch),
+            settings=build_settings(recipe),
             enter=lambda phase: progress.phase(phase, totals[phase]),
+            more=cursor.take,
         )
 
     def _advantage(self, rewards: dict[str, Tensor], group: Tensor) -> tuple[Tensor, dict[str, float]]:
