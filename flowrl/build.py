@@ -9,7 +9,6 @@ import torch
 from flowrl import prompts as prompt_files
 from flowrl import scoring
 from flowrl.contracts import Prompt
-from flowrl.iterate import Settings
 from flowrl.learner import Learner
 from flowrl.loading import check_arguments, device_of, load_pipeline
 from flowrl.names import UserError, load, steps
@@ -121,12 +120,6 @@ def build_objective(recipe: Recipe) -> ClippedObjective:
         log_ratio_limit=objective.log_ratio_limit,
         length=objective.length,
     )
-
-
-def build_settings(recipe: Recipe) -> Settings:
-    """How the loop of a recipe uses its rollouts."""
-    train = recipe.train
-    return Settings(train.group, train.epochs, train.updates, train.micro_batch, train.refill, train.skip_truncated)
 
 
 def set_up(recipe: Recipe) -> None:

@@ -173,16 +173,16 @@ def _costs(recipe: Recipe) -> list[str]:
         low, high = min(values), max(values)
         return f"{low}" if low == high else f"{low} to {high}"
 
-    again = f" (at most {1 + recipe.train.refill} times that)" if recipe.train.refill else ""
     lines = [
         "denoiser    row-forwards an iteration (guidance, where the pipeline uses it, doubles them)",
-        f"            rollout {span('rollout_forwards')}{again}, "
-        f"training {'' if recipe.objective.kl > 0 else 'at most '}"
+        f"            rollout {span('rollout_forwards')}, training {'' if recipe.objective.kl > 0 else 'at most '}"
         f"{span('train_forwards')} with gradient"
         + (f", reference {span('reference_forwards')}" if recipe.objective.kl > 0 else ""),
     ]
     if any(c.whole_row_forwards for c in costs):
         lines.append(f"            before it {span('whole_row_forwards')} without gradient, for ratios of whole rows")
+    if recipe.train.refill:
+        lines.append(f"            drawing groups anew takes at most {recipe.train.refill} more rollouts")
     return [*lines, _objective(recipe)]
 
 

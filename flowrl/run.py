@@ -16,10 +16,10 @@ from torch import Tensor
 
 from flowrl import prompts as prompt_files
 from flowrl.advantages import advantage_metrics, advantages
-from flowrl.build import Inputs, build_learner, build_objective, build_policy, build_settings, read_inputs, set_up
+from flowrl.build import Inputs, build_learner, build_objective, build_policy, read_inputs, set_up
 from flowrl.console import Console, Progress
 from flowrl.evaluate import Evaluation, evaluate
-from flowrl.iterate import Iteration, iterate
+from flowrl.iterate import Iteration, Settings, iterate
 from flowrl.learner import Learner
 from flowrl.objectives.grpo import ClippedObjective
 from flowrl.planning import arithmetic, eval_plan, plan_for
@@ -95,7 +95,9 @@ class Run:
             score=lambda samples: self.inputs.scorer(samples, progress=lambda _: progress.advance(1)),
             advantage=self._advantage,
             objective=self.objective,
-            settings=build_settings(recipe),
+            settings=Settings(
+                train.group, train.epochs, train.updates, train.micro_batch, train.refill, train.skip_truncated
+            ),
             enter=lambda phase: progress.phase(phase, totals[phase]),
             more=cursor.take,
         )
