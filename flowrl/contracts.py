@@ -27,7 +27,9 @@ class Samples:
     """Finished samples, the only thing a reward sees.
 
     prompts has length B; group int64 [B] says which samples were drawn for the same prompt. One of images float
-    [B, 3, H, W] in [0, 1], video float [B, T, 3, H, W] in [0, 1] or texts (length B) is given.
+    [B, 3, H, W] in [0, 1], video float [B, T, 3, H, W] in [0, 1] or texts (length B) is given. Where decisions are
+    drawn until one of them ends the sample: lengths int64 [B], how many were drawn, and truncated bool [B], whether
+    their limit ended it instead.
     """
 
     prompts: Sequence[Prompt]
@@ -35,6 +37,8 @@ class Samples:
     images: Tensor | None = None
     video: Tensor | None = None
     texts: Sequence[str] | None = None
+    lengths: Tensor | None = None
+    truncated: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -48,6 +52,8 @@ class Samples:
             images=None if self.images is None else self.images[at.to(self.images.device)],
             video=None if self.video is None else self.video[at.to(self.video.device)],
             texts=None if self.texts is None else [self.texts[i] for i in index],
+            lengths=None if self.lengths is None else self.lengths[at],
+            truncated=None if self.truncated is None else self.truncated[at],
         )
 
 

@@ -11,7 +11,7 @@ How a loss becomes a gradient, also where it needs rows as a whole and the polic
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from flowrl.backward import StepLoss, backward
 from flowrl.contracts import Objective, Policy, Prompt, Rollout, Samples
 from flowrl.learner import Learner
 from flowrl.objectives.aggregate import weights
+from flowrl.refill import Draw, JoinedPolicy, all_of, kept_groups, kept_of
 
 Metrics = dict[str, float]
 
@@ -31,18 +32,21 @@ class Settings:
     """How a rollout is used: `epochs` passes of `updates` optimizer steps each, `micro_batch` rows at once (None: all).
 
     The rows of an update are cut in order; losses are weighted over the whole update, so that the cut into
-    micro-batches changes nothing.
+    micro-batches changes nothing. refill: how often groups without any advantage are left out and as many drawn of
+    other prompts. skip_truncated: samples that their limit ended count in their group's statistics and not in the loss.
     """
 
     group: int
     epochs: int = 1
     updates: int = 1
     micro_batch: int | None = None
+    refill: int = 0
+    skip_truncated: bool = False
 
 
 @dataclass
 class Iteration:
-    """What came of one iteration."""
+    """What came of one iteration: metrics, and all samples that were drawn with their rewards."""
 
     metrics: Metrics
     samples: Samples
@@ -80,22 +84,46 @@ def iterate(
     objective: Objective,
     settings: Settings,
     enter: Callable[[str], None] = lambda name: None,
+    more: Callable[[int], Sequence[Prompt]] | None = None,
 ) -> Iteration:
     """Draws, scores and learns once from `settings.group` samples of each prompt.
 
-    plan is the policy's own affair. seed and first name the noise (see `Policy.rollout`). advantage gives [B] and its
-    metrics from the rewards and the groups. Metrics named time_* are seconds; all others repeat under the same seed.
+    plan is the policy's own affair. seed and first name the noise (see `Policy.rollout`); draw number i begins at
+    first + i * group, so that an iteration uses up (1 + refill) * group of them. advantage gives [B] and its metrics
+    from the rewards and the groups. more gives so many further prompts, which a refill needs. Metrics named time_* are
+    seconds; all others repeat under the same seed, and are of all that was drawn.
     """
     clock = Clock(enter)
-    with clock.phase("rollout"):
-        rollout = policy.rollout(prompts, group_size=settings.group, plan=plan, seed=seed, first=first)
-    with clock.phase("score"):
-        rewards = score(rollout.samples)
-        adv, metrics = advantage(rewards, rollout.samples.group)
+
+    def draw(wanted: Sequence[Prompt], at: int) -> Draw:
+        with clock.phase("rollout"):
+            rollout = policy.rollout(wanted, group_size=settings.group, plan=plan, seed=seed, first=at)
+        with clock.phase("score"):
+            rewards = score(rollout.samples)
+            return Draw(rollout, rewards, *advantage(rewards, rollout.samples.group))
+
+    draws = [draw(prompts, first)]
+    while more is not None and len(draws) <= settings.refill and (missing := len(prompts) - kept_groups(draws)):
+        draws.append(draw(more(missing), first + len(draws) * settings.group))
+    whole = draws[0] if settings.refill == 0 else all_of(draws, advantage)
+    rollout, adv, metrics = whole.rollout, whole.adv, whole.metrics
+    if settings.refill and kept_groups(draws):
+        policy, (rollout, adv) = JoinedPolicy(policy), kept_of(draws, advantage)
+    if settings.skip_truncated:
+        rollout, adv = _without_truncated(rollout, adv)
     with clock.phase("train"):
         metrics |= update(policy, learner, rollout, adv, objective, settings)
     metrics |= {f"time_{name}": seconds for name, seconds in clock.seconds.items()}
-    return Iteration(metrics, rollout.samples, rewards)
+    return Iteration(metrics, whole.rollout.samples, whole.rewards)
+
+
+def _without_truncated(rollout: Rollout, adv: Tensor) -> tuple[Rollout, Tensor]:
+    """The rollout with the rows of truncated samples masked, and their advantages 0, so that nothing replays them."""
+    cut = rollout.samples.truncated
+    if cut is None:
+        raise ValueError("the policy does not say which samples it truncated: set train.skip_truncated=false")
+    rows = to_rows(cut.float(), rollout.credit) == 1
+    return replace(rollout, mask=rollout.mask & ~rows[:, None]), adv.masked_fill(cut.to(adv.device), 0.0)
 
 
 def update(

@@ -17,7 +17,6 @@ from flowrl.advantages import advantage_metrics, advantages
 from flowrl.alarms import ACTIONS, Alarm
 from flowrl.build import AnyPolicy, Inputs, build_watch, cursor_over
 from flowrl.console import Console, Progress
-from flowrl.contracts import Prompt
 from flowrl.evaluate import Evaluation, evaluate
 from flowrl.iterate import Iteration, Settings, iterate
 from flowrl.learner import Learner
@@ -117,13 +116,13 @@ class Run:
             self.checkpoints.mark_best(self.iteration)
 
     def _step(self, progress: Progress) -> None:
-        result = self._iterate(self.iteration, self.cursor.take(self.recipe.train.prompts), progress)
+        result = self._iterate(self.iteration, progress)
         self.iteration += 1
         self.folder.log(self.iteration, result.metrics)
         self._ring(self.watch.after_iteration(self.iteration, result.metrics))
         progress.iteration_done(self.iteration, result.metrics, self._rewards_shown())
 
-    def _iterate(self, iteration: int, prompts: Sequence[Prompt], progress: Progress) -> Iteration:
+    def _iterate(self, iteration: int, progress: Progress) -> Iteration:
         recipe = self.recipe
         sizes = arithmetic(recipe, iteration)
         totals = {"rollout": sizes.rollout_forwards, "score": len(self.inputs.scorer.rewards)}
@@ -138,15 +137,18 @@ class Run:
         result = iterate(
             self.policy,
             self.learner,
-            prompts,
+            self.cursor.take(train.prompts),
             plan=plan_for(recipe, iteration),
             seed=recipe.seed,
-            first=iteration * train.group,
+            first=iteration * (1 + train.refill) * train.group,
             score=lambda samples: self.inputs.scorer(samples, progress=lambda _: tick(1)),
             advantage=self._advantage,
             objective=self.objective,
-            settings=Settings(train.group, train.epochs, train.updates, train.micro_batch),
+            settings=Settings(
+                train.group, train.epochs, train.updates, train.micro_batch, train.refill, train.skip_truncated
+            ),
             enter=lambda phase: progress.phase(phase, totals[phase]),
+            more=self.cursor.take,
         )
         result.metrics |= sample_statistics(result.samples)
         return result

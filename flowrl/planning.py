@@ -149,13 +149,14 @@ def _batches(recipe: Recipe, num_train: int | None, num_heldout: int | None) -> 
         learns = f"LoRA rank {recipe.lora.rank}, alpha {recipe.lora.alpha:g} on {_listed(recipe.lora.targets)}"
     micro = "1 part" if a.micro_batches == 1 else f"{a.micro_batches} micro-batches of up to {train.micro_batch} rows"
     passes = "1 pass" if train.epochs == 1 else f"{train.epochs} passes"
+    again = f"; groups without advantage are drawn anew, up to {_count(train.refill, 'time')}" if train.refill else ""
     heldout = "none" if recipe.prompts.heldout is None else f"{recipe.prompts.heldout}{_number(num_heldout)}"
     return [
         f"model       {recipe.model}",
         f"learns      {learns}, lr {train.lr:g} {train.schedule}",
         f"prompts     {recipe.prompts.train}{_number(num_train)}; held out: {heldout}",
         f"iteration   {train.prompts} prompts x {train.group} samples = {a.rows} rows "
-        f"in {_count(a.rollout_chunks, 'rollout')}",
+        f"in {_count(a.rollout_chunks, 'rollout')}{again}",
         f"update      {passes} x {_count(train.updates, 'update')} = {_count(a.optimizer_steps, 'optimizer step')}, "
         f"each on {a.rows_per_update} rows ({a.rows_per_update // train.group} whole groups) in {micro}",
         f"run         {_count(train.iterations, 'iteration')} = "
@@ -211,9 +212,9 @@ def _costs(recipe: Recipe) -> list[str]:
         + (f", reference {span('reference_forwards')}" if recipe.objective.kl > 0 else ""),
     ]
     if any(c.whole_row_forwards for c in costs):
-        lines.append(
-            f"            before it {span('whole_row_forwards')} without gradient, for the ratio of whole rows"
-        )
+        lines.append(f"            before it {span('whole_row_forwards')} without gradient, for ratios of whole rows")
+    if recipe.train.refill:
+        lines.append(f"            drawing groups anew takes at most {recipe.train.refill} more rollouts")
     return [*lines, _objective(recipe)]
 
 

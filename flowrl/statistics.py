@@ -9,12 +9,13 @@ samples/contrast     standard deviation of a picture's luma (ITU-R BT.601), in [
 samples/sharpness    root mean square of the luma's 4-neighbour Laplacian, at full resolution, in [0, 4]
 samples/clipped      share of channel values that 8 bits store as 0 or 255, at full resolution
 samples/diversity    root-mean-square pixel distance of two samples of a group, mean over pairs, in [0, 1]
-samples/length       characters, or the lengths that are given (tokens)
+samples/length       decisions drawn (tokens), where samples say, else characters
+samples/truncated    share of texts that their length limit ended
 samples/distinct     share of different texts in a group
 samples/repetition   1 - different / all runs of eight characters in a text, in [0, 1); 0 for a shorter text
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -31,17 +32,17 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 @torch.no_grad()
-def sample_statistics(samples: Samples, lengths: Sequence[float] | Tensor | None = None) -> dict[str, float]:
+def sample_statistics(samples: Samples) -> dict[str, float]:
     """The statistics of the module's table that apply to these samples, by name; a video counts by its middle frame.
 
-    lengths [B]: how long each text is, in the caller's own unit. Pictures that are not finite give NaN.
+    Pictures that are not finite give NaN.
     """
     found: dict[str, float] = {}
     pictures = still(samples)
     if pictures is not None and len(pictures):
         found |= _pictures(pictures, samples.group)
     if samples.texts is not None and len(samples.texts):
-        found |= _texts(samples.texts, samples.group, lengths)
+        found |= _texts(samples)
     return found
 
 
@@ -109,15 +110,16 @@ PICTURE: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
 }
 
 
-def _texts(texts: Sequence[str], group: Tensor, lengths: Sequence[float] | Tensor | None) -> dict[str, float]:
-    sizes = [float(n) for n in (map(len, texts) if lengths is None else lengths)]
-    if len(sizes) != len(texts):
-        raise ValueError(f"lengths: got {len(sizes)} for {len(texts)} texts; give one a text")
+def _texts(samples: Samples) -> dict[str, float]:
+    texts = samples.texts or ()
+    sizes = [float(n) for n in (map(len, texts) if samples.lengths is None else samples.lengths)]
     found = {
         "samples/length": sum(sizes) / len(sizes),
         "samples/repetition": sum(map(_repetition, texts)) / len(texts),
     }
-    shares = [len({texts[i] for i in at.tolist()}) / len(at) for at in _groups(group)]
+    if samples.truncated is not None:
+        found["samples/truncated"] = float(samples.truncated.double().mean())
+    shares = [len({texts[i] for i in at.tolist()}) / len(at) for at in _groups(samples.group, torch.device("cpu"))]
     return found | ({"samples/distinct": sum(shares) / len(shares)} if shares else {})
 
 

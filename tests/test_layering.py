@@ -10,14 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("flowrl", "samplers", "reward_models")
-CORE = {
-    "flowrl.contracts",
-    "flowrl.advantages",
-    "flowrl.objectives",
-    "flowrl.learner",
-    "flowrl.iterate",
-    "flowrl.backward",
-}
+CORE = {"flowrl.contracts", "flowrl.advantages", "flowrl.objectives", "flowrl.learner", "flowrl.iterate"}
+CORE |= {"flowrl.backward", "flowrl.refill"}
 LIGHT = {"flowrl.names", "flowrl.batches"}  # standard library only
 HEAVY = {"transformers", "diffusers", "open_clip", "peft", "cv2", "rapidocr", "timm"}
 
@@ -33,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/learner.py": set(),
     "flowrl/objectives": {"flowrl.contracts", "flowrl.objectives"},
     "flowrl/backward.py": {"flowrl.contracts", "flowrl.objectives"},
+    "flowrl/refill.py": {"flowrl.contracts"},
     "flowrl/iterate.py": CORE,
     "flowrl/evaluate.py": {"flowrl.contracts"},
     "flowrl/statistics.py": {"flowrl.contracts", "flowrl.evaluate"},
@@ -80,6 +75,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "flowrl/learner.py": {"torch"},
     "flowrl/objectives": {"torch"},
     "flowrl/backward.py": {"torch"},
+    "flowrl/refill.py": {"torch"},
     "flowrl/iterate.py": {"torch"},
     "flowrl/evaluate.py": {"torch"},
     "flowrl/statistics.py": {"torch"},

@@ -155,6 +155,12 @@ def _batches(recipe: Recipe) -> Iterator[RecipeError]:
         problem = f"got {train.group}, but advantage {chosen} compares the samples of one prompt"
         remedy = "set train.group to 2 or more, or both advantage.baseline and advantage.scale to batch"
         yield RecipeError("train.group", problem, remedy)
+    if train.refill and advantage.baseline not in ("group", "leave_one_out"):
+        problem = f"got {train.refill}, but advantage.baseline {advantage.baseline!r} leaves no group without advantage"
+        yield RecipeError("train.refill", problem, "set train.refill=0, or advantage.baseline=group")
+    if train.skip_truncated and getattr(recipe, "generation", None) is None:
+        problem = "got true, but only completions of a language model have a length limit that they may not reach"
+        yield RecipeError("train.skip_truncated", problem, "set train.skip_truncated=false")
     if train.prompts % train.updates:
         problem = f"got {train.updates}, but train.prompts = {train.prompts} does not divide into that many updates"
         divisors = [d for d in range(1, train.prompts + 1) if train.prompts % d == 0]

@@ -12,10 +12,11 @@ grpo     token ratio, group mean and std.
          (arXiv:2402.03300, eq. 3 and 4) with TRL's constants; the paper adds kl 0.04 of kind k3.
 mixgrpo  grpo, every reward normalised on its own, sample std + 1e-8, clip 1e-4: MixGRPO (arXiv:2507.21802), its code.
          For denoising steps: what it adds is the window of sampler.window.
-dapo     clip higher and mean over decisions: DAPO (arXiv:2503.14476, eq. 8).
+dapo     clip higher, mean over decisions, groups without advantage drawn anew up to 9 times (train.refill): DAPO
+         (arXiv:2503.14476, eq. 8 and 11).
          tokens: clip 0.2 and 0.28 (section 4.1), dual 10 and log-ratios within 20 of its code (verl), std + 1e-6, no
          KL. steps: grpo's clip and 1.4 times it, the paper's proportion; nothing is published.
-         The soft punishment of overlong completions is the reward `overlong`.
+         Its soft punishment of overlong completions is the reward `overlong`, its filter train.skip_truncated.
 dr_grpo  group mean without std, every loss divided by the same length: Dr. GRPO (arXiv:2503.20783, figure 1).
          tokens: clip 0.2, length = generation.max_new_tokens, no KL. steps: grpo's clip, length = the trained steps.
 gspo     ratio of the row: the exponential of its mean log-ratio; mean over rows: GSPO (arXiv:2507.18071, eq. 5 to 7).
@@ -35,6 +36,7 @@ from flowrl.recipe.errors import RecipeError
 Values = dict[str, dict[str, Any]]  # section -> key -> value
 
 STEPS = 1e-4  # Flow-GRPO's clip
+REFILL = 9  # DAPO's code draws at most ten batches
 
 DENOISING: dict[str, Values] = {
     "grpo": {"objective": {"clip": STEPS}},
@@ -42,7 +44,7 @@ DENOISING: dict[str, Values] = {
         "objective": {"clip": STEPS},
         "advantage": {"combine": "per_reward", "unbiased": True, "eps": 1e-8},
     },
-    "dapo": {"objective": {"clip": [STEPS, 1.4 * STEPS]}},
+    "dapo": {"objective": {"clip": [STEPS, 1.4 * STEPS]}, "train": {"refill": REFILL}},
     "dr_grpo": {"objective": {"clip": STEPS, "aggregate": "constant"}, "advantage": {"scale": "none"}},
     "gspo": {"objective": {"clip": [STEPS, 4 / 3 * STEPS], "level": "seq_mean", "aggregate": "seq_mean_mean"}},
     "rloo": {"objective": {"clip": STEPS}, "advantage": {"baseline": "leave_one_out", "scale": "none"}},
@@ -61,6 +63,7 @@ LANGUAGE: dict[str, Values] = {
             "aggregate": "decision_mean",
         },
         "advantage": {"unbiased": True, "eps": 1e-6, "clip": None},
+        "train": {"refill": REFILL},
     },
     "dr_grpo": {
         "objective": {"clip": 0.2, "kl_kind": "k3", "aggregate": "constant"},

@@ -165,8 +165,11 @@ class Train(Strict):
     """The loop. An iteration draws `group` samples for each of `prompts` prompts, then passes over them `epochs` times.
 
     updates: optimizer steps a pass; each takes prompts / updates whole groups. micro_batch: rows a training forward
-    holds at once, rollout_batch: rows a rollout holds at once (null: all); neither changes the result. warmup: in
-    optimizer steps. ema: decay of the averaged weights that are evaluated and saved, moved every ema_every steps.
+    holds at once, rollout_batch: rows a rollout holds at once (null: all); neither changes the result. refill: how
+    often groups without any advantage are left out and as many drawn of other prompts (DAPO's dynamic sampling), each
+    time by one more rollout. skip_truncated: completions that their length limit ended count in the statistics of their
+    group, not in the loss. warmup: in optimizer steps. ema: decay of the averaged weights that are evaluated and saved,
+    moved every ema_every steps.
     """
 
     prompts: int = key(4, "a whole number >= 1", ge=1)
@@ -176,6 +179,8 @@ class Train(Strict):
     updates: int = key(1, "a whole number >= 1 that divides train.prompts", ge=1)
     micro_batch: int | None = key(None, "a whole number >= 1 or null", ge=1)
     rollout_batch: int | None = key(None, "a whole number >= 1 or null", ge=1)
+    refill: int = key(0, "a whole number >= 0", ge=0)
+    skip_truncated: bool = key(False, "true or false")
     lr: float = key(3e-4, "a number > 0", gt=0)
     betas: list[float] = key([0.9, 0.999], "two numbers in [0, 1)", min_length=2, max_length=2)
     weight_decay: float = key(1e-4, "a number >= 0", ge=0)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from flowrl.backward import StepLoss, backward
-from flowrl.contracts import Rollout, Samples, Score
+from flowrl.contracts import Policy, Rollout, Samples, Score
 from flowrl.objectives.aggregate import weights
 from flowrl.objectives.grpo import ClippedObjective
 
@@ -56,7 +57,7 @@ class Sigmoids:
 def gradient(policy: Sigmoids, objective: ClippedObjective, micro: int = ROWS) -> tuple[Tensor, dict[str, Tensor]]:
     loss = StepLoss(policy.rollout(), ADV, objective, objective.weights(MASK), weights(MASK))
     for rows in torch.arange(ROWS).split(micro):
-        backward(policy, rows, loss)
+        backward(cast(Policy, policy), rows, loss)
     assert policy.theta.grad is not None
     return policy.theta.grad, loss.total
 

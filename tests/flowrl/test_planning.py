@@ -122,8 +122,7 @@ def test_dry_run_text_tells_the_plan():
         "flow_sde, noise 0.7, groups share their first latent",
         picture(plan_for(quick(), 0)) + "  iteration 0",
         "reference 208",
-        "objective   grpo: token ratio, clip -0.001 +0.001, KL 0.01 (exact), decision_mean; ",
-        "baseline group, scale group",
+        "grpo: token ratio, clip -0.001 +0.001, KL 0.01 (exact), decision_mean; baseline group, scale group",
         "shapes_strict, witness",
         "runs/quickstart",
     ):
@@ -138,8 +137,15 @@ def test_a_ratio_of_whole_rows_costs_a_pass_where_there_is_more_than_one_step():
         assert a.whole_row_forwards == (a.train_forwards if "all" in window else 0)
         text = describe(recipe)
         assert "gspo: seq_mean ratio, clip -0.001 +0.001, seq_mean_mean" in text
-        assert (f"{a.train_forwards} without gradient, for the ratio" in text) == ("all" in window)
+        assert (f"{a.train_forwards} without gradient, for ratios" in text) == ("all" in window)
         assert max(len(line) for line in text.split("\n")) <= 120
+
+
+def test_dry_run_shows_what_a_refill_may_cost():
+    text = describe(quick("objective.preset=dapo"))
+    assert "groups without advantage are drawn anew, up to 9 times" in text and "takes at most 9 more rollouts" in text
+    assert max(len(line) for line in text.split("\n")) <= 120
+    assert "anew" not in describe(quick()) and "more rollouts" not in describe(quick())
 
 
 def test_dry_run_shows_the_parts_of_a_preset():

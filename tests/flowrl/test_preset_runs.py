@@ -41,6 +41,16 @@ def test_every_preset_runs_with_ratio_one(preset: str, tmp_path: Path):
         assert metrics["grad_norm"] > 0 and metrics["nonfinite_updates"] == 0
 
 
+def test_silent_groups_are_drawn_anew_on_the_pipeline(tmp_path: Path):
+    """Exact match, 0 or 1, often ties within two samples: rows of several rollouts are then replayed together."""
+    more = ["rewards.shapes={use: shapes_strict}", "train.refill=3", "train.group=2", "train.micro_batch=3"]
+    for metrics in trained(tmp_path / "run", "dapo", *more):
+        assert 2 < metrics["groups/drawn"] <= 8 and 0 < metrics["groups/kept"] <= 2
+        assert metrics["groups/zero_variance"] == pytest.approx(1 - metrics["groups/kept"] / metrics["groups/drawn"])
+        assert metrics["replay_gap_max"] < 1e-6  # 0 at the batch shapes of the rollouts
+        assert metrics["grad_norm"] > 0 and metrics["active_rows"] == 1.0
+
+
 class Fixed:
     """The tests' pipeline, a rollout of eight rows of two steps, and gradients of losses on it."""
 

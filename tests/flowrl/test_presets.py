@@ -1,7 +1,7 @@
 """Every preset reproduces its golden cases through the loop's own path: recipe values, objective, weights, backward."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ import golden
 from flowrl.advantages import advantages
 from flowrl.backward import StepLoss, backward
 from flowrl.build import build_objective
-from flowrl.contracts import Rollout, Samples, Score
+from flowrl.contracts import Policy, Rollout, Samples, Score
 from flowrl.objectives.aggregate import weights
 from flowrl.recipe.presets import DENOISING, LANGUAGE, Values
 from flowrl.recipe.schema import Advantage, Objective, Recipe
@@ -70,7 +70,7 @@ def run(preset: Values, case: Case, *, whole_rows: bool, micro: int) -> dict[str
     loss = StepLoss(rollout, adv.clamp(-limit, limit), objective, objective.weights(mask), weights(mask))
     policy = Table(x["log_prob"], whole_rows)
     for rows in torch.arange(len(mask)).split(micro):
-        backward(policy, rows, loss)
+        backward(cast(Policy, policy), rows, loss)
     assert policy.logp.grad is not None
     return {"loss": loss.total["loss"], "grad": policy.logp.grad}
 

@@ -255,6 +255,8 @@ MISTAKES = [
     (["lora.targets=[]"], "lora.targets", ["got []", "at least one"]),
     (["lora.targets=atention"], "lora.targets", ["'atention'", "did you mean 'attention'?"]),
     (["train.group=1"], "train.group", ["got 1", "baseline group", "2 or more"]),
+    (["train.refill=2", "advantage.baseline=batch"], "train.refill", ["got 2", "'batch'", "train.refill=0"]),
+    (["train.skip_truncated=true"], "train.skip_truncated", ["got true", "a language model", "=false"]),
     (["train.updates=3"], "train.updates", ["got 3", "train.prompts = 16", "1, 2, 4, 8, 16"]),
     (["train.micro_batch=193"], "train.micro_batch", ["got 193", "192 rows of an update"]),
     (["train.updates=2", "train.micro_batch=97"], "train.micro_batch", ["got 97", "96 rows"]),

@@ -1,6 +1,7 @@
 """Sample statistics: known pictures and texts, and that batches, chunks, precision and size change nothing."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -99,9 +100,9 @@ def test_texts():
     expected = {"samples/length": 29 / 4, "samples/repetition": (2 / 3) / 4, "samples/distinct": 0.75}
     assert found == pytest.approx(expected)
     assert "samples/distinct" not in sample_statistics(texts([0, 1], "a", "a"))
-    assert sample_statistics(texts([0, 0], "a", "b"), lengths=torch.tensor([3, 8]))["samples/length"] == 5.5
-    with pytest.raises(ValueError, match="got 1 for 2 texts"):
-        sample_statistics(texts([0, 0], "a", "b"), lengths=[3])
+    told = replace(texts([0, 0], "a", "b"), lengths=torch.tensor([3, 8]), truncated=torch.tensor([False, True]))
+    found = sample_statistics(told)
+    assert found["samples/length"] == 5.5 and found["samples/truncated"] == 0.5
 
 
 class Gallery:

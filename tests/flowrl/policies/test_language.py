@@ -52,6 +52,7 @@ def test_every_token_is_the_one_a_lone_sequence_would_draw(made, plan):
     rollout = subject.rollout(PROMPTS, group_size=3, plan=plan, seed=4, first=6)
     lengths = rollout.mask.sum(1)
     assert len(set(lengths.tolist())) > 3 and lengths.max() <= 12
+    assert torch.equal(rollout.samples.lengths, lengths)
     for row in ROWS:
         prompt, index = PROMPTS[row // 3], 6 + row % 3
         number = int(lengths[row])
@@ -65,6 +66,7 @@ def test_every_token_is_the_one_a_lone_sequence_would_draw(made, plan):
         assert rollout.mask[row].tolist() == [k < number for k in range(rollout.mask.shape[1])]
         ends = [t in subject.stop for t in tokens.tolist()]
         assert not any(ends[:-1]) and (ends[-1] or number == 12)
+        assert bool(rollout.samples.truncated[row]) != ends[-1]
         shown = tokens[:-1] if ends[-1] else tokens
         assert rollout.samples.texts[row] == subject.tokenizer.decode(shown, skip_special_tokens=True)
     assert rollout.samples.group.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]

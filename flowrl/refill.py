@@ -1,0 +1,150 @@
+"""Dynamic sampling (DAPO, arXiv:2503.14476, section 3.2): groups that say nothing are left out, others drawn instead.
+
+The rollouts of several draws are joined without a look into them: `Rollout.replay` of the joined one is the list of its
+pieces, and `JoinedPolicy` hands each piece back to the policy that drew it.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowrl.contracts import Policy, Prompt, Rollout, Samples, Score
+
+Metrics = dict[str, float]
+Advantage = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, Metrics]]  # of rewards and groups
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A rollout, its rewards, and the advantages [B] and metrics that they give."""
+
+    rollout: Rollout
+    rewards: dict[str, Tensor]
+    adv: Tensor
+    metrics: Metrics
+
+    def kept(self) -> Tensor:
+        """Samples, by position int64, of the groups in which some advantage is not 0."""
+        group = self.rollout.samples.group
+        return torch.isin(group, group[self.adv != 0]).nonzero()[:, 0]
+
+
+def kept_groups(draws: Sequence[Draw]) -> int:
+    """How many groups have an advantage."""
+    return sum(len(draw.rollout.samples.group[draw.kept()].unique()) for draw in draws)
+
+
+def all_of(draws: Sequence[Draw], advantage: Advantage) -> Draw:
+    """All samples of the draws as one, with the rollout of the first alone: for metrics, which are of all drawn."""
+    samples = joined_samples([draw.rollout.samples for draw in draws])
+    rewards = {name: torch.cat([draw.rewards[name] for draw in draws]) for name in draws[0].rewards}
+    metrics = advantage(rewards, samples.group)[1]
+    counts = {"groups/drawn": float(len(samples.group.unique())), "groups/kept": float(kept_groups(draws))}
+    return Draw(replace(draws[0].rollout, samples=samples), rewards, draws[0].adv, metrics | counts)
+
+
+def kept_of(draws: Sequence[Draw], advantage: Advantage) -> tuple[Rollout, Tensor]:
+    """The kept rows of the draws as one rollout for `JoinedPolicy`, and their advantages among each other."""
+    useful = [(draw, draw.kept()) for draw in draws if len(draw.kept())]
+    rollout = joined([draw.rollout for draw, _ in useful], [rows for _, rows in useful])
+    rewards = {name: torch.cat([draw.rewards[name][rows] for draw, rows in useful]) for name in draws[0].rewards}
+    return rollout, advantage(rewards, rollout.samples.group)[0]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of a rollout, which stand in the joined one from `start` on."""
+
+    rollout: Rollout
+    rows: Tensor
+    start: int
+
+
+def joined(rollouts: Sequence[Rollout], rows: Sequence[Tensor]) -> Rollout:
+    """These rows of each rollout as one, to be used with `JoinedPolicy`.
+
+    Groups of different rollouts stay apart. Columns that a rollout does not have are masked. Raises ValueError for
+    rollouts whose rows are not samples.
+    """
+    if any(r.credit is not None for r in rollouts):
+        raise ValueError("rollouts whose rows are not samples cannot be joined: set train.refill=0")
+    starts = itertools.accumulate((len(part) for part in rows), initial=0)
+    pieces = [Piece(*piece) for piece in zip(rollouts, rows, starts, strict=False)]
+    width = max(r.behave.shape[1] for r in rollouts)
+
+    def stacked(name: str) -> Tensor:
+        parts = [getattr(p.rollout, name)[p.rows] for p in pieces]
+        return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+
+    samples = joined_samples([p.rollout.samples[p.rows.tolist()] for p in pieces])
+    return Rollout(samples, stacked("behave"), stacked("mask"), pieces)
+
+
+def joined_samples(parts: Sequence[Samples]) -> Samples:
+    """The samples of several draws as one, with groups that stay apart."""
+    first, group, above = parts[0], [], 0
+    for part in parts:
+        group.append(part.group + above)
+        above = int(group[-1].max()) + 1
+    tensors = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name in ("images", "video", "lengths", "truncated")
+        if getattr(first, name) is not None
+    }
+    texts = None if first.texts is None else [text for part in parts for text in part.texts or ()]
+    return Samples([p for part in parts for p in part.prompts], torch.cat(group), texts=texts, **tensors)
+
+
+class JoinedPolicy:
+    """The policy, for rollouts made by `joined`."""
+
+    def __init__(self, policy: Policy):
+        self._policy = policy
+
+    @property
+    def whole_rows(self) -> bool:
+        """See `contracts.Policy`."""
+        return self._policy.whole_rows
+
+    def rollout(self, prompts: Sequence[Prompt], *, group_size: int, plan: Any, seed: int, first: int = 0) -> Rollout:
+        """One draw, as the policy's own: not yet a joined one."""
+        return self._policy.rollout(prompts, group_size=group_size, plan=plan, seed=seed, first=first)
+
+    def replay(self, rollout: Rollout, rows: Tensor, visit: Callable[[Score], None], *, exact_kl: bool = False) -> None:
+        """See `contracts.Policy`."""
+        for piece, wanted in _met(rollout, rows):
+            place = torch.full((len(piece.rollout.behave),), -1)
+            place[piece.rows] = torch.arange(len(piece.rows)) + piece.start
+
+            def hand_over(score: Score, place: Tensor = place) -> None:
+                visit(Score(place[score.rows], score.columns, score.logp, score.kl))
+
+            self._policy.replay(piece.rollout, wanted, hand_over, exact_kl=exact_kl)
+
+    def reference(self, rollout: Rollout, rows: Tensor) -> None:
+        """See `contracts.Policy`."""
+        if rollout.reference is None:
+            rollout.reference = torch.zeros_like(rollout.behave)
+        for piece, wanted in _met(rollout, rows):
+            self._policy.reference(piece.rollout, wanted)
+            found = piece.rollout.reference
+            if found is not None:
+                at = slice(piece.start, piece.start + len(piece.rows))
+                rollout.reference[at, : found.shape[1]] = found[piece.rows]
+
+    def trainable(self) -> Iterator[nn.Parameter]:
+        """The parameters that learn."""
+        return self._policy.trainable()
+
+
+def _met(rollout: Rollout, rows: Tensor) -> Iterator[tuple[Piece, Tensor]]:
+    """Each piece that some of the rows belong to, and these rows as its rollout counts them."""
+    for piece in rollout.replay:
+        local = rows - piece.start
+        local = local[(local >= 0) & (local < len(piece.rows))]
+        if len(local):
+            yield piece, piece.rows[local]
