@@ -119,7 +119,7 @@ def _texts(samples: Samples) -> dict[str, float]:
     }
     if samples.truncated is not None:
         found["samples/truncated"] = float(samples.truncated.double().mean())
-    shares = [len({texts[i] for i in at.tolist()}) / len(at) for at in _groups(samples.group, torch.device("cpu"))]
+    shares = [len({texts[i] for i in at.tolist()}) / len(at) for at in _groups(samples.group)]
     return found | ({"samples/distinct": sum(shares) / len(shares)} if shares else {})
 
 

@@ -105,7 +105,16 @@ class LanguagePolicy:
         group = torch.arange(len(prompts)).repeat_interleave(group_size)
         mask = (torch.arange(width) < length[:, None]) & (plan.temperature > 0)
         return Rollout(
-            Samples([prompts[i] for i in owners], group, texts=self._texts(tokens, length)), logp, mask, tape
+            Samples(
+                [prompts[i] for i in owners],
+                group,
+                texts=self._texts(tokens, length),
+                lengths=length,
+                truncated=~self._ended(tokens, length),
+            ),
+            logp,
+            mask,
+            tape,
         )
 
     def replay(self, rollout: Rollout, rows: Tensor, visit: Callable[[Score], None], *, exact_kl: bool = False) -> None:
@@ -194,6 +203,11 @@ class LanguagePolicy:
                 f"the model's {limit} positions; lower it or shorten the prompt"
             )
         return ids
+
+    def _ended(self, tokens: Tensor, length: Tensor) -> Tensor:
+        """Which completions end with a token that ends them, bool [R]."""
+        last = tokens.gather(1, length[:, None] - 1)[:, 0]
+        return torch.isin(last, torch.tensor(self.stop, dtype=torch.int64))
 
     def _texts(self, tokens: Tensor, length: Tensor) -> list[str]:
         """Completions as text, without special tokens and without the token that ended them."""

@@ -147,7 +147,7 @@ def test_plans_and_costs():
         0,
     )
     k3 = arithmetic(load("tiny_lm_grpo", ["train.epochs=2", "objective.kl=0.1", "objective.kl_kind=k3"]))
-    exact = arithmetic(load("tiny_lm_grpo", ["train.epochs=2", "objective.kl=0.1"]))
+    exact = arithmetic(load("tiny_lm_grpo", ["train.epochs=2", "objective.kl=0.1", "objective.kl_kind=exact"]))
     assert (k3.reference_forwards, exact.reference_forwards) == (192 * 40, 3 * 192 * 40)
     text = describe(recipe, num_train=2100, num_heldout=256)
     for words in ("at most 40 new tokens, temperature 1, top 9, nucleus 0.9", "token-forwards", "greedy"):

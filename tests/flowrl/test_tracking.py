@@ -131,6 +131,7 @@ def test_a_tracker_is_told_what_the_run_writes(told: list, tmp_path: Path):
 
 def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(told: list, tmp_path: Path):
     folder = RunFolder(tmp_path / "run")
+    folder.rewind({}, 0, [])
     folder.tracking = tracking.start(recipe("track.with=[diary.Torn, diary.Diary]"), folder.path)
     with pytest.warns(UserWarning, match="diary.Torn.*OSError: the page is gone"):
         folder.log(1, {"loss": 0.5, "kl": float("nan")})
