@@ -108,6 +108,7 @@ def test_preset_lies_below_the_recipes_own_values(preset, tmp_path):
     for section, values in DENOISING[preset].items():
         own = getattr(recipe, section).model_dump()
         assert {k: own[k] for k in values} == values
+    assert build(yaml.safe_load(dump(recipe)), name="plain") == recipe
     assert 1e-5 <= recipe.objective.clip_range[0] <= recipe.objective.clip_range[1] <= 1e-3
     more = ["advantage.eps=0.5", "objective.level=seq_token", "objective.clip=3e-4"]
     own = load(str(without_clip), [f"objective.preset={preset}", *more])
