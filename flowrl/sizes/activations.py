@@ -54,8 +54,9 @@ def kept(module: nn.Module, calls: Sequence[dict[str, Any]]) -> Kept:
     del outputs
     inside = {where for block in blocks.own for where in block}
     outside = {where: size for where, size in saved.storages.items() if where not in inside}
-    largest = max((sum(block.values()) for block in blocks.own), default=0)
-    return Kept(saved.bytes, sum((outside | blocks.inputs).values()) + largest, largest)
+    between = outside | blocks.inputs
+    recomputing = max((sum((between | block).values()) for block in blocks.own), default=saved.bytes)
+    return Kept(saved.bytes, recomputing, max((sum(block.values()) for block in blocks.own), default=saved.bytes))
 
 
 class _Blocks:

@@ -25,13 +25,15 @@ class Step:
 @dataclass(frozen=True)
 class Setting:
     """What shapes depend on. pipeline: the recipe's arguments of the call; configs: by component, with defaults;
-    tokens: of the longest prompt and of the negative one, where texts are not padded to a fixed length."""
+    tokens: of the longest prompt and of the negative one, where texts are not padded to a fixed length; padded: the
+    length that the first tokenizer pads to."""
 
     rows: int
     pipeline: Config
     configs: dict[str, Config]
     tokens: tuple[int, int]
     dtype: torch.dtype
+    padded: int = 77
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """A tensor of no memory."""
@@ -66,8 +68,7 @@ def sd3(setting: Setting, config: Config) -> Step:
     """StableDiffusion3Pipeline: latents [channels, h, w], CLIP's tokens and T5's in one sequence."""
     scale = 2 ** (len(setting.configs["vae"]["block_out_channels"]) - 1)
     height, width = (setting.asked(side, config["sample_size"] * scale) // scale for side in ("height", "width"))
-    clip = setting.configs.get("text_encoder", {}).get("max_position_embeddings", 77)
-    text = clip + setting.asked("max_sequence_length", 256)
+    text = setting.padded + setting.asked("max_sequence_length", 256)
     rows = setting.rows * (2 if setting.asked("guidance_scale", 7.0) > 1 else 1)
     latent = (config["in_channels"], height, width)
     arguments = {

@@ -1,6 +1,7 @@
 """How much memory a recipe takes on its device, phase by phase, from configs alone."""
 
 import inspect
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -108,7 +109,7 @@ def _steps(
     count = _counter(recipe.model)
     longest = sorted((p.text for p in prompts), key=len)[-32:]
     tokens = max(map(count, longest), default=1), count(negative if isinstance(negative, str) else negative[0])
-    setting = Setting(_micro(recipe), recipe.pipeline, configs, tokens, dtype)
+    setting = Setting(_micro(recipe), recipe.pipeline, configs, tokens, dtype, _padded(recipe.model))
     return {name: builder(setting, configs[name]) for name in trained}
 
 
@@ -116,6 +117,12 @@ def _with_defaults(part: Component) -> dict[str, Any]:
     """A config with the values that its class gives to what it leaves out."""
     parameters = inspect.signature(part.kind.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty} | part.config
+
+
+def _padded(model: str) -> int:
+    """The length that the model's first tokenizer pads to: CLIP's 77 where its folder is not there."""
+    config = names.MODELS.get(model, Path(model).expanduser()) / "tokenizer" / "tokenizer_config.json"
+    return json.loads(config.read_text(encoding="utf-8"))["model_max_length"] if config.is_file() else 77
 
 
 def _counter(model: str) -> Callable[[str], int]:

@@ -61,7 +61,10 @@ TINY = {
     "sd3, guided": ("sd3", [f"pipeline={{{SIZE}, guidance_scale: 4.5}}"]),
     "sd3": ("sd3", [f"pipeline={{{SIZE}, guidance_scale: 1.0}}"]),
     "qwen": ("qwen_image", [f"pipeline={{{SIZE}}}"]),
-    "qwen, guided": ("qwen_image", [f"pipeline={{{SIZE}, true_cfg_scale: 3.0, negative_prompt: dull}}"]),
+    "qwen, guided": (
+        "qwen_image",
+        [f"pipeline={{{SIZE}, true_cfg_scale: 3.0, negative_prompt: a dull red circle without colour}}"],
+    ),
     "wan": ("wan_unipc", ["pipeline={height: 16, width: 16, num_frames: 5, guidance_scale: 1.0}"]),
     "wan, guided": ("wan_unipc", ["pipeline={height: 16, width: 16, num_frames: 5}"]),
     "wan, half": ("wan_unipc", ["pipeline={height: 16, width: 16, num_frames: 5}", "dtype.model=bfloat16"]),
@@ -118,7 +121,7 @@ def test_the_estimate_is_what_a_real_step_takes(name: str, folders: dict[str, st
     assert rollout.weights == sum(p.numel() * p.element_size() for m in modules.values() for p in m.parameters())
 
     measured = bench.replay.bytes_per_row * len(bench.rollout.behave)
-    assert training.activations == pytest.approx(measured, rel=0.25)
+    assert training.activations == pytest.approx(measured, rel=0.1)
 
     tape = bench.rollout.replay
     states = [x for part in (tape.enter, tape.drawn) for streams in part.values() for x in streams.values()]
@@ -189,7 +192,7 @@ def test_recomputing_keeps_block_inputs_and_one_block():
         held.append(module(**given, return_dict=False)[0].sum())
     kept_outside = outside.storages | inputs
     measured = max(sum((kept_outside | block).values()) for block in again)
-    assert found.recomputing == pytest.approx(measured, rel=0.1)
+    assert found.recomputing == pytest.approx(measured, rel=0.02)
     assert found.recomputing < 0.7 * found.whole
 
 
