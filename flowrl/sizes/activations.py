@@ -51,12 +51,14 @@ def kept(module: nn.Module, calls: Sequence[dict[str, Any]]) -> Kept:
     apart = [*module.parameters(), *module.buffers()]
     with counted(apart) as saved, _blocks(module, saved) as blocks, Fused(), torch.enable_grad():
         outputs = [module(**arguments, return_dict=False) for arguments in calls]
+    storages = saved.storages
     del outputs
     inside = {where for block in blocks.own for where in block}
-    outside = {where: size for where, size in saved.storages.items() if where not in inside}
+    outside = {where: size for where, size in storages.items() if where not in inside}
     between = outside | blocks.inputs
-    recomputing = max((sum((between | block).values()) for block in blocks.own), default=saved.bytes)
-    return Kept(saved.bytes, recomputing, max((sum(block.values()) for block in blocks.own), default=saved.bytes))
+    whole = sum(storages.values())
+    recomputing = max((sum((between | block).values()) for block in blocks.own), default=whole)
+    return Kept(whole, recomputing, max((sum(block.values()) for block in blocks.own), default=whole))
 
 
 class _Blocks:
