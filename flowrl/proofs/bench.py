@@ -206,7 +206,6 @@ class Bench:
                     gap = float((score.logp[:, i].detach() - behave[:, i]).abs().max())
                     found.gap[steps[column]] = max(found.gap.get(steps[column], 0.0), gap)
                 found.bytes_per_row = max(found.bytes_per_row, saved.bytes / len(score.rows))
-                saved.clear()
                 if score.logp.requires_grad:
                     found.connected = True
                     sign = (1.0 - 2.0 * (score.rows % 2)).to(score.logp.device)[:, None]

@@ -1,6 +1,6 @@
 """What a training forward keeps for its backward pass, found by running it on the meta device and counting."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -46,16 +46,19 @@ class _Attention(torch.autograd.Function):
         return out
 
 
-def kept(module: nn.Module, arguments: dict[str, Any], *, times: int = 1) -> Kept:
-    """What `times` such calls keep for one backward pass. Nothing is computed: module and arguments are on meta."""
+def kept(module: nn.Module, calls: Sequence[dict[str, Any]]) -> Kept:
+    """What calls with these arguments keep for one backward pass. Nothing is computed: all of it is on meta."""
     apart = [*module.parameters(), *module.buffers()]
     with counted(apart) as saved, _blocks(module, saved) as blocks, Fused(), torch.enable_grad():
-        output = module(**arguments, return_dict=False)
-    del output
+        outputs = [module(**arguments, return_dict=False) for arguments in calls]
+    storages = saved.storages
+    del outputs
     inside = {where for block in blocks.own for where in block}
-    outside = {where: size for where, size in saved.storages.items() if where not in inside}
-    largest = max((sum(block.values()) for block in blocks.own), default=0)
-    return Kept(times * saved.bytes, times * sum((outside | blocks.inputs).values()) + largest, largest)
+    outside = {where: size for where, size in storages.items() if where not in inside}
+    between = outside | blocks.inputs
+    whole = sum(storages.values())
+    recomputing = max((sum((between | block).values()) for block in blocks.own), default=whole)
+    return Kept(whole, recomputing, max((sum(block.values()) for block in blocks.own), default=whole))
 
 
 class _Blocks:

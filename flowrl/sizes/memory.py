@@ -1,6 +1,7 @@
 """How much memory a recipe takes on its device, phase by phase, from configs alone."""
 
 import inspect
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import QwenImagePipeline
 from transformers import AutoTokenizer
 
 from flowrl import names
@@ -19,7 +21,7 @@ from flowrl.recipe.checks import pipeline_class
 from flowrl.recipe.schema import Recipe
 from flowrl.sizes.activations import Kept, kept
 from flowrl.sizes.components import Component, bytes_of, components, number_of
-from flowrl.sizes.inputs import BUILDERS, Call, Setting
+from flowrl.sizes.inputs import BUILDERS, Setting, Step
 from flowrl.sizes.known import PIPELINES
 
 WORDS = 1.5  # tokens a word of a prompt, where no tokenizer is at hand
@@ -79,31 +81,35 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
     added = sum(bytes_of(m) - frozen[n] for n, m in trained.items())
     state = sum(p.numel() * p.element_size() for p in learning)
     pipeline = pipeline_class(recipe.model) or PIPELINES[recipe.model]
-    calls = _calls(recipe, known, trained, prompts, dtype, BUILDERS[pipeline]) if pipeline in BUILDERS else {}
-    latent = next(iter(calls.values())).latent if calls else None
-    phases = _phases(recipe, frozen, list(trained), added, state, latent, _kept(trained, calls, recipe))
+    steps = _steps(recipe, known, trained, prompts, dtype, BUILDERS[pipeline]) if pipeline in BUILDERS else {}
+    latent = next(iter(steps.values())).latent if steps else None
+    phases = _phases(recipe, frozen, list(trained), added, state, latent, _kept(trained, steps, recipe))
     return Sizes(parameters, sum(p.numel() for p in learning), added, phases, latent, pipeline)
 
 
-def _kept(trained: dict[str, Any], calls: dict[str, Call], recipe: Recipe) -> tuple[int, int] | None:
+def _kept(trained: dict[str, Any], steps: dict[str, Step], recipe: Recipe) -> tuple[int, int] | None:
     """(bytes of training, of a rollout's forward) of one call's rows, of the denoiser that takes most."""
-    if not calls:
+    if not steps:
         return None
-    found: list[Kept] = [kept(trained[n], call.arguments, times=call.times) for n, call in calls.items()]
+    found: list[Kept] = [kept(trained[name], step.calls) for name, step in steps.items()]
     whole = max(k.recomputing if recipe.train.gradient_checkpointing else k.whole for k in found)
     return whole, max(k.block for k in found)
 
 
-def _calls(
+def _steps(
     recipe: Recipe,
     known: dict[str, Component],
     trained: dict[str, Any],
     prompts: Sequence[Prompt],
     dtype: torch.dtype,
-    builder: Callable[[Setting, dict[str, Any]], Call],
-) -> dict[str, Call]:
+    builder: Callable[[Setting, dict[str, Any]], Step],
+) -> dict[str, Step]:
     configs = {name: _with_defaults(part) for name, part in known.items()}
-    setting = Setting(_micro(recipe), recipe.pipeline, configs, _words(recipe.model, prompts), dtype)
+    negative = recipe.pipeline.get("negative_prompt") or ""
+    count = _counter(recipe.model)
+    longest = sorted((p.text for p in prompts), key=len)[-32:]
+    tokens = max(map(count, longest), default=1), count(negative if isinstance(negative, str) else negative[0])
+    setting = Setting(_micro(recipe), recipe.pipeline, configs, tokens, dtype, _padded(recipe.model))
     return {name: builder(setting, configs[name]) for name in trained}
 
 
@@ -113,15 +119,27 @@ def _with_defaults(part: Component) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty} | part.config
 
 
-def _words(model: str, prompts: Sequence[Prompt]) -> int:
-    """Tokens of the longest prompt: by the model's own tokenizer where its folder is there, otherwise by its words."""
-    texts = [p.text for p in prompts] or [""]
+def _padded(model: str) -> int:
+    """The length that the model's first tokenizer pads to: CLIP's 77 where its folder is not there."""
+    config = names.MODELS.get(model, Path(model).expanduser()) / "tokenizer" / "tokenizer_config.json"
+    return json.loads(config.read_text(encoding="utf-8"))["model_max_length"] if config.is_file() else 77
+
+
+def _counter(model: str) -> Callable[[str], int]:
+    """Counts the tokens of a text: by the model's own tokenizer where its folder is there, otherwise by its words.
+
+    Qwen-Image's texts stand in a template whose first tokens are dropped again.
+    """
     folder = names.MODELS.get(model, Path(model).expanduser()) / "tokenizer"
-    if folder.is_dir():
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        longest = sorted(texts, key=len)[-32:]
-        return max(len(tokenizer.tokenize(text)) for text in longest)
-    return max(1, round(WORDS * max(len(text.split()) for text in texts)))
+    if not folder.is_dir():
+        return lambda text: max(1, round(WORDS * len(text.split())))
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    bare = dict.fromkeys(("scheduler", "vae", "text_encoder", "transformer"))
+    if pipeline_class(model) == "QwenImagePipeline":
+        pipe = QwenImagePipeline(**bare, tokenizer=tokenizer)  # pyright: ignore[reportArgumentType]
+        template, dropped = pipe.prompt_template_encode, pipe.prompt_template_encode_start_idx
+        return lambda text: max(1, len(tokenizer.tokenize(template.format(text))) - dropped)
+    return lambda text: max(1, len(tokenizer.tokenize(text)))
 
 
 def _micro(recipe: Recipe) -> int:

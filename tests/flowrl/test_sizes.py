@@ -61,7 +61,10 @@ TINY = {
     "sd3, guided": ("sd3", [f"pipeline={{{SIZE}, guidance_scale: 4.5}}"]),
     "sd3": ("sd3", [f"pipeline={{{SIZE}, guidance_scale: 1.0}}"]),
     "qwen": ("qwen_image", [f"pipeline={{{SIZE}}}"]),
-    "qwen, guided": ("qwen_image", [f"pipeline={{{SIZE}, true_cfg_scale: 3.0, negative_prompt: a dull small circle}}"]),
+    "qwen, guided": (
+        "qwen_image",
+        [f"pipeline={{{SIZE}, true_cfg_scale: 3.0, negative_prompt: a dull red circle without colour}}"],
+    ),
     "wan": ("wan_unipc", ["pipeline={height: 16, width: 16, num_frames: 5, guidance_scale: 1.0}"]),
     "wan, guided": ("wan_unipc", ["pipeline={height: 16, width: 16, num_frames: 5}"]),
     "wan, half": ("wan_unipc", ["pipeline={height: 16, width: 16, num_frames: 5}", "dtype.model=bfloat16"]),
@@ -118,7 +121,7 @@ def test_the_estimate_is_what_a_real_step_takes(name: str, folders: dict[str, st
     assert rollout.weights == sum(p.numel() * p.element_size() for m in modules.values() for p in m.parameters())
 
     measured = bench.replay.bytes_per_row * len(bench.rollout.behave)
-    assert training.activations == pytest.approx(measured, rel=0.25)
+    assert training.activations == pytest.approx(measured, rel=0.1)
 
     tape = bench.rollout.replay
     states = [x for part in (tape.enter, tape.drawn) for streams in part.values() for x in streams.values()]
@@ -161,14 +164,14 @@ def test_recomputing_keeps_block_inputs_and_one_block():
     part = (components("shapes-flux") or {})["transformer"]
     module = part.kind.from_config(part.config)  # pyright: ignore[reportAttributeAccessIssue]
     vae = {"vae": {"block_out_channels": [1, 1, 1]}}
-    setting = Setting(3, {"height": 32, "width": 32, "max_sequence_length": 16}, vae, 8, torch.float32)
-    call = flux(setting, dict(module.config))
-    given = {n: torch.randn(v.shape) if isinstance(v, torch.Tensor) else v for n, v in call.arguments.items()}
-    found = kept(part.built(torch.float32).requires_grad_(True), call.arguments)
+    setting = Setting(3, {"height": 32, "width": 32, "max_sequence_length": 16}, vae, (8, 1), torch.float32)
+    step = flux(setting, dict(module.config))
+    given = {n: torch.randn(v.shape) if isinstance(v, torch.Tensor) else v for n, v in step.calls[0].items()}
+    found = kept(part.built(torch.float32).requires_grad_(True), step.calls)
 
     with counted([*module.parameters(), *module.buffers()]) as whole:
-        module(**given, return_dict=False)[0].sum()
-    assert found.whole == whole.bytes
+        output = module(**given, return_dict=False)[0].sum()
+    assert found.whole == whole.bytes and output.requires_grad
 
     inputs: dict[int, int] = {}
     again: list[dict[int, int]] = []
@@ -189,7 +192,7 @@ def test_recomputing_keeps_block_inputs_and_one_block():
         held.append(module(**given, return_dict=False)[0].sum())
     kept_outside = outside.storages | inputs
     measured = max(sum((kept_outside | block).values()) for block in again)
-    assert found.recomputing == pytest.approx(measured, rel=0.1)
+    assert found.recomputing == pytest.approx(measured, rel=0.02)
     assert found.recomputing < 0.7 * found.whole
 
 
@@ -220,13 +223,14 @@ def test_storages_are_counted_once_and_parameters_never():
     x = torch.randn(8, 4, requires_grad=True)
     with counted([weight]) as saved:
         y = x @ weight
-        _ = y.exp() + y.sin()
+        total = y.exp() + y.sin()
     assert saved.bytes == 3 * x.numel() * 4  # x, y (once), exp's result
+    del total
+    assert saved.bytes == 2 * x.numel() * 4  # exp's result went with the graph that held it; y is ours still
     again = Saved()
     again.note(x[:2])
+    again.note(x[2:])
     assert again.bytes == x.numel() * 4
-    again.clear()
-    assert again.bytes == 0
 
 
 def test_the_text_says_what_is_not_known(tmp_path: Path):
