@@ -13,9 +13,10 @@ from pathlib import Path
 from flowrl.build import set_up
 from flowrl.estimate import Duration, duration
 from flowrl.names import UserError
-from flowrl.proofs import learning, sampling, surroundings
+from flowrl.proofs import learning, sampling, surroundings, tokens
 from flowrl.proofs.bench import Bench
 from flowrl.proofs.proof import Failed, Finding, Proof
+from flowrl.proofs.tokens import TokenBench
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.schema import Recipe
 
@@ -38,6 +39,7 @@ MEMORY = Proof("memory suffices", surroundings.memory, (MODEL.title,))
 UPDATE = Proof("one update changes the samples", learning.update, (GRADIENT.title,))
 WAY_BACK = Proof("without adapters it draws as before", learning.way_back, (UPDATE.title,), applies=_has_lora)
 
+BENCHES: dict[str, type[Bench]] = {"pipeline": Bench, "language": TokenBench}
 # kind of policy -> its proofs, in order; a step that moves the weights comes after all that looks at them
 PROOFS: dict[str, tuple[Proof, ...]] = {
     "pipeline": (
@@ -55,11 +57,26 @@ PROOFS: dict[str, tuple[Proof, ...]] = {
         UPDATE,
         WAY_BACK,
     ),
+    "language": (
+        PROMPTS,
+        FOLDER,
+        REWARDS,
+        MODEL,
+        DISK,
+        Proof("greedy decoding is the model's own", tokens.untouched, (MODEL.title,)),
+        Proof("ratio is 1 at every token", tokens.ratio, (MODEL.title,)),
+        GRADIENT,
+        Proof("completions end", tokens.completions, (MODEL.title,)),
+        SCORES,
+        Proof("memory suffices", tokens.memory, (MODEL.title,)),
+        UPDATE,
+        WAY_BACK,
+    ),
 }
 
 
 def check(
-    recipe: Recipe, *, rows: int = 32, begin: Callable[[str], None] = lambda title: None, kind: str = "pipeline"
+    recipe: Recipe, *, rows: int = 32, begin: Callable[[str], None] = lambda title: None
 ) -> Iterator[Finding | Duration]:
     """A finding for each proof as it is made, and at the end how long the recipe takes here, where that was measured.
 
@@ -67,7 +84,8 @@ def check(
     RecipeError where the model shows that the recipe does not fit it.
     """
     set_up(recipe)
-    bench = Bench(recipe, rows=rows)
+    kind = "pipeline" if recipe.generation is None else "language"
+    bench = BENCHES[kind](recipe, rows=rows)
     failed: set[str] = set()
     for proof in PROOFS[kind]:
         if not proof.applies(bench):

@@ -39,15 +39,18 @@ class Duration:
 def duration(recipe: Recipe, pace: Pace, num_heldout: int) -> Duration:
     """The seconds of a run at this pace: iterations, with the divergence's forwards where it is paid, and evaluations.
 
-    Windows that move are counted as they move. Loading, decoding and saving are not in it.
+    Windows that move are counted as they move, and completions as if each took all its tokens. Loading, decoding and
+    saving are not in it.
     """
     iterations = recipe.train.iterations
     shown = [arithmetic(recipe, i) for i in range(min(iterations, 1000))]
     share = iterations / len(shown)
     rollout = sum(a.rollout_forwards for a in shown) * share * pace.forward
     training = sum(a.train_forwards for a in shown) * share * pace.training
-    training += sum(a.reference_forwards for a in shown) * share * pace.forward
-    each = num_heldout * (eval_plan(recipe).num_steps * pace.forward + pace.scoring)
+    training += sum(a.reference_forwards + a.whole_row_forwards for a in shown) * share * pace.forward
+    plan = eval_plan(recipe)
+    forwards = plan.num_steps if recipe.generation is None else plan.max_new_tokens
+    each = num_heldout * (forwards * pace.forward + pace.scoring)
     rows = recipe.train.prompts * recipe.train.group
     return Duration(rollout, iterations * rows * pace.scoring, training, evaluations(recipe) * each)
 

@@ -18,7 +18,7 @@ from flowrl.contracts import Prompt
 from flowrl.loading import device_of, load_language
 from flowrl.planning import eval_plan
 from flowrl.policies.chat import Encoder
-from flowrl.policies.language import LanguagePolicy
+from flowrl.policies.language import LanguagePolicy, stop_ids
 from flowrl.recipe.schema import Recipe
 
 
@@ -48,17 +48,21 @@ def draw(policy: LanguagePolicy, recipe: Recipe, prompts: Sequence[Prompt]) -> l
     return found
 
 
-@torch.no_grad()
 def redraw(recipe: Recipe, folder: Path, kind: str, prompts: Sequence[Prompt]) -> list[Tensor]:
-    """What the plain model with the exported weights completes, by transformers' own `generate`; see `draw`."""
+    """What the plain model with the exported weights completes; see `draw`."""
+    return completed(recipe, *load(recipe, folder, kind), prompts)
+
+
+@torch.no_grad()
+def completed(recipe: Recipe, network: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> list[Tensor]:
+    """Greedy completions by transformers' own `generate`, as `draw` gives those of a policy."""
     section = recipe.generation
     assert section is not None
-    network, tokenizer = load(recipe, folder, kind)
     network.to(device_of(recipe.device))
     encode = Encoder(tokenizer, template=section.chat_template, system=section.system)
     found = []
     for prompt in prompts:
-        ids = torch.tensor([encode(prompt.text)], device=network.device)
+        ids = torch.tensor([encode(prompt.text, stop_ids(network, tokenizer))], device=network.device)
         output = network.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

@@ -49,6 +49,8 @@ class Replay:
 class Bench:
     """See the module's docstring. rows: about how many samples the proofs draw."""
 
+    unit = "pixel"  # what `drawn_quietly` is made of
+
     def __init__(self, recipe: Recipe, *, rows: int = 32):
         self.recipe, self.rows = recipe, rows
         self.device = device_of(recipe.device)
@@ -72,6 +74,7 @@ class Bench:
     def policy(self) -> PipelinePolicy:
         """The recipe's policy, probed."""
         policy = build_policy(self.recipe)
+        assert isinstance(policy, PipelinePolicy)  # a language model has a bench of its own
         policy.max_rows = self.rows_at_once
         policy.prepare(self.drawn[0], self.plans[0])
         return policy
@@ -214,7 +217,7 @@ class Bench:
             for part in parts(num_prompts, group, self.rows_at_once):
                 self.policy.replay(rollout, part, visit)
         self.policy.tick = None
-        found.seconds += time.perf_counter() - start[0]
+        found.seconds += self._since(start)
 
     # ------------------------------------------------------------------ costs
 
@@ -233,6 +236,9 @@ class Bench:
         training = self.replay.seconds / max(self.replay.forwards, 1)
         scoring = self.scoring_seconds / len(self.rollout.behave)
         return Pace(min(self.seconds_per_forward), training, scoring)
+
+    def _since(self, start: list[float]) -> float:
+        return time.perf_counter() - start[0]
 
     def _watched(self, phase: str) -> "_Watched":
         return _Watched(self, phase)

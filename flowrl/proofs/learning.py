@@ -91,7 +91,7 @@ def update(bench: Bench) -> str:
     gap = float((bench.drawn_quietly() - before).abs().max())
     if not gap > 0:
         raise Failed(
-            "no pixel changes",
+            f"no {bench.unit} changes",
             f"train.lr={train.lr:g} is lost in the rounding of dtype.model={bench.recipe.dtype.model}, or what is "
             "trained is not what is sampled from",
             "raise train.lr, or set dtype.model=float32",
@@ -101,12 +101,12 @@ def update(bench: Bench) -> str:
     reached = sum(p.grad is not None and bool(p.grad.any()) for p in inner)
     if inner and not reached:
         raise Failed(
-            f"a pixel changes by {gap:.2g}, but no inner LoRA factor gets gradient although the outer ones moved",
+            f"a {bench.unit} changes by {gap:.2g}, but no inner LoRA factor gets gradient though the outer ones moved",
             "the inner factors are cut off the graph",
             "lora.init=default",
         )
     more = f"; then {reached} of {len(inner)} inner factors get gradient" if inner else ""
-    return f"a pixel changes by up to {gap:.2g}{more}"
+    return f"a {bench.unit} changes by up to {gap:.2g}{more}"
 
 
 def way_back(bench: Bench) -> str:

@@ -18,7 +18,6 @@ from flowrl.scoring import RewardError
 from flowrl.sizes.memory import sizes
 from flowrl.sizes.units import size_text
 
-CHECKPOINTS = 3  # kept at once, where the recipe does not say
 CHECKPOINT_BYTES = 16  # of a trainable parameter: weight, two moments, average
 
 
@@ -58,7 +57,7 @@ def disk(bench: Bench) -> str:
     wanted = Path(bench.recipe.output or "runs/run").absolute()
     there = next(p for p in (wanted, *wanted.parents) if p.is_dir())
     number = sum(p.numel() for p in bench.policy.trainable())
-    keep = getattr(getattr(bench.recipe, "checkpoint", None), "keep", None) or CHECKPOINTS
+    keep = bench.recipe.checkpoint.keep + 1  # and the best
     needed = number * CHECKPOINT_BYTES * (keep + 1)  # one more is written aside before the oldest goes
     free = shutil.disk_usage(there).free
     said = f"{size_text(needed)} for {keep} checkpoints, {size_text(free)} free"
@@ -170,7 +169,7 @@ def parts_of(bench: Bench) -> Iterator[str]:
     policy = bench.policy
     number = sum(p.numel() for p in policy.trainable())
     total = sum(p.numel() for m in policy.modules.values() for p in m.parameters())
-    yield type(policy.source).__name__
+    yield type(getattr(policy.source, "model", policy.source)).__name__
     yield f"{number:,} of {total:,} parameters learn"
     yield f"on {bench.device}"
 

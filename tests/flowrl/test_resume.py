@@ -14,6 +14,8 @@ import pytest
 import torch
 from resume_support import (
     QUICK,
+    QUICK_TEXT,
+    SHORT,
     after,
     assert_same_run,
     ended,
@@ -218,11 +220,19 @@ def test_the_weights_of_a_checkpoint(whole: Path):
         resuming.restore_weights(got, whole, "77")
 
 
+def test_a_language_run_goes_on_too(tmp_path: Path):
+    keep = [*QUICK_TEXT, "checkpoint.keep=9"]
+    train("tiny_lm_grpo", keep, tmp_path / "whole")
+    folder = cut_back(tmp_path / "whole", tmp_path / "run", 3)
+    train("tiny_lm_grpo", keep, folder, resume=True)
+    assert_same_run(folder, tmp_path / "whole")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["quickstart"])
+@pytest.mark.parametrize("recipe", sorted(SHORT))
 def test_twenty_kills_of_twenty(recipe: str, tmp_path: Path):
     """The command line itself, killed at random moments, up to three times a run."""
-    command = [sys.executable, "-m", "flowrl.cli", "run", recipe, *KEEP, "threads=1"]
+    command = [sys.executable, "-m", "flowrl.cli", "run", recipe, *SHORT[recipe], "checkpoint.keep=9", "threads=1"]
     whole = tmp_path / "whole"
     done = subprocess.run([*command, f"output={whole}"], capture_output=True, text=True, check=True)
     assert re.search(r"before and after 5 iterations", done.stdout)
