@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import nn
 
@@ -177,4 +178,5 @@ def set_up(recipe: Recipe) -> None:
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
+    numpy.random.seed(recipe.seed)
     random.seed(recipe.seed)

@@ -1,11 +1,11 @@
 """Runs that are killed and gone on with, and the comparison with one that was not."""
 
 import json
+import multiprocessing
 import os
 import random
-import signal
+import resource
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,17 @@ from safetensors.torch import load_file
 
 from flowrl import state
 from flowrl.console import Console
+from flowrl.names import UserError
 from flowrl.recipe.load import load
 from flowrl.run import run
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["resume_support"])  # imports torch once, for all processes that come of it
 
 QUICK = ["train.prompts=2", "train.group=4", "train.updates=2", "train.iterations=5", "eval.every=2", "eval.prompts=6"]
 QUICK += ["eval.batch=6", "eval.grid=2", "eval.steps=3", "checkpoint.every=1", "sampler.steps=4", "train.micro_batch=4"]
 # never ties, so that every update moves the weights; draws from the global generators as a user's reward may
 QUICK += ["rewards.shapes={use: resume_support.noisy_size}"]
-
 
 QUICK_TEXT = ["train.prompts=2", "train.group=4", "train.iterations=5", "eval.every=2", "eval.prompts=6", "eval.grid=2"]
 QUICK_TEXT += ["checkpoint.every=1", "generation.max_new_tokens=16", "train.micro_batch=4", "train.ema=0.5"]
@@ -36,40 +39,50 @@ def noisy_size(samples: Any) -> torch.Tensor:
     return samples.images.flatten(1).mean(1) + 0.1 * noise
 
 
-def train(recipe: str, overrides: list[str], folder: Path, *, resume: bool = False) -> None:
+def train(recipe: str, overrides: list[str], folder: Path, resume: bool = False) -> None:
     console = Console(RichConsole(quiet=True))
     run(load(recipe, [*overrides, f"output={folder}"]), console, resume=folder if resume else None)
 
 
-def forked(work: Callable[[], None]) -> int:
-    """The process id of a child that does the work and ends: 0 for done, 1 for an exception."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    return child
+def begun(work: Callable[..., None], *args: Any) -> Any:
+    """A process that does the work. It is forked off a clean server: this process's thread pools do not survive one."""
+    process = SERVER.Process(target=_alone, args=(work, *args))
+    process.start()
+    return process
 
 
-def ended(child: int) -> int:
-    """Its exit code, negative for a signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def ended(process: Any) -> int:
+    """Its exit code: 0 for done, 1 for an exception, negative for a signal."""
+    process.join()
+    return process.exitcode
 
 
-def killed(
-    work: Callable[[], None], when: Callable[[], bool], *, number: int = signal.SIGKILL, limit: float = 60
-) -> int:
+def killed(when: Callable[[], bool], number: int, work: Callable[..., None], *args: Any) -> int:
     """Starts the work and sends the signal as soon as `when` says so; the exit code."""
-    child, start = forked(work), time.monotonic()
-    while time.monotonic() - start < limit and not when():
-        if os.waitpid(child, os.WNOHANG)[0]:
-            return 0
-        time.sleep(0.0005)
-    os.kill(child, number)
-    return ended(child)
+    process, start = begun(work, *args), time.monotonic()
+    while process.is_alive() and time.monotonic() - start < 60 and not when():
+        process.join(0.0005)
+    if process.is_alive():
+        os.kill(process.pid, number)
+    return ended(process)
+
+
+def within(limit: int, told: Path, work: Callable[..., None], *args: Any) -> None:
+    """Does the work where no file may grow beyond `limit` bytes, and writes down the one line that it ends with."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        work(*args)
+    except UserError as error:
+        told.write_text(str(error))
+
+
+def save(checkpoints: state.Checkpoints, iteration: int, values: dict[str, Any]) -> None:
+    checkpoints.save(iteration, values)
+
+
+def _alone(work: Callable[..., None], *args: Any) -> None:
+    torch.set_num_threads(1)
+    work(*args)
 
 
 def after(seconds: float) -> Callable[[], bool]:

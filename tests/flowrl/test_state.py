@@ -3,13 +3,12 @@
 import json
 import math
 import random
-import resource
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
-from resume_support import ended, forked, same
+from resume_support import begun, ended, same, save, within
 
 from flowrl import state
 from flowrl.state import Checkpoints, StateError, damage, load
@@ -90,19 +89,11 @@ def test_a_half_written_checkpoint_is_no_checkpoint(kept: Checkpoints):
     assert [c.iteration for c in kept.all()] == [2] and damage(kept.all()[0]) is None
 
 
-def test_a_full_disk_is_one_line_and_leaves_what_was_there(kept: Checkpoints, capfd: pytest.CaptureFixture):
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(kept: Checkpoints, tmp_path: Path):
     """A limit on the size of files stands in for the disk: the system refuses the write just so."""
     kept.save(1, STATE)
-
-    def overflow() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        try:
-            kept.save(2, {"big": torch.zeros(100_000)})
-        except StateError as error:
-            print(error)
-
-    assert ended(forked(overflow)) == 0
-    (line,) = capfd.readouterr().out.strip().splitlines()
+    assert ended(begun(within, 20_000, tmp_path / "told", save, kept, 2, {"big": torch.zeros(100_000)})) == 0
+    (line,) = (tmp_path / "told").read_text().splitlines()
     assert "00002 cannot be written" in line and "00001 is whole" in line and "MiB free" in line and "--resume" in line
     assert [p.name for p in kept.folder.iterdir()] == ["00001"] and same(load(kept.find("last")), STATE)
 
