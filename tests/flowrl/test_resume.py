@@ -2,11 +2,11 @@
 
 import json
 import random
-import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -222,21 +222,19 @@ def test_a_language_run_goes_on_too(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", sorted(SHORT))
 def test_twenty_kills_of_twenty(recipe: str, tmp_path: Path):
-    """The command line itself, killed at random moments, up to three times a run."""
-    command = [sys.executable, "-m", "flowrl.cli", "run", recipe, *SHORT[recipe], "checkpoint.keep=9", "threads=1"]
-    whole = tmp_path / "whole"
-    done = subprocess.run([*command, f"output={whole}"], capture_output=True, text=True, check=True)
-    assert re.search(r"before and after 5 iterations", done.stdout)
-    rng, kills = random.Random(20), 0
-    while kills < 20:
-        folder = tmp_path / f"run-{kills}"
+    """Twenty SIGKILLs at random moments, up to three in the life of a run."""
+    short, rng, kills, whole = [*SHORT[recipe], "checkpoint.keep=9"], random.Random(20), 0, tmp_path / "whole"
+    start = time.monotonic()
+    assert ended(begun(train, recipe, short, whole)) == 0
+    took = time.monotonic() - start
+    for number in range(100):
+        folder = tmp_path / f"run-{number}"
         for _ in range(rng.randint(1, 3)):
-            process = subprocess.Popen([*command, f"output={folder}", "--resume"], stdout=subprocess.DEVNULL)
-            try:
-                process.wait(rng.uniform(5, 12))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                kills += 1
-        subprocess.run([*command, f"output={folder}", "--resume"], check=True, stdout=subprocess.DEVNULL)
+            resumed = (folder / "recipe.yaml").exists()
+            code = killed(after(rng.uniform(0, took)), signal.SIGKILL, train, recipe, short, folder, resumed)
+            kills += code == -signal.SIGKILL
+        assert ended(begun(train, recipe, short, folder, (folder / "recipe.yaml").exists())) == 0
         assert_same_run(folder, whole)
+        if kills >= 20:
+            return
+    pytest.fail(f"only {kills} runs were alive to be killed")
