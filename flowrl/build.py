@@ -2,8 +2,6 @@
 
 import random
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy
 import torch
@@ -66,16 +64,16 @@ def read_inputs(recipe: Recipe) -> Inputs:
     return Inputs(train, heldout, scoring.Scorer(scoring.load(recipe.rewards)))
 
 
-def build_policy(recipe: Recipe, weights: Path | None = None) -> AnyPolicy:
-    """The recipe's model as a policy, with what it trains made trainable; `weights`: a LoRA folder to begin from."""
+def build_policy(recipe: Recipe) -> AnyPolicy:
+    """The recipe's model as a policy, with what it trains made trainable."""
     dtypes = {name: getattr(torch, getattr(recipe.dtype, name)) for name in ("model", "trajectory", "logp")}
     if recipe.generation is not None:
-        return _language_policy(recipe, recipe.generation, weights, dtypes)
+        return _language_policy(recipe, recipe.generation, dtypes)
     device = device_of(recipe.device)
     pipe = load_pipeline(recipe.model, dtypes["model"], recipe.pipeline)
     names = None if recipe.lora is None else recipe.lora.modules
     modules = adapters.denoisers(pipe, names)
-    _make_trainable(recipe, pipe, modules, weights)
+    _make_trainable(recipe, modules)
     dynamics = Dynamics(
         load(recipe.sampler.step, steps()),
         recipe.sampler.noise,
@@ -94,9 +92,7 @@ def build_policy(recipe: Recipe, weights: Path | None = None) -> AnyPolicy:
     )
 
 
-def _language_policy(
-    recipe: Recipe, generation: Generation, weights: Path | None, dtypes: dict[str, torch.dtype]
-) -> LanguagePolicy:
+def _language_policy(recipe: Recipe, generation: Generation, dtypes: dict[str, torch.dtype]) -> LanguagePolicy:
     device = device_of(recipe.device)
     model, tokenizer = load_language(recipe.model, dtypes["model"])
     policy = LanguagePolicy(
@@ -108,12 +104,12 @@ def _language_policy(
         max_rows=recipe.train.rollout_batch,
         precision=dtypes["logp"],
     )
-    _make_trainable(recipe, policy.source, policy.modules, weights)
+    _make_trainable(recipe, policy.modules)
     return policy
 
 
-def _make_trainable(recipe: Recipe, source: Any, modules: dict[str, nn.Module], weights: Path | None) -> None:
-    """Adapters or all weights, from `weights` where they are given, and checkpoints of activations."""
+def _make_trainable(recipe: Recipe, modules: dict[str, nn.Module]) -> None:
+    """Adapters or all weights, and checkpoints of activations."""
     if recipe.lora is not None:
         lora = recipe.lora
         adapters.add_lora(
@@ -121,8 +117,6 @@ def _make_trainable(recipe: Recipe, source: Any, modules: dict[str, nn.Module], 
         )
     else:
         adapters.train_full(modules)
-    if weights is not None:
-        adapters.restore(source, modules, weights)
     if recipe.train.gradient_checkpointing:
         adapters.checkpoint_gradients(modules)
 

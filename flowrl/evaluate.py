@@ -1,5 +1,6 @@
 """Held-out evaluation: one ODE sample a prompt, each with its own noise, equal from one evaluation to the next."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,13 @@ class Evaluation:
     def means(self) -> dict[str, Mean]:
         """Each reward's mean over the samples it could score."""
         return {name: mean(values) for name, values in self.scores.items()}
+
+    def record(self) -> dict[str, Any]:
+        """The prompts and every score as plain JSON values; one that could not be scored is null."""
+        return {
+            "prompts": [{"id": p.id, "text": p.text, "kind": p.meta.get("kind")} for p in self.prompts],
+            "scores": {n: [v if math.isfinite(v) else None for v in s.tolist()] for n, s in self.scores.items()},
+        }
 
     def by(self, key: str) -> dict[str, dict[str, Mean]]:
         """reward -> value of that key of the prompts' meta -> mean; empty where no prompt has the key."""

@@ -5,7 +5,7 @@ checkpoint holds, and why a run that is killed goes on bit for bit.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from flowrl.advantages import advantage_metrics, advantages
 from flowrl.alarms import ACTIONS, Alarm
 from flowrl.build import AnyPolicy, Inputs, build_watch, cursor_over
 from flowrl.console import Console, Progress
+from flowrl.contracts import Prompt, Samples
 from flowrl.evaluate import Evaluation, evaluate
 from flowrl.iterate import Iteration, Settings, iterate
 from flowrl.learner import Learner
@@ -29,6 +30,7 @@ from flowrl.rundir import RunFolder
 from flowrl.statistics import sample_statistics
 from flowrl.stopping import Stopped, Stopping
 
+Score = Callable[[Samples], dict[str, Tensor]]
 EVAL_SEED = 2**32  # added to the run's: evaluation noise is never training noise
 
 
@@ -36,18 +38,12 @@ class Alarmed(RuntimeError):
     """A run that an alarm has ended; everything is saved."""
 
 
-def evaluate_heldout(recipe: Recipe, policy: AnyPolicy, inputs: Inputs, *, keep: int = 0) -> Evaluation:
-    """Held-out scores under the policy's weights as they are, on the recipe's own evaluation noise."""
-    return evaluate(
-        policy,
-        inputs.heldout,
-        inputs.scorer,
-        plan=eval_plan(recipe),
-        seed=recipe.seed + EVAL_SEED,
-        batch=recipe.eval.batch,
-        keep=keep,
-        statistics=sample_statistics,
-    )
+def evaluate_heldout(
+    recipe: Recipe, policy: AnyPolicy, prompts: Sequence[Prompt], score: Score, **more: Any
+) -> Evaluation:
+    """Scores under the policy's weights as they are, on the recipe's own evaluation noise; more: see `evaluate`."""
+    plan, seed = eval_plan(recipe), recipe.seed + EVAL_SEED
+    return evaluate(policy, prompts, score, plan=plan, seed=seed, batch=recipe.eval.batch, **more)
 
 
 @dataclass
@@ -174,7 +170,14 @@ class Run:
         self.policy.tick = lambda _: self.stopping.check()
         with self.learner.averaged(), self.console.working(f"evaluating {len(self.inputs.heldout)} held-out prompts"):
             start = time.perf_counter()
-            result = evaluate_heldout(recipe, self.policy, self.inputs, keep=recipe.eval.grid)
+            result = evaluate_heldout(
+                recipe,
+                self.policy,
+                self.inputs.heldout,
+                self.inputs.scorer,
+                keep=recipe.eval.grid,
+                statistics=sample_statistics,
+            )
             seconds = time.perf_counter() - start
         self.evaluations[iteration] = result
         means = result.means()

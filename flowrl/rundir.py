@@ -130,8 +130,7 @@ class RunFolder:
             pictures.append(path.relative_to(self.path).as_posix())
         record = {
             "iteration": iteration,
-            "prompts": [{"id": p.id, "text": p.text, "kind": p.meta.get("kind")} for p in result.prompts],
-            "scores": {n: [v if math.isfinite(v) else None for v in s.tolist()] for n, s in result.scores.items()},
+            **result.record(),
             "pictures": pictures,
             "texts": list(result.texts or ()),
         }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowrl import names
 from flowrl.names import UserError
+from flowrl.recipe.changes import flat
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.trackers import TRACKERS
 
@@ -94,19 +95,13 @@ def _started(name: str, recipe: Recipe, folder: Path) -> Any:
     tracker.start()
     if name == "comet_ml":
         tracker.tracker.set_name(run_name)  # pyright: ignore[reportAttributeAccessIssue]
-    tracker.store_init_configuration(flat(recipe.model_dump()))
+    tracker.store_init_configuration(plain(recipe.model_dump()))
     return tracker
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe as dotted keys with plain values; a list or an empty mapping as JSON."""
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            out |= flat(value, f"{prefix}{key}.")
-        else:
-            out[prefix + key] = json.dumps(value) if isinstance(value, list | Mapping) else value
-    return out
+    return {key: json.dumps(v) if isinstance(v, list | Mapping) else v for key, v in flat(values)}
 
 
 def _show(kind: str, tracker: Any, step: int, name: str, pictures: "list[Image]") -> None:

@@ -105,9 +105,7 @@ def _score(recipe: "Recipe", run: Path | None, weights: str, raw: bool, base: bo
 
 def _evaluate(recipe: "Recipe", policy: Any, inputs: Any, save: Path | None) -> "Evaluation":
     """An evaluation on the recipe's own noise, whose samples are kept in `save` as they are drawn."""
-    from flowrl.evaluate import evaluate
-    from flowrl.loop import EVAL_SEED
-    from flowrl.planning import eval_plan
+    from flowrl.loop import evaluate_heldout
 
     kept = 0
 
@@ -117,8 +115,7 @@ def _evaluate(recipe: "Recipe", policy: Any, inputs: Any, save: Path | None) -> 
             kept = _keep(samples, save, kept)
         return inputs.scorer(samples)
 
-    plan, seed = eval_plan(recipe), recipe.seed + EVAL_SEED
-    return evaluate(policy, inputs.heldout, score, plan=plan, seed=seed, batch=recipe.eval.batch)
+    return evaluate_heldout(recipe, policy, inputs.heldout, score)
 
 
 def _keep(samples: Any, folder: Path, first: int) -> int:
@@ -161,12 +158,10 @@ def _numbers(results: Results) -> dict[str, Any]:
     def clean(mean: Any) -> dict[str, Any]:
         return {key: value if value == value else None for key, value in asdict(mean).items()}
 
-    shown = results["rewards"].prompts
-    out: dict[str, Any] = {"prompts": [{"id": p.id, "text": p.text, "kind": p.meta.get("kind")} for p in shown]}
+    out: dict[str, Any] = {"prompts": results["rewards"].record()["prompts"]}
     for name, found in sorted(results.items(), key=lambda item: item[0] != "rewards"):
         by_kind = {n: {k: clean(m) for k, m in kinds.items()} for n, kinds in found.by("kind").items()}
-        scores = {n: [v if v == v else None for v in values.tolist()] for n, values in found.scores.items()}
         means = {n: clean(m) for n, m in found.means().items()}
-        of_one = {"rewards": means, "by_kind": by_kind, "scores": scores}
+        of_one = {"rewards": means, "by_kind": by_kind, "scores": found.record()["scores"]}
         out |= of_one if name == "rewards" else {name: of_one}
     return out

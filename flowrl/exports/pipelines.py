@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors import safe_open
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from flowrl.policies import adapters
 from flowrl.policies.dressing import modules_of
 from flowrl.policies.noise import Key, start_generators
 from flowrl.policies.pipeline import PipelinePolicy, call_arguments, pictures_of
+from flowrl.policies.scheduler import once_a_level, without_memory
 from flowrl.recipe.schema import Recipe
 
 
@@ -52,7 +52,7 @@ def redraw(recipe: Recipe, folder: Path, kind: str, prompts: Sequence[Prompt]) -
     A multistep or second-order scheduler is cut down to the first order that the policy walks at.
     """
     pipe, device = load(recipe, folder, kind), device_of(recipe.device)
-    pipe.scheduler = first_order(pipe.scheduler, eval_plan(recipe).num_steps)
+    pipe.scheduler = without_memory(once_a_level(pipe.scheduler), eval_plan(recipe).num_steps)
     pipe.enable_model_cpu_offload(device=device) if recipe.offload and device.type != "cpu" else pipe.to(device)
     accepted = inspect.signature(type(pipe).__call__).parameters
     own = {"num_inference_steps": eval_plan(recipe).num_steps, "output_type": "pt"}
@@ -63,16 +63,6 @@ def redraw(recipe: Recipe, folder: Path, kind: str, prompts: Sequence[Prompt]) -
         output = pipe(**{name: value for name, value in arguments.items() if name in accepted})
         found.append(pictures_of(output, type(pipe).__name__)[0].cpu())
     return found
-
-
-def first_order(scheduler: Any, num_steps: int) -> Any:
-    """The scheduler where it takes Euler steps, else one of its kind that does, on the same levels."""
-    if getattr(scheduler, "order", 1) != 1:
-        return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
-    if "solver_order" not in scheduler.config:
-        return scheduler
-    corrected = {"disable_corrector": list(range(num_steps))} if "disable_corrector" in scheduler.config else {}
-    return type(scheduler).from_config(scheduler.config, solver_order=1, **corrected)
 
 
 def load(recipe: Recipe, folder: Path, kind: str) -> Any:

@@ -233,12 +233,26 @@ def intercept(scheduler: Any, session: Session) -> Any:
             "flow-matching scheduler: its model does not predict a velocity dx/dsigma; give a pipeline such as FLUX, "
             "SD3, Qwen-Image or Wan, or one with a FlowMatchEulerDiscreteScheduler"
         )
-    if getattr(scheduler, "order", 1) != 1:  # a second-order scheme calls step twice a level: take Euler on its table
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+    scheduler = once_a_level(scheduler)
     new = copy.copy(scheduler)
     new.__class__ = _subclass(type(scheduler))
     new._session = session
     return new
+
+
+def once_a_level(scheduler: Any) -> Any:
+    """The scheduler, or Euler on its table where it is a scheme of higher order that calls step twice a level."""
+    if getattr(scheduler, "order", 1) == 1:
+        return scheduler
+    return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+
+
+def without_memory(scheduler: Any, num_steps: int) -> Any:
+    """The scheduler, or where it is a multistep one its first-order form: no walk that draws noise can look back."""
+    if "solver_order" not in scheduler.config:
+        return scheduler
+    corrected = {"disable_corrector": list(range(num_steps))} if "disable_corrector" in scheduler.config else {}
+    return type(scheduler).from_config(scheduler.config, solver_order=1, **corrected)
 
 
 def predicts_flow(scheduler: Any) -> bool:

@@ -23,6 +23,7 @@ from flowrl.loading import device_of, load_pipeline
 from flowrl.planning import eval_plan, plan_for
 from flowrl.policies.noise import Key, start_generators
 from flowrl.policies.pipeline import PipelinePolicy, call_arguments
+from flowrl.policies.scheduler import without_memory
 from flowrl.recipe.schema import Recipe
 from flowrl.scoring import Scorer, load
 from flowrl.sizes.saved import counted
@@ -277,12 +278,9 @@ def parts(num_prompts: int, group: int, limit: int) -> Iterator[Tensor]:
 def called(pipe: Any, prompts: list[Prompt], steps: int, call: dict[str, Any], seed: int) -> Tensor:
     """What a pipeline itself draws for these prompts, with the initial noise that a policy gives them.
 
-    A multistep scheduler, which looks back at earlier steps, is cut down to single ones: no walk that draws noise can
-    look back (Wan's UniPC).
+    A multistep scheduler (Wan's UniPC) is cut down to single steps, as the policy walks.
     """
-    if "solver_order" in pipe.scheduler.config:
-        options = {"solver_order": 1, "disable_corrector": list(range(steps))}
-        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **options)
+    pipe.scheduler = without_memory(pipe.scheduler, steps)
     output = pipe(
         generator=start_generators([Key(seed, p.id, 0) for p in prompts]),
         num_inference_steps=steps,

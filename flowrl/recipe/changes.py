@@ -13,7 +13,7 @@ FREE = ("lora.init", "output")  # said nothing of: neither has a say once a run 
 
 def changes(before: Recipe, now: Recipe) -> dict[str, list[Any]]:
     """Dotted key -> [value before, value now] of everything that differs."""
-    old, new = dict(_flat(before.model_dump(), "")), dict(_flat(now.model_dump(), ""))
+    old, new = dict(flat(before.model_dump())), dict(flat(now.model_dump()))
     names = [name for name in {**old, **new} if name not in FREE]
     return {name: [old.get(name), new.get(name)] for name in names if old.get(name) != new.get(name)}
 
@@ -29,10 +29,10 @@ def refuse(changed: Mapping[str, list[Any]], now: Recipe, done: int) -> None:
         raise RecipeError("train.iterations", problem, f"accepted: {done} or more")
 
 
-def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of the leaves; lists are leaves, and so are empty mappings."""
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
-            yield from _flat(inner, f"{path}.{name}" if path else name)
+            yield from flat(inner, f"{path}.{name}" if path else name)
     else:
         yield path, value

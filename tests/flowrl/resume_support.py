@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console as RichConsole
 from safetensors.torch import load_file
 
+from cli_support import quiet
 from flowrl import state
-from flowrl.console import Console
 from flowrl.names import UserError
 from flowrl.recipe.load import load
 from flowrl.run import run
@@ -40,8 +39,7 @@ def noisy_size(samples: Any) -> torch.Tensor:
 
 
 def train(recipe: str, overrides: list[str], folder: Path, resume: bool = False) -> None:
-    console = Console(RichConsole(quiet=True))
-    run(load(recipe, [*overrides, f"output={folder}"]), console, resume=folder if resume else None)
+    run(load(recipe, [*overrides, f"output={folder}"]), quiet(), resume=folder if resume else None)
 
 
 def begun(work: Callable[..., None], *args: Any) -> Any:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import families
+from cli_support import call
 from flowrl import check as checking
-from flowrl import cli
 from flowrl.check import PROOFS, check
 from flowrl.estimate import Duration
 from flowrl.learner import Learner
@@ -46,15 +46,7 @@ def first_failure(recipe, *, rows: int = 8) -> Finding:
 
 
 def command(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
-    monkeypatch.setattr("sys.argv", ["flowrl", "check", *arguments])
-    monkeypatch.setenv("COLUMNS", "200")
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    return call(capsys, monkeypatch, "check", *arguments, columns=200)
 
 
 def test_everything_holds_on_the_quickstart_and_nothing_is_left_behind(capsys, monkeypatch, tmp_path: Path):

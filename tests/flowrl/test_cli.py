@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console as RichConsole
 from torchvision.transforms.functional import to_tensor
 
-from flowrl import cli, names
-from flowrl.console import Console
+from cli_support import call, quiet
+from flowrl import names
 from flowrl.contracts import Prompt, Samples
 from flowrl.recipe.load import load
 from flowrl.run import run
@@ -27,19 +26,6 @@ TINY = [
     "eval.grid=4",
     "eval.steps=3",
 ]
-
-
-def call(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of `flowrl` with these arguments."""
-    monkeypatch.setattr("sys.argv", ["flowrl", *arguments])
-    monkeypatch.setenv("COLUMNS", "160")
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_help_names_every_command(capsys, monkeypatch):
@@ -127,7 +113,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that moved its weights far enough to be seen in every picture."""
     folder = tmp_path_factory.mktemp("runs") / "moved"
     more = ["train.lr=0.05", "train.ema=null", "rewards.shapes={use: jpeg_compressibility}"]
-    run(load("quickstart", [f"output={folder}", *TINY, *more]), Console(RichConsole(quiet=True)))
+    run(load("quickstart", [f"output={folder}", *TINY, *more]), quiet())
     return folder
 
 

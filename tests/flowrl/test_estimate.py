@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flowrl import cli
+from cli_support import call
 from flowrl.estimate import Pace, assumed, duration, evaluations, measured, spoken
 from flowrl.names import UserError
 from flowrl.planning import arithmetic
@@ -16,14 +16,7 @@ BASE = str(Path(__file__).parents[1] / "recipes" / "quickstart.yaml")
 
 
 def command(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
-    monkeypatch.setattr("sys.argv", ["flowrl", "run", *arguments])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    return call(capsys, monkeypatch, "run", *arguments)
 
 
 def test_seconds_are_those_of_all_forwards():

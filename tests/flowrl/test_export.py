@@ -10,7 +10,8 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from safetensors.torch import load_file, save_file
 
 import families
-from flowrl import cli, names
+from cli_support import call
+from flowrl import names
 from flowrl.build import build_policy
 from flowrl.contracts import Prompt
 from flowrl.exports import pipelines, writer
@@ -57,17 +58,6 @@ def tampered(folder: Path, pattern: str) -> None:
     name = next(n for n in sorted(state) if n.endswith("lora_B.weight") or n.endswith("to_q.weight"))
     state[name] = state[name] + 0.1
     save_file(state, file, metadata={"format": "pt"})
-
-
-def call(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[int, str, str]:
-    monkeypatch.setattr("sys.argv", ["flowrl", *map(str, arguments)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 # ------------------------------------------------------------------------ the command

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from resume_support import train
 from safetensors.torch import load_file, save_file
-from test_cli import call
 
+from cli_support import call
 from flowrl.exports import language
 from flowrl.exports.writer import export_run
 from flowrl.prompts import load as load_prompts

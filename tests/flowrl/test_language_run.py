@@ -6,26 +6,22 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from rich.console import Console as RichConsole
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flowrl import cli, names
+from cli_support import call, quiet
+from flowrl import names
 from flowrl.build import build_policy
-from flowrl.console import Console
 from flowrl.contracts import Prompt
 from flowrl.planning import arithmetic, describe, eval_plan, plan_for
 from flowrl.recipe.load import load
 from flowrl.run import run
+from flowrl.weights import load_weights
 from language_support import model
 from samplers.tokens import Generation
 
 SMALL = ["train.prompts=4", "train.group=6", "train.updates=1", "train.iterations=2", "train.micro_batch=null"]
 SMALL += ["train.rollout_batch=null", "eval.prompts=8", "eval.grid=3", "eval.every=null", "device=cpu"]
 SYSTEM = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}assistant: "
-
-
-def quiet() -> Console:
-    return Console(RichConsole(quiet=True))
 
 
 def lines(folder: Path, kind: str) -> list[dict]:
@@ -63,7 +59,8 @@ def test_the_tiny_recipe_runs_through_the_same_loop(finished: Path):
 def test_the_lora_is_pefts_own(finished: Path):
     """peft, on the untouched model, completes greedily what the trained policy does."""
     recipe = load(str(finished / "recipe.yaml"))
-    policy = build_policy(recipe, finished / "lora")
+    policy = build_policy(recipe)
+    load_weights(policy, finished)
     prompts = [Prompt(t, t) for t in ("347+285", "47*6")]
     ours = policy.rollout(prompts, plan=Generation(40, 0.0), seed=0).samples.texts
     place = names.MODELS["arithmetic-qwen2"]
@@ -121,7 +118,8 @@ def test_full_weights_become_a_model_of_their_own(qwen: Path, tmp_path: Path):
     run(tiny(tmp_path / "full", f"model={qwen}", "rewards.length={use: lengths_for_tests.fewer}", *more), quiet())
     weights = tmp_path / "full" / "model"
     trained = build_policy(tiny(tmp_path / "x", f"model={weights}", "lora=null", "full=true"))
-    again = build_policy(load(str(tmp_path / "full" / "recipe.yaml")), weights)
+    again = build_policy(load(str(tmp_path / "full" / "recipe.yaml")))
+    load_weights(again, tmp_path / "full")
     fresh = build_policy(tiny(tmp_path / "x", f"model={qwen}", "lora=null", "full=true"))
     rows = list(zip(trained.trainable(), again.trainable(), fresh.trainable(), strict=True))
     assert all(torch.equal(a, b) for a, b, _ in rows) and not all(torch.equal(a, c) for a, _, c in rows)
@@ -153,18 +151,6 @@ def test_plans_and_costs():
     for words in ("at most 40 new tokens, temperature 1, top 9, nucleus 0.9", "token-forwards", "greedy"):
         assert words in text
     assert "ODE" not in text and "denoiser" not in text
-
-
-def call(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
-    monkeypatch.setattr("sys.argv", ["flowrl", *arguments])
-    monkeypatch.setenv("COLUMNS", "160")
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_eval_and_sample_print_numbers_and_texts(finished: Path, capsys, monkeypatch, tmp_path: Path):

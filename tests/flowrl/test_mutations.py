@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flowrl import cli, names
+from cli_support import call
+from flowrl import names
 from flowrl.recipe.load import dump, load
 
 FREE = ("pipeline", "args")  # mappings whose keys belong to a pipeline or a reward
@@ -122,20 +123,16 @@ def outcome(values: Any, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypa
     """(exit code, or None where training would have begun; standard error) of `flowrl run`."""
     file = tmp_path / "mutated.yaml"
     file.write_text(yaml.safe_dump(values, sort_keys=False))
-    monkeypatch.setattr("sys.argv", ["flowrl", "run", str(file), f"output={tmp_path / 'run'}", *more])
 
     def start(*_: Any) -> None:
         raise Started
 
     monkeypatch.setattr("flowrl.run.build_policy", start)
-    code: int | None = 0
     try:
-        cli.main()
-    except SystemExit as end:
-        code = int(end.code or 0)
+        code, _, error = call(capsys, monkeypatch, "run", file, f"output={tmp_path / 'run'}", *more)
     except Started:
-        code = None
-    return code, capsys.readouterr().err
+        return None, capsys.readouterr().err
+    return code, error
 
 
 def refused(code: int | None, error: str) -> bool:

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console as RichConsole
 from torch import Tensor
 
+from cli_support import quiet
 from flowrl.backward import StepLoss, backward
 from flowrl.build import build_policy
-from flowrl.console import Console
 from flowrl.contracts import Prompt
 from flowrl.objectives.aggregate import weights
 from flowrl.objectives.grpo import ClippedObjective
@@ -30,7 +29,7 @@ SMALL += ["rewards.shapes={use: jpeg_compressibility}"]  # never ties, as a chec
 def trained(folder: Path, preset: str, *more: str) -> list[dict[str, float]]:
     """The metrics of the iterations, two where nothing else is said."""
     overrides = [f"output={folder}", f"objective.preset={preset}", *SMALL, "train.iterations=2", *more]
-    run(load(str(BASE), overrides), Console(RichConsole(quiet=True)))
+    run(load(str(BASE), overrides), quiet())
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 

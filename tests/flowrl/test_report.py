@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowrl import cli
+from cli_support import call
 from flowrl.names import UserError
 from flowrl.report.page import render, write
 from flowrl.report.read import read
@@ -359,11 +359,8 @@ def test_the_command_refuses_what_is_no_run_in_one_line(what, tmp_path, capsys, 
         folder.mkdir()
     with pytest.raises(UserError, match="no such folder" if what == "absent" else "no recipe.yaml"):
         write(folder)
-    monkeypatch.setattr("sys.argv", ["flowrl", "report", str(folder)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    error = capsys.readouterr().err
-    assert end.value.code == 2 and error.count("\n") == 1 and str(folder) in error
+    code, _, error = call(capsys, monkeypatch, "report", folder)
+    assert code == 2 and error.count("\n") == 1 and str(folder) in error
 
 
 def test_the_command_writes_where_it_is_told(tmp_path, capsys, monkeypatch):
@@ -372,11 +369,7 @@ def test_the_command_writes_where_it_is_told(tmp_path, capsys, monkeypatch):
         ([], folder / "report.html"),
         (["--output", str(tmp_path / "o.html")], tmp_path / "o.html"),
     ):
-        monkeypatch.setattr("sys.argv", ["flowrl", "report", str(folder), *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        assert end.value.code in (0, None) and path.is_file() and str(path) in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", ["flowrl", "report", str(folder), "--output", str(tmp_path / "no" / "o.html")])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert end.value.code == 2 and "cannot be written" in capsys.readouterr().err
+        code, out, _ = call(capsys, monkeypatch, "report", folder, *arguments)
+        assert code == 0 and path.is_file() and str(path) in out
+    code, _, error = call(capsys, monkeypatch, "report", folder, "--output", tmp_path / "no" / "o.html")
+    assert code == 2 and "cannot be written" in error

@@ -37,6 +37,7 @@ from flowrl.policies import adapters
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
 from flowrl.rundir import RunFolder, newest
+from flowrl.weights import load_weights
 
 KEEP = [*QUICK, "checkpoint.keep=9"]
 
@@ -201,7 +202,8 @@ def test_the_newest_run_of_an_output_is_found(tmp_path: Path):
 def test_the_weights_of_a_checkpoint(whole: Path):
     """The averaged ones of the last checkpoint are those that the run wrote at its end; the raw ones differ."""
     recipe = load(str(whole / "recipe.yaml"))
-    final, checked = build_policy(recipe, whole / "lora"), build_policy(recipe)
+    final, checked = build_policy(recipe), build_policy(recipe)
+    load_weights(final, whole)
     wanted, got = adapters.named(final.modules), adapters.named(checked.modules)
     assert resuming.restore_weights(got, whole, "last") == 5
     assert all(torch.equal(got[n], wanted[n]) for n in wanted)

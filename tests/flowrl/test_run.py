@@ -8,16 +8,16 @@ import torch
 import yaml
 from diffusers import DiffusionPipeline
 from PIL import Image
-from rich.console import Console as RichConsole
 
 import families
+from cli_support import quiet
 from flowrl import names
 from flowrl.build import build_policy
-from flowrl.console import Console
 from flowrl.contracts import Prompt
 from flowrl.policies.noise import Key, start_generators
 from flowrl.recipe.load import load
 from flowrl.run import run
+from flowrl.weights import load_weights
 
 SMALL = ["train.prompts=2", "train.group=4", "train.updates=1", "train.iterations=2", "train.micro_batch=8"]
 SMALL += ["train.rollout_batch=null", "eval.prompts=6", "eval.batch=6", "eval.grid=6", "eval.steps=4"]
@@ -31,11 +31,6 @@ FAMILIES = {
     "mixgrpo_flux": ("flux_dynamic", ["pipeline.height=16", "pipeline.width=16"]),
     "flow_grpo_wan": ("wan_unipc", ["pipeline.height=16", "pipeline.width=16", "pipeline.num_frames=5"]),
 }
-
-
-def quiet() -> Console:
-    """A console that prints nowhere."""
-    return Console(RichConsole(quiet=True))
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +133,8 @@ def test_a_second_run_does_not_touch_the_first(quickstart: Path):
 def test_the_lora_is_diffusers_own(quickstart: Path):
     """`pipe.load_lora_weights` on an untouched pipeline draws the pictures of the trained policy."""
     recipe = load(str(quickstart / "recipe.yaml"))
-    policy = build_policy(recipe, quickstart / "lora")
+    policy = build_policy(recipe)
+    load_weights(policy, quickstart)
     prompts = [Prompt(t, t) for t in ("a red circle", "two blue squares")]
     from flowrl.planning import eval_plan
 
@@ -174,7 +170,8 @@ def test_micro_batches_and_rollout_batches_change_no_update(tmp_path: Path):
 
 def test_full_weights_train_and_are_saved(tmp_path: Path):
     run(shortened(tmp_path / "full", "lora=null", "full=true", "train.iterations=1", "train.lr=1e-5"), quiet())
-    policy = build_policy(load(str(tmp_path / "full" / "recipe.yaml")), tmp_path / "full" / "model")
+    policy = build_policy(load(str(tmp_path / "full" / "recipe.yaml")))
+    load_weights(policy, tmp_path / "full")
     fresh = build_policy(load("quickstart", ["lora=null", "full=true"]))
     pairs = list(zip(policy.trainable(), fresh.trainable(), strict=True))
     assert any(not torch.equal(a, b) for a, b in pairs) and all(a.shape == b.shape for a, b in pairs)

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-from rich.console import Console as RichConsole
 
+from cli_support import quiet
 from flowrl import tracking
-from flowrl.console import Console
 from flowrl.evaluate import Evaluation
 from flowrl.names import UserError
 from flowrl.recipe.errors import RecipeError
@@ -98,7 +97,7 @@ def test_a_run_by_default_imports_no_tracker_and_opens_no_connection(tmp_path: P
     for method in ("connect", "connect_ex"):
         monkeypatch.setattr(socket.socket, method, refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    run(recipe(f"output={tmp_path / 'run'}", "train.iterations=1"), Console(RichConsole(quiet=True)))
+    run(recipe(f"output={tmp_path / 'run'}", "train.iterations=1"), quiet())
     assert not {t.module for t in TRACKERS.values()} & set(sys.modules)
     with pytest.raises(AssertionError, match="connection"):  # the watch works
         socket.create_connection(("localhost", 9))
@@ -107,7 +106,7 @@ def test_a_run_by_default_imports_no_tracker_and_opens_no_connection(tmp_path: P
 def test_a_tracker_is_told_what_the_run_writes(told: list, tmp_path: Path):
     asked = ["track.with=[diary.Diary]", "track.project=shapes", "track.args={diary.Diary: {mood: high}}"]
     recipe_ = recipe(f"output={tmp_path / 'run'}", *asked)
-    run(recipe_, Console(RichConsole(quiet=True)))
+    run(recipe_, quiet())
     kinds = [entry[0] for entry in told]
     assert told[0] == ("init", "shapes", "high") and kinds[1:3] == ["start", "config"] and kinds[-1] == "finish"
     assert kinds.count("finish") == 1
@@ -151,7 +150,7 @@ def test_a_tracker_that_cannot_start_is_one_line_before_the_model_is_loaded(told
     monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", lambda *_, **__: pytest.fail("weights loaded"))
     asked = recipe(f"output={tmp_path / 'run'}", "track.with=[diary.Diary, diary.Shut]")
     with pytest.raises(UserError) as caught:
-        run(asked, Console(RichConsole(quiet=True)))
+        run(asked, quiet())
     text = str(caught.value)
     assert text.startswith("track.with: 'diary.Shut'") and "OSError: no pen" in text and "\n" not in text
     assert told[-1] == ("finish",)  # the one that had started
@@ -203,7 +202,7 @@ def test_the_names_are_those_of_accelerate():
 
 
 def test_a_recipe_is_flattened_to_plain_values():
-    assert tracking.flat({"a": {"b": [1, 2], "c": {}}, "d": None}) == {"a.b": "[1, 2]", "a.c": "{}", "d": None}
+    assert tracking.plain({"a": {"b": [1, 2], "c": {}}, "d": None}) == {"a.b": "[1, 2]", "a.c": "{}", "d": None}
 
 
 # ------------------------------------------------------------------------ the real ones, where they are installed

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cli_support import quiet
 from flowrl.advantages import advantage_metrics, advantages
 from flowrl.alarms import Alarm
 from flowrl.contracts import Prompt, Rollout, Samples, Score
@@ -270,9 +271,6 @@ def test_a_real_pipeline_that_games_its_reward(tmp_path: Path, monkeypatch: pyte
     """shapes-flux, rewarded for saturation: its metrics, as the run wrote them, ring."""
     import json
 
-    from rich.console import Console as RichConsole
-
-    from flowrl.console import Console
     from flowrl.recipe.load import load
     from flowrl.run import run
 
@@ -282,7 +280,7 @@ def test_a_real_pipeline_that_games_its_reward(tmp_path: Path, monkeypatch: pyte
     changes += ["train.schedule=constant", "train.prompts=4", "train.group=8", "train.iterations=40", "output=out"]
     changes += ["eval.every=20", "eval.prompts=80", "eval.steps=6"]
     recipe = load("quickstart", changes)
-    run(recipe, Console(RichConsole(quiet=True)))
+    run(recipe, quiet())
     watch = Watch({"vivid": 1.0, "shapes": 0.0}, updates_per_rollout=4, clip=recipe.objective.clip_range)
     alarms = []
     for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines():
