@@ -29,7 +29,7 @@ from flowrl.policies.walks import Dynamics
 from flowrl.worlds.shapes.captions import heldout_scenes
 from flowrl.worlds.shapes.model import CALL, encode_captions, velocity
 from samplers.transitions import flow_sde
-from samplers.windows import Plan
+from samplers.plan import Plan
 
 NOISE = 0.7
 

@@ -57,14 +57,29 @@ class Samples:
         )
 
 
+@dataclass(frozen=True)
+class Credit:
+    """How the rewards of samples reach rows, where rows are not samples. P prompts have r rows and l samples each.
+
+    weights float32 [P or 1, V, r, l]: row i takes in view v the sum of weights[:, v, i] times the rewards of its
+    prompt's samples; the advantages of the V views add up. peers int64 [r]: rows of a prompt with equal numbers are
+    compared. by_row False: samples are compared within their prompt, and rows take the weighted sum of the advantages.
+    """
+
+    weights: Tensor
+    peers: Tensor
+    by_row: bool = True
+
+
 @dataclass
 class Rollout:
     """Samples and all that training on them needs.
 
     behave float32 [R, K]: log-probabilities under the policy that sampled. mask bool [R, K]: decisions that are
     trained. replay: what the policy stored for itself, opaque to everybody else. reference float32 [R, K]: log-probs
-    under the reference policy, once `Policy.reference` has filled them in. credit float32 [R, B]: how the samples'
-    advantages reach the rows; None where row i is sample i.
+    under the reference policy, once `Policy.reference` has filled them in. credit: how the samples' rewards reach the
+    rows; None where row i is sample i. traits: further numbers of each decision, float32 [R, K], by name, where the
+    policy has any: of a denoising step `std`, its standard deviation, and `dt` < 0, its length in noise level.
     """
 
     samples: Samples
@@ -72,20 +87,24 @@ class Rollout:
     mask: Tensor
     replay: Any
     reference: Tensor | None = None
-    credit: Tensor | None = None
+    credit: Credit | None = None
+    traits: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Score:
     """The current policy's view of some decisions: rows int64 [r], columns int64 [k], logp [r, k] with gradient.
 
-    kl [r, k], with gradient: the exact divergence from the reference, where the policy was asked for it.
+    kl [r, k], with gradient: the exact divergence from the reference, where the policy was asked for it. centred
+    [r, k], with gradient, where it was asked for: mean over elements of (mean - mean of the rollout) / std * z, where z
+    is the noise that the rollout drew. It is the log-ratio to the policy that sampled, less its expectation.
     """
 
     rows: Tensor
     columns: Tensor
     logp: Tensor
     kl: Tensor | None = None
+    centred: Tensor | None = None
 
 
 class Policy(Protocol):
@@ -103,7 +122,15 @@ class Policy(Protocol):
         """
         ...
 
-    def replay(self, rollout: Rollout, rows: Tensor, visit: Callable[[Score], None], *, exact_kl: bool = False) -> None:
+    def replay(
+        self,
+        rollout: Rollout,
+        rows: Tensor,
+        visit: Callable[[Score], None],
+        *,
+        exact_kl: bool = False,
+        centred: bool = False,
+    ) -> None:
         """Scores the trained decisions of `rows` with gradient, handing them to `visit` block by block.
 
         `visit` may call backward on what it is given; the graph of a block is dropped when it returns. Under
@@ -142,12 +169,20 @@ class Objective(Protocol):
         ...
 
     @property
+    def centred(self) -> bool:
+        """Whether `Score.centred` has to be there."""
+        ...
+
+    @property
     def whole_rows(self) -> bool:
         """Whether the loss of a decision reads other decisions of its row."""
         ...
 
-    def weights(self, mask: Tensor) -> Tensor:
-        """Weight of every decision in the loss, float32 [R, K], from the mask [R, K] of all rows of an update."""
+    def weights(self, mask: Tensor, traits: dict[str, Tensor]) -> Tensor:
+        """Weight of every decision in the loss, float32 [R, K], from mask and traits [R, K] of all rows of an update.
+
+        Raises ValueError where a trait that it needs is not there.
+        """
         ...
 
     def __call__(

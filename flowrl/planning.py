@@ -13,7 +13,7 @@ from flowrl import tokens
 from flowrl.batches import rollout_chunks
 from flowrl.recipe.schema import Recipe
 from samplers import windows
-from samplers.windows import Plan, picture
+from samplers.plan import Plan, picture
 
 
 def plan_for(recipe: Recipe, iteration: int) -> Any:

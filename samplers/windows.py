@@ -6,42 +6,8 @@ compares samples that were perturbed at different steps.)
 """
 
 import random
-from dataclasses import dataclass
 
 import torch
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The role of every step in one iteration.
-
-    stochastic: steps that draw noise, the others follow the ODE. trained: those of them the loss sees. share_noise: all
-    members of a group start from one latent.
-
-    Raises ValueError unless both are sorted and unique, lie in [0, num_steps), trained is part of stochastic, and
-    trained is empty only for a pure ODE walk.
-    """
-
-    num_steps: int
-    stochastic: tuple[int, ...]
-    trained: tuple[int, ...]
-    share_noise: bool = False
-
-    def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps={self.num_steps} leaves no step: give 1 or more")
-        _require_steps("stochastic", self.stochastic, self.num_steps)
-        _require_steps("trained", self.trained, self.num_steps)
-        if extra := sorted(set(self.trained) - set(self.stochastic)):
-            raise ValueError(f"trained steps {extra} draw no noise: add them to stochastic or drop them")
-        if self.stochastic and not self.trained:
-            raise ValueError(f"trained=() but steps {self.stochastic} draw noise: train some or draw at none")
-
-
-def picture(plan: Plan) -> str:
-    """One character a step: '·' ODE, 'o' draws noise, '●' draws noise and is trained."""
-    marks = {step: "o" for step in plan.stochastic} | {step: "●" for step in plan.trained}
-    return "".join(marks.get(step, "·") for step in range(plan.num_steps))
 
 
 def all_steps(num_steps: int, *, skip_last: int = 1) -> tuple[int, ...]:
@@ -100,13 +66,6 @@ def progressive(
         moves %= high // stride + 1
     start = min(moves * stride, high - size)
     return tuple(range(start, start + size))
-
-
-def _require_steps(name: str, steps: tuple[int, ...], num_steps: int) -> None:
-    if list(steps) != sorted(set(steps)):
-        raise ValueError(f"{name}={steps} must rise without repeats: give {tuple(sorted(set(steps)))}")
-    if steps and not 0 <= steps[0] <= steps[-1] < num_steps:
-        raise ValueError(f"{name}={steps} leaves the walk: give steps from 0 to {num_steps - 1} or raise num_steps")
 
 
 def _require_range(num_steps: int, size: int, low: int, high: int) -> None:

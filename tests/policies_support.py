@@ -17,7 +17,7 @@ from flowrl.policies.pipeline import PipelinePolicy
 from flowrl.policies.scheduler import Step
 from flowrl.policies.walks import Dynamics, Recording
 from samplers.transitions import flow_sde
-from samplers.windows import Plan
+from samplers.plan import Plan
 
 STEPS = 4
 SEED = 1

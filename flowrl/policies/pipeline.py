@@ -27,7 +27,7 @@ from flowrl.policies.probe import probe
 from flowrl.policies.scheduler import Leave, Session, Walk
 from flowrl.policies.tape import Streams, Tape, in_company, joined
 from flowrl.policies.walks import Dynamics, Looking, Recording, Replaying
-from samplers.windows import Plan
+from samplers.plan import Plan
 
 Call = dict[str, Any] | Callable[[Sequence[Prompt]], dict[str, Any]]
 Visit = Callable[[int, Tensor, Tensor, Tensor | None], None]  # step, rows [r], logp [r], kl [r]

@@ -14,7 +14,7 @@ from flowrl.policies.noise import Key
 from flowrl.policies.scheduler import Leave, Step
 from flowrl.policies.tape import Tape
 from flowrl.policies.walks import Recording, Replaying
-from samplers.windows import Plan
+from samplers.plan import Plan
 
 if TYPE_CHECKING:
     from flowrl.policies.pipeline import PipelinePolicy

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowrl.contracts import Prompt
 from flowrl.policies.noise import Key
-from samplers.windows import Plan
+from samplers.plan import Plan
 
 Streams = dict[int, Tensor]  # by stream: 0 for the pipeline's own scheduler, more for its deep copies
 

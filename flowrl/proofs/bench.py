@@ -27,7 +27,7 @@ from flowrl.policies.scheduler import without_memory
 from flowrl.recipe.schema import Recipe
 from flowrl.scoring import Scorer, load
 from flowrl.sizes.saved import counted
-from samplers.windows import Plan
+from samplers.plan import Plan
 
 SEED = 2**33  # added to the recipe's: a check draws nobody's noise
 GROUP = 8  # samples of a prompt, at most

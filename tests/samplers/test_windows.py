@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from samplers import windows
-from samplers.windows import Plan
+from samplers.plan import Plan
 
 Window = tuple[int, ...]
 DRAWS = [windows.random_range, windows.random_window]

@@ -27,7 +27,7 @@ from policies_support import (
     scores,
     untouched,
 )
-from samplers.windows import Plan
+from samplers.plan import Plan
 
 PADDING = [name for name in families.NAMES if "padding" in families.get(name).tags]
 OVERWRITING = [name for name in families.NAMES if "overwrites" in families.get(name).tags]

@@ -31,7 +31,7 @@ from policies_support import (
     watched_steps,
 )
 from samplers.transitions import flow_sde
-from samplers.windows import Plan
+from samplers.plan import Plan
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from flowrl.policies.walks import Dynamics
 from policies_support import PROMPTS, SDE, SEED, STEPS, FamilyPolicy, gap, pictures, scores, watched_steps
 from samplers.gaussian import Gaussian
 from samplers.transitions import flow_sde, ode
-from samplers.windows import Plan
+from samplers.plan import Plan
 
 
 def tape_tensors(rollout: Rollout) -> dict[str, dict[int, list[int]]]:

@@ -1,0 +1,313 @@
+"""What the samples of one prompt walk, as data: segments of steps that grow out of each other like the edges of a tree.
+
+A plan answers `tree(group)`: the segments for `group` samples that are compared with each other. The policy walks them
+and knows no method. A straight walk is a tree too: a trunk that the group shares, if anything, and a segment a sample.
+
+What may be shared is decided here alone: segments that begin at the same step with the same state are a unit, which
+costs one row of the denoiser, in the rollout and in training.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+from torch import Tensor
+
+ROOT = -1  # the parent of a segment that begins at initial noise
+SOLVERS = ("euler", "dpmpp_2m", "dpmpp_2m_heun")
+CREDITS = ("uniform", "path_probability")
+
+
+class Table(Protocol):
+    """A sigma table made of the pipeline's own, which is known only once the pipeline runs."""
+
+    def num_steps(self, own: int) -> int:
+        """How many steps it has where the pipeline's own has `own`."""
+        ...
+
+    def levels(self, own: Tensor) -> Tensor:
+        """Its levels, float32 [num_steps + 1], falling to 0, from the pipeline's own of float32 [own + 1]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """The pipeline's own table."""
+
+    def num_steps(self, own: int) -> int:
+        """See `Table`."""
+        return own
+
+    def levels(self, own: Tensor) -> Tensor:
+        """See `Table`."""
+        return own
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A chain of steps [begin, end) that one latent walks along one sigma table.
+
+    parent: the segment (by position) whose last state it goes on from; ROOT: initial noise number `start`.
+    stochastic: its steps that draw noise, trained: those of them the loss sees; the others follow the ODE by `solver`.
+    member: whose noise its steps draw; no two segments of a tree that draw at one step have the same. table: position
+    in Tree.tables; up to level number `begin` it agrees with the parent's. A segment that ends where its table ends is
+    a leaf, a finished sample.
+    scale: factor of the std of its first step, where that draws. correlation: between the draws of that step of all
+    segments of its unit, in [0, 1).
+    peers: number shared by segments whose values are compared with each other. view: of a leaf, which of the tree's
+    views its reward belongs to (see `flowrl.credit`).
+    """
+
+    parent: int
+    begin: int
+    end: int
+    stochastic: tuple[int, ...] = ()
+    trained: tuple[int, ...] = ()
+    member: int = 0
+    start: int = 0
+    table: int = 0
+    solver: str = "euler"
+    scale: float = 1.0
+    correlation: float = 0.0
+    peers: int = 0
+    view: int = 0
+
+
+Unit = tuple[int, ...]  # positions of segments that share one state: one row of the denoiser
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What runs at one step of one table."""
+
+    table: int
+    step: int
+    units: tuple[Unit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Fronts of consecutive steps whose rows stay the same: one call of the pipeline.
+
+    ends: whether their table ends with them, each unit in one leaf. A pass without fronts only finishes `leaves`.
+    """
+
+    table: int
+    fronts: tuple[Front, ...]
+    leaves: Unit = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows of the call, for one prompt."""
+        return len(self.fronts[0].units) if self.fronts else len(self.leaves)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The segments of one prompt, parents before children. num_steps: of the pipeline's own table.
+
+    credit: how leaves reach inner segments, uniform or path_probability. by_row False: the samples of a prompt are
+    compared with each other and a row gets the mean of its leaves' advantages; True: the mean rewards of rows are
+    compared with those of their peers.
+
+    Raises ValueError for segments that cannot be walked.
+    """
+
+    num_steps: int
+    segments: tuple[Segment, ...]
+    tables: tuple[Table, ...] = field(default_factory=lambda: (Own(),))
+    credit: str = "uniform"
+    by_row: bool = True
+
+    def __post_init__(self) -> None:
+        if self.credit not in CREDITS:
+            raise ValueError(f"credit={self.credit!r}: choose one of {', '.join(CREDITS)}")
+        for i, segment in enumerate(self.segments):
+            if problem := self._problem(i, segment):
+                raise ValueError(f"segment {i} of the tree, steps [{segment.begin}, {segment.end}): {problem}")
+        drawn = [(s.member, step) for s in self.segments for step in s.stochastic]
+        if len(set(drawn)) < len(drawn):
+            raise ValueError("two segments of the tree draw the same noise: give each a member of its own")
+        if not self.leaves:
+            raise ValueError("no segment reaches the end of its table: there is no finished sample")
+
+    def _problem(self, position: int, segment: Segment) -> str | None:
+        steps = set(range(segment.begin, segment.end))
+        last = self.tables[segment.table].num_steps(self.num_steps)
+        if not 0 <= segment.begin < segment.end <= last:
+            return f"it does not lie within the {last} steps of its table"
+        if not set(segment.trained) <= set(segment.stochastic) <= steps:
+            return f"trained {segment.trained} and stochastic {segment.stochastic} are not among its steps"
+        if segment.trained and segment.table != 0:
+            return "only steps of the first table can be trained"
+        if segment.solver not in SOLVERS:
+            return f"solver {segment.solver!r} is not one of {', '.join(SOLVERS)}"
+        if segment.parent == ROOT:
+            return None if segment.begin == 0 else "it has no parent, so it has to begin at step 0"
+        if not 0 <= segment.parent < position or self.segments[segment.parent].end != segment.begin:
+            return f"parent {segment.parent} does not stand before it and end where it begins"
+        return None
+
+    # ------------------------------------------------------------------ rows, leaves, decisions
+
+    @cached_property
+    def rows(self) -> Unit:
+        """The trainable segments: rows of a rollout."""
+        return tuple(i for i, s in enumerate(self.segments) if s.trained)
+
+    @cached_property
+    def leaves(self) -> Unit:
+        """The segments that end in finished samples."""
+        ends = [table.num_steps(self.num_steps) for table in self.tables]
+        return tuple(i for i, s in enumerate(self.segments) if s.end == ends[s.table])
+
+    @cached_property
+    def trained(self) -> tuple[int, ...]:
+        """The steps at which any row is trained: columns of a rollout."""
+        return tuple(sorted({step for s in self.segments for step in s.trained}))
+
+    @cached_property
+    def members(self) -> int:
+        """How many members there are: noise numbers that one prompt uses up."""
+        return 1 + max(max(s.member, s.start) for s in self.segments)
+
+    def path(self, segment: int) -> Unit:
+        """The segments from the root to this one."""
+        found = [segment]
+        while self.segments[found[-1]].parent != ROOT:
+            found.append(self.segments[found[-1]].parent)
+        return tuple(reversed(found))
+
+    # ------------------------------------------------------------------ what runs when
+
+    @cached_property
+    def fronts(self) -> tuple[Front, ...]:
+        """All that runs, table by table and step by step."""
+        found = []
+        for table in range(len(self.tables)):
+            at: dict[int, list[Unit]] = {}
+            for unit in self._beginnings():
+                here = [i for i in unit if self.segments[i].table == table]
+                if min(self.segments[i].table for i in unit) == table:
+                    at.setdefault(self.segments[unit[0]].begin, []).append(unit)
+                for i in here:
+                    for step in range(self.segments[i].begin + 1, self.segments[i].end):
+                        at.setdefault(step, []).append((i,))
+            found += [Front(table, step, tuple(sorted(at[step]))) for step in sorted(at)]
+        return tuple(found)
+
+    def _beginnings(self) -> Iterable[Unit]:
+        units: dict[tuple[int, int], list[int]] = {}
+        for i, segment in enumerate(self.segments):
+            units.setdefault((segment.parent, segment.start if segment.parent == ROOT else 0), []).append(i)
+        return map(tuple, units.values())
+
+    def passes(self, max_rows: int | None = None) -> Iterator[Pass]:
+        """The calls of the pipeline that walk the tree, in order, of at most `max_rows` rows a prompt."""
+        runs: list[list[Front]] = []
+        for front in self.fronts:
+            if runs and self._goes_on(runs[-1][-1], front):
+                runs[-1].append(front)
+            else:
+                runs.append([front])
+        for run in runs:
+            for part in _cut(len(run[0].units), max_rows):
+                fronts = tuple(Front(f.table, f.step, f.units[part]) for f in run)
+                yield from self._finished(fronts, max_rows)
+
+    def _goes_on(self, front: Front, after: Front) -> bool:
+        """Whether each row of a front is a row of the next, so that one call can hold both."""
+        if (front.table, front.step + 1, len(front.units)) != (after.table, after.step, len(after.units)):
+            return False
+        return all(
+            len(unit) == 1 and (unit == later or self.segments[later[0]].parent == unit[0])
+            for unit, later in zip(front.units, after.units, strict=True)
+        )
+
+    def _finished(self, fronts: tuple[Front, ...], max_rows: int | None) -> Iterator[Pass]:
+        table, units = fronts[-1].table, fronts[-1].units
+        ended = tuple(i for unit in units for i in unit if i in self._ended_at(fronts[-1].step))
+        if not ended:
+            yield Pass(table, fronts)
+        elif ended == tuple(unit[0] for unit in units) and all(len(unit) == 1 for unit in units):
+            yield Pass(table, fronts, ended)
+        else:  # the last step fans out, or leaves belong to another table
+            yield Pass(table, fronts)
+            for other in range(len(self.tables)):
+                leaves = tuple(i for i in ended if self.segments[i].table == other)
+                for part in _cut(len(leaves), max_rows):
+                    yield Pass(other, (), leaves[part])
+
+    def _ended_at(self, step: int) -> set[int]:
+        return {i for i in self.leaves if self.segments[i].end == step + 1}
+
+
+def _cut(number: int, size: int | None) -> Iterator[slice]:
+    size = number if size is None else size
+    return (slice(i, i + size) for i in range(0, number, max(size, 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A straight walk: the role of every step in one iteration.
+
+    stochastic: steps that draw noise, the others follow the ODE. trained: those of them the loss sees. share_noise: all
+    members of a group start from one latent. table: of the walk. tail: a cheaper table for the steps after the last
+    stochastic one, walked by `solver`; without one, `solver` is that of all steps after it.
+
+    Raises ValueError unless both are sorted and unique, lie in [0, num_steps), trained is part of stochastic, and
+    trained is empty only for a pure ODE walk.
+    """
+
+    num_steps: int
+    stochastic: tuple[int, ...]
+    trained: tuple[int, ...]
+    share_noise: bool = False
+    table: Table = Own()
+    tail: Table | None = None
+    solver: str = "euler"
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps={self.num_steps} leaves no step: give 1 or more")
+        steps = self.table.num_steps(self.num_steps)
+        _require_steps("stochastic", self.stochastic, steps)
+        _require_steps("trained", self.trained, steps)
+        if extra := sorted(set(self.trained) - set(self.stochastic)):
+            raise ValueError(f"trained steps {extra} draw no noise: add them to stochastic or drop them")
+        if self.stochastic and not self.trained:
+            raise ValueError(f"trained=() but steps {self.stochastic} draw noise: train some or draw at none")
+
+    def tree(self, group: int) -> Tree:
+        """The walks of `group` samples: a segment a sample, behind a trunk where they share their noise."""
+        steps = self.table.num_steps(self.num_steps)
+        fan = self.stochastic[0] if self.share_noise and self.stochastic else 0
+        split = self.stochastic[-1] + 1 if self.stochastic else 0
+        has_tail = self.tail is not None or self.solver != "euler"
+        segments = [Segment(ROOT, 0, fan)] if fan else []
+        for i in range(group):
+            parent, start = (0, 0) if fan else (ROOT, 0 if self.share_noise else i)
+            end = split if has_tail and split else steps
+            solver = self.solver if not split else "euler"
+            body = Segment(parent, fan, end, self.stochastic, self.trained, member=i, start=start, solver=solver)
+            segments.append(body)
+            if end < steps:
+                table, last = (0, steps) if self.tail is None else (1, self.tail.num_steps(self.num_steps))
+                tail = Segment(len(segments) - 1, end, last, member=i, start=start, table=table, solver=self.solver)
+                segments.append(tail)
+        tables = (self.table,) if self.tail is None else (self.table, self.tail)
+        return Tree(self.num_steps, tuple(segments), tables)
+
+
+def _require_steps(name: str, steps: tuple[int, ...], num_steps: int) -> None:
+    if list(steps) != sorted(set(steps)):
+        raise ValueError(f"{name}={steps} must rise without repeats: give {tuple(sorted(set(steps)))}")
+    if steps and not 0 <= steps[0] <= steps[-1] < num_steps:
+        raise ValueError(f"{name}={steps} leaves the walk: give steps from 0 to {num_steps - 1} or raise num_steps")
+
+
+def picture(plan: Plan) -> str:
+    """One character a step: '·' ODE, 'o' draws noise, '●' draws noise and is trained."""
+    marks = {step: "o" for step in plan.stochastic} | {step: "●" for step in plan.trained}
+    return "".join(marks.get(step, "·") for step in range(plan.num_steps))
