@@ -1,4 +1,4 @@
-"""Arithmetic on noise levels, which are floats or tensors: every step is worked out on them before it touches a latent."""
+"""Arithmetic on noise levels, floats or tensors: a step is worked out on them before it touches a latent."""
 
 import math
 
@@ -21,7 +21,7 @@ def affine(x: Tensor, v: Tensor, a: Level, b: Level, std: Level) -> Gaussian:
 
 
 def difference(s: Level, s_next: Level) -> Level:
-    """dt = s_next - s. Raises ValueError for a float step upwards; tensors are not looked at, which would stall a GPU."""
+    """dt = s_next - s. Raises ValueError for a step upwards of floats; to look at tensors would stall a GPU."""
     dt = s_next - s
     if not isinstance(dt, Tensor) and dt > 0:
         raise ValueError(f"s_next={s_next} is above s={s}: a step goes down, give s_next <= s")

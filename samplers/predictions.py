@@ -1,4 +1,4 @@
-"""What DDPM models predict, as the velocity v = eps - x_0 of variance-preserving coordinates (see `renoising.vp_ddim`)."""
+"""What DDPM models predict, as v = eps - x_0 in variance-preserving coordinates (see `renoising.vp_ddim`)."""
 
 import torch
 from torch import Tensor

@@ -1,7 +1,7 @@
-"""Steps that recombine the predictions of x_0 and eps: mean = (signal of s_next) x_0 + k eps, std = S, k^2 + S^2 = s_next^2.
+"""Steps that recombine the predictions of x_0 and eps: mean = signal x_0 + k eps with k^2 + std^2 = s_next^2.
 
-Both levels of the signature may be far apart: the step has no dt in it, and noise 1 draws afresh whatever noise may be
-drawn. Signature, levels and the limit without noise are those of `transitions`.
+`signal` is the coefficient of x_0 at s_next, so that the coefficients of signal and noise are right however long the
+step is. Signature and levels are those of `transitions`.
 """
 
 import math
