@@ -45,7 +45,8 @@ def dpm_solver(
 
     history: predictions of x_0 with their levels, newest first; the newest was made at s. That is DPM-Solver++ (arXiv
     2211.01095), whose order 1 is the Euler step of a flow. heun: the second-order form that is exact for a prediction
-    linear in lambda, rather than the midpoint form; order 3 builds on it. sde: draws on the way, and has no order 3.
+    linear in lambda, rather than the midpoint form. Order 3 builds on it; published code takes half of its last term there,
+    and gains nothing over order 2. sde: draws on the way, and has no order 3.
     of_noise: the history predicts eps instead (DPM-Solver, arXiv 2206.00927); for 0 < s_next and s < 1.
 
     Raises ValueError for another length of the history.
@@ -80,7 +81,7 @@ def _of_noise(s: Tensor, s_next: Tensor, h: Tensor, sde: bool) -> tuple[Tensor, 
 
 
 def _weights(g: Tensor, order: int, heun: bool) -> list[Tensor]:
-    """Weights of the scaled differences D0, D1, D2: integrals of 1, t and t^2 / 2 against exp(g (t - 1)) g, t to 1."""
+    """Weights of D0, D1, D2: the integrals of 1, t and t^2 / 2 times g exp(g (t - 1)), t from 0 to 1."""
     first = -(-g).expm1()
     safe = torch.where(g == 0, 1.0, g)
     second = torch.where(g == 0, 0.0, 1 - first / safe)  # exact for predictions linear in lambda
@@ -91,7 +92,7 @@ def _weights(g: Tensor, order: int, heun: bool) -> list[Tensor]:
 
 
 def _differences(history: Sequence[Known], h: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """D0, D1, D2: the newest prediction, its slope in lambda there times h, half its second derivative times h^2."""
+    """D0, D1, D2: the newest prediction, its slope in lambda there times h, its second derivative times h^2."""
     values = [value.to(dtype) for value, _ in history]
     levels = [_tensor(level) for _, level in history]
     if len(values) == 1:
@@ -102,7 +103,7 @@ def _differences(history: Sequence[Known], h: Tensor, dtype: torch.dtype) -> lis
         return [values[0], slope]
     h1 = _length(levels[2], levels[1])
     bend = slope - (values[1] - values[2]) * _finite(h / h1).to(dtype)
-    return [values[0], slope + bend * _finite(h0 / (h0 + h1)).to(dtype), bend * _finite(h / (h0 + h1)).to(dtype)]
+    return [values[0], slope + bend * _finite(h0 / (h0 + h1)).to(dtype), 2 * bend * _finite(h / (h0 + h1)).to(dtype)]
 
 
 def _length(s: Tensor, s_next: Tensor) -> Tensor:
