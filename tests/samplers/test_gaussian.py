@@ -150,6 +150,28 @@ def test_permuting_rows_permutes_the_values() -> None:
     assert torch.equal(g.rows(order).rows(order.argsort()).log_prob(x), g.log_prob(x))
 
 
+@pytest.mark.parametrize("std_shape", STD_SHAPES)
+def test_scaled_changes_the_spread_alone(std_shape: tuple[int, ...]) -> None:
+    g, noise = gaussian(std_shape), draw(2, *SHAPE)
+    wide = g.scaled(4.0)
+    torch.testing.assert_close(wide.sample(noise) - g.mean, 4 * (g.sample(noise) - g.mean), atol=1e-5, rtol=1e-5)
+    want = Normal(g.mean, 4 * g.std.expand(SHAPE)).log_prob(noise).flatten(1).mean(1)
+    torch.testing.assert_close(wide.log_prob(noise), want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("reduce", ["mean", "sum"])
+def test_the_bare_square_is_the_density_without_its_scale(reduce: str) -> None:
+    # differences of two policies: log-densities are 1 / (2 std^2) times those of the square
+    p, x, std = gaussian((3, 1, 1)), draw(1, *SHAPE), gaussian((3, 1, 1)).std
+    q, keep = Gaussian(draw(9, *SHAPE), std), draw(5, 4, 1) > 0
+    square, density = (
+        p.log_prob(x, reduce, keep, unit_variance=flag) - q.log_prob(x, reduce, keep, unit_variance=flag)
+        for flag in (True, False)
+    )
+    torch.testing.assert_close(square, 2 * std.flatten() ** 2 * density, atol=1e-4, rtol=1e-4)
+    assert torch.equal(Gaussian(p.mean, torch.zeros(3, 1, 1)).log_prob(x, unit_variance=True), torch.zeros(3))
+
+
 def test_one_dimensional_rows() -> None:
     g, x = Gaussian(draw(0, 6), torch.tensor(0.5)), draw(1, 6)
     torch.testing.assert_close(g.log_prob(x), Normal(g.mean, 0.5).log_prob(x))

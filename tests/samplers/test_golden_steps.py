@@ -1,4 +1,4 @@
-"""Single steps of samplers/ against the published numbers in shared/golden/samplers (its README.md explains the fields).
+"""Single steps of samplers/ against the published numbers in shared/golden/samplers (its README.md explains them).
 
 An adaptor puts our one Gaussian into the words of each source, its quirks included.
 """
@@ -44,7 +44,7 @@ STEPS = {
     "mixgrpo_dance_step": dance_sde,
     "egrpo_merged_step": flow_sde,
 }
-# What a source calls std_dev_t: the std of the step, the diffusion g = std / sqrt(|dt|), or noise alone, which is g here.
+# Whose std_dev_t is the std of the step; elsewhere it is the diffusion std / sqrt(|dt|).
 WHOLE_STD = {"flow_cps", "verl_omni_cps", "flow_factory_cps", "verl_omni_dance_sde"}
 # Divides 0 by 0 where a step draws no noise; ours is 0.
 GAUSSIANS = {"flow_grpo_sde", "verl_omni_sde", "verl_omni_dance_sde", "flow_factory_flow_sde", "flow_factory_dance_sde"}

@@ -1,48 +1,36 @@
 """Transitions against closed forms: exact moments on Gaussian data, the Euler limit, the first step, the marginals."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from samplers import schedules
-from samplers.transitions import flow_sde, is_stochastic, ode, ve_sde
+from samplers.renoising import cps, ddim
+from samplers.transitions import dance_sde, flow_sde, is_stochastic, ode, ve_sde, wan_sde
+from step_support import LEVELS, MU, S0, draw, field, walk_moments
 
-MU, S0 = 0.5, 0.8
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def field(x: Tensor, s: float) -> Tensor:
-    """The exact velocity for data N(MU, S0^2): the pair (x_0, eps) given x_s is Gaussian."""
-    variance = (1 - s) ** 2 * S0**2 + s**2
-    return -MU + (s - (1 - s) * S0**2) / variance * (x - (1 - s) * MU)
+# The diffusion g^2 of each step that has one.
+DIFFUSION = {
+    flow_sde: lambda noise, s, cap: noise**2 * s / (1 - min(s, cap)),
+    wan_sde: lambda noise, s, cap: (noise * cap * s) ** 2,
+    dance_sde: lambda noise, s, cap: noise**2,
+}
+DRAWING = [*DIFFUSION, ve_sde, cps, ddim]
 
 
 def levels(table: Tensor) -> list[float]:
     return table.tolist()
 
 
-def walk_moments(step, table: list[float], noise: float) -> tuple[float, float]:
-    """Mean and variance at s = 0 from N(0, 1), by probing each step at x = 0 and x = 1: every step is affine here."""
-    mean, variance = 0.0, 1.0
-    probes = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    for s, s_next in zip(table, table[1:], strict=False):
-        out = step(probes, field(probes, s), s, s_next, noise=noise, s_cap=table[1])
-        shift, slope = out.mean[0].item(), (out.mean[1] - out.mean[0]).item()
-        mean, variance = slope * mean + shift, slope**2 * variance + out.std.item() ** 2
-    return mean, variance
-
-
-def recursion(table: list[float], noise: float) -> tuple[float, float]:
+def recursion(step: Callable, table: list[float], noise: float) -> tuple[float, float]:
     """The same moments from the textbook form of the step: v dt + (g^2 / 2) score |dt| and g sqrt(|dt|)."""
     mean, variance = 0.0, 1.0
     for s, s_next in zip(table, table[1:], strict=False):
         size, total = s - s_next, (1 - s) ** 2 * S0**2 + s**2
-        g2 = noise**2 * s / (1 - min(s, table[1]))
+        g2 = DIFFUSION[step](noise, s, table[1])
         slope = 1 - size * (s - (1 - s) * S0**2) / total - 0.5 * g2 * size / total
         mean = slope * (mean - (1 - s) * MU) + (1 - s) * MU + size * MU
         variance = slope**2 * variance + g2 * size
@@ -51,10 +39,11 @@ def recursion(table: list[float], noise: float) -> tuple[float, float]:
 
 @pytest.mark.parametrize("noise", [0.0, 0.3, 0.7, 1.2])
 @pytest.mark.parametrize("num_steps", [4, 10, 40])
-def test_moments_on_gaussian_data(num_steps: int, noise: float) -> None:
+@pytest.mark.parametrize("step", DIFFUSION)
+def test_moments_on_gaussian_data(step: Callable, num_steps: int, noise: float) -> None:
     table = levels(schedules.flow_match_euler(num_steps, 3.0))
-    mean, variance = walk_moments(flow_sde, table, noise)
-    assert (mean, variance) == pytest.approx(recursion(table, noise), abs=1e-9)
+    mean, variance = walk_moments(step, table, noise)
+    assert (mean, variance) == pytest.approx(recursion(step, table, noise), rel=1e-9)
     assert mean == pytest.approx(MU, abs=1e-6)
 
 
@@ -66,7 +55,7 @@ def test_sampled_moments_agree_with_the_recursion() -> None:
         x = flow_sde(x, field(x, s), s, s_next, noise=noise, s_cap=table[1]).sample(
             torch.randn(1, count, generator=generator)
         )
-    mean, variance = recursion(table, noise)
+    mean, variance = recursion(flow_sde, table, noise)
     # five standard errors of a mean and of a variance
     assert abs(x.mean().item() - mean) < 5 * math.sqrt(variance / count)
     assert abs(x.var().item() - variance) < 5 * variance * math.sqrt(2 / count)
@@ -74,8 +63,8 @@ def test_sampled_moments_agree_with_the_recursion() -> None:
 
 def test_many_steps_reach_the_data_variance() -> None:
     table = levels(schedules.shifted(4096, 3.0))
-    assert walk_moments(ode, table, 0.0)[1] == pytest.approx(S0**2, abs=1e-3)
-    assert walk_moments(flow_sde, table, 0.7)[1] == pytest.approx(S0**2, abs=1e-3)
+    for step in (ode, flow_sde, wan_sde, dance_sde, ddim):  # each is off by O(1 / 4096)
+        assert walk_moments(step, table, 0.7)[1] == pytest.approx(S0**2, abs=2e-3)
 
 
 def test_the_exploding_step_keeps_the_marginals() -> None:
@@ -99,18 +88,9 @@ def test_the_exploding_step_reverses_the_forward_diffusion_at_noise_one() -> Non
     assert out.std.item() == pytest.approx(math.sqrt(2 * 80 * 10))
 
 
-LEVELS = {
-    "float": (0.7, 0.45, 0.9),
-    "scalar": (torch.tensor(0.7), torch.tensor(0.45), torch.tensor(0.9)),
-    "row": (torch.tensor([1.0, 0.7, 0.3]).reshape(3, 1, 1), torch.tensor([0.9, 0.45, 0.0]).reshape(3, 1, 1), 0.9),
-    "token": (1 - 0.5 * draw(2, 3, 4, 1).sigmoid(), 0.5 * draw(3, 3, 4, 1).sigmoid(), torch.tensor(0.9)),
-    "resting": (torch.tensor([1.0, 0.7, 0.0]).reshape(3, 1, 1), torch.tensor([0.9, 0.7, 0.0]).reshape(3, 1, 1), 0.9),
-}
-
-
 @pytest.mark.parametrize("kind", LEVELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("step", [flow_sde, ve_sde, ode])
+@pytest.mark.parametrize("step", [*DRAWING, ode])
 def test_without_noise_a_step_is_euler_bit_for_bit(step, kind: str, dtype: torch.dtype) -> None:
     s, s_next, s_cap = LEVELS[kind]
     x, v = draw(0, 3, 4, 5).to(dtype), draw(1, 3, 4, 5).to(dtype)
@@ -129,17 +109,26 @@ def test_noise_zero_on_one_row_leaves_the_others() -> None:
     torch.testing.assert_close(out.std.flatten(), torch.stack([full.std, none.std]))
 
 
-@pytest.mark.parametrize("step", [flow_sde, ve_sde])
-def test_elements_that_rest_are_left_alone(step) -> None:
+@pytest.mark.parametrize("step", DRAWING)
+@pytest.mark.parametrize("noise", [0.7, torch.tensor(0.7)])
+def test_elements_that_rest_are_left_alone(step, noise) -> None:
     s, s_next, s_cap = LEVELS["resting"]
     x, v = draw(0, 3, 4, 5), draw(1, 3, 4, 5)
-    out = step(x, v, s, s_next, noise=0.7, s_cap=s_cap)
+    out = step(x, v, s, s_next, noise=noise, s_cap=s_cap)
     assert torch.equal(out.mean[1:], x[1:]) and torch.equal(out.std[1:], torch.zeros(2, 1, 1))
     assert out.std[0] > 0
 
 
+@pytest.mark.parametrize("step", DRAWING)
+@pytest.mark.parametrize("s", [1.0, 0.7, 0.0])
+def test_a_step_between_equal_floats_rests(step, s: float) -> None:
+    x, v = draw(0, 2, 6), draw(1, 2, 6)
+    out = step(x, v, s, s, noise=0.7, s_cap=0.9)
+    assert torch.equal(out.mean, x) and out.std == 0
+
+
 @pytest.mark.parametrize("kind", ["scalar", "row", "token"])
-@pytest.mark.parametrize("step", [flow_sde, ve_sde, ode])
+@pytest.mark.parametrize("step", [*DRAWING, ode])
 def test_tensor_levels_agree_with_float_levels(step, kind: str) -> None:
     s, s_next, s_cap = (torch.as_tensor(level) for level in LEVELS[kind])
     x, v = draw(0, 3, 4, 5), draw(1, 3, 4, 5)
@@ -192,6 +181,9 @@ def test_the_cap_touches_no_step_but_the_first(noise: float) -> None:
         (ode, -0.25),
         (ve_sde, -0.25 * (1 + 0.49)),
         (flow_sde, -0.25 * (1 + 0.49 * 0.3 / (2 * 0.3))),
+        (wan_sde, -0.25 * (1 + (0.7 * 0.9 * 0.7) ** 2 * 0.3 / (2 * 0.7))),
+        (dance_sde, -0.25 * (1 + 0.49 * 0.3 / (2 * 0.7))),
+        (cps, -0.7 * 0.55 + 0.3 * 0.45 * math.cos(0.35 * math.pi)),
     ],
 )
 def test_the_gradient_reaches_the_velocity_through_the_mean(step, slope: float) -> None:
@@ -204,16 +196,17 @@ def test_the_gradient_reaches_the_velocity_through_the_mean(step, slope: float) 
 
 def test_inputs_are_not_written_to() -> None:
     x, v = draw(0, 2, 6), draw(1, 2, 6)
-    for step in (flow_sde, ve_sde, ode):
+    for step in (*DRAWING, ode):
         step(x, v, 0.7, 0.45, noise=0.7, s_cap=0.9)
     assert torch.equal(x, draw(0, 2, 6)) and torch.equal(v, draw(1, 2, 6))
 
 
 def test_which_steps_draw() -> None:
-    assert is_stochastic(flow_sde) and is_stochastic(ve_sde) and not is_stochastic(ode)
+    assert all(map(is_stochastic, DRAWING)) and not is_stochastic(ode)
     assert is_stochastic(lambda x, v, s, s_next, *, noise, s_cap: None)
 
 
-def test_a_step_upwards_is_refused() -> None:
+@pytest.mark.parametrize("step", [*DRAWING, ode])
+def test_a_step_upwards_is_refused(step) -> None:
     with pytest.raises(ValueError, match="s_next=0.8 is above s=0.7"):
-        ode(torch.zeros(1, 1), torch.zeros(1, 1), 0.7, 0.8)
+        step(torch.zeros(1, 1), torch.zeros(1, 1), 0.7, 0.8, noise=0.3, s_cap=0.9)
