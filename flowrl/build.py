@@ -17,7 +17,7 @@ from flowrl.objectives.grpo import ClippedObjective
 from flowrl.policies import adapters
 from flowrl.policies.language import LanguagePolicy
 from flowrl.policies.pipeline import PipelinePolicy
-from flowrl.policies.walks import Dynamics
+from flowrl.policies.dynamics import Dynamics
 from flowrl.recipe.schema import Generation, Recipe
 from flowrl.watch import Settings, Watch
 

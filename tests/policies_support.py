@@ -15,7 +15,8 @@ from flowrl.contracts import Prompt, Rollout, Score
 from flowrl.policies.noise import Key, start_generators
 from flowrl.policies.pipeline import PipelinePolicy
 from flowrl.policies.scheduler import Step
-from flowrl.policies.walks import Dynamics, Recording
+from flowrl.policies.dynamics import Dynamics
+from flowrl.policies.recording import Recording
 from samplers.transitions import flow_sde
 from samplers.plan import Plan
 

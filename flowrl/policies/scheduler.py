@@ -11,7 +11,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -20,6 +20,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from flowrl.policies.errors import PolicyError
+from flowrl.policies.levels import counts_data, noise_levels, replace_table
+from samplers.plan import Table
 from samplers.transitions import Level
 
 
@@ -31,9 +33,10 @@ class Leave(Exception):
 class Step:
     """One call of `scheduler.step`, in the terms of `samplers`.
 
-    x, v: state and velocity dx/ds, float32 [R, ...]. s, s_next, s_cap: see `samplers.transitions`. variance_exploding:
-    the table has levels above 1. kept: bool like x, False where the pipeline itself overwrote what the previous step
-    of this stream returned; None where it left it alone. twin: the scheduler's own step from the same place.
+    x, v: state and velocity dx/ds, float32 [R, ...]. s, s_next, s_cap: see `samplers.transitions`. path: "flow", or
+    "exploding" where the table has levels above 1. kept: bool like x, False where the pipeline itself overwrote what
+    the previous step of this stream returned; None where it left it alone. twin: the scheduler's own step from the same
+    place. index: of s in its sigma table; own: the levels of the pipeline's own table.
     """
 
     iteration: int
@@ -43,15 +46,31 @@ class Step:
     s: Level
     s_next: Level
     s_cap: float
-    variance_exploding: bool
+    path: str
     kept: Tensor | None
     twin: "Twin"
+    index: int
+    own: Tensor
+
+
+def rows_of(step: Step, index: Tensor) -> Step:
+    """The step for rows index int64 [r] alone."""
+    at = index.to(step.x.device)
+
+    def part(value: Level) -> Level:
+        return value[at] if isinstance(value, Tensor) and value.shape[:1] == step.x.shape[:1] else value
+
+    return replace(step, x=step.x[at], v=step.v[at], s=part(step.s), s_next=part(step.s_next))
 
 
 class Walk(Protocol):
-    """What a pass through the pipeline is for. `rows`: of the batch that the pipeline is called with."""
+    """What a pass through the pipeline is for. `rows`: of the batch that it is called with; `table`: its levels."""
 
-    rows: int
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def table(self) -> Table: ...
 
     def is_real(self, iteration: int) -> bool:
         """Whether this iteration runs; otherwise its denoiser calls are skipped and `entering` is handed on."""
@@ -139,6 +158,7 @@ class InterceptedStep:
     _session: Session
     _stream = 0
     _handed: _Handed | None = None
+    _own_levels: Tensor | None = None  # where the table of the walk stands in their place
 
     def __deepcopy__(self, memo: dict) -> "InterceptedStep":
         new = object.__new__(type(self))
@@ -178,7 +198,8 @@ class InterceptedStep:
             sign, levels = self._levels(per_token_timesteps)
             twin = Twin(self, (model_output, timestep, sample, options))
             v = model_output.float() if sign > 0 else -model_output.float()
-            state = walk.step(Step(iteration, self._stream, x, v, *levels, kept, twin))
+            own = self._own_levels if self._own_levels is not None else noise_levels(self)
+            state = walk.step(Step(iteration, self._stream, x, v, *levels, kept, twin, self.step_index, own))
         else:
             state = walk.entering(iteration, self._stream)
         self._step_index += 1
@@ -206,8 +227,8 @@ class InterceptedStep:
             return handed.state.float(), None
         return torch.where(kept, handed.state.float(), sample.float()), kept
 
-    def _levels(self, per_token: Tensor | None) -> tuple[int, tuple[Level, Level, float, bool]]:
-        """Sign that turns the model's output into dx/ds, and (s, s_next, s_cap, variance exploding)."""
+    def _levels(self, per_token: Tensor | None) -> tuple[int, tuple[Level, Level, float, str]]:
+        """Sign that turns the model's output into dx/ds, and (s, s_next, s_cap, path)."""
         sigmas = self.sigmas
         cap = float(sigmas[1])
         if per_token is not None:
@@ -215,11 +236,11 @@ class InterceptedStep:
             s = per_token.float() / self.config.num_train_timesteps
             table = sigmas.to(s.device)[:, None, None]
             s_next = torch.where(table < s[None] - 1e-6, table, torch.zeros_like(table)).amax(0)
-            return -1, (s[..., None], s_next[..., None], cap, False)
+            return -1, (s[..., None], s_next[..., None], cap, "flow")
         s, s_next = float(sigmas[self.step_index]), float(sigmas[self.step_index + 1])
-        if getattr(self.config, "invert_sigmas", False):  # Mochi counts the share of data, not of noise
-            return -1, (1 - s, 1 - s_next, 1 - cap, False)
-        return 1, (s, s_next, cap, float(sigmas[0]) > 1.001)
+        if counts_data(self):
+            return -1, (1 - s, 1 - s_next, 1 - cap, "flow")
+        return 1, (s, s_next, cap, "exploding" if float(sigmas[0]) > 1.001 else "flow")
 
 
 def intercept(scheduler: Any, session: Session) -> Any:
@@ -273,4 +294,11 @@ def _subclass(base: type) -> type:
     def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         return self._intercept(model_output, timestep, sample, **dict(zip(names, args, strict=False)), **kwargs)
 
-    return type(base.__name__, (InterceptedStep, base), {"step": step, "__module__": base.__module__})
+    @functools.wraps(base.set_timesteps)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+        base.set_timesteps(self, *args, **kwargs)
+        walk = self._session.walk
+        self._own_levels = None if walk is None else replace_table(self, walk.table)
+
+    own = {"step": step, "set_timesteps": set_timesteps, "__module__": base.__module__}
+    return type(base.__name__, (InterceptedStep, base), own)

@@ -1,0 +1,46 @@
+"""How an intercepted step becomes a distribution over the next state."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowrl.policies.scheduler import Step
+from samplers.gaussian import Gaussian
+from samplers.transitions import Level, ve_sde
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """Transition, noise strength, and the dtypes of stored states and of log-probs."""
+
+    transition: Callable[..., Gaussian]
+    noise: float
+    reduce: str = "mean"
+    storage: torch.dtype = torch.float32
+    precision: torch.dtype = torch.float32
+
+    def gaussian(self, step: Step, *, stochastic: bool) -> Gaussian:
+        """The distribution of the next state. Above level 1 the variance-exploding form takes over."""
+        transition = ve_sde if step.path == "exploding" else self.transition
+        noise = self.noise if stochastic else 0.0
+        x, v = step.x.to(self.precision), step.v.to(self.precision)
+        return transition(x, v, step.s, step.s_next, noise=noise, s_cap=step.s_cap)
+
+
+def scaled(gaussian: Gaussian, factors: Sequence[float]) -> Gaussian:
+    """The Gaussian with the std of each row times its factor."""
+    if all(factor == 1 for factor in factors):
+        return gaussian
+    mean = gaussian.mean
+    factor = torch.tensor(factors, dtype=mean.dtype, device=mean.device).reshape(-1, *(1,) * (mean.dim() - 1))
+    return Gaussian(mean, gaussian.std * factor)
+
+
+def per_row(value: Level, rows: int) -> Tensor:
+    """One number a row, float32 [rows], of a level or std that broadcasts to latents: the mean over its elements."""
+    value = torch.as_tensor(value, dtype=torch.float32)
+    if value.dim() == 0 or value.shape[0] != rows:
+        return value.mean().expand(rows)
+    return value.reshape(rows, -1).mean(1)
