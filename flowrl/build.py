@@ -15,9 +15,9 @@ from flowrl.loading import check_arguments, device_of, load_language, load_pipel
 from flowrl.names import UserError, load, steps
 from flowrl.objectives.grpo import ClippedObjective
 from flowrl.policies import adapters
+from flowrl.policies.dynamics import Dynamics
 from flowrl.policies.language import LanguagePolicy
 from flowrl.policies.pipeline import PipelinePolicy
-from flowrl.policies.dynamics import Dynamics
 from flowrl.recipe.schema import Generation, Recipe
 from flowrl.watch import Settings, Watch
 

@@ -203,10 +203,8 @@ class PipelinePolicy:
                 pictures |= {leaf: each[:, j] for j, leaf in enumerate(part.leaves)}
             elif output is not None:
                 break  # the loop ended before the step at which the pass was to end: `result` tells
-        recording.finish()
-        missing = set(tape.tree.leaves) - set(pictures)
-        if missing:
-            recording.result()
+        if set(tape.tree.leaves) - set(pictures):
+            recording.result()  # says what is missing
         return recording, torch.stack([pictures[leaf] for leaf in tape.tree.leaves], 1).flatten(0, 1)
 
     def _replay(

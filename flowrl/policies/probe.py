@@ -11,15 +11,14 @@ from flowrl.contracts import Prompt
 from flowrl.policies.adapters import DENOISERS
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key
-from flowrl.policies.recording import Recording
 from flowrl.policies.scheduler import Leave, Step
 from flowrl.policies.tape import Tape
 from flowrl.policies.walks import Replaying, scenes_by_pass
 from samplers.plan import Own, Plan
 
 if TYPE_CHECKING:
-    from flowrl.policies.pipeline import Plan as AnyPlan
     from flowrl.policies.pipeline import PipelinePolicy
+    from flowrl.policies.pipeline import Plan as AnyPlan
 
 STEP_TOLERANCE = 1e-3  # of a step at noise 0 against the scheduler's own, relative to the size of the state
 COMPANY_TOLERANCE = 1e-4  # of a velocity alone and beside a longer prompt, relative to its size

@@ -15,9 +15,10 @@ from torch import Tensor
 from flowrl.policies.dynamics import Dynamics, per_row, scaled
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import step_noise
+from flowrl.policies.records import Records
 from flowrl.policies.scheduler import Leave, Step, rows_of
-from flowrl.policies.tape import Decisions, Streams, Tape, decisions
-from samplers.gaussian import Gaussian, reduced
+from flowrl.policies.tape import Streams, Tape, flat, positions
+from samplers.gaussian import Gaussian
 from samplers.plan import ROOT, Front, Pass, Table, Unit
 from samplers.solvers import solver_step
 
@@ -32,16 +33,6 @@ class _Group:
     units: tuple[int, ...]
     segments: Unit
     of: tuple[int, ...]
-
-
-@dataclass
-class _Pending:
-    """Draws of a trained step that are not scored yet: it is not known whether the pipeline overwrites some."""
-
-    at: int
-    segments: Unit
-    gaussian: Gaussian  # [P * segments, ...]
-    drawn: Tensor
 
 
 class Recording:
@@ -62,17 +53,11 @@ class Recording:
         self.tape, self.tree, self.dynamics, self.streams = tape, tape.tree, dynamics, streams
         self.tick, self.keep_means = tick, keep_means
         self.num_prompts = len(tape.prompts)
-        self.layout: dict[int, Decisions] = decisions(tape.tree)
         self.iterations = 0
-        self._row = {segment: j for j, segment in enumerate(self.tree.rows)}
+        self.records = Records(tape)
         self._after: dict[int, Streams] = {}  # by segment: its latest state, [P, ...]
         self._clean: dict[int, dict[int, tuple[Tensor, float]]] = {}  # by segment: latest prediction of x_0, its level
         self._solves = any(s.solver != "euler" for s in self.tree.segments)
-        self._pending: dict[int, list[_Pending]] = {}
-        self._masks: dict[int, Streams] = {}  # by segment: which elements its last step started from were kept
-        self._pieces: dict[tuple[str, int, int], list[tuple[Sequence[int], Tensor]]] = {}
-        self._sums: dict[str, Tensor] = {}
-        self._scored: set[int] = set()
 
     # ------------------------------------------------------------------ passes
 
@@ -105,14 +90,14 @@ class Recording:
         """The states that the pass goes on from; where all are stored, those after this iteration."""
         if self.tape.complete and iteration + 1 < self._first:
             passed = [self.tape.passed(unit[0], iteration) for unit in self._units]
-            return _flat([self.tape.states[i, iteration][stream] for i in passed])
+            return flat([self.tape.states[i, iteration][stream] for i in passed])
         return self._entered(stream)
 
     def _entered(self, stream: int) -> Tensor:
         """States of the pass's rows before its first front."""
         if stream not in self._flow:
             sources = self._sources(self._units, self._first)
-            self._flow[stream] = _flat([self._after[i][stream] for i in sources])
+            self._flow[stream] = flat([self._after[i][stream] for i in sources])
         return self._flow[stream]
 
     def _sources(self, units: Sequence[Unit], step: int) -> list[int]:
@@ -126,10 +111,9 @@ class Recording:
         """The next states of all segments; records those that are trained."""
         front, stream = self._front(step.iteration), step.stream
         sources = self._sources(front.units, step.iteration)
-        self._settle(stream, step.kept, sources)
-        self._note_mask(front, step)
+        self.records.shown(front, stream, step.kept, sources)
         if sources[0] != ROOT:
-            self._store_entered(front, stream, self._entered(stream))
+            self.records.entered(front, stream, self._entered(stream))
         states = {group: self._move(step, front, group, sources) for group in self._groups(front)}
         self._count(step.iteration)
         is_last = front.step == self._pass.fronts[-1].step and not self._pass.leaves
@@ -140,20 +124,18 @@ class Recording:
         self._flow[stream] = self._in_order(states, len(front.units))
         return self._flow[stream]
 
-    def finish(self) -> None:
-        """Scores what no later step showed to be overwritten or not: as the step before it was."""
-        for stream, waiting in self._pending.items():
-            for record in waiting:
-                masks = [self._masks.get(i, {}).get(stream) for i in record.segments]
-                kept = None if any(m is None for m in masks) else _flat([m for m in masks if m is not None])
-                self._score(record, stream, kept)
-        self._pending.clear()
-        for name, at, stream in self._pieces:
-            pieces = self._pieces[name, at, stream]
-            if name == "keep":
-                pieces = self._completed(pieces, at, stream)
-            getattr(self.tape, name).setdefault(at, {})[stream] = self._whole(pieces)
-        self._pieces.clear()
+    def result(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Log-probs [R, K] of the trained steps, mask [R, K] of the decisions that drew, and traits, on the CPU.
+
+        Raises PolicyError where the pipeline's loop never came to a trained step.
+        """
+        self.records.finish()
+        if missing := self.records.missing():
+            raise PolicyError(
+                f"step {missing[0]} is to be trained, but the pipeline's loop ended after {self.iterations} steps of "
+                f"{self.tree.num_steps}: move the window, or raise sampler.steps (image-to-image skips steps)"
+            )
+        return self.records.result(self.dynamics.reduce)
 
     def _front(self, iteration: int) -> Front:
         fronts = self._pass.fronts
@@ -194,8 +176,8 @@ class Recording:
             clean = (step.x - step.s * step.v).unflatten(0, (self.num_prompts, -1))
             for i, u in zip(group.segments, group.of, strict=True):
                 self._clean.setdefault(i, {})[stream] = (clean[:, u], step.s)
-        if self.keep_means and group.drawn and at in self.layout:
-            self._store_means(group, front, gaussian.mean, stream)
+        if self.keep_means and group.drawn:
+            self.records.means(front, group.units, stream, gaussian.mean)
         if group.of != tuple(range(len(group.units))):
             gaussian = gaussian.rows(self._index(group.of, len(group.units)).to(gaussian.mean.device))
         gaussian = self._scaled(gaussian, group.segments, at)
@@ -212,7 +194,7 @@ class Recording:
         past = [self._clean.get(i, {}).get(step.stream) for i in sources]
         previous = None
         if all(p is not None for p in past):
-            previous = (_flat([p[0] for p in past if p is not None]), past[0][1])  # pyright: ignore[reportOptionalSubscript]
+            previous = (flat([p[0] for p in past if p is not None]), past[0][1])  # pyright: ignore[reportOptionalSubscript]
         mean = solver_step(group.solver, x, x - step.s * v, step.s, step.s_next, previous=previous)
         return Gaussian(mean, mean.new_zeros(()))
 
@@ -244,19 +226,10 @@ class Recording:
             self._after.setdefault(i, {})[stream] = each[:, j]
             if self.tape.complete:
                 self.tape.states.setdefault((i, at), {})[stream] = each[:, j]
-        trained = [j for j, i in enumerate(group.segments) if at in self.tree.segments[i].trained]
-        if not trained:
-            return
-        segments = tuple(group.segments[j] for j in trained)
-        if len(trained) < len(group.segments):
-            index = self._index(trained, len(group.segments)).to(state.device)
-            gaussian, state = gaussian.rows(index), state[index]
-        self._piece("drawn", at, stream, [self.layout[at].rows.index(self._row[i]) for i in segments], state)
-        self._pending.setdefault(stream, []).append(_Pending(at, segments, gaussian, state))
-        if stream == 0:
-            rows, column = [self._row[i] for i in segments], self.tree.trained.index(at)
-            self._put("std", rows, column, per_row(gaussian.std, len(state)))
-            self._put("dt", rows, column, per_row(step.s_next - step.s, len(state)))
+        if group.drawn:
+            number = len(state)
+            traits = {0: per_row(gaussian.std, number), 1: per_row(step.s_next - step.s, number)}
+            self.records.drew(at, stream, group.segments, gaussian, state, traits)
 
     def _in_order(self, states: dict[_Group, Tensor], num_units: int) -> Tensor:
         """The states of a front that goes on, a row a unit."""
@@ -276,121 +249,5 @@ class Recording:
                 self.tick(self.rows)
         self._seen += 1
 
-    def _index(self, positions: Sequence[int], width: int) -> Tensor:
-        """Rows of these positions, prompt by prompt, among `width` a prompt."""
-        return (torch.arange(self.num_prompts)[:, None] * width + torch.tensor(positions)[None]).flatten()
-
-    # ------------------------------------------------------------------ what is stored
-
-    def _store_entered(self, front: Front, stream: int, states: Tensor) -> None:
-        layout = self.layout.get(front.step) if front.table == 0 else None
-        if layout is None:
-            return
-        here = [u for u, unit in enumerate(front.units) if unit in layout.units]
-        places = [layout.units.index(front.units[u]) for u in here]
-        if here:
-            whole = len(here) == len(front.units)
-            part = states if whole else states[self._index(here, len(front.units)).to(states.device)]
-            self._piece("enter", front.step, stream, places, part)
-
-    def _store_means(self, group: _Group, front: Front, mean: Tensor, stream: int) -> None:
-        layout = self.layout[front.step]
-        here = [k for k, u in enumerate(group.units) if front.units[u] in layout.units]
-        places = [layout.units.index(front.units[group.units[k]]) for k in here]
-        if here:
-            part = mean[self._index(here, len(group.units)).to(mean.device)]
-            self._piece("mean", front.step, stream, places, part)
-
-    def _piece(self, name: str, at: int, stream: int, places: Sequence[int], part: Tensor) -> None:
-        self._pieces.setdefault((name, at, stream), []).append((places, part))
-
-    def _completed(self, pieces: list[tuple[Sequence[int], Tensor]], at: int, stream: int) -> list:
-        """Masks of a step with True for the draws that the pipeline left alone."""
-        missing = sorted(set(range(len(self.layout[at].rows))) - {place for part, _ in pieces for place in part})
-        shape = pieces[0][1].shape[1:]
-        rest = pieces[0][1].new_ones((self.num_prompts * len(missing), *shape))
-        return [*pieces, (missing, rest)] if missing else pieces
-
-    def _whole(self, pieces: list[tuple[Sequence[int], Tensor]]) -> Tensor:
-        """Pieces [P * n, ...] of several passes as one tensor in the order of their places."""
-        places = [place for part, _ in pieces for place in part]
-        if len(pieces) == 1 and places == sorted(places):
-            return pieces[0][1]
-        parts = torch.cat([t.unflatten(0, (self.num_prompts, -1)) for _, t in pieces], 1)
-        order = sorted(range(len(places)), key=places.__getitem__)
-        return parts[:, order].flatten(0, 1)
-
-    # ------------------------------------------------------------------ log-probs
-
-    def _note_mask(self, front: Front, step: Step) -> None:
-        if step.kept is not None:
-            each = step.kept.unflatten(0, (self.num_prompts, -1))
-            for u, unit in enumerate(front.units):
-                for i in unit:
-                    self._masks.setdefault(i, {})[step.stream] = each[:, u]
-
-    def _settle(self, stream: int, kept: Tensor | None, sources: list[int]) -> None:
-        """Scores the draws of the segments that rows go on from: the pipeline has shown what it made of them."""
-        still = []
-        for record in self._pending.get(stream, []):
-            shown = [j for j, i in enumerate(record.segments) if i in sources]
-            if len(shown) == len(record.segments):
-                self._score(record, stream, self._kept(record, kept, sources))
-            elif shown:
-                rest = [j for j in range(len(record.segments)) if j not in shown]
-                part = self._part(record, shown)
-                self._score(part, stream, self._kept(part, kept, sources))
-                still.append(self._part(record, rest))
-            else:
-                still.append(record)
-        self._pending[stream] = still
-
-    def _part(self, record: _Pending, positions: list[int]) -> _Pending:
-        index = self._index(positions, len(record.segments)).to(record.drawn.device)
-        segments = tuple(record.segments[j] for j in positions)
-        return _Pending(record.at, segments, record.gaussian.rows(index), record.drawn[index])
-
-    def _kept(self, record: _Pending, kept: Tensor | None, sources: list[int]) -> Tensor | None:
-        if kept is None:
-            return None
-        each = kept.unflatten(0, (self.num_prompts, -1))
-        return _flat([each[:, sources.index(i)] for i in record.segments])
-
-    def _score(self, record: _Pending, stream: int, kept: Tensor | None) -> None:
-        rows, column = [self._row[i] for i in record.segments], self.tree.trained.index(record.at)
-        if kept is not None:
-            self._piece("keep", record.at, stream, [self.layout[record.at].rows.index(j) for j in rows], kept)
-        total, count = record.gaussian.log_prob_sums(record.drawn.to(record.gaussian.mean.dtype), kept)
-        self._put("total", rows, column, total)
-        self._put("count", rows, column, count)
-        self._scored.add(record.at)
-
-    def _put(self, name: str, rows: list[int], column: int, values: Tensor) -> None:
-        """Adds values [P * rows] to a number of each decision."""
-        if name not in self._sums:
-            shape = (self.num_prompts, len(self.tree.rows), len(self.tree.trained))
-            self._sums[name] = torch.zeros(shape, dtype=values.dtype, device=values.device)
-        self._sums[name][:, rows, column] += values.reshape(self.num_prompts, -1).to(self._sums[name])
-
-    def result(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Log-probs [R, K] of the trained steps, mask [R, K] of the decisions that drew, and traits, on the CPU.
-
-        Raises PolicyError where the pipeline's loop never came to a trained step.
-        """
-        missing = [s for s in self.tree.trained if s not in self._scored]
-        if missing:
-            raise PolicyError(
-                f"step {missing[0]} is to be trained, but the pipeline's loop ended after {self.iterations} steps of "
-                f"{self.tree.num_steps}: move the window, or raise sampler.steps (image-to-image skips steps)"
-            )
-        if not self.tree.trained:
-            empty = torch.zeros(self.num_prompts * len(self.tree.leaves), 0)
-            return empty, empty.bool(), {}
-        total, count = self._sums["total"].flatten(0, 1), self._sums["count"].flatten(0, 1)
-        logp = reduced(total, count, self.dynamics.reduce).cpu()
-        return logp, (count > 0).cpu(), {name: self._sums[name].flatten(0, 1).cpu() for name in ("std", "dt")}
-
-
-def _flat(parts: Sequence[Tensor]) -> Tensor:
-    """[P, ...] of n segments as [P * n, ...]."""
-    return torch.stack(list(parts), 1).flatten(0, 1)
+    def _index(self, of: Sequence[int], width: int) -> Tensor:
+        return positions(of, width, self.num_prompts)

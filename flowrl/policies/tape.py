@@ -1,10 +1,9 @@
 """What a rollout stores for its replay: states and draws of the trained steps, laid out by the tree that was walked.
 
 All prompts walk the same tree, so that every tensor here is rectangular: prompt by prompt, the same number of entries
-for each. Which segment an entry belongs to is known from the tree alone (`Decisions`).
+for each. Which segment an entry belongs to is known from the tree alone (samplers/decisions.py).
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -13,50 +12,9 @@ from torch import Tensor
 
 from flowrl.contracts import Prompt
 from flowrl.policies.noise import Key
-from samplers.plan import Tree, Unit
+from samplers.plan import Tree
 
 Streams = dict[int, Tensor]  # by stream: 0 for the pipeline's own scheduler, more for its deep copies
-
-
-@dataclass(frozen=True)
-class Decisions:
-    """The trained decisions of one step, for one prompt.
-
-    units: states that they start from, each a unit of the tree. rows: positions in `Tree.rows`, rising; unit_of:
-    for each of them, position in units.
-    """
-
-    units: tuple[Unit, ...]
-    rows: tuple[int, ...]
-    unit_of: tuple[int, ...]
-
-    def find(self, rows: Tensor, rows_per_prompt: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of rows int64 [r] of a rollout: those with a decision here [n], their places in `Tape.drawn` and `.enter`."""
-        place = torch.full((rows_per_prompt,), -1)
-        place[list(self.rows)] = torch.arange(len(self.rows))
-        at = place[rows % rows_per_prompt]
-        rows, at = rows[at >= 0], at[at >= 0]
-        prompt = rows // rows_per_prompt
-        states = prompt * len(self.units) + torch.tensor(self.unit_of, dtype=torch.int64)[at]
-        return rows, prompt * len(self.rows) + at, states
-
-
-@functools.lru_cache(64)
-def decisions(tree: Tree) -> dict[int, Decisions]:
-    """The trained decisions of a tree by step."""
-    position = {segment: i for i, segment in enumerate(tree.rows)}
-    found = {}
-    for front in tree.fronts:
-        if front.table != 0 or front.step not in tree.trained:
-            continue
-        units, pairs = [], []
-        for unit in front.units:
-            here = [i for i in unit if front.step in tree.segments[i].trained]
-            pairs += [(position[i], len(units)) for i in here]
-            units += [unit] if here else []
-        pairs.sort()
-        found[front.step] = Decisions(tuple(units), tuple(p[0] for p in pairs), tuple(p[1] for p in pairs))
-    return found
 
 
 @dataclass
@@ -143,3 +101,13 @@ def take(tensor: Tensor, rows: Tensor) -> Tensor:
     if len(rows) == len(tensor) and bool((rows == torch.arange(len(rows))).all()):
         return tensor
     return tensor[rows.to(tensor.device)]
+
+
+def flat(parts: Sequence[Tensor]) -> Tensor:
+    """[P, ...] of n segments as [P * n, ...], prompt by prompt."""
+    return torch.stack(list(parts), 1).flatten(0, 1)
+
+
+def positions(of: Sequence[int], width: int, num_prompts: int) -> Tensor:
+    """Rows of these positions, int64, prompt by prompt, where each prompt has `width`."""
+    return (torch.arange(num_prompts)[:, None] * width + torch.tensor(of, dtype=torch.int64)[None]).flatten()

@@ -10,7 +10,8 @@ from flowrl.policies.dynamics import Dynamics, scaled
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key
 from flowrl.policies.scheduler import Leave, Step
-from flowrl.policies.tape import Streams, Tape, decisions, take
+from flowrl.policies.tape import Streams, Tape, take
+from samplers.decisions import decisions
 from samplers.gaussian import Gaussian, pooled
 from samplers.plan import Own, Table
 

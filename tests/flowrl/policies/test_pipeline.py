@@ -12,9 +12,9 @@ from torch import Tensor
 import families
 from flowrl.contracts import Prompt, Score
 from flowrl.policies import adapters
+from flowrl.policies.dynamics import Dynamics
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipeline import PipelinePolicy
-from flowrl.policies.dynamics import Dynamics
 from policies_support import (
     ODE,
     PROMPTS,
@@ -30,8 +30,8 @@ from policies_support import (
     untouched,
     watched_steps,
 )
-from samplers.transitions import flow_sde
 from samplers.plan import Plan
+from samplers.transitions import flow_sde
 
 
 @pytest.fixture(scope="module")

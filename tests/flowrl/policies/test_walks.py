@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Rollout
-from flowrl.policies.tape import Tape, decisions
 from flowrl.policies.dynamics import Dynamics
+from flowrl.policies.tape import Tape
 from policies_support import PROMPTS, SDE, SEED, STEPS, FamilyPolicy, gap, pictures, scores, watched_steps
+from samplers.decisions import decisions
 from samplers.gaussian import Gaussian
-from samplers.transitions import flow_sde, ode
 from samplers.plan import Plan
+from samplers.transitions import flow_sde, ode
 
 
 def tape_tensors(rollout: Rollout) -> dict[str, dict[int, list[int]]]:
