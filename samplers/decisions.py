@@ -48,6 +48,8 @@ def decisions(tree: Tree) -> dict[int, Decisions]:
             here = [i for i in unit if front.step in tree.segments[i].trained]
             pairs += [(position[i], len(units)) for i in here]
             units += [unit] if here else []
+        if not units:  # of a step that others only pass on their way
+            continue
         pairs.sort()
         found[front.step] = Decisions(tuple(units), tuple(p[0] for p in pairs), tuple(p[1] for p in pairs))
     return found
@@ -65,3 +67,23 @@ def replay_forwards(tree: Tree, num_prompts: int, updates: int, micro_batch: int
         for part in block.split(micro_batch or size):
             met += sum(len(d.find(part, number)[2].unique()) for d in steps)
     return met
+
+
+def stored_states(tree: Tree, *, in_one_piece: bool = True) -> tuple[int, int]:
+    """(latents that a rollout stores for one prompt, how many states its decisions start from).
+
+    Stored are each draw and, but for step 0, the state it started from. Where that is the draw of the step before, both
+    are one tensor as long as the rollout is not put together from pieces.
+    """
+    stored = states = 0
+    for part in tree.passes():
+        before: tuple[Unit, ...] | None = None
+        for front in part.fronts:
+            layout = decisions(tree).get(front.step)
+            if layout is not None and set(layout.units) <= set(front.units):
+                shared = in_one_piece and before is not None and len(layout.units) == len(front.units)
+                shared = shared and all(front.step - 1 in tree.segments[i].trained for unit in before or () for i in unit)
+                stored += len(layout.rows) + (0 if front.step == 0 or shared else len(layout.units))
+                states += len(layout.units)
+            before = front.units
+    return stored, states

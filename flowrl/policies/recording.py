@@ -94,35 +94,40 @@ class Recording:
         return self._entered(stream)
 
     def _entered(self, stream: int) -> Tensor:
-        """States of the pass's rows before its first front."""
+        """States of the pass's rows before its next front."""
         if stream not in self._flow:
-            sources = self._sources(self._units, self._first)
-            self._flow[stream] = flat([self._after[i][stream] for i in sources])
+            fronts = self._pass.fronts
+            self._flow[stream] = self._states(self.tree.sources(fronts[0]) if fronts else self._pass.leaves, stream)
         return self._flow[stream]
 
-    def _sources(self, units: Sequence[Unit], step: int) -> list[int]:
-        """The segment whose latest state each unit starts from at a step; ROOT for initial noise."""
-        segments = self.tree.segments
-        return [unit[0] if segments[unit[0]].begin < step else segments[unit[0]].parent for unit in units]
+    def _states(self, segments: Sequence[int], stream: int) -> Tensor:
+        return flat([self._after[i][stream] for i in segments])
 
     # ------------------------------------------------------------------ steps
 
     def step(self, step: Step) -> Tensor:
         """The next states of all segments; records those that are trained."""
         front, stream = self._front(step.iteration), step.stream
-        sources = self._sources(front.units, step.iteration)
+        sources = self.tree.sources(front)
         self.records.shown(front, stream, step.kept, sources)
         if sources[0] != ROOT:
             self.records.entered(front, stream, self._entered(stream))
         states = {group: self._move(step, front, group, sources) for group in self._groups(front)}
         self._count(step.iteration)
-        is_last = front.step == self._pass.fronts[-1].step and not self._pass.leaves
-        if is_last:
+        onward = self._onward(front)
+        if not onward:
             if self._seen == self.streams(step.iteration):
                 raise Leave
             return step.x  # the pass ends before anything is made of these
-        self._flow[stream] = self._in_order(states, len(front.units))
+        only = next(iter(states)) if len(states) == 1 else None
+        as_drawn = only is not None and only.segments == onward
+        self._flow[stream] = next(iter(states.values())) if as_drawn else self._states(onward, stream)
         return self._flow[stream]
+
+    def _onward(self, front: Front) -> Unit:
+        """The segments whose states the pass goes on with, or finishes; none where it ends."""
+        at = front.step - self._first + 1
+        return self.tree.sources(self._pass.fronts[at]) if at < len(self._pass.fronts) else self._pass.leaves
 
     def result(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Log-probs [R, K] of the trained steps, mask [R, K] of the decisions that drew, and traits, on the CPU.
@@ -230,16 +235,6 @@ class Recording:
             number = len(state)
             traits = {0: per_row(gaussian.std, number), 1: per_row(step.s_next - step.s, number)}
             self.records.drew(at, stream, group.segments, gaussian, state, traits)
-
-    def _in_order(self, states: dict[_Group, Tensor], num_units: int) -> Tensor:
-        """The states of a front that goes on, a row a unit."""
-        if len(states) == 1:
-            return next(iter(states.values()))
-        first = next(iter(states.values()))
-        whole = first.new_empty((self.num_prompts, num_units, *first.shape[1:]))
-        for group, state in states.items():
-            whole[:, list(group.units)] = state.unflatten(0, (self.num_prompts, -1))
-        return whole.flatten(0, 1)
 
     def _count(self, at: int) -> None:
         if at != self._at:

@@ -64,13 +64,17 @@ def rows_of(step: Step, index: Tensor) -> Step:
 
 
 class Walk(Protocol):
-    """What a pass through the pipeline is for. `rows`: of the batch that it is called with; `table`: its levels."""
+    """What a pass through the pipeline is for."""
 
     @property
-    def rows(self) -> int: ...
+    def rows(self) -> int:
+        """Rows that the pipeline is called with."""
+        ...
 
     @property
-    def table(self) -> Table: ...
+    def table(self) -> Table:
+        """The sigma table that it walks."""
+        ...
 
     def is_real(self, iteration: int) -> bool:
         """Whether this iteration runs; otherwise its denoiser calls are skipped and `entering` is handed on."""
