@@ -12,15 +12,19 @@ import functools
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
+from flowrl.policies.diffusion import Preserving, ddim_of, predicts_noise
 from flowrl.policies.errors import PolicyError
 from samplers.transitions import Level
+
+
+Path = Literal["flow", "exploding", "preserving"]
 
 
 class Leave(Exception):
@@ -31,9 +35,10 @@ class Leave(Exception):
 class Step:
     """One call of `scheduler.step`, in the terms of `samplers`.
 
-    x, v: state and velocity dx/ds, float32 [R, ...]. s, s_next, s_cap: see `samplers.transitions`. variance_exploding:
-    the table has levels above 1. kept: bool like x, False where the pipeline itself overwrote what the previous step
-    of this stream returned; None where it left it alone. twin: the scheduler's own step from the same place.
+    x, v: state and velocity eps - x_0, float32 [R, ...]. s, s_next, s_cap: see `samplers.transitions`. path: how x is
+    made of x_0 and eps; exploding where the table has levels above 1, preserving where the model predicts noise (see
+    diffusion.py). kept: bool like x, False where the pipeline itself overwrote what the previous step of this stream
+    returned; None where it left it alone. twin: the scheduler's own step from the same place.
     """
 
     iteration: int
@@ -43,7 +48,7 @@ class Step:
     s: Level
     s_next: Level
     s_cap: float
-    variance_exploding: bool
+    path: Path
     kept: Tensor | None
     twin: "Twin"
 
@@ -117,11 +122,12 @@ class Twin:
     @property
     def is_comparable(self) -> bool:
         """Whether the scheduler's step is first order here: multistep solvers are at their first step only."""
-        return isinstance(self._scheduler, FlowMatchEulerDiscreteScheduler) or self._scheduler.step_index == 0
+        first_order = isinstance(self._scheduler, FlowMatchEulerDiscreteScheduler | DDIMScheduler)
+        return first_order or self._scheduler.step_index == 0
 
     def step(self) -> Tensor:
         """What the untouched scheduler returns, float32. Its state is left as it was."""
-        twin = object.__new__(type(self._scheduler).__mro__[2])
+        twin = object.__new__(type(self._scheduler).__bases__[-1])
         twin.__dict__.update({k: copy.copy(v) for k, v in self._scheduler.__dict__.items() if k != "_session"})
         model_output, timestep, sample, options = self._args
         return twin.step(model_output, timestep, sample.clone(), return_dict=False, **options)[0].float()
@@ -175,9 +181,8 @@ class InterceptedStep:
         if walk.is_real(iteration):
             x, kept = self._state(sample, None if restarted else self._handed)
             options = {} if per_token_timesteps is None else {"per_token_timesteps": per_token_timesteps}
-            sign, levels = self._levels(per_token_timesteps)
+            v, levels = self._place(model_output, x, per_token_timesteps)
             twin = Twin(self, (model_output, timestep, sample, options))
-            v = model_output.float() if sign > 0 else -model_output.float()
             state = walk.step(Step(iteration, self._stream, x, v, *levels, kept, twin))
         else:
             state = walk.entering(iteration, self._stream)
@@ -206,8 +211,15 @@ class InterceptedStep:
             return handed.state.float(), None
         return torch.where(kept, handed.state.float(), sample.float()), kept
 
-    def _levels(self, per_token: Tensor | None) -> tuple[int, tuple[Level, Level, float, bool]]:
-        """Sign that turns the model's output into dx/ds, and (s, s_next, s_cap, variance exploding)."""
+    def _place(
+        self, model_output: Tensor, x: Tensor, per_token: Tensor | None
+    ) -> tuple[Tensor, tuple[Level, Level, float, Path]]:
+        """The velocity at x, and (s, s_next, s_cap, path)."""
+        sign, levels = self._levels(per_token)
+        return (model_output.float() if sign > 0 else -model_output.float()), levels
+
+    def _levels(self, per_token: Tensor | None) -> tuple[int, tuple[Level, Level, float, Path]]:
+        """Sign that turns the model's output into dx/ds, and (s, s_next, s_cap, path)."""
         sigmas = self.sigmas
         cap = float(sigmas[1])
         if per_token is not None:
@@ -215,23 +227,23 @@ class InterceptedStep:
             s = per_token.float() / self.config.num_train_timesteps
             table = sigmas.to(s.device)[:, None, None]
             s_next = torch.where(table < s[None] - 1e-6, table, torch.zeros_like(table)).amax(0)
-            return -1, (s[..., None], s_next[..., None], cap, False)
+            return -1, (s[..., None], s_next[..., None], cap, "flow")
         s, s_next = float(sigmas[self.step_index]), float(sigmas[self.step_index + 1])
         if getattr(self.config, "invert_sigmas", False):  # Mochi counts the share of data, not of noise
-            return -1, (1 - s, 1 - s_next, 1 - cap, False)
-        return 1, (s, s_next, cap, float(sigmas[0]) > 1.001)
+            return -1, (1 - s, 1 - s_next, 1 - cap, "flow")
+        return 1, (s, s_next, cap, "exploding" if float(sigmas[0]) > 1.001 else "flow")
 
 
 def intercept(scheduler: Any, session: Session) -> Any:
     """A copy of `scheduler` whose steps go to the session's walk.
 
-    Raises PolicyError where the scheduler is not one of flow matching.
+    Raises PolicyError where it is neither one of flow matching nor one that DDIM can stand in for.
     """
-    if not predicts_flow(scheduler):
+    if not predicts_flow(scheduler) and not predicts_noise(scheduler):
         raise PolicyError(
-            f"{type(scheduler).__name__} (prediction_type={scheduler.config.get('prediction_type')!r}) is not a "
-            "flow-matching scheduler: its model does not predict a velocity dx/dsigma; give a pipeline such as FLUX, "
-            "SD3, Qwen-Image or Wan, or one with a FlowMatchEulerDiscreteScheduler"
+            f"{type(scheduler).__name__} (prediction_type={scheduler.config.get('prediction_type')!r}) neither follows "
+            "a flow, along a velocity dx/dsigma, nor denoises along alphas_cumprod by an undistilled model: give a "
+            "pipeline such as FLUX, SD3, Qwen-Image or Wan, or one such as Stable Diffusion 1.5 or SDXL"
         )
     scheduler = once_a_level(scheduler)
     new = copy.copy(scheduler)
@@ -241,7 +253,10 @@ def intercept(scheduler: Any, session: Session) -> Any:
 
 
 def once_a_level(scheduler: Any) -> Any:
-    """The scheduler, or Euler on its table where it is a scheme of higher order that calls step twice a level."""
+    """The scheduler, or its first-order form: Euler on its table where it calls step twice a level, DDIM on its table
+    where the model predicts noise. Raises PolicyError where that would not be what the scheduler does."""
+    if not predicts_flow(scheduler) and predicts_noise(scheduler):
+        return ddim_of(scheduler)
     if getattr(scheduler, "order", 1) == 1:
         return scheduler
     return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
@@ -273,4 +288,5 @@ def _subclass(base: type) -> type:
     def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         return self._intercept(model_output, timestep, sample, **dict(zip(names, args, strict=False)), **kwargs)
 
-    return type(base.__name__, (InterceptedStep, base), {"step": step, "__module__": base.__module__})
+    mixins = (Preserving, InterceptedStep) if issubclass(base, DDIMScheduler) else (InterceptedStep,)
+    return type(base.__name__, (*mixins, base), {"step": step, "__module__": base.__module__})

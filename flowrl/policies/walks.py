@@ -15,7 +15,7 @@ from flowrl.policies.noise import step_noise
 from flowrl.policies.scheduler import Leave, Step
 from flowrl.policies.tape import Streams, Tape, take
 from samplers.gaussian import Gaussian, pooled
-from samplers.transitions import ve_sde
+from samplers.transitions import ve_sde, vp_ddim
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Dynamics:
     precision: torch.dtype = torch.float32
 
     def gaussian(self, step: Step, *, stochastic: bool) -> Gaussian:
-        """The distribution of the next state. Above level 1 the variance-exploding form takes over."""
-        transition = ve_sde if step.variance_exploding else self.transition
+        """The distribution of the next state. Off the flow's path, the transition of that path takes over."""
+        transition = {"exploding": ve_sde, "preserving": vp_ddim}.get(step.path, self.transition)
         noise = self.noise if stochastic else 0.0
         x, v = step.x.to(self.precision), step.v.to(self.precision)
         return transition(x, v, step.s, step.s_next, noise=noise, s_cap=step.s_cap)

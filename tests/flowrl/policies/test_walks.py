@@ -167,7 +167,7 @@ class TestTransition:
     class Step:
         iteration, stream, s, s_next, s_cap = 0, 0, 0.8, 0.5, 0.9
         x, v = torch.ones(1, 2), torch.ones(1, 2)
-        variance_exploding = False
+        path = "flow"
 
     def called(self, *, stochastic: bool, exploding: bool = False) -> list[Any]:
         calls: list[Any] = []
@@ -177,7 +177,7 @@ class TestTransition:
             return flow_sde(x, v, s, s_next, noise=noise, s_cap=s_cap)
 
         step = self.Step()
-        step.variance_exploding = exploding
+        step.path = "exploding" if exploding else "flow"
         Dynamics(transition, 0.7).gaussian(step, stochastic=stochastic)  # type: ignore[arg-type]
         return calls
 
