@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
-    DDIMScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    LCMScheduler,
     UniPCMultistepScheduler,
 )
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
@@ -246,13 +248,19 @@ def test_a_second_order_scheduler_gives_way_to_euler() -> None:
     assert scheduler.config.shift == 3.0
 
 
-def test_epsilon_schedulers_are_refused_by_name() -> None:
-    assert not predicts_flow(DDIMScheduler())
-    with pytest.raises(PolicyError, match="DDIMScheduler") as error:
-        intercept(DDIMScheduler(), Session())
-    assert "epsilon" in str(error.value)
-    with pytest.raises(PolicyError, match="UniPCMultistepScheduler"):
-        intercept(UniPCMultistepScheduler(), Session())
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        EDMEulerScheduler(),
+        LCMScheduler(clip_sample=False),
+        EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"),
+    ],
+)
+def test_schedulers_of_another_kind_are_refused_by_name(scheduler: Any) -> None:
+    assert not predicts_flow(scheduler)
+    with pytest.raises(PolicyError, match=type(scheduler).__name__) as error:
+        intercept(scheduler, Session())
+    assert scheduler.config.prediction_type in str(error.value)
 
 
 def test_a_step_outside_a_walk_is_refused() -> None:
