@@ -35,9 +35,9 @@ def predicts_noise(scheduler: Any) -> bool:
 def ddim_of(scheduler: Any) -> DDIMScheduler:
     """The DDIM scheduler on the noise table of `scheduler`, with its timesteps; itself where it is one.
 
-    PNDM, Euler, DPM-Solver and others look back, or draw in ways of their own; on the same table DDIM is the first-order
-    step that all of them refine. Options that the scheduler does not have are off.
-    Raises PolicyError where its steps do more to a prediction than DDIM's formula.
+    PNDM, Euler, DPM-Solver and others look back, or draw in ways of their own; on the same table DDIM is the step of
+    first order that they refine. Options that the scheduler does not have are off. Raises PolicyError where its steps
+    do more to a prediction than DDIM's formula.
     """
     own = scheduler
     if not isinstance(scheduler, DDIMScheduler):

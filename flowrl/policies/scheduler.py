@@ -23,7 +23,6 @@ from flowrl.policies.diffusion import Preserving, ddim_of, predicts_noise
 from flowrl.policies.errors import PolicyError
 from samplers.transitions import Level
 
-
 Path = Literal["flow", "exploding", "preserving"]
 
 
@@ -239,7 +238,7 @@ def intercept(scheduler: Any, session: Session) -> Any:
 
     Raises PolicyError where it is neither one of flow matching nor one that DDIM can stand in for.
     """
-    if not predicts_flow(scheduler) and not predicts_noise(scheduler):
+    if not predicts_flow(scheduler) and not walks_ddim(scheduler):
         raise PolicyError(
             f"{type(scheduler).__name__} (prediction_type={scheduler.config.get('prediction_type')!r}) neither follows "
             "a flow, along a velocity dx/dsigma, nor denoises along alphas_cumprod by an undistilled model: give a "
@@ -255,7 +254,7 @@ def intercept(scheduler: Any, session: Session) -> Any:
 def once_a_level(scheduler: Any) -> Any:
     """The scheduler, or its first-order form: Euler on its table where it calls step twice a level, DDIM on its table
     where the model predicts noise. Raises PolicyError where that would not be what the scheduler does."""
-    if not predicts_flow(scheduler) and predicts_noise(scheduler):
+    if walks_ddim(scheduler):
         return ddim_of(scheduler)
     if getattr(scheduler, "order", 1) == 1:
         return scheduler
@@ -278,6 +277,11 @@ def predicts_flow(scheduler: Any) -> bool:
         or bool(config.get("use_flow_sigmas"))
         or config.get("prediction_type") == "flow_prediction"
     )
+
+
+def walks_ddim(scheduler: Any) -> bool:
+    """Whether the model predicts noise, v or the image, so that its steps are DDIM's."""
+    return not predicts_flow(scheduler) and predicts_noise(scheduler)
 
 
 @functools.cache

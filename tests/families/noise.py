@@ -75,7 +75,7 @@ def sdxl() -> DiffusionPipeline:
 
 
 def pixart() -> DiffusionPipeline:
-    """PixArt-alpha: a transformer that predicts noise and variances, on DPM-Solver; the pipeline drops the variances."""
+    """PixArt-alpha: a transformer that predicts noise, and variances that the pipeline drops, on DPM-Solver."""
     transformer = df.PixArtTransformer2DModel(
         sample_size=8,
         num_layers=1,
