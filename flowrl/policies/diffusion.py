@@ -41,8 +41,9 @@ def ddim_of(scheduler: Any) -> DDIMScheduler:
     """
     own = scheduler
     if not isinstance(scheduler, DDIMScheduler):
-        options = {name: scheduler.config[name] for name in _OPTIONS if name in scheduler.config}
-        scheduler = DDIMScheduler(**({"clip_sample": False} | options))
+        options: dict[str, Any] = {name: scheduler.config[name] for name in _OPTIONS if name in scheduler.config}
+        options = {"clip_sample": False} | options
+        scheduler = DDIMScheduler(**options)
         scheduler.alphas_cumprod = own.alphas_cumprod.clone()  # some move it in ways of their own (CogVideoX)
         scheduler.final_alpha_cumprod = getattr(own, "final_alpha_cumprod", scheduler.final_alpha_cumprod)
     _refuse_more(scheduler, type(own).__name__)
@@ -50,7 +51,7 @@ def ddim_of(scheduler: Any) -> DDIMScheduler:
 
 
 def _refuse_more(scheduler: DDIMScheduler, name: str) -> None:
-    config = scheduler.config
+    config: Any = scheduler.config
     for option in ("thresholding", "clip_sample"):
         if config[option]:
             raise PolicyError(
@@ -79,7 +80,7 @@ def amplitudes(scheduler: DDIMScheduler) -> list[tuple[float, float]]:
     if times[0] >= len(table):
         raise PolicyError(
             f"{scheduler.num_inference_steps} steps begin at timestep {times[0]} of {len(table)}: lower sampler.steps "
-            f"(the scheduler's steps_offset is {scheduler.config.steps_offset})"
+            f"(the scheduler's steps_offset is {scheduler.config['steps_offset']})"
         )
     return [(_amplitude(table[t]), _amplitude(table[t - stride] if t >= stride else final)) for t in times]
 
