@@ -13,9 +13,8 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from flowrl.policies.errors import PolicyError
-from samplers.predictions import velocity_from
+from samplers.predictions import PREDICTIONS, velocity_from
 
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _DISTILLED = ("LCMScheduler", "TCDScheduler")  # of models that jump to the image: DDIM's small steps are not theirs
 _OPTIONS = tuple(inspect.signature(DDIMScheduler.__init__).parameters)[1:]
 

@@ -15,7 +15,7 @@ from flowrl.policies.scheduler import Leave, Step
 from flowrl.policies.tape import Tape
 from flowrl.policies.walks import Recording, Replaying
 from samplers.plan import Plan
-from samplers.transitions import vp_ddim
+from samplers.renoising import vp_ddim
 
 if TYPE_CHECKING:
     from flowrl.policies.pipeline import PipelinePolicy

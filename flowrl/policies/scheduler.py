@@ -21,7 +21,7 @@ from torch import Tensor
 
 from flowrl.policies.diffusion import Preserving, ddim_of, predicts_noise
 from flowrl.policies.errors import PolicyError
-from samplers.transitions import Level
+from samplers.levels import Level
 
 Path = Literal["flow", "exploding", "preserving"]
 

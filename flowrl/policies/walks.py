@@ -15,7 +15,8 @@ from flowrl.policies.noise import step_noise
 from flowrl.policies.scheduler import Leave, Step
 from flowrl.policies.tape import Streams, Tape, take
 from samplers.gaussian import Gaussian, pooled
-from samplers.transitions import ve_sde, vp_ddim
+from samplers.renoising import vp_ddim
+from samplers.transitions import ve_sde
 
 
 @dataclass(frozen=True)

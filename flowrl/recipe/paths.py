@@ -1,4 +1,4 @@
-"""Which steps fit a model: along a flow, or along the noise table of a model that predicts noise."""
+"""Which steps fit a model, along a flow or along the noise table of one that predicts noise; and how strong they may be."""
 
 import json
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.schema import Recipe
 
 PRESERVING_STEP = "ddim"  # on a model that predicts noise it takes its variance-preserving form by itself
+SHARES = ("cps", "ddim")  # steps whose noise is a share of what may be drawn afresh
 
 
 def noise_scheduler(model: str) -> str | None:
@@ -37,5 +38,8 @@ def check_path(recipe: Recipe) -> Iterator[RecipeError]:
     if step == "vp_ddim":
         problem = f"got {step!r}, the form that {PRESERVING_STEP!r} takes on a model that predicts noise"
         yield RecipeError("sampler.step", problem, f"set sampler.step={PRESERVING_STEP}")
+    elif step in SHARES and recipe.sampler.noise > 1:
+        problem = f"got {recipe.sampler.noise:g}, but the noise of {step!r} is a share of what may be drawn afresh"
+        yield RecipeError("sampler.noise", problem, "accepted: a number above 0 and up to 1, or null")
     elif step != PRESERVING_STEP and (scheduler := noise_scheduler(recipe.model)):
         yield misfit(step, scheduler)
