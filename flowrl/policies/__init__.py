@@ -2,6 +2,7 @@
 language model of transformers.
 
 scheduler.py   the one call that is intercepted: `scheduler.step`
+diffusion.py   the same of pipelines that predict noise, v or the image: they are walked by DDIM
 gates.py       stand-ins for the pipeline's modules, which skip denoiser calls when a walk is fast-forwarded
 tape.py        what a rollout stores for its replay
 walks.py       what happens at an intercepted step: record, replay, look

@@ -75,12 +75,14 @@ def statistics(bench: Bench) -> str:
         f"{name} {s:+.2f} (band {b:.2f})"
         for name, s, b in zip(("brightness", "contrast", "roughness"), shift.tolist(), band.tolist(), strict=True)
     )
+    usual = default_noise(bench.recipe.sampler.step, bench.recipe.model)
     if not torch.isfinite(noisy).all() or bool((shift.abs() > band).any()):
         raise Failed(
             f"{shown}, {len(change)} samples each",
             f"sampler.noise={bench.recipe.sampler.noise:g} is too much for {bench.recipe.sampler.steps} steps: the SDE "
             "leaves the region that the model knows, so that the reward is asked about other pictures than the model's",
-            f"lower sampler.noise ({default_noise(bench.recipe.sampler.step, bench.recipe.model):g} is usual), raise sampler.steps, or draw noise at fewer steps (sampler.window)",
+            f"lower sampler.noise ({usual:g} is usual), raise sampler.steps, or draw noise at fewer steps "
+            "(sampler.window)",
         )
     return f"{shown}, {len(change)} samples each"
 

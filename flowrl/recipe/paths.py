@@ -1,4 +1,4 @@
-"""Which steps fit a model, along a flow or along the noise table of one that predicts noise; and how strong they may be."""
+"""Which steps fit a model, along a flow or the noise table of one that predicts noise, and how strong they may be."""
 
 import json
 from collections.abc import Iterator
