@@ -82,7 +82,9 @@ def stored_states(tree: Tree, *, in_one_piece: bool = True) -> tuple[int, int]:
             layout = decisions(tree).get(front.step)
             if layout is not None and set(layout.units) <= set(front.units):
                 shared = in_one_piece and before is not None and len(layout.units) == len(front.units)
-                shared = shared and all(front.step - 1 in tree.segments[i].trained for unit in before or () for i in unit)
+                shared = shared and all(
+                    front.step - 1 in tree.segments[i].trained for unit in before or () for i in unit
+                )
                 stored += len(layout.rows) + (0 if front.step == 0 or shared else len(layout.units))
                 states += len(layout.units)
             before = front.units

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from flowrl.policies.scheduler import Step
 from samplers.gaussian import Gaussian
-from samplers.transitions import Level, ve_sde
+from samplers.levels import Level
+from samplers.renoising import vp_ddim
+from samplers.transitions import ve_sde
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,16 @@ class Dynamics:
     precision: torch.dtype = torch.float32
 
     def gaussian(self, step: Step, *, stochastic: bool) -> Gaussian:
-        """The distribution of the next state. Above level 1 the variance-exploding form takes over."""
-        transition = ve_sde if step.path == "exploding" else self.transition
+        """The distribution of the next state. Off the flow's path, the transition of that path takes over."""
+        transition = {"exploding": ve_sde, "preserving": vp_ddim}.get(step.path, self.transition)
         noise = self.noise if stochastic else 0.0
         x, v = step.x.to(self.precision), step.v.to(self.precision)
         return transition(x, v, step.s, step.s_next, noise=noise, s_cap=step.s_cap)
+
+    def log_prob_sums(self, gaussian: Gaussian, x: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(sums of log-densities [R], counted elements [R]), as the transition's publication scores it."""
+        bare = getattr(self.transition, "unit_variance", False)
+        return gaussian.log_prob_sums(x.to(gaussian.mean.dtype), kept, unit_variance=bare)
 
 
 def scaled(gaussian: Gaussian, factors: Sequence[float]) -> Gaussian:
@@ -34,8 +41,7 @@ def scaled(gaussian: Gaussian, factors: Sequence[float]) -> Gaussian:
     if all(factor == 1 for factor in factors):
         return gaussian
     mean = gaussian.mean
-    factor = torch.tensor(factors, dtype=mean.dtype, device=mean.device).reshape(-1, *(1,) * (mean.dim() - 1))
-    return Gaussian(mean, gaussian.std * factor)
+    return gaussian.scaled(torch.tensor(factors, device=mean.device).reshape(-1, *(1,) * (mean.dim() - 1)).to(mean))
 
 
 def per_row(value: Level, rows: int) -> Tensor:

@@ -26,6 +26,11 @@ def replace_table(scheduler: Any, table: Table) -> Tensor | None:
     """
     if isinstance(table, Own):
         return None
+    if not hasattr(scheduler, "sigmas"):
+        raise PolicyError(
+            f"{type(scheduler).__name__} walks the noise table of its model, which cannot be replaced: use the "
+            "pipeline's own schedule, without tail, strides or merged steps"
+        )
     own, number = noise_levels(scheduler), scheduler.config.num_train_timesteps
     if (scheduler.sigmas[:-1].float().cpu() * number - scheduler.timesteps.float().cpu()).abs().max() > 1:
         raise PolicyError(

@@ -15,6 +15,7 @@ from flowrl.policies.scheduler import Leave, Step
 from flowrl.policies.tape import Tape
 from flowrl.policies.walks import Replaying, scenes_by_pass
 from samplers.plan import Own, Plan
+from samplers.renoising import vp_ddim
 
 if TYPE_CHECKING:
     from flowrl.policies.pipeline import PipelinePolicy
@@ -46,9 +47,12 @@ class Probing:
         raise AssertionError("a probe skips nothing")
 
     def step(self, step: Step) -> Tensor:
-        """Euler's step, compared."""
+        """The step without noise, Euler's or DDIM's, compared."""
         self.streams[step.iteration] = self.streams.get(step.iteration, 0) + 1
-        state = step.x + step.v * (step.s_next - step.s)
+        if step.path == "preserving":
+            state = vp_ddim(step.x, step.v, step.s, step.s_next, noise=0.0, s_cap=step.s_cap).mean
+        else:
+            state = step.x + step.v * (step.s_next - step.s)
         if step.twin.is_comparable:
             own = step.twin.step()
             self.worst = max(self.worst, float((state - own).abs().max() / (1 + own.abs().max())))

@@ -54,7 +54,7 @@ class Recording:
         self.tick, self.keep_means = tick, keep_means
         self.num_prompts = len(tape.prompts)
         self.iterations = 0
-        self.records = Records(tape)
+        self.records = Records(tape, dynamics)
         self._after: dict[int, Streams] = {}  # by segment: its latest state, [P, ...]
         self._clean: dict[int, dict[int, tuple[Tensor, float]]] = {}  # by segment: latest prediction of x_0, its level
         self._solves = any(s.solver != "euler" for s in self.tree.segments)
@@ -140,7 +140,7 @@ class Recording:
                 f"step {missing[0]} is to be trained, but the pipeline's loop ended after {self.iterations} steps of "
                 f"{self.tree.num_steps}: move the window, or raise sampler.steps (image-to-image skips steps)"
             )
-        return self.records.result(self.dynamics.reduce)
+        return self.records.result()
 
     def _front(self, iteration: int) -> Front:
         fronts = self._pass.fronts

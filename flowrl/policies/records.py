@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowrl.policies.dynamics import Dynamics
 from flowrl.policies.tape import Streams, Tape, flat, positions
 from samplers.decisions import decisions
 from samplers.gaussian import Gaussian, reduced
@@ -31,8 +32,8 @@ class _Pending:
 class Records:
     """The records of one rollout, which `finish` puts on the tape."""
 
-    def __init__(self, tape: Tape):
-        self.tape, self.tree = tape, tape.tree
+    def __init__(self, tape: Tape, dynamics: Dynamics):
+        self.tape, self.tree, self.dynamics = tape, tape.tree, dynamics
         self.num_prompts = len(tape.prompts)
         self.layout = decisions(tape.tree)
         self._row = {segment: j for j, segment in enumerate(self.tree.rows)}
@@ -122,14 +123,14 @@ class Records:
         """Steps that were to be trained and never came."""
         return [step for step in self.tree.trained if step not in self._scored]
 
-    def result(self, reduce: str) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def result(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Log-probs [R, K], mask [R, K] of the decisions that drew, and traits, on the CPU."""
         if not self.tree.trained:
             empty = torch.zeros(self.num_prompts * len(self.tree.leaves), 0)
             return empty, empty.bool(), {}
         total, count = self._sums["total"].flatten(0, 1), self._sums["count"].flatten(0, 1)
         traits = {name: self._sums[name].flatten(0, 1).cpu() for name in TRAITS}
-        return reduced(total, count, reduce).cpu(), (count > 0).cpu(), traits
+        return reduced(total, count, self.dynamics.reduce).cpu(), (count > 0).cpu(), traits
 
     # ------------------------------------------------------------------ parts
 
@@ -145,7 +146,7 @@ class Records:
         rows = [self._row[i] for i in record.segments]
         if kept is not None:
             self._piece("keep", record.at, stream, [self.layout[record.at].rows.index(j) for j in rows], kept)
-        total, count = record.gaussian.log_prob_sums(record.drawn.to(record.gaussian.mean.dtype), kept)
+        total, count = self.dynamics.log_prob_sums(record.gaussian, record.drawn, kept)
         self._put("total", rows, record.at, total)
         self._put("count", rows, record.at, count)
         self._scored.add(record.at)

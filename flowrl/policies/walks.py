@@ -135,7 +135,7 @@ class Replaying:
         kept = None if kept is None else take(kept, scene.drawn)
         children = self._children(gaussian, scene, at)
         x = drawn.to(children.mean.dtype)
-        self._add("logp", children.log_prob_sums(x, kept))
+        self._add("logp", self.dynamics.log_prob_sums(children, x, kept))
         if self.reference:
             self._remember(at, stream, gaussian.mean, scene)
         elif self.exact_kl:

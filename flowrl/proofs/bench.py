@@ -22,9 +22,9 @@ from flowrl.contracts import Prompt, Rollout, Samples, Score
 from flowrl.estimate import Pace
 from flowrl.loading import device_of, load_pipeline
 from flowrl.planning import eval_plan, plan_for
+from flowrl.policies.first_order import once_a_level, without_memory
 from flowrl.policies.noise import Key, start_generators
 from flowrl.policies.pipeline import PipelinePolicy, call_arguments
-from flowrl.policies.scheduler import without_memory
 from flowrl.recipe.schema import Recipe
 from flowrl.scoring import Scorer, load
 from flowrl.sizes.saved import counted
@@ -286,9 +286,10 @@ def parts(rollout: Rollout, limit: int) -> Iterator[Tensor]:
 def called(pipe: Any, prompts: list[Prompt], steps: int, call: dict[str, Any], seed: int) -> Tensor:
     """What a pipeline itself draws for these prompts, with the initial noise that a policy gives them.
 
-    A multistep scheduler (Wan's UniPC) is cut down to single steps, as the policy walks.
+    A multistep scheduler (Wan's UniPC) is cut down to single steps, and DDIM stands in for what is not first-order
+    where the model predicts noise, as the policy walks.
     """
-    pipe.scheduler = without_memory(pipe.scheduler, steps)
+    pipe.scheduler = without_memory(once_a_level(pipe.scheduler), steps)
     output = pipe(
         generator=start_generators([Key(seed, p.id, 0) for p in prompts]),
         num_inference_steps=steps,

@@ -11,6 +11,7 @@ from flowrl import names
 from flowrl.alarms import ALARMS
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.language import check_kind, kind_of
+from flowrl.recipe.paths import check_path
 from flowrl.recipe.presets import PRESETS
 from flowrl.recipe.schema import Objective, Recipe, Window
 from flowrl.recipe.trackers import check_trackers
@@ -32,6 +33,7 @@ OWN_ARGUMENTS = {
     "num_inference_steps": "sampler.steps",
     "sigmas": "sampler.steps",
     "timesteps": "sampler.steps",
+    "eta": "sampler.noise",
     "generator": "seed",
     "latents": "seed",
     "num_images_per_prompt": "train.group",
@@ -56,6 +58,7 @@ def check(recipe: Recipe) -> Iterator[RecipeError]:
     yield from _prompts(recipe)
     if recipe.generation is None:
         yield from _step(recipe)
+        yield from check_path(recipe)
     yield from _rewards(recipe)
     yield from check_trackers(recipe)
 

@@ -76,12 +76,13 @@ class Window(Strict):
 
 
 class Sampler(Strict):
-    """The walk from noise to sample. noise: strength of the noise a step draws. share_noise: a group starts from one
-    latent, and the steps up to the first stochastic one run once a prompt. reduce: how a latent's log-density becomes
-    one number; published clip ranges assume mean."""
+    """The walk from noise to sample. noise: strength of the noise a step draws, eta of ddim; null: the usual one of the
+    step and the model's family (recipe/noise.py). share_noise: a group starts from one latent, and the steps up to the
+    first stochastic one run once a prompt. reduce: how a latent's log-density becomes one number; published clip ranges
+    assume mean."""
 
     step: str = key("flow_sde", "the name of a step or a dotted path", min_length=1)
-    noise: float = key(0.7, "a number >= 0", ge=0)
+    noise: float = key(0.7, "a number >= 0, or null for the usual one of step and model", ge=0)
     steps: int = key(10, "a whole number >= 1", ge=1)
     window: Window = part(Window)
     share_noise: bool = key(False, "true or false")

@@ -53,6 +53,7 @@ def walked(recipe, iteration):
     """(rollout, training, reference) row-forwards, counted by laying out every forward of an iteration."""
     plan, train = plan_for(recipe, iteration), recipe.train
     rows = [(p, g) for p in range(train.prompts) for g in range(train.group)]
+
     def cost(piece, step):
         together = plan.share_noise and step <= plan.stochastic[0]
         return len({p for p, _ in piece}) if together else len(piece)

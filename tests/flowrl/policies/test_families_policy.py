@@ -13,6 +13,7 @@ from torch import Tensor
 
 import families
 from flowrl.contracts import Prompt, Rollout, Score
+from flowrl.policies.diffusion import ddim_of, predicts_noise
 from flowrl.policies.tape import Tape
 from policies_support import (
     ODE,
@@ -65,8 +66,10 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
 every_family = pytest.mark.parametrize("case", families.NAMES, indirect=True)
 
 
-def first_order(pipe: Any) -> UniPCMultistepScheduler:
-    """The pipeline's multistep scheduler cut down to what a chain of single steps can do."""
+def first_order(pipe: Any) -> Any:
+    """The pipeline's scheduler cut down to what a chain of single steps can do."""
+    if predicts_noise(pipe.scheduler):
+        return ddim_of(pipe.scheduler)
     return UniPCMultistepScheduler.from_config(
         pipe.scheduler.config, solver_order=1, disable_corrector=list(range(STEPS))
     )
@@ -76,7 +79,7 @@ def first_order(pipe: Any) -> UniPCMultistepScheduler:
 def test_without_noise_it_is_the_untouched_pipeline(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     own = case.policy.source
     multistep = case.policy.family.base == "multistep"
-    if multistep:
+    if multistep or case.policy.family.base == "ddim":
         monkeypatch.setitem(own.__dict__, "scheduler", first_order(own))
     expected = untouched(case.policy, case.prompts)
     rollout = case.policy.rollout(case.prompts, plan=ODE, seed=SEED)
@@ -125,8 +128,10 @@ def test_gradient_reaches_the_denoisers_of_each_trained_step(case: Case) -> None
 @every_family
 def test_rows_are_replayed_alone_and_in_any_order(case: Case) -> None:
     rollout = case.rollout
+    # guided noise is divided by a, 0.07 at the first step, so that other batch shapes round the state more
+    accepted = 1e-5 if case.policy.family.base == "ddim" else 1e-6
     for rows in ([0], [1], [1, 0])[: 3 if len(case.prompts) > 1 else 1]:
-        assert gap(scores(case.policy, rollout, rows), rollout.behave[rows]) <= 1e-6
+        assert gap(scores(case.policy, rollout, rows), rollout.behave[rows]) <= accepted
     if len(case.prompts) > 1:
         assert gap(scores(case.policy, rollout, [1]), rollout.behave[[0]]) > 1e-6
 
