@@ -96,8 +96,8 @@ def iterate(
 
     plan is the policy's own affair. seed and first name the noise (see `Policy.rollout`); draw number i begins at
     first + i * stride, so that an iteration uses up (1 + refill) * stride of them. advantage gives [R] and its metrics
-    from the rewards, the groups and the rollout's credit. more gives so many further prompts, which a refill needs. Metrics named time_* are
-    seconds; all others repeat under the same seed, and are of all that was drawn.
+    from the rewards, the groups and the rollout's credit. more gives so many further prompts, which a refill needs.
+    Metrics named time_* are seconds; all others repeat under the same seed, and are of all that was drawn.
     """
     clock = Clock(enter)
 

@@ -9,11 +9,10 @@ the pipeline's own matter: where it runs two rows or two calls for one latent, t
 from dataclasses import dataclass
 from typing import Any
 
-from flowrl import tokens
+from flowrl import plans, tokens
 from flowrl.recipe.schema import Recipe
-from samplers import windows
 from samplers.decisions import replay_forwards
-from samplers.plan import Plan, picture
+from samplers.plan import picture
 
 
 def plan_for(recipe: Recipe, iteration: int) -> Any:
@@ -21,48 +20,12 @@ def plan_for(recipe: Recipe, iteration: int) -> Any:
 
     Of a denoising model it is the role of every step (Plan), of a language model how tokens are drawn (Generation).
     """
-    return tokens.plan(recipe) if recipe.generation is not None else walk(recipe, iteration)
+    return tokens.plan(recipe) if recipe.generation is not None else plans.walk(recipe, iteration)
 
 
 def eval_plan(recipe: Recipe) -> Any:
     """An evaluation: the pure ODE walk, or tokens at eval.temperature; every sample has its own noise."""
-    return tokens.eval_plan(recipe) if recipe.generation is not None else ode(recipe)
-
-
-def walk(recipe: Recipe, iteration: int) -> Plan:
-    """The role of every denoising step in a training iteration."""
-    sampler = recipe.sampler
-    steps = _window(recipe, iteration)
-    return Plan(sampler.steps, stochastic=steps, trained=steps, share_noise=sampler.share_noise)
-
-
-def ode(recipe: Recipe) -> Plan:
-    """The pure ODE walk of an evaluation."""
-    return Plan(recipe.eval.steps or recipe.sampler.steps, stochastic=(), trained=())
-
-
-def _window(recipe: Recipe, iteration: int) -> tuple[int, ...]:
-    window, steps = recipe.sampler.window, recipe.sampler.steps
-    size, low = window.size or 1, window.low or 0
-    high = steps - 1 if window.high is None else window.high
-    match window.kind:
-        case "all":
-            return windows.all_steps(steps, skip_last=1 if window.skip_last is None else window.skip_last)
-        case "first":
-            return windows.first(steps, size=size)
-        case "random":
-            return windows.random_range(steps, size=size, low=low, high=high, iteration=iteration, seed=recipe.seed)
-        case "random_window":
-            return windows.random_window(steps, size=size, low=low, high=high, iteration=iteration, seed=recipe.seed)
-    return windows.progressive(
-        steps,
-        size=size,
-        interval=window.interval or 1,
-        stride=1 if window.stride is None else window.stride,
-        iteration=iteration,
-        roll_back=window.roll_back is not False,
-        high=high,
-    )
+    return tokens.eval_plan(recipe) if recipe.generation is not None else plans.ode(recipe)
 
 
 @dataclass(frozen=True)
@@ -88,13 +51,13 @@ class Arithmetic:
 def arithmetic(recipe: Recipe, iteration: int = 0) -> Arithmetic:
     """The arithmetic of an iteration.
 
-    What the samples of a prompt share costs one row, in the rollout, and in training one a micro-batch. Rows are cut into
-    updates and micro-batches in order, prompt by prompt.
+    What the samples of a prompt share costs one row, in the rollout, and in training one a micro-batch. Rows
+    are cut into updates and micro-batches in order, prompt by prompt.
     """
     train = recipe.train
     if recipe.generation is not None:
         return _of_tokens(recipe)
-    tree = walk(recipe, iteration).tree(train.group)
+    tree = plans.walk(recipe, iteration).tree(train.group)
     rows = train.prompts * len(tree.rows)
     per_update = rows // train.updates
     one_pass = replay_forwards(tree, train.prompts, train.updates, train.micro_batch)
@@ -181,13 +144,13 @@ def _steps(recipe: Recipe) -> list[str]:
     ]
     shown = _shown_iterations(recipe)
     width = len(str(shown[-1]))
-    lines += [f"            {picture(walk(recipe, i))}  iteration {i:>{width}}" for i in shown]
+    lines += [f"            {picture(plans.walk(recipe, i))}  iteration {i:>{width}}" for i in shown]
     if recipe.sampler.window.kind in ("all", "first"):
         lines[-1] += " and all others"
     elif shown[-1] < recipe.train.iterations - 1:
         lines.append("            … and so on")
     if recipe.prompts.heldout is not None:
-        lines.append(f"            {picture(ode(recipe))}  evaluation")
+        lines.append(f"            {picture(plans.ode(recipe))}  evaluation")
     return lines
 
 
@@ -256,7 +219,7 @@ def eval_words(recipe: Recipe) -> str:
     return (
         tokens.words(tokens.eval_plan(recipe))
         if recipe.generation is not None
-        else f"{ode(recipe).num_steps} ODE steps"
+        else f"{plans.ode(recipe).num_steps} ODE steps"
     )
 
 

@@ -13,6 +13,7 @@ from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.language import check_kind, kind_of
 from flowrl.recipe.paths import check_path
 from flowrl.recipe.presets import PRESETS
+from flowrl.recipe.schedules import check_schedule, num_steps
 from flowrl.recipe.schema import Objective, Recipe, Window
 from flowrl.recipe.trackers import check_trackers
 
@@ -50,6 +51,7 @@ def check(recipe: Recipe) -> Iterator[RecipeError]:
     yield from _model(recipe)
     yield from check_kind(recipe)
     if recipe.generation is None:
+        yield from check_schedule(recipe)
         yield from _window(recipe)
     yield from _objective(recipe)
     yield from _batches(recipe)
@@ -87,7 +89,7 @@ def _model(recipe: Recipe) -> Iterator[RecipeError]:
 
 
 def _window(recipe: Recipe) -> Iterator[RecipeError]:
-    window, steps = recipe.sampler.window, recipe.sampler.steps
+    window, steps = recipe.sampler.window, num_steps(recipe)
     keys = WINDOW_KEYS[window.kind]
     for name in Window.model_fields:
         place, value = f"sampler.window.{name}", getattr(window, name)

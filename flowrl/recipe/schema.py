@@ -75,6 +75,36 @@ class Window(Strict):
     roll_back: bool | None = key(None, "true or false")
 
 
+class Schedule(Strict):
+    """The sigma table (samplers/tables.py), as many steps as the pipeline's own.
+
+    own: what the pipeline's scheduler gives. linear, shifted (by `shift`, 3 in DanceGRPO and MixGRPO), exponential (by
+    `mu`), karras (of `rho`, 7 by default, between the ends of the own one). merge: that many steps from merge_at on
+    become one, which covers all their noise (E-GRPO); evaluations do not merge.
+    """
+
+    kind: Literal["own", "linear", "shifted", "exponential", "karras"] = key(
+        "own", "own, linear, shifted, exponential or karras"
+    )
+    shift: float | None = key(None, "a number > 0", gt=0)
+    mu: float | None = key(None, "a number")
+    rho: float | None = key(None, "a number > 0", gt=0)
+    merge_at: int | None = key(None, "a whole number >= 0 or null", ge=0)
+    merge: int | None = key(None, "a whole number >= 2 or null", ge=2)
+
+
+class Tail(Strict):
+    """The steps after the last that draws, by a solver of their own (MixGRPO-Flash: ratio 0.4, dpmpp_2m).
+
+    ratio: how many of the points that are left are kept; steps: how many steps there are instead. Neither: as many as
+    the table has. dpmpp_2m is DPM-Solver++(2M), dpmpp_2m_heun its heun form.
+    """
+
+    ratio: float | None = key(None, "a number in (0, 1] or null", gt=0, le=1)
+    steps: int | None = key(None, "a whole number >= 1 or null", ge=1)
+    solver: Literal["euler", "dpmpp_2m", "dpmpp_2m_heun"] = key("dpmpp_2m", "euler, dpmpp_2m or dpmpp_2m_heun")
+
+
 class Sampler(Strict):
     """The walk from noise to sample. noise: strength of the noise a step draws, eta of ddim; null: the usual one of the
     step and the model's family (recipe/noise.py). share_noise: a group starts from one latent, and the steps up to the
@@ -84,7 +114,9 @@ class Sampler(Strict):
     step: str = key("flow_sde", "the name of a step or a dotted path", min_length=1)
     noise: float = key(0.7, "a number >= 0, or null for the usual one of step and model", ge=0)
     steps: int = key(10, "a whole number >= 1", ge=1)
+    schedule: Schedule = part(Schedule)
     window: Window = part(Window)
+    tail: Tail | None = key(None, "a mapping with ratio, steps, solver, or null")
     share_noise: bool = key(False, "true or false")
     reduce: Literal["mean", "sum"] = key("mean", "mean or sum")
 
@@ -197,13 +229,14 @@ class Evaluation(Strict):
     """Held-out samples, by the ODE where they are denoised, each with its own fixed noise.
 
     every: iterations between two (null: never between). prompts: how many of the held-out prompts (null: all). steps
-    null: sampler.steps. temperature, of a language model alone: 0 takes the likeliest token each time, null is
-    generation.temperature. batch: samples at once. grid: how many of them are shown as pictures or texts.
+    null: sampler.steps, walked by `solver`. temperature, of a language model alone: 0 takes the likeliest token each
+    time, null is generation.temperature. batch: samples at once. grid: how many of them are shown as pictures or texts.
     """
 
     every: int | None = key(20, "a whole number >= 1 or null", ge=1)
     prompts: int | None = key(None, "a whole number >= 1 or null", ge=1)
     steps: int | None = key(None, "a whole number >= 1 or null", ge=1)
+    solver: Literal["euler", "dpmpp_2m", "dpmpp_2m_heun"] = key("euler", "euler, dpmpp_2m or dpmpp_2m_heun")
     temperature: float | None = key(None, "a number >= 0 or null", ge=0)
     batch: int = key(64, "a whole number >= 1", ge=1)
     at_start: bool = key(True, "true or false")
