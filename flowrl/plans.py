@@ -5,21 +5,42 @@ from flowrl.recipe.schema import Recipe
 from samplers import tables, windows
 from samplers.plan import Own, Plan, Table
 from samplers.schedules import flash_steps
+from samplers.trees import Branching, PerStep
+
+AnyPlan = Plan | Branching | PerStep
 
 
-def walk(recipe: Recipe, iteration: int) -> Plan:
-    """The role of every denoising step in a training iteration."""
-    sampler = recipe.sampler
+def walk(recipe: Recipe, iteration: int) -> AnyPlan:
+    """What the denoising steps of a training iteration do."""
+    sampler, tree = recipe.sampler, recipe.sampler.tree
     steps = _window(recipe, iteration)
     table = _merged(recipe, base_table(recipe))
-    return Plan(
+    if tree is not None and tree.kind == "per_step":
+        strides, anchors = tuple(tree.strides or [1]), tree.anchors or 1
+        return PerStep(sampler.steps, steps, anchors, strides, bool(tree.per_anchor), table)
+    tail = {
+        "table": table,
+        "tail": _tail(recipe, table, after=steps[-1] + 1),
+        "solver": "euler" if sampler.tail is None else sampler.tail.solver,
+        "share_noise": sampler.share_noise,
+    }
+    if tree is None:
+        return Plan(sampler.steps, steps, steps, **tail)
+    first = steps[0] if tree.splits_from == "window" else 0
+    pruned = windows.pruned(
+        tuple(tree.prune or ()), interval=tree.prune_interval, stop=tree.prune_stop or 0, iteration=iteration
+    )
+    return Branching(
         sampler.steps,
-        stochastic=steps,
-        trained=steps,
-        share_noise=sampler.share_noise,
-        table=table,
-        tail=_tail(recipe, table, after=steps[-1] + 1),
-        solver="euler" if sampler.tail is None else sampler.tail.solver,
+        tuple(first + split for split in tree.splits or ()),
+        tuple(tree.width_list()),
+        steps,
+        tuple(step for step in steps if step not in pruned),
+        correlation=tree.correlation or 0.0,
+        split_noise=tree.split_noise or 1.0,
+        credit=tree.credit or "uniform",
+        by_row=tree.compare != "leaves",
+        **tail,
     )
 
 

@@ -57,7 +57,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/loop.py": {"flowrl"},
     "flowrl/weights.py": {"flowrl.policies", "flowrl.resume"} | LIGHT,
     "flowrl/exports": {"flowrl"},
-    "flowrl/sizes": {"flowrl.sizes", "flowrl.recipe", "flowrl.planning", "flowrl.policies", "flowrl.contracts"} | {"samplers"} | LIGHT,
+    "flowrl/sizes": {"flowrl.sizes", "flowrl.recipe", "flowrl.planning", "flowrl.policies", "flowrl.contracts"}
+    | {"samplers"}
+    | LIGHT,
     "flowrl/estimate.py": {"flowrl.planning", "flowrl.recipe"} | LIGHT,
     "flowrl/proofs": {"flowrl", "samplers"},
     "flowrl/check.py": {"flowrl"},

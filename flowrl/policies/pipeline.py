@@ -314,8 +314,14 @@ def _credit(tree: Tree, behave: Tensor) -> Credit | None:
     alike = len({tree.segments[i].peers for i in tree.rows}) == len({tree.segments[i].view for i in tree.leaves}) == 1
     if not tree.rows or (straight and alike):
         return None
-    weights = credit_weights(tree, behave)
-    return Credit(weights, peers(tree), tree.by_row)
+    edges = None
+    if tree.credit == "path_probability":
+        begin = [tree.segments[i].begin for i in tree.rows]
+        column = torch.tensor([tree.trained.index(at) if at in tree.trained else 0 for at in begin])
+        drawn = torch.tensor([at in tree.trained for at in begin])
+        each = behave.unflatten(0, (-1, len(tree.rows)))
+        edges = each.gather(2, column[None, :, None].expand(len(each), -1, 1))[..., 0] * drawn
+    return Credit(credit_weights(tree, edges), peers(tree), tree.by_row)
 
 
 def _opened(prompt: Prompt) -> Any:

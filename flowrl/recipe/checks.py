@@ -13,9 +13,11 @@ from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.language import check_kind, kind_of
 from flowrl.recipe.paths import check_path
 from flowrl.recipe.presets import PRESETS
+from flowrl.recipe.sampling import Window
 from flowrl.recipe.schedules import check_schedule, num_steps
-from flowrl.recipe.schema import Objective, Recipe, Window
+from flowrl.recipe.schema import Objective, Recipe
 from flowrl.recipe.trackers import check_trackers
+from flowrl.recipe.trees import check_tree
 
 # What each kind of window reads; True marks what it cannot do without.
 WINDOW_KEYS: dict[str, dict[str, bool]] = {
@@ -53,6 +55,7 @@ def check(recipe: Recipe) -> Iterator[RecipeError]:
     if recipe.generation is None:
         yield from check_schedule(recipe)
         yield from _window(recipe)
+        yield from check_tree(recipe)
     yield from _objective(recipe)
     yield from _batches(recipe)
     yield from _learning(recipe)

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from flowrl.recipe.checks import pipeline_class
-from flowrl.recipe.schema import Sampler
+from flowrl.recipe.sampling import Sampler
 
 USUAL = 0.7  # of a step without an entry, such as a user's own
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from flowrl.recipe.errors import RecipeError, show
-from flowrl.recipe.schema import Recipe, Schedule
+from flowrl.recipe.sampling import Schedule
+from flowrl.recipe.schema import Recipe
 
 # What each kind of schedule reads; True marks what it cannot do without. All read merge_at and merge.
 SCHEDULE_KEYS: dict[str, dict[str, bool]] = {

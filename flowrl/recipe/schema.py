@@ -6,25 +6,12 @@ the modules that implement them (importing those would import torch); a test hol
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import create_model
+
+from flowrl.recipe.base import Strict, key, part
+from flowrl.recipe.sampling import Sampler
 
 Precision = Literal["float32", "bfloat16", "float16"]
-
-
-def key(default: Any, accepted: str, **limits: Any) -> Any:
-    """A recipe key: its default (`...` where one must be given), what it accepts in words, and the limits of that."""
-    return Field(default, description=accepted, **limits)
-
-
-def part(model: type[BaseModel]) -> Any:
-    """A key that holds a mapping and may be left out."""
-    return Field(default_factory=model, description="a mapping")
-
-
-class Strict(BaseModel):
-    """Unknown keys, converted types, NaN and infinity are refused; an int may stand for a float."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Lora(Strict):
@@ -53,72 +40,6 @@ class Prompts(Strict):
     limit: int | None = key(None, "a whole number >= 1 or null", ge=1)
     balance: str | None = key(None, "a key of the prompts' meta or null", min_length=1)
     shuffle: bool = key(True, "true or false")
-
-
-class Window(Strict):
-    """Which steps draw noise and are trained; see samplers/windows.py.
-
-    all: all but the last skip_last. first: the first size. random: size steps of [low, high). random_window: size
-    adjacent ones. progressive: size adjacent ones, stride further every interval iterations, within [0, high).
-    high null: all but the last step. Keys of another kind are refused.
-    """
-
-    kind: Literal["all", "first", "random", "random_window", "progressive"] = key(
-        "all", "all, first, random, random_window or progressive"
-    )
-    skip_last: int | None = key(None, "a whole number >= 0", ge=0)
-    size: int | None = key(None, "a whole number >= 1", ge=1)
-    low: int | None = key(None, "a whole number >= 0", ge=0)
-    high: int | None = key(None, "a whole number >= 1 or null", ge=1)
-    interval: int | None = key(None, "a whole number >= 1", ge=1)
-    stride: int | None = key(None, "a whole number >= 0", ge=0)
-    roll_back: bool | None = key(None, "true or false")
-
-
-class Schedule(Strict):
-    """The sigma table (samplers/tables.py), as many steps as the pipeline's own.
-
-    own: what the pipeline's scheduler gives. linear, shifted (by `shift`, 3 in DanceGRPO and MixGRPO), exponential (by
-    `mu`), karras (of `rho`, 7 by default, between the ends of the own one). merge: that many steps from merge_at on
-    become one, which covers all their noise (E-GRPO); evaluations do not merge.
-    """
-
-    kind: Literal["own", "linear", "shifted", "exponential", "karras"] = key(
-        "own", "own, linear, shifted, exponential or karras"
-    )
-    shift: float | None = key(None, "a number > 0", gt=0)
-    mu: float | None = key(None, "a number")
-    rho: float | None = key(None, "a number > 0", gt=0)
-    merge_at: int | None = key(None, "a whole number >= 0 or null", ge=0)
-    merge: int | None = key(None, "a whole number >= 2 or null", ge=2)
-
-
-class Tail(Strict):
-    """The steps after the last that draws, by a solver of their own (MixGRPO-Flash: ratio 0.4, dpmpp_2m).
-
-    ratio: how many of the points that are left are kept; steps: how many steps there are instead. Neither: as many as
-    the table has. dpmpp_2m is DPM-Solver++(2M), dpmpp_2m_heun its heun form.
-    """
-
-    ratio: float | None = key(None, "a number in (0, 1] or null", gt=0, le=1)
-    steps: int | None = key(None, "a whole number >= 1 or null", ge=1)
-    solver: Literal["euler", "dpmpp_2m", "dpmpp_2m_heun"] = key("dpmpp_2m", "euler, dpmpp_2m or dpmpp_2m_heun")
-
-
-class Sampler(Strict):
-    """The walk from noise to sample. noise: strength of the noise a step draws, eta of ddim; null: the usual one of the
-    step and the model's family (recipe/noise.py). share_noise: a group starts from one latent, and the steps up to the
-    first stochastic one run once a prompt. reduce: how a latent's log-density becomes one number; published clip ranges
-    assume mean."""
-
-    step: str = key("flow_sde", "the name of a step or a dotted path", min_length=1)
-    noise: float = key(0.7, "a number >= 0, or null for the usual one of step and model", ge=0)
-    steps: int = key(10, "a whole number >= 1", ge=1)
-    schedule: Schedule = part(Schedule)
-    window: Window = part(Window)
-    tail: Tail | None = key(None, "a mapping with ratio, steps, solver, or null")
-    share_noise: bool = key(False, "true or false")
-    reduce: Literal["mean", "sum"] = key("mean", "mean or sum")
 
 
 class Generation(Strict):

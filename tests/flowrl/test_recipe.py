@@ -15,7 +15,8 @@ from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.language import kind_of
 from flowrl.recipe.load import build, dump, load
 from flowrl.recipe.presets import DENOISING, LANGUAGE, PRESETS, with_preset
-from flowrl.recipe.schema import Advantage, Objective, Recipe, Window
+from flowrl.recipe.sampling import Window
+from flowrl.recipe.schema import Advantage, Objective, Recipe
 
 BASE = str(Path(__file__).parents[1] / "recipes" / "quickstart.yaml")
 

@@ -28,7 +28,7 @@ from flowrl.policies.walks import Dynamics
 from golden import Case, tensor
 from policies_support import PROMPTS, SDE, SEED, FamilyPolicy, gap, pictures, scores, shake
 from samplers.gaussian import Gaussian
-from samplers.plan import Plan
+from samplers.plan import Own, Plan
 from samplers.transitions import flow_sde
 
 
@@ -36,6 +36,7 @@ class Asking:
     """A walk that keeps the distribution of each next state and goes on with given draws, or with the mean."""
 
     rows = 2
+    table = Own()
 
     def __init__(self, eta: float, noise: Tensor | None = None):
         self.dynamics, self.noise = Dynamics(flow_sde, eta), noise
