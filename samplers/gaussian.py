@@ -71,6 +71,16 @@ class Gaussian:
         spread = 0.5 * (ratio.square() - 1) - ratio.log()
         return 0.5 * quadratic + self._row_sum(spread), self._row_sum(counted)
 
+    def centred_sums(self, old: Tensor, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(sum of (mean - old) (x - old) / std^2 [R], number of counted elements [R]).
+
+        With x drawn from the mean `old` and this std, it is the log-ratio to the policy that drew less its expectation,
+        exactly 0 at that policy. Both are taken apart before they are subtracted: no large numbers cancel.
+        """
+        counted, safe = self._counted(self.std > 0, keep)
+        product = (self.mean - old) * (x.detach() - old) / safe.square()
+        return _sum_rows(product.masked_fill(~counted, 0)), self._row_sum(counted)
+
     def rows(self, index: Tensor) -> "Gaussian":
         """The Gaussian of rows index ([N] int64, repeats allowed): a parent fanned out into its children."""
         per_row = self.std.dim() == self.mean.dim() and self.std.shape[0] == self.mean.shape[0]

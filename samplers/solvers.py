@@ -45,8 +45,8 @@ def dpm_solver(
 
     history: predictions of x_0 with their levels, newest first; the newest was made at s. That is DPM-Solver++ (arXiv
     2211.01095), whose order 1 is the Euler step of a flow. heun: the second-order form that is exact for a prediction
-    linear in lambda, rather than the midpoint form. Order 3 builds on it (published code takes but half of its last
-    term, and gains nothing over order 2). sde: draws on the way, and has no order 3.
+    linear in lambda, rather than the midpoint form. Order 3 builds on it; published code takes half of its last term
+    there, and gains nothing over order 2. sde: draws on the way, and has no order 3.
     of_noise: the history predicts eps instead (DPM-Solver, arXiv 2206.00927); for 0 < s_next and s < 1.
 
     Raises ValueError for another length of the history.

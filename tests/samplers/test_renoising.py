@@ -57,6 +57,14 @@ def test_at_noise_one_the_step_is_the_posterior_of_the_forward_chain(step: Calla
     assert of_x0 == pytest.approx(a_next * forward / s**2 + gain * a, abs=1e-7)
 
 
+@pytest.mark.parametrize("step", [ddim, vp_ddim])
+@given(ends=st.tuples(SHARES, SHARES), noise=SHARES)
+def test_the_std_is_its_share_of_the_posterior_one(step: Callable, ends: tuple[float, float], noise: float) -> None:
+    s_next, s = sorted(ends)
+    whole, part = (coefficients(step, s, s_next, share)[2] for share in (1.0, noise))
+    assert part == pytest.approx(noise * whole, abs=1e-7)
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.5, 1.0])
 def test_many_steps_keep_the_marginals_of_variance_preserving_coordinates(noise: float) -> None:
     table = torch.linspace(1, 0, 4097, dtype=torch.float64).mul(math.pi / 2).sin().tolist()

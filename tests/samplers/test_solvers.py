@@ -78,6 +78,13 @@ def test_the_order_of_a_named_solver(name: str) -> None:
     assert math.log2(errors[0] / errors[1]) == pytest.approx(1 if name == "euler" else 2, abs=0.05)
 
 
+def test_a_name_stands_for_its_form() -> None:
+    x, x0, old = (draw(seed, 2, 6) for seed in range(3))
+    for name, heun in (("dpmpp_2m", False), ("dpmpp_2m_heun", True)):
+        want = dpm_solver(x, [(x0, 0.7), (old, 0.9)], 0.7, 0.45, heun=heun).mean
+        assert torch.equal(solver_step(name, x, x0, 0.7, 0.45, (old, 0.9)), want)
+
+
 @pytest.mark.parametrize("s", [1.0, 0.7])
 @pytest.mark.parametrize("s_next", [0.45, 0.0])
 def test_order_one_is_the_euler_step(s: float, s_next: float) -> None:

@@ -66,6 +66,13 @@ def test_a_compressed_tail_of_a_shifted_table_is_that_in_unshifted_time(shift: f
         torch.testing.assert_close(got, want, atol=2e-6, rtol=2e-6)
 
 
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_a_table_of_few_steps_can_be_refined(num_steps: int) -> None:
+    shift = 3.0 if num_steps > 1 else 1.0  # one step says nothing about the shift
+    got = Compressed(0, 5).levels(schedules.shifted(num_steps, shift))
+    torch.testing.assert_close(got, schedules.shifted(5, shift), atol=1e-6, rtol=1e-6)
+
+
 @given(own=own_tables(), after=st.integers(0, 29))
 def test_compressing_to_the_own_number_of_steps_changes_nothing(own: Tensor, after: int) -> None:
     assume(after < own.numel() - 1)
