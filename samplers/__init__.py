@@ -13,5 +13,11 @@ Conventions, stated here once and used in every file of this package:
 - Everything is computed in float32 or wider; a drawn latent goes through its storage dtype before it is scored.
 - Noise and seeds are arguments. Nothing here reads a global generator, a rank or the clock.
 
-Tables whose levels exceed 1 (EDM, Karras: x_s = x_0 + s eps) keep v = dx_s / ds and are served by `transitions.ve_sde`.
+Two other kinds of coordinates have one step each, of the same signature:
+
+- Variance exploding (EDM, levels above 1): x_s = x_0 + s eps with v = dx_s / ds = eps, for `transitions.ve_sde`.
+- Variance preserving (DDPM models): x_s = a x_0 + s eps, a = sqrt(1 - s^2), where s = sqrt(1 - alphas_cumprod) is the
+  amplitude of the noise. v stays eps - x_0, which is no derivative there: x_0 = (x - s v) / (a + s) and
+  eps = x_0 + v. `predictions.velocity_from` makes it of what a model predicts, `renoising.vp_ddim` steps along it, with
+  noise 0 for the ODE. Levels come as floats where they can: 1 - s^2 is small beside s where it matters.
 """

@@ -35,7 +35,9 @@ def flow_sde(x: Tensor, v: Tensor, s: Level, s_next: Level, *, noise: Level, s_c
 
 
 def wan_sde(x: Tensor, v: Tensor, s: Level, s_next: Level, *, noise: Level, s_cap: Level) -> Gaussian:
-    """The step that Flow-GRPO takes on Wan: that of `flow_sde` with the diffusion g = noise s_cap s, bounded at s = 1.
+    """The step that Flow-GRPO takes on Wan: as `flow_sde`, with a diffusion that does not diverge at s = 1.
+
+    g = noise s_cap s, mean = x + v dt + (g^2 / 2) score |dt|, std = g sqrt(|dt|).
 
     s_cap: the second entry of the sigma table. Published code has no noise level: its step is noise = 1, whose first
     std is about sqrt(|dt|) where that of `flow_sde` is its whole noise level.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from samplers import windows
-from samplers.plan import Plan
+from samplers.plan import Plan, picture
 
 Window = tuple[int, ...]
 DRAWS = [windows.random_range, windows.random_window]
@@ -115,5 +115,5 @@ def test_errors_name_the_value_and_the_remedy(call: Callable[[], object], messag
 
 
 def test_a_plan_is_drawn_one_character_a_step() -> None:
-    assert windows.picture(Plan(6, (1, 2, 4), (2, 4))) == "·o●·●·"
-    assert windows.picture(Plan(3, (), ())) == "···"
+    assert picture(Plan(6, (1, 2, 4), (2, 4))) == "·o●·●·"
+    assert picture(Plan(3, (), ())) == "···"
