@@ -214,7 +214,8 @@ def test_a_shipped_scheduler_file_keeps_what_only_ddim_reads() -> None:
 
 
 def test_a_table_that_its_options_do_not_give_is_taken_over() -> None:
-    own = CogVideoXDDIMScheduler(clip_sample=False, snr_shift_scale=3.0)
+    own = CogVideoXDDIMScheduler(clip_sample=False, snr_shift_scale=3.0, set_alpha_to_one=False)
+    assert float(ddim_of(own).final_alpha_cumprod) == float(own.alphas_cumprod[0])
     plain = CogVideoXDDIMScheduler(clip_sample=False, snr_shift_scale=1.0)
     assert torch.equal(ddim_of(own).alphas_cumprod, own.alphas_cumprod)
     assert gap(own.alphas_cumprod, plain.alphas_cumprod) > 0.1
