@@ -1,4 +1,4 @@
-"""Families whose model predicts noise or v, along alphas_cumprod: Stable Diffusion, SDXL, PixArt, CogVideoX."""
+"""Families whose model predicts noise or v, along alphas_cumprod: Stable Diffusion, SDXL, PixArt, CogVideoX; and one outside the contract."""
 
 from __future__ import annotations
 
@@ -58,6 +58,11 @@ def sd_v() -> DiffusionPipeline:
     """A v-predicting Stable Diffusion 2 whose first step begins at pure noise, s = 1."""
     options = STABLE | {"clip_sample": False, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return stable_diffusion(df.DDIMScheduler(prediction_type="v_prediction", **options), seed=92)
+
+
+def sd_lcm() -> DiffusionPipeline:
+    """A Stable Diffusion distilled to jump to the image, for the refusal test."""
+    return stable_diffusion(df.LCMScheduler(clip_sample=False, **STABLE), seed=96)
 
 
 def sdxl_parts() -> dict[str, Any]:
@@ -163,6 +168,7 @@ def families() -> list[Family]:
     return [
         Family("sd15", sd15, call, notes="CFG as one forward on 2R rows", **of_unet),
         Family("sd_v", sd_v, call, notes="v-prediction, zero terminal SNR, trailing timesteps", **of_unet),
+        Family("sd_lcm", sd_lcm, call, contract=False, notes="a consistency model", **of_unet),
         Family("sdxl", sdxl, call, notes="size conditions beside the text", **of_unet),
         Family(
             "sdxl_inpaint",
