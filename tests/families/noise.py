@@ -1,4 +1,4 @@
-"""Families whose model predicts noise or v, along alphas_cumprod: Stable Diffusion, SDXL, PixArt, CogVideoX."""
+"""Families whose model predicts noise or v, along alphas_cumprod: Stable Diffusion, SDXL, PixArt, CogVideoX; and one outside the contract."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import diffusers as df
 from diffusers import DiffusionPipeline
 
 from . import text
-from .base import Family, finish, image_vae, randomize
+from .base import Family, finish, image_vae, pixels_for, randomize
+from .edit import inpaint_rows
 from .image import NEGATIVE, SIZE, negative_rows
 
 # as in the published scheduler_config.json files of SD 1.5 and SDXL
 STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+# what SDXL's file says beyond what its Euler scheduler reads, which keeps it
+SHIPPED = STABLE | {"timestep_spacing": "leading", "set_alpha_to_one": False, "clip_sample": False}
 
 
 def unet(seed: int, **config: Any) -> df.UNet2DConditionModel:
@@ -57,21 +60,40 @@ def sd_v() -> DiffusionPipeline:
     return stable_diffusion(df.DDIMScheduler(prediction_type="v_prediction", **options), seed=92)
 
 
-def sdxl() -> DiffusionPipeline:
-    """SDXL with the scheduler it ships: Euler, at noise levels up to 13."""
+def sd_lcm() -> DiffusionPipeline:
+    """A Stable Diffusion distilled to jump to the image, for the refusal test."""
+    return stable_diffusion(df.LCMScheduler(clip_sample=False, **STABLE), seed=96)
+
+
+def sdxl_parts() -> dict[str, Any]:
+    """Components of the SDXL pipelines, with the scheduler that SDXL ships: Euler, at noise levels up to 13."""
     sizes = {"addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 6 * 4 + text.WIDTH}
     attention = {"attention_head_dim": (1, 2), "transformer_layers_per_block": (1, 2), "use_linear_projection": True}
-    pipe = df.StableDiffusionXLPipeline(
-        scheduler=df.EulerDiscreteScheduler(timestep_spacing="leading", **STABLE),
-        vae=image_vae(4, shift_factor=None),
-        text_encoder=text.clip_text(),
-        tokenizer=text.clip_tokenizer(),
-        text_encoder_2=text.clip_text(projection=True, seed=31),
-        tokenizer_2=text.clip_tokenizer(),
-        unet=unet(93, addition_embed_type="text_time", cross_attention_dim=2 * text.WIDTH, **sizes, **attention),
-        add_watermarker=False,
-    )
-    return finish(pipe, "unet")
+    return {
+        "scheduler": df.EulerDiscreteScheduler.from_config(SHIPPED),
+        "vae": image_vae(4, shift_factor=None),
+        "text_encoder": text.clip_text(),
+        "tokenizer": text.clip_tokenizer(),
+        "text_encoder_2": text.clip_text(projection=True, seed=31),
+        "tokenizer_2": text.clip_tokenizer(),
+        "unet": unet(93, addition_embed_type="text_time", cross_attention_dim=2 * text.WIDTH, **sizes, **attention),
+        "add_watermarker": False,
+    }
+
+
+def sdxl() -> DiffusionPipeline:
+    """SDXL."""
+    return finish(df.StableDiffusionXLPipeline(**sdxl_parts()), "unet")
+
+
+def sdxl_inpaint() -> DiffusionPipeline:
+    """SDXL inpaint on a UNet without mask channels: after each step the unmasked part of the state is overwritten."""
+    return finish(df.StableDiffusionXLInpaintPipeline(**sdxl_parts()), "unet")
+
+
+def sdxl_img2img() -> DiffusionPipeline:
+    """SDXL image-to-image: begins in the middle of the table."""
+    return finish(df.StableDiffusionXLImg2ImgPipeline(**sdxl_parts()), "unet")
 
 
 def pixart() -> DiffusionPipeline:
@@ -146,7 +168,24 @@ def families() -> list[Family]:
     return [
         Family("sd15", sd15, call, notes="CFG as one forward on 2R rows", **of_unet),
         Family("sd_v", sd_v, call, notes="v-prediction, zero terminal SNR, trailing timesteps", **of_unet),
+        Family("sd_lcm", sd_lcm, call, contract=False, notes="a consistency model", **of_unet),
         Family("sdxl", sdxl, call, notes="size conditions beside the text", **of_unet),
+        Family(
+            "sdxl_inpaint",
+            sdxl_inpaint,
+            call | {"strength": 1.0},
+            notes="right half of the state overwritten after each step",
+            tags=frozenset({"overwrites", "conditioning_generator"}),
+            **of_unet | {"rows": lambda prompts: negative_rows(prompts) | inpaint_rows(prompts)},
+        ),
+        Family(
+            "sdxl_img2img",
+            sdxl_img2img,
+            {"guidance_scale": 5.0, "strength": 0.8},
+            notes="three steps of four",
+            tags=frozenset({"fewer_steps", "conditioning_generator"}),
+            **of_unet | {"rows": lambda prompts: negative_rows(prompts) | {"image": pixels_for(prompts)}},
+        ),
         Family("pixart", pixart, pixart_call, base="ddim", notes="predicts variances too"),
         Family("cogvideox", cogvideox, video, base="ddim"),
     ]

@@ -1,4 +1,4 @@
-"""Families whose loop has a peculiarity: HunyuanImage 2.1, LTX conditions, Mochi; and one outside the contract."""
+"""Families whose loop has a peculiarity: HunyuanImage 2.1, LTX conditions, Mochi."""
 
 from __future__ import annotations
 
@@ -92,34 +92,6 @@ def mochi() -> DiffusionPipeline:
     return finish(pipe)
 
 
-def stable_diffusion() -> DiffusionPipeline:
-    """Stable Diffusion: epsilon prediction with DDIM, for the refusal test."""
-    unet = df.UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=text.WIDTH,
-        attention_head_dim=2,
-        norm_num_groups=2,
-    )
-    pipe = df.StableDiffusionPipeline(
-        vae=image_vae(4, use_quant_conv=True, use_post_quant_conv=True),
-        text_encoder=text.clip_text(),
-        tokenizer=text.clip_tokenizer(),
-        unet=randomize(unet, 83),
-        scheduler=df.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
-                                   clip_sample=False),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )  # fmt: skip
-    return finish(pipe, "unet")
-
-
 def condition_rows(prompts: list[str]) -> dict[str, Any]:
     """One condition (the first frame) made of one image per prompt."""
     return {"image": [pixels_for(prompts, 32)]}
@@ -146,12 +118,4 @@ def families() -> list[Family]:
             tags=frozenset({"per_token", "overwrites", "conditioning_generator"}),
         ),
         Family("mochi", mochi, SIZE | {"num_frames": 7} | guided, notes="t rises", tags=frozenset({"inverted_sigmas"})),
-        Family(
-            "stable_diffusion",
-            stable_diffusion,
-            SIZE | {"guidance_scale": 3.0},
-            modules=("unet",),
-            contract=False,
-            notes="epsilon prediction, DDIMScheduler",
-        ),
     ]

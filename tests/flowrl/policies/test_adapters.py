@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from policies_support import PROMPTS, FamilyPolicy, gap, shake, untouched
 
-NAMES = ["flux", "sd3", "qwen_image", "z_image", "wan", "wan22", "sana", "hunyuan_video", "ltx", "kandinsky5"]
-LOADERS = ["flux", "sd3", "wan22", "qwen_image", "z_image", "ltx", "hunyuan_video"]
+NAMES = ["flux", "sd3", "qwen_image", "z_image", "wan", "wan22", "sana", "hunyuan_video", "ltx", "kandinsky5", "sdxl"]
+LOADERS = ["flux", "sd3", "wan22", "qwen_image", "z_image", "ltx", "hunyuan_video", "sdxl", "sd15"]
 
 
 def built(name: str) -> tuple[Any, dict[str, nn.Module]]:
@@ -52,6 +53,15 @@ def test_attention_is_part_of_all() -> None:
     assert sizes["attention"] < sizes["all"]
     assert all("attn" in n for n in sizes["attention"])
     assert not any("x_embedder" in n or "proj_out.lora" in n and "blocks" not in n for n in sizes["all"])
+
+
+def test_attention_of_a_unet_is_its_projections_alone() -> None:
+    """Its `attentions` hold feed-forward layers too."""
+    _, modules = built("sdxl")
+    adapters.add_lora(modules, rank=2, alpha=2, targets="attention")
+    layers = {n.split(".lora_")[0] for n, p in modules["unet"].named_parameters() if p.requires_grad}
+    ends = {re.sub(r".*\.attn\d\.", "", name) for name in layers}
+    assert ends == {"to_q", "to_k", "to_v", "to_out.0"}
 
 
 def test_targets_may_be_names() -> None:

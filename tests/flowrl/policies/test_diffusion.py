@@ -18,7 +18,7 @@ from diffusers import (
 from torch import Tensor
 
 import golden
-from families.noise import STABLE
+from families.noise import SHIPPED, STABLE
 from flowrl.contracts import Score
 from flowrl.policies import adapters
 from flowrl.policies.diffusion import amplitudes, ddim_of, predicts_noise
@@ -209,13 +209,14 @@ def test_other_schedulers_give_way_to_ddim_on_their_own_table() -> None:
 
 def test_a_shipped_scheduler_file_keeps_what_only_ddim_reads() -> None:
     """SDXL's file names set_alpha_to_one, which its Euler scheduler does not know but hands on."""
-    shipped = EulerDiscreteScheduler.from_config(STABLE | {"set_alpha_to_one": False, "clip_sample": False})
+    shipped = EulerDiscreteScheduler.from_config(SHIPPED)
     found = ddim_of(shipped)
     assert float(found.final_alpha_cumprod) == float(found.alphas_cumprod[0])
 
 
 def test_a_table_that_its_options_do_not_give_is_taken_over() -> None:
-    own = CogVideoXDDIMScheduler(clip_sample=False, snr_shift_scale=3.0)
+    own = CogVideoXDDIMScheduler(clip_sample=False, snr_shift_scale=3.0, set_alpha_to_one=False)
+    assert float(ddim_of(own).final_alpha_cumprod) == float(own.alphas_cumprod[0])
     plain = CogVideoXDDIMScheduler(clip_sample=False, snr_shift_scale=1.0)
     assert torch.equal(ddim_of(own).alphas_cumprod, own.alphas_cumprod)
     assert gap(own.alphas_cumprod, plain.alphas_cumprod) > 0.1

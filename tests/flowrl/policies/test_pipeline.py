@@ -224,7 +224,7 @@ def refused(pipe: Any, message: str, *, name: str = "flux") -> str:
 
 def test_a_pipeline_of_another_kind_is_refused_by_its_scheduler() -> None:
     (name,) = families.OUTSIDE
-    reason = refused(families.get(name).build(), "DDIMScheduler", name=name)
+    reason = refused(families.get(name).build(), "LCMScheduler", name=name)
     assert "epsilon" in reason
 
 
