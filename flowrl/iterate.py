@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.backward import StepLoss, backward
+from flowrl.backward import StepLoss, backward, emphasised
 from flowrl.contracts import Objective, Policy, Prompt, Rollout, Samples
 from flowrl.learner import Learner
 from flowrl.objectives.aggregate import weights
@@ -176,7 +176,7 @@ def _step(
     loss_weights[block] = objective.weights(rollout.mask[block])
     share = torch.zeros_like(rollout.behave)
     share[used] = weights(rollout.mask[used])
-    loss = StepLoss(rollout, adv, objective, loss_weights, share)
+    loss = StepLoss(rollout, emphasised(adv, objective, rollout, block), objective, loss_weights, share)
     for part in _parts(used, micro_batch):
         backward(policy, part, loss)
     lr = learner.lr
