@@ -93,6 +93,7 @@ def build_policy(recipe: Recipe) -> AnyPolicy:
         device=device,
         max_rows=recipe.train.rollout_batch,
         offload=recipe.offload,
+        keep_means=recipe.objective.centred,
     )
 
 
@@ -156,6 +157,9 @@ def build_objective(recipe: Recipe) -> ClippedObjective:
         level=objective.level,
         log_ratio_limit=objective.log_ratio_limit,
         length=objective.length,
+        weight=objective.weight if isinstance(objective.weight, str) else tuple(objective.weight),
+        ratio=objective.ratio,
+        kl_mask=objective.kl_mask,
     )
 
 

@@ -12,6 +12,16 @@ grpo     token ratio, group mean and std.
          (arXiv:2402.03300, eq. 3 and 4) with TRL's constants; the paper adds kl 0.04 of kind k3.
 mixgrpo  grpo, every reward normalised on its own, sample std + 1e-8, clip 1e-4: MixGRPO (arXiv:2507.21802), its code.
          For denoising steps: what it adds is the window of sampler.window.
+dance    grpo, sample std + 1e-8, clip 1e-4: DanceGRPO (arXiv:2505.07818), its FLUX configuration. Of steps. Its best-of-n
+         is train.keep, its random 60 % of the steps sampler.window.
+branch   the same, clip 1e-3: BranchGRPO (arXiv:2509.06040), its code. Of steps; the tree is sampler.tree.
+g2rpo    mixgrpo's advantages, summed over granularities by the tree: Granular-GRPO (arXiv:2510.01982), its code. Of steps.
+tempflow grpo, each step weighted by its noise, with mean 1: TempFlow-GRPO (arXiv:2508.04324), its code. Of steps; rewards
+         of single steps come of the tree.
+cps      grpo, clip 1e-5: Flow-CPS (arXiv:2509.05952) and Flow-GRPO-Fast with it. Of steps; the range belongs to the score
+         of sampler.step cps, -(x - mean)^2, which is smaller than a log-density.
+guard    grpo, centred ratio, each step weighted by 1 / |dt|, clip 2e-6: GRPO-Guard (arXiv:2510.22319), its OCR and
+         GenEval configurations; 4e-6 for PickScore. Of steps.
 dapo     clip higher, mean over decisions, groups without advantage drawn anew up to 9 times (train.refill): DAPO
          (arXiv:2503.14476, eq. 8 and 11).
          tokens: clip 0.2 and 0.28 (section 4.1), dual 10 and log-ratios within 20 of its code (verl), std + 1e-6, no
@@ -44,6 +54,12 @@ DENOISING: dict[str, Values] = {
         "objective": {"clip": STEPS},
         "advantage": {"combine": "per_reward", "unbiased": True, "eps": 1e-8},
     },
+    "dance": {"objective": {"clip": STEPS}, "advantage": {"unbiased": True, "eps": 1e-8}},
+    "branch": {"objective": {"clip": 1e-3}, "advantage": {"unbiased": True, "eps": 1e-8}},
+    "g2rpo": {"objective": {"clip": STEPS}, "advantage": {"combine": "per_reward", "unbiased": True, "eps": 1e-8}},
+    "tempflow": {"objective": {"clip": STEPS, "weight": "noise"}},
+    "cps": {"objective": {"clip": 1e-5}},
+    "guard": {"objective": {"clip": 2e-6, "weight": "inverse_dt", "ratio": "centred"}},
     "dapo": {"objective": {"clip": [STEPS, 1.4 * STEPS]}, "train": {"refill": REFILL}},
     "dr_grpo": {"objective": {"clip": STEPS, "aggregate": "constant"}, "advantage": {"scale": "none"}},
     "gspo": {"objective": {"clip": [STEPS, 4 / 3 * STEPS], "level": "seq_mean", "aggregate": "seq_mean_mean"}},
