@@ -184,7 +184,9 @@ def _costs(recipe: Recipe) -> list[str]:
     if any(c.whole_row_forwards for c in costs):
         lines.append(f"            before it {span('whole_row_forwards')} without gradient, for ratios of whole rows")
     if recipe.train.keep is not None:
-        lines.append(f"            of rows that are compared, only the best and the worst {recipe.train.keep // 2} are trained")
+        lines.append(
+            f"            of rows that are compared, only the best and the worst {recipe.train.keep // 2} are trained"
+        )
     if recipe.train.refill:
         lines.append(f"            drawing groups anew takes at most {recipe.train.refill} more rollouts")
     return [*lines, _objective(recipe)]
@@ -204,7 +206,8 @@ def _objective(recipe: Recipe) -> str:
     parts += [f"KL {objective.kl:g} ({objective.kl_kind})"] if objective.kl > 0 else []
     length = f", length {objective.length}" if objective.length is not None else ""
     advantage = f"baseline {recipe.advantage.baseline}, scale {recipe.advantage.scale}"
-    return f"objective   {objective.preset}: {', '.join(parts)}, {objective.aggregate}{length}; {advantage}"
+    text = f"objective   {objective.preset}: {', '.join(parts)}, {objective.aggregate}{length};"
+    return f"{text} {advantage}" if len(text) + len(advantage) < 120 else f"{text}\n{'':<12}{advantage}"
 
 
 def _ends(recipe: Recipe) -> list[str]:

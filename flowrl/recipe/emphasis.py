@@ -32,15 +32,12 @@ def _tokens(recipe: Recipe) -> Iterator[RecipeError]:
 
 
 def _weights(recipe: Recipe) -> Iterator[RecipeError]:
-    weight, window = recipe.objective.weight, recipe.sampler.window
+    weight = recipe.objective.weight
     if isinstance(weight, str):
         return
     if not weight or min(weight) < 0 or max(weight) == 0:
         remedy = "none, noise, inverse_dt, or a list of numbers >= 0 of which one is above 0"
         yield RecipeError("objective.weight", f"got {show(weight)}", f"accepted: {remedy}")
-    elif window.size is not None and len(weight) != window.size:
-        problem = f"got {len(weight)} factors, but sampler.window.size = {window.size} steps are trained"
-        yield RecipeError("objective.weight", problem, "give one factor for each trained step")
 
 
 def _kl_mask(recipe: Recipe) -> Iterator[RecipeError]:
@@ -59,6 +56,8 @@ def _keep(recipe: Recipe) -> Iterator[RecipeError]:
     if keep is None:
         return
     if keep % 2 or keep >= group:
-        problem = f"got {keep}, accepted: an even number from 2 to {2 * ((group - 1) // 2)}, below train.group = {group}"
+        problem = (
+            f"got {keep}, accepted: an even number from 2 to {2 * ((group - 1) // 2)}, below train.group = {group}"
+        )
         remedy = "change it, or set train.keep=null to train all rows"
         yield RecipeError("train.keep", problem, remedy)
