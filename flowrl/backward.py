@@ -24,7 +24,8 @@ from flowrl.objectives.aggregate import merge_metrics, reduce_metrics
 class StepLoss:
     """The loss of one optimizer step, by blocks: called with each, it returns its share, 0-d, and adds up the metrics.
 
-    adv [R]. weights [R, K] reduce the loss and share [R, K] the metrics (see objectives/aggregate.py).
+    adv [R], or [R, K] with an emphasis on decisions. weights [R, K] reduce the loss and share [R, K] the metrics (see
+    objectives/aggregate.py).
     """
 
     rollout: Rollout
@@ -40,14 +41,25 @@ class StepLoss:
         loss, metrics = self.objective(
             score,
             behave=rollout.behave[at].to(device),
-            adv=self.adv[score.rows].to(device),
+            adv=self.adv[at if self.adv.ndim == 2 else score.rows].to(device),
             mask=rollout.mask[at].to(device),
             reference=None if rollout.reference is None else rollout.reference[at].to(device),
+            traits={name: values[at].to(device) for name, values in rollout.traits.items()},
         )
         part = (loss * self.weights[at].to(device)).sum()
         found = reduce_metrics(metrics, self.share[at].to(device)) | {"loss": part.detach()}
         self.total = merge_metrics(self.total, found)
         return part
+
+
+def emphasised(adv: Tensor, objective: Objective, rollout: Rollout, rows: Tensor) -> Tensor:
+    """Advantages [R] with the objective's emphasis on the decisions of the update `rows`: [R, K]; [R] without one."""
+    factor = objective.emphasis(rollout.mask[rows], {name: values[rows] for name, values in rollout.traits.items()})
+    if factor is None:
+        return adv
+    spread = adv.new_zeros(rollout.behave.shape)
+    spread[rows] = adv[rows, None] * factor.to(adv)
+    return spread
 
 
 def backward(policy: Policy, rows: Tensor, loss: StepLoss) -> None:
@@ -69,24 +81,28 @@ def backward(policy: Policy, rows: Tensor, loss: StepLoss) -> None:
         if part.requires_grad:
             part.backward()
 
-    policy.replay(rollout, rows, visit, exact_kl=objective.exact_kl)
+    policy.replay(rollout, rows, visit, exact_kl=objective.exact_kl, centred=objective.centred)
+
+
+# What a loss may depend on, with gradient: fields of a Score.
+_VARIABLES = ("logp", "kl", "centred")
 
 
 @dataclass(frozen=True)
 class _Surrogate:
-    """A function of a block's log-probs and divergences that has the gradient of the loss of whole rows.
+    """A function of a block's variables that has the gradient of the loss of whole rows.
 
     Its value means nothing, and is NaN where padding is.
     """
 
     place: Tensor  # [R], of a row among the slopes
-    slopes: tuple[Tensor, ...]  # of logp [r, K], and of kl [r, K] where there is one
+    slopes: dict[str, Tensor]  # [r, K], by name of a variable
 
     def __call__(self, score: Score) -> Tensor:
         at = self.place[score.rows][:, None], score.columns[None]
         total = score.logp.new_zeros(())
-        for value, slope in zip((score.logp, score.kl), self.slopes, strict=False):
-            total = total + (0.0 if value is None else (value * slope[at]).sum())
+        for name, slope in self.slopes.items():
+            total = total + (getattr(score, name) * slope[at]).sum()
         return total
 
 
@@ -101,17 +117,18 @@ def _slopes(policy: Policy, rows: Tensor, loss: StepLoss) -> _Surrogate:
     def collect(score: Score) -> None:
         at = place[score.rows][:, None], score.columns[None]
         seen[at] = True
-        for name, value in (("logp", score.logp), ("kl", score.kl)):
-            if value is not None:
+        for name in _VARIABLES:
+            if (value := getattr(score, name)) is not None:
                 found.setdefault(name, value.new_zeros(seen.shape))[at] = value.detach()
 
     with torch.no_grad():
-        policy.replay(rollout, rows, collect, exact_kl=loss.objective.exact_kl)
+        policy.replay(rollout, rows, collect, exact_kl=loss.objective.exact_kl, centred=loss.objective.centred)
     if not found or (rollout.mask[rows] & ~seen).any():
         raise ValueError(f"{type(policy).__name__}.replay leaves out trained decisions of the rows that it was given")
     leaves = {name: value.requires_grad_() for name, value in found.items()}
-    value = loss(Score(rows, columns, leaves["logp"], leaves.get("kl")))
-    return _Surrogate(place, torch.autograd.grad(value, tuple(leaves.values()), materialize_grads=True))
+    value = loss(Score(rows, columns, **leaves))
+    slopes = torch.autograd.grad(value, tuple(leaves.values()), materialize_grads=True)
+    return _Surrogate(place, dict(zip(leaves, slopes, strict=True)))
 
 
 def _check_whole(rollout: Rollout, score: Score) -> None:

@@ -14,6 +14,7 @@ from flowrl.learner import Learner
 from flowrl.loading import check_arguments, device_of, load_language, load_pipeline
 from flowrl.names import UserError, load, steps
 from flowrl.objectives.grpo import ClippedObjective
+from flowrl.plans import check_factors
 from flowrl.policies import adapters
 from flowrl.policies.dynamics import Dynamics
 from flowrl.policies.first_order import walks_ddim
@@ -38,9 +39,11 @@ class Inputs:
 def read_prompts(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     """Training and held-out prompts (none where there is no source), once the pipeline's arguments are known to fit.
 
-    Raises RecipeError for arguments that a local pipeline does not take, UserError where the prompts do not do.
+    Raises RecipeError for arguments that a local pipeline does not take and for factors of steps that do not fit their
+    number, UserError where the prompts do not do.
     """
     check_arguments(recipe.model, recipe.pipeline)
+    check_factors(recipe)
     source = recipe.prompts
     train = prompt_files.load(source.train, split="train", limit=source.limit)
     heldout: list[Prompt] = []
@@ -93,6 +96,7 @@ def build_policy(recipe: Recipe) -> AnyPolicy:
         device=device,
         max_rows=recipe.train.rollout_batch,
         offload=recipe.offload,
+        keep_means=recipe.objective.centred,
     )
 
 
@@ -156,6 +160,9 @@ def build_objective(recipe: Recipe) -> ClippedObjective:
         level=objective.level,
         log_ratio_limit=objective.log_ratio_limit,
         length=objective.length,
+        weight=objective.weight if isinstance(objective.weight, str) else tuple(objective.weight),
+        ratio=objective.ratio,
+        kl_mask=objective.kl_mask,
     )
 
 

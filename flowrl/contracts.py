@@ -178,15 +178,30 @@ class Objective(Protocol):
         """Whether the loss of a decision reads other decisions of its row."""
         ...
 
-    def weights(self, mask: Tensor, traits: dict[str, Tensor]) -> Tensor:
-        """Weight of every decision in the loss, float32 [R, K], from mask and traits [R, K] of all rows of an update.
+    def weights(self, mask: Tensor) -> Tensor:
+        """Weight of every decision in the loss, float32 [R, K], from the mask [R, K] of all rows of an update."""
+        ...
 
-        Raises ValueError where a trait that it needs is not there.
+    def emphasis(self, mask: Tensor, traits: dict[str, Tensor]) -> Tensor | None:
+        """Factor of every decision's advantage, float32 [R, K], from mask and traits [R, K] of all rows of an update.
+
+        None: all are 1. It acts on the policy gradient and leaves a divergence alone. Raises ValueError where a trait
+        that it needs is not there.
         """
         ...
 
     def __call__(
-        self, score: Score, *, behave: Tensor, adv: Tensor, mask: Tensor, reference: Tensor | None
+        self,
+        score: Score,
+        *,
+        behave: Tensor,
+        adv: Tensor,
+        mask: Tensor,
+        reference: Tensor | None,
+        traits: dict[str, Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss [r, k] float32, metrics: name -> [r, k] values, averaged with the loss's weights; see clipped.py)."""
+        """(loss [r, k] float32, metrics: name -> [r, k] values, averaged with the loss's weights; see clipped.py).
+
+        adv: [r] or, with an emphasis, [r, k].
+        """
         ...

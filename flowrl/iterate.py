@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.backward import StepLoss, backward
+from flowrl.backward import StepLoss, backward, emphasised
 from flowrl.contracts import Objective, Policy, Prompt, Rollout, Samples
 from flowrl.learner import Learner
 from flowrl.objectives.aggregate import weights
 from flowrl.refill import Advantage, Draw, JoinedPolicy, all_of, kept_groups, kept_of
+from flowrl.selection import only_extremes
 
 Metrics = dict[str, float]
 
@@ -33,7 +34,8 @@ class Settings:
     The rows of an update are cut in order; losses are weighted over the whole update, so that the cut into
     micro-batches changes nothing. refill: how often groups without any advantage are left out and as many drawn of
     other prompts. skip_truncated: samples that their limit ended count in their group's statistics and not in the loss.
-    members: numbers of noise that a draw uses up (None: as many as samples).
+    keep: of rows that are compared, how many extreme ones are trained (None: all). members: numbers of noise that a draw
+    uses up (None: as many as samples).
     """
 
     group: int
@@ -42,6 +44,7 @@ class Settings:
     micro_batch: int | None = None
     refill: int = 0
     skip_truncated: bool = False
+    keep: int | None = None
     members: int | None = None
 
     @property
@@ -117,6 +120,8 @@ def iterate(
         policy, (rollout, adv) = JoinedPolicy(policy), kept_of(draws, advantage)
     if settings.skip_truncated:
         rollout, adv = _without_truncated(rollout, adv)
+    if settings.keep is not None:
+        rollout, adv = only_extremes(rollout, adv, settings.keep)
     with clock.phase("train"):
         metrics |= update(policy, learner, rollout, adv, objective, settings)
     metrics |= {f"time_{name}": seconds for name, seconds in clock.seconds.items()}
@@ -140,7 +145,7 @@ def update(
     adv = adv.cpu()
     rows = torch.arange(len(rollout.behave))
     # a row without advantage has no policy gradient: it is replayed only where a divergence has to be paid
-    active = rows if objective.needs_reference else rows[adv != 0]
+    active = rows[rollout.mask.any(1) if objective.needs_reference else adv != 0]
     if objective.needs_reference:
         for part in _parts(rows, settings.micro_batch):
             policy.reference(rollout, part)
@@ -176,7 +181,7 @@ def _step(
     loss_weights[block] = objective.weights(rollout.mask[block])
     share = torch.zeros_like(rollout.behave)
     share[used] = weights(rollout.mask[used])
-    loss = StepLoss(rollout, adv, objective, loss_weights, share)
+    loss = StepLoss(rollout, emphasised(adv, objective, rollout, block), objective, loss_weights, share)
     for part in _parts(used, micro_batch):
         backward(policy, part, loss)
     lr = learner.lr

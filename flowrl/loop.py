@@ -144,7 +144,14 @@ class Run:
             advantage=self._advantage,
             objective=self.objective,
             settings=Settings(
-                train.group, train.epochs, train.updates, train.micro_batch, train.refill, train.skip_truncated, members
+                train.group,
+                train.epochs,
+                train.updates,
+                train.micro_batch,
+                train.refill,
+                train.skip_truncated,
+                keep=train.keep,
+                members=members,
             ),
             enter=lambda phase: progress.phase(phase, totals[phase]),
             more=self.cursor.take,

@@ -174,14 +174,19 @@ def _costs(recipe: Recipe) -> list[str]:
     unit = "denoiser    row-forwards an iteration (guidance, where the pipeline uses it, doubles them)"
     if recipe.generation is not None:
         unit = "model       token-forwards an iteration, at most (completions may end early; prompts come on top)"
+    exact = recipe.objective.kl > 0 and recipe.train.keep is None
     lines = [
         unit,
-        f"            rollout {span('rollout_forwards')}, training {'' if recipe.objective.kl > 0 else 'at most '}"
+        f"            rollout {span('rollout_forwards')}, training {'' if exact else 'at most '}"
         f"{span('train_forwards')} with gradient"
         + (f", reference {span('reference_forwards')}" if recipe.objective.kl > 0 else ""),
     ]
     if any(c.whole_row_forwards for c in costs):
         lines.append(f"            before it {span('whole_row_forwards')} without gradient, for ratios of whole rows")
+    if recipe.train.keep is not None:
+        lines.append(
+            f"            of rows that are compared, only the best and the worst {recipe.train.keep // 2} are trained"
+        )
     if recipe.train.refill:
         lines.append(f"            drawing groups anew takes at most {recipe.train.refill} more rollouts")
     return [*lines, _objective(recipe)]
@@ -190,13 +195,19 @@ def _costs(recipe: Recipe) -> list[str]:
 def _objective(recipe: Recipe) -> str:
     objective = recipe.objective
     low, high = objective.clip_range
-    parts = [f"{objective.level} ratio", f"clip -{low:g} +{high:g}"]
+    parts = [f"{objective.level} ratio{' (centred)' if objective.ratio == 'centred' else ''}"]
+    masked = objective.kl_mask is not None
+    parts += [f"left alone beyond KL {objective.kl_mask:g}" if masked else f"clip -{low:g} +{high:g}"]
+    if objective.weight != "none":
+        weight = objective.weight
+        parts += [f"weights {weight if isinstance(weight, str) else ' '.join(f'{w:g}' for w in weight)}"]
     parts += [f"dual {objective.dual:g}"] if objective.dual is not None else []
     parts += [f"log-ratio within {objective.log_ratio_limit:g}"] if objective.log_ratio_limit is not None else []
     parts += [f"KL {objective.kl:g} ({objective.kl_kind})"] if objective.kl > 0 else []
     length = f", length {objective.length}" if objective.length is not None else ""
     advantage = f"baseline {recipe.advantage.baseline}, scale {recipe.advantage.scale}"
-    return f"objective   {objective.preset}: {', '.join(parts)}, {objective.aggregate}{length}; {advantage}"
+    text = f"objective   {objective.preset}: {', '.join(parts)}, {objective.aggregate}{length};"
+    return f"{text} {advantage}" if len(text) + len(advantage) < 120 else f"{text}\n{'':<12}{advantage}"
 
 
 def _ends(recipe: Recipe) -> list[str]:

@@ -1,5 +1,6 @@
 """The plan of an iteration and of an evaluation, made of a recipe and the number of the iteration alone."""
 
+from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.schedules import num_steps
 from flowrl.recipe.schema import Recipe
 from samplers import tables, windows
@@ -42,6 +43,17 @@ def walk(recipe: Recipe, iteration: int) -> AnyPlan:
         by_row=tree.compare != "leaves",
         **tail,
     )
+
+
+def check_factors(recipe: Recipe) -> None:
+    """Raises RecipeError where objective.weight lists other than one factor a trained step."""
+    weight = recipe.objective.weight
+    if isinstance(weight, str) or recipe.generation is not None:
+        return
+    trained = len(walk(recipe, 0).tree(recipe.train.group).trained)
+    if len(weight) != trained:
+        problem = f"got {len(weight)} factors, but an iteration trains {trained} steps"
+        raise RecipeError("objective.weight", problem, "give one factor for each of them, in their order")
 
 
 def ode(recipe: Recipe) -> Plan:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("flowrl", "samplers", "reward_models")
 CORE = {"flowrl.contracts", "flowrl.advantages", "flowrl.objectives", "flowrl.learner", "flowrl.iterate"}
-CORE |= {"flowrl.backward", "flowrl.refill"}
+CORE |= {"flowrl.backward", "flowrl.refill", "flowrl.selection"}
 LIGHT = {"flowrl.names", "flowrl.batches"}  # standard library only
 HEAVY = {"transformers", "diffusers", "open_clip", "peft", "cv2", "rapidocr", "timm"}
 
@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/objectives": {"flowrl.contracts", "flowrl.objectives"},
     "flowrl/backward.py": {"flowrl.contracts", "flowrl.objectives"},
     "flowrl/refill.py": {"flowrl.contracts"},
+    "flowrl/selection.py": {"flowrl.contracts"},
     "flowrl/iterate.py": CORE,
     "flowrl/evaluate.py": {"flowrl.contracts"},
     "flowrl/statistics.py": {"flowrl.contracts", "flowrl.evaluate"},
@@ -80,6 +81,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "flowrl/objectives": {"torch"},
     "flowrl/backward.py": {"torch"},
     "flowrl/refill.py": {"torch"},
+    "flowrl/selection.py": {"torch"},
     "flowrl/iterate.py": {"torch"},
     "flowrl/evaluate.py": {"torch"},
     "flowrl/statistics.py": {"torch"},

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flowrl import names
+from flowrl.recipe import presets
 
 
 class Kind(str, Enum):
@@ -18,13 +19,14 @@ class Kind(str, Enum):
     models = "models"
     samplers = "samplers"
     rewards = "rewards"
+    presets = "presets"
     recipes = "recipes"
 
 
 def list_command(
     what: Annotated[Kind | None, typer.Argument(help="Which of them; all where none is named.")] = None,
 ) -> None:
-    """List models, samplers, rewards and recipes that ship."""
+    """List models, samplers, rewards, presets and recipes that ship."""
     tables = {
         Kind.models: [(name, str(path)) for name, path in names.MODELS.items()]
         + [
@@ -33,6 +35,7 @@ def list_command(
         ],
         Kind.samplers: [(name, entry.summary) for name, entry in names.steps().items()],
         Kind.rewards: [(name, entry.summary) for name, entry in names.rewards().items()],
+        Kind.presets: list(presets.texts().items()),
         Kind.recipes: [(name, _headline(path)) for name, path in names.recipes().items()],
     }
     for kind in [what] if what else list(Kind):

@@ -6,13 +6,15 @@ Estimators of KL(policy || ref) from decisions drawn by the policy, with x = ref
     k1 = -x    unbiased, any sign          k2 = x^2 / 2    biased, its gradient is that of the KL
     k3 = exp(x) - x - 1    unbiased, >= 0  abs = |x|
 
-The exact Gaussian divergence of a denoising step needs means, not log-probabilities: the sampler hands it in as kl.
+The exact Gaussian divergence of a denoising step needs means, not log-probabilities: the sampler hands it in as kl. Its
+variance is that of the step, g^2 |dt|. Flow-GRPO's trainers of SD3 and FLUX and verl-omni's divide by g^2 alone, which
+is exact_dt, the exact one times |dt| (0.04 to 0.27 on SD3's steps): a published coefficient belongs to one of the two.
 """
 
 import torch
 from torch import Tensor
 
-KINDS = ("k1", "k2", "k3", "abs", "exact")
+KINDS = ("k1", "k2", "k3", "abs", "exact", "exact_dt")
 
 
 def penalty(
@@ -21,6 +23,7 @@ def penalty(
     ref_logp: Tensor | None = None,
     *,
     kl: Tensor | None = None,
+    dt: Tensor | None = None,
     behave: Tensor | None = None,
     mask: Tensor | None = None,
     log_ratio_limit: float | None = None,
@@ -29,7 +32,7 @@ def penalty(
 ) -> Tensor:
     """Divergence of each decision with gradient in logp (or kl): [r, k], float32 or float64 as given, 0 where masked.
 
-    k1, k2, k3, abs read logp and ref_logp [r, k]; exact reads kl [r, k].
+    k1, k2, k3, abs read logp and ref_logp [r, k]; exact reads kl [r, k], exact_dt also the steps' lengths dt [r, k].
     behave: log-prob at rollout; the term is multiplied by exp(logp - behave), gradient included, which corrects for
     decisions drawn by an older policy (DeepSeek-V3.2).
     log_ratio_limit bounds x in k3 and value_limit the k3 term (verl: 20 and 10); beyond a limit the gradient is 0.
@@ -39,10 +42,14 @@ def penalty(
     """
     if kind not in KINDS:
         raise ValueError(f"divergence {kind!r}: choose one of {', '.join(KINDS)}")
-    if kind == "exact":
+    if kind in ("exact", "exact_dt"):
         if kl is None or straight_through:
-            raise ValueError("divergence 'exact' needs kl, which the sampler computes, and takes no straight_through")
+            raise ValueError(f"divergence {kind!r} needs kl, which the sampler computes, and takes no straight_through")
         term = _at_least_float32(kl)
+        if kind == "exact_dt":
+            if dt is None:
+                raise ValueError("divergence 'exact_dt' needs dt, which only denoising steps have")
+            term = term * dt.abs()
     else:
         if logp is None or ref_logp is None:
             raise ValueError(f"divergence {kind!r} needs logp and ref_logp")

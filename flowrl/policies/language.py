@@ -117,12 +117,24 @@ class LanguagePolicy:
             tape,
         )
 
-    def replay(self, rollout: Rollout, rows: Tensor, visit: Callable[[Score], None], *, exact_kl: bool = False) -> None:
+    def replay(
+        self,
+        rollout: Rollout,
+        rows: Tensor,
+        visit: Callable[[Score], None],
+        *,
+        exact_kl: bool = False,
+        centred: bool = False,
+    ) -> None:
         """Scores all tokens of `rows` with gradient, in one block. See `contracts.Policy`.
 
         exact_kl: the divergence from the model without its adapters, over the vocabulary. Its logits are computed here
-        and not kept: [R, K, V] of them would be larger than the model.
+        and not kept: [R, K, V] of them would be larger than the model. Raises PolicyError for `centred`.
         """
+        if centred:
+            raise PolicyError(
+                "tokens are not drawn around a mean: set objective.ratio=plain and objective.kl_mask=null"
+            )
         logp, kl = self._score(rollout.replay, rows, exact_kl=exact_kl)
         visit(Score(rows, torch.arange(rollout.behave.shape[1]), logp, kl))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from flowrl import names
 from flowrl.alarms import ALARMS
+from flowrl.recipe.emphasis import check_emphasis
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.language import check_kind, kind_of
 from flowrl.recipe.paths import check_path
@@ -58,6 +59,7 @@ def check(recipe: Recipe) -> Iterator[RecipeError]:
         yield from check_tree(recipe)
     yield from _objective(recipe)
     yield from _batches(recipe)
+    yield from check_emphasis(recipe)
     yield from _learning(recipe)
     yield from _watch(recipe)
     yield from _prompts(recipe)

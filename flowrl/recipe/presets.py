@@ -12,6 +12,17 @@ grpo     token ratio, group mean and std.
          (arXiv:2402.03300, eq. 3 and 4) with TRL's constants; the paper adds kl 0.04 of kind k3.
 mixgrpo  grpo, every reward normalised on its own, sample std + 1e-8, clip 1e-4: MixGRPO (arXiv:2507.21802), its code.
          For denoising steps: what it adds is the window of sampler.window.
+dance    grpo, sample std + 1e-8, clip 1e-4: DanceGRPO (arXiv:2505.07818), its FLUX configuration. For denoising steps. Its
+         best-of-n is train.keep.
+branch   dance with clip 1e-3: BranchGRPO (arXiv:2509.06040), its code. For denoising steps: what it adds is sampler.tree.
+g2rpo    every reward normalised on its own, sample std + 1e-8, clip 1e-4: Granular-GRPO (arXiv:2510.01982), its code. For
+         denoising steps: what it adds is sampler.tree, whose strides' advantages add up.
+tempflow grpo, each step weighted by its noise, with mean 1 over the steps: TempFlow-GRPO (arXiv:2508.04324), its code. For
+         denoising steps: what it adds is sampler.tree.
+cps      grpo, clip 1e-5: Flow-GRPO's configurations with Flow-CPS (arXiv:2509.05952). For denoising steps, by sampler.step
+         cps: the range belongs to its score -(x - mean)^2, where a log-ratio is 2 std^2 times that of densities.
+guard    grpo, centred ratio, each step weighted by 1 / |dt|, clip 2e-6: GRPO-Guard (arXiv:2510.22319), the OCR and GenEval
+         configurations of its code; 4e-6 for PickScore. For denoising steps.
 dapo     clip higher, mean over decisions, groups without advantage drawn anew up to 9 times (train.refill): DAPO
          (arXiv:2503.14476, eq. 8 and 11).
          tokens: clip 0.2 and 0.28 (section 4.1), dual 10 and log-ratios within 20 of its code (verl), std + 1e-6, no
@@ -29,6 +40,7 @@ rloo     leave-one-out baseline, no std: RLOO (arXiv:2402.14740, eq. 8).
 Sample std is `advantage.unbiased`. No preset of tokens clips advantages.
 """
 
+import re
 from typing import Any
 
 from flowrl.recipe.errors import RecipeError
@@ -44,6 +56,12 @@ DENOISING: dict[str, Values] = {
         "objective": {"clip": STEPS},
         "advantage": {"combine": "per_reward", "unbiased": True, "eps": 1e-8},
     },
+    "dance": {"objective": {"clip": STEPS}, "advantage": {"unbiased": True, "eps": 1e-8}},
+    "branch": {"objective": {"clip": 1e-3}, "advantage": {"unbiased": True, "eps": 1e-8}},
+    "g2rpo": {"objective": {"clip": STEPS}, "advantage": {"combine": "per_reward", "unbiased": True, "eps": 1e-8}},
+    "tempflow": {"objective": {"clip": STEPS, "weight": "noise"}},
+    "cps": {"objective": {"clip": 1e-5}},
+    "guard": {"objective": {"clip": 2e-6, "weight": "inverse_dt", "ratio": "centred"}},
     "dapo": {"objective": {"clip": [STEPS, 1.4 * STEPS]}, "train": {"refill": REFILL}},
     "dr_grpo": {"objective": {"clip": STEPS, "aggregate": "constant"}, "advantage": {"scale": "none"}},
     "gspo": {"objective": {"clip": [STEPS, 4 / 3 * STEPS], "level": "seq_mean", "aggregate": "seq_mean_mean"}},
@@ -79,6 +97,13 @@ LANGUAGE: dict[str, Values] = {
     },
 }
 PRESETS = tuple(DENOISING)
+
+
+def texts() -> dict[str, str]:
+    """What the table above says of each preset, on one line."""
+    table = (__doc__ or "").partition("-------  ")[2].partition("\n\n")[0].partition("\n")[2]
+    rows = re.split(r"\n(?=\w)", table)
+    return {name: " ".join(text.split()) for name, text in (row.split(maxsplit=1) for row in rows if row)}
 
 
 def with_preset(values: dict[str, Any]) -> dict[str, Any]:

@@ -92,8 +92,14 @@ class Objective(Strict):
     clip: one number, or [low, high]. level: what is clipped, the ratio of a decision (token) or of its whole row: of
     the mean log-ratio (seq_mean; seq_token: with the gradient of each decision) or of its sum (seq_sum). dual: a limit
     of the ratio where the advantage is negative, log_ratio_limit: one of its logarithm. kl: coefficient of the
-    divergence from the reference (the model without its adapters), estimated by kl_kind. aggregate: how decisions are
-    averaged; constant divides each by rows * length (null: the trained steps, or generation.max_new_tokens).
+    divergence from the reference (the model without its adapters), estimated by kl_kind; exact_dt is exact times |dt|,
+    the form that Flow-GRPO's published coefficients for SD3 and FLUX belong to. aggregate: how decisions are averaged;
+    constant divides each by rows * length (null: the trained steps, or generation.max_new_tokens).
+
+    Of denoising steps alone: weight, what each counts in the policy gradient: noise, its std by the mean over steps
+    (TempFlow-GRPO); inverse_dt, 1 / |dt| as it is (GRPO-Guard); or a factor for each trained step. ratio: centred has
+    mean 1 and one scale at all steps (GRPO-Guard's RatioNorm). kl_mask: in place of the clip, the divergence from the
+    policy that sampled from which on a step is left alone where it would move further away (Flow-DPPO: 1e-5).
     """
 
     preset: str = key("grpo", "the name of a preset")
@@ -102,11 +108,21 @@ class Objective(Strict):
     dual: float | None = key(None, "a number > 1 or null", gt=1)
     log_ratio_limit: float | None = key(None, "a number > 0 or null", gt=0)
     kl: float = key(0.0, "a number >= 0", ge=0)
-    kl_kind: Literal["exact", "k1", "k2", "k3", "abs"] = key("exact", "exact, k1, k2, k3 or abs")
+    kl_kind: Literal["exact", "exact_dt", "k1", "k2", "k3", "abs"] = key("exact", "exact, exact_dt, k1, k2, k3 or abs")
     aggregate: Literal["decision_mean", "seq_mean_mean", "seq_mean_sum", "constant"] = key(
         "decision_mean", "decision_mean, seq_mean_mean, seq_mean_sum or constant"
     )
     length: int | None = key(None, "a whole number >= 1 or null", ge=1)
+    weight: Literal["none", "noise", "inverse_dt"] | list[float] = key(
+        "none", "none, noise, inverse_dt, or a list of numbers >= 0, one a trained step"
+    )
+    ratio: Literal["plain", "centred"] = key("plain", "plain or centred")
+    kl_mask: float | None = key(None, "a number > 0 or null", gt=0)
+
+    @property
+    def centred(self) -> bool:
+        """Whether the loss compares means with those of the rollout, which are then kept."""
+        return self.ratio == "centred" or self.kl_mask is not None
 
     @property
     def clip_range(self) -> tuple[float, float]:
@@ -121,7 +137,9 @@ class Train(Strict):
     updates: optimizer steps a pass; each takes prompts / updates whole groups. micro_batch: rows a training forward
     holds at once, rollout_batch: rows a rollout holds at once (null: all); neither changes the result. refill: how
     often groups without any advantage are left out and as many drawn of other prompts (DAPO's dynamic sampling), each
-    time by one more rollout. skip_truncated: completions that their length limit ended count in the statistics of their
+    time by one more rollout. keep: of the rows that are compared with each other, train only so many, half of them with
+    the highest and half with the lowest advantages, which still are those among all (DanceGRPO's best-of-n; null: all).
+    skip_truncated: completions that their length limit ended count in the statistics of their
     group, not in the loss. warmup: in optimizer steps. ema: decay of the averaged weights that are evaluated and saved,
     moved every ema_every steps.
     """
@@ -134,6 +152,7 @@ class Train(Strict):
     micro_batch: int | None = key(None, "a whole number >= 1 or null", ge=1)
     rollout_batch: int | None = key(None, "a whole number >= 1 or null", ge=1)
     refill: int = key(0, "a whole number >= 0", ge=0)
+    keep: int | None = key(None, "an even number >= 2 below train.group, or null", ge=2)
     skip_truncated: bool = key(False, "true or false")
     lr: float = key(3e-4, "a number > 0", gt=0)
     betas: list[float] = key([0.9, 0.999], "two numbers in [0, 1)", min_length=2, max_length=2)

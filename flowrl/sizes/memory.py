@@ -184,7 +184,9 @@ def _phases(
 
 
 def trajectory(recipe: Recipe, latent: tuple[int, ...]) -> tuple[int, int]:
-    """(bytes of the states that an iteration stores, of the reference's means where a divergence is paid).
+    """(bytes that an iteration stores, of the reference's means where a divergence is paid).
+
+    Stored are states, and means where the objective compares with them.
 
     See `samplers.decisions.stored_states`.
     """
@@ -195,4 +197,5 @@ def trajectory(recipe: Recipe, latent: tuple[int, ...]) -> tuple[int, int]:
     each = math.prod(latent)
     width = torch.finfo(getattr(torch, recipe.dtype.trajectory)).bits // 8
     exact = torch.finfo(getattr(torch, recipe.dtype.logp)).bits // 8
-    return states * each * width, means * each * exact if recipe.objective.kl > 0 else 0
+    held = states * each * width + (means * each * exact if recipe.objective.centred else 0)
+    return held, means * each * exact if recipe.objective.kl > 0 else 0

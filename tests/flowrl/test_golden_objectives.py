@@ -9,9 +9,13 @@ from torch import Tensor
 
 import golden
 from flowrl.advantages import advantage_metrics, advantages, group_stats, whiten
+from flowrl.contracts import Score
 from flowrl.objectives import divergence
 from flowrl.objectives.aggregate import reduce_metrics, weights
 from flowrl.objectives.clipped import clipped_loss
+from flowrl.objectives.grpo import ClippedObjective
+from flowrl.selection import extremes
+from samplers.gaussian import Gaussian
 
 Case = dict[str, Any]
 FILES = {
@@ -27,7 +31,6 @@ FILES = {
 WAITING = {
     "preference objectives": ["flow_grpo_per_prompt_sft", "flow_grpo_per_prompt_dpo"],
     "matching objectives": ["nft_reward_probability", "diffusion_nft"],
-    "sample filters": ["dance_grpo_best_of_n"],
     "seeds of prompts": ["same_latent_seeds"],
     "gate sigmoid": ["verl.sapo", "trl.sapo"],
     "gate pg": ["verl.gpg", "verl.reinforce"],
@@ -35,7 +38,6 @@ WAITING = {
     "gate gamma": ["trl.vespo"],
     "gate log_clip_then_mean": ["verl.geo_mean", "trl.gmpo"],
     "masks by divergence, covariance, entropy": [
-        "flow_dppo",
         "verl.clip_cov",
         "verl.kl_cov",
         "llm_policy_loss_trl/d025",
@@ -48,8 +50,9 @@ WAITING = {
     "scale by a constant factor": ["verl.adv.gpg"],
 }
 LATER = {name for names in WAITING.values() for name in names}
-# losses.json kl_variants mixes a divergence of log-probs (checked here) with those of means (samplers.gaussian).
-OF_MEANS = ("flow_grpo_sd3_flux_kl", "verl_omni_kl", "flow_grpo_wan_kl", "flow_factory_x_based", "flow_factory_v_based")
+# Squares of differences of means or velocities, divided by no variance: no divergence of ours, whose coefficients are
+# other numbers.
+BARE_SQUARES = ("flow_factory_x_based", "flow_factory_v_based")
 
 CHECKS: dict[str, Callable[[Case], None]] = {}
 
@@ -151,6 +154,20 @@ def flow_factory(case: Case) -> None:
         options = dict(scale="batch" if case["params"]["global_std"] else "group")
     adv = advantages(rewards, group, weights=case["params"]["weights"], eps=0.0, floor=1e-6, clip=None, **options)
     golden.check({"advantages": adv}, case)
+
+
+@checks("dance_grpo_best_of_n")
+def best_of_n(case: Case) -> None:
+    """By the weighted sum of the rewards, which the advantage of a sum (`combine: sum`) rises with."""
+    params, num = case["params"], case["params"]["num_generations"]
+    rewards = {name: golden.tensor(case["inputs"][f"{name}_rewards"], torch.float32) for name in ("vq", "mq")}
+    group = torch.zeros(num, dtype=torch.int64)
+    options = dict(unbiased=True, eps=1e-8, clip=None)
+    total = {name: params[f"{name}_coef"] for name in rewards}
+    adv = advantages(rewards, group, weights=total, **options)
+    got = {f"{n}_advantages": advantages({n: r}, group, weights={n: 1.0}, **options) for n, r in rewards.items()}
+    kept = extremes(adv, group, params["bestofn"]).nonzero()[:, 0].tolist()
+    golden.check(got | {"selected_indices_sorted": kept}, case)
 
 
 # ---- advantages of the text side
@@ -255,9 +272,32 @@ def trl_weights(mask: Tensor, name: str, params: Case) -> Tensor:
 
 @checks("kl_variants")
 def kl_variants(case: Case) -> None:
+    """The exact one, as Wan's trainer has it; times |dt|, as those of SD3 and FLUX do; and MixGRPO's of log-probs."""
     x = floats(case)
+    mean, reference = x["prev_sample_mean"].double(), x["ref_prev_sample_mean"].double()
+    std, dt = (x["std_dev_t"] * x["sqrt_dt"]).double(), -x["sqrt_dt"].double().square()
+    kl = Gaussian(mean, std).kl(Gaussian(reference, std))[:, None]
+    of_drift = divergence.penalty("exact_dt", kl=kl, dt=dt.expand_as(kl)).mean()
     k2 = divergence.penalty("k2", x["log_prob"][:, None], x["old_log_prob"][:, None])
-    golden.check({"mixgrpo_kl": k2.mean()}, case, skip=OF_MEANS)
+    got = {"flow_grpo_wan_kl": divergence.penalty("exact", kl=kl).mean(), "mixgrpo_kl": k2.mean()}
+    golden.check(got | {"flow_grpo_sd3_flux_kl": of_drift, "verl_omni_kl": of_drift}, case, skip=BARE_SQUARES)
+
+
+@checks("flow_dppo")
+def flow_dppo(case: Case) -> None:
+    """The case draws log-probs and means apart from each other; ours reads the divergence off the centred log-ratio."""
+    x = floats(case)
+    mean, old = x["prev_sample_mean"].double(), x["old_prev_sample_mean"].double()
+    std = (x["std_dev_t"] * (x["sqrt_dt"] if case["params"]["add_kl_coefficient"] else 1.0)).double()
+    kl = Gaussian(mean, std).kl(Gaussian(old, std))[:, None]
+    logp, behave = (x[name].double()[:, None] for name in ("log_prob", "old_log_prob"))
+    score = Score(torch.arange(len(kl)), torch.arange(1), logp, centred=kl + logp - behave)
+    objective = ClippedObjective(0.0, 0.0, kl_mask=case["params"]["kl_mask_threshold"])
+    mask = torch.ones_like(kl, dtype=torch.bool)
+    options = dict(behave=behave, adv=x["advantages"], mask=mask, reference=None, traits={})
+    loss, metrics = objective(score, **options)
+    got = {"loss": loss.mean(), "masked_fraction": metrics["clip_frac"].mean()}
+    golden.check(got | {"kl_mean": kl.mean(), "kl_max": kl.max()}, case)
 
 
 @checks("verl.kl_penalty", "verl.kl_penalty.straight_through", "slime.approx_kl")
@@ -340,4 +380,4 @@ def test_every_case_is_checked_or_named_as_later() -> None:
     assert not unknown
     assert set(CHECKS).isdisjoint(LATER)
     assert LATER | set(CHECKS) <= {case["id"] for case in seen} | {formula(case) for case in seen}
-    assert sum(not waits(case) for case in seen) == 94
+    assert sum(not waits(case) for case in seen) == 97

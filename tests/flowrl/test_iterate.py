@@ -43,7 +43,7 @@ class Tokens:
     def _logp(self, table: Tensor, words: Tensor) -> Tensor:
         return table.log_softmax(-1).expand(len(words), -1, -1).gather(2, words[..., None])[..., 0]
 
-    def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False) -> None:
+    def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False, **_: bool) -> None:
         self.blocks.append(len(rows))
         words = rollout.replay[rows]
         log_p, log_q = self.table.log_softmax(-1), self.first_table.log_softmax(-1)

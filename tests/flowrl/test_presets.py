@@ -37,7 +37,7 @@ class Table:
     def __init__(self, logp: Tensor, whole_rows: bool):
         self.logp, self.whole_rows = nn.Parameter(logp), whole_rows
 
-    def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False) -> None:
+    def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False, **_: bool) -> None:
         for columns in torch.arange(self.logp.shape[1]).split(self.logp.shape[1] if self.whole_rows else 1):
             visit(Score(rows, columns, self.logp[rows][:, columns]))
 

@@ -119,7 +119,7 @@ def test_preset_lies_below_the_recipes_own_values(preset, tmp_path):
         own = getattr(recipe, section).model_dump()
         assert {k: own[k] for k in values} == values
     assert build(yaml.safe_load(dump(recipe)), name="plain") == recipe
-    assert 1e-5 <= recipe.objective.clip_range[0] <= recipe.objective.clip_range[1] <= 1e-3
+    assert 2e-6 <= recipe.objective.clip_range[0] <= recipe.objective.clip_range[1] <= 1e-3
     more = ["advantage.eps=0.5", "objective.level=seq_token", "objective.clip=3e-4"]
     own = load(str(without_clip), [f"objective.preset={preset}", *more])
     assert (own.advantage.eps, own.objective.level, own.objective.clip) == (0.5, "seq_token", 3e-4)
@@ -257,7 +257,19 @@ MISTAKES = [
     (["objective.length=9"], "objective.length", ["got 9", "'decision_mean' divides by no length", "=constant"]),
     (["objective.length=0", "objective.aggregate=constant"], "objective.length", ["got 0", "a whole number >= 1"]),
     (["objective.log_ratio_limit=1e-4"], "objective.log_ratio_limit", ["got 0.0001", "above 0.001", "raise it"]),
-    (["objective.kl_kind=k4"], "objective.kl_kind", ["'k4'", "exact, k1, k2, k3 or abs"]),
+    (["objective.kl_kind=k4"], "objective.kl_kind", ["'k4'", "exact, exact_dt, k1, k2, k3 or abs"]),
+    (["objective.weight=nois"], "objective.weight", ["'nois'", "noise, inverse_dt, or a list"]),
+    (["objective.weight=[]"], "objective.weight", ["got []", "one is above 0"]),
+    (["objective.weight=[1, -1]"], "objective.weight", ["[1.0, -1.0]", "numbers >= 0"]),
+    (["objective.weight=[0, 0]"], "objective.weight", ["[0.0, 0.0]", "one is above 0"]),
+    (["objective.weight=[1, x]"], "objective.weight", ["'x'"]),
+    (["objective.ratio=centered"], "objective.ratio", ["'centered'", "did you mean 'centred'?"]),
+    (["objective.kl_mask=0"], "objective.kl_mask", ["got 0", "a number > 0 or null"]),
+    (["objective.kl_mask=1e-5", "sampler.reduce=sum"], "objective.kl_mask", ["1e-05", "sampler.reduce=mean"]),
+    (["objective.kl_mask=1e-5", "sampler.step=cps", "sampler.noise=0.5"], "objective.kl_mask", ["'cps'", "null"]),
+    (["train.keep=1"], "train.keep", ["got 1", "an even number"]),
+    (["train.keep=5"], "train.keep", ["got 5", "from 2 to 10", "train.keep=null"]),
+    (["train.keep=12"], "train.keep", ["got 12", "below train.group = 12"]),
     (["objective.kl=0.1", "lora=null", "full=true"], "objective.kl", ["got 0.1", "no reference", "objective.kl=0"]),
     (["generation={max_new_tokens: 8}"], "pipeline", ["language model's recipe", "remove pipeline"]),
     (["generation={max_new_tokens: 8}", "pipeline=null"], "sampler", ["language model's recipe", "remove sampler"]),

@@ -48,7 +48,7 @@ class Rolls:
         logp = nn.functional.logsigmoid(features @ self.theta.detach())
         return Rollout(samples, logp, torch.arange(features.shape[1]) < lengths[:, None], features)
 
-    def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False) -> None:
+    def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False, **_: bool) -> None:
         logp = nn.functional.logsigmoid(rollout.replay[rows] @ self.theta)
         visit(Score(rows, torch.arange(logp.shape[1]), logp, (logp + 1).square() if exact_kl else None))
 

@@ -52,7 +52,7 @@ class Painter:
     def logp(self, colours: Tensor) -> Tensor:
         return -0.5 * ((colours - self.mean) / self.log_std.exp()) ** 2 - self.log_std
 
-    def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False) -> None:
+    def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False, **_: bool) -> None:
         visit(Score(rows, torch.arange(3), self.logp(rollout.replay[rows])))
 
     def reference(self, rollout: Rollout, rows: Tensor) -> None: ...
@@ -205,7 +205,7 @@ def test_a_clip_that_never_acts_is_told_and_only_told():
 
 def test_a_replay_that_is_not_the_rollout():
     class Shifted(Painter):
-        def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False) -> None:
+        def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False, **_: bool) -> None:
             visit(Score(rows, torch.arange(3), self.logp(rollout.replay[rows]) + 1e-3))
 
     training = Training(Shifted(), on_alarm="rollback").run(PATIENCE)

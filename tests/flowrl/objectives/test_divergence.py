@@ -7,7 +7,8 @@ import torch
 
 from flowrl.objectives.divergence import KINDS, adaptive_coefficient, k3, linear_coefficient, penalty
 
-ESTIMATORS = [kind for kind in KINDS if kind != "exact"]
+GIVEN = ("exact", "exact_dt")
+ESTIMATORS = [kind for kind in KINDS if kind not in GIVEN]
 
 
 def test_k3_is_never_negative_and_zero_only_at_equality() -> None:
@@ -85,9 +86,9 @@ def test_padding_does_not_leak(kind: str) -> None:
     mask = torch.tensor([[True, True, False]])
     logp = torch.tensor([[-1.0, -2.0, math.nan]], requires_grad=True)
     ref, kl = torch.tensor([[-1.1, -1.8, math.inf]]), logp.square()
-    term = penalty(kind, logp, ref, kl=kl, behave=logp.detach(), mask=mask)
+    term = penalty(kind, logp, ref, kl=kl, dt=torch.tensor([[-0.1, -0.2, math.nan]]), behave=logp.detach(), mask=mask)
     assert term[0, 2] == 0
-    if kind != "exact":  # a kl that is NaN at padding has a NaN gradient of its own
+    if kind not in GIVEN:  # a kl that is NaN at padding has a NaN gradient of its own
         (grad,) = torch.autograd.grad(term.sum(), logp)
         assert torch.isfinite(grad).all() and grad[0, 2] == 0
 
@@ -114,6 +115,18 @@ def test_dtypes(kind: str) -> None:
 def test_exact_passes_what_the_sampler_computed() -> None:
     kl = torch.tensor([[0.1, 0.4]], requires_grad=True)
     assert torch.equal(penalty("exact", kl=kl, mask=torch.tensor([[1, 0]])), torch.tensor([[0.1, 0.0]]))
+
+
+def test_exact_dt_is_the_exact_one_per_unit_of_diffusion() -> None:
+    """Of a step of variance g^2 |dt|: (difference of means)^2 / (2 g^2)."""
+    g, dt, difference = 0.7, -0.09, torch.tensor([[0.02, -0.05]], requires_grad=True)
+    kl = difference.square() / (2 * g**2 * -dt)
+    term = penalty("exact_dt", kl=kl, dt=torch.full((1, 2), dt))
+    torch.testing.assert_close(term, difference.square() / (2 * g**2))
+    (grad,) = torch.autograd.grad(term.sum(), difference)
+    torch.testing.assert_close(grad, difference.detach() / g**2)
+    with pytest.raises(ValueError, match="needs dt"):
+        penalty("exact_dt", kl=kl)
 
 
 def test_the_adaptive_coefficient_moves_towards_its_target() -> None:

@@ -1,0 +1,53 @@
+"""How much each decision counts in the policy gradient: factors of its advantage, worked out once for a whole update.
+
+A factor w > 0 of the advantage is a factor of the clipped loss, max(-w A r, -w A clip(r)) = w max(-A r, -A clip(r)), and
+leaves a divergence beside it alone, as the published losses do.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+KINDS = ("none", "noise", "inverse_dt")
+
+
+def emphasis(kind: str | Sequence[float], mask: Tensor, traits: dict[str, Tensor]) -> Tensor | None:
+    """Factor of every decision, float32 [R, K], 0 where the mask is; None where all are 1.
+
+    mask bool [R, K] and traits [R, K] of all rows of an update.
+    noise: proportional to the decision's std, with mean 1 (TempFlow-GRPO, arXiv:2508.04324; its code has constants for
+    the mean: 2.25, 1.73, 1.53). The mean is over steps: that of a step over its rows, then over the steps at which any
+    row is trained, each counted once, however many rows a tree has there.
+    inverse_dt: 1 / |dt| of the decision (GRPO-Guard, arXiv:2510.22319). As published it is not normalised: its
+    mean is the number of steps or more.
+    A list: the factors of the K steps, as they are.
+
+    Raises ValueError for an unknown kind, a missing trait, or a list that does not have K factors.
+    """
+    valid = mask.bool()
+    if not isinstance(kind, str):
+        if len(kind) != valid.shape[1]:
+            raise ValueError(f"objective.weight has {len(kind)} factors, but {valid.shape[1]} steps are trained")
+        return torch.tensor(kind, dtype=torch.float32, device=valid.device) * valid
+    if kind == "none":
+        return None
+    if kind == "noise":
+        return _mean_one(trait(traits, "std").double(), valid).float()
+    if kind == "inverse_dt":
+        return trait(traits, "dt").abs().where(valid, 1.0).reciprocal().where(valid, 0.0).float()
+    raise ValueError(f"weight {kind!r}: choose one of {', '.join(KINDS)}, or give a list of factors")
+
+
+def trait(traits: dict[str, Tensor], name: str) -> Tensor:
+    """A trait of the decisions. Raises ValueError where they do not have it."""
+    if name not in traits:
+        raise ValueError(f"the objective needs {name!r} of each decision, which this policy's decisions do not have")
+    return traits[name]
+
+
+def _mean_one(value: Tensor, valid: Tensor) -> Tensor:
+    rows = valid.sum(0)
+    of_steps = value.where(valid, 0.0).sum(0) / rows.clamp(min=1)
+    mean = of_steps.sum() / (rows > 0).sum().clamp(min=1)
+    return (value / mean).where(valid, 0.0)

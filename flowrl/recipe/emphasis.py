@@ -1,0 +1,63 @@
+"""What a recipe may say of a loss that reads more of a decision than its log-probability, and of selected rows."""
+
+from collections.abc import Iterator
+
+from flowrl.recipe.errors import RecipeError, show
+from flowrl.recipe.schema import Recipe
+
+# Keys of denoising steps, and the value that leaves each out.
+OF_STEPS = {"weight": "none", "ratio": "plain", "kl_mask": None}
+BARE_STEPS = ("cps",)  # scored by -(x - mean)^2, which is no density (samplers/renoising.py)
+
+
+def check_emphasis(recipe: Recipe) -> Iterator[RecipeError]:
+    """Everything about objective.weight, ratio, kl_mask, kl_kind and train.keep that cannot work."""
+    if recipe.generation is not None:
+        yield from _tokens(recipe)
+    else:
+        yield from _weights(recipe)
+        yield from _kl_mask(recipe)
+    yield from _keep(recipe)
+
+
+def _tokens(recipe: Recipe) -> Iterator[RecipeError]:
+    objective = recipe.objective
+    for name, off in OF_STEPS.items():
+        if (value := getattr(objective, name)) != off:
+            problem = f"got {show(value)}, which reads the noise of a denoising step, but `generation` makes tokens"
+            yield RecipeError(f"objective.{name}", problem, f"set objective.{name}={'null' if off is None else off}")
+    if objective.kl > 0 and objective.kl_kind == "exact_dt":
+        problem = "got 'exact_dt', exact times the length of a denoising step, but `generation` makes tokens"
+        yield RecipeError("objective.kl_kind", problem, "accepted: exact, k1, k2, k3 or abs")
+
+
+def _weights(recipe: Recipe) -> Iterator[RecipeError]:
+    weight = recipe.objective.weight
+    if isinstance(weight, str):
+        return
+    if not weight or min(weight) < 0 or max(weight) == 0:
+        remedy = "none, noise, inverse_dt, or a list of numbers >= 0 of which one is above 0"
+        yield RecipeError("objective.weight", f"got {show(weight)}", f"accepted: {remedy}")
+
+
+def _kl_mask(recipe: Recipe) -> Iterator[RecipeError]:
+    if recipe.objective.kl_mask is None:
+        return
+    got = f"got {recipe.objective.kl_mask:g}, but the divergence is read off log-densities that are means over elements"
+    if recipe.sampler.reduce != "mean":
+        yield RecipeError("objective.kl_mask", f"{got}, and sampler.reduce is sum", "set sampler.reduce=mean")
+    elif recipe.sampler.step in BARE_STEPS:
+        problem = f"{got}, which step {recipe.sampler.step!r} is not scored by"
+        yield RecipeError("objective.kl_mask", problem, "set objective.kl_mask=null, or another sampler.step")
+
+
+def _keep(recipe: Recipe) -> Iterator[RecipeError]:
+    keep, group = recipe.train.keep, recipe.train.group
+    if keep is None:
+        return
+    if keep % 2 or keep >= group:
+        problem = (
+            f"got {keep}, accepted: an even number from 2 to {2 * ((group - 1) // 2)}, below train.group = {group}"
+        )
+        remedy = "change it, or set train.keep=null to train all rows"
+        yield RecipeError("train.keep", problem, remedy)

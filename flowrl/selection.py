@@ -1,0 +1,47 @@
+"""Which rows of a rollout are trained, once their advantages are known.
+
+Advantages are those of all rows; a row that is left out is masked, and so leaves the loss and what it is divided by.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from flowrl.contracts import Rollout
+
+
+def extremes(values: Tensor, compared: Tensor, keep: int) -> Tensor:
+    """Which rows are among the keep / 2 highest or the keep / 2 lowest of those they are compared with: bool [R].
+
+    values [R], finite; compared int64 [R]: rows with equal labels are compared. Sets of `keep` rows or fewer stay
+    whole. Of equal values the earlier rows count as lower. Raises ValueError for a keep that is odd or below 2.
+    Best-of-n of DanceGRPO (arXiv:2505.07818); on the leaves of a tree, the width pruning of BranchGRPO
+    (arXiv:2509.06040) that keeps both ends.
+    """
+    if keep < 2 or keep % 2:
+        raise ValueError(f"keep={keep}: give an even number, 2 or more")
+    values, compared = values.detach().cpu(), compared.cpu()
+    by_value = torch.argsort(values, stable=True)
+    order = by_value[torch.argsort(compared[by_value], stable=True)]  # set by set, rising within each
+    _, count = torch.unique_consecutive(compared[order], return_counts=True)
+    size = count.repeat_interleave(count)
+    rank = torch.arange(len(order)) - (count.cumsum(0) - count).repeat_interleave(count)
+    kept = torch.empty_like(order, dtype=torch.bool)
+    kept[order] = (rank < keep // 2) | (rank >= size - keep // 2)
+    return kept
+
+
+def compared_rows(rollout: Rollout) -> Tensor:
+    """int64 [R]: equal for rows that are compared with each other, the samples of a prompt or its peers in a tree."""
+    group, credit = rollout.samples.group.cpu(), rollout.credit
+    if credit is None:
+        return group
+    prompts = len(group.unique())
+    return (torch.arange(prompts)[:, None] * (int(credit.peers.max()) + 1) + credit.peers).flatten()
+
+
+def only_extremes(rollout: Rollout, adv: Tensor, keep: int) -> tuple[Rollout, Tensor]:
+    """The rollout with all but the extreme rows masked, and their advantages [R] 0, so that nothing replays them."""
+    kept = extremes(adv, compared_rows(rollout), keep)
+    return replace(rollout, mask=rollout.mask & kept[:, None]), adv.masked_fill(~kept.to(adv.device), 0.0)
