@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -28,6 +28,7 @@ def coefficients(step: Callable, s: float, s_next: float, noise: float) -> tuple
 
 
 @pytest.mark.parametrize("step", SIGNALS)
+@settings(deadline=None)
 @given(ends=st.tuples(SHARES, SHARES), noise=SHARES)
 def test_signal_and_noise_keep_their_coefficients(step: Callable, ends: tuple[float, float], noise: float) -> None:
     s_next, s = sorted(ends)
@@ -58,6 +59,7 @@ def test_at_noise_one_the_step_is_the_posterior_of_the_forward_chain(step: Calla
 
 
 @pytest.mark.parametrize("step", [ddim, vp_ddim])
+@settings(deadline=None)
 @given(ends=st.tuples(SHARES, SHARES), noise=SHARES)
 def test_the_std_is_its_share_of_the_posterior_one(step: Callable, ends: tuple[float, float], noise: float) -> None:
     s_next, s = sorted(ends)
@@ -95,6 +97,7 @@ def test_ddim_is_that_of_diffusers(prediction_type: str, eta: float) -> None:
         torch.testing.assert_close(got.sample(noise), want, atol=1e-4, rtol=1e-4)
 
 
+@settings(deadline=None)
 @given(s=st.floats(0.01, 0.995))
 def test_every_prediction_of_the_same_pair_is_the_same_velocity(s: float) -> None:
     x0, eps = draw(0, 3, 5).double(), draw(1, 3, 5).double()

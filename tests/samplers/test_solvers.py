@@ -133,25 +133,31 @@ def test_the_sde_form_of_order_one_is_ddim_with_all_noise() -> None:
         torch.testing.assert_close((got.mean, got.std), (want.mean, want.std), atol=1e-7, rtol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:.*algorithm_type dpmsolver:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*algorithm_type sde-dpmsolver:FutureWarning")
 @pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
-@pytest.mark.parametrize("sde", [False, True])
-def test_a_walk_is_that_of_diffusers(solver_type: str, sde: bool) -> None:
+@pytest.mark.parametrize("algorithm", ["dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver"])
+def test_a_walk_is_that_of_diffusers(solver_type: str, algorithm: str) -> None:
+    of_noise = not algorithm.endswith("++")
     scheduler = DPMSolverMultistepScheduler(
         solver_type=solver_type,
-        algorithm_type="sde-dpmsolver++" if sde else "dpmsolver++",
-        prediction_type="flow_prediction",
+        algorithm_type=algorithm,
+        prediction_type="epsilon" if of_noise else "flow_prediction",
         use_flow_sigmas=True,
         flow_shift=3.0,
-        final_sigmas_type="zero",
+        final_sigmas_type="sigma_min" if of_noise else "zero",
     )
     scheduler.set_timesteps(8)
+    form = {"heun": solver_type == "heun", "sde": algorithm.startswith("sde"), "of_noise": of_noise}
     table, x = scheduler.sigmas.tolist(), draw(0, 2, 6)
     y, history = x, []
     for k, (s, s_next) in enumerate(zip(table, table[1:], strict=False)):
-        noise = draw(k + 1, 2, 6)
-        y = scheduler.step(field(y, s), scheduler.timesteps[k], y, variance_noise=noise, return_dict=False)[0]
-        history = [(x - s * field(x, s), s), *history][:2]
-        x = dpm_solver(x, history, s, s_next, heun=solver_type == "heun", sde=sde).sample(noise)
+        noise, v = draw(k + 1, 2, 6), field(y, s)
+        output = y + (1 - s) * v if of_noise else v
+        y = scheduler.step(output, scheduler.timesteps[k], y, variance_noise=noise, return_dict=False)[0]
+        v = field(x, s)
+        history = [(x + (1 - s) * v if of_noise else x - s * v, s), *history][: 1 if k == len(table) - 2 else 2]
+        x = dpm_solver(x, history, s, s_next, **form).sample(noise)
         torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-4)
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -39,6 +39,7 @@ def tables(draw: st.DrawFn, steps: int) -> Table:
     return makers[draw(st.sampled_from(sorted(makers)))]()
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_table_falls_to_zero_and_is_as_long_as_it_says(data: st.DataObject) -> None:
     own = data.draw(own_tables())
@@ -49,6 +50,7 @@ def test_a_table_falls_to_zero_and_is_as_long_as_it_says(data: st.DataObject) ->
     assert levels[-1] == 0 and (levels.diff() < 0).all()
 
 
+@settings(deadline=None)
 @given(own=own_tables(), after=st.integers(0, 29), number=st.integers(1, 12))
 def test_a_tail_leaves_alone_what_is_before_it(own: Tensor, after: int, number: int) -> None:
     assume(after < own.numel() - 1)
@@ -73,6 +75,7 @@ def test_a_table_of_few_steps_can_be_refined(num_steps: int) -> None:
     torch.testing.assert_close(got, schedules.shifted(5, shift), atol=1e-6, rtol=1e-6)
 
 
+@settings(deadline=None)
 @given(own=own_tables(), after=st.integers(0, 29))
 def test_compressing_to_the_own_number_of_steps_changes_nothing(own: Tensor, after: int) -> None:
     assume(after < own.numel() - 1)
