@@ -282,16 +282,3 @@ def advantage_metrics(
     metrics["groups/zero_variance"] = float(group_stats(total, group).tied.double().mean())
     metrics["adv/abs_mean"] = float(adv.abs().mean())
     return metrics
-
-
-def to_rows(adv: Tensor, credit: Tensor | None) -> Tensor:
-    """Advantages of R rows from those of B samples, float32 [R].
-
-    credit None: rows are samples. int64 [R]: the sample each row belongs to. float [R, B]: a weighted mean of samples,
-    such as the leaves below a branch.
-    """
-    if credit is None:
-        return adv
-    if credit.ndim == 1:
-        return adv[credit]
-    return credit.to(adv.dtype) @ adv

@@ -78,8 +78,9 @@ class Gaussian:
         exactly 0 at that policy. Both are taken apart before they are subtracted: no large numbers cancel.
         """
         counted, safe = self._counted(self.std > 0, keep)
-        product = (self.mean - old) * (x.detach() - old) / safe.square()
-        return _sum_rows(product.masked_fill(~counted, 0)), self._row_sum(counted)
+        # Masked before the product: what is dropped may be inf or nan, and nan * 0 would be nan in backward.
+        moved, drawn = ((value - old).masked_fill(~counted, 0) for value in (self.mean, x.detach()))
+        return _sum_rows(moved * drawn / safe.square()), self._row_sum(counted)
 
     def rows(self, index: Tensor) -> "Gaussian":
         """The Gaussian of rows index ([N] int64, repeats allowed): a parent fanned out into its children."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl.advantages import BASELINES, SCALES, advantage_metrics, advantages, combined_reward, group_stats, to_rows
+from flowrl.advantages import BASELINES, SCALES, advantage_metrics, advantages, combined_reward, group_stats
 
 NAN = math.nan
 GROUP_RELATIVE = [dict(), dict(unbiased=True, eps=1e-8), dict(baseline="leave_one_out"), dict(eps=0.0, floor=1e-6)]
@@ -199,14 +199,6 @@ def test_metrics_count_what_was_seen() -> None:
     assert metrics["adv/abs_mean"] == pytest.approx(2 / 6)
     nothing = advantage_metrics({"a": torch.full((6,), NAN)}, group, adv, weights={"a": 1.0})
     assert math.isnan(nothing["reward/a/mean"])
-
-
-def test_credit_takes_samples_to_rows() -> None:
-    adv = torch.tensor([1.0, -2.0, 4.0])
-    assert to_rows(adv, None) is adv
-    assert to_rows(adv, torch.tensor([2, 2, 0, 1])).tolist() == [4.0, 4.0, 1.0, -2.0]
-    leaves = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
-    assert to_rows(adv, leaves).tolist() == [-0.5, 4.0]
 
 
 def test_errors_name_the_place_and_the_remedy() -> None:

@@ -75,7 +75,7 @@ def score(samples: Samples) -> dict[str, Tensor]:
     return {"r": torch.tensor(values)}
 
 
-def normalised(rewards: dict[str, Tensor], group: Tensor) -> tuple[Tensor, dict[str, float]]:
+def normalised(rewards: dict[str, Tensor], group: Tensor, credit: None) -> tuple[Tensor, dict[str, float]]:
     return advantages(rewards, group, weights={"r": 1.0}, scale="batch"), {"reward": float(rewards["r"].mean())}
 
 
@@ -143,19 +143,19 @@ def test_without_refill_nothing_more_is_drawn():
 def test_a_joined_rollout_is_scored_as_its_pieces_are():
     policy = Rolls()
     parts = [policy.rollout(p, group_size=GROUP, plan=None, seed=0) for p in (GOOD[:2], GOOD[4:])]
-    rows = [torch.tensor([1, 4, 5]), torch.tensor([0, 2])]
-    whole, replayer, found = joined(parts, rows), JoinedPolicy(policy), torch.zeros(5, 7)
+    chosen = [torch.tensor([1]), torch.tensor([0])]  # the second prompt of the first, and the only one of the second
+    whole, replayer, found = joined(parts, chosen), JoinedPolicy(policy), torch.zeros(6, 7)
 
     def visit(given: Score) -> None:
         found[given.rows[:, None], given.columns[None]] = given.logp.detach()
 
-    replayer.replay(whole, torch.arange(5), visit)
+    replayer.replay(whole, torch.arange(6), visit)
     replayer.reference(whole, torch.tensor([1, 3]))
-    assert whole.behave.shape == (5, 7) and whole.mask.sum(1).tolist() == [3, 4, 4, 7, 7]
+    assert whole.behave.shape == (6, 7) and whole.mask.sum(1).tolist() == [4, 4, 4, 7, 7, 7]
     torch.testing.assert_close(found, whole.behave)
-    assert torch.equal(whole.samples.group, torch.tensor([0, 1, 1, 2, 2]))
-    assert whole.samples.lengths is not None and whole.samples.lengths.tolist() == [3, 4, 4, 7, 7]
-    wanted = torch.zeros(5, 7)
+    assert torch.equal(whole.samples.group, torch.tensor([1, 1, 1, 2, 2, 2]))
+    assert whole.samples.lengths is not None and whole.samples.lengths.tolist() == [4, 4, 4, 7, 7, 7]
+    wanted = torch.zeros(6, 7)
     wanted[1, :4] = parts[0].behave[4] + 0.4
     wanted[3] = parts[1].behave[0]
     torch.testing.assert_close(whole.reference, wanted)
@@ -167,7 +167,7 @@ def test_truncated_samples_count_in_their_group_and_not_in_the_loss():
     gradient, result, _ = trained([GOOD[0], cut], [], Settings(GROUP, skip_truncated=True))
     policy = Rolls()
     rollout = policy.rollout([GOOD[0], cut], group_size=GROUP, plan=None, seed=0)
-    adv = normalised(score(rollout.samples), rollout.samples.group)[0]
+    adv = normalised(score(rollout.samples), rollout.samples.group, None)[0]
     rollout.mask[3:] = False
     update(policy, Learner(policy.trainable(), lr=0.1), rollout, adv, OBJECTIVE, Settings(GROUP))
     torch.testing.assert_close(gradient, policy.gradient, rtol=1e-6, atol=1e-7)

@@ -104,7 +104,7 @@ class Training:
     def score(self, samples: Samples) -> dict[str, Tensor]:
         return {name: reward(samples).float() for name, reward in self.rewards.items()}
 
-    def advantage(self, rewards: dict[str, Tensor], group: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def advantage(self, rewards: dict[str, Tensor], group: Tensor, credit: None) -> tuple[Tensor, dict[str, float]]:
         adv = self.sign * advantages(rewards, group, weights=self.weights)
         return adv, advantage_metrics(rewards, group, adv, weights=self.weights)
 
