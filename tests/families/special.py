@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from diffusers.guiders import AdaptiveProjectedMixGuidance
 
 from . import text
-from .base import Family, finish, flow_euler, image_vae, pixels_for, randomize
+from .base import Family, finish, flow_euler, pixels_for, randomize
 from .image import NEGATIVE, SIZE
 from .video import ltx_parts
 
