@@ -83,6 +83,7 @@ def _wan(**transformer: int) -> dict[str, tuple[str, Config]]:
 PIPELINES = {
     "black-forest-labs/FLUX.1-dev": "FluxPipeline",
     "stabilityai/stable-diffusion-3.5-medium": "StableDiffusion3Pipeline",
+    "stabilityai/stable-diffusion-xl-base-1.0": "StableDiffusionXLPipeline",
     "Qwen/Qwen-Image": "QwenImagePipeline",
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "WanPipeline",
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": "WanPipeline",
@@ -127,6 +128,27 @@ KNOWN: dict[str, dict[str, tuple[str, Config]]] = {
             },
         ),
         "vae": ("AutoencoderKL", _VAE_16),
+    },
+    "stabilityai/stable-diffusion-xl-base-1.0": {
+        "text_encoder": ("CLIPTextModel", _CLIP_L),
+        "text_encoder_2": ("CLIPTextModelWithProjection", _CLIP_G),
+        "unet": (
+            "UNet2DConditionModel",
+            {
+                "sample_size": 128,
+                "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+                "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+                "block_out_channels": [320, 640, 1280],
+                "cross_attention_dim": 2048,
+                "transformer_layers_per_block": [1, 2, 10],
+                "attention_head_dim": [5, 10, 20],
+                "use_linear_projection": True,
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 256,
+                "projection_class_embeddings_input_dim": 2816,
+            },
+        ),
+        "vae": ("AutoencoderKL", _VAE_16 | {"latent_channels": 4, "use_quant_conv": True, "use_post_quant_conv": True}),
     },
     "Qwen/Qwen-Image": {
         "text_encoder": ("Qwen2_5_VLForConditionalGeneration", _QWEN25_VL_7B),

@@ -1,4 +1,4 @@
-"""Families whose model predicts noise or v, along alphas_cumprod: Stable Diffusion, SDXL, PixArt, CogVideoX; and one outside the contract."""
+"""Families whose model predicts noise or v: Stable Diffusion, SDXL, PixArt, CogVideoX; and one outside the contract."""
 
 from __future__ import annotations
 

@@ -48,6 +48,12 @@ PUBLISHED = {
         "text_encoder_3": 4.76,
         "vae": 0.0838,
     },
+    "stabilityai/stable-diffusion-xl-base-1.0": {
+        "unet": 2.567,
+        "text_encoder": 0.123,
+        "text_encoder_2": 0.695,
+        "vae": 0.0837,
+    },
     "Qwen/Qwen-Image": {"transformer": 20.43, "text_encoder": 8.29, "vae": 0.127},
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": {"transformer": 1.42, "text_encoder": 5.68, "vae": 0.127},
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": {"transformer": 14.29, "text_encoder": 5.68, "vae": 0.127},
