@@ -74,21 +74,25 @@ def build_policy(recipe: Recipe) -> AnyPolicy:
     names = None if recipe.lora is None else recipe.lora.modules
     modules = adapters.denoisers(pipe, names)
     _make_trainable(recipe, modules)
-    dynamics = Dynamics(
-        load(recipe.sampler.step, steps()),
-        recipe.sampler.noise,
-        reduce=recipe.sampler.reduce,
-        storage=dtypes["trajectory"],
-        precision=dtypes["logp"],
-    )
     return PipelinePolicy(
         pipe,
         modules,
-        dynamics,
+        build_dynamics(recipe),
         call=recipe.pipeline,
         device=device,
         max_rows=recipe.train.rollout_batch,
         offload=recipe.offload,
+    )
+
+
+def build_dynamics(recipe: Recipe) -> Dynamics:
+    """How a denoising step of the recipe becomes a distribution."""
+    return Dynamics(
+        load(recipe.sampler.step, steps()),
+        recipe.sampler.noise,
+        reduce=recipe.sampler.reduce,
+        storage=getattr(torch, recipe.dtype.trajectory),
+        precision=getattr(torch, recipe.dtype.logp),
     )
 
 
