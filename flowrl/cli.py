@@ -1,4 +1,4 @@
-"""The command line: `flowrl run | check | eval | sample | scan | export | report ...`, each a file of flowrl/commands."""
+"""The command line: `flowrl run | check | eval | sample | scan | export ...`, each a file of flowrl/commands."""
 
 import sys
 from typing import Annotated

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich import progress as bars
 from rich.console import Console
 from rich.markup import escape
@@ -15,6 +16,7 @@ from flowrl.commands.common import RecipeArgument, WeightsOption, quiet
 from flowrl.names import UserError
 
 if TYPE_CHECKING:
+    from flowrl.evaluate import Mean
     from flowrl.recipe.schema import Recipe
     from flowrl.scan.result import Scan
     from flowrl.scan.values import Choice
@@ -162,27 +164,25 @@ def _progress(console: Console) -> bars.Progress:
 
 
 def _table(scan: "Scan") -> Table:
-    prompts, group = len(scan.prompts), scan.recipe.train.group
-    table = Table(title=f"{scan.key} on {escape(scan.name)}: {prompts} training prompts x {group} samples")
-    table.add_column(scan.key)
+    title = (
+        f"{scan.key} on {escape(scan.name)}: {len(scan.prompts)} training prompts x {scan.recipe.train.group} samples"
+    )
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(scan.key.rpartition(".")[2])
     held = "greedy" if scan.language else "ODE"
-    names = ["spread", "silent", "reward", f"minus {held}", f"from {held}", "diversity", "forwards", "ms"]
-    for name in names:
+    for name in ("spread", "silent", "reward", f"minus {held}", "distance", "diversity", "forwards", "ms"):
         table.add_column(name, justify="right")
     for row in scan.rows:
-        cells = [
-            str(row.spread),
-            f"{row.silent:.0%}",
-            str(row.reward),
-            f"{row.quality.value:+.3f} ± {row.quality.error:.3f}",
-        ]
-        cells += [
-            "" if value is None else f"{value:.3f}" for value in (row.distance and row.distance.value, row.diversity)
-        ]
+        cells = [_short(row.spread), f"{row.silent:.0%}", f"{row.reward.value:.3f}", _short(row.quality, "+")]
+        values = (row.distance and row.distance.value, row.diversity)
+        cells += ["" if value is None else f"{value:.3f}" for value in values]
         cells += [f"{row.forwards:.4g}", f"{row.seconds * 1000:.3g}"]
-        style = "bold green" if row.label == scan.advice.label else ""
-        table.add_row(escape(row.label), *cells, style=style)
+        table.add_row(escape(row.label), *cells, style="bold green" if row.label == scan.advice.label else "")
     return table
+
+
+def _short(mean: "Mean", sign: str = "") -> str:
+    return f"{mean.value:{sign}.3f}±{mean.error:.3f}"
 
 
 def _advice(scan: "Scan") -> str:

@@ -4,6 +4,7 @@ All values meet the same prompts and seeds (common random numbers) and take turn
 quality are paired and differences in time are not those of the machine's moods.
 """
 
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -51,7 +52,7 @@ class Drawn:
     ode_statistics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     shots: list[Shot] = field(default_factory=list)
     samples: int = 0
-    seconds: float = 0.0
+    seconds: list[float] = field(default_factory=list)  # a sample, of each part
     forwards: int = 0
     ode_samples: int = 0
     ode_forwards: int = 0
@@ -205,7 +206,7 @@ def _add(into: Drawn, drawn: Part, ode: Part, starts: Sequence[int], weights: di
     into.statistics.append((len(drawn.samples), sample_statistics(drawn.samples)))
     into.ode_statistics.append((len(ode.samples), sample_statistics(ode.samples)))
     into.samples += len(drawn.samples)
-    into.seconds += drawn.seconds
+    into.seconds.append(drawn.seconds / len(drawn.samples))
     into.forwards += drawn.forwards
     into.ode_samples += len(ode.samples)
     into.ode_forwards += ode.forwards
@@ -258,7 +259,7 @@ def measured(label: str, drawn: Drawn) -> Row:
         distance=mean(torch.cat(drawn.distances).double().mean(1)),
         statistics=_pooled(drawn.statistics),
         ode_statistics=_pooled(drawn.ode_statistics),
-        seconds=drawn.seconds / drawn.samples,
+        seconds=statistics.median(drawn.seconds),
         forwards=drawn.forwards / drawn.samples,
         ode_forwards=drawn.ode_forwards / drawn.ode_samples,
     )

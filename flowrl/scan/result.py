@@ -123,7 +123,8 @@ def _row(scan: Scan, row: Row) -> dict[str, Any]:
 def _line(scan: Scan, row: Row) -> dict[str, Any]:
     found: dict[str, Any] = {scan.key: row.label, "verdict": scan.advice.verdicts[row.label]}
     means = {name: getattr(row, name) for name in MEANS}
-    means |= {f"{what}/{n}": m for n, pair in row.by_reward.items() for what, m in zip(("reward", "quality"), pair)}
+    for name, (reward, quality) in row.by_reward.items():
+        means |= {f"reward/{name}": reward, f"quality/{name}": quality}
     for name, mean in means.items():
         if mean is not None:
             found |= {name: clean(mean.value), f"{name}_error": clean(mean.error)}
