@@ -11,6 +11,7 @@ more than one is left, nothing is recommended, and the text says so.
 """
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,7 +40,7 @@ def advise(rows: Sequence[Row], tolerance: float = TOLERANCE, reference: str = "
 
     tolerance is the loss that is admitted, in standard deviations of the reference samples' rewards.
     """
-    limit = tolerance * sum(row.deviation for row in rows) / len(rows)
+    limit = tolerance * statistics.fmean(row.deviation for row in rows)
     within = f"{limit:.3f} ({tolerance:g} standard deviations of {reference}'s reward)"
     words = {row.label: _verdict(row, limit) for row in rows}
     scored = [row for row in rows if row.spread.number and row.quality.number]
@@ -57,7 +58,7 @@ def advise(rows: Sequence[Row], tolerance: float = TOLERANCE, reference: str = "
     leader = max(admitted, key=lambda row: row.spread.value)
     tied = [row for row in admitted if row is leader or not shown(difference(leader.spreads, row.spreads))]
     left = [row for row in tied if not any(_loses_more(row, other) for other in tied)]
-    words |= {row.label: "not told from the largest spread" for row in tied if row is not leader}
+    words |= {row.label: "not told from the largest spread" for row in tied} | {leader.label: "largest spread"}
     if len(left) > 1:
         return Advice(None, _undecided(left, leader, within), tuple(row.label for row in left), limit, words)
     text = _reason(left[0], leader, within, len(admitted)) + _caveats(left[0], rows, limit)
@@ -102,7 +103,7 @@ def _undecided(left: Sequence[Row], leader: Row, within: str) -> str:
     needed = [n for row in left if row is not leader and (n := _needed(leader, row)) is not None]
     if needed and max(needed) <= MOST_PROMPTS:
         return text + f" If the differences are as large as they look, about --prompts {max(needed)} would tell."
-    return text + " Either will do, or scan values further apart."
+    return text + " Any of them will do; more --prompts or values further apart may tell."
 
 
 def _needed(leader: Row, row: Row) -> int | None:
