@@ -24,12 +24,12 @@ from flowrl.learner import Learner
 from flowrl.loading import load_pipeline
 from flowrl.objectives.grpo import ClippedObjective
 from flowrl.policies import adapters
+from flowrl.policies.dynamics import Dynamics
 from flowrl.policies.pipeline import PipelinePolicy
-from flowrl.policies.walks import Dynamics
 from flowrl.worlds.shapes.captions import heldout_scenes
 from flowrl.worlds.shapes.model import CALL, encode_captions, velocity
-from samplers.transitions import flow_sde
 from samplers.plan import Plan
+from samplers.transitions import flow_sde
 
 NOISE = 0.7
 

@@ -21,3 +21,10 @@ def rollout_chunks(num_prompts: int, group: int, batch: int | None) -> Iterator[
         prompts = range(start, min(start + width, num_prompts))
         for first in range(0, group, batch):
             yield Chunk(prompts, first, min(batch, group - first))
+
+
+def prompt_chunks(num_prompts: int, rows_per_prompt: int, max_rows: int | None) -> Iterator[range]:
+    """Prompts in pieces of at most max_rows rows; a piece holds one prompt at least, whose rows are cut further."""
+    width = num_prompts if max_rows is None else max(max_rows // rows_per_prompt, 1)
+    for start in range(0, num_prompts, width):
+        yield range(start, min(start + width, num_prompts))

@@ -15,9 +15,11 @@ from flowrl.loading import check_arguments, device_of, load_language, load_pipel
 from flowrl.names import UserError, load, steps
 from flowrl.objectives.grpo import ClippedObjective
 from flowrl.policies import adapters
+from flowrl.policies.dynamics import Dynamics
+from flowrl.policies.first_order import walks_ddim
 from flowrl.policies.language import LanguagePolicy
 from flowrl.policies.pipeline import PipelinePolicy
-from flowrl.policies.walks import Dynamics
+from flowrl.recipe.paths import PRESERVING_STEP, misfit
 from flowrl.recipe.schema import Generation, Recipe
 from flowrl.watch import Settings, Watch
 
@@ -71,6 +73,8 @@ def build_policy(recipe: Recipe) -> AnyPolicy:
         return _language_policy(recipe, recipe.generation, dtypes)
     device = device_of(recipe.device)
     pipe = load_pipeline(recipe.model, dtypes["model"], recipe.pipeline)
+    if walks_ddim(pipe.scheduler) and recipe.sampler.step != PRESERVING_STEP:
+        raise misfit(recipe.sampler.step, type(pipe.scheduler).__name__)
     names = None if recipe.lora is None else recipe.lora.modules
     modules = adapters.denoisers(pipe, names)
     _make_trainable(recipe, modules)

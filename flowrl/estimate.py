@@ -51,8 +51,8 @@ def duration(recipe: Recipe, pace: Pace, num_heldout: int) -> Duration:
     plan = eval_plan(recipe)
     forwards = plan.num_steps if recipe.generation is None else plan.max_new_tokens
     each = num_heldout * (forwards * pace.forward + pace.scoring)
-    rows = recipe.train.prompts * recipe.train.group
-    return Duration(rollout, iterations * rows * pace.scoring, training, evaluations(recipe) * each)
+    samples = sum(a.samples for a in shown) * share
+    return Duration(rollout, samples * pace.scoring, training, evaluations(recipe) * each)
 
 
 def assumed(recipe: Recipe, forward: float) -> Pace:
@@ -84,7 +84,7 @@ def _pace(recipe: Recipe, lines: Sequence[dict[str, Any]]) -> Pace:
     reference = sum(a.reference_forwards for a in each)
     trained = sum(a.train_forwards * (m.get("active_rows") or 0.0) for a, m in zip(each, lines, strict=True))
     training = max(sum(m["time_train"] for m in lines) - reference * forward, 0.0)
-    rows = sum(a.rows for a in each)
+    rows = sum(a.samples for a in each)
     return Pace(forward, training / trained if trained else 0.0, sum(m["time_score"] for m in lines) / rows)
 
 

@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.advantages import to_rows
 from flowrl.backward import StepLoss, backward
 from flowrl.contracts import Objective, Policy, Prompt, Rollout, Samples
 from flowrl.learner import Learner
 from flowrl.objectives.aggregate import weights
-from flowrl.refill import Draw, JoinedPolicy, all_of, kept_groups, kept_of
+from flowrl.refill import Advantage, Draw, JoinedPolicy, all_of, kept_groups, kept_of
 
 Metrics = dict[str, float]
 
@@ -34,6 +33,7 @@ class Settings:
     The rows of an update are cut in order; losses are weighted over the whole update, so that the cut into
     micro-batches changes nothing. refill: how often groups without any advantage are left out and as many drawn of
     other prompts. skip_truncated: samples that their limit ended count in their group's statistics and not in the loss.
+    members: numbers of noise that a draw uses up (None: as many as samples).
     """
 
     group: int
@@ -42,6 +42,12 @@ class Settings:
     micro_batch: int | None = None
     refill: int = 0
     skip_truncated: bool = False
+    members: int | None = None
+
+    @property
+    def stride(self) -> int:
+        """How far the noise of two draws lies apart."""
+        return self.group if self.members is None else self.members
 
 
 @dataclass
@@ -80,7 +86,7 @@ def iterate(
     seed: int,
     first: int,
     score: Callable[[Samples], dict[str, Tensor]],
-    advantage: Callable[[dict[str, Tensor], Tensor], tuple[Tensor, Metrics]],
+    advantage: Advantage,
     objective: Objective,
     settings: Settings,
     enter: Callable[[str], None] = lambda name: None,
@@ -89,9 +95,9 @@ def iterate(
     """Draws, scores and learns once from `settings.group` samples of each prompt.
 
     plan is the policy's own affair. seed and first name the noise (see `Policy.rollout`); draw number i begins at
-    first + i * group, so that an iteration uses up (1 + refill) * group of them. advantage gives [B] and its metrics
-    from the rewards and the groups. more gives so many further prompts, which a refill needs. Metrics named time_* are
-    seconds; all others repeat under the same seed, and are of all that was drawn.
+    first + i * stride, so that an iteration uses up (1 + refill) * stride of them. advantage gives [R] and its metrics
+    from the rewards, the groups and the rollout's credit. more gives so many further prompts, which a refill needs.
+    Metrics named time_* are seconds; all others repeat under the same seed, and are of all that was drawn.
     """
     clock = Clock(enter)
 
@@ -100,11 +106,11 @@ def iterate(
             rollout = policy.rollout(wanted, group_size=settings.group, plan=plan, seed=seed, first=at)
         with clock.phase("score"):
             rewards = score(rollout.samples)
-            return Draw(rollout, rewards, *advantage(rewards, rollout.samples.group))
+            return Draw(rollout, rewards, *advantage(rewards, rollout.samples.group, rollout.credit))
 
     draws = [draw(prompts, first)]
     while more is not None and len(draws) <= settings.refill and (missing := len(prompts) - kept_groups(draws)):
-        draws.append(draw(more(missing), first + len(draws) * settings.group))
+        draws.append(draw(more(missing), first + len(draws) * settings.stride))
     whole = draws[0] if settings.refill == 0 else all_of(draws, advantage)
     rollout, adv, metrics = whole.rollout, whole.adv, whole.metrics
     if settings.refill and kept_groups(draws):
@@ -122,15 +128,16 @@ def _without_truncated(rollout: Rollout, adv: Tensor) -> tuple[Rollout, Tensor]:
     cut = rollout.samples.truncated
     if cut is None:
         raise ValueError("the policy does not say which samples it truncated: set train.skip_truncated=false")
-    rows = to_rows(cut.float(), rollout.credit) == 1
-    return replace(rollout, mask=rollout.mask & ~rows[:, None]), adv.masked_fill(cut.to(adv.device), 0.0)
+    if rollout.credit is not None:
+        raise ValueError("only rows that are samples can be truncated: set train.skip_truncated=false")
+    return replace(rollout, mask=rollout.mask & ~cut[:, None]), adv.masked_fill(cut.to(adv.device), 0.0)
 
 
 def update(
     policy: Policy, learner: Learner, rollout: Rollout, adv: Tensor, objective: Objective, settings: Settings
 ) -> Metrics:
-    """All optimizer steps of one rollout, with advantages [B]; returns their metrics, averaged over the steps."""
-    adv = to_rows(adv.cpu(), rollout.credit)
+    """All optimizer steps of one rollout, with advantages [R]; returns their metrics, averaged over the steps."""
+    adv = adv.cpu()
     rows = torch.arange(len(rollout.behave))
     # a row without advantage has no policy gradient: it is replayed only where a divergence has to be paid
     active = rows if objective.needs_reference else rows[adv != 0]

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from flowrl import resume as resuming
 from flowrl import state
-from flowrl.advantages import advantage_metrics, advantages
+from flowrl.advantages import advantage_metrics
 from flowrl.alarms import ACTIONS, Alarm
 from flowrl.build import AnyPolicy, Inputs, build_watch, cursor_over
 from flowrl.console import Console, Progress
-from flowrl.contracts import Prompt, Samples
+from flowrl.contracts import Credit, Prompt, Samples
+from flowrl.credit import row_advantages
 from flowrl.evaluate import Evaluation, evaluate
 from flowrl.iterate import Iteration, Settings, iterate
 from flowrl.learner import Learner
@@ -31,6 +32,7 @@ from flowrl.statistics import sample_statistics
 from flowrl.stopping import Stopped, Stopping
 
 Score = Callable[[Samples], dict[str, Tensor]]
+TREE_MEMBERS = 2**20  # noise numbers between two draws of trees, which may differ in size from iteration to iteration
 EVAL_SEED = 2**32  # added to the run's: evaluation noise is never training noise
 
 
@@ -130,18 +132,19 @@ class Run:
 
         self.policy.tick = tick
         train = recipe.train
+        members = None if recipe.generation or recipe.sampler.tree is None else TREE_MEMBERS
         result = iterate(
             self.policy,
             self.learner,
             self.cursor.take(train.prompts),
             plan=plan_for(recipe, iteration),
             seed=recipe.seed,
-            first=iteration * (1 + train.refill) * train.group,
+            first=iteration * (1 + train.refill) * (members or train.group),
             score=lambda samples: self.inputs.scorer(samples, progress=lambda _: tick(1)),
             advantage=self._advantage,
             objective=self.objective,
             settings=Settings(
-                train.group, train.epochs, train.updates, train.micro_batch, train.refill, train.skip_truncated
+                train.group, train.epochs, train.updates, train.micro_batch, train.refill, train.skip_truncated, members
             ),
             enter=lambda phase: progress.phase(phase, totals[phase]),
             more=self.cursor.take,
@@ -149,9 +152,11 @@ class Run:
         result.metrics |= sample_statistics(result.samples)
         return result
 
-    def _advantage(self, rewards: dict[str, Tensor], group: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def _advantage(
+        self, rewards: dict[str, Tensor], group: Tensor, credit: Credit | None
+    ) -> tuple[Tensor, dict[str, float]]:
         weights = self.inputs.scorer.weights
-        adv = advantages(rewards, group, weights=weights, **self.recipe.advantage.model_dump())
+        adv = row_advantages(rewards, group, credit, weights=weights, **self.recipe.advantage.model_dump())
         return adv, advantage_metrics(rewards, group, adv, weights=weights)
 
     # ------------------------------------------------------------------ evaluation

@@ -9,11 +9,10 @@ the pipeline's own matter: where it runs two rows or two calls for one latent, t
 from dataclasses import dataclass
 from typing import Any
 
-from flowrl import tokens
-from flowrl.batches import rollout_chunks
+from flowrl import plans, tokens
 from flowrl.recipe.schema import Recipe
-from samplers import windows
-from samplers.plan import Plan, picture
+from samplers.decisions import replay_forwards
+from samplers.plan import picture
 
 
 def plan_for(recipe: Recipe, iteration: int) -> Any:
@@ -21,48 +20,12 @@ def plan_for(recipe: Recipe, iteration: int) -> Any:
 
     Of a denoising model it is the role of every step (Plan), of a language model how tokens are drawn (Generation).
     """
-    return tokens.plan(recipe) if recipe.generation is not None else walk(recipe, iteration)
+    return tokens.plan(recipe) if recipe.generation is not None else plans.walk(recipe, iteration)
 
 
 def eval_plan(recipe: Recipe) -> Any:
     """An evaluation: the pure ODE walk, or tokens at eval.temperature; every sample has its own noise."""
-    return tokens.eval_plan(recipe) if recipe.generation is not None else ode(recipe)
-
-
-def walk(recipe: Recipe, iteration: int) -> Plan:
-    """The role of every denoising step in a training iteration."""
-    sampler = recipe.sampler
-    steps = _window(recipe, iteration)
-    return Plan(sampler.steps, stochastic=steps, trained=steps, share_noise=sampler.share_noise)
-
-
-def ode(recipe: Recipe) -> Plan:
-    """The pure ODE walk of an evaluation."""
-    return Plan(recipe.eval.steps or recipe.sampler.steps, stochastic=(), trained=())
-
-
-def _window(recipe: Recipe, iteration: int) -> tuple[int, ...]:
-    window, steps = recipe.sampler.window, recipe.sampler.steps
-    size, low = window.size or 1, window.low or 0
-    high = steps - 1 if window.high is None else window.high
-    match window.kind:
-        case "all":
-            return windows.all_steps(steps, skip_last=1 if window.skip_last is None else window.skip_last)
-        case "first":
-            return windows.first(steps, size=size)
-        case "random":
-            return windows.random_range(steps, size=size, low=low, high=high, iteration=iteration, seed=recipe.seed)
-        case "random_window":
-            return windows.random_window(steps, size=size, low=low, high=high, iteration=iteration, seed=recipe.seed)
-    return windows.progressive(
-        steps,
-        size=size,
-        interval=window.interval or 1,
-        stride=1 if window.stride is None else window.stride,
-        iteration=iteration,
-        roll_back=window.roll_back is not False,
-        high=high,
-    )
+    return tokens.eval_plan(recipe) if recipe.generation is not None else plans.ode(recipe)
 
 
 @dataclass(frozen=True)
@@ -73,11 +36,12 @@ class Arithmetic:
     come on top.
     """
 
-    rows: int  # samples drawn
+    samples: int  # finished ones
+    rows: int  # trainable chains; in a straight walk they are the samples
     rows_per_update: int
     optimizer_steps: int
     micro_batches: int  # forward-backward parts of one optimizer step, for each trained step
-    rollout_chunks: int
+    rows_at_once: int  # of a rollout, at most
     rollout_forwards: int
     train_forwards: int  # with gradient, all epochs; at most: rows without an advantage are skipped unless KL is paid
     reference_forwards: int  # without gradient, once an iteration; 0 when no reference is needed
@@ -87,50 +51,54 @@ class Arithmetic:
 def arithmetic(recipe: Recipe, iteration: int = 0) -> Arithmetic:
     """The arithmetic of an iteration.
 
-    With share_noise a group has one state up to its first stochastic step, whose forward it shares too: that part of
-    the rollout costs one row a group (and a rollout chunk), and so does that step in training (a group and
-    micro-batch).
-    Rows are cut into updates and micro-batches in order, group by group.
+    What the samples of a prompt share costs one row, in the rollout, and in training one a micro-batch. Rows
+    are cut into updates and micro-batches in order, prompt by prompt.
     """
     train = recipe.train
-    rows = train.prompts * train.group
-    per_update = rows // train.updates
-    micro = train.micro_batch or per_update
-    chunks = list(rollout_chunks(train.prompts, train.group, train.rollout_batch))
-    sizes = {
-        "rows": rows,
-        "rows_per_update": per_update,
-        "optimizer_steps": train.epochs * train.updates,
-        "micro_batches": -(-per_update // micro),
-        "rollout_chunks": len(chunks),
-    }
     if recipe.generation is not None:
-        return Arithmetic(**sizes, **tokens.forwards(recipe))
-    plan = walk(recipe, iteration)
-    shared = plan.stochastic[0] + 1 if plan.share_noise else 0
-    prefix = shared * sum(len(chunk.prompts) for chunk in chunks)
-    one_pass = reference = len(plan.trained) * rows
-    if plan.share_noise and plan.trained[0] == plan.stochastic[0]:
-        one_pass += train.updates * _groups_met(per_update, micro, train.group) - rows
-        reference += _groups_met(rows, train.micro_batch or rows, train.group) - rows
+        return _of_tokens(recipe)
+    tree = plans.walk(recipe, iteration).tree(train.group)
+    rows = train.prompts * len(tree.rows)
+    per_update = rows // train.updates
+    one_pass = replay_forwards(tree, train.prompts, train.updates, train.micro_batch)
+    reference = replay_forwards(tree, train.prompts, 1, train.micro_batch)
+    in_two_passes = recipe.objective.level != "token" and len(tree.trained) > 1  # see backward.py
     return Arithmetic(
-        **sizes,
-        rollout_forwards=prefix + (plan.num_steps - shared) * rows,
+        samples=train.prompts * len(tree.leaves),
+        rows=rows,
+        rows_per_update=per_update,
+        optimizer_steps=train.epochs * train.updates,
+        micro_batches=-(-per_update // (train.micro_batch or per_update)),
+        rollout_forwards=train.prompts * sum(len(front.units) for front in tree.fronts),
         train_forwards=train.epochs * one_pass,
         reference_forwards=reference if recipe.objective.kl > 0 else 0,
-        whole_row_forwards=train.epochs * one_pass if _in_two_passes(recipe, plan) else 0,
+        whole_row_forwards=train.epochs * one_pass if in_two_passes else 0,
+        rows_at_once=_at_once(recipe, max(part.rows for part in tree.passes())),
     )
 
 
-def _in_two_passes(recipe: Recipe, plan: Plan) -> bool:
-    """Whether steps are replayed without gradient first (see backward.py)."""
-    return recipe.objective.level != "token" and len(plan.trained) > 1
+def _at_once(recipe: Recipe, rows_per_prompt: int) -> int:
+    """Rows that one call of a rollout holds at most: whole prompts, or a part of one."""
+    train = recipe.train
+    limit = train.rollout_batch or train.prompts * rows_per_prompt
+    if limit < rows_per_prompt:
+        return limit
+    return min(limit // rows_per_prompt, train.prompts) * rows_per_prompt
 
 
-def _groups_met(rows: int, micro: int, group: int) -> int:
-    """Groups that each micro-batch of consecutive rows touches, summed over the micro-batches."""
-    starts = range(0, rows, micro)
-    return sum((min(s + micro, rows) - 1) // group - s // group + 1 for s in starts)
+def _of_tokens(recipe: Recipe) -> Arithmetic:
+    train = recipe.train
+    rows = train.prompts * train.group
+    per_update = rows // train.updates
+    return Arithmetic(
+        samples=rows,
+        rows=rows,
+        rows_per_update=per_update,
+        optimizer_steps=train.epochs * train.updates,
+        micro_batches=-(-per_update // (train.micro_batch or per_update)),
+        rows_at_once=_at_once(recipe, train.group),
+        **tokens.forwards(recipe),
+    )
 
 
 def describe(recipe: Recipe, *, num_train: int | None = None, num_heldout: int | None = None) -> str:
@@ -150,17 +118,18 @@ def _batches(recipe: Recipe, num_train: int | None, num_heldout: int | None) -> 
     micro = "1 part" if a.micro_batches == 1 else f"{a.micro_batches} micro-batches of up to {train.micro_batch} rows"
     passes = "1 pass" if train.epochs == 1 else f"{train.epochs} passes"
     again = f"; groups without advantage are drawn anew, up to {_count(train.refill, 'time')}" if train.refill else ""
+    finished = "" if a.samples == a.rows else f" that lead to {a.samples} samples"
     heldout = "none" if recipe.prompts.heldout is None else f"{recipe.prompts.heldout}{_number(num_heldout)}"
     return [
         f"model       {recipe.model}",
         f"learns      {learns}, lr {train.lr:g} {train.schedule}",
         f"prompts     {recipe.prompts.train}{_number(num_train)}; held out: {heldout}",
-        f"iteration   {train.prompts} prompts x {train.group} samples = {a.rows} rows "
-        f"in {_count(a.rollout_chunks, 'rollout')}{again}",
+        f"iteration   {train.prompts} prompts x {train.group} samples = {a.rows} rows{finished}, "
+        f"{a.rows_at_once} at once{again}",
         f"update      {passes} x {_count(train.updates, 'update')} = {_count(a.optimizer_steps, 'optimizer step')}, "
-        f"each on {a.rows_per_update} rows ({a.rows_per_update // train.group} whole groups) in {micro}",
+        f"each on {a.rows_per_update} rows ({_count(train.prompts // train.updates, 'prompt')}) in {micro}",
         f"run         {_count(train.iterations, 'iteration')} = "
-        f"{_count(train.iterations * a.optimizer_steps, 'optimizer step')}, {train.iterations * a.rows} samples",
+        f"{_count(train.iterations * a.optimizer_steps, 'optimizer step')}, {train.iterations * a.samples} samples",
     ]
 
 
@@ -175,13 +144,13 @@ def _steps(recipe: Recipe) -> list[str]:
     ]
     shown = _shown_iterations(recipe)
     width = len(str(shown[-1]))
-    lines += [f"            {picture(walk(recipe, i))}  iteration {i:>{width}}" for i in shown]
+    lines += [f"            {picture(plans.walk(recipe, i))}  iteration {i:>{width}}" for i in shown]
     if recipe.sampler.window.kind in ("all", "first"):
         lines[-1] += " and all others"
     elif shown[-1] < recipe.train.iterations - 1:
         lines.append("            … and so on")
     if recipe.prompts.heldout is not None:
-        lines.append(f"            {picture(ode(recipe))}  evaluation")
+        lines.append(f"            {picture(plans.ode(recipe))}  evaluation")
     return lines
 
 
@@ -250,7 +219,7 @@ def eval_words(recipe: Recipe) -> str:
     return (
         tokens.words(tokens.eval_plan(recipe))
         if recipe.generation is not None
-        else f"{ode(recipe).num_steps} ODE steps"
+        else f"{plans.ode(recipe).num_steps} ODE steps"
     )
 
 

@@ -12,37 +12,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import Policy, Prompt, Rollout, Samples, Score
+from flowrl.contracts import Credit, Policy, Prompt, Rollout, Samples, Score
 
 Metrics = dict[str, float]
-Advantage = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, Metrics]]  # of rewards and groups
+# of rewards, and of the rollout's samples and credit: advantages [R] of its rows, and metrics
+Advantage = Callable[[dict[str, Tensor], Tensor, Credit | None], tuple[Tensor, Metrics]]
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A rollout, its rewards, and the advantages [B] and metrics that they give."""
+    """A rollout, its rewards [B], and the advantages [R] and metrics that they give."""
 
     rollout: Rollout
     rewards: dict[str, Tensor]
     adv: Tensor
     metrics: Metrics
 
+    @property
+    def num_prompts(self) -> int:
+        """Prompts of the rollout; rows and samples lie prompt by prompt, the same number for each."""
+        return len(self.rollout.samples.group.unique())
+
     def kept(self) -> Tensor:
-        """Samples, by position int64, of the groups in which some advantage is not 0."""
-        group = self.rollout.samples.group
-        return torch.isin(group, group[self.adv != 0]).nonzero()[:, 0]
+        """Prompts, by position int64, of which some row has an advantage."""
+        return (self.adv.cpu().unflatten(0, (self.num_prompts, -1)) != 0).any(1).nonzero()[:, 0]
 
 
 def kept_groups(draws: Sequence[Draw]) -> int:
     """How many groups have an advantage."""
-    return sum(len(draw.rollout.samples.group[draw.kept()].unique()) for draw in draws)
+    return sum(len(draw.kept()) for draw in draws)
 
 
 def all_of(draws: Sequence[Draw], advantage: Advantage) -> Draw:
     """All samples of the draws as one, with the rollout of the first alone: for metrics, which are of all drawn."""
     samples = joined_samples([draw.rollout.samples for draw in draws])
     rewards = {name: torch.cat([draw.rewards[name] for draw in draws]) for name in draws[0].rewards}
-    metrics = advantage(rewards, samples.group)[1]
+    credit = _credit([(draw.rollout, torch.arange(draw.num_prompts)) for draw in draws])
+    metrics = advantage(rewards, samples.group, credit)[1]
     counts = {"groups/drawn": float(len(samples.group.unique())), "groups/kept": float(kept_groups(draws))}
     return Draw(replace(draws[0].rollout, samples=samples), rewards, draws[0].adv, metrics | counts)
 
@@ -50,9 +56,30 @@ def all_of(draws: Sequence[Draw], advantage: Advantage) -> Draw:
 def kept_of(draws: Sequence[Draw], advantage: Advantage) -> tuple[Rollout, Tensor]:
     """The kept rows of the draws as one rollout for `JoinedPolicy`, and their advantages among each other."""
     useful = [(draw, draw.kept()) for draw in draws if len(draw.kept())]
-    rollout = joined([draw.rollout for draw, _ in useful], [rows for _, rows in useful])
-    rewards = {name: torch.cat([draw.rewards[name][rows] for draw, rows in useful]) for name in draws[0].rewards}
-    return rollout, advantage(rewards, rollout.samples.group)[0]
+    rollout = joined([draw.rollout for draw, _ in useful], [prompts for _, prompts in useful])
+    rewards = {
+        name: torch.cat([draw.rewards[name][_of_prompts(p, draw.rollout, "samples")] for draw, p in useful])
+        for name in draws[0].rewards
+    }
+    return rollout, advantage(rewards, rollout.samples.group, rollout.credit)[0]
+
+
+def _of_prompts(prompts: Tensor, rollout: Rollout, what: str) -> Tensor:
+    """Positions of the rows or samples of these prompts."""
+    number = len(rollout.samples.group.unique())
+    each = len(rollout.samples if what == "samples" else rollout.behave) // number
+    return (prompts[:, None] * each + torch.arange(each)).flatten()
+
+
+def _credit(parts: Sequence[tuple[Rollout, Tensor]]) -> Credit | None:
+    """The credit of these prompts of each rollout; all of them walked the same tree."""
+    first = parts[0][0].credit
+    if first is None:
+        return None
+    weights = [r.credit.weights for r, _ in parts if r.credit is not None]
+    if all(len(w) == 1 for w in weights):
+        return first
+    return replace(first, weights=torch.cat([w[prompts] for w, (_, prompts) in zip(weights, parts, strict=True)]))
 
 
 @dataclass(frozen=True)
@@ -64,24 +91,31 @@ class Piece:
     start: int
 
 
-def joined(rollouts: Sequence[Rollout], rows: Sequence[Tensor]) -> Rollout:
-    """These rows of each rollout as one, to be used with `JoinedPolicy`.
+def joined(rollouts: Sequence[Rollout], prompts: Sequence[Tensor]) -> Rollout:
+    """The rows of these prompts of each rollout as one, to be used with `JoinedPolicy`.
 
-    Groups of different rollouts stay apart. Columns that a rollout does not have are masked. Raises ValueError for
-    rollouts whose rows are not samples.
+    Groups of different rollouts stay apart. Columns that a rollout does not have are masked.
     """
-    if any(r.credit is not None for r in rollouts):
-        raise ValueError("rollouts whose rows are not samples cannot be joined: set train.refill=0")
+    rows = [_of_prompts(p, r, "rows") for p, r in zip(prompts, rollouts, strict=True)]
     starts = itertools.accumulate((len(part) for part in rows), initial=0)
     pieces = [Piece(*piece) for piece in zip(rollouts, rows, starts, strict=False)]
     width = max(r.behave.shape[1] for r in rollouts)
 
-    def stacked(name: str) -> Tensor:
-        parts = [getattr(p.rollout, name)[p.rows] for p in pieces]
+    def stacked(values: Callable[[Rollout], Tensor]) -> Tensor:
+        parts = [values(p.rollout)[p.rows] for p in pieces]
         return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
 
-    samples = joined_samples([p.rollout.samples[p.rows.tolist()] for p in pieces])
-    return Rollout(samples, stacked("behave"), stacked("mask"), pieces)
+    samples = joined_samples(
+        [r.samples[_of_prompts(p, r, "samples").tolist()] for p, r in zip(prompts, rollouts, strict=True)]
+    )
+    return Rollout(
+        samples,
+        stacked(lambda r: r.behave),
+        stacked(lambda r: r.mask),
+        pieces,
+        credit=_credit(list(zip(rollouts, prompts, strict=True))),
+        traits={name: stacked(lambda r, name=name: r.traits[name]) for name in rollouts[0].traits},
+    )
 
 
 def joined_samples(parts: Sequence[Samples]) -> Samples:
@@ -114,16 +148,24 @@ class JoinedPolicy:
         """One draw, as the policy's own: not yet a joined one."""
         return self._policy.rollout(prompts, group_size=group_size, plan=plan, seed=seed, first=first)
 
-    def replay(self, rollout: Rollout, rows: Tensor, visit: Callable[[Score], None], *, exact_kl: bool = False) -> None:
+    def replay(
+        self,
+        rollout: Rollout,
+        rows: Tensor,
+        visit: Callable[[Score], None],
+        *,
+        exact_kl: bool = False,
+        centred: bool = False,
+    ) -> None:
         """See `contracts.Policy`."""
         for piece, wanted in _met(rollout, rows):
             place = torch.full((len(piece.rollout.behave),), -1)
             place[piece.rows] = torch.arange(len(piece.rows)) + piece.start
 
             def hand_over(score: Score, place: Tensor = place) -> None:
-                visit(Score(place[score.rows], score.columns, score.logp, score.kl))
+                visit(replace(score, rows=place[score.rows]))
 
-            self._policy.replay(piece.rollout, wanted, hand_over, exact_kl=exact_kl)
+            self._policy.replay(piece.rollout, wanted, hand_over, exact_kl=exact_kl, centred=centred)
 
     def reference(self, rollout: Rollout, rows: Tensor) -> None:
         """See `contracts.Policy`."""

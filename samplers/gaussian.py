@@ -25,21 +25,36 @@ class Gaussian:
         """The draw mean + std * noise. noise: standard normal, shaped like mean."""
         return self.mean + self.std * noise
 
-    def log_prob(self, x: Tensor, reduce: str = "mean", keep: Tensor | None = None) -> Tensor:
+    def log_prob(
+        self, x: Tensor, reduce: str = "mean", keep: Tensor | None = None, *, unit_variance: bool = False
+    ) -> Tensor:
         """Log-density of x, one number a row: [R]. x is detached; the gradient reaches mean and std.
 
         reduce: "mean" over the counted elements, or "sum". keep: bool, broadcastable to mean; False drops an element.
-        A row without a counted element gives 0 with zero gradient.
+        A row without a counted element gives 0 with zero gradient. unit_variance: see `log_prob_sums`.
         """
-        return reduced(*self.log_prob_sums(x, keep), reduce)
+        return reduced(*self.log_prob_sums(x, keep, unit_variance=unit_variance), reduce)
 
     def kl(self, other: "Gaussian", reduce: str = "mean", keep: Tensor | None = None) -> Tensor:
         """Exact KL(self || other), one number a row: [R]. Arguments and empty rows as in `log_prob`."""
         return reduced(*self.kl_sums(other, keep), reduce)
 
-    def log_prob_sums(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(sum of log-densities [R], number of counted elements [R]), to be added up over several latent streams."""
+    def scaled(self, factor: float | Tensor) -> "Gaussian":
+        """The Gaussian of the same mean whose std is `factor` times as large. factor: >= 0, broadcastable to mean."""
+        return Gaussian(self.mean, self.std * factor)
+
+    def log_prob_sums(
+        self, x: Tensor, keep: Tensor | None = None, *, unit_variance: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """(sum of log-densities [R], number of counted elements [R]), to be added up over several latent streams.
+
+        unit_variance: the bare -(x - mean)^2 instead, std and constants left out, as Flow-CPS scores its steps. It is
+        2 std^2 times the quadratic of the density, so that its log-ratios, and its clip range, are smaller by that.
+        """
         counted, safe = self._counted(self.std > 0, keep)
+        if unit_variance:
+            square = _sum_of_squares(x.detach() - self.mean, torch.ones_like(safe), counted)
+            return -square, self._row_sum(counted)
         quadratic = _sum_of_squares(x.detach() - self.mean, safe, counted)
         count = self._row_sum(counted)
         return -0.5 * quadratic - self._row_sum(safe.log()) - HALF_LOG_TWO_PI * count, count
@@ -55,6 +70,16 @@ class Gaussian:
         quadratic = _sum_of_squares(self.mean - other.mean, safe_other, counted)
         spread = 0.5 * (ratio.square() - 1) - ratio.log()
         return 0.5 * quadratic + self._row_sum(spread), self._row_sum(counted)
+
+    def centred_sums(self, old: Tensor, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(sum of (mean - old) (x - old) / std^2 [R], number of counted elements [R]).
+
+        With x drawn from the mean `old` and this std, it is the log-ratio to the policy that drew less its expectation,
+        exactly 0 at that policy. Both are taken apart before they are subtracted: no large numbers cancel.
+        """
+        counted, safe = self._counted(self.std > 0, keep)
+        product = (self.mean - old) * (x.detach() - old) / safe.square()
+        return _sum_rows(product.masked_fill(~counted, 0)), self._row_sum(counted)
 
     def rows(self, index: Tensor) -> "Gaussian":
         """The Gaussian of rows index ([N] int64, repeats allowed): a parent fanned out into its children."""

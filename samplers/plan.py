@@ -183,19 +183,32 @@ class Tree:
 
     @cached_property
     def fronts(self) -> tuple[Front, ...]:
-        """All that runs, table by table and step by step."""
+        """All that runs: table by table and step by step, what leads to decisions before what only finishes samples.
+
+        So the rows of a decision's step are those of its replay, and a trunk is one call however many branches it has.
+        """
         found = []
         for table in range(len(self.tables)):
-            at: dict[int, list[Unit]] = {}
+            at: dict[tuple[bool, int], list[Unit]] = {}
             for unit in self._beginnings():
-                here = [i for i in unit if self.segments[i].table == table]
+                begin = self.segments[unit[0]].begin
                 if min(self.segments[i].table for i in unit) == table:
-                    at.setdefault(self.segments[unit[0]].begin, []).append(unit)
-                for i in here:
-                    for step in range(self.segments[i].begin + 1, self.segments[i].end):
-                        at.setdefault(step, []).append((i,))
-            found += [Front(table, step, tuple(sorted(at[step]))) for step in sorted(at)]
+                    at.setdefault((begin > max(self._decides[i] for i in unit), begin), []).append(unit)
+                for i in unit:
+                    if self.segments[i].table == table:
+                        for step in range(begin + 1, self.segments[i].end):
+                            at.setdefault((step > self._decides[i], step), []).append((i,))
+            found += [Front(table, step, tuple(sorted(at[late, step]))) for late, step in sorted(at)]
         return tuple(found)
+
+    @cached_property
+    def _decides(self) -> list[int]:
+        """The last trained step of each segment and what grows out of it, -1 for none."""
+        last = [max(s.trained, default=-1) for s in self.segments]
+        for i in reversed(range(len(last))):
+            if self.segments[i].parent != ROOT:
+                last[self.segments[i].parent] = max(last[self.segments[i].parent], last[i])
+        return last
 
     def _beginnings(self) -> Iterable[Unit]:
         units: dict[tuple[int, int], list[int]] = {}
@@ -220,10 +233,12 @@ class Tree:
         """Whether each row of a front is a row of the next, so that one call can hold both."""
         if (front.table, front.step + 1, len(front.units)) != (after.table, after.step, len(after.units)):
             return False
-        return all(
-            len(unit) == 1 and (unit == later or self.segments[later[0]].parent == unit[0])
-            for unit, later in zip(front.units, after.units, strict=True)
-        )
+        return all(source in unit for unit, source in zip(front.units, self.sources(after), strict=True))
+
+    def sources(self, front: Front) -> Unit:
+        """The segment whose latest state each unit of a front starts from; ROOT for initial noise."""
+        first = [(unit[0], self.segments[unit[0]]) for unit in front.units]
+        return tuple(i if segment.begin < front.step else segment.parent for i, segment in first)
 
     def _finished(self, fronts: tuple[Front, ...], max_rows: int | None) -> Iterator[Pass]:
         table, units = fronts[-1].table, fronts[-1].units

@@ -63,6 +63,63 @@ def shift_time_exponential(t: Tensor, mu: float) -> Tensor:
     return math.exp(mu) / (math.exp(mu) + (1 / t - 1))
 
 
+def karras(levels: Tensor, rho: float = 7.0) -> Tensor:
+    """As many levels as the given table has, from its first to its last above 0 evenly in s^(1 / rho), then 0.
+
+    The spacing of EDM (arXiv 2206.00364, eq. 5) applied to the levels of a flow as they are, the way diffusers'
+    use_karras_sigmas does it: rho 1 is even spacing, larger ones put more steps near the data.
+    """
+    if levels.numel() == 2:
+        return levels.float()
+    high, low = levels[0].double() ** (1 / rho), levels[-2].double() ** (1 / rho)
+    ramp = torch.linspace(0, 1, levels.numel() - 1, dtype=torch.float64, device=levels.device)
+    inner = (high + ramp * (low - high)) ** rho
+    return torch.cat([levels[:1].float(), inner[1:].float(), levels.new_zeros(1).float()])
+
+
+def merged(levels: Tensor, begin: int, count: int) -> Tensor:
+    """The table whose step `begin` does the work of steps begin to begin + count - 1 at once (E-GRPO)."""
+    return torch.cat([levels[: begin + 1], levels[begin + count :]])
+
+
+def coarse(levels: Tensor, after: int, every: int) -> Tensor:
+    """The table that takes, after level number `after`, every `every`-th level alone and always ends in 0 (G2RPO).
+
+    The published tail of stochastic step k, sigma[: k + 2] then sigma[k + 2 :: every], is after = k + 2, but for the 0
+    that it leaves out where `every` does not divide the remaining steps.
+    """
+    rest = levels[after + every :: every]
+    missing = levels[-1:] if (levels.numel() - 1 - after) % every else levels[:0]
+    return torch.cat([levels[: after + 1], rest, missing])
+
+
+def compressed(levels: Tensor, after: int, steps: int) -> Tensor:
+    """The table that goes on after level number `after` in `steps` steps to 0 (MixGRPO-Flash).
+
+    They are equally spaced in un-shifted time u = 1 - i / N, where levels[i] is the level of u_i. Between its points
+    logit(s) is linear in logit(u), beyond the outermost two of slope 1: exact for any table of `shifted` or
+    `exponential`, where logit(s) - logit(u) is the log of the shift, and falling for every other.
+    """
+    num_steps = levels.numel() - 1
+    u = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64, device=levels.device)
+    wanted = (u[after] * (1 - torch.arange(1, steps, device=levels.device) / steps)).logit()
+    if num_steps < 2:
+        tail = wanted.sigmoid()
+    else:
+        knots, values = u[1:-1].logit().flip(0), levels[1:-1].double().logit().flip(0)
+        tail = _interpolated(wanted, knots, values).sigmoid()
+    return torch.cat([levels[: after + 1], tail.to(levels), levels[-1:]])
+
+
+def flash_steps(num_steps: int, after: int, ratio: float) -> int:
+    """How many steps MixGRPO-Flash puts after level number `after` of a table of num_steps, at least one.
+
+    Published: int(max((num_steps - last) * ratio, 1)) points with the first, last = after - 1 being the last step of
+    the window. One point makes no step, and the published sampler then decodes a latent that still holds noise.
+    """
+    return max(int((num_steps - after + 1) * ratio) - 1, 1)
+
+
 def timesteps(sigmas: Tensor, *, num_train_timesteps: int = 1000, truncate: bool = False) -> Tensor:
     """The time arguments [num_steps] fed to the network: levels times num_train_timesteps, without the final 0.
 
@@ -80,3 +137,14 @@ def _grid(num_steps: int, lowest: float, num_levels: int, dtype: torch.dtype = t
 
 def _closed(levels: Tensor) -> Tensor:
     return torch.cat([levels, levels.new_zeros(1)]).float()
+
+
+def _interpolated(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """Piecewise linear through (knots, values), knots rising; slope 1 outside of them."""
+    inside = at.clamp(knots[0], knots[-1])
+    if knots.numel() == 1:
+        return values + at - inside
+    right = torch.searchsorted(knots, inside).clamp(1, knots.numel() - 1)
+    left = right - 1
+    share = (inside - knots[left]) / (knots[right] - knots[left])
+    return values[left] + share * (values[right] - values[left]) + at - inside

@@ -68,6 +68,15 @@ def progressive(
     return tuple(range(start, start + size))
 
 
+def pruned(steps: tuple[int, ...], *, interval: int | None, stop: int, iteration: int) -> tuple[int, ...]:
+    """Steps that a branching walk draws at and does not train: `steps`, moved one nearer to the start every `interval`
+    iterations until the first of them is `stop` (BranchGRPO's sliding depth pruning); unmoved without an interval."""
+    if interval is None or not steps:
+        return steps
+    shift = min(_require_iteration(iteration) // interval, max(steps[0] - stop, 0))
+    return tuple(step - shift for step in steps)
+
+
 def _require_range(num_steps: int, size: int, low: int, high: int) -> None:
     if not 0 <= low < high <= num_steps:
         raise ValueError(f"low={low}, high={high} is no range of steps: give 0 <= low < high <= num_steps={num_steps}")

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 import families
 from flowrl.contracts import Prompt, Rollout, Score
+from flowrl.policies.dynamics import Dynamics
 from flowrl.policies.noise import Key, start_generators
 from flowrl.policies.pipeline import PipelinePolicy
+from flowrl.policies.recording import Recording
 from flowrl.policies.scheduler import Step
-from flowrl.policies.walks import Dynamics, Recording
-from samplers.transitions import flow_sde
 from samplers.plan import Plan
+from samplers.transitions import flow_sde
 
 STEPS = 4
 SEED = 1

@@ -39,7 +39,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/prompts.py": {"flowrl.contracts", "flowrl.worlds"} | LIGHT,
     "flowrl/scoring.py": {"flowrl.contracts"} | LIGHT,
     "flowrl/recipe": {"flowrl.recipe", "flowrl.alarms"} | LIGHT,
-    "flowrl/planning.py": {"flowrl.recipe", "flowrl.tokens", "samplers"} | LIGHT,
+    "flowrl/plans.py": {"flowrl.recipe", "samplers"},
+    "flowrl/planning.py": {"flowrl.recipe", "flowrl.tokens", "flowrl.plans", "samplers"} | LIGHT,
+    "flowrl/credit.py": {"flowrl.contracts", "flowrl.advantages"},
     "flowrl/tokens.py": {"flowrl.recipe", "samplers"},
     "flowrl/machine.py": {"flowrl.__version__"},
     "flowrl/rundir.py": {"flowrl.machine", "flowrl.tracking", "flowrl.evaluate", "flowrl.pictures", "flowrl.contracts"}
@@ -55,7 +57,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/loop.py": {"flowrl"},
     "flowrl/weights.py": {"flowrl.policies", "flowrl.resume"} | LIGHT,
     "flowrl/exports": {"flowrl"},
-    "flowrl/sizes": {"flowrl.sizes", "flowrl.recipe", "flowrl.planning", "flowrl.policies", "flowrl.contracts"} | LIGHT,
+    "flowrl/sizes": {"flowrl.sizes", "flowrl.recipe", "flowrl.planning", "flowrl.policies", "flowrl.contracts"}
+    | {"samplers"}
+    | LIGHT,
     "flowrl/estimate.py": {"flowrl.planning", "flowrl.recipe"} | LIGHT,
     "flowrl/proofs": {"flowrl", "samplers"},
     "flowrl/check.py": {"flowrl"},

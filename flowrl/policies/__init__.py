@@ -2,9 +2,14 @@
 language model of transformers.
 
 scheduler.py   the one call that is intercepted: `scheduler.step`
+diffusion.py   the same of pipelines that predict noise, v or the image: they are walked by DDIM
 gates.py       stand-ins for the pipeline's modules, which skip denoiser calls when a walk is fast-forwarded
 tape.py        what a rollout stores for its replay
-walks.py       what happens at an intercepted step: record, replay, look
+recording.py   the walk of a rollout through a tree of segments; records.py: what it keeps
+walks.py       the walks over what was recorded: replay, look
+dynamics.py    how a step becomes a distribution
+levels.py      a scheduler's sigma table, and another one in its place
+first_order.py which scheduler is walked in the place of a pipeline's own
 dressing.py    the working copy of a pipeline that all of these sit on
 encoding.py    text encoding, once per distinct prompt
 noise.py       randomness as a function of (seed, prompt, sample, step)

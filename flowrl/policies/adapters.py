@@ -23,7 +23,8 @@ PEFT_PREFIX = "base_model.model."  # of every key in peft's files
 Modules = Mapping[str, Any]  # by component name: modules with the adapter methods that diffusers and transformers share
 # diffusers' method, then transformers', the newest name first
 _CHECKPOINTING = ("enable_gradient_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable")
-_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+# a UNet's `attentions` hold whole blocks, feed-forward layers too
+_ATTENTION = re.compile(r"attn|attention(?!s\.)", re.IGNORECASE)
 
 
 def denoisers(pipe: Any, names: Sequence[str] | None = None) -> dict[str, nn.Module]:

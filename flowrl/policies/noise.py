@@ -31,12 +31,17 @@ def start_generators(keys: Sequence[Key]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(key.number("start")) for key in keys]
 
 
-def step_noise(keys: Sequence[Key], step: int, stream: int, shape: Sequence[int], device: torch.device) -> Tensor:
-    """Standard normal noise, float32 [len(keys), *shape], of one step; `stream` tells video from audio latents."""
+def step_noise(
+    keys: Sequence[Key], step: int, stream: int, shape: Sequence[int], device: torch.device, *, use: str = "step"
+) -> Tensor:
+    """Standard normal noise, float32 [len(keys), *shape], of one step; `stream` tells video from audio latents.
+
+    use: what it is drawn for; different uses are independent.
+    """
     generator = torch.Generator()
     noise = torch.empty((len(keys), *shape))
     for row, key in zip(noise, keys, strict=True):
-        row.normal_(generator=generator.manual_seed(key.number("step", step, stream)))
+        row.normal_(generator=generator.manual_seed(key.number(use, step, stream)))
     return noise.to(device)
 
 

@@ -9,28 +9,43 @@ scheduler's own, and compares a replay with its rollout. A pipeline that fails i
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from flowrl.batches import rollout_chunks
-from flowrl.contracts import Prompt, Rollout, Samples, Score
+from flowrl.batches import prompt_chunks
+from flowrl.contracts import Credit, Prompt, Rollout, Samples, Score
 from flowrl.policies import adapters
 from flowrl.policies.dressing import Dressed
+from flowrl.policies.dynamics import Dynamics
 from flowrl.policies.encoding import longest
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.gates import GateKeeper
 from flowrl.policies.noise import Key, start_generators
 from flowrl.policies.probe import probe
+from flowrl.policies.recording import Recording
 from flowrl.policies.scheduler import Leave, Session, Walk
-from flowrl.policies.tape import Streams, Tape, in_company, joined
-from flowrl.policies.walks import Dynamics, Looking, Recording, Replaying
-from samplers.plan import Plan
+from flowrl.policies.tape import Streams, Tape, by_company, joined
+from flowrl.policies.walks import Looking, Replaying, Visit, scenes_by_pass
+from samplers.plan import Tree
+from samplers.trees import credit_weights, peers
 
 Call = dict[str, Any] | Callable[[Sequence[Prompt]], dict[str, Any]]
-Visit = Callable[[int, Tensor, Tensor, Tensor | None], None]  # step, rows [r], logp [r], kl [r]
+
+
+class Plan(Protocol):
+    """What a policy walks: see samplers/plan.py."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that the pipeline is asked for."""
+        ...
+
+    def tree(self, group: int) -> Tree:
+        """The segments of one prompt."""
+        ...
 
 
 class PipelinePolicy:
@@ -40,7 +55,7 @@ class PipelinePolicy:
     adapters.py). call: arguments of every call of the pipeline, such as height or guidance_scale, or a function that
     gives them for the prompts of the rows of a call, where rows have arguments of their own. max_rows: the most
     rows that a rollout gives to one call. offload: text encoders, autoencoders and image encoders are on the device
-    only while they are used.
+    only while they are used. keep_means: whether rollouts store what `Score.centred` needs.
     """
 
     whole_rows = False  # a row's steps come one by one, each with the graph of one denoiser call
@@ -55,7 +70,9 @@ class PipelinePolicy:
         device: torch.device | str = "cpu",
         max_rows: int | None = None,
         offload: bool = False,
+        keep_means: bool = False,
     ):
+        self.keep_means = keep_means
         self.source, self.modules, self.dynamics = pipe, modules, dynamics
         self.call: Call = {} if call is None else call
         self.device, self.max_rows, self.offload = torch.device(device), max_rows, offload
@@ -77,39 +94,64 @@ class PipelinePolicy:
     def rollout(
         self, prompts: Sequence[Prompt], *, group_size: int = 1, plan: Plan, seed: int, first: int = 0
     ) -> Rollout:
-        """Draws `group_size` samples for each prompt; rows are samples, prompt by prompt. See `contracts.Policy`."""
+        """Walks the tree of `group_size` samples for each prompt. See `contracts.Policy`.
+
+        Rows are the tree's trainable segments, samples its leaves, both prompt by prompt.
+        """
         self.prepare(prompts[0], plan)
-        parts = [
-            self._roll(
-                [prompts[i] for i in chunk.prompts], range(chunk.first, chunk.first + chunk.size), plan, seed, first
-            )
-            for chunk in rollout_chunks(len(prompts), group_size, self.max_rows)
-        ]
-        tape = joined([part[0] for part in parts])
-        output = torch.cat([part[1] for part in parts])
-        group = torch.arange(len(prompts)).repeat_interleave(group_size)
-        samples = _samples(tape.prompts, group, output)
-        behave = torch.cat([part[2] for part in parts])
-        return Rollout(samples, behave, torch.cat([part[3] for part in parts]), tape)
+        tree = plan.tree(group_size)
+        widest = max(part.rows for part in tree.passes())
+        recordings, outputs = [], []
+        for chunk in prompt_chunks(len(prompts), widest, self.max_rows):
+            tape = Tape([prompts[i] for i in chunk], tree, seed, first, complete=not self.keeper.skip)
+            if self.needs_company:
+                tape.company = [tuple(longest(self.source, tape.prompts))] * len(tape.prompts)
+            recording, output = self._roll(tape)
+            recordings.append(recording)
+            outputs.append(output)
+        found = [recording.result() for recording in recordings]
+        behave = torch.cat([logp for logp, _, _ in found])
+        return Rollout(
+            _samples(prompts, len(tree.leaves), torch.cat(outputs)),
+            behave,
+            torch.cat([mask for _, mask, _ in found]),
+            joined([recording.tape for recording in recordings]),
+            credit=_credit(tree, behave),
+            traits={name: torch.cat([traits[name] for _, _, traits in found]) for name in found[0][2]},
+        )
 
-    def replay(self, rollout: Rollout, rows: Tensor, visit: Callable[[Score], None], *, exact_kl: bool = False) -> None:
-        """Scores the trained steps of `rows` with gradient, step by step. See `contracts.Policy`."""
-        columns = {step: i for i, step in enumerate(rollout.replay.plan.trained)}
+    def replay(
+        self,
+        rollout: Rollout,
+        rows: Tensor,
+        visit: Callable[[Score], None],
+        *,
+        exact_kl: bool = False,
+        centred: bool = False,
+    ) -> None:
+        """Scores the trained steps of `rows` with gradient, step by step. See `contracts.Policy`.
 
-        def hand_over(step: int, part: Tensor, logp: Tensor, kl: Tensor | None) -> None:
-            kl = None if kl is None else kl[:, None]
-            visit(Score(part, torch.tensor([columns[step]]), logp[:, None], kl))
+        Raises PolicyError for `centred` where the rollout kept no means.
+        """
+        tape: Tape = rollout.replay
+        if centred and not tape.mean:
+            raise PolicyError("the rollout kept no means: make the policy with keep_means=True")
+        columns = {step: i for i, step in enumerate(tape.tree.trained)}
 
-        self._replay(rollout.replay, rows, hand_over, exact_kl=exact_kl)
+        def hand_over(step: int, part: Tensor, logp: Tensor, kl: Tensor | None, centred: Tensor | None) -> None:
+            column = [None if value is None else value[:, None] for value in (kl, centred)]
+            visit(Score(part, torch.tensor([columns[step]]), logp[:, None], *column))
+
+        self._replay(tape, rows, hand_over, exact_kl=exact_kl, centred=centred)
 
     @torch.no_grad()
     def reference(self, rollout: Rollout, rows: Tensor) -> None:
         """Log-probs and means of the trained steps with the adapters disabled. See `contracts.Policy`."""
-        columns = {step: i for i, step in enumerate(rollout.replay.plan.trained)}
+        columns = {step: i for i, step in enumerate(rollout.replay.tree.trained)}
         found = torch.zeros_like(rollout.behave) if rollout.reference is None else rollout.reference
         rollout.reference = found
 
-        def fill_in(step: int, part: Tensor, logp: Tensor, _: Tensor | None) -> None:
+        def fill_in(step: int, part: Tensor, logp: Tensor, *_: Tensor | None) -> None:
             found[part, columns[step]] = logp.to(found)
 
         with adapters.disabled(self.modules):
@@ -119,31 +161,7 @@ class PipelinePolicy:
         """The parameters that learn."""
         return adapters.trainable(self.modules)
 
-    # ------------------------------------------------------------------ what other objectives and plans ask for
-
-    def branch(self, rollout: Rollout, step: int, fan: int, *, plan: Plan, first: int | None = None) -> Rollout:
-        """Goes on from the state before `step`, a trained step of `rollout`, with each row repeated `fan` times.
-
-        Child c of a row takes the noise of sample first + c of its prompt; without `first`, its parent's own. The
-        result's rows are children, row by row, grouped by parent; its plan holds from `step` on.
-        """
-        tape: Tape = rollout.replay
-        if step not in tape.enter and step != 0:
-            raise PolicyError(f"step {step} was not trained, so its state was not stored; stored: {sorted(tape.enter)}")
-        parents = torch.arange(len(tape)).repeat_interleave(fan)
-        keys = [tape.keys[i] for i in parents]
-        if first is not None:
-            keys = [Key(k.seed, k.prompt, first + c % fan) for c, k in enumerate(keys)]
-        child = Tape([tape.prompts[i] for i in parents], keys, [tape.starts[i] for i in parents], plan)
-        if self.needs_company:
-            child.company = [tuple(longest(self.source, child.prompts))] * len(child)
-        states = parents if step not in tape.parent else tape.parent[step][parents]
-        recording = Recording(child, self.dynamics, self._streams_at, tick=self.tick)
-        recording.state = {s: x[states.to(x.device)] for s, x in tape.enter.get(step, {}).items()}
-        recording.begin(step, len(child))
-        output = self._pictures(self._pass(recording, child.prompts, child.starts, steps=plan.num_steps))
-        behave, mask = _recorded(recording)
-        return Rollout(_samples(child.prompts, parents, output), behave, mask, child)
+    # ------------------------------------------------------------------ what other objectives ask for
 
     def velocity(self, prompts: Sequence[Prompt], x: Tensor | Streams, step: int, *, plan: Plan, seed: int) -> Tensor:
         """v = dx/ds [R, ...] float32, with gradient, of states x (one row a prompt) where iteration `step` begins.
@@ -172,59 +190,55 @@ class PipelinePolicy:
 
     # ------------------------------------------------------------------ passes
 
-    def _roll(
-        self, prompts: Sequence[Prompt], members: range, plan: Plan, seed: int, first: int
-    ) -> tuple[Tape, Tensor, Tensor, Tensor]:
-        """One chunk of a rollout, these members of each prompt's group: its tape, pictures, log-probs and mask."""
-        group_size = len(members)
-        rows = [(p, first + i) for p in prompts for i in members]
-        keys = [Key(seed, p.id, i) for p, i in rows]
-        starts = [Key(seed, p.id, first) for p, _ in rows] if plan.share_noise else keys
-        tape = Tape([p for p, _ in rows], keys, starts, plan, complete=not self.keeper.skip)
-        if self.needs_company:
-            tape.company = [tuple(i * group_size for i in longest(self.source, prompts))] * len(tape)
-        recording = Recording(tape, self.dynamics, self._streams_at, tick=self.tick)
-        if plan.share_noise and plan.stochastic and self.keeper.skip:
-            fan, lead = plan.stochastic[0], torch.arange(len(prompts)) * group_size
-            recording.fan, recording.parent = fan, torch.arange(len(prompts)).repeat_interleave(group_size)
-            if fan in plan.trained:
-                tape.parent[fan], tape.lead[fan] = recording.parent, lead
-            recording.begin(0, len(prompts))
-            self._pass(recording, prompts, [starts[i] for i in lead], steps=plan.num_steps)
-            recording.begin(fan + 1, len(tape))
-        output = self._pass(recording, tape.prompts, starts, steps=plan.num_steps)
-        return tape, self._pictures(output), *_recorded(recording)
+    def _roll(self, tape: Tape) -> tuple[Recording, Tensor]:
+        """The rollout of a chunk of prompts: what was recorded, and the pictures of its samples, prompt by prompt."""
+        recording = Recording(tape, self.dynamics, self._streams_at, tick=self.tick, keep_means=self.keep_means)
+        number, pictures = len(tape.prompts), {}
+        per_prompt = None if self.max_rows is None else max(1, self.max_rows // number)
+        for part in tape.tree.passes(per_prompt):
+            recording.begin(part)
+            output = self._walk(recording, tape)
+            if part.leaves:
+                each = self._pictures(output).unflatten(0, (number, -1))
+                pictures |= {leaf: each[:, j] for j, leaf in enumerate(part.leaves)}
+            elif output is not None:
+                break  # the loop ended before the step at which the pass was to end: `result` tells
+        if set(tape.tree.leaves) - set(pictures):
+            recording.result()  # says what is missing
+        return recording, torch.stack([pictures[leaf] for leaf in tape.tree.leaves], 1).flatten(0, 1)
 
     def _replay(
-        self, tape: Tape, rows: Tensor, visit: Visit, *, reference: bool = False, exact_kl: bool = False
+        self,
+        tape: Tape,
+        rows: Tensor,
+        visit: Visit,
+        *,
+        reference: bool = False,
+        exact_kl: bool = False,
+        centred: bool = False,
     ) -> None:
-        """Replays all trained steps of `rows`, in as few passes as they ran on different sets of rows.
-
-        Where something is left behind from step to step (see `GateKeeper`), each step takes a pass of its own, so that
-        no graph reaches from one into the next. Company is replayed with a part's rows, and not shown to `visit`.
-        """
-        alone = [[s] for s in tape.plan.trained if s in tape.parent or tape.complete]
-        together = [s for s in tape.plan.trained if [s] not in alone]
-        for part, everybody in in_company(tape, rows):
-
-            def shown(step: int, logp: Tensor, kl: Tensor | None, part: Tensor = part) -> None:
-                visit(step, part, logp[: len(part)], None if kl is None else kl[: len(part)])
-
-            for steps in [*alone, together] if together else alone:
+        """Replays all trained steps of `rows`, in as few passes as they ran on different sets of rows."""
+        grad = torch.is_grad_enabled()
+        for part, company in by_company(tape, rows):
+            for scenes in scenes_by_pass(tape, part, company):
                 walk = Replaying(
                     tape,
                     self.dynamics,
                     self._streams_at,
-                    everybody,
-                    steps,
-                    shown,
+                    scenes,
+                    visit,
                     reference=reference,
                     exact_kl=exact_kl,
+                    centred=centred,
                     tick=self.tick,
                 )
-                at = walk.prompt_rows()
-                prompts, starts = [tape.prompts[i] for i in at], [tape.starts[i] for i in at]
-                self._pass(walk, prompts, starts, steps=tape.plan.num_steps, grad=torch.is_grad_enabled())
+                self._walk(walk, tape, grad=grad)
+
+    def _walk(self, walk: Recording | Replaying, tape: Tape, *, grad: bool = False) -> Any:
+        """One pass over the rows that a walk stands for."""
+        leads = walk.leads()
+        starts = [tape.start(p, i) for p, i in leads]
+        return self._pass(walk, [tape.prompts[p] for p, _ in leads], starts, steps=tape.tree.num_steps, grad=grad)
 
     def _pass(
         self,
@@ -248,8 +262,6 @@ class PipelinePolicy:
         finally:
             self.session.walk = None
             self._dressed.park()
-        if isinstance(walk, Recording) and output is not None:
-            walk.finish()
         return output
 
     def _pictures(self, output: Any) -> Tensor:
@@ -289,30 +301,27 @@ def pictures_of(output: Any, pipeline: str) -> Tensor:
     return first.float()
 
 
-def _samples(prompts: Sequence[Prompt], group: Tensor, output: Tensor) -> Samples:
-    if output.dim() == 5:
-        return Samples(prompts, group, video=output)
-    return Samples(prompts, group, images=output)
+def _samples(prompts: Sequence[Prompt], each: int, output: Tensor) -> Samples:
+    of = [p for p in prompts for _ in range(each)]
+    group = torch.arange(len(prompts)).repeat_interleave(each)
+    return Samples(of, group, video=output) if output.dim() == 5 else Samples(of, group, images=output)
 
 
-def _recorded(recording: Recording) -> tuple[Tensor, Tensor]:
-    """Log-probs float32 [R, K] of a recording's trained steps and their mask, on the CPU.
-
-    Raises PolicyError where the pipeline's loop never came to a trained step.
-    """
-    trained = recording.tape.plan.trained
-    missing = [s for s in trained if s not in recording.sums]
-    if missing:
-        raise PolicyError(
-            f"step {missing[0]} is to be trained, but the pipeline's loop ended after {recording.iterations} steps of "
-            f"{recording.tape.plan.num_steps}: move the window, or raise sampler.steps (image-to-image skips steps)"
-        )
-    if not trained:
-        empty = torch.zeros(len(recording.tape), 0)
-        return empty, empty.bool()
-    pairs = [recording.logp(s) for s in trained]
-    logp = torch.stack([p[0] for p in pairs], 1).cpu()
-    return logp, torch.stack([p[1] for p in pairs], 1).cpu()
+def _credit(tree: Tree, behave: Tensor) -> Credit | None:
+    """How rewards reach the rows of a tree; None where row i leads to sample i alone and all rows are peers."""
+    leads = [[row in tree.path(leaf) for leaf in tree.leaves] for row in tree.rows]
+    straight = leads == [[i == j for j in range(len(tree.leaves))] for i in range(len(tree.rows))]
+    alike = len({tree.segments[i].peers for i in tree.rows}) == len({tree.segments[i].view for i in tree.leaves}) == 1
+    if not tree.rows or (straight and alike):
+        return None
+    edges = None
+    if tree.credit == "path_probability":
+        begin = [tree.segments[i].begin for i in tree.rows]
+        column = torch.tensor([tree.trained.index(at) if at in tree.trained else 0 for at in begin])
+        drawn = torch.tensor([at in tree.trained for at in begin])
+        each = behave.unflatten(0, (-1, len(tree.rows)))
+        edges = each.gather(2, column[None, :, None].expand(len(each), -1, 1))[..., 0] * drawn
+    return Credit(credit_weights(tree, edges), peers(tree), tree.by_row)
 
 
 def _opened(prompt: Prompt) -> Any:

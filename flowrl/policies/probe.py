@@ -13,11 +13,13 @@ from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key
 from flowrl.policies.scheduler import Leave, Step
 from flowrl.policies.tape import Tape
-from flowrl.policies.walks import Recording, Replaying
-from samplers.plan import Plan
+from flowrl.policies.walks import Replaying, scenes_by_pass
+from samplers.plan import Own, Plan
+from samplers.renoising import vp_ddim
 
 if TYPE_CHECKING:
     from flowrl.policies.pipeline import PipelinePolicy
+    from flowrl.policies.pipeline import Plan as AnyPlan
 
 STEP_TOLERANCE = 1e-3  # of a step at noise 0 against the scheduler's own, relative to the size of the state
 COMPANY_TOLERANCE = 1e-4  # of a velocity alone and beside a longer prompt, relative to its size
@@ -30,6 +32,7 @@ class Probing:
     """A walk along the ODE that counts streams and compares each step with the scheduler's own."""
 
     rows = 1
+    table = Own()
 
     def __init__(self) -> None:
         self.streams: dict[int, int] = {}
@@ -44,9 +47,12 @@ class Probing:
         raise AssertionError("a probe skips nothing")
 
     def step(self, step: Step) -> Tensor:
-        """Euler's step, compared."""
+        """The step without noise, Euler's or DDIM's, compared."""
         self.streams[step.iteration] = self.streams.get(step.iteration, 0) + 1
-        state = step.x + step.v * (step.s_next - step.s)
+        if step.path == "preserving":
+            state = vp_ddim(step.x, step.v, step.s, step.s_next, noise=0.0, s_cap=step.s_cap).mean
+        else:
+            state = step.x + step.v * (step.s_next - step.s)
         if step.twin.is_comparable:
             own = step.twin.step()
             self.worst = max(self.worst, float((state - own).abs().max() / (1 + own.abs().max())))
@@ -67,7 +73,7 @@ class Glancing(Probing):
         raise Leave
 
 
-def probe(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> dict[int, int]:
+def probe(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> dict[int, int]:
     """Runs the pipeline for one row; returns the number of `step` calls of each iteration.
 
     Leaves the policy's keeper knowing the denoisers and what their calls return. Raises PolicyError where the loop
@@ -110,7 +116,7 @@ def _denoisers(policy: PipelinePolicy, iterations: int) -> set[str]:
     return between | {name for name in called if name in DENOISERS}
 
 
-def _check_replay(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> None:
+def _check_replay(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> None:
     """Rolls out one row and replays its first and last stochastic step, the first because its state is drawn again.
 
     Tries once more with denoisers run instead of skipped.
@@ -131,7 +137,7 @@ def _check_replay(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> None:
         )
 
 
-def _depends_on_company(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> bool:
+def _depends_on_company(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> bool:
     """Whether a row's velocity changes when a longer prompt shares its call, as where padding is not masked."""
     longer = Prompt(prompt.id + "/longer", " ".join([prompt.text] * 3), prompt.media, prompt.meta)
     found = []
@@ -152,25 +158,24 @@ def _depends_on_company(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> b
 
 
 def _drift(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> float:
-    key = [Key(0, prompt.id, 0)]
-    tape = Tape([prompt], key, key, plan, complete=not policy.keeper.skip)
-    recording = Recording(tape, policy.dynamics, policy._streams_at)
-    policy._pass(recording, [prompt], key, steps=plan.num_steps)
-    if not recording.sums:
+    tape = Tape([prompt], plan.tree(1), 0, complete=not policy.keeper.skip)
+    recording, _ = policy._roll(tape)
+    behave, mask, _ = recording.result()
+    if not mask.any():
         return 0.0  # a deterministic transition: nothing is scored, and an objective that needs it says so
-    ends = sorted({min(recording.sums), max(recording.sums)})
+    ends = {0, len(plan.trained) - 1}
     found: dict[int, Tensor] = {}
     try:
-        for step in ends:
+        for end in ends:
+            scenes = scenes_by_pass(tape, torch.tensor([0]), steps=[plan.trained[end]])
             walk = Replaying(
                 tape,
                 policy.dynamics,
                 policy._streams_at,
-                torch.tensor([0]),
-                [step],
-                lambda step, logp, _: found.__setitem__(step, logp),
+                scenes[0],
+                lambda step, _, logp, *__: found.__setitem__(plan.trained.index(step), logp),
             )
-            policy._pass(walk, [prompt], key, steps=plan.num_steps, grad=True)
+            policy._walk(walk, tape, grad=True)
     except (AttributeError, RuntimeError, TypeError, ValueError, KeyError, IndexError):
         if policy.keeper.skip:  # a denoiser that was skipped left something undone: run them all
             return float("inf")
@@ -180,7 +185,7 @@ def _drift(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> float:
             f"{type(policy.source).__name__}: no gradient reaches the log-prob of a replayed step; the pipeline calls "
             "its denoiser under torch.no_grad() or detaches its output"
         )
-    return max(float((found[step].detach() - recording.logp(step)[0]).abs().max()) for step in ends)
+    return max(float((found[end].detach().cpu() - behave[0, end]).abs().max()) for end in ends)
 
 
 def _is_single_precision(policy: PipelinePolicy) -> bool:

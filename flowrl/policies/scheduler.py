@@ -11,16 +11,22 @@ import copy
 import functools
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
+from flowrl.policies.diffusion import Preserving
 from flowrl.policies.errors import PolicyError
-from samplers.transitions import Level
+from flowrl.policies.first_order import once_a_level, predicts_flow, walks_ddim
+from flowrl.policies.levels import counts_data, noise_levels, replace_table
+from samplers.levels import Level
+from samplers.plan import Table
+
+Path = Literal["flow", "exploding", "preserving"]
 
 
 class Leave(Exception):
@@ -31,9 +37,11 @@ class Leave(Exception):
 class Step:
     """One call of `scheduler.step`, in the terms of `samplers`.
 
-    x, v: state and velocity dx/ds, float32 [R, ...]. s, s_next, s_cap: see `samplers.transitions`. variance_exploding:
-    the table has levels above 1. kept: bool like x, False where the pipeline itself overwrote what the previous step
-    of this stream returned; None where it left it alone. twin: the scheduler's own step from the same place.
+    x, v: state and velocity eps - x_0, float32 [R, ...]. s, s_next, s_cap: see `samplers.transitions`. path: how x is
+    made of x_0 and eps; exploding where the table has levels above 1, preserving where the model predicts noise (see
+    diffusion.py). kept: bool like x, False where the pipeline itself overwrote what the previous step of this stream
+    returned; None where it left it alone. twin: the scheduler's own step from the same place. index: of s in its sigma
+    table; own: the levels of the pipeline's own table.
     """
 
     iteration: int
@@ -43,15 +51,35 @@ class Step:
     s: Level
     s_next: Level
     s_cap: float
-    variance_exploding: bool
+    path: Path
     kept: Tensor | None
     twin: "Twin"
+    index: int
+    own: Tensor
+
+
+def rows_of(step: Step, index: Tensor) -> Step:
+    """The step for rows index int64 [r] alone."""
+    at = index.to(step.x.device)
+
+    def part(value: Level) -> Level:
+        return value[at] if isinstance(value, Tensor) and value.shape[:1] == step.x.shape[:1] else value
+
+    return replace(step, x=step.x[at], v=step.v[at], s=part(step.s), s_next=part(step.s_next))
 
 
 class Walk(Protocol):
-    """What a pass through the pipeline is for. `rows`: of the batch that the pipeline is called with."""
+    """What a pass through the pipeline is for."""
 
-    rows: int
+    @property
+    def rows(self) -> int:
+        """Rows that the pipeline is called with."""
+        ...
+
+    @property
+    def table(self) -> Table:
+        """The sigma table that it walks."""
+        ...
 
     def is_real(self, iteration: int) -> bool:
         """Whether this iteration runs; otherwise its denoiser calls are skipped and `entering` is handed on."""
@@ -117,11 +145,12 @@ class Twin:
     @property
     def is_comparable(self) -> bool:
         """Whether the scheduler's step is first order here: multistep solvers are at their first step only."""
-        return isinstance(self._scheduler, FlowMatchEulerDiscreteScheduler) or self._scheduler.step_index == 0
+        first_order = isinstance(self._scheduler, FlowMatchEulerDiscreteScheduler | DDIMScheduler)
+        return first_order or self._scheduler.step_index == 0
 
     def step(self) -> Tensor:
         """What the untouched scheduler returns, float32. Its state is left as it was."""
-        twin = object.__new__(type(self._scheduler).__mro__[2])
+        twin = object.__new__(type(self._scheduler).__bases__[-1])
         twin.__dict__.update({k: copy.copy(v) for k, v in self._scheduler.__dict__.items() if k != "_session"})
         model_output, timestep, sample, options = self._args
         return twin.step(model_output, timestep, sample.clone(), return_dict=False, **options)[0].float()
@@ -139,6 +168,11 @@ class InterceptedStep:
     _session: Session
     _stream = 0
     _handed: _Handed | None = None
+    _own_levels: Tensor | None = None  # where the table of the walk stands in their place
+
+    def _own_table(self) -> Tensor:
+        """Levels of the pipeline's own table, float32."""
+        return noise_levels(self) if self._own_levels is None else self._own_levels
 
     def __deepcopy__(self, memo: dict) -> "InterceptedStep":
         new = object.__new__(type(self))
@@ -175,10 +209,11 @@ class InterceptedStep:
         if walk.is_real(iteration):
             x, kept = self._state(sample, None if restarted else self._handed)
             options = {} if per_token_timesteps is None else {"per_token_timesteps": per_token_timesteps}
-            sign, levels = self._levels(per_token_timesteps)
+            v, levels = self._place(model_output, x, per_token_timesteps)
             twin = Twin(self, (model_output, timestep, sample, options))
-            v = model_output.float() if sign > 0 else -model_output.float()
-            state = walk.step(Step(iteration, self._stream, x, v, *levels, kept, twin))
+            state = walk.step(
+                Step(iteration, self._stream, x, v, *levels, kept, twin, self.step_index, self._own_table())
+            )
         else:
             state = walk.entering(iteration, self._stream)
         self._step_index += 1
@@ -206,8 +241,15 @@ class InterceptedStep:
             return handed.state.float(), None
         return torch.where(kept, handed.state.float(), sample.float()), kept
 
-    def _levels(self, per_token: Tensor | None) -> tuple[int, tuple[Level, Level, float, bool]]:
-        """Sign that turns the model's output into dx/ds, and (s, s_next, s_cap, variance exploding)."""
+    def _place(
+        self, model_output: Tensor, x: Tensor, per_token: Tensor | None
+    ) -> tuple[Tensor, tuple[Level, Level, float, Path]]:
+        """The velocity at x, and (s, s_next, s_cap, path)."""
+        sign, levels = self._levels(per_token)
+        return (model_output.float() if sign > 0 else -model_output.float()), levels
+
+    def _levels(self, per_token: Tensor | None) -> tuple[int, tuple[Level, Level, float, Path]]:
+        """Sign that turns the model's output into dx/ds, and (s, s_next, s_cap, path)."""
         sigmas = self.sigmas
         cap = float(sigmas[1])
         if per_token is not None:
@@ -215,54 +257,29 @@ class InterceptedStep:
             s = per_token.float() / self.config.num_train_timesteps
             table = sigmas.to(s.device)[:, None, None]
             s_next = torch.where(table < s[None] - 1e-6, table, torch.zeros_like(table)).amax(0)
-            return -1, (s[..., None], s_next[..., None], cap, False)
+            return -1, (s[..., None], s_next[..., None], cap, "flow")
         s, s_next = float(sigmas[self.step_index]), float(sigmas[self.step_index + 1])
-        if getattr(self.config, "invert_sigmas", False):  # Mochi counts the share of data, not of noise
-            return -1, (1 - s, 1 - s_next, 1 - cap, False)
-        return 1, (s, s_next, cap, float(sigmas[0]) > 1.001)
+        if counts_data(self):
+            return -1, (1 - s, 1 - s_next, 1 - cap, "flow")
+        return 1, (s, s_next, cap, "exploding" if float(sigmas[0]) > 1.001 else "flow")
 
 
 def intercept(scheduler: Any, session: Session) -> Any:
     """A copy of `scheduler` whose steps go to the session's walk.
 
-    Raises PolicyError where the scheduler is not one of flow matching.
+    Raises PolicyError where it is neither one of flow matching nor one that DDIM can stand in for.
     """
-    if not predicts_flow(scheduler):
+    if not predicts_flow(scheduler) and not walks_ddim(scheduler):
         raise PolicyError(
-            f"{type(scheduler).__name__} (prediction_type={scheduler.config.get('prediction_type')!r}) is not a "
-            "flow-matching scheduler: its model does not predict a velocity dx/dsigma; give a pipeline such as FLUX, "
-            "SD3, Qwen-Image or Wan, or one with a FlowMatchEulerDiscreteScheduler"
+            f"{type(scheduler).__name__} (prediction_type={scheduler.config.get('prediction_type')!r}) neither follows "
+            "a flow, along a velocity dx/dsigma, nor denoises along alphas_cumprod by an undistilled model: give a "
+            "pipeline such as FLUX, SD3, Qwen-Image or Wan, or one such as Stable Diffusion 1.5 or SDXL"
         )
     scheduler = once_a_level(scheduler)
     new = copy.copy(scheduler)
     new.__class__ = _subclass(type(scheduler))
     new._session = session
     return new
-
-
-def once_a_level(scheduler: Any) -> Any:
-    """The scheduler, or Euler on its table where it is a scheme of higher order that calls step twice a level."""
-    if getattr(scheduler, "order", 1) == 1:
-        return scheduler
-    return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
-
-
-def without_memory(scheduler: Any, num_steps: int) -> Any:
-    """The scheduler, or where it is a multistep one its first-order form: no walk that draws noise can look back."""
-    if "solver_order" not in scheduler.config:
-        return scheduler
-    corrected = {"disable_corrector": list(range(num_steps))} if "disable_corrector" in scheduler.config else {}
-    return type(scheduler).from_config(scheduler.config, solver_order=1, **corrected)
-
-
-def predicts_flow(scheduler: Any) -> bool:
-    """Whether the scheduler integrates a velocity dx/dsigma along sigmas."""
-    config = scheduler.config
-    return hasattr(scheduler, "sigmas") and (
-        "Flow" in type(scheduler).__name__
-        or bool(config.get("use_flow_sigmas"))
-        or config.get("prediction_type") == "flow_prediction"
-    )
 
 
 @functools.cache
@@ -273,4 +290,14 @@ def _subclass(base: type) -> type:
     def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         return self._intercept(model_output, timestep, sample, **dict(zip(names, args, strict=False)), **kwargs)
 
-    return type(base.__name__, (InterceptedStep, base), {"step": step, "__module__": base.__module__})
+    mixins = (Preserving, InterceptedStep) if issubclass(base, DDIMScheduler) else (InterceptedStep,)
+    new: Any = type(base.__name__, (*mixins, base), {"step": step, "__module__": base.__module__})
+
+    @functools.wraps(base.set_timesteps)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+        super(new, self).set_timesteps(*args, **kwargs)
+        walk = self._session.walk
+        self._own_levels = None if walk is None else replace_table(self, walk.table)
+
+    new.set_timesteps = set_timesteps
+    return new

@@ -1,6 +1,9 @@
-"""What a rollout stores for its replay."""
+"""What a rollout stores for its replay: states and draws of the trained steps, laid out by the tree that was walked.
 
-import itertools
+All prompts walk the same tree, so that every tensor here is rectangular: prompt by prompt, the same number of entries
+for each. Which segment an entry belongs to is known from the tree alone (samplers/decisions.py).
+"""
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -9,70 +12,73 @@ from torch import Tensor
 
 from flowrl.contracts import Prompt
 from flowrl.policies.noise import Key
-from samplers.plan import Plan
+from samplers.plan import Tree
 
 Streams = dict[int, Tensor]  # by stream: 0 for the pipeline's own scheduler, more for its deep copies
 
 
 @dataclass
 class Tape:
-    """What a rollout of R rows stored: only what its trained steps need.
+    """What a rollout of P prompts stored: only what its trained steps need.
 
-    keys: whose noise a row's steps take; starts: whose initial noise. enter: the state before a trained step (none
-    before step 0, which the pipeline draws again). drawn: the state after it. keep: elements that the pipeline did not
-    overwrite. Where the step ran once for several rows, parent [R] gives each row's place among the states in `enter`
-    and lead [U] a row that stands for them. reference: means under the reference policy. complete: the state before
-    every iteration is stored, for pipelines whose denoisers run in skipped iterations too. company: where a row depends
-    on the longest prompt of its call, the rows that stand for that prompt, for each row.
+    Sample members take their noise from (seed, prompt id, first + member). By step and stream, prompt by prompt:
+    enter, the states that decisions start from (none before step 0, which the pipeline draws again); drawn, the states
+    after them; keep, elements that the pipeline did not overwrite; mean, the means drawn from, where they were asked
+    for; reference, the means under the reference policy, laid out like enter. complete: for pipelines whose denoisers
+    run in skipped iterations too, `states` holds the state after every step of every segment. company: where a row
+    depends on the longest prompt of its call, the prompts of that call that stand for it, for each prompt.
     """
 
     prompts: list[Prompt]
-    keys: list[Key]
-    starts: list[Key]
-    plan: Plan
+    tree: Tree
+    seed: int
+    first: int = 0
     complete: bool = False
     enter: dict[int, Streams] = field(default_factory=dict)
     drawn: dict[int, Streams] = field(default_factory=dict)
     keep: dict[int, Streams] = field(default_factory=dict)
-    parent: dict[int, Tensor] = field(default_factory=dict)
-    lead: dict[int, Tensor] = field(default_factory=dict)
+    mean: dict[int, Streams] = field(default_factory=dict)
     reference: dict[int, Streams] = field(default_factory=dict)
+    states: dict[tuple[int, int], Streams] = field(default_factory=dict)  # by (segment, step)
     company: list[tuple[int, ...]] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.prompts)
+        return len(self.prompts) * len(self.tree.rows)
+
+    def keys(self, segments: Sequence[int]) -> list[Key]:
+        """Whose noise these segments draw, prompt by prompt."""
+        members = [self.first + self.tree.segments[i].member for i in segments]
+        return [Key(self.seed, p.id, member) for p in self.prompts for member in members]
+
+    def start(self, prompt: int, segment: int) -> Key:
+        """Whose initial noise a segment of a prompt goes back to."""
+        root = self.tree.segments[self.tree.path(segment)[0]]
+        return Key(self.seed, self.prompts[prompt].id, self.first + root.start)
+
+    def passed(self, segment: int, step: int) -> int:
+        """The segment on the way to `segment` that holds a step."""
+        return next(i for i in self.tree.path(segment) if step < self.tree.segments[i].end)
 
 
 def joined(tapes: Sequence[Tape]) -> Tape:
-    """The tapes of consecutive rows as one."""
+    """The tapes of consecutive prompts as one."""
     if len(tapes) == 1:
         return tapes[0]
-    whole = Tape(
-        prompts=[p for t in tapes for p in t.prompts],
-        keys=[k for t in tapes for k in t.keys],
-        starts=[k for t in tapes for k in t.starts],
-        plan=tapes[0].plan,
-        complete=tapes[0].complete,
-    )
-    for name in ("enter", "drawn"):
+    first = tapes[0]
+    whole = Tape([p for t in tapes for p in t.prompts], first.tree, first.seed, first.first, first.complete)
+    for name in ("enter", "drawn", "mean", "states"):
         parts = [getattr(t, name) for t in tapes]
-        for step in parts[0]:
-            getattr(whole, name)[step] = {s: torch.cat([p[step][s] for p in parts]) for s in parts[0][step]}
-    for step in tapes[0].drawn:
+        for at in parts[0]:
+            getattr(whole, name)[at] = {s: torch.cat([p[at][s] for p in parts]) for s in parts[0][at]}
+    for step in first.drawn:
         overwritten = {s for t in tapes for s in t.keep.get(step, {})}
         if overwritten:
             whole.keep[step] = {s: torch.cat([_kept(t, step, s) for t in tapes]) for s in overwritten}
-    rows = _offsets([len(t) for t in tapes])
-    whole.company = [tuple(i + o for i in c) for t, o in zip(tapes, rows, strict=True) for c in t.company]
-    for step in tapes[0].parent:
-        states = _offsets([len(t.lead[step]) for t in tapes])
-        whole.parent[step] = torch.cat([t.parent[step] + o for t, o in zip(tapes, states, strict=True)])
-        whole.lead[step] = torch.cat([t.lead[step] + o for t, o in zip(tapes, rows, strict=True)])
+    above = 0
+    for tape in tapes:
+        whole.company += [tuple(i + above for i in c) for c in tape.company]
+        above += len(tape.prompts)
     return whole
-
-
-def _offsets(lengths: Sequence[int]) -> list[int]:
-    return [0, *itertools.accumulate(lengths[:-1])]
 
 
 def _kept(tape: Tape, step: int, stream: int) -> Tensor:
@@ -80,19 +86,14 @@ def _kept(tape: Tape, step: int, stream: int) -> Tensor:
     return torch.ones_like(tape.drawn[step][stream], dtype=torch.bool) if kept is None else kept
 
 
-def in_company(tape: Tape, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows [r] in parts that shared a call in the rollout, and each part with the company that it needs behind it.
-
-    Company is needed only where the part has no row of the same prompt.
-    """
+def by_company(tape: Tape, rows: Tensor) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    """Rows [r] in parts that shared a call in the rollout, each with the prompts that its rows depend on."""
     if not tape.company:
-        yield rows, rows
+        yield rows, ()
         return
-    for company in dict.fromkeys(tape.company[i] for i in rows.tolist()):
-        part = rows[torch.tensor([tape.company[i] == company for i in rows.tolist()])]
-        present = {tape.prompts[i].text for i in part.tolist()}
-        extra = [i for i in company if tape.prompts[i].text not in present]
-        yield part, torch.cat([part, torch.tensor(extra, dtype=torch.int64)])
+    whose = [tape.company[row // len(tape.tree.rows)] for row in rows.tolist()]
+    for company in dict.fromkeys(whose):
+        yield rows[torch.tensor([c == company for c in whose])], company
 
 
 def take(tensor: Tensor, rows: Tensor) -> Tensor:
@@ -100,3 +101,13 @@ def take(tensor: Tensor, rows: Tensor) -> Tensor:
     if len(rows) == len(tensor) and bool((rows == torch.arange(len(rows))).all()):
         return tensor
     return tensor[rows.to(tensor.device)]
+
+
+def flat(parts: Sequence[Tensor]) -> Tensor:
+    """[P, ...] of n segments as [P * n, ...], prompt by prompt."""
+    return torch.stack(list(parts), 1).flatten(0, 1)
+
+
+def positions(of: Sequence[int], width: int, num_prompts: int) -> Tensor:
+    """Rows of these positions, int64, prompt by prompt, where each prompt has `width`."""
+    return (torch.arange(num_prompts)[:, None] * width + torch.tensor(of, dtype=torch.int64)[None]).flatten()

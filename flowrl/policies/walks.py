@@ -1,8 +1,4 @@
-"""What happens at an intercepted step: a rollout draws and records, a replay scores, a look takes one velocity.
-
-A rollout's states are rounded to their storage dtype before they are scored and handed on, so that what is stored
-is exactly what was sampled, and a replay at the same batch shape gives the same log-prob bit for bit.
-"""
+"""Walks over what was recorded: a replay scores the trained steps, a look takes one velocity or decodes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,132 +6,81 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowrl.policies.dynamics import Dynamics, scaled
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.noise import step_noise
+from flowrl.policies.noise import Key
 from flowrl.policies.scheduler import Leave, Step
 from flowrl.policies.tape import Streams, Tape, take
+from samplers.decisions import decisions
 from samplers.gaussian import Gaussian, pooled
-from samplers.transitions import ve_sde
+from samplers.plan import Own, Table
 
 
 @dataclass(frozen=True)
-class Dynamics:
-    """How a step becomes a distribution: transition, noise strength, and the dtypes of stored states and log-probs."""
+class Scene:
+    """What one trained step needs, to be scored again for some rows.
 
-    transition: Callable[..., Gaussian]
-    noise: float
-    reduce: str = "mean"
-    storage: torch.dtype = torch.float32
-    precision: torch.dtype = torch.float32
-
-    def gaussian(self, step: Step, *, stochastic: bool) -> Gaussian:
-        """The distribution of the next state. Above level 1 the variance-exploding form takes over."""
-        transition = ve_sde if step.variance_exploding else self.transition
-        noise = self.noise if stochastic else 0.0
-        x, v = step.x.to(self.precision), step.v.to(self.precision)
-        return transition(x, v, step.s, step.s_next, noise=noise, s_cap=step.s_cap)
-
-
-class Recording:
-    """The walk of a rollout, over one pass, or over two when rows share their start.
-
-    With `parent` [R], the first pass has a row for each parent and ends with the first stochastic step, `fan`, whose
-    distribution every child draws from; the second goes on with all rows.
+    rows: those of the rollout that have a decision there; drawn: its place in the tape. states: places of the states
+    that they start from, each once, and behind them those of prompts that only keep company; among: for each row, its
+    place in states. leads: (prompt, segment) of each state; a pass that holds several scenes needs them to agree in
+    prompt and initial noise.
     """
 
-    def __init__(
-        self,
-        tape: Tape,
-        dynamics: Dynamics,
-        streams: Callable[[int], int],
-        *,
-        tick: Callable[[int], None] | None = None,
-    ):
-        self.tape, self.dynamics, self.streams = tape, dynamics, streams
-        self.fan: int | None = None
-        self.parent: Tensor | None = None
-        self.tick = tick
-        self.begin_at, self.rows = 0, len(tape)
-        self.state: Streams = {}
-        self.iterations = 0
-        self.sums: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        self._pending: dict[int, tuple[int, Gaussian]] = {}
-        self._overwritten: Streams = {}  # by stream, the last mask seen
-        self._seen = 0
+    rows: Tensor
+    drawn: Tensor
+    states: Tensor
+    among: Tensor
+    leads: tuple[tuple[int, int], ...]
 
-    def begin(self, begin_at: int, rows: int) -> None:
-        """Sets up the next pass: its first real iteration and its batch."""
-        self.begin_at, self.rows, self._seen = begin_at, rows, 0
+    @property
+    def num_states(self) -> int:
+        """States without company."""
+        return int(self.among.max()) + 1
 
-    def is_real(self, iteration: int) -> bool:
-        """Iterations before the pass's first are the recorded ones."""
-        return iteration >= self.begin_at
 
-    def entering(self, iteration: int, stream: int) -> Tensor:
-        """The state that the pass goes on from."""
-        if self.tape.complete and iteration + 1 < self.begin_at:
-            return self.tape.enter[iteration + 1][stream]
-        return self.state[stream]
+def scene(tape: Tape, step: int, rows: Tensor, company: Sequence[int] = ()) -> Scene | None:
+    """The scene of a step for rows of a rollout, None where none of them has a decision there.
 
-    def step(self, step: Step) -> Tensor:
-        """Draws the next state, and records it where it is trained."""
-        at, stream, plan = step.iteration, step.stream, self.tape.plan
-        self._settle(stream, step.kept)
-        trained, parent = at in plan.trained, self.parent if at == self.fan else None
-        gaussian = self.dynamics.gaussian(step, stochastic=at in plan.stochastic)
-        if (trained or self.tape.complete) and stream in self.state:
-            self.tape.enter.setdefault(at, {})[stream] = self.state[stream]
-        if parent is not None:
-            gaussian = gaussian.rows(parent.to(gaussian.mean.device))
-        state = self._draw(gaussian, at, stream) if at in plan.stochastic else gaussian.mean
-        self.state[stream] = state = state.to(self.dynamics.storage)
-        if trained:
-            self.tape.drawn.setdefault(at, {})[stream] = state
-            self._pending[stream] = (at, gaussian)
-        self._count(at)
-        if parent is not None and self._seen == self.streams(at):
-            raise Leave
-        return state if parent is None else state[: self.rows]  # the pass ends before anything is made of these
+    company: prompts that have to be in the call.
+    """
+    layout = decisions(tape.tree)[step]
+    rows, drawn, wanted = layout.find(rows, len(tape.tree.rows))
+    if not len(rows):
+        return None
+    states, among = wanted.unique(return_inverse=True)
+    width = len(layout.units)
+    present = {tape.prompts[i].text for i in (states // width).tolist()}
+    extra = [p * width for p in company if tape.prompts[p].text not in present]
+    states = torch.cat([states, torch.tensor(extra, dtype=torch.int64)])
+    leads = tuple((int(s) // width, layout.units[int(s) % width][0]) for s in states)
+    return Scene(rows, drawn, states, among, leads)
 
-    def finish(self) -> None:
-        """Scores what no later step showed to be overwritten or not: as the step before it was."""
-        for stream in list(self._pending):
-            self._settle(stream, self._overwritten.get(stream))
 
-    def logp(self, step: int) -> tuple[Tensor, Tensor]:
-        """Log-probs [R] of a trained step, and which rows had anything stochastic."""
-        counts = torch.stack([count for _, count in self.sums[step]]).sum(0)
-        return pooled(self.sums[step], self.dynamics.reduce), counts > 0
+def scenes_by_pass(
+    tape: Tape, rows: Tensor, company: Sequence[int] = (), *, steps: Sequence[int] | None = None
+) -> list[dict[int, Scene]]:
+    """The scenes of these steps (None: all that were trained), those together that one call of the pipeline can hold.
 
-    def _draw(self, gaussian: Gaussian, at: int, stream: int) -> Tensor:
-        mean = gaussian.mean
-        return gaussian.sample(step_noise(self.tape.keys, at, stream, mean.shape[1:], mean.device).to(mean.dtype))
+    Where something is left behind from step to step (`Tape.complete`), each takes a call of its own, so that no graph
+    reaches from one into the next.
+    """
+    found: dict[tuple[object, ...], dict[int, Scene]] = {}
+    for step in tape.tree.trained if steps is None else steps:
+        here = scene(tape, step, rows, company)
+        if here is not None:
+            starts: list[tuple[int, Key]] = [(p, tape.start(p, i)) for p, i in here.leads]
+            found.setdefault((step if tape.complete else None, *starts), {})[step] = here
+    return list(found.values())
 
-    def _settle(self, stream: int, kept: Tensor | None) -> None:
-        """Scores the stream's last trained step, now that the pipeline has shown what it made of its result."""
-        if kept is not None:
-            self._overwritten[stream] = kept
-        if stream not in self._pending:
-            return
-        at, gaussian = self._pending.pop(stream)
-        if kept is not None:
-            self.tape.keep.setdefault(at, {})[stream] = kept
-        drawn = self.tape.drawn[at][stream].to(gaussian.mean.dtype)
-        self.sums.setdefault(at, []).append(gaussian.log_prob_sums(drawn, kept))
 
-    def _count(self, at: int) -> None:
-        if at >= self.iterations or self._seen == 0:
-            self.iterations, self._seen = at + 1, 0
-            if self.tick is not None:
-                self.tick(self.rows)
-        self._seen += 1
+Visit = Callable[[int, Tensor, Tensor, Tensor | None, Tensor | None], None]  # step, rows, logp, kl, centred
 
 
 class Replaying:
-    """The walk of a replay: the recorded steps `steps`, which ran on one set of rows, scored for rows `rows` [r].
+    """The walk of a replay over the scenes of one pass.
 
-    `visit(step, logp [r], kl [r] or None)` is called after the last stream of each; it may call backward. With
-    `reference` the means are filled into the tape instead of being compared with it.
+    `visit(step, rows [r], logp [r], kl [r] or None, centred [r] or None)` is called after the last stream of each; it
+    may call backward. With `reference` the means are filled into the tape instead of being compared with it.
     """
 
     def __init__(
@@ -143,85 +88,106 @@ class Replaying:
         tape: Tape,
         dynamics: Dynamics,
         streams: Callable[[int], int],
-        rows: Tensor,
-        steps: Sequence[int],
-        visit: Callable[[int, Tensor, Tensor | None], None],
+        scenes: dict[int, Scene],
+        visit: Visit,
         *,
         reference: bool = False,
         exact_kl: bool = False,
+        centred: bool = False,
         tick: Callable[[int], None] | None = None,
     ):
-        self.tape, self.dynamics, self.streams, self.steps, self.visit = tape, dynamics, streams, list(steps), visit
-        self.reference, self.exact_kl, self.tick = reference, exact_kl, tick
-        self.row_index, self.among = rows, None
-        self.states = rows  # where this pass's states lie in `enter`
-        if steps[0] in tape.parent:
-            self.states, self.among = tape.parent[steps[0]][rows].unique(return_inverse=True)
-        self.rows = len(self.states)
-        self._logp: list[tuple[Tensor, Tensor]] = []
-        self._kl: list[tuple[Tensor, Tensor]] = []
-        self._remaining = list(self.steps)
+        self.tape, self.dynamics, self.streams, self.scenes, self.visit = tape, dynamics, streams, scenes, visit
+        self.reference, self.exact_kl, self.centred, self.tick = reference, exact_kl, centred, tick
+        self.table = tape.tree.tables[0]
+        self._sums: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._remaining = sorted(scenes)
 
-    def prompt_rows(self) -> list[int]:
-        """Rows of the tape whose prompts and initial noise the pipeline is called with."""
-        lead = self.tape.lead.get(self.steps[0])
-        return (self.states if lead is None else lead[self.states]).tolist()
+    @property
+    def rows(self) -> int:
+        """Rows of the pass."""
+        return len(self.leads())
+
+    def leads(self) -> list[tuple[int, int]]:
+        """(prompt, segment) that each row of the pass stands for."""
+        return list(next(iter(self.scenes.values())).leads)
 
     def is_real(self, iteration: int) -> bool:
         """Only the steps asked for run."""
-        return iteration in self.steps
+        return iteration in self.scenes
 
     def entering(self, iteration: int, stream: int) -> Tensor:
         """The state before the next step that runs; where all states are stored, the one after this iteration."""
-        at = iteration + 1 if self.tape.complete else self._remaining[0]
-        return take(self.tape.enter[at][stream], self.states)
+        at = self._remaining[0]
+        if self.tape.complete and iteration + 1 < at:
+            passed = [(p, self.tape.passed(i, iteration)) for p, i in self.leads()]
+            return torch.stack([self.tape.states[i, iteration][stream][p] for p, i in passed])
+        return self._entered(at, stream)
+
+    def _entered(self, at: int, stream: int) -> Tensor:
+        return take(self.tape.enter[at][stream], self.scenes[at].states)
 
     def step(self, step: Step) -> Tensor:
-        """Scores the recorded draw; ends the pass after the last step asked for."""
-        at, stream = step.iteration, step.stream
+        """Scores the recorded draws; ends the pass after the last step asked for."""
+        at, stream, scene = step.iteration, step.stream, self.scenes[step.iteration]
         gaussian = self.dynamics.gaussian(step, stochastic=True)
-        drawn = self.tape.drawn[at][stream]
-        children = gaussian if self.among is None else gaussian.rows(self.among.to(gaussian.mean.device))
-        x = take(drawn, self.row_index)
+        drawn = take(self.tape.drawn[at][stream], scene.drawn)
         kept = self.tape.keep.get(at, {}).get(stream)
-        kept = None if kept is None else take(kept, self.row_index)
-        self._logp.append(children.log_prob_sums(x.to(gaussian.mean.dtype), kept))
+        kept = None if kept is None else take(kept, scene.drawn)
+        children = self._children(gaussian, scene, at)
+        x = drawn.to(children.mean.dtype)
+        self._add("logp", self.dynamics.log_prob_sums(children, x, kept))
         if self.reference:
-            self._remember(at, stream, gaussian.mean)
+            self._remember(at, stream, gaussian.mean, scene)
         elif self.exact_kl:
-            mean = take(self.tape.reference[at][stream], self.states)
-            other = Gaussian(mean, gaussian.std)
-            other = other if self.among is None else other.rows(self.among.to(mean.device))
-            self._kl.append(children.kl_sums(other, kept))
-        if len(self._logp) == self.streams(at):
+            mean = take(self.tape.reference[at][stream], scene.states[: scene.num_states])
+            other = Gaussian(take(mean, scene.among), children.std)
+            self._add("kl", children.kl_sums(other, kept))
+        if self.centred:
+            mean = take(self.tape.mean[at][stream], scene.states[: scene.num_states])
+            self._add("centred", children.centred_sums(take(mean, scene.among), x, kept))
+        if len(self._sums["logp"]) == self.streams(at):
             self._hand_over(at)
         if not self._remaining:
             raise Leave
-        # where this pass goes on, its rows are the tape's own: a step that fans out is always the last of its pass
-        return x if self.among is None else gaussian.mean.detach()
+        if at + 1 in self.scenes:
+            return self._entered(at + 1, stream)
+        return gaussian.mean.detach()  # skipped iterations hand on what was recorded
+
+    def _children(self, gaussian: Gaussian, scene: Scene, at: int) -> Gaussian:
+        """The Gaussian of every row's decision."""
+        segments, mine = self.tape.tree.segments, self.tape.tree.rows
+        if not torch.equal(scene.among, torch.arange(len(gaussian.mean))):
+            gaussian = gaussian.rows(scene.among.to(gaussian.mean.device))
+        whose = [segments[mine[row % len(mine)]] for row in scene.rows.tolist()]
+        return scaled(gaussian, [s.scale if s.begin == at else 1.0 for s in whose])
+
+    def _add(self, name: str, sums: tuple[Tensor, Tensor]) -> None:
+        self._sums.setdefault(name, []).append(sums)
 
     def _hand_over(self, at: int) -> None:
-        logp, kl = self._logp, self._kl
-        self._logp, self._kl = [], []
+        found = {name: pooled(sums, self.dynamics.reduce) for name, sums in self._sums.items() if name != "centred"}
+        if "centred" in self._sums:  # by its definition a mean, whatever log-probs are
+            found["centred"] = pooled(self._sums["centred"], "mean")
+        self._sums = {}
         self._remaining.remove(at)
         if self.tick is not None:
             self.tick(self.rows)
-        reduce = self.dynamics.reduce
-        self.visit(at, pooled(logp, reduce), pooled(kl, reduce) if kl else None)
+        self.visit(at, self.scenes[at].rows, found["logp"], found.get("kl"), found.get("centred"))
 
-    def _remember(self, at: int, stream: int, mean: Tensor) -> None:
+    def _remember(self, at: int, stream: int, mean: Tensor, scene: Scene) -> None:
         streams = self.tape.reference.setdefault(at, {})
         if stream not in streams:
-            number = len(self.tape.lead[at]) if at in self.tape.lead else len(self.tape)
+            number = len(self.tape.prompts) * len(decisions(self.tape.tree)[at].units)
             streams[stream] = mean.new_zeros((number, *mean.shape[1:]))
-        streams[stream][self.states.to(mean.device)] = mean.detach()
+        streams[stream][scene.states.to(mean.device)] = mean.detach()
 
 
 class Looking:
     """The walk that takes the velocity of given states at one iteration, or hands final states to the decoder."""
 
-    def __init__(self, states: Streams, iteration: int | None, streams: int = 1):
+    def __init__(self, states: Streams, iteration: int | None, streams: int = 1, table: Table | None = None):
         self.states, self.iteration, self.streams = states, iteration, streams
+        self.table = Own() if table is None else table
         self.rows = len(next(iter(states.values())))
         self.velocity: Streams = {}
 

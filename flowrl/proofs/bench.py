@@ -5,6 +5,7 @@ so that a replay meets the batch shape of its rollout, and only a few rows are d
 """
 
 import gc
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.batches import rollout_chunks
+from flowrl.batches import prompt_chunks
 from flowrl.build import build_policy, read_prompts
 from flowrl.contracts import Prompt, Rollout, Samples, Score
 from flowrl.estimate import Pace
 from flowrl.loading import device_of, load_pipeline
 from flowrl.planning import eval_plan, plan_for
+from flowrl.policies.first_order import once_a_level, without_memory
 from flowrl.policies.noise import Key, start_generators
 from flowrl.policies.pipeline import PipelinePolicy, call_arguments
-from flowrl.policies.scheduler import without_memory
 from flowrl.recipe.schema import Recipe
 from flowrl.scoring import Scorer, load
 from flowrl.sizes.saved import counted
@@ -89,7 +90,9 @@ class Bench:
 
     @property
     def group(self) -> int:
-        """Samples of a prompt."""
+        """Samples of a prompt; those of a tree are its own."""
+        if self.recipe.generation is None and self.recipe.sampler.tree is not None:
+            return self.recipe.train.group
         return min(self.recipe.train.group, GROUP, max(2, self.rows // 2))
 
     @property
@@ -103,12 +106,13 @@ class Bench:
     def plans(self) -> list[Plan]:
         """The first iteration's plan, then others until every step that the run will train has been met."""
         found = [plan_for(self.recipe, i) for i in range(min(self.recipe.train.iterations, 1000))]
-        chosen, met = [found[0]], set(found[0].trained)
+        trained = {plan: set(plan.tree(self.recipe.train.group).trained) for plan in dict.fromkeys(found)}
+        chosen, met = [found[0]], set(trained[found[0]])
         for overlap in (False, True):  # windows side by side first: fewer of them cover everything
-            for plan in found:
-                if set(plan.trained) - met and (overlap or not set(plan.trained) & met):
+            for plan, steps in trained.items():
+                if steps - met and (overlap or not steps & met):
                     chosen.append(plan)
-                    met |= set(plan.trained)
+                    met |= steps
         return chosen
 
     # ------------------------------------------------------------------ samples
@@ -171,9 +175,11 @@ class Bench:
     @cached_property
     def statistics_pair(self) -> tuple[Samples, Samples]:
         """Samples with the recipe's noise and without, of equal and independent starts."""
-        plan = replace(self.plans[0], share_noise=False)
-        noisy = self.rollout if plan == self.plans[0] else self.roll(self.drawn, self.group, plan)
-        quiet = self.roll(self.drawn, self.group, Plan(plan.num_steps, (), ()))
+        first, group = self.plans[0], self.group
+        steps = first.tree(group).trained
+        plan = replace(first, share_noise=False) if isinstance(first, Plan) else Plan(first.num_steps, steps, steps)
+        noisy = self.rollout if plan == first else self.roll(self.drawn, group, plan)
+        quiet = self.roll(self.drawn, group, Plan(plan.num_steps, (), ()))
         return noisy.samples, quiet.samples
 
     # ------------------------------------------------------------------ replays
@@ -184,16 +190,19 @@ class Bench:
         found = Replay()
         for parameter in self.policy.trainable():
             parameter.grad = None
-        self.replay_into(found, self.rollout, len(self.drawn), self.group)
+        self.replay_into(found, self.rollout)
         for plan in self.plans[1:]:
-            group = min(2, self.group)
+            group = min(2, self.group) if isinstance(plan, Plan) else self.group
             prompts = self.drawn[: max(1, min(2, self.rows_at_once // group))]
-            self.replay_into(found, self.roll(prompts, group, plan), len(prompts), group)
+            self.replay_into(found, self.roll(prompts, group, plan))
         return found
 
-    def replay_into(self, found: Replay, rollout: Rollout, num_prompts: int, group: int) -> None:
-        """Replays in the parts that shared a pass of the rollout, with the gradient of advantages that alternate."""
-        steps = rollout.replay.plan.trained
+    def replay_into(self, found: Replay, rollout: Rollout, *, calls: int | None = None) -> None:
+        """Replays in the parts that shared calls of the rollout, with the gradient of advantages that alternate.
+
+        calls: how many of these parts (None: all).
+        """
+        steps = rollout.replay.tree.trained
         parameters = list(self.policy.trainable())
         frozen = [p for module in self.policy.modules.values() for p in module.parameters()]
 
@@ -215,7 +224,7 @@ class Bench:
                     sign = (1.0 - 2.0 * (score.rows % 2)).to(score.logp.device)[:, None]
                     (-sign * (score.logp - behave).exp()).mean().backward()
 
-            for part in parts(num_prompts, group, self.rows_at_once):
+            for part in itertools.islice(parts(rollout, self.rows_at_once), calls):
                 self.policy.replay(rollout, part, visit)
         self.policy.tick = None
         found.seconds += self._since(start)
@@ -266,21 +275,21 @@ class _Watched:
             self.bench.peak[self.phase] = max(self.bench.peak[self.phase], peak)
 
 
-def parts(num_prompts: int, group: int, limit: int) -> Iterator[Tensor]:
-    """The rows of each pass of a rollout, in order."""
-    start = 0
-    for chunk in rollout_chunks(num_prompts, group, limit):
-        size = len(chunk.prompts) * chunk.size
-        yield torch.arange(start, start + size)
-        start += size
+def parts(rollout: Rollout, limit: int) -> Iterator[Tensor]:
+    """The rows of a rollout in the pieces that shared its calls: whole prompts, or pieces of one."""
+    num_prompts, rows = len(rollout.samples.group.unique()), len(rollout.behave)
+    each = rows // num_prompts
+    for chunk in prompt_chunks(num_prompts, each, limit):
+        yield from torch.arange(chunk.start * each, chunk.stop * each).split(max(limit, 1))
 
 
 def called(pipe: Any, prompts: list[Prompt], steps: int, call: dict[str, Any], seed: int) -> Tensor:
     """What a pipeline itself draws for these prompts, with the initial noise that a policy gives them.
 
-    A multistep scheduler (Wan's UniPC) is cut down to single steps, as the policy walks.
+    A multistep scheduler (Wan's UniPC) is cut down to single steps, and DDIM stands in for what is not first-order
+    where the model predicts noise, as the policy walks.
     """
-    pipe.scheduler = without_memory(pipe.scheduler, steps)
+    pipe.scheduler = without_memory(once_a_level(pipe.scheduler), steps)
     output = pipe(
         generator=start_generators([Key(seed, p.id, 0) for p in prompts]),
         num_inference_steps=steps,

@@ -96,7 +96,7 @@ def update(bench: Bench) -> str:
             "trained is not what is sampled from",
             "raise train.lr, or set dtype.model=float32",
         )
-    bench.replay_into(Replay(), bench.rollout, 1, min(bench.group, bench.rows_at_once))
+    bench.replay_into(Replay(), bench.rollout, calls=1)
     inner = [p for kind, tensors in _kinds(bench).items() if ".lora_A" in kind for _, p in tensors]
     reached = sum(p.grad is not None and bool(p.grad.any()) for p in inner)
     if inner and not reached:

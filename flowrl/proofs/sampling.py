@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Samples
+from flowrl.policies.first_order import walks_ddim
 from flowrl.proofs.bench import Bench
 from flowrl.proofs.proof import Failed
+from flowrl.recipe.noise import default_noise
 
 # Of pictures in [0, 1]. In float32 the two walks do the same operations; a multistep scheduler's first-order form
 # rounds differently. In half precision the policy keeps the state in float32 where a pipeline rounds it at every step,
@@ -32,7 +34,9 @@ def untouched(bench: Bench) -> str:
         )
     gap = (own - found).abs()
     half = bench.recipe.dtype.model != "float32"
-    multistep = "solver_order" in bench.policy.source.scheduler.config
+    scheduler = bench.policy.source.scheduler
+    diffusion = walks_ddim(scheduler)
+    multistep = "solver_order" in scheduler.config and not diffusion
     accepted = SAME_HALF if half else SAME_MULTISTEP if multistep else SAME
     measured = float(gap.mean() if half else gap.max())
     what = f"{'mean' if half else 'max'} difference {measured:.2g}"
@@ -40,9 +44,12 @@ def untouched(bench: Bench) -> str:
         raise Failed(
             f"{what} of a pixel in [0, 1] (accepted {accepted:g})",
             "the model is not the one on disk when training begins (adapters that change it, weights that were loaded "
-            "into it), or its scheduler does more in a step than Euler's x + v ds",
-            "lora.init=default, and give the pipeline a FlowMatchEulerDiscreteScheduler",
+            "into it), or its scheduler does more in a step than Euler's x + v ds, or "
+            "than DDIM's where it predicts noise",
+            "lora.init=default, and give the pipeline a FlowMatchEulerDiscreteScheduler, or a DDIMScheduler",
         )
+    if diffusion and type(scheduler).__name__ != "DDIMScheduler":
+        return f"{what}, with DDIM on the noise table of its {type(scheduler).__name__}"
     return what + (", against the first-order form of its multistep scheduler" if multistep else "")
 
 
@@ -68,12 +75,14 @@ def statistics(bench: Bench) -> str:
         f"{name} {s:+.2f} (band {b:.2f})"
         for name, s, b in zip(("brightness", "contrast", "roughness"), shift.tolist(), band.tolist(), strict=True)
     )
+    usual = default_noise(bench.recipe.sampler.step, bench.recipe.model)
     if not torch.isfinite(noisy).all() or bool((shift.abs() > band).any()):
         raise Failed(
             f"{shown}, {len(change)} samples each",
             f"sampler.noise={bench.recipe.sampler.noise:g} is too much for {bench.recipe.sampler.steps} steps: the SDE "
             "leaves the region that the model knows, so that the reward is asked about other pictures than the model's",
-            "lower sampler.noise (0.7 is usual), raise sampler.steps, or draw noise at fewer steps (sampler.window)",
+            f"lower sampler.noise ({usual:g} is usual), raise sampler.steps, or draw noise at fewer steps "
+            "(sampler.window)",
         )
     return f"{shown}, {len(change)} samples each"
 

@@ -1,5 +1,6 @@
 """The evidence and the proofs that are a language model's own: its completions, its ratio, its memory."""
 
+import itertools
 from functools import cached_property
 
 import psutil
@@ -51,7 +52,7 @@ class TokenBench(Bench):
         """The same completions by the policy as it is now: [P, 2, K], token ids and their log-probs."""
         return torch.stack(language.draw(self.policy, self.recipe, self.pair))
 
-    def replay_into(self, found: Replay, rollout: Rollout, num_prompts: int, group: int) -> None:
+    def replay_into(self, found: Replay, rollout: Rollout, *, calls: int | None = None) -> None:
         """Replays in the parts that were decoded together, with the gradient of advantages that alternate."""
         parameters = list(self.policy.trainable())
         frozen = [p for module in self.policy.modules.values() for p in module.parameters()]
@@ -72,7 +73,7 @@ class TokenBench(Bench):
                     sign = (1.0 - 2.0 * (score.rows % 2)).to(gap.device)[:, None]
                     ((-sign * gap.exp() * mask).sum() / mask.sum()).backward()
 
-            for part in parts(num_prompts, group, self.rows_at_once):
+            for part in itertools.islice(parts(rollout, self.rows_at_once), calls):
                 self.policy.replay(rollout, part, visit)
         self.policy.tick = None
         found.seconds += self._since(start)

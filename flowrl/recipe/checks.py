@@ -11,9 +11,13 @@ from flowrl import names
 from flowrl.alarms import ALARMS
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.language import check_kind, kind_of
+from flowrl.recipe.paths import check_path
 from flowrl.recipe.presets import PRESETS
-from flowrl.recipe.schema import Objective, Recipe, Window
+from flowrl.recipe.sampling import Window
+from flowrl.recipe.schedules import check_schedule, num_steps
+from flowrl.recipe.schema import Objective, Recipe
 from flowrl.recipe.trackers import check_trackers
+from flowrl.recipe.trees import check_tree
 
 # What each kind of window reads; True marks what it cannot do without.
 WINDOW_KEYS: dict[str, dict[str, bool]] = {
@@ -32,6 +36,7 @@ OWN_ARGUMENTS = {
     "num_inference_steps": "sampler.steps",
     "sigmas": "sampler.steps",
     "timesteps": "sampler.steps",
+    "eta": "sampler.noise",
     "generator": "seed",
     "latents": "seed",
     "num_images_per_prompt": "train.group",
@@ -48,7 +53,9 @@ def check(recipe: Recipe) -> Iterator[RecipeError]:
     yield from _model(recipe)
     yield from check_kind(recipe)
     if recipe.generation is None:
+        yield from check_schedule(recipe)
         yield from _window(recipe)
+        yield from check_tree(recipe)
     yield from _objective(recipe)
     yield from _batches(recipe)
     yield from _learning(recipe)
@@ -56,6 +63,7 @@ def check(recipe: Recipe) -> Iterator[RecipeError]:
     yield from _prompts(recipe)
     if recipe.generation is None:
         yield from _step(recipe)
+        yield from check_path(recipe)
     yield from _rewards(recipe)
     yield from check_trackers(recipe)
 
@@ -84,7 +92,7 @@ def _model(recipe: Recipe) -> Iterator[RecipeError]:
 
 
 def _window(recipe: Recipe) -> Iterator[RecipeError]:
-    window, steps = recipe.sampler.window, recipe.sampler.steps
+    window, steps = recipe.sampler.window, num_steps(recipe)
     keys = WINDOW_KEYS[window.kind]
     for name in Window.model_fields:
         place, value = f"sampler.window.{name}", getattr(window, name)

@@ -12,6 +12,7 @@ from flowrl import names
 from flowrl.recipe.checks import check
 from flowrl.recipe.errors import RecipeError, first_of, model_of, show, translate, unknown_key
 from flowrl.recipe.language import DENOISING, refuse_denoising
+from flowrl.recipe.noise import with_noise
 from flowrl.recipe.presets import with_preset
 from flowrl.recipe.schema import Recipe
 
@@ -55,7 +56,7 @@ def load(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def build(values: dict[str, Any], *, name: str = "recipe", beside: Path | None = None) -> Recipe:
     """The checked recipe of a mapping. name gives the default run folder, beside a folder to find prompt files in."""
-    values = with_preset(values)
+    values = with_noise(with_preset(values))
     refuse_denoising(values)
     if values.get("output") is None:
         values = values | {"output": f"runs/{name}"}

@@ -6,25 +6,12 @@ the modules that implement them (importing those would import torch); a test hol
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import create_model
+
+from flowrl.recipe.base import Strict, key, part
+from flowrl.recipe.sampling import Sampler
 
 Precision = Literal["float32", "bfloat16", "float16"]
-
-
-def key(default: Any, accepted: str, **limits: Any) -> Any:
-    """A recipe key: its default (`...` where one must be given), what it accepts in words, and the limits of that."""
-    return Field(default, description=accepted, **limits)
-
-
-def part(model: type[BaseModel]) -> Any:
-    """A key that holds a mapping and may be left out."""
-    return Field(default_factory=model, description="a mapping")
-
-
-class Strict(BaseModel):
-    """Unknown keys, converted types, NaN and infinity are refused; an int may stand for a float."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Lora(Strict):
@@ -53,39 +40,6 @@ class Prompts(Strict):
     limit: int | None = key(None, "a whole number >= 1 or null", ge=1)
     balance: str | None = key(None, "a key of the prompts' meta or null", min_length=1)
     shuffle: bool = key(True, "true or false")
-
-
-class Window(Strict):
-    """Which steps draw noise and are trained; see samplers/windows.py.
-
-    all: all but the last skip_last. first: the first size. random: size steps of [low, high). random_window: size
-    adjacent ones. progressive: size adjacent ones, stride further every interval iterations, within [0, high).
-    high null: all but the last step. Keys of another kind are refused.
-    """
-
-    kind: Literal["all", "first", "random", "random_window", "progressive"] = key(
-        "all", "all, first, random, random_window or progressive"
-    )
-    skip_last: int | None = key(None, "a whole number >= 0", ge=0)
-    size: int | None = key(None, "a whole number >= 1", ge=1)
-    low: int | None = key(None, "a whole number >= 0", ge=0)
-    high: int | None = key(None, "a whole number >= 1 or null", ge=1)
-    interval: int | None = key(None, "a whole number >= 1", ge=1)
-    stride: int | None = key(None, "a whole number >= 0", ge=0)
-    roll_back: bool | None = key(None, "true or false")
-
-
-class Sampler(Strict):
-    """The walk from noise to sample. noise: strength of the noise a step draws. share_noise: a group starts from one
-    latent, and the steps up to the first stochastic one run once a prompt. reduce: how a latent's log-density becomes
-    one number; published clip ranges assume mean."""
-
-    step: str = key("flow_sde", "the name of a step or a dotted path", min_length=1)
-    noise: float = key(0.7, "a number >= 0", ge=0)
-    steps: int = key(10, "a whole number >= 1", ge=1)
-    window: Window = part(Window)
-    share_noise: bool = key(False, "true or false")
-    reduce: Literal["mean", "sum"] = key("mean", "mean or sum")
 
 
 class Generation(Strict):
@@ -196,13 +150,14 @@ class Evaluation(Strict):
     """Held-out samples, by the ODE where they are denoised, each with its own fixed noise.
 
     every: iterations between two (null: never between). prompts: how many of the held-out prompts (null: all). steps
-    null: sampler.steps. temperature, of a language model alone: 0 takes the likeliest token each time, null is
-    generation.temperature. batch: samples at once. grid: how many of them are shown as pictures or texts.
+    null: sampler.steps, walked by `solver`. temperature, of a language model alone: 0 takes the likeliest token each
+    time, null is generation.temperature. batch: samples at once. grid: how many of them are shown as pictures or texts.
     """
 
     every: int | None = key(20, "a whole number >= 1 or null", ge=1)
     prompts: int | None = key(None, "a whole number >= 1 or null", ge=1)
     steps: int | None = key(None, "a whole number >= 1 or null", ge=1)
+    solver: Literal["euler", "dpmpp_2m", "dpmpp_2m_heun"] = key("euler", "euler, dpmpp_2m or dpmpp_2m_heun")
     temperature: float | None = key(None, "a number >= 0 or null", ge=0)
     batch: int = key(64, "a whole number >= 1", ge=1)
     at_start: bool = key(True, "true or false")

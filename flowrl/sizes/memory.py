@@ -13,9 +13,8 @@ from diffusers import QwenImagePipeline
 from transformers import AutoTokenizer
 
 from flowrl import names
-from flowrl.batches import rollout_chunks
 from flowrl.contracts import Prompt
-from flowrl.planning import plan_for
+from flowrl.planning import arithmetic, plan_for
 from flowrl.policies import adapters
 from flowrl.recipe.checks import pipeline_class
 from flowrl.recipe.schema import Recipe
@@ -23,6 +22,7 @@ from flowrl.sizes.activations import Kept, kept
 from flowrl.sizes.components import Component, bytes_of, components, number_of
 from flowrl.sizes.inputs import BUILDERS, Setting, Step
 from flowrl.sizes.known import PIPELINES
+from samplers.decisions import stored_states
 
 WORDS = 1.5  # tokens a word of a prompt, where no tokenizer is at hand
 
@@ -161,7 +161,7 @@ def _phases(
     tape, reference = (0, 0) if latent is None else trajectory(recipe, latent)
     at_work = sum(frozen[name] for name in trained) + added
     everything = sum(frozen.values()) + added
-    chunk = max(len(c.prompts) * c.size for c in rollout_chunks(train.prompts, train.group, train.rollout_batch))
+    chunk = arithmetic(recipe).rows_at_once
     rollout = training = None
     if activations is not None and latent is not None:
         training = activations[0] + _micro(recipe) * math.prod(latent) * 4  # the draw's distance from its mean
@@ -186,20 +186,12 @@ def _phases(
 def trajectory(recipe: Recipe, latent: tuple[int, ...]) -> tuple[int, int]:
     """(bytes of the states that an iteration stores, of the reference's means where a divergence is paid).
 
-    A trained step stores the state it drew and, unless it is the first, the one it came from. Where that is the one
-    drawn just before, both are one tensor as long as the rollout is a single part. A step whose forward a group shares
-    comes from a state a group.
+    See `samplers.decisions.stored_states`.
     """
-    train, plan = recipe.train, plan_for(recipe, 0)
-    chunks = list(rollout_chunks(train.prompts, train.group, train.rollout_batch))
-    rows, parents = train.prompts * train.group, sum(len(chunk.prompts) for chunk in chunks)
-    fan = plan.stochastic[0] if plan.share_noise and plan.stochastic else None
-    states = means = 0
-    for step in plan.trained:
-        before = parents if step == fan else rows
-        shared = len(chunks) == 1 and step - 1 in plan.trained
-        states += rows + (0 if step == 0 or shared else before)
-        means += before
+    train, tree = recipe.train, plan_for(recipe, 0).tree(recipe.train.group)
+    widest = max(part.rows for part in tree.passes())
+    in_one_piece = train.rollout_batch is None or train.rollout_batch >= train.prompts * widest
+    states, means = (train.prompts * number for number in stored_states(tree, in_one_piece=in_one_piece))
     each = math.prod(latent)
     width = torch.finfo(getattr(torch, recipe.dtype.trajectory)).bits // 8
     exact = torch.finfo(getattr(torch, recipe.dtype.logp)).bits // 8

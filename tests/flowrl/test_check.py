@@ -213,6 +213,18 @@ def test_a_multistep_scheduler_is_compared_in_its_first_order_form(tmp_path: Pat
     assert found.held and "first-order form" in found.measured
 
 
+def test_a_model_that_predicts_noise_is_compared_with_ddim(tmp_path: Path):
+    families.get("sdxl").build().save_pretrained(tmp_path)
+    overrides = [f"model={tmp_path}", "pipeline={height: 16, width: 16}", "prompts.heldout=null", "sampler.step=ddim"]
+    recipe = small(*overrides, "sampler.noise=1.0", "rewards={jpeg: {use: jpeg_compressibility}}")
+    found = {f.title: f for f in findings(recipe)}
+    assert {f.title for f in found.values() if f.held is not True} == set()
+    assert (
+        "with DDIM on the noise table of its EulerDiscrete" in found["noise 0 equals the untouched pipeline"].measured
+    )
+    assert found["ratio is 1 at every trained step"].measured.startswith("1 exactly")
+
+
 def test_full_weights_are_proven_without_what_is_about_adapters(monkeypatch):
     recipe = small("lora=null", "full=true", "train.lr=1e-4")
     *found, time = check(recipe, rows=8)

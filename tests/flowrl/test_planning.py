@@ -6,7 +6,7 @@ import pytest
 
 from flowrl.planning import arithmetic, describe, eval_plan, plan_for
 from flowrl.recipe.load import load
-from samplers.windows import picture
+from samplers.plan import picture
 
 BASE = str(Path(__file__).parents[1] / "recipes" / "quickstart.yaml")
 
@@ -53,20 +53,12 @@ def walked(recipe, iteration):
     """(rollout, training, reference) row-forwards, counted by laying out every forward of an iteration."""
     plan, train = plan_for(recipe, iteration), recipe.train
     rows = [(p, g) for p in range(train.prompts) for g in range(train.group)]
-    limit = train.rollout_batch or len(rows)
-    pieces, prompts_at_once = [], max(limit // train.group, 1)
-    for start in range(0, train.prompts, prompts_at_once):
-        members = [r for r in rows if start <= r[0] < start + prompts_at_once]
-        if train.group > limit:  # one prompt at a time, in parts
-            pieces += [members[i : i + limit] for i in range(0, len(members), limit)]
-        else:
-            pieces.append(members)
 
     def cost(piece, step):
         together = plan.share_noise and step <= plan.stochastic[0]
         return len({p for p, _ in piece}) if together else len(piece)
 
-    rollout = sum(cost(piece, step) for piece in pieces for step in range(plan.num_steps))
+    rollout = sum(cost(rows, step) for step in range(plan.num_steps))
 
     def replay(block, micro):
         parts = [block[i : i + micro] for i in range(0, len(block), micro)]
@@ -102,6 +94,8 @@ def test_forwards_are_those_of_a_walk_through_the_iteration(overrides, share):
 def test_sizes():
     a = arithmetic(quick("train.updates=4", "train.epochs=2", "train.micro_batch=20"))
     assert (a.rows, a.rows_per_update, a.optimizer_steps, a.micro_batches) == (192, 48, 8, 3)
+    at_once = [arithmetic(quick(f"train.rollout_batch={n}")).rows_at_once for n in (5, 12, 30, 192)]
+    assert at_once == [5, 12, 24, 192]
 
 
 def test_quickstart_by_hand():
@@ -116,7 +110,7 @@ def test_dry_run_text_tells_the_plan():
     text = describe(quick("train.updates=2", "objective.kl=0.01"), num_train=1500, num_heldout=320)
     for words in (
         "16 prompts x 12 samples = 192 rows",
-        "1 pass x 2 updates = 2 optimizer steps, each on 96 rows (8 whole groups)",
+        "1 pass x 2 updates = 2 optimizer steps, each on 96 rows (8 prompts)",
         "shapes/train (1500); held out: shapes/heldout (320)",
         "LoRA rank 16, alpha 32",
         "flow_sde, noise 0.7, groups share their first latent",

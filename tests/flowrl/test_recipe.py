@@ -15,7 +15,8 @@ from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.language import kind_of
 from flowrl.recipe.load import build, dump, load
 from flowrl.recipe.presets import DENOISING, LANGUAGE, PRESETS, with_preset
-from flowrl.recipe.schema import Advantage, Objective, Recipe, Window
+from flowrl.recipe.sampling import Window
+from flowrl.recipe.schema import Advantage, Objective, Recipe
 
 BASE = str(Path(__file__).parents[1] / "recipes" / "quickstart.yaml")
 
@@ -72,6 +73,15 @@ def test_published_numbers():
         assert got == (steps, evaluation, noise, group, clip)
         assert (recipe.objective.kl, recipe.train.lr) == (kl, lr)
         assert (recipe.lora.rank, recipe.lora.alpha) == (rank, 2 * rank)
+    ddpo = load("ddpo_sdxl")
+    assert (ddpo.sampler.step, ddpo.sampler.steps, ddpo.sampler.noise, ddpo.sampler.window.skip_last) == (
+        "ddim",
+        50,
+        1,
+        1,
+    )
+    assert (ddpo.pipeline["guidance_scale"], ddpo.objective.clip, ddpo.advantage.clip) == (5.0, 1e-4, 5.0)
+    assert (ddpo.train.group, ddpo.train.lr, ddpo.lora.rank, ddpo.lora.alpha) == (16, 3e-4, 4, 4)
     assert mix.sampler.window.model_dump(exclude_none=True) == dict(
         kind="progressive", size=4, interval=25, stride=1, roll_back=True, high=23
     )
@@ -229,6 +239,9 @@ MISTAKES = [
     (["sampler.window={kind: first, size: 7}"], "sampler.window.size", ["got 7", "[0, 6)"]),
     (["sampler.step=ode"], "sampler.step", ["'ode'", "a stochastic step", "flow_sde"]),
     (["sampler.noise=0"], "sampler.noise", ["got 0", "a stochastic step", "above 0"]),
+    (["sampler.step=ddim", "sampler.noise=1.2"], "sampler.noise", ["got 1.2", "share", "up to 1"]),
+    (["sampler.step=vp_ddim"], "sampler.step", ["'vp_ddim'", "set sampler.step=ddim"]),
+    (["pipeline.eta=0.5"], "pipeline.eta", ["got 0.5", "use sampler.noise"]),
     (["sampler.step=flow_sed"], "sampler.step", ["'flow_sed'", "did you mean 'flow_sde'?"]),
     (["sampler.step=no_such_module.step"], "sampler.step", ["no_such_module", "cannot be imported"]),
     (["sampler.step=math.nothing"], "sampler.step", ["'math' has no 'nothing'"]),

@@ -29,6 +29,7 @@ FAMILIES = {
     "flow_grpo_sd3": ("sd3", ["pipeline.height=16", "pipeline.width=16"]),
     "flow_grpo_flux": ("flux", ["pipeline.height=16", "pipeline.width=16"]),
     "mixgrpo_flux": ("flux_dynamic", ["pipeline.height=16", "pipeline.width=16"]),
+    "ddpo_sdxl": ("sdxl", ["pipeline.height=16", "pipeline.width=16"]),
     "flow_grpo_wan": ("wan_unipc", ["pipeline.height=16", "pipeline.width=16", "pipeline.num_frames=5"]),
 }
 

@@ -12,9 +12,9 @@ from torch import Tensor
 import families
 from flowrl.contracts import Prompt, Score
 from flowrl.policies import adapters
+from flowrl.policies.dynamics import Dynamics
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipeline import PipelinePolicy
-from flowrl.policies.walks import Dynamics
 from policies_support import (
     ODE,
     PROMPTS,
@@ -30,8 +30,8 @@ from policies_support import (
     untouched,
     watched_steps,
 )
-from samplers.transitions import flow_sde
 from samplers.plan import Plan
+from samplers.transitions import flow_sde
 
 
 @pytest.fixture(scope="module")
@@ -209,38 +209,6 @@ def test_decoding_gives_the_pictures_of_the_rollout_with_gradient(name: str) -> 
     assert (grad.flatten(1).abs().sum(1) > 0).all()
     with torch.no_grad():
         assert not policy.decode(PROMPTS, x, plan=SDE, seed=SEED).requires_grad
-
-
-# ---------------------------------------------------------------------- branches
-
-
-def test_children_take_their_own_noise(policy: FamilyPolicy) -> None:
-    rollout = policy.rollout(PROMPTS, plan=SDE, seed=SEED)
-    plan = Plan(STEPS, (2,), (2,))
-    branch = policy.branch(rollout, 2, 3, plan=plan, first=10)
-    assert [key.index for key in branch.replay.keys] == [10, 11, 12] * 2
-    assert branch.samples.group.tolist() == [0, 0, 0, 1, 1, 1]
-    entered = branch.replay.enter[2][0]
-    assert torch.equal(entered, rollout.replay.enter[2][0].repeat_interleave(3, 0))
-    drawn = branch.replay.drawn[2][0]
-    assert len({tuple(row.flatten().tolist()) for row in drawn}) == 6
-    assert torch.equal(scores(policy, branch), branch.behave)
-
-
-@pytest.mark.parametrize("step", [0, 1, 2])
-def test_branches_of_a_shared_start(policy: FamilyPolicy, step: int) -> None:
-    plan = Plan(STEPS, (0, 1, 2), (0, 1, 2), share_noise=True)
-    rollout = policy.rollout(PROMPTS, group_size=2, plan=plan, seed=SEED)
-    rest = tuple(range(step, 3))
-    branch = policy.branch(rollout, step, 2, plan=Plan(STEPS, rest, rest))
-    assert gap(pictures(branch), pictures(rollout).repeat_interleave(2, 0)) <= 1e-4
-    assert gap(scores(policy, branch), branch.behave) <= 1e-6
-
-
-def test_a_branch_needs_a_stored_state(policy: FamilyPolicy) -> None:
-    rollout = policy.rollout(PROMPTS, plan=Plan(STEPS, (1, 2), (2,)), seed=SEED)
-    with pytest.raises(PolicyError, match=r"step 1 was not trained.*stored: \[2\]"):
-        policy.branch(rollout, 1, 2, plan=Plan(STEPS, (1,), (1,)))
 
 
 # ---------------------------------------------------------------------- refusals

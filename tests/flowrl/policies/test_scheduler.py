@@ -8,22 +8,27 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
-    DDIMScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    LCMScheduler,
     UniPCMultistepScheduler,
 )
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.scheduler import Session, Step, intercept, predicts_flow
+from flowrl.policies.first_order import predicts_flow
+from flowrl.policies.scheduler import Session, Step, intercept
+from samplers.plan import Own
 
 
 class Euler:
     """A walk that takes Euler steps and remembers them; iterations below `begin` are not real."""
 
     rows = 2
+    table = Own()
 
     def __init__(self, begin: int = 0):
         self.begin = begin
@@ -83,7 +88,7 @@ def test_euler_steps_are_those_of_the_scheduler() -> None:
     assert [s.s for s in walk.seen] == own.sigmas[:-1].tolist()
     assert [s.s_next for s in walk.seen] == own.sigmas[1:].tolist()
     assert {s.s_cap for s in walk.seen} == {float(own.sigmas[1])}
-    assert not any(s.variance_exploding for s in walk.seen)
+    assert {s.path for s in walk.seen} == {"flow"}
     assert all(s.kept is None for s in walk.seen)
 
 
@@ -203,7 +208,7 @@ def test_levels_above_one_are_variance_exploding() -> None:
     scheduler, walk = begun(FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True))
     scheduler.set_timesteps(sigmas=[80.0, 8.0, 0.1])
     drive(scheduler, torch.ones(2, 4))
-    assert all(s.variance_exploding for s in walk.seen)
+    assert {s.path for s in walk.seen} == {"exploding"}
 
 
 def test_tokens_have_levels_of_their_own() -> None:
@@ -246,13 +251,19 @@ def test_a_second_order_scheduler_gives_way_to_euler() -> None:
     assert scheduler.config.shift == 3.0
 
 
-def test_epsilon_schedulers_are_refused_by_name() -> None:
-    assert not predicts_flow(DDIMScheduler())
-    with pytest.raises(PolicyError, match="DDIMScheduler") as error:
-        intercept(DDIMScheduler(), Session())
-    assert "epsilon" in str(error.value)
-    with pytest.raises(PolicyError, match="UniPCMultistepScheduler"):
-        intercept(UniPCMultistepScheduler(), Session())
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        EDMEulerScheduler(),
+        LCMScheduler(clip_sample=False),
+        EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"),
+    ],
+)
+def test_schedulers_of_another_kind_are_refused_by_name(scheduler: Any) -> None:
+    assert not predicts_flow(scheduler)
+    with pytest.raises(PolicyError, match=type(scheduler).__name__) as error:
+        intercept(scheduler, Session())
+    assert scheduler.config.prediction_type in str(error.value)
 
 
 def test_a_step_outside_a_walk_is_refused() -> None:

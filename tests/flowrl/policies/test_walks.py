@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Rollout
-from flowrl.policies.noise import Key
+from flowrl.policies.dynamics import Dynamics
 from flowrl.policies.tape import Tape
-from flowrl.policies.walks import Dynamics
 from policies_support import PROMPTS, SDE, SEED, STEPS, FamilyPolicy, gap, pictures, scores, watched_steps
+from samplers.decisions import decisions
 from samplers.gaussian import Gaussian
-from samplers.transitions import flow_sde, ode
 from samplers.plan import Plan
+from samplers.transitions import flow_sde, ode
 
 
 def tape_tensors(rollout: Rollout) -> dict[str, dict[int, list[int]]]:
@@ -128,7 +128,7 @@ def test_a_rollout_in_pieces_is_the_whole(name: str, max_rows: int) -> None:
     assert torch.equal(a.samples.group, b.samples.group)
     assert a.samples.prompts == b.samples.prompts
     assert tape_tensors(a) == tape_tensors(b)
-    assert a.replay.keys == b.replay.keys
+    assert a.replay.prompts == b.replay.prompts
     assert gap(scores(whole, b, [5, 0, 3]), a.behave[[5, 0, 3]]) <= 1e-5
 
 
@@ -141,7 +141,7 @@ def test_fanned_rollouts_join(stochastic: tuple[int, ...], max_rows: int) -> Non
     b = pieces.rollout(PROMPTS, group_size=4, plan=plan, seed=SEED)
     assert gap(pictures(a), pictures(b)) <= 1e-4
     assert gap(a.behave, b.behave) <= 1e-5
-    assert len(a.replay.lead[stochastic[0]]) == 2
+    assert len(decisions(a.replay.tree)[stochastic[0]].units) == 1
     rows = [7, 2, 1, 4]
     assert gap(scores(pieces, b, rows), b.behave[rows]) <= 1e-6
     assert gap(scores(whole, a, rows), a.behave[rows]) <= 1e-6
@@ -167,7 +167,7 @@ class TestTransition:
     class Step:
         iteration, stream, s, s_next, s_cap = 0, 0, 0.8, 0.5, 0.9
         x, v = torch.ones(1, 2), torch.ones(1, 2)
-        variance_exploding = False
+        path = "flow"
 
     def called(self, *, stochastic: bool, exploding: bool = False) -> list[Any]:
         calls: list[Any] = []
@@ -177,7 +177,7 @@ class TestTransition:
             return flow_sde(x, v, s, s_next, noise=noise, s_cap=s_cap)
 
         step = self.Step()
-        step.variance_exploding = exploding
+        step.path = "exploding" if exploding else "flow"
         Dynamics(transition, 0.7).gaussian(step, stochastic=stochastic)  # type: ignore[arg-type]
         return calls
 
@@ -190,5 +190,4 @@ class TestTransition:
 
 
 def test_a_tape_counts_rows() -> None:
-    keys = [Key(0, p.id, 0) for p in PROMPTS]
-    assert len(Tape(PROMPTS, keys, keys, SDE)) == 2
+    assert len(Tape(PROMPTS, SDE.tree(3), SEED)) == 6

@@ -1,0 +1,105 @@
+"""The plan of an iteration and of an evaluation, made of a recipe and the number of the iteration alone."""
+
+from flowrl.recipe.schedules import num_steps
+from flowrl.recipe.schema import Recipe
+from samplers import tables, windows
+from samplers.plan import Own, Plan, Table
+from samplers.schedules import flash_steps
+from samplers.trees import Branching, PerStep
+
+AnyPlan = Plan | Branching | PerStep
+
+
+def walk(recipe: Recipe, iteration: int) -> AnyPlan:
+    """What the denoising steps of a training iteration do."""
+    sampler, tree = recipe.sampler, recipe.sampler.tree
+    steps = _window(recipe, iteration)
+    table = _merged(recipe, base_table(recipe))
+    if tree is not None and tree.kind == "per_step":
+        strides, anchors = tuple(tree.strides or [1]), tree.anchors or 1
+        return PerStep(sampler.steps, steps, anchors, strides, bool(tree.per_anchor), table)
+    tail = {
+        "table": table,
+        "tail": _tail(recipe, table, after=steps[-1] + 1),
+        "solver": "euler" if sampler.tail is None else sampler.tail.solver,
+        "share_noise": sampler.share_noise,
+    }
+    if tree is None:
+        return Plan(sampler.steps, steps, steps, **tail)
+    first = steps[0] if tree.splits_from == "window" else 0
+    pruned = windows.pruned(
+        tuple(tree.prune or ()), interval=tree.prune_interval, stop=tree.prune_stop or 0, iteration=iteration
+    )
+    return Branching(
+        sampler.steps,
+        tuple(first + split for split in tree.splits or ()),
+        tuple(tree.width_list()),
+        steps,
+        tuple(step for step in steps if step not in pruned),
+        correlation=tree.correlation or 0.0,
+        split_noise=tree.split_noise or 1.0,
+        credit=tree.credit or "uniform",
+        by_row=tree.compare != "leaves",
+        **tail,
+    )
+
+
+def ode(recipe: Recipe) -> Plan:
+    """The pure ODE walk of an evaluation."""
+    number = recipe.eval.steps or recipe.sampler.steps
+    return Plan(number, stochastic=(), trained=(), table=base_table(recipe), solver=recipe.eval.solver)
+
+
+def base_table(recipe: Recipe) -> Table:
+    """The sigma table of a recipe, before any steps are merged."""
+    schedule = recipe.sampler.schedule
+    match schedule.kind:
+        case "linear":
+            return tables.Linear()
+        case "shifted":
+            return tables.Shifted(schedule.shift or 1.0)
+        case "exponential":
+            return tables.Exponential(schedule.mu or 0.0)
+        case "karras":
+            return tables.Karras(rho=schedule.rho or 7.0)
+    return Own()
+
+
+def _merged(recipe: Recipe, base: Table) -> Table:
+    schedule = recipe.sampler.schedule
+    if schedule.merge is None or schedule.merge_at is None:
+        return base
+    return tables.Merged(base, schedule.merge_at, schedule.merge)
+
+
+def _tail(recipe: Recipe, base: Table, *, after: int) -> Table | None:
+    """The table of a walk whose steps from number `after` on are fewer; None where they stay as they are."""
+    tail, steps = recipe.sampler.tail, num_steps(recipe)
+    if tail is None or (tail.ratio is None and tail.steps is None) or after >= steps:
+        return None
+    number = tail.steps if tail.steps is not None else flash_steps(steps, after, tail.ratio or 1.0)
+    return tables.Compressed(after, number, base)
+
+
+def _window(recipe: Recipe, iteration: int) -> tuple[int, ...]:
+    window, steps = recipe.sampler.window, num_steps(recipe)
+    size, low = window.size or 1, window.low or 0
+    high = steps - 1 if window.high is None else window.high
+    match window.kind:
+        case "all":
+            return windows.all_steps(steps, skip_last=1 if window.skip_last is None else window.skip_last)
+        case "first":
+            return windows.first(steps, size=size)
+        case "random":
+            return windows.random_range(steps, size=size, low=low, high=high, iteration=iteration, seed=recipe.seed)
+        case "random_window":
+            return windows.random_window(steps, size=size, low=low, high=high, iteration=iteration, seed=recipe.seed)
+    return windows.progressive(
+        steps,
+        size=size,
+        interval=window.interval or 1,
+        stride=1 if window.stride is None else window.stride,
+        iteration=iteration,
+        roll_back=window.roll_back is not False,
+        high=high,
+    )

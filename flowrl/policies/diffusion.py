@@ -1,0 +1,129 @@
+"""Pipelines whose model predicts noise, v or the image itself (Stable Diffusion, SDXL, PixArt ...), walked by DDIM.
+
+Their states stay in the pipeline's own variance-preserving coordinates x = a x_0 + s eps with s the amplitude of the
+noise, sqrt(1 - alphas_cumprod), and a^2 + s^2 = 1. In the terms of `samplers` a step goes from s to s_next with the
+velocity v = eps - x_0, and `vp_ddim` makes it a Gaussian.
+"""
+
+import inspect
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from flowrl.policies.errors import PolicyError
+from samplers.predictions import PREDICTIONS, velocity_from
+
+_DISTILLED = ("LCMScheduler", "TCDScheduler")  # of models that jump to the image: DDIM's small steps are not theirs
+_OPTIONS = tuple(inspect.signature(DDIMScheduler.__init__).parameters)[1:]
+
+
+def predicts_noise(scheduler: Any) -> bool:
+    """Whether the scheduler denoises variance-preserving states by a prediction of noise, v or image."""
+    config = scheduler.config
+    return (
+        hasattr(scheduler, "alphas_cumprod")
+        and config.get("prediction_type", "epsilon") in PREDICTIONS
+        and not config.get("use_flow_sigmas")
+        and config.get("timestep_type", "discrete") == "discrete"  # "continuous" names levels, not table entries (SVD)
+        and type(scheduler).__name__ not in _DISTILLED
+    )
+
+
+def ddim_of(scheduler: Any) -> DDIMScheduler:
+    """The DDIM scheduler on the noise table of `scheduler`, with its timesteps; itself where it is one.
+
+    PNDM, Euler, DPM-Solver and others look back, or draw in ways of their own; on the same table DDIM is the step of
+    first order that they refine. Options that the scheduler does not have are off. Raises PolicyError where its steps
+    do more to a prediction than DDIM's formula.
+    """
+    own = scheduler
+    if not isinstance(scheduler, DDIMScheduler):
+        options: dict[str, Any] = {name: scheduler.config[name] for name in _OPTIONS if name in scheduler.config}
+        options = {"clip_sample": False} | options
+        scheduler = DDIMScheduler(**options)
+        scheduler.alphas_cumprod = own.alphas_cumprod.clone()  # some move it in ways of their own (CogVideoX)
+        scheduler.final_alpha_cumprod = getattr(own, "final_alpha_cumprod", scheduler.final_alpha_cumprod)
+    _refuse_more(scheduler, type(own).__name__)
+    return scheduler
+
+
+def _refuse_more(scheduler: DDIMScheduler, name: str) -> None:
+    config: Any = scheduler.config
+    for option in ("thresholding", "clip_sample"):
+        if config[option]:
+            raise PolicyError(
+                f"{name}: {option}=true clips what the model predicts, which leaves no density to train by; set "
+                f"{option} to false in the model's scheduler/scheduler_config.json (latent models have no use for it)"
+            )
+    if config.prediction_type == "epsilon" and float(scheduler.alphas_cumprod.min()) <= 0:
+        raise PolicyError(
+            f"{name}: rescale_betas_zero_snr=true with prediction_type='epsilon' begins at pure noise, where predicted "
+            "noise tells nothing of the image; set rescale_betas_zero_snr to false in the model's "
+            "scheduler/scheduler_config.json, unless the model predicts v"
+        )
+
+
+def amplitudes(scheduler: DDIMScheduler) -> list[tuple[float, float]]:
+    """(s, s_next) of every step that `scheduler.set_timesteps` made, in double precision.
+
+    As in DDIM itself a step goes to the entry num_train_timesteps // num_steps below, which is the next timestep
+    wherever they are evenly spaced; below entry 0 lies final_alpha_cumprod.
+    """
+    assert scheduler.num_inference_steps is not None, "set_timesteps comes first"
+    table = scheduler.alphas_cumprod.tolist()
+    stride = len(table) // scheduler.num_inference_steps
+    final = float(scheduler.final_alpha_cumprod)
+    times = scheduler.timesteps.tolist()
+    if times[0] >= len(table):
+        raise PolicyError(
+            f"{scheduler.num_inference_steps} steps begin at timestep {times[0]} of {len(table)}: lower sampler.steps "
+            f"(the scheduler's steps_offset is {scheduler.config['steps_offset']})"
+        )
+    return [(_amplitude(table[t]), _amplitude(table[t - stride] if t >= stride else final)) for t in times]
+
+
+def _amplitude(alpha: float) -> float:
+    return math.sqrt(1 - alpha)
+
+
+class Preserving:
+    """Mixed in between `InterceptedStep` and DDIMScheduler: where a step stands, and its velocity."""
+
+    if TYPE_CHECKING:  # what DDIMScheduler brings
+        timesteps: Tensor
+        config: Any
+
+    _step_index: int | None = None
+    _amplitudes: list[tuple[float, float]]
+
+    @property
+    def step_index(self) -> int | None:
+        """The step to come, None before the first; DDIMScheduler itself counts nothing."""
+        return self._step_index
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        """DDIM's own; then a new walk begins."""
+        super().set_timesteps(num_inference_steps, device)  # pyright: ignore[reportAttributeAccessIssue]
+        self._step_index, self._amplitudes = None, amplitudes(self)  # pyright: ignore[reportArgumentType]
+
+    def _own_table(self) -> Tensor:
+        """The amplitudes of noise that the steps go through, float32."""
+        return torch.tensor([s for s, _ in self._amplitudes] + [self._amplitudes[-1][1]])
+
+    def _init_step_index(self, timestep: Any) -> None:
+        self._step_index = self.timesteps.tolist().index(int(timestep))
+
+    def _place(self, model_output: Tensor, x: Tensor, per_token: Tensor | None) -> tuple[Tensor, tuple]:
+        """Velocity and (s, s_next, s_cap, path); see `InterceptedStep._place`."""
+        assert per_token is None and self._step_index is not None
+        if model_output.shape != x.shape:
+            raise PolicyError(
+                f"the model predicts {tuple(model_output.shape)} for latents of {tuple(x.shape)}: one that predicts "
+                "variances too is not supported, unless its pipeline cuts them off"
+            )
+        s, s_next = self._amplitudes[self._step_index]
+        v = velocity_from(self.config.prediction_type, x, model_output.float(), s)
+        return v, (s, s_next, s, "preserving")

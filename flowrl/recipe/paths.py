@@ -1,0 +1,45 @@
+"""Which steps fit a model, along a flow or the noise table of one that predicts noise, and how strong they may be."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from flowrl import names
+from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.schema import Recipe
+
+PRESERVING_STEP = "ddim"  # on a model that predicts noise it takes its variance-preserving form by itself
+SHARES = ("cps", "ddim")  # steps whose noise is a share of what may be drawn afresh
+
+
+def noise_scheduler(model: str) -> str | None:
+    """Class of the scheduler of an embedded or local model that predicts noise, v or the image.
+
+    None where it follows a flow, and for a hub id, whose scheduler is known only once it is loaded.
+    """
+    path = names.MODELS.get(model, Path(model).expanduser()) / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        return None
+    config = json.loads(path.read_text(encoding="utf-8"))
+    name = config.get("_class_name", "")
+    flow = "Flow" in name or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    return None if flow else name
+
+
+def misfit(step: str, scheduler: str) -> RecipeError:
+    """The error for a flow's step on a model that predicts noise."""
+    problem = f"got {step!r}, a step along a flow, but this model predicts noise (its scheduler is a {scheduler})"
+    return RecipeError("sampler.step", problem, f"accepted: {PRESERVING_STEP}, whose eta is sampler.noise")
+
+
+def check_path(recipe: Recipe) -> Iterator[RecipeError]:
+    """What does not fit between the step and the model's scheduler, where that is known before it is loaded."""
+    step = recipe.sampler.step
+    if step == "vp_ddim":
+        problem = f"got {step!r}, the form that {PRESERVING_STEP!r} takes on a model that predicts noise"
+        yield RecipeError("sampler.step", problem, f"set sampler.step={PRESERVING_STEP}")
+    elif step in SHARES and recipe.sampler.noise > 1:
+        problem = f"got {recipe.sampler.noise:g}, but the noise of {step!r} is a share of what may be drawn afresh"
+        yield RecipeError("sampler.noise", problem, "accepted: a number above 0 and up to 1, or null")
+    elif step != PRESERVING_STEP and (scheduler := noise_scheduler(recipe.model)):
+        yield misfit(step, scheduler)

@@ -1,0 +1,125 @@
+"""Does a tree fit its window, its group and its walk? Told by arithmetic alone, before torch is loaded."""
+
+import math
+from collections.abc import Iterator
+
+from flowrl.recipe.errors import RecipeError, show, wrong_value
+from flowrl.recipe.sampling import Tree
+from flowrl.recipe.schedules import num_steps
+from flowrl.recipe.schema import Recipe
+
+# What each kind of tree reads; True marks what it cannot do without.
+TREE_KEYS: dict[str, dict[str, bool]] = {
+    "branch": {
+        "splits": True,
+        "splits_from": False,
+        "widths": False,
+        "correlation": False,
+        "split_noise": False,
+        "credit": False,
+        "compare": False,
+        "prune": False,
+        "prune_interval": False,
+        "prune_stop": False,
+    },
+    "per_step": {"anchors": False, "per_anchor": False, "strides": False},
+}
+
+
+def check_tree(recipe: Recipe) -> Iterator[RecipeError]:
+    """Everything about `sampler.tree` that cannot work."""
+    tree = recipe.sampler.tree
+    if tree is None:
+        return
+    keys = TREE_KEYS[tree.kind]
+    for name in Tree.model_fields:
+        place, value = f"sampler.tree.{name}", getattr(tree, name)
+        if name not in ("kind", *keys) and value is not None:
+            problem = f"got {show(value)}, but kind {tree.kind!r} reads only {', '.join(keys)}"
+            yield RecipeError(place, problem, f"set {place}=null or another sampler.tree.kind")
+            return
+        if keys.get(name) and value is None:
+            yield RecipeError(place, f"missing, kind {tree.kind!r} needs it", f"set {place}=[0, 3, 6, 9]")
+            return
+    yield from _branch(recipe, tree) if tree.kind == "branch" else _per_step(recipe, tree)
+
+
+def _branch(recipe: Recipe, tree: Tree) -> Iterator[RecipeError]:
+    splits, widths, steps = tree.splits or [], tree.width_list(), num_steps(recipe)
+    if not splits or splits != sorted(set(splits)) or splits[0] < 0:
+        yield wrong_value("sampler.tree.splits", splits, "steps that rise without repeats, such as [0, 3, 6, 9]")
+        return
+    if len(widths) != len(splits) or min(widths) < 2:
+        accepted = f"a whole number >= 2, or {len(splits)} of them, one for each of sampler.tree.splits"
+        yield wrong_value("sampler.tree.widths", tree.widths, accepted)
+        return
+    leaves, group = math.prod(widths), recipe.train.group
+    if group % leaves:
+        problem = f"got {group}, but {' x '.join(map(str, widths))} branches make {leaves} samples of one tree"
+        yield RecipeError("train.group", problem, f"set train.group to {leaves} or a multiple, or other widths")
+    elif group > leaves and recipe.sampler.share_noise and (splits[0] > 0 or tree.splits_from == "window"):
+        problem = f"got true, but the {group // leaves} trees of a prompt would then share all up to their first split"
+        remedy = f"set sampler.share_noise=false, or train.group={leaves} for one tree"
+        yield RecipeError("sampler.share_noise", problem, remedy)
+    yield from _splits_in_window(recipe, tree, splits, steps)
+    if (tree.prune_interval is not None or tree.prune_stop is not None) and not tree.prune:
+        yield RecipeError("sampler.tree.prune", "missing, there is nothing to slide", "set sampler.tree.prune=[STEPS]")
+    elif tree.prune is not None and tree.prune != sorted(set(tree.prune)):
+        yield wrong_value("sampler.tree.prune", tree.prune, "steps that rise without repeats")
+
+
+def _splits_in_window(recipe: Recipe, tree: Tree, splits: list[int], steps: int) -> Iterator[RecipeError]:
+    window, place = recipe.sampler.window, "sampler.tree.splits"
+    if tree.splits_from == "window":
+        if window.kind in ("random", "fraction"):
+            problem = f"got 'window', but the steps of a window of kind {window.kind!r} are not adjacent"
+            yield RecipeError("sampler.tree.splits_from", problem, "set another sampler.window.kind")
+        size = window.size if window.size is not None else steps - (1 if window.skip_last is None else window.skip_last)
+        if splits[-1] >= size:
+            problem = f"got {splits}, accepted: offsets within the window's {size} steps"
+            yield RecipeError(place, problem, "lower the last split or widen sampler.window.size")
+        return
+    if window.kind == "all" or (window.kind == "first" and window.size is not None):
+        drawn = window.size if window.kind == "first" else steps - (1 if window.skip_last is None else window.skip_last)
+        if splits[-1] >= (drawn or 0):
+            problem = f"got {splits}, but noise is drawn at steps 0 to {(drawn or 0) - 1} alone (sampler.window)"
+            yield RecipeError(place, problem, "lower the last split, or widen sampler.window")
+    elif window.kind != "fraction":
+        problem = f"got {splits}, but a window of kind {window.kind!r} may move away from them"
+        yield RecipeError(place, problem, "set sampler.tree.splits_from=window, or sampler.window.kind=all")
+
+
+def _per_step(recipe: Recipe, tree: Tree) -> Iterator[RecipeError]:
+    anchors, group = tree.anchors or 1, recipe.train.group
+    if group % anchors or group // anchors < 2:
+        problem = f"got {anchors}, but each trunk takes an equal share, two or more, of train.group = {group} children"
+        fitting = [str(n) for n in range(1, group // 2 + 1) if group % n == 0]
+        yield RecipeError("sampler.tree.anchors", problem, f"accepted: {', '.join(fitting)}, or raise train.group")
+    if anchors > 1 and recipe.sampler.share_noise:
+        problem = f"got true, but {anchors} trunks of one start would be the same"
+        yield RecipeError("sampler.share_noise", problem, "set sampler.share_noise=false, or sampler.tree.anchors=1")
+    strides = tree.strides or [1]
+    if min(strides) < 1 or len(set(strides)) < len(strides):
+        yield wrong_value("sampler.tree.strides", strides, "different whole numbers >= 1, such as [1, 2]")
+    if recipe.sampler.tail is not None:
+        remedy = "set sampler.tail=null; sampler.tree.strides coarsens what follows a draw"
+        yield RecipeError("sampler.tail", "got a tail, but a tree per_step draws at every step", remedy)
+    if strides != [1]:
+        yield from _room_for_strides(recipe)
+
+
+def _room_for_strides(recipe: Recipe) -> Iterator[RecipeError]:
+    """A stride begins two levels after the draw, so that the last two steps of a walk cannot be drawn at."""
+    window, steps = recipe.sampler.window, num_steps(recipe)
+    ends = {
+        "all": steps - (1 if window.skip_last is None else window.skip_last),
+        "first": window.size or 1,
+    }
+    end = ends.get(window.kind, steps - 1 if window.high is None else window.high)
+    if end > steps - 2:
+        place = {"all": "skip_last", "first": "size"}.get(window.kind, "high")
+        problem = f"steps up to {end - 1} are drawn at, but sampler.tree.strides need two more steps behind them"
+        remedy = (
+            "set sampler.window.skip_last=2 or more" if place == "skip_last" else f"lower it to {steps - 2} or less"
+        )
+        yield RecipeError(f"sampler.window.{place}", problem, remedy)

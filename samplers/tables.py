@@ -1,0 +1,159 @@
+"""Sigma tables made of the pipeline's own: the `Table` of a plan, as data. The tables themselves are in `schedules`.
+
+Raised anywhere here: ValueError for settings that leave no table, naming them and what is accepted.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from samplers import schedules
+from samplers.plan import Own, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """Equally spaced levels from 1 to 0, as many steps as the pipeline's own table has."""
+
+    def num_steps(self, own: int) -> int:
+        """See `Table`."""
+        return own
+
+    def levels(self, own: Tensor) -> Tensor:
+        """See `Table`."""
+        return schedules.linear(own.numel() - 1).to(own.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Shifted:
+    """`schedules.shifted`. shift: > 0; 1 is `Linear`, 3 that of DanceGRPO and MixGRPO on FLUX."""
+
+    shift: float
+
+    def __post_init__(self) -> None:
+        _require(self.shift > 0, f"shift={self.shift}: give a number above 0")
+
+    def num_steps(self, own: int) -> int:
+        """See `Table`."""
+        return own
+
+    def levels(self, own: Tensor) -> Tensor:
+        """See `Table`."""
+        return schedules.shifted(own.numel() - 1, self.shift).to(own.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Exponential:
+    """`schedules.exponential`. mu: log of the shift; `schedules.calculate_shift_mu` takes it from the resolution."""
+
+    mu: float
+
+    def num_steps(self, own: int) -> int:
+        """See `Table`."""
+        return own
+
+    def levels(self, own: Tensor) -> Tensor:
+        """See `Table`."""
+        return schedules.exponential(own.numel() - 1, self.mu).to(own.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Karras:
+    """`schedules.karras` between the ends of `base`. rho: > 0."""
+
+    rho: float = 7.0
+    base: Table = Own()
+
+    def __post_init__(self) -> None:
+        _require(self.rho > 0, f"rho={self.rho}: give a number above 0")
+
+    def num_steps(self, own: int) -> int:
+        """See `Table`."""
+        return self.base.num_steps(own)
+
+    def levels(self, own: Tensor) -> Tensor:
+        """See `Table`."""
+        return schedules.karras(self.base.levels(own), self.rho)
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """`schedules.merged`: steps begin to begin + count - 1 of `base` become step `begin`."""
+
+    base: Table
+    begin: int
+    count: int
+
+    def __post_init__(self) -> None:
+        _require(self.begin >= 0 and self.count >= 1, f"begin={self.begin}, count={self.count}: give 0 and 1, or more")
+
+    def num_steps(self, own: int) -> int:
+        """See `Table`."""
+        steps = self.base.num_steps(own)
+        last = self.begin + self.count - 1
+        _require(
+            last < steps, f"steps {self.begin} to {last} are to become one of {steps}: end at {steps - 1} or before"
+        )
+        return steps - self.count + 1
+
+    def levels(self, own: Tensor) -> Tensor:
+        """See `Table`."""
+        self.num_steps(own.numel() - 1)
+        return schedules.merged(self.base.levels(own), self.begin, self.count)
+
+
+@dataclass(frozen=True, slots=True)
+class Coarse:
+    """`schedules.coarse`: after level number `after` of `base` its every `every`-th alone, then 0."""
+
+    after: int
+    every: int
+    base: Table = Own()
+
+    def __post_init__(self) -> None:
+        _require(self.after >= 0 and self.every >= 1, f"after={self.after}, every={self.every}: give 0 and 1, or more")
+
+    def num_steps(self, own: int) -> int:
+        """See `Table`."""
+        steps = self.base.num_steps(own)
+        _require_tail(self.after, steps)
+        return self.after - (self.after - steps) // self.every  # rounded up: the 0 is a step of its own
+
+    def levels(self, own: Tensor) -> Tensor:
+        """See `Table`."""
+        self.num_steps(own.numel() - 1)
+        return schedules.coarse(self.base.levels(own), self.after, self.every)
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """`schedules.compressed`: after level number `after` of `base` there are `steps` steps to 0.
+
+    For the ratio of MixGRPO-Flash see `schedules.flash_steps`.
+    """
+
+    after: int
+    steps: int
+    base: Table = Own()
+
+    def __post_init__(self) -> None:
+        _require(self.after >= 0 and self.steps >= 1, f"after={self.after}, steps={self.steps}: give 0 and 1, or more")
+
+    def num_steps(self, own: int) -> int:
+        """See `Table`."""
+        _require_tail(self.after, self.base.num_steps(own))
+        return self.after + self.steps
+
+    def levels(self, own: Tensor) -> Tensor:
+        """See `Table`."""
+        self.num_steps(own.numel() - 1)
+        return schedules.compressed(self.base.levels(own), self.after, self.steps)
+
+
+def _require_tail(after: int, steps: int) -> None:
+    _require(after < steps, f"after={after} leaves no step of {steps} to the tail: give {steps - 1} or less")
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
