@@ -1,16 +1,18 @@
 """What one iteration of a method costs on the shapes pipeline, as times that of training on all steps.
 
-    python benchmarks/methods.py [--only mixgrpo,flash] [--steps 25] [--group 12] [--prompts 2] [--repeats 5] [--threads 2]
+    python benchmarks/methods.py [--only mixgrpo,flash] [--steps 25] [--group 12] [--prompts 4] [--repeats 5]
+                                 [--iterations 0,100,200,300] [--threads 2]
 
-An iteration is a run's own (flowrl.iterate, through the recipe): the rollout of `prompts` x `group` finished samples,
-their scores, and the update with replay, loss, backward and optimizer. Each method is a list of recipe overrides, all
-else is equal. They take turns within one process, and medians over the repeats are shown:
-  iteration, rollout, score, train   seconds
-  ratio      of the iteration to that of all steps, and between brackets the target
-  drawn, replayed                    denoiser row-forwards, counted as they ran, of the rollout and of training
-  samples    finished samples of an iteration; a method that draws another number is held to the same number
-Prompts are drawn as in training; groups without a spread of rewards train nothing, for every method alike, so rewards
-are replaced by ones of fixed spread: what is timed is an iteration in which every row learns.
+An iteration is a run's own (flowrl.iterate, through the recipe): the rollout of `prompts` groups of `group` finished
+samples, their scores, and the update with replay, loss, backward and optimizer. Each method is a list of recipe
+overrides, all else is equal. They take turns within one process:
+  iteration, rollout, score, train   seconds: medians over the repeats, averaged over the training iterations that are
+                                     walked, since what precedes a sliding window is cheap (300 is a published run)
+  ratio      seconds a finished sample, to those of all steps, and its largest value in any of these iterations
+  drawn, replayed                    denoiser row-forwards of rollout and training, counted as they ran, averaged alike
+  samples    finished samples of an iteration
+Groups without a spread of rewards train nothing: rewards are replaced by ones of fixed spread, so that what is timed is
+an iteration in which every row learns. Text is encoded before the clock starts.
 """
 
 import argparse
@@ -23,14 +25,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flowrl.advantages import advantage_metrics, advantages
+from flowrl.advantages import advantage_metrics
 from flowrl.build import build_learner, build_objective, build_policy, cursor_over, read_prompts, set_up
-from flowrl.contracts import Samples
+from flowrl.contracts import Credit, Samples
+from flowrl.credit import row_advantages
 from flowrl.iterate import Settings, iterate
+from flowrl.loop import TREE_MEMBERS
 from flowrl.names import UserError
-from flowrl.planning import plan_for
+from flowrl.planning import eval_plan, plan_for
 from flowrl.recipe.load import load
-from flowrl.recipe.schema import Recipe
 
 BASE = "all-steps"
 # name -> (recipe overrides, at most so many times an iteration on all steps)
@@ -52,11 +55,14 @@ METHODS: dict[str, tuple[list[str], float | None]] = {
         [
             "sampler.window={kind: progressive, size: 4, interval: 25}",
             "sampler.share_noise=true",
-            "sampler.tree={kind: branch, splits: [0, 1, 2, 3], widths: [3, 2, 2, 1], splits_from: window}",
+            "sampler.tree={kind: branch, splits: [0, 1, 3], widths: [2, 2, 3], splits_from: window}",
         ],
         0.30,
     ),
-    "tempflow": (["sampler.tree={kind: tempflow}"], None),
+    "tempflow": (
+        ["sampler.window={kind: all, skip_last: 1}", "sampler.share_noise=true", "sampler.tree={kind: per_step}"],
+        None,
+    ),
     "dancegrpo-60": (["sampler.window={kind: fraction, fraction: 0.6}", "sampler.share_noise=true"], None),
 }
 PHASES = ("rollout", "score", "train")
@@ -65,8 +71,8 @@ PHASES = ("rollout", "score", "train")
 class Method:
     """A policy with its learner, and what its iterations took."""
 
-    def __init__(self, name: str, overrides: Sequence[str], iteration: int):
-        self.name, self.iteration = name, iteration
+    def __init__(self, name: str, overrides: Sequence[str]):
+        self.name = name
         self.recipe = load("quickstart", overrides)
         set_up(self.recipe)
         train, _ = read_prompts(self.recipe)
@@ -74,9 +80,10 @@ class Method:
         self.policy = build_policy(self.recipe)
         self.learner = build_learner(self.recipe, self.policy)
         self.objective = build_objective(self.recipe)
-        self.taken: list[Taken] = []
+        self.taken: dict[int, list[Taken]] = defaultdict(list)
+        self.draws = 0
 
-    def step(self) -> None:
+    def step(self, iteration: int) -> None:
         """One iteration, as `flowrl.loop` makes it; rewards are of fixed spread."""
         recipe, train = self.recipe, self.recipe.train
         taken, phase = Taken(), ""
@@ -92,13 +99,15 @@ class Method:
             taken.samples = len(samples)
             return {name: _spread(samples.group) for name in recipe.rewards}
 
-        def advantage(rewards: dict[str, Tensor], group: Tensor) -> tuple[Tensor, dict[str, float]]:
+        def advantage(
+            rewards: dict[str, Tensor], group: Tensor, credit: Credit | None
+        ) -> tuple[Tensor, dict[str, float]]:
             weights = {name: spec.weight for name, spec in recipe.rewards.items()}
-            adv = advantages(rewards, group, weights=weights, **recipe.advantage.model_dump())
+            adv = row_advantages(rewards, group, credit, weights=weights, **recipe.advantage.model_dump())
             return adv, advantage_metrics(rewards, group, adv, weights=weights)
 
-        plan, prompts = plan_for(recipe, self.iteration), self.cursor.take(train.prompts)
-        self.policy.prepare(prompts[0], plan)
+        plan, prompts = plan_for(recipe, iteration), self.cursor.take(train.prompts)
+        self.policy.rollout(prompts, group_size=1, plan=eval_plan(recipe), seed=0)  # encodes their texts
         self.policy.tick = tick
         start = time.perf_counter()
         metrics = iterate(
@@ -107,7 +116,7 @@ class Method:
             prompts,
             plan=plan,
             seed=recipe.seed,
-            first=len(self.taken) * train.group,
+            first=self.draws * TREE_MEMBERS,
             score=score,
             advantage=advantage,
             objective=self.objective,
@@ -118,7 +127,8 @@ class Method:
         taken.phases = {name: metrics[f"time_{name}"] for name in PHASES}
         if metrics["active_rows"] != 1:
             raise RuntimeError(f"{self.name}: only {metrics['active_rows']:.0%} of the rows learn")
-        self.taken.append(taken)
+        self.taken[iteration].append(taken)
+        self.draws += 1
 
 
 @dataclass
@@ -132,9 +142,8 @@ class Taken:
 
 
 def _spread(group: Tensor) -> Tensor:
-    """A reward for every sample, no two of a group alike and none at its mean, in [0, 1]."""
-    at = torch.arange(len(group))
-    rank = at - torch.stack([(group == label).nonzero()[0, 0] for label in group])
+    """A reward for every sample, no two of a group alike, in [0, 1); samples lie prompt by prompt."""
+    rank = torch.arange(len(group)) % (len(group) // len(group.unique()))
     return torch.frac(0.1 + (rank + 1) * 0.618034)
 
 
@@ -160,31 +169,39 @@ def built(options: argparse.Namespace) -> list[Method]:
         if options.only and name != BASE and name not in options.only.split(","):
             continue
         try:
-            found.append(Method(name, [*common(options), *overrides], options.iteration))
+            found.append(Method(name, [*common(options), *overrides]))
         except UserError as error:
             print(f"{name}: left out: {error}")
     return found
 
 
-def report(methods: Sequence[Method], warm_up: int) -> None:
+def report(methods: Sequence[Method]) -> None:
     """Prints the table."""
-    columns = ("iteration s", *(f"{name} s" for name in PHASES), "ratio", "target", "drawn", "replayed", "samples")
-    print(f"{'':14}" + "".join(f"{column:>13}" for column in columns))
-    base = 0.0
+    columns = ("iteration s", *(f"{name} s" for name in PHASES), "ratio", "largest", "target", "drawn", "replayed")
+    print(f"{'':14}" + "".join(f"{column:>12}" for column in (*columns, "samples")))
+    whole = next(_each(method) for method in methods if method.name == BASE)
+    base = statistics.fmean(found[0] for found in whole)
     for method in methods:
-        taken = method.taken[warm_up:]
-        seconds = [statistics.median(values) for values in zip(*(_times(t) for t in taken), strict=True)]
-        a_sample = seconds[0] / taken[0].samples
-        base = base or a_sample
+        each = _each(method)
+        a_sample, *means = (statistics.fmean(values) for values in zip(*each, strict=True))
         target = METHODS[method.name][1]
-        cells = [f"{s:.3f}" for s in seconds]
-        cells += [f"{a_sample / base:.3f}", "" if target is None else f"<= {target:.2f}"]
-        cells += [f"{statistics.median(t.forwards[name] for t in taken):g}" for name in ("rollout", "train")]
-        print(f"{method.name:14}" + "".join(f"{cell:>13}" for cell in [*cells, str(taken[0].samples)]))
+        cells = [f"{seconds:.3f}" for seconds in means[: 1 + len(PHASES)]]
+        cells += [f"{a_sample / base:.3f}", f"{max(found[0] for found in each) / base:.3f}"]
+        cells += ["" if target is None else f"<= {target:.2f}", *(f"{value:.4g}" for value in means[1 + len(PHASES) :])]
+        print(f"{method.name:14}" + "".join(f"{cell:>12}" for cell in cells))
 
 
-def _times(taken: Taken) -> list[float]:
-    return [taken.seconds, *(taken.phases[name] for name in PHASES)]
+def _each(method: Method) -> list[list[float]]:
+    """Medians of each training iteration: seconds a sample, then the columns of the table."""
+    return [
+        [statistics.median(values) for values in zip(*map(_numbers, taken), strict=True)]
+        for taken in method.taken.values()
+    ]
+
+
+def _numbers(taken: Taken) -> list[float]:
+    counts = [taken.forwards["rollout"], taken.forwards["train"], taken.samples]
+    return [taken.seconds / taken.samples, taken.seconds, *(taken.phases[name] for name in PHASES), *counts]
 
 
 def main() -> None:
@@ -199,13 +216,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--iteration", type=int, default=0, help="training iteration whose steps are walked")
+    parser.add_argument("--iterations", default="0,100,200,300", help="training iterations whose steps are walked")
     options = parser.parse_args()
     methods = built(options)
-    for _ in range(options.warm_up + options.repeats):
+    walked = [int(number) for number in options.iterations.split(",")]
+    for _ in range(options.warm_up):
         for method in methods:
-            method.step()
-    report(methods, options.warm_up)
+            method.step(walked[0])
+            method.taken.clear()
+    for _ in range(options.repeats):
+        for iteration in walked:
+            for method in methods:
+                method.step(iteration)
+    report(methods)
 
 
 if __name__ == "__main__":

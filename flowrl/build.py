@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 import torch
@@ -73,15 +74,14 @@ def build_policy(recipe: Recipe) -> AnyPolicy:
         return _language_policy(recipe, recipe.generation, dtypes)
     device = device_of(recipe.device)
     pipe = load_pipeline(recipe.model, dtypes["model"], recipe.pipeline)
-    if walks_ddim(pipe.scheduler) and recipe.sampler.step != PRESERVING_STEP:
-        raise misfit(recipe.sampler.step, type(pipe.scheduler).__name__)
+    dynamics = build_dynamics(recipe, pipe)
     names = None if recipe.lora is None else recipe.lora.modules
     modules = adapters.denoisers(pipe, names)
     _make_trainable(recipe, modules)
     return PipelinePolicy(
         pipe,
         modules,
-        build_dynamics(recipe),
+        dynamics,
         call=recipe.pipeline,
         device=device,
         max_rows=recipe.train.rollout_batch,
@@ -89,8 +89,10 @@ def build_policy(recipe: Recipe) -> AnyPolicy:
     )
 
 
-def build_dynamics(recipe: Recipe) -> Dynamics:
-    """How a denoising step of the recipe becomes a distribution."""
+def build_dynamics(recipe: Recipe, pipe: Any) -> Dynamics:
+    """How a denoising step of the recipe becomes a distribution. Raises RecipeError for a step that does not fit."""
+    if walks_ddim(pipe.scheduler) and recipe.sampler.step != PRESERVING_STEP:
+        raise misfit(recipe.sampler.step, type(pipe.scheduler).__name__)
     return Dynamics(
         load(recipe.sampler.step, steps()),
         recipe.sampler.noise,

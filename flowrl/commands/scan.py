@@ -167,11 +167,13 @@ def _table(scan: "Scan") -> Table:
     title = (
         f"{scan.key} on {escape(scan.name)}: {len(scan.prompts)} training prompts x {scan.recipe.train.group} samples"
     )
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(scan.key.rpartition(".")[2])
-    held = "greedy" if scan.language else "ODE"
-    for name in ("spread", "silent", "reward", f"minus {held}", "distance", "diversity", "forwards", "ms"):
-        table.add_column(name, justify="right")
+    names = ["spread", "silent", "reward", "minus ODE", "from ODE", "in group", "calls", "ms"]
+    if scan.language:
+        names[3:6] = ["minus greedy", "not greedy", "distinct"]
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=name == "spread" or name.startswith("minus"))
     for row in scan.rows:
         cells = [_short(row.spread), f"{row.silent:.0%}", f"{row.reward.value:.3f}", _short(row.quality, "+")]
         values = (row.distance and row.distance.value, row.diversity)

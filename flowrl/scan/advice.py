@@ -51,7 +51,7 @@ def advise(rows: Sequence[Row], tolerance: float = TOLERANCE, reference: str = "
     if not admitted:
         least = max(scored, key=lambda row: row.quality.value)
         text = (
-            f"Every value loses more than {within}; the least is lost at {least.label} ({_loss(least)}). Scan milder "
+            f"Every value loses more than {within}; the least is at {least.label}, {_loss(least)}. Scan milder "
             "values, or raise --tolerance."
         )
         return Advice(None, text, (), limit, words)
@@ -61,7 +61,10 @@ def advise(rows: Sequence[Row], tolerance: float = TOLERANCE, reference: str = "
     words |= {row.label: "not told from the largest spread" for row in tied} | {leader.label: "largest spread"}
     if len(left) > 1:
         return Advice(None, _undecided(left, leader, within), tuple(row.label for row in left), limit, words)
-    text = _reason(left[0], leader, within, len(admitted)) + _caveats(left[0], rows, limit)
+    text = _reason(left[0], leader, within, len(admitted))
+    if dropped := [row.label for row in tied if row is not left[0] and row is not leader]:
+        text += f" {_listed(dropped)}: as much spread, as far as the data tell, and a larger loss."
+    text += _caveats(left[0], rows, limit)
     return Advice(left[0].label, text, (), limit, words | {left[0].label: "recommended"})
 
 
@@ -72,15 +75,15 @@ def _loses_more(row: Row, other: Row) -> bool:
 
 def _reason(row: Row, leader: Row, within: str, admitted: int) -> str:
     if row is leader and admitted == 1:
-        return f"{row.label} is the only value that loses no more than {within}: {_loss(row)}."
+        return f"{row.label} is the only value that loses no more than {within}: it has {_loss(row)}."
     if row is leader:
         return (
             f"{row.label} has the largest spread within groups, {row.spread}, of the {admitted} values that lose no "
-            f"more than {within}; its own loss is {_loss(row)}."
+            f"more than {within}; it has {_loss(row)}."
         )
     return (
         f"{row.label}: its spread within groups, {row.spread}, is not told from the largest ({leader.spread} at "
-        f"{leader.label}), and it loses less, {_loss(row)} against {_loss(leader)}; the limit is {within}."
+        f"{leader.label}), and it keeps more quality, {_loss(row)} against {_loss(leader)}; the limit is {within}."
     )
 
 
@@ -88,7 +91,7 @@ def _caveats(row: Row, rows: Sequence[Row], limit: float) -> str:
     """What the reader has to know before believing it."""
     told = ""
     if -row.quality.value + SHOWN * row.quality.error > limit:
-        told += " Its true loss may be beyond that limit: more --prompts would tell."
+        told += " The error leaves room for a loss beyond that limit: more --prompts would tell."
     numbers = [number for r in rows if (number := as_number(r.label)) is not None]
     value = as_number(row.label)
     if value is not None and len(numbers) == len(rows) > 2 and value in (min(numbers), max(numbers)):
@@ -127,7 +130,8 @@ def _verdict(row: Row, limit: float) -> str:
 
 
 def _loss(row: Row) -> str:
-    return f"{-row.quality.value:.3f} ± {row.quality.error:.3f}"
+    value = row.quality.value
+    return f"a {'gain' if value > 0 else 'loss'} of {abs(value):.3f} ± {row.quality.error:.3f}"
 
 
 def as_number(label: str) -> float | None:
@@ -140,4 +144,4 @@ def as_number(label: str) -> float | None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -70,22 +70,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Setting:
-    """How a scan draws. first: number of the first noise of a prompt, as in training iteration `iteration`."""
+    """How a scan draws."""
 
-    iteration: int
+    iteration: int  # of training, whose steps are walked
     group: int
     seed: int
-    first: int
     together: int  # prompts of a part
     show: int  # prompts of which samples are kept
     members: int  # samples of each that are kept
 
 
 def setting(recipe: Recipe, iteration: int, *, show: int, members: int) -> Setting:
-    """Samples are those that the recipe draws in this iteration for these prompts, as many of them at once."""
-    train = recipe.train
-    first = iteration * (1 + train.refill) * train.group
-    return Setting(iteration, train.group, recipe.seed, first, train.prompts, show, members)
+    """As the recipe draws in this iteration, as many prompts at once; only the numbers of the noise begin at 0."""
+    return Setting(iteration, recipe.train.group, recipe.seed, recipe.train.prompts, show, members)
 
 
 def refuse_equal(key: str, choices: Sequence[Choice], iteration: int) -> None:
@@ -109,13 +106,13 @@ def _way(recipe: Recipe, iteration: int) -> Any:
 
 
 def retune(policy: AnyPolicy, recipe: Recipe) -> None:
-    """Makes a policy draw as another recipe with the same model says."""
+    """Makes a policy draw as another recipe of the same model says. Raises RecipeError where its step does not fit."""
     if isinstance(policy, LanguagePolicy):
         given = recipe.generation
         assert given is not None
         policy.encode = Encoder(policy.tokenizer, template=given.chat_template, system=given.system)
     else:
-        policy.dynamics, policy.call = build_dynamics(recipe), recipe.pipeline
+        policy.dynamics, policy.call = build_dynamics(recipe, policy.source), recipe.pipeline
 
 
 @torch.no_grad()
@@ -131,6 +128,8 @@ def draw(
 ) -> list[Drawn]:
     """What was drawn for every value, in order. done is told a value and how many of its samples there are now."""
     found = [Drawn() for _ in choices]
+    for choice in choices:
+        retune(policy, choice.recipe)  # all that can be refused is, before anything is drawn
     for start in range(0, len(prompts), how.together):
         part = prompts[start : start + how.together]
         odes: list[tuple[Any, Part]] = []
@@ -186,7 +185,7 @@ def _rollout(policy: AnyPolicy, part: Sequence[Prompt], plan: Any, group: int, s
 
     policy.tick = count
     start = time.perf_counter()
-    samples = policy.rollout(part, group_size=group, plan=plan, seed=how.seed, first=how.first).samples
+    samples = policy.rollout(part, group_size=group, plan=plan, seed=how.seed).samples
     seconds = time.perf_counter() - start
     policy.tick = None
     return Part(samples, score(samples), seconds, forwards)

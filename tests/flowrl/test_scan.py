@@ -48,8 +48,8 @@ def test_every_value_becomes_a_checked_recipe():
 def test_a_list_is_split_at_its_own_commas_only():
     key, found = choices("quickstart", ["sampler.window={kind: first, size: 2},{kind: random, size: 2, high: 4}"])
     assert key == "sampler.window" and [c.recipe.sampler.window.kind for c in found] == ["first", "random"]
-    key, found = choices("quickstart", ["sampler.step=flow_sde,ve_sde", 'output="a,b"'])
-    assert [c.recipe.sampler.step for c in found] == ["flow_sde", "ve_sde"]
+    key, found = choices("quickstart", ["sampler.step=flow_sde,cps", 'output="a,b"'])
+    assert [c.recipe.sampler.step for c in found] == ["flow_sde", "cps"]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,9 @@ def test_a_difference_counts_beyond_two_of_its_errors():
 def row(label: str, spread: float, quality: float, *, deviation: float = 1.0) -> Row:
     """A value with this spread and quality for each of four prompts."""
     nothing = Mean(0.0, 0.0, 4)
-    return Row(label, torch.full((4,), float(spread)), torch.full((4,), float(quality)), 0.0, nothing, nothing, deviation)
+    return Row(
+        label, torch.full((4,), float(spread)), torch.full((4,), float(quality)), 0.0, nothing, nothing, deviation
+    )
 
 
 def noisy(label: str, spread: list[float], quality: list[float]) -> Row:
@@ -146,6 +148,12 @@ def test_of_equal_spreads_the_one_that_is_shown_to_lose_less_is_recommended():
     assert found.label == "a" and "not told from the largest (1.625 ± 0.239 at b)" in found.text
 
 
+def test_those_that_drop_out_are_named():
+    rows = [row("a", 1, 0.1), noisy("b", [0.5, 1.2, 0.9, 1.0], [-0.1] * 4), row("c", 0.1, 0.0)]
+    found = advise(rows, 0.2)
+    assert found.label == "a" and "a gain of 0.100" in found.text and " b: as much spread" in found.text
+
+
 def test_values_that_the_data_do_not_tell_apart_are_named_and_none_is_recommended():
     rows = [
         noisy("a", [1.0, 2.0, 1.0, 2.0], [0.0, -0.1, 0.0, -0.1]),
@@ -166,7 +174,7 @@ def test_one_prompt_tells_nothing_apart():
 
 def test_where_everything_loses_too_much_none_is_recommended():
     found = advise([row("a", 1, -0.5), row("b", 2, -0.4)], 0.2)
-    assert found.label is None and "the least is lost at b" in found.text and "--tolerance" in found.text
+    assert found.label is None and "the least is at b, a loss of 0.400" in found.text and "--tolerance" in found.text
 
 
 def test_where_no_group_has_a_spread_none_is_recommended():
@@ -183,7 +191,7 @@ def test_caveats_are_told():
     choice = advise([row("cps", 1, 0.0), row("flow_sde", 2, 0.0), row("dance_sde", 3, 0.0)], 0.2)
     assert choice.label == "dance_sde" and "last value" not in choice.text
     unsure = advise([noisy("a", [1.0, 1.0], [-0.3, 0.1]), noisy("b", [0.5, 0.5], [0.0, 0.0])], 0.2)
-    assert unsure.label == "a" and "may be beyond that limit" in unsure.text
+    assert unsure.label == "a" and "room for a loss beyond that limit" in unsure.text
 
 
 # ------------------------------------------------------------------ real scans
@@ -267,6 +275,16 @@ def test_what_the_prompts_say_is_escaped(capsys, monkeypatch, tmp_path):
     assert [v["value"] for v in found["values"]] == [2, 3]
     assert [v["reference_forwards_per_sample"] for v in found["values"]] == [2, 3]  # each against the ODE of its steps
     assert "<script>alert" not in (tmp_path / "o" / "report.html").read_text()
+
+
+def test_leaves_of_a_tree_are_held_against_the_ode_from_the_noise_of_their_root(capsys, monkeypatch, tmp_path):
+    tree = "sampler.tree={kind: branch, splits: [0, 1], widths: 2}"
+    own = [tree, "sampler.share_noise=false", "sampler.noise=1e-7,0.7", "train.group=8", *TINY]
+    found = scanned(capsys, monkeypatch, tmp_path, "quickstart", *own, "--prompts", 2)
+    still, moved = found["values"]
+    # two trees of four leaves: 1, 2, then 4 rows at each of the other four steps
+    assert still["forwards_per_sample"] == (1 + 2 + 4 * 4) / 4
+    assert still["distance"]["value"] < 1e-5 < 0.05 < moved["distance"]["value"] and still["diversity"] > 0.03
 
 
 def test_more_prompts_than_there_are_is_one_line(capsys, monkeypatch, tmp_path):
