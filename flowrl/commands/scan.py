@@ -168,10 +168,10 @@ def _table(scan: "Scan") -> Table:
         f"{scan.key} on {escape(scan.name)}: {len(scan.prompts)} training prompts x {scan.recipe.train.group} samples"
     )
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(scan.key.rpartition(".")[2])
+    table.add_column(scan.key.rpartition(".")[2], overflow="fold")
     names = ["spread", "silent", "reward", "minus ODE", "from ODE", "in group", "calls", "ms"]
     if scan.language:
-        names[3:6] = ["minus greedy", "not greedy", "distinct"]
+        names[3:6] = ["minus greedy", "not greedy", "other in group"]
     for name in names:
         table.add_column(name, justify="right", no_wrap=name == "spread" or name.startswith("minus"))
     for row in scan.rows:

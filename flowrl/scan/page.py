@@ -1,6 +1,7 @@
 """report.html of a scan: one page that stands alone, in the manner of a run's report."""
 
 import dataclasses
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def _context(scan: Scan) -> dict[str, Any]:
         "scan": scan,
         "advice": scan.advice,
         "facts": _facts(scan),
-        "rows": [_told(scan, row) for row in scan.rows],
+        "rows": [_told(scan, row, _places(scan.rows)) for row in scan.rows],
+        "short": scan.key.rpartition(".")[2],
         "unit": "token-forwards" if scan.language else "row-forwards",
         "charts": [c for c in _charts(scan) if c is not None],
         "statistics": [c for c in _statistics(scan) if c is not None],
@@ -90,9 +92,17 @@ def _facts(scan: Scan) -> list[tuple[str, str]]:
     return facts
 
 
-def _told(scan: Scan, row: Row) -> dict[str, str]:
+def _places(rows: Sequence[Row]) -> int:
+    """Decimals that the numbers of a table need: enough for two digits of a usual error."""
+    needed = [
+        numerals.decimals(*(numerals.Mean(*dataclasses.astuple(m)) for m in (r.spread, r.reward, r.quality)))
+        for r in rows
+    ]
+    return statistics.median_low(needed)
+
+
+def _told(scan: Scan, row: Row, places: int) -> dict[str, str]:
     """A line of the table."""
-    places = numerals.decimals(*(numerals.Mean(*dataclasses.astuple(m)) for m in (row.spread, row.reward, row.quality)))
     return {
         "label": row.label,
         "spread": _number(row.spread, places),
