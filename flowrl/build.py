@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 import torch
@@ -76,18 +77,10 @@ def build_policy(recipe: Recipe) -> AnyPolicy:
         return _language_policy(recipe, recipe.generation, dtypes)
     device = device_of(recipe.device)
     pipe = load_pipeline(recipe.model, dtypes["model"], recipe.pipeline)
-    if walks_ddim(pipe.scheduler) and recipe.sampler.step != PRESERVING_STEP:
-        raise misfit(recipe.sampler.step, type(pipe.scheduler).__name__)
+    dynamics = build_dynamics(recipe, pipe)
     names = None if recipe.lora is None else recipe.lora.modules
     modules = adapters.denoisers(pipe, names)
     _make_trainable(recipe, modules)
-    dynamics = Dynamics(
-        load(recipe.sampler.step, steps()),
-        recipe.sampler.noise,
-        reduce=recipe.sampler.reduce,
-        storage=dtypes["trajectory"],
-        precision=dtypes["logp"],
-    )
     return PipelinePolicy(
         pipe,
         modules,
@@ -97,6 +90,19 @@ def build_policy(recipe: Recipe) -> AnyPolicy:
         max_rows=recipe.train.rollout_batch,
         offload=recipe.offload,
         keep_means=recipe.objective.centred,
+    )
+
+
+def build_dynamics(recipe: Recipe, pipe: Any) -> Dynamics:
+    """How a denoising step of the recipe becomes a distribution. Raises RecipeError for a step that does not fit."""
+    if walks_ddim(pipe.scheduler) and recipe.sampler.step != PRESERVING_STEP:
+        raise misfit(recipe.sampler.step, type(pipe.scheduler).__name__)
+    return Dynamics(
+        load(recipe.sampler.step, steps()),
+        recipe.sampler.noise,
+        reduce=recipe.sampler.reduce,
+        storage=getattr(torch, recipe.dtype.trajectory),
+        precision=getattr(torch, recipe.dtype.logp),
     )
 
 

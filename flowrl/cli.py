@@ -1,4 +1,4 @@
-"""The command line: `flowrl run | check | eval | sample | export | report ...`, each a file of flowrl/commands."""
+"""The command line: `flowrl run | check | eval | sample | scan | export ...`, each a file of flowrl/commands."""
 
 import sys
 from typing import Annotated
@@ -13,6 +13,7 @@ from flowrl.commands.export import export_command
 from flowrl.commands.listing import list_command
 from flowrl.commands.report import report
 from flowrl.commands.sample import sample
+from flowrl.commands.scan import scan_command
 from flowrl.commands.train import run
 from flowrl.names import UserError
 
@@ -26,6 +27,7 @@ app.command()(run)
 app.command("check")(check_command)
 app.command("eval")(evaluate_command)
 app.command()(sample)
+app.command("scan")(scan_command)
 app.command()(report)
 app.command("export")(export_command)
 app.command("list")(list_command)

@@ -65,6 +65,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/proofs": {"flowrl", "samplers"},
     "flowrl/check.py": {"flowrl"},
     "flowrl/run.py": {"flowrl"},
+    "flowrl/scan": {"flowrl"},
+    "flowrl/scan/values.py": {"flowrl.recipe"} | LIGHT,
     "flowrl/report": {"flowrl.report"} | LIGHT,
     "flowrl/report/page.py": {"flowrl"},  # its version
     "flowrl/commands": {"flowrl"},
@@ -90,6 +92,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "flowrl/watch.py": set(),
     "flowrl/scoring.py": {"torch"},
     "flowrl/report": {"jinja2", "yaml", "PIL"},  # a page is made without torch
+    "flowrl/scan/values.py": set(),  # values are refused before torch is loaded
     "flowrl/recipe": {"pydantic", "yaml"},  # a recipe is refused before torch is loaded
 }
 # file or folder -> third parties that it may import inside functions only

@@ -37,6 +37,11 @@ def _encode(path: Path, _modified: int, side: int, quality: int) -> Thumbnail | 
             picture = opened.convert("RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError, SyntaxError):
         return None  # damaged or half written; the page shows a placeholder
+    return encoded(picture, side, quality)
+
+
+def encoded(picture: Image.Image, side: int, quality: int) -> Thumbnail:
+    """An RGB picture, its longest side at most `side`; one of PIXEL_ART or less stays as it is. It may be resized."""
     small = max(picture.size) <= PIXEL_ART
     file = io.BytesIO()
     if small:

@@ -31,7 +31,7 @@ TINY = [
 def test_help_names_every_command(capsys, monkeypatch):
     code, out, _ = call(capsys, monkeypatch, "--help")
     assert code == 0
-    for command in ("run", "check", "eval", "sample", "export", "report", "list", "world"):
+    for command in ("run", "check", "eval", "sample", "scan", "export", "report", "list", "world"):
         assert command in out
 
 

@@ -1,0 +1,192 @@
+"""`flowrl scan`: what each value of a sampling key does to groups of samples, without training."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich import progress as bars
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flowrl.commands.common import RecipeArgument, WeightsOption, quiet
+from flowrl.names import UserError
+
+if TYPE_CHECKING:
+    from flowrl.evaluate import Mean
+    from flowrl.recipe.schema import Recipe
+    from flowrl.scan.result import Scan
+    from flowrl.scan.values import Choice
+
+SHOWN, MEMBERS, TEXTS = 8, 8, 3  # prompts and members of each whose samples are kept, and members of texts
+
+
+def scan_command(
+    recipe: RecipeArgument,
+    values: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY=VALUES [KEY=VALUE]...",
+            help="One key with several values, FIRST:LAST:NUMBER or a list with commas, and other recipe values.",
+        ),
+    ],
+    prompts: Annotated[int, typer.Option(min=2, help="Training prompts that every value draws a group for.")] = 64,
+    group: Annotated[int | None, typer.Option(min=2, help="Samples a group; train.group where not given.")] = None,
+    iteration: Annotated[int, typer.Option(min=0, help="The training iteration whose steps are walked.")] = 0,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help="Loss that is admitted, in standard deviations of the ODE's reward.")
+    ] = 0.2,
+    seed: Annotated[int | None, typer.Option(min=0, help="Names the noise; the recipe's where not given.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: runs/scan-RECIPE-KEY.")] = None,
+    model_run: Annotated[Path | None, typer.Option(metavar="RUN", help="Draw with the weights of this run.")] = None,
+    weights: WeightsOption = "final",
+) -> None:
+    """Draw groups at several values of one sampling key, without training, and recommend a value.
+
+    Shows for each value how far the rewards of a group spread (what training learns from), how much quality is lost
+    against the ODE (a language model: greedy decoding) at equal seeds, samples, time and costs. Keys: sampler.*,
+    generation.*, pipeline.*; prompts are the first that training would draw.
+    """
+    from flowrl.scan.values import choices
+
+    more = [] if group is None else [f"train.group={group}"]
+    more += [] if seed is None else [f"seed={seed}"]
+    key, found = choices(recipe, values, more)
+    _look(found[0].recipe, model_run, weights)
+    quiet()
+    from flowrl.rundir import fresh
+    from flowrl.scan import page
+    from flowrl.scan.draw import refuse_equal
+    from flowrl.scan.result import write
+
+    refuse_equal(key, found, iteration)
+    folder = output or fresh(Path("runs") / f"scan-{Path(recipe).stem}-{key}")
+    _make(folder)
+    console = Console(highlight=False)
+    scan = _scan(console, Path(recipe).stem, key, found, prompts, iteration, tolerance, model_run, weights)
+    write(scan, folder)
+    path = page.write(scan, folder)
+    console.print(_table(scan))
+    console.print(_advice(scan), soft_wrap=True)
+    typer.echo(f"{scan.seconds:.0f} s. Report: {path}")
+
+
+def _look(recipe: "Recipe", run: Path | None, weights: str) -> None:
+    """Raises UserError where the weights of a run are not there, or do not belong to the recipe's model."""
+    from flowrl.recipe.changes import changes
+    from flowrl.recipe.load import load
+    from flowrl.weights import look
+
+    if run is None:
+        if weights != "final":
+            raise UserError(f"--weights {weights}: is read with --model-run RUN; add it, or leave it out")
+        return
+    if not (run / "recipe.yaml").is_file():
+        raise UserError(f"--model-run: {run} is no run's folder (it has no recipe.yaml); give one")
+    look(run, weights)
+    of_run = load(str(run / "recipe.yaml"), ["track=null"])
+    for name, (theirs, ours) in changes(of_run, recipe).items():
+        if name in ("model", "full") or name.startswith("lora"):
+            raise UserError(f"--model-run: {run} has {name}={theirs}, the recipe {ours}; add {name}={theirs}")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "scan.json").unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"--output: {folder} cannot be written ({error.strerror}); name another folder") from error
+
+
+def _scan(
+    console: Console,
+    name: str,
+    key: str,
+    found: "Sequence[Choice]",
+    number: int,
+    iteration: int,
+    tolerance: float,
+    run: Path | None,
+    weights: str,
+) -> "Scan":
+    from flowrl.build import build_policy, cursor_over, read_inputs, set_up
+    from flowrl.scan.advice import advise
+    from flowrl.scan.draw import draw, measured, setting
+    from flowrl.scan.result import Scan, reference
+    from flowrl.weights import load_weights
+
+    recipe = found[0].recipe
+    set_up(recipe)
+    inputs = read_inputs(recipe)
+    if number > len(inputs.train):
+        raise UserError(f"--prompts: got {number}, accepted: 2 to {len(inputs.train)}, the training prompts; lower it")
+    prompts = cursor_over(recipe, inputs.train).take(number)
+    start = time.perf_counter()
+    with console.status("loading"):
+        policy = build_policy(recipe)
+        if run is not None:
+            load_weights(policy, run, weights)
+    how = setting(recipe, iteration, show=SHOWN, members=TEXTS if recipe.generation is not None else MEMBERS)
+    with _progress(console) as display:
+        tasks = {c.label: display.add_task(f"{key}={escape(c.label)}", total=number * how.group) for c in found}
+        drawn = draw(
+            policy,
+            found,
+            prompts,
+            inputs.scorer,
+            how,
+            weights=inputs.scorer.weights,
+            done=lambda label, samples: display.update(tasks[label], completed=samples),
+        )
+    rows = [measured(choice.label, d) for choice, d in zip(found, drawn, strict=True)]
+    return Scan(
+        name=name,
+        key=key,
+        recipe=recipe,
+        source="base model" if run is None else f"{run} ({weights})",
+        iteration=iteration,
+        prompts=[p.text for p in prompts],
+        rows=rows,
+        shots=[d.shots for d in drawn],
+        advice=advise(rows, tolerance, reference(recipe)),
+        tolerance=tolerance,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _progress(console: Console) -> bars.Progress:
+    columns: list[Any] = [bars.TextColumn("{task.description}"), bars.BarColumn(bar_width=24)]
+    columns += [bars.MofNCompleteColumn(), bars.TextColumn("samples"), bars.TimeRemainingColumn(compact=True)]
+    return bars.Progress(*columns, console=console, transient=True)
+
+
+def _table(scan: "Scan") -> Table:
+    title = (
+        f"{scan.key} on {escape(scan.name)}: {len(scan.prompts)} training prompts x {scan.recipe.train.group} samples"
+    )
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(scan.key.rpartition(".")[2], overflow="fold")
+    names = ["spread", "silent", "reward", "minus ODE", "from ODE", "in group", "calls", "ms"]
+    if scan.language:
+        names[3:6] = ["minus greedy", "not greedy", "other in group"]
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=name == "spread" or name.startswith("minus"))
+    for row in scan.rows:
+        cells = [_short(row.spread), f"{row.silent:.0%}", f"{row.reward.value:.3f}", _short(row.quality, "+")]
+        values = (row.distance and row.distance.value, row.diversity)
+        cells += ["" if value is None else f"{value:.3f}" for value in values]
+        cells += [f"{row.forwards:.4g}", f"{row.seconds * 1000:.3g}"]
+        table.add_row(escape(row.label), *cells, style="bold green" if row.label == scan.advice.label else "")
+    return table
+
+
+def _short(mean: "Mean", sign: str = "") -> str:
+    return f"{mean.value:{sign}.3f}±{mean.error:.3f}"
+
+
+def _advice(scan: "Scan") -> str:
+    head = f"[bold]{scan.key}={escape(scan.advice.label)}[/]: " if scan.advice.label is not None else ""
+    return head + escape(scan.advice.text)

@@ -1,0 +1,234 @@
+"""report.html of a scan: one page that stands alone, in the manner of a run's report."""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from flowrl import __version__
+from flowrl.evaluate import Mean
+from flowrl.pictures import image
+from flowrl.recipe.load import dump
+from flowrl.report import numerals, page
+from flowrl.report.figures import WIDTH, Chart, Curve, Frame, draw
+from flowrl.report.glossary import meaning
+from flowrl.report.scales import Axis
+from flowrl.report.thumbnails import encoded
+from flowrl.scan.draw import Shot
+from flowrl.scan.measures import Row
+from flowrl.scan.result import Scan
+
+HERE = Path(__file__).parent
+NAME = "report.html"
+SIDE, QUALITY = 160, 75  # of pictures, longest side; see thumbnails
+STOCHASTIC, REFERENCE, LIMIT = 1, 2, 6  # colours
+
+
+@dataclasses.dataclass(frozen=True)
+class Places(Frame):
+    """An x axis with a place for every scanned value, evenly apart."""
+
+    labels: tuple[str, ...] = ()
+
+    @property
+    def x(self) -> Axis:
+        """Places 1, 2, ... with half a place of room at either end, which begins at 0."""
+        ticks = tuple((i + 0.5, label) for i, label in enumerate(self.labels))
+        return Axis(0.0, float(len(self.labels)), WIDTH, ticks)
+
+
+def write(scan: Scan, folder: Path) -> Path:
+    """Writes the page into the scan's folder; returns its path."""
+    path = folder / NAME
+    path.write_text(render(scan), encoding="utf-8")
+    return path
+
+
+def render(scan: Scan) -> str:
+    """The page as text. Whatever prompts and models say is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([HERE, page.HERE]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"score": numerals.score}
+    return environment.get_template("scan.html").render(_context(scan))
+
+
+def _context(scan: Scan) -> dict[str, Any]:
+    return {
+        "version": __version__,
+        "scan": scan,
+        "advice": scan.advice,
+        "facts": _facts(scan),
+        "rows": [_told(scan, row, _places(scan.rows)) for row in scan.rows],
+        "short": scan.key.rpartition(".")[2],
+        "unit": "token-forwards" if scan.language else "row-forwards",
+        "charts": [c for c in _charts(scan) if c is not None],
+        "statistics": [c for c in _statistics(scan) if c is not None],
+        "values": [
+            (row.label, [_shown(shot) for shot in shots]) for row, shots in zip(scan.rows, scan.shots, strict=True)
+        ],
+        "opened": scan.advice.label or scan.rows[len(scan.rows) // 2].label,
+        "recipe": dump(scan.recipe),
+    }
+
+
+def _facts(scan: Scan) -> list[tuple[str, str]]:
+    number, group = len(scan.prompts), scan.recipe.train.group
+    facts = [
+        ("Model", scan.recipe.model),
+        ("Weights", scan.source),
+        ("Each value", f"{number} training prompts × {group} samples"),
+        ("Drawn as in", f"iteration {scan.iteration}"),
+        ("Seed", str(scan.recipe.seed)),
+        ("Time", numerals.duration(scan.seconds)),
+    ]
+    return facts
+
+
+def _places(rows: Sequence[Row]) -> int:
+    """Decimals that the numbers of a table need: enough for two digits of a usual error."""
+    needed = [
+        numerals.decimals(*(numerals.Mean(*dataclasses.astuple(m)) for m in (r.spread, r.reward, r.quality)))
+        for r in rows
+    ]
+    return statistics.median_low(needed)
+
+
+def _told(scan: Scan, row: Row, places: int) -> dict[str, str]:
+    """A line of the table."""
+    return {
+        "label": row.label,
+        "spread": _number(row.spread, places),
+        "silent": f"{row.silent:.0%}".replace("%", " %"),
+        "reward": _number(row.reward, places),
+        "ode": _number(row.ode, places),
+        "quality": _number(row.quality, places, signed=True),
+        "distance": "" if row.distance is None else f"{row.distance.value:.3f}",
+        "diversity": "" if row.diversity is None else f"{row.diversity:.3f}",
+        "forwards": numerals.compact(row.forwards),
+        "seconds": f"{row.seconds * 1000:.3g} ms" if row.seconds < 1 else f"{row.seconds:.2f} s",
+        "verdict": scan.advice.verdicts[row.label],
+        "chosen": "chosen" if row.label == scan.advice.label else "open" if row.label in scan.advice.open else "",
+    }
+
+
+def _number(mean: Mean, places: int, *, signed: bool = False) -> str:
+    if not mean.number:
+        return "unknown"
+    return numerals.with_error(numerals.Mean(mean.value, mean.error, mean.number), places, signed=signed)
+
+
+def _charts(scan: Scan) -> list[Chart | None]:
+    rows, reference = scan.rows, scan.reference
+    limit = _line("the tolerance", [-scan.advice.limit] * len(rows), LIMIT)
+    held = "the greedy answer" if scan.language else "the ODE's sample"
+    return [
+        _chart(
+            scan,
+            "Spread of the reward within a group",
+            [_means("spread", [r.spread for r in rows])],
+            "standard deviation of the reward within a group, mean over groups: the signal of training",
+            zero=True,
+        ),
+        _chart(
+            scan,
+            f"Quality against {reference}",
+            [_means("samples", [r.quality for r in rows]), limit],
+            f"reward of the samples minus that of {reference} from the same initial noise",
+            also=[0.0],
+        ),
+        _chart(
+            scan,
+            "Reward",
+            [
+                _means("samples", [r.reward for r in rows]),
+                _means(reference, [r.ode for r in rows], REFERENCE),
+            ],
+            "weighted sum of the trained rewards, mean over prompts",
+        ),
+        _chart(
+            scan,
+            "Groups without any spread",
+            [_line("share", [r.silent for r in rows], dots=True)],
+            "share of groups that teach nothing, since all their samples score the same",
+            zero=True,
+        ),
+        _chart(
+            scan,
+            "How far samples go",
+            [
+                _line(f"from {held}", [None if r.distance is None else r.distance.value for r in rows], dots=True),
+                _line("between two of a group", [r.diversity for r in rows], REFERENCE, dots=True),
+            ],
+            "share of other texts; different texts in a group" if scan.language else "root-mean-square pixel distances",
+            zero=True,
+        ),
+        _chart(
+            scan,
+            "Denoiser row-forwards a sample" if not scan.language else "Token-forwards a sample",
+            [_line("forwards", [r.forwards for r in rows], dots=True)],
+            "counted while the samples were drawn",
+            zero=True,
+        ),
+    ]
+
+
+def _statistics(scan: Scan) -> list[Chart | None]:
+    """What the samples look like, beside the reference's."""
+    charts = []
+    for name in scan.rows[0].statistics:
+        title = name.removeprefix("samples/").replace("_", " ").capitalize()
+        curves = [_line("samples", [r.statistics.get(name) for r in scan.rows], dots=True)]
+        other = [r.ode_statistics.get(name) for r in scan.rows]
+        if any(v is not None for v in other):
+            curves.append(_line(scan.reference, other, REFERENCE, dots=True))
+        charts.append(_chart(scan, title, curves, meaning(name)))
+    return charts
+
+
+def _chart(
+    scan: Scan, title: str, curves: Sequence[Curve], hint: str, *, zero: bool = False, also: Sequence[float] = ()
+) -> Chart | None:
+    labels = tuple(row.label for row in scan.rows)
+    chart = draw(Places(0, (), labels), title, curves, hint=hint, zero=zero, also=also)
+    if chart is None:
+        return None
+    alt = f"{title}: " + "; ".join(_in_words(curve, labels) for curve in curves)
+    places = {f"{i + 0.5:g}": f"{scan.key} = {label}" for i, label in enumerate(labels)}
+    return dataclasses.replace(chart, alt=alt, last="", data=chart.data | {"places": places})
+
+
+def _in_words(curve: Curve, labels: Sequence[str]) -> str:
+    pairs = zip(labels, curve.points, strict=True)
+    return f"{curve.label} " + ", ".join(
+        f"{numerals.compact(v)} at {label}" for label, (_, v) in pairs if v is not None
+    )
+
+
+def _means(label: str, means: Sequence[Mean], colour: int = STOCHASTIC) -> Curve:
+    errors = [m.error if m.number else None for m in means]
+    return Curve(label, _points([m.value if m.number else None for m in means]), colour, dots=True, errors=errors)
+
+
+def _line(label: str, values: Sequence[float | None], colour: int = STOCHASTIC, *, dots: bool = False) -> Curve:
+    return Curve(label, _points(values), colour, dots=dots)
+
+
+def _points(values: Sequence[float | None]) -> list[tuple[float, float | None]]:
+    return [(i + 0.5, value if value is None or value == value else None) for i, value in enumerate(values)]
+
+
+def _shown(shot: Shot) -> dict[str, Any]:
+    """A prompt's samples, the reference first, each with its reward."""
+    pictures = [] if shot.pictures is None else [encoded(image(p), SIDE, QUALITY) for p in shot.pictures]
+    texts = shot.texts or [None] * len(shot.rewards)
+    rewards = [r if r == r else None for r in shot.rewards]
+    samples = [(p, t, r) for p, t, r in zip(pictures or [None] * len(rewards), texts, rewards, strict=True)]
+    return {"prompt": shot.prompt, "samples": samples}
