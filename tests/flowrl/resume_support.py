@@ -97,7 +97,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def final_state(folder: Path) -> dict[str, Any]:
     """Weights, moments, averages and all else of the last checkpoint, but clocks and the sizes of files with them."""
     saved = state.load(state.Checkpoints(folder).find("last"))
-    for name in ("seconds", "files"):
+    for name in ("seconds", "spent", "files"):
         saved["mark"].pop(name)
     return saved
 
