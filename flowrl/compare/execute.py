@@ -32,14 +32,18 @@ def is_done(cell: Cell) -> bool:
     return (cell.folder / "recipe.yaml").is_file() and read(cell.folder).finished
 
 
-def execute(cells: Sequence[Cell], jobs: int, report: Report, stopping: Stopping) -> dict[Path, str]:
+def execute(
+    cells: Sequence[Cell], jobs: int, report: Report, stopping: Stopping, look: Callable[[], None] = lambda: None
+) -> dict[Path, str]:
     """Runs what is not done yet, at most `jobs` at once; folder -> reason of each run that did not come to its end.
 
+    look is called about once a second while runs are under way.
     Raises Stopped after SIGINT or SIGTERM, once every process has saved its checkpoint and ended.
     """
     waiting = [cell for cell in cells if not is_done(cell)]
     running: list[Child] = []
     failed: dict[Path, str] = {}
+    looked = 0.0
     with stopping.listening(), _ended(running):
         while waiting or running:
             stopping.check()
@@ -51,6 +55,9 @@ def execute(cells: Sequence[Cell], jobs: int, report: Report, stopping: Stopping
                 if reason is not None:
                     failed[child.cell.folder] = reason
                 report(child.cell, reason or "done")
+            if time.monotonic() - looked > 1:
+                look()
+                looked = time.monotonic()
             time.sleep(PATIENCE if running else 0)
     return failed
 

@@ -85,7 +85,7 @@ def markdown(words: Words) -> str:
     """A table of GitHub's Markdown."""
     heads, rows = words
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '\\|') for cell in line)} |" for line in lines)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def write_curves(of: Overview, path: Path) -> None:

@@ -34,7 +34,7 @@ for (const chart of document.querySelectorAll("figure.chart")) {
     index = Math.max(0, Math.min(steps.length - 1, i));
     const at = steps[index], share = at / data.last;
     const head = document.createElement("div");
-    head.textContent = "iteration " + at;
+    head.textContent = (data.before ?? "iteration ") + (data.before === undefined ? at : text(at)) + (data.after ?? "");
     tip.replaceChildren(head);
     for (const curve of data.curves) {
       const i = nearest(curve.x, at);
