@@ -62,6 +62,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/run.py": {"flowrl"},
     "flowrl/report": {"flowrl.report"} | LIGHT,
     "flowrl/report/page.py": {"flowrl"},  # its version
+    "flowrl/compare": {"flowrl.compare", "flowrl.report", "flowrl.recipe", "flowrl.stopping", "flowrl.__version__"}
+    | LIGHT,
+    "flowrl/compare/costs.py": {"flowrl.compare", "flowrl.estimate", "flowrl.planning", "flowrl.recipe"},
+    "flowrl/compare/drift.py": {"flowrl"},
     "flowrl/commands": {"flowrl"},
     "flowrl/cli.py": {"flowrl"},
 }
@@ -84,6 +88,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "flowrl/watch.py": set(),
     "flowrl/scoring.py": {"torch"},
     "flowrl/report": {"jinja2", "yaml", "PIL"},  # a page is made without torch
+    "flowrl/compare": {"jinja2", "yaml", "PIL", "rich", "scipy", "matplotlib"},
+    "flowrl/compare/drift.py": {"torch"},
     "flowrl/recipe": {"pydantic", "yaml"},  # a recipe is refused before torch is loaded
 }
 # file or folder -> third parties that it may import inside functions only
@@ -92,6 +98,7 @@ LATE: dict[str, set[str]] = {
     "flowrl/cli.py": HEAVY | {"torch"},
     "flowrl/commands": HEAVY | {"torch"},
     "flowrl/prompts.py": {"datasets", "torch"},
+    "flowrl/compare": {"matplotlib"},  # an extra
     "flowrl/tracking.py": {"accelerate", "mlflow", "trackio"},  # a tracker's package is its own
 }
 # module -> the only files that may import it

@@ -33,7 +33,9 @@ def compare_command(
     seeds: Annotated[int, typer.Option(min=1, help="Runs a variant; the recipe's seed and those after it.")] = 1,
     budget: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="90s, 3m, 2h: how long each run trains; loading and evaluations not counted."),
+        typer.Option(
+            metavar="TIME", help="90s, 3m, 2h: how long each run trains; loading and evaluations not counted."
+        ),
     ] = None,
     evaluations: Annotated[
         int, typer.Option(min=2, help="With --budget: evaluations from start to end, at equal times.")
@@ -61,9 +63,7 @@ def compare_command(
         if len(folders) < len(targets) or vary or variants or budget or dry_run:
             other = next((t for t in targets if not Path(t).is_dir()), "an option of a grid")
             raise UserError(f"compare: got runs' folders and {other}; give folders alone, or a recipe")
-        from flowrl.compare.collect import of_folders
-
-        _show(of_folders(folders), "flowrl runs", output or Path("runs/compare"), [], drift, markdown)
+        _folders(folders, output, drift, markdown)
         return
     if time_from is not None and not dry_run:
         raise UserError("--time-from: is read with --dry-run; add it, or leave it out")
@@ -74,9 +74,20 @@ def compare_command(
     failed = _run(cells, jobs, output)
     from flowrl.compare.collect import of_grid
 
-    notes = _notes(output, budget, seeds)
+    notes = _notes(output, budget)
     if _show(of_grid(cells, failed), f"Variants of {Path(targets[0]).stem}", output, notes, drift, markdown):
         raise typer.Exit(1)
+
+
+def _folders(folders: Sequence[Path], output: Path | None, drift: bool, markdown: Path | None) -> None:
+    """Compares finished runs; those of one folder are compared in it."""
+    from flowrl.compare.collect import of_folders
+
+    whole = folders[0] if len(folders) == 1 and not (folders[0] / "recipe.yaml").is_file() else None
+    output = output or whole or Path("runs/compare")
+    notes = [] if whole is None else _notes(whole, None)
+    title = "flowrl runs" if whole is None else whole.resolve().name
+    _show(of_folders(folders), title, output, notes, drift, markdown)
 
 
 def _grid(
@@ -133,7 +144,7 @@ def _run(cells: "Sequence[Cell]", jobs: int, output: Path) -> dict[Path, str]:
     console = Console(highlight=False, soft_wrap=True)
     left = [cell for cell in cells if not is_done(cell)]
     if jobs > 1 and left:
-        (output / "concurrent").parent.mkdir(parents=True, exist_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
         (output / "concurrent").write_text(f"{jobs}\n", encoding="utf-8")
         console.print(f"{jobs} runs at once share this machine: compare their calls; their times disturb each other")
     running: list[Cell] = []
@@ -154,12 +165,14 @@ def _run(cells: "Sequence[Cell]", jobs: int, output: Path) -> dict[Path, str]:
             raise typer.Exit(stop.code) from None
 
 
-def _notes(output: Path, budget: str | None, seeds: int) -> list[str]:
+def _notes(output: Path, budget: str | None) -> list[str]:
     """What a reader of the results has to know."""
     notes = [f"Each run trained for {budget}; loading, evaluations and checkpoints are not counted."] if budget else []
     if (output / "concurrent").is_file():
-        notes.append("Several runs shared the machine at a time: their times disturbed each other, their calls did not.")
-    return notes + (["One seed a variant: there are no error bars."] if seeds == 1 else [])
+        notes.append(
+            "Several runs shared the machine at a time: their times disturbed each other, their calls did not."
+        )
+    return notes
 
 
 def _show(
@@ -185,7 +198,9 @@ def _show(
         if markdown is not None:
             marked.write(found, shown, markdown, shlex.join(["flowrl", *sys.argv[1:]]))
     except OSError as error:
-        raise UserError(f"{error.filename or output}: cannot be written ({error.strerror}); name another place") from error
+        raise UserError(
+            f"{error.filename or output}: cannot be written ({error.strerror}); name another place"
+        ) from error
     _print(found, output)
     return bool(found.failures)
 

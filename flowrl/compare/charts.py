@@ -20,7 +20,9 @@ def chart(of: Overview, axis: str, reward: str) -> Chart | None:
         return None
     last = max(x for band in found.bands for x, _ in band.points)
     x = scales.iterations(int(last + 0.999), WIDTH) if last >= 5 else scales.axis([0.0, last], WIDTH, zero=True)
-    y = scales.axis([e for b in found.bands for _, m in b.points for e in (m.value - m.error, m.value + m.error)], HEIGHT)
+    y = scales.axis(
+        [e for b in found.bands for _, m in b.points for e in (m.value - m.error, m.value + m.error)], HEIGHT
+    )
     title = f"{reward} {TITLES[axis].format(unit=of.unit)}"
     return Chart(
         title=title,

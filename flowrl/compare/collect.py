@@ -109,13 +109,13 @@ def of_folders(folders: Sequence[Path]) -> list[Outcome]:
         group = next(same, None)
         groups.append([run]) if group is None else group.append(run)
     names = _names([group[0] for group in groups], recipes)
-    found = [
-        outcome(name, recipes[run].seed, run) for group, name in zip(groups, names, strict=True) for run in group
-    ]
+    found = [outcome(name, recipes[run].seed, run) for group, name in zip(groups, names, strict=True) for run in group]
     seen: set[tuple[str, int]] = set()
     for one in found:
         if (one.variant, one.seed) in seen:
-            raise UserError(f"{one.folder}: its recipe and seed are those of another run that is given; name one of them")
+            raise UserError(
+                f"{one.folder}: its recipe and seed are those of another run that is given; name one of them"
+            )
         seen.add((one.variant, one.seed))
     return found
 
@@ -125,7 +125,9 @@ def _runs(folder: Path) -> list[Path]:
         return [folder]
     found = sorted(path.parent for path in folder.glob("**/recipe.yaml"))
     if not found:
-        raise UserError(f"{folder}: holds no run (no recipe.yaml in it or below), accepted: folders of runs; correct it")
+        raise UserError(
+            f"{folder}: holds no run (no recipe.yaml in it or below), accepted: folders of runs; correct it"
+        )
     return found
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from flowrl.compare.grid import Cell, write
 from flowrl.report.read import read
@@ -19,12 +20,39 @@ PATIENCE = 0.1  # seconds between two looks at the processes
 Report = Callable[[Cell, str], None]  # a run, and "begins", "goes on", "done" or why it ended early
 
 
+class Process(Protocol):
+    """What is asked of a process that runs a command."""
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+        ...
+
+    def send_signal(self, number: int) -> None:
+        """Sends it a signal."""
+        ...
+
+    def wait(self) -> int:
+        """Its exit code, once it has ended."""
+        ...
+
+
+def start(command: Sequence[str], log: Path) -> Process:
+    """A process that runs the command, its output added to the log.
+
+    It has a session of its own: a Ctrl-C in the terminal is for us to pass on.
+    """
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+
+
 @dataclass
 class Child:
     """A run's process."""
 
     cell: Cell
-    process: subprocess.Popen
+    process: Process
 
 
 def is_done(cell: Cell) -> bool:
@@ -33,7 +61,12 @@ def is_done(cell: Cell) -> bool:
 
 
 def execute(
-    cells: Sequence[Cell], jobs: int, report: Report, stopping: Stopping, look: Callable[[], None] = lambda: None
+    cells: Sequence[Cell],
+    jobs: int,
+    report: Report,
+    stopping: Stopping,
+    look: Callable[[], None] = lambda: None,
+    start: Callable[[Sequence[str], Path], Process] = start,
 ) -> dict[Path, str]:
     """Runs what is not done yet, at most `jobs` at once; folder -> reason of each run that did not come to its end.
 
@@ -48,7 +81,7 @@ def execute(
         while waiting or running:
             stopping.check()
             while waiting and len(running) < jobs:
-                running.append(_begin(waiting.pop(0), report))
+                running.append(_begin(waiting.pop(0), report, start))
             for child in [c for c in running if c.process.poll() is not None]:
                 running.remove(child)
                 reason = _reason(child)
@@ -84,20 +117,17 @@ def _ended(running: Sequence[Child]) -> Iterator[None]:
         raise
 
 
-def _begin(cell: Cell, report: Report) -> Child:
-    """Starts a run, or goes on with it. It has a session of its own: a Ctrl-C in the terminal is for us to pass on."""
+def _begin(cell: Cell, report: Report, start: Callable[[Sequence[str], Path], Process]) -> Child:
+    """Starts a run, or goes on with it."""
     write(cell)
     begun = (cell.folder / "recipe.yaml").is_file()
     if not begun:
         _clear(cell.folder)
     command = [sys.executable, "-m", "flowrl.cli", "run", str(cell.file)]
     command += [f"resume={cell.folder}"] if begun else []
-    with cell.log.open("ab") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
-        )
+    child = Child(cell, start(command, cell.log))
     report(cell, "goes on" if begun else "begins")
-    return Child(cell, process)
+    return child
 
 
 def _clear(folder: Path) -> None:
@@ -109,7 +139,7 @@ def _clear(folder: Path) -> None:
 
 def _reason(child: Child) -> str | None:
     """Why a process ended before its run was done, None where it was."""
-    code = child.process.returncode
+    code = child.process.wait()
     if code == 0 and is_done(child.cell):
         return None
     if code < 0:
@@ -124,5 +154,3 @@ def share_threads(jobs: int) -> int | None:
     """Threads that each of several processes gets of this machine's; None for one, which takes what it likes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return None if jobs == 1 else max(1, cores // jobs)
-
-

@@ -54,11 +54,6 @@ class Overview:
         """The runs that are not compared."""
         return [o for o in self.outcomes if o.problem is not None]
 
-    def where(self, axis: str, reward: str | None = None) -> str:
-        """`180 s of training` or `64,000 row-forwards`: where the values of an axis are compared."""
-        found = next((c for c in self.comparisons if c.axis == axis and reward in (None, c.reward)), None)
-        return "" if found is None else place(axis, found.end, self.unit)
-
 
 def overview(title: str, outcomes: Sequence[Outcome], drifts: Drifts, notes: Sequence[str] = ()) -> Overview:
     """All that is said of these runs."""
@@ -98,9 +93,14 @@ def told(value: Mean | None, *like: Mean, short: bool = False) -> str:
     if value is None:
         return "\N{EN DASH}"
     if short:
-        return compact(value.value) + (f" ± {value.error:.1g}" if value.number > 1 else "")
+        return _digits(value.value, 3) + (f" ±\N{NO-BREAK SPACE}{_digits(value.error, 1)}" if value.number > 1 else "")
     places = min(4, decimals(value, *like))
     return with_error(value, places) if value.number > 1 else plain(value.value, places)
+
+
+def _digits(value: float, number: int) -> str:
+    """So many significant digits, without an exponent where it would be no shorter."""
+    return compact(float(f"{value:.{number}g}"))
 
 
 def sentences(of: Overview, axis: str, reward: str) -> list[str]:

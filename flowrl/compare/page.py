@@ -50,7 +50,7 @@ def _context(of: Overview, sheet: Sheet | None, beside: Path) -> dict[str, Any]:
         "title": of.title,
         "notes": of.notes,
         "unit": of.unit,
-        "headline": headline(of, "seconds", of.rewards[0]) if of.rewards else "No run has come to its end yet.",
+        "headline": headline(of, "seconds", of.rewards[0]) if of.comparisons else "No run has come to its end yet.",
         "state": f"{compared} of {len(of.outcomes)} runs are compared, of {len(of.rows)} variants.",
         "failures": of.failures,
         "rewards": [_reward(of, name) for name in of.rewards],

@@ -30,7 +30,9 @@ def write_curves(of: Overview, path: Path) -> None:
     from matplotlib.figure import Figure
 
     number = len(of.rewards)
-    figure = Figure(figsize=(12, 3.5 * number + 0.7 + 0.34 * len(of.rows)), dpi=DPI, facecolor=PAPER, layout="constrained")
+    figure = Figure(
+        figsize=(12, 3.5 * number + 0.7 + 0.34 * len(of.rows)), dpi=DPI, facecolor=PAPER, layout="constrained"
+    )
     heights = [3.5] * number + [0.7 + 0.34 * len(of.rows)]
     grid = figure.add_gridspec(number + 1, 2, height_ratios=heights)
     for i, reward in enumerate(of.rewards):
@@ -66,7 +68,9 @@ def _bars(plot: Any, of: Overview) -> None:
     names, left = [row.variant for row in of.rows][::-1], [0.0] * len(of.rows)
     for phase in PHASES:
         widths = [row.seconds[phase].value if phase in row.seconds else 0.0 for row in of.rows][::-1]
-        plot.barh(names, widths, left=left, height=0.66, color=PHASE_COLOURS[phase], alpha=0.85, label=PHASE_WORDS[phase])
+        plot.barh(
+            names, widths, left=left, height=0.66, color=PHASE_COLOURS[phase], alpha=0.85, label=PHASE_WORDS[phase]
+        )
         left = [a + b for a, b in zip(left, widths, strict=True)]
     plot.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False, labelcolor=INK, borderaxespad=0.0)
     plot.grid(axis="y", visible=False)

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from flowrl.compare.collect import PHASES
 from flowrl.compare.overview import AXES, DRIFT, Overview, Row, told
-from flowrl.report.numerals import Mean
+from flowrl.report.numerals import Mean, duration
 
 PHASE_WORDS = {"rollout": "rollout", "score": "scoring", "train": "training"}
 DRIFT_WORDS = {
@@ -24,7 +26,7 @@ Words = tuple[list[str], list[list[str]]]  # column heads, a row a variant
 def held(of: Overview) -> Words:
     """Held-out means at equal time and at equal calls."""
     columns = [(axis, reward) for reward in of.rewards for axis in AXES if of.comparison(axis, reward)]
-    heads = ["variant", "seeds", *(f"{reward} at {of.where(axis, reward)}" for axis, reward in columns)]
+    heads = ["variant", "seeds", *(_head(of, axis, reward) for axis, reward in columns)]
     rows = []
     for row in of.rows:
         cells = [told(row.held.get(c), *_column(of, c)) for c in columns]
@@ -35,8 +37,7 @@ def held(of: Overview) -> Words:
 def costs(of: Overview) -> Words:
     """Iterations, and what one takes: seconds by phase and calls of the model."""
     phases = [p for p in PHASES if any(p in row.seconds for row in of.rows)]
-    heads = ["variant", "iterations", "s / iteration", *(f"{PHASE_WORDS[p]}, s" for p in phases)]
-    heads += [f"{of.unit}-forwards / iteration"]
+    heads = ["variant", "iterations", "seconds each", *(PHASE_WORDS[p] for p in phases), f"{of.unit}s each"]
     rows = []
     for row in of.rows:
         cells = [told(row.seconds.get(p), short=True) for p in phases]
@@ -66,6 +67,13 @@ def runs(of: Overview) -> Words:
     return heads, rows
 
 
+def _head(of: Overview, axis: str, reward: str) -> str:
+    """A reward and where it is compared: `shapes, 180 s` or `shapes, 64,000 rows`."""
+    found = of.comparison(axis, reward)
+    end = 0.0 if found is None else found.end
+    return f"{reward}, {duration(end) if axis == 'seconds' else f'{end:,.0f} {of.unit}s'}"
+
+
 def _column(of: Overview, column: tuple[str, str]) -> list[Mean]:
     return [row.held[column] for row in of.rows if column in row.held]
 
@@ -73,11 +81,11 @@ def _column(of: Overview, column: tuple[str, str]) -> list[Mean]:
 def terminal(words: Words, title: str) -> Table:
     """A table for the terminal."""
     heads, rows = words
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i == 0 else "right", overflow="fold")
+        table.add_column(head, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i == 0)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from resume_support import QUICK_TEXT, final_state, metrics, same
 
 from cli_support import quiet
 from flowrl import loop, state
@@ -19,7 +20,6 @@ from flowrl.recipe.load import load
 from flowrl.report.read import read
 from flowrl.run import run
 from flowrl.stopping import Stopped
-from resume_support import QUICK_TEXT, final_state, metrics, same
 
 TIMED = [*QUICK_TEXT, "train.iterations=50", "train.seconds=5", "eval.every=1000", "eval.every_seconds=4"]
 
