@@ -28,8 +28,8 @@ from flowrl.policies.pipeline import PipelinePolicy
 from flowrl.policies.walks import Dynamics
 from flowrl.worlds.shapes.captions import heldout_scenes
 from flowrl.worlds.shapes.model import CALL, encode_captions, velocity
-from samplers.plan import Plan
 from samplers.transitions import flow_sde
+from samplers.plan import Plan
 
 NOISE = 0.7
 

@@ -16,8 +16,8 @@ from flowrl.policies.noise import Key, start_generators
 from flowrl.policies.pipeline import PipelinePolicy
 from flowrl.policies.scheduler import Step
 from flowrl.policies.walks import Dynamics, Recording
-from samplers.plan import Plan
 from samplers.transitions import flow_sde
+from samplers.plan import Plan
 
 STEPS = 4
 SEED = 1

@@ -33,9 +33,7 @@ def compare_command(
     seeds: Annotated[int, typer.Option(min=1, help="Runs a variant; the recipe's seed and those after it.")] = 1,
     budget: Annotated[
         str | None,
-        typer.Option(
-            metavar="TIME", help="90s, 3m, 2h: how long each run trains; loading and evaluations not counted."
-        ),
+        typer.Option(metavar="TIME", help="90s, 3m, 2h: how long each run trains; evaluations not counted."),
     ] = None,
     evaluations: Annotated[
         int, typer.Option(min=2, help="With --budget: evaluations from start to end, at equal times.")
@@ -169,9 +167,7 @@ def _notes(output: Path, budget: str | None) -> list[str]:
     """What a reader of the results has to know."""
     notes = [f"Each run trained for {budget}; loading, evaluations and checkpoints are not counted."] if budget else []
     if (output / "concurrent").is_file():
-        notes.append(
-            "Several runs shared the machine at a time: their times disturbed each other, their calls did not."
-        )
+        notes.append("Several runs shared the machine at once: their times disturbed each other, their calls did not.")
     return notes
 
 
@@ -198,9 +194,7 @@ def _show(
         if markdown is not None:
             marked.write(found, shown, markdown, shlex.join(["flowrl", *sys.argv[1:]]))
     except OSError as error:
-        raise UserError(
-            f"{error.filename or output}: cannot be written ({error.strerror}); name another place"
-        ) from error
+        raise UserError(f"{error.filename or output}: cannot be written ({error.strerror}); name another") from error
     _print(found, output)
     return bool(found.failures)
 

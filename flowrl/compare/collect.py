@@ -113,9 +113,7 @@ def of_folders(folders: Sequence[Path]) -> list[Outcome]:
     seen: set[tuple[str, int]] = set()
     for one in found:
         if (one.variant, one.seed) in seen:
-            raise UserError(
-                f"{one.folder}: its recipe and seed are those of another run that is given; name one of them"
-            )
+            raise UserError(f"{one.folder}: another run that is given has its recipe and its seed; name one of them")
         seen.add((one.variant, one.seed))
     return found
 
@@ -125,9 +123,7 @@ def _runs(folder: Path) -> list[Path]:
         return [folder]
     found = sorted(path.parent for path in folder.glob("**/recipe.yaml"))
     if not found:
-        raise UserError(
-            f"{folder}: holds no run (no recipe.yaml in it or below), accepted: folders of runs; correct it"
-        )
+        raise UserError(f"{folder}: no recipe.yaml in it or below, accepted: folders of runs; correct it")
     return found
 
 

@@ -3,8 +3,8 @@
 All on held-out prompts at equal noise, under one plan for all runs that are compared, whatever plan each trained under:
 distance     root mean square over pixels between the ODE samples of the base model and of the trained one, mean over
              samples, in [0, 1]; the diversity within a group is on the same scale
-kl           exact divergence of the trained model's step from the base model's, a latent element, mean over the steps of
-             stochastic rollouts of the trained model (of a language model: a token, over the vocabulary)
+kl           exact divergence of the trained model's step from the base model's, a latent element, mean over the steps
+             of stochastic rollouts of the trained model (of a language model: a token, over the vocabulary)
 diversity    samples/diversity, or samples/distinct of texts (see flowrl/statistics.py), of groups drawn for one prompt
 """
 

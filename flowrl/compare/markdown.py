@@ -66,11 +66,9 @@ def _blocks(of: Overview, sheet: Sheet | None, path: Path, command: str) -> dict
     drift = tables.drift(of)
     found["drift"] = "Not measured." if drift is None else tables.markdown(drift)
     if sheet is not None and sheet.pictures:
-        figure = path.with_name(f"{path.stem}-samples.png")
-        plots.write_samples(sheet, figure)
-        found["samples"] = (
-            f"![Held-out samples of seed {sheet.seed}: a row a prompt, a column a variant]({figure.name})"
-        )
+        name = f"{path.stem}-samples.png"
+        plots.write_samples(sheet, path.with_name(name))
+        found["samples"] = f"![Held-out samples of seed {sheet.seed}, a row a prompt, a column a variant]({name})"
     heads, rows = tables.runs(of)
     found["runs"] = tables.markdown((heads[:-1], [row[:-1] for row in rows]))  # folders are this machine's own
     return found

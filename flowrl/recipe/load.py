@@ -88,7 +88,7 @@ def _find(path_or_name: str) -> Path:
 
 
 def parse(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, read as recipes are. Raises RecipeError, naming the file and line, for anything else."""
+    """The mapping in a YAML file, read as recipes are. Raises RecipeError, with file and line, for anything else."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -170,8 +170,8 @@ class Train(Strict):
     time by one more rollout. skip_truncated: completions that their length limit ended count in the statistics of their
     group, not in the loss. seconds: the run ends after the iteration with which rollouts, scoring and training have
     taken so long, evaluations and checkpoints not counted; a schedule then goes by the share of this time that is spent
-    or of the iterations, whichever is larger (null: no limit). warmup: in optimizer steps. ema: decay of the averaged weights that are evaluated and saved,
-    moved every ema_every steps.
+    or of the iterations, whichever is larger (null: no limit). warmup: in optimizer steps. ema: decay of the averaged
+    weights that are evaluated and saved, moved every ema_every steps.
     """
 
     prompts: int = key(4, "a whole number >= 1", ge=1)

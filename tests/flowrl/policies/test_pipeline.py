@@ -30,8 +30,8 @@ from policies_support import (
     untouched,
     watched_steps,
 )
-from samplers.plan import Plan
 from samplers.transitions import flow_sde
+from samplers.plan import Plan
 
 
 @pytest.fixture(scope="module")

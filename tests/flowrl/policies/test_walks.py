@@ -14,8 +14,8 @@ from flowrl.policies.tape import Tape
 from flowrl.policies.walks import Dynamics
 from policies_support import PROMPTS, SDE, SEED, STEPS, FamilyPolicy, gap, pictures, scores, watched_steps
 from samplers.gaussian import Gaussian
-from samplers.plan import Plan
 from samplers.transitions import flow_sde, ode
+from samplers.plan import Plan
 
 
 def tape_tensors(rollout: Rollout) -> dict[str, dict[int, list[int]]]:
