@@ -85,7 +85,8 @@ def _folders(folders: Sequence[Path], output: Path | None, drift: bool, markdown
     output = output or whole or Path("runs/compare")
     notes = [] if whole is None else _notes(whole, None)
     title = "flowrl runs" if whole is None else whole.resolve().name
-    _show(of_folders(folders), title, output, notes, drift, markdown)
+    if _show(of_folders(folders), title, output, notes, drift, markdown):
+        raise typer.Exit(1)
 
 
 def _grid(

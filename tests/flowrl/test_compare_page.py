@@ -116,7 +116,7 @@ def test_a_file_of_somebody_else_is_not_written_over(runs: Path, tmp_path: Path)
 def test_tables_show_means_with_errors_over_seeds(runs: Path):
     heads, rows = tables.held(told(runs))
     assert heads == ["variant", "seeds", "shapes, 5.3 s", "shapes, 80 rows", "strict, 5.3 s", "strict, 80 rows"]
-    assert rows[0][:2] == ["size=2", "3"] and rows[0][3] == "0.720 ±\N{NO-BREAK SPACE}0.012"
+    assert rows[0][:2] == ["size=2", "3"] and rows[0][3] == "0.7200 ±\N{NO-BREAK SPACE}0.0115"
     _, costs = tables.costs(told(runs))
     assert [row[1:3] for row in costs] == [["4 ±\N{NO-BREAK SPACE}0", "2"], ["4 ±\N{NO-BREAK SPACE}0", "1.33"]]
     single = overview("one", of_folders([runs / "2-0"]), {})
