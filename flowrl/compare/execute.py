@@ -27,7 +27,7 @@ class Process(Protocol):
         """Its exit code, negative for a signal; None while it runs."""
         ...
 
-    def send_signal(self, number: int) -> None:
+    def send_signal(self, number: int, /) -> None:
         """Sends it a signal."""
         ...
 
