@@ -8,6 +8,7 @@ import typer
 from flowrl import __version__
 from flowrl.commands import world
 from flowrl.commands.check import check_command
+from flowrl.commands.compare import compare_command
 from flowrl.commands.evaluate import evaluate_command
 from flowrl.commands.export import export_command
 from flowrl.commands.listing import list_command
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command("check")(check_command)
+app.command("compare")(compare_command)
 app.command("eval")(evaluate_command)
 app.command()(sample)
 app.command("scan")(scan_command)

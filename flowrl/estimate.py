@@ -39,8 +39,8 @@ class Duration:
 def duration(recipe: Recipe, pace: Pace, num_heldout: int) -> Duration:
     """The seconds of a run at this pace: iterations, with the divergence's forwards where it is paid, and evaluations.
 
-    Windows that move are counted as they move, and completions as if each took all its tokens. Loading, decoding and
-    saving are not in it.
+    Windows that move are counted as they move, and completions as if each took all its tokens. train.seconds ends a run
+    before its iterations do. Loading, decoding and saving are not in it.
     """
     iterations = recipe.train.iterations
     shown = [arithmetic(recipe, i) for i in range(min(iterations, 1000))]
@@ -51,8 +51,14 @@ def duration(recipe: Recipe, pace: Pace, num_heldout: int) -> Duration:
     plan = eval_plan(recipe)
     forwards = plan.num_steps if recipe.generation is None else plan.max_new_tokens
     each = num_heldout * (forwards * pace.forward + pace.scoring)
-    samples = sum(a.samples for a in shown) * share
-    return Duration(rollout, samples * pace.scoring, training, evaluations(recipe) * each)
+    scoring = sum(a.samples for a in shown) * share * pace.scoring
+    whole = rollout + scoring + training
+    limit = recipe.train.seconds if recipe.train.seconds is not None else whole
+    part = min(1.0, limit / whole) if whole else 1.0
+    between = recipe.eval.every_seconds
+    timed = 0 if between is None or recipe.prompts.heldout is None else int(part * whole / between)
+    evaluated = (evaluations(recipe, part) + timed) * each
+    return Duration(rollout * part, scoring * part, training * part, evaluated)
 
 
 def assumed(recipe: Recipe, forward: float) -> Pace:
@@ -99,9 +105,9 @@ def time_text(recipe: Recipe, pace: Pace, num_heldout: int) -> str:
     )
 
 
-def evaluations(recipe: Recipe) -> int:
-    """How many evaluations a run makes."""
-    evaluation, iterations = recipe.eval, recipe.train.iterations
+def evaluations(recipe: Recipe, part: float = 1.0) -> int:
+    """How many evaluations a run makes that does this part of its iterations, those of eval.every_seconds left out."""
+    evaluation, iterations = recipe.eval, max(1, round(recipe.train.iterations * part))
     if recipe.prompts.heldout is None:
         return 0
     between = (iterations - 1) // evaluation.every if evaluation.every else 0

@@ -14,7 +14,8 @@ class Learner:
 
     warmup: optimizer steps of linear rise. schedule: constant, linear or cosine over `total` steps. average: decay of
     the moving average (None: none), which moves every `average_every` steps and, as in Flow-GRPO's code, no slower
-    than (1 + n) / (10 + n) at its n-th move. All state is in `state_dict`.
+    than (1 + n) / (10 + n) at its n-th move. All state is in `state_dict`. share: of a run that is limited by time, how
+    much of that is spent, set from outside: a schedule is as far as this or the steps say, whichever is further.
     """
 
     def __init__(
@@ -35,8 +36,8 @@ class Learner:
         self.max_grad_norm, self.average_decay, self.average_every = max_grad_norm, average or 0.0, average_every
         self.optimizer = torch.optim.AdamW(self.parameters, lr, betas=betas, weight_decay=weight_decay)
         self.average = None if average is None else [p.detach().clone() for p in self.parameters]
-        self.steps, self.factor = 0, 1.0
-        self._rate = lambda n: lr * _rate(n, warmup, schedule, total)
+        self.steps, self.factor, self.share = 0, 1.0, 0.0
+        self._rate = lambda n: lr * _rate(n, warmup, schedule, total, self.share)
 
     def step(self) -> Tensor:
         """One optimizer step on the gradients at hand; returns their norm before clipping, and clears them.
@@ -109,9 +110,9 @@ def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
         t.copy_(s)
 
 
-def _rate(step: int, warmup: int, schedule: str, total: int) -> float:
-    """The factor of the learning rate at an optimizer step, counted from 0."""
+def _rate(step: int, warmup: int, schedule: str, total: int, share: float) -> float:
+    """The factor of the learning rate at an optimizer step, counted from 0; share: of the time that is spent."""
     if step < warmup:
         return (step + 1) / warmup
-    left = max(0.0, 1 - (step - warmup) / max(1, total - warmup))
+    left = max(0.0, 1 - max((step - warmup) / max(1, total - warmup), share))
     return {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[schedule]

@@ -63,6 +63,7 @@ class Run:
     evaluations: dict[int, Evaluation] = field(default_factory=dict)
     best: tuple[int, float] | None = None  # iteration and held-out reward
     seconds: float = 0.0  # spent before this process
+    spent: float = 0.0  # seconds of all iterations: rollout, scoring and training
 
     def __post_init__(self) -> None:
         self.cursor = cursor_over(self.recipe, self.inputs.train)
@@ -71,6 +72,7 @@ class Run:
         self._started = time.perf_counter()
         self.watch = build_watch(self.recipe)
         self._rung: list[Alarm] = []
+        self._times = 0  # multiples of eval.every_seconds that an evaluation has answered
         self._saved: tuple[int, int] | None = None
         self._held: dict[str, Any] = {}
 
@@ -88,7 +90,7 @@ class Run:
                 while True:
                     self._between()
                     self.stopping.check()
-                    if self.iteration == self.recipe.train.iterations:
+                    if self._ended:
                         break
                     self._step(progress)
             except Stopped:
@@ -106,16 +108,25 @@ class Run:
             self._answer()
             report.write(self.folder.path)
         every = self.recipe.checkpoint.every
-        last = self.iteration == self.recipe.train.iterations
+        last = self._ended
         is_best = self.best is not None and self.best[0] == self.iteration
         if is_best or last or (every and self.iteration % every == 0):
             self._save()
         if is_best:
             self.checkpoints.mark_best(self.iteration)
 
+    @property
+    def _ended(self) -> bool:
+        """Whether all iterations are done, or all the time that they may take is spent."""
+        train = self.recipe.train
+        return self.iteration >= train.iterations or (train.seconds is not None and self.spent >= train.seconds)
+
     def _step(self, progress: Progress) -> None:
+        if self.recipe.train.seconds is not None:
+            self.learner.share = self.spent / self.recipe.train.seconds
         result = self._iterate(self.iteration, progress)
         self.iteration += 1
+        self.spent += sum(value for name, value in result.metrics.items() if name.startswith("time_"))
         self.folder.log(self.iteration, result.metrics)
         self._ring(self.watch.after_iteration(self.iteration, result.metrics))
         progress.iteration_done(self.iteration, result.metrics, self._rewards_shown())
@@ -126,7 +137,16 @@ class Run:
         totals = {"rollout": sizes.rollout_forwards, "score": len(self.inputs.scorer.rewards)}
         totals["train"] = sizes.train_forwards + sizes.reference_forwards + sizes.whole_row_forwards
 
+        phase, forwards = "", dict.fromkeys(("rollout", "train"), 0)
+
+        def enter(name: str) -> None:
+            nonlocal phase
+            phase = name
+            progress.phase(name, totals[name])
+
         def tick(number: int) -> None:
+            if phase in forwards:
+                forwards[phase] += number
             progress.advance(number)
             self._stop_if_unmoved()
 
@@ -153,9 +173,10 @@ class Run:
                 keep=train.keep,
                 members=members,
             ),
-            enter=lambda phase: progress.phase(phase, totals[phase]),
+            enter=enter,
             more=self.cursor.take,
         )
+        result.metrics |= {f"forwards/{name}": float(number) for name, number in forwards.items()}
         result.metrics |= sample_statistics(result.samples)
         return result
 
@@ -169,12 +190,17 @@ class Run:
     # ------------------------------------------------------------------ evaluation
 
     def _evaluation_is_due(self) -> bool:
-        at, done, last = self.recipe.eval, self.iteration, self.recipe.train.iterations
+        at, done = self.recipe.eval, self.iteration
         if not self.inputs.heldout:
             return False
-        if done in (0, last):
+        if done == 0 or self._ended:
             return at.at_start if done == 0 else at.at_end
-        return bool(at.every) and done % (at.every or 1) == 0
+        return bool(at.every and done % at.every == 0) or self._times_passed() > self._times
+
+    def _times_passed(self) -> int:
+        """How many multiples of eval.every_seconds the iterations have passed."""
+        every = self.recipe.eval.every_seconds
+        return 0 if every is None else int(self.spent // every)
 
     def _evaluate(self) -> None:
         """Held-out scores with the averaged weights: logged, shown, kept."""
@@ -192,13 +218,14 @@ class Run:
             )
             seconds = time.perf_counter() - start
         self.evaluations[iteration] = result
+        self._times = self._times_passed()
         means = result.means()
         metrics = {f"{reward}/mean": m.value for reward, m in means.items()}
         metrics |= {f"{reward}/error": m.error for reward, m in means.items()}
         metrics |= result.statistics
         self.folder.log(iteration, metrics | {"time_eval": seconds}, kind="heldout")
-        names = {0: "before", recipe.train.iterations: "after"}
-        self.folder.evaluated(iteration, names.get(iteration, f"iteration_{iteration:05d}"), result)
+        name = "before" if iteration == 0 else "after" if self._ended else f"iteration_{iteration:05d}"
+        self.folder.evaluated(iteration, name, result)
         self.console.evaluated(iteration, result)
         value = sum(weight * means[name].value for name, weight in self.inputs.scorer.weights.items() if weight)
         if self.best is None or value > self.best[1]:
@@ -249,6 +276,7 @@ class Run:
             "evaluated": sorted(self.evaluations),
             "best": self.best,
             "seconds": self.seconds + time.perf_counter() - self._started,
+            "spent": [self.spent, self._times],
             "failures": dict(self.inputs.scorer.failures),
             "watch": self.watch.state_dict(),
             "random": state.random_state(),
@@ -278,6 +306,7 @@ class Run:
         mark = saved["mark"]
         self.cursor.load_state_dict(mark["cursor"])
         self.iteration, self.seconds = mark["iteration"], mark["seconds"]
+        self.spent, self._times = mark.get("spent", (0.0, 0))
         self.best = None if mark["best"] is None else (mark["best"][0], mark["best"][1])
         self.inputs.scorer.failures.update(mark["failures"])
         self.folder.rewind(mark["files"], self.iteration, mark["evaluated"])
@@ -296,7 +325,7 @@ class Run:
             adapters.save(self.policy.source, self.policy.modules, weights)
         seconds = self.seconds + time.perf_counter() - self._started
         heldout = {i: {n: asdict(m) for n, m in e.means().items()} for i, e in sorted(self.evaluations.items())}
-        summary = {"iterations": self.recipe.train.iterations, "seconds": round(seconds, 1), "heldout": heldout}
+        summary = {"iterations": self.iteration, "seconds": round(seconds, 1), "spent": self.spent, "heldout": heldout}
         self.folder.summary(summary)
         report.write(self.folder.path)
         self.console.finished(self.evaluations, self.folder.path, weights, seconds)

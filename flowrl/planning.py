@@ -129,7 +129,8 @@ def _batches(recipe: Recipe, num_train: int | None, num_heldout: int | None) -> 
         f"update      {passes} x {_count(train.updates, 'update')} = {_count(a.optimizer_steps, 'optimizer step')}, "
         f"each on {a.rows_per_update} rows ({_count(train.prompts // train.updates, 'prompt')}) in {micro}",
         f"run         {_count(train.iterations, 'iteration')} = "
-        f"{_count(train.iterations * a.optimizer_steps, 'optimizer step')}, {train.iterations * a.samples} samples",
+        f"{_count(train.iterations * a.optimizer_steps, 'optimizer step')}, {train.iterations * a.samples} samples"
+        + (f"; ends after {train.seconds:g} s of training" if train.seconds is not None else ""),
     ]
 
 
@@ -218,6 +219,7 @@ def _ends(recipe: Recipe) -> list[str]:
         lines.append(f"{'rewards' if i == 0 else '':<12}{name:<{width}}  {spec.use}, {role}")
     evaluation = recipe.eval
     when = [f"every {evaluation.every} iterations"] if evaluation.every else []
+    when += [f"every {evaluation.every_seconds:g} s of training"] if evaluation.every_seconds else []
     when += [word for word, on in (("at the start", evaluation.at_start), ("at the end", evaluation.at_end)) if on]
     number = "all" if evaluation.prompts is None else evaluation.prompts
     if recipe.prompts.heldout is not None and when:

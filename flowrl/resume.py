@@ -44,7 +44,9 @@ def find(folder: Path, recipe: Recipe) -> Point:
     done = 0 if checkpoint is None else checkpoint.iteration
     if checkpoint is not None:
         refuse(changed, recipe, done)
-    summary = _summary(folder) if done == recipe.train.iterations else None
+    summary = _summary(folder)
+    if summary is not None and not _is_over(recipe, done, summary):
+        summary = None
     instead = f"going on from {checkpoint.path}" if checkpoint else "beginning again"
     complaints = [f"{line}; {instead}" for line in damaged]
     if checkpoint is None and not damaged:
@@ -64,6 +66,13 @@ def fill(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], checkpoi
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(saved[name])
+
+
+def _is_over(recipe: Recipe, done: int, summary: Mapping[str, Any]) -> bool:
+    """Whether a run that has done so many iterations, and was summed up, has nothing left to do under the recipe."""
+    seconds = recipe.train.seconds
+    in_time = summary.get("iterations") == done and seconds is not None and summary.get("spent", 0.0) >= seconds
+    return done == recipe.train.iterations or in_time
 
 
 def _summary(folder: Path) -> dict[str, Any] | None:

@@ -41,7 +41,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None =
         for line in point.complaints:
             console.note(line)
         if point.summary is not None:
-            console.note(f"{folder.path}: all {recipe.train.iterations} iterations are done; raise train.iterations")
+            console.note(f"{folder.path}: all is done, {point.iteration} iterations; {_more(recipe)}")
             return point.summary | {"folder": str(folder.path)}
         folder.tracking = tracking.start(recipe, folder.path)
         if point.checkpoint is None:
@@ -59,6 +59,10 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None =
             console.resumed(point.iteration, recipe.train.iterations, point.changed)
         summary = under_way.train()
     return summary | {"folder": str(folder.path)}
+
+
+def _more(recipe: Recipe) -> str:
+    return f"raise train.iterations{'' if recipe.train.seconds is None else ' or train.seconds'}"
 
 
 def _begin(folder: RunFolder, recipe: Recipe, point: resuming.Point) -> None:

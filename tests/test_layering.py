@@ -69,6 +69,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/scan/values.py": {"flowrl.recipe"} | LIGHT,
     "flowrl/report": {"flowrl.report"} | LIGHT,
     "flowrl/report/page.py": {"flowrl"},  # its version
+    "flowrl/compare": {"flowrl.compare", "flowrl.report", "flowrl.recipe", "flowrl.stopping", "flowrl.__version__"}
+    | LIGHT,
+    "flowrl/compare/costs.py": {"flowrl.compare", "flowrl.estimate", "flowrl.planning", "flowrl.recipe"},
+    "flowrl/compare/drift.py": {"flowrl"},
     "flowrl/commands": {"flowrl"},
     "flowrl/cli.py": {"flowrl"},
 }
@@ -93,6 +97,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "flowrl/scoring.py": {"torch"},
     "flowrl/report": {"jinja2", "yaml", "PIL"},  # a page is made without torch
     "flowrl/scan/values.py": set(),  # values are refused before torch is loaded
+    "flowrl/compare": {"jinja2", "yaml", "PIL", "rich", "scipy", "matplotlib"},
+    "flowrl/compare/drift.py": {"torch"},
     "flowrl/recipe": {"pydantic", "yaml"},  # a recipe is refused before torch is loaded
 }
 # file or folder -> third parties that it may import inside functions only
@@ -101,6 +107,7 @@ LATE: dict[str, set[str]] = {
     "flowrl/cli.py": HEAVY | {"torch"},
     "flowrl/commands": HEAVY | {"torch"},
     "flowrl/prompts.py": {"datasets", "torch"},
+    "flowrl/compare": {"matplotlib"},  # an extra
     "flowrl/tracking.py": {"accelerate", "mlflow", "trackio"},  # a tracker's package is its own
 }
 # module -> the only files that may import it

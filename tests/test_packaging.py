@@ -39,7 +39,8 @@ def test_packages_and_recipes_are_in_it(wheel: Path):
     modules = [p for package in ("flowrl", "samplers", "reward_models") for p in (ROOT / package).rglob("*.py")]
     recipes = [*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "recipes" / "prompts").iterdir()]
     page = [*(ROOT / "flowrl" / "report").glob("*.[hcj]*")]  # the report's template, style and script
-    assert len(modules) > 40 and len(recipes) >= 9 and len(page) == 4
+    page += (ROOT / "flowrl" / "compare").glob("*.[hc]*")
+    assert len(modules) > 40 and len(recipes) >= 9 and len(page) == 6
     for path in modules + recipes + page:
         assert (wheel / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
     top = {p.name for p in wheel.iterdir() if p.suffix != ".dist-info"}

@@ -48,7 +48,7 @@ def load(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
     prompt files are looked for in the current directory, then beside the recipe. Raises RecipeError, always one line.
     """
     path = _find(path_or_name)
-    values = _parse(path)
+    values = parse(path)
     for override in overrides:
         _override(values, override)
     return build(values, name=path.stem, beside=path.parent)
@@ -88,7 +88,8 @@ def _find(path_or_name: str) -> Path:
     raise RecipeError("recipe", f"got {path_or_name!r}, accepted: a file or one of {', '.join(known)}", remedy)
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def parse(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, read as recipes are. Raises RecipeError, with file and line, for anything else."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -140,13 +140,16 @@ class Train(Strict):
     time by one more rollout. keep: of the rows that are compared with each other, train only so many, half of them with
     the highest and half with the lowest advantages, which still are those among all (DanceGRPO's best-of-n; null: all).
     skip_truncated: completions that their length limit ended count in the statistics of their
-    group, not in the loss. warmup: in optimizer steps. ema: decay of the averaged weights that are evaluated and saved,
-    moved every ema_every steps.
+    group, not in the loss. seconds: the run ends after the iteration with which rollouts, scoring and training have
+    taken so long, evaluations and checkpoints not counted; a schedule then goes by the share of this time that is spent
+    or of the iterations, whichever is larger (null: no limit). warmup: in optimizer steps. ema: decay of the averaged
+    weights that are evaluated and saved, moved every ema_every steps.
     """
 
     prompts: int = key(4, "a whole number >= 1", ge=1)
     group: int = key(12, "a whole number >= 1", ge=1)
     iterations: int = key(100, "a whole number >= 1", ge=1)
+    seconds: float | None = key(None, "a number > 0 or null", gt=0)
     epochs: int = key(1, "a whole number >= 1", ge=1)
     updates: int = key(1, "a whole number >= 1 that divides train.prompts", ge=1)
     micro_batch: int | None = key(None, "a whole number >= 1 or null", ge=1)
@@ -168,12 +171,14 @@ class Train(Strict):
 class Evaluation(Strict):
     """Held-out samples, by the ODE where they are denoised, each with its own fixed noise.
 
-    every: iterations between two (null: never between). prompts: how many of the held-out prompts (null: all). steps
+    every: iterations between two (null: never between). every_seconds: also after the iteration with which the time
+    that train.seconds counts passes a multiple of this. prompts: how many of the held-out prompts (null: all). steps
     null: sampler.steps, walked by `solver`. temperature, of a language model alone: 0 takes the likeliest token each
     time, null is generation.temperature. batch: samples at once. grid: how many of them are shown as pictures or texts.
     """
 
     every: int | None = key(20, "a whole number >= 1 or null", ge=1)
+    every_seconds: float | None = key(None, "a number > 0 or null", gt=0)
     prompts: int | None = key(None, "a whole number >= 1 or null", ge=1)
     steps: int | None = key(None, "a whole number >= 1 or null", ge=1)
     solver: Literal["euler", "dpmpp_2m", "dpmpp_2m_heun"] = key("euler", "euler, dpmpp_2m or dpmpp_2m_heun")

@@ -22,6 +22,8 @@ METRICS = {
     "time_score": "scoring them",
     "time_train": "computing gradients and updating",
     "time_eval": "held-out evaluations",
+    "forwards/rollout": "rows (or tokens) that went through the model in drawing samples",
+    "forwards/train": "rows (or tokens) that went through the model in training, the reference's included",
     "reward/*/mean": "mean reward of an iteration's samples",
     "reward/*/std": "standard deviation of the reward over an iteration's samples",
     "reward/*/nan": "share of samples that could not be scored",

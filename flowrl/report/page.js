@@ -34,7 +34,8 @@ for (const chart of document.querySelectorAll("figure.chart")) {
     index = Math.max(0, Math.min(steps.length - 1, i));
     const at = steps[index], share = at / data.last;
     const head = document.createElement("div");
-    head.textContent = data.places ? data.places[at] : "iteration " + at;
+    const counted = (data.before ?? "iteration ") + (data.before === undefined ? at : text(at)) + (data.after ?? "");
+    head.textContent = data.places ? data.places[at] : counted;
     tip.replaceChildren(head);
     for (const curve of data.curves) {
       const i = nearest(curve.x, at);

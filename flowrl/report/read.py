@@ -82,7 +82,10 @@ class RunData:
     @property
     def finished(self) -> bool:
         """Whether the run came to the end that its recipe asks for."""
-        return bool(self.summary) and (number(self.summary.get("iterations")) or 0) >= max(self.last, self.planned or 0)
+        limit, spent = number(mapping(self.recipe.get("train")).get("seconds")), number(self.summary.get("spent"))
+        in_time = limit is not None and (spent or 0.0) >= limit
+        wanted = self.last if in_time else max(self.last, self.planned or 0)
+        return bool(self.summary) and (number(self.summary.get("iterations")) or 0) >= wanted
 
     @property
     def seconds(self) -> float:

@@ -5,8 +5,10 @@ import multiprocessing
 import os
 import random
 import resource
+import sys
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +46,21 @@ def train(recipe: str, overrides: list[str], folder: Path, resume: bool = False)
 
 def begun(work: Callable[..., None], *args: Any) -> Any:
     """A process that does the work. It is forked off a clean server: this process's thread pools do not survive one."""
+    _serve()
     process = SERVER.Process(target=_alone, args=(work, *args))
     process.start()
     return process
+
+
+def _serve() -> None:
+    """Starts the server, if it does not run, with this process's paths: else it would skip its preload in silence."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        os.environ |= {} if before is None else {"PYTHONPATH": before}
 
 
 def ended(process: Any) -> int:
@@ -97,7 +111,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def final_state(folder: Path) -> dict[str, Any]:
     """Weights, moments, averages and all else of the last checkpoint, but clocks and the sizes of files with them."""
     saved = state.load(state.Checkpoints(folder).find("last"))
-    for name in ("seconds", "files"):
+    for name in ("seconds", "spent", "files"):
         saved["mark"].pop(name)
     return saved
 

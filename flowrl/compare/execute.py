@@ -1,0 +1,156 @@
+"""Runs the runs of a grid as processes of their own, some at once, and goes on with those that were stopped."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from flowrl.compare.grid import Cell, write
+from flowrl.report.read import read
+from flowrl.stopping import Stopping
+
+PATIENCE = 0.1  # seconds between two looks at the processes
+Report = Callable[[Cell, str], None]  # a run, and "begins", "goes on", "done" or why it ended early
+
+
+class Process(Protocol):
+    """What is asked of a process that runs a command."""
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+        ...
+
+    def send_signal(self, number: int, /) -> None:
+        """Sends it a signal."""
+        ...
+
+    def wait(self) -> int:
+        """Its exit code, once it has ended."""
+        ...
+
+
+def start(command: Sequence[str], log: Path) -> Process:
+    """A process that runs the command, its output added to the log.
+
+    It has a session of its own: a Ctrl-C in the terminal is for us to pass on.
+    """
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+
+
+@dataclass
+class Child:
+    """A run's process."""
+
+    cell: Cell
+    process: Process
+
+
+def is_done(cell: Cell) -> bool:
+    """Whether a run came to its end before."""
+    return (cell.folder / "recipe.yaml").is_file() and read(cell.folder).finished
+
+
+def execute(
+    cells: Sequence[Cell],
+    jobs: int,
+    report: Report,
+    stopping: Stopping,
+    look: Callable[[], None] = lambda: None,
+    start: Callable[[Sequence[str], Path], Process] = start,
+) -> dict[Path, str]:
+    """Runs what is not done yet, at most `jobs` at once; folder -> reason of each run that did not come to its end.
+
+    look is called about once a second while runs are under way.
+    Raises Stopped after SIGINT or SIGTERM, once every process has saved its checkpoint and ended.
+    """
+    waiting = [cell for cell in cells if not is_done(cell)]
+    running: list[Child] = []
+    failed: dict[Path, str] = {}
+    looked = 0.0
+    with stopping.listening(), _ended(running):
+        while waiting or running:
+            stopping.check()
+            while waiting and len(running) < jobs:
+                running.append(_begin(waiting.pop(0), report, start))
+            for child in [c for c in running if c.process.poll() is not None]:
+                running.remove(child)
+                reason = _reason(child)
+                if reason is not None:
+                    failed[child.cell.folder] = reason
+                report(child.cell, reason or "done")
+            if time.monotonic() - looked > 1:
+                look()
+                looked = time.monotonic()
+            time.sleep(PATIENCE if running else 0)
+    return failed
+
+
+def progress_of(cell: Cell) -> str:
+    """How far a run is, in a few words."""
+    with contextlib.suppress(OSError, ValueError):
+        lines = (cell.folder / "metrics.jsonl").read_bytes().count(b'"kind": "train"')
+        return f"iteration {lines}"
+    return "loading"
+
+
+@contextlib.contextmanager
+def _ended(running: Sequence[Child]) -> Iterator[None]:
+    """Within, processes run; on the way out those that still do are asked to save and end, and waited for."""
+    try:
+        yield
+    except BaseException:
+        for child in running:
+            with contextlib.suppress(ProcessLookupError):
+                child.process.send_signal(signal.SIGINT)
+        for child in running:
+            child.process.wait()
+        raise
+
+
+def _begin(cell: Cell, report: Report, start: Callable[[Sequence[str], Path], Process]) -> Child:
+    """Starts a run, or goes on with it."""
+    write(cell)
+    begun = (cell.folder / "recipe.yaml").is_file()
+    if not begun:
+        _clear(cell.folder)
+    command = [sys.executable, "-m", "flowrl.cli", "run", str(cell.file)]
+    command += [f"resume={cell.folder}"] if begun else []
+    child = Child(cell, start(command, cell.log))
+    report(cell, "goes on" if begun else "begins")
+    return child
+
+
+def _clear(folder: Path) -> None:
+    """Removes the empty folders of a run that was killed before it wrote anything: they would be in its own way."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        with contextlib.suppress(OSError):
+            path.rmdir() if path.is_dir() else path.unlink() if path.name == ".lock" else None
+
+
+def _reason(child: Child) -> str | None:
+    """Why a process ended before its run was done, None where it was."""
+    code = child.process.wait()
+    if code == 0 and is_done(child.cell):
+        return None
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}; the log is {child.cell.log}"
+    text = child.cell.log.read_text(encoding="utf-8", errors="replace") if child.cell.log.is_file() else ""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).splitlines() if line.strip()]
+    last = lines[-1].removeprefix("flowrl: ") if lines else "it printed nothing"
+    return f"{last} (exit code {code}; the log is {child.cell.log})"
+
+
+def share_threads(jobs: int) -> int | None:
+    """Threads that each of several processes gets of this machine's; None for one, which takes what it likes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return None if jobs == 1 else max(1, cores // jobs)

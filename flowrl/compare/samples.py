@@ -1,0 +1,73 @@
+"""Held-out samples side by side: the same prompt and the same noise, by the base model and by every variant."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowrl.compare.collect import Outcome, order
+from flowrl.report.evaluations import positions, scores_of, spread
+from flowrl.report.read import Evaluated
+
+UNTRAINED = "before training"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One sample: its picture, relative to `folder`, or its text, and its scores."""
+
+    folder: Path
+    picture: str | None
+    text: str | None
+    scores: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """columns: names; rows: prompt and its samples, one a column. seed: of the runs that are shown."""
+
+    seed: int
+    columns: list[str]
+    rows: list[tuple[str, list[Tile]]]
+
+    @property
+    def pictures(self) -> bool:
+        """Whether its samples are pictures."""
+        return bool(self.rows) and self.rows[0][1][0].picture is not None
+
+
+def sheet(outcomes: Sequence[Outcome], number: int = 8) -> Sheet | None:
+    """The samples of the lowest seed that every variant finished, of prompts taken evenly; None where there is none."""
+    compared = [o for o in outcomes if o.problem is None and o.data is not None and _kept(o)]
+    seeds = [{o.seed for o in compared if o.variant == name} for name in order(compared)]
+    shared = set.intersection(*seeds) if seeds else set()
+    if not shared:
+        return None
+    shown = [o for o in compared if o.seed == min(shared)]
+    columns = [(o.variant, o.folder, _kept(o)[-1]) for o in shown]
+    first = _kept(shown[0])[0]
+    if first.iteration == 0 and len(_kept(shown[0])) > 1:
+        columns = [(UNTRAINED, shown[0].folder, first), *columns]
+    prompts = spread(_common([evaluation for *_, evaluation in columns]), number)
+    rows = []
+    for name in prompts:
+        tiles = [_tile(folder, evaluation, positions(evaluation)[name]) for _, folder, evaluation in columns]
+        evaluation = columns[0][2]
+        text = evaluation.prompts[positions(evaluation)[name]]["text"]
+        rows.append((text or name, tiles))
+    return Sheet(min(shared), [name for name, *_ in columns], rows) if rows else None
+
+
+def _kept(one: Outcome) -> list[Evaluated]:
+    """Evaluations that kept samples."""
+    return [e for e in one.data.evaluations if e.pictures or e.texts] if one.data is not None else []
+
+
+def _common(evaluations: Sequence[Evaluated]) -> list[str]:
+    kept = [{n for n, i in positions(e).items() if i < max(len(e.pictures), len(e.texts))} for e in evaluations]
+    return [name for name in positions(evaluations[0]) if all(name in k for k in kept)]
+
+
+def _tile(folder: Path, evaluation: Evaluated, index: int) -> Tile:
+    picture = evaluation.pictures[index] if index < len(evaluation.pictures) else None
+    text = evaluation.texts[index] if index < len(evaluation.texts) else None
+    return Tile(folder, picture, text, scores_of(evaluation, index))

@@ -1,0 +1,135 @@
+"""Courses on a common axis, and what may be said of two variants: values known in closed form."""
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from compare_support import planted
+from flowrl.compare import collect, curves, verdict
+from flowrl.compare.collect import Mark, Outcome
+from flowrl.compare.curves import Comparison
+from flowrl.report.numerals import Mean
+
+LINE = [(0.0, 1.0), (2.0, 2.0), (6.0, 0.0)]
+
+
+def done(variant: str, seed: int, marks: list[tuple[float, float]]) -> Outcome:
+    return Outcome(variant, seed, Path(), None, None, [Mark(i, x, None, {"fit": y}) for i, (x, y) in enumerate(marks)])
+
+
+def of(**values: list[float]) -> Comparison:
+    return Comparison("seconds", "fit", 1.0, {name: dict(enumerate(v)) for name, v in values.items()}, [])
+
+
+@pytest.mark.parametrize(
+    ("x", "value"), [(0, 1.0), (0.5, 1.25), (2, 2.0), (3, 1.5), (6, 0.0), (-0.1, None), (6.1, None)]
+)
+def test_a_course_is_linear_between_evaluations_and_ends_with_them(x: float, value: float | None):
+    assert curves.value_at(LINE, x) == (None if value is None else pytest.approx(value))
+    assert curves.value_at([], x) is None
+
+
+def test_a_band_reaches_as_far_as_all_seeds_do():
+    found = curves.band("a", [LINE, [(0.0, 3.0), (4.0, 3.0)]], more=[2.0, 5.0])
+    assert (found.points[0][0], found.points[-1][0]) == (0.0, 4.0)
+    assert dict(found.points)[2.0] == Mean(2.5, pytest.approx(0.5), 2)  # 2 and 3: standard deviation over root two
+    assert found.points[-1][1] == Mean(2.0, pytest.approx(1.0), 2)
+
+
+def test_runs_are_compared_where_the_shortest_ends():
+    runs = [done("a", 0, [(0, 0), (10, 1)]), done("a", 1, [(0, 0), (8, 1)]), done("b", 0, [(0, 0), (4, 1)])]
+    runs += [done("b", 1, [(0, 0)]), Outcome("b", 2, Path(), None, "stopped", [])]  # one evaluation is no course
+    found = curves.compare(runs, "seconds", "fit")
+    assert found is not None and found.end == 4
+    assert found.values == {"a": {0: pytest.approx(0.4), 1: pytest.approx(0.5)}, "b": {0: 1.0}}
+    assert found.mean("a") == Mean(pytest.approx(0.45), pytest.approx(0.05), 2)
+    assert curves.compare(runs, "calls", "fit") is None
+
+
+def test_shared_seeds_are_compared_pair_by_pair():
+    found = verdict.difference("a", "b", {0: 0.5, 1: 0.7, 2: 0.9}, {0: 0.4, 1: 0.58, 2: 0.82, 3: 0.1})
+    assert found is not None and found.paired and found.number == 3
+    assert found.value == pytest.approx(0.1) and found.error == pytest.approx(0.02 / math.sqrt(3))
+    assert found.limit == pytest.approx(stats.t.ppf(0.975, 2)) == pytest.approx(4.302653, abs=1e-6)
+    assert found.told  # 0.1 is 8.7 standard errors
+    assert (
+        found.sentence()
+        == "a is ahead of b by 0.100 ±\N{NO-BREAK SPACE}0.012 (3 shared seeds, limit 4.3 standard errors)"
+    )
+
+
+def test_other_seeds_are_compared_by_welch():
+    a, b = {0: 1.0, 1: 1.2, 2: 1.4}, {5: 0.0, 6: 0.6}
+    found = verdict.difference("a", "b", a, b)
+    theirs = stats.ttest_ind(list(a.values()), list(b.values()), equal_var=False)
+    assert found is not None and not found.paired and found.number == 2
+    assert found.value / found.error == pytest.approx(theirs.statistic)
+    assert found.limit == pytest.approx(stats.t.ppf(0.975, theirs.df))
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=2, max_size=6),
+    st.lists(st.floats(0, 1), min_size=2, max_size=6),
+    st.booleans(),
+)
+def test_nobody_is_ahead_inside_the_error_bars(x: list[float], y: list[float], shared: bool):
+    found = verdict.difference("a", "b", dict(enumerate(x)), dict(enumerate(y, 0 if shared else 10)))
+    assert found is not None and found.limit >= 2
+    assert found.told == (abs(found.value) > found.limit * found.error)
+    assert ("no difference can be told" in found.sentence()) != found.told
+    ahead = "a is ahead of b" if found.value > 0 else "b is ahead of a"
+    assert (ahead in found.sentence()) == found.told
+
+
+def test_one_seed_gives_no_verdict():
+    assert verdict.difference("a", "b", {0: 1.0}, {0: 0.0}) is None
+    assert verdict.difference("a", "b", {0: 1.0, 1: 1.0}, {2: 0.0}) is None
+    assert verdict.headline(of(a=[1.0], b=[0.0])).startswith("One seed a variant: there is no error bar")
+    assert "nothing to compare" in verdict.headline(of(a=[1.0, 2.0]))
+
+
+def test_the_headline_says_what_can_be_told_and_what_not():
+    level = of(a=[0.5, 0.7], b=[0.6, 0.5])
+    assert verdict.headline(level) == "Between none of the 2 variants a difference can be told with 2 seeds."
+    ahead = of(a=[0.90, 0.92, 0.94], b=[0.10, 0.13, 0.15], c=[0.80, 0.99, 0.90])
+    assert verdict.headline(ahead) == (
+        "a has the highest mean and is ahead of b; whether it is ahead of c cannot be told. "
+        "Of 3 pairs, 2 can be told apart."
+    )
+    assert [d.told for d in verdict.differences(ahead)] == [True, True, False]
+
+
+def test_time_and_calls_are_what_the_iterations_before_took(tmp_path: Path):
+    run = planted(tmp_path / "run", 4, {0: 0.5, 3: 0.6, 5: 0.8}, each=2.0, calls=10)
+    found = collect.outcome("a", 4, run)
+    assert [(m.iteration, m.seconds, m.calls) for m in found.marks] == [(0, 0, 0), (3, 6, 30), (5, 10, 50)]
+    assert found.course("calls", "shapes") == [
+        (0, pytest.approx(0.5)),
+        (30, pytest.approx(0.6)),
+        (50, pytest.approx(0.8)),
+    ]
+    assert found.each("time_rollout") == 1.0 and found.problem is None
+    (run / "summary.json").unlink()
+    assert collect.outcome("a", 4, run).problem == "stopped after iteration 5"
+    assert collect.outcome("a", 4, run, "it broke").problem == "it broke"
+    assert collect.outcome("a", 4, tmp_path / "none").problem == "not begun"
+
+
+def test_the_weighted_sum_stands_first_where_several_rewards_are_trained(tmp_path: Path):
+    run = planted(tmp_path / "run", 0, {0: 0.5, 2: 0.6}, changes=["rewards.strict.weight=2.0"])
+    found = collect.outcome("a", 0, run)
+    assert list(found.marks[1].rewards) == ["total", "shapes", "strict"]
+    assert found.marks[1].rewards["total"] == pytest.approx(0.6 + 2 * 0.5)
+
+
+def test_a_run_that_did_not_count_its_calls_is_compared_over_time_alone(tmp_path: Path):
+    run = planted(tmp_path / "run", 0, {0: 0.5, 2: 0.6})
+    file = run / "metrics.jsonl"
+    file.write_text(file.read_text().replace("forwards/", "unknown/"))
+    found = [collect.outcome("a", 0, run)]
+    assert curves.compare(found, "calls", "shapes") is None
+    assert curves.compare(found, "seconds", "shapes") is not None
