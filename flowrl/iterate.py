@@ -34,8 +34,8 @@ class Settings:
     The rows of an update are cut in order; losses are weighted over the whole update, so that the cut into
     micro-batches changes nothing. refill: how often groups without any advantage are left out and as many drawn of
     other prompts. skip_truncated: samples that their limit ended count in their group's statistics and not in the loss.
-    keep: of rows that are compared, how many extreme ones are trained (None: all). members: numbers of noise that a draw
-    uses up (None: as many as samples).
+    keep: of rows that are compared, how many extreme ones are trained (None: all). members: numbers of noise that a
+    draw uses up (None: as many as samples).
     """
 
     group: int

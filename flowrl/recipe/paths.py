@@ -41,5 +41,22 @@ def check_path(recipe: Recipe) -> Iterator[RecipeError]:
     elif step in SHARES and recipe.sampler.noise > 1:
         problem = f"got {recipe.sampler.noise:g}, but the noise of {step!r} is a share of what may be drawn afresh"
         yield RecipeError("sampler.noise", problem, "accepted: a number above 0 and up to 1, or null")
-    elif step != PRESERVING_STEP and (scheduler := noise_scheduler(recipe.model)):
-        yield misfit(step, scheduler)
+    elif scheduler := noise_scheduler(recipe.model):
+        if step != PRESERVING_STEP:
+            yield misfit(step, scheduler)
+        yield from _own_table(recipe, scheduler)
+
+
+def _own_table(recipe: Recipe, scheduler: str) -> Iterator[RecipeError]:
+    """What needs a flow's sigma table or velocity, on a model that has neither."""
+    sampler, tree = recipe.sampler, recipe.sampler.tree
+    for place, used, off in (
+        ("sampler.schedule.kind", sampler.schedule.kind != "own", "own"),
+        ("sampler.schedule.merge", sampler.schedule.merge is not None, "null"),
+        ("sampler.tail", sampler.tail is not None, "null"),
+        ("sampler.tree.strides", tree is not None and (tree.strides or [1]) != [1], "null"),
+        ("eval.solver", recipe.eval.solver != "euler", "euler"),
+    ):
+        if used:
+            problem = f"given, but this model predicts noise and is walked on its own table (scheduler {scheduler})"
+            yield RecipeError(place, problem, f"set {place}={off}")

@@ -12,17 +12,17 @@ grpo     token ratio, group mean and std.
          (arXiv:2402.03300, eq. 3 and 4) with TRL's constants; the paper adds kl 0.04 of kind k3.
 mixgrpo  grpo, every reward normalised on its own, sample std + 1e-8, clip 1e-4: MixGRPO (arXiv:2507.21802), its code.
          For denoising steps: what it adds is the window of sampler.window.
-dance    grpo, sample std + 1e-8, clip 1e-4: DanceGRPO (arXiv:2505.07818), its FLUX configuration. For denoising steps. Its
-         best-of-n is train.keep.
-branch   dance with clip 1e-3: BranchGRPO (arXiv:2509.06040), its code. For denoising steps: what it adds is sampler.tree.
-g2rpo    every reward normalised on its own, sample std + 1e-8, clip 1e-4: Granular-GRPO (arXiv:2510.01982), its code. For
-         denoising steps: what it adds is sampler.tree, whose strides' advantages add up.
-tempflow grpo, each step weighted by its noise, with mean 1 over the steps: TempFlow-GRPO (arXiv:2508.04324), its code. For
-         denoising steps: what it adds is sampler.tree.
-cps      grpo, clip 1e-5: Flow-GRPO's configurations with Flow-CPS (arXiv:2509.05952). For denoising steps, by sampler.step
-         cps: the range belongs to its score -(x - mean)^2, where a log-ratio is 2 std^2 times that of densities.
-guard    grpo, centred ratio, each step weighted by 1 / |dt|, clip 2e-6: GRPO-Guard (arXiv:2510.22319), the OCR and GenEval
-         configurations of its code; 4e-6 for PickScore. For denoising steps.
+dance    grpo, sample std + 1e-8, clip 1e-4: DanceGRPO (arXiv:2505.07818), its FLUX configuration. For denoising steps;
+         its best-of-n is train.keep.
+branch   dance with clip 1e-3: BranchGRPO (arXiv:2509.06040), its code. For denoising steps: it adds sampler.tree.
+g2rpo    every reward normalised on its own, sample std + 1e-8, clip 1e-4: Granular-GRPO (arXiv:2510.01982), its code.
+         For denoising steps: what it adds is sampler.tree, whose strides' advantages add up.
+tempflow grpo, each step weighted by its noise, with mean 1 over the steps: TempFlow-GRPO (arXiv:2508.04324), its code.
+         For denoising steps: what it adds is sampler.tree.
+cps      grpo, clip 1e-5: Flow-GRPO's configurations with Flow-CPS (arXiv:2509.05952). For denoising steps by the
+         sampler.step cps: the range belongs to its score -(x - mean)^2, where a log-ratio is 2 std^2 times a density's.
+guard    grpo, centred ratio, each step weighted by 1 / |dt|, clip 2e-6: GRPO-Guard (arXiv:2510.22319), the OCR and
+         GenEval configurations of its code; 4e-6 for PickScore. For denoising steps.
 dapo     clip higher, mean over decisions, groups without advantage drawn anew up to 9 times (train.refill): DAPO
          (arXiv:2503.14476, eq. 8 and 11).
          tokens: clip 0.2 and 0.28 (section 4.1), dual 10 and log-ratios within 20 of its code (verl), std + 1e-6, no

@@ -139,11 +139,11 @@ class Train(Strict):
     often groups without any advantage are left out and as many drawn of other prompts (DAPO's dynamic sampling), each
     time by one more rollout. keep: of the rows that are compared with each other, train only so many, half of them with
     the highest and half with the lowest advantages, which still are those among all (DanceGRPO's best-of-n; null: all).
-    skip_truncated: completions that their length limit ended count in the statistics of their
-    group, not in the loss. seconds: the run ends after the iteration with which rollouts, scoring and training have
-    taken so long, evaluations and checkpoints not counted; a schedule then goes by the share of this time that is spent
-    or of the iterations, whichever is larger (null: no limit). warmup: in optimizer steps. ema: decay of the averaged
-    weights that are evaluated and saved, moved every ema_every steps.
+    skip_truncated: completions that their length limit ended count in the statistics of their group, not in the loss.
+    seconds: the run ends after the iteration with which rollouts, scoring and training have taken so long, evaluations
+    and checkpoints not counted; a schedule then goes by the share of this time that is spent or of the iterations,
+    whichever is larger (null: no limit). warmup: in optimizer steps. ema: decay of the averaged weights that are
+    evaluated and saved, moved every ema_every steps.
     """
 
     prompts: int = key(4, "a whole number >= 1", ge=1)

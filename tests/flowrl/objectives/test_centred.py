@@ -43,7 +43,7 @@ def test_the_exponent_is_the_mean_of_shift_times_noise_whatever_the_std():
 
 
 def test_one_clip_range_fits_all_steps():
-    """The plain log-ratio has the mean -KL, which goes with 1 / std^2; the centred one has the same spread everywhere."""
+    """The plain log-ratio has the mean -KL, which goes with 1 / std^2; the centred one has one spread everywhere."""
     score, behave, kl, *_ = moved()
     torch.testing.assert_close(kl * STD.square(), torch.full_like(kl, 5e-7), rtol=0, atol=5e-8)
     assert score.centred is not None

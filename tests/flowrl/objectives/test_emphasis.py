@@ -1,4 +1,4 @@
-"""Factors of decisions: closed forms, what a tree's rows do to them, and that a divergence beside them is left alone."""
+"""Factors of decisions: closed forms, what a tree's rows do to them, and that a divergence beside them stays."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ def straight(rows: int = 4) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def branched() -> tuple[Tensor, dict[str, Tensor]]:
-    """Two rows of the first step, four of the second, eight of the third; masked traits are 0, as policies have them."""
+    """Two rows of the first step, four of the second, eight of the third; masked traits are 0, as of policies."""
     step = torch.tensor([0] * 2 + [1] * 4 + [2] * 8)
     mask = step[:, None] == torch.arange(3)
     return mask, {"std": STD.where(mask, 0.0), "dt": DT.where(mask, 0.0)}
