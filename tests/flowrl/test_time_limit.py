@@ -84,6 +84,7 @@ def test_a_run_that_is_stopped_and_resumed_spends_the_same_time(whole: Path, tmp
 def test_a_run_whose_time_is_over_goes_on_only_with_more(whole: Path):
     before = metrics(whole)
     assert train(whole, resume=True)["iterations"] == 3 and metrics(whole) == before
+    assert len(json.loads((whole / "run.json").read_text())["starts"]) == 1  # nothing was begun
     assert train(whole, "train.seconds=7", resume=True)["iterations"] == 4
     assert [row["iteration"] for row in rows(whole, "heldout")] == [0, 2, 3, 4]
 
