@@ -15,7 +15,7 @@ from flowrl.learner import Learner
 from flowrl.loading import check_arguments, device_of, load_language, load_pipeline
 from flowrl.names import UserError, load, steps
 from flowrl.objectives.grpo import ClippedObjective
-from flowrl.plans import check_factors
+from flowrl.plans import check_trained
 from flowrl.policies import adapters
 from flowrl.policies.dynamics import Dynamics
 from flowrl.policies.first_order import walks_ddim
@@ -40,11 +40,11 @@ class Inputs:
 def read_prompts(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     """Training and held-out prompts (none where there is no source), once the pipeline's arguments are known to fit.
 
-    Raises RecipeError for arguments that a local pipeline does not take and for factors of steps that do not fit their
-    number, UserError where the prompts do not do.
+    Raises RecipeError for arguments that a local pipeline does not take and for what does not fit the number of trained
+    steps, UserError where the prompts do not do.
     """
     check_arguments(recipe.model, recipe.pipeline)
-    check_factors(recipe)
+    check_trained(recipe)
     source = recipe.prompts
     train = prompt_files.load(source.train, split="train", limit=source.limit)
     heldout: list[Prompt] = []

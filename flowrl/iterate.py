@@ -35,7 +35,8 @@ class Settings:
     micro-batches changes nothing. refill: how often groups without any advantage are left out and as many drawn of
     other prompts. skip_truncated: samples that their limit ended count in their group's statistics and not in the loss.
     keep: of rows that are compared, how many extreme ones are trained (None: all). members: numbers of noise that a
-    draw uses up (None: as many as samples).
+    draw uses up (None: as many as samples). by_step: an update takes the rows of some steps, of all prompts, where each
+    row has one.
     """
 
     group: int
@@ -46,6 +47,7 @@ class Settings:
     skip_truncated: bool = False
     keep: int | None = None
     members: int | None = None
+    by_step: bool = False
 
     @property
     def stride(self) -> int:
@@ -149,11 +151,11 @@ def update(
     if objective.needs_reference:
         for part in _parts(rows, settings.micro_batch):
             policy.reference(rollout, part)
-    size = -(-len(rows) // settings.updates)
+    blocks = _blocks(rollout, settings)
     found: list[Metrics] = []
     for _ in range(settings.epochs):
-        for block in rows.split(size):
-            used = active[(active >= block[0]) & (active <= block[-1])]
+        for block in blocks:
+            used = active[torch.isin(active, block)]
             if len(used):
                 found.append(_step(policy, learner, rollout, adv, objective, block, used, settings.micro_batch))
     means = {name: sum(m[name] for m in found) / len(found) for name in (found[0] if found else ())}
@@ -164,6 +166,16 @@ def update(
         means["replay_gap_max"] = found[0]["abs_log_ratio_max"]
     steps = settings.epochs * settings.updates
     return means | {"active_rows": len(active) / len(rows), "empty_updates": steps - len(found), "lr": learner.lr}
+
+
+def _blocks(rollout: Rollout, settings: Settings) -> Sequence[Tensor]:
+    """The rows of each optimizer step."""
+    rows = torch.arange(len(rollout.behave))
+    if not settings.by_step:
+        return rows.split(-(-len(rows) // settings.updates))
+    first = rollout.mask.int().argmax(1)
+    met = first.unique()
+    return [rows[torch.isin(first, part)] for part in met.split(-(-len(met) // settings.updates))]
 
 
 def _step(

@@ -172,6 +172,7 @@ class Run:
                 train.skip_truncated,
                 keep=train.keep,
                 members=members,
+                by_step=train.update_by == "steps",
             ),
             enter=enter,
             more=self.cursor.take,

@@ -60,7 +60,8 @@ def arithmetic(recipe: Recipe, iteration: int = 0) -> Arithmetic:
     tree = plans.walk(recipe, iteration).tree(train.group)
     rows = train.prompts * len(tree.rows)
     per_update = rows // train.updates
-    one_pass = replay_forwards(tree, train.prompts, train.updates, train.micro_batch)
+    by_step = train.update_by == "steps"
+    one_pass = replay_forwards(tree, train.prompts, train.updates, train.micro_batch, by_step=by_step)
     reference = replay_forwards(tree, train.prompts, 1, train.micro_batch)
     in_two_passes = recipe.objective.level != "token" and len(tree.trained) > 1  # see backward.py
     return Arithmetic(
@@ -127,11 +128,20 @@ def _batches(recipe: Recipe, num_train: int | None, num_heldout: int | None) -> 
         f"iteration   {train.prompts} prompts x {train.group} samples = {a.rows} rows{finished}, "
         f"{a.rows_at_once} at once{again}",
         f"update      {passes} x {_count(train.updates, 'update')} = {_count(a.optimizer_steps, 'optimizer step')}, "
-        f"each on {a.rows_per_update} rows ({_count(train.prompts // train.updates, 'prompt')}) in {micro}",
+        f"each on {a.rows_per_update} rows ({_part_of_update(recipe)}) in {micro}",
         f"run         {_count(train.iterations, 'iteration')} = "
         f"{_count(train.iterations * a.optimizer_steps, 'optimizer step')}, {train.iterations * a.samples} samples"
         + (f"; ends after {train.seconds:g} s of training" if train.seconds is not None else ""),
     ]
+
+
+def _part_of_update(recipe: Recipe) -> str:
+    """What an optimizer step takes of a rollout, in words."""
+    train = recipe.train
+    if train.update_by == "prompts":
+        return _count(train.prompts // train.updates, "prompt")
+    steps = len(plans.walk(recipe, 0).tree(train.group).trained) // train.updates
+    return f"{_count(steps, 'step')} of all prompts"
 
 
 def _steps(recipe: Recipe) -> list[str]:

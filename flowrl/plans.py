@@ -45,15 +45,19 @@ def walk(recipe: Recipe, iteration: int) -> AnyPlan:
     )
 
 
-def check_factors(recipe: Recipe) -> None:
-    """Raises RecipeError where objective.weight lists other than one factor a trained step."""
-    weight = recipe.objective.weight
-    if isinstance(weight, str) or recipe.generation is not None:
+def check_trained(recipe: Recipe) -> None:
+    """Raises RecipeError where objective.weight or train.updates does not fit the number of trained steps."""
+    weight, train = recipe.objective.weight, recipe.train
+    if recipe.generation is not None or (isinstance(weight, str) and train.update_by == "prompts"):
         return
-    trained = len(walk(recipe, 0).tree(recipe.train.group).trained)
-    if len(weight) != trained:
+    trained = len(walk(recipe, 0).tree(train.group).trained)
+    if not isinstance(weight, str) and len(weight) != trained:
         problem = f"got {len(weight)} factors, but an iteration trains {trained} steps"
         raise RecipeError("objective.weight", problem, "give one factor for each of them, in their order")
+    if train.update_by == "steps" and trained % train.updates:
+        problem = f"got {train.updates}, but the {trained} trained steps do not divide into that many updates"
+        divisors = [d for d in range(1, trained + 1) if trained % d == 0]
+        raise RecipeError("train.updates", problem, f"accepted: {', '.join(map(str, divisors))}")
 
 
 def ode(recipe: Recipe) -> Plan:

@@ -56,17 +56,21 @@ def decisions(tree: Tree) -> dict[int, Decisions]:
 
 
 @lru_cache(256)
-def replay_forwards(tree: Tree, num_prompts: int, updates: int, micro_batch: int | None) -> int:
+def replay_forwards(
+    tree: Tree, num_prompts: int, updates: int, micro_batch: int | None, *, by_step: bool = False
+) -> int:
     """Row-forwards of one replay of all rows in `updates` blocks, each cut into micro-batches: a state at a time once
-    a micro-batch, whatever number of its rows comes from it."""
+    a micro-batch, whatever number of its rows comes from it. by_step: the blocks are steps, not prompts."""
     number = len(tree.rows)
-    total, steps = num_prompts * number, decisions(tree).values()
-    size = -(-total // updates)
-    met = 0
-    for block in torch.arange(total).split(size):
-        for part in block.split(micro_batch or size):
-            met += sum(len(d.find(part, number)[2].unique()) for d in steps)
-    return met
+    rows = torch.arange(num_prompts * number)
+    if by_step:
+        first = torch.tensor([tree.segments[i].trained[0] for i in tree.rows])[rows % number]
+        met = first.unique()
+        blocks = [rows[torch.isin(first, part)] for part in met.split(-(-len(met) // updates))]
+    else:
+        blocks = list(rows.split(-(-len(rows) // updates)))
+    parts = [part for block in blocks for part in block.split(micro_batch or len(block))]
+    return sum(len(d.find(part, number)[2].unique()) for part in parts for d in decisions(tree).values())
 
 
 def stored_states(tree: Tree, *, in_one_piece: bool = True) -> tuple[int, int]:

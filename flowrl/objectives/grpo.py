@@ -115,7 +115,7 @@ class ClippedObjective:
 
     def _far(self, score: Score, behave: Tensor) -> Tensor:
         """Decisions whose Gaussian has moved from the one that was drawn from by a KL of kl_mask or more."""
-        return (_centred(score) - (score.logp - behave)).detach() >= self.kl_mask
+        return (_centred(score) - (score.logp - behave)).detach() >= (self.kl_mask or 0.0)
 
 
 def _centred(score: Score) -> Tensor:

@@ -19,6 +19,7 @@ from flowrl.policies.records import Records
 from flowrl.policies.scheduler import Leave, Step, rows_of
 from flowrl.policies.tape import Streams, Tape, flat, positions
 from samplers.gaussian import Gaussian
+from samplers.levels import Level
 from samplers.plan import ROOT, Front, Pass, Table, Unit
 from samplers.solvers import solver_step
 
@@ -56,7 +57,7 @@ class Recording:
         self.iterations = 0
         self.records = Records(tape, dynamics)
         self._after: dict[int, Streams] = {}  # by segment: its latest state, [P, ...]
-        self._clean: dict[int, dict[int, tuple[Tensor, float]]] = {}  # by segment: latest prediction of x_0, its level
+        self._clean: dict[int, dict[int, tuple[Tensor, Level]]] = {}  # by segment: latest prediction of x_0, its level
         self._solves = any(s.solver != "euler" for s in self.tree.segments)
 
     # ------------------------------------------------------------------ passes
@@ -166,7 +167,7 @@ class Recording:
             groups.append(_Group(table, drawn, solver, units, tuple(i for _, i in pairs), of))
         return groups
 
-    def _move(self, step: Step, front: Front, group: _Group, sources: list[int]) -> Tensor:
+    def _move(self, step: Step, front: Front, group: _Group, sources: Unit) -> Tensor:
         """The next states [P * segments, ...] of a group."""
         at, stream = step.iteration, step.stream
         if group.table != front.table:

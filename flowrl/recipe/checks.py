@@ -171,6 +171,11 @@ def _batches(recipe: Recipe) -> Iterator[RecipeError]:
     if train.skip_truncated and getattr(recipe, "generation", None) is None:
         problem = "got true, but only completions of a language model have a length limit that they may not reach"
         yield RecipeError("train.skip_truncated", problem, "set train.skip_truncated=false")
+    if train.update_by == "steps":
+        if recipe.generation is not None or recipe.sampler.tree is None or recipe.sampler.tree.kind != "per_step":
+            problem = "got 'steps', but only in a tree per_step does each row have a step of its own"
+            yield RecipeError("train.update_by", problem, "set train.update_by=prompts")
+        return
     if train.prompts % train.updates:
         problem = f"got {train.updates}, but train.prompts = {train.prompts} does not divide into that many updates"
         divisors = [d for d in range(1, train.prompts + 1) if train.prompts % d == 0]

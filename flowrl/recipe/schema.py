@@ -134,11 +134,12 @@ class Objective(Strict):
 class Train(Strict):
     """The loop. An iteration draws `group` samples for each of `prompts` prompts, then passes over them `epochs` times.
 
-    updates: optimizer steps a pass; each takes prompts / updates whole groups. micro_batch: rows a training forward
-    holds at once, rollout_batch: rows a rollout holds at once (null: all); neither changes the result. refill: how
-    often groups without any advantage are left out and as many drawn of other prompts (DAPO's dynamic sampling), each
-    time by one more rollout. keep: of the rows that are compared with each other, train only so many, half of them with
-    the highest and half with the lowest advantages, which still are those among all (DanceGRPO's best-of-n; null: all).
+    updates: optimizer steps a pass; each takes prompts / updates whole groups, or, with update_by steps, the rows of
+    some steps of all prompts (a tree per_step; G2RPO). micro_batch: rows a training forward holds at once,
+    rollout_batch: rows a rollout holds at once (null: all); neither changes the result. refill: how often groups
+    without any advantage are left out and as many drawn of other prompts (DAPO's dynamic sampling), each time by one
+    more rollout. keep: of the rows that are compared with each other, train only so many, half of them with the highest
+    and half with the lowest advantages, which still are those among all (DanceGRPO's best-of-n; null: all).
     skip_truncated: completions that their length limit ended count in the statistics of their group, not in the loss.
     seconds: the run ends after the iteration with which rollouts, scoring and training have taken so long, evaluations
     and checkpoints not counted; a schedule then goes by the share of this time that is spent or of the iterations,
@@ -152,6 +153,7 @@ class Train(Strict):
     seconds: float | None = key(None, "a number > 0 or null", gt=0)
     epochs: int = key(1, "a whole number >= 1", ge=1)
     updates: int = key(1, "a whole number >= 1 that divides train.prompts", ge=1)
+    update_by: Literal["prompts", "steps"] = key("prompts", "prompts or steps")
     micro_batch: int | None = key(None, "a whole number >= 1 or null", ge=1)
     rollout_batch: int | None = key(None, "a whole number >= 1 or null", ge=1)
     refill: int = key(0, "a whole number >= 0", ge=0)

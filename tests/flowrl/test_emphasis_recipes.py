@@ -8,7 +8,7 @@ import pytest
 from flowrl.build import build_objective
 from flowrl.objectives import emphasis, grpo
 from flowrl.planning import describe
-from flowrl.plans import check_factors
+from flowrl.plans import check_trained
 from flowrl.recipe import presets
 from flowrl.recipe.emphasis import BARE_STEPS
 from flowrl.recipe.errors import RecipeError
@@ -46,10 +46,10 @@ def test_factors_are_as_many_as_trained_steps():
             4,
         ),
     ):
-        check_factors(load(BASE, [*overrides, f"objective.weight={[1.0] * number}"]))
+        check_trained(load(BASE, [*overrides, f"objective.weight={[1.0] * number}"]))
         with pytest.raises(RecipeError, match=rf"^objective.weight: got {number + 1} factors, .* {number} steps"):
-            check_factors(load(BASE, [*overrides, f"objective.weight={[1.0] * (number + 1)}"]))
-    check_factors(load(BASE, ["objective.weight=noise"]))
+            check_trained(load(BASE, [*overrides, f"objective.weight={[1.0] * (number + 1)}"]))
+    check_trained(load(BASE, ["objective.weight=noise"]))
 
 
 def test_the_schema_knows_whether_means_are_kept():

@@ -162,3 +162,23 @@ def test_a_gradient_that_is_not_finite_moves_nothing():
     metrics = update(policy, learner, rollout, adv, replace(OBJECTIVE, clip_low=1.0, clip_high=9.0), Settings(6))
     assert metrics["nonfinite_updates"] == 1 and learner.steps == 0
     assert torch.equal(policy.table.detach(), Tokens().table.detach())
+
+
+def test_updates_by_step_are_those_of_the_rows_of_each_step():
+    """Two optimizer steps on the rows of columns 0 and 1, then 2 and 3, are two updates on these rows alone."""
+    tables = []
+    for by_step in (True, False):
+        policy = Tokens()
+        rollout = policy.rollout(PROMPTS, group_size=6, plan=None, seed=3)
+        own = torch.arange(24) % 4
+        rollout.mask = own[:, None] == torch.arange(LENGTH)  # each row has one decision
+        adv, learner = torch.linspace(-1, 1, 24), Learner(policy.trainable(), lr=0.05)
+        if by_step:
+            metrics = update(policy, learner, rollout, adv, OBJECTIVE, Settings(6, updates=2, by_step=True))
+            assert policy.blocks == [12, 12] and metrics["empty_updates"] == 0
+        else:
+            for part in (own < 2, own >= 2):
+                masked = replace(rollout, mask=rollout.mask & part[:, None])
+                update(policy, learner, masked, adv.where(part, 0.0), OBJECTIVE, Settings(6))
+        tables.append(policy.table.detach())
+    torch.testing.assert_close(tables[0], tables[1], atol=1e-6, rtol=0)

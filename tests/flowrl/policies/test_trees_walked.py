@@ -406,3 +406,9 @@ def test_trees_of_other_families(family: str, name: str) -> None:
 def test_a_straight_rollout_replays_row_by_row(policy: FamilyPolicy) -> None:
     rollout = policy.rollout(PROMPTS, group_size=2, plan=Plan(STEPS, (1, 2), (2,), share_noise=True), seed=SEED)
     assert gap(scores(policy, rollout), rollout.behave) == 0
+
+
+def test_updates_by_step_replay_each_state_once() -> None:
+    assert replay_forwards(PER_STEP, 2, 3, None, by_step=True) == 2 * 3
+    assert replay_forwards(PER_STEP, 2, 3, 1, by_step=True) == 2 * 6
+    assert replay_forwards(PER_STEP, 2, 1, None) == 2 * 3
