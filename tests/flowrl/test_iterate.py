@@ -116,6 +116,12 @@ def test_micro_batches_change_nothing(aggregate: str, kl: float):
             assert parts[name] == pytest.approx(metrics[name], abs=1e-6)
 
 
+def test_an_emphasis_on_decisions_reaches_the_gradient_of_every_update():
+    _, plain = after_update(OBJECTIVE, Settings(6, updates=2))
+    _, doubled = after_update(replace(OBJECTIVE, weight=(2.0,) * LENGTH), Settings(6, updates=2))
+    assert doubled["grad_norm"] == pytest.approx(2 * plain["grad_norm"], rel=1e-5)
+
+
 def test_rows_without_advantage_are_skipped_and_change_nothing():
     adv = torch.linspace(-1, 1, 24).where(torch.arange(24) % 3 == 0, 0.0)
     table, metrics = after_update(OBJECTIVE, Settings(6), adv)
