@@ -35,8 +35,8 @@ class Settings:
     micro-batches changes nothing. refill: how often groups without any advantage are left out and as many drawn of
     other prompts. skip_truncated: samples that their limit ended count in their group's statistics and not in the loss.
     keep: of rows that are compared, how many extreme ones are trained (None: all). members: numbers of noise that a
-    draw uses up (None: as many as samples). by_step: an update takes the rows of some steps, of all prompts, where each
-    row has one.
+    draw uses up (None: as many as samples). update_by: prompts, or steps: an update takes the rows of some steps of all
+    prompts, where each row has one.
     """
 
     group: int
@@ -47,7 +47,7 @@ class Settings:
     skip_truncated: bool = False
     keep: int | None = None
     members: int | None = None
-    by_step: bool = False
+    update_by: str = "prompts"
 
     @property
     def stride(self) -> int:
@@ -171,7 +171,7 @@ def update(
 def _blocks(rollout: Rollout, settings: Settings) -> Sequence[Tensor]:
     """The rows of each optimizer step."""
     rows = torch.arange(len(rollout.behave))
-    if not settings.by_step:
+    if settings.update_by == "prompts":
         return rows.split(-(-len(rows) // settings.updates))
     first = rollout.mask.int().argmax(1)
     met = first.unique()

@@ -33,6 +33,7 @@ from flowrl.stopping import Stopped, Stopping
 
 Score = Callable[[Samples], dict[str, Tensor]]
 TREE_MEMBERS = 2**20  # noise numbers between two draws of trees, which may differ in size from iteration to iteration
+USE = {"group", "epochs", "updates", "update_by", "micro_batch", "refill", "keep", "skip_truncated"}  # keys of train
 EVAL_SEED = 2**32  # added to the run's: evaluation noise is never training noise
 
 
@@ -163,17 +164,7 @@ class Run:
             score=lambda samples: self.inputs.scorer(samples, progress=lambda _: tick(1)),
             advantage=self._advantage,
             objective=self.objective,
-            settings=Settings(
-                train.group,
-                train.epochs,
-                train.updates,
-                train.micro_batch,
-                train.refill,
-                train.skip_truncated,
-                keep=train.keep,
-                members=members,
-                by_step=train.update_by == "steps",
-            ),
+            settings=Settings(**train.model_dump(include=USE), members=members),
             enter=enter,
             more=self.cursor.take,
         )

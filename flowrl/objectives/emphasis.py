@@ -1,6 +1,6 @@
 """How much each decision counts in the policy gradient: factors of its advantage, worked out once for a whole update.
 
-A factor w > 0 of the advantage is a factor of the clipped loss, max(-w A r, -w A clip(r)) = w max(-A r, -A clip(r)),
+A factor w >= 0 of the advantage is a factor of the clipped loss, max(-w A r, -w A clip(r)) = w max(-A r, -A clip(r)),
 and leaves a divergence beside it alone, as the published losses do.
 """
 

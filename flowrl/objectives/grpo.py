@@ -104,7 +104,7 @@ class ClippedObjective:
             mask=mask,
             log_ratio_limit=self.log_ratio_limit,
             log_ratio=_centred(score) * trait(traits, "std") if self.ratio == "centred" else None,
-            far=None if self.kl_mask is None else self._far(score, behave),
+            far=None if self.kl_mask is None else _far(score, behave, self.kl_mask),
         )
         if self.kl > 0:
             dt = trait(traits, "dt") if self.kl_kind == "exact_dt" else None
@@ -113,9 +113,10 @@ class ClippedObjective:
             metrics["kl"] = divergence.detach()
         return loss, metrics
 
-    def _far(self, score: Score, behave: Tensor) -> Tensor:
-        """Decisions whose Gaussian has moved from the one that was drawn from by a KL of kl_mask or more."""
-        return (_centred(score) - (score.logp - behave)).detach() >= (self.kl_mask or 0.0)
+
+def _far(score: Score, behave: Tensor, limit: float) -> Tensor:
+    """Decisions whose Gaussian has moved from the one that was drawn from by a KL of the limit or more."""
+    return (_centred(score) - (score.logp - behave)).detach() >= limit
 
 
 def _centred(score: Score) -> Tensor:

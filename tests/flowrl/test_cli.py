@@ -14,6 +14,7 @@ from cli_support import call, quiet
 from flowrl import names
 from flowrl.contracts import Prompt, Samples
 from flowrl.recipe.load import load
+from flowrl.recipe.presets import PRESETS
 from flowrl.run import run
 from reward_models.jpeg import jpeg_compressibility
 
@@ -38,7 +39,7 @@ def test_help_names_every_command(capsys, monkeypatch):
 def test_list_shows_what_ships(capsys, monkeypatch):
     code, out, _ = call(capsys, monkeypatch, "list")
     assert code == 0
-    for name in [*names.recipes(), *names.rewards(), *names.steps(), *names.MODELS]:
+    for name in [*names.recipes(), *names.rewards(), *names.steps(), *names.MODELS, *PRESETS]:
         assert name in out
     _, rewards, _ = call(capsys, monkeypatch, "list", "rewards")
     assert "shapes_strict" in rewards and "quickstart" not in rewards

@@ -116,6 +116,12 @@ def test_micro_batches_change_nothing(aggregate: str, kl: float):
             assert parts[name] == pytest.approx(metrics[name], abs=1e-6)
 
 
+def test_an_emphasis_on_decisions_reaches_the_gradient_of_every_update():
+    _, plain = after_update(OBJECTIVE, Settings(6, updates=2))
+    _, doubled = after_update(replace(OBJECTIVE, weight=(2.0,) * LENGTH), Settings(6, updates=2))
+    assert doubled["grad_norm"] == pytest.approx(2 * plain["grad_norm"], rel=1e-5)
+
+
 def test_rows_without_advantage_are_skipped_and_change_nothing():
     adv = torch.linspace(-1, 1, 24).where(torch.arange(24) % 3 == 0, 0.0)
     table, metrics = after_update(OBJECTIVE, Settings(6), adv)
@@ -174,7 +180,7 @@ def test_updates_by_step_are_those_of_the_rows_of_each_step():
         rollout.mask = own[:, None] == torch.arange(LENGTH)  # each row has one decision
         adv, learner = torch.linspace(-1, 1, 24), Learner(policy.trainable(), lr=0.05)
         if by_step:
-            metrics = update(policy, learner, rollout, adv, OBJECTIVE, Settings(6, updates=2, by_step=True))
+            metrics = update(policy, learner, rollout, adv, OBJECTIVE, Settings(6, updates=2, update_by="steps"))
             assert policy.blocks == [12, 12] and metrics["empty_updates"] == 0
         else:
             for part in (own < 2, own >= 2):
