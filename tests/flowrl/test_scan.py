@@ -191,6 +191,9 @@ def test_caveats_are_told():
     choice = advise([row("cps", 1, 0.0), row("flow_sde", 2, 0.0), row("dance_sde", 3, 0.0)], 0.2)
     assert choice.label == "dance_sde" and "last value" not in choice.text
     unsure = advise([noisy("a", [1.0, 1.0], [-0.3, 0.1]), noisy("b", [0.5, 0.5], [0.0, 0.0])], 0.2)
+    assert unsure.verdicts["b"] == "within the tolerance"
+    doubt = advise([noisy("a", [1.0, 1.0], [-0.5, 0.0]), noisy("b", [0.5, 0.5], [0.1, -0.4])], 0.2)
+    assert doubt.verdicts == {"a": "probably loses too much", "b": "recommended"}
     assert unsure.label == "a" and "room for a loss beyond that limit" in unsure.text
 
 
