@@ -21,6 +21,27 @@ WINDOW_KEYS: dict[str, dict[str, bool]] = {
     "fraction": {"share": True},
 }
 
+WINDOW_TEXTS: dict[str, str] = {
+    "all": "all steps but the last ones (Flow-GRPO)",
+    "first": "the first steps, where the layout is decided",
+    "frozen": "adjacent steps that stay (MixGRPO-Flash*)",
+    "random": "some steps of a range, anew each iteration (Flow-Factory)",
+    "random_window": "adjacent steps of a range, anew each iteration (Flow-GRPO-Fast)",
+    "progressive": "adjacent steps that slide towards the data (MixGRPO)",
+    "decay": "the same, staying ever shorter (MixGRPO)",
+    "exp_decay": "the same, staying exponentially shorter (MixGRPO)",
+    "fraction": "noise at all steps but the last, a random share of them trained (DanceGRPO)",
+}
+
+
+def texts() -> dict[str, str]:
+    """What each kind of window is, and the keys that it reads; those in brackets may be left out."""
+    keys = {
+        kind: ", ".join(name if needed else f"[{name}]" for name, needed in read.items())
+        for kind, read in WINDOW_KEYS.items()
+    }
+    return {kind: f"{text}: {keys[kind]}" for kind, text in WINDOW_TEXTS.items()}
+
 
 def drawn(window: Window, steps: int) -> tuple[int, int]:
     """The range of steps that a window of `steps` may ever draw at."""
