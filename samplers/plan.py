@@ -149,6 +149,13 @@ class Tree:
             return f"parent {segment.parent} does not stand before it and end where it begins"
         return None
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.num_steps, self.segments, self.tables, self.credit, self.by_row))
+
+    def __hash__(self) -> int:  # worked out once: trees are looked up at every step
+        return self._hash
+
     # ------------------------------------------------------------------ rows, leaves, decisions
 
     @cached_property

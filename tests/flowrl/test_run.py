@@ -9,7 +9,6 @@ import yaml
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-import families
 from cli_support import quiet
 from flowrl.build import build_policy
 from flowrl.contracts import Prompt
