@@ -2,17 +2,18 @@
 
 from collections.abc import Iterator
 
-from flowrl.recipe.errors import RecipeError, show
-from flowrl.recipe.sampling import Schedule
+from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.kinds import check_keys
 from flowrl.recipe.schema import Recipe
 
-# What each kind of schedule reads; True marks what it cannot do without. All read merge_at and merge.
+MERGING = {"merge_at": False, "merge": False}
+# What each kind of schedule reads; True marks what it cannot do without.
 SCHEDULE_KEYS: dict[str, dict[str, bool]] = {
-    "own": {},
-    "linear": {},
-    "shifted": {"shift": True},
-    "exponential": {"mu": True},
-    "karras": {"rho": False},
+    "own": MERGING,
+    "linear": MERGING,
+    "shifted": {"shift": True} | MERGING,
+    "exponential": {"mu": True} | MERGING,
+    "karras": {"rho": False} | MERGING,
 }
 
 
@@ -23,22 +24,10 @@ def num_steps(recipe: Recipe) -> int:
 
 def check_schedule(recipe: Recipe) -> Iterator[RecipeError]:
     """Everything about `sampler.schedule` and `sampler.tail` that cannot work."""
-    yield from _keys(recipe.sampler.schedule)
+    schedule = recipe.sampler.schedule
+    yield from check_keys("sampler.schedule", schedule, schedule.kind, SCHEDULE_KEYS[schedule.kind])
     yield from _merge(recipe)
     yield from _tail(recipe)
-
-
-def _keys(schedule: Schedule) -> Iterator[RecipeError]:
-    keys = SCHEDULE_KEYS[schedule.kind]
-    for name in ("shift", "mu", "rho"):
-        place, value = f"sampler.schedule.{name}", getattr(schedule, name)
-        if name not in keys and value is not None:
-            read = ", ".join(keys) or "none of shift, mu, rho"
-            problem = f"got {show(value)}, but kind {schedule.kind!r} reads {read}"
-            yield RecipeError(place, problem, f"set {place}=null or another sampler.schedule.kind")
-        elif keys.get(name) and value is None:
-            problem = f"missing, kind {schedule.kind!r} needs it"
-            yield RecipeError(place, problem, f"set {place}=VALUE, {Schedule.model_fields[name].description}")
 
 
 def _merge(recipe: Recipe) -> Iterator[RecipeError]:

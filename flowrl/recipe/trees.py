@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterator
 
-from flowrl.recipe.errors import RecipeError, show, wrong_value
+from flowrl.recipe.errors import RecipeError, wrong_value
+from flowrl.recipe.kinds import check_keys
 from flowrl.recipe.sampling import Tree
 from flowrl.recipe.schedules import num_steps
 from flowrl.recipe.schema import Recipe
@@ -32,17 +33,8 @@ def check_tree(recipe: Recipe) -> Iterator[RecipeError]:
     tree = recipe.sampler.tree
     if tree is None:
         return
-    keys = TREE_KEYS[tree.kind]
-    for name in Tree.model_fields:
-        place, value = f"sampler.tree.{name}", getattr(tree, name)
-        if name not in ("kind", *keys) and value is not None:
-            problem = f"got {show(value)}, but kind {tree.kind!r} reads only {', '.join(keys)}"
-            yield RecipeError(place, problem, f"set {place}=null or another sampler.tree.kind")
-            return
-        if keys.get(name) and value is None:
-            yield RecipeError(place, f"missing, kind {tree.kind!r} needs it", f"set {place}=[0, 3, 6, 9]")
-            return
-    yield from _branch(recipe, tree) if tree.kind == "branch" else _per_step(recipe, tree)
+    misplaced = list(check_keys("sampler.tree", tree, tree.kind, TREE_KEYS[tree.kind]))
+    yield from misplaced or (_branch(recipe, tree) if tree.kind == "branch" else _per_step(recipe, tree))
 
 
 def _branch(recipe: Recipe, tree: Tree) -> Iterator[RecipeError]:

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from flowrl.recipe.errors import RecipeError, show
+from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.kinds import check_keys
 from flowrl.recipe.sampling import Window
 from flowrl.recipe.schedules import num_steps
 from flowrl.recipe.schema import Recipe
@@ -55,20 +56,9 @@ def drawn(window: Window, steps: int) -> tuple[int, int]:
 
 def check_window(recipe: Recipe) -> Iterator[RecipeError]:
     """Everything about `sampler.window` that cannot work."""
-    window, steps = recipe.sampler.window, num_steps(recipe)
-    keys = WINDOW_KEYS[window.kind]
-    for name, field in Window.model_fields.items():
-        place, value = f"sampler.window.{name}", getattr(window, name)
-        if name not in ("kind", *keys) and value is not None:
-            problem = f"got {show(value)}, but kind {window.kind!r} reads only {', '.join(keys)}"
-            yield RecipeError(place, problem, f"set {place}=null or another sampler.window.kind")
-            return
-        if keys.get(name) and value is None:
-            yield RecipeError(
-                place, f"missing, kind {window.kind!r} needs it", f"set {place}=VALUE, {field.description}"
-            )
-            return
-    yield from _range(window, steps)
+    window = recipe.sampler.window
+    misplaced = list(check_keys("sampler.window", window, window.kind, WINDOW_KEYS[window.kind]))
+    yield from misplaced or _range(window, num_steps(recipe))
 
 
 def _range(window: Window, steps: int) -> Iterator[RecipeError]:

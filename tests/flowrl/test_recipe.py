@@ -67,7 +67,7 @@ def test_published_numbers():
     for recipe, steps, evaluation, noise, group, clip, kl, lr, rank in (
         (sd3, 10, 40, 0.7, 24, 1e-4, 0.04, 3e-4, 32),
         (flux, 6, 28, 0.9, 24, 1e-4, 0.0, 3e-4, 64),
-        (wan, 20, 50, 0.7, 4, 1e-3, 0.004, 1e-4, 32),
+        (wan, 20, 50, 1.0, 4, 1e-3, 0.004, 1e-4, 32),
         (mix, 25, 25, 0.7, 12, 1e-4, 0.0, 1e-5, 64),
     ):
         got = recipe.sampler.steps, recipe.eval.steps, recipe.sampler.noise, recipe.train.group, recipe.objective.clip
