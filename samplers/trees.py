@@ -133,6 +133,16 @@ class PerStep:
         if self.anchors < 1 or not self.strides or min(self.strides) < 1:
             raise ValueError(f"anchors={self.anchors}, strides={self.strides}: give 1 or more")
 
+    @property
+    def stochastic(self) -> tuple[int, ...]:
+        """The steps at which children are drawn."""
+        return self.steps
+
+    @property
+    def trained(self) -> tuple[int, ...]:
+        """The steps that the loss sees: all that are drawn at."""
+        return self.steps
+
     def tree(self, group: int) -> Tree:
         """The trunks and branches of `group` children a step."""
         if group % self.anchors:
