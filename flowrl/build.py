@@ -180,7 +180,7 @@ def build_watch(recipe: Recipe) -> Watch:
         updates_per_rollout=recipe.train.epochs * recipe.train.updates,
         clip=recipe.objective.clip_range,
         precision=recipe.dtype.model,
-        steady=recipe.sampler.window.kind != "progressive",
+        steady=not recipe.sampler.window.slides,
     )
 
 

@@ -6,13 +6,16 @@ Costs are counted in denoiser row-forwards: one row of latents through the denoi
 the pipeline's own matter: where it runs two rows or two calls for one latent, the real work is twice these numbers.
 """
 
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
 from flowrl import plans, tokens
 from flowrl.recipe.schema import Recipe
 from samplers.decisions import replay_forwards
-from samplers.plan import picture
+from samplers.plan import Tree
+from samplers.trees import lines as tree_lines
+from samplers.trees import picture
 
 
 def plan_for(recipe: Recipe, iteration: int) -> Any:
@@ -147,30 +150,46 @@ def _part_of_update(recipe: Recipe) -> str:
 def _steps(recipe: Recipe) -> list[str]:
     if recipe.generation is not None:
         return tokens.lines(recipe)
-    sampler = recipe.sampler
+    sampler, group = recipe.sampler, recipe.train.group
+    schedule = "" if sampler.schedule.kind == "own" else f" on a {sampler.schedule.kind} table"
     shared = ", groups share their first latent" if sampler.share_noise else ""
-    lines = [
-        f"steps       {sampler.steps} by {sampler.step}, noise {sampler.noise:g}{shared}",
-        "            ● draws noise and is trained   · follows the ODE",
-    ]
+    legend = "● draws noise and is trained   · follows the ODE"
+    first = plans.walk(recipe, 0).tree(group)
+    legend += "   o draws noise" if "o" in picture(first) else ""
+    legend += f"   | {sampler.tail.solver} from here" if sampler.tail is not None else ""
+    walk = f"{sampler.steps} by {sampler.step}, noise {sampler.noise:g}{schedule}{shared}"
+    lines = [f"steps       {walk}", f"            {legend}"]
     shown = _shown_iterations(recipe)
     width = len(str(shown[-1]))
-    lines += [f"            {picture(plans.walk(recipe, i))}  iteration {i:>{width}}" for i in shown]
-    if recipe.sampler.window.kind in ("all", "first"):
+    lines += [f"            {picture(plans.walk(recipe, i).tree(group))}  iteration {i:>{width}}" for i in shown]
+    if len(shown) == 1:
         lines[-1] += " and all others"
     elif shown[-1] < recipe.train.iterations - 1:
         lines.append("            … and so on")
     if recipe.prompts.heldout is not None:
-        lines.append(f"            {picture(plans.ode(recipe))}  evaluation")
+        lines.append(f"            {picture(plans.ode(recipe).tree(1))}  evaluation")
+    return [*lines, *_rows_of_tree(first)] if sampler.tree is not None else lines
+
+
+def _rows_of_tree(tree: Tree) -> list[str]:
+    """Rows of the denoiser that a tree takes, step by step, wrapped."""
+    lines = ["tree        rows of the denoiser a prompt, at iteration 0"]
+    for text in tree_lines(tree):
+        lines += [f"            {part}" for part in textwrap.wrap(text, 106)]
     return lines
 
 
 def _shown_iterations(recipe: Recipe, limit: int = 8) -> list[int]:
-    """The iterations whose windows say how it moves."""
-    window, last = recipe.sampler.window, recipe.train.iterations
-    if window.kind in ("all", "first"):
-        return [0]
-    return list(range(0, last, (window.interval or 1) if window.kind == "progressive" else 1))[:limit]
+    """The iterations at which the plan changes, the first of them."""
+    found, before = [], None
+    for i in range(min(recipe.train.iterations, 1000)):
+        plan = plans.walk(recipe, i)
+        if plan != before:
+            found.append(i)
+        if len(found) == limit:
+            break
+        before = plan
+    return found
 
 
 def _costs(recipe: Recipe) -> list[str]:

@@ -1,5 +1,7 @@
 """The plan of an iteration and of an evaluation, made of a recipe and the number of the iteration alone."""
 
+from typing import Any
+
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.schedules import num_steps
 from flowrl.recipe.schema import Recipe
@@ -14,11 +16,11 @@ AnyPlan = Plan | Branching | PerStep
 def walk(recipe: Recipe, iteration: int) -> AnyPlan:
     """What the denoising steps of a training iteration do."""
     sampler, tree = recipe.sampler, recipe.sampler.tree
-    steps = _window(recipe, iteration)
+    steps, trained = _window(recipe, iteration)
     table = _merged(recipe, base_table(recipe))
     if tree is not None and tree.kind == "per_step":
         strides, anchors = tuple(tree.strides or [1]), tree.anchors or 1
-        return PerStep(sampler.steps, steps, anchors, strides, bool(tree.per_anchor), table)
+        return PerStep(sampler.steps, trained, anchors, strides, bool(tree.per_anchor), table)
     tail = {
         "table": table,
         "tail": _tail(recipe, table, after=steps[-1] + 1),
@@ -26,7 +28,7 @@ def walk(recipe: Recipe, iteration: int) -> AnyPlan:
         "share_noise": sampler.share_noise,
     }
     if tree is None:
-        return Plan(sampler.steps, steps, steps, **tail)
+        return Plan(sampler.steps, steps, trained, **tail)
     first = steps[0] if tree.splits_from == "window" else 0
     pruned = windows.pruned(
         tuple(tree.prune or ()), interval=tree.prune_interval, stop=tree.prune_stop or 0, iteration=iteration
@@ -36,7 +38,7 @@ def walk(recipe: Recipe, iteration: int) -> AnyPlan:
         tuple(first + split for split in tree.splits or ()),
         tuple(tree.width_list()),
         steps,
-        tuple(step for step in steps if step not in pruned),
+        tuple(step for step in trained if step not in pruned),
         correlation=tree.correlation or 0.0,
         split_noise=tree.split_noise or 1.0,
         credit=tree.credit or "uniform",
@@ -97,7 +99,17 @@ def _tail(recipe: Recipe, base: Table, *, after: int) -> Table | None:
     return tables.Compressed(after, number, base)
 
 
-def _window(recipe: Recipe, iteration: int) -> tuple[int, ...]:
+def _window(recipe: Recipe, iteration: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(steps that draw noise, those of them that are trained)."""
+    window, steps = recipe.sampler.window, num_steps(recipe)
+    if window.kind == "fraction":
+        trained = windows.fraction(steps, share=window.share or 1.0, iteration=iteration, seed=recipe.seed)
+        return windows.all_steps(steps), trained
+    found = _adjacent(recipe, iteration) if window.slides else _anywhere(recipe, iteration)
+    return found, found
+
+
+def _anywhere(recipe: Recipe, iteration: int) -> tuple[int, ...]:
     window, steps = recipe.sampler.window, num_steps(recipe)
     size, low = window.size or 1, window.low or 0
     high = steps - 1 if window.high is None else window.high
@@ -106,16 +118,28 @@ def _window(recipe: Recipe, iteration: int) -> tuple[int, ...]:
             return windows.all_steps(steps, skip_last=1 if window.skip_last is None else window.skip_last)
         case "first":
             return windows.first(steps, size=size)
+        case "frozen":
+            return windows.frozen(steps, start=low, size=size)
         case "random":
             return windows.random_range(steps, size=size, low=low, high=high, iteration=iteration, seed=recipe.seed)
-        case "random_window":
-            return windows.random_window(steps, size=size, low=low, high=high, iteration=iteration, seed=recipe.seed)
-    return windows.progressive(
-        steps,
-        size=size,
-        interval=window.interval or 1,
-        stride=1 if window.stride is None else window.stride,
-        iteration=iteration,
-        roll_back=window.roll_back is not False,
-        high=high,
-    )
+    return windows.random_window(steps, size=size, low=low, high=high, iteration=iteration, seed=recipe.seed)
+
+
+def _adjacent(recipe: Recipe, iteration: int) -> tuple[int, ...]:
+    """A window that slides towards the data."""
+    window, steps = recipe.sampler.window, num_steps(recipe)
+    how: dict[str, Any] = {
+        "size": window.size or 1,
+        "interval": window.interval or 1,
+        "stride": 1 if window.stride is None else window.stride,
+        "iteration": iteration,
+        "roll_back": window.roll_back is not False,
+        "high": window.high,
+    }
+    match window.kind:
+        case "decay":
+            return windows.decay(steps, shortest=window.shortest or 1, **how)
+        case "exp_decay":
+            given = {name: value for name in ("rate", "hold") if (value := getattr(window, name)) is not None}
+            return windows.exp_decay(steps, **how, **given)
+    return windows.progressive(steps, **how)

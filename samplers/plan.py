@@ -149,6 +149,13 @@ class Tree:
             return f"parent {segment.parent} does not stand before it and end where it begins"
         return None
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.num_steps, self.segments, self.tables, self.credit, self.by_row))
+
+    def __hash__(self) -> int:  # worked out once: trees are looked up at every step
+        return self._hash
+
     # ------------------------------------------------------------------ rows, leaves, decisions
 
     @cached_property
@@ -320,9 +327,3 @@ def _require_steps(name: str, steps: tuple[int, ...], num_steps: int) -> None:
         raise ValueError(f"{name}={steps} must rise without repeats: give {tuple(sorted(set(steps)))}")
     if steps and not 0 <= steps[0] <= steps[-1] < num_steps:
         raise ValueError(f"{name}={steps} leaves the walk: give steps from 0 to {num_steps - 1} or raise num_steps")
-
-
-def picture(plan: Plan) -> str:
-    """One character a step: '·' ODE, 'o' draws noise, '●' draws noise and is trained."""
-    marks = {step: "o" for step in plan.stochastic} | {step: "●" for step in plan.trained}
-    return "".join(marks.get(step, "·") for step in range(plan.num_steps))

@@ -133,16 +133,6 @@ class PerStep:
         if self.anchors < 1 or not self.strides or min(self.strides) < 1:
             raise ValueError(f"anchors={self.anchors}, strides={self.strides}: give 1 or more")
 
-    @property
-    def stochastic(self) -> tuple[int, ...]:
-        """The steps at which children are drawn."""
-        return self.steps
-
-    @property
-    def trained(self) -> tuple[int, ...]:
-        """The steps that the loss sees: all that are drawn at."""
-        return self.steps
-
     def tree(self, group: int) -> Tree:
         """The trunks and branches of `group` children a step."""
         if group % self.anchors:
@@ -225,14 +215,28 @@ def _reach(tree: Tree, segment: int, edge_logp: Tensor, view: int) -> Tensor:
 
 
 def lines(tree: Tree) -> list[str]:
-    """A tree in words: rows of the denoiser at each step of each table, trained steps marked."""
+    """Rows of the denoiser at each step of each table, trained steps marked: one line a table."""
     found = []
     for table in range(len(tree.tables)):
         at: dict[int, int] = {}
         for front in tree.fronts:
             if front.table == table:
                 at[front.step] = at.get(front.step, 0) + len(front.units)
-        if at:
-            marks = [f"{at[step]}{'●' if table == 0 and step in tree.trained else ''}" for step in sorted(at)]
-            found.append(f"from step {min(at)}: " + " ".join(marks))
+        marks = [f"{at[step]}{'●' if table == 0 and step in tree.trained else ''}" for step in sorted(at)]
+        if marks and table == 0:
+            found.append(" ".join(marks))
+        elif marks:
+            found.append(f"and from step {min(at)} of table {table + 1}: " + " ".join(marks))
     return found
+
+
+def picture(tree: Tree) -> str:
+    """One character a step: · ODE, o draws noise, ● draws noise and is trained; | where a cheaper tail begins."""
+    own = [s for s in tree.segments if s.table == 0]
+    drawn = {step for s in own for step in s.stochastic}
+    marks = {step: "●" if step in tree.trained else "o" for step in drawn}
+    text = "".join(marks.get(step, "·") for step in range(max(s.end for s in own)))
+    tails = [s for s in tree.segments if s.solver != "euler" and s.begin > 0]
+    if not tails:
+        return text
+    return text[: tails[0].begin] + "|" + "·" * (tails[0].end - tails[0].begin)

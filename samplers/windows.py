@@ -5,7 +5,9 @@ a group, all ranks and a resumed run see the same window. (Published code draws 
 compares samples that were perturbed at different steps.)
 """
 
+import math
 import random
+from collections.abc import Callable
 
 import torch
 
@@ -21,6 +23,21 @@ def first(num_steps: int, *, size: int) -> tuple[int, ...]:
     """The first `size` steps, where the layout of an image is decided."""
     _require_range(num_steps, size, 0, num_steps)
     return tuple(range(size))
+
+
+def frozen(num_steps: int, *, start: int, size: int) -> tuple[int, ...]:
+    """`size` adjacent steps from `start` on, in every iteration (MixGRPO's frozen window)."""
+    _require_range(num_steps, size, start, num_steps)
+    return tuple(range(start, start + size))
+
+
+def fraction(num_steps: int, *, share: float, iteration: int, seed: int) -> tuple[int, ...]:
+    """int((num_steps - 1) * share) of all steps but the last, anew each iteration: what DanceGRPO trains of a walk that
+    draws at every step (arXiv 2505.07818). Its code draws them for each sample on its own."""
+    size = int((num_steps - 1) * share)
+    if not 1 <= size < num_steps:
+        raise ValueError(f"fraction={share} of {num_steps - 1} steps is {size}: give 1/{num_steps - 1} to 1")
+    return random_range(num_steps, size=size, low=0, high=num_steps - 1, iteration=iteration, seed=seed)
 
 
 def random_range(num_steps: int, *, size: int, low: int, high: int, iteration: int, seed: int) -> tuple[int, ...]:
@@ -57,14 +74,87 @@ def progressive(
     may be empty, an interval without any loss. Here the start waits at high - size meanwhile, so that the window is
     always full. A sweep keeps its published length, and wherever the published window is full the two agree.
     """
+    if interval < 1:
+        raise ValueError(f"interval={interval}: give 1 or more")
+    return _sweep(num_steps, size, high, stride, roll_back, iteration, lambda start, high: interval)
+
+
+def decay(
+    num_steps: int,
+    *,
+    size: int,
+    interval: int,
+    shortest: int,
+    stride: int,
+    iteration: int,
+    roll_back: bool = True,
+    high: int | None = None,
+) -> tuple[int, ...]:
+    """`progressive` with stays that shorten from `interval` iterations at step 0 towards `shortest` at step `high`.
+
+    A window that starts at step k stays int(interval (1 - k / high) + shortest k / high) iterations (MixGRPO's decay).
+    """
+    if not 1 <= shortest <= interval:
+        raise ValueError(f"interval={interval}, shortest={shortest}: give 1 <= shortest <= interval")
+
+    def stay(start: int, high: int) -> int:
+        return max(shortest, int(interval * (1 - start / high) + shortest * (start / high)))
+
+    return _sweep(num_steps, size, high, stride, roll_back, iteration, stay)
+
+
+def exp_decay(
+    num_steps: int,
+    *,
+    size: int,
+    interval: int,
+    rate: float = 0.1,
+    hold: int = 13,
+    stride: int,
+    iteration: int,
+    roll_back: bool = True,
+    high: int | None = None,
+) -> tuple[int, ...]:
+    """`progressive` with stays that fall off exponentially behind step `hold`.
+
+    A window that starts at step k stays ceil(interval exp(-rate max(0, k - hold))) iterations (MixGRPO's exp_decay and
+    its constants).
+    """
+    if interval < 1 or rate < 0 or hold < 0:
+        raise ValueError(
+            f"interval={interval}, rate={rate}, hold={hold}: give interval 1 or more, the others 0 or more"
+        )
+
+    def stay(start: int, high: int) -> int:
+        return max(1, math.ceil(interval * math.exp(-rate * max(0, start - hold))))
+
+    return _sweep(num_steps, size, high, stride, roll_back, iteration, stay)
+
+
+def _sweep(
+    num_steps: int,
+    size: int,
+    high: int | None,
+    stride: int,
+    roll_back: bool,
+    iteration: int,
+    stay: Callable[[int, int], int],
+) -> tuple[int, ...]:
+    """The window of an iteration where one that starts at step k stays stay(k, high) iterations."""
     high = num_steps - 1 if high is None else high
     _require_range(num_steps, size, 0, high)
-    if interval < 1 or stride < 0:
-        raise ValueError(f"interval={interval}, stride={stride}: give interval 1 or more, stride 0 or more")
-    moves = _require_iteration(iteration) // interval
-    if roll_back and stride:
-        moves %= high // stride + 1
-    start = min(moves * stride, high - size)
+    if stride < 0:
+        raise ValueError(f"stride={stride}: give 0 or more")
+    starts = range(0, high + 1, stride) if stride else range(1)
+    stays = [stay(start, high) for start in starts]
+    left = _require_iteration(iteration)
+    if roll_back:
+        left %= sum(stays)
+    at = 0
+    while at < len(stays) - 1 and left >= stays[at]:
+        left -= stays[at]
+        at += 1
+    start = min(starts[at], high - size)
     return tuple(range(start, start + size))
 
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flowrl import names
-from flowrl.recipe import presets
+from flowrl.recipe import presets, windows
 
 
 class Kind(str, Enum):
@@ -18,6 +18,7 @@ class Kind(str, Enum):
 
     models = "models"
     samplers = "samplers"
+    windows = "windows"
     rewards = "rewards"
     presets = "presets"
     recipes = "recipes"
@@ -26,7 +27,7 @@ class Kind(str, Enum):
 def list_command(
     what: Annotated[Kind | None, typer.Argument(help="Which of them; all where none is named.")] = None,
 ) -> None:
-    """List models, samplers, rewards, presets and recipes that ship."""
+    """List models, samplers, windows, rewards, presets and recipes that ship."""
     tables = {
         Kind.models: [(name, str(path)) for name, path in names.MODELS.items()]
         + [
@@ -34,6 +35,7 @@ def list_command(
             ("FOLDER", "the same, on disk"),
         ],
         Kind.samplers: [(name, entry.summary) for name, entry in names.steps().items()],
+        Kind.windows: list(windows.texts().items()),
         Kind.rewards: [(name, entry.summary) for name, entry in names.rewards().items()],
         Kind.presets: list(presets.texts().items()),
         Kind.recipes: [(name, _headline(path)) for name, path in names.recipes().items()],

@@ -276,8 +276,9 @@ def call_arguments(call: Call, prompts: Sequence[Prompt]) -> dict[str, Any]:
     them."""
     arguments: dict[str, Any] = {"prompt": [p.text for p in prompts]}
     if any(p.media for p in prompts):
-        images = [_opened(p) for p in prompts]
-        arguments["image"] = images if len(images) > 1 else images[0]  # some pipelines take one image and no list
+        # One where all rows share it: some pipelines take no list, and make rows of their own of each of its images.
+        shared = len({p.media for p in prompts}) == 1
+        arguments["image"] = _opened(prompts[0]) if shared else [_opened(p) for p in prompts]
     for name, value in (call(prompts) if callable(call) else call).items():
         if name.startswith("negative_prompt") and isinstance(value, str):
             value = [value] * len(prompts)

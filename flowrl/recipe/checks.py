@@ -14,20 +14,11 @@ from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.language import check_kind, kind_of
 from flowrl.recipe.paths import check_path
 from flowrl.recipe.presets import PRESETS
-from flowrl.recipe.sampling import Window
-from flowrl.recipe.schedules import check_schedule, num_steps
+from flowrl.recipe.schedules import check_schedule
 from flowrl.recipe.schema import Objective, Recipe
 from flowrl.recipe.trackers import check_trackers
 from flowrl.recipe.trees import check_tree
-
-# What each kind of window reads; True marks what it cannot do without.
-WINDOW_KEYS: dict[str, dict[str, bool]] = {
-    "all": {"skip_last": False},
-    "first": {"size": True},
-    "random": {"size": True, "low": False, "high": False},
-    "random_window": {"size": True, "low": False, "high": False},
-    "progressive": {"size": True, "high": False, "interval": True, "stride": False, "roll_back": False},
-}
+from flowrl.recipe.windows import check_window
 
 # Arguments of a pipeline's __call__ that flowrl passes itself, and the key that sets them instead.
 OWN_ARGUMENTS = {
@@ -55,7 +46,7 @@ def check(recipe: Recipe) -> Iterator[RecipeError]:
     yield from check_kind(recipe)
     if recipe.generation is None:
         yield from check_schedule(recipe)
-        yield from _window(recipe)
+        yield from check_window(recipe)
         yield from check_tree(recipe)
     yield from _objective(recipe)
     yield from _batches(recipe)
@@ -91,40 +82,6 @@ def _model(recipe: Recipe) -> Iterator[RecipeError]:
         if name in recipe.pipeline:
             remedy = f"use {setter}" if setter else f"remove pipeline.{name}"
             yield RecipeError(f"pipeline.{name}", f"got {show(recipe.pipeline[name])}, but flowrl sets it", remedy)
-
-
-def _window(recipe: Recipe) -> Iterator[RecipeError]:
-    window, steps = recipe.sampler.window, num_steps(recipe)
-    keys = WINDOW_KEYS[window.kind]
-    for name in Window.model_fields:
-        place, value = f"sampler.window.{name}", getattr(window, name)
-        if name not in ("kind", *keys) and value is not None:
-            problem = f"got {show(value)}, but kind {window.kind!r} reads only {', '.join(keys)}"
-            yield RecipeError(place, problem, f"set {place}=null or another sampler.window.kind")
-            return
-        if keys.get(name) and value is None:
-            remedy = f"set {place}=VALUE, a whole number >= 1"
-            yield RecipeError(place, f"missing, kind {window.kind!r} needs it", remedy)
-            return
-    yield from _window_range(window, steps)
-
-
-def _window_range(window: Window, steps: int) -> Iterator[RecipeError]:
-    if window.kind == "all":
-        skip = 1 if window.skip_last is None else window.skip_last
-        if skip >= steps:
-            problem = f"got {skip}, accepted: below sampler.steps = {steps}"
-            yield RecipeError("sampler.window.skip_last", problem, "raise sampler.steps or lower skip_last")
-        return
-    low, high = window.low or 0, window.high
-    if high is None:
-        high = steps if window.kind == "first" else steps - 1
-    if high > steps:
-        problem = f"got {high}, accepted: at most sampler.steps = {steps}"
-        yield RecipeError("sampler.window.high", problem, "lower it or raise sampler.steps")
-    elif window.size is not None and window.size > high - low:
-        problem = f"got {window.size}, but the range of steps [{low}, {high}) holds {max(high - low, 0)}"
-        yield RecipeError("sampler.window.size", problem, "lower the size, or widen sampler.window.low / high / steps")
 
 
 def _objective(recipe: Recipe) -> Iterator[RecipeError]:

@@ -8,14 +8,16 @@ from flowrl.recipe.base import Strict, key, part
 class Window(Strict):
     """Which steps draw noise and are trained; see samplers/windows.py.
 
-    all: all but the last skip_last. first: the first size. random: size steps of [low, high). random_window: size
-    adjacent ones. progressive: size adjacent ones, stride further every interval iterations, within [0, high).
-    high null: all but the last step. Keys of another kind are refused.
+    all: all but the last skip_last. first: the first size. frozen: size adjacent ones from low on. random: size steps
+    of [low, high). random_window: size adjacent ones. progressive: size adjacent ones, stride further every interval
+    iterations, within [0, high). decay, exp_decay: the same, with stays that shorten from interval towards shortest,
+    or by exp(-rate) a step behind step `hold`. fraction: all but the last draw noise, and a random share of them is
+    trained, anew each iteration. high null: all but the last step. Keys of another kind are refused.
     """
 
-    kind: Literal["all", "first", "random", "random_window", "progressive"] = key(
-        "all", "all, first, random, random_window or progressive"
-    )
+    kind: Literal[
+        "all", "first", "frozen", "random", "random_window", "progressive", "decay", "exp_decay", "fraction"
+    ] = key("all", "all, first, frozen, random, random_window, progressive, decay, exp_decay or fraction")
     skip_last: int | None = key(None, "a whole number >= 0", ge=0)
     size: int | None = key(None, "a whole number >= 1", ge=1)
     low: int | None = key(None, "a whole number >= 0", ge=0)
@@ -23,6 +25,20 @@ class Window(Strict):
     interval: int | None = key(None, "a whole number >= 1", ge=1)
     stride: int | None = key(None, "a whole number >= 0", ge=0)
     roll_back: bool | None = key(None, "true or false")
+    shortest: int | None = key(None, "a whole number >= 1", ge=1)
+    rate: float | None = key(None, "a number >= 0", ge=0)
+    hold: int | None = key(None, "a whole number >= 0", ge=0)
+    share: float | None = key(None, "a number in (0, 1]", gt=0, le=1)
+
+    @property
+    def moves(self) -> bool:
+        """Whether its steps differ from iteration to iteration."""
+        return self.kind not in ("all", "first", "frozen")
+
+    @property
+    def slides(self) -> bool:
+        """Whether it moves step by step towards the data."""
+        return self.kind in ("progressive", "decay", "exp_decay")
 
 
 class Schedule(Strict):

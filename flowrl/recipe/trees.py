@@ -7,6 +7,7 @@ from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.sampling import Tree
 from flowrl.recipe.schedules import num_steps
 from flowrl.recipe.schema import Recipe
+from flowrl.recipe.windows import drawn
 
 # What each kind of tree reads; True marks what it cannot do without.
 TREE_KEYS: dict[str, dict[str, bool]] = {
@@ -70,23 +71,21 @@ def _branch(recipe: Recipe, tree: Tree) -> Iterator[RecipeError]:
 
 def _splits_in_window(recipe: Recipe, tree: Tree, splits: list[int], steps: int) -> Iterator[RecipeError]:
     window, place = recipe.sampler.window, "sampler.tree.splits"
+    low, high = drawn(window, steps)
     if tree.splits_from == "window":
-        if window.kind in ("random", "fraction"):
-            problem = f"got 'window', but the steps of a window of kind {window.kind!r} are not adjacent"
+        if window.kind == "random":
+            problem = "got 'window', but the steps of a window of kind 'random' are not adjacent"
             yield RecipeError("sampler.tree.splits_from", problem, "set another sampler.window.kind")
-        size = window.size if window.size is not None else steps - (1 if window.skip_last is None else window.skip_last)
+        size = high - low if window.size is None else window.size
         if splits[-1] >= size:
             problem = f"got {splits}, accepted: offsets within the window's {size} steps"
             yield RecipeError(place, problem, "lower the last split or widen sampler.window.size")
-        return
-    if window.kind == "all" or (window.kind == "first" and window.size is not None):
-        drawn = window.size if window.kind == "first" else steps - (1 if window.skip_last is None else window.skip_last)
-        if splits[-1] >= (drawn or 0):
-            problem = f"got {splits}, but noise is drawn at steps 0 to {(drawn or 0) - 1} alone (sampler.window)"
-            yield RecipeError(place, problem, "lower the last split, or widen sampler.window")
-    elif window.kind != "fraction":
+    elif window.moves and window.kind != "fraction":
         problem = f"got {splits}, but a window of kind {window.kind!r} may move away from them"
         yield RecipeError(place, problem, "set sampler.tree.splits_from=window, or sampler.window.kind=all")
+    elif not low <= splits[0] <= splits[-1] < high:
+        problem = f"got {splits}, but noise is drawn at steps {low} to {high - 1} alone (sampler.window)"
+        yield RecipeError(place, problem, "move the splits, or widen sampler.window")
 
 
 def _per_step(recipe: Recipe, tree: Tree) -> Iterator[RecipeError]:
@@ -111,15 +110,9 @@ def _per_step(recipe: Recipe, tree: Tree) -> Iterator[RecipeError]:
 def _room_for_strides(recipe: Recipe) -> Iterator[RecipeError]:
     """A stride begins two levels after the draw, so that the last two steps of a walk cannot be drawn at."""
     window, steps = recipe.sampler.window, num_steps(recipe)
-    ends = {
-        "all": steps - (1 if window.skip_last is None else window.skip_last),
-        "first": window.size or 1,
-    }
-    end = ends.get(window.kind, steps - 1 if window.high is None else window.high)
+    end = drawn(window, steps)[1]
     if end > steps - 2:
-        place = {"all": "skip_last", "first": "size"}.get(window.kind, "high")
+        place = {"all": "skip_last", "first": "size", "frozen": "size", "fraction": "kind"}.get(window.kind, "high")
         problem = f"steps up to {end - 1} are drawn at, but sampler.tree.strides need two more steps behind them"
-        remedy = (
-            "set sampler.window.skip_last=2 or more" if place == "skip_last" else f"lower it to {steps - 2} or less"
-        )
+        remedy = "set sampler.window={kind: all, skip_last: 2}" if place in ("kind", "skip_last") else "lower it"
         yield RecipeError(f"sampler.window.{place}", problem, remedy)

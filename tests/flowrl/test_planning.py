@@ -6,7 +6,7 @@ import pytest
 
 from flowrl.planning import arithmetic, describe, eval_plan, plan_for
 from flowrl.recipe.load import load
-from samplers.plan import picture
+from samplers.trees import picture
 
 BASE = str(Path(__file__).parents[1] / "recipes" / "quickstart.yaml")
 
@@ -114,7 +114,7 @@ def test_dry_run_text_tells_the_plan():
         "shapes/train (1500); held out: shapes/heldout (320)",
         "LoRA rank 16, alpha 32",
         "flow_sde, noise 0.7, groups share their first latent",
-        picture(plan_for(quick(), 0)) + "  iteration 0",
+        picture(plan_for(quick(), 0).tree(1)) + "  iteration",
         "reference 208",
         "grpo: token ratio, clip -0.001 +0.001, KL 0.01 (exact), decision_mean; baseline group, scale group",
         "shapes_strict, witness",

@@ -10,13 +10,14 @@ import pytest
 import yaml
 
 from flowrl import names
-from flowrl.recipe.checks import WINDOW_KEYS, check_call, pipeline_class
+from flowrl.recipe.checks import check_call, pipeline_class
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.language import kind_of
 from flowrl.recipe.load import build, dump, load
 from flowrl.recipe.presets import DENOISING, LANGUAGE, PRESETS, with_preset
 from flowrl.recipe.sampling import Window
 from flowrl.recipe.schema import Advantage, Objective, Recipe
+from flowrl.recipe.windows import WINDOW_KEYS
 
 BASE = str(Path(__file__).parents[1] / "recipes" / "quickstart.yaml")
 

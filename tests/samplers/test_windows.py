@@ -2,11 +2,15 @@
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from samplers import windows
-from samplers.plan import Plan, picture
+from samplers.plan import Plan
+from samplers.trees import picture
 
 Window = tuple[int, ...]
 DRAWS = [windows.random_range, windows.random_window]
@@ -81,7 +85,65 @@ def test_progressive_leaves_out_the_last_step_by_default() -> None:
     assert max(max(window) for window in sweep(1000, high=None)) == 23
 
 
+STAYS: list[tuple[Callable[..., Window], dict[str, Any]]] = [
+    (windows.progressive, {"interval": 5}),
+    (windows.decay, {"interval": 9, "shortest": 2}),
+    (windows.exp_decay, {"interval": 9, "rate": 0.2, "hold": 3}),
+]
+
+
+@pytest.mark.parametrize(("window", "settings"), STAYS)
+@given(st.data())
+def test_a_window_that_moves_is_full_inside_and_never_turns_back(
+    window: Callable[..., Window], settings: dict[str, Any], data: st.DataObject
+) -> None:
+    num_steps = data.draw(st.integers(1, 40))
+    high = data.draw(st.integers(1, num_steps))
+    size, stride = data.draw(st.integers(1, high)), data.draw(st.integers(0, 45))
+    at, settings = data.draw(st.integers(0, 900)), settings | {"size": size, "stride": stride, "high": high}
+    stayed = [window(num_steps, iteration=i, roll_back=False, **settings) for i in (at, at + 1)]
+    assert all(found == tuple(range(found[0], found[0] + size)) and found[-1] < high for found in stayed)
+    assert stayed[1][0] - stayed[0][0] in (0, min(stride, high - size - stayed[0][0]))
+    rolled = window(num_steps, iteration=at, roll_back=True, **settings)
+    assert rolled in {window(num_steps, iteration=i, roll_back=False, **settings) for i in range(at + 1)}
+
+
+def lengths(window: Callable[..., Window], count: int, **settings: Any) -> list[int]:
+    """How many iterations each start stays."""
+    found = Counter(window(25, size=1, stride=1, high=10, iteration=i, **settings)[0] for i in range(count))
+    return [found[start] for start in sorted(found)]
+
+
+def test_stays_shorten_towards_the_data() -> None:
+    # int(9 (1 - k / 10) + 2 k / 10) for k = 0 to 9, and k = 10 (2), which waits at 9
+    assert lengths(windows.decay, 56, interval=9, shortest=2) == [9, 8, 7, 6, 6, 5, 4, 4, 3, 2 + 2]
+    # ceil(9 exp(-0.2 max(0, k - 3))): 9 9 9 9 8 7 5 5 4 3, then 3
+    assert lengths(windows.exp_decay, 71, interval=9, rate=0.2, hold=3) == [9, 9, 9, 9, 8, 7, 5, 5, 4, 3 + 3]
+    assert lengths(windows.exp_decay, 22, interval=2, rate=0.0) == lengths(windows.progressive, 22, interval=2)
+    assert lengths(windows.decay, 22, interval=2, shortest=2) == lengths(windows.progressive, 22, interval=2)
+    # exp(-1e3) is 0 in floating point, and still an iteration
+    assert lengths(windows.exp_decay, 19, interval=9, rate=1e3, hold=0)[:3] == [9, 1, 1]
+
+
+@given(st.integers(2, 60), st.floats(0.02, 1), st.integers(0, 10**6), st.integers(0, 2**31))
+def test_a_fraction_is_of_all_steps_but_the_last(num_steps: int, share: float, iteration: int, seed: int) -> None:
+    size = int((num_steps - 1) * share)
+    if size == 0:
+        with pytest.raises(ValueError, match=f"1/{num_steps - 1} to 1"):
+            windows.fraction(num_steps, share=share, iteration=iteration, seed=seed)
+        return
+    found = windows.fraction(num_steps, share=share, iteration=iteration, seed=seed)
+    assert len(found) == size and list(found) == sorted(set(found)) and 0 <= found[0] <= found[-1] < num_steps - 1
+    assert found == windows.fraction(num_steps, share=share, iteration=iteration, seed=seed)
+
+
+def test_a_fraction_is_drawn_anew() -> None:
+    drawn = [windows.fraction(16, share=0.6, iteration=i, seed=3) for i in range(40)]
+    assert len(set(drawn)) > 30 and {len(window) for window in drawn} == {9}
+
+
 def test_fixed_windows() -> None:
+    assert windows.frozen(9, start=2, size=3) == (2, 3, 4)
     assert windows.all_steps(5) == (0, 1, 2, 3)
     assert windows.all_steps(5, skip_last=0) == (0, 1, 2, 3, 4)
     assert windows.first(5, size=2) == (0, 1)
@@ -100,6 +162,12 @@ def test_fixed_windows() -> None:
         (lambda: windows.progressive(9, size=1, interval=0, stride=1, iteration=0), "interval=0"),
         (lambda: windows.progressive(9, size=1, interval=1, stride=-1, iteration=0), "stride=-1"),
         (lambda: windows.progressive(9, size=9, interval=1, stride=1, iteration=0), "size=9.*1 to 8"),
+        (lambda: windows.decay(9, size=1, interval=3, shortest=4, stride=1, iteration=0), "shortest=4"),
+        (lambda: windows.decay(9, size=1, interval=3, shortest=0, stride=1, iteration=0), "shortest=0"),
+        (lambda: windows.exp_decay(9, size=1, interval=3, rate=-1.0, stride=1, iteration=0), "rate=-1"),
+        (lambda: windows.frozen(9, start=7, size=3), "size=3.*1 to 2"),
+        (lambda: windows.fraction(9, share=0.1, iteration=0, seed=0), "fraction=0.1 of 8.*1/8 to 1"),
+        (lambda: windows.fraction(9, share=1.2, iteration=0, seed=0), "fraction=1.2.*1/8 to 1"),
         (lambda: Plan(0, (), ()), "num_steps=0"),
         (lambda: Plan(5, (1, 0), (0,)), r"stochastic=\(1, 0\).*give \(0, 1\)"),
         (lambda: Plan(5, (1, 1), (1,)), "without repeats"),
@@ -115,5 +183,5 @@ def test_errors_name_the_value_and_the_remedy(call: Callable[[], object], messag
 
 
 def test_a_plan_is_drawn_one_character_a_step() -> None:
-    assert picture(Plan(6, (1, 2, 4), (2, 4))) == "·o●·●·"
-    assert picture(Plan(3, (), ())) == "···"
+    assert picture(Plan(6, (1, 2, 4), (2, 4)).tree(2)) == "·o●·●·"
+    assert picture(Plan(3, (), ()).tree(1)) == "···"

@@ -15,7 +15,8 @@ from policies_support import PROMPTS, SDE, SEED, STEPS, FamilyPolicy, gap, pictu
 from samplers.decisions import decisions
 from samplers.gaussian import Gaussian
 from samplers.plan import Plan
-from samplers.transitions import flow_sde, ode
+from samplers.renoising import cps, ddim
+from samplers.transitions import dance_sde, flow_sde, ode, wan_sde
 
 
 def tape_tensors(rollout: Rollout) -> dict[str, dict[int, list[int]]]:
@@ -53,6 +54,17 @@ def test_every_stream_is_stored_and_scored() -> None:
         rollout.replay.drawn[1][stream] = drawn + 1
         assert gap(scores(policy, rollout), rollout.behave) > 1e-3
         rollout.replay.drawn[1][stream] = drawn
+
+
+@pytest.mark.parametrize("transition", [flow_sde, wan_sde, dance_sde, cps, ddim], ids=lambda t: t.__name__)
+@pytest.mark.parametrize("share_noise", [False, True])
+def test_every_step_gives_the_ratio_1_at_the_policy_that_drew(transition: Any, share_noise: bool) -> None:
+    policy = FamilyPolicy("flux", transition=transition, noise=0.5)
+    plan = Plan(STEPS, (0, 1, 2), (0, 1, 2), share_noise=share_noise)
+    rollout = policy.rollout(PROMPTS, group_size=2, plan=plan, seed=SEED)
+    assert rollout.mask.all() and torch.isfinite(rollout.behave).all()
+    assert torch.equal(scores(policy, rollout), rollout.behave)
+    assert rollout.traits["std"].gt(0).all()
 
 
 @pytest.mark.parametrize("reduce", ["mean", "sum"])

@@ -1,0 +1,97 @@
+"""Does a window fit its walk? Told by arithmetic alone, before torch is loaded."""
+
+from collections.abc import Iterator
+
+from flowrl.recipe.errors import RecipeError, show
+from flowrl.recipe.sampling import Window
+from flowrl.recipe.schedules import num_steps
+from flowrl.recipe.schema import Recipe
+
+SLIDING = {"size": True, "high": False, "interval": True, "stride": False, "roll_back": False}
+# What each kind of window reads; True marks what it cannot do without.
+WINDOW_KEYS: dict[str, dict[str, bool]] = {
+    "all": {"skip_last": False},
+    "first": {"size": True},
+    "frozen": {"size": True, "low": False},
+    "random": {"size": True, "low": False, "high": False},
+    "random_window": {"size": True, "low": False, "high": False},
+    "progressive": SLIDING,
+    "decay": SLIDING | {"shortest": True},
+    "exp_decay": SLIDING | {"rate": False, "hold": False},
+    "fraction": {"share": True},
+}
+
+WINDOW_TEXTS: dict[str, str] = {
+    "all": "all steps but the last ones (Flow-GRPO)",
+    "first": "the first steps, where the layout is decided",
+    "frozen": "adjacent steps that stay (MixGRPO-Flash*)",
+    "random": "some steps of a range, anew each iteration (Flow-Factory)",
+    "random_window": "adjacent steps of a range, anew each iteration (Flow-GRPO-Fast)",
+    "progressive": "adjacent steps that slide towards the data (MixGRPO)",
+    "decay": "the same, staying ever shorter (MixGRPO)",
+    "exp_decay": "the same, staying exponentially shorter (MixGRPO)",
+    "fraction": "noise at all steps but the last, a random share of them trained (DanceGRPO)",
+}
+
+
+def texts() -> dict[str, str]:
+    """What each kind of window is, and the keys that it reads; those in brackets may be left out."""
+    keys = {
+        kind: ", ".join(name if needed else f"[{name}]" for name, needed in read.items())
+        for kind, read in WINDOW_KEYS.items()
+    }
+    return {kind: f"{text}: {keys[kind]}" for kind, text in WINDOW_TEXTS.items()}
+
+
+def drawn(window: Window, steps: int) -> tuple[int, int]:
+    """The range of steps that a window of `steps` may ever draw at."""
+    if window.kind == "all":
+        return 0, steps - (1 if window.skip_last is None else window.skip_last)
+    if window.kind in ("first", "frozen"):
+        low = window.low or 0
+        return low, low + (window.size or 1)
+    return window.low or 0, steps - 1 if window.high is None else window.high
+
+
+def check_window(recipe: Recipe) -> Iterator[RecipeError]:
+    """Everything about `sampler.window` that cannot work."""
+    window, steps = recipe.sampler.window, num_steps(recipe)
+    keys = WINDOW_KEYS[window.kind]
+    for name, field in Window.model_fields.items():
+        place, value = f"sampler.window.{name}", getattr(window, name)
+        if name not in ("kind", *keys) and value is not None:
+            problem = f"got {show(value)}, but kind {window.kind!r} reads only {', '.join(keys)}"
+            yield RecipeError(place, problem, f"set {place}=null or another sampler.window.kind")
+            return
+        if keys.get(name) and value is None:
+            yield RecipeError(
+                place, f"missing, kind {window.kind!r} needs it", f"set {place}=VALUE, {field.description}"
+            )
+            return
+    yield from _range(window, steps)
+
+
+def _range(window: Window, steps: int) -> Iterator[RecipeError]:
+    if window.kind == "all":
+        skip = 1 if window.skip_last is None else window.skip_last
+        if skip >= steps:
+            problem = f"got {skip}, accepted: below sampler.steps = {steps}"
+            yield RecipeError("sampler.window.skip_last", problem, "raise sampler.steps or lower skip_last")
+        return
+    if window.kind == "fraction":
+        if int((steps - 1) * (window.share or 0)) < 1:
+            problem = f"got {window.share:g}, which is less than one of the {steps - 1} steps that draw"
+            yield RecipeError("sampler.window.share", problem, "raise it or sampler.steps")
+        return
+    low, high = window.low or 0, window.high
+    if high is None:
+        high = steps if window.kind in ("first", "frozen") else steps - 1
+    if high > steps:
+        problem = f"got {high}, accepted: at most sampler.steps = {steps}"
+        yield RecipeError("sampler.window.high", problem, "lower it or raise sampler.steps")
+    elif window.size is not None and window.size > high - low:
+        problem = f"got {window.size}, but the range of steps [{low}, {high}) holds {max(high - low, 0)}"
+        yield RecipeError("sampler.window.size", problem, "lower the size, or widen sampler.window.low / high / steps")
+    elif window.shortest is not None and window.interval is not None and window.shortest > window.interval:
+        problem = f"got {window.shortest}, accepted: at most sampler.window.interval = {window.interval}"
+        yield RecipeError("sampler.window.shortest", problem, "lower it or raise the interval")
