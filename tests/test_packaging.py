@@ -37,10 +37,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_packages_and_recipes_are_in_it(wheel: Path):
     modules = [p for package in ("flowrl", "samplers", "reward_models") for p in (ROOT / package).rglob("*.py")]
-    recipes = [*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "recipes" / "prompts").iterdir()]
-    page = [*(ROOT / "flowrl" / "report").glob("*.[hcj]*")]  # the report's template, style and script
-    page += (ROOT / "flowrl" / "compare").glob("*.[hc]*")
-    assert len(modules) > 40 and len(recipes) >= 9 and len(page) == 6
+    recipes = [
+        *(ROOT / "recipes").glob("*.yaml"),
+        *(p for p in (ROOT / "recipes" / "prompts").rglob("*") if p.is_file()),
+    ]
+    page = [*(ROOT / "flowrl" / "report").glob("*.[hcj]*")]  # the pages' frame, templates, style and script
+    page += [p for folder in ("compare", "scan") for p in (ROOT / "flowrl" / folder).glob("*.[hc]*")]
+    assert len(modules) > 40 and len(recipes) >= 30 and len(page) == 8
     for path in modules + recipes + page:
         assert (wheel / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
     top = {p.name for p in wheel.iterdir() if p.suffix != ".dist-info"}
