@@ -216,8 +216,12 @@ class Recording:
             self.tree.segments[i].correlation if self.tree.segments[i].begin == at else 0.0 for i in segments
         ] * self.num_prompts
         if any(shared):
-            eldest = {i: min(j for j in unit if at in self.tree.segments[j].stochastic)
-                      for unit in front.units for i in unit if i in segments}  # fmt: skip
+            eldest = {
+                i: min(j for j in unit if at in self.tree.segments[j].stochastic)
+                for unit in front.units
+                for i in unit
+                if i in segments
+            }
             keys = self.tape.keys([eldest[i] for i in segments])
             common = step_noise(keys, at, stream, mean.shape[1:], mean.device, use="siblings")
             share = torch.tensor(shared, device=mean.device).reshape(-1, *(1,) * (mean.dim() - 1))
