@@ -23,6 +23,7 @@ TREE_KEYS: dict[str, dict[str, bool]] = {
         "prune": False,
         "prune_interval": False,
         "prune_stop": False,
+        "prune_until": False,
     },
     "per_step": {"anchors": False, "per_anchor": False, "strides": False},
 }
@@ -55,8 +56,8 @@ def _branch(recipe: Recipe, tree: Tree) -> Iterator[RecipeError]:
         remedy = f"set sampler.share_noise=false, or train.group={leaves} for one tree"
         yield RecipeError("sampler.share_noise", problem, remedy)
     yield from _splits_in_window(recipe, tree, splits, steps)
-    if (tree.prune_interval is not None or tree.prune_stop is not None) and not tree.prune:
-        yield RecipeError("sampler.tree.prune", "missing, there is nothing to slide", "set sampler.tree.prune=[STEPS]")
+    if not tree.prune and any(v is not None for v in (tree.prune_interval, tree.prune_stop, tree.prune_until)):
+        yield RecipeError("sampler.tree.prune", "missing, there is nothing to prune", "set sampler.tree.prune=[STEPS]")
     elif tree.prune is not None and tree.prune != sorted(set(tree.prune)):
         yield wrong_value("sampler.tree.prune", tree.prune, "steps that rise without repeats")
 
