@@ -97,7 +97,7 @@ def small(name: str, models: dict[str, str], folder: Path) -> Recipe:
 
 
 class Watched:
-    """A policy whose denoiser rows are counted, in each rollout and in the training behind it, and its rollouts kept."""
+    """A policy, its rollouts, and the rows that its denoiser runs in each of them and in the training behind it."""
 
     def __init__(self, recipe: Recipe):
         self.policy = build_policy(recipe)
@@ -194,7 +194,8 @@ COSTS = {
     "tempflow_flux": (4 * 279, 4 * 9),
     "mixgrpo_flux": (1 + 12 * 24, 4 * (1 + 3 * 3)),  # training: four micro-batches of 3
     "mixgrpo_flash_flux": (1 + 12 * 10, 4 * (1 + 3 * 3)),  # 11 calls a sample, the first of which is shared
-    "g2rpo_flux": (8 + sum(12 * (1 + (14 - k) + (15 - k) // 2) for k in range(8)), 8),
+    # 8 states of the trunk; of each child the step behind its draw, and two tails, which begin in one state
+    "g2rpo_flux": (8 + sum(12 * (1 + (14 - k) + (15 - k) // 2 - 1) for k in range(8)), 8),
 }
 
 
