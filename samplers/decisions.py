@@ -70,7 +70,13 @@ def replay_forwards(
     else:
         blocks = list(rows.split(-(-len(rows) // updates)))
     parts = [part for block in blocks for part in block.split(micro_batch or len(block))]
-    return sum(len(d.find(part, number)[2].unique()) for part in parts for d in decisions(tree).values())
+    part_of = torch.empty_like(rows)
+    part_of[torch.cat(parts)] = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(p) for p in parts]))
+    total = 0
+    for found in decisions(tree).values():
+        here, _, states = found.find(rows, number)
+        total += len((part_of[here] * len(rows) + states).unique())  # a step has no more states than there are rows
+    return total
 
 
 def stored_states(tree: Tree, *, in_one_piece: bool = True) -> tuple[int, int]:
