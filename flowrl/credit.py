@@ -78,7 +78,7 @@ def _compared(values: dict[str, Tensor], peers: Tensor, options: dict[str, Any])
         prompt = torch.arange(len(first)).repeat_interleave(len(columns))
         part = {name: value[:, columns].flatten() for name, value in values.items()}
         # A trunk has no siblings: "raw" is about groups of which a single sample was scored.
-        alone = {"singleton": "zero"} if len(columns) == 1 else {}
+        alone: dict[str, Any] = {"singleton": "zero"} if len(columns) == 1 else {}
         adv = advantages(part, prompt, clip=None, **(options | alone))
         found[:, columns] = _float64(adv).unflatten(0, (len(first), -1))
     return found
