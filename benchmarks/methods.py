@@ -63,7 +63,7 @@ METHODS: dict[str, tuple[list[str], float | None]] = {
         ["sampler.window={kind: all, skip_last: 1}", "sampler.share_noise=true", "sampler.tree={kind: per_step}"],
         None,
     ),
-    "dancegrpo-60": (["sampler.window={kind: fraction, fraction: 0.6}", "sampler.share_noise=true"], None),
+    "dancegrpo-60": (["sampler.window={kind: fraction, share: 0.6}", "sampler.share_noise=true"], None),
 }
 PHASES = ("rollout", "score", "train")
 
@@ -156,7 +156,7 @@ def common(options: argparse.Namespace) -> list[str]:
         f"sampler.steps={options.steps}",
         f"train.prompts={options.prompts}",
         f"train.group={options.group}",
-        f"train.micro_batch={min(options.micro_batch, rows)}",
+        f"train.micro_batch={options.micro_batch if options.micro_batch < rows else 'null'}",
         "train.updates=1",
         "train.iterations=1000",
         f"threads={options.threads}",
