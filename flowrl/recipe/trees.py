@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from flowrl.recipe.errors import RecipeError, wrong_value
 from flowrl.recipe.kinds import check_keys
-from flowrl.recipe.sampling import Tree
+from flowrl.recipe.sampling import Tree, Window
 from flowrl.recipe.schedules import num_steps
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.windows import drawn
@@ -68,26 +68,18 @@ def _pruning(recipe: Recipe, tree: Tree, steps: int) -> Iterator[RecipeError]:
     elif tree.prune_stop is not None and tree.prune_stop > prune[0]:
         problem = f"got {tree.prune_stop}, accepted: at most the first of {place} = {prune}"
         yield RecipeError("sampler.tree.prune_stop", problem, "lower it")
-    elif _may_prune_all(recipe, tree, prune, steps):
+    elif _may_prune_all(recipe.sampler.window, prune, steps):
         problem = f"got {prune}, which may leave an iteration without a step to train (sampler.window)"
         yield RecipeError(place, problem, "prune fewer steps, or widen sampler.window")
 
 
-def _may_prune_all(recipe: Recipe, tree: Tree, prune: list[int], steps: int) -> bool:
-    window = recipe.sampler.window
+def _may_prune_all(window: Window, prune: list[int], steps: int) -> bool:
+    """Whether these steps may be all that an iteration trains. Sliding takes some out of the range, and adds none."""
     low, high = drawn(window, steps)
-    size = high - low if window.size is None else window.size
     if window.share is not None:
-        size = int((steps - 1) * window.share)
-    last = prune[0] - (tree.prune_stop or 0) if tree.prune_interval is not None else 0
-    for shift in range(last + 1):
-        pruned = {step - shift for step in prune} & set(range(low, high))
-        if window.kind in ("random", "fraction"):
-            if len(pruned) >= size:
-                return True
-        elif any(pruned.issuperset(range(at, at + size)) for at in range(low, high - size + 1)):
-            return True
-    return False
+        return len(prune) >= int((steps - 1) * window.share)
+    size = high - low if window.size is None else window.size
+    return any(set(prune).issuperset(range(at, at + size)) for at in range(low, high - size + 1))
 
 
 def _splits_in_window(recipe: Recipe, tree: Tree, splits: list[int], steps: int) -> Iterator[RecipeError]:

@@ -39,8 +39,9 @@ def branchings(draw: st.DrawFn) -> Tree:
 @st.composite
 def off_trunks(draw: st.DrawFn) -> Tree:
     num_steps = draw(st.integers(5, 12))
-    strides = draw(st.sampled_from([(1,), (2,), (1, 2), (2, 1)]))
-    last = num_steps - 1 - {(1,): 0, (2,): 2}.get(strides, 3 if 1 in strides and len(strides) > 1 else 2)
+    needed: dict[tuple[int, ...], int] = {(1,): 0, (2,): 2, (1, 2): 3, (2, 1): 3}  # steps behind the last draw
+    strides = draw(st.sampled_from(list(needed)))
+    last = num_steps - 1 - needed[strides]
     steps = tuple(sorted(draw(st.sets(st.integers(0, last), min_size=1))))
     anchors = draw(st.integers(1, 3))
     plan = PerStep(num_steps, steps, anchors, strides, draw(st.booleans()))
