@@ -1,6 +1,6 @@
 """What one iteration of a method costs on the shapes pipeline, as times that of training on all steps.
 
-    python benchmarks/methods.py [--only mixgrpo,flash] [--steps 25] [--group 12] [--prompts 4] [--repeats 5]
+    python benchmarks/methods.py [--only mixgrpo,flash] [--steps 25] [--group 12] [--prompts 8] [--repeats 5]
                                  [--iterations 0,100,200,300] [--threads 2]
 
 An iteration is a run's own (flowrl.iterate, through the recipe): the rollout of `prompts` groups of `group` finished
@@ -212,8 +212,8 @@ def main() -> None:
     parser.add_argument("--model", default="shapes-flux")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--group", type=int, default=12)
-    parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--micro-batch", type=int, default=48)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--micro-batch", type=int, default=144)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)

@@ -310,8 +310,9 @@ def _samples(prompts: Sequence[Prompt], each: int, output: Tensor) -> Samples:
 
 def _credit(tree: Tree, behave: Tensor) -> Credit | None:
     """How rewards reach the rows of a tree; None where row i leads to sample i alone and all rows are peers."""
-    leads = [[row in tree.path(leaf) for leaf in tree.leaves] for row in tree.rows]
-    straight = leads == [[i == j for j in range(len(tree.leaves))] for i in range(len(tree.rows))]
+    rows = set(tree.rows)
+    met = [[i for i in tree.path(leaf) if i in rows] for leaf in tree.leaves]  # rows on the way to each sample
+    straight = met == [[row] for row in tree.rows]
     alike = len({tree.segments[i].peers for i in tree.rows}) == len({tree.segments[i].view for i in tree.leaves}) == 1
     if not tree.rows or (straight and alike):
         return None

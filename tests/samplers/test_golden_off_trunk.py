@@ -96,7 +96,7 @@ def test_granular_tables(case: Case) -> None:
     published = tensor(wanted["sigmas"])
     torch.testing.assert_close(levels[: len(published)], published, atol=case["atol"], rtol=case["rtol"])
     assert len(levels) == len(published) + (not wanted["ends_at_zero"]) == table.num_steps(number) + 1
-    if params["granularity"] > 1:
+    if params["granularity"] > 1 and params["sde_step"] + 3 < number:  # later no two strides differ
         own = PerStep(number, (params["sde_step"],), strides=(1, params["granularity"]), table=base)
         assert own.tree(2).tables[1] == table
 
