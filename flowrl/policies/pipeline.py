@@ -310,9 +310,8 @@ def _samples(prompts: Sequence[Prompt], each: int, output: Tensor) -> Samples:
 
 def _credit(tree: Tree, behave: Tensor) -> Credit | None:
     """How rewards reach the rows of a tree; None where row i leads to sample i alone and all rows are peers."""
-    rows = set(tree.rows)
-    met = [[i for i in tree.path(leaf) if i in rows] for leaf in tree.leaves]  # rows on the way to each sample
-    straight = met == [[row] for row in tree.rows]
+    rows = set(tree.rows)  # on the way to each sample, where it is straight, there is one
+    straight = [[row] for row in tree.rows] == [[i for i in tree.path(leaf) if i in rows] for leaf in tree.leaves]
     alike = len({tree.segments[i].peers for i in tree.rows}) == len({tree.segments[i].view for i in tree.leaves}) == 1
     if not tree.rows or (straight and alike):
         return None
