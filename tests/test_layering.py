@@ -18,7 +18,7 @@ HEAVY = {"transformers", "diffusers", "open_clip", "peft", "cv2", "rapidocr", "t
 # file or folder -> what of ours it may import; the longest entry that fits a file counts
 MAY_IMPORT: dict[str, set[str]] = {
     "samplers": {"samplers"},
-    "reward_models": {"flowrl.contracts", "flowrl.worlds"},
+    "reward_models": {"reward_models", "flowrl.contracts", "flowrl.worlds"},
     "flowrl/__init__.py": set(),
     "flowrl/names.py": set(),
     "flowrl/batches.py": set(),

@@ -1,0 +1,73 @@
+"""Checkpoint files of rewards: read without running any code in them, with one clear line where one is not right."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Loaded = TypeVar("Loaded")
+
+
+def state_dict(path: str | Path, what: str) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or of a file that torch.save wrote (.pt, .pth, .bin), on the CPU.
+
+    A dict under the key state_dict or model is unpacked, and `module.` taken off the names. Raises ValueError, naming
+    `what` the file is meant to be, where it is missing, damaged, or holds anything else than named tensors.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"{what}: no file at {str(path)!r}; give the path of the downloaded checkpoint")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            found = load_file(file)
+        else:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{what}: {str(path)!r} cannot be read ({_reason(error)}); download it anew") from error
+    for inner in ("state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(inner), Mapping):
+            found = found[inner]
+    if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+        raise ValueError(
+            f"{what}: {str(path)!r} holds no named tensors; accepted is a state dict, plain or safetensors"
+        )
+    return {str(name).removeprefix("module."): value for name, value in found.items()}
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], what: str, *, ignore: Iterable[str] = ()) -> None:
+    """Loads the tensors into the module. Names that begin with one of `ignore` may be missing or left over.
+
+    Raises ValueError, in one line, where names or shapes differ.
+    """
+    wanted, ignored = module.state_dict(), tuple(ignore)
+    fit = {name: t for name, t in tensors.items() if name in wanted and wanted[name].shape == t.shape}
+    missing = [name for name in wanted if name not in tensors and not name.startswith(ignored)]
+    extra = [name for name in tensors if name not in wanted and not name.startswith(ignored)]
+    wrong = [name for name in tensors if name in wanted and name not in fit]
+    if missing or extra or wrong:
+        faults = {"missing": missing, "unknown": extra, "of another shape": wrong}
+        said = ", ".join(f"{len(names)} {fault} ({names[0]})" for fault, names in faults.items() if names)
+        raise ValueError(f"{what}: the checkpoint does not fit, tensors are {said}; is it the file of another model?")
+    module.load_state_dict(fit, strict=False)
+
+
+def pretrained(load: Callable[..., Loaded], name: str, what: str, **options: object) -> Loaded:
+    """`load(name, **options)`, a from_pretrained, where name is a folder or a model of the hub.
+
+    Raises ValueError, in one line, where it is neither or its files do not fit.
+    """
+    path = Path(name).expanduser()
+    try:
+        return load(str(path) if path.exists() else name, **options)
+    except Exception as error:
+        kind = "the folder" if path.exists() else "no folder here, and from the hub"
+        raise ValueError(f"{what}: {name!r} ({kind}) cannot be loaded: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"

@@ -1,0 +1,67 @@
+"""Samples as the arrays that a reward works on, checked: one clear line for what cannot be scored at all.
+
+Pixels that are not finite are the sample's own trouble, not the batch's: see `unscored`.
+"""
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flowrl.contracts import Samples
+
+
+def pictures(reward: str, samples: Samples) -> Tensor:
+    """The images, float [B, 3, H, W]. Raises ValueError, naming the reward, for samples without or of another form."""
+    if samples.images is None:
+        raise ValueError(f"{reward} scores images; this model gives {_kinds(samples)}")
+    return checked(reward, samples.images, 4)
+
+
+def frames(reward: str, samples: Samples) -> Tensor:
+    """Videos as they are and images as videos of one frame, float [B, T, 3, H, W]. Raises ValueError, as pictures."""
+    if samples.video is not None:
+        return checked(reward, samples.video, 5)
+    if samples.images is None:
+        raise ValueError(f"{reward} scores images and video; this model gives {_kinds(samples)}")
+    return checked(reward, samples.images, 4).unsqueeze(1)
+
+
+def clips(reward: str, samples: Samples) -> Tensor:
+    """The videos, float [B, T, 3, H, W]. Raises ValueError, naming the reward, for samples without."""
+    if samples.video is None:
+        raise ValueError(f"{reward} scores video; this model gives {_kinds(samples)}")
+    return checked(reward, samples.video, 5)
+
+
+def checked(reward: str, pixels: Tensor, axes: int) -> Tensor:
+    """The pixels, if they are float [..., 3, H, W] with `axes` axes and lie in [0, 1] where they are finite."""
+    shape = "[B, 3, H, W]" if axes == 4 else "[B, T, 3, H, W]"
+    if pixels.ndim != axes or pixels.shape[-3] != 3 or 0 in pixels.shape[1:]:
+        raise ValueError(f"{reward}: pixels have shape {list(pixels.shape)}; accepted is {shape}, RGB, none empty")
+    if not pixels.is_floating_point():
+        raise ValueError(f"{reward}: pixels are {pixels.dtype}; accepted is floating point in [0, 1]: divide by 255")
+    finite = pixels.detach()[pixels.detach().isfinite()]
+    if len(finite) and (float(finite.min()) < 0 or float(finite.max()) > 1):
+        low, high = float(finite.min()), float(finite.max())
+        raise ValueError(f"{reward}: pixels reach from {low:.3g} to {high:.3g}; accepted is [0, 1]")
+    return pixels
+
+
+def unscored(pixels: Tensor) -> Tensor:
+    """Which samples hold a pixel that is NaN or infinite and have no score, bool [B], of pixels [B, ...]."""
+    return ~pixels.detach().flatten(1).isfinite().all(1)
+
+
+def as_uint8(pixels: Tensor) -> Tensor:
+    """Pixels [0, 1] as the nearest of 256 levels, uint8 on the CPU, of the same shape; what is not finite is black."""
+    return (pixels.detach().float().nan_to_num(0, 0, 0).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def as_pil(pixels: Tensor) -> list[Image.Image]:
+    """RGB pictures of pixels [N, 3, H, W] in [0, 1], as their PNG files hold them."""
+    return [Image.fromarray(one.permute(1, 2, 0).contiguous().numpy()) for one in as_uint8(pixels)]
+
+
+def _kinds(samples: Samples) -> str:
+    given = {"images": samples.images, "video": samples.video, "texts": samples.texts}
+    return ", ".join(name for name, value in given.items() if value is not None) or "nothing"
