@@ -13,7 +13,19 @@ OURS = ("flowrl", "samplers", "reward_models")
 CORE = {"flowrl.contracts", "flowrl.advantages", "flowrl.objectives", "flowrl.learner", "flowrl.iterate"}
 CORE |= {"flowrl.backward", "flowrl.refill", "flowrl.selection"}
 LIGHT = {"flowrl.names", "flowrl.batches"}  # standard library only
-HEAVY = {"transformers", "diffusers", "open_clip", "peft", "cv2", "rapidocr", "timm"}
+HEAVY = {
+    "transformers",
+    "diffusers",
+    "open_clip",
+    "peft",
+    "cv2",
+    "rapidocr",
+    "timm",
+    "rapidfuzz",
+    "onnxruntime",
+    "openai",
+}
+HEAVY |= {"fastapi", "uvicorn", "httpx2", "requests", "torchvision"}
 
 # file or folder -> what of ours it may import; the longest entry that fits a file counts
 MAY_IMPORT: dict[str, set[str]] = {

@@ -1,9 +1,11 @@
 """What a reward with weights is: modules that move between devices as one."""
 
-from typing import Self
+from typing import TypeVar
 
 import torch
 from torch import nn
+
+Moved = TypeVar("Moved", bound="Model")
 
 
 class Model:
@@ -11,7 +13,7 @@ class Model:
 
     device = torch.device("cpu")
 
-    def to(self, device: str | torch.device) -> Self:
+    def to(self: Moved, device: str | torch.device) -> Moved:
         """This reward with all its modules on the device."""
         self.device = torch.device(device)
         for module in self.torch_modules():
@@ -22,7 +24,7 @@ class Model:
         """The modules that are attributes of this reward."""
         return [value for value in vars(self).values() if isinstance(value, nn.Module)]
 
-    def frozen(self) -> Self:
+    def frozen(self: Moved) -> Moved:
         """This reward with every parameter fixed and every module in eval mode."""
         for module in self.torch_modules():
             module.eval().requires_grad_(False)
