@@ -25,7 +25,7 @@ HEAVY = {
     "onnxruntime",
     "openai",
 }
-HEAVY |= {"fastapi", "uvicorn", "httpx2", "requests", "torchvision"}
+HEAVY |= {"fastapi", "uvicorn", "httpx2", "requests"}
 
 # file or folder -> what of ours it may import; the longest entry that fits a file counts
 MAY_IMPORT: dict[str, set[str]] = {
