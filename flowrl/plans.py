@@ -31,7 +31,11 @@ def walk(recipe: Recipe, iteration: int) -> AnyPlan:
         return Plan(sampler.steps, steps, trained, **tail)
     first = steps[0] if tree.splits_from == "window" else 0
     pruned = windows.pruned(
-        tuple(tree.prune or ()), interval=tree.prune_interval, stop=tree.prune_stop or 0, iteration=iteration
+        tuple(tree.prune or ()),
+        interval=tree.prune_interval,
+        stop=tree.prune_stop or 0,
+        iteration=iteration,
+        until=tree.prune_until,
     )
     return Branching(
         sampler.steps,

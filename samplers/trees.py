@@ -65,11 +65,15 @@ class Branching:
         last = self.stochastic[-1] + 1 if has_tail else steps
         bounds = [*self.splits, last]
         segments: list[Segment] = []
-        for root in range(group // self.leaves):
+        trees = group // self.leaves
+        # trees of one start are one trunk until something is drawn
+        fan = min(self.stochastic[0], self.splits[0]) if self.share_noise and trees > 1 else 0
+        trunk = self._add(segments, ROOT, 0, fan) if fan else ROOT
+        for root in range(trees):
             start = 0 if self.share_noise else root
-            live = [ROOT]
-            if self.splits[0] > 0:
-                live = [self._add(segments, ROOT, 0, self.splits[0], start=start)]
+            live = [trunk]
+            if self.splits[0] > fan:
+                live = [self._add(segments, trunk, fan, self.splits[0], start=start)]
             for depth, (begin, end, width) in enumerate(zip(bounds, bounds[1:], self.widths, strict=False), 1):
                 live = [
                     self._add(segments, parent, begin, end, start=start, depth=depth)
@@ -84,7 +88,9 @@ class Branching:
         tables = (self.table,) if self.tail is None else (self.table, self.tail)
         return Tree(self.num_steps, tuple(segments), tables, self.credit, self.by_row)
 
-    def _add(self, segments: list[Segment], parent: int, begin: int, end: int, *, start: int, depth: int = 0) -> int:
+    def _add(
+        self, segments: list[Segment], parent: int, begin: int, end: int, *, start: int = 0, depth: int = 0
+    ) -> int:
         """Appends a segment; returns its position, which is also whose noise it draws."""
         inside = range(begin, end)
         segments.append(
@@ -113,8 +119,8 @@ class PerStep:
     every stride-th is left: G2RPO (arXiv 2510.01982) with strides (1, 2). The advantages of all strides are added.
     per_anchor: children are compared with those of their own anchor alone.
 
-    Raises ValueError for a group that the anchors do not divide, for steps outside the walk, and for strides that
-    leave no step.
+    Raises ValueError for a group that the anchors do not divide, for steps outside the walk, and for strides so long
+    that no step is left to one, or that two of them would finish a child in the same way.
     """
 
     num_steps: int
@@ -128,10 +134,11 @@ class PerStep:
         number = self.table.num_steps(self.num_steps)
         if list(self.steps) != sorted(set(self.steps)) or not self.steps or not 0 <= self.steps[0] <= self.steps[-1]:
             raise ValueError(f"steps={self.steps} must rise from 0 without repeats")
-        if self.steps[-1] + (2 if self.strides != (1,) else 0) >= number:
-            raise ValueError(f"steps={self.steps}: strides {self.strides} of {number} steps leave none after the last")
-        if self.anchors < 1 or not self.strides or min(self.strides) < 1:
-            raise ValueError(f"anchors={self.anchors}, strides={self.strides}: give 1 or more")
+        if self.anchors < 1 or not self.strides or min(self.strides) < 1 or len(set(self.strides)) < len(self.strides):
+            raise ValueError(f"anchors={self.anchors}, strides={self.strides}: give 1 or more, strides without repeats")
+        highest = number - 1 - _needed(self.strides)
+        if self.steps[-1] > highest:
+            raise ValueError(f"steps={self.steps}: strides {self.strides} of {number} steps want {highest} or less")
 
     def tree(self, group: int) -> Tree:
         """The trunks and branches of `group` children a step."""
@@ -174,6 +181,11 @@ class PerStep:
             )
 
 
+def _needed(strides: tuple[int, ...]) -> int:
+    """Steps that have to follow a draw, so that every stride finishes it in a way of its own."""
+    return 0 if strides == (1,) else 2 + (sorted(strides)[-2] if len(strides) > 1 else 0)
+
+
 def peers(tree: Tree) -> Tensor:
     """Which rows of a prompt are compared with each other: int64 [rows]."""
     return torch.tensor([tree.segments[i].peers for i in tree.rows], dtype=torch.int64)
@@ -209,9 +221,13 @@ def _reach(tree: Tree, segment: int, edge_logp: Tensor, view: int) -> Tensor:
         at = [tree.rows.index(child) for child in children]
         share: Iterable[Tensor] = edge_logp[:, at].softmax(1).unbind(1)
     else:
-        number = [int((part[0] != 0).sum()) for part in parts]
+        number = [_leaves_below(tree, child, view) for child in children]
         share = [edge_logp.new_full((len(edge_logp),), n / max(sum(number), 1)) for n in number]
     return sum((w[:, None] * part for w, part in zip(share, parts, strict=True)), start=weights)
+
+
+def _leaves_below(tree: Tree, segment: int, view: int) -> int:
+    return sum(segment in tree.path(leaf) for leaf in tree.leaves if tree.segments[leaf].view == view)
 
 
 def lines(tree: Tree) -> list[str]:

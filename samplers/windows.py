@@ -158,10 +158,15 @@ def _sweep(
     return tuple(range(start, start + size))
 
 
-def pruned(steps: tuple[int, ...], *, interval: int | None, stop: int, iteration: int) -> tuple[int, ...]:
+def pruned(
+    steps: tuple[int, ...], *, interval: int | None, stop: int, iteration: int, until: int | None = None
+) -> tuple[int, ...]:
     """Steps that a branching walk draws at and does not train: `steps`, moved one nearer to the start every `interval`
-    iterations until the first of them is `stop` (BranchGRPO's sliding depth pruning); unmoved without an interval."""
-    if interval is None or not steps:
+    iterations until the first of them is `stop` (BranchGRPO's sliding depth pruning); unmoved without an interval, and
+    none after iteration `until`."""
+    if not steps or (until is not None and iteration > until):
+        return ()
+    if interval is None:
         return steps
     shift = min(_require_iteration(iteration) // interval, max(steps[0] - stop, 0))
     return tuple(step - shift for step in steps)

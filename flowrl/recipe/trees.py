@@ -23,6 +23,7 @@ TREE_KEYS: dict[str, dict[str, bool]] = {
         "prune": False,
         "prune_interval": False,
         "prune_stop": False,
+        "prune_until": False,
     },
     "per_step": {"anchors": False, "per_anchor": False, "strides": False},
 }
@@ -50,15 +51,43 @@ def _branch(recipe: Recipe, tree: Tree) -> Iterator[RecipeError]:
     if group % leaves:
         problem = f"got {group}, but {' x '.join(map(str, widths))} branches make {leaves} samples of one tree"
         yield RecipeError("train.group", problem, f"set train.group to {leaves} or a multiple, or other widths")
-    elif group > leaves and recipe.sampler.share_noise and (splits[0] > 0 or tree.splits_from == "window"):
-        problem = f"got true, but the {group // leaves} trees of a prompt would then share all up to their first split"
-        remedy = f"set sampler.share_noise=false, or train.group={leaves} for one tree"
-        yield RecipeError("sampler.share_noise", problem, remedy)
     yield from _splits_in_window(recipe, tree, splits, steps)
-    if (tree.prune_interval is not None or tree.prune_stop is not None) and not tree.prune:
-        yield RecipeError("sampler.tree.prune", "missing, there is nothing to slide", "set sampler.tree.prune=[STEPS]")
-    elif tree.prune is not None and tree.prune != sorted(set(tree.prune)):
-        yield wrong_value("sampler.tree.prune", tree.prune, "steps that rise without repeats")
+    yield from _pruning(recipe, tree, steps)
+
+
+def _pruning(recipe: Recipe, tree: Tree, steps: int) -> Iterator[RecipeError]:
+    """Steps that are left out: of those that draw noise, and never all of them."""
+    prune, place = tree.prune, "sampler.tree.prune"
+    low, high = drawn(recipe.sampler.window, steps)
+    if not prune:
+        if any(v is not None for v in (tree.prune_interval, tree.prune_stop, tree.prune_until)):
+            yield RecipeError(place, "missing, there is nothing to prune", f"set {place}=[STEPS]")
+    elif prune != sorted(set(prune)) or not low <= prune[0] <= prune[-1] < high:
+        accepted = f"steps that rise without repeats, of {low} to {high - 1}, where noise is drawn (sampler.window)"
+        yield wrong_value(place, prune, accepted)
+    elif tree.prune_stop is not None and tree.prune_stop > prune[0]:
+        problem = f"got {tree.prune_stop}, accepted: at most the first of {place} = {prune}"
+        yield RecipeError("sampler.tree.prune_stop", problem, "lower it")
+    elif _may_prune_all(recipe, tree, prune, steps):
+        problem = f"got {prune}, which may leave an iteration without a step to train (sampler.window)"
+        yield RecipeError(place, problem, "prune fewer steps, or widen sampler.window")
+
+
+def _may_prune_all(recipe: Recipe, tree: Tree, prune: list[int], steps: int) -> bool:
+    window = recipe.sampler.window
+    low, high = drawn(window, steps)
+    size = high - low if window.size is None else window.size
+    if window.share is not None:
+        size = int((steps - 1) * window.share)
+    last = prune[0] - (tree.prune_stop or 0) if tree.prune_interval is not None else 0
+    for shift in range(last + 1):
+        pruned = {step - shift for step in prune} & set(range(low, high))
+        if window.kind in ("random", "fraction"):
+            if len(pruned) >= size:
+                return True
+        elif any(pruned.issuperset(range(at, at + size)) for at in range(low, high - size + 1)):
+            return True
+    return False
 
 
 def _splits_in_window(recipe: Recipe, tree: Tree, splits: list[int], steps: int) -> Iterator[RecipeError]:
@@ -89,22 +118,26 @@ def _per_step(recipe: Recipe, tree: Tree) -> Iterator[RecipeError]:
     if anchors > 1 and recipe.sampler.share_noise:
         problem = f"got true, but {anchors} trunks of one start would be the same"
         yield RecipeError("sampler.share_noise", problem, "set sampler.share_noise=false, or sampler.tree.anchors=1")
-    strides = tree.strides or [1]
-    if min(strides) < 1 or len(set(strides)) < len(strides):
+    strides = [1] if tree.strides is None else tree.strides
+    if not strides or min(strides) < 1 or len(set(strides)) < len(strides):
         yield wrong_value("sampler.tree.strides", strides, "different whole numbers >= 1, such as [1, 2]")
+    elif strides != [1]:
+        yield from _room_for_strides(recipe, strides)
     if recipe.sampler.tail is not None:
         remedy = "set sampler.tail=null; sampler.tree.strides coarsens what follows a draw"
         yield RecipeError("sampler.tail", "got a tail, but a tree per_step draws at every step", remedy)
-    if strides != [1]:
-        yield from _room_for_strides(recipe)
 
 
-def _room_for_strides(recipe: Recipe) -> Iterator[RecipeError]:
-    """A stride begins two levels after the draw, so that the last two steps of a walk cannot be drawn at."""
+def _room_for_strides(recipe: Recipe, strides: list[int]) -> Iterator[RecipeError]:
+    """A stride begins two levels after the draw, and behind them no two strides may leave the same levels."""
     window, steps = recipe.sampler.window, num_steps(recipe)
-    end = drawn(window, steps)[1]
-    if end > steps - 2:
+    end, needed = drawn(window, steps)[1], 2 + (sorted(strides)[-2] if len(strides) > 1 else 0)
+    if end + needed > steps:
         place = {"all": "skip_last", "first": "size", "frozen": "size", "fraction": "kind"}.get(window.kind, "high")
-        problem = f"steps up to {end - 1} are drawn at, but sampler.tree.strides need two more steps behind them"
-        remedy = "set sampler.window={kind: all, skip_last: 2}" if place in ("kind", "skip_last") else "lower it"
+        problem = (
+            f"step {end - 1} may be drawn at, but sampler.tree.strides {strides} need {needed} more steps behind it"
+        )
+        remedy = "lower it"
+        if place in ("kind", "skip_last"):
+            remedy = f"set sampler.window={{kind: all, skip_last: {needed}}}, or raise sampler.steps"
         yield RecipeError(f"sampler.window.{place}", problem, remedy)
