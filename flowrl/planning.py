@@ -193,8 +193,10 @@ def _shown_iterations(recipe: Recipe, limit: int = 8) -> list[int]:
 
 
 def _costs(recipe: Recipe) -> list[str]:
-    count = min(recipe.train.iterations, 1000)
-    costs = [arithmetic(recipe, i) for i in range(count)]
+    first: dict[Any, int] = {}  # the first iteration of each plan: the same plan costs the same
+    for i in range(min(recipe.train.iterations, 1000)):
+        first.setdefault(plan_for(recipe, i), i)
+    costs = [arithmetic(recipe, i) for i in first.values()]
 
     def span(name: str) -> str:
         values = [getattr(c, name) for c in costs]
