@@ -166,18 +166,21 @@ def _divide(centred: Tensor, std: Tensor | None, eps: float, floor: float) -> Te
     return (centred / divisor).where(divisor > 0, 0.0)
 
 
-def combined_reward(rewards: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+def combined_reward(
+    rewards: dict[str, Tensor], weights: dict[str, float], asked: dict[str, Tensor] | None = None
+) -> Tensor:
     """Weighted sum of the rewards, float64 [B]; NaN where a reward with non-zero weight is NaN.
 
-    A weight of 0 marks a witness: it is reported and never trained on, so its NaN costs no sample.
+    A weight of 0 marks a witness: it is reported and never trained on, so its NaN costs no sample. asked: of rewards
+    that are not asked about every prompt, for which samples they are, bool [B]; elsewhere they add nothing.
     Raises ValueError when names and weights differ, no weight is non-zero, or a reward is infinite.
     """
-    used = _used(rewards, weights)
+    used = _used(rewards, weights, asked)
     return torch.stack([weights[name] * value for name, value in used.items()]).sum(0)
 
 
-def _used(rewards: dict[str, Tensor], weights: dict[str, float]) -> dict[str, Tensor]:
-    """The rewards of non-zero weight as float64 on the CPU, each checked."""
+def _used(rewards: dict[str, Tensor], weights: dict[str, float], asked: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """The rewards of non-zero weight as float64 on the CPU, each checked; 0 where one is not asked."""
     if set(rewards) != set(weights):
         raise ValueError(f"rewards {sorted(rewards)} and weights {sorted(weights)} must name the same rewards")
     used = {name: _float64(value) for name, value in rewards.items() if weights[name] != 0}
@@ -186,7 +189,7 @@ def _used(rewards: dict[str, Tensor], weights: dict[str, float]) -> dict[str, Te
     for name, value in used.items():
         if torch.isinf(value).any():
             raise ValueError(f"reward {name!r} is infinite for a sample; NaN is the mark for 'could not be scored'")
-    return used
+    return {name: value.where(asked[name], 0.0) if asked and name in asked else value for name, value in used.items()}
 
 
 def advantages(
@@ -194,9 +197,10 @@ def advantages(
     group: Tensor,
     *,
     weights: dict[str, float],
+    asked: dict[str, Tensor] | None = None,
     baseline: str = "group",
     scale: str = "group",
-    combine: str = "sum",
+    combine: str = "per_reward",
     standardise: bool = False,
     eps: float = 1e-4,
     floor: float = 0.0,
@@ -207,7 +211,8 @@ def advantages(
 ) -> Tensor:
     """Advantage of each sample, float32 [B], on the device of `group`.
 
-    rewards: name -> [B]; group int64 [B] over the whole update batch, not a rank's share of it.
+    rewards: name -> [B]; group int64 [B] over the whole update batch, not a rank's share of it. asked: of rewards that
+    are not asked about every prompt, for which samples they are, bool [B]; others take no part in their statistics.
     combine: "sum" normalises the weighted sum once; "per_reward" normalises every reward, then takes the weighted sum,
     so that a reward with a wide range cannot drown the others. standardise: mean 0 and std 1 over the batch afterwards
     (GDPO). The other arguments are those of `normalise`; the result is limited to +-clip (None: unlimited).
@@ -216,15 +221,15 @@ def advantages(
     Raises ValueError for an unknown option, or as combined_reward does.
     """
     _check_options(baseline, scale, combine, singleton, trim)
-    used = _used(rewards, weights)
-    total = combined_reward(rewards, weights)
+    used = _used(rewards, weights, asked)
+    total = combined_reward(rewards, weights, asked)
     scored = ~torch.isnan(total)
-    parts = {"sum": (1.0, total)} if combine == "sum" else {name: (weights[name], used[name]) for name in used}
+    parts = {"": (1.0, total)} if combine == "sum" else {name: (weights[name], used[name]) for name in used}
     guarded = partial(normalise, eps=eps, floor=floor, unbiased=unbiased)
     adv = torch.zeros_like(total)
-    for weight, value in parts.values():
+    for name, (weight, value) in parts.items():
         # A sample that one reward could not score leaves the statistics of all of them.
-        shown = value.where(scored, torch.nan)
+        shown = value.where(scored & asked[name] if asked and name in asked else scored, torch.nan)
         adv += weight * guarded(shown, group, baseline=baseline, scale=scale, trim=trim, singleton=singleton)
     if standardise:
         adv = guarded(adv.where(scored, torch.nan), torch.zeros_like(group), baseline="batch", scale="batch")
@@ -263,22 +268,29 @@ def _check_options(baseline: str, scale: str, combine: str, singleton: str, trim
 
 
 def advantage_metrics(
-    rewards: dict[str, Tensor], group: Tensor, adv: Tensor, *, weights: dict[str, float]
+    rewards: dict[str, Tensor],
+    group: Tensor,
+    adv: Tensor,
+    *,
+    weights: dict[str, float],
+    asked: dict[str, Tensor] | None = None,
+    total: Tensor | None = None,
 ) -> dict[str, float]:
     """What a run should show of its rewards, witnesses included.
 
-    Per name and for the weighted sum ("total"): mean and population std of the scored samples and the share of NaN.
+    Per name and for the weighted sum ("total"): mean and population std of the scored samples and the share of NaN
+    among those that it was asked about. total [B] is the weighted sum where it is another than that of these rewards.
     Beside them: share of groups whose weighted sum has no spread (they train nothing) and mean absolute advantage of
     all samples.
     """
-    total = combined_reward(rewards, weights)
+    total = combined_reward(rewards, weights, asked) if total is None else total
     metrics: dict[str, float] = {}
     for name, value in {**rewards, "total": total}.items():
-        stats = group_stats(value, torch.zeros_like(group))
-        scored = float(stats.count[0])
-        metrics[f"reward/{name}/mean"] = float(stats.mean[0]) if scored else float("nan")
-        metrics[f"reward/{name}/std"] = float(stats.std[0]) if scored else float("nan")
-        metrics[f"reward/{name}/nan"] = 1.0 - scored / len(value)
+        value = value[asked[name]] if asked and name in asked else value
+        known = value.double()[~value.isnan()].cpu()
+        metrics[f"reward/{name}/mean"] = float(known.mean())  # NaN where nothing is known
+        metrics[f"reward/{name}/std"] = float(known.std(correction=0)) if len(known) else float("nan")
+        metrics[f"reward/{name}/nan"] = 1.0 - len(known) / len(value) if len(value) else 0.0
     metrics["groups/zero_variance"] = float(group_stats(total, group).tied.double().mean())
     metrics["adv/abs_mean"] = float(adv.abs().mean())
     return metrics

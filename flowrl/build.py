@@ -10,6 +10,7 @@ from torch import nn
 
 from flowrl import prompts as prompt_files
 from flowrl import scoring
+from flowrl.composite import check_prompts
 from flowrl.contracts import Prompt
 from flowrl.learner import Learner
 from flowrl.loading import check_arguments, device_of, load_language, load_pipeline
@@ -54,6 +55,7 @@ def read_prompts(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
         raise UserError(
             f"train.prompts: got {recipe.train.prompts}, but {source.train} holds {len(train)}; lower train.prompts"
         )
+    check_prompts(recipe.rewards, train, source.train)
     cursor_over(recipe, train)
     return train, heldout
 
@@ -67,7 +69,12 @@ def cursor_over(recipe: Recipe, train: list[Prompt]) -> prompt_files.Cursor:
 def read_inputs(recipe: Recipe) -> Inputs:
     """Prompts and rewards. Raises UserError where a file or a reward is not as it must be."""
     train, heldout = read_prompts(recipe)
-    return Inputs(train, heldout, scoring.Scorer(scoring.load(recipe.rewards)))
+    return Inputs(train, heldout, build_scorer(recipe))
+
+
+def build_scorer(recipe: Recipe) -> scoring.Scorer:
+    """The rewards of a recipe. Raises RewardError for one that cannot be set up."""
+    return scoring.Scorer(scoring.load(recipe.rewards), device=device_of(recipe.device))
 
 
 def build_policy(recipe: Recipe) -> AnyPolicy:

@@ -15,6 +15,7 @@ def row_advantages(
     credit: Credit | None,
     *,
     weights: dict[str, float],
+    asked: dict[str, Tensor] | None = None,
     clip: float | None = 5.0,
     **options: Any,
 ) -> Tensor:
@@ -27,16 +28,17 @@ def row_advantages(
 
     Raises ValueError where samples do not lie so, or as `advantages` does.
     """
-    options["weights"] = weights
+    options |= {"weights": weights, "asked": asked}
     if credit is None:
         return advantages(rewards, group, clip=clip, **options)
     prompts = _prompts(group, credit.weights.shape[-1])
     # As everywhere: what one reward could not score leaves the statistics of all of them, and witnesses do not count.
-    unscored = combined_reward(rewards, weights).isnan()
+    unscored = combined_reward(rewards, weights, asked).isnan()
     adv = torch.zeros(prompts, credit.weights.shape[2], dtype=torch.float64)
     if credit.by_row:
         shown = {name: _float64(r).masked_fill(unscored, torch.nan) for name, r in rewards.items() if weights[name]}
         options["weights"] = {name: weights[name] for name in shown}
+        options["asked"] = {name: of.unflatten(0, (prompts, -1))[:, 0] for name, of in (asked or {}).items()}
         for view in credit.weights.unbind(1):
             adv += _compared({name: _carried(r, view, prompts) for name, r in shown.items()}, credit.peers, options)
     else:
@@ -78,7 +80,8 @@ def _compared(values: dict[str, Tensor], peers: Tensor, options: dict[str, Any])
         prompt = torch.arange(len(first)).repeat_interleave(len(columns))
         part = {name: value[:, columns].flatten() for name, value in values.items()}
         # A trunk has no siblings: "raw" is about groups of which a single sample was scored.
-        alone: dict[str, Any] = {"singleton": "zero"} if len(columns) == 1 else {}
-        adv = advantages(part, prompt, clip=None, **(options | alone))
+        own: dict[str, Any] = {"singleton": "zero"} if len(columns) == 1 else {}
+        own["asked"] = {name: of.repeat_interleave(len(columns)) for name, of in options["asked"].items()}
+        adv = advantages(part, prompt, clip=None, **(options | own))
         found[:, columns] = _float64(adv).unflatten(0, (len(first), -1))
     return found

@@ -101,7 +101,7 @@ def iterate(
 
     plan is the policy's own affair. seed and first name the noise (see `Policy.rollout`); draw number i begins at
     first + i * stride, so that an iteration uses up (1 + refill) * stride of them. advantage gives [R] and its metrics
-    from the rewards, the groups and the rollout's credit. more gives so many further prompts, which a refill needs.
+    from the rewards, the samples and the rollout's credit. more gives so many further prompts, which a refill needs.
     Metrics named time_* are seconds; all others repeat under the same seed, and are of all that was drawn.
     """
     clock = Clock(enter)
@@ -111,7 +111,7 @@ def iterate(
             rollout = policy.rollout(wanted, group_size=settings.group, plan=plan, seed=seed, first=at)
         with clock.phase("score"):
             rewards = score(rollout.samples)
-            return Draw(rollout, rewards, *advantage(rewards, rollout.samples.group, rollout.credit))
+            return Draw(rollout, rewards, *advantage(rewards, rollout.samples, rollout.credit))
 
     draws = [draw(prompts, first)]
     while more is not None and len(draws) <= settings.refill and (missing := len(prompts) - kept_groups(draws)):

@@ -16,10 +16,11 @@ from flowrl import state
 from flowrl.advantages import advantage_metrics
 from flowrl.alarms import ACTIONS, Alarm
 from flowrl.build import AnyPolicy, Inputs, build_watch, cursor_over
+from flowrl.composite import counted
 from flowrl.console import Console, Progress
 from flowrl.contracts import Credit, Prompt, Samples
 from flowrl.credit import row_advantages
-from flowrl.evaluate import Evaluation, evaluate
+from flowrl.evaluate import Evaluation, evaluate, mean
 from flowrl.iterate import Iteration, Settings, iterate
 from flowrl.learner import Learner
 from flowrl.objectives.grpo import ClippedObjective
@@ -152,6 +153,7 @@ class Run:
             self._stop_if_unmoved()
 
         self.policy.tick = tick
+        self.policy.finished = self.inputs.scorer.take if self.inputs.scorer.overlaps else None
         train = recipe.train
         members = None if recipe.generation or recipe.sampler.tree is None else TREE_MEMBERS
         result = iterate(
@@ -173,11 +175,12 @@ class Run:
         return result
 
     def _advantage(
-        self, rewards: dict[str, Tensor], group: Tensor, credit: Credit | None
+        self, rewards: dict[str, Tensor], samples: Samples, credit: Credit | None
     ) -> tuple[Tensor, dict[str, float]]:
-        weights = self.inputs.scorer.weights
-        adv = row_advantages(rewards, group, credit, weights=weights, **self.recipe.advantage.model_dump())
-        return adv, advantage_metrics(rewards, group, adv, weights=weights)
+        found = counted(self.inputs.scorer.rewards, rewards, samples.prompts, samples.group)
+        how: dict[str, Any] = {"weights": found.weights, "asked": found.asked}
+        adv = row_advantages(found.rewards, samples.group, credit, **how, **self.recipe.advantage.model_dump())
+        return adv, advantage_metrics(rewards, samples.group, adv, total=found.total, **how)
 
     # ------------------------------------------------------------------ evaluation
 
@@ -212,16 +215,16 @@ class Run:
         self.evaluations[iteration] = result
         self._times = self._times_passed()
         means = result.means()
-        metrics = {f"{reward}/mean": m.value for reward, m in means.items()}
-        metrics |= {f"{reward}/error": m.error for reward, m in means.items()}
-        metrics |= result.statistics
+        combined = mean(counted(self.inputs.scorer.rewards, result.scores, result.prompts).total)
+        shown = means if list(means) == list(self.inputs.scorer.trained) else {**means, "total": combined}
+        metrics = {f"{reward}/mean": m.value for reward, m in shown.items()} | result.statistics
+        metrics |= {f"{reward}/error": m.error for reward, m in shown.items()}
         self.folder.log(iteration, metrics | {"time_eval": seconds}, kind="heldout")
         name = "before" if iteration == 0 else "after" if self._ended else f"iteration_{iteration:05d}"
         self.folder.evaluated(iteration, name, result)
         self.console.evaluated(iteration, result)
-        value = sum(weight * means[name].value for name, weight in self.inputs.scorer.weights.items() if weight)
-        if self.best is None or value > self.best[1]:
-            self.best = iteration, value
+        if self.best is None or combined.value > self.best[1]:
+            self.best = iteration, combined.value
         self._ring(self.watch.after_evaluation(iteration, metrics))
 
     # ------------------------------------------------------------------ alarms
@@ -269,7 +272,7 @@ class Run:
             "best": self.best,
             "seconds": self.seconds + time.perf_counter() - self._started,
             "spent": [self.spent, self._times],
-            "failures": dict(self.inputs.scorer.failures),
+            "scorer": self.inputs.scorer.state_dict(),
             "watch": self.watch.state_dict(),
             "random": state.random_state(),
         }
@@ -300,7 +303,7 @@ class Run:
         self.iteration, self.seconds = mark["iteration"], mark["seconds"]
         self.spent, self._times = mark.get("spent", (0.0, 0))
         self.best = None if mark["best"] is None else (mark["best"][0], mark["best"][1])
-        self.inputs.scorer.failures.update(mark["failures"])
+        self.inputs.scorer.load_state_dict(mark["scorer"])
         self.folder.rewind(mark["files"], self.iteration, mark["evaluated"])
         self.checkpoints.forget_after(self.iteration, None if self.best is None else self.best[0])
         self.watch.load_state_dict(mark["watch"])

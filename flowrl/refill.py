@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from flowrl.contracts import Credit, Policy, Prompt, Rollout, Samples, Score
 
 Metrics = dict[str, float]
-# of rewards, and of the rollout's samples and credit: advantages [R] of its rows, and metrics
-Advantage = Callable[[dict[str, Tensor], Tensor, Credit | None], tuple[Tensor, Metrics]]
+# of rewards [B], the samples and the rollout's credit: advantages [R] of its rows, and metrics
+Advantage = Callable[[dict[str, Tensor], Samples, Credit | None], tuple[Tensor, Metrics]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def all_of(draws: Sequence[Draw], advantage: Advantage) -> Draw:
     samples = joined_samples([draw.rollout.samples for draw in draws])
     rewards = {name: torch.cat([draw.rewards[name] for draw in draws]) for name in draws[0].rewards}
     credit = _credit([(draw.rollout, torch.arange(draw.num_prompts)) for draw in draws])
-    metrics = advantage(rewards, samples.group, credit)[1]
+    metrics = advantage(rewards, samples, credit)[1]
     counts = {"groups/drawn": float(len(samples.group.unique())), "groups/kept": float(kept_groups(draws))}
     return Draw(replace(draws[0].rollout, samples=samples), rewards, draws[0].adv, metrics | counts)
 
@@ -61,7 +61,7 @@ def kept_of(draws: Sequence[Draw], advantage: Advantage) -> tuple[Rollout, Tenso
         name: torch.cat([draw.rewards[name][_of_prompts(p, draw.rollout, "samples")] for draw, p in useful])
         for name in draws[0].rewards
     }
-    return rollout, advantage(rewards, rollout.samples.group, rollout.credit)[0]
+    return rollout, advantage(rewards, rollout.samples, rollout.credit)[0]
 
 
 def _of_prompts(prompts: Tensor, rollout: Rollout, what: str) -> Tensor:

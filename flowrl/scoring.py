@@ -1,14 +1,18 @@
 """Runs the named rewards of a recipe on finished samples.
 
 A reward is a function `(samples, **args)` or a class that is constructed with the arguments and then called with
-samples; either returns float32 [B]. NaN means "could not be scored" and passes through. An exception stops the run
-under the reward's name, or marks the samples with NaN where the recipe says `required: false`; it never becomes a
-number.
+samples; either returns float32 [B]. NaN means "could not be scored" and passes through: no error, no answer that came
+late ever becomes a number. What is not scored is counted, and too much of it ends the run where the reward is required.
+
+A reward with a method `to` is moved to its device. One whose class says `groupwise = True` compares samples with others
+of their group and is given whole groups.
 """
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -16,50 +20,69 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flowrl import names
+from flowrl import composite, names
 from flowrl.contracts import Reward, Samples
+from flowrl.lanes import Lane
+from flowrl.score_batches import Cut, Record, cut, moved
+from flowrl.score_cache import ScoreCache
 
 
 class RewardError(RuntimeError):
     """A reward failed or returned something that is no score. The text names it; the cause is chained."""
 
 
-class Spec(Protocol):
-    """What a recipe says about one reward (flowrl.recipe.schema.RewardSpec)."""
+class Spec(composite.Conditions, Protocol):
+    """What a recipe says about one reward: flowrl.recipe.rewards.RewardSpec, which explains each."""
 
-    @property
-    def use(self) -> str:
-        """Short name or dotted path."""
-        ...
-
-    @property
-    def weight(self) -> float:
-        """0 marks a witness."""
-        ...
-
-    @property
-    def args(self) -> dict[str, Any]:
-        """What the reward is given beside samples."""
-        ...
-
-    @property
-    def required(self) -> bool:
-        """Whether a failure stops the run."""
-        ...
+    use: Any
+    args: Any
+    required: Any
+    failure_limit: Any
+    batch: Any
+    device: Any
+    offload: Any
+    time_limit: Any
+    overlap: Any
+    cache: Any
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A reward ready to be called, and how it counts."""
+    """A reward ready to be called, how it counts and how it is run: see flowrl.recipe.rewards.RewardSpec."""
 
     call: Reward
     weight: float = 1.0
     required: bool = True
+    failure_limit: float = 0.1
+    when: Mapping[str, Any] | None = None
+    gate: composite.Gate | None = None
+    batch: int | None = None
+    device: str | None = None
+    offload: bool = False
+    time_limit: float | None = None
+    overlap: bool = False
+    cache: ScoreCache | None = None
+
+    @property
+    def groupwise(self) -> bool:
+        """Whether it has to see whole groups."""
+        return bool(getattr(self.call, "groupwise", False))
 
 
 def load(specs: Mapping[str, Spec]) -> dict[str, Loaded]:
     """The rewards of a recipe, imported and constructed. Raises RewardError where a constructor fails."""
-    return {name: Loaded(_construct(name, spec), spec.weight, spec.required) for name, spec in specs.items()}
+    return {name: _loaded(name, spec) for name, spec in specs.items()}
+
+
+def _loaded(name: str, spec: Spec) -> Loaded:
+    call = _construct(name, spec)
+    cache = None
+    if spec.cache:
+        if getattr(call, "groupwise", False):
+            raise RewardError(f"reward {name!r} ({spec.use}) compares samples of a group: remove rewards.{name}.cache")
+        cache = ScoreCache(spec.use, spec.args, spec.cache if isinstance(spec.cache, str) else None)
+    keys = ("weight", "required", "failure_limit", "when", "gate", "batch", "device", "offload", "time_limit")
+    return Loaded(call, cache=cache, overlap=spec.overlap, **{key: getattr(spec, key) for key in keys})
 
 
 def _construct(name: str, spec: Spec) -> Reward:
@@ -73,48 +96,185 @@ def _construct(name: str, spec: Spec) -> Reward:
         raise RewardError(f"reward {name!r} ({spec.use}) cannot be set up: {_reason(error)}") from error
 
 
-class Scorer:
-    """Scores samples with every reward, `batch` samples at a time (None: all at once).
+Outcome = Callable[[], Any]  # what a call returned, or its error
+Begun = dict[str, list[tuple[tuple[int, ...], Outcome]]]  # by reward: positions of samples and what came of them
 
-    failures counts the samples that an optional reward failed on since the start.
+
+class Scorer:
+    """Scores samples with every reward, `batch` samples at a time where a reward names no number (None: all at once).
+
+    device: where rewards with weights live that name none. failures counts the samples that a reward failed on since
+    the start: by an error, or because its answer came late.
     """
 
-    def __init__(self, rewards: Mapping[str, Loaded], *, batch: int | None = None):
+    def __init__(
+        self, rewards: Mapping[str, Loaded], *, batch: int | None = None, device: str | torch.device | None = None
+    ):
         if batch is not None and batch < 1:
             raise ValueError(f"batch={batch}: give 1 or more, or None for all at once")
-        self.rewards, self.batch = dict(rewards), batch
+        self.rewards, self.batch, self.device = dict(rewards), batch, device
         self.weights = {name: reward.weight for name, reward in self.rewards.items()}
+        self.trained = [name for name, weight in self.weights.items() if weight]
         self.failures = dict.fromkeys(self.rewards, 0)
+        self.record = {name: Record(reward.failure_limit) for name, reward in self.rewards.items()}
+        lanes = [name for name, reward in self.rewards.items() if reward.overlap or reward.time_limit is not None]
+        self._lanes = {name: Lane(name, self.rewards[name].time_limit) for name in lanes}
+        self._ahead: list[tuple[Samples, Begun]] = []
 
     def __call__(self, samples: Samples, progress: Callable[[str], None] | None = None) -> dict[str, Tensor]:
-        """Reward name -> float32 [B] on the CPU. progress is told the name of each reward that is done."""
-        step = self.batch or max(len(samples), 1)
-        # One slice of samples goes to every reward before the next: rewards that share work (a checker's strict and
-        # graded score) meet the same tensors. Unsplit samples are handed over as they are.
-        scores: dict[str, list[Tensor]] = {name: [] for name in self.rewards}
-        for start in range(0, len(samples), step):
-            index = range(start, min(start + step, len(samples)))
-            part = samples if len(index) == len(samples) else samples[index]
-            for name in self.rewards:
-                scores[name].append(self._score(name, part))
-                if progress is not None and index.stop == len(samples):
-                    progress(name)
-        return {name: torch.cat(parts) if parts else torch.zeros(0) for name, parts in scores.items()}
+        """Reward name -> float32 [B] on the CPU; NaN also where a reward is not asked about a sample.
+
+        progress is told the name of each reward that is done. Raises RewardError where a required reward left too many
+        samples without a score, and where it returns something else than scores.
+        """
+        ahead, self._ahead = self._ahead, []
+        scores = {name: torch.full((len(samples),), torch.nan) for name in self.rewards}
+        begun = self._begun(samples, ahead)
+        with self._placed([name for name in self.rewards if name not in begun]):
+            # One slice of samples goes to every reward before the next: rewards that share work (a checker's strict and
+            # graded score) meet the same tensors.
+            for together, index, part, last in self._slices(samples, [n for n in self.rewards if n not in begun]):
+                for name in together:
+                    scores[name][list(index)] = self._score(name, self._begin(name, part), len(index))
+                    if last and progress is not None:
+                        progress(name)
+        for name, parts in begun.items():
+            for index, outcome in parts:
+                scores[name][list(index)] = self._score(name, outcome, len(index))
+            if progress is not None:
+                progress(name)
+        self._judge(samples, scores)
+        return scores
+
+    # ------------------------------------------------------------------ scoring while drawing
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether `take` is of any use."""
+        return any(reward.overlap for reward in self.rewards.values())
+
+    def take(self, samples: Samples) -> None:
+        """Begins to score these samples, whole groups, with the rewards that overlap with drawing the next ones.
+
+        The next call gathers the scores, if it is about all samples that were taken, in their order.
+        """
+        wanted = [name for name, reward in self.rewards.items() if reward.overlap]
+        parts: Begun = {name: [] for name in wanted}
+        with self._placed(wanted):
+            for together, index, part, _ in self._slices(samples, wanted):
+                for name in together:
+                    parts[name].append((index, self._begin(name, part)))
+        self._ahead.append((samples, parts))
+
+    def _begun(self, samples: Samples, ahead: Sequence[tuple[Samples, Begun]]) -> Begun:
+        """What was taken of these very samples, by reward, with positions in all of them."""
+        prompts = [prompt for part, _ in ahead for prompt in part.prompts]
+        if not ahead or prompts != list(samples.prompts):
+            return {}
+        found: Begun = defaultdict(list)
+        offset = 0
+        for part, by_name in ahead:
+            for name, outcomes in by_name.items():
+                found[name] += [(tuple(i + offset for i in index), outcome) for index, outcome in outcomes]
+            offset += len(part)
+        return found
+
+    # ------------------------------------------------------------------ calls
+
+    def asked(self, samples: Samples) -> dict[str, Tensor]:
+        """Of rewards that are not asked about every prompt: about which samples, bool [B]. See composite.asked."""
+        return composite.asked(self.rewards, samples.prompts)
+
+    def _slices(
+        self, samples: Samples, wanted: Sequence[str]
+    ) -> Iterator[tuple[list[str], tuple[int, ...], Samples, bool]]:
+        """Rewards, the positions that they are to be called with next, these samples, and whether they are the last.
+
+        Unsplit samples are handed over as they are.
+        """
+        asked = self.asked(samples)
+        cuts: dict[Cut, list[str]] = defaultdict(list)
+        for name in wanted:
+            rows = asked[name].nonzero()[:, 0].tolist() if name in asked else range(len(samples))
+            reward = self.rewards[name]
+            cuts[cut(rows, samples.group, reward.batch or self.batch, reward.groupwise)].append(name)
+        for parts, together in cuts.items():
+            for i, index in enumerate(parts):
+                part = samples if len(index) == len(samples) else samples[index]
+                yield together, index, part, i == len(parts) - 1
+
+    def _begin(self, name: str, part: Samples) -> Outcome:
+        """Makes the call, or has the reward's own thread make it."""
+        call, lane = partial(self._call, name, part), self._lanes.get(name)
+        return call if lane is None else partial(lane.result, lane.submit(call))
 
     @torch.no_grad()
-    def _score(self, name: str, samples: Samples) -> Tensor:
-        reward = self.rewards[name]
+    def _call(self, name: str, part: Samples) -> Tensor:
+        reward, device = self.rewards[name], self._device(name)
+        there = part if device is None else moved(part, device)
+        return reward.call(there) if reward.cache is None else reward.cache(reward.call, there)
+
+    def _score(self, name: str, outcome: Outcome, number: int) -> Tensor:
+        """The scores of a call, or NaN where it failed."""
         try:
-            return _checked(name, reward.call(samples), len(samples))
+            return _checked(name, outcome(), number)
         except Exception as error:
-            if reward.required:
-                if isinstance(error, RewardError):
-                    raise
-                raise RewardError(f"reward {name!r} failed on {len(samples)} samples: {_reason(error)}") from error
+            if self.rewards[name].required and isinstance(error, RewardError):
+                raise
             if not self.failures[name]:
-                warnings.warn(f"optional reward {name!r} failed, its samples are not scored: {error}", stacklevel=2)
-            self.failures[name] += len(samples)
-            return torch.full((len(samples),), torch.nan)
+                kind = "reward" if self.rewards[name].required else "optional reward"
+                text = f"{kind} {name!r} failed, its samples are not scored: {_reason(error)}"
+                warnings.warn(text, stacklevel=2)
+            self.failures[name] += number
+            self.record[name].cause = error
+            return torch.full((number,), torch.nan)
+
+    def _judge(self, samples: Samples, scores: Mapping[str, Tensor]) -> None:
+        """Raises RewardError for a required reward that could not score too many."""
+        asked = self.asked(samples)
+        for name, score in scores.items():
+            missing = score.isnan()[asked[name]] if name in asked else score.isnan()
+            record = self.record[name]
+            record.add(missing.tolist())
+            if self.rewards[name].required and (reason := record.too_many()):
+                cause = record.cause
+                because = "it gave no number (NaN)" if cause is None else _reason(cause)
+                remedy = f"or set rewards.{name}.required=false to go on without these samples"
+                raise RewardError(f"reward {name!r} could not score {reason}: {because}; mend it, {remedy}") from cause
+
+    # ------------------------------------------------------------------ devices
+
+    def _device(self, name: str) -> str | torch.device | None:
+        """Where a reward lives; None for one that has no weights to move."""
+        reward = self.rewards[name]
+        if not hasattr(reward.call, "to"):
+            return None
+        return reward.device or self.device
+
+    @contextmanager
+    def _placed(self, together: Sequence[str]) -> Iterator[None]:
+        """The rewards on their devices; those that offload are on the CPU again afterwards."""
+        placed = [(name, device) for name in together if (device := self._device(name)) is not None]
+        for name, device in placed:
+            self.rewards[name].call.to(device)  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            yield
+        finally:
+            for name, _ in placed:
+                if self.rewards[name].offload:
+                    self.rewards[name].call.to("cpu")  # pyright: ignore[reportAttributeAccessIssue]
+
+    # ------------------------------------------------------------------ what a resume needs
+
+    def state_dict(self) -> dict[str, Any]:
+        """Failures so far."""
+        return {"failures": dict(self.failures), "latest": {n: list(r.latest) for n, r in self.record.items()}}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
+        self.failures.update(saved["failures"])
+        for name, latest in saved["latest"].items():
+            self.record[name].latest = list(latest)
 
 
 def _checked(name: str, score: Any, number: int) -> Tensor:
@@ -132,5 +292,6 @@ def _checked(name: str, score: Any, number: int) -> Tensor:
     raise RewardError(f"reward {name!r} returned {got}; accepted: float32 [{number}], finite or NaN, one a sample")
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if type(error) is ValueError and text else f"{type(error).__name__}: {text}"

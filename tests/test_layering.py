@@ -50,7 +50,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/pictures.py": set(),
     "flowrl/policies": {"flowrl.contracts", "flowrl.policies", "samplers"} | LIGHT,
     "flowrl/prompts.py": {"flowrl.contracts", "flowrl.worlds"} | LIGHT,
-    "flowrl/scoring.py": {"flowrl.contracts"} | LIGHT,
+    "flowrl/scoring.py": {"flowrl.contracts", "flowrl.composite", "flowrl.score_batches", "flowrl.score_cache"}
+    | {"flowrl.lanes"}
+    | LIGHT,
+    "flowrl/composite.py": {"flowrl.contracts", "flowrl.advantages"} | LIGHT,
+    "flowrl/score_batches.py": {"flowrl.contracts"},
+    "flowrl/score_cache.py": {"flowrl.contracts"} | LIGHT,
+    "flowrl/lanes.py": set(),
     "flowrl/recipe": {"flowrl.recipe", "flowrl.alarms"} | LIGHT,
     "flowrl/plans.py": {"flowrl.recipe", "samplers"},
     "flowrl/planning.py": {"flowrl.recipe", "flowrl.tokens", "flowrl.plans", "samplers"} | LIGHT,
@@ -107,6 +113,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "flowrl/symptoms.py": set(),
     "flowrl/watch.py": set(),
     "flowrl/scoring.py": {"torch"},
+    "flowrl/lanes.py": set(),
     "flowrl/report": {"jinja2", "yaml", "PIL"},  # a page is made without torch
     "flowrl/scan/values.py": set(),  # values are refused before torch is loaded
     "flowrl/compare": {"jinja2", "yaml", "PIL", "rich", "scipy", "matplotlib"},

@@ -80,8 +80,8 @@ def _split(reward: str) -> tuple[str, str, str]:
 
 def _score(recipe: "Recipe", run: Path | None, weights: str, raw: bool, base: bool, save: Path | None) -> Results:
     """The evaluations that were asked for; the untrained model is scored before the weights are loaded over it."""
-    from flowrl import prompts, scoring
-    from flowrl.build import Inputs, build_policy, set_up
+    from flowrl import prompts
+    from flowrl.build import Inputs, build_policy, build_scorer, set_up
     from flowrl.evaluate import difference
     from flowrl.loading import check_arguments
     from flowrl.weights import load_weights
@@ -89,7 +89,7 @@ def _score(recipe: "Recipe", run: Path | None, weights: str, raw: bool, base: bo
     set_up(recipe)
     check_arguments(recipe.model, recipe.pipeline)
     heldout = prompts.load(str(recipe.prompts.heldout), split="heldout", limit=recipe.eval.prompts)
-    inputs = Inputs([], heldout, scoring.Scorer(scoring.load(recipe.rewards)))
+    inputs = Inputs([], heldout, build_scorer(recipe))
     policy = build_policy(recipe)
     results: Results = {}
     with Console().status(f"scoring {len(heldout)} prompts"):

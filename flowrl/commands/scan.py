@@ -138,7 +138,7 @@ def _scan(
             prompts,
             inputs.scorer,
             how,
-            weights=inputs.scorer.weights,
+            rewards=inputs.scorer.rewards,
             done=lambda label, samples: display.update(tasks[label], completed=samples),
         )
     rows = [measured(choice.label, d) for choice, d in zip(found, drawn, strict=True)]

@@ -20,7 +20,8 @@ from flowrl.policies import adapters
 from flowrl.policies.dressing import modules_of
 from flowrl.policies.first_order import once_a_level, without_memory
 from flowrl.policies.noise import Key, start_generators
-from flowrl.policies.pipeline import PipelinePolicy, call_arguments, pictures_of
+from flowrl.policies.outputs import pictures_of
+from flowrl.policies.pipeline import PipelinePolicy, call_arguments
 from flowrl.recipe.schema import Recipe
 
 

@@ -80,6 +80,7 @@ class LanguagePolicy:
         self.stop = stop_ids(model, tokenizer)
         self.pad = next((i for i in (tokenizer.pad_token_id, *self.stop) if i is not None), 0)
         self.tick: Callable[[int], None] | None = None  # called with the number of tokens that are done
+        self.finished: Callable[[Samples], None] | None = None  # not called: completions are complete at once
         self._prepared = False
         cache_argument(model)
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from flowrl.batches import prompt_chunks
-from flowrl.contracts import Credit, Prompt, Rollout, Samples, Score
+from flowrl.contracts import Prompt, Rollout, Samples, Score
 from flowrl.policies import adapters
 from flowrl.policies.dressing import Dressed
 from flowrl.policies.dynamics import Dynamics
@@ -24,13 +24,13 @@ from flowrl.policies.encoding import longest
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.gates import GateKeeper
 from flowrl.policies.noise import Key, start_generators
+from flowrl.policies.outputs import credit_of, pictures_of, samples_of
 from flowrl.policies.probe import probe
 from flowrl.policies.recording import Recording
 from flowrl.policies.scheduler import Leave, Session, Walk
 from flowrl.policies.tape import Streams, Tape, by_company, joined
 from flowrl.policies.walks import Looking, Replaying, Visit, scenes_by_pass
 from samplers.plan import Tree
-from samplers.trees import credit_weights, peers
 
 Call = dict[str, Any] | Callable[[Sequence[Prompt]], dict[str, Any]]
 
@@ -79,6 +79,7 @@ class PipelinePolicy:
         self.session = Session()
         self.keeper = GateKeeper(self.session)
         self.tick: Callable[[int], None] | None = None  # called with the number of rows at every denoising iteration
+        self.finished: Callable[[Samples], None] | None = None  # called with the samples of each chunk of prompts
         self._streams: dict[int, int] = {}
         self._dressed = Dressed(pipe, self.session, self.keeper, self.device, trained=modules, offload=offload)
         self.needs_company = False  # a row depends on the longest prompt of its call (found out by the probe)
@@ -99,24 +100,24 @@ class PipelinePolicy:
         Rows are the tree's trainable segments, samples its leaves, both prompt by prompt.
         """
         self.prepare(prompts[0], plan)
-        tree = plan.tree(group_size)
-        widest = max(part.rows for part in tree.passes())
-        recordings, outputs = [], []
-        for chunk in prompt_chunks(len(prompts), widest, self.max_rows):
+        tree, recordings, outputs = plan.tree(group_size), [], []
+        for chunk in prompt_chunks(len(prompts), max(part.rows for part in tree.passes()), self.max_rows):
             tape = Tape([prompts[i] for i in chunk], tree, seed, first, complete=not self.keeper.skip)
             if self.needs_company:
                 tape.company = [tuple(longest(self.source, tape.prompts))] * len(tape.prompts)
             recording, output = self._roll(tape)
             recordings.append(recording)
             outputs.append(output)
+            if self.finished is not None:
+                self.finished(samples_of(tape.prompts, len(tree.leaves), output))
         found = [recording.result() for recording in recordings]
         behave = torch.cat([logp for logp, _, _ in found])
         return Rollout(
-            _samples(prompts, len(tree.leaves), torch.cat(outputs)),
+            samples_of(prompts, len(tree.leaves), torch.cat(outputs)),
             behave,
             torch.cat([mask for _, mask, _ in found]),
             joined([recording.tape for recording in recordings]),
-            credit=_credit(tree, behave),
+            credit=credit_of(tree, behave),
             traits={name: torch.cat([traits[name] for _, _, traits in found]) for name in found[0][2]},
         )
 
@@ -286,45 +287,6 @@ def call_arguments(call: Call, prompts: Sequence[Prompt]) -> dict[str, Any]:
     return arguments
 
 
-def pictures_of(output: Any, pipeline: str) -> Tensor:
-    """Images [B, 3, H, W] or video [B, T, 3, H, W], float32, of what a pipeline returned for output_type="pt".
-
-    Raises PolicyError, naming the pipeline, for anything else.
-    """
-    first = output[0] if isinstance(output, tuple) else next(iter(output.values()))
-    if not isinstance(first, Tensor):
-        first = torch.as_tensor(first)
-    if first.dim() not in (4, 5):
-        raise PolicyError(
-            f"{pipeline} returned {tuple(first.shape)} for output_type='pt'; images [B, 3, H, W] or video "
-            "[B, T, 3, H, W] were expected"
-        )
-    return first.float()
-
-
-def _samples(prompts: Sequence[Prompt], each: int, output: Tensor) -> Samples:
-    of = [p for p in prompts for _ in range(each)]
-    group = torch.arange(len(prompts)).repeat_interleave(each)
-    return Samples(of, group, video=output) if output.dim() == 5 else Samples(of, group, images=output)
-
-
-def _credit(tree: Tree, behave: Tensor) -> Credit | None:
-    """How rewards reach the rows of a tree; None where row i leads to sample i alone and all rows are peers."""
-    rows = set(tree.rows)  # on the way to each sample, where it is straight, there is one
-    straight = [[row] for row in tree.rows] == [[i for i in tree.path(leaf) if i in rows] for leaf in tree.leaves]
-    alike = len({tree.segments[i].peers for i in tree.rows}) == len({tree.segments[i].view for i in tree.leaves}) == 1
-    if not tree.rows or (straight and alike):
-        return None
-    edges = None
-    if tree.credit == "path_probability":
-        begin = [tree.segments[i].begin for i in tree.rows]
-        column = torch.tensor([tree.trained.index(at) if at in tree.trained else 0 for at in begin])
-        drawn = torch.tensor([at in tree.trained for at in begin])
-        each = behave.unflatten(0, (-1, len(tree.rows)))
-        edges = each.gather(2, column[None, :, None].expand(len(each), -1, 1))[..., 0] * drawn
-    return Credit(credit_weights(tree, edges), peers(tree), tree.by_row)
-
-
 def _opened(prompt: Prompt) -> Any:
     images = [Image.open(path).convert("RGB") for path in prompt.media]
-    return images[0] if len(images) == 1 else images
+    return images if len(images) > 1 else images[0]

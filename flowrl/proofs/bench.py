@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from flowrl.batches import prompt_chunks
-from flowrl.build import build_policy, read_prompts
+from flowrl.build import build_policy, build_scorer, read_prompts
 from flowrl.contracts import Prompt, Rollout, Samples, Score
 from flowrl.estimate import Pace
 from flowrl.loading import device_of, load_pipeline
@@ -26,7 +26,7 @@ from flowrl.policies.first_order import once_a_level, without_memory
 from flowrl.policies.noise import Key, start_generators
 from flowrl.policies.pipeline import PipelinePolicy, call_arguments
 from flowrl.recipe.schema import Recipe
-from flowrl.scoring import Scorer, load
+from flowrl.scoring import Scorer
 from flowrl.sizes.saved import counted
 from samplers.plan import Plan
 
@@ -70,7 +70,7 @@ class Bench:
     @cached_property
     def scorer(self) -> Scorer:
         """The rewards."""
-        return Scorer(load(self.recipe.rewards))
+        return build_scorer(self.recipe)
 
     @cached_property
     def policy(self) -> PipelinePolicy:

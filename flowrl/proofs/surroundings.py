@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from flowrl.advantages import advantages, combined_reward, group_stats
+from flowrl.advantages import advantages, group_stats
+from flowrl.composite import counted
 from flowrl.policies.dressing import modules_of
 from flowrl.proofs.bench import Bench
 from flowrl.proofs.proof import Failed
@@ -88,7 +89,9 @@ def rewards(bench: Bench) -> str:
         except RewardError as error:
             remedy = "call it on a few samples of your own; set required: false if a run may go on without it"
             raise Failed(str(error), "an error in the reward's own code", remedy) from error
+    asked = scorer.asked(rollout.samples)
     for name, score in scores.items():
+        score = score[asked[name]] if name in asked else score
         nan = int(score.isnan().sum())
         if scorer.failures[name]:
             raise Failed(
@@ -106,9 +109,11 @@ def rewards(bench: Bench) -> str:
 
 
 def _spread(bench: Bench, scores: dict[str, torch.Tensor]) -> str:
-    weights, group = bench.scorer.weights, bench.rollout.samples.group
-    adv = advantages(scores, group, weights=weights, **bench.recipe.advantage.model_dump())
-    tied = group_stats(combined_reward(scores, weights), group).tied
+    group = bench.rollout.samples.group
+    found = counted(bench.scorer.rewards, scores, bench.rollout.samples.prompts, group)
+    how = bench.recipe.advantage.model_dump()
+    adv = advantages(found.rewards, group, weights=found.weights, asked=found.asked, **how)
+    tied = group_stats(found.total, group).tied
     means = ", ".join(f"{name} {float(s.nanmean()):.3g}" for name, s in scores.items())
     said = f"{means}; {int(tied.sum())} of {len(tied)} groups without spread"
     if not bool((adv != 0).any()):

@@ -14,6 +14,7 @@ from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.language import check_kind, kind_of
 from flowrl.recipe.paths import check_path
 from flowrl.recipe.presets import PRESETS
+from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.schedules import check_schedule
 from flowrl.recipe.schema import Objective, Recipe
 from flowrl.recipe.trackers import check_trackers
@@ -214,14 +215,36 @@ def _rewards(recipe: Recipe) -> Iterator[RecipeError]:
         yield RecipeError(place, "got 0 for every reward, so nothing is trained", "give one reward a non-zero weight")
     for name, spec in recipe.rewards.items():
         place = f"rewards.{name}"
-        if not re.fullmatch(r"[A-Za-z]\w*", name):
-            yield RecipeError(place, f"got the name {name!r}, accepted: letters, digits and _", "rename it")
+        if not re.fullmatch(r"[A-Za-z]\w*", name) or name == "total":
+            accepted = "letters, digits and _, beginning with a letter, but not total"
+            yield RecipeError(place, f"got the name {name!r}, accepted: {accepted}", "rename it")
         try:
             entry = names.find(spec.use, names.rewards())
         except names.UserError as error:
             yield RecipeError(f"{place}.use", str(error), "name another reward")
             continue
         yield from _arguments(f"{place}.args", spec.args, entry)
+        yield from _manner(place, name, spec, recipe)
+
+
+def _manner(place: str, name: str, spec: RewardSpec, recipe: Recipe) -> Iterator[RecipeError]:
+    """What does not fit together in how a reward counts and is run."""
+    if spec.gate is not None:
+        others = [other for other in recipe.rewards if other != name]
+        if spec.gate.by not in others:
+            listed = ", ".join(others) or "none is there"
+            remedy = f"accepted is another reward{names.hint(spec.gate.by, others)}: {listed}"
+            yield RecipeError(f"{place}.gate.by", f"got {show(spec.gate.by)}", remedy)
+        elif spec.weight == 0:
+            yield RecipeError(f"{place}.gate", "the reward is a witness (weight 0)", f"remove {place}.gate")
+    if spec.overlap and spec.offload:
+        problem = "got true, but a reward that overlaps with drawing has to stay where it is"
+        yield RecipeError(f"{place}.offload", problem, f"set {place}.offload or {place}.overlap to false")
+    if spec.overlap and recipe.generation is not None:
+        problem = "got true, but the completions of a language model are complete at once"
+        yield RecipeError(f"{place}.overlap", problem, f"remove {place}.overlap")
+    if spec.when == {}:
+        yield RecipeError(f"{place}.when", "got no key", f"name a key of the prompts' meta, or remove {place}.when")
 
 
 def _arguments(place: str, given: dict[str, Any], entry: names.Entry) -> Iterator[RecipeError]:

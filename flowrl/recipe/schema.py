@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import create_model
 
 from flowrl.recipe.base import Strict, key, part
+from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.sampling import Sampler
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -57,18 +58,6 @@ class Generation(Strict):
     system: str | None = key(None, "a text or null", min_length=1)
 
 
-class RewardSpec(Strict):
-    """use: a short name or a dotted path. weight 0 is a witness: reported, never trained on. args go to the reward.
-
-    required false: where the reward fails, its samples are marked "could not be scored" and the run goes on.
-    """
-
-    use: str = key(..., "the name of a reward or a dotted path", min_length=1)
-    weight: float = key(1.0, "a number")
-    args: dict[str, Any] = key({}, "a mapping of argument names to values")
-    required: bool = key(True, "true or false")
-
-
 class Advantage(Strict):
     """The arguments of flowrl.advantages.advantages, which explains them."""
 
@@ -76,7 +65,7 @@ class Advantage(Strict):
     scale: Literal["group", "batch", "batch_centered", "whiten", "none"] = key(
         "group", "group, batch, batch_centered, whiten or none"
     )
-    combine: Literal["sum", "per_reward"] = key("sum", "sum or per_reward")
+    combine: Literal["sum", "per_reward"] = key("per_reward", "per_reward or sum")
     standardise: bool = key(False, "true or false")
     eps: float = key(1e-4, "a number >= 0", ge=0)
     floor: float = key(0.0, "a number >= 0", ge=0)
@@ -265,7 +254,7 @@ class Recipe(Strict):
     prompts: Prompts = key(..., "a mapping with train and heldout")
     sampler: Sampler = part(Sampler)
     generation: Generation | None = key(None, "a mapping with max_new_tokens, temperature, top_k, top_p, or null")
-    rewards: dict[str, RewardSpec] = key(..., "names mapped to {use, weight, args, required}", min_length=1)
+    rewards: dict[str, RewardSpec] = key(..., "names mapped to {use, weight, args, ...}", min_length=1)
     advantage: Advantage = part(Advantage)
     objective: Objective = part(Objective)
     train: Train = part(Train)

@@ -7,15 +7,15 @@ quality are paired and differences in time are not those of the machine's moods.
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowrl.advantages import combined_reward
 from flowrl.build import AnyPolicy, build_dynamics
+from flowrl.composite import Conditions, counted
 from flowrl.contracts import Prompt, Samples
 from flowrl.evaluate import mean, still
 from flowrl.planning import eval_plan, plan_for
@@ -123,10 +123,11 @@ def draw(
     score: Score,
     how: Setting,
     *,
-    weights: dict[str, float],
+    rewards: Mapping[str, Conditions],
     done: Callable[[str, int], None] = lambda label, samples: None,
 ) -> list[Drawn]:
-    """What was drawn for every value, in order. done is told a value and how many of its samples there are now."""
+    """What was drawn for every value, in order. rewards: how each counts. done is told a value and how many of its
+    samples there are now."""
     found = [Drawn() for _ in choices]
     for choice in choices:
         retune(policy, choice.recipe)  # all that can be refused is, before anything is drawn
@@ -140,7 +141,7 @@ def draw(
             starts = _starts(plan, how.group)
             ode = _ode(policy, choice.recipe, part, score, how, max(starts) + 1, odes)
             drawn = _rollout(policy, part, plan, how.group, score, how)
-            _add(into, drawn, ode, starts, weights, how)
+            _add(into, drawn, ode, starts, rewards, how)
             done(choice.label, into.samples)
     return found
 
@@ -191,11 +192,13 @@ def _rollout(policy: AnyPolicy, part: Sequence[Prompt], plan: Any, group: int, s
     return Part(samples, score(samples), seconds, forwards)
 
 
-def _add(into: Drawn, drawn: Part, ode: Part, starts: Sequence[int], weights: dict[str, float], how: Setting) -> None:
+def _add(
+    into: Drawn, drawn: Part, ode: Part, starts: Sequence[int], rewards: Mapping[str, Conditions], how: Setting
+) -> None:
     number = int(drawn.samples.group.max()) + 1
     every = max(starts) + 1
     pairs = torch.tensor([prompt * every + start for prompt in range(number) for start in starts])
-    total, ode_total = (combined_reward(p.rewards, weights).float() for p in (drawn, ode))
+    total, ode_total = (counted(rewards, p.rewards, p.samples.prompts, p.samples.group).total for p in (drawn, ode))
     for name, values in {**drawn.rewards, "total": total}.items():
         into.rewards[name].append(values.view(number, -1))
     for name, values in {**ode.rewards, "total": ode_total}.items():

@@ -113,7 +113,7 @@ def test_rounding_of_one_reward_is_not_scaled_up_beside_another(baseline: str) -
 
 def test_the_batch_scale_is_one_divisor_of_raw_rewards() -> None:
     rewards, group, weights = ragged()
-    options = dict(weights=weights, clip=None, eps=0.0)
+    options = dict(weights=weights, clip=None, eps=0.0, combine="sum")
     centred = advantages(rewards, group, scale="none", **options)
     std = combined_reward(rewards, weights).std(correction=0).float()
     torch.testing.assert_close(advantages(rewards, group, scale="batch", **options), centred / std)
@@ -127,12 +127,13 @@ def test_a_small_but_real_spread_is_kept() -> None:
 
 def test_moments_of_each_scale() -> None:
     rewards, group, weights = ragged()
-    within = advantages(rewards, group, weights=weights, eps=0.0, unbiased=True, clip=None)
+    options: dict = dict(weights=weights, unbiased=True, clip=None, combine="sum")
+    within = advantages(rewards, group, eps=0.0, **options)
     stats = group_stats(within, group, unbiased=True)
     torch.testing.assert_close(stats.mean, torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-6)
     torch.testing.assert_close(stats.std, torch.ones(4, dtype=torch.float64), rtol=1e-6, atol=0)
-    for options in (dict(scale="batch_centered", eps=0.0), dict(scale="whiten"), dict(standardise=True, eps=0.0)):
-        over = advantages(rewards, group, weights=weights, unbiased=True, clip=None, **options)
+    for scale in (dict(scale="batch_centered", eps=0.0), dict(scale="whiten"), dict(standardise=True, eps=0.0)):
+        over = advantages(rewards, group, **options, **scale)
         assert abs(float(over.mean())) < 1e-6
         assert abs(float(over.std()) - 1) < 1e-4
 
@@ -153,7 +154,7 @@ def test_per_reward_gives_each_reward_its_weight() -> None:
     larger = rewards | {"b": 1000 * rewards["b"]}
     calls = [advantages(r, group, weights=weights, combine="per_reward", eps=1e-8) for r in (rewards, larger)]
     torch.testing.assert_close(calls[0], calls[1], rtol=1e-4, atol=1e-4)
-    sums = [advantages(r, group, weights=weights, eps=1e-8) for r in (rewards, larger)]
+    sums = [advantages(r, group, weights=weights, combine="sum", eps=1e-8) for r in (rewards, larger)]
     assert (sums[0] - sums[1]).abs().max() > 0.1
 
 
@@ -196,7 +197,7 @@ def test_metrics_count_what_was_seen() -> None:
     assert metrics["reward/a/nan"] == pytest.approx(1 / 6)
     assert metrics["reward/witness/mean"] == pytest.approx(14 / 6)
     assert metrics["groups/zero_variance"] == pytest.approx(2 / 3)
-    assert metrics["adv/abs_mean"] == pytest.approx(2 / 6)
+    assert metrics["adv/abs_mean"] == pytest.approx(4 / 6)
     nothing = advantage_metrics({"a": torch.full((6,), NAN)}, group, adv, weights={"a": 1.0})
     assert math.isnan(nothing["reward/a/mean"])
 

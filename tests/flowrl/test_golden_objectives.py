@@ -151,7 +151,7 @@ def flow_factory(case: Case) -> None:
     if formula(case) == "flow_factory_gdpo":
         options = dict(combine="per_reward", standardise=True)
     else:
-        options = dict(scale="batch" if case["params"]["global_std"] else "group")
+        options = dict(combine="sum", scale="batch" if case["params"]["global_std"] else "group")
     adv = advantages(rewards, group, weights=case["params"]["weights"], eps=0.0, floor=1e-6, clip=None, **options)
     golden.check({"advantages": adv}, case)
 
@@ -162,7 +162,7 @@ def best_of_n(case: Case) -> None:
     params, num = case["params"], case["params"]["num_generations"]
     rewards = {name: golden.tensor(case["inputs"][f"{name}_rewards"], torch.float32) for name in ("vq", "mq")}
     group = torch.zeros(num, dtype=torch.int64)
-    options = dict(unbiased=True, eps=1e-8, clip=None)
+    options: dict[str, Any] = dict(combine="sum", unbiased=True, eps=1e-8, clip=None)
     total = {name: params[f"{name}_coef"] for name in rewards}
     adv = advantages(rewards, group, weights=total, **options)
     got = {f"{n}_advantages": advantages({n: r}, group, weights={n: 1.0}, **options) for n, r in rewards.items()}

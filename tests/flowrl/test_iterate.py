@@ -67,9 +67,9 @@ def threes(samples: Samples) -> dict[str, Tensor]:
     return {"threes": torch.tensor([float(t.split().count("3")) for t in samples.texts])}
 
 
-def normalised(rewards: dict[str, Tensor], group: Tensor, credit: None) -> tuple[Tensor, dict[str, float]]:
+def normalised(rewards: dict[str, Tensor], samples: Samples, credit: None) -> tuple[Tensor, dict[str, float]]:
     reward = next(iter(rewards.values()))
-    return advantages(rewards, group, weights={"threes": 1.0}), {"reward": float(reward.mean())}
+    return advantages(rewards, samples.group, weights={"threes": 1.0}), {"reward": float(reward.mean())}
 
 
 def after_update(objective: ClippedObjective, settings: Settings, adv: Tensor | None = None) -> tuple[Tensor, dict]:

@@ -107,7 +107,7 @@ def test_advantage_keys_are_the_arguments_and_defaults_of_the_function():
     from flowrl.advantages import advantages
 
     parameters = inspect.signature(advantages).parameters
-    defaults = {n: p.default for n, p in parameters.items() if n not in ("rewards", "group", "weights")}
+    defaults = {n: p.default for n, p in parameters.items() if n not in ("rewards", "group", "weights", "asked")}
     assert Advantage().model_dump() == defaults
 
 
@@ -301,6 +301,19 @@ MISTAKES = [
     (["rewards.shapes.args.strickt=1"], "rewards.shapes.args.strickt", ["'strickt'", "did you mean 'strict'?"]),
     (["rewards.shapes.weight=0"], "rewards.shapes.weight", ["got 0 for every reward", "non-zero"]),
     (["rewards.a-b={use: shapes}"], "rewards.a-b", ["'a-b'", "rename"]),
+    (["rewards.total={use: shapes}"], "rewards.total", ["'total'", "rename"]),
+    (
+        ["rewards.shapes.gate={by: shapse, least: 1}"],
+        "rewards.shapes.gate.by",
+        ["'shapse'", "another reward", "strict"],
+    ),
+    (["rewards.shapes.gate={by: strict, least: yes}"], "rewards.shapes.gate.least", ["got 'yes'", "a number"]),
+    (["rewards.strict.gate={by: shapes, least: 1}"], "rewards.strict.gate", ["witness", "remove"]),
+    (["rewards.shapes.gate={by: strict, least: 1, otherwise: x}"], "rewards.shapes.gate.otherwise", ["lowest"]),
+    (["rewards.shapes.overlap=true", "rewards.shapes.offload=true"], "rewards.shapes.offload", ["overlap"]),
+    (["rewards.shapes.failure_limit=1.5"], "rewards.shapes.failure_limit", ["got 1.5", "[0, 1]"]),
+    (["rewards.shapes.when={}"], "rewards.shapes.when", ["name a key"]),
+    (["rewards.shapes.cache=3"], "rewards.shapes.cache", ["got 3", "the path of a file"]),
     (["rewards.b.weight=1"], "rewards.b.use", ["missing", "the name of a reward"]),
     (["prompts.train=shapes/trian"], "prompts.train", ["'shapes/trian'", "did you mean 'shapes/train'?"]),
     (["prompts.train=missing.txt"], "prompts.train", ["'missing.txt'", "an existing"]),
@@ -337,6 +350,7 @@ LANGUAGE_MISTAKES = [
     (["model=shapes-flux"], "model", ["'shapes-flux', a diffusers pipeline", "language model"]),
     (["model=arithmetic-qwen"], "model", ["did you mean 'arithmetic-qwen2'?"]),
     (["prompts.train=arithmetic/trian"], "prompts.train", ["did you mean 'arithmetic/train'?"]),
+    (["rewards.exact.overlap=true"], "rewards.exact.overlap", ["complete at once", "remove"]),
     (["rewards.exact.use=exact_mach"], "rewards.exact.use", ["did you mean 'exact_match'?"]),
     (["rewards.exact.args.patern=x"], "rewards.exact.args.patern", ["did you mean 'pattern'?"]),
     (["train.updates=3"], "train.updates", ["train.prompts = 16"]),

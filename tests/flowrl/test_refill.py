@@ -75,8 +75,8 @@ def score(samples: Samples) -> dict[str, Tensor]:
     return {"r": torch.tensor(values)}
 
 
-def normalised(rewards: dict[str, Tensor], group: Tensor, credit: None) -> tuple[Tensor, dict[str, float]]:
-    return advantages(rewards, group, weights={"r": 1.0}, scale="batch"), {"reward": float(rewards["r"].mean())}
+def normalised(rewards: dict[str, Tensor], samples: Samples, credit: None) -> tuple[Tensor, dict[str, float]]:
+    return advantages(rewards, samples.group, weights={"r": 1.0}, scale="batch"), {"reward": float(rewards["r"].mean())}
 
 
 def trained(
@@ -167,7 +167,7 @@ def test_truncated_samples_count_in_their_group_and_not_in_the_loss():
     gradient, result, _ = trained([GOOD[0], cut], [], Settings(GROUP, skip_truncated=True))
     policy = Rolls()
     rollout = policy.rollout([GOOD[0], cut], group_size=GROUP, plan=None, seed=0)
-    adv = normalised(score(rollout.samples), rollout.samples.group, None)[0]
+    adv = normalised(score(rollout.samples), rollout.samples, None)[0]
     rollout.mask[3:] = False
     update(policy, Learner(policy.trainable(), lr=0.1), rollout, adv, OBJECTIVE, Settings(GROUP))
     torch.testing.assert_close(gradient, policy.gradient, rtol=1e-6, atol=1e-7)

@@ -125,6 +125,22 @@ def test_micro_batches_and_rollout_batches_change_no_update(tmp_path: Path):
         assert found[0][name] == pytest.approx(found[1][name], rel=1e-3, abs=1e-5)
 
 
+def test_rewards_that_overlap_with_drawing_give_the_same_run(tmp_path: Path):
+    more = [
+        "train.rollout_batch=4",
+        "rewards.shapes.overlap=true",
+        "rewards.shapes.batch=3",
+        "rewards.shapes.time_limit=60",
+    ]
+    for name, options in {"apart": more[:1], "meanwhile": more}.items():
+        run(load("quickstart", [f"output={tmp_path / name}", *SMALL, *options]), quiet())
+    rows = [lines(tmp_path / name) for name in ("apart", "meanwhile")]
+    for row in (row for part in rows for row in part):
+        for timed in [key for key in row if key.startswith("time_")]:
+            del row[timed]
+    assert rows[0] == rows[1] and len(rows[0]) == 5
+
+
 def test_full_weights_train_and_are_saved(tmp_path: Path):
     run(shortened(tmp_path / "full", "lora=null", "full=true", "train.iterations=1", "train.lr=1e-5"), quiet())
     policy = build_policy(load(str(tmp_path / "full" / "recipe.yaml")))

@@ -1,11 +1,14 @@
 """Rewards run under their names: splits change nothing, errors never become numbers, NaN passes through."""
 
-from types import SimpleNamespace
+import threading
 
 import pytest
 import torch
 
 from flowrl.contracts import Prompt, Samples
+from flowrl.names import UserError
+from flowrl.recipe.rewards import RewardSpec
+from flowrl.score_cache import ScoreCache
 from flowrl.scoring import Loaded, RewardError, Scorer, load
 
 
@@ -19,7 +22,7 @@ def brightness(samples):
 
 
 def spec(use, **args):
-    return SimpleNamespace(use=use, weight=1.0, args=args, required=True)
+    return RewardSpec(use=use, args=args)
 
 
 @pytest.mark.parametrize("batch", [None, 1, 2, 5, 7])
@@ -79,8 +82,10 @@ def broken(samples):
 
 
 def test_an_exception_names_its_reward_and_keeps_its_cause():
-    with pytest.raises(RewardError, match="reward 'mine' failed on 5 samples: KeyError") as caught:
-        Scorer({"fine": Loaded(brightness), "mine": Loaded(broken)})(samples())
+    scorer = Scorer({"fine": Loaded(brightness), "mine": Loaded(broken)})
+    told = pytest.warns(UserWarning, match="reward 'mine' failed")
+    with told, pytest.raises(RewardError, match="'mine' could not score any of 5 samples: KeyError") as caught:
+        scorer(samples())
     assert isinstance(caught.value.__cause__, KeyError)
 
 
@@ -119,5 +124,163 @@ def test_rewards_load_by_short_name_and_by_path(tmp_path, monkeypatch):
     scores = Scorer(load(specs))(samples())
     assert torch.equal(scores["function"], scores["class"])
     assert (scores["short"] < 0).all()
-    with pytest.raises(RewardError, match="reward 'bad' .* cannot be set up: ValueError: scale below 0"):
+    with pytest.raises(RewardError, match="reward 'bad' .* cannot be set up: scale below 0"):
         load({"bad": spec("mine_rewards.Level", scale=-1)})
+
+
+def sometimes(missing):
+    """A reward without a score for samples whose id is in `missing`."""
+    return lambda s: torch.tensor([torch.nan if int(p.id) in missing else 1.0 for p in s.prompts])
+
+
+def test_a_required_reward_may_miss_a_few_samples_and_not_many():
+    scorer = Scorer({"x": Loaded(sometimes({1, 2}), failure_limit=0.1)})
+    for _ in range(5):  # two of each five: ten of a hundred are allowed
+        assert scorer(samples())["x"].isnan().sum() == 2
+    with pytest.raises(
+        RewardError, match=r"12 of the latest 30 samples, more than failure_limit 0\.1 .*NaN.*required=false"
+    ):
+        scorer(samples())
+    lenient = Scorer({"x": Loaded(sometimes({1, 2}), required=False)})
+    assert all(lenient(samples())["x"].isnan().sum() == 2 for _ in range(10))
+
+
+def test_the_record_of_failures_survives_a_resume():
+    first, second = (Scorer({"x": Loaded(sometimes({1, 2}))}) for _ in range(2))
+    for _ in range(5):
+        first(samples())
+    second.load_state_dict(first.state_dict())
+    with pytest.raises(RewardError, match="12 of the latest 30"):
+        second(samples())
+
+
+def test_each_reward_has_its_own_batch_and_sees_what_it_is_asked_about():
+    seen = {"all": [], "two": [], "some": []}
+
+    def watched(name):
+        return lambda s: seen[name].append([p.id for p in s.prompts]) or brightness(s)
+
+    given = samples()
+    for i, prompt in enumerate(given.prompts):
+        prompt.meta["kind"] = "even" if i % 2 == 0 else "odd"
+    rewards = {
+        "all": Loaded(watched("all")),
+        "two": Loaded(watched("two"), batch=2),
+        "some": Loaded(watched("some"), batch=2, when={"kind": "even"}),
+    }
+    scores = Scorer(rewards)(given)
+    assert seen == {"all": [list("01234")], "two": [["0", "1"], ["2", "3"], ["4"]], "some": [["0", "2"], ["4"]]}
+    assert scores["some"].isnan().tolist() == [False, True, False, True, False]
+    assert torch.equal(scores["two"], scores["all"]) and scores["some"][2] == scores["all"][2]
+
+
+def test_what_a_reward_is_not_asked_about_is_no_failure():
+    given = samples()
+    scorer = Scorer({"x": Loaded(brightness, when={"kind": ["none"]})})
+    assert scorer(given)["x"].isnan().all() and scorer.failures == {"x": 0}
+
+
+def test_groups_stay_whole_for_a_reward_that_compares():
+    class Rank:
+        groupwise = True
+
+        def __call__(self, s):
+            seen.append(s.group.tolist())
+            return torch.tensor([float((s.group == g).sum()) for g in s.group])
+
+    seen, group = [], torch.tensor([0, 0, 0, 1, 1, 2])
+    given = Samples([Prompt(str(i), str(i)) for i in range(6)], group, images=torch.zeros(6, 3, 2, 2))
+    score = Scorer({"r": Loaded(Rank(), batch=3)})(given)["r"]
+    assert score.tolist() == [3, 3, 3, 2, 2, 1] and seen == [[0, 0, 0], [1, 1, 2]]
+
+
+def test_a_late_answer_is_no_score():
+    release = threading.Event()
+
+    def stuck(s):
+        release.wait(30)
+        return brightness(s)
+
+    scorer = Scorer({"slow": Loaded(stuck, required=False, time_limit=0.05), "b": Loaded(brightness)}, batch=3)
+    with pytest.warns(UserWarning, match="no answer within time_limit: 0.05 s"):
+        scores = scorer(samples())
+    assert scores["slow"].isnan().all() and not scores["b"].isnan().any() and scorer.failures["slow"] == 5
+    release.set()
+    scorer.rewards["slow"].call(samples())  # the event is set: nothing waits any more
+    patient = Scorer({"slow": Loaded(stuck, time_limit=30.0)}, batch=3)
+    assert torch.equal(patient(samples())["slow"], scores["b"])
+
+
+def test_overlapping_rewards_score_while_the_rest_is_drawn():
+    begun, given = threading.Event(), samples()
+
+    def noticed(s):
+        begun.set()
+        return brightness(s)
+
+    scorer = Scorer({"early": Loaded(noticed, overlap=True), "late": Loaded(lambda s: -brightness(s))}, batch=2)
+    parts = [given[[0, 1, 2]], given[[3, 4]]]
+    scorer.take(parts[0])
+    assert begun.wait(30)  # nobody has asked for a score yet
+    scorer.take(parts[1])
+    done: list[str] = []
+    scores = scorer(given, progress=done.append)
+    assert torch.equal(scores["early"], brightness(given)) and torch.equal(scores["late"], -brightness(given))
+    assert sorted(done) == ["early", "late"]
+    scorer.take(parts[0])  # of other samples than those that are scored then
+    assert torch.equal(scorer(given)["early"], brightness(given))
+
+
+def test_rewards_with_weights_move_to_their_device_and_back():
+    class Heavy:
+        places: list[str] = []
+
+        def to(self, device):
+            self.places.append(str(device))
+
+        def __call__(self, s):
+            self.places.append(f"called on {s.images.device}")
+            return brightness(s)
+
+    Scorer({"h": Loaded(Heavy(), offload=True)}, device="cpu")(samples())
+    assert Heavy.places == ["cpu", "called on cpu", "cpu"]
+    Heavy.places.clear()
+    Scorer({"h": Loaded(Heavy(), device="meta")}, device="cpu")(samples(0))
+    assert Heavy.places == ["meta"]
+
+
+def test_scores_that_are_known_are_not_asked_for_again(tmp_path):
+    (tmp_path / "weights").write_bytes(b"1")
+    calls = []
+
+    def slow(s, weights="weights"):
+        calls.append(len(s))
+        return torch.where(torch.arange(len(s)) == 0, torch.nan, brightness(s)) if len(calls) == 1 else brightness(s)
+
+    def cached(file="scores.db"):
+        cache = ScoreCache("mine", {"weights": str(tmp_path / "weights")}, tmp_path / file)
+        return Scorer({"x": Loaded(slow, cache=cache)})
+
+    given, scorer = samples(), cached()
+    assert scorer(given)["x"].isnan().tolist() == [True] + 4 * [False]
+    assert torch.equal(scorer(given)["x"], brightness(given)) and calls == [5, 1]  # what had no score is asked again
+    assert torch.equal(scorer(given[[4, 0, 4]])["x"], brightness(given)[[4, 0, 4]]) and calls == [5, 1]
+    assert torch.equal(cached()(given)["x"], brightness(given)) and calls == [5, 1]  # another run
+    other = Samples([Prompt("0", "other")] * 5, given.group, images=given.images)
+    scorer(other)
+    assert calls == [5, 1, 5]
+    (tmp_path / "weights").write_bytes(b"22")
+    cached()(given)
+    assert calls == [5, 1, 5, 5]  # another checkpoint
+    (tmp_path / "text").write_text("no database " * 100)
+    with pytest.raises(UserError, match="is no file of scores"):
+        cached("text")
+
+
+def test_a_reward_that_compares_takes_no_cache(tmp_path, monkeypatch):
+    (tmp_path / "pairs_of_mine.py").write_text(
+        "class Pairs:\n    groupwise = True\n    def __call__(self, samples): ...\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RewardError, match="remove rewards.p.cache"):
+        load({"p": RewardSpec(use="pairs_of_mine.Pairs", cache=True)})

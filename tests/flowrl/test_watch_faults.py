@@ -104,9 +104,9 @@ class Training:
     def score(self, samples: Samples) -> dict[str, Tensor]:
         return {name: reward(samples).float() for name, reward in self.rewards.items()}
 
-    def advantage(self, rewards: dict[str, Tensor], group: Tensor, credit: None) -> tuple[Tensor, dict[str, float]]:
-        adv = self.sign * advantages(rewards, group, weights=self.weights)
-        return adv, advantage_metrics(rewards, group, adv, weights=self.weights)
+    def advantage(self, rewards: dict[str, Tensor], samples: Samples, credit: None) -> tuple[Tensor, dict[str, float]]:
+        adv = self.sign * advantages(rewards, samples.group, weights=self.weights)
+        return adv, advantage_metrics(rewards, samples.group, adv, weights=self.weights)
 
     def run(self, iterations: int) -> "Training":
         for _ in range(iterations):

@@ -1,0 +1,45 @@
+"""The keys of a reward: what it is, how it counts, and how it is run."""
+
+from typing import Any, Literal
+
+from flowrl.recipe.base import Strict, key
+
+
+class Gate(Strict):
+    """A condition on another reward: `by` has to give at least `least`, or a sample gets `otherwise`.
+
+    lowest: the lowest score of its group, so that nothing is gained by failing; or a number.
+    """
+
+    by: str = key(..., "the name of another reward of the recipe", min_length=1)
+    least: float = key(..., "a number")
+    otherwise: Literal["lowest"] | float = key("lowest", "lowest or a number")
+
+
+class RewardSpec(Strict):
+    """use: a short name or a dotted path. weight 0 is a witness: reported, never trained on. args go to the reward.
+
+    required: more than the share failure_limit of the latest 100 samples (or of a whole call) without a score ends the
+    run; with false, samples without a score are left out and counted. when: keys of the prompts' meta and the value, or
+    list of values, that the reward is asked about (null: about every prompt). gate: this reward counts only where
+    another is satisfied.
+
+    batch: samples in one call (null: all). device: where a reward with weights lives (null: the run's). offload: on the
+    CPU while nothing is scored. time_limit: seconds that a call may take; after them its samples have no score.
+    overlap: samples are scored while the next are drawn (train.rollout_batch says how many at a time). cache: scores
+    are kept by picture, prompt and args: true in memory, or in a file that other runs may use too.
+    """
+
+    use: str = key(..., "the name of a reward or a dotted path", min_length=1)
+    weight: float = key(1.0, "a number")
+    args: dict[str, Any] = key({}, "a mapping of argument names to values")
+    required: bool = key(True, "true or false")
+    failure_limit: float = key(0.1, "a number in [0, 1]", ge=0, le=1)
+    when: dict[str, Any] | None = key(None, "keys of the prompts' meta mapped to a value or a list of values, or null")
+    gate: Gate | None = key(None, "a mapping with by, least, otherwise, or null")
+    batch: int | None = key(None, "a whole number >= 1 or null", ge=1)
+    device: str | None = key(None, "cpu, mps, cuda, cuda:N or null", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    offload: bool = key(False, "true or false")
+    time_limit: float | None = key(None, "seconds > 0 or null", gt=0)
+    overlap: bool = key(False, "true or false")
+    cache: bool | str = key(False, "true, false or the path of a file")

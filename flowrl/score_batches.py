@@ -1,0 +1,62 @@
+"""How samples are cut into calls of a reward, and what became of them."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from flowrl.contracts import Samples
+
+LATEST = 100  # samples over which a rate of failures is taken, or more where a call has more
+Cut = tuple[tuple[int, ...], ...]  # positions of the samples of each call
+
+
+@dataclass
+class Record:
+    """Which of the latest samples a reward could not score (True), and the last error."""
+
+    limit: float
+    latest: list[bool] = field(default_factory=list)
+    cause: Exception | None = None
+
+    def add(self, missing: Sequence[bool]) -> None:
+        """Notes what came of a call."""
+        self.latest = [*self.latest, *missing][-max(LATEST, len(missing)) :]
+
+    def too_many(self) -> str | None:
+        """How many, in words, if they are more than allowed: of LATEST samples, or none of the first ones at all."""
+        number = sum(self.latest)
+        if self.limit < 1 and self.latest and number == len(self.latest):
+            return f"any of {number} samples"
+        if number > self.limit * max(LATEST, len(self.latest)):
+            return f"{number} of the latest {len(self.latest)} samples, more than failure_limit {self.limit:g} allows"
+        return None
+
+
+def cut(rows: Sequence[int], group: Tensor, batch: int | None, groupwise: bool) -> Cut:
+    """The rows in parts of at most `batch`; whole groups stay together, in as few parts as that allows."""
+    if batch is None or len(rows) <= batch:
+        return (tuple(rows),) if len(rows) else ()
+    if not groupwise:
+        return tuple(tuple(rows[i : i + batch]) for i in range(0, len(rows), batch))
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i in rows:
+        groups[int(group[i])].append(i)
+    parts: list[list[int]] = []
+    for members in groups.values():
+        if parts and len(parts[-1]) + len(members) <= batch:
+            parts[-1] += members
+        else:
+            parts.append(list(members))
+    return tuple(tuple(part) for part in parts)
+
+
+def moved(samples: Samples, device: str | torch.device) -> Samples:
+    """The samples with their pixels on a device."""
+    pixels = {name: getattr(samples, name) for name in ("images", "video")}
+    there = torch.device(device).type
+    if all(value is None or value.device.type == there for value in pixels.values()):
+        return samples
+    return replace(samples, **{name: None if v is None else v.to(device) for name, v in pixels.items()})

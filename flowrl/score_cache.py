@@ -1,0 +1,108 @@
+"""Scores that are known already, by what they are scores of: for rewards that are slow or cost money.
+
+A key is the SHA-256 of the reward's name, arguments and checkpoint files, and of the sample: its exact pixels with
+shape and dtype, or its text, and prompt, media and meta. A sample without a score is asked about again.
+"""
+
+import hashlib
+import json
+import sqlite3
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowrl.contracts import Samples
+from flowrl.names import UserError
+
+LARGEST = 200_000  # scores that are kept in memory
+
+
+class ScoreCache:
+    """Scores of one reward; in memory or, with a file, in that too, which runs and rewards may share."""
+
+    def __init__(self, reward: str, args: Mapping[str, Any], file: str | Path | None = None):
+        self._salt = _digest(reward, args, _files(args))
+        self._known: OrderedDict[bytes, float] = OrderedDict()
+        self._lock = threading.Lock()  # a reward is called by one thread at a time, but not always by the same
+        self._file = None if file is None else _opened(Path(file).expanduser())
+        self.hits = 0
+
+    def __call__(self, score: Callable[[Samples], Tensor], samples: Samples) -> Tensor:
+        """The scores [B], those that are not known yet by `score`, which sees each sample once."""
+        keys = [self._key(samples, i) for i in range(len(samples))]
+        found = [self._get(key) for key in keys]
+        first = {key: i for i, key in reversed(list(enumerate(keys))) if found[i] is None}
+        missing = sorted(first.values())
+        self.hits += len(keys) - len(missing)
+        if missing:
+            scores = score(samples if len(missing) == len(keys) else samples[missing])
+            if scores.shape == (len(missing),):
+                self._keep([(keys[i], value) for i, value in zip(missing, scores.tolist(), strict=True)])
+            if len(missing) == len(keys) or scores.shape != (len(missing),):
+                return scores
+            new = dict(zip((keys[i] for i in missing), scores.tolist(), strict=True))
+            found = [new[key] if value is None else value for key, value in zip(keys, found, strict=True)]
+        return torch.tensor(found, dtype=torch.float32)
+
+    def _key(self, samples: Samples, i: int) -> bytes:
+        prompt = samples.prompts[i]
+        about = _digest(prompt.text, prompt.media, prompt.meta, None if samples.texts is None else samples.texts[i])
+        digest = hashlib.sha256(self._salt + about)
+        for pixels in (samples.images, samples.video):
+            if pixels is not None:
+                one = pixels[i].detach().cpu().contiguous()
+                digest.update(f"{one.dtype}{tuple(one.shape)}".encode())
+                digest.update(one.view(torch.uint8).numpy().tobytes())
+        for tensor in (samples.lengths, samples.truncated):
+            if tensor is not None:
+                digest.update(str(tensor[i].item()).encode())
+        return digest.digest()
+
+    def _get(self, key: bytes) -> float | None:
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+            if self._file is None:
+                return None
+            row = self._file.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
+            return None if row is None else struct.unpack("<f", row[0])[0]
+
+    def _keep(self, pairs: Sequence[tuple[bytes, float]]) -> None:
+        known = [(key, value) for key, value in pairs if value == value]  # not NaN
+        with self._lock:
+            self._known.update(known)
+            while len(self._known) > LARGEST:
+                self._known.popitem(last=False)
+            if self._file is not None:
+                rows = [(key, struct.pack("<f", value)) for key, value in known]
+                with self._file:
+                    self._file.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?)", rows)
+
+
+def _digest(*parts: Any) -> bytes:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).digest()
+
+
+def _files(args: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+    """Size and time of change of the files that the arguments name: another checkpoint gives other scores."""
+    paths = [Path(value).expanduser() for value in args.values() if isinstance(value, str) and value]
+    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.glob("*")))]
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = sqlite3.connect(path, timeout=30, check_same_thread=False)
+        file.execute("PRAGMA journal_mode=WAL")
+        file.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score BLOB NOT NULL) WITHOUT ROWID")
+    except (OSError, sqlite3.Error) as error:
+        raise UserError(f"cache: {str(path)!r} is no file of scores ({error}); name another file") from error
+    return file
