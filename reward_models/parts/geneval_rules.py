@@ -62,7 +62,7 @@ Objects = Mapping[str, Sequence[Detection]]
 
 
 def task(meta: Mapping[str, Any], text: str) -> Task:
-    """The task in a prompt's meta, a line of GenEval's evaluation_metadata.jsonl. Raises ValueError naming the prompt."""
+    """The task in a prompt's meta (a line of evaluation_metadata.jsonl). Raises ValueError naming the prompt."""
     try:
         include = tuple(_clause(clause) for clause in meta["include"])
         exclude = tuple(_clause(clause) for clause in meta.get("exclude") or ())
@@ -107,7 +107,7 @@ def relations(a: Detection, b: Detection, threshold: float = POSITION_THRESHOLD)
 
 
 def official(objects: Objects, wanted: Task, threshold: float = POSITION_THRESHOLD) -> float:
-    """1 where the benchmark calls the picture correct, else 0. More objects than asked for are no fault unless excluded.
+    """1 where the benchmark calls the picture correct, else 0. Too many objects are no fault unless excluded.
 
     Colours and places are those of the surest `count` objects.
     """

@@ -3,11 +3,11 @@
 import math
 from dataclasses import replace
 
-import golden
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import golden
 from reward_models.parts import geneval_rules as rules
 from reward_models.parts.geneval_rules import COLOURS, RELATIONS, Clause, Detection, Task
 
