@@ -34,7 +34,7 @@ def mask2former(folder: Path, *, seed: int = 0) -> Path:
         window_size=4,
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
-    sizes = {"feature_size": 16, "mask_feature_size": 16, "hidden_dim": 16, "encoder_feedforward_dim": 16}
+    sizes = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "encoder_feedforward_dim": 16}
     sizes |= {"dim_feedforward": 16, "encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2}
     labels = dict(enumerate(CLASSES))
     config = Mask2FormerConfig(
@@ -46,7 +46,9 @@ def mask2former(folder: Path, *, seed: int = 0) -> Path:
     )
     model = Mask2FormerForUniversalSegmentation(config)
     with torch.no_grad():
-        model.class_predictor.weight.normal_(std=1.5)
+        model.class_predictor.weight.normal_(std=0.7)
+        model.model.transformer_module.queries_features.weight.normal_(std=3)
+        model.model.transformer_module.decoder.mask_predictor.mask_embedder.layers[-1].layers[0].weight.mul_(20)
     model.save_pretrained(folder)
     Mask2FormerImageProcessor(size={"height": 64, "width": 64}, size_divisor=32).save_pretrained(folder)
     return folder
@@ -85,6 +87,9 @@ def clip(folder: Path, *, seed: int = 0) -> Path:
         open_clip.model.CLIPVisionCfg(**config["vision_cfg"]),
         open_clip.model.CLIPTextCfg(**config["text_cfg"]),
     )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3 if parameter.ndim > 1 else 1)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     said = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
