@@ -7,13 +7,14 @@ extents; colours by open_clip ViT-L-14 (openai) on crops whose background is pai
 their PNG files would. It has no gradient.
 
 Scale: 0 or 1 for `official` (the benchmark's accuracy) and `strict` (exact counts), 0 to 1 for `partial`. With
-`compatible`, `strict` and `partial` are the rewards of yifan123/reward-server (Flow-GRPO) with their faults, and partial
-has no lower bound. The defaults have none of those faults: geneval_rules says which they are.
+`compatible`, `strict` and `partial` are the rewards of yifan123/reward-server (Flow-GRPO) with their faults, where
+partial has no lower bound. The defaults have none of those faults: geneval_rules says which they are.
 
 Difference from the benchmark: it detects by mmdet's mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco; this is Meta's own
-checkpoint of that architecture and schedule in transformers' format. The weights are others, so expect numbers near the
-published ones, not those. Its input is resized to 800 / 1333 as by mmdet, but to multiples of 32 instead of padded to
-them (the same for square pictures). Licences: the hub calls the detector's "other" (Meta's repository is MIT); CLIP MIT.
+checkpoint of that architecture and schedule in transformers' format. The weights are others, so expect numbers near
+the published ones, not those. Its input is resized to 800 / 1333 as by mmdet, but to multiples of 32 instead of padded
+to them (the same for square pictures). Licences: the hub calls that of the detector "other", Meta's repository is MIT;
+CLIP is MIT.
 """
 
 import math
