@@ -26,7 +26,7 @@ class Preprocess:
 
     mode: "shortest" scales the shortest side to `side` (size, where None) and crops the centre; "longest" scales the
     picture to fit into size and pads it with black, centred (HPSv2's letter-box); "squash" disregards proportions.
-    floor: an odd rest of a crop goes to the right and bottom (transformers), instead of to the even offset (torchvision).
+    floor: an odd rest of a crop goes to the right and bottom (transformers), not to the even offset (torchvision).
     """
 
     size: tuple[int, int]
