@@ -2,15 +2,15 @@
 
 Schuhmann, improved-aesthetic-predictor (Apache-2.0). Weights: sac+logos+ava1-l14-linearMSE.pth of
 github.com/christophschuhmann/improved-aesthetic-predictor on the image embedding of OpenAI's CLIP ViT-L/14, scaled to
-length 1. Scale: 1 to 10, photos mostly 4 to 7. The head has linear layers only, no activations (768-1024-128-64-16-1).
-OpenAI's weights need QuickGELU: transformers knows, and open_clip is told for its tag `openai`; a file of them takes the
-architecture ViT-L-14-quickgelu.
+length 1. Scale: 1 to 10. The head has linear layers only, no activations (768-1024-128-64-16-1). OpenAI's weights need
+QuickGELU: transformers knows, and open_clip is told for its tag `openai`; a file of them takes ViT-L-14-quickgelu.
 """
 
 from torch import Tensor
 
 from flowrl.contracts import Samples
 from reward_models.parts.beauty import Beauty
+from reward_models.parts.checkpoints import state_dict
 from reward_models.parts.clip import tower
 
 HEAD = "sac+logos+ava1-l14-linearMSE.pth"
@@ -32,7 +32,8 @@ class aesthetic(Beauty):  # noqa: N801 - recipes name it
         frames: int | None = None,
     ):
         what = f"head of aesthetic ({HEAD} of {PLACE})"
-        super().__init__(tower(model, weights, texts=False), head, what, frames)
+        tensors = state_dict(head, what)
+        super().__init__(tower(model, weights, texts=False), tensors, what, frames)
 
     def __call__(self, samples: Samples) -> Tensor:
         """float32 [B], about 1 to 10; a video has the mean over its frames."""

@@ -1,9 +1,8 @@
 """CLIPScore: how well a picture fits its prompt, by any CLIP or SigLIP.
 
-Hessel et al., CLIPScore, arXiv 2104.08718. Weights: openai/clip-vit-large-patch14 by default (code MIT; the model card
-names no licence of the weights), or any of open_clip. Scale `cosine` (about 0.15 to 0.35), `logit` (the model's own,
-100 times that) or `clipscore`, 2.5 * max(cosine, 0), the paper's, which also puts "A photo depicts " before a caption
-(`prefix`). Pictures go through 8 bits and Pillow as the checkpoint was trained: resizing tensors instead, as some
+Hessel et al., CLIPScore, arXiv 2104.08718. Weights: openai/clip-vit-large-patch14 by default (code MIT, for the
+weights see their card), or any of open_clip. Scale `cosine`, `logit` (the model's own, 100 times that for CLIP) or
+`clipscore`, 2.5 * max(cosine, 0), the paper's, which also puts "A photo depicts " before a caption (`prefix`). Pictures go through 8 bits and Pillow as the checkpoint was trained: resizing tensors instead, as some
 trainers do, gives other numbers. The embedding is read from transformers 4 and 5 alike.
 """
 

@@ -1,9 +1,9 @@
 """PickScore: which picture people pick for a prompt.
 
 Kirstain et al., Pick-a-Pic, arXiv 2305.01569. Weights: yuvalkirstain/PickScore_v1, a fine-tuned CLIP ViT-H/14 (code
-MIT; the hub names no licence of the weights), with tokenizer and image sizes of laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
-Scale: logits, exp(logit_scale) * cosine, about 17 to 24. Trainers disagree: `divide: 26` is flow_grpo's, which says
-"normalised to 0..1" and is not; `divide: 20` is SRPO's; `scale: cosine` is Pref-GRPO's.
+MIT; for the weights see their card), with tokenizer and image sizes of laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
+Scale: logits, exp(logit_scale) * cosine, about 20 to 24. Trainers differ: `divide: 26` is flow_grpo's, `divide: 20`
+SRPO's, `scale: cosine` Pref-GRPO's.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ SCALES = ("logit", "cosine")
 
 
 class pick_score(Match):  # noqa: N801 - recipes name it
-    """Human preference for a picture given its prompt, by PickScore: its logit, about 17 to 24.
+    """Human preference for a picture given its prompt, by PickScore: its logit, about 20 to 24.
 
     processor: where tokenizer and image sizes are; None: in `model` where it is a folder that has them, else of LAION's
     ViT-H/14, as published.

@@ -1,12 +1,11 @@
 """Rewards of a picture alone: a head of linear layers on the embedding of a vision model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from reward_models.parts.checkpoints import state_dict
 from reward_models.parts.clip import Tower
 from reward_models.parts.frames import by_frame, frame_count
 from reward_models.parts.heads import linear_chain
@@ -17,9 +16,9 @@ from reward_models.parts.model import Model
 class Beauty(Model):
     """A reward that ignores the prompt; a video has the mean over its frames."""
 
-    def __init__(self, tower: Tower, head: str, what: str, frames: int | None):
+    def __init__(self, tower: Tower, head: Mapping[str, Tensor], what: str, frames: int | None):
         self.frames = frame_count(frames)
-        self.tower, self.head = tower, linear_chain(state_dict(head, what), tower.width, what)
+        self.tower, self.head = tower, linear_chain(head, tower.width, what)
         self.frozen()
 
     def samples(self, samples: Samples) -> Tensor:

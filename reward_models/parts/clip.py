@@ -185,6 +185,8 @@ def _open_clip(name: str, weights: str | None) -> tuple[Preprocess, nn.Module]:
         )
     said = model.visual.preprocess_cfg
     size = said["size"] if isinstance(said["size"], tuple | list) else (said["size"],) * 2
+    if said["fill_color"]:
+        raise ValueError(f"it pads with level {said['fill_color']}; known is padding with black")
     how = {"mode": said["resize_mode"], "interpolation": said["interpolation"]}
     return Preprocess(tuple(size), mean=tuple(said["mean"]), std=tuple(said["std"]), **how), model
 

@@ -4,7 +4,7 @@
 def hub_file(repository: str, file: str, what: str, argument: str) -> str:
     """The local path of a file of the hub, downloaded once.
 
-    Raises ValueError, naming `what` it is and the `argument` that takes a local path instead, where it is not to be had.
+    Raises ValueError, naming `what` it is and the `argument` that takes a local path instead, where it cannot be had.
     """
     from huggingface_hub import hf_hub_download
 
