@@ -67,6 +67,15 @@ class Tower(nn.Module):
         return next(self.model.parameters()).device
 
     @property
+    def width(self) -> int:
+        """The number D of entries of an embedding."""
+        projection = getattr(self.model, "visual_projection", None)
+        if projection is not None:
+            return projection.out_features
+        visual = getattr(self.model, "visual", None)
+        return self.model.config.vision_config.hidden_size if visual is None else visual.output_dim  # pyright: ignore
+
+    @property
     def logit_scale(self) -> Tensor:
         """The factor of the cosine in the model's logits (100 or so for CLIP): already the exponential. Scalar."""
         return self.model.get_parameter("logit_scale").exp().reshape(())
@@ -82,9 +91,9 @@ def tower(model: str, weights: str | None = None, *, processor: str | None = Non
     """The tower of a checkpoint, on the CPU. Raises ValueError, in one line, for one that cannot be read.
 
     model: a folder, a model of the hub, or with `weights` (a tag or a file) an architecture of open_clip such as
-    ViT-H-14. A folder with an open_clip_config.json and what begins with `hf-hub:` or `local-dir:` is read by open_clip,
-    all else by transformers. processor: where transformers finds tokenizer and image sizes if not with the model.
-    texts=False leaves the half for texts out.
+    ViT-H-14. A folder with an open_clip_config.json and what begins with `hf-hub:` or `local-dir:` is read by
+    open_clip, all else by transformers. processor: where transformers finds tokenizer and image sizes, if not with
+    the model. texts=False leaves the half for texts out.
     """
     folder = Path(model.removeprefix("local-dir:")).expanduser()
     ours = model.startswith(("local-dir:", "hf-hub:")) or (folder / OPEN_CLIP_CONFIG).is_file()
@@ -150,7 +159,7 @@ class TransformersTower(Tower):
             raise ValueError("this model was loaded without its half for texts")
         config = self.model.config.text_config  # pyright: ignore[reportAttributeAccessIssue]
         length = config.max_position_embeddings
-        # always the whole context: SigLIP reads its padding, and results do not depend on the longest text of a batch
+        # always the whole context: SigLIP reads its padding, and the longest text of a batch changes nothing
         found = self.tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
@@ -176,12 +185,14 @@ def _open_clip(name: str, weights: str | None) -> tuple[Preprocess, nn.Module]:
         )
     said = model.visual.preprocess_cfg
     size = said["size"] if isinstance(said["size"], tuple | list) else (said["size"],) * 2
+    if said["fill_color"]:
+        raise ValueError(f"it pads with level {said['fill_color']}; known is padding with black")
     how = {"mode": said["resize_mode"], "interpolation": said["interpolation"]}
     return Preprocess(tuple(size), mean=tuple(said["mean"]), std=tuple(said["std"]), **how), model
 
 
 def _tokenizer(name: str) -> Callable[..., Tensor]:
-    """The tokenizer of an open_clip model: the folder's own where its config names one or its vocabulary is not CLIP's."""
+    """open_clip's tokenizer of a model; a folder's own where its config asks for it or its vocabulary is not CLIP's."""
     import open_clip
     from open_clip.tokenizer import HFTokenizer
 

@@ -7,7 +7,7 @@ two levels of 256 at most in what is resized.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from PIL import Image
@@ -17,7 +17,7 @@ from torchvision.transforms import functional as transforms
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-Mode = Literal["shortest", "longest", "squash"]
+Mode = Literal["shortest", "longest", "letter_box", "squash"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class Preprocess:
     """How pictures become the input of a model, float32 [B, 3, *size].
 
     mode: "shortest" scales the shortest side to `side` (size, where None) and crops the centre; "longest" scales the
-    picture to fit into size and pads it with black, centred (HPSv2's letter-box); "squash" disregards proportions.
-    floor: an odd rest of a crop goes to the right and bottom (transformers), instead of to the even offset (torchvision).
+    picture to fit into size and pads it with black, centred, and "letter_box" does so with HPSv2's rounding, which at
+    320 x 165 and such is another by a pixel; "squash" disregards proportions.
+    floor: an odd rest of a crop goes to the right and bottom (transformers), not to the even offset (torchvision).
     """
 
     size: tuple[int, int]
@@ -38,8 +39,8 @@ class Preprocess:
     floor: bool = False
 
     def __post_init__(self):
-        if self.mode not in ("shortest", "longest", "squash"):
-            raise ValueError(f"resize mode {self.mode!r}: accepted are shortest, longest and squash")
+        if self.mode not in get_args(Mode):
+            raise ValueError(f"resize mode {self.mode!r}: accepted are {', '.join(get_args(Mode))}")
         if self.interpolation not in ("bicubic", "bilinear"):
             raise ValueError(f"interpolation {self.interpolation!r}: accepted are bicubic and bilinear")
 
@@ -73,6 +74,9 @@ class Preprocess:
         if self.mode == "longest":
             ratio = max(height / self.size[0], width / self.size[1])
             return max(1, round(height / ratio)), max(1, round(width / ratio))
+        if self.mode == "letter_box":
+            scale = min(self.size[0] / height, self.size[1] / width)
+            return max(1, round(height * scale)), max(1, round(width * scale))
         if self.size[0] != self.size[1] and self.side is None:
             ratio = min(height / self.size[0], width / self.size[1])
             return round(height / ratio), round(width / ratio)
