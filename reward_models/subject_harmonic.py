@@ -1,4 +1,4 @@
-"""Subject and prompt at once: the weighted harmonic mean of two similarities that RPO trains on (arXiv 2406.00069).
+"""Subject and prompt at once: the weighted harmonic mean of two similarities that RPO trains on (arXiv 2407.12164).
 
 A picture must resemble its references (the prompt's `media`) and fit its prompt: the harmonic mean follows the smaller
 of the two, so that copying a reference earns little. Both cosines are mapped to [0, 1] by (c + 1) / 2; that is the
@@ -33,7 +33,7 @@ def harmonic(image: Tensor, text: Tensor, lam: float, eps: float = 1e-8) -> Tens
 class subject_harmonic(Likeness):  # noqa: N801
     """Harmonic mean of the likeness to the references and the fit to the prompt, float32 [B] in [0, 1].
 
-    lam is the weight of the likeness. dino: a DINO for the likeness, instead of the CLIP that `model` and `weights` are.
+    lam is the weight of the likeness. dino: a DINO for the likeness, instead of the CLIP of `model` and `weights`.
     """
 
     def __init__(
@@ -60,5 +60,5 @@ class subject_harmonic(Likeness):  # noqa: N801
         likeness = self.cosines(seen if self.eyes is self.tower else look(self.eyes), prompts)
         with torch.no_grad():
             told = self.tower.text([prompt.text for prompt in prompts])
-        fit = (seen.unflatten(0, (len(prompts), -1)) * told.unsqueeze(1)).sum(-1).flatten() if prompts else likeness
+        fit = (seen.unflatten(0, (len(prompts), -1)) * told.unsqueeze(1)).sum(-1).flatten()
         return harmonic(likeness, fit, self.lam)

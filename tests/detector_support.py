@@ -74,8 +74,11 @@ def dinov2(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def clip(folder: Path, *, seed: int = 0) -> Path:
-    """A CLIP as `hf-hub:` models of open_clip are stored, with CLIP's own tokenizer."""
+def clip(folder: Path, *, seed: int = 0, spread: float = 1.5) -> Path:
+    """A CLIP as `hf-hub:` models of open_clip are stored, with CLIP's own tokenizer.
+
+    spread: factor of its fresh weights; the larger, the more embeddings differ.
+    """
     torch.manual_seed(seed)
     config = {
         "embed_dim": 16,
@@ -89,7 +92,7 @@ def clip(folder: Path, *, seed: int = 0) -> Path:
     )
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(3 if parameter.ndim > 1 else 1)
+            parameter.mul_(spread if parameter.ndim > 1 else 1)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     said = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}

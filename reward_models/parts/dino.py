@@ -45,6 +45,4 @@ class Dino(nn.Module):
         return self._embedded(self.preprocess.pictures(pictures).to(self.model.device))
 
     def _embedded(self, pixels: Tensor) -> Tensor:
-        if not len(pixels):
-            return pixels.new_zeros(0, self.model.config.hidden_size) + pixels.sum()
         return F.normalize(self.model(pixel_values=pixels).last_hidden_state[:, 0], dim=-1)

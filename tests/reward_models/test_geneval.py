@@ -30,7 +30,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     root = tmp_path_factory.mktemp("geneval")
     return SimpleNamespace(
         detector=str(detector_support.mask2former(root / "detector")),
-        clip=str(detector_support.clip(root / "clip")),
+        clip=str(detector_support.clip(root / "clip", spread=3)),
         vit=str(detector_support.vit(root / "vit")),
         absent=str(root / "absent"),
     )
