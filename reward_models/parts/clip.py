@@ -98,6 +98,8 @@ def tower(model: str, weights: str | None = None, *, processor: str | None = Non
     folder = Path(model.removeprefix("local-dir:")).expanduser()
     ours = model.startswith(("local-dir:", "hf-hub:")) or (folder / OPEN_CLIP_CONFIG).is_file()
     if weights is None and not ours:
+        if "/" not in model and not folder.is_dir():
+            raise ValueError(f"model {model!r} is no folder and no owner/name of the hub; {_ADVICE}")
         return TransformersTower(model, processor or model, texts)
     if processor is not None:
         raise ValueError(f"processor={processor!r}: open_clip's {model!r} has its own; leave it out")
@@ -137,9 +139,7 @@ class TransformersTower(Tower):
         options = {"dtype": torch.float32, "output_loading_info": True}
         self.model, info = _loaded(name, None, lambda: read(_place(name), **options))
         if not all(hasattr(self.model, half) for half in ("get_image_features", "get_text_features")):
-            raise ValueError(
-                f"{name!r} is a {type(self.model).__name__}; accepted are models of images and texts (CLIP)"
-            )
+            raise ValueError(f"{name!r} is a {type(self.model).__name__}; accepted are models like CLIP and SigLIP")
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
             raise ValueError(f"{name!r} lacks {len(missing)} tensors of its model ({missing[0]}); download it anew")
@@ -171,6 +171,8 @@ def _open_clip(name: str, weights: str | None) -> tuple[Preprocess, nn.Module]:
     """Preprocessing and model by open_clip; `weights` of a folder or of an architecture may be a file."""
     import open_clip
 
+    if not name.startswith(("local-dir:", "hf-hub:")) and name not in open_clip.list_models():
+        raise ValueError(f"open_clip has no architecture {name!r}; see open_clip.list_models()")
     file = Path(weights).expanduser() if weights else None
     if file is not None and not file.is_file() and (file.suffix or len(file.parts) > 1):
         raise FileNotFoundError(f"no file at {weights!r}")
@@ -178,7 +180,7 @@ def _open_clip(name: str, weights: str | None) -> tuple[Preprocess, nn.Module]:
         model = open_clip.create_model(name, load_weights=False, pretrained_text=False)
         open_clip.load_checkpoint(model, str(file))
     else:
-        tag = open_clip.get_pretrained_cfg(name, weights) if weights else {}
+        tag = _tag(name, weights) if weights else {}
         quick = bool(tag.get("quick_gelu")) and not name.endswith("quickgelu")  # OpenAI's own weights
         model = open_clip.create_model(
             name, weights, require_pretrained=True, pretrained_text=False, force_quick_gelu=quick
@@ -189,6 +191,17 @@ def _open_clip(name: str, weights: str | None) -> tuple[Preprocess, nn.Module]:
         raise ValueError(f"it pads with level {said['fill_color']}; known is padding with black")
     how = {"mode": said["resize_mode"], "interpolation": said["interpolation"]}
     return Preprocess(tuple(size), mean=tuple(said["mean"]), std=tuple(said["std"]), **how), model
+
+
+def _tag(name: str, weights: str) -> dict:
+    """What open_clip says of weights that it can download."""
+    import open_clip
+
+    if name.startswith(("local-dir:", "hf-hub:")):
+        raise ValueError(f"weights {weights!r} are no file; a folder's own are read without naming any")
+    if weights not in (tags := open_clip.list_pretrained_tags_by_model(name)):
+        raise ValueError(f"open_clip has no weights {weights!r} of {name}, only {', '.join(tags) or 'none'}")
+    return open_clip.get_pretrained_cfg(name, weights)
 
 
 def _tokenizer(name: str) -> Callable[..., Tensor]:
