@@ -35,11 +35,11 @@ class Tower(nn.Module):
 
         They are resized as floating point; a picture of 8 bits has the embedding of `image_pil`.
         """
-        return F.normalize(self.image_features(self.preprocess.tensors(images.to(self.device))), dim=-1)
+        return F.normalize(self.image_features(self.preprocess.tensors(images.to(self.device, self.dtype))), dim=-1)
 
     def image_pil(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Embeddings [B, D] of length 1 of pictures of any sizes, preprocessed by Pillow as published."""
-        return F.normalize(self.image_features(self.preprocess.pictures(pictures).to(self.device)), dim=-1)
+        return F.normalize(self.image_features(self.preprocess.pictures(pictures).to(self.device, self.dtype)), dim=-1)
 
     def text(self, texts: Sequence[str]) -> Tensor:
         """Embeddings [B, D] of length 1 of texts, each cut to the model's context. Equal texts are embedded once."""
@@ -65,6 +65,11 @@ class Tower(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are: float32, until somebody casts the tower."""
+        return next(self.model.parameters()).dtype
 
     @property
     def width(self) -> int:

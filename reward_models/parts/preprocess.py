@@ -47,7 +47,7 @@ class Preprocess:
 
     def tensors(self, images: Tensor) -> Tensor:
         """The input of images float [B, 3, H, W] in [0, 1], with gradient to them."""
-        return self._normalised(self.fitted(images.float(), clamped=True))
+        return self._normalised(self.fitted(images, clamped=True))
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
         """The input of pictures of any sizes, on the CPU. Anything but RGB is converted to it first."""
