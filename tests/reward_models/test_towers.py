@@ -91,6 +91,8 @@ def test_tensors_follow_pictures_and_carry_the_gradient(kind, folders):
         ahead, behind = (((ours.image(pixels + sign * step)) * direction).sum() for sign in (1, -1))
     assert float(ahead - behind) / 2e-2 == pytest.approx(float(pixels.grad.norm()), rel=0.02)
     assert not [p for p in ours.parameters() if p.requires_grad] and not ours.training
+    none = [ours.image(pixels[:0]), ours.image_pil([]), ours.text([])]
+    assert [tuple(one.shape) for one in none] == [(0, ours.width)] * 3
 
 
 @pytest.mark.parametrize("kind", BUILDERS)
