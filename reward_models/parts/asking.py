@@ -74,7 +74,7 @@ def image_part(url: str) -> dict[str, Any]:
 
 
 class Served:
-    """A judge behind a server. failures: how many questions found no usable answer so far, by reason."""
+    """A judge behind a server. failures: how many questions found no usable answer so far, by kind of reason."""
 
     def __init__(self, server: Server, *, max_side: int | None, max_tokens: int, extra_body: Mapping | None):
         for name, value in {"max_side": max_side, "max_tokens": max_tokens}.items():
@@ -97,18 +97,21 @@ class Served:
         common = {"max_completion_tokens": self.max_tokens} | ({"extra_body": self._extra} if self._extra else {})
         found = []
         for outcome in self._client.ask([common | dict(body) for body in bodies]):
-            value = outcome.reason if isinstance(outcome, Failure) else score(outcome)
-            if isinstance(value, float) and math.isnan(value):
-                value = "the answer cannot be read as a score"
-            found.append(math.nan if isinstance(value, str) else value)
-            if isinstance(value, str):
-                self._note(value)
+            if isinstance(outcome, Failure):
+                found.append(self._missed(outcome.kind, outcome.reason))
+                continue
+            value = score(outcome)
+            if isinstance(value, str) or math.isnan(value):
+                reason = value if isinstance(value, str) else f"the answer is no score: {outcome.text!r:.200}"
+                value = self._missed(reason.partition(":")[0], reason)
+            found.append(value)
         return found
 
-    def _note(self, reason: str) -> None:
-        self.failures[reason] += 1
-        if self.failures[reason] == 1:
-            warnings.warn(f"{self.name}: not scored: {reason}", stacklevel=4)
+    def _missed(self, kind: str, reason: str) -> float:
+        self.failures[kind] += 1
+        if self.failures[kind] == 1:
+            warnings.warn(f"{self.name}: a question is not scored: {reason}", stacklevel=4)
+        return math.nan
 
 
 def spread(values: Sequence[float], at: Sequence[int], number: int) -> Tensor:

@@ -33,8 +33,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no answer, in one line, and whether another try may help."""
+    """Why there is no answer: its kind, of which there are few, the whole reason in one line, whether to try again."""
 
+    kind: str
     reason: str
     again: bool = True
     wait: float = 0.0
@@ -89,7 +90,9 @@ class Server:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):  # may be the key itself: not repeated
             raise ValueError(f"{self.reward}: api_key_env is no name of an environment variable; never give the key")
         if not os.environ.get(name):
-            raise ValueError(f"{self.reward}: the environment variable {name} is not set; export it, or drop api_key_env")
+            raise ValueError(
+                f"{self.reward}: the environment variable {name} is not set; export it, or drop api_key_env"
+            )
         return os.environ[name]
 
 
@@ -134,12 +137,12 @@ class Client:
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
-        over = Failure(f"no answer within the {self.server.limit:g} s of the whole call (limit)")
+        over = Failure("limit", f"no answer within the {self.server.limit:g} s of the whole call (limit)")
         return [over if task.cancelled() else task.result() for task in tasks]
 
     async def _one(self, number: int, body: Mapping[str, Any]) -> Answer | Failure:
         """Tries until there is an answer, a failure that stays one, or no retry left."""
-        failure = Failure("not asked")
+        failure = Failure("not asked", "not asked")
         for attempt in range(self.server.retries + 1):
             if attempt:
                 pause = self.server.backoff * 2 ** (attempt - 1) * self._jitter.uniform(0.5, 1.5)
@@ -161,11 +164,12 @@ class Client:
             got = await asyncio.wait_for(create(**body, timeout=self.server.timeout), self.server.timeout)
             return read(json.loads(got.http_response.content))
         except asyncio.TimeoutError:
-            return Failure(f"{url}: no answer within {self.server.timeout:g} s (timeout)")
+            return Failure("timeout", f"{url}: no answer within {self.server.timeout:g} s (timeout)")
         except Exception as error:  # whatever it is, it is this question's outcome
             status = getattr(error, "status_code", None)
             again = not isinstance(status, int) or status in AGAIN or status >= 500
-            return Failure(f"{url}: {_said(error)}", again, _wait(error))
+            kind = f"HTTP {status}" if isinstance(status, int) else type(error).__name__
+            return Failure(kind, f"{url}: {_said(error)}", again, _wait(error))
 
 
 def read(answer: Any) -> Answer:
