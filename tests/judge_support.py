@@ -53,7 +53,7 @@ def make_tokenizer(*whole: str) -> PreTrainedTokenizerFast:
 
 
 def make_vlm(folder: Path, *, says: str | None = None, seed: int = 0) -> Path:
-    """A random LLaVA of two layers, saved with its processor. says: one that answers with this text, whatever it is asked.
+    """A random LLaVA of two layers, saved with its processor. says: it answers with this text, whatever it is asked.
 
     Such a model maps each token to the next: its blocks add nothing to the embeddings.
     """
@@ -109,7 +109,7 @@ def first_logits(model: Any, processor: Any, pictures: list[Any], text: str, sys
 
 @contextmanager
 def transformers_serve(log: Path) -> Iterator[str]:
-    """The address of `transformers serve` in a process of its own. It loads the folder that a request names as model."""
+    """The address of `transformers serve` in a process of its own; it loads the folder that a request names."""
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--host", "127.0.0.1", "--port", "0"]
     with log.open("wb") as out:
         process = subprocess.Popen([*command, "--device", "cpu"], stdout=out, stderr=subprocess.STDOUT)

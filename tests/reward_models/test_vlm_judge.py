@@ -127,7 +127,7 @@ def test_a_rubric_of_ones_own_and_an_answer_without_end(tmp_path, folder, images
     ("given", "said"),
     [
         ({"mode": "perhaps"}, "mode='perhaps'; accepted are yes, rubric"),
-        ({"question": "what is it?"}, "question='what is it?'; accepted is text with one {}"),
+        ({"question": "what is it?"}, "question='what is it\\?'; accepted is text with one {}"),
         ({"frames": 0}, "frames=0; accepted is 1 or more"),
         ({"max_tokens": 0}, "max_tokens=0; accepted is 1 or more"),
         ({"dtype": "int8"}, "dtype='int8'; accepted are auto"),
