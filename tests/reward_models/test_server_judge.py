@@ -29,7 +29,7 @@ def images():
     return torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """The address of `transformers serve`, and a function from what a model says to the name it is served under."""
     root = tmp_path_factory.mktemp("served")
@@ -79,50 +79,62 @@ def test_a_server_without_log_probabilities_is_named(served, images):
         assert torch.isnan(judge(support.samples(images[:1]))).all()
 
 
+def likeliest(logits, processor, number):
+    """(token, log-probability) of the likeliest first tokens, as servers list them."""
+    found = logits.double().log_softmax(-1).topk(number)
+    tokens = [processor.tokenizer.decode([i]) for i in found.indices.tolist()]
+    return list(zip(tokens, found.values.tolist(), strict=True))
+
+
 def test_probabilities_of_a_server_are_those_of_its_model(tmp_path, images):
     folder = support.make_vlm(tmp_path / "random", seed=3)
     model, processor = support.load_vlm(folder)
     asked = []
 
     def reply(body, handler):
-        system, user = body["messages"]
-        assert system["role"] == "system" and system["content"][0]["text"] == GUARD
-        asked.append({key: body[key] for key in ("temperature", "top_logprobs", "max_completion_tokens", "model")})
+        asked.append(body)
         logits = support.first_logits(model, processor, support.pictures_in(body), support.text_in(body), GUARD)
-        return support.completion("?", top=listed(logits.log_softmax(-1), body["top_logprobs"]), finish="length")
+        return support.completion("?", top=likeliest(logits, processor, body["top_logprobs"]), finish="length")
 
-    def listed(logp, number):
-        found = logp.topk(number)
-        tokens = [processor.tokenizer.decode([i]) for i in found.indices.tolist()]
-        return list(zip(tokens, found.values.tolist(), strict=True))
-
-    def wanted(number):
-        scores = []
-        for picture, caption in zip(as_pil(images), captions, strict=True):
-            question = f'Does this figure show "{caption}"? Please answer yes or no.'
-            logits = support.first_logits(model, processor, [picture], question, GUARD)
-            p = {word: 0.0 for word in ("yes", "no")}
-            for token, logprob in listed(logits.log_softmax(-1), number):
-                if token.strip().lower() in p:
-                    p[token.strip().lower()] += math.exp(logprob)
-            scores.append(p["yes"] / (p["yes"] + p["no"]))
-        return torch.tensor(scores, dtype=torch.float32)
-
-    captions = ["a red circle", "blue", "x", "a red circle", "two"]
+    given = support.samples(images, "a red circle", "blue", "x", "a red circle", "two")
+    every = {"top_logprobs": len(processor.tokenizer)}  # of a random model, yes and no rarely are among the first 20
     with support.serving(reply) as url:
-        judge = server_judge(base_url=url, model="tiny", mass=0.0)
-        judge_all = support.samples(images, *captions)
-        got = judge_all_tokens = None
-        support_top = {"top_logprobs": 269}  # a random model's twenty likeliest tokens rarely are yes and no
-        judge._extra.update(support_top)
-        got = judge(judge_all)
-        torch.testing.assert_close(got, wanted(269), atol=1e-6, rtol=0)
-        split = torch.cat([judge(judge_all[[4, 2]]), judge(judge_all[[0, 1, 3]])])
-        torch.testing.assert_close(split, got[[4, 2, 0, 1, 3]], atol=1e-6, rtol=0)
-    del judge_all_tokens
+        judge = server_judge(base_url=url, model="tiny", mass=0.0, extra_body=every)
+        whole = judge(given)
+        split = torch.cat([judge(given[[4, 2]]), judge(given[[0, 1, 3]])])
+    torch.testing.assert_close(split, whole[[4, 2, 0, 1, 3]], atol=1e-6, rtol=0)
+    wanted = []
+    for picture, prompt in zip(as_pil(images), given.prompts, strict=True):
+        question = f'Does this figure show "{prompt.text}"? Please answer yes or no.'
+        p = {"yes": 0.0, "no": 0.0}
+        for token, logprob in likeliest(
+            support.first_logits(model, processor, [picture], question, GUARD), processor, 269
+        ):
+            if token.strip().lower() in p:
+                p[token.strip().lower()] += math.exp(logprob)
+        wanted.append(p["yes"] / (p["yes"] + p["no"]))
+    assert whole.tolist() == pytest.approx(wanted, abs=1e-6)
     local = vlm_judge(model=str(folder), mass=0.0, guard=True)
-    torch.testing.assert_close(got, local(judge_all), atol=1e-6, rtol=0)  # a PNG loses nothing
-    assert asked[0] == {"temperature": 0.0, "top_logprobs": 269, "max_completion_tokens": 1, "model": "tiny"}
+    torch.testing.assert_close(whole, local(given), atol=1e-6, rtol=0)  # a PNG loses nothing
+    assert asked[0]["max_completion_tokens"] == 1 and asked[0]["temperature"] == 0 and asked[0]["logprobs"] is True
+    assert asked[0]["model"] == "tiny" and [message["role"] for message in asked[0]["messages"]] == ["system", "user"]
+
+
+def test_the_twenty_likeliest_tokens_are_asked_for_and_too_little_of_yes_and_no_is_no_answer(images):
+    def reply(body, handler):
+        assert body["top_logprobs"] == 20
+        sure = "sure" in support.text_in(body)
+        return support.completion(
+            "I", top=[("I", -0.01), ("Yes", -2.0 if sure else -7.0), (" no", -3.0 if sure else -9.0)]
+        )
+
+    with support.serving(reply) as url:
+        judge = server_judge(base_url=url, model="m")
+        with pytest.warns(
+            UserWarning, match="yes and no are not likely enough to tell: the first tokens are 'I', 'Yes'"
+        ):
+            sure, vague = judge(support.samples(images[:2], "sure", "vague")).tolist()
+    assert sure == pytest.approx(1 / (1 + math.exp(-1)), abs=1e-6) and math.isnan(vague)
 
 
 def echo(body, handler):

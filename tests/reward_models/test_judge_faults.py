@@ -1,0 +1,345 @@
+"""Servers that fail in every way: a question ends without a score, in bounded time, and never as a number."""
+
+import gc
+import json
+import math
+import random
+import threading
+import time
+
+import pytest
+import torch
+
+import judge_support as support
+from reward_models.parts.openai_client import Answer, Client, Server, read
+from reward_models.server_judge import server_judge
+from reward_models.unified_reward import unified_reward
+
+GOOD = support.completion("yes", top=[("Yes", -0.1), ("No", -2.5)])
+P_YES = 1 / (1 + math.exp(-2.4))
+
+
+@pytest.fixture
+def release():
+    """An event that hanging replies wait for; set when the test is over."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def judged(url, *, number=3, reward=server_judge, **args):
+    """The scores of a judge that gives up soon."""
+    patience = {"retries": 1, "backoff": 0.001, "timeout": 0.3, "limit": 5.0}
+    judge = reward(base_url=url, model="m", **{**patience, **args})
+    return judge(support.samples(torch.zeros(number, 3, 8, 8))), judge
+
+
+def hang(body, handler, release):
+    release.wait(10)
+
+
+def drip(body, handler, release):
+    handler.send(200, b"{", length=10_000)
+    while not release.wait(0.05):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+
+
+def die(body, handler, release):
+    handler.send(200, json.dumps(GOOD).encode()[:60], length=len(json.dumps(GOOD)))
+    handler.close_connection = True
+    handler.connection.close()
+
+
+def slam(body, handler, release):
+    handler.close_connection = True
+    handler.connection.close()
+
+
+def sent(status, content, **headers):
+    def reply(body, handler, release):
+        handler.send(status, content if isinstance(content, bytes) else json.dumps(content).encode(), **headers)
+
+    return reply
+
+
+def with_choices(*choices):
+    return sent(200, {**GOOD, "choices": list(choices)})
+
+
+def with_top(*entries):
+    choice = {
+        **GOOD["choices"][0],
+        "logprobs": {"content": [{"token": "x", "logprob": 0, "top_logprobs": list(entries)}]},
+    }
+    return with_choices(choice)
+
+
+FAULTS = {
+    "hangs": (hang, "timeout"),
+    "drips": (drip, "timeout"),
+    "dies in the middle of an answer": (die, "APIConnectionError"),
+    "closes at once": (slam, "APIConnectionError"),
+    "500": (sent(500, {"error": "broken"}), "HTTP 500"),
+    "500 with a good body": (sent(500, GOOD), "HTTP 500"),
+    "401": (sent(401, {"error": {"message": "who are you?"}}), "HTTP 401"),
+    "404 HTML": (sent(404, b"<html>nothing</html>", kind="text/html"), "HTTP 404"),
+    "HTML": (sent(200, b"<html>yes</html>", kind="text/html"), "JSONDecodeError"),
+    "bytes": (sent(200, b"\x00\xff\xfe\x80"), "UnicodeDecodeError"),
+    "nothing": (sent(200, b""), "JSONDecodeError"),
+    "partial JSON": (sent(200, json.dumps(GOOD).encode()[:-9]), "JSONDecodeError"),
+    "a list": (sent(200, [GOOD]), "ValueError"),
+    "null": (sent(200, b"null"), "ValueError"),
+    "a number": (sent(200, b"1.0"), "ValueError"),
+    "an error with status 200": (sent(200, {"error": {"message": "out of memory"}}), "ValueError"),
+    "no choices": (with_choices(), "ValueError"),
+    "two choices": (with_choices(GOOD["choices"][0], GOOD["choices"][0]), "ValueError"),
+    "a choice of null": (with_choices(None), "ValueError"),
+    "a content that is no text": (with_choices({"message": {"content": ["yes"]}}), "ValueError"),
+    "no message": (with_choices({"text": "yes"}), "ValueError"),
+    "a probability above 1": (with_top({"token": "Yes", "logprob": 3.0}), "ValueError"),
+    "a probability that is none": (with_top({"token": "Yes", "logprob": float("nan")}), "ValueError"),
+    "a probability in words": (with_top({"token": "Yes", "logprob": "-0.1"}), "ValueError"),
+    "a token that is none": (with_top({"token": 5, "logprob": -0.1}), "ValueError"),
+    "log-probabilities of null": (with_top(None), "ValueError"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_never_a_score(fault, release):
+    reply, kind = FAULTS[fault]
+    with support.serving(lambda body, handler: reply(body, handler, release)) as url:
+        started = time.monotonic()
+        with pytest.warns(UserWarning, match="server_judge: a question is not scored"):
+            scores, judge = judged(url)
+        release.set()
+    assert torch.isnan(scores).all() and scores.dtype == torch.float32
+    assert judge.failures == {kind: 3}
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("fault", ["hangs", "dies in the middle of an answer", "500", "HTML", "no choices"])
+def test_a_fault_of_one_sample_is_not_the_others(fault, release):
+    def mixed(body, handler):
+        return FAULTS[fault][0](body, handler, release) if "bad" in support.text_in(body) else GOOD
+
+    with support.serving(mixed) as url, pytest.warns(UserWarning, match="not scored"):
+        judge = server_judge(base_url=url, model="m", retries=0, timeout=0.3)
+        scores = judge(support.samples(torch.zeros(4, 3, 8, 8), "good", "bad", "good", "bad")).tolist()
+        release.set()
+    assert [math.isnan(score) for score in scores] == [False, True, False, True]
+    assert scores[0] == scores[2] == pytest.approx(P_YES, abs=1e-6)
+
+
+def test_nobody_listens():
+    with pytest.warns(UserWarning, match="APIConnectionError|ConnectError|not scored"):
+        scores, judge = judged(support.closed())
+    assert torch.isnan(scores).all() and judge.failures == {"APIConnectionError": 3}
+
+
+@pytest.mark.parametrize("compatible", [False, True])
+def test_no_switch_makes_a_score_of_a_failure(compatible):
+    with support.serving(lambda body, handler: (500, b"no")) as url, pytest.warns(UserWarning, match="500"):
+        scores, _ = judged(url, reward=unified_reward, compatible=compatible)
+    assert torch.isnan(scores).all()
+
+
+def test_a_busy_server_is_asked_again_and_a_wrong_question_is_not():
+    tries = {}
+
+    def reply(body, handler):
+        caption = support.text_in(body)
+        tries[caption] = tries.get(caption, 0) + 1
+        if "wrong" in caption:
+            return 400, b'{"error": "no such thing"}'
+        return GOOD if tries[caption] == 3 else (429 if tries[caption] == 1 else 503, b"{}")
+
+    with support.serving(reply) as url, pytest.warns(UserWarning, match="no such thing"):
+        judge = server_judge(base_url=url, model="m", retries=2, backoff=0.001)
+        scores = judge(support.samples(torch.zeros(2, 3, 8, 8), "busy", "wrong"))
+    assert scores[0].item() == pytest.approx(P_YES, abs=1e-6) and math.isnan(scores[1])
+    assert sorted(tries.values()) == [1, 3] and judge.failures == {"HTTP 400": 1}
+
+
+def test_a_server_says_how_long_to_wait():
+    asked = []
+
+    def reply(body, handler):
+        asked.append(time.monotonic())
+        if len(asked) == 1:
+            return handler.send(429, b"{}", retry_after="0.2")
+        return GOOD
+
+    with support.serving(reply) as url:
+        scores, _ = judged(url, number=1)
+    assert scores.item() == pytest.approx(P_YES, abs=1e-6) and asked[1] - asked[0] >= 0.2
+
+
+def test_the_limit_of_a_call_ends_what_its_tries_would_not(release):
+    with support.serving(lambda body, handler: hang(body, handler, release)) as url:
+        started = time.monotonic()
+        with pytest.warns(UserWarning, match="within the 0.2 s of the whole call"):
+            scores, judge = judged(url, timeout=30.0, limit=0.2, retries=9)
+        took = time.monotonic() - started
+        release.set()
+    assert torch.isnan(scores).all() and judge.failures == {"limit": 3} and took < 2
+
+
+def test_what_came_before_the_limit_counts(release):
+    def reply(body, handler):
+        return hang(body, handler, release) if "slow" in support.text_in(body) else GOOD
+
+    with support.serving(reply) as url, pytest.warns(UserWarning, match="limit"):
+        judge = server_judge(base_url=url, model="m", limit=0.3)
+        scores = judge(support.samples(torch.zeros(2, 3, 8, 8), "slow", "fast"))
+        release.set()
+    assert math.isnan(scores[0]) and scores[1].item() == pytest.approx(P_YES, abs=1e-6)
+
+
+def test_one_server_of_two_may_be_dead():
+    asked = []
+
+    def reply(body, handler):
+        asked.append(1)
+        return GOOD
+
+    with support.serving(reply) as url:
+        scores, judge = judged([support.closed(), url], number=6)
+    assert scores.tolist() == pytest.approx([P_YES] * 6, abs=1e-6) and len(asked) == 6 and not judge.failures
+
+
+def test_questions_are_spread_over_servers():
+    asked = {0: 0, 1: 0}
+
+    def counting(which):
+        def reply(body, handler):
+            asked[which] += 1
+            return GOOD
+
+        return reply
+
+    with support.serving(counting(0)) as one, support.serving(counting(1)) as two:
+        judged([one, two], number=10)
+    assert asked == {0: 5, 1: 5}
+
+
+def test_so_many_are_asked_at_once_and_no_more():
+    lock, three, now, most = threading.Lock(), threading.Barrier(3), [0], [0]
+
+    def reply(body, handler):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        three.wait(5)  # passes only where three are asked at once
+        with lock:
+            now[0] -= 1
+        return GOOD
+
+    with support.serving(reply) as url:
+        scores, _ = judged(url, number=9, concurrency=3, timeout=10.0)
+    assert most == [3] and scores.tolist() == pytest.approx([P_YES] * 9, abs=1e-6)
+
+
+def test_one_thread_serves_all_calls_also_at_once_and_ends_with_its_reward():
+    def alive():
+        return [thread for thread in threading.enumerate() if thread.name == "server_judge"]
+
+    before = len(alive())
+    with support.serving(lambda body, handler: GOOD) as url:
+        judge = server_judge(base_url=url, model="m")
+        given, found = support.samples(torch.zeros(4, 3, 8, 8)), []
+        for _ in range(3):
+            judge(given)
+        callers = [threading.Thread(target=lambda: found.append(judge(given))) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        assert len(alive()) == before + 1
+        assert torch.stack(found).flatten().tolist() == pytest.approx([P_YES] * 16, abs=1e-6)
+        del judge
+        gc.collect()
+        assert len(alive()) == before
+
+
+def test_retries_draw_nothing_from_the_runs_random_numbers():
+    random.seed(0)
+    before = random.getstate()
+    with support.serving(lambda body, handler: (503, b"{}")) as url, pytest.warns(UserWarning, match="503"):
+        judged(url, number=1, retries=2)
+    assert random.getstate() == before
+
+
+def test_the_key_comes_from_the_environment_and_goes_nowhere_else(monkeypatch):
+    seen = []
+
+    def reply(body, handler):
+        seen.append(handler.headers["authorization"])
+        return 401, b'{"error": {"message": "wrong key"}}'
+
+    monkeypatch.setenv("MY_JUDGE_KEY", "sk-secret")
+    with support.serving(reply) as url:
+        with pytest.warns(UserWarning, match="401") as caught:
+            _, judge = judged(url, number=1, api_key_env="MY_JUDGE_KEY")
+        with pytest.warns(UserWarning, match="401"):
+            judged(url, number=1)
+    assert seen == ["Bearer sk-secret", "Bearer EMPTY"]
+    assert not any("sk-secret" in str(warning.message) for warning in caught) and "sk-secret" not in repr(vars(judge))
+    monkeypatch.delenv("MY_JUDGE_KEY")
+    with pytest.raises(ValueError, match="the environment variable MY_JUDGE_KEY is not set"):
+        judged(url, api_key_env="MY_JUDGE_KEY")
+    with pytest.raises(ValueError, match="never give the key") as refused:
+        judged(url, api_key_env="sk-secret")
+    assert "sk-secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"base_url": "localhost:8000"}, "base_url='localhost:8000'; accepted is http"),
+        ({"base_url": "http://me:secret@host/v1"}, "without a password"),
+        ({"base_url": []}, "give base_url, such as"),
+        ({"base_url": ["http://a/v1", 5]}, "base_url=5"),
+        ({"model": ""}, "and model, as served"),
+        ({"mode": "maybe"}, "mode='maybe'; accepted are yes, rubric, unified"),
+        ({"question": "{} or {}"}, "question='{} or {}'; accepted is text with one {}"),
+        ({"concurrency": 0}, "concurrency=0; accepted is 1 or more"),
+        ({"retries": -1}, "retries=-1; accepted is 0 or more"),
+        ({"timeout": 0}, "timeout=0; accepted are seconds"),
+        ({"limit": math.inf}, "limit=inf; accepted are seconds"),
+        ({"max_side": 0}, "max_side=0; accepted is 1 or more"),
+        ({"frames": 0}, "frames=0; accepted is 1 or more"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(given, said):
+    with pytest.raises(ValueError) as caught:
+        server_judge(**{"base_url": "http://127.0.0.1:1/v1", "model": "m", **given})
+    assert said in str(caught.value) and str(caught.value).startswith("server_judge: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_samples_are_refused():
+    judge = server_judge(base_url="http://127.0.0.1:1/v1", model="m")
+    with pytest.raises(ValueError, match="server_judge: pixels are torch.uint8"):
+        judge(support.samples(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)))
+    with pytest.raises(ValueError, match="server_judge: pixels have shape"):
+        judge(support.samples(torch.zeros(1, 4, 8, 8)))
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "openai", None)
+    with pytest.raises(ValueError, match=r'pip install "flowrl-toolkit\[judge\]"'):
+        server_judge(base_url="http://127.0.0.1:1/v1", model="m")
+
+
+def test_an_answer_is_read():
+    assert read(GOOD) == Answer("yes", False, (("Yes", -0.1), ("No", -2.5)))
+    assert read(support.completion("a", finish="length")) == Answer("a", True, None)
+    bare = {"choices": [{"message": {"content": None}, "logprobs": {"content": [{"token": "Yes", "logprob": -0.5}]}}]}
+    assert read(bare) == Answer(None, False, (("Yes", -0.5),))
+
+
+def test_nothing_is_asked_of_nobody():
+    client = Client(Server("judge", support.closed(), "m"))
+    assert client.ask([]) == []
+    client.close()
