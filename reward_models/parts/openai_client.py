@@ -104,13 +104,13 @@ class Client:
             from openai import AsyncOpenAI
         except ImportError:
             raise ValueError(f'{server.reward} needs a package: pip install "flowrl-toolkit[judge]"') from None
-        key = server.key()
+        self._key = server.key()
         self.server = server
         self._loop = asyncio.new_event_loop()
         self._asked = itertools.count()
         self._slots = asyncio.Semaphore(server.concurrency)
         self._jitter = random.Random()  # its own: the run's draws stay what they are
-        self._clients = [AsyncOpenAI(base_url=url, api_key=key, max_retries=0) for url in server.urls]
+        self._clients = [AsyncOpenAI(base_url=url, api_key=self._key, max_retries=0) for url in server.urls]
         thread = threading.Thread(target=_serve, args=(self._loop, self._clients), name=server.reward, daemon=True)
         thread.start()
         self.close = weakref.finalize(self, _end, self._loop, thread)
@@ -166,10 +166,8 @@ class Client:
         except asyncio.TimeoutError:
             return Failure("timeout", f"{url}: no answer within {self.server.timeout:g} s (timeout)")
         except Exception as error:  # whatever it is, it is this question's outcome
-            status = getattr(error, "status_code", None)
-            again = not isinstance(status, int) or status in AGAIN or status >= 500
-            kind = f"HTTP {status}" if isinstance(status, int) else type(error).__name__
-            return Failure(kind, f"{url}: {_said(error)}", again, _wait(error))
+            kind, reason, again = _outcome(error)
+            return Failure(kind, f"{url}: {reason.replace(self._key, '***')}", again, _wait(error))
 
 
 def read(answer: Any) -> Answer:
@@ -192,9 +190,18 @@ def read(answer: Any) -> Answer:
     return Answer(text, cut, top)
 
 
-def _said(error: Exception) -> str:
-    cause = error.__cause__ if type(error).__name__ == "APIConnectionError" and error.__cause__ else error
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+def _outcome(error: Exception) -> tuple[str, str, bool]:
+    """(kind, reason in one line, whether another try may help) of what a try ended with."""
+    status, name = getattr(error, "status_code", None), type(error).__name__
+    said = " ".join(str(error).split())
+    if isinstance(status, int):
+        body = " ".join(str(getattr(error, "body", None) or "").split())
+        return f"HTTP {status}", f"{name}: {said}: {body}"[:400], status in AGAIN or status >= 500
+    if name in ("APIConnectionError", "APITimeoutError"):
+        cause = error.__cause__ or error
+        return "connection", f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:400], True
+    kind = "no chat completion" if isinstance(error, ValueError | RecursionError) else name
+    return kind, f"{name}: {said}"[:400], True
 
 
 def _wait(error: Exception) -> float:

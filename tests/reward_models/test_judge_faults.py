@@ -78,30 +78,31 @@ def with_top(*entries):
 FAULTS = {
     "hangs": (hang, "timeout"),
     "drips": (drip, "timeout"),
-    "dies in the middle of an answer": (die, "APIConnectionError"),
-    "closes at once": (slam, "APIConnectionError"),
+    "dies in the middle of an answer": (die, "connection"),
+    "closes at once": (slam, "connection"),
     "500": (sent(500, {"error": "broken"}), "HTTP 500"),
     "500 with a good body": (sent(500, GOOD), "HTTP 500"),
     "401": (sent(401, {"error": {"message": "who are you?"}}), "HTTP 401"),
     "404 HTML": (sent(404, b"<html>nothing</html>", kind="text/html"), "HTTP 404"),
-    "HTML": (sent(200, b"<html>yes</html>", kind="text/html"), "JSONDecodeError"),
-    "bytes": (sent(200, b"\x00\xff\xfe\x80"), "UnicodeDecodeError"),
-    "nothing": (sent(200, b""), "JSONDecodeError"),
-    "partial JSON": (sent(200, json.dumps(GOOD).encode()[:-9]), "JSONDecodeError"),
-    "a list": (sent(200, [GOOD]), "ValueError"),
-    "null": (sent(200, b"null"), "ValueError"),
-    "a number": (sent(200, b"1.0"), "ValueError"),
-    "an error with status 200": (sent(200, {"error": {"message": "out of memory"}}), "ValueError"),
-    "no choices": (with_choices(), "ValueError"),
-    "two choices": (with_choices(GOOD["choices"][0], GOOD["choices"][0]), "ValueError"),
-    "a choice of null": (with_choices(None), "ValueError"),
-    "a content that is no text": (with_choices({"message": {"content": ["yes"]}}), "ValueError"),
-    "no message": (with_choices({"text": "yes"}), "ValueError"),
-    "a probability above 1": (with_top({"token": "Yes", "logprob": 3.0}), "ValueError"),
-    "a probability that is none": (with_top({"token": "Yes", "logprob": float("nan")}), "ValueError"),
-    "a probability in words": (with_top({"token": "Yes", "logprob": "-0.1"}), "ValueError"),
-    "a token that is none": (with_top({"token": 5, "logprob": -0.1}), "ValueError"),
-    "log-probabilities of null": (with_top(None), "ValueError"),
+    "HTML": (sent(200, b"<html>yes</html>", kind="text/html"), "no chat completion"),
+    "bytes": (sent(200, b"\x00\xff\xfe\x80"), "no chat completion"),
+    "nothing": (sent(200, b""), "no chat completion"),
+    "partial JSON": (sent(200, json.dumps(GOOD).encode()[:-9]), "no chat completion"),
+    "a list": (sent(200, [GOOD]), "no chat completion"),
+    "nested without end": (sent(200, b"[" * 100_000), "no chat completion"),
+    "null": (sent(200, b"null"), "no chat completion"),
+    "a number": (sent(200, b"1.0"), "no chat completion"),
+    "an error with status 200": (sent(200, {"error": {"message": "out of memory"}}), "no chat completion"),
+    "no choices": (with_choices(), "no chat completion"),
+    "two choices": (with_choices(GOOD["choices"][0], GOOD["choices"][0]), "no chat completion"),
+    "a choice of null": (with_choices(None), "no chat completion"),
+    "a content that is no text": (with_choices({"message": {"content": ["yes"]}}), "no chat completion"),
+    "no message": (with_choices({"text": "yes"}), "no chat completion"),
+    "a probability above 1": (with_top({"token": "Yes", "logprob": 3.0}), "no chat completion"),
+    "a probability that is none": (with_top({"token": "Yes", "logprob": float("nan")}), "no chat completion"),
+    "a probability in words": (with_top({"token": "Yes", "logprob": "-0.1"}), "no chat completion"),
+    "a token that is none": (with_top({"token": 5, "logprob": -0.1}), "no chat completion"),
+    "log-probabilities of null": (with_top(None), "no chat completion"),
 }
 
 
@@ -132,9 +133,9 @@ def test_a_fault_of_one_sample_is_not_the_others(fault, release):
 
 
 def test_nobody_listens():
-    with pytest.warns(UserWarning, match="APIConnectionError|ConnectError|not scored"):
+    with pytest.warns(UserWarning, match="not scored: http://127.0.0.1:.*Connect"):
         scores, judge = judged(support.closed())
-    assert torch.isnan(scores).all() and judge.failures == {"APIConnectionError": 3}
+    assert torch.isnan(scores).all() and judge.failures == {"connection": 3}
 
 
 @pytest.mark.parametrize("compatible", [False, True])
@@ -244,20 +245,22 @@ def test_one_thread_serves_all_calls_also_at_once_and_ends_with_its_reward():
     def alive():
         return [thread for thread in threading.enumerate() if thread.name == "server_judge"]
 
+    gc.collect()
     before = len(alive())
     with support.serving(lambda body, handler: GOOD) as url:
         judge = server_judge(base_url=url, model="m")
         given, found = support.samples(torch.zeros(4, 3, 8, 8)), []
         for _ in range(3):
             judge(given)
-        callers = [threading.Thread(target=lambda: found.append(judge(given))) for _ in range(4)]
+        callers = [threading.Thread(target=lambda each: found.append(each(given)), args=(judge,)) for _ in range(4)]
         for caller in callers:
             caller.start()
         for caller in callers:
             caller.join()
+        del caller
         assert len(alive()) == before + 1
         assert torch.stack(found).flatten().tolist() == pytest.approx([P_YES] * 16, abs=1e-6)
-        del judge
+        del judge, callers
         gc.collect()
         assert len(alive()) == before
 
@@ -275,7 +278,7 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(monkeypatch):
 
     def reply(body, handler):
         seen.append(handler.headers["authorization"])
-        return 401, b'{"error": {"message": "wrong key"}}'
+        return 401, json.dumps({"error": {"message": f"wrong key: {seen[-1]}"}}).encode()
 
     monkeypatch.setenv("MY_JUDGE_KEY", "sk-secret")
     with support.serving(reply) as url:
