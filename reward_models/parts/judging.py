@@ -146,10 +146,8 @@ def filled_axes(texts: Sequence[str]) -> dict[str, list[float]]:
     It is here to compare with: one answer's score then depends on the answers that it was batched with.
     """
     found = [{m[1].lower(): float(m[2]) for m in _PUBLISHED_FILLED.finditer(text)} for text in texts]
-    means = {}
-    for axis in AXES:
-        known = [scores[axis] for scores in found if axis in scores]
-        means[axis] = sum(known) / len(known) if known else 0.0
+    known = {axis: [scores[axis] for scores in found if axis in scores] for axis in AXES}
+    means = {axis: sum(values) / len(values) if values else 0.0 for axis, values in known.items()}
     return {axis: [scores.get(axis, means[axis]) for scores in found] for axis in AXES}
 
 
