@@ -57,7 +57,7 @@ class image_reward(Model):  # noqa: N801 - the name recipes use
         # BLIP's two; no caption is led by them, but one that spells them out is read as the published code reads it
         self.tokenizer.add_special_tokens({"bos_token": "[DEC]"})
         self.tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
-        if len(self.tokenizer) > self.text.config.vocab_size:
+        if len(self.tokenizer) != self.text.config.vocab_size:  # a folder without one gives an empty tokenizer
             raise ValueError(
                 f"{WHAT}: tokenizer {tokenizer!r} has {len(self.tokenizer)} tokens with BLIP's two, the checkpoint "
                 f"{self.text.config.vocab_size}; give bert-base-uncased"
@@ -111,7 +111,9 @@ def _head(tensors: dict[str, Tensor], width: int) -> nn.Module:
     inorder = [layers[place] for place in sorted(layers, key=int)]
     sizes = [width, *(layer.weight.shape[0] for layer in inorder)]
     if not inorder or sizes[-1] != 1 or [layer.weight.shape[1] for layer in inorder] != sizes[:-1]:
-        raise ValueError(f"{WHAT}: the checkpoint's mlp.layers do not lead from {width} numbers to one; is it ImageReward.pt?")
+        raise ValueError(
+            f"{WHAT}: the checkpoint's mlp.layers do not lead from {width} numbers to one; is it ImageReward.pt?"
+        )
     return nn.Sequential(*inorder)
 
 
