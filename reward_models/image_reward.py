@@ -1,8 +1,8 @@
 """ImageReward: how well people would like a picture for a caption (Xu et al. 2023, arXiv 2304.05977).
 
-BLIP-large: a text encoder reads the caption while it attends to the picture; an MLP without activations scores its first
-token. Weights `ImageReward.pt` of THUDM/ImageReward (Apache-2.0). Scores are standardised with the mean and deviation of
-the published code, so they lie about 0 with deviation 1, mostly within -2.3 .. 2.
+BLIP-large: a text encoder reads the caption while it attends to the picture; an MLP without activations scores its
+first token. Weights `ImageReward.pt` of THUDM/ImageReward, code Apache-2.0. Scores are standardised with the mean and
+deviation of the published code, so they lie about 0 with deviation 1, mostly within -2.3 .. 2.
 
 The published package pins timm 0.6 and fairscale; here the same tensors run in transformers' BLIP, with the layer-norm
 epsilon (1e-6) and the 12 and 16 heads that the public model has and that transformers' defaults would not give.
@@ -65,7 +65,7 @@ class image_reward(Model):  # noqa: N801 - the name recipes use
         self.frozen()
 
     def __call__(self, samples: Samples) -> Tensor:
-        """The score of each picture, or the mean of a video's frames, float32 [B]; NaN for pixels that are not finite."""
+        """The score of each picture, or the mean of a video's frames, float32 [B]; NaN where a pixel is not finite."""
         video = spread.some(inputs.frames(WHAT, samples), self.frames)
         number, length = video.shape[:2]
         if number == 0:
