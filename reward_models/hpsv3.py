@@ -9,9 +9,10 @@ Beside what parts/qwen2vl.py says of positions: the published inference code dro
 tokens are off (`a + b if c else d`); here it is always there. A caption that spells out a control token stays words.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from flowrl.contracts import Samples
@@ -85,7 +86,7 @@ class hpsv3(Model):  # noqa: N801 - the name recipes use
         asked = HPSV3.replace("{text_prompt}", self.reader.plain(caption))
         return self.reader("image", picture, asked)[0, 0]
 
-    def _prepared(self, image) -> Tensor:
+    def _prepared(self, image: Image.Image) -> Tensor:
         return qwen2vl.resized_as_pil(image, self._fitted(image.height, image.width))
 
     def _fitted(self, height: int, width: int) -> tuple[int, int]:
@@ -94,9 +95,7 @@ class hpsv3(Model):  # noqa: N801 - the name recipes use
 
 def _head(tensors: Mapping[str, Tensor], width: int) -> nn.Module:
     """The published head, width-1024-16-2 with ReLU, filled; the two numbers are mean and spread."""
-    linear: Callable[[int, int], nn.Module] = nn.Linear
-    head = nn.Sequential(
-        linear(width, 1024), nn.ReLU(), nn.Dropout(0.05), linear(1024, 16), nn.ReLU(), linear(16, 2)
-    )  # fmt: skip
+    hidden, last = nn.Linear(width, 1024), nn.Linear(16, 2)
+    head = nn.Sequential(hidden, nn.ReLU(), nn.Dropout(0.05), nn.Linear(1024, 16), nn.ReLU(), last)
     checkpoints.fill(head, tensors, f"{WHAT}: rm_head")
     return head

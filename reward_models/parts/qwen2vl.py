@@ -39,8 +39,8 @@ class Reader(nn.Module):
         self.ids = [int(i) for i in self.tokenizer.convert_tokens_to_ids(list(tokens))]
         if max(self.ids) >= rows:
             raise ValueError(
-                f"{what}: the tokenizer of the base model numbers {tokens[-1]} as {max(self.ids)}, the checkpoint embeds "
-                f"{rows} tokens; give the base model that the checkpoint was trained from"
+                f"{what}: the tokenizer of the base model numbers {tokens[-1]} as {max(self.ids)}, the checkpoint "
+                f"embeds {rows} tokens; give the base model that the checkpoint was trained from"
             )
 
     def forward(self, kind: str, frames: Tensor, text: str) -> Tensor:
