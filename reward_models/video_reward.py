@@ -1,5 +1,4 @@
-"""VideoReward: visual quality, motion quality and text alignment of a video (VideoAlign, Liu et al. 2025,
-arXiv 2501.13918).
+"""VideoReward: visual quality, motion quality and text alignment of a video (VideoAlign; Liu et al. 2025, 2501.13918).
 
 Qwen2-VL-2B with LoRA sees frames of the video, an instruction and the caption; a linear head is read at three special
 tokens. Weights: the folder KwaiVGI/VideoReward (code MIT) on Qwen/Qwen2-VL-2B-Instruct (Apache-2.0). Each aspect is
@@ -75,8 +74,8 @@ _judges: weakref.WeakValueDictionary[Hashable, _Judge] = weakref.WeakValueDictio
 class video_reward(Model):  # noqa: N801 - the name recipes use
     """Human preference for a video (VideoReward, Qwen2-VL-2B): one aspect of it, about 0 +- 1, or their sum.
 
-    aspect: VQ (visual quality), MQ (motion quality), TA (text alignment) or overall. model: the checkpoint's folder or a
-    model of the hub; step: which of its checkpoints (null: the last). base: the model under the LoRA (null: as
+    aspect: VQ (visual quality), MQ (motion quality), TA (text alignment) or overall. model: the checkpoint's folder or
+    a model of the hub; step: which of its checkpoints (null: the last). base: the model under the LoRA (null: as
     model_config.json says). video_fps: frames a second of the videos that are scored; the checkpoint's own fps says how
     many of them are seen. min_frame_pixels: smaller frames are enlarged. dtype: of the language model.
 
