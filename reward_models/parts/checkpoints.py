@@ -43,7 +43,14 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], what: str, *, ignore:
 
     Raises ValueError, in one line, where names or shapes differ.
     """
-    wanted, ignored = module.state_dict(), tuple(ignore)
+    module.load_state_dict(fitting(module.state_dict(), tensors, what, ignore=ignore), strict=False)
+
+
+def fitting(
+    wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str, *, ignore: Iterable[str] = ()
+) -> dict[str, Tensor]:
+    """Those of the tensors that are wanted. Raises ValueError, in one line, as fill."""
+    ignored = tuple(ignore)
     fit = {name: t for name, t in tensors.items() if name in wanted and wanted[name].shape == t.shape}
     missing = [name for name in wanted if name not in tensors and not name.startswith(ignored)]
     extra = [name for name in tensors if name not in wanted and not name.startswith(ignored)]
@@ -52,7 +59,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], what: str, *, ignore:
         faults = {"missing": missing, "unknown": extra, "of another shape": wrong}
         said = ", ".join(f"{len(names)} {fault} ({names[0]})" for fault, names in faults.items() if names)
         raise ValueError(f"{what}: the checkpoint does not fit, tensors are {said}; is it the file of another model?")
-    module.load_state_dict(fit, strict=False)
+    return fit
 
 
 def pretrained(load: Callable[..., Loaded], name: str, what: str, **options: object) -> Loaded:

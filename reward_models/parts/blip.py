@@ -1,0 +1,96 @@
+"""BLIP as transformers has it, filled from tensors in the names of the public BLIP code.
+
+Sizes are read off the tensors; only the numbers of heads leave no trace in them.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from reward_models.parts import checkpoints
+
+_VISION = (
+    (r"^cls_token$", "embeddings.class_embedding"),
+    (r"^pos_embed$", "embeddings.position_embedding"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embedding."),
+    (r"^norm\.", "post_layernorm."),
+    (r"^blocks\.(\d+)\.norm([12])\.", r"encoder.layers.\1.layer_norm\2."),
+    (r"^blocks\.(\d+)\.attn\.qkv\.", r"encoder.layers.\1.self_attn.qkv."),
+    (r"^blocks\.(\d+)\.attn\.proj\.", r"encoder.layers.\1.self_attn.projection."),
+    (r"^blocks\.(\d+)\.mlp\.", r"encoder.layers.\1.mlp."),
+)
+
+
+def vision_name(name: str) -> str:
+    """What transformers calls a tensor of BLIP's visual encoder."""
+    for pattern, ours in _VISION:
+        name, changed = re.subn(pattern, ours, name)
+        if changed:
+            break
+    return name
+
+
+def vision(tensors: Mapping[str, Tensor], heads: int, what: str) -> nn.Module:
+    """BlipVisionModel filled with the visual encoder's tensors. Raises ValueError where they do not fit."""
+    from transformers import BlipVisionConfig, BlipVisionModel
+
+    pixels, places = _wanted(tensors, "patch_embed.proj.weight", what), _wanted(tensors, "pos_embed", what)
+    patch, width = pixels.shape[-1], pixels.shape[0]
+    config = BlipVisionConfig(
+        hidden_size=width,
+        intermediate_size=_wanted(tensors, "blocks.0.mlp.fc1.weight", what).shape[0],
+        num_hidden_layers=_layers(tensors, r"blocks\.(\d+)\."),
+        num_attention_heads=_divides(heads, width, "image_heads", what),
+        image_size=patch * math.isqrt(places.shape[1] - 1),
+        patch_size=patch,
+        layer_norm_eps=1e-6,  # as the public code; transformers' own default is 1e-5
+    )
+    return _filled(BlipVisionModel(config), {vision_name(n): t for n, t in tensors.items()}, what)
+
+
+def text(tensors: Mapping[str, Tensor], heads: int, image_width: int, what: str) -> nn.Module:
+    """BlipTextModel, with cross-attention, filled with the text encoder's tensors. Raises ValueError as vision."""
+    from transformers import BlipTextConfig, BlipTextModel
+
+    words = _wanted(tensors, "embeddings.word_embeddings.weight", what)
+    config = BlipTextConfig(
+        vocab_size=words.shape[0],
+        hidden_size=words.shape[1],
+        encoder_hidden_size=image_width,
+        intermediate_size=_wanted(tensors, "encoder.layer.0.intermediate.dense.weight", what).shape[0],
+        num_hidden_layers=_layers(tensors, r"encoder\.layer\.(\d+)\."),
+        num_attention_heads=_divides(heads, words.shape[1], "text_heads", what),
+        max_position_embeddings=_wanted(tensors, "embeddings.position_embeddings.weight", what).shape[0],
+        is_decoder=True,  # gives the layers their cross-attention; a call attends in both directions all the same
+    )
+    kept = {n: t for n, t in tensors.items() if n != "embeddings.position_ids"}
+    return _filled(BlipTextModel(config, add_pooling_layer=False), kept, what)
+
+
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with the prefix, without it."""
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _filled(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> nn.Module:
+    checkpoints.fill(module, tensors, what)
+    return module
+
+
+def _wanted(tensors: Mapping[str, Tensor], name: str, what: str) -> Tensor:
+    if name not in tensors:
+        raise ValueError(f"{what}: the checkpoint holds no {name}; is it the file of another model?")
+    return tensors[name]
+
+
+def _layers(tensors: Mapping[str, Any], pattern: str) -> int:
+    return 1 + max((int(match[1]) for name in tensors if (match := re.match(pattern, name))), default=-1)
+
+
+def _divides(heads: int, width: int, name: str, what: str) -> int:
+    if heads < 1 or width % heads:
+        raise ValueError(f"{what}: {name}={heads} does not divide the width {width}; give the number of heads")
+    return heads
