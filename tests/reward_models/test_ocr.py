@@ -104,11 +104,11 @@ def test_words_of_twelve_pixels_and_more_are_read(reward):
     assert len(wrong) <= 0.05 * len(jobs), wrong
 
 
-@pytest.mark.parametrize("side", [32, 64, 640, 1024])
-def test_small_and_large_pictures_are_read(reward, side):
-    words = ["Go", "42", "Up"]
+@pytest.mark.parametrize(("side", "size"), [(32, 12), (64, 12), (512, 12), (1024, 20)])
+def test_small_and_large_pictures_are_read(reward, side, size):
+    words = ["Go", "42", "Up", "Zoo"]
     chance = random.Random(side)
-    assert reward(asked(words, [placed(word, 14, chance, side) for word in words])).tolist() == [1.0] * 3
+    assert reward(asked(words, [placed(word, size, chance, side) for word in words])).tolist() == [1.0] * 4
 
 
 def test_several_lines_and_wrong_text(reward):
