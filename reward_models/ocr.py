@@ -77,8 +77,8 @@ class ocr:  # noqa: N801 - recipes name it
             found = found[:1]
         if not found and self.missing == "error":
             raise ValueError(
-                f"ocr: prompt {prompt.text!r} does not say what to write: put it in double quotes, or into the prompt's "
-                f"meta under {self.key!r}; missing: nan leaves such prompts unscored"
+                f"ocr: prompt {prompt.text!r} does not say what to write: put it in double quotes, or into the "
+                f"prompt's meta under {self.key!r}; missing: nan leaves such prompts unscored"
             )
         return found
 

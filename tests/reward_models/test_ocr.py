@@ -55,7 +55,7 @@ def test_agreement_is_the_edit_distance():
 
 
 def test_forms_of_a_character_are_the_same_and_texts_stand_in_any_order():
-    assert agreement(["Don't go - \"now\"!"], ["DON’T GO – “NOW”！"]) == 1.0
+    assert agreement(['Don\'t go - "now"!'], ["DON’T GO – “NOW”！"]) == 1.0
     assert agreement(["it's"], ["it’s"], compatible=True) == 0.75
     assert agreement(["left", "right"], ["right", "left"]) == 1.0
     assert agreement(["ab", "cd", "ef", "gh", "ij"], ["ijab", "cdef", "gh"]) == pytest.approx(1 - 4 / 10)
@@ -71,7 +71,7 @@ def test_forms_of_a_character_are_the_same_and_texts_stand_in_any_order():
         ('"one" and "two"', {}, ["one", "two"]),
         ('a sign "Hello"', {"text": "Bye"}, ["Bye"]),
         ("a sign", {"text": ["Up", "Down"]}, ["Up", "Down"]),
-        ('the dog\'s bowl "', {}, []),
+        ("the dog's bowl \"", {}, []),
         ('nothing "" or " "', {}, []),
         ("nothing", {"text": ""}, []),
     ],
@@ -126,7 +126,8 @@ def test_stuffing_a_picture_with_text_earns_nothing(reward):
 def test_large_words_of_a_line_are_read_from_the_left():
     picture = written("nose", size=90, side=700, at=(20, 200)) + written("Tall", size=90, side=700, at=(420, 200)) - 1
     assert ocr()(asked(["nose Tall"], [picture.clamp(0, 1)])).item() == 1
-    low, high, below = [(0, 30), (40, 30), (40, 60), (0, 60)], [(50, 5), (90, 5), (90, 60), (50, 60)], [(9, 70), (20, 95)]
+    low, high = [(0, 30), (40, 30), (40, 60), (0, 60)], [(50, 5), (90, 5), (90, 60), (50, 60)]
+    below = [(9, 70), (20, 95)]
     assert reading_order([below, high, low]) == [2, 1, 0]
     assert reading_order([]) == []
 
