@@ -19,16 +19,14 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from flowrl.contracts import Samples
 from flowrl.evaluate import still
+from reward_models.parts import looks
 
-COLOUR_SIZE = 256  # colours are measured on pictures reduced to this many pixels a side,
-LAYOUT_SIZE = 32  # distances on pictures of this size: two samples differ by what they show, not by grain
+LAYOUT_SIZE = 32  # distances are measured on pictures of this size: two samples differ by what they show, not by grain
 CHUNK = 2**24  # values looked at together
 RUN = 8  # characters
-_LUMA = (0.299, 0.587, 0.114)
 
 
 @torch.no_grad()
@@ -52,22 +50,16 @@ def _pictures(pictures: Tensor, group: Tensor) -> dict[str, float]:
     layouts: list[Tensor] = []
     for part in pictures.split(max(1, CHUNK // pictures[0].numel())):
         x = part.to(torch.promote_types(part.dtype, torch.float32))
-        small = _reduced(x, COLOUR_SIZE)
+        small = looks.reduced(x)
         for name, (measure, full) in PICTURE.items():
             rows[name].append(measure(x if full else small).cpu().double())  # not every device knows float64 or pdist
-        layouts.append(_reduced(small, LAYOUT_SIZE).flatten(1).cpu())
+        layouts.append(looks.reduced(small, LAYOUT_SIZE).flatten(1).cpu())
     layout = torch.cat(layouts)
     distances = [torch.pdist(layout[at]).mean() for at in _groups(group)]
     values = {name: torch.cat(parts).mean() for name, parts in rows.items()}
     if distances:
         values["diversity"] = torch.stack(distances).double().mean() / layout.shape[1] ** 0.5
     return {f"samples/{name}": float(value) for name, value in values.items()}
-
-
-def _reduced(x: Tensor, size: int) -> Tensor:
-    """Pictures whose sides are at most `size`, by averaging areas; smaller ones as they are."""
-    height, width = min(x.shape[-2], size), min(x.shape[-1], size)
-    return x if (height, width) == x.shape[-2:] else functional.adaptive_avg_pool2d(x, (height, width))
 
 
 def _groups(group: Tensor) -> Iterator[Tensor]:
@@ -79,34 +71,13 @@ def _groups(group: Tensor) -> Iterator[Tensor]:
             yield at
 
 
-def _luma(x: Tensor) -> Tensor:
-    return sum(weight * x[:, i] for i, weight in enumerate(_LUMA))  # pyright: ignore[reportReturnType]
-
-
-def _saturation(x: Tensor) -> Tensor:
-    high, low = x.amax(1), x.amin(1)
-    return ((high - low) / high.where(high != 0, 1.0)).mean((1, 2))  # black has none
-
-
-def _sharpness(x: Tensor) -> Tensor:
-    padded = functional.pad(_luma(x)[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
-    centre = padded[:, 1:-1, 1:-1]
-    around = padded[:, :-2, 1:-1] + padded[:, 2:, 1:-1] + padded[:, 1:-1, :-2] + padded[:, 1:-1, 2:]
-    return (around - 4 * centre).square().mean((1, 2)).sqrt()
-
-
-def _clipped(x: Tensor) -> Tensor:
-    share = ((x - 0.5).abs() > 0.5 - 0.5 / 255).to(x.dtype).mean((1, 2, 3))
-    return share + 0.0 * x.mean((1, 2, 3))  # a comparison hides what is not finite
-
-
 # name -> (pictures [b, 3, h, w] -> [b], whether it has to see every pixel)
 PICTURE: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
-    "saturation": (_saturation, False),
-    "brightness": (lambda x: x.mean((1, 2, 3)), False),
-    "contrast": (lambda x: _luma(x).flatten(1).std(1, correction=0), False),
-    "sharpness": (_sharpness, True),
-    "clipped": (_clipped, True),
+    "saturation": (looks.saturation, False),
+    "brightness": (looks.brightness, False),
+    "contrast": (looks.contrast, False),
+    "sharpness": (looks.sharpness, True),
+    "clipped": (looks.clipped, True),
 }
 
 

@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/selection.py": {"flowrl.contracts"},
     "flowrl/iterate.py": CORE,
     "flowrl/evaluate.py": {"flowrl.contracts"},
-    "flowrl/statistics.py": {"flowrl.contracts", "flowrl.evaluate"},
+    "flowrl/statistics.py": {"flowrl.contracts", "flowrl.evaluate", "reward_models.parts.looks"},
     "flowrl/alarms.py": set(),
     "flowrl/symptoms.py": set(),
     "flowrl/watch.py": {"flowrl.alarms", "flowrl.symptoms"},

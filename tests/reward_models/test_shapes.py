@@ -1,4 +1,4 @@
-"""The shapes and JPEG rewards on pictures whose score is known."""
+"""The shapes rewards on pictures whose score is known."""
 
 import random
 
@@ -8,9 +8,7 @@ import torch
 from flowrl.contracts import Prompt, Samples
 from flowrl.worlds.shapes.captions import Scene, split
 from flowrl.worlds.shapes.render import render
-from golden import cases
 from reward_models import shapes as module
-from reward_models.jpeg import jpeg_compressibility, jpeg_incompressibility
 from reward_models.shapes import shapes, shapes_strict
 
 SINGLE = Scene("single", (("red", "circle"),))
@@ -82,30 +80,3 @@ def test_other_media_and_weights_are_refused():
         shapes(texts)
     with pytest.raises(ValueError, match="strict=2"):
         shapes(asked([SINGLE], torch.zeros(1, 3, 32, 32)), strict=2)
-    with pytest.raises(ValueError, match="images and video"):
-        jpeg_compressibility(texts)
-    with pytest.raises(ValueError, match="quality=0"):
-        jpeg_compressibility(asked([SINGLE], torch.zeros(1, 3, 32, 32)), quality=0)
-
-
-@pytest.mark.parametrize("case", cases("direct/rewards_jpeg.json"))
-def test_jpeg_size_is_the_published_one(case):
-    pixels = torch.tensor(case["inputs"]["image_uint8"]).permute(2, 0, 1)[None] / 255
-    size = jpeg_incompressibility(asked([SINGLE], pixels), quality=case["params"]["quality"])
-    want = torch.tensor(case["outputs"]["size_kb"])
-    torch.testing.assert_close(size, want, atol=case["atol"], rtol=case["rtol"])
-    assert torch.equal(jpeg_compressibility(asked([SINGLE], pixels)), -size)
-
-
-def test_a_video_counts_with_the_mean_of_its_frames():
-    frames = torch.rand(2, 5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    prompts = [Prompt("a", "a"), Prompt("b", "b")]
-    video = jpeg_incompressibility(Samples(prompts, torch.arange(2), video=frames))
-    flat = Samples(prompts * 5, torch.zeros(10), images=frames.flatten(0, 1))
-    torch.testing.assert_close(video, jpeg_incompressibility(flat).view(2, 5).mean(1))
-
-
-def test_noise_is_larger_than_a_flat_picture():
-    images = torch.cat([torch.rand(1, 3, 32, 32), torch.full((1, 3, 32, 32), 0.5)])
-    noisy, flat = jpeg_incompressibility(asked([SINGLE, SINGLE], images))
-    assert noisy > 2 * flat
