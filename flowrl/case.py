@@ -52,7 +52,7 @@ class Memory:
     active: dict[str, list[int]] = field(default_factory=dict)  # alarm -> [worst level, quiet for]
     base: dict[str, Any] = field(default_factory=dict)  # the first evaluation: iteration, reward, error, statistics
     best: dict[str, dict[str, float]] = field(default_factory=dict)  # "" or a witness -> where it was best
-    trusted: dict[str, float] = field(default_factory=dict)  # the evaluation with the best witness: iteration, score
+    trusted: list[list[float]] = field(default_factory=list)  # [iteration, score] of each better witness, rising
     rollbacks: int = 0
 
 

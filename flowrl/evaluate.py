@@ -41,6 +41,12 @@ class Evaluation:
         """Each reward's mean over the samples it could score."""
         return {name: mean(values) for name, values in self.scores.items()}
 
+    def metrics(self) -> dict[str, float]:
+        """REWARD/mean and REWARD/error of each reward, and the statistics."""
+        means = self.means()
+        found = {f"{reward}/mean": m.value for reward, m in means.items()}
+        return found | {f"{reward}/error": m.error for reward, m in means.items()} | self.statistics
+
     def record(self) -> dict[str, Any]:
         """The prompts and every score as plain JSON values; one that could not be scored is null."""
         return {

@@ -148,8 +148,8 @@ def remember_trusted(case: Case, iteration: int, metrics: Metrics, reward: Mean,
         return
     rises = [(now[name] - value) / (error or 1.0) for name, (value, error) in base.items()]
     score = sum(rises) / len(rises) if rises else reward.value
-    if not case.memory.trusted or score > case.memory.trusted["score"]:
-        case.memory.trusted = {"iteration": iteration, "score": score}
+    if not case.memory.trusted or score > case.memory.trusted[-1][1]:
+        case.memory.trusted.append([iteration, score])
 
 
 def trained(case: Case, metrics: Metrics) -> Mean:

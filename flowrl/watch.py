@@ -83,7 +83,8 @@ class Watch:
     @property
     def trusted(self) -> int | None:
         """The iteration whose evaluation had the best witness so far; None before the first."""
-        return self.case.memory.trusted.get("iteration")  # pyright: ignore[reportReturnType]
+        records = self.case.memory.trusted
+        return int(records[-1][0]) if records else None
 
     def state_dict(self) -> dict[str, Any]:
         """All that was seen, fit for strict JSON."""
@@ -93,14 +94,15 @@ class Watch:
         """Goes on from a saved state, which is left as it is."""
         self.case.memory = Memory(**json.loads(json.dumps(dict(state), allow_nan=False)))
 
-    def rolled_back(self, state: Mapping[str, Any]) -> None:
+    def rolled_back(self, state: Mapping[str, Any], left: int | None = None) -> None:
         """Goes on from the state that was saved with the checkpoint the run returned to, counting that it did.
 
-        The best witness stays known: its checkpoint stays too.
+        The best witness stays known, as its checkpoint stays, but for that of iteration `left`, whose weights are lost.
         """
         done, trusted = self.case.memory.rollbacks + 1, self.case.memory.trusted
         self.load_state_dict(state)
-        self.case.memory.rollbacks, self.case.memory.trusted = done, trusted
+        self.case.memory.rollbacks = done
+        self.case.memory.trusted = [record for record in trusted if record[0] != left]
 
     def _ring(self, source: str, iteration: int, found: Mapping[str, Finding], patience: int) -> list[Alarm]:
         """The findings that are new or worse; an alarm that is not among them is quieter by one."""
