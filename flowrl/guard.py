@@ -10,11 +10,6 @@ from flowrl.learner import Learner
 from flowrl.policies import adapters
 from flowrl.watch import Watch
 
-ENDED = (
-    "the witness was best there, and the run ends with these weights; to go on from them, change the recipe (such as "
-    "watch.on_hack=warn) and take --resume"
-)
-
 
 class Alarmed(RuntimeError):
     """A run that an alarm has ended; everything is saved."""
@@ -41,3 +36,12 @@ def go_back(checkpoint: state.Checkpoint, policy: AnyPolicy, learner: Learner, w
     resuming.fill(adapters.named(policy.modules), saved["parameters"], checkpoint)
     learner.load_state_dict(saved["learner"] | {"steps": learner.steps, "factor": learner.factor})
     watch.rolled_back(saved["mark"]["watch"], left)
+
+
+def told(iteration: int, watch: Watch) -> str:
+    """What a run that hacking has ended says of the weights of this iteration, which it ends with."""
+    why = "the witness was best there" if watch.witnessed else "no better reward was free of suspicion"
+    return (
+        f"rolled back to iteration {iteration}: {why}, and the run ends with these weights; to go on from them, change "
+        "the recipe (such as watch.on_hack=warn) and take --resume"
+    )

@@ -79,7 +79,7 @@ def evidence(x: float) -> float:
 
 def index(signs: Iterable[Sign]) -> float:
     """The hack index of these signs, in [0, 1]; see the module's text."""
-    return 1 - math.prod(1 - sign.value for sign in signs)
+    return 1.0 - math.prod(1.0 - sign.value for sign in signs)
 
 
 def hack_metrics(case: Case, metrics: Metrics) -> dict[str, float]:

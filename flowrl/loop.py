@@ -20,7 +20,7 @@ from flowrl.console import Console, Progress
 from flowrl.contracts import Credit
 from flowrl.credit import row_advantages
 from flowrl.evaluate import Evaluation
-from flowrl.guard import ENDED, Alarmed, go_back, gravest
+from flowrl.guard import Alarmed, go_back, gravest, told
 from flowrl.heldout import departed, evaluate_heldout
 from flowrl.iterate import Iteration, Settings, iterate
 from flowrl.learner import Learner
@@ -250,7 +250,7 @@ class Run:
             kept = self.checkpoints.marked("best")
             self.best = None if kept is None else (kept, self._value(kept))
         self._saved = None
-        self.console.note(f"rolled back to iteration {iteration}: {ENDED}")
+        self.console.note(told(iteration, self.watch))
 
     # ------------------------------------------------------------------ what a resume needs
 

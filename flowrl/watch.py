@@ -86,6 +86,11 @@ class Watch:
         records = self.case.memory.trusted
         return int(records[-1][0]) if records else None
 
+    @property
+    def witnessed(self) -> bool:
+        """Whether there are witnesses that the first evaluation could score."""
+        return bool(self.case.memory.base.get("witnesses"))
+
     def state_dict(self) -> dict[str, Any]:
         """All that was seen, fit for strict JSON."""
         return asdict(self.case.memory)
