@@ -7,7 +7,7 @@ ACTIONS = ("warn", "stop", "rollback")  # from the mildest on
 
 
 class Kind(NamedTuple):
-    """What is known of an alarm before it rings. strongest: the most that `watch.on_alarm` may make a run do."""
+    """What is known of an alarm before it rings. strongest: the most that a recipe may make a run do about it."""
 
     strongest: str
     cause: str
@@ -73,7 +73,10 @@ ALARMS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Alarm:
-    """An alarm that rings at `iteration` for what has held since `since`; action: what the run is to do about it."""
+    """An alarm that rings at `iteration` for what has held since `since`; action: what the run is to do about it.
+
+    to: the iteration whose weights a rollback ends the run with; None for one that goes on.
+    """
 
     name: str
     iteration: int
@@ -82,16 +85,18 @@ class Alarm:
     cause: str
     remedy: str
     action: str = "warn"
+    to: int | None = None
 
     def line(self) -> str:
         """All of it in one line."""
         begun = f", since {self.since}" if self.since != self.iteration else ""
         told = f"{self.name} (iteration {self.iteration}{begun}): {self.what}"
-        return f"{told}. Likely cause: {self.cause}. What to try: {self.remedy}. Action: {self.action}"
+        action = self.action if self.to is None else f"{self.action} to iteration {self.to}, where the run ends"
+        return f"{told}. Likely cause: {self.cause}. What to try: {self.remedy}. Action: {action}"
 
     def record(self) -> dict[str, Any]:
         """A line of alarms.jsonl."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def milder(first: str, second: str) -> str:

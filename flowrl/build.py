@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flowrl import prompts as prompt_files
 from flowrl import scoring
-from flowrl.composite import check_prompts
-from flowrl.contracts import Prompt
+from flowrl.advantages import advantage_metrics
+from flowrl.composite import check_prompts, counted
+from flowrl.contracts import Credit, Prompt, Samples
+from flowrl.credit import row_advantages
 from flowrl.learner import Learner
 from flowrl.loading import check_arguments, device_of, load_language, load_pipeline
 from flowrl.names import UserError, load, steps
@@ -24,6 +26,7 @@ from flowrl.policies.language import LanguagePolicy
 from flowrl.policies.pipeline import PipelinePolicy
 from flowrl.recipe.paths import PRESERVING_STEP, misfit
 from flowrl.recipe.schema import Generation, Recipe
+from flowrl.refill import Advantage
 from flowrl.watch import Settings, Watch
 
 AnyPolicy = PipelinePolicy | LanguagePolicy
@@ -189,6 +192,20 @@ def build_watch(recipe: Recipe) -> Watch:
         precision=recipe.dtype.model,
         steady=not recipe.sampler.window.slides,
     )
+
+
+def build_advantage(recipe: Recipe, scorer: scoring.Scorer) -> Advantage:
+    """What makes advantages of rows, and their metrics, of the rewards of samples."""
+
+    def advantage(
+        rewards: dict[str, Tensor], samples: Samples, credit: Credit | None
+    ) -> tuple[Tensor, dict[str, float]]:
+        found = counted(scorer.rewards, rewards, samples.prompts, samples.group)
+        how: dict[str, Any] = {"weights": found.weights, "asked": found.asked}
+        adv = row_advantages(found.rewards, samples.group, credit, **how, **recipe.advantage.model_dump())
+        return adv, advantage_metrics(rewards, samples.group, adv, total=found.total, **how)
+
+    return advantage
 
 
 def set_up(recipe: Recipe) -> None:

@@ -1,5 +1,6 @@
 """What a person sees of a run: one progress display with the phases' rates and times left, and tables at its ends."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -33,18 +34,22 @@ class Progress:
 
     def __init__(self, display: bars.Progress, iterations: int, done: int, unit: str):
         self._display, self._unit = display, unit
+        self.forwards: Counter[str] = Counter()  # steps that each phase has taken, until somebody clears it
+        self._name = ""
         self._whole = display.add_task("iterations", total=iterations, completed=done, unit="it", note="")
         self._phase = display.add_task("", total=None, unit=unit, note="", visible=False)
 
     def phase(self, name: str, total: int) -> None:
         """A phase begins, of `total` steps."""
         unit = "rewards" if name == "score" else self._unit
+        self._name = name
         self._display.reset(
             self._phase, description=f"  {_PHASES[name]}", total=total, visible=True, unit=unit, note=""
         )
 
     def advance(self, number: int) -> None:
         """So many more steps of the phase are done."""
+        self.forwards[self._name] += number
         self._display.advance(self._phase, number)
 
     def iteration_done(self, number: int, metrics: dict[str, float], shown: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ class Mean:
 class Evaluation:
     """Scores by reward, float32 [B] each, and the first samples: pictures float [N, 3, H, W], or N texts.
 
-    statistics: what was measured on all samples, whether kept or not.
+    statistics: what was measured on all samples, whether kept or not. total: the rewards as they count together.
     """
 
     prompts: Sequence[Prompt]
@@ -36,17 +36,27 @@ class Evaluation:
     pictures: Tensor | None
     texts: Sequence[str] | None = None
     statistics: dict[str, float] = field(default_factory=dict)
+    total: Tensor | None = None
 
     def means(self) -> dict[str, Mean]:
         """Each reward's mean over the samples it could score."""
         return {name: mean(values) for name, values in self.scores.items()}
 
+    def metrics(self) -> dict[str, float]:
+        """REWARD/mean and REWARD/error of each reward and of their total where that is another; and the statistics."""
+        means = self.means()
+        if self.total is not None and not any(self.total.equal(one) for one in self.scores.values()):
+            means["total"] = mean(self.total)
+        found = {f"{reward}/mean": m.value for reward, m in means.items()}
+        return found | {f"{reward}/error": m.error for reward, m in means.items()} | self.statistics
+
     def record(self) -> dict[str, Any]:
         """The prompts and every score as plain JSON values; one that could not be scored is null."""
-        return {
+        found = {
             "prompts": [{"id": p.id, "text": p.text, "kind": p.meta.get("kind")} for p in self.prompts],
-            "scores": {n: [v if math.isfinite(v) else None for v in s.tolist()] for n, s in self.scores.items()},
+            "scores": {name: _plain(values) for name, values in self.scores.items()},
         }
+        return found if self.total is None else found | {"total": _plain(self.total)}
 
     def by(self, key: str) -> dict[str, dict[str, Mean]]:
         """reward -> value of that key of the prompts' meta -> mean; empty where no prompt has the key."""
@@ -55,6 +65,10 @@ class Evaluation:
             if key in prompt.meta:
                 rows[str(prompt.meta[key])].append(i)
         return {n: {k: mean(v[i]) for k, i in sorted(rows.items())} for n, v in self.scores.items()} if rows else {}
+
+
+def _plain(values: Tensor) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 def difference(after: Evaluation, before: Evaluation) -> Evaluation:

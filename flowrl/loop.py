@@ -5,26 +5,22 @@ checkpoint holds, and why a run that is killed goes on bit for bit.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from flowrl import resume as resuming
 from flowrl import state
-from flowrl.advantages import advantage_metrics
-from flowrl.alarms import ACTIONS, Alarm
-from flowrl.build import AnyPolicy, Inputs, build_watch, cursor_over
-from flowrl.composite import counted
+from flowrl.alarms import Alarm
+from flowrl.build import AnyPolicy, Inputs, build_advantage, build_watch, cursor_over
 from flowrl.console import Console, Progress
-from flowrl.contracts import Credit, Prompt, Samples
-from flowrl.credit import row_advantages
-from flowrl.evaluate import Evaluation, evaluate, mean
+from flowrl.evaluate import Evaluation, mean
+from flowrl.guard import Alarmed, go_back, gravest, told
+from flowrl.heldout import departed, evaluate_heldout
 from flowrl.iterate import Iteration, Settings, iterate
 from flowrl.learner import Learner
 from flowrl.objectives.grpo import ClippedObjective
-from flowrl.planning import arithmetic, eval_plan, plan_for
+from flowrl.planning import arithmetic, plan_for
 from flowrl.policies import adapters
 from flowrl.recipe.schema import Recipe
 from flowrl.report import page as report
@@ -32,22 +28,8 @@ from flowrl.rundir import RunFolder
 from flowrl.statistics import sample_statistics
 from flowrl.stopping import Stopped, Stopping
 
-Score = Callable[[Samples], dict[str, Tensor]]
 TREE_MEMBERS = 2**20  # noise numbers between two draws of trees, which may differ in size from iteration to iteration
 USE = {"group", "epochs", "updates", "update_by", "micro_batch", "refill", "keep", "skip_truncated"}  # keys of train
-EVAL_SEED = 2**32  # added to the run's: evaluation noise is never training noise
-
-
-class Alarmed(RuntimeError):
-    """A run that an alarm has ended; everything is saved."""
-
-
-def evaluate_heldout(
-    recipe: Recipe, policy: AnyPolicy, prompts: Sequence[Prompt], score: Score, **more: Any
-) -> Evaluation:
-    """Scores under the policy's weights as they are, on the recipe's own evaluation noise; more: see `evaluate`."""
-    plan, seed = eval_plan(recipe), recipe.seed + EVAL_SEED
-    return evaluate(policy, prompts, score, plan=plan, seed=seed, batch=recipe.eval.batch, **more)
 
 
 @dataclass
@@ -66,6 +48,7 @@ class Run:
     best: tuple[int, float] | None = None  # iteration and held-out reward
     seconds: float = 0.0  # spent before this process
     spent: float = 0.0  # seconds of all iterations: rollout, scoring and training
+    rolled_back: dict[str, Any] | None = None  # what the alarm `hacking` ended the run for, and the iteration it is at
 
     def __post_init__(self) -> None:
         self.cursor = cursor_over(self.recipe, self.inputs.train)
@@ -110,18 +93,28 @@ class Run:
             self._answer()
             report.write(self.folder.path)
         every = self.recipe.checkpoint.every
-        last = self._ended
-        is_best = self.best is not None and self.best[0] == self.iteration
-        if is_best or last or (every and self.iteration % every == 0):
+        if self._ended or (every and self.iteration % every == 0):
             self._save()
-        if is_best:
-            self.checkpoints.mark_best(self.iteration)
+        self._keep(*state.MARKS)
+
+    def _keep(self, *names: str) -> None:
+        """Saves and marks what is best by one of these names, where that is the evaluation of now."""
+        for name in names:
+            if self._marks().get(name) == self.iteration:
+                self._save()
+                self.checkpoints.mark(name, self.iteration)
+
+    def _marks(self) -> dict[str, int | None]:
+        """Iterations of the best held-out reward and, where a run may have to return to it, of the best witness."""
+        found: dict[str, int | None] = {"best": None if self.best is None else self.best[0]}
+        return found | ({"witness": self.watch.trusted} if self.watch.hack_action == "rollback" else {})
 
     @property
     def _ended(self) -> bool:
-        """Whether all iterations are done, or all the time that they may take is spent."""
+        """Whether all iterations are done, all the time that they may take is spent, or an alarm has ended it."""
         train = self.recipe.train
-        return self.iteration >= train.iterations or (train.seconds is not None and self.spent >= train.seconds)
+        in_time = train.seconds is None or self.spent < train.seconds
+        return self.rolled_back is not None or self.iteration >= train.iterations or not in_time
 
     def _step(self, progress: Progress) -> None:
         if self.recipe.train.seconds is not None:
@@ -139,16 +132,9 @@ class Run:
         totals = {"rollout": sizes.rollout_forwards, "score": len(self.inputs.scorer.rewards)}
         totals["train"] = sizes.train_forwards + sizes.reference_forwards + sizes.whole_row_forwards
 
-        phase, forwards = "", dict.fromkeys(("rollout", "train"), 0)
-
-        def enter(name: str) -> None:
-            nonlocal phase
-            phase = name
-            progress.phase(name, totals[name])
+        progress.forwards.clear()
 
         def tick(number: int) -> None:
-            if phase in forwards:
-                forwards[phase] += number
             progress.advance(number)
             self._stop_if_unmoved()
 
@@ -164,29 +150,21 @@ class Run:
             seed=recipe.seed,
             first=iteration * (1 + train.refill) * (members or train.group),
             score=lambda samples: self.inputs.scorer(samples, progress=lambda _: tick(1)),
-            advantage=self._advantage,
+            advantage=build_advantage(recipe, self.inputs.scorer),
             objective=self.objective,
             settings=Settings(**train.model_dump(include=USE), members=members),
-            enter=enter,
+            enter=lambda name: progress.phase(name, totals[name]),
             more=self.cursor.take,
         )
-        result.metrics |= {f"forwards/{name}": float(number) for name, number in forwards.items()}
+        result.metrics |= {f"forwards/{name}": float(progress.forwards[name]) for name in ("rollout", "train")}
         result.metrics |= sample_statistics(result.samples)
         return result
-
-    def _advantage(
-        self, rewards: dict[str, Tensor], samples: Samples, credit: Credit | None
-    ) -> tuple[Tensor, dict[str, float]]:
-        found = counted(self.inputs.scorer.rewards, rewards, samples.prompts, samples.group)
-        how: dict[str, Any] = {"weights": found.weights, "asked": found.asked}
-        adv = row_advantages(found.rewards, samples.group, credit, **how, **self.recipe.advantage.model_dump())
-        return adv, advantage_metrics(rewards, samples.group, adv, total=found.total, **how)
 
     # ------------------------------------------------------------------ evaluation
 
     def _evaluation_is_due(self) -> bool:
         at, done = self.recipe.eval, self.iteration
-        if not self.inputs.heldout:
+        if not self.inputs.heldout or self.rolled_back is not None:
             return False
         if done == 0 or self._ended:
             return at.at_start if done == 0 else at.at_end
@@ -203,29 +181,25 @@ class Run:
         self.policy.tick = lambda _: self.stopping.check()
         with self.learner.averaged(), self.console.working(f"evaluating {len(self.inputs.heldout)} held-out prompts"):
             start = time.perf_counter()
-            result = evaluate_heldout(
-                recipe,
-                self.policy,
-                self.inputs.heldout,
-                self.inputs.scorer,
-                keep=recipe.eval.grid,
-                statistics=sample_statistics,
-            )
+            show = {"keep": recipe.eval.grid, "statistics": sample_statistics}
+            result = evaluate_heldout(recipe, self.policy, self.inputs.heldout, self.inputs.scorer, **show)
+            metrics = result.metrics() | departed(recipe, self.policy, self.inputs.heldout)
             seconds = time.perf_counter() - start
         self.evaluations[iteration] = result
         self._times = self._times_passed()
-        means = result.means()
-        combined = mean(counted(self.inputs.scorer.rewards, result.scores, result.prompts).total)
-        shown = means if list(means) == list(self.inputs.scorer.trained) else {**means, "total": combined}
-        metrics = {f"{reward}/mean": m.value for reward, m in shown.items()} | result.statistics
-        metrics |= {f"{reward}/error": m.error for reward, m in shown.items()}
+        metrics |= self.watch.hack_metrics(metrics)
         self.folder.log(iteration, metrics | {"time_eval": seconds}, kind="heldout")
         name = "before" if iteration == 0 else "after" if self._ended else f"iteration_{iteration:05d}"
         self.folder.evaluated(iteration, name, result)
         self.console.evaluated(iteration, result)
-        if self.best is None or combined.value > self.best[1]:
-            self.best = iteration, combined.value
+        if self.best is None or self._value(iteration) > self.best[1]:
+            self.best = iteration, self._value(iteration)
         self._ring(self.watch.after_evaluation(iteration, metrics))
+
+    def _value(self, iteration: int) -> float:
+        """The mean of the held-out rewards as they count together."""
+        total = self.evaluations[iteration].total
+        return float("nan") if total is None else mean(total).value
 
     # ------------------------------------------------------------------ alarms
 
@@ -238,27 +212,33 @@ class Run:
 
     def _answer(self) -> None:
         """Does what the gravest alarm asks for. Raises Alarmed where that is to stop."""
-        rung, self._rung = self._rung, []
-        gravest = max(rung, key=lambda alarm: ACTIONS.index(alarm.action), default=None)
-        if gravest is None or gravest.action == "warn":
+        alarm, self._rung = gravest(self._rung), []
+        if alarm is None:
             return
-        best = self.checkpoints.best()
-        if gravest.action == "stop" or best is None:
+        wanted, left = ("best", self.iteration) if alarm.to is None else ("witness", None)
+        if alarm.to == self.iteration:
+            self._keep(wanted)
+        if alarm.action == "stop" or self.checkpoints.marked(wanted) is None:
             self._save()
             report.write(self.folder.path)
-            raise Alarmed(f"stopped by the alarm {gravest.name}: {gravest.what}; what to try: {gravest.remedy}")
-        self._roll_back(self.checkpoints.find("best"))
-
-    def _roll_back(self, best: state.Checkpoint) -> None:
-        """Weights, optimizer and watchdog of the best checkpoint, and a lower learning rate; the prompts go on."""
-        saved = state.load(best)
-        resuming.fill(adapters.named(self.policy.modules), saved["parameters"], best)
-        now = {"steps": self.learner.steps, "factor": self.learner.factor}
-        self.learner.load_state_dict(saved["learner"] | now)
-        self.learner.lower(self.recipe.watch.lower)
-        self.watch.rolled_back(saved["mark"]["watch"])
-        self.console.note(f"rolled back to iteration {best.iteration}; the learning rate is {self.learner.lr:.2e} now")
+            raise Alarmed.by(alarm)
+        there = self.checkpoints.find(wanted)
+        go_back(there, self.policy, self.learner, self.watch, left)
+        if left is not None:
+            self.learner.lower(self.recipe.watch.lower)
+            self.console.note(f"rolled back to iteration {there.iteration}; learning rate {self.learner.lr:.2e} now")
+        else:
+            self._end_with(there.iteration, alarm)
         self._mark()
+
+    def _end_with(self, iteration: int, alarm: Alarm) -> None:
+        """Ends the run with the weights of an earlier iteration, which it has taken up again."""
+        self.rolled_back = {"alarm": alarm.name, "at": self.iteration, "to": iteration, "what": alarm.what}
+        if self.best is not None and self.best[0] == self.iteration != iteration:  # what was evaluated now is gone
+            kept = self.checkpoints.marked("best")
+            self.best = None if kept is None else (kept, self._value(kept))
+        self._saved = None
+        self.console.note(told(iteration, self.watch))
 
     # ------------------------------------------------------------------ what a resume needs
 
@@ -274,6 +254,7 @@ class Run:
             "spent": [self.spent, self._times],
             "scorer": self.inputs.scorer.state_dict(),
             "watch": self.watch.state_dict(),
+            "rolled_back": self.rolled_back,
             "random": state.random_state(),
         }
         self._moved_from = self.learner.steps
@@ -293,8 +274,11 @@ class Run:
         self.checkpoints.save(self._held["iteration"], {"mark": self._held, **weights})
         self._saved = key
 
-    def restore(self, checkpoint: state.Checkpoint) -> None:
-        """Goes on from a checkpoint: weights, learner, and the folder cut back to where it stood."""
+    def restore(self, checkpoint: state.Checkpoint, *, changed: bool = False) -> None:
+        """Goes on from a checkpoint: weights, learner, and the folder cut back to where it stood.
+
+        changed: whether the recipe is another; what an alarm has ended goes on only then.
+        """
         saved = state.load(checkpoint)
         resuming.fill(adapters.named(self.policy.modules), saved["parameters"], checkpoint)
         self.learner.load_state_dict(saved["learner"])
@@ -305,8 +289,9 @@ class Run:
         self.best = None if mark["best"] is None else (mark["best"][0], mark["best"][1])
         self.inputs.scorer.load_state_dict(mark["scorer"])
         self.folder.rewind(mark["files"], self.iteration, mark["evaluated"])
-        self.checkpoints.forget_after(self.iteration, None if self.best is None else self.best[0])
         self.watch.load_state_dict(mark["watch"])
+        self.checkpoints.forget_after(self.iteration, self._marks())
+        self.rolled_back = None if changed else mark.get("rolled_back")
         self.evaluations = {i: self.folder.evaluation(i) for i in mark["evaluated"]}
         state.restore_random_state(mark["random"])
         self._mark()
@@ -321,9 +306,12 @@ class Run:
         seconds = self.seconds + time.perf_counter() - self._started
         heldout = {i: {n: asdict(m) for n, m in e.means().items()} for i, e in sorted(self.evaluations.items())}
         summary = {"iterations": self.iteration, "seconds": round(seconds, 1), "spent": self.spent, "heldout": heldout}
+        summary |= {"rolled_back": self.rolled_back} if self.rolled_back else {}
         self.folder.summary(summary)
         report.write(self.folder.path)
-        self.console.finished(self.evaluations, self.folder.path, weights, seconds)
+        last = self.iteration if self.rolled_back is None else self.rolled_back["to"]
+        shown = {i: evaluation for i, evaluation in self.evaluations.items() if i <= last}
+        self.console.finished(shown, self.folder.path, weights, seconds)
         return summary
 
     def _rewards_shown(self) -> list[str]:

@@ -45,7 +45,8 @@ def find(folder: Path, recipe: Recipe) -> Point:
     if checkpoint is not None:
         refuse(changed, recipe, done)
     summary = _summary(folder)
-    if summary is not None and not _is_over(recipe, done, summary):
+    ended = summary is not None and summary.get("rolled_back") is not None and not changed
+    if summary is not None and not ended and not _is_over(recipe, done, summary):
         summary = None
     instead = f"going on from {checkpoint.path}" if checkpoint else "beginning again"
     complaints = [f"{line}; {instead}" for line in damaged]

@@ -41,7 +41,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None =
         for line in point.complaints:
             console.note(line)
         if point.summary is not None:
-            console.note(f"{folder.path}: all is done, {point.iteration} iterations; {_more(recipe)}")
+            console.note(f"{folder.path}: all is done, {point.iteration} iterations; {_more(recipe, point)}")
             return point.summary | {"folder": str(folder.path)}
         folder.tracking = tracking.start(recipe, folder.path)
         if point.checkpoint is None:
@@ -54,14 +54,18 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None =
         console.started(recipe, policy, folder.path)
         under_way = Run(recipe, inputs, policy, learner, build_objective(recipe), folder, console)
         if point.checkpoint is not None:
-            under_way.restore(point.checkpoint)
+            under_way.restore(point.checkpoint, changed=bool(point.changed))
             _begin(folder, recipe, point)  # not before it is known to go on
             console.resumed(point.iteration, recipe.train.iterations, point.changed)
         summary = under_way.train()
     return summary | {"folder": str(folder.path)}
 
 
-def _more(recipe: Recipe) -> str:
+def _more(recipe: Recipe, point: resuming.Point) -> str:
+    """How to go on with a run that is over."""
+    if back := (point.summary or {}).get("rolled_back"):
+        ended = f"the alarm {back['alarm']} ended it with the weights of iteration {back['to']}"
+        return f"{ended}; to go on from them, change the recipe, such as watch.on_hack=warn"
     return f"raise train.iterations{'' if recipe.train.seconds is None else ' or train.seconds'}"
 
 

@@ -151,15 +151,13 @@ class RunFolder:
                 Prompt(p["id"], p["text"], meta={} if p["kind"] is None else {"kind": p["kind"]})
                 for p in record["prompts"]
             ]
-            scores = {
-                name: torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float32)
-                for name, values in record["scores"].items()
-            }
+            scores = {name: _tensor(values) for name, values in record["scores"].items()}
+            total = _tensor(record["total"]) if "total" in record else None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path}: cannot be read ({type(error).__name__}); restore it, or start a new run"
             ) from error
-        return Evaluation(prompts, scores, None)
+        return Evaluation(prompts, scores, None, total=total)
 
     def begun(self, iteration: int, changed: Mapping[str, list[Any]]) -> None:
         """run.json: what runs where, and that it started now from this iteration, with what changes to its recipe."""
@@ -185,3 +183,8 @@ class RunFolder:
         self.close_files()
         self.tracking.finish()
         self._lock.release()
+
+
+def _tensor(values: list[float | None]) -> torch.Tensor:
+    """Scores as they are written: null is NaN."""
+    return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float32)

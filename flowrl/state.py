@@ -4,6 +4,7 @@
         state.json                numbers, texts and the layout of the state; size and SHA-256 of the other files
         __0_0.distcp, .metadata   its tensors, as torch.distributed.checkpoint writes them
     checkpoints/best              the number of the checkpoint with the best held-out reward, which is never pruned
+    checkpoints/witness           that of the best witness, where a run may have to return to it (watch.on_hack)
 
 A state is any nesting of dicts, lists, numbers, texts and tensors. `.metadata` is a pickle: its digest is compared
 before it is read, which tells damage but no malice, so resume only runs that you trust.
@@ -29,6 +30,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from flowrl.names import UserError
 
 RECORD = "state.json"
+MARKS = ("best", "witness")  # checkpoints that are never pruned
 _TENSOR = "tensor:"
 
 
@@ -45,7 +47,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of a run folder; the last `keep` stay, and the one marked best."""
+    """The checkpoints of a run folder; the last `keep` stay, and those that are marked (MARKS)."""
 
     def __init__(self, run: Path, keep: int = 2):
         self.folder, self.keep = run / "checkpoints", keep
@@ -92,11 +94,11 @@ class Checkpoints:
         return None, complaints
 
     def find(self, which: str) -> Checkpoint:
-        """The checkpoint `last`, `best`, or of an iteration's number. Raises StateError where it is not there."""
+        """The checkpoint `last`, a marked one, or of an iteration's number. Raises StateError where it is not there."""
         there = {str(c.iteration): c for c in self.all()}
-        best = self.best()
+        marked = {mark: str(self.marked(mark)) for mark in MARKS}
         names = {"last": there[max(there, key=int)]} if there else {}
-        names |= {"best": there[str(best)]} if str(best) in there else {}
+        names |= {mark: there[number] for mark, number in marked.items() if number in there}
         key = str(int(which)) if which.isdigit() else which
         found = (there | names).get(key)
         if found is None:
@@ -106,30 +108,33 @@ class Checkpoints:
             raise StateError(f"checkpoint {found.path}: {problem}; name another one")
         return found
 
-    def mark_best(self, iteration: int) -> None:
-        """Marks a checkpoint as the best so far, which keeps it."""
-        aside = self.folder / "best.tmp"
+    def mark(self, which: str, iteration: int) -> None:
+        """Marks a checkpoint, such as the best so far, which keeps it and lets go of the one marked before."""
+        aside = self.folder / f"{which}.tmp"
         aside.write_text(str(iteration))
-        aside.replace(self.folder / "best")
+        aside.replace(self.folder / which)
         self._prune()
 
-    def forget_after(self, iteration: int, best: int | None) -> None:
-        """Removes what a run that goes on from `iteration` has not done yet, and marks its best so far."""
-        for checkpoint in self.all():
-            if checkpoint.iteration > iteration:
-                shutil.rmtree(checkpoint.path)
-        (self.folder / "best").unlink(missing_ok=True)
-        if best is not None:
-            self.mark_best(best)
-
-    def best(self) -> int | None:
-        """The iteration of the checkpoint that is marked best."""
-        mark = self.folder / "best"
+    def marked(self, which: str) -> int | None:
+        """The iteration of the checkpoint with this mark."""
+        mark = self.folder / which
         text = mark.read_text().strip() if mark.is_file() else ""
         return int(text) if text.isdigit() else None
 
+    def forget_after(self, iteration: int, marks: Mapping[str, int | None]) -> None:
+        """Removes what a run that goes on from `iteration` has not done yet, and marks what it had marked by then."""
+        for checkpoint in self.all():
+            if checkpoint.iteration > iteration:
+                shutil.rmtree(checkpoint.path)
+        there = {checkpoint.iteration for checkpoint in self.all()}
+        for which in MARKS:
+            (self.folder / which).unlink(missing_ok=True)
+            if marks.get(which) in there:
+                (self.folder / which).write_text(str(marks[which]))  # all of them before any is pruned
+        self._prune()
+
     def _prune(self) -> None:
-        kept = {c.iteration for c in self.all()[-self.keep :]} | {self.best()}
+        kept = {c.iteration for c in self.all()[-self.keep :]} | {self.marked(mark) for mark in MARKS}
         for checkpoint in self.all():
             if checkpoint.iteration not in kept:
                 shutil.rmtree(checkpoint.path)

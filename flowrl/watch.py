@@ -15,13 +15,17 @@ kl           train       kl or approx_kl beyond `kl` times its running median (t
 collapse     held out    the trained reward is below its best by three standard errors and by the
                          share `collapse` of it                                                     rollback
 hacking      both        the trained reward has risen while a statistic of the samples left its band
-                         (`drift`), or, held out, while a witness fell from its best                rollback
+                         (`drift`), or, held out, while a witness fell from its best, or while
+                         several weaker signs add up to a hack index of 1/2 (hacking.py)            rollback
 diversity    train       samples of a group are less than `diversity` times as far apart, or as often
                          different, as at first                                                     rollback
 
 "At most" bounds `on_alarm`: warn lets the run go on, stop ends it, rollback returns to the best checkpoint and lowers
 the learning rate. Where going back cures nothing rollback means stop, and so it does after `rollbacks` of them. silent
 and clip_none never do more than warn: a task that is solved is silent, and a small step is no fault.
+
+Of hacking `on_hack` says what is done, where it is set. Its rollback returns to the checkpoint with the best witness,
+since the one with the best reward may be the most gamed, and ends the run: going on would only game it again.
 
 An alarm rings when it begins, again each time it is worse by a factor of two (or has lasted), and anew only after it
 has been quiet for `patience` iterations, or for one evaluation.
@@ -33,7 +37,9 @@ from dataclasses import asdict
 from typing import Any
 
 from flowrl.alarms import ALARMS, Alarm, milder
-from flowrl.symptoms import Case, Finding, Memory, Metrics, Settings, held_out, in_training
+from flowrl.case import Case, Finding, Memory, Metrics, Settings
+from flowrl.hacking import hack_metrics
+from flowrl.symptoms import held_out, in_training
 
 
 class Watch:
@@ -65,6 +71,26 @@ class Watch:
         """The alarms that ring after a held-out evaluation with these metrics; the first evaluation is the base."""
         return self._ring("heldout", iteration, held_out(self.case, iteration, metrics), 1)
 
+    def hack_metrics(self, metrics: Metrics) -> dict[str, float]:
+        """hack_index and its parts for an evaluation with these metrics, before the watch is told of it."""
+        return hack_metrics(self.case, metrics)
+
+    @property
+    def hack_action(self) -> str:
+        """What the run is to do about a reward that is gamed."""
+        return self.settings.on_hack or self.settings.on_alarm
+
+    @property
+    def trusted(self) -> int | None:
+        """The iteration whose evaluation had the best witness so far; None before the first."""
+        records = self.case.memory.trusted
+        return int(records[-1][0]) if records else None
+
+    @property
+    def witnessed(self) -> bool:
+        """Whether there are witnesses that the first evaluation could score."""
+        return bool(self.case.memory.base.get("witnesses"))
+
     def state_dict(self) -> dict[str, Any]:
         """All that was seen, fit for strict JSON."""
         return asdict(self.case.memory)
@@ -73,11 +99,15 @@ class Watch:
         """Goes on from a saved state, which is left as it is."""
         self.case.memory = Memory(**json.loads(json.dumps(dict(state), allow_nan=False)))
 
-    def rolled_back(self, state: Mapping[str, Any]) -> None:
-        """Goes on from the state that was saved with the checkpoint the run returned to, counting that it did."""
-        done = self.case.memory.rollbacks + 1
+    def rolled_back(self, state: Mapping[str, Any], left: int | None = None) -> None:
+        """Goes on from the state that was saved with the checkpoint the run returned to, counting that it did.
+
+        The best witness stays known, as its checkpoint stays, but for that of iteration `left`, whose weights are lost.
+        """
+        done, trusted = self.case.memory.rollbacks + 1, self.case.memory.trusted
         self.load_state_dict(state)
         self.case.memory.rollbacks = done
+        self.case.memory.trusted = [record for record in trusted if record[0] != left]
 
     def _ring(self, source: str, iteration: int, found: Mapping[str, Finding], patience: int) -> list[Alarm]:
         """The findings that are new or worse; an alarm that is not among them is quieter by one."""
@@ -97,8 +127,13 @@ class Watch:
 
     def _alarm(self, name: str, iteration: int, finding: Finding) -> Alarm:
         kind = ALARMS[name]
-        strongest = kind.strongest if finding.grave else "warn"
-        if self.case.memory.rollbacks >= self.settings.rollbacks:
+        strongest, chosen, to = kind.strongest if finding.grave else "warn", self.settings.on_alarm, None
+        if name == "hacking":
+            chosen = self.hack_action
+            strongest = "stop" if self.trusted is None else strongest
+        elif self.case.memory.rollbacks >= self.settings.rollbacks:
             strongest = milder(strongest, "stop")
-        action = milder(self.settings.on_alarm, strongest)
-        return Alarm(name, iteration, finding.since, finding.what, kind.cause, kind.remedy, action)
+        action = milder(chosen, strongest)
+        if name == "hacking" and action == "rollback":
+            to = self.trusted
+        return Alarm(name, iteration, finding.since, finding.what, kind.cause, kind.remedy, action, to)

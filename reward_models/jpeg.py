@@ -26,7 +26,7 @@ def jpeg_incompressibility(samples: Samples, *, quality: int = 95) -> Tensor:
 
 
 def _sizes(reward: str, samples: Samples, quality: int) -> Tensor:
-    """Kilobytes, float32 [B], NaN for pixels that are not finite. Raises ValueError for text and for a wrong quality."""
+    """Kilobytes, float32 [B], NaN for pixels that are not finite. Raises ValueError for text or a wrong quality."""
     if not 1 <= quality <= 100:
         raise ValueError(f"{reward}: quality={quality}: accepted is 1 to 100, DDPO takes 95")
     frames = inputs.frames(reward, samples)

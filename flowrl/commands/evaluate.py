@@ -105,7 +105,7 @@ def _score(recipe: "Recipe", run: Path | None, weights: str, raw: bool, base: bo
 
 def _evaluate(recipe: "Recipe", policy: Any, inputs: Any, save: Path | None) -> "Evaluation":
     """An evaluation on the recipe's own noise, whose samples are kept in `save` as they are drawn."""
-    from flowrl.loop import evaluate_heldout
+    from flowrl.heldout import evaluate_heldout
 
     kept = 0
 

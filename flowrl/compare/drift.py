@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from flowrl import prompts as prompt_files
 from flowrl.build import AnyPolicy, build_policy, set_up
-from flowrl.contracts import Prompt, Samples, Score
+from flowrl.contracts import Prompt, Samples
+from flowrl.departure import divergence
 from flowrl.evaluate import still
 from flowrl.planning import eval_plan, plan_for
 from flowrl.recipe.load import load
@@ -134,24 +134,8 @@ def _draw(policy: AnyPolicy, recipe: Recipe, prompts: Sequence[Prompt], settings
 
 
 def _divergence(policy: AnyPolicy, recipe: Recipe, prompts: Sequence[Prompt], settings: Settings) -> float:
-    """The mean of the exact divergence over the trained decisions of one rollout a prompt."""
-    total, number = 0.0, 0
-    plan: Any = plan_for(recipe, 0)
-    for part in _parts(prompts, recipe.train.micro_batch or recipe.eval.batch):
-        rollout = policy.rollout(part, group_size=1, plan=plan, seed=settings.seed)
-        rows = torch.arange(len(rollout.behave))
-        policy.reference(rollout, rows)
-        found: list[Tensor] = []
-
-        def visit(score: Score, mask: Tensor = rollout.mask, found: list[Tensor] = found) -> None:
-            if score.kl is None:
-                raise ValueError("the policy was asked for its exact divergence, and gave none")
-            found.append(score.kl.cpu()[mask[score.rows[:, None], score.columns[None]]])
-
-        policy.replay(rollout, rows, visit, exact_kl=True)
-        values = torch.cat(found).double()
-        total, number = total + float(values.sum()), number + len(values)
-    return total / number
+    batch = recipe.train.micro_batch or recipe.eval.batch
+    return divergence(policy, prompts, plan=plan_for(recipe, 0), seed=settings.seed, batch=batch)
 
 
 def _parts(prompts: Sequence[Prompt], size: int) -> Iterator[Sequence[Prompt]]:

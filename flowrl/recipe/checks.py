@@ -167,6 +167,14 @@ def _watch(recipe: Recipe) -> Iterator[RecipeError]:
     for name in recipe.watch.ignore:
         if name not in ALARMS:
             yield wrong_value("watch.ignore", name, ", ".join(ALARMS), suggestion=names.closest(name, ALARMS))
+    if recipe.watch.kl_to_base is not None and recipe.full:
+        problem = (
+            f"got {recipe.watch.kl_to_base:g}, but full: true leaves no base (it is the model without its adapters)"
+        )
+        yield RecipeError("watch.kl_to_base", problem, "set watch.kl_to_base=null, or train a lora")
+    if recipe.watch.on_hack == "rollback" and recipe.prompts.heldout is None:
+        problem = "got 'rollback', but without held-out prompts no witness is known to be the best"
+        yield RecipeError("watch.on_hack", problem, "set prompts.heldout, or watch.on_hack=stop")
 
 
 def _prompts(recipe: Recipe) -> Iterator[RecipeError]:

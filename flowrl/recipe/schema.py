@@ -196,6 +196,10 @@ class Watch(Strict):
     median a divergence may reach. collapse: share of its best by which the held-out reward may fall. drift: factor by
     which saturation, brightness, contrast or sharpness may change while the reward rises (the length of texts: by its
     square). diversity: share of the first distance within groups that has to remain.
+
+    on_hack: the answer to the alarm `hacking` (null: on_alarm's); its rollback returns to the checkpoint with the best
+    witness and ends the run with these weights. kl_to_base: the divergence from the model without its adapters, a
+    decision, that makes other signs of hacking weigh fully; it is then measured at evaluations (null: it is not).
     """
 
     on_alarm: Literal["warn", "stop", "rollback"] = key("warn", "warn, stop or rollback")
@@ -207,6 +211,8 @@ class Watch(Strict):
     diversity: float = key(0.5, "a number in [0, 1)", ge=0, lt=1)
     lower: float = key(0.5, "a number in (0, 1]", gt=0, le=1)
     rollbacks: int = key(2, "a whole number >= 0", ge=0)
+    on_hack: Literal["warn", "stop", "rollback"] | None = key(None, "warn, stop, rollback or null")
+    kl_to_base: float | None = key(None, "a number > 0 or null", gt=0)
 
 
 class Dtype(Strict):

@@ -39,12 +39,12 @@ def test_the_last_and_the_best_stay(kept: Checkpoints):
     for i in range(1, 6):
         kept.save(i, STATE)
         if i == 2:
-            kept.mark_best(2)
+            kept.mark("best", 2)
     assert [c.iteration for c in kept.all()] == [2, 4, 5]
     assert kept.find("best").iteration == 2 and kept.find("last").iteration == 5 and kept.find("00004").iteration == 4
     with pytest.raises(StateError, match="accepted: last, best, 2, 4, 5"):
         kept.find("3")
-    kept.mark_best(5)
+    kept.mark("best", 5)
     assert [c.iteration for c in kept.all()] == [4, 5]
 
 

@@ -49,7 +49,7 @@ def settings(base, **data):
 
 
 class Checkpoint:
-    """A base model and a checkpoint on it, in the layout of an adapter and of one file, and the model they stand for."""
+    """A base model and a checkpoint on it, in the layout of an adapter and of one file, and what they stand for."""
 
     def __init__(self, folder):
         self.base, self.folder, self.whole = folder / "base", folder / "adapter", folder / "whole"

@@ -1,0 +1,59 @@
+"""What is measured on a run's held-out prompts: rewards and, where the recipe asks, the divergence from the base."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from flowrl.build import AnyPolicy
+from flowrl.composite import counted
+from flowrl.contracts import Prompt, Samples
+from flowrl.departure import divergence
+from flowrl.evaluate import Evaluation, evaluate
+from flowrl.hacking import KL
+from flowrl.planning import eval_plan, plan_for
+from flowrl.recipe.sampling import Sampler
+from flowrl.recipe.schema import Recipe
+from flowrl.report.evaluations import spread
+
+Score = Callable[[Samples], dict[str, Tensor]]
+EVAL_SEED = 2**32  # added to the run's: evaluation noise is never training noise
+KL_SEED = 3 * 2**32  # and that of a divergence is neither
+KL_PROMPTS = 8
+
+
+def evaluate_heldout(
+    recipe: Recipe, policy: AnyPolicy, prompts: Sequence[Prompt], score: Score, **more: Any
+) -> Evaluation:
+    """Scores under the policy's weights as they are, on the recipe's own evaluation noise; more: see `evaluate`."""
+    plan, seed = eval_plan(recipe), recipe.seed + EVAL_SEED
+    found = evaluate(policy, prompts, score, plan=plan, seed=seed, batch=recipe.eval.batch, **more)
+    return replace(found, total=counted(recipe.rewards, found.scores, prompts).total)
+
+
+def departed(recipe: Recipe, policy: AnyPolicy, prompts: Sequence[Prompt]) -> dict[str, float]:
+    """The policy's divergence from the base on a few held-out prompts, where the recipe asks for it.
+
+    Every step of a denoising walk but the last draws noise, whatever the plan of training: all evaluations, and runs
+    with other windows, are on one scale.
+    """
+    if recipe.watch.kl_to_base is None:
+        return {}
+    return {
+        KL: divergence(
+            policy,
+            spread(list(prompts), KL_PROMPTS),
+            plan=_plan(recipe),
+            seed=recipe.seed + KL_SEED,
+            batch=min(recipe.train.micro_batch or KL_PROMPTS, recipe.eval.batch),
+        )
+    }
+
+
+def _plan(recipe: Recipe) -> Any:
+    if recipe.generation is None:
+        own = recipe.sampler
+        plain = Sampler(step=own.step, noise=own.noise, steps=own.steps, schedule=own.schedule)
+        recipe = recipe.model_copy(update={"sampler": plain})
+    return plan_for(recipe, 0)
