@@ -53,20 +53,3 @@ _ENDINGS = (".pt", ".pth", ".bin", ".safetensors")
 def _not_found(name: str, what: str, error: Exception, instead: str) -> str:
     reason = " ".join(str(error).split())[:300]
     return f"{what}: {name!r} is no file or folder here and cannot be had from the hub ({reason}); give {instead}"
-
-
-def hub_file(repository: str, file: str, what: str, argument: str) -> str:
-    """The local path of a file of the hub, downloaded once.
-
-    Raises ValueError, naming `what` it is and the `argument` that takes a local path instead, where it cannot be had.
-    """
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return hf_hub_download(repository, file)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{what}: {file} of {repository} is not to be had ({type(error).__name__}: {reason}); "
-            f"download it and give its path as {argument}"
-        ) from error

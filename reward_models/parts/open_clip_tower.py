@@ -40,17 +40,18 @@ def _model(name: str, weights: str | None) -> tuple[Any, int]:
 
     if not name.startswith(ELSEWHERE) and name not in open_clip.list_models():
         raise ValueError(f"open_clip has no architecture {name!r}; see open_clip.list_models()")
-    width = int(open_clip.get_model_config(name)["embed_dim"])
+    config: Any = open_clip.get_model_config(name)
+    width = int(config["embed_dim"])
     file = Path(weights).expanduser() if weights else None
     if file is not None and not file.is_file() and (file.suffix or len(file.parts) > 1):
         raise FileNotFoundError(f"no file at {weights!r}")
     if file is None or not file.is_file():
         quick = _quick_gelu(name, weights) if weights else False
-        options = {"pretrained_text": False, "require_pretrained": True, "force_quick_gelu": quick}
+        options: dict[str, Any] = {"pretrained_text": False, "require_pretrained": True, "force_quick_gelu": quick}
         return open_clip.create_model(name, weights, **options), width
     if not name.startswith(ELSEWHERE):
         return open_clip.create_model(name, str(file), pretrained_text=False, require_pretrained=True), width
-    model = open_clip.create_model(name, load_weights=False, pretrained_text=False)
+    model: Any = open_clip.create_model(name, load_weights=False, pretrained_text=False)
     open_clip.load_checkpoint(model, str(file))
     return model, width
 
@@ -64,7 +65,8 @@ def _quick_gelu(name: str, tag: str) -> bool:
     if tag not in (tags := open_clip.list_pretrained_tags_by_model(name)):
         raise ValueError(f"open_clip has no weights {tag!r} of {name}, only {', '.join(tags) or 'none'}")
     wanted = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
-    return bool(wanted) and not open_clip.get_model_config(name).get("quick_gelu", False)
+    config: Any = open_clip.get_model_config(name)
+    return bool(wanted) and not config.get("quick_gelu", False)
 
 
 def _sizes(said: dict[str, Any]) -> Preprocess:

@@ -100,4 +100,4 @@ class Preprocess:
 
 
 def _shape(image: Tensor | Image.Image) -> tuple[int, int]:
-    return image.size[::-1] if isinstance(image, Image.Image) else (image.shape[-2], image.shape[-1])
+    return (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[-2], image.shape[-1])

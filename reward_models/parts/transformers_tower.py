@@ -24,8 +24,8 @@ class TransformersTower(Tower):
         projection = getattr(self.model, "visual_projection", None)
         self.width = self.model.config.vision_config.hidden_size if projection is None else projection.out_features
         place = _place(processor)
-        sizes = loaded(processor, None, lambda: AutoImageProcessor.from_pretrained(place))
-        self.preprocess = _sizes(sizes.to_dict(), processor)
+        read = loaded(processor, None, lambda: AutoImageProcessor.from_pretrained(place))
+        self.preprocess = sizes(read, processor)
         self.tokenizer = loaded(processor, None, lambda: AutoTokenizer.from_pretrained(place)) if texts else None
         self.ready(texts)
 
@@ -56,8 +56,9 @@ def _model(name: str) -> Any:
     return model
 
 
-def _sizes(said: dict[str, Any], name: str) -> Preprocess:
-    """The preprocessing that an image processor describes."""
+def sizes(processor: Any, name: str) -> Preprocess:
+    """The preprocessing that an image processor of transformers describes. Raises ValueError, naming the model."""
+    said = processor.to_dict()
     interpolation = INTERPOLATIONS.get(int(said["resample"]))
     if interpolation is None or not said.get("do_resize", True) or not said.get("do_normalize", True):
         raise ValueError(f"the image processor of {name!r} resizes in no way known here (bicubic, bilinear)")

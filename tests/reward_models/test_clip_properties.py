@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 import clip_support
@@ -169,7 +169,8 @@ def test_prompts_count_where_they_should(made):
         ("pick_score", {"divide": 0}, "divide=0: accepted is a number above 0"),
         ("pick_score", {"model": "nobody/PickScore"}, "'nobody/PickScore' cannot be loaded"),
         ("hpsv2", {"version": "v3"}, "version='v3': accepted are v2, v2.1"),
-        ("hpsv2", {"checkpoint": None}, "HPS_v2.1_compressed.pt of xswu/HPSv2 is not to be had"),
+        ("hpsv2", {"checkpoint": "xswu/HPSv2"}, "'xswu/HPSv2' .* cannot be had from the hub .* the path of HPS_v2.1_c"),
+        ("hpsv2", {"checkpoint": "."}, "the folder '.' holds no HPS_v2.1_compressed.pt"),
         ("hpsv2", {"checkpoint": "gone.pt"}, "no file at 'gone.pt'"),
         ("aesthetic", {"head": "gone.pth"}, "linearMSE.pth of github.com.*no file at 'gone.pth'"),
         ("aesthetic_v25", {"head": "gone.pth"}, "aesthetic_predictor_v2_5.pth of github.com.*no file at 'gone.pth'"),
@@ -219,20 +220,42 @@ def test_pick_score_reads_its_processor_beside_a_bare_model(made, tmp_path):
         made.reward("pick_score", model=str(bare))
 
 
-def test_openais_weights_get_their_quickgelu(made, tmp_path, monkeypatch):
-    import open_clip
-    from open_clip import factory, pretrained
+@pytest.fixture
+def architecture(made, monkeypatch) -> str:
+    """A tiny architecture that open_clip has by name, as it has ViT-H-14."""
+    from open_clip import factory
 
     said = json.loads((made.open_clip / "open_clip_config.json").read_text())["model_cfg"]
     del said["text_cfg"]["hf_tokenizer_name"]
     said["text_cfg"]["vocab_size"] = 49408
     monkeypatch.setitem(factory._MODEL_CONFIGS, "tiny-14", said)
+    return "tiny-14"
+
+
+def test_openais_weights_get_their_quickgelu(architecture, tmp_path, monkeypatch):
+    import open_clip
+    from open_clip import factory, pretrained
+
+    file = tmp_path / "openai.safetensors"
     tag = {"url": "x", "quick_gelu": True, "mean": (0.5,) * 3, "std": (0.25,) * 3}
-    monkeypatch.setitem(pretrained._PRETRAINED, "tiny-14", {"openai": tag})
-    monkeypatch.setattr(factory, "download_pretrained", lambda *_, **__: str(tmp_path / "openai.safetensors"))
-    save_file(dict(open_clip.create_model("tiny-14").state_dict()), tmp_path / "openai.safetensors")
-    reward = names.load("clip_score", names.rewards())(model="tiny-14", weights="openai")
+    monkeypatch.setitem(pretrained._PRETRAINED, architecture, {"openai": tag})
+    monkeypatch.setattr(factory, "download_pretrained", lambda *_, **__: str(file))
+    save_file(dict(open_clip.create_model(architecture).state_dict()), file)
+    reward = names.load("clip_score", names.rewards())(model=architecture, weights="openai")
     assert any(isinstance(module, open_clip.model.QuickGELU) for module in reward.tower.modules())
     assert reward.tower.preprocess.mean == (0.5,) * 3
-    assert set(load_file(tmp_path / "openai.safetensors")) == set(reward.tower.model.state_dict())
     assert reward(asked(pixels(4, 3, 20, 24))).isfinite().all()
+
+
+def test_a_file_fills_an_architecture_without_a_word(architecture, made, tmp_path, caplog):
+    import open_clip
+
+    model = open_clip.create_model(architecture).eval()
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "HPS_v2_compressed.pt")
+    caplog.clear()
+    reward = made.reward("hpsv2", model=architecture, checkpoint=str(tmp_path), version="v2")
+    assert not caplog.records  # such as "Model initialized randomly"
+    with torch.no_grad():
+        told = model.encode_text(open_clip.tokenize(["A red circle, of  two!"], 12), normalize=True)  # pyright: ignore
+    near(reward.tower.text(["A red circle, of  two!"]), told)
+    assert reward.tower.preprocess.mode == "letter_box" and reward.tower.width == 24

@@ -80,6 +80,13 @@ def test_hpsv2_sees_the_whole_picture(made, size):
     torch.testing.assert_close(made.reward("hpsv2")(asked(images)), want, atol=1e-5, rtol=0)
 
 
+def test_hpsv2_finds_the_file_of_its_version_in_a_folder(made):
+    images = asked(pixels(4, 3, 40, 57))
+    assert torch.equal(made.reward("hpsv2", checkpoint=str(made.hps.parent))(images), made.reward("hpsv2")(images))
+    with pytest.raises(ValueError, match="hpsv2 v2: the folder .* holds no HPS_v2_compressed.pt"):
+        made.reward("hpsv2", checkpoint=str(made.hps.parent), version="v2")
+
+
 def test_hpsv2_crops_where_asked(made):
     import open_clip
 

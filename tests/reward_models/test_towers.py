@@ -144,6 +144,30 @@ def test_the_folders_config_says_how_to_resize(folders, tmp_path, pictures):
         tower(str(padded))
 
 
+def test_image_sizes_of_old_checkpoints_are_read(folders, tmp_path, pictures):
+    folder = shutil.copytree(folders["transformers"], tmp_path / "old")
+    said = json.loads((folder / "preprocessor_config.json").read_text())
+    kept = {name: said[name] for name in ("image_mean", "image_std", "resample", "do_resize", "do_normalize")}
+    kept |= {"do_center_crop": True, "size": 32, "crop_size": 32, "feature_extractor_type": "CLIPFeatureExtractor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(kept))
+    assert torch.equal(tower(str(folder)).image_pil(pictures), tower(str(folders["transformers"])).image_pil(pictures))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"resample": 1}, "resizes in no way known here"),
+        ({"do_center_crop": False}, "makes pictures of .*shortest"),
+    ],
+)
+def test_unknown_image_sizes_are_refused(change, said, folders, tmp_path):
+    folder = shutil.copytree(folders["transformers"], tmp_path / "odd")
+    config = json.loads((folder / "preprocessor_config.json").read_text()) | change
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=said):
+        tower(str(folder))
+
+
 def test_weights_of_a_folder_or_an_architecture_may_be_a_file(folders, tmp_path, pictures):
     other = clip_support.open_clip_folder(tmp_path / "other", seed=5)
     want = tower(str(other))
@@ -166,7 +190,7 @@ def test_what_cannot_be_loaded_is_one_line(folders, tmp_path):
     here = str(folders["open_clip"])
     for given, said in [
         ((str(tmp_path / "nowhere"),), "nowhere' cannot be loaded"),
-        (("ViT-H-14", str(tmp_path / "none.pt")), "FileNotFoundError: no file at"),
+        (("ViT-H/14", str(tmp_path / "none.pt")), "FileNotFoundError: no file at"),
         (("ViT-H-14", "laion9b"), "ValueError: open_clip has no weights 'laion9b' of ViT-H-14"),
         (("ViT-Z-14", "laion2b_s32b_b79k"), "ValueError: open_clip has no architecture 'ViT-Z-14'"),
         (("ViT-B-32",), "'ViT-B-32' is no folder and no owner/name of the hub"),
