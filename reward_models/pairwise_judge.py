@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flowrl.contracts import Samples
 from reward_models.parts import judging, pairs, unified
-from reward_models.parts.asking import Served, checked_frames, image_part, messages, shown, spread
+from reward_models.parts.asking import Served, image_part, messages, spread
 from reward_models.parts.openai_client import Answer, Server
 
 PROMPTS = {"judge": unified.PAIR, "think": unified.THINK}
@@ -41,6 +41,7 @@ class pairwise_judge(Served):
         seed: int = 0,
         compatible: bool = False,
         guard: bool = True,
+        refuse_orders: bool = True,
         frames: int | None = 4,
         max_side: int | None = 512,
         max_tokens: int = 2048,
@@ -60,17 +61,19 @@ class pairwise_judge(Served):
             raise ValueError(f"{name}: opponents={opponents!r}; accepted is 1 or more, or null for the whole group")
         self.prompt = judging.checked_template(name, "prompt", PROMPTS[mode] if prompt is None else prompt)
         self.mode, self.score, self.opponents, self.seed = mode, score, opponents, seed
-        self.compatible, self.frames = compatible, checked_frames(name, frames)
-        self.system = judging.GUARD if guard else None
+        self.compatible = compatible
         server = Server(
             name, base_url, model, api_key_env=api_key_env, concurrency=concurrency, retries=retries, backoff=backoff,
             timeout=timeout, limit=limit,
         )  # fmt: skip
-        super().__init__(server, max_side=max_side, max_tokens=max_tokens, extra_body=extra_body)
+        super().__init__(
+            server, frames=frames, guard=guard, refuse=refuse_orders, max_side=max_side, max_tokens=max_tokens,
+            extra_body=extra_body,
+        )  # fmt: skip
 
     def __call__(self, samples: Samples) -> Tensor:
         """The share of wins (or its rank) of each sample in its group, float32 [B]; NaN where no pair came back."""
-        views = [None if view is None else self.urls(view) for view in shown(self.name, samples, self.frames)]
+        views = [None if view is None else self.urls(view) for view in self.views(samples)]
         teams = [[i for i in team if views[i] is not None] for team in pairs.groups(samples.group)]
         met = [self._met(team, views, samples.prompts[team[0]].text) if team else [] for team in teams]
         bodies, video = [], samples.video is not None

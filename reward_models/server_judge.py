@@ -6,8 +6,8 @@ takes the word itself, 1 or 0. mode rubric: a JSON object of numbers, their mean
 UnifiedReward's point score over 5, 0.2..1. Licences are those of the model that is served.
 
 Published mistakes that it avoids: a failed or unreadable answer is NaN, never 0 or a mean; captions are quoted and
-escaped data, and a system message says so; pictures travel as lossless PNG; one event loop serves all calls; every
-wait has a limit. `flowrl-toolkit[judge]` brings the client.
+escaped data, a system message says so, and one that tells the judge what to say is not asked about; pictures travel as
+lossless PNG; one event loop serves all calls; every wait has a limit. `flowrl-toolkit[judge]` brings the client.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flowrl.contracts import Samples
 from reward_models.parts import judging, rubrics, unified
-from reward_models.parts.asking import Served, checked_frames, image_part, messages, shown, spread
+from reward_models.parts.asking import Served, image_part, messages, spread
 from reward_models.parts.openai_client import Answer, Server
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
@@ -42,6 +42,7 @@ class server_judge(Served):
         mass: float = 0.01,
         structured: bool = True,
         guard: bool = True,
+        refuse_orders: bool = True,
         frames: int | None = 8,
         max_side: int | None = None,
         max_tokens: int = 512,
@@ -56,20 +57,22 @@ class server_judge(Served):
         name = "server_judge"
         if mode not in MODES:
             raise ValueError(f"{name}: mode={mode!r}; accepted are {', '.join(MODES)}")
-        self.mode, self.frames = mode, checked_frames(name, frames)
+        self.mode, self.structured = mode, structured
         self.question = judging.checked_template(name, "question", question)
         self.rubric = rubrics.checked(name, rubric, scale)
         self.logprobs, self.fold, self.mass = logprobs, fold, mass
-        self.structured, self.system = structured, judging.GUARD if guard else None
         server = Server(
             name, base_url, model, api_key_env=api_key_env, concurrency=concurrency, retries=retries, backoff=backoff,
             timeout=timeout, limit=limit,
         )  # fmt: skip
-        super().__init__(server, max_side=max_side, max_tokens=max_tokens, extra_body=extra_body)
+        super().__init__(
+            server, frames=frames, guard=guard, refuse=refuse_orders, max_side=max_side, max_tokens=max_tokens,
+            extra_body=extra_body,
+        )  # fmt: skip
 
     def __call__(self, samples: Samples) -> Tensor:
         """The judge's score of each sample, float32 [B] in [0, 1]; NaN where it gave none."""
-        views = shown(self.name, samples, self.frames)
+        views = self.views(samples)
         asked = [i for i, view in enumerate(views) if view is not None]
         bodies = [self._body(samples.prompts[i].text, self.urls(views[i] or [])) for i in asked]
         return spread(self.ask(bodies, self._reading()), asked, len(samples))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flowrl.contracts import Samples
 from reward_models.parts import judging, unified
-from reward_models.parts.asking import Served, checked_frames, image_part, messages, shown
+from reward_models.parts.asking import Served, image_part, messages
 from reward_models.parts.openai_client import Answer, Server
 
 PROMPTS = {"point": unified.POINT, "acs": unified.ACS}
@@ -37,6 +37,7 @@ class unified_reward(Served):
         prompt: str | None = None,
         compatible: bool = False,
         guard: bool = False,
+        refuse_orders: bool = True,
         frames: int | None = 4,
         max_side: int | None = 512,
         max_tokens: int = 512,
@@ -52,17 +53,19 @@ class unified_reward(Served):
         if mode not in PROMPTS:
             raise ValueError(f"{name}: mode={mode!r}; accepted are {', '.join(PROMPTS)}; pairs: use pairwise_judge")
         self.prompt = judging.checked_template(name, "prompt", PROMPTS[mode] if prompt is None else prompt)
-        self.mode, self.compatible, self.frames = mode, compatible, checked_frames(name, frames)
-        self.system = judging.GUARD if guard else None
+        self.mode, self.compatible = mode, compatible
         server = Server(
             name, base_url, model, api_key_env=api_key_env, concurrency=concurrency, retries=retries, backoff=backoff,
             timeout=timeout, limit=limit,
         )  # fmt: skip
-        super().__init__(server, max_side=max_side, max_tokens=max_tokens, extra_body=extra_body)
+        super().__init__(
+            server, frames=frames, guard=guard, refuse=refuse_orders, max_side=max_side, max_tokens=max_tokens,
+            extra_body=extra_body,
+        )  # fmt: skip
 
     def __call__(self, samples: Samples) -> Tensor:
         """The score of each sample, float32 [B] in [0, 1]; NaN where the model gave none, for any of its frames."""
-        views = shown(self.name, samples, self.frames)
+        views = self.views(samples)
         texts = [judging.filled(self.prompt, prompt.text) for prompt in samples.prompts]
         bodies = [
             {"messages": messages(self.system, image_part(url), text)}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flowrl.contracts import Samples
 from reward_models.parts import judging, rubrics
-from reward_models.parts.asking import Shown, checked_frames, messages, shown, spread
+from reward_models.parts.asking import Judge, Shown, messages, spread
 from reward_models.parts.checkpoints import pretrained
 from reward_models.parts.model import Model
 
@@ -28,7 +28,7 @@ NAME = "vlm_judge"
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 
 
-class vlm_judge(Model):
+class vlm_judge(Judge, Model):
     """What a local vision-language model thinks of each sample, float32 [B] in [0, 1]; no gradient."""
 
     def __init__(
@@ -42,6 +42,7 @@ class vlm_judge(Model):
         fold: bool = True,
         mass: float = 0.01,
         guard: bool | None = None,
+        refuse_orders: bool = True,
         frames: int | None = 8,
         max_tokens: int = 256,
         dtype: str = "auto",
@@ -53,11 +54,11 @@ class vlm_judge(Model):
             raise ValueError(f"{NAME}: dtype={dtype!r}; accepted are auto, float32, bfloat16, float16")
         if not isinstance(max_tokens, int) or max_tokens < 1:
             raise ValueError(f"{NAME}: max_tokens={max_tokens!r}; accepted is 1 or more")
+        guarded = mode == "rubric" if guard is None else guard
+        super().__init__(NAME, frames=frames, guard=guarded, refuse=refuse_orders)
         self.mode, self.mass, self.max_tokens = mode, mass, max_tokens
         self.question = judging.checked_template(NAME, "question", question)
-        self.rubric, self.frames = rubrics.checked(NAME, rubric, scale), checked_frames(NAME, frames)
-        self.system = judging.GUARD if (mode == "rubric" if guard is None else guard) else None
-        self.template = dict(template or {})
+        self.rubric, self.template = rubrics.checked(NAME, rubric, scale), dict(template or {})
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self.processor = pretrained(AutoProcessor.from_pretrained, model, NAME)
@@ -70,7 +71,7 @@ class vlm_judge(Model):
     @torch.no_grad()
     def __call__(self, samples: Samples) -> Tensor:
         """The judge's score of each sample, float32 [B] in [0, 1]; NaN where it gave none."""
-        views = shown(NAME, samples, self.frames)
+        views = self.views(samples)
         asked = [i for i, view in enumerate(views) if view is not None]
         prompts = [self._inputs(views[i] or [], samples.prompts[i].text) for i in asked]
         scores = [math.nan] * len(asked)
@@ -90,11 +91,14 @@ class vlm_judge(Model):
     def _judged(self, joined: dict[str, Tensor]) -> list[float]:
         """The scores of prompts of one length, batched without padding."""
         if self.mode == "yes":
-            return self.yes_probability(self.model(**joined, logits_to_keep=1).logits[:, -1]).tolist()
+            shares = self.yes_probability(self.model(**joined, logits_to_keep=1).logits[:, -1]).tolist()
+            vague = "yes and no are not likely enough to tell", f"together less than mass={self.mass:g}"
+            return [self.missed(*vague) if math.isnan(share) else share for share in shares]
         drawn = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         written = self.model.generate(**joined, max_new_tokens=self.max_tokens, **drawn)
         texts = self.processor.batch_decode(written[:, joined["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [self.rubric.score(text) for text in texts]
+        scores = [(self.rubric.score(text), text) for text in texts]
+        return [self.missed("the answer is no score", f"{t!r:.200}") if math.isnan(s) else s for s, t in scores]
 
     def _inputs(self, view: Shown, caption: str) -> dict[str, Tensor]:
         """What the model is given for one sample: pictures first, as its chat template places them."""

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from reward_models.parts import inputs
+from reward_models.parts import inputs, judging
 from reward_models.parts.openai_client import Answer, Client, Failure, Server
 
 Shown = Sequence[Image.Image]  # what one sample shows: a picture, or frames of a video
@@ -38,13 +38,6 @@ def evenly(total: int, wanted: int | None) -> list[int]:
     if wanted == 1:
         return [(total - 1) // 2]
     return [round(i * (total - 1) / (wanted - 1)) for i in range(wanted)]
-
-
-def checked_frames(reward: str, frames: int | None) -> int | None:
-    """The number of frames, if it is one. Raises ValueError otherwise."""
-    if frames is not None and (not isinstance(frames, int) or frames < 1):
-        raise ValueError(f"{reward}: frames={frames!r}; accepted is 1 or more, or null for all of a video")
-    return frames
 
 
 def data_url(picture: Image.Image, max_side: int | None = None) -> str:
@@ -73,15 +66,56 @@ def image_part(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-class Served:
-    """A judge behind a server. failures: how many questions found no usable answer so far, by kind of reason."""
+class Judge:
+    """What judges have in common. failures: how many questions have no usable answer so far, by kind of reason."""
 
-    def __init__(self, server: Server, *, max_side: int | None, max_tokens: int, extra_body: Mapping | None):
+    name: str
+    frames: int | None
+
+    def __init__(self, name: str, *, frames: int | None, guard: bool, refuse: bool):
+        if frames is not None and (not isinstance(frames, int) or frames < 1):
+            raise ValueError(f"{name}: frames={frames!r}; accepted is 1 or more, or null for all of a video")
+        self.name, self.frames, self.refuse = name, frames, refuse
+        self.system = judging.GUARD if guard else None
+        self.failures: Counter[str] = Counter()
+
+    def views(self, samples: Samples) -> list[Shown | None]:
+        """What each sample shows; None, noted, where its caption gives the judge orders that are refused."""
+        views = shown(self.name, samples, self.frames)
+        for i, prompt in enumerate(samples.prompts):
+            if self.refuse and judging.gives_orders(prompt.text):
+                views[i] = None
+                text = f"{prompt.text!r:.200} would tell the judge what to say; refuse_orders: false asks all the same"
+                self.missed("the caption gives orders", text)
+        return views
+
+    def missed(self, kind: str, reason: str) -> float:
+        """NaN, with the reason noted, and said the first time."""
+        self.failures[kind] += 1
+        if self.failures[kind] == 1:
+            warnings.warn(f"{self.name}: a question is not scored: {kind}: {reason}", stacklevel=4)
+        return math.nan
+
+
+class Served(Judge):
+    """A judge behind a server."""
+
+    def __init__(
+        self,
+        server: Server,
+        *,
+        frames: int | None,
+        guard: bool,
+        refuse: bool,
+        max_side: int | None,
+        max_tokens: int,
+        extra_body: Mapping[str, Any] | None,
+    ):
+        super().__init__(server.reward, frames=frames, guard=guard, refuse=refuse)
         for name, value in {"max_side": max_side, "max_tokens": max_tokens}.items():
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{server.reward}: {name}={value!r}; accepted is 1 or more")
-        self.name, self.max_side, self.max_tokens = server.reward, max_side, max_tokens
-        self.failures: Counter[str] = Counter()
+        self.max_side, self.max_tokens = max_side, max_tokens
         self._extra = dict(extra_body or {})
         self._client = Client(server)
 
@@ -92,26 +126,22 @@ class Served:
     def ask(self, bodies: Sequence[Mapping[str, Any]], score: Callable[[Answer], float | str]) -> list[float]:
         """The score of the answer to each request; NaN, and a note of the reason, where there is none.
 
-        score returns a text where an answer cannot be used, which says why.
+        score returns a text "kind: what to do" where an answer cannot be used.
         """
         common = {"max_completion_tokens": self.max_tokens} | ({"extra_body": self._extra} if self._extra else {})
         found = []
         for outcome in self._client.ask([common | dict(body) for body in bodies]):
             if isinstance(outcome, Failure):
-                found.append(self._missed(outcome.kind, outcome.reason))
+                found.append(self.missed(outcome.kind, outcome.reason))
                 continue
             value = score(outcome)
-            if isinstance(value, str) or math.isnan(value):
-                reason = value if isinstance(value, str) else f"the answer is no score: {outcome.text!r:.200}"
-                value = self._missed(reason.partition(":")[0], reason)
+            if isinstance(value, str):
+                kind, _, more = value.partition(": ")
+                value = self.missed(kind, more)
+            elif math.isnan(value):
+                value = self.missed("the answer is no score", f"{outcome.text!r:.200}")
             found.append(value)
         return found
-
-    def _missed(self, kind: str, reason: str) -> float:
-        self.failures[kind] += 1
-        if self.failures[kind] == 1:
-            warnings.warn(f"{self.name}: a question is not scored: {reason}", stacklevel=4)
-        return math.nan
 
 
 def spread(values: Sequence[float], at: Sequence[int], number: int) -> Tensor:

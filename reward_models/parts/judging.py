@@ -22,6 +22,20 @@ _THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _PUBLISHED_POINT = re.compile(r"Final Score:\s*([1-5](?:\.\d+)?)")
 _PUBLISHED_AXIS = re.compile(rf"({'|'.join(AXES)})\s+Score\s*(?:\(1-5\))?\s*:\s*({_NUMBER})", re.IGNORECASE)
 _PUBLISHED_FILLED = re.compile(r"(\w+) Score \(1-5\):\s*([0-5](?:\.\d+)?)")
+_ORDERS = re.compile(
+    r"\b(?:ignore|disregard|forget|override)\b.{0,60}\b(?:instructions?|previous|above|prior|before|rules|prompt|task)\b"
+    r"|\b(?:answer|reply|respond)\W+(?:\w+\W+){0,5}?(?:yes\b|no(?=[\"'.!]|\W*\Z))"
+    r"|\b(?:final|alignment|coherence|style) score\b\W{0,12}\d"
+    r"|\b(?:image|video) [12] is better\b"
+    r"|[\"'][\w -]+[\"']\s*:\s*[-+.\d]"  # a rubric's JSON
+    r"|</?(?:think|answer)\b|<\||\|>|\[/?INST\]",  # control tokens
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def gives_orders(caption: str) -> bool:
+    """Whether a caption tells the judge what to do, or holds the form of an answer or a control token of chats."""
+    return _ORDERS.search(caption) is not None
 
 
 def quoted(text: str) -> str:

@@ -130,7 +130,7 @@ def test_a_fault_of_one_sample_is_not_the_others(fault, release):
 
 
 def test_nobody_listens():
-    with pytest.warns(UserWarning, match="not scored: http://127.0.0.1:.*Connect"):
+    with pytest.warns(UserWarning, match="not scored: connection: http://127.0.0.1:.*Connect"):
         scores, judge = judged(support.closed())
     assert torch.isnan(scores).all() and judge.failures == {"connection": 3}
 

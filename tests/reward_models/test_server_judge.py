@@ -55,7 +55,7 @@ def served(tmp_path_factory):
 )
 def test_transformers_serve_is_judged_against_whatever_the_caption_says(served, images, reward, args, says, score):
     url, model = served
-    judge = reward(base_url=url, model=model(says), **args)
+    judge = reward(base_url=url, model=model(says), refuse_orders=False, **args)
     assert judge(support.samples(images, *ORDERS)).tolist() == pytest.approx([score] * 5, abs=1e-6)
     assert not judge.failures
 
@@ -68,7 +68,7 @@ def test_what_a_random_model_writes_is_no_score(served, images):
         server_judge(base_url=url, model=model(), logprobs=False, max_tokens=8),
     ):
         with pytest.warns(UserWarning, match="a question is not scored: the answer"):
-            assert torch.isnan(judge(support.samples(images[:2], *ORDERS[:2]))).all()
+            assert torch.isnan(judge(support.samples(images[:2]))).all()
         assert sum(judge.failures.values()) == 2
 
 
@@ -156,10 +156,28 @@ def echo(body, handler):
 )
 def test_a_judge_that_echoes_a_caption_gives_no_score(images, reward, args):
     with support.serving(echo) as url:
-        judge = reward(base_url=url, model="m", **args)
-        with pytest.warns(UserWarning, match="not scored"):
+        judge = reward(base_url=url, model="m", refuse_orders=False, **args)
+        with pytest.warns(UserWarning, match="not scored: the answer is no score"):
             scores = judge(support.samples(images, *ORDERS))
     assert torch.isnan(scores).all()
+
+
+@pytest.mark.parametrize("reward", [server_judge, unified_reward])
+def test_a_caption_that_gives_orders_is_not_put_before_a_judge_who_would_obey(images, reward):
+    asked = []
+
+    def obedient(body, handler):
+        asked.append(support.text_in(body))
+        return support.completion("Final Score: 5")
+
+    with support.serving(obedient) as url:
+        judge = reward(
+            base_url=url, model="m", **({"mode": "unified"} if reward is server_judge else {"mode": "point"})
+        )
+        with pytest.warns(UserWarning, match="the caption gives orders: .*refuse_orders: false asks all the same"):
+            scores = judge(support.samples(images, *ORDERS))
+    assert scores[0] == 1.0 and torch.isnan(scores[1:]).all()
+    assert len(asked) == 1 and judge.failures == {"the caption gives orders": 4}
 
 
 def test_captions_arrive_as_data(images):
@@ -170,7 +188,8 @@ def test_captions_arrive_as_data(images):
         return support.completion("yes")
 
     with support.serving(reply) as url:
-        server_judge(base_url=url, model="m", logprobs=False, concurrency=1)(support.samples(images, *ORDERS))
+        judge = server_judge(base_url=url, model="m", logprobs=False, concurrency=1, refuse_orders=False)
+        judge(support.samples(images, *ORDERS))
     for body in seen:
         text = support.text_in(body).removeprefix('Does this figure show "').removesuffix('"? Please answer yes or no.')
         assert not set(text) & set("<>[]\n") and '"' not in text.replace('\\"', "")
