@@ -48,10 +48,10 @@ class image_reward(Model):  # noqa: N801 - the name recipes use
             raise ValueError(f"{WHAT}: frames={frames}; accepted is 1 or more, or null for all")
         self.frames = frames
         tensors = checkpoints.state_dict(hub.file_of(model, "ImageReward.pt", WHAT), WHAT)
-        self.vision = blip.vision(blip.under(tensors, "blip.visual_encoder."), image_heads, WHAT)
+        self.vision: Any = blip.vision(blip.under(tensors, "blip.visual_encoder."), image_heads, WHAT)
         self.size = int(self.vision.config.image_size)
         width = int(self.vision.config.hidden_size)
-        self.text = blip.text(blip.under(tensors, "blip.text_encoder."), text_heads, width, WHAT)
+        self.text: Any = blip.text(blip.under(tensors, "blip.text_encoder."), text_heads, width, WHAT)
         self.head = _head(blip.under(tensors, "mlp."), int(self.text.config.hidden_size))
         self.tokenizer: Any = checkpoints.pretrained(BertTokenizer.from_pretrained, tokenizer, f"{WHAT}: tokenizer")
         # BLIP's two; no caption is led by them, but one that spells them out is read as the published code reads it
@@ -86,8 +86,9 @@ class image_reward(Model):  # noqa: N801 - the name recipes use
         return self._scores(_normal(transforms.center_crop(resized, [self.size]).clamp(0, 1)), texts)
 
     def _prepared(self, image: Any) -> Tensor:
-        resized = transforms.resize(image, [self.size], InterpolationMode.BICUBIC)
-        return _normal(transforms.to_tensor(transforms.center_crop(resized, [self.size])))
+        resized: Any = transforms.resize(image, [self.size], InterpolationMode.BICUBIC)
+        cropped: Any = transforms.center_crop(resized, [self.size])
+        return _normal(transforms.to_tensor(cropped))
 
     def _scores(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
         read = self.tokenizer(
@@ -105,20 +106,17 @@ class image_reward(Model):  # noqa: N801 - the name recipes use
 
 def _head(tensors: dict[str, Tensor], width: int) -> nn.Module:
     """The MLP, float32: linear layers alone (the published one has dropout between them, nothing else)."""
-    places = [name.removesuffix(".weight") for name in tensors if name.endswith(".weight")]
-    layers = nn.ModuleDict({place.removeprefix("layers."): _linear(tensors[f"{place}.weight"]) for place in places})
-    checkpoints.fill(nn.ModuleDict({"layers": layers}), tensors, WHAT)
-    inorder = [layers[place] for place in sorted(layers, key=int)]
-    sizes = [width, *(layer.weight.shape[0] for layer in inorder)]
-    if not inorder or sizes[-1] != 1 or [layer.weight.shape[1] for layer in inorder] != sizes[:-1]:
+    rows = {name.split(".")[1]: t.shape for name, t in tensors.items() if name.endswith(".weight")}
+    layers = {
+        place: nn.Linear(shape[1], shape[0]) for place, shape in sorted(rows.items(), key=lambda pair: int(pair[0]))
+    }
+    checkpoints.fill(nn.ModuleDict({"layers": nn.ModuleDict(layers)}), tensors, WHAT)
+    inside, out = [layer.in_features for layer in layers.values()], [layer.out_features for layer in layers.values()]
+    if [width, *out] != [*inside, 1]:
         raise ValueError(
             f"{WHAT}: the checkpoint's mlp.layers do not lead from {width} numbers to one; is it ImageReward.pt?"
         )
-    return nn.Sequential(*inorder)
-
-
-def _linear(weight: Tensor) -> nn.Linear:
-    return nn.Linear(weight.shape[1], weight.shape[0])
+    return nn.Sequential(*layers.values())
 
 
 def _normal(pixels: Tensor) -> Tensor:

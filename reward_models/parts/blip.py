@@ -33,7 +33,7 @@ def vision_name(name: str) -> str:
     return name
 
 
-def vision(tensors: Mapping[str, Tensor], heads: int, what: str) -> nn.Module:
+def vision(tensors: Mapping[str, Tensor], heads: int, what: str) -> Any:
     """BlipVisionModel filled with the visual encoder's tensors. Raises ValueError where they do not fit."""
     from transformers import BlipVisionConfig, BlipVisionModel
 
@@ -51,7 +51,7 @@ def vision(tensors: Mapping[str, Tensor], heads: int, what: str) -> nn.Module:
     return _filled(BlipVisionModel(config), {vision_name(n): t for n, t in tensors.items()}, what)
 
 
-def text(tensors: Mapping[str, Tensor], heads: int, image_width: int, what: str) -> nn.Module:
+def text(tensors: Mapping[str, Tensor], heads: int, image_width: int, what: str) -> Any:
     """BlipTextModel, with cross-attention, filled with the text encoder's tensors. Raises ValueError as vision."""
     from transformers import BlipTextConfig, BlipTextModel
 

@@ -26,14 +26,15 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 class Reader(nn.Module):
-    """A Qwen2VLModel and a head on its last hidden state at the reward tokens. The head is float32.
+    """A Qwen2VLModel and a head on its last hidden state at the reward tokens; the head is float32.
 
     processor is that of the base model; the tokens are added to its tokenizer.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, processor: Any, tokens: Sequence[str], what: str):
+    def __init__(self, backbone: Any, head: nn.Module, processor: Any, tokens: Sequence[str], what: str):
         super().__init__()
-        self.backbone, self.head, self.tokens = backbone, head.float(), tuple(tokens)
+        self.backbone: Any = backbone
+        self.head, self.tokens = head, tuple(tokens)
         self.processor, self.tokenizer = processor, processor.tokenizer
         rows = backbone.get_input_embeddings().weight.shape[0]
         self.ids = [int(i) for i in self.tokenizer.convert_tokens_to_ids(list(tokens))]

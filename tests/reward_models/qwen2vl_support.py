@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers as tf
@@ -32,9 +33,10 @@ def processor():
     trainer = trainers.BpeTrainer(vocab_size=900, min_frequency=1, initial_alphabet=alphabet, show_progress=False)
     trained.train_from_iterator([instructions.HPSV3, instructions.VIDEO_REWARD], trainer)
     model = json.loads(trained.to_str())["model"]
-    tokenizer = tf.Qwen2Tokenizer(vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]], chat_template=CHAT)
+    merges: Any = [tuple(m) for m in model["merges"]]
+    tokenizer = tf.Qwen2Tokenizer(vocab=model["vocab"], merges=merges, chat_template=CHAT)
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIALS[1:]})
-    sizes = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": SPAN}
+    sizes: Any = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": SPAN}
     images = tf.Qwen2VLImageProcessor(min_pixels=64, max_pixels=4096, **sizes)
     videos = tf.Qwen2VLVideoProcessor(min_pixels=64, max_pixels=4096, **sizes)
     return tf.Qwen2VLProcessor(image_processor=images, tokenizer=tokenizer, video_processor=videos, chat_template=CHAT)

@@ -1,5 +1,7 @@
 """HPSv3 against the published forward, in plain transformers and numpy, on a tiny checkpoint in the public names."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from reward_models.parts.instructions import HPSV3
 
 PIXELS = 16 * 24
 CAPTIONS = ["a cat", "two red {squares} above a circle, on a table, in the morning", "B"]
-SIZES = {"min_pixels": PIXELS, "max_pixels": PIXELS, "dtype": "float32"}
+SIZES: dict[str, Any] = {"min_pixels": PIXELS, "max_pixels": PIXELS, "dtype": "float32"}
 
 
 class Checkpoint:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from reward_models.image_reward import image_reward
 from reward_models.parts import blip
 
 WIDTH, WORDS, PATCH, SIZE = 16, 24, 4, 16
-HEADS = {"image_heads": 2, "text_heads": 3}
+HEADS: dict[str, Any] = {"image_heads": 2, "text_heads": 3}
 VOCABULARY = [
     "[PAD]",
     "[UNK]",

@@ -3,6 +3,7 @@
 import copy
 import gc
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ CAPTIONS = ["a cat jumps", "two red {squares} pass above a circle, slowly, in th
 ASPECTS = ("VQ", "MQ", "TA")
 RANK, ALPHA = 4, 12
 STATISTICS = {"VQ_mean": 0.5, "VQ_std": 2.0, "MQ_mean": -1.0, "MQ_std": 0.5, "TA_mean": 0.25, "TA_std": 1.5}
-ARGS = {"video_fps": 4.0, "min_frame_pixels": 64, "dtype": "float32"}
+ARGS: dict[str, Any] = {"video_fps": 4.0, "min_frame_pixels": 64, "dtype": "float32"}
 
 
 def settings(base, **data):
@@ -49,7 +50,7 @@ def settings(base, **data):
 
 
 class Checkpoint:
-    """A base model and a checkpoint on it, in the layout of an adapter and of one file, and what they stand for."""
+    """A base model, a checkpoint on it as an adapter and as one file, and the model that they stand for."""
 
     def __init__(self, folder):
         self.base, self.folder, self.whole = folder / "base", folder / "adapter", folder / "whole"
