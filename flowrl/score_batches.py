@@ -15,11 +15,12 @@ Cut = tuple[tuple[int, ...], ...]  # positions of the samples of each call
 
 @dataclass
 class Record:
-    """Which of the latest samples a reward could not score (True), and the last error."""
+    """Which of the latest samples a reward could not score (True), the last error, and whether one was told."""
 
     limit: float
     latest: list[bool] = field(default_factory=list)
     cause: Exception | None = None
+    told: bool = False
 
     def add(self, missing: Sequence[bool]) -> None:
         """Notes what came of a call."""

@@ -221,10 +221,6 @@ class Scorer:
         except Exception as error:
             if self.rewards[name].required and isinstance(error, RewardError):
                 raise
-            if not self.failures[name]:
-                kind = "reward" if self.rewards[name].required else "optional reward"
-                text = f"{kind} {name!r} failed, its samples are not scored: {_reason(error)}"
-                warnings.warn(text, stacklevel=2)
             self.failures[name] += number
             self.record[name].cause = error
             return torch.full((number,), torch.nan)
@@ -241,6 +237,13 @@ class Scorer:
                 because = "it gave no number (NaN)" if cause is None else _reason(cause)
                 remedy = f"or set rewards.{name}.required=false to go on without these samples"
                 raise RewardError(f"reward {name!r} could not score {reason}: {because}; mend it, {remedy}") from cause
+        for name, record in self.record.items():
+            if record.cause is not None and not record.told:
+                record.told = True
+                kind = "reward" if self.rewards[name].required else "optional reward"
+                warnings.warn(
+                    f"{kind} {name!r} failed, its samples are not scored: {_reason(record.cause)}", stacklevel=3
+                )
 
     # ------------------------------------------------------------------ devices
 
