@@ -213,18 +213,19 @@ def advantages(
 
     rewards: name -> [B]; group int64 [B] over the whole update batch, not a rank's share of it. asked: of rewards that
     are not asked about every prompt, for which samples they are, bool [B]; others take no part in their statistics.
-    combine: "sum" normalises the weighted sum once; "per_reward" normalises every reward, then takes the weighted sum,
-    so that a reward with a wide range cannot drown the others. standardise: mean 0 and std 1 over the batch afterwards
+    combine: "sum" normalises the weighted sum once; "per_reward" normalises every reward, then takes their weighted
+    mean, so that a reward with a wide range cannot drown the others: weights are divided by the sum of their absolute
+    values, as in MixGRPO, and say what rewards count beside each other, never how large a step is. standardise: mean 0 and std 1 over the batch afterwards
     (GDPO). The other arguments are those of `normalise`; the result is limited to +-clip (None: unlimited).
 
-    Weights are taken as they are; MixGRPO divides them by their sum first, which matters for "per_reward" alone.
     Raises ValueError for an unknown option, or as combined_reward does.
     """
     _check_options(baseline, scale, combine, singleton, trim)
     used = _used(rewards, weights, asked)
     total = combined_reward(rewards, weights, asked)
     scored = ~torch.isnan(total)
-    parts = {"": (1.0, total)} if combine == "sum" else {name: (weights[name], used[name]) for name in used}
+    size = sum(abs(weights[name]) for name in used)
+    parts = {"": (1.0, total)} if combine == "sum" else {name: (weights[name] / size, used[name]) for name in used}
     guarded = partial(normalise, eps=eps, floor=floor, unbiased=unbiased)
     adv = torch.zeros_like(total)
     for name, (weight, value) in parts.items():

@@ -158,6 +158,15 @@ def test_per_reward_gives_each_reward_its_weight() -> None:
     assert (sums[0] - sums[1]).abs().max() > 0.1
 
 
+def test_weights_say_what_rewards_count_beside_each_other() -> None:
+    """The factor of a single reward, such as one that changes its unit, is no step size."""
+    rewards, group, _ = ragged()
+    calls = [advantages({"a": rewards["a"]}, group, weights={"a": w}, eps=0.0) for w in (1.0, 0.002)]
+    torch.testing.assert_close(calls[0], calls[1])
+    both = [advantages(rewards, group, weights={"a": w, "b": -w}, eps=0.0) for w in (1.0, 500.0)]
+    torch.testing.assert_close(both[0], both[1])
+
+
 def test_one_reward_is_the_same_in_both_combinations() -> None:
     rewards, group, _ = ragged()
     del rewards["b"]
@@ -197,7 +206,7 @@ def test_metrics_count_what_was_seen() -> None:
     assert metrics["reward/a/nan"] == pytest.approx(1 / 6)
     assert metrics["reward/witness/mean"] == pytest.approx(14 / 6)
     assert metrics["groups/zero_variance"] == pytest.approx(2 / 3)
-    assert metrics["adv/abs_mean"] == pytest.approx(4 / 6)
+    assert metrics["adv/abs_mean"] == pytest.approx(2 / 6)
     nothing = advantage_metrics({"a": torch.full((6,), NAN)}, group, adv, weights={"a": 1.0})
     assert math.isnan(nothing["reward/a/mean"])
 

@@ -40,8 +40,8 @@ def test_a_reward_counts_only_where_it_is_asked():
     options = {"weights": found.weights, "asked": found.asked, "eps": 0.0, "clip": None}
     adv = advantages(found.rewards, GROUP, **options)
     unit = torch.tensor([-1.0, 0.0, 1.0]) * 1.5**0.5
-    first = unit + 2 * unit[[0, 2, 1]]
-    torch.testing.assert_close(adv, torch.cat([first, 2 * unit[[2, 0, 1]]]))
+    first = (unit + 2 * unit[[0, 2, 1]]) / 3
+    torch.testing.assert_close(adv, torch.cat([first, 2 * unit[[2, 0, 1]] / 3]))
     # over the whole batch, samples that it was not asked about are not in its mean either
     batch = advantages(
         {"a": found.rewards["a"]}, GROUP, weights={"a": 1.0}, asked=found.asked, baseline="batch", eps=0.0
@@ -54,7 +54,7 @@ def test_a_reward_counts_only_where_it_is_asked():
 def test_a_sample_without_a_score_leaves_its_group_and_no_other_reward_stands_in():
     scores = {"a": torch.tensor([1.0, NAN, 3.0, 1.0, 2.0, 3.0]), "b": torch.tensor([1.0, 50.0, 2.0, 3.0, 1.0, 2.0])}
     adv = advantages(scores, GROUP, weights={"a": 1.0, "b": 1.0}, eps=0.0)
-    assert adv[1] == 0 and adv[:3].tolist() == [-2.0, 0.0, 2.0]
+    assert adv[1] == 0 and adv[:3].tolist() == [-1.0, 0.0, 1.0]
 
 
 def test_rows_of_trees_are_compared_where_the_reward_is_asked():
