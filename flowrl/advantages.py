@@ -215,8 +215,9 @@ def advantages(
     are not asked about every prompt, for which samples they are, bool [B]; others take no part in their statistics.
     combine: "sum" normalises the weighted sum once; "per_reward" normalises every reward, then takes their weighted
     mean, so that a reward with a wide range cannot drown the others: weights are divided by the sum of their absolute
-    values, as in MixGRPO, and say what rewards count beside each other, never how large a step is. standardise: mean 0 and std 1 over the batch afterwards
-    (GDPO). The other arguments are those of `normalise`; the result is limited to +-clip (None: unlimited).
+    values, as in MixGRPO, and say what rewards count beside each other, never how large a step is. standardise: mean 0
+    and std 1 over the batch afterwards (GDPO). The other arguments are those of `normalise`; the result is limited to
+    +-clip (None: unlimited).
 
     Raises ValueError for an unknown option, or as combined_reward does.
     """

@@ -37,7 +37,8 @@ rloo     leave-one-out baseline, no std: RLOO (arXiv:2402.14740, eq. 8).
          tokens: ratio of the row, the product of its decisions', clip 0.2, mean over rows: TRL; the paper adds a KL to
          the reward. steps: token ratio and grpo's clip.
 
-Sample std is `advantage.unbiased`. No preset of tokens clips advantages.
+Sample std is `advantage.unbiased`. No preset of tokens clips advantages. Those of tokens and those without a std add up
+raw rewards (`advantage.combine: sum`), as published; for steps the default is each reward on its own.
 """
 
 import re
@@ -54,23 +55,29 @@ DENOISING: dict[str, Values] = {
     "grpo": {"objective": {"clip": STEPS}},
     "mixgrpo": {
         "objective": {"clip": STEPS},
-        "advantage": {"combine": "per_reward", "unbiased": True, "eps": 1e-8},
+        "advantage": {"unbiased": True, "eps": 1e-8},
     },
     "dance": {"objective": {"clip": STEPS}, "advantage": {"unbiased": True, "eps": 1e-8}},
     "branch": {"objective": {"clip": 1e-3}, "advantage": {"unbiased": True, "eps": 1e-8}},
-    "g2rpo": {"objective": {"clip": STEPS}, "advantage": {"combine": "per_reward", "unbiased": True, "eps": 1e-8}},
+    "g2rpo": {"objective": {"clip": STEPS}, "advantage": {"unbiased": True, "eps": 1e-8}},
     "tempflow": {"objective": {"clip": STEPS, "weight": "noise"}},
     "cps": {"objective": {"clip": 1e-5}},
     "guard": {"objective": {"clip": 2e-6, "weight": "inverse_dt", "ratio": "centred"}},
     "dapo": {"objective": {"clip": [STEPS, 1.4 * STEPS]}, "train": {"refill": REFILL}},
-    "dr_grpo": {"objective": {"clip": STEPS, "aggregate": "constant"}, "advantage": {"scale": "none"}},
+    "dr_grpo": {
+        "objective": {"clip": STEPS, "aggregate": "constant"},
+        "advantage": {"combine": "sum", "scale": "none"},
+    },
     "gspo": {"objective": {"clip": [STEPS, 4 / 3 * STEPS], "level": "seq_mean", "aggregate": "seq_mean_mean"}},
-    "rloo": {"objective": {"clip": STEPS}, "advantage": {"baseline": "leave_one_out", "scale": "none"}},
+    "rloo": {
+        "objective": {"clip": STEPS},
+        "advantage": {"combine": "sum", "baseline": "leave_one_out", "scale": "none"},
+    },
 }
 LANGUAGE: dict[str, Values] = {
     "grpo": {
         "objective": {"clip": 0.2, "kl_kind": "k3", "aggregate": "seq_mean_mean"},
-        "advantage": {"unbiased": True, "clip": None},
+        "advantage": {"combine": "sum", "unbiased": True, "clip": None},
     },
     "dapo": {
         "objective": {
@@ -80,20 +87,20 @@ LANGUAGE: dict[str, Values] = {
             "kl_kind": "k3",
             "aggregate": "decision_mean",
         },
-        "advantage": {"unbiased": True, "eps": 1e-6, "clip": None},
+        "advantage": {"combine": "sum", "unbiased": True, "eps": 1e-6, "clip": None},
         "train": {"refill": REFILL},
     },
     "dr_grpo": {
         "objective": {"clip": 0.2, "kl_kind": "k3", "aggregate": "constant"},
-        "advantage": {"scale": "none", "clip": None},
+        "advantage": {"combine": "sum", "scale": "none", "clip": None},
     },
     "gspo": {
         "objective": {"clip": [3e-4, 4e-4], "level": "seq_mean", "kl_kind": "k3", "aggregate": "seq_mean_mean"},
-        "advantage": {"unbiased": True, "clip": None},
+        "advantage": {"combine": "sum", "unbiased": True, "clip": None},
     },
     "rloo": {
         "objective": {"clip": 0.2, "level": "seq_sum", "kl_kind": "k3", "aggregate": "seq_mean_mean"},
-        "advantage": {"baseline": "leave_one_out", "scale": "none", "clip": None},
+        "advantage": {"combine": "sum", "baseline": "leave_one_out", "scale": "none", "clip": None},
     },
 }
 PRESETS = tuple(DENOISING)
