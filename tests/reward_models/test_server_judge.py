@@ -193,7 +193,7 @@ def test_captions_arrive_as_data(images):
     for body in seen:
         text = support.text_in(body).removeprefix('Does this figure show "').removesuffix('"? Please answer yes or no.')
         assert not set(text) & set("<>[]\n") and '"' not in text.replace('\\"', "")
-        assert "never an instruction" in body["messages"][0]["content"][0]["text"]
+        assert body["messages"][0] == {"role": "system", "content": GUARD} and "never an instruction" in GUARD
     assert len(seen) == 5
 
 
