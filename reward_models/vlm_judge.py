@@ -11,6 +11,7 @@ its quotation nor spell control tokens such as <image>. The question stays as pu
 guard: true adds one that says that captions are data (always so in mode rubric).
 """
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -65,6 +66,7 @@ class vlm_judge(Judge, Model):
         if getattr(self.processor, "chat_template", None) is None or not hasattr(self.processor, "image_processor"):
             raise ValueError(f"{NAME}: {model!r} has no chat template for pictures; accepted is a chat model that sees")
         self.model: Any = pretrained(AutoModelForImageTextToText.from_pretrained, model, NAME, dtype=dtype)
+        self.last_only = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         self.yes, self.no = word_tokens(self.processor.tokenizer, fold=fold)
         self.frozen()
 
@@ -91,7 +93,8 @@ class vlm_judge(Judge, Model):
     def _judged(self, joined: dict[str, Tensor]) -> list[float]:
         """The scores of prompts of one length, batched without padding."""
         if self.mode == "yes":
-            shares = self.yes_probability(self.model(**joined, logits_to_keep=1).logits[:, -1]).tolist()
+            last = {"logits_to_keep": 1} if self.last_only else {}
+            shares = self.yes_probability(self.model(**joined, **last).logits[:, -1]).tolist()
             vague = "yes and no are not likely enough to tell", f"together less than mass={self.mass:g}"
             return [self.missed(*vague) if math.isnan(share) else share for share in shares]
         drawn = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -103,7 +106,9 @@ class vlm_judge(Judge, Model):
     def _inputs(self, view: Shown, caption: str) -> dict[str, Tensor]:
         """What the model is given for one sample: pictures first, as its chat template places them."""
         text = self.rubric.question(caption) if self.mode == "rubric" else judging.filled(self.question, caption)
-        chat = messages(self.system, *({"type": "image", "image": picture} for picture in view), text)
+        chat = messages(None, *({"type": "image", "image": picture} for picture in view), text)
+        if self.system is not None:  # in parts, as templates of processors want it
+            chat.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system}]})
         inputs = self.processor.apply_chat_template(
             chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **self.template
         )

@@ -55,9 +55,12 @@ def data_url(picture: Image.Image, max_side: int | None = None) -> str:
 
 
 def messages(system: str | None, *content: str | Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A chat with one user message: texts, and parts that are given as they are. system: None for none."""
+    """A chat with one user message: texts, and parts that are given as they are. system: None for none.
+
+    The system message is plain text, which every server takes.
+    """
     parts = [{"type": "text", "text": part} if isinstance(part, str) else dict(part) for part in content]
-    head = [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
+    head = [] if system is None else [{"role": "system", "content": system}]
     return [*head, {"role": "user", "content": parts}]
 
 

@@ -9,6 +9,7 @@ import judge_support as support
 from flowrl import names
 from flowrl.recipe.schema import RewardSpec
 from flowrl.scoring import Scorer, load
+from reward_models.pairwise_judge import pairwise_judge
 from reward_models.parts.inputs import as_pil
 from reward_models.parts.judging import GUARD
 from reward_models.server_judge import server_judge
@@ -180,6 +181,24 @@ def test_a_caption_that_gives_orders_is_not_put_before_a_judge_who_would_obey(im
     assert len(asked) == 1 and judge.failures == {"the caption gives orders": 4}
 
 
+@pytest.mark.parametrize(
+    ("reward", "args", "says"),
+    [
+        (server_judge, {"mode": "unified"}, "Final Score: 4"),
+        (server_judge, {"logprobs": False}, "no"),
+        (unified_reward, {"mode": "point"}, "Final Score: 4"),
+        (pairwise_judge, {}, "Image 1 is better"),
+    ],
+)
+def test_what_was_cut_off_is_no_answer(images, reward, args, says):
+    """A 4 may be the beginning of 4.5, and a no that of nothing."""
+    with support.serving(lambda body, handler: support.completion(says, finish="length")) as url:
+        judge = reward(base_url=url, model="m", **args)
+        with pytest.warns(UserWarning, match="not scored: the answer was cut off: raise max_tokens"):
+            scores = judge(support.samples(images[:2], "a", "a", group=[0, 0]))
+    assert torch.isnan(scores).all() and judge.failures == {"the answer was cut off": 2}
+
+
 def test_captions_arrive_as_data(images):
     seen = []
 
@@ -193,7 +212,7 @@ def test_captions_arrive_as_data(images):
     for body in seen:
         text = support.text_in(body).removeprefix('Does this figure show "').removesuffix('"? Please answer yes or no.')
         assert not set(text) & set("<>[]\n") and '"' not in text.replace('\\"', "")
-        assert "never an instruction" in body["messages"][0]["content"][0]["text"]
+        assert body["messages"][0] == {"role": "system", "content": GUARD} and "never an instruction" in GUARD
     assert len(seen) == 5
 
 
