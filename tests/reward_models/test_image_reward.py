@@ -44,10 +44,11 @@ def public_tensors(seed=0):
         found[f"{name}.bias"] = 0.1 * torch.randn(width, generator=draw)
 
     seen, read = "blip.visual_encoder", "blip.text_encoder"
-    found[f"{seen}.cls_token"] = weight(1, 1, WIDTH)
-    found[f"{seen}.pos_embed"] = weight(1, (SIZE // PATCH) ** 2 + 1, WIDTH)
-    found[f"{seen}.patch_embed.proj.weight"] = weight(WIDTH, 3, PATCH, PATCH) / 3
-    found[f"{seen}.patch_embed.proj.bias"] = weight(WIDTH)
+    # small, so that the epsilon of the norms counts
+    found[f"{seen}.cls_token"] = weight(1, 1, WIDTH) / 30
+    found[f"{seen}.pos_embed"] = weight(1, (SIZE // PATCH) ** 2 + 1, WIDTH) / 30
+    found[f"{seen}.patch_embed.proj.weight"] = weight(WIDTH, 3, PATCH, PATCH) / 90
+    found[f"{seen}.patch_embed.proj.bias"] = weight(WIDTH) / 30
     for layer in (f"{seen}.blocks.{i}" for i in range(2)):
         norm(f"{layer}.norm1", WIDTH), norm(f"{layer}.norm2", WIDTH)
         linear(f"{layer}.attn.qkv", 3 * WIDTH, WIDTH), linear(f"{layer}.attn.proj", WIDTH, WIDTH)
