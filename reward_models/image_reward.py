@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from flowrl.contracts import Samples
-from reward_models.parts import blip, checkpoints, hub, inputs, spread
+from reward_models.parts import blip, checkpoints, hub, inputs
+from reward_models.parts.frames import by_frame, frame_count
 from reward_models.parts.model import Model
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw score, from the published code
@@ -44,9 +46,7 @@ class image_reward(Model):  # noqa: N801 - the name recipes use
     ):
         from transformers import BertTokenizer
 
-        if frames is not None and frames < 1:
-            raise ValueError(f"{WHAT}: frames={frames}; accepted is 1 or more, or null for all")
-        self.frames = frames
+        self.frames = frame_count(frames)
         tensors = checkpoints.state_dict(hub.file_of(model, "ImageReward.pt", WHAT), WHAT)
         self.vision: Any = blip.vision(blip.under(tensors, "blip.visual_encoder."), image_heads, WHAT)
         self.size = int(self.vision.config.image_size)
@@ -66,14 +66,7 @@ class image_reward(Model):  # noqa: N801 - the name recipes use
 
     def __call__(self, samples: Samples) -> Tensor:
         """The score of each picture, or the mean of a video's frames, float32 [B]; NaN where a pixel is not finite."""
-        video = spread.some(inputs.frames(WHAT, samples), self.frames)
-        number, length = video.shape[:2]
-        if number == 0:
-            return torch.zeros(0)
-        images = [self._prepared(image) for image in inputs.as_pil(video.flatten(0, 1))]
-        texts = [prompt.text for prompt in samples.prompts for _ in range(length)]
-        scores = self._scores(torch.stack(images), texts).view(number, length).mean(1)
-        return scores.masked_fill(inputs.unscored(video).to(scores.device), torch.nan)
+        return by_frame(WHAT, samples, self.frames, self._seen)
 
     def score(self, images: Tensor, texts: Sequence[str]) -> Tensor:
         """The scores [B] of images float [B, 3, H, W] in [0, 1], with gradient with respect to them.
@@ -81,14 +74,17 @@ class image_reward(Model):  # noqa: N801 - the name recipes use
         Within 1/256 a pixel of what __call__ sees where it resizes nothing, and within 2/256 where it does: that rounds
         to 8 bits before and after.
         """
-        inputs.checked(WHAT, images, 4)
+        if not len(inputs.checked(WHAT, images, 4)):
+            return images.flatten(1).sum(1).float()
         resized = transforms.resize(images.float(), [self.size], InterpolationMode.BICUBIC, antialias=True)
         return self._scores(_normal(transforms.center_crop(resized, [self.size]).clamp(0, 1)), texts)
 
-    def _prepared(self, image: Any) -> Tensor:
-        resized: Any = transforms.resize(image, [self.size], InterpolationMode.BICUBIC)
-        cropped: Any = transforms.center_crop(resized, [self.size])
-        return _normal(transforms.to_tensor(cropped))
+    def _seen(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
+        """The scores of Pillow pictures, as many for each text, prepared as the published code does."""
+        each = [text for text in texts for _ in range(len(images) // len(texts))]
+        resized: list[Any] = [transforms.resize(image, [self.size], InterpolationMode.BICUBIC) for image in images]
+        cropped: list[Any] = [transforms.center_crop(image, [self.size]) for image in resized]
+        return self._scores(torch.stack([_normal(transforms.to_tensor(image)) for image in cropped]), each)
 
     def _scores(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
         read = self.tokenizer(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reward_models.parts import checkpoints, qwen2vl, spread
+from reward_models.parts import checkpoints, qwen2vl
 
 ASPECTS = ("VQ", "MQ", "TA")
 TOKENS = tuple(f"<|{aspect}_reward|>" for aspect in ASPECTS)
@@ -85,7 +85,7 @@ def frames_of(total: int, video_fps: float, said: Settings, what: str) -> list[i
         number = min(round(said.frames / SPAN) * SPAN, total)
     if number < SPAN:
         raise ValueError(f"{what}: a video has {total} frames; accepted are {SPAN} or more")
-    return spread.evenly(total, number)
+    return torch.linspace(0, total - 1, number).round().long().tolist()
 
 
 def load(folder: Path, step: int | None, base: str, said: Settings, dtype: torch.dtype, what: str) -> qwen2vl.Reader:

@@ -190,8 +190,12 @@ def test_other_pictures_are_refused(reward, images, says):
         reward(samples(images, ["a"]))
 
 
+def _other(checkpoint, **args):
+    return hpsv3(**({"model": str(checkpoint.file), "base": str(checkpoint.base)} | SIZES | args))
+
+
 def test_the_language_model_takes_the_dtype_and_the_head_stays_float32(checkpoint):
-    half = hpsv3(model=str(checkpoint.file), base=str(checkpoint.base), **(SIZES | {"dtype": "bfloat16"}))
+    half = _other(checkpoint, dtype="bfloat16")
     assert half.reader.backbone.dtype == torch.bfloat16
     assert {p.dtype for p in half.reader.head.parameters()} == {torch.float32}
     images = pictures(3, 3, 16, 24)
@@ -200,9 +204,8 @@ def test_the_language_model_takes_the_dtype_and_the_head_stays_float32(checkpoin
 
 
 def _refused(says, checkpoint, **args):
-    given = {"model": str(checkpoint.file), "base": str(checkpoint.base)} | SIZES | args
     with pytest.raises(ValueError, match=says) as caught:
-        hpsv3(**given)
+        _other(checkpoint, **args)
     assert "\n" not in str(caught.value) and str(caught.value).startswith("hpsv3")
 
 

@@ -44,10 +44,11 @@ def public_tensors(seed=0):
         found[f"{name}.bias"] = 0.1 * torch.randn(width, generator=draw)
 
     seen, read = "blip.visual_encoder", "blip.text_encoder"
-    found[f"{seen}.cls_token"] = weight(1, 1, WIDTH)
-    found[f"{seen}.pos_embed"] = weight(1, (SIZE // PATCH) ** 2 + 1, WIDTH)
-    found[f"{seen}.patch_embed.proj.weight"] = weight(WIDTH, 3, PATCH, PATCH) / 3
-    found[f"{seen}.patch_embed.proj.bias"] = weight(WIDTH)
+    # small, so that the epsilon of the norms counts
+    found[f"{seen}.cls_token"] = weight(1, 1, WIDTH) / 30
+    found[f"{seen}.pos_embed"] = weight(1, (SIZE // PATCH) ** 2 + 1, WIDTH) / 30
+    found[f"{seen}.patch_embed.proj.weight"] = weight(WIDTH, 3, PATCH, PATCH) / 90
+    found[f"{seen}.patch_embed.proj.bias"] = weight(WIDTH) / 30
     for layer in (f"{seen}.blocks.{i}" for i in range(2)):
         norm(f"{layer}.norm1", WIDTH), norm(f"{layer}.norm2", WIDTH)
         linear(f"{layer}.attn.qkv", 3 * WIDTH, WIDTH), linear(f"{layer}.attn.proj", WIDTH, WIDTH)
@@ -216,7 +217,7 @@ def test_the_differentiable_score_is_the_score_and_has_its_gradient(reward, tens
 
 def test_tensors_and_pil_are_resized_nearly_alike(reward, monkeypatch):
     fed = []
-    monkeypatch.setattr(reward, "_scores", lambda pixels, texts: fed.append(pixels) or torch.zeros(len(texts)))
+    monkeypatch.setattr(reward, "_scores", lambda pixels, texts: fed.append(pixels) or torch.zeros(len(pixels)))
     images = pictures(1, 3, 40, 60)
     reward(samples(images, ["a"])), reward.score(images, ["a"])
     assert fed[0].shape == (1, 3, SIZE, SIZE)
@@ -233,6 +234,7 @@ def test_broken_pixels_have_no_score_and_disturb_nobody(reward):
     torch.testing.assert_close(scores[[0, 2]], whole[[0, 2]], rtol=0, atol=1e-5)
     empty = reward(samples(torch.zeros(0, 3, SIZE, SIZE), []))
     assert empty.shape == (0,) and empty.dtype == torch.float32
+    assert reward.score(torch.zeros(0, 3, SIZE, SIZE), []).shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +264,8 @@ def test_wrong_files_are_refused_in_one_line(folder, tensors, tmp_path):
     _refused("has 7 tokens", folder, tokenizer=str(tmp_path))
     _refused("tokenizer: .* cannot be loaded", folder, tokenizer=str(folder / "none"))
     _refused("text_heads=5", folder, text_heads=5)
-    _refused("frames=0", folder, frames=0)
+    with pytest.raises(ValueError, match="frames=0: accepted is"):
+        image_reward(model=str(folder), tokenizer=str(folder), frames=0, **HEADS)
     other = tmp_path / "other.pt"
     torch.save({"weight": torch.zeros(2)}, other)
     _refused("holds no patch_embed", folder, model=str(other))

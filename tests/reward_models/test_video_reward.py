@@ -233,10 +233,13 @@ def test_rewards_of_one_checkpoint_share_model_and_reading(rewards, monkeypatch)
     assert len(read) == 12
 
 
+def _other(checkpoint, **args):
+    return video_reward(**({"model": str(checkpoint.folder)} | ARGS | args))
+
+
 def test_a_model_goes_with_its_last_reward(checkpoint):
     before = len(module._judges)
-    reward = video_reward(model=str(checkpoint.folder), **(ARGS | {"video_fps": 5.0}))
-    other = video_reward(model=str(checkpoint.folder), **(ARGS | {"video_fps": 6.0}))
+    reward, other = (_other(checkpoint, video_fps=fps) for fps in (5.0, 6.0))
     assert reward.reader is not other.reader and len(module._judges) == before + 2
     del reward, other
     gc.collect()
