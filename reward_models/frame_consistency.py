@@ -1,0 +1,67 @@
+"""Does a video show the same things from frame to frame? By its pixels, or by the embeddings of its frames.
+
+Without a model, scale 0 to 1: 1 - mean |frame - next frame seen where the optical flow leads|, over the pixels that stay
+in the picture. Motion costs nothing, flicker, popping and noise do; 0.98 and more is what real videos have. There is no
+mask of occluded pixels: it would let noise mask itself.
+
+With a model, scale 0 to 1: the mean over frames t = 1.. of (max(0, cos(t, t-1)) + max(0, cos(t, 0))) / 2, the formula of
+VBench (arXiv:2311.17982): its subject consistency with DINO (facebook/dino-vitb16, Apache-2.0), its background
+consistency with CLIP (openai/clip-vit-base-patch32). VBench feeds DINO frames of videos in 0..255 without dividing
+them; here they are what DINO was trained on. Either rises to 1 for a still video: reward optical_flow beside it.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from flowrl.contracts import Samples
+from reward_models.parts import inputs
+from reward_models.parts.flow import SMALLEST, Flow, moving, warped
+from reward_models.parts.model import Model
+from reward_models.parts.vision import embedder
+
+
+class frame_consistency(Model):  # noqa: N801 - recipes name it
+    """How far frames repeat what the frames before them show, 0 to 1.
+
+    model: None compares pixels along the optical flow (preset as in parts/flow.py); a folder or model of the hub compares
+    embeddings, CLIP's or of a vision transformer such as DINO; with weights, an architecture of open_clip.
+    """
+
+    def __init__(self, *, model: str | None = None, weights: str | None = None, preset: str = "medium"):
+        if weights is not None and model is None:
+            raise ValueError(f"frame_consistency: weights={weights!r} without a model; name its architecture as model")
+        self.embedder = None if model is None else embedder("frame_consistency", model, weights)
+        self.flow = Flow("frame_consistency", preset) if model is None else None
+        self.frozen()
+
+    @torch.no_grad()
+    def __call__(self, samples: Samples) -> Tensor:
+        """float32 [B] in [0, 1]; NaN where a pixel is not finite. Needs two frames, and 32 pixels a side for flow."""
+        video = moving("frame_consistency", samples, SMALLEST if self.flow else 1)
+        scores = torch.full((len(samples),), torch.nan)
+        for i in (~inputs.unscored(video)).nonzero().flatten().tolist() if len(samples) else []:
+            scores[i] = self._by_flow(video[i]) if self.flow else self._by_embedding(video[i])
+        return scores
+
+    def _by_flow(self, clip: Tensor) -> Tensor:
+        """Consistency of pixels of [T, 3, H, W], a pair after the other."""
+        assert self.flow is not None
+        frames = clip.float().cpu()
+        seen, inside = warped(frames[1:], self.flow(frames))
+        gap = (seen - frames[:-1]).abs().mean(1)
+        same = torch.where(inside, 1 - gap, 0.0).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+        return same.mean()  # a pair of which nothing stays in the picture counts 0
+
+    def _by_embedding(self, clip: Tensor) -> Tensor:
+        """Consistency of embeddings of [T, 3, H, W]."""
+        assert self.embedder is not None
+        return consistency(self.embedder(clip))
+
+
+def consistency(features: Tensor) -> Tensor:
+    """VBench's consistency of the embeddings [T, D] of a video's frames, scalar in [0, 1]."""
+    unit = functional.normalize(features.float(), dim=-1)
+    previous = (unit[1:] * unit[:-1]).sum(-1).clamp(0, 1)
+    first = (unit[1:] @ unit[0]).clamp(0, 1)
+    return ((previous + first) / 2).mean()
