@@ -6,19 +6,22 @@ mask of occluded pixels: it would let noise mask itself.
 
 With a model, scale 0 to 1: the mean over frames t = 1.. of (max(0, cos(t, t-1)) + max(0, cos(t, 0))) / 2, the formula of
 VBench (arXiv:2311.17982): its subject consistency with DINO (facebook/dino-vitb16, Apache-2.0), its background
-consistency with CLIP (openai/clip-vit-base-patch32). VBench feeds DINO frames of videos in 0..255 without dividing
-them; here they are what DINO was trained on. Either rises to 1 for a still video: reward optical_flow beside it.
+consistency with CLIP (openai/clip-vit-base-patch32, code MIT). Frames are prepared as the checkpoint says; VBench's code
+hands DINO values up to 255 where it was trained on 0 to 1, so its numbers are others.
+
+Both rise to 1 for a still video: reward optical_flow beside them.
 """
+
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from flowrl.contracts import Samples
-from reward_models.parts import inputs
+from reward_models.parts import checkpoints, inputs
 from reward_models.parts.flow import SMALLEST, Flow, moving, warped
 from reward_models.parts.model import Model
-from reward_models.parts.vision import embedder
 
 
 class frame_consistency(Model):  # noqa: N801 - recipes name it
@@ -31,7 +34,7 @@ class frame_consistency(Model):  # noqa: N801 - recipes name it
     def __init__(self, *, model: str | None = None, weights: str | None = None, preset: str = "medium"):
         if weights is not None and model is None:
             raise ValueError(f"frame_consistency: weights={weights!r} without a model; name its architecture as model")
-        self.embedder = None if model is None else embedder("frame_consistency", model, weights)
+        self.eyes = None if model is None else _eyes(model, weights)
         self.flow = Flow("frame_consistency", preset) if model is None else None
         self.frozen()
 
@@ -54,9 +57,9 @@ class frame_consistency(Model):  # noqa: N801 - recipes name it
         return same.mean()  # a pair of which nothing stays in the picture counts 0
 
     def _by_embedding(self, clip: Tensor) -> Tensor:
-        """Consistency of embeddings of [T, 3, H, W]."""
-        assert self.embedder is not None
-        return consistency(self.embedder(clip))
+        """Consistency of the embeddings of [T, 3, H, W]."""
+        assert self.eyes is not None
+        return consistency(self.eyes.image_pil(inputs.as_pil(clip)))
 
 
 def consistency(features: Tensor) -> Tensor:
@@ -65,3 +68,19 @@ def consistency(features: Tensor) -> Tensor:
     previous = (unit[1:] * unit[:-1]).sum(-1).clamp(0, 1)
     first = (unit[1:] @ unit[0]).clamp(0, 1)
     return ((previous + first) / 2).mean()
+
+
+def _eyes(model: str, weights: str | None):
+    """What embeds frames: DINO and other vision transformers by transformers, CLIP by parts/clip.py."""
+    from transformers import AutoConfig
+
+    from reward_models.parts.clip import tower
+    from reward_models.parts.dino import KINDS, Dino
+    from reward_models.parts.open_clip_tower import CONFIG, ELSEWHERE
+
+    by_open_clip = model.startswith(ELSEWHERE) or (Path(model).expanduser() / CONFIG).is_file()
+    if weights is None and not by_open_clip:
+        config = checkpoints.pretrained(AutoConfig.from_pretrained, model, "frame_consistency")
+        if config.model_type in KINDS:
+            return Dino(model, "frame_consistency")
+    return tower(model, weights, texts=False)
