@@ -1,13 +1,13 @@
 """Does a video show the same things from frame to frame? By its pixels, or by the embeddings of its frames.
 
-Without a model, scale 0 to 1: 1 - mean |frame - next frame seen where the optical flow leads|, over the pixels that stay
-in the picture. Motion costs nothing, flicker, popping and noise do; 0.98 and more is what real videos have. There is no
-mask of occluded pixels: it would let noise mask itself.
+Without a model, scale 0 to 1: 1 - mean |frame - next frame, seen where the optical flow leads|, over the pixels that
+stay in the picture. Motion costs little; flicker, popping and noise do. There is no mask of occluded pixels: it would
+let noise mask itself.
 
-With a model, scale 0 to 1: the mean over frames t = 1.. of (max(0, cos(t, t-1)) + max(0, cos(t, 0))) / 2, the formula of
-VBench (arXiv:2311.17982): its subject consistency with DINO (facebook/dino-vitb16, Apache-2.0), its background
-consistency with CLIP (openai/clip-vit-base-patch32, code MIT). Frames are prepared as the checkpoint says; VBench's code
-hands DINO values up to 255 where it was trained on 0 to 1, so its numbers are others.
+With a model, scale 0 to 1: the mean over frames t = 1.. of (max(0, cos(t, t-1)) + max(0, cos(t, 0))) / 2, VBench's
+formula (arXiv:2311.17982): of its subject consistency with DINO (facebook/dino-vitb16, Apache-2.0), of its background
+consistency with CLIP (openai/clip-vit-base-patch32, code MIT). Frames are resized as the checkpoint says; VBench leaves
+DINO's in their proportions, so that of frames that are not square its numbers are others.
 
 Both rise to 1 for a still video: reward optical_flow beside them.
 """
@@ -27,8 +27,8 @@ from reward_models.parts.model import Model
 class frame_consistency(Model):  # noqa: N801 - recipes name it
     """How far frames repeat what the frames before them show, 0 to 1.
 
-    model: None compares pixels along the optical flow (preset as in parts/flow.py); a folder or model of the hub compares
-    embeddings, CLIP's or of a vision transformer such as DINO; with weights, an architecture of open_clip.
+    model: None compares pixels along the optical flow (preset as in parts/flow.py); a folder or model of the hub
+    compares embeddings, of CLIP or of a vision transformer such as DINO; with weights, an architecture of open_clip.
     """
 
     def __init__(self, *, model: str | None = None, weights: str | None = None, preset: str = "medium"):
@@ -48,13 +48,16 @@ class frame_consistency(Model):  # noqa: N801 - recipes name it
         return scores
 
     def _by_flow(self, clip: Tensor) -> Tensor:
-        """Consistency of pixels of [T, 3, H, W], a pair after the other."""
-        assert self.flow is not None
+        """Consistency of the pixels of [T, 3, H, W], a pair of frames after the other."""
         frames = clip.float().cpu()
-        seen, inside = warped(frames[1:], self.flow(frames))
-        gap = (seen - frames[:-1]).abs().mean(1)
-        same = torch.where(inside, 1 - gap, 0.0).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
-        return same.mean()  # a pair of which nothing stays in the picture counts 0
+        return torch.stack([self._pair(frames[t : t + 2]) for t in range(len(frames) - 1)]).mean()
+
+    def _pair(self, two: Tensor) -> Tensor:
+        """Consistency of [2, 3, H, W], scalar; 0 where nothing stays in the picture."""
+        assert self.flow is not None
+        seen, inside = warped(two[1:], self.flow(two))
+        same = 1 - (seen - two[:1]).abs().mean(1)
+        return same[inside].sum() / inside.sum().clamp(min=1)
 
     def _by_embedding(self, clip: Tensor) -> Tensor:
         """Consistency of the embeddings of [T, 3, H, W]."""
