@@ -2,8 +2,9 @@
 
 Hessel et al., CLIPScore, arXiv 2104.08718. Weights: openai/clip-vit-large-patch14 by default (code MIT, for the
 weights see their card), or any of open_clip. Scale `cosine`, `logit` (the model's own, 100 times that for CLIP) or
-`clipscore`, 2.5 * max(cosine, 0), the paper's, which also puts "A photo depicts " before a caption (`prefix`). Pictures go through 8 bits and Pillow as the checkpoint was trained: resizing tensors instead, as some
-trainers do, gives other numbers. The embedding is read from transformers 4 and 5 alike.
+`clipscore`, 2.5 * max(cosine, 0), the paper's, which also puts "A photo depicts " before a caption (`prefix`).
+Pictures go through 8 bits and Pillow as in the checkpoint's training: resizing tensors instead, as some trainers do,
+gives other numbers. The embedding is read from transformers 4 and 5 alike.
 """
 
 from torch import Tensor

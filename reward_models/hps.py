@@ -11,33 +11,32 @@ from torch import Tensor
 
 from flowrl.contracts import Samples
 from reward_models.parts.clip import tower
-from reward_models.parts.hub import hub_file
+from reward_models.parts.hub import file_of
 from reward_models.parts.match import Match
 
-REPOSITORY = "xswu/HPSv2"
 FILES = {"v2": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 
 
 class hpsv2(Match):  # noqa: N801 - recipes name it
     """Human preference for a picture given its prompt, by HPSv2.1 (or v2): a cosine, about 0.2 to 0.35.
 
-    checkpoint: the path of the downloaded file; None: that of `version`, from the hub. model: the architecture, of
-    open_clip by name or a folder's.
+    checkpoint: the downloaded file, or the folder or model of the hub that has the file of `version`. model: the
+    architecture, of open_clip by name or a folder's.
     """
 
     def __init__(
         self,
         *,
         version: str = "v2.1",
-        checkpoint: str | None = None,
+        checkpoint: str = "xswu/HPSv2",
         model: str = "ViT-H-14",
         crop: bool = False,
         frames: int | None = None,
     ):
         if version not in FILES:
             raise ValueError(f"hpsv2: version={version!r}: accepted are {', '.join(FILES)}")
-        file = checkpoint or hub_file(REPOSITORY, FILES[version], f"hpsv2 {version}", "checkpoint")
-        super().__init__(tower(model, file).resizing("shortest" if crop else "letter_box"), frames)
+        file = file_of(checkpoint, FILES[version], f"hpsv2 {version}")
+        super().__init__(tower(model, str(file)).resizing("shortest" if crop else "letter_box"), frames)
 
     def __call__(self, samples: Samples) -> Tensor:
         """float32 [B], cosines; a video has the mean over its frames."""

@@ -6,11 +6,11 @@ from PIL import Image
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from reward_models.parts.clip import Tower
 from reward_models.parts.frames import by_frame, frame_count
 from reward_models.parts.heads import linear_chain
 from reward_models.parts.match import same_number
 from reward_models.parts.model import Model
+from reward_models.parts.tower import Tower
 
 
 class Beauty(Model):

@@ -7,10 +7,10 @@ from PIL import Image
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from reward_models.parts.clip import Tower
 from reward_models.parts.frames import by_frame, frame_count
 from reward_models.parts.inputs import checked
 from reward_models.parts.model import Model
+from reward_models.parts.tower import Tower
 
 
 class Match(Model):

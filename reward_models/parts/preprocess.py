@@ -1,8 +1,9 @@
 """What a vision model does to a picture before it looks: resize, crop or pad, normalise.
 
 One `Preprocess` does it in two ways. `pictures` resizes 8-bit pictures with Pillow, as the published scores were
-computed. `tensors` resizes floating point with antialiasing, with gradient; it differs by what Pillow rounds to 8 bits:
-two levels of 256 at most in what is resized.
+computed. `tensors` resizes floating point as Pillow does, widths first and clamped to [0, 1] after each axis, but
+without rounding to 8 bits, so that there is a gradient: a pixel differs by little more than one of 256 levels, even of
+noise. Of tall pictures Pillow 13 resizes heights first; where bicubic overshoots there, noise differs by some levels.
 """
 
 from collections.abc import Sequence
@@ -46,19 +47,25 @@ class Preprocess:
 
     def tensors(self, images: Tensor) -> Tensor:
         """The input of images float [B, 3, H, W] in [0, 1], with gradient to them."""
-        return self._normalised(self.fitted(images.float()).clamp(0, 1))
+        return self._normalised(self.fitted(images, clamped=True))
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
         """The input of pictures of any sizes, on the CPU. Anything but RGB is converted to it first."""
         fitted = [transforms.pil_to_tensor(self.fitted(one.convert("RGB"))) for one in pictures]
         return self._normalised(torch.stack(fitted).float() / 255) if fitted else torch.zeros(0, 3, *self.size)
 
-    def fitted(self, image):
-        """A picture, or images [..., H, W], resized and then cropped or padded to `size`. Bicubic may overshoot."""
+    def fitted(self, image, clamped: bool = False):
+        """A picture, or images [..., H, W], resized and then cropped or padded to `size`.
+
+        Bicubic overshoots [0, 1] where images are not `clamped` after each axis.
+        """
         height, width = _shape(image)
-        if (height, width) != (new := self.scaled(height, width)):
-            mode = InterpolationMode(self.interpolation)
-            image = transforms.resize(image, list(new), interpolation=mode, antialias=True)
+        new = self.scaled(height, width)
+        for size in [(height, new[1]), new] if clamped else [new]:
+            if size != _shape(image):
+                mode = InterpolationMode(self.interpolation)
+                image = transforms.resize(image, list(size), interpolation=mode, antialias=True)
+            image = image.clamp(0, 1) if clamped else image
         room = [wanted - have for wanted, have in zip(self.size, new, strict=True)]
         if max(room) > 0:
             before = [max(0, spare) // 2 for spare in room]
@@ -93,4 +100,4 @@ class Preprocess:
 
 
 def _shape(image: Tensor | Image.Image) -> tuple[int, int]:
-    return image.size[::-1] if isinstance(image, Image.Image) else (image.shape[-2], image.shape[-1])
+    return (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[-2], image.shape[-1])
