@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reward_models.parts import checkpoints
-from reward_models.parts.clip import _sizes
+from reward_models.parts.transformers_tower import sizes
 
 # architectures whose first output token is the class token
 KINDS = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
@@ -34,7 +34,7 @@ class Dino(nn.Module):
         if missing := sorted(key for key in info["missing_keys"] if not key.startswith("pooler.")):
             raise ValueError(f"{what}: {name!r} lacks {len(missing)} tensors ({missing[0]}); download it anew")
         processor = checkpoints.pretrained(AutoImageProcessor.from_pretrained, name, what)
-        self.preprocess = _sizes(processor, name)
+        self.preprocess = sizes(processor, name)
 
     def image(self, images: Tensor) -> Tensor:
         """Embeddings [B, D] of length 1 of images float [B, 3, H, W] in [0, 1], with gradient to them."""
