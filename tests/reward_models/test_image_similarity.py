@@ -192,8 +192,9 @@ def formula(made: SimpleNamespace, kind: str, images: torch.Tensor, targets: tor
         mean, std = ([0.5] * 3,) * 2 if kind == "vit" else ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         side, mode = (32, "bilinear") if kind == "vit" else (36, "bicubic")
         encode = lambda x: model(pixel_values=x).last_hidden_state[:, 0]  # noqa: E731
-    x = F.interpolate(images, (48, side), mode=mode, align_corners=False, antialias=True).clamp(0, 1)
-    x = F.interpolate(x, (side, side), mode=mode, align_corners=False, antialias=True).clamp(0, 1)
+    x = images
+    for size in ((x.shape[-2], side), (side, side)):  # axis by axis, as Pillow does
+        x = F.interpolate(x, size, mode=mode, align_corners=False, antialias=True).clamp(0, 1)
     x = x[..., 4:32, 4:32] if kind == "dinov2" else x
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (mean, std))
     return F.cosine_similarity(encode((x - mean) / std)[:, None], targets, dim=-1).mean(1)
@@ -353,7 +354,7 @@ def test_a_missing_or_wrong_checkpoint_is_one_line(made: SimpleNamespace, tmp_pa
         (lambda: dino_similarity(model=detector), "mask2former; accepted are vit, dinov2"),
         (lambda: dino_similarity(model=str(broken)), str(broken)),
         (lambda: clip_i(model=absent), absent),
-        (lambda: clip_i(model=made.folders["vit"]), "ViTModel; accepted are models like CLIP"),
+        (lambda: clip_i(model=made.folders["vit"]), "ViTModel; accepted are models like CLIP and SigLIP"),
         (lambda: subject_harmonic(model=made.folders["clip"], dino=absent), absent),
         (lambda: subject_harmonic(model=made.folders["clip"], lam=1.5), "lam=1.5"),
         (lambda: dino_similarity(model=made.folders["vit"], frames=0), "frames=0"),
