@@ -69,9 +69,9 @@ class Likeness(Model):
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """The reward [B] of images float [B, 3, H, W] in [0, 1], with gradient to them; prompts, since they have media.
 
-        Images are resized as floating point, so that the model's input differs from that of the pictures' files by two
-        of 256 levels at most, and by nothing where 8-bit pictures have the model's size: there scores agree to 1e-5,
-        else to 0.002 on smooth pictures. Raises ValueError for other shapes, types and numbers of prompts.
+        Images are resized as floating point: scores are those of the pictures' files to 1e-5 where 8-bit pictures have
+        the model's size, else to 0.002 where they are as smooth as photos (parts/preprocess.py says by how many levels
+        the inputs differ). Raises ValueError for other shapes, types and numbers of prompts.
         """
         if len(prompts) != len(images):
             raise ValueError(f"{self.name}: {len(images)} images and {len(prompts)} prompts; accepted is one an image")
