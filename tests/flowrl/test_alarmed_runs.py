@@ -18,7 +18,12 @@ RUINOUS += [
     "checkpoint.every=2",
     "checkpoint.keep=9",
 ]
-RUINOUS += ["watch.on_hack=warn", "sampler.steps=4", "rewards.shapes={use: jpeg_compressibility}", "rewards.strict=null"]
+RUINOUS += [
+    "watch.on_hack=warn",
+    "sampler.steps=4",
+    "rewards.shapes={use: jpeg_compressibility}",
+    "rewards.strict=null",
+]
 
 
 def alarms(folder: Path) -> list[dict]:
