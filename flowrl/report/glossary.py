@@ -27,13 +27,21 @@ METRICS = {
     "reward/*/mean": "mean reward of an iteration's samples",
     "reward/*/std": "standard deviation of the reward over an iteration's samples",
     "reward/*/nan": "share of samples that could not be scored",
+    "hack_index": "how much speaks for a reward that is gamed, 0 to 1: it rises while witnesses fall or samples look "
+    "otherwise than the base model's; at 0.5 the alarm hacking rings",
+    "hack/*": "a sign of hacking in units of its limit: rise of the trained reward (limit: two standard errors), fall "
+    "of a witness (three), change of saturation, brightness, contrast or sharpness (the factor watch.drift), loss of "
+    "diversity (watch.diversity), divergence from the base (watch.kl_to_base)",
+    "kl_to_base": "exact divergence from the model without its adapters, a denoising step's latent element or a token; "
+    "mean over a few held-out rollouts",
     "samples/*": "statistics of the samples themselves, whatever the reward says",
 }
 
 TERMS = {
     "held-out": "prompts that training does not draw, each with its own noise, the same at every evaluation",
     "±": "one standard error over prompts; a change counts as shown beyond two of them, of the paired differences",
-    "witness": "a reward of weight 0: measured, never trained on",
+    "witness": "a reward of weight 0: measured, never trained on; one that falls while the trained reward rises says "
+    "that the reward is gamed",
     "smoothed": "mean over a window centred on the iteration, so that it does not lag; on a log axis of logarithms",
 }
 
@@ -45,4 +53,6 @@ def meaning(metric: str) -> str:
     head, _, tail = metric.rpartition("/")
     if metric.startswith("reward/"):
         return METRICS.get(f"reward/*/{tail}", "")
+    if head == "hack":
+        return METRICS["hack/*"]
     return METRICS["samples/*"] if head.startswith("samples") else ""

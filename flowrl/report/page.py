@@ -67,6 +67,7 @@ def _context(data: RunData) -> dict[str, Any]:
         "tally": counted,
         "witnesses": [n for n, w in data.weights.items() if w == 0],
         "groups": [
+            ("hacking", "Is the reward gamed?", panels.hacking(data, on)),
             ("learning", "Learning", panels.learning(data, on)),
             ("samples", "The samples themselves", panels.samples(data, on)),
             ("others", "Other metrics", panels.others(data, on)),

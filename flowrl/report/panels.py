@@ -14,6 +14,13 @@ TRAIN, HELD, WITNESS = 1, 2, 4  # colours
 PHASES = {"time_rollout": ("rollout", 1), "time_score": ("scoring", 5), "time_train": ("training", 3)}
 EVALUATION = ("evaluation", 2)
 MOST_EVENTS = 60
+SIGNS = {  # of hacking: label, colour
+    "hack/witness_fall": ("witness falls", 4),
+    "hack/drift": ("samples look otherwise", 2),
+    "hack/diversity_loss": ("diversity is lost", 3),
+    "hack/kl": ("divergence", 5),
+    "hack/reward_rise": ("trained reward rises", 1),
+}
 
 
 class Panel(NamedTuple):
@@ -115,6 +122,22 @@ def learning(data: RunData, on: Frame) -> list[Chart]:
     return [c for c in charts if c is not None]
 
 
+def hacking(data: RunData, on: Frame) -> list[Chart]:
+    """The hack index, and its signs in units of the limit of each."""
+    index = Curve("hack index", data.points("hack_index", "heldout"), HELD, dots=True)
+    signs = [Curve(label, data.points(n, "heldout"), colour, dots=True) for n, (label, colour) in SIGNS.items()]
+    charts = [
+        draw(on, "Hack index", [index], hint=METRICS["hack_index"], zero=True, also=[1.0]),
+        draw(on, "Signs of hacking, in units of their limits", signs, hint=METRICS["hack/*"], also=[0.0, 1.0]),
+    ]
+    charts.append(draw(on, "Divergence from the base", [_held_curve(data, "kl_to_base")], hint=METRICS["kl_to_base"]))
+    return [c for c in charts if c is not None]
+
+
+def _held_curve(data: RunData, metric: str) -> Curve:
+    return Curve("held-out", data.points(metric, "heldout"), HELD, dots=True)
+
+
 def samples(data: RunData, on: Frame) -> list[Chart]:
     """Statistics of the samples, in training and held out."""
     names = dict.fromkeys(n for kind in ("train", "heldout") for n in data.names(kind) if n.startswith("samples/"))
@@ -122,7 +145,7 @@ def samples(data: RunData, on: Frame) -> list[Chart]:
     for name in names:
         curves = [
             Curve("train", data.points(name), TRAIN),
-            Curve("held-out", data.points(name, "heldout"), HELD, dots=True),
+            _held_curve(data, name),
         ]
         title = name.removeprefix("samples/").replace("_", " ").replace("/", ", ")
         charts.append(draw(on, title, curves, hint=meaning(name)))

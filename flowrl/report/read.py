@@ -81,11 +81,19 @@ class RunData:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to the end that its recipe asks for."""
+        """Whether the run came to the end that its recipe asks for, be it that of `watch.on_hack`."""
+        if self.rolled_back:
+            return True
         limit, spent = number(mapping(self.recipe.get("train")).get("seconds")), number(self.summary.get("spent"))
         in_time = limit is not None and (spent or 0.0) >= limit
         wanted = self.last if in_time else max(self.last, self.planned or 0)
         return bool(self.summary) and (number(self.summary.get("iterations")) or 0) >= wanted
+
+    @property
+    def rolled_back(self) -> dict[str, Any]:
+        """Of a run that an alarm ended with the weights of an earlier iteration: alarm, at, to, what; else empty."""
+        found = mapping(self.summary.get("rolled_back"))
+        return found if {"alarm", "at", "to"} <= set(found) else {}
 
     @property
     def seconds(self) -> float:

@@ -44,7 +44,7 @@ def verdict(data: RunData) -> Verdict:
     """What the run shows of its trained reward and of its witnesses."""
     rows = _rows(data)
     headline, direction = _headline(data, rows)
-    return Verdict(headline, _state(data), _warning(rows), direction, rows, _span(data))
+    return Verdict(headline, _state(data), _warning(data, rows), direction, rows, _span(data))
 
 
 def _span(data: RunData) -> tuple[int, int] | None:
@@ -166,6 +166,12 @@ def _without_comparison(data: RunData, row: Row | None) -> str:
 
 def _state(data: RunData) -> str:
     took = duration(data.seconds)
+    if back := data.rolled_back:
+        of = f" of {data.planned:,}" if data.planned else ""
+        return (
+            f"The alarm {back['alarm']} ended the run after {data.last:,}{of} iterations, in {took}: its weights are "
+            f"those of iteration {back['to']}, not of the last evaluation."
+        )
     if data.finished:
         return f"{data.last:,} iterations in {took}."
     if data.planned and data.last >= data.planned:
@@ -176,12 +182,17 @@ def _state(data: RunData) -> str:
     return f"Not finished: iteration {data.last:,}{of} after {took}{held}."
 
 
-def _warning(rows: list[Row]) -> str:
-    """Witnesses that fell while the trained reward rose: what reward hacking looks like."""
+def _warning(data: RunData, rows: list[Row]) -> str:
+    """What reward hacking looks like: the trained reward rose, and a witness fell or the alarm rang."""
     whole = [row for row in rows if row.kind is None]
-    if not any(row.trained and row.direction == "up" for row in whole):
+    rose = any(row.trained and row.direction == "up" for row in whole)
+    fell = (
+        [f"{row.name} ({row.change})" for row in whole if not row.trained and row.direction == "down"] if rose else []
+    )
+    rung = [alarm for alarm in data.alarms if alarm.get("name") == "hacking"]
+    if not fell and not rung:
         return ""
-    fell = [f"{row.name} ({row.change})" for row in whole if not row.trained and row.direction == "down"]
-    if not fell:
-        return ""
-    return f"At the same time a witness fell: {', '.join(fell)}. Look at the pictures before you trust the reward."
+    text = f"The learned reward rises while the witness falls: {', '.join(fell)}. " if fell else ""
+    if rung:
+        text += f"The alarm hacking rang at iteration {rung[-1]['iteration']}: {rung[-1].get('what', '')}. "
+    return f"{text}Look at the samples before you trust the reward."

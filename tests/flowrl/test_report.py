@@ -89,8 +89,8 @@ def test_a_change_inside_the_error_bars_is_called_that(tmp_path):
 def test_a_witness_that_falls_is_a_warning(tmp_path):
     hacked = {**HIGH, "taste": [0.2, 0.1, 0.3, 0.1, 0.2, 0.2]}
     words = page_of(make(tmp_path / "r", LOW, hacked)).words()
-    assert "a witness fell: taste" in words and "witness, not trained" in words
-    assert "a witness fell" not in page_of(make(tmp_path / "s", LOW, HIGH)).words()
+    assert "the witness falls: taste" in words and "witness, not trained" in words
+    assert "the witness falls" not in page_of(make(tmp_path / "s", LOW, HIGH)).words()
 
 
 def test_without_an_evaluation_at_the_start_nothing_is_called_before(tmp_path):
