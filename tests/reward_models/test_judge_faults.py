@@ -39,7 +39,7 @@ def warm(judge):
 
 
 def hang(body, handler, release):
-    release.wait(10)
+    release.wait(60)
 
 
 def drip(body, handler, release):
@@ -120,7 +120,7 @@ def test_a_fault_is_never_a_score(fault, release):
         release.set()
     assert torch.isnan(scores).all() and scores.dtype == torch.float32
     assert judge.failures == {kind: 3}
-    assert time.monotonic() - started < 8  # a hanging reply lets go after 10
+    assert time.monotonic() - started < 30  # a hanging reply lets go after 60
 
 
 @pytest.mark.parametrize("fault", ["hangs", "dies in the middle of an answer", "500", "HTML", "no choices"])
@@ -187,7 +187,7 @@ def test_the_limit_of_a_call_ends_what_its_tries_would_not(release):
             scores, judge = judged(url, timeout=30.0, limit=0.2, retries=9)
         took = time.monotonic() - started
         release.set()
-    assert torch.isnan(scores).all() and judge.failures == {"limit": 3} and took < 8
+    assert torch.isnan(scores).all() and judge.failures == {"limit": 3} and took < 30
 
 
 def test_what_came_before_the_limit_counts(release):
