@@ -3,7 +3,7 @@
 mode yes: VQAScore (arXiv 2404.01291): 'Does this figure show "CAPTION"? Please answer yes or no.', and the probability
 of yes out of yes and no as the first token of the answer; 0..1. All tokens that read yes or no without case and blanks
 count (fold: false: exactly Yes and No). mode rubric: a JSON object of numbers, their mean scaled to 0..1. Licences are
-those of the model; the default, Qwen/Qwen2.5-VL-3B-Instruct, has the Qwen research licence, -7B- Apache-2.0.
+those of the model; that of the default is on its page (Apache-2.0 as far as we know, it could not be looked up).
 
 Published mistakes that it avoids: logits are read at the end of the prompt without padding, so that no sample's number
 depends on its neighbours; an answer that is not exactly the JSON asked for is NaN, never 0; a caption can neither end
@@ -35,7 +35,7 @@ class vlm_judge(Judge, Model):
     def __init__(
         self,
         *,
-        model: str = "Qwen/Qwen2.5-VL-3B-Instruct",
+        model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
         mode: str = "yes",
         question: str = QUESTION,
         rubric: Mapping[str, str] | None = None,

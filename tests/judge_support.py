@@ -121,8 +121,8 @@ def transformers_serve(log: Path) -> Iterator[str]:
             threading.Event().wait(0.05)
         yield f"{found[1]}/v1"
     finally:
-        process.terminate()
-        process.wait(timeout=30)
+        process.kill()
+        process.wait()
 
 
 class Handler(BaseHTTPRequestHandler):
