@@ -234,7 +234,7 @@ class Scorer:
             record.add(missing.tolist())
             if self.rewards[name].required and (reason := record.too_many()):
                 cause = record.cause
-                because = "it gave no number (NaN)" if cause is None else _reason(cause)
+                because = _missing(self.rewards[name].call) if cause is None else _reason(cause)
                 remedy = f"or set rewards.{name}.required=false to go on without these samples"
                 raise RewardError(f"reward {name!r} could not score {reason}: {because}; mend it, {remedy}") from cause
         for name, record in self.record.items():
@@ -293,6 +293,13 @@ def _checked(name: str, score: Any, number: int) -> Tensor:
     else:
         return score.detach().to("cpu", torch.float32)
     raise RewardError(f"reward {name!r} returned {got}; accepted: float32 [{number}], finite or NaN, one a sample")
+
+
+def _missing(reward: Reward) -> str:
+    """Why there are no numbers, as far as the reward counts reasons (`failures`: how many of each)."""
+    counts = getattr(reward, "failures", None)
+    why = ", ".join(f"{reason} ({number})" for reason, number in counts.items()) if isinstance(counts, dict) else ""
+    return f"it gave no number (NaN){': ' if why else ''}{why}"
 
 
 def _reason(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """Rewards run under their names: splits change nothing, errors never become numbers, NaN passes through."""
 
 import threading
+from collections import Counter
 
 import pytest
 import torch
@@ -142,6 +143,19 @@ def test_a_required_reward_may_miss_a_few_samples_and_not_many():
         scorer(samples())
     lenient = Scorer({"x": Loaded(sometimes({1, 2}), required=False)})
     assert all(lenient(samples())["x"].isnan().sum() == 2 for _ in range(10))
+
+
+def test_a_reward_that_counts_reasons_is_quoted():
+    class Judge:
+        failures = Counter({"timeout": 3, "HTTP 500": 2})
+
+        def __call__(self, s):
+            return torch.full((len(s),), torch.nan)
+
+    with pytest.raises(
+        RewardError, match=r"any of 5 samples: it gave no number \(NaN\): timeout \(3\), HTTP 500 \(2\);"
+    ):
+        Scorer({"j": Loaded(Judge())})(samples())
 
 
 def test_the_record_of_failures_survives_a_resume():
