@@ -234,7 +234,8 @@ def test_rewards_of_one_checkpoint_share_model_and_reading(rewards, monkeypatch)
 
 
 def _other(checkpoint, **args):
-    return video_reward(**({"model": str(checkpoint.folder)} | ARGS | args))
+    given: dict[str, Any] = {"model": str(checkpoint.folder)} | ARGS | args
+    return video_reward(**given)
 
 
 def test_a_model_goes_with_its_last_reward(checkpoint):
