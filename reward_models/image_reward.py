@@ -82,7 +82,8 @@ class image_reward(Model):  # noqa: N801 - the name recipes use
     def _seen(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
         """The scores of Pillow pictures, as many for each text, prepared as the published code does."""
         each = [text for text in texts for _ in range(len(images) // len(texts))]
-        resized: list[Any] = [transforms.resize(image, [self.size], InterpolationMode.BICUBIC) for image in images]
+        pictures: list[Any] = list(images)
+        resized: list[Any] = [transforms.resize(image, [self.size], InterpolationMode.BICUBIC) for image in pictures]
         cropped: list[Any] = [transforms.center_crop(image, [self.size]) for image in resized]
         return self._scores(torch.stack([_normal(transforms.to_tensor(image)) for image in cropped]), each)
 

@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from reward_models.parts import checkpoints
 
@@ -48,7 +49,7 @@ def vision(tensors: Mapping[str, Tensor], heads: int, what: str) -> Any:
         patch_size=patch,
         layer_norm_eps=1e-6,  # as the public code; transformers' own default is 1e-5
     )
-    return _filled(BlipVisionModel(config), {vision_name(n): t for n, t in tensors.items()}, what)
+    return _filled(BlipVisionModel, config, {vision_name(n): t for n, t in tensors.items()}, what)
 
 
 def text(tensors: Mapping[str, Tensor], heads: int, image_width: int, what: str) -> Any:
@@ -67,7 +68,7 @@ def text(tensors: Mapping[str, Tensor], heads: int, image_width: int, what: str)
         is_decoder=True,  # gives the layers their cross-attention; a call attends in both directions all the same
     )
     kept = {n: t for n, t in tensors.items() if n != "embeddings.position_ids"}
-    return _filled(BlipTextModel(config, add_pooling_layer=False), kept, what)
+    return _filled(BlipTextModel, config, kept, what, add_pooling_layer=False)
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -75,9 +76,12 @@ def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def _filled(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> nn.Module:
-    checkpoints.fill(module, tensors, what)
-    return module
+def _filled(kind: Any, config: Any, tensors: Mapping[str, Tensor], what: str, **options: Any) -> Any:
+    """The model of these tensors, float32; nothing is drawn at random first."""
+    with torch.device("meta"):
+        wanted = kind(config, **options).state_dict()
+    fit = checkpoints.fitting(wanted, tensors, what)
+    return kind.from_pretrained(None, config=config, state_dict=fit, dtype=torch.float32, **options)
 
 
 def _wanted(tensors: Mapping[str, Tensor], name: str, what: str) -> Tensor:

@@ -25,7 +25,7 @@ PATCH, MERGE, SPAN, WIDTH = 4, 2, 2, 32
 SPARE = 8  # rows of the embedding beyond the tokenizer, as Qwen2-VL has them
 
 
-def processor():
+def processor() -> Any:
     """Qwen2VLProcessor whose byte-level BPE knows the words of the instructions."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -74,7 +74,7 @@ def model(tokenizer, seed=0):
         return tf.Qwen2VLForConditionalGeneration(config).eval()
 
 
-def save(folder: Path, seed=0):
+def save(folder: Path, seed=0) -> tuple[Any, Any]:
     """Writes the base model there, as save_pretrained does; (model, processor)."""
     made = processor()
     built = model(made.tokenizer, seed)

@@ -191,7 +191,8 @@ def test_other_pictures_are_refused(reward, images, says):
 
 
 def _other(checkpoint, **args):
-    return hpsv3(**({"model": str(checkpoint.file), "base": str(checkpoint.base)} | SIZES | args))
+    given: dict[str, Any] = {"model": str(checkpoint.file), "base": str(checkpoint.base)} | SIZES | args
+    return hpsv3(**given)
 
 
 def test_the_language_model_takes_the_dtype_and_the_head_stays_float32(checkpoint):

@@ -252,8 +252,9 @@ def test_other_pictures_are_refused(reward, images, says):
 
 
 def _refused(says, folder, **args):
+    given: dict[str, Any] = {"model": str(folder), "tokenizer": str(folder)} | HEADS | args
     with pytest.raises(ValueError, match=says) as caught:
-        image_reward(**({"model": str(folder), "tokenizer": str(folder)} | HEADS | args))
+        image_reward(**given)
     assert "\n" not in str(caught.value) and str(caught.value).startswith("image_reward")
 
 
