@@ -93,6 +93,8 @@ def siglip_folder(folder: Path, seed: int = 0) -> Path:
     config = SiglipConfig(text_config=text, vision_config={**hidden, "image_size": 32, "patch_size": 8})
     model = SiglipModel(config)
     _spread(model)
+    model.logit_scale.data.fill_(1.5)
+    model.logit_bias.data.fill_(-0.75)
     model.save_pretrained(str(folder))
     SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(str(folder))
     return folder

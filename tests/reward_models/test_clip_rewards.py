@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clip_support import TEXTS, Made, asked, pixels
+from reward_models.clip_score import SCALES
 from reward_models.parts.inputs import as_pil
 
 
@@ -42,6 +43,12 @@ def test_clip_score_is_the_librarys(made):
     paper = made.reward("clip_score", scale="clipscore")(asked(images))
     assert cosine.min() < 0 < cosine.max()
     torch.testing.assert_close(paper, 2.5 * torch.where(cosine > 0, cosine, torch.zeros(4)), **near)
+
+
+def test_a_siglips_logit_has_its_bias(made):
+    images = asked(pixels(4, 3, 40, 57))
+    cosine, logit = (made.reward("clip_score", model=str(made.siglip), scale=kind)(images) for kind in SCALES[:2])
+    torch.testing.assert_close(logit, 4.481689 * cosine - 0.75, atol=1e-5, rtol=0)  # e ** 1.5
 
 
 def test_a_prefix_is_put_before_the_caption(made):
