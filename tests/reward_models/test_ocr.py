@@ -1,5 +1,6 @@
 """The OCR reward: the rule against published numbers, the reader on text that is drawn here."""
 
+import logging
 import random
 import sys
 import time
@@ -97,7 +98,7 @@ def test_a_prompt_without_target_is_named_or_left_unscored(reward):
 
 def test_words_of_twelve_pixels_and_more_are_read(reward):
     chance = random.Random(1)
-    jobs = [(word, size) for size in (12, 16, 28) for word in chance.sample(WORDS, 20)]
+    jobs = [(word, size) for size in (12, 16, 28) for word in chance.sample(WORDS, 14)]
     scores = reward(asked([word for word, _ in jobs], [placed(word, size, chance) for word, size in jobs]))
     assert scores.dtype == torch.float32
     wrong = [(*job, score) for job, score in zip(jobs, scores.tolist(), strict=True) if score != 1]
@@ -121,6 +122,8 @@ def test_stuffing_a_picture_with_text_earns_nothing(reward):
     full = written("OPEN SHOP", "BUY NOW", "SALE 50")
     assert reward(asked(["OPEN"], [full])).item() == 0
     assert ocr(compatible=True)(asked(["OPEN"], [full])).item() == 1
+    both = Samples([Prompt("0", 'signs "OPEN" and "SHUT"')], torch.arange(1), images=full[None])
+    assert ocr(compatible=True)(both).item() == 1  # the first quoted text alone
 
 
 def test_large_words_of_a_line_are_read_from_the_left():
@@ -204,14 +207,14 @@ def test_other_inputs_are_refused(reward, given, said):
         reward(Samples([Prompt("0", 'a sign "x"')], torch.zeros(1), **given))
 
 
-def test_nothing_is_downloaded_and_nothing_said(capfd):
+def test_nothing_is_downloaded_and_nothing_said():
     import rapidocr
 
     shipped = {path.name for path in (Path(rapidocr.__file__).parent / "models").glob("*.onnx")}
     assert any("det" in name for name in shipped) and any("rec" in name for name in shipped)
     Reader("ocr").lines([])
     assert ocr()(asked(["x"], [torch.rand(3, 40, 40)])).item() == 0
-    assert capfd.readouterr() == ("", "")
+    assert not logging.getLogger("RapidOCR").isEnabledFor(logging.ERROR)  # it tells of every picture without text
 
 
 @pytest.mark.slow
