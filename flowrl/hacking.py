@@ -19,8 +19,9 @@ suspicious alone, and a product of the two would let a large rise make up for a 
 product of what remains is an `or` in which signs that are weak alone add up. The fourth power leaves what is half way
 to its limit, as of a healthy run, almost out (1/17), where evidence in proportion would add up to an alarm. Diversity
 and divergence count half, so that neither reaches 1/2 alone: whatever a policy learns, it moves and it narrows; they
-make other signs weigh more. That the distance from the base goes with over-optimization is shown for language models by
-Gao et al., arXiv 2210.10760. The alarm `hacking` rings at an index of LIMIT.
+make other signs weigh more. Witnesses that rise vouch for them: they then count 1/2 (1 - evidence) of the least rise of
+a witness since the base, in units of RISE standard errors. That the distance from the base goes with over-optimization
+is shown for language models by Gao et al., arXiv 2210.10760. The alarm `hacking` rings at an index of LIMIT.
 """
 
 import math
@@ -114,11 +115,12 @@ def signs_of(case: Case, metrics: Metrics, reward: Mean) -> Iterator[Sign]:
     now = {name: value for name, value in metrics.items() if math.isfinite(value)}
     size, told = furthest(base["statistics"], now, case.settings.drift)
     yield Sign("drift", size, rise, f"{told} while {rose}", base["iteration"])
+    half = 0.5 * (1 - _vouched(case, metrics))
     if (loss := _narrowed(case)) is not None:
-        yield Sign("diversity_loss", loss[0], rise, loss[1], base["iteration"], 0.5)
+        yield Sign("diversity_loss", loss[0], rise, loss[1], base["iteration"], half)
     if case.settings.kl_to_base is not None and KL in now:
         what = f"divergence from the base {now[KL]:.3g}"
-        yield Sign("kl", _units(now[KL], case.settings.kl_to_base), rise, what, base["iteration"], 0.5)
+        yield Sign("kl", _units(now[KL], case.settings.kl_to_base), rise, what, base["iteration"], half)
 
 
 def findings(case: Case, iteration: int, metrics: Metrics, reward: Mean) -> Found:
@@ -186,6 +188,15 @@ def level(excess: float) -> int:
 
 def _since_base(case: Case, reward: Mean) -> float:
     return reward.above(Mean(case.memory.base["value"], case.memory.base["error"]), RISE)
+
+
+def _vouched(case: Case, metrics: Metrics) -> float:
+    """How surely every witness has risen since the base, in [0, 1]; 0 where there is none."""
+    base: dict[str, Sequence[float]] = case.memory.base.get("witnesses", {})
+    now = {name: mean_of(name, metrics) for name in base}
+    if not all(math.isfinite(mean.value) for mean in now.values()):
+        return 0.0
+    return min((evidence(now[name].above(Mean(*mean), RISE)) for name, mean in base.items()), default=0.0)
 
 
 def _narrowed(case: Case) -> tuple[float, str] | None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from flowrl.names import UserError
 
-NAMED = ("final", "best", "last")
+NAMED = ("final", "best", "last", "witness")
+MARKED = ("best", "witness")  # files beside the checkpoints that hold the number of one
 
 
 def final_weights(run: Path) -> Path:
@@ -32,15 +33,17 @@ def look(run: Path, which: str, raw: bool = False) -> None:
     asked = f"{which}{' --raw' if raw else ''}"
     if not there:
         raise UserError(f"--weights: got {asked}, but {run} has no checkpoints; use --weights final")
-    if (which == "best" and not (folder / "best").is_file()) or (which.isdigit() and int(which) not in there):
-        accepted = ", ".join([*NAMED, *map(str, there)])
+    if (which in MARKED and not (folder / which).is_file()) or (which.isdigit() and int(which) not in there):
+        names = [n for n in NAMED if n not in MARKED or (folder / n).is_file()]
+        accepted = ", ".join([*names, *map(str, there)])
         raise UserError(f"--weights: got {asked}, but {run} has no such checkpoint; accepted: {accepted}")
 
 
 def load_weights(policy: Any, run: Path, which: str = "final", raw: bool = False) -> None:
     """Puts a run's weights into the policy of its recipe.
 
-    which: "final" (as saved at the end of the run), "best" by held-out reward, "last", or the number of a checkpoint.
+    which: "final" (as saved at the end of the run), "best" by held-out reward, "witness", the best by its witnesses
+    (kept where `watch.on_hack` may return to it), "last", or the number of a checkpoint.
     raw: those without averaging, where the run averages (train.ema); they are kept in checkpoints only, so that of
     "final" is the last one's. Raises UserError where the run has no such weights.
     """

@@ -19,7 +19,10 @@ Overrides = Annotated[
 
 
 WeightsOption = Annotated[
-    str, typer.Option(metavar="final|best|last|NUMBER", help="Which of the run's weights; NUMBER is a checkpoint's.")
+    str,
+    typer.Option(
+        metavar="final|best|last|witness|NUMBER", help="Which of the run's weights; NUMBER is a checkpoint's."
+    ),
 ]
 RawOption = Annotated[bool, typer.Option("--raw", help="The weights without averaging, where the run averages.")]
 StepsOption = Annotated[int | None, typer.Option(min=1, help="ODE steps; the recipe's where not given.")]

@@ -127,6 +127,18 @@ def test_a_loss_of_diversity_is_read_from_training():
     assert sizes(0.0)["hack_index"] < LIMIT and "hack/diversity_loss" not in sizes(0.1, diversity=0.0)
 
 
+def test_witnesses_that_rise_vouch_for_divergence_and_diversity():
+    def suspicion(first: float, second: float) -> float:
+        watch = make({"r": 1.0, "w": 0.0, "v": 0.0}, kl_to_base=0.01)
+        evaluated(watch, 0, v__mean=0.4, v__error=0.03)
+        found, _ = evaluated(watch, 5, r__mean=0.9, w__mean=first, v__mean=second, v__error=0.03, kl_to_base=0.02)
+        return found["hack_index"]
+
+    assert suspicion(0.4, 0.9) == pytest.approx(0.5 * evidence(2.0)) == suspicion(0.4, math.nan)
+    risen = 0.4 + 2 * 2 * BOTH  # by twice the limit
+    assert suspicion(0.9, risen) == pytest.approx(0.5 * (1 - evidence(2.0)) * evidence(2.0))
+
+
 def test_a_real_healthy_run_is_not_suspected():
     watch = Watch({"shapes": 1.0, "strict": 0.0}, updates_per_rollout=4, clip=(1e-3, 1e-3))
     found = []
