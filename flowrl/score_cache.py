@@ -1,7 +1,7 @@
 """Scores that are known already, by what they are scores of: for rewards that are slow or cost money.
 
 A key is the SHA-256 of the reward's name, arguments and checkpoint files, and of the sample: its exact pixels with
-shape and dtype, or its text, and prompt, media and meta. A sample without a score is asked about again.
+shape and dtype, or its text, and prompt, meta and media files. A sample without a score is asked about again.
 """
 
 import hashlib
@@ -52,7 +52,10 @@ class ScoreCache:
 
     def _key(self, samples: Samples, i: int) -> bytes:
         prompt = samples.prompts[i]
-        about = _digest(prompt.text, prompt.media, prompt.meta, None if samples.texts is None else samples.texts[i])
+        media = [_state(Path(path)) for path in prompt.media]
+        about = _digest(
+            prompt.text, prompt.media, media, prompt.meta, None if samples.texts is None else samples.texts[i]
+        )
         digest = hashlib.sha256(self._salt + about)
         for pixels in (samples.images, samples.video):
             if pixels is not None:
@@ -94,7 +97,12 @@ def _files(args: Mapping[str, Any]) -> list[tuple[str, int, int]]:
     """Size and time of change of the files that the arguments name: another checkpoint gives other scores."""
     paths = [Path(value).expanduser() for value in args.values() if isinstance(value, str) and value]
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.glob("*")))]
-    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    return [state for file in files if (state := _state(file)) is not None]
+
+
+def _state(file: Path) -> tuple[str, int, int] | None:
+    """Name, size and time of change of a file; None where there is none."""
+    return (file.name, file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else None
 
 
 def _opened(path: Path) -> sqlite3.Connection:

@@ -285,6 +285,13 @@ def test_scores_that_are_known_are_not_asked_for_again(tmp_path):
     (tmp_path / "weights").write_bytes(b"22")
     cached()(given)
     assert calls == [5, 1, 5, 5]  # another checkpoint
+    (tmp_path / "media.png").write_bytes(b"1")
+    shown = Samples([Prompt("0", "0", media=(str(tmp_path / "media.png"),))] * 5, given.group, images=given.images)
+    again = cached("other.db")
+    for content in (b"1", b"22"):  # another reference picture of the same name
+        (tmp_path / "media.png").write_bytes(content)
+        again(shown)
+    assert calls == [5, 1, 5, 5, 5, 5]
     (tmp_path / "text").write_text("no database " * 100)
     with pytest.raises(UserError, match="is no file of scores"):
         cached("text")
