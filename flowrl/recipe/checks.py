@@ -16,7 +16,7 @@ from flowrl.recipe.paths import check_path
 from flowrl.recipe.presets import PRESETS
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.schedules import check_schedule
-from flowrl.recipe.schema import Objective, Recipe
+from flowrl.recipe.schema import Objective, Recipe, RewardSpec
 from flowrl.recipe.trackers import check_trackers
 from flowrl.recipe.trees import check_tree
 from flowrl.recipe.windows import check_window
@@ -221,7 +221,12 @@ def _rewards(recipe: Recipe) -> Iterator[RecipeError]:
     if all(spec.weight == 0 for spec in recipe.rewards.values()):
         place = f"rewards.{next(iter(recipe.rewards))}.weight"
         yield RecipeError(place, "got 0 for every reward, so nothing is trained", "give one reward a non-zero weight")
-    for name, spec in recipe.rewards.items():
+    yield from check_rewards(recipe.rewards)
+
+
+def check_rewards(rewards: dict[str, RewardSpec]) -> Iterator[RecipeError]:
+    """What about these rewards cannot work: their names, what they name, and their arguments."""
+    for name, spec in rewards.items():
         place = f"rewards.{name}"
         if not re.fullmatch(r"[A-Za-z]\w*", name) or name == "total":
             accepted = "letters, digits and _, beginning with a letter, but not total"
