@@ -10,10 +10,11 @@ from pydantic import ValidationError
 from flowrl import names
 from flowrl.names import UserError
 from flowrl.recipe.base import Strict, key, part
-from flowrl.recipe.checks import check_rewards
+from flowrl.recipe.checks import check_reward
 from flowrl.recipe.errors import RecipeError, first_of, translate, unknown_key
 from flowrl.recipe.load import parse
-from flowrl.recipe.schema import Recipe, RewardSpec
+from flowrl.recipe.rewards import RewardSpec
+from flowrl.recipe.schema import Recipe
 
 SHORTEST_TOKEN = 16  # characters
 
@@ -22,7 +23,7 @@ class Serve(Strict):
     """Where the server listens, and how much it takes.
 
     token_env: the environment variable that holds the token which requests must carry; needed as soon as host is not of
-    this machine alone. workers: processes, each with all rewards. queue: requests that may wait beside those being
+    this machine alone. workers: processes, each with all rewards. device: where rewards with weights live. queue: requests that may wait beside those being
     scored; more are told to come again. timeout: seconds that a request may wait, and that scoring it may take.
     max_bytes, max_items and max_pixels: of one request; pixels of all its pictures and frames together.
     """
@@ -32,6 +33,7 @@ class Serve(Strict):
     token_env: str | None = key(None, "the name of an environment variable or null", pattern=r"^[A-Za-z_]\w*$")
     workers: int = key(1, "a whole number >= 1", ge=1)
     queue: int = key(16, "a whole number >= 0", ge=0)
+    device: str = key("auto", "auto, cpu, mps, cuda or cuda:N", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     timeout: float = key(120.0, "a number > 0", gt=0)
     max_bytes: int = key(256 * 2**20, "a whole number >= 1024", ge=1024)
     max_items: int = key(256, "a whole number >= 1", ge=1)
@@ -41,7 +43,7 @@ class Serve(Strict):
 class Config(Strict):
     """A file for `flowrl serve-rewards`."""
 
-    rewards: dict[str, RewardSpec] = key(..., "names mapped to {use, weight, args, required}", min_length=1)
+    rewards: dict[str, RewardSpec] = key(..., "names mapped to {use, args, batch, device, ...}", min_length=1)
     serve: Serve = part(Serve)
 
 
@@ -64,7 +66,7 @@ def load(path_or_name: str, **changes: object) -> Config:
         config = Config.model_validate({"rewards": values.get("rewards"), "serve": serve})
     except ValidationError as error:
         raise translate(error, Config) from None
-    if errors := list(check_rewards(config.rewards)):
+    if errors := [error for name, spec in config.rewards.items() for error in check_reward(name, spec)]:
         raise first_of(errors)
     return config
 
