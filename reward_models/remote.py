@@ -78,7 +78,9 @@ class remote:
         outcomes = self._outcomes(samples, self._parts(samples, sent.nonzero().flatten().tolist()))
         failed = {i: one.reason for i, one in outcomes.items() if one.status == "error"}
         if outcomes and len(failed) == len(outcomes):
-            raise RuntimeError(f"remote reward {self.name!r} scored none of {len(failed)} samples: {failed.popitem()[1]}")
+            raise RuntimeError(
+                f"remote reward {self.name!r} scored none of {len(failed)} samples: {failed.popitem()[1]}"
+            )
         if failed:
             text = f"remote reward {self.name!r} could not score {len(failed)} of {len(outcomes)} samples: "
             warnings.warn(text + next(iter(failed.values())), stacklevel=2)

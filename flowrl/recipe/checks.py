@@ -16,7 +16,7 @@ from flowrl.recipe.paths import check_path
 from flowrl.recipe.presets import PRESETS
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.schedules import check_schedule
-from flowrl.recipe.schema import Objective, Recipe, RewardSpec
+from flowrl.recipe.schema import Objective, Recipe
 from flowrl.recipe.trackers import check_trackers
 from flowrl.recipe.trees import check_tree
 from flowrl.recipe.windows import check_window

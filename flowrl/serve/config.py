@@ -23,9 +23,10 @@ class Serve(Strict):
     """Where the server listens, and how much it takes.
 
     token_env: the environment variable that holds the token which requests must carry; needed as soon as host is not of
-    this machine alone. workers: processes, each with all rewards. device: where rewards with weights live. queue: requests that may wait beside those being
-    scored; more are told to come again. timeout: seconds that a request may wait, and that scoring it may take.
-    max_bytes, max_items and max_pixels: of one request; pixels of all its pictures and frames together.
+    this machine alone. workers: processes, each with all rewards. queue: requests that may wait beside those being
+    scored; more are told to come again. device: where rewards with weights live that name none. timeout: seconds that a
+    request may wait, and that scoring it may take. max_bytes, max_items and max_pixels: of one request; pixels of all
+    its pictures and frames together.
     """
 
     host: str = key("127.0.0.1", "an address or name of this machine", min_length=1)
@@ -96,7 +97,9 @@ def listen(serve: Serve) -> socket.socket:
     try:
         return socket.create_server(address[:2], family=family, backlog=512)
     except OSError as error:
-        raise UserError(f"serve.host, serve.port: {serve.host}:{serve.port} cannot be taken ({error.strerror})") from error
+        raise UserError(
+            f"serve.host, serve.port: {serve.host}:{serve.port} cannot be taken ({error.strerror})"
+        ) from error
 
 
 def _addresses(host: str, port: int = 0) -> list[tuple]:

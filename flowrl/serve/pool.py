@@ -166,16 +166,15 @@ class Pool:
             try:
                 await self._work(worker)
             except Dead:
-                self._say(f"worker {worker.process.pid} died or was ended; starting another")
+                self._say(f"worker {worker.process.pid} died or was given up; starting another")
+                await worker.end(0)
+            except asyncio.CancelledError:
+                await worker.end(GRACE)
+                raise
             finally:
                 self.ready.discard(worker)
-                await worker.end(0 if worker.process.returncode is None and self._cancelled() is False else GRACE)
             self.restarts += 1
             worker = await self._replacement()
-
-    @staticmethod
-    def _cancelled() -> bool:
-        return isinstance(sys.exc_info()[1], asyncio.CancelledError)
 
     async def _work(self, worker: Worker) -> None:
         """Does job after job. Raises Dead once the worker has died or was given up."""
@@ -210,6 +209,8 @@ class Pool:
         except Dead:
             if job.tries < TRIES:
                 self._jobs.put_nowait(job)
+                late = Full(f"no worker was free for {self.config.timeout:g} s")
+                asyncio.get_running_loop().call_later(self.config.timeout, _fail, job, late)
             else:
                 _fail(job, Lost(f"{TRIES} workers died while scoring this request"))
             raise
