@@ -77,13 +77,11 @@ class remote:
                 sent = ~unscored(pixels).cpu()
         outcomes = self._outcomes(samples, self._parts(samples, sent.nonzero().flatten().tolist()))
         failed = {i: one.reason for i, one in outcomes.items() if one.status == "error"}
-        if outcomes and len(failed) == len(outcomes):
-            raise RuntimeError(
-                f"remote reward {self.name!r} scored none of {len(failed)} samples: {failed.popitem()[1]}"
-            )
+        what = f"remote reward {self.name!r} could not score {len(failed)} of {len(outcomes)} samples"
+        if failed and len(failed) == len(outcomes):
+            raise RuntimeError(f"{what}: {next(iter(failed.values()))}")
         if failed:
-            text = f"remote reward {self.name!r} could not score {len(failed)} of {len(outcomes)} samples: "
-            warnings.warn(text + next(iter(failed.values())), stacklevel=2)
+            warnings.warn(f"{what}: {next(iter(failed.values()))}", stacklevel=2)
         for i, one in outcomes.items():
             score = one.scores[str(self.name)]
             if score is not None:
@@ -96,8 +94,11 @@ class remote:
             return {}
         with ThreadPoolExecutor(min(self.concurrency, len(parts)), "remote") as threads:
             asked = [threads.submit(self._score, samples, part) for part in parts]
+            found = {}
             try:
-                return {i: one for part, ask in zip(parts, asked, strict=True) for i, one in zip(part, ask.result())}
+                for part, ask in zip(parts, asked, strict=True):
+                    found |= dict(zip(part, ask.result(), strict=True))
+                return found
             finally:
                 for ask in asked:
                     ask.cancel()

@@ -39,7 +39,7 @@ class Service:
     def __init__(self, config: Config, pool: Pool, token: str | None):
         self.config, self.pool, self.ledger = config, pool, Ledger()
         self._token = None if token is None else token.encode()
-        self.counts = dict.fromkeys(("served", "samples", "refused", "busy", "failed"), 0)
+        self.counts: dict[str, int] = dict.fromkeys(("served", "samples", "refused", "busy", "failed"), 0)
         self.begun = time.time()
 
     def knows(self, request: Request) -> bool:
@@ -60,13 +60,15 @@ class Service:
         announced = request.headers.get("content-length", "")
         if announced.isdigit() and int(announced) > limits.max_bytes:
             raise Refusal(413, f"{announced} bytes; accepted: at most {limits.max_bytes} a request")
+        if self.pool.full:
+            # answered once it is read: a client that is still sending would see a broken connection instead
+            await _within(limits.timeout, _read(request, limits.max_bytes, keep=False))
+            raise Refusal(503, "all workers are busy and the queue is full")
         try:
             with self.pool.admitted():
                 body, digest = await _within(limits.timeout, _read(request, limits.max_bytes, keep=True))
                 reply = await self.ledger.once(name, kind + digest, lambda: self.pool.score(kind, body))
         except Full as error:
-            # answered once it is read: a client that is still sending would see a broken connection instead
-            await _within(limits.timeout, _read(request, limits.max_bytes, keep=False))
             raise Refusal(503, str(error)) from None
         except TooSlow as error:
             raise Refusal(504, str(error)) from None
@@ -103,8 +105,6 @@ async def _within(seconds: float, reading: Awaitable[tuple[bytes, str]]) -> tupl
         raise Refusal(408, f"the body was not there within {seconds:g} s") from None
     except ClientDisconnect:
         raise Refusal(400, "the client hung up") from None
-    except RuntimeError:  # starlette: the body has been read already, before the queue was found full
-        return b"", ""
 
 
 def build(service: Service) -> FastAPI:

@@ -97,9 +97,8 @@ def listen(serve: Serve) -> socket.socket:
     try:
         return socket.create_server(address[:2], family=family, backlog=512)
     except OSError as error:
-        raise UserError(
-            f"serve.host, serve.port: {serve.host}:{serve.port} cannot be taken ({error.strerror})"
-        ) from error
+        where = f"{serve.host}:{serve.port}"
+        raise UserError(f"serve.port: {where} cannot be taken ({error.strerror}); give another, or 0") from error
 
 
 def _addresses(host: str, port: int = 0) -> list[tuple]:

@@ -1,7 +1,6 @@
 """Requests by their ids: one that comes again, because its answer was lost, meets the work already done."""
 
 import asyncio
-import contextlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -31,13 +30,13 @@ class Ledger:
         task = known[1] if known is not None else asyncio.ensure_future(work())
         if name is not None and known is None:
             self._replies[name] = digest, task
+        if known is None:
             task.add_done_callback(lambda done: self._settle(name, done))
         return await asyncio.shield(task)
 
-    def _settle(self, name: str, done: asyncio.Task) -> None:
+    def _settle(self, name: str | None, done: asyncio.Task) -> None:
         if done.cancelled() or done.exception() is not None:
-            with contextlib.suppress(KeyError):
-                del self._replies[name]
+            self._replies.pop(name, None)  # pyright: ignore[reportArgumentType]
         settled = [name for name, (_, task) in self._replies.items() if task.done()]
         for name in settled[: max(0, len(settled) - self._size)]:
             del self._replies[name]

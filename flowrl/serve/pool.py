@@ -22,7 +22,7 @@ START = "import sys; sys.path.pop(0); from flowrl.serve.worker import main; main
 
 
 class Full(RuntimeError):
-    """As many requests as allowed are in the server, or this one has waited too long for a worker."""
+    """No worker was free in time."""
 
 
 class TooSlow(RuntimeError):
@@ -137,11 +137,14 @@ class Pool:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
 
+    @property
+    def full(self) -> bool:
+        """Whether as many requests as allowed are in the server."""
+        return self.inside >= self.config.workers + self.config.queue
+
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
-        """Within, the request has a place in the server. Raises Full where none is free."""
-        if self.inside >= self.config.workers + self.config.queue:
-            raise Full("all workers are busy and the queue is full")
+        """Within, the request has a place in the server; for one that is not full."""
         self.inside += 1
         try:
             yield

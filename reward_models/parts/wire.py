@@ -181,9 +181,7 @@ def _dumps(head: dict[str, Any]) -> bytes:
     try:
         return json.dumps(head, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"the prompts cannot be sent, meta has to be JSON ({error}); correct the prompt file"
-        ) from None
+        raise ValueError(f"prompts cannot be sent: meta has to be JSON ({error}); correct the prompt file") from None
 
 
 def _exact(pixels: Tensor) -> Tensor:
