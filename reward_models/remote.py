@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from reward_models.parts import wire
+from reward_models.parts import protocol, wire
 from reward_models.parts.inputs import frames, unscored
 from reward_models.parts.servers import Broken, Busy, Failed, Refused, Server, Servers, exchange
 
@@ -108,11 +108,11 @@ class remote:
         name = str(self.name)
         kind, body = wire.encode(samples[part], self.format, [name])
         # the same id in every attempt: a server that has scored it already repeats its answer
-        headers = self.headers | {"Content-Type": kind, wire.REQUEST_ID: uuid.uuid4().hex}
+        headers = self.headers | {"Content-Type": kind, protocol.REQUEST_ID: uuid.uuid4().hex}
 
         def once(server: Server) -> list[wire.Outcome]:
             self._greet(server)
-            data = self._exchange(server, "POST", wire.SCORE, body, headers)
+            data = self._exchange(server, "POST", protocol.SCORE, body, headers)
             try:
                 return wire.scores(data, len(part), name)
             except ValueError as error:
@@ -188,15 +188,17 @@ class remote:
         with server.greeting:
             if server.greeted:
                 return
-            data = self._exchange(server, "GET", wire.REWARDS, b"", self.headers)
+            data = self._exchange(server, "GET", protocol.REWARDS, b"", self.headers)
             try:
                 told = json.loads(data)
                 version, rewards = int(told["version"]), {str(k): dict(v) for k, v in told["rewards"].items()}
                 limits = {key: int(told["limits"][key]) for key in ("max_items", "max_pixels", "max_bytes")}
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise Refused(f"remote: {server.url} is no server of rewards ({type(error).__name__})") from None
-            if version != wire.VERSION:
-                raise Refused(f"remote: {server.url} speaks version {version}, this client {wire.VERSION}; update one")
+            if version != protocol.VERSION:
+                raise Refused(
+                    f"remote: {server.url} speaks version {version}, this client {protocol.VERSION}; update one"
+                )
             if self.name is None and len(rewards) != 1:
                 raise Refused(f"remote: {server.url} has several rewards, set name to one of {', '.join(rewards)}")
             name = self.name or next(iter(rewards))

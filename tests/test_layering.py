@@ -129,10 +129,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "flowrl/scan/values.py": set(),  # values are refused before torch is loaded
     "flowrl/compare": {"jinja2", "yaml", "PIL", "rich", "scipy", "matplotlib"},
     "flowrl/compare/drift.py": {"torch"},
-    "flowrl/serve/config.py": {"pydantic"},  # a configuration, too
-    "flowrl/serve/pool.py": set(),
-    "flowrl/serve/ledger.py": set(),
-    "flowrl/serve/frames.py": set(),
+    "flowrl/serve": {"fastapi", "starlette", "uvicorn", "pydantic"},  # the server's own process needs no torch
     "flowrl/serve/worker.py": {"torch"},  # a worker knows no HTTP
     "flowrl/recipe": {"pydantic", "yaml"},  # a recipe is refused before torch is loaded
 }

@@ -36,7 +36,8 @@ class Ledger:
 
     def _settle(self, name: str | None, done: asyncio.Task) -> None:
         if done.cancelled() or done.exception() is not None:
-            self._replies.pop(name, None)  # pyright: ignore[reportArgumentType]
+            if name is not None:
+                self._replies.pop(name, None)
         settled = [name for name, (_, task) in self._replies.items() if task.done()]
         for name in settled[: max(0, len(settled) - self._size)]:
             del self._replies[name]

@@ -14,7 +14,8 @@ from flowrl import scoring
 from flowrl.contracts import Samples
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.serve import frames
-from reward_models.parts.wire import VERSION, Limits, Malformed, decode
+from reward_models.parts.protocol import VERSION
+from reward_models.parts.wire import Limits, Malformed, decode
 
 WORSE = ("ok", "unscored", "error")
 

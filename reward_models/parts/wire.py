@@ -23,11 +23,8 @@ from torch import Tensor
 
 from flowrl.contracts import Prompt, Samples
 from reward_models.parts.inputs import as_pil
+from reward_models.parts.protocol import JSON, TENSORS, VERSION
 
-VERSION = 1
-SCORE, REWARDS = "/v1/score", "/v1/rewards"
-JSON, TENSORS = "application/json", "application/x-safetensors"
-REQUEST_ID = "X-Request-Id"
 KINDS = {"images": 4, "video": 5}  # tensors, and their axes
 FLOATS = ("F32", "F16", "BF16")
 PNG = b"\x89PNG\r\n\x1a\n"
