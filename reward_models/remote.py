@@ -196,9 +196,7 @@ class remote:
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise Refused(f"remote: {server.url} is no server of rewards ({type(error).__name__})") from None
             if version != protocol.VERSION:
-                raise Refused(
-                    f"remote: {server.url} speaks version {version}, this client {protocol.VERSION}; update one"
-                )
+                raise Refused(f"remote: {server.url} speaks version {version}, this client another; update one")
             if self.name is None and len(rewards) != 1:
                 raise Refused(f"remote: {server.url} has several rewards, set name to one of {', '.join(rewards)}")
             name = self.name or next(iter(rewards))

@@ -1,4 +1,4 @@
-"""Servers of rewards as a user starts them, for tests: a process of its own, on loopback, with rewards that can be held."""
+"""Servers of rewards as a user starts them, for tests: processes on loopback, with rewards that can be held."""
 
 import json
 import os
