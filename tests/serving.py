@@ -31,7 +31,7 @@ import torch
 def red(samples):
     """Mean of the red channel; notes each call."""
     with open("calls.txt", "a") as file:
-        file.write("".join(p.id + "\\n" for p in samples.prompts))
+        file.write("".join(f"{p.id} {os.getpid()}\\n" for p in samples.prompts))
     for prompt in samples.prompts:
         if "gate" in prompt.meta:
             open(prompt.meta["gate"]).read()
@@ -114,8 +114,15 @@ class Running:
 
     def calls(self) -> list[str]:
         """The ids of all prompts that `red` was called with."""
+        return [line.split()[0] for line in self._notes()]
+
+    def last_called(self) -> int:
+        """The process that `red` was called in last."""
+        return int(self._notes()[-1].split()[1])
+
+    def _notes(self) -> list[str]:
         file = self.folder / "calls.txt"
-        return file.read_text().split() if file.exists() else []
+        return file.read_text().splitlines() if file.exists() else []
 
     def complaints(self) -> str:
         return (self.folder / "errors.txt").read_text()

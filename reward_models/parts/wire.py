@@ -126,14 +126,15 @@ def decode(kind: str, body: bytes, limits: Limits) -> tuple[Samples, list[str] |
     if len(head.items) > limits.items:
         raise Malformed(413, f"{len(head.items)} items; accepted: at most {limits.items} a request")
     items, budget = head.items, [limits.pixels]
+    for item in items:
+        if len(pixels) + sum(given is not None for given in (item.image, item.video, item.text)) != 1:
+            raise Malformed(422, "an item that is not exactly one of image, video and text")
     clips = [([item.image] if item.image is not None else item.video) for item in items]
     if (held := _together(clips, "image or video")) is not None:
         pictures = _stacked([_stacked([_picture(data, budget) for data in clip]) for clip in held])
         still = _together([item.image for item in items], "image") is not None
         pixels |= {"images": pictures[:, 0]} if still else {"video": pictures}
     texts = _together([item.text for item in items], "text")
-    if len(pixels) + (texts is not None) != 1:
-        raise Malformed(422, "accepted: exactly one of images, video and texts")
     lengths = _together([item.length for item in items], "length")
     truncated = _together([item.truncated for item in items], "truncated")
     samples = Samples(
