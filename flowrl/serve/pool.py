@@ -15,6 +15,7 @@ from flowrl.serve import frames
 from flowrl.serve.config import Config
 
 TRIES = 2  # workers that may die of one request
+LOADING = 60.0  # seconds that a request whose worker died may wait longer: another has to load its rewards first
 GRACE = 5.0  # seconds that a worker has to end
 LONGEST_REST = 30.0  # seconds between two attempts to start a worker that does not start
 # without the current directory at the head of the path, where a user's file could hide a package
@@ -212,8 +213,9 @@ class Pool:
         except Dead:
             if job.tries < TRIES:
                 self._jobs.put_nowait(job)
-                late = Full(f"no worker was free for {self.config.timeout:g} s")
-                asyncio.get_running_loop().call_later(self.config.timeout, _fail, job, late)
+                seconds = self.config.timeout + LOADING
+                late = Full(f"no worker was free for {seconds:g} s")
+                asyncio.get_running_loop().call_later(seconds, _fail, job, late)
             else:
                 _fail(job, Lost(f"{TRIES} workers died while scoring this request"))
             raise

@@ -276,7 +276,7 @@ def test_a_request_is_scored_once_whoever_asks_again(server: Running, tmp_path: 
 
 def test_a_killed_worker_is_replaced_and_its_request_scored(server: Running, tmp_path: Path):
     gate = Gate(tmp_path / "gate")
-    held = pictures(2, gate=str(gate.path))
+    held = pictures(1, gate=str(gate.path))
     before = server.health()
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(client(server), held)
