@@ -26,10 +26,10 @@ Found = TypeVar("Found")
 # what a user might write; `held` reads a named pipe where the meta names one, and so waits for the test
 REWARDS = '''
 import os
-import torch
 
 def red(samples):
     """Mean of the red channel; notes each call."""
+    import torch  # late: the server's own process reads this file, too
     with open("calls.txt", "a") as file:
         file.write("".join(f"{p.id} {os.getpid()}\\n" for p in samples.prompts))
     for prompt in samples.prompts:
@@ -48,12 +48,14 @@ class above:
     groupwise = True
 
     def __call__(self, samples):
+        import torch
         score = samples.images[:, 0].mean((1, 2)).float()
         mean = torch.stack([score[samples.group == g].mean() for g in samples.group])
         return score - mean
 
 def length(samples):
     """Characters of a text."""
+    import torch
     return torch.tensor([float(len(text)) for text in samples.texts])
 '''
 

@@ -357,6 +357,7 @@ def memory(server: Running) -> list[int]:
 # ---------------------------------------------------------------------- ends
 
 
+@pytest.mark.slow  # four workers load
 def test_what_takes_too_long_or_kills_its_workers_fails(impatient: Running, tmp_path: Path):
     gate = Gate(tmp_path / "gate")
     held = body_of(pictures(1, gate=str(gate.path)))
@@ -366,8 +367,8 @@ def test_what_takes_too_long_or_kills_its_workers_fails(impatient: Running, tmp_
     while status == 503:  # no worker was ready yet
         status, answer, _ = impatient.ask("/v1/score", body_of(pictures(1, die=True)), Content_Type=JSON)
     assert status == 500 and "2 workers died" in answer["error"]
-    until(lambda: impatient.health()["status"] == "ok", "no worker came back")
-    assert impatient.health()["workers"]["restarts"] >= 3
+    ready = {"ready": 1, "wanted": 1, "restarts": 3}
+    until(lambda: impatient.health()["workers"] == ready, "no worker came back")
 
 
 def test_one_of_two_servers_may_die(server: Running, impatient: Running, tmp_path: Path):
