@@ -385,7 +385,7 @@ def test_one_of_two_servers_may_die(server: Running, impatient: Running, tmp_pat
     with pytest.raises(ValueError, match=r"does not answer \(ConnectionRefusedError.*flowrl serve-rewards"):
         client(impatient)
     asked.servers.all.pop(0)
-    asked.servers.retries = 1
+    asked.servers.all[0].rests_until, asked.servers.retries = 0.0, 1
     with pytest.raises(RuntimeError, match="does not answer"):
         asked(samples)
 
