@@ -150,8 +150,9 @@ class remote:
         most = min(self.batch, self.limits["max_items"])
         if pixels is None:
             return most
-        size = pixels[0].numel() // 3
-        each = 4096 + 13 * size  # bytes of three floats; a PNG in base64 is smaller, whatever it shows
+        size, pictures = pixels[0].numel() // 3, pixels[0].shape[0] if pixels.ndim == 5 else 1
+        # bytes, at most: the prompt, what surrounds a picture, three floats or what noise takes as PNG in base64
+        each = 4096 + 256 * pictures + (13 if self.format == "safetensors" else 6) * size
         most = min(most, self.limits["max_pixels"] // size, self.limits["max_bytes"] // each)
         if most < 1:
             raise ValueError(f"remote: a sample of {size} pixels is more than the server takes: {self.limits}")

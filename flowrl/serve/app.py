@@ -58,8 +58,8 @@ class Service:
         if kind not in (JSON, TENSORS):
             raise Refusal(415, f"content type {kind[:80]!r}; accepted: {JSON} or {TENSORS}")
         announced = request.headers.get("content-length", "")
-        if announced.isdigit() and int(announced) > limits.max_bytes:
-            raise Refusal(413, f"{announced} bytes; accepted: at most {limits.max_bytes} a request")
+        if announced.isdigit() and int(announced[:18]) > limits.max_bytes:
+            raise Refusal(413, f"{announced[:18]} bytes; accepted: at most {limits.max_bytes} a request")
         if self.pool.full:
             # answered once it is read: a client that is still sending would see a broken connection instead
             await _within(limits.timeout, _read(request, limits.max_bytes, keep=False))

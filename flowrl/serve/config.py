@@ -36,7 +36,7 @@ class Serve(Strict):
     queue: int = key(16, "a whole number >= 0", ge=0)
     device: str = key("auto", "auto, cpu, mps, cuda or cuda:N", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     timeout: float = key(120.0, "a number > 0", gt=0)
-    max_bytes: int = key(256 * 2**20, "a whole number >= 1024", ge=1024)
+    max_bytes: int = key(64 * 2**20, "a whole number >= 1024", ge=1024)
     max_items: int = key(256, "a whole number >= 1", ge=1)
     max_pixels: int = key(64 * 2**20, "a whole number >= 1", ge=1)
 

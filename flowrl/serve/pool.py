@@ -19,7 +19,7 @@ LOADING = 60.0  # seconds that a request whose worker died may wait longer: anot
 GRACE = 5.0  # seconds that a worker has to end
 LONGEST_REST = 30.0  # seconds between two attempts to start a worker that does not start
 # without the current directory at the head of the path, where a user's file could hide a package
-START = "import sys; sys.path.pop(0); from flowrl.serve.worker import main; main()"
+START = "import sys; sys.path[:] = filter(None, sys.path); from flowrl.serve.worker import main; main()"
 
 
 class Full(RuntimeError):

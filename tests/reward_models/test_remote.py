@@ -308,3 +308,20 @@ def test_other_safetensors_are_refused(status: int, body: bytes):
 def test_the_server_is_asked_at_its_path():
     assert servers.server("https://host/behind/").path + SCORE == "/behind/v1/score"
     assert servers.server("https://host").port == 443 and servers.server("http://[::1]:8").host == "::1"
+
+
+@pytest.mark.parametrize("form", ["png", "safetensors"])
+@pytest.mark.parametrize("shape", [(3, 1, 1), (3, 200, 1), (3, 64, 64), (40, 3, 2, 2)])
+def test_a_request_is_never_larger_than_a_server_takes(scripted: Callable[..., Scripted], form: str, shape: tuple):
+    pixels = torch.rand(7, *shape, generator=torch.Generator().manual_seed(0))  # noise is the worst case of a PNG
+    given = {"images": pixels} if len(shape) == 3 else {"video": pixels}
+    samples = Samples([Prompt("p", "x" * 1000)] * 7, torch.arange(7), **given)
+    asked = remote(url=scripted(lambda *_: refusal(500)).url, format=form)
+    for max_bytes in (30_000, 60_000, 200_000):
+        asked.limits = {"max_items": 64, "max_pixels": 10**6, "max_bytes": max_bytes}
+        try:
+            parts = asked._parts(samples, list(range(7)))
+        except ValueError:
+            continue
+        assert sorted(i for part in parts for i in part) == list(range(7))
+        assert all(len(wire.encode(samples[part], form)[1]) <= max_bytes for part in parts)
