@@ -279,7 +279,7 @@ def test_a_killed_worker_is_replaced_and_its_request_scored(server: Running, tmp
     held = pictures(1, gate=str(gate.path))
     before = server.health()
     with ThreadPoolExecutor(1) as threads:
-        asked = threads.submit(client(server), held)
+        asked = threads.submit(client(server, retries=0), held)
         waiting = gate.reached()
         killed = server.last_called()
         os.kill(killed, signal.SIGKILL)
