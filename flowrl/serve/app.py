@@ -1,6 +1,7 @@
 """The HTTP side of a server of rewards: who may ask, how much, and what is answered."""
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -59,6 +60,8 @@ class Service:
             raise Refusal(415, f"content type {kind[:80]!r}; accepted: {JSON} or {TENSORS}")
         announced = request.headers.get("content-length", "")
         if announced.isdigit() and int(announced[:18]) > limits.max_bytes:
+            with contextlib.suppress(Refusal):  # read, within reason: see below
+                await _within(limits.timeout, _read(request, 4 * limits.max_bytes, keep=False))
             raise Refusal(413, f"{announced[:18]} bytes; accepted: at most {limits.max_bytes} a request")
         if self.pool.full:
             # answered once it is read: a client that is still sending would see a broken connection instead
