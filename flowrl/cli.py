@@ -15,6 +15,7 @@ from flowrl.commands.listing import list_command
 from flowrl.commands.report import report
 from flowrl.commands.sample import sample
 from flowrl.commands.scan import scan_command
+from flowrl.commands.serve import serve_command
 from flowrl.commands.train import run
 from flowrl.names import UserError
 
@@ -32,6 +33,7 @@ app.command()(sample)
 app.command("scan")(scan_command)
 app.command()(report)
 app.command("export")(export_command)
+app.command("serve-rewards")(serve_command)
 app.command("list")(list_command)
 app.add_typer(world.app, name="world")
 

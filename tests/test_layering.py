@@ -96,6 +96,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     | LIGHT,
     "flowrl/compare/costs.py": {"flowrl.compare", "flowrl.estimate", "flowrl.planning", "flowrl.recipe"},
     "flowrl/compare/drift.py": {"flowrl"},
+    "flowrl/serve": {"flowrl.serve", "flowrl.__version__", "flowrl.contracts", "flowrl.scoring", "flowrl.recipe"}
+    | {"reward_models.parts"}
+    | LIGHT,
     "flowrl/commands": {"flowrl"},
     "flowrl/cli.py": {"flowrl"},
 }
@@ -126,6 +129,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "flowrl/scan/values.py": set(),  # values are refused before torch is loaded
     "flowrl/compare": {"jinja2", "yaml", "PIL", "rich", "scipy", "matplotlib"},
     "flowrl/compare/drift.py": {"torch"},
+    "flowrl/serve": {"fastapi", "starlette", "uvicorn", "pydantic"},  # the server's own process needs no torch
+    "flowrl/serve/worker.py": {"torch"},  # a worker knows no HTTP
     "flowrl/recipe": {"pydantic", "yaml"},  # a recipe is refused before torch is loaded
 }
 # file or folder -> third parties that it may import inside functions only
@@ -141,6 +146,7 @@ LATE: dict[str, set[str]] = {
 FRIENDS: dict[str, set[str]] = {
     "flowrl.cli": set(),
     "flowrl.commands": {"flowrl/cli.py", "flowrl/commands"},
+    "flowrl.serve": {"flowrl/commands", "flowrl/serve"},
     "flowrl.run": {"flowrl/commands"},
     "flowrl.loop": {"flowrl/run.py", "flowrl/commands"},
 }

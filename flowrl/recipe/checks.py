@@ -222,17 +222,22 @@ def _rewards(recipe: Recipe) -> Iterator[RecipeError]:
         place = f"rewards.{next(iter(recipe.rewards))}.weight"
         yield RecipeError(place, "got 0 for every reward, so nothing is trained", "give one reward a non-zero weight")
     for name, spec in recipe.rewards.items():
-        place = f"rewards.{name}"
-        if not re.fullmatch(r"[A-Za-z]\w*", name) or name == "total":
-            accepted = "letters, digits and _, beginning with a letter, but not total"
-            yield RecipeError(place, f"got the name {name!r}, accepted: {accepted}", "rename it")
-        try:
-            entry = names.find(spec.use, names.rewards())
-        except names.UserError as error:
-            yield RecipeError(f"{place}.use", str(error), "name another reward")
-            continue
-        yield from _arguments(f"{place}.args", spec.args, entry)
-        yield from _manner(place, name, spec, recipe)
+        yield from check_reward(name, spec)
+        yield from _manner(f"rewards.{name}", name, spec, recipe)
+
+
+def check_reward(name: str, spec: RewardSpec) -> Iterator[RecipeError]:
+    """What about a reward by itself cannot work: its name, what it names, its arguments."""
+    place = f"rewards.{name}"
+    if not re.fullmatch(r"[A-Za-z]\w*", name) or name == "total":
+        accepted = "letters, digits and _, beginning with a letter, but not total"
+        yield RecipeError(place, f"got the name {name!r}, accepted: {accepted}", "rename it")
+    try:
+        entry = names.find(spec.use, names.rewards())
+    except names.UserError as error:
+        yield RecipeError(f"{place}.use", str(error), "name another reward")
+        return
+    yield from _arguments(f"{place}.args", spec.args, entry)
 
 
 def _manner(place: str, name: str, spec: RewardSpec, recipe: Recipe) -> Iterator[RecipeError]:

@@ -1,0 +1,38 @@
+"""How a server and its workers talk through pipes: a length of 8 bytes, then as many bytes. JSON and bodies only."""
+
+import asyncio
+import struct
+from typing import BinaryIO
+
+LENGTH = struct.Struct(">Q")
+
+
+def write(pipe: BinaryIO, data: bytes) -> None:
+    """Writes one frame."""
+    pipe.write(LENGTH.pack(len(data)))
+    pipe.write(data)
+    pipe.flush()
+
+
+def read(pipe: BinaryIO) -> bytes | None:
+    """The next frame, None where the other side has closed the pipe."""
+    head = pipe.read(LENGTH.size)
+    if len(head) < LENGTH.size:
+        return None
+    (length,) = LENGTH.unpack(head)
+    data = pipe.read(length)
+    return data if len(data) == length else None
+
+
+async def send(pipe: asyncio.StreamWriter, *frames: bytes) -> None:
+    """Writes frames. Raises ConnectionError where the other side is gone."""
+    for data in frames:
+        pipe.write(LENGTH.pack(len(data)))
+        pipe.write(data)
+        await pipe.drain()
+
+
+async def receive(pipe: asyncio.StreamReader) -> bytes:
+    """The next frame. Raises asyncio.IncompleteReadError where the other side is gone."""
+    (length,) = LENGTH.unpack(await pipe.readexactly(LENGTH.size))
+    return await pipe.readexactly(length)
