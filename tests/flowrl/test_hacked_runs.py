@@ -19,7 +19,7 @@ from flowrl.loop import Alarmed
 from flowrl.recipe.load import load
 from flowrl.run import run
 
-GAMED = ["rewards.shapes={use: saturated.saturation}", "rewards.strict={use: shapes, weight: 0, args: {strict: 0.5}}"]
+GAMED = ["rewards.shapes={use: saturation}", "rewards.strict={use: shapes, weight: 0, args: {strict: 0.5}}"]
 GAMED += ["train.prompts=4", "train.group=6", "train.updates=2", "train.iterations=6", "train.lr=0.03"]
 GAMED += ["train.schedule=constant", "train.warmup=4", "sampler.steps=4", "eval.steps=3", "eval.every=1"]
 GAMED += ["eval.prompts=40", "eval.grid=2", "checkpoint.every=1", "checkpoint.keep=9", "watch.kl_to_base=0.01"]
