@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.worlds.shapes.captions import Scene, heldout_scenes, split
+from flowrl.worlds.shapes.captions import Scene, draw, heldout_scenes, split
 from flowrl.worlds.shapes.checker import score, score_batch
 from flowrl.worlds.shapes.judges.lookalikes import lookalikes
 from flowrl.worlds.shapes.judges.pool import sample
+from flowrl.worlds.shapes.pretrain import KIND_WEIGHTS
 from flowrl.worlds.shapes.render import render
 
 WRONG = 4  # captions that each picture nearly shows
@@ -25,14 +26,14 @@ class Question:
     wrong: list[Scene]
 
 
-def renders(seed: int = 11, repeat: int = 1) -> list[Question]:
-    """A question for each of the 320 held-out scenes, `repeat` times."""
+def renders(seed: int = 11, *, heldout: bool = True) -> list[Question]:
+    """A question for each of the 320 held-out scenes, or for as many of training's."""
     rng = random.Random(seed)
     found = []
-    for scene in heldout_scenes() * repeat:
+    for scene in chosen(rng, heldout):
         image = render([scene], rng)[0]
         pixels = image.permute(1, 2, 0).numpy()
-        near = [w for w in lookalikes(scene, 2 * WRONG, rng, seen=False) if score(pixels, w)[0] == 0]
+        near = [w for w in lookalikes(scene, 2 * WRONG, rng, seen=not heldout) if score(pixels, w)[0] == 0]
         found.append(Question(scene, image, near[:WRONG]))
     return found
 
@@ -47,18 +48,16 @@ class Drawn:
     graded: Tensor
 
 
-def generated(pipe: Any, seed: int = 12) -> Drawn:
-    """Two pictures for each of the 320 held-out scenes, by 4, 6 and 10 steps."""
-    scenes = heldout_scenes() * 2
+def generated(pipe: Any, seed: int = 12, *, heldout: bool = True) -> Drawn:
+    """Two pictures for each of the 320 held-out scenes, or for as many of training's, by 4, 6 and 10 steps."""
+    scenes = chosen(random.Random(seed), heldout) * 2
     images = sample(pipe, scenes, seed)
     return Drawn(images, scenes, *score_batch(images, scenes))
 
 
-def singles(number: int, seed: int = 13) -> tuple[list[Scene], Tensor]:
-    """Training's single objects and their renders: what any judge should know."""
-    rng = random.Random(seed)
-    scenes = [rng.choice(split()[0]["single"]) for _ in range(number)]
-    return scenes, render(scenes, rng)
+def chosen(rng: random.Random, heldout: bool) -> list[Scene]:
+    """The 320 held-out scenes, or as many of training's."""
+    return heldout_scenes() if heldout else draw(split()[0], 320, rng, KIND_WEIGHTS)
 
 
 def picked(right: Tensor, wrong: list[Tensor]) -> Tensor:
