@@ -1,0 +1,40 @@
+"""LAION aesthetic score: how much people like a picture, whatever its prompt.
+
+Schuhmann, improved-aesthetic-predictor (Apache-2.0). Weights: sac+logos+ava1-l14-linearMSE.pth of
+github.com/christophschuhmann/improved-aesthetic-predictor on the image embedding of OpenAI's CLIP ViT-L/14, scaled to
+length 1. Scale: 1 to 10. The head has linear layers only, no activations (768-1024-128-64-16-1). OpenAI's weights need
+QuickGELU: transformers knows, and open_clip is told for its tag `openai`; a file of them takes ViT-L-14-quickgelu.
+"""
+
+from torch import Tensor
+
+from flowrl.contracts import Samples
+from reward_models.parts.beauty import Beauty
+from reward_models.parts.checkpoints import state_dict
+from reward_models.parts.clip import tower
+
+HEAD = "sac+logos+ava1-l14-linearMSE.pth"
+PLACE = "github.com/christophschuhmann/improved-aesthetic-predictor"
+
+
+class aesthetic(Beauty):  # noqa: N801 - recipes name it
+    """How much people like a picture, by LAION's predictor on CLIP ViT-L/14: 1 to 10.
+
+    head: the path of the downloaded state dict. model and weights as in parts/clip.py.
+    """
+
+    def __init__(
+        self,
+        *,
+        head: str = HEAD,
+        model: str = "openai/clip-vit-large-patch14",
+        weights: str | None = None,
+        frames: int | None = None,
+    ):
+        what = f"head of aesthetic ({HEAD} of {PLACE})"
+        tensors = state_dict(head, what)
+        super().__init__(tower(model, weights, texts=False), tensors, what, frames)
+
+    def __call__(self, samples: Samples) -> Tensor:
+        """float32 [B], about 1 to 10; a video has the mean over its frames."""
+        return self.samples(samples)
