@@ -1,0 +1,127 @@
+"""Win rate within a group, from pairs that a judge behind an OpenAI-compatible server compares (Pref-GRPO, 2508.20751).
+
+Point scores of a good group lie close together, and dividing by their deviation blows up their noise; who beats whom
+keeps its spread. mode judge: any vision-language model. mode think: UnifiedReward-Think, which argues in <think> before
+it answers in <answer>. The reward is the mean share of wins, 0..1, or `score: rank`, the rank of that rate over G.
+
+Published mistakes that it avoids: each pair is judged in both orders, for judges favour a place (Pref-GRPO asks once,
+i before j); an unreadable answer leaves its pair out, where Pref-GRPO calls it a draw; a sample of which no pair came
+back is NaN. `compatible: true` repeats Pref-GRPO: one order, draws, three decimals. It needs whole groups, so that a
+group of one (held-out prompts drawn once) has no score.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from flowrl.contracts import Samples
+from reward_models.parts import judging, pairs, unified
+from reward_models.parts.asking import Served, image_part, messages, spread
+from reward_models.parts.openai_client import Answer, Server
+
+PROMPTS = {"judge": unified.PAIR, "think": unified.THINK}
+
+
+class pairwise_judge(Served):
+    """The share of comparisons within its group that each sample wins, float32 [B] in [0, 1]."""
+
+    groupwise = True  # whoever cuts a batch must leave groups whole
+
+    def __init__(
+        self,
+        *,
+        base_url: str | Sequence[str],
+        model: str = "CodeGoat24/UnifiedReward-Think-qwen3vl-8b",
+        mode: str = "think",
+        prompt: str | None = None,
+        score: str = "win_rate",
+        opponents: int | None = None,
+        seed: int = 0,
+        compatible: bool = False,
+        guard: bool = True,
+        refuse_orders: bool = True,
+        frames: int | None = 4,
+        max_side: int | None = 512,
+        max_tokens: int = 2048,
+        extra_body: Mapping[str, Any] | None = None,
+        api_key_env: str | None = None,
+        concurrency: int = 16,
+        retries: int = 4,
+        backoff: float = 0.5,
+        timeout: float = 120.0,
+        limit: float = 1800.0,
+    ):
+        name = "pairwise_judge"
+        for key, value, accepted in (("mode", mode, tuple(PROMPTS)), ("score", score, ("win_rate", "rank"))):
+            if value not in accepted:
+                raise ValueError(f"{name}: {key}={value!r}; accepted are {', '.join(accepted)}")
+        if opponents is not None and (not isinstance(opponents, int) or opponents < 1):
+            raise ValueError(f"{name}: opponents={opponents!r}; accepted is 1 or more, or null for the whole group")
+        self.prompt = judging.checked_template(name, "prompt", PROMPTS[mode] if prompt is None else prompt)
+        self.mode, self.score, self.opponents, self.seed = mode, score, opponents, seed
+        self.compatible = compatible
+        server = Server(
+            name, base_url, model, api_key_env=api_key_env, concurrency=concurrency, retries=retries, backoff=backoff,
+            timeout=timeout, limit=limit,
+        )  # fmt: skip
+        super().__init__(
+            server, frames=frames, guard=guard, refuse=refuse_orders, max_side=max_side, max_tokens=max_tokens,
+            extra_body=extra_body,
+        )  # fmt: skip
+
+    def __call__(self, samples: Samples) -> Tensor:
+        """The share of wins (or its rank) of each sample in its group, float32 [B]; NaN where no pair came back."""
+        views = [None if view is None else self.urls(view) for view in self.views(samples)]
+        teams = [[i for i in team if views[i] is not None] for team in pairs.groups(samples.group)]
+        met = [self._met(team, views, samples.prompts[team[0]].text) if team else [] for team in teams]
+        bodies, video = [], samples.video is not None
+        for i, j in (pair for team in met for pair in team):
+            caption = samples.prompts[i].text
+            bodies += [self._body(caption, views[a] or [], views[b] or [], video) for a, b in self._orders(i, j)]
+        shares = iter(self.ask(bodies, self._preference))
+        scores, at = [], []
+        for team, played in zip(teams, met, strict=True):
+            place = {i: k for k, i in enumerate(team)}
+            wins = [(place[i], place[j], self._share(shares)) for i, j in played]
+            scores, at = scores + self._scores(len(team), wins), at + team
+        return spread(scores, at, len(samples))
+
+    def _met(self, team: Sequence[int], views: Sequence[Sequence[str] | None], caption: str) -> list[tuple[int, int]]:
+        if self.compatible and self.opponents is None:
+            return [(i, j) for k, i in enumerate(team) for j in team[k + 1 :]]
+        names = [pairs.fingerprint(views[i] or []) for i in team]
+        return [(team[i], team[j]) for i, j in pairs.drawn(names, self.opponents, (self.seed, caption))]
+
+    def _orders(self, i: int, j: int) -> list[tuple[int, int]]:
+        return [(i, j)] if self.compatible else [(i, j), (j, i)]
+
+    def _body(self, caption: str, first: Sequence[str], second: Sequence[str], video: bool) -> dict[str, Any]:
+        one, two = ([image_part(url) for url in urls] for urls in (first, second))
+        prompt = self.prompt.replace("Image", "Video") if video else self.prompt
+        text = judging.filled(prompt, caption)
+        if self.mode == "think" and not video:  # as it was trained: two pictures, then the task
+            return {"messages": messages(self.system, *one, *two, text)}
+        what = "Video" if video else "Image"
+        return {"messages": messages(self.system, f"{what} 1:", *one, f"{what} 2:", *two, text)}
+
+    def _preference(self, answer: Answer) -> float | str:
+        if self.compatible:
+            return judging.preference(answer.text or "", compatible=True)
+        if answer.cut:
+            return "the answer was cut off: raise max_tokens"
+        return judging.preference(answer.text or "")
+
+    def _share(self, shares) -> float:
+        """What the first of a pair won of it: the mean of both orders, NaN where either did not come back."""
+        if self.compatible:
+            return next(shares)
+        before, after = next(shares), next(shares)
+        return (before + 1 - after) / 2
+
+    def _scores(self, number: int, wins: Sequence[tuple[int, int, float]]) -> list[float]:
+        rates = judging.win_rates(number, wins)
+        if self.compatible:
+            rates = [rate if math.isnan(rate) else round(rate, 3) for rate in rates]
+        return judging.ranks(rates, compatible=self.compatible) if self.score == "rank" else rates

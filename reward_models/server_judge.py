@@ -1,0 +1,108 @@
+"""Any vision-language model behind an OpenAI-compatible server as the judge (vLLM, SGLang, `transformers serve`).
+
+mode yes: VQAScore (arXiv 2404.01291), the probability of "yes" to "Does this figure show CAPTION?", out of yes and no,
+from the log-probabilities of the first token; 0..1. Where a server has none (`transformers serve`), logprobs: false
+takes the word itself, 1 or 0. mode rubric: a JSON object of numbers, their mean scaled to 0..1. mode unified:
+UnifiedReward's point score over 5, 0.2..1. Licences are those of the model that is served.
+
+Published mistakes that it avoids: a failed or unreadable answer is NaN, never 0 or a mean; captions are quoted and
+escaped data, a system message says so, and one that tells the judge what to say is not asked about; pictures travel as
+lossless PNG; one event loop serves all calls; every wait has a limit. `flowrl-toolkit[judge]` brings the client.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from flowrl.contracts import Samples
+from reward_models.parts import judging, rubrics, unified
+from reward_models.parts.asking import Served, image_part, messages, spread
+from reward_models.parts.openai_client import Answer, Server
+
+QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
+MODES = ("yes", "rubric", "unified")
+
+
+class server_judge(Served):
+    """What a vision-language model behind an OpenAI-compatible server thinks of each sample, float32 [B] in [0, 1]."""
+
+    def __init__(
+        self,
+        *,
+        base_url: str | Sequence[str],
+        model: str,
+        mode: str = "yes",
+        question: str = QUESTION,
+        rubric: Mapping[str, str] | None = None,
+        scale: Sequence[float] = (1, 5),
+        logprobs: bool = True,
+        fold: bool = True,
+        mass: float = 0.01,
+        structured: bool = True,
+        guard: bool = True,
+        refuse_orders: bool = True,
+        frames: int | None = 8,
+        max_side: int | None = None,
+        max_tokens: int = 512,
+        extra_body: Mapping[str, Any] | None = None,
+        api_key_env: str | None = None,
+        concurrency: int = 16,
+        retries: int = 4,
+        backoff: float = 0.5,
+        timeout: float = 60.0,
+        limit: float = 600.0,
+    ):
+        name = "server_judge"
+        if mode not in MODES:
+            raise ValueError(f"{name}: mode={mode!r}; accepted are {', '.join(MODES)}")
+        self.mode, self.structured = mode, structured
+        self.question = judging.checked_template(name, "question", question)
+        self.rubric = rubrics.checked(name, rubric, scale)
+        self.logprobs, self.fold, self.mass = logprobs, fold, mass
+        server = Server(
+            name, base_url, model, api_key_env=api_key_env, concurrency=concurrency, retries=retries, backoff=backoff,
+            timeout=timeout, limit=limit,
+        )  # fmt: skip
+        super().__init__(
+            server, frames=frames, guard=guard, refuse=refuse_orders, max_side=max_side, max_tokens=max_tokens,
+            extra_body=extra_body,
+        )  # fmt: skip
+
+    def __call__(self, samples: Samples) -> Tensor:
+        """The judge's score of each sample, float32 [B] in [0, 1]; NaN where it gave none."""
+        views = self.views(samples)
+        asked = [i for i, view in enumerate(views) if view is not None]
+        bodies = [self._body(samples.prompts[i].text, self.urls(views[i] or [])) for i in asked]
+        return spread(self.ask(bodies, self._reading()), asked, len(samples))
+
+    def _body(self, caption: str, urls: Sequence[str]) -> dict[str, Any]:
+        if self.mode == "rubric":
+            text, how = self.rubric.question(caption), {"response_format": self.rubric.schema()}
+            how = how if self.structured else {}
+        elif self.mode == "unified":
+            text, how = judging.filled(unified.POINT, caption), {}
+        else:
+            text = judging.filled(self.question, caption)
+            how = {"max_completion_tokens": 1, "logprobs": True, "top_logprobs": 20} if self.logprobs else {}
+        return {"messages": messages(self.system, *map(image_part, urls), text), **how}
+
+    def _reading(self) -> Callable[[Answer], float | str]:
+        if self.mode == "yes" and self.logprobs:
+            return self._probability
+        read = {
+            "yes": lambda text: judging.yes_or_no(text or ""),
+            "rubric": self.rubric.score,
+            "unified": unified.point,
+        }
+        return lambda answer: "the answer was cut off: raise max_tokens" if answer.cut else read[self.mode](answer.text)
+
+    def _probability(self, answer: Answer) -> float | str:
+        if answer.top is None:
+            return "the server sends no log-probabilities: set logprobs: false, or serve with vLLM or SGLang"
+        value = judging.yes_probability(answer.top, fold=self.fold, mass=self.mass)
+        tokens = ", ".join(repr(token) for token, _ in answer.top[:5])
+        return (
+            f"yes and no are not likely enough to tell: the first tokens are {tokens}" if math.isnan(value) else value
+        )
