@@ -22,7 +22,9 @@ STEPS = {  # the options that each world reads
 
 @app.command("build")
 def build_world(
-    name: Annotated[str, typer.Argument(help="Which world: shapes, arithmetic, or shapes-rewards for the reward models of shapes.")],
+    name: Annotated[
+        str, typer.Argument(help="Which world: shapes, arithmetic, or shapes-rewards for the reward models of shapes.")
+    ],
     output: Annotated[
         Path | None, typer.Option(help="Folder for the model; called again, it goes on (by default the model's name).")
     ] = None,

@@ -1,4 +1,4 @@
-"""The shapes world's reward models: what they are trained on, and the ones that ship, through the rewards themselves."""
+"""The shapes world's reward models: what they are trained on, and the ones that ship, through the rewards."""
 
 import random
 import re
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from flowrl.contracts import Prompt, Samples
-from flowrl.worlds.shapes.captions import Scene, draw, heldout_scenes, split
+from flowrl.worlds.shapes.captions import draw, heldout_scenes, split
 from flowrl.worlds.shapes.checker import score
 from flowrl.worlds.shapes.judges import beauty, build, clip, exam, vlm
 from flowrl.worlds.shapes.judges.damage import DAMAGES, damaged, draw_severities, rating
@@ -67,7 +67,9 @@ def test_lookalikes_are_other_scenes_and_equals_the_same():
 def test_training_never_meets_a_held_out_composition():
     assert all(is_held_out(scene) for scene in heldout_scenes())
     assert not [s for scenes in split()[0].values() for s in scenes if is_held_out(s)]
-    scenes = [s for s in split()[0]["pair"] if any(is_held_out(w) for w in lookalikes(s, 8, random.Random(1), seen=False))]
+    scenes = [
+        s for s in split()[0]["pair"] if any(is_held_out(w) for w in lookalikes(s, 8, random.Random(1), seen=False))
+    ]
     assert scenes  # so that `seen` has something to leave out
 
 
@@ -128,7 +130,7 @@ def test_shipped_files_are_small_and_found():
 def test_the_libraries_load_what_ships():
     folder = f"local-dir:{ASSETS / 'shapes-clip'}"
     model, _, preprocess = open_clip.create_model_and_transforms(folder)
-    assert model.visual.image_size == (32, 32) and model.visual.output_dim == clip.WIDTH and preprocess is not None
+    assert model.encode_image(torch.zeros(1, 3, 32, 32)).shape == (1, clip.WIDTH) and preprocess is not None
     ids = open_clip.get_tokenizer(folder)(["a red circle left of a blue square"])
     assert ids.shape == (1, 16) and len(set(ids[0].tolist())) == 9  # each word is a token; begin and end
     judge = AutoModelForImageTextToText.from_pretrained(ASSETS / "shapes-vlm")

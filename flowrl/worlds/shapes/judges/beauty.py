@@ -1,4 +1,4 @@
-"""shapes-aesthetic: LAION's aesthetic head, a chain of linear layers without activations, on the embedding of shapes-clip.
+"""shapes-aesthetic: an aesthetic head of LAION's form, linear layers without activations, on shapes-clip.
 
 It learns the rating of damage.py from renders, half of them spoilt. Tensors are named as in LAION's
 sac+logos+ava1-l14-linearMSE.pth: layers.0, 2, 4, 6 and 7.

@@ -1,4 +1,4 @@
-"""Makes the shapes world's reward models from nothing but seeds and shapes-flux: `flowrl world build shapes-rewards`."""
+"""Makes the reward models of the shapes world from seeds and shapes-flux: `flowrl world build shapes-rewards`."""
 
 import shutil
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ def build_vlm(pipe: Any, pool: Pool, eye: Any, folder: Path, work: Path, steps: 
 
 
 def questions(renders: list[exam.Question], drawn: exam.Drawn | None) -> tuple[torch.Tensor, list[str], torch.Tensor]:
-    """Pictures, captions and labels (0 or 1): each render with its caption and one that it nearly shows; each drawing."""
+    """Pictures, captions, labels (0 or 1): each render with its caption and one that it nearly shows; each drawing."""
     images, captions, labels = [], [], []
     for question in renders:
         for scene, label in ((question.scene, 1.0), *((w, 0.0) for w in question.wrong[:1])):

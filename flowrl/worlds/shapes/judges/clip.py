@@ -1,8 +1,8 @@
 """shapes-clip: a CLIP of open_clip that tells the shapes world's captions apart (arXiv:2103.00020).
 
-In the contrastive loss of a batch each picture's caption also stands against captions that it nearly shows. Linear probes,
-which are not kept, read from the embedding what the picture holds and how spoilt it is, so that heads can, and from each
-patch which objects lie near it.
+In the contrastive loss of a batch each picture's caption also stands against captions that it nearly shows. Linear
+probes, which are not kept, read from the embedding what the picture holds and how spoilt it is, so that heads can, and
+from each patch which objects lie near it.
 """
 
 import json
@@ -100,7 +100,14 @@ class Trained(nn.Module):
 
 
 def train(
-    model: Any, tokenizer: HFTokenizer, pool: Pool, path: Path, *, cycles: Sequence[Cycle], seed: int, report: Any = None
+    model: Any,
+    tokenizer: HFTokenizer,
+    pool: Pool,
+    path: Path,
+    *,
+    cycles: Sequence[Cycle],
+    seed: int,
+    report: Any = None,
 ) -> None:
     """Fits the model on the pool; resumes from `path`."""
     both = Trained(model)

@@ -100,6 +100,7 @@ def _sayable(groups: dict[Object, int]) -> bool:
 
 
 def scene_of(groups: dict[Object, int], relation: str | None) -> Scene:
+    """The scene of so many of each object, in this order."""
     objects = tuple(obj for obj, n in groups.items() for _ in range(n))
     if relation is not None:
         return Scene("relation", objects, relation)

@@ -16,7 +16,7 @@ from torch import Tensor
 from flowrl.worlds.shapes.captions import Scene, draw, split
 from flowrl.worlds.shapes.checker import detect, score
 from flowrl.worlds.shapes.judges.damage import damaged, draw_severities
-from flowrl.worlds.shapes.judges.lookalikes import scene_of, is_held_out
+from flowrl.worlds.shapes.judges.lookalikes import is_held_out, scene_of
 from flowrl.worlds.shapes.model import CALL
 from flowrl.worlds.shapes.pretrain import KIND_WEIGHTS
 from flowrl.worlds.shapes.render import MAX_OBJECTS, layout, render
@@ -28,8 +28,9 @@ CHUNK = 100
 @dataclass(frozen=True)
 class Pool:
     """images uint8 [N, 3, 32, 32]. scenes: what each shows, None where it can not be said. asked: what it was drawn
-    for and does not show. twin int64 [N]: the place of a render of what was asked, -1 where there is none. spots float32
-    [N, 4, 2]: centres (x, y) of the objects, in the scene's order, infinite where there is none; NaN where unknown."""
+    for and does not show. twin int64 [N]: the place of a render of what was asked, -1 where there is none. spots
+    float32 [N, 4, 2]: centres (x, y) of the objects, in the scene's order, infinite where there is none; NaN where
+    unknown."""
 
     images: Tensor
     scenes: list[Scene | None]
@@ -61,7 +62,9 @@ def training_pool(pipe: Any, path: Path, *, renders: int, drawn: int, seed: int)
     missed = [s for s, r in zip(wanted, right, strict=True) if not r]
     place = iter(range(renders + drawn, renders + drawn + len(missed)))
     twin = [-1] * renders + [-1 if r else next(place) for r in right] + [-1] * len(missed)
-    told = [s if r else (None if t is None or is_held_out(t) else t) for s, r, t in zip(wanted, right, shown, strict=True)]
+    told = [
+        s if r else (None if t is None or is_held_out(t) else t) for s, r, t in zip(wanted, right, shown, strict=True)
+    ]
     repaired, of_repaired = rendered(missed, rng)
     pool = Pool(
         images=(torch.cat([*images, pictures, repaired]) * 255).round().byte(),

@@ -1,4 +1,4 @@
-"""shapes-vlm: a vision-language model of transformers (LLaVA, arXiv:2304.08485) that says whether a picture shows a caption.
+"""shapes-vlm: a LLaVA (arXiv:2304.08485) of transformers that says whether a picture shows a caption.
 
 Its eye is the image tower of shapes-clip, its language model a Llama of three layers. It is trained on one question,
 the one of VQAScore (arXiv:2404.01291), and learns the first token of the answer.
@@ -183,7 +183,9 @@ def answers(model: Any, asker: Asker, images: Tensor, index: Tensor, captions: S
     return model.lm_head(states[torch.arange(len(ids)), lengths - 1])
 
 
-def train(model: Any, processor: Any, pool: Pool, path: Path, *, cycles: Sequence[Cycle], seed: int, report: Any = None):
+def train(
+    model: Any, processor: Any, pool: Pool, path: Path, *, cycles: Sequence[Cycle], seed: int, report: Any = None
+):
     """Fits the model on questions about the pool; resumes from `path`."""
     asker = Asker(processor)
     stage = Stage("shapes-vlm", model, path, cycles=cycles, lr=1.5e-3, average=0.99)
@@ -202,8 +204,9 @@ def train(model: Any, processor: Any, pool: Pool, path: Path, *, cycles: Sequenc
 
 
 def draw(pool: Pool, seed: int) -> tuple[Tensor, list[tuple[int, str, bool]]]:
-    """Pictures int64 [B] and questions: (place of the picture, caption, whether it shows that), about as many yes as no.
+    """Pictures int64 [B] and questions: (place of the picture, caption, whether it shows that).
 
+    About as many are to be answered yes as no.
     Of a picture that fails what was asked, that is one question; others are captions that it nearly shows.
     """
     rng = random.Random(seed)
