@@ -16,9 +16,9 @@ def tower(model: str, weights: str | None = None, *, processor: str | None = Non
     """The tower of a checkpoint, on the CPU. Raises ValueError, in one line, for one that cannot be read.
 
     model: shapes-clip, which ships, a folder, a model of the hub, or with `weights` (a tag or a file) an architecture
-    of open_clip such as ViT-H-14. A folder with an open_clip_config.json and what begins with `hf-hub:` or `local-dir:` is read by
-    open_clip, all else by transformers. processor: where transformers finds tokenizer and image sizes, if not with
-    the model. texts=False leaves the half for texts out.
+    of open_clip such as ViT-H-14. A folder with an open_clip_config.json and what begins with `hf-hub:` or
+    `local-dir:` is read by open_clip, all else by transformers. processor: where transformers finds tokenizer and
+    image sizes, if not with the model. texts=False leaves the half for texts out.
     """
     model = shipped(model)
     folder = Path(model.removeprefix("local-dir:")).expanduser()

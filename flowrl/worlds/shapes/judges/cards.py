@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 REBUILD = """Made by `flowrl world build shapes-rewards` from seeds and shapes-flux alone: pictures and captions are
-this project's own. Training sees no composition that the world holds out: neither in pictures nor in captions. Licence: Apache-2.0."""
+this project's own. Training sees no composition that the world holds out, neither in pictures nor in captions.
+Licence: Apache-2.0."""
 
 CLIP = """# shapes-clip
 
@@ -13,8 +14,8 @@ A CLIP of {parameters:,} parameters for pictures of coloured shapes at 32 x 32 p
 args: {{model: shapes-clip}}`.
 
 Trained for {steps} steps (batch 48, AdamW, moving average of the weights) by the contrastive loss on {renders}
-renders, a third of them as the generator's autoencoder returns them, and {drawn} pictures that shapes-flux drew in 4, 6 or 10
-steps, captioned with what the checker finds in them; half of the pictures of a batch are spoilt. Each caption stands
+renders, a third of them as the generator's autoencoder returns them, and {drawn} pictures that shapes-flux drew in 4,
+6 or 10 steps, captioned with what the checker finds in them; half of the pictures of a batch are spoilt. Each caption stands
 against three that the picture nearly shows and against what the generator was asked for and missed. Linear probes of
 what lies where and of how spoilt a picture is help it on, and are not kept.
 
@@ -59,8 +60,8 @@ Limits: a rating says nothing about the caption.
 VLM = """# shapes-vlm
 
 A LLaVA of {parameters:,} parameters (image tower of shapes-clip, Llama of three layers) that answers `Does this figure
-show "CAPTION"? Please answer yes or no.` about pictures of coloured shapes, in transformers' own format, stored in float16.
-As a reward: `use: vlm_judge, args: {{model: shapes-vlm}}`.
+show "CAPTION"? Please answer yes or no.` about pictures of coloured shapes, in transformers' own format, stored in
+float16. As a reward: `use: vlm_judge, args: {{model: shapes-vlm}}`.
 
 Trained for {steps} steps (batch 32, AdamW, moving average of the weights) on the pictures of shapes-clip, a third of
 those of a batch spoilt, with right captions and ones that the picture nearly shows. Its last layer is divided by the
@@ -76,7 +77,8 @@ temperature that calibrates it on 1280 other questions about training's composit
 | 640 drawn by shapes-flux, exact match | {drawn_accuracy:.3f} | {drawn_auroc:.3f} | {drawn_ece:.3f} |
 
 Changed is a colour, a shape, a number or the relation; exact match is by the checker, with whose partial credit the
-probability correlates by {graded:.3f} on drawn pictures. By chance: 0.5. Limits: it knows nothing but these shapes, colours, words and this question.
+probability correlates by {graded:.3f} on drawn pictures. By chance: 0.5. Limits: it knows
+nothing but these shapes, colours, words and this question.
 """
 
 
