@@ -31,7 +31,9 @@ def build_world(
     vae_steps: Annotated[int | None, typer.Option(min=1, help="shapes: steps of the autoencoder.")] = None,
     flow_steps: Annotated[int | None, typer.Option(min=1, help="shapes: steps of the flow, in one cycle.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="arithmetic: steps of the language model.")] = None,
-    clip_steps: Annotated[int | None, typer.Option(min=1, help="shapes-rewards: steps of shapes-clip.")] = None,
+    clip_steps: Annotated[
+        int | None, typer.Option(min=1, help="shapes-rewards: steps of each of the two cycles of shapes-clip.")
+    ] = None,
     vlm_steps: Annotated[int | None, typer.Option(min=1, help="shapes-rewards: steps of shapes-vlm.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the checkpoints when done.")] = False,
 ) -> None:

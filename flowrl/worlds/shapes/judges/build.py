@@ -13,8 +13,8 @@ from flowrl.worlds.shapes.judges.pool import Pool, training_pool
 
 SHAPES_FLUX = Path(__file__).parents[1] / "assets" / "shapes-flux"
 RENDERS, DRAWN = 12_000, 3_000
-CLIP_STEPS, VLM_STEPS = 2_000, 1_600
-DECAY = 0.4  # share of the steps, at the end, over which the learning rate falls
+CLIP_STEPS, VLM_STEPS = 2_000, 1_600  # of shapes-clip: in each of two cycles of the learning rate
+DECAY = 0.4  # share of a cycle, at its end, over which the learning rate falls
 SEED = 1
 
 
@@ -44,9 +44,8 @@ def build(out: Path, *, clip_steps: int = CLIP_STEPS, vlm_steps: int = VLM_STEPS
     pipe.set_progress_bar_config(disable=True)
     pool = training_pool(pipe, work / "pool.pt", renders=RENDERS, drawn=DRAWN, seed=SEED)
     build_clip(pool, out / "shapes-clip", work, clip_steps)
-    eye, _ = clip.load(out / "shapes-clip")
-    build_aesthetic(pool, eye, out / "shapes-aesthetic", work)
-    build_vlm(pipe, pool, eye, out / "shapes-vlm", work, vlm_steps)
+    build_aesthetic(pool, clip.load(out / "shapes-clip")[0], out / "shapes-aesthetic", work)
+    build_vlm(pipe, pool, clip.load(work / "eye")[0], out / "shapes-vlm", work, vlm_steps)
     results = describe(pipe, out, clip_steps=clip_steps, vlm_steps=vlm_steps)
     if not keep:
         shutil.rmtree(work)
@@ -54,21 +53,22 @@ def build(out: Path, *, clip_steps: int = CLIP_STEPS, vlm_steps: int = VLM_STEPS
 
 
 def build_clip(pool: Pool, folder: Path, work: Path, steps: int) -> None:
-    """Trains and saves shapes-clip."""
+    """Trains and saves shapes-clip, and in work/eye what it is after the first cycle: where the judge begins."""
     folder.mkdir(exist_ok=True)
     tokenizer = clip.make_tokenizer(folder)
-    torch.manual_seed(SEED)
-    model = clip.make_model()
-    clip.train(model, tokenizer, pool, work / "clip.pt", cycles=[(steps, DECAY)], seed=SEED)
-    clip.save(model, folder)
+    for place, cycles in ((work / "eye", 1), (folder, 2)):
+        if not (place / clip.WEIGHTS).is_file():
+            torch.manual_seed(SEED)
+            model = clip.make_model()
+            clip.train(model, tokenizer, pool, work / "clip.pt", cycles=[(steps, DECAY)] * cycles, seed=SEED)
+            clip.save(model, place)
 
 
 def build_aesthetic(pool: Pool, eye: Any, folder: Path, work: Path) -> None:
     """Trains and saves shapes-aesthetic."""
     torch.manual_seed(SEED)
     head = beauty.make_head()
-    renders = int(torch.isfinite(pool.spots[:, 0, 0]).nonzero()[-1]) + 1
-    beauty.train(head, eye, pool, min(renders, RENDERS), work / "head.pt", steps=beauty.STEPS, seed=SEED)
+    beauty.train(head, eye, pool, RENDERS, work / "head.pt", steps=beauty.STEPS, seed=SEED)
     beauty.save(head, folder)
 
 

@@ -13,10 +13,10 @@ A CLIP of {parameters:,} parameters for pictures of coloured shapes at 32 x 32 p
 (`open_clip.create_model_and_transforms("local-dir:shapes-clip")`), stored in float16. As a reward: `use: clip_score,
 args: {{model: shapes-clip}}`.
 
-Trained for {steps} steps (batch 48, AdamW, moving average of the weights) by the contrastive loss on {renders}
-renders, a third of them as the generator's autoencoder returns them, and {drawn} pictures that shapes-flux drew in 4,
-6 or 10 steps, captioned with what the checker finds in them; half of the pictures of a batch are spoilt. Each caption
-stands against three that the picture nearly shows and against what the generator was asked for and missed. Linear
+Trained for two cycles of {steps} steps (batch 48, AdamW, moving average of the weights) by the contrastive loss on
+{renders} renders, a third of them as the generator's autoencoder returns them, and {drawn} pictures that shapes-flux
+drew in 4, 6 or 10 steps, captioned with what the checker finds in them; half of the pictures of a batch are spoilt. Each
+caption stands against three that the picture nearly shows and against what the generator was asked for and missed. Linear
 probes of what lies where and of how spoilt a picture is help it on, and are not kept.
 
 {rebuild}
@@ -63,9 +63,10 @@ A LLaVA of {parameters:,} parameters (image tower of shapes-clip, Llama of three
 show "CAPTION"? Please answer yes or no.` about pictures of coloured shapes, in transformers' own format, stored in
 float16. As a reward: `use: vlm_judge, args: {{model: shapes-vlm}}`.
 
-Trained for {steps} steps (batch 32, AdamW, moving average of the weights) on the pictures of shapes-clip, a third of
-those of a batch spoilt, with right captions and ones that the picture nearly shows. Its last layer is divided by the
-temperature that calibrates it on 1280 other questions about training's compositions.
+Its tower is that of shapes-clip after the first of its cycles, and learns on. Trained for {steps} steps (batch 32,
+AdamW, moving average of the weights) on the pictures of shapes-clip, a third of those of a batch spoilt, with right
+captions and ones that the picture nearly shows. Its last layer is divided by the temperature that calibrates it on 1280
+other questions about training's compositions.
 
 {rebuild}
 

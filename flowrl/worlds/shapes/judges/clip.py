@@ -26,6 +26,7 @@ from flowrl.worlds.shapes.render import SIZE
 from flowrl.worlds.shapes.tokenizers import MAX_LENGTH, clip_tokenizer
 from flowrl.worlds.stage import Cycle, Stage
 
+WEIGHTS = "open_clip_model.safetensors"
 WIDTH, TOWER, PATCH = 96, 128, 8
 MEAN, STD = (0.82, 0.80, 0.82), (0.28, 0.27, 0.28)  # of renders, about
 BATCH, HARD = 48, 3
@@ -68,7 +69,7 @@ def save(model: Any, out: Path) -> None:
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "squash"}
     config = {"model_cfg": model_config(), "preprocess_cfg": preprocess}
     (out / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, out / "open_clip_model.safetensors")
+    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, out / WEIGHTS)
 
 
 def make_tokenizer(folder: Path) -> HFTokenizer:
