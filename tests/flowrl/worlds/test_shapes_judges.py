@@ -172,5 +172,5 @@ def test_shapes_vlm_answers(questions):
     order = list(range(0, 20))[::-1]
     assert torch.allclose(reward(samples[order]), scores[order], atol=1e-5)
     model, processor = vlm.load(ASSETS / "shapes-vlm")
-    ours = vlm.probabilities(model, processor, images[:40], captions[:40])
-    assert torch.allclose(ours, scores[:40], atol=0.02) and exam.correlation(ours, scores[:40]) > 0.999
+    ours = vlm.probabilities(model, processor, (images[:40] * 255).round() / 255, captions[:40])
+    assert torch.allclose(ours, scores[:40], atol=1e-3)

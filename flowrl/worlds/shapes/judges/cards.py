@@ -15,9 +15,9 @@ args: {{model: shapes-clip}}`.
 
 Trained for two cycles of {steps} steps (batch 48, AdamW, moving average of the weights) by the contrastive loss on
 {renders} renders, a third of them as the generator's autoencoder returns them, and {drawn} pictures that shapes-flux
-drew in 4, 6 or 10 steps, captioned with what the checker finds in them; half of the pictures of a batch are spoilt. Each
-caption stands against three that the picture nearly shows and against what the generator was asked for and missed. Linear
-probes of what lies where and of how spoilt a picture is help it on, and are not kept.
+drew in 4, 6 or 10 steps, captioned with what the checker finds in them; half of the pictures of a batch are spoilt.
+Each caption stands against three that the picture nearly shows and against what the generator was asked for and
+missed. Linear probes of what lies where and of how spoilt a picture is help it on, and are not kept.
 
 {rebuild}
 
