@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
     AutoModelForImageTextToText,
@@ -28,7 +28,7 @@ from transformers import (
 
 from flowrl.worlds.shapes.captions import Scene
 from flowrl.worlds.shapes.judges.clip import MEAN, PATCH, STD, TOWER, normalised
-from flowrl.worlds.shapes.judges.lookalikes import equals, lookalikes
+from flowrl.worlds.shapes.judges.lookalikes import contents, equals, lookalikes
 from flowrl.worlds.shapes.judges.pool import Pool, spoilt
 from flowrl.worlds.shapes.render import SIZE
 from flowrl.worlds.shapes.tokenizers import words
@@ -104,6 +104,7 @@ def make_model(processor: Any, eye: Any) -> LlavaForConditionalGeneration:
             num_hidden_layers=LAYERS,
             num_attention_heads=4,
             max_position_embeddings=128,
+            initializer_range=HIDDEN**-0.5,  # at transformers' 0.02 so narrow a model stays at chance for long
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -186,9 +187,11 @@ def answers(model: Any, asker: Asker, images: Tensor, index: Tensor, captions: S
 def train(
     model: Any, processor: Any, pool: Pool, path: Path, *, cycles: Sequence[Cycle], seed: int, report: Any = None
 ):
-    """Fits the model on questions about the pool; resumes from `path`."""
+    """Fits the model, its image tower left as it is, on questions about the pool; resumes from `path`."""
     asker = Asker(processor)
-    stage = Stage("shapes-vlm", model, path, cycles=cycles, lr=1.5e-3, average=0.99)
+    model.model.vision_tower.requires_grad_(False)
+    learns = nn.ModuleList([model.model.multi_modal_projector, model.model.language_model, model.lm_head])
+    stage = Stage("shapes-vlm", learns, path, cycles=cycles, lr=1.5e-3, average=0.99)
 
     def loss(step: int) -> Tensor:
         index, questions = draw(pool, seed * 1_000_003 + step)
@@ -206,8 +209,8 @@ def train(
 def draw(pool: Pool, seed: int) -> tuple[Tensor, list[tuple[int, str, bool]]]:
     """Pictures int64 [B] and questions: (place of the picture, caption, whether it shows that).
 
-    About as many are to be answered yes as no.
-    Of a picture that fails what was asked, that is one question; others are captions that it nearly shows.
+    About as many are to be answered yes as no. Wrong are what a picture was drawn for and does not show, captions that it
+    nearly shows, and those of other pictures.
     """
     rng = random.Random(seed)
     index = [rng.randrange(len(pool)) for _ in range(BATCH)]
@@ -217,7 +220,10 @@ def draw(pool: Pool, seed: int) -> tuple[Tensor, list[tuple[int, str, bool]]]:
         wrong: list[Scene] = [] if asked is None else [asked]
         if scene is not None:
             questions += [(k, equals(scene, rng).caption, True) for _ in range(ASKED)]
-            wrong += lookalikes(scene, ASKED - len(wrong), rng, seen=True)
+            other = pool.scenes[rng.randrange(len(pool))]
+            if other is not None and contents(other) != contents(scene):
+                wrong.append(other)
+            wrong += lookalikes(scene, max(0, ASKED - len(wrong)), rng, seen=True)
         questions += [(k, w.caption, False) for w in wrong]
     return torch.tensor(index), questions
 
