@@ -63,9 +63,10 @@ A LLaVA of {parameters:,} parameters (image tower of shapes-clip, Llama of three
 show "CAPTION"? Please answer yes or no.` about pictures of coloured shapes, in transformers' own format, stored in
 float16. As a reward: `use: vlm_judge, args: {{model: shapes-vlm}}`.
 
-Its tower is that of shapes-clip after the first of its cycles, and is left as it is. Trained for {steps} steps (batch 32,
-AdamW, moving average of the weights) on the pictures of shapes-clip, a third of those of a batch spoilt, with right
-captions and ones that the picture nearly shows. Its last layer is divided by the temperature that calibrates it on 1280
+Its tower is that of shapes-clip after the first of its cycles, and is left as it is. Trained for {steps} steps (batch
+32, AdamW, moving average of the weights) on the pictures of shapes-clip, a third of those of a batch spoilt, with
+right captions and ones that the picture nearly shows. Its last layer is divided by the temperature that calibrates it
+on 1280
 other questions about training's compositions.
 
 {rebuild}

@@ -209,8 +209,8 @@ def train(
 def draw(pool: Pool, seed: int) -> tuple[Tensor, list[tuple[int, str, bool]]]:
     """Pictures int64 [B] and questions: (place of the picture, caption, whether it shows that).
 
-    About as many are to be answered yes as no. Wrong are what a picture was drawn for and does not show, captions that it
-    nearly shows, and those of other pictures.
+    About as many are to be answered yes as no. Wrong are what a picture was drawn for and does not show, captions that
+    it nearly shows, and those of other pictures.
     """
     rng = random.Random(seed)
     index = [rng.randrange(len(pool)) for _ in range(BATCH)]
