@@ -166,7 +166,7 @@ def test_shapes_vlm_answers(questions):
     images, captions, labels = build.questions(questions[::2], None)
     samples = asked(images, captions)
     scores = reward(samples)
-    accuracy, auroc, _ = quoted("shapes-vlm", "relation |")
+    accuracy, auroc, _ = quoted("shapes-vlm", "a changed one |")
     assert ((scores > 0.5).float() == labels).float().mean() > max(0.6, accuracy - 0.08)
     assert exam.auroc(scores, labels) > max(0.65, auroc - 0.08)
     order = list(range(0, 20))[::-1]
