@@ -9,6 +9,7 @@ QuickGELU: transformers knows, and open_clip is told for its tag `openai`; a fil
 from torch import Tensor
 
 from flowrl.contracts import Samples
+from reward_models.parts.assets import shipped
 from reward_models.parts.beauty import Beauty
 from reward_models.parts.checkpoints import state_dict
 from reward_models.parts.clip import tower
@@ -20,7 +21,8 @@ PLACE = "github.com/christophschuhmann/improved-aesthetic-predictor"
 class aesthetic(Beauty):  # noqa: N801 - recipes name it
     """How much people like a picture, by LAION's predictor on CLIP ViT-L/14: 1 to 10.
 
-    head: the path of the downloaded state dict. model and weights as in parts/clip.py.
+    head: the path of the downloaded state dict, or shapes-aesthetic, which ships (on model shapes-clip). model and
+    weights as in parts/clip.py.
     """
 
     def __init__(
@@ -32,7 +34,7 @@ class aesthetic(Beauty):  # noqa: N801 - recipes name it
         frames: int | None = None,
     ):
         what = f"head of aesthetic ({HEAD} of {PLACE})"
-        tensors = state_dict(head, what)
+        tensors = state_dict(shipped(head), what)
         super().__init__(tower(model, weights, texts=False), tensors, what, frames)
 
     def __call__(self, samples: Samples) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 from flowrl.contracts import Samples
 from reward_models.parts import judging, rubrics
 from reward_models.parts.asking import Judge, Shown, messages, spread
+from reward_models.parts.assets import shipped
 from reward_models.parts.checkpoints import pretrained
 from reward_models.parts.model import Model
 
@@ -30,7 +31,10 @@ QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 
 
 class vlm_judge(Judge, Model):
-    """What a local vision-language model thinks of each sample, float32 [B] in [0, 1]; no gradient."""
+    """What a local vision-language model thinks of each sample, float32 [B] in [0, 1]; no gradient.
+
+    model: a folder, a model of the hub, or shapes-vlm, which ships.
+    """
 
     def __init__(
         self,
@@ -62,10 +66,11 @@ class vlm_judge(Judge, Model):
         self.rubric, self.template = rubrics.checked(NAME, rubric, scale), dict(template or {})
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        self.processor = pretrained(AutoProcessor.from_pretrained, model, NAME)
+        self.processor = pretrained(AutoProcessor.from_pretrained, shipped(model), NAME)
         if getattr(self.processor, "chat_template", None) is None or not hasattr(self.processor, "image_processor"):
             raise ValueError(f"{NAME}: {model!r} has no chat template for pictures; accepted is a chat model that sees")
-        self.model: Any = pretrained(AutoModelForImageTextToText.from_pretrained, model, NAME, dtype=dtype)
+        load = AutoModelForImageTextToText.from_pretrained
+        self.model: Any = pretrained(load, shipped(model), NAME, dtype=dtype)
         self.last_only = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         self.yes, self.no = word_tokens(self.processor.tokenizer, fold=fold)
         self.frozen()

@@ -16,8 +16,14 @@ from flowrl import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 WORLDS = ROOT / "flowrl" / "worlds"
-SHIPPED = ("shapes/assets/shapes-flux/model_index.json", "arithmetic/assets/arithmetic-qwen2/config.json")
-MAX_ASSETS = 8_000_000  # bytes
+SHIPPED = (
+    "shapes/assets/shapes-flux/model_index.json",
+    "shapes/assets/shapes-clip/open_clip_model.safetensors",
+    "shapes/assets/shapes-aesthetic/head.safetensors",
+    "shapes/assets/shapes-vlm/model.safetensors",
+    "arithmetic/assets/arithmetic-qwen2/config.json",
+)
+MAX_ASSETS = 10_000_000  # bytes
 
 
 @pytest.fixture(scope="module")

@@ -12,32 +12,51 @@ from flowrl.names import UserError
 app = typer.Typer(help="The embedded worlds: tiny models that are made and checked here.", no_args_is_help=True)
 
 
-MODELS = {"shapes": "shapes-flux", "arithmetic": "arithmetic-qwen2"}
-STEPS = {"shapes": ("vae_steps", "flow_steps"), "arithmetic": ("steps",)}  # the options that each world reads
+MODELS = {"shapes": "shapes-flux", "arithmetic": "arithmetic-qwen2", "shapes-rewards": "shapes-rewards"}
+STEPS = {  # the options that each world reads
+    "shapes": ("vae_steps", "flow_steps"),
+    "arithmetic": ("steps",),
+    "shapes-rewards": ("clip_steps", "vlm_steps"),
+}
 
 
 @app.command("build")
 def build_world(
-    name: Annotated[str, typer.Argument(help="Which world: shapes or arithmetic.")],
+    name: Annotated[
+        str, typer.Argument(help="Which world: shapes, arithmetic, or shapes-rewards for the reward models of shapes.")
+    ],
     output: Annotated[
         Path | None, typer.Option(help="Folder for the model; called again, it goes on (by default the model's name).")
     ] = None,
     vae_steps: Annotated[int | None, typer.Option(min=1, help="shapes: steps of the autoencoder.")] = None,
     flow_steps: Annotated[int | None, typer.Option(min=1, help="shapes: steps of the flow, in one cycle.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="arithmetic: steps of the language model.")] = None,
+    clip_steps: Annotated[
+        int | None, typer.Option(min=1, help="shapes-rewards: steps of each of the two cycles of shapes-clip.")
+    ] = None,
+    vlm_steps: Annotated[int | None, typer.Option(min=1, help="shapes-rewards: steps of shapes-vlm.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the checkpoints when done.")] = False,
 ) -> None:
-    """Pretrain a world's model from nothing but seeds; resumable. On 2 cores: shapes 1 hour, arithmetic 5 minutes."""
+    """Pretrain a world's model from nothing but seeds; resumable.
+
+    On 2 cores: shapes 1 hour, arithmetic 5 minutes, shapes-rewards 15 minutes.
+    """
     if name not in MODELS:
         raise UserError(f"world: got {name!r}, accepted: {', '.join(MODELS)}{names.hint(name, MODELS)}")
     given = {"vae_steps": vae_steps, "flow_steps": flow_steps, "steps": steps}
+    given |= {"clip_steps": clip_steps, "vlm_steps": vlm_steps}
     for option, value in given.items():
         if value is not None and option not in STEPS[name]:
             accepted = ", ".join(f"--{o.replace('_', '-')}" for o in STEPS[name])
             raise UserError(f"--{option.replace('_', '-')}: got {value}, but the world {name} takes only {accepted}")
     quiet()
     output = output or Path(MODELS[name])
-    accuracy = _shapes(output, vae_steps, flow_steps, keep) if name == "shapes" else _arithmetic(output, steps, keep)
+    make = {
+        "shapes": lambda: _shapes(output, vae_steps, flow_steps, keep),
+        "arithmetic": lambda: _arithmetic(output, steps, keep),
+        "shapes-rewards": lambda: _shapes_rewards(output, clip_steps, vlm_steps, keep),
+    }
+    accuracy = make[name]()
     typer.echo(f"{output}: held-out {accuracy}")
 
 
@@ -52,3 +71,9 @@ def _arithmetic(output: Path, steps: int | None, keep: bool) -> object:
     from flowrl.worlds.arithmetic.build import CYCLES, build
 
     return build(output, cycles=CYCLES if steps is None else ((steps, CYCLES[0][1]),), keep=keep)
+
+
+def _shapes_rewards(output: Path, clip_steps: int | None, vlm_steps: int | None, keep: bool) -> object:
+    from flowrl.worlds.shapes.judges.build import CLIP_STEPS, VLM_STEPS, build
+
+    return build(output, clip_steps=clip_steps or CLIP_STEPS, vlm_steps=vlm_steps or VLM_STEPS, keep=keep)

@@ -6,6 +6,7 @@ their product is the cosine. Everything is float32, frozen and in eval mode; onl
 
 from pathlib import Path
 
+from reward_models.parts.assets import shipped
 from reward_models.parts.open_clip_tower import CONFIG, ELSEWHERE, OpenClipTower
 from reward_models.parts.tower import ADVICE, Tower
 from reward_models.parts.transformers_tower import TransformersTower
@@ -14,11 +15,12 @@ from reward_models.parts.transformers_tower import TransformersTower
 def tower(model: str, weights: str | None = None, *, processor: str | None = None, texts: bool = True) -> Tower:
     """The tower of a checkpoint, on the CPU. Raises ValueError, in one line, for one that cannot be read.
 
-    model: a folder, a model of the hub, or with `weights` (a tag or a file) an architecture of open_clip such as
-    ViT-H-14. A folder with an open_clip_config.json and what begins with `hf-hub:` or `local-dir:` is read by
-    open_clip, all else by transformers. processor: where transformers finds tokenizer and image sizes, if not with
-    the model. texts=False leaves the half for texts out.
+    model: shapes-clip, which ships, a folder, a model of the hub, or with `weights` (a tag or a file) an architecture
+    of open_clip such as ViT-H-14. A folder with an open_clip_config.json and what begins with `hf-hub:` or
+    `local-dir:` is read by open_clip, all else by transformers. processor: where transformers finds tokenizer and
+    image sizes, if not with the model. texts=False leaves the half for texts out.
     """
+    model = shipped(model)
     folder = Path(model.removeprefix("local-dir:")).expanduser()
     if weights is None and not model.startswith(ELSEWHERE) and not (folder / CONFIG).is_file():
         if "/" not in model and not folder.is_dir():

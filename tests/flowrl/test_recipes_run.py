@@ -53,6 +53,10 @@ class Case:
 FEW = samples(2, 4)
 CASES = {
     "quickstart": Case("shapes-flux", FEW),
+    "tiny_clip": Case("shapes-flux", FEW),
+    "tiny_aesthetic": Case("shapes-flux", FEW),
+    "tiny_vlm": Case("shapes-flux", FEW),
+    "tiny_multi": Case("shapes-flux", FEW),
     "flow_grpo_flux": Case("shapes-flux", FEW),
     "flow_cps_flux": Case("shapes-flux", FEW),
     "mixgrpo_flux": Case("shapes-flux", FEW),

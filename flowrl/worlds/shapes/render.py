@@ -17,7 +17,7 @@ _GAP = 1.6  # free pixels between two bounding boxes
 
 def render(scenes: list[Scene], rng: random.Random) -> Tensor:
     """Pictures of the scenes, float32 [B, 3, 32, 32] in [0, 1]; places, sizes, tints and background come from `rng`."""
-    shape, center, radius, color = _layout(scenes, rng)
+    shape, center, radius, color = layout(scenes, rng)
     grid = torch.arange(SIZE) + 0.5
     y, x = torch.meshgrid(grid, grid, indexing="ij")
     distance = silhouette(
@@ -44,7 +44,7 @@ def silhouette(shape: Tensor, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
     return torch.where(shape == 0, circle, torch.where(shape == 1, square, triangle))
 
 
-def _layout(scenes: list[Scene], rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def layout(scenes: list[Scene], rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Shape index [B, M], centre [B, M, 2], radius [B, M, 1, 1], colour [B, M, 3]; absent objects are off canvas."""
     shape = torch.zeros(len(scenes), MAX_OBJECTS)
     center = torch.full((len(scenes), MAX_OBJECTS, 2), -100.0)

@@ -1,0 +1,260 @@
+"""shapes-vlm: a LLaVA (arXiv:2304.08485) of transformers that says whether a picture shows a caption.
+
+Its eye is the image tower of shapes-clip, its language model a Llama of three layers. It is trained on one question,
+the one of VQAScore (arXiv:2404.01291), and learns the first token of the answer.
+"""
+
+import random
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from flowrl.worlds.shapes.captions import Scene
+from flowrl.worlds.shapes.judges.clip import MEAN, PATCH, STD, TOWER, normalised
+from flowrl.worlds.shapes.judges.lookalikes import contents, equals, lookalikes
+from flowrl.worlds.shapes.judges.pool import Pool, spoilt
+from flowrl.worlds.shapes.render import SIZE
+from flowrl.worlds.shapes.tokenizers import words
+from flowrl.worlds.stage import Cycle, Stage
+
+QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
+PHRASES = ("Does this figure show", "Please answer yes or no.")  # one token each
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<|system|>", "<|user|>", "<|assistant|>")
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{% if message['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+HIDDEN, LAYERS = 96, 3
+BATCH, ASKED = 32, 2  # pictures, and captions right and wrong for each
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word of the world and of the question; other text falls back on characters."""
+    question = [w for w in QUESTION.replace('"{}"?', "").replace(".", "").split()]
+    known = list(dict.fromkeys([*words(), *question, "Yes", "No", '"', '"?', "'", ".", ",", "?", "!", "-"]))
+    pieces = [(token, 0.0) for token in SPECIAL] + [(word, -2.0) for word in known]
+    pieces += [(c, -6.0) for c in string.ascii_letters + string.digits if c not in known]
+    raw = Tokenizer(models.Unigram(pieces, unk_id=SPECIAL.index("<unk>")))
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"\w+|[^\w\s]+"), "isolated")]
+    )
+    raw.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    raw.add_tokens([AddedToken(phrase, normalized=False) for phrase in PHRASES])
+    named = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=raw, **named)
+
+
+def make_processor() -> LlavaProcessor:
+    """Tokenizer, pictures at their own size, and chat template."""
+    eye = CLIPImageProcessor(
+        size={"height": SIZE, "width": SIZE},
+        do_center_crop=False,
+        resample=3,
+        image_mean=list(MEAN),
+        image_std=list(STD),
+    )
+    return LlavaProcessor(
+        image_processor=eye,
+        tokenizer=make_tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        chat_template=TEMPLATE,
+        num_additional_image_tokens=1,
+    )
+
+
+def make_model(processor: Any, eye: Any) -> LlavaForConditionalGeneration:
+    """A model whose image tower is that of the CLIP `eye` and whose rest is untrained; its caller seeds torch."""
+    tokenizer = processor.tokenizer
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=TOWER,
+            intermediate_size=2 * TOWER,
+            num_hidden_layers=len(eye.transformer.resblocks),
+            num_attention_heads=TOWER // 32,
+            image_size=SIZE,
+            patch_size=PATCH,
+            hidden_act="gelu",
+            projection_dim=TOWER,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=HIDDEN,
+            intermediate_size=2 * HIDDEN,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=4,
+            max_position_embeddings=128,
+            initializer_range=HIDDEN**-0.5,  # at transformers' 0.02 so narrow a model stays at chance for long
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=(SIZE // PATCH) ** 2,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.model.vision_tower.load_state_dict(_of_transformers(eye, model.model.vision_tower.state_dict()))
+    return model
+
+
+def _of_transformers(eye: Any, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an image tower of open_clip under the names that transformers gives them."""
+    held = eye.state_dict()
+    prefix = next(iter(wanted)).split("embeddings.")[0]
+    found = {
+        "embeddings.class_embedding": held["class_embedding"],
+        "embeddings.patch_embedding.weight": held["conv1.weight"],
+        "embeddings.position_embedding.weight": held["positional_embedding"],
+    }
+    for kind in ("weight", "bias"):
+        found[f"pre_layrnorm.{kind}"] = held[f"ln_pre.{kind}"]
+        found[f"post_layernorm.{kind}"] = held[f"ln_post.{kind}"]
+        for i in range(len(eye.transformer.resblocks)):
+            old, new = f"transformer.resblocks.{i}", f"encoder.layers.{i}"
+            for name, part in zip("qkv", held[f"{old}.attn.in_proj_{kind}"].chunk(3), strict=True):
+                found[f"{new}.self_attn.{name}_proj.{kind}"] = part
+            pairs = {"attn.out_proj": "self_attn.out_proj", "ln_1": "layer_norm1", "ln_2": "layer_norm2"}
+            pairs |= {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+            found |= {f"{new}.{b}.{kind}": held[f"{old}.{a}.{kind}"] for a, b in pairs.items()}
+    return {prefix + name: tensor.clone() for name, tensor in found.items()}
+
+
+class Asker:
+    """Turns captions into token ids, as the processor's chat template does, each remembered."""
+
+    def __init__(self, processor: Any):
+        self.processor, self.known = processor, {}
+        read = processor.tokenizer.convert_tokens_to_ids
+        self.yes, self.no, self.pad = read("yes"), read("no"), processor.tokenizer.pad_token_id
+
+    def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids [N, T], padded on the right, and lengths [N]."""
+        rows = [self._row(caption) for caption in captions]
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = torch.full((len(rows), int(lengths.max())), self.pad)
+        for row, place in zip(rows, ids, strict=True):
+            place[: len(row)] = row
+        return ids, lengths
+
+    def _row(self, caption: str) -> Tensor:
+        if caption not in self.known:
+            content = [{"type": "image"}, {"type": "text", "text": QUESTION.format(caption)}]
+            chat = [{"role": "user", "content": content}]
+            text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+            text = text.replace("<image>", "<image>" * (SIZE // PATCH) ** 2)
+            self.known[caption] = torch.tensor(self.processor.tokenizer(text).input_ids)
+        return self.known[caption]
+
+
+def answers(model: Any, asker: Asker, images: Tensor, index: Tensor, captions: Sequence[str]) -> Tensor:
+    """Logits [N, vocabulary] of the first token of the answer about images[index] and each caption.
+
+    The picture is looked at once, whatever the number of questions.
+    """
+    seen = model.model.get_image_features(normalised(images), vision_feature_layer=-1).pooler_output
+    features = torch.stack(list(seen))[index]
+    ids, lengths = asker(captions)
+    embedded = model.get_input_embeddings()(ids)
+    at = ids == model.config.image_token_id
+    embedded = embedded.masked_scatter(at[..., None], features)
+    there = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    states = model.model.language_model(inputs_embeds=embedded, attention_mask=there).last_hidden_state
+    return model.lm_head(states[torch.arange(len(ids)), lengths - 1])
+
+
+def train(
+    model: Any, processor: Any, pool: Pool, path: Path, *, cycles: Sequence[Cycle], seed: int, report: Any = None
+):
+    """Fits the model, its image tower left as it is, on questions about the pool; resumes from `path`."""
+    asker = Asker(processor)
+    model.model.vision_tower.requires_grad_(False)
+    learns = nn.ModuleList([model.model.multi_modal_projector, model.model.language_model, model.lm_head])
+    stage = Stage("shapes-vlm", learns, path, cycles=cycles, lr=1.5e-3, average=0.99)
+
+    def loss(step: int) -> Tensor:
+        index, questions = draw(pool, seed * 1_000_003 + step)
+        images, _ = spoilt(pool.images[index], seed * 1_000_003 + step, 0.3)
+        logits = answers(model, asker, images, torch.tensor([k for k, _, _ in questions]), [c for _, c, _ in questions])
+        return functional.cross_entropy(
+            logits, torch.tensor([asker.yes if right else asker.no for _, _, right in questions])
+        )
+
+    stage.run(loss, report, every=500)
+    stage.swap()
+    model.eval()
+
+
+def draw(pool: Pool, seed: int) -> tuple[Tensor, list[tuple[int, str, bool]]]:
+    """Pictures int64 [B] and questions: (place of the picture, caption, whether it shows that).
+
+    About as many are to be answered yes as no. Wrong are what a picture was drawn for and does not show, captions that
+    it nearly shows, and those of other pictures.
+    """
+    rng = random.Random(seed)
+    index = [rng.randrange(len(pool)) for _ in range(BATCH)]
+    questions: list[tuple[int, str, bool]] = []
+    for k, i in enumerate(index):
+        scene, asked = pool.scenes[i], pool.asked[i]
+        wrong: list[Scene] = [] if asked is None else [asked]
+        if scene is not None:
+            questions += [(k, equals(scene, rng).caption, True) for _ in range(ASKED)]
+            other = pool.scenes[rng.randrange(len(pool))]
+            if other is not None and contents(other) != contents(scene):
+                wrong.append(other)
+            wrong += lookalikes(scene, max(0, ASKED - len(wrong)), rng, seen=True)
+        questions += [(k, w.caption, False) for w in wrong]
+    return torch.tensor(index), questions
+
+
+@torch.no_grad()
+def probabilities(model: Any, processor: Any, images: Tensor, captions: Sequence[str]) -> Tensor:
+    """P(yes) / (P(yes) + P(no)) of each picture [N, 3, 32, 32] and its caption, float32 [N]."""
+    asker, found = Asker(processor), []
+    for start in range(0, len(captions), 200):
+        part = images[start : start + 200]
+        logits = answers(model, asker, part, torch.arange(len(part)), captions[start : start + 200])
+        found.append(torch.sigmoid(logits[:, asker.yes] - logits[:, asker.no]))
+    return torch.cat(found)
+
+
+def temperature(probability: Tensor, labels: Tensor) -> float:
+    """What logits are to be divided by so that the cross entropy is least (arXiv:1706.04599), between 0.25 and 4."""
+    logits = torch.logit(probability.double().clamp(1e-6, 1 - 1e-6))
+    tried = torch.logspace(-0.6, 0.6, 121, dtype=torch.float64)
+    losses = [functional.binary_cross_entropy_with_logits(logits / t, labels.double()).item() for t in tried]
+    return tried[losses.index(min(losses))].item()
+
+
+def save(model: Any, processor: Any, out: Path) -> None:
+    """Writes the model in float16 and the processor, in transformers' format."""
+    model.half().save_pretrained(out)
+    model.float()
+    processor.save_pretrained(out)
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """The saved model in float32 and its processor."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoProcessor.from_pretrained(folder)
