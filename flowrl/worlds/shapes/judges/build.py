@@ -13,7 +13,7 @@ from flowrl.worlds.shapes.judges.pool import Pool, training_pool
 
 SHAPES_FLUX = Path(__file__).parents[1] / "assets" / "shapes-flux"
 RENDERS, DRAWN = 12_000, 3_000
-CLIP_STEPS, VLM_STEPS = 2_000, 1_000  # of shapes-clip: in each of two cycles of the learning rate
+CLIP_STEPS, VLM_STEPS = 3_000, 4_000  # of shapes-clip: in each of two cycles of the learning rate
 DECAY = 0.4  # share of a cycle, at its end, over which the learning rate falls
 SEED = 1
 
