@@ -78,7 +78,7 @@ def gated(scores: Mapping[str, Tensor], specs: Mapping[str, Conditions], group: 
     """
     found = dict(scores)
     for name, spec in specs.items():
-        if spec.gate is not None:
+        if spec.gate is not None and spec.gate.by in scores:
             judge, own = scores[spec.gate.by], scores[name]
             otherwise = spec.gate.otherwise
             shut = _lowest(own, group) if isinstance(otherwise, str) else torch.full_like(own, otherwise)
@@ -95,9 +95,9 @@ class Counted(NamedTuple):
     asked: dict[str, Tensor]
 
     @property
-    def total(self) -> Tensor:
-        """Their weighted sum, float32 [B]; NaN where one of them could not score."""
-        return combined_reward(*self).float()
+    def total(self) -> Tensor | None:
+        """Their weighted sum, float32 [B], NaN where one of them could not score; None where none is trained on."""
+        return combined_reward(*self).float() if any(self.weights.values()) else None
 
 
 def counted(
@@ -106,7 +106,11 @@ def counted(
     prompts: Sequence[Prompt],
     group: Tensor | None = None,
 ) -> Counted:
-    """The scores [B] as a recipe wants them to count. group None: all samples are one, as in an evaluation."""
+    """The scores [B] as a recipe wants them to count. group None: all samples are one, as in an evaluation.
+
+    Rewards without scores are left out, and gates by them stay open: none compares samples where each is alone.
+    """
+    specs = {name: spec for name, spec in specs.items() if name in scores}
     group = torch.zeros(len(prompts), dtype=torch.int64) if group is None else group
     weights = {name: spec.weight for name, spec in specs.items()}
     return Counted(gated(scores, specs, group), weights, asked(specs, prompts))

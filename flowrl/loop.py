@@ -192,7 +192,7 @@ class Run:
         name = "before" if iteration == 0 else "after" if self._ended else f"iteration_{iteration:05d}"
         self.folder.evaluated(iteration, name, result)
         self.console.evaluated(iteration, result)
-        if self.best is None or self._value(iteration) > self.best[1]:
+        if self._value(iteration) > (float("-inf") if self.best is None else self.best[1]):
             self.best = iteration, self._value(iteration)
         self._ring(self.watch.after_evaluation(iteration, metrics))
 

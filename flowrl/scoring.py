@@ -124,16 +124,19 @@ class Scorer:
     def __call__(self, samples: Samples, progress: Callable[[str], None] | None = None) -> dict[str, Tensor]:
         """Reward name -> float32 [B] on the CPU; NaN also where a reward is not asked about a sample.
 
-        progress is told the name of each reward that is done. Raises RewardError where a required reward left too many
-        samples without a score, and where it returns something else than scores.
+        A reward that compares samples of a group is left out where each sample is alone, as in an evaluation. progress
+        is told the name of each reward that is done. Raises RewardError where a required reward left too many samples
+        without a score, and where it returns something else than scores.
         """
         ahead, self._ahead = self._ahead, []
-        scores = {name: torch.full((len(samples),), torch.nan) for name in self.rewards}
+        wanted = self._wanted(samples)
+        scores = {name: torch.full((len(samples),), torch.nan) for name in wanted}
         begun = self._begun(samples, ahead)
-        with self._placed([name for name in self.rewards if name not in begun]):
+        now = [name for name in wanted if name not in begun]
+        with self._placed(now):
             # One slice of samples goes to every reward before the next: rewards that share work (a checker's strict and
             # graded score) meet the same tensors.
-            for together, index, part, last in self._slices(samples, [n for n in self.rewards if n not in begun]):
+            for together, index, part, last in self._slices(samples, now):
                 for name in together:
                     scores[name][list(index)] = self._score(name, self._begin(name, part), len(index))
                     if last and progress is not None:
@@ -158,7 +161,7 @@ class Scorer:
 
         The next call gathers the scores, if it is about all samples that were taken, in their order.
         """
-        wanted = [name for name, reward in self.rewards.items() if reward.overlap]
+        wanted = [name for name in self._wanted(samples) if self.rewards[name].overlap]
         parts: Begun = {name: [] for name in wanted}
         with self._placed(wanted):
             for together, index, part, _ in self._slices(samples, wanted):
@@ -184,6 +187,11 @@ class Scorer:
     def asked(self, samples: Samples) -> dict[str, Tensor]:
         """Of rewards that are not asked about every prompt: about which samples, bool [B]. See composite.asked."""
         return composite.asked(self.rewards, samples.prompts)
+
+    def _wanted(self, samples: Samples) -> list[str]:
+        """The rewards but for those that compare, where there is nothing to compare with."""
+        alone = len(samples.group.unique()) == len(samples) > 0
+        return [name for name, reward in self.rewards.items() if not (alone and reward.groupwise)]
 
     def _slices(
         self, samples: Samples, wanted: Sequence[str]

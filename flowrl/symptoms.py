@@ -26,6 +26,8 @@ def in_training(case: Case, iteration: int, metrics: Metrics) -> dict[str, Findi
 def held_out(case: Case, iteration: int, metrics: Metrics) -> dict[str, Finding]:
     """All that is wrong after an evaluation. The first is the base of the later ones."""
     reward = hacking.trained(case, metrics)
+    if not any(f"{name}/mean" in metrics for name, weight in case.weights.items() if weight):
+        return {}  # all that is trained compares samples of a group, and an evaluation draws one a prompt
     if not math.isfinite(reward.value):
         return {"nonfinite": Finding("the held-out reward is not finite: no sample could be scored", iteration)}
     found: dict[str, Finding] = {}

@@ -90,6 +90,12 @@ def _score(recipe: "Recipe", run: Path | None, weights: str, raw: bool, base: bo
     check_arguments(recipe.model, recipe.pipeline)
     heldout = prompts.load(str(recipe.prompts.heldout), split="heldout", limit=recipe.eval.prompts)
     inputs = Inputs([], heldout, build_scorer(recipe))
+    comparing = [name for name, reward in inputs.scorer.rewards.items() if reward.groupwise]
+    if len(comparing) == len(inputs.scorer.rewards):
+        raise UserError(
+            f"{', '.join(comparing)}: compares samples of a group, but an evaluation draws one a prompt; "
+            "name another --reward"
+        )
     policy = build_policy(recipe)
     results: Results = {}
     with Console().status(f"scoring {len(heldout)} prompts"):

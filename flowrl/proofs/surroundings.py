@@ -113,7 +113,7 @@ def _spread(bench: Bench, scores: dict[str, torch.Tensor]) -> str:
     found = counted(bench.scorer.rewards, scores, bench.rollout.samples.prompts, group)
     how = bench.recipe.advantage.model_dump()
     adv = advantages(found.rewards, group, weights=found.weights, asked=found.asked, **how)
-    tied = group_stats(found.total, group).tied
+    tied = group_stats(adv if found.total is None else found.total, group).tied
     means = ", ".join(f"{name} {float(s.nanmean()):.3g}" for name, s in scores.items())
     said = f"{means}; {int(tied.sum())} of {len(tied)} groups without spread"
     if not bool((adv != 0).any()):

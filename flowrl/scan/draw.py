@@ -192,13 +192,19 @@ def _rollout(policy: AnyPolicy, part: Sequence[Prompt], plan: Any, group: int, s
     return Part(samples, score(samples), seconds, forwards)
 
 
+def _total(part: Part, rewards: Mapping[str, Conditions]) -> torch.Tensor:
+    """The reward of each sample, [B]; NaN where all trained ones compare samples, and each is alone."""
+    found = counted(rewards, part.rewards, part.samples.prompts, part.samples.group).total
+    return torch.full((len(part.samples),), torch.nan) if found is None else found
+
+
 def _add(
     into: Drawn, drawn: Part, ode: Part, starts: Sequence[int], rewards: Mapping[str, Conditions], how: Setting
 ) -> None:
     number = int(drawn.samples.group.max()) + 1
     every = max(starts) + 1
     pairs = torch.tensor([prompt * every + start for prompt in range(number) for start in starts])
-    total, ode_total = (counted(rewards, p.rewards, p.samples.prompts, p.samples.group).total for p in (drawn, ode))
+    total, ode_total = (_total(part, rewards) for part in (drawn, ode))
     for name, values in {**drawn.rewards, "total": total}.items():
         into.rewards[name].append(values.view(number, -1))
     for name, values in {**ode.rewards, "total": ode_total}.items():

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
+from flowrl.composite import counted
 from flowrl.contracts import Prompt, Samples
 from flowrl.names import UserError
 from flowrl.recipe.rewards import RewardSpec
@@ -205,6 +206,20 @@ def test_groups_stay_whole_for_a_reward_that_compares():
     given = Samples([Prompt(str(i), str(i)) for i in range(6)], group, images=torch.zeros(6, 3, 2, 2))
     score = Scorer({"r": Loaded(Rank(), batch=3)})(given)["r"]
     assert score.tolist() == [3, 3, 3, 2, 2, 1] and seen == [[0, 0, 0], [1, 1, 2]]
+
+
+def test_a_reward_that_compares_is_left_out_where_each_sample_is_alone():
+    class Rank:
+        groupwise = True
+
+        def __call__(self, s):
+            raise AssertionError("nothing to compare")
+
+    rewards = {"rank": Loaded(Rank()), "b": Loaded(brightness)}
+    assert list(Scorer(rewards)(samples())) == ["b"]
+    found = counted(rewards, Scorer(rewards)(samples()), samples().prompts)
+    assert torch.equal(found.total, brightness(samples()))
+    assert counted({"rank": rewards["rank"]}, {}, samples().prompts).total is None
 
 
 def test_a_late_answer_is_no_score():
