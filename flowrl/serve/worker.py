@@ -61,7 +61,12 @@ class Rewards:
         scorer = self.scorers[name]
         record = scorer.record[name]
         record.cause = None
-        scores = scorer(samples)[name].tolist()
+        found = scorer(samples)
+        if name not in found:
+            return [Verdict("unscored", reason="the reward compares samples of a group, and each is alone")] * len(
+                samples
+            )
+        scores = found[name].tolist()
         cause = record.cause
         if cause is not None and len(samples) > 1 and not scorer.rewards[name].groupwise:
             return [self._verdicts(name, samples[[i]])[0] for i in range(len(samples))]

@@ -77,6 +77,7 @@ def test_groups_stay_whole_and_texts_have_no_pixels(server: Running):
     means = torch.stack([reds(shuffled)[shuffled.group == g].mean() for g in shuffled.group])
     grouped = client(server, name="above", batch=5)
     assert grouped.groupwise and torch.equal(grouped(shuffled), reds(shuffled) - means)
+    assert grouped(pictures(3, groups=1)).isnan().all()  # each is alone: there is nothing to compare with
     with pytest.raises(ValueError, match="group of 4 samples, but a request holds 3; raise batch"):
         client(server, name="above", batch=3)(samples)
     texts = Samples(samples.prompts[:2], samples.group[:2], texts=["four", "é\n"])

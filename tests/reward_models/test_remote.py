@@ -4,13 +4,14 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 import torch
 
 from flowrl.contracts import Prompt, Samples
+from judge_support import Quiet
 from reward_models.parts import servers, wire
 from reward_models.parts.protocol import JSON, REQUEST_ID, SCORE, TENSORS
 from reward_models.remote import remote
@@ -52,8 +53,7 @@ class Scripted:
                 self.end_headers()
                 self.wfile.write(body)
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
+        self.http = Quiet(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
 
