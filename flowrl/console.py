@@ -111,7 +111,7 @@ class Console:
 
     def evaluated(self, iteration: int, result: Evaluation) -> None:
         """One line of held-out means."""
-        scores = "  ".join(f"{name} {mean}" for name, mean in result.means().items())
+        scores = "  ".join(f"{name} {mean}" for name, mean in result.shown().items())
         self.rich.print(f"held out, iteration {iteration}: {scores}  (n = {len(result.prompts)})", highlight=False)
 
     def finished(self, evaluations: dict[int, Evaluation], folder: Path, weights: Path, seconds: float) -> None:
@@ -134,9 +134,10 @@ def _before_after(evaluations: dict[int, Evaluation]) -> Table:
 
 def _pairs(first: Evaluation, last: Evaluation) -> Iterator[tuple[str, Mean, Mean]]:
     """(name, before, after) of each reward, and of each by kind where prompts say theirs."""
-    before, after = first.means(), last.means()
+    before, after = first.shown(), last.shown()
     kinds_before, kinds_after = first.by("kind"), last.by("kind")
     for name in before:
         yield name, before[name], after[name]
-        for kind in kinds_before.get(name, {}):
-            yield f"  {kind}", kinds_before[name][kind], kinds_after[name][kind]
+        for kind, of in kinds_before.get(name, {}).items():
+            if of.number or kinds_after[name][kind].number:  # a reward may not be asked about a kind
+                yield f"  {kind}", of, kinds_after[name][kind]

@@ -28,7 +28,8 @@ class Mean:
 class Evaluation:
     """Scores by reward, float32 [B] each, and the first samples: pictures float [N, 3, H, W], or N texts.
 
-    statistics: what was measured on all samples, whether kept or not. total: the rewards as they count together.
+    statistics: what was measured on all samples, whether kept or not. total: the rewards as they count together,
+    where that is another number than that of a single reward times its weight.
     """
 
     prompts: Sequence[Prompt]
@@ -42,11 +43,13 @@ class Evaluation:
         """Each reward's mean over the samples it could score."""
         return {name: mean(values) for name, values in self.scores.items()}
 
+    def shown(self) -> dict[str, Mean]:
+        """Each reward's mean and, where it is another, that of the total."""
+        return self.means() if self.total is None else {**self.means(), "total": mean(self.total)}
+
     def metrics(self) -> dict[str, float]:
-        """REWARD/mean and REWARD/error of each reward and of their total where that is another; and the statistics."""
-        means = self.means()
-        if self.total is not None and not any(self.total.equal(one) for one in self.scores.values()):
-            means["total"] = mean(self.total)
+        """REWARD/mean and REWARD/error of each reward and of their total, and the statistics."""
+        means = self.shown()
         found = {f"{reward}/mean": m.value for reward, m in means.items()}
         return found | {f"{reward}/error": m.error for reward, m in means.items()} | self.statistics
 

@@ -29,7 +29,10 @@ def evaluate_heldout(
     """Scores under the policy's weights as they are, on the recipe's own evaluation noise; more: see `evaluate`."""
     plan, seed = eval_plan(recipe), recipe.seed + EVAL_SEED
     found = evaluate(policy, prompts, score, plan=plan, seed=seed, batch=recipe.eval.batch, **more)
-    return replace(found, total=counted(recipe.rewards, found.scores, prompts).total)
+    trained = [spec for name, spec in recipe.rewards.items() if spec.weight and name in found.scores]
+    if len(trained) > 1 or any(spec.gate is not None for spec in trained):
+        return replace(found, total=counted(recipe.rewards, found.scores, prompts).total)
+    return found
 
 
 def departed(recipe: Recipe, policy: AnyPolicy, prompts: Sequence[Prompt]) -> dict[str, float]:

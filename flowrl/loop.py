@@ -4,6 +4,7 @@ Between two iterations a run is nothing but its mark (`Run._mark`), its weights 
 checkpoint holds, and why a run that is killed goes on bit for bit.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -197,9 +198,14 @@ class Run:
         self._ring(self.watch.after_evaluation(iteration, metrics))
 
     def _value(self, iteration: int) -> float:
-        """The mean of the held-out rewards as they count together."""
-        total = self.evaluations[iteration].total
-        return float("nan") if total is None else mean(total).value
+        """The mean of the held-out rewards as they count together; NaN where none is known."""
+        found = self.evaluations[iteration]
+        if found.total is not None:
+            return mean(found.total).value
+        means, weights = found.means(), self.inputs.scorer.weights
+        return sum(
+            [weight * means[name].value for name, weight in weights.items() if weight and name in means] or [math.nan]
+        )
 
     # ------------------------------------------------------------------ alarms
 

@@ -109,7 +109,6 @@ def _opened(path: Path) -> sqlite3.Connection:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = sqlite3.connect(path, timeout=30, check_same_thread=False)
-        file.execute("PRAGMA journal_mode=WAL")
         file.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score BLOB NOT NULL) WITHOUT ROWID")
     except (OSError, sqlite3.Error) as error:
         raise UserError(f"cache: {str(path)!r} is no file of scores ({error}); name another file") from error

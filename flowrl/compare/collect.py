@@ -75,7 +75,9 @@ def marks(data: RunData) -> list[Mark]:
         at = row["iteration"]
         rewards = {n: v for n in data.rewards if (v := number(row.get(f"{n}/mean"))) is not None}
         trained = {n: w for n, w in data.weights.items() if w}
-        if len(trained) > 1 and all(n in rewards for n in trained):
+        if (told := number(row.get("total/mean"))) is not None:
+            rewards = {TOTAL: told} | rewards
+        elif len(trained) > 1 and all(n in rewards for n in trained):
             rewards = {TOTAL: sum(w * rewards[n] for n, w in trained.items())} | rewards
         found.append(Mark(at, _before(seconds, at), _before(calls, at) if counted else None, rewards))
     return found

@@ -39,7 +39,12 @@ class Course:
 
 
 def total(scores: dict[str, float | None], weights: dict[str, float]) -> float | None:
-    """The weighted sum of the trained rewards; None where one of them is missing or could not be scored."""
+    """The trained rewards as they count together; None where one of them is missing or could not be scored.
+
+    What the run wrote itself knows of gates and of prompts that a reward is not asked about.
+    """
+    if "total" in scores and sum(1 for weight in weights.values() if weight) > 1:
+        return scores["total"]
     parts = [(weight, scores.get(name)) for name, weight in weights.items() if weight]
     if not parts or any(value is None for _, value in parts):
         return None

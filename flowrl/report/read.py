@@ -64,7 +64,8 @@ class RunData:
         """Every reward that was measured or asked for, the trained ones first."""
         held = [n.removesuffix("/mean") for n in self.names("heldout") if _is_reward(n)]
         seen = [n.split("/")[1] for n in self.names() if n.startswith("reward/") and n.count("/") == 2]
-        found = dict.fromkeys([*self.weights, *held, *(n for n in seen if n != "total")])
+        found = dict.fromkeys([*self.weights, *held, *seen])
+        found.pop("total", None)  # of several trained rewards: see evaluations.total
         return sorted(found, key=lambda name: self.weights.get(name, 1.0) == 0)
 
     @property
@@ -219,6 +220,8 @@ def _evaluated(path: Path, notes: list[str]) -> Evaluated | None:
         for p in sequence(values.get("prompts"))
     ]
     scores = {str(n): [number(v) for v in sequence(s)] for n, s in mapping(values.get("scores")).items()}
+    if "total" in values:
+        scores["total"] = [number(v) for v in sequence(values["total"])]
     pictures = [str(p) for p in sequence(values.get("pictures"))]
     texts = [str(t) for t in sequence(values.get("texts"))]
     return Evaluated(values["iteration"], prompts, scores, pictures, texts)
