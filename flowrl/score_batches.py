@@ -1,12 +1,12 @@
 """How samples are cut into calls of a reward, and what became of them."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from flowrl.batches import whole_groups
 from flowrl.contracts import Samples
 
 LATEST = 100  # samples over which a rate of failures is taken, or more where a call has more
@@ -42,16 +42,7 @@ def cut(rows: Sequence[int], group: Tensor, batch: int | None, groupwise: bool) 
         return (tuple(rows),) if len(rows) else ()
     if not groupwise:
         return tuple(tuple(rows[i : i + batch]) for i in range(0, len(rows), batch))
-    groups: dict[int, list[int]] = defaultdict(list)
-    for i in rows:
-        groups[int(group[i])].append(i)
-    parts: list[list[int]] = []
-    for members in groups.values():
-        if parts and len(parts[-1]) + len(members) <= batch:
-            parts[-1] += members
-        else:
-            parts.append(list(members))
-    return tuple(tuple(part) for part in parts)
+    return tuple(tuple(part) for part in whole_groups(rows, group.tolist(), batch))
 
 
 def moved(samples: Samples, device: str | torch.device) -> Samples:

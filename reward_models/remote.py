@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowrl.batches import whole_groups
 from flowrl.contracts import Samples
 from reward_models.parts import protocol, wire
 from reward_models.parts.inputs import frames, unscored
@@ -128,20 +129,12 @@ class remote:
         most = self._most(samples) if positions else 1
         if not self.groupwise:
             return [positions[i : i + most] for i in range(0, len(positions), most)]
-        groups: dict[int, list[int]] = {}
-        for i in positions:
-            groups.setdefault(int(samples.group[i]), []).append(i)
-        parts: list[list[int]] = []
-        for members in groups.values():
-            if len(members) > most:
-                raise ValueError(
-                    f"remote: reward {self.name!r} compares a group of {len(members)} samples, but a request holds "
-                    f"{most}; raise batch here, or max_items, max_pixels and max_bytes of the server"
-                )
-            if parts and len(parts[-1]) + len(members) <= most:
-                parts[-1] += members
-            else:
-                parts.append(list(members))
+        parts = whole_groups(positions, samples.group.tolist(), most)
+        if large := next((len(part) for part in parts if len(part) > most), None):
+            raise ValueError(
+                f"remote: reward {self.name!r} compares a group of {large} samples, but a request holds "
+                f"{most}; raise batch here, or max_items, max_pixels and max_bytes of the server"
+            )
         return parts
 
     def _most(self, samples: Samples) -> int:

@@ -30,7 +30,7 @@ HEAVY |= {"fastapi", "uvicorn", "httpx2", "requests"}
 # file or folder -> what of ours it may import; the longest entry that fits a file counts
 MAY_IMPORT: dict[str, set[str]] = {
     "samplers": {"samplers"},
-    "reward_models": {"reward_models", "flowrl.contracts", "flowrl.worlds"},
+    "reward_models": {"reward_models", "flowrl.contracts", "flowrl.batches", "flowrl.worlds"},
     "flowrl/__init__.py": set(),
     "flowrl/names.py": set(),
     "flowrl/batches.py": set(),
@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"flowrl.lanes"}
     | LIGHT,
     "flowrl/composite.py": {"flowrl.contracts", "flowrl.advantages"} | LIGHT,
-    "flowrl/score_batches.py": {"flowrl.contracts"},
+    "flowrl/score_batches.py": {"flowrl.contracts", "flowrl.batches"},
     "flowrl/score_cache.py": {"flowrl.contracts"} | LIGHT,
     "flowrl/lanes.py": set(),
     "flowrl/recipe": {"flowrl.recipe", "flowrl.alarms"} | LIGHT,
