@@ -47,8 +47,5 @@ def cut(rows: Sequence[int], group: Tensor, batch: int | None, groupwise: bool) 
 
 def moved(samples: Samples, device: str | torch.device) -> Samples:
     """The samples with their pixels on a device."""
-    pixels = {name: getattr(samples, name) for name in ("images", "video")}
-    there = torch.device(device).type
-    if all(value is None or value.device.type == there for value in pixels.values()):
-        return samples
-    return replace(samples, **{name: None if v is None else v.to(device) for name, v in pixels.items()})
+    given = {name: getattr(samples, name) for name in ("images", "video")}
+    return replace(samples, **{name: pixels.to(device) for name, pixels in given.items() if pixels is not None})
