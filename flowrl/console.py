@@ -13,6 +13,7 @@ from rich.table import Table
 
 from flowrl.evaluate import Evaluation, Mean
 from flowrl.recipe.schema import Recipe
+from flowrl.terminal import output_console, spoken
 
 if TYPE_CHECKING:
     from flowrl.policies.language import LanguagePolicy
@@ -33,7 +34,7 @@ class Progress:
     """The display while iterations run: the run as a whole, and the phase under way."""
 
     def __init__(self, display: bars.Progress, iterations: int, done: int, unit: str):
-        self._display, self._unit = display, unit
+        self._display, self._unit, self._iterations = display, unit, iterations
         self.forwards: Counter[str] = Counter()  # steps that each phase has taken, until somebody clears it
         self._name = ""
         self._whole = display.add_task("iterations", total=iterations, completed=done, unit="it", note="")
@@ -52,20 +53,21 @@ class Progress:
         self.forwards[self._name] += number
         self._display.advance(self._phase, number)
 
-    def iteration_done(self, number: int, metrics: dict[str, float], shown: Sequence[str]) -> None:
-        """An iteration has ended; some of its metrics stay visible, and without a terminal every tenth is printed."""
+    def iteration_done(self, number: int, metrics: dict[str, float], shown: Sequence[str], left: float) -> None:
+        """An iteration has ended; some of its metrics stay visible, and a log gets a line. left: seconds, about."""
         note = "  ".join(f"{name.split('/')[1]} {metrics[name]:.3f}" for name in shown)
         self._display.update(self._whole, completed=number, note=note)
-        if not self._display.console.is_terminal and number % 10 == 0:
+        if not self._display.console.is_terminal:
             seconds = sum(value for name, value in metrics.items() if name.startswith("time_"))
-            self._display.console.print(f"iteration {number}  {note}  ({seconds:.1f} s)")
+            line = f"iteration {number} of {self._iterations}  {note}  ({seconds:.1f} s, about {spoken(left)} left)"
+            self._display.console.print(line, highlight=False, soft_wrap=True)
 
 
 class Console:
     """Prints a run; see the module's docstring."""
 
     def __init__(self, console: RichConsole | None = None):
-        self.rich = console or RichConsole()
+        self.rich = console or output_console()
 
     def started(self, recipe: Recipe, policy: "PipelinePolicy | LanguagePolicy", folder: Path) -> None:
         """The first lines: what is trained, where, and where to."""
@@ -74,7 +76,8 @@ class Console:
         what = "all weights" if recipe.lora is None else f"LoRA rank {recipe.lora.rank}"
         self.rich.print(
             f"[bold]{recipe.model}[/] on {policy.device}: {what}, {number:,} of {total:,} parameters learn; "
-            f"writing to [bold]{folder}[/]"
+            f"writing to [bold]{folder}[/]",
+            soft_wrap=True,
         )
 
     def note(self, line: str) -> None:
@@ -112,7 +115,9 @@ class Console:
     def evaluated(self, iteration: int, result: Evaluation) -> None:
         """One line of held-out means."""
         scores = "  ".join(f"{name} {mean}" for name, mean in result.shown().items())
-        self.rich.print(f"held out, iteration {iteration}: {scores}  (n = {len(result.prompts)})", highlight=False)
+        self.rich.print(
+            f"held out, iteration {iteration}: {scores}  (n = {len(result.prompts)})", highlight=False, soft_wrap=True
+        )
 
     def finished(self, evaluations: dict[int, Evaluation], folder: Path, weights: Path, seconds: float) -> None:
         """The closing table, before and after, and where everything is."""

@@ -10,6 +10,7 @@ from flowrl.names import UserError
 from flowrl.planning import arithmetic, eval_plan
 from flowrl.recipe.load import load
 from flowrl.recipe.schema import Recipe
+from flowrl.terminal import spoken
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,3 @@ def evaluations(recipe: Recipe, part: float = 1.0) -> int:
         return 0
     between = (iterations - 1) // evaluation.every if evaluation.every else 0
     return between + evaluation.at_start + evaluation.at_end
-
-
-def spoken(seconds: float) -> str:
-    """Seconds as a person says them: 43 s, 12 min, 3.4 h, 2.1 days."""
-    for limit, size, unit in ((100, 1, "s"), (5400, 60, "min"), (48 * 3600, 3600, "h")):
-        if seconds < limit:
-            value = seconds / size
-            return f"{value:.0f} {unit}" if value >= 10 or unit == "s" else f"{value:.1f} {unit}"
-    return f"{seconds / 86400:.1f} days"

@@ -117,6 +117,13 @@ class Run:
         in_time = train.seconds is None or self.spent < train.seconds
         return self.rolled_back is not None or self.iteration >= train.iterations or not in_time
 
+    @property
+    def _seconds_left(self) -> float:
+        """About how long the iterations that are left take, at the mean pace of those done."""
+        train = self.recipe.train
+        left = (train.iterations - self.iteration) * self.spent / self.iteration
+        return left if train.seconds is None else max(0.0, min(left, train.seconds - self.spent))
+
     def _step(self, progress: Progress) -> None:
         if self.recipe.train.seconds is not None:
             self.learner.share = self.spent / self.recipe.train.seconds
@@ -125,7 +132,7 @@ class Run:
         self.spent += sum(value for name, value in result.metrics.items() if name.startswith("time_"))
         self.folder.log(self.iteration, result.metrics)
         self._ring(self.watch.after_iteration(self.iteration, result.metrics))
-        progress.iteration_done(self.iteration, result.metrics, self._rewards_shown())
+        progress.iteration_done(self.iteration, result.metrics, self._rewards_shown(), self._seconds_left)
 
     def _iterate(self, iteration: int, progress: Progress) -> Iteration:
         recipe = self.recipe

@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reward_models": {"reward_models", "flowrl.contracts", "flowrl.batches", "flowrl.worlds"},
     "flowrl/__init__.py": set(),
     "flowrl/names.py": set(),
+    "flowrl/terminal.py": set(),
     "flowrl/batches.py": set(),
     "flowrl/contracts.py": set(),
     "flowrl/advantages.py": set(),
@@ -74,7 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/tracking.py": {"flowrl.pictures", "flowrl.recipe"} | LIGHT,
     "flowrl/worlds": {"flowrl.worlds", "flowrl.pictures"},
     "flowrl/loading.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
-    "flowrl/console.py": {"flowrl.evaluate", "flowrl.recipe", "flowrl.policies"},
+    "flowrl/console.py": {"flowrl.terminal", "flowrl.evaluate", "flowrl.recipe", "flowrl.policies"},
     "flowrl/build.py": {"flowrl"},
     "flowrl/guard.py": {"flowrl"},
     "flowrl/heldout.py": {"flowrl"},
@@ -84,7 +85,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/sizes": {"flowrl.sizes", "flowrl.recipe", "flowrl.planning", "flowrl.policies", "flowrl.contracts"}
     | {"samplers"}
     | LIGHT,
-    "flowrl/estimate.py": {"flowrl.planning", "flowrl.recipe"} | LIGHT,
+    "flowrl/estimate.py": {"flowrl.terminal", "flowrl.planning", "flowrl.recipe"} | LIGHT,
     "flowrl/proofs": {"flowrl", "samplers"},
     "flowrl/check.py": {"flowrl"},
     "flowrl/run.py": {"flowrl"},
@@ -93,8 +94,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/report": {"flowrl.report"} | LIGHT,
     "flowrl/report/page.py": {"flowrl"},  # its version
     "flowrl/compare": {"flowrl.compare", "flowrl.report", "flowrl.recipe", "flowrl.stopping", "flowrl.__version__"}
+    | {"flowrl.terminal"}
     | LIGHT,
-    "flowrl/compare/costs.py": {"flowrl.compare", "flowrl.estimate", "flowrl.planning", "flowrl.recipe"},
+    "flowrl/compare/costs.py": {
+        "flowrl.terminal",
+        "flowrl.compare",
+        "flowrl.estimate",
+        "flowrl.planning",
+        "flowrl.recipe",
+    },
     "flowrl/compare/drift.py": {"flowrl"},
     "flowrl/serve": {"flowrl.serve", "flowrl.__version__", "flowrl.contracts", "flowrl.scoring", "flowrl.recipe"}
     | {"reward_models.parts"}

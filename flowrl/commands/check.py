@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flowrl.commands.common import Overrides, RecipeArgument, quiet
+from flowrl.terminal import output_console, spoken
 
 if TYPE_CHECKING:
     from flowrl.proofs.proof import Finding
@@ -24,11 +25,10 @@ def check_command(
     from flowrl.recipe.load import load
 
     checked = load(recipe, overrides or [])
-    console = Console(highlight=False)
+    console = output_console()
     with console.status("loading"):
         quiet()
         from flowrl.check import check
-        from flowrl.estimate import spoken
         from flowrl.proofs.proof import Finding
 
     first: Finding | None = None

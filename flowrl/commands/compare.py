@@ -2,15 +2,19 @@
 
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 
 from flowrl.commands.common import quiet
 from flowrl.names import UserError
+from flowrl.terminal import output_console
+
+LOG_SECONDS = 30.0  # between two lines of a log about the runs under way
 
 if TYPE_CHECKING:
     from flowrl.compare.collect import Outcome
@@ -130,7 +134,7 @@ def _plan(cells: "Sequence[Cell]", time_from: Path | None, jobs: int) -> None:
     earlier = time_from or costs.earlier(cells)
     pace = None if earlier is None else measured(earlier)
     number = len(read_prompts(cells[0].recipe)[1])
-    console = Console(highlight=False)
+    console = output_console()
     console.print(terminal(costs.plan(cells, pace, number), f"{len(cells)} runs"))
     console.print(costs.total(cells, pace, number, jobs), soft_wrap=True)
 
@@ -140,13 +144,14 @@ def _run(cells: "Sequence[Cell]", jobs: int, output: Path) -> dict[Path, str]:
     from flowrl.compare.execute import execute, is_done, progress_of
     from flowrl.stopping import Stopped, Stopping
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = output_console(soft_wrap=True)
     left = [cell for cell in cells if not is_done(cell)]
     if jobs > 1 and left:
         output.mkdir(parents=True, exist_ok=True)
         (output / "concurrent").write_text(f"{jobs}\n", encoding="utf-8")
         console.print(f"{jobs} runs at once share this machine: compare their calls; their times disturb each other")
     running: list[Cell] = []
+    told = [time.monotonic()]  # when a log last got a line
     with console.status(f"{len(left)} of {len(cells)} runs to do") as status:
 
         def report(cell: "Cell", what: str) -> None:
@@ -155,7 +160,11 @@ def _run(cells: "Sequence[Cell]", jobs: int, output: Path) -> dict[Path, str]:
 
         def look() -> None:
             shown = ", ".join(f"{cell} ({progress_of(cell)})" for cell in running)
-            status.update(f"{sum(map(is_done, left))} of {len(left)} runs done; {shown}")
+            line = f"{sum(map(is_done, left))} of {len(left)} runs done; {shown}"
+            status.update(escape(line))
+            if not console.is_terminal and time.monotonic() - told[0] > LOG_SECONDS:
+                told[0] = time.monotonic()
+                console.print(line, markup=False)
 
         try:
             return execute(left, jobs, report, Stopping(lambda name: console.print(f"{name}: runs save and end")), look)
@@ -212,7 +221,7 @@ def _drifts(outcomes: "list[Outcome]") -> dict[Path, dict[str, float | None]]:
 
     settings = Settings.of(load(str(compared[0].folder / "recipe.yaml"), ["track=null"]))
     found = {}
-    with Console().status("") as status:
+    with output_console().status("") as status:
         for i, one in enumerate(compared):
             status.update(f"measuring drift of run {i + 1} of {len(compared)}")
             found[one.folder] = measured(one.folder, settings)
@@ -223,7 +232,7 @@ def _print(found: "Overview", output: Path) -> None:
     from flowrl.compare import plots, tables
     from flowrl.compare.overview import AXES, headline
 
-    console = Console(highlight=False)
+    console = output_console()
     if found.rewards:
         console.print(tables.terminal(tables.held(found), "held-out, mean over seeds ± standard error"))
         console.print(tables.terminal(tables.costs(found), "what an iteration costs"))

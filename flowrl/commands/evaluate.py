@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from flowrl.commands.common import Overrides, RawOption, RunArgument, StepsOption, WeightsOption, quiet, target_of
 from flowrl.names import UserError
+from flowrl.terminal import output_console
 
 if TYPE_CHECKING:
     from flowrl.evaluate import Evaluation
@@ -47,7 +47,7 @@ def evaluate_command(
 
     results = _score(recipe, run, weights, raw, base, save)
     number, how = len(results["rewards"].prompts), eval_words(recipe)
-    Console().print(_table(results, f"{target}: {number} prompts, {how}"))
+    output_console().print(_table(results, f"{target}: {number} prompts, {how}"))
     if output is not None:
         head: dict[str, Any] = {"target": target, "weights": weights if run else None, "raw": raw, "sampling": how}
         head |= {
@@ -98,7 +98,7 @@ def _score(recipe: "Recipe", run: Path | None, weights: str, raw: bool, base: bo
         )
     policy = build_policy(recipe)
     results: Results = {}
-    with Console().status(f"scoring {len(heldout)} prompts"):
+    with output_console().status(f"scoring {len(heldout)} prompts"):
         if base:
             results["base"] = _evaluate(recipe, policy, inputs, save / "base" if save else None)
         if run is not None:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from flowrl.commands.common import RawOption, WeightsOption, quiet, target_of
 from flowrl.names import UserError
+from flowrl.terminal import output_console
 
 if TYPE_CHECKING:
     from flowrl.contracts import Prompt
@@ -58,7 +58,7 @@ def export_command(
 
     set_up(recipe)
     asked = _prompts(recipe, prompts) if verify else []
-    with Console().status("exporting"):
+    with output_console().status("exporting"):
         found = export_run(recipe, run, folder, chosen, weights, raw, prompts=asked, tolerance=tolerance)
     typer.echo(f"{folder}: {chosen}, {weights} weights; its README.md says how to load it")
     if found is not None:

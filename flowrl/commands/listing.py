@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from flowrl import names
 from flowrl.recipe import presets, windows
+from flowrl.terminal import output_console
 
 
 class Kind(str, Enum):
@@ -44,7 +44,7 @@ def list_command(
         table = Table(title=kind.value, title_justify="left", show_header=False, box=None)
         for row in tables[kind]:
             table.add_row(*map(escape, row))
-        Console().print(table)
+        output_console().print(table)
 
 
 def _headline(recipe: Path) -> str:

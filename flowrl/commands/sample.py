@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from flowrl.commands.common import RawOption, RunArgument, StepsOption, WeightsOption, quiet, target_of
 from flowrl.names import UserError
+from flowrl.terminal import output_console
 
 if TYPE_CHECKING:
     from flowrl.contracts import Prompt
@@ -22,7 +22,12 @@ def sample(
     prompts: Annotated[str | None, typer.Option(metavar="SOURCE", help="Prompts from a file or other source.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many of SOURCE.")] = None,
     output: Annotated[Path | None, typer.Option(help="The PNG to write (samples.png); texts go to a file too.")] = None,
-    number: Annotated[int, typer.Option(min=1, help="Samples a prompt.")] = 4,
+    number: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Samples a prompt: 4, or one text where eval.temperature is 0; more are drawn as in training."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Names the noise.")] = 0,
     weights: WeightsOption = "final",
     raw: RawOption = False,
@@ -36,6 +41,7 @@ def sample(
         got = f"only overrides ({', '.join(overrides)})" if overrides else "none"
         raise UserError(f"PROMPT: got {got}; give at least one text to draw, or --prompts SOURCE")
     recipe, run = target_of(target, overrides, weights, raw)
+    recipe, each = _as_many(recipe, number)
     quiet()
     from flowrl.contracts import Prompt
     from flowrl.pictures import save_grid
@@ -44,10 +50,10 @@ def sample(
     wanted = [Prompt(text, text) for text in own]
     wanted += [] if prompts is None else load(prompts, split="heldout", limit=limit)
     policy = _policy(recipe, run, weights, raw)
-    with Console().status("drawing"):
-        pictures, completions = _draw(policy, recipe, wanted, number, seed)
+    with output_console().status("drawing"):
+        pictures, completions = _draw(policy, recipe, wanted, each, seed)
     if completions:
-        owners = [p.text for p in wanted for _ in range(number)]
+        owners = [p.text for p in wanted for _ in range(each)]
         lines = [f"{text}  ->  {completion}" for text, completion in zip(owners, completions, strict=True)]
         typer.echo("\n".join(lines))
         if output is not None:
@@ -56,8 +62,19 @@ def sample(
     if pictures is None:
         raise UserError(f"{target}: its samples are neither pictures nor texts")
     output = output or Path("samples.png")
-    save_grid(pictures, output, columns=number)
-    typer.echo(f"{output}: {len(wanted)} x {number} samples")
+    save_grid(pictures, output, columns=each)
+    typer.echo(f"{output}: {len(wanted)} x {each} samples")
+
+
+def _as_many(recipe: "Recipe", number: int | None) -> "tuple[Recipe, int]":
+    """(the recipe to draw by, samples a prompt). Greedy texts of a prompt are all the same: one is drawn, or several
+    at the temperature of training."""
+    if recipe.eval.temperature != 0:
+        return recipe, 4 if number is None else number
+    if number in (None, 1):
+        return recipe, 1
+    warm = recipe.eval.model_copy(update={"temperature": None})
+    return recipe.model_copy(update={"eval": warm}), number
 
 
 def _policy(recipe: "Recipe", run: Path | None, weights: str, raw: bool) -> Any:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from flowrl.commands.common import RecipeArgument, WeightsOption, quiet
 from flowrl.names import UserError
+from flowrl.terminal import output_console
 
 if TYPE_CHECKING:
     from flowrl.evaluate import Mean
@@ -65,7 +66,7 @@ def scan_command(
     refuse_equal(key, found, iteration)
     folder = output or fresh(Path("runs") / f"scan-{Path(recipe).stem}-{key}")
     _make(folder)
-    console = Console(highlight=False)
+    console = output_console()
     scan = _scan(console, Path(recipe).stem, key, found, prompts, iteration, tolerance, model_run, weights)
     write(scan, folder)
     path = page.write(scan, folder)

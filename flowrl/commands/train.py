@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from flowrl.commands.common import Overrides, RecipeArgument, quiet
 from flowrl.names import UserError
+from flowrl.terminal import output_console
 
 if TYPE_CHECKING:
     from flowrl.recipe.schema import Recipe
@@ -75,4 +75,4 @@ def _plan(recipe: "Recipe", forward: float | None, earlier: Path | None) -> None
     train, heldout = read_prompts(recipe)
     blocks = [describe(recipe, num_train=len(train), num_heldout=len(heldout)), describe_sizes(recipe, train)]
     blocks += [] if pace is None else [time_text(recipe, pace, len(heldout))]
-    Console(highlight=False, soft_wrap=True).print(escape("\n\n".join(blocks)))
+    output_console(soft_wrap=True).print(escape("\n\n".join(blocks)))

@@ -6,9 +6,10 @@ from pathlib import Path
 from flowrl.compare.execute import is_done
 from flowrl.compare.grid import UNLIMITED, Cell
 from flowrl.compare.tables import Words
-from flowrl.estimate import Pace, duration, spoken
+from flowrl.estimate import Pace, duration
 from flowrl.planning import arithmetic
 from flowrl.recipe.schema import Recipe
+from flowrl.terminal import spoken
 
 
 def plan(cells: Sequence[Cell], pace: Pace | None, num_heldout: int) -> Words:

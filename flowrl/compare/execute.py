@@ -1,6 +1,7 @@
 """Runs the runs of a grid as processes of their own, some at once, and goes on with those that were stopped."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from typing import Protocol
 from flowrl.compare.grid import Cell, write
 from flowrl.report.read import read
 from flowrl.stopping import Stopping
+from flowrl.terminal import spoken
 
 PATIENCE = 0.1  # seconds between two looks at the processes
 Report = Callable[[Cell, str], None]  # a run, and "begins", "goes on", "done" or why it ended early
@@ -96,10 +98,20 @@ def execute(
 
 
 def progress_of(cell: Cell) -> str:
-    """How far a run is, in a few words."""
+    """How far a run is: its iteration, and about how much of it is done and how long the rest takes.
+
+    The time is that of rollouts, scoring and training at their mean pace so far; evaluations are not in it.
+    """
     with contextlib.suppress(OSError, ValueError):
-        lines = (cell.folder / "metrics.jsonl").read_bytes().count(b'"kind": "train"')
-        return f"iteration {lines}"
+        lines = (cell.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        trained = [one for one in map(json.loads, lines) if one.get("kind") == "train"]
+        spent = sum(value for one in trained for name, value in one.items() if name.startswith("time_"))
+        train = cell.recipe.train
+        share = len(trained) / train.iterations
+        share = share if train.seconds is None else max(share, spent / train.seconds)
+        number = len(trained) if train.seconds is not None else f"{len(trained)} of {train.iterations}"
+        rest = f", about {spoken(spent / share - spent)} left" if share else ""
+        return f"iteration {number}, {min(share, 1):.0%}{rest}"
     return "loading"
 
 

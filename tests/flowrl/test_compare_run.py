@@ -11,7 +11,7 @@ from resume_support import QUICK, assert_same_run, train
 
 from compare_support import Forked
 from flowrl.compare import collect, drift, grid
-from flowrl.compare.execute import execute, is_done
+from flowrl.compare.execute import execute, is_done, progress_of
 from flowrl.compare.grid import Cell, Variant
 from flowrl.recipe.load import load
 from flowrl.stopping import Stopped, Stopping
@@ -126,3 +126,19 @@ def test_the_command_runs_its_grid_in_processes_of_its_own(tmp_path: Path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "shapes at 2." in done.stdout and "KL from base" in done.stdout
     assert (tmp_path / "out" / "compare.html").is_file() and (tmp_path / "out" / "concurrent").is_file()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.iterations=80"], "iteration 4 of 80, 5%, about 3.8 min left"),
+        (["train.seconds=24"], "iteration 4, 50%, about 12 s left"),
+    ],
+)
+def test_how_far_a_run_is_says_what_is_left(overrides: list[str], words: str, tmp_path: Path):
+    cell = Cell("a", 0, load("quickstart", overrides), tmp_path)
+    assert progress_of(cell) == "loading"
+    lines = [{"kind": "train", "iteration": i, "time_rollout": 2.0, "time_train": 1.0} for i in range(1, 5)]
+    lines.insert(0, {"kind": "heldout", "iteration": 0})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert progress_of(cell) == words

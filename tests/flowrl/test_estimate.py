@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from cli_support import call
-from flowrl.estimate import Pace, assumed, duration, evaluations, measured, spoken
+from flowrl.estimate import Pace, assumed, duration, evaluations, measured
 from flowrl.names import UserError
 from flowrl.planning import arithmetic
 from flowrl.recipe.load import dump, load
+from flowrl.terminal import spoken
 
 BASE = str(Path(__file__).parents[1] / "recipes" / "quickstart.yaml")
 

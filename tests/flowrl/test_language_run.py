@@ -159,6 +159,8 @@ def test_eval_and_sample_print_numbers_and_texts(finished: Path, capsys, monkeyp
     assert "greedy" in out and "exact" in out and "ODE" not in out
     found = json.loads((tmp_path / "eval.json").read_text())["rewards"]["exact"]
     assert found == pytest.approx(json.loads((finished / "summary.json").read_text())["heldout"]["2"]["exact"])
+    code, out, _ = call(capsys, monkeypatch, "sample", str(finished), "347+285")
+    assert code == 0 and out.count("347+285  ->  ") == 1  # greedy: more would all be the same
     file = tmp_path / "out.txt"
     code, out, _ = call(capsys, monkeypatch, "sample", str(finished), "347+285", "--number", "2", "--output", str(file))
     assert code == 0 and out.count("347+285  ->  ") == 2 and file.read_text() == out
