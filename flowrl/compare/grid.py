@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from flowrl.names import UserError
+from flowrl.recipe import scalars
 from flowrl.recipe.changes import changes
 from flowrl.recipe.errors import RecipeError, show
 from flowrl.recipe.load import dump, load, parse
@@ -166,7 +167,7 @@ def _axis(text: str) -> tuple[str, list[str]]:
     key, equals, values = text.partition("=")
     accepted = "accepted: KEY=VALUE,VALUE with YAML values, such as sampler.window.size=2,4"
     try:
-        node: Any = yaml.compose(f"[{values}]", Loader=yaml.SafeLoader)
+        node: Any = yaml.compose(f"[{values}]", Loader=scalars.Loader)
         found = [f"[{values}]"[n.start_mark.index : n.end_mark.index].strip() for n in node.value]
     except yaml.YAMLError:
         found = []

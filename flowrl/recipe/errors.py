@@ -64,7 +64,7 @@ def unknown_key(place: str, known: list[str]) -> RecipeError:
     name = place.rpartition(".")[2]
     meant = closest(name, known)
     remedy = f"did you mean {meant!r}?" if meant else f"remove {place}"
-    return RecipeError(place, f"unknown key {name!r}, accepted here: {', '.join(known)}", remedy)
+    return RecipeError(place, f"unknown key {name!r}, accepted here: {', '.join(known) or 'nothing'}", remedy)
 
 
 def _locate(loc: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, type[BaseModel], str]:

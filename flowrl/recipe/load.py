@@ -1,6 +1,5 @@
 """Reads a recipe: YAML file, `key=value` overrides, preset, checks."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_origin
@@ -9,36 +8,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from flowrl import names
+from flowrl.recipe import scalars
 from flowrl.recipe.checks import check
 from flowrl.recipe.errors import RecipeError, first_of, model_of, show, translate, unknown_key
 from flowrl.recipe.language import DENOISING, refuse_denoising
 from flowrl.recipe.noise import with_noise
 from flowrl.recipe.presets import with_preset
 from flowrl.recipe.schema import Recipe
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with the numbers of YAML 1.2 (1e-4 is a float) and without repeated keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """A mapping whose keys are distinct strings."""
-        seen: set[str] = set()
-        for name, _ in node.value:
-            if not isinstance(name, yaml.ScalarNode) or name.value in seen:
-                problem = f"key {getattr(name, 'value', '?')!r} is given twice or is no plain name"
-                raise yaml.constructor.ConstructorError(None, None, problem, name.start_mark)
-            seen.add(name.value)
-        return super().construct_mapping(node, deep)
-
-
-_FLOAT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
-_WORDS = re.compile(r"^(true|True|TRUE|false|False|FALSE)$")
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in pairs if tag.rpartition(":")[2] not in ("float", "bool", "timestamp")]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _WORDS, list("tTfF"))  # yes, no, on and off stay words
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 def load(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -73,7 +49,7 @@ def build(values: dict[str, Any], *, name: str = "recipe", beside: Path | None =
 def dump(recipe: Recipe) -> str:
     """Every effective value as YAML, which `load` reads back to an equal recipe."""
     unread: set[str] = set(DENOISING) if recipe.generation is not None else set()
-    return yaml.safe_dump(recipe.model_dump(exclude=unread), sort_keys=False, width=120, allow_unicode=True)
+    return scalars.write(recipe.model_dump(exclude=unread))
 
 
 def _find(path_or_name: str) -> Path:
@@ -91,8 +67,8 @@ def _find(path_or_name: str) -> Path:
 def parse(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, read as recipes are. Raises RecipeError, with file and line, for anything else."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = scalars.read(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise RecipeError(_where(path, error), _yaml_problem(error), "write it as YAML, `key: value` a line") from None
     if not isinstance(values, dict):
         raise RecipeError(str(path), f"got {show(values)}, accepted: a mapping of keys", "write `key: value` a line")
@@ -111,14 +87,15 @@ def _yaml_problem(error: Exception) -> str:
 def _override(values: dict[str, Any], override: str) -> None:
     """Sets one dotted key in place."""
     dotted, equals, text = override.partition("=")
-    parts = dotted.strip().split(".")
+    dotted = dotted.strip()
+    parts = dotted.split(".")
     if not equals or not all(parts):
-        problem = f"got {override!r}, accepted: dotted.key=value"
+        problem = f"got {show(override)}, accepted: dotted.key=value"
         raise RecipeError("override", problem, "write it like train.lr=1e-4")
     try:
-        value = yaml.load(text, _Loader)
+        value = scalars.read(text)
     except yaml.YAMLError as error:
-        problem = f"got {text!r}, which is no YAML ({_yaml_problem(error)})"
+        problem = f"got {show(text)}, which is no YAML ({_yaml_problem(error)})"
         raise RecipeError(dotted, problem, "quote it") from None
     place = values
     for depth, name in enumerate(parts[:-1]):
@@ -129,26 +106,29 @@ def _override(values: dict[str, Any], override: str) -> None:
             raise RecipeError(dotted, f"{parent} is {show(place[name])}, no mapping", f"set {parent}={{...}}")
         place = place[name]
     if value is None:
+        if not _is_key(parts) and parts[-1] not in place:  # a misspelt name=null would pass in silence
+            raise unknown_key(dotted, list(place))
         place.pop(parts[-1], None)
-        _refuse_unknown(parts)
     else:
         place[parts[-1]] = value
 
 
-def _refuse_unknown(parts: list[str]) -> None:
-    """A misspelt key=null would otherwise pass in silence."""
+def _is_key(parts: list[str]) -> bool:
+    """Whether the last part is a key of the schema, and not a name that the recipe chose, such as a reward's.
+
+    Raises RecipeError for a part that is neither.
+    """
     owner: type[BaseModel] | None = Recipe
-    names_next = False  # the next part is a reward's own name, not a key
+    named, is_key = False, False  # named: the next part is a name that the recipe chose
     for depth, name in enumerate(parts):
-        if owner is None:
-            return
-        if names_next:
-            names_next = False
+        if named or owner is None:
+            named, is_key = False, False
             continue
         field = owner.model_fields.get(name)
         if field is None:
             raise unknown_key(".".join(parts[: depth + 1]), list(owner.model_fields))
-        owner, names_next = model_of(field.annotation), get_origin(field.annotation) is dict
+        owner, named, is_key = model_of(field.annotation), get_origin(field.annotation) is dict, True
+    return is_key
 
 
 def _resolve(recipe: Recipe, beside: Path | None) -> Recipe:

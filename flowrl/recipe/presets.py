@@ -128,8 +128,8 @@ def with_preset(values: dict[str, Any]) -> dict[str, Any]:
         raise RecipeError("objective.preset", problem, f"accepted: {', '.join(known)}")
     merged = dict(values)
     for section, below in known[name].items():
-        own = values.get(section) or {}
-        merged[section] = {**below, **own} if isinstance(own, dict) else own
+        own = values.get(section)
+        merged[section] = {**below, **own} if isinstance(own, dict) else below if own is None else own
     _fill_length(merged.get("objective"), generation)
     return merged
 

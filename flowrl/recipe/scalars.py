@@ -1,0 +1,87 @@
+"""YAML as recipes are read and written: the scalars of the YAML 1.2 core schema, keys once, few levels.
+
+`014` is 14 and `0o14` is 12, `1e-4` is a float; `1:12`, `1_000`, `0b1`, `yes`, `off` and `2026-01-01` are texts
+(YAML 1.2.2, section 10.3.2). What is written here reads back equal here and under YAML 1.1.
+"""
+
+import re
+from typing import Any
+
+import yaml
+
+MAX_DEPTH = 32  # levels of mappings and lists; the deepest key of a recipe has five
+_TAG = "tag:yaml.org,2002:"
+_MERGE = _TAG + "merge"
+_INT = re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$")
+_FLOAT = re.compile(
+    r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
+_BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+_NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
+# tag, pattern, the characters that such a scalar may begin with; an integer is tried before a float
+_CORE = (
+    ("bool", _BOOL, list("tTfF")),
+    ("int", _INT, list("-+0123456789")),
+    ("float", _FLOAT, list("-+.0123456789")),
+    ("null", _NULL, ["~", "n", "N", ""]),
+    ("merge", re.compile(r"^(?:<<)$"), ["<"]),
+)
+
+
+class Loader(yaml.SafeLoader):
+    """See the module's docstring."""
+
+    yaml_implicit_resolvers: dict = {}  # none of YAML 1.1's
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """A node that lies at most MAX_DEPTH levels deep."""
+        self._depth = getattr(self, "_depth", 0) + 1
+        if self._depth > MAX_DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"more than {MAX_DEPTH} levels", self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """A mapping whose keys are distinct plain names, texts whatever they look like."""
+        seen: set[str] = set()
+        for name, _ in node.value:
+            if not isinstance(name, yaml.ScalarNode) or name.value in seen:
+                key = f"{name.value[:60]!r}" if isinstance(name, yaml.ScalarNode) else "in brackets"
+                problem = f"key {key} is given twice or is no plain name"
+                raise yaml.constructor.ConstructorError(None, None, problem, name.start_mark)
+            seen.add(name.value)
+            name.tag = name.tag if name.tag == _MERGE else _TAG + "str"
+        return super().construct_mapping(node, deep)
+
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        """Decimal, 0o octal or 0x hexadecimal."""
+        text = str(node.value)
+        try:
+            return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+        except ValueError:  # Python reads no more digits than sys.get_int_max_str_digits()
+            problem = f"a whole number of {len(text)} digits"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes every text that YAML 1.1 or 1.2 would take for something else."""
+
+
+for _name, _pattern, _first in _CORE:
+    Loader.add_implicit_resolver(_TAG + _name, _pattern, _first)
+    Dumper.add_implicit_resolver(_TAG + _name, _pattern, _first)
+Loader.add_constructor(_TAG + "int", Loader.construct_integer)
+
+
+def read(text: str) -> Any:
+    """The value that a YAML text stands for. Raises yaml.YAMLError."""
+    try:
+        return yaml.load(text, Loader)
+    except RecursionError:  # brackets are counted before nodes are composed
+        raise yaml.YAMLError(f"more than {MAX_DEPTH} levels") from None
+
+
+def write(values: Any) -> str:
+    """YAML of plain values, in their order."""
+    return yaml.dump(values, Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True)
