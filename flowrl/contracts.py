@@ -27,9 +27,10 @@ class Samples:
     """Finished samples, the only thing a reward sees.
 
     prompts has length B; group int64 [B] says which samples were drawn for the same prompt. One of images float
-    [B, 3, H, W] in [0, 1], video float [B, T, 3, H, W] in [0, 1] or texts (length B) is given. Where decisions are
-    drawn until one of them ends the sample: lengths int64 [B], how many were drawn, and truncated bool [B], whether
-    their limit ended it instead.
+    [B, 3, H, W] in [0, 1], video float [B, T, 3, H, W] in [0, 1], audio float [B, C, T] with full scale at -1 and 1 or
+    texts (length B) is given; audio may also go along with a video. sample_rate: samples of audio a second. Where
+    decisions are drawn until one of them ends the sample: lengths int64 [B], how many were drawn, and truncated bool
+    [B], whether their limit ended it instead.
     """
 
     prompts: Sequence[Prompt]
@@ -39,6 +40,8 @@ class Samples:
     texts: Sequence[str] | None = None
     lengths: Tensor | None = None
     truncated: Tensor | None = None
+    audio: Tensor | None = None
+    sample_rate: int | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -49,12 +52,18 @@ class Samples:
         return Samples(
             prompts=[self.prompts[i] for i in index],
             group=self.group[at],
-            images=None if self.images is None else self.images[at.to(self.images.device)],
-            video=None if self.video is None else self.video[at.to(self.video.device)],
+            images=_at(self.images, at),
+            video=_at(self.video, at),
+            audio=_at(self.audio, at),
+            sample_rate=self.sample_rate,
             texts=None if self.texts is None else [self.texts[i] for i in index],
-            lengths=None if self.lengths is None else self.lengths[at],
-            truncated=None if self.truncated is None else self.truncated[at],
+            lengths=_at(self.lengths, at),
+            truncated=_at(self.truncated, at),
         )
+
+
+def _at(values: Tensor | None, index: Tensor) -> Tensor | None:
+    return None if values is None else values[index.to(values.device)]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pictures for people: grids of samples as PNG."""
+"""Pictures: what counts as one, and grids of samples as PNG for people."""
 
 from pathlib import Path
 
@@ -7,6 +7,24 @@ from PIL import Image
 from torch import Tensor
 
 MIN_TILE = 96  # pixels; smaller samples are enlarged without smoothing
+RANGE_TOLERANCE = 1e-3  # of [0, 1]: rounding in half precision, and nothing more
+
+
+def fault(pixels: Tensor) -> str | None:
+    """What is wrong with images float [B, 3, H, W] or video [B, T, 3, H, W] in [0, 1], as half a sentence; None if
+    nothing is.
+    """
+    shape = tuple(pixels.shape)
+    if pixels.dim() not in (4, 5) or pixels.shape[-3] != 3 or 0 in shape:
+        return f"pictures of shape {shape}; accepted: images [B, 3, H, W] or video [B, T, 3, H, W]"
+    if not pixels.is_floating_point():
+        return f"pictures of {pixels.dtype}; accepted: floating point in [0, 1]"
+    low, high = (float(value) for value in pixels.detach().aminmax())
+    if low - low != 0 or high - high != 0:  # NaN or infinite: aminmax passes both on
+        return "pictures with values that are not finite"
+    if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+        return f"pictures with values from {low:.4g} to {high:.4g}; accepted: 0 to 1"
+    return None
 
 
 def grid(pictures: Tensor, *, columns: int | None = None, gap: int = 2) -> Image.Image:

@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/symptoms.py": {"flowrl.case", "flowrl.hacking"},
     "flowrl/watch.py": {"flowrl.alarms", "flowrl.case", "flowrl.hacking", "flowrl.symptoms"},
     "flowrl/pictures.py": set(),
-    "flowrl/policies": {"flowrl.contracts", "flowrl.policies", "samplers"} | LIGHT,
+    "flowrl/policies": {"flowrl.contracts", "flowrl.policies", "flowrl.pictures", "samplers"} | LIGHT,
     "flowrl/prompts.py": {"flowrl.contracts", "flowrl.worlds"} | LIGHT,
     "flowrl/scoring.py": {"flowrl.contracts", "flowrl.composite", "flowrl.score_batches", "flowrl.score_cache"}
     | {"flowrl.lanes"}

@@ -4,7 +4,7 @@ Kinds: "lora" is what `pipe.load_lora_weights` reads, "merged" a whole pipeline 
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from flowrl.planning import eval_plan
 from flowrl.policies import adapters
 from flowrl.policies.dressing import modules_of
 from flowrl.policies.first_order import once_a_level, without_memory
+from flowrl.policies.layouts import media_of
 from flowrl.policies.noise import Key, start_generators
-from flowrl.policies.outputs import pictures_of
 from flowrl.policies.pipeline import PipelinePolicy, call_arguments
 from flowrl.recipe.schema import Recipe
 
@@ -36,13 +36,11 @@ def write(policy: PipelinePolicy, folder: Path, kind: str) -> None:
 
 @torch.no_grad()
 def draw(policy: PipelinePolicy, recipe: Recipe, prompts: Sequence[Prompt]) -> list[Tensor]:
-    """What the policy draws for each prompt by the ODE, [3, H, W] or [T, 3, H, W] in [0, 1], on the CPU."""
+    """What the policy draws for each prompt by the ODE, [3, H, W] or [T, 3, H, W] in [0, 1] or [C, T], on the CPU."""
     found = []
     for prompt in prompts:  # one a call, as in `redraw`: a row's padding may depend on the others of its call
         samples = policy.rollout([prompt], group_size=1, plan=eval_plan(recipe), seed=recipe.seed).samples
-        pictures = samples.images if samples.video is None else samples.video
-        assert pictures is not None
-        found.append(pictures[0].float().cpu())
+        found.append(_shown({"images": samples.images, "video": samples.video, "audio": samples.audio}))
     return found
 
 
@@ -62,8 +60,13 @@ def redraw(recipe: Recipe, folder: Path, kind: str, prompts: Sequence[Prompt]) -
         arguments = call_arguments(recipe.pipeline, [prompt]) | own
         arguments["generator"] = start_generators([Key(recipe.seed, prompt.id, 0)])
         output = pipe(**{name: value for name, value in arguments.items() if name in accepted})
-        found.append(pictures_of(output, type(pipe).__name__)[0].cpu())
+        found.append(_shown(media_of(output, pipe, 1)))
     return found
+
+
+def _shown(media: Mapping[str, Tensor | None]) -> Tensor:
+    """The picture or video, else the sound, of the one sample there is."""
+    return next(m for key in ("images", "video", "audio") if (m := media.get(key)) is not None)[0].float().cpu()
 
 
 def load(recipe: Recipe, folder: Path, kind: str) -> Any:

@@ -8,6 +8,7 @@ tape.py        what a rollout stores for its replay
 recording.py   the walk of a rollout through a tree of segments; records.py: what it keeps
 walks.py       the walks over what was recorded: replay, look
 dynamics.py    how a step becomes a distribution
+layouts.py     what a pipeline returned, turned into pictures and sound; outputs.py: as samples
 levels.py      a scheduler's sigma table, and another one in its place
 first_order.py which scheduler is walked in the place of a pipeline's own
 dressing.py    the working copy of a pipeline that all of these sit on

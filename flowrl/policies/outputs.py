@@ -1,38 +1,21 @@
-"""What a pipeline returned, as samples and the credit that their rewards give to rows."""
+"""What a rollout made, as samples, and the credit that their rewards give to rows."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowrl.contracts import Credit, Prompt, Samples
-from flowrl.policies.errors import PolicyError
+from flowrl.policies.layouts import Media
 from samplers.plan import Tree
 from samplers.trees import credit_weights, peers
 
 
-def pictures_of(output: Any, pipeline: str) -> Tensor:
-    """Images [B, 3, H, W] or video [B, T, 3, H, W], float32, of what a pipeline returned for output_type="pt".
-
-    Raises PolicyError, naming the pipeline, for anything else.
-    """
-    first = output[0] if isinstance(output, tuple) else next(iter(output.values()))
-    if not isinstance(first, Tensor):
-        first = torch.as_tensor(first)
-    if first.dim() not in (4, 5):
-        raise PolicyError(
-            f"{pipeline} returned {tuple(first.shape)} for output_type='pt'; images [B, 3, H, W] or video "
-            "[B, T, 3, H, W] were expected"
-        )
-    return first.float()
-
-
-def samples_of(prompts: Sequence[Prompt], each: int, output: Tensor) -> Samples:
-    """`each` samples of each prompt, from their pictures or videos, prompt by prompt."""
+def samples_of(prompts: Sequence[Prompt], each: int, media: Media, rate: int | None) -> Samples:
+    """`each` samples of each prompt, from their pictures, video and sound of `rate` a second, prompt by prompt."""
     of = [p for p in prompts for _ in range(each)]
     group = torch.arange(len(prompts)).repeat_interleave(each)
-    return Samples(of, group, video=output) if output.dim() == 5 else Samples(of, group, images=output)
+    return Samples(of, group, **media, sample_rate=rate if "audio" in media else None)
 
 
 def credit_of(tree: Tree, behave: Tensor) -> Credit | None:

@@ -23,8 +23,9 @@ from flowrl.policies.dynamics import Dynamics
 from flowrl.policies.encoding import longest
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.gates import GateKeeper
+from flowrl.policies.layouts import Media, check_size, joined_media, media_of, sample_rate
 from flowrl.policies.noise import Key, start_generators
-from flowrl.policies.outputs import credit_of, pictures_of, samples_of
+from flowrl.policies.outputs import credit_of, samples_of
 from flowrl.policies.probe import probe
 from flowrl.policies.recording import Recording
 from flowrl.policies.scheduler import Leave, Session, Walk
@@ -109,11 +110,11 @@ class PipelinePolicy:
             recordings.append(recording)
             outputs.append(output)
             if self.finished is not None:
-                self.finished(samples_of(tape.prompts, len(tree.leaves), output))
+                self.finished(self._samples(tape.prompts, tree, output))
         found = [recording.result() for recording in recordings]
         behave = torch.cat([logp for logp, _, _ in found])
         return Rollout(
-            samples_of(prompts, len(tree.leaves), torch.cat(outputs)),
+            self._samples(prompts, tree, joined_media(outputs, type(self.source).__name__)),
             behave,
             torch.cat([mask for _, mask, _ in found]),
             joined([recording.tape for recording in recordings]),
@@ -177,11 +178,14 @@ class PipelinePolicy:
         return walk.velocity[0]
 
     def decode(self, prompts: Sequence[Prompt], x: Tensor | Streams, *, plan: Plan, seed: int) -> Tensor:
-        """Images [R, 3, H, W] or video [R, T, 3, H, W] of final states x, with gradient through the decoder."""
+        """Images [R, 3, H, W], video [R, T, 3, H, W] or, of a pipeline without pictures, sound [R, C, T] of final
+        states x, with gradient through the decoder."""
         states = x if isinstance(x, dict) else {0: x}
         self.prepare(prompts[0], plan)
         walk, starts = Looking(states, None), [Key(seed, p.id, 0) for p in prompts]
-        return self._pictures(self._pass(walk, prompts, starts, steps=plan.num_steps, grad=torch.is_grad_enabled()))
+        output = self._pass(walk, prompts, starts, steps=plan.num_steps, grad=torch.is_grad_enabled())
+        made = media_of(output, self.source, len(prompts))
+        return made["images"] if "images" in made else made["video"] if "video" in made else made["audio"]
 
     def prepare(self, prompt: Prompt, plan: Plan) -> None:
         """Probes the pipeline, once. Raises PolicyError where it breaks the contract (see `probe`)."""
@@ -191,22 +195,24 @@ class PipelinePolicy:
 
     # ------------------------------------------------------------------ passes
 
-    def _roll(self, tape: Tape) -> tuple[Recording, Tensor]:
-        """The rollout of a chunk of prompts: what was recorded, and the pictures of its samples, prompt by prompt."""
+    def _roll(self, tape: Tape) -> tuple[Recording, Media]:
+        """The rollout of a chunk of prompts: what was recorded, and what was made of its samples, prompt by prompt."""
         recording = Recording(tape, self.dynamics, self._streams_at, tick=self.tick, keep_means=self.keep_means)
-        number, pictures = len(tape.prompts), {}
+        number, made = len(tape.prompts), {}
         per_prompt = None if self.max_rows is None else max(1, self.max_rows // number)
         for part in tape.tree.passes(per_prompt):
             recording.begin(part)
             output = self._walk(recording, tape)
             if part.leaves:
-                each = self._pictures(output).unflatten(0, (number, -1))
-                pictures |= {leaf: each[:, j] for j, leaf in enumerate(part.leaves)}
+                for kind, whole in self._media(output, recording.rows).items():
+                    each = whole.unflatten(0, (number, -1))
+                    made.setdefault(kind, {}).update({leaf: each[:, j] for j, leaf in enumerate(part.leaves)})
             elif output is not None:
                 break  # the loop ended before the step at which the pass was to end: `result` tells
-        if set(tape.tree.leaves) - set(pictures):
+        if not made or set(tape.tree.leaves) - set(next(iter(made.values()))):
             recording.result()  # says what is missing
-        return recording, torch.stack([pictures[leaf] for leaf in tape.tree.leaves], 1).flatten(0, 1)
+        leaves = tape.tree.leaves
+        return recording, {kind: torch.stack([of[i] for i in leaves], 1).flatten(0, 1) for kind, of in made.items()}
 
     def _replay(
         self,
@@ -265,8 +271,14 @@ class PipelinePolicy:
             self._dressed.park()
         return output
 
-    def _pictures(self, output: Any) -> Tensor:
-        return pictures_of(output, type(self.source).__name__)
+    def _media(self, output: Any, rows: int) -> Media:
+        """What a pass made. Raises PolicyError where it is no sample, or not of the size asked for."""
+        made = media_of(output, self.source, rows)
+        check_size(made, {} if callable(self.call) else self.call, self.source)
+        return made
+
+    def _samples(self, prompts: Sequence[Prompt], tree: Tree, media: Media) -> Samples:
+        return samples_of(prompts, len(tree.leaves), media, sample_rate(self.source))
 
     def _streams_at(self, iteration: int) -> int:
         return self._streams.get(iteration, max(self._streams.values(), default=1))
