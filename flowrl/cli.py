@@ -11,16 +11,17 @@ from flowrl.commands.check import check_command
 from flowrl.commands.compare import compare_command
 from flowrl.commands.evaluate import evaluate_command
 from flowrl.commands.export import export_command
+from flowrl.commands.failures import VARIABLE, refuse_ranks, tell
 from flowrl.commands.listing import list_command
 from flowrl.commands.report import report
 from flowrl.commands.sample import sample
 from flowrl.commands.scan import scan_command
 from flowrl.commands.serve import serve_command
 from flowrl.commands.train import run
-from flowrl.names import UserError
 
+ONE_PROCESS = ("run", "check", "compare", "eval", "sample", "scan", "export", "world")  # a second one does it all again
 app = typer.Typer(
-    help="Align image and video generators and language models with reinforcement learning, on a laptop or many GPUs.",
+    help="Align image and video generators and language models with reinforcement learning, on a laptop or a GPU.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -46,23 +47,24 @@ def _version(shown: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    traceback: Annotated[  # taken out of the arguments by `main`, wherever it stands
+        bool, typer.Option("--traceback", help=f"Show an error's whole traceback, as {VARIABLE}=1 does.")
+    ] = False,
 ) -> None:
     """Reads the options that stand before a command."""
+    if context.invoked_subcommand in ONE_PROCESS:
+        refuse_ranks(context.invoked_subcommand)
 
 
 def main() -> None:
-    """Entry point. What a user got wrong is one line on standard error and exit code 2, a reward that fails exit 1."""
+    """Entry point. Any exception is one line on standard error and an exit code: see flowrl/commands/failures.py."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]
     try:
-        app()
-    except UserError as error:
-        typer.echo(f"flowrl: {error}", err=True)
-        sys.exit(2)
-    except RuntimeError as error:
-        if type(error).__name__ != "RewardError":  # importing the class would load torch
-            raise
-        typer.echo(f"flowrl: {error}", err=True)
-        sys.exit(1)
+        app(args=arguments)
+    except Exception as error:
+        sys.exit(tell(error, arguments, whole=len(arguments) < len(sys.argv) - 1))
 
 
 if __name__ == "__main__":

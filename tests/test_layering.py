@@ -109,6 +109,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | LIGHT,
     "flowrl/commands": {"flowrl"},
     "flowrl/cli.py": {"flowrl"},
+    "flowrl/__main__.py": {"flowrl.cli"},
 }
 # file or folder -> the third parties it may import, at any depth; any where none is named
 THIRD_PARTY: dict[str, set[str]] = {
@@ -152,7 +153,7 @@ LATE: dict[str, set[str]] = {
 }
 # module -> the only files that may import it
 FRIENDS: dict[str, set[str]] = {
-    "flowrl.cli": set(),
+    "flowrl.cli": {"flowrl/__main__.py"},
     "flowrl.commands": {"flowrl/cli.py", "flowrl/commands"},
     "flowrl.serve": {"flowrl/commands", "flowrl/serve"},
     "flowrl.run": {"flowrl/commands"},

@@ -118,7 +118,7 @@ def mutated(kind: str, rng: random.Random) -> tuple[dict[str, Any], tuple[str, .
     return values, path
 
 
-class Started(Exception):
+class Started(BaseException):  # no fault that the command line would tell of
     """Training would have begun."""
 
 
