@@ -159,6 +159,7 @@ def build_learner(recipe: Recipe, policy: AnyPolicy) -> Learner:
         total=train.iterations * train.epochs * train.updates,
         average=train.ema,
         average_every=train.ema_every,
+        ramp=train.ema_ramp,
     )
 
 

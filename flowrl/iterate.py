@@ -22,7 +22,7 @@ from flowrl.contracts import Objective, Policy, Prompt, Rollout, Samples
 from flowrl.learner import Learner
 from flowrl.objectives.aggregate import weights
 from flowrl.refill import Advantage, Draw, JoinedPolicy, all_of, kept_groups, kept_of
-from flowrl.selection import only_extremes
+from flowrl.selection import only_extremes, without_silent
 
 Metrics = dict[str, float]
 
@@ -36,7 +36,8 @@ class Settings:
     other prompts. skip_truncated: samples that their limit ended count in their group's statistics and not in the loss.
     keep: of rows that are compared, how many extreme ones are trained (None: all). members: numbers of noise that a
     draw uses up (None: as many as samples). update_by: prompts, or steps: an update takes the rows of some steps of all
-    prompts, where each row has one.
+    prompts, where each row has one. drop_silent: rows whose advantage is 0 leave the loss before it is divided, and
+    updates take equal shares of the others.
     """
 
     group: int
@@ -48,6 +49,7 @@ class Settings:
     keep: int | None = None
     members: int | None = None
     update_by: str = "prompts"
+    drop_silent: bool = False
 
     @property
     def stride(self) -> int:
@@ -124,6 +126,8 @@ def iterate(
         rollout, adv = _without_truncated(rollout, adv)
     if settings.keep is not None:
         rollout, adv = only_extremes(rollout, adv, settings.keep)
+    if settings.drop_silent:
+        rollout = without_silent(rollout, adv)
     with clock.phase("train"):
         metrics |= update(policy, learner, rollout, adv, objective, settings)
     metrics |= {f"time_{name}": seconds for name, seconds in clock.seconds.items()}
@@ -149,7 +153,7 @@ def update(
     # a row without advantage has no policy gradient: it is replayed only where a divergence has to be paid
     active = rows[rollout.mask.any(1) if objective.needs_reference else adv != 0]
     if objective.needs_reference:
-        for part in _parts(rows, settings.micro_batch):
+        for part in _parts(active, settings.micro_batch):
             policy.reference(rollout, part)
     blocks = _blocks(rollout, settings)
     found: list[Metrics] = []
@@ -171,6 +175,8 @@ def update(
 def _blocks(rollout: Rollout, settings: Settings) -> Sequence[Tensor]:
     """The rows of each optimizer step."""
     rows = torch.arange(len(rollout.behave))
+    if settings.drop_silent and settings.update_by == "prompts":
+        return rows[rollout.mask.any(1)].tensor_split(settings.updates)
     if settings.update_by == "prompts":
         return rows.split(-(-len(rows) // settings.updates))
     first = rollout.mask.int().argmax(1)
@@ -190,9 +196,9 @@ def _step(
 ) -> Metrics:
     """One optimizer step on the rows `block`, of which `used` have anything to say."""
     loss_weights = torch.zeros_like(rollout.behave)
-    loss_weights[block] = objective.weights(rollout.mask[block])
+    loss_weights[block] = objective.weights(rollout.mask[block]).to(loss_weights)
     share = torch.zeros_like(rollout.behave)
-    share[used] = weights(rollout.mask[used])
+    share[used] = weights(rollout.mask[used]).to(share)
     loss = StepLoss(rollout, emphasised(adv, objective, rollout, block), objective, loss_weights, share)
     for part in _parts(used, micro_batch):
         backward(policy, part, loss)

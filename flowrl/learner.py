@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+RAMPS = ("moves", "steps")
+
 
 class Learner:
     """Optimizer, learning-rate schedule and moving average of some parameters.
 
     warmup: optimizer steps of linear rise. schedule: constant, linear or cosine over `total` steps. average: decay of
-    the moving average (None: none), which moves every `average_every` steps and, as in Flow-GRPO's code, no slower
-    than (1 + n) / (10 + n) at its n-th move. All state is in `state_dict`. share: of a run that is limited by time, how
-    much of that is spent, set from outside: a schedule is as far as this or the steps say, whichever is further.
+    the moving average (None: none), which moves every `average_every` steps and whose decay is at most
+    (1 + n) / (10 + n): n counts its moves (ramp `moves`) or, as in Flow-GRPO's code, optimizer steps (ramp `steps`).
+    All state is in `state_dict`. share: of a run that is limited by time, how much of that is spent, set from outside:
+    a schedule is as far as this or the steps say, whichever is further.
     """
 
     def __init__(
@@ -31,9 +34,13 @@ class Learner:
         total: int = 1,
         average: float | None = None,
         average_every: int = 1,
+        ramp: str = "moves",
     ):
+        if ramp not in RAMPS:
+            raise ValueError(f"ramp={ramp!r}: choose one of {', '.join(RAMPS)}")
         self.parameters = list(parameters)
         self.max_grad_norm, self.average_decay, self.average_every = max_grad_norm, average or 0.0, average_every
+        self.ramp = ramp
         self.optimizer = torch.optim.AdamW(self.parameters, lr, betas=betas, weight_decay=weight_decay)
         self.average = None if average is None else [p.detach().clone() for p in self.parameters]
         self.steps, self.factor, self.share = 0, 1.0, 0.0
@@ -98,8 +105,8 @@ class Learner:
 
     @torch.no_grad()
     def _move_average(self, average: list[Tensor], slowest: float) -> None:
-        moves = self.steps // self.average_every
-        decay = min(slowest, (1 + moves) / (10 + moves))
+        done = self.steps if self.ramp == "steps" else self.steps // self.average_every
+        decay = min(slowest, (1 + done) / (10 + done))
         for mean, parameter in zip(average, self.parameters, strict=True):
             mean.lerp_(parameter, 1 - decay)
 

@@ -30,7 +30,17 @@ from flowrl.statistics import sample_statistics
 from flowrl.stopping import Stopped, Stopping
 
 TREE_MEMBERS = 2**20  # noise numbers between two draws of trees, which may differ in size from iteration to iteration
-USE = {"group", "epochs", "updates", "update_by", "micro_batch", "refill", "keep", "skip_truncated"}  # keys of train
+USE = {
+    "group",
+    "epochs",
+    "updates",
+    "update_by",
+    "micro_batch",
+    "refill",
+    "keep",
+    "skip_truncated",
+    "drop_silent",
+}  # keys of train
 
 
 @dataclass

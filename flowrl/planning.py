@@ -206,7 +206,7 @@ def _costs(recipe: Recipe) -> list[str]:
     unit = "denoiser    row-forwards an iteration (guidance, where the pipeline uses it, doubles them)"
     if recipe.generation is not None:
         unit = "model       token-forwards an iteration, at most (completions may end early; prompts come on top)"
-    exact = recipe.objective.kl > 0 and recipe.train.keep is None
+    exact = recipe.objective.kl > 0 and recipe.train.keep is None and not recipe.train.drop_silent
     lines = [
         unit,
         f"            rollout {span('rollout_forwards')}, training {'' if exact else 'at most '}"
@@ -219,6 +219,8 @@ def _costs(recipe: Recipe) -> list[str]:
         lines.append(
             f"            of rows that are compared, only the best and the worst {recipe.train.keep // 2} are trained"
         )
+    if recipe.train.drop_silent:
+        lines.append("            rows whose advantage is 0 leave the loss first; updates share out the others")
     if recipe.train.refill:
         lines.append(f"            drawing groups anew takes at most {recipe.train.refill} more rollouts")
     return [*lines, _objective(recipe)]

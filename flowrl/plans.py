@@ -109,6 +109,8 @@ def _window(recipe: Recipe, iteration: int) -> tuple[tuple[int, ...], tuple[int,
     if window.kind == "fraction":
         trained = windows.fraction(steps, share=window.share or 1.0, iteration=iteration, seed=recipe.seed)
         return windows.all_steps(steps), trained
+    if window.kind == "all" and window.draw_last:
+        return windows.all_steps(steps, skip_last=0), _anywhere(recipe, iteration)
     found = _adjacent(recipe, iteration) if window.slides else _anywhere(recipe, iteration)
     return found, found
 

@@ -45,3 +45,11 @@ def only_extremes(rollout: Rollout, adv: Tensor, keep: int) -> tuple[Rollout, Te
     """The rollout with all but the extreme rows masked, and their advantages [R] 0, so that nothing replays them."""
     kept = extremes(adv, compared_rows(rollout), keep)
     return replace(rollout, mask=rollout.mask & kept[:, None]), adv.masked_fill(~kept.to(adv.device), 0.0)
+
+
+def without_silent(rollout: Rollout, adv: Tensor) -> Rollout:
+    """The rollout with the rows masked whose advantage [R] is 0: they count in no mean and pay no divergence.
+
+    As Flow-GRPO's SD3 script (arXiv:2505.05470) leaves such samples out before it cuts its batches.
+    """
+    return replace(rollout, mask=rollout.mask & (adv.cpu() != 0)[:, None])

@@ -248,21 +248,20 @@ class Tree:
         return tuple(i if segment.begin < front.step else segment.parent for i, segment in first)
 
     def _finished(self, fronts: tuple[Front, ...], max_rows: int | None) -> Iterator[Pass]:
-        table, units = fronts[-1].table, fronts[-1].units
-        ended = tuple(i for unit in units for i in unit if i in self._ended_at(fronts[-1].step))
-        if not ended:
-            yield Pass(table, fronts)
-        elif ended == tuple(unit[0] for unit in units) and all(len(unit) == 1 for unit in units):
-            yield Pass(table, fronts, ended)
-        else:  # the last step fans out, or leaves belong to another table
-            yield Pass(table, fronts)
-            for other in range(len(self.tables)):
-                leaves = tuple(i for i in ended if self.segments[i].table == other)
-                for part in _cut(len(leaves), max_rows):
-                    yield Pass(other, (), leaves[part])
+        units, ended = fronts[-1].units, self._ended_in(fronts[-1])
+        whole = ended == tuple(unit[0] for unit in units) and all(len(unit) == 1 for unit in units)
+        # otherwise nothing ends here, the last step fans out, or leaves belong to another table, as those before it do
+        yield Pass(fronts[-1].table, fronts, ended if whole else ())
+        ended = tuple(i for front in fronts[:-1] for i in self._ended_in(front)) + (() if whole else ended)
+        for other in range(len(self.tables)):
+            leaves = tuple(i for i in ended if self.segments[i].table == other)
+            for part in _cut(len(leaves), max_rows):
+                yield Pass(other, (), leaves[part])
 
-    def _ended_at(self, step: int) -> set[int]:
-        return {i for i in self.leaves if self.segments[i].end == step + 1}
+    def _ended_in(self, front: Front) -> Unit:
+        """The leaves whose last step is that of a front."""
+        ended = {i for i in self.leaves if self.segments[i].end == front.step + 1}
+        return tuple(i for unit in front.units for i in unit if i in ended)
 
 
 def _cut(number: int, size: int | None) -> Iterator[slice]:

@@ -8,17 +8,19 @@ from flowrl.recipe.base import Strict, key, part
 class Window(Strict):
     """Which steps draw noise and are trained; see samplers/windows.py.
 
-    all: all but the last skip_last. first: the first size. frozen: size adjacent ones from low on. random: size steps
-    of [low, high). random_window: size adjacent ones. progressive: size adjacent ones, stride further every interval
-    iterations, within [0, high). decay, exp_decay: the same, with stays that shorten from interval towards shortest,
-    or by exp(-rate) a step behind step `hold`. fraction: all but the last draw noise, and a random share of them is
-    trained, anew each iteration. high null: all but the last step. Keys of another kind are refused.
+    all: all but the last skip_last, which draw noise too, untrained, where draw_last is true (Flow-GRPO). first: the
+    first size. frozen: size adjacent ones from low on. random: size steps of [low, high). random_window: size adjacent
+    ones. progressive: size adjacent ones, stride further every interval iterations, within [0, high). decay, exp_decay:
+    the same, with stays that shorten from interval towards shortest, or by exp(-rate) a step behind step `hold`.
+    fraction: all but the last draw noise, and a random share of them is trained, anew each iteration. high null: all
+    but the last step. Keys of another kind are refused.
     """
 
     kind: Literal[
         "all", "first", "frozen", "random", "random_window", "progressive", "decay", "exp_decay", "fraction"
     ] = key("all", "all, first, frozen, random, random_window, progressive, decay, exp_decay or fraction")
     skip_last: int | None = key(None, "a whole number >= 0", ge=0)
+    draw_last: bool | None = key(None, "true or false")
     size: int | None = key(None, "a whole number >= 1", ge=1)
     low: int | None = key(None, "a whole number >= 0", ge=0)
     high: int | None = key(None, "a whole number >= 1 or null", ge=1)

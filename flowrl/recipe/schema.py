@@ -133,7 +133,9 @@ class Train(Strict):
     seconds: the run ends after the iteration with which rollouts, scoring and training have taken so long, evaluations
     and checkpoints not counted; a schedule then goes by the share of this time that is spent or of the iterations,
     whichever is larger (null: no limit). warmup: in optimizer steps. ema: decay of the averaged weights that are
-    evaluated and saved, moved every ema_every steps.
+    evaluated and saved, moved every ema_every steps, and at most (1 + n) / (10 + n), where n counts its moves or, by
+    ema_ramp steps, optimizer steps (Flow-GRPO). drop_silent: rows whose advantage is 0 leave the loss first, what it is
+    divided by, and its divergence, and updates share out the others evenly (Flow-GRPO's SD3 script).
     """
 
     prompts: int = key(4, "a whole number >= 1", ge=1)
@@ -148,6 +150,7 @@ class Train(Strict):
     refill: int = key(0, "a whole number >= 0", ge=0)
     keep: int | None = key(None, "an even number >= 2 below train.group, or null", ge=2)
     skip_truncated: bool = key(False, "true or false")
+    drop_silent: bool = key(False, "true or false")
     lr: float = key(3e-4, "a number > 0", gt=0)
     betas: list[float] = key([0.9, 0.999], "two numbers in [0, 1)", min_length=2, max_length=2)
     weight_decay: float = key(1e-4, "a number >= 0", ge=0)
@@ -156,6 +159,7 @@ class Train(Strict):
     max_grad_norm: float | None = key(1.0, "a number > 0 or null", gt=0)
     ema: float | None = key(None, "a number in (0, 1) or null", gt=0, lt=1)
     ema_every: int = key(1, "a whole number >= 1", ge=1)
+    ema_ramp: Literal["moves", "steps"] = key("moves", "moves or steps")
     gradient_checkpointing: bool = key(False, "true or false")
 
 

@@ -11,7 +11,7 @@ from flowrl.recipe.schema import Recipe
 SLIDING = {"size": True, "high": False, "interval": True, "stride": False, "roll_back": False}
 # What each kind of window reads; True marks what it cannot do without.
 WINDOW_KEYS: dict[str, dict[str, bool]] = {
-    "all": {"skip_last": False},
+    "all": {"skip_last": False, "draw_last": False},
     "first": {"size": True},
     "frozen": {"size": True, "low": False},
     "random": {"size": True, "low": False, "high": False},
@@ -59,6 +59,21 @@ def check_window(recipe: Recipe) -> Iterator[RecipeError]:
     window = recipe.sampler.window
     misplaced = list(check_keys("sampler.window", window, window.kind, WINDOW_KEYS[window.kind]))
     yield from misplaced or _range(window, num_steps(recipe))
+    if window.draw_last:
+        yield from _draw_last(recipe)
+
+
+def _draw_last(recipe: Recipe) -> Iterator[RecipeError]:
+    """Noise at the steps that are not trained, where something else is to happen there."""
+    tree, remedy = recipe.sampler.tree, "set sampler.window.draw_last=false"
+    if recipe.sampler.window.skip_last == 0:
+        yield RecipeError("sampler.window.draw_last", "got true, but skip_last 0 trains every step", remedy)
+    elif tree is not None and tree.kind == "per_step":
+        problem = "got true, but in a tree per_step all that follows a draw is the ODE's"
+        yield RecipeError("sampler.window.draw_last", problem, remedy)
+    elif recipe.sampler.tail is not None:
+        problem = "got true, but sampler.tail walks the last steps by a solver of the ODE"
+        yield RecipeError("sampler.window.draw_last", problem, remedy)
 
 
 def _range(window: Window, steps: int) -> Iterator[RecipeError]:

@@ -12,6 +12,7 @@ from flowrl.contracts import Prompt, Rollout, Samples, Score
 from flowrl.iterate import Settings, iterate, update
 from flowrl.learner import Learner
 from flowrl.objectives.grpo import ClippedObjective
+from flowrl.selection import without_silent
 
 LENGTH, WORDS = 5, 7
 
@@ -188,3 +189,52 @@ def test_updates_by_step_are_those_of_the_rows_of_each_step():
                 update(policy, learner, masked, adv.where(part, 0.0), OBJECTIVE, Settings(6))
         tables.append(policy.table.detach())
     torch.testing.assert_close(tables[0], tables[1], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.1])
+def test_silent_rows_are_dropped_before_the_loss_is_divided(kl: float):
+    """Two updates of what is left are those of a rollout that never had the silent rows."""
+    objective, silent = replace(OBJECTIVE, kl=kl), torch.arange(24) % 3 == 1
+    adv = torch.linspace(-1, 1, 24).masked_fill(silent, 0.0)
+    tables, metrics = [], []
+    for dropped in (True, False):
+        policy = Tokens()
+        rollout = policy.rollout(PROMPTS, group_size=6, plan=None, seed=3)
+        learner, left = Learner(policy.trainable(), lr=0.05, weight_decay=0.0), ~silent
+        if dropped:
+            rollout, own = without_silent(rollout, adv), Settings(6, updates=2, drop_silent=True)
+            metrics.append(update(policy, learner, rollout, adv, objective, own))
+        else:
+            rollout = replace(
+                rollout, behave=rollout.behave[left], mask=rollout.mask[left], replay=rollout.replay[left]
+            )
+            metrics.append(update(policy, learner, rollout, adv[left], objective, Settings(6, updates=2)))
+        tables.append(policy.table.detach())
+    torch.testing.assert_close(tables[0], tables[1], atol=1e-6, rtol=0)
+    for name in ("loss", "ratio", "grad_norm"):
+        assert metrics[0][name] == pytest.approx(metrics[1][name], abs=1e-6)
+
+
+def test_an_iteration_drops_silent_rows_where_it_is_asked_to():
+    """Half of the groups are silent: without them a mean is twice as large, and they pay no divergence."""
+
+    def halves(rewards: dict[str, Tensor], samples: Samples, credit: None) -> tuple[Tensor, dict[str, float]]:
+        return torch.linspace(-1, 1, len(samples)).where(samples.group % 2 == 0, 0.0), {}
+
+    found = {}
+    for drop in (True, False):
+        policy = Tokens()
+        found[drop] = iterate(
+            policy,
+            Learner(policy.trainable(), lr=0.1),
+            PROMPTS,
+            plan=None,
+            seed=0,
+            first=0,
+            score=threes,
+            advantage=halves,
+            objective=replace(OBJECTIVE, kl=0.1),
+            settings=Settings(group=8, drop_silent=drop),
+        ).metrics
+    assert found[True]["active_rows"] == 0.5 and found[False]["active_rows"] == 1.0
+    assert found[True]["grad_norm"] == pytest.approx(2 * found[False]["grad_norm"], rel=1e-4)

@@ -97,3 +97,26 @@ def test_a_lowered_rate_is_the_one_that_the_weights_move_by():
     for one in (whole, half):
         stepped(one, 1)
     torch.testing.assert_close(half.parameters[0].detach(), 0.5 * whole.parameters[0].detach(), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("ramp", ["moves", "steps"])
+def test_a_ramp_counts_moves_or_optimizer_steps(ramp: str):
+    """At step 80 of a recipe that moves every 8 steps, Flow-GRPO's decay is .9, that of the tenth move is .55."""
+    learner = make(average=0.9, average_every=8, ramp=ramp)
+    decays = {}
+    for step in range(1, 81):
+        before = learner.average[0].clone()
+        stepped(learner, 1)
+        now, weights = learner.average[0], learner.parameters[0].detach()
+        if step % 8 == 0:
+            decays[step] = float(((weights - now) / (weights - before))[0])
+        else:
+            assert torch.equal(now, before)
+    count = {step: step if ramp == "steps" else step // 8 for step in decays}
+    assert decays == pytest.approx({step: min(0.9, (1 + n) / (10 + n)) for step, n in count.items()}, abs=1e-4)
+    assert decays[80] == pytest.approx(0.9 if ramp == "steps" else 0.55, abs=1e-4)
+
+
+def test_an_unknown_ramp_is_refused():
+    with pytest.raises(ValueError, match="choose one of moves, steps"):
+        make(average=0.9, ramp="epochs")

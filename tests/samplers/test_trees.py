@@ -269,3 +269,8 @@ def test_strides_that_are_accepted_differ(num_steps: int, strides: set[int]) -> 
         else:
             with pytest.raises(ValueError, match="or less"):
                 PerStep(num_steps, (step,), strides=chosen)
+
+
+@given(TREES, st.one_of(st.none(), st.integers(1, 5)))
+def test_every_leaf_is_finished_by_one_pass(tree: Tree, max_rows: int | None) -> None:
+    assert sorted(leaf for part in tree.passes(max_rows) for leaf in part.leaves) == sorted(tree.leaves)
