@@ -1,37 +1,40 @@
 """Checkpoints: everything that a resume needs, written aside and renamed, so that one is either whole or not there.
 
     checkpoints/00040/            the state after 40 iterations
-        state.json                numbers, texts and the layout of the state; size and SHA-256 of the other files
-        __0_0.distcp, .metadata   its tensors, as torch.distributed.checkpoint writes them
+        state.json                numbers, texts and the layout of the state
+        state.safetensors         its tensors
+        state.sha256              a digest a file, as `sha256sum -c` reads them: no other file and no other byte counts
     checkpoints/best              the number of the checkpoint with the best held-out reward, which is never pruned
     checkpoints/witness           that of the best witness, where a run may have to return to it (watch.on_hack)
 
-A state is any nesting of dicts, lists, numbers, texts and tensors. `.metadata` is a pickle: its digest is compared
-before it is read, which tells damage but no malice, so resume only runs that you trust.
+A state is any nesting of dicts, lists, numbers, texts and tensors. None of it is ever unpickled: reading a checkpoint
+of somebody else runs nothing. What takes the place of a checkpoint is whole and on the disk before that is moved aside
+(`.old`), and only then is that removed: whenever the process is killed, one of the two is there and is found.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import random
 import shutil
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
-import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 
 from flowrl.names import UserError
 
-RECORD = "state.json"
+RECORD, TENSORS, DIGESTS = "state.json", "state.safetensors", "state.sha256"
 MARKS = ("best", "witness")  # checkpoints that are never pruned
 _TENSOR = "tensor:"
+_OLD, _GONE = ".old", ".gone"  # replaced, but the other is not in place yet; being removed
 
 
 class StateError(UserError):
@@ -60,12 +63,9 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
             _write(aside, iteration, state)
-            if final.exists():
-                shutil.rmtree(final)
-            aside.rename(final)
-            _sync(self.folder)
+            _replace(final, aside)
             self._prune()
-        except (OSError, CheckpointException) as error:
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(aside, ignore_errors=True)
             free = shutil.disk_usage(self.folder if self.folder.is_dir() else self.folder.parent).free
             before = [c for c in self.all() if c.iteration != iteration]
@@ -77,11 +77,12 @@ class Checkpoints:
         return Checkpoint(final, iteration)
 
     def all(self) -> list[Checkpoint]:
-        """All checkpoints that were renamed into place, oldest first."""
-        found = self.folder.glob("*") if self.folder.is_dir() else ()
-        return sorted(
-            (Checkpoint(p, int(p.name)) for p in found if p.name.isdigit() and p.is_dir()), key=lambda c: c.iteration
-        )
+        """All checkpoints, oldest first: those in place, and those moved aside whose successor never came."""
+        paths = list(self.folder.glob("*")) if self.folder.is_dir() else []
+        found = {p.name: p for p in paths if p.suffix == "" and p.is_dir()}
+        found = {p.stem: p for p in paths if p.suffix == _OLD} | found
+        numbers = ((number_of(name), path) for name, path in found.items())
+        return sorted((Checkpoint(p, n) for n, p in numbers if n is not None), key=lambda c: c.iteration)
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest whole checkpoint, and a line for each newer one that is damaged."""
@@ -99,7 +100,8 @@ class Checkpoints:
         marked = {mark: str(self.marked(mark)) for mark in MARKS}
         names = {"last": there[max(there, key=int)]} if there else {}
         names |= {mark: there[number] for mark, number in marked.items() if number in there}
-        key = str(int(which)) if which.isdigit() else which
+        number = number_of(which)
+        key = which if number is None else str(number)
         found = (there | names).get(key)
         if found is None:
             accepted = ", ".join([*names, *there]) or "nothing yet"
@@ -110,62 +112,80 @@ class Checkpoints:
 
     def mark(self, which: str, iteration: int) -> None:
         """Marks a checkpoint, such as the best so far, which keeps it and lets go of the one marked before."""
-        aside = self.folder / f"{which}.tmp"
-        aside.write_text(str(iteration))
-        aside.replace(self.folder / which)
+        self._write_mark(which, iteration)
         self._prune()
 
     def marked(self, which: str) -> int | None:
-        """The iteration of the checkpoint with this mark."""
+        """The iteration of the checkpoint with this mark; None where there is none, or it is not what was written."""
         mark = self.folder / which
-        text = mark.read_text().strip() if mark.is_file() else ""
-        return int(text) if text.isdigit() else None
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            text = mark.read_text(encoding="ascii")
+            number = number_of(text.partition(" ")[0])
+            return number if number is not None and text == _mark(which, number) else None
+        return None
 
     def forget_after(self, iteration: int, marks: Mapping[str, int | None]) -> None:
         """Removes what a run that goes on from `iteration` has not done yet, and marks what it had marked by then."""
         for checkpoint in self.all():
             if checkpoint.iteration > iteration:
-                shutil.rmtree(checkpoint.path)
+                _remove(checkpoint.path)
         there = {checkpoint.iteration for checkpoint in self.all()}
         for which in MARKS:
-            (self.folder / which).unlink(missing_ok=True)
-            if marks.get(which) in there:
-                (self.folder / which).write_text(str(marks[which]))  # all of them before any is pruned
+            number = marks.get(which)
+            if number is not None and number in there:
+                self._write_mark(which, number)  # all of them before any is pruned
+            else:
+                (self.folder / which).unlink(missing_ok=True)
         self._prune()
 
+    def _write_mark(self, which: str, iteration: int) -> None:
+        aside = self.folder / f"{which}.tmp"
+        _durable(aside, _mark(which, iteration))
+        aside.replace(self.folder / which)
+        _sync(self.folder)
+
     def _prune(self) -> None:
+        """Removes all but the last and the marked ones, and what a process that was killed left half removed."""
         kept = {c.iteration for c in self.all()[-self.keep :]} | {self.marked(mark) for mark in MARKS}
+        there = {c.path for c in self.all()}
         for checkpoint in self.all():
             if checkpoint.iteration not in kept:
-                shutil.rmtree(checkpoint.path)
+                _remove(checkpoint.path)
+        for path in self.folder.glob("*"):
+            if path.suffix == _GONE or (path.suffix == _OLD and path not in there):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def load(checkpoint: Checkpoint) -> dict[str, Any]:
     """The state as it was saved, tensors on the CPU."""
     record = json.loads((checkpoint.path / RECORD).read_text(encoding="utf-8"))
-    reader = dcp.FileSystemReader(checkpoint.path)
-    layout: Any = reader.read_metadata().state_dict_metadata
-    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in layout.items()}
-    if tensors:
-        _alone(dcp.load, tensors, storage_reader=reader)
-    return _joined(record["state"], tensors)
+    return _joined(record["state"], load_file(checkpoint.path / TENSORS))
 
 
 def damage(checkpoint: Checkpoint) -> str | None:
     """What is wrong with the files of a checkpoint, in a few words; None where nothing is."""
+    path = checkpoint.path
     try:
-        files = json.loads((checkpoint.path / RECORD).read_text(encoding="utf-8"))["files"]
-        for name, (size, digest) in files.items():
-            path = checkpoint.path / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != size:
-                return f"{name} has {path.stat().st_size} bytes of {size}"
-            if _digest(path) != digest:
+        if (path / ".metadata").is_file() and not (path / DIGESTS).is_file():
+            return "an earlier flowrl wrote it, as a pickle, which is not read any more: begin a new run"
+        missing = [name for name in (DIGESTS, RECORD, TENSORS) if not (path / name).is_file()]
+        if missing:
+            return f"{missing[0]} is missing"
+        told = (path / DIGESTS).read_bytes().splitlines(keepends=True)
+        for name, line in zip((RECORD, TENSORS), _digests(path), strict=True):
+            if line.encode() not in told:
                 return f"{name} is not what was written"
+        if len(told) != 2:
+            return f"{DIGESTS} is not what was written"
+        number = json.loads((path / RECORD).read_text(encoding="utf-8"))["iteration"]
+        return None if number == checkpoint.iteration else f"it is that of iteration {number}"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{RECORD} cannot be read: {reason(error)}"
-    return None
+        return f"it cannot be read: {reason(error)}"
+
+
+def number_of(name: str) -> int | None:
+    """The iteration that a name of digits stands for, else None."""
+    return int(name) if name.isascii() and name.isdigit() and len(name) < 20 else None
 
 
 def random_state() -> dict[str, Any]:
@@ -192,36 +212,64 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """The cause beneath an error of torch's checkpoint writer, in a few words."""
-    failures = [failure for failure, _ in getattr(error, "failures", {}).values()]
-    deepest = failures[0] if failures else error
-    return getattr(deepest, "strerror", None) or f"{type(deepest).__name__}: {' '.join(str(deepest).split())[:100]}"
+    """The cause of an error, in a few words."""
+    return getattr(error, "strerror", None) or f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
 
 
 def _write(folder: Path, iteration: int, state: Mapping[str, Any]) -> None:
+    """Writes a checkpoint's files; all of it is on the disk afterwards."""
     tensors: dict[str, Tensor] = {}
     layout = _split(state, "", tensors)
-    _alone(dcp.save, tensors, storage_writer=dcp.FileSystemWriter(folder))
-    files = {p.name: [p.stat().st_size, _digest(p)] for p in sorted(folder.iterdir())}
-    record = {"iteration": iteration, "files": files, "state": layout}
-    with (folder / RECORD).open("w", encoding="utf-8") as file:
-        json.dump(record, file, allow_nan=True)
-        file.flush()
-        os.fsync(file.fileno())
+    save_file(tensors, folder / TENSORS)
+    _sync(folder / TENSORS)
+    _durable(folder / RECORD, json.dumps({"iteration": iteration, "state": layout}, allow_nan=True))
+    _durable(folder / DIGESTS, "".join(_digests(folder)))
     _sync(folder)
 
 
-def _alone(call: Any, *args: Any, **kwargs: Any) -> None:
-    """Calls torch's reader or writer in this process alone, without its remark that it is so."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        call(*args, **kwargs, no_dist=True)
+def _replace(final: Path, aside: Path) -> None:
+    """Gives `aside` the name `final`, whose own is moved aside first and removed last."""
+    old = final.with_name(f"{final.name}{_OLD}")
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    aside.rename(final)
+    _sync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Removes a checkpoint: it is none any more before the first of its files goes."""
+    gone = path.with_name(f"{path.stem}{_GONE}")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone)
+
+
+def _digests(folder: Path) -> list[str]:
+    """The lines of DIGESTS for a checkpoint's files as they are."""
+    return [f"{_digest(folder / name)}  {name}\n" for name in (RECORD, TENSORS)]
+
+
+def _mark(which: str, iteration: int) -> str:
+    """What a mark's file says: the number, and a digest by which a damaged one is told from another number."""
+    return f"{iteration} {hashlib.sha256(f'{which} {iteration}'.encode()).hexdigest()[:16]}\n"
+
+
+def _durable(path: Path, text: str) -> None:
+    """Writes a file that is on the disk afterwards."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """The value as JSON, its tensors moved to `tensors` under their path. Keys that are no text become pairs."""
     if isinstance(value, Tensor):
-        tensors[path] = value.detach()
+        if path in tensors:
+            raise TypeError(f"{path}: two tensors of a checkpoint have this place")
+        tensors[path] = _own(value, tensors.values())
         return f"{_TENSOR}{path}"
     if isinstance(value, Mapping):
         parts = [[key, _split(item, f"{path}/{key}", tensors)] for key, item in value.items()]
@@ -233,6 +281,14 @@ def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     raise TypeError(f"{path}: a {type(value).__name__} has no place in a checkpoint")
+
+
+def _own(value: Tensor, others: Iterable[Tensor]) -> Tensor:
+    """The tensor as safetensors takes it: contiguous, and with no storage in common with others."""
+    value = value.detach().contiguous()
+    place = value.untyped_storage().data_ptr()
+    shared = value.numel() and any(place == other.untyped_storage().data_ptr() for other in others)
+    return value.clone() if shared else value
 
 
 def _joined(value: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -253,11 +309,11 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sync(folder: Path) -> None:
-    """Makes the names in a folder durable, where the system lets folders be opened."""
-    if os.name == "nt":
+def _sync(path: Path) -> None:
+    """Makes a file's bytes, or the names in a folder, durable, where the system lets folders be opened."""
+    if os.name == "nt" and path.is_dir():
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -122,7 +122,7 @@ def test_a_signal_saves_and_ends(number: int, whole: Path, tmp_path: Path):
 
 def test_a_damaged_checkpoint_costs_the_iterations_since_the_one_before(whole: Path, tmp_path: Path):
     folder = cut_back(whole, tmp_path / "run", 4)
-    path = state.Checkpoints(folder).find("last").path / "__0_0.distcp"
+    path = state.Checkpoints(folder).find("last").path / "state.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
     point = resuming.find(folder, load("quickstart", KEEP))
     assert point.iteration == 3 and len(point.complaints) == 1
