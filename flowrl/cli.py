@@ -11,7 +11,7 @@ from flowrl.commands.check import check_command
 from flowrl.commands.compare import compare_command
 from flowrl.commands.evaluate import evaluate_command
 from flowrl.commands.export import export_command
-from flowrl.commands.failures import VARIABLE, refuse_ranks, tell
+from flowrl.commands.failures import VARIABLE, refuse_bytes, refuse_ranks, tell
 from flowrl.commands.listing import list_command
 from flowrl.commands.report import report
 from flowrl.commands.sample import sample
@@ -62,6 +62,7 @@ def main() -> None:
     """Entry point. Any exception is one line on standard error and an exit code: see flowrl/commands/failures.py."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]
     try:
+        refuse_bytes(arguments)
         app(args=arguments)
     except Exception as error:
         sys.exit(tell(error, arguments, whole=len(arguments) < len(sys.argv) - 1))

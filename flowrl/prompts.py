@@ -13,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flowrl import prompt_lines
 from flowrl.contracts import Prompt
-from flowrl.names import WORLD_PROMPTS, UserError, hint
+from flowrl.names import WORLD_PROMPTS, hint
+from flowrl.prompt_lines import PromptError, short
 from flowrl.worlds.ask import records
 
 SPLITS = ("train", "heldout")
@@ -36,10 +38,6 @@ LAYOUTS = {
 DATASET_SPLITS = {"train": ("train",), "heldout": ("heldout", "test", "validation")}
 TEXT_COLUMNS = ("prompt", "caption", "text")
 MEDIA_KEYS = ("media", "image")
-
-
-class PromptError(UserError):
-    """Prompts that cannot be read. One line, with file and line number where there are any."""
 
 
 def load(source: str, *, split: str = "train", limit: int | None = None) -> list[Prompt]:
@@ -89,31 +87,16 @@ def _hashed(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number, text) of the lines that are not blank."""
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"{path}: cannot be read as UTF-8 text ({type(error).__name__}); give another file") from None
-    # splitlines() would also break at characters that JSON allows inside a string.
-    yield from ((n, line.strip()) for n, line in enumerate(content.split("\n"), 1) if line.strip())
-
-
 def _from_text(path: Path) -> Iterator[Prompt]:
-    for _, line in _lines(path):
+    for _, line in prompt_lines.lines(path):
         yield Prompt(id=_hashed(line), text=line)
 
 
 def _from_jsonl(path: Path) -> Iterator[Prompt]:
     given: dict[str, int] = {}
-    for number, line in _lines(path):
+    for number, line in prompt_lines.lines(path):
         where = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise PromptError(f"{where}: {error.msg} at column {error.colno}; accepted: one JSON object") from None
-        if not isinstance(record, dict):
-            raise PromptError(f"{where}: is a {type(record).__name__}; accepted: one JSON object")
+        record = prompt_lines.record(line, where)
         prompt = _from_record(record, ("prompt",), where, path.parent)
         if "id" in record:
             if prompt.id in given:
@@ -126,12 +109,14 @@ def _from_record(record: dict[str, Any], columns: Sequence[str], where: str, fol
     """The prompt of one record; what is not its text, id or media becomes its meta."""
     column = next((c for c in columns if c in record), None)
     if column is None:
-        raise PromptError(f"{where}: has no {' or '.join(columns)}, only {', '.join(record) or 'nothing'}; add it")
+        raise PromptError(
+            f"{where}: has no {' or '.join(columns)}, only {', '.join(record)[:200] or 'nothing'}; add it"
+        )
     text = record[column]
     if not isinstance(text, str) or not text.strip():
-        raise PromptError(f"{where}: {column} is {text!r}; accepted: a text that is not empty")
-    if "id" in record and not (isinstance(record["id"], str | int) and str(record["id"])):
-        raise PromptError(f"{where}: id is {record['id']!r}; accepted: a text or a whole number")
+        raise PromptError(f"{where}: {column} is {short(text)}; accepted: a text that is not empty")
+    if "id" in record and not (type(record["id"]) in (str, int) and str(record["id"])):
+        raise PromptError(f"{where}: id is {short(record['id'])}; accepted: a text or a whole number")
     media = tuple(m for key in MEDIA_KEYS for m in _media(record.get(key), f"{where}: {key}", folder))
     meta = {k: v for k, v in record.items() if k not in (column, "id", *MEDIA_KEYS)}
     return Prompt(id=str(record["id"]) if "id" in record else _hashed(text), text=text, media=media, meta=meta)
@@ -141,7 +126,7 @@ def _media(value: Any, where: str, folder: Path | None) -> list[str]:
     """Paths of input files, absolute; relative ones start from the folder of the prompt file."""
     paths = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(paths, list) or not all(isinstance(p, str) for p in paths):
-        raise PromptError(f"{where} is {value!r}; accepted: a path or a list of paths")
+        raise PromptError(f"{where} is {short(value)}; accepted: a path or a list of paths")
     found = [((folder or Path()) / p).resolve() for p in paths]
     if missing := [p for p in found if not p.is_file()]:
         raise PromptError(f"{where}: {missing[0]} does not exist; correct the path")

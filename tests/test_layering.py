@@ -53,7 +53,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/watch.py": {"flowrl.alarms", "flowrl.case", "flowrl.hacking", "flowrl.symptoms"},
     "flowrl/pictures.py": set(),
     "flowrl/policies": {"flowrl.contracts", "flowrl.policies", "flowrl.pictures", "samplers"} | LIGHT,
-    "flowrl/prompts.py": {"flowrl.contracts", "flowrl.worlds"} | LIGHT,
+    "flowrl/prompts.py": {"flowrl.contracts", "flowrl.worlds", "flowrl.prompt_lines"} | LIGHT,
+    "flowrl/prompt_lines.py": LIGHT,
     "flowrl/scoring.py": {"flowrl.contracts", "flowrl.composite", "flowrl.score_batches", "flowrl.score_cache"}
     | {"flowrl.lanes"}
     | LIGHT,

@@ -89,3 +89,10 @@ def refuse_ranks(command: str | None) -> None:
             "once, without torchrun, accelerate launch or mpirun (training runs on one device; rewards.NAME.device "
             "puts a reward on another)"
         )
+
+
+def refuse_bytes(arguments: Sequence[str]) -> None:
+    """Raises UserError for an argument that is no UTF-8 text: no recipe and no page of a run could hold it."""
+    for argument in arguments:
+        if argument.encode("utf-8", "replace").decode() != argument:
+            raise UserError(f"{argument!r}: is no UTF-8 text; rename what it names, or write it as UTF-8")

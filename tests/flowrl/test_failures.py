@@ -98,3 +98,9 @@ def test_python_runs_the_package():
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 2 and "did you mean 'train'" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["run", "quickstart", "output=a\udcff"], ["sample", "quickstart", "\udce9"]])
+def test_an_argument_that_is_no_text_is_one_line(arguments, capsys, monkeypatch):
+    code, _, text = call(capsys, monkeypatch, *arguments)
+    assert code == 2 and len(text.splitlines()) == 1 and "no UTF-8 text" in text and "\\udc" in text

@@ -1,6 +1,7 @@
 """Prompt sources load as published, ids are stable, and the draw of prompts is a pure function of seed and position."""
 
 import json
+import os
 from collections import Counter
 
 import pytest
@@ -62,6 +63,21 @@ def test_jsonl_does_not_break_at_unicode_line_separators(tmp_path):
         ('{"prompt": "b", "id": [1]}', "id is [1]"),
         ('{"prompt": "b", "image": "no.png"}', "no.png does not exist"),
         ('{"prompt": "b", "image": 3}', "a path or a list of paths"),
+        ('{"prompt": "b", "id": true}', "id is True"),
+        ('{"prompt": "b", "prompt": "c"}', "'prompt' is given twice"),
+        ('{"prompt": "b", "answer": {"x": 1, "x": 2}}', "'x' is given twice"),
+        ('{"prompt": "b", "x": ' + "[" * 40 + "]" * 40 + "}", "32 levels"),
+        ('{"prompt": "b", "x": ' + '{"a": ' * 3000 + "1" + "}" * 3001, "32 levels"),
+        ("[" * 100_000, "32 levels"),
+        ('{"prompt": "b \\ud800"}', r"\ud800, which is half a character"),
+        ('{"prompt": "b", "\\udfff": 1}', r"\udfff, which is half a character"),
+        ('{"prompt": "b", "n": ' + "9" * 5000 + "}", "a whole number of 5000 digits"),
+        ('{"prompt": "b", "n": 1e999}', "'1e999' is too large"),
+        ('{"prompt": "b", "n": NaN}', "NaN is no JSON number"),
+        ('{"prompt": "b", "n": -Infinity}', "-Infinity is no JSON number"),
+        ('{"prompt": "b\\u0000"}', "NUL"),
+        ('{"prompt": "b\0"}', "NUL"),
+        ('{"prompt": ' + '["' + "long" * 10_000 + '"]}', "prompt is ['long"),
     ],
 )
 def test_a_bad_line_is_one_line_with_file_and_number(tmp_path, second_line, words):
@@ -70,6 +86,25 @@ def test_a_bad_line_is_one_line_with_file_and_number(tmp_path, second_line, word
         load(path)
     message = str(caught.value)
     assert message.startswith(f"{path}:2: ") and words in message and "\n" not in message
+    assert len(message) < len(path) + 300
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl"])
+def test_a_named_pipe_is_not_waited_for(name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(PromptError, match="no regular file"):
+        load(str(tmp_path / name))
+
+
+def test_a_whole_character_of_two_halves_is_one(tmp_path):
+    path = write(tmp_path / "p.jsonl", '{"prompt": "\\ud83d\\ude00", "n": 9223372036854775807, "x": 1e-400}\n')
+    (prompt,) = load(path)
+    assert prompt.text == "\U0001f600" and prompt.meta == {"n": 2**63 - 1, "x": 0.0}
+
+
+def test_a_nul_in_a_text_file_is_one_line(tmp_path):
+    with pytest.raises(PromptError, match=r"p\.txt:2: holds a NUL"):
+        load(write(tmp_path / "p.txt", "a\nb\0\n"))
 
 
 def test_empty_and_unreadable_files(tmp_path):
