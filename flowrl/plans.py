@@ -126,6 +126,8 @@ def _anywhere(recipe: Recipe, iteration: int) -> tuple[int, ...]:
             return windows.first(steps, size=size)
         case "frozen":
             return windows.frozen(steps, start=low, size=size)
+        case "random" if window.steps is not None:
+            return windows.random_steps(window.steps, size=size, iteration=iteration, seed=recipe.seed)
         case "random":
             return windows.random_range(steps, size=size, low=low, high=high, iteration=iteration, seed=recipe.seed)
     return windows.random_window(steps, size=size, low=low, high=high, iteration=iteration, seed=recipe.seed)

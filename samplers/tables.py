@@ -150,6 +150,18 @@ class Compressed:
         return schedules.compressed(self.base.levels(own), self.after, self.steps)
 
 
+def cap(table: Table, own: Tensor) -> float:
+    """The `s_cap` of a walk along a table: its second level, before any steps of its beginning were merged.
+
+    own: the pipeline's levels. A merged first step then is as strong as the steps that it stands for, as in E-GRPO:
+    three of 16 at shift 3 and noise 0.7 have std 1.27. Capped at the merged table's own second level it would have that
+    of one step, `noise`, however many it covers.
+    """
+    while isinstance(table, Merged | Compressed) or (isinstance(table, Coarse) and table.after > 0):
+        table = table.base
+    return float(table.levels(own)[1])
+
+
 def _require_tail(after: int, steps: int) -> None:
     _require(after < steps, f"after={after} leaves no step of {steps} to the tail: give {steps - 1} or less")
 

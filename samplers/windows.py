@@ -7,7 +7,7 @@ compares samples that were perturbed at different steps.)
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -43,8 +43,15 @@ def fraction(num_steps: int, *, share: float, iteration: int, seed: int) -> tupl
 def random_range(num_steps: int, *, size: int, low: int, high: int, iteration: int, seed: int) -> tuple[int, ...]:
     """`size` distinct steps of [low, high), not necessarily adjacent, anew each iteration (Flow-Factory's rule)."""
     _require_range(num_steps, size, low, high)
+    return random_steps(range(low, high), size=size, iteration=iteration, seed=seed)
+
+
+def random_steps(steps: Sequence[int], *, size: int, iteration: int, seed: int) -> tuple[int, ...]:
+    """`size` of these steps, which rise, anew each iteration (Flow-Factory's rule for its list `sde_steps`)."""
+    if not 1 <= size <= len(steps):
+        raise ValueError(f"size={size} of the steps {list(steps)}: give 1 to {len(steps)}")
     generator = torch.Generator().manual_seed(seed + _require_iteration(iteration))
-    return tuple(sorted(low + step for step in torch.randperm(high - low, generator=generator)[:size].tolist()))
+    return tuple(sorted(steps[i] for i in torch.randperm(len(steps), generator=generator)[:size].tolist()))
 
 
 def random_window(num_steps: int, *, size: int, low: int, high: int, iteration: int, seed: int) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from flowrl.policies.diffusion import Preserving
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.first_order import once_a_level, predicts_flow, walks_ddim
 from flowrl.policies.levels import counts_data, noise_levels, replace_table
+from samplers import tables
 from samplers.levels import Level
 from samplers.plan import Table
 
@@ -169,6 +170,7 @@ class InterceptedStep:
     _stream = 0
     _handed: _Handed | None = None
     _own_levels: Tensor | None = None  # where the table of the walk stands in their place
+    _cap: float | None = None  # s_cap of that table
 
     def _own_table(self) -> Tensor:
         """Levels of the pipeline's own table, float32."""
@@ -251,7 +253,7 @@ class InterceptedStep:
     def _levels(self, per_token: Tensor | None) -> tuple[int, tuple[Level, Level, float, Path]]:
         """Sign that turns the model's output into dx/ds, and (s, s_next, s_cap, path)."""
         sigmas = self.sigmas
-        cap = float(sigmas[1])
+        cap = float(sigmas[1]) if self._cap is None else self._cap
         if per_token is not None:
             # diffusers integrates tokens by (s - s_next) * output, that is, the output is minus the velocity
             s = per_token.float() / self.config.num_train_timesteps
@@ -260,7 +262,7 @@ class InterceptedStep:
             return -1, (s[..., None], s_next[..., None], cap, "flow")
         s, s_next = float(sigmas[self.step_index]), float(sigmas[self.step_index + 1])
         if counts_data(self):
-            return -1, (1 - s, 1 - s_next, 1 - cap, "flow")
+            return -1, (1 - s, 1 - s_next, 1 - cap if self._cap is None else cap, "flow")
         return 1, (s, s_next, cap, "exploding" if float(sigmas[0]) > 1.001 else "flow")
 
 
@@ -297,7 +299,8 @@ def _subclass(base: type) -> type:
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
         super(new, self).set_timesteps(*args, **kwargs)
         walk = self._session.walk
-        self._own_levels = None if walk is None else replace_table(self, walk.table)
+        self._own_levels = own = None if walk is None else replace_table(self, walk.table)
+        self._cap = None if walk is None or own is None else tables.cap(walk.table, own)
 
     new.set_timesteps = set_timesteps
     return new

@@ -9,11 +9,11 @@ class Window(Strict):
     """Which steps draw noise and are trained; see samplers/windows.py.
 
     all: all but the last skip_last, which draw noise too, untrained, where draw_last is true (Flow-GRPO). first: the
-    first size. frozen: size adjacent ones from low on. random: size steps of [low, high). random_window: size adjacent
-    ones. progressive: size adjacent ones, stride further every interval iterations, within [0, high). decay, exp_decay:
-    the same, with stays that shorten from interval towards shortest, or by exp(-rate) a step behind step `hold`.
-    fraction: all but the last draw noise, and a random share of them is trained, anew each iteration. high null: all
-    but the last step. Keys of another kind are refused.
+    first size. frozen: size adjacent ones from low on. random: size steps of [low, high), or of the list `steps`.
+    random_window: size adjacent ones. progressive: size adjacent ones, stride further every interval iterations, within
+    [0, high). decay, exp_decay: the same, with stays that shorten from interval towards shortest, or by exp(-rate) a
+    step behind step `hold`. fraction: all but the last draw noise, and a random share of them is trained, anew each
+    iteration. high null: all but the last step. Keys of another kind are refused.
     """
 
     kind: Literal[
@@ -27,6 +27,7 @@ class Window(Strict):
     interval: int | None = key(None, "a whole number >= 1", ge=1)
     stride: int | None = key(None, "a whole number >= 0", ge=0)
     roll_back: bool | None = key(None, "true or false")
+    steps: list[int] | None = key(None, "a list of steps that rise, such as [1, 2, 5]")
     shortest: int | None = key(None, "a whole number >= 1", ge=1)
     rate: float | None = key(None, "a number >= 0", ge=0)
     hold: int | None = key(None, "a whole number >= 0", ge=0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.errors import RecipeError, wrong_value
 from flowrl.recipe.kinds import check_keys
 from flowrl.recipe.sampling import Window
 from flowrl.recipe.schedules import num_steps
@@ -14,7 +14,7 @@ WINDOW_KEYS: dict[str, dict[str, bool]] = {
     "all": {"skip_last": False, "draw_last": False},
     "first": {"size": True},
     "frozen": {"size": True, "low": False},
-    "random": {"size": True, "low": False, "high": False},
+    "random": {"size": True, "low": False, "high": False, "steps": False},
     "random_window": {"size": True, "low": False, "high": False},
     "progressive": SLIDING,
     "decay": SLIDING | {"shortest": True},
@@ -26,7 +26,7 @@ WINDOW_TEXTS: dict[str, str] = {
     "all": "all steps but the last ones (Flow-GRPO)",
     "first": "the first steps, where the layout is decided",
     "frozen": "adjacent steps that stay (MixGRPO-Flash*)",
-    "random": "some steps of a range, anew each iteration (Flow-Factory)",
+    "random": "some steps of a range or a list, anew each iteration (Flow-Factory)",
     "random_window": "adjacent steps of a range, anew each iteration (Flow-GRPO-Fast)",
     "progressive": "adjacent steps that slide towards the data (MixGRPO)",
     "decay": "the same, staying ever shorter (MixGRPO)",
@@ -51,6 +51,8 @@ def drawn(window: Window, steps: int) -> tuple[int, int]:
     if window.kind in ("first", "frozen"):
         low = window.low or 0
         return low, low + (window.size or 1)
+    if window.steps:
+        return window.steps[0], window.steps[-1] + 1
     return window.low or 0, steps - 1 if window.high is None else window.high
 
 
@@ -58,9 +60,26 @@ def check_window(recipe: Recipe) -> Iterator[RecipeError]:
     """Everything about `sampler.window` that cannot work."""
     window = recipe.sampler.window
     misplaced = list(check_keys("sampler.window", window, window.kind, WINDOW_KEYS[window.kind]))
-    yield from misplaced or _range(window, num_steps(recipe))
+    if window.steps is not None and not misplaced:
+        yield from _listed(window, num_steps(recipe))
+    else:
+        yield from misplaced or _range(window, num_steps(recipe))
     if window.draw_last:
         yield from _draw_last(recipe)
+
+
+def _listed(window: Window, steps: int) -> Iterator[RecipeError]:
+    given = window.steps or []
+    if not given or given != sorted(set(given)) or given[0] < 0 or given[-1] >= steps:
+        accepted = f"steps that rise without repeats, of 0 to {steps - 1}, such as [1, 2, 3]"
+        yield wrong_value("sampler.window.steps", given, accepted)
+    elif window.low is not None or window.high is not None:
+        place = "low" if window.low is not None else "high"
+        problem = f"got {getattr(window, place)}, but sampler.window.steps says which steps there are"
+        yield RecipeError(f"sampler.window.{place}", problem, f"set sampler.window.{place}=null")
+    elif (window.size or 1) > len(given):
+        problem = f"got {window.size}, but sampler.window.steps holds {len(given)}"
+        yield RecipeError("sampler.window.size", problem, "lower the size, or list more steps")
 
 
 def _draw_last(recipe: Recipe) -> Iterator[RecipeError]:

@@ -158,11 +158,11 @@ def flow_factory(case: Case) -> None:
 
 @checks("dance_grpo_best_of_n")
 def best_of_n(case: Case) -> None:
-    """By the weighted sum of the rewards, which the advantage of a sum (`combine: sum`) rises with."""
+    """By the weighted sum of the advantages of each reward."""
     params, num = case["params"], case["params"]["num_generations"]
     rewards = {name: golden.tensor(case["inputs"][f"{name}_rewards"], torch.float32) for name in ("vq", "mq")}
     group = torch.zeros(num, dtype=torch.int64)
-    options: dict[str, Any] = dict(combine="sum", unbiased=True, eps=1e-8, clip=None)
+    options: dict[str, Any] = dict(combine="per_reward", unbiased=True, eps=1e-8, clip=None)
     total = {name: params[f"{name}_coef"] for name in rewards}
     adv = advantages(rewards, group, weights=total, **options)
     got = {f"{n}_advantages": advantages({n: r}, group, weights={n: 1.0}, **options) for n, r in rewards.items()}

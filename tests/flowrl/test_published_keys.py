@@ -9,10 +9,12 @@ import torch
 from cli_support import quiet
 from flowrl.build import build_policy
 from flowrl.contracts import Prompt
+from flowrl.credit import row_advantages
 from flowrl.planning import describe, plan_for
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
 from flowrl.run import run
+from flowrl.selection import extremes
 from samplers.trees import PerStep, picture
 
 BASE = str(Path(__file__).parents[1] / "recipes" / "quickstart.yaml")
@@ -82,3 +84,39 @@ def test_a_stride_that_ends_in_a_shared_step_still_gives_its_picture(tmp_path: P
     more += [f"output={tmp_path / 'run'}"]
     run(load(BASE, [*SMALL, *more]), quiet())
     assert metrics_of(tmp_path / "run")["grad_norm"] > 0
+
+
+def test_random_steps_come_from_a_list_too():
+    """Flow-Factory lists the steps; here those of 1, 2 and 5, two an iteration."""
+    recipe = load(BASE, ["sampler.steps=8", "sampler.window={kind: random, size: 2, steps: [1, 2, 5]}"])
+    drawn = {plan_for(recipe, i).stochastic for i in range(60)}
+    assert drawn == {(1, 2), (1, 5), (2, 5)}
+
+
+@pytest.mark.parametrize(
+    ("window", "place", "says"),
+    [
+        ("{kind: random, size: 2, steps: [2, 1]}", "steps", "rise without repeats"),
+        ("{kind: random, size: 2, steps: [1, 6]}", "steps", "of 0 to 5"),
+        ("{kind: random, size: 1, steps: []}", "steps", "rise"),
+        ("{kind: random, size: 3, steps: [1, 2]}", "size", "holds 2"),
+        ("{kind: random, size: 1, steps: [1, 2], low: 1}", "low", "says which steps"),
+        ("{kind: random_window, size: 1, steps: [1, 2]}", "steps", "reads only"),
+    ],
+)
+def test_a_list_of_steps_that_does_not_do_is_refused(window: str, place: str, says: str):
+    with pytest.raises(RecipeError, match=rf"sampler\.window\.{place}: .*{says}"):
+        load(BASE, [f"sampler.window={window}"])
+
+
+def test_best_of_n_sorts_by_the_weighted_advantages():
+    """DanceGRPO's: a reward of small range counts as much as one of large range; by their sum it would not."""
+    recipe = load(BASE, ["objective.preset=dance", "train.group=6", "train.keep=2"])
+    how = recipe.advantage.model_dump() | {"weights": {"wide": 1.0, "narrow": 1.0}}
+    rewards = {"wide": torch.tensor([0.0, 9, 1, 8, 2, 7]), "narrow": torch.tensor([0.9, 0.5, 0.0, 0.8, 0.1, 1.0])}
+    group = torch.zeros(6, dtype=torch.int64)
+    kept = extremes(row_advantages(rewards, group, None, **how), group, 2)
+    each = sum((r - r.mean()) / r.std() for r in rewards.values())
+    assert kept.nonzero()[:, 0].tolist() == sorted([int(each.argmin()), int(each.argmax())]) == [2, 5]
+    plain = sum(rewards.values())
+    assert sorted([int(plain.argmin()), int(plain.argmax())]) == [0, 1]

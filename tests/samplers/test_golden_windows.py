@@ -128,8 +128,8 @@ def test_flow_factory_steps(case: Case) -> None:
     params, seeds = case["params"], case["inputs"]["seeds"]
     # Without a list of candidates the source takes every step but the last.
     candidates = params["sde_steps"] or list(range(params["num_steps"] - 1))
-    window = {"low": candidates[0], "high": candidates[-1] + 1, "size": params["num_sde_steps"] or len(candidates)}
+    size = params["num_sde_steps"] or len(candidates)
     for total, want in zip(seeds, case["outputs"]["selected_steps_in_order"], strict=True):
         # The source seeds with training seed + epoch: any split of the sum must give its steps.
-        got = windows.random_range(params["num_steps"], **window, iteration=total // 2, seed=total - total // 2)
+        got = windows.random_steps(sorted(candidates), size=size, iteration=total // 2, seed=total - total // 2)
         assert list(got) == sorted(want)

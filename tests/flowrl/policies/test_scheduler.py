@@ -22,6 +22,9 @@ from flowrl.policies.errors import PolicyError
 from flowrl.policies.first_order import predicts_flow
 from flowrl.policies.scheduler import Session, Step, intercept
 from samplers.plan import Own
+from samplers.schedules import shifted
+from samplers.tables import Merged, Shifted
+from samplers.transitions import flow_sde
 
 
 class Euler:
@@ -271,3 +274,34 @@ def test_a_step_outside_a_walk_is_refused() -> None:
     scheduler.set_timesteps(4)
     with pytest.raises(PolicyError, match="outside a walk"):
         scheduler.step(torch.ones(2, 4), scheduler.timesteps[0], torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("begin", [0, 2])
+def test_a_merged_step_is_as_strong_as_the_steps_it_stands_for(begin: int) -> None:
+    """E-GRPO: from s = 1 the std is noise sqrt(|dt| / (1 - cap)), with the second level of the table before merging."""
+    session, walk = Session(), Euler()
+    walk.table = Merged(Shifted(3.0), begin, 3)
+    scheduler = intercept(FlowMatchEulerDiscreteScheduler(shift=3.0), session)
+    session.begin(walk)
+    scheduler.set_timesteps(16)
+    drive(scheduler, torch.ones(2, 4))
+    levels = shifted(16, 3.0).tolist()
+    step = walk.seen[begin]
+    assert (step.s, step.s_next, step.s_cap) == (levels[begin], levels[begin + 3], levels[1])
+    std = flow_sde(step.x, step.v, step.s, step.s_next, noise=0.7, s_cap=step.s_cap).std
+    s, s_next, cap = levels[begin], levels[begin + 3], levels[1]
+    assert float(std) == pytest.approx(0.7 * ((s - s_next) * s / (1 - min(s, cap))) ** 0.5, rel=1e-6)
+    assert begin or float(std) == pytest.approx(1.2688578, rel=1e-5)
+
+
+def test_an_inverted_table_is_capped_alike() -> None:
+    session, walk = Session(), Euler()
+    walk.table = Merged(Own(), 0, 2)
+    scheduler = intercept(FlowMatchEulerDiscreteScheduler(invert_sigmas=True), session)
+    session.begin(walk)
+    scheduler.set_timesteps(4)
+    drive(scheduler, torch.ones(2, 4))
+    plain, seen = begun(FlowMatchEulerDiscreteScheduler(invert_sigmas=True))
+    drive(plain, torch.ones(2, 4))
+    assert walk.seen[0].s_cap == pytest.approx(seen.seen[0].s_next, abs=1e-6)
+    assert walk.seen[0].s_next == pytest.approx(seen.seen[1].s_next, abs=1e-6)
