@@ -15,7 +15,7 @@ from flowrl.composite import check_prompts, counted
 from flowrl.contracts import Credit, Prompt, Samples
 from flowrl.credit import row_advantages
 from flowrl.learner import Learner
-from flowrl.loading import check_arguments, device_of, load_language, load_pipeline
+from flowrl.loading import argument_names, check_arguments, device_of, load_language, load_pipeline
 from flowrl.names import UserError, load, steps
 from flowrl.objectives.grpo import ClippedObjective
 from flowrl.plans import check_trained
@@ -24,6 +24,7 @@ from flowrl.policies.dynamics import Dynamics
 from flowrl.policies.first_order import walks_ddim
 from flowrl.policies.language import LanguagePolicy
 from flowrl.policies.pipeline import PipelinePolicy
+from flowrl.prompt_lines import PromptError
 from flowrl.recipe.paths import PRESERVING_STEP, misfit
 from flowrl.recipe.schema import Generation, Recipe
 from flowrl.refill import Advantage
@@ -41,19 +42,37 @@ class Inputs:
     scorer: scoring.Scorer
 
 
-def read_prompts(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
+def load_prompts(recipe: Recipe, source: str, split: str, limit: int | None, *, online: bool = True) -> list[Prompt]:
+    """The prompts of a source for the recipe's model; online: whether a hub may be asked what the model takes.
+
+    Raises PromptError where they do not fit it.
+    """
+    if recipe.generation is not None:
+        found = prompt_files.load(source, split=split, limit=limit)
+        seeing = next((prompt for prompt in found if prompt.media), None)
+        if seeing is not None:
+            raise PromptError(
+                f"{source}: the prompt {seeing.text!r} has a picture (media or image), and a language model of text "
+                "does not see it; remove that column"
+            )
+        return found
+    arguments = argument_names(recipe.model, online=online)
+    return prompt_files.load(source, split=split, limit=limit, arguments=arguments)
+
+
+def read_prompts(recipe: Recipe, *, online: bool = False) -> tuple[list[Prompt], list[Prompt]]:
     """Training and held-out prompts (none where there is no source), once the pipeline's arguments are known to fit.
 
-    Raises RecipeError for arguments that a local pipeline does not take and for what does not fit the number of trained
-    steps, UserError where the prompts do not do.
+    online: see `load_prompts`. Raises RecipeError for arguments that a local pipeline does not take and for what does
+    not fit the number of trained steps, UserError where the prompts do not do.
     """
     check_arguments(recipe.model, recipe.pipeline)
     check_trained(recipe)
     source = recipe.prompts
-    train = prompt_files.load(source.train, split="train", limit=source.limit)
+    train = load_prompts(recipe, source.train, "train", source.limit, online=online)
     heldout: list[Prompt] = []
     if source.heldout is not None:
-        heldout = prompt_files.load(source.heldout, split="heldout", limit=recipe.eval.prompts)
+        heldout = load_prompts(recipe, source.heldout, "heldout", recipe.eval.prompts, online=online)
     if len(train) < recipe.train.prompts:
         raise UserError(
             f"train.prompts: got {recipe.train.prompts}, but {source.train} holds {len(train)}; lower train.prompts"
@@ -71,7 +90,7 @@ def cursor_over(recipe: Recipe, train: list[Prompt]) -> prompt_files.Cursor:
 
 def read_inputs(recipe: Recipe) -> Inputs:
     """Prompts and rewards. Raises UserError where a file or a reward is not as it must be."""
-    train, heldout = read_prompts(recipe)
+    train, heldout = read_prompts(recipe, online=True)
     return Inputs(train, heldout, build_scorer(recipe))
 
 

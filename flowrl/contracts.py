@@ -14,12 +14,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one group of samples is drawn for. `meta` is the reward's ground truth; `media` are paths of inputs."""
+    """What one group of samples is drawn for.
+
+    `meta` is the reward's ground truth; `media` are paths of inputs; `call` are arguments of the pipeline's own call,
+    in which a Path stands for the file.
+    """
 
     id: str
     text: str
     media: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+    call: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

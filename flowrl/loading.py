@@ -1,16 +1,19 @@
 """A diffusers pipeline or a language model from a hub id, a local folder, or an embedded world; and its device."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flowrl import names
 from flowrl.policies.dressing import modules_of
 from flowrl.policies.errors import PolicyError
-from flowrl.recipe.checks import check_call, pipeline_class
+from flowrl.recipe.checks import accepted_by_call, check_call, pipeline_class
 
 
 def load_pipeline(model: str, dtype: torch.dtype, call: dict[str, Any] | None = None) -> Any:
@@ -70,6 +73,22 @@ def check_arguments(model: str, call: dict[str, Any]) -> None:
     kind = None if name is None else getattr(diffusers, name, None)
     if kind is not None:
         check_call(kind, call)
+
+
+def argument_names(model: str, *, online: bool) -> list[str]:
+    """Names of the arguments of a pipeline's call that a recipe or a prompt may give; none where it is not known yet.
+
+    A hub id tells its class in its index, which is looked for where downloads are kept and, online, on the hub.
+    """
+    name = pipeline_class(model)
+    if name is None and "/" in model and not Path(model).expanduser().exists():
+        try:
+            index = hf_hub_download(model, "model_index.json", local_files_only=not online)
+            name = json.loads(Path(index).read_text(encoding="utf-8"))["_class_name"]
+        except (OSError, KeyError, TypeError, ValueError):  # no such model, or no way to it: loading it will tell
+            return []
+    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
+    return [] if kind is None else list(accepted_by_call(kind) or ())
 
 
 def device_of(name: str) -> torch.device:

@@ -8,12 +8,13 @@ import hashlib
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flowrl import prompt_lines
+from flowrl.columns import Meta, arguments_of, check_columns, located
 from flowrl.contracts import Prompt
 from flowrl.names import WORLD_PROMPTS, hint
 from flowrl.prompt_lines import PromptError, short
@@ -40,19 +41,45 @@ TEXT_COLUMNS = ("prompt", "caption", "text")
 MEDIA_KEYS = ("media", "image")
 
 
-def load(source: str, *, split: str = "train", limit: int | None = None) -> list[Prompt]:
+def load(
+    source: str, *, split: str = "train", limit: int | None = None, arguments: Collection[str] = ()
+) -> list[Prompt]:
     """The prompts of a source, in its order, the first `limit` of them.
 
     source: a .txt file (one a line), a .jsonl file (`prompt`, optional `id` and `media` or `image`, the rest is meta),
     a folder (see LAYOUTS, or one that `datasets` reads), a name on the hub as NAME or NAME:SPLIT, or WORLD/SPLIT of an
-    embedded world. split says which half a folder or data set is asked for. Raises PromptError.
+    embedded world. split says which half a folder or data set is asked for. Columns that are named in arguments, those
+    of the pipeline's call, go to that call too: see columns.py. Raises PromptError.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: choose one of {', '.join(SPLITS)}")
     prompts = _distinct(_read(source, split))[:limit]
     if not prompts:
         raise PromptError(f"{source}: holds no prompt; accepted: at least one")
+    if source in WORLD_PROMPTS:
+        return prompts
+    prompts = _addressed(prompts, arguments, source, _home(source, split))
+    check_columns(prompts, source)
     return prompts
+
+
+def _addressed(prompts: Sequence[Prompt], arguments: Collection[str], source: str, folder: Path | None) -> list[Prompt]:
+    """The prompts with what of their meta goes to the pipeline's call, and a meta that knows what is read of it."""
+    read: set[str] = set()
+    return [
+        replace(
+            p, meta=Meta(p.meta, read), call=arguments_of(p.meta, arguments, f"{source}: prompt {p.text!r}", folder)
+        )
+        for p in prompts
+    ]
+
+
+def _home(source: str, split: str) -> Path | None:
+    """The folder that paths in a source start from; None where it is a data set's name."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return next(((path / name).parent for name in LAYOUTS[split] if (path / name).is_file()), path)
+    return path.parent if path.exists() else None
 
 
 def _read(source: str, split: str) -> Iterable[Prompt]:
@@ -123,14 +150,11 @@ def _from_record(record: dict[str, Any], columns: Sequence[str], where: str, fol
 
 
 def _media(value: Any, where: str, folder: Path | None) -> list[str]:
-    """Paths of input files, absolute; relative ones start from the folder of the prompt file."""
+    """Paths of input files, absolute; relative ones start from the folder of the prompt file or its images/."""
     paths = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(paths, list) or not all(isinstance(p, str) for p in paths):
         raise PromptError(f"{where} is {short(value)}; accepted: a path or a list of paths")
-    found = [((folder or Path()) / p).resolve() for p in paths]
-    if missing := [p for p in found if not p.is_file()]:
-        raise PromptError(f"{where}: {missing[0]} does not exist; correct the path")
-    return [str(p) for p in found]
+    return [str(located(path, where, folder)) for path in paths]
 
 
 def _from_world(world: str, split: str) -> Iterator[Prompt]:

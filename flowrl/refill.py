@@ -126,11 +126,17 @@ def joined_samples(parts: Sequence[Samples]) -> Samples:
         above = int(group[-1].max()) + 1
     tensors = {
         name: torch.cat([getattr(part, name) for part in parts])
-        for name in ("images", "video", "lengths", "truncated")
+        for name in ("images", "video", "audio", "lengths", "truncated")
         if getattr(first, name) is not None
     }
     texts = None if first.texts is None else [text for part in parts for text in part.texts or ()]
-    return Samples([p for part in parts for p in part.prompts], torch.cat(group), texts=texts, **tensors)
+    return Samples(
+        [p for part in parts for p in part.prompts],
+        torch.cat(group),
+        texts=texts,
+        sample_rate=first.sample_rate,
+        **tensors,
+    )
 
 
 class JoinedPolicy:

@@ -53,8 +53,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/watch.py": {"flowrl.alarms", "flowrl.case", "flowrl.hacking", "flowrl.symptoms"},
     "flowrl/pictures.py": set(),
     "flowrl/policies": {"flowrl.contracts", "flowrl.policies", "flowrl.pictures", "samplers"} | LIGHT,
-    "flowrl/prompts.py": {"flowrl.contracts", "flowrl.worlds", "flowrl.prompt_lines"} | LIGHT,
+    "flowrl/prompts.py": {"flowrl.columns", "flowrl.contracts", "flowrl.worlds", "flowrl.prompt_lines"} | LIGHT,
     "flowrl/prompt_lines.py": LIGHT,
+    "flowrl/columns.py": {"flowrl.contracts", "flowrl.prompt_lines"} | LIGHT,
     "flowrl/scoring.py": {"flowrl.contracts", "flowrl.composite", "flowrl.score_batches", "flowrl.score_cache"}
     | {"flowrl.lanes"}
     | LIGHT,

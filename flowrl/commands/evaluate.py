@@ -80,15 +80,14 @@ def _split(reward: str) -> tuple[str, str, str]:
 
 def _score(recipe: "Recipe", run: Path | None, weights: str, raw: bool, base: bool, save: Path | None) -> Results:
     """The evaluations that were asked for; the untrained model is scored before the weights are loaded over it."""
-    from flowrl import prompts
-    from flowrl.build import Inputs, build_policy, build_scorer, set_up
+    from flowrl.build import Inputs, build_policy, build_scorer, load_prompts, set_up
     from flowrl.evaluate import difference
     from flowrl.loading import check_arguments
     from flowrl.weights import load_weights
 
     set_up(recipe)
     check_arguments(recipe.model, recipe.pipeline)
-    heldout = prompts.load(str(recipe.prompts.heldout), split="heldout", limit=recipe.eval.prompts)
+    heldout = load_prompts(recipe, str(recipe.prompts.heldout), "heldout", recipe.eval.prompts)
     inputs = Inputs([], heldout, build_scorer(recipe))
     comparing = [name for name, reward in inputs.scorer.rewards.items() if reward.groupwise]
     if len(comparing) == len(inputs.scorer.rewards):

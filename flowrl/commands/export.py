@@ -74,12 +74,12 @@ def _kind(recipe: "Recipe", kind: Kind | None) -> str:
 
 def _prompts(recipe: "Recipe", number: int) -> "list[Prompt]":
     """The first held-out prompts, or training prompts where none are held out."""
-    from flowrl.prompts import load
+    from flowrl.build import load_prompts
 
     source = recipe.prompts.heldout
     if source is None:
-        return load(recipe.prompts.train, split="train", limit=number)
-    return load(source, split="heldout", limit=number)
+        return load_prompts(recipe, recipe.prompts.train, "train", number)
+    return load_prompts(recipe, source, "heldout", number)
 
 
 def _report(folder: Path, found: "Difference", number: int) -> None:

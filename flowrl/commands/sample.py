@@ -43,12 +43,12 @@ def sample(
     recipe, run = target_of(target, overrides, weights, raw)
     recipe, each = _as_many(recipe, number)
     quiet()
+    from flowrl.build import load_prompts
     from flowrl.contracts import Prompt
     from flowrl.pictures import save_grid
-    from flowrl.prompts import load
 
     wanted = [Prompt(text, text) for text in own]
-    wanted += [] if prompts is None else load(prompts, split="heldout", limit=limit)
+    wanted += [] if prompts is None else load_prompts(recipe, prompts, "heldout", limit)
     policy = _policy(recipe, run, weights, raw)
     with output_console().status("drawing"):
         pictures, completions = _draw(policy, recipe, wanted, each, seed)

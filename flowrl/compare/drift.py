@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 
-from flowrl import prompts as prompt_files
-from flowrl.build import AnyPolicy, build_policy, set_up
+from flowrl.build import AnyPolicy, build_policy, load_prompts, set_up
 from flowrl.contracts import Prompt, Samples
 from flowrl.departure import divergence
 from flowrl.evaluate import still
@@ -119,8 +118,8 @@ def _prompts(recipe: Recipe, number: int) -> list[Prompt]:
     """Held-out prompts, evenly from the first to the last that the run evaluates; training prompts without any."""
     source, limit = recipe.prompts.heldout, recipe.eval.prompts
     if source is None:
-        return spread(prompt_files.load(recipe.prompts.train, split="train", limit=recipe.prompts.limit), number)
-    return spread(prompt_files.load(source, split="heldout", limit=limit), number)
+        return spread(load_prompts(recipe, recipe.prompts.train, "train", recipe.prompts.limit), number)
+    return spread(load_prompts(recipe, source, "heldout", limit), number)
 
 
 def _draw(policy: AnyPolicy, recipe: Recipe, prompts: Sequence[Prompt], settings: Settings) -> Samples:

@@ -17,11 +17,12 @@ from flowrl.contracts import Prompt
 from flowrl.loading import device_of, load_pipeline
 from flowrl.planning import eval_plan
 from flowrl.policies import adapters
+from flowrl.policies.arguments import call_arguments
 from flowrl.policies.dressing import modules_of
 from flowrl.policies.first_order import once_a_level, without_memory
 from flowrl.policies.layouts import media_of
 from flowrl.policies.noise import Key, start_generators
-from flowrl.policies.pipeline import PipelinePolicy, call_arguments
+from flowrl.policies.pipeline import PipelinePolicy
 from flowrl.recipe.schema import Recipe
 
 

@@ -11,6 +11,7 @@ dynamics.py    how a step becomes a distribution
 layouts.py     what a pipeline returned, turned into pictures and sound; outputs.py: as samples
 levels.py      a scheduler's sigma table, and another one in its place
 first_order.py which scheduler is walked in the place of a pipeline's own
+arguments.py   what the pipeline is called with
 dressing.py    the working copy of a pipeline that all of these sit on
 encoding.py    text encoding, once per distinct prompt
 noise.py       randomness as a function of (seed, prompt, sample, step)

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from flowrl.batches import prompt_chunks
 from flowrl.contracts import Prompt, Rollout, Samples, Score
 from flowrl.policies import adapters
+from flowrl.policies.arguments import Call, call_arguments
 from flowrl.policies.dressing import Dressed
 from flowrl.policies.dynamics import Dynamics
 from flowrl.policies.encoding import longest
@@ -32,8 +32,6 @@ from flowrl.policies.scheduler import Leave, Session, Walk
 from flowrl.policies.tape import Streams, Tape, by_company, joined
 from flowrl.policies.walks import Looking, Replaying, Visit, scenes_by_pass
 from samplers.plan import Tree
-
-Call = dict[str, Any] | Callable[[Sequence[Prompt]], dict[str, Any]]
 
 
 class Plan(Protocol):
@@ -282,23 +280,3 @@ class PipelinePolicy:
 
     def _streams_at(self, iteration: int) -> int:
         return self._streams.get(iteration, max(self._streams.values(), default=1))
-
-
-def call_arguments(call: Call, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """A pipeline's arguments for these rows, but for its noise. Lists are the call's own: some pipelines write into
-    them."""
-    arguments: dict[str, Any] = {"prompt": [p.text for p in prompts]}
-    if any(p.media for p in prompts):
-        # One where all rows share it: some pipelines take no list, and make rows of their own of each of its images.
-        shared = len({p.media for p in prompts}) == 1
-        arguments["image"] = _opened(prompts[0]) if shared else [_opened(p) for p in prompts]
-    for name, value in (call(prompts) if callable(call) else call).items():
-        if name.startswith("negative_prompt") and isinstance(value, str):
-            value = [value] * len(prompts)
-        arguments[name] = list(value) if isinstance(value, list) else value
-    return arguments
-
-
-def _opened(prompt: Prompt) -> Any:
-    images = [Image.open(path).convert("RGB") for path in prompt.media]
-    return images if len(images) > 1 else images[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -139,7 +140,7 @@ def _check_replay(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> None
 
 def _depends_on_company(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> bool:
     """Whether a row's velocity changes when a longer prompt shares its call, as where padding is not masked."""
-    longer = Prompt(prompt.id + "/longer", " ".join([prompt.text] * 3), prompt.media, prompt.meta)
+    longer = replace(prompt, id=prompt.id + "/longer", text=" ".join([prompt.text] * 3))
     found = []
     for prompts in ([prompt], [prompt, longer]):
         walk = Glancing(len(prompts))

@@ -1,9 +1,10 @@
 """Do the values of a recipe fit together? Everything that can be known before a weight is loaded."""
 
+import inspect
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -281,16 +282,31 @@ def pipeline_class(model: str) -> str | None:
 
 def check_call(cls: type, kwargs: dict[str, Any]) -> None:
     """Raises RecipeError for a `pipeline` key that the pipeline's own __call__ does not take."""
-    known = _call_parameters(cls)
+    known = accepted_by_call(cls)
     for name, value in kwargs.items():
         if known is not None and name not in known:
             meant = names.closest(name, known)
             problem = f"got {show(value)}, but {cls.__name__} takes no {name!r}, accepted: {', '.join(known)}"
             remedy = f"did you mean {meant!r}?" if meant else f"remove pipeline.{name}"
             raise RecipeError(f"pipeline.{name}", problem, remedy)
+    _check_area(cls, kwargs)
 
 
-def _call_parameters(cls: Any) -> Iterable[str] | None:
+def _check_area(cls: type, kwargs: dict[str, Any]) -> None:
+    """Raises RecipeError where a pipeline would scale height and width to an area of its own (FLUX.1 Kontext)."""
+    call: Any = cls.__call__
+    area, size = inspect.signature(call).parameters.get("max_area"), (kwargs.get("height"), kwargs.get("width"))
+    if area is None or "max_area" in kwargs or not all(isinstance(value, int) for value in size):
+        return
+    wanted = size[0] * size[1]
+    if wanted != area.default:
+        problem = (
+            f"not given, and {cls.__name__} scales {size[0]} x {size[1]} (height x width) to {area.default} pixels"
+        )
+        raise RecipeError("pipeline.max_area", problem, f"set it to {wanted}")
+
+
+def accepted_by_call(cls: Any) -> list[str] | None:
     """What a recipe may pass to __call__; None where any keyword is taken."""
     accepts, _ = names.signature(cls.__call__, 1)
     return None if accepts is None else [name for name in accepts if name not in OWN_ARGUMENTS]

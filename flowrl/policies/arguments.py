@@ -1,0 +1,88 @@
+"""The arguments that a pipeline is called with: the recipe's, and those that prompts bring along."""
+
+import wave
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import load_video
+from PIL import Image
+from torch import Tensor
+
+from flowrl.contracts import Prompt
+from flowrl.policies.errors import PolicyError
+
+Call = dict[str, Any] | Callable[[Sequence[Prompt]], dict[str, Any]]
+
+_CLIPS = (".gif", ".mp4", ".webm", ".mov", ".mkv", ".avi")
+
+
+def call_arguments(call: Call, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """A pipeline's arguments for these rows, but for its noise. What a prompt brings stands before the recipe's.
+
+    Lists are the call's own: some pipelines write into them. Raises PolicyError where rows cannot share a call.
+    """
+    arguments: dict[str, Any] = {"prompt": [p.text for p in prompts]}
+    if any(p.media for p in prompts):
+        arguments["image"] = by_row([_media(p) for p in prompts])
+    for name, value in (call(prompts) if callable(call) else call).items():
+        if name.startswith("negative_prompt") and isinstance(value, str):
+            value = [value] * len(prompts)
+        arguments[name] = list(value) if isinstance(value, list) else value
+    for name in dict.fromkeys(name for p in prompts for name in p.call):
+        arguments[name] = _column(name, prompts, arguments.get(name))
+    return arguments
+
+
+def by_row(files: Sequence[Any]) -> Any:
+    """The opened files of each row; those of one where all rows share them: some pipelines take no list, and make rows
+    of their own of each of its images."""
+    shared = all(one == files[0] for one in files)
+    return _opened(files[0]) if shared else [_opened(one) for one in files]
+
+
+def _column(name: str, prompts: Sequence[Prompt], default: Any) -> Any:
+    """The values of one argument for these rows: a list of texts, files, or the one value that all share."""
+    values = [p.call.get(name) for p in prompts]
+    if any(isinstance(value, str) for value in values):
+        others = default if isinstance(default, list) else [default or ""] * len(prompts)
+        return [other if value is None else value for value, other in zip(values, others, strict=True)]
+    if any(value != values[0] for value in values) and not any(map(_is_file, values)):
+        raise PolicyError(f"{name}: rows of one call have {values[0]!r} and another value; give all prompts one")
+    return by_row(values) if any(map(_is_file, values)) else values[0]
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, Path) or (isinstance(value, list) and any(isinstance(item, Path) for item in value))
+
+
+def _media(prompt: Prompt) -> Any:
+    paths = [Path(path) for path in prompt.media]
+    return paths[0] if len(paths) == 1 else paths
+
+
+def _opened(value: Any) -> Any:
+    """A picture, the frames of a clip or a sound [C, T] in place of each path. Raises PolicyError where it is none."""
+    if isinstance(value, list):
+        return [_opened(item) for item in value]
+    if not isinstance(value, Path):
+        return value
+    try:
+        if value.suffix.lower() == ".wav":
+            return _sound(value)
+        if value.suffix.lower() in _CLIPS:
+            return [frame.convert("RGB") for frame in load_video(str(value))]
+        return Image.open(value).convert("RGB")
+    except (OSError, ValueError, ImportError, EOFError, wave.Error) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise PolicyError(f"{value}: cannot be opened ({type(error).__name__}: {reason}); give another file") from None
+
+
+def _sound(path: Path) -> Tensor:
+    """The samples of a WAV file of 16 bits, float32 [C, T] in [-1, 1]."""
+    with wave.open(str(path)) as file:
+        if file.getsampwidth() != 2:
+            raise ValueError(f"{8 * file.getsampwidth()} bits a sample; 16 are accepted")
+        frames = bytearray(file.readframes(file.getnframes()))
+        return torch.frombuffer(frames, dtype=torch.int16).reshape(-1, file.getnchannels()).T.float() / 32768
