@@ -14,6 +14,7 @@ first_order.py which scheduler is walked in the place of a pipeline's own
 arguments.py   what the pipeline is called with
 dressing.py    the working copy of a pipeline that all of these sit on
 encoding.py    text encoding, once per distinct prompt
+writing.py     texts that a pipeline has a language model write, once a sample
 noise.py       randomness as a function of (seed, prompt, sample, step)
 adapters.py    LoRA and full fine-tuning
 decoding.py    a language model's forwards: token by token with a cache, and teacher-forced

@@ -50,7 +50,7 @@ class Dressed:
         for name, module in modules_of(source).items():
             away = offload and name not in trained
             fetch = functools.partial(self._fetch, name, module) if away else None
-            self.pipe.__dict__[name] = Gate(module, name, keeper.call, fetch)
+            self.pipe.__dict__[name] = Gate(module, name, keeper.call, fetch, keeper.writer)
             module.to("cpu" if away else device)
         if hasattr(source, "encode_prompt"):
             self.pipe.__dict__["encode_prompt"] = CachedEncoder(self.pipe.encode_prompt, self.park)

@@ -4,7 +4,7 @@ A gate delegates everything to its module. While a walk is fast-forwarded, a den
 the structure that the same call had in the probe, so that the pipeline's own code runs on unharmed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from flowrl.policies.noise import Key
 from flowrl.policies.scheduler import Session
+from flowrl.policies.writing import Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +55,14 @@ class GateKeeper:
         self.denoisers: set[str] = set()
         self.skip = True
         self.recording = False
+        self.writer = Writer()
         self._outputs: dict[tuple[str, int], Any] = {}  # (module, how many calls of it came before) -> structure
         self._calls: dict[str, int] = {}
 
-    def begin(self) -> None:
-        """Starts a pass."""
+    def begin(self, starts: Sequence[Key] = ()) -> None:
+        """Starts a pass over rows of these samples."""
         self._calls.clear()
+        self.writer.begin(starts)
 
     def call(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         """The module's output, or its stand-in."""
@@ -117,7 +121,8 @@ def is_tensor_list(node: Any) -> bool:
 class Gate:
     """A module to all who look at it; its calls go through the keeper.
 
-    fetch is called before the module is used, that is called, or asked for its `encode` or `decode`.
+    fetch is called before the module is used, that is called, or asked for its `encode`, `decode` or `generate`, which
+    goes through `write`.
     """
 
     def __init__(
@@ -126,18 +131,23 @@ class Gate:
         name: str,
         call: Callable[[str, nn.Module, tuple, dict], Any],
         fetch: Callable[[], None] | None = None,
+        write: Writer | None = None,
     ):
         object.__setattr__(self, "_gate", (module, name, call, fetch))
+        object.__setattr__(self, "_write", write)
 
     @property
     def __class__(self) -> type:  # isinstance sees the module's class
         return type(self._gate[0])
 
     def __getattr__(self, name: str) -> Any:
-        module, _, _, fetch = self._gate
-        if fetch is not None and name in ("encode", "decode"):
+        module, own, _, fetch = self._gate
+        if fetch is not None and name in ("encode", "decode", "generate"):
             fetch()
-        return getattr(module, name)
+        found = getattr(module, name)
+        if name == "generate" and self._write is not None:
+            return lambda *args, **kwargs: self._write(own, found, args, kwargs)
+        return found
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._gate[0], name, value)

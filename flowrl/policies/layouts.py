@@ -92,7 +92,8 @@ def _pictures(value: Any, pipe: Any, rows: int) -> Tensor:
     first = value if isinstance(value, Tensor) else _stacked(value, name)
     turn = _TURNS.get(name)
     pixels = first.float() if turn is None else turn(first.float(), pipe)
-    wrong = fault(pixels)
+    finite = pixels.detach().isfinite()
+    wrong = fault(pixels if not finite.any() else pixels.detach().where(finite, 0.5))  # some may be: they get no score
     if wrong is None and len(pixels) != rows:
         wrong = f"{len(pixels)} pictures of shape {tuple(pixels.shape[1:])} for {rows} rows"
     if wrong is not None:
@@ -118,8 +119,8 @@ def _sound(value: Any, name: str, rows: int) -> Tensor:
         sound = sound[None] if name in _ONE_ROW else sound[:, None]
     if sound.dim() != 3 or len(sound) != rows or not sound.numel():
         raise PolicyError(f"{name} returned sound of shape {tuple(sound.shape)} for {rows} rows; accepted: [B, C, T]")
-    if not sound.detach().isfinite().all():
-        raise PolicyError(f"{name} returned sound with values that are not finite")
+    if not sound.detach().isfinite().any():
+        raise PolicyError(f"{name} returned sound with no finite value")
     return sound
 
 

@@ -31,6 +31,7 @@ from flowrl.policies.recording import Recording
 from flowrl.policies.scheduler import Leave, Session, Walk
 from flowrl.policies.tape import Streams, Tape, by_company, joined
 from flowrl.policies.walks import Looking, Replaying, Visit, scenes_by_pass
+from flowrl.policies.writing import check_writing
 from samplers.plan import Tree
 
 
@@ -74,6 +75,7 @@ class PipelinePolicy:
         self.keep_means = keep_means
         self.source, self.modules, self.dynamics = pipe, modules, dynamics
         self.call: Call = {} if call is None else call
+        check_writing(pipe, {} if callable(self.call) else self.call)
         self.device, self.max_rows, self.offload = torch.device(device), max_rows, offload
         self.session = Session()
         self.keeper = GateKeeper(self.session)
@@ -259,7 +261,7 @@ class PipelinePolicy:
         arguments = call_arguments(self.call, prompts) | {"num_inference_steps": steps, "output_type": "pt"} | more
         arguments["generator"] = start_generators(starts)
         self.session.begin(walk)
-        self.keeper.begin()
+        self.keeper.begin(starts)
         try:
             output = self._dressed(arguments, grad=grad)
         except Leave:

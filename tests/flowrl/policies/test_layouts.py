@@ -104,6 +104,14 @@ def test_what_is_no_picture_is_refused(pictures: Any, reason: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_one_sample_that_is_not_finite_is_left_to_the_rewards() -> None:
+    """They have no score for it, and too many of them end a run."""
+    pictures = PICTURES.clone()
+    pictures[1, 0, 0, 0] = torch.nan
+    found = media_of({"images": pictures}, of_class("FluxPipeline"), 2)["images"]
+    assert torch.equal(found.isnan(), pictures.isnan())
+
+
 def test_rounding_is_no_fault() -> None:
     found = media_of({"images": PICTURES * 2 + 5e-4}, of_class("FluxPipeline"), 2)["images"]
     assert float(found.max()) == 1
