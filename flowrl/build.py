@@ -127,7 +127,7 @@ def build_dynamics(recipe: Recipe, pipe: Any) -> Dynamics:
     if walks_ddim(pipe.scheduler) and recipe.sampler.step != PRESERVING_STEP:
         raise misfit(recipe.sampler.step, type(pipe.scheduler).__name__)
     return Dynamics(
-        load(recipe.sampler.step, steps()),
+        load(recipe.sampler.step, steps(), "step"),
         recipe.sampler.noise,
         reduce=recipe.sampler.reduce,
         storage=getattr(torch, recipe.dtype.trajectory),

@@ -19,6 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from flowrl.parts import refusal
+
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
 WORLDS = Path(__file__).parent / "worlds"
@@ -78,10 +80,10 @@ def is_dotted(name: str) -> bool:
     return "." in name or ":" in name
 
 
-def find(name: str, known: dict[str, Entry]) -> Entry:
-    """The entry of a short name, or of the object at a dotted path, which is imported.
+def find(name: str, known: dict[str, Entry], kind: str = "reward") -> Entry:
+    """The entry of a short name, or of the object at a dotted path, which is imported but not called.
 
-    Raises UserError for a name that is neither.
+    Raises UserError for a name that is neither, and for an object that is no part of this kind (see parts.py).
     """
     if not is_dotted(name):
         if name not in known:
@@ -89,8 +91,8 @@ def find(name: str, known: dict[str, Entry]) -> Entry:
             raise UserError(f"{name!r} is not known; accepted: {listed}, or a dotted path{hint(name, known)}")
         return known[name]
     thing = import_path(name)
-    if not callable(thing):
-        raise UserError(f"{name!r} is a {type(thing).__name__}; accepted: a path to a function or class")
+    if problem := refusal(thing, kind):
+        raise UserError(f"{name!r} {problem}")
     skip = 1 if not inspect.isclass(thing) else 0
     accepts, needs = signature(thing, skip)
     module, attribute = _split(name)
@@ -98,9 +100,9 @@ def find(name: str, known: dict[str, Entry]) -> Entry:
     return Entry(name, module, attribute, _first_line(inspect.getdoc(thing)), accepts, needs, drawn)
 
 
-def load(name: str, known: dict[str, Entry]) -> Any:
-    """The object itself behind a short name or a dotted path."""
-    entry = find(name, known)
+def load(name: str, known: dict[str, Entry], kind: str = "reward") -> Any:
+    """The object itself behind a short name or a dotted path; see `find`."""
+    entry = find(name, known, kind)
     return getattr(importlib.import_module(entry.module), entry.attribute)
 
 
@@ -114,7 +116,7 @@ def import_path(path: str) -> Any:
         sys.path.append(os.getcwd())  # last: a user's file never hides an installed package
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{path!r} cannot be imported: {_reason(error)}; run where {module_name!r} imports") from error
     if not hasattr(module, attribute):
         public = [n for n in vars(module) if not n.startswith("_")]
@@ -129,7 +131,7 @@ def _split(path: str) -> tuple[str, str]:
     return module, attribute
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 

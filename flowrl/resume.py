@@ -12,7 +12,7 @@ from torch import Tensor
 from flowrl import state
 from flowrl.names import UserError
 from flowrl.recipe.changes import changes, refuse
-from flowrl.recipe.load import load
+from flowrl.recipe.load import written
 from flowrl.recipe.schema import Recipe
 
 
@@ -39,7 +39,7 @@ def find(folder: Path, recipe: Recipe) -> Point:
     file = folder / "recipe.yaml"
     if not file.is_file():
         raise UserError(f"resume: {folder} holds no run (no recipe.yaml); name a run's folder, or leave --resume out")
-    changed = changes(load(str(file)), recipe)
+    changed = changes(written(file), recipe)
     checkpoint, damaged = state.Checkpoints(folder).newest()
     done = 0 if checkpoint is None else checkpoint.iteration
     if checkpoint is not None:

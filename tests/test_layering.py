@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = ("flowrl", "samplers", "reward_models")
 CORE = {"flowrl.contracts", "flowrl.advantages", "flowrl.objectives", "flowrl.learner", "flowrl.iterate"}
 CORE |= {"flowrl.backward", "flowrl.refill", "flowrl.selection"}
-LIGHT = {"flowrl.names", "flowrl.batches"}  # standard library only
+LIGHT = {"flowrl.names", "flowrl.parts", "flowrl.batches"}  # standard library only
 HEAVY = {
     "transformers",
     "diffusers",
@@ -32,7 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "samplers": {"samplers"},
     "reward_models": {"reward_models", "flowrl.contracts", "flowrl.batches", "flowrl.worlds"},
     "flowrl/__init__.py": set(),
-    "flowrl/names.py": set(),
+    "flowrl/names.py": {"flowrl.parts"},
+    "flowrl/parts.py": set(),
     "flowrl/terminal.py": set(),
     "flowrl/batches.py": set(),
     "flowrl/contracts.py": set(),
@@ -117,6 +118,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 THIRD_PARTY: dict[str, set[str]] = {
     "samplers": {"torch"},
     "flowrl/names.py": set(),
+    "flowrl/parts.py": set(),
     "flowrl/batches.py": set(),
     "flowrl/contracts.py": {"torch"},
     "flowrl/advantages.py": {"torch"},

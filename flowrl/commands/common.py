@@ -25,24 +25,29 @@ WeightsOption = Annotated[
     ),
 ]
 RawOption = Annotated[bool, typer.Option("--raw", help="The weights without averaging, where the run averages.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust", help="Import and run modules that the run's own recipe names by dotted paths.")
+]
 StepsOption = Annotated[int | None, typer.Option(min=1, help="ODE steps; the recipe's where not given.")]
 
 
 def target_of(
-    target: str, overrides: list[str], weights: str = "final", raw: bool = False
+    target: str, overrides: list[str], weights: str = "final", raw: bool = False, trust: bool = False
 ) -> "tuple[Recipe, Path | None]":
     """(recipe, the run's folder or None) of a run's folder or a recipe; nothing of it is tracked.
 
-    Raises UserError where the run has no such weights, or where weights are named of a recipe, which has none.
+    trust: whether a run's own recipe may name modules to import. Raises UserError where it does without, where the run
+    has no such weights, or where weights are named of a recipe, which has none.
     """
     from flowrl.recipe.load import load
+    from flowrl.recipe.trust import load_run
     from flowrl.weights import look
 
     folder = Path(target)
     overrides = ["track=null", *overrides]
     if (folder / "recipe.yaml").is_file():
         look(folder, weights, raw)
-        return load(str(folder / "recipe.yaml"), overrides), folder
+        return load_run(folder, overrides, trust=trust), folder
     if weights != "final" or raw:
         option = "--raw" if raw else f"--weights {weights}"
         raise UserError(f"{option}: {target} is a recipe, which has no trained weights; give a run's folder")

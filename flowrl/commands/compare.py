@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from flowrl.commands.common import quiet
+from flowrl.commands.common import TrustOption, quiet
 from flowrl.names import UserError
 from flowrl.terminal import output_console
 
@@ -47,6 +47,7 @@ def compare_command(
         Path | None, typer.Option(metavar="FOLDER", help="For runs and results (runs/compare-RECIPE, or runs/compare).")
     ] = None,
     drift: Annotated[bool, typer.Option(help="Also load the weights and measure drift and diversity.")] = True,
+    trust: TrustOption = False,
     markdown: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write or renew this Markdown file, figures beside it.")
     ] = None,
@@ -65,7 +66,7 @@ def compare_command(
         if len(folders) < len(targets) or vary or variants or budget or dry_run:
             other = next((t for t in targets if not Path(t).is_dir()), "an option of a grid")
             raise UserError(f"compare: got runs' folders and {other}; give folders alone, or a recipe")
-        _folders(folders, output, drift, markdown)
+        _folders(folders, output, drift, markdown, trust or not drift)
         return
     if time_from is not None and not dry_run:
         raise UserError("--time-from: is read with --dry-run; add it, or leave it out")
@@ -81,15 +82,20 @@ def compare_command(
         raise typer.Exit(1)
 
 
-def _folders(folders: Sequence[Path], output: Path | None, drift: bool, markdown: Path | None) -> None:
-    """Compares finished runs; those of one folder are compared in it."""
+def _folders(folders: Sequence[Path], output: Path | None, drift: bool, markdown: Path | None, trust: bool) -> None:
+    """Compares finished runs; those of one folder are compared in it. Without drift nothing of theirs is imported."""
     from flowrl.compare.collect import of_folders
+    from flowrl.recipe.trust import refuse_untrusted
+
+    outcomes = of_folders(folders)
+    for one in outcomes if not trust else ():
+        refuse_untrusted(one.folder, ["track=null"])
 
     whole = folders[0] if len(folders) == 1 and not (folders[0] / "recipe.yaml").is_file() else None
     output = output or whole or Path("runs/compare")
     notes = [] if whole is None else _notes(whole, None)
     title = "flowrl runs" if whole is None else whole.resolve().name
-    if _show(of_folders(folders), title, output, notes, drift, markdown):
+    if _show(outcomes, title, output, notes, drift, markdown):
         raise typer.Exit(1)
 
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from flowrl.commands.common import Overrides, RawOption, RunArgument, StepsOption, WeightsOption, quiet, target_of
+from flowrl.commands.common import (
+    Overrides,
+    RawOption,
+    RunArgument,
+    StepsOption,
+    TrustOption,
+    WeightsOption,
+    quiet,
+    target_of,
+)
 from flowrl.names import UserError
 from flowrl.terminal import output_console
 
@@ -23,6 +32,7 @@ def evaluate_command(
     overrides: Overrides = None,
     weights: WeightsOption = "final",
     raw: RawOption = False,
+    trust: TrustOption = False,
     prompts: Annotated[str | None, typer.Option(metavar="SOURCE", help="Other prompts, all of them.")] = None,
     reward: Annotated[
         list[str] | None,
@@ -35,7 +45,7 @@ def evaluate_command(
 ) -> None:
     """Score held-out prompts, by the ODE or at eval.temperature: a run's weights, or a recipe's model as it is."""
     asked = _asked(prompts, reward or [], steps) + (overrides or [])
-    recipe, run = target_of(target, asked, weights, raw)
+    recipe, run = target_of(target, asked, weights, raw, trust)
     if recipe.prompts.heldout is None:
         raise UserError("prompts.heldout: null, but an evaluation needs prompts; give --prompts SOURCE")
     if base and run is None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowrl.commands.common import RawOption, WeightsOption, quiet, target_of
+from flowrl.commands.common import RawOption, TrustOption, WeightsOption, quiet, target_of
 from flowrl.names import UserError
 from flowrl.terminal import output_console
 
@@ -37,6 +37,7 @@ def export_command(
     kind: Annotated[Kind | None, typer.Option(help="A LoRA file, or a whole pipeline with the LoRA fused.")] = None,
     weights: WeightsOption = "final",
     raw: RawOption = False,
+    trust: TrustOption = False,
     dtype: Annotated[Dtype | None, typer.Option(help="Of a merged pipeline; dtype.model where none is named.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Load the export afresh and compare its samples.")] = False,
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts that --verify draws.")] = 4,
@@ -45,7 +46,8 @@ def export_command(
     ] = None,
 ) -> None:
     """Write a run's weights as a diffusers LoRA or a whole pipeline; --verify proves that they draw the same."""
-    recipe, run = target_of(target, [] if dtype is None else [f"dtype.model={dtype.value}"], weights, raw)
+    given = [] if dtype is None else [f"dtype.model={dtype.value}"]
+    recipe, run = target_of(target, given, weights, raw, trust)
     if run is None:
         raise UserError(f"RUN: got {target!r}, a recipe; accepted: a run's folder, such as {recipe.output}")
     chosen = _kind(recipe, kind)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flowrl.commands.common import RawOption, RunArgument, StepsOption, WeightsOption, quiet, target_of
+from flowrl.commands.common import RawOption, RunArgument, StepsOption, TrustOption, WeightsOption, quiet, target_of
 from flowrl.names import UserError
 from flowrl.terminal import output_console
 
@@ -31,6 +31,7 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="Names the noise.")] = 0,
     weights: WeightsOption = "final",
     raw: RawOption = False,
+    trust: TrustOption = False,
     steps: StepsOption = None,
 ) -> None:
     """Draw samples of your own prompts, a row each; a language model's are printed."""
@@ -40,7 +41,7 @@ def sample(
     if not own and prompts is None:
         got = f"only overrides ({', '.join(overrides)})" if overrides else "none"
         raise UserError(f"PROMPT: got {got}; give at least one text to draw, or --prompts SOURCE")
-    recipe, run = target_of(target, overrides, weights, raw)
+    recipe, run = target_of(target, overrides, weights, raw, trust)
     recipe, each = _as_many(recipe, number)
     quiet()
     from flowrl.build import load_prompts

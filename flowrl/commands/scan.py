@@ -78,7 +78,7 @@ def scan_command(
 def _look(recipe: "Recipe", run: Path | None, weights: str) -> None:
     """Raises UserError where the weights of a run are not there, or do not belong to the recipe's model."""
     from flowrl.recipe.changes import changes
-    from flowrl.recipe.load import load
+    from flowrl.recipe.load import written
     from flowrl.weights import look
 
     if run is None:
@@ -88,7 +88,7 @@ def _look(recipe: "Recipe", run: Path | None, weights: str) -> None:
     if not (run / "recipe.yaml").is_file():
         raise UserError(f"--model-run: {run} is no run's folder (it has no recipe.yaml); give one")
     look(run, weights)
-    of_run = load(str(run / "recipe.yaml"), ["track=null"])
+    of_run = written(run / "recipe.yaml", ["track=null"])
     for name, (theirs, ours) in changes(of_run, recipe).items():
         if name in ("model", "full") or name.startswith("lora"):
             raise UserError(f"--model-run: {run} has {name}={theirs}, the recipe {ours}; add {name}={theirs}")

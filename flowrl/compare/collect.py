@@ -13,7 +13,7 @@ from typing import Any
 
 from flowrl.compare.grid import Cell, differing
 from flowrl.names import UserError
-from flowrl.recipe.load import load
+from flowrl.recipe.load import written
 from flowrl.report.read import RunData, number, read
 
 PHASES = ("rollout", "score", "train")
@@ -104,7 +104,7 @@ def of_folders(folders: Sequence[Path]) -> list[Outcome]:
     """What finished run folders, or folders of them, hold. Runs whose recipes differ in their seed alone are one
     variant, named by what tells it from the others. Raises UserError where a folder holds no run."""
     runs = [run for folder in folders for run in _runs(folder)]
-    recipes = {run: load(str(run / "recipe.yaml")) for run in dict.fromkeys(runs)}
+    recipes = {run: written(run / "recipe.yaml") for run in dict.fromkeys(runs)}
     groups: list[list[Path]] = []
     for run, recipe in recipes.items():
         same = (g for g in groups if not set(differing(recipes[g[0]], recipe)) - {"seed"})

@@ -206,7 +206,7 @@ def _no_source(place: str, source: str) -> RecipeError:
 def _step(recipe: Recipe) -> Iterator[RecipeError]:
     sampler = recipe.sampler
     try:
-        entry = names.find(sampler.step, names.steps())
+        entry = names.find(sampler.step, names.steps(), "step")
     except names.UserError as error:
         yield RecipeError("sampler.step", str(error), "name another step")
         return

@@ -23,15 +23,30 @@ def load(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
     An override is `dotted.key=value`, the value YAML; a mapping replaces the whole mapping, null unsets. Relative
     prompt files are looked for in the current directory, then beside the recipe. Raises RecipeError, always one line.
     """
-    path = _find(path_or_name)
+    recipe = written(_find(path_or_name), overrides)
+    if errors := list(check(recipe)):
+        raise first_of(errors)
+    return recipe
+
+
+def written(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file after the overrides, its keys and types checked, but nothing that it names: no module of a
+    user's own is imported. Raises RecipeError."""
     values = parse(path)
     for override in overrides:
         _override(values, override)
-    return build(values, name=path.stem, beside=path.parent)
+    return _typed(values, path.stem, path.parent)
 
 
 def build(values: dict[str, Any], *, name: str = "recipe", beside: Path | None = None) -> Recipe:
     """The checked recipe of a mapping. name gives the default run folder, beside a folder to find prompt files in."""
+    recipe = _typed(values, name, beside)
+    if errors := list(check(recipe)):
+        raise first_of(errors)
+    return recipe
+
+
+def _typed(values: dict[str, Any], name: str, beside: Path | None) -> Recipe:
     values = with_noise(with_preset(values))
     refuse_denoising(values)
     if values.get("output") is None:
@@ -40,10 +55,7 @@ def build(values: dict[str, Any], *, name: str = "recipe", beside: Path | None =
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise translate(error, Recipe) from None
-    recipe = _resolve(recipe, beside)
-    if errors := list(check(recipe)):
-        raise first_of(errors)
-    return recipe
+    return _resolve(recipe, beside)
 
 
 def dump(recipe: Recipe) -> str:

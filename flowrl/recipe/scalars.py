@@ -1,4 +1,4 @@
-"""YAML as recipes are read and written: the scalars of the YAML 1.2 core schema, keys once, few levels.
+"""YAML as recipes are read and written: the scalars of the YAML 1.2 core schema, keys once, few levels, few values.
 
 `014` is 14 and `0o14` is 12, `1e-4` is a float; `1:12`, `1_000`, `0b1`, `yes`, `off` and `2026-01-01` are texts
 (YAML 1.2.2, section 10.3.2). What is written here reads back equal here and under YAML 1.1.
@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 MAX_DEPTH = 32  # levels of mappings and lists; the deepest key of a recipe has five
+MAX_VALUES = 100_000  # what stands behind an alias is counted wherever it is named: ten lines could stand for 10**9
 _TAG = "tag:yaml.org,2002:"
 _MERGE = _TAG + "merge"
 _INT = re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$")
@@ -34,12 +35,24 @@ class Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}  # none of YAML 1.1's
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """A node that lies at most MAX_DEPTH levels deep."""
+        """A node of at most MAX_DEPTH levels and MAX_VALUES values, aliases written out."""
+        mark = self.peek_event().start_mark
+        alias = self.check_event(yaml.AliasEvent)
         self._depth = getattr(self, "_depth", 0) + 1
         if self._depth > MAX_DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"more than {MAX_DEPTH} levels", self.peek_event().start_mark)
-        node = super().compose_node(parent, index)
+            raise yaml.composer.ComposerError(None, None, f"more than {MAX_DEPTH} levels", mark)
+        node: Any = super().compose_node(parent, index)
         self._depth -= 1
+        if alias and not hasattr(node, "extent"):
+            raise yaml.composer.ComposerError(None, None, "an alias of what it stands in", mark)
+        if not alias:
+            node.extent = _extent(node)
+        levels, values = node.extent
+        if self._depth + levels > MAX_DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"more than {MAX_DEPTH} levels", mark)
+        if values > MAX_VALUES:
+            problem = f"more than {MAX_VALUES:,} values, those behind aliases counted wherever they are named"
+            raise yaml.composer.ComposerError(None, None, problem, mark)
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
@@ -62,6 +75,16 @@ class Loader(yaml.SafeLoader):
         except ValueError:  # Python reads no more digits than sys.get_int_max_str_digits()
             problem = f"a whole number of {len(text)} digits"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
+
+def _extent(node: yaml.Node) -> tuple[int, int]:
+    """(levels, values) of a node whose children are measured."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1, 1
+    parts: list[Any] = (
+        [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+    )
+    return 1 + max((p.extent[0] for p in parts), default=0), 1 + sum(p.extent[1] for p in parts)
 
 
 class Dumper(yaml.SafeDumper):

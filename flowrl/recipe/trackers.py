@@ -36,7 +36,7 @@ def check_trackers(recipe: Recipe) -> Iterator[RecipeError]:
     for name in wanted:
         if names.is_dotted(name):
             try:
-                names.find(name, {})
+                names.find(name, {}, "tracker")
             except names.UserError as error:
                 yield RecipeError("track.with", str(error), "name another tracker")
         elif name == "tensorboard":

@@ -111,3 +111,37 @@ def test_names_are_texts(tmp_path: Path):
         load(str(file))
     with pytest.raises(yaml.YAMLError, match="twice"):
         scalars.read("1: a\n'1': b")
+
+
+def test_a_bomb_of_aliases_is_one_line(tmp_path: Path):
+    """Ten to the tenth values in 700 bytes: hundreds of MB of them were written out before they were refused."""
+    lines = ["model: shapes-flux", "a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    file = tmp_path / "bomb.yaml"
+    file.write_text("\n".join([*lines, "pipeline: {x: *a9}", ""]))
+    with pytest.raises(RecipeError, match="more than 100,000 values") as caught:
+        load(str(file))
+    assert caught.value.place == f"{file}:6"  # where they become too many
+    with pytest.raises(RecipeError, match="more than 100,000 values"):
+        load("quickstart", [f"pipeline.x={{{', '.join(lines[1:])}}}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: &a [*a]", "an alias of what it stands in"),
+        ("a: &a {b: {c: *a}}", "an alias of what it stands in"),
+        ("\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [*a{i - 1}]" for i in range(1, 40))]), "32 levels"),
+    ],
+)
+def test_aliases_without_an_end_or_too_deep_are_refused(text: str, problem: str):
+    with pytest.raises(yaml.YAMLError, match=problem):
+        scalars.read(text)
+
+
+def test_an_alias_stands_for_its_value():
+    assert scalars.read("a: &a {x: 1}\nb: *a\nc: {<<: *a, y: [*a]}") == {
+        "a": {"x": 1},
+        "b": {"x": 1},
+        "c": {"x": 1, "y": [{"x": 1}]},
+    }

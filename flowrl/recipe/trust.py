@@ -1,0 +1,53 @@
+"""What in somebody else's recipe would run their code, or hand them a secret: it is asked about before it is done.
+
+A recipe is code: a dotted path in it imports a module, and runs it. Who runs a recipe says by that that they trust it.
+Who only looks at a run (`flowrl eval`, `sample`, `export`, `compare` of a run's folder) does not, and is asked with
+`--trust`. A short name of flowrl's own needs no trust; weights and checkpoints never do, since none is unpickled.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from flowrl import names
+from flowrl.names import UserError
+from flowrl.recipe.load import load, written
+from flowrl.recipe.schema import Recipe
+
+OURS = ("flowrl", "samplers", "reward_models")
+FILE = "recipe.yaml"
+
+
+def load_run(run: Path, overrides: Sequence[str] = (), *, trust: bool = False) -> Recipe:
+    """The checked recipe of a run's folder, after the overrides, which are the user's own words.
+
+    Raises UserError where the folder's recipe names what needs trust and that is not given; nothing is imported then.
+    """
+    if not trust:
+        refuse_untrusted(run, overrides)
+    return load(str(run / FILE), overrides)
+
+
+def refuse_untrusted(run: Path, overrides: Sequence[str] = ()) -> None:
+    """Raises UserError where a run's recipe, with what the overrides leave of it, names what needs trust."""
+    theirs = set(foreign(written(run / FILE)))
+    left = [found for found in foreign(written(run / FILE, overrides)) if found in theirs]
+    if left:
+        place, what = left[0]
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise UserError(
+            f"{run / FILE}: {place} {what}{more}; add --trust if the run is yours or you have read what it names"
+        )
+
+
+def foreign(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """(place, what it does) of all in a recipe that reaches beyond flowrl: modules, and secrets of the environment."""
+    dotted = [(f"rewards.{name}.use", spec.use) for name, spec in recipe.rewards.items()]
+    dotted += [("sampler.step", recipe.sampler.step)] if recipe.generation is None else []
+    dotted += [("track.with", name) for name in recipe.track.wanted]
+    for place, name in dotted:
+        if names.is_dotted(name) and name.replace(":", ".").partition(".")[0] not in OURS:
+            yield place, f"names {name!r}, whose module would be imported and run"
+    for name, spec in recipe.rewards.items():
+        for argument, value in spec.args.items():
+            if argument.endswith("_env") and value is not None:
+                yield f"rewards.{name}.args.{argument}", f"sends the variable {value!r} to where the recipe says"
