@@ -8,8 +8,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from flowrl import columns, scoring
 from flowrl import prompts as prompt_files
-from flowrl import scoring
 from flowrl.advantages import advantage_metrics
 from flowrl.composite import check_prompts, counted
 from flowrl.contracts import Credit, Prompt, Samples
@@ -58,6 +58,11 @@ def load_prompts(recipe: Recipe, source: str, split: str, limit: int | None, *, 
         return found
     arguments = argument_names(recipe.model, online=online)
     return prompt_files.load(source, split=split, limit=limit, arguments=arguments)
+
+
+def unread(recipe: Recipe, prompts: list[Prompt]) -> str | None:
+    """One line about the columns of these prompts that nothing has read so far; see columns.py."""
+    return columns.unread(prompts, argument_names(recipe.model, online=False))
 
 
 def read_prompts(recipe: Recipe, *, online: bool = False) -> tuple[list[Prompt], list[Prompt]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Policy, Prompt, Samples
+from flowrl.sounds import pictured
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Evaluation:
     """Scores by reward, float32 [B] each, and the first samples: pictures float [N, 3, H, W], or N texts.
 
     statistics: what was measured on all samples, whether kept or not. total: the rewards as they count together,
-    where that is another number than that of a single reward times its weight.
+    where that is another number than that of a single reward times its weight. sounds: of the first samples, [N, C, T],
+    with sample_rate a second; where there is nothing but sound, pictures are its spectrograms.
     """
 
     prompts: Sequence[Prompt]
@@ -38,6 +40,8 @@ class Evaluation:
     texts: Sequence[str] | None = None
     statistics: dict[str, float] = field(default_factory=dict)
     total: Tensor | None = None
+    sounds: Tensor | None = None
+    sample_rate: int | None = None
 
     def means(self) -> dict[str, Mean]:
         """Each reward's mean over the samples it could score."""
@@ -112,6 +116,8 @@ def evaluate(
     scores: dict[str, list[Tensor]] = defaultdict(list)
     pictures: list[Tensor] = []
     texts: list[str] = []
+    sounds: list[Tensor] = []
+    rate = None
     measured: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for start in range(0, len(prompts), batch):
         samples = policy.rollout(prompts[start : start + batch], group_size=1, plan=plan, seed=seed).samples
@@ -119,18 +125,36 @@ def evaluate(
             scores[name].append(values)
         for name, value in statistics(samples).items():
             measured[name].append((len(samples), value))
-        shown = still(samples)
-        if shown is not None and start < keep:
-            pictures.append(shown[: keep - start].float().cpu())
+        if start < keep:
+            first = samples[range(min(len(samples), keep - start))]
+            shown = picture_of(first)
+            pictures += [] if shown is None else [shown.float().cpu()]
+            sounds += [] if first.audio is None else [first.audio.float().cpu()]
+            rate = first.sample_rate
         if samples.texts is not None and start < keep:
             texts += samples.texts[: keep - start]
     gathered = {name: torch.cat(parts) for name, parts in scores.items()}
     averages = {name: sum(n * v for n, v in parts) / sum(n for n, _ in parts) for name, parts in measured.items()}
-    return Evaluation(prompts, gathered, torch.cat(pictures) if pictures else None, texts or None, averages)
+    return Evaluation(
+        prompts,
+        gathered,
+        torch.cat(pictures) if pictures else None,
+        texts or None,
+        averages,
+        sounds=torch.cat(sounds) if sounds else None,
+        sample_rate=rate,
+    )
 
 
 def still(samples: Samples) -> Tensor | None:
-    """One picture a sample, [B, 3, H, W]: the image, or a video's middle frame; None for text."""
+    """One picture a sample, [B, 3, H, W]: the image, or a video's middle frame; None for text and sound."""
     if samples.video is not None:
         return samples.video[:, samples.video.shape[1] // 2]
     return samples.images
+
+
+def picture_of(samples: Samples) -> Tensor | None:
+    """What to show of each sample, [B, 3, H, W]: as `still`, or the spectrogram of a sound; None for text."""
+    if samples.images is None and samples.video is None and samples.audio is not None:
+        return pictured(samples.audio)
+    return still(samples)

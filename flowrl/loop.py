@@ -13,15 +13,13 @@ from typing import Any
 from flowrl import resume as resuming
 from flowrl import state
 from flowrl.alarms import Alarm
-from flowrl.build import AnyPolicy, Inputs, build_advantage, build_watch, cursor_over
-from flowrl.columns import unread
+from flowrl.build import AnyPolicy, Inputs, build_advantage, build_watch, cursor_over, unread
 from flowrl.console import Console, Progress
 from flowrl.evaluate import Evaluation, mean
 from flowrl.guard import Alarmed, go_back, gravest, told
 from flowrl.heldout import departed, evaluate_heldout
 from flowrl.iterate import Iteration, Settings, iterate
 from flowrl.learner import Learner
-from flowrl.loading import argument_names
 from flowrl.objectives.grpo import ClippedObjective
 from flowrl.planning import arithmetic, plan_for
 from flowrl.policies import adapters
@@ -142,17 +140,11 @@ class Run:
         result = self._iterate(self.iteration, progress)
         self.iteration += 1
         self.spent += sum(value for name, value in result.metrics.items() if name.startswith("time_"))
-        self._tell_unread()
+        if self.iteration == 1 and (line := unread(self.recipe, self.inputs.train)):
+            self.console.note(line)
         self.folder.log(self.iteration, result.metrics)
         self._ring(self.watch.after_iteration(self.iteration, result.metrics))
         progress.iteration_done(self.iteration, result.metrics, self._rewards_shown(), self._seconds_left)
-
-    def _tell_unread(self) -> None:
-        """Says, once, which columns of the prompts nothing has read in the first iteration."""
-        if self.iteration == 1:
-            known = argument_names(self.recipe.model, online=False)
-            if line := unread(self.inputs.train, known):
-                self.console.note(line)
 
     def _iterate(self, iteration: int, progress: Progress) -> Iteration:
         recipe = self.recipe

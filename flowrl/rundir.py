@@ -31,6 +31,7 @@ from flowrl.evaluate import Evaluation
 from flowrl.machine import facts
 from flowrl.names import UserError
 from flowrl.pictures import save_grid, save_picture
+from flowrl.sounds import save_sound
 from flowrl.tracking import Tracking
 
 
@@ -128,10 +129,12 @@ class RunFolder:
             path = self.path / "heldout" / stem / f"{i:03d}.png"
             save_picture(picture, path)
             pictures.append(path.relative_to(self.path).as_posix())
+        sounds = self._save_sounds(stem, result)
         record = {
             "iteration": iteration,
             **result.record(),
             "pictures": pictures,
+            **({"sounds": sounds} if sounds else {}),
             "texts": list(result.texts or ()),
         }
         self.write(f"heldout/{stem}.json", json.dumps(record) + "\n")
@@ -141,6 +144,16 @@ class RunFolder:
             self.tracking.images(iteration, "heldout", result.pictures)
         for i, text in enumerate(result.texts or ()):
             self._board.add_text(f"heldout/{i:03d}", f"{result.prompts[i].text}\n\n{text}", iteration)
+
+    def _save_sounds(self, stem: str, result: Evaluation) -> list[str]:
+        """Writes the first sounds beside the first pictures; their paths in the folder."""
+        paths: list[str] = []
+        if result.sounds is not None and result.sample_rate is not None:
+            for i, sound in enumerate(result.sounds):
+                path = self.path / "heldout" / stem / f"{i:03d}.wav"
+                save_sound(sound, result.sample_rate, path)
+                paths.append(path.relative_to(self.path).as_posix())
+        return paths
 
     def evaluation(self, iteration: int) -> Evaluation:
         """The scores of an earlier evaluation, without its samples. Raises UserError where its file is damaged."""

@@ -46,6 +46,6 @@ def cut(rows: Sequence[int], group: Tensor, batch: int | None, groupwise: bool) 
 
 
 def moved(samples: Samples, device: str | torch.device) -> Samples:
-    """The samples with their pixels on a device."""
-    given = {name: getattr(samples, name) for name in ("images", "video")}
+    """The samples with their pixels and sound on a device."""
+    given = {name: getattr(samples, name) for name in ("images", "video", "audio")}
     return replace(samples, **{name: pixels.to(device) for name, pixels in given.items() if pixels is not None})

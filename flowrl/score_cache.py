@@ -57,11 +57,13 @@ class ScoreCache:
             prompt.text, prompt.media, media, prompt.meta, None if samples.texts is None else samples.texts[i]
         )
         digest = hashlib.sha256(self._salt + about)
-        for pixels in (samples.images, samples.video):
+        for pixels in (samples.images, samples.video, samples.audio):
             if pixels is not None:
                 one = pixels[i].detach().cpu().contiguous()
                 digest.update(f"{one.dtype}{tuple(one.shape)}".encode())
                 digest.update(one.view(torch.uint8).numpy().tobytes())
+        if samples.audio is not None:
+            digest.update(f"{samples.sample_rate} a second".encode())
         for tensor in (samples.lengths, samples.truncated):
             if tensor is not None:
                 digest.update(str(tensor[i].item()).encode())

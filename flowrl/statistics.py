@@ -8,7 +8,11 @@ samples/brightness   mean over pixels and channels, in [0, 1]
 samples/contrast     standard deviation of a picture's luma (ITU-R BT.601), in [0, 0.5]
 samples/sharpness    root mean square of the luma's 4-neighbour Laplacian, at full resolution, in [0, 4]
 samples/clipped      share of channel values that 8 bits store as 0 or 255, at full resolution
-samples/diversity    root-mean-square pixel distance of two samples of a group, mean over pairs, in [0, 1]
+samples/diversity    root-mean-square pixel distance of two samples of a group, mean over pairs, in [0, 1]; of sound
+                     alone that of spectrograms
+samples/sound_level  root-mean-square level in decibels relative to full scale, at least -120
+samples/sound_centroid  mean frequency of the power in kHz, over the sounds that are not silent
+samples/sound_clipped  share of sound samples at full scale or beyond
 samples/length       decisions drawn (tokens), where samples say, else characters
 samples/truncated    share of texts that their length limit ended
 samples/distinct     share of different texts in a group
@@ -22,7 +26,8 @@ from torch import Tensor
 
 from flowrl.contracts import Samples
 from flowrl.evaluate import still
-from reward_models.parts import looks
+from flowrl.sounds import pictured
+from reward_models.parts import looks, tones
 
 LAYOUT_SIZE = 32  # distances are measured on pictures of this size: two samples differ by what they show, not by grain
 CHUNK = 2**24  # values looked at together
@@ -39,6 +44,8 @@ def sample_statistics(samples: Samples) -> dict[str, float]:
     pictures = still(samples)
     if pictures is not None and len(pictures):
         found |= _pictures(pictures, samples.group)
+    if samples.audio is not None and len(samples.audio):
+        found |= _sounds(samples, samples.audio, alone=pictures is None)
     if samples.texts is not None and len(samples.texts):
         found |= _texts(samples)
     return found
@@ -60,6 +67,20 @@ def _pictures(pictures: Tensor, group: Tensor) -> dict[str, float]:
     if distances:
         values["diversity"] = torch.stack(distances).double().mean() / layout.shape[1] ** 0.5
     return {f"samples/{name}": float(value) for name, value in values.items()}
+
+
+def _sounds(samples: Samples, audio: Tensor, *, alone: bool) -> dict[str, float]:
+    """Statistics of sound [B, C, T]; alone: whether there is nothing else that diversity could be measured on."""
+    centroid = tones.centroid(audio, samples.sample_rate or 1)
+    found = {
+        "samples/sound_level": float(tones.level(audio).mean()),
+        "samples/sound_centroid": float(centroid.nanmean()),
+        "samples/sound_clipped": float(tones.clipped(audio).mean()),
+    }
+    if alone:
+        whole = _pictures(pictured(audio), samples.group)
+        found |= {name: value for name, value in whole.items() if name == "samples/diversity"}
+    return found
 
 
 def _groups(group: Tensor) -> Iterator[Tensor]:

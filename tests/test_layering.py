@@ -44,8 +44,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/refill.py": {"flowrl.contracts"},
     "flowrl/selection.py": {"flowrl.contracts"},
     "flowrl/iterate.py": CORE,
-    "flowrl/evaluate.py": {"flowrl.contracts"},
-    "flowrl/statistics.py": {"flowrl.contracts", "flowrl.evaluate", "reward_models.parts.looks"},
+    "flowrl/evaluate.py": {"flowrl.contracts", "flowrl.sounds"},
+    "flowrl/sounds.py": set(),
+    "flowrl/statistics.py": {"flowrl.contracts", "flowrl.evaluate", "flowrl.sounds", "reward_models.parts.looks"}
+    | {"reward_models.parts.tones"},
     "flowrl/departure.py": {"flowrl.contracts"},
     "flowrl/alarms.py": set(),
     "flowrl/case.py": set(),
@@ -70,7 +72,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/credit.py": {"flowrl.contracts", "flowrl.advantages"},
     "flowrl/tokens.py": {"flowrl.recipe", "samplers"},
     "flowrl/machine.py": {"flowrl.__version__"},
-    "flowrl/rundir.py": {"flowrl.machine", "flowrl.tracking", "flowrl.evaluate", "flowrl.pictures", "flowrl.contracts"}
+    "flowrl/rundir.py": {
+        "flowrl.machine",
+        "flowrl.tracking",
+        "flowrl.evaluate",
+        "flowrl.pictures",
+        "flowrl.sounds",
+        "flowrl.contracts",
+    }
     | LIGHT,
     "flowrl/state.py": LIGHT,
     "flowrl/stopping.py": set(),

@@ -134,11 +134,12 @@ def _evaluate(recipe: "Recipe", policy: Any, inputs: Any, save: Path | None) -> 
 
 
 def _keep(samples: Any, folder: Path, first: int) -> int:
-    """Writes samples as 00000.png (or .txt) and so on, in the order of the prompts; the number of the next one."""
-    from flowrl.evaluate import still
+    """Writes samples as 00000.png (or .txt, and .wav) and so on, in the order of the prompts; the next one's number."""
+    from flowrl.evaluate import picture_of
     from flowrl.pictures import save_picture
+    from flowrl.sounds import save_sound
 
-    pictures = still(samples)
+    pictures = picture_of(samples)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for i in range(len(samples)):
@@ -146,6 +147,8 @@ def _keep(samples: Any, folder: Path, first: int) -> int:
                 save_picture(pictures[i], folder / f"{first + i:05d}.png")
             else:
                 (folder / f"{first + i:05d}.txt").write_text(samples.texts[i], encoding="utf-8")
+            if samples.audio is not None:
+                save_sound(samples.audio[i], samples.sample_rate, folder / f"{first + i:05d}.wav")
     except OSError as error:
         raise UserError(f"--save: {folder} cannot be written ({error.strerror}); name another folder") from error
     return first + len(samples)

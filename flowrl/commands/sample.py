@@ -52,7 +52,7 @@ def sample(
     wanted += [] if prompts is None else load_prompts(recipe, prompts, "heldout", limit)
     policy = _policy(recipe, run, weights, raw)
     with output_console().status("drawing"):
-        pictures, completions = _draw(policy, recipe, wanted, each, seed)
+        pictures, completions = _draw(policy, recipe, wanted, each, seed, output or Path("samples.png"))
     if completions:
         owners = [p.text for p in wanted for _ in range(each)]
         lines = [f"{text}  ->  {completion}" for text, completion in zip(owners, completions, strict=True)]
@@ -89,12 +89,18 @@ def _policy(recipe: "Recipe", run: Path | None, weights: str, raw: bool) -> Any:
     return policy
 
 
-def _draw(policy: Any, recipe: "Recipe", prompts: "list[Prompt]", number: int, seed: int) -> tuple[Any, list[str]]:
-    """(pictures [prompts * number, 3, H, W] or None, texts), about eval.batch samples at a time."""
+def _draw(
+    policy: Any, recipe: "Recipe", prompts: "list[Prompt]", number: int, seed: int, sounds: Path
+) -> tuple[Any, list[str]]:
+    """(pictures [prompts * number, 3, H, W] or None, texts), about eval.batch samples at a time.
+
+    Sound is written as it is drawn, beside `sounds`: NAME_000.wav and so on.
+    """
     import torch
 
-    from flowrl.evaluate import still
+    from flowrl.evaluate import picture_of
     from flowrl.planning import eval_plan
+    from flowrl.sounds import save_sound
 
     pictures: list[Any] = []
     texts: list[str] = []
@@ -103,9 +109,12 @@ def _draw(policy: Any, recipe: "Recipe", prompts: "list[Prompt]", number: int, s
         for start in range(0, len(prompts), together):
             part = prompts[start : start + together]
             samples = policy.rollout(part, group_size=number, plan=eval_plan(recipe), seed=seed).samples
-            shown = still(samples)
+            shown = picture_of(samples)
             pictures += [] if shown is None else [shown.float().cpu()]
             texts += samples.texts or ()
+            for i in range(0 if samples.audio is None else len(samples)):
+                path = sounds.with_name(f"{sounds.stem}_{start * number + i:03d}.wav")
+                save_sound(samples.audio[i], samples.sample_rate, path)
     return torch.cat(pictures) if pictures else None, texts
 
 

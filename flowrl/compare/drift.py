@@ -20,7 +20,7 @@ import torch
 from flowrl.build import AnyPolicy, build_policy, load_prompts, set_up
 from flowrl.contracts import Prompt, Samples
 from flowrl.departure import divergence
-from flowrl.evaluate import still
+from flowrl.evaluate import picture_of
 from flowrl.planning import eval_plan, plan_for
 from flowrl.recipe.load import load
 from flowrl.recipe.schema import Recipe, Sampler, Track
@@ -143,7 +143,7 @@ def _parts(prompts: Sequence[Prompt], size: int) -> Iterator[Sequence[Prompt]]:
 
 
 def _distance(before: Samples, after: Samples) -> float | None:
-    first, last = still(before), still(after)
+    first, last = picture_of(before), picture_of(after)
     if first is None or last is None:
         return None
     return float((first - last).double().square().flatten(1).mean(1).sqrt().mean())

@@ -89,6 +89,11 @@ def add_lora(
 
 def _inject(module: Any, config: LoraConfig) -> None:
     if not _is_language_model(module):
+        if not hasattr(module, "add_adapter"):
+            raise PolicyError(
+                f"lora: diffusers takes no adapters for {type(module).__name__}; train all weights, with full: true in "
+                "place of lora"
+            )
         module.add_adapter(config, adapter_name=ADAPTER)
         return
     # transformers' own add_adapter does this, and refuses releases of peft that are not the newest

@@ -22,9 +22,11 @@ from flowrl.contracts import Prompt, Rollout, Samples, Score
 from flowrl.estimate import Pace
 from flowrl.loading import device_of, load_pipeline
 from flowrl.planning import eval_plan, plan_for
+from flowrl.policies.arguments import call_arguments
 from flowrl.policies.first_order import once_a_level, without_memory
+from flowrl.policies.layouts import media_of
 from flowrl.policies.noise import Key, start_generators
-from flowrl.policies.pipeline import PipelinePolicy, call_arguments
+from flowrl.policies.pipeline import PipelinePolicy
 from flowrl.recipe.schema import Recipe
 from flowrl.scoring import Scorer
 from flowrl.sizes.saved import counted
@@ -294,14 +296,13 @@ def called(pipe: Any, prompts: list[Prompt], steps: int, call: dict[str, Any], s
         generator=start_generators([Key(seed, p.id, 0) for p in prompts]),
         num_inference_steps=steps,
         output_type="pt",
-        return_dict=False,
         **call_arguments(call, prompts),
-    )[0]
-    return torch.as_tensor(output).float().cpu()
+    )
+    made = media_of(output, pipe, len(prompts))
+    return next(made[kind] for kind in ("images", "video", "audio") if kind in made).cpu()
 
 
 def visible(samples: Samples) -> Tensor:
-    """Pictures [B, 3, H, W] or video [B, T, 3, H, W], on the CPU."""
-    found = samples.images if samples.video is None else samples.video
-    assert found is not None, "a pipeline draws pictures or video"
+    """Pictures [B, 3, H, W], video [B, T, 3, H, W] or, without them, sound [B, C, T], on the CPU."""
+    found = next(m for m in (samples.images, samples.video, samples.audio) if m is not None)
     return found.float().cpu()

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Samples
+from flowrl.evaluate import picture_of
 from flowrl.policies.first_order import walks_ddim
 from flowrl.proofs.bench import Bench
 from flowrl.proofs.proof import Failed
@@ -88,9 +89,9 @@ def statistics(bench: Bench) -> str:
 
 
 def features(samples: Samples) -> Tensor:
-    """Brightness, contrast and roughness of each sample, [B, 3], averaged over channels and frames."""
-    pixels = samples.images if samples.video is None else samples.video.flatten(0, 1)
-    assert pixels is not None, "a pipeline draws pictures or video"
+    """Brightness, contrast and roughness of each sample, [B, 3], over channels and frames; of sound as spectrogram."""
+    pixels = picture_of(samples) if samples.video is None else samples.video.flatten(0, 1)
+    assert pixels is not None, "a pipeline draws pictures, video or sound"
     pixels = pixels.float().cpu()
     rough = (pixels.diff(dim=-1).abs().mean((-1, -2)) + pixels.diff(dim=-2).abs().mean((-1, -2))) / 2
     each = torch.stack([pixels.mean((-1, -2)), pixels.std((-1, -2)), rough], -1)

@@ -13,12 +13,16 @@ TIE = 1e-9  # scores that differ by less are equal
 
 @dataclass(frozen=True)
 class Shot:
-    """One prompt at one evaluation: its scores, and its picture or text where it was kept."""
+    """One prompt at one evaluation: its scores, and its picture or text where it was kept.
+
+    sound: the path of its sound in the run's folder, which the page lies in too.
+    """
 
     iteration: int
     scores: dict[str, float | None]
     picture: Thumbnail | None
     text: str | None
+    sound: str | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,8 @@ def _course(data: RunData, evaluations: Iterable[Evaluated], name: str, side: in
         file = evaluation.pictures[index] if index < len(evaluation.pictures) else None
         picture = None if file is None else thumbnail(data.folder, file, side, quality)
         text = evaluation.texts[index] if index < len(evaluation.texts) else None
-        shots.append(Shot(evaluation.iteration, scores_of(evaluation, index), picture, text))
+        sound = evaluation.sounds[index] if index < len(evaluation.sounds) else None
+        shots.append(Shot(evaluation.iteration, scores_of(evaluation, index), picture, text, sound))
     change = _change(shots[0].scores, shots[-1].scores, data.weights) if len(shots) > 1 else None
     return Course(str(prompt.get("text") or name), prompt.get("kind"), shots, change)
 

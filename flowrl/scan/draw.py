@@ -17,7 +17,7 @@ from torch import Tensor
 from flowrl.build import AnyPolicy, build_dynamics
 from flowrl.composite import Conditions, counted
 from flowrl.contracts import Prompt, Samples
-from flowrl.evaluate import mean, still
+from flowrl.evaluate import mean, picture_of
 from flowrl.planning import eval_plan, plan_for
 from flowrl.policies.chat import Encoder
 from flowrl.policies.language import LanguagePolicy
@@ -225,9 +225,11 @@ def _add(
 def _distance(samples: Samples, ode: Samples, pairs: Tensor) -> Tensor:
     """Root-mean-square pixel distance to the ODE's sample, float32 [B], of videos by the middle frame.
 
+    Of sound it is that of spectrograms.
+
     Of texts: whether the completion is another one than the greedy one.
     """
-    pictures, others = still(samples), still(ode)
+    pictures, others = picture_of(samples), picture_of(ode)
     if pictures is None or others is None:
         texts, greedy = samples.texts or (), ode.texts or ()
         return torch.tensor([float(text != greedy[i]) for text, i in zip(texts, pairs.tolist(), strict=True)])
@@ -241,7 +243,7 @@ def _shot(
     size = len(drawn.samples) // number
     at, first = range(prompt * size, prompt * size + min(members, size)), prompt * every
     shot = Shot(drawn.samples.prompts[at[0]].text, [float(ode_total[first]), *total[list(at)].tolist()])
-    pictures, others = still(drawn.samples), still(ode.samples)
+    pictures, others = picture_of(drawn.samples), picture_of(ode.samples)
     if pictures is not None and others is not None:
         shot.pictures = torch.cat([others[first : first + 1], pictures[at[0] : at[-1] + 1]]).float().cpu()
     elif drawn.samples.texts is not None and ode.samples.texts is not None:

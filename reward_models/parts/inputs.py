@@ -33,6 +33,17 @@ def clips(reward: str, samples: Samples) -> Tensor:
     return checked(reward, samples.video, 5)
 
 
+def sounds(reward: str, samples: Samples) -> tuple[Tensor, int]:
+    """The sound, float [B, C, T], and its samples a second. Raises ValueError, naming the reward, for samples without,
+    or of another form."""
+    if samples.audio is None or samples.sample_rate is None:
+        raise ValueError(f"{reward} scores sound; this model gives {_kinds(samples)}")
+    if samples.audio.ndim != 3 or 0 in samples.audio.shape[1:] or not samples.audio.is_floating_point():
+        got = f"{samples.audio.dtype} {list(samples.audio.shape)}"
+        raise ValueError(f"{reward}: sound is {got}; accepted is floating point [B, C, T], none empty")
+    return samples.audio, samples.sample_rate
+
+
 def checked(reward: str, pixels: Tensor, axes: int) -> Tensor:
     """The pixels, if they are float [..., 3, H, W] with `axes` axes and lie in [0, 1] where they are finite."""
     shape = "[B, 3, H, W]" if axes == 4 else "[B, T, 3, H, W]"
@@ -63,5 +74,5 @@ def as_pil(pixels: Tensor) -> list[Image.Image]:
 
 
 def _kinds(samples: Samples) -> str:
-    given = {"images": samples.images, "video": samples.video, "texts": samples.texts}
+    given = {"images": samples.images, "video": samples.video, "sound": samples.audio, "texts": samples.texts}
     return ", ".join(name for name, value in given.items() if value is not None) or "nothing"

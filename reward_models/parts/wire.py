@@ -92,8 +92,10 @@ class Answer(BaseModel):
 def encode(samples: Samples, form: str, rewards: Sequence[str] | None = None) -> tuple[str, bytes]:
     """(content type, body) of a request; form is png or safetensors.
 
-    Raises ValueError where the meta of a prompt is no JSON.
+    Raises ValueError where the meta of a prompt is no JSON, and for sound; that of a video is left out.
     """
+    if samples.audio is not None and samples.images is None and samples.video is None:
+        raise ValueError("sound does not travel to a reward server: score it in this process")
     items = [_item(samples, i) for i in range(len(samples))]
     head: dict[str, Any] = {"version": VERSION, "items": items}
     if rewards is not None:

@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 
 from .base import Family
 
-_PARTS = ("image", "image_more", "video", "edit", "special", "extra", "noise")
+_PARTS = ("image", "image_more", "video", "edit", "special", "extra", "noise", "audio")
 _FAMILIES = {
     family.name: family for part in _PARTS for family in importlib.import_module(f".{part}", __name__).families()
 }

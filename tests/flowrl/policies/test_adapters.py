@@ -228,3 +228,9 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     whole, everything = built("flux")
     with pytest.raises(PolicyError, match="is not there"):
         adapters.restore(whole, everything, tmp_path)
+
+
+def test_a_model_that_takes_no_adapters_is_refused_in_one_line() -> None:
+    pipe = families.get("longcat_audio").build()
+    with pytest.raises(PolicyError, match="no adapters for LongCatAudioDiTTransformer; train all weights"):
+        adapters.add_lora({"transformer": pipe.transformer}, rank=2, alpha=2, targets="all")
