@@ -1,11 +1,13 @@
 """How samples are cut into calls of a reward, and what became of them."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from flowrl import pictures
 from flowrl.batches import whole_groups
 from flowrl.contracts import Samples
 
@@ -45,7 +47,33 @@ def cut(rows: Sequence[int], group: Tensor, batch: int | None, groupwise: bool) 
     return tuple(tuple(part) for part in whole_groups(rows, group.tolist(), batch))
 
 
-def moved(samples: Samples, device: str | torch.device) -> Samples:
-    """The samples with their pixels and sound on a device."""
-    given = {name: getattr(samples, name) for name in ("images", "video", "audio")}
-    return replace(samples, **{name: pixels.to(device) for name, pixels in given.items() if pixels is not None})
+def copied(samples: Samples, index: Sequence[int], device: str | torch.device | None = None) -> Samples:
+    """The samples at these positions as a reward may have them: copies of all, pixels on a device if one is named.
+
+    Whatever a reward writes, now or from a thread that it left behind, reaches neither training nor other rewards.
+    """
+    part = samples[index]  # tensors taken by index are copies
+    prompts = copy.deepcopy(list(part.prompts))  # a prompt that stands there several times is one object again
+    there = {} if device is None else {name: _to(getattr(part, name), device) for name in ("images", "video", "audio")}
+    return replace(part, prompts=prompts, **there)
+
+
+def _to(values: Tensor | None, device: str | torch.device) -> Tensor | None:
+    return None if values is None else values.to(device)
+
+
+def faults(samples: Samples) -> dict[int, str]:
+    """Position -> why no reward is asked about this sample: its pictures or sound are none, as half a sentence.
+
+    Raises ValueError for what is wrong with all alike: shape, size or type.
+    """
+    found: dict[int, str] = {}
+    for pixels in (samples.images, samples.video):
+        if pixels is not None and len(samples):
+            if (wrong := pictures.form_fault(pixels)) is not None:
+                raise ValueError(wrong)
+            found |= pictures.value_faults(pixels)
+    if samples.audio is not None and len(samples):
+        finite = torch.stack([one.isfinite().all() for one in samples.audio.detach()]).tolist()
+        found |= {i: "sound with values that are not finite" for i, good in enumerate(finite) if not good}
+    return found

@@ -6,13 +6,14 @@ shape and dtype, or its text, and prompt, meta and media files. A sample without
 
 import hashlib
 import json
+import math
 import sqlite3
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,13 @@ from flowrl.contracts import Samples
 from flowrl.names import UserError
 
 LARGEST = 200_000  # scores that are kept in memory
+
+
+class Found(NamedTuple):
+    """Scores float32 [B], and those of them that a cache does not hold yet, by key."""
+
+    scores: Tensor
+    new: Mapping[bytes, float] = {}
 
 
 class ScoreCache:
@@ -33,22 +41,31 @@ class ScoreCache:
         self._file = None if file is None else _opened(Path(file).expanduser())
         self.hits = 0
 
-    def __call__(self, score: Callable[[Samples], Tensor], samples: Samples) -> Tensor:
-        """The scores [B], those that are not known yet by `score`, which sees each sample once."""
+    def __call__(self, score: Callable[[Samples], Tensor], samples: Samples) -> Found:
+        """The scores, those that are not known yet by `score`, which returns float32 [B] and sees each sample once."""
         keys = [self._key(samples, i) for i in range(len(samples))]
-        found = [self._get(key) for key in keys]
-        first = {key: i for i, key in reversed(list(enumerate(keys))) if found[i] is None}
+        known = [self._get(key) for key in keys]
+        first = {key: i for i, key in reversed(list(enumerate(keys))) if known[i] is None}
         missing = sorted(first.values())
         self.hits += len(keys) - len(missing)
-        if missing:
-            scores = score(samples if len(missing) == len(keys) else samples[missing])
-            if scores.shape == (len(missing),):
-                self._keep([(keys[i], value) for i, value in zip(missing, scores.tolist(), strict=True)])
-            if len(missing) == len(keys) or scores.shape != (len(missing),):
-                return scores
-            new = dict(zip((keys[i] for i in missing), scores.tolist(), strict=True))
-            found = [new[key] if value is None else value for key, value in zip(keys, found, strict=True)]
-        return torch.tensor(found, dtype=torch.float32)
+        if not missing:
+            return Found(torch.tensor(known, dtype=torch.float32))
+        scores = score(samples if len(missing) == len(keys) else samples[missing]).tolist()
+        new = dict(zip((keys[i] for i in missing), scores, strict=True))
+        found = [new[key] if value is None else value for key, value in zip(keys, known, strict=True)]
+        return Found(torch.tensor(found, dtype=torch.float32), new)
+
+    def keep(self, found: Found) -> None:
+        """Keeps new scores, once they count: what is refused, or came late, is asked about again."""
+        pairs = [(key, value) for key, value in found.new.items() if math.isfinite(value)]
+        with self._lock:
+            self._known.update(pairs)
+            while len(self._known) > LARGEST:
+                self._known.popitem(last=False)
+            if self._file is not None:
+                rows = [(key, struct.pack("<f", value)) for key, value in pairs]
+                with self._file:
+                    self._file.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", rows)
 
     def _key(self, samples: Samples, i: int) -> bytes:
         prompt = samples.prompts[i]
@@ -77,22 +94,19 @@ class ScoreCache:
             if self._file is None:
                 return None
             row = self._file.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
-            return None if row is None else struct.unpack("<f", row[0])[0]
-
-    def _keep(self, pairs: Sequence[tuple[bytes, float]]) -> None:
-        known = [(key, value) for key, value in pairs if value == value]  # not NaN
-        with self._lock:
-            self._known.update(known)
-            while len(self._known) > LARGEST:
-                self._known.popitem(last=False)
-            if self._file is not None:
-                rows = [(key, struct.pack("<f", value)) for key, value in known]
-                with self._file:
-                    self._file.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?)", rows)
+        return None if row is None else _number(row[0])
 
 
 def _digest(*parts: Any) -> bytes:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).digest()
+
+
+def _number(stored: Any) -> float | None:
+    """A score as it stands in a file, None where that is damaged."""
+    if not isinstance(stored, bytes) or len(stored) != 4:
+        return None
+    (value,) = struct.unpack("<f", stored)
+    return value if math.isfinite(value) else None
 
 
 def _files(args: Mapping[str, Any]) -> list[tuple[str, int, int]]:

@@ -3,11 +3,16 @@
 A reward is a function `(samples, **args)` or a class that is constructed with the arguments and then called with
 samples; either returns float32 [B]. NaN means "could not be scored" and passes through: no error, no answer that came
 late ever becomes a number. What is not scored is counted, and too much of it ends the run where the reward is required.
+Nor is a reward asked about pictures that are none (flowrl.pictures): they have no score.
+
+Every call gets copies of its samples, and its scores are copied: no reward reaches what is trained on or what another
+sees, whatever it writes and whenever.
 
 A reward with a method `to` is moved to its device. One whose class says `groupwise = True` compares samples with others
 of their group and is given whole groups.
 """
 
+import copy
 import inspect
 import warnings
 from collections import defaultdict
@@ -23,12 +28,11 @@ from torch import Tensor
 from flowrl import composite, names
 from flowrl.contracts import Reward, Samples
 from flowrl.lanes import Lane
-from flowrl.score_batches import Cut, Record, cut, moved
-from flowrl.score_cache import ScoreCache
+from flowrl.score_batches import Cut, Record, copied, cut, faults
+from flowrl.score_cache import Found, ScoreCache
+from flowrl.score_results import RewardError, checked, missing, reason
 
-
-class RewardError(RuntimeError):
-    """A reward failed or returned something that is no score. The text names it; the cause is chained."""
+__all__ = ["Loaded", "RewardError", "Scorer", "Spec", "load"]
 
 
 class Spec(composite.Conditions, Protocol):
@@ -87,16 +91,17 @@ def _loaded(name: str, spec: Spec) -> Loaded:
 
 def _construct(name: str, spec: Spec) -> Reward:
     thing = names.load(spec.use, names.rewards())
+    args = copy.deepcopy(dict(spec.args))  # the recipe's own, which another reward may share
     if not inspect.isclass(thing):
-        return partial(thing, **spec.args)
+        return partial(thing, **args)
     construct: Any = thing
     try:
-        return construct(**spec.args)
+        return construct(**args)
     except Exception as error:
-        raise RewardError(f"reward {name!r} ({spec.use}) cannot be set up: {_reason(error)}") from error
+        raise RewardError(f"reward {name!r} ({spec.use}) cannot be set up: {reason(error)}") from error
 
 
-Outcome = Callable[[], Any]  # what a call returned, or its error
+Outcome = Callable[[], Found]  # what a call found, or its error
 Begun = dict[str, list[tuple[tuple[int, ...], Outcome]]]  # by reward: positions of samples and what came of them
 
 
@@ -126,19 +131,19 @@ class Scorer:
 
         A reward that compares samples of a group is left out where each sample is alone, as in an evaluation. progress
         is told the name of each reward that is done. Raises RewardError where a required reward left too many samples
-        without a score, and where it returns something else than scores.
+        without a score, where it returns something else than scores, and where no sample has the form of a picture.
         """
         ahead, self._ahead = self._ahead, []
-        wanted = self._wanted(samples)
+        wanted, wrong = self._wanted(samples), _faults(samples)
         scores = {name: torch.full((len(samples),), torch.nan) for name in wanted}
         begun = self._begun(samples, ahead)
         now = [name for name in wanted if name not in begun]
         with self._placed(now):
             # One slice of samples goes to every reward before the next: rewards that share work (a checker's strict and
-            # graded score) meet the same tensors.
-            for together, index, part, last in self._slices(samples, now):
+            # graded score) meet the same pictures one after the other.
+            for together, index, last in self._slices(samples, now, wrong):
                 for name in together:
-                    scores[name][list(index)] = self._score(name, self._begin(name, part), len(index))
+                    scores[name][list(index)] = self._score(name, self._begin(name, samples, index), len(index))
                     if last and progress is not None:
                         progress(name)
         for name, parts in begun.items():
@@ -146,7 +151,7 @@ class Scorer:
                 scores[name][list(index)] = self._score(name, outcome, len(index))
             if progress is not None:
                 progress(name)
-        self._judge(samples, scores)
+        self._judge(samples, scores, wrong)
         return scores
 
     # ------------------------------------------------------------------ scoring while drawing
@@ -164,9 +169,9 @@ class Scorer:
         wanted = [name for name in self._wanted(samples) if self.rewards[name].overlap]
         parts: Begun = {name: [] for name in wanted}
         with self._placed(wanted):
-            for together, index, part, _ in self._slices(samples, wanted):
+            for together, index, _ in self._slices(samples, wanted, _faults(samples)):
                 for name in together:
-                    parts[name].append((index, self._begin(name, part)))
+                    parts[name].append((index, self._begin(name, samples, index)))
         self._ahead.append((samples, parts))
 
     def _begun(self, samples: Samples, ahead: Sequence[tuple[Samples, Begun]]) -> Begun:
@@ -194,63 +199,72 @@ class Scorer:
         return [name for name, reward in self.rewards.items() if not (alone and reward.groupwise)]
 
     def _slices(
-        self, samples: Samples, wanted: Sequence[str]
-    ) -> Iterator[tuple[list[str], tuple[int, ...], Samples, bool]]:
-        """Rewards, the positions that they are to be called with next, these samples, and whether they are the last.
-
-        Unsplit samples are handed over as they are.
-        """
+        self, samples: Samples, wanted: Sequence[str], wrong: Mapping[int, str]
+    ) -> Iterator[tuple[list[str], tuple[int, ...], bool]]:
+        """Rewards, the positions that they are to be called with next, and whether they are the last."""
         asked = self.asked(samples)
         cuts: dict[Cut, list[str]] = defaultdict(list)
         for name in wanted:
             rows = asked[name].nonzero()[:, 0].tolist() if name in asked else range(len(samples))
+            rows = [i for i in rows if i not in wrong]
             reward = self.rewards[name]
             cuts[cut(rows, samples.group, reward.batch or self.batch, reward.groupwise)].append(name)
         for parts, together in cuts.items():
             for i, index in enumerate(parts):
-                part = samples if len(index) == len(samples) else samples[index]
-                yield together, index, part, i == len(parts) - 1
+                yield together, index, i == len(parts) - 1
 
-    def _begin(self, name: str, part: Samples) -> Outcome:
+    def _begin(self, name: str, samples: Samples, index: tuple[int, ...]) -> Outcome:
         """Makes the call, or has the reward's own thread make it."""
-        call, lane = partial(self._call, name, part), self._lanes.get(name)
+        call, lane = partial(self._call, name, samples, index), self._lanes.get(name)
         return call if lane is None else partial(lane.result, lane.submit(call))
 
     @torch.no_grad()
-    def _call(self, name: str, part: Samples) -> Tensor:
-        reward, device = self.rewards[name], self._device(name)
-        there = part if device is None else moved(part, device)
-        return reward.call(there) if reward.cache is None else reward.cache(reward.call, there)
+    def _call(self, name: str, samples: Samples, index: tuple[int, ...]) -> Found:
+        reward = self.rewards[name]
+        part = copied(samples, index, self._device(name))
+
+        def ask(some: Samples) -> Tensor:
+            number = len(some)  # before the reward has it
+            return checked(name, reward.call(some), number)
+
+        return Found(ask(part)) if reward.cache is None else reward.cache(ask, part)
 
     def _score(self, name: str, outcome: Outcome, number: int) -> Tensor:
         """The scores of a call, or NaN where it failed."""
         try:
-            return _checked(name, outcome(), number)
+            found = outcome()
         except Exception as error:
             if self.rewards[name].required and isinstance(error, RewardError):
                 raise
             self.failures[name] += number
             self.record[name].cause = error
             return torch.full((number,), torch.nan)
+        if (cache := self.rewards[name].cache) is not None:
+            cache.keep(found)
+        return found.scores
 
-    def _judge(self, samples: Samples, scores: Mapping[str, Tensor]) -> None:
+    def _judge(self, samples: Samples, scores: Mapping[str, Tensor], wrong: Mapping[int, str]) -> None:
         """Raises RewardError for a required reward that could not score too many."""
         asked = self.asked(samples)
+        if wrong:
+            fault = f"{len(wrong)} of {len(samples)} samples are not scored: {next(iter(wrong.values()))}"
+            warnings.warn(f"{fault}; the first is of the prompt {samples.prompts[min(wrong)].text!r}", stacklevel=3)
         for name, score in scores.items():
-            missing = score.isnan()[asked[name]] if name in asked else score.isnan()
+            lost = score.isnan()[asked[name]] if name in asked else score.isnan()
             record = self.record[name]
-            record.add(missing.tolist())
-            if self.rewards[name].required and (reason := record.too_many()):
+            record.add(lost.tolist())
+            if self.rewards[name].required and (many := record.too_many()):
                 cause = record.cause
-                because = _missing(self.rewards[name].call) if cause is None else _reason(cause)
+                because = missing(self.rewards[name].call) if cause is None else reason(cause)
+                because = fault if wrong and cause is None else because
                 remedy = f"or set rewards.{name}.required=false to go on without these samples"
-                raise RewardError(f"reward {name!r} could not score {reason}: {because}; mend it, {remedy}") from cause
+                raise RewardError(f"reward {name!r} could not score {many}: {because}; mend it, {remedy}") from cause
         for name, record in self.record.items():
             if record.cause is not None and not record.told:
                 record.told = True
                 kind = "reward" if self.rewards[name].required else "optional reward"
                 warnings.warn(
-                    f"{kind} {name!r} failed, its samples are not scored: {_reason(record.cause)}", stacklevel=3
+                    f"{kind} {name!r} failed, its samples are not scored: {reason(record.cause)}", stacklevel=3
                 )
 
     # ------------------------------------------------------------------ devices
@@ -288,28 +302,9 @@ class Scorer:
             self.record[name].latest = list(latest)
 
 
-def _checked(name: str, score: Any, number: int) -> Tensor:
-    """The score as float32 [number] on the CPU. Raises RewardError for anything else than a floating tensor [B]."""
-    if not isinstance(score, Tensor):
-        got = f"a {type(score).__name__}"
-    elif score.shape != (number,):
-        got = f"a tensor of shape {list(score.shape)}"
-    elif not score.is_floating_point():
-        got = f"a tensor of {score.dtype}"
-    elif torch.isinf(score).any():
-        got = "an infinite score"
-    else:
-        return score.detach().to("cpu", torch.float32)
-    raise RewardError(f"reward {name!r} returned {got}; accepted: float32 [{number}], finite or NaN, one a sample")
-
-
-def _missing(reward: Reward) -> str:
-    """Why there are no numbers, as far as the reward counts reasons (`failures`: how many of each)."""
-    counts = getattr(reward, "failures", None)
-    why = ", ".join(f"{reason} ({number})" for reason, number in counts.items()) if isinstance(counts, dict) else ""
-    return f"it gave no number (NaN){': ' if why else ''}{why}"
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if type(error) is ValueError and text else f"{type(error).__name__}: {text}"
+def _faults(samples: Samples) -> dict[int, str]:
+    """Position -> why a sample has no score, whatever the reward. Raises RewardError where none can have one."""
+    try:
+        return faults(samples)
+    except ValueError as error:
+        raise RewardError(f"no reward can score what the model gives: {error}") from None

@@ -4,14 +4,14 @@ It needs no weights and cannot be argued with: `flowrl.worlds.shapes.checker` fi
 compares them with the scene in the prompt's meta.
 """
 
-import weakref
-
 import torch
 from torch import Tensor
 
 from flowrl.contracts import Samples
+from flowrl.pictures import value_faults
 from flowrl.worlds.shapes.captions import Scene
 from flowrl.worlds.shapes.checker import score_batch
+from reward_models.parts.inputs import digest
 
 
 def shapes(samples: Samples, *, strict: float = 0.5) -> Tensor:
@@ -27,28 +27,27 @@ def shapes_strict(samples: Samples) -> Tensor:
     return _scores(samples)[0].clone()
 
 
-# A witness beside the trained reward scores the same pictures: the last result is kept, known by the tensor that it
-# was computed from and gone with it.
-_last: tuple[weakref.ref, int, list[Scene], tuple[Tensor, Tensor]] | None = None
+# A witness beside the trained reward scores the same pictures: the last result is kept, known by their content. Each
+# reward has copies of its own, so that it is not the same tensor.
+_last: tuple[bytes, list[Scene], tuple[Tensor, Tensor]] | None = None
 
 
 def _scores(samples: Samples) -> tuple[Tensor, Tensor]:
-    """(strict, graded), float32 [B] each."""
+    """(strict, graded), float32 [B] each; NaN where a picture is none: a value that is not finite or not in [0, 1]."""
     global _last
     if samples.images is None:
         raise ValueError("the shapes reward scores images; this model gives none")
     scenes = [_scene(prompt.meta, prompt.text) for prompt in samples.prompts]
-    images = samples.images
-    # Both inputs must be the same: _version rises when a tensor is written to in place.
-    if _last is not None and _last[0]() is images and _last[1] == _version(images) and _last[2] == scenes:
-        return _last[3]
-    result = score_batch(images, scenes)
-    _last = weakref.ref(images), _version(images), scenes, result
-    return result
-
-
-def _version(images: Tensor) -> int:
-    return -1 if torch.is_inference(images) else images._version
+    known, key = _last, digest(samples.images)
+    if known is not None and known[:2] == (key, scenes):
+        return known[2]
+    wrong = value_faults(samples.images)
+    good = [i for i in range(len(scenes)) if i not in wrong]
+    exact, graded = (torch.full((len(scenes),), torch.nan) for _ in range(2))
+    if good:
+        exact[good], graded[good] = score_batch(samples.images[good], [scenes[i] for i in good])
+    _last = key, scenes, (exact, graded)
+    return exact, graded
 
 
 def _scene(meta: dict, text: str) -> Scene:

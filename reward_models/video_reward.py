@@ -32,19 +32,20 @@ class _Judge:
     def __init__(self, reader: qwen2vl.Reader, said: videoalign.Settings, video_fps: float, least_pixels: int):
         self.reader, self.said, self.video_fps, self.least_pixels = reader, said, video_fps, least_pixels
         self.lock = threading.Lock()
-        self.last: tuple[weakref.ref[Tensor], int, list[str], Tensor] | None = None
+        self.last: tuple[tuple[bytes, list[bool], list[str]], Tensor] | None = None
 
     def scores(self, video: Tensor, captions: list[str]) -> Tensor:
-        """VQ, MQ and TA, standardised, float32 [B, 3]; NaN where a pixel is not finite. Kept while the video lives."""
-        version = -1 if torch.is_inference(video) else video._version  # rises when a tensor is written to in place
+        """VQ, MQ and TA, standardised, float32 [B, 3]; NaN where a pixel is not finite. The last are kept."""
+        levels = inputs.as_uint8(video[:, self.chosen(video)])
+        lost = inputs.unscored(video)
+        key = inputs.digest(levels), lost.tolist(), captions
         with self.lock:
-            if self.last is not None and self.last[0]() is video and self.last[1:3] == (version, captions):
-                return self.last[3]
-            levels = inputs.as_uint8(video[:, self.chosen(video)])
+            if self.last is not None and self.last[0] == key:
+                return self.last[1]
             rows = [self.read(self._resized(clip), said) for clip, said in zip(levels, captions, strict=True)]
             result = torch.stack(rows) if rows else torch.zeros(0, 3)
-            result = result.masked_fill(inputs.unscored(video).to(result.device)[:, None], torch.nan)
-            self.last = weakref.ref(video), version, captions, result
+            result = result.masked_fill(lost.to(result.device)[:, None], torch.nan)
+            self.last = key, result
             return result
 
     def read(self, clip: Tensor, caption: str) -> Tensor:

@@ -30,7 +30,7 @@ HEAVY |= {"fastapi", "uvicorn", "httpx2", "requests"}
 # file or folder -> what of ours it may import; the longest entry that fits a file counts
 MAY_IMPORT: dict[str, set[str]] = {
     "samplers": {"samplers"},
-    "reward_models": {"reward_models", "flowrl.contracts", "flowrl.batches", "flowrl.worlds"},
+    "reward_models": {"reward_models", "flowrl.contracts", "flowrl.batches", "flowrl.pictures", "flowrl.worlds"},
     "flowrl/__init__.py": set(),
     "flowrl/names.py": {"flowrl.parts"},
     "flowrl/parts.py": set(),
@@ -60,10 +60,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/prompt_lines.py": LIGHT,
     "flowrl/columns.py": {"flowrl.contracts", "flowrl.prompt_lines"} | LIGHT,
     "flowrl/scoring.py": {"flowrl.contracts", "flowrl.composite", "flowrl.score_batches", "flowrl.score_cache"}
-    | {"flowrl.lanes"}
+    | {"flowrl.lanes", "flowrl.score_results"}
     | LIGHT,
     "flowrl/composite.py": {"flowrl.contracts", "flowrl.advantages"} | LIGHT,
-    "flowrl/score_batches.py": {"flowrl.contracts", "flowrl.batches"},
+    "flowrl/score_batches.py": {"flowrl.contracts", "flowrl.batches", "flowrl.pictures"},
+    "flowrl/score_results.py": {"flowrl.contracts"},
     "flowrl/score_cache.py": {"flowrl.contracts"} | LIGHT,
     "flowrl/lanes.py": set(),
     "flowrl/recipe": {"flowrl.recipe", "flowrl.alarms"} | LIGHT,

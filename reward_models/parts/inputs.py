@@ -3,11 +3,14 @@
 Pixels that are not finite are the sample's own trouble, not the batch's: see `unscored`.
 """
 
+import hashlib
+
 import torch
 from PIL import Image
 from torch import Tensor
 
 from flowrl.contracts import Samples
+from flowrl.pictures import extremes, in_range
 
 
 def pictures(reward: str, samples: Samples) -> Tensor:
@@ -51,16 +54,25 @@ def checked(reward: str, pixels: Tensor, axes: int) -> Tensor:
         raise ValueError(f"{reward}: pixels have shape {list(pixels.shape)}; accepted is {shape}, RGB, none empty")
     if not pixels.is_floating_point():
         raise ValueError(f"{reward}: pixels are {pixels.dtype}; accepted is floating point in [0, 1]: divide by 255")
-    finite = pixels.detach()[pixels.detach().isfinite()]
-    if len(finite) and (float(finite.min()) < 0 or float(finite.max()) > 1):
-        low, high = float(finite.min()), float(finite.max())
-        raise ValueError(f"{reward}: pixels reach from {low:.3g} to {high:.3g}; accepted is [0, 1]")
+    low, high = extremes(pixels)
+    wrong = low.isfinite() & high.isfinite() & ~in_range(low, high)
+    if wrong.any():
+        lowest, highest = float(low[wrong].min()), float(high[wrong].max())
+        raise ValueError(f"{reward}: pixels reach from {lowest:.3g} to {highest:.3g}; accepted is [0, 1]")
     return pixels
 
 
 def unscored(pixels: Tensor) -> Tensor:
     """Which samples hold a pixel that is NaN or infinite and have no score, bool [B], of pixels [B, ...]."""
-    return ~pixels.detach().flatten(1).isfinite().all(1)
+    low, high = extremes(pixels)
+    return ~(low.isfinite() & high.isfinite()).to(pixels.device)
+
+
+def digest(pixels: Tensor) -> bytes:
+    """What tells pixels from all others: the SHA-256 of shape, type and values. For results that rewards share."""
+    own = pixels.detach().cpu().contiguous()
+    head = f"{own.dtype}{tuple(own.shape)}".encode()
+    return hashlib.sha256(head + own.reshape(-1).view(torch.uint8).numpy().tobytes()).digest()
 
 
 def as_uint8(pixels: Tensor) -> Tensor:

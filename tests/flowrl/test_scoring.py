@@ -35,13 +35,6 @@ def test_the_split_changes_no_score(batch):
     assert torch.equal(scores["n"], -scores["b"]) and scores["b"].dtype == torch.float32
 
 
-def test_unsplit_samples_are_handed_over_as_they_are():
-    seen = []
-    given = samples()
-    Scorer({"x": Loaded(lambda s: seen.append(s) or brightness(s))}, batch=5)(given)
-    assert seen[0] is given
-
-
 def test_weights_and_progress():
     done = []
     scorer = Scorer({"a": Loaded(brightness, 2.0), "b": Loaded(brightness, 0.0)}, batch=2)

@@ -57,8 +57,17 @@ def test_a_witness_does_not_score_twice_and_never_sees_old_scores(monkeypatch):
     assert len(calls) == 2
     images.zero_()  # the same tensor, other pictures
     assert shapes_strict(asked([PAIR, SINGLE], images)).tolist() == [0.0, 0.0]
-    shapes_strict(asked([PAIR, SINGLE], images.clone()))
-    assert len(calls) == 4
+    shapes_strict(asked([PAIR, SINGLE], images.clone()))  # a copy of the same pictures, as each reward gets its own
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e30, 1.5, -0.5, 255.0])
+def test_a_picture_that_is_none_has_no_score(value):
+    images = render([SINGLE] * 3, random.Random(3))
+    images[1, 0, 2, 2] = value
+    for reward in (shapes, shapes_strict):
+        score = reward(asked([SINGLE] * 3, images))
+        assert score.isnan().tolist() == [False, True, False] and score[[0, 2]].tolist() == [1.0, 1.0]
 
 
 def test_a_changed_result_does_not_reach_the_next_reader():
