@@ -58,7 +58,7 @@ def redraw(recipe: Recipe, folder: Path, kind: str, prompts: Sequence[Prompt]) -
     own = {"num_inference_steps": eval_plan(recipe).num_steps, "output_type": "pt"}
     found = []
     for prompt in prompts:
-        arguments = call_arguments(recipe.pipeline, [prompt]) | own
+        arguments = call_arguments(recipe.pipeline, [prompt], accepted) | own
         arguments["generator"] = start_generators([Key(recipe.seed, prompt.id, 0)])
         output = pipe(**{name: value for name, value in arguments.items() if name in accepted})
         found.append(_shown(media_of(output, pipe, 1)))

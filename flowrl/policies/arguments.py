@@ -1,7 +1,7 @@
 """The arguments that a pipeline is called with: the recipe's, and those that prompts bring along."""
 
 import wave
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,61 @@ from flowrl.policies.errors import PolicyError
 
 Call = dict[str, Any] | Callable[[Sequence[Prompt]], dict[str, Any]]
 
+# Pipelines whose prompt is one text, whatever their signature says.
+_ONE = ("DreamLitePipeline", "DreamLiteMobilePipeline", "SanaWMPipeline", "WanVACEPipeline")
+_OF_ROWS = ("negative_prompt", "lyrics")  # texts that each row has its own of
+
 _CLIPS = (".gif", ".mp4", ".webm", ".mov", ".mkv", ".avi")
 
 
-def call_arguments(call: Call, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def call_arguments(call: Call, prompts: Sequence[Prompt], accepts: Collection[str] = ()) -> dict[str, Any]:
     """A pipeline's arguments for these rows, but for its noise. What a prompt brings stands before the recipe's.
+
+    accepts: names of the arguments that the pipeline takes.
 
     Lists are the call's own: some pipelines write into them. Raises PolicyError where rows cannot share a call.
     """
     arguments: dict[str, Any] = {"prompt": [p.text for p in prompts]}
+    if "lyrics" in accepts:  # ACE-Step's are "" by default, and one for each prompt of a list
+        arguments["lyrics"] = [""] * len(prompts)
     if any(p.media for p in prompts):
         arguments["image"] = by_row([_media(p) for p in prompts])
     for name, value in (call(prompts) if callable(call) else call).items():
-        if name.startswith("negative_prompt") and isinstance(value, str):
+        if name.startswith(_OF_ROWS) and isinstance(value, str):
             value = [value] * len(prompts)
         arguments[name] = list(value) if isinstance(value, list) else value
     for name in dict.fromkeys(name for p in prompts for name in p.call):
         arguments[name] = _column(name, prompts, arguments.get(name))
     return arguments
+
+
+def takes_one_prompt(pipeline: type) -> bool:
+    """Whether a pipeline's call takes one text for its prompt, and no list."""
+    return pipeline.__name__ in _ONE
+
+
+def of_one_prompt(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of one row for a pipeline that takes no lists. Raises PolicyError for more rows."""
+    number = len(arguments["prompt"])
+    if number != 1:
+        raise PolicyError(
+            f"this pipeline takes one prompt a call and was given {number}: set train.rollout_batch=1 and "
+            "train.micro_batch=1"
+        )
+    single = {
+        name: value[0]
+        for name, value in arguments.items()
+        if isinstance(value, list) and len(value) == 1 and name.startswith(("prompt", "generator", *_OF_ROWS))
+    }
+    return arguments | single
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether an error comes from a pipeline's own check of its arguments."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and frame.tb_frame.f_code.co_name.startswith(("check_inputs", "_check_inputs"))
 
 
 def by_row(files: Sequence[Any]) -> Any:

@@ -46,6 +46,9 @@ def ddim_of(scheduler: Any) -> DDIMScheduler:
         scheduler = DDIMScheduler(**options)
         scheduler.alphas_cumprod = own.alphas_cumprod.clone()  # some move it in ways of their own (CogVideoX)
         scheduler.final_alpha_cumprod = getattr(own, "final_alpha_cumprod", scheduler.final_alpha_cumprod)
+    if "variance_type" in own.config:
+        # DeepFloyd IF asks for it, and cuts predicted variances off where they are not to be used
+        scheduler.register_to_config(variance_type="fixed_small")
     _refuse_more(scheduler, type(own).__name__)
     return scheduler
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flowrl.policies.arguments import of_one_prompt, takes_one_prompt
 from flowrl.policies.encoding import CachedEncoder
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.gates import Gate, GateKeeper
@@ -38,7 +39,8 @@ class Dressed:
     ):
         self.device, self.keeper = device, keeper
         self._call = undecorated(type(source))
-        self._accepts = set(inspect.signature(self._call).parameters)
+        self.accepts = set(inspect.signature(self._call).parameters)
+        self._one = takes_one_prompt(type(source))
         self._fetched: dict[str, nn.Module] = {}
         self.pipe = copy.copy(source)
         self.pipe.__class__ = type(
@@ -58,8 +60,9 @@ class Dressed:
 
     def __call__(self, arguments: dict[str, Any], *, grad: bool) -> Any:
         """The pipeline's output for those of the arguments that it takes, with or without gradient."""
+        arguments = of_one_prompt(arguments) if self._one else arguments
         with torch.set_grad_enabled(grad):
-            return self._call(self.pipe, **{k: v for k, v in arguments.items() if k in self._accepts})
+            return self._call(self.pipe, **{k: v for k, v in arguments.items() if k in self.accepts})
 
     def park(self) -> None:
         """Sends what was fetched back to the CPU."""

@@ -30,7 +30,7 @@ class CachedEncoder:
         self._signature = inspect.signature(encode)
         self._cache: OrderedDict[tuple, tuple[Any, int]] = OrderedDict()  # key -> result, bytes
         self._bytes = 0
-        self._by_row: dict[tuple, list[bool] | None] = {}  # row arguments -> which outputs have a row a prompt
+        self._by_row: dict[tuple, list[str] | None] = {}  # row arguments -> where each output has a row a prompt
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What `encode_prompt` returns for these arguments."""
@@ -50,10 +50,13 @@ class CachedEncoder:
             return result
         at = [unique.index(row) for row in rows]
         leaves, tree = tree_flatten(result, is_leaf=is_tensor_list)
-        return tree_unflatten([_spread(v, at) if g else v for v, g in zip(leaves, grows, strict=True)], tree)
+        return tree_unflatten([_spread(v, at, g) for v, g in zip(leaves, grows, strict=True)], tree)
 
-    def _learn(self, given: dict, names: tuple) -> list[bool] | None:
-        """Which leaves of the result have one entry for each row; None where some grow in another way."""
+    def _learn(self, given: dict, names: tuple) -> list[str] | None:
+        """Where the leaves of the result have one entry for each row; None where some grow in another way.
+
+        "rows": along a tensor or a list. "layers": along each tensor of a list. "": nowhere.
+        """
         # Tried with a shorter and a longer prompt, so that there is a mask, and padded to the same length both times.
         key = (names, _hashable({k: v for k, v in given.items() if k not in names}))
         if key not in self._by_row:
@@ -63,9 +66,9 @@ class CachedEncoder:
                 trial = _with_rows(given, {name: (pair * 2)[:number] for name, pair in pairs.items()})
                 leaves = tree_leaves(self._fresh(trial), is_leaf=is_tensor_list)
                 sizes.append([_size(leaf) for leaf in leaves])
-            grows = [(a[:1], b[:1]) == ((2,), (3,)) and a[1:] == b[1:] for a, b in zip(*sizes, strict=True)]
-            alike = all(g or a == b for g, a, b in zip(grows, *sizes, strict=True))
-            self._by_row[key] = grows if alike else None
+            grows = [_growth(a, b) for a, b in zip(*sizes, strict=True)]
+            known = [g for g in grows if g is not None]
+            self._by_row[key] = known if len(known) == len(grows) else None
         return self._by_row[key]
 
     def _remembered(self, given: dict) -> Any:
@@ -117,9 +120,26 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float | bool | torch.device | torch.dtype)
 
 
-def _size(leaf: Any) -> tuple[int, ...]:
-    """A tensor's shape, a list's length, nothing for anything else."""
-    return tuple(leaf.shape) if isinstance(leaf, Tensor) else (len(leaf),) if isinstance(leaf, list) else ()
+def _size(leaf: Any) -> tuple[Any, ...]:
+    """A tensor's shape, the shapes of a list of them, nothing for anything else."""
+    if isinstance(leaf, list):
+        return ([tuple(one.shape) if isinstance(one, Tensor) else () for one in leaf],)
+    return tuple(leaf.shape) if isinstance(leaf, Tensor) else ()
+
+
+def _growth(two: tuple[Any, ...], three: tuple[Any, ...]) -> str | None:
+    """Where a leaf has a row a prompt, from its sizes for two and for three of them; None where it grows otherwise."""
+    if two and isinstance(two[0], list):
+        if (len(two[0]), len(three[0])) == (2, 3):
+            return "rows"
+        each = {_growth(a, b) for a, b in zip(two[0], three[0], strict=False)}
+        if len(two[0]) != len(three[0]) or len(each) != 1:
+            return None
+        (found,) = each
+        return "layers" if found == "rows" else found
+    if (two[:1], three[:1]) == ((2,), (3,)) and two[1:] == three[1:]:
+        return "rows"
+    return "" if two == three else None
 
 
 def _with_rows(given: dict, texts: dict[str, list[str]]) -> dict:
@@ -128,9 +148,11 @@ def _with_rows(given: dict, texts: dict[str, list[str]]) -> dict:
     return given | texts | ({"batch_size": number} if "batch_size" in given else {})
 
 
-def _spread(leaf: Any, at: list[int]) -> Any:
+def _spread(leaf: Any, at: list[int], grows: str) -> Any:
+    if not grows:
+        return leaf
     if isinstance(leaf, list):
-        return [leaf[i] for i in at]
+        return [leaf[i] for i in at] if grows == "rows" else [_spread(one, at, "rows") for one in leaf]
     return None if leaf is None else leaf[torch.tensor(at, device=leaf.device)]  # a mask of ones may be left out
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from flowrl.batches import prompt_chunks
 from flowrl.contracts import Prompt, Rollout, Samples, Score
 from flowrl.policies import adapters
-from flowrl.policies.arguments import Call, call_arguments
+from flowrl.policies.arguments import Call, call_arguments, is_refusal
 from flowrl.policies.dressing import Dressed
 from flowrl.policies.dynamics import Dynamics
 from flowrl.policies.encoding import longest
@@ -258,7 +258,11 @@ class PipelinePolicy:
         **more: Any,
     ) -> Any:
         """Calls the pipeline once for these rows; its output, or None where the walk left early."""
-        arguments = call_arguments(self.call, prompts) | {"num_inference_steps": steps, "output_type": "pt"} | more
+        arguments = (
+            call_arguments(self.call, prompts, self._dressed.accepts)
+            | {"num_inference_steps": steps, "output_type": "pt"}
+            | more
+        )
         arguments["generator"] = start_generators(starts)
         self.session.begin(walk)
         self.keeper.begin(starts)
@@ -266,6 +270,11 @@ class PipelinePolicy:
             output = self._dressed(arguments, grad=grad)
         except Leave:
             output = None
+        except ValueError as error:
+            if not is_refusal(error):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise PolicyError(f"{type(self.source).__name__} refuses its arguments: {reason}") from error
         finally:
             self.session.walk = None
             self._dressed.park()

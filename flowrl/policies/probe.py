@@ -94,6 +94,11 @@ def probe(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> dict[int, in
             f"{name} finished without calling its scheduler's step: it has a loop of its own, or hands the work to an "
             "inner pipeline; give that one"
         )
+    if (number := max(walk.streams) + 1) > plan.num_steps:
+        raise PolicyError(
+            f"{name}: its loop takes {number} steps where {plan.num_steps} were asked for: it goes through its sample "
+            "in parts, each from noise, which is no one walk; shorten the video to one part, or give another pipeline"
+        )
     tolerance = STEP_TOLERANCE if _is_single_precision(policy) else 30 * STEP_TOLERANCE
     if walk.worst > tolerance:
         raise PolicyError(
@@ -146,9 +151,7 @@ def _depends_on_company(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -
         walk = Glancing(len(prompts))
         try:
             policy._pass(walk, prompts, [Key(0, prompt.id, 0)] * len(prompts), steps=plan.num_steps)
-        except PolicyError:
-            raise
-        except (TypeError, ValueError, RuntimeError):
+        except (PolicyError, TypeError, ValueError, RuntimeError):
             return False  # it takes one prompt a call: there is no company
         found.append(walk.velocity)
     alone, together = found

@@ -42,6 +42,7 @@ class Records:
         self._pieces: dict[tuple[str, int, int], list[tuple[Sequence[int], Tensor]]] = {}
         self._sums: dict[str, Tensor] = {}
         self._scored: set[int] = set()
+        self._first: dict[tuple[int, Unit], int] = {}  # the stream whose traits count
 
     # ------------------------------------------------------------------ as the walk goes
 
@@ -79,7 +80,7 @@ class Records:
         rows = [self._row[i] for i in segments]
         self._piece("drawn", at, stream, [self.layout[at].rows.index(j) for j in rows], state)
         self._pending.setdefault(stream, []).append(_Pending(at, segments, gaussian, state))
-        if stream == 0:
+        if stream == self._first.setdefault((at, segments), stream):  # copies of a scheduler may step without it
             for k, name in enumerate(TRAITS):
                 self._put(name, rows, at, traits[k])
 

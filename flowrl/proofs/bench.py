@@ -5,6 +5,7 @@ so that a replay meets the batch shape of its rollout, and only a few rows are d
 """
 
 import gc
+import inspect
 import itertools
 import time
 from collections.abc import Iterator
@@ -296,7 +297,7 @@ def called(pipe: Any, prompts: list[Prompt], steps: int, call: dict[str, Any], s
         generator=start_generators([Key(seed, p.id, 0) for p in prompts]),
         num_inference_steps=steps,
         output_type="pt",
-        **call_arguments(call, prompts),
+        **call_arguments(call, prompts, inspect.signature(type(pipe).__call__).parameters),
     )
     made = media_of(output, pipe, len(prompts))
     return next(made[kind] for kind in ("images", "video", "audio") if kind in made).cpu()
