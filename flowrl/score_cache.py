@@ -1,9 +1,11 @@
 """Scores that are known already, by what they are scores of: for rewards that are slow or cost money.
 
-A key is the SHA-256 of the reward's name, arguments and checkpoint files, and of the sample: its exact pixels with
-shape and dtype, or its text, and prompt, meta and media files. A sample without a score is asked about again.
+A key is the SHA-256 of the reward's name, code, arguments and checkpoint files, and of the sample: its exact pixels
+with shape and dtype, or its text, and prompt, meta, call and media files. A sample without a score is asked about
+again.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -11,7 +13,7 @@ import sqlite3
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +24,8 @@ from flowrl.contracts import Samples
 from flowrl.names import UserError
 
 LARGEST = 200_000  # scores that are kept in memory
+LARGEST_READ = 2**24  # bytes of a file that is known by its content
+MOST_FILES = 10_000  # of a folder that the arguments name
 
 
 class Found(NamedTuple):
@@ -34,8 +38,9 @@ class Found(NamedTuple):
 class ScoreCache:
     """Scores of one reward; in memory or, with a file, in that too, which runs and rewards may share."""
 
-    def __init__(self, reward: str, args: Mapping[str, Any], file: str | Path | None = None):
-        self._salt = _digest(reward, args, _files(args))
+    def __init__(self, reward: str, args: Mapping[str, Any], file: str | Path | None = None, *, code: Any = None):
+        """code: what tells this reward's code from any other, or other weights behind the same arguments."""
+        self._salt = _digest(reward, args, _files(args), code)
         self._known: OrderedDict[bytes, float] = OrderedDict()
         self._lock = threading.Lock()  # a reward is called by one thread at a time, but not always by the same
         self._file = None if file is None else _opened(Path(file).expanduser())
@@ -71,7 +76,12 @@ class ScoreCache:
         prompt = samples.prompts[i]
         media = [_state(Path(path)) for path in prompt.media]
         about = _digest(
-            prompt.text, prompt.media, media, prompt.meta, None if samples.texts is None else samples.texts[i]
+            prompt.text,
+            prompt.media,
+            media,
+            prompt.meta,
+            prompt.call,
+            None if samples.texts is None else samples.texts[i],
         )
         digest = hashlib.sha256(self._salt + about)
         for pixels in (samples.images, samples.video, samples.audio):
@@ -109,11 +119,33 @@ def _number(stored: Any) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _files(args: Mapping[str, Any]) -> list[tuple[str, int, int]]:
-    """Size and time of change of the files that the arguments name: another checkpoint gives other scores."""
-    paths = [Path(value).expanduser() for value in args.values() if isinstance(value, str) and value]
-    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.glob("*")))]
-    return [state for file in files if (state := _state(file)) is not None]
+def _files(args: Any) -> list[tuple]:
+    """The files that the arguments name, at any depth of them: another checkpoint gives other scores."""
+    found: list[tuple] = []
+    for path in _paths(args):
+        files = [path] if path.is_file() else sorted(path.rglob("*"))[:MOST_FILES]
+        found += [content for file in files if (content := _content(file)) is not None]
+    return found
+
+
+def _paths(value: Any) -> Iterator[Path]:
+    """The files and folders that strings in here name."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for one in value:
+            yield from _paths(one)
+    elif isinstance(value, str | Path) and str(value):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # a long text is no name of a file
+            if (path := Path(value).expanduser()).exists():
+                yield path
+
+
+def _content(file: Path) -> tuple | None:
+    """Name and content of a file, of a large one size and time of change; None where there is none."""
+    if (state := _state(file)) is None or state[1] > LARGEST_READ:
+        return state
+    return file.name, hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _state(file: Path) -> tuple[str, int, int] | None:

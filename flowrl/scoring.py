@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flowrl import composite, names
+from flowrl import composite, names, score_code
 from flowrl.contracts import Reward, Samples
 from flowrl.lanes import Lane
 from flowrl.score_batches import Cut, Record, copied, cut, faults
@@ -84,7 +84,12 @@ def _loaded(name: str, spec: Spec) -> Loaded:
     if spec.cache:
         if getattr(call, "groupwise", False):
             raise RewardError(f"reward {name!r} ({spec.use}) compares samples of a group: remove rewards.{name}.cache")
-        cache = ScoreCache(spec.use, spec.args, spec.cache if isinstance(spec.cache, str) else None)
+        if (code := score_code.digest(call)) is None:
+            raise RewardError(
+                f"reward {name!r} ({spec.use}) has no source that can be read: remove rewards.{name}.cache"
+            )
+        file = spec.cache if isinstance(spec.cache, str) else None
+        cache = ScoreCache(spec.use, spec.args, file, code=[code, getattr(call, "identity", None)])
     keys = ("weight", "required", "failure_limit", "when", "gate", "batch", "device", "offload", "time_limit")
     return Loaded(call, cache=cache, overlap=spec.overlap, **{key: getattr(spec, key) for key in keys})
 

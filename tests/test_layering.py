@@ -60,10 +60,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/prompt_lines.py": LIGHT,
     "flowrl/columns.py": {"flowrl.contracts", "flowrl.prompt_lines"} | LIGHT,
     "flowrl/scoring.py": {"flowrl.contracts", "flowrl.composite", "flowrl.score_batches", "flowrl.score_cache"}
-    | {"flowrl.lanes", "flowrl.score_results"}
+    | {"flowrl.lanes", "flowrl.score_results", "flowrl.score_code"}
     | LIGHT,
     "flowrl/composite.py": {"flowrl.contracts", "flowrl.advantages"} | LIGHT,
     "flowrl/score_batches.py": {"flowrl.contracts", "flowrl.batches", "flowrl.pictures"},
+    "flowrl/score_code.py": set(),
     "flowrl/score_results.py": {"flowrl.contracts"},
     "flowrl/score_cache.py": {"flowrl.contracts"} | LIGHT,
     "flowrl/lanes.py": set(),

@@ -27,7 +27,7 @@ class RewardSpec(Strict):
     batch: samples in one call (null: all). device: where a reward with weights lives (null: the run's). offload: on the
     CPU while nothing is scored. time_limit: seconds that a call may take; after them its samples have no score.
     overlap: samples are scored while the next are drawn (train.rollout_batch says how many at a time). cache: scores
-    are kept by picture, prompt and args: true in memory, or in a file that other runs may use too.
+    are kept by picture, prompt, args and the reward's code: true in memory, or in a file that other runs may use too.
     """
 
     use: str = key(..., "the name of a reward or a dotted path", min_length=1)
