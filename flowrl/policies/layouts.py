@@ -28,10 +28,12 @@ def media_of(output: Any, pipe: Any, rows: int) -> Media:
     name = type(pipe).__name__
     parts: Mapping[str, Any] = {"images": output[0]} if isinstance(output, tuple) else output
     found: Media = {}
-    for key, value in parts.items():
-        if key in _SOUND and value is not None:
+    for i, (key, value) in enumerate(parts.items()):
+        if value is None:
+            continue
+        if key in _SOUND:
             found["audio"] = _sound(value, name, rows)
-        elif key in ("images", "frames", "video") and value is not None:
+        elif i == 0:  # further ones are words about it, or latents
             pixels = _pictures(value, pipe, rows)
             found["video" if pixels.dim() == 5 else "images"] = pixels
     if not found:
