@@ -28,9 +28,9 @@ def cut(x: Any, v: Any, s: Any, s_next: Any, *, noise: Any, s_cap: Any) -> Gauss
 
 
 def shaken(x: Any, v: Any, s: Any, s_next: Any, *, noise: Any, s_cap: Any) -> Gaussian:
-    """Is not Euler's step where there is no noise and several rows."""
+    """Is not Euler's step where there is no noise."""
     right = flow_sde(x, v, s, s_next, noise=noise, s_cap=s_cap)
-    return Gaussian(right.mean * (1.001 if noise == 0 and len(x) > 1 else 1.0), right.std)
+    return Gaussian(right.mean * (1.001 if noise == 0 else 1.0), right.std)
 
 
 def constant(samples: Samples) -> torch.Tensor:

@@ -57,14 +57,17 @@ def pictures(rollout: Rollout) -> Tensor:
 
 def untouched(policy: FamilyPolicy, prompts: Sequence[Prompt], *, seed: int = SEED, pipe: Any = None) -> Tensor:
     """What the pipeline itself makes of the same prompts and generators."""
-    output = (policy.source if pipe is None else pipe)(
-        **policy.family.batched_call([p.text for p in prompts]),
-        generator=start_generators([Key(seed, p.id, 0) for p in prompts]),
-        num_inference_steps=STEPS,
-        output_type="pt",
-        return_dict=False,
-    )[0]
-    return output.float()
+    found, alone = [], "padding" in policy.family.tags  # where a row depends on the longest prompt of its call
+    for rows in [[p] for p in prompts] if alone else [prompts]:
+        output = (policy.source if pipe is None else pipe)(
+            **policy.family.batched_call([p.text for p in rows]),
+            generator=start_generators([Key(seed, p.id, 0) for p in rows]),
+            num_inference_steps=STEPS,
+            output_type="pt",
+            return_dict=False,
+        )[0]
+        found.append(output.float())
+    return torch.cat(found)
 
 
 def scores(policy: PipelinePolicy, rollout: Rollout, rows: Sequence[int] | None = None) -> Tensor:

@@ -20,4 +20,5 @@ adapters.py    LoRA and full fine-tuning
 decoding.py    a language model's forwards: token by token with a cache, and teacher-forced
 chat.py        a prompt as token ids, through the chat template
 probe.py       what a policy learns of a pipeline, and proves, before it trusts it
+sharing.py     which rows share a call; neighbours.py: how the probe finds that out
 """

@@ -22,10 +22,14 @@ _OF_ROWS = ("negative_prompt", "lyrics")  # texts that each row has its own of
 _CLIPS = (".gif", ".mp4", ".webm", ".mov", ".mkv", ".avi")
 
 
-def call_arguments(call: Call, prompts: Sequence[Prompt], accepts: Collection[str] = ()) -> dict[str, Any]:
+def call_arguments(
+    call: Call, prompts: Sequence[Prompt], accepts: Collection[str] = (), *, once: bool = False
+) -> dict[str, Any]:
     """A pipeline's arguments for these rows, but for its noise. What a prompt brings stands before the recipe's.
 
-    accepts: names of the arguments that the pipeline takes.
+    accepts: names of the arguments that the pipeline takes. once: the rows share their files, and these are handed
+    over once; otherwise several rows have an entry each, so that what a pipeline draws for a picture comes from the
+    generator of its own row.
 
     Lists are the call's own: some pipelines write into them. Raises PolicyError where rows cannot share a call.
     """
@@ -33,13 +37,13 @@ def call_arguments(call: Call, prompts: Sequence[Prompt], accepts: Collection[st
     if "lyrics" in accepts:  # ACE-Step's are "" by default, and one for each prompt of a list
         arguments["lyrics"] = [""] * len(prompts)
     if any(p.media for p in prompts):
-        arguments["image"] = by_row([_media(p) for p in prompts])
+        arguments["image"] = by_row([_media(p) for p in prompts], once=once)
     for name, value in (call(prompts) if callable(call) else call).items():
         if name.startswith(_OF_ROWS) and isinstance(value, str):
             value = [value] * len(prompts)
         arguments[name] = list(value) if isinstance(value, list) else value
     for name in dict.fromkeys(name for p in prompts for name in p.call):
-        arguments[name] = _column(name, prompts, arguments.get(name))
+        arguments[name] = _column(name, prompts, arguments.get(name), once=once)
     return arguments
 
 
@@ -72,14 +76,13 @@ def is_refusal(error: BaseException) -> bool:
     return frame is not None and frame.tb_frame.f_code.co_name.startswith(("check_inputs", "_check_inputs"))
 
 
-def by_row(files: Sequence[Any]) -> Any:
-    """The opened files of each row; those of one where all rows share them: some pipelines take no list, and make rows
-    of their own of each of its images."""
-    shared = all(one == files[0] for one in files)
-    return _opened(files[0]) if shared else [_opened(one) for one in files]
+def by_row(files: Sequence[Any], *, once: bool = False) -> Any:
+    """The opened files of each row, or those of the first: some pipelines take no list, or take what is in it as
+    several pictures of each row (see sharing.py)."""
+    return _opened(files[0]) if once or len(files) == 1 else [_opened(one) for one in files]
 
 
-def _column(name: str, prompts: Sequence[Prompt], default: Any) -> Any:
+def _column(name: str, prompts: Sequence[Prompt], default: Any, *, once: bool) -> Any:
     """The values of one argument for these rows: a list of texts, files, or the one value that all share."""
     values = [p.call.get(name) for p in prompts]
     if any(isinstance(value, str) for value in values):
@@ -87,7 +90,12 @@ def _column(name: str, prompts: Sequence[Prompt], default: Any) -> Any:
         return [other if value is None else value for value, other in zip(values, others, strict=True)]
     if any(value != values[0] for value in values) and not any(map(_is_file, values)):
         raise PolicyError(f"{name}: rows of one call have {values[0]!r} and another value; give all prompts one")
-    return by_row(values) if any(map(_is_file, values)) else values[0]
+    return by_row(values, once=once) if any(map(_is_file, values)) else values[0]
+
+
+def has_files(prompt: Prompt) -> bool:
+    """Whether a prompt brings pictures, clips or sound along."""
+    return bool(prompt.media) or any(map(_is_file, prompt.call.values()))
 
 
 def _is_file(value: Any) -> bool:

@@ -8,7 +8,7 @@ is learnt once, from how they grow with the number of prompts. Text encoders are
 import hashlib
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from flowrl.contracts import Prompt
 from flowrl.policies.gates import is_tensor_list
 
 CACHE_BYTES = 2 * 1024**3
@@ -97,19 +96,6 @@ class CachedEncoder:
             return self._encode(*bound.args, **bound.kwargs)
         finally:
             self._after()
-
-
-def longest(pipe: Any, prompts: Sequence[Prompt]) -> list[int]:
-    """Positions of the prompts that are longest, in tokens: one for each of the pipeline's tokenizers.
-
-    All distinct prompts where the pipeline has no tokenizer to ask.
-    """
-    parts = [part for name, part in pipe.components.items() if "tokenizer" in name or "processor" in name]
-    tokenizers = [t for t in (getattr(part, "tokenizer", part) for part in parts) if hasattr(t, "tokenize")]
-    if not tokenizers:
-        return sorted({p.text: i for i, p in enumerate(prompts)}.values())
-    lengths = [[len(tokenizer.tokenize(p.text)) for p in prompts] for tokenizer in tokenizers]
-    return sorted({found.index(max(found)) for found in lengths})
 
 
 def _is_texts(value: Any) -> bool:

@@ -46,8 +46,9 @@ class _PerRow:
 class GateKeeper:
     """What all gates of a policy share: which modules are denoisers, and what their calls return.
 
-    `skip` False runs denoisers in skipped iterations too, without gradient: for pipelines whose denoiser leaves
-    something behind for later iterations (a cache, a momentum).
+    `skip` False runs denoisers in skipped iterations too, in a replay with gradient: for pipelines whose denoiser
+    leaves something behind for later iterations (a cache, a momentum), through which the weights count as well. What
+    leaves nothing behind is freed as soon as its iteration is over.
     """
 
     def __init__(self, session: Session):
@@ -76,8 +77,7 @@ class GateKeeper:
         if name in self.denoisers and not walk.is_real(session.upcoming):
             if self.skip:
                 return self._stand_in(name, ordinal, walk.rows)
-            with torch.no_grad():
-                return module(*args, **kwargs)
+            return module(*args, **kwargs)
         output = module(*args, **kwargs)
         if self.recording:
             self._record(name, ordinal, output, walk.rows)

@@ -4,8 +4,9 @@ A sample is named by (run seed, prompt id, sample index); its initial noise and 
 CPU generators seeded with a hash of that name, so that they agree on every device.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,21 @@ class Key:
 def start_generators(keys: Sequence[Key]) -> list[torch.Generator]:
     """One generator a row, for everything a pipeline draws outside its steps: initial noise, image latents."""
     return [torch.Generator().manual_seed(key.number("start")) for key in keys]
+
+
+@contextlib.contextmanager
+def global_noise(key: Key, device: torch.device) -> Iterator[None]:
+    """Within, torch's global generators begin where `key` says; afterwards they go on from where they were.
+
+    For pipelines that draw something without their `generator`, such as the posterior of an autoencoder (JoyImageEdit).
+    """
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(gpus):
+        torch.random.default_generator.manual_seed(key.number("global"))
+        if gpus:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(key.number("global"))
+        yield
 
 
 def step_noise(

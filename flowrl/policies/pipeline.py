@@ -4,8 +4,9 @@ A rollout is the pipeline's own `__call__` with its scheduler's `step` intercept
 call with the same arguments, in which earlier iterations are fast-forwarded (see gates.py) and the step runs for real,
 with gradient. Guidance, packing, conditions and loop indices are thereby those of the rollout by construction.
 
-Before the first rollout a probe of one row learns what the pipeline calls, compares each step at noise 0 with the
-scheduler's own, and compares a replay with its rollout. A pipeline that fails is refused with the reason.
+Before the first rollout a probe learns what the pipeline calls, compares each step at noise 0 with the scheduler's own,
+compares a replay with its rollout, and finds out which rows may share a call (see sharing.py). A pipeline that fails is
+refused with the reason.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,16 +21,16 @@ from flowrl.policies import adapters
 from flowrl.policies.arguments import Call, call_arguments, is_refusal
 from flowrl.policies.dressing import Dressed
 from flowrl.policies.dynamics import Dynamics
-from flowrl.policies.encoding import longest
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.gates import GateKeeper
 from flowrl.policies.layouts import Media, check_size, joined_media, media_of, sample_rate
-from flowrl.policies.noise import Key, start_generators
+from flowrl.policies.noise import Key, global_noise, start_generators
 from flowrl.policies.outputs import credit_of, samples_of
 from flowrl.policies.probe import probe
 from flowrl.policies.recording import Recording
 from flowrl.policies.scheduler import Leave, Session, Walk
-from flowrl.policies.tape import Streams, Tape, by_company, joined
+from flowrl.policies.sharing import ALONE, Sharing, in_order
+from flowrl.policies.tape import Streams, Tape, joined, take
 from flowrl.policies.walks import Looking, Replaying, Visit, scenes_by_pass
 from flowrl.policies.writing import check_writing
 from samplers.plan import Tree
@@ -83,7 +84,7 @@ class PipelinePolicy:
         self.finished: Callable[[Samples], None] | None = None  # called with the samples of each chunk of prompts
         self._streams: dict[int, int] = {}
         self._dressed = Dressed(pipe, self.session, self.keeper, self.device, trained=modules, offload=offload)
-        self.needs_company = False  # a row depends on the longest prompt of its call (found out by the probe)
+        self.sharing: Sharing = ALONE  # which rows may share a call (found out by the probe)
         self._probed = False
 
     @property
@@ -102,10 +103,9 @@ class PipelinePolicy:
         """
         self.prepare(prompts[0], plan)
         tree, recordings, outputs = plan.tree(group_size), [], []
-        for chunk in prompt_chunks(len(prompts), max(part.rows for part in tree.passes()), self.max_rows):
+        limit = self.max_rows if self.sharing.rows == "any" else 1
+        for chunk in prompt_chunks(len(prompts), max(part.rows for part in tree.passes()), limit):
             tape = Tape([prompts[i] for i in chunk], tree, seed, first, complete=not self.keeper.skip)
-            if self.needs_company:
-                tape.company = [tuple(longest(self.source, tape.prompts))] * len(tape.prompts)
             recording, output = self._roll(tape)
             recordings.append(recording)
             outputs.append(output)
@@ -172,20 +172,27 @@ class PipelinePolicy:
         """
         states = x if isinstance(x, dict) else {0: x}
         self.prepare(prompts[0], plan)
-        walk = Looking(states, step, self._streams_at(step))
-        more = {} if step else {"latents": states[0]}
-        self._pass(walk, prompts, [Key(seed, p.id, 0) for p in prompts], steps=plan.num_steps, grad=True, **more)
-        return walk.velocity[0]
+        found, parts = [], self.sharing.split([p.id for p in prompts])
+        for part in parts:
+            here = {stream: take(state, torch.tensor(part)) for stream, state in states.items()}
+            walk = Looking(here, step, self._streams_at(step))
+            more = {} if step else {"latents": here[0]}
+            self._look(walk, [prompts[i] for i in part], plan, seed, grad=True, **more)
+            found.append(walk.velocity[0])
+        return in_order(found, parts)
 
     def decode(self, prompts: Sequence[Prompt], x: Tensor | Streams, *, plan: Plan, seed: int) -> Tensor:
         """Images [R, 3, H, W], video [R, T, 3, H, W] or, of a pipeline without pictures, sound [R, C, T] of final
         states x, with gradient through the decoder."""
         states = x if isinstance(x, dict) else {0: x}
         self.prepare(prompts[0], plan)
-        walk, starts = Looking(states, None), [Key(seed, p.id, 0) for p in prompts]
-        output = self._pass(walk, prompts, starts, steps=plan.num_steps, grad=torch.is_grad_enabled())
-        made = media_of(output, self.source, len(prompts))
-        return made["images"] if "images" in made else made["video"] if "video" in made else made["audio"]
+        found, parts = [], self.sharing.split([p.id for p in prompts])
+        for part in parts:
+            walk = Looking({stream: take(state, torch.tensor(part)) for stream, state in states.items()}, None)
+            output = self._look(walk, [prompts[i] for i in part], plan, seed, grad=torch.is_grad_enabled())
+            made = media_of(output, self.source, len(part))
+            found.append(next(made[kind] for kind in ("images", "video", "audio") if kind in made))
+        return in_order(found, parts)
 
     def prepare(self, prompt: Prompt, plan: Plan) -> None:
         """Probes the pipeline, once. Raises PolicyError where it breaks the contract (see `probe`)."""
@@ -199,7 +206,8 @@ class PipelinePolicy:
         """The rollout of a chunk of prompts: what was recorded, and what was made of its samples, prompt by prompt."""
         recording = Recording(tape, self.dynamics, self._streams_at, tick=self.tick, keep_means=self.keep_means)
         number, made = len(tape.prompts), {}
-        per_prompt = None if self.max_rows is None else max(1, self.max_rows // number)
+        limit = 1 if self.sharing.rows == "none" else self.max_rows
+        per_prompt = None if limit is None else max(1, limit // number)
         for part in tape.tree.passes(per_prompt):
             recording.begin(part)
             output = self._walk(recording, tape)
@@ -226,8 +234,8 @@ class PipelinePolicy:
     ) -> None:
         """Replays all trained steps of `rows`, in as few passes as they ran on different sets of rows."""
         grad = torch.is_grad_enabled()
-        for part, company in by_company(tape, rows):
-            for scenes in scenes_by_pass(tape, part, company):
+        for part in self.sharing.parts(tape, rows):
+            for scenes in scenes_by_pass(tape, part):
                 walk = Replaying(
                     tape,
                     self.dynamics,
@@ -247,6 +255,10 @@ class PipelinePolicy:
         starts = [tape.start(p, i) for p, i in leads]
         return self._pass(walk, [tape.prompts[p] for p, _ in leads], starts, steps=tape.tree.num_steps, grad=grad)
 
+    def _look(self, walk: Looking, prompts: Sequence[Prompt], plan: Plan, seed: int, *, grad: bool, **more: Any) -> Any:
+        starts = [Key(seed, p.id, 0) for p in prompts]
+        return self._pass(walk, prompts, starts, steps=plan.num_steps, grad=grad, **more)
+
     def _pass(
         self,
         walk: Walk,
@@ -258,8 +270,9 @@ class PipelinePolicy:
         **more: Any,
     ) -> Any:
         """Calls the pipeline once for these rows; its output, or None where the walk left early."""
+        once = self.sharing.pictures == "once"
         arguments = (
-            call_arguments(self.call, prompts, self._dressed.accepts)
+            call_arguments(self.call, prompts, self._dressed.accepts, once=once)
             | {"num_inference_steps": steps, "output_type": "pt"}
             | more
         )
@@ -267,7 +280,8 @@ class PipelinePolicy:
         self.session.begin(walk)
         self.keeper.begin(starts)
         try:
-            output = self._dressed(arguments, grad=grad)
+            with global_noise(starts[0], self.device):
+                output = self._dressed(arguments, grad=grad)
         except Leave:
             output = None
         except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,10 +10,11 @@ from torch import Tensor
 from flowrl.contracts import Prompt
 from flowrl.policies.adapters import DENOISERS
 from flowrl.policies.errors import PolicyError
+from flowrl.policies.neighbours import TOLERANCE, TOLERANCE_HALF, compare, find_sharing
 from flowrl.policies.noise import Key
-from flowrl.policies.scheduler import Leave, Step
+from flowrl.policies.scheduler import Step
+from flowrl.policies.sharing import ALONE
 from flowrl.policies.tape import Tape
-from flowrl.policies.walks import Replaying, scenes_by_pass
 from samplers.plan import Own, Plan
 from samplers.renoising import vp_ddim
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from flowrl.policies.pipeline import Plan as AnyPlan
 
 STEP_TOLERANCE = 1e-3  # of a step at noise 0 against the scheduler's own, relative to the size of the state
-COMPANY_TOLERANCE = 1e-4  # of a velocity alone and beside a longer prompt, relative to its size
-COMPANY_TOLERANCE_HALF = 3e-2
 REPLAY_TOLERANCE = 1e-4  # of a replayed log-prob, in float32
 REPLAY_TOLERANCE_HALF = 2e-2  # the same where the model computes in half precision
 
@@ -60,28 +58,15 @@ class Probing:
         return state
 
 
-class Glancing(Probing):
-    """A probing walk of `rows` rows that takes the velocity of the first step and leaves."""
-
-    def __init__(self, rows: int) -> None:
-        super().__init__()
-        self.rows = rows
-        self.velocity: Tensor | None = None
-
-    def step(self, step: Step) -> Tensor:
-        """Keeps the velocity."""
-        self.velocity = step.v
-        raise Leave
-
-
 def probe(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> dict[int, int]:
-    """Runs the pipeline for one row; returns the number of `step` calls of each iteration.
+    """Runs the pipeline for one row and for two; returns the number of `step` calls of each iteration.
 
-    Leaves the policy's keeper knowing the denoisers and what their calls return. Raises PolicyError where the loop
+    Leaves the policy's keeper knowing the denoisers and what their calls return, and the policy which rows may share a
+    call. Raises PolicyError where the loop
     never steps the scheduler, where a step at noise 0 is not the scheduler's own, or where a replay is not its rollout.
     """
     name, start = type(policy.source).__name__, [Key(0, prompt.id, 0)]
-    walk = Probing()
+    walk, policy.sharing = Probing(), ALONE
     keeper = policy.keeper
     keeper.forget()
     keeper.recording = True
@@ -111,7 +96,7 @@ def probe(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> dict[int, in
         raise PolicyError(f"{name} calls none of its components between two steps: there is nothing to replay")
     policy._streams = walk.streams
     _check_replay(policy, prompt, plan)
-    policy.needs_company = _depends_on_company(policy, prompt, plan)
+    policy.sharing = find_sharing(policy, prompt, plan, half=not _is_single_precision(policy))
     return walk.streams
 
 
@@ -130,66 +115,50 @@ def _check_replay(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> None
     steps = tuple(sorted(policy._streams))
     usable = steps[:-1] or steps
     full = Plan(plan.num_steps, usable, usable)
+    single = _is_single_precision(policy)
+    tolerance = REPLAY_TOLERANCE if single else REPLAY_TOLERANCE_HALF
+    accepted = tolerance, TOLERANCE if single else TOLERANCE_HALF
     drift = _drift(policy, prompt, full)
-    tolerance = REPLAY_TOLERANCE if _is_single_precision(policy) else REPLAY_TOLERANCE_HALF
-    if not drift <= tolerance:
+    if not _holds(drift, accepted):
         policy.keeper.skip = False
         drift = _drift(policy, prompt, full)
-    if not drift <= tolerance:
+    if not _holds(drift, accepted):
         raise PolicyError(
-            f"{type(policy.source).__name__}: the replay of a step gives a log-prob {drift:.1e} away from the "
-            f"rollout's (accepted: {tolerance:.0e}); something outside `generator` and the call's arguments changes "
-            "between calls"
+            f"{type(policy.source).__name__}: the replay of a step gives a log-prob {drift[0]:.1e} away from the "
+            f"rollout's (accepted: {accepted[0]:.0e}) and a mean {drift[1]:.1e} of the state's size away (accepted: "
+            f"{accepted[1]:.0e}); something outside `generator` and the call's arguments changes between calls"
         )
 
 
-def _depends_on_company(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> bool:
-    """Whether a row's velocity changes when a longer prompt shares its call, as where padding is not masked."""
-    longer = replace(prompt, id=prompt.id + "/longer", text=" ".join([prompt.text] * 3))
-    found = []
-    for prompts in ([prompt], [prompt, longer]):
-        walk = Glancing(len(prompts))
-        try:
-            policy._pass(walk, prompts, [Key(0, prompt.id, 0)] * len(prompts), steps=plan.num_steps)
-        except (PolicyError, TypeError, ValueError, RuntimeError):
-            return False  # it takes one prompt a call: there is no company
-        found.append(walk.velocity)
-    alone, together = found
-    if alone is None or together is None:
-        return False
-    tolerance = COMPANY_TOLERANCE if _is_single_precision(policy) else COMPANY_TOLERANCE_HALF
-    return bool((together[: len(alone)] - alone).abs().max() > tolerance * (1 + alone.abs().max()))
+def _holds(drift: tuple[float, float], accepted: tuple[float, float]) -> bool:
+    return all(found <= most for found, most in zip(drift, accepted, strict=True))
 
 
-def _drift(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> float:
+def _drift(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> tuple[float, float]:
+    """How far a replay is from its rollout: in the log-prob, and in the means over the size of the state."""
     tape = Tape([prompt], plan.tree(1), 0, complete=not policy.keeper.skip)
-    recording, _ = policy._roll(tape)
+    keep_means, policy.keep_means = policy.keep_means, True
+    try:
+        recording, _ = policy._roll(tape)
+    finally:
+        policy.keep_means = keep_means
     behave, mask, _ = recording.result()
     if not mask.any():
-        return 0.0  # a deterministic transition: nothing is scored, and an objective that needs it says so
-    ends = {0, len(plan.trained) - 1}
-    found: dict[int, Tensor] = {}
+        return 0.0, 0.0  # a deterministic transition: nothing is scored, and an objective that needs it says so
     try:
-        for end in ends:
-            scenes = scenes_by_pass(tape, torch.tensor([0]), steps=[plan.trained[end]])
-            walk = Replaying(
-                tape,
-                policy.dynamics,
-                policy._streams_at,
-                scenes[0],
-                lambda step, _, logp, *__: found.__setitem__(plan.trained.index(step), logp),
-            )
-            policy._walk(walk, tape, grad=True)
+        found = compare(policy, tape, 0, {plan.trained[0], plan.trained[-1]}, grad=True)
     except (AttributeError, RuntimeError, TypeError, ValueError, KeyError, IndexError):
         if policy.keeper.skip:  # a denoiser that was skipped left something undone: run them all
-            return float("inf")
+            return float("inf"), float("inf")
         raise
-    if any(p.requires_grad for p in policy.trainable()) and not any(logp.requires_grad for logp in found.values()):
+    if any(p.requires_grad for p in policy.trainable()) and not any(p.requires_grad for p in found.logp.values()):
         raise PolicyError(
             f"{type(policy.source).__name__}: no gradient reaches the log-prob of a replayed step; the pipeline calls "
             "its denoiser under torch.no_grad() or detaches its output"
         )
-    return max(float((found[end].detach().cpu() - behave[0, end]).abs().max()) for end in ends)
+    columns = {step: i for i, step in enumerate(plan.trained)}
+    gaps = [abs(float(logp.detach()) - float(behave[0, columns[step]])) for step, logp in found.logp.items()]
+    return max(gaps), found.worst
 
 
 def _is_single_precision(policy: PipelinePolicy) -> bool:

@@ -4,7 +4,7 @@ All prompts walk the same tree, so that every tensor here is rectangular: prompt
 for each. Which segment an entry belongs to is known from the tree alone (samplers/decisions.py).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,8 +25,7 @@ class Tape:
     enter, the states that decisions start from (none before step 0, which the pipeline draws again); drawn, the states
     after them; keep, elements that the pipeline did not overwrite; mean, the means drawn from, where they were asked
     for; reference, the means under the reference policy, laid out like enter. complete: for pipelines whose denoisers
-    run in skipped iterations too, `states` holds the state after every step of every segment. company: where a row
-    depends on the longest prompt of its call, the prompts of that call that stand for it, for each prompt.
+    run in skipped iterations too, `states` holds the state after every step of every segment.
     """
 
     prompts: list[Prompt]
@@ -40,7 +39,6 @@ class Tape:
     mean: dict[int, Streams] = field(default_factory=dict)
     reference: dict[int, Streams] = field(default_factory=dict)
     states: dict[tuple[int, int], Streams] = field(default_factory=dict)  # by (segment, step)
-    company: list[tuple[int, ...]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.prompts) * len(self.tree.rows)
@@ -74,26 +72,12 @@ def joined(tapes: Sequence[Tape]) -> Tape:
         overwritten = {s for t in tapes for s in t.keep.get(step, {})}
         if overwritten:
             whole.keep[step] = {s: torch.cat([_kept(t, step, s) for t in tapes]) for s in overwritten}
-    above = 0
-    for tape in tapes:
-        whole.company += [tuple(i + above for i in c) for c in tape.company]
-        above += len(tape.prompts)
     return whole
 
 
 def _kept(tape: Tape, step: int, stream: int) -> Tensor:
     kept = tape.keep.get(step, {}).get(stream)
     return torch.ones_like(tape.drawn[step][stream], dtype=torch.bool) if kept is None else kept
-
-
-def by_company(tape: Tape, rows: Tensor) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
-    """Rows [r] in parts that shared a call in the rollout, each with the prompts that its rows depend on."""
-    if not tape.company:
-        yield rows, ()
-        return
-    whose = [tape.company[row // len(tape.tree.rows)] for row in rows.tolist()]
-    for company in dict.fromkeys(whose):
-        yield rows[torch.tensor([c == company for c in whose])], company
 
 
 def take(tensor: Tensor, rows: Tensor) -> Tensor:

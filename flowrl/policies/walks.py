@@ -21,9 +21,8 @@ class Scene:
     """What one trained step needs, to be scored again for some rows.
 
     rows: those of the rollout that have a decision there; drawn: its place in the tape. states: places of the states
-    that they start from, each once, and behind them those of prompts that only keep company; among: for each row, its
-    place in states. leads: (prompt, segment) of each state; a pass that holds several scenes needs them to agree in
-    prompt and initial noise.
+    that they start from, each once; among: for each row, its place in states. leads: (prompt, segment) of each state; a
+    pass that holds several scenes needs them to agree in prompt and initial noise.
     """
 
     rows: Tensor
@@ -32,33 +31,20 @@ class Scene:
     among: Tensor
     leads: tuple[tuple[int, int], ...]
 
-    @property
-    def num_states(self) -> int:
-        """States without company."""
-        return int(self.among.max()) + 1
 
-
-def scene(tape: Tape, step: int, rows: Tensor, company: Sequence[int] = ()) -> Scene | None:
-    """The scene of a step for rows of a rollout, None where none of them has a decision there.
-
-    company: prompts that have to be in the call.
-    """
+def scene(tape: Tape, step: int, rows: Tensor) -> Scene | None:
+    """The scene of a step for rows of a rollout, None where none of them has a decision there."""
     layout = decisions(tape.tree)[step]
     rows, drawn, wanted = layout.find(rows, len(tape.tree.rows))
     if not len(rows):
         return None
     states, among = wanted.unique(return_inverse=True)
     width = len(layout.units)
-    present = {tape.prompts[i].text for i in (states // width).tolist()}
-    extra = [p * width for p in company if tape.prompts[p].text not in present]
-    states = torch.cat([states, torch.tensor(extra, dtype=torch.int64)])
     leads = tuple((int(s) // width, layout.units[int(s) % width][0]) for s in states)
     return Scene(rows, drawn, states, among, leads)
 
 
-def scenes_by_pass(
-    tape: Tape, rows: Tensor, company: Sequence[int] = (), *, steps: Sequence[int] | None = None
-) -> list[dict[int, Scene]]:
+def scenes_by_pass(tape: Tape, rows: Tensor, *, steps: Sequence[int] | None = None) -> list[dict[int, Scene]]:
     """The scenes of these steps (None: all that were trained), those together that one call of the pipeline can hold.
 
     Where something is left behind from step to step (`Tape.complete`), each takes a call of its own, so that no graph
@@ -66,7 +52,7 @@ def scenes_by_pass(
     """
     found: dict[tuple[object, ...], dict[int, Scene]] = {}
     for step in tape.tree.trained if steps is None else steps:
-        here = scene(tape, step, rows, company)
+        here = scene(tape, step, rows)
         if here is not None:
             starts: list[tuple[int, Key]] = [(p, tape.start(p, i)) for p, i in here.leads]
             found.setdefault((step if tape.complete else None, *starts), {})[step] = here
@@ -139,11 +125,11 @@ class Replaying:
         if self.reference:
             self._remember(at, stream, gaussian.mean, scene)
         elif self.exact_kl:
-            mean = take(self.tape.reference[at][stream], scene.states[: scene.num_states])
+            mean = take(self.tape.reference[at][stream], scene.states)
             other = Gaussian(take(mean, scene.among), children.std)
             self._add("kl", children.kl_sums(other, kept))
         if self.centred:
-            mean = take(self.tape.mean[at][stream], scene.states[: scene.num_states])
+            mean = take(self.tape.mean[at][stream], scene.states)
             self._add("centred", children.centred_sums(take(mean, scene.among), x, kept))
         if len(self._sums["logp"]) == self.streams(at):
             self._hand_over(at)

@@ -23,10 +23,10 @@ from flowrl.contracts import Prompt, Rollout, Samples, Score
 from flowrl.estimate import Pace
 from flowrl.loading import device_of, load_pipeline
 from flowrl.planning import eval_plan, plan_for
-from flowrl.policies.arguments import call_arguments
+from flowrl.policies.arguments import call_arguments, of_one_prompt, takes_one_prompt
 from flowrl.policies.first_order import once_a_level, without_memory
 from flowrl.policies.layouts import media_of
-from flowrl.policies.noise import Key, start_generators
+from flowrl.policies.noise import Key, global_noise, start_generators
 from flowrl.policies.pipeline import PipelinePolicy
 from flowrl.recipe.schema import Recipe
 from flowrl.scoring import Scorer
@@ -151,8 +151,8 @@ class Bench:
     def drawn_quietly(self) -> Tensor:
         """The same pictures by the policy as it is now."""
         with torch.no_grad():
-            rollout = self.policy.rollout(self.pair, plan=eval_plan(self.recipe), seed=self.recipe.seed + SEED)
-        return visible(rollout.samples)
+            plan, seed = eval_plan(self.recipe), self.recipe.seed + SEED
+            return torch.cat([visible(self.policy.rollout([p], plan=plan, seed=seed).samples) for p in self.pair])
 
     @cached_property
     def rollout(self) -> Rollout:
@@ -293,14 +293,16 @@ def called(pipe: Any, prompts: list[Prompt], steps: int, call: dict[str, Any], s
     where the model predicts noise, as the policy walks.
     """
     pipe.scheduler = without_memory(once_a_level(pipe.scheduler), steps)
-    output = pipe(
-        generator=start_generators([Key(seed, p.id, 0) for p in prompts]),
-        num_inference_steps=steps,
-        output_type="pt",
-        **call_arguments(call, prompts, inspect.signature(type(pipe).__call__).parameters),
-    )
-    made = media_of(output, pipe, len(prompts))
-    return next(made[kind] for kind in ("images", "video", "audio") if kind in made).cpu()
+    found, accepts = [], inspect.signature(type(pipe).__call__).parameters
+    for prompt in prompts:  # one by one: in some pipelines a row depends on those beside it
+        key = Key(seed, prompt.id, 0)
+        arguments = call_arguments(call, [prompt], accepts) | {"generator": start_generators([key])}
+        arguments = of_one_prompt(arguments) if takes_one_prompt(type(pipe)) else arguments
+        with global_noise(key, getattr(pipe, "_execution_device", torch.device("cpu"))):
+            output = pipe(num_inference_steps=steps, output_type="pt", **arguments)
+        made = media_of(output, pipe, 1)
+        found.append(next(made[kind] for kind in ("images", "video", "audio") if kind in made).cpu())
+    return torch.cat(found)
 
 
 def visible(samples: Samples) -> Tensor:

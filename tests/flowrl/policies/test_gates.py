@@ -123,12 +123,12 @@ def test_calls_beyond_the_probe_are_like_its_last(keeper: GateKeeper) -> None:
     assert torch.equal(outputs[5]["both"], torch.zeros(4, 3))
 
 
-def test_without_skipping_earlier_calls_run_without_gradient(keeper: GateKeeper) -> None:
+def test_without_skipping_earlier_calls_run_with_the_gradient_of_what_they_leave_behind(keeper: GateKeeper) -> None:
     module, gate = probed(keeper)
     keeper.skip = False
     outputs = run(keeper, FakeWalk(1, begin=2), gate, 3)
     assert module.calls == 3
-    assert [output["both"].requires_grad for output in outputs] == [False, False, True]
+    assert [output["both"].requires_grad for output in outputs] == [True, True, True]
     assert torch.equal(outputs[0]["both"], outputs[2]["both"])
 
 

@@ -174,11 +174,12 @@ def test_a_velocity_is_the_one_that_the_rollout_saw(name: str) -> None:
     with watched_steps() as seen:
         policy.rollout(PROMPTS, plan=SDE, seed=SEED)
     for at in (1, 2):
-        steps = {step.stream: step for step, _ in seen if step.iteration == at}
-        x = {stream: step.x.clone().requires_grad_() for stream, step in steps.items()}
+        steps = [step for step, _ in seen if step.iteration == at]  # several calls where rows share none
+        x = {s: torch.cat([step.x for step in steps if step.stream == s]) for s in {step.stream for step in steps}}
+        x = {stream: state.requires_grad_() for stream, state in x.items()}
         v = policy.velocity(PROMPTS, x if len(x) > 1 else x[0], at, plan=SDE, seed=SEED)
         assert v.dtype == torch.float32
-        assert gap(v.detach(), steps[0].v) <= 1e-5
+        assert gap(v.detach(), torch.cat([step.v for step in steps if step.stream == 0])) <= 1e-5
         (own,) = torch.autograd.grad(v.square().sum(), x[0], retain_graph=True)
         assert (own.flatten(1).abs().sum(1) > 0).all()
         weights = [p for m in policy.modules.values() for p in m.parameters()]
@@ -251,11 +252,13 @@ class Bare(FluxPipeline):
 
 
 class Forgetful(FluxPipeline):
-    """A pipeline whose initial noise does not come from its generator."""
+    """A pipeline whose initial noise comes from a generator of its own."""
+
+    own = torch.Generator().manual_seed(0)
 
     def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
         latents, ids = super().prepare_latents(*args, **kwargs)
-        return torch.randn_like(latents), ids
+        return torch.randn(latents.shape, generator=self.own), ids
 
 
 class ScaledFlowEuler(FlowMatchEulerDiscreteScheduler):
@@ -282,14 +285,24 @@ def test_a_pipeline_without_no_grad_to_look_beneath_is_refused() -> None:
     refused(flux_as(Bare), "Bare.__call__ is not wrapped by torch.no_grad")
 
 
-def test_a_denoiser_that_draws_for_itself_is_refused() -> None:
+def test_a_denoiser_that_changes_from_call_to_call_is_refused() -> None:
     pipe = families.get("flux").build()
-    own = pipe.transformer.forward
-    pipe.transformer.forward = lambda *a, **k: (own(*a, **k)[0] + torch.randn(1),)
+    own, source = pipe.transformer.forward, torch.Generator().manual_seed(0)
+    pipe.transformer.forward = lambda *a, **k: (own(*a, **k)[0] + torch.randn(1, generator=source),)
     refused(pipe, "replay of a step gives a log-prob .* outside `generator`")
 
 
-def test_a_pipeline_that_draws_its_start_for_itself_is_refused() -> None:
+def test_a_denoiser_that_draws_from_the_global_generator_is_replayed_with_its_draws() -> None:
+    pipe = families.get("flux").build()
+    own = pipe.transformer.forward
+    pipe.transformer.forward = lambda *a, **k: (own(*a, **k)[0] + torch.randn(1),)
+    policy = FamilyPolicy("flux", pipe)
+    rollout = policy.rollout(PROMPTS, plan=SDE, seed=SEED)
+    assert (policy.sharing.rows, policy.keeper.skip) == ("none", False)
+    assert torch.equal(scores(policy, rollout, [1]), rollout.behave[[1]])
+
+
+def test_a_pipeline_whose_start_changes_from_call_to_call_is_refused() -> None:
     refused(flux_as(Forgetful), "Forgetful: the replay of a step gives a log-prob")
 
 
