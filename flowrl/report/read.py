@@ -26,7 +26,7 @@ class Evaluated:
     scores: dict[str, list[float | None]]
     pictures: list[str]  # paths, relative to the run
     texts: list[str]
-    sounds: list[str]  # paths too
+    sounds: tuple[str, ...] = ()  # paths too
 
 
 @dataclass(frozen=True)
@@ -225,5 +225,5 @@ def _evaluated(path: Path, notes: list[str]) -> Evaluated | None:
         scores["total"] = [number(v) for v in sequence(values["total"])]
     pictures = [str(p) for p in sequence(values.get("pictures"))]
     texts = [str(t) for t in sequence(values.get("texts"))]
-    sounds = [str(p) for p in sequence(values.get("sounds"))]
+    sounds = tuple(str(p) for p in sequence(values.get("sounds")))
     return Evaluated(values["iteration"], prompts, scores, pictures, texts, sounds)

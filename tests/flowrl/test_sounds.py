@@ -20,7 +20,7 @@ from flowrl.contracts import Prompt, Samples
 from flowrl.recipe.load import load
 from flowrl.refill import joined_samples
 from flowrl.run import run
-from flowrl.score_batches import moved
+from flowrl.score_batches import copied
 from flowrl.score_cache import ScoreCache
 from flowrl.sounds import HEIGHT, WIDTH, pictured, save_sound
 from reward_models.parts import wire
@@ -116,16 +116,13 @@ def test_sound_is_part_of_samples_wherever_they_go() -> None:
     one = Samples(prompts, torch.arange(2), audio=sound, sample_rate=RATE)
     joined = joined_samples([one, one[[1]]])
     assert torch.equal(joined.audio, torch.cat([sound, sound[1:]])) and joined.sample_rate == RATE
-    assert moved(one, "meta").audio.device.type == "meta"
-    cache, calls = ScoreCache("r", {}), []
-
-    def score(samples: Samples) -> torch.Tensor:
-        calls.append(len(samples))
-        return samples.audio.mean((1, 2))
-
-    for samples in (one, one, Samples(prompts, torch.arange(2), audio=sound + 1, sample_rate=RATE)):
-        assert torch.allclose(cache(score, samples), samples.audio.mean((1, 2)))
-    cache(score, Samples(prompts, torch.arange(2), audio=sound, sample_rate=2 * RATE))
-    assert calls == [2, 2, 2]
+    assert copied(one, [1], "meta").audio.shape == (1, 1, 10) and copied(one, [1]).sample_rate == RATE
+    cache = ScoreCache("r", {})
+    others = [
+        Samples(prompts, torch.arange(2), audio=sound + 1, sample_rate=RATE),
+        Samples(prompts, torch.arange(2), audio=sound, sample_rate=2 * RATE),
+    ]
+    assert cache._key(one, 1) == cache._key(joined, 1) == cache._key(joined, 2)
+    assert len({cache._key(samples, 1) for samples in (one, *others)}) == 3
     with pytest.raises(ValueError, match="sound does not travel"):
         wire.encode(one, "safetensors")
