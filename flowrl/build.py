@@ -61,8 +61,13 @@ def load_prompts(recipe: Recipe, source: str, split: str, limit: int | None, *, 
 
 
 def unread(recipe: Recipe, prompts: list[Prompt]) -> str | None:
-    """One line about the columns of these prompts that nothing has read so far; see columns.py."""
-    return columns.unread(prompts, argument_names(recipe.model, online=False))
+    """One line about what of these prompts nothing has read so far; see columns.py."""
+    known = argument_names(recipe.model, online=False)
+    told = columns.unread(prompts, known)
+    if known and "image" not in known and any(prompt.media for prompt in prompts):
+        alone = "prompts: the pipeline takes no image; the pictures of the prompts are there for rewards alone"
+        return alone if told is None else f"{alone}. {told}"
+    return told
 
 
 def read_prompts(recipe: Recipe, *, online: bool = False) -> tuple[list[Prompt], list[Prompt]]:

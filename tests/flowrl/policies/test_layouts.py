@@ -17,6 +17,8 @@ from flowrl.policies.dynamics import Dynamics
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.layouts import check_size, joined_media, media_of
 from flowrl.policies.pipeline import PipelinePolicy
+from flowrl.recipe.checks import check_call
+from flowrl.recipe.errors import RecipeError
 from policies_support import ODE, PROMPTS, SEED, FamilyPolicy
 from samplers.transitions import flow_sde
 
@@ -134,6 +136,15 @@ def test_a_pipeline_that_scales_to_an_area_of_its_own_is_refused() -> None:
         policy.rollout(PROMPTS[:1], plan=ODE, seed=SEED)
     policy.call = call | {"max_area": 384}
     assert policy.rollout(PROMPTS[:1], plan=ODE, seed=SEED).samples.images.shape == (1, 3, 16, 24)
+
+
+def test_it_is_refused_before_weights_are_loaded_where_its_class_is_known() -> None:
+    size = {"height": 720, "width": 720}
+    with pytest.raises(RecipeError, match="pipeline.max_area: not given, .* set it to 518400"):
+        check_call(diffusers.FluxKontextPipeline, size)
+    check_call(diffusers.FluxKontextPipeline, size | {"max_area": 518400})
+    check_call(diffusers.FluxKontextPipeline, {"height": 1024, "width": 1024})
+    check_call(diffusers.FluxPipeline, size)
 
 
 def test_a_whole_multiple_of_the_size_is_an_upscalers() -> None:
