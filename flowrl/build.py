@@ -16,7 +16,7 @@ from flowrl.contracts import Credit, Prompt, Samples
 from flowrl.credit import row_advantages
 from flowrl.learner import Learner
 from flowrl.loading import argument_names, check_arguments, device_of, load_language, load_pipeline
-from flowrl.names import UserError, load, steps
+from flowrl.names import UserError, load, steps, to_be_fetched
 from flowrl.objectives.grpo import ClippedObjective
 from flowrl.plans import check_trained
 from flowrl.policies import adapters
@@ -28,6 +28,7 @@ from flowrl.prompt_lines import PromptError
 from flowrl.recipe.paths import PRESERVING_STEP, misfit
 from flowrl.recipe.schema import Generation, Recipe
 from flowrl.refill import Advantage
+from flowrl.sizes.rewards import absent
 from flowrl.watch import Settings, Watch
 
 AnyPolicy = PipelinePolicy | LanguagePolicy
@@ -47,6 +48,8 @@ def load_prompts(recipe: Recipe, source: str, split: str, limit: int | None, *, 
 
     Raises PromptError where they do not fit it.
     """
+    if gone := prompt_files.missing([source], recipe.prompts.source):
+        raise PromptError(gone)
     if recipe.generation is not None:
         found = prompt_files.load(source, split=split, limit=limit)
         seeing = next((prompt for prompt in found if prompt.media), None)
@@ -78,18 +81,40 @@ def read_prompts(recipe: Recipe, *, online: bool = False) -> tuple[list[Prompt],
     """
     check_arguments(recipe.model, recipe.pipeline)
     check_trained(recipe)
+    return _train_prompts(recipe, online), _heldout_prompts(recipe, online)
+
+
+def planned_prompts(recipe: Recipe) -> tuple[list[Prompt] | None, list[Prompt] | None, list[str]]:
+    """As read_prompts, for a plan: None in place of published prompts that are not here, and lines on what is not."""
+    check_arguments(recipe.model, recipe.pipeline)
+    check_trained(recipe)
+    source, files = recipe.prompts, absent(recipe.rewards)
+    train = None if to_be_fetched(source.train, source.source) else _train_prompts(recipe)
+    heldout = None if to_be_fetched(source.heldout, source.source) else _heldout_prompts(recipe)
+    gone = prompt_files.missing([source.train, source.heldout, *files.values()], source.source)
+    others = [f"{place}: {f}, not here" for place, f in files.items() if not to_be_fetched(f, source.source)]
+    return train, heldout, [*([gone] if gone else []), *others]
+
+
+def _heldout_prompts(recipe: Recipe, online: bool = False) -> list[Prompt]:
+    """The held-out prompts; none where there is no source."""
+    source = recipe.prompts
+    if source.heldout is None:
+        return []
+    return load_prompts(recipe, source.heldout, "heldout", recipe.eval.prompts, online=online)
+
+
+def _train_prompts(recipe: Recipe, online: bool = False) -> list[Prompt]:
+    """The training prompts, known to suffice for an iteration and for the recipe's rewards."""
     source = recipe.prompts
     train = load_prompts(recipe, source.train, "train", source.limit, online=online)
-    heldout: list[Prompt] = []
-    if source.heldout is not None:
-        heldout = load_prompts(recipe, source.heldout, "heldout", recipe.eval.prompts, online=online)
     if len(train) < recipe.train.prompts:
         raise UserError(
             f"train.prompts: got {recipe.train.prompts}, but {source.train} holds {len(train)}; lower train.prompts"
         )
     check_prompts(recipe.rewards, train, source.train)
     cursor_over(recipe, train)
-    return train, heldout
+    return train
 
 
 def cursor_over(recipe: Recipe, train: list[Prompt]) -> prompt_files.Cursor:

@@ -95,13 +95,15 @@ def _pace(recipe: Recipe, lines: Sequence[dict[str, Any]]) -> Pace:
     return Pace(forward, training / trained if trained else 0.0, sum(m["time_score"] for m in lines) / rows)
 
 
-def time_text(recipe: Recipe, pace: Pace, num_heldout: int) -> str:
-    """The line of --dry-run about time."""
-    time = duration(recipe, pace, num_heldout)
+def time_text(recipe: Recipe, pace: Pace, num_heldout: int | None) -> str:
+    """The lines of --dry-run about time. num_heldout None: the held-out prompts are not here to be counted."""
+    known = recipe.eval.prompts or 0 if num_heldout is None else num_heldout
+    time = duration(recipe, pace, known)
     parts = {"rollout": time.rollout, "scoring": time.scoring, "training": time.training, "evaluation": time.evaluation}
     listed = ", ".join(f"{name} {spoken(seconds)}" for name, seconds in parts.items() if seconds)
+    uncounted = "" if known or recipe.prompts.heldout is None else "; evaluations are not in it"
     return (
-        f"time        about {spoken(time.total)} ({time.total / 3600:.2f} h): {listed}\n"
+        f"time        about {spoken(time.total)} ({time.total / 3600:.2f} h): {listed}{uncounted}\n"
         f"            at {pace.forward:.3g} s a row-forward, {pace.training:.3g} s with its backward"
     )
 

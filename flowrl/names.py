@@ -60,6 +60,16 @@ def hint(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {match!r}?" if match else ""
 
 
+def to_be_fetched(source: str | None, origin: str | None) -> bool:
+    """Whether prompts named FOLDER/.../FILE are the published ones, which do not ship, and are not here yet.
+
+    origin: how to get them, as the recipe says it. Shorter names are files, worlds or data sets of the hub.
+    """
+    if source is None or origin is None or source.startswith((".", "/", "~")):
+        return False
+    return source.count("/") >= 2 and not Path(source).exists()
+
+
 def steps() -> dict[str, Entry]:
     """The denoising steps that ship, by short name."""
     return _scan("samplers", ("x", "v", "s", "s_next"))

@@ -12,6 +12,8 @@ from typing import Any
 
 from flowrl import plans, tokens
 from flowrl.recipe.schema import Recipe
+from flowrl.sizes.rewards import on_device, told
+from flowrl.sizes.units import size_text
 from samplers.decisions import replay_forwards
 from samplers.plan import Tree
 from samplers.trees import lines as tree_lines
@@ -245,12 +247,7 @@ def _objective(recipe: Recipe) -> str:
 
 
 def _ends(recipe: Recipe) -> list[str]:
-    width = max(len(name) for name in recipe.rewards)
-    lines = []
-    for i, (name, spec) in enumerate(recipe.rewards.items()):
-        role = f"weight {spec.weight:g}" if spec.weight else "witness"
-        lines.append(f"{'rewards' if i == 0 else '':<12}{name:<{width}}  {spec.use}, {role}")
-    evaluation = recipe.eval
+    lines, evaluation = _rewards(recipe), recipe.eval
     when = [f"every {evaluation.every} iterations"] if evaluation.every else []
     when += [f"every {evaluation.every_seconds:g} s of training"] if evaluation.every_seconds else []
     when += [word for word, on in (("at the start", evaluation.at_start), ("at the end", evaluation.at_end)) if on]
@@ -258,6 +255,21 @@ def _ends(recipe: Recipe) -> list[str]:
     if recipe.prompts.heldout is not None and when:
         lines.append(f"eval        {number} held-out prompts {', '.join(when)}, {eval_words(recipe)}")
     return [*lines, f"output      {recipe.output}"]
+
+
+def _rewards(recipe: Recipe) -> list[str]:
+    """Each reward, how it counts, and what its weights take."""
+    width, lines = max(len(name) for name in recipe.rewards), []
+    for i, (name, spec) in enumerate(recipe.rewards.items()):
+        role = f"weight {spec.weight:g}" if spec.weight else "witness"
+        weights = told(spec.use, spec.args, spec.device, size_text)
+        line = f"{'rewards' if i == 0 else '':<12}{name:<{width}}  {spec.use}, {role}"
+        lines.append(f"{line}: {weights}" if weights else line)
+    stay, at_work = on_device(recipe.rewards, recipe.device)
+    if at_work:
+        aside = f", {size_text(at_work - stay)} of them only while they score" if at_work > stay else ""
+        lines.append(f"{'':<12}{size_text(at_work)} of reward models on the run's device{aside}")
+    return lines
 
 
 def eval_words(recipe: Recipe) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from flowrl import prompt_lines
 from flowrl.columns import Meta, arguments_of, check_columns, located
 from flowrl.contracts import Prompt
-from flowrl.names import WORLD_PROMPTS, hint
+from flowrl.names import WORLD_PROMPTS, hint, to_be_fetched
 from flowrl.prompt_lines import PromptError, short
 from flowrl.worlds.ask import records
 
@@ -37,8 +37,17 @@ LAYOUTS = {
     ),
 }
 DATASET_SPLITS = {"train": ("train",), "heldout": ("heldout", "test", "validation")}
-TEXT_COLUMNS = ("prompt", "caption", "text")
+TEXT_COLUMNS = ("prompt", "caption", "text", "question")
+LINE_KEYS = ("prompt", "question")  # of a .jsonl file; the second is GSM8K's
 MEDIA_KEYS = ("media", "image")
+
+
+def missing(sources: Sequence[str | None], origin: str | None) -> str | None:
+    """What to do about published prompts among the sources that are not here, by `origin`; None where all are."""
+    gone = list(dict.fromkeys(str(source) for source in sources if to_be_fetched(source, origin)))
+    if not gone:
+        return None
+    return f"{', '.join(gone)}: not here, and not shipped; get it by `{origin}`, or name other prompts"
 
 
 def load(
@@ -46,10 +55,10 @@ def load(
 ) -> list[Prompt]:
     """The prompts of a source, in its order, the first `limit` of them.
 
-    source: a .txt file (one a line), a .jsonl file (`prompt`, optional `id` and `media` or `image`, the rest is meta),
-    a folder (see LAYOUTS, or one that `datasets` reads), a name on the hub as NAME or NAME:SPLIT, or WORLD/SPLIT of an
-    embedded world. split says which half a folder or data set is asked for. Columns that are named in arguments, those
-    of the pipeline's call, go to that call too: see columns.py. Raises PromptError.
+    source: a .txt file (one a line), a .jsonl file (`prompt` or `question`, optional `id` and `media` or `image`, the
+    rest is meta), a folder (see LAYOUTS, or one that `datasets` reads), a name on the hub as NAME or NAME:SPLIT, or
+    WORLD/SPLIT of an embedded world. split says which half a folder or data set is asked for. Columns that are named in
+    arguments, those of the pipeline's call, go to that call too: see columns.py. Raises PromptError.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: choose one of {', '.join(SPLITS)}")
@@ -124,7 +133,7 @@ def _from_jsonl(path: Path) -> Iterator[Prompt]:
     for number, line in prompt_lines.lines(path):
         where = f"{path}:{number}"
         record = prompt_lines.record(line, where)
-        prompt = _from_record(record, ("prompt",), where, path.parent)
+        prompt = _from_record(record, LINE_KEYS, where, path.parent)
         if "id" in record:
             if prompt.id in given:
                 raise PromptError(f"{where}: id {prompt.id!r} is already that of line {given[prompt.id]}; give another")

@@ -70,7 +70,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/lanes.py": set(),
     "flowrl/recipe": {"flowrl.recipe", "flowrl.alarms"} | LIGHT,
     "flowrl/plans.py": {"flowrl.recipe", "samplers"},
-    "flowrl/planning.py": {"flowrl.recipe", "flowrl.tokens", "flowrl.plans", "samplers"} | LIGHT,
+    "flowrl/planning.py": {"flowrl.recipe", "flowrl.tokens", "flowrl.plans", "samplers"}
+    | {"flowrl.sizes.rewards", "flowrl.sizes.units"}
+    | LIGHT,
     "flowrl/credit.py": {"flowrl.contracts", "flowrl.advantages"},
     "flowrl/tokens.py": {"flowrl.recipe", "samplers"},
     "flowrl/machine.py": {"flowrl.__version__"},

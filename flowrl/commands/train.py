@@ -68,11 +68,14 @@ def _plan(recipe: "Recipe", forward: float | None, earlier: Path | None) -> None
         raise UserError(f"--seconds-per-forward: {given}, accepted: a number > 0, or --time-from instead; give one")
     pace = measured(earlier) if earlier is not None else None if forward is None else assumed(recipe, forward)
     quiet()
-    from flowrl.build import read_prompts
+    from flowrl.build import planned_prompts
     from flowrl.planning import describe
     from flowrl.sizes.text import describe_sizes
 
-    train, heldout = read_prompts(recipe)
-    blocks = [describe(recipe, num_train=len(train), num_heldout=len(heldout)), describe_sizes(recipe, train)]
-    blocks += [] if pace is None else [time_text(recipe, pace, len(heldout))]
+    train, heldout, gone = planned_prompts(recipe)
+    counts = [None if part is None else len(part) for part in (train, heldout)]
+    blocks = [describe(recipe, num_train=counts[0], num_heldout=counts[1])]
+    blocks += ["\n".join(f"{'missing' if i == 0 else '':<12}{line}" for i, line in enumerate(gone))] if gone else []
+    blocks += [describe_sizes(recipe, train or [])]
+    blocks += [] if pace is None else [time_text(recipe, pace, counts[1])]
     output_console(soft_wrap=True).print(escape("\n\n".join(blocks)))

@@ -184,6 +184,8 @@ def _prompts(recipe: Recipe) -> Iterator[RecipeError]:
         source = getattr(prompts, name)
         if source is None or source in names.WORLD_PROMPTS or Path(source).exists():
             continue
+        if names.to_be_fetched(source, prompts.source):
+            continue  # a plan is made without it; `flowrl run` says how to get it
         looks_like_path = source.endswith((".txt", ".jsonl")) or source.startswith((".", "/", "~"))
         worlds = {known.split("/")[0] for known in names.WORLD_PROMPTS}
         if looks_like_path or source.split("/")[0] in worlds:

@@ -33,7 +33,8 @@ class Prompts(Strict):
     """Sources: a .txt or .jsonl file, a folder, a `datasets` name, or WORLD/train and WORLD/heldout.
 
     limit: only the first so many training prompts. balance: a key of the prompts' meta; each iteration draws its values
-    equally often. shuffle: a new order in every pass; false keeps the file's.
+    equally often. shuffle: a new order in every pass; false keeps the file's. source: how to get published prompts that
+    do not ship, a command or an address, which is told where they are not here.
     """
 
     train: str = key(..., "a prompt source", min_length=1)
@@ -41,6 +42,7 @@ class Prompts(Strict):
     limit: int | None = key(None, "a whole number >= 1 or null", ge=1)
     balance: str | None = key(None, "a key of the prompts' meta or null", min_length=1)
     shuffle: bool = key(True, "true or false")
+    source: str | None = key(None, "how to get the files, a text, or null", min_length=1)
 
 
 class Generation(Strict):

@@ -22,25 +22,28 @@ from flowrl.sizes.activations import Kept, kept
 from flowrl.sizes.components import Component, bytes_of, components, number_of
 from flowrl.sizes.inputs import BUILDERS, Setting, Step
 from flowrl.sizes.known import PIPELINES
+from flowrl.sizes.rewards import on_device
 from samplers.decisions import stored_states
 
 WORDS = 1.5  # tokens a word of a prompt, where no tokenizer is at hand
+ASSUMED = 77  # tokens of a prompt where none is here to be counted
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What is on the device in one phase, in bytes. activations None: could not be worked out."""
+    """What is on the device in one phase, in bytes. activations None: not worked out. rewards: their models."""
 
     name: str
     weights: int
     optimizer: int
     trajectory: int
     activations: int | None
+    rewards: int = 0
 
     @property
     def total(self) -> int:
         """All that is known of it."""
-        return self.weights + self.optimizer + self.trajectory + (self.activations or 0)
+        return self.weights + self.optimizer + self.trajectory + (self.activations or 0) + self.rewards
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def _steps(
     negative = recipe.pipeline.get("negative_prompt") or ""
     count = _counter(recipe.model)
     longest = sorted((p.text for p in prompts), key=len)[-32:]
-    tokens = max(map(count, longest), default=1), count(negative if isinstance(negative, str) else negative[0])
+    tokens = max(map(count, longest), default=ASSUMED), count(negative if isinstance(negative, str) else negative[0])
     setting = Setting(_micro(recipe), recipe.pipeline, configs, tokens, dtype, _padded(recipe.model))
     return {name: builder(setting, configs[name]) for name in trained}
 
@@ -180,7 +183,17 @@ def _phases(
             replace(phases[0], name="decoding", weights=at_work + rest, activations=None),
             phases[1],
         ]
-    return phases
+    return _with_rewards(recipe, phases)
+
+
+def _with_rewards(recipe: Recipe, phases: list[Phase]) -> list[Phase]:
+    """The phases with the models of rewards that stay on the device, and that of scoring, where there are any."""
+    stay, at_work = on_device(recipe.rewards, recipe.device)
+    if not at_work:
+        return phases
+    rollout, training = next(p for p in phases if p.name == "rollout"), phases[-1]
+    scoring = replace(rollout, name="scoring", activations=None, rewards=at_work)
+    return [*(replace(p, rewards=stay) for p in phases[:-1]), scoring, replace(training, rewards=stay)]
 
 
 def trajectory(recipe: Recipe, latent: tuple[int, ...]) -> tuple[int, int]:

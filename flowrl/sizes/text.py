@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from flowrl.contracts import Prompt
 from flowrl.recipe.schema import Recipe
 from flowrl.sizes.known import KNOWN
-from flowrl.sizes.memory import Sizes, sizes
+from flowrl.sizes.memory import ASSUMED, Sizes, sizes
 from flowrl.sizes.units import count_text, size_text
 
 INDENT = " " * 12
-COLUMNS = ("weights", "optimizer", "trajectory", "activations", "sum")
+COLUMNS = ("weights", "optimizer", "trajectory", "activations")
 
 
 def describe_sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> str:
@@ -18,7 +18,10 @@ def describe_sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> str:
     if found is None:
         known = ", ".join(KNOWN)
         return f"memory      not estimated: no config of {recipe.model} is at hand; give its folder, or one of {known}"
-    return "\n".join([*_parameters(found), *_table(found), *_notes(recipe, found)])
+    lines = [*_parameters(found), *_table(found), *_notes(recipe, found)]
+    return "\n".join(
+        lines if prompts else [*lines, f"{INDENT}no prompts here to count: texts of {ASSUMED} tokens are assumed"]
+    )
 
 
 def _parameters(found: Sizes) -> list[str]:
@@ -29,9 +32,11 @@ def _parameters(found: Sizes) -> list[str]:
 
 
 def _table(found: Sizes) -> list[str]:
-    rows: list[tuple[str, ...]] = [("memory by phase", *COLUMNS)]
+    judged = any(phase.rewards for phase in found.phases)
+    rows: list[tuple[str, ...]] = [("memory by phase", *COLUMNS, *(["rewards"] if judged else []), "sum")]
     for phase in found.phases:
-        cells = [phase.weights, phase.optimizer, phase.trajectory, phase.activations, phase.total]
+        cells = [phase.weights, phase.optimizer, phase.trajectory, phase.activations]
+        cells += [*([phase.rewards] if judged else []), phase.total]
         rows.append((phase.name, *("-" if cell is None else size_text(cell) for cell in cells)))
     widths = [max(len(row[i]) for row in rows) for i in range(1, len(rows[0]))]
     lines = []
@@ -51,5 +56,5 @@ def _notes(recipe: Recipe, found: Sizes) -> list[str]:
     else:
         kept = "block inputs and one block" if train.gradient_checkpointing else "all that autograd keeps"
         notes.append(f"activations: {kept} of a training forward; of a rollout what one block works on")
-    notes.append("not in it: activations of text encoders and decoder, models of rewards, the allocator's slack")
+    notes.append("not in it: activations of text encoders, decoder and rewards, the allocator's slack")
     return [INDENT + note for note in notes]

@@ -105,6 +105,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_published_recipe_runs_on_a_tiny_qwen(qwen: Path, tmp_path: Path):
     more = [f"model={qwen}", f"output={tmp_path / 'run'}", *SMALL, "eval.batch=8"]
     more += ["generation.max_new_tokens=24", "rewards.length={use: lengths_for_tests.fewer}", "train.lr=1e-3"]
+    more += ["prompts={train: prompts/word_problems_train.jsonl, heldout: prompts/word_problems_heldout.jsonl}"]
     run(load("grpo_qwen", more), quiet())
     train = lines(tmp_path / "run", "train")
     for metrics in train:

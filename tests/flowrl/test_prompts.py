@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from flowrl.contracts import Prompt
-from flowrl.prompts import Cursor, PromptError, load
+from flowrl.prompts import Cursor, PromptError, load, missing
 
 
 def write(path, text):
@@ -56,7 +56,7 @@ def test_jsonl_does_not_break_at_unicode_line_separators(tmp_path):
     [
         ("{oops", "one JSON object"),
         ("[1]", "is a list"),
-        ('{"text": "a"}', "has no prompt, only text"),
+        ('{"text": "a"}', "has no prompt or question, only text"),
         ('{"prompt": ""}', "not empty"),
         ('{"prompt": 3}', "prompt is 3"),
         ('{"prompt": "b", "id": "x"}', "already that of line 1"),
@@ -157,6 +157,23 @@ def test_a_data_set_without_a_text_column(tmp_path):
     datasets.Dataset.from_dict({"label": [1]}).save_to_disk(str(tmp_path))
     with pytest.raises(PromptError, match="columns label; accepted: one of prompt, caption, text"):
         load(str(tmp_path))
+
+
+def test_published_prompts_that_are_not_here_are_named_with_where_they_come_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    clone = "git clone https://github.com/yifan123/flow_grpo"
+    message = f"flow_grpo/dataset/ocr: not here, and not shipped; get it by `{clone}`, or name other prompts"
+    assert missing(["flow_grpo/dataset/ocr", None, "flow_grpo/dataset/ocr"], clone) == message
+    for other in ("mine.txt", "data/mine.jsonl", "/nowhere/at/all.txt", "owner/set:test", "shapes/train"):
+        assert missing([other], clone) is None  # a file, world or data set of the hub as ever
+    write(tmp_path / "flow_grpo" / "dataset" / "ocr" / "train.txt", 'a sign that says "open"\n')
+    assert missing(["flow_grpo/dataset/ocr"], clone) is None
+    assert [p.text for p in load("flow_grpo/dataset/ocr")] == ['a sign that says "open"']
+
+
+def test_gsm8k_as_it_is_published(tmp_path):
+    (prompt,) = load(jsonl(tmp_path / "train.jsonl", {"question": "What is 6 * 7?", "answer": "6 * 7 = 42\n#### 42"}))
+    assert prompt.text == "What is 6 * 7?" and prompt.meta == {"answer": "6 * 7 = 42\n#### 42"}
 
 
 def test_shapes_world():

@@ -181,7 +181,9 @@ def test_a_prompt_file_in_the_current_directory_goes_before_one_beside_the_recip
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts" / "train.txt").write_text("one\n")
     monkeypatch.chdir(tmp_path)
-    assert load("flow_grpo_sd3").prompts.train == str(tmp_path / "prompts" / "train.txt")
+    found = load("flow_grpo_sd3", ["prompts={train: prompts/train.txt, heldout: prompts/heldout.txt}"]).prompts
+    assert found.train == str(tmp_path / "prompts" / "train.txt")
+    assert found.heldout == str(names.RECIPES / "prompts" / "heldout.txt")
 
 
 def test_a_users_own_reward_and_step_are_found_in_the_current_directory(tmp_path, monkeypatch):

@@ -2,11 +2,12 @@
 
 A case may change: the model, with the sizes, prompts and chat template that it takes; how many prompts, samples, kept
 rows and updates an iteration has, and how they are cut; how many steps, where the window is a share of them; precision,
-device, evaluations and checkpoints. Adapters, rewards, advantage, objective and the rest of the sampler (step, noise,
-table, window, tree, tail) are the recipe's own, which a test compares.
+device, evaluations and checkpoints; and whence the weights of its rewards come. Adapters, rewards, advantage, objective
+and the rest of the sampler (step, noise, table, window, tree, tail) are the recipe's own, which a test compares.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +17,17 @@ import pytest
 import torch
 
 import families
+import published_rewards
 from cli_support import quiet
 from flowrl import names
-from flowrl.build import build_policy, read_prompts
+from flowrl.build import build_policy, planned_prompts, read_prompts
 from flowrl.contracts import Rollout
-from flowrl.planning import arithmetic, plan_for
+from flowrl.names import UserError
+from flowrl.planning import arithmetic, describe, plan_for
 from flowrl.recipe.load import load
 from flowrl.recipe.schema import Recipe
 from flowrl.run import run
+from flowrl.sizes.rewards import weights_of
 from samplers.decisions import decisions
 
 ITERATIONS = 3
@@ -32,6 +36,8 @@ BUDGET += ["train.gradient_checkpointing=false", "dtype.model=float32", "device=
 BUDGET += ["eval.every=null", "eval.at_start=false", "eval.at_end=false", "checkpoint.every=null"]
 SHAPES = ["pipeline.height=32", "pipeline.width=32", "pipeline.max_sequence_length=16"]
 SHAPES += ["prompts={train: shapes/train, heldout: null}"]
+OWN = "prompts={train: prompts/train.txt, heldout: null}"  # the published prompts do not ship
+OWN_VIDEO, OWN_I2V = OWN.replace("train.txt", "video_train.txt"), OWN.replace("train.txt", "i2v_train.jsonl")
 IMAGE = ["pipeline.height=16", "pipeline.width=16"]
 VIDEO = [*IMAGE, "pipeline.num_frames=5", "pipeline.max_sequence_length=48"]
 TEMPLATE = r'"<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"'
@@ -72,12 +78,12 @@ CASES = {
     "tempflow_sd3": Case("sd3", [*IMAGE, *samples(1, 8)], 2),
     "flow_grpo_qwen_image": Case("qwen_image", [*IMAGE, "pipeline.max_sequence_length=48", *FEW], 2),
     "ddpo_sdxl": Case("sdxl", [*IMAGE, "pipeline.width=32", *FEW, "sampler.steps=6"], 2),  # of 16 x 16, sizes tie
-    "flow_grpo_wan": Case("wan_unipc", [*VIDEO, *FEW, "sampler.steps=5"], 2),
+    "flow_grpo_wan": Case("wan_unipc", [*VIDEO, OWN_VIDEO, *FEW, "sampler.steps=5"], 2),
     "dancegrpo_wan": Case("wan_unipc", [*VIDEO, "pipeline.num_frames=1", *FEW, "sampler.steps=6"], 2),
-    "flow_grpo_wan_i2v": Case("wan_i2v", [*VIDEO, *FEW, "train.micro_batch=4", "train.rollout_batch=4"], 2),
+    "flow_grpo_wan_i2v": Case("wan_i2v", [*VIDEO, OWN_I2V, *FEW, "train.micro_batch=4", "train.rollout_batch=4"], 2),
     "dancegrpo_hunyuanvideo": Case(
         "hunyuan_video",
-        [*VIDEO, f"pipeline.prompt_template={{template: {TEMPLATE}, crop_start: 4}}", *FEW, "train.keep=2"],
+        [*VIDEO, OWN_VIDEO, f"pipeline.prompt_template={{template: {TEMPLATE}, crop_start: 4}}", *FEW, "train.keep=2"],
     ),
 }
 ELSEWHERE = {"tiny_lm_grpo", "grpo_qwen"}  # test_language_run.py
@@ -94,10 +100,31 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return found
 
 
-def small(name: str, models: dict[str, str], folder: Path) -> Recipe:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    return published_rewards.checkpoints(tmp_path_factory.mktemp("rewards"))
+
+
+def small(name: str, models: dict[str, str], made: dict[str, dict[str, Any]], folder: Path) -> Recipe:
     case = CASES[name]
-    of_model = SHAPES if case.family == "shapes-flux" else ["prompts.heldout=null"]
-    return load(name, [f"model={models[case.family]}", f"output={folder}", *BUDGET, *of_model, *case.changes])
+    of_model = SHAPES if case.family == "shapes-flux" else [OWN]
+    changes = [*BUDGET, *of_model, *published_rewards.overrides(load(name), made), *case.changes]
+    return load(name, [f"model={models[case.family]}", f"output={folder}", *changes])
+
+
+def same_rewards(recipe: Recipe, shipped: Recipe, made: dict[str, dict[str, Any]]) -> bool:
+    """Whether they differ in what names their weights alone, or are file sizes in place of those that would tie."""
+    if {spec.use for spec in shipped.rewards.values()} & published_rewards.TIED:
+        return [spec.use for spec in recipe.rewards.values()] == ["jpeg_compressibility"]
+
+    def rest(recipe: Recipe) -> dict[str, Any]:
+        found = {}
+        for name, spec in recipe.rewards.items():
+            args = {key: value for key, value in spec.args.items() if key not in made.get(spec.use, {})}
+            found[name] = spec.model_copy(update={"args": args})
+        return found
+
+    return rest(recipe) == rest(shipped)
 
 
 class Watched:
@@ -144,11 +171,16 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Watched]]:
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_a_recipe_runs_and_costs_what_it_says(
-    name: str, models: dict[str, str], watched: list[Watched], tmp_path: Path
+    name: str,
+    models: dict[str, str],
+    made: dict[str, dict[str, Any]],
+    watched: list[Watched],
+    tmp_path: Path,
 ) -> None:
-    recipe, shipped, case = small(name, models, tmp_path / "run"), load(name), CASES[name]
-    for part in ("lora", "full", "rewards", "advantage", "objective"):
+    recipe, shipped, case = small(name, models, made, tmp_path / "run"), load(name), CASES[name]
+    for part in ("lora", "full", "advantage", "objective"):
         assert getattr(recipe, part) == getattr(shipped, part)
+    assert same_rewards(recipe, shipped, made)
     assert recipe.sampler.model_copy(update={"steps": shipped.sampler.steps}) == shipped.sampler
     assert recipe.sampler.steps == shipped.sampler.steps or recipe.sampler.window.kind in ("all", "fraction")
 
@@ -184,11 +216,81 @@ def test_every_shipped_recipe_is_run_somewhere() -> None:
 
 @pytest.mark.parametrize("name", sorted(names.recipes()))
 def test_the_prompts_of_a_recipe_are_there(name: str) -> None:
-    """Files and the pictures that they name, as many as an iteration draws, before any weight is loaded."""
+    """Of those that ship, as many as an iteration draws; the others are not here, and a run says how to get them."""
     recipe = load(name)
-    train, heldout = read_prompts(recipe)
-    assert len(train) >= recipe.train.prompts and heldout
-    assert {p.text for p in train}.isdisjoint(p.text for p in heldout)
+    train, heldout, lines = planned_prompts(recipe)
+    assert (train is None or len(train) >= recipe.train.prompts) and heldout != []
+    if lines:
+        with pytest.raises(UserError, match=r"not here, and not shipped; get it by `git clone https://github.com/"):
+            read_prompts(recipe)
+    assert bool(lines) == (recipe.prompts.source is not None) == (train is None) == (name not in SHIPS)
+    if train and heldout:
+        assert {p.text for p in train}.isdisjoint(p.text for p in heldout)
+
+
+def test_the_prompts_that_headers_offer_are_there() -> None:
+    for kind, more in OFFERED.items():
+        recipe = load(kind, [f"prompts={{train: {more[0]}, heldout: {more[1]}}}", *more[2:]])
+        train, heldout = read_prompts(recipe)
+        assert len(train) >= recipe.train.prompts and {p.text for p in train}.isdisjoint(p.text for p in heldout)
+
+
+SHIPS = {"quickstart", "tiny_clip", "tiny_aesthetic", "tiny_vlm", "tiny_multi", "tiny_lm_grpo"}
+OFFERED = {
+    "flow_grpo_flux": ("prompts/train.txt", "prompts/heldout.txt"),
+    "dancegrpo_hunyuanvideo": ("prompts/video_train.txt", "prompts/video_heldout.txt"),
+    "flow_grpo_wan_i2v": ("prompts/i2v_train.jsonl", "prompts/i2v_heldout.jsonl", "train.prompts=6"),
+    "grpo_qwen": ("prompts/word_problems_train.jsonl", "prompts/word_problems_heldout.jsonl", "train.prompts=32"),
+}
+
+
+def test_no_published_recipe_trains_a_statistic() -> None:
+    """What is trained has weights of its own, named and counted; an answer's rule is a language model's."""
+    for name in set(names.recipes()) - SHIPS - {"grpo_qwen"}:
+        recipe = load(name, ["train.iterations=2"])
+        trained = {key: spec for key, spec in recipe.rewards.items() if spec.weight}
+        assert trained
+        text = describe(recipe)
+        for key, spec in trained.items():
+            weights = weights_of(spec.use, spec.args)
+            assert weights is not None and weights.size, f"{name}: {spec.use} has no weights"
+            told = rf"{key} +{spec.use}, weight {spec.weight:g}: [\d.]+ [GM]iB, {re.escape(weights.source)}"
+            assert re.search(told, text)
+        header = names.recipes()[name].read_text().split("\nmodel:")[0]
+        assert not re.search(r"come with later|until th|needs? weights|which needs none|not yet", header), name
+
+
+PUBLISHED = {  # recipe -> reward: weight, by the authors' scripts and configurations
+    "mixgrpo_flux": {"hpsv2": 1, "clip_score": 1, "image_reward": 1, "pick_score": 1},
+    "mixgrpo_flash_flux": {"hpsv2": 1, "clip_score": 1, "image_reward": 1, "pick_score": 1},
+    "g2rpo_flux": {"hpsv2": 1, "clip_score": 1},
+    "dancegrpo_hunyuanvideo": {"video_reward": 1},
+    "tempflow_flux": {"hpsv3": 1},
+    "flow_grpo_fast_sd3": {"geneval": 1},
+    "ddpo_sdxl": {"aesthetic": 1},
+    "grpo_qwen": {"math_answer": 1},
+    **{name: {"hpsv2": 1} for name in ("branchgrpo_flux", "branchgrpo_mix_flux", "dancegrpo_flux", "dancegrpo_wan")},
+    **{name: {"ocr": 1} for name in ("flow_grpo_sd3", "grpo_guard_sd3", "flow_grpo_wan")},
+    **{name: {"pick_score": 1} for name in ("flow_grpo_flux", "flow_cps_flux", "flow_grpo_qwen_image", "tempflow_sd3")},
+    "flow_grpo_wan_i2v": {"pick_score": 1},
+}
+
+
+def test_rewards_and_sizes_are_the_published_ones() -> None:
+    trained = {
+        name: {spec.use: spec.weight for spec in load(name).rewards.values() if spec.weight}
+        for name in set(names.recipes()) - SHIPS
+    }
+    assert trained == PUBLISHED
+    lora = load("dancegrpo_flux")  # 8 GPUs of two prompts, 24 samples a GPU in two updates
+    assert (lora.train.prompts, lora.train.updates, lora.train.iterations) == (16, 2, 301)
+    assert "Published on 8 GPUs, two prompts a GPU" in names.recipes()["dancegrpo_flux"].read_text()
+    assert "Published on 16 GPUs" in names.recipes()["grpo_guard_sd3"].read_text()
+    branch = names.recipes()["branchgrpo_flux"].read_text()
+    assert "prune_stop=8" in branch and "about 36 updates" in branch and "prune_stop=9" not in branch
+    assert load("flow_grpo_wan_i2v").train.prompts == 48 and load("grpo_qwen").train.prompts == 1024
+    for name in ("branchgrpo_flux", "dancegrpo_flux", "dancegrpo_hunyuanvideo", "dancegrpo_wan", "mixgrpo_flux"):
+        assert "int(1000 s) / 1000" in names.recipes()[name].read_text()
 
 
 # Row-forwards of one prompt in the first iteration, as the publications count them or their tables give them.
