@@ -79,6 +79,9 @@ def read_prompts(recipe: Recipe, *, online: bool = False) -> tuple[list[Prompt],
     online: see `load_prompts`. Raises RecipeError for arguments that a local pipeline does not take and for what does
     not fit the number of trained steps, UserError where the prompts do not do.
     """
+    device_of(recipe.device)
+    for name, spec in recipe.rewards.items():
+        device_of(spec.device or "cpu", f"rewards.{name}.device")
     check_arguments(recipe.model, recipe.pipeline)
     check_trained(recipe)
     return _train_prompts(recipe, online), _heldout_prompts(recipe, online)

@@ -14,6 +14,7 @@ from flowrl import names
 from flowrl.policies.dressing import modules_of
 from flowrl.policies.errors import PolicyError
 from flowrl.recipe.checks import accepted_by_call, check_call, pipeline_class
+from flowrl.sizes.known import PIPELINES
 
 
 def load_pipeline(model: str, dtype: torch.dtype, call: dict[str, Any] | None = None) -> Any:
@@ -65,11 +66,12 @@ def _unloadable(model: str, library: str, error: Exception) -> PolicyError:
 
 
 def check_arguments(model: str, call: dict[str, Any]) -> None:
-    """Compares the recipe's `pipeline` keys with the call of a model whose class its folder names.
+    """Compares the recipe's `pipeline` keys with the call of a model whose class its folder names, or that is known.
 
-    Raises RecipeError for a key that the pipeline does not take. A hub id tells its class only once it is loaded.
+    Raises RecipeError for a key, or a type of value, that the pipeline does not take. Other hub ids tell their class
+    only once they are loaded.
     """
-    name = pipeline_class(model)
+    name = pipeline_class(model) or PIPELINES.get(model)
     kind = None if name is None else getattr(diffusers, name, None)
     if kind is not None:
         check_call(kind, call)
@@ -91,17 +93,18 @@ def argument_names(model: str, *, online: bool) -> list[str]:
     return [] if kind is None else list(accepted_by_call(kind) or ())
 
 
-def device_of(name: str) -> torch.device:
+def device_of(name: str, place: str = "device") -> torch.device:
     """The device of a recipe: "auto" is the first of cuda, mps and cpu that is there.
 
-    Raises PolicyError for a device that is not there.
+    Raises PolicyError, which names the recipe's key `place`, for a device that is not there.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = {"cuda": gpus, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
-        return torch.device(next(kind for kind, is_there in there.items() if is_there))
-    kind = name.split(":")[0]
-    if not there[kind]:
-        raise PolicyError(
-            f"device: {name} is not on this machine; it has {', '.join(k for k, v in there.items() if v)}"
-        )
-    return torch.device(name)
+        return torch.device(next(kind for kind, number in there.items() if number))
+    device = torch.device(name)
+    if (device.index or 0) >= there[device.type]:
+        listed = [*(["cuda"] if gpus else []), *(f"cuda:{i}" for i in range(gpus))]
+        listed += [kind for kind in ("mps", "cpu") if there[kind]]
+        raise PolicyError(f"{place}: {name} is not on this machine; accepted here: auto, {', '.join(listed)}")
+    return device

@@ -13,8 +13,8 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ class UserError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """A named step or reward. `accepts` are its keyword arguments (None: any), `needs` those without a default."""
+    """A named step or reward. `accepts` are its keyword arguments (None: any), `needs` those without a default, `types`
+    the annotations of those that have one."""
 
     name: str
     module: str
@@ -46,6 +47,7 @@ class Entry:
     accepts: tuple[str, ...] | None
     needs: tuple[str, ...]
     stochastic: bool = True
+    types: Mapping[str, str] = field(default_factory=dict)
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
@@ -107,7 +109,7 @@ def find(name: str, known: dict[str, Entry], kind: str = "reward") -> Entry:
     accepts, needs = signature(thing, skip)
     module, attribute = _split(name)
     drawn = bool(getattr(thing, "stochastic", True))
-    return Entry(name, module, attribute, _first_line(inspect.getdoc(thing)), accepts, needs, drawn)
+    return Entry(name, module, attribute, _first_line(inspect.getdoc(thing)), accepts, needs, drawn, types(thing))
 
 
 def load(name: str, known: dict[str, Entry], kind: str = "reward") -> Any:
@@ -157,6 +159,21 @@ def signature(thing: Any, skip: int) -> tuple[tuple[str, ...] | None, tuple[str,
     return tuple(p.name for p in named), tuple(p.name for p in named if p.default is p.empty)
 
 
+def types(thing: Any) -> dict[str, str]:
+    """The annotations of a callable's parameters as text, with None where that is the default."""
+    try:
+        parameters = inspect.signature(thing).parameters.values()
+    except (ValueError, TypeError):
+        return {}
+    found = {}
+    for parameter in parameters:
+        if parameter.annotation is not parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
+            written = parameter.annotation
+            text = written if isinstance(written, str) else inspect.formatannotation(written)
+            found[parameter.name] = f"{text} | None" if parameter.default is None else text
+    return found
+
+
 @cache
 def _scan(package: str, leading: tuple[str, ...]) -> dict[str, Entry]:
     """Public top-level functions of a package that begin with these parameters, and classes called with them."""
@@ -171,7 +188,8 @@ def _scan(package: str, leading: tuple[str, ...]) -> dict[str, Entry]:
                 accepts, needs = _arguments(arguments, skip)
                 module = f"{package}.{path.stem}"
                 doc = _first_line(ast.get_docstring(node))  # pyright: ignore[reportArgumentType]
-                found[name] = Entry(name, module, name, doc, accepts, needs, name not in quiet)
+                drawn = name not in quiet
+                found[name] = Entry(name, module, name, doc, accepts, needs, drawn, _written_types(arguments))
     return found
 
 
@@ -208,6 +226,19 @@ def _arguments(arguments: ast.arguments, skip: int) -> tuple[tuple[str, ...] | N
     keyword = [a.arg for a in arguments.kwonlyargs]
     bare = [a.arg for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if d is None]
     return (*free, *keyword), (*(n for n in free if n not in with_default), *bare)
+
+
+def _written_types(arguments: ast.arguments) -> dict[str, str]:
+    """What `types` gives, of a function that is not imported."""
+    positional = arguments.posonlyargs + arguments.args
+    defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
+    pairs = [*zip(positional, defaults, strict=True), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+    found = {}
+    for argument, default in pairs:
+        if argument.annotation is not None:
+            may_be_none = isinstance(default, ast.Constant) and default.value is None
+            found[argument.arg] = ast.unparse(argument.annotation) + (" | None" if may_be_none else "")
+    return found
 
 
 def _marked_quiet(node: ast.stmt) -> str | None:

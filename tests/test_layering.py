@@ -90,7 +90,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/resume.py": {"flowrl.state", "flowrl.recipe"} | LIGHT,
     "flowrl/tracking.py": {"flowrl.pictures", "flowrl.recipe"} | LIGHT,
     "flowrl/worlds": {"flowrl.worlds", "flowrl.pictures"},
-    "flowrl/loading.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
+    "flowrl/loading.py": {"flowrl.policies", "flowrl.recipe", "flowrl.sizes.known"} | LIGHT,
     "flowrl/console.py": {"flowrl.terminal", "flowrl.evaluate", "flowrl.recipe", "flowrl.policies"},
     "flowrl/build.py": {"flowrl"},
     "flowrl/guard.py": {"flowrl"},

@@ -19,6 +19,7 @@ from flowrl.policies.errors import PolicyError
 
 DENOISERS = ("transformer", "transformer_2", "unet")  # components that are trained where a recipe names none
 ADAPTER = "default"
+USUAL_RANKS = 256  # LoRA's ranks in published recipes end here
 PEFT_PREFIX = "base_model.model."  # of every key in peft's files
 Modules = Mapping[str, Any]  # by component name: modules with the adapter methods that diffusers and transformers share
 # diffusers' method, then transformers', the newest name first
@@ -60,7 +61,7 @@ def add_lora(
 
     targets: "attention" (every linear layer inside an attention block), "all" (every linear layer of the blocks), or
     names as peft matches them. init: "default" (Kaiming uniform) or "gaussian", of the inner factor; the outer one
-    begins at zero. Raises PolicyError where nothing matches.
+    begins at zero. Raises PolicyError where nothing matches, and for a rank beyond the widest layer.
     """
     for name, module in modules.items():
         module.requires_grad_(False)
@@ -70,6 +71,7 @@ def add_lora(
             raise PolicyError(f"lora.targets: {unknown[0]!r} matches no layer of {name} ({type(module).__name__})")
         if not layers:
             raise PolicyError(f"lora.targets={targets!r} matches no linear layer of {name} ({type(module).__name__})")
+        _check_rank(rank, name, module, layers)
         options: dict[str, Any] = {"lora_alpha": alpha, "init_lora_weights": True if init == "default" else init}
         if _is_language_model(module):  # so that peft hands back a model that generates
             options |= {"task_type": "CAUSAL_LM", "base_model_name_or_path": module.name_or_path}
@@ -85,6 +87,19 @@ def add_lora(
         for parameter in module.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # Adam's steps are lost in a half-precision weight
+
+
+def _check_rank(rank: int, name: str, module: nn.Module, layers: Sequence[str]) -> None:
+    """Raises PolicyError for a rank above every layer's features: memory for what no layer can hold.
+
+    The usual ranks pass on models of any size.
+    """
+    ends = tuple(f".{layer}" for layer in layers)
+    linear = {n: layer for n, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+    widths = [max(x.in_features, x.out_features) for n, x in linear.items() if f".{n}".endswith(ends)]
+    if widths and rank > (limit := max(USUAL_RANKS, *widths)):
+        widest = f"the widest layer that is adapted in {name} has {max(widths)} features"
+        raise PolicyError(f"lora.rank: got {rank}, accepted: at most {limit}; {widest}")
 
 
 def _inject(module: Any, config: LoraConfig) -> None:

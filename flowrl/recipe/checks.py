@@ -1,7 +1,6 @@
 """Do the values of a recipe fit together? Everything that can be known before a weight is loaded."""
 
 import inspect
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -10,6 +9,8 @@ from typing import Any
 
 from flowrl import names
 from flowrl.alarms import ALARMS
+from flowrl.recipe.annotations import misfit
+from flowrl.recipe.calls import check_modules, check_types, check_values, is_finite, read_json
 from flowrl.recipe.emphasis import check_emphasis
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.language import check_kind, kind_of
@@ -84,6 +85,9 @@ def _model(recipe: Recipe) -> Iterator[RecipeError]:
         if name in recipe.pipeline:
             remedy = f"use {setter}" if setter else f"remove pipeline.{name}"
             yield RecipeError(f"pipeline.{name}", f"got {show(recipe.pipeline[name])}, but flowrl sets it", remedy)
+    yield from check_values(recipe.pipeline, model)
+    if recipe.lora is not None and recipe.generation is None:
+        yield from check_modules(recipe.lora.modules, model)
 
 
 def _objective(recipe: Recipe) -> Iterator[RecipeError]:
@@ -271,6 +275,10 @@ def _arguments(place: str, given: dict[str, Any], entry: names.Entry) -> Iterato
             listed = ", ".join(accepted) or "nothing"  # pyright: ignore[reportCallIssue, reportArgumentType]
             remedy = f"did you mean {meant!r}?" if meant else f"remove {place}.{name}"
             yield RecipeError(f"{place}.{name}", f"{entry.name!r} takes no {name!r}, accepted: {listed}", remedy)
+    for name, value in given.items():
+        accepted = misfit(entry.types.get(name, ""), value) if is_finite(value) else "finite numbers"
+        if accepted:
+            yield wrong_value(f"{place}.{name}", value, accepted)
     for name in entry.needs:
         if name not in given:
             yield RecipeError(f"{place}.{name}", f"missing, {entry.name!r} needs it", f"set {place}.{name}=VALUE")
@@ -278,12 +286,11 @@ def _arguments(place: str, given: dict[str, Any], entry: names.Entry) -> Iterato
 
 def pipeline_class(model: str) -> str | None:
     """Class name in the model_index.json of an embedded or local model; None for a hub id, known only once loaded."""
-    index = names.MODELS.get(model, Path(model).expanduser()) / "model_index.json"
-    return json.loads(index.read_text(encoding="utf-8"))["_class_name"] if index.is_file() else None
+    return read_json(names.MODELS.get(model, Path(model).expanduser()) / "model_index.json").get("_class_name")
 
 
-def check_call(cls: type, kwargs: dict[str, Any]) -> None:
-    """Raises RecipeError for a `pipeline` key that the pipeline's own __call__ does not take."""
+def check_call(cls: Any, kwargs: dict[str, Any]) -> None:
+    """Raises RecipeError for a `pipeline` key, or a type of value, that the pipeline's own __call__ does not take."""
     known = accepted_by_call(cls)
     for name, value in kwargs.items():
         if known is not None and name not in known:
@@ -291,6 +298,7 @@ def check_call(cls: type, kwargs: dict[str, Any]) -> None:
             problem = f"got {show(value)}, but {cls.__name__} takes no {name!r}, accepted: {', '.join(known)}"
             remedy = f"did you mean {meant!r}?" if meant else f"remove pipeline.{name}"
             raise RecipeError(f"pipeline.{name}", problem, remedy)
+    check_types(cls, kwargs)
     _check_area(cls, kwargs)
 
 

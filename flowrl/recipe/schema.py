@@ -22,7 +22,7 @@ class Lora(Strict):
     `gaussian` the one of Flow-GRPO; both begin as the unchanged model.
     """
 
-    rank: int = key(32, "a whole number >= 1", ge=1)
+    rank: int = key(32, "a whole number from 1 to 16384", ge=1, le=2**14)
     alpha: float = key(64.0, "a number > 0", gt=0)
     targets: Literal["attention", "all"] | list[str] = key("attention", "attention, all, or a list of module names")
     modules: list[str] | None = key(None, "a list of denoiser names or null")

@@ -280,7 +280,7 @@ MISTAKES = [
     (["eval.temperature=0"], "eval.temperature", ["got 0", "only a language model"]),
     (["lora=null"], "lora", ["neither", "full=true"]),
     (["full=true"], "lora", ["both", "exactly one"]),
-    (["lora.rank=0"], "lora.rank", ["got 0", "a whole number >= 1"]),
+    (["lora.rank=0"], "lora.rank", ["got 0", "a whole number from 1 to 16384"]),
     (["lora.targets=[]"], "lora.targets", ["got []", "at least one"]),
     (["lora.targets=atention"], "lora.targets", ["'atention'", "did you mean 'attention'?"]),
     (["train.group=1"], "train.group", ["got 1", "baseline group", "2 or more"]),

@@ -1,0 +1,187 @@
+"""The values of `pipeline`: arguments of the call of a diffusers pipeline, checked before a weight is loaded.
+
+What an argument of a usual name can be is known of every pipeline; which sizes, from the configs in a model's folder;
+of which types, from the annotations of the pipeline's class, once that is known.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flowrl import names
+from flowrl.recipe.annotations import misfit
+from flowrl.recipe.errors import RecipeError, wrong_value
+
+MAX_SIDE, MAX_FRAMES = 16384, 4096  # pixels, frames: beyond what any model makes, and what memory can hold
+
+
+class Limits(NamedTuple):
+    """The numbers that an argument may be; `above` excludes the lower end."""
+
+    whole: bool
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def hold(self, value: Any) -> bool:
+        """Whether a value is such a number."""
+        if type(value) not in ((int,) if self.whole else (int, float)):
+            return False
+        return (self.low < value if self.above else self.low <= value) and value <= self.high
+
+    @property
+    def words(self) -> str:
+        """The same in words."""
+        kind = "a whole number" if self.whole else "a number"
+        if self.high == math.inf:
+            return f"{kind} {'>' if self.above else '>='} {self.low:g}"
+        return f"{kind} {f'in ({self.low:g}, {self.high:g}]' if self.above else f'from {self.low:g} to {self.high:g}'}"
+
+
+_SIDE = Limits(True, 1, MAX_SIDE)
+_SCALE = Limits(False, 0)
+_RATE = Limits(False, 0, above=True)
+# null is always accepted: an argument that is not given
+LIMITS = {
+    "height": _SIDE,
+    "width": _SIDE,
+    "num_frames": Limits(True, 1, MAX_FRAMES),
+    "max_sequence_length": Limits(True, 1, 2**20),
+    "max_area": Limits(True, 1, MAX_SIDE**2),
+    "guidance_scale": _SCALE,
+    "guidance_scale_2": _SCALE,
+    "true_cfg_scale": _SCALE,
+    "image_guidance_scale": _SCALE,
+    "pag_scale": _SCALE,
+    "guidance_rescale": Limits(False, 0, 1),
+    "strength": Limits(False, 0, 1, above=True),
+    "frame_rate": _RATE,
+    "fps": _RATE,
+    "decode_chunk_size": Limits(True, 1),
+    "clip_skip": Limits(True, 0),
+}
+
+# class of an autoencoder -> config key of its spatial factor, or of the list with one entry more than halvings
+_FACTORS = ("scale_factor_spatial", "spatial_compression_ratio")
+_LEVELS = {"AutoencoderKL": "block_out_channels", "AutoencoderKLCogVideoX": "block_out_channels"}
+_LEVELS |= {"AutoencoderDC": "encoder_block_out_channels"}
+# autoencoders of videos that keep the first frame apart: latent frames are 1 + (frames - 1) / factor
+_CAUSAL = ("AutoencoderKLWan", "AutoencoderKLHunyuanVideo", "AutoencoderKLLTXVideo")
+# hub ids whose configs are known to have these multiples of height and width; Wan's frames are 4 n + 1
+_KNOWN = {
+    "black-forest-labs/FLUX.1-dev": 16,
+    "stabilityai/stable-diffusion-3.5-medium": 16,
+    "stabilityai/stable-diffusion-xl-base-1.0": 8,
+    "Qwen/Qwen-Image": 16,
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": 16,
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": 16,
+}
+
+
+def check_values(call: Mapping[str, Any], model: str) -> Iterator[RecipeError]:
+    """What no pipeline, or not that of this model's folder, can do with the arguments of a recipe."""
+    for name, value in call.items():
+        place, limits = f"pipeline.{name}", LIMITS.get(name)
+        if not is_finite(value):
+            accepted = limits.words if limits is not None else "finite numbers"
+            yield wrong_value(place, value, accepted)
+        elif limits is not None and value is not None and not limits.hold(value):
+            yield wrong_value(place, value, _with_multiple(limits, multiple(model) if limits is _SIDE else 1))
+        elif limits is _SIDE and value is not None and value % (step := multiple(model)):
+            near = [n for n in (value // step * step, -(-value // step) * step) if n]
+            yield wrong_value(place, value, f"a multiple of {step}, such as {' or '.join(map(str, near))}")
+    frames = call.get("num_frames")
+    if LIMITS["num_frames"].hold(frames) and (frames - 1) % (factor := frame_multiple(model)):
+        near = (frames - 1) // factor * factor + 1
+        accepted = f"1 more than a multiple of {factor}, such as {near} or {near + factor}"
+        yield wrong_value("pipeline.num_frames", frames, accepted)
+
+
+def check_types(cls: Any, call: Mapping[str, Any]) -> None:
+    """Raises RecipeError for a value that does not fit its annotation in the pipeline's own __call__."""
+    types = names.types(cls.__call__)
+    for name, value in call.items():
+        if name in types and (accepted := misfit(types[name], value)):
+            raise wrong_value(f"pipeline.{name}", value, accepted)
+
+
+def _with_multiple(limits: Limits, step: int) -> str:
+    return limits.words if step == 1 else f"a multiple of {step} from {step} to {limits.high:g}"
+
+
+def is_finite(value: Any) -> bool:
+    """Whether all numbers in a value are."""
+    if isinstance(value, Mapping | list):
+        return all(map(is_finite, value.values() if isinstance(value, Mapping) else value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def multiple(model: str) -> int:
+    """What height and width of a model's pictures are multiples of; 1 where that cannot be told from its folder.
+
+    The autoencoder's factor, times the patch of the denoiser: its own, or the 2 x 2 that pipelines pack latents into
+    where it takes four times the latents' channels (FLUX, Qwen-Image).
+    """
+    if model in _KNOWN:
+        return _KNOWN[model]
+    vae, denoiser = _config(model, "vae"), _config(model, "transformer")
+    channels = vae.get("latent_channels") or vae.get("z_dim")
+    patch = denoiser.get("patch_size")
+    patch = patch[-1] if isinstance(patch, list) and patch else patch
+    if isinstance(channels, int) and denoiser.get("in_channels") == 4 * channels:
+        patch = 2
+    factor = _factor(vae)
+    return factor * (patch if isinstance(patch, int) and patch > 0 else 1) if factor else 1
+
+
+def _factor(vae: Mapping[str, Any]) -> int | None:
+    """Pixels of a latent's side; None where the config does not say."""
+    stated = next((vae[key] for key in _FACTORS if isinstance(vae.get(key), int)), None)
+    levels = vae.get(_LEVELS.get(vae.get("_class_name", ""), ""))
+    halvings = vae.get("temperal_downsample")  # sic: Wan's and Qwen-Image's
+    if stated is None and isinstance(levels, list):
+        return 2 ** (len(levels) - 1)
+    return 2 ** len(halvings) if stated is None and isinstance(halvings, list) else stated
+
+
+def frame_multiple(model: str) -> int:
+    """What the number of frames less one is a multiple of; 1 where that cannot be told."""
+    if model in _KNOWN:
+        return 4 if model.startswith("Wan-AI/") else 1
+    vae = _config(model, "vae")
+    stated = (vae.get("scale_factor_temporal"), vae.get("temporal_compression_ratio"))
+    factor = next((value for value in stated if isinstance(value, int)), 1)
+    return factor if vae.get("_class_name") in _CAUSAL else 1
+
+
+def _config(model: str, component: str) -> dict[str, Any]:
+    """A component's config.json in a model's folder; empty where there is none."""
+    return read_json(names.MODELS.get(model, Path(model).expanduser()) / component / "config.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; empty where there is none, or none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def listed_components(model: str) -> list[str]:
+    """The components that hold weights in an embedded or local pipeline's folder; none where that is not known."""
+    folder = names.MODELS.get(model, Path(model).expanduser())
+    index = read_json(folder / "model_index.json")
+    return [name for name in index if not name.startswith("_") and (folder / name / "config.json").is_file()]
+
+
+def check_modules(modules: list[str] | None, model: str) -> Iterator[RecipeError]:
+    """Denoisers that a recipe names and its model does not have."""
+    known = listed_components(model)
+    for name in modules or () if known else ():
+        if name not in known:
+            yield wrong_value("lora.modules", name, f"of {', '.join(known)}", suggestion=names.closest(name, known))
+    if modules == []:
+        yield wrong_value("lora.modules", modules, "null, or a list of at least one denoiser's name")
