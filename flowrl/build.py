@@ -157,6 +157,7 @@ def build_policy(recipe: Recipe) -> AnyPolicy:
         max_rows=recipe.train.rollout_batch,
         offload=recipe.offload,
         keep_means=recipe.objective.centred,
+        guidance_gradient=recipe.objective.guidance_gradient,
     )
 
 

@@ -240,6 +240,7 @@ def _objective(recipe: Recipe) -> str:
     parts += [f"dual {objective.dual:g}"] if objective.dual is not None else []
     parts += [f"log-ratio within {objective.log_ratio_limit:g}"] if objective.log_ratio_limit is not None else []
     parts += [f"KL {objective.kl:g} ({objective.kl_kind})"] if objective.kl > 0 else []
+    parts += ["guidance trained in its conditional half"] if objective.guidance_gradient == "conditional" else []
     length = f", length {objective.length}" if objective.length is not None else ""
     advantage = f"baseline {recipe.advantage.baseline}, scale {recipe.advantage.scale}"
     text = f"objective   {objective.preset}: {', '.join(parts)}, {objective.aggregate}{length};"

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from flowrl.policies.noise import Key
 from flowrl.policies.scheduler import Session
@@ -54,15 +54,22 @@ class GateKeeper:
     def __init__(self, session: Session):
         self.session = session
         self.denoisers: set[str] = set()
+        self.guided: set[str] = set()  # those that are trained, whose calls go through `guidance`
         self.skip = True
         self.recording = False
         self.writer = Writer()
         self._outputs: dict[tuple[str, int], Any] = {}  # (module, how many calls of it came before) -> structure
         self._calls: dict[str, int] = {}
+        self._within: dict[tuple[str, int], int] = {}  # (module, iteration) -> how many calls of it came before
+        # (module, call of the pass, call of the iteration, its arguments): told of every call of a denoiser
+        self.listener: Callable[[str, int, int, Any], None] | None = None
+        self.dry = False  # whether calls that are listened to are answered by their stand-ins
+        self.guidance: Callable[[str, int, int, nn.Module, tuple, dict], Any] | None = None  # see guidance.py
 
     def begin(self, starts: Sequence[Key] = ()) -> None:
         """Starts a pass over rows of these samples."""
         self._calls.clear()
+        self._within.clear()
         self.writer.begin(starts)
 
     def call(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> Any:
@@ -74,18 +81,40 @@ class GateKeeper:
             return module(*args, **kwargs)
         if self.recording or name in self.denoisers:
             session.fresh = True
+        position = self._position(name)
+        if self.listener is not None and name in self.denoisers:
+            self.listener(name, ordinal, position, (args, kwargs))
+            if self.dry:
+                return self._stand_in(name, ordinal, walk.rows)
         if name in self.denoisers and not walk.is_real(session.upcoming):
             if self.skip:
                 return self._stand_in(name, ordinal, walk.rows)
-            return module(*args, **kwargs)
-        output = module(*args, **kwargs)
+            return self._run(name, position, module, args, kwargs)
+        output = self._run(name, position, module, args, kwargs)
         if self.recording:
             self._record(name, ordinal, output, walk.rows)
         return output
 
+    def _position(self, name: str) -> int:
+        at = name, self.session.upcoming
+        self._within[at] = self._within.get(at, -1) + 1
+        return self._within[at]
+
+    def _run(self, name: str, position: int, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        if self.guidance is None or name not in self.guided or self.session.walk is None:
+            return module(*args, **kwargs)
+        return self.guidance(name, position, self.session.walk.rows, module, args, kwargs)
+
+    def rows_of(self, name: str, ordinal: int) -> int:
+        """Rows of the output of a recorded call, of a walk of one row."""
+        leaves = tree_leaves(self._outputs[name, ordinal][0], is_leaf=lambda leaf: isinstance(leaf, _Shape | _PerRow))
+        first = next(leaf for leaf in leaves if isinstance(leaf, _Shape | _PerRow))
+        return (first.length if isinstance(first, _PerRow) else first.shape[0]) // first.rows
+
     def forget(self) -> None:
         """Drops all recorded structures, before a new probe."""
         self._outputs.clear()
+        self.guidance = None
 
     def called(self) -> dict[str, list[int]]:
         """Recorded modules, each with the iterations that its calls worked for."""

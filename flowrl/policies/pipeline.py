@@ -56,7 +56,8 @@ class PipelinePolicy:
     adapters.py). call: arguments of every call of the pipeline, such as height or guidance_scale, or a function that
     gives them for the prompts of the rows of a call, where rows have arguments of their own. max_rows: the most
     rows that a rollout gives to one call. offload: text encoders, autoencoders and image encoders are on the device
-    only while they are used. keep_means: whether rollouts store what `Score.centred` needs.
+    only while they are used. keep_means: whether rollouts store what `Score.centred` needs. guidance_gradient: both, or
+    conditional, where what the denoiser says without the prompt has none (see guidance.py).
     """
 
     whole_rows = False  # a row's steps come one by one, each with the graph of one denoiser call
@@ -72,8 +73,9 @@ class PipelinePolicy:
         max_rows: int | None = None,
         offload: bool = False,
         keep_means: bool = False,
+        guidance_gradient: str = "both",
     ):
-        self.keep_means = keep_means
+        self.keep_means, self.guidance_gradient = keep_means, guidance_gradient
         self.source, self.modules, self.dynamics = pipe, modules, dynamics
         self.call: Call = {} if call is None else call
         check_writing(pipe, {} if callable(self.call) else self.call)
@@ -82,6 +84,7 @@ class PipelinePolicy:
         self.keeper = GateKeeper(self.session)
         self.tick: Callable[[int], None] | None = None  # called with the number of rows at every denoising iteration
         self.finished: Callable[[Samples], None] | None = None  # called with the samples of each chunk of prompts
+        self.keeper.guided = set(modules)
         self._streams: dict[int, int] = {}
         self._dressed = Dressed(pipe, self.session, self.keeper, self.device, trained=modules, offload=offload)
         self.sharing: Sharing = ALONE  # which rows may share a call (found out by the probe)

@@ -10,6 +10,7 @@ from torch import Tensor
 from flowrl.contracts import Prompt
 from flowrl.policies.adapters import DENOISERS
 from flowrl.policies.errors import PolicyError
+from flowrl.policies.guidance import Glance, find_guidance
 from flowrl.policies.neighbours import TOLERANCE, TOLERANCE_HALF, compare, find_sharing
 from flowrl.policies.noise import Key
 from flowrl.policies.scheduler import Step
@@ -95,9 +96,32 @@ def probe(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> dict[int, in
     if not keeper.denoisers:
         raise PolicyError(f"{name} calls none of its components between two steps: there is nothing to replay")
     policy._streams = walk.streams
+    if policy.guidance_gradient == "conditional":
+        _divide_guidance(policy, prompt, plan)
     _check_replay(policy, prompt, plan)
     policy.sharing = find_sharing(policy, prompt, plan, half=not _is_single_precision(policy))
     return walk.streams
+
+
+def _divide_guidance(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> None:
+    """Finds out which rows know nothing of the prompt, and proves that calling them apart changes no velocity."""
+    found = find_guidance(policy, prompt, plan.num_steps)
+    velocities = []
+    for guidance in (None, found):
+        policy.keeper.guidance = guidance
+        walk = Glance(1)
+        policy._pass(walk, [prompt], [Key(0, prompt.id, 0)], steps=plan.num_steps)
+        velocities.append(walk.velocity)
+    whole, parts = velocities
+    assert whole is not None and parts is not None
+    tolerance = TOLERANCE if _is_single_precision(policy) else TOLERANCE_HALF
+    gap = float((whole - parts).abs().max() / (1 + whole.abs().max()))
+    if not gap <= tolerance:
+        raise PolicyError(
+            f"objective.guidance_gradient: {type(policy.source).__name__}'s denoiser says something else by {gap:.1e} "
+            f"where its rows without the prompt are called apart (accepted: {tolerance:.0e}); set "
+            "objective.guidance_gradient=both"
+        )
 
 
 def _denoisers(policy: PipelinePolicy, iterations: int) -> set[str]:

@@ -6,7 +6,7 @@ from flowrl.recipe.errors import RecipeError, show
 from flowrl.recipe.schema import Recipe
 
 # Keys of denoising steps, and the value that leaves each out.
-OF_STEPS = {"weight": "none", "ratio": "plain", "kl_mask": None}
+OF_STEPS = {"weight": "none", "ratio": "plain", "kl_mask": None, "guidance_gradient": "both"}
 BARE_STEPS = ("cps",)  # scored by -(x - mean)^2, which is no density (samplers/renoising.py)
 
 
@@ -24,7 +24,7 @@ def _tokens(recipe: Recipe) -> Iterator[RecipeError]:
     objective = recipe.objective
     for name, off in OF_STEPS.items():
         if (value := getattr(objective, name)) != off:
-            problem = f"got {show(value)}, which reads the noise of a denoising step, but `generation` makes tokens"
+            problem = f"got {show(value)}, which is about denoising steps, but `generation` makes tokens"
             yield RecipeError(f"objective.{name}", problem, f"set objective.{name}={'null' if off is None else off}")
     if objective.kl > 0 and objective.kl_kind == "exact_dt":
         problem = "got 'exact_dt', exact times the length of a denoising step, but `generation` makes tokens"

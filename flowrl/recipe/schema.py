@@ -91,6 +91,8 @@ class Objective(Strict):
     (TempFlow-GRPO); inverse_dt, 1 / |dt| as it is (GRPO-Guard); or a factor for each trained step. ratio: centred has
     mean 1 and one scale at all steps (GRPO-Guard's RatioNorm). kl_mask: in place of the clip, the divergence from the
     policy that sampled from which on a step is left alone where it would move further away (Flow-DPPO: 1e-5).
+    guidance_gradient: of classifier-free guidance both halves are trained, or the conditional one alone, while what the
+    denoiser says without the prompt is computed without gradient (Flow-GRPO's first SD3 script).
     """
 
     preset: str = key("grpo", "the name of a preset")
@@ -109,6 +111,7 @@ class Objective(Strict):
     )
     ratio: Literal["plain", "centred"] = key("plain", "plain or centred")
     kl_mask: float | None = key(None, "a number > 0 or null", gt=0)
+    guidance_gradient: Literal["both", "conditional"] = key("both", "both or conditional")
 
     @property
     def centred(self) -> bool:
