@@ -11,6 +11,7 @@ from pathlib import Path
 from flowrl.compare import plots, tables
 from flowrl.compare.overview import AXES, Overview, headline, sentences
 from flowrl.compare.samples import Sheet
+from flowrl.compare.verdict import RULE
 from flowrl.names import UserError
 
 BEGIN, END = "<!-- flowrl compare: {} -->", "<!-- flowrl compare: end -->"
@@ -88,11 +89,7 @@ def _verdict(of: Overview) -> str:
                 continue
             parts.append(f"**{headline(of, axis, reward)}**")
             parts.append("\n".join(f"- {sentence}" for sentence in sentences(of, axis, reward)))
-    parts.append(
-        "A variant is called ahead only where the difference of means exceeds the 97.5 % quantile of Student's t times "
-        "its standard error over seeds, and never less than twice; where seeds are shared the differences are taken "
-        "seed by seed. Of twenty such looks at equal variants one still finds a difference by chance."
-    )
+    parts.append(RULE)
     return "\n\n".join(filter(None, parts))
 
 

@@ -11,7 +11,7 @@ from flowrl.compare import charts, tables
 from flowrl.compare.collect import PHASES
 from flowrl.compare.overview import AXES, Overview, headline, sentences
 from flowrl.compare.samples import Sheet, Tile
-from flowrl.compare.verdict import CHANCE
+from flowrl.compare.verdict import RULE
 from flowrl.report import numerals
 from flowrl.report.evaluations import BUDGET
 from flowrl.report.thumbnails import QUALITIES, Thumbnail, thumbnail
@@ -62,7 +62,7 @@ def _context(of: Overview, sheet: Sheet | None, beside: Path) -> dict[str, Any]:
         "drift": tables.drift(of),
         "sheet": None if sheet is None else {"seed": sheet.seed, "columns": sheet.columns, "rows": _shown(sheet)},
         "runs": [(o, _report(o.folder, beside)) for o in of.outcomes],
-        "chance": round(1 / CHANCE),
+        "rule": RULE,
     }
 
 

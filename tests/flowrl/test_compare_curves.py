@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,12 +55,10 @@ def test_shared_seeds_are_compared_pair_by_pair():
     found = verdict.difference("a", "b", {0: 0.5, 1: 0.7, 2: 0.9}, {0: 0.4, 1: 0.58, 2: 0.82, 3: 0.1})
     assert found is not None and found.paired and found.number == 3
     assert found.value == pytest.approx(0.1) and found.error == pytest.approx(0.02 / math.sqrt(3))
-    assert found.limit == pytest.approx(stats.t.ppf(0.975, 2)) == pytest.approx(4.302653, abs=1e-6)
+    theirs = stats.ttest_rel([0.5, 0.7, 0.9], [0.4, 0.58, 0.82])
+    assert found.chance == found.corrected == pytest.approx(theirs.pvalue) == pytest.approx(0.0131, abs=1e-4)
     assert found.told  # 0.1 is 8.7 standard errors
-    assert (
-        found.sentence()
-        == "a is ahead of b by 0.100 ±\N{NO-BREAK SPACE}0.012 (3 shared seeds, limit 4.3 standard errors)"
-    )
+    assert found.sentence() == "a is ahead of b by 0.100 ±\N{NO-BREAK SPACE}0.012 (3 shared seeds, p = 0.013)"
 
 
 def test_other_seeds_are_compared_by_welch():
@@ -68,7 +67,7 @@ def test_other_seeds_are_compared_by_welch():
     theirs = stats.ttest_ind(list(a.values()), list(b.values()), equal_var=False)
     assert found is not None and not found.paired and found.number == 2
     assert found.value / found.error == pytest.approx(theirs.statistic)
-    assert found.limit == pytest.approx(stats.t.ppf(0.975, theirs.df))
+    assert found.chance == pytest.approx(theirs.pvalue)
 
 
 @given(
@@ -78,8 +77,8 @@ def test_other_seeds_are_compared_by_welch():
 )
 def test_nobody_is_ahead_inside_the_error_bars(x: list[float], y: list[float], shared: bool):
     found = verdict.difference("a", "b", dict(enumerate(x)), dict(enumerate(y, 0 if shared else 10)))
-    assert found is not None and found.limit >= 2
-    assert found.told == (abs(found.value) > found.limit * found.error)
+    assert found is not None and found.told == (found.error > 0 and found.chance <= 0.05)
+    assert not found.told or abs(found.value) > 1.95 * found.error
     assert ("no difference can be told" in found.sentence()) != found.told
     ahead = "a is ahead of b" if found.value > 0 else "b is ahead of a"
     assert (ahead in found.sentence()) == found.told
@@ -101,6 +100,49 @@ def test_the_headline_says_what_can_be_told_and_what_not():
         "Of 3 pairs, 2 can be told apart."
     )
     assert [d.told for d in verdict.differences(ahead)] == [True, True, False]
+
+
+def test_p_values_are_corrected_for_all_pairs_by_holms_rule():
+    assert verdict.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # by hand
+    assert verdict.holm([0.6, 0.5]) == [1.0, 1.0] and verdict.holm([]) == []
+    four = verdict.differences(of(a=[0.5, 0.7, 0.9], b=[0.4, 0.58, 0.82], c=[0.45, 0.9, 0.8], d=[0.6, 0.6, 0.9]))
+    assert [d.pairs for d in four] == [6] * 6 and not any(d.told for d in four)
+    (pair,) = (d for d in four if (d.first, d.second) == ("a", "b"))
+    assert pair.chance == pytest.approx(0.0131, abs=1e-4)  # alone a would be ahead of b
+    assert pair.corrected == pytest.approx(6 * pair.chance) and "p = 0.078 for 6 pairs" in pair.sentence()
+
+
+def test_a_standard_error_of_0_tells_nothing():
+    for a, b in (([0.5, 0.5, 0.5], [0.4, 0.4, 0.4]), ([0.7, 0.8, 0.9], [0.4, 0.5, 0.6])):
+        found = verdict.difference("a", "b", dict(enumerate(a)), dict(enumerate(b)))
+        assert found is not None and found.error == 0 and not found.told
+        assert "a standard error of 0 tells nothing" in found.sentence()
+    apart = verdict.difference("a", "b", {0: 1.0, 1: 1.0}, {2: 0.0, 3: 0.0})
+    assert apart is not None and not apart.told
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_among_seven_equal_variants_at_most_one_table_in_twenty_claims_anything(seeds: int):
+    """A seed's luck is shared by all variants, and each has a spread of its own. 400 tables: the bound is 5 % and three
+    standard errors of a share of that size."""
+    draw, tables, claims, ahead = numpy.random.default_rng(0), 400, 0, 0
+    for _ in range(tables):
+        values = draw.normal(size=seeds) + draw.normal(size=(7, seeds)) * draw.uniform(0.2, 1.0, size=(7, 1))
+        table = of(**{f"v{i}": row for i, row in enumerate(values.tolist())})
+        claims += any(d.told for d in verdict.differences(table))
+        ahead += "is ahead" in verdict.headline(table)
+    bound = 0.05 + 3 * math.sqrt(0.05 * 0.95 / tables)
+    assert ahead <= claims <= bound * tables
+
+
+def test_a_large_true_difference_is_found_among_seven():
+    draw, found = numpy.random.default_rng(1), 0
+    for _ in range(50):
+        values = draw.normal(size=5) + 0.2 * draw.normal(size=(7, 5))
+        values[3] += 2.0
+        table = of(**{f"v{i}": row for i, row in enumerate(values.tolist())})
+        found += verdict.headline(table).startswith("v3 has the highest mean and is ahead of")
+    assert found >= 49
 
 
 def test_time_and_calls_are_what_the_iterations_before_took(tmp_path: Path):
