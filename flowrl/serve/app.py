@@ -1,13 +1,13 @@
 """The HTTP side of a server of rewards: who may ask, how much, and what is answered."""
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
 import ipaddress
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -23,7 +23,10 @@ from flowrl.serve.pool import Full, Lost, Pool, TooSlow
 from reward_models.parts.protocol import JSON, REQUEST_ID, REWARDS, SCORE, TENSORS, VERSION
 
 RETRY_AFTER = "1"  # seconds
+FULL = "all workers are busy and the queue is full"
 ID = re.compile(r"[\w-]{1,64}", re.ASCII)
+SLOWEST = 2**16  # bytes a second that a body has to come at, on average
+PATIENCE = 10.0  # seconds that it may take beyond that
 
 
 class Refusal(Exception):
@@ -42,6 +45,8 @@ class Service:
         self._token = None if token is None else token.encode()
         self.counts: dict[str, int] = dict.fromkeys(("served", "samples", "refused", "busy", "failed"), 0)
         self.begun = time.time()
+        self.held = 0  # bytes of bodies that are read, wait or are scored
+        self._room = (config.serve.workers + config.serve.queue) * config.serve.max_bytes
 
     def knows(self, request: Request) -> bool:
         """Whether a request carries the token, if there is one; compared in a time that tells nothing of it."""
@@ -60,17 +65,19 @@ class Service:
             raise Refusal(415, f"content type {kind[:80]!r}; accepted: {JSON} or {TENSORS}")
         announced = request.headers.get("content-length", "")
         if announced.isdigit() and int(announced[:18]) > limits.max_bytes:
-            with contextlib.suppress(Refusal):  # read, within reason: see below
-                await _within(limits.timeout, _read(request, 4 * limits.max_bytes, keep=False))
+            with suppress(Refusal):  # read, within reason: see below
+                await _read(request, 4 * limits.max_bytes, limits.timeout)
             raise Refusal(413, f"{announced[:18]} bytes; accepted: at most {limits.max_bytes} a request")
         if self.pool.full:
             # answered once it is read: a client that is still sending would see a broken connection instead
-            await _within(limits.timeout, _read(request, limits.max_bytes, keep=False))
-            raise Refusal(503, "all workers are busy and the queue is full")
+            await _read(request, limits.max_bytes, limits.timeout)
+            raise Refusal(503, FULL)
         try:
-            with self.pool.admitted():
-                body, digest = await _within(limits.timeout, _read(request, limits.max_bytes, keep=True))
-                reply = await self.ledger.once(name, kind + digest, lambda: self.pool.score(kind, body))
+            async with self._body(request) as (body, digest):  # one that is still on its way holds no place
+                if self.pool.full:
+                    raise Refusal(503, FULL)
+                with self.pool.admitted():
+                    reply = await self.ledger.once(name, kind + digest, lambda: self.pool.score(kind, body))
         except Full as error:
             raise Refusal(503, str(error)) from None
         except TooSlow as error:
@@ -83,31 +90,51 @@ class Service:
             raise Refusal(reply["status"], reply["answer"]["error"])
         return reply["answer"]
 
+    @asynccontextmanager
+    async def _body(self, request: Request) -> AsyncIterator[tuple[bytes, str]]:
+        """(body, its hash) of a request; within, it is held. Raises Refusal where there is no room for it."""
+        limits, body, digest = self.config.serve, bytearray(), hashlib.sha256()
+
+        def keep(chunk: bytes) -> None:
+            if self.held + len(chunk) > self._room:
+                raise Refusal(503, "the server holds as many bytes of requests as it may")
+            self.held += len(chunk)
+            body.extend(chunk)
+            digest.update(chunk)
+
+        try:
+            await _read(request, limits.max_bytes, limits.timeout, keep)
+            yield bytes(body), digest.hexdigest()
+        finally:
+            self.held -= len(body)
+
     def count(self, refusal: Refusal) -> None:
         """Notes a refusal under its kind."""
         self.counts["busy" if refusal.status == 503 else "failed" if refusal.status >= 500 else "refused"] += 1
 
 
-async def _read(request: Request, limit: int, *, keep: bool) -> tuple[bytes, str]:
-    """(body, its hash), or nothing of it where it is not kept. Raises Refusal where it is too long."""
-    body, digest, length = bytearray(), hashlib.sha256(), 0
-    async for chunk in request.stream():
+async def _read(request: Request, limit: int, seconds: float, keep: Callable[[bytes], None] | None = None) -> None:
+    """Reads a body and hands it over piece by piece. Raises Refusal where it is too long, late or slow.
+
+    It has to be there within `seconds`, and at any time SLOWEST bytes a second of it, but for PATIENCE seconds.
+    """
+    chunks, length, begun = aiter(request.stream()), 0, time.monotonic()
+    while True:
+        left = min(seconds, PATIENCE + length / SLOWEST) - (time.monotonic() - begun)
+        try:
+            chunk = await asyncio.wait_for(anext(chunks), left)
+        except StopAsyncIteration:
+            return
+        except (TimeoutError, asyncio.TimeoutError):
+            late = f"the body was not there within {seconds:g} s, or came at less than {SLOWEST} bytes a second"
+            raise Refusal(408, late) from None
+        except ClientDisconnect:
+            raise Refusal(400, "the client hung up") from None
         length += len(chunk)
         if length > limit:
             raise Refusal(413, f"more than {limit} bytes; accepted: at most {limit} a request")
-        if keep:
-            body += chunk
-            digest.update(chunk)
-    return bytes(body), digest.hexdigest()
-
-
-async def _within(seconds: float, reading: Awaitable[tuple[bytes, str]]) -> tuple[bytes, str]:
-    try:
-        return await asyncio.wait_for(reading, seconds)
-    except (TimeoutError, asyncio.TimeoutError):
-        raise Refusal(408, f"the body was not there within {seconds:g} s") from None
-    except ClientDisconnect:
-        raise Refusal(400, "the client hung up") from None
+        if keep is not None:
+            keep(chunk)
 
 
 def build(service: Service) -> FastAPI:

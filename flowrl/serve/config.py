@@ -26,7 +26,8 @@ class Serve(Strict):
     this machine alone. workers: processes, each with all rewards. queue: requests that may wait beside those being
     scored; more are told to come again. device: where rewards with weights live that name none. timeout: seconds that a
     request may wait, and that scoring it may take. max_bytes, max_items and max_pixels: of one request; pixels of all
-    its pictures and frames together.
+    its pictures and frames together. max_connections: of one address; a further one takes the place of one that is
+    silent.
     """
 
     host: str = key("127.0.0.1", "an address or name of this machine", min_length=1)
@@ -39,6 +40,7 @@ class Serve(Strict):
     max_bytes: int = key(64 * 2**20, "a whole number >= 1024", ge=1024)
     max_items: int = key(256, "a whole number >= 1", ge=1)
     max_pixels: int = key(64 * 2**20, "a whole number >= 1", ge=1)
+    max_connections: int = key(64, "a whole number >= 1", ge=1)
 
 
 class Config(Strict):

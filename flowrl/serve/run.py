@@ -8,6 +8,7 @@ import uvicorn
 
 from flowrl.serve import app
 from flowrl.serve.config import Config, listen, token_of
+from flowrl.serve.door import Door, guarded
 from flowrl.serve.pool import GRACE, Pool
 
 MORE_CONNECTIONS = 512  # than requests that may be in the server
@@ -39,7 +40,7 @@ async def _run(config: Config, token: str | None, taken, say: Callable, complain
             server_header=False,
             lifespan="off",
             ws="none",
-            limit_concurrency=serve.workers + serve.queue + MORE_CONNECTIONS,
+            http=guarded(Door(serve.max_connections, serve.workers + serve.queue + MORE_CONNECTIONS)),
             timeout_graceful_shutdown=int(serve.timeout + GRACE) + 1,
         )
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"

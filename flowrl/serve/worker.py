@@ -13,6 +13,7 @@ import torch
 from flowrl import scoring
 from flowrl.contracts import Samples
 from flowrl.recipe.rewards import RewardSpec
+from flowrl.score_batches import faults
 from flowrl.serve import frames
 from reward_models.parts.protocol import VERSION
 from reward_models.parts.wire import Limits, Malformed, decode
@@ -53,7 +54,12 @@ class Rewards:
         for name in names:
             if name not in self.scorers:
                 raise Malformed(404, f"no reward {name[:80]!r}; accepted: {', '.join(self.scorers)}")
-        verdicts = {name: self._verdicts(name, samples) for name in names}
+        wrong = faults(samples)
+        good = [i for i in range(len(samples)) if i not in wrong]
+        verdicts = {}
+        for name in names:
+            found = dict(zip(good, self._verdicts(name, samples[good]) if good else (), strict=True))
+            verdicts[name] = {i: Verdict("unscored", reason=text) for i, text in wrong.items()} | found
         return [_item({name: verdicts[name][i] for name in names}) for i in range(len(samples))]
 
     def _verdicts(self, name: str, samples: Samples) -> list[Verdict]:

@@ -22,20 +22,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from flowrl.contracts import Prompt, Samples
+from flowrl.pictures import form_fault
+from reward_models.parts.bounds import PNG, Malformed, measure, unpack
 from reward_models.parts.inputs import as_pil
 from reward_models.parts.protocol import JSON, TENSORS, VERSION
 
+__all__ = ["PNG", "Answer", "Limits", "Malformed", "Outcome", "decode", "encode", "scores"]
+
 KINDS = {"images": 4, "video": 5}  # tensors, and their axes
 FLOATS = ("F32", "F16", "BF16")
-PNG = b"\x89PNG\r\n\x1a\n"
-
-
-class Malformed(ValueError):
-    """A request that cannot be scored as it stands: an HTTP status 4xx, and the reason in a line."""
-
-    def __init__(self, status: int, reason: str):
-        self.status = status
-        super().__init__(" ".join(reason.split())[:500])
 
 
 @dataclass(frozen=True)
@@ -118,15 +113,13 @@ def decode(kind: str, body: bytes, limits: Limits) -> tuple[Samples, list[str] |
     """(samples, names of the rewards asked for or None) of a request. Raises Malformed for everything else."""
     if kind == TENSORS:
         text, tensors = _split(body)
-        head = _head(text)
+        head = _head(text, limits)
         pixels = _loaded(body, tensors, len(head.items), limits)
     elif kind == JSON:
-        head = _head(body)
+        head = _head(body, limits)
         pixels = {}
     else:
         raise Malformed(415, f"content type {kind[:80]!r}; accepted: {JSON} or {TENSORS}")
-    if len(head.items) > limits.items:
-        raise Malformed(413, f"{len(head.items)} items; accepted: at most {limits.items} a request")
     items, budget = head.items, [limits.pixels]
     for item in items:
         if len(pixels) + sum(given is not None for given in (item.image, item.video, item.text)) != 1:
@@ -197,7 +190,8 @@ def _png(picture: Tensor) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _head(text: bytes | str) -> Head:
+def _head(text: bytes, limits: Limits) -> Head:
+    measure(text, limits.items)
     try:
         return Head.model_validate_json(text)
     except ValidationError as error:
@@ -212,13 +206,16 @@ def _first(error: ValidationError) -> str:
     return f"{place}: {detail['msg']}"
 
 
-def _split(body: bytes) -> tuple[str, dict[str, Any]]:
+def _split(body: bytes) -> tuple[bytes, dict[str, Any]]:
     """(the head as JSON, what the header says of each tensor) of a safetensors file."""
     try:
         (length,) = struct.unpack_from("<Q", body)
+        measure(body[8 : 8 + length])
         header = json.loads(body[8 : 8 + length])
         text = header.pop("__metadata__")["flowrl"]
-        return str(text), {str(name): dict(value) for name, value in header.items()}
+        return text.encode(), {str(name): dict(value) for name, value in header.items()}
+    except Malformed:
+        raise
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         reason = f"no safetensors file with the metadata `flowrl` ({type(error).__name__})"
         raise Malformed(422, reason) from None
@@ -238,9 +235,13 @@ def _loaded(body: bytes, tensors: dict[str, Any], number: int, limits: Limits) -
     from safetensors.torch import load
 
     try:
-        return load(body)
+        loaded = load(body)
     except Exception as error:  # of whatever kind: the bytes are a stranger's
         raise Malformed(422, f"a damaged safetensors file ({error})") from None
+    for pixels in loaded.values():
+        if (wrong := form_fault(pixels)) is not None:
+            raise Malformed(422, wrong)
+    return loaded
 
 
 def _picture(data: str, budget: list[int]) -> Tensor:
@@ -249,18 +250,21 @@ def _picture(data: str, budget: list[int]) -> Tensor:
         file = base64.b64decode(data, validate=True)
     except ValueError:
         raise Malformed(422, "a picture that is no base64") from None
-    if file[:8] != PNG or file[12:16] != b"IHDR" or len(file) < 33 or file[24:26] != b"\x08\x02":
-        raise Malformed(422, "a picture that is no PNG of 8 bit RGB")
-    width, height = struct.unpack_from(">II", file, 16)
+    width, height, plain = unpack(file)
     budget[0] -= width * height
     if budget[0] < 0:
         raise Malformed(413, f"too many pixels, a picture of {width}x{height} among them")
     try:
-        with Image.open(io.BytesIO(file), formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(plain), formats=["PNG"]) as image:
             unpacked = bytearray(image.convert("RGB").tobytes())
+        if len(unpacked) != 3 * width * height:
+            raise ValueError
     except Exception as error:  # of whatever kind: the bytes are a stranger's
         raise Malformed(422, f"a damaged PNG ({type(error).__name__})") from None
-    return torch.frombuffer(unpacked, dtype=torch.uint8).view(height, width, 3).permute(2, 0, 1).float() / 255
+    pixels = torch.frombuffer(unpacked, dtype=torch.uint8).view(height, width, 3).permute(2, 0, 1).float() / 255
+    if (wrong := form_fault(pixels[None])) is not None:
+        raise Malformed(422, wrong)
+    return pixels
 
 
 def _together(values: list, what: str) -> list | None:
