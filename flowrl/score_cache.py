@@ -107,6 +107,11 @@ class ScoreCache:
         return None if row is None else _number(row[0])
 
 
+def identity(reward: str, args: Mapping[str, Any], code: Any) -> str:
+    """What tells a reward, with its files and code, from any other, hexadecimal."""
+    return _digest(reward, args, _files(args), code).hex()
+
+
 def _digest(*parts: Any) -> bytes:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).digest()
 

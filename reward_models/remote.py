@@ -62,8 +62,14 @@ class remote:
         self.served: dict[str, Any] = {}
         self.limits: dict[str, int] = {}
         self.groupwise = False
+        self._identities: dict[str, str] = {}
         self.servers = Servers(urls, retries=retries, patience=patience)
         self._greet_all()
+
+    @property
+    def identity(self) -> list[str]:
+        """What tells code and files of the reward, on the servers that have answered, from others: for a cache."""
+        return sorted(set(self._identities.values()))
 
     def __call__(self, samples: Samples) -> Tensor:
         """Scores, float32 [B]; NaN where a sample could not be scored.
@@ -196,6 +202,7 @@ class remote:
             name = self.name or next(iter(rewards))
             if name not in rewards:
                 raise Refused(f"remote: {server.url} has no reward {name!r}; accepted: {', '.join(rewards)}")
+            self._identities[server.url] = str(rewards[name].pop("identity", ""))
             if self.served and self.served != rewards[name]:
                 raise Refused(f"remote: {name!r} is {self.served} elsewhere and {rewards[name]} at {server.url}")
             self.name, self.served = name, rewards[name]

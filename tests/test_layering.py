@@ -121,7 +121,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "flowrl/compare/drift.py": {"flowrl"},
     "flowrl/serve": {"flowrl.serve", "flowrl.__version__", "flowrl.contracts", "flowrl.scoring", "flowrl.recipe"}
-    | {"reward_models.parts", "flowrl.score_batches"}
+    | {"reward_models.parts", "flowrl.score_batches", "flowrl.score_cache", "flowrl.score_code"}
     | LIGHT,
     "flowrl/commands": {"flowrl"},
     "flowrl/cli.py": {"flowrl"},

@@ -62,6 +62,7 @@ class Door:
         self._timers[connection] = loop.call_later(self.patience, self._late, connection)
 
     def _late(self, connection: Any) -> None:
+        self._timers.pop(connection, None)
         if not under_way(connection):
             self._end(connection)
 

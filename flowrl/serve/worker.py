@@ -10,10 +10,11 @@ from typing import Any, BinaryIO
 
 import torch
 
-from flowrl import scoring
+from flowrl import score_code, scoring
 from flowrl.contracts import Samples
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.score_batches import faults
+from flowrl.score_cache import identity
 from flowrl.serve import frames
 from reward_models.parts.protocol import VERSION
 from reward_models.parts.wire import Limits, Malformed, decode
@@ -42,11 +43,13 @@ class Rewards:
             self.scorers[name] = scoring.Scorer({name: alone}, device=place)
 
     def describe(self, specs: Mapping[str, RewardSpec]) -> dict[str, dict[str, Any]]:
-        """What clients are told of each: its use, and whether it needs whole groups."""
-        return {
-            name: {"use": specs[name].use, "groupwise": scorer.rewards[name].groupwise}
-            for name, scorer in self.scorers.items()
-        }
+        """What clients are told of each: use, whether it needs whole groups, and what tells its code and files."""
+        told = {}
+        for name, scorer in self.scorers.items():
+            reward, spec = scorer.rewards[name], specs[name]
+            code = identity(spec.use, spec.args, score_code.digest(reward.call))
+            told[name] = {"use": spec.use, "groupwise": reward.groupwise, "identity": code}
+        return told
 
     def outcomes(self, samples: Samples, wanted: Sequence[str] | None) -> list[dict[str, Any]]:
         """The items of an answer. Raises Malformed for a reward that is not there."""

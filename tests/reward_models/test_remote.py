@@ -1,16 +1,20 @@
 """The client of reward servers: its protocol, and servers on loopback that answer as no server should."""
 
+import copy
 import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from flowrl.contracts import Prompt, Samples
+from flowrl.recipe.rewards import RewardSpec
+from flowrl.scoring import Scorer, load
 from judge_support import Quiet
 from reward_models.parts import servers, wire
 from reward_models.parts.protocol import JSON, REQUEST_ID, SCORE, TENSORS
@@ -209,6 +213,22 @@ def test_what_a_server_tells_of_itself_is_checked(scripted: Callable[..., Script
     both = [scripted(lambda *_: refusal(500), one).url for one in (GREETING, other)]
     with pytest.raises(ValueError, match="'red' is .*served.red.* elsewhere and .*another"):
         remote(url=both)
+
+
+def test_kept_scores_belong_to_the_code_of_the_server(scripted: Callable[..., Scripted], tmp_path: Path):
+    greeting = copy.deepcopy(GREETING)
+    server = scripted(lambda _, body: good(body), greeting)
+    spec = RewardSpec(use="remote", args={"url": server.url}, cache=str(tmp_path / "scores.db"))
+    for identity, requests in (("a", 1), ("a", 1), ("b", 2)):
+        greeting["rewards"]["red"]["identity"] = identity
+        rewards = load({"x": spec})
+        assert rewards["x"].call.identity == [identity]
+        assert torch.equal(Scorer(rewards)(pictures(3))["x"], reds(pictures(3)))
+        assert len(server.requests) == requests
+    # two servers with other code are told apart, not refused: their files may merely lie elsewhere
+    other = copy.deepcopy(greeting)
+    other["rewards"]["red"]["identity"] = "c"
+    assert remote(url=[server.url, scripted(lambda *_: refusal(500), other).url]).identity == ["b", "c"]
 
 
 @pytest.mark.parametrize(
