@@ -14,6 +14,7 @@ from flowrl.build import set_up
 from flowrl.estimate import Duration, duration
 from flowrl.names import UserError
 from flowrl.proofs import learning, sampling, surroundings, tokens
+from flowrl.proofs import rows as single_rows
 from flowrl.proofs.bench import Bench
 from flowrl.proofs.proof import Failed, Finding, Proof
 from flowrl.proofs.tokens import TokenBench
@@ -32,6 +33,7 @@ MODEL = Proof("model loads and can be replayed", surroundings.model, (PROMPTS.ti
 DISK = Proof("disk holds the checkpoints", surroundings.disk, (FOLDER.title, MODEL.title))
 UNTOUCHED = Proof("noise 0 equals the untouched pipeline", sampling.untouched, (MODEL.title,))
 RATIO = Proof("ratio is 1 at every trained step", learning.ratio, (MODEL.title,))
+ALONE = Proof("a row is the same in any company", single_rows.alone, (MODEL.title,))
 GRADIENT = Proof("gradient arrives and is finite", learning.gradient, (MODEL.title,))
 STATISTICS = Proof("noise keeps the sample statistics", sampling.statistics, (MODEL.title,))
 SCORES = Proof("rewards score and vary within groups", surroundings.rewards, (REWARDS.title, MODEL.title))
@@ -50,6 +52,7 @@ PROOFS: dict[str, tuple[Proof, ...]] = {
         DISK,
         UNTOUCHED,
         RATIO,
+        ALONE,
         GRADIENT,
         STATISTICS,
         SCORES,

@@ -3,6 +3,7 @@
 from typing import Any
 
 from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.paths import draws_at_the_end
 from flowrl.recipe.schedules import num_steps
 from flowrl.recipe.schema import Recipe
 from samplers import tables, windows
@@ -52,8 +53,12 @@ def walk(recipe: Recipe, iteration: int) -> AnyPlan:
 
 
 def check_trained(recipe: Recipe) -> None:
-    """Raises RecipeError where objective.weight or train.updates does not fit the number of trained steps."""
+    """Raises RecipeError where objective.weight or train.updates does not fit the number of trained steps, and where an
+    iteration would train nothing."""
     weight, train = recipe.objective.weight, recipe.train
+    if recipe.generation is None:
+        for iteration in range(min(train.iterations, 1000)):
+            _window(recipe, iteration)
     if recipe.generation is not None or (isinstance(weight, str) and train.update_by == "prompts"):
         return
     trained = len(walk(recipe, 0).tree(train.group).trained)
@@ -104,7 +109,24 @@ def _tail(recipe: Recipe, base: Table, *, after: int) -> Table | None:
 
 
 def _window(recipe: Recipe, iteration: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(steps that draw noise, those of them that are trained)."""
+    """(steps that draw noise, those of them that are trained), without a last step that has no noise to draw.
+
+    Raises RecipeError where nothing is left.
+    """
+    steps, trained = _asked(recipe, iteration)
+    if draws_at_the_end(recipe.sampler.step, recipe.model):
+        return steps, trained
+    last = num_steps(recipe) - 1
+    left = tuple(step for step in steps if step != last), tuple(step for step in trained if step != last)
+    if trained and not left[1]:
+        problem = f"iteration {iteration} would train step {last} alone, the last, where {recipe.sampler.step} draws no"
+        remedy = f"keep step {last} out of the window, or choose another sampler.step"
+        raise RecipeError("sampler.window", f"{problem} noise", remedy)
+    return left
+
+
+def _asked(recipe: Recipe, iteration: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The steps that the recipe's window names."""
     window, steps = recipe.sampler.window, num_steps(recipe)
     if window.kind == "fraction":
         trained = windows.fraction(steps, share=window.share or 1.0, iteration=iteration, seed=recipe.seed)

@@ -39,12 +39,15 @@ GROUP = 8  # samples of a prompt, at most
 
 @dataclass
 class Replay:
-    """What replays showed: by step, the largest |log-prob - that of the rollout|; costs; memory for the backward pass.
+    """What replays showed: by step that drew, the largest |log-prob - that of the rollout|; costs; memory for the
+    backward pass.
 
-    bytes_per_row: of what autograd kept for one step, at most. connected: whether a score had a gradient at all.
+    met: trained steps, whether or not they drew. bytes_per_row: of what autograd kept for one step,
+    at most. connected: whether a score had a gradient at all.
     """
 
     gap: dict[int, float] = field(default_factory=dict)
+    met: set[int] = field(default_factory=set)
     seconds: float = 0.0
     forwards: int = 0
     bytes_per_row: float = 0.0
@@ -80,8 +83,8 @@ class Bench:
         """The recipe's policy, probed."""
         policy = build_policy(self.recipe)
         assert isinstance(policy, PipelinePolicy)  # a language model has a bench of its own
+        policy.prepare(self.drawn[0], self.plans[0])  # with the recipe's own calls, of which it learns how rows share
         policy.max_rows = self.rows_at_once
-        policy.prepare(self.drawn[0], self.plans[0])
         return policy
 
     @property
@@ -218,9 +221,12 @@ class Bench:
             def visit(score: Score) -> None:
                 at = score.rows[:, None], score.columns[None]
                 behave = rollout.behave[at].to(score.logp.device)
+                drew = rollout.mask[at].to(score.logp.device)
                 for i, column in enumerate(score.columns.tolist()):
-                    gap = float((score.logp[:, i].detach() - behave[:, i]).abs().max())
-                    found.gap[steps[column]] = max(found.gap.get(steps[column], 0.0), gap)
+                    found.met.add(steps[column])
+                    if drew[:, i].any():
+                        gap = float((score.logp[:, i].detach() - behave[:, i])[drew[:, i]].abs().max())
+                        found.gap[steps[column]] = max(found.gap.get(steps[column], 0.0), gap)
                 found.bytes_per_row = max(found.bytes_per_row, saved.bytes / len(score.rows))
                 if score.logp.requires_grad:
                     found.connected = True

@@ -22,6 +22,13 @@ def ratio(bench: Bench) -> str:
     batch shape the same operations run, and the gap is 0 exactly; accepted is a hundredth of the clip range.
     """
     gaps = bench.replay.gap
+    silent = sorted(bench.replay.met - set(gaps))
+    if not gaps:
+        raise Failed(
+            f"no noise at trained step{'' if len(silent) == 1 else 's'} {_listed(silent)}",
+            "without noise there is no log-prob, and nothing to learn from",
+            "raise sampler.noise, or train other steps (sampler.window)",
+        )
     accepted = RATIO_SHARE * min(bench.recipe.objective.clip_range)
     worst = max(gaps, key=lambda step: _or_inf(gaps[step]))
     if not gaps[worst] <= accepted:
@@ -34,7 +41,8 @@ def ratio(bench: Bench) -> str:
             "make sampler.step a pure function, put the model in eval mode, or set dtype.model=float32",
         )
     said = "1 exactly" if gaps[worst] == 0 else f"|log ratio| at most {gaps[worst]:.2g}"
-    return f"{said} at {len(gaps)} steps ({_listed(sorted(gaps))})"
+    none = f"; no noise at {_listed(silent)}: not trained (leave it out: sampler.window)" if silent else ""
+    return f"{said} at {len(gaps)} steps ({_listed(sorted(gaps))}){none}"
 
 
 def gradient(bench: Bench) -> str:

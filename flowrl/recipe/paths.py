@@ -1,5 +1,6 @@
 """Which steps fit a model, along a flow or the noise table of one that predicts noise, and how strong they may be."""
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,19 @@ def noise_scheduler(model: str) -> str | None:
     name = config.get("_class_name", "")
     flow = "Flow" in name or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
     return None if flow else name
+
+
+@functools.cache
+def draws_at_the_end(step: str, model: str) -> bool:
+    """Whether a step draws noise where it arrives at the data, s_next = 0, the last of its table.
+
+    cps and a flow's ddim do not: their noise is a share of s_next. Models that predict noise end a little above 0;
+    where a hub id leaves open which kind it is, a ddim step is taken to draw.
+    """
+    if step == "ddim":
+        path = names.MODELS.get(model, Path(model).expanduser()) / "scheduler" / "scheduler_config.json"
+        return noise_scheduler(model) is not None or not path.is_file()
+    return step != "cps"
 
 
 def misfit(step: str, scheduler: str) -> RecipeError:

@@ -18,8 +18,10 @@ from flowrl.estimate import Duration
 from flowrl.learner import Learner
 from flowrl.policies import adapters
 from flowrl.proofs import bench as bench_module
+from flowrl.proofs import learning
+from flowrl.proofs import rows as single_rows
 from flowrl.proofs.bench import Bench
-from flowrl.proofs.proof import Finding
+from flowrl.proofs.proof import Failed, Finding
 from flowrl.recipe.load import load
 
 BASE = str(Path(__file__).parents[1] / "recipes" / "quickstart.yaml")
@@ -263,3 +265,34 @@ def test_an_error_in_a_proof_is_told_by_its_place(monkeypatch):
 
 def test_the_time_is_told_only_where_it_was_measured():
     assert not any(isinstance(found, Duration) for found in check(small("model=nobody/nothing", "pipeline={}")))
+
+
+def test_steps_without_noise_are_neither_trained_nor_certified():
+    recipe = small(
+        "sampler.step=cps", "sampler.noise=0.5", "sampler.window={kind: all, skip_last: 0}", "sampler.steps=3"
+    )
+    bench = Bench(recipe, rows=8)
+    assert learning.ratio(bench) == "1 exactly at 2 steps (0, 1)"
+    assert bench.replay.met == {0, 1}
+    bench.replay.met.add(2)  # as of a model whose table is known only once it is loaded
+    assert learning.ratio(bench).endswith(
+        "at 2 steps (0, 1); no noise at 2: not trained (leave it out: sampler.window)"
+    )
+    bench.replay.gap.clear()
+    with pytest.raises(Failed, match="no noise at trained steps"):
+        learning.ratio(bench)
+
+
+def test_a_row_that_depends_on_its_company_is_named(monkeypatch):
+    bench = Bench(small(), rows=8)
+    said = single_rows.alone(bench)
+    assert said.startswith("rows share calls, |log ratio| at most ")
+    assert float(said.split()[-1]) < 1e-6
+    own = bench.policy._pass
+
+    def from_the_first(walk, prompts, starts, **how):
+        return own(walk, prompts, [starts[0]] * len(starts), **how)
+
+    monkeypatch.setattr(bench.policy, "_pass", from_the_first)
+    with pytest.raises(Failed, match="of a row by itself"):
+        single_rows.alone(bench)

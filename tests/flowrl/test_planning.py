@@ -3,9 +3,15 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from flowrl.names import load as load_step
+from flowrl.names import steps
 from flowrl.planning import arithmetic, describe, eval_plan, plan_for
+from flowrl.plans import check_trained
+from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
+from flowrl.recipe.paths import draws_at_the_end
 from samplers.trees import picture
 
 BASE = str(Path(__file__).parents[1] / "recipes" / "quickstart.yaml")
@@ -32,6 +38,28 @@ def test_windows_of_every_kind():
         assert len(set(drawn)) > 3
         assert {s for d in drawn for s in d} == set(range(3, 9))  # high by default: all but the last step
         assert drawn == [at(f"{{kind: {kind}, size: 2, low: 3}}", i) for i in range(40)]
+
+
+@pytest.mark.parametrize("step", ["cps", "ddim"])
+def test_a_last_step_without_noise_is_neither_drawn_nor_billed(step):
+    window = "sampler.window={kind: all, skip_last: 0}"
+    whole, silent = quick(window), quick(window, f"sampler.step={step}", "sampler.noise=0.5")
+    assert plan_for(whole, 0).trained == (0, 1, 2, 3, 4, 5)
+    assert plan_for(silent, 0).trained == plan_for(silent, 0).stochastic == (0, 1, 2, 3, 4)
+    assert arithmetic(whole).train_forwards - arithmetic(silent).train_forwards == arithmetic(whole).rows
+    with pytest.raises(RecipeError, match=f"train step 5 alone, the last, where {step} draws no noise"):
+        check_trained(
+            quick("sampler.window={kind: frozen, low: 5, size: 1}", f"sampler.step={step}", "sampler.noise=0.5")
+        )
+
+
+def test_which_steps_draw_at_the_end():
+    x = torch.zeros(1, 2)
+    for name in steps():
+        found = load_step(name, steps())(x, x, 0.2, 0.0, noise=0.5, s_cap=0.9)
+        assert (
+            bool((torch.as_tensor(found.std) > 0).any()) is draws_at_the_end(name, "shapes-flux") or name == "vp_ddim"
+        )
 
 
 def test_a_plan_trains_what_it_draws_and_evaluation_draws_nothing():
