@@ -42,7 +42,7 @@ def _plan(bench: Bench) -> Plan:
 
 @torch.no_grad()
 def _gap(bench: Bench, prompts: list[Prompt], group: int, plan: Plan) -> float:
-    """The largest gap of a decision that drew, for log-probs that are means over elements, as the recipe's may not be."""
+    """The largest gap of a decision that drew; of log-probs as means over elements, whatever the recipe reduces by."""
     rollout = bench.policy.rollout(prompts, group_size=group, plan=plan, seed=bench.recipe.seed + SEED)
     gaps: list[float] = []
 
