@@ -24,6 +24,7 @@ from samplers.tokens import Generation, token_kl, token_logp
 
 PROBE_TOKENS = 16
 MAX_GAP = 1e-4  # of a log-prob, between decoding and replay, in float32
+MAX_UNKNOWN = 0.5  # share of a prompt's tokens that a tokenizer may not know
 MAX_MEAN_GAP = 0.1  # and in half precision, where single tokens may be further off
 
 
@@ -152,12 +153,13 @@ class LanguagePolicy:
         return adapters.trainable(self.modules)
 
     def prepare(self, prompt: Prompt, plan: Generation) -> None:
-        """Proves once that a replay is its rollout. Raises PolicyError where it is not.
+        """Proves once that a replay is its rollout. Raises PolicyError where it is not, or where the prompt is unknown.
 
         Two prompts of different lengths are decoded together and replayed one by one, the shorter without the padding.
         """
         if self._prepared:
             return
+        check_tokens(self.tokenizer, prompt.text)
         self._prepared, tick, self.tick = True, self.tick, None  # the probe is a rollout itself
         proven = False
         try:
@@ -227,6 +229,18 @@ class LanguagePolicy:
         rows = [row[:n].tolist() for row, n in zip(tokens, length.tolist(), strict=True)]
         rows = [row[:-1] if row[-1] in self.stop else row for row in rows]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def check_tokens(tokenizer: Any, text: str) -> None:
+    """Raises PolicyError where a text is nothing, or mostly unknown tokens: the tokenizer loaded as another class."""
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    unknown = sum(i == tokenizer.unk_token_id for i in ids)
+    if not ids or unknown > MAX_UNKNOWN * len(ids):
+        what = f"{unknown} of {len(ids)} unknown tokens" if ids else "no token at all"
+        raise PolicyError(
+            f"the tokenizer, loaded as a {type(tokenizer).__name__}, makes {what} of {text[:60]!r}: not the one this "
+            "model was trained with; name its class in tokenizer_config.json (tokenizer_class), or give another model"
+        )
 
 
 def stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from flowrl.recipe.annotations import misfit
 from flowrl.recipe.calls import check_modules, check_types, check_values, is_finite, read_json
 from flowrl.recipe.emphasis import check_emphasis
 from flowrl.recipe.errors import RecipeError, show, wrong_value
-from flowrl.recipe.language import check_kind, kind_of
+from flowrl.recipe.language import check_kind, kind_of, stranger
 from flowrl.recipe.paths import check_path
 from flowrl.recipe.presets import PRESETS
 from flowrl.recipe.rewards import RewardSpec
@@ -69,7 +69,9 @@ def _model(recipe: Recipe) -> Iterator[RecipeError]:
     folder = Path(model).expanduser()
     accepted = f"{', '.join(names.MODELS)}, a hub id owner/name, or a folder with model_index.json or, of a language "
     accepted += "model, config.json"
-    if folder.is_dir():
+    if found := stranger(model):
+        yield RecipeError("model", f"got {model!r}, {found[0]}", found[1])
+    elif folder.is_dir():
         if kind_of(model) is None:
             index = "model_index.json" if recipe.generation is None else "a causal model's config.json"
             yield RecipeError("model", f"got {model!r}, a folder without {index}", f"accepted: {accepted}")
