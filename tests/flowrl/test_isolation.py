@@ -1,14 +1,19 @@
 """No reward reaches what is trained on or what another sees, and none is asked about what is no picture."""
 
 import copy
+import random
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
 from flowrl.contracts import Prompt, Samples
 from flowrl.pictures import LARGEST_SIDE, fault
-from flowrl.scoring import Loaded, RewardError, Scorer
+from flowrl.recipe.rewards import RewardSpec
+from flowrl.scoring import Loaded, RewardError, Scorer, load
+from flowrl.worlds.shapes.captions import split
+from flowrl.worlds.shapes.render import render
 
 FIELDS = ("group", "images", "video", "audio", "lengths", "truncated")
 
@@ -176,3 +181,22 @@ def test_what_is_wrong_with_all_alike_is_refused_in_a_line(images, words):
 def test_a_score_of_another_kind_is_refused_in_a_line(score, words):
     with pytest.raises(RewardError, match=f"reward 'x' returned {words}.*accepted: float32"):
         Scorer({"x": Loaded(lambda s: score)})(samples())
+
+
+PLAIN = ["brightness", "contrast", "saturation", "sharpness", "jpeg_compressibility", "jpeg_incompressibility"]
+
+
+@pytest.mark.parametrize("value", FAULTS.values(), ids=FAULTS)
+def test_no_reward_that_ships_gives_a_number_for_what_is_no_picture(value):
+    """All that need no weights, as a run calls them, and their other scores are what they are without it."""
+    scenes = random.Random(0).sample(split()[0]["relation"], 4)
+    prompts = [Prompt(scene.caption, scene.caption, meta=scene.meta()) for scene in scenes]
+    good = Samples(prompts, torch.arange(4), images=render(scenes, random.Random(1)))
+    rewards = load({n: RewardSpec(use=n, failure_limit=1.0) for n in [*PLAIN, "shapes", "shapes_strict"]})
+    wanted, spoilt = Scorer(rewards)(good), replace(good, images=good.images.clone())
+    spoilt.images[2, 0, 3, 3] = value
+    with pytest.warns(UserWarning, match="1 of 4 samples are not scored"):
+        found = Scorer(rewards)(spoilt)
+    for name, score in found.items():
+        assert score.isnan().tolist() == [False, False, True, False], name
+        assert torch.equal(score[[0, 1, 3]], wanted[name][[0, 1, 3]]), name
