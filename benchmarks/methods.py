@@ -100,8 +100,9 @@ class Method:
             return {name: _spread(samples.group) for name in recipe.rewards}
 
         def advantage(
-            rewards: dict[str, Tensor], group: Tensor, credit: Credit | None
+            rewards: dict[str, Tensor], samples: Samples, credit: Credit | None
         ) -> tuple[Tensor, dict[str, float]]:
+            group = samples.group
             weights = {name: spec.weight for name, spec in recipe.rewards.items()}
             adv = row_advantages(rewards, group, credit, weights=weights, **recipe.advantage.model_dump())
             return adv, advantage_metrics(rewards, group, adv, weights=weights)

@@ -1,0 +1,61 @@
+"""Each benchmark runs, for a few seconds, and prints the numbers that its head promises."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+SMALL = {
+    "methods": "--steps 6 --group 12 --prompts 1 --repeats 1 --warm-up 0 --iterations 0 --threads 1"
+    " --only mixgrpo,branch-mix,tempflow",
+    "overhead": "--steps 2 --repeats 1 --threads 1",
+}
+
+
+def module(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = found  # dataclasses look their module up
+    spec.loader.exec_module(found)
+    return found
+
+
+def ran(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    monkeypatch.setattr(sys, "argv", [name, *SMALL[name].split()])
+    threads = torch.get_num_threads()
+    try:
+        module(name).main()
+    finally:
+        torch.set_num_threads(threads)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_every_benchmark_is_run_here():
+    assert {path.stem for path in BENCHMARKS.glob("*.py")} == set(SMALL)
+
+
+def test_methods(monkeypatch, capsys):
+    head, *rows = ran("methods", monkeypatch, capsys)
+    assert "ratio" in head and [row.split()[0] for row in rows] == ["all-steps", "mixgrpo", "branch-mix", "tempflow"]
+    numbers = {row.split()[0]: [float(n) for n in row.replace("<=", "").split()[1:]] for row in rows}
+    drawn, replayed, samples = zip(*(numbers[name][-3:] for name in ("all-steps", "mixgrpo")), strict=True)
+    # 12 rows through 6 steps, all but the last replayed; a window of 4 whose first step all share
+    assert (drawn, replayed, samples) == ((72, 61), (60, 37), (12, 12))
+    assert numbers["all-steps"][4] == 1
+
+
+def test_overhead(monkeypatch, capsys):
+    _, *rows = ran("overhead", monkeypatch, capsys)
+    assert [tuple(row.split()[:2]) for row in rows] == [
+        ("rollout", "16"),
+        ("training", "16"),
+        ("rollout", "64"),
+        ("training", "64"),
+    ]
+    assert all(re.fullmatch(r"\d+\.\d{3}", row.split()[-1]) for row in rows)
