@@ -115,3 +115,9 @@ def evaluations(recipe: Recipe, part: float = 1.0) -> int:
         return 0
     between = (iterations - 1) // evaluation.every if evaluation.every else 0
     return between + evaluation.at_start + evaluation.at_end
+
+
+def seconds_left(recipe: Recipe, done: int, spent: float) -> float:
+    """About how long the iterations that are left take, at the mean pace of those done."""
+    left = (recipe.train.iterations - done) * spent / done
+    return left if recipe.train.seconds is None else max(0.0, min(left, recipe.train.seconds - spent))

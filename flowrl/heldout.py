@@ -1,6 +1,7 @@
 """What is measured on a run's held-out prompts: rewards and, where the recipe asks, the divergence from the base."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from flowrl.build import AnyPolicy
 from flowrl.composite import counted
 from flowrl.contracts import Prompt, Samples
 from flowrl.departure import divergence
-from flowrl.evaluate import Evaluation, evaluate
+from flowrl.evaluate import Evaluation, evaluate, mean
 from flowrl.hacking import KL
 from flowrl.planning import eval_plan, plan_for
 from flowrl.recipe.sampling import Sampler
@@ -33,6 +34,24 @@ def evaluate_heldout(
     if len(trained) > 1 or any(spec.gate is not None for spec in trained):
         return replace(found, total=counted(recipe.rewards, found.scores, prompts).total)
     return found
+
+
+def is_due(recipe: Recipe, done: int, ended: bool, passed: bool) -> bool:
+    """Whether an evaluation is, after so many iterations; passed: whether a multiple of eval.every_seconds is."""
+    at = recipe.eval
+    if done == 0 or ended:
+        return at.at_start if done == 0 else at.at_end
+    return bool(at.every and done % at.every == 0) or passed
+
+
+def standing(found: Evaluation, weights: Mapping[str, float]) -> float:
+    """The mean of the held-out rewards as they count together; NaN where none is known."""
+    if found.total is not None:
+        return mean(found.total).value
+    means = found.means()
+    return sum(
+        [weight * means[name].value for name, weight in weights.items() if weight and name in means] or [math.nan]
+    )
 
 
 def departed(recipe: Recipe, policy: AnyPolicy, prompts: Sequence[Prompt]) -> dict[str, float]:

@@ -4,7 +4,7 @@ Between two iterations a run is nothing but its mark (`Run._mark`), its weights 
 checkpoint holds, and why a run that is killed goes on bit for bit.
 """
 
-import math
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,9 +15,10 @@ from flowrl import state
 from flowrl.alarms import Alarm
 from flowrl.build import AnyPolicy, Inputs, build_advantage, build_watch, cursor_over, unread
 from flowrl.console import Console, Progress
-from flowrl.evaluate import Evaluation, mean
-from flowrl.guard import Alarmed, go_back, gravest, told
-from flowrl.heldout import departed, evaluate_heldout
+from flowrl.estimate import seconds_left
+from flowrl.evaluate import Evaluation
+from flowrl.guard import Alarmed, Diverged, go_back, gravest, refuse_nonfinite, told
+from flowrl.heldout import departed, evaluate_heldout, is_due, standing
 from flowrl.iterate import Iteration, Settings, iterate
 from flowrl.learner import Learner
 from flowrl.objectives.grpo import ClippedObjective
@@ -30,17 +31,8 @@ from flowrl.statistics import sample_statistics
 from flowrl.stopping import Stopped, Stopping
 
 TREE_MEMBERS = 2**20  # noise numbers between two draws of trees, which may differ in size from iteration to iteration
-USE = {
-    "group",
-    "epochs",
-    "updates",
-    "update_by",
-    "micro_batch",
-    "refill",
-    "keep",
-    "skip_truncated",
-    "drop_silent",
-}  # keys of train
+USE = {"group", "epochs", "updates", "update_by", "micro_batch"}  # keys of train
+USE |= {"refill", "keep", "skip_truncated", "drop_silent"}
 
 
 @dataclass
@@ -77,7 +69,8 @@ class Run:
     def train(self) -> dict[str, Any]:
         """All that is left of the iterations and evaluations; returns the summary that is also written.
 
-        Raises Stopped after SIGINT or SIGTERM and Alarmed where an alarm says so, with everything saved.
+        Raises Stopped after SIGINT or SIGTERM and Alarmed where an alarm says so, with everything saved, and Diverged
+        where weights are not finite. What a reward or other code of a user's own raises costs the iteration under way.
         """
         unit = "rows" if self.recipe.generation is None else "tokens"
         display = self.console.progress(self.recipe.train.iterations, self.iteration, unit)
@@ -89,8 +82,8 @@ class Run:
                     if self._ended:
                         break
                     self._step(progress)
-            except Stopped:
-                self._save()
+            except (Stopped, RuntimeError, SystemExit):
+                self._save_what_is_done()
                 raise
         return self._finish()
 
@@ -111,8 +104,7 @@ class Run:
     def _keep(self, *names: str) -> None:
         """Saves and marks what is best by one of these names, where that is the evaluation of now."""
         for name in names:
-            if self._marks().get(name) == self.iteration:
-                self._save()
+            if self._marks().get(name) == self.iteration and self._save():
                 self.checkpoints.mark(name, self.iteration)
 
     def _marks(self) -> dict[str, int | None]:
@@ -127,13 +119,6 @@ class Run:
         in_time = train.seconds is None or self.spent < train.seconds
         return self.rolled_back is not None or self.iteration >= train.iterations or not in_time
 
-    @property
-    def _seconds_left(self) -> float:
-        """About how long the iterations that are left take, at the mean pace of those done."""
-        train = self.recipe.train
-        left = (train.iterations - self.iteration) * self.spent / self.iteration
-        return left if train.seconds is None else max(0.0, min(left, train.seconds - self.spent))
-
     def _step(self, progress: Progress) -> None:
         if self.recipe.train.seconds is not None:
             self.learner.share = self.spent / self.recipe.train.seconds
@@ -144,7 +129,9 @@ class Run:
             self.console.note(line)
         self.folder.log(self.iteration, result.metrics)
         self._ring(self.watch.after_iteration(self.iteration, result.metrics))
-        progress.iteration_done(self.iteration, result.metrics, self._rewards_shown(), self._seconds_left)
+        shown = [f"reward/{name}/mean" for name in self.inputs.scorer.rewards]
+        left = seconds_left(self.recipe, self.iteration, self.spent)
+        progress.iteration_done(self.iteration, result.metrics, shown, left)
 
     def _iterate(self, iteration: int, progress: Progress) -> Iteration:
         recipe = self.recipe
@@ -183,12 +170,9 @@ class Run:
     # ------------------------------------------------------------------ evaluation
 
     def _evaluation_is_due(self) -> bool:
-        at, done = self.recipe.eval, self.iteration
         if not self.inputs.heldout or self.rolled_back is not None:
             return False
-        if done == 0 or self._ended:
-            return at.at_start if done == 0 else at.at_end
-        return bool(at.every and done % at.every == 0) or self._times_passed() > self._times
+        return is_due(self.recipe, self.iteration, self._ended, self._times_passed() > self._times)
 
     def _times_passed(self) -> int:
         """How many multiples of eval.every_seconds the iterations have passed."""
@@ -212,19 +196,10 @@ class Run:
         name = "before" if iteration == 0 else "after" if self._ended else f"iteration_{iteration:05d}"
         self.folder.evaluated(iteration, name, result)
         self.console.evaluated(iteration, result)
-        if self._value(iteration) > (float("-inf") if self.best is None else self.best[1]):
-            self.best = iteration, self._value(iteration)
+        value = standing(result, self.inputs.scorer.weights)
+        if value > (float("-inf") if self.best is None else self.best[1]):
+            self.best = iteration, value
         self._ring(self.watch.after_evaluation(iteration, metrics))
-
-    def _value(self, iteration: int) -> float:
-        """The mean of the held-out rewards as they count together; NaN where none is known."""
-        found = self.evaluations[iteration]
-        if found.total is not None:
-            return mean(found.total).value
-        means, weights = found.means(), self.inputs.scorer.weights
-        return sum(
-            [weight * means[name].value for name, weight in weights.items() if weight and name in means] or [math.nan]
-        )
 
     # ------------------------------------------------------------------ alarms
 
@@ -244,7 +219,7 @@ class Run:
         if alarm.to == self.iteration:
             self._keep(wanted)
         if alarm.action == "stop" or self.checkpoints.marked(wanted) is None:
-            self._save()
+            self._save_what_is_done()
             report.write(self.folder.path)
             raise Alarmed.by(alarm)
         there = self.checkpoints.find(wanted)
@@ -261,7 +236,8 @@ class Run:
         self.rolled_back = {"alarm": alarm.name, "at": self.iteration, "to": iteration, "what": alarm.what}
         if self.best is not None and self.best[0] == self.iteration != iteration:  # what was evaluated now is gone
             kept = self.checkpoints.marked("best")
-            self.best = None if kept is None else (kept, self._value(kept))
+            known = self.evaluations.get(-1 if kept is None else kept)
+            self.best = None if kept is None or known is None else (kept, standing(known, self.inputs.scorer.weights))
         self._saved = None
         self.console.note(told(iteration, self.watch))
 
@@ -274,6 +250,7 @@ class Run:
             "cursor": self.cursor.state_dict(),
             "files": self.folder.position(),
             "evaluated": sorted(self.evaluations),
+            "prompts": resuming.digests(self.inputs.train, self.inputs.heldout),
             "best": self.best,
             "seconds": self.seconds + time.perf_counter() - self._started,
             "spent": [self.spent, self._times],
@@ -289,15 +266,28 @@ class Run:
         if self.learner.steps == self._moved_from:
             self.stopping.check()
 
-    def _save(self) -> None:
-        """A checkpoint of the mark, unless it is there already."""
+    def _save(self) -> bool:
+        """A checkpoint of the mark, unless it is there. Not finite: Diverged, or False if an alarm rolls back."""
         key = (self._held["iteration"], len(self._held["evaluated"]))
         if self._saved == key:
-            return
-        self.folder.sync()
+            return True
         weights = {"parameters": adapters.named(self.policy.modules), "learner": self.learner.state_dict()}
+        try:
+            refuse_nonfinite(weights, self._held["iteration"], self.checkpoints, self.recipe)
+        except Diverged:
+            if self._ended or self.recipe.watch.on_alarm != "rollback":
+                raise
+            return False
+        self.folder.sync()
         self.checkpoints.save(self._held["iteration"], {"mark": self._held, **weights})
         self._saved = key
+        return True
+
+    def _save_what_is_done(self) -> None:
+        """Saves, where the weights still are those of the mark; what is not finite is left."""
+        if self.learner.steps == self._moved_from:
+            with contextlib.suppress(Diverged):
+                self._save()
 
     def restore(self, checkpoint: state.Checkpoint, *, changed: bool = False) -> None:
         """Goes on from a checkpoint: weights, learner, and the folder cut back to where it stood.
@@ -317,7 +307,7 @@ class Run:
         self.watch.load_state_dict(mark["watch"])
         self.checkpoints.forget_after(self.iteration, self._marks())
         self.rolled_back = None if changed else mark.get("rolled_back")
-        self.evaluations = {i: self.folder.evaluation(i) for i in mark["evaluated"]}
+        self.evaluations = self.folder.earlier(mark["evaluated"], self.console.note)
         state.restore_random_state(mark["random"])
         self._mark()
         self._saved = (self.iteration, len(self.evaluations))
@@ -338,6 +328,3 @@ class Run:
         shown = {i: evaluation for i, evaluation in self.evaluations.items() if i <= last}
         self.console.finished(shown, self.folder.path, weights, seconds)
         return summary
-
-    def _rewards_shown(self) -> list[str]:
-        return [f"reward/{name}/mean" for name in self.inputs.scorer.rewards]

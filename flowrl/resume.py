@@ -1,7 +1,8 @@
 """Where a run that is to be gone on with stands: its newest whole checkpoint, and what its recipe says otherwise."""
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowrl import state
+from flowrl.contracts import Prompt
 from flowrl.names import UserError
 from flowrl.recipe.changes import changes, refuse
 from flowrl.recipe.load import written
@@ -44,7 +46,7 @@ def find(folder: Path, recipe: Recipe) -> Point:
     done = 0 if checkpoint is None else checkpoint.iteration
     if checkpoint is not None:
         refuse(changed, recipe, done)
-    summary = _summary(folder)
+    summary = _object(folder / "summary.json") or None
     ended = summary is not None and summary.get("rolled_back") is not None and not changed
     if summary is not None and not ended and not _is_over(recipe, done, summary):
         summary = None
@@ -52,7 +54,42 @@ def find(folder: Path, recipe: Recipe) -> Point:
     complaints = [f"{line}; {instead}" for line in damaged]
     if checkpoint is None and not damaged:
         complaints = [f"{folder} has no checkpoint yet; beginning again"]
+    starts = _object(folder / "run.json").get("starts")
+    if isinstance(starts, list) and starts and not (isinstance(starts[-1], dict) and "ended" in starts[-1]):
+        complaints.append(f"{folder} did not say how it ended: it was killed, or code within it left the process")
     return Point(checkpoint, changed, complaints, summary)
+
+
+def refuse_others(point: Point, train: Iterable[Prompt], heldout: Iterable[Prompt]) -> None:
+    """Raises UserError where a run would go on with other prompts than it has drawn, or been evaluated on, so far."""
+    if point.checkpoint is None:
+        return
+    mark = state.load(point.checkpoint, "mark")
+    now = digests(train, heldout)
+    for name in ("train", "heldout") if mark["evaluated"] else ("train",):
+        if mark["prompts"][name] != now[name]:
+            keys = "prompts.train or prompts.limit" if name == "train" else "prompts.heldout or eval.prompts"
+            raise UserError(
+                f"prompts.{name}: not the prompts this run began with (ids, texts, media and meta count); restore them "
+                f"({keys}), or start a new run without --resume"
+            )
+
+
+def digests(train: Iterable[Prompt], heldout: Iterable[Prompt]) -> dict[str, str]:
+    """A digest of all that is asked in training, and in evaluations: names of files count, not their folders."""
+    return {"train": _digest(train), "heldout": _digest(heldout)}
+
+
+def _digest(prompts: Iterable[Prompt]) -> str:
+    whole = hashlib.sha256()
+    for prompt in prompts:
+        said = [prompt.id, prompt.text, [Path(m).name for m in prompt.media], prompt.meta, prompt.call]
+        whole.update(json.dumps(said, sort_keys=True, default=_plain).encode())
+    return whole.hexdigest()
+
+
+def _plain(value: Any) -> str:
+    return value.name if isinstance(value, Path) else repr(value)
 
 
 def fill(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], checkpoint: state.Checkpoint) -> None:
@@ -76,9 +113,13 @@ def _is_over(recipe: Recipe, done: int, summary: Mapping[str, Any]) -> bool:
     return done == recipe.train.iterations or in_time
 
 
-def _summary(folder: Path) -> dict[str, Any] | None:
-    file = folder / "summary.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+def _object(file: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; empty where it is damaged or not there: a whole checkpoint is all that counts."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def restore_weights(parameters: Mapping[str, Tensor], run: Path, which: str, *, raw: bool = False) -> int:

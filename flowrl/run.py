@@ -22,6 +22,7 @@ from flowrl.planning import plan_for
 from flowrl.recipe.load import dump
 from flowrl.recipe.schema import Recipe
 from flowrl.rundir import RunFolder, fresh
+from flowrl.stopping import Stopped, staying
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
 
@@ -36,13 +37,14 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None =
     set_up(recipe)
     inputs = read_inputs(recipe)
     folder = RunFolder(resume or fresh(Path(recipe.output or "runs/run")))
-    with contextlib.closing(folder), _disk(folder.path):
+    with contextlib.closing(folder), _disk(folder.path), _told(folder), staying():
         point = resuming.find(folder.path, recipe) if resume else resuming.Point()
         for line in point.complaints:
             console.note(line)
         if point.summary is not None:
             console.note(f"{folder.path}: all is done, {point.iteration} iterations; {_more(recipe, point)}")
             return point.summary | {"folder": str(folder.path)}
+        resuming.refuse_others(point, inputs.train, inputs.heldout)
         folder.tracking = tracking.start(recipe, folder.path)
         if point.checkpoint is None:
             folder.rewind({}, 0, [])
@@ -59,6 +61,19 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None =
             console.resumed(point.iteration, recipe.train.iterations, point.changed)
         summary = under_way.train()
     return summary | {"folder": str(folder.path)}
+
+
+@contextlib.contextmanager
+def _told(folder: RunFolder) -> Iterator[None]:
+    """Within, a run ends in some way, which its folder is told."""
+    try:
+        yield
+    except BaseException as error:
+        how = f"stopped by {error.name}" if isinstance(error, Stopped) else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(OSError):
+            folder.ended(how[:500])
+        raise
+    folder.ended("done")
 
 
 def _more(recipe: Recipe, point: resuming.Point) -> str:

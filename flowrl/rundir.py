@@ -1,7 +1,7 @@
 """The folder of a run: its recipe, metrics, samples and weights, written as the run goes.
 
 recipe.yaml        every effective value
-run.json           versions, machine, and every start and resume
+run.json           versions, machine, and every start and resume with how it ended
 metrics.jsonl      a line an iteration ("kind": "train") and an evaluation ("heldout")
 alarms.jsonl       a line an alarm
 heldout/           NNNNN.json an evaluation: prompts, the scores of each, its first samples (NNNNN/*.png or texts)
@@ -14,10 +14,11 @@ report.html        all of it on one page
 """
 
 import contextlib
+import glob
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,9 @@ def fresh(folder: Path) -> Path:
 def newest(folder: Path) -> Path | None:
     """The run that `fresh` made last under this name: the highest of folder, folder-2 ... with a recipe in it."""
     found = [folder] if (folder / "recipe.yaml").is_file() else []
-    numbered = (p for p in folder.parent.glob(f"{folder.name}-*") if (p / "recipe.yaml").is_file())
+    numbered = (p for p in folder.parent.glob(f"{glob.escape(folder.name)}-*") if (p / "recipe.yaml").is_file())
     suffixes = ((p.name.removeprefix(f"{folder.name}-"), p) for p in numbered)
-    found += [p for _, p in sorted((int(s), p) for s, p in suffixes if s.isdigit())]
+    found += [p for _, p in sorted((int(s), p) for s, p in suffixes if s.isascii() and s.isdigit())]
     return found[-1] if found else None
 
 
@@ -72,6 +73,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"output: {folder} cannot be written ({error.strerror}); name another folder") from error
         self.tracking = Tracking()  # what a recipe's `track` adds to the files
+        self._starts: list[dict[str, Any]] = []
         self._metrics: Any = None
         self._board: Any = None
 
@@ -104,7 +106,10 @@ class RunFolder:
     def write(self, name: str, text: str) -> None:
         """A text file of the run, whole or not at all."""
         aside = (self.path / name).with_suffix(".tmp")
-        aside.write_text(text, encoding="utf-8")
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         aside.replace(self.path / name)
 
     def log(self, iteration: int, metrics: dict[str, float], *, kind: str = "train") -> None:
@@ -166,19 +171,41 @@ class RunFolder:
             ]
             scores = {name: _tensor(values) for name, values in record["scores"].items()}
             total = _tensor(record["total"]) if "total" in record else None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}: cannot be read ({type(error).__name__}); restore it, or start a new run"
-            ) from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{path}: cannot be read ({type(error).__name__})") from error
         return Evaluation(prompts, scores, None, total=total)
+
+    def earlier(self, iterations: Sequence[int], tell: Callable[[str], None]) -> dict[int, Evaluation]:
+        """The evaluations that can be read; the others are told: they are shown and compared, not trained on."""
+        found = {}
+        for iteration in iterations:
+            try:
+                found[iteration] = self.evaluation(iteration)
+            except UserError as error:
+                tell(f"{error}; going on without it")
+        return found
 
     def begun(self, iteration: int, changed: Mapping[str, list[Any]]) -> None:
         """run.json: what runs where, and that it started now from this iteration, with what changes to its recipe."""
-        path = self.path / "run.json"
-        earlier = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.is_file() else []
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        starts = [*earlier, {"time": now, "from_iteration": iteration, "changed": dict(changed)}]
-        self.write("run.json", json.dumps(facts() | {"starts": starts}, indent=2) + "\n")
+        self._starts = [*self._earlier(), {"time": _now(), "from_iteration": iteration, "changed": dict(changed)}]
+        self._write_starts()
+
+    def ended(self, how: str) -> None:
+        """run.json: that what began last ended now, and how. A start without it was killed, or left without a word."""
+        if self._starts:
+            self._starts[-1] |= {"ended": how, "at": _now()}
+            self._write_starts()
+
+    def _write_starts(self) -> None:
+        self.write("run.json", json.dumps(facts() | {"starts": self._starts}, indent=2) + "\n")
+
+    def _earlier(self) -> list[dict[str, Any]]:
+        """The starts before this one, as far as they can be read."""
+        try:
+            found = json.loads((self.path / "run.json").read_text(encoding="utf-8"))["starts"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return []
+        return [start for start in found if isinstance(start, dict)] if isinstance(found, list) else []
 
     def summary(self, values: dict[str, Any]) -> None:
         """summary.json."""
@@ -196,6 +223,10 @@ class RunFolder:
         self.close_files()
         self.tracking.finish()
         self._lock.release()
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _tensor(values: list[float | None]) -> torch.Tensor:

@@ -102,7 +102,7 @@ def _construct(name: str, spec: Spec) -> Reward:
     construct: Any = thing
     try:
         return construct(**args)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardError(f"reward {name!r} ({spec.use}) cannot be set up: {reason(error)}") from error
 
 
@@ -230,7 +230,10 @@ class Scorer:
 
         def ask(some: Samples) -> Tensor:
             number = len(some)  # before the reward has it
-            return checked(name, reward.call(some), number)
+            try:
+                return checked(name, reward.call(some), number)
+            except SystemExit as error:
+                raise RewardError(f"reward {name!r} asked the process to end (code {error.code}); mend it") from error
 
         return Found(ask(part)) if reward.cache is None else reward.cache(ask, part)
 

@@ -7,9 +7,9 @@
     checkpoints/best              the number of the checkpoint with the best held-out reward, which is never pruned
     checkpoints/witness           that of the best witness, where a run may have to return to it (watch.on_hack)
 
-A state is any nesting of dicts, lists, numbers, texts and tensors. None of it is ever unpickled: reading a checkpoint
-of somebody else runs nothing. What takes the place of a checkpoint is whole and on the disk before that is moved aside
-(`.old`), and only then is that removed: whenever the process is killed, one of the two is there and is found.
+A state is any nesting of dicts, lists, numbers, texts and tensors. None of it is unpickled, so none can run
+anything. What takes the place of a checkpoint is whole and on the disk before that is moved aside
+(`.old`) and then removed: whenever the process is killed, one of the two is there and is found.
 """
 
 import contextlib
@@ -18,15 +18,15 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from flowrl.names import UserError
@@ -101,8 +101,7 @@ class Checkpoints:
         names = {"last": there[max(there, key=int)]} if there else {}
         names |= {mark: there[number] for mark, number in marked.items() if number in there}
         number = number_of(which)
-        key = which if number is None else str(number)
-        found = (there | names).get(key)
+        found = (there | names).get(which if number is None else str(number))
         if found is None:
             accepted = ", ".join([*names, *there]) or "nothing yet"
             raise StateError(f"checkpoint {which!r}: not in {self.folder}; accepted: {accepted}")
@@ -156,10 +155,22 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def load(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The state as it was saved, tensors on the CPU."""
-    record = json.loads((checkpoint.path / RECORD).read_text(encoding="utf-8"))
-    return _joined(record["state"], load_file(checkpoint.path / TENSORS))
+def load(checkpoint: Checkpoint, part: str | None = None) -> dict[str, Any]:
+    """The state as it was saved, or the part under one of its keys, tensors on the CPU."""
+    layout = json.loads((checkpoint.path / RECORD).read_text(encoding="utf-8"))["state"]
+    with safe_open(checkpoint.path / TENSORS, "pt") as tensors:
+        return _joined(layout if part is None else dict(layout["dict"])[part], tensors.get_tensor)
+
+
+def nonfinite(state: Any, path: str = "") -> Iterator[str]:
+    """The places of the tensors in a state that are not finite throughout."""
+    if isinstance(state, Tensor):
+        if not torch.isfinite(state).all():
+            yield path
+    elif isinstance(state, Mapping | list | tuple):
+        parts = state.items() if isinstance(state, Mapping) else enumerate(state)
+        for key, value in parts:
+            yield from nonfinite(value, f"{path}/{key}" if path else str(key))
 
 
 def damage(checkpoint: Checkpoint) -> str | None:
@@ -168,8 +179,7 @@ def damage(checkpoint: Checkpoint) -> str | None:
     try:
         if (path / ".metadata").is_file() and not (path / DIGESTS).is_file():
             return "an earlier flowrl wrote it, as a pickle, which is not read any more: begin a new run"
-        missing = [name for name in (DIGESTS, RECORD, TENSORS) if not (path / name).is_file()]
-        if missing:
+        if missing := [name for name in (DIGESTS, RECORD, TENSORS) if not (path / name).is_file()]:
             return f"{missing[0]} is missing"
         told = (path / DIGESTS).read_bytes().splitlines(keepends=True)
         for name, line in zip((RECORD, TENSORS), _digests(path), strict=True):
@@ -291,14 +301,14 @@ def _own(value: Tensor, others: Iterable[Tensor]) -> Tensor:
     return value.clone() if shared else value
 
 
-def _joined(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _joined(value: Any, tensor: Callable[[str], Tensor]) -> Any:
     """The inverse of `_split`, tuples as lists."""
     if isinstance(value, str):
         kind, _, rest = value.partition(":")
-        return tensors[rest] if f"{kind}:" == _TENSOR else rest
+        return tensor(rest) if f"{kind}:" == _TENSOR else rest
     if isinstance(value, dict):
-        return {key: _joined(item, tensors) for key, item in value["dict"]}
-    return [_joined(item, tensors) for item in value] if isinstance(value, list) else value
+        return {key: _joined(item, tensor) for key, item in value["dict"]}
+    return [_joined(item, tensor) for item in value] if isinstance(value, list) else value
 
 
 def _digest(path: Path) -> str:

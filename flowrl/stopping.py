@@ -1,10 +1,12 @@
 """SIGINT and SIGTERM end a run where nothing is lost: at once, or once the iteration under way is done."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -16,6 +18,32 @@ class Stopped(Exception):
         self.name = signal.Signals(number).name
         self.code = 128 + number
         super().__init__(self.name)
+
+
+class Left(RuntimeError):
+    """Code of a user's own asked the process to end, with whatever code: an error, since the work is not done."""
+
+
+@contextlib.contextmanager
+def staying() -> Iterator[None]:
+    """Within, no Python code of this process ends it on its own: `sys.exit` is the error Left, and `os._exit` as well.
+
+    Processes that are forked meanwhile end as they like, and what calls the C library's _exit cannot be held.
+    """
+    end, here = os._exit, os.getpid()
+
+    def leave(status: int) -> NoReturn:
+        if os.getpid() != here:
+            end(status)
+        raise SystemExit(status)
+
+    os._exit = leave
+    try:
+        yield
+    except SystemExit as error:
+        raise Left(f"the process was asked to end with code {error.code} before its work was done") from error
+    finally:
+        os._exit = end
 
 
 class Stopping:

@@ -50,8 +50,29 @@ def load_weights(policy: Any, run: Path, which: str = "final", raw: bool = False
     look(run, which, raw)
     from flowrl.policies import adapters
     from flowrl.resume import restore_weights
+    from flowrl.state import nonfinite
 
     if which == "final" and not raw:
-        adapters.restore(policy.source, policy.modules, final_weights(run))
+        _read_final(policy, final_weights(run))
     else:
         restore_weights(adapters.named(policy.modules), run, "last" if which == "final" else which, raw=raw)
+    if bad := next(nonfinite(adapters.named(policy.modules)), None):
+        raise UserError(f"--weights: {which} of {run} are not finite ({bad}); name others, such as best")
+
+
+def _read_final(policy: Any, folder: Path) -> None:
+    """Reads what a run wrote at its end. Raises UserError where the files are damaged or of another model."""
+    from safetensors import SafetensorError
+
+    from flowrl.policies import adapters
+
+    try:
+        adapters.restore(policy.source, policy.modules, folder)
+    except UserError:
+        raise
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{folder}: its weights cannot be read ({type(error).__name__}: {reason}); they are damaged or those of "
+            "another model: take a checkpoint's with --weights best or last"
+        ) from error

@@ -87,7 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | LIGHT,
     "flowrl/state.py": LIGHT,
     "flowrl/stopping.py": set(),
-    "flowrl/resume.py": {"flowrl.state", "flowrl.recipe"} | LIGHT,
+    "flowrl/resume.py": {"flowrl.state", "flowrl.recipe", "flowrl.contracts"} | LIGHT,
     "flowrl/tracking.py": {"flowrl.pictures", "flowrl.recipe"} | LIGHT,
     "flowrl/worlds": {"flowrl.worlds", "flowrl.pictures"},
     "flowrl/loading.py": {"flowrl.policies", "flowrl.recipe", "flowrl.sizes.known"} | LIGHT,
@@ -96,7 +96,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/guard.py": {"flowrl"},
     "flowrl/heldout.py": {"flowrl"},
     "flowrl/loop.py": {"flowrl"},
-    "flowrl/weights.py": {"flowrl.policies", "flowrl.resume"} | LIGHT,
+    "flowrl/weights.py": {"flowrl.policies", "flowrl.resume", "flowrl.state"} | LIGHT,
     "flowrl/exports": {"flowrl"},
     "flowrl/sizes": {"flowrl.sizes", "flowrl.recipe", "flowrl.planning", "flowrl.policies", "flowrl.contracts"}
     | {"samplers"}

@@ -54,8 +54,10 @@ def evaluate_command(
         raise UserError(f"--output: {output.parent} is no folder; name a file in one that is there")
     quiet()
     from flowrl.planning import eval_plan, eval_words
+    from flowrl.stopping import staying
 
-    results = _score(recipe, run, weights, raw, base, save)
+    with staying():
+        results = _score(recipe, run, weights, raw, base, save)
     number, how = len(results["rewards"].prompts), eval_words(recipe)
     output_console().print(_table(results, f"{target}: {number} prompts, {how}"))
     if output is not None:

@@ -19,6 +19,7 @@ from flowrl import __version__
 from flowrl.names import UserError
 
 WRONG, FAILED, FAULT = 2, 1, 70
+ENDED = ("RewardError", "Left", "Diverged")  # of scoring, stopping and guard: comparing classes would load torch
 VARIABLE = "FLOWRL_TRACEBACK"  # any value but 0 shows tracebacks, as --traceback does
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "pydantic", "typer")
 
@@ -28,11 +29,11 @@ def tell(error: Exception, arguments: Sequence[str], whole: bool = False) -> int
     whole = whole or os.environ.get(VARIABLE, "0") not in ("", "0")
     if whole:
         traceback.print_exception(error)
-    kind = type(error).__name__  # comparing classes would load torch
+    kind = type(error).__name__
     text = one_line(error)
     if isinstance(error, UserError):
         return _say(text, WRONG)
-    if kind == "RewardError":
+    if kind in ENDED:
         return _say(text, FAILED)
     where = "its traceback is above" if whole else _kept(error, arguments)
     if kind == "OutOfMemoryError" or isinstance(error, MemoryError):

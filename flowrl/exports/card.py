@@ -57,7 +57,14 @@ def _iterations(run: Path) -> str:
 
 def _summary(run: Path) -> dict[str, Any]:
     path = run / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # damaged, or not there yet: the weights are what counts
+        return {}
+    whole = (
+        isinstance(found, dict) and isinstance(found.get("iterations"), int) and isinstance(found.get("heldout"), dict)
+    )
+    return found if whole else {}
 
 
 def _numbers(run: Path) -> list[str]:

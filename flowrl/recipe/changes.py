@@ -24,9 +24,21 @@ def refuse(changed: Mapping[str, list[Any]], now: Recipe, done: int) -> None:
         if any(name == fixed or name.startswith(f"{fixed}.") for fixed in FIXED):
             problem = f"got {show(new)}, but the run that is resumed was begun with {show(old)}"
             raise RecipeError(name, problem, "take that value, or start a new run without --resume")
+    before = {name.split(".")[1]: old for name, (old, _) in changed.items() if _is_reward(name)}
+    for name, old in before.items():
+        here = name in now.rewards
+        if here != (old is not None):
+            problem = f"{'not in' if here else 'missing, but in'} the run that is resumed, whose scores go on"
+            remedy = "leave it out" if here else "put it back (weight: 0 makes it a witness)"
+            raise RecipeError(f"rewards.{name}", problem, f"{remedy}, or start a new run without --resume")
     if now.train.iterations < done:
         problem = f"got {now.train.iterations}, but the run that is resumed has done {done}"
         raise RecipeError("train.iterations", problem, f"accepted: {done} or more")
+
+
+def _is_reward(name: str) -> bool:
+    """Whether a dotted key says what a reward is, which every reward has."""
+    return name.startswith("rewards.") and name.endswith(".use") and name.count(".") == 2
 
 
 def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

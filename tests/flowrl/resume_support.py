@@ -41,6 +41,17 @@ def noisy_size(samples: Any) -> torch.Tensor:
     return samples.images.flatten(1).mean(1) + 0.1 * noise
 
 
+CALLS: list[int] = []
+
+
+def leaving(samples: Any, way: str, calls: int) -> torch.Tensor:
+    """A reward that ends the process once it was called so often."""
+    CALLS.append(len(samples))
+    if len(CALLS) > calls:
+        os._exit(0) if way == "leave" else sys.exit(0)
+    return samples.images.flatten(1).mean(1)
+
+
 def train(recipe: str, overrides: list[str], folder: Path, resume: bool = False) -> None:
     run(load(recipe, [*overrides, f"output={folder}"]), quiet(), resume=folder if resume else None)
 
@@ -85,7 +96,7 @@ def within(limit: int, told: Path, work: Callable[..., None], *args: Any) -> Non
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
         work(*args)
-    except UserError as error:
+    except (UserError, RuntimeError) as error:
         told.write_text(str(error))
 
 

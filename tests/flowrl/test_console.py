@@ -39,13 +39,8 @@ def test_a_log_is_not_cut_at_eighty_columns(monkeypatch, tmp_path: Path):
         assert output_console(file=file).width == 100
 
 
-def test_a_run_knows_how_long_the_rest_takes(tmp_path: Path):
-    from flowrl.loop import Run
+def test_a_run_knows_how_long_the_rest_takes():
+    from flowrl.estimate import seconds_left
 
-    class Half:
-        recipe = load("quickstart", ["train.iterations=80"])
-        iteration, spent = 20, 30.0
-
-    assert Run._seconds_left.fget(Half) == 90.0  # pyright: ignore[reportOptionalCall]
-    Half.recipe = load("quickstart", ["train.iterations=80", "train.seconds=50"])
-    assert Run._seconds_left.fget(Half) == 20.0  # pyright: ignore[reportOptionalCall]
+    assert seconds_left(load("quickstart", ["train.iterations=80"]), 20, 30.0) == 90.0
+    assert seconds_left(load("quickstart", ["train.iterations=80", "train.seconds=50"]), 20, 30.0) == 20.0

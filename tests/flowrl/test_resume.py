@@ -27,11 +27,14 @@ from resume_support import (
     train,
     within,
 )
+from safetensors.torch import load_file, save_file
 
 from flowrl import resume as resuming
 from flowrl import run as running
 from flowrl import state
 from flowrl.build import build_policy
+from flowrl.commands.failures import ENDED
+from flowrl.learner import Learner
 from flowrl.names import UserError
 from flowrl.policies import adapters
 from flowrl.recipe.errors import RecipeError
@@ -75,8 +78,10 @@ def test_whatever_a_resume_forgets_is_seen(piece: str, whole: Path, tmp_path: Pa
     folder = cut_back(whole, tmp_path / "run", 3)
     forgotten = {"random": state.random_state(), "cursor": None, "moments": {}, "average": None, "steps": 0}
 
-    def forgetful(checkpoint: state.Checkpoint) -> dict:
-        saved = loading(checkpoint)
+    def forgetful(checkpoint: state.Checkpoint, only: str | None = None) -> dict:
+        saved = loading(checkpoint, only)
+        if only is not None:
+            return saved
         part = saved["mark"] if piece in ("random", "cursor") else saved["learner"]
         value = forgotten[piece]
         part[piece] = part["cursor"] | {"position": 0} if piece == "cursor" else value
@@ -192,11 +197,12 @@ def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_later(whole: Path,
 
 def test_the_newest_run_of_an_output_is_found(tmp_path: Path):
     assert newest(tmp_path / "q") is None
-    for name in ("q", "q-2", "q-10", "q-x", "qq"):
+    for name in ("q", "q-2", "q-10", "q-x", "qq", "a[1]", "a[1]-2", "a1-3"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "recipe.yaml").write_text("")
     (tmp_path / "q-11").mkdir()
     assert newest(tmp_path / "q") == tmp_path / "q-10"
+    assert newest(tmp_path / "a[1]") == tmp_path / "a[1]-2"
 
 
 def test_the_weights_of_a_checkpoint(whole: Path):
@@ -219,6 +225,120 @@ def test_a_language_run_goes_on_too(tmp_path: Path):
     folder = cut_back(tmp_path / "whole", tmp_path / "run", 3)
     train("tiny_lm_grpo", keep, folder, resume=True)
     assert_same_run(folder, tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            ["rewards={other: {use: resume_support.noisy_size}}"],
+            ["rewards.", "missing, but in the run that is resumed"],
+        ),
+        (["rewards.more={use: shapes, weight: 0}"], ["rewards.more", "not in the run that is resumed"]),
+        (["eval.prompts=4"], ["prompts.heldout", "eval.prompts"]),
+        (["prompts.heldout=shapes/train"], ["prompts.heldout", "eval.prompts"]),
+    ],
+)
+def test_what_scores_or_is_scored_cannot_change_in_between(
+    changes: list[str], told: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = cut_back(whole, tmp_path / "run", 3)
+    monkeypatch.setattr(running, "build_policy", lambda *_: pytest.fail("weights loaded"))
+    with pytest.raises(UserError) as error:
+        train("quickstart", [*KEEP, *changes], folder, resume=True)
+    assert all(words in str(error.value) for words in told) and "\n" not in str(error.value), error.value
+
+
+def test_other_texts_under_the_same_ids_are_refused(tmp_path: Path):
+    def prompts(text: str) -> str:
+        file = tmp_path / "prompts.jsonl"
+        file.write_text("".join(json.dumps({"id": f"p{i}", "prompt": f"{text} {i}"}) + "\n" for i in range(4)))
+        return f"prompts.train={file}"
+
+    keep = [*KEEP, "train.iterations=1", "eval.at_start=false", "eval.at_end=false", "eval.every=null"]
+    keep += ["rewards.strict=null"]
+    train("quickstart", [*keep, prompts("a red circle")], tmp_path / "run")
+    with pytest.raises(UserError, match="prompts.train: not the prompts this run began with"):
+        train("quickstart", [*keep, prompts("a blue circle"), "train.iterations=2"], tmp_path / "run", resume=True)
+    train("quickstart", [*keep, prompts("a red circle"), "train.iterations=2"], tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"starts": 3, "prompts": 1}'])
+def test_damage_beside_whole_checkpoints_costs_nothing(content: bytes, whole: Path, tmp_path: Path):
+    folder = cut_back(whole, tmp_path / "run", 4)
+    for name in ("summary.json", "run.json", "heldout/00000.json", "heldout/00002.json"):
+        (folder / name).write_bytes(content)
+    train("quickstart", KEEP, folder, resume=True)
+    assert metrics(folder) == metrics(whole)
+    ours, theirs = (state.load(state.Checkpoints(f).find("last")) for f in (folder, whole))
+    assert same(ours["parameters"], theirs["parameters"]) and same(ours["learner"], theirs["learner"])
+
+
+@pytest.mark.parametrize("way", ["exit", "leave", "exit_thread"])
+def test_a_reward_that_ends_the_process_is_an_error_and_nothing_is_lost(way: str, tmp_path: Path):
+    """In the second iteration; sys.exit and os._exit, also in the thread of a reward with a time limit."""
+    folder, limit = tmp_path / "run", ", time_limit: 60" if way == "exit_thread" else ""
+    use = f"rewards.shapes={{use: resume_support.leaving, args: {{way: {way}, calls: 2}}{limit}}}"
+    leaving = [*KEEP, use, "checkpoint.every=null", "eval.at_start=false", "eval.every=null"]
+    assert ended(begun(within, 2**30, tmp_path / "told", train, "quickstart", leaving, folder)) == 0
+    told = (tmp_path / "told").read_text()
+    assert "'shapes' asked the process to end (code 0)" in told
+    assert state.Checkpoints(folder).find("last").iteration == 2 and not (folder / "lora").exists()
+    (start,) = json.loads((folder / "run.json").read_text())["starts"]
+    assert "asked the process to end" in start["ended"]
+    assert not any("did not say" in line for line in resuming.find(folder, load("quickstart", leaving)).complaints)
+
+
+def test_a_run_that_left_without_a_word_is_told(whole: Path, tmp_path: Path):
+    assert json.loads((whole / "run.json").read_text())["starts"][0]["ended"] == "done"
+    folder = cut_back(whole, tmp_path / "run", 3)
+    kept = json.loads((folder / "run.json").read_text())
+    kept["starts"][-1].pop("ended")
+    (folder / "run.json").write_text(json.dumps(kept))
+    (line,) = resuming.find(folder, load("quickstart", KEEP)).complaints
+    assert "did not say how it ended" in line
+
+
+def test_what_is_not_finite_takes_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """keep=1: the finite checkpoint before it stays, and no weights are written."""
+    folder = tmp_path / "run"
+    step = Learner.step
+
+    def diverging(self: Learner) -> torch.Tensor:
+        norm = step(self)
+        if self.steps >= 6:  # the third iteration of two updates
+            self.parameters[0].data.fill_(torch.inf)
+        return norm
+
+    monkeypatch.setattr(Learner, "step", diverging)
+    with pytest.raises(
+        RuntimeError, match="iteration 3: parameters/.* is not finite.*00002 is from before it"
+    ) as error:
+        train("quickstart", [*QUICK, "checkpoint.keep=1"], folder)
+    assert type(error.value).__name__ in ENDED
+    assert state.Checkpoints(folder).find("last").iteration == 2 and not (folder / "lora").exists()
+    monkeypatch.undo()
+    train("quickstart", [*QUICK, "checkpoint.keep=1"], folder, resume=True)
+    assert state.Checkpoints(folder).find("last").iteration == 5
+
+
+@pytest.mark.parametrize("how", ["cut", "foreign", "shapes", "infinite"])
+def test_damaged_or_foreign_weights_are_one_line(how: str, whole: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    (file,) = (folder / "lora").glob("*.safetensors")
+    tensors = load_file(file)
+    if how == "cut":
+        file.write_bytes(file.read_bytes()[:-1000])
+    elif how == "foreign":
+        save_file({"unet.down.lora_A.weight": torch.zeros(2, 2)}, file)
+    else:
+        odd = {"shapes": lambda t: t[:1].contiguous(), "infinite": lambda t: t * torch.inf}[how]
+        save_file({name: odd(tensor) for name, tensor in tensors.items()}, file)
+    policy = build_policy(load(str(folder / "recipe.yaml")))
+    with pytest.raises(UserError) as error:
+        load_weights(policy, folder)
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)
 
 
 @pytest.mark.slow

@@ -187,7 +187,7 @@ def test_generators_go_on_where_they_were():
     def draw() -> list[float]:
         return [random.random(), random.gauss(0, 1), float(numpy.random.standard_normal()), float(torch.rand(()))]
 
-    before = state._joined(json.loads(json.dumps(state._split(state.random_state(), "", tensors := {}))), tensors)
+    before = state._joined(json.loads(json.dumps(state._split(state.random_state(), "", tensors := {}))), tensors.get)
     first = draw()
     draw()
     state.restore_random_state(before)
