@@ -75,8 +75,8 @@ class Console:
         total = sum(p.numel() for m in policy.modules.values() for p in m.parameters())
         what = "all weights" if recipe.lora is None else f"LoRA rank {recipe.lora.rank}"
         self.rich.print(
-            f"[bold]{recipe.model}[/] on {policy.device}: {what}, {number:,} of {total:,} parameters learn; "
-            f"writing to [bold]{folder}[/]",
+            f"[bold]{escape(recipe.model)}[/] on {policy.device}: {what}, {number:,} of {total:,} parameters learn; "
+            f"writing to [bold]{escape(str(folder))}[/]",
             soft_wrap=True,
         )
 
@@ -96,7 +96,7 @@ class Console:
 
     def working(self, what: str) -> AbstractContextManager:
         """A spinner while something takes its time."""
-        return self.rich.status(what)
+        return self.rich.status(escape(what))
 
     @contextmanager
     def progress(self, iterations: int, done: int = 0, unit: str = "rows") -> Iterator[Progress]:
@@ -123,8 +123,8 @@ class Console:
         """The closing table, before and after, and where everything is."""
         if len(evaluations) > 1:
             self.rich.print(_before_after(evaluations))
-        self.rich.print(f"{seconds:.0f} s. Weights: {weights}", highlight=False, soft_wrap=True)
-        self.rich.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+        self.rich.print(f"{seconds:.0f} s. Weights: {escape(str(weights))}", highlight=False, soft_wrap=True)
+        self.rich.print(f"Report: {escape(str(folder / 'report.html'))}", highlight=False, soft_wrap=True)
 
 
 def _before_after(evaluations: dict[int, Evaluation]) -> Table:
@@ -133,7 +133,7 @@ def _before_after(evaluations: dict[int, Evaluation]) -> Table:
     for column in ("reward", "before", "after", "change"):
         table.add_column(column, justify="left" if column == "reward" else "right")
     for name, before, after in _pairs(first, last):
-        table.add_row(name, str(before), str(after), f"{after.value - before.value:+.3f}")
+        table.add_row(escape(name), str(before), str(after), f"{after.value - before.value:+.3f}")
     return table
 
 

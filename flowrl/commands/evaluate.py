@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from flowrl.commands.common import (
@@ -158,7 +159,7 @@ def _keep(samples: Any, folder: Path, first: int) -> int:
 
 def _table(results: Results, title: str) -> Table:
     columns = [name for name in ("rewards", "base", "difference") if name in results]
-    table = Table(title=title)
+    table = Table(title=escape(title))
     table.add_column("reward")
     for name in columns:
         table.add_column("mean" if name == "rewards" else name, justify="right")
@@ -167,7 +168,7 @@ def _table(results: Results, title: str) -> Table:
     for reward, mean in means["rewards"].items():
         table.add_row(reward, *(str(means[c][reward]) for c in columns), str(mean.number))
         for kind, part in kinds["rewards"].get(reward, {}).items():
-            table.add_row(f"  {kind}", *(str(kinds[c][reward][kind]) for c in columns), str(part.number))
+            table.add_row(escape(f"  {kind}"), *(str(kinds[c][reward][kind]) for c in columns), str(part.number))
     return table
 
 
