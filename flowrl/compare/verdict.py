@@ -77,7 +77,7 @@ def difference(first: str, second: str, a: Mapping[int, float], b: Mapping[int, 
     else:
         parts = [(statistics.variance(v.values()) / len(v), len(v) - 1) for v in (a, b)]
         square = sum(part for part, _ in parts)
-        freedom = square**2 / sum(part**2 / n for part, n in parts) if square else min(n for _, n in parts)
+        freedom = 1 / sum((part / square) ** 2 / n for part, n in parts) if square else min(n for _, n in parts)
         value, error = statistics.fmean(a.values()) - statistics.fmean(b.values()), math.sqrt(square)
         number = min(len(a), len(b))
     error = error if error > ROUNDING * max(map(abs, [*a.values(), *b.values()])) else 0.0

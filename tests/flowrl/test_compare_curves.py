@@ -117,6 +117,8 @@ def test_a_standard_error_of_0_tells_nothing():
         found = verdict.difference("a", "b", dict(enumerate(a)), dict(enumerate(b)))
         assert found is not None and found.error == 0 and not found.told
         assert "a standard error of 0 tells nothing" in found.sentence()
+    tiny = verdict.difference("a", "b", {0: 0.0, 1: 0.0}, {2: 0.0, 3: 2.4e-93})  # squares of it are 0
+    assert tiny is not None and not tiny.told
     apart = verdict.difference("a", "b", {0: 1.0, 1: 1.0}, {2: 0.0, 3: 0.0})
     assert apart is not None and not apart.told
 
