@@ -18,7 +18,7 @@ from flowrl.learner import Learner
 from flowrl.loading import argument_names, check_arguments, device_of, load_language, load_pipeline
 from flowrl.names import UserError, load, steps, to_be_fetched
 from flowrl.objectives.grpo import ClippedObjective
-from flowrl.plans import check_trained
+from flowrl.plans import behind_splits, check_trained
 from flowrl.policies import adapters
 from flowrl.policies.dynamics import Dynamics
 from flowrl.policies.first_order import walks_ddim
@@ -28,6 +28,7 @@ from flowrl.prompt_lines import PromptError
 from flowrl.recipe.paths import PRESERVING_STEP, misfit
 from flowrl.recipe.schema import Generation, Recipe
 from flowrl.refill import Advantage
+from flowrl.selection import WidthPruning
 from flowrl.sizes.rewards import absent
 from flowrl.watch import Settings, Watch
 
@@ -265,6 +266,15 @@ def build_advantage(recipe: Recipe, scorer: scoring.Scorer) -> Advantage:
         return adv, advantage_metrics(rewards, samples.group, adv, total=found.total, **how)
 
     return advantage
+
+
+def width_pruning(recipe: Recipe, iteration: int) -> WidthPruning | None:
+    """What an iteration leaves out of the decisions behind the last split of its trees; None where it is nothing."""
+    tree = None if recipe.generation is not None else recipe.sampler.tree
+    if tree is None or tree.width_prune is None or (tree.prune_until is not None and iteration > tree.prune_until):
+        return None
+    behind = torch.tensor(behind_splits(recipe, iteration))
+    return WidthPruning(behind, tree.width_prune, 0.5 if tree.width_ratio is None else tree.width_ratio)
 
 
 def set_up(recipe: Recipe) -> None:

@@ -22,7 +22,7 @@ from flowrl.contracts import Objective, Policy, Prompt, Rollout, Samples
 from flowrl.learner import Learner
 from flowrl.objectives.aggregate import weights
 from flowrl.refill import Advantage, Draw, JoinedPolicy, all_of, kept_groups, kept_of
-from flowrl.selection import only_extremes, without_silent
+from flowrl.selection import WidthPruning, only_extremes, width_pruned, without_silent
 
 Metrics = dict[str, float]
 
@@ -37,7 +37,7 @@ class Settings:
     keep: of rows that are compared, how many extreme ones are trained (None: all). members: numbers of noise that a
     draw uses up (None: as many as samples). update_by: prompts, or steps: an update takes the rows of some steps of all
     prompts, where each row has one. drop_silent: rows whose advantage is 0 leave the loss before it is divided, and
-    updates take equal shares of the others.
+    updates take equal shares of the others. width: decisions of a branching tree that are left out.
     """
 
     group: int
@@ -50,6 +50,7 @@ class Settings:
     members: int | None = None
     update_by: str = "prompts"
     drop_silent: bool = False
+    width: WidthPruning | None = None
 
     @property
     def stride(self) -> int:
@@ -126,6 +127,8 @@ def iterate(
         rollout, adv = _without_truncated(rollout, adv)
     if settings.keep is not None:
         rollout, adv = only_extremes(rollout, adv, settings.keep)
+    if settings.width is not None:
+        rollout = width_pruned(rollout, adv, settings.width)
     if settings.drop_silent:
         rollout = without_silent(rollout, adv)
     with clock.phase("train"):

@@ -13,7 +13,7 @@ from typing import Any
 from flowrl import resume as resuming
 from flowrl import state
 from flowrl.alarms import Alarm
-from flowrl.build import AnyPolicy, Inputs, build_advantage, build_watch, cursor_over, unread
+from flowrl.build import AnyPolicy, Inputs, build_advantage, build_watch, cursor_over, unread, width_pruning
 from flowrl.console import Console, Progress
 from flowrl.estimate import seconds_left
 from flowrl.evaluate import Evaluation
@@ -159,7 +159,7 @@ class Run:
             score=lambda samples: self.inputs.scorer(samples, progress=lambda _: tick(1)),
             advantage=build_advantage(recipe, self.inputs.scorer),
             objective=self.objective,
-            settings=Settings(**train.model_dump(include=USE), members=members),
+            settings=Settings(**train.model_dump(include=USE), members=members, width=width_pruning(recipe, iteration)),
             enter=lambda name: progress.phase(name, totals[name]),
             more=self.cursor.take,
         )

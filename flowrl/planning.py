@@ -208,7 +208,8 @@ def _costs(recipe: Recipe) -> list[str]:
     unit = "denoiser    row-forwards an iteration (guidance, where the pipeline uses it, doubles them)"
     if recipe.generation is not None:
         unit = "model       token-forwards an iteration, at most (completions may end early; prompts come on top)"
-    exact = recipe.objective.kl > 0 and recipe.train.keep is None and not recipe.train.drop_silent
+    pruned = recipe.generation is None and recipe.sampler.tree is not None and recipe.sampler.tree.width_prune
+    exact = recipe.objective.kl > 0 and recipe.train.keep is None and not (recipe.train.drop_silent or pruned)
     lines = [
         unit,
         f"            rollout {span('rollout_forwards')}, training {'' if exact else 'at most '}"

@@ -52,6 +52,15 @@ def walk(recipe: Recipe, iteration: int) -> AnyPlan:
     )
 
 
+def behind_splits(recipe: Recipe, iteration: int) -> list[list[bool]]:
+    """Of each row of a prompt and each trained step: whether it is a decision behind the last split of its tree."""
+    plan = walk(recipe, iteration)
+    assert isinstance(plan, Branching)
+    tree = plan.tree(recipe.train.group)
+    own = [set(tree.segments[i].trained) for i in tree.rows]
+    return [[step in steps and step > plan.splits[-1] for step in tree.trained] for steps in own]
+
+
 def check_trained(recipe: Recipe) -> None:
     """Raises RecipeError where objective.weight or train.updates does not fit the number of trained steps, and where an
     iteration would train nothing."""

@@ -3,7 +3,7 @@
 Advantages are those of all rows; a row that is left out is masked, and so leaves the loss and what it is divided by.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,3 +53,42 @@ def without_silent(rollout: Rollout, adv: Tensor) -> Rollout:
     As Flow-GRPO's SD3 script (arXiv:2505.05470) leaves such samples out before it cuts its batches.
     """
     return replace(rollout, mask=rollout.mask & (adv.cpu() != 0)[:, None])
+
+
+@dataclass(frozen=True)
+class WidthPruning:
+    """BranchGRPO's width pruning (arXiv:2509.06040, its code): what is left of the decisions behind the last split.
+
+    candidates bool [r, K]: these decisions of a prompt's r rows. mode branches: of each row the best
+    max(1, int(n * ratio)); they share its advantage, so that its earliest are kept. ends: of all n of a prompt,
+    max(2, int(n * ratio)), one half of the highest and the rest of the lowest advantages. Of equal ones the earlier
+    count as higher.
+    """
+
+    candidates: Tensor
+    mode: str
+    ratio: float
+
+    def kept(self, adv: Tensor) -> Tensor:
+        """Which decisions stay, bool [R, K], from advantages [R]."""
+        rows = len(self.candidates)
+        found = torch.ones(len(adv) // rows, *self.candidates.shape, dtype=torch.bool)
+        for prompt, values in zip(found, adv.detach().cpu().unflatten(0, (-1, rows)), strict=True):
+            edges = self.candidates.nonzero()
+            parts = [edges[edges[:, 0] == row] for row in range(rows)] if self.mode == "branches" else [edges]
+            for part in parts:
+                out = part[self._left_out(values[part[:, 0]])]
+                prompt[out[:, 0], out[:, 1]] = False
+        return found.flatten(0, 1)
+
+    def _left_out(self, values: Tensor) -> Tensor:
+        order = torch.argsort(values, descending=True, stable=True)
+        if self.mode == "branches":
+            return order[max(1, int(len(order) * self.ratio)) :]
+        number = max(2, int(len(order) * self.ratio))
+        return order[number // 2 : max(len(order) - (number - number // 2), number // 2)]
+
+
+def width_pruned(rollout: Rollout, adv: Tensor, pruning: WidthPruning) -> Rollout:
+    """The rollout with the decisions masked that a width pruning leaves out."""
+    return replace(rollout, mask=rollout.mask & pruning.kept(adv))

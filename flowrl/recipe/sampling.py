@@ -82,7 +82,8 @@ class Tree(Strict):
     split_noise: factor of its std. credit: how leaves' rewards reach the rows above. compare depth: rows with those of
     their depth; leaves: samples with each other, and rows take the mean of their advantages. prune: steps that are
     drawn and not trained, one step nearer to the start every prune_interval iterations until the first is prune_stop;
-    all are trained after iteration prune_until.
+    all are trained after iteration prune_until. width_prune: behind the last split only width_ratio (0.5) of decisions
+    are trained: of each branch (its earliest: they share an advantage), or the best and worst of all, by ends.
     train.group is the number of leaves of all trees of a prompt.
     per_step (TempFlow-GRPO, G2RPO): at each step of the window children leave the ODE's trunk; train.group of them,
     over `anchors` trunks. per_anchor: children are compared with those of their trunk alone. strides: every child is
@@ -100,6 +101,8 @@ class Tree(Strict):
     prune: list[int] | None = key(None, "a list of steps")
     prune_interval: int | None = key(None, "a whole number >= 1", ge=1)
     prune_stop: int | None = key(None, "a whole number >= 0", ge=0)
+    width_prune: Literal["branches", "ends"] | None = key(None, "branches, ends or null")
+    width_ratio: float | None = key(None, "a number in (0, 1)", gt=0, lt=1)
     prune_until: int | None = key(None, "a whole number >= 0", ge=0)
     anchors: int | None = key(None, "a whole number >= 1", ge=1)
     per_anchor: bool | None = key(None, "true or false")

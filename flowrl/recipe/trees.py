@@ -24,6 +24,8 @@ TREE_KEYS: dict[str, dict[str, bool]] = {
         "prune_interval": False,
         "prune_stop": False,
         "prune_until": False,
+        "width_prune": False,
+        "width_ratio": False,
     },
     "per_step": {"anchors": False, "per_anchor": False, "strides": False},
 }
@@ -53,6 +55,9 @@ def _branch(recipe: Recipe, tree: Tree) -> Iterator[RecipeError]:
         yield RecipeError("train.group", problem, f"set train.group to {leaves} or a multiple, or other widths")
     yield from _splits_in_window(recipe, tree, splits, steps)
     yield from _pruning(recipe, tree, steps)
+    if tree.width_ratio is not None and tree.width_prune is None:
+        remedy = "set sampler.tree.width_prune=ends or branches, or sampler.tree.width_ratio=null"
+        yield RecipeError("sampler.tree.width_prune", "missing, width_ratio is given and needs it", remedy)
 
 
 def _pruning(recipe: Recipe, tree: Tree, steps: int) -> Iterator[RecipeError]:
@@ -60,7 +65,8 @@ def _pruning(recipe: Recipe, tree: Tree, steps: int) -> Iterator[RecipeError]:
     prune, place = tree.prune, "sampler.tree.prune"
     low, high = drawn(recipe.sampler.window, steps)
     if not prune:
-        if any(v is not None for v in (tree.prune_interval, tree.prune_stop, tree.prune_until)):
+        until = None if tree.width_prune is not None else tree.prune_until  # which both kinds of pruning read
+        if any(v is not None for v in (tree.prune_interval, tree.prune_stop, until)):
             yield RecipeError(place, "missing, there is nothing to prune", f"set {place}=[STEPS]")
     elif prune != sorted(set(prune)) or not low <= prune[0] <= prune[-1] < high:
         accepted = f"steps that rise without repeats, of {low} to {high - 1}, where noise is drawn (sampler.window)"
