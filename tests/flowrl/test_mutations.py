@@ -10,7 +10,8 @@ import yaml
 
 from cli_support import call
 from flowrl import names
-from flowrl.recipe.load import dump, load
+from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.load import build, dump, load
 
 FREE = ("pipeline", "args")  # mappings whose keys belong to a pipeline or a reward
 WRONG = {  # a value of another type than the key's
@@ -175,3 +176,26 @@ def test_every_key_has_a_wrong_type_to_try():
     for name in names.recipes():
         values = written(name)
         assert {type(parent(values, p)[p[-1]]) for p in places(values)} <= set(WRONG)
+
+
+NONSENSE = [float("nan"), float("inf"), "32", [1], {"x": 1}, True, -7, 10**12]
+
+
+def numbers_of_calls() -> Iterator[tuple[str, str]]:
+    """(recipe, argument of its pipeline) of every number in the `pipeline` of a shipped recipe."""
+    for name in sorted(names.recipes()):
+        for key, value in written(name).get("pipeline", {}).items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                yield name, key
+
+
+@pytest.mark.parametrize(("name", "key"), list(numbers_of_calls()))
+def test_nonsense_in_the_arguments_of_a_pipeline(name: str, key: str):
+    for value in NONSENSE:
+        if value == 10**12 and "scale" in key:
+            continue  # a number, if no sensible one
+        values = written(name)
+        values["pipeline"][key] = value
+        with pytest.raises(RecipeError) as caught:
+            build(values)
+        assert caught.value.place == f"pipeline.{key}" and "\n" not in str(caught.value), value
