@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 from flowrl.advantages import advantage_metrics
-from flowrl.build import build_learner, build_objective, build_policy, cursor_over, read_prompts, set_up
+from flowrl.build import build_learner, build_objective, build_policy, set_up
 from flowrl.contracts import Credit, Samples
 from flowrl.credit import row_advantages
+from flowrl.inputs import cursor_over, read_prompts
 from flowrl.iterate import Settings, iterate
 from flowrl.loop import TREE_MEMBERS
 from flowrl.names import UserError

@@ -13,12 +13,13 @@ from typing import Any
 from flowrl import resume as resuming
 from flowrl import state
 from flowrl.alarms import Alarm
-from flowrl.build import AnyPolicy, Inputs, build_advantage, build_watch, cursor_over, unread, width_pruning
+from flowrl.build import AnyPolicy, Inputs, build_advantage, build_watch, width_pruning
 from flowrl.console import Console, Progress
 from flowrl.estimate import seconds_left
 from flowrl.evaluate import Evaluation
 from flowrl.guard import Alarmed, Diverged, go_back, gravest, refuse_nonfinite, told
 from flowrl.heldout import departed, evaluate_heldout, is_due, standing
+from flowrl.inputs import cursor_over, unread
 from flowrl.iterate import Iteration, Settings, iterate
 from flowrl.learner import Learner
 from flowrl.objectives.grpo import ClippedObjective

@@ -1,11 +1,16 @@
 """What holds for every test: no network, no third-party chatter, one thread."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="flowrl-tests-")  # what earlier runs remembered is not asked
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 import diffusers  # noqa: E402 - after the environment that it reads
 import pytest  # noqa: E402

@@ -1,6 +1,7 @@
 """What several commands share: the arguments they take, and what a target names."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,10 +55,17 @@ def target_of(
     return load(target, overrides), None
 
 
-def quiet() -> None:
-    """Keeps third-party chatter off the screen; it stands in their logs' error level."""
+def hush() -> None:
+    """Asks libraries that are not loaded yet to keep their chatter off the screen, without loading them."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import warnings
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def quiet() -> None:
+    """Keeps third-party chatter off the screen; it stands in their logs' error level. Loads the libraries."""
+    hush()
 
     import diffusers
     import transformers
@@ -66,4 +74,3 @@ def quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning)

@@ -132,10 +132,10 @@ def _grid(
 def _plan(cells: "Sequence[Cell]", time_from: Path | None, jobs: int) -> None:
     """Prints what the grid will run and what it takes."""
     quiet()
-    from flowrl.build import read_prompts
     from flowrl.compare import costs
     from flowrl.compare.tables import terminal
     from flowrl.estimate import measured
+    from flowrl.inputs import read_prompts
 
     earlier = time_from or costs.earlier(cells)
     pace = None if earlier is None else measured(earlier)

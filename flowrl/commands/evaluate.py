@@ -93,9 +93,10 @@ def _split(reward: str) -> tuple[str, str, str]:
 
 def _score(recipe: "Recipe", run: Path | None, weights: str, raw: bool, base: bool, save: Path | None) -> Results:
     """The evaluations that were asked for; the untrained model is scored before the weights are loaded over it."""
-    from flowrl.build import Inputs, build_policy, build_scorer, load_prompts, set_up
+    from flowrl.build import Inputs, build_policy, build_scorer, set_up
     from flowrl.evaluate import difference
-    from flowrl.loading import check_arguments
+    from flowrl.inputs import load_prompts
+    from flowrl.sizes.calls import check_arguments
     from flowrl.weights import load_weights
 
     set_up(recipe)

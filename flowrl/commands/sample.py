@@ -44,8 +44,8 @@ def sample(
     recipe, run = target_of(target, overrides, weights, raw, trust)
     recipe, each = _as_many(recipe, number)
     quiet()
-    from flowrl.build import load_prompts
     from flowrl.contracts import Prompt
+    from flowrl.inputs import load_prompts
     from flowrl.pictures import save_grid
 
     wanted = [Prompt(text, text) for text in own]

@@ -113,7 +113,8 @@ def _scan(
     run: Path | None,
     weights: str,
 ) -> "Scan":
-    from flowrl.build import build_policy, cursor_over, read_inputs, set_up
+    from flowrl.build import build_policy, read_inputs, set_up
+    from flowrl.inputs import cursor_over
     from flowrl.scan.advice import advise
     from flowrl.scan.draw import draw, measured, setting
     from flowrl.scan.result import Scan, reference

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from flowrl.commands.common import Overrides, RecipeArgument, quiet
+from flowrl.commands.common import Overrides, RecipeArgument, hush, quiet
 from flowrl.names import UserError
 from flowrl.terminal import output_console
 
@@ -35,6 +35,7 @@ def run(
         raise UserError("--seconds-per-forward and --time-from: are read with --dry-run; add it, or leave them out")
     named = [o.removeprefix("resume=") for o in overrides or [] if o.startswith("resume=")]
     checked = load(recipe, [o for o in overrides or [] if not o.startswith("resume=")])
+    typer.echo(f"{recipe}: no contradiction in it; " + ("working out the plan" if dry_run else "loading"))
     if dry_run:
         _plan(checked, seconds_per_forward, time_from)
         return
@@ -67,8 +68,8 @@ def _plan(recipe: "Recipe", forward: float | None, earlier: Path | None) -> None
         given = f"got {forward:g}" + (" and --time-from" if earlier is not None else "")
         raise UserError(f"--seconds-per-forward: {given}, accepted: a number > 0, or --time-from instead; give one")
     pace = measured(earlier) if earlier is not None else None if forward is None else assumed(recipe, forward)
-    quiet()
-    from flowrl.build import planned_prompts
+    hush()
+    from flowrl.inputs import planned_prompts
     from flowrl.planning import describe
     from flowrl.sizes.text import describe_sizes
 

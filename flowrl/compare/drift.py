@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
-from flowrl.build import AnyPolicy, build_policy, load_prompts, set_up
+from flowrl.build import AnyPolicy, build_policy, set_up
 from flowrl.contracts import Prompt, Samples
 from flowrl.departure import divergence
 from flowrl.evaluate import picture_of
+from flowrl.inputs import load_prompts
 from flowrl.planning import eval_plan, plan_for
 from flowrl.recipe.load import load
 from flowrl.recipe.schema import Recipe, Sampler, Track

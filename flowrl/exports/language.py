@@ -15,7 +15,8 @@ from torch import Tensor
 
 from flowrl import names
 from flowrl.contracts import Prompt
-from flowrl.loading import device_of, load_language
+from flowrl.devices import device_of
+from flowrl.loading import load_language
 from flowrl.planning import eval_plan
 from flowrl.policies.chat import Encoder
 from flowrl.policies.language import LanguagePolicy, stop_ids

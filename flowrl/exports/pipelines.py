@@ -14,7 +14,8 @@ from torch import Tensor
 
 from flowrl import names
 from flowrl.contracts import Prompt
-from flowrl.loading import device_of, load_pipeline
+from flowrl.devices import device_of
+from flowrl.loading import load_pipeline
 from flowrl.planning import eval_plan
 from flowrl.policies import adapters
 from flowrl.policies.arguments import call_arguments

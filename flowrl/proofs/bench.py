@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from flowrl.batches import prompt_chunks
-from flowrl.build import build_policy, build_scorer, read_prompts
+from flowrl.build import build_policy, build_scorer
 from flowrl.contracts import Prompt, Rollout, Samples, Score
+from flowrl.devices import device_of
 from flowrl.estimate import Pace
-from flowrl.loading import device_of, load_pipeline
+from flowrl.inputs import read_prompts
+from flowrl.loading import load_pipeline
 from flowrl.planning import eval_plan, plan_for
 from flowrl.policies.arguments import call_arguments, of_one_prompt, takes_one_prompt
 from flowrl.policies.first_order import once_a_level, without_memory

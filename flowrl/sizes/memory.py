@@ -1,27 +1,21 @@
 """How much memory a recipe takes on its device, phase by phase, from configs alone."""
 
-import inspect
-import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import QwenImagePipeline
-from transformers import AutoTokenizer
 
 from flowrl import names
 from flowrl.contracts import Prompt
 from flowrl.planning import arithmetic, plan_for
-from flowrl.policies import adapters
 from flowrl.recipe.checks import pipeline_class
 from flowrl.recipe.schema import Recipe
-from flowrl.sizes.activations import Kept, kept
-from flowrl.sizes.components import Component, bytes_of, components, number_of
-from flowrl.sizes.inputs import BUILDERS, Setting, Step
-from flowrl.sizes.known import PIPELINES
+from flowrl.remembered import remembered
+from flowrl.sizes.asked import Asked, Measured
+from flowrl.sizes.known import KNOWN
 from flowrl.sizes.rewards import on_device
 from samplers.decisions import stored_states
 
@@ -65,67 +59,54 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
     Weights, adapters, optimizer and trajectory are exact. Activations of training are what autograd keeps in one step's
     forward of a micro-batch; those of a rollout what one block keeps, which bounds what it works with at once.
     """
-    known = components(recipe.model)
-    if known is None:
+    configs = configs_of(recipe.model)
+    if configs is None:
         return None
-    dtype = getattr(torch, recipe.dtype.model)
-    modules = {name: part.built(dtype) for name, part in known.items()}
-    parameters = {name: number_of(module) for name, module in modules.items()}
-    wanted = recipe.lora.modules if recipe.lora is not None else None
-    trained = {n: modules[n] for n in (adapters.DENOISERS if wanted is None else wanted) if n in modules}
-    frozen = {name: bytes_of(module) for name, module in modules.items()}
-    with torch.device("meta"):
-        if recipe.lora is not None:
-            lora = recipe.lora
-            adapters.add_lora(trained, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, init=lora.init)
-        else:
-            adapters.train_full(trained)
-    learning = list(adapters.trainable(trained))
-    added = sum(bytes_of(m) - frozen[n] for n, m in trained.items())
-    state = sum(p.numel() * p.element_size() for p in learning)
-    pipeline = pipeline_class(recipe.model) or PIPELINES[recipe.model]
-    steps = _steps(recipe, known, trained, prompts, dtype, BUILDERS[pipeline]) if pipeline in BUILDERS else {}
-    latent = next(iter(steps.values())).latent if steps else None
-    phases = _phases(recipe, frozen, list(trained), added, state, latent, _kept(trained, steps, recipe))
-    return Sizes(parameters, sum(p.numel() for p in learning), added, phases, latent, pipeline)
+    asked = Asked(
+        model=recipe.model,
+        lora=None if recipe.lora is None else recipe.lora.model_dump(),
+        dtype=recipe.dtype.model,
+        rows=_micro(recipe),
+        pipeline=recipe.pipeline,
+        tokens=_tokens(recipe, prompts),
+    )
+    key = [asdict(asked), configs]
+    found = Measured(**remembered("sizes", key, lambda: _measured(asked)))
+    latent = None if found.latent is None else tuple(found.latent)
+    phases = _phases(recipe, found, latent, _kept(found, recipe))
+    return Sizes(found.parameters, found.learning, found.added, phases, latent, found.pipeline)
 
 
-def _kept(trained: dict[str, Any], steps: dict[str, Step], recipe: Recipe) -> tuple[int, int] | None:
+def _measured(asked: Asked) -> dict[str, Any]:
+    from flowrl.sizes.measure import measure
+
+    return asdict(measure(asked))
+
+
+def configs_of(model: str) -> Any:
+    """What the sizes of a model depend on: the texts of its configs, or what is known of a hub id; None for others."""
+    folder = names.MODELS.get(model, Path(model).expanduser())
+    if (folder / "model_index.json").is_file():
+        files = [folder / "model_index.json", *sorted(folder.glob("*/config.json"))]
+        files += sorted(folder.glob("tokenizer/tokenizer_config.json"))
+        return {str(file.relative_to(folder)): file.read_text(encoding="utf-8") for file in files}
+    return KNOWN.get(model)
+
+
+def _kept(found: Measured, recipe: Recipe) -> tuple[int, int] | None:
     """(bytes of training, of a rollout's forward) of one call's rows, of the denoiser that takes most."""
-    if not steps:
+    if not found.kept:
         return None
-    found: list[Kept] = [kept(trained[name], step.calls) for name, step in steps.items()]
-    whole = max(k.recomputing if recipe.train.gradient_checkpointing else k.whole for k in found)
-    return whole, max(k.block for k in found)
+    whole = max(recomputing if recipe.train.gradient_checkpointing else all_of for all_of, recomputing, _ in found.kept)
+    return whole, max(block for _, _, block in found.kept)
 
 
-def _steps(
-    recipe: Recipe,
-    known: dict[str, Component],
-    trained: dict[str, Any],
-    prompts: Sequence[Prompt],
-    dtype: torch.dtype,
-    builder: Callable[[Setting, dict[str, Any]], Step],
-) -> dict[str, Step]:
-    configs = {name: _with_defaults(part) for name, part in known.items()}
+def _tokens(recipe: Recipe, prompts: Sequence[Prompt]) -> tuple[int, int]:
+    """Tokens of the longest prompt and of the negative one."""
     negative = recipe.pipeline.get("negative_prompt") or ""
     count = _counter(recipe.model)
     longest = sorted((p.text for p in prompts), key=len)[-32:]
-    tokens = max(map(count, longest), default=ASSUMED), count(negative if isinstance(negative, str) else negative[0])
-    setting = Setting(_micro(recipe), recipe.pipeline, configs, tokens, dtype, _padded(recipe.model))
-    return {name: builder(setting, configs[name]) for name in trained}
-
-
-def _with_defaults(part: Component) -> dict[str, Any]:
-    """A config with the values that its class gives to what it leaves out."""
-    parameters = inspect.signature(part.kind.__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty} | part.config
-
-
-def _padded(model: str) -> int:
-    """The length that the model's first tokenizer pads to: CLIP's 77 where its folder is not there."""
-    config = names.MODELS.get(model, Path(model).expanduser()) / "tokenizer" / "tokenizer_config.json"
-    return json.loads(config.read_text(encoding="utf-8"))["model_max_length"] if config.is_file() else 77
+    return max(map(count, longest), default=ASSUMED), count(negative if isinstance(negative, str) else negative[0])
 
 
 def _counter(model: str) -> Callable[[str], int]:
@@ -136,13 +117,19 @@ def _counter(model: str) -> Callable[[str], int]:
     folder = names.MODELS.get(model, Path(model).expanduser()) / "tokenizer"
     if not folder.is_dir():
         return lambda text: max(1, round(WORDS * len(text.split())))
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    bare = dict.fromkeys(("scheduler", "vae", "text_encoder", "transformer"))
     if pipeline_class(model) == "QwenImagePipeline":
-        pipe = QwenImagePipeline(**bare, tokenizer=tokenizer)  # pyright: ignore[reportArgumentType]
-        template, dropped = pipe.prompt_template_encode, pipe.prompt_template_encode_start_idx
-        return lambda text: max(1, len(tokenizer.tokenize(template.format(text))) - dropped)
-    return lambda text: max(1, len(tokenizer.tokenize(text)))
+        from flowrl.sizes.measure import qwen_counter
+
+        return qwen_counter(folder)
+    if (folder / "tokenizer.json").is_file():
+        from tokenizers import Tokenizer
+
+        fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return lambda text: max(1, len(fast.encode(text, add_special_tokens=False).ids))
+    from transformers import AutoTokenizer
+
+    slow: Any = AutoTokenizer.from_pretrained(folder)
+    return lambda text: max(1, len(slow.tokenize(text)))
 
 
 def _micro(recipe: Recipe) -> int:
@@ -150,19 +137,13 @@ def _micro(recipe: Recipe) -> int:
 
 
 def _phases(
-    recipe: Recipe,
-    frozen: dict[str, int],
-    trained: list[str],
-    added: int,
-    state: int,
-    latent: tuple[int, ...] | None,
-    activations: tuple[int, int] | None,
+    recipe: Recipe, found: Measured, latent: tuple[int, ...] | None, activations: tuple[int, int] | None
 ) -> list[Phase]:
-    """state: bytes of what learns. AdamW keeps two moments of it, a gradient is one, an average one."""
-    train = recipe.train
+    """AdamW keeps two moments of what learns, a gradient is one, an average one."""
+    train, frozen, added, state = recipe.train, found.frozen, found.added, found.state
     resting = state * (2 + (train.ema is not None))
     tape, reference = (0, 0) if latent is None else trajectory(recipe, latent)
-    at_work = sum(frozen[name] for name in trained) + added
+    at_work = sum(frozen[name] for name in found.trained) + added
     everything = sum(frozen.values()) + added
     chunk = arithmetic(recipe).rows_at_once
     rollout = training = None

@@ -18,11 +18,10 @@ from PIL import Image
 from rich.console import Console as Terminal
 
 import families
-from flowrl.build import load_prompts
 from flowrl.columns import unread
 from flowrl.console import Console
 from flowrl.contracts import Prompt
-from flowrl.loading import argument_names
+from flowrl.inputs import load_prompts
 from flowrl.policies.arguments import call_arguments
 from flowrl.policies.dynamics import Dynamics
 from flowrl.policies.errors import PolicyError
@@ -31,6 +30,7 @@ from flowrl.prompt_lines import PromptError
 from flowrl.prompts import load
 from flowrl.recipe.load import load as load_recipe
 from flowrl.run import run
+from flowrl.sizes.calls import argument_names
 from policies_support import ODE, SEED, FamilyPolicy, gap, pictures, untouched
 from samplers.transitions import flow_sde
 

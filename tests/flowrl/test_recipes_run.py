@@ -20,8 +20,9 @@ import families
 import published_rewards
 from cli_support import quiet
 from flowrl import names
-from flowrl.build import build_policy, planned_prompts, read_prompts
+from flowrl.build import build_policy
 from flowrl.contracts import Rollout
+from flowrl.inputs import planned_prompts, read_prompts
 from flowrl.names import UserError
 from flowrl.planning import arithmetic, describe, plan_for
 from flowrl.recipe.load import load

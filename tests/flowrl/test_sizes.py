@@ -9,8 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 import families
 from flowrl import names
-from flowrl.build import build_learner, read_prompts
+from flowrl.build import build_learner
 from flowrl.contracts import Prompt
+from flowrl.inputs import read_prompts
 from flowrl.policies.dressing import modules_of
 from flowrl.proofs.bench import Bench
 from flowrl.recipe.load import load
