@@ -1,5 +1,6 @@
 """What a person sees of a run: one progress display with the phases' rates and times left, and tables at its ends."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from flowrl.policies.language import LanguagePolicy
     from flowrl.policies.pipeline import PipelinePolicy
 
+_MEAN = re.compile(r"reward/[^/]+/mean")  # the metric of a reward's mean
 _PHASES = {"rollout": "rollout", "score": "scoring", "train": "training"}
 
 
@@ -53,9 +55,10 @@ class Progress:
         self.forwards[self._name] += number
         self._display.advance(self._phase, number)
 
-    def iteration_done(self, number: int, metrics: dict[str, float], shown: Sequence[str], left: float) -> None:
-        """An iteration has ended; some of its metrics stay visible, and a log gets a line. left: seconds, about."""
-        note = "  ".join(f"{name.split('/')[1]} {metrics[name]:.3f}" for name in shown)
+    def iteration_done(self, number: int, metrics: dict[str, float], left: float) -> None:
+        """An iteration has ended; its mean rewards stay visible, and a log gets a line. left: seconds, about."""
+        means = {name.split("/")[1]: value for name, value in metrics.items() if _MEAN.fullmatch(name)}
+        note = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         self._display.update(self._whole, completed=number, note=note)
         if not self._display.console.is_terminal:
             seconds = sum(value for name, value in metrics.items() if name.startswith("time_"))

@@ -130,9 +130,8 @@ class Run:
             self.console.note(line)
         self.folder.log(self.iteration, result.metrics)
         self._ring(self.watch.after_iteration(self.iteration, result.metrics))
-        shown = [f"reward/{name}/mean" for name in self.inputs.scorer.rewards]
         left = seconds_left(self.recipe, self.iteration, self.spent)
-        progress.iteration_done(self.iteration, result.metrics, shown, left)
+        progress.iteration_done(self.iteration, result.metrics, left)
 
     def _iterate(self, iteration: int, progress: Progress) -> Iteration:
         recipe = self.recipe

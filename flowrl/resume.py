@@ -83,7 +83,8 @@ def digests(train: Iterable[Prompt], heldout: Iterable[Prompt]) -> dict[str, str
 def _digest(prompts: Iterable[Prompt]) -> str:
     whole = hashlib.sha256()
     for prompt in prompts:
-        said = [prompt.id, prompt.text, [Path(m).name for m in prompt.media], prompt.meta, prompt.call]
+        meta = dict(dict.items(prompt.meta))  # past columns.Meta, which counts reads: a digest is none
+        said = [prompt.id, prompt.text, [Path(m).name for m in prompt.media], meta, prompt.call]
         whole.update(json.dumps(said, sort_keys=True, default=_plain).encode())
     return whole.hexdigest()
 

@@ -9,7 +9,7 @@ from flowrl.console import Console
 from flowrl.recipe.load import load
 from flowrl.terminal import LOG_WIDTH, output_console
 
-NAMES = [f"rewards/a_rather_long_name_{i}" for i in range(4)]
+NAMES = [f"reward/a_rather_long_name_{i}/mean" for i in range(4)]
 
 
 def test_a_log_gets_a_whole_line_an_iteration_with_the_time_left():
@@ -17,7 +17,7 @@ def test_a_log_gets_a_whole_line_an_iteration_with_the_time_left():
     metrics = {name: 0.123456 for name in NAMES} | {"time_rollout": 2.0, "time_train": 1.5}
     with Console(RichConsole(file=file, width=80)).progress(120) as progress:
         for number in (1, 2, 3):
-            progress.iteration_done(number, metrics, NAMES, left=(120 - number) * 3.5)
+            progress.iteration_done(number, metrics, left=(120 - number) * 3.5)
     lines = file.getvalue().strip().splitlines()
     assert [line.split("  ")[0] for line in lines] == [f"iteration {i} of 120" for i in (1, 2, 3)]
     assert all("a_rather_long_name_3 0.123" in line and line.endswith(" left)") for line in lines)
@@ -27,7 +27,7 @@ def test_a_log_gets_a_whole_line_an_iteration_with_the_time_left():
 def test_a_terminal_gets_the_bar_alone():
     file = io.StringIO()
     with Console(RichConsole(file=file, force_terminal=True, width=80)).progress(5) as progress:
-        progress.iteration_done(1, {NAMES[0]: 0.5}, NAMES[:1], left=3.0)
+        progress.iteration_done(1, {NAMES[0]: 0.5}, left=3.0)
     assert "iteration 1 of 5" not in file.getvalue()
 
 
