@@ -1,7 +1,9 @@
 """The shapes world's checker as a reward: does the picture show exactly what its caption asks for?
 
 It needs no weights and cannot be argued with: `flowrl.worlds.shapes.checker` finds the objects in a picture and
-compares them with the scene in the prompt's meta.
+compares them with the scene in the prompt's meta. `shapes_residual` says the same by other means: it detects nothing,
+but lays the objects of the scene onto the picture and measures what is left, so that a picture that fools the checker
+does not fool it as well.
 """
 
 import torch
@@ -11,6 +13,7 @@ from flowrl.contracts import Samples
 from flowrl.pictures import value_faults
 from flowrl.worlds.shapes.captions import Scene
 from flowrl.worlds.shapes.checker import score_batch
+from flowrl.worlds.shapes.residual import residuals
 from reward_models.parts.inputs import digest
 
 
@@ -27,6 +30,19 @@ def shapes_strict(samples: Samples) -> Tensor:
     return _scores(samples)[0].clone()
 
 
+def shapes_residual(samples: Samples) -> Tensor:
+    """Minus the mean absolute difference of each picture to the nearest drawing of its scene, float32 [B] in [-1, 0].
+
+    About -0.007 for a render of the scene, -0.06 for one of another scene, -0.3 for noise; NaN where a picture is none.
+    A witness (weight 0) independent of the checker's detector; its search is in `flowrl.worlds.shapes.residual`.
+    """
+    images, scenes, good = _asked(samples)
+    found = torch.full((len(scenes),), torch.nan)
+    if good:
+        found[good] = -residuals(images[good], [scenes[i] for i in good])
+    return found
+
+
 # A witness beside the trained reward scores the same pictures: the last result is kept, known by their content. Each
 # reward has copies of its own, so that it is not the same tensor.
 _last: tuple[bytes, list[Scene], tuple[Tensor, Tensor]] | None = None
@@ -35,19 +51,24 @@ _last: tuple[bytes, list[Scene], tuple[Tensor, Tensor]] | None = None
 def _scores(samples: Samples) -> tuple[Tensor, Tensor]:
     """(strict, graded), float32 [B] each; NaN where a picture is none: a value that is not finite or not in [0, 1]."""
     global _last
+    images, scenes, good = _asked(samples)
+    known, key = _last, digest(images)
+    if known is not None and known[:2] == (key, scenes):
+        return known[2]
+    exact, graded = (torch.full((len(scenes),), torch.nan) for _ in range(2))
+    if good:
+        exact[good], graded[good] = score_batch(images[good], [scenes[i] for i in good])
+    _last = key, scenes, (exact, graded)
+    return exact, graded
+
+
+def _asked(samples: Samples) -> tuple[Tensor, list[Scene], list[int]]:
+    """The pictures, what each should show, and the rows whose values are those of a picture."""
     if samples.images is None:
         raise ValueError("the shapes reward scores images; this model gives none")
     scenes = [_scene(prompt.meta, prompt.text) for prompt in samples.prompts]
-    known, key = _last, digest(samples.images)
-    if known is not None and known[:2] == (key, scenes):
-        return known[2]
     wrong = value_faults(samples.images)
-    good = [i for i in range(len(scenes)) if i not in wrong]
-    exact, graded = (torch.full((len(scenes),), torch.nan) for _ in range(2))
-    if good:
-        exact[good], graded[good] = score_batch(samples.images[good], [scenes[i] for i in good])
-    _last = key, scenes, (exact, graded)
-    return exact, graded
+    return samples.images, scenes, [i for i in range(len(scenes)) if i not in wrong]
 
 
 def _scene(meta: dict, text: str) -> Scene:

@@ -12,7 +12,11 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 REWARDS = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
 SPOKEN = {5: "five", 6: "six", 7: "seven", 8: "eight"}
-OF_WORLDS = {"shapes", "shapes_strict"}  # read the meta of a world's captions, which an ordinary file lacks
+OF_WORLDS = {
+    "shapes",
+    "shapes_strict",
+    "shapes_residual",
+}  # read the meta of a world's captions, which an ordinary file lacks
 
 
 def test_rewards_asked_about_a_users_file_need_no_more_than_its_prompts():
