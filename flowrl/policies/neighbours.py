@@ -76,8 +76,12 @@ class Comparing(Replaying):
 
 
 def find_sharing(policy: PipelinePolicy, prompt: Prompt, plan: Any, *, half: bool) -> Sharing:
-    """The way in which rows may share calls: the first that holds of those in sharing.py."""
-    if policy.max_rows == 1:
+    """The way in which rows may share calls: the first that holds of those in sharing.py.
+
+    What a pipeline draws from the global generator belongs to the first row of a call, however little it changes the
+    others (the posterior of a trained autoencoder is narrow): its rows have a call each.
+    """
+    if policy.max_rows == 1 or policy.global_use.found:
         return ALONE
     usable = sorted(policy._streams)
     trained = tuple(usable[:-1] or usable)[:STEPS]

@@ -32,11 +32,19 @@ def start_generators(keys: Sequence[Key]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(key.number("start")) for key in keys]
 
 
+@dataclass
+class GlobalUse:
+    """Whether anything was drawn from torch's global generators, or seeded them."""
+
+    found: bool = False
+
+
 @contextlib.contextmanager
-def global_noise(key: Key, device: torch.device) -> Iterator[None]:
+def global_noise(key: Key, device: torch.device, use: GlobalUse | None = None) -> Iterator[None]:
     """Within, torch's global generators begin where `key` says; afterwards they go on from where they were.
 
     For pipelines that draw something without their `generator`, such as the posterior of an autoencoder (JoyImageEdit).
+    `use` is told of it.
     """
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(gpus):
@@ -44,7 +52,16 @@ def global_noise(key: Key, device: torch.device) -> Iterator[None]:
         if gpus:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(key.number("global"))
-        yield
+        before = _global_states(gpus)
+        try:
+            yield
+        finally:
+            if use is not None and not all(map(torch.equal, before, _global_states(gpus))):
+                use.found = True
+
+
+def _global_states(gpus: Sequence[torch.device]) -> list[Tensor]:
+    return [torch.random.get_rng_state(), *map(torch.cuda.get_rng_state, gpus)]
 
 
 def step_noise(

@@ -22,9 +22,10 @@ from flowrl.policies.arguments import Call, call_arguments, is_refusal
 from flowrl.policies.dressing import Dressed
 from flowrl.policies.dynamics import Dynamics
 from flowrl.policies.errors import PolicyError
+from flowrl.policies.failing import in_one_line
 from flowrl.policies.gates import GateKeeper
 from flowrl.policies.layouts import Media, check_size, joined_media, media_of, sample_rate
-from flowrl.policies.noise import Key, global_noise, start_generators
+from flowrl.policies.noise import GlobalUse, Key, global_noise, start_generators
 from flowrl.policies.outputs import credit_of, samples_of
 from flowrl.policies.probe import probe
 from flowrl.policies.recording import Recording
@@ -87,6 +88,7 @@ class PipelinePolicy:
         self.keeper.guided = set(modules)
         self._streams: dict[int, int] = {}
         self._dressed = Dressed(pipe, self.session, self.keeper, self.device, trained=modules, offload=offload)
+        self.global_use = GlobalUse()  # of any pass so far
         self.sharing: Sharing = ALONE  # which rows may share a call (found out by the probe)
         self._probed = False
 
@@ -200,7 +202,8 @@ class PipelinePolicy:
     def prepare(self, prompt: Prompt, plan: Plan) -> None:
         """Probes the pipeline, once. Raises PolicyError where it breaks the contract (see `probe`)."""
         if not self._probed:
-            self._streams = probe(self, prompt, plan)
+            with in_one_line(type(self.source).__name__):
+                self._streams = probe(self, prompt, plan)
             self._probed = True
 
     # ------------------------------------------------------------------ passes
@@ -283,7 +286,7 @@ class PipelinePolicy:
         self.session.begin(walk)
         self.keeper.begin(starts)
         try:
-            with global_noise(starts[0], self.device):
+            with global_noise(starts[0], self.device, self.global_use):
                 output = self._dressed(arguments, grad=grad)
         except Leave:
             output = None

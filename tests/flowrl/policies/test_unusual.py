@@ -7,7 +7,7 @@ from typing import Any
 import diffusers as df
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FluxPipeline
 from PIL import Image
 from torch import Tensor
 
@@ -160,3 +160,47 @@ def test_what_a_pipeline_refuses_itself_is_one_line() -> None:
     with pytest.raises(PolicyError, match="StableDiffusion3Pipeline refuses its arguments: `height`") as error:
         policy_of(pipe, **dict(family.call) | {"height": 15}).rollout(PROMPTS, plan=ODE, seed=SEED)
     assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------------- faults of a pipeline
+
+
+class Faulty(FluxPipeline):
+    """A pipeline whose start fails with an exception of any kind."""
+
+    fault: Exception
+
+    def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
+        raise self.fault
+
+
+@pytest.mark.parametrize("fault", [KeyError("std"), AttributeError("two\nlines"), ZeroDivisionError(), StopIteration()])
+def test_what_a_pipeline_raises_is_one_line_chained_to_its_cause(fault: Exception) -> None:
+    family = families.get("flux")
+    pipe = Faulty(**family.build().components)
+    pipe.fault = fault
+    with pytest.raises(PolicyError) as error:
+        policy_of(pipe, **family.call).rollout(PROMPTS[:1], plan=SDE, seed=SEED)
+    line, kind = str(error.value), type(fault).__name__
+    assert line.startswith(f"Faulty cannot be sampled: {kind}: {' '.join(str(fault).split()) or 'no text'} (")
+    assert "policies/test_unusual.py:" in line and "\n" not in line
+    assert error.value.__cause__ is fault
+
+
+def test_memory_that_runs_out_is_not_taken_for_a_fault_of_the_pipeline() -> None:
+    family = families.get("flux")
+    pipe = Faulty(**family.build().components)
+    pipe.fault = torch.OutOfMemoryError("too much")
+    with pytest.raises(torch.OutOfMemoryError):
+        policy_of(pipe, **family.call).rollout(PROMPTS[:1], plan=SDE, seed=SEED)
+
+
+def test_faults_of_flowrl_itself_are_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = families.get("flux")
+    policy = policy_of(family.build(), **family.call)
+    monkeypatch.setattr(policy, "dynamics", None)
+    with pytest.raises(
+        PolicyError, match=r"AttributeError: .* \(policies/\w+.py:\d+\); flowrl itself fails on it"
+    ) as error:
+        policy.rollout(PROMPTS[:1], plan=SDE, seed=SEED)
+    assert isinstance(error.value.__cause__, AttributeError)

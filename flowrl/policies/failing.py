@@ -1,0 +1,37 @@
+"""What a pipeline raises while it is tried out, as one line: its class, the exception, and the place that raised it.
+
+Pipelines fail in as many ways as there are pipelines: a component that is None, a scheduler of another kind, arguments
+that do not go together. None of it may reach the user as a bare traceback; all of it stays chained to the line.
+"""
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from flowrl.names import UserError
+from flowrl.policies.errors import PolicyError
+
+OWN = tuple(str(Path(__file__).parents[2] / package) for package in ("flowrl", "samplers"))
+PASSED_ON = (UserError, MemoryError, torch.OutOfMemoryError)  # have a line of their own
+
+
+@contextlib.contextmanager
+def in_one_line(pipeline: str) -> Iterator[None]:
+    """Raises PolicyError, from the exception itself, for what is raised within while `pipeline` is tried out."""
+    try:
+        yield
+    except PASSED_ON:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:200] or "no text"
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = "/".join(Path(place.filename).parts[-2:])
+        remedy = "check the arguments under `pipeline` and the prompt's files; it fails in this call, before training"
+        if place.filename.startswith(OWN):
+            remedy = "flowrl itself fails on it: please report this line, with the traceback that --traceback shows"
+        raise PolicyError(
+            f"{pipeline} cannot be sampled: {type(error).__name__}: {text} ({where}:{place.lineno}); {remedy}"
+        ) from error
