@@ -102,6 +102,7 @@ def _language_policy(recipe: Recipe, generation: Generation, dtypes: dict[str, t
         device=device,
         max_rows=recipe.train.rollout_batch,
         precision=dtypes["logp"],
+        keep_entropy=recipe.objective.entropy_share is not None,
     )
     _make_trainable(recipe, policy.modules)
     return policy
@@ -155,6 +156,7 @@ def build_objective(recipe: Recipe) -> ClippedObjective:
         weight=objective.weight if isinstance(objective.weight, str) else tuple(objective.weight),
         ratio=objective.ratio,
         kl_mask=objective.kl_mask,
+        entropy_share=objective.entropy_share,
     )
 
 

@@ -93,7 +93,8 @@ class Rollout:
     trained. replay: what the policy stored for itself, opaque to everybody else. reference float32 [R, K]: log-probs
     under the reference policy, once `Policy.reference` has filled them in. credit: how the samples' rewards reach the
     rows; None where row i is sample i. traits: further numbers of each decision, float32 [R, K], by name, where the
-    policy has any: of a denoising step `std`, its standard deviation, and `dt` < 0, its length in noise level.
+    policy has any: of a denoising step `std`, its standard deviation, and `dt` < 0, its length in noise level; of a
+    token `entropy`, in nats, of the distribution that it is scored under.
     """
 
     samples: Samples

@@ -241,6 +241,8 @@ def _objective(recipe: Recipe) -> str:
     parts += [f"dual {objective.dual:g}"] if objective.dual is not None else []
     parts += [f"log-ratio within {objective.log_ratio_limit:g}"] if objective.log_ratio_limit is not None else []
     parts += [f"KL {objective.kl:g} ({objective.kl_kind})"] if objective.kl > 0 else []
+    share = objective.entropy_share
+    parts += [f"policy gradient of the top {share:g} of tokens by entropy"] if share is not None else []
     parts += ["guidance trained in its conditional half"] if objective.guidance_gradient == "conditional" else []
     length = f", length {objective.length}" if objective.length is not None else ""
     advantage = f"baseline {recipe.advantage.baseline}, scale {recipe.advantage.scale}"

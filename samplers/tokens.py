@@ -90,6 +90,16 @@ def token_kl(logits: Tensor, reference: Tensor, scale: float, dtype: torch.dtype
     return _in_chunks(one, logits, reference)
 
 
+@torch.no_grad()
+def token_entropy(logits: Tensor, scale: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Entropy in nats, [r, k], of the whole distribution softmax(logits / scale), logits [r, k, V]. No gradient."""
+
+    def one(part: Tensor, _: Tensor) -> Tensor:
+        return torch.special.entr((part.to(dtype) / scale).softmax(-1)).sum(-1)
+
+    return _in_chunks(one, logits, logits)
+
+
 def _in_chunks(one: Callable[[Tensor, Tensor], Tensor], logits: Tensor, other: Tensor) -> Tensor:
     """`one` over as many decisions as CHUNK allows. Of several chunks, none keeps its float32 for the backward pass."""
     flat, size = logits.flatten(0, 1), max(1, CHUNK // logits.shape[-1])

@@ -4,12 +4,14 @@ A factor w >= 0 of the advantage is a factor of the clipped loss, max(-w A r, -w
 and leaves a divergence beside it alone, as the published losses do.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 KINDS = ("none", "noise", "inverse_dt")
+MOST_VALUES = 2**24  # that torch.quantile takes
 
 
 def emphasis(kind: str | Sequence[float], mask: Tensor, traits: dict[str, Tensor]) -> Tensor | None:
@@ -37,6 +39,24 @@ def emphasis(kind: str | Sequence[float], mask: Tensor, traits: dict[str, Tensor
     if kind == "inverse_dt":
         return trait(traits, "dt").abs().where(valid, 1.0).reciprocal().where(valid, 0.0).float()
     raise ValueError(f"weight {kind!r}: choose one of {', '.join(KINDS)}, or give a list of factors")
+
+
+def top_entropy(share: float, mask: Tensor, traits: dict[str, Tensor]) -> Tensor:
+    """1 for the decisions whose entropy is in the top `share` of all in the mask, 0 for the others; float32 [R, K].
+
+    The limit is the (1 - share) quantile of the entropies, linear between two of them, and what equals it is in: TRL's
+    top_entropy_quantile (arXiv:2506.01939, whose share is 0.2). What a loss is divided by does not change. Raises
+    ValueError where decisions have no `entropy`.
+    """
+    valid, entropy = mask.bool(), trait(traits, "entropy").float()
+    values = entropy[valid]
+    if not len(values):
+        return torch.zeros_like(entropy)
+    if len(values) <= MOST_VALUES:
+        limit = torch.quantile(values, 1 - share)
+    else:  # the value above the quantile, which selects the same
+        limit = values.kthvalue(math.ceil((1 - share) * (len(values) - 1)) + 1).values
+    return (valid & (entropy >= limit)).float()
 
 
 def trait(traits: dict[str, Tensor], name: str) -> Tensor:

@@ -8,7 +8,7 @@ from flowrl.contracts import Score
 from flowrl.objectives.aggregate import weights
 from flowrl.objectives.clipped import clipped_loss
 from flowrl.objectives.divergence import penalty
-from flowrl.objectives.emphasis import emphasis, trait
+from flowrl.objectives.emphasis import emphasis, top_entropy, trait
 
 RATIOS = ("plain", "centred")
 
@@ -21,7 +21,9 @@ class ClippedObjective:
     distribution) or "exact_dt", or an estimate from log-probs, k1, k2, k3 or abs. aggregate: see `aggregate.weights`;
     its constant is rows * length, where length None is the number of decisions that a row has room for.
 
-    weight: see `emphasis.emphasis`. The next two are of Gaussian steps alone.
+    weight: see `emphasis.emphasis`. entropy_share: only decisions whose entropy is in this top share of an update have
+    a policy gradient, see `emphasis.top_entropy`; all others still pay the divergence and count in the mean. The next
+    two are of Gaussian steps alone.
     ratio: "plain" is exp(logp - behave). Its logarithm has the negative mean -KL, which differs by step, as its spread
     does. "centred" is exp(centred * std) = exp(mean over elements of (mean - mean of the rollout) z): mean 0 and one
     scale for all steps, so that one clip range fits all.
@@ -45,6 +47,7 @@ class ClippedObjective:
     weight: str | tuple[float, ...] = "none"
     ratio: str = "plain"
     kl_mask: float | None = None
+    entropy_share: float | None = None
 
     def __post_init__(self) -> None:
         if self.ratio not in RATIOS:
@@ -77,7 +80,11 @@ class ClippedObjective:
 
     def emphasis(self, mask: Tensor, traits: dict[str, Tensor]) -> Tensor | None:
         """See `contracts.Objective`."""
-        return emphasis(self.weight, mask, traits)
+        factor = emphasis(self.weight, mask, traits)
+        if self.entropy_share is None:
+            return factor
+        top = top_entropy(self.entropy_share, mask, traits)
+        return top if factor is None else factor * top
 
     def __call__(
         self,

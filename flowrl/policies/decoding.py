@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from flowrl.policies.errors import PolicyError
-from samplers.tokens import Generation, draw, token_logp
+from samplers.tokens import Generation, draw, token_entropy, token_logp
 
 CACHES = ("cache", "past_key_values")  # what transformers calls the argument, newest name first
 
@@ -63,11 +63,13 @@ def decode(
     stop: Collection[int],
     pad: int,
     tick: Callable[[int], None] | None = None,
+    entropy: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(tokens int64 [R, K], log-probs float32 [R, K], lengths int64 [R]) of `group` completions a prompt, on the CPU.
 
     uniforms float64 [R, K] decide the draws. A completion ends with a token of `stop`, which it includes, or after
     K = plan.max_new_tokens. A prompt is read once for its group, and a row that has ended is computed no further.
+    entropy float32 [R, K], where given, is filled in: of the distribution that each token is scored under, in nats.
     """
     rows, device = len(uniforms), model.device
     tokens = torch.full(uniforms.shape, pad)
@@ -81,6 +83,8 @@ def decode(
         token = draw(logits, uniforms[alive, k].to(device, torch.float32 if device.type == "mps" else None), plan)
         tokens[alive, k] = token.cpu()
         logp[alive, k] = token_logp(logits[:, None], token[:, None], plan.scale)[:, 0].cpu()
+        if entropy is not None:
+            entropy[alive, k] = token_entropy(logits[:, None], plan.scale)[:, 0].cpu()
         length[alive] = k + 1
         if tick is not None:
             tick(len(alive))

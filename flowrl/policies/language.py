@@ -58,7 +58,8 @@ class LanguagePolicy:
     """A causal language model that samples, and scores its own tokens again.
 
     model, tokenizer: as `from_pretrained` gives them, the model in evaluation mode. template, system: see chat.Encoder.
-    max_rows: the most rows that a rollout decodes at once. precision: of log-probabilities.
+    max_rows: the most rows that a rollout decodes at once. precision: of log-probabilities. keep_entropy: decisions
+    have the trait `entropy`, in nats, of the distribution that a token is scored under, when it was drawn.
     """
 
     whole_rows = True  # a replay hands over rows with all their tokens
@@ -73,10 +74,12 @@ class LanguagePolicy:
         device: torch.device | str = "cpu",
         max_rows: int | None = None,
         precision: torch.dtype = torch.float32,
+        keep_entropy: bool = False,
     ):
         self.source, self.modules = Source(model, tokenizer), {"model": model}
         self.model, self.tokenizer = model.to(device), tokenizer
         self.device, self.max_rows, self.precision = torch.device(device), max_rows, precision
+        self.keep_entropy = keep_entropy
         self.encode = Encoder(tokenizer, template=template, system=system)
         self.stop = stop_ids(model, tokenizer)
         self.pad = next((i for i in (tokenizer.pad_token_id, *self.stop) if i is not None), 0)
@@ -102,6 +105,7 @@ class LanguagePolicy:
         length = torch.cat([part[2] for part in parts])
         width = int(length.max())
         tokens, logp = (torch.cat([part[i][:, :width] for part in parts]) for i in (0, 1))
+        traits = {"entropy": torch.cat([part[3][:, :width] for part in parts])} if self.keep_entropy else {}
         owners = [i for i in range(len(prompts)) for _ in range(group_size)]
         tape = Completions([ids[i] for i in owners], tokens, length, plan)
         group = torch.arange(len(prompts)).repeat_interleave(group_size)
@@ -117,6 +121,7 @@ class LanguagePolicy:
             logp,
             mask,
             tape,
+            traits=traits,
         )
 
     def replay(
@@ -187,11 +192,16 @@ class LanguagePolicy:
             self.replay(rollout, row, lambda score: found.append(score.logp.detach().cpu()))
         return (torch.cat(found) - rollout.behave).abs()[rollout.mask]
 
-    def _decode(self, ids: list[list[int]], keys: list[Key], plan: Generation) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens, log-probs and lengths of one chunk of a rollout; keys name its rows, prompt by prompt."""
+    def _decode(self, ids: list[list[int]], keys: list[Key], plan: Generation) -> tuple[Tensor, ...]:
+        """Tokens, log-probs, lengths and entropies (zeros where none are kept) of one chunk of a rollout.
+
+        keys name its rows, prompt by prompt.
+        """
         uniforms = token_uniforms(keys, plan.max_new_tokens)
-        group = len(keys) // len(ids)
-        return decode(self.model, ids, uniforms, plan, group=group, stop=self.stop, pad=self.pad, tick=self.tick)
+        entropy = torch.zeros(uniforms.shape)
+        options: dict[str, Any] = {"group": len(keys) // len(ids), "stop": self.stop, "pad": self.pad}
+        options |= {"tick": self.tick, "entropy": entropy if self.keep_entropy else None}
+        return *decode(self.model, ids, uniforms, plan, **options), entropy
 
     def _score(self, tape: Completions, rows: Tensor, *, exact_kl: bool = False) -> tuple[Tensor, Tensor | None]:
         """(log-probs, divergence or None) of rows, [r, K] each, 0 beyond the longest of them."""

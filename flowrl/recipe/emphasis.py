@@ -11,11 +11,12 @@ BARE_STEPS = ("cps",)  # scored by -(x - mean)^2, which is no density (samplers/
 
 
 def check_emphasis(recipe: Recipe) -> Iterator[RecipeError]:
-    """Everything about objective.weight, ratio, kl_mask, kl_kind and train.keep that cannot work."""
+    """Everything about objective.weight, ratio, kl_mask, kl_kind, entropy_share and train.keep that cannot work."""
     if recipe.generation is not None:
         yield from _tokens(recipe)
     else:
         yield from _weights(recipe)
+        yield from _entropy(recipe)
         yield from _kl_mask(recipe)
     yield from _keep(recipe)
 
@@ -38,6 +39,12 @@ def _weights(recipe: Recipe) -> Iterator[RecipeError]:
     if not weight or min(weight) < 0 or max(weight) == 0:
         remedy = "none, noise, inverse_dt, or a list of numbers >= 0 of which one is above 0"
         yield RecipeError("objective.weight", f"got {show(weight)}", f"accepted: {remedy}")
+
+
+def _entropy(recipe: Recipe) -> Iterator[RecipeError]:
+    if (share := recipe.objective.entropy_share) is not None:
+        problem = f"got {share:g}, a share of tokens by their entropy, but the decisions here are denoising steps"
+        yield RecipeError("objective.entropy_share", problem, "set objective.entropy_share=null")
 
 
 def _kl_mask(recipe: Recipe) -> Iterator[RecipeError]:

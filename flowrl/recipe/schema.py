@@ -87,6 +87,10 @@ class Objective(Strict):
     the form that Flow-GRPO's published coefficients for SD3 and FLUX belong to. aggregate: how decisions are averaged;
     constant divides each by rows * length (null: the trained steps, or generation.max_new_tokens).
 
+    Of tokens alone: entropy_share, the share of an update's tokens, those of the highest entropy when they were drawn,
+    that the policy gradient comes from (TRL's top_entropy_quantile; null: all). What the loss is divided by and the
+    divergence stay those of all tokens.
+
     Of denoising steps alone: weight, what each counts in the policy gradient: noise, its std by the mean over steps
     (TempFlow-GRPO); inverse_dt, 1 / |dt| as it is (GRPO-Guard); or a factor for each trained step. ratio: centred has
     mean 1 and one scale at all steps (GRPO-Guard's RatioNorm). kl_mask: in place of the clip, the divergence from the
@@ -112,6 +116,7 @@ class Objective(Strict):
     ratio: Literal["plain", "centred"] = key("plain", "plain or centred")
     kl_mask: float | None = key(None, "a number > 0 or null", gt=0)
     guidance_gradient: Literal["both", "conditional"] = key("both", "both or conditional")
+    entropy_share: float | None = key(None, "a number > 0 and <= 1, or null", gt=0, le=1)
 
     @property
     def centred(self) -> bool:

@@ -33,6 +33,18 @@ def test_keys_that_read_noise_are_refused_for_tokens():
         assert words in str(caught.value) and "`generation` makes tokens" in str(caught.value)
 
 
+def test_a_share_of_tokens_by_entropy_is_built_and_shown_and_refused_for_steps():
+    recipe = load("tiny_lm_grpo", ["objective.entropy_share=0.2"])
+    assert build_objective(recipe).entropy_share == 0.2
+    assert "policy gradient of the top 0.2 of tokens by entropy" in describe(recipe)
+    assert build_objective(load("tiny_lm_grpo", [])).entropy_share is None
+    with pytest.raises(RecipeError, match=r"^objective.entropy_share: got 0.2, .* are denoising steps.*=null"):
+        load(BASE, ["objective.entropy_share=0.2"])
+    for value in ("0", "1.5", "-0.1"):
+        with pytest.raises(RecipeError, match=r"^objective.entropy_share: .*a number > 0 and <= 1, or null"):
+            load("tiny_lm_grpo", [f"objective.entropy_share={value}"])
+
+
 def test_factors_are_as_many_as_trained_steps():
     for overrides, number in (
         (["sampler.window={kind: all}"], 5),

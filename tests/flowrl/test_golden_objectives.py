@@ -37,11 +37,7 @@ WAITING = {
     "gate is_clip": ["verl.cispo", "trl.cispo"],
     "gate gamma": ["trl.vespo"],
     "gate log_clip_then_mean": ["verl.geo_mean", "trl.gmpo"],
-    "masks by divergence, covariance, entropy": [
-        "verl.clip_cov",
-        "verl.kl_cov",
-        "llm_policy_loss_trl/d025",
-    ],
+    "masks by divergence, covariance": ["verl.clip_cov", "verl.kl_cov"],
     "rollout correction": ["verl.bypass_mode", "llm_policy_loss_trl/d024"],
     "entropy bonus": ["llm_policy_loss_trl/d009"],
     "baselines second best, length-weighted, given": ["verl.adv.grpo_passk", "verl.adv.opo", "verl.adv.remax"],
@@ -249,7 +245,11 @@ def trl_policy(case: Case) -> None:
     levels = {"token": "token", "sequence": "seq_mean", "sequence_token": "seq_token"}
     level = "seq_sum" if name == "trl.rloo_loss" else levels[params["importance_sampling_level"]]
     clips = dict(clip_low=params["epsilon"], clip_high=params["epsilon_high"], dual=params.get("delta"))
-    loss, _ = clipped_loss(logp, x["old_log_prob"], x["advantages"], level=level, mask=mask, **clips)
+    adv = x["advantages"]
+    if (share := params.get("top_entropy_quantile")) is not None and "entropies" in x:
+        objective = ClippedObjective(params["epsilon"], params["epsilon_high"], entropy_share=share)
+        adv = adv[:, None] * objective.emphasis(mask.bool(), {"entropy": x["entropies"]})
+    loss, _ = clipped_loss(logp, x["old_log_prob"], adv, level=level, mask=mask, **clips)
     loss = loss * x.get("importance_sampling_ratio", torch.ones(()))
     if params.get("beta"):
         behave = x["old_log_prob"] if params.get("use_bias_correction_kl") else None

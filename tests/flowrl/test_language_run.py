@@ -89,6 +89,21 @@ def test_the_same_seed_gives_the_same_numbers_and_cuts_change_nothing(finished: 
             assert whole[name] == pytest.approx(cut[name], rel=1e-3, abs=1e-5)
 
 
+def test_a_share_of_tokens_by_entropy_is_that_of_the_update_however_it_is_cut(finished: Path, tmp_path: Path):
+    """With groups drawn anew and rows chosen too; the tokens that are left out are missing from the gradient."""
+    more = ["objective.entropy_share=0.2", "train.updates=2", "train.refill=1", "train.keep=4", "objective.kl=0.01"]
+    more += ["train.iterations=1", "eval.prompts=3", "generation.max_new_tokens=24"]
+    run(tiny(tmp_path / "whole", *more), quiet())
+    run(tiny(tmp_path / "cut", *more, "train.micro_batch=3", "train.rollout_batch=7"), quiet())
+    run(tiny(tmp_path / "all", *more[1:]), quiet())
+    whole, cut, everything = (lines(tmp_path / name, "train") for name in ("whole", "cut", "all"))
+    for one, other in zip(whole, cut, strict=True):
+        for name in ("reward/exact/mean", "grad_norm", "loss", "ratio", "kl"):
+            assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5)
+    assert 0 < whole[0]["grad_norm"] != everything[0]["grad_norm"]
+    assert whole[0]["reward/exact/mean"] == everything[0]["reward/exact/mean"]
+
+
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Qwen2 with room for long prompts and a template that takes system messages, as a user's folder."""

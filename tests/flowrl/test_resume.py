@@ -220,7 +220,7 @@ def test_the_weights_of_a_checkpoint(whole: Path):
 
 
 def test_a_language_run_goes_on_too(tmp_path: Path):
-    keep = [*QUICK_TEXT, "checkpoint.keep=9"]
+    keep = [*QUICK_TEXT, "checkpoint.keep=9", "objective.entropy_share=0.3"]
     train("tiny_lm_grpo", keep, tmp_path / "whole")
     folder = cut_back(tmp_path / "whole", tmp_path / "run", 3)
     train("tiny_lm_grpo", keep, folder, resume=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from flowrl.backward import StepLoss, emphasised
 from flowrl.contracts import Rollout, Samples, Score
 from flowrl.objectives.aggregate import weights
-from flowrl.objectives.emphasis import KINDS, emphasis
+from flowrl.objectives.emphasis import KINDS, emphasis, top_entropy
 from flowrl.objectives.grpo import ClippedObjective
 
 STD = torch.tensor([0.7, 0.5, 0.3])
@@ -128,3 +128,50 @@ def test_exact_dt_reads_the_lengths_of_the_steps():
     exact = gradient(ClippedObjective(0.1, 0.1, kl=0.3), rollout, none, score, rows)
     scaled = gradient(ClippedObjective(0.1, 0.1, kl=0.3, kl_kind="exact_dt"), rollout, none, score, rows)
     torch.testing.assert_close(scaled, exact * DT.abs())
+
+
+# ---- the top of the entropies
+
+
+def test_the_top_of_the_entropies_is_taken_among_trained_tokens():
+    """Two of ten, whatever stands where the mask does not, with what equals the limit; three tie at it: all are in."""
+    entropy = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.7, 0.8, 0.9, 1.0, 7.0, 8.0]])
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]]).bool()
+    found = top_entropy(0.2, mask, {"entropy": entropy})
+    assert found.dtype == torch.float32 and found.nonzero().tolist() == [[1, 2], [1, 3]]
+    assert torch.equal(top_entropy(1.0, mask, {"entropy": entropy}), mask.float())
+    tied = top_entropy(0.1, torch.ones(1, 5, dtype=torch.bool), {"entropy": torch.tensor([[2.0, 1.0, 2.0, 0.0, 2.0]])})
+    assert tied.tolist() == [[1, 0, 1, 0, 1]]
+    assert torch.equal(top_entropy(0.2, torch.zeros_like(mask), {"entropy": entropy}), torch.zeros(2, 6))
+    with pytest.raises(ValueError, match="needs 'entropy' of each decision"):
+        top_entropy(0.2, mask, {})
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.8])
+@pytest.mark.parametrize("number", [1, 2, 11, 101, 1000])
+def test_the_limit_is_the_quantile_of_float32_entropies(share: float, number: int):
+    entropy = torch.rand(1, number, generator=torch.Generator().manual_seed(number))
+    found = top_entropy(share, torch.ones(1, number, dtype=torch.bool), {"entropy": entropy})
+    assert torch.equal(found.bool(), entropy >= torch.quantile(entropy, 1 - share))
+
+
+def test_more_entropies_than_torch_sorts_have_a_limit_too(monkeypatch: pytest.MonkeyPatch):
+    entropy = torch.rand(3, 400, generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(3, 400, dtype=torch.bool)
+    few = top_entropy(0.3, mask, {"entropy": entropy})
+    monkeypatch.setattr("flowrl.objectives.emphasis.MOST_VALUES", 100)
+    assert torch.equal(top_entropy(0.3, mask, {"entropy": entropy}), few) and few.sum() == 360
+
+
+def test_the_share_leaves_the_divergence_and_the_divisor_alone():
+    """Of four tokens one is in: a quarter of its own policy gradient, and the gradient of all four divergences."""
+    objective = ClippedObjective(0.2, 0.2, kl=0.5, kl_kind="k2", entropy_share=0.25)
+    mask, traits = torch.ones(1, 4, dtype=torch.bool), {"entropy": torch.tensor([[0.3, 0.1, 0.9, 0.2]])}
+    logp = torch.zeros(1, 4, requires_grad=True)
+    reference = torch.tensor([[0.2, -0.4, 0.6, 0.8]])
+    rollout = Rollout(Samples([], torch.zeros(1)), torch.zeros(1, 4), mask, None, reference=reference, traits=traits)
+    adv = emphasised(torch.tensor([2.0]), objective, rollout, torch.arange(1))
+    loss = StepLoss(rollout, adv, objective, objective.weights(mask), weights(mask))
+    loss(Score(torch.arange(1), torch.arange(4), logp)).backward()
+    expected = (0.5 * -reference - torch.tensor([[0.0, 0.0, 2.0, 0.0]])) / 4
+    torch.testing.assert_close(logp.grad, expected)

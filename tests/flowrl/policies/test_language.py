@@ -73,6 +73,22 @@ def test_every_token_is_the_one_a_lone_sequence_would_draw(made, plan):
     assert [p.id for p in rollout.samples.prompts] == list("aaabbbccc")
 
 
+@pytest.mark.parametrize("plan", CUTS, ids=str)
+def test_entropies_are_those_of_the_distribution_before_the_cut(plan):
+    """Kept where they are asked for, in parts or at once; draws are the same with and without."""
+    network = model()
+    subject, plain = policy(network, keep_entropy=True, max_rows=4), policy(network)
+    rollout, other = (p.rollout(PROMPTS, group_size=3, plan=plan, seed=4) for p in (subject, plain))
+    assert other.traits == {} and torch.equal(rollout.replay.tokens, other.replay.tokens)
+    found = rollout.traits["entropy"]
+    assert found.shape == rollout.mask.shape and (found[~rollout.mask] == 0).all()
+    for row in ROWS:
+        tokens = rollout.replay.tokens[row, : int(rollout.mask[row].sum())]
+        logp = (alone(network, rollout.replay.prompts[row], tokens.tolist()) / plan.temperature).log_softmax(-1)
+        expected = -(logp.exp() * logp).sum(-1)
+        torch.testing.assert_close(found[row, : len(tokens)], expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("made", [model, gpt2])
 def test_a_replay_is_its_rollout_however_it_is_cut(made):
     subject = policy(made())
