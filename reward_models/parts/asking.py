@@ -14,13 +14,14 @@ from torch import Tensor
 
 from flowrl.contracts import Samples
 from reward_models.parts import inputs, judging
+from reward_models.parts.frames import evenly
 from reward_models.parts.openai_client import Answer, Client, Failure, Server
 
 Shown = Sequence[Image.Image]  # what one sample shows: a picture, or frames of a video
 
 
 def shown(reward: str, samples: Samples, frames: int | None) -> list[Shown | None]:
-    """What each sample shows: its picture, or `frames` frames spread evenly over its video (None: all).
+    """What each sample shows: its picture, or `frames` frames of its video, see frames.evenly (None: all).
 
     None stands for a sample with pixels that are not finite. Raises ValueError, naming the reward, for other samples
     than images and video.
@@ -29,15 +30,6 @@ def shown(reward: str, samples: Samples, frames: int | None) -> list[Shown | Non
     picked = pixels[:, evenly(pixels.shape[1], frames)]
     broken = inputs.unscored(pixels).tolist()
     return [None if bad else inputs.as_pil(clip) for bad, clip in zip(broken, picked, strict=True)]
-
-
-def evenly(total: int, wanted: int | None) -> list[int]:
-    """Positions of `wanted` of `total` frames, the first and the last among them; all where there are no more."""
-    if wanted is None or wanted >= total:
-        return list(range(total))
-    if wanted == 1:
-        return [(total - 1) // 2]
-    return [round(i * (total - 1) / (wanted - 1)) for i in range(wanted)]
 
 
 def data_url(picture: Image.Image, max_side: int | None = None) -> str:
@@ -76,7 +68,7 @@ class Judge:
     frames: int | None
 
     def __init__(self, name: str, *, frames: int | None, guard: bool, refuse: bool):
-        if frames is not None and (not isinstance(frames, int) or frames < 1):
+        if frames is not None and (isinstance(frames, bool) or not isinstance(frames, int) or frames < 1):
             raise ValueError(f"{name}: frames={frames!r}; accepted is 1 or more, or null for all of a video")
         self.name, self.frames, self.refuse = name, frames, refuse
         self.system = judging.GUARD if guard else None

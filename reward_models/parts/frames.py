@@ -1,4 +1,8 @@
-"""Pictures of samples for a reward that looks at one at a time: an image is one, a video several."""
+"""Which frames of a video are looked at, and pictures for a reward that looks at one at a time.
+
+Every reward with an argument `frames` takes the same ones (see `evenly`). Two follow what was published for them:
+hpsv3 takes every so manyth frame, video_reward so many a second.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -13,10 +17,15 @@ Score = Callable[[Sequence[Image.Image], Sequence[str]], Tensor]
 
 
 def evenly(number: int, wanted: int | None) -> list[int]:
-    """`wanted` of the positions 0..number-1, evenly spaced from the first to the last; all where None or fewer."""
+    """`wanted` of the positions 0..number-1: evenly spaced from the first to the last, the middle one where it is one.
+
+    All where None or where there are no more. Of an even number, the middle is the earlier of the two.
+    """
     if wanted is None or wanted >= number:
         return list(range(number))
-    return [0] if wanted == 1 else [round(i * (number - 1) / (wanted - 1)) for i in range(wanted)]
+    if wanted == 1:
+        return [(number - 1) // 2]
+    return [round(i * (number - 1) / (wanted - 1)) for i in range(wanted)]
 
 
 def frame_count(frames: int | None) -> int | None:

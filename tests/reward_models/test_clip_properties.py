@@ -115,7 +115,7 @@ def test_a_video_has_the_mean_over_its_frames(made):
 
 def test_frames_are_spread_evenly():
     assert evenly(5, None) == evenly(5, 5) == evenly(5, 9) == [0, 1, 2, 3, 4]
-    assert evenly(81, 5) == [0, 20, 40, 60, 80] and evenly(5, 1) == [0] and evenly(5, 2) == [0, 4]
+    assert evenly(81, 5) == [0, 20, 40, 60, 80] and evenly(5, 1) == [2] and evenly(5, 2) == [0, 4]
 
 
 def test_it_moves_with_all_its_weights(made):
