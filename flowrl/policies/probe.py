@@ -47,7 +47,13 @@ class Probing:
         raise AssertionError("a probe skips nothing")
 
     def step(self, step: Step) -> Tensor:
-        """The step without noise, Euler's or DDIM's, compared."""
+        """The step without noise, Euler's or DDIM's, compared. Raises PolicyError for other states than one a row."""
+        if len(step.x) != self.rows:
+            raise PolicyError(
+                f"its scheduler steps {len(step.x)} states for {self.rows} sample (DiT carries those of its guidance "
+                "along): a row's noise and log-prob need a state of its own; switch guidance off "
+                "(pipeline.guidance_scale=1), or give another pipeline"
+            )
         self.streams[step.iteration] = self.streams.get(step.iteration, 0) + 1
         if step.path == "preserving":
             state = vp_ddim(step.x, step.v, step.s, step.s_next, noise=0.0, s_cap=step.s_cap).mean

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 import families
-from families.base import finish, flow_euler, randomize
+from families.base import finish, flow_euler, image_vae, randomize
 from families.video import ltx_parts, unipc, wan_parts
 from flowrl.contracts import Prompt
 from flowrl.policies.arguments import call_arguments
@@ -23,6 +23,7 @@ from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key, start_generators
 from flowrl.policies.pipeline import PipelinePolicy
 from policies_support import ODE, PROMPTS, SDE, SEED, STEPS, gap, pictures, scores
+from samplers.renoising import vp_ddim
 from samplers.transitions import flow_sde
 
 SMALL = {"height": 16, "width": 16, "num_frames": 5, "guidance_scale": 3.0, "max_sequence_length": 48}
@@ -204,3 +205,15 @@ def test_faults_of_flowrl_itself_are_told_as_such(monkeypatch: pytest.MonkeyPatc
     ) as error:
         policy.rollout(PROMPTS[:1], plan=SDE, seed=SEED)
     assert isinstance(error.value.__cause__, AttributeError)
+
+
+def test_a_pipeline_that_steps_other_states_than_one_a_row_is_refused_with_the_reason() -> None:
+    own = df.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=4,
+        patch_size=2, num_embeds_ada_norm=1000, norm_type="ada_norm_zero", norm_elementwise_affine=False,
+    )  # fmt: skip
+    pipe = df.DiTPipeline(own, image_vae(), df.DDIMScheduler(clip_sample=False))
+    call = {"class_labels": [1], "guidance_scale": 2.0}
+    policy = PipelinePolicy(pipe, {"transformer": own}, Dynamics(vp_ddim, 1.0), call=call)
+    with pytest.raises(PolicyError, match="steps 2 states for 1 sample .*guidance_scale=1"):
+        policy.rollout(PROMPTS[:1], plan=SDE, seed=SEED)
