@@ -133,7 +133,8 @@ class Policy(Protocol):
     def rollout(self, prompts: Sequence[Prompt], *, group_size: int, plan: Any, seed: int, first: int = 0) -> Rollout:
         """Draws `group_size` samples for each prompt, prompt by prompt.
 
-        Sample i of a prompt takes its noise from (seed, prompt id, first + i, step), whatever the batch.
+        Sample i of a prompt takes its noise from (seed, prompt id, first + i, step), whatever the batch. A prompt that
+        comes again among these draws other samples.
         """
         ...
 

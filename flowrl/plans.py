@@ -138,7 +138,7 @@ def _asked(recipe: Recipe, iteration: int) -> tuple[tuple[int, ...], tuple[int, 
     """The steps that the recipe's window names."""
     window, steps = recipe.sampler.window, num_steps(recipe)
     if window.kind == "fraction":
-        trained = windows.fraction(steps, share=window.share or 1.0, iteration=iteration, seed=recipe.seed)
+        trained = windows.fraction(steps, share=window.share or 1.0, seed=windows.seed_of(recipe.seed, iteration))
         return windows.all_steps(steps), trained
     if window.kind == "all" and window.draw_last:
         return windows.all_steps(steps, skip_last=0), _anywhere(recipe, iteration)
@@ -150,6 +150,7 @@ def _anywhere(recipe: Recipe, iteration: int) -> tuple[int, ...]:
     window, steps = recipe.sampler.window, num_steps(recipe)
     size, low = window.size or 1, window.low or 0
     high = steps - 1 if window.high is None else window.high
+    seed = windows.seed_of(recipe.seed, iteration)
     match window.kind:
         case "all":
             return windows.all_steps(steps, skip_last=1 if window.skip_last is None else window.skip_last)
@@ -158,10 +159,10 @@ def _anywhere(recipe: Recipe, iteration: int) -> tuple[int, ...]:
         case "frozen":
             return windows.frozen(steps, start=low, size=size)
         case "random" if window.steps is not None:
-            return windows.random_steps(window.steps, size=size, iteration=iteration, seed=recipe.seed)
+            return windows.random_steps(window.steps, size=size, seed=seed)
         case "random":
-            return windows.random_range(steps, size=size, low=low, high=high, iteration=iteration, seed=recipe.seed)
-    return windows.random_window(steps, size=size, low=low, high=high, iteration=iteration, seed=recipe.seed)
+            return windows.random_range(steps, size=size, low=low, high=high, seed=seed)
+    return windows.random_window(steps, size=size, low=low, high=high, seed=seed)
 
 
 def _adjacent(recipe: Recipe, iteration: int) -> tuple[int, ...]:

@@ -3,13 +3,26 @@
 Each function returns a sorted, non-empty tuple of step indices and depends on nothing but its arguments: the members of
 a group, all ranks and a resumed run see the same window. (Published code draws it per process or per call, and so
 compares samples that were perturbed at different steps.)
+
+The random ones are seeded, as where they are published, with the sum of `seed` and `iteration`: runs whose seeds are
+neighbours would meet the same windows, one iteration apart. A run takes its seed from `seed_of` instead.
 """
 
+import hashlib
 import math
 import random
 from collections.abc import Callable, Sequence
 
 import torch
+
+
+def seed_of(run: int, iteration: int) -> int:
+    """The seed, of 63 bits, of the window that a run draws in an iteration: runs of any two seeds draw independently.
+
+    run: the run's own seed. Give the draw no iteration besides.
+    """
+    text = f"window {run} {_require_iteration(iteration)}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def all_steps(num_steps: int, *, skip_last: int = 1) -> tuple[int, ...]:
@@ -31,7 +44,7 @@ def frozen(num_steps: int, *, start: int, size: int) -> tuple[int, ...]:
     return tuple(range(start, start + size))
 
 
-def fraction(num_steps: int, *, share: float, iteration: int, seed: int) -> tuple[int, ...]:
+def fraction(num_steps: int, *, share: float, seed: int, iteration: int = 0) -> tuple[int, ...]:
     """int((num_steps - 1) * share) of all steps but the last, anew each iteration: what DanceGRPO trains of a walk that
     draws at every step (arXiv 2505.07818). Its code draws them for each sample on its own."""
     size = int((num_steps - 1) * share)
@@ -40,13 +53,13 @@ def fraction(num_steps: int, *, share: float, iteration: int, seed: int) -> tupl
     return random_range(num_steps, size=size, low=0, high=num_steps - 1, iteration=iteration, seed=seed)
 
 
-def random_range(num_steps: int, *, size: int, low: int, high: int, iteration: int, seed: int) -> tuple[int, ...]:
+def random_range(num_steps: int, *, size: int, low: int, high: int, seed: int, iteration: int = 0) -> tuple[int, ...]:
     """`size` distinct steps of [low, high), not necessarily adjacent, anew each iteration (Flow-Factory's rule)."""
     _require_range(num_steps, size, low, high)
     return random_steps(range(low, high), size=size, iteration=iteration, seed=seed)
 
 
-def random_steps(steps: Sequence[int], *, size: int, iteration: int, seed: int) -> tuple[int, ...]:
+def random_steps(steps: Sequence[int], *, size: int, seed: int, iteration: int = 0) -> tuple[int, ...]:
     """`size` of these steps, which rise, anew each iteration (Flow-Factory's rule for its list `sde_steps`)."""
     if not 1 <= size <= len(steps):
         raise ValueError(f"size={size} of the steps {list(steps)}: give 1 to {len(steps)}")
@@ -54,7 +67,7 @@ def random_steps(steps: Sequence[int], *, size: int, iteration: int, seed: int) 
     return tuple(sorted(steps[i] for i in torch.randperm(len(steps), generator=generator)[:size].tolist()))
 
 
-def random_window(num_steps: int, *, size: int, low: int, high: int, iteration: int, seed: int) -> tuple[int, ...]:
+def random_window(num_steps: int, *, size: int, low: int, high: int, seed: int, iteration: int = 0) -> tuple[int, ...]:
     """`size` adjacent steps within [low, high), each start equally likely, anew each iteration (Flow-GRPO-Fast)."""
     _require_range(num_steps, size, low, high)
     start = random.Random(seed + _require_iteration(iteration)).randint(low, high - size)

@@ -19,7 +19,7 @@ from flowrl.policies import adapters
 from flowrl.policies.chat import Encoder
 from flowrl.policies.decoding import cache_argument, decode, teacher_forced
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.noise import Key, token_uniforms
+from flowrl.policies.noise import Key, copies, token_uniforms
 from samplers.tokens import Generation, token_kl, token_logp
 
 PROBE_TOKENS = 16
@@ -96,11 +96,11 @@ class LanguagePolicy:
         The mask holds the drawn tokens, the one that ends a completion included; greedy ones are not to be trained.
         """
         self.prepare(prompts[0], plan)
-        ids = [self._ids(p, plan) for p in prompts]
+        ids, copy = [self._ids(p, plan) for p in prompts], copies(p.id for p in prompts)
         parts = []
         for chunk in rollout_chunks(len(prompts), group_size, self.max_rows):
             members = range(first + chunk.first, first + chunk.first + chunk.size)
-            keys = [Key(seed, prompts[i].id, member) for i in chunk.prompts for member in members]
+            keys = [Key(seed, prompts[i].id, member, copy[i]) for i in chunk.prompts for member in members]
             parts.append(self._decode([ids[i] for i in chunk.prompts], keys, plan))
         length = torch.cat([part[2] for part in parts])
         width = int(length.max())

@@ -2,11 +2,15 @@
 
 A sample is named by (run seed, prompt id, sample index); its initial noise and the noise of each step come from
 CPU generators seeded with a hash of that name, so that they agree on every device.
+
+torch seeds its CPU generator, a Mersenne Twister, with the low 32 bits of a number. Two draws whose hashes agree in
+those are one noise: of n draws, n^2 / 2^33 pairs on average, about one among a hundred thousand.
 """
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,16 +19,34 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Names one sample: the run's seed, the prompt's id, and the sample's index among those of that prompt."""
+    """Names one sample: the run's seed, the prompt's id, and the sample's index among those of that prompt.
+
+    copy: which of the equal prompts of a rollout it is, counted from 0.
+    """
 
     seed: int
     prompt: str
     index: int
+    copy: int = 0
 
     def number(self, *what: int | str) -> int:
-        """A 63-bit seed for one use of this sample, such as number("step", 3)."""
-        text = "\x1f".join(map(str, (self.seed, self.prompt, self.index, *what)))
+        """A number of 63 bits for one use of this sample, such as number("step", 3).
+
+        As the seed of a generator on the CPU its low 32 bits count (see above), on a GPU all of them.
+        """
+        copy = (f"copy {self.copy}",) if self.copy else ()
+        text = "\x1f".join(map(str, (self.seed, self.prompt, self.index, *what, *copy)))
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def copies(prompts: Iterable[str]) -> list[int]:
+    """How many of the prompts before it have the same id, for each of these ids: the `copy` of its keys."""
+    seen: Counter[str] = Counter()
+    found = []
+    for prompt in prompts:
+        found.append(seen[prompt])
+        seen[prompt] += 1
+    return found
 
 
 def start_generators(keys: Sequence[Key]) -> list[torch.Generator]:

@@ -25,7 +25,7 @@ from flowrl.policies.errors import PolicyError
 from flowrl.policies.failing import in_one_line
 from flowrl.policies.gates import GateKeeper
 from flowrl.policies.layouts import Media, check_size, joined_media, media_of, sample_rate
-from flowrl.policies.noise import GlobalUse, Key, global_noise, start_generators
+from flowrl.policies.noise import GlobalUse, Key, copies, global_noise, start_generators
 from flowrl.policies.outputs import credit_of, samples_of
 from flowrl.policies.probe import probe
 from flowrl.policies.recording import Recording
@@ -108,9 +108,10 @@ class PipelinePolicy:
         """
         self.prepare(prompts[0], plan)
         tree, recordings, outputs = plan.tree(group_size), [], []
+        copy = copies(p.id for p in prompts)
         limit = self.max_rows if self.sharing.rows == "any" else 1
         for chunk in prompt_chunks(len(prompts), max(part.rows for part in tree.passes()), limit):
-            tape = Tape([prompts[i] for i in chunk], tree, seed, first, complete=not self.keeper.skip)
+            tape = Tape([prompts[i] for i in chunk], tree, seed, first, not self.keeper.skip, [copy[i] for i in chunk])
             recording, output = self._roll(tape)
             recordings.append(recording)
             outputs.append(output)

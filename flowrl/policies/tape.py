@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Prompt
-from flowrl.policies.noise import Key
+from flowrl.policies.noise import Key, copies
 from samplers.plan import Tree
 
 Streams = dict[int, Tensor]  # by stream: 0 for the pipeline's own scheduler, more for its deep copies
@@ -21,7 +21,8 @@ Streams = dict[int, Tensor]  # by stream: 0 for the pipeline's own scheduler, mo
 class Tape:
     """What a rollout of P prompts stored: only what its trained steps need.
 
-    Sample members take their noise from (seed, prompt id, first + member). By step and stream, prompt by prompt:
+    Sample members take their noise from (seed, prompt id, first + member). copies: for each prompt, how many equal
+    ones the rollout has before it, which draw other noise. By step and stream, prompt by prompt:
     enter, the states that decisions start from (none before step 0, which the pipeline draws again); drawn, the states
     after them; keep, elements that the pipeline did not overwrite; mean, the means drawn from, where they were asked
     for; reference, the means under the reference policy, laid out like enter. complete: for pipelines whose denoisers
@@ -33,6 +34,7 @@ class Tape:
     seed: int
     first: int = 0
     complete: bool = False
+    copies: list[int] = field(default_factory=list)
     enter: dict[int, Streams] = field(default_factory=dict)
     drawn: dict[int, Streams] = field(default_factory=dict)
     keep: dict[int, Streams] = field(default_factory=dict)
@@ -40,18 +42,22 @@ class Tape:
     reference: dict[int, Streams] = field(default_factory=dict)
     states: dict[tuple[int, int], Streams] = field(default_factory=dict)  # by (segment, step)
 
+    def __post_init__(self) -> None:
+        self.copies = self.copies or copies(p.id for p in self.prompts)
+
     def __len__(self) -> int:
         return len(self.prompts) * len(self.tree.rows)
 
     def keys(self, segments: Sequence[int]) -> list[Key]:
         """Whose noise these segments draw, prompt by prompt."""
         members = [self.first + self.tree.segments[i].member for i in segments]
-        return [Key(self.seed, p.id, member) for p in self.prompts for member in members]
+        named = zip(self.prompts, self.copies, strict=True)
+        return [Key(self.seed, p.id, member, copy) for p, copy in named for member in members]
 
     def start(self, prompt: int, segment: int) -> Key:
         """Whose initial noise a segment of a prompt goes back to."""
         root = self.tree.segments[self.tree.path(segment)[0]]
-        return Key(self.seed, self.prompts[prompt].id, self.first + root.start)
+        return Key(self.seed, self.prompts[prompt].id, self.first + root.start, self.copies[prompt])
 
     def passed(self, segment: int, step: int) -> int:
         """The segment on the way to `segment` that holds a step."""
@@ -63,7 +69,14 @@ def joined(tapes: Sequence[Tape]) -> Tape:
     if len(tapes) == 1:
         return tapes[0]
     first = tapes[0]
-    whole = Tape([p for t in tapes for p in t.prompts], first.tree, first.seed, first.first, first.complete)
+    whole = Tape(
+        [p for t in tapes for p in t.prompts],
+        first.tree,
+        first.seed,
+        first.first,
+        first.complete,
+        [copy for t in tapes for copy in t.copies],
+    )
     for name in ("enter", "drawn", "mean", "states"):
         parts = [getattr(t, name) for t in tapes]
         for at in parts[0]:

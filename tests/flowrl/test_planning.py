@@ -75,6 +75,29 @@ def test_the_seed_moves_random_windows(seed):
     assert plans != others
 
 
+@pytest.mark.parametrize(
+    "window",
+    [
+        "{kind: random, size: 3}",
+        "{kind: random, size: 2, steps: [0, 2, 3, 5, 7, 8]}",
+        "{kind: random_window, size: 2}",
+        "{kind: fraction, share: 0.5}",
+    ],
+)
+def test_neighbouring_seeds_draw_no_shifted_copies_of_their_windows(window):
+    def drawn(seed):
+        recipe = quick("sampler.steps=12", f"sampler.window={window}", f"seed={seed}")
+        return [plan_for(recipe, i).trained for i in range(60)]
+
+    runs = {seed: drawn(seed) for seed in (4, 5, 6)}
+    assert runs[4] == drawn(4)
+    for one, other in ((4, 5), (5, 6), (4, 6)):
+        for shift in range(-3, 4):
+            pairs = [(runs[one][i], runs[other][i + shift]) for i in range(3, 57)]
+            # 10 windows or more are equally likely: 5.4 pairs of 54 are equal by chance, standard deviation 2.2
+            assert sum(a == b for a, b in pairs) < 17
+
+
 def walked(recipe, iteration):
     """(rollout, training, reference) row-forwards, counted by laying out every forward of an iteration."""
     plan, train = plan_for(recipe, iteration), recipe.train

@@ -33,6 +33,15 @@ def test_a_draw_depends_on_its_arguments_alone(draw: Callable[..., Window]) -> N
     assert len(set(once)) > 5
 
 
+def test_the_seeds_of_a_run_are_no_shifted_copies_of_its_neighbours() -> None:
+    runs = [[windows.seed_of(run, iteration) for iteration in range(200)] for run in range(-1, 4)]
+    assert len({seed for run in runs for seed in run}) == 1000 and all(0 <= s < 2**63 for run in runs for s in run)
+    assert len({seed % 2**32 for run in runs for seed in run}) == 1000  # what counts in torch's generator
+    assert windows.seed_of(3, 1) == runs[4][1]
+    with pytest.raises(ValueError, match="iteration=-1"):
+        windows.seed_of(0, -1)
+
+
 def test_every_step_is_equally_likely_in_a_random_range() -> None:
     drawn = [windows.random_range(9, size=2, low=1, high=6, iteration=i, seed=0) for i in range(2000)]
     counts = Counter(step for window in drawn for step in window)

@@ -122,6 +122,17 @@ def test_a_sample_is_named_by_seed_prompt_and_index_alone():
     assert len(set(many.samples.texts)) > 6
 
 
+@pytest.mark.parametrize("max_rows", [None, 1, 3])
+def test_the_same_prompt_twice_draws_two_different_groups(max_rows):
+    subject = policy(max_rows=max_rows)
+    rollout = subject.rollout([PROMPTS[0], PROMPTS[2], PROMPTS[0]], group_size=3, plan=PLAN, seed=0)
+    assert len(set(rollout.samples.texts[:3] + rollout.samples.texts[6:])) > 4
+    once = subject.rollout([PROMPTS[0]], group_size=3, plan=PLAN, seed=0)
+    assert rollout.samples.texts[:3] == once.samples.texts
+    again = policy().rollout([PROMPTS[0], PROMPTS[0]], group_size=3, plan=PLAN, seed=0)
+    assert rollout.samples.texts[6:] == again.samples.texts[3:]
+
+
 def test_greedy_completions_are_those_of_transformers_and_train_nothing():
     network = model()
     subject = policy(network)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flowrl.policies.noise import Key, start_generators, step_noise, token_uniforms
+from flowrl.policies.noise import Key, copies, start_generators, step_noise, token_uniforms
 
 CPU = torch.device("cpu")
 KEYS = [Key(0, prompt, index) for prompt in ("a", "b") for index in range(3)]
@@ -71,3 +71,22 @@ def test_numbers_of_tokens_belong_to_seed_prompt_and_index():
     assert token_uniforms([], 5).shape == (0, 5)
     spread = token_uniforms([Key(0, "c", i) for i in range(100)], 100)
     assert abs(float(spread.mean()) - 0.5) < 0.01 and abs(float(spread.std()) - 12**-0.5) < 0.01
+
+
+def test_equal_prompts_of_a_rollout_are_told_apart_and_the_first_keeps_its_name():
+    assert copies(["a", "b", "a", "a", "b"]) == [0, 0, 1, 2, 1] and copies([]) == []
+    assert Key(0, "a", 1).number("step", 3, 0) == Key(0, "a", 1, 0).number("step", 3, 0)
+    assert len({Key(0, "a", 1, copy).number("start") for copy in range(4)}) == 4
+    noise = step_noise([Key(0, "a", 0, copy) for copy in range(3)], 0, 0, (8,), CPU)
+    assert len({tuple(row.tolist()) for row in noise}) == 3
+
+
+def test_of_a_number_its_low_32_bits_count_as_a_seed():
+    """As the docstrings say; the two were found by a search through the indices."""
+    pair = [Key(0, "a", 5458), Key(0, "a", 8689)]
+    one, other = (key.number("step", 0, 0) for key in pair)
+    assert one != other and one % 2**32 == other % 2**32
+    noise = step_noise(pair, 0, 0, (64,), CPU)
+    assert torch.equal(noise[0], noise[1])
+    assert not torch.equal(*step_noise(pair, 1, 0, (64,), CPU))
+    assert not torch.equal(*step_noise([Key(1, key.prompt, key.index) for key in pair], 0, 0, (64,), CPU))

@@ -160,6 +160,26 @@ def test_fanned_rollouts_join(stochastic: tuple[int, ...], max_rows: int) -> Non
     assert gap(pictures(a)[0], pictures(a)[1]) > 1e-3
 
 
+@pytest.mark.parametrize("share_noise", [False, True])
+@pytest.mark.parametrize("max_rows", [None, 1, 2])
+def test_the_same_prompt_twice_draws_two_different_groups(
+    policy: FamilyPolicy, max_rows: int | None, share_noise: bool
+) -> None:
+    plan = Plan(STEPS, (1, 2), (1, 2), share_noise=share_noise)
+    policy.max_rows, prompts = max_rows, [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
+    try:
+        rollout = policy.rollout(prompts, group_size=2, plan=plan, seed=SEED)
+        replayed = [scores(policy, rollout), *(scores(policy, rollout, [row]) for row in range(6))]
+        once = policy.rollout(PROMPTS[:1], group_size=2, plan=plan, seed=SEED)
+    finally:
+        policy.max_rows = None
+    images, whole = pictures(rollout), policy.rollout(prompts, group_size=2, plan=plan, seed=SEED)
+    assert all(gap(images[i], images[j]) > 1e-2 for i in (0, 1) for j in (4, 5))
+    assert gap(images[:2], pictures(once)) <= 1e-5  # the first of the two is what it is alone
+    assert gap(images, pictures(whole)) <= 1e-5
+    assert gap(replayed[0], rollout.behave) <= 1e-5 and gap(torch.cat(replayed[1:]), rollout.behave) <= 1e-5
+
+
 def test_a_fanned_prefix_is_computed_once() -> None:
     policy = FamilyPolicy("flux")
     plan = Plan(STEPS, (2,), (2,), share_noise=True)
