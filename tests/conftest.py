@@ -17,11 +17,22 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
+import golden  # noqa: E402
+
 pytest.register_assert_rewrite("resume_support")
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
+
+
+def pytest_report_collectionfinish() -> list[str]:
+    """Says which files of another set of golden cases no collected test asks for."""
+    if not golden.OTHER or not golden.ASKED:
+        return []
+    left = golden.unread()
+    names = ", ".join(f"{name} ({number})" for name, number in left.items())
+    return [f"golden: {len(left)} files of {golden.ROOT} with {sum(left.values())} cases are read by no test: {names}"]
 
 
 @pytest.fixture(autouse=True, scope="session")

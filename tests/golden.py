@@ -2,12 +2,15 @@
 
 The cases live outside this repository, in `<checkout>/../shared/golden` or in the folder named by FLOWRL_GOLDEN. Where
 they are absent `cases` yields a single skipped parameter, so that every test written on it says why it did not run. So
-it does for a kind of case that another set, named by FLOWRL_GOLDEN, lacks.
+it does for a kind of case that another set, named by FLOWRL_GOLDEN, lacks; kinds and files of that set that no test
+knows are passed over, counted and said (`account`, tests/conftest.py). Only tests/flowrl/test_presets.py
+names cases by their ids, and passes over those that another set calls otherwise.
 A case is a dict with `params`, `inputs`, `outputs`, `atol`, `rtol`, `scheme` or `method`, and at times `tol`, `note`.
 """
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -21,10 +24,17 @@ ROOT = Path(os.environ.get("FLOWRL_GOLDEN") or Path(__file__).parents[2] / "shar
 OTHER = bool(os.environ.get("FLOWRL_GOLDEN"))  # a set that need not hold every kind of case
 ABSENT = f"no golden cases at {ROOT}: set FLOWRL_GOLDEN to the folder that holds samplers/, objectives/ and direct/"
 Case = dict[str, Any]
+ASKED: set[str] = set()  # files that the collected tests have asked for
+
+
+def kind(case: Case) -> str:
+    """The name of what a case was computed by."""
+    return case.get("scheme") or case["method"]
 
 
 @cache
 def _read(relpath: str) -> list[Case]:
+    ASKED.add(relpath)
     if OTHER and not (ROOT / relpath).is_file():
         return []
     read = json.loads((ROOT / relpath).read_text())
@@ -57,6 +67,26 @@ def cases(*relpaths: str, where: Callable[[Case], bool] = lambda case: True) -> 
     if not picked:
         raise ValueError(f"no case of {relpaths} was picked: loosen `where` or correct the file name")
     return picked
+
+
+def account(found: Iterable[str], known: Iterable[str]) -> None:
+    """Asserts that the kinds of some files' cases, one entry a case, are those that tests know, no more and no less.
+
+    Of another set (FLOWRL_GOLDEN) they may be fewer, and others are counted and said, by a skip.
+    """
+    counts, known = Counter(found), set(known)
+    unknown = {name: number for name, number in sorted(counts.items()) if name not in known}
+    if not OTHER:
+        assert not unknown, f"no test knows {unknown}"
+        assert known <= set(counts), f"{ROOT} has no case of {sorted(known - set(counts))} any more"
+    elif unknown:
+        pytest.skip(f"{ROOT} has {sum(unknown.values())} cases of kinds that no test knows: {unknown}")
+
+
+def unread() -> dict[str, int]:
+    """The files of the folder that no collected test asked for, with how many cases each holds."""
+    found = (path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("*/*.json")))
+    return {name: len(json.loads((ROOT / name).read_text())) for name in found if name not in ASKED}
 
 
 def _leaves(value: Any) -> Iterable[Any]:

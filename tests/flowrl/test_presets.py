@@ -89,7 +89,7 @@ def test_losses_of_tokens_are_the_published_ones(preset: str, whole_rows: bool, 
     cases = [c.values[0] for c in chosen(preset)]
     if cases == [None]:
         pytest.skip(golden.ABSENT)
-    assert len(cases) == len(LOSSES[preset])
+    assert golden.OTHER or len(cases) == len(LOSSES[preset])
     for case in cases:
         got = run(LANGUAGE[preset], case, whole_rows=whole_rows, micro=micro)
         golden.check(got, case, skip=("ppo_kl", "pg_clipfrac", "pg_clipfrac_lower", "clip_ratio"))
@@ -106,6 +106,8 @@ def test_losses_of_steps_are_the_published_ones(case: Case, whole_rows: bool, mi
 @pytest.mark.skipif(not golden.ROOT.is_dir(), reason=golden.ABSENT)
 def test_the_published_clips_of_gspo_and_dapo_are_those_of_the_presets():
     by_id = {case["id"]: case for name in (TRL, VERL) for case in golden.load(f"objectives/{name}.json")}
+    if golden.OTHER and not {f"{TRL}/d011", f"{VERL}/d011", f"{TRL}/d004"} <= by_id.keys():
+        pytest.skip(f"{golden.ROOT} calls these cases otherwise")
     for preset, name in (("gspo", f"{TRL}/d011"), ("gspo", f"{VERL}/d011"), ("dapo", f"{TRL}/d004")):
         assert LANGUAGE[preset]["objective"]["clip"] == given(by_id[name])["clip"]
 
@@ -140,7 +142,7 @@ def test_advantages_of_tokens_are_the_published_ones(preset: str):
     cases = [c.values[0] for c in golden.cases(*files, where=lambda case: case["id"] in ADVANTAGES[preset])]
     if cases == [None]:
         pytest.skip(golden.ABSENT)
-    assert len(cases) == len(ADVANTAGES[preset])
+    assert golden.OTHER or len(cases) == len(ADVANTAGES[preset])
     for case in cases:
         rewards, weight, group = rewards_of(case)
         adv = advantages(rewards, group, weights=weight, **Advantage(**LANGUAGE[preset]["advantage"]).model_dump())

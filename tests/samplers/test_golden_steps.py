@@ -27,6 +27,8 @@ FILES = (
     "mixgrpo_step",
     "egrpo",
 )
+PATHS = [f"samplers/{file}.json" for file in FILES]
+DDIM = {"ddim_eta_epsilon", "ddim_eta_v_prediction", "ddim_eta_sample"}
 STEPS = {
     "flow_grpo_sde": flow_sde,
     "flow_grpo_wan_sde": wan_sde,
@@ -107,13 +109,19 @@ def one_step(case: Case) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("case", golden.cases(*(f"samplers/{file}.json" for file in FILES)))
+@pytest.mark.parametrize("case", golden.cases(*PATHS, where=lambda case: case["scheme"] in STEPS))
 def test_one_step(case: Case) -> None:
     got = one_step(case)
     golden.check({name: got[name] for name in case["outputs"]}, case)
 
 
-@pytest.mark.parametrize("case", golden.cases("samplers/ddim_eta.json"))
+@pytest.mark.skipif(not golden.ROOT.is_dir(), reason=golden.ABSENT)
+def test_every_kind_of_step_is_checked() -> None:
+    golden.account((golden.kind(case) for path in PATHS for case in golden.load(path)), STEPS)
+    golden.account(map(golden.kind, golden.load("samplers/ddim_eta.json")), DDIM)
+
+
+@pytest.mark.parametrize("case", golden.cases("samplers/ddim_eta.json", where=lambda case: case["scheme"] in DDIM))
 def test_ddim_of_a_ddpm_model(case: Case) -> None:
     inputs = case["inputs"]
     x, output = tensor(inputs["sample"]), tensor(inputs["model_output"])

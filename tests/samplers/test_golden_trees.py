@@ -48,8 +48,8 @@ def cases(file: str, scheme: str) -> list:
 @pytest.mark.skipif(not golden.ROOT.is_dir(), reason=golden.ABSENT)
 @pytest.mark.parametrize("file", CHECKED)
 def test_every_kind_of_case_is_checked(file: str) -> None:
-    found = Counter(case["scheme"] for case in golden.load(f"samplers/{file}.json"))
-    assert set(found) <= CHECKED[file] | ELSEWHERE
+    known = CHECKED[file] | (ELSEWHERE if file == "tempflow" else set())
+    golden.account(map(golden.kind, golden.load(f"samplers/{file}.json")), known)
 
 
 # ---------------------------------------------------------------------- BranchGRPO: structure
