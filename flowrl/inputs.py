@@ -71,6 +71,27 @@ def planned_prompts(recipe: Recipe) -> tuple[list[Prompt] | None, list[Prompt] |
     return train, heldout, [*([gone] if gone else []), *others]
 
 
+def overlap(train: list[Prompt], heldout: list[Prompt]) -> str | None:
+    """One line about held-out prompts whose text is trained on as well; None where nothing is held out.
+
+    Texts are compared in lower case, with single spaces and without the mark at their end.
+    """
+    if not heldout:
+        return None
+    known = {_plain(prompt.text) for prompt in train}
+    both = sum(_plain(prompt.text) in known for prompt in heldout)
+    if not both:
+        return f"none of the {len(heldout)} held-out prompts is among the training prompts"
+    return (
+        f"{both} of the {len(heldout)} held-out prompts ({both / len(heldout):.0%}) are among the training prompts "
+        "too: their scores say little of new prompts"
+    )
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(".!?")
+
+
 def _check_devices(recipe: Recipe) -> None:
     """Raises PolicyError for a device, of the run or of a reward, that this machine does not have."""
     device_of(recipe.device)

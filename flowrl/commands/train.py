@@ -69,7 +69,7 @@ def _plan(recipe: "Recipe", forward: float | None, earlier: Path | None) -> None
         raise UserError(f"--seconds-per-forward: {given}, accepted: a number > 0, or --time-from instead; give one")
     pace = measured(earlier) if earlier is not None else None if forward is None else assumed(recipe, forward)
     hush()
-    from flowrl.inputs import planned_prompts
+    from flowrl.inputs import overlap, planned_prompts
     from flowrl.planning import describe
     from flowrl.sizes.text import describe_sizes
 
@@ -77,6 +77,8 @@ def _plan(recipe: "Recipe", forward: float | None, earlier: Path | None) -> None
     counts = [None if part is None else len(part) for part in (train, heldout)]
     blocks = [describe(recipe, num_train=counts[0], num_heldout=counts[1])]
     blocks += ["\n".join(f"{'missing' if i == 0 else '':<12}{line}" for i, line in enumerate(gone))] if gone else []
+    shared = None if train is None or heldout is None else overlap(train, heldout)
+    blocks += [] if shared is None else [f"{'overlap':<12}{shared}"]
     blocks += [describe_sizes(recipe, train or [])]
     blocks += [] if pace is None else [time_text(recipe, pace, counts[1])]
     output_console(soft_wrap=True).print(escape("\n\n".join(blocks)))

@@ -60,6 +60,7 @@ def page_of(folder: Path) -> Page:
 
 def test_the_numbers_are_those_of_the_files(tmp_path):
     page = page_of(make(tmp_path / "r", LOW, HIGH))
+    assert "best checkpoint is chosen by these same prompts" in page.words()
     words = page.words()
     old, new = (np.array(s["fit"]) for s in (LOW, HIGH))
     error = [x.std(ddof=1) / 6**0.5 for x in (old, new, new - old)]
