@@ -12,6 +12,7 @@ import math
 import sqlite3
 import struct
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -36,14 +37,19 @@ class Found(NamedTuple):
 
 
 class ScoreCache:
-    """Scores of one reward; in memory or, with a file, in that too, which runs and rewards may share."""
+    """Scores of one reward; in memory or, with a file, in that too, which runs and rewards may share.
+
+    A file that fails later (a full disk, a lock that is not let go, damage) is told of once and left alone from then
+    on: the cache is an aid, a run goes on without it.
+    """
 
     def __init__(self, reward: str, args: Mapping[str, Any], file: str | Path | None = None, *, code: Any = None):
         """code: what tells this reward's code from any other, or other weights behind the same arguments."""
         self._salt = _digest(reward, args, _files(args), code)
         self._known: OrderedDict[bytes, float] = OrderedDict()
         self._lock = threading.Lock()  # a reward is called by one thread at a time, but not always by the same
-        self._file = None if file is None else _opened(Path(file).expanduser())
+        self._path = None if file is None else Path(file).expanduser()
+        self._file = None if self._path is None else _opened(self._path)
         self.hits = 0
 
     def __call__(self, score: Callable[[Samples], Tensor], samples: Samples) -> Found:
@@ -68,9 +74,24 @@ class ScoreCache:
             while len(self._known) > LARGEST:
                 self._known.popitem(last=False)
             if self._file is not None:
-                rows = [(key, struct.pack("<f", value)) for key, value in pairs]
-                with self._file:
-                    self._file.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", rows)
+                self._write(self._file, [(key, struct.pack("<f", value)) for key, value in pairs])
+
+    def _write(self, file: sqlite3.Connection, rows: list[tuple[bytes, bytes]]) -> None:
+        try:
+            with file:
+                file.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", rows)
+        except sqlite3.Error as error:
+            self._give_up(error)
+
+    def _give_up(self, error: sqlite3.Error) -> None:
+        """Goes on in memory alone."""
+        warnings.warn(
+            f"cache: {str(self._path)!r} failed ({error}); scores are kept in memory alone from here on", stacklevel=4
+        )
+        file, self._file = self._file, None
+        with contextlib.suppress(sqlite3.Error):
+            if file is not None:
+                file.close()
 
     def _key(self, samples: Samples, i: int) -> bytes:
         prompt = samples.prompts[i]
@@ -103,7 +124,11 @@ class ScoreCache:
                 return self._known[key]
             if self._file is None:
                 return None
-            row = self._file.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
+            try:
+                row = self._file.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
+            except sqlite3.Error as error:
+                self._give_up(error)
+                return None
         return None if row is None else _number(row[0])
 
 

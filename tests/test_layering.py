@@ -111,7 +111,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/run.py": {"flowrl"},
     "flowrl/scan": {"flowrl"},
     "flowrl/scan/values.py": {"flowrl.recipe"} | LIGHT,
-    "flowrl/report": {"flowrl.report"} | LIGHT,
+    "flowrl/report": {"flowrl.report", "flowrl.recipe.scalars"} | LIGHT,
     "flowrl/report/page.py": {"flowrl"},  # its version
     "flowrl/compare": {"flowrl.compare", "flowrl.report", "flowrl.recipe", "flowrl.stopping", "flowrl.__version__"}
     | {"flowrl.terminal"}

@@ -4,6 +4,7 @@
 called, for a bug report.
 """
 
+import errno
 import importlib.metadata
 import os
 import platform
@@ -33,6 +34,9 @@ def tell(error: Exception, arguments: Sequence[str], whole: bool = False) -> int
     text = one_line(error)
     if isinstance(error, UserError):
         return _say(text, WRONG)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        name = str(error.filename or text)
+        return _say(f"{name[:60]}...: a name of {len(name)} characters is too long for a file; shorten it", WRONG)
     if kind in ENDED:
         return _say(text, FAILED)
     where = "its traceback is above" if whole else _kept(error, arguments)

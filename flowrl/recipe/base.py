@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+LARGEST_WHOLE = 2**32  # counts are loops and sizes: what is larger is a slip, and no range or tensor takes it
+LARGEST = 1e18  # a run computes in float32, which holds the squares up to here
 
 
 def key(default: Any, accepted: str, **limits: Any) -> Any:
@@ -16,6 +19,19 @@ def part(model: type[BaseModel]) -> Any:
 
 
 class Strict(BaseModel):
-    """Unknown keys, converted types, NaN and infinity are refused; an int may stand for a float."""
+    """Unknown keys, converted types, NaN, infinity and numbers that nothing can compute with are refused.
+
+    An int may stand for a float.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _sized(cls, value: Any) -> Any:
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and abs(number) >= LARGEST_WHOLE:
+                raise ValueError("whole numbers lie below 2^32")
+            if isinstance(number, float) and abs(number) > LARGEST:
+                raise ValueError("numbers go up to 1e18, whose square float32 still holds")
+        return value

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from flowrl import names
 from flowrl.recipe.annotations import misfit
+from flowrl.recipe.base import LARGEST
 from flowrl.recipe.errors import RecipeError, wrong_value
 
 MAX_SIDE, MAX_FRAMES = 16384, 4096  # pixels, frames: beyond what any model makes, and what memory can hold
@@ -112,10 +113,10 @@ def _with_multiple(limits: Limits, step: int) -> str:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether all numbers in a value are."""
+    """Whether all numbers in a value are, with room for their squares in float32."""
     if isinstance(value, Mapping | list):
         return all(map(is_finite, value.values() if isinstance(value, Mapping) else value))
-    return not isinstance(value, float) or math.isfinite(value)
+    return not isinstance(value, int | float) or abs(value) <= LARGEST  # NaN is not
 
 
 def multiple(model: str) -> int:

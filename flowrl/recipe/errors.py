@@ -55,6 +55,8 @@ def _translate(detail: Any, root: type[BaseModel]) -> RecipeError:
         return unknown_key(place, list(owner.model_fields))
     if detail["type"] == "missing":
         return RecipeError(place, f"missing, accepted: {accepted}", f"add {place} to the recipe or set {place}=VALUE")
+    if detail["type"] == "value_error":
+        accepted = f"{accepted} ({detail['ctx']['error']})"
     suggestion = closest(detail["input"], _choices(accepted)) if isinstance(detail["input"], str) else None
     return wrong_value(place, detail["input"], accepted, suggestion=suggestion)
 

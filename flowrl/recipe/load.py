@@ -13,6 +13,7 @@ from flowrl.recipe.checks import check
 from flowrl.recipe.errors import RecipeError, first_of, model_of, show, translate, unknown_key
 from flowrl.recipe.language import DENOISING, refuse_denoising
 from flowrl.recipe.noise import with_noise
+from flowrl.recipe.places import check_places
 from flowrl.recipe.presets import with_preset
 from flowrl.recipe.schema import Recipe
 
@@ -55,6 +56,8 @@ def _typed(values: dict[str, Any], name: str, beside: Path | None) -> Recipe:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise translate(error, Recipe) from None
+    if errors := list(check_places(recipe)):
+        raise first_of(errors)
     return _resolve(recipe, beside)
 
 

@@ -70,7 +70,7 @@ class Tail(Strict):
     """
 
     ratio: float | None = key(None, "a number in (0, 1] or null", gt=0, le=1)
-    steps: int | None = key(None, "a whole number >= 1 or null", ge=1)
+    steps: int | None = key(None, "a whole number from 1 to 10000, or null", ge=1, le=10_000)
     solver: Literal["euler", "dpmpp_2m", "dpmpp_2m_heun"] = key("dpmpp_2m", "euler, dpmpp_2m or dpmpp_2m_heun")
 
 
@@ -122,7 +122,7 @@ class Sampler(Strict):
 
     step: str = key("flow_sde", "the name of a step or a dotted path", min_length=1)
     noise: float = key(0.7, "a number >= 0, or null for the usual one of step and model", ge=0)
-    steps: int = key(10, "a whole number >= 1", ge=1)
+    steps: int = key(10, "a whole number from 1 to 10000", ge=1, le=10_000)
     schedule: Schedule = part(Schedule)
     window: Window = part(Window)
     tree: Tree | None = key(None, "a mapping with kind, or null")

@@ -185,7 +185,7 @@ class Evaluation(Strict):
     every: int | None = key(20, "a whole number >= 1 or null", ge=1)
     every_seconds: float | None = key(None, "a number > 0 or null", gt=0)
     prompts: int | None = key(None, "a whole number >= 1 or null", ge=1)
-    steps: int | None = key(None, "a whole number >= 1 or null", ge=1)
+    steps: int | None = key(None, "a whole number from 1 to 10000, or null", ge=1, le=10_000)
     solver: Literal["euler", "dpmpp_2m", "dpmpp_2m_heun"] = key("euler", "euler, dpmpp_2m or dpmpp_2m_heun")
     temperature: float | None = key(None, "a number >= 0 or null", ge=0)
     batch: int = key(64, "a whole number >= 1", ge=1)

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from flowrl.names import UserError
+from flowrl.recipe import scalars
 
 Points = list[tuple[int, float | None]]
 
@@ -182,7 +183,7 @@ def _lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     for line in text.splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # brackets by the thousand
             row = None
         if isinstance(row, dict) and type(row.get("iteration")) is int:
             found.append(row)
@@ -199,16 +200,16 @@ def _object(path: Path, notes: list[str]) -> dict[str, Any]:
     text = _text(path, notes)
     try:
         return mapping(json.loads(text)) if text.strip() else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         notes.append(f"{path.name} is no JSON and was left out")
         return {}
 
 
 def _recipe(text: str, notes: list[str]) -> dict[str, Any]:
     try:
-        return mapping(yaml.safe_load(text))
+        return mapping(scalars.read(text))  # bounded in levels and values, whoever wrote it
     except yaml.YAMLError:
-        notes.append("recipe.yaml is no YAML; what it says of rewards and lengths is unknown")
+        notes.append("recipe.yaml is no YAML of a recipe; what it says of rewards and lengths is unknown")
         return {}
 
 

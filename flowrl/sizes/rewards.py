@@ -6,6 +6,7 @@ meta and compares. A folder or file on this machine is measured. What is neither
 
 import json
 import math
+import os.path
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -139,8 +140,8 @@ def _bytes(model: str | None, file: str | None, width: int) -> int | None:
 def _here(name: str) -> Path | None:
     """The path behind a name: a model that ships, or a file or folder of this machine."""
     shipped = names.WORLDS / "shapes" / "assets" / name
-    path = shipped if "/" not in name and shipped.exists() else Path(name.removeprefix("local-dir:")).expanduser()
-    return path if path.exists() else None
+    path = shipped if "/" not in name and os.path.exists(shipped) else _at_home(name.removeprefix("local-dir:"))
+    return path if os.path.exists(path) else None
 
 
 def _measured(path: Path, width: int) -> int | None:
@@ -180,8 +181,13 @@ def absent(rewards: Mapping[str, Spec]) -> dict[str, str]:
         for name, spec in rewards.items()
         for key, value in spec.args.items()
         if isinstance(value, str) and value.endswith((*_WEIGHTS, ".safetensors"))
-        if not Path(value).expanduser().exists()
+        if not os.path.exists(_at_home(value))
     }
+
+
+def _at_home(name: str) -> Path:
+    """A path with ~ written out where it can be; os.path.exists tells of any text whether it names something."""
+    return Path(os.path.expanduser(name))
 
 
 def _sum(rewards: Mapping[str, Spec]) -> int:

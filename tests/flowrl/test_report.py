@@ -374,3 +374,26 @@ def test_the_command_writes_where_it_is_told(tmp_path, capsys, monkeypatch):
         assert code == 0 and path.is_file() and str(path) in out
     code, _, error = call(capsys, monkeypatch, "report", folder, "--output", tmp_path / "no" / "o.html")
     assert code == 2 and "cannot be written" in error
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
+)
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("recipe", [BOMB, DEEP, "a: " + DEEP], ids=["aliases", "brackets", "value"])
+def test_a_recipe_made_to_hang_is_named_and_left_out(recipe, tmp_path):
+    folder = make(tmp_path / "run", LOW, HIGH)
+    (folder / "recipe.yaml").write_text(recipe)
+    data = read(folder)
+    assert data.recipe == {} and any("recipe.yaml" in note for note in data.notes)
+
+
+def test_so_are_lines_and_objects_of_a_hundred_thousand_brackets(tmp_path):
+    folder = make(tmp_path / "run", LOW, HIGH)
+    (folder / "summary.json").write_text(DEEP)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(DEEP + "\n")
+    data = read(folder)
+    assert data.summary == {} and data.train and len(data.notes) == 2

@@ -147,3 +147,27 @@ def test_a_reward_without_source_is_refused(monkeypatch):
     monkeypatch.setattr(score_code, "digest", lambda _: None)
     with pytest.raises(RewardError, match="no source that can be read: remove rewards.x.cache"):
         load({"x": RewardSpec(use="jpeg_compressibility", cache=True)})
+
+
+@pytest.mark.parametrize("when", ["read", "write"])
+def test_a_file_that_fails_during_a_run_is_told_once_and_the_run_goes_on(when, tmp_path):
+    cache, asked = ScoreCache("mine", {}, tmp_path / "scores.db"), []
+
+    def score(some):
+        asked.append(len(some))
+        return torch.ones(len(some))
+
+    cache.keep(cache(score, samples()))
+    other = sqlite3.connect(tmp_path / "scores.db")
+    if when == "read":
+        other.execute("DROP TABLE scores")
+    else:
+        other.execute("CREATE TRIGGER full BEFORE INSERT ON scores BEGIN SELECT RAISE(ABORT, 'disk is full'); END")
+    other.commit()
+    with pytest.warns(UserWarning, match="in memory alone") as told:
+        for n in (5, 7, 5):
+            found = cache(score, samples(n))
+            cache.keep(found)
+            assert found.scores.tolist() == n * [1.0]
+    assert len(told) == 1 and "\n" not in str(told[0].message)
+    assert asked == [3, 4, 6]  # the first is known by then, and at last all, from memory
