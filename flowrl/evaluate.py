@@ -149,7 +149,7 @@ def evaluate(
 def still(samples: Samples) -> Tensor | None:
     """One picture a sample, [B, 3, H, W]: the image, or a video's middle frame; None for text and sound."""
     if samples.video is not None:
-        return samples.video[:, samples.video.shape[1] // 2]
+        return samples.video[:, (samples.video.shape[1] - 1) // 2]
     return samples.images
 
 
