@@ -34,7 +34,8 @@ class Probing:
     rows = 1
     table = Own()
 
-    def __init__(self) -> None:
+    def __init__(self, name: str):
+        self.name = name  # of the pipeline
         self.streams: dict[int, int] = {}
         self.worst = 0.0
 
@@ -50,8 +51,8 @@ class Probing:
         """The step without noise, Euler's or DDIM's, compared. Raises PolicyError for other states than one a row."""
         if len(step.x) != self.rows:
             raise PolicyError(
-                f"its scheduler steps {len(step.x)} states for {self.rows} sample (DiT carries those of its guidance "
-                "along): a row's noise and log-prob need a state of its own; switch guidance off "
+                f"{self.name}: its scheduler steps {len(step.x)} states for {self.rows} sample (DiT carries "
+                "those of its guidance along): a row's log-prob needs a state of its own; switch guidance off "
                 "(pipeline.guidance_scale=1), or give another pipeline"
             )
         self.streams[step.iteration] = self.streams.get(step.iteration, 0) + 1
@@ -73,7 +74,7 @@ def probe(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> dict[int, in
     never steps the scheduler, where a step at noise 0 is not the scheduler's own, or where a replay is not its rollout.
     """
     name, start = type(policy.source).__name__, [Key(0, prompt.id, 0)]
-    walk, policy.sharing = Probing(), ALONE
+    walk, policy.sharing = Probing(name), ALONE
     keeper = policy.keeper
     keeper.forget()
     keeper.recording = True

@@ -215,5 +215,5 @@ def test_a_pipeline_that_steps_other_states_than_one_a_row_is_refused_with_the_r
     pipe = df.DiTPipeline(own, image_vae(), df.DDIMScheduler(clip_sample=False))
     call = {"class_labels": [1], "guidance_scale": 2.0}
     policy = PipelinePolicy(pipe, {"transformer": own}, Dynamics(vp_ddim, 1.0), call=call)
-    with pytest.raises(PolicyError, match="steps 2 states for 1 sample .*guidance_scale=1"):
+    with pytest.raises(PolicyError, match="DiTPipeline: its scheduler steps 2 states for 1 sample .*guidance_scale=1"):
         policy.rollout(PROMPTS[:1], plan=SDE, seed=SEED)
