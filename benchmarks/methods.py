@@ -3,8 +3,8 @@
     python benchmarks/methods.py [--only mixgrpo,flash] [--steps 25] [--group 12] [--prompts 8] [--repeats 5]
                                  [--iterations 0,100,200,300] [--threads 2]
 
-An iteration is a run's own (flowrl.iterate, through the recipe): the rollout of `prompts` groups of `group` finished
-samples, their scores, and the update with replay, loss, backward and optimizer. Each method is a list of recipe
+An iteration is a run's own (flowrl.core.iterate, through the recipe): the rollout of `prompts` groups of `group`
+finished samples, scores, and the update with replay, loss, backward and optimizer. Each method is a list of recipe
 overrides, all else is equal. They take turns within one process:
   iteration, rollout, score, train   seconds: medians over the repeats, averaged over the training iterations that are
                                      walked, since what precedes a sliding window is cheap (300 is a published run)
@@ -25,16 +25,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flowrl.advantages import advantage_metrics
 from flowrl.build import build_learner, build_objective, build_policy, set_up
 from flowrl.contracts import Credit, Samples
-from flowrl.credit import row_advantages
-from flowrl.inputs import cursor_over, read_prompts
-from flowrl.iterate import Settings, iterate
-from flowrl.loop import TREE_MEMBERS
+from flowrl.core.advantages import advantage_metrics
+from flowrl.core.credit import row_advantages
+from flowrl.core.iterate import Settings, iterate
 from flowrl.names import UserError
-from flowrl.planning import eval_plan, plan_for
+from flowrl.planning.costs import eval_plan, plan_for
+from flowrl.reading.inputs import cursor_over, read_prompts
 from flowrl.recipe.load import load
+from flowrl.runs.loop import TREE_MEMBERS
 
 BASE = "all-steps"
 # name -> (recipe overrides, at most so many times an iteration on all steps)
@@ -85,7 +85,7 @@ class Method:
         self.draws = 0
 
     def step(self, iteration: int) -> None:
-        """One iteration, as `flowrl.loop` makes it; rewards are of fixed spread."""
+        """One iteration, as `flowrl.runs.loop` makes it; rewards are of fixed spread."""
         recipe, train = self.recipe, self.recipe.train
         taken, phase = Taken(), ""
 

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Prompt
-from flowrl.iterate import Settings, update
-from flowrl.learner import Learner
-from flowrl.loading import load_pipeline
-from flowrl.objectives.grpo import ClippedObjective
+from flowrl.core.iterate import Settings, update
+from flowrl.core.learner import Learner
+from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.policies import adapters
-from flowrl.policies.dynamics import Dynamics
-from flowrl.policies.pipeline import PipelinePolicy
+from flowrl.policies.loading import load_pipeline
+from flowrl.policies.pipelines.dynamics import Dynamics
+from flowrl.policies.pipelines.policy import PipelinePolicy
 from flowrl.worlds.shapes.captions import heldout_scenes
 from flowrl.worlds.shapes.model import CALL, encode_captions, velocity
 from samplers.plan import Plan

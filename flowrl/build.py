@@ -8,28 +8,29 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from flowrl import scoring
-from flowrl.advantages import advantage_metrics
-from flowrl.composite import counted
 from flowrl.contracts import Credit, Prompt, Samples
-from flowrl.credit import row_advantages
-from flowrl.devices import device_of
-from flowrl.inputs import read_prompts
-from flowrl.learner import Learner
-from flowrl.loading import load_language, load_pipeline
+from flowrl.core.advantages import advantage_metrics
+from flowrl.core.credit import row_advantages
+from flowrl.core.learner import Learner
+from flowrl.core.objectives.grpo import ClippedObjective
+from flowrl.core.refill import Advantage
+from flowrl.core.selection import WidthPruning
 from flowrl.names import load, steps
-from flowrl.objectives.grpo import ClippedObjective
-from flowrl.plans import behind_splits
+from flowrl.planning.walks import behind_splits
 from flowrl.policies import adapters
-from flowrl.policies.dynamics import Dynamics
-from flowrl.policies.first_order import walks_ddim
-from flowrl.policies.language import LanguagePolicy
-from flowrl.policies.pipeline import PipelinePolicy
-from flowrl.recipe.paths import PRESERVING_STEP, misfit
+from flowrl.policies.devices import device_of
+from flowrl.policies.language.policy import LanguagePolicy
+from flowrl.policies.loading import load_language, load_pipeline
+from flowrl.policies.pipelines.dynamics import Dynamics
+from flowrl.policies.pipelines.first_order import walks_ddim
+from flowrl.policies.pipelines.policy import PipelinePolicy
+from flowrl.reading.inputs import read_prompts
 from flowrl.recipe.schema import Generation, Recipe
-from flowrl.refill import Advantage
-from flowrl.selection import WidthPruning
-from flowrl.watch import Settings, Watch
+from flowrl.recipe.steps import PRESERVING_STEP, misfit
+from flowrl.scoring.gates import counted
+from flowrl.scoring.scorer import Scorer
+from flowrl.scoring.scorer import load as load_rewards
+from flowrl.watch.watchdog import Settings, Watch
 
 AnyPolicy = PipelinePolicy | LanguagePolicy
 
@@ -40,7 +41,7 @@ class Inputs:
 
     train: list[Prompt]
     heldout: list[Prompt]
-    scorer: scoring.Scorer
+    scorer: Scorer
 
 
 def read_inputs(recipe: Recipe) -> Inputs:
@@ -49,9 +50,9 @@ def read_inputs(recipe: Recipe) -> Inputs:
     return Inputs(train, heldout, build_scorer(recipe))
 
 
-def build_scorer(recipe: Recipe) -> scoring.Scorer:
+def build_scorer(recipe: Recipe) -> Scorer:
     """The rewards of a recipe. Raises RewardError for one that cannot be set up."""
-    return scoring.Scorer(scoring.load(recipe.rewards), device=device_of(recipe.device))
+    return Scorer(load_rewards(recipe.rewards), device=device_of(recipe.device))
 
 
 def build_policy(recipe: Recipe) -> AnyPolicy:
@@ -172,7 +173,7 @@ def build_watch(recipe: Recipe) -> Watch:
     )
 
 
-def build_advantage(recipe: Recipe, scorer: scoring.Scorer) -> Advantage:
+def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
     """What makes advantages of rows, and their metrics, of the rewards of samples."""
 
     def advantage(

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from flowrl.contracts import Samples
 from reward_models.parts.assets import shipped
-from reward_models.parts.beauty import Beauty
 from reward_models.parts.checkpoints import state_dict
-from reward_models.parts.clip import tower
+from reward_models.parts.embedding.clip import tower
+from reward_models.parts.preference.beauty import Beauty
 
 HEAD = "sac+logos+ava1-l14-linearMSE.pth"
 PLACE = "github.com/christophschuhmann/improved-aesthetic-predictor"

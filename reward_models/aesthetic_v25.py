@@ -9,9 +9,9 @@ nothing when a model is used. Scale: 1 to 10.
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from reward_models.parts.beauty import Beauty
 from reward_models.parts.checkpoints import state_dict
-from reward_models.parts.clip import tower
+from reward_models.parts.embedding.clip import tower
+from reward_models.parts.preference.beauty import Beauty
 
 HEAD = "aesthetic_predictor_v2_5.pth"
 PLACE = "github.com/discus0434/aesthetic-predictor-v2-5"

@@ -10,8 +10,8 @@ gives other numbers. The embedding is read from transformers 4 and 5 alike.
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from reward_models.parts.clip import tower
-from reward_models.parts.match import Match
+from reward_models.parts.embedding.clip import tower
+from reward_models.parts.vision.match import Match
 
 SCALES = ("cosine", "logit", "clipscore")
 

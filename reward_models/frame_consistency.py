@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from flowrl.contracts import Samples
 from reward_models.parts import checkpoints, inputs
-from reward_models.parts.flow import SMALLEST, Flow, moving, warped
 from reward_models.parts.model import Model
+from reward_models.parts.vision.flow import SMALLEST, Flow, moving, warped
 
 
 class frame_consistency(Model):  # noqa: N801 - recipes name it
@@ -77,9 +77,9 @@ def _eyes(model: str, weights: str | None):
     """What embeds frames: DINO and other vision transformers by transformers, CLIP by parts/clip.py."""
     from transformers import AutoConfig
 
-    from reward_models.parts.clip import tower
-    from reward_models.parts.dino import KINDS, Dino
-    from reward_models.parts.open_clip_tower import CONFIG, ELSEWHERE
+    from reward_models.parts.embedding.clip import tower
+    from reward_models.parts.embedding.dino import KINDS, Dino
+    from reward_models.parts.embedding.open_clip_tower import CONFIG, ELSEWHERE
 
     by_open_clip = model.startswith(ELSEWHERE) or (Path(model).expanduser() / CONFIG).is_file()
     if weights is None and not by_open_clip:

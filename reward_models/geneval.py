@@ -29,10 +29,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowrl.contracts import Samples
-from reward_models.parts import clip as towers
-from reward_models.parts import geneval_rules as rules
-from reward_models.parts import inputs, instances
+from reward_models.parts import inputs
+from reward_models.parts.embedding import clip as towers
 from reward_models.parts.model import Model
+from reward_models.parts.vision import geneval_rules as rules
+from reward_models.parts.vision import instances
 
 Mode = Literal["partial", "strict", "official"]
 RULES: dict[tuple[str, bool], Callable[[rules.Objects, rules.Task, float], float]] = {

@@ -10,9 +10,9 @@ The authors' code pads nothing where the longest side is 224 already and so fail
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from reward_models.parts.clip import tower
+from reward_models.parts.embedding.clip import tower
 from reward_models.parts.hub import file_of
-from reward_models.parts.match import Match
+from reward_models.parts.vision.match import Match
 
 FILES = {"v2": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 

@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from flowrl.contracts import Samples
-from reward_models.parts import checkpoints, hub, inputs, qwen2vl
-from reward_models.parts.instructions import HPSV3
+from reward_models.parts import checkpoints, hub, inputs
+from reward_models.parts.judge.instructions import HPSV3
 from reward_models.parts.model import Model
+from reward_models.parts.preference import qwen2vl
 
 WHAT = "hpsv3"
 TOKEN = "<|Reward|>"

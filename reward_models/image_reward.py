@@ -18,7 +18,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from flowrl.contracts import Samples
-from reward_models.parts import blip, checkpoints, hub, inputs
+from reward_models.parts import checkpoints, hub, inputs
+from reward_models.parts.embedding import blip
 from reward_models.parts.frames import by_frame, frame_count
 from reward_models.parts.model import Model
 

@@ -13,9 +13,9 @@ batch as well and needs pictures of one size; this scores each on its own.
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from reward_models.parts.clip import tower
-from reward_models.parts.dino import Dino
-from reward_models.parts.likeness import Likeness
+from reward_models.parts.embedding.clip import tower
+from reward_models.parts.embedding.dino import Dino
+from reward_models.parts.embedding.likeness import Likeness
 
 
 class dino_similarity(Likeness):  # noqa: N801

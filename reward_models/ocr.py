@@ -20,7 +20,7 @@ from flowrl.contracts import Prompt, Samples
 from reward_models.parts import inputs
 from reward_models.parts.extras import needed
 from reward_models.parts.frames import evenly, frame_count
-from reward_models.parts.reading import Reader
+from reward_models.parts.judge.reading import Reader
 
 QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”|„([^“”]*)[“”]|«([^»]*)»|「([^」]*)」|『([^』]*)』')
 PLAIN = str.maketrans("‘’ʼ“”„–—", "'''\"\"\"--")  # a font's forms of the same character

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowrl.contracts import Samples
 from reward_models.parts import inputs
-from reward_models.parts.flow import Flow, moving
+from reward_models.parts.vision.flow import Flow, moving
 
 
 class optical_flow:  # noqa: N801 - recipes name it

@@ -11,8 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from reward_models.parts.clip import tower
-from reward_models.parts.match import Match
+from reward_models.parts.embedding.clip import tower
+from reward_models.parts.vision.match import Match
 
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 SCALES = ("logit", "cosine")

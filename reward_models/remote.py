@@ -1,7 +1,7 @@
 """Rewards of another machine: samples go to `flowrl serve-rewards`, scores come back.
 
 A failure never becomes a score. What a server could not score is NaN; where no server answers, or none of the samples
-could be scored, the call raises. `reward_models/parts/wire.py` has the protocol.
+could be scored, the call raises. `reward_models/parts/remote/wire.py` has the protocol.
 """
 
 import json
@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.batches import whole_groups
 from flowrl.contracts import Samples
-from reward_models.parts import protocol, wire
+from flowrl.core.batches import whole_groups
 from reward_models.parts.inputs import frames, unscored
-from reward_models.parts.servers import Broken, Busy, Failed, Refused, Server, Servers, exchange
+from reward_models.parts.judge.servers import Broken, Busy, Failed, Refused, Server, Servers, exchange
+from reward_models.parts.remote import protocol, wire
 
 FORMS = ("png", "safetensors")
 

@@ -17,9 +17,9 @@ from typing import Any
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from reward_models.parts import judging, rubrics, unified
-from reward_models.parts.asking import Served, image_part, messages, spread
-from reward_models.parts.openai_client import Answer, Server
+from reward_models.parts.judge import judging, rubrics, unified
+from reward_models.parts.judge.asking import Served, image_part, messages, spread
+from reward_models.parts.judge.openai_client import Answer, Server
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 MODES = ("yes", "rubric", "unified")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from flowrl.pictures import value_faults
+from flowrl.media.pictures import value_faults
 from flowrl.worlds.shapes.captions import Scene
 from flowrl.worlds.shapes.checker import score_batch
 from flowrl.worlds.shapes.residual import residuals

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from reward_models.parts import inputs, tones
+from reward_models.parts import inputs
+from reward_models.parts.vision import tones
 
 
 class sound_level:  # noqa: N801 - recipes name it

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from reward_models.parts import inputs, looks
+from reward_models.parts import inputs
+from reward_models.parts.vision import looks
 
 
 class _Statistic:

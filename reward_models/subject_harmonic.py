@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Prompt, Samples
-from reward_models.parts.clip import tower
-from reward_models.parts.dino import Dino
-from reward_models.parts.likeness import Likeness, Look
+from reward_models.parts.embedding.clip import tower
+from reward_models.parts.embedding.dino import Dino
+from reward_models.parts.embedding.likeness import Likeness, Look
 
 
 def harmonic(image: Tensor, text: Tensor, lam: float, eps: float = 1e-8) -> Tensor:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from reward_models.parts import judging, unified
-from reward_models.parts.asking import Served, image_part, messages
-from reward_models.parts.openai_client import Answer, Server
+from reward_models.parts.judge import judging, unified
+from reward_models.parts.judge.asking import Served, image_part, messages
+from reward_models.parts.judge.openai_client import Answer, Server
 
 PROMPTS = {"point": unified.POINT, "acs": unified.ACS}
 

@@ -19,9 +19,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from flowrl.contracts import Samples
-from reward_models.parts import hub, inputs, qwen2vl, videoalign
-from reward_models.parts.instructions import VIDEO_REWARD
+from reward_models.parts import hub, inputs
+from reward_models.parts.judge.instructions import VIDEO_REWARD
 from reward_models.parts.model import Model
+from reward_models.parts.preference import qwen2vl, videoalign
 
 WHAT = "video_reward"
 

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from reward_models.parts import judging, rubrics
-from reward_models.parts.asking import Judge, Shown, messages, spread
 from reward_models.parts.assets import shipped
 from reward_models.parts.checkpoints import pretrained
+from reward_models.parts.judge import judging, rubrics
+from reward_models.parts.judge.asking import Judge, Shown, messages, spread
 from reward_models.parts.model import Model
 
 NAME = "vlm_judge"

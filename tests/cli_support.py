@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console as RichConsole
 
 from flowrl import cli
-from flowrl.console import Console
+from flowrl.runs.console import Console
 
 
 def call(

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resume_support import begun
-
 import report_support
 from flowrl import cli
 from flowrl.recipe.load import dump, load
+from resume_support import begun
 
 
 class Forked:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Prompt, Rollout, Score
-from flowrl.policies.language import LanguagePolicy
+from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.worlds.arithmetic.model import make_model, make_tokenizer
 from samplers.tokens import Generation
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 import families
 from flowrl.contracts import Prompt, Rollout, Score
-from flowrl.policies.dynamics import Dynamics
 from flowrl.policies.noise import Key, start_generators
-from flowrl.policies.pipeline import PipelinePolicy
-from flowrl.policies.recording import Recording
-from flowrl.policies.scheduler import Step
+from flowrl.policies.pipelines.dynamics import Dynamics
+from flowrl.policies.pipelines.intercepted_step import Step
+from flowrl.policies.pipelines.policy import PipelinePolicy
+from flowrl.policies.pipelines.rollout_walk import Recording
 from samplers.plan import Plan
 from samplers.transitions import flow_sde
 

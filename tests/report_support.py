@@ -1,4 +1,4 @@
-"""A run's folder as `flowrl.rundir` writes it, with known numbers."""
+"""A run's folder as `flowrl.runs.folder` writes it, with known numbers."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -10,9 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("flowrl", "samplers", "reward_models")
-CORE = {"flowrl.contracts", "flowrl.advantages", "flowrl.objectives", "flowrl.learner", "flowrl.iterate"}
-CORE |= {"flowrl.backward", "flowrl.refill", "flowrl.selection"}
-LIGHT = {"flowrl.names", "flowrl.parts", "flowrl.batches"}  # standard library only
+LIGHT = {"flowrl.names", "flowrl.terminal"}  # they load nothing heavy
+BATCHES = {"flowrl.core.batches"}  # standard library only
 HEAVY = {
     "transformers",
     "diffusers",
@@ -27,134 +26,73 @@ HEAVY = {
 }
 HEAVY |= {"fastapi", "uvicorn", "httpx2", "requests"}
 
-# file or folder -> what of ours it may import; the longest entry that fits a file counts
+# room or file -> what of ours it may import; the longest entry that fits a file counts. Rooms from the ground up.
 MAY_IMPORT: dict[str, set[str]] = {
-    "samplers": {"samplers"},
-    "reward_models": {"reward_models", "flowrl.contracts", "flowrl.batches", "flowrl.pictures", "flowrl.worlds"},
     "flowrl/__init__.py": set(),
     "flowrl/names.py": {"flowrl.parts"},
-    "flowrl/parts.py": set(),
     "flowrl/terminal.py": set(),
-    "flowrl/batches.py": set(),
+    "flowrl/parts.py": set(),
     "flowrl/contracts.py": set(),
-    "flowrl/advantages.py": set(),
-    "flowrl/learner.py": set(),
-    "flowrl/objectives": {"flowrl.contracts", "flowrl.objectives"},
-    "flowrl/backward.py": {"flowrl.contracts", "flowrl.objectives"},
-    "flowrl/refill.py": {"flowrl.contracts"},
-    "flowrl/selection.py": {"flowrl.contracts"},
-    "flowrl/iterate.py": CORE,
-    "flowrl/evaluate.py": {"flowrl.contracts", "flowrl.sounds"},
-    "flowrl/sounds.py": set(),
-    "flowrl/statistics.py": {"flowrl.contracts", "flowrl.evaluate", "flowrl.sounds", "reward_models.parts.looks"}
-    | {"reward_models.parts.tones"},
-    "flowrl/departure.py": {"flowrl.contracts"},
-    "flowrl/alarms.py": set(),
-    "flowrl/case.py": set(),
-    "flowrl/hacking.py": {"flowrl.case"},
-    "flowrl/symptoms.py": {"flowrl.case", "flowrl.hacking"},
-    "flowrl/watch.py": {"flowrl.alarms", "flowrl.case", "flowrl.hacking", "flowrl.symptoms"},
-    "flowrl/pictures.py": set(),
-    "flowrl/policies": {"flowrl.contracts", "flowrl.policies", "flowrl.pictures", "samplers"} | LIGHT,
-    "flowrl/prompts.py": {"flowrl.columns", "flowrl.contracts", "flowrl.worlds", "flowrl.prompt_lines"} | LIGHT,
-    "flowrl/prompt_lines.py": LIGHT,
-    "flowrl/columns.py": {"flowrl.contracts", "flowrl.prompt_lines"} | LIGHT,
-    "flowrl/scoring.py": {"flowrl.contracts", "flowrl.composite", "flowrl.score_batches", "flowrl.score_cache"}
-    | {"flowrl.lanes", "flowrl.score_results", "flowrl.score_code"}
+    "flowrl/media": {"flowrl.media", "flowrl.contracts"},
+    "flowrl/media/pictures.py": set(),
+    "samplers": {"samplers"},
+    "flowrl/core": {"flowrl.contracts", "flowrl.core", "flowrl.media"},
+    "flowrl/core/batches.py": set(),
+    "flowrl/core/advantages.py": set(),
+    "flowrl/core/learner.py": set(),
+    "flowrl/core/objectives": {"flowrl.contracts", "flowrl.core.objectives"},
+    "flowrl/worlds": {"flowrl.worlds", "flowrl.media"},
+    "reward_models": {"reward_models", "flowrl.contracts", "flowrl.media", "flowrl.worlds"} | BATCHES,
+    "flowrl/reading": {"flowrl.reading", "flowrl.contracts", "flowrl.worlds"} | LIGHT,
+    "flowrl/reading/inputs.py": {"flowrl"},
+    "flowrl/scoring": {"flowrl.scoring", "flowrl.contracts", "flowrl.media", "flowrl.core.advantages"}
+    | BATCHES
     | LIGHT,
-    "flowrl/composite.py": {"flowrl.contracts", "flowrl.advantages"} | LIGHT,
-    "flowrl/score_batches.py": {"flowrl.contracts", "flowrl.batches", "flowrl.pictures"},
-    "flowrl/score_code.py": set(),
-    "flowrl/score_results.py": {"flowrl.contracts"},
-    "flowrl/score_cache.py": {"flowrl.contracts"} | LIGHT,
-    "flowrl/lanes.py": set(),
-    "flowrl/recipe": {"flowrl.recipe", "flowrl.alarms"} | LIGHT,
-    "flowrl/plans.py": {"flowrl.recipe", "samplers"},
-    "flowrl/planning.py": {"flowrl.recipe", "flowrl.tokens", "flowrl.plans", "samplers"}
-    | {"flowrl.sizes.rewards", "flowrl.sizes.units"}
+    "flowrl/watch": {"flowrl.watch", "flowrl.contracts", "flowrl.core.evaluate", "flowrl.media"}
+    | {"reward_models.parts.vision.looks", "reward_models.parts.vision.tones"},
+    "flowrl/watch/alarms.py": set(),
+    "flowrl/recipe": {"flowrl.recipe", "flowrl.watch.alarms"} | LIGHT,
+    "flowrl/policies": {"flowrl.policies", "flowrl.contracts", "flowrl.media", "samplers"} | BATCHES | LIGHT,
+    "flowrl/policies/loading.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
+    "flowrl/planning": {"flowrl.planning", "flowrl.recipe", "samplers"} | LIGHT,
+    "flowrl/planning/sizes": {"flowrl.planning", "flowrl.recipe", "flowrl.policies", "flowrl.contracts", "samplers"}
     | LIGHT,
-    "flowrl/credit.py": {"flowrl.contracts", "flowrl.advantages"},
-    "flowrl/tokens.py": {"flowrl.recipe", "samplers"},
-    "flowrl/machine.py": {"flowrl.__version__"},
-    "flowrl/rundir.py": {
-        "flowrl.machine",
-        "flowrl.tracking",
-        "flowrl.evaluate",
-        "flowrl.pictures",
-        "flowrl.sounds",
-        "flowrl.contracts",
-    }
-    | LIGHT,
-    "flowrl/state.py": LIGHT,
-    "flowrl/stopping.py": set(),
-    "flowrl/resume.py": {"flowrl.state", "flowrl.recipe", "flowrl.contracts"} | LIGHT,
-    "flowrl/tracking.py": {"flowrl.pictures", "flowrl.recipe"} | LIGHT,
-    "flowrl/worlds": {"flowrl.worlds", "flowrl.pictures"},
-    "flowrl/devices.py": {"flowrl.policies.errors"},
-    "flowrl/loading.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
-    "flowrl/console.py": {"flowrl.terminal", "flowrl.evaluate", "flowrl.recipe", "flowrl.policies"},
-    "flowrl/remembered.py": set(),
-    "flowrl/sizes/shipped.py": {"flowrl"},
-    "flowrl/inputs.py": {"flowrl"},
+    "flowrl/planning/remembered.py": set(),
+    "flowrl/planning/sizes/shipped.py": {"flowrl"},
     "flowrl/build.py": {"flowrl"},
-    "flowrl/guard.py": {"flowrl"},
-    "flowrl/heldout.py": {"flowrl"},
-    "flowrl/loop.py": {"flowrl"},
-    "flowrl/weights.py": {"flowrl.policies", "flowrl.resume", "flowrl.state"} | LIGHT,
-    "flowrl/exports": {"flowrl"},
-    "flowrl/sizes": {"flowrl.sizes", "flowrl.recipe", "flowrl.planning", "flowrl.policies", "flowrl.contracts"}
-    | {"samplers", "flowrl.remembered"}
-    | LIGHT,
-    "flowrl/estimate.py": {"flowrl.terminal", "flowrl.planning", "flowrl.recipe"} | LIGHT,
-    "flowrl/proofs": {"flowrl", "samplers"},
-    "flowrl/check.py": {"flowrl"},
-    "flowrl/run.py": {"flowrl"},
-    "flowrl/scan": {"flowrl"},
-    "flowrl/scan/values.py": {"flowrl.recipe"} | LIGHT,
     "flowrl/report": {"flowrl.report", "flowrl.recipe.scalars"} | LIGHT,
     "flowrl/report/page.py": {"flowrl"},  # its version
-    "flowrl/compare": {"flowrl.compare", "flowrl.report", "flowrl.recipe", "flowrl.stopping", "flowrl.__version__"}
-    | {"flowrl.terminal"}
+    "flowrl/runs": {"flowrl"},
+    "flowrl/runs/machine.py": {"flowrl.__version__"},
+    "flowrl/runs/stopping.py": set(),
+    "flowrl/runs/checkpoints.py": LIGHT,
+    "flowrl/exports": {"flowrl"},
+    "flowrl/checking": {"flowrl", "samplers"},
+    "flowrl/scan": {"flowrl"},
+    "flowrl/scan/values.py": {"flowrl.recipe"} | LIGHT,
+    "flowrl/compare": {"flowrl.compare", "flowrl.report", "flowrl.recipe", "flowrl.runs.stopping", "flowrl.__version__"}
     | LIGHT,
-    "flowrl/compare/costs.py": {
-        "flowrl.terminal",
-        "flowrl.compare",
-        "flowrl.estimate",
-        "flowrl.planning",
-        "flowrl.recipe",
-    },
+    "flowrl/compare/costs.py": {"flowrl.compare", "flowrl.planning", "flowrl.recipe"} | LIGHT,
     "flowrl/compare/drift.py": {"flowrl"},
     "flowrl/serve": {"flowrl.serve", "flowrl.__version__", "flowrl.contracts", "flowrl.scoring", "flowrl.recipe"}
-    | {"reward_models.parts", "flowrl.score_batches", "flowrl.score_cache", "flowrl.score_code"}
+    | {"reward_models.parts"}
     | LIGHT,
     "flowrl/commands": {"flowrl"},
     "flowrl/cli.py": {"flowrl"},
     "flowrl/__main__.py": {"flowrl.cli"},
 }
-# file or folder -> the third parties it may import, at any depth; any where none is named
+# room or file -> the third parties it may import, at any depth; any where none is named
 THIRD_PARTY: dict[str, set[str]] = {
     "samplers": {"torch"},
     "flowrl/names.py": set(),
-    "flowrl/parts.py": set(),
-    "flowrl/batches.py": set(),
+    "flowrl/terminal.py": {"rich"},
     "flowrl/contracts.py": {"torch"},
-    "flowrl/advantages.py": {"torch"},
-    "flowrl/learner.py": {"torch"},
-    "flowrl/objectives": {"torch"},
-    "flowrl/backward.py": {"torch"},
-    "flowrl/refill.py": {"torch"},
-    "flowrl/selection.py": {"torch"},
-    "flowrl/iterate.py": {"torch"},
-    "flowrl/evaluate.py": {"torch"},
-    "flowrl/departure.py": {"torch"},
-    "flowrl/statistics.py": {"torch"},
-    "flowrl/alarms.py": set(),
-    "flowrl/case.py": set(),
-    "flowrl/hacking.py": set(),
-    "flowrl/symptoms.py": set(),
-    "flowrl/watch.py": set(),
-    "flowrl/scoring.py": {"torch"},
-    "flowrl/lanes.py": set(),
+    "flowrl/core": {"torch"},
+    "flowrl/core/batches.py": set(),
+    "flowrl/watch": {"torch"},
+    "flowrl/watch/alarms.py": set(),
+    "flowrl/scoring/scorer.py": {"torch"},
+    "flowrl/scoring/lanes.py": set(),
     "flowrl/report": {"jinja2", "yaml", "PIL"},  # a page is made without torch
     "flowrl/scan/values.py": set(),  # values are refused before torch is loaded
     "flowrl/compare": {"jinja2", "yaml", "PIL", "rich", "scipy", "matplotlib"},
@@ -163,22 +101,22 @@ THIRD_PARTY: dict[str, set[str]] = {
     "flowrl/serve/worker.py": {"torch"},  # a worker knows no HTTP
     "flowrl/recipe": {"pydantic", "yaml"},  # a recipe is refused before torch is loaded
 }
-# file or folder -> third parties that it may import inside functions only
+# room or file -> third parties that it may import inside functions only
 LATE: dict[str, set[str]] = {
     "reward_models": HEAVY,  # a reward's packages are its own: whoever does not use it needs none of them
     "flowrl/cli.py": HEAVY | {"torch"},
     "flowrl/commands": HEAVY | {"torch"},
-    "flowrl/prompts.py": {"datasets", "torch"},
+    "flowrl/reading/prompts.py": {"datasets", "torch"},
     "flowrl/compare": {"matplotlib"},  # an extra
-    "flowrl/tracking.py": {"accelerate", "mlflow", "trackio"},  # a tracker's package is its own
+    "flowrl/runs/tracking.py": {"accelerate", "mlflow", "trackio"},  # a tracker's package is its own
 }
 # module -> the only files that may import it
 FRIENDS: dict[str, set[str]] = {
     "flowrl.cli": {"flowrl/__main__.py"},
     "flowrl.commands": {"flowrl/cli.py", "flowrl/commands"},
     "flowrl.serve": {"flowrl/commands", "flowrl/serve"},
-    "flowrl.run": {"flowrl/commands"},
-    "flowrl.loop": {"flowrl/run.py", "flowrl/commands"},
+    "flowrl.runs.start": {"flowrl/commands"},
+    "flowrl.runs.loop": {"flowrl/runs/start.py", "flowrl/commands"},
 }
 T = TypeVar("T")
 
@@ -274,25 +212,25 @@ def test_every_rule_is_about_something():
         ("samplers/new.py", "import diffusers"),
         ("samplers/new.py", "def f():\n    import numpy"),
         ("samplers/new.py", "from flowrl.contracts import Prompt"),
-        ("flowrl/iterate.py", "from flowrl.policies.pipeline import PipelinePolicy"),
-        ("flowrl/iterate.py", "from flowrl.recipe.schema import Recipe"),
-        ("flowrl/iterate.py", "from samplers.windows import Plan"),
-        ("flowrl/iterate.py", "from reward_models import shapes"),
-        ("flowrl/iterate.py", "from flowrl import policies"),
-        ("flowrl/iterate.py", "from . import policies"),
-        ("flowrl/iterate.py", "from .policies.pipeline import PipelinePolicy"),
-        ("flowrl/objectives/new.py", "from ..policies import gates"),
-        ("flowrl/iterate.py", "def f():\n    import transformers"),
-        ("flowrl/learner.py", "try:\n    import peft\nexcept ImportError:\n    pass"),
+        ("flowrl/core/iterate.py", "from flowrl.policies.pipelines.policy import PipelinePolicy"),
+        ("flowrl/core/iterate.py", "from flowrl.recipe.schema import Recipe"),
+        ("flowrl/core/iterate.py", "from samplers.windows import Plan"),
+        ("flowrl/core/iterate.py", "from reward_models import shapes"),
+        ("flowrl/core/iterate.py", "from flowrl import policies"),
+        ("flowrl/core/iterate.py", "from .. import policies"),
+        ("flowrl/core/iterate.py", "from ..policies.pipelines.policy import PipelinePolicy"),
+        ("flowrl/core/objectives/new.py", "from ...policies.pipelines import gates"),
+        ("flowrl/core/iterate.py", "def f():\n    import transformers"),
+        ("flowrl/core/learner.py", "try:\n    import peft\nexcept ImportError:\n    pass"),
         ("flowrl/contracts.py", "import importlib\nimportlib.import_module('flowrl.policies')"),
-        ("flowrl/policies/new.py", "def f():\n    from flowrl.iterate import iterate"),
+        ("flowrl/policies/new.py", "def f():\n    from flowrl.core.iterate import iterate"),
         ("flowrl/recipe/new.py", "import torch"),
         ("reward_models/new.py", "import transformers"),
         ("reward_models/new.py", "if True:\n    import open_clip"),
         ("reward_models/new.py", "class Reward:\n    from diffusers import DiffusionPipeline"),
-        ("flowrl/scoring.py", "from flowrl.cli import app"),
-        ("flowrl/run.py", "from flowrl import cli"),
-        ("flowrl/loading.py", "from flowrl.run import run"),
+        ("flowrl/scoring/scorer.py", "from flowrl.cli import app"),
+        ("flowrl/runs/start.py", "from flowrl import cli"),
+        ("flowrl/policies/loading.py", "from flowrl.runs.start import run"),
         ("flowrl/unheard_of.py", "import math"),
     ],
 )
@@ -308,7 +246,7 @@ def test_a_planted_import_is_seen(file: str, source: str):
         ("reward_models/new.py", "def f():\n    import transformers"),
         ("reward_models/new.py", "from PIL import Image\nfrom torchvision import transforms"),
         ("flowrl/policies/new.py", "import diffusers\nfrom samplers.windows import Plan"),
-        ("flowrl/objectives/new.py", "from .divergence import k3\nfrom ..contracts import Score"),
+        ("flowrl/core/objectives/new.py", "from .divergence import k3\nfrom ...contracts import Score"),
     ],
 )
 def test_an_allowed_import_is_not(file: str, source: str):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import families
 from flowrl import names
-from flowrl.sizes.rewards import DEFAULTS
+from flowrl.planning.sizes.rewards import DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from flowrl.commands.common import Overrides, RecipeArgument, quiet
 from flowrl.terminal import output_console, spoken
 
 if TYPE_CHECKING:
-    from flowrl.proofs.proof import Finding
+    from flowrl.checking.proofs.proof import Finding
 
 TITLE_WIDTH = 38
 
@@ -28,8 +28,8 @@ def check_command(
     console = output_console()
     with console.status("loading"):
         quiet()
-        from flowrl.check import check
-        from flowrl.proofs.proof import Finding
+        from flowrl.checking.check import check
+        from flowrl.checking.proofs.proof import Finding
 
     first: Finding | None = None
     with console.status("") as status:

@@ -42,7 +42,7 @@ def target_of(
     """
     from flowrl.recipe.load import load
     from flowrl.recipe.trust import load_run
-    from flowrl.weights import look
+    from flowrl.runs.weights import look
 
     folder = Path(target)
     overrides = ["track=null", *overrides]

@@ -134,8 +134,8 @@ def _plan(cells: "Sequence[Cell]", time_from: Path | None, jobs: int) -> None:
     quiet()
     from flowrl.compare import costs
     from flowrl.compare.tables import terminal
-    from flowrl.estimate import measured
-    from flowrl.inputs import read_prompts
+    from flowrl.planning.duration import measured
+    from flowrl.reading.inputs import read_prompts
 
     earlier = time_from or costs.earlier(cells)
     pace = None if earlier is None else measured(earlier)
@@ -148,7 +148,7 @@ def _plan(cells: "Sequence[Cell]", time_from: Path | None, jobs: int) -> None:
 def _run(cells: "Sequence[Cell]", jobs: int, output: Path) -> dict[Path, str]:
     """Runs what is left of the grid, showing it; ends the command after a signal."""
     from flowrl.compare.execute import execute, is_done, progress_of
-    from flowrl.stopping import Stopped, Stopping
+    from flowrl.runs.stopping import Stopped, Stopping
 
     console = output_console(soft_wrap=True)
     left = [cell for cell in cells if not is_done(cell)]

@@ -22,7 +22,7 @@ from flowrl.names import UserError
 from flowrl.terminal import output_console
 
 if TYPE_CHECKING:
-    from flowrl.evaluate import Evaluation
+    from flowrl.core.evaluate import Evaluation
     from flowrl.recipe.schema import Recipe
 
 Results = dict[str, "Evaluation"]  # "rewards", and with --base also "base" and "difference"
@@ -54,8 +54,8 @@ def evaluate_command(
     if output is not None and not output.parent.is_dir():
         raise UserError(f"--output: {output.parent} is no folder; name a file in one that is there")
     quiet()
-    from flowrl.planning import eval_plan, eval_words
-    from flowrl.stopping import staying
+    from flowrl.planning.costs import eval_plan, eval_words
+    from flowrl.runs.stopping import staying
 
     with staying():
         results = _score(recipe, run, weights, raw, base, save)
@@ -94,10 +94,10 @@ def _split(reward: str) -> tuple[str, str, str]:
 def _score(recipe: "Recipe", run: Path | None, weights: str, raw: bool, base: bool, save: Path | None) -> Results:
     """The evaluations that were asked for; the untrained model is scored before the weights are loaded over it."""
     from flowrl.build import Inputs, build_policy, build_scorer, set_up
-    from flowrl.evaluate import difference
-    from flowrl.inputs import load_prompts
-    from flowrl.sizes.calls import check_arguments
-    from flowrl.weights import load_weights
+    from flowrl.core.evaluate import difference
+    from flowrl.planning.sizes.calls import check_arguments
+    from flowrl.reading.inputs import load_prompts
+    from flowrl.runs.weights import load_weights
 
     set_up(recipe)
     check_arguments(recipe.model, recipe.pipeline)
@@ -124,7 +124,7 @@ def _score(recipe: "Recipe", run: Path | None, weights: str, raw: bool, base: bo
 
 def _evaluate(recipe: "Recipe", policy: Any, inputs: Any, save: Path | None) -> "Evaluation":
     """An evaluation on the recipe's own noise, whose samples are kept in `save` as they are drawn."""
-    from flowrl.heldout import evaluate_heldout
+    from flowrl.runs.heldout import evaluate_heldout
 
     kept = 0
 
@@ -139,9 +139,9 @@ def _evaluate(recipe: "Recipe", policy: Any, inputs: Any, save: Path | None) -> 
 
 def _keep(samples: Any, folder: Path, first: int) -> int:
     """Writes samples as 00000.png (or .txt, and .wav) and so on, in the order of the prompts; the next one's number."""
-    from flowrl.evaluate import picture_of
-    from flowrl.pictures import save_picture
-    from flowrl.sounds import save_sound
+    from flowrl.core.evaluate import picture_of
+    from flowrl.media.pictures import save_picture
+    from flowrl.media.sounds import save_sound
 
     pictures = picture_of(samples)
     try:

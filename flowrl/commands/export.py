@@ -76,7 +76,7 @@ def _kind(recipe: "Recipe", kind: Kind | None) -> str:
 
 def _prompts(recipe: "Recipe", number: int) -> "list[Prompt]":
     """The first held-out prompts, or training prompts where none are held out."""
-    from flowrl.inputs import load_prompts
+    from flowrl.reading.inputs import load_prompts
 
     source = recipe.prompts.heldout
     if source is None:

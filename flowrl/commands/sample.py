@@ -45,8 +45,8 @@ def sample(
     recipe, each = _as_many(recipe, number)
     quiet()
     from flowrl.contracts import Prompt
-    from flowrl.inputs import load_prompts
-    from flowrl.pictures import save_grid
+    from flowrl.media.pictures import save_grid
+    from flowrl.reading.inputs import load_prompts
 
     wanted = [Prompt(text, text) for text in own]
     wanted += [] if prompts is None else load_prompts(recipe, prompts, "heldout", limit)
@@ -80,7 +80,7 @@ def _as_many(recipe: "Recipe", number: int | None) -> "tuple[Recipe, int]":
 
 def _policy(recipe: "Recipe", run: Path | None, weights: str, raw: bool) -> Any:
     from flowrl.build import build_policy, set_up
-    from flowrl.weights import load_weights
+    from flowrl.runs.weights import load_weights
 
     set_up(recipe)
     policy = build_policy(recipe)
@@ -98,9 +98,9 @@ def _draw(
     """
     import torch
 
-    from flowrl.evaluate import picture_of
-    from flowrl.planning import eval_plan
-    from flowrl.sounds import save_sound
+    from flowrl.core.evaluate import picture_of
+    from flowrl.media.sounds import save_sound
+    from flowrl.planning.costs import eval_plan
 
     pictures: list[Any] = []
     texts: list[str] = []

@@ -17,7 +17,7 @@ from flowrl.names import UserError
 from flowrl.terminal import output_console
 
 if TYPE_CHECKING:
-    from flowrl.evaluate import Mean
+    from flowrl.core.evaluate import Mean
     from flowrl.recipe.schema import Recipe
     from flowrl.scan.result import Scan
     from flowrl.scan.values import Choice
@@ -58,7 +58,7 @@ def scan_command(
     key, found = choices(recipe, values, more)
     _look(found[0].recipe, model_run, weights)
     quiet()
-    from flowrl.rundir import fresh
+    from flowrl.runs.folder import fresh
     from flowrl.scan import page
     from flowrl.scan.draw import refuse_equal
     from flowrl.scan.result import write
@@ -79,7 +79,7 @@ def _look(recipe: "Recipe", run: Path | None, weights: str) -> None:
     """Raises UserError where the weights of a run are not there, or do not belong to the recipe's model."""
     from flowrl.recipe.changes import changes
     from flowrl.recipe.load import written
-    from flowrl.weights import look
+    from flowrl.runs.weights import look
 
     if run is None:
         if weights != "final":
@@ -114,11 +114,11 @@ def _scan(
     weights: str,
 ) -> "Scan":
     from flowrl.build import build_policy, read_inputs, set_up
-    from flowrl.inputs import cursor_over
+    from flowrl.reading.inputs import cursor_over
+    from flowrl.runs.weights import load_weights
     from flowrl.scan.advice import advise
     from flowrl.scan.draw import draw, measured, setting
     from flowrl.scan.result import Scan, reference
-    from flowrl.weights import load_weights
 
     recipe = found[0].recipe
     set_up(recipe)

@@ -40,10 +40,10 @@ def run(
         _plan(checked, seconds_per_forward, time_from)
         return
     quiet()
-    from flowrl.loop import Alarmed
-    from flowrl.run import run as run_recipe
-    from flowrl.rundir import newest
-    from flowrl.stopping import Stopped
+    from flowrl.runs.folder import newest
+    from flowrl.runs.loop import Alarmed
+    from flowrl.runs.start import run as run_recipe
+    from flowrl.runs.stopping import Stopped
 
     folder = Path(named[-1]) if named else newest(Path(checked.output or "")) if resume else None
     if folder is None and resume:
@@ -62,16 +62,16 @@ def run(
 
 def _plan(recipe: "Recipe", forward: float | None, earlier: Path | None) -> None:
     """Prints what the recipe will do, what it takes, and how long where a pace is given."""
-    from flowrl.estimate import assumed, measured, time_text
+    from flowrl.planning.duration import assumed, measured, time_text
 
     if forward is not None and (forward <= 0 or earlier is not None):
         given = f"got {forward:g}" + (" and --time-from" if earlier is not None else "")
         raise UserError(f"--seconds-per-forward: {given}, accepted: a number > 0, or --time-from instead; give one")
     pace = measured(earlier) if earlier is not None else None if forward is None else assumed(recipe, forward)
     hush()
-    from flowrl.inputs import overlap, planned_prompts
-    from flowrl.planning import describe
-    from flowrl.sizes.text import describe_sizes
+    from flowrl.planning.costs import describe
+    from flowrl.planning.sizes.text import describe_sizes
+    from flowrl.reading.inputs import overlap, planned_prompts
 
     train, heldout, gone = planned_prompts(recipe)
     counts = [None if part is None else len(part) for part in (train, heldout)]

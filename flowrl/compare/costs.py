@@ -6,8 +6,8 @@ from pathlib import Path
 from flowrl.compare.execute import is_done
 from flowrl.compare.grid import UNLIMITED, Cell
 from flowrl.compare.tables import Words
-from flowrl.estimate import Pace, duration
-from flowrl.planning import arithmetic
+from flowrl.planning.costs import arithmetic
+from flowrl.planning.duration import Pace, duration
 from flowrl.recipe.schema import Recipe
 from flowrl.terminal import spoken
 

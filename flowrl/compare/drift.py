@@ -5,7 +5,8 @@ distance     root mean square over pixels between the ODE samples of the base mo
              samples, in [0, 1]; the diversity within a group is on the same scale
 kl           exact divergence of the trained model's step from the base model's, a latent element, mean over the steps
              of stochastic rollouts of the trained model (of a language model: a token, over the vocabulary)
-diversity    samples/diversity, or samples/distinct of texts (see flowrl/statistics.py), of groups drawn for one prompt
+diversity    samples/diversity, or samples/distinct of texts (flowrl/watch/sample_statistics.py), of groups drawn for
+             one prompt
 """
 
 import hashlib
@@ -19,16 +20,16 @@ import torch
 
 from flowrl.build import AnyPolicy, build_policy, set_up
 from flowrl.contracts import Prompt, Samples
-from flowrl.departure import divergence
-from flowrl.evaluate import picture_of
-from flowrl.inputs import load_prompts
-from flowrl.planning import eval_plan, plan_for
+from flowrl.core.departure import divergence
+from flowrl.core.evaluate import picture_of
+from flowrl.core.refill import joined_samples
+from flowrl.planning.costs import eval_plan, plan_for
+from flowrl.reading.inputs import load_prompts
 from flowrl.recipe.load import load
 from flowrl.recipe.schema import Recipe, Sampler, Track
-from flowrl.refill import joined_samples
 from flowrl.report.evaluations import spread
-from flowrl.statistics import sample_statistics
-from flowrl.weights import final_weights, load_weights
+from flowrl.runs.weights import final_weights, load_weights
+from flowrl.watch.sample_statistics import sample_statistics
 
 CACHE = "compare.json"
 SEED = 3 * 2**32  # added to the recipe's: neither training's noise nor that of evaluations

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from flowrl.compare.grid import Cell, write
 from flowrl.report.read import read
-from flowrl.stopping import Stopping
+from flowrl.runs.stopping import Stopping
 from flowrl.terminal import spoken
 
 PATIENCE = 0.1  # seconds between two looks at the processes

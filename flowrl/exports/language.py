@@ -15,11 +15,11 @@ from torch import Tensor
 
 from flowrl import names
 from flowrl.contracts import Prompt
-from flowrl.devices import device_of
-from flowrl.loading import load_language
-from flowrl.planning import eval_plan
-from flowrl.policies.chat import Encoder
-from flowrl.policies.language import LanguagePolicy, stop_ids
+from flowrl.planning.costs import eval_plan
+from flowrl.policies.devices import device_of
+from flowrl.policies.language.chat import Encoder
+from flowrl.policies.language.policy import LanguagePolicy, stop_ids
+from flowrl.policies.loading import load_language
 from flowrl.recipe.schema import Recipe
 
 

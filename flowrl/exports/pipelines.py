@@ -14,16 +14,16 @@ from torch import Tensor
 
 from flowrl import names
 from flowrl.contracts import Prompt
-from flowrl.devices import device_of
-from flowrl.loading import load_pipeline
-from flowrl.planning import eval_plan
+from flowrl.planning.costs import eval_plan
 from flowrl.policies import adapters
-from flowrl.policies.arguments import call_arguments
-from flowrl.policies.dressing import modules_of
-from flowrl.policies.first_order import once_a_level, without_memory
-from flowrl.policies.layouts import media_of
+from flowrl.policies.devices import device_of
+from flowrl.policies.loading import load_pipeline
 from flowrl.policies.noise import Key, start_generators
-from flowrl.policies.pipeline import PipelinePolicy
+from flowrl.policies.pipelines.arguments import call_arguments
+from flowrl.policies.pipelines.first_order import once_a_level, without_memory
+from flowrl.policies.pipelines.layouts import media_of
+from flowrl.policies.pipelines.policy import PipelinePolicy
+from flowrl.policies.pipelines.working_copy import modules_of
 from flowrl.recipe.schema import Recipe
 
 

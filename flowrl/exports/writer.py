@@ -17,9 +17,9 @@ from flowrl.contracts import Prompt
 from flowrl.exports import language, pipelines
 from flowrl.exports.card import card
 from flowrl.names import UserError
-from flowrl.policies.pipeline import PipelinePolicy
+from flowrl.policies.pipelines.policy import PipelinePolicy
 from flowrl.recipe.schema import Recipe
-from flowrl.weights import load_weights
+from flowrl.runs.weights import load_weights
 
 # Largest difference of a sample's values (pixels in [0, 1]) that --verify accepts, by the dtype of the weights. In
 # half precision a plain pipeline also rounds its latents at every step, where the policy keeps them in float32.

@@ -14,8 +14,8 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from flowrl.policies.dressing import modules_of
 from flowrl.policies.errors import PolicyError
+from flowrl.policies.pipelines.working_copy import modules_of
 
 DENOISERS = ("transformer", "transformer_2", "unet")  # components that are trained where a recipe names none
 ADAPTER = "default"

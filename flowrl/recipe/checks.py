@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from flowrl import names
-from flowrl.alarms import ALARMS
 from flowrl.recipe.annotations import misfit
 from flowrl.recipe.calls import check_modules, check_types, check_values, is_finite, read_json
-from flowrl.recipe.emphasis import check_emphasis
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.language import check_kind, kind_of, stranger
-from flowrl.recipe.paths import check_path
+from flowrl.recipe.objectives import check_emphasis
 from flowrl.recipe.presets import PRESETS
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.schedules import check_schedule
 from flowrl.recipe.schema import Objective, Recipe
+from flowrl.recipe.steps import check_path
 from flowrl.recipe.trackers import check_trackers
 from flowrl.recipe.trees import check_tree
 from flowrl.recipe.windows import check_window
+from flowrl.watch.alarms import ALARMS
 
 # Arguments of a pipeline's __call__ that flowrl passes itself, and the key that sets them instead.
 OWN_ARGUMENTS = {

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ValidationError
 from flowrl import names
 from flowrl.recipe import scalars
 from flowrl.recipe.checks import check
+from flowrl.recipe.default_noise import with_noise
 from flowrl.recipe.errors import RecipeError, first_of, model_of, show, translate, unknown_key
 from flowrl.recipe.language import DENOISING, refuse_denoising
-from flowrl.recipe.noise import with_noise
 from flowrl.recipe.places import check_places
 from flowrl.recipe.presets import with_preset
 from flowrl.recipe.schema import Recipe

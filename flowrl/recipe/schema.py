@@ -61,7 +61,7 @@ class Generation(Strict):
 
 
 class Advantage(Strict):
-    """The arguments of flowrl.advantages.advantages, which explains them."""
+    """The arguments of flowrl.core.advantages.advantages, which explains them."""
 
     baseline: Literal["group", "batch", "none", "leave_one_out"] = key("group", "group, batch, none or leave_one_out")
     scale: Literal["group", "batch", "batch_centered", "whiten", "none"] = key(
@@ -203,8 +203,8 @@ class Checkpoints(Strict):
 
 
 class Watch(Strict):
-    """Alarms during training (flowrl/watch.py lists them). on_alarm: warn goes on, stop ends the run, rollback returns
-    to the best checkpoint, multiplies the learning rate by `lower`, and stops after `rollbacks` of them.
+    """Alarms during training (flowrl/watch/watchdog.py lists them). on_alarm: warn goes on, stop ends the run, rollback
+    returns to the best checkpoint, multiplies the learning rate by `lower`, and stops after `rollbacks` of them.
 
     patience: iterations that a condition has to last. ignore: alarms that never ring. kl: how many times its running
     median a divergence may reach. collapse: share of its best by which the held-out reward may fall. drift: factor by

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from flowrl.build import AnyPolicy, build_dynamics
-from flowrl.composite import Conditions, counted
 from flowrl.contracts import Prompt, Samples
-from flowrl.evaluate import mean, picture_of
-from flowrl.planning import eval_plan, plan_for
-from flowrl.policies.chat import Encoder
-from flowrl.policies.language import LanguagePolicy
+from flowrl.core.evaluate import mean, picture_of
+from flowrl.planning.costs import eval_plan, plan_for
+from flowrl.policies.language.chat import Encoder
+from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.schema import Recipe
 from flowrl.scan.measures import Row, by_prompt, deviation, paired, spreads
 from flowrl.scan.values import Choice
-from flowrl.statistics import sample_statistics
+from flowrl.scoring.gates import Conditions, counted
+from flowrl.watch.sample_statistics import sample_statistics
 
 Score = Callable[[Samples], dict[str, Tensor]]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flowrl.advantages import group_stats
-from flowrl.evaluate import Mean, mean
+from flowrl.core.advantages import group_stats
+from flowrl.core.evaluate import Mean, mean
 
 SHOWN = 2.0  # standard errors of a difference from which on it counts as shown, as in reports
 

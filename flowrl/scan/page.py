@@ -9,8 +9,8 @@ from typing import Any
 import jinja2
 
 from flowrl import __version__
-from flowrl.evaluate import Mean
-from flowrl.pictures import image
+from flowrl.core.evaluate import Mean
+from flowrl.media.pictures import image
 from flowrl.recipe.load import dump
 from flowrl.report import numerals, page
 from flowrl.report.figures import WIDTH, Chart, Curve, Frame, draw

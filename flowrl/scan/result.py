@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from flowrl import __version__
-from flowrl.evaluate import Mean
-from flowrl.pictures import save_grid
+from flowrl.core.evaluate import Mean
+from flowrl.media.pictures import save_grid
 from flowrl.recipe.schema import Recipe
 from flowrl.scan.advice import Advice, as_number
 from flowrl.scan.draw import Shot

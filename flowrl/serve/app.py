@@ -20,7 +20,7 @@ from flowrl.serve import health
 from flowrl.serve.config import Config
 from flowrl.serve.ledger import Conflict, Ledger
 from flowrl.serve.pool import Full, Lost, Pool, TooSlow
-from reward_models.parts.protocol import JSON, REQUEST_ID, REWARDS, SCORE, TENSORS, VERSION
+from reward_models.parts.remote.protocol import JSON, REQUEST_ID, REWARDS, SCORE, TENSORS, VERSION
 
 RETRY_AFTER = "1"  # seconds
 FULL = "all workers are busy and the queue is full"

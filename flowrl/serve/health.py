@@ -6,7 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from flowrl import __version__
-from reward_models.parts.protocol import VERSION
+from reward_models.parts.remote.protocol import VERSION
 
 if TYPE_CHECKING:
     from flowrl.serve.config import Config

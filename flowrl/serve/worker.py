@@ -10,14 +10,15 @@ from typing import Any, BinaryIO
 
 import torch
 
-from flowrl import score_code, scoring
 from flowrl.contracts import Samples
 from flowrl.recipe.rewards import RewardSpec
-from flowrl.score_batches import faults
-from flowrl.score_cache import identity
+from flowrl.scoring.batches import faults
+from flowrl.scoring.cache import identity
+from flowrl.scoring.code import digest
+from flowrl.scoring.scorer import RewardError, Scorer, load
 from flowrl.serve import frames
-from reward_models.parts.protocol import VERSION
-from reward_models.parts.wire import Limits, Malformed, decode
+from reward_models.parts.remote.protocol import VERSION
+from reward_models.parts.remote.wire import Limits, Malformed, decode
 
 WORSE = ("ok", "unscored", "error")
 
@@ -35,19 +36,19 @@ class Rewards:
     """The rewards of a server. Which failures matter is for the client's recipe to say: here none stops anything."""
 
     def __init__(self, specs: Mapping[str, RewardSpec], device: str):
-        """Loads them. Raises scoring.RewardError where one cannot be set up."""
+        """Loads them. Raises RewardError where one cannot be set up."""
         place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.scorers = {}
-        for name, loaded in scoring.load(specs).items():
+        for name, loaded in load(specs).items():
             alone = replace(loaded, weight=1.0, required=False, when=None, gate=None, overlap=False)
-            self.scorers[name] = scoring.Scorer({name: alone}, device=place)
+            self.scorers[name] = Scorer({name: alone}, device=place)
 
     def describe(self, specs: Mapping[str, RewardSpec]) -> dict[str, dict[str, Any]]:
         """What clients are told of each: use, whether it needs whole groups, and what tells its code and files."""
         told = {}
         for name, scorer in self.scorers.items():
             reward, spec = scorer.rewards[name], specs[name]
-            code = identity(spec.use, spec.args, score_code.digest(reward.call))
+            code = identity(spec.use, spec.args, digest(reward.call))
             told[name] = {"use": spec.use, "groupwise": reward.groupwise, "identity": code}
         return told
 
@@ -106,7 +107,7 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
     limits = Limits(setup["max_items"], setup["max_pixels"])
     try:
         rewards = Rewards(specs, setup["device"])
-    except (scoring.RewardError, ValueError) as error:
+    except (RewardError, ValueError) as error:
         frames.write(sink, _dumps({"error": " ".join(str(error).split())}))
         return
     frames.write(sink, _dumps({"rewards": rewards.describe(specs)}))

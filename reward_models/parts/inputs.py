@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from flowrl.pictures import extremes, in_range
+from flowrl.media.pictures import extremes, in_range
 
 
 def pictures(reward: str, samples: Samples) -> Tensor:

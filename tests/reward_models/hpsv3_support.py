@@ -7,7 +7,7 @@ import torch
 from qwen2vl_support import WIDTH, chats, model, old_names, published_states, save
 from safetensors.torch import save_file
 
-from reward_models.parts.instructions import HPSV3
+from reward_models.parts.judge.instructions import HPSV3
 
 PIXELS = 16 * 24
 SIZES: dict[str, Any] = {"min_pixels": PIXELS, "max_pixels": PIXELS, "dtype": "float32"}

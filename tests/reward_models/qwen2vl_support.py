@@ -8,7 +8,7 @@ import torch
 import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from reward_models.parts import instructions
+from reward_models.parts.judge import instructions
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
 SPECIALS += ["<|image_pad|>", "<|video_pad|>"]

@@ -8,7 +8,7 @@ import torch
 from flowrl import names
 from flowrl.contracts import Prompt, Samples
 from flowrl.recipe.schema import RewardSpec
-from flowrl.scoring import RewardError, Scorer, load
+from flowrl.scoring.scorer import RewardError, Scorer, load
 from reward_models.answers import answer_format, exact_match, math_answer, truth
 
 

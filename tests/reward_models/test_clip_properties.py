@@ -13,9 +13,9 @@ from clip_support import TEXTS, Made, asked, pixels
 from flowrl import names
 from flowrl.contracts import Prompt, Samples
 from flowrl.recipe.schema import RewardSpec
-from flowrl.scoring import RewardError, Scorer, load
-from reward_models.parts.beauty import Beauty
+from flowrl.scoring.scorer import RewardError, Scorer, load
 from reward_models.parts.frames import evenly
+from reward_models.parts.preference.beauty import Beauty
 
 REWARDS = ("clip_score", "pick_score", "hpsv2", "aesthetic", "aesthetic_v25")
 

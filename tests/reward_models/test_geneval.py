@@ -16,9 +16,9 @@ import detector_support
 from flowrl import names
 from flowrl.contracts import Prompt, Samples
 from reward_models.geneval import geneval
-from reward_models.parts import geneval_rules as rules
-from reward_models.parts import instances
-from reward_models.parts.instances import Instance
+from reward_models.parts.vision import geneval_rules as rules
+from reward_models.parts.vision import instances
+from reward_models.parts.vision.instances import Instance
 
 KINDS = ("cat", "dog", "motorcycle", "computer mouse", "cup", "tv")
 SIZE = (48, 64)  # height, width

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import golden
-from reward_models.parts import geneval_rules as rules
-from reward_models.parts.geneval_rules import COLOURS, RELATIONS, Clause, Detection, Task
+from reward_models.parts.vision import geneval_rules as rules
+from reward_models.parts.vision.geneval_rules import COLOURS, RELATIONS, Clause, Detection, Task
 
 
 def box(x: float, y: float, colour: str | None = None, side: float = 20.0) -> Detection:

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from flowrl.contracts import Prompt, Samples
 from reward_models.hpsv3 import hpsv3
-from reward_models.parts import qwen2vl
-from reward_models.parts.instructions import HPSV3
+from reward_models.parts.judge.instructions import HPSV3
+from reward_models.parts.preference import qwen2vl
 
 CAPTIONS = ["a cat", "two red {squares} above a circle, on a table, in the morning", "B"]
 

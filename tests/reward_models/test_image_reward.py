@@ -11,7 +11,7 @@ from PIL import Image
 
 from flowrl.contracts import Prompt, Samples
 from reward_models.image_reward import image_reward
-from reward_models.parts import blip
+from reward_models.parts.embedding import blip
 
 CAPTIONS = ["a cat", "B", "a b c d e f g h i j k l m n o p q r s t u v w x y z a b c d e f g h i j k l m n o p"]
 

@@ -16,8 +16,9 @@ from transformers import AutoImageProcessor, AutoModel, ViTConfig, ViTForImageCl
 
 import detector_support
 import golden
-from flowrl import names, prompts
+from flowrl import names
 from flowrl.contracts import Prompt, Samples
+from flowrl.reading import prompts
 from reward_models.image_similarity import clip_i, dino_similarity
 from reward_models.subject_harmonic import harmonic, subject_harmonic
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import judge_support as support
-from reward_models.parts.openai_client import Answer, Client, Server, read
+from reward_models.parts.judge.openai_client import Answer, Client, Server, read
 from reward_models.server_judge import server_judge
 
 GOOD = support.completion("yes", top=[("Yes", -0.1), ("No", -2.5)])

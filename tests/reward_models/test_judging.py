@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import golden
-from reward_models.parts import judging
+from reward_models.parts.judge import judging
 
 SCALE = (1.0, 5.0)
 

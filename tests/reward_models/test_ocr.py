@@ -14,7 +14,7 @@ from flowrl.contracts import Prompt, Samples
 from golden import cases, check
 from ocr_support import WORDS, asked, placed, written
 from reward_models.ocr import agreement, ocr, targets
-from reward_models.parts.reading import Reader, reading_order
+from reward_models.parts.judge.reading import Reader, reading_order
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from flowrl.contracts import Prompt, Samples
 from reward_models.optical_flow import optical_flow
-from reward_models.parts.flow import Flow, warped
+from reward_models.parts.vision.flow import Flow, warped
 
 
 def texture(height: int, width: int, seed: int = 0, blur: float = 3.0) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 import judge_support as support
 from flowrl import names
 from reward_models.pairwise_judge import pairwise_judge
-from reward_models.parts import pairs
+from reward_models.parts.judge import pairs
 
 LEVELS = torch.tensor([0.2, 0.8, 0.4, 0.6])
 

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 import golden
+from reward_models.parts.embedding.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from reward_models.parts.inputs import as_pil
-from reward_models.parts.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 
 SIZES = [(32, 32), (40, 57), (57, 40), (31, 200), (20, 24), (33, 32), (3, 5), (97, 96)]
 

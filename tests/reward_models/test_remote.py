@@ -14,10 +14,11 @@ import torch
 
 from flowrl.contracts import Prompt, Samples
 from flowrl.recipe.rewards import RewardSpec
-from flowrl.scoring import Scorer, load
+from flowrl.scoring.scorer import Scorer, load
 from judge_support import Quiet
-from reward_models.parts import servers, wire
-from reward_models.parts.protocol import JSON, REQUEST_ID, SCORE, TENSORS
+from reward_models.parts.judge import servers
+from reward_models.parts.remote import wire
+from reward_models.parts.remote.protocol import JSON, REQUEST_ID, SCORE, TENSORS
 from reward_models.remote import remote
 from serving import pictures, reds
 

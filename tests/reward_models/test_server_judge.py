@@ -8,10 +8,10 @@ import torch
 import judge_support as support
 from flowrl import names
 from flowrl.recipe.schema import RewardSpec
-from flowrl.scoring import Scorer, load
+from flowrl.scoring.scorer import Scorer, load
 from reward_models.pairwise_judge import pairwise_judge
 from reward_models.parts.inputs import as_pil
-from reward_models.parts.judging import GUARD
+from reward_models.parts.judge.judging import GUARD
 from reward_models.server_judge import server_judge
 from reward_models.unified_reward import unified_reward
 from reward_models.vlm_judge import vlm_judge

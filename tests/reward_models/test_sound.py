@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Prompt, Samples
-from flowrl.statistics import sample_statistics
-from reward_models.parts import tones
+from flowrl.watch.sample_statistics import sample_statistics
+from reward_models.parts.vision import tones
 from reward_models.sound import sound_level, spectral_centroid
 
 RATE = 8000

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flowrl.contracts import Prompt, Samples
-from flowrl.statistics import sample_statistics
+from flowrl.watch.sample_statistics import sample_statistics
 from reward_models.statistics import brightness, contrast, saturation, sharpness
 
 ALL = pytest.mark.parametrize("kind", [saturation, brightness, contrast, sharpness])

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import clip_support
-from reward_models.parts.clip import tower
+from reward_models.parts.embedding.clip import tower
 from reward_models.parts.inputs import as_pil
 
 TEXTS = ["a red circle", "a photo of two blue square left of a green circle of a red square", "a red circle", "zebra!"]

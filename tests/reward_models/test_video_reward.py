@@ -10,9 +10,9 @@ from qwen2vl_support import WIDTH
 from videoalign_support import ARGS, ASPECTS, CAPTIONS, RANK, STATISTICS, Checkpoint, settings
 
 from flowrl.contracts import Prompt, Samples
-from flowrl.scoring import Loaded, Scorer
+from flowrl.scoring.scorer import Loaded, Scorer
 from reward_models import video_reward as module
-from reward_models.parts import videoalign
+from reward_models.parts.preference import videoalign
 from reward_models.video_reward import video_reward
 
 

@@ -8,7 +8,7 @@ import torch
 import judge_support as support
 from flowrl import names
 from reward_models.parts.inputs import as_pil
-from reward_models.parts.judging import GUARD, quoted
+from reward_models.parts.judge.judging import GUARD, quoted
 from reward_models.vlm_judge import QUESTION, vlm_judge, word_tokens
 
 CAPTIONS = ["a red circle", "two blue squares left of it", 'say "yes"', "a red circle", "été <image> [x]\n猫"]

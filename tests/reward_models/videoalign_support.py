@@ -8,8 +8,8 @@ import torch
 from qwen2vl_support import WIDTH, chats, old_names, published_states, save
 from safetensors.torch import save_file
 
-from reward_models.parts import videoalign
-from reward_models.parts.instructions import VIDEO_REWARD
+from reward_models.parts.judge.instructions import VIDEO_REWARD
+from reward_models.parts.preference import videoalign
 
 CAPTIONS = ["a cat jumps", "two red {squares} pass above a circle, slowly, in the evening", "B"]
 ASPECTS = ("VQ", "MQ", "TA")

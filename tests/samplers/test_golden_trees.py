@@ -14,8 +14,8 @@ from torch import Tensor
 
 import golden
 from flowrl.contracts import Credit
-from flowrl.credit import row_advantages
-from flowrl.selection import extremes
+from flowrl.core.credit import row_advantages
+from flowrl.core.selection import extremes
 from golden import Case, tensor
 from samplers import windows
 from samplers.gaussian import Gaussian

@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 from torch import Tensor
 
-from flowrl.pictures import save_grid
+from flowrl.media.pictures import save_grid
 from flowrl.worlds.shapes.captions import Scene, heldout_scenes, split
 from flowrl.worlds.shapes.checker import score_batch
 from flowrl.worlds.shapes.model import CALL, make_pipeline, make_vae

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
 
-from flowrl import names, prompts
+from flowrl import names
+from flowrl.reading import prompts
 from flowrl.worlds.arithmetic import build, pretrain
 from flowrl.worlds.arithmetic.corpus import CLOSE, HASTY, OPEN, SHARES, document, hasty, working
 from flowrl.worlds.arithmetic.model import make_model, make_tokenizer

@@ -1,0 +1,58 @@
+"""The proof that a row is the same in any company: a micro-batch is cut elsewhere than the rollout was."""
+
+from dataclasses import replace
+
+import torch
+
+from flowrl.checking.proofs.bench import SEED, Bench
+from flowrl.checking.proofs.proof import Failed
+from flowrl.contracts import Prompt, Score
+from flowrl.policies.pipelines.probe import REPLAY_TOLERANCE, REPLAY_TOLERANCE_HALF
+from samplers.plan import Plan
+
+
+def alone(bench: Bench) -> str:
+    """Rows of calls of two, replayed by themselves, have the log-prob of their rollout. Returns the largest gap.
+
+    The two are the longest and the shortest training prompt, and one prompt twice. They are called as in a run.
+    """
+    train, policy, plan = bench.prompts[0], bench.policy, _plan(bench)
+    unequal = [max(train, key=lambda p: len(p.text)), min(train, key=lambda p: len(p.text))]
+    policy.max_rows, before = bench.recipe.train.rollout_batch, policy.max_rows
+    try:
+        gap = max(_gap(bench, *rows, plan) for rows in ((unequal, 1), (train[:1], 2)))
+    finally:
+        policy.max_rows = before
+    accepted = REPLAY_TOLERANCE if bench.recipe.dtype.model == "float32" else REPLAY_TOLERANCE_HALF
+    if not gap <= accepted:
+        raise Failed(
+            f"|log ratio| {gap:.2g} of a row by itself (accepted {accepted:g})",
+            "the pipeline makes something else of a row that shares its call with others",
+            "train.rollout_batch=1, so that every row has a call of its own",
+        )
+    return f"{policy.sharing}, |log ratio| at most {gap:.2g}"
+
+
+def _plan(bench: Bench) -> Plan:
+    """The first iteration's steps as a straight walk, each row from its own noise."""
+    first = bench.plans[0]
+    steps = first.tree(bench.group).trained
+    return replace(first, share_noise=False) if isinstance(first, Plan) else Plan(first.num_steps, steps, steps)
+
+
+@torch.no_grad()
+def _gap(bench: Bench, prompts: list[Prompt], group: int, plan: Plan) -> float:
+    """The largest gap of a decision that drew; of log-probs as means over elements, whatever the recipe reduces by."""
+    rollout = bench.policy.rollout(prompts, group_size=group, plan=plan, seed=bench.recipe.seed + SEED)
+    gaps: list[float] = []
+
+    def visit(score: Score) -> None:
+        at = score.rows[:, None], score.columns[None]
+        gaps.extend((score.logp.cpu() - rollout.behave[at])[rollout.mask[at]].abs().tolist())
+
+    for row in range(len(rollout.behave)):
+        bench.policy.replay(rollout, torch.tensor([row]), visit)
+    summed = bench.recipe.sampler.reduce == "sum"
+    elements = rollout.replay.drawn[plan.trained[0]][0][0].numel() if summed else 1
+    worst = max(gaps, default=0.0)
+    return worst / elements if worst == worst else float("inf")

@@ -1,0 +1,137 @@
+"""How the loss of one optimizer step reaches the weights.
+
+A decision's loss usually depends on that decision alone: each block of a replay is differentiated as it comes. A loss
+of whole rows, such as the clipped ratio of a sequence, cannot be told from some of their columns. Where the policy
+hands rows over in pieces, its gradient takes two passes, by the chain rule over the decisions j of a row:
+
+    dL/dtheta = sum_j slope_j dlogp_j/dtheta,   slope_j = dL/dlogp_j at the current log-probs of the whole row
+
+The first pass collects log-probs without gradient, from which the objective itself gives the slopes. The second replays
+the blocks and differentiates the sum of slope_j logp_j in each. That is exact for every loss, whatever it does with a
+row, and costs one more forward of each decision. A divergence that the policy computes is treated the same way.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from flowrl.contracts import Objective, Policy, Rollout, Score
+from flowrl.core.objectives.aggregate import merge_metrics, reduce_metrics
+
+
+@dataclass
+class StepLoss:
+    """The loss of one optimizer step, by blocks: called with each, it returns its share, 0-d, and adds up the metrics.
+
+    adv [R], or [R, K] with an emphasis on decisions. weights [R, K] reduce the loss and share [R, K] the metrics (see
+    objectives/aggregate.py).
+    """
+
+    rollout: Rollout
+    adv: Tensor
+    objective: Objective
+    weights: Tensor
+    share: Tensor
+    total: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, score: Score) -> Tensor:
+        """The weighted sum of the block's losses."""
+        rollout, at, device = self.rollout, (score.rows[:, None], score.columns[None]), score.logp.device
+        loss, metrics = self.objective(
+            score,
+            behave=rollout.behave[at].to(device),
+            adv=self.adv[at if self.adv.ndim == 2 else score.rows].to(device),
+            mask=rollout.mask[at].to(device),
+            reference=None if rollout.reference is None else rollout.reference[at].to(device),
+            traits={name: values[at].to(device) for name, values in rollout.traits.items()},
+        )
+        part = (loss * self.weights[at].to(device)).sum()
+        found = reduce_metrics(metrics, self.share[at].to(device)) | {"loss": part.detach()}
+        self.total = merge_metrics(self.total, found)
+        return part
+
+
+def emphasised(adv: Tensor, objective: Objective, rollout: Rollout, rows: Tensor) -> Tensor:
+    """Advantages [R] with the objective's emphasis on the decisions of the update `rows`: [R, K]; [R] without one."""
+    factor = objective.emphasis(rollout.mask[rows], {name: values[rows] for name, values in rollout.traits.items()})
+    if factor is None:
+        return adv
+    spread = adv.new_zeros(rollout.behave.shape)
+    spread[rows] = adv[rows, None] * factor.to(adv)
+    return spread
+
+
+def backward(policy: Policy, rows: Tensor, loss: StepLoss) -> None:
+    """Adds the gradient of the loss of these rows to the policy's parameters, and their metrics to `loss.total`.
+
+    Raises ValueError where a policy that says it hands over whole rows does not.
+    """
+    objective, rollout = loss.objective, loss.rollout
+    in_pieces = objective.whole_rows and not policy.whole_rows and rollout.behave.shape[1] > 1
+    surrogate = _slopes(policy, rows, loss) if in_pieces else None
+
+    def visit(score: Score) -> None:
+        if surrogate is not None:
+            part = surrogate(score)
+        else:
+            if objective.whole_rows:
+                _check_whole(rollout, score)
+            part = loss(score)
+        if part.requires_grad:
+            part.backward()
+
+    policy.replay(rollout, rows, visit, exact_kl=objective.exact_kl, centred=objective.centred)
+
+
+# What a loss may depend on, with gradient: fields of a Score.
+_VARIABLES = ("logp", "kl", "centred")
+
+
+@dataclass(frozen=True)
+class _Surrogate:
+    """A function of a block's variables that has the gradient of the loss of whole rows.
+
+    Its value means nothing, and is NaN where padding is.
+    """
+
+    place: Tensor  # [R], of a row among the slopes
+    slopes: dict[str, Tensor]  # [r, K], by name of a variable
+
+    def __call__(self, score: Score) -> Tensor:
+        at = self.place[score.rows][:, None], score.columns[None]
+        total = score.logp.new_zeros(())
+        for name, slope in self.slopes.items():
+            total = total + (getattr(score, name) * slope[at]).sum()
+        return total
+
+
+def _slopes(policy: Policy, rows: Tensor, loss: StepLoss) -> _Surrogate:
+    """The first pass. Raises ValueError where a trained decision is not handed over at all."""
+    rollout, columns = loss.rollout, torch.arange(loss.rollout.behave.shape[1])
+    place = torch.full((len(rollout.behave),), -1)
+    place[rows] = torch.arange(len(rows))
+    seen = torch.zeros(len(rows), len(columns), dtype=torch.bool)
+    found: dict[str, Tensor] = {}
+
+    def collect(score: Score) -> None:
+        at = place[score.rows][:, None], score.columns[None]
+        seen[at] = True
+        for name in _VARIABLES:
+            if (value := getattr(score, name)) is not None:
+                found.setdefault(name, value.new_zeros(seen.shape))[at] = value.detach()
+
+    with torch.no_grad():
+        policy.replay(rollout, rows, collect, exact_kl=loss.objective.exact_kl, centred=loss.objective.centred)
+    if not found or (rollout.mask[rows] & ~seen).any():
+        raise ValueError(f"{type(policy).__name__}.replay leaves out trained decisions of the rows that it was given")
+    leaves = {name: value.requires_grad_() for name, value in found.items()}
+    value = loss(Score(rows, columns, **leaves))
+    slopes = torch.autograd.grad(value, tuple(leaves.values()), materialize_grads=True)
+    return _Surrogate(place, dict(zip(leaves, slopes, strict=True)))
+
+
+def _check_whole(rollout: Rollout, score: Score) -> None:
+    mask = rollout.mask[score.rows]
+    if mask.sum() != mask[:, score.columns].sum():
+        raise ValueError("the objective needs whole rows, and was given some of their columns: set Policy.whole_rows")

@@ -1,0 +1,160 @@
+"""Held-out evaluation: one ODE sample a prompt, each with its own noise, equal from one evaluation to the next."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowrl.contracts import Policy, Prompt, Samples
+from flowrl.media.sounds import pictured
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over samples, its standard error, and how many samples could be scored."""
+
+    value: float
+    error: float
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ± {self.error:.3f}"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores by reward, float32 [B] each, and the first samples: pictures float [N, 3, H, W], or N texts.
+
+    statistics: what was measured on all samples, whether kept or not. total: the rewards as they count together,
+    where that is another number than that of a single reward times its weight. sounds: of the first samples, [N, C, T],
+    with sample_rate a second; where there is nothing but sound, pictures are its spectrograms.
+    """
+
+    prompts: Sequence[Prompt]
+    scores: dict[str, Tensor]
+    pictures: Tensor | None
+    texts: Sequence[str] | None = None
+    statistics: dict[str, float] = field(default_factory=dict)
+    total: Tensor | None = None
+    sounds: Tensor | None = None
+    sample_rate: int | None = None
+
+    def means(self) -> dict[str, Mean]:
+        """Each reward's mean over the samples it could score."""
+        return {name: mean(values) for name, values in self.scores.items()}
+
+    def shown(self) -> dict[str, Mean]:
+        """Each reward's mean and, where it is another, that of the total."""
+        return self.means() if self.total is None else {**self.means(), "total": mean(self.total)}
+
+    def metrics(self) -> dict[str, float]:
+        """REWARD/mean and REWARD/error of each reward and of their total, and the statistics."""
+        means = self.shown()
+        found = {f"{reward}/mean": m.value for reward, m in means.items()}
+        return found | {f"{reward}/error": m.error for reward, m in means.items()} | self.statistics
+
+    def record(self) -> dict[str, Any]:
+        """The prompts and every score as plain JSON values; one that could not be scored is null."""
+        found = {
+            "prompts": [{"id": p.id, "text": p.text, "kind": p.meta.get("kind")} for p in self.prompts],
+            "scores": {name: _plain(values) for name, values in self.scores.items()},
+        }
+        return found if self.total is None else found | {"total": _plain(self.total)}
+
+    def by(self, key: str) -> dict[str, dict[str, Mean]]:
+        """reward -> value of that key of the prompts' meta -> mean; empty where no prompt has the key."""
+        rows = defaultdict(list)
+        for i, prompt in enumerate(self.prompts):
+            if key in prompt.meta:
+                rows[str(prompt.meta[key])].append(i)
+        return {n: {k: mean(v[i]) for k, i in sorted(rows.items())} for n, v in self.scores.items()} if rows else {}
+
+
+def _plain(values: Tensor) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+def difference(after: Evaluation, before: Evaluation) -> Evaluation:
+    """The scores of `after` minus those of `before`, sample by sample: its means have the standard errors of pairs.
+
+    Both scored the same prompts, at equal noise. A sample that either could not score is NaN.
+    """
+    return Evaluation(
+        after.prompts, {name: values - before.scores[name] for name, values in after.scores.items()}, None
+    )
+
+
+def mean(values: Tensor) -> Mean:
+    """The mean of the values that are not NaN, with its standard error."""
+    known = values[~values.isnan()]
+    if not len(known):
+        return Mean(float("nan"), float("nan"), 0)
+    error = float(known.std() / len(known) ** 0.5) if len(known) > 1 else 0.0
+    return Mean(float(known.mean()), error, len(known))
+
+
+@torch.no_grad()
+def evaluate(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    score: Callable[[Samples], dict[str, Tensor]],
+    *,
+    plan: Any,
+    seed: int,
+    batch: int,
+    keep: int = 0,
+    statistics: Callable[[Samples], dict[str, float]] = lambda samples: {},
+) -> Evaluation:
+    """Samples and scores every prompt once, `batch` at a time, keeping the first `keep` samples.
+
+    A video is kept as its middle frame. statistics measures a batch; batches are averaged by their size.
+    """
+    scores: dict[str, list[Tensor]] = defaultdict(list)
+    pictures: list[Tensor] = []
+    texts: list[str] = []
+    sounds: list[Tensor] = []
+    rate = None
+    measured: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for start in range(0, len(prompts), batch):
+        samples = policy.rollout(prompts[start : start + batch], group_size=1, plan=plan, seed=seed).samples
+        for name, values in score(samples).items():
+            scores[name].append(values)
+        for name, value in statistics(samples).items():
+            measured[name].append((len(samples), value))
+        if start < keep:
+            first = samples[range(min(len(samples), keep - start))]
+            shown = picture_of(first)
+            pictures += [] if shown is None else [shown.float().cpu()]
+            sounds += [] if first.audio is None else [first.audio.float().cpu()]
+            rate = first.sample_rate
+        if samples.texts is not None and start < keep:
+            texts += samples.texts[: keep - start]
+    gathered = {name: torch.cat(parts) for name, parts in scores.items()}
+    averages = {name: sum(n * v for n, v in parts) / sum(n for n, _ in parts) for name, parts in measured.items()}
+    return Evaluation(
+        prompts,
+        gathered,
+        torch.cat(pictures) if pictures else None,
+        texts or None,
+        averages,
+        sounds=torch.cat(sounds) if sounds else None,
+        sample_rate=rate,
+    )
+
+
+def still(samples: Samples) -> Tensor | None:
+    """One picture a sample, [B, 3, H, W]: the image, or a video's middle frame; None for text and sound."""
+    if samples.video is not None:
+        return samples.video[:, (samples.video.shape[1] - 1) // 2]
+    return samples.images
+
+
+def picture_of(samples: Samples) -> Tensor | None:
+    """What to show of each sample, [B, 3, H, W]: as `still`, or the spectrogram of a sound; None for text."""
+    if samples.images is None and samples.video is None and samples.audio is not None:
+        return pictured(samples.audio)
+    return still(samples)

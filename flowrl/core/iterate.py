@@ -1,0 +1,216 @@
+"""One iteration: rollout, score, advantage, update. It knows no model, and not what a decision is.
+
+prompts --policy.rollout--> Rollout --score--> rewards [B] --advantage--> [R]
+                               |                                            |
+                               +--policy.replay, part by part--> objective --> loss weights --> backward
+                                                                                 --> learner.step, once an update
+
+How a loss becomes a gradient, also where it needs rows as a whole and the policy gives columns, is in backward.py.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowrl.contracts import Objective, Policy, Prompt, Rollout, Samples
+from flowrl.core.backward import StepLoss, backward, emphasised
+from flowrl.core.learner import Learner
+from flowrl.core.objectives.aggregate import weights
+from flowrl.core.refill import Advantage, Draw, JoinedPolicy, all_of, kept_groups, kept_of
+from flowrl.core.selection import WidthPruning, only_extremes, width_pruned, without_silent
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a rollout is used: `epochs` passes of `updates` optimizer steps each, `micro_batch` rows at once (None: all).
+
+    The rows of an update are cut in order; losses are weighted over the whole update, so that the cut into
+    micro-batches changes nothing. refill: how often groups without any advantage are left out and as many drawn of
+    other prompts. skip_truncated: samples that their limit ended count in their group's statistics and not in the loss.
+    keep: of rows that are compared, how many extreme ones are trained (None: all). members: numbers of noise that a
+    draw uses up (None: as many as samples). update_by: prompts, or steps: an update takes the rows of some steps of all
+    prompts, where each row has one. drop_silent: rows whose advantage is 0 leave the loss before it is divided, and
+    updates take equal shares of the others. width: decisions of a branching tree that are left out.
+    """
+
+    group: int
+    epochs: int = 1
+    updates: int = 1
+    micro_batch: int | None = None
+    refill: int = 0
+    skip_truncated: bool = False
+    keep: int | None = None
+    members: int | None = None
+    update_by: str = "prompts"
+    drop_silent: bool = False
+    width: WidthPruning | None = None
+
+    @property
+    def stride(self) -> int:
+        """How far the noise of two draws lies apart."""
+        return self.group if self.members is None else self.members
+
+
+@dataclass
+class Iteration:
+    """What came of one iteration: metrics, and all samples that were drawn with their rewards."""
+
+    metrics: Metrics
+    samples: Samples
+    rewards: dict[str, Tensor]
+
+
+@dataclass
+class Clock:
+    """Seconds spent by phase; `enter` is told the name of a phase as it begins."""
+
+    enter: Callable[[str], None] = lambda name: None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Times what is done within."""
+        self.enter(name)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def iterate(
+    policy: Policy,
+    learner: Learner,
+    prompts: Sequence[Prompt],
+    *,
+    plan: Any,
+    seed: int,
+    first: int,
+    score: Callable[[Samples], dict[str, Tensor]],
+    advantage: Advantage,
+    objective: Objective,
+    settings: Settings,
+    enter: Callable[[str], None] = lambda name: None,
+    more: Callable[[int], Sequence[Prompt]] | None = None,
+) -> Iteration:
+    """Draws, scores and learns once from `settings.group` samples of each prompt.
+
+    plan is the policy's own affair. seed and first name the noise (see `Policy.rollout`); draw number i begins at
+    first + i * stride, so that an iteration uses up (1 + refill) * stride of them. advantage gives [R] and its metrics
+    from the rewards, the samples and the rollout's credit. more gives so many further prompts, which a refill needs.
+    Metrics named time_* are seconds; all others repeat under the same seed, and are of all that was drawn.
+    """
+    clock = Clock(enter)
+
+    def draw(wanted: Sequence[Prompt], at: int) -> Draw:
+        with clock.phase("rollout"):
+            rollout = policy.rollout(wanted, group_size=settings.group, plan=plan, seed=seed, first=at)
+        with clock.phase("score"):
+            rewards = score(rollout.samples)
+            return Draw(rollout, rewards, *advantage(rewards, rollout.samples, rollout.credit))
+
+    draws = [draw(prompts, first)]
+    while more is not None and len(draws) <= settings.refill and (missing := len(prompts) - kept_groups(draws)):
+        draws.append(draw(more(missing), first + len(draws) * settings.stride))
+    whole = draws[0] if settings.refill == 0 else all_of(draws, advantage)
+    rollout, adv, metrics = whole.rollout, whole.adv, whole.metrics
+    if settings.refill and kept_groups(draws):
+        policy, (rollout, adv) = JoinedPolicy(policy), kept_of(draws, advantage)
+    if settings.skip_truncated:
+        rollout, adv = _without_truncated(rollout, adv)
+    if settings.keep is not None:
+        rollout, adv = only_extremes(rollout, adv, settings.keep)
+    if settings.width is not None:
+        rollout = width_pruned(rollout, adv, settings.width)
+    if settings.drop_silent:
+        rollout = without_silent(rollout, adv)
+    with clock.phase("train"):
+        metrics |= update(policy, learner, rollout, adv, objective, settings)
+    metrics |= {f"time_{name}": seconds for name, seconds in clock.seconds.items()}
+    return Iteration(metrics, whole.rollout.samples, whole.rewards)
+
+
+def _without_truncated(rollout: Rollout, adv: Tensor) -> tuple[Rollout, Tensor]:
+    """The rollout with the rows of truncated samples masked, and their advantages 0, so that nothing replays them."""
+    cut = rollout.samples.truncated
+    if cut is None:
+        raise ValueError("the policy does not say which samples it truncated: set train.skip_truncated=false")
+    if rollout.credit is not None:
+        raise ValueError("only rows that are samples can be truncated: set train.skip_truncated=false")
+    return replace(rollout, mask=rollout.mask & ~cut[:, None]), adv.masked_fill(cut.to(adv.device), 0.0)
+
+
+def update(
+    policy: Policy, learner: Learner, rollout: Rollout, adv: Tensor, objective: Objective, settings: Settings
+) -> Metrics:
+    """All optimizer steps of one rollout, with advantages [R]; returns their metrics, averaged over the steps."""
+    adv = adv.cpu()
+    rows = torch.arange(len(rollout.behave))
+    # a row without advantage has no policy gradient: it is replayed only where a divergence has to be paid
+    active = rows[rollout.mask.any(1) if objective.needs_reference else adv != 0]
+    if objective.needs_reference:
+        for part in _parts(active, settings.micro_batch):
+            policy.reference(rollout, part)
+    blocks = _blocks(rollout, settings)
+    found: list[Metrics] = []
+    for _ in range(settings.epochs):
+        for block in blocks:
+            used = active[torch.isin(active, block)]
+            if len(used):
+                found.append(_step(policy, learner, rollout, adv, objective, block, used, settings.micro_batch))
+    means = {name: sum(m[name] for m in found) / len(found) for name in (found[0] if found else ())}
+    for name in means:
+        if name.endswith("_max"):
+            means[name] = max(m[name] for m in found)
+    if found and "abs_log_ratio_max" in found[0]:  # the policy still was the one that sampled: this is numerics alone
+        means["replay_gap_max"] = found[0]["abs_log_ratio_max"]
+    steps = settings.epochs * settings.updates
+    return means | {"active_rows": len(active) / len(rows), "empty_updates": steps - len(found), "lr": learner.lr}
+
+
+def _blocks(rollout: Rollout, settings: Settings) -> Sequence[Tensor]:
+    """The rows of each optimizer step."""
+    rows = torch.arange(len(rollout.behave))
+    if settings.drop_silent and settings.update_by == "prompts":
+        return rows[rollout.mask.any(1)].tensor_split(settings.updates)
+    if settings.update_by == "prompts":
+        return rows.split(-(-len(rows) // settings.updates))
+    first = rollout.mask.int().argmax(1)
+    met = first.unique()
+    return [rows[torch.isin(first, part)] for part in met.split(-(-len(met) // settings.updates))]
+
+
+def _step(
+    policy: Policy,
+    learner: Learner,
+    rollout: Rollout,
+    adv: Tensor,
+    objective: Objective,
+    block: Tensor,
+    used: Tensor,
+    micro_batch: int | None,
+) -> Metrics:
+    """One optimizer step on the rows `block`, of which `used` have anything to say."""
+    loss_weights = torch.zeros_like(rollout.behave)
+    loss_weights[block] = objective.weights(rollout.mask[block]).to(loss_weights)
+    share = torch.zeros_like(rollout.behave)
+    share[used] = weights(rollout.mask[used]).to(share)
+    loss = StepLoss(rollout, emphasised(adv, objective, rollout, block), objective, loss_weights, share)
+    for part in _parts(used, micro_batch):
+        backward(policy, part, loss)
+    lr = learner.lr
+    norm = learner.step()
+    finite = torch.isfinite(norm)
+    metrics = {name: float(value) for name, value in loss.total.items()}
+    return metrics | {"grad_norm": float(norm), "lr": lr, "nonfinite_updates": float(~finite)}
+
+
+def _parts(rows: Tensor, micro_batch: int | None) -> Sequence[Tensor]:
+    return rows.split(micro_batch or max(len(rows), 1))

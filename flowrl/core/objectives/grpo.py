@@ -1,0 +1,132 @@
+"""The clipped objective with a divergence from the reference: GRPO and its relatives as one combination of parts."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from flowrl.contracts import Score
+from flowrl.core.objectives.aggregate import weights
+from flowrl.core.objectives.clipped import clipped_loss
+from flowrl.core.objectives.divergence import penalty
+from flowrl.core.objectives.step_weights import emphasis, top_entropy, trait
+
+RATIOS = ("plain", "centred")
+
+
+@dataclass(frozen=True)
+class ClippedObjective:
+    """Clipped policy gradient plus `kl` times a divergence from the reference policy, per decision.
+
+    clip_low, clip_high, dual, level, log_ratio_limit: see `clipped_loss`. kl_kind: "exact" (of the decision's own
+    distribution) or "exact_dt", or an estimate from log-probs, k1, k2, k3 or abs. aggregate: see `aggregate.weights`;
+    its constant is rows * length, where length None is the number of decisions that a row has room for.
+
+    weight: see `emphasis.emphasis`. entropy_share: only decisions whose entropy is in this top share of an update have
+    a policy gradient, see `emphasis.top_entropy`; all others still pay the divergence and count in the mean. The next
+    two are of Gaussian steps alone.
+    ratio: "plain" is exp(logp - behave). Its logarithm has the negative mean -KL, which differs by step, as its spread
+    does. "centred" is exp(centred * std) = exp(mean over elements of (mean - mean of the rollout) z): mean 0 and one
+    scale for all steps, so that one clip range fits all.
+    kl_mask: in place of the clip, the exact KL from the policy that sampled from which on a decision is left alone
+    where it would move further away. It is read off centred - (logp - behave), to the rounding of log-probs.
+
+    Sources: GRPO (arXiv:2402.03300, eq. 3), Flow-GRPO (arXiv:2505.05470, eq. 5), GSPO (arXiv:2507.18071, eq. 5),
+    Dr. GRPO (arXiv:2503.20783), DAPO (arXiv:2503.14476), GRPO-Guard (arXiv:2510.22319), Flow-DPPO
+    (verl-omni).
+    """
+
+    clip_low: float
+    clip_high: float
+    dual: float | None = None
+    kl: float = 0.0
+    kl_kind: str = "exact"
+    aggregate: str = "decision_mean"
+    level: str = "token"
+    log_ratio_limit: float | None = None
+    length: int | None = None
+    weight: str | tuple[float, ...] = "none"
+    ratio: str = "plain"
+    kl_mask: float | None = None
+    entropy_share: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.ratio not in RATIOS:
+            raise ValueError(f"ratio {self.ratio!r}: choose one of {', '.join(RATIOS)}")
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether a decision's ratio is that of its row."""
+        return self.level != "token"
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the reference's log-probs are to be filled in."""
+        return self.kl > 0
+
+    @property
+    def exact_kl(self) -> bool:
+        """Whether the policy is to compute the exact divergence."""
+        return self.kl > 0 and self.kl_kind in ("exact", "exact_dt")
+
+    @property
+    def centred(self) -> bool:
+        """Whether the policy is to compare its means with those of the rollout."""
+        return self.ratio == "centred" or self.kl_mask is not None
+
+    def weights(self, mask: Tensor) -> Tensor:
+        """See `contracts.Objective`."""
+        room = len(mask) * (mask.shape[1] if self.length is None else self.length)
+        return weights(mask, self.aggregate, constant=float(room) if self.aggregate == "constant" else None)
+
+    def emphasis(self, mask: Tensor, traits: dict[str, Tensor]) -> Tensor | None:
+        """See `contracts.Objective`."""
+        factor = emphasis(self.weight, mask, traits)
+        if self.entropy_share is None:
+            return factor
+        top = top_entropy(self.entropy_share, mask, traits)
+        return top if factor is None else factor * top
+
+    def __call__(
+        self,
+        score: Score,
+        *,
+        behave: Tensor,
+        adv: Tensor,
+        mask: Tensor,
+        reference: Tensor | None,
+        traits: dict[str, Tensor],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `contracts.Objective`. Adds the metric `kl` where there is a reference.
+
+        Raises ValueError where the score or the traits lack what the objective needs.
+        """
+        loss, metrics = clipped_loss(
+            score.logp,
+            behave,
+            adv,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            dual=self.dual,
+            level=self.level,
+            mask=mask,
+            log_ratio_limit=self.log_ratio_limit,
+            log_ratio=_centred(score) * trait(traits, "std") if self.ratio == "centred" else None,
+            far=None if self.kl_mask is None else _far(score, behave, self.kl_mask),
+        )
+        if self.kl > 0:
+            dt = trait(traits, "dt") if self.kl_kind == "exact_dt" else None
+            divergence = penalty(self.kl_kind, score.logp, reference, kl=score.kl, dt=dt, mask=mask)
+            loss = loss + self.kl * divergence
+            metrics["kl"] = divergence.detach()
+        return loss, metrics
+
+
+def _far(score: Score, behave: Tensor, limit: float) -> Tensor:
+    """Decisions whose Gaussian has moved from the one that was drawn from by a KL of the limit or more."""
+    return (_centred(score) - (score.logp - behave)).detach() >= limit
+
+
+def _centred(score: Score) -> Tensor:
+    if score.centred is None:
+        raise ValueError("the objective compares means with those of the rollout, which this policy does not do")
+    return score.centred

@@ -1,0 +1,1 @@
+"""What a recipe will do and what it takes, worked out without weights: walks, costs, memory, time."""

@@ -1,0 +1,123 @@
+"""How long a recipe takes, from its arithmetic and the seconds that a denoiser row-forward takes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowrl.names import UserError
+from flowrl.planning.costs import arithmetic, eval_plan
+from flowrl.recipe.load import load
+from flowrl.recipe.schema import Recipe
+from flowrl.terminal import spoken
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of one row: a forward without gradient, one with its backward, and the scoring of a sample."""
+
+    forward: float
+    training: float
+    scoring: float = 0.0
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Seconds of a whole run, by phase."""
+
+    rollout: float
+    scoring: float
+    training: float
+    evaluation: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.rollout + self.scoring + self.training + self.evaluation
+
+
+def duration(recipe: Recipe, pace: Pace, num_heldout: int) -> Duration:
+    """The seconds of a run at this pace: iterations, with the divergence's forwards where it is paid, and evaluations.
+
+    Windows that move are counted as they move, and completions as if each took all its tokens. train.seconds ends a run
+    before its iterations do. Loading, decoding and saving are not in it.
+    """
+    iterations = recipe.train.iterations
+    shown = [arithmetic(recipe, i) for i in range(min(iterations, 1000))]
+    share = iterations / len(shown)
+    rollout = sum(a.rollout_forwards for a in shown) * share * pace.forward
+    training = sum(a.train_forwards for a in shown) * share * pace.training
+    training += sum(a.reference_forwards + a.whole_row_forwards for a in shown) * share * pace.forward
+    plan = eval_plan(recipe)
+    forwards = plan.num_steps if recipe.generation is None else plan.max_new_tokens
+    each = num_heldout * (forwards * pace.forward + pace.scoring)
+    scoring = sum(a.samples for a in shown) * share * pace.scoring
+    whole = rollout + scoring + training
+    limit = recipe.train.seconds if recipe.train.seconds is not None else whole
+    part = min(1.0, limit / whole) if whole else 1.0
+    between = recipe.eval.every_seconds
+    timed = 0 if between is None or recipe.prompts.heldout is None else int(part * whole / between)
+    evaluated = (evaluations(recipe, part) + timed) * each
+    return Duration(rollout * part, scoring * part, training * part, evaluated)
+
+
+def assumed(recipe: Recipe, forward: float) -> Pace:
+    """The pace at `forward` seconds a row-forward. A backward takes as long as its forward with LoRA, whose frozen
+    weights need no gradient of their own, and twice as long without; recomputed activations are one forward more."""
+    training = 2 if recipe.lora is not None else 3
+    return Pace(forward, forward * (training + recipe.train.gradient_checkpointing))
+
+
+def measured(folder: Path) -> Pace:
+    """The pace of an earlier run, from its metrics.jsonl. Its first iteration, which warms up, is left out.
+
+    Raises UserError where the folder holds no finished iteration.
+    """
+    metrics, recipe = folder / "metrics.jsonl", folder / "recipe.yaml"
+    if not metrics.is_file() or not recipe.is_file():
+        raise UserError(f"--time-from: {folder} is no run's folder (recipe.yaml, metrics.jsonl); give one")
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if line.strip()]
+    trained = [m for m in lines if m.get("kind") == "train" and m.get("time_rollout")]
+    if not trained:
+        raise UserError(f"--time-from: {metrics} has no iteration yet; give a run that has done some")
+    return _pace(load(str(recipe)), trained[1:] or trained)
+
+
+def _pace(recipe: Recipe, lines: Sequence[dict[str, Any]]) -> Pace:
+    """Seconds a row, from sums over iterations."""
+    each = [arithmetic(recipe, int(m["iteration"]) - 1) for m in lines]
+    forward = sum(m["time_rollout"] for m in lines) / sum(a.rollout_forwards for a in each)
+    reference = sum(a.reference_forwards for a in each)
+    trained = sum(a.train_forwards * (m.get("active_rows") or 0.0) for a, m in zip(each, lines, strict=True))
+    training = max(sum(m["time_train"] for m in lines) - reference * forward, 0.0)
+    rows = sum(a.samples for a in each)
+    return Pace(forward, training / trained if trained else 0.0, sum(m["time_score"] for m in lines) / rows)
+
+
+def time_text(recipe: Recipe, pace: Pace, num_heldout: int | None) -> str:
+    """The lines of --dry-run about time. num_heldout None: the held-out prompts are not here to be counted."""
+    known = recipe.eval.prompts or 0 if num_heldout is None else num_heldout
+    time = duration(recipe, pace, known)
+    parts = {"rollout": time.rollout, "scoring": time.scoring, "training": time.training, "evaluation": time.evaluation}
+    listed = ", ".join(f"{name} {spoken(seconds)}" for name, seconds in parts.items() if seconds)
+    uncounted = "" if known or recipe.prompts.heldout is None else "; evaluations are not in it"
+    return (
+        f"time        about {spoken(time.total)} ({time.total / 3600:.2f} h): {listed}{uncounted}\n"
+        f"            at {pace.forward:.3g} s a row-forward, {pace.training:.3g} s with its backward"
+    )
+
+
+def evaluations(recipe: Recipe, part: float = 1.0) -> int:
+    """How many evaluations a run makes that does this part of its iterations, those of eval.every_seconds left out."""
+    evaluation, iterations = recipe.eval, max(1, round(recipe.train.iterations * part))
+    if recipe.prompts.heldout is None:
+        return 0
+    between = (iterations - 1) // evaluation.every if evaluation.every else 0
+    return between + evaluation.at_start + evaluation.at_end
+
+
+def seconds_left(recipe: Recipe, done: int, spent: float) -> float:
+    """About how long the iterations that are left take, at the mean pace of those done."""
+    left = (recipe.train.iterations - done) * spent / done
+    return left if recipe.train.seconds is None else max(0.0, min(left, recipe.train.seconds - spent))

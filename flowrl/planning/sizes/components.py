@@ -1,0 +1,81 @@
+"""A pipeline's components from their configs alone: from a folder, or from what is known of a hub id; built on meta."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from torch import nn
+
+from flowrl import names
+from flowrl.planning.sizes.known import KNOWN
+
+
+@dataclass(frozen=True)
+class Component:
+    """A component that holds weights. kind: its class in diffusers or transformers."""
+
+    name: str
+    kind: type[nn.Module]
+    config: dict[str, Any]
+
+    def built(self, dtype: torch.dtype) -> nn.Module:
+        """The module on the meta device, as from_pretrained(dtype=dtype) loads it: no memory, no weights, frozen."""
+        with torch.device("meta"):
+            if issubclass(self.kind, transformers.PreTrainedModel):
+                config = dict(self.config)
+                own = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+                module: Any = self.kind._from_config(own)
+            else:
+                module = self.kind.from_config(self.config)  # pyright: ignore[reportAttributeAccessIssue]
+        exempt = _single(module, dtype)
+        for name, parameter in module.named_parameters():
+            single = any(part in name.split(".") for part in exempt)
+            parameter.data = parameter.data.to(torch.float32 if single else dtype)
+        return module.requires_grad_(False).eval()
+
+
+def components(model: str) -> dict[str, Component] | None:
+    """The components of a model by name, in the order of the pipeline's index; None where no config is at hand."""
+    folder = names.MODELS.get(model, Path(model).expanduser())
+    index = folder / "model_index.json"
+    if index.is_file():
+        listed = json.loads(index.read_text(encoding="utf-8"))
+        entries = {n: v for n, v in listed.items() if isinstance(v, list) and (folder / n / "config.json").is_file()}
+        found = {
+            n: (v[1], json.loads((folder / n / "config.json").read_text(encoding="utf-8"))) for n, v in entries.items()
+        }
+    elif model in KNOWN:
+        found = KNOWN[model]
+    else:
+        return None
+    kinds = {name: _kind(kind) for name, (kind, _) in found.items()}
+    return {n: Component(n, kinds[n], config) for n, (_, config) in found.items() if kinds[n] is not None}  # pyright: ignore[reportArgumentType]
+
+
+def _single(module: Any, dtype: torch.dtype) -> list[str]:
+    """Parts that stay in float32 when a model is loaded in another dtype: diffusers keeps them from any half precision,
+    transformers from float16, and from any those that it calls strict."""
+    listed = list(getattr(module, "_keep_in_fp32_modules", None) or [])
+    if not isinstance(module, transformers.PreTrainedModel):
+        return listed
+    strict = list(getattr(module, "_keep_in_fp32_modules_strict", None) or [])
+    return strict + (listed if dtype == torch.float16 else [])
+
+
+def _kind(name: str) -> type[nn.Module] | None:
+    kind = getattr(diffusers, name, None) or getattr(transformers, name, None)
+    return kind if isinstance(kind, type) and issubclass(kind, nn.Module) else None
+
+
+def bytes_of(module: nn.Module) -> int:
+    """Bytes of a module's parameters."""
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def number_of(module: nn.Module) -> int:
+    """How many parameters a module has."""
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,195 @@
+"""How much memory a recipe takes on its device, phase by phase, from configs alone."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowrl import names
+from flowrl.contracts import Prompt
+from flowrl.planning.costs import arithmetic, plan_for
+from flowrl.planning.remembered import remembered
+from flowrl.planning.sizes.asked import Asked, Measured
+from flowrl.planning.sizes.known import KNOWN
+from flowrl.planning.sizes.rewards import on_device
+from flowrl.recipe.checks import pipeline_class
+from flowrl.recipe.schema import Recipe
+from samplers.decisions import stored_states
+
+WORDS = 1.5  # tokens a word of a prompt, where no tokenizer is at hand
+ASSUMED = 77  # tokens of a prompt where none is here to be counted
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is on the device in one phase, in bytes. activations None: not worked out. rewards: their models."""
+
+    name: str
+    weights: int
+    optimizer: int
+    trajectory: int
+    activations: int | None
+    rewards: int = 0
+
+    @property
+    def total(self) -> int:
+        """All that is known of it."""
+        return self.weights + self.optimizer + self.trajectory + (self.activations or 0) + self.rewards
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters by component, those that learn, and the phases. pipeline: its class. latent: a row's state, None where
+    the shapes of this pipeline are not known, so that activations and trajectory are not either."""
+
+    parameters: dict[str, int]
+    trainable: int
+    adapters: int  # bytes of the LoRA weights, part of the weights in every phase
+    phases: list[Phase]
+    latent: tuple[int, ...] | None
+    pipeline: str
+
+
+def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
+    """The sizes of a recipe; None where no config of its model is at hand. Raises PolicyError for a LoRA that fits not.
+
+    Weights, adapters, optimizer and trajectory are exact. Activations of training are what autograd keeps in one step's
+    forward of a micro-batch; those of a rollout what one block keeps, which bounds what it works with at once.
+    """
+    configs = configs_of(recipe.model)
+    if configs is None:
+        return None
+    asked = Asked(
+        model=recipe.model,
+        lora=None if recipe.lora is None else recipe.lora.model_dump(),
+        dtype=recipe.dtype.model,
+        rows=_micro(recipe),
+        pipeline=recipe.pipeline,
+        tokens=_tokens(recipe, prompts),
+    )
+    key = [asdict(asked), configs]
+    found = Measured(**remembered("sizes", key, lambda: _measured(asked)))
+    latent = None if found.latent is None else tuple(found.latent)
+    phases = _phases(recipe, found, latent, _kept(found, recipe))
+    return Sizes(found.parameters, found.learning, found.added, phases, latent, found.pipeline)
+
+
+def _measured(asked: Asked) -> dict[str, Any]:
+    from flowrl.planning.sizes.measure import measure
+
+    return asdict(measure(asked))
+
+
+def configs_of(model: str) -> Any:
+    """What the sizes of a model depend on: the texts of its configs, or what is known of a hub id; None for others."""
+    folder = names.MODELS.get(model, Path(model).expanduser())
+    if (folder / "model_index.json").is_file():
+        files = [folder / "model_index.json", *sorted(folder.glob("*/config.json"))]
+        files += sorted(folder.glob("tokenizer/tokenizer_config.json"))
+        return {str(file.relative_to(folder)): file.read_text(encoding="utf-8") for file in files}
+    return KNOWN.get(model)
+
+
+def _kept(found: Measured, recipe: Recipe) -> tuple[int, int] | None:
+    """(bytes of training, of a rollout's forward) of one call's rows, of the denoiser that takes most."""
+    if not found.kept:
+        return None
+    whole = max(recomputing if recipe.train.gradient_checkpointing else all_of for all_of, recomputing, _ in found.kept)
+    return whole, max(block for _, _, block in found.kept)
+
+
+def _tokens(recipe: Recipe, prompts: Sequence[Prompt]) -> tuple[int, int]:
+    """Tokens of the longest prompt and of the negative one."""
+    negative = recipe.pipeline.get("negative_prompt") or ""
+    count = _counter(recipe.model)
+    longest = sorted((p.text for p in prompts), key=len)[-32:]
+    return max(map(count, longest), default=ASSUMED), count(negative if isinstance(negative, str) else negative[0])
+
+
+def _counter(model: str) -> Callable[[str], int]:
+    """Counts the tokens of a text: by the model's own tokenizer where its folder is there, otherwise by its words.
+
+    Qwen-Image's texts stand in a template whose first tokens are dropped again.
+    """
+    folder = names.MODELS.get(model, Path(model).expanduser()) / "tokenizer"
+    if not folder.is_dir():
+        return lambda text: max(1, round(WORDS * len(text.split())))
+    if pipeline_class(model) == "QwenImagePipeline":
+        from flowrl.planning.sizes.measure import qwen_counter
+
+        return qwen_counter(folder)
+    if (folder / "tokenizer.json").is_file():
+        from tokenizers import Tokenizer
+
+        fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return lambda text: max(1, len(fast.encode(text, add_special_tokens=False).ids))
+    from transformers import AutoTokenizer
+
+    slow: Any = AutoTokenizer.from_pretrained(folder)
+    return lambda text: max(1, len(slow.tokenize(text)))
+
+
+def _micro(recipe: Recipe) -> int:
+    return recipe.train.micro_batch or recipe.train.prompts * recipe.train.group // recipe.train.updates
+
+
+def _phases(
+    recipe: Recipe, found: Measured, latent: tuple[int, ...] | None, activations: tuple[int, int] | None
+) -> list[Phase]:
+    """AdamW keeps two moments of what learns, a gradient is one, an average one."""
+    train, frozen, added, state = recipe.train, found.frozen, found.added, found.state
+    resting = state * (2 + (train.ema is not None))
+    tape, reference = (0, 0) if latent is None else trajectory(recipe, latent)
+    at_work = sum(frozen[name] for name in found.trained) + added
+    everything = sum(frozen.values()) + added
+    chunk = arithmetic(recipe).rows_at_once
+    rollout = training = None
+    if activations is not None and latent is not None:
+        training = activations[0] + _micro(recipe) * math.prod(latent) * 4  # the draw's distance from its mean
+        rollout = activations[1] * chunk // _micro(recipe)
+    weights = at_work if recipe.offload else everything
+    phases = [
+        Phase("rollout", weights, resting, tape, rollout),
+        Phase("training", weights, resting + state, tape + reference, training),
+    ]
+    if recipe.offload:
+        texts = sum(size for name, size in frozen.items() if "text" in name or "image_encoder" in name)
+        rest = everything - at_work - texts
+        phases = [
+            replace(phases[0], name="encoding", weights=at_work + texts, trajectory=0, activations=None),
+            phases[0],
+            replace(phases[0], name="decoding", weights=at_work + rest, activations=None),
+            phases[1],
+        ]
+    return _with_rewards(recipe, phases)
+
+
+def _with_rewards(recipe: Recipe, phases: list[Phase]) -> list[Phase]:
+    """The phases with the models of rewards that stay on the device, and that of scoring, where there are any."""
+    stay, at_work = on_device(recipe.rewards, recipe.device)
+    if not at_work:
+        return phases
+    rollout, training = next(p for p in phases if p.name == "rollout"), phases[-1]
+    scoring = replace(rollout, name="scoring", activations=None, rewards=at_work)
+    return [*(replace(p, rewards=stay) for p in phases[:-1]), scoring, replace(training, rewards=stay)]
+
+
+def trajectory(recipe: Recipe, latent: tuple[int, ...]) -> tuple[int, int]:
+    """(bytes that an iteration stores, of the reference's means where a divergence is paid).
+
+    Stored are states, and means where the objective compares with them.
+
+    See `samplers.decisions.stored_states`.
+    """
+    train, tree = recipe.train, plan_for(recipe, 0).tree(recipe.train.group)
+    widest = max(part.rows for part in tree.passes())
+    in_one_piece = train.rollout_batch is None or train.rollout_batch >= train.prompts * widest
+    states, means = (train.prompts * number for number in stored_states(tree, in_one_piece=in_one_piece))
+    each = math.prod(latent)
+    width = torch.finfo(getattr(torch, recipe.dtype.trajectory)).bits // 8
+    exact = torch.finfo(getattr(torch, recipe.dtype.logp)).bits // 8
+    held = states * each * width + (means * each * exact if recipe.objective.centred else 0)
+    return held, means * each * exact if recipe.objective.kl > 0 else 0

@@ -1,0 +1,60 @@
+"""The part of --dry-run about parameters and memory."""
+
+from collections.abc import Sequence
+
+from flowrl.contracts import Prompt
+from flowrl.planning.sizes.known import KNOWN
+from flowrl.planning.sizes.memory import ASSUMED, Sizes, sizes
+from flowrl.planning.sizes.units import count_text, size_text
+from flowrl.recipe.schema import Recipe
+
+INDENT = " " * 12
+COLUMNS = ("weights", "optimizer", "trajectory", "activations")
+
+
+def describe_sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> str:
+    """Parameters by component and memory by phase, from configs alone; or a line that says why not."""
+    found = sizes(recipe, prompts)
+    if found is None:
+        known = ", ".join(KNOWN)
+        return f"memory      not estimated: no config of {recipe.model} is at hand; give its folder, or one of {known}"
+    lines = [*_parameters(found), *_table(found), *_notes(recipe, found)]
+    return "\n".join(
+        lines if prompts else [*lines, f"{INDENT}no prompts here to count: texts of {ASSUMED} tokens are assumed"]
+    )
+
+
+def _parameters(found: Sizes) -> list[str]:
+    total = sum(found.parameters.values())
+    share = f"{found.trainable:,} learn"
+    listed = ", ".join(f"{name} {count_text(number)}" for name, number in found.parameters.items())
+    return [f"parameters  {share}; {count_text(total)} in all: {listed}"]
+
+
+def _table(found: Sizes) -> list[str]:
+    judged = any(phase.rewards for phase in found.phases)
+    rows: list[tuple[str, ...]] = [("memory by phase", *COLUMNS, *(["rewards"] if judged else []), "sum")]
+    for phase in found.phases:
+        cells = [phase.weights, phase.optimizer, phase.trajectory, phase.activations]
+        cells += [*([phase.rewards] if judged else []), phase.total]
+        rows.append((phase.name, *("-" if cell is None else size_text(cell) for cell in cells)))
+    widths = [max(len(row[i]) for row in rows) for i in range(1, len(rows[0]))]
+    lines = []
+    for i, (name, *cells) in enumerate(rows):
+        label = "memory      phase     " if i == 0 else f"{INDENT}{name:<10}"
+        lines.append(label + "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)))
+    return lines
+
+
+def _notes(recipe: Recipe, found: Sizes) -> list[str]:
+    train = recipe.train
+    lora = "" if recipe.lora is None else f"with {size_text(found.adapters)} of LoRA; "
+    average = ", the average" if train.ema else ""
+    notes = [f"weights {lora}optimizer: two moments{average}, gradients while training"]
+    if found.latent is None:
+        notes.append(f"activations and trajectory: not estimated for {found.pipeline}")
+    else:
+        kept = "block inputs and one block" if train.gradient_checkpointing else "all that autograd keeps"
+        notes.append(f"activations: {kept} of a training forward; of a rollout what one block works on")
+    notes.append("not in it: activations of text encoders, decoder and rewards, the allocator's slack")
+    return [INDENT + note for note in notes]

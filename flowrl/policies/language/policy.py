@@ -1,0 +1,262 @@
+"""Any causal language model of transformers as a policy: a decision is a token.
+
+A rollout decodes with a key-value cache; a replay feeds the same tokens at once and scores them with gradient. Both see
+the same prompt ids, positions and temperature, so that a replay under unchanged weights gives the rollout's log-probs.
+Before the first rollout a short generation proves it (`prepare`); a model that fails is refused.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowrl.contracts import Prompt, Rollout, Samples, Score
+from flowrl.core.batches import rollout_chunks
+from flowrl.policies import adapters
+from flowrl.policies.errors import PolicyError
+from flowrl.policies.language.chat import Encoder
+from flowrl.policies.language.decoding import cache_argument, decode, teacher_forced
+from flowrl.policies.noise import Key, copies, token_uniforms
+from samplers.tokens import Generation, token_kl, token_logp
+
+PROBE_TOKENS = 16
+MAX_GAP = 1e-4  # of a log-prob, between decoding and replay, in float32
+MAX_UNKNOWN = 0.5  # share of a prompt's tokens that a tokenizer may not know
+MAX_MEAN_GAP = 0.1  # and in half precision, where single tokens may be further off
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model with its tokenizer, which writes itself (see adapters.save)."""
+
+    model: Any
+    tokenizer: Any
+
+    def save_weights(self, folder: Path) -> None:
+        """The adapters alone, as `peft.PeftModel.from_pretrained` reads them; without any, the whole model."""
+        if getattr(self.model, "_hf_peft_config_loaded", False):
+            adapters.save_peft(self.model, folder)
+        else:
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+
+
+@dataclass
+class Completions:
+    """What a rollout stores: ids of each row's prompt, tokens int64 [R, K] and how many of them count, int64 [R]."""
+
+    prompts: list[list[int]]
+    tokens: Tensor
+    length: Tensor
+    plan: Generation
+
+
+class LanguagePolicy:
+    """A causal language model that samples, and scores its own tokens again.
+
+    model, tokenizer: as `from_pretrained` gives them, the model in evaluation mode. template, system: see chat.Encoder.
+    max_rows: the most rows that a rollout decodes at once. precision: of log-probabilities. keep_entropy: decisions
+    have the trait `entropy`, in nats, of the distribution that a token is scored under, when it was drawn.
+    """
+
+    whole_rows = True  # a replay hands over rows with all their tokens
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        template: bool | str = "auto",
+        system: str | None = None,
+        device: torch.device | str = "cpu",
+        max_rows: int | None = None,
+        precision: torch.dtype = torch.float32,
+        keep_entropy: bool = False,
+    ):
+        self.source, self.modules = Source(model, tokenizer), {"model": model}
+        self.model, self.tokenizer = model.to(device), tokenizer
+        self.device, self.max_rows, self.precision = torch.device(device), max_rows, precision
+        self.keep_entropy = keep_entropy
+        self.encode = Encoder(tokenizer, template=template, system=system)
+        self.stop = stop_ids(model, tokenizer)
+        self.pad = next((i for i in (tokenizer.pad_token_id, *self.stop) if i is not None), 0)
+        self.tick: Callable[[int], None] | None = None  # called with the number of tokens that are done
+        self.finished: Callable[[Samples], None] | None = None  # not called: completions are complete at once
+        self._prepared = False
+        cache_argument(model)
+
+    def rollout(
+        self, prompts: Sequence[Prompt], *, group_size: int = 1, plan: Generation, seed: int, first: int = 0
+    ) -> Rollout:
+        """Draws `group_size` completions for each prompt; rows are samples, prompt by prompt. See `contracts.Policy`.
+
+        The mask holds the drawn tokens, the one that ends a completion included; greedy ones are not to be trained.
+        """
+        self.prepare(prompts[0], plan)
+        ids, copy = [self._ids(p, plan) for p in prompts], copies(p.id for p in prompts)
+        parts = []
+        for chunk in rollout_chunks(len(prompts), group_size, self.max_rows):
+            members = range(first + chunk.first, first + chunk.first + chunk.size)
+            keys = [Key(seed, prompts[i].id, member, copy[i]) for i in chunk.prompts for member in members]
+            parts.append(self._decode([ids[i] for i in chunk.prompts], keys, plan))
+        length = torch.cat([part[2] for part in parts])
+        width = int(length.max())
+        tokens, logp = (torch.cat([part[i][:, :width] for part in parts]) for i in (0, 1))
+        traits = {"entropy": torch.cat([part[3][:, :width] for part in parts])} if self.keep_entropy else {}
+        owners = [i for i in range(len(prompts)) for _ in range(group_size)]
+        tape = Completions([ids[i] for i in owners], tokens, length, plan)
+        group = torch.arange(len(prompts)).repeat_interleave(group_size)
+        mask = (torch.arange(width) < length[:, None]) & (plan.temperature > 0)
+        return Rollout(
+            Samples(
+                [prompts[i] for i in owners],
+                group,
+                texts=self._texts(tokens, length),
+                lengths=length,
+                truncated=~self._ended(tokens, length),
+            ),
+            logp,
+            mask,
+            tape,
+            traits=traits,
+        )
+
+    def replay(
+        self,
+        rollout: Rollout,
+        rows: Tensor,
+        visit: Callable[[Score], None],
+        *,
+        exact_kl: bool = False,
+        centred: bool = False,
+    ) -> None:
+        """Scores all tokens of `rows` with gradient, in one block. See `contracts.Policy`.
+
+        exact_kl: the divergence from the model without its adapters, over the vocabulary. Its logits are computed here
+        and not kept: [R, K, V] of them would be larger than the model. Raises PolicyError for `centred`.
+        """
+        if centred:
+            raise PolicyError(
+                "tokens are not drawn around a mean: set objective.ratio=plain and objective.kl_mask=null"
+            )
+        logp, kl = self._score(rollout.replay, rows, exact_kl=exact_kl)
+        visit(Score(rows, torch.arange(rollout.behave.shape[1]), logp, kl))
+
+    @torch.no_grad()
+    def reference(self, rollout: Rollout, rows: Tensor) -> None:
+        """Log-probs of the tokens with the adapters disabled. See `contracts.Policy`."""
+        found = torch.zeros_like(rollout.behave) if rollout.reference is None else rollout.reference
+        rollout.reference = found
+        with adapters.disabled(self.modules):
+            found[rows] = self._score(rollout.replay, rows)[0].to(found)
+
+    def trainable(self) -> Iterator[nn.Parameter]:
+        """The parameters that learn."""
+        return adapters.trainable(self.modules)
+
+    def prepare(self, prompt: Prompt, plan: Generation) -> None:
+        """Proves once that a replay is its rollout. Raises PolicyError where it is not, or where the prompt is unknown.
+
+        Two prompts of different lengths are decoded together and replayed one by one, the shorter without the padding.
+        """
+        if self._prepared:
+            return
+        check_tokens(self.tokenizer, prompt.text)
+        self._prepared, tick, self.tick = True, self.tick, None  # the probe is a rollout itself
+        proven = False
+        try:
+            gap = self._probe(prompt, plan)
+            exact = self.model.dtype == torch.float32
+            found, limit = (gap.max(), MAX_GAP) if exact else (gap.mean(), MAX_MEAN_GAP)
+            proven = bool(found <= limit)  # NaN is not
+        finally:
+            self._prepared, self.tick = proven, tick
+        if not proven:
+            raise PolicyError(
+                f"{type(self.model).__name__}: a replay gives log-probs that differ by {float(found):.2g} from those "
+                f"of decoding (accepted: {limit:g}); its cache, positions or padding do not do, give another model"
+            )
+
+    def _probe(self, prompt: Prompt, plan: Generation) -> Tensor:
+        """|log-prob of a replay - log-prob of its rollout| of the tokens of two short completions."""
+        short = replace(prompt, id=f"{prompt.id} (half)", text=prompt.text[: (len(prompt.text) + 1) // 2])
+        number = min(PROBE_TOKENS, plan.max_new_tokens)
+        rollout = self.rollout(
+            [prompt, short], plan=replace(plan, max_new_tokens=number, temperature=plan.scale), seed=0
+        )
+        found: list[Tensor] = []
+        for row in torch.arange(2).split(1):
+            self.replay(rollout, row, lambda score: found.append(score.logp.detach().cpu()))
+        return (torch.cat(found) - rollout.behave).abs()[rollout.mask]
+
+    def _decode(self, ids: list[list[int]], keys: list[Key], plan: Generation) -> tuple[Tensor, ...]:
+        """Tokens, log-probs, lengths and entropies (zeros where none are kept) of one chunk of a rollout.
+
+        keys name its rows, prompt by prompt.
+        """
+        uniforms = token_uniforms(keys, plan.max_new_tokens)
+        entropy = torch.zeros(uniforms.shape)
+        options: dict[str, Any] = {"group": len(keys) // len(ids), "stop": self.stop, "pad": self.pad}
+        options |= {"tick": self.tick, "entropy": entropy if self.keep_entropy else None}
+        return *decode(self.model, ids, uniforms, plan, **options), entropy
+
+    def _score(self, tape: Completions, rows: Tensor, *, exact_kl: bool = False) -> tuple[Tensor, Tensor | None]:
+        """(log-probs, divergence or None) of rows, [r, K] each, 0 beyond the longest of them."""
+        length, tokens = tape.length[rows], tape.tokens[rows]
+        prompts, scale = [tape.prompts[i] for i in rows.tolist()], tape.plan.scale
+        reference = None
+        if exact_kl:
+            with torch.no_grad(), adapters.disabled(self.modules):
+                reference = teacher_forced(self.model, prompts, tokens, length, pad=self.pad)
+        logits = teacher_forced(self.model, prompts, tokens, length, pad=self.pad)
+        width, beyond = logits.shape[1], (0, tokens.shape[1] - logits.shape[1])
+        logp = token_logp(logits, tokens[:, :width].to(logits.device), scale, self.precision)
+        kl = None if reference is None else token_kl(logits, reference, scale, self.precision)
+        if self.tick is not None:
+            self.tick(int(length.sum()))
+        return nn.functional.pad(logp, beyond), None if kl is None else nn.functional.pad(kl, beyond)
+
+    def _ids(self, prompt: Prompt, plan: Generation) -> list[int]:
+        ids = self.encode(prompt.text, self.stop)
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and len(ids) + plan.max_new_tokens > limit:
+            raise PolicyError(
+                f"generation.max_new_tokens: got {plan.max_new_tokens}, but prompt {prompt.id!r} takes {len(ids)} of "
+                f"the model's {limit} positions; lower it or shorten the prompt"
+            )
+        return ids
+
+    def _ended(self, tokens: Tensor, length: Tensor) -> Tensor:
+        """Which completions end with a token that ends them, bool [R]."""
+        last = tokens.gather(1, length[:, None] - 1)[:, 0]
+        return torch.isin(last, torch.tensor(self.stop, dtype=torch.int64))
+
+    def _texts(self, tokens: Tensor, length: Tensor) -> list[str]:
+        """Completions as text, without special tokens and without the token that ended them."""
+        rows = [row[:n].tolist() for row, n in zip(tokens, length.tolist(), strict=True)]
+        rows = [row[:-1] if row[-1] in self.stop else row for row in rows]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def check_tokens(tokenizer: Any, text: str) -> None:
+    """Raises PolicyError where a text is nothing, or mostly unknown tokens: the tokenizer loaded as another class."""
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    unknown = sum(i == tokenizer.unk_token_id for i in ids)
+    if not ids or unknown > MAX_UNKNOWN * len(ids):
+        what = f"{unknown} of {len(ids)} unknown tokens" if ids else "no token at all"
+        raise PolicyError(
+            f"the tokenizer, loaded as a {type(tokenizer).__name__}, makes {what} of {text[:60]!r}: not the one this "
+            "model was trained with; name its class in tokenizer_config.json (tokenizer_class), or give another model"
+        )
+
+
+def stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end a completion: those of the model's generation config, else the tokenizer's, if any."""
+    found = getattr(model.generation_config, "eos_token_id", None)
+    found = tokenizer.eos_token_id if found is None else found
+    if found is None:
+        return ()
+    return tuple(found) if isinstance(found, list | tuple) else (int(found),)

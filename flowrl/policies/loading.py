@@ -1,0 +1,60 @@
+"""A diffusers pipeline or a language model from a hub id, a local folder, or an embedded world; and its device."""
+
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from flowrl import names
+from flowrl.policies.errors import PolicyError
+from flowrl.policies.pipelines.working_copy import modules_of
+from flowrl.recipe.checks import check_call
+
+
+def load_pipeline(model: str, dtype: torch.dtype, call: dict[str, Any] | None = None) -> Any:
+    """The pipeline, all components in `dtype` on the CPU, frozen and in evaluation mode.
+
+    Raises PolicyError where it cannot be had, RecipeError where it does not take the arguments of `call`.
+    """
+    place = _place(model)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(place, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise _unloadable(model, "diffusers", error) from error
+    check_call(type(pipe), call or {})
+    pipe.set_progress_bar_config(disable=True)
+    for module in modules_of(pipe).values():
+        module.requires_grad_(False).eval()
+    return pipe
+
+
+def load_language(model: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """(model, tokenizer) of a causal language model, in `dtype` on the CPU, frozen and in evaluation mode.
+
+    Raises PolicyError where they cannot be had.
+    """
+    place = _place(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        network = AutoModelForCausalLM.from_pretrained(place, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise _unloadable(model, "transformers", error) from error
+    return network.requires_grad_(False).eval(), tokenizer
+
+
+def _place(model: str) -> str:
+    """What `from_pretrained` is given. Raises PolicyError where an embedded model is missing."""
+    place = names.MODELS.get(model)
+    if place is not None and not place.is_dir():
+        world = place.parents[1].name
+        raise PolicyError(f"model {model!r} is not in {place}: reinstall flowrl, or run `flowrl world build {world}`")
+    return str(place or model)
+
+
+def _unloadable(model: str, library: str, error: Exception) -> PolicyError:
+    reason = " ".join(str(error).split())
+    return PolicyError(
+        f"model {model!r} cannot be loaded ({type(error).__name__}: {reason[:200]}): give a {library} folder, or a "
+        "hub id that this machine can reach (a gated model needs `hf auth login` first)"
+    )

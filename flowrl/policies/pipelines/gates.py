@@ -1,0 +1,189 @@
+"""Gates: stand-ins for a pipeline's modules that can skip a call.
+
+A gate delegates everything to its module. While a walk is fast-forwarded, a denoiser's gate answers with zeros of
+the structure that the same call had in the probe, so that the pipeline's own code runs on unharmed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from flowrl.policies.noise import Key
+from flowrl.policies.pipelines.intercepted_step import Session
+from flowrl.policies.pipelines.writing import Writer
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """A tensor's place in a recorded structure. Its first dimension is `rows` times some whole number."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    rows: int
+
+    def zeros(self, rows: int) -> Tensor:
+        first = self.shape[0] * rows // self.rows
+        return torch.zeros((first, *self.shape[1:]), dtype=self.dtype, device=self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class _PerRow:
+    """A list with an entry for each row (Z-Image): the first entry stands for all."""
+
+    first: _Shape
+    length: int
+    rows: int
+
+    def zeros(self, rows: int) -> list[Tensor]:
+        return [self.first.zeros(1) for _ in range(self.length * rows // self.rows)]
+
+
+class GateKeeper:
+    """What all gates of a policy share: which modules are denoisers, and what their calls return.
+
+    `skip` False runs denoisers in skipped iterations too, in a replay with gradient: for pipelines whose denoiser
+    leaves something behind for later iterations (a cache, a momentum), through which the weights count as well. What
+    leaves nothing behind is freed as soon as its iteration is over.
+    """
+
+    def __init__(self, session: Session):
+        self.session = session
+        self.denoisers: set[str] = set()
+        self.guided: set[str] = set()  # those that are trained, whose calls go through `guidance`
+        self.skip = True
+        self.recording = False
+        self.writer = Writer()
+        self._outputs: dict[tuple[str, int], Any] = {}  # (module, how many calls of it came before) -> structure
+        self._calls: dict[str, int] = {}
+        self._within: dict[tuple[str, int], int] = {}  # (module, iteration) -> how many calls of it came before
+        # (module, call of the pass, call of the iteration, its arguments): told of every call of a denoiser
+        self.listener: Callable[[str, int, int, Any], None] | None = None
+        self.dry = False  # whether calls that are listened to are answered by their stand-ins
+        self.guidance: Callable[[str, int, int, nn.Module, tuple, dict], Any] | None = None  # see guidance.py
+
+    def begin(self, starts: Sequence[Key] = ()) -> None:
+        """Starts a pass over rows of these samples."""
+        self._calls.clear()
+        self._within.clear()
+        self.writer.begin(starts)
+
+    def call(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        """The module's output, or its stand-in."""
+        session = self.session
+        walk, ordinal = session.walk, self._calls.get(name, 0)
+        self._calls[name] = ordinal + 1
+        if walk is None:
+            return module(*args, **kwargs)
+        if self.recording or name in self.denoisers:
+            session.fresh = True
+        position = self._position(name)
+        if self.listener is not None and name in self.denoisers:
+            self.listener(name, ordinal, position, (args, kwargs))
+            if self.dry:
+                return self._stand_in(name, ordinal, walk.rows)
+        if name in self.denoisers and not walk.is_real(session.upcoming):
+            if self.skip:
+                return self._stand_in(name, ordinal, walk.rows)
+            return self._run(name, position, module, args, kwargs)
+        output = self._run(name, position, module, args, kwargs)
+        if self.recording:
+            self._record(name, ordinal, output, walk.rows)
+        return output
+
+    def _position(self, name: str) -> int:
+        at = name, self.session.upcoming
+        self._within[at] = self._within.get(at, -1) + 1
+        return self._within[at]
+
+    def _run(self, name: str, position: int, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        if self.guidance is None or name not in self.guided or self.session.walk is None:
+            return module(*args, **kwargs)
+        return self.guidance(name, position, self.session.walk.rows, module, args, kwargs)
+
+    def rows_of(self, name: str, ordinal: int) -> int:
+        """Rows of the output of a recorded call, of a walk of one row."""
+        leaves = tree_leaves(self._outputs[name, ordinal][0], is_leaf=lambda leaf: isinstance(leaf, _Shape | _PerRow))
+        first = next(leaf for leaf in leaves if isinstance(leaf, _Shape | _PerRow))
+        return (first.length if isinstance(first, _PerRow) else first.shape[0]) // first.rows
+
+    def forget(self) -> None:
+        """Drops all recorded structures, before a new probe."""
+        self._outputs.clear()
+        self.guidance = None
+
+    def called(self) -> dict[str, list[int]]:
+        """Recorded modules, each with the iterations that its calls worked for."""
+        names: dict[str, list[int]] = {}
+        for (name, _), (_, iteration) in self._outputs.items():
+            names.setdefault(name, []).append(iteration)
+        return names
+
+    def _record(self, name: str, ordinal: int, output: Any, rows: int) -> None:
+        def note(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor):
+                return _Shape(leaf.shape, leaf.dtype, leaf.device, rows)
+            if isinstance(leaf, list):
+                first = leaf[0]
+                return _PerRow(_Shape(first.shape, first.dtype, first.device, 1), len(leaf), rows)
+            return leaf
+
+        structure = tree_map(note, output, is_leaf=is_tensor_list)
+        self._outputs[name, ordinal] = structure, self.session.upcoming
+
+    def _stand_in(self, name: str, ordinal: int, rows: int) -> Any:
+        while (name, ordinal) not in self._outputs:  # a walk of more steps than the probe's: calls go on alike
+            ordinal -= 1
+        structure, _ = self._outputs[name, ordinal]
+        return tree_map(lambda leaf: leaf.zeros(rows) if isinstance(leaf, _Shape | _PerRow) else leaf, structure)
+
+
+def is_tensor_list(node: Any) -> bool:
+    """Whether a node of a structure is a list of tensors, which stands for one entry a row."""
+    return isinstance(node, list) and bool(node) and all(isinstance(item, Tensor) for item in node)
+
+
+class Gate:
+    """A module to all who look at it; its calls go through the keeper.
+
+    fetch is called before the module is used, that is called, or asked for its `encode`, `decode` or `generate`, which
+    goes through `write`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str,
+        call: Callable[[str, nn.Module, tuple, dict], Any],
+        fetch: Callable[[], None] | None = None,
+        write: Writer | None = None,
+    ):
+        object.__setattr__(self, "_gate", (module, name, call, fetch))
+        object.__setattr__(self, "_write", write)
+
+    @property
+    def __class__(self) -> type:  # isinstance sees the module's class
+        return type(self._gate[0])
+
+    def __getattr__(self, name: str) -> Any:
+        module, own, _, fetch = self._gate
+        if fetch is not None and name in ("encode", "decode", "generate"):
+            fetch()
+        found = getattr(module, name)
+        if name == "generate" and self._write is not None:
+            return lambda *args, **kwargs: self._write(own, found, args, kwargs)
+        return found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._gate[0], name, value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output, or the keeper's stand-in for it."""
+        module, name, call, fetch = self._gate
+        if fetch is not None:
+            fetch()
+        return call(name, module, args, kwargs)

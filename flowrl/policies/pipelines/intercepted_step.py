@@ -1,0 +1,306 @@
+"""The intercepted step: a pipeline's own scheduler, with `step` alone replaced.
+
+The pipeline is handed a shallow copy of its scheduler whose class is a subclass made on the spot. Config, sigmas,
+`set_timesteps`, isinstance checks and deep copies stay genuine; `step` works out where on the flow it stands
+(noise levels, velocity, the state in float32) and leaves the rest to the walk under way.
+
+    pipeline loop --> denoiser (gate) --> scheduler.step --> Session --> walk.step(Step) --> next state
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from torch import Tensor
+
+from flowrl.policies.errors import PolicyError
+from flowrl.policies.pipelines.ddim_step import Preserving
+from flowrl.policies.pipelines.first_order import once_a_level, predicts_flow, walks_ddim
+from flowrl.policies.pipelines.sigma_table import counts_data, noise_levels, replace_table
+from samplers import tables
+from samplers.levels import Level
+from samplers.plan import Table
+
+Path = Literal["flow", "exploding", "preserving"]
+
+
+class Leave(Exception):
+    """Raised inside a pipeline's loop to end a pass that has seen all it needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call of `scheduler.step`, in the terms of `samplers`.
+
+    x, v: state and velocity eps - x_0, float32 [R, ...]. s, s_next, s_cap: see `samplers.transitions`. path: how x is
+    made of x_0 and eps; exploding where the table has levels above 1, preserving where the model predicts noise (see
+    diffusion.py). kept: bool like x, False where the pipeline itself overwrote what the previous step of this stream
+    returned; None where it left it alone. twin: the scheduler's own step from the same place. index: of s in its sigma
+    table; own: the levels of the pipeline's own table.
+    """
+
+    iteration: int
+    stream: int
+    x: Tensor
+    v: Tensor
+    s: Level
+    s_next: Level
+    s_cap: float
+    path: Path
+    kept: Tensor | None
+    twin: "Twin"
+    index: int
+    own: Tensor
+
+
+def rows_of(step: Step, index: Tensor) -> Step:
+    """The step for rows index int64 [r] alone."""
+    at = index.to(step.x.device)
+
+    def part(value: Level) -> Level:
+        return value[at] if isinstance(value, Tensor) and value.shape[:1] == step.x.shape[:1] else value
+
+    return replace(step, x=step.x[at], v=step.v[at], s=part(step.s), s_next=part(step.s_next))
+
+
+class Walk(Protocol):
+    """What a pass through the pipeline is for."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that the pipeline is called with."""
+        ...
+
+    @property
+    def table(self) -> Table:
+        """The sigma table that it walks."""
+        ...
+
+    def is_real(self, iteration: int) -> bool:
+        """Whether this iteration runs; otherwise its denoiser calls are skipped and `entering` is handed on."""
+        ...
+
+    def entering(self, iteration: int, stream: int) -> Tensor:
+        """The state that a skipped iteration returns."""
+        ...
+
+    def step(self, step: Step) -> Tensor:
+        """The next state; may raise Leave."""
+        ...
+
+
+class Session:
+    """What the scheduler, its deep copies and the gates share: the walk under way and how far it has come.
+
+    An iteration of the pipeline's loop is told by its denoiser calls: the first `step` after one opens a new
+    iteration, further ones (video, then audio) belong to the same.
+    """
+
+    def __init__(self) -> None:
+        self.walk: Walk | None = None
+        self.number = 0  # of the pass, so that nothing of an earlier one is taken for this one's
+        self.iteration = -1
+        self.fresh = True  # a denoiser ran since the last step
+        self.streams = 1
+
+    def begin(self, walk: Walk) -> None:
+        """Starts a pass."""
+        self.walk, self.iteration, self.fresh, self.streams = walk, -1, True, 1
+        self.number += 1
+
+    @property
+    def upcoming(self) -> int:
+        """The iteration that a denoiser called now works for."""
+        return self.iteration + 1
+
+    def arrive(self) -> int:
+        """Counts a step; returns its iteration."""
+        if self.fresh:
+            self.iteration += 1
+            self.fresh = False
+        return self.iteration
+
+
+@dataclass(frozen=True, slots=True)
+class _Handed:
+    """What a step gave to the pipeline: the tensor, the state it stands for, and how to see that it was changed."""
+
+    out: Tensor
+    state: Tensor
+    version: int
+    session: int
+
+
+class Twin:
+    """The scheduler's own step from the same place, for comparison with ours."""
+
+    def __init__(self, scheduler: "InterceptedStep", args: tuple):
+        self._scheduler, self._args = scheduler, args
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether the scheduler's step is first order here: multistep solvers are at their first step only."""
+        first_order = isinstance(self._scheduler, FlowMatchEulerDiscreteScheduler | DDIMScheduler)
+        return first_order or self._scheduler.step_index == 0
+
+    def step(self) -> Tensor:
+        """What the untouched scheduler returns, float32. Its state is left as it was."""
+        twin = object.__new__(type(self._scheduler).__bases__[-1])
+        twin.__dict__.update({k: copy.copy(v) for k, v in self._scheduler.__dict__.items() if k != "_session"})
+        model_output, timestep, sample, options = self._args
+        return twin.step(model_output, timestep, sample.clone(), return_dict=False, **options)[0].float()
+
+
+class InterceptedStep:
+    """Mixed in before a scheduler class; see the module's docstring."""
+
+    if TYPE_CHECKING:  # what the scheduler class behind it brings
+        step_index: Any
+        sigmas: Any
+        config: Any
+        _init_step_index: Any
+
+    _session: Session
+    _stream = 0
+    _handed: _Handed | None = None
+    _own_levels: Tensor | None = None  # where the table of the walk stands in their place
+    _cap: float | None = None  # s_cap of that table
+
+    def _own_table(self) -> Tensor:
+        """Levels of the pipeline's own table, float32."""
+        return noise_levels(self) if self._own_levels is None else self._own_levels
+
+    def __deepcopy__(self, memo: dict) -> "InterceptedStep":
+        new = object.__new__(type(self))
+        memo[id(self)] = new
+        for name, value in self.__dict__.items():
+            if name != "_handed":  # a state of the last pass; it may carry a graph, which cannot be copied
+                new.__dict__[name] = value if name == "_session" else copy.deepcopy(value, memo)
+        new._stream, new._handed = self._session.streams, None
+        self._session.streams += 1
+        return new
+
+    def scale_model_input(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base's scaling; none where the base has none (some pipelines call it unless the type is exact)."""
+        scale = getattr(super(), "scale_model_input", None)
+        return sample if scale is None else scale(sample, *args, **kwargs)
+
+    def _intercept(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        *,
+        per_token_timesteps: Tensor | None = None,
+        return_dict: bool = True,
+        **rest: Any,
+    ) -> tuple[Tensor] | SchedulerOutput:
+        session, walk = self._session, self._session.walk
+        if walk is None:
+            raise PolicyError("the scheduler of a policy was stepped outside a walk: call the policy, not its pipeline")
+        iteration = session.arrive()
+        restarted = self.step_index is None  # set_timesteps was called: what was handed out before is another walk's
+        if restarted:
+            self._init_step_index(timestep)
+        if walk.is_real(iteration):
+            x, kept = self._state(sample, None if restarted else self._handed)
+            options = {} if per_token_timesteps is None else {"per_token_timesteps": per_token_timesteps}
+            v, levels = self._place(model_output, x, per_token_timesteps)
+            twin = Twin(self, (model_output, timestep, sample, options))
+            state = walk.step(
+                Step(iteration, self._stream, x, v, *levels, kept, twin, self.step_index, self._own_table())
+            )
+        else:
+            state = walk.entering(iteration, self._stream)
+        self._step_index += 1
+        # a copy even at equal dtype: the pipeline may write into what it is given
+        out = state.to(sample.dtype if per_token_timesteps is not None else model_output.dtype, copy=True)
+        self._handed = _Handed(out, state, out._version, session.number)
+        return SchedulerOutput(prev_sample=out) if return_dict else (out,)
+
+    def _state(self, sample: Tensor, handed: _Handed | None) -> tuple[Tensor, Tensor | None]:
+        """The state in float32, and which elements are still those of the last step (None: all, or there was none).
+
+        What the pipeline holds is cast to the model's dtype; where it is untouched, the finer state behind it counts.
+        """
+        if handed is None or handed.session != self._session.number:
+            return sample.float(), None
+        if sample is handed.out and sample._version == handed.version:
+            return handed.state.float(), None
+        if sample.shape != handed.out.shape:
+            raise PolicyError(
+                f"{type(self).__name__}: the latents change shape between steps, from {tuple(handed.out.shape)} to "
+                f"{tuple(sample.shape)}; such a pipeline is not a chain of steps that can be replayed"
+            )
+        kept = sample == handed.state.to(sample.dtype)  # not with `out`, which may be this very tensor, written into
+        if kept.all():
+            return handed.state.float(), None
+        return torch.where(kept, handed.state.float(), sample.float()), kept
+
+    def _place(
+        self, model_output: Tensor, x: Tensor, per_token: Tensor | None
+    ) -> tuple[Tensor, tuple[Level, Level, float, Path]]:
+        """The velocity at x, and (s, s_next, s_cap, path)."""
+        sign, levels = self._levels(per_token)
+        return (model_output.float() if sign > 0 else -model_output.float()), levels
+
+    def _levels(self, per_token: Tensor | None) -> tuple[int, tuple[Level, Level, float, Path]]:
+        """Sign that turns the model's output into dx/ds, and (s, s_next, s_cap, path)."""
+        sigmas = self.sigmas
+        cap = float(sigmas[1]) if self._cap is None else self._cap
+        if per_token is not None:
+            # diffusers integrates tokens by (s - s_next) * output, that is, the output is minus the velocity
+            s = per_token.float() / self.config.num_train_timesteps
+            table = sigmas.to(s.device)[:, None, None]
+            s_next = torch.where(table < s[None] - 1e-6, table, torch.zeros_like(table)).amax(0)
+            return -1, (s[..., None], s_next[..., None], cap, "flow")
+        s, s_next = float(sigmas[self.step_index]), float(sigmas[self.step_index + 1])
+        if counts_data(self):
+            return -1, (1 - s, 1 - s_next, 1 - cap if self._cap is None else cap, "flow")
+        return 1, (s, s_next, cap, "exploding" if float(sigmas[0]) > 1.001 else "flow")
+
+
+def intercept(scheduler: Any, session: Session) -> Any:
+    """A copy of `scheduler` whose steps go to the session's walk.
+
+    Raises PolicyError where it is neither one of flow matching nor one that DDIM can stand in for.
+    """
+    if not predicts_flow(scheduler) and not walks_ddim(scheduler):
+        raise PolicyError(
+            f"{type(scheduler).__name__} (prediction_type={scheduler.config.get('prediction_type')!r}) neither follows "
+            "a flow, along a velocity dx/dsigma, nor denoises along alphas_cumprod by an undistilled model: give a "
+            "pipeline such as FLUX, SD3, Qwen-Image or Wan, or one such as Stable Diffusion 1.5 or SDXL"
+        )
+    scheduler = once_a_level(scheduler)
+    new = copy.copy(scheduler)
+    new.__class__ = _subclass(type(scheduler))
+    new._session = session
+    return new
+
+
+@functools.cache
+def _subclass(base: type) -> type:
+    names: Sequence[str] = list(inspect.signature(base.step).parameters)[4:]  # after self, output, timestep, sample
+
+    @functools.wraps(base.step)
+    def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self._intercept(model_output, timestep, sample, **dict(zip(names, args, strict=False)), **kwargs)
+
+    mixins = (Preserving, InterceptedStep) if issubclass(base, DDIMScheduler) else (InterceptedStep,)
+    new: Any = type(base.__name__, (*mixins, base), {"step": step, "__module__": base.__module__})
+
+    @functools.wraps(base.set_timesteps)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+        super(new, self).set_timesteps(*args, **kwargs)
+        walk = self._session.walk
+        self._own_levels = own = None if walk is None else replace_table(self, walk.table)
+        self._cap = None if walk is None or own is None else tables.cap(walk.table, own)
+
+    new.set_timesteps = set_timesteps
+    return new

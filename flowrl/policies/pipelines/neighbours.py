@@ -1,0 +1,149 @@
+"""Finds out which rows may share a call of a pipeline: rollouts of two rows, each of which is replayed alone.
+
+The two are prompts of unequal length with pictures of their own, and one prompt twice with one picture. A pipeline that
+takes them together as it takes them alone may be given any rows; one that does not is given rows of one prompt, or one
+row at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flowrl.contracts import Prompt
+from flowrl.policies.errors import PolicyError
+from flowrl.policies.pipelines.arguments import has_files
+from flowrl.policies.pipelines.intercepted_step import Step
+from flowrl.policies.pipelines.replay_walk import Replaying, scenes_by_pass
+from flowrl.policies.pipelines.rollout_walk import Recording
+from flowrl.policies.pipelines.sharing import ALONE, PICTURES, TEXT, Sharing
+from flowrl.policies.pipelines.trajectory import Tape, take
+from samplers.plan import Plan
+
+if TYPE_CHECKING:
+    from flowrl.policies.pipelines.policy import PipelinePolicy
+
+STEPS = 3  # of the loop that run: what rows do to each other shows in the first ones
+TOLERANCE = 1e-4  # of the mean of a step, relative to the size of the state
+TOLERANCE_CPU = 5e-6  # the same on a CPU, whose kernels change less with the number of rows (measured: up to 2e-6)
+TOLERANCE_HALF = 3e-2  # the same where the model computes in half precision
+UNFIT = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, PolicyError)
+
+
+class Beginning(Recording):
+    """The walk of a rollout whose trained steps alone run; the loop is then hurried to its end."""
+
+    def is_real(self, iteration: int) -> bool:
+        """Up to the last trained step."""
+        return iteration <= self.tree.trained[-1]
+
+
+class Comparing(Replaying):
+    """A replay that keeps the largest difference of a mean from the one that was drawn from, and the log-probs."""
+
+    def __init__(self, policy: PipelinePolicy, tape: Tape, scenes: Any):
+        self.worst, self.logp = 0.0, {}
+        super().__init__(
+            tape,
+            policy.dynamics,
+            policy._streams_at,
+            scenes,
+            lambda step, _, logp, *__: self.logp.__setitem__(step, logp),
+        )
+
+    logp: dict[int, Tensor]  # by step
+
+    def step(self, step: Step) -> Tensor:
+        """Compares, and scores."""
+        scene = self.scenes[step.iteration]
+        found = self.dynamics.gaussian(step, stochastic=True).mean.detach()
+        drawn_from = take(self.tape.mean[step.iteration][step.stream], scene.states)
+        gap = (found - drawn_from).abs()
+        kept = self.tape.keep.get(step.iteration, {}).get(step.stream)
+        if kept is not None:
+            gap = gap * take(kept, scene.drawn)
+        size = float(gap.max() / (1 + drawn_from.abs().max()))
+        self.worst = max(self.worst, size if size == size else float("inf"))
+        return super().step(step)
+
+
+def find_sharing(policy: PipelinePolicy, prompt: Prompt, plan: Any, *, half: bool) -> Sharing:
+    """The way in which rows may share calls: the first that holds of those in sharing.py.
+
+    What a pipeline draws from the global generator belongs to the first row of a call, however little it changes the
+    others (the posterior of a trained autoencoder is narrow): its rows have a call each.
+    """
+    if policy.max_rows == 1 or policy.global_use.found:
+        return ALONE
+    usable = sorted(policy._streams)
+    trained = tuple(usable[:-1] or usable)[:STEPS]
+    few = Plan(plan.num_steps, trained, trained)
+    with _unequal(prompt) as unequal:
+        for sharing in PICTURES if has_files(prompt) else TEXT:
+            policy.sharing = sharing
+            tried = [([prompt], 2)] + ([(unequal, 1)] if sharing.rows == "any" else [])
+            if all(_is_each_itself(policy, *rows, few, half) for rows in tried):
+                return sharing
+    return ALONE
+
+
+def _is_each_itself(policy: PipelinePolicy, prompts: list[Prompt], group: int, plan: Plan, half: bool) -> bool:
+    """Whether each of two rows, replayed alone, is what it was beside the other."""
+    try:
+        accepted = TOLERANCE_CPU if policy.device.type == "cpu" else TOLERANCE
+        return company_gap(policy, prompts, group, plan) <= (TOLERANCE_HALF if half else accepted)
+    except torch.OutOfMemoryError:
+        raise
+    except UNFIT:  # it takes no two rows in this way
+        return False
+
+
+def company_gap(policy: PipelinePolicy, prompts: list[Prompt], group: int, plan: Plan) -> float:
+    """How far the mean of a step is, in a replay of a row alone, from the one in a call of all these rows.
+
+    Relative to the size of the state. Raises PolicyError where the call does not give a sample for each row.
+    """
+    tape = Tape(prompts, plan.tree(group), 0, complete=not policy.keeper.skip)
+    recording = Beginning(tape, policy.dynamics, policy._streams_at, keep_means=True)
+    (part,) = tape.tree.passes()
+    recording.begin(part)
+    with torch.no_grad():
+        policy._media(policy._walk(recording, tape), len(tape))
+        recording.result()
+        return max(compare(policy, tape, row, {plan.trained[0], plan.trained[-1]}).worst for row in range(len(tape)))
+
+
+def compare(policy: PipelinePolicy, tape: Tape, row: int, steps: set[int], *, grad: bool = False) -> Comparing:
+    """A row of a recorded rollout, replayed by itself at these steps, each in a call of its own."""
+    whole: Comparing | None = None
+    for step in sorted(steps):
+        (scenes,) = scenes_by_pass(tape, torch.tensor([row]), steps=[step])
+        walk = Comparing(policy, tape, scenes)
+        policy._walk(walk, tape, grad=grad)
+        if whole is not None:
+            walk.worst, walk.logp = max(walk.worst, whole.worst), walk.logp | whole.logp
+        whole = walk
+    assert whole is not None, "there is a step to compare"
+    return whole
+
+
+@contextlib.contextmanager
+def _unequal(prompt: Prompt) -> Iterator[list[Prompt]]:
+    """A longer prompt and this one, each with pictures of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        turned = []
+        for i, path in enumerate(prompt.media):
+            turned.append(str(path))
+            with contextlib.suppress(OSError), Image.open(path) as picture:  # a clip or a sound stays what it is
+                turned[-1] = str(Path(folder) / f"{i}.png")
+                picture.convert("RGB").transpose(Image.Transpose.ROTATE_180).save(turned[-1])
+        text = " ".join([prompt.text] * 3)
+        yield [replace(prompt, id=prompt.id + "/longer", text=text, media=tuple(turned)), prompt]

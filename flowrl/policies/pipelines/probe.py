@@ -1,0 +1,197 @@
+"""The probe: what a policy learns of a pipeline, and proves, before it trusts it with training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from flowrl.contracts import Prompt
+from flowrl.policies.adapters import DENOISERS
+from flowrl.policies.errors import PolicyError
+from flowrl.policies.noise import Key
+from flowrl.policies.pipelines.guidance import Glance, find_guidance
+from flowrl.policies.pipelines.intercepted_step import Step
+from flowrl.policies.pipelines.neighbours import TOLERANCE, TOLERANCE_HALF, compare, find_sharing
+from flowrl.policies.pipelines.sharing import ALONE
+from flowrl.policies.pipelines.trajectory import Tape
+from samplers.plan import Own, Plan
+from samplers.renoising import vp_ddim
+
+if TYPE_CHECKING:
+    from flowrl.policies.pipelines.policy import PipelinePolicy
+    from flowrl.policies.pipelines.policy import Plan as AnyPlan
+
+STEP_TOLERANCE = 1e-3  # of a step at noise 0 against the scheduler's own, relative to the size of the state
+REPLAY_TOLERANCE = 1e-4  # of a replayed log-prob, in float32
+REPLAY_TOLERANCE_HALF = 2e-2  # the same where the model computes in half precision
+
+
+class Probing:
+    """A walk along the ODE that counts streams and compares each step with the scheduler's own."""
+
+    rows = 1
+    table = Own()
+
+    def __init__(self, name: str):
+        self.name = name  # of the pipeline
+        self.streams: dict[int, int] = {}
+        self.worst = 0.0
+
+    def is_real(self, iteration: int) -> bool:
+        """Every iteration runs."""
+        return True
+
+    def entering(self, iteration: int, stream: int) -> Tensor:
+        """Never asked for."""
+        raise AssertionError("a probe skips nothing")
+
+    def step(self, step: Step) -> Tensor:
+        """The step without noise, Euler's or DDIM's, compared. Raises PolicyError for other states than one a row."""
+        if len(step.x) != self.rows:
+            raise PolicyError(
+                f"{self.name}: its scheduler steps {len(step.x)} states for {self.rows} sample (DiT carries "
+                "those of its guidance along): a row's log-prob needs a state of its own; switch guidance off "
+                "(pipeline.guidance_scale=1), or give another pipeline"
+            )
+        self.streams[step.iteration] = self.streams.get(step.iteration, 0) + 1
+        if step.path == "preserving":
+            state = vp_ddim(step.x, step.v, step.s, step.s_next, noise=0.0, s_cap=step.s_cap).mean
+        else:
+            state = step.x + step.v * (step.s_next - step.s)
+        if step.twin.is_comparable:
+            own = step.twin.step()
+            self.worst = max(self.worst, float((state - own).abs().max() / (1 + own.abs().max())))
+        return state
+
+
+def probe(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> dict[int, int]:
+    """Runs the pipeline for one row and for two; returns the number of `step` calls of each iteration.
+
+    Leaves the policy's keeper knowing the denoisers and what their calls return, and the policy which rows may share a
+    call. Raises PolicyError where the loop
+    never steps the scheduler, where a step at noise 0 is not the scheduler's own, or where a replay is not its rollout.
+    """
+    name, start = type(policy.source).__name__, [Key(0, prompt.id, 0)]
+    walk, policy.sharing = Probing(name), ALONE
+    keeper = policy.keeper
+    keeper.forget()
+    keeper.recording = True
+    try:
+        policy._pass(walk, [prompt], start, steps=plan.num_steps)
+    finally:
+        keeper.recording = False
+    if not walk.streams:
+        raise PolicyError(
+            f"{name} finished without calling its scheduler's step: it has a loop of its own, or hands the work to an "
+            "inner pipeline; give that one"
+        )
+    if (number := max(walk.streams) + 1) > plan.num_steps:
+        raise PolicyError(
+            f"{name}: its loop takes {number} steps where {plan.num_steps} were asked for: it goes through its sample "
+            "in parts, each from noise, which is no one walk; shorten the video to one part, or give another pipeline"
+        )
+    tolerance = STEP_TOLERANCE if _is_single_precision(policy) else 30 * STEP_TOLERANCE
+    if walk.worst > tolerance:
+        raise PolicyError(
+            f"{name}: a step at noise 0 differs from {type(policy.source.scheduler).__name__}'s own by "
+            f"{walk.worst:.1e} of the state's size (accepted: {tolerance:.0e}); its state does not follow "
+            "dx/dsigma = model output"
+        )
+    keeper.denoisers = _denoisers(policy, len(walk.streams))
+    if not keeper.denoisers:
+        raise PolicyError(f"{name} calls none of its components between two steps: there is nothing to replay")
+    policy._streams = walk.streams
+    if policy.guidance_gradient == "conditional":
+        _divide_guidance(policy, prompt, plan)
+    _check_replay(policy, prompt, plan)
+    policy.sharing = find_sharing(policy, prompt, plan, half=not _is_single_precision(policy))
+    return walk.streams
+
+
+def _divide_guidance(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> None:
+    """Finds out which rows know nothing of the prompt, and proves that calling them apart changes no velocity."""
+    found = find_guidance(policy, prompt, plan.num_steps)
+    velocities = []
+    for guidance in (None, found):
+        policy.keeper.guidance = guidance
+        walk = Glance(1)
+        policy._pass(walk, [prompt], [Key(0, prompt.id, 0)], steps=plan.num_steps)
+        velocities.append(walk.velocity)
+    whole, parts = velocities
+    assert whole is not None and parts is not None
+    tolerance = TOLERANCE if _is_single_precision(policy) else TOLERANCE_HALF
+    gap = float((whole - parts).abs().max() / (1 + whole.abs().max()))
+    if not gap <= tolerance:
+        raise PolicyError(
+            f"objective.guidance_gradient: {type(policy.source).__name__}'s denoiser says something else by {gap:.1e} "
+            f"where its rows without the prompt are called apart (accepted: {tolerance:.0e}); set "
+            "objective.guidance_gradient=both"
+        )
+
+
+def _denoisers(policy: PipelinePolicy, iterations: int) -> set[str]:
+    """Components called between two steps, and those of a denoiser's usual name that only the first step calls."""
+    called = policy.keeper.called()
+    between = {name for name, at in called.items() if any(0 < i < iterations for i in at)}
+    return between | {name for name in called if name in DENOISERS}
+
+
+def _check_replay(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> None:
+    """Rolls out one row and replays its first and last stochastic step, the first because its state is drawn again.
+
+    Tries once more with denoisers run instead of skipped.
+    """
+    steps = tuple(sorted(policy._streams))
+    usable = steps[:-1] or steps
+    full = Plan(plan.num_steps, usable, usable)
+    single = _is_single_precision(policy)
+    tolerance = REPLAY_TOLERANCE if single else REPLAY_TOLERANCE_HALF
+    accepted = tolerance, TOLERANCE if single else TOLERANCE_HALF
+    drift = _drift(policy, prompt, full)
+    if not _holds(drift, accepted):
+        policy.keeper.skip = False
+        drift = _drift(policy, prompt, full)
+    if not _holds(drift, accepted):
+        raise PolicyError(
+            f"{type(policy.source).__name__}: the replay of a step gives a log-prob {drift[0]:.1e} away from the "
+            f"rollout's (accepted: {accepted[0]:.0e}) and a mean {drift[1]:.1e} of the state's size away (accepted: "
+            f"{accepted[1]:.0e}); something outside `generator` and the call's arguments changes between calls"
+        )
+
+
+def _holds(drift: tuple[float, float], accepted: tuple[float, float]) -> bool:
+    return all(found <= most for found, most in zip(drift, accepted, strict=True))
+
+
+def _drift(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> tuple[float, float]:
+    """How far a replay is from its rollout: in the log-prob, and in the means over the size of the state."""
+    tape = Tape([prompt], plan.tree(1), 0, complete=not policy.keeper.skip)
+    keep_means, policy.keep_means = policy.keep_means, True
+    try:
+        recording, _ = policy._roll(tape)
+    finally:
+        policy.keep_means = keep_means
+    behave, mask, _ = recording.result()
+    if not mask.any():
+        return 0.0, 0.0  # a deterministic transition: nothing is scored, and an objective that needs it says so
+    try:
+        found = compare(policy, tape, 0, {plan.trained[0], plan.trained[-1]}, grad=True)
+    except (AttributeError, RuntimeError, TypeError, ValueError, KeyError, IndexError):
+        if policy.keeper.skip:  # a denoiser that was skipped left something undone: run them all
+            return float("inf"), float("inf")
+        raise
+    if any(p.requires_grad for p in policy.trainable()) and not any(p.requires_grad for p in found.logp.values()):
+        raise PolicyError(
+            f"{type(policy.source).__name__}: no gradient reaches the log-prob of a replayed step; the pipeline calls "
+            "its denoiser under torch.no_grad() or detaches its output"
+        )
+    columns = {step: i for i, step in enumerate(plan.trained)}
+    gaps = [abs(float(logp.detach()) - float(behave[0, columns[step]])) for step, logp in found.logp.items()]
+    return max(gaps), found.worst
+
+
+def _is_single_precision(policy: PipelinePolicy) -> bool:
+    dtypes = {p.dtype for m in policy.modules.values() for p in m.parameters()}
+    return dtypes <= {torch.float32, torch.float64}

@@ -1,0 +1,1 @@
+"""What a run reads before it loads weights: prompts, their columns, and whether they fit the model."""

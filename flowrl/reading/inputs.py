@@ -1,0 +1,126 @@
+"""What a run reads before it loads weights: its prompts, known to fit the model, the plan and the rewards.
+
+Nothing here loads diffusers or transformers where it can be helped: a plan is printed without them.
+"""
+
+from flowrl.contracts import Prompt
+from flowrl.names import UserError, to_be_fetched
+from flowrl.planning.sizes.calls import argument_names, check_arguments
+from flowrl.planning.sizes.rewards import absent
+from flowrl.planning.walks import check_trained
+from flowrl.policies.devices import device_of
+from flowrl.reading import columns
+from flowrl.reading import prompts as prompt_files
+from flowrl.reading.prompt_lines import PromptError
+from flowrl.recipe.schema import Recipe
+from flowrl.scoring.gates import check_prompts
+
+
+def load_prompts(recipe: Recipe, source: str, split: str, limit: int | None, *, online: bool = True) -> list[Prompt]:
+    """The prompts of a source for the recipe's model; online: whether a hub may be asked what the model takes.
+
+    Raises PromptError where they do not fit it.
+    """
+    if gone := prompt_files.missing([source], recipe.prompts.source):
+        raise PromptError(gone)
+    if recipe.generation is not None:
+        found = prompt_files.load(source, split=split, limit=limit)
+        seeing = next((prompt for prompt in found if prompt.media), None)
+        if seeing is not None:
+            raise PromptError(
+                f"{source}: the prompt {seeing.text!r} has a picture (media or image), and a language model of text "
+                "does not see it; remove that column"
+            )
+        return found
+    arguments = argument_names(recipe.model, online=online)
+    return prompt_files.load(source, split=split, limit=limit, arguments=arguments)
+
+
+def unread(recipe: Recipe, prompts: list[Prompt]) -> str | None:
+    """One line about what of these prompts nothing has read so far; see columns.py."""
+    known = argument_names(recipe.model, online=False)
+    told = columns.unread(prompts, known)
+    if known and "image" not in known and any(prompt.media for prompt in prompts):
+        alone = "prompts: the pipeline takes no image; the pictures of the prompts are there for rewards alone"
+        return alone if told is None else f"{alone}. {told}"
+    return told
+
+
+def read_prompts(recipe: Recipe, *, online: bool = False) -> tuple[list[Prompt], list[Prompt]]:
+    """Training and held-out prompts (none where there is no source), once the pipeline's arguments are known to fit.
+
+    online: see `load_prompts`. Raises RecipeError for arguments that a local pipeline does not take and for what does
+    not fit the number of trained steps, UserError where the prompts do not do.
+    """
+    _check_devices(recipe)
+    check_arguments(recipe.model, recipe.pipeline)
+    check_trained(recipe)
+    return _train_prompts(recipe, online), _heldout_prompts(recipe, online)
+
+
+def planned_prompts(recipe: Recipe) -> tuple[list[Prompt] | None, list[Prompt] | None, list[str]]:
+    """As read_prompts, for a plan: None in place of published prompts that are not here, and lines on what is not."""
+    _check_devices(recipe)
+    check_arguments(recipe.model, recipe.pipeline)
+    check_trained(recipe)
+    source, files = recipe.prompts, absent(recipe.rewards)
+    train = None if to_be_fetched(source.train, source.source) else _train_prompts(recipe)
+    heldout = None if to_be_fetched(source.heldout, source.source) else _heldout_prompts(recipe)
+    gone = prompt_files.missing([source.train, source.heldout, *files.values()], source.source)
+    others = [f"{place}: {f}, not here" for place, f in files.items() if not to_be_fetched(f, source.source)]
+    return train, heldout, [*([gone] if gone else []), *others]
+
+
+def overlap(train: list[Prompt], heldout: list[Prompt]) -> str | None:
+    """One line about held-out prompts whose text is trained on as well; None where nothing is held out.
+
+    Texts are compared in lower case, with single spaces and without the mark at their end.
+    """
+    if not heldout:
+        return None
+    known = {_plain(prompt.text) for prompt in train}
+    both = sum(_plain(prompt.text) in known for prompt in heldout)
+    if not both:
+        return f"none of the {len(heldout)} held-out prompts is among the training prompts"
+    return (
+        f"{both} of the {len(heldout)} held-out prompts ({both / len(heldout):.0%}) are among the training prompts "
+        "too: their scores say little of new prompts"
+    )
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(".!?")
+
+
+def _check_devices(recipe: Recipe) -> None:
+    """Raises PolicyError for a device, of the run or of a reward, that this machine does not have."""
+    device_of(recipe.device)
+    for name, spec in recipe.rewards.items():
+        device_of(spec.device or "cpu", f"rewards.{name}.device")
+
+
+def _heldout_prompts(recipe: Recipe, online: bool = False) -> list[Prompt]:
+    """The held-out prompts; none where there is no source."""
+    source = recipe.prompts
+    if source.heldout is None:
+        return []
+    return load_prompts(recipe, source.heldout, "heldout", recipe.eval.prompts, online=online)
+
+
+def _train_prompts(recipe: Recipe, online: bool = False) -> list[Prompt]:
+    """The training prompts, known to suffice for an iteration and for the recipe's rewards."""
+    source = recipe.prompts
+    train = load_prompts(recipe, source.train, "train", source.limit, online=online)
+    if len(train) < recipe.train.prompts:
+        raise UserError(
+            f"train.prompts: got {recipe.train.prompts}, but {source.train} holds {len(train)}; lower train.prompts"
+        )
+    check_prompts(recipe.rewards, train, source.train)
+    cursor_over(recipe, train)
+    return train
+
+
+def cursor_over(recipe: Recipe, train: list[Prompt]) -> prompt_files.Cursor:
+    """The draw of training prompts, at its beginning. Raises PromptError where they lack the key to balance by."""
+    source = recipe.prompts
+    return prompt_files.Cursor(train, seed=recipe.seed, balance=source.balance, shuffle=source.shuffle)

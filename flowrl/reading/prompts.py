@@ -1,0 +1,275 @@
+"""Prompts from files, folders, data sets and embedded worlds, and a resumable draw of them.
+
+Every prompt has an id that is unique in its source and does not depend on its place in it: the noise of its samples
+derives from the id, so adding a line to a file changes nothing for the others.
+"""
+
+import hashlib
+import json
+import random
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flowrl.contracts import Prompt
+from flowrl.names import WORLD_PROMPTS, hint, to_be_fetched
+from flowrl.reading import prompt_lines
+from flowrl.reading.columns import Meta, arguments_of, check_columns, located
+from flowrl.reading.prompt_lines import PromptError, short
+from flowrl.worlds.ask import records
+
+SPLITS = ("train", "heldout")
+
+# Files that a folder may hold, best first. Flow-GRPO publishes {train,test}_metadata.jsonl and {train,test}.txt,
+# GenEval evaluation_metadata.jsonl, alone or in a folder `prompts`.
+LAYOUTS = {
+    "train": ("train_metadata.jsonl", "train.jsonl", "train.txt"),
+    "heldout": (
+        "test_metadata.jsonl",
+        "heldout.jsonl",
+        "test.jsonl",
+        "evaluation_metadata.jsonl",
+        "prompts/evaluation_metadata.jsonl",
+        "heldout.txt",
+        "test.txt",
+    ),
+}
+DATASET_SPLITS = {"train": ("train",), "heldout": ("heldout", "test", "validation")}
+TEXT_COLUMNS = ("prompt", "caption", "text", "question")
+LINE_KEYS = ("prompt", "question")  # of a .jsonl file; the second is GSM8K's
+MEDIA_KEYS = ("media", "image")
+
+
+def missing(sources: Sequence[str | None], origin: str | None) -> str | None:
+    """What to do about published prompts among the sources that are not here, by `origin`; None where all are."""
+    gone = list(dict.fromkeys(str(source) for source in sources if to_be_fetched(source, origin)))
+    if not gone:
+        return None
+    return f"{', '.join(gone)}: not here, and not shipped; get it by `{origin}`, or name other prompts"
+
+
+def load(
+    source: str, *, split: str = "train", limit: int | None = None, arguments: Collection[str] = ()
+) -> list[Prompt]:
+    """The prompts of a source, in its order, the first `limit` of them.
+
+    source: a .txt file (one a line), a .jsonl file (`prompt` or `question`, optional `id` and `media` or `image`, the
+    rest is meta), a folder (see LAYOUTS, or one that `datasets` reads), a name on the hub as NAME or NAME:SPLIT, or
+    WORLD/SPLIT of an embedded world. split says which half a folder or data set is asked for. Columns that are named in
+    arguments, those of the pipeline's call, go to that call too: see columns.py. Raises PromptError.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r}: choose one of {', '.join(SPLITS)}")
+    prompts = _distinct(_read(source, split))[:limit]
+    if not prompts:
+        raise PromptError(f"{source}: holds no prompt; accepted: at least one")
+    if source in WORLD_PROMPTS:
+        return prompts
+    prompts = _addressed(prompts, arguments, source, _home(source, split))
+    check_columns(prompts, source)
+    return prompts
+
+
+def _addressed(prompts: Sequence[Prompt], arguments: Collection[str], source: str, folder: Path | None) -> list[Prompt]:
+    """The prompts with what of their meta goes to the pipeline's call, and a meta that knows what is read of it."""
+    read: set[str] = set()
+    return [
+        replace(
+            p, meta=Meta(p.meta, read), call=arguments_of(p.meta, arguments, f"{source}: prompt {p.text!r}", folder)
+        )
+        for p in prompts
+    ]
+
+
+def _home(source: str, split: str) -> Path | None:
+    """The folder that paths in a source start from; None where it is a data set's name."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return next(((path / name).parent for name in LAYOUTS[split] if (path / name).is_file()), path)
+    return path.parent if path.exists() else None
+
+
+def _read(source: str, split: str) -> Iterable[Prompt]:
+    path = Path(source).expanduser()
+    if source in WORLD_PROMPTS:
+        return _from_world(*source.split("/"))
+    if path.is_dir():
+        return _from_folder(path, split)
+    if path.suffix == ".txt":
+        return _from_text(path)
+    if path.suffix == ".jsonl":
+        return _from_jsonl(path)
+    if path.exists():
+        raise PromptError(f"{source}: ends in {path.suffix!r}; accepted: .txt, .jsonl, a folder or a data set's name")
+    return _from_dataset(source, split)
+
+
+def _distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """The prompts with the second and later holders of an id renamed to id-2, id-3 ..."""
+    seen: dict[str, int] = defaultdict(int)
+    out = []
+    for prompt in prompts:
+        seen[prompt.id] += 1
+        again = seen[prompt.id]
+        out.append(prompt if again == 1 else replace(prompt, id=f"{prompt.id}-{again}"))
+    if len({p.id for p in out}) < len(out):
+        raise PromptError("two prompts share an id after repeats were numbered; give each its own `id`")
+    return out
+
+
+def _hashed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _from_text(path: Path) -> Iterator[Prompt]:
+    for _, line in prompt_lines.lines(path):
+        yield Prompt(id=_hashed(line), text=line)
+
+
+def _from_jsonl(path: Path) -> Iterator[Prompt]:
+    given: dict[str, int] = {}
+    for number, line in prompt_lines.lines(path):
+        where = f"{path}:{number}"
+        record = prompt_lines.record(line, where)
+        prompt = _from_record(record, LINE_KEYS, where, path.parent)
+        if "id" in record:
+            if prompt.id in given:
+                raise PromptError(f"{where}: id {prompt.id!r} is already that of line {given[prompt.id]}; give another")
+            given[prompt.id] = number
+        yield prompt
+
+
+def _from_record(record: dict[str, Any], columns: Sequence[str], where: str, folder: Path | None) -> Prompt:
+    """The prompt of one record; what is not its text, id or media becomes its meta."""
+    column = next((c for c in columns if c in record), None)
+    if column is None:
+        raise PromptError(
+            f"{where}: has no {' or '.join(columns)}, only {', '.join(record)[:200] or 'nothing'}; add it"
+        )
+    text = record[column]
+    if not isinstance(text, str) or not text.strip():
+        raise PromptError(f"{where}: {column} is {short(text)}; accepted: a text that is not empty")
+    if "id" in record and not (type(record["id"]) in (str, int) and str(record["id"])):
+        raise PromptError(f"{where}: id is {short(record['id'])}; accepted: a text or a whole number")
+    media = tuple(m for key in MEDIA_KEYS for m in _media(record.get(key), f"{where}: {key}", folder))
+    meta = {k: v for k, v in record.items() if k not in (column, "id", *MEDIA_KEYS)}
+    return Prompt(id=str(record["id"]) if "id" in record else _hashed(text), text=text, media=media, meta=meta)
+
+
+def _media(value: Any, where: str, folder: Path | None) -> list[str]:
+    """Paths of input files, absolute; relative ones start from the folder of the prompt file or its images/."""
+    paths = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(paths, list) or not all(isinstance(p, str) for p in paths):
+        raise PromptError(f"{where} is {short(value)}; accepted: a path or a list of paths")
+    return [str(located(path, where, folder)) for path in paths]
+
+
+def _from_world(world: str, split: str) -> Iterator[Prompt]:
+    return (Prompt(id=text, text=text, meta=meta) for text, meta in records(world, split))
+
+
+def _from_folder(path: Path, split: str) -> Iterable[Prompt]:
+    for name in LAYOUTS[split]:
+        if (path / name).is_file():
+            return _read(str(path / name), split)
+    if any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json", "state.json")):
+        return _from_dataset(str(path), split, saved=True)
+    if any(path.rglob("*.parquet")) or any(path.rglob("*.csv")):
+        return _from_dataset(str(path), split)
+    raise PromptError(f"{path}: no {split} prompts; accepted: {', '.join(LAYOUTS[split])}, or a `datasets` folder")
+
+
+def _from_dataset(name: str, split: str, *, saved: bool = False) -> Iterator[Prompt]:
+    """Rows of a data set of the `datasets` library; values that JSON cannot hold (pictures) stay out of the meta."""
+    import datasets
+
+    base, colon, chosen = name.partition(":")
+    try:
+        data: Any = datasets.load_from_disk(name) if saved else datasets.load_dataset(base if colon else name)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise PromptError(f"{name}: no file, folder or data set of that name ({reason}); correct it") from error
+    if isinstance(data, datasets.DatasetDict):
+        wanted = (chosen,) if chosen else DATASET_SPLITS[split]
+        key = next((s for s in wanted if s in data), None)
+        if key is None:
+            there = [str(s) for s in data]
+            listed = f"{', '.join(there)}{hint(chosen, there)}"
+            raise PromptError(f"{name}: no split {' or '.join(wanted)}; accepted: {listed}")
+        data = data[key]
+    columns = [c for c in TEXT_COLUMNS if c in data.column_names]
+    if not columns:
+        raise PromptError(f"{name}: columns {', '.join(data.column_names)}; accepted: one of {', '.join(TEXT_COLUMNS)}")
+    plain = [c for c, feature in data.features.items() if _is_plain(feature) and c not in MEDIA_KEYS]
+    for number, row in enumerate(data.select_columns(plain)):
+        yield _from_record(row, columns, f"{name}: row {number}", None)
+
+
+def _is_plain(feature: Any) -> bool:
+    """Whether a column's values are text, numbers, or lists and mappings of them."""
+    if isinstance(feature, dict):
+        return all(_is_plain(f) for f in feature.values())
+    if hasattr(feature, "feature"):
+        return _is_plain(feature.feature)
+    return type(feature).__name__ in ("Value", "ClassLabel")
+
+
+class Cursor:
+    """A deterministic endless draw of prompts: what `take` returns depends on (seed, position, n) alone.
+
+    A pass goes through all prompts in a new order (shuffle false: in theirs); a draw that the rest of a pass cannot
+    fill starts the next one, so the prompts of a draw are always distinct. With `balance`, a key of the prompts' meta,
+    each draw takes its values equally often, the remainder at random, and there are no passes.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], *, seed: int, balance: str | None = None, shuffle: bool = True):
+        self.prompts, self.seed, self.balance, self.shuffle = list(prompts), seed, balance, shuffle
+        self.position = 0
+        self._classes: dict[str, list[int]] = defaultdict(list)
+        for i, prompt in enumerate(self.prompts if balance is not None else ()):
+            if balance not in prompt.meta:
+                known = ", ".join(prompt.meta) or "nothing"
+                raise PromptError(f"prompts.balance: {balance!r} is not in the meta of {prompt.text!r}, only {known}")
+            self._classes[json.dumps(prompt.meta[balance], sort_keys=True)].append(i)
+        self._digest = _hashed("\n".join(p.id for p in self.prompts))
+
+    def take(self, n: int) -> list[Prompt]:
+        """The next n prompts, all distinct. Raises PromptError when there are fewer."""
+        if not 1 <= n <= len(self.prompts):
+            accepted = f"1 to {len(self.prompts)}, the number of prompts"
+            raise PromptError(f"train.prompts: got {n}, accepted: {accepted}; lower it")
+        chosen = self._sequential(n) if self.balance is None else self._balanced(n)
+        return [self.prompts[i] for i in chosen]
+
+    def _sequential(self, n: int) -> list[int]:
+        total = len(self.prompts)
+        epoch, offset = divmod(self.position, total)
+        if offset + n > total:
+            epoch, offset = epoch + 1, 0
+        order = list(range(total))
+        if self.shuffle:
+            random.Random(f"{self.seed}/pass {epoch}").shuffle(order)
+        self.position = epoch * total + offset + n
+        return order[offset : offset + n]
+
+    def _balanced(self, n: int) -> list[int]:
+        rng = random.Random(f"{self.seed}/draw {self.position}")
+        self.position += n
+        pools = [rng.sample(members, len(members)) for members in self._classes.values()]
+        chosen: list[int] = []
+        while len(chosen) < n:
+            rng.shuffle(pools)
+            chosen += [pool.pop() for pool in pools if pool]
+        return chosen[:n]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the draw stands, and which prompts it is over."""
+        return {"position": self.position, "prompts": self._digest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state. Raises PromptError when it was saved over other prompts."""
+        if state["prompts"] != self._digest:
+            raise PromptError("prompts.train: not the prompts this run began with; restore them or start a new run")
+        self.position = state["position"]

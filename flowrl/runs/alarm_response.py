@@ -1,0 +1,66 @@
+"""What an alarm makes a run do: stop, or go back to an earlier checkpoint."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flowrl.build import AnyPolicy
+from flowrl.core.learner import Learner
+from flowrl.policies import adapters
+from flowrl.recipe.schema import Recipe
+from flowrl.runs import checkpoints
+from flowrl.runs import resume as resuming
+from flowrl.watch.alarms import ACTIONS, Alarm
+from flowrl.watch.watchdog import Watch
+
+
+class Alarmed(RuntimeError):
+    """A run that an alarm has ended; everything is saved."""
+
+    @staticmethod
+    def by(alarm: Alarm) -> "Alarmed":
+        """The error that names the alarm and what to try."""
+        lost = "" if alarm.to is None else f" (no checkpoint of iteration {alarm.to} was kept to return to)"
+        return Alarmed(f"stopped by the alarm {alarm.name}{lost}: {alarm.what}; what to try: {alarm.remedy}")
+
+
+class Diverged(RuntimeError):
+    """A run whose weights or optimizer are not finite; it is not saved."""
+
+
+def refuse_nonfinite(weights: Mapping[str, Any], iteration: int, kept: checkpoints.Checkpoints, recipe: Recipe) -> None:
+    """Raises Diverged where a state is not finite: it would take the place of checkpoints that are."""
+    if bad := next(checkpoints.nonfinite(weights), None):
+        before = [checkpoint.path for checkpoint in kept.all() if checkpoint.iteration < iteration]
+        rest = f"{before[-1]} is from before it: go on from there with --resume" if before else "begin again"
+        raise Diverged(
+            f"iteration {iteration}: {bad} is not finite, so nothing of it is saved; {rest}, train.lr below "
+            f"{recipe.train.lr:g} or train.max_grad_norm below {recipe.train.max_grad_norm or float('inf'):g}"
+        )
+
+
+def gravest(alarms: Sequence[Alarm]) -> Alarm | None:
+    """The alarm that asks for most, if any asks for more than to be heard; hacking, which ends the run, before all."""
+    asking = [alarm for alarm in alarms if alarm.action != "warn"]
+    return max(asking, key=lambda alarm: (alarm.name == "hacking", ACTIONS.index(alarm.action)), default=None)
+
+
+def go_back(
+    checkpoint: checkpoints.Checkpoint, policy: AnyPolicy, learner: Learner, watch: Watch, left: int | None
+) -> None:
+    """Takes up weights, optimizer and watchdog of a checkpoint; the schedule of the learning rate goes on.
+
+    left: the iteration whose weights are lost by it.
+    """
+    saved = checkpoints.load(checkpoint)
+    resuming.fill(adapters.named(policy.modules), saved["parameters"], checkpoint)
+    learner.load_state_dict(saved["learner"] | {"steps": learner.steps, "factor": learner.factor})
+    watch.rolled_back(saved["mark"]["watch"], left)
+
+
+def told(iteration: int, watch: Watch) -> str:
+    """What a run that hacking has ended says of the weights of this iteration, which it ends with."""
+    why = "the witness was best there" if watch.witnessed else "no better reward was free of suspicion"
+    return (
+        f"rolled back to iteration {iteration}: {why}, and the run ends with these weights; to go on from them, change "
+        "the recipe (such as watch.on_hack=warn) and take --resume"
+    )

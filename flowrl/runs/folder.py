@@ -1,0 +1,234 @@
+"""The folder of a run: its recipe, metrics, samples and weights, written as the run goes.
+
+recipe.yaml        every effective value
+run.json           versions, machine, and every start and resume with how it ended
+metrics.jsonl      a line an iteration ("kind": "train") and an evaluation ("heldout")
+alarms.jsonl       a line an alarm
+heldout/           NNNNN.json an evaluation: prompts, the scores of each, its first samples (NNNNN/*.png or texts)
+samples/           the same pictures as grids, at equal seeds
+tensorboard/       the same numbers and grids
+checkpoints/       what a resume needs (state.py)
+lora/ or model/    what was trained
+summary.json       before and after
+report.html        all of it on one page
+"""
+
+import contextlib
+import glob
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from flowrl.contracts import Prompt
+from flowrl.core.evaluate import Evaluation
+from flowrl.media.pictures import save_grid, save_picture
+from flowrl.media.sounds import save_sound
+from flowrl.names import UserError
+from flowrl.runs.machine import facts
+from flowrl.runs.tracking import Tracking
+
+
+def fresh(folder: Path) -> Path:
+    """The folder, or where it holds a run already, the first of folder-2, folder-3 ... that does not."""
+    candidate, number = folder, 1
+    while candidate.exists() and (not candidate.is_dir() or any(candidate.iterdir())):
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
+
+
+def newest(folder: Path) -> Path | None:
+    """The run that `fresh` made last under this name: the highest of folder, folder-2 ... with a recipe in it."""
+    found = [folder] if (folder / "recipe.yaml").is_file() else []
+    numbered = (p for p in folder.parent.glob(f"{glob.escape(folder.name)}-*") if (p / "recipe.yaml").is_file())
+    suffixes = ((p.name.removeprefix(f"{folder.name}-"), p) for p in numbered)
+    found += [p for _, p in sorted((int(s), p) for s, p in suffixes if s.isascii() and s.isdigit())]
+    return found[-1] if found else None
+
+
+class RunFolder:
+    """A run's folder, held by this process alone. Raises UserError in one line where it cannot be written or is held.
+
+    Nothing can be logged before `rewind`.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder
+        try:
+            (folder / "samples").mkdir(parents=True, exist_ok=True)
+            (folder / "heldout").mkdir(exist_ok=True)
+            self._lock = filelock.FileLock(folder / ".lock")
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            remedy = "wait for it, stop it, or name another folder with output=FOLDER"
+            raise UserError(f"output: {folder} is being written by another run; {remedy}") from error
+        except OSError as error:
+            raise UserError(f"output: {folder} cannot be written ({error.strerror}); name another folder") from error
+        self.tracking = Tracking()  # what a recipe's `track` adds to the files
+        self._starts: list[dict[str, Any]] = []
+        self._metrics: Any = None
+        self._board: Any = None
+
+    def position(self) -> dict[str, int]:
+        """Where the growing files stand, for `rewind`."""
+        self._metrics.flush()
+        alarms = self.path / "alarms.jsonl"
+        return {"metrics": self._metrics.tell(), "alarms": alarms.stat().st_size if alarms.exists() else 0}
+
+    def sync(self) -> None:
+        """Makes the metrics so far durable."""
+        os.fsync(self._metrics.fileno())
+
+    def rewind(self, position: Mapping[str, int], iteration: int, evaluated: Sequence[int]) -> None:
+        """Cuts the growing files back to where they stood after `iteration` iterations, and opens them."""
+        self.close_files()
+        try:
+            for name in ("metrics", "alarms"):
+                path, size = self.path / f"{name}.jsonl", position.get(name, 0)
+                if path.exists() and path.stat().st_size > size:
+                    os.truncate(path, size)
+            for path in (self.path / "heldout").glob("*.json"):
+                if path.stem.isdigit() and int(path.stem) not in evaluated:
+                    path.unlink()
+            self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"output: {self.path} cannot be written ({error.strerror}); free it first") from error
+        self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=iteration + 1 if iteration else None)
+
+    def write(self, name: str, text: str) -> None:
+        """A text file of the run, whole or not at all."""
+        aside = (self.path / name).with_suffix(".tmp")
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(self.path / name)
+
+    def log(self, iteration: int, metrics: dict[str, float], *, kind: str = "train") -> None:
+        """One line of metrics.jsonl, at once on disk, and the same numbers for TensorBoard."""
+        clean = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._metrics.write(json.dumps({"iteration": iteration, "kind": kind, **clean}) + "\n")
+        self._metrics.flush()
+        for name, value in metrics.items():
+            self._board.add_scalar(f"{kind}/{name}", value, iteration)
+        self.tracking.log(iteration, {f"{kind}/{name}": value for name, value in metrics.items()})
+
+    def alarm(self, record: Mapping[str, Any]) -> None:
+        """One line of alarms.jsonl."""
+        with (self.path / "alarms.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(record)) + "\n")
+
+    def evaluated(self, iteration: int, name: str, result: Evaluation) -> None:
+        """The scores of every held-out prompt under heldout/, the first samples beside them and as a grid `name`."""
+        stem = f"{iteration:05d}"
+        pictures: list[str] = []
+        for i, picture in enumerate(result.pictures if result.pictures is not None else ()):
+            path = self.path / "heldout" / stem / f"{i:03d}.png"
+            save_picture(picture, path)
+            pictures.append(path.relative_to(self.path).as_posix())
+        sounds = self._save_sounds(stem, result)
+        record = {
+            "iteration": iteration,
+            **result.record(),
+            "pictures": pictures,
+            **({"sounds": sounds} if sounds else {}),
+            "texts": list(result.texts or ()),
+        }
+        self.write(f"heldout/{stem}.json", json.dumps(record) + "\n")
+        if result.pictures is not None:
+            save_grid(result.pictures, self.path / "samples" / f"{name}.png")
+            self._board.add_images("heldout", result.pictures, iteration)
+            self.tracking.images(iteration, "heldout", result.pictures)
+        for i, text in enumerate(result.texts or ()):
+            self._board.add_text(f"heldout/{i:03d}", f"{result.prompts[i].text}\n\n{text}", iteration)
+
+    def _save_sounds(self, stem: str, result: Evaluation) -> list[str]:
+        """Writes the first sounds beside the first pictures; their paths in the folder."""
+        paths: list[str] = []
+        if result.sounds is not None and result.sample_rate is not None:
+            for i, sound in enumerate(result.sounds):
+                path = self.path / "heldout" / stem / f"{i:03d}.wav"
+                save_sound(sound, result.sample_rate, path)
+                paths.append(path.relative_to(self.path).as_posix())
+        return paths
+
+    def evaluation(self, iteration: int) -> Evaluation:
+        """The scores of an earlier evaluation, without its samples. Raises UserError where its file is damaged."""
+        path = self.path / "heldout" / f"{iteration:05d}.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            prompts = [
+                Prompt(p["id"], p["text"], meta={} if p["kind"] is None else {"kind": p["kind"]})
+                for p in record["prompts"]
+            ]
+            scores = {name: _tensor(values) for name, values in record["scores"].items()}
+            total = _tensor(record["total"]) if "total" in record else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{path}: cannot be read ({type(error).__name__})") from error
+        return Evaluation(prompts, scores, None, total=total)
+
+    def earlier(self, iterations: Sequence[int], tell: Callable[[str], None]) -> dict[int, Evaluation]:
+        """The evaluations that can be read; the others are told: they are shown and compared, not trained on."""
+        found = {}
+        for iteration in iterations:
+            try:
+                found[iteration] = self.evaluation(iteration)
+            except UserError as error:
+                tell(f"{error}; going on without it")
+        return found
+
+    def begun(self, iteration: int, changed: Mapping[str, list[Any]]) -> None:
+        """run.json: what runs where, and that it started now from this iteration, with what changes to its recipe."""
+        self._starts = [*self._earlier(), {"time": _now(), "from_iteration": iteration, "changed": dict(changed)}]
+        self._write_starts()
+
+    def ended(self, how: str) -> None:
+        """run.json: that what began last ended now, and how. A start without it was killed, or left without a word."""
+        if self._starts:
+            self._starts[-1] |= {"ended": how, "at": _now()}
+            self._write_starts()
+
+    def _write_starts(self) -> None:
+        self.write("run.json", json.dumps(facts() | {"starts": self._starts}, indent=2) + "\n")
+
+    def _earlier(self) -> list[dict[str, Any]]:
+        """The starts before this one, as far as they can be read."""
+        try:
+            found = json.loads((self.path / "run.json").read_text(encoding="utf-8"))["starts"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return []
+        return [start for start in found if isinstance(start, dict)] if isinstance(found, list) else []
+
+    def summary(self, values: dict[str, Any]) -> None:
+        """summary.json."""
+        self.write("summary.json", json.dumps(values, indent=2) + "\n")
+
+    def close_files(self) -> None:
+        """Flushes and closes the growing files."""
+        for file in (self._metrics, self._board):
+            if file is not None:
+                with contextlib.suppress(ValueError, OSError):  # a full disk was told of when it was met
+                    file.close()
+
+    def close(self) -> None:
+        """Closes the files, ends the trackers' runs and lets go of the folder."""
+        self.close_files()
+        self.tracking.finish()
+        self._lock.release()
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _tensor(values: list[float | None]) -> torch.Tensor:
+    """Scores as they are written: null is NaN."""
+    return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float32)

@@ -1,0 +1,81 @@
+"""What is measured on a run's held-out prompts: rewards and, where the recipe asks, the divergence from the base."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from flowrl.build import AnyPolicy
+from flowrl.contracts import Prompt, Samples
+from flowrl.core.departure import divergence
+from flowrl.core.evaluate import Evaluation, evaluate, mean
+from flowrl.planning.costs import eval_plan, plan_for
+from flowrl.recipe.sampling import Sampler
+from flowrl.recipe.schema import Recipe
+from flowrl.report.evaluations import spread
+from flowrl.scoring.gates import counted
+from flowrl.watch.hacking import KL
+
+Score = Callable[[Samples], dict[str, Tensor]]
+EVAL_SEED = 2**32  # added to the run's: evaluation noise is never training noise
+KL_SEED = 3 * 2**32  # and that of a divergence is neither
+KL_PROMPTS = 8
+
+
+def evaluate_heldout(
+    recipe: Recipe, policy: AnyPolicy, prompts: Sequence[Prompt], score: Score, **more: Any
+) -> Evaluation:
+    """Scores under the policy's weights as they are, on the recipe's own evaluation noise; more: see `evaluate`."""
+    plan, seed = eval_plan(recipe), recipe.seed + EVAL_SEED
+    found = evaluate(policy, prompts, score, plan=plan, seed=seed, batch=recipe.eval.batch, **more)
+    trained = [spec for name, spec in recipe.rewards.items() if spec.weight and name in found.scores]
+    if len(trained) > 1 or any(spec.gate is not None for spec in trained):
+        return replace(found, total=counted(recipe.rewards, found.scores, prompts).total)
+    return found
+
+
+def is_due(recipe: Recipe, done: int, ended: bool, passed: bool) -> bool:
+    """Whether an evaluation is, after so many iterations; passed: whether a multiple of eval.every_seconds is."""
+    at = recipe.eval
+    if done == 0 or ended:
+        return at.at_start if done == 0 else at.at_end
+    return bool(at.every and done % at.every == 0) or passed
+
+
+def standing(found: Evaluation, weights: Mapping[str, float]) -> float:
+    """The mean of the held-out rewards as they count together; NaN where none is known."""
+    if found.total is not None:
+        return mean(found.total).value
+    means = found.means()
+    return sum(
+        [weight * means[name].value for name, weight in weights.items() if weight and name in means] or [math.nan]
+    )
+
+
+def departed(recipe: Recipe, policy: AnyPolicy, prompts: Sequence[Prompt]) -> dict[str, float]:
+    """The policy's divergence from the base on a few held-out prompts, where the recipe asks for it.
+
+    Every step of a denoising walk but the last draws noise, whatever the plan of training: all evaluations, and runs
+    with other windows, are on one scale.
+    """
+    if recipe.watch.kl_to_base is None:
+        return {}
+    return {
+        KL: divergence(
+            policy,
+            spread(list(prompts), KL_PROMPTS),
+            plan=_plan(recipe),
+            seed=recipe.seed + KL_SEED,
+            batch=min(recipe.train.micro_batch or KL_PROMPTS, recipe.eval.batch),
+        )
+    }
+
+
+def _plan(recipe: Recipe) -> Any:
+    if recipe.generation is None:
+        own = recipe.sampler
+        plain = Sampler(step=own.step, noise=own.noise, steps=own.steps, schedule=own.schedule)
+        recipe = recipe.model_copy(update={"sampler": plain})
+    return plan_for(recipe, 0)

@@ -1,0 +1,78 @@
+"""Which of a run's weights a command works with: those the run ended with, or those of one of its checkpoints.
+
+Nothing heavy is imported until weights are loaded, so that a run without them is refused at once.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from flowrl.names import UserError
+
+NAMED = ("final", "best", "last", "witness")
+MARKED = ("best", "witness")  # files beside the checkpoints that hold the number of one
+
+
+def final_weights(run: Path) -> Path:
+    """lora/ or model/ of a run. Raises UserError where it has neither yet."""
+    found = next((run / name for name in ("lora", "model") if (run / name).is_dir()), None)
+    if found is None:
+        raise UserError(f"{run}: the run has no weights yet (lora/ or model/); let it finish, or give its recipe")
+    return found
+
+
+def look(run: Path, which: str, raw: bool = False) -> None:
+    """Raises UserError where a run does not have the weights that are asked for; see `load_weights`."""
+    if which not in NAMED and not which.isdigit():
+        accepted = f"{', '.join(NAMED)}, or the number of a checkpoint"
+        raise UserError(f"--weights: got {which!r}, accepted: {accepted}; correct it")
+    if which == "final" and not raw:
+        final_weights(run)
+        return
+    folder = run / "checkpoints"
+    there = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+    asked = f"{which}{' --raw' if raw else ''}"
+    if not there:
+        raise UserError(f"--weights: got {asked}, but {run} has no checkpoints; use --weights final")
+    if (which in MARKED and not (folder / which).is_file()) or (which.isdigit() and int(which) not in there):
+        names = [n for n in NAMED if n not in MARKED or (folder / n).is_file()]
+        accepted = ", ".join([*names, *map(str, there)])
+        raise UserError(f"--weights: got {asked}, but {run} has no such checkpoint; accepted: {accepted}")
+
+
+def load_weights(policy: Any, run: Path, which: str = "final", raw: bool = False) -> None:
+    """Puts a run's weights into the policy of its recipe.
+
+    which: "final" (as saved at the end of the run), "best" by held-out reward, "witness", the best by its witnesses
+    (kept where `watch.on_hack` may return to it), "last", or the number of a checkpoint.
+    raw: those without averaging, where the run averages (train.ema); they are kept in checkpoints only, so that of
+    "final" is the last one's. Raises UserError where the run has no such weights.
+    """
+    look(run, which, raw)
+    from flowrl.policies import adapters
+    from flowrl.runs.checkpoints import nonfinite
+    from flowrl.runs.resume import restore_weights
+
+    if which == "final" and not raw:
+        _read_final(policy, final_weights(run))
+    else:
+        restore_weights(adapters.named(policy.modules), run, "last" if which == "final" else which, raw=raw)
+    if bad := next(nonfinite(adapters.named(policy.modules)), None):
+        raise UserError(f"--weights: {which} of {run} are not finite ({bad}); name others, such as best")
+
+
+def _read_final(policy: Any, folder: Path) -> None:
+    """Reads what a run wrote at its end. Raises UserError where the files are damaged or of another model."""
+    from safetensors import SafetensorError
+
+    from flowrl.policies import adapters
+
+    try:
+        adapters.restore(policy.source, policy.modules, folder)
+    except UserError:
+        raise
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{folder}: its weights cannot be read ({type(error).__name__}: {reason}); they are damaged or those of "
+            "another model: take a checkpoint's with --weights best or last"
+        ) from error

@@ -1,0 +1,136 @@
+"""Several rewards as one: whom each is asked about, and which of them counts only where another is satisfied.
+
+What is done here comes between scores and advantages, and leaves what is reported of each reward as it was.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from flowrl.contracts import Prompt
+from flowrl.core.advantages import combined_reward
+from flowrl.names import UserError
+
+
+class Gate(Protocol):
+    """What a recipe says about a gate (flowrl.recipe.rewards.Gate)."""
+
+    @property
+    def by(self) -> str:
+        """The reward that has to be satisfied."""
+        ...
+
+    @property
+    def least(self) -> float:
+        """From which score on it is."""
+        ...
+
+    @property
+    def otherwise(self) -> str | float:
+        """What a sample gets where it is not."""
+        ...
+
+
+class Conditions(Protocol):
+    """The part of a reward's spec that is read here."""
+
+    @property
+    def weight(self) -> float:
+        """0 marks a witness."""
+        ...
+
+    @property
+    def when(self) -> Mapping[str, Any] | None:
+        """Keys of the prompts' meta, and the values that the reward is asked about."""
+        ...
+
+    @property
+    def gate(self) -> Gate | None:
+        """Under which condition the reward counts."""
+        ...
+
+
+def concerns(when: Mapping[str, Any] | None, prompt: Prompt) -> bool:
+    """Whether a reward is asked about this prompt: each key of its meta has the value, or one of those, in `when`."""
+    for key, wanted in (when or {}).items():
+        accepted = wanted if isinstance(wanted, list) else [wanted]
+        if key not in prompt.meta or prompt.meta[key] not in accepted:
+            return False
+    return True
+
+
+def asked(specs: Mapping[str, Conditions], prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    """For each reward that is not asked about all: bool [B], whether it is asked about the sample."""
+    return {
+        name: torch.tensor([concerns(spec.when, p) for p in prompts], dtype=torch.bool)
+        for name, spec in specs.items()
+        if spec.when
+    }
+
+
+def gated(scores: Mapping[str, Tensor], specs: Mapping[str, Conditions], group: Tensor) -> dict[str, Tensor]:
+    """The scores [B] as they are trained on: where a gate stays shut, the value that the recipe names in its place.
+
+    `lowest` is the lowest that the reward gives in that sample's group. A score stays NaN where it is, and becomes NaN
+    where that of its gate is: nobody knows what it is worth.
+    """
+    found = dict(scores)
+    for name, spec in specs.items():
+        if spec.gate is not None and spec.gate.by in scores:
+            judge, own = scores[spec.gate.by], scores[name]
+            otherwise = spec.gate.otherwise
+            shut = _lowest(own, group) if isinstance(otherwise, str) else torch.full_like(own, otherwise)
+            value = torch.where(judge >= spec.gate.least, own, shut)
+            found[name] = value.masked_fill(judge.isnan() | own.isnan(), torch.nan)
+    return found
+
+
+class Counted(NamedTuple):
+    """Rewards as they are trained on: name -> [B], behind their gates; the arguments of flowrl.core.advantages."""
+
+    rewards: dict[str, Tensor]
+    weights: dict[str, float]
+    asked: dict[str, Tensor]
+
+    @property
+    def total(self) -> Tensor | None:
+        """Their weighted sum, float32 [B], NaN where one of them could not score; None where none is trained on."""
+        return combined_reward(*self).float() if any(self.weights.values()) else None
+
+
+def counted(
+    specs: Mapping[str, Conditions],
+    scores: Mapping[str, Tensor],
+    prompts: Sequence[Prompt],
+    group: Tensor | None = None,
+) -> Counted:
+    """The scores [B] as a recipe wants them to count. group None: all samples are one, as in an evaluation.
+
+    Rewards without scores are left out, and gates by them stay open: none compares samples where each is alone.
+    """
+    specs = {name: spec for name, spec in specs.items() if name in scores}
+    group = torch.zeros(len(prompts), dtype=torch.int64) if group is None else group
+    weights = {name: spec.weight for name, spec in specs.items()}
+    return Counted(gated(scores, specs, group), weights, asked(specs, prompts))
+
+
+def check_prompts(specs: Mapping[str, Conditions], prompts: Sequence[Prompt], source: str) -> None:
+    """Raises UserError for a prompt that no trained reward is asked about: nothing could be learnt from it."""
+    trained = {name: spec.when for name, spec in specs.items() if spec.weight}
+    for prompt in prompts:
+        if not any(concerns(when, prompt) for when in trained.values()):
+            held = ", ".join(f"{key}={value!r}"[:40] for key, value in prompt.meta.items()) or "nothing"
+            raise UserError(
+                f"rewards: none of {', '.join(trained)} is asked about the prompt {prompt.text!r} of {source}, whose "
+                f"meta holds {held}; widen a reward's `when`"
+            )
+
+
+def _lowest(values: Tensor, group: Tensor) -> Tensor:
+    """The lowest value of each one's group that is not NaN, [B]."""
+    labels, index = torch.unique(group.cpu(), return_inverse=True)
+    low = values.new_full((len(labels),), torch.inf)
+    low = low.scatter_reduce(0, index, values.nan_to_num(torch.inf), "amin")
+    return low[index]

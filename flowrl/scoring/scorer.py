@@ -1,0 +1,320 @@
+"""Runs the named rewards of a recipe on finished samples.
+
+A reward is a function `(samples, **args)` or a class that is constructed with the arguments and then called with
+samples; either returns float32 [B]. NaN means "could not be scored" and passes through: no error, no answer that came
+late ever becomes a number. What is not scored is counted, and too much of it ends the run where the reward is required.
+Nor is a reward asked about pictures that are none (flowrl.media.pictures): they have no score.
+
+Every call gets copies of its samples, and its scores are copied: no reward reaches what is trained on or what another
+sees, whatever it writes and whenever.
+
+A reward with a method `to` is moved to its device. One whose class says `groupwise = True` compares samples with others
+of their group and is given whole groups.
+"""
+
+import copy
+import inspect
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from flowrl import names
+from flowrl.contracts import Reward, Samples
+from flowrl.scoring import code as score_code
+from flowrl.scoring import gates as composite
+from flowrl.scoring.batches import Cut, Record, copied, cut, faults
+from flowrl.scoring.cache import Found, ScoreCache
+from flowrl.scoring.lanes import Lane
+from flowrl.scoring.results import RewardError, checked, missing, reason
+
+__all__ = ["Loaded", "RewardError", "Scorer", "Spec", "load"]
+
+
+class Spec(composite.Conditions, Protocol):
+    """What a recipe says about one reward: flowrl.recipe.rewards.RewardSpec, which explains each."""
+
+    use: Any
+    args: Any
+    required: Any
+    failure_limit: Any
+    batch: Any
+    device: Any
+    offload: Any
+    time_limit: Any
+    overlap: Any
+    cache: Any
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A reward ready to be called, how it counts and how it is run: see flowrl.recipe.rewards.RewardSpec."""
+
+    call: Reward
+    weight: float = 1.0
+    required: bool = True
+    failure_limit: float = 0.1
+    when: Mapping[str, Any] | None = None
+    gate: composite.Gate | None = None
+    batch: int | None = None
+    device: str | None = None
+    offload: bool = False
+    time_limit: float | None = None
+    overlap: bool = False
+    cache: ScoreCache | None = None
+
+    @property
+    def groupwise(self) -> bool:
+        """Whether it has to see whole groups."""
+        return bool(getattr(self.call, "groupwise", False))
+
+
+def load(specs: Mapping[str, Spec]) -> dict[str, Loaded]:
+    """The rewards of a recipe, imported and constructed. Raises RewardError where a constructor fails."""
+    return {name: _loaded(name, spec) for name, spec in specs.items()}
+
+
+def _loaded(name: str, spec: Spec) -> Loaded:
+    call = _construct(name, spec)
+    cache = None
+    if spec.cache:
+        if getattr(call, "groupwise", False):
+            raise RewardError(f"reward {name!r} ({spec.use}) compares samples of a group: remove rewards.{name}.cache")
+        if (code := score_code.digest(call)) is None:
+            raise RewardError(
+                f"reward {name!r} ({spec.use}) has no source that can be read: remove rewards.{name}.cache"
+            )
+        file = spec.cache if isinstance(spec.cache, str) else None
+        cache = ScoreCache(spec.use, spec.args, file, code=[code, getattr(call, "identity", None)])
+    keys = ("weight", "required", "failure_limit", "when", "gate", "batch", "device", "offload", "time_limit")
+    return Loaded(call, cache=cache, overlap=spec.overlap, **{key: getattr(spec, key) for key in keys})
+
+
+def _construct(name: str, spec: Spec) -> Reward:
+    thing = names.load(spec.use, names.rewards())
+    args = copy.deepcopy(dict(spec.args))  # the recipe's own, which another reward may share
+    if not inspect.isclass(thing):
+        return partial(thing, **args)
+    construct: Any = thing
+    try:
+        return construct(**args)
+    except (Exception, SystemExit) as error:
+        raise RewardError(f"reward {name!r} ({spec.use}) cannot be set up: {reason(error)}") from error
+
+
+Outcome = Callable[[], Found]  # what a call found, or its error
+Begun = dict[str, list[tuple[tuple[int, ...], Outcome]]]  # by reward: positions of samples and what came of them
+
+
+class Scorer:
+    """Scores samples with every reward, `batch` samples at a time where a reward names no number (None: all at once).
+
+    device: where rewards with weights live that name none. failures counts the samples that a reward failed on since
+    the start: by an error, or because its answer came late.
+    """
+
+    def __init__(
+        self, rewards: Mapping[str, Loaded], *, batch: int | None = None, device: str | torch.device | None = None
+    ):
+        if batch is not None and batch < 1:
+            raise ValueError(f"batch={batch}: give 1 or more, or None for all at once")
+        self.rewards, self.batch, self.device = dict(rewards), batch, device
+        self.weights = {name: reward.weight for name, reward in self.rewards.items()}
+        self.trained = [name for name, weight in self.weights.items() if weight]
+        self.failures = dict.fromkeys(self.rewards, 0)
+        self.record = {name: Record(reward.failure_limit) for name, reward in self.rewards.items()}
+        lanes = [name for name, reward in self.rewards.items() if reward.overlap or reward.time_limit is not None]
+        self._lanes = {name: Lane(name, self.rewards[name].time_limit) for name in lanes}
+        self._ahead: list[tuple[Samples, Begun]] = []
+
+    def __call__(self, samples: Samples, progress: Callable[[str], None] | None = None) -> dict[str, Tensor]:
+        """Reward name -> float32 [B] on the CPU; NaN also where a reward is not asked about a sample.
+
+        A reward that compares samples of a group is left out where each sample is alone, as in an evaluation. progress
+        is told the name of each reward that is done. Raises RewardError where a required reward left too many samples
+        without a score, where it returns something else than scores, and where no sample has the form of a picture.
+        """
+        ahead, self._ahead = self._ahead, []
+        wanted, wrong = self._wanted(samples), _faults(samples)
+        scores = {name: torch.full((len(samples),), torch.nan) for name in wanted}
+        begun = self._begun(samples, ahead)
+        now = [name for name in wanted if name not in begun]
+        with self._placed(now):
+            # One slice of samples goes to every reward before the next: rewards that share work (a checker's strict and
+            # graded score) meet the same pictures one after the other.
+            for together, index, last in self._slices(samples, now, wrong):
+                for name in together:
+                    scores[name][list(index)] = self._score(name, self._begin(name, samples, index), len(index))
+                    if last and progress is not None:
+                        progress(name)
+        for name, parts in begun.items():
+            for index, outcome in parts:
+                scores[name][list(index)] = self._score(name, outcome, len(index))
+            if progress is not None:
+                progress(name)
+        self._judge(samples, scores, wrong)
+        return scores
+
+    # ------------------------------------------------------------------ scoring while drawing
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether `take` is of any use."""
+        return any(reward.overlap for reward in self.rewards.values())
+
+    def take(self, samples: Samples) -> None:
+        """Begins to score these samples, whole groups, with the rewards that overlap with drawing the next ones.
+
+        The next call gathers the scores, if it is about all samples that were taken, in their order.
+        """
+        wanted = [name for name in self._wanted(samples) if self.rewards[name].overlap]
+        parts: Begun = {name: [] for name in wanted}
+        with self._placed(wanted):
+            for together, index, _ in self._slices(samples, wanted, _faults(samples)):
+                for name in together:
+                    parts[name].append((index, self._begin(name, samples, index)))
+        self._ahead.append((samples, parts))
+
+    def _begun(self, samples: Samples, ahead: Sequence[tuple[Samples, Begun]]) -> Begun:
+        """What was taken of these very samples, by reward, with positions in all of them."""
+        prompts = [prompt for part, _ in ahead for prompt in part.prompts]
+        if not ahead or prompts != list(samples.prompts):
+            return {}
+        found: Begun = defaultdict(list)
+        offset = 0
+        for part, by_name in ahead:
+            for name, outcomes in by_name.items():
+                found[name] += [(tuple(i + offset for i in index), outcome) for index, outcome in outcomes]
+            offset += len(part)
+        return found
+
+    # ------------------------------------------------------------------ calls
+
+    def asked(self, samples: Samples) -> dict[str, Tensor]:
+        """Of rewards that are not asked about every prompt: about which samples, bool [B]. See composite.asked."""
+        return composite.asked(self.rewards, samples.prompts)
+
+    def _wanted(self, samples: Samples) -> list[str]:
+        """The rewards but for those that compare, where there is nothing to compare with."""
+        alone = len(samples.group.unique()) == len(samples) > 0
+        return [name for name, reward in self.rewards.items() if not (alone and reward.groupwise)]
+
+    def _slices(
+        self, samples: Samples, wanted: Sequence[str], wrong: Mapping[int, str]
+    ) -> Iterator[tuple[list[str], tuple[int, ...], bool]]:
+        """Rewards, the positions that they are to be called with next, and whether they are the last."""
+        asked = self.asked(samples)
+        cuts: dict[Cut, list[str]] = defaultdict(list)
+        for name in wanted:
+            rows = asked[name].nonzero()[:, 0].tolist() if name in asked else range(len(samples))
+            rows = [i for i in rows if i not in wrong]
+            reward = self.rewards[name]
+            cuts[cut(rows, samples.group, reward.batch or self.batch, reward.groupwise)].append(name)
+        for parts, together in cuts.items():
+            for i, index in enumerate(parts):
+                yield together, index, i == len(parts) - 1
+
+    def _begin(self, name: str, samples: Samples, index: tuple[int, ...]) -> Outcome:
+        """Makes the call, or has the reward's own thread make it."""
+        call, lane = partial(self._call, name, samples, index), self._lanes.get(name)
+        return call if lane is None else partial(lane.result, lane.submit(call))
+
+    @torch.no_grad()
+    def _call(self, name: str, samples: Samples, index: tuple[int, ...]) -> Found:
+        reward = self.rewards[name]
+        part = copied(samples, index, self._device(name))
+
+        def ask(some: Samples) -> Tensor:
+            number = len(some)  # before the reward has it
+            try:
+                return checked(name, reward.call(some), number)
+            except SystemExit as error:
+                raise RewardError(f"reward {name!r} asked the process to end (code {error.code}); mend it") from error
+
+        return Found(ask(part)) if reward.cache is None else reward.cache(ask, part)
+
+    def _score(self, name: str, outcome: Outcome, number: int) -> Tensor:
+        """The scores of a call, or NaN where it failed."""
+        try:
+            found = outcome()
+        except Exception as error:
+            if self.rewards[name].required and isinstance(error, RewardError):
+                raise
+            self.failures[name] += number
+            self.record[name].cause = error
+            return torch.full((number,), torch.nan)
+        if (cache := self.rewards[name].cache) is not None:
+            cache.keep(found)
+        return found.scores
+
+    def _judge(self, samples: Samples, scores: Mapping[str, Tensor], wrong: Mapping[int, str]) -> None:
+        """Raises RewardError for a required reward that could not score too many."""
+        asked = self.asked(samples)
+        if wrong:
+            fault = f"{len(wrong)} of {len(samples)} samples are not scored: {next(iter(wrong.values()))}"
+            warnings.warn(f"{fault}; the first is of the prompt {samples.prompts[min(wrong)].text!r}", stacklevel=3)
+        for name, score in scores.items():
+            lost = score.isnan()[asked[name]] if name in asked else score.isnan()
+            record = self.record[name]
+            record.add(lost.tolist())
+            if self.rewards[name].required and (many := record.too_many()):
+                cause = record.cause
+                because = missing(self.rewards[name].call) if cause is None else reason(cause)
+                because = fault if wrong and cause is None else because
+                remedy = f"or set rewards.{name}.required=false to go on without these samples"
+                raise RewardError(f"reward {name!r} could not score {many}: {because}; mend it, {remedy}") from cause
+        for name, record in self.record.items():
+            if record.cause is not None and not record.told:
+                record.told = True
+                kind = "reward" if self.rewards[name].required else "optional reward"
+                warnings.warn(
+                    f"{kind} {name!r} failed, its samples are not scored: {reason(record.cause)}", stacklevel=3
+                )
+
+    # ------------------------------------------------------------------ devices
+
+    def _device(self, name: str) -> str | torch.device | None:
+        """Where a reward lives; None for one that has no weights to move."""
+        reward = self.rewards[name]
+        if not hasattr(reward.call, "to"):
+            return None
+        return reward.device or self.device
+
+    @contextmanager
+    def _placed(self, together: Sequence[str]) -> Iterator[None]:
+        """The rewards on their devices; those that offload are on the CPU again afterwards."""
+        placed = [(name, device) for name in together if (device := self._device(name)) is not None]
+        for name, device in placed:
+            self.rewards[name].call.to(device)  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            yield
+        finally:
+            for name, _ in placed:
+                if self.rewards[name].offload:
+                    self.rewards[name].call.to("cpu")  # pyright: ignore[reportAttributeAccessIssue]
+
+    # ------------------------------------------------------------------ what a resume needs
+
+    def state_dict(self) -> dict[str, Any]:
+        """Failures so far."""
+        return {"failures": dict(self.failures), "latest": {n: list(r.latest) for n, r in self.record.items()}}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
+        self.failures.update(saved["failures"])
+        for name, latest in saved["latest"].items():
+            self.record[name].latest = list(latest)
+
+
+def _faults(samples: Samples) -> dict[int, str]:
+    """Position -> why a sample has no score, whatever the reward. Raises RewardError where none can have one."""
+    try:
+        return faults(samples)
+    except ValueError as error:
+        raise RewardError(f"no reward can score what the model gives: {error}") from None

@@ -1,0 +1,139 @@
+"""The watchdog of a run: reads its numbers and says when something goes wrong. It knows no model, tensor or file.
+
+alarm        read from   rings when                                                                 at most
+nonfinite    both        a metric is NaN or infinite, or an update was skipped: at once a warning,
+                         graver when it has lasted `patience` iterations                            rollback
+replay       train       the log-ratio of the first update exceeds half the clip range, or what the
+                         precision explains: at once a warning, graver when it has lasted           stop
+no_gradient  train       gradient norm 0 in spite of advantages, `patience` iterations in a row     stop
+silent       train       all advantages 0, `patience` iterations in a row                           warn
+clip_all     train       over 90 % of decisions outside the clip, `patience` iterations in a row    rollback
+clip_none    train       none ever outside, 10 x `patience` iterations in a row; not where a rollout
+                         has one update, which the clip cannot touch                                warn
+kl           train       kl or approx_kl beyond `kl` times its running median (three iterations), or
+                         once an approx_kl as of log-ratios a hundred times the clip range          rollback
+collapse     held out    the trained reward is below its best by three standard errors and by the
+                         share `collapse` of it                                                     rollback
+hacking      both        the trained reward has risen while a statistic of the samples left its band
+                         (`drift`), or, held out, while a witness fell from its best, or while
+                         several weaker signs add up to a hack index of 1/2 (hacking.py)            rollback
+diversity    train       samples of a group are less than `diversity` times as far apart, or as often
+                         different, as at first                                                     rollback
+
+"At most" bounds `on_alarm`: warn lets the run go on, stop ends it, rollback returns to the best checkpoint and lowers
+the learning rate. Where going back cures nothing rollback means stop, and so it does after `rollbacks` of them. silent
+and clip_none never do more than warn: a task that is solved is silent, and a small step is no fault.
+
+Of hacking `on_hack` says what is done, where it is set. Its rollback returns to the checkpoint with the best witness,
+since the one with the best reward may be the most gamed, and ends the run: going on would only game it again.
+
+An alarm rings when it begins, again each time it is worse by a factor of two (or has lasted), and anew only after it
+has been quiet for `patience` iterations, or for one evaluation.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from flowrl.watch.alarms import ALARMS, Alarm, milder
+from flowrl.watch.hacking import hack_metrics
+from flowrl.watch.history import Case, Finding, Memory, Metrics, Settings
+from flowrl.watch.rules import held_out, in_training
+
+
+class Watch:
+    """The watchdog of one run, whose numbers come in order.
+
+    weights: of every reward, 0 for a witness. updates_per_rollout: optimizer steps an iteration. clip: the clip range
+    (low, high). precision: of the forward pass, float32, bfloat16 or float16. steady: whether every iteration draws
+    alike; where a window moves over the steps, the distance within a group moves with it and is not judged.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        settings: Settings | None = None,
+        *,
+        updates_per_rollout: int,
+        clip: tuple[float, float],
+        precision: str = "float32",
+        steady: bool = True,
+    ):
+        self.settings = settings or Settings()
+        self.case = Case(dict(weights), self.settings, updates_per_rollout, clip, precision, steady)
+
+    def after_iteration(self, iteration: int, metrics: Metrics) -> list[Alarm]:
+        """The alarms that ring after a training iteration with these metrics."""
+        return self._ring("train", iteration, in_training(self.case, iteration, metrics), self.settings.patience)
+
+    def after_evaluation(self, iteration: int, metrics: Metrics) -> list[Alarm]:
+        """The alarms that ring after a held-out evaluation with these metrics; the first evaluation is the base."""
+        return self._ring("heldout", iteration, held_out(self.case, iteration, metrics), 1)
+
+    def hack_metrics(self, metrics: Metrics) -> dict[str, float]:
+        """hack_index and its parts for an evaluation with these metrics, before the watch is told of it."""
+        return hack_metrics(self.case, metrics)
+
+    @property
+    def hack_action(self) -> str:
+        """What the run is to do about a reward that is gamed."""
+        return self.settings.on_hack or self.settings.on_alarm
+
+    @property
+    def trusted(self) -> int | None:
+        """The iteration whose evaluation had the best witness so far; None before the first."""
+        records = self.case.memory.trusted
+        return int(records[-1][0]) if records else None
+
+    @property
+    def witnessed(self) -> bool:
+        """Whether there are witnesses that the first evaluation could score."""
+        return bool(self.case.memory.base.get("witnesses"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that was seen, fit for strict JSON."""
+        return asdict(self.case.memory)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a saved state, which is left as it is."""
+        self.case.memory = Memory(**json.loads(json.dumps(dict(state), allow_nan=False)))
+
+    def rolled_back(self, state: Mapping[str, Any], left: int | None = None) -> None:
+        """Goes on from the state that was saved with the checkpoint the run returned to, counting that it did.
+
+        The best witness stays known, as its checkpoint stays, but for that of iteration `left`, whose weights are lost.
+        """
+        done, trusted = self.case.memory.rollbacks + 1, self.case.memory.trusted
+        self.load_state_dict(state)
+        self.case.memory.rollbacks = done
+        self.case.memory.trusted = [record for record in trusted if record[0] != left]
+
+    def _ring(self, source: str, iteration: int, found: Mapping[str, Finding], patience: int) -> list[Alarm]:
+        """The findings that are new or worse; an alarm that is not among them is quieter by one."""
+        active = self.case.memory.active
+        for key in [k for k in active if k.startswith(f"{source}/") and k.removeprefix(f"{source}/") not in found]:
+            active[key][1] += 1
+            if active[key][1] >= patience:
+                del active[key]
+        alarms = []
+        for name, finding in found.items():
+            worst, _ = active.get(f"{source}/{name}", [0, 0])
+            active[f"{source}/{name}"] = [max(worst, finding.level), 0]
+            kind = name.partition("/")[0]
+            if finding.level > worst and kind not in self.settings.ignore:
+                alarms.append(self._alarm(kind, iteration, finding))
+        return alarms
+
+    def _alarm(self, name: str, iteration: int, finding: Finding) -> Alarm:
+        kind = ALARMS[name]
+        strongest, chosen, to = kind.strongest if finding.grave else "warn", self.settings.on_alarm, None
+        if name == "hacking":
+            chosen = self.hack_action
+            strongest = "stop" if self.trusted is None else strongest
+        elif self.case.memory.rollbacks >= self.settings.rollbacks:
+            strongest = milder(strongest, "stop")
+        action = milder(chosen, strongest)
+        if name == "hacking" and action == "rollback":
+            to = self.trusted
+        return Alarm(name, iteration, finding.since, finding.what, kind.cause, kind.remedy, action, to)

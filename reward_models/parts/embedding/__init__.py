@@ -1,0 +1,1 @@
+"""Towers that embed pictures and texts, and what stands on them."""

@@ -1,0 +1,1 @@
+"""Vision-language models that are asked for a verdict, local or behind a server."""

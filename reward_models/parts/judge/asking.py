@@ -1,0 +1,147 @@
+"""How pictures and captions are put before a judge, and what is noted where no answer came."""
+
+import base64
+import io
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flowrl.contracts import Samples
+from reward_models.parts import inputs
+from reward_models.parts.frames import evenly
+from reward_models.parts.judge import judging
+from reward_models.parts.judge.openai_client import Answer, Client, Failure, Server
+
+Shown = Sequence[Image.Image]  # what one sample shows: a picture, or frames of a video
+
+
+def shown(reward: str, samples: Samples, frames: int | None) -> list[Shown | None]:
+    """What each sample shows: its picture, or `frames` frames of its video, see frames.evenly (None: all).
+
+    None stands for a sample with pixels that are not finite. Raises ValueError, naming the reward, for other samples
+    than images and video.
+    """
+    pixels = inputs.frames(reward, samples)
+    picked = pixels[:, evenly(pixels.shape[1], frames)]
+    broken = inputs.unscored(pixels).tolist()
+    return [None if bad else inputs.as_pil(clip) for bad, clip in zip(broken, picked, strict=True)]
+
+
+def data_url(picture: Image.Image, max_side: int | None = None) -> str:
+    """The picture as a PNG in a data URL: lossless, since what a JPEG changes would change the score.
+
+    max_side: a larger picture is first scaled down to this many pixels on its longer side.
+    """
+    if max_side is not None and max(picture.size) > max_side:
+        scale = max_side / max(picture.size)
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def messages(system: str | None, *content: str | Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A chat with one user message: texts, and parts that are given as they are. system: None for none.
+
+    The system message is plain text, which every server takes.
+    """
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else dict(part) for part in content]
+    head = [] if system is None else [{"role": "system", "content": system}]
+    return [*head, {"role": "user", "content": parts}]
+
+
+def image_part(url: str) -> dict[str, Any]:
+    """The part of a message that shows a picture."""
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+class Judge:
+    """What judges have in common. failures: how many questions have no usable answer so far, by kind of reason."""
+
+    name: str
+    frames: int | None
+
+    def __init__(self, name: str, *, frames: int | None, guard: bool, refuse: bool):
+        if frames is not None and (isinstance(frames, bool) or not isinstance(frames, int) or frames < 1):
+            raise ValueError(f"{name}: frames={frames!r}; accepted is 1 or more, or null for all of a video")
+        self.name, self.frames, self.refuse = name, frames, refuse
+        self.system = judging.GUARD if guard else None
+        self.failures: Counter[str] = Counter()
+
+    def views(self, samples: Samples) -> list[Shown | None]:
+        """What each sample shows; None, noted, where its caption gives the judge orders that are refused."""
+        views = shown(self.name, samples, self.frames)
+        for i, prompt in enumerate(samples.prompts):
+            if self.refuse and judging.gives_orders(prompt.text):
+                views[i] = None
+                text = f"{prompt.text!r:.200} would tell the judge what to say; refuse_orders: false asks all the same"
+                self.missed("the caption gives orders", text)
+        return views
+
+    def missed(self, kind: str, reason: str) -> float:
+        """NaN, with the reason noted, and said the first time."""
+        self.failures[kind] += 1
+        if self.failures[kind] == 1:
+            warnings.warn(f"{self.name}: a question is not scored: {kind}: {reason}", stacklevel=4)
+        return math.nan
+
+
+class Served(Judge):
+    """A judge behind a server."""
+
+    def __init__(
+        self,
+        server: Server,
+        *,
+        frames: int | None,
+        guard: bool,
+        refuse: bool,
+        max_side: int | None,
+        max_tokens: int,
+        extra_body: Mapping[str, Any] | None,
+    ):
+        super().__init__(server.reward, frames=frames, guard=guard, refuse=refuse)
+        for name, value in {"max_side": max_side, "max_tokens": max_tokens}.items():
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{server.reward}: {name}={value!r}; accepted is 1 or more")
+        self.max_side, self.max_tokens = max_side, max_tokens
+        self._extra = dict(extra_body or {})
+        self._client = Client(server)
+
+    def urls(self, pictures: Shown) -> list[str]:
+        """The pictures as they are sent."""
+        return [data_url(picture, self.max_side) for picture in pictures]
+
+    def ask(self, bodies: Sequence[Mapping[str, Any]], score: Callable[[Answer], float | str]) -> list[float]:
+        """The score of the answer to each request; NaN, and a note of the reason, where there is none.
+
+        score returns a text "kind: what to do" where an answer cannot be used.
+        """
+        common = {"max_completion_tokens": self.max_tokens} | ({"extra_body": self._extra} if self._extra else {})
+        found = []
+        for outcome in self._client.ask([common | dict(body) for body in bodies]):
+            if isinstance(outcome, Failure):
+                found.append(self.missed(outcome.kind, outcome.reason))
+                continue
+            value = score(outcome)
+            if isinstance(value, str):
+                kind, _, more = value.partition(": ")
+                value = self.missed(kind, more)
+            elif math.isnan(value):
+                value = self.missed("the answer is no score", f"{outcome.text!r:.200}")
+            found.append(value)
+        return found
+
+
+def spread(values: Sequence[float], at: Sequence[int], number: int) -> Tensor:
+    """Float32 [number] with values[k] at position at[k] and NaN elsewhere."""
+    scores = torch.full((number,), math.nan)
+    scores[list(at)] = torch.tensor(list(values), dtype=torch.float32)
+    return scores

@@ -1,0 +1,1 @@
+"""How samples travel to a server of rewards and scores back."""

@@ -1,0 +1,1 @@
+"""Detection, flow and measures of pixels and sound."""

@@ -1,0 +1,258 @@
+"""Sizes from configs alone: published parameter counts, and estimate against measurement on tiny pipelines."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import families
+from flowrl import names
+from flowrl.build import build_learner
+from flowrl.checking.proofs.bench import Bench
+from flowrl.contracts import Prompt
+from flowrl.planning.sizes.activations import kept
+from flowrl.planning.sizes.components import components, number_of
+from flowrl.planning.sizes.inputs import Setting, flux
+from flowrl.planning.sizes.known import KNOWN, PIPELINES
+from flowrl.planning.sizes.memory import Sizes, sizes
+from flowrl.planning.sizes.saved import Saved, counted, storage_of
+from flowrl.planning.sizes.text import describe_sizes
+from flowrl.planning.sizes.units import count_text, size_text
+from flowrl.policies.pipelines.working_copy import modules_of
+from flowrl.reading.inputs import read_prompts
+from flowrl.recipe.load import load
+
+BASE = str(Path(__file__).parents[2] / "recipes" / "quickstart.yaml")
+SHORT = [
+    "sampler.steps=4",
+    "sampler.window={kind: all}",
+    "train.prompts=2",
+    "train.group=4",
+    "sampler.share_noise=false",
+]
+SIZE = "height: 16, width: 16"
+
+# hub id -> component -> published billions of parameters
+PUBLISHED = {
+    "black-forest-labs/FLUX.1-dev": {
+        "transformer": 11.90,
+        "text_encoder_2": 4.76,
+        "text_encoder": 0.123,
+        "vae": 0.0838,
+    },
+    "stabilityai/stable-diffusion-3.5-medium": {
+        "transformer": 2.24,
+        "text_encoder": 0.124,
+        "text_encoder_2": 0.695,
+        "text_encoder_3": 4.76,
+        "vae": 0.0838,
+    },
+    "stabilityai/stable-diffusion-xl-base-1.0": {
+        "unet": 2.567,
+        "text_encoder": 0.123,
+        "text_encoder_2": 0.695,
+        "vae": 0.0837,
+    },
+    "Qwen/Qwen-Image": {"transformer": 20.43, "text_encoder": 8.29, "vae": 0.127},
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": {"transformer": 1.42, "text_encoder": 5.68, "vae": 0.127},
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": {"transformer": 14.29, "text_encoder": 5.68, "vae": 0.127},
+}
+# name -> (family or embedded model, overrides)
+TINY = {
+    "shapes": ("shapes-flux", []),
+    "shapes, groups share": ("shapes-flux", ["sampler.share_noise=true"]),
+    "shapes, full": ("shapes-flux", ["lora=null", "full=true"]),
+    "flux": ("flux", [f"pipeline={{{SIZE}, max_sequence_length: 32}}"]),
+    "sd3, guided": ("sd3", [f"pipeline={{{SIZE}, guidance_scale: 4.5}}"]),
+    "sd3": ("sd3", [f"pipeline={{{SIZE}, guidance_scale: 1.0}}"]),
+    "qwen": ("qwen_image", [f"pipeline={{{SIZE}}}"]),
+    "qwen, guided": (
+        "qwen_image",
+        [f"pipeline={{{SIZE}, true_cfg_scale: 3.0, negative_prompt: a dull red circle without colour}}"],
+    ),
+    "wan": ("wan_unipc", ["pipeline={height: 16, width: 16, num_frames: 5, guidance_scale: 1.0}"]),
+    "wan, guided": ("wan_unipc", ["pipeline={height: 16, width: 16, num_frames: 5}"]),
+    "wan, half": ("wan_unipc", ["pipeline={height: 16, width: 16, num_frames: 5}", "dtype.model=bfloat16"]),
+    "sd3, half": ("sd3", [f"pipeline={{{SIZE}}}", "dtype.model=bfloat16"]),
+}
+
+
+@pytest.mark.parametrize("model", sorted(KNOWN))
+def test_known_models_have_the_published_numbers_of_parameters(model: str):
+    found = components(model)
+    assert found is not None and set(found) == set(PUBLISHED[model]) and model in PIPELINES
+    for name, billions in PUBLISHED[model].items():
+        number = number_of(found[name].built(torch.bfloat16)) / 1e9
+        assert number == pytest.approx(billions, rel=1e-3 if billions > 10 else 4e-3), name
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Model names by family: folders, or an embedded world."""
+    root = tmp_path_factory.mktemp("models")
+    found = {"shapes-flux": "shapes-flux"}
+    for family in {family for family, _ in TINY.values()} - set(found):
+        families.get(family).build().save_pretrained(root / family)
+        found[family] = str(root / family)
+    return found
+
+
+def tiny(name: str, folders: dict[str, str], *more: str):
+    family, overrides = TINY[name]
+    return load(BASE, [*SHORT, f"model={folders[family]}", *overrides, *more])
+
+
+def estimate(recipe, prompts: list[Prompt] | None = None) -> Sizes:
+    found = sizes(recipe, prompts or read_prompts(recipe)[0])
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_estimate_is_what_a_real_step_takes(name: str, folders: dict[str, str]):
+    recipe = tiny(name, folders, "train.ema=0.9", "rewards={jpeg: {use: jpeg_compressibility}}")
+    bench = Bench(recipe, rows=8)
+    found = estimate(recipe, bench.drawn)
+    rollout, training = found.phases
+    policy = bench.policy
+    modules = modules_of(policy.source)
+    adapters = [p for m in policy.modules.values() for n, p in m.named_parameters() if "lora_" in n]
+    counts = {name: sum(p.numel() for p in m.parameters()) for name, m in modules.items()}
+    for denoiser, module in policy.modules.items():
+        counts[denoiser] -= sum(p.numel() for n, p in module.named_parameters() if "lora_" in n)
+    assert found.parameters == counts
+    assert found.trainable == sum(p.numel() for p in policy.trainable())
+    assert found.adapters == sum(p.numel() * p.element_size() for p in adapters)
+    assert rollout.weights == sum(p.numel() * p.element_size() for m in modules.values() for p in m.parameters())
+
+    measured = bench.replay.bytes_per_row * len(bench.rollout.behave)
+    assert training.activations == pytest.approx(measured, rel=0.1)
+
+    tape = bench.rollout.replay
+    states = [x for part in (tape.enter, tape.drawn) for streams in part.values() for x in streams.values()]
+    stored = {storage_of(x): x.untyped_storage().nbytes() for x in states}
+    assert rollout.trajectory == sum(stored.values())
+
+    learner = build_learner(recipe, policy)
+    learner.step()
+    moments = [s[k] for s in learner.optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")]
+    assert learner.average is not None
+    kept_tensors = [*moments, *learner.average]
+    idle = [p for p in policy.trainable() if p not in learner.optimizer.state]  # Adam keeps nothing for these
+    measured = sum(t.numel() * t.element_size() for t in kept_tensors) + sum(2 * p.numel() * 4 for p in idle)
+    assert rollout.optimizer == measured and len(idle) <= 4
+    assert training.optimizer - rollout.optimizer == sum(p.numel() * 4 for p in policy.trainable())
+
+
+def test_parts_of_a_rollout_are_stored_as_they_are_joined(folders: dict[str, str]):
+    recipe = tiny(
+        "shapes, groups share", folders, "train.rollout_batch=4", "sampler.window={kind: random_window, size: 2}"
+    )
+    bench = Bench(recipe, rows=8)
+    tape = bench.rollout.replay
+    states = [x for part in (tape.enter, tape.drawn) for streams in part.values() for x in streams.values()]
+    stored = {storage_of(x): x.untyped_storage().nbytes() for x in states}
+    assert estimate(recipe).phases[0].trajectory == sum(stored.values())
+
+
+def test_the_reference_is_stored_where_a_divergence_is_paid(folders: dict[str, str]):
+    recipe = tiny("shapes", folders, "objective.kl=0.1")
+    bench = Bench(recipe, rows=8)
+    bench.policy.reference(bench.rollout, torch.arange(8))
+    means = sum(x.numel() * x.element_size() for s in bench.rollout.replay.reference.values() for x in s.values())
+    rollout, training = estimate(recipe).phases
+    assert training.trajectory - rollout.trajectory == means > 0
+
+
+def test_recomputing_keeps_block_inputs_and_one_block():
+    """Measured on a real forward and backward: what is outside blocks, what they are given, what one computes again."""
+    part = (components("shapes-flux") or {})["transformer"]
+    module = part.kind.from_config(part.config)  # pyright: ignore[reportAttributeAccessIssue]
+    vae = {"vae": {"block_out_channels": [1, 1, 1]}}
+    setting = Setting(3, {"height": 32, "width": 32, "max_sequence_length": 16}, vae, (8, 1), torch.float32)
+    step = flux(setting, dict(module.config))
+    given = {n: torch.randn(v.shape) if isinstance(v, torch.Tensor) else v for n, v in step.calls[0].items()}
+    found = kept(part.built(torch.float32).requires_grad_(True), step.calls)
+
+    with counted([*module.parameters(), *module.buffers()]) as whole:
+        output = module(**given, return_dict=False)[0].sum()
+    assert found.whole == whole.bytes and output.requires_grad
+
+    inputs: dict[int, int] = {}
+    again: list[dict[int, int]] = []
+
+    def watched(block: nn.Module, *args):
+        for leaf in (x for a in args for x in (a if isinstance(a, tuple) else (a,)) if isinstance(x, torch.Tensor)):
+            inputs[storage_of(leaf)] = leaf.untyped_storage().nbytes()
+            held.append(leaf)
+        with counted(block.parameters()) as own:  # stands in for what is kept when it is computed once more
+            held.append(block(*args))
+        again.append(own.storages)
+        return checkpoint(block, *args, use_reentrant=False)
+
+    held: list = []
+    module.enable_gradient_checkpointing(watched)
+    module.train()
+    with counted([*module.parameters(), *module.buffers()]) as outside:
+        held.append(module(**given, return_dict=False)[0].sum())
+    kept_outside = outside.storages | inputs
+    measured = max(sum((kept_outside | block).values()) for block in again)
+    assert found.recomputing == pytest.approx(measured, rel=0.02)
+    assert found.recomputing < 0.7 * found.whole
+
+
+def test_offloading_leaves_in_each_phase_what_it_uses():
+    found = estimate(load(BASE, ["offload=true"]))
+    encoding, rollout, decoding, training = found.phases
+    assert [phase.name for phase in found.phases] == ["encoding", "rollout", "decoding", "training"]
+    texts = found.parameters["text_encoder"] + found.parameters["text_encoder_2"]
+    assert encoding.weights - rollout.weights == 4 * texts
+    assert decoding.weights - rollout.weights == 4 * found.parameters["vae"]
+    assert rollout.weights == training.weights == 4 * found.parameters["transformer"] + found.adapters
+    (everything, _) = estimate(load(BASE)).phases
+    assert everything.weights == 4 * sum(found.parameters.values()) + found.adapters
+
+
+def test_more_rows_and_pixels_take_more_and_checkpointing_less():
+    def training(*more: str) -> int:
+        return estimate(load(BASE, ["train.micro_batch=1", *more])).phases[-1].activations or 0
+
+    one = training()
+    assert training("train.micro_batch=2") == pytest.approx(2 * one, rel=0.05)
+    assert training("pipeline.height=64") > 1.4 * one
+    assert training("train.gradient_checkpointing=true") < 0.6 * one
+
+
+def test_storages_are_counted_once_and_parameters_never():
+    weight = nn.Parameter(torch.randn(4, 4))
+    x = torch.randn(8, 4, requires_grad=True)
+    with counted([weight]) as saved:
+        y = x @ weight
+        total = y.exp() + y.sin()
+    assert saved.bytes == 3 * x.numel() * 4  # x, y (once), exp's result
+    del total
+    assert saved.bytes == 2 * x.numel() * 4  # exp's result went with the graph that held it; y is ours still
+    again = Saved()
+    again.note(x[:2])
+    again.note(x[2:])
+    assert again.bytes == x.numel() * 4
+
+
+def test_the_text_says_what_is_not_known(tmp_path: Path):
+    recipe = load(BASE, ["model=nobody/nothing", "pipeline={}"])
+    assert describe_sizes(recipe, []).startswith("memory      not estimated: no config of nobody/nothing")
+    families.get("kontext").build().save_pretrained(tmp_path / "kontext")
+    text = describe_sizes(load(BASE, [f"model={tmp_path / 'kontext'}", "pipeline={}"]), [])
+    assert "not estimated for FluxKontextPipeline" in text and "11,264 learn" in text
+    assert "activations" in describe_sizes(load(BASE), read_prompts(load(BASE))[0])
+
+
+def test_numbers_as_a_person_says_them():
+    assert [size_text(n) for n in (5 * 2**20, 2**30, 34.56 * 2**30)] == ["5.0 MiB", "1.0 GiB", "34.6 GiB"]
+    assert [count_text(n) for n in (11.9e9, 2.24e9, 234e3, 12)] == ["11.9 B", "2.24 B", "234 K", "12"]
+
+
+def test_every_known_model_names_its_pipeline():
+    assert set(KNOWN) == set(PIPELINES) and "shapes-flux" in names.MODELS
