@@ -6,6 +6,7 @@ derives from the id, so adding a line to a file changes nothing for the others.
 
 import hashlib
 import json
+import os
 import random
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 from flowrl.contracts import Prompt
 from flowrl.names import WORLD_PROMPTS, hint, to_be_fetched
 from flowrl.reading import prompt_lines
-from flowrl.reading.columns import Meta, arguments_of, check_columns, located
+from flowrl.reading.columns import PICTURES, Meta, arguments_of, check_columns, located
 from flowrl.reading.prompt_lines import PromptError, short
 from flowrl.worlds.ask import records
 
@@ -62,7 +63,7 @@ def load(
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: choose one of {', '.join(SPLITS)}")
-    prompts = _distinct(_read(source, split))[:limit]
+    prompts = _distinct(_read(source, split, arguments))[:limit]
     if not prompts:
         raise PromptError(f"{source}: holds no prompt; accepted: at least one")
     if source in WORLD_PROMPTS:
@@ -91,19 +92,19 @@ def _home(source: str, split: str) -> Path | None:
     return path.parent if path.exists() else None
 
 
-def _read(source: str, split: str) -> Iterable[Prompt]:
+def _read(source: str, split: str, arguments: Collection[str]) -> Iterable[Prompt]:
     path = Path(source).expanduser()
     if source in WORLD_PROMPTS:
         return _from_world(*source.split("/"))
     if path.is_dir():
-        return _from_folder(path, split)
+        return _from_folder(path, split, arguments)
     if path.suffix == ".txt":
         return _from_text(path)
     if path.suffix == ".jsonl":
         return _from_jsonl(path)
     if path.exists():
         raise PromptError(f"{source}: ends in {path.suffix!r}; accepted: .txt, .jsonl, a folder or a data set's name")
-    return _from_dataset(source, split)
+    return _from_dataset(source, split, arguments)
 
 
 def _distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
@@ -170,19 +171,24 @@ def _from_world(world: str, split: str) -> Iterator[Prompt]:
     return (Prompt(id=text, text=text, meta=meta) for text, meta in records(world, split))
 
 
-def _from_folder(path: Path, split: str) -> Iterable[Prompt]:
+def _from_folder(path: Path, split: str, arguments: Collection[str]) -> Iterable[Prompt]:
     for name in LAYOUTS[split]:
         if (path / name).is_file():
-            return _read(str(path / name), split)
+            return _read(str(path / name), split, arguments)
     if any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json", "state.json")):
-        return _from_dataset(str(path), split, saved=True)
+        return _from_dataset(str(path), split, arguments, saved=True)
     if any(path.rglob("*.parquet")) or any(path.rglob("*.csv")):
-        return _from_dataset(str(path), split)
+        return _from_dataset(str(path), split, arguments)
     raise PromptError(f"{path}: no {split} prompts; accepted: {', '.join(LAYOUTS[split])}, or a `datasets` folder")
 
 
-def _from_dataset(name: str, split: str, *, saved: bool = False) -> Iterator[Prompt]:
-    """Rows of a data set of the `datasets` library; values that JSON cannot hold (pictures) stay out of the meta."""
+def _from_dataset(name: str, split: str, arguments: Collection[str], *, saved: bool = False) -> Iterator[Prompt]:
+    """Rows of a data set of the `datasets` library.
+
+    Columns of pictures that the pipeline takes are written to the user's cache, each by its content, and are its input
+    like files of a prompt file. Other values that JSON cannot hold are left out: the pictures of a data set of captions
+    are no input of a pipeline that draws from text.
+    """
     import datasets
 
     base, colon, chosen = name.partition(":")
@@ -203,8 +209,28 @@ def _from_dataset(name: str, split: str, *, saved: bool = False) -> Iterator[Pro
     if not columns:
         raise PromptError(f"{name}: columns {', '.join(data.column_names)}; accepted: one of {', '.join(TEXT_COLUMNS)}")
     plain = [c for c, feature in data.features.items() if _is_plain(feature) and c not in MEDIA_KEYS]
-    for number, row in enumerate(data.select_columns(plain)):
-        yield _from_record(row, columns, f"{name}: row {number}", None)
+    pictures = [c for c, f in data.features.items() if isinstance(f, datasets.Image) and c in arguments]
+    for column in pictures:
+        data = data.cast_column(column, datasets.Image(decode=False))
+    for number, row in enumerate(data.select_columns(plain + pictures)):
+        files = {column: _kept_picture(row[column]) for column in pictures if row[column] is not None}
+        record = {c: value for c, value in row.items() if c not in pictures} | files
+        yield _from_record(record, columns, f"{name}: row {number}", None)
+
+
+def _kept_picture(value: dict[str, Any]) -> str:
+    """The absolute path of a data set's picture: its own file, or one in the cache that is named by its content."""
+    if value.get("bytes") is None:
+        return str(Path(value["path"]).resolve())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flowrl" / "pictures"
+    suffix = Path(value.get("path") or "").suffix.lower()
+    name = hashlib.sha256(value["bytes"]).hexdigest()[:32] + (suffix if suffix in PICTURES else ".png")
+    if not (cache / name).is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        beside = cache / f"{os.getpid()}-{name}"
+        beside.write_bytes(value["bytes"])
+        beside.replace(cache / name)
+    return str(cache / name)
 
 
 def _is_plain(feature: Any) -> bool:

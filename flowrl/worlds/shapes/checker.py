@@ -26,7 +26,7 @@ MAX_COLOR_ERROR = 0.35  # euclidean, in RGB of [0, 1]
 MIN_PURITY = 0.7  # share of an object's pixels that vote for its colour
 RELATION_SLACK = 0.8
 PIXEL_ERROR = 0.2  # a pixel is off where a channel is further than this from what the objects found explain
-MAX_OFF = 0.05  # share of the pixels that may be off; 0.024 is the most on 1783 right pictures of shapes-flux
+MAX_OFF = 0.05  # share of the pixels that may be off; 0.0254 is the most on 1783 right pictures of shapes-flux
 DARKEST = 0.75  # of a background; the world draws 0.83 and up
 
 _NAMES = tuple(COLORS)

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 
 import pytest
+from PIL import Image
 
 from flowrl.contracts import Prompt
 from flowrl.reading.prompts import Cursor, PromptError, load, missing
@@ -150,6 +151,22 @@ def test_a_saved_data_set(tmp_path):
     assert [(p.text, p.meta) for p in both] == [("a", {"level": 1, "tags": ["x"]}), ("b", {"level": 2, "tags": []})]
     assert [p.text for p in load(str(tmp_path / "both"), split="heldout")] == ["b"]
     assert load(str(tmp_path / "one"), limit=1) == both[:1]
+
+
+def test_pictures_of_a_data_set_are_inputs_of_a_pipeline_that_takes_them(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    rows = {"prompt": ["turn it", "turn it"], "image": pictures, "mask_image": pictures[::-1], "level": [1, 2]}
+    part = datasets.Dataset.from_dict(rows)
+    part.save_to_disk(str(tmp_path / "set"))
+    found = load(str(tmp_path / "set"), arguments=["image", "mask_image"])
+    shown = [Image.open(p.media[0]).getpixel((0, 0)) for p in found]
+    masks = [Image.open(p.call["mask_image"]).getpixel((0, 0)) for p in found]
+    assert shown == masks[::-1] == [(255, 0, 0), (0, 0, 255)]
+    assert [p.media for p in load(str(tmp_path / "set"), arguments=["image", "mask_image"])] == [p.media for p in found]
+    assert len(list((tmp_path / "cache" / "flowrl" / "pictures").iterdir())) == 2  # named by content: none twice
+    assert [p.media for p in load(str(tmp_path / "set"))] == [(), ()]  # a pipeline that draws from text alone
 
 
 def test_a_data_set_without_a_text_column(tmp_path):
