@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from flowrl.names import UserError
+from flowrl.names import ROOT, UserError
 from flowrl.policies.errors import PolicyError
 
-OWN = tuple(str(Path(__file__).parents[2] / package) for package in ("flowrl", "samplers"))
+OWN = tuple(str(ROOT / package) for package in ("flowrl", "samplers"))
 PASSED_ON = (UserError, MemoryError, torch.OutOfMemoryError)  # have a line of their own
 
 

@@ -184,7 +184,7 @@ def test_what_a_pipeline_raises_is_one_line_chained_to_its_cause(fault: Exceptio
         policy_of(pipe, **family.call).rollout(PROMPTS[:1], plan=SDE, seed=SEED)
     line, kind = str(error.value), type(fault).__name__
     assert line.startswith(f"Faulty cannot be sampled: {kind}: {' '.join(str(fault).split()) or 'no text'} (")
-    assert "policies/test_unusual.py:" in line and "\n" not in line
+    assert "pipelines/test_unusual.py:" in line and "\n" not in line
     assert error.value.__cause__ is fault
 
 
@@ -201,7 +201,7 @@ def test_faults_of_flowrl_itself_are_told_as_such(monkeypatch: pytest.MonkeyPatc
     policy = policy_of(family.build(), **family.call)
     monkeypatch.setattr(policy, "dynamics", None)
     with pytest.raises(
-        PolicyError, match=r"AttributeError: .* \(policies/\w+.py:\d+\); flowrl itself fails on it"
+        PolicyError, match=r"AttributeError: .* \(pipelines/\w+.py:\d+\); flowrl itself fails on it"
     ) as error:
         policy.rollout(PROMPTS[:1], plan=SDE, seed=SEED)
     assert isinstance(error.value.__cause__, AttributeError)
