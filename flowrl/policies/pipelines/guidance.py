@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +36,9 @@ class Heard:
     ordinal: int
     position: int
     given: Any
+
+
+Reading = tuple[str, list[Heard]]  # a text, and the calls of a pass for it
 
 
 class Still:
@@ -72,15 +76,12 @@ class Glance(Still):
 def find_guidance(policy: PipelinePolicy, prompt: Prompt, steps: int) -> Guidance:
     """How the calls of the trained denoisers divide. Raises PolicyError where no row is free of the prompt, or where
     that cannot be told."""
-    name, single = type(policy.source).__name__, _heard(policy, [prompt], steps)
-    texts = _texts(policy, prompt, single, steps)
-    twins: list[list[Heard] | None] = [None]
-    if len(texts) > 3:
-        chosen = [(texts[i], texts[j]) for i, j in ((0, 2), (1, 2), (0, 3))]
-        twins = [_two(policy, prompt, pair, steps) for pair in chosen]
+    name = type(policy.source).__name__
+    (longest, single), (text, calm), (changed, other) = _texts(policy, prompt, steps)
+    both = [(text, longest), (changed, longest), (longest, text), (longest, changed)]
+    twins = [_two(policy, prompt, pair, steps) for pair in both]
     if twins[0] is None:
-        other = _heard(policy, [replace(prompt, text=texts[1])], steps)
-        found = [_alone(policy, a, b) for a, b in zip(single, other, strict=True)]
+        found = [_alone(policy, a, b) for a, b in zip(calm, other, strict=True)]
     else:
         heard = [single, *(calls or [] for calls in twins)]
         if any(len(calls) != len(single) for calls in heard):
@@ -144,33 +145,50 @@ def _two(policy: PipelinePolicy, prompt: Prompt, texts: Sequence[str], steps: in
         return None
 
 
-def _texts(policy: PipelinePolicy, prompt: Prompt, calls: list[Heard], steps: int) -> list[str]:
-    """The prompt's text and up to three others, of as many tokens where such are found: padding then stays as it is,
-    and so does the rounding of what is encoded beside them."""
-    alike, unlike = [prompt.text], []
+def _texts(policy: PipelinePolicy, prompt: Prompt, steps: int) -> list[Reading]:
+    """Three texts that the denoisers hear as different, none longer than the first, and the calls of each.
+
+    They have as many tokens where such are found, so that padding, masks and the rounding of what is encoded beside
+    them stay. Where not, the longest stands in every call of two rows: all are padded to its length, and a row that is
+    not replaced stays as it was. No call has one text twice, since a call whose rows share a prompt may encode it once.
+    """
+    kept = [(prompt.text, _heard(policy, [prompt], steps))]
     for text in _others(prompt.text):
-        heard = _heard(policy, [replace(prompt, text=text)], steps)
-        same = len(heard) == len(calls) and all(
-            _shapes(a.given) == _shapes(b.given) for a, b in zip(calls, heard, strict=True)
-        )
-        if same and any(_differ(a.given, b.given) for a, b in zip(calls, heard, strict=True)):
-            alike.append(text)
-        elif len(heard) == len(calls):
-            unlike.append(text)
-        if len(alike) > 3:
-            break
-    found = [*alike, *unlike][:4]
-    if len(found) < 2:
+        new = (text, _heard(policy, [replace(prompt, text=text)], steps))
+        if len(new[1]) != len(kept[0][1]) or any(_is_same(old[1], new[1]) for old in kept):
+            continue
+        kept.append(new)
+        alike = [old for old in kept if _fits(old[1], new[1]) and _fits(new[1], old[1])]
+        if len(alike) == 3:
+            return alike
+    found = _unlike(kept)
+    if not found:
         raise _unclear(type(policy.source).__name__)
     return found
 
 
+def _unlike(kept: list[Reading]) -> list[Reading]:
+    """The longest and two others, which are of one length where such are found; empty where there are none."""
+    found: list[Reading] = []
+    for longest in kept:
+        below = [other for other in kept if other is not longest and _fits(other[1], longest[1])]
+        for one, other in combinations(below, 2):
+            if _fits(one[1], other[1]) and _fits(other[1], one[1]):
+                return [longest, one, other]
+            found = found or [longest, one, other]
+    return found
+
+
+def _is_same(calls: list[Heard], others: list[Heard]) -> bool:
+    return not any(_differ(a.given, b.given) for a, b in zip(calls, others, strict=True))
+
+
 def _others(text: str) -> Iterator[str]:
-    """Texts of about as many tokens, no two the same."""
+    """Texts of about as many tokens, no two the same; first those that change from the beginning."""
     words, seen = text.split() or [""], {text}
-    tried = [list(reversed(words))]
+    tried = [list(reversed(words)), [*words[1:], words[0]]]
     for word in ("cat", "two", "a", "blue", "of"):
-        tried += [[*words[:-1], word], [word, *words[1:]]]
+        tried += [[word, *words[1:]], [*words[:-1], word]]
     for changed in map(" ".join, tried):
         if changed not in seen:
             seen.add(changed)
@@ -188,18 +206,18 @@ def _alone(policy: PipelinePolicy, call: Heard, other: Heard) -> Branches:
     return Branches(tuple(changed), True, marks)
 
 
-def _together(policy: PipelinePolicy, single: Heard, both: Heard, first: Heard, second: Heard) -> Branches:
-    """The branches of a call, from one for a prompt, for two, and for the two with one of them replaced."""
+def _together(policy: PipelinePolicy, single: Heard, *twins: Heard) -> Branches:
+    """The branches of a call, from one for a prompt, and for two before and after the first, or second, is replaced."""
     number = policy.keeper.rows_of(single.name, single.ordinal)
-    marks = _marks(single.given, both.given, number, 2 * number)
-    owned = [_changed(both.given, call.given, marks, 2 * number) for call in (first, second)]
+    marks = _marks(single.given, twins[0].given, number, 2 * number)
+    owned = [_changed(twins[i].given, twins[i + 1].given, marks, 2 * number) for i in (0, 2)]
     for in_blocks in (True, False):
         place = [[b * 2 + i if in_blocks else i * number + b for b in range(number)] for i in (0, 1)]
         mine = [[owned[i][at] for at in place[i]] for i in (0, 1)]
         foreign = [owned[i][at] for i in (0, 1) for at in place[1 - i]]
         if mine[0] == mine[1] and not any(foreign):
             return Branches(tuple(mine[0]), in_blocks, marks)
-    if all(owned[0]) and all(owned[1]):  # lengths differ: every row is padded anew, and none is known to be free of it
+    if all(owned[0]) and all(owned[1]):  # every row hears of every prompt, and none is known to be free of it
         return Branches((True,) * number, True, marks)
     raise _unclear(type(policy.source).__name__)
 
@@ -240,8 +258,16 @@ def _differ(a: Any, b: Any) -> bool:
     return (a != b) if plain else type(a) is not type(b)
 
 
-def _shapes(given: Any) -> list[Any]:
-    return [tuple(leaf.shape) if isinstance(leaf, Tensor) else None for leaf in tree_flatten(given)[0]]
+def _fits(calls: list[Heard], others: list[Heard]) -> bool:
+    """Whether no tensor given to some calls is larger than that given to the others in any dimension."""
+    mine, theirs = (tree_flatten([call.given for call in heard])[0] for heard in (calls, others))
+    return len(mine) == len(theirs) and all(_is_within(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def _is_within(a: Any, b: Any) -> bool:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return True
+    return a.dim() == b.dim() and all(m <= n for m, n in zip(a.shape, b.shape, strict=True))
 
 
 def _copied(given: Any) -> Any:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from families.base import image_for
 from flowrl.contracts import Rollout, Score
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
+from flowrl.policies.pipelines import guidance
 from flowrl.policies.pipelines.branches import Branches
+from flowrl.policies.pipelines.guidance import find_guidance
 from flowrl.policies.pipelines.policy import PipelinePolicy
 from policies_support import PROMPTS, SDE, SEED, FamilyPolicy, gap, pictures, shake
 
@@ -118,6 +122,46 @@ def test_no_row_is_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "forward", watched)
     replayed(policy, rollout, range(4))
     assert seen == [(False, 4), (True, 4)] * 3
+
+
+FIRST = ["a red cat", *(f"a red square {i}" for i in range(3)), "cat", "two two", "", "a long row of small grey stones"]
+
+
+@pytest.mark.parametrize("name", ["qwen_image", "sd3", "wan", "z_image"])
+def test_the_division_is_the_same_whatever_prompt_comes_first(name: str) -> None:
+    """Also where no text of as many tokens is near, and where padding is as long as the longest prompt of a call."""
+    policy, wanted = made(name), None
+    policy.prepare(PROMPTS[0], SDE)
+    for text in FIRST:
+        found = find_guidance(policy, replace(PROMPTS[0], text=text), SDE.num_steps)._calls
+        divided = {call: [(b.prompted, b.in_blocks) for b in known] for call, known in found.items()}
+        wanted = divided if wanted is None else wanted
+        assert divided == wanted, text
+
+
+@pytest.mark.parametrize("words", [["red", "red car"], ["red", "a red square and two more"], ["red " * 9, "red " * 12]])
+def test_a_row_that_is_padded_to_a_longer_neighbour_is_not_taken_for_changed(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No two texts have as many tokens."""
+    monkeypatch.setattr(guidance, "_others", lambda text: iter(words))
+    policy = made("qwen_image")
+    policy.prepare(PROMPTS[0], SDE)
+    found = find_guidance(policy, replace(PROMPTS[0], text="a red square"), SDE.num_steps)._calls
+    assert [[b.prompted for b in known] for known in found.values()] == [[(True,)], [(False,)]]
+
+
+def test_a_picture_that_stays_is_no_prompt() -> None:
+    """Qwen-Image-Edit without the prompt sees the picture still; with another picture for each text it is refused."""
+    policy = made("qwen_edit", "conditional")
+    with pytest.raises(PolicyError, match="no row of QwenImageEditPipeline's denoiser is free of the prompt"):
+        policy.prepare(PROMPTS[0], SDE)
+    policy = made("qwen_edit")
+    own = policy.call
+    policy.call = lambda prompts: own(prompts) | {"image": [image_for("one", 32)] * len(prompts)}
+    policy.prepare(PROMPTS[0], SDE)
+    found = find_guidance(policy, PROMPTS[0], SDE.num_steps)._calls
+    assert [[b.prompted for b in known] for known in found.values()] == [[(True,)], [(False,)]]
 
 
 @pytest.mark.parametrize(("name", "says"), [("flux", "embedded"), ("sd3", "no guidance")])
