@@ -130,6 +130,7 @@ RULES |= {
     "spectral_centroid",
     "optical_flow",
     "shapes",
+    "shapes_residual",
     "shapes_strict",
     "exact_match",
     "math_answer",
