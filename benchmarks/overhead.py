@@ -81,9 +81,9 @@ class Bench:
 
     def bare_training(self) -> None:
         """Forward and backward of the transformer for the same rows and steps, and the optimizer step."""
-        tape = self.rollout.replay
+        trajectory = self.rollout.replay
         for k in self.plan.trained:
-            x = tape.enter[k][0] if k in tape.enter else tape.drawn[0][0]
+            x = trajectory.enter[k][0] if k in trajectory.enter else trajectory.drawn[0][0]
             v = velocity(self.pipe, x, torch.full((len(x),), 1 - k / self.steps), *self.text)
             (v.square().mean((1, 2)) * self.adv).sum().backward()
         self.learner.step()

@@ -27,7 +27,7 @@ from flowrl.policies.pipelines.policy import PipelinePolicy
 from flowrl.reading.inputs import read_prompts
 from flowrl.recipe.schema import Generation, Recipe
 from flowrl.recipe.steps import PRESERVING_STEP, misfit
-from flowrl.scoring.gates import counted
+from flowrl.scoring.gates import counted_rewards
 from flowrl.scoring.scorer import Scorer
 from flowrl.scoring.scorer import load as load_rewards
 from flowrl.watch.watchdog import Settings, Watch
@@ -179,7 +179,7 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
     def advantage(
         rewards: dict[str, Tensor], samples: Samples, credit: Credit | None
     ) -> tuple[Tensor, dict[str, float]]:
-        found = counted(scorer.rewards, rewards, samples.prompts, samples.group)
+        found = counted_rewards(scorer.rewards, rewards, samples.prompts, samples.group)
         how: dict[str, Any] = {"weights": found.weights, "asked": found.asked}
         adv = row_advantages(found.rewards, samples.group, credit, **how, **recipe.advantage.model_dump())
         return adv, advantage_metrics(rewards, samples.group, adv, total=found.total, **how)

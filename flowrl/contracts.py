@@ -89,25 +89,25 @@ class Credit:
 class Rollout:
     """Samples and all that training on them needs.
 
-    behave float32 [R, K]: log-probabilities under the policy that sampled. mask bool [R, K]: decisions that are
+    rollout_logp float32 [R, K]: log-probabilities under the policy that sampled. mask bool [R, K]: decisions that are
     trained. replay: what the policy stored for itself, opaque to everybody else. reference float32 [R, K]: log-probs
     under the reference policy, once `Policy.reference` has filled them in. credit: how the samples' rewards reach the
-    rows; None where row i is sample i. traits: further numbers of each decision, float32 [R, K], by name, where the
+    rows; None where row i is sample i. step_stats: further numbers of each decision, float32 [R, K], by name, where the
     policy has any: of a denoising step `std`, its standard deviation, and `dt` < 0, its length in noise level; of a
     token `entropy`, in nats, of the distribution that it is scored under.
     """
 
     samples: Samples
-    behave: Tensor
+    rollout_logp: Tensor
     mask: Tensor
     replay: Any
     reference: Tensor | None = None
     credit: Credit | None = None
-    traits: dict[str, Tensor] = field(default_factory=dict)
+    step_stats: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Score:
+class LogProbs:
     """The current policy's view of some decisions: rows int64 [r], columns int64 [k], logp [r, k] with gradient.
 
     kl [r, k], with gradient: the exact divergence from the reference, where the policy was asked for it. centred
@@ -142,7 +142,7 @@ class Policy(Protocol):
         self,
         rollout: Rollout,
         rows: Tensor,
-        visit: Callable[[Score], None],
+        visit: Callable[[LogProbs], None],
         *,
         exact_kl: bool = False,
         centred: bool = False,
@@ -198,26 +198,26 @@ class Objective(Protocol):
         """Weight of every decision in the loss, float32 [R, K], from the mask [R, K] of all rows of an update."""
         ...
 
-    def emphasis(self, mask: Tensor, traits: dict[str, Tensor]) -> Tensor | None:
-        """Factor of every decision's advantage, float32 [R, K], from mask and traits [R, K] of all rows of an update.
+    def step_weights(self, mask: Tensor, step_stats: dict[str, Tensor]) -> Tensor | None:
+        """Factor of every decision's advantage, float32 [R, K], from mask and step_stats [R, K] of all rows.
 
-        None: all are 1. It acts on the policy gradient and leaves a divergence alone. Raises ValueError where a trait
-        that it needs is not there.
+        Rows: of an update. None: all are 1. It acts on the policy gradient and leaves a divergence alone. Raises
+        ValueError where a statistic that it needs is not there.
         """
         ...
 
     def __call__(
         self,
-        score: Score,
+        score: LogProbs,
         *,
-        behave: Tensor,
+        rollout_logp: Tensor,
         adv: Tensor,
         mask: Tensor,
         reference: Tensor | None,
-        traits: dict[str, Tensor],
+        step_stats: dict[str, Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss [r, k] float32, metrics: name -> [r, k] values, averaged with the loss's weights; see clipped.py).
 
-        adv: [r] or, with an emphasis, [r, k].
+        adv: [r] or, with step weights, [r, k].
         """
         ...

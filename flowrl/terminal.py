@@ -16,7 +16,7 @@ def output_console(**options: Any) -> Console:
     return console
 
 
-def spoken(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """Seconds as a person says them: 43 s, 12 min, 3.4 h, 2.1 days."""
     for limit, size, unit in ((100, 1, "s"), (5400, 60, "min"), (48 * 3600, 3600, "h")):
         if seconds < limit:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Prompt, Rollout, Score
+from flowrl.contracts import LogProbs, Prompt, Rollout
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.worlds.arithmetic.model import make_model, make_tokenizer
 from samplers.tokens import Generation
@@ -31,9 +31,9 @@ def policy(made: Any = None, **options: Any) -> LanguagePolicy:
     return LanguagePolicy(model() if made is None else made, make_tokenizer(), **options)
 
 
-def replayed(subject: LanguagePolicy, rollout: Rollout, parts: Sequence[Sequence[int]], **options: Any) -> Score:
+def replayed(subject: LanguagePolicy, rollout: Rollout, parts: Sequence[Sequence[int]], **options: Any) -> LogProbs:
     """The scores of these parts of the rows, put together in row order, without gradient."""
-    scores: list[Score] = []
+    scores: list[LogProbs] = []
     for part in parts:
         subject.replay(rollout, torch.tensor(part), scores.append, **options)
     order = torch.cat([s.rows for s in scores]).argsort()
@@ -41,7 +41,7 @@ def replayed(subject: LanguagePolicy, rollout: Rollout, parts: Sequence[Sequence
     def joined(values: list[Tensor | None]) -> Any:
         return None if values[0] is None else torch.cat([v.detach() for v in values if v is not None])[order]
 
-    return Score(order, scores[0].columns, joined([s.logp for s in scores]), joined([s.kl for s in scores]))
+    return LogProbs(order, scores[0].columns, joined([s.logp for s in scores]), joined([s.kl for s in scores]))
 
 
 def alone(made: Any, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:

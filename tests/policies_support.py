@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import families
-from flowrl.contracts import Prompt, Rollout, Score
+from flowrl.contracts import LogProbs, Prompt, Rollout
 from flowrl.policies.noise import Key, start_generators
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.intercepted_step import Step
 from flowrl.policies.pipelines.policy import PipelinePolicy
-from flowrl.policies.pipelines.rollout_walk import Recording
+from flowrl.policies.pipelines.rollout_walk import RolloutWalk
 from samplers.plan import Plan
 from samplers.transitions import flow_sde
 
@@ -72,10 +72,10 @@ def untouched(policy: FamilyPolicy, prompts: Sequence[Prompt], *, seed: int = SE
 
 def scores(policy: PipelinePolicy, rollout: Rollout, rows: Sequence[int] | None = None) -> Tensor:
     """Replayed log-probs [r, K]."""
-    at = torch.arange(len(rollout.behave)) if rows is None else torch.tensor(rows)
-    found = torch.full_like(rollout.behave, torch.nan)
+    at = torch.arange(len(rollout.rollout_logp)) if rows is None else torch.tensor(rows)
+    found = torch.full_like(rollout.rollout_logp, torch.nan)
 
-    def visit(score: Score) -> None:
+    def visit(score: LogProbs) -> None:
         found[score.rows[:, None], score.columns[None]] = score.logp.detach().to(found)
 
     policy.replay(rollout, at, visit)
@@ -94,14 +94,14 @@ def watched_steps() -> Iterator[list[tuple[Step, Tensor]]]:
     """Within, the steps of all rollouts and the states that they returned."""
     seen: list[tuple[Step, Tensor]] = []
     with pytest.MonkeyPatch.context() as patch:
-        own = Recording.step
+        own = RolloutWalk.step
 
-        def step(self: Recording, step: Step) -> Tensor:
+        def step(self: RolloutWalk, step: Step) -> Tensor:
             state = own(self, step)
             seen.append((step, state))
             return state
 
-        patch.setattr(Recording, "step", step)
+        patch.setattr(RolloutWalk, "step", step)
         yield seen
 
 

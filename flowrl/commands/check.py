@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flowrl.commands.common import Overrides, RecipeArgument, quiet
-from flowrl.terminal import output_console, spoken
+from flowrl.terminal import duration_text, output_console
 
 if TYPE_CHECKING:
     from flowrl.checking.proofs.proof import Finding
@@ -40,8 +40,8 @@ def check_command(
                 continue
             parts = {"rollout": found.rollout, "scoring": found.scoring, "training": found.training}
             parts["evaluation"] = found.evaluation
-            listed = ", ".join(f"{name} {spoken(seconds)}" for name, seconds in parts.items())
-            _row(console, "", "the whole recipe, on this machine", f"about {spoken(found.total)}: {listed}")
+            listed = ", ".join(f"{name} {duration_text(seconds)}" for name, seconds in parts.items())
+            _row(console, "", "the whole recipe, on this machine", f"about {duration_text(found.total)}: {listed}")
     if first is not None:
         typer.echo(f"flowrl: check: {first.sentence()}", err=True)
         raise typer.Exit(1)

@@ -42,12 +42,12 @@ def target_of(
     """
     from flowrl.recipe.load import load
     from flowrl.recipe.trust import load_run
-    from flowrl.runs.weights import look
+    from flowrl.runs.weights import check_weights
 
     folder = Path(target)
     overrides = ["track=null", *overrides]
     if (folder / "recipe.yaml").is_file():
-        look(folder, weights, raw)
+        check_weights(folder, weights, raw)
         return load_run(folder, overrides, trust=trust), folder
     if weights != "final" or raw:
         option = "--raw" if raw else f"--weights {weights}"

@@ -79,7 +79,7 @@ def _look(recipe: "Recipe", run: Path | None, weights: str) -> None:
     """Raises UserError where the weights of a run are not there, or do not belong to the recipe's model."""
     from flowrl.recipe.changes import changes
     from flowrl.recipe.load import written
-    from flowrl.runs.weights import look
+    from flowrl.runs.weights import check_weights
 
     if run is None:
         if weights != "final":
@@ -87,7 +87,7 @@ def _look(recipe: "Recipe", run: Path | None, weights: str) -> None:
         return
     if not (run / "recipe.yaml").is_file():
         raise UserError(f"--model-run: {run} is no run's folder (it has no recipe.yaml); give one")
-    look(run, weights)
+    check_weights(run, weights)
     of_run = written(run / "recipe.yaml", ["track=null"])
     for name, (theirs, ours) in changes(of_run, recipe).items():
         if name in ("model", "full") or name.startswith("lora"):

@@ -9,7 +9,7 @@ from flowrl.compare.tables import Words
 from flowrl.planning.costs import arithmetic
 from flowrl.planning.duration import Pace, duration
 from flowrl.recipe.schema import Recipe
-from flowrl.terminal import spoken
+from flowrl.terminal import duration_text
 
 
 def plan(cells: Sequence[Cell], pace: Pace | None, num_heldout: int) -> Words:
@@ -35,7 +35,7 @@ def total(cells: Sequence[Cell], pace: Pace | None, num_heldout: int, jobs: int)
     seconds = sum(s for s in known if s is not None) / jobs
     at_once = f", {jobs} at once" if jobs > 1 else ""
     least = "" if pace is not None else ", evaluations and loading not counted"
-    return f"{len(left)} runs are left{at_once}: about {spoken(seconds)}{least}"
+    return f"{len(left)} runs are left{at_once}: about {duration_text(seconds)}{least}"
 
 
 def _seconds(recipe: Recipe, pace: Pace | None, num_heldout: int) -> float | None:
@@ -44,7 +44,7 @@ def _seconds(recipe: Recipe, pace: Pace | None, num_heldout: int) -> float | Non
 
 def _time(recipe: Recipe, pace: Pace | None, num_heldout: int) -> str:
     seconds = _seconds(recipe, pace, num_heldout)
-    return "\N{EN DASH}" if seconds is None else spoken(seconds)
+    return "\N{EN DASH}" if seconds is None else duration_text(seconds)
 
 
 def _iterations(recipe: Recipe) -> str:

@@ -16,7 +16,7 @@ from typing import Protocol
 from flowrl.compare.grid import Cell, write
 from flowrl.report.read import read
 from flowrl.runs.stopping import Stopping
-from flowrl.terminal import spoken
+from flowrl.terminal import duration_text
 
 PATIENCE = 0.1  # seconds between two looks at the processes
 Report = Callable[[Cell, str], None]  # a run, and "begins", "goes on", "done" or why it ended early
@@ -110,7 +110,7 @@ def progress_of(cell: Cell) -> str:
         share = len(trained) / train.iterations
         share = share if train.seconds is None else max(share, spent / train.seconds)
         number = len(trained) if train.seconds is not None else f"{len(trained)} of {train.iterations}"
-        rest = f", about {spoken(spent / share - spent)} left" if share else ""
+        rest = f", about {duration_text(spent / share - spent)} left" if share else ""
         return f"iteration {number}, {min(share, 1):.0%}{rest}"
     return "loading"
 

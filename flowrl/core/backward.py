@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Objective, Policy, Rollout, Score
+from flowrl.contracts import LogProbs, Objective, Policy, Rollout
 from flowrl.core.objectives.aggregate import merge_metrics, reduce_metrics
 
 
@@ -24,7 +24,7 @@ from flowrl.core.objectives.aggregate import merge_metrics, reduce_metrics
 class StepLoss:
     """The loss of one optimizer step, by blocks: called with each, it returns its share, 0-d, and adds up the metrics.
 
-    adv [R], or [R, K] with an emphasis on decisions. weights [R, K] reduce the loss and share [R, K] the metrics (see
+    adv [R], or [R, K] with weights of decisions. weights [R, K] reduce the loss and share [R, K] the metrics (see
     objectives/aggregate.py).
     """
 
@@ -35,16 +35,16 @@ class StepLoss:
     share: Tensor
     total: dict[str, Tensor] = field(default_factory=dict)
 
-    def __call__(self, score: Score) -> Tensor:
+    def __call__(self, score: LogProbs) -> Tensor:
         """The weighted sum of the block's losses."""
         rollout, at, device = self.rollout, (score.rows[:, None], score.columns[None]), score.logp.device
         loss, metrics = self.objective(
             score,
-            behave=rollout.behave[at].to(device),
+            rollout_logp=rollout.rollout_logp[at].to(device),
             adv=self.adv[at if self.adv.ndim == 2 else score.rows].to(device),
             mask=rollout.mask[at].to(device),
             reference=None if rollout.reference is None else rollout.reference[at].to(device),
-            traits={name: values[at].to(device) for name, values in rollout.traits.items()},
+            step_stats={name: values[at].to(device) for name, values in rollout.step_stats.items()},
         )
         part = (loss * self.weights[at].to(device)).sum()
         found = reduce_metrics(metrics, self.share[at].to(device)) | {"loss": part.detach()}
@@ -52,12 +52,14 @@ class StepLoss:
         return part
 
 
-def emphasised(adv: Tensor, objective: Objective, rollout: Rollout, rows: Tensor) -> Tensor:
-    """Advantages [R] with the objective's emphasis on the decisions of the update `rows`: [R, K]; [R] without one."""
-    factor = objective.emphasis(rollout.mask[rows], {name: values[rows] for name, values in rollout.traits.items()})
+def with_step_weights(adv: Tensor, objective: Objective, rollout: Rollout, rows: Tensor) -> Tensor:
+    """Advantages [R] with the objective's weights of the decisions of the update `rows`: [R, K]; [R] without one."""
+    factor = objective.step_weights(
+        rollout.mask[rows], {name: values[rows] for name, values in rollout.step_stats.items()}
+    )
     if factor is None:
         return adv
-    spread = adv.new_zeros(rollout.behave.shape)
+    spread = adv.new_zeros(rollout.rollout_logp.shape)
     spread[rows] = adv[rows, None] * factor.to(adv)
     return spread
 
@@ -68,10 +70,10 @@ def backward(policy: Policy, rows: Tensor, loss: StepLoss) -> None:
     Raises ValueError where a policy that says it hands over whole rows does not.
     """
     objective, rollout = loss.objective, loss.rollout
-    in_pieces = objective.whole_rows and not policy.whole_rows and rollout.behave.shape[1] > 1
+    in_pieces = objective.whole_rows and not policy.whole_rows and rollout.rollout_logp.shape[1] > 1
     surrogate = _slopes(policy, rows, loss) if in_pieces else None
 
-    def visit(score: Score) -> None:
+    def visit(score: LogProbs) -> None:
         if surrogate is not None:
             part = surrogate(score)
         else:
@@ -98,7 +100,7 @@ class _Surrogate:
     place: Tensor  # [R], of a row among the slopes
     slopes: dict[str, Tensor]  # [r, K], by name of a variable
 
-    def __call__(self, score: Score) -> Tensor:
+    def __call__(self, score: LogProbs) -> Tensor:
         at = self.place[score.rows][:, None], score.columns[None]
         total = score.logp.new_zeros(())
         for name, slope in self.slopes.items():
@@ -108,13 +110,13 @@ class _Surrogate:
 
 def _slopes(policy: Policy, rows: Tensor, loss: StepLoss) -> _Surrogate:
     """The first pass. Raises ValueError where a trained decision is not handed over at all."""
-    rollout, columns = loss.rollout, torch.arange(loss.rollout.behave.shape[1])
-    place = torch.full((len(rollout.behave),), -1)
+    rollout, columns = loss.rollout, torch.arange(loss.rollout.rollout_logp.shape[1])
+    place = torch.full((len(rollout.rollout_logp),), -1)
     place[rows] = torch.arange(len(rows))
     seen = torch.zeros(len(rows), len(columns), dtype=torch.bool)
     found: dict[str, Tensor] = {}
 
-    def collect(score: Score) -> None:
+    def collect(score: LogProbs) -> None:
         at = place[score.rows][:, None], score.columns[None]
         seen[at] = True
         for name in _VARIABLES:
@@ -126,12 +128,12 @@ def _slopes(policy: Policy, rows: Tensor, loss: StepLoss) -> _Surrogate:
     if not found or (rollout.mask[rows] & ~seen).any():
         raise ValueError(f"{type(policy).__name__}.replay leaves out trained decisions of the rows that it was given")
     leaves = {name: value.requires_grad_() for name, value in found.items()}
-    value = loss(Score(rows, columns, **leaves))
+    value = loss(LogProbs(rows, columns, **leaves))
     slopes = torch.autograd.grad(value, tuple(leaves.values()), materialize_grads=True)
     return _Surrogate(place, dict(zip(leaves, slopes, strict=True)))
 
 
-def _check_whole(rollout: Rollout, score: Score) -> None:
+def _check_whole(rollout: Rollout, score: LogProbs) -> None:
     mask = rollout.mask[score.rows]
     if mask.sum() != mask[:, score.columns].sum():
         raise ValueError("the objective needs whole rows, and was given some of their columns: set Policy.whole_rows")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Policy, Prompt, Score
+from flowrl.contracts import LogProbs, Policy, Prompt
 
 
 @torch.no_grad()
@@ -20,11 +20,11 @@ def divergence(policy: Policy, prompts: Sequence[Prompt], *, plan: Any, seed: in
     total, number = 0.0, 0
     for part in _parts(prompts, batch):
         rollout = policy.rollout(part, group_size=1, plan=plan, seed=seed)
-        rows = torch.arange(len(rollout.behave))
+        rows = torch.arange(len(rollout.rollout_logp))
         policy.reference(rollout, rows)
         found: list[Tensor] = []
 
-        def visit(score: Score, mask: Tensor = rollout.mask, found: list[Tensor] = found) -> None:
+        def visit(score: LogProbs, mask: Tensor = rollout.mask, found: list[Tensor] = found) -> None:
             if score.kl is None:
                 raise ValueError("the policy was asked for its exact divergence, and gave none")
             found.append(score.kl.cpu()[mask[score.rows[:, None], score.columns[None]]])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Objective, Policy, Prompt, Rollout, Samples
-from flowrl.core.backward import StepLoss, backward, emphasised
+from flowrl.core.backward import StepLoss, backward, with_step_weights
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.refill import Advantage, Draw, JoinedPolicy, all_of, kept_groups, kept_of
@@ -152,7 +152,7 @@ def update(
 ) -> Metrics:
     """All optimizer steps of one rollout, with advantages [R]; returns their metrics, averaged over the steps."""
     adv = adv.cpu()
-    rows = torch.arange(len(rollout.behave))
+    rows = torch.arange(len(rollout.rollout_logp))
     # a row without advantage has no policy gradient: it is replayed only where a divergence has to be paid
     active = rows[rollout.mask.any(1) if objective.needs_reference else adv != 0]
     if objective.needs_reference:
@@ -177,7 +177,7 @@ def update(
 
 def _blocks(rollout: Rollout, settings: Settings) -> Sequence[Tensor]:
     """The rows of each optimizer step."""
-    rows = torch.arange(len(rollout.behave))
+    rows = torch.arange(len(rollout.rollout_logp))
     if settings.drop_silent and settings.update_by == "prompts":
         return rows[rollout.mask.any(1)].tensor_split(settings.updates)
     if settings.update_by == "prompts":
@@ -198,11 +198,11 @@ def _step(
     micro_batch: int | None,
 ) -> Metrics:
     """One optimizer step on the rows `block`, of which `used` have anything to say."""
-    loss_weights = torch.zeros_like(rollout.behave)
+    loss_weights = torch.zeros_like(rollout.rollout_logp)
     loss_weights[block] = objective.weights(rollout.mask[block]).to(loss_weights)
-    share = torch.zeros_like(rollout.behave)
+    share = torch.zeros_like(rollout.rollout_logp)
     share[used] = weights(rollout.mask[used]).to(share)
-    loss = StepLoss(rollout, emphasised(adv, objective, rollout, block), objective, loss_weights, share)
+    loss = StepLoss(rollout, with_step_weights(adv, objective, rollout, block), objective, loss_weights, share)
     for part in _parts(used, micro_batch):
         backward(policy, part, loss)
     lr = learner.lr

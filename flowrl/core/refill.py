@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import Credit, Policy, Prompt, Rollout, Samples, Score
+from flowrl.contracts import Credit, LogProbs, Policy, Prompt, Rollout, Samples
 
 Metrics = dict[str, float]
 # of rewards [B], the samples and the rollout's credit: advantages [R] of its rows, and metrics
@@ -67,7 +67,7 @@ def kept_of(draws: Sequence[Draw], advantage: Advantage) -> tuple[Rollout, Tenso
 def _of_prompts(prompts: Tensor, rollout: Rollout, what: str) -> Tensor:
     """Positions of the rows or samples of these prompts."""
     number = len(rollout.samples.group.unique())
-    each = len(rollout.samples if what == "samples" else rollout.behave) // number
+    each = len(rollout.samples if what == "samples" else rollout.rollout_logp) // number
     return (prompts[:, None] * each + torch.arange(each)).flatten()
 
 
@@ -99,7 +99,7 @@ def joined(rollouts: Sequence[Rollout], prompts: Sequence[Tensor]) -> Rollout:
     rows = [_of_prompts(p, r, "rows") for p, r in zip(prompts, rollouts, strict=True)]
     starts = itertools.accumulate((len(part) for part in rows), initial=0)
     pieces = [Piece(*piece) for piece in zip(rollouts, rows, starts, strict=False)]
-    width = max(r.behave.shape[1] for r in rollouts)
+    width = max(r.rollout_logp.shape[1] for r in rollouts)
 
     def stacked(values: Callable[[Rollout], Tensor]) -> Tensor:
         parts = [values(p.rollout)[p.rows] for p in pieces]
@@ -110,11 +110,11 @@ def joined(rollouts: Sequence[Rollout], prompts: Sequence[Tensor]) -> Rollout:
     )
     return Rollout(
         samples,
-        stacked(lambda r: r.behave),
+        stacked(lambda r: r.rollout_logp),
         stacked(lambda r: r.mask),
         pieces,
         credit=_credit(list(zip(rollouts, prompts, strict=True))),
-        traits={name: stacked(lambda r, name=name: r.traits[name]) for name in rollouts[0].traits},
+        step_stats={name: stacked(lambda r, name=name: r.step_stats[name]) for name in rollouts[0].step_stats},
     )
 
 
@@ -158,17 +158,17 @@ class JoinedPolicy:
         self,
         rollout: Rollout,
         rows: Tensor,
-        visit: Callable[[Score], None],
+        visit: Callable[[LogProbs], None],
         *,
         exact_kl: bool = False,
         centred: bool = False,
     ) -> None:
         """See `contracts.Policy`."""
         for piece, wanted in _met(rollout, rows):
-            place = torch.full((len(piece.rollout.behave),), -1)
+            place = torch.full((len(piece.rollout.rollout_logp),), -1)
             place[piece.rows] = torch.arange(len(piece.rows)) + piece.start
 
-            def hand_over(score: Score, place: Tensor = place) -> None:
+            def hand_over(score: LogProbs, place: Tensor = place) -> None:
                 visit(replace(score, rows=place[score.rows]))
 
             self._policy.replay(piece.rollout, wanted, hand_over, exact_kl=exact_kl, centred=centred)
@@ -176,7 +176,7 @@ class JoinedPolicy:
     def reference(self, rollout: Rollout, rows: Tensor) -> None:
         """See `contracts.Policy`."""
         if rollout.reference is None:
-            rollout.reference = torch.zeros_like(rollout.behave)
+            rollout.reference = torch.zeros_like(rollout.rollout_logp)
         for piece, wanted in _met(rollout, rows):
             self._policy.reference(piece.rollout, wanted)
             found = piece.rollout.reference

@@ -45,7 +45,7 @@ def draw(policy: LanguagePolicy, recipe: Recipe, prompts: Sequence[Prompt]) -> l
     for prompt in prompts:
         rollout = policy.rollout([prompt], group_size=1, plan=plan, seed=recipe.seed)
         length = int(rollout.replay.length[0])
-        found.append(_padded(rollout.replay.tokens[0, :length], rollout.behave[0, :length], plan.max_new_tokens))
+        found.append(_padded(rollout.replay.tokens[0, :length], rollout.rollout_logp[0, :length], plan.max_new_tokens))
     return found
 
 

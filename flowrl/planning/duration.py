@@ -10,7 +10,7 @@ from flowrl.names import UserError
 from flowrl.planning.costs import arithmetic, eval_plan
 from flowrl.recipe.load import load
 from flowrl.recipe.schema import Recipe
-from flowrl.terminal import spoken
+from flowrl.terminal import duration_text
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,10 @@ def time_text(recipe: Recipe, pace: Pace, num_heldout: int | None) -> str:
     known = recipe.eval.prompts or 0 if num_heldout is None else num_heldout
     time = duration(recipe, pace, known)
     parts = {"rollout": time.rollout, "scoring": time.scoring, "training": time.training, "evaluation": time.evaluation}
-    listed = ", ".join(f"{name} {spoken(seconds)}" for name, seconds in parts.items() if seconds)
+    listed = ", ".join(f"{name} {duration_text(seconds)}" for name, seconds in parts.items() if seconds)
     uncounted = "" if known or recipe.prompts.heldout is None else "; evaluations are not in it"
     return (
-        f"time        about {spoken(time.total)} ({time.total / 3600:.2f} h): {listed}{uncounted}\n"
+        f"time        about {duration_text(time.total)} ({time.total / 3600:.2f} h): {listed}{uncounted}\n"
         f"            at {pace.forward:.3g} s a row-forward, {pace.training:.3g} s with its backward"
     )
 

@@ -38,7 +38,7 @@ def refuse_nonfinite(weights: Mapping[str, Any], iteration: int, kept: checkpoin
         )
 
 
-def gravest(alarms: Sequence[Alarm]) -> Alarm | None:
+def most_severe(alarms: Sequence[Alarm]) -> Alarm | None:
     """The alarm that asks for most, if any asks for more than to be heard; hacking, which ends the run, before all."""
     asking = [alarm for alarm in alarms if alarm.action != "warn"]
     return max(asking, key=lambda alarm: (alarm.name == "hacking", ACTIONS.index(alarm.action)), default=None)
@@ -57,7 +57,7 @@ def go_back(
     watch.rolled_back(saved["mark"]["watch"], left)
 
 
-def told(iteration: int, watch: Watch) -> str:
+def rollback_message(iteration: int, watch: Watch) -> str:
     """What a run that hacking has ended says of the weights of this iteration, which it ends with."""
     why = "the witness was best there" if watch.witnessed else "no better reward was free of suspicion"
     return (

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from flowrl.core.evaluate import Evaluation, Mean
 from flowrl.recipe.schema import Recipe
-from flowrl.terminal import output_console, spoken
+from flowrl.terminal import duration_text, output_console
 
 if TYPE_CHECKING:
     from flowrl.policies.language.policy import LanguagePolicy
@@ -62,7 +62,9 @@ class Progress:
         self._display.update(self._whole, completed=number, note=note)
         if not self._display.console.is_terminal:
             seconds = sum(value for name, value in metrics.items() if name.startswith("time_"))
-            line = f"iteration {number} of {self._iterations}  {note}  ({seconds:.1f} s, about {spoken(left)} left)"
+            line = (
+                f"iteration {number} of {self._iterations}  {note}  ({seconds:.1f} s, about {duration_text(left)} left)"
+            )
             self._display.console.print(line, highlight=False, soft_wrap=True)
 
 

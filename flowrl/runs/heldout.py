@@ -15,7 +15,7 @@ from flowrl.planning.costs import eval_plan, plan_for
 from flowrl.recipe.sampling import Sampler
 from flowrl.recipe.schema import Recipe
 from flowrl.report.evaluations import spread
-from flowrl.scoring.gates import counted
+from flowrl.scoring.gates import counted_rewards
 from flowrl.watch.hacking import KL
 
 Score = Callable[[Samples], dict[str, Tensor]]
@@ -32,7 +32,7 @@ def evaluate_heldout(
     found = evaluate(policy, prompts, score, plan=plan, seed=seed, batch=recipe.eval.batch, **more)
     trained = [spec for name, spec in recipe.rewards.items() if spec.weight and name in found.scores]
     if len(trained) > 1 or any(spec.gate is not None for spec in trained):
-        return replace(found, total=counted(recipe.rewards, found.scores, prompts).total)
+        return replace(found, total=counted_rewards(recipe.rewards, found.scores, prompts).total)
     return found
 
 
@@ -54,7 +54,7 @@ def standing(found: Evaluation, weights: Mapping[str, float]) -> float:
     )
 
 
-def departed(recipe: Recipe, policy: AnyPolicy, prompts: Sequence[Prompt]) -> dict[str, float]:
+def kl_to_base(recipe: Recipe, policy: AnyPolicy, prompts: Sequence[Prompt]) -> dict[str, float]:
     """The policy's divergence from the base on a few held-out prompts, where the recipe asks for it.
 
     Every step of a denoising walk but the last draws noise, whatever the plan of training: all evaluations, and runs

@@ -23,17 +23,17 @@ from flowrl.recipe.schema import Recipe
 from flowrl.report import page as report
 from flowrl.runs import checkpoints
 from flowrl.runs import resume as resuming
-from flowrl.runs.alarm_response import Alarmed, Diverged, go_back, gravest, refuse_nonfinite, told
+from flowrl.runs.alarm_response import Alarmed, Diverged, go_back, most_severe, refuse_nonfinite, rollback_message
 from flowrl.runs.console import Console, Progress
 from flowrl.runs.folder import RunFolder
-from flowrl.runs.heldout import departed, evaluate_heldout, is_due, standing
+from flowrl.runs.heldout import evaluate_heldout, is_due, kl_to_base, standing
 from flowrl.runs.stopping import Stopped, Stopping
 from flowrl.watch.alarms import Alarm
 from flowrl.watch.sample_statistics import sample_statistics
 
 TREE_MEMBERS = 2**20  # noise numbers between two draws of trees, which may differ in size from iteration to iteration
-USE = {"group", "epochs", "updates", "update_by", "micro_batch"}  # keys of train
-USE |= {"refill", "keep", "skip_truncated", "drop_silent"}
+SETTINGS_KEYS = {"group", "epochs", "updates", "update_by", "micro_batch"}  # keys of train
+SETTINGS_KEYS |= {"refill", "keep", "skip_truncated", "drop_silent"}
 
 
 @dataclass
@@ -91,11 +91,11 @@ class Run:
     def _between(self) -> None:
         """What is due between two iterations: an answer to alarms, an evaluation, a checkpoint."""
         self._mark()
-        self._answer()
+        self._respond_to_alarms()
         if self._evaluation_is_due() and self.iteration not in self.evaluations:
             self._evaluate()
             self._mark()
-            self._answer()
+            self._respond_to_alarms()
             report.write(self.folder.path)
         every = self.recipe.checkpoint.every
         if self._ended or (every and self.iteration % every == 0):
@@ -129,7 +129,7 @@ class Run:
         if self.iteration == 1 and (line := unread(self.recipe, self.inputs.train)):
             self.console.note(line)
         self.folder.log(self.iteration, result.metrics)
-        self._ring(self.watch.after_iteration(self.iteration, result.metrics))
+        self._raise_alarms(self.watch.after_iteration(self.iteration, result.metrics))
         left = seconds_left(self.recipe, self.iteration, self.spent)
         progress.iteration_done(self.iteration, result.metrics, left)
 
@@ -138,7 +138,6 @@ class Run:
         sizes = arithmetic(recipe, iteration)
         totals = {"rollout": sizes.rollout_forwards, "score": len(self.inputs.scorer.rewards)}
         totals["train"] = sizes.train_forwards + sizes.reference_forwards + sizes.whole_row_forwards
-
         progress.forwards.clear()
 
         def tick(number: int) -> None:
@@ -148,6 +147,7 @@ class Run:
         self.policy.tick = tick
         self.policy.finished = self.inputs.scorer.take if self.inputs.scorer.overlaps else None
         train = recipe.train
+        given = train.model_dump(include=SETTINGS_KEYS)
         members = None if recipe.generation or recipe.sampler.tree is None else TREE_MEMBERS
         result = iterate(
             self.policy,
@@ -159,7 +159,7 @@ class Run:
             score=lambda samples: self.inputs.scorer(samples, progress=lambda _: tick(1)),
             advantage=build_advantage(recipe, self.inputs.scorer),
             objective=self.objective,
-            settings=Settings(**train.model_dump(include=USE), members=members, width=width_pruning(recipe, iteration)),
+            settings=Settings(**given, members=members, width=width_pruning(recipe, iteration)),
             enter=lambda name: progress.phase(name, totals[name]),
             more=self.cursor.take,
         )
@@ -187,7 +187,7 @@ class Run:
             start = time.perf_counter()
             show = {"keep": recipe.eval.grid, "statistics": sample_statistics}
             result = evaluate_heldout(recipe, self.policy, self.inputs.heldout, self.inputs.scorer, **show)
-            metrics = result.metrics() | departed(recipe, self.policy, self.inputs.heldout)
+            metrics = result.metrics() | kl_to_base(recipe, self.policy, self.inputs.heldout)
             seconds = time.perf_counter() - start
         self.evaluations[iteration] = result
         self._times = self._times_passed()
@@ -199,20 +199,20 @@ class Run:
         value = standing(result, self.inputs.scorer.weights)
         if value > (float("-inf") if self.best is None else self.best[1]):
             self.best = iteration, value
-        self._ring(self.watch.after_evaluation(iteration, metrics))
+        self._raise_alarms(self.watch.after_evaluation(iteration, metrics))
 
     # ------------------------------------------------------------------ alarms
 
-    def _ring(self, alarms: Sequence[Alarm]) -> None:
-        """Shows and keeps alarms; `_answer` acts on them."""
+    def _raise_alarms(self, alarms: Sequence[Alarm]) -> None:
+        """Shows and keeps alarms; `_respond_to_alarms` acts on them."""
         for alarm in alarms:
             self.console.note(alarm.line())
             self.folder.alarm(alarm.record())
         self._rung += alarms
 
-    def _answer(self) -> None:
-        """Does what the gravest alarm asks for. Raises Alarmed where that is to stop."""
-        alarm, self._rung = gravest(self._rung), []
+    def _respond_to_alarms(self) -> None:
+        """Does what the most severe alarm asks for. Raises Alarmed where that is to stop."""
+        alarm, self._rung = most_severe(self._rung), []
         if alarm is None:
             return
         wanted, left = ("best", self.iteration) if alarm.to is None else ("witness", None)
@@ -239,7 +239,7 @@ class Run:
             known = self.evaluations.get(-1 if kept is None else kept)
             self.best = None if kept is None or known is None else (kept, standing(known, self.inputs.scorer.weights))
         self._saved = None
-        self.console.note(told(iteration, self.watch))
+        self.console.note(rollback_message(iteration, self.watch))
 
     # ------------------------------------------------------------------ what a resume needs
 

@@ -20,7 +20,7 @@ def final_weights(run: Path) -> Path:
     return found
 
 
-def look(run: Path, which: str, raw: bool = False) -> None:
+def check_weights(run: Path, which: str, raw: bool = False) -> None:
     """Raises UserError where a run does not have the weights that are asked for; see `load_weights`."""
     if which not in NAMED and not which.isdigit():
         accepted = f"{', '.join(NAMED)}, or the number of a checkpoint"
@@ -47,7 +47,7 @@ def load_weights(policy: Any, run: Path, which: str = "final", raw: bool = False
     raw: those without averaging, where the run averages (train.ema); they are kept in checkpoints only, so that of
     "final" is the last one's. Raises UserError where the run has no such weights.
     """
-    look(run, which, raw)
+    check_weights(run, which, raw)
     from flowrl.policies import adapters
     from flowrl.runs.checkpoints import nonfinite
     from flowrl.runs.resume import restore_weights

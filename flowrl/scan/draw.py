@@ -24,7 +24,7 @@ from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.schema import Recipe
 from flowrl.scan.measures import Row, by_prompt, deviation, paired, spreads
 from flowrl.scan.values import Choice
-from flowrl.scoring.gates import Conditions, counted
+from flowrl.scoring.gates import Conditions, counted_rewards
 from flowrl.watch.sample_statistics import sample_statistics
 
 Score = Callable[[Samples], dict[str, Tensor]]
@@ -194,7 +194,7 @@ def _rollout(policy: AnyPolicy, part: Sequence[Prompt], plan: Any, group: int, s
 
 def _total(part: Part, rewards: Mapping[str, Conditions]) -> torch.Tensor:
     """The reward of each sample, [B]; NaN where all trained ones compare samples, and each is alone."""
-    found = counted(rewards, part.rewards, part.samples.prompts, part.samples.group).total
+    found = counted_rewards(rewards, part.rewards, part.samples.prompts, part.samples.group).total
     return torch.full((len(part.samples),), torch.nan) if found is None else found
 
 

@@ -100,7 +100,7 @@ class Counted(NamedTuple):
         return combined_reward(*self).float() if any(self.weights.values()) else None
 
 
-def counted(
+def counted_rewards(
     specs: Mapping[str, Conditions],
     scores: Mapping[str, Tensor],
     prompts: Sequence[Prompt],

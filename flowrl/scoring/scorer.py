@@ -34,7 +34,7 @@ from flowrl.scoring.cache import Found, ScoreCache
 from flowrl.scoring.lanes import Lane
 from flowrl.scoring.results import RewardError, checked, missing, reason
 
-__all__ = ["Loaded", "RewardError", "Scorer", "Spec", "load"]
+__all__ = ["RewardRunner", "RewardError", "Scorer", "Spec", "load"]
 
 
 class Spec(composite.Conditions, Protocol):
@@ -53,7 +53,7 @@ class Spec(composite.Conditions, Protocol):
 
 
 @dataclass(frozen=True)
-class Loaded:
+class RewardRunner:
     """A reward ready to be called, how it counts and how it is run: see flowrl.recipe.rewards.RewardSpec."""
 
     call: Reward
@@ -75,12 +75,12 @@ class Loaded:
         return bool(getattr(self.call, "groupwise", False))
 
 
-def load(specs: Mapping[str, Spec]) -> dict[str, Loaded]:
+def load(specs: Mapping[str, Spec]) -> dict[str, RewardRunner]:
     """The rewards of a recipe, imported and constructed. Raises RewardError where a constructor fails."""
     return {name: _loaded(name, spec) for name, spec in specs.items()}
 
 
-def _loaded(name: str, spec: Spec) -> Loaded:
+def _loaded(name: str, spec: Spec) -> RewardRunner:
     call = _construct(name, spec)
     cache = None
     if spec.cache:
@@ -93,7 +93,7 @@ def _loaded(name: str, spec: Spec) -> Loaded:
         file = spec.cache if isinstance(spec.cache, str) else None
         cache = ScoreCache(spec.use, spec.args, file, code=[code, getattr(call, "identity", None)])
     keys = ("weight", "required", "failure_limit", "when", "gate", "batch", "device", "offload", "time_limit")
-    return Loaded(call, cache=cache, overlap=spec.overlap, **{key: getattr(spec, key) for key in keys})
+    return RewardRunner(call, cache=cache, overlap=spec.overlap, **{key: getattr(spec, key) for key in keys})
 
 
 def _construct(name: str, spec: Spec) -> Reward:
@@ -120,7 +120,7 @@ class Scorer:
     """
 
     def __init__(
-        self, rewards: Mapping[str, Loaded], *, batch: int | None = None, device: str | torch.device | None = None
+        self, rewards: Mapping[str, RewardRunner], *, batch: int | None = None, device: str | torch.device | None = None
     ):
         if batch is not None and batch < 1:
             raise ValueError(f"batch={batch}: give 1 or more, or None for all at once")

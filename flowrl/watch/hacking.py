@@ -28,7 +28,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from flowrl.watch.history import Case, Finding, Found, Metrics
+from flowrl.watch.history import Finding, Found, Metrics, RunHistory
 
 LIMIT = 0.5
 RISE, FALL = 2.0, 3.0  # combined standard errors
@@ -83,7 +83,7 @@ def index(signs: Iterable[Sign]) -> float:
     return 1.0 - math.prod(1.0 - sign.value for sign in signs)
 
 
-def hack_metrics(case: Case, metrics: Metrics) -> dict[str, float]:
+def hack_metrics(case: RunHistory, metrics: Metrics) -> dict[str, float]:
     """hack_index and what it is made of, each in units of its limit, for an evaluation with these metrics.
 
     It has to be asked before the evaluation is told to the watch. Empty where the trained reward is not finite.
@@ -99,7 +99,7 @@ def hack_metrics(case: Case, metrics: Metrics) -> dict[str, float]:
     return found
 
 
-def signs_of(case: Case, metrics: Metrics, reward: Mean) -> Iterator[Sign]:
+def signs_of(case: RunHistory, metrics: Metrics, reward: Mean) -> Iterator[Sign]:
     """All signs at an evaluation after the first; one that cannot be told is left out."""
     for name in witnesses(case):
         best, mean = case.memory.best.get(name), mean_of(name, metrics)
@@ -123,7 +123,7 @@ def signs_of(case: Case, metrics: Metrics, reward: Mean) -> Iterator[Sign]:
         yield Sign("kl", _units(now[KL], case.settings.kl_to_base), rise, what, base["iteration"], half)
 
 
-def findings(case: Case, iteration: int, metrics: Metrics, reward: Mean) -> Found:
+def findings(case: RunHistory, iteration: int, metrics: Metrics, reward: Mean) -> Found:
     """The alarm of an evaluation after the first: each sign that is beyond its limit, or the signs together."""
     signs = list(signs_of(case, metrics, reward))
     shown = [sign for sign in signs if sign.shown]
@@ -138,7 +138,7 @@ def findings(case: Case, iteration: int, metrics: Metrics, reward: Mean) -> Foun
         yield "hacking", Finding(f"hack index {whole:.2f}: {parts}", case.memory.base["iteration"])
 
 
-def remember_trusted(case: Case, iteration: int, metrics: Metrics, reward: Mean, suspicion: float) -> None:
+def remember_trusted(case: RunHistory, iteration: int, metrics: Metrics, reward: Mean, suspicion: float) -> None:
     """Notes an evaluation whose witnesses are better than at all before it: what a rollback returns to.
 
     The score is the witness's mean; of several, the mean of their rises since the base in standard errors of the base.
@@ -154,7 +154,7 @@ def remember_trusted(case: Case, iteration: int, metrics: Metrics, reward: Mean,
         case.memory.trusted.append([iteration, score])
 
 
-def trained(case: Case, metrics: Metrics) -> Mean:
+def trained(case: RunHistory, metrics: Metrics) -> Mean:
     """The trained rewards as they count together; of one reward, that times its weight."""
     if "total/mean" in metrics:
         return mean_of("total", metrics)
@@ -162,7 +162,7 @@ def trained(case: Case, metrics: Metrics) -> Mean:
     return Mean(sum(w * m.value for w, m in terms), math.hypot(*(w * m.error for w, m in terms)))
 
 
-def witnesses(case: Case) -> list[str]:
+def witnesses(case: RunHistory) -> list[str]:
     """The rewards that nobody trains."""
     return [name for name, weight in case.weights.items() if not weight]
 
@@ -186,11 +186,11 @@ def level(excess: float) -> int:
     return 1 + max(0, int(math.log2(max(min(excess, 2.0**50), 1.0))))
 
 
-def _since_base(case: Case, reward: Mean) -> float:
+def _since_base(case: RunHistory, reward: Mean) -> float:
     return reward.above(Mean(case.memory.base["value"], case.memory.base["error"]), RISE)
 
 
-def _vouched(case: Case, metrics: Metrics) -> float:
+def _vouched(case: RunHistory, metrics: Metrics) -> float:
     """How surely every witness has risen since the base, in [0, 1]; 0 where there is none."""
     base: dict[str, Sequence[float]] = case.memory.base.get("witnesses", {})
     now = {name: mean_of(name, metrics) for name in base}
@@ -199,7 +199,7 @@ def _vouched(case: Case, metrics: Metrics) -> float:
     return min((evidence(now[name].above(Mean(*mean), RISE)) for name, mean in base.items()), default=0.0)
 
 
-def _narrowed(case: Case) -> tuple[float, str] | None:
+def _narrowed(case: RunHistory) -> tuple[float, str] | None:
     """(size, what) of the largest loss of diversity in training; None where it is not known or not judged."""
     if not case.steady or not case.settings.diversity:
         return None

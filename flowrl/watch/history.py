@@ -42,7 +42,7 @@ Found = Iterator[tuple[str, Finding]]
 
 
 @dataclass
-class Memory:
+class WatchState:
     """What a watch remembers: plain lists, dicts and finite numbers."""
 
     first: dict[str, list[float]] = field(default_factory=dict)  # metric -> its first `patience` values
@@ -57,7 +57,7 @@ class Memory:
 
 
 @dataclass
-class Case:
+class RunHistory:
     """A run as the rules see it. weights: of every reward, 0 for a witness; updates: optimizer steps an iteration."""
 
     weights: dict[str, float]
@@ -66,7 +66,7 @@ class Case:
     clip: tuple[float, float]
     precision: str
     steady: bool
-    memory: Memory = field(default_factory=Memory)
+    memory: WatchState = field(default_factory=WatchState)
 
     def remember(self, metrics: Metrics) -> None:
         """Keeps the values that medians are taken of."""

@@ -10,20 +10,20 @@ from typing import Any
 
 from flowrl.watch import hacking
 from flowrl.watch.hacking import FALL, SPREADS, Mean, furthest, level
-from flowrl.watch.history import KL_BEFORE, KL_NOW, KL_SEEN, REWARD, Case, Finding, Found, Metrics
+from flowrl.watch.history import KL_BEFORE, KL_NOW, KL_SEEN, REWARD, Finding, Found, Metrics, RunHistory
 
 REPLAY_LIMITS = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.05}  # of a log-ratio that should be 0
 TINY = 1e-12  # a gradient norm that is as good as 0
 
 
-def in_training(case: Case, iteration: int, metrics: Metrics) -> dict[str, Finding]:
+def in_training(case: RunHistory, iteration: int, metrics: Metrics) -> dict[str, Finding]:
     """All that is wrong after a training iteration."""
     case.remember(metrics)
     rules = (_nonfinite, _replay, _no_gradient, _silent, _clip, _kl, _drift, _spread)
     return {name: finding for rule in rules for name, finding in rule(case, iteration, metrics)}
 
 
-def held_out(case: Case, iteration: int, metrics: Metrics) -> dict[str, Finding]:
+def held_out(case: RunHistory, iteration: int, metrics: Metrics) -> dict[str, Finding]:
     """All that is wrong after an evaluation. The first is the base of the later ones."""
     reward = hacking.trained(case, metrics)
     if not any(f"{name}/mean" in metrics for name, weight in case.weights.items() if weight):
@@ -47,7 +47,7 @@ def held_out(case: Case, iteration: int, metrics: Metrics) -> dict[str, Finding]
     return found
 
 
-def _base(case: Case, iteration: int, metrics: Metrics, reward: Mean) -> dict[str, Any]:
+def _base(case: RunHistory, iteration: int, metrics: Metrics, reward: Mean) -> dict[str, Any]:
     """What later evaluations are compared with."""
     statistics = {k: v for k, v in metrics.items() if k.startswith("samples/") and math.isfinite(v)}
     means = {name: list(hacking.mean_of(name, metrics)) for name in hacking.witnesses(case)}
@@ -58,20 +58,20 @@ def _base(case: Case, iteration: int, metrics: Metrics, reward: Mean) -> dict[st
 # what lasts
 
 
-def _persisting(case: Case, name: str, holds: bool | None, what: str, iteration: int, times: int = 1) -> Found:
+def _persisting(case: RunHistory, name: str, holds: bool | None, what: str, iteration: int, times: int = 1) -> Found:
     begun, length = case.streak(name, holds, iteration)
     if length >= times * case.settings.patience:
         yield name, Finding(f"{what} for {length} iterations", begun)
 
 
-def _at_once(case: Case, name: str, holds: bool | None, what: str, iteration: int) -> Found:
+def _at_once(case: RunHistory, name: str, holds: bool | None, what: str, iteration: int) -> Found:
     begun, length = case.streak(name, holds, iteration)
     if holds:
         lasting = length >= case.settings.patience
         yield name, Finding(what, begun, 2 if lasting else 1, grave=lasting)
 
 
-def _nonfinite(case: Case, iteration: int, metrics: Metrics) -> Found:
+def _nonfinite(case: RunHistory, iteration: int, metrics: Metrics) -> Found:
     bad = [name for name, value in metrics.items() if not math.isfinite(value) and not _unscored(name, metrics)]
     what = f"{', '.join(bad[:3])}{f' and {len(bad) - 3} more' if len(bad) > 3 else ''} not finite"
     if skipped := metrics.get("nonfinite_updates", 0.0):
@@ -84,24 +84,24 @@ def _unscored(name: str, metrics: Metrics) -> bool:
     return name.startswith("reward/") and metrics.get(f"{name.rpartition('/')[0]}/nan") == 1.0
 
 
-def _replay(case: Case, iteration: int, metrics: Metrics) -> Found:
+def _replay(case: RunHistory, iteration: int, metrics: Metrics) -> Found:
     gap, limit = metrics.get("replay_gap_max"), min(min(case.clip) / 2, REPLAY_LIMITS[case.precision])
     what = f"log-ratio {gap} before any update, where {limit:.2g} is the most that numerics explain or the clip bears"
     yield from _at_once(case, "replay", None if gap is None else gap > limit, what, iteration)
 
 
-def _no_gradient(case: Case, iteration: int, metrics: Metrics) -> Found:
+def _no_gradient(case: RunHistory, iteration: int, metrics: Metrics) -> Found:
     norm = metrics.get("grad_norm")
     holds = None if norm is None else norm < TINY and metrics.get("adv/abs_mean", 1.0) > 0
     yield from _persisting(case, "no_gradient", holds, "gradient norm 0 in spite of advantages", iteration)
 
 
-def _silent(case: Case, iteration: int, metrics: Metrics) -> Found:
+def _silent(case: RunHistory, iteration: int, metrics: Metrics) -> Found:
     size = metrics.get("adv/abs_mean", 1.0 - metrics.get("groups/zero_variance", 0.0))
     yield from _persisting(case, "silent", size == 0, "all advantages 0", iteration)
 
 
-def _clip(case: Case, iteration: int, metrics: Metrics) -> Found:
+def _clip(case: RunHistory, iteration: int, metrics: Metrics) -> Found:
     """On the first update of a rollout nothing is outside the clip: the share is that of the others."""
     updates = case.updates - metrics.get("empty_updates", 0)
     outside = metrics.get("outside_frac", metrics.get("clip_frac", math.nan))
@@ -116,7 +116,7 @@ def _clip(case: Case, iteration: int, metrics: Metrics) -> Found:
 # what moves
 
 
-def _kl(case: Case, iteration: int, metrics: Metrics) -> Found:
+def _kl(case: RunHistory, iteration: int, metrics: Metrics) -> Found:
     for name in ("kl", "approx_kl"):
         values = case.memory.recent.get(name, [])
         if name not in metrics or case.memory.seen.get(name, 0) < KL_SEEN:
@@ -132,7 +132,7 @@ def _kl(case: Case, iteration: int, metrics: Metrics) -> Found:
         yield "kl", Finding(what, iteration, level(now / limit))
 
 
-def _drift(case: Case, iteration: int, metrics: Metrics) -> Found:
+def _drift(case: RunHistory, iteration: int, metrics: Metrics) -> Found:
     first, now = case.medians()
     if REWARD in now and now[REWARD] > max(case.memory.first[REWARD]):
         size, told = furthest(first, now, case.settings.drift)
@@ -141,7 +141,7 @@ def _drift(case: Case, iteration: int, metrics: Metrics) -> Found:
             yield "hacking", Finding(what, iteration - case.settings.patience + 1, level(size))
 
 
-def _spread(case: Case, iteration: int, metrics: Metrics) -> Found:
+def _spread(case: RunHistory, iteration: int, metrics: Metrics) -> Found:
     first, now = case.medians()
     share, since = case.settings.diversity, iteration - case.settings.patience + 1
     for name in SPREADS if case.steady else ():
@@ -153,7 +153,7 @@ def _spread(case: Case, iteration: int, metrics: Metrics) -> Found:
 # held out
 
 
-def _collapse(case: Case, iteration: int, metrics: Metrics, reward: Mean) -> Found:
+def _collapse(case: RunHistory, iteration: int, metrics: Metrics, reward: Mean) -> Found:
     best = case.memory.best[""]
     limit = max(FALL * math.hypot(reward.error, best["error"]), case.settings.collapse * abs(best["value"]))
     if (fall := best["value"] - reward.value) > limit:

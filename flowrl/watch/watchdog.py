@@ -38,7 +38,7 @@ from typing import Any
 
 from flowrl.watch.alarms import ALARMS, Alarm, milder
 from flowrl.watch.hacking import hack_metrics
-from flowrl.watch.history import Case, Finding, Memory, Metrics, Settings
+from flowrl.watch.history import Finding, Metrics, RunHistory, Settings, WatchState
 from flowrl.watch.rules import held_out, in_training
 
 
@@ -61,7 +61,7 @@ class Watch:
         steady: bool = True,
     ):
         self.settings = settings or Settings()
-        self.case = Case(dict(weights), self.settings, updates_per_rollout, clip, precision, steady)
+        self.case = RunHistory(dict(weights), self.settings, updates_per_rollout, clip, precision, steady)
 
     def after_iteration(self, iteration: int, metrics: Metrics) -> list[Alarm]:
         """The alarms that ring after a training iteration with these metrics."""
@@ -97,7 +97,7 @@ class Watch:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state, which is left as it is."""
-        self.case.memory = Memory(**json.loads(json.dumps(dict(state), allow_nan=False)))
+        self.case.memory = WatchState(**json.loads(json.dumps(dict(state), allow_nan=False)))
 
     def rolled_back(self, state: Mapping[str, Any], left: int | None = None) -> None:
         """Goes on from the state that was saved with the checkpoint the run returned to, counting that it did.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flowrl.build import build_policy, build_scorer
-from flowrl.contracts import Prompt, Rollout, Samples, Score
+from flowrl.contracts import LogProbs, Prompt, Rollout, Samples
 from flowrl.core.batches import prompt_chunks
 from flowrl.planning.costs import eval_plan, plan_for
 from flowrl.planning.duration import Pace
@@ -220,20 +220,20 @@ class Bench:
         self.policy.tick = tick
         with self._watched("train") as start, counted([*parameters, *frozen]) as saved:
 
-            def visit(score: Score) -> None:
+            def visit(score: LogProbs) -> None:
                 at = score.rows[:, None], score.columns[None]
-                behave = rollout.behave[at].to(score.logp.device)
+                rollout_logp = rollout.rollout_logp[at].to(score.logp.device)
                 drew = rollout.mask[at].to(score.logp.device)
                 for i, column in enumerate(score.columns.tolist()):
                     found.met.add(steps[column])
                     if drew[:, i].any():
-                        gap = float((score.logp[:, i].detach() - behave[:, i])[drew[:, i]].abs().max())
+                        gap = float((score.logp[:, i].detach() - rollout_logp[:, i])[drew[:, i]].abs().max())
                         found.gap[steps[column]] = max(found.gap.get(steps[column], 0.0), gap)
                 found.bytes_per_row = max(found.bytes_per_row, saved.bytes / len(score.rows))
                 if score.logp.requires_grad:
                     found.connected = True
                     sign = (1.0 - 2.0 * (score.rows % 2)).to(score.logp.device)[:, None]
-                    (-sign * (score.logp - behave).exp()).mean().backward()
+                    (-sign * (score.logp - rollout_logp).exp()).mean().backward()
 
             for part in itertools.islice(parts(rollout, self.rows_at_once), calls):
                 self.policy.replay(rollout, part, visit)
@@ -255,7 +255,7 @@ class Bench:
         if not self.seconds_per_forward or "replay" not in self.__dict__:
             return None
         training = self.replay.seconds / max(self.replay.forwards, 1)
-        scoring = self.scoring_seconds / len(self.rollout.behave)
+        scoring = self.scoring_seconds / len(self.rollout.rollout_logp)
         return Pace(min(self.seconds_per_forward), training, scoring)
 
     def _since(self, start: list[float]) -> float:
@@ -288,7 +288,7 @@ class _Watched:
 
 def parts(rollout: Rollout, limit: int) -> Iterator[Tensor]:
     """The rows of a rollout in the pieces that shared its calls: whole prompts, or pieces of one."""
-    num_prompts, rows = len(rollout.samples.group.unique()), len(rollout.behave)
+    num_prompts, rows = len(rollout.samples.group.unique()), len(rollout.rollout_logp)
     each = rows // num_prompts
     for chunk in prompt_chunks(num_prompts, each, limit):
         yield from torch.arange(chunk.start * each, chunk.stop * each).split(max(limit, 1))

@@ -6,7 +6,7 @@ import torch
 
 from flowrl.checking.proofs.bench import SEED, Bench
 from flowrl.checking.proofs.proof import Failed
-from flowrl.contracts import Prompt, Score
+from flowrl.contracts import LogProbs, Prompt
 from flowrl.policies.pipelines.probe import REPLAY_TOLERANCE, REPLAY_TOLERANCE_HALF
 from samplers.plan import Plan
 
@@ -46,11 +46,11 @@ def _gap(bench: Bench, prompts: list[Prompt], group: int, plan: Plan) -> float:
     rollout = bench.policy.rollout(prompts, group_size=group, plan=plan, seed=bench.recipe.seed + SEED)
     gaps: list[float] = []
 
-    def visit(score: Score) -> None:
+    def visit(score: LogProbs) -> None:
         at = score.rows[:, None], score.columns[None]
-        gaps.extend((score.logp.cpu() - rollout.behave[at])[rollout.mask[at]].abs().tolist())
+        gaps.extend((score.logp.cpu() - rollout.rollout_logp[at])[rollout.mask[at]].abs().tolist())
 
-    for row in range(len(rollout.behave)):
+    for row in range(len(rollout.rollout_logp)):
         bench.policy.replay(rollout, torch.tensor([row]), visit)
     summed = bench.recipe.sampler.reduce == "sum"
     elements = rollout.replay.drawn[plan.trained[0]][0][0].numel() if summed else 1

@@ -16,7 +16,7 @@ from flowrl.planning.sizes.memory import sizes
 from flowrl.planning.sizes.units import size_text
 from flowrl.policies.pipelines.working_copy import modules_of
 from flowrl.runs.folder import fresh
-from flowrl.scoring.gates import counted
+from flowrl.scoring.gates import counted_rewards
 from flowrl.scoring.scorer import RewardError
 
 CHECKPOINT_BYTES = 16  # of a trainable parameter: weight, two moments, average
@@ -110,7 +110,7 @@ def rewards(bench: Bench) -> str:
 
 def _spread(bench: Bench, scores: dict[str, torch.Tensor]) -> str:
     group = bench.rollout.samples.group
-    found = counted(bench.scorer.rewards, scores, bench.rollout.samples.prompts, group)
+    found = counted_rewards(bench.scorer.rewards, scores, bench.rollout.samples.prompts, group)
     how = bench.recipe.advantage.model_dump()
     adv = advantages(found.rewards, group, weights=found.weights, asked=found.asked, **how)
     tied = group_stats(adv if found.total is None else found.total, group).tied
@@ -136,9 +136,9 @@ def memory(bench: Bench) -> str:
     number = sum(p.numel() for p in policy.trainable())
     state = number * (16 if train.ema else 12)
     rows = train.prompts * train.group
-    tape = bench.rollout.replay
-    stored = sum(_bytes(streams) for part in (tape.enter, tape.drawn) for streams in part.values())
-    stored = stored / len(bench.rollout.behave) * rows
+    trajectory = bench.rollout.replay
+    stored = sum(_bytes(streams) for part in (trajectory.enter, trajectory.drawn) for streams in part.values())
+    stored = stored / len(bench.rollout.rollout_logp) * rows
     micro = train.micro_batch or rows // train.updates
     if bench.device.type == "cuda":
         training = bench.peak["train"] / bench.rows_at_once * micro

@@ -11,7 +11,7 @@ from flowrl.build import build_policy
 from flowrl.checking.proofs.bench import Bench, Replay, parts
 from flowrl.checking.proofs.learning import RATIO_SHARE
 from flowrl.checking.proofs.proof import Failed
-from flowrl.contracts import Rollout, Score
+from flowrl.contracts import LogProbs, Rollout
 from flowrl.exports import language
 from flowrl.planning.costs import plan_for
 from flowrl.planning.sizes.saved import counted
@@ -63,9 +63,9 @@ class TokenBench(Bench):
         self.policy.tick = tick
         with self._watched("train") as start, counted([*parameters, *frozen]) as saved:
 
-            def visit(score: Score) -> None:
+            def visit(score: LogProbs) -> None:
                 mask = rollout.mask[score.rows].to(score.logp.device)
-                gap = (score.logp - rollout.behave[score.rows].to(score.logp.device)).where(mask, 0.0)
+                gap = (score.logp - rollout.rollout_logp[score.rows].to(score.logp.device)).where(mask, 0.0)
                 found.gap[0] = max(found.gap.get(0, 0.0), float(gap.detach().abs().max()))
                 found.bytes_per_row = max(found.bytes_per_row, saved.bytes / len(score.rows))
                 if score.logp.requires_grad:

@@ -22,7 +22,7 @@ LEVELS = ("token", "seq_mean", "seq_sum", "seq_token")
 
 def clipped_loss(
     logp: Tensor,
-    behave: Tensor,
+    rollout_logp: Tensor,
     adv: Tensor,
     *,
     clip_low: float,
@@ -36,26 +36,27 @@ def clipped_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)) of each decision, and metrics.
 
-    logp, behave [r, k]; adv [r] or [r, k]; mask bool or 0/1 [r, k] (None: all valid). Gradient flows through logp, or
-    log_ratio, alone. The loss is [r, k], float32 (float64 for float64 log-probs), 0 where masked.
+    logp, rollout_logp [r, k]; adv [r] or [r, k]; mask bool or 0/1 [r, k] (None: all valid). Gradient flows through
+    logp, or log_ratio, alone. The loss is [r, k], float32 (float64 for float64 log-probs), 0 where masked.
     dual: for A < 0 the loss is at most -A * dual (Ye et al. 2020), else one huge ratio rules the update.
-    level: what r is the exponential of; d = logp - behave. token: d. seq_mean: mean of d over the row, differentiated
-    through the mean (GSPO). seq_sum: its sum (RLOO). seq_token: value of seq_mean, gradient of the decision's own logp
-    (GSPO-token). The last three need the whole row.
+    level: what r is the exponential of; d = logp - rollout_logp. token: d. seq_mean: mean of d over the row,
+    differentiated through the mean (GSPO). seq_sum: its sum (RLOO). seq_token: value of seq_mean, gradient of the
+    decision's own logp (GSPO-token). The last three need the whole row.
     log_ratio [r, k]: takes the place of d in r.
     log_ratio_limit bounds that exponent (verl: 20); beyond it the gradient is 0.
-    far bool [r, k]: in place of the clip range, decisions that are too far from behave: where r moves further away as
-    the advantage wishes, their loss is 0. The others are not clipped.
+    far bool [r, k]: in place of the clip range, decisions that are too far from rollout_logp: where r moves further
+    away as the advantage wishes, their loss is 0. The others are not clipped.
 
     Metrics [r, k]: ratio; clip_frac (the clip, or far, decides the loss); dual_frac (dual decides); outside_frac (r
-    outside the clip range, or far, whichever branch decides); log_ratio = logp - behave; approx_kl = k3 estimate of
-    KL(behave || policy) from it. 0-d: abs_log_ratio_max, of the exponent that is compared with the clip.
+    outside the clip range, or far, whichever branch decides); log_ratio = logp - rollout_logp; approx_kl = k3
+    estimate of KL(who sampled || policy) from it. 0-d: abs_log_ratio_max, of the exponent that is compared with the
+    clip.
 
     Raises ValueError for an unknown level, a negative clip, clip_low > 1 or dual <= 1.
     """
     _check(clip_low, clip_high, dual, level)
     valid = torch.ones_like(logp, dtype=torch.bool) if mask is None else mask.bool()
-    d = _difference(logp, behave.detach(), valid)
+    d = _difference(logp, rollout_logp.detach(), valid)
     exponent = _exponent(d if log_ratio is None else log_ratio.to(d.dtype).where(valid, 0.0), valid, level)
     if log_ratio_limit is not None:
         exponent = exponent.clamp(-log_ratio_limit, log_ratio_limit)
@@ -84,10 +85,10 @@ def _check(clip_low: float, clip_high: float, dual: float | None, level: str) ->
         raise ValueError(f"dual={dual}: must exceed 1, the ratio of an unchanged policy; None turns it off")
 
 
-def _difference(logp: Tensor, behave: Tensor, valid: Tensor) -> Tensor:
-    """logp - behave [r, k], at least float32. Padding may hold anything."""
-    dtype = torch.promote_types(torch.promote_types(logp.dtype, behave.dtype), torch.float32)
-    return (logp.to(dtype) - behave.to(dtype)).where(valid, 0.0)
+def _difference(logp: Tensor, rollout_logp: Tensor, valid: Tensor) -> Tensor:
+    """logp - rollout_logp [r, k], at least float32. Padding may hold anything."""
+    dtype = torch.promote_types(torch.promote_types(logp.dtype, rollout_logp.dtype), torch.float32)
+    return (logp.to(dtype) - rollout_logp.to(dtype)).where(valid, 0.0)
 
 
 def _exponent(d: Tensor, valid: Tensor, level: str) -> Tensor:

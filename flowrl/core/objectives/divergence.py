@@ -24,7 +24,7 @@ def penalty(
     *,
     kl: Tensor | None = None,
     dt: Tensor | None = None,
-    behave: Tensor | None = None,
+    rollout_logp: Tensor | None = None,
     mask: Tensor | None = None,
     log_ratio_limit: float | None = None,
     value_limit: float | None = None,
@@ -33,8 +33,9 @@ def penalty(
     """Divergence of each decision with gradient in logp (or kl): [r, k], float32 or float64 as given, 0 where masked.
 
     k1, k2, k3, abs read logp and ref_logp [r, k]; exact reads kl [r, k], exact_dt also the steps' lengths dt [r, k].
-    behave: log-prob at rollout; the term is multiplied by exp(logp - behave), gradient included, which corrects for
-    decisions drawn by an older policy (DeepSeek-V3.2).
+    rollout_logp: log-prob at rollout; the term is multiplied by exp(logp - rollout_logp), gradient included, which
+    corrects
+    for decisions drawn by an older policy (DeepSeek-V3.2).
     log_ratio_limit bounds x in k3 and value_limit the k3 term (verl: 20 and 10); beyond a limit the gradient is 0.
     straight_through: the value of the kind with the gradient of k2.
 
@@ -58,10 +59,10 @@ def penalty(
         if straight_through:
             surrogate = x.square() / 2
             term = term.detach() + surrogate - surrogate.detach()
-    if behave is not None:
+    if rollout_logp is not None:
         if logp is None:
-            raise ValueError("behave is given without logp: the correction is exp(logp - behave)")
-        term = term * _difference(logp, behave.detach(), mask).exp()
+            raise ValueError("behave is given without logp: the correction is exp(logp - rollout_logp)")
+        term = term * _difference(logp, rollout_logp.detach(), mask).exp()
     return term if mask is None else term.where(mask.bool(), 0.0)
 
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flowrl.contracts import Score
+from flowrl.contracts import LogProbs
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.clipped import clipped_loss
 from flowrl.core.objectives.divergence import penalty
-from flowrl.core.objectives.step_weights import emphasis, top_entropy, trait
+from flowrl.core.objectives.step_weights import step_stat, step_weights, top_entropy
 
 RATIOS = ("plain", "centred")
 
@@ -21,14 +21,14 @@ class ClippedObjective:
     distribution) or "exact_dt", or an estimate from log-probs, k1, k2, k3 or abs. aggregate: see `aggregate.weights`;
     its constant is rows * length, where length None is the number of decisions that a row has room for.
 
-    weight: see `emphasis.emphasis`. entropy_share: only decisions whose entropy is in this top share of an update have
-    a policy gradient, see `emphasis.top_entropy`; all others still pay the divergence and count in the mean. The next
-    two are of Gaussian steps alone.
-    ratio: "plain" is exp(logp - behave). Its logarithm has the negative mean -KL, which differs by step, as its spread
-    does. "centred" is exp(centred * std) = exp(mean over elements of (mean - mean of the rollout) z): mean 0 and one
-    scale for all steps, so that one clip range fits all.
+    weight: see `step_weights.step_weights`. entropy_share: only decisions whose entropy is in this top share of an
+    update have a policy gradient, see `step_weights.top_entropy`; all others still pay the divergence and count in the
+    mean. The next two are of Gaussian steps alone.
+    ratio: "plain" is exp(logp - rollout_logp). Its logarithm has the negative mean -KL, which differs by step, as its
+    spread does. "centred" is exp(centred * std) = exp(mean over elements of (mean - mean of the rollout) z): mean 0 and
+    one scale for all steps, so that one clip range fits all.
     kl_mask: in place of the clip, the exact KL from the policy that sampled from which on a decision is left alone
-    where it would move further away. It is read off centred - (logp - behave), to the rounding of log-probs.
+    where it would move further away. It is read off centred - (logp - rollout_logp), to the rounding of log-probs.
 
     Sources: GRPO (arXiv:2402.03300, eq. 3), Flow-GRPO (arXiv:2505.05470, eq. 5), GSPO (arXiv:2507.18071, eq. 5),
     Dr. GRPO (arXiv:2503.20783), DAPO (arXiv:2503.14476), GRPO-Guard (arXiv:2510.22319), Flow-DPPO
@@ -78,31 +78,31 @@ class ClippedObjective:
         room = len(mask) * (mask.shape[1] if self.length is None else self.length)
         return weights(mask, self.aggregate, constant=float(room) if self.aggregate == "constant" else None)
 
-    def emphasis(self, mask: Tensor, traits: dict[str, Tensor]) -> Tensor | None:
+    def step_weights(self, mask: Tensor, step_stats: dict[str, Tensor]) -> Tensor | None:
         """See `contracts.Objective`."""
-        factor = emphasis(self.weight, mask, traits)
+        factor = step_weights(self.weight, mask, step_stats)
         if self.entropy_share is None:
             return factor
-        top = top_entropy(self.entropy_share, mask, traits)
+        top = top_entropy(self.entropy_share, mask, step_stats)
         return top if factor is None else factor * top
 
     def __call__(
         self,
-        score: Score,
+        score: LogProbs,
         *,
-        behave: Tensor,
+        rollout_logp: Tensor,
         adv: Tensor,
         mask: Tensor,
         reference: Tensor | None,
-        traits: dict[str, Tensor],
+        step_stats: dict[str, Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `contracts.Objective`. Adds the metric `kl` where there is a reference.
 
-        Raises ValueError where the score or the traits lack what the objective needs.
+        Raises ValueError where the score or the step_stats lack what the objective needs.
         """
         loss, metrics = clipped_loss(
             score.logp,
-            behave,
+            rollout_logp,
             adv,
             clip_low=self.clip_low,
             clip_high=self.clip_high,
@@ -110,23 +110,23 @@ class ClippedObjective:
             level=self.level,
             mask=mask,
             log_ratio_limit=self.log_ratio_limit,
-            log_ratio=_centred(score) * trait(traits, "std") if self.ratio == "centred" else None,
-            far=None if self.kl_mask is None else _far(score, behave, self.kl_mask),
+            log_ratio=_centred(score) * step_stat(step_stats, "std") if self.ratio == "centred" else None,
+            far=None if self.kl_mask is None else _far(score, rollout_logp, self.kl_mask),
         )
         if self.kl > 0:
-            dt = trait(traits, "dt") if self.kl_kind == "exact_dt" else None
+            dt = step_stat(step_stats, "dt") if self.kl_kind == "exact_dt" else None
             divergence = penalty(self.kl_kind, score.logp, reference, kl=score.kl, dt=dt, mask=mask)
             loss = loss + self.kl * divergence
             metrics["kl"] = divergence.detach()
         return loss, metrics
 
 
-def _far(score: Score, behave: Tensor, limit: float) -> Tensor:
+def _far(score: LogProbs, rollout_logp: Tensor, limit: float) -> Tensor:
     """Decisions whose Gaussian has moved from the one that was drawn from by a KL of the limit or more."""
-    return (_centred(score) - (score.logp - behave)).detach() >= limit
+    return (_centred(score) - (score.logp - rollout_logp)).detach() >= limit
 
 
-def _centred(score: Score) -> Tensor:
+def _centred(score: LogProbs) -> Tensor:
     if score.centred is None:
         raise ValueError("the objective compares means with those of the rollout, which this policy does not do")
     return score.centred

@@ -14,10 +14,10 @@ KINDS = ("none", "noise", "inverse_dt")
 MOST_VALUES = 2**24  # that torch.quantile takes
 
 
-def emphasis(kind: str | Sequence[float], mask: Tensor, traits: dict[str, Tensor]) -> Tensor | None:
+def step_weights(kind: str | Sequence[float], mask: Tensor, step_stats: dict[str, Tensor]) -> Tensor | None:
     """Factor of every decision, float32 [R, K], 0 where the mask is; None where all are 1.
 
-    mask bool [R, K] and traits [R, K] of all rows of an update.
+    mask bool [R, K] and step_stats [R, K] of all rows of an update.
     noise: proportional to the decision's std, with mean 1 (TempFlow-GRPO, arXiv:2508.04324; its code has constants for
     the mean: 2.25, 1.73, 1.53). The mean is over steps: that of a step over its rows, then over the steps at which any
     row is trained, each counted once, however many rows a tree has there.
@@ -25,7 +25,7 @@ def emphasis(kind: str | Sequence[float], mask: Tensor, traits: dict[str, Tensor
     mean is the number of steps or more.
     A list: the factors of the K steps, as they are.
 
-    Raises ValueError for an unknown kind, a missing trait, or a list that does not have K factors.
+    Raises ValueError for an unknown kind, a missing statistic, or a list that does not have K factors.
     """
     valid = mask.bool()
     if not isinstance(kind, str):
@@ -35,20 +35,20 @@ def emphasis(kind: str | Sequence[float], mask: Tensor, traits: dict[str, Tensor
     if kind == "none":
         return None
     if kind == "noise":
-        return _mean_one(trait(traits, "std").double(), valid).float()
+        return _mean_one(step_stat(step_stats, "std").double(), valid).float()
     if kind == "inverse_dt":
-        return trait(traits, "dt").abs().where(valid, 1.0).reciprocal().where(valid, 0.0).float()
+        return step_stat(step_stats, "dt").abs().where(valid, 1.0).reciprocal().where(valid, 0.0).float()
     raise ValueError(f"weight {kind!r}: choose one of {', '.join(KINDS)}, or give a list of factors")
 
 
-def top_entropy(share: float, mask: Tensor, traits: dict[str, Tensor]) -> Tensor:
+def top_entropy(share: float, mask: Tensor, step_stats: dict[str, Tensor]) -> Tensor:
     """1 for the decisions whose entropy is in the top `share` of all in the mask, 0 for the others; float32 [R, K].
 
     The limit is the (1 - share) quantile of the entropies, linear between two of them, and what equals it is in: TRL's
     top_entropy_quantile (arXiv:2506.01939, whose share is 0.2). What a loss is divided by does not change. Raises
     ValueError where decisions have no `entropy`.
     """
-    valid, entropy = mask.bool(), trait(traits, "entropy").float()
+    valid, entropy = mask.bool(), step_stat(step_stats, "entropy").float()
     values = entropy[valid]
     if not len(values):
         return torch.zeros_like(entropy)
@@ -59,11 +59,11 @@ def top_entropy(share: float, mask: Tensor, traits: dict[str, Tensor]) -> Tensor
     return (valid & (entropy >= limit)).float()
 
 
-def trait(traits: dict[str, Tensor], name: str) -> Tensor:
-    """A trait of the decisions. Raises ValueError where they do not have it."""
-    if name not in traits:
+def step_stat(step_stats: dict[str, Tensor], name: str) -> Tensor:
+    """A statistic of the decisions. Raises ValueError where they do not have it."""
+    if name not in step_stats:
         raise ValueError(f"the objective needs {name!r} of each decision, which this policy's decisions do not have")
-    return traits[name]
+    return step_stats[name]
 
 
 def _mean_one(value: Tensor, valid: Tensor) -> Tensor:

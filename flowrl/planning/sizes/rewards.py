@@ -201,12 +201,12 @@ def _sum(rewards: Mapping[str, Spec]) -> int:
     return sum(found.values())
 
 
-def told(use: str, args: Mapping[str, Any], device: str | None, spoken: Callable[[float], str]) -> str:
+def told(use: str, args: Mapping[str, Any], device: str | None, duration_text: Callable[[float], str]) -> str:
     """What the plan says of a reward's weights: how much, of what, where; nothing for a rule."""
     weights = weights_of(use, args)
     if weights is None:
         return ""
-    size = "of a size not known here" if weights.size is None else spoken(weights.size)
+    size = "of a size not known here" if weights.size is None else duration_text(weights.size)
     if weights.place == "server":
         urls = args.get("base_url", args.get("url", ""))
         return f"{size}, {weights.source}, on the server {' '.join([urls] if isinstance(urls, str) else urls)}"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import Prompt, Rollout, Samples, Score
+from flowrl.contracts import LogProbs, Prompt, Rollout, Samples
 from flowrl.core.batches import rollout_chunks
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
@@ -59,7 +59,7 @@ class LanguagePolicy:
 
     model, tokenizer: as `from_pretrained` gives them, the model in evaluation mode. template, system: see chat.Encoder.
     max_rows: the most rows that a rollout decodes at once. precision: of log-probabilities. keep_entropy: decisions
-    have the trait `entropy`, in nats, of the distribution that a token is scored under, when it was drawn.
+    have the statistic `entropy`, in nats, of the distribution that a token is scored under, when it was drawn.
     """
 
     whole_rows = True  # a replay hands over rows with all their tokens
@@ -105,9 +105,9 @@ class LanguagePolicy:
         length = torch.cat([part[2] for part in parts])
         width = int(length.max())
         tokens, logp = (torch.cat([part[i][:, :width] for part in parts]) for i in (0, 1))
-        traits = {"entropy": torch.cat([part[3][:, :width] for part in parts])} if self.keep_entropy else {}
+        step_stats = {"entropy": torch.cat([part[3][:, :width] for part in parts])} if self.keep_entropy else {}
         owners = [i for i in range(len(prompts)) for _ in range(group_size)]
-        tape = Completions([ids[i] for i in owners], tokens, length, plan)
+        trajectory = Completions([ids[i] for i in owners], tokens, length, plan)
         group = torch.arange(len(prompts)).repeat_interleave(group_size)
         mask = (torch.arange(width) < length[:, None]) & (plan.temperature > 0)
         return Rollout(
@@ -120,15 +120,15 @@ class LanguagePolicy:
             ),
             logp,
             mask,
-            tape,
-            traits=traits,
+            trajectory,
+            step_stats=step_stats,
         )
 
     def replay(
         self,
         rollout: Rollout,
         rows: Tensor,
-        visit: Callable[[Score], None],
+        visit: Callable[[LogProbs], None],
         *,
         exact_kl: bool = False,
         centred: bool = False,
@@ -143,12 +143,12 @@ class LanguagePolicy:
                 "tokens are not drawn around a mean: set objective.ratio=plain and objective.kl_mask=null"
             )
         logp, kl = self._score(rollout.replay, rows, exact_kl=exact_kl)
-        visit(Score(rows, torch.arange(rollout.behave.shape[1]), logp, kl))
+        visit(LogProbs(rows, torch.arange(rollout.rollout_logp.shape[1]), logp, kl))
 
     @torch.no_grad()
     def reference(self, rollout: Rollout, rows: Tensor) -> None:
         """Log-probs of the tokens with the adapters disabled. See `contracts.Policy`."""
-        found = torch.zeros_like(rollout.behave) if rollout.reference is None else rollout.reference
+        found = torch.zeros_like(rollout.rollout_logp) if rollout.reference is None else rollout.reference
         rollout.reference = found
         with adapters.disabled(self.modules):
             found[rows] = self._score(rollout.replay, rows)[0].to(found)
@@ -190,7 +190,7 @@ class LanguagePolicy:
         found: list[Tensor] = []
         for row in torch.arange(2).split(1):
             self.replay(rollout, row, lambda score: found.append(score.logp.detach().cpu()))
-        return (torch.cat(found) - rollout.behave).abs()[rollout.mask]
+        return (torch.cat(found) - rollout.rollout_logp).abs()[rollout.mask]
 
     def _decode(self, ids: list[list[int]], keys: list[Key], plan: Generation) -> tuple[Tensor, ...]:
         """Tokens, log-probs, lengths and entropies (zeros where none are kept) of one chunk of a rollout.
@@ -203,10 +203,10 @@ class LanguagePolicy:
         options |= {"tick": self.tick, "entropy": entropy if self.keep_entropy else None}
         return *decode(self.model, ids, uniforms, plan, **options), entropy
 
-    def _score(self, tape: Completions, rows: Tensor, *, exact_kl: bool = False) -> tuple[Tensor, Tensor | None]:
+    def _score(self, trajectory: Completions, rows: Tensor, *, exact_kl: bool = False) -> tuple[Tensor, Tensor | None]:
         """(log-probs, divergence or None) of rows, [r, K] each, 0 beyond the longest of them."""
-        length, tokens = tape.length[rows], tape.tokens[rows]
-        prompts, scale = [tape.prompts[i] for i in rows.tolist()], tape.plan.scale
+        length, tokens = trajectory.length[rows], trajectory.tokens[rows]
+        prompts, scale = [trajectory.prompts[i] for i in rows.tolist()], trajectory.plan.scale
         reference = None
         if exact_kl:
             with torch.no_grad(), adapters.disabled(self.modules):

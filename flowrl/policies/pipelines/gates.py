@@ -56,7 +56,7 @@ class GateKeeper:
         self.denoisers: set[str] = set()
         self.guided: set[str] = set()  # those that are trained, whose calls go through `guidance`
         self.skip = True
-        self.recording = False
+        self.rollout_walk = False
         self.writer = Writer()
         self._outputs: dict[tuple[str, int], Any] = {}  # (module, how many calls of it came before) -> structure
         self._calls: dict[str, int] = {}
@@ -79,7 +79,7 @@ class GateKeeper:
         self._calls[name] = ordinal + 1
         if walk is None:
             return module(*args, **kwargs)
-        if self.recording or name in self.denoisers:
+        if self.rollout_walk or name in self.denoisers:
             session.fresh = True
         position = self._position(name)
         if self.listener is not None and name in self.denoisers:
@@ -91,7 +91,7 @@ class GateKeeper:
                 return self._stand_in(name, ordinal, walk.rows)
             return self._run(name, position, module, args, kwargs)
         output = self._run(name, position, module, args, kwargs)
-        if self.recording:
+        if self.rollout_walk:
             self._record(name, ordinal, output, walk.rows)
         return output
 

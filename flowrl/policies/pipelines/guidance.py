@@ -21,7 +21,7 @@ from flowrl.contracts import Prompt
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key
 from flowrl.policies.pipelines.branches import REMEDY, ROW, Branches, Guidance, pairs
-from flowrl.policies.pipelines.intercepted_step import Leave, Step
+from flowrl.policies.pipelines.intercepted_step import EndOfWalk, Step
 from samplers.plan import Own
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Glance(Still):
     def step(self, step: Step) -> Tensor:
         """Keeps the velocity."""
         self.velocity = step.v
-        raise Leave
+        raise EndOfWalk
 
 
 def find_guidance(policy: PipelinePolicy, prompt: Prompt, steps: int) -> Guidance:

@@ -30,7 +30,7 @@ from samplers.plan import Table
 Path = Literal["flow", "exploding", "preserving"]
 
 
-class Leave(Exception):
+class EndOfWalk(Exception):
     """Raised inside a pipeline's loop to end a pass that has seen all it needs."""
 
 
@@ -41,8 +41,8 @@ class Step:
     x, v: state and velocity eps - x_0, float32 [R, ...]. s, s_next, s_cap: see `samplers.transitions`. path: how x is
     made of x_0 and eps; exploding where the table has levels above 1, preserving where the model predicts noise (see
     diffusion.py). kept: bool like x, False where the pipeline itself overwrote what the previous step of this stream
-    returned; None where it left it alone. twin: the scheduler's own step from the same place. index: of s in its sigma
-    table; own: the levels of the pipeline's own table.
+    returned; None where it left it alone. scheduler_reference: the scheduler's own step from the same place. index: of
+    s in its sigma table; own: the levels of the pipeline's own table.
     """
 
     iteration: int
@@ -54,7 +54,7 @@ class Step:
     s_cap: float
     path: Path
     kept: Tensor | None
-    twin: "Twin"
+    scheduler_reference: "SchedulerReference"
     index: int
     own: Tensor
 
@@ -137,7 +137,7 @@ class _Handed:
     session: int
 
 
-class Twin:
+class SchedulerReference:
     """The scheduler's own step from the same place, for comparison with ours."""
 
     def __init__(self, scheduler: "InterceptedStep", args: tuple):
@@ -151,10 +151,12 @@ class Twin:
 
     def step(self) -> Tensor:
         """What the untouched scheduler returns, float32. Its state is left as it was."""
-        twin = object.__new__(type(self._scheduler).__bases__[-1])
-        twin.__dict__.update({k: copy.copy(v) for k, v in self._scheduler.__dict__.items() if k != "_session"})
+        scheduler_reference = object.__new__(type(self._scheduler).__bases__[-1])
+        scheduler_reference.__dict__.update(
+            {k: copy.copy(v) for k, v in self._scheduler.__dict__.items() if k != "_session"}
+        )
         model_output, timestep, sample, options = self._args
-        return twin.step(model_output, timestep, sample.clone(), return_dict=False, **options)[0].float()
+        return scheduler_reference.step(model_output, timestep, sample.clone(), return_dict=False, **options)[0].float()
 
 
 class InterceptedStep:
@@ -212,9 +214,19 @@ class InterceptedStep:
             x, kept = self._state(sample, None if restarted else self._handed)
             options = {} if per_token_timesteps is None else {"per_token_timesteps": per_token_timesteps}
             v, levels = self._place(model_output, x, per_token_timesteps)
-            twin = Twin(self, (model_output, timestep, sample, options))
+            scheduler_reference = SchedulerReference(self, (model_output, timestep, sample, options))
             state = walk.step(
-                Step(iteration, self._stream, x, v, *levels, kept, twin, self.step_index, self._own_table())
+                Step(
+                    iteration,
+                    self._stream,
+                    x,
+                    v,
+                    *levels,
+                    kept,
+                    scheduler_reference,
+                    self.step_index,
+                    self._own_table(),
+                )
             )
         else:
             state = walk.entering(iteration, self._stream)

@@ -22,10 +22,10 @@ from flowrl.contracts import Prompt
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.arguments import has_files
 from flowrl.policies.pipelines.intercepted_step import Step
-from flowrl.policies.pipelines.replay_walk import Replaying, scenes_by_pass
-from flowrl.policies.pipelines.rollout_walk import Recording
+from flowrl.policies.pipelines.replay_walk import ReplayWalk, replay_steps_by_pass
+from flowrl.policies.pipelines.rollout_walk import RolloutWalk
 from flowrl.policies.pipelines.sharing import ALONE, PICTURES, TEXT, Sharing
-from flowrl.policies.pipelines.trajectory import Tape, take
+from flowrl.policies.pipelines.trajectory import Trajectory, take
 from samplers.plan import Plan
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ TOLERANCE_HALF = 3e-2  # the same where the model computes in half precision
 UNFIT = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, PolicyError)
 
 
-class Beginning(Recording):
+class Beginning(RolloutWalk):
     """The walk of a rollout whose trained steps alone run; the loop is then hurried to its end."""
 
     def is_real(self, iteration: int) -> bool:
@@ -46,16 +46,16 @@ class Beginning(Recording):
         return iteration <= self.tree.trained[-1]
 
 
-class Comparing(Replaying):
+class Comparing(ReplayWalk):
     """A replay that keeps the largest difference of a mean from the one that was drawn from, and the log-probs."""
 
-    def __init__(self, policy: PipelinePolicy, tape: Tape, scenes: Any):
+    def __init__(self, policy: PipelinePolicy, trajectory: Trajectory, replay_steps: Any):
         self.worst, self.logp = 0.0, {}
         super().__init__(
-            tape,
+            trajectory,
             policy.dynamics,
             policy._streams_at,
-            scenes,
+            replay_steps,
             lambda step, _, logp, *__: self.logp.__setitem__(step, logp),
         )
 
@@ -63,13 +63,13 @@ class Comparing(Replaying):
 
     def step(self, step: Step) -> Tensor:
         """Compares, and scores."""
-        scene = self.scenes[step.iteration]
+        replay_step = self.replay_steps[step.iteration]
         found = self.dynamics.gaussian(step, stochastic=True).mean.detach()
-        drawn_from = take(self.tape.mean[step.iteration][step.stream], scene.states)
+        drawn_from = take(self.trajectory.mean[step.iteration][step.stream], replay_step.states)
         gap = (found - drawn_from).abs()
-        kept = self.tape.keep.get(step.iteration, {}).get(step.stream)
+        kept = self.trajectory.keep.get(step.iteration, {}).get(step.stream)
         if kept is not None:
-            gap = gap * take(kept, scene.drawn)
+            gap = gap * take(kept, replay_step.drawn)
         size = float(gap.max() / (1 + drawn_from.abs().max()))
         self.worst = max(self.worst, size if size == size else float("inf"))
         return super().step(step)
@@ -111,23 +111,28 @@ def company_gap(policy: PipelinePolicy, prompts: list[Prompt], group: int, plan:
 
     Relative to the size of the state. Raises PolicyError where the call does not give a sample for each row.
     """
-    tape = Tape(prompts, plan.tree(group), 0, complete=not policy.keeper.skip)
-    recording = Beginning(tape, policy.dynamics, policy._streams_at, keep_means=True)
-    (part,) = tape.tree.passes()
-    recording.begin(part)
+    trajectory = Trajectory(prompts, plan.tree(group), 0, complete=not policy.keeper.skip)
+    rollout_walk = Beginning(trajectory, policy.dynamics, policy._streams_at, keep_means=True)
+    (part,) = trajectory.tree.passes()
+    rollout_walk.begin(part)
     with torch.no_grad():
-        policy._media(policy._walk(recording, tape), len(tape))
-        recording.result()
-        return max(compare(policy, tape, row, {plan.trained[0], plan.trained[-1]}).worst for row in range(len(tape)))
+        policy._media(policy._walk(rollout_walk, trajectory), len(trajectory))
+        rollout_walk.result()
+        return max(
+            compare(policy, trajectory, row, {plan.trained[0], plan.trained[-1]}).worst
+            for row in range(len(trajectory))
+        )
 
 
-def compare(policy: PipelinePolicy, tape: Tape, row: int, steps: set[int], *, grad: bool = False) -> Comparing:
+def compare(
+    policy: PipelinePolicy, trajectory: Trajectory, row: int, steps: set[int], *, grad: bool = False
+) -> Comparing:
     """A row of a recorded rollout, replayed by itself at these steps, each in a call of its own."""
     whole: Comparing | None = None
     for step in sorted(steps):
-        (scenes,) = scenes_by_pass(tape, torch.tensor([row]), steps=[step])
-        walk = Comparing(policy, tape, scenes)
-        policy._walk(walk, tape, grad=grad)
+        (replay_steps,) = replay_steps_by_pass(trajectory, torch.tensor([row]), steps=[step])
+        walk = Comparing(policy, trajectory, replay_steps)
+        policy._walk(walk, trajectory, grad=grad)
         if whole is not None:
             walk.worst, walk.logp = max(walk.worst, whole.worst), walk.logp | whole.logp
         whole = walk

@@ -18,7 +18,7 @@ def samples_of(prompts: Sequence[Prompt], each: int, media: Media, rate: int | N
     return Samples(of, group, **media, sample_rate=rate if "audio" in media else None)
 
 
-def credit_of(tree: Tree, behave: Tensor) -> Credit | None:
+def credit_of(tree: Tree, rollout_logp: Tensor) -> Credit | None:
     """How rewards reach the rows of a tree; None where row i leads to sample i alone and all rows are peers."""
     rows = set(tree.rows)  # on the way to each sample, where it is straight, there is one
     straight = [[row] for row in tree.rows] == [[i for i in tree.path(leaf) if i in rows] for leaf in tree.leaves]
@@ -30,6 +30,6 @@ def credit_of(tree: Tree, behave: Tensor) -> Credit | None:
         begin = [tree.segments[i].begin for i in tree.rows]
         column = torch.tensor([tree.trained.index(at) if at in tree.trained else 0 for at in begin])
         drawn = torch.tensor([at in tree.trained for at in begin])
-        each = behave.unflatten(0, (-1, len(tree.rows)))
+        each = rollout_logp.unflatten(0, (-1, len(tree.rows)))
         edges = each.gather(2, column[None, :, None].expand(len(each), -1, 1))[..., 0] * drawn
     return Credit(credit_weights(tree, edges), peers(tree), tree.by_row)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import Prompt, Rollout, Samples, Score
+from flowrl.contracts import LogProbs, Prompt, Rollout, Samples
 from flowrl.core.batches import prompt_chunks
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
@@ -24,15 +24,15 @@ from flowrl.policies.pipelines.arguments import Call, call_arguments, is_refusal
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.failing import in_one_line
 from flowrl.policies.pipelines.gates import GateKeeper
-from flowrl.policies.pipelines.intercepted_step import Leave, Session, Walk
+from flowrl.policies.pipelines.intercepted_step import EndOfWalk, Session, Walk
 from flowrl.policies.pipelines.layouts import Media, check_size, joined_media, media_of, sample_rate
 from flowrl.policies.pipelines.outputs import credit_of, samples_of
 from flowrl.policies.pipelines.probe import probe
-from flowrl.policies.pipelines.replay_walk import Looking, Replaying, Visit, scenes_by_pass
-from flowrl.policies.pipelines.rollout_walk import Recording
+from flowrl.policies.pipelines.replay_walk import Looking, ReplayWalk, Visit, replay_steps_by_pass
+from flowrl.policies.pipelines.rollout_walk import RolloutWalk
 from flowrl.policies.pipelines.sharing import ALONE, Sharing, in_order
-from flowrl.policies.pipelines.trajectory import Streams, Tape, joined, take
-from flowrl.policies.pipelines.working_copy import Dressed
+from flowrl.policies.pipelines.trajectory import Streams, Trajectory, joined, take
+from flowrl.policies.pipelines.working_copy import WorkingCopy
 from flowrl.policies.pipelines.writing import check_writing
 from samplers.plan import Tree
 
@@ -87,7 +87,7 @@ class PipelinePolicy:
         self.finished: Callable[[Samples], None] | None = None  # called with the samples of each chunk of prompts
         self.keeper.guided = set(modules)
         self._streams: dict[int, int] = {}
-        self._dressed = Dressed(pipe, self.session, self.keeper, self.device, trained=modules, offload=offload)
+        self._working_copy = WorkingCopy(pipe, self.session, self.keeper, self.device, trained=modules, offload=offload)
         self.global_use = GlobalUse()  # of any pass so far
         self.sharing: Sharing = ALONE  # which rows may share a call (found out by the probe)
         self._probed = False
@@ -95,7 +95,7 @@ class PipelinePolicy:
     @property
     def pipe(self) -> Any:
         """The working copy of the pipeline."""
-        return self._dressed.pipe
+        return self._working_copy.pipe
 
     # ------------------------------------------------------------------ what the loop asks for
 
@@ -107,32 +107,34 @@ class PipelinePolicy:
         Rows are the tree's trainable segments, samples its leaves, both prompt by prompt.
         """
         self.prepare(prompts[0], plan)
-        tree, recordings, outputs = plan.tree(group_size), [], []
+        tree, rollout_walks, outputs = plan.tree(group_size), [], []
         copy = copies(p.id for p in prompts)
         limit = self.max_rows if self.sharing.rows == "any" else 1
         for chunk in prompt_chunks(len(prompts), max(part.rows for part in tree.passes()), limit):
-            tape = Tape([prompts[i] for i in chunk], tree, seed, first, not self.keeper.skip, [copy[i] for i in chunk])
-            recording, output = self._roll(tape)
-            recordings.append(recording)
+            trajectory = Trajectory(
+                [prompts[i] for i in chunk], tree, seed, first, not self.keeper.skip, [copy[i] for i in chunk]
+            )
+            rollout_walk, output = self._roll(trajectory)
+            rollout_walks.append(rollout_walk)
             outputs.append(output)
             if self.finished is not None:
-                self.finished(self._samples(tape.prompts, tree, output))
-        found = [recording.result() for recording in recordings]
-        behave = torch.cat([logp for logp, _, _ in found])
+                self.finished(self._samples(trajectory.prompts, tree, output))
+        found = [rollout_walk.result() for rollout_walk in rollout_walks]
+        rollout_logp = torch.cat([logp for logp, _, _ in found])
         return Rollout(
             self._samples(prompts, tree, joined_media(outputs, type(self.source).__name__)),
-            behave,
+            rollout_logp,
             torch.cat([mask for _, mask, _ in found]),
-            joined([recording.tape for recording in recordings]),
-            credit=credit_of(tree, behave),
-            traits={name: torch.cat([traits[name] for _, _, traits in found]) for name in found[0][2]},
+            joined([rollout_walk.trajectory for rollout_walk in rollout_walks]),
+            credit=credit_of(tree, rollout_logp),
+            step_stats={name: torch.cat([step_stats[name] for _, _, step_stats in found]) for name in found[0][2]},
         )
 
     def replay(
         self,
         rollout: Rollout,
         rows: Tensor,
-        visit: Callable[[Score], None],
+        visit: Callable[[LogProbs], None],
         *,
         exact_kl: bool = False,
         centred: bool = False,
@@ -141,22 +143,22 @@ class PipelinePolicy:
 
         Raises PolicyError for `centred` where the rollout kept no means.
         """
-        tape: Tape = rollout.replay
-        if centred and not tape.mean:
+        trajectory: Trajectory = rollout.replay
+        if centred and not trajectory.mean:
             raise PolicyError("the rollout kept no means: make the policy with keep_means=True")
-        columns = {step: i for i, step in enumerate(tape.tree.trained)}
+        columns = {step: i for i, step in enumerate(trajectory.tree.trained)}
 
         def hand_over(step: int, part: Tensor, logp: Tensor, kl: Tensor | None, centred: Tensor | None) -> None:
             column = [None if value is None else value[:, None] for value in (kl, centred)]
-            visit(Score(part, torch.tensor([columns[step]]), logp[:, None], *column))
+            visit(LogProbs(part, torch.tensor([columns[step]]), logp[:, None], *column))
 
-        self._replay(tape, rows, hand_over, exact_kl=exact_kl, centred=centred)
+        self._replay(trajectory, rows, hand_over, exact_kl=exact_kl, centred=centred)
 
     @torch.no_grad()
     def reference(self, rollout: Rollout, rows: Tensor) -> None:
         """Log-probs and means of the trained steps with the adapters disabled. See `contracts.Policy`."""
         columns = {step: i for i, step in enumerate(rollout.replay.tree.trained)}
-        found = torch.zeros_like(rollout.behave) if rollout.reference is None else rollout.reference
+        found = torch.zeros_like(rollout.rollout_logp) if rollout.reference is None else rollout.reference
         rollout.reference = found
 
         def fill_in(step: int, part: Tensor, logp: Tensor, *_: Tensor | None) -> None:
@@ -209,29 +211,31 @@ class PipelinePolicy:
 
     # ------------------------------------------------------------------ passes
 
-    def _roll(self, tape: Tape) -> tuple[Recording, Media]:
+    def _roll(self, trajectory: Trajectory) -> tuple[RolloutWalk, Media]:
         """The rollout of a chunk of prompts: what was recorded, and what was made of its samples, prompt by prompt."""
-        recording = Recording(tape, self.dynamics, self._streams_at, tick=self.tick, keep_means=self.keep_means)
-        number, made = len(tape.prompts), {}
+        rollout_walk = RolloutWalk(
+            trajectory, self.dynamics, self._streams_at, tick=self.tick, keep_means=self.keep_means
+        )
+        number, made = len(trajectory.prompts), {}
         limit = 1 if self.sharing.rows == "none" else self.max_rows
         per_prompt = None if limit is None else max(1, limit // number)
-        for part in tape.tree.passes(per_prompt):
-            recording.begin(part)
-            output = self._walk(recording, tape)
+        for part in trajectory.tree.passes(per_prompt):
+            rollout_walk.begin(part)
+            output = self._walk(rollout_walk, trajectory)
             if part.leaves:
-                for kind, whole in self._media(output, recording.rows).items():
+                for kind, whole in self._media(output, rollout_walk.rows).items():
                     each = whole.unflatten(0, (number, -1))
                     made.setdefault(kind, {}).update({leaf: each[:, j] for j, leaf in enumerate(part.leaves)})
             elif output is not None:
                 break  # the loop ended before the step at which the pass was to end: `result` tells
-        if not made or set(tape.tree.leaves) - set(next(iter(made.values()))):
-            recording.result()  # says what is missing
-        leaves = tape.tree.leaves
-        return recording, {kind: torch.stack([of[i] for i in leaves], 1).flatten(0, 1) for kind, of in made.items()}
+        if not made or set(trajectory.tree.leaves) - set(next(iter(made.values()))):
+            rollout_walk.result()  # says what is missing
+        leaves = trajectory.tree.leaves
+        return rollout_walk, {kind: torch.stack([of[i] for i in leaves], 1).flatten(0, 1) for kind, of in made.items()}
 
     def _replay(
         self,
-        tape: Tape,
+        trajectory: Trajectory,
         rows: Tensor,
         visit: Visit,
         *,
@@ -241,26 +245,28 @@ class PipelinePolicy:
     ) -> None:
         """Replays all trained steps of `rows`, in as few passes as they ran on different sets of rows."""
         grad = torch.is_grad_enabled()
-        for part in self.sharing.parts(tape, rows):
-            for scenes in scenes_by_pass(tape, part):
-                walk = Replaying(
-                    tape,
+        for part in self.sharing.parts(trajectory, rows):
+            for replay_steps in replay_steps_by_pass(trajectory, part):
+                walk = ReplayWalk(
+                    trajectory,
                     self.dynamics,
                     self._streams_at,
-                    scenes,
+                    replay_steps,
                     visit,
                     reference=reference,
                     exact_kl=exact_kl,
                     centred=centred,
                     tick=self.tick,
                 )
-                self._walk(walk, tape, grad=grad)
+                self._walk(walk, trajectory, grad=grad)
 
-    def _walk(self, walk: Recording | Replaying, tape: Tape, *, grad: bool = False) -> Any:
+    def _walk(self, walk: RolloutWalk | ReplayWalk, trajectory: Trajectory, *, grad: bool = False) -> Any:
         """One pass over the rows that a walk stands for."""
         leads = walk.leads()
-        starts = [tape.start(p, i) for p, i in leads]
-        return self._pass(walk, [tape.prompts[p] for p, _ in leads], starts, steps=tape.tree.num_steps, grad=grad)
+        starts = [trajectory.start(p, i) for p, i in leads]
+        return self._pass(
+            walk, [trajectory.prompts[p] for p, _ in leads], starts, steps=trajectory.tree.num_steps, grad=grad
+        )
 
     def _look(self, walk: Looking, prompts: Sequence[Prompt], plan: Plan, seed: int, *, grad: bool, **more: Any) -> Any:
         starts = [Key(seed, p.id, 0) for p in prompts]
@@ -279,7 +285,7 @@ class PipelinePolicy:
         """Calls the pipeline once for these rows; its output, or None where the walk left early."""
         once = self.sharing.pictures == "once"
         arguments = (
-            call_arguments(self.call, prompts, self._dressed.accepts, once=once)
+            call_arguments(self.call, prompts, self._working_copy.accepts, once=once)
             | {"num_inference_steps": steps, "output_type": "pt"}
             | more
         )
@@ -288,8 +294,8 @@ class PipelinePolicy:
         self.keeper.begin(starts)
         try:
             with global_noise(starts[0], self.device, self.global_use):
-                output = self._dressed(arguments, grad=grad)
-        except Leave:
+                output = self._working_copy(arguments, grad=grad)
+        except EndOfWalk:
             output = None
         except ValueError as error:
             if not is_refusal(error):
@@ -298,7 +304,7 @@ class PipelinePolicy:
             raise PolicyError(f"{type(self.source).__name__} refuses its arguments: {reason}") from error
         finally:
             self.session.walk = None
-            self._dressed.park()
+            self._working_copy.park()
         return output
 
     def _media(self, output: Any, rows: int) -> Media:

@@ -15,7 +15,7 @@ from flowrl.policies.pipelines.guidance import Glance, find_guidance
 from flowrl.policies.pipelines.intercepted_step import Step
 from flowrl.policies.pipelines.neighbours import TOLERANCE, TOLERANCE_HALF, compare, find_sharing
 from flowrl.policies.pipelines.sharing import ALONE
-from flowrl.policies.pipelines.trajectory import Tape
+from flowrl.policies.pipelines.trajectory import Trajectory
 from samplers.plan import Own, Plan
 from samplers.renoising import vp_ddim
 
@@ -60,8 +60,8 @@ class Probing:
             state = vp_ddim(step.x, step.v, step.s, step.s_next, noise=0.0, s_cap=step.s_cap).mean
         else:
             state = step.x + step.v * (step.s_next - step.s)
-        if step.twin.is_comparable:
-            own = step.twin.step()
+        if step.scheduler_reference.is_comparable:
+            own = step.scheduler_reference.step()
             self.worst = max(self.worst, float((state - own).abs().max() / (1 + own.abs().max())))
         return state
 
@@ -77,11 +77,11 @@ def probe(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> dict[int, in
     walk, policy.sharing = Probing(name), ALONE
     keeper = policy.keeper
     keeper.forget()
-    keeper.recording = True
+    keeper.rollout_walk = True
     try:
         policy._pass(walk, [prompt], start, steps=plan.num_steps)
     finally:
-        keeper.recording = False
+        keeper.rollout_walk = False
     if not walk.streams:
         raise PolicyError(
             f"{name} finished without calling its scheduler's step: it has a loop of its own, or hands the work to an "
@@ -167,17 +167,17 @@ def _holds(drift: tuple[float, float], accepted: tuple[float, float]) -> bool:
 
 def _drift(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> tuple[float, float]:
     """How far a replay is from its rollout: in the log-prob, and in the means over the size of the state."""
-    tape = Tape([prompt], plan.tree(1), 0, complete=not policy.keeper.skip)
+    trajectory = Trajectory([prompt], plan.tree(1), 0, complete=not policy.keeper.skip)
     keep_means, policy.keep_means = policy.keep_means, True
     try:
-        recording, _ = policy._roll(tape)
+        rollout_walk, _ = policy._roll(trajectory)
     finally:
         policy.keep_means = keep_means
-    behave, mask, _ = recording.result()
+    rollout_logp, mask, _ = rollout_walk.result()
     if not mask.any():
         return 0.0, 0.0  # a deterministic transition: nothing is scored, and an objective that needs it says so
     try:
-        found = compare(policy, tape, 0, {plan.trained[0], plan.trained[-1]}, grad=True)
+        found = compare(policy, trajectory, 0, {plan.trained[0], plan.trained[-1]}, grad=True)
     except (AttributeError, RuntimeError, TypeError, ValueError, KeyError, IndexError):
         if policy.keeper.skip:  # a denoiser that was skipped left something undone: run them all
             return float("inf"), float("inf")
@@ -188,7 +188,7 @@ def _drift(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> tuple[float, f
             "its denoiser under torch.no_grad() or detaches its output"
         )
     columns = {step: i for i, step in enumerate(plan.trained)}
-    gaps = [abs(float(logp.detach()) - float(behave[0, columns[step]])) for step, logp in found.logp.items()]
+    gaps = [abs(float(logp.detach()) - float(rollout_logp[0, columns[step]])) for step, logp in found.logp.items()]
     return max(gaps), found.worst
 
 

@@ -9,20 +9,20 @@ from torch import Tensor
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key
 from flowrl.policies.pipelines.dynamics import Dynamics, scaled
-from flowrl.policies.pipelines.intercepted_step import Leave, Step
-from flowrl.policies.pipelines.trajectory import Streams, Tape, take
+from flowrl.policies.pipelines.intercepted_step import EndOfWalk, Step
+from flowrl.policies.pipelines.trajectory import Streams, Trajectory, take
 from samplers.decisions import decisions
 from samplers.gaussian import Gaussian, pooled
 from samplers.plan import Own, Table
 
 
 @dataclass(frozen=True)
-class Scene:
+class ReplayStep:
     """What one trained step needs, to be scored again for some rows.
 
-    rows: those of the rollout that have a decision there; drawn: its place in the tape. states: places of the states
-    that they start from, each once; among: for each row, its place in states. leads: (prompt, segment) of each state; a
-    pass that holds several scenes needs them to agree in prompt and initial noise.
+    rows: those of the rollout that have a decision there; drawn: its place in the trajectory. states: places of the
+    states that they start from, each once; among: for each row, its place in states. leads: (prompt, segment) of each
+    state; a pass that holds several of them needs them to agree in prompt and initial noise.
     """
 
     rows: Tensor
@@ -32,49 +32,52 @@ class Scene:
     leads: tuple[tuple[int, int], ...]
 
 
-def scene(tape: Tape, step: int, rows: Tensor) -> Scene | None:
-    """The scene of a step for rows of a rollout, None where none of them has a decision there."""
-    layout = decisions(tape.tree)[step]
-    rows, drawn, wanted = layout.find(rows, len(tape.tree.rows))
+def replay_step(trajectory: Trajectory, step: int, rows: Tensor) -> ReplayStep | None:
+    """The replay of a step for rows of a rollout, None where none of them has a decision there."""
+    layout = decisions(trajectory.tree)[step]
+    rows, drawn, wanted = layout.find(rows, len(trajectory.tree.rows))
     if not len(rows):
         return None
     states, among = wanted.unique(return_inverse=True)
     width = len(layout.units)
     leads = tuple((int(s) // width, layout.units[int(s) % width][0]) for s in states)
-    return Scene(rows, drawn, states, among, leads)
+    return ReplayStep(rows, drawn, states, among, leads)
 
 
-def scenes_by_pass(tape: Tape, rows: Tensor, *, steps: Sequence[int] | None = None) -> list[dict[int, Scene]]:
-    """The scenes of these steps (None: all that were trained), those together that one call of the pipeline can hold.
+def replay_steps_by_pass(
+    trajectory: Trajectory, rows: Tensor, *, steps: Sequence[int] | None = None
+) -> list[dict[int, ReplayStep]]:
+    """The replay steps of these steps (None: all that were trained), those together that one call of the pipeline can
+    hold.
 
-    Where something is left behind from step to step (`Tape.complete`), each takes a call of its own, so that no graph
-    reaches from one into the next.
+    Where something is left behind from step to step (`Trajectory.complete`), each takes a call of its own, so that no
+    graph reaches from one into the next.
     """
-    found: dict[tuple[object, ...], dict[int, Scene]] = {}
-    for step in tape.tree.trained if steps is None else steps:
-        here = scene(tape, step, rows)
+    found: dict[tuple[object, ...], dict[int, ReplayStep]] = {}
+    for step in trajectory.tree.trained if steps is None else steps:
+        here = replay_step(trajectory, step, rows)
         if here is not None:
-            starts: list[tuple[int, Key]] = [(p, tape.start(p, i)) for p, i in here.leads]
-            found.setdefault((step if tape.complete else None, *starts), {})[step] = here
+            starts: list[tuple[int, Key]] = [(p, trajectory.start(p, i)) for p, i in here.leads]
+            found.setdefault((step if trajectory.complete else None, *starts), {})[step] = here
     return list(found.values())
 
 
 Visit = Callable[[int, Tensor, Tensor, Tensor | None, Tensor | None], None]  # step, rows, logp, kl, centred
 
 
-class Replaying:
-    """The walk of a replay over the scenes of one pass.
+class ReplayWalk:
+    """The walk of a replay over the steps of one pass.
 
     `visit(step, rows [r], logp [r], kl [r] or None, centred [r] or None)` is called after the last stream of each; it
-    may call backward. With `reference` the means are filled into the tape instead of being compared with it.
+    may call backward. With `reference` the means are filled into the trajectory instead of being compared with it.
     """
 
     def __init__(
         self,
-        tape: Tape,
+        trajectory: Trajectory,
         dynamics: Dynamics,
         streams: Callable[[int], int],
-        scenes: dict[int, Scene],
+        replay_steps: dict[int, ReplayStep],
         visit: Visit,
         *,
         reference: bool = False,
@@ -82,11 +85,17 @@ class Replaying:
         centred: bool = False,
         tick: Callable[[int], None] | None = None,
     ):
-        self.tape, self.dynamics, self.streams, self.scenes, self.visit = tape, dynamics, streams, scenes, visit
+        self.trajectory, self.dynamics, self.streams, self.replay_steps, self.visit = (
+            trajectory,
+            dynamics,
+            streams,
+            replay_steps,
+            visit,
+        )
         self.reference, self.exact_kl, self.centred, self.tick = reference, exact_kl, centred, tick
-        self.table = tape.tree.tables[0]
+        self.table = trajectory.tree.tables[0]
         self._sums: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        self._remaining = sorted(scenes)
+        self._remaining = sorted(replay_steps)
 
     @property
     def rows(self) -> int:
@@ -95,56 +104,56 @@ class Replaying:
 
     def leads(self) -> list[tuple[int, int]]:
         """(prompt, segment) that each row of the pass stands for."""
-        return list(next(iter(self.scenes.values())).leads)
+        return list(next(iter(self.replay_steps.values())).leads)
 
     def is_real(self, iteration: int) -> bool:
         """Only the steps asked for run."""
-        return iteration in self.scenes
+        return iteration in self.replay_steps
 
     def entering(self, iteration: int, stream: int) -> Tensor:
         """The state before the next step that runs; where all states are stored, the one after this iteration."""
         at = self._remaining[0]
-        if self.tape.complete and iteration + 1 < at:
-            passed = [(p, self.tape.passed(i, iteration)) for p, i in self.leads()]
-            return torch.stack([self.tape.states[i, iteration][stream][p] for p, i in passed])
+        if self.trajectory.complete and iteration + 1 < at:
+            passed = [(p, self.trajectory.passed(i, iteration)) for p, i in self.leads()]
+            return torch.stack([self.trajectory.states[i, iteration][stream][p] for p, i in passed])
         return self._entered(at, stream)
 
     def _entered(self, at: int, stream: int) -> Tensor:
-        return take(self.tape.enter[at][stream], self.scenes[at].states)
+        return take(self.trajectory.enter[at][stream], self.replay_steps[at].states)
 
     def step(self, step: Step) -> Tensor:
         """Scores the recorded draws; ends the pass after the last step asked for."""
-        at, stream, scene = step.iteration, step.stream, self.scenes[step.iteration]
+        at, stream, replay_step = step.iteration, step.stream, self.replay_steps[step.iteration]
         gaussian = self.dynamics.gaussian(step, stochastic=True)
-        drawn = take(self.tape.drawn[at][stream], scene.drawn)
-        kept = self.tape.keep.get(at, {}).get(stream)
-        kept = None if kept is None else take(kept, scene.drawn)
-        children = self._children(gaussian, scene, at)
+        drawn = take(self.trajectory.drawn[at][stream], replay_step.drawn)
+        kept = self.trajectory.keep.get(at, {}).get(stream)
+        kept = None if kept is None else take(kept, replay_step.drawn)
+        children = self._children(gaussian, replay_step, at)
         x = drawn.to(children.mean.dtype)
         self._add("logp", self.dynamics.log_prob_sums(children, x, kept))
         if self.reference:
-            self._remember(at, stream, gaussian.mean, scene)
+            self._remember(at, stream, gaussian.mean, replay_step)
         elif self.exact_kl:
-            mean = take(self.tape.reference[at][stream], scene.states)
-            other = Gaussian(take(mean, scene.among), children.std)
+            mean = take(self.trajectory.reference[at][stream], replay_step.states)
+            other = Gaussian(take(mean, replay_step.among), children.std)
             self._add("kl", children.kl_sums(other, kept))
         if self.centred:
-            mean = take(self.tape.mean[at][stream], scene.states)
-            self._add("centred", children.centred_sums(take(mean, scene.among), x, kept))
+            mean = take(self.trajectory.mean[at][stream], replay_step.states)
+            self._add("centred", children.centred_sums(take(mean, replay_step.among), x, kept))
         if len(self._sums["logp"]) == self.streams(at):
             self._hand_over(at)
         if not self._remaining:
-            raise Leave
-        if at + 1 in self.scenes:
+            raise EndOfWalk
+        if at + 1 in self.replay_steps:
             return self._entered(at + 1, stream)
         return gaussian.mean.detach()  # skipped iterations hand on what was recorded
 
-    def _children(self, gaussian: Gaussian, scene: Scene, at: int) -> Gaussian:
+    def _children(self, gaussian: Gaussian, replay_step: ReplayStep, at: int) -> Gaussian:
         """The Gaussian of every row's decision."""
-        segments, mine = self.tape.tree.segments, self.tape.tree.rows
-        if not torch.equal(scene.among, torch.arange(len(gaussian.mean))):
-            gaussian = gaussian.rows(scene.among.to(gaussian.mean.device))
-        whose = [segments[mine[row % len(mine)]] for row in scene.rows.tolist()]
+        segments, mine = self.trajectory.tree.segments, self.trajectory.tree.rows
+        if not torch.equal(replay_step.among, torch.arange(len(gaussian.mean))):
+            gaussian = gaussian.rows(replay_step.among.to(gaussian.mean.device))
+        whose = [segments[mine[row % len(mine)]] for row in replay_step.rows.tolist()]
         return scaled(gaussian, [s.scale if s.begin == at else 1.0 for s in whose])
 
     def _add(self, name: str, sums: tuple[Tensor, Tensor]) -> None:
@@ -158,14 +167,14 @@ class Replaying:
         self._remaining.remove(at)
         if self.tick is not None:
             self.tick(self.rows)
-        self.visit(at, self.scenes[at].rows, found["logp"], found.get("kl"), found.get("centred"))
+        self.visit(at, self.replay_steps[at].rows, found["logp"], found.get("kl"), found.get("centred"))
 
-    def _remember(self, at: int, stream: int, mean: Tensor, scene: Scene) -> None:
-        streams = self.tape.reference.setdefault(at, {})
+    def _remember(self, at: int, stream: int, mean: Tensor, replay_step: ReplayStep) -> None:
+        streams = self.trajectory.reference.setdefault(at, {})
         if stream not in streams:
-            number = len(self.tape.prompts) * len(decisions(self.tape.tree)[at].units)
+            number = len(self.trajectory.prompts) * len(decisions(self.trajectory.tree)[at].units)
             streams[stream] = mean.new_zeros((number, *mean.shape[1:]))
-        streams[stream][scene.states.to(mean.device)] = mean.detach()
+        streams[stream][replay_step.states.to(mean.device)] = mean.detach()
 
 
 class Looking:
@@ -194,5 +203,5 @@ class Looking:
             )
         self.velocity[step.stream] = step.v
         if len(self.velocity) == self.streams:
-            raise Leave
+            raise EndOfWalk
         return given

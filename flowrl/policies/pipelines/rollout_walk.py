@@ -15,8 +15,8 @@ from torch import Tensor
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import step_noise
 from flowrl.policies.pipelines.dynamics import Dynamics, per_row, scaled
-from flowrl.policies.pipelines.intercepted_step import Leave, Step, rows_of
-from flowrl.policies.pipelines.trajectory import Streams, Tape, flat, positions
+from flowrl.policies.pipelines.intercepted_step import EndOfWalk, Step, rows_of
+from flowrl.policies.pipelines.trajectory import Streams, Trajectory, flat, positions
 from flowrl.policies.pipelines.trajectory_writer import Records
 from samplers.gaussian import Gaussian
 from samplers.levels import Level
@@ -36,7 +36,7 @@ class _Group:
     of: tuple[int, ...]
 
 
-class Recording:
+class RolloutWalk:
     """See the module's docstring. Passes are begun one by one; `result` is for the end.
 
     keep_means: whether the means drawn from are stored too.
@@ -44,18 +44,18 @@ class Recording:
 
     def __init__(
         self,
-        tape: Tape,
+        trajectory: Trajectory,
         dynamics: Dynamics,
         streams: Callable[[int], int],
         *,
         tick: Callable[[int], None] | None = None,
         keep_means: bool = False,
     ):
-        self.tape, self.tree, self.dynamics, self.streams = tape, tape.tree, dynamics, streams
+        self.trajectory, self.tree, self.dynamics, self.streams = trajectory, trajectory.tree, dynamics, streams
         self.tick, self.keep_means = tick, keep_means
-        self.num_prompts = len(tape.prompts)
+        self.num_prompts = len(trajectory.prompts)
         self.iterations = 0
-        self.records = Records(tape, dynamics)
+        self.records = Records(trajectory, dynamics)
         self._after: dict[int, Streams] = {}  # by segment: its latest state, [P, ...]
         self._clean: dict[int, dict[int, tuple[Tensor, Level]]] = {}  # by segment: latest prediction of x_0, its level
         self._solves = any(s.solver != "euler" for s in self.tree.segments)
@@ -89,9 +89,9 @@ class Recording:
 
     def entering(self, iteration: int, stream: int) -> Tensor:
         """The states that the pass goes on from; where all are stored, those after this iteration."""
-        if self.tape.complete and iteration + 1 < self._first:
-            passed = [self.tape.passed(unit[0], iteration) for unit in self._units]
-            return flat([self.tape.states[i, iteration][stream] for i in passed])
+        if self.trajectory.complete and iteration + 1 < self._first:
+            passed = [self.trajectory.passed(unit[0], iteration) for unit in self._units]
+            return flat([self.trajectory.states[i, iteration][stream] for i in passed])
         return self._entered(stream)
 
     def _entered(self, stream: int) -> Tensor:
@@ -118,7 +118,7 @@ class Recording:
         onward = self._onward(front)
         if not onward:
             if self._seen == self.streams(step.iteration):
-                raise Leave
+                raise EndOfWalk
             return step.x  # the pass ends before anything is made of these
         only = next(iter(states)) if len(states) == 1 else None
         as_drawn = only is not None and only.segments == onward
@@ -131,7 +131,7 @@ class Recording:
         return self.tree.sources(self._pass.fronts[at]) if at < len(self._pass.fronts) else self._pass.leaves
 
     def result(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Log-probs [R, K] of the trained steps, mask [R, K] of the decisions that drew, and traits, on the CPU.
+        """Log-probs [R, K] of the trained steps, mask [R, K] of the decisions that drew, and step_stats, on the CPU.
 
         Raises PolicyError where the pipeline's loop never came to a trained step.
         """
@@ -211,7 +211,7 @@ class Recording:
     def _draw(self, gaussian: Gaussian, segments: Unit, front: Front, stream: int) -> Tensor:
         """Own noise, mixed with what siblings share at the step where they part."""
         mean, at = gaussian.mean, front.step
-        noise = step_noise(self.tape.keys(segments), at, stream, mean.shape[1:], mean.device)
+        noise = step_noise(self.trajectory.keys(segments), at, stream, mean.shape[1:], mean.device)
         shared = [
             self.tree.segments[i].correlation if self.tree.segments[i].begin == at else 0.0 for i in segments
         ] * self.num_prompts
@@ -222,7 +222,7 @@ class Recording:
                 for i in unit
                 if i in segments
             }
-            keys = self.tape.keys([eldest[i] for i in segments])
+            keys = self.trajectory.keys([eldest[i] for i in segments])
             common = step_noise(keys, at, stream, mean.shape[1:], mean.device, use="siblings")
             share = torch.tensor(shared, device=mean.device).reshape(-1, *(1,) * (mean.dim() - 1))
             noise = share.sqrt() * common + (1 - share).sqrt() * noise
@@ -234,12 +234,12 @@ class Recording:
         each = state.unflatten(0, (self.num_prompts, -1))
         for j, i in enumerate(group.segments):
             self._after.setdefault(i, {})[stream] = each[:, j]
-            if self.tape.complete:
-                self.tape.states.setdefault((i, at), {})[stream] = each[:, j]
+            if self.trajectory.complete:
+                self.trajectory.states.setdefault((i, at), {})[stream] = each[:, j]
         if group.drawn:
             number = len(state)
-            traits = {0: per_row(gaussian.std, number), 1: per_row(step.s_next - step.s, number)}
-            self.records.drew(at, stream, group.segments, gaussian, state, traits)
+            step_stats = {0: per_row(gaussian.std, number), 1: per_row(step.s_next - step.s, number)}
+            self.records.drew(at, stream, group.segments, gaussian, state, step_stats)
 
     def _count(self, at: int) -> None:
         if at != self._at:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.policies.pipelines.trajectory import Tape
+from flowrl.policies.pipelines.trajectory import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,13 @@ class Sharing:
             "none": "one row a call",
         }[self.rows]
 
-    def parts(self, tape: Tape, rows: Tensor) -> list[Tensor]:
+    def parts(self, trajectory: Trajectory, rows: Tensor) -> list[Tensor]:
         """Rows of a rollout, int64 [r], in parts that may share a call."""
         if self.rows == "any":
             return [rows]
-        return [rows[torch.tensor(part)] for part in self.split([row // len(tape.tree.rows) for row in rows.tolist()])]
+        return [
+            rows[torch.tensor(part)] for part in self.split([row // len(trajectory.tree.rows) for row in rows.tolist()])
+        ]
 
     def split(self, prompts: Sequence[Hashable]) -> list[list[int]]:
         """Positions in parts that may share a call; `prompts` says whose row each is."""

@@ -18,7 +18,7 @@ Streams = dict[int, Tensor]  # by stream: 0 for the pipeline's own scheduler, mo
 
 
 @dataclass
-class Tape:
+class Trajectory:
     """What a rollout of P prompts stored: only what its trained steps need.
 
     Sample members take their noise from (seed, prompt id, first + member). copies: for each prompt, how many equal
@@ -64,33 +64,33 @@ class Tape:
         return next(i for i in self.tree.path(segment) if step < self.tree.segments[i].end)
 
 
-def joined(tapes: Sequence[Tape]) -> Tape:
-    """The tapes of consecutive prompts as one."""
-    if len(tapes) == 1:
-        return tapes[0]
-    first = tapes[0]
-    whole = Tape(
-        [p for t in tapes for p in t.prompts],
+def joined(trajectories: Sequence[Trajectory]) -> Trajectory:
+    """The trajectories of consecutive prompts as one."""
+    if len(trajectories) == 1:
+        return trajectories[0]
+    first = trajectories[0]
+    whole = Trajectory(
+        [p for t in trajectories for p in t.prompts],
         first.tree,
         first.seed,
         first.first,
         first.complete,
-        [copy for t in tapes for copy in t.copies],
+        [copy for t in trajectories for copy in t.copies],
     )
     for name in ("enter", "drawn", "mean", "states"):
-        parts = [getattr(t, name) for t in tapes]
+        parts = [getattr(t, name) for t in trajectories]
         for at in parts[0]:
             getattr(whole, name)[at] = {s: torch.cat([p[at][s] for p in parts]) for s in parts[0][at]}
     for step in first.drawn:
-        overwritten = {s for t in tapes for s in t.keep.get(step, {})}
+        overwritten = {s for t in trajectories for s in t.keep.get(step, {})}
         if overwritten:
-            whole.keep[step] = {s: torch.cat([_kept(t, step, s) for t in tapes]) for s in overwritten}
+            whole.keep[step] = {s: torch.cat([_kept(t, step, s) for t in trajectories]) for s in overwritten}
     return whole
 
 
-def _kept(tape: Tape, step: int, stream: int) -> Tensor:
-    kept = tape.keep.get(step, {}).get(stream)
-    return torch.ones_like(tape.drawn[step][stream], dtype=torch.bool) if kept is None else kept
+def _kept(trajectory: Trajectory, step: int, stream: int) -> Tensor:
+    kept = trajectory.keep.get(step, {}).get(stream)
+    return torch.ones_like(trajectory.drawn[step][stream], dtype=torch.bool) if kept is None else kept
 
 
 def take(tensor: Tensor, rows: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowrl.policies.pipelines.dynamics import Dynamics
-from flowrl.policies.pipelines.trajectory import Streams, Tape, flat, positions
+from flowrl.policies.pipelines.trajectory import Streams, Trajectory, flat, positions
 from samplers.decisions import decisions
 from samplers.gaussian import Gaussian, reduced
 from samplers.plan import Front, Unit
@@ -30,19 +30,19 @@ class _Pending:
 
 
 class Records:
-    """The records of one rollout, which `finish` puts on the tape."""
+    """The records of one rollout, which `finish` puts into the trajectory."""
 
-    def __init__(self, tape: Tape, dynamics: Dynamics):
-        self.tape, self.tree, self.dynamics = tape, tape.tree, dynamics
-        self.num_prompts = len(tape.prompts)
-        self.layout = decisions(tape.tree)
+    def __init__(self, trajectory: Trajectory, dynamics: Dynamics):
+        self.trajectory, self.tree, self.dynamics = trajectory, trajectory.tree, dynamics
+        self.num_prompts = len(trajectory.prompts)
+        self.layout = decisions(trajectory.tree)
         self._row = {segment: j for j, segment in enumerate(self.tree.rows)}
         self._pending: dict[int, list[_Pending]] = {}
         self._masks: dict[int, Streams] = {}  # by segment: what was kept of the state that its last step started from
         self._pieces: dict[tuple[str, int, int], list[tuple[Sequence[int], Tensor]]] = {}
         self._sums: dict[str, Tensor] = {}
         self._scored: set[int] = set()
-        self._first: dict[tuple[int, Unit], int] = {}  # the stream whose traits count
+        self._first: dict[tuple[int, Unit], int] = {}  # the stream whose step_stats count
 
     # ------------------------------------------------------------------ as the walk goes
 
@@ -64,10 +64,12 @@ class Records:
             part = values if len(here) == len(units) else values[self._index(here, len(units), values)]
             self._piece(name, front.step, stream, places, part)
 
-    def drew(self, at: int, stream: int, segments: Unit, gaussian: Gaussian, state: Tensor, traits: Streams) -> None:
+    def drew(
+        self, at: int, stream: int, segments: Unit, gaussian: Gaussian, state: Tensor, step_stats: Streams
+    ) -> None:
         """Stores the draws [P * segments, ...] of a step; those that are trained will be scored.
 
-        traits: std and dt [P * segments] by their position in TRAITS.
+        step_stats: std and dt [P * segments] by their position in TRAITS.
         """
         trained = [j for j, i in enumerate(segments) if at in self.tree.segments[i].trained]
         if not trained:
@@ -75,14 +77,14 @@ class Records:
         if len(trained) < len(segments):
             index = self._index(trained, len(segments), state)
             gaussian, state = gaussian.rows(index), state[index]
-            traits = {k: value[index.to(value.device)] for k, value in traits.items()}
+            step_stats = {k: value[index.to(value.device)] for k, value in step_stats.items()}
         segments = tuple(segments[j] for j in trained)
         rows = [self._row[i] for i in segments]
         self._piece("drawn", at, stream, [self.layout[at].rows.index(j) for j in rows], state)
         self._pending.setdefault(stream, []).append(_Pending(at, segments, gaussian, state))
         if stream == self._first.setdefault((at, segments), stream):  # copies of a scheduler may step without it
             for k, name in enumerate(TRAITS):
-                self._put(name, rows, at, traits[k])
+                self._put(name, rows, at, step_stats[k])
 
     def shown(self, front: Front, stream: int, kept: Tensor | None, sources: Sequence[int]) -> None:
         """Scores the draws of the segments `sources` that the units of a front go on from.
@@ -108,7 +110,8 @@ class Records:
     # ------------------------------------------------------------------ the end
 
     def finish(self) -> None:
-        """Scores what no later step showed to be overwritten or not, as the step before it was; fills the tape."""
+        """Scores what no later step showed to be overwritten or not, as the step before it was; fills the
+        trajectory."""
         for stream, waiting in self._pending.items():
             for record in waiting:
                 masks = [self._masks.get(i, {}).get(stream) for i in record.segments]
@@ -117,7 +120,7 @@ class Records:
         self._pending.clear()
         for (name, at, stream), pieces in self._pieces.items():
             whole = self._completed(pieces, at) if name == "keep" else pieces
-            getattr(self.tape, name).setdefault(at, {})[stream] = self._joined(whole)
+            getattr(self.trajectory, name).setdefault(at, {})[stream] = self._joined(whole)
         self._pieces.clear()
 
     def missing(self) -> list[int]:
@@ -125,13 +128,13 @@ class Records:
         return [step for step in self.tree.trained if step not in self._scored]
 
     def result(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Log-probs [R, K], mask [R, K] of the decisions that drew, and traits, on the CPU."""
+        """Log-probs [R, K], mask [R, K] of the decisions that drew, and step_stats, on the CPU."""
         if not self.tree.trained:
             empty = torch.zeros(self.num_prompts * len(self.tree.leaves), 0)
             return empty, empty.bool(), {}
         total, count = self._sums["total"].flatten(0, 1), self._sums["count"].flatten(0, 1)
-        traits = {name: self._sums[name].flatten(0, 1).cpu() for name in TRAITS}
-        return reduced(total, count, self.dynamics.reduce).cpu(), (count > 0).cpu(), traits
+        step_stats = {name: self._sums[name].flatten(0, 1).cpu() for name in TRAITS}
+        return reduced(total, count, self.dynamics.reduce).cpu(), (count > 0).cpu(), step_stats
 
     # ------------------------------------------------------------------ parts
 

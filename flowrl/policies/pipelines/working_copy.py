@@ -20,7 +20,7 @@ from flowrl.policies.pipelines.intercepted_step import Session, intercept
 from flowrl.policies.pipelines.prompt_cache import CachedEncoder
 
 
-class Dressed:
+class WorkingCopy:
     """The copy, in `pipe`, and how to call it.
 
     With `offload`, modules that are not in `trained` are on the device only while they are used; a denoiser that is not

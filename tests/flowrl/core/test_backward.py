@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import Policy, Rollout, Samples, Score
+from flowrl.contracts import LogProbs, Policy, Rollout, Samples
 from flowrl.core.backward import StepLoss, backward
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.grpo import ClippedObjective
@@ -29,15 +29,15 @@ class Sigmoids:
         self.theta = nn.Parameter(start + drift * torch.randn(3, generator=generator, dtype=torch.float64))
         self.width, self.whole_rows = width, width == K
         self.visits: list[tuple[int, bool]] = []  # columns, and whether there was a graph
-        behave = nn.functional.logsigmoid(self.features @ start)
-        self.behave = torch.where(MASK, behave, torch.nan)
-        self.reference_logp = behave + 0.3
+        rollout_logp = nn.functional.logsigmoid(self.features @ start)
+        self.rollout_logp = torch.where(MASK, rollout_logp, torch.nan)
+        self.reference_logp = rollout_logp + 0.3
 
-    def of(self, rows: Tensor, columns: Tensor, exact_kl: bool) -> Score:
+    def of(self, rows: Tensor, columns: Tensor, exact_kl: bool) -> LogProbs:
         logit = self.features[rows][:, columns] @ self.theta
         kl = (logit.tanh() - 0.2).square() if exact_kl else None
         logp = nn.functional.logsigmoid(logit).where(MASK[rows][:, columns], torch.nan)  # padding may hold anything
-        return Score(rows, columns, logp, kl)
+        return LogProbs(rows, columns, logp, kl)
 
     def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False, **_: bool) -> None:
         for columns in reversed(torch.arange(K).split(self.width)):
@@ -48,7 +48,7 @@ class Sigmoids:
 
     def rollout(self) -> Rollout:
         samples = Samples([], torch.arange(ROWS), texts=[""] * ROWS)
-        return Rollout(samples, self.behave, MASK, None, reference=self.reference_logp)
+        return Rollout(samples, self.rollout_logp, MASK, None, reference=self.reference_logp)
 
     def trainable(self) -> Iterator[nn.Parameter]:
         yield self.theta
@@ -94,7 +94,7 @@ def test_the_gradient_is_that_of_the_published_formula(width: int):
     """GSPO, eq. 5 to 7: the mean over rows of min(s A, clip(s) A), s = exp(mean log-ratio), by autograd."""
     policy = Sigmoids()
     logp = policy.of(torch.arange(ROWS), torch.arange(K), False).logp
-    d = (logp - policy.behave).where(MASK, 0.0)
+    d = (logp - policy.rollout_logp).where(MASK, 0.0)
     used = MASK.any(1)
     s = (d.sum(1)[used] / MASK.sum(1)[used]).exp()
     wanted = -torch.minimum(s * ADV[used], s.clamp(0.97, 1.035) * ADV[used]).mean()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import golden
-from flowrl.contracts import Score
+from flowrl.contracts import LogProbs
 from flowrl.core.advantages import advantage_metrics, advantages, group_stats, whiten
 from flowrl.core.objectives import divergence
 from flowrl.core.objectives.aggregate import reduce_metrics, weights
@@ -248,12 +248,14 @@ def trl_policy(case: Case) -> None:
     adv = x["advantages"]
     if (share := params.get("top_entropy_quantile")) is not None and "entropies" in x:
         objective = ClippedObjective(params["epsilon"], params["epsilon_high"], entropy_share=share)
-        adv = adv[:, None] * objective.emphasis(mask.bool(), {"entropy": x["entropies"]})
+        adv = adv[:, None] * objective.step_weights(mask.bool(), {"entropy": x["entropies"]})
     loss, _ = clipped_loss(logp, x["old_log_prob"], adv, level=level, mask=mask, **clips)
     loss = loss * x.get("importance_sampling_ratio", torch.ones(()))
     if params.get("beta"):
-        behave = x["old_log_prob"] if params.get("use_bias_correction_kl") else None
-        loss = loss + params["beta"] * divergence.penalty("k3", logp, x["ref_log_prob"], behave=behave, mask=mask)
+        rollout_logp = x["old_log_prob"] if params.get("use_bias_correction_kl") else None
+        loss = loss + params["beta"] * divergence.penalty(
+            "k3", logp, x["ref_log_prob"], rollout_logp=rollout_logp, mask=mask
+        )
     loss = (loss * trl_weights(mask, name, params)).sum()
     golden.check({"loss": loss, "grad": torch.autograd.grad(loss, logp)[0]}, case)
 
@@ -290,11 +292,11 @@ def flow_dppo(case: Case) -> None:
     mean, old = x["prev_sample_mean"].double(), x["old_prev_sample_mean"].double()
     std = (x["std_dev_t"] * (x["sqrt_dt"] if case["params"]["add_kl_coefficient"] else 1.0)).double()
     kl = Gaussian(mean, std).kl(Gaussian(old, std))[:, None]
-    logp, behave = (x[name].double()[:, None] for name in ("log_prob", "old_log_prob"))
-    score = Score(torch.arange(len(kl)), torch.arange(1), logp, centred=kl + logp - behave)
+    logp, rollout_logp = (x[name].double()[:, None] for name in ("log_prob", "old_log_prob"))
+    score = LogProbs(torch.arange(len(kl)), torch.arange(1), logp, centred=kl + logp - rollout_logp)
     objective = ClippedObjective(0.0, 0.0, kl_mask=case["params"]["kl_mask_threshold"])
     mask = torch.ones_like(kl, dtype=torch.bool)
-    options = dict(behave=behave, adv=x["advantages"], mask=mask, reference=None, traits={})
+    options = dict(rollout_logp=rollout_logp, adv=x["advantages"], mask=mask, reference=None, step_stats={})
     loss, metrics = objective(score, **options)
     got = {"loss": loss.mean(), "masked_fraction": metrics["clip_frac"].mean()}
     golden.check(got | {"kl_mean": kl.mean(), "kl_max": kl.max()}, case)
@@ -308,9 +310,9 @@ def estimators(case: Case) -> None:
     verl = formula(case).startswith("verl")
     limits = dict(log_ratio_limit=20.0) if verl else {}
     limits |= dict(value_limit=10.0) if verl or kind == "low_var_kl" else {}
-    behave = x["old_log_prob"] if params.get("use_importance_ratio") else None
+    rollout_logp = x["old_log_prob"] if params.get("use_importance_ratio") else None
     base = "k3" if kind == "low_var_kl" else kind.rstrip("+")
-    options = dict(behave=behave, straight_through=kind.endswith("+"), **limits)
+    options = dict(rollout_logp=rollout_logp, straight_through=kind.endswith("+"), **limits)
     kl = divergence.penalty(base, logp, x["ref_log_prob"], **options)
     grad = torch.autograd.grad((kl * x.get("response_mask", torch.ones(()))).sum(), logp)[0]
     golden.check({"kl": kl, "grad": grad}, case)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import Prompt, Rollout, Samples, Score
+from flowrl.contracts import LogProbs, Prompt, Rollout, Samples
 from flowrl.core.advantages import advantages
 from flowrl.core.iterate import Settings, iterate, update
 from flowrl.core.learner import Learner
@@ -49,11 +49,11 @@ class Tokens:
         words = rollout.replay[rows]
         log_p, log_q = self.table.log_softmax(-1), self.first_table.log_softmax(-1)
         kl = (log_p.exp() * (log_p - log_q)).sum(-1).expand(len(rows), -1) if exact_kl else None
-        visit(Score(rows, torch.arange(LENGTH), self._logp(self.table, words), kl))
+        visit(LogProbs(rows, torch.arange(LENGTH), self._logp(self.table, words), kl))
 
     def reference(self, rollout: Rollout, rows: Tensor) -> None:
         if rollout.reference is None:
-            rollout.reference = torch.zeros_like(rollout.behave)
+            rollout.reference = torch.zeros_like(rollout.rollout_logp)
         rollout.reference[rows] = self._logp(self.first_table, rollout.replay[rows])
 
     def trainable(self) -> Iterator[nn.Parameter]:
@@ -206,7 +206,7 @@ def test_silent_rows_are_dropped_before_the_loss_is_divided(kl: float):
             metrics.append(update(policy, learner, rollout, adv, objective, own))
         else:
             rollout = replace(
-                rollout, behave=rollout.behave[left], mask=rollout.mask[left], replay=rollout.replay[left]
+                rollout, rollout_logp=rollout.rollout_logp[left], mask=rollout.mask[left], replay=rollout.replay[left]
             )
             metrics.append(update(policy, learner, rollout, adv[left], objective, Settings(6, updates=2)))
         tables.append(policy.table.detach())

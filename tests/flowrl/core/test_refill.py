@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import Prompt, Rollout, Samples, Score
+from flowrl.contracts import LogProbs, Prompt, Rollout, Samples
 from flowrl.core.advantages import advantages
 from flowrl.core.iterate import Iteration, Settings, iterate, update
 from flowrl.core.learner import Learner
@@ -50,12 +50,12 @@ class Rolls:
 
     def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False, **_: bool) -> None:
         logp = nn.functional.logsigmoid(rollout.replay[rows] @ self.theta)
-        visit(Score(rows, torch.arange(logp.shape[1]), logp, (logp + 1).square() if exact_kl else None))
+        visit(LogProbs(rows, torch.arange(logp.shape[1]), logp, (logp + 1).square() if exact_kl else None))
 
     def reference(self, rollout: Rollout, rows: Tensor) -> None:
         if rollout.reference is None:
-            rollout.reference = torch.zeros_like(rollout.behave)
-        rollout.reference[rows] = rollout.behave[rows] + 0.1 * rows[:, None]
+            rollout.reference = torch.zeros_like(rollout.rollout_logp)
+        rollout.reference[rows] = rollout.rollout_logp[rows] + 0.1 * rows[:, None]
 
     def trainable(self) -> Iterator[nn.Parameter]:
         yield self.theta
@@ -146,18 +146,18 @@ def test_a_joined_rollout_is_scored_as_its_pieces_are():
     chosen = [torch.tensor([1]), torch.tensor([0])]  # the second prompt of the first, and the only one of the second
     whole, replayer, found = joined(parts, chosen), JoinedPolicy(policy), torch.zeros(6, 7)
 
-    def visit(given: Score) -> None:
+    def visit(given: LogProbs) -> None:
         found[given.rows[:, None], given.columns[None]] = given.logp.detach()
 
     replayer.replay(whole, torch.arange(6), visit)
     replayer.reference(whole, torch.tensor([1, 3]))
-    assert whole.behave.shape == (6, 7) and whole.mask.sum(1).tolist() == [4, 4, 4, 7, 7, 7]
-    torch.testing.assert_close(found, whole.behave)
+    assert whole.rollout_logp.shape == (6, 7) and whole.mask.sum(1).tolist() == [4, 4, 4, 7, 7, 7]
+    torch.testing.assert_close(found, whole.rollout_logp)
     assert torch.equal(whole.samples.group, torch.tensor([1, 1, 1, 2, 2, 2]))
     assert whole.samples.lengths is not None and whole.samples.lengths.tolist() == [4, 4, 4, 7, 7, 7]
     wanted = torch.zeros(6, 7)
-    wanted[1, :4] = parts[0].behave[4] + 0.4
-    wanted[3] = parts[1].behave[0]
+    wanted[1, :4] = parts[0].rollout_logp[4] + 0.4
+    wanted[3] = parts[1].rollout_logp[0]
     torch.testing.assert_close(whole.reference, wanted)
 
 

@@ -11,7 +11,7 @@ from flowrl.names import UserError
 from flowrl.planning.costs import arithmetic
 from flowrl.planning.duration import Pace, assumed, duration, evaluations, measured
 from flowrl.recipe.load import dump, load
-from flowrl.terminal import spoken
+from flowrl.terminal import duration_text
 
 BASE = str(Path(__file__).parents[2] / "recipes" / "quickstart.yaml")
 
@@ -88,7 +88,7 @@ def test_a_folder_without_iterations_is_one_line(tmp_path: Path):
 
 
 def test_seconds_as_a_person_says_them():
-    assert [spoken(s) for s in (3.4, 99.0, 150.0, 5000.0, 5500.0, 36000.0, 200000.0)] == [
+    assert [duration_text(s) for s in (3.4, 99.0, 150.0, 5000.0, 5500.0, 36000.0, 200000.0)] == [
         "3 s",
         "99 s",
         "2.5 min",
@@ -106,7 +106,7 @@ def test_the_dry_run_tells_parameters_memory_and_time(capsys, monkeypatch):
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith(" " * 12)}
     assert rows["rollout"][:2] == ["8.8", "MiB"] and rows["training"][:2] == ["8.8", "MiB"]
     total = duration(load(BASE), Pace(0.001, 0.002), 320).total
-    assert f"time        about {spoken(total)}" in out
+    assert f"time        about {duration_text(total)}" in out
 
 
 @pytest.mark.parametrize(

@@ -127,11 +127,11 @@ def test_the_estimate_is_what_a_real_step_takes(name: str, folders: dict[str, st
     assert found.adapters == sum(p.numel() * p.element_size() for p in adapters)
     assert rollout.weights == sum(p.numel() * p.element_size() for m in modules.values() for p in m.parameters())
 
-    measured = bench.replay.bytes_per_row * len(bench.rollout.behave)
+    measured = bench.replay.bytes_per_row * len(bench.rollout.rollout_logp)
     assert training.activations == pytest.approx(measured, rel=0.1)
 
-    tape = bench.rollout.replay
-    states = [x for part in (tape.enter, tape.drawn) for streams in part.values() for x in streams.values()]
+    trajectory = bench.rollout.replay
+    states = [x for part in (trajectory.enter, trajectory.drawn) for streams in part.values() for x in streams.values()]
     stored = {storage_of(x): x.untyped_storage().nbytes() for x in states}
     assert rollout.trajectory == sum(stored.values())
 
@@ -151,8 +151,8 @@ def test_parts_of_a_rollout_are_stored_as_they_are_joined(folders: dict[str, str
         "shapes, groups share", folders, "train.rollout_batch=4", "sampler.window={kind: random_window, size: 2}"
     )
     bench = Bench(recipe, rows=8)
-    tape = bench.rollout.replay
-    states = [x for part in (tape.enter, tape.drawn) for streams in part.values() for x in streams.values()]
+    trajectory = bench.rollout.replay
+    states = [x for part in (trajectory.enter, trajectory.drawn) for streams in part.values() for x in streams.values()]
     stored = {storage_of(x): x.untyped_storage().nbytes() for x in states}
     assert estimate(recipe).phases[0].trajectory == sum(stored.values())
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import golden
 from flowrl.build import build_objective
-from flowrl.contracts import Policy, Rollout, Samples, Score
+from flowrl.contracts import LogProbs, Policy, Rollout, Samples
 from flowrl.core.advantages import advantages
 from flowrl.core.backward import StepLoss, backward
 from flowrl.core.objectives.aggregate import weights
@@ -39,7 +39,7 @@ class Table:
 
     def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False, **_: bool) -> None:
         for columns in torch.arange(self.logp.shape[1]).split(self.logp.shape[1] if self.whole_rows else 1):
-            visit(Score(rows, columns, self.logp[rows][:, columns]))
+            visit(LogProbs(rows, columns, self.logp[rows][:, columns]))
 
     def trainable(self) -> Iterator[nn.Parameter]:
         yield self.logp

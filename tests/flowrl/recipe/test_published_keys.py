@@ -30,7 +30,7 @@ def test_the_last_step_draws_and_is_not_trained():
     assert picture(plan.tree(4)) == "●●●●●o" and "o draws noise" in describe(recipe)
     policy, prompts = build_policy(recipe), [Prompt("a", "a red circle")]
     drawn, still = (policy.rollout(prompts, group_size=4, plan=p, seed=0) for p in (plan, without))
-    assert torch.equal(drawn.behave, still.behave)  # the decisions are those of the ODE's last step ...
+    assert torch.equal(drawn.rollout_logp, still.rollout_logp)  # the decisions are those of the ODE's last step ...
     moved = (drawn.samples.images - still.samples.images).abs().mean()
     assert moved > 1e-3  # ... and the pictures are not
 

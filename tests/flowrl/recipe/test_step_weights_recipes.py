@@ -6,8 +6,7 @@ from typing import get_args
 import pytest
 
 from flowrl.build import build_objective
-from flowrl.core.objectives import grpo
-from flowrl.core.objectives import step_weights as emphasis
+from flowrl.core.objectives import grpo, step_weights
 from flowrl.planning.costs import describe
 from flowrl.planning.walks import check_trained
 from flowrl.recipe import presets
@@ -74,7 +73,7 @@ def test_the_schema_knows_whether_means_are_kept():
 
 def test_choices_are_those_of_the_modules_that_implement_them():
     literal, _ = get_args(Objective.model_fields["weight"].annotation)
-    assert get_args(literal) == emphasis.KINDS
+    assert get_args(literal) == step_weights.KINDS
     assert get_args(Objective.model_fields["ratio"].annotation) == grpo.RATIOS
     steps = [f for module in (renoising, transitions) for f in vars(module).values() if callable(f)]
     assert {f.__name__ for f in steps if getattr(f, "unit_variance", False)} == set(BARE_STEPS)

@@ -91,10 +91,10 @@ GSPO = ClippedObjective(1e-4, 1.4e-4, level="seq_mean", aggregate="seq_mean_mean
 
 def test_the_gradient_of_a_sequence_of_steps(fixed: Fixed):
     """GSPO, eq. 10: the mean over rows of -A s times the gradient of the mean log-prob, where s is not clipped."""
-    d = (scores(fixed.policy, fixed.rollout) - fixed.rollout.behave).mean(1)
+    d = (scores(fixed.policy, fixed.rollout) - fixed.rollout.rollout_logp).mean(1)
     clipped = ((fixed.adv > 0) & (d.expm1() > 1.4e-4)) | ((fixed.adv < 0) & (d.expm1() < -1e-4))
     assert 0 < clipped.sum() < 8
-    factor = (-fixed.adv * d.exp()).where(~clipped, 0.0) / 8 / fixed.rollout.behave.shape[1]
+    factor = (-fixed.adv * d.exp()).where(~clipped, 0.0) / 8 / fixed.rollout.rollout_logp.shape[1]
     fixed.policy.replay(
         fixed.rollout, torch.arange(8), lambda score: (factor[score.rows, None] * score.logp).sum().backward()
     )

@@ -202,8 +202,8 @@ def test_a_recipe_runs_and_costs_what_it_says(
     policy.close()
     for i, (rollout, rows) in enumerate(zip(policy.rollouts, policy.rows, strict=True)):
         tree, costs = plan_for(recipe, i).tree(recipe.train.group), arithmetic(recipe, i)
-        assert rollout.replay.tree == tree and rollout.behave.shape == (costs.rows, len(tree.trained))
-        assert torch.isfinite(rollout.behave[rollout.mask]).all()
+        assert rollout.replay.tree == tree and rollout.rollout_logp.shape == (costs.rows, len(tree.trained))
+        assert torch.isfinite(rollout.rollout_logp[rollout.mask]).all()
         trained = costs.train_forwards + costs.reference_forwards + costs.whole_row_forwards
         if recipe.train.keep is not None:  # fewer than the most that there may be: those of the rows that are kept
             kept = sum(min(recipe.train.keep, len(step.units)) for step in decisions(tree).values())

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cli_support import quiet
 from flowrl.build import build_objective, build_policy
-from flowrl.contracts import Prompt, Score
-from flowrl.core.backward import StepLoss, backward, emphasised
+from flowrl.contracts import LogProbs, Prompt
+from flowrl.core.backward import StepLoss, backward, with_step_weights
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.planning.costs import plan_for
@@ -42,9 +42,9 @@ class Fixed:
 
     def scores(self) -> dict[str, Tensor]:
         """logp and centred, [R, K]."""
-        found = {name: torch.zeros_like(self.rollout.behave) for name in ("logp", "centred")}
+        found = {name: torch.zeros_like(self.rollout.rollout_logp) for name in ("logp", "centred")}
 
-        def visit(score: Score) -> None:
+        def visit(score: LogProbs) -> None:
             for name, values in found.items():
                 values[score.rows[:, None], score.columns[None]] = getattr(score, name).detach()
 
@@ -54,7 +54,7 @@ class Fixed:
 
     def gradient(self, objective: ClippedObjective, micro: int = 8) -> tuple[Tensor, dict[str, Tensor]]:
         mask, rows = self.rollout.mask, torch.arange(8)
-        adv = emphasised(self.adv, objective, self.rollout, rows)
+        adv = with_step_weights(self.adv, objective, self.rollout, rows)
         loss = StepLoss(self.rollout, adv, objective, objective.weights(mask), weights(mask))
         for part in rows.split(micro):
             backward(self.policy, part, loss)
@@ -72,15 +72,15 @@ def fixed() -> Fixed:
 
 def test_nothing_has_moved_at_first(fixed: Fixed):
     assert torch.equal(fixed.before["centred"], torch.zeros(8, 5))
-    torch.testing.assert_close(fixed.before["logp"], fixed.rollout.behave, rtol=0, atol=1e-6)
+    torch.testing.assert_close(fixed.before["logp"], fixed.rollout.rollout_logp, rtol=0, atol=1e-6)
 
 
 def test_the_two_log_ratios_differ_by_the_divergence_of_every_step(fixed: Fixed):
-    """centred - (logp - behave) = KL >= 0, and traits say the std that makes log-ratios alike."""
+    """centred - (logp - rollout_logp) = KL >= 0, and step_stats say the std that makes log-ratios alike."""
     after = fixed.scores()
-    kl = after["centred"] - (after["logp"] - fixed.rollout.behave)
+    kl = after["centred"] - (after["logp"] - fixed.rollout.rollout_logp)
     assert (kl > -1e-6).all() and kl.max() > 1e-5
-    std, dt = fixed.rollout.traits["std"], fixed.rollout.traits["dt"]
+    std, dt = fixed.rollout.step_stats["std"], fixed.rollout.step_stats["dt"]
     assert (dt < 0).all() and float(-dt[0].sum()) < 1.0
     spread = (after["centred"] * std).square().mean(0).sqrt()
     plain = after["centred"].square().mean(0).sqrt()
@@ -89,9 +89,9 @@ def test_the_two_log_ratios_differ_by_the_divergence_of_every_step(fixed: Fixed)
 
 def test_guard_is_its_formula(fixed: Fixed):
     """Sum over decisions of max(-A r, -A clip r) / |dt|, by their number, with r = exp(centred std)."""
-    r = (fixed.scores()["centred"].double() * fixed.rollout.traits["std"]).exp()
+    r = (fixed.scores()["centred"].double() * fixed.rollout.step_stats["std"]).exp()
     a = fixed.adv[:, None].double()
-    wanted = torch.maximum(-a * r, -a * r.clamp(1 - 2e-6, 1 + 2e-6)) / fixed.rollout.traits["dt"].abs()
+    wanted = torch.maximum(-a * r, -a * r.clamp(1 - 2e-6, 1 + 2e-6)) / fixed.rollout.step_stats["dt"].abs()
     grad, metrics = fixed.gradient(fixed.objective)
     assert float(metrics["loss"]) == pytest.approx(float(wanted.mean()), abs=3e-7)  # of numbers near 5 that cancel
     assert 0 < metrics["clip_frac"] < 1 and grad.norm() > 0

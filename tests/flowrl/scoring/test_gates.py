@@ -8,7 +8,7 @@ from flowrl.core.advantages import advantage_metrics, advantages
 from flowrl.core.credit import row_advantages
 from flowrl.names import UserError
 from flowrl.recipe.rewards import Gate, RewardSpec
-from flowrl.scoring.gates import check_prompts, counted
+from flowrl.scoring.gates import check_prompts, counted_rewards
 
 NAN = float("nan")
 GROUP = torch.tensor([0, 0, 0, 1, 1, 1])
@@ -26,16 +26,18 @@ def test_a_gate_that_stays_shut_pays_the_lowest_of_the_group():
         "right": torch.tensor([1.0, 0.0, 0.5, 0.0, 1.0, NAN]),
     }
     gate = Gate(by="right", least=0.5)
-    found = counted(specs(look={"gate": gate}, right={"weight": 0.0}), scores, PROMPTS, GROUP)
+    found = counted_rewards(specs(look={"gate": gate}, right={"weight": 0.0}), scores, PROMPTS, GROUP)
     torch.testing.assert_close(found.rewards["look"], torch.tensor([5.0, 5.0, 7.0, 8.0, NAN, NAN]), equal_nan=True)
     assert torch.equal(found.rewards["right"][:5], scores["right"][:5]) and scores["look"][1] == 6.0
-    fixed = counted(specs(look={"gate": Gate(by="right", least=0.5, otherwise=-2.0)}, right={}), scores, PROMPTS, GROUP)
+    fixed = counted_rewards(
+        specs(look={"gate": Gate(by="right", least=0.5, otherwise=-2.0)}, right={}), scores, PROMPTS, GROUP
+    )
     torch.testing.assert_close(fixed.total, torch.tensor([6.0, -2.0, 7.5, -2.0, NAN, NAN]), equal_nan=True)
 
 
 def test_a_reward_counts_only_where_it_is_asked():
     scores = {"a": torch.tensor([1.0, 2.0, 3.0, NAN, NAN, NAN]), "b": torch.tensor([10.0, 30.0, 20.0, 3.0, 1.0, 2.0])}
-    found = counted(specs(a={"when": {"kind": ["count", "other"]}}, b={"weight": 2.0}), scores, PROMPTS, GROUP)
+    found = counted_rewards(specs(a={"when": {"kind": ["count", "other"]}}, b={"weight": 2.0}), scores, PROMPTS, GROUP)
     assert found.total.tolist() == [21.0, 62.0, 43.0, 6.0, 2.0, 4.0]
     options = {"weights": found.weights, "asked": found.asked, "eps": 0.0, "clip": None}
     adv = advantages(found.rewards, GROUP, **options)

@@ -11,7 +11,7 @@ import torch
 from flowrl.contracts import Prompt, Samples
 from flowrl.media.pictures import LARGEST_SIDE, fault
 from flowrl.recipe.rewards import RewardSpec
-from flowrl.scoring.scorer import Loaded, RewardError, Scorer, load
+from flowrl.scoring.scorer import RewardError, RewardRunner, Scorer, load
 from flowrl.worlds.shapes.captions import split
 from flowrl.worlds.shapes.render import render
 
@@ -62,7 +62,7 @@ def same(one, other):
 def test_what_a_reward_writes_reaches_nobody(batch, how):
     given = samples()
     before, wanted = copy.deepcopy(given), brightness(given)
-    rewards = {"first": Loaded(brightness), "bad": Loaded(spoiler, **how), "last": Loaded(brightness)}
+    rewards = {"first": RewardRunner(brightness), "bad": RewardRunner(spoiler, **how), "last": RewardRunner(brightness)}
     scorer = Scorer(rewards, batch=batch)
     if "overlap" in how:
         scorer.take(given)
@@ -88,7 +88,7 @@ def test_nor_does_what_it_writes_later(limit):
             threads[-1].join()
         return torch.zeros(len(s))
 
-    scorer = Scorer({"bad": Loaded(bad, required=False, time_limit=limit), "good": Loaded(brightness)})
+    scorer = Scorer({"bad": RewardRunner(bad, required=False, time_limit=limit), "good": RewardRunner(brightness)})
     if limit is None:
         scorer(given)
     else:
@@ -107,7 +107,7 @@ def test_a_reward_may_use_the_memory_of_its_scores_again():
         memory.copy_(s.images.mean((1, 2, 3)))
         return memory
 
-    scorer = Scorer({"x": Loaded(thrifty, overlap=True)})
+    scorer = Scorer({"x": RewardRunner(thrifty, overlap=True)})
     for i in range(0, 6, 2):
         scorer.take(given[[i, i + 1]])
     assert torch.equal(scorer(given)["x"], given.images.mean((1, 2, 3)))
@@ -115,7 +115,7 @@ def test_a_reward_may_use_the_memory_of_its_scores_again():
 
 def test_a_prompt_that_stands_there_several_times_is_one_object():
     seen = []
-    Scorer({"x": Loaded(lambda s: seen.extend(s.prompts) or brightness(s))})(samples())
+    Scorer({"x": RewardRunner(lambda s: seen.extend(s.prompts) or brightness(s))})(samples())
     assert [a is b for a, b in zip(seen, seen[1:], strict=False)] == [True, False, True, False, True]
 
 
@@ -133,9 +133,9 @@ def test_no_reward_is_asked_about_what_is_no_picture(kind, value):
         return torch.zeros(len(s))
 
     with pytest.warns(UserWarning, match="1 of 6 samples are not scored: pictures with values"):
-        scores = Scorer({"one": Loaded(watched, failure_limit=1.0), "two": Loaded(watched, batch=4, required=False)})(
-            given
-        )
+        scores = Scorer(
+            {"one": RewardRunner(watched, failure_limit=1.0), "two": RewardRunner(watched, batch=4, required=False)}
+        )(given)
     assert all(score.isnan().tolist() == [i == 3 for i in range(6)] for score in scores.values())
     assert seen == 2 * [0, 1, 2, 4, 5]
 
@@ -143,13 +143,13 @@ def test_no_reward_is_asked_about_what_is_no_picture(kind, value):
 def test_rounding_is_no_fault_and_what_is_lost_ends_a_run_with_its_reason():
     given = samples()
     given.images[0, 0, 0, 0], given.images[1, 0, 0, 0] = 1 + 5e-4, -5e-4
-    assert fault(given.images) is None and not Scorer({"x": Loaded(brightness)})(given)["x"].isnan().any()
+    assert fault(given.images) is None and not Scorer({"x": RewardRunner(brightness)})(given)["x"].isnan().any()
     given.images.fill_(torch.nan)
     with (
         pytest.warns(UserWarning, match="6 of 6 samples"),
         pytest.raises(RewardError, match="'x' could not score any of 6 samples: 6 of 6 .* not finite"),
     ):
-        Scorer({"x": Loaded(brightness)})(given)
+        Scorer({"x": RewardRunner(brightness)})(given)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_rounding_is_no_fault_and_what_is_lost_ends_a_run_with_its_reason():
 def test_what_is_wrong_with_all_alike_is_refused_in_a_line(images, words):
     given = Samples([Prompt("0", "0")] * 2, torch.zeros(2, dtype=torch.int64), images=images)
     with pytest.raises(RewardError, match=f"no reward can score what the model gives: pictures of .*{words}"):
-        Scorer({"x": Loaded(lambda s: torch.zeros(len(s)))})(given)
+        Scorer({"x": RewardRunner(lambda s: torch.zeros(len(s)))})(given)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_what_is_wrong_with_all_alike_is_refused_in_a_line(images, words):
 )
 def test_a_score_of_another_kind_is_refused_in_a_line(score, words):
     with pytest.raises(RewardError, match=f"reward 'x' returned {words}.*accepted: float32"):
-        Scorer({"x": Loaded(lambda s: score)})(samples())
+        Scorer({"x": RewardRunner(lambda s: score)})(samples())
 
 
 PLAIN = ["brightness", "contrast", "saturation", "sharpness", "jpeg_compressibility", "jpeg_incompressibility"]

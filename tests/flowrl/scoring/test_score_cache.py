@@ -13,7 +13,7 @@ from flowrl.contracts import Prompt, Samples
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.scoring import code as score_code
 from flowrl.scoring.cache import ScoreCache
-from flowrl.scoring.scorer import Loaded, RewardError, Scorer, load
+from flowrl.scoring.scorer import RewardError, RewardRunner, Scorer, load
 from reward_models.jpeg import jpeg_compressibility
 from reward_models.shapes import shapes_strict
 
@@ -111,7 +111,7 @@ def test_what_was_refused_or_came_late_is_not_kept(tmp_path):
     ]
     left = list(values)
     cache = ScoreCache("x", {}, tmp_path / "scores.db")
-    scorer = Scorer({"x": Loaded(lambda s: left.pop(0)[: len(s) + 1], cache=cache, required=False)})
+    scorer = Scorer({"x": RewardRunner(lambda s: left.pop(0)[: len(s) + 1], cache=cache, required=False)})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(3):
@@ -127,7 +127,7 @@ def test_what_was_refused_or_came_late_is_not_kept(tmp_path):
 def test_a_damaged_score_in_a_file_is_asked_for_again(tmp_path):
     def scorer():
         cache = ScoreCache("x", {}, tmp_path / "scores.db")
-        return Scorer({"x": Loaded(lambda s: torch.ones(len(s)), cache=cache)})
+        return Scorer({"x": RewardRunner(lambda s: torch.ones(len(s)), cache=cache)})
 
     scorer()(samples())
     for damaged in (b"", b"12345", b"\0\0\x80\x7f", "text", 7):  # the third is infinite

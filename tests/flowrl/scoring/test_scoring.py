@@ -10,8 +10,8 @@ from flowrl.contracts import Prompt, Samples
 from flowrl.names import UserError
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.scoring.cache import ScoreCache
-from flowrl.scoring.gates import counted
-from flowrl.scoring.scorer import Loaded, RewardError, Scorer, load
+from flowrl.scoring.gates import counted_rewards
+from flowrl.scoring.scorer import RewardError, RewardRunner, Scorer, load
 
 
 def samples(n=5):
@@ -29,7 +29,9 @@ def spec(use, **args):
 
 @pytest.mark.parametrize("batch", [None, 1, 2, 5, 7])
 def test_the_split_changes_no_score(batch):
-    scores = Scorer({"b": Loaded(brightness), "n": Loaded(lambda s: -brightness(s), 0.0)}, batch=batch)(samples())
+    scores = Scorer({"b": RewardRunner(brightness), "n": RewardRunner(lambda s: -brightness(s), 0.0)}, batch=batch)(
+        samples()
+    )
     assert list(scores) == ["b", "n"]
     torch.testing.assert_close(scores["b"], torch.linspace(0, 1, 5), atol=1e-6, rtol=0)
     assert torch.equal(scores["n"], -scores["b"]) and scores["b"].dtype == torch.float32
@@ -37,7 +39,7 @@ def test_the_split_changes_no_score(batch):
 
 def test_weights_and_progress():
     done = []
-    scorer = Scorer({"a": Loaded(brightness, 2.0), "b": Loaded(brightness, 0.0)}, batch=2)
+    scorer = Scorer({"a": RewardRunner(brightness, 2.0), "b": RewardRunner(brightness, 0.0)}, batch=2)
     scorer(samples(), progress=done.append)
     assert scorer.weights == {"a": 2.0, "b": 0.0} and done == ["a", "b"]
 
@@ -46,13 +48,13 @@ def test_nan_passes_and_wider_floats_are_narrowed():
     def some(s):
         return torch.where(torch.arange(len(s)) == 1, torch.nan, 1.0).double()
 
-    score = Scorer({"x": Loaded(some)})(samples(3))["x"]
+    score = Scorer({"x": RewardRunner(some)})(samples(3))["x"]
     assert score.dtype == torch.float32 and score.isnan().tolist() == [False, True, False]
 
 
 def test_scores_carry_no_gradient():
     weight = torch.ones((), requires_grad=True)
-    score = Scorer({"x": Loaded(lambda s: brightness(s) * weight)})(samples())["x"]
+    score = Scorer({"x": RewardRunner(lambda s: brightness(s) * weight)})(samples())["x"]
     assert not score.requires_grad
 
 
@@ -69,7 +71,7 @@ def test_scores_carry_no_gradient():
 )
 def test_what_is_no_score_is_refused_under_the_rewards_name(value, words):
     with pytest.raises(RewardError, match=f"reward 'mine' returned .*{words}"):
-        Scorer({"mine": Loaded(lambda s: value(len(s)))})(samples())
+        Scorer({"mine": RewardRunner(lambda s: value(len(s)))})(samples())
 
 
 def broken(samples):
@@ -77,7 +79,7 @@ def broken(samples):
 
 
 def test_an_exception_names_its_reward_and_keeps_its_cause():
-    scorer = Scorer({"fine": Loaded(brightness), "mine": Loaded(broken)})
+    scorer = Scorer({"fine": RewardRunner(brightness), "mine": RewardRunner(broken)})
     with pytest.raises(RewardError, match="'mine' could not score any of 5 samples: KeyError") as caught:
         scorer(samples())
     assert isinstance(caught.value.__cause__, KeyError)
@@ -87,7 +89,7 @@ def test_an_optional_reward_that_fails_marks_its_samples_and_no_others():
     def fails_on_two(s):
         return broken(s) if "2" in [p.id for p in s.prompts] else brightness(s)
 
-    scorer = Scorer({"o": Loaded(fails_on_two, required=False), "b": Loaded(brightness)}, batch=2)
+    scorer = Scorer({"o": RewardRunner(fails_on_two, required=False), "b": RewardRunner(brightness)}, batch=2)
     with pytest.warns(UserWarning, match="optional reward 'o' failed"):
         scores = scorer(samples())
     assert scores["o"].isnan().tolist() == [False, False, True, True, False]
@@ -128,14 +130,14 @@ def sometimes(missing):
 
 
 def test_a_required_reward_may_miss_a_few_samples_and_not_many():
-    scorer = Scorer({"x": Loaded(sometimes({1, 2}), failure_limit=0.1)})
+    scorer = Scorer({"x": RewardRunner(sometimes({1, 2}), failure_limit=0.1)})
     for _ in range(5):  # two of each five: ten of a hundred are allowed
         assert scorer(samples())["x"].isnan().sum() == 2
     with pytest.raises(
         RewardError, match=r"12 of the latest 30 samples, more than failure_limit 0\.1 .*NaN.*required=false"
     ):
         scorer(samples())
-    lenient = Scorer({"x": Loaded(sometimes({1, 2}), required=False)})
+    lenient = Scorer({"x": RewardRunner(sometimes({1, 2}), required=False)})
     assert all(lenient(samples())["x"].isnan().sum() == 2 for _ in range(10))
 
 
@@ -149,11 +151,11 @@ def test_a_reward_that_counts_reasons_is_quoted():
     with pytest.raises(
         RewardError, match=r"any of 5 samples: it gave no number \(NaN\): timeout \(3\), HTTP 500 \(2\);"
     ):
-        Scorer({"j": Loaded(Judge())})(samples())
+        Scorer({"j": RewardRunner(Judge())})(samples())
 
 
 def test_the_record_of_failures_survives_a_resume():
-    first, second = (Scorer({"x": Loaded(sometimes({1, 2}))}) for _ in range(2))
+    first, second = (Scorer({"x": RewardRunner(sometimes({1, 2}))}) for _ in range(2))
     for _ in range(5):
         first(samples())
     second.load_state_dict(first.state_dict())
@@ -171,9 +173,9 @@ def test_each_reward_has_its_own_batch_and_sees_what_it_is_asked_about():
     for i, prompt in enumerate(given.prompts):
         prompt.meta["kind"] = "even" if i % 2 == 0 else "odd"
     rewards = {
-        "all": Loaded(watched("all")),
-        "two": Loaded(watched("two"), batch=2),
-        "some": Loaded(watched("some"), batch=2, when={"kind": "even"}),
+        "all": RewardRunner(watched("all")),
+        "two": RewardRunner(watched("two"), batch=2),
+        "some": RewardRunner(watched("some"), batch=2, when={"kind": "even"}),
     }
     scores = Scorer(rewards)(given)
     assert seen == {"all": [list("01234")], "two": [["0", "1"], ["2", "3"], ["4"]], "some": [["0", "2"], ["4"]]}
@@ -183,7 +185,7 @@ def test_each_reward_has_its_own_batch_and_sees_what_it_is_asked_about():
 
 def test_what_a_reward_is_not_asked_about_is_no_failure():
     given = samples()
-    scorer = Scorer({"x": Loaded(brightness, when={"kind": ["none"]})})
+    scorer = Scorer({"x": RewardRunner(brightness, when={"kind": ["none"]})})
     assert scorer(given)["x"].isnan().all() and scorer.failures == {"x": 0}
 
 
@@ -197,7 +199,7 @@ def test_groups_stay_whole_for_a_reward_that_compares():
 
     seen, group = [], torch.tensor([0, 0, 0, 1, 1, 2])
     given = Samples([Prompt(str(i), str(i)) for i in range(6)], group, images=torch.zeros(6, 3, 2, 2))
-    score = Scorer({"r": Loaded(Rank(), batch=3)})(given)["r"]
+    score = Scorer({"r": RewardRunner(Rank(), batch=3)})(given)["r"]
     assert score.tolist() == [3, 3, 3, 2, 2, 1] and seen == [[0, 0, 0], [1, 1, 2]]
 
 
@@ -208,11 +210,11 @@ def test_a_reward_that_compares_is_left_out_where_each_sample_is_alone():
         def __call__(self, s):
             raise AssertionError("nothing to compare")
 
-    rewards = {"rank": Loaded(Rank()), "b": Loaded(brightness)}
+    rewards = {"rank": RewardRunner(Rank()), "b": RewardRunner(brightness)}
     assert list(Scorer(rewards)(samples())) == ["b"]
-    found = counted(rewards, Scorer(rewards)(samples()), samples().prompts)
+    found = counted_rewards(rewards, Scorer(rewards)(samples()), samples().prompts)
     assert torch.equal(found.total, brightness(samples()))
-    assert counted({"rank": rewards["rank"]}, {}, samples().prompts).total is None
+    assert counted_rewards({"rank": rewards["rank"]}, {}, samples().prompts).total is None
 
 
 def test_a_late_answer_is_no_score():
@@ -222,13 +224,15 @@ def test_a_late_answer_is_no_score():
         release.wait(30)
         return brightness(s)
 
-    scorer = Scorer({"slow": Loaded(stuck, required=False, time_limit=0.05), "b": Loaded(brightness)}, batch=3)
+    scorer = Scorer(
+        {"slow": RewardRunner(stuck, required=False, time_limit=0.05), "b": RewardRunner(brightness)}, batch=3
+    )
     with pytest.warns(UserWarning, match="no answer within time_limit: 0.05 s"):
         scores = scorer(samples())
     assert scores["slow"].isnan().all() and not scores["b"].isnan().any() and scorer.failures["slow"] == 5
     release.set()
     scorer.rewards["slow"].call(samples())  # the event is set: nothing waits any more
-    patient = Scorer({"slow": Loaded(stuck, time_limit=30.0)}, batch=3)
+    patient = Scorer({"slow": RewardRunner(stuck, time_limit=30.0)}, batch=3)
     assert torch.equal(patient(samples())["slow"], scores["b"])
 
 
@@ -239,7 +243,9 @@ def test_overlapping_rewards_score_while_the_rest_is_drawn():
         begun.set()
         return brightness(s)
 
-    scorer = Scorer({"early": Loaded(noticed, overlap=True), "late": Loaded(lambda s: -brightness(s))}, batch=2)
+    scorer = Scorer(
+        {"early": RewardRunner(noticed, overlap=True), "late": RewardRunner(lambda s: -brightness(s))}, batch=2
+    )
     parts = [given[[0, 1, 2]], given[[3, 4]]]
     scorer.take(parts[0])
     assert begun.wait(30)  # nobody has asked for a score yet
@@ -263,10 +269,10 @@ def test_rewards_with_weights_move_to_their_device_and_back():
             self.places.append(f"called on {s.images.device}")
             return brightness(s)
 
-    Scorer({"h": Loaded(Heavy(), offload=True)}, device="cpu")(samples())
+    Scorer({"h": RewardRunner(Heavy(), offload=True)}, device="cpu")(samples())
     assert Heavy.places == ["cpu", "called on cpu", "cpu"]
     Heavy.places.clear()
-    Scorer({"h": Loaded(Heavy(), device="meta")}, device="cpu")(samples(0))
+    Scorer({"h": RewardRunner(Heavy(), device="meta")}, device="cpu")(samples(0))
     assert Heavy.places == ["meta"]
 
 
@@ -280,7 +286,7 @@ def test_scores_that_are_known_are_not_asked_for_again(tmp_path):
 
     def cached(file="scores.db"):
         cache = ScoreCache("mine", {"weights": str(tmp_path / "weights")}, tmp_path / file)
-        return Scorer({"x": Loaded(slow, cache=cache)})
+        return Scorer({"x": RewardRunner(slow, cache=cache)})
 
     given, scorer = samples(), cached()
     assert scorer(given)["x"].isnan().tolist() == [True] + 4 * [False]

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from flowrl.contracts import Prompt, Rollout, Samples, Score
+from flowrl.contracts import LogProbs, Prompt, Rollout, Samples
 from flowrl.core.departure import divergence
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
-from flowrl.runs.alarm_response import Alarmed, gravest
+from flowrl.runs.alarm_response import Alarmed, most_severe
 from flowrl.watch.alarms import Alarm
 from flowrl.watch.hacking import LIMIT, Mean, Sign, evidence, index
 from flowrl.watch.watchdog import Settings, Watch
@@ -236,8 +236,8 @@ def test_hacking_is_answered_before_other_alarms():
         return Alarm(name, 1, 1, "", "", "", action)
 
     back, stop, hacked = alarm("kl", "rollback"), alarm("replay", "stop"), alarm("hacking", "stop")
-    assert gravest([stop, back]) is back and gravest([back, hacked, stop]) is hacked
-    assert gravest([alarm("hacking", "warn"), stop]) is stop and gravest([alarm("kl", "warn")]) is None
+    assert most_severe([stop, back]) is back and most_severe([back, hacked, stop]) is hacked
+    assert most_severe([alarm("hacking", "warn"), stop]) is stop and most_severe([alarm("kl", "warn")]) is None
 
 
 @pytest.mark.parametrize(
@@ -276,17 +276,20 @@ class Stepping:
         return Rollout(samples, torch.zeros(mask.shape), mask, None)
 
     def reference(self, rollout: Rollout, rows: torch.Tensor) -> None:
-        rollout.reference = rollout.behave
+        rollout.reference = rollout.rollout_logp
 
     def replay(
-        self, rollout: Rollout, rows: torch.Tensor, visit: Callable[[Score], None], *, exact_kl: bool = False
+        self, rollout: Rollout, rows: torch.Tensor, visit: Callable[[LogProbs], None], *, exact_kl: bool = False
     ) -> None:
         assert exact_kl and not torch.is_grad_enabled()
         kl = torch.tensor([float(p.id) for p in rollout.samples.prompts])[:, None].expand(rollout.mask.shape)
         for columns in torch.arange(4).split(3):
             visit(
-                Score(
-                    rows, columns, rollout.behave[:, columns], kl[:, columns].masked_fill(~rollout.mask[:, columns], 9)
+                LogProbs(
+                    rows,
+                    columns,
+                    rollout.rollout_logp[:, columns],
+                    kl[:, columns].masked_fill(~rollout.mask[:, columns], 9),
                 )
             )
 

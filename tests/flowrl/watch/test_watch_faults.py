@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cli_support import quiet
-from flowrl.contracts import Prompt, Rollout, Samples, Score
+from flowrl.contracts import LogProbs, Prompt, Rollout, Samples
 from flowrl.core.advantages import advantage_metrics, advantages
 from flowrl.core.evaluate import evaluate
 from flowrl.core.iterate import Settings, iterate
@@ -53,7 +53,7 @@ class Painter:
         return -0.5 * ((colours - self.mean) / self.log_std.exp()) ** 2 - self.log_std
 
     def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False, **_: bool) -> None:
-        visit(Score(rows, torch.arange(3), self.logp(rollout.replay[rows])))
+        visit(LogProbs(rows, torch.arange(3), self.logp(rollout.replay[rows])))
 
     def reference(self, rollout: Rollout, rows: Tensor) -> None: ...
 
@@ -206,7 +206,7 @@ def test_a_clip_that_never_acts_is_told_and_only_told():
 def test_a_replay_that_is_not_the_rollout():
     class Shifted(Painter):
         def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False, **_: bool) -> None:
-            visit(Score(rows, torch.arange(3), self.logp(rollout.replay[rows]) + 1e-3))
+            visit(LogProbs(rows, torch.arange(3), self.logp(rollout.replay[rows]) + 1e-3))
 
     training = Training(Shifted(), on_alarm="rollback").run(PATIENCE)
     assert [(a.name, a.iteration, a.action) for a in training.alarms] == [("replay", 1, "warn"), ("replay", 3, "stop")]

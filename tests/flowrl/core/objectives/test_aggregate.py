@@ -18,13 +18,13 @@ def ragged(rows: int = 12, width: int = 9) -> Tensor:
 def update(mask: Tensor, parts: list[Tensor], share: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Gradient of a shared parameter and metrics of an update whose rows come in these parts."""
     draw = torch.Generator().manual_seed(0)
-    behave, adv = torch.randn(mask.shape, generator=draw), torch.randn(len(mask), generator=draw)
+    rollout_logp, adv = torch.randn(mask.shape, generator=draw), torch.randn(len(mask), generator=draw)
     feature = torch.randn(*mask.shape, 4, generator=draw)
     parameter = torch.tensor([0.1, -0.2, 0.05, 0.15], requires_grad=True)
     metrics: dict[str, Tensor] = {}
     for rows in parts:
-        logp = behave[rows] + feature[rows] @ parameter
-        loss, part = clipped_loss(logp, behave[rows], adv[rows], clip_low=0.2, clip_high=0.2, mask=mask[rows])
+        logp = rollout_logp[rows] + feature[rows] @ parameter
+        loss, part = clipped_loss(logp, rollout_logp[rows], adv[rows], clip_low=0.2, clip_high=0.2, mask=mask[rows])
         (loss * share[rows]).sum().backward()
         metrics = merge_metrics(metrics, reduce_metrics(part, weights(mask)[rows]))
     assert parameter.grad is not None

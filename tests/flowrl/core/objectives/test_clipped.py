@@ -13,11 +13,11 @@ CLIP = dict(clip_low=0.2, clip_high=0.3)
 
 def batch(rows: int = 6, width: int = 7, spread: float = 0.4) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     draw = torch.Generator().manual_seed(5)
-    behave = torch.randn(rows, width, generator=draw, dtype=torch.float64)
-    logp = (behave + spread * torch.randn(rows, width, generator=draw, dtype=torch.float64)).requires_grad_()
+    rollout_logp = torch.randn(rows, width, generator=draw, dtype=torch.float64)
+    logp = (rollout_logp + spread * torch.randn(rows, width, generator=draw, dtype=torch.float64)).requires_grad_()
     adv = torch.tensor([1.5, -1.0, 0.4, -0.3, 2.0, -2.0], dtype=torch.float64)[:rows]
     mask = torch.rand(rows, width, generator=draw) < 0.8
-    return logp, behave, adv, mask
+    return logp, rollout_logp, adv, mask
 
 
 def gradient(loss: Tensor, logp: Tensor) -> Tensor:
@@ -26,12 +26,12 @@ def gradient(loss: Tensor, logp: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("dual", [None, 1.35])
 def test_equals_the_maximum_it_stands_for(dual: float | None) -> None:
-    logp, behave, adv, _ = batch()
-    a, r = adv[:, None], (logp - behave).exp()
+    logp, rollout_logp, adv, _ = batch()
+    a, r = adv[:, None], (logp - rollout_logp).exp()
     want = torch.maximum(-a * r, -a * r.clamp(0.8, 1.3))
     if dual is not None:
         want = torch.where(a < 0, torch.minimum(want, -a * dual), want)
-    loss, metrics = clipped_loss(logp, behave, adv, dual=dual, **CLIP)
+    loss, metrics = clipped_loss(logp, rollout_logp, adv, dual=dual, **CLIP)
     torch.testing.assert_close(loss, want)
     torch.testing.assert_close(gradient(loss, logp), gradient(want, logp))
     assert metrics["clip_frac"].any() and (dual is None or metrics["dual_frac"].any())
@@ -40,9 +40,9 @@ def test_equals_the_maximum_it_stands_for(dual: float | None) -> None:
 @pytest.mark.parametrize("level", LEVELS)
 def test_at_ratio_one_the_gradient_is_the_policy_gradient(level: str) -> None:
     """Nothing is clipped, and the gradient of the row is -A on each decision, up to the level's own weights."""
-    _, behave, adv, _ = batch()
-    logp = behave.clone().requires_grad_()
-    loss, metrics = clipped_loss(logp, behave, adv, level=level, clip_low=1e-6, clip_high=1e-6, dual=3.0)
+    _, rollout_logp, adv, _ = batch()
+    logp = rollout_logp.clone().requires_grad_()
+    loss, metrics = clipped_loss(logp, rollout_logp, adv, level=level, clip_low=1e-6, clip_high=1e-6, dual=3.0)
     torch.testing.assert_close(loss, -adv[:, None].expand_as(loss))
     # A row-wide ratio appears in each of the 7 losses; a mean of 7 undoes it, a sum does not.
     factor = 7.0 if level == "seq_sum" else 1.0
@@ -53,8 +53,8 @@ def test_at_ratio_one_the_gradient_is_the_policy_gradient(level: str) -> None:
 
 
 def test_gradient_is_zero_exactly_where_clipped() -> None:
-    logp, behave, adv, _ = batch()
-    loss, metrics = clipped_loss(logp, behave, adv, dual=1.35, **CLIP)
+    logp, rollout_logp, adv, _ = batch()
+    loss, metrics = clipped_loss(logp, rollout_logp, adv, dual=1.35, **CLIP)
     stopped = (metrics["clip_frac"] + metrics["dual_frac"]).bool()
     grad = gradient(loss, logp)
     assert stopped.any() and not stopped.all()
@@ -96,28 +96,30 @@ def test_latent_clips_are_decided_exactly_in_float32(clip: float) -> None:
 
 def test_float64_log_probs_keep_float64() -> None:
     """Log-probs near 1 with a clip of 1e-6: float32 cannot hold the difference, float64 does."""
-    behave = torch.tensor([[1.3]], dtype=torch.float64)
-    loss, metrics = clipped_loss(behave + 1.01e-6, behave, torch.ones(1), clip_low=1e-6, clip_high=1e-6)
+    rollout_logp = torch.tensor([[1.3]], dtype=torch.float64)
+    loss, metrics = clipped_loss(rollout_logp + 1.01e-6, rollout_logp, torch.ones(1), clip_low=1e-6, clip_high=1e-6)
     assert loss.dtype == torch.float64
     torch.testing.assert_close(loss, torch.tensor([[-1.000001]], dtype=torch.float64), rtol=0, atol=1e-12)
     assert metrics["clip_frac"].all()
-    assert clipped_loss(behave.bfloat16(), behave.bfloat16(), torch.ones(1), **CLIP)[0].dtype == torch.float32
+    assert (
+        clipped_loss(rollout_logp.bfloat16(), rollout_logp.bfloat16(), torch.ones(1), **CLIP)[0].dtype == torch.float32
+    )
 
 
 def test_levels_against_their_definitions() -> None:
-    logp, behave, adv, mask = batch(spread=0.1)
-    d = (logp - behave) * mask
+    logp, rollout_logp, adv, mask = batch(spread=0.1)
+    d = (logp - rollout_logp) * mask
     mean, total = d.sum(1, keepdim=True) / mask.sum(1, keepdim=True), d.sum(1, keepdim=True)
     wide = dict(clip_low=1.0, clip_high=1e9)  # the ratio alone
     for level, exponent in (("token", d), ("seq_mean", mean), ("seq_sum", total), ("seq_token", mean)):
-        loss, metrics = clipped_loss(logp, behave, adv, level=level, mask=mask, **wide)
+        loss, metrics = clipped_loss(logp, rollout_logp, adv, level=level, mask=mask, **wide)
         torch.testing.assert_close(loss, -adv[:, None] * exponent.exp() * mask)
         torch.testing.assert_close(metrics["abs_log_ratio_max"], (exponent * mask).abs().max().detach())
 
 
 def test_seq_token_and_seq_mean_agree_after_a_mean_over_the_row() -> None:
-    logp, behave, adv, mask = batch(spread=0.1)
-    calls = [clipped_loss(logp, behave, adv, level=v, mask=mask, **CLIP)[0] for v in ("seq_mean", "seq_token")]
+    logp, rollout_logp, adv, mask = batch(spread=0.1)
+    calls = [clipped_loss(logp, rollout_logp, adv, level=v, mask=mask, **CLIP)[0] for v in ("seq_mean", "seq_token")]
     share = mask / mask.sum(1, keepdim=True)
     torch.testing.assert_close(calls[0], calls[1])
     torch.testing.assert_close(gradient(calls[0] * share, logp), gradient(calls[1] * share, logp))
@@ -125,13 +127,13 @@ def test_seq_token_and_seq_mean_agree_after_a_mean_over_the_row() -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_padding_does_not_leak(level: str) -> None:
-    logp, behave, adv, mask = batch()
+    logp, rollout_logp, adv, mask = batch()
     mask[2] = False
     options = dict(level=level, mask=mask, dual=3.0, **CLIP)
-    clean, metrics = clipped_loss(logp, behave, adv, **options)
+    clean, metrics = clipped_loss(logp, rollout_logp, adv, **options)
     dirty = logp.detach().masked_fill(~mask, math.nan).requires_grad_()
     per_decision = adv[:, None].expand_as(logp).masked_fill(~mask, math.nan)
-    loss, seen = clipped_loss(dirty, behave.masked_fill(~mask, math.inf), per_decision, **options)
+    loss, seen = clipped_loss(dirty, rollout_logp.masked_fill(~mask, math.inf), per_decision, **options)
     assert torch.equal(loss, clean) and not loss[~mask].any()
     torch.testing.assert_close(gradient(loss, dirty), gradient(clean, logp))
     for name, value in metrics.items():
@@ -155,26 +157,26 @@ def test_the_log_ratio_limit_bounds_value_and_gradient() -> None:
 
 
 def test_only_the_current_log_prob_is_differentiated() -> None:
-    logp, behave, adv, _ = batch()
-    behave.requires_grad_(), adv.requires_grad_()
-    loss, _ = clipped_loss(logp, behave, adv, **CLIP)
-    assert torch.autograd.grad(loss.sum(), (behave, adv), allow_unused=True) == (None, None)
+    logp, rollout_logp, adv, _ = batch()
+    rollout_logp.requires_grad_(), adv.requires_grad_()
+    loss, _ = clipped_loss(logp, rollout_logp, adv, **CLIP)
+    assert torch.autograd.grad(loss.sum(), (rollout_logp, adv), allow_unused=True) == (None, None)
 
 
 def test_advantages_may_differ_per_decision() -> None:
-    logp, behave, adv, _ = batch()
-    rows, _ = clipped_loss(logp, behave, adv, **CLIP)
-    decisions, _ = clipped_loss(logp, behave, adv[:, None].expand_as(logp), **CLIP)
+    logp, rollout_logp, adv, _ = batch()
+    rows, _ = clipped_loss(logp, rollout_logp, adv, **CLIP)
+    decisions, _ = clipped_loss(logp, rollout_logp, adv[:, None].expand_as(logp), **CLIP)
     assert torch.equal(rows, decisions)
 
 
 def test_approx_kl_is_the_divergence_of_the_behaviour_from_the_policy() -> None:
-    behave = torch.tensor([1.0, 0.2, -0.3], dtype=torch.float64).log_softmax(0)
+    rollout_logp = torch.tensor([1.0, 0.2, -0.3], dtype=torch.float64).log_softmax(0)
     logp = torch.tensor([0.3, 0.4, -0.8], dtype=torch.float64).log_softmax(0)
-    _, metrics = clipped_loss(logp[None], behave[None], torch.ones(1), **CLIP)
-    kl = (behave.exp() * (behave - logp)).sum()
-    torch.testing.assert_close((behave.exp() * metrics["approx_kl"]).sum(), kl)
-    torch.testing.assert_close((behave.exp() * -metrics["log_ratio"]).sum(), kl)
+    _, metrics = clipped_loss(logp[None], rollout_logp[None], torch.ones(1), **CLIP)
+    kl = (rollout_logp.exp() * (rollout_logp - logp)).sum()
+    torch.testing.assert_close((rollout_logp.exp() * metrics["approx_kl"]).sum(), kl)
+    torch.testing.assert_close((rollout_logp.exp() * -metrics["log_ratio"]).sum(), kl)
 
 
 def test_errors() -> None:

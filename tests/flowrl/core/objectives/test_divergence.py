@@ -69,13 +69,13 @@ def test_estimators_average_to_the_divergence() -> None:
 
 
 def test_old_decisions_are_corrected() -> None:
-    """Decisions of an older policy, weighted by exp(logp - behave), average to the divergence of the current one."""
+    """Decisions of an older policy, weighted by exp(logp - rollout_logp), average to the current one's divergence."""
     logits = torch.tensor([0.3, -0.4, 0.8], dtype=torch.float64, requires_grad=True)
     logp = logits.log_softmax(0)
     ref = torch.tensor([-0.2, 0.5, 0.1], dtype=torch.float64).log_softmax(0)
-    behave = torch.tensor([1.0, 0.2, -0.3], dtype=torch.float64).log_softmax(0)
+    rollout_logp = torch.tensor([1.0, 0.2, -0.3], dtype=torch.float64).log_softmax(0)
     kl = (logp.exp() * (logp - ref)).sum()
-    term = (behave.exp() * penalty("k3", logp, ref, behave=behave)).sum()
+    term = (rollout_logp.exp() * penalty("k3", logp, ref, rollout_logp=rollout_logp)).sum()
     torch.testing.assert_close(term, kl)
     grads = [torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (term, kl)]
     torch.testing.assert_close(grads[0], grads[1])
@@ -86,7 +86,9 @@ def test_padding_does_not_leak(kind: str) -> None:
     mask = torch.tensor([[True, True, False]])
     logp = torch.tensor([[-1.0, -2.0, math.nan]], requires_grad=True)
     ref, kl = torch.tensor([[-1.1, -1.8, math.inf]]), logp.square()
-    term = penalty(kind, logp, ref, kl=kl, dt=torch.tensor([[-0.1, -0.2, math.nan]]), behave=logp.detach(), mask=mask)
+    term = penalty(
+        kind, logp, ref, kl=kl, dt=torch.tensor([[-0.1, -0.2, math.nan]]), rollout_logp=logp.detach(), mask=mask
+    )
     assert term[0, 2] == 0
     if kind not in GIVEN:  # a kl that is NaN at padding has a NaN gradient of its own
         (grad,) = torch.autograd.grad(term.sum(), logp)
@@ -150,4 +152,4 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="needs kl"):
         penalty("exact", x, x)
     with pytest.raises(ValueError, match="behave is given without logp"):
-        penalty("exact", kl=x, behave=x)
+        penalty("exact", kl=x, rollout_logp=x)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 import golden
-from flowrl.contracts import Rollout, Samples, Score
-from flowrl.core.backward import StepLoss, emphasised
+from flowrl.contracts import LogProbs, Rollout, Samples
+from flowrl.core.backward import StepLoss, with_step_weights
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.grpo import ClippedObjective
-from flowrl.core.objectives.step_weights import emphasis
+from flowrl.core.objectives.step_weights import step_weights
 from samplers.gaussian import Gaussian
 from samplers.transitions import flow_sde
 
@@ -23,17 +23,21 @@ ELSEWHERE = {"tempflow_branching", "tempflow_per_step_advantages"}
 
 
 def update(
-    objective: ClippedObjective, x: dict[str, Tensor], traits: dict[str, Tensor], centred: Tensor | None, limit: float
+    objective: ClippedObjective,
+    x: dict[str, Tensor],
+    step_stats: dict[str, Tensor],
+    centred: Tensor | None,
+    limit: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of an update on B decisions of one step each, and the metrics [B, 1] of its decisions."""
-    rows, behave = torch.arange(len(x["log_prob"])), x["old_log_prob"][:, None]
-    mask = torch.ones_like(behave, dtype=torch.bool)
-    rollout = Rollout(Samples([], rows, texts=[]), behave, mask, None, traits=traits)
-    adv = emphasised(x["advantages"].clamp(-limit, limit), objective, rollout, rows)
-    score = Score(rows, torch.arange(1), x["log_prob"][:, None], centred=centred)
+    rows, rollout_logp = torch.arange(len(x["log_prob"])), x["old_log_prob"][:, None]
+    mask = torch.ones_like(rollout_logp, dtype=torch.bool)
+    rollout = Rollout(Samples([], rows, texts=[]), rollout_logp, mask, None, step_stats=step_stats)
+    adv = with_step_weights(x["advantages"].clamp(-limit, limit), objective, rollout, rows)
+    score = LogProbs(rows, torch.arange(1), x["log_prob"][:, None], centred=centred)
     loss = StepLoss(rollout, adv, objective, objective.weights(mask), weights(mask))
     value = loss(score)
-    options = dict(behave=behave, adv=x["advantages"], mask=mask, reference=None, traits=traits)
+    options = dict(rollout_logp=rollout_logp, adv=x["advantages"], mask=mask, reference=None, step_stats=step_stats)
     return value, objective(score, **options)[1]
 
 
@@ -60,8 +64,8 @@ def guard(case: Case) -> None:
         centred = centred + drift.mean() - drift
     clip, weight = params["clip_range"], "none" if scheme == "grpo_guard_flow_factory" else "inverse_dt"
     objective = ClippedObjective(clip, clip, ratio="centred", weight=weight)
-    traits = {"std": std, "dt": -x["sqrt_dt"].square()[:, None]}
-    loss, metrics = update(objective, x, traits, centred, params["adv_clip_max"])
+    step_stats = {"std": std, "dt": -x["sqrt_dt"].square()[:, None]}
+    loss, metrics = update(objective, x, step_stats, centred, params["adv_clip_max"])
     got = {"loss": loss, "ratio": metrics["ratio"][:, 0]}
     if "ratio_mean" in case["outputs"]:
         got["ratio_mean"] = metrics["ratio"].mean()
@@ -75,7 +79,7 @@ def noise_weights(case: Case) -> None:
     levels = [(float(s), float(n)) for s, n in zip(sigmas[:-1], sigmas[1:], strict=True)]
     steps = [flow_sde(zero, zero, s, n, noise=params["noise_level"], s_cap=float(sigmas[1])) for s, n in levels]
     std = torch.stack([torch.as_tensor(g.std).double().flatten()[0] for g in steps[: params["num_trained_steps"]]])
-    factor = emphasis("noise", torch.ones(2, len(std), dtype=torch.bool), {"std": std.repeat(2, 1)})
+    factor = step_weights("noise", torch.ones(2, len(std), dtype=torch.bool), {"std": std.repeat(2, 1)})
     assert factor is not None
     constant = float(factor[1, 0] / std[0])
     published = params["published_constant"]

@@ -63,7 +63,7 @@ def test_every_token_is_the_one_a_lone_sequence_would_draw(made, plan):
         uniform = token_uniforms([Key(4, prompt.id, index)], 12)[0, :number]
         assert torch.equal(draw(logits, uniform, plan), tokens)
         logp = (logits / plan.temperature).log_softmax(-1)[torch.arange(number), tokens]
-        torch.testing.assert_close(rollout.behave[row, :number], logp, atol=1e-5, rtol=0)
+        torch.testing.assert_close(rollout.rollout_logp[row, :number], logp, atol=1e-5, rtol=0)
         assert rollout.mask[row].tolist() == [k < number for k in range(rollout.mask.shape[1])]
         ends = [t in subject.stop for t in tokens.tolist()]
         assert not any(ends[:-1]) and (ends[-1] or number == 12)
@@ -80,8 +80,8 @@ def test_entropies_are_those_of_the_distribution_before_the_cut(plan):
     network = model()
     subject, plain = policy(network, keep_entropy=True, max_rows=4), policy(network)
     rollout, other = (p.rollout(PROMPTS, group_size=3, plan=plan, seed=4) for p in (subject, plain))
-    assert other.traits == {} and torch.equal(rollout.replay.tokens, other.replay.tokens)
-    found = rollout.traits["entropy"]
+    assert other.step_stats == {} and torch.equal(rollout.replay.tokens, other.replay.tokens)
+    found = rollout.step_stats["entropy"]
     assert found.shape == rollout.mask.shape and (found[~rollout.mask] == 0).all()
     for row in ROWS:
         tokens = rollout.replay.tokens[row, : int(rollout.mask[row].sum())]
@@ -96,8 +96,8 @@ def test_a_replay_is_its_rollout_however_it_is_cut(made):
     rollout = subject.rollout(PROMPTS, group_size=3, plan=replace(PLAN, temperature=0.8), seed=0)
     for parts in ([ROWS], [[r] for r in ROWS], [[8, 0, 4], [1, 2, 3, 5, 6, 7]]):
         score = replayed(subject, rollout, parts)
-        assert score.columns.tolist() == list(range(rollout.behave.shape[1]))
-        gap = (score.logp - rollout.behave).abs()[rollout.mask]
+        assert score.columns.tolist() == list(range(rollout.rollout_logp.shape[1]))
+        gap = (score.logp - rollout.rollout_logp).abs()[rollout.mask]
         assert gap.max() < 1e-5
 
 
@@ -106,7 +106,7 @@ def test_the_cut_of_a_rollout_changes_nothing(max_rows):
     whole = policy().rollout(PROMPTS, group_size=3, plan=PLAN, seed=0)
     parts = policy(max_rows=max_rows).rollout(PROMPTS, group_size=3, plan=PLAN, seed=0)
     assert torch.equal(whole.replay.tokens, parts.replay.tokens) and torch.equal(whole.mask, parts.mask)
-    torch.testing.assert_close(whole.behave, parts.behave, atol=1e-5, rtol=0)
+    torch.testing.assert_close(whole.rollout_logp, parts.rollout_logp, atol=1e-5, rtol=0)
     assert whole.samples.texts == parts.samples.texts
 
 
@@ -180,7 +180,7 @@ def test_the_reference_is_the_model_without_its_adapters():
         subject.reference(rollout, part)
     bare, mask = replayed(policy(), rollout, [ROWS]), rollout.mask
     torch.testing.assert_close(rollout.reference[mask], bare.logp[mask], atol=1e-5, rtol=0)
-    assert (rollout.reference - rollout.behave).abs()[rollout.mask].max() > 0.1
+    assert (rollout.reference - rollout.rollout_logp).abs()[rollout.mask].max() > 0.1
     assert all(p.requires_grad for p in subject.trainable()) and list(subject.trainable())
 
 
@@ -213,7 +213,7 @@ def test_adapters_load_through_peft_and_come_back(tmp_path: Path):
     assert set(read) == set(get_peft_model_state_dict(subject.model))
     again = with_lora()
     adapters.restore(again.source, again.modules, tmp_path)
-    assert torch.equal(again.rollout(PROMPTS, group_size=2, plan=PLAN, seed=0).behave, rollout.behave)
+    assert torch.equal(again.rollout(PROMPTS, group_size=2, plan=PLAN, seed=0).rollout_logp, rollout.rollout_logp)
 
 
 def test_full_weights_are_a_transformers_folder_and_come_back(tmp_path: Path):
@@ -228,7 +228,9 @@ def test_full_weights_are_a_transformers_folder_and_come_back(tmp_path: Path):
     adapters.restore(restored.source, restored.modules, tmp_path)
     for other in (loaded, restored):
         found = other.rollout(PROMPTS, plan=PLAN, seed=0)
-        assert found.samples.texts == rollout.samples.texts and torch.allclose(found.behave, rollout.behave, atol=1e-5)
+        assert found.samples.texts == rollout.samples.texts and torch.allclose(
+            found.rollout_logp, rollout.rollout_logp, atol=1e-5
+        )
 
 
 def test_recomputed_activations_give_the_same_gradient():
@@ -325,7 +327,7 @@ def test_half_precision_is_accepted_by_its_mean_gap():
     subject = policy(model().bfloat16())
     subject.prepare(Prompt("x", "12+34"), PLAN)
     rollout = subject.rollout(PROMPTS, group_size=2, plan=PLAN, seed=0)
-    assert rollout.behave.dtype == torch.float32 and rollout.behave[rollout.mask].isfinite().all()
+    assert rollout.rollout_logp.dtype == torch.float32 and rollout.rollout_logp[rollout.mask].isfinite().all()
 
 
 def test_a_cut_is_scored_uncut():
@@ -337,4 +339,4 @@ def test_a_cut_is_scored_uncut():
     tokens = rollout.replay.tokens[0, :number]
     logits = alone(network, rollout.replay.prompts[0], tokens.tolist())
     inside = cut(logits, 2, 1.0).log_softmax(-1)[torch.arange(number), tokens]
-    assert (rollout.behave[0, :number] < inside - 1e-3).any()
+    assert (rollout.rollout_logp[0, :number] < inside - 1e-3).any()

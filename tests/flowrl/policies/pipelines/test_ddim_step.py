@@ -19,7 +19,7 @@ from torch import Tensor
 
 import golden
 from families.noise import SHIPPED, STABLE
-from flowrl.contracts import Score
+from flowrl.contracts import LogProbs
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.ddim_step import amplitudes, ddim_of, predicts_noise
@@ -133,12 +133,14 @@ def test_without_noise_its_steps_are_ddims_and_with_noise_too(prediction: str, o
         for t, (step, gaussian) in zip(reference.timesteps.tolist(), walk.seen, strict=True):
             variance = float(reference._get_variance(t, t - 1000 // steps))
             assert float(gaussian.std) == pytest.approx(eta * variance**0.5, rel=1e-3, abs=1e-7)
-            assert gap(step.twin.step(), reference.step(*twin_arguments(step), return_dict=False)[0]) == 0
-            assert step.twin.is_comparable
+            assert (
+                gap(step.scheduler_reference.step(), reference.step(*twin_arguments(step), return_dict=False)[0]) == 0
+            )
+            assert step.scheduler_reference.is_comparable
 
 
 def twin_arguments(step: Step) -> tuple:
-    return step.twin._args[:3]
+    return step.scheduler_reference._args[:3]
 
 
 def test_the_velocity_is_noise_less_image() -> None:
@@ -258,7 +260,7 @@ def test_the_noise_of_a_policy_is_eta(name: str) -> None:
     distance = {eta: float((pictures(r) - quiet).abs().mean()) for eta, r in rollouts.items()}
     assert 1e-3 < distance[0.2] < distance[1.0]
     for eta, rollout in rollouts.items():
-        assert torch.equal(scores(policies[eta], rollout), rollout.behave)
+        assert torch.equal(scores(policies[eta], rollout), rollout.rollout_logp)
 
 
 def test_the_last_step_can_be_trained_where_it_does_not_end_at_the_image() -> None:
@@ -269,7 +271,7 @@ def test_the_last_step_can_be_trained_where_it_does_not_end_at_the_image() -> No
         policy.prepare(PROMPTS[0], plan)
         rollout = policy.rollout(PROMPTS, plan=plan, seed=SEED)
         assert rollout.mask.all() == drawn and rollout.mask.any() == drawn
-        assert torch.equal(scores(policy, rollout), rollout.behave)
+        assert torch.equal(scores(policy, rollout), rollout.rollout_logp)
 
 
 def test_the_divergence_from_the_reference_begins_at_zero() -> None:
@@ -279,7 +281,7 @@ def test_the_divergence_from_the_reference_begins_at_zero() -> None:
     rows = torch.arange(len(PROMPTS))
     found: list[Tensor] = []
 
-    def visit(score: Score) -> None:
+    def visit(score: LogProbs) -> None:
         assert score.kl is not None
         found.append(score.kl.detach())
 

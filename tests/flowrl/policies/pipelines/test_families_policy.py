@@ -12,9 +12,9 @@ from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
 import families
-from flowrl.contracts import Prompt, Rollout, Score
+from flowrl.contracts import LogProbs, Prompt, Rollout
 from flowrl.policies.pipelines.ddim_step import ddim_of, predicts_noise
-from flowrl.policies.pipelines.trajectory import Tape
+from flowrl.policies.pipelines.trajectory import Trajectory
 from policies_support import (
     ODE,
     PROMPTS,
@@ -85,7 +85,7 @@ def test_without_noise_it_is_the_untouched_pipeline(case: Case, monkeypatch: pyt
     expected = untouched(case.policy, case.prompts)
     rollout = case.policy.rollout(case.prompts, plan=ODE, seed=SEED)
     found = pictures(rollout)
-    assert rollout.behave.shape == (len(case.prompts), 0)
+    assert rollout.rollout_logp.shape == (len(case.prompts), 0)
     assert gap(found, expected) <= (1e-4 if multistep else 1e-5)
     assert float(found.std()) > 1e-2  # a picture that is all black or white would hide a difference
     # the comparison sees noise, and sees the weights
@@ -97,16 +97,16 @@ def test_without_noise_it_is_the_untouched_pipeline(case: Case, monkeypatch: pyt
 @every_family
 def test_a_replay_is_the_rollout(case: Case) -> None:
     rollout = case.rollout
-    assert rollout.behave.shape == (len(case.prompts), 3)
+    assert rollout.rollout_logp.shape == (len(case.prompts), 3)
     assert rollout.mask.all()
-    assert torch.isfinite(rollout.behave).all()
+    assert torch.isfinite(rollout.rollout_logp).all()
     # to the bit in the layout in memory that was sampled; tapes of several calls are joined into one
     accepted = 0 if case.policy.sharing.rows == "any" else 1e-6
-    assert gap(scores(case.policy, rollout), rollout.behave) <= accepted
+    assert gap(scores(case.policy, rollout), rollout.rollout_logp) <= accepted
     with scaled(case.policy.modules, 1.05):
-        changed = (scores(case.policy, rollout) - rollout.behave).abs().amin(1)
+        changed = (scores(case.policy, rollout) - rollout.rollout_logp).abs().amin(1)
     assert changed.min() > 1e-7, "other weights must give other log-probs"
-    assert gap(scores(case.policy, rollout), rollout.behave) <= accepted
+    assert gap(scores(case.policy, rollout), rollout.rollout_logp) <= accepted
 
 
 @every_family
@@ -114,7 +114,7 @@ def test_gradient_reaches_the_denoisers_of_each_trained_step(case: Case) -> None
     policy, rollout = case.policy, case.rollout
     reached: dict[int, set[str]] = {}
 
-    def visit(score: Score) -> None:
+    def visit(score: LogProbs) -> None:
         weights = {n: [p for p in m.parameters() if p.requires_grad] for n, m in policy.modules.items()}
         flat = [p for ps in weights.values() for p in ps]
         grads = iter(torch.autograd.grad(score.logp.sum(), flat, allow_unused=True))
@@ -134,9 +134,9 @@ def test_rows_are_replayed_alone_and_in_any_order(case: Case) -> None:
     # guided noise is divided by a, 0.07 at the first step, so that other batch shapes round the state more
     accepted = 1e-5 if case.policy.family.base == "ddim" else 1e-6
     for rows in ([0], [1], [1, 0])[: 3 if len(case.prompts) > 1 else 1]:
-        assert gap(scores(case.policy, rollout, rows), rollout.behave[rows]) <= accepted
+        assert gap(scores(case.policy, rollout, rows), rollout.rollout_logp[rows]) <= accepted
     if len(case.prompts) > 1:
-        assert gap(scores(case.policy, rollout, [1]), rollout.behave[[0]]) > 1e-6
+        assert gap(scores(case.policy, rollout, [1]), rollout.rollout_logp[[0]]) > 1e-6
 
 
 def test_rows_share_calls_where_neither_padding_nor_the_pipeline_stands_against_it() -> None:
@@ -157,14 +157,14 @@ def test_a_group_shares_its_start(case: Case, monkeypatch: pytest.MonkeyPatch) -
     plan = Plan(STEPS, (1, 2), (1, 2), share_noise=True)
     policy.prepare(case.prompts[0], plan)
     fanned = policy.rollout(case.prompts, group_size=2, plan=plan, seed=SEED)
-    assert gap(scores(policy, fanned), fanned.behave) <= (0 if policy.sharing.rows == "any" else 1e-6)
-    assert gap(scores(policy, fanned, [3, 0]), fanned.behave[[3, 0]]) <= 1e-6
+    assert gap(scores(policy, fanned), fanned.rollout_logp) <= (0 if policy.sharing.rows == "any" else 1e-6)
+    assert gap(scores(policy, fanned, [3, 0]), fanned.rollout_logp[[3, 0]]) <= 1e-6
 
     monkeypatch.setattr(policy.keeper, "skip", False)  # as where denoisers leave something behind
     again = policy.rollout(case.prompts, group_size=2, plan=plan, seed=SEED)
-    assert gap(scores(policy, again), again.behave) <= 1e-6
+    assert gap(scores(policy, again), again.rollout_logp) <= 1e-6
     apart = policy.rollout(case.prompts, group_size=2, plan=Plan(STEPS, (0, 1, 2), (1, 2)), seed=SEED)
-    assert gap(again.behave, fanned.behave) <= 1e-5
+    assert gap(again.rollout_logp, fanned.rollout_logp) <= 1e-5
     for step, streams in fanned.replay.drawn.items():
         for stream, drawn in streams.items():
             assert gap(drawn, again.replay.drawn[step][stream]) <= 1e-4
@@ -175,24 +175,24 @@ def test_a_group_shares_its_start(case: Case, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("case", OVERWRITING, indirect=True)
 def test_what_the_pipeline_overwrites_is_not_scored(case: Case) -> None:
-    rollout, tape = case.rollout, case.rollout.replay
-    assert {step: list(streams) for step, streams in tape.keep.items()} == {0: [0], 1: [0], 2: [0]}
+    rollout, trajectory = case.rollout, case.rollout.replay
+    assert {step: list(streams) for step, streams in trajectory.keep.items()} == {0: [0], 1: [0], 2: [0]}
     for step in SDE.trained:
-        kept = tape.keep[step][0].expand_as(tape.drawn[step][0])
+        kept = trajectory.keep[step][0].expand_as(trajectory.drawn[step][0])
         assert 0.4 <= float(kept.float().mean()) <= 0.6
-        assert torch.equal(with_drawn(case, tape, step, ~kept), rollout.behave)
-        changed = with_drawn(case, tape, step, kept)
-        assert gap(changed[:, step], rollout.behave[:, step]) > 1e-3
+        assert torch.equal(with_drawn(case, trajectory, step, ~kept), rollout.rollout_logp)
+        changed = with_drawn(case, trajectory, step, kept)
+        assert gap(changed[:, step], rollout.rollout_logp[:, step]) > 1e-3
 
 
-def with_drawn(case: Case, tape: Tape, step: int, where: Tensor) -> Tensor:
+def with_drawn(case: Case, trajectory: Trajectory, step: int, where: Tensor) -> Tensor:
     """The scores of the rollout as if it had drawn other values at some elements of a step."""
-    drawn = tape.drawn[step][0]
-    tape.drawn[step][0] = drawn + where.float()
+    drawn = trajectory.drawn[step][0]
+    trajectory.drawn[step][0] = drawn + where.float()
     try:
         return scores(case.policy, case.rollout)
     finally:
-        tape.drawn[step][0] = drawn
+        trajectory.drawn[step][0] = drawn
 
 
 @pytest.mark.parametrize("case", sorted(set(families.NAMES) - set(OVERWRITING)), indirect=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from families.base import image_for
-from flowrl.contracts import Rollout, Score
+from flowrl.contracts import LogProbs, Rollout
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines import guidance
@@ -62,9 +62,9 @@ def rolled(policy: FamilyPolicy) -> Rollout:
 
 def replayed(policy: PipelinePolicy, rollout: Rollout, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
     """(log-probs [r, K], the gradient of a sum of them whose terms count differently) of some rows."""
-    found = torch.zeros(len(rollout.behave), 3)
+    found = torch.zeros(len(rollout.rollout_logp), 3)
 
-    def visit(score: Score) -> None:
+    def visit(score: LogProbs) -> None:
         found[score.rows[:, None], score.columns[None]] = score.logp.detach()
         weight = (1.0 + score.rows[:, None]) * (2.0 + score.columns[None])
         (weight * score.logp).sum().backward()
@@ -95,7 +95,10 @@ def test_the_gradient_is_that_of_a_guidance_detached_by_hand(name: str) -> None:
     policy, plain = made(name, "conditional"), made(name)
     rollout, other = rolled(policy), rolled(plain)
     rounding = 0.0 if HAND_MADE[name] is second_call else 2e-6  # a call that is divided has another batch size
-    assert gap(rollout.behave, other.behave) <= rounding and gap(pictures(rollout), pictures(other)) <= 10 * rounding
+    assert (
+        gap(rollout.rollout_logp, other.rollout_logp) <= rounding
+        and gap(pictures(rollout), pictures(other)) <= 10 * rounding
+    )
     whole = replayed(plain, other, range(4))
     by_hand(plain, HAND_MADE[name])
     for rows in (range(4), [2], [3, 0]):
@@ -104,7 +107,7 @@ def test_the_gradient_is_that_of_a_guidance_detached_by_hand(name: str) -> None:
         assert gap(logp, expected) <= rounding
         assert float((grad - wanted).norm()) <= 1e-5 * float(wanted.norm())
     logp, grad = replayed(policy, rollout, range(4))
-    assert gap(logp, whole[0]) <= rounding and torch.equal(logp, rollout.behave)  # a replay is its rollout
+    assert gap(logp, whole[0]) <= rounding and torch.equal(logp, rollout.rollout_logp)  # a replay is its rollout
     assert torch.nn.functional.cosine_similarity(grad, whole[1], dim=0) < 0.99  # both halves say something else
 
 

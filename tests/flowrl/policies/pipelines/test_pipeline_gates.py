@@ -49,16 +49,16 @@ def keeper() -> GateKeeper:
     return GateKeeper(Session())
 
 
-def run(keeper: GateKeeper, walk: FakeWalk, gate: Any, steps: int, *, recording: bool = False) -> list[Any]:
+def run(keeper: GateKeeper, walk: FakeWalk, gate: Any, steps: int, *, rollout_walk: bool = False) -> list[Any]:
     """A loop of denoiser calls and steps."""
     keeper.session.begin(walk)
     keeper.begin()
-    keeper.recording = recording
+    keeper.rollout_walk = rollout_walk
     outputs = []
     for _ in range(steps):
         outputs.append(gate(torch.ones(walk.rows, 3)))
         keeper.session.arrive()
-    keeper.recording, keeper.session.walk = False, None
+    keeper.rollout_walk, keeper.session.walk = False, None
     return outputs
 
 
@@ -66,7 +66,7 @@ def probed(keeper: GateKeeper, steps: int = 3) -> tuple[Doubling, Gate]:
     """A module whose calls the keeper has seen."""
     module = Doubling()
     gate = Gate(module, "transformer", keeper.call)
-    run(keeper, FakeWalk(1), gate, steps, recording=True)
+    run(keeper, FakeWalk(1), gate, steps, rollout_walk=True)
     keeper.denoisers = {"transformer"}
     module.calls = 0
     return module, gate

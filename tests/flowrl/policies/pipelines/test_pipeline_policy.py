@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxPi
 from torch import Tensor
 
 import families
-from flowrl.contracts import Prompt, Score
+from flowrl.contracts import LogProbs, Prompt
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.dynamics import Dynamics
@@ -46,13 +46,13 @@ def test_a_sample_does_not_depend_on_its_company(policy: FamilyPolicy) -> None:
     whole = policy.rollout(PROMPTS, group_size=3, plan=SDE, seed=SEED)
     assert [p.id for p in whole.samples.prompts] == ["cat"] * 3 + ["dogs"] * 3
     assert whole.samples.group.tolist() == [0, 0, 0, 1, 1, 1]
-    assert len({tuple(row.tolist()) for row in whole.behave}) == 6
+    assert len({tuple(row.tolist()) for row in whole.rollout_logp}) == 6
 
     swapped = policy.rollout(PROMPTS[::-1], group_size=3, plan=SDE, seed=SEED)
     assert gap(pictures(swapped).roll(3, 0), pictures(whole)) <= 1e-5
     alone = policy.rollout(PROMPTS[1:], group_size=1, plan=SDE, seed=SEED, first=2)
     assert gap(pictures(alone)[0], pictures(whole)[5]) <= 1e-5
-    assert gap(alone.behave[0], whole.behave[5]) <= 1e-5
+    assert gap(alone.rollout_logp[0], whole.rollout_logp[5]) <= 1e-5
     other = policy.rollout(PROMPTS, group_size=3, plan=SDE, seed=SEED + 1)
     assert gap(pictures(other), pictures(whole)) > 1e-3
 
@@ -101,7 +101,7 @@ def test_the_reference_is_the_untouched_model(name: str, share_noise: bool) -> N
     start = policy.rollout(PROMPTS, group_size=2, plan=plan, seed=SEED)
     rows = torch.arange(4)
     policy.reference(start, rows)
-    assert torch.equal(start.reference, start.behave)  # type: ignore[arg-type]
+    assert torch.equal(start.reference, start.rollout_logp)  # type: ignore[arg-type]
     assert divergences(policy, start) == [0.0] * 8
 
     shake(policy.modules)
@@ -112,20 +112,20 @@ def test_the_reference_is_the_untouched_model(name: str, share_noise: bool) -> N
     untrained.prepare(PROMPTS[0], plan)
     assert moved.reference is not None
     assert gap(scores(untrained, moved), moved.reference) <= 1e-5
-    assert gap(moved.behave, moved.reference) > 1e-4
+    assert gap(moved.rollout_logp, moved.reference) > 1e-4
     assert all(value > 0 for value in divergences(policy, moved))
-    assert torch.equal(scores(policy, moved), moved.behave), "the adapters must be on again"
+    assert torch.equal(scores(policy, moved), moved.rollout_logp), "the adapters must be on again"
 
 
 def divergences(policy: FamilyPolicy, rollout: Any) -> list[float]:
     """The exact divergences of all decisions."""
     found: list[float] = []
 
-    def visit(score: Score) -> None:
+    def visit(score: LogProbs) -> None:
         assert score.kl is not None
         found.extend(score.kl.flatten().tolist())
 
-    policy.replay(rollout, torch.arange(len(rollout.behave)), visit, exact_kl=True)
+    policy.replay(rollout, torch.arange(len(rollout.rollout_logp)), visit, exact_kl=True)
     return found
 
 
@@ -138,16 +138,16 @@ def test_the_exact_divergence_is_the_distance_of_the_means() -> None:
     untrained = FamilyPolicy("flux")
     found: dict[int, Tensor] = {}
 
-    def visit(score: Score) -> None:
+    def visit(score: LogProbs) -> None:
         assert score.kl is not None
         assert score.kl.requires_grad
         found[int(score.columns)] = score.kl[:, 0].detach()
 
     policy.replay(rollout, torch.arange(2), visit, exact_kl=True)
     sigmas = policy.pipe.scheduler.sigmas.tolist()
-    tape = rollout.replay
+    trajectory = rollout.replay
     for step in (1, 2):
-        x = tape.enter[step][0]
+        x = trajectory.enter[step][0]
         levels = {"noise": 0.7, "s_cap": sigmas[1]}
         own, other = (
             flow_sde(x, p.velocity(PROMPTS, x, step, plan=SDE, seed=SEED).detach(), *sigmas[step : step + 2], **levels)
@@ -299,7 +299,7 @@ def test_a_denoiser_that_draws_from_the_global_generator_is_replayed_with_its_dr
     policy = FamilyPolicy("flux", pipe)
     rollout = policy.rollout(PROMPTS, plan=SDE, seed=SEED)
     assert (policy.sharing.rows, policy.keeper.skip) == ("none", False)
-    assert torch.equal(scores(policy, rollout, [1]), rollout.behave[[1]])
+    assert torch.equal(scores(policy, rollout, [1]), rollout.rollout_logp[[1]])
 
 
 def test_a_pipeline_whose_start_changes_from_call_to_call_is_refused() -> None:
@@ -356,7 +356,7 @@ def test_idle_modules_leave_the_device() -> None:
     assert moves["vae"].to[-2:] == ["cpu:0", "cpu"]
     assert moves["transformer"].to == ["cpu:0"]
     before = {name: len(m.to) for name, m in moves.items()}
-    assert torch.equal(scores(policy, rollout), rollout.behave)
+    assert torch.equal(scores(policy, rollout), rollout.rollout_logp)
     assert {name: len(m.to) for name, m in moves.items()} == before, "a replay needs neither text encoders nor vae"
 
 
@@ -392,8 +392,8 @@ def test_gradient_checkpointing_changes_nothing(name: str) -> None:
         module.train()
     rollout = plain.rollout(PROMPTS, plan=SDE, seed=SEED)
     saving.prepare(PROMPTS[0], SDE)
-    assert torch.equal(saving.rollout(PROMPTS, plan=SDE, seed=SEED).behave, rollout.behave)
-    assert torch.equal(scores(saving, rollout), rollout.behave)
+    assert torch.equal(saving.rollout(PROMPTS, plan=SDE, seed=SEED).rollout_logp, rollout.rollout_logp)
+    assert torch.equal(scores(saving, rollout), rollout.rollout_logp)
     expected, found = gradient(plain, rollout), gradient(saving, rollout)
     assert float(expected.abs().max()) > 1e-3
     assert gap(found, expected) <= 1e-4 * float(expected.abs().max())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowrl.contracts import Rollout
 from flowrl.policies.pipelines.dynamics import Dynamics
-from flowrl.policies.pipelines.trajectory import Tape
+from flowrl.policies.pipelines.trajectory import Trajectory
 from policies_support import PROMPTS, SDE, SEED, STEPS, FamilyPolicy, gap, pictures, scores, watched_steps
 from samplers.decisions import decisions
 from samplers.gaussian import Gaussian
@@ -21,8 +21,8 @@ from samplers.transitions import dance_sde, flow_sde, ode, wan_sde
 
 def tape_tensors(rollout: Rollout) -> dict[str, dict[int, list[int]]]:
     """Which steps and streams of a rollout hold states."""
-    tape = rollout.replay
-    return {name: {k: list(v) for k, v in getattr(tape, name).items()} for name in ("enter", "drawn", "keep")}
+    trajectory = rollout.replay
+    return {name: {k: list(v) for k, v in getattr(trajectory, name).items()} for name in ("enter", "drawn", "keep")}
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ def policy() -> FamilyPolicy:
 def test_only_trained_steps_are_stored(policy: FamilyPolicy) -> None:
     rollout = policy.rollout(PROMPTS, plan=Plan(STEPS, (0, 1, 2), (2,)), seed=SEED)
     assert tape_tensors(rollout) == {"enter": {2: [0]}, "drawn": {2: [0]}, "keep": {}}
-    assert rollout.behave.shape == (2, 1)
-    assert torch.equal(scores(policy, rollout), rollout.behave)
+    assert rollout.rollout_logp.shape == (2, 1)
+    assert torch.equal(scores(policy, rollout), rollout.rollout_logp)
 
 
 def test_the_first_state_is_drawn_again_instead_of_stored(policy: FamilyPolicy) -> None:
@@ -48,11 +48,11 @@ def test_every_stream_is_stored_and_scored() -> None:
     policy = FamilyPolicy("ltx2")
     rollout = policy.rollout(PROMPTS[:1], plan=Plan(STEPS, (1,), (1,)), seed=SEED)
     assert tape_tensors(rollout) == {"enter": {1: [0, 1]}, "drawn": {1: [0, 1]}, "keep": {}}
-    assert torch.equal(scores(policy, rollout), rollout.behave)
+    assert torch.equal(scores(policy, rollout), rollout.rollout_logp)
     for stream in (0, 1):
         drawn = rollout.replay.drawn[1][stream]
         rollout.replay.drawn[1][stream] = drawn + 1
-        assert gap(scores(policy, rollout), rollout.behave) > 1e-3
+        assert gap(scores(policy, rollout), rollout.rollout_logp) > 1e-3
         rollout.replay.drawn[1][stream] = drawn
 
 
@@ -62,9 +62,9 @@ def test_every_step_gives_the_ratio_1_at_the_policy_that_drew(transition: Any, s
     policy = FamilyPolicy("flux", transition=transition, noise=0.5)
     plan = Plan(STEPS, (0, 1, 2), (0, 1, 2), share_noise=share_noise)
     rollout = policy.rollout(PROMPTS, group_size=2, plan=plan, seed=SEED)
-    assert rollout.mask.all() and torch.isfinite(rollout.behave).all()
-    assert torch.equal(scores(policy, rollout), rollout.behave)
-    assert rollout.traits["std"].gt(0).all()
+    assert rollout.mask.all() and torch.isfinite(rollout.rollout_logp).all()
+    assert torch.equal(scores(policy, rollout), rollout.rollout_logp)
+    assert rollout.step_stats["std"].gt(0).all()
 
 
 @pytest.mark.parametrize("reduce", ["mean", "sum"])
@@ -77,7 +77,7 @@ def test_log_probs_are_those_of_the_gaussians_that_were_drawn_from(reduce: str) 
         gaussian = flow_sde(step.x, step.v, step.s, step.s_next, noise=0.7, s_cap=step.s_cap)
         law = torch.distributions.Normal(gaussian.mean, gaussian.std)
         expected = getattr(law.log_prob(state).flatten(1), reduce)(1)
-        assert torch.allclose(rollout.behave[:, step.iteration], expected, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(rollout.rollout_logp[:, step.iteration], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["flux", "wan", "sd3_inpaint"])
@@ -88,7 +88,7 @@ def test_states_are_rounded_before_they_are_scored(name: str) -> None:
     assert seen
     for streams in rollout.replay.drawn.values():
         assert all(state.dtype == torch.bfloat16 for state in streams.values())
-    assert torch.equal(scores(policy, rollout), rollout.behave)
+    assert torch.equal(scores(policy, rollout), rollout.rollout_logp)
     # the walk went on from the rounded states (in a mask, from the pipeline's own values)
     for streams, (step, _) in zip(
         rollout.replay.drawn.values(), [s for s in seen if s[0].iteration > 0][-3:], strict=True
@@ -104,17 +104,17 @@ def test_log_probs_may_be_computed_in_double(policy: FamilyPolicy) -> None:
     fine.replay(rollout, torch.arange(2), lambda score: seen.append(score.logp))
     assert {logp.dtype for logp in seen} == {torch.float64}
     assert all(logp.requires_grad for logp in seen)
-    assert torch.equal(scores(fine, rollout), rollout.behave)
+    assert torch.equal(scores(fine, rollout), rollout.rollout_logp)
     coarse = policy.rollout(PROMPTS, plan=SDE, seed=SEED)
     elements = rollout.replay.drawn[0][0][0].numel()
-    assert gap(rollout.behave / elements, coarse.behave) <= 1e-5
+    assert gap(rollout.rollout_logp / elements, coarse.rollout_logp) <= 1e-5
 
 
 def test_a_deterministic_transition_has_nothing_to_score() -> None:
     policy = FamilyPolicy("flux", transition=ode)
     rollout = policy.rollout(PROMPTS, plan=SDE, seed=SEED)
     assert not rollout.mask.any()
-    assert torch.equal(rollout.behave, torch.zeros(2, 3))
+    assert torch.equal(rollout.rollout_logp, torch.zeros(2, 3))
 
 
 def test_a_last_step_is_masked_like_the_one_before_it() -> None:
@@ -123,7 +123,7 @@ def test_a_last_step_is_masked_like_the_one_before_it() -> None:
     keep = rollout.replay.keep
     assert torch.equal(keep[2][0], keep[3][0])
     assert float(keep[3][0].float().mean()) == pytest.approx(0.5)
-    assert torch.equal(scores(policy, rollout), rollout.behave)
+    assert torch.equal(scores(policy, rollout), rollout.rollout_logp)
 
 
 @pytest.mark.parametrize(
@@ -136,12 +136,12 @@ def test_a_rollout_in_pieces_is_the_whole(name: str, max_rows: int) -> None:
     a = whole.rollout(PROMPTS, group_size=3, plan=SDE, seed=SEED)
     b = pieces.rollout(PROMPTS, group_size=3, plan=SDE, seed=SEED)
     assert gap(pictures(a), pictures(b)) <= 1e-4
-    assert gap(a.behave, b.behave) <= 1e-5
+    assert gap(a.rollout_logp, b.rollout_logp) <= 1e-5
     assert torch.equal(a.samples.group, b.samples.group)
     assert a.samples.prompts == b.samples.prompts
     assert tape_tensors(a) == tape_tensors(b)
     assert a.replay.prompts == b.replay.prompts
-    assert gap(scores(whole, b, [5, 0, 3]), a.behave[[5, 0, 3]]) <= 1e-5
+    assert gap(scores(whole, b, [5, 0, 3]), a.rollout_logp[[5, 0, 3]]) <= 1e-5
 
 
 @pytest.mark.parametrize("stochastic", [(0, 1), (1, 2), (3,)])
@@ -152,11 +152,11 @@ def test_fanned_rollouts_join(stochastic: tuple[int, ...], max_rows: int) -> Non
     a = whole.rollout(PROMPTS, group_size=4, plan=plan, seed=SEED)
     b = pieces.rollout(PROMPTS, group_size=4, plan=plan, seed=SEED)
     assert gap(pictures(a), pictures(b)) <= 1e-4
-    assert gap(a.behave, b.behave) <= 1e-5
+    assert gap(a.rollout_logp, b.rollout_logp) <= 1e-5
     assert len(decisions(a.replay.tree)[stochastic[0]].units) == 1
     rows = [7, 2, 1, 4]
-    assert gap(scores(pieces, b, rows), b.behave[rows]) <= 1e-6
-    assert gap(scores(whole, a, rows), a.behave[rows]) <= 1e-6
+    assert gap(scores(pieces, b, rows), b.rollout_logp[rows]) <= 1e-6
+    assert gap(scores(whole, a, rows), a.rollout_logp[rows]) <= 1e-6
     assert gap(pictures(a)[0], pictures(a)[1]) > 1e-3
 
 
@@ -177,7 +177,7 @@ def test_the_same_prompt_twice_draws_two_different_groups(
     assert all(gap(images[i], images[j]) > 1e-2 for i in (0, 1) for j in (4, 5))
     assert gap(images[:2], pictures(once)) <= 1e-5  # the first of the two is what it is alone
     assert gap(images, pictures(whole)) <= 1e-5
-    assert gap(replayed[0], rollout.behave) <= 1e-5 and gap(torch.cat(replayed[1:]), rollout.behave) <= 1e-5
+    assert gap(replayed[0], rollout.rollout_logp) <= 1e-5 and gap(torch.cat(replayed[1:]), rollout.rollout_logp) <= 1e-5
 
 
 def test_a_fanned_prefix_is_computed_once() -> None:
@@ -222,4 +222,4 @@ class TestTransition:
 
 
 def test_a_tape_counts_rows() -> None:
-    assert len(Tape(PROMPTS, SDE.tree(3), SEED)) == 6
+    assert len(Trajectory(PROMPTS, SDE.tree(3), SEED)) == 6

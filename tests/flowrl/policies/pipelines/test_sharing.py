@@ -10,7 +10,7 @@ import torch
 from diffusers import FluxPipeline
 
 import families
-from flowrl.contracts import Prompt, Score
+from flowrl.contracts import LogProbs, Prompt
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.policy import PipelinePolicy
 from flowrl.policies.pipelines.sharing import Sharing
@@ -41,12 +41,12 @@ def assert_rows_are_their_own(policy: PipelinePolicy, prompts: list[Prompt], acc
     """Of a group and of two prompts: rows replayed alone and the samples of other calls are those of the rollout."""
     group = policy.rollout(prompts[:1], group_size=4, plan=SDE, seed=SEED)
     for rows in ROWS:
-        assert gap(scores(policy, group, rows), group.behave[rows]) <= accepted
+        assert gap(scores(policy, group, rows), group.rollout_logp[rows]) <= accepted
     pair = policy.rollout(prompts, plan=SDE, seed=SEED)
-    assert gap(pair.behave[0], group.behave[0]) <= accepted
+    assert gap(pair.rollout_logp[0], group.rollout_logp[0]) <= accepted
     for row in range(len(prompts)):
-        assert gap(scores(policy, pair, [row]), pair.behave[[row]]) <= accepted
-    assert len({tuple(row.tolist()) for row in group.behave}) == 4
+        assert gap(scores(policy, pair, [row]), pair.rollout_logp[[row]]) <= accepted
+    assert len({tuple(row.tolist()) for row in group.rollout_logp}) == 4
     assert gap(pictures(group)[:1], pictures(group)[1:2]) > 1e-3
 
 
@@ -117,11 +117,11 @@ def test_where_padding_counts_the_size_of_a_call_changes_no_sample(name: str) ->
     whole = policy.rollout(prompts, group_size=2, plan=plan, seed=SEED)
     assert policy.sharing.rows == "prompt"
     for rows in ([0], [1, 6], [7, 2, 5]):
-        assert gap(scores(policy, whole, rows), whole.behave[rows]) <= 2e-6
+        assert gap(scores(policy, whole, rows), whole.rollout_logp[rows]) <= 2e-6
     for size in (1, 4):
         policy.max_rows = size
         again = policy.rollout(prompts, group_size=2, plan=plan, seed=SEED)
-        assert gap(again.behave, whole.behave) <= 2e-6
+        assert gap(again.rollout_logp, whole.rollout_logp) <= 2e-6
         assert gap(pictures(again), pictures(whole)) <= 1e-5
     policy.max_rows = None
     x = torch.cat([policy.rollout([p], plan=SDE, seed=SEED).replay.enter[1][0] for p in prompts])
@@ -142,7 +142,7 @@ def test_a_gradient_reaches_through_what_earlier_steps_left_behind(name: str) ->
     way = [torch.randn(p.shape, generator=generator) * p.detach().std().nan_to_num(0.1) for p in weights]
     slope: list[float] = []
 
-    def visit(score: Score) -> None:
+    def visit(score: LogProbs) -> None:
         if int(score.columns) == 2:
             grads = torch.autograd.grad(score.logp.sum(), weights, allow_unused=True)
             slope.append(sum(float((g * w).sum()) for g, w in zip(grads, way, strict=True) if g is not None))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Rollout, Score
+from flowrl.contracts import LogProbs, Rollout
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key, step_noise
@@ -186,10 +186,10 @@ class First:
         raise AssertionError("nothing is skipped")
 
     def step(self, step: object) -> Tensor:
-        from flowrl.policies.pipelines.intercepted_step import Leave
+        from flowrl.policies.pipelines.intercepted_step import EndOfWalk
 
         self.x = step.x  # type: ignore[attr-defined]
-        raise Leave
+        raise EndOfWalk
 
 
 class At:
@@ -208,10 +208,10 @@ class At:
         return self.x
 
     def step(self, step: object) -> Tensor:
-        from flowrl.policies.pipelines.intercepted_step import Leave
+        from flowrl.policies.pipelines.intercepted_step import EndOfWalk
 
         self.v = step.v  # type: ignore[attr-defined]
-        raise Leave
+        raise EndOfWalk
 
 
 @dataclass(frozen=True)
@@ -239,13 +239,13 @@ def test_a_tree_is_its_segments_walked_alone(policy: FamilyPolicy, name: str, ma
     policy.max_rows = None
     alone = Alone(policy, tree)
     rows, leaves = len(tree.rows), len(tree.leaves)
-    assert rollout.behave.shape == (len(PROMPTS) * rows, len(tree.trained))
+    assert rollout.rollout_logp.shape == (len(PROMPTS) * rows, len(tree.trained))
     assert rollout.samples.group.tolist() == [p for p in range(len(PROMPTS)) for _ in range(leaves)]
     for p in range(len(PROMPTS)):
         for j, segment in enumerate(tree.rows):
             expected: dict[int, Tensor] = {}
             alone.state(p, segment, STEPS, expected)
-            found = rollout.behave[p * rows + j]
+            found = rollout.rollout_logp[p * rows + j]
             for column, step in enumerate(tree.trained):
                 trained = step in tree.segments[segment].trained
                 assert bool(rollout.mask[p * rows + j, column]) == trained
@@ -263,17 +263,17 @@ def test_a_replay_is_its_rollout(policy: FamilyPolicy, name: str, max_rows: int 
     policy.max_rows = None
     found = replayed(policy, rollout)
     if max_rows is None:
-        assert torch.equal(found, rollout.behave), "at equal batch shapes the ratio is exactly 1"
-    assert gap(found, rollout.behave) <= 1e-5
-    for rows in ([0], [len(rollout.behave) - 1, 1]):
-        assert gap(replayed(policy, rollout, rows)[rows], rollout.behave[rows]) <= 1e-5
+        assert torch.equal(found, rollout.rollout_logp), "at equal batch shapes the ratio is exactly 1"
+    assert gap(found, rollout.rollout_logp) <= 1e-5
+    for rows in ([0], [len(rollout.rollout_logp) - 1, 1]):
+        assert gap(replayed(policy, rollout, rows)[rows], rollout.rollout_logp[rows]) <= 1e-5
 
 
 def replayed(policy: FamilyPolicy, rollout: Rollout, rows: list[int] | None = None) -> Tensor:
     """Log-probs of the decisions that rows have, 0 elsewhere."""
-    found = torch.zeros_like(rollout.behave)
+    found = torch.zeros_like(rollout.rollout_logp)
 
-    def visit(score: Score) -> None:
+    def visit(score: LogProbs) -> None:
         assert rollout.mask[score.rows[:, None], score.columns[None]].all()
         found[score.rows[:, None], score.columns[None]] = score.logp.detach().to(found)
 
@@ -295,8 +295,8 @@ def test_nothing_is_computed_twice(policy: FamilyPolicy, name: str) -> None:
         assert sum(real) == len(PROMPTS) * sum(len(front.units) for front in tree.fronts)
         for updates, micro in ((1, None), (1, 2), (2, 1), (2, 3)):
             real.clear()
-            size = len(rollout.behave) // updates
-            for block in torch.arange(len(rollout.behave)).split(size):
+            size = len(rollout.rollout_logp) // updates
+            for block in torch.arange(len(rollout.rollout_logp)).split(size):
                 for part in block.split(micro or size):
                     policy.replay(rollout, part, lambda _: None)
             assert sum(real) == replay_forwards(tree, len(PROMPTS), updates, micro)
@@ -307,8 +307,10 @@ def test_nothing_is_computed_twice(policy: FamilyPolicy, name: str) -> None:
 @pytest.mark.parametrize("name", TREES)
 def test_stored_latents_are_those_that_were_counted(policy: FamilyPolicy, name: str) -> None:
     tree = TREES[name]
-    tape = policy.rollout(PROMPTS, plan=Grown(tree), seed=SEED).replay
-    tensors = [x for part in (tape.enter, tape.drawn) for streams in part.values() for x in streams.values()]
+    trajectory = policy.rollout(PROMPTS, plan=Grown(tree), seed=SEED).replay
+    tensors = [
+        x for part in (trajectory.enter, trajectory.drawn) for streams in part.values() for x in streams.values()
+    ]
     held = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
     each = tensors[0][0].numel() * tensors[0].element_size()
     assert sum(held.values()) == len(PROMPTS) * stored_states(tree)[0] * each
@@ -317,7 +319,7 @@ def test_stored_latents_are_those_that_were_counted(policy: FamilyPolicy, name: 
 @pytest.mark.parametrize("name", TREES)
 def test_the_reference_and_the_divergence_of_trees(policy: FamilyPolicy, name: str) -> None:
     rollout = policy.rollout(PROMPTS, plan=Grown(TREES[name]), seed=SEED)
-    rows = torch.arange(len(rollout.behave))
+    rows = torch.arange(len(rollout.rollout_logp))
     for part in (rows[:2], rows[2:]):
         policy.reference(rollout, part)
     untrained = FamilyPolicy("flux")
@@ -335,7 +337,7 @@ def test_the_centred_log_ratio_is_zero_at_the_policy_that_drew(name: str) -> Non
     policy = FamilyPolicy("flux", keep_means=True)
     adapters.add_lora(policy.modules, rank=2, alpha=4)
     rollout = policy.rollout(PROMPTS, plan=Grown(TREES[name]), seed=SEED)
-    rows = torch.arange(len(rollout.behave))
+    rows = torch.arange(len(rollout.rollout_logp))
     same: list[Tensor] = []
     policy.replay(rollout, rows, lambda score: same.append(score.centred.detach()), centred=True)  # type: ignore[union-attr]
     assert all(not bool(c.any()) for c in same)
@@ -344,10 +346,10 @@ def test_the_centred_log_ratio_is_zero_at_the_policy_that_drew(name: str) -> Non
     shake(policy.modules)
     moved = replace(rollout)
     policy.reference(moved, rows)  # the adapters off: the policy that drew
-    found: list[tuple[Score, Tensor]] = []
+    found: list[tuple[LogProbs, Tensor]] = []
     policy.replay(moved, rows, lambda s: found.append((s, s.kl.detach())), centred=True, exact_kl=True)  # type: ignore[union-attr]
     for score, kl in found:
-        drawn = moved.behave[score.rows[:, None], score.columns[None]]
+        drawn = moved.rollout_logp[score.rows[:, None], score.columns[None]]
         assert score.centred is not None and score.centred.requires_grad
         assert torch.allclose(score.centred.detach(), score.logp.detach() - drawn + kl, atol=2e-6)
     layout = decisions(TREES[name])
@@ -368,12 +370,12 @@ def test_traits_are_std_and_length_of_every_decision(policy: FamilyPolicy) -> No
         for k, step in enumerate(BRANCHES.trained):
             own = BRANCHES.segments[segment]
             if step not in own.trained:
-                assert float(rollout.traits["std"][j, k]) == float(rollout.traits["dt"][j, k]) == 0.0
+                assert float(rollout.step_stats["std"][j, k]) == float(rollout.step_stats["dt"][j, k]) == 0.0
                 continue
             law = flow_sde(x, x, sigmas[step], sigmas[step + 1], noise=0.7, s_cap=sigmas[1])
             factor = own.scale if step == own.begin else 1.0
-            assert float(rollout.traits["std"][j, k]) == pytest.approx(float(law.std) * factor, rel=1e-6)
-            assert float(rollout.traits["dt"][j, k]) == pytest.approx(sigmas[step + 1] - sigmas[step], rel=1e-5)
+            assert float(rollout.step_stats["std"][j, k]) == pytest.approx(float(law.std) * factor, rel=1e-6)
+            assert float(rollout.step_stats["dt"][j, k]) == pytest.approx(sigmas[step + 1] - sigmas[step], rel=1e-5)
 
 
 def test_credit_is_there_only_where_rows_are_not_samples(policy: FamilyPolicy) -> None:
@@ -393,19 +395,19 @@ def test_trees_of_other_families(family: str, name: str) -> None:
     policy = FamilyPolicy(family)
     for skip in (True, False):
         rollout = policy.rollout(PROMPTS, plan=Grown(TREES[name]), seed=SEED)
-        assert torch.equal(replayed(policy, rollout), rollout.behave)
-        one = [len(rollout.behave) - 1]
-        assert gap(replayed(policy, rollout, one)[one], rollout.behave[one]) <= 2e-5
+        assert torch.equal(replayed(policy, rollout), rollout.rollout_logp)
+        one = [len(rollout.rollout_logp) - 1]
+        assert gap(replayed(policy, rollout, one)[one], rollout.rollout_logp[one]) <= 2e-5
         if skip:
             first = rollout
             policy.keeper.skip = False  # as where a denoiser leaves something behind
-    assert gap(first.behave, rollout.behave) <= 1e-5
+    assert gap(first.rollout_logp, rollout.rollout_logp) <= 1e-5
     assert gap(pictures(first), pictures(rollout)) <= 1e-4
 
 
 def test_a_straight_rollout_replays_row_by_row(policy: FamilyPolicy) -> None:
     rollout = policy.rollout(PROMPTS, group_size=2, plan=Plan(STEPS, (1, 2), (2,), share_noise=True), seed=SEED)
-    assert gap(scores(policy, rollout), rollout.behave) == 0
+    assert gap(scores(policy, rollout), rollout.rollout_logp) == 0
 
 
 def test_updates_by_step_replay_each_state_once() -> None:

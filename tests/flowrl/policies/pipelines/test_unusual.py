@@ -68,7 +68,7 @@ def test_a_pipeline_of_one_text_is_called_row_by_row(vace: DiffusionPipeline) ->
     policy = policy_of(vace, **call, max_rows=1)
     drawn = policy.rollout(PROMPTS, group_size=2, plan=SDE, seed=SEED)
     for row in range(4):
-        assert gap(scores(policy, drawn, [row]), drawn.behave[row : row + 1]) <= 1e-5
+        assert gap(scores(policy, drawn, [row]), drawn.rollout_logp[row : row + 1]) <= 1e-5
     plain = pictures(policy.rollout(PROMPTS[1:], plan=ODE, seed=SEED))
     (generator,) = start_generators([Key(SEED, PROMPTS[1].id, 0)])  # it takes no list of them either
     theirs = vace(
@@ -90,7 +90,7 @@ def test_a_loop_of_several_walks_is_refused_and_one_of_a_single_walk_is_not() ->
     drawn = policy.rollout(PROMPTS, group_size=2, plan=SDE, seed=SEED)
     assert drawn.samples.video is not None and drawn.samples.video.shape[0] == 4
     assert drawn.samples.video.shape[2] == 3 and 0 <= drawn.samples.video.min() and drawn.samples.video.max() <= 1
-    assert gap(scores(policy, drawn, [3]), drawn.behave[3:]) <= 1e-5
+    assert gap(scores(policy, drawn, [3]), drawn.rollout_logp[3:]) <= 1e-5
 
 
 def test_schedulers_of_single_frames_step_without_their_original() -> None:
@@ -112,8 +112,8 @@ def test_schedulers_of_single_frames_step_without_their_original() -> None:
     pipe = df.SkyReelsV2DiffusionForcingPipeline(**wan_parts(unipc()), transformer=randomize(transformer, 48))
     policy = policy_of(finish(pipe), **SMALL)
     drawn = policy.rollout(PROMPTS, group_size=2, plan=SDE, seed=SEED)
-    assert (drawn.traits["std"] > 0).all() and (drawn.traits["dt"] < 0).all()
-    assert gap(scores(policy, drawn, [3, 1]), drawn.behave[[3, 1]]) <= 1e-5
+    assert (drawn.step_stats["std"] > 0).all() and (drawn.step_stats["dt"] < 0).all()
+    assert gap(scores(policy, drawn, [3, 1]), drawn.rollout_logp[[3, 1]]) <= 1e-5
 
 
 # ---------------------------------------------------------------------- text encoding

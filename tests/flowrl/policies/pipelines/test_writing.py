@@ -103,7 +103,7 @@ def test_a_replay_of_any_rows_has_the_text_of_the_rollout(drawn: tuple[PipelineP
     before = calls[0]
     for rows in ([0, 1, 2, 3], [3], [1, 2], [2, 0]):
         torch.manual_seed(len(rows))
-        assert gap(scores(policy, rollout, rows), rollout.behave[rows]) <= 1e-5
+        assert gap(scores(policy, rollout, rows), rollout.rollout_logp[rows]) <= 1e-5
     assert calls[0] == before  # kept, not written again
 
 
