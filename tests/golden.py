@@ -3,8 +3,8 @@
 The cases live outside this repository, in `<checkout>/../shared/golden` or in the folder named by FLOWRL_GOLDEN. Where
 they are absent `cases` yields a single skipped parameter, so that every test written on it says why it did not run. So
 it does for a kind of case that another set, named by FLOWRL_GOLDEN, lacks; kinds and files of that set that no test
-knows are passed over, counted and said (`account`, tests/conftest.py). Only tests/flowrl/test_presets.py
-names cases by their ids, and passes over those that another set calls otherwise.
+knows are passed over, counted and said (`account`, tests/conftest.py). Tests pick cases by kind and parameters, never
+by id.
 A case is a dict with `params`, `inputs`, `outputs`, `atol`, `rtol`, `scheme` or `method`, and at times `tol`, `note`.
 """
 
