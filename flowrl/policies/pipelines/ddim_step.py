@@ -102,6 +102,19 @@ class Preserving:
     _step_index: int | None = None
     _amplitudes: list[tuple[float, float]]
 
+    def __getattr__(self, name: str) -> Any:
+        """What DDIMScheduler has beside its attributes; the AttributeError for anything else says whose place it has.
+
+        Some pipelines read more of their scheduler than they step by (Stable Diffusion's latent upscaler its sigmas).
+        """
+        try:
+            return super().__getattr__(name)  # pyright: ignore[reportAttributeAccessIssue]
+        except AttributeError:
+            raise AttributeError(
+                f"the pipeline reads {name!r} of its scheduler, which DDIM has not, walked here in place of any "
+                "scheduler whose model predicts noise, v or the image"
+            ) from None
+
     @property
     def step_index(self) -> int | None:
         """The step to come, None before the first; DDIMScheduler itself counts nothing."""
