@@ -31,6 +31,11 @@ MODELS = {
 WORLD_PROMPTS = ("shapes/train", "shapes/heldout", "arithmetic/train", "arithmetic/heldout")
 
 
+def cache_folder() -> Path:
+    """The user's cache of flowrl: `$XDG_CACHE_HOME/flowrl`, else `~/.cache/flowrl`; it may not be there yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flowrl"
+
+
 class UserError(ValueError):
     """A mistake in what the user gave. The text is one line: what was given, what is accepted, what to do."""
 

@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/planning": {"flowrl.planning", "flowrl.recipe", "samplers"} | LIGHT,
     "flowrl/planning/sizes": {"flowrl.planning", "flowrl.recipe", "flowrl.policies", "flowrl.contracts", "samplers"}
     | LIGHT,
-    "flowrl/planning/remembered.py": set(),
+    "flowrl/planning/remembered.py": {"flowrl.names"},
     "flowrl/planning/sizes/shipped.py": {"flowrl"},
     "flowrl/build.py": {"flowrl"},
     "flowrl/report": {"flowrl.report", "flowrl.recipe.scalars"} | LIGHT,

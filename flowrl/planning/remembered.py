@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flowrl.names import cache_folder
+
 HERE = Path(__file__).parent
 SHIPPED = HERE / "remembered.json"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft")
@@ -49,8 +51,7 @@ def _cache() -> Path:
         except importlib.metadata.PackageNotFoundError:
             versions.append("none")
     code = [hashlib.blake2b(path.read_bytes()).hexdigest() for path in sorted((HERE / "sizes").glob("*.py"))]
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "flowrl" / f"{digest(versions, code)}.json"
+    return cache_folder() / f"{digest(versions, code)}.json"
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.contracts import Prompt
-from flowrl.names import WORLD_PROMPTS, hint, to_be_fetched
+from flowrl.names import WORLD_PROMPTS, cache_folder, hint, to_be_fetched
 from flowrl.reading import prompt_lines
 from flowrl.reading.columns import PICTURES, Meta, arguments_of, check_columns, located
 from flowrl.reading.prompt_lines import PromptError, short
@@ -222,7 +222,7 @@ def _kept_picture(value: dict[str, Any]) -> str:
     """The absolute path of a data set's picture: its own file, or one in the cache that is named by its content."""
     if value.get("bytes") is None:
         return str(Path(value["path"]).resolve())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flowrl" / "pictures"
+    cache = cache_folder() / "pictures"
     suffix = Path(value.get("path") or "").suffix.lower()
     name = hashlib.sha256(value["bytes"]).hexdigest()[:32] + (suffix if suffix in PICTURES else ".png")
     if not (cache / name).is_file():
