@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/scoring": {"flowrl.scoring", "flowrl.contracts", "flowrl.media", "flowrl.core.advantages"}
     | BATCHES
     | LIGHT,
-    "flowrl/watch": {"flowrl.watch", "flowrl.contracts", "flowrl.core.evaluate", "flowrl.media"}
+    "flowrl/watch": {"flowrl.watch", "flowrl.contracts", "flowrl.core.evaluation", "flowrl.media"}
     | {"reward_models.parts.vision.looks", "reward_models.parts.vision.tones"},
     "flowrl/watch/alarms.py": set(),
     "flowrl/recipe": {"flowrl.recipe", "flowrl.watch.alarms"} | LIGHT,

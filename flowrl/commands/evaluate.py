@@ -22,7 +22,7 @@ from flowrl.names import UserError
 from flowrl.terminal import output_console
 
 if TYPE_CHECKING:
-    from flowrl.core.evaluate import Evaluation
+    from flowrl.core.evaluation import Evaluation
     from flowrl.recipe.schema import Recipe
 
 Results = dict[str, "Evaluation"]  # "rewards", and with --base also "base" and "difference"
@@ -94,7 +94,7 @@ def _split(reward: str) -> tuple[str, str, str]:
 def _score(recipe: "Recipe", run: Path | None, weights: str, raw: bool, base: bool, save: Path | None) -> Results:
     """The evaluations that were asked for; the untrained model is scored before the weights are loaded over it."""
     from flowrl.build import Inputs, build_policy, build_scorer, set_up
-    from flowrl.core.evaluate import difference
+    from flowrl.core.evaluation import difference
     from flowrl.planning.sizes.calls import check_arguments
     from flowrl.reading.inputs import load_prompts
     from flowrl.runs.weights import load_weights
@@ -139,7 +139,7 @@ def _evaluate(recipe: "Recipe", policy: Any, inputs: Any, save: Path | None) -> 
 
 def _keep(samples: Any, folder: Path, first: int) -> int:
     """Writes samples as 00000.png (or .txt, and .wav) and so on, in the order of the prompts; the next one's number."""
-    from flowrl.core.evaluate import picture_of
+    from flowrl.core.evaluation import picture_of
     from flowrl.media.pictures import save_picture
     from flowrl.media.sounds import save_sound
 

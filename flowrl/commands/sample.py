@@ -98,7 +98,7 @@ def _draw(
     """
     import torch
 
-    from flowrl.core.evaluate import picture_of
+    from flowrl.core.evaluation import picture_of
     from flowrl.media.sounds import save_sound
     from flowrl.planning.costs import eval_plan
 

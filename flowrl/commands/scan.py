@@ -17,7 +17,7 @@ from flowrl.names import UserError
 from flowrl.terminal import output_console
 
 if TYPE_CHECKING:
-    from flowrl.core.evaluate import Mean
+    from flowrl.core.evaluation import Mean
     from flowrl.recipe.schema import Recipe
     from flowrl.scan.result import Scan
     from flowrl.scan.values import Choice

@@ -20,8 +20,7 @@ import torch
 
 from flowrl.build import AnyPolicy, build_policy, set_up
 from flowrl.contracts import Prompt, Samples
-from flowrl.core.departure import divergence
-from flowrl.core.evaluate import picture_of
+from flowrl.core.evaluation import divergence, picture_of
 from flowrl.core.refill import joined_samples
 from flowrl.planning.costs import eval_plan, plan_for
 from flowrl.reading.inputs import load_prompts

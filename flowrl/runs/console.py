@@ -12,7 +12,7 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.table import Table
 
-from flowrl.core.evaluate import Evaluation, Mean
+from flowrl.core.evaluation import Evaluation, Mean
 from flowrl.recipe.schema import Recipe
 from flowrl.terminal import duration_text, output_console
 

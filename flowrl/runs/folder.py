@@ -28,7 +28,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from flowrl.contracts import Prompt
-from flowrl.core.evaluate import Evaluation
+from flowrl.core.evaluation import Evaluation
 from flowrl.media.pictures import save_grid, save_picture
 from flowrl.media.sounds import save_sound
 from flowrl.names import UserError

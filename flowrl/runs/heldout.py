@@ -9,8 +9,7 @@ from torch import Tensor
 
 from flowrl.build import AnyPolicy
 from flowrl.contracts import Prompt, Samples
-from flowrl.core.departure import divergence
-from flowrl.core.evaluate import Evaluation, evaluate, mean
+from flowrl.core.evaluation import Evaluation, divergence, evaluate, mean
 from flowrl.planning.costs import eval_plan, plan_for
 from flowrl.recipe.sampling import Sampler
 from flowrl.recipe.schema import Recipe

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from flowrl.build import AnyPolicy, Inputs, build_advantage, build_watch, width_pruning
-from flowrl.core.evaluate import Evaluation
+from flowrl.core.evaluation import Evaluation
 from flowrl.core.iterate import Iteration, Settings, iterate
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.grpo import ClippedObjective

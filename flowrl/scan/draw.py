@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowrl.build import AnyPolicy, build_dynamics
 from flowrl.contracts import Prompt, Samples
-from flowrl.core.evaluate import mean, picture_of
+from flowrl.core.evaluation import mean, picture_of
 from flowrl.planning.costs import eval_plan, plan_for
 from flowrl.policies.language.chat import Encoder
 from flowrl.policies.language.policy import LanguagePolicy

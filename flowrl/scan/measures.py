@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowrl.core.advantages import group_stats
-from flowrl.core.evaluate import Mean, mean
+from flowrl.core.evaluation import Mean, mean
 
 SHOWN = 2.0  # standard errors of a difference from which on it counts as shown, as in reports
 

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from flowrl import __version__
-from flowrl.core.evaluate import Mean
+from flowrl.core.evaluation import Mean
 from flowrl.media.pictures import image
 from flowrl.recipe.load import dump
 from flowrl.report import numerals, page

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from flowrl import __version__
-from flowrl.core.evaluate import Mean
+from flowrl.core.evaluation import Mean
 from flowrl.media.pictures import save_grid
 from flowrl.recipe.schema import Recipe
 from flowrl.scan.advice import Advice, as_number

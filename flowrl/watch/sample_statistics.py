@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from flowrl.core.evaluate import still
+from flowrl.core.evaluation import still
 from flowrl.media.sounds import pictured
 from reward_models.parts.vision import looks, tones
 

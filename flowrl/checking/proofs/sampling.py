@@ -6,7 +6,7 @@ from torch import Tensor
 from flowrl.checking.proofs.bench import Bench
 from flowrl.checking.proofs.proof import Failed
 from flowrl.contracts import Samples
-from flowrl.core.evaluate import picture_of
+from flowrl.core.evaluation import picture_of
 from flowrl.policies.pipelines.first_order import walks_ddim
 from flowrl.recipe.default_noise import default_noise
 

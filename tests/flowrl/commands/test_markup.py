@@ -10,7 +10,7 @@ from rich.console import Console as RichConsole
 
 from flowrl.commands.evaluate import _table
 from flowrl.contracts import Prompt
-from flowrl.core.evaluate import Evaluation
+from flowrl.core.evaluation import Evaluation
 from flowrl.recipe.load import load
 from flowrl.runs.console import Console
 

@@ -11,7 +11,7 @@ import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from cli_support import quiet
-from flowrl.core.evaluate import Evaluation
+from flowrl.core.evaluation import Evaluation
 from flowrl.names import UserError
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import dump, load

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cli_support import call
-from flowrl.core.evaluate import Mean
+from flowrl.core.evaluation import Mean
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
 from flowrl.scan.advice import advise

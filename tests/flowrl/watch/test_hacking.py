@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flowrl.contracts import LogProbs, Prompt, Rollout, Samples
-from flowrl.core.departure import divergence
+from flowrl.core.evaluation import divergence
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
 from flowrl.runs.alarm_response import Alarmed, most_severe

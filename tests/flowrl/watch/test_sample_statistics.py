@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Prompt, Samples
-from flowrl.core.evaluate import evaluate
+from flowrl.core.evaluation import evaluate
 from flowrl.watch import sample_statistics as statistics
 from flowrl.watch.sample_statistics import sample_statistics
 

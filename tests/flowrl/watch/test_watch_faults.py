@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cli_support import quiet
 from flowrl.contracts import LogProbs, Prompt, Rollout, Samples
 from flowrl.core.advantages import advantage_metrics, advantages
-from flowrl.core.evaluate import evaluate
+from flowrl.core.evaluation import evaluate
 from flowrl.core.iterate import Settings, iterate
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.grpo import ClippedObjective
