@@ -39,7 +39,7 @@ class Decisions:
 def decisions(tree: Tree) -> dict[int, Decisions]:
     """The trained decisions of a tree, by step."""
     position = {segment: i for i, segment in enumerate(tree.rows)}
-    found = {}
+    by_step = {}
     for front in tree.fronts:
         if front.table != 0 or front.step not in tree.trained:
             continue
@@ -51,8 +51,8 @@ def decisions(tree: Tree) -> dict[int, Decisions]:
         if not units:  # of a step that others only pass on their way
             continue
         pairs.sort()
-        found[front.step] = Decisions(tuple(units), tuple(p[0] for p in pairs), tuple(p[1] for p in pairs))
-    return found
+        by_step[front.step] = Decisions(tuple(units), tuple(p[0] for p in pairs), tuple(p[1] for p in pairs))
+    return by_step
 
 
 @lru_cache(256)
@@ -65,16 +65,16 @@ def replay_forwards(
     rows = torch.arange(num_prompts * number)
     if by_step:
         first = torch.tensor([tree.segments[i].trained[0] for i in tree.rows])[rows % number]
-        met = first.unique()
-        blocks = [rows[torch.isin(first, part)] for part in met.split(-(-len(met) // updates))]
+        first_steps = first.unique()
+        blocks = [rows[torch.isin(first, part)] for part in first_steps.split(-(-len(first_steps) // updates))]
     else:
         blocks = list(rows.split(-(-len(rows) // updates)))
     parts = [part for block in blocks for part in block.split(micro_batch or len(block))]
     part_of = torch.empty_like(rows)
     part_of[torch.cat(parts)] = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(p) for p in parts]))
     total = 0
-    for found in decisions(tree).values():
-        here, _, states = found.find(rows, number)
+    for step_decisions in decisions(tree).values():
+        here, _, states = step_decisions.find(rows, number)
         total += len((part_of[here] * len(rows) + states).unique())  # a step has no more states than there are rows
     return total
 

@@ -22,7 +22,7 @@ class Gaussian:
     std: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """The draw mean + std * noise. noise: standard normal, shaped like mean."""
+        """The draw mean + std * noise, [R, ...] like mean. noise: standard normal, shaped like mean."""
         return self.mean + self.std * noise
 
     def log_prob(
@@ -33,14 +33,14 @@ class Gaussian:
         reduce: "mean" over the counted elements, or "sum". keep: bool, broadcastable to mean; False drops an element.
         A row without a counted element gives 0 with zero gradient. unit_variance: see `log_prob_sums`.
         """
-        return reduced(*self.log_prob_sums(x, keep, unit_variance=unit_variance), reduce)
+        return reduce_sums(*self.log_prob_sums(x, keep, unit_variance=unit_variance), reduce)
 
     def kl(self, other: "Gaussian", reduce: str = "mean", keep: Tensor | None = None) -> Tensor:
         """Exact KL(self || other), one number a row: [R]. Arguments and empty rows as in `log_prob`."""
-        return reduced(*self.kl_sums(other, keep), reduce)
+        return reduce_sums(*self.kl_sums(other, keep), reduce)
 
     def scaled(self, factor: float | Tensor) -> "Gaussian":
-        """The Gaussian of the same mean whose std is `factor` times as large. factor: >= 0, broadcastable to mean."""
+        """The Gaussian of the same mean [R, ...] with `factor` times the std. factor: >= 0, broadcastable to mean."""
         return Gaussian(self.mean, self.std * factor)
 
     def log_prob_sums(
@@ -101,7 +101,7 @@ class Gaussian:
         return (_sum_rows(part) * repeats).to(self.mean.dtype).expand(self.mean.shape[0])
 
 
-def reduced(total: Tensor, count: Tensor, reduce: str) -> Tensor:
+def reduce_sums(total: Tensor, count: Tensor, reduce: str) -> Tensor:
     """The sum, or the mean over counted elements: [R]. A row with count 0 gives its total, which is 0."""
     if reduce == "sum":
         return total
@@ -110,10 +110,10 @@ def reduced(total: Tensor, count: Tensor, reduce: str) -> Tensor:
     raise ValueError(f"reduce={reduce!r} is not known: give 'mean' or 'sum'")
 
 
-def pooled(sums: Sequence[tuple[Tensor, Tensor]], reduce: str) -> Tensor:
+def pool_streams(sums: Sequence[tuple[Tensor, Tensor]], reduce: str) -> Tensor:
     """One value a row [R] for several streams (video and audio) given as (sum, count) pairs: elements weigh alike."""
     totals, counts = zip(*sums, strict=True)
-    return reduced(torch.stack(totals).sum(0), torch.stack(counts).sum(0), reduce)
+    return reduce_sums(torch.stack(totals).sum(0), torch.stack(counts).sum(0), reduce)
 
 
 def _sum_rows(part: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ Level = float | Tensor
 
 
 def affine(x: Tensor, v: Tensor, a: Level, b: Level, std: Level) -> Gaussian:
-    """The Gaussian with mean a x + b v, in float32 or as wide as x or v. a, b and std are broadcastable to x."""
+    """The Gaussian with mean a x + b v [R, ...], in float32 or as wide as x or v. a, b, std: broadcastable to x."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, v.dtype), torch.float32)
     x, v = x.to(dtype), v.to(dtype)
     a, b = (level.to(dtype) if isinstance(level, Tensor) else level for level in (a, b))

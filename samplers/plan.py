@@ -1,9 +1,9 @@
-"""What the samples of one prompt walk, as data: segments of steps that grow out of each other like the edges of a tree.
+"""The walks of one prompt's samples, as data: segments of steps that grow out of each other like the edges of a tree.
 
-A plan answers `tree(group)`: the segments for `group` samples that are compared with each other. The policy walks them
-and knows no method. A straight walk is a tree too: a trunk that the group shares, if anything, and a segment a sample.
+A plan's `tree(group)` returns the segments for `group` samples that are compared with each other. The policy walks them
+and knows no method. A straight walk is a tree too: one segment per sample, behind a trunk where the group shares one.
 
-What may be shared is decided here alone: segments that begin at the same step with the same state are a unit, which
+What may be shared is decided here alone: segments that begin at the same step with the same state form a unit, which
 costs one row of the denoiser, in the rollout and in training.
 """
 
@@ -40,7 +40,7 @@ class Own:
         return own
 
     def levels(self, own: Tensor) -> Tensor:
-        """See `Table`."""
+        """Float32 [own + 1], unchanged."""
         return own
 
 
@@ -90,7 +90,7 @@ class Front:
 class Pass:
     """Fronts of consecutive steps whose rows stay the same: one call of the pipeline.
 
-    ends: whether their table ends with them, each unit in one leaf. A pass without fronts only finishes `leaves`.
+    leaves: the samples that this call finishes. A pass without fronts only finishes leaves.
     """
 
     table: int
@@ -153,7 +153,7 @@ class Tree:
     def _hash(self) -> int:
         return hash((self.num_steps, self.segments, self.tables, self.credit, self.by_row))
 
-    def __hash__(self) -> int:  # worked out once: trees are looked up at every step
+    def __hash__(self) -> int:  # computed once: trees are looked up at every step
         return self._hash
 
     # ------------------------------------------------------------------ rows, leaves, decisions
@@ -176,15 +176,15 @@ class Tree:
 
     @cached_property
     def members(self) -> int:
-        """How many members there are: noise numbers that one prompt uses up."""
+        """How many members there are: the number of noises that one prompt uses."""
         return 1 + max(max(s.member, s.start) for s in self.segments)
 
     def path(self, segment: int) -> Unit:
         """The segments from the root to this one."""
-        found = [segment]
-        while self.segments[found[-1]].parent != ROOT:
-            found.append(self.segments[found[-1]].parent)
-        return tuple(reversed(found))
+        chain = [segment]
+        while self.segments[chain[-1]].parent != ROOT:
+            chain.append(self.segments[chain[-1]].parent)
+        return tuple(reversed(chain))
 
     # ------------------------------------------------------------------ what runs when
 
@@ -192,24 +192,24 @@ class Tree:
     def fronts(self) -> tuple[Front, ...]:
         """All that runs: table by table and step by step, what leads to decisions before what only finishes samples.
 
-        So the rows of a decision's step are those of its replay, and a trunk is one call however many branches it has.
+        The rows of a decision's step are therefore those of its replay, and a trunk is one call whatever its branches.
         """
-        found = []
+        fronts = []
         for table in range(len(self.tables)):
-            at: dict[tuple[bool, int], list[Unit]] = {}
+            units_at: dict[tuple[bool, int], list[Unit]] = {}
             for unit in self._beginnings():
                 begin = self.segments[unit[0]].begin
                 if min(self.segments[i].table for i in unit) == table:
-                    at.setdefault((begin > max(self._decides[i] for i in unit), begin), []).append(unit)
+                    units_at.setdefault((begin > max(self._last_trained[i] for i in unit), begin), []).append(unit)
                 for i in unit:
                     if self.segments[i].table == table:
                         for step in range(begin + 1, self.segments[i].end):
-                            at.setdefault((step > self._decides[i], step), []).append((i,))
-            found += [Front(table, step, tuple(sorted(at[late, step]))) for late, step in sorted(at)]
-        return tuple(found)
+                            units_at.setdefault((step > self._last_trained[i], step), []).append((i,))
+            fronts += [Front(table, step, tuple(sorted(units_at[late, step]))) for late, step in sorted(units_at)]
+        return tuple(fronts)
 
     @cached_property
-    def _decides(self) -> list[int]:
+    def _last_trained(self) -> list[int]:
         """The last trained step of each segment and what grows out of it, -1 for none."""
         last = [max(s.trained, default=-1) for s in self.segments]
         for i in reversed(range(len(last))):
@@ -227,16 +227,16 @@ class Tree:
         """The calls of the pipeline that walk the tree, in order, of at most `max_rows` rows a prompt."""
         runs: list[list[Front]] = []
         for front in self.fronts:
-            if runs and self._goes_on(runs[-1][-1], front):
+            if runs and self._continues(runs[-1][-1], front):
                 runs[-1].append(front)
             else:
                 runs.append([front])
         for run in runs:
             for part in _cut(len(run[0].units), max_rows):
                 fronts = tuple(Front(f.table, f.step, f.units[part]) for f in run)
-                yield from self._finished(fronts, max_rows)
+                yield from self._with_leaves(fronts, max_rows)
 
-    def _goes_on(self, front: Front, after: Front) -> bool:
+    def _continues(self, front: Front, after: Front) -> bool:
         """Whether each row of a front is a row of the next, so that one call can hold both."""
         if (front.table, front.step + 1, len(front.units)) != (after.table, after.step, len(after.units)):
             return False
@@ -247,7 +247,7 @@ class Tree:
         first = [(unit[0], self.segments[unit[0]]) for unit in front.units]
         return tuple(i if segment.begin < front.step else segment.parent for i, segment in first)
 
-    def _finished(self, fronts: tuple[Front, ...], max_rows: int | None) -> Iterator[Pass]:
+    def _with_leaves(self, fronts: tuple[Front, ...], max_rows: int | None) -> Iterator[Pass]:
         units, ended = fronts[-1].units, self._ended_in(fronts[-1])
         whole = ended == tuple(unit[0] for unit in units) and all(len(unit) == 1 for unit in units)
         # otherwise nothing ends here, the last step fans out, or leaves belong to another table, as those before it do

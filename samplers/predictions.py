@@ -10,8 +10,9 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 def velocity_from(prediction_type: str, x: Tensor, output: Tensor, s: Level) -> Tensor:
-    """v = eps - x_0 of a model's output at the latent x = a x_0 + s eps, a = sqrt(1 - s^2): float32 or wider.
+    """v = eps - x_0 [R, ...] of a model's output [R, ...] at the latent x = a x_0 + s eps, a = sqrt(1 - s^2).
 
+    Computed in float32 or wider.
     prediction_type, in the words of diffusers' configs: epsilon; sample, which is x_0; or v_prediction, a eps - s x_0.
     s: float, or tensor broadcastable to x. An epsilon says nothing about x_0 at s = 1, nor a sample about eps at s = 0.
 
@@ -25,7 +26,7 @@ def velocity_from(prediction_type: str, x: Tensor, output: Tensor, s: Level) -> 
 
 
 def clean_from(x: Tensor, v: Tensor, s: Level) -> Tensor:
-    """x_0 = (x - s v) / (a + s) in variance-preserving coordinates, from v of `velocity_from`."""
+    """x_0 = (x - s v) / (a + s), [R, ...], in variance-preserving coordinates, from v of `velocity_from`."""
     return (x - s * v) / (signal(s) + s)
 
 

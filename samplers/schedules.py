@@ -1,4 +1,4 @@
-"""Sigma tables: 1-D float32 tensors of num_steps + 1 noise levels that fall from 1 to 0."""
+"""Sigma tables: float32 tensors [num_steps + 1] of noise levels that fall from 1 to 0."""
 
 import math
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def linear(num_steps: int) -> Tensor:
-    """Equally spaced levels 1, 1 - 1/N, ..., 0."""
+    """Equally spaced levels [num_steps + 1]: 1, 1 - 1/N, ..., 0."""
     return _grid(num_steps, 0.0, num_steps + 1, torch.float32)
 
 
 def shifted(num_steps: int, shift: float) -> Tensor:
-    """Equally spaced levels moved by `shift_time`: DanceGRPO, MixGRPO and BranchGRPO sample on this table."""
+    """Equally spaced levels [num_steps + 1] moved by `shift_time`, the table of DanceGRPO, MixGRPO and BranchGRPO."""
     # float32 throughout, as published: where timesteps are truncated, 0.875 rounded down to 0.87499994 becomes 874.
     return shift_time(_grid(num_steps, 0.0, num_steps + 1, torch.float32), shift)
 
@@ -20,7 +20,7 @@ def shifted(num_steps: int, shift: float) -> Tensor:
 def exponential(num_steps: int, mu: float) -> Tensor:
     """The resolution-dependent table of FLUX and Qwen-Image: linear levels moved by `shift_time_exponential`, then 0.
 
-    mu: see `calculate_shift_mu`; equal to `shifted` with shift = e^mu.
+    Returns [num_steps + 1]. mu: see `calculate_shift_mu`; equal to `shifted` with shift = e^mu.
     """
     return _closed(shift_time_exponential(_grid(num_steps, 0.0, num_steps + 1)[:-1], mu))
 
@@ -28,6 +28,7 @@ def exponential(num_steps: int, mu: float) -> Tensor:
 def flow_match_euler(num_steps: int, shift: float, *, num_train_timesteps: int = 1000) -> Tensor:
     """What diffusers' FlowMatchEulerDiscreteScheduler(shift=shift).set_timesteps(num_steps) holds as sigmas (SD3).
 
+    Returns [num_steps + 1].
     The shift acts twice at the low end: the smallest training level is shifted, the N levels are spread evenly from 1
     down to it, and all are shifted again. The last level above 0 is then the same for every N (0.0089 at shift 3): the
     step before the last is long, and the last one draws next to no noise.
@@ -59,12 +60,12 @@ def shift_time(t: Tensor, shift: float) -> Tensor:
 
 
 def shift_time_exponential(t: Tensor, mu: float) -> Tensor:
-    """Levels e^mu / (e^mu + 1/t - 1) for t in (0, 1]: `shift_time` with shift = e^mu."""
+    """Levels e^mu / (e^mu + 1/t - 1), shaped like t in (0, 1] of any shape: `shift_time` with shift = e^mu."""
     return math.exp(mu) / (math.exp(mu) + (1 / t - 1))
 
 
 def karras(levels: Tensor, rho: float = 7.0) -> Tensor:
-    """As many levels as the given table has, from its first to its last above 0 evenly in s^(1 / rho), then 0.
+    """As many levels as the table [num_steps + 1], from its first to its last above 0 evenly in s^(1 / rho), then 0.
 
     The spacing of EDM (arXiv 2206.00364, eq. 5) applied to the levels of a flow as they are, the way diffusers'
     use_karras_sigmas does it: rho 1 is even spacing, larger ones put more steps near the data.
@@ -77,8 +78,8 @@ def karras(levels: Tensor, rho: float = 7.0) -> Tensor:
     return torch.cat([levels[:1].float(), inner[1:].float(), levels.new_zeros(1).float()])
 
 
-def merged(levels: Tensor, begin: int, count: int) -> Tensor:
-    """The table whose step `begin` does the work of steps begin to begin + count - 1 at once (E-GRPO)."""
+def merge_steps(levels: Tensor, begin: int, count: int) -> Tensor:
+    """The table [num_steps + 2 - count] whose step `begin` covers steps begin to begin + count - 1 at once (E-GRPO)."""
     return torch.cat([levels[: begin + 1], levels[begin + count :]])
 
 
@@ -93,8 +94,8 @@ def coarse(levels: Tensor, after: int, every: int) -> Tensor:
     return torch.cat([levels[: after + 1], rest, missing])
 
 
-def compressed(levels: Tensor, after: int, steps: int) -> Tensor:
-    """The table that goes on after level number `after` in `steps` steps to 0 (MixGRPO-Flash).
+def compress_tail(levels: Tensor, after: int, steps: int) -> Tensor:
+    """The table [after + steps + 1] that continues from level number `after` to 0 in `steps` steps (MixGRPO-Flash).
 
     They are equally spaced in un-shifted time u = 1 - i / N, where levels[i] is the level of u_i. Between its points
     logit(s) is linear in logit(u), beyond the outermost two of slope 1: exact for any table of `shifted` or

@@ -1,5 +1,6 @@
-"""Sigma tables made of the pipeline's own: the `Table` of a plan, as data. The tables themselves are in `schedules`.
+"""Sigma tables derived from the pipeline's own: the `Table` of a plan, as data. The levels are made in `schedules`.
 
+`levels` takes the pipeline's own levels, float32 [own + 1], and returns float32 [num_steps(own) + 1].
 Raised anywhere here: ValueError for settings that leave no table, naming them and what is accepted.
 """
 
@@ -20,7 +21,7 @@ class Linear:
         return own
 
     def levels(self, own: Tensor) -> Tensor:
-        """See `Table`."""
+        """Float32 [num_steps + 1]; see `Table`."""
         return schedules.linear(own.numel() - 1).to(own.device)
 
 
@@ -38,7 +39,7 @@ class Shifted:
         return own
 
     def levels(self, own: Tensor) -> Tensor:
-        """See `Table`."""
+        """Float32 [num_steps + 1]; see `Table`."""
         return schedules.shifted(own.numel() - 1, self.shift).to(own.device)
 
 
@@ -53,7 +54,7 @@ class Exponential:
         return own
 
     def levels(self, own: Tensor) -> Tensor:
-        """See `Table`."""
+        """Float32 [num_steps + 1]; see `Table`."""
         return schedules.exponential(own.numel() - 1, self.mu).to(own.device)
 
 
@@ -72,13 +73,13 @@ class Karras:
         return self.base.num_steps(own)
 
     def levels(self, own: Tensor) -> Tensor:
-        """See `Table`."""
+        """Float32 [num_steps + 1]; see `Table`."""
         return schedules.karras(self.base.levels(own), self.rho)
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """`schedules.merged`: steps begin to begin + count - 1 of `base` become step `begin`."""
+    """`schedules.merge_steps`: steps begin to begin + count - 1 of `base` become step `begin`."""
 
     base: Table
     begin: int
@@ -97,9 +98,9 @@ class Merged:
         return steps - self.count + 1
 
     def levels(self, own: Tensor) -> Tensor:
-        """See `Table`."""
+        """Float32 [num_steps + 1]; see `Table`."""
         self.num_steps(own.numel() - 1)
-        return schedules.merged(self.base.levels(own), self.begin, self.count)
+        return schedules.merge_steps(self.base.levels(own), self.begin, self.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +121,14 @@ class Coarse:
         return self.after - (self.after - steps) // self.every  # rounded up: the 0 is a step of its own
 
     def levels(self, own: Tensor) -> Tensor:
-        """See `Table`."""
+        """Float32 [num_steps + 1]; see `Table`."""
         self.num_steps(own.numel() - 1)
         return schedules.coarse(self.base.levels(own), self.after, self.every)
 
 
 @dataclass(frozen=True, slots=True)
 class Compressed:
-    """`schedules.compressed`: after level number `after` of `base` there are `steps` steps to 0.
+    """`schedules.compress_tail`: after level number `after` of `base` there are `steps` steps to 0.
 
     For the ratio of MixGRPO-Flash see `schedules.flash_steps`.
     """
@@ -145,15 +146,15 @@ class Compressed:
         return self.after + self.steps
 
     def levels(self, own: Tensor) -> Tensor:
-        """See `Table`."""
+        """Float32 [num_steps + 1]; see `Table`."""
         self.num_steps(own.numel() - 1)
-        return schedules.compressed(self.base.levels(own), self.after, self.steps)
+        return schedules.compress_tail(self.base.levels(own), self.after, self.steps)
 
 
 def cap(table: Table, own: Tensor) -> float:
     """The `s_cap` of a walk along a table: its second level, before any steps of its beginning were merged.
 
-    own: the pipeline's levels. A merged first step then is as strong as the steps that it stands for, as in E-GRPO:
+    own: the pipeline's levels, 1-D [N + 1]. A merged first step is as strong as the steps it stands for, as in E-GRPO:
     three of 16 at shift 3 and noise 0.7 have std 1.27. Capped at the merged table's own second level it would have that
     of one step, `noise`, however many it covers.
     """

@@ -45,7 +45,7 @@ class Generation:
 
 
 def draw(logits: Tensor, uniform: Tensor, plan: Generation) -> Tensor:
-    """Tokens int64 [R] from logits [R, V], by inversion of the cumulated distribution at uniform [R] in [0, 1)."""
+    """Tokens int64 [R] from logits [R, V], by inverting the cumulative distribution at uniform [R] in [0, 1)."""
     if plan.temperature == 0:
         return logits.argmax(-1)
     kept = cut(logits.float() / plan.temperature, plan.top_k, plan.top_p)

@@ -20,7 +20,7 @@ from samplers.transitions import ode
 Velocity = Callable[[Tensor, float], Tensor]  # (x [R, ...], noise level) -> eps - x_0, shaped like x
 
 
-class Drawn(NamedTuple):
+class WalkStep(NamedTuple):
     """A step that drew: its number, levels, latents before and after [R, ...], and the distribution it drew from."""
 
     index: int
@@ -40,7 +40,7 @@ def walk(
     noise: float = 0.0,
     stochastic: Collection[int] = (),
     generator: torch.Generator | None = None,
-) -> tuple[Tensor, list[Drawn]]:
+) -> tuple[Tensor, list[WalkStep]]:
     """(the latents at the last level [R, ...], the steps that drew, in order).
 
     x: [R, ...] at levels[0]. levels: the num_steps + 1 noise levels of the walk, falling. stochastic: the steps that
@@ -55,6 +55,6 @@ def walk(
             continue
         step = transition(x, v, s, s_next, noise=noise, s_cap=table[1])
         x_next = step.sample(torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device))
-        drawn.append(Drawn(k, s, s_next, x, x_next, step))
+        drawn.append(WalkStep(k, s, s_next, x, x_next, step))
         x = x_next
     return x, drawn

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from samplers.gaussian import Gaussian, pooled
+from samplers.gaussian import Gaussian, pool_streams
 
 SHAPE = (3, 4, 5)
 STD_SHAPES = [(), (3, 1, 1), (1, 1, 1), (3, 4, 1), (4, 1), (1, 4, 5), (3, 4, 5)]
@@ -133,7 +133,7 @@ def test_streams_pool_like_one_long_row() -> None:
     x = torch.cat([x_video.flatten(1), x_audio], 1)
     kept = torch.cat([torch.ones(3, 20, dtype=torch.bool), keep], 1)
     for reduce in ("mean", "sum"):
-        got = pooled([video.log_prob_sums(x_video), audio.log_prob_sums(x_audio, keep)], reduce)
+        got = pool_streams([video.log_prob_sums(x_video), audio.log_prob_sums(x_audio, keep)], reduce)
         torch.testing.assert_close(got, joined.log_prob(x, reduce, kept), atol=1e-4, rtol=1e-5)
 
 

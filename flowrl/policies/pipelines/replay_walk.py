@@ -12,7 +12,7 @@ from flowrl.policies.pipelines.dynamics import Dynamics, scaled
 from flowrl.policies.pipelines.intercepted_step import EndOfWalk, Step
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory, take
 from samplers.decisions import decisions
-from samplers.gaussian import Gaussian, pooled
+from samplers.gaussian import Gaussian, pool_streams
 from samplers.plan import Own, Table
 
 
@@ -160,9 +160,11 @@ class ReplayWalk:
         self._sums.setdefault(name, []).append(sums)
 
     def _hand_over(self, at: int) -> None:
-        found = {name: pooled(sums, self.dynamics.reduce) for name, sums in self._sums.items() if name != "centred"}
+        found = {
+            name: pool_streams(sums, self.dynamics.reduce) for name, sums in self._sums.items() if name != "centred"
+        }
         if "centred" in self._sums:  # by its definition a mean, whatever log-probs are
-            found["centred"] = pooled(self._sums["centred"], "mean")
+            found["centred"] = pool_streams(self._sums["centred"], "mean")
         self._sums = {}
         self._remaining.remove(at)
         if self.tick is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory, flat, positions
 from samplers.decisions import decisions
-from samplers.gaussian import Gaussian, reduced
+from samplers.gaussian import Gaussian, reduce_sums
 from samplers.plan import Front, Unit
 
 TRAITS = ("std", "dt")
@@ -134,7 +134,7 @@ class Records:
             return empty, empty.bool(), {}
         total, count = self._sums["total"].flatten(0, 1), self._sums["count"].flatten(0, 1)
         step_stats = {name: self._sums[name].flatten(0, 1).cpu() for name in TRAITS}
-        return reduced(total, count, self.dynamics.reduce).cpu(), (count > 0).cpu(), step_stats
+        return reduce_sums(total, count, self.dynamics.reduce).cpu(), (count > 0).cpu(), step_stats
 
     # ------------------------------------------------------------------ parts
 
