@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from flowrl.compare.curves import Band, Comparison
 from flowrl.compare.overview import Overview, place
 from flowrl.report import scales
-from flowrl.report.figures import HEIGHT, WIDTH, Chart, Drawn
-from flowrl.report.numerals import compact
+from flowrl.report.figures import HEIGHT, WIDTH, Chart, DrawnCurve
+from flowrl.report.numerals import format_compact
 from flowrl.report.scales import Axis
 
 COLOURS = 8  # of the page; a variant beyond them has an earlier one's
@@ -19,7 +19,7 @@ def chart(of: Overview, axis: str, reward: str) -> Chart | None:
     if found is None:
         return None
     last = max(x for band in found.bands for x, _ in band.points)
-    x = scales.iterations(int(last + 0.999), WIDTH) if last >= 5 else scales.axis([0.0, last], WIDTH, zero=True)
+    x = scales.iteration_axis(int(last + 0.999), WIDTH) if last >= 5 else scales.axis([0.0, last], WIDTH, zero=True)
     y = scales.axis(
         [e for b in found.bands for _, m in b.points for e in (m.value - m.error, m.value + m.error)], HEIGHT
     )
@@ -45,12 +45,12 @@ def colour(index: int) -> int:
     return index % COLOURS + 1
 
 
-def _drawn(band: Band, index: int, x: Axis, y: Axis) -> Drawn:
+def _drawn(band: Band, index: int, x: Axis, y: Axis) -> DrawnCurve:
     xs = [at for at, _ in band.points]
     low, high = ([m.value + side * m.error for _, m in band.points] for side in (-1, 1))
-    area = scales.band(low, high, xs, x, y) if any(m.error for _, m in band.points) else ""
-    line = scales.path([(at, m.value) for at, m in band.points], x, y)
-    return Drawn(band.variant, colour(index), raw=line, area=area)
+    area = scales.band_path(low, high, xs, x, y) if any(m.error for _, m in band.points) else ""
+    line = scales.line_path([(at, m.value) for at, m in band.points], x, y)
+    return DrawnCurve(band.variant, colour(index), raw=line, area=area)
 
 
 def _told(found: Comparison, x: Axis, before: str, unit: str) -> dict:
@@ -69,8 +69,10 @@ def _told(found: Comparison, x: Axis, before: str, unit: str) -> dict:
 
 
 def _in_words(band: Band) -> str:
-    (x0, first), (x1, last) = band.points[0], band.points[-1]
-    return f"{band.variant} {compact(first.value)} at {compact(x0)}, {compact(last.value)} at {compact(x1)}"
+    ends = ", ".join(
+        f"{format_compact(mean.value)} at {format_compact(x)}" for x, mean in (band.points[0], band.points[-1])
+    )
+    return f"{band.variant} {ends}"
 
 
 def _rounded(value: float) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 from flowrl.compare.grid import Cell, differing
 from flowrl.names import UserError
 from flowrl.recipe.load import written
-from flowrl.report.read import RunData, number, read
+from flowrl.report.read import RunData, finite_or_none, read_run
 
 PHASES = ("rollout", "score", "train")
 TOTAL = "total"  # the weighted sum, where several rewards are trained
@@ -49,7 +49,7 @@ class Outcome:
     def each(self, metric: str) -> float | None:
         """The median of a metric over the iterations; the first, which warms up, is left out where there are more."""
         rows = self.data.train if self.data is not None else []
-        values = [v for row in rows[1:] or rows if (v := number(row.get(metric))) is not None]
+        values = [v for row in rows[1:] or rows if (v := finite_or_none(row.get(metric))) is not None]
         return statistics.median(values) if values else None
 
 
@@ -57,7 +57,7 @@ def outcome(variant: str, seed: int, folder: Path, failure: str | None = None) -
     """What a run's folder holds. failure: why it ended early, where that is known."""
     if not (folder / "recipe.yaml").is_file():
         return Outcome(variant, seed, folder, None, failure or "not begun")
-    data = read(folder)
+    data = read_run(folder)
     if not data.finished:
         done = f"stopped after iteration {data.last}" if data.train else "stopped before its first iteration"
         return Outcome(variant, seed, folder, data, failure or done)
@@ -68,14 +68,14 @@ def outcome(variant: str, seed: int, folder: Path, failure: str | None = None) -
 def marks(data: RunData) -> list[Mark]:
     """The evaluations of a run with the time and the calls that came before each."""
     seconds = _running(data, [f"time_{phase}" for phase in PHASES])
-    counted = all(number(row.get("forwards/rollout")) is not None for row in data.train)
+    counted = all(finite_or_none(row.get("forwards/rollout")) is not None for row in data.train)
     calls = _running(data, ["forwards/rollout", "forwards/train"])
     found = []
     for row in data.heldout:
         at = row["iteration"]
-        rewards = {n: v for n in data.rewards if (v := number(row.get(f"{n}/mean"))) is not None}
+        rewards = {n: v for n in data.rewards if (v := finite_or_none(row.get(f"{n}/mean"))) is not None}
         trained = {n: w for n, w in data.weights.items() if w}
-        if (told := number(row.get("total/mean"))) is not None:
+        if (told := finite_or_none(row.get("total/mean"))) is not None:
             rewards = {TOTAL: told} | rewards
         elif len(trained) > 1 and all(n in rewards for n in trained):
             rewards = {TOTAL: sum(w * rewards[n] for n, w in trained.items())} | rewards
@@ -86,7 +86,7 @@ def marks(data: RunData) -> list[Mark]:
 def _running(data: RunData, metrics: Sequence[str]) -> list[tuple[int, float]]:
     total, found = 0.0, [(0, 0.0)]
     for row in data.train:
-        total += sum(number(row.get(metric)) or 0.0 for metric in metrics)
+        total += sum(finite_or_none(row.get(metric)) or 0.0 for metric in metrics)
         found.append((row["iteration"], total))
     return found
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flowrl.compare.collect import Outcome, order
-from flowrl.report.numerals import Mean, mean
+from flowrl.report.numerals import MeanWithError, mean
 
 Course = Sequence[tuple[float, float]]  # (x, value), x rising
 DRAWN = 60  # points of a mean course
@@ -18,7 +18,7 @@ class Band:
     """The mean course of a variant's seeds, as far as all of them reach: (x, mean over seeds)."""
 
     variant: str
-    points: list[tuple[float, Mean]]
+    points: list[tuple[float, MeanWithError]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Comparison:
     values: dict[str, dict[int, float]]
     bands: list[Band]
 
-    def mean(self, variant: str) -> Mean | None:
+    def mean(self, variant: str) -> MeanWithError | None:
         """The mean over seeds at the end, with its standard error; that of one seed is not known and given as 0."""
         return mean(list(self.values.get(variant, {}).values()))
 

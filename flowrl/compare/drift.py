@@ -26,7 +26,7 @@ from flowrl.planning.costs import eval_plan, plan_for
 from flowrl.reading.inputs import load_prompts
 from flowrl.recipe.load import load
 from flowrl.recipe.schema import Recipe, Sampler, Track
-from flowrl.report.evaluations import spread
+from flowrl.report.evaluations import evenly_spaced
 from flowrl.runs.weights import final_weights, load_weights
 from flowrl.watch.sample_statistics import sample_statistics
 
@@ -119,8 +119,8 @@ def _prompts(recipe: Recipe, number: int) -> list[Prompt]:
     """Held-out prompts, evenly from the first to the last that the run evaluates; training prompts without any."""
     source, limit = recipe.prompts.heldout, recipe.eval.prompts
     if source is None:
-        return spread(load_prompts(recipe, recipe.prompts.train, "train", recipe.prompts.limit), number)
-    return spread(load_prompts(recipe, source, "heldout", limit), number)
+        return evenly_spaced(load_prompts(recipe, recipe.prompts.train, "train", recipe.prompts.limit), number)
+    return evenly_spaced(load_prompts(recipe, source, "heldout", limit), number)
 
 
 def _draw(policy: AnyPolicy, recipe: Recipe, prompts: Sequence[Prompt], settings: Settings) -> Samples:

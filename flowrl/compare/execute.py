@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from flowrl.compare.grid import Cell, write
-from flowrl.report.read import read
+from flowrl.report.read import read_run
 from flowrl.runs.stopping import Stopping
 from flowrl.terminal import duration_text
 
@@ -59,7 +59,7 @@ class Child:
 
 def is_done(cell: Cell) -> bool:
     """Whether a run came to its end before."""
-    return (cell.folder / "recipe.yaml").is_file() and read(cell.folder).finished
+    return (cell.folder / "recipe.yaml").is_file() and read_run(cell.folder).finished
 
 
 def execute(

@@ -7,7 +7,15 @@ from pathlib import Path
 from flowrl.compare import curves, verdict
 from flowrl.compare.collect import PHASES, Outcome, order
 from flowrl.compare.curves import Comparison
-from flowrl.report.numerals import Mean, compact, decimals, duration, mean, plain, with_error
+from flowrl.report.numerals import (
+    MeanWithError,
+    decimals_for,
+    format_compact,
+    format_duration,
+    format_number,
+    format_with_error,
+    mean,
+)
 
 AXES = ("seconds", "calls")
 DRIFT = ("kl", "distance", "diversity_base", "diversity")
@@ -20,11 +28,11 @@ class Row:
 
     variant: str
     runs: int
-    held: dict[tuple[str, str], Mean]
-    iterations: Mean | None
-    seconds: dict[str, Mean]  # of an iteration, by phase
-    calls: Mean | None  # of an iteration
-    drift: dict[str, Mean]
+    held: dict[tuple[str, str], MeanWithError]
+    iterations: MeanWithError | None
+    seconds: dict[str, MeanWithError]  # of an iteration, by phase
+    calls: MeanWithError | None  # of an iteration
+    drift: dict[str, MeanWithError]
 
     @property
     def iteration(self) -> float:
@@ -85,22 +93,22 @@ def _calls(one: Outcome) -> float | None:
 
 def place(axis: str, value: float, unit: str) -> str:
     """A value of an axis in words."""
-    return f"{duration(value)} of training" if axis == "seconds" else f"{value:,.0f} {unit}-forwards"
+    return f"{format_duration(value)} of training" if axis == "seconds" else f"{value:,.0f} {unit}-forwards"
 
 
-def told(value: Mean | None, *like: Mean, short: bool = False) -> str:
+def told(value: MeanWithError | None, *like: MeanWithError, short: bool = False) -> str:
     """A mean with its error, without one for one seed; a dash where there is none. like: means of the same column."""
     if value is None:
         return "\N{EN DASH}"
     if short:
         return _digits(value.value, 3) + (f" ±\N{NO-BREAK SPACE}{_digits(value.error, 1)}" if value.number > 1 else "")
-    places = min(4, decimals(value, *like))
-    return with_error(value, places) if value.number > 1 else plain(value.value, places)
+    places = min(4, decimals_for(value, *like))
+    return format_with_error(value, places) if value.number > 1 else format_number(value.value, places)
 
 
 def _digits(value: float, number: int) -> str:
     """So many significant digits, without an exponent where it would be no shorter."""
-    return compact(float(f"{value:.{number}g}"))
+    return format_compact(float(f"{value:.{number}g}"))
 
 
 def sentences(of: Overview, axis: str, reward: str) -> list[str]:

@@ -38,7 +38,7 @@ def render(of: Overview, sheet: Sheet | None, beside: Path) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["score"] = numerals.score
+    environment.filters["score"] = numerals.format_score
     return environment.get_template("compare.html").render(_context(of, sheet, beside))
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowrl.compare.collect import Outcome, order
-from flowrl.report.evaluations import positions, scores_of, spread
-from flowrl.report.read import Evaluated
+from flowrl.report.evaluations import evenly_spaced, index_by_id, scores_of
+from flowrl.report.read import EvaluationRecord
 
 UNTRAINED = "before training"
 
@@ -47,27 +47,27 @@ def sheet(outcomes: Sequence[Outcome], number: int = 8) -> Sheet | None:
     first = _kept(shown[0])[0]
     if first.iteration == 0 and len(_kept(shown[0])) > 1:
         columns = [(UNTRAINED, shown[0].folder, first), *columns]
-    prompts = spread(_common([evaluation for *_, evaluation in columns]), number)
+    prompts = evenly_spaced(_common([evaluation for *_, evaluation in columns]), number)
     rows = []
     for name in prompts:
-        tiles = [_tile(folder, evaluation, positions(evaluation)[name]) for _, folder, evaluation in columns]
+        tiles = [_tile(folder, evaluation, index_by_id(evaluation)[name]) for _, folder, evaluation in columns]
         evaluation = columns[0][2]
-        text = evaluation.prompts[positions(evaluation)[name]]["text"]
+        text = evaluation.prompts[index_by_id(evaluation)[name]]["text"]
         rows.append((text or name, tiles))
     return Sheet(min(shared), [name for name, *_ in columns], rows) if rows else None
 
 
-def _kept(one: Outcome) -> list[Evaluated]:
+def _kept(one: Outcome) -> list[EvaluationRecord]:
     """Evaluations that kept samples."""
     return [e for e in one.data.evaluations if e.pictures or e.texts] if one.data is not None else []
 
 
-def _common(evaluations: Sequence[Evaluated]) -> list[str]:
-    kept = [{n for n, i in positions(e).items() if i < max(len(e.pictures), len(e.texts))} for e in evaluations]
-    return [name for name in positions(evaluations[0]) if all(name in k for k in kept)]
+def _common(evaluations: Sequence[EvaluationRecord]) -> list[str]:
+    kept = [{n for n, i in index_by_id(e).items() if i < max(len(e.pictures), len(e.texts))} for e in evaluations]
+    return [name for name in index_by_id(evaluations[0]) if all(name in k for k in kept)]
 
 
-def _tile(folder: Path, evaluation: Evaluated, index: int) -> Tile:
+def _tile(folder: Path, evaluation: EvaluationRecord, index: int) -> Tile:
     picture = evaluation.pictures[index] if index < len(evaluation.pictures) else None
     text = evaluation.texts[index] if index < len(evaluation.texts) else None
     return Tile(folder, picture, text, scores_of(evaluation, index))

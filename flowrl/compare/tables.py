@@ -11,7 +11,7 @@ from rich.text import Text
 
 from flowrl.compare.collect import PHASES
 from flowrl.compare.overview import AXES, DRIFT, Overview, Row, told
-from flowrl.report.numerals import Mean, duration
+from flowrl.report.numerals import MeanWithError, format_duration
 
 PHASE_WORDS = {"rollout": "rollout", "score": "scoring", "train": "training"}
 DRIFT_WORDS = {
@@ -71,10 +71,10 @@ def _head(of: Overview, axis: str, reward: str) -> str:
     """A reward and where it is compared: `shapes, 180 s` or `shapes, 64,000 rows`."""
     found = of.comparison(axis, reward)
     end = 0.0 if found is None else found.end
-    return f"{reward}, {duration(end) if axis == 'seconds' else f'{end:,.0f} {of.unit}s'}"
+    return f"{reward}, {format_duration(end) if axis == 'seconds' else f'{end:,.0f} {of.unit}s'}"
 
 
-def _column(of: Overview, column: tuple[str, str]) -> list[Mean]:
+def _column(of: Overview, column: tuple[str, str]) -> list[MeanWithError]:
     return [row.held[column] for row in of.rows if column in row.held]
 
 
@@ -131,7 +131,7 @@ def _summary_row(row: Row, compared: Sequence[tuple[str, str, float]]) -> list[A
     return cells
 
 
-def _pair(value: Mean | None) -> list[float | None]:
+def _pair(value: MeanWithError | None) -> list[float | None]:
     return [None, None] if value is None else [value.value, value.error if value.number > 1 else None]
 
 

@@ -20,7 +20,7 @@ from itertools import combinations
 from scipy.special import stdtr
 
 from flowrl.compare.curves import Comparison
-from flowrl.report.numerals import Mean, decimals, with_error
+from flowrl.report.numerals import MeanWithError, decimals_for, format_with_error
 
 LEVEL = 0.05  # how often a table of equal variants may hold a claim
 ROUNDING = 1e-12  # of the values themselves: a standard error below it is 0
@@ -55,8 +55,8 @@ class Difference:
     def sentence(self) -> str:
         """What may be said of it."""
         seeds = f"{self.number} {'shared ' if self.paired else ''}seeds"
-        mean = Mean(abs(self.value), self.error, self.number)
-        by = with_error(mean, decimals(mean))
+        mean = MeanWithError(abs(self.value), self.error, self.number)
+        by = format_with_error(mean, decimals_for(mean))
         p = f"p = {self.corrected:.2g}" + (f" for {self.pairs} pairs" if self.pairs > 1 else "")
         if not self.told:
             why = p if self.error else "a standard error of 0 tells nothing"

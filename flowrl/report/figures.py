@@ -1,7 +1,7 @@
 """Charts as numbers for the template: paths in a box of 1000 x 400, ticks and events in percent of it.
 
-The box is stretched to its place on the page while lines keep their width and labels, which are text beside it, their
-size: the same chart serves a phone and a desk.
+The page stretches the box to fit, while lines keep their width and labels, which are HTML text beside it, keep their
+size: the same chart works on a phone and on a desktop.
 """
 
 import math
@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowrl.report import scales
-from flowrl.report.numerals import compact
+from flowrl.report.numerals import format_compact
 from flowrl.report.scales import Axis
 
 WIDTH, HEIGHT = 1000.0, 400.0
-CROWD = 20  # dots; more are drawn smaller
-DRAWN = 600  # points of a curve that are drawn at most
-TOLD = 1000  # and that can be pointed at
+CROWDED_FROM = 20  # dots; more than these are drawn smaller
+MAX_DRAWN_POINTS = 600  # of a curve
+MAX_HOVER_POINTS = 1000  # of a curve, shown when the pointer is on it
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Event:
+class ChartEvent:
     """Something that happened at an iteration: an `alarm` or a `resume`."""
 
     iteration: int
@@ -41,8 +41,8 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A curve as SVG path data: the values themselves, their smoothed course, error bars."""
+class DrawnCurve:
+    """A curve as SVG path data: the values themselves, the smoothed curve, error bars."""
 
     label: str
     colour: int
@@ -65,7 +65,7 @@ class Chart:
     last: str
     note: str
     alt: str
-    drawn: list[Drawn]
+    drawn: list[DrawnCurve]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     events: list[tuple[float, str, str]]
@@ -74,20 +74,20 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Frame:
+class ChartFrame:
     """What all charts of a page share: the last iteration and what happened on the way."""
 
     last: int
-    events: Sequence[Event] = ()
+    events: Sequence[ChartEvent] = ()
 
     @property
     def x(self) -> Axis:
         """The axis of iterations."""
-        return scales.iterations(self.last, WIDTH)
+        return scales.iteration_axis(self.last, WIDTH)
 
 
 def draw(
-    frame: Frame,
+    frame: ChartFrame,
     title: str,
     curves: Sequence[Curve],
     *,
@@ -99,38 +99,38 @@ def draw(
 ) -> Chart | None:
     """A chart of curves; None where none of them has a value.
 
-    log: on a logarithmic axis if the values span a decade. zero: the axis begins at 0. also: values that the axis
-    holds beside the curves' own, so that several charts share one.
+    log: use a logarithmic axis if the values span a decade. zero: the axis begins at 0. also: further values that the
+    axis must cover, so that several charts share one axis.
     """
     curves = [c for c in curves if any(v is not None for _, v in c.points)]
     if not curves:
         return None
     y = scales.axis([*_extent(curves), *also], HEIGHT, zero=zero, log=log)
-    window = max((scales.window_of(len(c.points)) for c in curves if not c.dots), default=1)
+    window = max((scales.smoothing_window(len(c.points)) for c in curves if not c.dots), default=1)
     return Chart(
         title=title,
         hint=hint,
         badge=badge,
-        last=_last(curves),
+        last=_last_value(curves),
         note=_note(curves, y),
-        alt=f"{title}: " + "; ".join(_in_words(c) for c in curves),
-        drawn=[_drawn(c, frame.x, y) for c in curves],
+        alt=f"{title}: " + "; ".join(_describe_curve(c) for c in curves),
+        drawn=[_draw_curve(c, frame.x, y) for c in curves],
         x_ticks=[(value / frame.x.high * 100, text) for value, text in frame.x.ticks],
         y_ticks=[((1 - y.at(value) / HEIGHT) * 100, text) for value, text in y.ticks],
-        events=placed(frame),
+        events=event_marks(frame),
         window=window,
-        data={"last": frame.x.high, "curves": [_told(c, log=y.log) for c in curves]},
+        data={"last": frame.x.high, "curves": [_hover_data(c, log=y.log) for c in curves]},
     )
 
 
-def stack(frame: Frame, title: str, curves: Sequence[Curve], *, hint: str = "") -> Chart | None:
-    """A chart of areas upon each other, smoothed; all curves have the same iterations. None where there are none."""
+def stack(frame: ChartFrame, title: str, curves: Sequence[Curve], *, hint: str = "") -> Chart | None:
+    """A chart of stacked areas, smoothed; all curves have the same iterations. None where there are no curves."""
     if not curves or not curves[0].points:
         return None
     xs = [x for x, _ in curves[0].points]
-    window = scales.window_of(len(xs))
+    window = scales.smoothing_window(len(xs))
     smooth = [scales.smooth([v or 0.0 for _, v in c.points], window) for c in curves]
-    step = max(1, len(xs) // (DRAWN // 2))
+    step = max(1, len(xs) // (MAX_DRAWN_POINTS // 2))
     kept = sorted({*range(0, len(xs), step), len(xs) - 1})
     floor, layers = [0.0] * len(kept), []
     for column in smooth:
@@ -140,7 +140,7 @@ def stack(frame: Frame, title: str, curves: Sequence[Curve], *, hint: str = "") 
     y = scales.axis(floor, HEIGHT, zero=True)
     at = [xs[i] for i in kept]
     areas = [
-        Drawn(c.label, c.colour, area=scales.band(low, top, at, frame.x, y))
+        DrawnCurve(c.label, c.colour, area=scales.band_path(low, top, at, frame.x, y))
         for c, (low, top) in zip(curves, layers, strict=True)
     ]
     return Chart(
@@ -149,33 +149,33 @@ def stack(frame: Frame, title: str, curves: Sequence[Curve], *, hint: str = "") 
         badge="",
         last="",
         note="seconds",
-        alt=f"{title}, stacked: " + "; ".join(_in_words(c) for c in curves),
+        alt=f"{title}, stacked: " + "; ".join(_describe_curve(c) for c in curves),
         drawn=areas,
         x_ticks=[(value / frame.x.high * 100, text) for value, text in frame.x.ticks],
         y_ticks=[((1 - y.at(value) / HEIGHT) * 100, text) for value, text in y.ticks],
-        events=placed(frame),
+        events=event_marks(frame),
         window=window,
-        data={"last": frame.x.high, "curves": [_told(c) for c in curves]},
+        data={"last": frame.x.high, "curves": [_hover_data(c) for c in curves]},
     )
 
 
-def placed(frame: Frame) -> list[tuple[float, str, str]]:
+def event_marks(frame: ChartFrame) -> list[tuple[float, str, str]]:
     """(percent from the left, kind, text) of events, one a kind and iteration."""
-    found: dict[tuple[str, int], str] = {}
+    texts: dict[tuple[str, int], str] = {}
     for event in frame.events:
         key = event.kind, event.iteration
-        found[key] = f"{found[key]}; {event.text}" if key in found else event.text
-    return [(min(100.0, i / frame.x.high * 100), kind, text) for (kind, i), text in found.items()]
+        texts[key] = f"{texts[key]}; {event.text}" if key in texts else event.text
+    return [(min(100.0, i / frame.x.high * 100), kind, text) for (kind, i), text in texts.items()]
 
 
 def _extent(curves: Sequence[Curve]) -> list[float]:
     """Every value, and the ends of its error bar."""
-    found = []
+    values = []
     for curve in curves:
-        found += [v for _, v in curve.points if v is not None]
+        values += [v for _, v in curve.points if v is not None]
         for (_, v), e in zip(curve.points, curve.errors, strict=False):
-            found += [v - e, v + e] if v is not None and e is not None else []
-    return found
+            values += [v - e, v + e] if v is not None and e is not None else []
+    return values
 
 
 def _note(curves: Sequence[Curve], y: Axis) -> str:
@@ -186,20 +186,22 @@ def _note(curves: Sequence[Curve], y: Axis) -> str:
     return ", ".join(words + (["log, zeros left out" if hidden else "log"] if y.log else []))
 
 
-def _drawn(curve: Curve, x: Axis, y: Axis) -> Drawn:
-    line = scales.path(scales.thin(curve.points, DRAWN), x, y)
+def _draw_curve(curve: Curve, x: Axis, y: Axis) -> DrawnCurve:
+    line = scales.line_path(scales.thin_points(curve.points, MAX_DRAWN_POINTS), x, y)
     if curve.dots:
-        dots = "".join(scales.path([p], x, y) for p in curve.points)
-        many = len(curve.points) > CROWD
-        return Drawn(curve.label, curve.colour, line, "", _bars(curve, x, y), dots, hollow=curve.hollow, many=many)
-    smooth = _smoothed(curve, log=y.log)
-    course = scales.path(scales.thin(smooth, DRAWN), x, y) if smooth else ""
-    return Drawn(curve.label, curve.colour, line, course)
+        dots = "".join(scales.line_path([p], x, y) for p in curve.points)
+        many = len(curve.points) > CROWDED_FROM
+        return DrawnCurve(
+            curve.label, curve.colour, line, "", _error_bars(curve, x, y), dots, hollow=curve.hollow, many=many
+        )
+    smooth = _smooth_curve(curve, log=y.log)
+    course = scales.line_path(scales.thin_points(smooth, MAX_DRAWN_POINTS), x, y) if smooth else ""
+    return DrawnCurve(curve.label, curve.colour, line, course)
 
 
-def _smoothed(curve: Curve, *, log: bool) -> list[tuple[float, float | None]]:
-    """The smoothed course, nothing for a short curve. On a log axis it is that of the logarithms, zeros left out."""
-    window = scales.window_of(len(curve.points))
+def _smooth_curve(curve: Curve, *, log: bool) -> list[tuple[float, float | None]]:
+    """The smoothed curve, empty for a short one. On a log axis logarithms are smoothed, and zeros are left out."""
+    window = scales.smoothing_window(len(curve.points))
     values = [v for _, v in curve.points]
     if log:
         logs = scales.smooth([math.log10(v) if v is not None and v > 0 else None for v in values], window)
@@ -209,45 +211,45 @@ def _smoothed(curve: Curve, *, log: bool) -> list[tuple[float, float | None]]:
     return [] if window == 1 else [(at, v) for (at, _), v in zip(curve.points, values, strict=True)]
 
 
-def _bars(curve: Curve, x: Axis, y: Axis) -> str:
+def _error_bars(curve: Curve, x: Axis, y: Axis) -> str:
     ends = []
     for (at, value), error in zip(curve.points, curve.errors, strict=False):
         if value is not None and error is not None and y.shows(value - error):
-            ends.append(scales.path([(at, value - error), (at, value + error)], x, y))
+            ends.append(scales.line_path([(at, value - error), (at, value + error)], x, y))
     return "".join(ends)
 
 
-def _told(curve: Curve, *, log: bool = False) -> dict[str, Any]:
-    """A curve's numbers for whoever points at it."""
-    points = scales.thin(curve.points, TOLD)
-    told: dict[str, Any] = {
+def _hover_data(curve: Curve, *, log: bool = False) -> dict[str, Any]:
+    """A curve's numbers, shown when the pointer is on it."""
+    points = scales.thin_points(curve.points, MAX_HOVER_POINTS)
+    data: dict[str, Any] = {
         "label": curve.label,
         "colour": curve.colour,
         "x": [x for x, _ in points],
-        "y": [_rounded(v) for _, v in points],
+        "y": [_round(v) for _, v in points],
     }
     if curve.errors:
-        told["e"] = [_rounded(e) for e in curve.errors][: len(points)]
-    if not curve.dots and (smooth := dict(_smoothed(curve, log=log))):
-        told["s"] = [_rounded(smooth[x]) for x, _ in points]
-    return told
+        data["e"] = [_round(e) for e in curve.errors][: len(points)]
+    if not curve.dots and (smooth := dict(_smooth_curve(curve, log=log))):
+        data["s"] = [_round(smooth[x]) for x, _ in points]
+    return data
 
 
-def _rounded(value: float | None) -> float | None:
+def _round(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.5g}")
 
 
-def _last(curves: Sequence[Curve]) -> str:
+def _last_value(curves: Sequence[Curve]) -> str:
     """The last value of a chart's only curve."""
     known = [v for _, v in curves[0].points if v is not None]
-    return compact(known[-1]) if len(curves) == 1 else ""
+    return format_compact(known[-1]) if len(curves) == 1 else ""
 
 
-def _in_words(curve: Curve) -> str:
+def _describe_curve(curve: Curve) -> str:
     known = [(x, v) for x, v in curve.points if v is not None]
     (x0, first), (x1, last) = known[0], known[-1]
     low, high = min(v for _, v in known), max(v for _, v in known)
     return (
-        f"{curve.label} {compact(first)} at iteration {x0:g}, {compact(last)} at iteration {x1:g}, "
-        f"between {compact(low)} and {compact(high)}"
+        f"{curve.label} {format_compact(first)} at iteration {x0:g}, {format_compact(last)} at iteration {x1:g}, "
+        f"between {format_compact(low)} and {format_compact(high)}"
     )

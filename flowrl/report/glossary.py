@@ -1,4 +1,4 @@
-"""What each metric means, in a word or two; the same words stand in the charts' hints and at the page's end."""
+"""What each metric means, in a few words; used in the charts' hints and in the glossary at the end of the page."""
 
 METRICS = {
     "ratio": "probability of a decision under the current policy over that under the policy that sampled it; mean",
@@ -27,8 +27,8 @@ METRICS = {
     "reward/*/mean": "mean reward of an iteration's samples",
     "reward/*/std": "standard deviation of the reward over an iteration's samples",
     "reward/*/nan": "share of samples that could not be scored",
-    "hack_index": "how much speaks for a reward that is gamed, 0 to 1: it rises while witnesses fall or samples look "
-    "otherwise than the base model's; at 0.5 the alarm hacking rings",
+    "hack_index": "evidence of reward hacking, 0 to 1: the trained reward rises while witnesses fall or the samples no "
+    "longer look like the base model's; at 0.5 the alarm hacking rings",
     "hack/*": "a sign of hacking in units of its limit: rise of the trained reward (limit: two standard errors), fall "
     "of a witness (three), change of saturation, brightness, contrast or sharpness (the factor watch.drift), loss of "
     "diversity (watch.diversity), divergence from the base (watch.kl_to_base)",
@@ -47,7 +47,7 @@ TERMS = {
 
 
 def meaning(metric: str) -> str:
-    """A metric in words; empty for one that nobody has described."""
+    """What a metric means; empty for one without a description."""
     if metric in METRICS:
         return METRICS[metric]
     head, _, tail = metric.rpartition("/")

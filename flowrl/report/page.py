@@ -11,7 +11,7 @@ import jinja2
 from flowrl import __version__
 from flowrl.report import evaluations, numerals, panels
 from flowrl.report.glossary import METRICS, TERMS
-from flowrl.report.read import RunData, mapping, read, sequence
+from flowrl.report.read import RunData, dict_or_empty, list_or_empty, read_run
 from flowrl.report.verdict import verdict
 
 HERE = Path(__file__).parent
@@ -25,7 +25,7 @@ def write(folder: Path, output: Path | None = None) -> Path:
     Works on a run under way, a killed one and an old one. Raises UserError where the folder is no run's.
     """
     path = output or folder / NAME
-    text = render(read(folder))
+    text = render(read_run(folder))
     aside = path.with_name(path.name + ".tmp")
     aside.write_text(text, encoding="utf-8")
     aside.replace(path)
@@ -41,46 +41,46 @@ def render(data: RunData) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"score": numerals.score, "signed": lambda v: numerals.signed_text(v, 2)}
+    environment.filters |= {"score": numerals.format_score, "signed": lambda v: numerals.format_signed(v, 2)}
     return environment.get_template("page.html").render(_context(data))
 
 
 def _context(data: RunData) -> dict[str, Any]:
-    on = panels.frame(data)
-    shown = evaluations.gallery(data)
-    counted = {}
+    frame = panels.chart_frame(data)
+    gallery = evaluations.gallery(data)
+    directions = {}
     if len(data.evaluations) > 1:
-        counted = evaluations.tally(data.evaluations[0], data.evaluations[-1], data.weights)
+        directions = evaluations.count_directions(data.evaluations[0], data.evaluations[-1], data.weights)
     return {
         "version": __version__,
-        "title": title(data),
+        "title": run_title(data),
         "model": str(data.recipe.get("model", "")),
         "folder": data.folder.name,
         "facts": _facts(data),
         "verdict": verdict(data),
-        "alarms": [{name: _word(alarm.get(name)) for name in ALARM} for alarm in data.alarms],
+        "alarms": [{name: _text_or_empty(alarm.get(name)) for name in ALARM} for alarm in data.alarms],
         "resumes": data.resumes,
         "notes": data.notes,
-        "rewards": panels.rewards(data, on),
-        "kinds": panels.kinds(data, on),
-        "gallery": shown,
-        "tally": counted,
+        "rewards": panels.reward_charts(data, frame),
+        "kinds": panels.kind_charts(data, frame),
+        "gallery": gallery,
+        "tally": directions,
         "witnesses": [n for n, w in data.weights.items() if w == 0],
         "groups": [
-            ("hacking", "Is the reward gamed?", panels.hacking(data, on)),
-            ("learning", "Learning", panels.learning(data, on)),
-            ("samples", "The samples themselves", panels.samples(data, on)),
-            ("others", "Other metrics", panels.others(data, on)),
+            ("hacking", "Is the reward gamed?", panels.hacking_charts(data, frame)),
+            ("learning", "Learning", panels.learning_charts(data, frame)),
+            ("samples", "The samples themselves", panels.sample_charts(data, frame)),
+            ("others", "Other metrics", panels.other_charts(data, frame)),
         ],
-        "times": panels.times(data, on),
-        "shares": panels.shares(data),
+        "times": panels.time_chart(data, frame),
+        "shares": panels.time_shares(data),
         "recipe": data.recipe_text,
-        "versions": _flat(data.run),
+        "versions": _versions_and_machine(data.run),
         "glossary": {**TERMS, **METRICS},
     }
 
 
-def title(data: RunData) -> str:
+def run_title(data: RunData) -> str:
     """The recipe's name, as far as the run says it; else the folder's."""
     if isinstance(data.run.get("recipe"), str):
         return Path(data.run["recipe"]).stem
@@ -95,9 +95,9 @@ def title(data: RunData) -> str:
 
 def _facts(data: RunData) -> list[tuple[str, str]]:
     """What was run, in a few words each; only what is known."""
-    recipe, train = data.recipe, mapping(data.recipe.get("train"))
+    recipe, train = data.recipe, dict_or_empty(data.recipe.get("train"))
     facts = [("Model", recipe.get("model"))]
-    if lora := mapping(recipe.get("lora")):
+    if lora := dict_or_empty(recipe.get("lora")):
         facts.append(("Learns", f"LoRA, rank {lora.get('rank')}"))
     elif recipe.get("full"):
         facts.append(("Learns", "all weights"))
@@ -105,9 +105,9 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
         facts.append(("An iteration", f"{train['prompts']} prompts × {train['group']} samples"))
     planned = f" of {data.planned:,}" if data.planned and not data.finished else ""
     facts.append(("Iterations", f"{data.last:,}{planned}"))
-    facts.append(("Time", numerals.duration(data.seconds)))
+    facts.append(("Time", numerals.format_duration(data.seconds)))
     facts.append(("Seed", recipe.get("seed")))
-    starts = [s for s in sequence(data.run.get("starts")) if isinstance(s, dict)]
+    starts = [s for s in list_or_empty(data.run.get("starts")) if isinstance(s, dict)]
     facts.append(("Started", _date(starts[0].get("time")) if starts else None))
     if data.resumes:
         facts.append(("Resumed", f"{len(data.resumes)} ×"))
@@ -121,20 +121,20 @@ def _date(text: Any) -> str | None:
         return None
 
 
-def _flat(run: dict[str, Any]) -> list[tuple[str, str]]:
+def _versions_and_machine(run: dict[str, Any]) -> list[tuple[str, str]]:
     """Versions and machine as a list of names and values."""
     rows = [("flowrl", run["flowrl"])] if "flowrl" in run else []
     for part in ("versions", "machine"):
-        for name, value in mapping(run.get(part)).items():
-            rows.append((str(name), _listed(value) if isinstance(value, list) else value))
+        for name, value in dict_or_empty(run.get(part)).items():
+            rows.append((str(name), _count_values(value) if isinstance(value, list) else value))
     rows += [("command", run["command"])] if "command" in run else []
     return [(name, str(value)) for name, value in rows if value not in ("", None)]
 
 
-def _listed(values: list[Any]) -> str:
+def _count_values(values: list[Any]) -> str:
     """Each different value once, with how often it is there."""
     return ", ".join(f"{n} × {v}" if n > 1 else v for v, n in Counter(map(str, values)).items())
 
 
-def _word(value: Any) -> str:
+def _text_or_empty(value: Any) -> str:
     return "" if value is None else str(value)

@@ -1,23 +1,23 @@
-"""Which charts the page has, and what they are drawn from. A metric that no chart names gets one of its own."""
+"""Which charts the page has, and what they are drawn from. A metric that no chart names gets its own chart."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from flowrl.report.evaluations import by_kind, mean_total
-from flowrl.report.figures import Chart, Curve, Event, Frame, draw, stack
+from flowrl.report.evaluations import mean_total, means_by_kind
+from flowrl.report.figures import Chart, ChartEvent, ChartFrame, Curve, draw, stack
 from flowrl.report.glossary import METRICS, meaning
-from flowrl.report.numerals import duration
-from flowrl.report.read import Points, RunData, number
+from flowrl.report.numerals import format_duration
+from flowrl.report.read import Points, RunData, finite_or_none
 
-TRAIN, HELD, WITNESS = 1, 2, 4  # colours
+TRAIN, HELDOUT, WITNESS = 1, 2, 4  # colours
 PHASES = {"time_rollout": ("rollout", 1), "time_score": ("scoring", 5), "time_train": ("training", 3)}
 EVALUATION = ("evaluation", 2)
 MOST_EVENTS = 60
 SIGNS = {  # of hacking: label, colour
     "hack/witness_fall": ("witness falls", 4),
-    "hack/drift": ("samples look otherwise", 2),
-    "hack/diversity_loss": ("diversity is lost", 3),
+    "hack/drift": ("samples drift", 2),
+    "hack/diversity_loss": ("diversity falls", 3),
     "hack/kl": ("divergence", 5),
     "hack/reward_rise": ("trained reward rises", 1),
 }
@@ -48,7 +48,7 @@ LEARNING = (
 
 
 @dataclass(frozen=True)
-class Part:
+class TimeShare:
     """A phase's share of the run's time."""
 
     label: str
@@ -58,7 +58,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class ByKind:
+class KindCharts:
     """A reward's charts, one a kind of prompt."""
 
     reward: str
@@ -66,109 +66,115 @@ class ByKind:
     charts: list[Chart]
 
 
-def frame(data: RunData) -> Frame:
+def chart_frame(data: RunData) -> ChartFrame:
     """The x axis of all charts, with alarms and resumes on it."""
-    alarms = [Event(a["iteration"], "alarm", f"alarm: {a.get('name', '?')}") for a in data.alarms]
+    alarms = [ChartEvent(a["iteration"], "alarm", f"alarm: {a.get('name', '?')}") for a in data.alarms]
     resumes = [
-        Event(int(number(s.get("from_iteration")) or 0), "resume", f"resumed, {s.get('time', 'time unknown')}")
+        ChartEvent(
+            int(finite_or_none(s.get("from_iteration")) or 0), "resume", f"resumed, {s.get('time', 'time unknown')}"
+        )
         for s in data.resumes
     ]
-    return Frame(data.last, [*alarms[:MOST_EVENTS], *resumes[:MOST_EVENTS]])
+    return ChartFrame(data.last, [*alarms[:MOST_EVENTS], *resumes[:MOST_EVENTS]])
 
 
-def rewards(data: RunData, on: Frame) -> list[Chart]:
+def reward_charts(data: RunData, frame: ChartFrame) -> list[Chart]:
     """A chart a reward: training samples, and held-out means with their standard errors; trained rewards first."""
     names = data.rewards
     if sum(1 for w in data.weights.values() if w) > 1:
         names = ["total", *names]
     charts = []
     for name in names:
-        held, errors = _held(data, name)
+        heldout, errors = _heldout_points(data, name)
         curves = [
             Curve("train", data.points(f"reward/{name}/mean"), TRAIN),
-            Curve("held-out", held, HELD, dots=True, errors=errors),
+            Curve("held-out", heldout, HELDOUT, dots=True, errors=errors),
         ]
         title = "Weighted sum of the trained rewards" if name == "total" else name
         witness = data.weights.get(name, 1.0) == 0 and name != "total"
         hint = "reward: mean over training samples of an iteration; held-out mean with its standard error"
-        charts.append(draw(on, title, curves, hint=hint, badge="witness, not trained" if witness else ""))
+        charts.append(draw(frame, title, curves, hint=hint, badge="witness, not trained" if witness else ""))
     return [c for c in charts if c is not None]
 
 
-def kinds(data: RunData, on: Frame, most: int = 12) -> list[ByKind]:
+def kind_charts(data: RunData, frame: ChartFrame, most: int = 12) -> list[KindCharts]:
     """For each reward a chart a kind of prompt: held-out means over the evaluations, on one scale."""
-    found, rows = by_kind(data), []
-    for name in data.rewards if len(found) > 1 else ():
-        courses = {kind: means[name] for kind, means in list(found.items())[:most] if name in means}
+    by_kind, rows = means_by_kind(data), []
+    for name in data.rewards if len(by_kind) > 1 else ():
+        courses = {kind: means[name] for kind, means in list(by_kind.items())[:most] if name in means}
         ends = [m.value + side * m.error for means in courses.values() for _, m in means for side in (-1, 1)]
         witness = data.weights.get(name, 1.0) == 0
         charts = []
         for kind, means in courses.items():
             points, errors = [(i, m.value) for i, m in means], [m.error for _, m in means]
-            curve = Curve(name, points, WITNESS if witness else HELD, dots=True, hollow=witness, errors=errors)
+            curve = Curve(name, points, WITNESS if witness else HELDOUT, dots=True, hollow=witness, errors=errors)
             hint = f"{name} on the {means[-1][1].number} held-out prompts of this kind"
-            charts.append(draw(on, kind, [curve], hint=hint, also=ends))
-        rows.append(ByKind(name, witness, [c for c in charts if c is not None]))
+            charts.append(draw(frame, kind, [curve], hint=hint, also=ends))
+        rows.append(KindCharts(name, witness, [c for c in charts if c is not None]))
     return rows
 
 
-def learning(data: RunData, on: Frame) -> list[Chart]:
+def learning_charts(data: RunData, frame: ChartFrame) -> list[Chart]:
     """Ratio, clipping, divergence, gradients, learning rate, groups, spread of the rewards."""
     ratio = [(i, None if v is None else v - 1) for i, v in data.points("ratio")]
-    charts = [draw(on, "Mean ratio \N{MINUS SIGN} 1", [Curve("ratio \N{MINUS SIGN} 1", ratio)], hint=METRICS["ratio"])]
-    charts += [_panel(data, on, panel) for panel in LEARNING]
+    charts = [
+        draw(frame, "Mean ratio \N{MINUS SIGN} 1", [Curve("ratio \N{MINUS SIGN} 1", ratio)], hint=METRICS["ratio"])
+    ]
+    charts += [_draw_panel(data, frame, panel) for panel in LEARNING]
     for what, title in (("std", "Spread of the reward"), ("nan", "Samples without a score")):
-        charts.append(_panel(data, on, _by_reward(data, what, title)))
+        charts.append(_draw_panel(data, frame, _panel_by_reward(data, what, title)))
     return [c for c in charts if c is not None]
 
 
-def hacking(data: RunData, on: Frame) -> list[Chart]:
+def hacking_charts(data: RunData, frame: ChartFrame) -> list[Chart]:
     """The hack index, and its signs in units of the limit of each."""
-    index = Curve("hack index", data.points("hack_index", "heldout"), HELD, dots=True)
+    index = Curve("hack index", data.points("hack_index", "heldout"), HELDOUT, dots=True)
     signs = [Curve(label, data.points(n, "heldout"), colour, dots=True) for n, (label, colour) in SIGNS.items()]
     charts = [
-        draw(on, "Hack index", [index], hint=METRICS["hack_index"], zero=True, also=[1.0]),
-        draw(on, "Signs of hacking, in units of their limits", signs, hint=METRICS["hack/*"], also=[0.0, 1.0]),
+        draw(frame, "Hack index", [index], hint=METRICS["hack_index"], zero=True, also=[1.0]),
+        draw(frame, "Signs of hacking, in units of their limits", signs, hint=METRICS["hack/*"], also=[0.0, 1.0]),
     ]
-    charts.append(draw(on, "Divergence from the base", [_held_curve(data, "kl_to_base")], hint=METRICS["kl_to_base"]))
+    charts.append(
+        draw(frame, "Divergence from the base", [_heldout_curve(data, "kl_to_base")], hint=METRICS["kl_to_base"])
+    )
     return [c for c in charts if c is not None]
 
 
-def _held_curve(data: RunData, metric: str) -> Curve:
-    return Curve("held-out", data.points(metric, "heldout"), HELD, dots=True)
+def _heldout_curve(data: RunData, metric: str) -> Curve:
+    return Curve("held-out", data.points(metric, "heldout"), HELDOUT, dots=True)
 
 
-def samples(data: RunData, on: Frame) -> list[Chart]:
+def sample_charts(data: RunData, frame: ChartFrame) -> list[Chart]:
     """Statistics of the samples, in training and held out."""
     names = dict.fromkeys(n for kind in ("train", "heldout") for n in data.names(kind) if n.startswith("samples/"))
     charts = []
     for name in names:
         curves = [
             Curve("train", data.points(name), TRAIN),
-            _held_curve(data, name),
+            _heldout_curve(data, name),
         ]
         title = name.removeprefix("samples/").replace("_", " ").replace("/", ", ")
-        charts.append(draw(on, title, curves, hint=meaning(name)))
+        charts.append(draw(frame, title, curves, hint=meaning(name)))
     return [c for c in charts if c is not None]
 
 
-def others(data: RunData, on: Frame) -> list[Chart]:
-    """Every metric of training that no other chart shows."""
+def other_charts(data: RunData, frame: ChartFrame) -> list[Chart]:
+    """Every training metric that no other chart shows."""
     named = {m for panel in LEARNING for m, _ in panel.metrics} | {"ratio", "log_ratio"} | set(PHASES)
     rest = [n for n in data.names() if n not in named and not n.startswith(("reward/", "samples/"))]
-    charts = [draw(on, n, [Curve(n, data.points(n))], hint=meaning(n), log=True) for n in rest]
+    charts = [draw(frame, n, [Curve(n, data.points(n))], hint=meaning(n), log=True) for n in rest]
     return [c for c in charts if c is not None]
 
 
-def times(data: RunData, on: Frame) -> Chart | None:
+def time_chart(data: RunData, frame: ChartFrame) -> Chart | None:
     """Seconds by phase of each iteration."""
-    there = [p for p in PHASES if data.points(p)]
-    rows = [row for row in data.train if all(p in row for p in there)]
-    curves = [Curve(PHASES[p][0], [(r["iteration"], number(r[p])) for r in rows], PHASES[p][1]) for p in there]
-    return stack(on, "Seconds an iteration", curves, hint="time by phase")
+    phases = [p for p in PHASES if data.points(p)]
+    rows = [row for row in data.train if all(p in row for p in phases)]
+    curves = [Curve(PHASES[p][0], [(r["iteration"], finite_or_none(r[p])) for r in rows], PHASES[p][1]) for p in phases]
+    return stack(frame, "Seconds an iteration", curves, hint="time by phase")
 
 
-def shares(data: RunData) -> list[Part]:
+def time_shares(data: RunData) -> list[TimeShare]:
     """How the run's time divides among the phases and the evaluations."""
     spent = [(*PHASES[p], sum(v or 0.0 for _, v in data.points(p))) for p in PHASES]
     spent.append((*EVALUATION, sum(v or 0.0 for _, v in data.points("time_eval", "heldout"))))
@@ -176,33 +182,37 @@ def shares(data: RunData) -> list[Part]:
     if not data.resumes:  # a resumed run's seconds may be those of its last part
         spent.append(("rest", 6, max(0.0, data.seconds - known)))
     whole = sum(seconds for *_, seconds in spent)
-    return [Part(label, c, s / whole * 100, duration(s)) for label, c, s in spent if whole and s / whole >= 0.001]
+    return [
+        TimeShare(label, c, s / whole * 100, format_duration(s))
+        for label, c, s in spent
+        if whole and s / whole >= 0.001
+    ]
 
 
-def _held(data: RunData, name: str) -> tuple[Points, list[float | None]]:
+def _heldout_points(data: RunData, name: str) -> tuple[Points, list[float | None]]:
     """Held-out means of a reward and their errors; of "total", from the scores of each evaluation."""
     if name == "total":
         means = [(e.iteration, m) for e in data.evaluations if (m := mean_total(e, data.weights)) is not None]
         return [(i, m.value) for i, m in means], [m.error for _, m in means]
     errors = dict(data.points(f"{name}/error", "heldout"))
-    held = data.points(f"{name}/mean", "heldout")
-    return held, [errors.get(i) for i, _ in held]
+    heldout = data.points(f"{name}/mean", "heldout")
+    return heldout, [errors.get(i) for i, _ in heldout]
 
 
-def _panel(data: RunData, on: Frame, panel: Panel) -> Chart | None:
+def _draw_panel(data: RunData, frame: ChartFrame, panel: Panel) -> Chart | None:
     series = [(m, label, data.points(m)) for m, label in panel.metrics]
     series = [s for s in series if s[2] and (not _is_zero(s[2]) or s[0] == panel.metrics[0][0])]
     if panel.dull and all(_is_zero(points) for *_, points in series):
         return None
     curves = [Curve(label, points, colour) for colour, (_, label, points) in enumerate(series, 1)]
     hint = "; ".join(f"{label}: {text}" if len(series) > 1 else text for m, label, _ in series if (text := meaning(m)))
-    return draw(on, panel.title, curves, hint=hint, log=panel.log, zero=panel.zero)
+    return draw(frame, panel.title, curves, hint=hint, log=panel.log, zero=panel.zero)
 
 
 def _is_zero(points: Sequence[tuple[int, float | None]]) -> bool:
     return not any(value for _, value in points)
 
 
-def _by_reward(data: RunData, what: str, title: str) -> Panel:
+def _panel_by_reward(data: RunData, what: str, title: str) -> Panel:
     names = [n for n in data.rewards if data.points(f"reward/{n}/{what}")][:6]
     return Panel(title, tuple((f"reward/{n}/{what}", n) for n in names), dull=what == "nan")

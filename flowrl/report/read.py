@@ -1,7 +1,7 @@
-"""What a run's folder holds, as far as it is there and whole.
+"""Reads a run's folder, as far as its files are present and intact.
 
-A killed run leaves half a line, one under way has no summary yet, an old one no run.json: what cannot be read is left
-out and named in `RunData.notes`.
+A killed run leaves half a line, a running one has no summary yet, an old one has no run.json: what cannot be read is
+left out and named in `RunData.notes`.
 """
 
 import json
@@ -19,8 +19,8 @@ Points = list[tuple[int, float | None]]
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """A file of heldout/: what was asked, the score of each answer, and the first answers (pictures or texts)."""
+class EvaluationRecord:
+    """A file of heldout/: the prompts, the scores of each sample, and the first samples (pictures or texts)."""
 
     iteration: int
     prompts: list[dict[str, str | None]]  # id, text, kind
@@ -40,7 +40,7 @@ class RunData:
     run: dict[str, Any]
     train: list[dict[str, Any]]
     heldout: list[dict[str, Any]]
-    evaluations: list[Evaluated]
+    evaluations: list[EvaluationRecord]
     alarms: list[dict[str, Any]]
     summary: dict[str, Any]
     notes: list[str] = field(default_factory=list)
@@ -48,7 +48,7 @@ class RunData:
     def points(self, metric: str, kind: str = "train") -> Points:
         """(iteration, value or None where it was not finite) of each line that has the metric."""
         rows = self.train if kind == "train" else self.heldout
-        return [(row["iteration"], number(row[metric])) for row in rows if metric in row]
+        return [(row["iteration"], finite_or_none(row[metric])) for row in rows if metric in row]
 
     def names(self, kind: str = "train") -> list[str]:
         """The metrics of a kind, in the order in which they first appear."""
@@ -58,95 +58,100 @@ class RunData:
     @property
     def weights(self) -> dict[str, float]:
         """The recipe's rewards and their weights; 0 marks a witness."""
-        specs = mapping(self.recipe.get("rewards"))
-        return {str(n): number(mapping(s).get("weight", 1.0)) or 0.0 for n, s in specs.items()}
+        specs = dict_or_empty(self.recipe.get("rewards"))
+        return {str(n): finite_or_none(dict_or_empty(s).get("weight", 1.0)) or 0.0 for n, s in specs.items()}
 
     @property
     def rewards(self) -> list[str]:
-        """Every reward that was measured or asked for, the trained ones first."""
-        held = [n.removesuffix("/mean") for n in self.names("heldout") if _is_reward(n)]
-        seen = [n.split("/")[1] for n in self.names() if n.startswith("reward/") and n.count("/") == 2]
-        found = dict.fromkeys([*self.weights, *held, *seen])
-        found.pop("total", None)  # of several trained rewards: see evaluations.total
-        return sorted(found, key=lambda name: self.weights.get(name, 1.0) == 0)
+        """Every reward that was measured or that the recipe names, the trained ones first."""
+        heldout = [n.removesuffix("/mean") for n in self.names("heldout") if _is_reward(n)]
+        in_training = [n.split("/")[1] for n in self.names() if n.startswith("reward/") and n.count("/") == 2]
+        names = dict.fromkeys([*self.weights, *heldout, *in_training])
+        names.pop("total", None)  # of several trained rewards: see evaluations.trained_total
+        return sorted(names, key=lambda name: self.weights.get(name, 1.0) == 0)
 
     @property
     def last(self) -> int:
-        """The last iteration that anything was written of."""
+        """The last iteration of which anything was written."""
         written = [row["iteration"] for row in self.train + self.heldout]
         return max(written or [e.iteration for e in self.evaluations], default=0)
 
     @property
     def planned(self) -> int | None:
         """How many iterations the recipe asks for."""
-        value = mapping(self.recipe.get("train")).get("iterations")
+        value = dict_or_empty(self.recipe.get("train")).get("iterations")
         return value if isinstance(value, int) else None
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to the end that its recipe asks for, be it that of `watch.on_hack`."""
+        """Whether the run reached the end that its recipe asks for; one that `watch.on_hack` ended counts."""
         if self.rolled_back:
             return True
-        limit, spent = number(mapping(self.recipe.get("train")).get("seconds")), number(self.summary.get("spent"))
+        limit, spent = (
+            finite_or_none(dict_or_empty(self.recipe.get("train")).get("seconds")),
+            finite_or_none(self.summary.get("spent")),
+        )
         in_time = limit is not None and (spent or 0.0) >= limit
         wanted = self.last if in_time else max(self.last, self.planned or 0)
-        return bool(self.summary) and (number(self.summary.get("iterations")) or 0) >= wanted
+        return bool(self.summary) and (finite_or_none(self.summary.get("iterations")) or 0) >= wanted
 
     @property
     def rolled_back(self) -> dict[str, Any]:
-        """Of a run that an alarm ended with the weights of an earlier iteration: alarm, at, to, what; else empty."""
-        found = mapping(self.summary.get("rolled_back"))
-        return found if {"alarm", "at", "to"} <= set(found) else {}
+        """alarm, at, to, what of a run that an alarm ended with the weights of an earlier iteration; else empty."""
+        record = dict_or_empty(self.summary.get("rolled_back"))
+        return record if {"alarm", "at", "to"} <= set(record) else {}
 
     @property
     def seconds(self) -> float:
-        """How long it took: as the summary says, else the phases that were timed."""
-        told = number(self.summary.get("seconds"))
-        timed = [number(v) or 0 for row in self.train + self.heldout for n, v in row.items() if n.startswith("time_")]
-        return told if told is not None and self.finished else sum(timed)
+        """How long the run took: from its summary, else the sum of the timed phases."""
+        total = finite_or_none(self.summary.get("seconds"))
+        timed = [
+            finite_or_none(v) or 0 for row in self.train + self.heldout for n, v in row.items() if n.startswith("time_")
+        ]
+        return total if total is not None and self.finished else sum(timed)
 
     @property
     def resumes(self) -> list[dict[str, Any]]:
-        """The starts of run.json but the first."""
-        return [s for s in sequence(self.run.get("starts")) if isinstance(s, dict)][1:]
+        """All starts in run.json but the first."""
+        return [s for s in list_or_empty(self.run.get("starts")) if isinstance(s, dict)][1:]
 
 
-def read(folder: Path) -> RunData:
-    """All that a run's folder holds. Raises UserError where it is no run's."""
+def read_run(folder: Path) -> RunData:
+    """Everything in a run's folder. Raises UserError if it is not a run's folder."""
     if not any((folder / name).is_file() for name in ("recipe.yaml", "metrics.jsonl")):
-        found = "no recipe.yaml and no metrics.jsonl in it" if folder.is_dir() else "no such folder"
-        raise UserError(f"{folder}: {found}, accepted: the folder of a run; name one that `flowrl run` has written")
+        got = "no recipe.yaml and no metrics.jsonl in it" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: {got}, accepted: the folder of a run; name one that `flowrl run` has written")
     notes: list[str] = []
-    recipe_text = _text(folder / "recipe.yaml", notes)
-    rows = _lines(folder / "metrics.jsonl", notes)
-    evaluations = [_evaluated(path, notes) for path in sorted((folder / "heldout").glob("*.json"))]
+    recipe_text = _read_text(folder / "recipe.yaml", notes)
+    rows = _read_lines(folder / "metrics.jsonl", notes)
+    evaluations = [_read_evaluation(path, notes) for path in sorted((folder / "heldout").glob("*.json"))]
     return RunData(
         folder=folder,
-        recipe=_recipe(recipe_text, notes),
+        recipe=_parse_recipe(recipe_text, notes),
         recipe_text=recipe_text,
-        run=_object(folder / "run.json", notes),
-        train=_by_iteration(rows, "train"),
-        heldout=_by_iteration(rows, "heldout"),
-        evaluations=_current(evaluations, rows),
-        alarms=_lines(folder / "alarms.jsonl", notes),
-        summary=_object(folder / "summary.json", notes),
+        run=_read_object(folder / "run.json", notes),
+        train=_last_by_iteration(rows, "train"),
+        heldout=_last_by_iteration(rows, "heldout"),
+        evaluations=_drop_later_than_metrics(evaluations, rows),
+        alarms=_read_lines(folder / "alarms.jsonl", notes),
+        summary=_read_object(folder / "summary.json", notes),
         notes=notes,
     )
 
 
-def number(value: Any) -> float | None:
+def finite_or_none(value: Any) -> float | None:
     """A finite number, or None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value
 
 
-def mapping(value: Any) -> dict[str, Any]:
+def dict_or_empty(value: Any) -> dict[str, Any]:
     """A mapping as it is, anything else as an empty one."""
     return value if isinstance(value, dict) else {}
 
 
-def sequence(value: Any) -> list[Any]:
+def list_or_empty(value: Any) -> list[Any]:
     """A list as it is, anything else as an empty one."""
     return value if isinstance(value, list) else []
 
@@ -155,19 +160,21 @@ def _is_reward(metric: str) -> bool:
     return metric.endswith("/mean") and not metric.startswith("samples/")
 
 
-def _by_iteration(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+def _last_by_iteration(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     """The last line of each iteration."""
-    found = {row["iteration"]: row for row in rows if row.get("kind") == kind}
-    return [found[i] for i in sorted(found)]
+    last = {row["iteration"]: row for row in rows if row.get("kind") == kind}
+    return [last[i] for i in sorted(last)]
 
 
-def _current(evaluations: list[Evaluated | None], rows: list[dict[str, Any]]) -> list[Evaluated]:
-    """In order of iteration, without those later than all metrics: what a resume has cut off, it will do again."""
+def _drop_later_than_metrics(
+    evaluations: list[EvaluationRecord | None], rows: list[dict[str, Any]]
+) -> list[EvaluationRecord]:
+    """Evaluations in order of iteration, without those after the last metrics: a resumed run repeats them."""
     last = max((row["iteration"] for row in rows), default=math.inf)
     return sorted((e for e in evaluations if e is not None and e.iteration <= last), key=lambda e: e.iteration)
 
 
-def _text(path: Path, notes: list[str]) -> str:
+def _read_text(path: Path, notes: list[str]) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -177,54 +184,56 @@ def _text(path: Path, notes: list[str]) -> str:
         return ""
 
 
-def _lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file that have a whole iteration; a last line without its end is a run's death."""
-    text, found, damaged = _text(path, notes), [], 0
+def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file that name an iteration; a killed run leaves a last line without an end."""
+    text, rows, damaged = _read_text(path, notes), [], 0
     for line in text.splitlines():
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):  # brackets by the thousand
             row = None
         if isinstance(row, dict) and type(row.get("iteration")) is int:
-            found.append(row)
+            rows.append(row)
         elif line.strip():
             damaged += 1
     if damaged:
         cut = text and not text.endswith("\n") and damaged == 1
         what = "the last line was" if cut else "one line was" if damaged == 1 else f"{damaged} lines were"
-        notes.append(f"{path.name}: {what} not whole and left out")
-    return found
+        notes.append(f"{path.name}: {what} damaged and left out")
+    return rows
 
 
-def _object(path: Path, notes: list[str]) -> dict[str, Any]:
-    text = _text(path, notes)
+def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
+    text = _read_text(path, notes)
     try:
-        return mapping(json.loads(text)) if text.strip() else {}
+        return dict_or_empty(json.loads(text)) if text.strip() else {}
     except (ValueError, RecursionError):
-        notes.append(f"{path.name} is no JSON and was left out")
+        notes.append(f"{path.name} is not valid JSON and was left out")
         return {}
 
 
-def _recipe(text: str, notes: list[str]) -> dict[str, Any]:
+def _parse_recipe(text: str, notes: list[str]) -> dict[str, Any]:
     try:
-        return mapping(scalars.read(text))  # bounded in levels and values, whoever wrote it
+        return dict_or_empty(scalars.read(text))  # bounded in levels and values, whoever wrote it
     except yaml.YAMLError:
-        notes.append("recipe.yaml is no YAML of a recipe; what it says of rewards and lengths is unknown")
+        notes.append("recipe.yaml is not a valid recipe; its rewards and the planned iterations are unknown")
         return {}
 
 
-def _evaluated(path: Path, notes: list[str]) -> Evaluated | None:
-    values = _object(path, notes)
+def _read_evaluation(path: Path, notes: list[str]) -> EvaluationRecord | None:
+    values = _read_object(path, notes)
     if type(values.get("iteration")) is not int:
         return None
     prompts = [
-        {key: None if mapping(p).get(key) is None else str(p[key]) for key in ("id", "text", "kind")}
-        for p in sequence(values.get("prompts"))
+        {key: None if dict_or_empty(p).get(key) is None else str(p[key]) for key in ("id", "text", "kind")}
+        for p in list_or_empty(values.get("prompts"))
     ]
-    scores = {str(n): [number(v) for v in sequence(s)] for n, s in mapping(values.get("scores")).items()}
+    scores = {
+        str(n): [finite_or_none(v) for v in list_or_empty(s)] for n, s in dict_or_empty(values.get("scores")).items()
+    }
     if "total" in values:
-        scores["total"] = [number(v) for v in sequence(values["total"])]
-    pictures = [str(p) for p in sequence(values.get("pictures"))]
-    texts = [str(t) for t in sequence(values.get("texts"))]
-    sounds = tuple(str(p) for p in sequence(values.get("sounds")))
-    return Evaluated(values["iteration"], prompts, scores, pictures, texts, sounds)
+        scores["total"] = [finite_or_none(v) for v in list_or_empty(values["total"])]
+    pictures = [str(p) for p in list_or_empty(values.get("pictures"))]
+    texts = [str(t) for t in list_or_empty(values.get("texts"))]
+    sounds = tuple(str(p) for p in list_or_empty(values.get("sounds")))
+    return EvaluationRecord(values["iteration"], prompts, scores, pictures, texts, sounds)

@@ -1,4 +1,4 @@
-"""From values to a drawing: axes with round ticks, thinning that keeps every outlier, smoothing without a lag."""
+"""From values to a drawing: axes with round ticks, thinning that keeps outliers, smoothing without lag."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flowrl.report.numerals import MINUS
 
 Known = list[tuple[float, float]]
-LOG_FROM = 10.0  # the largest value over the smallest, from which on a log axis shows more
+LOG_FROM = 10.0  # ratio of the largest value to the smallest from which a log axis is used
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Axis:
         return (v - a) / (b - a) * self.size
 
     def shows(self, value: float | None) -> bool:
-        """Whether a value has a place: a log axis has none for zero."""
+        """Whether a value can be drawn: a log axis has no place for zero."""
         return value is not None and (not self.log or value > 0)
 
 
@@ -48,15 +48,15 @@ def axis(values: Iterable[float], size: float, *, zero: bool = False, log: bool 
     return Axis(low, high, size, _ticks(low, high, number))
 
 
-def iterations(last: int, size: float) -> Axis:
+def iteration_axis(last: int, size: float) -> Axis:
     """The axis of iterations, 0 to the last."""
     last = max(last, 1)
-    step = max(1, _step(last, 5))
+    step = max(1, _round_step(last, 5))
     ticks = tuple((float(v), f"{v:,}") for v in range(0, last + 1, int(step)))
     return Axis(0.0, float(last), size, ticks)
 
 
-def _step(span: float, number: int) -> float:
+def _round_step(span: float, number: int) -> float:
     """The round step, 1, 2 or 5 times a power of ten, that cuts a span into about `number` (at most 4/3 of it)."""
     raw = span / number
     power = 10.0 ** math.floor(math.log10(raw))
@@ -64,16 +64,16 @@ def _step(span: float, number: int) -> float:
 
 
 def _ticks(low: float, high: float, number: int) -> tuple[tuple[float, str], ...]:
-    step = _step(high - low, number)
+    step = _round_step(high - low, number)
     marks = [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
     largest = max(map(abs, marks), default=1.0)
     if largest < 1e-3 or largest >= 1e5:
-        return tuple((m, _scientific(m, largest, step)) for m in marks)
+        return tuple((m, _format_scientific(m, largest, step)) for m in marks)
     places = max(0, -math.floor(math.log10(step) + 1e-9))
     return tuple((m, f"{m:.{places}f}".replace("-", MINUS)) for m in marks)
 
 
-def _scientific(value: float, largest: float, step: float) -> str:
+def _format_scientific(value: float, largest: float, step: float) -> str:
     """All ticks of an axis with the same power of ten."""
     if value == 0:
         return "0"
@@ -91,10 +91,10 @@ def _log_axis(low: float, high: float, size: float) -> Axis:
     if len(powers) < 2:
         marks = sorted({m * 10.0**p for p in range(powers[0] - 1, powers[-1] + 1) for m in (1, 2, 5)})
         marks = [m for m in marks if low <= m <= high]
-    return Axis(low, high, size, tuple((m, _power(m)) for m in marks), True)
+    return Axis(low, high, size, tuple((m, _format_power(m)) for m in marks), True)
 
 
-def _power(value: float) -> str:
+def _format_power(value: float) -> str:
     return (
         f"{value:g}"
         if 1e-3 <= value < 1e4
@@ -105,8 +105,8 @@ def _power(value: float) -> str:
 def smooth(values: Sequence[float | None], window: int) -> list[float | None]:
     """The mean of the known values within a window around each; None where the value itself is None.
 
-    window is odd. Nearer to an end than half of it the line that fits the outermost window goes on, so that the course
-    neither lags nor ends in the noise of the last few values (a Savitzky-Golay filter of first order).
+    window is odd. Within half a window of either end, the least-squares line of the outermost window is extended, so
+    that the curve neither lags nor follows the noise of the last few values (a first-order Savitzky-Golay filter).
     """
     reach = max(0, min(window, len(values)) - 1) // 2
     flat = [0.0 if v is None else v for v in values]
@@ -120,11 +120,11 @@ def smooth(values: Sequence[float | None], window: int) -> list[float | None]:
         points = [(i, v) for i in end if (v := values[i]) is not None]
         for i in (*end[:reach], *end[-reach:]):
             if result[i] is None and values[i] is not None:
-                result[i] = _on_line(points, i)
+                result[i] = _fitted_height(points, i)
     return result
 
 
-def _on_line(points: Sequence[tuple[int, float]], at: int) -> float:
+def _fitted_height(points: Sequence[tuple[int, float]], at: int) -> float:
     """The height at `at` of the line closest to the points, no higher and no lower than they are."""
     x, y = (sum(part) / len(points) for part in zip(*points, strict=True))
     spread = sum((p[0] - x) ** 2 for p in points)
@@ -133,15 +133,15 @@ def _on_line(points: Sequence[tuple[int, float]], at: int) -> float:
     return min(max(y + slope * (at - x), min(heights)), max(heights))
 
 
-def window_of(number: int) -> int:
-    """How many values to smooth over: odd, about a sixteenth; 1 (not at all) for a short curve."""
+def smoothing_window(number: int) -> int:
+    """The number of values to smooth over: odd, about a sixteenth of them; 1 (no smoothing) for a short curve."""
     return 1 if number < 20 else number // 16 // 2 * 2 + 1
 
 
-def thin(points: Sequence[tuple[float, float | None]], limit: int) -> list[tuple[float, float | None]]:
-    """At most about `limit` of the points: of each of limit / 2 stretches the lowest and the highest, in order.
+def thin_points(points: Sequence[tuple[float, float | None]], limit: int) -> list[tuple[float, float | None]]:
+    """At most about `limit` of the points: the lowest and the highest of each of limit / 2 bins, in order.
 
-    The first and the last stay, and a stretch without any value leaves its gap.
+    The first and the last point stay, and a bin without values stays a gap.
     """
     if len(points) <= limit:
         return list(points)
@@ -154,27 +154,31 @@ def thin(points: Sequence[tuple[float, float | None]], limit: int) -> list[tuple
     return [points[i] for i in sorted(kept)]
 
 
-def path(points: Sequence[tuple[float, float | None]], x: Axis, y: Axis) -> str:
-    """SVG path data of a line, broken where a value is missing; a value alone is a dot. y grows upwards."""
+def line_path(points: Sequence[tuple[float, float | None]], x: Axis, y: Axis) -> str:
+    """SVG path data of a line, broken where a value is missing; an isolated value is a dot. y grows upwards."""
     text, pen, alone = [], False, False
     for at, value in points:
         if value is None or not y.shows(value):
             text += ["h0"] if alone else []
             pen = alone = False
             continue
-        place = f"{_short(x.at(at))} {_short(y.size - y.at(value))}"
+        place = f"{_format_coordinate(x.at(at))} {_format_coordinate(y.size - y.at(value))}"
         text.append(f"L{place}" if pen else f"M{place}")
         pen, alone = True, not pen
     return "".join([*text, *(["h0"] if alone else [])])
 
 
-def band(lower: Sequence[float], upper: Sequence[float], xs: Sequence[float], x: Axis, y: Axis) -> str:
+def band_path(lower: Sequence[float], upper: Sequence[float], xs: Sequence[float], x: Axis, y: Axis) -> str:
     """SVG path data of the area between two lines over the same xs."""
-    there = [f"{_short(x.at(a))} {_short(y.size - y.at(v))}" for a, v in zip(xs, upper, strict=True)]
-    back = [f"{_short(x.at(a))} {_short(y.size - y.at(v))}" for a, v in zip(xs, lower, strict=True)]
+    there = [
+        f"{_format_coordinate(x.at(a))} {_format_coordinate(y.size - y.at(v))}" for a, v in zip(xs, upper, strict=True)
+    ]
+    back = [
+        f"{_format_coordinate(x.at(a))} {_format_coordinate(y.size - y.at(v))}" for a, v in zip(xs, lower, strict=True)
+    ]
     return f"M{'L'.join(there + back[::-1])}Z"
 
 
-def _short(value: float) -> str:
+def _format_coordinate(value: float) -> str:
     text = f"{value:.1f}".removesuffix(".0")
     return "0" if text == "-0" else text

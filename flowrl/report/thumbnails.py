@@ -22,26 +22,26 @@ class Thumbnail(NamedTuple):
 
 
 def thumbnail(folder: Path, name: str, side: int, quality: int) -> Thumbnail | None:
-    """The picture `name` of a run's folder, its longest side at most `side`; None where there is none to be read."""
+    """The picture `name` of a run's folder, its longest side at most `side`; None if it cannot be read."""
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()) or not path.is_file():
         return None
-    return _encode(path, path.stat().st_mtime_ns, side, quality)
+    return _encode_file(path, path.stat().st_mtime_ns, side, quality)
 
 
 @lru_cache(maxsize=2048)
-def _encode(path: Path, _modified: int, side: int, quality: int) -> Thumbnail | None:
-    """Kept between calls: a run writes its page after each evaluation, and most pictures are those of before."""
+def _encode_file(path: Path, _modified: int, side: int, quality: int) -> Thumbnail | None:
+    """Cached: a run writes its page after each evaluation, and most pictures are the same as before."""
     try:
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError, SyntaxError):
         return None  # damaged or half written; the page shows a placeholder
-    return encoded(picture, side, quality)
+    return encode_thumbnail(picture, side, quality)
 
 
-def encoded(picture: Image.Image, side: int, quality: int) -> Thumbnail:
-    """An RGB picture, its longest side at most `side`; one of PIXEL_ART or less stays as it is. It may be resized."""
+def encode_thumbnail(picture: Image.Image, side: int, quality: int) -> Thumbnail:
+    """An RGB picture, reduced in place to a longest side of `side`; one of at most PIXEL_ART pixels stays as it is."""
     small = max(picture.size) <= PIXEL_ART
     file = io.BytesIO()
     if small:

@@ -13,7 +13,7 @@ from flowrl.core.evaluation import Evaluation, divergence, evaluate, mean
 from flowrl.planning.costs import eval_plan, plan_for
 from flowrl.recipe.sampling import Sampler
 from flowrl.recipe.schema import Recipe
-from flowrl.report.evaluations import spread
+from flowrl.report.evaluations import evenly_spaced
 from flowrl.scoring.gates import counted_rewards
 from flowrl.watch.hacking import KL
 
@@ -64,7 +64,7 @@ def kl_to_base(recipe: Recipe, policy: AnyPolicy, prompts: Sequence[Prompt]) -> 
     return {
         KL: divergence(
             policy,
-            spread(list(prompts), KL_PROMPTS),
+            evenly_spaced(list(prompts), KL_PROMPTS),
             plan=_plan(recipe),
             seed=recipe.seed + KL_SEED,
             batch=min(recipe.train.micro_batch or KL_PROMPTS, recipe.eval.batch),

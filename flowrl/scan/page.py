@@ -13,10 +13,10 @@ from flowrl.core.evaluation import Mean
 from flowrl.media.pictures import image
 from flowrl.recipe.load import dump
 from flowrl.report import numerals, page
-from flowrl.report.figures import WIDTH, Chart, Curve, Frame, draw
+from flowrl.report.figures import WIDTH, Chart, ChartFrame, Curve, draw
 from flowrl.report.glossary import meaning
 from flowrl.report.scales import Axis
-from flowrl.report.thumbnails import encoded
+from flowrl.report.thumbnails import encode_thumbnail
 from flowrl.scan.draw import Shot
 from flowrl.scan.measures import Row
 from flowrl.scan.result import Scan
@@ -28,7 +28,7 @@ STOCHASTIC, REFERENCE, LIMIT = 1, 2, 6  # colours
 
 
 @dataclasses.dataclass(frozen=True)
-class Places(Frame):
+class Places(ChartFrame):
     """An x axis with a place for every scanned value, evenly apart."""
 
     labels: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ def render(scan: Scan) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"score": numerals.score}
+    environment.filters |= {"score": numerals.format_score}
     return environment.get_template("scan.html").render(_context(scan))
 
 
@@ -87,7 +87,7 @@ def _facts(scan: Scan) -> list[tuple[str, str]]:
         ("Each value", f"{number} training prompts × {group} samples"),
         ("Drawn as in", f"iteration {scan.iteration}"),
         ("Seed", str(scan.recipe.seed)),
-        ("Time", numerals.duration(scan.seconds)),
+        ("Time", numerals.format_duration(scan.seconds)),
     ]
     return facts
 
@@ -95,7 +95,9 @@ def _facts(scan: Scan) -> list[tuple[str, str]]:
 def _places(rows: Sequence[Row]) -> int:
     """Decimals that the numbers of a table need: enough for two digits of a usual error."""
     needed = [
-        numerals.decimals(*(numerals.Mean(*dataclasses.astuple(m)) for m in (r.spread, r.reward, r.quality)))
+        numerals.decimals_for(
+            *(numerals.MeanWithError(*dataclasses.astuple(m)) for m in (r.spread, r.reward, r.quality))
+        )
         for r in rows
     ]
     return statistics.median_low(needed)
@@ -112,7 +114,7 @@ def _told(scan: Scan, row: Row, places: int) -> dict[str, str]:
         "quality": _number(row.quality, places, signed=True),
         "distance": "" if row.distance is None else f"{row.distance.value:.3f}",
         "diversity": "" if row.diversity is None else f"{row.diversity:.3f}",
-        "forwards": numerals.compact(row.forwards),
+        "forwards": numerals.format_compact(row.forwards),
         "seconds": f"{row.seconds * 1000:.3g} ms" if row.seconds < 1 else f"{row.seconds:.2f} s",
         "verdict": scan.advice.verdicts[row.label],
         "chosen": "chosen" if row.label == scan.advice.label else "open" if row.label in scan.advice.open else "",
@@ -122,7 +124,9 @@ def _told(scan: Scan, row: Row, places: int) -> dict[str, str]:
 def _number(mean: Mean, places: int, *, signed: bool = False) -> str:
     if not mean.number:
         return "unknown"
-    return numerals.with_error(numerals.Mean(mean.value, mean.error, mean.number), places, signed=signed)
+    return numerals.format_with_error(
+        numerals.MeanWithError(mean.value, mean.error, mean.number), places, signed=signed
+    )
 
 
 def _charts(scan: Scan) -> list[Chart | None]:
@@ -208,7 +212,7 @@ def _chart(
 def _in_words(curve: Curve, labels: Sequence[str]) -> str:
     pairs = zip(labels, curve.points, strict=True)
     return f"{curve.label} " + ", ".join(
-        f"{numerals.compact(v)} at {label}" for label, (_, v) in pairs if v is not None
+        f"{numerals.format_compact(v)} at {label}" for label, (_, v) in pairs if v is not None
     )
 
 
@@ -227,7 +231,7 @@ def _points(values: Sequence[float | None]) -> list[tuple[float, float | None]]:
 
 def _shown(shot: Shot) -> dict[str, Any]:
     """A prompt's samples, the reference first, each with its reward."""
-    pictures = [] if shot.pictures is None else [encoded(image(p), SIDE, QUALITY) for p in shot.pictures]
+    pictures = [] if shot.pictures is None else [encode_thumbnail(image(p), SIDE, QUALITY) for p in shot.pictures]
     texts = shot.texts or [None] * len(shot.rewards)
     rewards = [r if r == r else None for r in shot.rewards]
     samples = [(p, t, r) for p, t, r in zip(pictures or [None] * len(rewards), texts, rewards, strict=True)]

@@ -13,7 +13,7 @@ from compare_support import planted
 from flowrl.compare import collect, curves, verdict
 from flowrl.compare.collect import Mark, Outcome
 from flowrl.compare.curves import Comparison
-from flowrl.report.numerals import Mean
+from flowrl.report.numerals import MeanWithError
 
 LINE = [(0.0, 1.0), (2.0, 2.0), (6.0, 0.0)]
 
@@ -37,8 +37,10 @@ def test_a_course_is_linear_between_evaluations_and_ends_with_them(x: float, val
 def test_a_band_reaches_as_far_as_all_seeds_do():
     found = curves.band("a", [LINE, [(0.0, 3.0), (4.0, 3.0)]], more=[2.0, 5.0])
     assert (found.points[0][0], found.points[-1][0]) == (0.0, 4.0)
-    assert dict(found.points)[2.0] == Mean(2.5, pytest.approx(0.5), 2)  # 2 and 3: standard deviation over root two
-    assert found.points[-1][1] == Mean(2.0, pytest.approx(1.0), 2)
+    assert dict(found.points)[2.0] == MeanWithError(
+        2.5, pytest.approx(0.5), 2
+    )  # 2 and 3: standard deviation over root two
+    assert found.points[-1][1] == MeanWithError(2.0, pytest.approx(1.0), 2)
 
 
 def test_runs_are_compared_where_the_shortest_ends():
@@ -47,7 +49,7 @@ def test_runs_are_compared_where_the_shortest_ends():
     found = curves.compare(runs, "seconds", "fit")
     assert found is not None and found.end == 4
     assert found.values == {"a": {0: pytest.approx(0.4), 1: pytest.approx(0.5)}, "b": {0: 1.0}}
-    assert found.mean("a") == Mean(pytest.approx(0.45), pytest.approx(0.05), 2)
+    assert found.mean("a") == MeanWithError(pytest.approx(0.45), pytest.approx(0.05), 2)
     assert curves.compare(runs, "calls", "fit") is None
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from cli_support import call
 from flowrl.names import UserError
 from flowrl.report.page import render, write
-from flowrl.report.read import read
+from flowrl.report.read import read_run
 from report_support import evaluation, held_row, jsonl, make, train_row
 
 LOW = {"fit": [0.0, 0.1, 0.2, 0.3, 0.0, 0.1], "taste": [1.0, 0.9, 1.0, 0.9, 1.0, 0.9]}
@@ -104,7 +104,7 @@ def test_without_an_evaluation_at_the_start_nothing_is_called_before(tmp_path):
 
 def test_several_trained_rewards_are_summed_by_their_weights(tmp_path):
     rewards = {"fit": {"use": "a", "weight": 2.0}, "taste": {"use": "b", "weight": -1.0}}
-    data = read(make(tmp_path / "r", LOW, HIGH, rewards=rewards))
+    data = read_run(make(tmp_path / "r", LOW, HIGH, rewards=rewards))
     total = [2 * a - b for a, b in zip(LOW["fit"], LOW["taste"], strict=True)]
     words = Page(render(data)).words()
     assert f"The held-out weighted sum of the trained rewards rose from −{-np.mean(total):.3f}" in words
@@ -237,10 +237,10 @@ def test_a_killed_run_and_damaged_files(tmp_path):
     (folder / "heldout" / "00010.json").write_text('{"iteration": 10, "prompts": [3], "scores": {"fit": "x"}}')
     page = page_of(folder)
     words = page.words()
-    assert "metrics.jsonl: the last line was not whole and left out" in words
-    assert "alarms.jsonl: 2 lines were not whole" in words and "run.json is no JSON" in words
-    assert "00009.json is no JSON" in words
-    assert "stuck at 1" in words and read(folder).last == 8
+    assert "metrics.jsonl: the last line was damaged and left out" in words
+    assert "alarms.jsonl: 2 lines were damaged" in words and "run.json is not valid JSON" in words
+    assert "00009.json is not valid JSON" in words
+    assert "stuck at 1" in words and read_run(folder).last == 8
     assert [a for a in page.every("path") if a["class"] == "event alarm"]
 
 
@@ -248,7 +248,7 @@ def test_an_evaluation_that_a_resume_cut_off_does_not_count(tmp_path):
     folder = make(tmp_path / "r", LOW, HIGH)
     (folder / "summary.json").unlink()
     jsonl(folder / "metrics.jsonl", [held_row(0, LOW), *[train_row(i) for i in range(1, 6)], held_row(4, LOW)])
-    assert [e.iteration for e in read(folder).evaluations] == [0, 4]
+    assert [e.iteration for e in read_run(folder).evaluations] == [0, 4]
     assert "inside the error bars" in page_of(folder).words()
 
 
@@ -386,7 +386,7 @@ DEEP = "[" * 100_000
 def test_a_recipe_made_to_hang_is_named_and_left_out(recipe, tmp_path):
     folder = make(tmp_path / "run", LOW, HIGH)
     (folder / "recipe.yaml").write_text(recipe)
-    data = read(folder)
+    data = read_run(folder)
     assert data.recipe == {} and any("recipe.yaml" in note for note in data.notes)
 
 
@@ -395,5 +395,5 @@ def test_so_are_lines_and_objects_of_a_hundred_thousand_brackets(tmp_path):
     (folder / "summary.json").write_text(DEEP)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(DEEP + "\n")
-    data = read(folder)
+    data = read_run(folder)
     assert data.summary == {} and data.train and len(data.notes) == 2

@@ -116,7 +116,7 @@ def test_a_rollback_is_told_everywhere(ended: Path):
     assert summary["rolled_back"] == told and summary["iterations"] == RINGS
     words = " ".join((ended / "report.html").read_text(encoding="utf-8").split())
     assert f"its weights are those of iteration {BEST}" in words and "Hack index" in words
-    assert "The learned reward rises while the witness falls: strict" in words
+    assert "The trained reward rises while the witness falls: strict" in words
 
 
 def test_the_best_witness_is_never_pruned(ended: Path):

@@ -15,7 +15,7 @@ from flowrl.core.iterate import Iteration, iterate
 from flowrl.planning.duration import Pace, duration
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
-from flowrl.report.read import read
+from flowrl.report.read import read_run
 from flowrl.runs import checkpoints as state
 from flowrl.runs import loop
 from flowrl.runs.start import run
@@ -55,7 +55,7 @@ def test_time_ends_a_run_and_says_when_to_evaluate(whole: Path):
     assert (summary["iterations"], summary["spent"]) == (3, 6.0)  # 2, 4, 6: the third passes 5
     assert [row["iteration"] for row in rows(whole, "heldout")] == [0, 2, 3]  # start, 4 seconds, end
     assert state.Checkpoints(whole).find("last").iteration == 3 and (whole / "lora").is_dir()
-    assert read(whole).finished
+    assert read_run(whole).finished
     assert all(row["forwards/rollout"] > 0 and row["forwards/train"] > 0 for row in rows(whole, "train"))
 
 
