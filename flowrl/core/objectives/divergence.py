@@ -46,7 +46,7 @@ def penalty(
     if kind in ("exact", "exact_dt"):
         if kl is None or straight_through:
             raise ValueError(f"divergence {kind!r} needs kl, which the sampler computes, and takes no straight_through")
-        term = _at_least_float32(kl)
+        term = at_least_float32(kl)
         if kind == "exact_dt":
             if dt is None:
                 raise ValueError("divergence 'exact_dt' needs dt, which only denoising steps have")
@@ -93,11 +93,12 @@ def k3(x: Tensor) -> Tensor:
 
 def _difference(left: Tensor, right: Tensor, mask: Tensor | None) -> Tensor:
     """left - right, with masked positions set to 0 before any exponential can turn padding into NaN."""
-    difference = _at_least_float32(left) - _at_least_float32(right)
+    difference = at_least_float32(left) - at_least_float32(right)
     return difference if mask is None else difference.where(mask.bool(), 0.0)
 
 
-def _at_least_float32(value: Tensor) -> Tensor:
+def at_least_float32(value: Tensor) -> Tensor:
+    """The values as float32, or as wide as they are."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
