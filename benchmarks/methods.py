@@ -32,7 +32,7 @@ from flowrl.core.credit import row_advantages
 from flowrl.core.iterate import Settings, iterate
 from flowrl.names import UserError
 from flowrl.planning.costs import eval_plan, plan_for
-from flowrl.reading.inputs import cursor_over, read_prompts
+from flowrl.reading.inputs import prompt_cursor, read_prompts
 from flowrl.recipe.load import load
 from flowrl.runs.loop import TREE_MEMBERS
 
@@ -77,7 +77,7 @@ class Method:
         self.recipe = load("quickstart", overrides)
         set_up(self.recipe)
         train, _ = read_prompts(self.recipe)
-        self.cursor = cursor_over(self.recipe, train)
+        self.cursor = prompt_cursor(self.recipe, train)
         self.policy = build_policy(self.recipe)
         self.learner = build_learner(self.recipe, self.policy)
         self.objective = build_objective(self.recipe)

@@ -114,7 +114,7 @@ def _scan(
     weights: str,
 ) -> "Scan":
     from flowrl.build import build_policy, read_inputs, set_up
-    from flowrl.reading.inputs import cursor_over
+    from flowrl.reading.inputs import prompt_cursor
     from flowrl.runs.weights import load_weights
     from flowrl.scan.advice import advise
     from flowrl.scan.draw import draw, measured, setting
@@ -125,7 +125,7 @@ def _scan(
     inputs = read_inputs(recipe)
     if number > len(inputs.train):
         raise UserError(f"--prompts: got {number}, accepted: 2 to {len(inputs.train)}, the training prompts; lower it")
-    prompts = cursor_over(recipe, inputs.train).take(number)
+    prompts = prompt_cursor(recipe, inputs.train).take(number)
     start = time.perf_counter()
     with console.status("loading"):
         policy = build_policy(recipe)

@@ -1,6 +1,6 @@
-"""What a run reads before it loads weights: its prompts, known to fit the model, the plan and the rewards.
+"""What a run reads before it loads weights: its prompts, checked against the model, the plan and the rewards.
 
-Nothing here loads diffusers or transformers where it can be helped: a plan is printed without them.
+diffusers and transformers are loaded here only if unavoidable, since a dry run prints its plan without them.
 """
 
 from flowrl.contracts import Prompt
@@ -19,38 +19,38 @@ from flowrl.scoring.gates import check_prompts
 def load_prompts(recipe: Recipe, source: str, split: str, limit: int | None, *, online: bool = True) -> list[Prompt]:
     """The prompts of a source for the recipe's model; online: whether a hub may be asked what the model takes.
 
-    Raises PromptError where they do not fit it.
+    Raises PromptError if they do not fit it.
     """
-    if gone := prompt_files.missing([source], recipe.prompts.source):
-        raise PromptError(gone)
+    if line := prompt_files.missing_sources([source], recipe.prompts.source):
+        raise PromptError(line)
     if recipe.generation is not None:
-        found = prompt_files.load(source, split=split, limit=limit)
-        seeing = next((prompt for prompt in found if prompt.media), None)
-        if seeing is not None:
+        loaded = prompt_files.load(source, split=split, limit=limit)
+        with_picture = next((prompt for prompt in loaded if prompt.media), None)
+        if with_picture is not None:
             raise PromptError(
-                f"{source}: the prompt {seeing.text!r} has a picture (media or image), and a language model of text "
-                "does not see it; remove that column"
+                f"{source}: the prompt {with_picture.text!r} has a picture (media or image), and a language model of "
+                "text does not see it; remove that column"
             )
-        return found
+        return loaded
     arguments = argument_names(recipe.model, online=online)
     return prompt_files.load(source, split=split, limit=limit, arguments=arguments)
 
 
-def unread(recipe: Recipe, prompts: list[Prompt]) -> str | None:
-    """One line about what of these prompts nothing has read so far; see columns.py."""
+def unread_columns(recipe: Recipe, prompts: list[Prompt]) -> str | None:
+    """One line about the columns of these prompts that nothing has read so far; see columns.py."""
     known = argument_names(recipe.model, online=False)
-    told = columns.unread(prompts, known)
+    line = columns.unread_columns(prompts, known)
     if known and "image" not in known and any(prompt.media for prompt in prompts):
-        alone = "prompts: the pipeline takes no image; the pictures of the prompts are there for rewards alone"
-        return alone if told is None else f"{alone}. {told}"
-    return told
+        rewards_only = "prompts: the pipeline takes no image; the pictures of the prompts are there for rewards alone"
+        return rewards_only if line is None else f"{rewards_only}. {line}"
+    return line
 
 
 def read_prompts(recipe: Recipe, *, online: bool = False) -> tuple[list[Prompt], list[Prompt]]:
-    """Training and held-out prompts (none where there is no source), once the pipeline's arguments are known to fit.
+    """Training and held-out prompts (none without a source), after the pipeline's arguments have been checked.
 
     online: see `load_prompts`. Raises RecipeError for arguments that a local pipeline does not take and for what does
-    not fit the number of trained steps, UserError where the prompts do not do.
+    not fit the number of trained steps, UserError if the prompts do not suffice.
     """
     _check_devices(recipe)
     check_arguments(recipe.model, recipe.pipeline)
@@ -59,22 +59,22 @@ def read_prompts(recipe: Recipe, *, online: bool = False) -> tuple[list[Prompt],
 
 
 def planned_prompts(recipe: Recipe) -> tuple[list[Prompt] | None, list[Prompt] | None, list[str]]:
-    """As read_prompts, for a plan: None in place of published prompts that are not here, and lines on what is not."""
+    """Like read_prompts, for a dry run: None instead of published prompts that are missing, and a line on each."""
     _check_devices(recipe)
     check_arguments(recipe.model, recipe.pipeline)
     check_trained(recipe)
     source, files = recipe.prompts, absent(recipe.rewards)
     train = None if to_be_fetched(source.train, source.source) else _train_prompts(recipe)
     heldout = None if to_be_fetched(source.heldout, source.source) else _heldout_prompts(recipe)
-    gone = prompt_files.missing([source.train, source.heldout, *files.values()], source.source)
+    missing_line = prompt_files.missing_sources([source.train, source.heldout, *files.values()], source.source)
     others = [f"{place}: {f}, not here" for place, f in files.items() if not to_be_fetched(f, source.source)]
-    return train, heldout, [*([gone] if gone else []), *others]
+    return train, heldout, [*([missing_line] if missing_line else []), *others]
 
 
 def overlap(train: list[Prompt], heldout: list[Prompt]) -> str | None:
-    """One line about held-out prompts whose text is trained on as well; None where nothing is held out.
+    """One line about held-out prompts whose text is also trained on; None if nothing is held out.
 
-    Texts are compared in lower case, with single spaces and without the mark at their end.
+    Texts are compared in lower case, with single spaces and without closing punctuation.
     """
     if not heldout:
         return None
@@ -84,7 +84,7 @@ def overlap(train: list[Prompt], heldout: list[Prompt]) -> str | None:
         return f"none of the {len(heldout)} held-out prompts is among the training prompts"
     return (
         f"{both} of the {len(heldout)} held-out prompts ({both / len(heldout):.0%}) are among the training prompts "
-        "too: their scores say little of new prompts"
+        "too: their scores say little about new prompts"
     )
 
 
@@ -100,7 +100,7 @@ def _check_devices(recipe: Recipe) -> None:
 
 
 def _heldout_prompts(recipe: Recipe, online: bool = False) -> list[Prompt]:
-    """The held-out prompts; none where there is no source."""
+    """The held-out prompts; none without a source."""
     source = recipe.prompts
     if source.heldout is None:
         return []
@@ -108,7 +108,7 @@ def _heldout_prompts(recipe: Recipe, online: bool = False) -> list[Prompt]:
 
 
 def _train_prompts(recipe: Recipe, online: bool = False) -> list[Prompt]:
-    """The training prompts, known to suffice for an iteration and for the recipe's rewards."""
+    """The training prompts, checked to suffice for an iteration and for the recipe's rewards."""
     source = recipe.prompts
     train = load_prompts(recipe, source.train, "train", source.limit, online=online)
     if len(train) < recipe.train.prompts:
@@ -116,11 +116,11 @@ def _train_prompts(recipe: Recipe, online: bool = False) -> list[Prompt]:
             f"train.prompts: got {recipe.train.prompts}, but {source.train} holds {len(train)}; lower train.prompts"
         )
     check_prompts(recipe.rewards, train, source.train)
-    cursor_over(recipe, train)
+    prompt_cursor(recipe, train)
     return train
 
 
-def cursor_over(recipe: Recipe, train: list[Prompt]) -> prompt_files.Cursor:
-    """The draw of training prompts, at its beginning. Raises PromptError where they lack the key to balance by."""
+def prompt_cursor(recipe: Recipe, train: list[Prompt]) -> prompt_files.Cursor:
+    """The draw of training prompts, from its start. Raises PromptError if they lack the key to balance by."""
     source = recipe.prompts
     return prompt_files.Cursor(train, seed=recipe.seed, balance=source.balance, shuffle=source.shuffle)

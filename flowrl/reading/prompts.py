@@ -1,7 +1,7 @@
 """Prompts from files, folders, data sets and embedded worlds, and a resumable draw of them.
 
-Every prompt has an id that is unique in its source and does not depend on its place in it: the noise of its samples
-derives from the id, so adding a line to a file changes nothing for the others.
+Every prompt has an id that is unique in its source and independent of its place there: the noise of its samples
+derives from the id, so that adding a line to a file changes nothing for the other prompts.
 """
 
 import hashlib
@@ -17,8 +17,9 @@ from typing import Any
 from flowrl.contracts import Prompt
 from flowrl.names import WORLD_PROMPTS, cache_folder, hint, to_be_fetched
 from flowrl.reading import prompt_lines
-from flowrl.reading.columns import PICTURES, Meta, arguments_of, check_columns, located
-from flowrl.reading.prompt_lines import PromptError, short
+from flowrl.reading.columns import PICTURES, Meta, arguments_of, check_columns, locate_file
+from flowrl.reading.prompt_lines import PromptError, shorten
+from flowrl.untyped import JSON
 from flowrl.worlds.ask import records
 
 SPLITS = ("train", "heldout")
@@ -43,12 +44,12 @@ LINE_KEYS = ("prompt", "question")  # of a .jsonl file; the second is GSM8K's
 MEDIA_KEYS = ("media", "image")
 
 
-def missing(sources: Sequence[str | None], origin: str | None) -> str | None:
-    """What to do about published prompts among the sources that are not here, by `origin`; None where all are."""
-    gone = list(dict.fromkeys(str(source) for source in sources if to_be_fetched(source, origin)))
-    if not gone:
+def missing_sources(sources: Sequence[str | None], origin: str | None) -> str | None:
+    """What to do about published prompts among the sources that are missing, by `origin`; None if none is."""
+    absent = list(dict.fromkeys(str(source) for source in sources if to_be_fetched(source, origin)))
+    if not absent:
         return None
-    return f"{', '.join(gone)}: not here, and not shipped; get it by `{origin}`, or name other prompts"
+    return f"{', '.join(absent)}: not here, and not shipped; get it by `{origin}`, or name other prompts"
 
 
 def load(
@@ -63,18 +64,20 @@ def load(
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: choose one of {', '.join(SPLITS)}")
-    prompts = _distinct(_read(source, split, arguments))[:limit]
+    prompts = _with_distinct_ids(_read(source, split, arguments))[:limit]
     if not prompts:
         raise PromptError(f"{source}: holds no prompt; accepted: at least one")
     if source in WORLD_PROMPTS:
         return prompts
-    prompts = _addressed(prompts, arguments, source, _home(source, split))
+    prompts = _with_call_arguments(prompts, arguments, source, _folder_of(source, split))
     check_columns(prompts, source)
     return prompts
 
 
-def _addressed(prompts: Sequence[Prompt], arguments: Collection[str], source: str, folder: Path | None) -> list[Prompt]:
-    """The prompts with what of their meta goes to the pipeline's call, and a meta that knows what is read of it."""
+def _with_call_arguments(
+    prompts: Sequence[Prompt], arguments: Collection[str], source: str, folder: Path | None
+) -> list[Prompt]:
+    """The prompts with their arguments of the pipeline's call, and with a meta that records what is read of it."""
     read: set[str] = set()
     return [
         replace(
@@ -84,8 +87,8 @@ def _addressed(prompts: Sequence[Prompt], arguments: Collection[str], source: st
     ]
 
 
-def _home(source: str, split: str) -> Path | None:
-    """The folder that paths in a source start from; None where it is a data set's name."""
+def _folder_of(source: str, split: str) -> Path | None:
+    """The folder that paths in a source are relative to; None for the name of a data set."""
     path = Path(source).expanduser()
     if path.is_dir():
         return next(((path / name).parent for name in LAYOUTS[split] if (path / name).is_file()), path)
@@ -107,8 +110,8 @@ def _read(source: str, split: str, arguments: Collection[str]) -> Iterable[Promp
     return _from_dataset(source, split, arguments)
 
 
-def _distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
-    """The prompts with the second and later holders of an id renamed to id-2, id-3 ..."""
+def _with_distinct_ids(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """The prompts, with the second and later ones of an id renamed to id-2, id-3 ..."""
     seen: dict[str, int] = defaultdict(int)
     out = []
     for prompt in prompts:
@@ -120,20 +123,20 @@ def _distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
     return out
 
 
-def _hashed(text: str) -> str:
+def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _from_text(path: Path) -> Iterator[Prompt]:
-    for _, line in prompt_lines.lines(path):
-        yield Prompt(id=_hashed(line), text=line)
+    for _, line in prompt_lines.read_lines(path):
+        yield Prompt(id=_hash(line), text=line)
 
 
 def _from_jsonl(path: Path) -> Iterator[Prompt]:
     given: dict[str, int] = {}
-    for number, line in prompt_lines.lines(path):
+    for number, line in prompt_lines.read_lines(path):
         where = f"{path}:{number}"
-        record = prompt_lines.record(line, where)
+        record = prompt_lines.parse_record(line, where)
         prompt = _from_record(record, LINE_KEYS, where, path.parent)
         if "id" in record:
             if prompt.id in given:
@@ -142,7 +145,7 @@ def _from_jsonl(path: Path) -> Iterator[Prompt]:
         yield prompt
 
 
-def _from_record(record: dict[str, Any], columns: Sequence[str], where: str, folder: Path | None) -> Prompt:
+def _from_record(record: dict[str, JSON], columns: Sequence[str], where: str, folder: Path | None) -> Prompt:
     """The prompt of one record; what is not its text, id or media becomes its meta."""
     column = next((c for c in columns if c in record), None)
     if column is None:
@@ -151,20 +154,20 @@ def _from_record(record: dict[str, Any], columns: Sequence[str], where: str, fol
         )
     text = record[column]
     if not isinstance(text, str) or not text.strip():
-        raise PromptError(f"{where}: {column} is {short(text)}; accepted: a text that is not empty")
+        raise PromptError(f"{where}: {column} is {shorten(text)}; accepted: a text that is not empty")
     if "id" in record and not (type(record["id"]) in (str, int) and str(record["id"])):
-        raise PromptError(f"{where}: id is {short(record['id'])}; accepted: a text or a whole number")
+        raise PromptError(f"{where}: id is {shorten(record['id'])}; accepted: a text or a whole number")
     media = tuple(m for key in MEDIA_KEYS for m in _media(record.get(key), f"{where}: {key}", folder))
     meta = {k: v for k, v in record.items() if k not in (column, "id", *MEDIA_KEYS)}
-    return Prompt(id=str(record["id"]) if "id" in record else _hashed(text), text=text, media=media, meta=meta)
+    return Prompt(id=str(record["id"]) if "id" in record else _hash(text), text=text, media=media, meta=meta)
 
 
-def _media(value: Any, where: str, folder: Path | None) -> list[str]:
-    """Paths of input files, absolute; relative ones start from the folder of the prompt file or its images/."""
+def _media(value: JSON, where: str, folder: Path | None) -> list[str]:
+    """Absolute paths of input files; relative ones start from the folder of the prompt file or its images/."""
     paths = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(paths, list) or not all(isinstance(p, str) for p in paths):
-        raise PromptError(f"{where} is {short(value)}; accepted: a path or a list of paths")
-    return [str(located(path, where, folder)) for path in paths]
+        raise PromptError(f"{where} is {shorten(value)}; accepted: a path or a list of paths")
+    return [str(locate_file(path, where, folder)) for path in paths]
 
 
 def _from_world(world: str, split: str) -> Iterator[Prompt]:
@@ -185,9 +188,9 @@ def _from_folder(path: Path, split: str, arguments: Collection[str]) -> Iterable
 def _from_dataset(name: str, split: str, arguments: Collection[str], *, saved: bool = False) -> Iterator[Prompt]:
     """Rows of a data set of the `datasets` library.
 
-    Columns of pictures that the pipeline takes are written to the user's cache, each by its content, and are its input
-    like files of a prompt file. Other values that JSON cannot hold are left out: the pictures of a data set of captions
-    are no input of a pipeline that draws from text.
+    Pictures of columns that the pipeline takes are written to the user's cache under a hash of their content and become
+    its input, like files of a prompt file. Other values that JSON cannot hold are left out: the pictures of a data set
+    of captions are no input of a text-to-image pipeline.
     """
     import datasets
 
@@ -213,13 +216,13 @@ def _from_dataset(name: str, split: str, arguments: Collection[str], *, saved: b
     for column in pictures:
         data = data.cast_column(column, datasets.Image(decode=False))
     for number, row in enumerate(data.select_columns(plain + pictures)):
-        files = {column: _kept_picture(row[column]) for column in pictures if row[column] is not None}
+        files = {column: _store_picture(row[column]) for column in pictures if row[column] is not None}
         record = {c: value for c, value in row.items() if c not in pictures} | files
         yield _from_record(record, columns, f"{name}: row {number}", None)
 
 
-def _kept_picture(value: dict[str, Any]) -> str:
-    """The absolute path of a data set's picture: its own file, or one in the cache that is named by its content."""
+def _store_picture(value: dict[str, JSON]) -> str:
+    """The absolute path of a data set's picture: its own file, or one in the cache named by a hash of its content."""
     if value.get("bytes") is None:
         return str(Path(value["path"]).resolve())
     cache = cache_folder() / "pictures"
@@ -234,7 +237,7 @@ def _kept_picture(value: dict[str, Any]) -> str:
 
 
 def _is_plain(feature: Any) -> bool:
-    """Whether a column's values are text, numbers, or lists and mappings of them."""
+    """Whether a column's values are texts, numbers, or lists and mappings of these."""
     if isinstance(feature, dict):
         return all(_is_plain(f) for f in feature.values())
     if hasattr(feature, "feature"):
@@ -245,9 +248,9 @@ def _is_plain(feature: Any) -> bool:
 class Cursor:
     """A deterministic endless draw of prompts: what `take` returns depends on (seed, position, n) alone.
 
-    A pass goes through all prompts in a new order (shuffle false: in theirs); a draw that the rest of a pass cannot
-    fill starts the next one, so the prompts of a draw are always distinct. With `balance`, a key of the prompts' meta,
-    each draw takes its values equally often, the remainder at random, and there are no passes.
+    A pass goes through all prompts in a new order (shuffle false: in their own); a draw that the rest of a pass cannot
+    fill starts the next pass, so that the prompts of a draw are always distinct. With `balance`, a key of the prompts'
+    meta, each draw takes every value of it equally often, the remainder at random, and there are no passes.
     """
 
     def __init__(self, prompts: Sequence[Prompt], *, seed: int, balance: str | None = None, shuffle: bool = True):
@@ -259,17 +262,17 @@ class Cursor:
                 known = ", ".join(prompt.meta) or "nothing"
                 raise PromptError(f"prompts.balance: {balance!r} is not in the meta of {prompt.text!r}, only {known}")
             self._classes[json.dumps(prompt.meta[balance], sort_keys=True)].append(i)
-        self._digest = _hashed("\n".join(p.id for p in self.prompts))
+        self._digest = _hash("\n".join(p.id for p in self.prompts))
 
     def take(self, n: int) -> list[Prompt]:
         """The next n prompts, all distinct. Raises PromptError when there are fewer."""
         if not 1 <= n <= len(self.prompts):
             accepted = f"1 to {len(self.prompts)}, the number of prompts"
             raise PromptError(f"train.prompts: got {n}, accepted: {accepted}; lower it")
-        chosen = self._sequential(n) if self.balance is None else self._balanced(n)
+        chosen = self._take_in_order(n) if self.balance is None else self._take_balanced(n)
         return [self.prompts[i] for i in chosen]
 
-    def _sequential(self, n: int) -> list[int]:
+    def _take_in_order(self, n: int) -> list[int]:
         total = len(self.prompts)
         epoch, offset = divmod(self.position, total)
         if offset + n > total:
@@ -280,7 +283,7 @@ class Cursor:
         self.position = epoch * total + offset + n
         return order[offset : offset + n]
 
-    def _balanced(self, n: int) -> list[int]:
+    def _take_balanced(self, n: int) -> list[int]:
         rng = random.Random(f"{self.seed}/draw {self.position}")
         self.position += n
         pools = [rng.sample(members, len(members)) for members in self._classes.values()]
@@ -290,12 +293,12 @@ class Cursor:
             chosen += [pool.pop() for pool in pools if pool]
         return chosen[:n]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the draw stands, and which prompts it is over."""
+    def state_dict(self) -> dict[str, object]:
+        """The position of the draw, and a digest of the prompts it draws from."""
         return {"position": self.position, "prompts": self._digest}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved state. Raises PromptError when it was saved over other prompts."""
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Continues from a saved state. Raises PromptError if it was saved for other prompts."""
         if state["prompts"] != self._digest:
             raise PromptError("prompts.train: not the prompts this run began with; restore them or start a new run")
         self.position = state["position"]

@@ -18,7 +18,7 @@ from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.planning.costs import arithmetic, plan_for
 from flowrl.planning.duration import seconds_left
 from flowrl.policies import adapters
-from flowrl.reading.inputs import cursor_over, unread
+from flowrl.reading.inputs import prompt_cursor, unread_columns
 from flowrl.recipe.schema import Recipe
 from flowrl.report import page as report
 from flowrl.runs import checkpoints
@@ -55,7 +55,7 @@ class Run:
     rolled_back: dict[str, Any] | None = None  # what the alarm `hacking` ended the run for, and the iteration it is at
 
     def __post_init__(self) -> None:
-        self.cursor = cursor_over(self.recipe, self.inputs.train)
+        self.cursor = prompt_cursor(self.recipe, self.inputs.train)
         self.checkpoints = checkpoints.Checkpoints(self.folder.path, self.recipe.checkpoint.keep)
         self.stopping = Stopping(self.console.stopping)
         self._started = time.perf_counter()
@@ -126,7 +126,7 @@ class Run:
         result = self._iterate(self.iteration, progress)
         self.iteration += 1
         self.spent += sum(value for name, value in result.metrics.items() if name.startswith("time_"))
-        if self.iteration == 1 and (line := unread(self.recipe, self.inputs.train)):
+        if self.iteration == 1 and (line := unread_columns(self.recipe, self.inputs.train)):
             self.console.note(line)
         self.folder.log(self.iteration, result.metrics)
         self._raise_alarms(self.watch.after_iteration(self.iteration, result.metrics))

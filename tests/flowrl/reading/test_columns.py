@@ -24,7 +24,7 @@ from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.arguments import call_arguments
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.policy import PipelinePolicy
-from flowrl.reading.columns import unread
+from flowrl.reading.columns import unread_columns
 from flowrl.reading.inputs import load_prompts
 from flowrl.reading.prompt_lines import PromptError
 from flowrl.reading.prompts import load
@@ -140,13 +140,13 @@ def test_reads_are_known_and_copies_are_none(tmp_path: Path) -> None:
     again = copy.deepcopy(prompts)
     assert again == prompts and pickle.loads(pickle.dumps(prompts[0])) == prompts[0]
     assert "columns kind, negativ_prompt (did you mean negative_prompt?), other" in str(
-        unread(prompts, ["negative_prompt"])
+        unread_columns(prompts, ["negative_prompt"])
     )
     assert again[0].meta["kind"] == 1
-    assert "columns negativ_prompt, other in" in str(unread(prompts))
+    assert "columns negativ_prompt, other in" in str(unread_columns(prompts))
     assert dict(prompts[1].meta) == {"kind": 2, "other": [3]}
-    assert "column negativ_prompt in" in str(unread(prompts))
-    assert unread([Prompt("a", "a", meta={"x": 1})]) is None
+    assert "column negativ_prompt in" in str(unread_columns(prompts))
+    assert unread_columns([Prompt("a", "a", meta={"x": 1})]) is None
 
 
 def brightness(samples: Any, key: str = "wanted") -> torch.Tensor:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from flowrl.contracts import Prompt
-from flowrl.reading.prompts import Cursor, PromptError, load, missing
+from flowrl.reading.prompts import Cursor, PromptError, load, missing_sources
 
 
 def write(path, text):
@@ -93,7 +93,7 @@ def test_a_bad_line_is_one_line_with_file_and_number(tmp_path, second_line, word
 @pytest.mark.parametrize("name", ["p.txt", "p.jsonl"])
 def test_a_named_pipe_is_not_waited_for(name, tmp_path):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(PromptError, match="no regular file"):
+    with pytest.raises(PromptError, match="not a regular file"):
         load(str(tmp_path / name))
 
 
@@ -180,11 +180,11 @@ def test_published_prompts_that_are_not_here_are_named_with_where_they_come_from
     monkeypatch.chdir(tmp_path)
     clone = "git clone https://github.com/yifan123/flow_grpo"
     message = f"flow_grpo/dataset/ocr: not here, and not shipped; get it by `{clone}`, or name other prompts"
-    assert missing(["flow_grpo/dataset/ocr", None, "flow_grpo/dataset/ocr"], clone) == message
+    assert missing_sources(["flow_grpo/dataset/ocr", None, "flow_grpo/dataset/ocr"], clone) == message
     for other in ("mine.txt", "data/mine.jsonl", "/nowhere/at/all.txt", "owner/set:test", "shapes/train"):
-        assert missing([other], clone) is None  # a file, world or data set of the hub as ever
+        assert missing_sources([other], clone) is None  # a file, world or data set of the hub as ever
     write(tmp_path / "flow_grpo" / "dataset" / "ocr" / "train.txt", 'a sign that says "open"\n')
-    assert missing(["flow_grpo/dataset/ocr"], clone) is None
+    assert missing_sources(["flow_grpo/dataset/ocr"], clone) is None
     assert [p.text for p in load("flow_grpo/dataset/ocr")] == ['a sign that says "open"']
 
 
