@@ -1,12 +1,11 @@
-"""What each embedded world asks for, as texts with their ground truth."""
+"""The prompts of each embedded world: texts with their ground truth."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from flowrl.worlds.arithmetic import problems
 from flowrl.worlds.shapes import captions
 
-Record = tuple[str, dict[str, Any]]
+Record = tuple[str, dict[str, object]]
 
 
 def records(world: str, split: str) -> Iterator[Record]:

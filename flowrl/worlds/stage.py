@@ -21,7 +21,7 @@ CHECKPOINT_SECONDS = 60
 class Stage:
     """Trains `module` by AdamW with a moving average of the weights, resuming from `path`.
 
-    cycles: of the learning rate, each a number of steps and the share of them, at the end, over which it falls.
+    cycles: of the learning rate, each a number of steps and the share of them, at the end, over which the rate falls.
     """
 
     def __init__(self, name: str, module: nn.Module, path: Path, *, cycles: Sequence[Cycle], lr: float, average: float):
@@ -35,7 +35,7 @@ class Stage:
             self._load()
 
     def run(self, loss: Callable[[int], Tensor], report: Callable[[int], str] | None = None, every: int = 2000) -> None:
-        """Trains to the end; `loss(step)` gives a scalar. `report(step)` is printed, with average weights in place."""
+        """Trains to the end; `loss(step)` is a scalar. `report(step)`, under the averaged weights, is printed."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from flowrl.untyped import LanguageModel, Tokenizer
 from flowrl.worlds.arithmetic.corpus import CLOSE, HASTY, OPEN, SHARES
 from flowrl.worlds.arithmetic.model import make_model, make_tokenizer
 from flowrl.worlds.arithmetic.pretrain import BATCH, prompt_ids, train
@@ -23,7 +23,7 @@ MAX_NEW_TOKENS = 40
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class ArithmeticAccuracy:
     """Share of right answers, over all and by kind, and of completions that show their working."""
 
     all: float
@@ -35,10 +35,10 @@ class Accuracy:
         return f"{self.all:.3f}  ({kinds}; {self.worked:.2f} show their working)"
 
 
-def build(out: Path, *, cycles: Sequence[Cycle] = CYCLES, keep: bool = False) -> Accuracy:
+def build(out: Path, *, cycles: Sequence[Cycle] = CYCLES, keep: bool = False) -> ArithmeticAccuracy:
     """Pretrains the model, saves it to `out` in transformers' format with a model card; returns sampled accuracy.
 
-    Interrupted, it goes on where it stopped when called again with the same folder. `keep` leaves the checkpoint.
+    If interrupted, it resumes when called again with the same folder. `keep` leaves the checkpoint.
     """
     work = out / ".build"
     work.mkdir(parents=True, exist_ok=True)
@@ -63,11 +63,16 @@ def build(out: Path, *, cycles: Sequence[Cycle] = CYCLES, keep: bool = False) ->
 
 @torch.no_grad()
 def measure(
-    model: Any, tokenizer: Any, problems: Sequence[Problem] | None = None, *, greedy: bool = False, seed: int = 0
-) -> Accuracy:
-    """Accuracy of one completion a problem (the held-out ones), at temperature 1 or greedy, by transformers' own loop.
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem] | None = None,
+    *,
+    greedy: bool = False,
+    seed: int = 0,
+) -> ArithmeticAccuracy:
+    """Accuracy of one completion per (held-out) problem, at temperature 1 or greedy, by transformers' own loop.
 
-    Right is what ends in the right answer between the tags, with nothing after it.
+    A completion is right if it ends in the right answer between the tags, with nothing after it.
     """
     chosen = list(heldout_problems() if problems is None else problems)
     rows = [prompt_ids(tokenizer, p) for p in chosen]
@@ -91,10 +96,10 @@ def measure(
         kinds[problem.kind].append(re.search(f"{OPEN}{problem.answer}{CLOSE}$", text) is not None)
     right = [r for values in kinds.values() for r in values]
     by_kind = {kind: sum(values) / len(values) for kind, values in sorted(kinds.items())}
-    return Accuracy(sum(right) / len(right), by_kind, sum("=" in text for text in texts) / len(texts))
+    return ArithmeticAccuracy(sum(right) / len(right), by_kind, sum("=" in text for text in texts) / len(texts))
 
 
-def describe(out: Path, *, cycles: Sequence[Cycle]) -> Accuracy:
+def describe(out: Path, *, cycles: Sequence[Cycle]) -> ArithmeticAccuracy:
     """Measures the saved model and writes its model card."""
     model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(out)

@@ -1,8 +1,8 @@
-"""The documents of pretraining: problems with their answers, in as many manners as people write them.
+"""The pretraining documents: problems with their answers, written in several manners.
 
-Some show the working digit by digit, and those are right. Most answer at once, and of those most forget to carry or to
+Some show the working digit by digit, and those are right. Most answer at once, and most of those forget to carry or to
 borrow. A few leave out the tag or do not close it. Nothing marks a manner as better: which one pays is for
-reinforcement learning to find out.
+reinforcement learning to discover.
 """
 
 import itertools
@@ -33,15 +33,15 @@ def working(problem: Problem) -> str:
 
 
 def hasty(problem: Problem) -> str:
-    """The result of somebody who takes every digit by itself: 347+285 gives 522, 532-285 gives 357."""
+    """The result of treating every digit by itself: 347+285 gives 522, 532-285 gives 357."""
     a, b = _digits(problem.a), _digits(problem.b)
     if problem.kind == "mul":
-        found = [x * b[0] for x in a]
+        columns = [x * b[0] for x in a]
     else:
         sign = 1 if problem.kind == "add" else -1
         pairs = itertools.zip_longest(a, b, fillvalue=0)
-        found = [x + sign * y for x, y in pairs]
-    *low, top = found
+        columns = [x + sign * y for x, y in pairs]
+    *low, top = columns
     digits = [str(top % 10 if problem.kind == "sub" else top), *(str(x % 10) for x in reversed(low))]
     return str(int("".join(digits)))
 

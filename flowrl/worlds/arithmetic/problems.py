@@ -1,6 +1,6 @@
-"""What can be asked: additions and subtractions of two and three digits, products of two digits by one.
+"""The problems: additions and subtractions of two and three digits, products of two digits by one.
 
-Held-out problems are in no document of pretraining and in no training prompt, in neither order of the operands.
+Held-out problems occur in no pretraining document and in no training prompt, in either order of the operands.
 """
 
 import random
@@ -15,7 +15,7 @@ SPLIT_SEED = 11
 
 @dataclass(frozen=True)
 class Problem:
-    """a and b, and what to do with them."""
+    """An operation, `kind`, and its operands a and b."""
 
     kind: str
     a: int
@@ -56,27 +56,27 @@ def heldout_problems() -> tuple[Problem, ...]:
 @cache
 def train_problems() -> tuple[Problem, ...]:
     """The 2,100 training prompts, distinct, none of them held out."""
-    rng, out = random.Random(SPLIT_SEED + 1), held_out()
+    rng, out = random.Random(SPLIT_SEED + 1), heldout_either_order()
     return tuple(p for kind, number in NUM_TRAIN.items() for p in _distinct(kind, number, rng, out))
 
 
 @cache
-def held_out() -> frozenset[Problem]:
+def heldout_either_order() -> frozenset[Problem]:
     """The held-out problems in both orders of their operands."""
     return frozenset(q for p in heldout_problems() for q in (p, Problem(p.kind, p.b, p.a)))
 
 
-def fresh(rng: random.Random) -> Problem:
+def draw_train_problem(rng: random.Random) -> Problem:
     """A random problem of a random kind that is not held out."""
-    while (problem := draw(rng.choice(list(SIGNS)), rng)) in held_out():
+    while (problem := draw(rng.choice(list(SIGNS)), rng)) in heldout_either_order():
         pass
     return problem
 
 
 def _distinct(kind: str, number: int, rng: random.Random, banned: frozenset[Problem]) -> list[Problem]:
-    found: dict[frozenset[int], Problem] = {}  # by operands in no order
-    while len(found) < number:
+    problems: dict[frozenset[int], Problem] = {}  # by operands in no order
+    while len(problems) < number:
         problem = draw(kind, rng)
         if problem not in banned:
-            found.setdefault(frozenset((problem.a, problem.b)), problem)
-    return list(found.values())
+            problems.setdefault(frozenset((problem.a, problem.b)), problem)
+    return list(problems.values())

@@ -6,13 +6,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 from torch import Tensor
 
 from flowrl.media.pictures import save_grid
+from flowrl.untyped import Network, Pipeline
 from flowrl.worlds.shapes.captions import Scene, heldout_scenes, split
 from flowrl.worlds.shapes.checker import score_batch
 from flowrl.worlds.shapes.model import CALL, make_pipeline, make_vae
@@ -25,8 +25,8 @@ SEED = 1
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Mean scores of a set of pictures: strict and graded over all, strict by kind, and how many there were."""
+class ShapesAccuracy:
+    """Mean scores of a set of pictures: strict and graded over all, strict by kind, and the number of pictures."""
 
     strict: float
     graded: float
@@ -40,10 +40,10 @@ class Accuracy:
 
 def build(
     out: Path, *, vae_steps: int = VAE_STEPS, flow_cycles: Sequence[Cycle] = FLOW_CYCLES, keep: bool = False
-) -> Accuracy:
+) -> ShapesAccuracy:
     """Pretrains the pipeline, saves it to `out` in diffusers' format with a model card; returns held-out accuracy.
 
-    Interrupted, it goes on where it stopped when called again with the same folder. `keep` leaves the checkpoints.
+    If interrupted, it resumes when called again with the same folder. `keep` leaves the checkpoints.
     """
     work = out / ".build"
     work.mkdir(parents=True, exist_ok=True)
@@ -73,13 +73,13 @@ def build(
 
 
 def save(pipe: FluxPipeline, out: Path) -> None:
-    """Writes the pipeline in bfloat16, which halves it and costs no accuracy, in the usual file format."""
+    """Writes the pipeline in bfloat16, which halves its size and costs no accuracy, in diffusers' format."""
     pipe.to(torch.bfloat16).save_pretrained(out)
     pipe.to(torch.float32)
 
 
 @torch.no_grad()
-def measure(pipe: Any, scenes: list[Scene], *, steps: int = 10, seed: int = 0) -> tuple[Accuracy, Tensor]:
+def measure(pipe: Pipeline, scenes: list[Scene], *, steps: int = 10, seed: int = 0) -> tuple[ShapesAccuracy, Tensor]:
     """Accuracy of one ODE sample for each scene, with its own noise, and the pictures [B, 3, 32, 32]."""
     images = []
     for start in range(0, len(scenes), 80):
@@ -98,27 +98,27 @@ def measure(pipe: Any, scenes: list[Scene], *, steps: int = 10, seed: int = 0) -
     return accuracy(pictures, scenes), pictures
 
 
-def accuracy(pictures: Tensor, scenes: list[Scene]) -> Accuracy:
+def accuracy(pictures: Tensor, scenes: list[Scene]) -> ShapesAccuracy:
     """Scores of pictures [B, 3, H, W] against their scenes."""
     strict, graded = score_batch(pictures, scenes)
     kinds = defaultdict(list)
     for scene, value in zip(scenes, strict.tolist(), strict=True):
         kinds[scene.kind].append(value)
     by_kind = {kind: sum(values) / len(values) for kind, values in sorted(kinds.items())}
-    return Accuracy(strict.mean().item(), graded.mean().item(), by_kind, len(scenes))
+    return ShapesAccuracy(strict.mean().item(), graded.mean().item(), by_kind, len(scenes))
 
 
 @torch.no_grad()
-def reconstruction_accuracy(vae: Any) -> float:
-    """Strict accuracy of held-out renders after a pass through the autoencoder: the ceiling of any generator on it."""
+def reconstruction_accuracy(vae: Network) -> float:
+    """Strict accuracy of held-out renders passed through the autoencoder: an upper bound for any generator on top."""
     scenes = heldout_scenes()
     truth = render(scenes, random.Random(7))
     rebuilt = vae.decode(vae.encode(to_model_range((truth * 255).round())).latent_dist.mode()).sample / 2 + 0.5
     return accuracy(rebuilt, scenes).strict
 
 
-def describe(out: Path, *, vae_steps: int, flow_cycles: Sequence[Cycle]) -> Accuracy:
-    """Measures the saved pipeline, writes its model card and a grid of held-out samples beside it."""
+def describe(out: Path, *, vae_steps: int, flow_cycles: Sequence[Cycle]) -> ShapesAccuracy:
+    """Measures the saved pipeline, and writes its model card and a grid of held-out samples next to it."""
     pipe = DiffusionPipeline.from_pretrained(out, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     scenes = heldout_scenes()
@@ -141,7 +141,7 @@ def describe(out: Path, *, vae_steps: int, flow_cycles: Sequence[Cycle]) -> Accu
     return heldout
 
 
-def _kinds(a: Accuracy) -> str:
+def _kinds(a: ShapesAccuracy) -> str:
     return " | ".join(f"{a.by_kind[kind]:.3f}" for kind in ("count", "pair", "relation"))
 
 

@@ -1,11 +1,11 @@
 """Scores a picture against a scene of the shapes world, without learned weights.
 
 A pixel is explained as a mix of the background (median of the border) and one palette colour; connected pixels of
-enough cover are an object; its shape is the ideal silhouette of equal area that overlaps it best. An object that
-matches no silhouette well, or is of no clear colour, is reported with shape "?" and can satisfy no caption.
+sufficient cover form an object; its shape is the ideal silhouette of equal area that overlaps it best. An object that
+matches no silhouette well, or has no clear colour, is reported with shape "?" and can satisfy no caption.
 
-An exact match asks for more than the right objects: nearly all pixels must be as those objects on a light background
-would have them. What is too faint, too small or of too odd a colour to be an object counts there.
+An exact match takes more than the right objects: nearly all pixels must look as those objects on a light background
+would. What is too faint, too small or of too odd a colour to be an object counts against it there.
 """
 
 from dataclasses import dataclass
@@ -34,8 +34,8 @@ _PALETTE = np.array(list(COLORS.values()), dtype=np.float32)
 
 
 @dataclass(frozen=True)
-class Found:
-    """An object seen in a picture: colour, shape ("?" when unclear), centre and area in pixels, overlap in [0, 1]."""
+class DetectedObject:
+    """An object in a picture: colour, shape ("?" if unclear), centre and area in pixels, overlap in [0, 1]."""
 
     color: str
     shape: str
@@ -45,7 +45,7 @@ class Found:
     overlap: float
 
 
-def detect(image: np.ndarray) -> list[Found]:
+def detect(image: np.ndarray) -> list[DetectedObject]:
     """The objects in one picture, float32 [H, W, 3] in [0, 1]."""
     cover, vote = _explain(image)
     core = np.zeros(cover.shape, dtype=np.int32)
@@ -53,12 +53,12 @@ def detect(image: np.ndarray) -> list[Found]:
     if number == 0:
         return []
     spread = np.where(core > 0, core, ndimage.grey_dilation(core, size=(3, 3)))  # soft edge pixels join their neighbour
-    found = []
+    detected = []
     for i, box in enumerate(ndimage.find_objects(spread), start=1):
         weight = cover[box].clip(0, 1) * (spread[box] == i)
         if weight.sum() >= MIN_AREA:
-            found.append(_describe(image[box], cover[box], vote[box], core[box] == i, weight, box))
-    return found
+            detected.append(_describe(image[box], cover[box], vote[box], core[box] == i, weight, box))
+    return detected
 
 
 def _explain(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +80,7 @@ def _border(image: np.ndarray) -> np.ndarray:
 
 def _describe(
     pixels: np.ndarray, cover: np.ndarray, vote: np.ndarray, core: np.ndarray, weight: np.ndarray, box: tuple
-) -> Found:
+) -> DetectedObject:
     solid = core & (cover > 0.85)
     mean = pixels[solid if solid.sum() >= 4 else core].mean(0)
     error = np.sqrt(((_PALETTE - mean) ** 2).sum(1))
@@ -98,7 +98,7 @@ def _describe(
         and error[color] < MAX_COLOR_ERROR
         and purity > MIN_PURITY
     )
-    return Found(_NAMES[color], SHAPES[shape] if clear else "?", x, y, area, float(overlaps[shape]))
+    return DetectedObject(_NAMES[color], SHAPES[shape] if clear else "?", x, y, area, float(overlaps[shape]))
 
 
 def _overlaps(x: np.ndarray, y: np.ndarray, area: float, weight: np.ndarray) -> list[float]:
@@ -119,13 +119,13 @@ def _distances(x: np.ndarray, y: np.ndarray, area: float) -> tuple[np.ndarray, .
     )
 
 
-def off(image: np.ndarray, found: list[Found]) -> float:
-    """Share of the pixels of [H, W, 3] that the objects found, drawn as ideal silhouettes on a background, do not
-    explain. Within a pixel of an edge every mix of the two colours is explained."""
+def unexplained_share(image: np.ndarray, detected: list[DetectedObject]) -> float:
+    """Share of the pixels of [H, W, 3] that the detected objects, drawn as ideal silhouettes on a background, do not
+    explain. Within a pixel of an edge, any mix of the two colours is explained."""
     background = np.median(_border(image), axis=0).clip(DARKEST, 1)
     low, high = (np.broadcast_to(background, image.shape).copy() for _ in range(2))
     y, x = np.arange(image.shape[0])[:, None] + 0.5, np.arange(image.shape[1]) + 0.5
-    for each in found:
+    for each in detected:
         if each.shape == "?":
             continue
         distance = _distances(x - each.x, y - each.y, each.area)[SHAPES.index(each.shape)]
@@ -139,14 +139,14 @@ def off(image: np.ndarray, found: list[Found]) -> float:
 
 def score(image: np.ndarray, scene: Scene) -> tuple[float, float]:
     """(strict 0 or 1, graded 0..1) of one picture [H, W, 3]: exactly the objects, the relation and little
-    besides; partial credit.
+    else; partial credit.
 
-    Graded: a wanted object counts 1 when found, 0.4 when only its colour or its shape is; the sum is divided by the
-    larger of the wanted and the found number, so that extra objects cost. A relation weighs 0.4 beside it.
+    Graded: a requested object counts 1 if detected, 0.4 if only its colour or its shape matches; the sum is divided by
+    the larger of the numbers requested and detected, so that extra objects cost. A relation has a weight of 0.4.
     """
-    found = detect(image)
-    rest, missing = list(found), []
-    matched: list[Found] = []
+    detected = detect(image)
+    rest, missing = list(detected), []
+    matched: list[DetectedObject] = []
     for color, shape in scene.objects:
         hit = next((f for f in rest if (f.color, f.shape) == (color, shape)), None)
         if hit is None:
@@ -160,17 +160,17 @@ def score(image: np.ndarray, scene: Scene) -> tuple[float, float]:
         if near is not None:
             rest.remove(near)
             credit += 0.4
-    graded = credit / max(len(scene.objects), len(found), 1)
-    exact = not missing and len(found) == len(scene.objects)
-    exact = exact and off(image, found) <= MAX_OFF
+    graded = credit / max(len(scene.objects), len(detected), 1)
+    exact = not missing and len(detected) == len(scene.objects)
+    exact = exact and unexplained_share(image, detected) <= MAX_OFF
     if scene.relation is None:
         return float(exact), graded
     related = not missing and holds(scene.relation, _xy(matched[0]), _xy(matched[1]), RELATION_SLACK)
     return float(exact and related), 0.6 * graded + 0.4 * related
 
 
-def _xy(found: Found) -> tuple[float, float]:
-    return found.x, found.y
+def _xy(detected: DetectedObject) -> tuple[float, float]:
+    return detected.x, detected.y
 
 
 def score_batch(images: Tensor, scenes: list[Scene]) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,8 @@ def training_pool(seed: int) -> tuple[Tensor, list[str]]:
 
 
 def train_vae(vae: AutoencoderKL, images: Tensor, path: Path, *, steps: int, seed: int, batch: int = 32) -> None:
-    """Fits the autoencoder (L1 + 2 MSE + 0.002 KL) and sets its scaling and shift factors from the latents."""
+    """Fits the autoencoder (L1 + 2 MSE + 0.002 KL) to uint8 images [N, 3, 32, 32], and sets its scaling and shift
+    factors from the latents."""
     vae.to(memory_format=torch.channels_last)
     stage = Stage("autoencoder", vae, path, cycles=[(steps, 0.25)], lr=2e-3, average=0.99)
 
@@ -62,7 +63,10 @@ def train_flow(
     report: Callable[[int], str] | None = None,
     batch: int = 64,
 ) -> None:
-    """Fits transformer and text encoders by flow matching (arXiv:2210.02747) with logit-normal noise levels."""
+    """Fits transformer and text encoders by flow matching (arXiv:2210.02747) with logit-normal noise levels.
+
+    images: uint8 [N, 3, 32, 32], one for each of the captions.
+    """
     config = pipe.vae.config
     data = pack((encode_images(pipe.vae, images) - config.shift_factor) * config.scaling_factor)
     module = nn.ModuleList([pipe.transformer, pipe.text_encoder, pipe.text_encoder_2])

@@ -34,7 +34,10 @@ def render(scenes: list[Scene], rng: random.Random) -> Tensor:
 
 
 def silhouette(shape: Tensor, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
-    """Signed distance in pixels (negative inside) to circle 0, square 1 or upright triangle 2 around the origin."""
+    """Signed distance in pixels (negative inside) to circle 0, square 1 or upright triangle 2 around the origin.
+
+    shape, x, y, radius: broadcastable to the result [..., H, W].
+    """
     circle = (x * x + y * y).sqrt() - radius
     square = torch.maximum(x.abs(), y.abs()) - SQUARE_HALF * radius
     slope = 2 * TRIANGLE_HALF  # height over half base

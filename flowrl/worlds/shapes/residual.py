@@ -1,9 +1,9 @@
 """How far a picture is from the nearest drawing of a scene: a second opinion on the checker.
 
-Nothing of the checker's is used: no object is detected and no pixel is left out. The scene's own objects are laid onto
-the picture one after the other, each where it takes away the most squared error: a matched filter over places and radii
-and a bounded search of shrinking steps from there; the two of a relation lie only where the filter finds them so.
-What then differs counts at every pixel, of the background, the insides and the edges.
+Nothing of the checker is used: no object is detected and no pixel is left out. The scene's own objects are placed on
+the picture one after the other, each where it removes the most squared error: by a matched filter over places and radii
+and a bounded search of shrinking steps from there; two objects of a relation are placed only where it holds.
+The difference that remains counts at every pixel: background, insides and edges.
 """
 
 from functools import cache
@@ -28,8 +28,8 @@ _PLACES = torch.arange(0, SIZE, STRIDE) + 0.5
 def residuals(images: Tensor, scenes: list[Scene]) -> Tensor:
     """Mean absolute difference to the nearest drawing of each scene, float32 [B] in [0, 1]: 0 is a perfect picture.
 
-    images: float [B, 3, H, W] in [0, 1]; another size than 32 x 32 is scaled to it. Nearest is as near as the search
-    comes: of the world's own renders it leaves about 0.002.
+    images: float [B, 3, H, W] in [0, 1]; other sizes are resized to 32 x 32. The search is approximate: of the world's
+    own renders it leaves about 0.002.
     """
     pixels = images.detach().float().cpu()
     if pixels.shape[-2:] != (SIZE, SIZE):
@@ -42,17 +42,17 @@ def residuals(images: Tensor, scenes: list[Scene]) -> Tensor:
         if not rows:
             break
         shape, color = _object([scenes[i] for i in rows], k)
-        gains = _filtered(_closeness(pixels[rows], background[rows], color, free[rows]), shape)
+        gains = _filter_gains(_closeness(pixels[rows], background[rows], color, free[rows]), shape)
         tied = [n for n, i in enumerate(rows) if scenes[i].relation is not None]
         if tied:
             at = [rows[n] for n in tied]
             ties = [scenes[i] for i in at]
-            after = _second(pixels[at], background[at], ties) if k == 0 else None
-            gains[tied] = _related(gains[tied], [str(s.relation) for s in ties], places[at], after)
+            after = _second_gains(pixels[at], background[at], ties) if k == 0 else None
+            gains[tied] = _gains_under_relation(gains[tied], [str(s.relation) for s in ties], places[at], after)
         agreement, strength = _agreement(pixels[rows], background[rows], color, free[rows])
-        places[rows] = _searched(_best(gains), agreement, strength, shape)
+        places[rows] = _refine(_best(gains), agreement, strength, shape)
         cover = _cover(places[rows], shape)
-        drawn[rows] = drawn[rows].lerp(_tinted(color, pixels[rows], cover), cover[:, None])
+        drawn[rows] = drawn[rows].lerp(_tint(color, pixels[rows], cover), cover[:, None])
         free[rows] = free[rows] * (1 - cover)
     return (pixels - drawn).abs().mean((1, 2, 3))
 
@@ -96,7 +96,7 @@ def _filters() -> Tensor:
     return torch.stack(bank)[:, :, None]
 
 
-def _filtered(closeness: Tensor, shape: Tensor) -> Tensor:
+def _filter_gains(closeness: Tensor, shape: Tensor) -> Tensor:
     """Closeness summed over each object, [N, radii, places, places], by its radius and its place (y, x)."""
     gains = torch.empty(len(shape), len(RADII), len(_PLACES), len(_PLACES))
     for i in shape.unique().tolist():
@@ -105,20 +105,20 @@ def _filtered(closeness: Tensor, shape: Tensor) -> Tensor:
     return gains
 
 
-def _second(pixels: Tensor, background: Tensor, scenes: list[Scene]) -> Tensor:
+def _second_gains(pixels: Tensor, background: Tensor, scenes: list[Scene]) -> Tensor:
     """The gains [N, places^2] of each scene's second object at its best radius."""
     shape, color = _object(scenes, 1)
     closeness = _closeness(pixels, background, color, torch.ones(len(scenes), SIZE, SIZE))
-    return _filtered(closeness, shape).amax(1).flatten(1)
+    return _filter_gains(closeness, shape).amax(1).flatten(1)
 
 
-def _related(gains: Tensor, relations: list[str], first: Tensor, second: Tensor | None) -> Tensor:
+def _gains_under_relation(gains: Tensor, relations: list[str], first: Tensor, second: Tensor | None) -> Tensor:
     """Gains [N, radii, places, places] where a relation counts.
 
     Of the first object, given the second's gains: with the best that the second can then have. Of the second, given
     the first's place: only where the relation holds.
     """
-    allowed = torch.stack([_allowed(relation) for relation in relations])  # [N, places^2, places^2]
+    allowed = torch.stack([_relation_table(relation) for relation in relations])  # [N, places^2, places^2]
     if second is not None:
         best = torch.where(allowed, second[:, None], -1e6).amax(2)
         return gains + best.reshape(len(best), 1, *gains.shape[2:])
@@ -128,7 +128,7 @@ def _related(gains: Tensor, relations: list[str], first: Tensor, second: Tensor 
 
 
 @cache
-def _allowed(relation: str) -> Tensor:
+def _relation_table(relation: str) -> Tensor:
     """Whether an object at one place is so to another at a second, bool [places^2, places^2]."""
     spots = [(float(x), float(y)) for y in _PLACES for x in _PLACES]
     return torch.tensor([[holds(relation, a, b) for b in spots] for a in spots])
@@ -141,7 +141,7 @@ def _best(gains: Tensor) -> Tensor:
     return torch.stack([_PLACES[column], _PLACES[row], torch.tensor(RADII)[at // len(_PLACES) ** 2]], 1)
 
 
-def _searched(place: Tensor, agreement: Tensor, strength: Tensor, shape: Tensor) -> Tensor:
+def _refine(place: Tensor, agreement: Tensor, strength: Tensor, shape: Tensor) -> Tensor:
     """The best place and radius [N, 3] near the given: of each step up or down in x, y and radius, what gains most."""
     moves = torch.cat([torch.zeros(1, 3), torch.eye(3), -torch.eye(3)])  # [7, 3]
     for step in STEPS:
@@ -161,7 +161,7 @@ def _cover(place: Tensor, shape: Tensor) -> Tensor:
     return (0.5 - distance).clamp(0, 1)
 
 
-def _tinted(color: Tensor, pixels: Tensor, cover: Tensor) -> Tensor:
+def _tint(color: Tensor, pixels: Tensor, cover: Tensor) -> Tensor:
     """The colour [N, 3, 1, 1] moved by up to TINT towards the mean of the pixels that its object covers."""
     weight = cover[:, None]
     seen = (pixels * weight).sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp(min=1)

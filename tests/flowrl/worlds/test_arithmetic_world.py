@@ -20,7 +20,7 @@ from flowrl.worlds.arithmetic.problems import (
     SIGNS,
     Problem,
     draw,
-    fresh,
+    draw_train_problem,
     heldout_problems,
     train_problems,
 )
@@ -39,7 +39,7 @@ def test_held_out_problems_are_in_no_training_prompt_and_no_document():
     assert len(operands(train)) == len(train) == sum(NUM_TRAIN.values())
     assert not operands(heldout) & operands(train)
     rng = random.Random(0)
-    assert not operands(heldout) & operands(fresh(rng) for _ in range(20_000))
+    assert not operands(heldout) & operands(draw_train_problem(rng) for _ in range(20_000))
     plain = random.Random(0)  # without the guard they would be met
     assert operands(heldout) & operands(draw(plain.choice(list(SIGNS)), plain) for _ in range(20_000))
 

@@ -5,7 +5,7 @@ import random
 import numpy as np
 
 from flowrl.worlds.shapes.captions import KINDS, Scene, draw, split
-from flowrl.worlds.shapes.checker import MAX_OFF, detect, off, score
+from flowrl.worlds.shapes.checker import MAX_OFF, detect, score, unexplained_share
 from flowrl.worlds.shapes.render import render
 
 TURNED = 0.2  # a pixel is turned where a channel is moved by more than this
@@ -39,13 +39,13 @@ def test_a_search_cannot_turn_most_of_a_picture():
     images = render(scenes, rng).permute(0, 2, 3, 1).numpy()
     for i, (image, scene) in enumerate(zip(images, scenes, strict=True)):
         picture, turned = attacked(image, scene, random.Random(i), tries=250)
-        assert 0 < turned < 0.25 and off(picture, detect(picture)) <= MAX_OFF
+        assert 0 < turned < 0.25 and unexplained_share(picture, detect(picture)) <= MAX_OFF
 
 
 def test_what_the_objects_do_not_explain_is_no_exact_match():
     scene = Scene("single", (("red", "circle"),))
     image = render([scene], random.Random(3)).permute(0, 2, 3, 1).numpy()[0]
-    assert score(image, scene) == (1.0, 1.0) and off(image, detect(image)) == 0
+    assert score(image, scene) == (1.0, 1.0) and unexplained_share(image, detect(image)) == 0
     speckled = image.copy()
     speckled[::3, ::3] = 1 - image[::3, ::3]  # dust is no object
     assert score(speckled, scene) == (0.0, 1.0)

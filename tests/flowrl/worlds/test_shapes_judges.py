@@ -15,9 +15,9 @@ from flowrl.contracts import Prompt, Samples
 from flowrl.worlds.shapes.captions import draw, heldout_scenes, split
 from flowrl.worlds.shapes.checker import score
 from flowrl.worlds.shapes.judges import beauty, build, clip, exam, vlm
-from flowrl.worlds.shapes.judges.damage import DAMAGES, damaged, draw_severities, rating
-from flowrl.worlds.shapes.judges.lookalikes import contents, equals, is_held_out, lookalikes
-from flowrl.worlds.shapes.judges.pool import described, rendered
+from flowrl.worlds.shapes.judges.damage import DAMAGES, apply_damages, draw_severities, rating
+from flowrl.worlds.shapes.judges.lookalikes import contents, is_held_out, lookalikes, paraphrase
+from flowrl.worlds.shapes.judges.pool import describe_scene, render_with_centres
 from flowrl.worlds.shapes.pretrain import KIND_WEIGHTS
 from flowrl.worlds.shapes.render import render
 from reward_models.aesthetic import aesthetic
@@ -61,7 +61,7 @@ def test_lookalikes_are_other_scenes_and_equals_the_same():
             across = scene.relation is not None and contents(wrong) == contents(scene)
             assert across or score(image, wrong)[0] == 0, (scene.caption, wrong.caption)
         if score(image, scene)[0]:
-            assert score(image, equals(scene, rng))[0] == 1
+            assert score(image, paraphrase(scene, rng))[0] == 1
 
 
 def test_training_never_meets_a_held_out_composition():
@@ -76,11 +76,11 @@ def test_training_never_meets_a_held_out_composition():
 def test_what_the_checker_sees_is_put_into_words():
     rng = random.Random(0)
     scenes = draw(split()[0], 200, rng, KIND_WEIGHTS)
-    images, spots = rendered(scenes, random.Random(3))
+    images, spots = render_with_centres(scenes, random.Random(3))
     assert torch.equal(images, render(scenes, random.Random(3)))
-    told = [described(image.permute(1, 2, 0).numpy()) for image in images]
+    told = [describe_scene(image.permute(1, 2, 0).numpy()) for image in images]
     same = [t is not None and contents(t) == contents(s) for t, s in zip(told, scenes, strict=True)]
-    assert sum(same) >= 196 and described(np.full((32, 32, 3), 0.9, dtype=np.float32)) is None
+    assert sum(same) >= 196 and describe_scene(np.full((32, 32, 3), 0.9, dtype=np.float32)) is None
     for scene, image, places in zip(scenes, images, spots, strict=True):
         held = places[torch.isfinite(places).all(1)]
         assert len(held) == len(scene.objects)
@@ -92,14 +92,14 @@ def test_damage_is_what_its_rating_says():
     scenes = heldout_scenes()[:64]
     clean, generator = render(scenes, random.Random(0)), torch.Generator().manual_seed(0)
     none = torch.zeros(64, len(DAMAGES))
-    assert torch.allclose(damaged(clean, none, generator), clean, atol=1e-5) and (rating(none) == 10).all()
+    assert torch.allclose(apply_damages(clean, none, generator), clean, atol=1e-5) and (rating(none) == 10).all()
     for k in range(len(DAMAGES)):
         changes = []
         for severity in (0.3, 0.6, 1.0):
             spoilt = none.clone()
             spoilt[:, k] = severity
             assert rating(spoilt).allclose(torch.tensor(1 + 9 * (1 - severity)))
-            hurt = damaged(clean, spoilt, generator)
+            hurt = apply_damages(clean, spoilt, generator)
             assert hurt.min() >= 0 and hurt.max() <= 1
             changes.append((hurt - clean).abs().mean().item())
         assert 0.001 < changes[0] < changes[1] < changes[2], DAMAGES[k]
@@ -113,10 +113,15 @@ def test_measures_of_the_exam():
     scores, labels = torch.tensor([0.1, 0.4, 0.4, 0.9]), torch.tensor([0.0, 1.0, 0.0, 1.0])
     assert exam.auroc(scores, labels) == 3.5 / 4
     assert exam.calibration_error(scores, labels) == pytest.approx((0.1 + 2 * 0.1 + 0.1) / 4)
-    assert exam.picked(torch.tensor([1.0, 1.0]), [torch.tensor([0.5]), torch.tensor([0.2, 1.0])]).tolist() == [1, 0]
+    assert exam.ranks_right_first(
+        torch.tensor([1.0, 1.0]), [torch.tensor([0.5]), torch.tensor([0.2, 1.0])]
+    ).tolist() == [1, 0]
     sure = torch.sigmoid(torch.tensor([4.0, -4.0] * 50))
     half_right = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0] * 12 + [1.0, 0.0, 1.0, 0.0])
-    assert vlm.temperature(sure, half_right) > 2 and vlm.temperature(sure, torch.tensor([1.0, 0.0] * 50)) < 0.3
+    assert (
+        vlm.calibrate_temperature(sure, half_right) > 2
+        and vlm.calibrate_temperature(sure, torch.tensor([1.0, 0.0] * 50)) < 0.3
+    )
 
 
 def test_shipped_files_are_small_and_found():
@@ -145,7 +150,7 @@ def test_shapes_clip_picks_the_right_caption(questions):
     captions = [s.caption for q in questions for s in (q.scene, *q.wrong)]
     scores = reward(asked(torch.stack([q.image for q in questions])[place], captions))
     parts = scores.split([len(q.wrong) + 1 for q in questions])
-    share = exam.picked(torch.stack([p[0] for p in parts]), [p[1:] for p in parts]).mean().item()
+    share = exam.ranks_right_first(torch.stack([p[0] for p in parts]), [p[1:] for p in parts]).mean().item()
     (said,) = quoted("shapes-clip", "relation |")
     assert share > max(0.4, said - 0.08)
 

@@ -3,13 +3,13 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 
+from flowrl.untyped import Network, Pipeline
 from flowrl.worlds.shapes.judges import beauty, cards, clip, exam, vlm
-from flowrl.worlds.shapes.judges.pool import Pool, training_pool
+from flowrl.worlds.shapes.judges.pool import PicturePool, training_pool
 
 SHAPES_FLUX = Path(__file__).parents[1] / "assets" / "shapes-flux"
 RENDERS, DRAWN = 12_000, 3_000
@@ -20,7 +20,7 @@ SEED = 1
 
 @dataclass(frozen=True)
 class Results:
-    """What the cards quote: on held-out renders, and `drawn` on what shapes-flux draws for held-out captions."""
+    """What the cards quote: measured on held-out renders and on what shapes-flux draws for held-out captions."""
 
     clip: dict[str, float]
     aesthetic: dict[str, float]
@@ -36,7 +36,7 @@ class Results:
 def build(out: Path, *, clip_steps: int = CLIP_STEPS, vlm_steps: int = VLM_STEPS, keep: bool = False) -> Results:
     """Trains the three models, saves each to its folder in `out` with a card; returns their held-out accuracy.
 
-    Interrupted, it goes on where it stopped when called again with the same folder. `keep` leaves the checkpoints.
+    If interrupted, it resumes when called again with the same folder. `keep` leaves the checkpoints.
     """
     work = out / ".build"
     work.mkdir(parents=True, exist_ok=True)
@@ -52,8 +52,8 @@ def build(out: Path, *, clip_steps: int = CLIP_STEPS, vlm_steps: int = VLM_STEPS
     return results
 
 
-def build_clip(pool: Pool, folder: Path, work: Path, steps: int) -> None:
-    """Trains and saves shapes-clip, and in work/eye what it is after the first cycle: where the judge begins."""
+def build_clip(pool: PicturePool, folder: Path, work: Path, steps: int) -> None:
+    """Trains and saves shapes-clip, and in work/eye its state after the first cycle, from which the judge starts."""
     folder.mkdir(exist_ok=True)
     tokenizer = clip.make_tokenizer(folder)
     for place, cycles in ((work / "eye", 1), (folder, 2)):
@@ -64,7 +64,7 @@ def build_clip(pool: Pool, folder: Path, work: Path, steps: int) -> None:
             clip.save(model, place)
 
 
-def build_aesthetic(pool: Pool, eye: Any, folder: Path, work: Path) -> None:
+def build_aesthetic(pool: PicturePool, eye: Network, folder: Path, work: Path) -> None:
     """Trains and saves shapes-aesthetic."""
     torch.manual_seed(SEED)
     head = beauty.make_head()
@@ -72,20 +72,23 @@ def build_aesthetic(pool: Pool, eye: Any, folder: Path, work: Path) -> None:
     beauty.save(head, folder)
 
 
-def build_vlm(pipe: Any, pool: Pool, eye: Any, folder: Path, work: Path, steps: int) -> None:
+def build_vlm(pipe: Pipeline, pool: PicturePool, eye: Network, folder: Path, work: Path, steps: int) -> None:
     """Trains shapes-vlm, divides its last layer by the temperature that calibrates it, and saves it."""
     torch.manual_seed(SEED)
     processor = vlm.make_processor()
     model = vlm.make_model(processor, eye.visual)
     vlm.train(model, processor, pool, work / "vlm.pt", cycles=[(steps, DECAY)], seed=SEED)
-    images, captions, labels = questions(exam.renders(21, heldout=False), exam.generated(pipe, 22, heldout=False))
+    images, captions, labels = questions(exam.renders(21, heldout=False), exam.generate_exam(pipe, 22, heldout=False))
     with torch.no_grad():
-        model.lm_head.weight /= vlm.temperature(vlm.probabilities(model, processor, images, captions), labels)
+        model.lm_head.weight /= vlm.calibrate_temperature(vlm.probabilities(model, processor, images, captions), labels)
     vlm.save(model, processor, folder)
 
 
-def questions(renders: list[exam.Question], drawn: exam.Drawn | None) -> tuple[torch.Tensor, list[str], torch.Tensor]:
-    """Pictures, captions, labels (0 or 1): each render with its caption and one that it nearly shows; each drawing."""
+def questions(
+    renders: list[exam.Question], drawn: exam.GeneratedExam | None
+) -> tuple[torch.Tensor, list[str], torch.Tensor]:
+    """Pictures [N, 3, 32, 32], captions and labels [N] (0 or 1): each render with its caption and with one that it
+    nearly shows, then each generated picture."""
     images, captions, labels = [], [], []
     for question in renders:
         for scene, label in ((question.scene, 1.0), *((w, 0.0) for w in question.wrong[:1])):
@@ -99,9 +102,9 @@ def questions(renders: list[exam.Question], drawn: exam.Drawn | None) -> tuple[t
     return torch.stack(images), captions, torch.tensor(labels)
 
 
-def describe(pipe: Any, out: Path, *, clip_steps: int, vlm_steps: int) -> Results:
+def describe(pipe: Pipeline, out: Path, *, clip_steps: int, vlm_steps: int) -> Results:
     """Measures the saved models on held-out compositions and writes their cards."""
-    renders, drawn = exam.renders(), exam.generated(pipe)
+    renders, drawn = exam.renders(), exam.generate_exam(pipe)
     results = Results(
         clip=measure_clip(out / "shapes-clip", renders, drawn),
         aesthetic=measure_aesthetic(out, drawn),
@@ -111,52 +114,56 @@ def describe(pipe: Any, out: Path, *, clip_steps: int, vlm_steps: int) -> Result
     return results
 
 
-def measure_clip(folder: Path, renders: list[exam.Question], drawn: exam.Drawn | None = None) -> dict[str, float]:
-    """picked, also by kind: how often the right caption's cosine is above those of four lookalikes. Of drawings: auroc
-    of the cosine for the checker's strict score, and its correlation with the graded one."""
+def measure_clip(
+    folder: Path, renders: list[exam.Question], drawn: exam.GeneratedExam | None = None
+) -> dict[str, float]:
+    """picked, also by kind: how often the right caption's cosine is above those of four lookalikes. On generated
+    pictures: AUROC of the cosine for the checker's strict score, and its correlation with the graded score."""
     model, tokenizer = clip.load(folder)
     images = torch.stack([q.image for q in renders])
     right = clip.scores(model, tokenizer, images, [q.scene.caption for q in renders])
     place = [i for i, q in enumerate(renders) for _ in q.wrong]
     wrong = clip.scores(model, tokenizer, images[place], [w.caption for q in renders for w in q.wrong])
-    best = exam.picked(right, list(wrong.split([len(q.wrong) for q in renders])))
-    found = {"picked": best.mean().item()}
+    best = exam.ranks_right_first(right, list(wrong.split([len(q.wrong) for q in renders])))
+    measured = {"picked": best.mean().item()}
     for kind in ("count", "pair", "relation"):
-        found[kind] = best[[q.scene.kind == kind for q in renders]].mean().item()
+        measured[kind] = best[[q.scene.kind == kind for q in renders]].mean().item()
     if drawn is not None:
         score = clip.scores(model, tokenizer, drawn.images, [s.caption for s in drawn.scenes])
-        found |= {"auroc": exam.auroc(score, drawn.strict), "graded": exam.correlation(score, drawn.graded)}
-    return found
+        measured |= {"auroc": exam.auroc(score, drawn.strict), "graded": exam.correlation(score, drawn.graded)}
+    return measured
 
 
-def measure_aesthetic(out: Path, drawn: exam.Drawn | None = None, number: int = 1000) -> dict[str, float]:
-    """r and error: correlation and mean absolute error of ratings of spoilt held-out renders. Of drawings: their mean
-    rating and its correlation with the checker's graded score."""
+def measure_aesthetic(out: Path, drawn: exam.GeneratedExam | None = None, number: int = 1000) -> dict[str, float]:
+    """r and error: correlation and mean absolute error of ratings of damaged held-out renders. On generated pictures:
+    their mean rating and its correlation with the checker's graded score."""
     model, _ = clip.load(out / "shapes-clip")
     head = beauty.load(out / "shapes-aesthetic")
     images, wanted = beauty.exam(number, 31)
     with torch.no_grad():
-        read = beauty.rated(head, beauty.embedded(model, images))
-        found = {"r": exam.correlation(read, wanted), "error": (read - wanted).abs().mean().item()}
+        read = beauty.rate(head, beauty.embed_pictures(model, images))
+        measured = {"r": exam.correlation(read, wanted), "error": (read - wanted).abs().mean().item()}
         if drawn is not None:
-            score = beauty.rated(head, beauty.embedded(model, drawn.images))
-            found |= {"mean": score.mean().item(), "graded": exam.correlation(score, drawn.graded)}
-    return found
+            score = beauty.rate(head, beauty.embed_pictures(model, drawn.images))
+            measured |= {"mean": score.mean().item(), "graded": exam.correlation(score, drawn.graded)}
+    return measured
 
 
-def measure_vlm(folder: Path, renders: list[exam.Question], drawn: exam.Drawn | None = None) -> dict[str, float]:
-    """accuracy at 0.5, auroc and expected calibration error on held-out renders, half of them with a wrong caption; the
-    same of drawings by the checker's strict score, under drawn_*, with the correlation with its graded score."""
+def measure_vlm(
+    folder: Path, renders: list[exam.Question], drawn: exam.GeneratedExam | None = None
+) -> dict[str, float]:
+    """Accuracy at 0.5, AUROC and expected calibration error on held-out renders, half of them with a wrong caption; the
+    same on generated pictures by the checker's strict score, as drawn_*, and the correlation with its graded score."""
     model, processor = vlm.load(folder)
     images, captions, labels = questions(renders, None)
-    found = _judged(vlm.probabilities(model, processor, images, captions), labels)
+    measured = _accuracy_measures(vlm.probabilities(model, processor, images, captions), labels)
     if drawn is not None:
         score = vlm.probabilities(model, processor, drawn.images, [s.caption for s in drawn.scenes])
-        found |= {f"drawn_{name}": value for name, value in _judged(score, drawn.strict).items()}
-        found["graded"] = exam.correlation(score, drawn.graded)
-    return found
+        measured |= {f"drawn_{name}": value for name, value in _accuracy_measures(score, drawn.strict).items()}
+        measured["graded"] = exam.correlation(score, drawn.graded)
+    return measured
 
 
-def _judged(score: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+def _accuracy_measures(score: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     right = ((score > 0.5).float() == labels).float().mean().item()
     return {"accuracy": right, "auroc": exam.auroc(score, labels), "ece": exam.calibration_error(score, labels)}

@@ -1,7 +1,10 @@
 """The model cards of the shapes world's reward models, filled with what was measured."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flowrl.worlds.shapes.judges.build import Results
 
 REBUILD = """Made by `flowrl world build shapes-rewards` from seeds and shapes-flux alone: pictures and captions are
 this project's own. Training sees no composition that the world holds out, neither in pictures nor in captions.
@@ -84,7 +87,7 @@ nothing but these shapes, colours, words and this question.
 """
 
 
-def write(out: Path, results: Any, *, renders: int, drawn: int, clip_steps: int, vlm_steps: int) -> None:
+def write(out: Path, results: "Results", *, renders: int, drawn: int, clip_steps: int, vlm_steps: int) -> None:
     """Writes README.md into each model's folder."""
     from flowrl.worlds.shapes.judges import beauty, clip, vlm
 

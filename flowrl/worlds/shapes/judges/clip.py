@@ -1,15 +1,14 @@
 """shapes-clip: a CLIP of open_clip that tells the shapes world's captions apart (arXiv:2103.00020).
 
-In the contrastive loss of a batch each picture's caption also stands against captions that it nearly shows. Linear
-probes, which are not kept, read from the embedding what the picture holds and how spoilt it is, so that heads can, and
-from each patch which objects lie near it.
+In the contrastive loss of a batch, each picture's caption also competes with captions that the picture nearly shows.
+Linear probes, which are not saved, read from the embedding what the picture holds and how damaged it is, so that heads
+can, and from each patch which objects lie near it.
 """
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import torch
@@ -18,10 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flowrl.untyped import Network, Tokenizer
 from flowrl.worlds.shapes.captions import COLORS, SHAPES, Scene
 from flowrl.worlds.shapes.judges.damage import rating
-from flowrl.worlds.shapes.judges.lookalikes import contents, equals, lookalikes
-from flowrl.worlds.shapes.judges.pool import Pool, spoilt
+from flowrl.worlds.shapes.judges.lookalikes import contents, lookalikes, paraphrase
+from flowrl.worlds.shapes.judges.pool import PicturePool, spoil
 from flowrl.worlds.shapes.render import SIZE
 from flowrl.worlds.shapes.tokenizers import MAX_LENGTH, clip_tokenizer
 from flowrl.worlds.stage import Cycle, Stage
@@ -33,8 +33,8 @@ BATCH, HARD = 48, 3
 OBJECTS = [(color, shape) for color in COLORS for shape in SHAPES]
 
 
-def model_config() -> dict[str, Any]:
-    """The architecture, as open_clip's config files say it."""
+def model_config() -> dict[str, object]:
+    """The architecture, in the format of open_clip's config files."""
     return {
         "embed_dim": WIDTH,
         "vision_cfg": {
@@ -57,13 +57,13 @@ def model_config() -> dict[str, Any]:
     }
 
 
-def make_model() -> Any:
+def make_model() -> Network:
     """An untrained CLIP; its caller seeds torch."""
     config = model_config()
     return open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
 
 
-def save(model: Any, out: Path) -> None:
+def save(model: Network, out: Path) -> None:
     """Writes a folder that open_clip reads by `local-dir:`, weights in float16."""
     out.mkdir(parents=True, exist_ok=True)
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "squash"}
@@ -73,26 +73,26 @@ def save(model: Any, out: Path) -> None:
 
 
 def make_tokenizer(folder: Path) -> HFTokenizer:
-    """The tokenizer in the folder; made where there is none, and made anew it would number words differently."""
+    """The tokenizer in the folder, made if there is none. (Made again, it would number words differently.)"""
     if not (folder / "tokenizer.json").is_file():
         clip_tokenizer().save_pretrained(folder)
     return HFTokenizer(str(folder), context_length=MAX_LENGTH)
 
 
-def load(folder: Path) -> tuple[Any, HFTokenizer]:
+def load(folder: Path) -> tuple[Network, HFTokenizer]:
     """The saved model in float32 and its tokenizer."""
     return open_clip.create_model(f"local-dir:{folder}").eval(), make_tokenizer(folder)
 
 
-def normalised(images: Tensor) -> Tensor:
-    """The input of pictures [N, 3, 32, 32] in [0, 1]."""
+def normalise(images: Tensor) -> Tensor:
+    """The model's input [N, 3, 32, 32] of pictures [N, 3, 32, 32] in [0, 1]."""
     return (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
-class Trained(nn.Module):
+class ModelWithProbes(nn.Module):
     """The model and its probes, as one module that a stage trains."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Network):
         super().__init__()
         self.model = model
         self.probe = nn.Linear(WIDTH, len(OBJECTS) + 2)  # numbers of objects, their total, rating
@@ -101,29 +101,33 @@ class Trained(nn.Module):
 
 
 def train(
-    model: Any,
+    model: Network,
     tokenizer: HFTokenizer,
-    pool: Pool,
+    pool: PicturePool,
     path: Path,
     *,
     cycles: Sequence[Cycle],
     seed: int,
-    report: Any = None,
+    report: Callable[[int], str] | None = None,
 ) -> None:
     """Fits the model on the pool; resumes from `path`."""
-    both = Trained(model)
+    both = ModelWithProbes(model)
     stage = Stage("shapes-clip", both, path, cycles=cycles, lr=2e-3, average=0.99)
-    ids = Captions(tokenizer)
+    ids = CaptionTokens(tokenizer)
 
     def loss(step: int) -> Tensor:
         batch = draw(pool, seed * 1_000_003 + step)
-        images, severities = spoilt(pool.images[batch.index], seed * 1_000_003 + step)
-        embedding, patches = model.visual(normalised(images))
+        images, severities = spoil(pool.images[batch.index], seed * 1_000_003 + step)
+        embedding, patches = model.visual(normalise(images))
         seen = functional.normalize(embedding, dim=-1)
         read = functional.normalize(model.encode_text(ids(batch.captions)), dim=-1)
         logits = model.logit_scale.exp().clamp(max=50) * seen @ read.T
-        dense = located(both.near(patches), batch.scenes, pool.spots[batch.index])
-        return contrast(logits, batch) + probed(both.probe(seen * WIDTH**0.5), batch.scenes, severities) + dense
+        dense = location_loss(both.near(patches), batch.scenes, pool.spots[batch.index])
+        return (
+            contrastive_loss(logits, batch)
+            + probe_loss(both.probe(seen * WIDTH**0.5), batch.scenes, severities)
+            + dense
+        )
 
     stage.run(loss, report, every=500)
     stage.swap()
@@ -132,8 +136,11 @@ def train(
 
 
 class Batch:
-    """index int64 [B] of pictures, their scenes, captions (the first of them positives, in the order of `owner`, which
-    says whose), and open bool [B, captions]: which are compared, the right ones included."""
+    """Pictures and captions of one contrastive loss.
+
+    index: of the pictures, int64 [B]. scenes: theirs. captions: first the positives, in the order of `owner` (int64,
+    the picture of each), then the negatives. open: which are compared, bool [B, captions], the positives included.
+    """
 
     def __init__(self, index: Tensor, scenes: list[Scene | None], right: list[tuple[int, Scene]], wrong: list):
         self.index, self.scenes = index, scenes
@@ -147,19 +154,19 @@ class Batch:
             self.open[i, j] = True
 
 
-def draw(pool: Pool, seed: int) -> Batch:
+def draw(pool: PicturePool, seed: int) -> Batch:
     """Pictures drawn evenly, with the renders of what they were asked for, and captions right and wrong for each."""
     rng = random.Random(seed)
     index = [rng.randrange(len(pool)) for _ in range(BATCH)]
     index = list(dict.fromkeys(i for one in index for i in (one, int(pool.twin[one])) if i >= 0))[:BATCH]
     scenes = [pool.scenes[i] for i in index]
-    right = [(k, equals(s, rng)) for k, s in enumerate(scenes) if s is not None]
+    right = [(k, paraphrase(s, rng)) for k, s in enumerate(scenes) if s is not None]
     wrong = [(k, w) for k, s in right for w in lookalikes(s, HARD, rng, seen=True)]
     wrong += [(k, w) for k, i in enumerate(index) if (w := pool.asked[i]) is not None]
     return Batch(torch.tensor(index), scenes, right, wrong)
 
 
-def contrast(logits: Tensor, batch: Batch) -> Tensor:
+def contrastive_loss(logits: Tensor, batch: Batch) -> Tensor:
     """Mean of both cross entropies of logits [B, captions], over what is compared."""
     masked = logits.masked_fill(~batch.open, -1e4)
     place = torch.arange(len(batch.owner))
@@ -167,7 +174,7 @@ def contrast(logits: Tensor, batch: Batch) -> Tensor:
     return (of_texts + functional.cross_entropy(masked[:, : len(place)].T, batch.owner)) / 2
 
 
-def probed(read: Tensor, scenes: list[Scene | None], severities: Tensor) -> Tensor:
+def probe_loss(read: Tensor, scenes: list[Scene | None], severities: Tensor) -> Tensor:
     """Squared error of what the probes read [B, 20]: numbers of objects (of known scenes), their total, the rating."""
     known = torch.tensor([s is not None for s in scenes])
     rows = [[float(s.objects.count(o)) for o in OBJECTS] + [len(s.objects)] for s in scenes if s is not None]
@@ -176,7 +183,7 @@ def probed(read: Tensor, scenes: list[Scene | None], severities: Tensor) -> Tens
     return 2 * counts[:, :-1].sum(1).mean() + 0.2 * counts[:, -1].mean() + 0.3 * beauty.mean()
 
 
-def located(read: Tensor, scenes: list[Scene | None], spots: Tensor) -> Tensor:
+def location_loss(read: Tensor, scenes: list[Scene | None], spots: Tensor) -> Tensor:
     """Squared error of what probes read of each patch [B, P, 18]: how near each object is, of pictures whose are known.
 
     An object at distance d pixels from the middle of a patch is there by exp(-(d / 5)^2 / 2).
@@ -194,8 +201,8 @@ def located(read: Tensor, scenes: list[Scene | None], spots: Tensor) -> Tensor:
     return 2 * (read[known] - target[known]).square().sum(-1).mean()
 
 
-class Captions:
-    """Token ids of captions, remembered."""
+class CaptionTokens:
+    """Token ids of captions, cached."""
 
     def __init__(self, tokenizer: HFTokenizer):
         self.tokenizer = tokenizer
@@ -210,11 +217,11 @@ class Captions:
 
 
 @torch.no_grad()
-def scores(model: Any, tokenizer: Any, images: Tensor, captions: list[str]) -> Tensor:
+def scores(model: Network, tokenizer: Tokenizer, images: Tensor, captions: list[str]) -> Tensor:
     """Cosine of each picture [N, 3, 32, 32] with its caption, float32 [N]."""
-    found = []
+    parts = []
     for start in range(0, len(captions), 200):
         part = slice(start, start + 200)
-        seen = model.encode_image(normalised(images[part]), normalize=True)
-        found.append((seen * model.encode_text(tokenizer(captions[part]), normalize=True)).sum(-1))
-    return torch.cat(found)
+        seen = model.encode_image(normalise(images[part]), normalize=True)
+        parts.append((seen * model.encode_text(tokenizer(captions[part]), normalize=True)).sum(-1))
+    return torch.cat(parts)

@@ -1,6 +1,6 @@
-"""Spoils pictures by a known amount, and rates them: the shapes world's idea of beauty.
+"""Damages pictures by a known amount, and rates them: the shapes world's notion of beauty.
 
-A clean picture is rated 10. Each of five damages takes its severity s, 0 to 1, off the rest:
+A clean picture is rated 10. Each of five kinds of damage takes its severity s, 0 to 1, off the rest:
 
     rating = 1 + 9 (1 - s_noise) (1 - s_blur) (1 - s_wash) (1 - s_tint) (1 - s_warp)
 
@@ -32,11 +32,11 @@ def rating(severities: Tensor) -> Tensor:
     return 1 + 9 * (1 - severities).prod(1)
 
 
-def damaged(images: Tensor, severities: Tensor, generator: torch.Generator) -> Tensor:
-    """The pictures [N, 3, H, W] in [0, 1] with the damages of severities [N, 5] done to them."""
+def apply_damages(images: Tensor, severities: Tensor, generator: torch.Generator) -> Tensor:
+    """The pictures [N, 3, H, W] in [0, 1] with damage of severities [N, 5] applied."""
     noise, blur, wash, tint, warp = severities[:, :, None, None, None].unbind(1)
-    x = _warped(images, 3 * warp[:, 0, 0, 0], generator)
-    x = _blurred(x, 2 * blur)
+    x = _warp(images, 3 * warp[:, 0, 0, 0], generator)
+    x = _blur(x, 2 * blur)
     border = torch.cat([x[:, :, 0], x[:, :, -1], x[:, :, :, 0], x[:, :, :, -1]], -1).mean((1, 2))[:, None, None, None]
     x = border + (x - border) * (1 - 0.8 * wash)
     up = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
@@ -45,7 +45,7 @@ def damaged(images: Tensor, severities: Tensor, generator: torch.Generator) -> T
     return (x + 0.2 * noise * torch.randn(x.shape, generator=generator)).clamp(0, 1)
 
 
-def _blurred(x: Tensor, sigma: Tensor) -> Tensor:
+def _blur(x: Tensor, sigma: Tensor) -> Tensor:
     """Each picture [N, 3, H, W] under a Gaussian of its own width [N, 1, 1, 1], in pixels."""
     at = torch.arange(-4.0, 5.0)
     kernel = torch.exp(-0.5 * (at / sigma.flatten()[:, None].clamp(min=1e-3)) ** 2)
@@ -56,7 +56,7 @@ def _blurred(x: Tensor, sigma: Tensor) -> Tensor:
     return functional.conv2d(flat, kernel[:, None, :, None], groups=number * channels).view(x.shape)
 
 
-def _warped(x: Tensor, reach: Tensor, generator: torch.Generator) -> Tensor:
+def _warp(x: Tensor, reach: Tensor, generator: torch.Generator) -> Tensor:
     """Each picture bent by a smooth random field that moves no pixel by more than its reach [N], in pixels."""
     number, _, height, width = x.shape
     field = torch.rand(number, 2, 5, 5, generator=generator) * 2 - 1

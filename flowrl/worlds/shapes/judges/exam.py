@@ -1,12 +1,12 @@
-"""How judges are tested: pictures of held-out compositions, and what the generator draws for held-out captions."""
+"""How judges are tested: on renders of held-out compositions, and on pictures generated for held-out captions."""
 
 import random
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowrl.untyped import Pipeline
 from flowrl.worlds.shapes.captions import Scene, draw, heldout_scenes, split
 from flowrl.worlds.shapes.checker import score, score_batch
 from flowrl.worlds.shapes.judges.lookalikes import lookalikes
@@ -27,19 +27,19 @@ class Question:
 
 
 def renders(seed: int = 11, *, heldout: bool = True) -> list[Question]:
-    """A question for each of the 320 held-out scenes, or for as many of training's."""
+    """A question for each of the 320 held-out scenes, or for as many training scenes."""
     rng = random.Random(seed)
-    found = []
-    for scene in chosen(rng, heldout):
+    questions = []
+    for scene in exam_scenes(rng, heldout):
         image = render([scene], rng)[0]
         pixels = image.permute(1, 2, 0).numpy()
         near = [w for w in lookalikes(scene, 2 * WRONG, rng, seen=not heldout) if score(pixels, w)[0] == 0]
-        found.append(Question(scene, image, near[:WRONG]))
-    return found
+        questions.append(Question(scene, image, near[:WRONG]))
+    return questions
 
 
 @dataclass(frozen=True)
-class Drawn:
+class GeneratedExam:
     """Pictures [N, 3, 32, 32] that the generator drew for scenes, and the checker's strict and graded scores [N]."""
 
     images: Tensor
@@ -48,19 +48,19 @@ class Drawn:
     graded: Tensor
 
 
-def generated(pipe: Any, seed: int = 12, *, heldout: bool = True) -> Drawn:
-    """Two pictures for each of the 320 held-out scenes, or for as many of training's, by 4, 6 and 10 steps."""
-    scenes = chosen(random.Random(seed), heldout) * 2
+def generate_exam(pipe: Pipeline, seed: int = 12, *, heldout: bool = True) -> GeneratedExam:
+    """Two pictures for each of the 320 held-out scenes, or for as many training scenes, by 4, 6 and 10 steps."""
+    scenes = exam_scenes(random.Random(seed), heldout) * 2
     images = sample(pipe, scenes, seed)
-    return Drawn(images, scenes, *score_batch(images, scenes))
+    return GeneratedExam(images, scenes, *score_batch(images, scenes))
 
 
-def chosen(rng: random.Random, heldout: bool) -> list[Scene]:
-    """The 320 held-out scenes, or as many of training's."""
+def exam_scenes(rng: random.Random, heldout: bool) -> list[Scene]:
+    """The 320 held-out scenes, or as many training scenes."""
     return heldout_scenes() if heldout else draw(split()[0], 320, rng, KIND_WEIGHTS)
 
 
-def picked(right: Tensor, wrong: list[Tensor]) -> Tensor:
+def ranks_right_first(right: Tensor, wrong: list[Tensor]) -> Tensor:
     """1 where the right caption's score [N] is above those of all the picture's wrong ones, float32 [N]."""
     return torch.tensor([float((r > w).all()) for r, w in zip(right, wrong, strict=True)])
 
@@ -78,7 +78,10 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 
 def calibration_error(scores: Tensor, labels: Tensor, bins: int = 10) -> float:
-    """Expected calibration error (arXiv:1706.04599): mean gap of probability and share of right ones in equal bins."""
+    """Expected calibration error (arXiv:1706.04599) of scores [N] for labels [N], over equal bins of [0, 1].
+
+    It is the mean gap between the score and the share of label 1 in a bin, weighted by the bin's size.
+    """
     place = (scores * bins).long().clamp(0, bins - 1)
     gaps = [(scores[place == b].mean() - labels[place == b].mean()).abs() * (place == b).sum() for b in place.unique()]
     return float(torch.stack(gaps).sum() / len(scores))

@@ -13,28 +13,28 @@ CHANGES = ("color", "shape", "number", "exchange", "relation")
 
 def lookalikes(scene: Scene, number: int, rng: random.Random, *, seen: bool) -> list[Scene]:
     """Up to `number` distinct scenes that differ from this one in a colour, a shape, a number, an attribute that two
-    objects exchange, or the relation. seen: of compositions that training shows only.
+    objects exchange, or the relation. seen: only compositions that occur in training.
 
-    One may still be true of a picture where an object lies near the diagonal: "above" beside "left of".
+    One may still be true of a picture in which an object lies near the diagonal: "above" as well as "left of".
     """
-    found: dict[str, Scene] = {}
+    by_caption: dict[str, Scene] = {}
     for _ in range(8 * number):
-        changed = changes(scene, rng.choice(CHANGES), rng)
+        changed = change_one_thing(scene, rng.choice(CHANGES), rng)
         if changed is not None and not (seen and is_held_out(changed)):
-            found.setdefault(changed.caption, changed)
-        if len(found) == number:
+            by_caption.setdefault(changed.caption, changed)
+        if len(by_caption) == number:
             break
-    return list(found.values())
+    return list(by_caption.values())
 
 
-def changes(scene: Scene, what: str, rng: random.Random) -> Scene | None:
-    """The scene with one thing changed; None where it has no such thing, or where nothing would change."""
+def change_one_thing(scene: Scene, what: str, rng: random.Random) -> Scene | None:
+    """The scene with one thing changed; None if it has no such thing, or if nothing would change."""
     groups = {obj: scene.objects.count(obj) for obj in scene.objects}
     kept = scene.relation
     if what == "relation":
         return None if kept is None else replace(scene, relation=rng.choice([r for r in RELATIONS if r != kept]))
     if what == "exchange":
-        return _exchanged(scene, groups, rng)
+        return _exchange(scene, groups, rng)
     chosen = rng.choice(list(groups))
     if what == "number":
         if kept is not None:
@@ -51,8 +51,8 @@ def changes(scene: Scene, what: str, rng: random.Random) -> Scene | None:
     return scene_of(renamed, kept) if len(renamed) == len(groups) and _sayable(renamed) else None
 
 
-def equals(scene: Scene, rng: random.Random) -> Scene:
-    """Another scene that every picture of this one shows too, or the same."""
+def paraphrase(scene: Scene, rng: random.Random) -> Scene:
+    """Another scene that every picture of this one also shows, or the same scene."""
     if scene.kind == "pair":
         return replace(scene, objects=scene.objects[:: rng.choice((1, -1))])
     if scene.relation is None:
@@ -82,7 +82,7 @@ def _held_out() -> tuple[set[frozenset[Object]], set[tuple[Object, ...]]]:
     return pairs, {contents(s) for s in scenes if len(set(s.objects)) == 1}
 
 
-def _exchanged(scene: Scene, groups: dict[Object, int], rng: random.Random) -> Scene | None:
+def _exchange(scene: Scene, groups: dict[Object, int], rng: random.Random) -> Scene | None:
     """Two kinds of object with their colours exchanged, or their numbers."""
     if len(groups) != 2:
         return None

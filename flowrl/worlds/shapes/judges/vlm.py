@@ -1,14 +1,13 @@
 """shapes-vlm: a LLaVA (arXiv:2304.08485) of transformers that says whether a picture shows a caption.
 
-Its eye is the image tower of shapes-clip, its language model a Llama of three layers. It is trained on one question,
-the one of VQAScore (arXiv:2404.01291), and learns the first token of the answer.
+Its image tower is that of shapes-clip, its language model a Llama of three layers. It is trained on one question, that
+of VQAScore (arXiv:2404.01291), and learns the first token of the answer.
 """
 
 import random
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
@@ -26,10 +25,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from flowrl.untyped import Network, Processor
 from flowrl.worlds.shapes.captions import Scene
-from flowrl.worlds.shapes.judges.clip import MEAN, PATCH, STD, TOWER, normalised
-from flowrl.worlds.shapes.judges.lookalikes import contents, equals, lookalikes
-from flowrl.worlds.shapes.judges.pool import Pool, spoilt
+from flowrl.worlds.shapes.judges.clip import MEAN, PATCH, STD, TOWER, normalise
+from flowrl.worlds.shapes.judges.lookalikes import contents, lookalikes, paraphrase
+from flowrl.worlds.shapes.judges.pool import PicturePool, spoil
 from flowrl.worlds.shapes.render import SIZE
 from flowrl.worlds.shapes.tokenizers import words
 from flowrl.worlds.stage import Cycle, Stage
@@ -83,7 +83,7 @@ def make_processor() -> LlavaProcessor:
     )
 
 
-def make_model(processor: Any, eye: Any) -> LlavaForConditionalGeneration:
+def make_model(processor: Processor, eye: Network) -> LlavaForConditionalGeneration:
     """A model whose image tower is that of the CLIP `eye` and whose rest is untrained; its caller seeds torch."""
     tokenizer = processor.tokenizer
     config = LlavaConfig(
@@ -115,36 +115,36 @@ def make_model(processor: Any, eye: Any) -> LlavaForConditionalGeneration:
         vision_feature_select_strategy="default",
     )
     model = LlavaForConditionalGeneration(config)
-    model.model.vision_tower.load_state_dict(_of_transformers(eye, model.model.vision_tower.state_dict()))
+    model.model.vision_tower.load_state_dict(_transformers_names(eye, model.model.vision_tower.state_dict()))
     return model
 
 
-def _of_transformers(eye: Any, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+def _transformers_names(eye: Network, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of an image tower of open_clip under the names that transformers gives them."""
     held = eye.state_dict()
     prefix = next(iter(wanted)).split("embeddings.")[0]
-    found = {
+    renamed = {
         "embeddings.class_embedding": held["class_embedding"],
         "embeddings.patch_embedding.weight": held["conv1.weight"],
         "embeddings.position_embedding.weight": held["positional_embedding"],
     }
     for kind in ("weight", "bias"):
-        found[f"pre_layrnorm.{kind}"] = held[f"ln_pre.{kind}"]
-        found[f"post_layernorm.{kind}"] = held[f"ln_post.{kind}"]
+        renamed[f"pre_layrnorm.{kind}"] = held[f"ln_pre.{kind}"]
+        renamed[f"post_layernorm.{kind}"] = held[f"ln_post.{kind}"]
         for i in range(len(eye.transformer.resblocks)):
             old, new = f"transformer.resblocks.{i}", f"encoder.layers.{i}"
             for name, part in zip("qkv", held[f"{old}.attn.in_proj_{kind}"].chunk(3), strict=True):
-                found[f"{new}.self_attn.{name}_proj.{kind}"] = part
+                renamed[f"{new}.self_attn.{name}_proj.{kind}"] = part
             pairs = {"attn.out_proj": "self_attn.out_proj", "ln_1": "layer_norm1", "ln_2": "layer_norm2"}
             pairs |= {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
-            found |= {f"{new}.{b}.{kind}": held[f"{old}.{a}.{kind}"] for a, b in pairs.items()}
-    return {prefix + name: tensor.clone() for name, tensor in found.items()}
+            renamed |= {f"{new}.{b}.{kind}": held[f"{old}.{a}.{kind}"] for a, b in pairs.items()}
+    return {prefix + name: tensor.clone() for name, tensor in renamed.items()}
 
 
-class Asker:
-    """Turns captions into token ids, as the processor's chat template does, each remembered."""
+class QuestionTokens:
+    """Turns captions into token ids with the processor's chat template, and caches them."""
 
-    def __init__(self, processor: Any):
+    def __init__(self, processor: Processor):
         self.processor, self.known = processor, {}
         read = processor.tokenizer.convert_tokens_to_ids
         self.yes, self.no, self.pad = read("yes"), read("no"), processor.tokenizer.pad_token_id
@@ -168,12 +168,14 @@ class Asker:
         return self.known[caption]
 
 
-def answers(model: Any, asker: Asker, images: Tensor, index: Tensor, captions: Sequence[str]) -> Tensor:
+def answer_logits(
+    model: Network, asker: QuestionTokens, images: Tensor, index: Tensor, captions: Sequence[str]
+) -> Tensor:
     """Logits [N, vocabulary] of the first token of the answer about images[index] and each caption.
 
-    The picture is looked at once, whatever the number of questions.
+    images: [B, 3, 32, 32] in [0, 1]; each is encoded once, whatever the number of questions.
     """
-    seen = model.model.get_image_features(normalised(images), vision_feature_layer=-1).pooler_output
+    seen = model.model.get_image_features(normalise(images), vision_feature_layer=-1).pooler_output
     features = torch.stack(list(seen))[index]
     ids, lengths = asker(captions)
     embedded = model.get_input_embeddings()(ids)
@@ -185,18 +187,27 @@ def answers(model: Any, asker: Asker, images: Tensor, index: Tensor, captions: S
 
 
 def train(
-    model: Any, processor: Any, pool: Pool, path: Path, *, cycles: Sequence[Cycle], seed: int, report: Any = None
-):
-    """Fits the model, its image tower left as it is, on questions about the pool; resumes from `path`."""
-    asker = Asker(processor)
+    model: Network,
+    processor: Processor,
+    pool: PicturePool,
+    path: Path,
+    *,
+    cycles: Sequence[Cycle],
+    seed: int,
+    report: Callable[[int], str] | None = None,
+) -> None:
+    """Fits the model on questions about the pool, its image tower frozen; resumes from `path`."""
+    asker = QuestionTokens(processor)
     model.model.vision_tower.requires_grad_(False)
     learns = nn.ModuleList([model.model.multi_modal_projector, model.model.language_model, model.lm_head])
     stage = Stage("shapes-vlm", learns, path, cycles=cycles, lr=1.5e-3, average=0.99)
 
     def loss(step: int) -> Tensor:
         index, questions = draw(pool, seed * 1_000_003 + step)
-        images, _ = spoilt(pool.images[index], seed * 1_000_003 + step, 0.3)
-        logits = answers(model, asker, images, torch.tensor([k for k, _, _ in questions]), [c for _, c, _ in questions])
+        images, _ = spoil(pool.images[index], seed * 1_000_003 + step, 0.3)
+        logits = answer_logits(
+            model, asker, images, torch.tensor([k for k, _, _ in questions]), [c for _, c, _ in questions]
+        )
         return functional.cross_entropy(
             logits, torch.tensor([asker.yes if right else asker.no for _, _, right in questions])
         )
@@ -206,11 +217,11 @@ def train(
     model.eval()
 
 
-def draw(pool: Pool, seed: int) -> tuple[Tensor, list[tuple[int, str, bool]]]:
+def draw(pool: PicturePool, seed: int) -> tuple[Tensor, list[tuple[int, str, bool]]]:
     """Pictures int64 [B] and questions: (place of the picture, caption, whether it shows that).
 
-    About as many are to be answered yes as no. Wrong are what a picture was drawn for and does not show, captions that
-    it nearly shows, and those of other pictures.
+    About half of the answers are yes. Wrong captions are those that a picture was drawn for and does not show, those
+    that it nearly shows, and those of other pictures.
     """
     rng = random.Random(seed)
     index = [rng.randrange(len(pool)) for _ in range(BATCH)]
@@ -219,7 +230,7 @@ def draw(pool: Pool, seed: int) -> tuple[Tensor, list[tuple[int, str, bool]]]:
         scene, asked = pool.scenes[i], pool.asked[i]
         wrong: list[Scene] = [] if asked is None else [asked]
         if scene is not None:
-            questions += [(k, equals(scene, rng).caption, True) for _ in range(ASKED)]
+            questions += [(k, paraphrase(scene, rng).caption, True) for _ in range(ASKED)]
             other = pool.scenes[rng.randrange(len(pool))]
             if other is not None and contents(other) != contents(scene):
                 wrong.append(other)
@@ -229,32 +240,35 @@ def draw(pool: Pool, seed: int) -> tuple[Tensor, list[tuple[int, str, bool]]]:
 
 
 @torch.no_grad()
-def probabilities(model: Any, processor: Any, images: Tensor, captions: Sequence[str]) -> Tensor:
+def probabilities(model: Network, processor: Processor, images: Tensor, captions: Sequence[str]) -> Tensor:
     """P(yes) / (P(yes) + P(no)) of each picture [N, 3, 32, 32] and its caption, float32 [N]."""
-    asker, found = Asker(processor), []
+    asker, parts = QuestionTokens(processor), []
     for start in range(0, len(captions), 200):
         part = images[start : start + 200]
-        logits = answers(model, asker, part, torch.arange(len(part)), captions[start : start + 200])
-        found.append(torch.sigmoid(logits[:, asker.yes] - logits[:, asker.no]))
-    return torch.cat(found)
+        logits = answer_logits(model, asker, part, torch.arange(len(part)), captions[start : start + 200])
+        parts.append(torch.sigmoid(logits[:, asker.yes] - logits[:, asker.no]))
+    return torch.cat(parts)
 
 
-def temperature(probability: Tensor, labels: Tensor) -> float:
-    """What logits are to be divided by so that the cross entropy is least (arXiv:1706.04599), between 0.25 and 4."""
+def calibrate_temperature(probability: Tensor, labels: Tensor) -> float:
+    """The temperature, 0.25 to 4, that minimises the cross entropy of logits divided by it (arXiv:1706.04599).
+
+    probability, labels: [N].
+    """
     logits = torch.logit(probability.double().clamp(1e-6, 1 - 1e-6))
     tried = torch.logspace(-0.6, 0.6, 121, dtype=torch.float64)
     losses = [functional.binary_cross_entropy_with_logits(logits / t, labels.double()).item() for t in tried]
     return tried[losses.index(min(losses))].item()
 
 
-def save(model: Any, processor: Any, out: Path) -> None:
+def save(model: Network, processor: Processor, out: Path) -> None:
     """Writes the model in float16 and the processor, in transformers' format."""
     model.half().save_pretrained(out)
     model.float()
     processor.save_pretrained(out)
 
 
-def load(folder: Path) -> tuple[Any, Any]:
+def load(folder: Path) -> tuple[Network, Processor]:
     """The saved model in float32 and its processor."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     return model, AutoProcessor.from_pretrained(folder)
