@@ -1,4 +1,4 @@
-"""flowrl: reinforcement learning for image and video generators and for language models.
+"""flowrl: reinforcement learning for image, video and sound generators and for language models.
 
 The names of the loop can be taken from here, as `examples/loop.py` does. They are imported when they are first used, so
 that `import flowrl` and the command load nothing heavy.

@@ -21,7 +21,7 @@ from flowrl.commands.train import run
 
 ONE_PROCESS = ("run", "check", "compare", "eval", "sample", "scan", "export", "world")  # a second one does it all again
 app = typer.Typer(
-    help="Align image and video generators and language models with reinforcement learning, on a laptop or a GPU.",
+    help="Align image, video and sound generators and language models by reinforcement learning, on a CPU or a GPU.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
