@@ -6,7 +6,7 @@ samples, P prompts, G samples a prompt. A decision is a number to the core: a lo
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -91,7 +91,7 @@ class Rollout:
 
     rollout_logp float32 [R, K]: log-probabilities under the policy that sampled. mask bool [R, K]: decisions that are
     trained. replay: what the policy stored for itself, opaque to everybody else. reference float32 [R, K]: log-probs
-    under the reference policy, once `Policy.reference` has filled them in. credit: how the samples' rewards reach the
+    under the reference policy, once core/backward.py has filled them in. credit: how the samples' rewards reach the
     rows; None where row i is sample i. step_stats: further numbers of each decision, float32 [R, K], by name, where the
     policy has any: of a denoising step `std`, its standard deviation, and `dt` < 0, its length in noise level; of a
     token `entropy`, in nats, of the distribution that it is scored under.
@@ -108,11 +108,11 @@ class Rollout:
 
 @dataclass(frozen=True)
 class LogProbs:
-    """The current policy's view of some decisions: rows int64 [r], columns int64 [k], logp [r, k] with gradient.
+    """How likely some decisions are under the weights of a `View`: rows int64 [r], columns int64 [k], logp [r, k].
 
-    kl [r, k], with gradient: the exact divergence from the reference, where the policy was asked for it. centred
-    [r, k], with gradient, where it was asked for: mean over elements of (mean - mean of the rollout) / std * z, where z
-    is the noise that the rollout drew. It is the log-ratio to the policy that sampled, less its expectation.
+    kl [r, k]: the exact divergence from the reference, where the view asks for it. centred [r, k], where it asks for
+    it: mean over elements of (mean - mean of the rollout) / std * z, where z is the noise that the rollout drew. It is
+    the log-ratio to the policy that sampled, less its expectation. All with gradient under the current weights.
     """
 
     rows: Tensor
@@ -122,12 +122,30 @@ class LogProbs:
     centred: Tensor | None = None
 
 
+Weights = Literal["current", "reference"]
+
+
+@dataclass(frozen=True)
+class View:
+    """What an objective wants to see of the decisions that a rollout drew.
+
+    weights: current, those that learn, with gradient unless `torch.no_grad` is on; or reference, those that a
+    divergence is measured from, never with gradient. exact_kl: `LogProbs.kl`, which takes an earlier look at the same
+    rows under the reference that asks for it too, so that the policy keeps what it compares with. centred:
+    `LogProbs.centred`.
+    """
+
+    weights: Weights = "current"
+    exact_kl: bool = False
+    centred: bool = False
+
+
 class Policy(Protocol):
     """Something that samples, and can say again how likely its decisions were, with gradient."""
 
     @property
     def whole_rows(self) -> bool:
-        """Whether `replay` hands over all trained decisions of a row in one block."""
+        """Whether `look` hands over all trained decisions of a row in one block."""
         ...
 
     def rollout(self, prompts: Sequence[Prompt], *, group_size: int, plan: Any, seed: int, first: int = 0) -> Rollout:
@@ -138,24 +156,12 @@ class Policy(Protocol):
         """
         ...
 
-    def replay(
-        self,
-        rollout: Rollout,
-        rows: Tensor,
-        visit: Callable[[LogProbs], None],
-        *,
-        exact_kl: bool = False,
-        centred: bool = False,
-    ) -> None:
-        """Scores the trained decisions of `rows` with gradient, handing them to `visit` block by block.
+    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable[[LogProbs], None]) -> None:
+        """Scores the trained decisions of `rows` as the view says, handing them to `visit` block by block.
 
         `visit` may call backward on what it is given; the graph of a block is dropped when it returns. Under
         `torch.no_grad` the same numbers come without a graph.
         """
-        ...
-
-    def reference(self, rollout: Rollout, rows: Tensor) -> None:
-        """Fills in `rollout.reference` for these rows, and what `exact_kl` needs. No gradient."""
         ...
 
     def trainable(self) -> Iterator[torch.nn.Parameter]:
@@ -171,27 +177,42 @@ class Reward(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Batch:
+    """The data of the decisions that are looked at, cut as they are: r rows, k decisions of each.
+
+    rollout_logp float32 [r, k]: log-probs under the policy that sampled. adv float32 [r], or [r, k] where decisions of
+    a row differ: what moves them. mask bool [r, k]: which are trained. reference float32 [r, k]: log-probs under the
+    reference, where the objective needs it. step_stats: [r, k] by name, see `Rollout`.
+    """
+
+    rollout_logp: Tensor
+    adv: Tensor
+    mask: Tensor
+    reference: Tensor | None = None
+    step_stats: dict[str, Tensor] = field(default_factory=dict)
+
+
+Together = Literal["decision", "row"]
+Need = Literal["reference"]
+
+
 class Objective(Protocol):
     """A loss per decision, what it needs to be computed, and how the loop is to average it."""
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether `Rollout.reference` has to be there."""
+    def view(self) -> View:
+        """What it looks at."""
         ...
 
     @property
-    def exact_kl(self) -> bool:
-        """Whether `Score.kl` has to be there."""
+    def together(self) -> Together:
+        """What must not be cut: the loss of a decision reads that decision alone, or others of its row too."""
         ...
 
     @property
-    def centred(self) -> bool:
-        """Whether `Score.centred` has to be there."""
-        ...
-
-    @property
-    def whole_rows(self) -> bool:
-        """Whether the loss of a decision reads other decisions of its row."""
+    def needs(self) -> frozenset[Need]:
+        """What the loop has to provide. reference: `Batch.reference`, as every trained decision pays a divergence."""
         ...
 
     def weights(self, mask: Tensor) -> Tensor:
@@ -206,18 +227,6 @@ class Objective(Protocol):
         """
         ...
 
-    def __call__(
-        self,
-        score: LogProbs,
-        *,
-        rollout_logp: Tensor,
-        adv: Tensor,
-        mask: Tensor,
-        reference: Tensor | None,
-        step_stats: dict[str, Tensor],
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss [r, k] float32, metrics: name -> [r, k] values, averaged with the loss's weights; see clipped.py).
-
-        adv: [r] or, with step weights, [r, k].
-        """
+    def __call__(self, seen: LogProbs, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss [r, k] float32, metrics: name -> [r, k] values, averaged over decisions; see clipped.py)."""
         ...

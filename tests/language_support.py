@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.contracts import LogProbs, Prompt, Rollout
+from flowrl.contracts import LogProbs, Prompt, Rollout, View
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.worlds.arithmetic.model import make_model, make_tokenizer
 from samplers.tokens import Generation
@@ -35,7 +35,7 @@ def replayed(subject: LanguagePolicy, rollout: Rollout, parts: Sequence[Sequence
     """The scores of these parts of the rows, put together in row order, without gradient."""
     scores: list[LogProbs] = []
     for part in parts:
-        subject.replay(rollout, torch.tensor(part), scores.append, **options)
+        subject.look(rollout, torch.tensor(part), View(**options), scores.append)
     order = torch.cat([s.rows for s in scores]).argsort()
 
     def joined(values: list[Tensor | None]) -> Any:

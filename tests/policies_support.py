@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import families
-from flowrl.contracts import LogProbs, Prompt, Rollout
+from flowrl.contracts import LogProbs, Prompt, Rollout, View
 from flowrl.policies.noise import Key, start_generators
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.intercepted_step import Step
@@ -78,7 +78,7 @@ def scores(policy: PipelinePolicy, rollout: Rollout, rows: Sequence[int] | None 
     def visit(score: LogProbs) -> None:
         found[score.rows[:, None], score.columns[None]] = score.logp.detach().to(found)
 
-    policy.replay(rollout, at, visit)
+    policy.look(rollout, at, View(), visit)
     assert not found[at].isnan().any()
     return found[at]
 

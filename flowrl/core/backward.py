@@ -1,22 +1,23 @@
 """How the loss of one optimizer step reaches the weights.
 
-A decision's loss usually depends on that decision alone: each block of a replay is differentiated as it comes. A loss
+A decision's loss usually depends on that decision alone: each block of a look is differentiated as it comes. A loss
 of whole rows, such as the clipped ratio of a sequence, cannot be told from some of their columns. Where the policy
 hands rows over in pieces, its gradient takes two passes, by the chain rule over the decisions j of a row:
 
     dL/dtheta = sum_j slope_j dlogp_j/dtheta,   slope_j = dL/dlogp_j at the current log-probs of the whole row
 
-The first pass collects log-probs without gradient, from which the objective itself gives the slopes. The second replays
-the blocks and differentiates the sum of slope_j logp_j in each. That is exact for every loss, whatever it does with a
-row, and costs one more forward of each decision. A divergence that the policy computes is treated the same way.
+The first pass collects log-probs without gradient, from which the objective itself gives the slopes. The second goes
+over the blocks again and differentiates the sum of slope_j logp_j in each. That is exact for every loss, whatever it
+does with a row, and costs one more forward of each decision. A divergence that the policy computes is treated the same
+way.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from flowrl.contracts import LogProbs, Objective, Policy, Rollout
+from flowrl.contracts import Batch, LogProbs, Objective, Policy, Rollout, View
 from flowrl.core.objectives.aggregate import merge_metrics, reduce_metrics
 
 
@@ -35,17 +36,17 @@ class StepLoss:
     share: Tensor
     total: dict[str, Tensor] = field(default_factory=dict)
 
-    def __call__(self, score: LogProbs) -> Tensor:
+    def __call__(self, seen: LogProbs) -> Tensor:
         """The weighted sum of the block's losses."""
-        rollout, at, device = self.rollout, (score.rows[:, None], score.columns[None]), score.logp.device
-        loss, metrics = self.objective(
-            score,
+        rollout, at, device = self.rollout, (seen.rows[:, None], seen.columns[None]), seen.logp.device
+        batch = Batch(
             rollout_logp=rollout.rollout_logp[at].to(device),
-            adv=self.adv[at if self.adv.ndim == 2 else score.rows].to(device),
+            adv=self.adv[at if self.adv.ndim == 2 else seen.rows].to(device),
             mask=rollout.mask[at].to(device),
             reference=None if rollout.reference is None else rollout.reference[at].to(device),
             step_stats={name: values[at].to(device) for name, values in rollout.step_stats.items()},
         )
+        loss, metrics = self.objective(seen, batch)
         part = (loss * self.weights[at].to(device)).sum()
         found = reduce_metrics(metrics, self.share[at].to(device)) | {"loss": part.detach()}
         self.total = merge_metrics(self.total, found)
@@ -64,29 +65,41 @@ def with_step_weights(adv: Tensor, objective: Objective, rollout: Rollout, rows:
     return spread
 
 
+def fill_reference(policy: Policy, rollout: Rollout, rows: Tensor, view: View) -> None:
+    """Fills in `rollout.reference` for these rows, and lets the policy keep what a later look of this view needs."""
+    found = torch.zeros_like(rollout.rollout_logp) if rollout.reference is None else rollout.reference
+    rollout.reference = found
+
+    def visit(seen: LogProbs) -> None:
+        found[seen.rows[:, None], seen.columns[None]] = seen.logp.to(found)
+
+    policy.look(rollout, rows, replace(view, weights="reference", centred=False), visit)
+
+
 def backward(policy: Policy, rows: Tensor, loss: StepLoss) -> None:
     """Adds the gradient of the loss of these rows to the policy's parameters, and their metrics to `loss.total`.
 
     Raises ValueError where a policy that says it hands over whole rows does not.
     """
     objective, rollout = loss.objective, loss.rollout
-    in_pieces = objective.whole_rows and not policy.whole_rows and rollout.rollout_logp.shape[1] > 1
+    of_rows = objective.together == "row"
+    in_pieces = of_rows and not policy.whole_rows and rollout.rollout_logp.shape[1] > 1
     surrogate = _slopes(policy, rows, loss) if in_pieces else None
 
-    def visit(score: LogProbs) -> None:
+    def visit(seen: LogProbs) -> None:
         if surrogate is not None:
-            part = surrogate(score)
+            part = surrogate(seen)
         else:
-            if objective.whole_rows:
-                _check_whole(rollout, score)
-            part = loss(score)
+            if of_rows:
+                _check_whole(rollout, seen)
+            part = loss(seen)
         if part.requires_grad:
             part.backward()
 
-    policy.replay(rollout, rows, visit, exact_kl=objective.exact_kl, centred=objective.centred)
+    policy.look(rollout, rows, objective.view, visit)
 
 
-# What a loss may depend on, with gradient: fields of a Score.
+# What a loss may depend on, with gradient: fields of LogProbs.
 _VARIABLES = ("logp", "kl", "centred")
 
 
@@ -100,11 +113,11 @@ class _Surrogate:
     place: Tensor  # [R], of a row among the slopes
     slopes: dict[str, Tensor]  # [r, K], by name of a variable
 
-    def __call__(self, score: LogProbs) -> Tensor:
-        at = self.place[score.rows][:, None], score.columns[None]
-        total = score.logp.new_zeros(())
+    def __call__(self, seen: LogProbs) -> Tensor:
+        at = self.place[seen.rows][:, None], seen.columns[None]
+        total = seen.logp.new_zeros(())
         for name, slope in self.slopes.items():
-            total = total + (getattr(score, name) * slope[at]).sum()
+            total = total + (getattr(seen, name) * slope[at]).sum()
         return total
 
 
@@ -113,27 +126,27 @@ def _slopes(policy: Policy, rows: Tensor, loss: StepLoss) -> _Surrogate:
     rollout, columns = loss.rollout, torch.arange(loss.rollout.rollout_logp.shape[1])
     place = torch.full((len(rollout.rollout_logp),), -1)
     place[rows] = torch.arange(len(rows))
-    seen = torch.zeros(len(rows), len(columns), dtype=torch.bool)
+    met = torch.zeros(len(rows), len(columns), dtype=torch.bool)
     found: dict[str, Tensor] = {}
 
-    def collect(score: LogProbs) -> None:
-        at = place[score.rows][:, None], score.columns[None]
-        seen[at] = True
+    def collect(seen: LogProbs) -> None:
+        at = place[seen.rows][:, None], seen.columns[None]
+        met[at] = True
         for name in _VARIABLES:
-            if (value := getattr(score, name)) is not None:
-                found.setdefault(name, value.new_zeros(seen.shape))[at] = value.detach()
+            if (value := getattr(seen, name)) is not None:
+                found.setdefault(name, value.new_zeros(met.shape))[at] = value.detach()
 
     with torch.no_grad():
-        policy.replay(rollout, rows, collect, exact_kl=loss.objective.exact_kl, centred=loss.objective.centred)
-    if not found or (rollout.mask[rows] & ~seen).any():
-        raise ValueError(f"{type(policy).__name__}.replay leaves out trained decisions of the rows that it was given")
+        policy.look(rollout, rows, loss.objective.view, collect)
+    if not found or (rollout.mask[rows] & ~met).any():
+        raise ValueError(f"{type(policy).__name__}.look leaves out trained decisions of the rows that it was given")
     leaves = {name: value.requires_grad_() for name, value in found.items()}
     value = loss(LogProbs(rows, columns, **leaves))
     slopes = torch.autograd.grad(value, tuple(leaves.values()), materialize_grads=True)
     return _Surrogate(place, dict(zip(leaves, slopes, strict=True)))
 
 
-def _check_whole(rollout: Rollout, score: LogProbs) -> None:
-    mask = rollout.mask[score.rows]
-    if mask.sum() != mask[:, score.columns].sum():
+def _check_whole(rollout: Rollout, seen: LogProbs) -> None:
+    mask = rollout.mask[seen.rows]
+    if mask.sum() != mask[:, seen.columns].sum():
         raise ValueError("the objective needs whole rows, and was given some of their columns: set Policy.whole_rows")

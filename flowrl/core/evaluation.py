@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.contracts import LogProbs, Policy, Prompt, Samples
+from flowrl.contracts import LogProbs, Policy, Prompt, Samples, View
+from flowrl.core.backward import fill_reference
 from flowrl.media.sounds import pictured
 
 
@@ -175,15 +176,16 @@ def divergence(policy: Policy, prompts: Sequence[Prompt], *, plan: Any, seed: in
     for part in _parts(prompts, batch):
         rollout = policy.rollout(part, group_size=1, plan=plan, seed=seed)
         rows = torch.arange(len(rollout.rollout_logp))
-        policy.reference(rollout, rows)
+        view = View(exact_kl=True)
+        fill_reference(policy, rollout, rows, view)
         found: list[Tensor] = []
 
-        def visit(score: LogProbs, mask: Tensor = rollout.mask, found: list[Tensor] = found) -> None:
-            if score.kl is None:
+        def visit(seen: LogProbs, mask: Tensor = rollout.mask, found: list[Tensor] = found) -> None:
+            if seen.kl is None:
                 raise ValueError("the policy was asked for its exact divergence, and gave none")
-            found.append(score.kl.cpu()[mask[score.rows[:, None], score.columns[None]]])
+            found.append(seen.kl.cpu()[mask[seen.rows[:, None], seen.columns[None]]])
 
-        policy.replay(rollout, rows, visit, exact_kl=True)
+        policy.look(rollout, rows, view, visit)
         values = torch.cat(found).double()
         total, number = total + float(values.sum()), number + len(values)
     return total / number

@@ -2,7 +2,7 @@
 
 prompts --policy.rollout--> Rollout --score--> rewards [B] --advantage--> [R]
                                |                                            |
-                               +--policy.replay, part by part--> objective --> loss weights --> backward
+                               +--policy.look, part by part----> objective --> loss weights --> backward
                                                                                  --> learner.step, once an update
 
 How a loss becomes a gradient, also where it needs rows as a whole and the policy gives columns, is in backward.py.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Objective, Policy, Prompt, Rollout, Samples
-from flowrl.core.backward import StepLoss, backward, with_step_weights
+from flowrl.core.backward import StepLoss, backward, fill_reference, with_step_weights
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.refill import Advantage, Draw, JoinedPolicy, all_of, kept_groups, kept_of
@@ -154,10 +154,10 @@ def update(
     adv = adv.cpu()
     rows = torch.arange(len(rollout.rollout_logp))
     # a row without advantage has no policy gradient: it is replayed only where a divergence has to be paid
-    active = rows[rollout.mask.any(1) if objective.needs_reference else adv != 0]
-    if objective.needs_reference:
+    active = rows[rollout.mask.any(1) if "reference" in objective.needs else adv != 0]
+    if "reference" in objective.needs:
         for part in _parts(active, settings.micro_batch):
-            policy.reference(rollout, part)
+            fill_reference(policy, rollout, part, objective.view)
     blocks = _blocks(rollout, settings)
     found: list[Metrics] = []
     for _ in range(settings.epochs):

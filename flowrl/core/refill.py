@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import Credit, LogProbs, Policy, Prompt, Rollout, Samples
+from flowrl.contracts import Credit, LogProbs, Policy, Prompt, Rollout, Samples, View
 
 Metrics = dict[str, float]
 # of rewards [B], the samples and the rollout's credit: advantages [R] of its rows, and metrics
@@ -154,35 +154,16 @@ class JoinedPolicy:
         """One draw, as the policy's own: not yet a joined one."""
         return self._policy.rollout(prompts, group_size=group_size, plan=plan, seed=seed, first=first)
 
-    def replay(
-        self,
-        rollout: Rollout,
-        rows: Tensor,
-        visit: Callable[[LogProbs], None],
-        *,
-        exact_kl: bool = False,
-        centred: bool = False,
-    ) -> None:
+    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable[[LogProbs], None]) -> None:
         """See `contracts.Policy`."""
         for piece, wanted in _met(rollout, rows):
             place = torch.full((len(piece.rollout.rollout_logp),), -1)
             place[piece.rows] = torch.arange(len(piece.rows)) + piece.start
 
-            def hand_over(score: LogProbs, place: Tensor = place) -> None:
-                visit(replace(score, rows=place[score.rows]))
+            def hand_over(seen: LogProbs, place: Tensor = place) -> None:
+                visit(replace(seen, rows=place[seen.rows]))
 
-            self._policy.replay(piece.rollout, wanted, hand_over, exact_kl=exact_kl, centred=centred)
-
-    def reference(self, rollout: Rollout, rows: Tensor) -> None:
-        """See `contracts.Policy`."""
-        if rollout.reference is None:
-            rollout.reference = torch.zeros_like(rollout.rollout_logp)
-        for piece, wanted in _met(rollout, rows):
-            self._policy.reference(piece.rollout, wanted)
-            found = piece.rollout.reference
-            if found is not None:
-                at = slice(piece.start, piece.start + len(piece.rows))
-                rollout.reference[at, : found.shape[1]] = found[piece.rows]
+            self._policy.look(piece.rollout, wanted, view, hand_over)
 
     def trainable(self) -> Iterator[nn.Parameter]:
         """The parameters that learn."""

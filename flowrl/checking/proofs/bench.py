@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flowrl.build import build_policy, build_scorer
-from flowrl.contracts import LogProbs, Prompt, Rollout, Samples
+from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View
 from flowrl.core.batches import prompt_chunks
 from flowrl.planning.costs import eval_plan, plan_for
 from flowrl.planning.duration import Pace
@@ -236,7 +236,7 @@ class Bench:
                     (-sign * (score.logp - rollout_logp).exp()).mean().backward()
 
             for part in itertools.islice(parts(rollout, self.rows_at_once), calls):
-                self.policy.replay(rollout, part, visit)
+                self.policy.look(rollout, part, View(), visit)
         self.policy.tick = None
         found.seconds += self._since(start)
 

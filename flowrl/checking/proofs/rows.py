@@ -6,7 +6,7 @@ import torch
 
 from flowrl.checking.proofs.bench import SEED, Bench
 from flowrl.checking.proofs.proof import Failed
-from flowrl.contracts import LogProbs, Prompt
+from flowrl.contracts import LogProbs, Prompt, View
 from flowrl.policies.pipelines.probe import REPLAY_TOLERANCE, REPLAY_TOLERANCE_HALF
 from samplers.plan import Plan
 
@@ -51,7 +51,7 @@ def _gap(bench: Bench, prompts: list[Prompt], group: int, plan: Plan) -> float:
         gaps.extend((score.logp.cpu() - rollout.rollout_logp[at])[rollout.mask[at]].abs().tolist())
 
     for row in range(len(rollout.rollout_logp)):
-        bench.policy.replay(rollout, torch.tensor([row]), visit)
+        bench.policy.look(rollout, torch.tensor([row]), View(), visit)
     summed = bench.recipe.sampler.reduce == "sum"
     elements = rollout.replay.drawn[plan.trained[0]][0][0].numel() if summed else 1
     worst = max(gaps, default=0.0)

@@ -11,7 +11,7 @@ from flowrl.build import build_policy
 from flowrl.checking.proofs.bench import Bench, Replay, parts
 from flowrl.checking.proofs.learning import RATIO_SHARE
 from flowrl.checking.proofs.proof import Failed
-from flowrl.contracts import LogProbs, Rollout
+from flowrl.contracts import LogProbs, Rollout, View
 from flowrl.exports import language
 from flowrl.planning.costs import plan_for
 from flowrl.planning.sizes.saved import counted
@@ -74,7 +74,7 @@ class TokenBench(Bench):
                     ((-sign * gap.exp() * mask).sum() / mask.sum()).backward()
 
             for part in itertools.islice(parts(rollout, self.rows_at_once), calls):
-                self.policy.replay(rollout, part, visit)
+                self.policy.look(rollout, part, View(), visit)
         self.policy.tick = None
         found.seconds += self._since(start)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flowrl.contracts import LogProbs
+from flowrl.contracts import Batch, LogProbs, Need, Together, View
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.clipped import clipped_loss
 from flowrl.core.objectives.divergence import penalty
@@ -54,24 +54,20 @@ class ClippedObjective:
             raise ValueError(f"ratio {self.ratio!r}: choose one of {', '.join(RATIOS)}")
 
     @property
-    def whole_rows(self) -> bool:
-        """Whether a decision's ratio is that of its row."""
-        return self.level != "token"
+    def view(self) -> View:
+        """See `contracts.Objective`. centred: the means are compared with those of the rollout."""
+        exact_kl = self.kl > 0 and self.kl_kind in ("exact", "exact_dt")
+        return View(exact_kl=exact_kl, centred=self.ratio == "centred" or self.kl_mask is not None)
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether the reference's log-probs are to be filled in."""
-        return self.kl > 0
+    def together(self) -> Together:
+        """A row where a decision's ratio is that of its row."""
+        return "decision" if self.level == "token" else "row"
 
     @property
-    def exact_kl(self) -> bool:
-        """Whether the policy is to compute the exact divergence."""
-        return self.kl > 0 and self.kl_kind in ("exact", "exact_dt")
-
-    @property
-    def centred(self) -> bool:
-        """Whether the policy is to compare its means with those of the rollout."""
-        return self.ratio == "centred" or self.kl_mask is not None
+    def needs(self) -> frozenset[Need]:
+        """The reference where a divergence is paid."""
+        return frozenset({"reference"} if self.kl > 0 else ())
 
     def weights(self, mask: Tensor) -> Tensor:
         """See `contracts.Objective`."""
@@ -86,47 +82,39 @@ class ClippedObjective:
         top = top_entropy(self.entropy_share, mask, step_stats)
         return top if factor is None else factor * top
 
-    def __call__(
-        self,
-        score: LogProbs,
-        *,
-        rollout_logp: Tensor,
-        adv: Tensor,
-        mask: Tensor,
-        reference: Tensor | None,
-        step_stats: dict[str, Tensor],
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, seen: LogProbs, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """See `contracts.Objective`. Adds the metric `kl` where there is a reference.
 
-        Raises ValueError where the score or the step_stats lack what the objective needs.
+        Raises ValueError where `seen` or the step_stats lack what the objective needs.
         """
+        stats = batch.step_stats
         loss, metrics = clipped_loss(
-            score.logp,
-            rollout_logp,
-            adv,
+            seen.logp,
+            batch.rollout_logp,
+            batch.adv,
             clip_low=self.clip_low,
             clip_high=self.clip_high,
             dual=self.dual,
             level=self.level,
-            mask=mask,
+            mask=batch.mask,
             log_ratio_limit=self.log_ratio_limit,
-            log_ratio=_centred(score) * step_stat(step_stats, "std") if self.ratio == "centred" else None,
-            far=None if self.kl_mask is None else _far(score, rollout_logp, self.kl_mask),
+            log_ratio=_centred(seen) * step_stat(stats, "std") if self.ratio == "centred" else None,
+            far=None if self.kl_mask is None else _far(seen, batch.rollout_logp, self.kl_mask),
         )
         if self.kl > 0:
-            dt = step_stat(step_stats, "dt") if self.kl_kind == "exact_dt" else None
-            divergence = penalty(self.kl_kind, score.logp, reference, kl=score.kl, dt=dt, mask=mask)
+            dt = step_stat(stats, "dt") if self.kl_kind == "exact_dt" else None
+            divergence = penalty(self.kl_kind, seen.logp, batch.reference, kl=seen.kl, dt=dt, mask=batch.mask)
             loss = loss + self.kl * divergence
             metrics["kl"] = divergence.detach()
         return loss, metrics
 
 
-def _far(score: LogProbs, rollout_logp: Tensor, limit: float) -> Tensor:
+def _far(seen: LogProbs, rollout_logp: Tensor, limit: float) -> Tensor:
     """Decisions whose Gaussian has moved from the one that was drawn from by a KL of the limit or more."""
-    return (_centred(score) - (score.logp - rollout_logp)).detach() >= limit
+    return (_centred(seen) - (seen.logp - rollout_logp)).detach() >= limit
 
 
-def _centred(score: LogProbs) -> Tensor:
-    if score.centred is None:
+def _centred(seen: LogProbs) -> Tensor:
+    if seen.centred is None:
         raise ValueError("the objective compares means with those of the rollout, which this policy does not do")
-    return score.centred
+    return seen.centred

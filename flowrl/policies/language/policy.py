@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import LogProbs, Prompt, Rollout, Samples
+from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View
 from flowrl.core.batches import rollout_chunks
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
@@ -62,7 +62,7 @@ class LanguagePolicy:
     have the statistic `entropy`, in nats, of the distribution that a token is scored under, when it was drawn.
     """
 
-    whole_rows = True  # a replay hands over rows with all their tokens
+    whole_rows = True  # a look hands over rows with all their tokens
 
     def __init__(
         self,
@@ -124,34 +124,22 @@ class LanguagePolicy:
             step_stats=step_stats,
         )
 
-    def replay(
-        self,
-        rollout: Rollout,
-        rows: Tensor,
-        visit: Callable[[LogProbs], None],
-        *,
-        exact_kl: bool = False,
-        centred: bool = False,
-    ) -> None:
-        """Scores all tokens of `rows` with gradient, in one block. See `contracts.Policy`.
+    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable[[LogProbs], None]) -> None:
+        """Scores all tokens of `rows`, in one block. See `contracts.Policy`.
 
         exact_kl: the divergence from the model without its adapters, over the vocabulary. Its logits are computed here
         and not kept: [R, K, V] of them would be larger than the model. Raises PolicyError for `centred`.
         """
-        if centred:
+        if view.centred:
             raise PolicyError(
                 "tokens are not drawn around a mean: set objective.ratio=plain and objective.kl_mask=null"
             )
-        logp, kl = self._score(rollout.replay, rows, exact_kl=exact_kl)
-        visit(LogProbs(rows, torch.arange(rollout.rollout_logp.shape[1]), logp, kl))
-
-    @torch.no_grad()
-    def reference(self, rollout: Rollout, rows: Tensor) -> None:
-        """Log-probs of the tokens with the adapters disabled. See `contracts.Policy`."""
-        found = torch.zeros_like(rollout.rollout_logp) if rollout.reference is None else rollout.reference
-        rollout.reference = found
-        with adapters.disabled(self.modules):
-            found[rows] = self._score(rollout.replay, rows)[0].to(found)
+        columns = torch.arange(rollout.rollout_logp.shape[1])
+        if view.weights == "reference":
+            with torch.no_grad(), adapters.disabled(self.modules):
+                visit(LogProbs(rows, columns, self._score(rollout.replay, rows)[0]))
+        else:
+            visit(LogProbs(rows, columns, *self._score(rollout.replay, rows, exact_kl=view.exact_kl)))
 
     def trainable(self) -> Iterator[nn.Parameter]:
         """The parameters that learn."""
@@ -189,7 +177,7 @@ class LanguagePolicy:
         )
         found: list[Tensor] = []
         for row in torch.arange(2).split(1):
-            self.replay(rollout, row, lambda score: found.append(score.logp.detach().cpu()))
+            self.look(rollout, row, View(), lambda seen: found.append(seen.logp.detach().cpu()))
         return (torch.cat(found) - rollout.rollout_logp).abs()[rollout.mask]
 
     def _decode(self, ids: list[list[int]], keys: list[Key], plan: Generation) -> tuple[Tensor, ...]:

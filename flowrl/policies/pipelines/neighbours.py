@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flowrl.contracts import Prompt
+from flowrl.contracts import Prompt, View
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.arguments import has_files
 from flowrl.policies.pipelines.intercepted_step import Step
@@ -57,6 +57,7 @@ class Comparing(ReplayWalk):
             policy._streams_at,
             replay_steps,
             lambda step, _, logp, *__: self.logp.__setitem__(step, logp),
+            View(),
         )
 
     logp: dict[int, Tensor]  # by step

@@ -10,12 +10,13 @@ refused with the reason.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import LogProbs, Prompt, Rollout, Samples
+from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View, Weights
 from flowrl.core.batches import prompt_chunks
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
@@ -57,8 +58,8 @@ class PipelinePolicy:
     adapters.py). call: arguments of every call of the pipeline, such as height or guidance_scale, or a function that
     gives them for the prompts of the rows of a call, where rows have arguments of their own. max_rows: the most
     rows that a rollout gives to one call. offload: text encoders, autoencoders and image encoders are on the device
-    only while they are used. keep_means: whether rollouts store what `Score.centred` needs. guidance_gradient: both, or
-    conditional, where what the denoiser says without the prompt has none (see guidance.py).
+    only while they are used. keep_means: whether rollouts store what `LogProbs.centred` needs. guidance_gradient: both,
+    or conditional, where what the denoiser says without the prompt has none (see guidance.py).
     """
 
     whole_rows = False  # a row's steps come one by one, each with the graph of one denoiser call
@@ -130,21 +131,13 @@ class PipelinePolicy:
             step_stats={name: torch.cat([step_stats[name] for _, _, step_stats in found]) for name in found[0][2]},
         )
 
-    def replay(
-        self,
-        rollout: Rollout,
-        rows: Tensor,
-        visit: Callable[[LogProbs], None],
-        *,
-        exact_kl: bool = False,
-        centred: bool = False,
-    ) -> None:
-        """Scores the trained steps of `rows` with gradient, step by step. See `contracts.Policy`.
+    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable[[LogProbs], None]) -> None:
+        """Scores the trained steps of `rows`, step by step. See `contracts.Policy`.
 
         Raises PolicyError for `centred` where the rollout kept no means.
         """
         trajectory: Trajectory = rollout.replay
-        if centred and not trajectory.mean:
+        if view.centred and not trajectory.mean:
             raise PolicyError("the rollout kept no means: make the policy with keep_means=True")
         columns = {step: i for i, step in enumerate(trajectory.tree.trained)}
 
@@ -152,20 +145,8 @@ class PipelinePolicy:
             column = [None if value is None else value[:, None] for value in (kl, centred)]
             visit(LogProbs(part, torch.tensor([columns[step]]), logp[:, None], *column))
 
-        self._replay(trajectory, rows, hand_over, exact_kl=exact_kl, centred=centred)
-
-    @torch.no_grad()
-    def reference(self, rollout: Rollout, rows: Tensor) -> None:
-        """Log-probs and means of the trained steps with the adapters disabled. See `contracts.Policy`."""
-        columns = {step: i for i, step in enumerate(rollout.replay.tree.trained)}
-        found = torch.zeros_like(rollout.rollout_logp) if rollout.reference is None else rollout.reference
-        rollout.reference = found
-
-        def fill_in(step: int, part: Tensor, logp: Tensor, *_: Tensor | None) -> None:
-            found[part, columns[step]] = logp.to(found)
-
-        with adapters.disabled(self.modules):
-            self._replay(rollout.replay, rows, fill_in, reference=True)
+        with self._under(view.weights):
+            self._replay(trajectory, rows, hand_over, view)
 
     def trainable(self) -> Iterator[nn.Parameter]:
         """The parameters that learn."""
@@ -233,16 +214,15 @@ class PipelinePolicy:
         leaves = trajectory.tree.leaves
         return rollout_walk, {kind: torch.stack([of[i] for i in leaves], 1).flatten(0, 1) for kind, of in made.items()}
 
-    def _replay(
-        self,
-        trajectory: Trajectory,
-        rows: Tensor,
-        visit: Visit,
-        *,
-        reference: bool = False,
-        exact_kl: bool = False,
-        centred: bool = False,
-    ) -> None:
+    @contextmanager
+    def _under(self, weights: Weights) -> Iterator[None]:
+        if weights == "current":
+            yield
+            return
+        with torch.no_grad(), adapters.disabled(self.modules):
+            yield
+
+    def _replay(self, trajectory: Trajectory, rows: Tensor, visit: Visit, view: View) -> None:
         """Replays all trained steps of `rows`, in as few passes as they ran on different sets of rows."""
         grad = torch.is_grad_enabled()
         for part in self.sharing.parts(trajectory, rows):
@@ -253,9 +233,7 @@ class PipelinePolicy:
                     self._streams_at,
                     replay_steps,
                     visit,
-                    reference=reference,
-                    exact_kl=exact_kl,
-                    centred=centred,
+                    view,
                     tick=self.tick,
                 )
                 self._walk(walk, trajectory, grad=grad)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowrl.contracts import View
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key
 from flowrl.policies.pipelines.dynamics import Dynamics, scaled
@@ -69,7 +70,8 @@ class ReplayWalk:
     """The walk of a replay over the steps of one pass.
 
     `visit(step, rows [r], logp [r], kl [r] or None, centred [r] or None)` is called after the last stream of each; it
-    may call backward. With `reference` the means are filled into the trajectory instead of being compared with it.
+    may call backward. Under the reference weights, the means of a view that asks for exact_kl are filled into the
+    trajectory instead of being compared with it.
     """
 
     def __init__(
@@ -79,10 +81,8 @@ class ReplayWalk:
         streams: Callable[[int], int],
         replay_steps: dict[int, ReplayStep],
         visit: Visit,
+        view: View,
         *,
-        reference: bool = False,
-        exact_kl: bool = False,
-        centred: bool = False,
         tick: Callable[[int], None] | None = None,
     ):
         self.trajectory, self.dynamics, self.streams, self.replay_steps, self.visit = (
@@ -92,7 +92,7 @@ class ReplayWalk:
             replay_steps,
             visit,
         )
-        self.reference, self.exact_kl, self.centred, self.tick = reference, exact_kl, centred, tick
+        self.view, self.tick = view, tick
         self.table = trajectory.tree.tables[0]
         self._sums: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._remaining = sorted(replay_steps)
@@ -131,13 +131,13 @@ class ReplayWalk:
         children = self._children(gaussian, replay_step, at)
         x = drawn.to(children.mean.dtype)
         self._add("logp", self.dynamics.log_prob_sums(children, x, kept))
-        if self.reference:
+        if self.view.exact_kl and self.view.weights == "reference":
             self._remember(at, stream, gaussian.mean, replay_step)
-        elif self.exact_kl:
+        elif self.view.exact_kl:
             mean = take(self.trajectory.reference[at][stream], replay_step.states)
             other = Gaussian(take(mean, replay_step.among), children.std)
             self._add("kl", children.kl_sums(other, kept))
-        if self.centred:
+        if self.view.centred:
             mean = take(self.trajectory.mean[at][stream], replay_step.states)
             self._add("centred", children.centred_sums(take(mean, replay_step.among), x, kept))
         if len(self._sums["logp"]) == self.streams(at):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import LogProbs, Policy, Rollout, Samples
+from flowrl.contracts import LogProbs, Policy, Rollout, Samples, View
 from flowrl.core.backward import StepLoss, backward
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.grpo import ClippedObjective
@@ -39,10 +39,10 @@ class Sigmoids:
         logp = nn.functional.logsigmoid(logit).where(MASK[rows][:, columns], torch.nan)  # padding may hold anything
         return LogProbs(rows, columns, logp, kl)
 
-    def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False, **_: bool) -> None:
+    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable) -> None:
         for columns in reversed(torch.arange(K).split(self.width)):
             for part in rows.flip(0).split(4):
-                score = self.of(part, columns, exact_kl)
+                score = self.of(part, columns, view.exact_kl)
                 self.visits.append((len(columns), score.logp.requires_grad))
                 visit(score)
 
@@ -132,8 +132,8 @@ def test_a_policy_that_claims_whole_rows_and_gives_columns_is_refused():
 
 def test_a_policy_that_leaves_out_a_decision_is_refused():
     class Forgetful(Sigmoids):
-        def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False, **_: bool) -> None:
-            super().replay(rollout, rows, lambda score: visit(score) if 2 not in score.columns else None)
+        def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable) -> None:
+            super().look(rollout, rows, view, lambda seen: visit(seen) if 2 not in seen.columns else None)
 
     with pytest.raises(ValueError, match="leaves out"):
         gradient(Forgetful(1), SEQUENCE)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import golden
-from flowrl.contracts import LogProbs
+from flowrl.contracts import Batch, LogProbs
 from flowrl.core.advantages import advantage_metrics, advantages, group_stats, whiten
 from flowrl.core.objectives import divergence
 from flowrl.core.objectives.aggregate import reduce_metrics, weights
@@ -296,8 +296,7 @@ def flow_dppo(case: Case) -> None:
     score = LogProbs(torch.arange(len(kl)), torch.arange(1), logp, centred=kl + logp - rollout_logp)
     objective = ClippedObjective(0.0, 0.0, kl_mask=case["params"]["kl_mask_threshold"])
     mask = torch.ones_like(kl, dtype=torch.bool)
-    options = dict(rollout_logp=rollout_logp, adv=x["advantages"], mask=mask, reference=None, step_stats={})
-    loss, metrics = objective(score, **options)
+    loss, metrics = objective(score, Batch(rollout_logp, x["advantages"], mask))
     got = {"loss": loss.mean(), "masked_fraction": metrics["clip_frac"].mean()}
     golden.check(got | {"kl_mean": kl.mean(), "kl_max": kl.max()}, case)
 

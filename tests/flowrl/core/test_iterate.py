@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import LogProbs, Prompt, Rollout, Samples
+from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View
 from flowrl.core.advantages import advantages
 from flowrl.core.iterate import Settings, iterate, update
 from flowrl.core.learner import Learner
@@ -44,17 +44,15 @@ class Tokens:
     def _logp(self, table: Tensor, words: Tensor) -> Tensor:
         return table.log_softmax(-1).expand(len(words), -1, -1).gather(2, words[..., None])[..., 0]
 
-    def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False, **_: bool) -> None:
-        self.blocks.append(len(rows))
+    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable) -> None:
         words = rollout.replay[rows]
+        if view.weights == "reference":
+            visit(LogProbs(rows, torch.arange(LENGTH), self._logp(self.first_table, words)))
+            return
+        self.blocks.append(len(rows))
         log_p, log_q = self.table.log_softmax(-1), self.first_table.log_softmax(-1)
-        kl = (log_p.exp() * (log_p - log_q)).sum(-1).expand(len(rows), -1) if exact_kl else None
+        kl = (log_p.exp() * (log_p - log_q)).sum(-1).expand(len(rows), -1) if view.exact_kl else None
         visit(LogProbs(rows, torch.arange(LENGTH), self._logp(self.table, words), kl))
-
-    def reference(self, rollout: Rollout, rows: Tensor) -> None:
-        if rollout.reference is None:
-            rollout.reference = torch.zeros_like(rollout.rollout_logp)
-        rollout.reference[rows] = self._logp(self.first_table, rollout.replay[rows])
 
     def trainable(self) -> Iterator[nn.Parameter]:
         yield self.table
@@ -128,7 +126,7 @@ def test_rows_without_advantage_are_skipped_and_change_nothing():
     table, metrics = after_update(OBJECTIVE, Settings(6), adv)
 
     class NeverSkips(ClippedObjective):
-        needs_reference = True  # rows are then replayed whatever their advantage
+        needs = frozenset({"reference"})  # rows are then replayed whatever their advantage
 
     full, _ = after_update(NeverSkips(0.2, 0.2, aggregate="seq_mean_mean"), Settings(6), adv)
     torch.testing.assert_close(table, full, atol=1e-6, rtol=0)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import LogProbs, Prompt, Rollout, Samples
+from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View
 from flowrl.core.advantages import advantages
+from flowrl.core.backward import fill_reference
 from flowrl.core.iterate import Iteration, Settings, iterate, update
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.grpo import ClippedObjective
@@ -48,14 +49,13 @@ class Rolls:
         logp = nn.functional.logsigmoid(features @ self.theta.detach())
         return Rollout(samples, logp, torch.arange(features.shape[1]) < lengths[:, None], features)
 
-    def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False, **_: bool) -> None:
+    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable) -> None:
+        columns = torch.arange(rollout.rollout_logp.shape[1])
+        if view.weights == "reference":
+            visit(LogProbs(rows, columns, rollout.rollout_logp[rows] + 0.1 * rows[:, None]))
+            return
         logp = nn.functional.logsigmoid(rollout.replay[rows] @ self.theta)
-        visit(LogProbs(rows, torch.arange(logp.shape[1]), logp, (logp + 1).square() if exact_kl else None))
-
-    def reference(self, rollout: Rollout, rows: Tensor) -> None:
-        if rollout.reference is None:
-            rollout.reference = torch.zeros_like(rollout.rollout_logp)
-        rollout.reference[rows] = rollout.rollout_logp[rows] + 0.1 * rows[:, None]
+        visit(LogProbs(rows, columns, logp, (logp + 1).square() if view.exact_kl else None))
 
     def trainable(self) -> Iterator[nn.Parameter]:
         yield self.theta
@@ -149,8 +149,8 @@ def test_a_joined_rollout_is_scored_as_its_pieces_are():
     def visit(given: LogProbs) -> None:
         found[given.rows[:, None], given.columns[None]] = given.logp.detach()
 
-    replayer.replay(whole, torch.arange(6), visit)
-    replayer.reference(whole, torch.tensor([1, 3]))
+    replayer.look(whole, torch.arange(6), View(), visit)
+    fill_reference(replayer, whole, torch.tensor([1, 3]), View(exact_kl=True))
     assert whole.rollout_logp.shape == (6, 7) and whole.mask.sum(1).tolist() == [4, 4, 4, 7, 7, 7]
     torch.testing.assert_close(found, whole.rollout_logp)
     assert torch.equal(whole.samples.group, torch.tensor([1, 1, 1, 2, 2, 2]))

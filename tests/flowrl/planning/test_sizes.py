@@ -11,7 +11,8 @@ import families
 from flowrl import names
 from flowrl.build import build_learner
 from flowrl.checking.proofs.bench import Bench
-from flowrl.contracts import Prompt
+from flowrl.contracts import Prompt, View
+from flowrl.core.backward import fill_reference
 from flowrl.planning.sizes.activations import kept
 from flowrl.planning.sizes.components import components, number_of
 from flowrl.planning.sizes.inputs import Setting, flux
@@ -160,7 +161,7 @@ def test_parts_of_a_rollout_are_stored_as_they_are_joined(folders: dict[str, str
 def test_the_reference_is_stored_where_a_divergence_is_paid(folders: dict[str, str]):
     recipe = tiny("shapes", folders, "objective.kl=0.1")
     bench = Bench(recipe, rows=8)
-    bench.policy.reference(bench.rollout, torch.arange(8))
+    fill_reference(bench.policy, bench.rollout, torch.arange(8), View(exact_kl=True))
     means = sum(x.numel() * x.element_size() for s in bench.rollout.replay.reference.values() for x in s.values())
     rollout, training = estimate(recipe).phases
     assert training.trajectory - rollout.trajectory == means > 0

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import golden
 from flowrl.build import build_objective
-from flowrl.contracts import LogProbs, Policy, Rollout, Samples
+from flowrl.contracts import LogProbs, Policy, Rollout, Samples, View
 from flowrl.core.advantages import advantages
 from flowrl.core.backward import StepLoss, backward
 from flowrl.core.objectives.aggregate import weights
@@ -64,7 +64,7 @@ class Table:
     def __init__(self, logp: Tensor, whole_rows: bool):
         self.logp, self.whole_rows = nn.Parameter(logp), whole_rows
 
-    def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False, **_: bool) -> None:
+    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable) -> None:
         for columns in torch.arange(self.logp.shape[1]).split(self.logp.shape[1] if self.whole_rows else 1):
             visit(LogProbs(rows, columns, self.logp[rows][:, columns]))
 

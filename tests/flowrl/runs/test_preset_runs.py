@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cli_support import quiet
 from flowrl.build import build_policy
-from flowrl.contracts import Prompt
+from flowrl.contracts import Prompt, View
 from flowrl.core.backward import StepLoss, backward
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.grpo import ClippedObjective
@@ -95,8 +95,8 @@ def test_the_gradient_of_a_sequence_of_steps(fixed: Fixed):
     clipped = ((fixed.adv > 0) & (d.expm1() > 1.4e-4)) | ((fixed.adv < 0) & (d.expm1() < -1e-4))
     assert 0 < clipped.sum() < 8
     factor = (-fixed.adv * d.exp()).where(~clipped, 0.0) / 8 / fixed.rollout.rollout_logp.shape[1]
-    fixed.policy.replay(
-        fixed.rollout, torch.arange(8), lambda score: (factor[score.rows, None] * score.logp).sum().backward()
+    fixed.policy.look(
+        fixed.rollout, torch.arange(8), View(), lambda seen: (factor[seen.rows, None] * seen.logp).sum().backward()
     )
     wanted = fixed.taken()
     grad, metrics = fixed.gradient(GSPO)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cli_support import quiet
 from flowrl.build import build_objective, build_policy
-from flowrl.contracts import LogProbs, Prompt
+from flowrl.contracts import LogProbs, Prompt, View
 from flowrl.core.backward import StepLoss, backward, with_step_weights
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.grpo import ClippedObjective
@@ -49,7 +49,7 @@ class Fixed:
                 values[score.rows[:, None], score.columns[None]] = getattr(score, name).detach()
 
         with torch.no_grad():
-            self.policy.replay(self.rollout, torch.arange(8), visit, centred=True)
+            self.policy.look(self.rollout, torch.arange(8), View(centred=True), visit)
         return found
 
     def gradient(self, objective: ClippedObjective, micro: int = 8) -> tuple[Tensor, dict[str, Tensor]]:
@@ -114,7 +114,7 @@ def test_a_rollout_without_means_is_refused(fixed: Fixed):
     )
     fixed.policy.keep_means = keeps
     with pytest.raises(ValueError, match="kept no means"):
-        fixed.policy.replay(rollout, torch.arange(2), lambda score: None, centred=True)
+        fixed.policy.look(rollout, torch.arange(2), View(centred=True), lambda seen: None)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from flowrl.contracts import LogProbs, Prompt, Rollout, Samples
+from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View
 from flowrl.core.evaluation import divergence
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
@@ -275,13 +275,8 @@ class Stepping:
         samples = Samples(prompts, torch.arange(len(prompts)), texts=[""] * len(prompts))
         return Rollout(samples, torch.zeros(mask.shape), mask, None)
 
-    def reference(self, rollout: Rollout, rows: torch.Tensor) -> None:
-        rollout.reference = rollout.rollout_logp
-
-    def replay(
-        self, rollout: Rollout, rows: torch.Tensor, visit: Callable[[LogProbs], None], *, exact_kl: bool = False
-    ) -> None:
-        assert exact_kl and not torch.is_grad_enabled()
+    def look(self, rollout: Rollout, rows: torch.Tensor, view: View, visit: Callable[[LogProbs], None]) -> None:
+        assert view.exact_kl and not torch.is_grad_enabled()
         kl = torch.tensor([float(p.id) for p in rollout.samples.prompts])[:, None].expand(rollout.mask.shape)
         for columns in torch.arange(4).split(3):
             visit(

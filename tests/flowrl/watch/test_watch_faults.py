@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cli_support import quiet
-from flowrl.contracts import LogProbs, Prompt, Rollout, Samples
+from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View
 from flowrl.core.advantages import advantage_metrics, advantages
 from flowrl.core.evaluation import evaluate
 from flowrl.core.iterate import Settings, iterate
@@ -52,10 +52,8 @@ class Painter:
     def logp(self, colours: Tensor) -> Tensor:
         return -0.5 * ((colours - self.mean) / self.log_std.exp()) ** 2 - self.log_std
 
-    def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False, **_: bool) -> None:
+    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable) -> None:
         visit(LogProbs(rows, torch.arange(3), self.logp(rollout.replay[rows])))
-
-    def reference(self, rollout: Rollout, rows: Tensor) -> None: ...
 
     def trainable(self) -> Iterator[nn.Parameter]:
         yield from (self.mean, self.log_std)
@@ -205,7 +203,7 @@ def test_a_clip_that_never_acts_is_told_and_only_told():
 
 def test_a_replay_that_is_not_the_rollout():
     class Shifted(Painter):
-        def replay(self, rollout: Rollout, rows: Tensor, visit: Callable, *, exact_kl: bool = False, **_: bool) -> None:
+        def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable) -> None:
             visit(LogProbs(rows, torch.arange(3), self.logp(rollout.replay[rows]) + 1e-3))
 
     training = Training(Shifted(), on_alarm="rollback").run(PATIENCE)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl.contracts import LogProbs
+from flowrl.contracts import Batch, LogProbs
 from flowrl.core.objectives.grpo import ClippedObjective
 from samplers.gaussian import Gaussian
 
@@ -32,7 +32,7 @@ def run(
     objective: ClippedObjective, score: LogProbs, rollout_logp: Tensor, adv: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     mask = torch.ones_like(rollout_logp, dtype=torch.bool)
-    return objective(score, rollout_logp=rollout_logp, adv=adv, mask=mask, reference=None, step_stats={"std": STD})
+    return objective(score, Batch(rollout_logp, adv, mask, step_stats={"std": STD}))
 
 
 def test_the_exponent_is_the_mean_of_shift_times_noise_whatever_the_std():
@@ -86,14 +86,14 @@ def test_only_what_is_far_and_moves_away_is_left_alone(sign: float):
 
 def test_what_asks_for_means():
     for objective in (GUARD, DPPO):
-        assert objective.centred and not replace(objective, ratio="plain", kl_mask=None).centred
+        assert objective.view.centred and not replace(objective, ratio="plain", kl_mask=None).view.centred
         score, rollout_logp, *_ = moved()
         with pytest.raises(ValueError, match="compares means"):
             run(objective, replace(score, centred=None), rollout_logp, torch.ones(3))
     with pytest.raises(ValueError, match="needs 'std'"):
         score, rollout_logp, *_ = moved()
         mask = torch.ones_like(rollout_logp)
-        GUARD(score, rollout_logp=rollout_logp, adv=torch.ones(3), mask=mask, reference=None, step_stats={})
+        GUARD(score, Batch(rollout_logp, torch.ones(3), mask))
 
 
 def test_padding_does_not_leak():
@@ -101,7 +101,5 @@ def test_padding_does_not_leak():
     mask = torch.tensor([[True], [False], [True]])
     bad = replace(score, centred=score.centred.where(mask, torch.nan) if score.centred is not None else None)
     for objective in (GUARD, DPPO):
-        loss, metrics = objective(
-            bad, rollout_logp=rollout_logp, adv=torch.ones(3), mask=mask, reference=None, step_stats={"std": STD}
-        )
+        loss, metrics = objective(bad, Batch(rollout_logp, torch.ones(3), mask, step_stats={"std": STD}))
         assert loss[1] == 0 and all(torch.isfinite(value).all() for value in metrics.values())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import golden
-from flowrl.contracts import LogProbs, Rollout, Samples
+from flowrl.contracts import Batch, LogProbs, Rollout, Samples
 from flowrl.core.backward import StepLoss, with_step_weights
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.grpo import ClippedObjective
@@ -37,8 +37,7 @@ def update(
     score = LogProbs(rows, torch.arange(1), x["log_prob"][:, None], centred=centred)
     loss = StepLoss(rollout, adv, objective, objective.weights(mask), weights(mask))
     value = loss(score)
-    options = dict(rollout_logp=rollout_logp, adv=x["advantages"], mask=mask, reference=None, step_stats=step_stats)
-    return value, objective(score, **options)[1]
+    return value, objective(score, Batch(rollout_logp, x["advantages"], mask, step_stats=step_stats))[1]
 
 
 def floats(case: Case) -> dict[str, Tensor]:

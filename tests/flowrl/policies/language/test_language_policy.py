@@ -8,7 +8,8 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from flowrl.contracts import Prompt
+from flowrl.contracts import Prompt, View
+from flowrl.core.backward import fill_reference
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language import decoding
@@ -157,8 +158,8 @@ def test_a_replay_has_no_say_from_masked_columns_and_gradient_reaches_the_adapte
     def gradients(parts):
         found = []
         for part in parts:
-            subject.replay(
-                rollout, torch.tensor(part), lambda s, part=part: (s.logp * rollout.mask[part]).sum().backward()
+            subject.look(
+                rollout, torch.tensor(part), View(), lambda s, part=part: (s.logp * rollout.mask[part]).sum().backward()
             )
         for name, p in subject.model.named_parameters():
             assert (p.grad is not None) == ("lora_" in name)
@@ -177,7 +178,7 @@ def test_the_reference_is_the_model_without_its_adapters():
     subject = with_lora(moved=0.3)
     rollout = subject.rollout(PROMPTS, group_size=3, plan=replace(PLAN, temperature=0.8), seed=0)
     for part in torch.arange(9).split(4):
-        subject.reference(rollout, part)
+        fill_reference(subject, rollout, part, View(exact_kl=True))
     bare, mask = replayed(policy(), rollout, [ROWS]), rollout.mask
     torch.testing.assert_close(rollout.reference[mask], bare.logp[mask], atol=1e-5, rtol=0)
     assert (rollout.reference - rollout.rollout_logp).abs()[rollout.mask].max() > 0.1
@@ -244,7 +245,7 @@ def test_recomputed_activations_give_the_same_gradient():
         if recompute:
             adapters.checkpoint_gradients(subject.modules)
             assert not any(m.training for m in layer.modules())
-        subject.replay(rollout, torch.arange(3), lambda s: s.logp.sum().backward())
+        subject.look(rollout, torch.arange(3), View(), lambda s: s.logp.sum().backward())
         assert len(calls) == 1 + recompute  # once more in the backward pass
         found.append([p.grad for p in subject.trainable()])
     for a, b in zip(*found, strict=True):

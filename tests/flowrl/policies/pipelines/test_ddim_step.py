@@ -19,7 +19,8 @@ from torch import Tensor
 
 import golden
 from families.noise import SHIPPED, STABLE
-from flowrl.contracts import LogProbs
+from flowrl.contracts import LogProbs, View
+from flowrl.core.backward import fill_reference
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.ddim_step import amplitudes, ddim_of, predicts_noise
@@ -292,10 +293,10 @@ def test_the_divergence_from_the_reference_begins_at_zero() -> None:
         assert score.kl is not None
         found.append(score.kl.detach())
 
-    policy.reference(rollout, rows)
+    fill_reference(policy, rollout, rows, View(exact_kl=True))
     for moved in (False, True):
         found.clear()
-        policy.replay(rollout, rows, visit, exact_kl=True)
+        policy.look(rollout, rows, View(exact_kl=True), visit)
         assert len(found) == len(SDE.trained)
         assert all(bool((kl > 0).all() if moved else (kl == 0).all()) for kl in found)
         shake(policy.modules)

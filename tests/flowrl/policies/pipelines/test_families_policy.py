@@ -12,7 +12,7 @@ from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
 import families
-from flowrl.contracts import LogProbs, Prompt, Rollout
+from flowrl.contracts import LogProbs, Prompt, Rollout, View
 from flowrl.policies.pipelines.ddim_step import ddim_of, predicts_noise
 from flowrl.policies.pipelines.trajectory import Trajectory
 from policies_support import (
@@ -123,7 +123,7 @@ def test_gradient_reaches_the_denoisers_of_each_trained_step(case: Case) -> None
             if sum(sizes) > 0:
                 reached.setdefault(SDE.trained[int(score.columns)], set()).add(name)
 
-    policy.replay(rollout, torch.arange(len(case.prompts)), visit)
+    policy.look(rollout, torch.arange(len(case.prompts)), View(), visit)
     assert reached == {step: case.users[step] for step in SDE.trained}
     assert set().union(*reached.values()) == set(policy.family.modules)
 

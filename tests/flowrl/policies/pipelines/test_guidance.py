@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from families.base import image_for
-from flowrl.contracts import LogProbs, Rollout
+from flowrl.contracts import LogProbs, Rollout, View
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines import guidance
@@ -69,7 +69,7 @@ def replayed(policy: PipelinePolicy, rollout: Rollout, rows: Sequence[int]) -> t
         weight = (1.0 + score.rows[:, None]) * (2.0 + score.columns[None])
         (weight * score.logp).sum().backward()
 
-    policy.replay(rollout, torch.tensor(rows), visit)
+    policy.look(rollout, torch.tensor(rows), View(), visit)
     parameters = list(policy.trainable())
     grad = torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in parameters])
     for parameter in parameters:

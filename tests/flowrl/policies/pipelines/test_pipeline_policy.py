@@ -10,7 +10,8 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxPi
 from torch import Tensor
 
 import families
-from flowrl.contracts import LogProbs, Prompt
+from flowrl.contracts import LogProbs, Prompt, View
+from flowrl.core.backward import fill_reference
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.dynamics import Dynamics
@@ -100,14 +101,14 @@ def test_the_reference_is_the_untouched_model(name: str, share_noise: bool) -> N
     adapters.add_lora(policy.modules, rank=2, alpha=4, targets="all")
     start = policy.rollout(PROMPTS, group_size=2, plan=plan, seed=SEED)
     rows = torch.arange(4)
-    policy.reference(start, rows)
+    fill_reference(policy, start, rows, View(exact_kl=True))
     assert torch.equal(start.reference, start.rollout_logp)  # type: ignore[arg-type]
     assert divergences(policy, start) == [0.0] * 8
 
     shake(policy.modules)
     moved = policy.rollout(PROMPTS, group_size=2, plan=plan, seed=SEED)
     for part in (rows[:1], rows[1:]):  # filled in piece by piece
-        policy.reference(moved, part)
+        fill_reference(policy, moved, part, View(exact_kl=True))
     untrained = FamilyPolicy(name)
     untrained.prepare(PROMPTS[0], plan)
     assert moved.reference is not None
@@ -125,7 +126,7 @@ def divergences(policy: FamilyPolicy, rollout: Any) -> list[float]:
         assert score.kl is not None
         found.extend(score.kl.flatten().tolist())
 
-    policy.replay(rollout, torch.arange(len(rollout.rollout_logp)), visit, exact_kl=True)
+    policy.look(rollout, torch.arange(len(rollout.rollout_logp)), View(exact_kl=True), visit)
     return found
 
 
@@ -134,7 +135,7 @@ def test_the_exact_divergence_is_the_distance_of_the_means() -> None:
     adapters.add_lora(policy.modules, rank=2, alpha=4)
     shake(policy.modules)
     rollout = policy.rollout(PROMPTS, plan=SDE, seed=SEED)
-    policy.reference(rollout, torch.arange(2))
+    fill_reference(policy, rollout, torch.arange(2), View(exact_kl=True))
     untrained = FamilyPolicy("flux")
     found: dict[int, Tensor] = {}
 
@@ -143,7 +144,7 @@ def test_the_exact_divergence_is_the_distance_of_the_means() -> None:
         assert score.kl.requires_grad
         found[int(score.columns)] = score.kl[:, 0].detach()
 
-    policy.replay(rollout, torch.arange(2), visit, exact_kl=True)
+    policy.look(rollout, torch.arange(2), View(exact_kl=True), visit)
     sigmas = policy.pipe.scheduler.sigmas.tolist()
     trajectory = rollout.replay
     for step in (1, 2):
@@ -161,7 +162,7 @@ def test_the_exact_divergence_is_the_distance_of_the_means() -> None:
 def test_a_reference_needs_adapters(policy: FamilyPolicy) -> None:
     rollout = policy.rollout(PROMPTS, plan=SDE, seed=SEED)
     with pytest.raises(PolicyError, match="transformer has no LoRA adapter"):
-        policy.reference(rollout, torch.arange(2))
+        fill_reference(policy, rollout, torch.arange(2), View(exact_kl=True))
 
 
 # ---------------------------------------------------------------------- velocity and decoding
@@ -378,8 +379,11 @@ def test_one_of_two_denoisers_may_be_trained(part: str) -> None:
     policy = PipelinePolicy(pipe, modules, Dynamics(flow_sde, 0.7), call=call)
     rollout = policy.rollout(PROMPTS, plan=SDE, seed=SEED)
     reached: list[int] = []
-    policy.replay(
-        rollout, torch.arange(2), lambda score: reached.extend(score.columns.tolist() * score.logp.requires_grad)
+    policy.look(
+        rollout,
+        torch.arange(2),
+        View(),
+        lambda seen: reached.extend(seen.columns.tolist() * seen.logp.requires_grad),
     )
     assert reached == ([0, 1] if part == "transformer" else [2])
 
@@ -404,7 +408,7 @@ def gradient(policy: FamilyPolicy, rollout: Any) -> Tensor:
     weights = list(policy.trainable())
     for parameter in weights:
         parameter.grad = None
-    policy.replay(rollout, torch.arange(2), lambda score: score.logp.sum().backward())
+    policy.look(rollout, torch.arange(2), View(), lambda seen: seen.logp.sum().backward())
     return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in weights])
 
 
@@ -414,7 +418,7 @@ def test_gradients_of_pieces_add_up(policy: FamilyPolicy) -> None:
     for parameter in policy.trainable():
         parameter.grad = None
     for row in range(2):
-        policy.replay(rollout, torch.tensor([row]), lambda score: score.logp.sum().backward())
+        policy.look(rollout, torch.tensor([row]), View(), lambda seen: seen.logp.sum().backward())
     pieces = torch.cat(
         [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in policy.trainable()]
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Rollout
+from flowrl.contracts import Rollout, View
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.trajectory import Trajectory
 from policies_support import PROMPTS, SDE, SEED, STEPS, FamilyPolicy, gap, pictures, scores, watched_steps
@@ -101,7 +101,7 @@ def test_log_probs_may_be_computed_in_double(policy: FamilyPolicy) -> None:
     fine = FamilyPolicy("flux", dynamics={"precision": torch.float64, "reduce": "sum"})
     seen: list[Tensor] = []
     rollout = fine.rollout(PROMPTS, plan=SDE, seed=SEED)
-    fine.replay(rollout, torch.arange(2), lambda score: seen.append(score.logp))
+    fine.look(rollout, torch.arange(2), View(), lambda found: seen.append(found.logp))
     assert {logp.dtype for logp in seen} == {torch.float64}
     assert all(logp.requires_grad for logp in seen)
     assert torch.equal(scores(fine, rollout), rollout.rollout_logp)

@@ -10,7 +10,7 @@ import torch
 from diffusers import FluxPipeline
 
 import families
-from flowrl.contracts import LogProbs, Prompt
+from flowrl.contracts import LogProbs, Prompt, View
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.policy import PipelinePolicy
 from flowrl.policies.pipelines.sharing import Sharing
@@ -147,7 +147,7 @@ def test_a_gradient_reaches_through_what_earlier_steps_left_behind(name: str) ->
             grads = torch.autograd.grad(score.logp.sum(), weights, allow_unused=True)
             slope.append(sum(float((g * w).sum()) for g, w in zip(grads, way, strict=True) if g is not None))
 
-    policy.replay(rollout, torch.tensor([0]), visit)
+    policy.look(rollout, torch.tensor([0]), View(), visit)
     assert slope[0] == pytest.approx(difference(policy, rollout, weights, way), rel=0.02)
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl.contracts import LogProbs, Rollout
+from flowrl.contracts import LogProbs, Rollout, View
+from flowrl.core.backward import fill_reference
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key, step_noise
@@ -277,7 +278,7 @@ def replayed(policy: FamilyPolicy, rollout: Rollout, rows: list[int] | None = No
         assert rollout.mask[score.rows[:, None], score.columns[None]].all()
         found[score.rows[:, None], score.columns[None]] = score.logp.detach().to(found)
 
-    policy.replay(rollout, torch.arange(len(found)) if rows is None else torch.tensor(rows), visit)
+    policy.look(rollout, torch.arange(len(found)) if rows is None else torch.tensor(rows), View(), visit)
     return found
 
 
@@ -298,7 +299,7 @@ def test_nothing_is_computed_twice(policy: FamilyPolicy, name: str) -> None:
             size = len(rollout.rollout_logp) // updates
             for block in torch.arange(len(rollout.rollout_logp)).split(size):
                 for part in block.split(micro or size):
-                    policy.replay(rollout, part, lambda _: None)
+                    policy.look(rollout, part, View(), lambda _: None)
             assert sum(real) == replay_forwards(tree, len(PROMPTS), updates, micro)
     finally:
         hook.remove()
@@ -321,13 +322,13 @@ def test_the_reference_and_the_divergence_of_trees(policy: FamilyPolicy, name: s
     rollout = policy.rollout(PROMPTS, plan=Grown(TREES[name]), seed=SEED)
     rows = torch.arange(len(rollout.rollout_logp))
     for part in (rows[:2], rows[2:]):
-        policy.reference(rollout, part)
+        fill_reference(policy, rollout, part, View(exact_kl=True))
     untrained = FamilyPolicy("flux")
     untrained.prepare(PROMPTS[0], Grown(TREES[name]))
     assert rollout.reference is not None
     assert gap(replayed(untrained, rollout), rollout.reference) <= 1e-5
     found: list[float] = []
-    policy.replay(rollout, rows, lambda score: found.extend(score.kl.flatten().tolist()), exact_kl=True)  # type: ignore[union-attr]
+    policy.look(rollout, rows, View(exact_kl=True), lambda seen: found.extend(seen.kl.flatten().tolist()))  # type: ignore[union-attr]
     assert len(found) == int(rollout.mask.sum()) and min(found) > 0
 
 
@@ -339,15 +340,15 @@ def test_the_centred_log_ratio_is_zero_at_the_policy_that_drew(name: str) -> Non
     rollout = policy.rollout(PROMPTS, plan=Grown(TREES[name]), seed=SEED)
     rows = torch.arange(len(rollout.rollout_logp))
     same: list[Tensor] = []
-    policy.replay(rollout, rows, lambda score: same.append(score.centred.detach()), centred=True)  # type: ignore[union-attr]
+    policy.look(rollout, rows, View(centred=True), lambda seen: same.append(seen.centred.detach()))  # type: ignore[union-attr]
     assert all(not bool(c.any()) for c in same)
 
     old = {at: streams[0].clone() for at, streams in rollout.replay.mean.items()}
     shake(policy.modules)
     moved = replace(rollout)
-    policy.reference(moved, rows)  # the adapters off: the policy that drew
+    fill_reference(policy, moved, rows, View(exact_kl=True))  # the adapters off: the policy that drew
     found: list[tuple[LogProbs, Tensor]] = []
-    policy.replay(moved, rows, lambda s: found.append((s, s.kl.detach())), centred=True, exact_kl=True)  # type: ignore[union-attr]
+    policy.look(moved, rows, View(centred=True, exact_kl=True), lambda s: found.append((s, s.kl.detach())))  # type: ignore[union-attr]
     for score, kl in found:
         drawn = moved.rollout_logp[score.rows[:, None], score.columns[None]]
         assert score.centred is not None and score.centred.requires_grad
@@ -359,7 +360,7 @@ def test_the_centred_log_ratio_is_zero_at_the_policy_that_drew(name: str) -> Non
 def test_means_that_were_not_kept_are_asked_for(policy: FamilyPolicy) -> None:
     rollout = policy.rollout(PROMPTS, plan=Grown(BRANCHES), seed=SEED)
     with pytest.raises(PolicyError, match="keep_means"):
-        policy.replay(rollout, torch.arange(2), lambda _: None, centred=True)
+        policy.look(rollout, torch.arange(2), View(centred=True), lambda _: None)
 
 
 def test_traits_are_std_and_length_of_every_decision(policy: FamilyPolicy) -> None:
