@@ -30,7 +30,7 @@ from flowrl.recipe.steps import PRESERVING_STEP, misfit
 from flowrl.scoring.gates import counted_rewards
 from flowrl.scoring.scorer import Scorer
 from flowrl.scoring.scorer import load as load_rewards
-from flowrl.watch.watchdog import Settings, Watch
+from flowrl.watch.watchdog import Watchdog, WatchSettings
 
 AnyPolicy = PipelinePolicy | LanguagePolicy
 
@@ -161,11 +161,11 @@ def build_objective(recipe: Recipe) -> ClippedObjective:
     )
 
 
-def build_watch(recipe: Recipe) -> Watch:
+def build_watch(recipe: Recipe) -> Watchdog:
     """The watchdog of a recipe, which has seen nothing yet."""
-    return Watch(
+    return Watchdog(
         {name: spec.weight for name, spec in recipe.rewards.items()},
-        Settings(**recipe.watch.model_dump()),
+        WatchSettings(**recipe.watch.model_dump()),
         updates_per_rollout=recipe.train.epochs * recipe.train.updates,
         clip=recipe.objective.clip_range,
         precision=recipe.dtype.model,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowrl.contracts import LogProbs, Policy, Prompt, Samples, View
 from flowrl.core.backward import fill_reference
-from flowrl.media.sounds import pictured
+from flowrl.media.sounds import spectrogram_pictures
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def still(samples: Samples) -> Tensor | None:
 def picture_of(samples: Samples) -> Tensor | None:
     """What to show of each sample, [B, 3, H, W]: as `still`, or the spectrogram of a sound; None for text."""
     if samples.images is None and samples.video is None and samples.audio is not None:
-        return pictured(samples.audio)
+        return spectrogram_pictures(samples.audio)
     return still(samples)
 
 

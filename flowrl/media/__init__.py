@@ -1,1 +1,1 @@
-"""Pictures, videos and sounds: what is one, and how it is written to a file."""
+"""Pictures, videos and sounds: which tensors are valid ones, and how they are written to files."""

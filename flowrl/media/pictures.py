@@ -1,4 +1,4 @@
-"""Pictures: what counts as one, and grids of samples as PNG for people."""
+"""Pictures: which tensors are valid ones, and grids of samples as PNG."""
 
 from pathlib import Path
 
@@ -7,20 +7,20 @@ from PIL import Image
 from torch import Tensor
 
 MIN_TILE = 96  # pixels; smaller samples are enlarged without smoothing
-RANGE_TOLERANCE = 1e-3  # of [0, 1]: rounding in half precision, and nothing more
+RANGE_TOLERANCE = 1e-3  # beyond [0, 1]: rounding in half precision
 LARGEST_SIDE = 2**14  # pixels
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def fault(pixels: Tensor) -> str | None:
-    """What is wrong with images float [B, 3, H, W] or video [B, T, 3, H, W] in [0, 1], as half a sentence; None if
-    nothing is.
+def picture_fault(pixels: Tensor) -> str | None:
+    """What is wrong with images float [B, 3, H, W] or video float [B, T, 3, H, W] in [0, 1], as half a sentence; None
+    if they are valid.
     """
-    return form_fault(pixels) or next(iter(value_faults(pixels).values()), None)
+    return shape_fault(pixels) or next(iter(value_faults(pixels).values()), None)
 
 
-def form_fault(pixels: Tensor) -> str | None:
-    """What is wrong with all of these pictures alike, their shape, size or type; None if nothing is."""
+def shape_fault(pixels: Tensor) -> str | None:
+    """What is wrong with the shape, size or dtype of pixels [B, 3, H, W] or [B, T, 3, H, W]; None if nothing is."""
     shape = tuple(pixels.shape)
     if pixels.dim() not in (4, 5) or pixels.shape[-3] != 3 or 0 in shape:
         return f"pictures of shape {shape}; accepted: images [B, 3, H, W] or video [B, T, 3, H, W]"
@@ -32,13 +32,13 @@ def form_fault(pixels: Tensor) -> str | None:
 
 
 def value_faults(pixels: Tensor) -> dict[int, str]:
-    """Position -> what is wrong with the values of this sample, as half a sentence, of pixels [B, ...] in [0, 1]."""
-    low, high = extremes(pixels)
-    bad = ~in_range(low, high)
+    """Position -> what is wrong with the values of that sample, as half a sentence, for pixels float [B, ...]."""
+    low, high = value_range(pixels)
+    bad = ~is_in_range(low, high)
     return {i: _value_fault(float(low[i]), float(high[i])) for i in bad.nonzero().flatten().tolist()}
 
 
-def extremes(pixels: Tensor) -> tuple[Tensor, Tensor]:
+def value_range(pixels: Tensor) -> tuple[Tensor, Tensor]:
     """The lowest and the highest value of each sample of pixels [B, ...], float32 [B] on the CPU; NaN where one is NaN.
 
     One sample at a time: aminmax along an axis takes fifteen times as long on a CPU.
@@ -49,8 +49,8 @@ def extremes(pixels: Tensor) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def in_range(low: Tensor, high: Tensor) -> Tensor:
-    """Whether values from low to high, of the same shape, lie in [0, 1] but for rounding; False for NaN."""
+def is_in_range(low: Tensor, high: Tensor) -> Tensor:
+    """Whether low and high, float of one shape, lie in [0, 1] up to rounding; bool of that shape, False for NaN."""
     return (low >= -RANGE_TOLERANCE) & (high <= 1 + RANGE_TOLERANCE)
 
 
@@ -60,8 +60,8 @@ def _value_fault(low: float, high: float) -> str:
     return f"pictures with values from {low:.4g} to {high:.4g}; accepted: 0 to 1"
 
 
-def grid(pictures: Tensor, *, columns: int | None = None, gap: int = 2) -> Image.Image:
-    """A sheet of pictures [N, 3, H, W] in [0, 1], row by row, on white; `columns` a row (None: about square)."""
+def picture_grid(pictures: Tensor, *, columns: int | None = None, gap: int = 2) -> Image.Image:
+    """A sheet of pictures float [N, 3, H, W] in [0, 1] on white, row by row; columns: per row (None: about square)."""
     number, _, height, width = pictures.shape
     columns = columns or max(1, round(number**0.5 * 1.3))
     rows = -(-number // columns)
@@ -69,24 +69,24 @@ def grid(pictures: Tensor, *, columns: int | None = None, gap: int = 2) -> Image
     tile_w, tile_h = width * scale, height * scale
     sheet = Image.new("RGB", (columns * (tile_w + gap) + gap, rows * (tile_h + gap) + gap), "white")
     for i, picture in enumerate(pictures):
-        tile = image(picture).resize((tile_w, tile_h), Image.Resampling.NEAREST)
+        tile = to_pil(picture).resize((tile_w, tile_h), Image.Resampling.NEAREST)
         sheet.paste(tile, (gap + i % columns * (tile_w + gap), gap + i // columns * (tile_h + gap)))
     return sheet
 
 
 def save_grid(pictures: Tensor, path: Path, *, columns: int | None = None) -> None:
-    """Writes the sheet as PNG, making its folder."""
+    """Writes a sheet of pictures float [N, 3, H, W] in [0, 1] as PNG, and creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    grid(pictures, columns=columns).save(path)
+    picture_grid(pictures, columns=columns).save(path)
 
 
-def image(picture: Tensor) -> Image.Image:
-    """A picture [3, H, W] in [0, 1] for PIL."""
+def to_pil(picture: Tensor) -> Image.Image:
+    """A picture float [3, H, W] in [0, 1] as a PIL image."""
     pixels = (picture.detach().float().clamp(0, 1).cpu() * 255).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def save_picture(picture: Tensor, path: Path) -> None:
-    """Writes one picture [3, H, W] as PNG at its own size, making its folder."""
+    """Writes one picture float [3, H, W] in [0, 1] as PNG at its own size, and creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image(picture).save(path)
+    to_pil(picture).save(path)

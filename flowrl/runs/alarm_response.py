@@ -8,7 +8,7 @@ from flowrl.policies import adapters
 from flowrl.runs import checkpoints
 from flowrl.runs import resume as resuming
 from flowrl.watch.alarms import ACTIONS, Alarm
-from flowrl.watch.watchdog import Watch
+from flowrl.watch.watchdog import Watchdog
 
 
 class Alarmed(RuntimeError):
@@ -28,7 +28,7 @@ def most_severe(alarms: Sequence[Alarm]) -> Alarm | None:
 
 
 def go_back(
-    checkpoint: checkpoints.Checkpoint, policy: AnyPolicy, learner: Learner, watch: Watch, left: int | None
+    checkpoint: checkpoints.Checkpoint, policy: AnyPolicy, learner: Learner, watch: Watchdog, left: int | None
 ) -> None:
     """Takes up weights, optimizer and watchdog of a checkpoint; the schedule of the learning rate goes on.
 
@@ -37,12 +37,12 @@ def go_back(
     saved = checkpoints.load(checkpoint)
     resuming.fill(adapters.named(policy.modules), saved["parameters"], checkpoint)
     learner.load_state_dict(saved["learner"] | {"steps": learner.steps, "factor": learner.factor})
-    watch.rolled_back(saved["mark"]["watch"], left)
+    watch.roll_back(saved["mark"]["watch"], left)
 
 
-def rollback_message(iteration: int, watch: Watch) -> str:
+def rollback_message(iteration: int, watch: Watchdog) -> str:
     """What a run that hacking has ended says of the weights of this iteration, which it ends with."""
-    why = "the witness was best there" if watch.witnessed else "no better reward was free of suspicion"
+    why = "the witness was best there" if watch.has_witnesses else "no better reward was free of suspicion"
     return (
         f"rolled back to iteration {iteration}: {why}, and the run ends with these weights; to go on from them, change "
         "the recipe (such as watch.on_hack=warn) and take --resume"

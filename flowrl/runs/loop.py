@@ -215,7 +215,7 @@ class Run:
     def _raise_alarms(self, alarms: Sequence[Alarm]) -> None:
         """Shows and keeps alarms; `_respond_to_alarms` acts on them."""
         for alarm in alarms:
-            self.console.note(alarm.line())
+            self.console.note(alarm.describe())
             self.folder.alarm(alarm.record())
         self._unanswered += alarms
 

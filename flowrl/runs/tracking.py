@@ -40,9 +40,9 @@ class Tracking:
         """Shows pictures [N, 3, H, W] in [0, 1] under one name, in trackers that can."""
         if not self.trackers:
             return
-        from flowrl.media.pictures import image
+        from flowrl.media.pictures import to_pil
 
-        shown = [image(picture) for picture in pictures]
+        shown = [to_pil(picture) for picture in pictures]
         self._each(lambda kind, tracker: _show(kind, tracker, step, name, shown))
 
     def finish(self) -> None:

@@ -10,7 +10,7 @@ import jinja2
 
 from flowrl import __version__
 from flowrl.core.evaluation import Mean
-from flowrl.media.pictures import image
+from flowrl.media.pictures import to_pil
 from flowrl.recipe.load import dump
 from flowrl.report import numerals, page
 from flowrl.report.figures import WIDTH, Chart, ChartFrame, Curve, draw
@@ -231,7 +231,7 @@ def _points(values: Sequence[float | None]) -> list[tuple[float, float | None]]:
 
 def _shown(shot: Shot) -> dict[str, Any]:
     """A prompt's samples, the reference first, each with its reward."""
-    pictures = [] if shot.pictures is None else [encode_thumbnail(image(p), SIDE, QUALITY) for p in shot.pictures]
+    pictures = [] if shot.pictures is None else [encode_thumbnail(to_pil(p), SIDE, QUALITY) for p in shot.pictures]
     texts = shot.texts or [None] * len(shot.rewards)
     rewards = [r if r == r else None for r in shot.rewards]
     samples = [(p, t, r) for p, t, r in zip(pictures or [None] * len(rewards), texts, rewards, strict=True)]

@@ -70,7 +70,7 @@ def faults(samples: Samples) -> dict[int, str]:
     found: dict[int, str] = {}
     for pixels in (samples.images, samples.video):
         if pixels is not None and len(samples):
-            if (wrong := pictures.form_fault(pixels)) is not None:
+            if (wrong := pictures.shape_fault(pixels)) is not None:
                 raise ValueError(wrong)
             found |= pictures.value_faults(pixels)
     if samples.audio is not None and len(samples):

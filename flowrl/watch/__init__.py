@@ -1,1 +1,1 @@
-"""Alarms: what is told of a run that goes wrong, and the rules that tell it."""
+"""Alarms about a run that goes wrong, and the rules that raise them."""

@@ -1,4 +1,4 @@
-"""What a watch knows of its run, and what it remembers: plain numbers, fit for strict JSON."""
+"""What the watchdog knows about its run and remembers of it: plain numbers that strict JSON can hold."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 Metrics = Mapping[str, float]
 
-KL_SEEN, KL_BEFORE, KL_NOW = 20, 10, 3  # values that must have been seen, those of the running median, those judged
+KL_SEEN, KL_BEFORE, KL_NOW = 20, 10, 3  # values needed before judging, values of the running median, values judged
 REWARD = "reward/total/mean"
 
 
 @dataclass(frozen=True)
-class Settings:
+class WatchSettings:
     """The recipe's section `watch`; flowrl.recipe.schema explains it."""
 
     on_alarm: str = "warn"
@@ -30,7 +30,7 @@ class Settings:
 
 
 class Finding(NamedTuple):
-    """Something wrong. level 1, 2, 3 ...: worse by a factor of two each. grave: whether `on_alarm` applies."""
+    """A problem found by a rule. level: 1, 2, 3 ..., one more per factor of two. grave: whether `on_alarm` applies."""
 
     what: str
     since: int
@@ -38,12 +38,12 @@ class Finding(NamedTuple):
     grave: bool = True
 
 
-Found = Iterator[tuple[str, Finding]]
+Findings = Iterator[tuple[str, Finding]]
 
 
 @dataclass
 class WatchState:
-    """What a watch remembers: plain lists, dicts and finite numbers."""
+    """What the watchdog remembers: plain lists, dicts and finite numbers. The names are keys of checkpoints."""
 
     first: dict[str, list[float]] = field(default_factory=dict)  # metric -> its first `patience` values
     recent: dict[str, list[float]] = field(default_factory=dict)  # metric -> its latest values
@@ -61,35 +61,35 @@ class RunHistory:
     """A run as the rules see it. weights: of every reward, 0 for a witness; updates: optimizer steps an iteration."""
 
     weights: dict[str, float]
-    settings: Settings
+    settings: WatchSettings
     updates: int
     clip: tuple[float, float]
     precision: str
     steady: bool
-    memory: WatchState = field(default_factory=WatchState)
+    state: WatchState = field(default_factory=WatchState)
 
     def remember(self, metrics: Metrics) -> None:
-        """Keeps the values that medians are taken of."""
-        memory, patience = self.memory, self.settings.patience
+        """Stores the values of which medians are taken."""
+        state, patience = self.state, self.settings.patience
         for name, value in metrics.items():
             watched = name in ("kl", "approx_kl", REWARD) or name.startswith("samples/")
             if watched and math.isfinite(value):
-                if len(first := memory.first.setdefault(name, [])) < patience:
+                if len(first := state.first.setdefault(name, [])) < patience:
                     first.append(value)
-                memory.recent[name] = [*memory.recent.get(name, []), value][-max(KL_BEFORE + KL_NOW, patience) :]
-                memory.seen[name] = memory.seen.get(name, 0) + 1
+                state.recent[name] = [*state.recent.get(name, []), value][-max(KL_BEFORE + KL_NOW, patience) :]
+                state.seen[name] = state.seen.get(name, 0) + 1
 
     def streak(self, name: str, holds: bool | None, iteration: int) -> tuple[int, int]:
-        """(begun at, how many iterations in a row) of a condition; None neither prolongs nor ends it."""
-        begun, length = self.memory.streaks.get(name, [iteration, 0])
+        """(first iteration, number of iterations in a row) of a condition; None neither extends nor ends it."""
+        begun, length = self.state.streaks.get(name, [iteration, 0])
         if holds is not None:
             begun, length = (begun if length else iteration, length + 1) if holds else (iteration, 0)
-            self.memory.streaks[name] = [begun, length]
+            self.state.streaks[name] = [begun, length]
         return begun, length
 
     def medians(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Of each metric over the first and over the latest `patience` iterations, once these are different ones."""
-        patience, memory = self.settings.patience, self.memory
-        ready = [name for name in memory.first if memory.seen[name] >= 2 * patience]
-        first = {name: median(memory.first[name]) for name in ready}
-        return first, {name: median(memory.recent[name][-patience:]) for name in ready}
+        """Each metric's medians over the first and over the latest `patience` iterations, once these do not overlap."""
+        patience, state = self.settings.patience, self.state
+        ready = [name for name in state.first if state.seen[name] >= 2 * patience]
+        first = {name: median(state.first[name]) for name in ready}
+        return first, {name: median(state.recent[name][-patience:]) for name in ready}

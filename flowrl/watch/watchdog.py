@@ -1,4 +1,4 @@
-"""The watchdog of a run: reads its numbers and says when something goes wrong. It knows no model, tensor or file.
+"""The watchdog of a run: reads its metrics and raises alarms. It knows no model, tensor or file.
 
 alarm        read from   rings when                                                                 at most
 nonfinite    both        a metric is NaN or infinite, or an update was skipped: at once a warning,
@@ -20,14 +20,14 @@ hacking      both        the trained reward has risen while a statistic of the s
 diversity    train       samples of a group are less than `diversity` times as far apart, or as often
                          different, as at first                                                     rollback
 
-"At most" bounds `on_alarm`: warn lets the run go on, stop ends it, rollback returns to the best checkpoint and lowers
-the learning rate. Where going back cures nothing rollback means stop, and so it does after `rollbacks` of them. silent
-and clip_none never do more than warn: a task that is solved is silent, and a small step is no fault.
+"At most" bounds `on_alarm`: warn lets the run continue, stop ends it, rollback returns to the best checkpoint and
+lowers the learning rate. Where going back cures nothing, rollback means stop, and so it does after `rollbacks` of them.
+silent and clip_none never do more than warn: a solved task is silent, and a small step is no fault.
 
-Of hacking `on_hack` says what is done, where it is set. Its rollback returns to the checkpoint with the best witness,
-since the one with the best reward may be the most gamed, and ends the run: going on would only game it again.
+If `on_hack` is set, it says what is done about hacking. Its rollback returns to the checkpoint with the best witness,
+since the one with the best reward may be the most hacked, and ends the run: training on would only repeat it.
 
-An alarm rings when it begins, again each time it is worse by a factor of two (or has lasted), and anew only after it
+An alarm rings when it begins, again each time it gets worse by a factor of two (or has lasted), and anew only after it
 has been quiet for `patience` iterations, or for one evaluation.
 """
 
@@ -38,80 +38,82 @@ from typing import Any
 
 from flowrl.watch.alarms import ALARMS, Alarm, milder
 from flowrl.watch.hacking import hack_metrics
-from flowrl.watch.history import Finding, Metrics, RunHistory, Settings, WatchState
-from flowrl.watch.rules import held_out, in_training
+from flowrl.watch.history import Finding, Metrics, RunHistory, WatchSettings, WatchState
+from flowrl.watch.rules import heldout_findings, training_findings
 
 
-class Watch:
-    """The watchdog of one run, whose numbers come in order.
+class Watchdog:
+    """The watchdog of one run; metrics must arrive in order of iteration.
 
-    weights: of every reward, 0 for a witness. updates_per_rollout: optimizer steps an iteration. clip: the clip range
+    weights: of every reward, 0 for a witness. updates_per_rollout: optimizer steps per iteration. clip: the clip range
     (low, high). precision: of the forward pass, float32, bfloat16 or float16. steady: whether every iteration draws
-    alike; where a window moves over the steps, the distance within a group moves with it and is not judged.
+    alike; if a window moves over the steps, the distance within a group changes with it and is not judged.
     """
 
     def __init__(
         self,
         weights: Mapping[str, float],
-        settings: Settings | None = None,
+        settings: WatchSettings | None = None,
         *,
         updates_per_rollout: int,
         clip: tuple[float, float],
         precision: str = "float32",
         steady: bool = True,
     ):
-        self.settings = settings or Settings()
-        self.case = RunHistory(dict(weights), self.settings, updates_per_rollout, clip, precision, steady)
+        self.settings = settings or WatchSettings()
+        self.history = RunHistory(dict(weights), self.settings, updates_per_rollout, clip, precision, steady)
 
     def after_iteration(self, iteration: int, metrics: Metrics) -> list[Alarm]:
         """The alarms that ring after a training iteration with these metrics."""
-        return self._ring("train", iteration, in_training(self.case, iteration, metrics), self.settings.patience)
+        return self._raise_alarms(
+            "train", iteration, training_findings(self.history, iteration, metrics), self.settings.patience
+        )
 
     def after_evaluation(self, iteration: int, metrics: Metrics) -> list[Alarm]:
         """The alarms that ring after a held-out evaluation with these metrics; the first evaluation is the base."""
-        return self._ring("heldout", iteration, held_out(self.case, iteration, metrics), 1)
+        return self._raise_alarms("heldout", iteration, heldout_findings(self.history, iteration, metrics), 1)
 
     def hack_metrics(self, metrics: Metrics) -> dict[str, float]:
-        """hack_index and its parts for an evaluation with these metrics, before the watch is told of it."""
-        return hack_metrics(self.case, metrics)
+        """hack_index and its components for an evaluation with these metrics, which `after_evaluation` has not seen."""
+        return hack_metrics(self.history, metrics)
 
     @property
     def hack_action(self) -> str:
-        """What the run is to do about a reward that is gamed."""
+        """What the run does about reward hacking."""
         return self.settings.on_hack or self.settings.on_alarm
 
     @property
     def trusted(self) -> int | None:
         """The iteration whose evaluation had the best witness so far; None before the first."""
-        records = self.case.memory.trusted
+        records = self.history.state.trusted
         return int(records[-1][0]) if records else None
 
     @property
-    def witnessed(self) -> bool:
+    def has_witnesses(self) -> bool:
         """Whether there are witnesses that the first evaluation could score."""
-        return bool(self.case.memory.base.get("witnesses"))
+        return bool(self.history.state.base.get("witnesses"))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that was seen, fit for strict JSON."""
-        return asdict(self.case.memory)
+        """Everything the watchdog remembers, as values for strict JSON."""
+        return asdict(self.history.state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved state, which is left as it is."""
-        self.case.memory = WatchState(**json.loads(json.dumps(dict(state), allow_nan=False)))
+        """Continues from a saved state, which is not modified."""
+        self.history.state = WatchState(**json.loads(json.dumps(dict(state), allow_nan=False)))
 
-    def rolled_back(self, state: Mapping[str, Any], left: int | None = None) -> None:
-        """Goes on from the state that was saved with the checkpoint the run returned to, counting that it did.
+    def roll_back(self, state: Mapping[str, Any], left: int | None = None) -> None:
+        """Continues from the state saved with the checkpoint that the run returned to, and counts the rollback.
 
-        The best witness stays known, as its checkpoint stays, but for that of iteration `left`, whose weights are lost.
+        The best witness stays known, as its checkpoint does, except that of iteration `left`, whose weights are lost.
         """
-        done, trusted = self.case.memory.rollbacks + 1, self.case.memory.trusted
+        rollbacks, trusted = self.history.state.rollbacks + 1, self.history.state.trusted
         self.load_state_dict(state)
-        self.case.memory.rollbacks = done
-        self.case.memory.trusted = [record for record in trusted if record[0] != left]
+        self.history.state.rollbacks = rollbacks
+        self.history.state.trusted = [record for record in trusted if record[0] != left]
 
-    def _ring(self, source: str, iteration: int, found: Mapping[str, Finding], patience: int) -> list[Alarm]:
-        """The findings that are new or worse; an alarm that is not among them is quieter by one."""
-        active = self.case.memory.active
+    def _raise_alarms(self, source: str, iteration: int, found: Mapping[str, Finding], patience: int) -> list[Alarm]:
+        """Alarms for the findings that are new or worse; an active alarm without a finding is quieter by one."""
+        active = self.history.state.active
         for key in [k for k in active if k.startswith(f"{source}/") and k.removeprefix(f"{source}/") not in found]:
             active[key][1] += 1
             if active[key][1] >= patience:
@@ -131,7 +133,7 @@ class Watch:
         if name == "hacking":
             chosen = self.hack_action
             strongest = "stop" if self.trusted is None else strongest
-        elif self.case.memory.rollbacks >= self.settings.rollbacks:
+        elif self.history.state.rollbacks >= self.settings.rollbacks:
             strongest = milder(strongest, "stop")
         action = milder(chosen, strongest)
         if name == "hacking" and action == "rollback":

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from flowrl.media.pictures import extremes, in_range
+from flowrl.media.pictures import is_in_range, value_range
 
 
 def pictures(reward: str, samples: Samples) -> Tensor:
@@ -54,8 +54,8 @@ def checked(reward: str, pixels: Tensor, axes: int) -> Tensor:
         raise ValueError(f"{reward}: pixels have shape {list(pixels.shape)}; accepted is {shape}, RGB, none empty")
     if not pixels.is_floating_point():
         raise ValueError(f"{reward}: pixels are {pixels.dtype}; accepted is floating point in [0, 1]: divide by 255")
-    low, high = extremes(pixels)
-    wrong = low.isfinite() & high.isfinite() & ~in_range(low, high)
+    low, high = value_range(pixels)
+    wrong = low.isfinite() & high.isfinite() & ~is_in_range(low, high)
     if wrong.any():
         lowest, highest = float(low[wrong].min()), float(high[wrong].max())
         raise ValueError(f"{reward}: pixels reach from {lowest:.3g} to {highest:.3g}; accepted is [0, 1]")
@@ -64,7 +64,7 @@ def checked(reward: str, pixels: Tensor, axes: int) -> Tensor:
 
 def unscored(pixels: Tensor) -> Tensor:
     """Which samples hold a pixel that is NaN or infinite and have no score, bool [B], of pixels [B, ...]."""
-    low, high = extremes(pixels)
+    low, high = value_range(pixels)
     return ~(low.isfinite() & high.isfinite()).to(pixels.device)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.media.pictures import fault
+from flowrl.media.pictures import picture_fault
 from flowrl.policies.errors import PolicyError
 
 Media = dict[str, Tensor]  # "images", "video" and "audio", as in `contracts.Samples`; gradient where there is any
@@ -95,7 +95,9 @@ def _pictures(value: Any, pipe: Any, rows: int) -> Tensor:
     turn = _TURNS.get(name)
     pixels = first.float() if turn is None else turn(first.float(), pipe)
     finite = pixels.detach().isfinite()
-    wrong = fault(pixels if not finite.any() else pixels.detach().where(finite, 0.5))  # some may be: they get no score
+    wrong = picture_fault(
+        pixels if not finite.any() else pixels.detach().where(finite, 0.5)
+    )  # some may be: they get no score
     if wrong is None and len(pixels) != rows:
         wrong = f"{len(pixels)} pictures of shape {tuple(pixels.shape[1:])} for {rows} rows"
     if wrong is not None:

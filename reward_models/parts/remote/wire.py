@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from flowrl.contracts import Prompt, Samples
-from flowrl.media.pictures import form_fault
+from flowrl.media.pictures import shape_fault
 from reward_models.parts.inputs import as_pil
 from reward_models.parts.remote.bounds import PNG, Malformed, measure, unpack
 from reward_models.parts.remote.protocol import JSON, TENSORS, VERSION
@@ -239,7 +239,7 @@ def _loaded(body: bytes, tensors: dict[str, Any], number: int, limits: Limits) -
     except Exception as error:  # of whatever kind: the bytes are a stranger's
         raise Malformed(422, f"a damaged safetensors file ({error})") from None
     for pixels in loaded.values():
-        if (wrong := form_fault(pixels)) is not None:
+        if (wrong := shape_fault(pixels)) is not None:
             raise Malformed(422, wrong)
     return loaded
 
@@ -262,7 +262,7 @@ def _picture(data: str, budget: list[int]) -> Tensor:
     except Exception as error:  # of whatever kind: the bytes are a stranger's
         raise Malformed(422, f"a damaged PNG ({type(error).__name__})") from None
     pixels = torch.frombuffer(unpacked, dtype=torch.uint8).view(height, width, 3).permute(2, 0, 1).float() / 255
-    if (wrong := form_fault(pixels[None])) is not None:
+    if (wrong := shape_fault(pixels[None])) is not None:
         raise Malformed(422, wrong)
     return pixels
 

@@ -17,7 +17,7 @@ import families
 from flowrl.cli import app
 from flowrl.contracts import Prompt, Samples
 from flowrl.core.refill import joined_samples
-from flowrl.media.sounds import HEIGHT, WIDTH, pictured, save_sound
+from flowrl.media.sounds import HEIGHT, WIDTH, save_sound, spectrogram_pictures
 from flowrl.recipe.load import load
 from flowrl.runs.console import Console
 from flowrl.runs.start import run
@@ -102,12 +102,12 @@ def test_a_wav_file_holds_the_sound(tmp_path: Path) -> None:
 
 def test_a_picture_of_sound_shows_time_and_frequency() -> None:
     half = torch.cat([tone(3000), torch.zeros(4000)])[None, None]
-    found = pictured(half)
+    found = spectrogram_pictures(half)
     assert found.shape == (1, 3, HEIGHT, WIDTH) and 0 <= found.min() and found.max() <= 1
     left, right = found[0, 0, :, : WIDTH // 2 - 8], found[0, 0, :, WIDTH // 2 + 8 :]
     assert abs(int(left.mean(1).argmax()) - HEIGHT * (1 - 3000 / (RATE / 2))) <= 2
     assert left.max() > 0.85 and right.max() < 0.1
-    assert pictured(torch.zeros(2, 2, 3)).shape == (2, 3, HEIGHT, WIDTH)
+    assert spectrogram_pictures(torch.zeros(2, 2, 3)).shape == (2, 3, HEIGHT, WIDTH)
 
 
 def test_sound_is_part_of_samples_wherever_they_go() -> None:

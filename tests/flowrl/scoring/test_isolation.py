@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flowrl.contracts import Prompt, Samples
-from flowrl.media.pictures import LARGEST_SIDE, fault
+from flowrl.media.pictures import LARGEST_SIDE, picture_fault
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.scoring.scorer import RewardError, RewardRunner, Scorer, load
 from flowrl.worlds.shapes.captions import split
@@ -143,7 +143,7 @@ def test_no_reward_is_asked_about_what_is_no_picture(kind, value):
 def test_rounding_is_no_fault_and_what_is_lost_ends_a_run_with_its_reason():
     given = samples()
     given.images[0, 0, 0, 0], given.images[1, 0, 0, 0] = 1 + 5e-4, -5e-4
-    assert fault(given.images) is None and not Scorer({"x": RewardRunner(brightness)})(given)["x"].isnan().any()
+    assert picture_fault(given.images) is None and not Scorer({"x": RewardRunner(brightness)})(given)["x"].isnan().any()
     given.images.fill_(torch.nan)
     with (
         pytest.warns(UserWarning, match="6 of 6 samples"),

@@ -15,20 +15,20 @@ from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
 from flowrl.runs.alarm_response import Alarmed, most_severe
 from flowrl.watch.alarms import Alarm
-from flowrl.watch.hacking import LIMIT, Mean, Sign, evidence, index
-from flowrl.watch.watchdog import Settings, Watch
+from flowrl.watch.hacking import LIMIT, HeldoutMean, Sign, evidence, hack_index
+from flowrl.watch.watchdog import Watchdog, WatchSettings
 
 QUICKSTART = Path(__file__).parents[2] / "data" / "quickstart_metrics.jsonl"
 BASE = {"r/mean": 0.5, "r/error": 0.03, "w/mean": 0.4, "w/error": 0.03, "samples/saturation": 0.3}
 BOTH = math.hypot(0.03, 0.03)
 
 
-def make(weights: dict[str, float] | None = None, **chosen: Any) -> Watch:
+def make(weights: dict[str, float] | None = None, **chosen: Any) -> Watchdog:
     rewards = {"r": 1.0, "w": 0.0} if weights is None else weights
-    return Watch(rewards, Settings(**chosen), updates_per_rollout=1, clip=(1e-3, 1e-3))
+    return Watchdog(rewards, WatchSettings(**chosen), updates_per_rollout=1, clip=(1e-3, 1e-3))
 
 
-def evaluated(watch: Watch, iteration: int, **changed: float) -> tuple[dict[str, float], list[Alarm]]:
+def evaluated(watch: Watchdog, iteration: int, **changed: float) -> tuple[dict[str, float], list[Alarm]]:
     """The hack metrics and the alarms of an evaluation with these changes to the base (a / is written __)."""
     metrics = BASE | {name.replace("__", "/"): value for name, value in changed.items()}
     return watch.hack_metrics(metrics), watch.after_evaluation(iteration, metrics)
@@ -55,18 +55,21 @@ def test_a_sign_takes_both_a_rise_and_its_own_size():
 def test_signs_add_up_as_an_or():
     signs = [sign(1.0, 9.0), sign(2.0, 9.0, 0.5), sign(0.5, 1.0)]
     expected = 1 - (1 - 0.5) * (1 - 8 / 17) * (1 - 1 / 17)
-    assert index(signs) == pytest.approx(expected, abs=1e-12) == index(signs[::-1])
-    assert index([]) == 0.0 and index([sign(math.inf, math.inf)]) == 1.0
+    assert hack_index(signs) == pytest.approx(expected, abs=1e-12) == hack_index(signs[::-1])
+    assert hack_index([]) == 0.0 and hack_index([sign(math.inf, math.inf)]) == 1.0
 
 
 def test_what_counts_half_never_rings_alone():
-    assert index([sign(1e3, 1e3, 0.5)]) < LIMIT < index([sign(1e3, 1e3, 0.5), sign(0.6, 9.0)])
-    assert not sign(1e3, 1e3, 0.5).shown and sign(1.01, 1.01).shown
+    assert hack_index([sign(1e3, 1e3, 0.5)]) < LIMIT < hack_index([sign(1e3, 1e3, 0.5), sign(0.6, 9.0)])
+    assert not sign(1e3, 1e3, 0.5).beyond_limit and sign(1.01, 1.01).beyond_limit
 
 
 def test_a_difference_is_measured_in_combined_errors():
-    assert Mean(0.6, 0.03).above(Mean(0.5, 0.04), 2.0) == pytest.approx(1.0)
-    assert Mean(0.5, 0.0).above(Mean(0.5, 0.0), 2.0) == 0.0 and Mean(0.4, 0.0).above(Mean(0.5, 0.0), 2.0) == -1e6
+    assert HeldoutMean(0.6, 0.03).above(HeldoutMean(0.5, 0.04), 2.0) == pytest.approx(1.0)
+    assert (
+        HeldoutMean(0.5, 0.0).above(HeldoutMean(0.5, 0.0), 2.0) == 0.0
+        and HeldoutMean(0.4, 0.0).above(HeldoutMean(0.5, 0.0), 2.0) == -1e6
+    )
 
 
 # the signs of an evaluation
@@ -140,7 +143,7 @@ def test_witnesses_that_rise_vouch_for_divergence_and_diversity():
 
 
 def test_a_real_healthy_run_is_not_suspected():
-    watch = Watch({"shapes": 1.0, "strict": 0.0}, updates_per_rollout=4, clip=(1e-3, 1e-3))
+    watch = Watchdog({"shapes": 1.0, "strict": 0.0}, updates_per_rollout=4, clip=(1e-3, 1e-3))
     found = []
     for line in [json.loads(text) for text in QUICKSTART.read_text().splitlines()][1:]:
         iteration, kind = line.pop("iteration"), line.pop("kind")
@@ -161,7 +164,7 @@ def test_the_best_witness_is_trusted():
     for i, (reward, witness) in enumerate([(0.5, 0.4), (0.6, 0.5), (0.7, 0.45), (0.8, math.nan), (0.9, 0.5)]):
         evaluated(watch, i, r__mean=reward, w__mean=witness)
         trusted.append(watch.trusted)
-    assert trusted == [0, 1, 1, 1, 1] and watch.witnessed
+    assert trusted == [0, 1, 1, 1, 1] and watch.has_witnesses
 
 
 def test_several_witnesses_are_compared_in_their_own_errors():
@@ -183,7 +186,7 @@ def test_without_a_witness_the_best_reward_that_is_not_suspicious_is_trusted():
     for i, (reward, saturation) in enumerate([(0.5, 0.3), (0.6, 0.32), (0.9, 0.9), (0.7, 0.33)]):
         evaluated(watch, i, r__mean=reward, samples__saturation=saturation)
         trusted.append(watch.trusted)
-    assert trusted == [0, 1, 1, 3] and not watch.witnessed
+    assert trusted == [0, 1, 1, 3] and not watch.has_witnesses
 
 
 def test_a_rollback_of_another_alarm_keeps_what_is_trusted_but_for_lost_weights():
@@ -192,9 +195,9 @@ def test_a_rollback_of_another_alarm_keeps_what_is_trusted_but_for_lost_weights(
     saved = watch.state_dict()
     evaluated(watch, 5, w__mean=0.45)
     evaluated(watch, 10, w__mean=0.5)
-    watch.rolled_back(saved, left=10)
+    watch.roll_back(saved, left=10)
     assert watch.trusted == 5
-    watch.rolled_back(saved, left=20)
+    watch.roll_back(saved, left=20)
     assert watch.trusted == 5 and json.loads(json.dumps(watch.state_dict())) == watch.state_dict()
 
 
@@ -219,7 +222,7 @@ def test_on_hack_goes_before_on_alarm(on_alarm: str, on_hack: str | None, action
     _, (alarm,) = evaluated(watch, 10, r__mean=0.9, w__mean=0.1)
     assert (alarm.action, alarm.to, watch.hack_action) == (action, to, on_hack or on_alarm)
     assert alarm.record().get("to") == to
-    assert ("to iteration 5, where the run ends" in alarm.line()) == (to is not None)
+    assert ("to iteration 5, where the run ends" in alarm.describe()) == (to is not None)
 
 
 def test_before_any_evaluation_a_rollback_is_a_stop():

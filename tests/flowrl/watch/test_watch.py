@@ -16,7 +16,7 @@ from flowrl.recipe.load import load
 from flowrl.recipe.schema import Watch as Section
 from flowrl.watch.alarms import ACTIONS, ALARMS, Alarm
 from flowrl.watch.rules import REPLAY_LIMITS
-from flowrl.watch.watchdog import Settings, Watch
+from flowrl.watch.watchdog import Watchdog, WatchSettings
 
 QUICKSTART = Path(__file__).parents[2] / "data" / "quickstart_metrics.jsonl"
 HEALTHY = {
@@ -47,17 +47,19 @@ HEALTHY = {
 HELDOUT = {"r/mean": 0.5, "r/error": 0.02, "w/mean": 0.4, "w/error": 0.02, "samples/saturation": 0.3}
 
 
-def make(updates: int = 2, clip: tuple[float, float] = (1e-3, 1e-3), steady: bool = True, **chosen: object) -> Watch:
-    return Watch({"r": 1.0, "w": 0.0}, Settings(**chosen), updates_per_rollout=updates, clip=clip, steady=steady)
+def make(updates: int = 2, clip: tuple[float, float] = (1e-3, 1e-3), steady: bool = True, **chosen: object) -> Watchdog:
+    return Watchdog(
+        {"r": 1.0, "w": 0.0}, WatchSettings(**chosen), updates_per_rollout=updates, clip=clip, steady=steady
+    )
 
 
-def train(watch: Watch, count: int, start: int = 1, **changed: float) -> list[Alarm]:
+def train(watch: Watchdog, count: int, start: int = 1, **changed: float) -> list[Alarm]:
     """Alarms of so many iterations with the healthy numbers and these changes (a / in a name is written __)."""
     metrics = HEALTHY | {name.replace("__", "/"): value for name, value in changed.items()}
     return [alarm for i in range(start, start + count) for alarm in watch.after_iteration(i, metrics)]
 
 
-def heldout(watch: Watch, iteration: int, **changed: float) -> list[Alarm]:
+def heldout(watch: Watchdog, iteration: int, **changed: float) -> list[Alarm]:
     return watch.after_evaluation(iteration, HELDOUT | {name.replace("__", "/"): v for name, v in changed.items()})
 
 
@@ -72,23 +74,23 @@ def test_a_real_healthy_quickstart_rings_nothing():
         assert feed(iteration, line | (renamed if kind == "heldout" else {})) == []
         seen[kind] += 1
     assert seen == {"train": 80, "heldout": 3}
-    assert watch.case.memory.best[""]["value"] == pytest.approx(0.8171) and watch.case.memory.base["value"] < 0.72
+    assert watch.history.state.best[""]["value"] == pytest.approx(0.8171) and watch.history.state.base["value"] < 0.72
 
 
 def test_every_alarm_says_what_to_do_in_one_line():
     assert len(ALARMS) == 10
     watch = make()
     (alarm,) = train(watch, 1, replay_gap_max=0.01)
-    assert alarm.line().startswith("replay (iteration 1): log-ratio 0.01 before any update")
-    assert "Likely cause" in alarm.line() and "What to try" in alarm.line() and "\n" not in alarm.line()
+    assert alarm.describe().startswith("replay (iteration 1): log-ratio 0.01 before any update")
+    assert "Likely cause" in alarm.describe() and "What to try" in alarm.describe() and "\n" not in alarm.describe()
     assert set(alarm.record()) == {"name", "iteration", "since", "what", "cause", "remedy", "action"}
     assert json.loads(json.dumps(alarm.record())) == alarm.record()
-    later = Alarm("kl", 9, 7, "w", "c", "r", "stop").line()
+    later = Alarm("kl", 9, 7, "w", "c", "r", "stop").describe()
     assert later == "kl (iteration 9, since 7): w. Likely cause: c. What to try: r. Action: stop"
 
 
 def test_the_recipes_section_is_the_settings():
-    assert Section().model_dump() | {"ignore": ()} == {f.name: f.default for f in fields(Settings)}
+    assert Section().model_dump() | {"ignore": ()} == {f.name: f.default for f in fields(WatchSettings)}
     assert get_args(Section.model_fields["on_alarm"].annotation) == ACTIONS
     assert all(kind.strongest in ACTIONS for kind in ALARMS.values())
 
@@ -101,11 +103,11 @@ def test_a_recipe_says_what_is_watched():
         "objective.clip=[1e-4,2e-4]",
     ]
     watch = build_watch(load("quickstart", changes))
-    assert watch.settings == Settings(patience=3, ignore=["silent"])
-    assert watch.case.weights == {"shapes": 1.0, "strict": 0.0}
-    assert (watch.case.updates, watch.case.clip, watch.case.precision) == (4, (1e-4, 2e-4), "float32")
-    assert watch.case.steady and not build_watch(load("mixgrpo_flux")).case.steady
-    assert build_watch(load("mixgrpo_flux")).case.precision == "bfloat16"
+    assert watch.settings == WatchSettings(patience=3, ignore=["silent"])
+    assert watch.history.weights == {"shapes": 1.0, "strict": 0.0}
+    assert (watch.history.updates, watch.history.clip, watch.history.precision) == (4, (1e-4, 2e-4), "float32")
+    assert watch.history.steady and not build_watch(load("mixgrpo_flux")).history.steady
+    assert build_watch(load("mixgrpo_flux")).history.precision == "bfloat16"
 
 
 def test_nan_is_named_and_a_reward_that_scored_nothing_is_not():
@@ -121,7 +123,7 @@ def test_a_held_out_reward_that_scored_nothing():
     watch = make()
     (alarm,) = heldout(watch, 0, r__mean=math.nan, r__error=math.nan)
     assert alarm.name == "nonfinite"
-    assert heldout(watch, 5) == [] and watch.case.memory.base["iteration"] == 5
+    assert heldout(watch, 5) == [] and watch.history.state.base["iteration"] == 5
 
 
 @pytest.mark.parametrize(("precision", "gap"), [("float32", 1e-4), ("bfloat16", 0.05), ("float16", 0.05)])
@@ -129,7 +131,7 @@ def test_replay_is_judged_by_the_clip_and_the_precision(precision: str, gap: flo
     assert set(REPLAY_LIMITS) == {"float32", "bfloat16", "float16"}
 
     def rings(gap: float, clip: float) -> bool:
-        watch = Watch({"r": 1.0}, updates_per_rollout=2, clip=(clip, 2 * clip), precision=precision)
+        watch = Watchdog({"r": 1.0}, updates_per_rollout=2, clip=(clip, 2 * clip), precision=precision)
         return bool(watch.after_iteration(1, {"replay_gap_max": gap}))
 
     assert rings(1.01 * gap, 0.5) and not rings(0.99 * gap, 0.5)
@@ -260,7 +262,7 @@ def test_after_so_many_rollbacks_a_run_stops():
     for expected in ("rollback", "rollback", "stop"):
         (alarm,) = train(watch, 5, 4, outside_frac=0.5)
         assert alarm.action == expected
-        watch.rolled_back(saved)
+        watch.roll_back(saved)
     assert watch.state_dict() == saved | {"rollbacks": 3}
     again = make(on_alarm="rollback")
     again.load_state_dict(watch.state_dict())
@@ -283,7 +285,7 @@ EVAL = st.fixed_dictionaries(
 EVENTS = st.lists(st.tuples(st.one_of(TRAIN.map(HEALTHY.__or__), EVAL), st.integers(1, 4)), max_size=14)
 
 
-def feed(watch: Watch, events: list[dict[str, float]], start: int) -> list[Alarm]:
+def feed(watch: Watchdog, events: list[dict[str, float]], start: int) -> list[Alarm]:
     alarms: list[Alarm] = []
     for i, metrics in enumerate(events, start):
         alarms += watch.after_evaluation(i, metrics) if "r/mean" in metrics else watch.after_iteration(i, metrics)

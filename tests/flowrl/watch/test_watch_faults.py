@@ -19,8 +19,7 @@ from flowrl.core.learner import Learner
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.watch.alarms import Alarm
 from flowrl.watch.sample_statistics import sample_statistics
-from flowrl.watch.watchdog import Settings as WatchSettings
-from flowrl.watch.watchdog import Watch
+from flowrl.watch.watchdog import Watchdog, WatchSettings
 
 PROMPTS = [Prompt(f"p{i}", "a colour") for i in range(4)]
 HELDOUT = [Prompt(f"h{i}", "a colour") for i in range(32)]
@@ -96,7 +95,7 @@ class Training:
         self.weights = {name: float(name == "reward") for name in self.rewards}
         self.settings = Settings(group=8, updates=updates)
         chosen = WatchSettings(patience=PATIENCE, **watch)
-        self.watch = Watch(self.weights, chosen, updates_per_rollout=updates, clip=(CLIP, CLIP))
+        self.watch = Watchdog(self.weights, chosen, updates_per_rollout=updates, clip=(CLIP, CLIP))
         self.done, self.sign, self.alarms = 0, 1.0, list[Alarm]()
 
     def score(self, samples: Samples) -> dict[str, Tensor]:
@@ -140,11 +139,11 @@ class Training:
 
 def test_a_healthy_run_rings_nothing_and_learns():
     training = Training(witness=natural).evaluate()
-    before = training.watch.case.memory.base["value"]
+    before = training.watch.history.state.base["value"]
     training.run(20).evaluate().run(20).evaluate()
     assert training.alarms == []
-    assert training.watch.case.memory.best[""]["value"] > before
-    assert training.watch.case.memory.best[""]["iteration"] == 40
+    assert training.watch.history.state.best[""]["value"] > before
+    assert training.watch.history.state.best[""]["iteration"] == 40
 
 
 def test_a_gradient_that_is_not_finite():
@@ -279,7 +278,7 @@ def test_a_real_pipeline_that_games_its_reward(tmp_path: Path, monkeypatch: pyte
     changes += ["eval.every=20", "eval.prompts=80", "eval.steps=6"]
     recipe = load("quickstart", changes)
     run(recipe, quiet())
-    watch = Watch({"vivid": 1.0, "shapes": 0.0}, updates_per_rollout=4, clip=recipe.objective.clip_range)
+    watch = Watchdog({"vivid": 1.0, "shapes": 0.0}, updates_per_rollout=4, clip=recipe.objective.clip_range)
     alarms = []
     for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines():
         metrics = json.loads(line)
