@@ -18,6 +18,7 @@ from flowrl.planning.sizes.rewards import DEFAULTS
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load, written
 from flowrl.recipe.presets import PRESETS
+from flowrl.recipe.schema import Recipe
 from flowrl.serve import config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,6 +139,16 @@ def test_values_in_the_text_are_recipe_values():
                 problem = error
         else:
             raise AssertionError(f"{override}: {problem}")
+
+
+def test_keys_in_the_text_are_keys_of_a_recipe():
+    """`train.micro_batch`: every dotted name that begins with a section of a recipe."""
+    sections = {name: part.annotation for name, part in Recipe.model_fields.items()}
+    codes = {code for text in TEXT.values() for code in re.findall(r"`([a-z_]+\.[a-z_]+)`", text)}
+    told = {code for code in codes if hasattr(sections.get(code.split(".")[0]), "model_fields")}
+    assert len(told) > 20
+    unknown = {code for code in told if code.split(".")[1] not in sections[code.split(".")[0]].model_fields}
+    assert not unknown
 
 
 def test_python_blocks_are_python_and_the_step_is_that_of_dancegrpo(here: Path):
