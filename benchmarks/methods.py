@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from flowrl.build import build_learner, build_objective, build_policy, set_up
-from flowrl.contracts import Credit, Samples
+from flowrl.contracts import Rollout, Samples
 from flowrl.core.advantages import advantage_metrics
 from flowrl.core.credit import row_advantages
 from flowrl.core.iterate import Settings, iterate
@@ -100,12 +100,10 @@ class Method:
             taken.samples = len(samples)
             return {name: _spread(samples.group) for name in recipe.rewards}
 
-        def advantage(
-            rewards: dict[str, Tensor], samples: Samples, credit: Credit | None
-        ) -> tuple[Tensor, dict[str, float]]:
-            group = samples.group
+        def advantage(rewards: dict[str, Tensor], rollout: Rollout) -> tuple[Tensor, dict[str, float]]:
+            group = rollout.samples.group
             weights = {name: spec.weight for name, spec in recipe.rewards.items()}
-            adv = row_advantages(rewards, group, credit, weights=weights, **recipe.advantage.model_dump())
+            adv = row_advantages(rewards, group, rollout.credit, weights=weights, **recipe.advantage.model_dump())
             return adv, advantage_metrics(rewards, group, adv, weights=weights)
 
         plan, prompts = plan_for(recipe, iteration), self.cursor.take(train.prompts)

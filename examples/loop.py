@@ -40,9 +40,9 @@ def main(iterations: int = 40, prompts: int = 16, group: int = 12, output: str |
         """Every reward by name, float32 [B]."""
         return {"shapes": shapes(samples, strict=0.5)}
 
-    def advantage(rewards, samples, credit):
+    def advantage(rewards, rollout):
         """How much better each sample is than its group, in standard deviations, and metrics to report."""
-        adv = flowrl.advantages(rewards, samples.group, weights={"shapes": 1.0})
+        adv = flowrl.advantages(rewards, rollout.samples.group, weights={"shapes": 1.0})
         return adv, {"reward": float(rewards["shapes"].nanmean())}
 
     curve = []

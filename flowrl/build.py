@@ -8,7 +8,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import Credit, Prompt, Samples
+from flowrl.contracts import Prompt, Rollout
 from flowrl.core.advantages import advantage_metrics
 from flowrl.core.credit import row_advantages
 from flowrl.core.learner import Learner
@@ -176,12 +176,11 @@ def build_watch(recipe: Recipe) -> Watchdog:
 def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
     """What makes advantages of rows, and their metrics, of the rewards of samples."""
 
-    def advantage(
-        rewards: dict[str, Tensor], samples: Samples, credit: Credit | None
-    ) -> tuple[Tensor, dict[str, float]]:
+    def advantage(rewards: dict[str, Tensor], rollout: Rollout) -> tuple[Tensor, dict[str, float]]:
+        samples = rollout.samples
         found = counted_rewards(scorer.rewards, rewards, samples.prompts, samples.group)
         how: dict[str, Any] = {"weights": found.weights, "asked": found.asked}
-        adv = row_advantages(found.rewards, samples.group, credit, **how, **recipe.advantage.model_dump())
+        adv = row_advantages(found.rewards, samples.group, rollout.credit, **how, **recipe.advantage.model_dump())
         return adv, advantage_metrics(rewards, samples.group, adv, total=found.total, **how)
 
     return advantage

@@ -25,7 +25,7 @@ from flowrl.core.objectives.aggregate import merge_metrics, reduce_metrics
 class StepLoss:
     """The loss of one optimizer step, by blocks: called with each, it returns its share, 0-d, and adds up the metrics.
 
-    adv [R], or [R, K] with weights of decisions. weights [R, K] reduce the loss and share [R, K] the metrics (see
+    adv [R], or [R, K] where decisions of a row differ. weights [R, K] reduce the loss and share [R, K] the metrics (see
     objectives/aggregate.py).
     """
 
@@ -54,14 +54,17 @@ class StepLoss:
 
 
 def with_step_weights(adv: Tensor, objective: Objective, rollout: Rollout, rows: Tensor) -> Tensor:
-    """Advantages [R] with the objective's weights of the decisions of the update `rows`: [R, K]; [R] without one."""
+    """Advantages [R] or [R, K] times the objective's weights of the decisions of the update `rows`: [R, K].
+
+    As they are where it has none. With weights, 0 in all other rows.
+    """
     factor = objective.step_weights(
         rollout.mask[rows], {name: values[rows] for name, values in rollout.step_stats.items()}
     )
     if factor is None:
         return adv
     spread = adv.new_zeros(rollout.rollout_logp.shape)
-    spread[rows] = adv[rows, None] * factor.to(adv)
+    spread[rows] = (adv[rows] if adv.ndim == 2 else adv[rows, None]) * factor.to(adv)
     return spread
 
 

@@ -1,6 +1,6 @@
 """One iteration: rollout, score, advantage, update. It knows no model, and not what a decision is.
 
-prompts --policy.rollout--> Rollout --score--> rewards [B] --advantage--> [R]
+prompts --policy.rollout--> Rollout --score--> rewards [B] --advantage--> [R] or [R, K]
                                |                                            |
                                +--policy.look, part by part----> objective --> loss weights --> backward
                                                                                  --> learner.step, once an update
@@ -11,7 +11,7 @@ How a loss becomes a gradient, also where it needs rows as a whole and the polic
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +22,14 @@ from flowrl.core.backward import StepLoss, backward, fill_reference, with_step_w
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.refill import Advantage, Draw, JoinedPolicy, all_of, kept_groups, kept_of
-from flowrl.core.selection import WidthPruning, only_extremes, width_pruned, without_silent
+from flowrl.core.selection import (
+    WidthPruning,
+    moved_rows,
+    only_extremes,
+    width_pruned,
+    without_rows,
+    without_silent,
+)
 
 Metrics = dict[str, float]
 
@@ -103,9 +110,10 @@ def iterate(
     """Draws, scores and learns once from `settings.group` samples of each prompt.
 
     plan is the policy's own affair. seed and first name the noise (see `Policy.rollout`); draw number i begins at
-    first + i * stride, so that an iteration uses up (1 + refill) * stride of them. advantage gives [R] and its metrics
-    from the rewards, the samples and the rollout's credit. more gives so many further prompts, which a refill needs.
-    Metrics named time_* are seconds; all others repeat under the same seed, and are of all that was drawn.
+    first + i * stride, so that an iteration uses up (1 + refill) * stride of them. advantage gives advantages of rows,
+    [R], or of decisions, [R, K], and their metrics from the rewards and the rollout. more gives so many further
+    prompts, which a refill needs. Metrics named time_* are seconds; all others repeat under the same seed, and are of
+    all that was drawn.
     """
     clock = Clock(enter)
 
@@ -114,15 +122,17 @@ def iterate(
             rollout = policy.rollout(wanted, group_size=settings.group, plan=plan, seed=seed, first=at)
         with clock.phase("score"):
             rewards = score(rollout.samples)
-            return Draw(rollout, rewards, *advantage(rewards, rollout.samples, rollout.credit))
+            return Draw(rollout, rewards, *advantage(rewards, rollout))
 
     draws = [draw(prompts, first)]
     while more is not None and len(draws) <= settings.refill and (missing := len(prompts) - kept_groups(draws)):
         draws.append(draw(more(missing), first + len(draws) * settings.stride))
-    whole = draws[0] if settings.refill == 0 else all_of(draws, advantage)
-    rollout, adv, metrics = whole.rollout, whole.adv, whole.metrics
-    if settings.refill and kept_groups(draws):
-        policy, (rollout, adv) = JoinedPolicy(policy), kept_of(draws, advantage)
+    whole = used = draws[0]
+    if settings.refill:
+        whole = all_of(draws, advantage)
+        if kept_groups(draws):
+            policy, used = JoinedPolicy(policy), kept_of(draws, advantage)
+    rollout, adv, metrics = used.rollout, used.adv, whole.metrics
     if settings.skip_truncated:
         rollout, adv = _without_truncated(rollout, adv)
     if settings.keep is not None:
@@ -144,35 +154,39 @@ def _without_truncated(rollout: Rollout, adv: Tensor) -> tuple[Rollout, Tensor]:
         raise ValueError("the policy does not say which samples it truncated: set train.skip_truncated=false")
     if rollout.credit is not None:
         raise ValueError("only rows that are samples can be truncated: set train.skip_truncated=false")
-    return replace(rollout, mask=rollout.mask & ~cut[:, None]), adv.masked_fill(cut.to(adv.device), 0.0)
+    return without_rows(rollout, adv, cut)
 
 
 def update(
     policy: Policy, learner: Learner, rollout: Rollout, adv: Tensor, objective: Objective, settings: Settings
 ) -> Metrics:
-    """All optimizer steps of one rollout, with advantages [R]; returns their metrics, averaged over the steps."""
+    """All optimizer steps of one rollout, with advantages [R] or [R, K]; returns their metrics, averaged over steps."""
     adv = adv.cpu()
-    rows = torch.arange(len(rollout.rollout_logp))
-    # a row without advantage has no policy gradient: it is replayed only where a divergence has to be paid
-    active = rows[rollout.mask.any(1) if "reference" in objective.needs else adv != 0]
-    if "reference" in objective.needs:
-        for part in _parts(active, settings.micro_batch):
+    pays = "reference" in objective.needs  # every trained decision then has a loss
+    trained = rollout.mask.any(1)
+    if pays:
+        for part in _parts(trained.nonzero()[:, 0], settings.micro_batch):
             fill_reference(policy, rollout, part, objective.view)
-    blocks = _blocks(rollout, settings)
+    steps = []
+    for block in _blocks(rollout, settings):
+        weighted = with_step_weights(adv, objective, rollout, block)
+        # a row that nothing moves has no policy gradient: it is looked at only where a divergence has to be paid
+        active = trained if pays else moved_rows(weighted, rollout.mask)
+        steps.append((block, block[active[block]], weighted))
     found: list[Metrics] = []
     for _ in range(settings.epochs):
-        for block in blocks:
-            used = active[torch.isin(active, block)]
+        for block, used, weighted in steps:
             if len(used):
-                found.append(_step(policy, learner, rollout, adv, objective, block, used, settings.micro_batch))
+                found.append(_step(policy, learner, rollout, weighted, objective, block, used, settings.micro_batch))
     means = {name: sum(m[name] for m in found) / len(found) for name in (found[0] if found else ())}
     for name in means:
         if name.endswith("_max"):
             means[name] = max(m[name] for m in found)
     if found and "abs_log_ratio_max" in found[0]:  # the policy still was the one that sampled: this is numerics alone
         means["replay_gap_max"] = found[0]["abs_log_ratio_max"]
-    steps = settings.epochs * settings.updates
-    return means | {"active_rows": len(active) / len(rows), "empty_updates": steps - len(found), "lr": learner.lr}
+    active_rows = sum(len(used) for _, used, _ in steps) / len(rollout.rollout_logp)
+    empty = settings.epochs * settings.updates - len(found)
+    return means | {"active_rows": active_rows, "empty_updates": empty, "lr": learner.lr}
 
 
 def _blocks(rollout: Rollout, settings: Settings) -> Sequence[Tensor]:
@@ -197,12 +211,12 @@ def _step(
     used: Tensor,
     micro_batch: int | None,
 ) -> Metrics:
-    """One optimizer step on the rows `block`, of which `used` have anything to say."""
+    """One optimizer step on the rows `block`, of which `used` have anything to say; adv: with step weights."""
     loss_weights = torch.zeros_like(rollout.rollout_logp)
     loss_weights[block] = objective.weights(rollout.mask[block]).to(loss_weights)
     share = torch.zeros_like(rollout.rollout_logp)
     share[used] = weights(rollout.mask[used]).to(share)
-    loss = StepLoss(rollout, with_step_weights(adv, objective, rollout, block), objective, loss_weights, share)
+    loss = StepLoss(rollout, adv, objective, loss_weights, share)
     for part in _parts(used, micro_batch):
         backward(policy, part, loss)
     lr = learner.lr

@@ -13,20 +13,33 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.contracts import Credit, LogProbs, Policy, Prompt, Rollout, Samples, View
+from flowrl.core.selection import moved_rows
 
 Metrics = dict[str, float]
-# of rewards [B], the samples and the rollout's credit: advantages [R] of its rows, and metrics
-Advantage = Callable[[dict[str, Tensor], Samples, Credit | None], tuple[Tensor, Metrics]]
+# of rewards [B] and the rollout: advantages of its rows, [R], or of their decisions, [R, K], and metrics
+Advantage = Callable[[dict[str, Tensor], Rollout], tuple[Tensor, Metrics]]
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A rollout, its rewards [B], and the advantages [R] and metrics that they give."""
+    """A rollout, its rewards [B], and the advantages, [R] or [R, K], and metrics that they give.
+
+    Raises ValueError for advantages of another shape.
+    """
 
     rollout: Rollout
     rewards: dict[str, Tensor]
     adv: Tensor
     metrics: Metrics
+
+    def __post_init__(self) -> None:
+        decisions = self.rollout.rollout_logp.shape
+        if self.adv.shape not in (decisions[:1], decisions):
+            rows, columns = decisions
+            raise ValueError(
+                f"the advantage is of shape {list(self.adv.shape)}; accepted: [{rows}], one a row, or [{rows}, "
+                f"{columns}], one a decision"
+            )
 
     @property
     def num_prompts(self) -> int:
@@ -34,8 +47,9 @@ class Draw:
         return len(self.rollout.samples.group.unique())
 
     def kept(self) -> Tensor:
-        """Prompts, by position int64, of which some row has an advantage."""
-        return (self.adv.cpu().unflatten(0, (self.num_prompts, -1)) != 0).any(1).nonzero()[:, 0]
+        """Prompts, by position int64, of which some trained decision has an advantage."""
+        moved = moved_rows(self.adv, self.rollout.mask)
+        return moved.unflatten(0, (self.num_prompts, -1)).any(1).nonzero()[:, 0]
 
 
 def kept_groups(draws: Sequence[Draw]) -> int:
@@ -44,24 +58,26 @@ def kept_groups(draws: Sequence[Draw]) -> int:
 
 
 def all_of(draws: Sequence[Draw], advantage: Advantage) -> Draw:
-    """All samples of the draws as one, with the rollout of the first alone: for metrics, which are of all drawn."""
-    samples = joined_samples([draw.rollout.samples for draw in draws])
-    rewards = {name: torch.cat([draw.rewards[name] for draw in draws]) for name in draws[0].rewards}
-    credit = _credit([(draw.rollout, torch.arange(draw.num_prompts)) for draw in draws])
-    metrics = advantage(rewards, samples, credit)[1]
-    counts = {"groups/drawn": float(len(samples.group.unique())), "groups/kept": float(kept_groups(draws))}
-    return Draw(replace(draws[0].rollout, samples=samples), rewards, draws[0].adv, metrics | counts)
+    """The draws as one, for metrics, which are of all that was drawn; its rollout is for `JoinedPolicy`."""
+    whole = _draw_of([(draw, torch.arange(draw.num_prompts)) for draw in draws], advantage)
+    drawn = sum(draw.num_prompts for draw in draws)
+    counts = {"groups/drawn": float(drawn), "groups/kept": float(kept_groups(draws))}
+    return replace(whole, metrics=whole.metrics | counts)
 
 
-def kept_of(draws: Sequence[Draw], advantage: Advantage) -> tuple[Rollout, Tensor]:
-    """The kept rows of the draws as one rollout for `JoinedPolicy`, and their advantages among each other."""
-    useful = [(draw, draw.kept()) for draw in draws if len(draw.kept())]
-    rollout = joined([draw.rollout for draw, _ in useful], [prompts for _, prompts in useful])
+def kept_of(draws: Sequence[Draw], advantage: Advantage) -> Draw:
+    """The kept rows of the draws as one for `JoinedPolicy`, with their advantages among each other."""
+    return _draw_of([(draw, draw.kept()) for draw in draws if len(draw.kept())], advantage)
+
+
+def _draw_of(parts: Sequence[tuple[Draw, Tensor]], advantage: Advantage) -> Draw:
+    """These prompts, by position int64, of each draw as one."""
+    rollout = joined([draw.rollout for draw, _ in parts], [prompts for _, prompts in parts])
     rewards = {
-        name: torch.cat([draw.rewards[name][_of_prompts(p, draw.rollout, "samples")] for draw, p in useful])
-        for name in draws[0].rewards
+        name: torch.cat([draw.rewards[name][_of_prompts(p, draw.rollout, "samples")] for draw, p in parts])
+        for name in parts[0][0].rewards
     }
-    return rollout, advantage(rewards, rollout.samples, rollout.credit)[0]
+    return Draw(rollout, rewards, *advantage(rewards, rollout))
 
 
 def _of_prompts(prompts: Tensor, rollout: Rollout, what: str) -> Tensor:

@@ -1,6 +1,8 @@
 """Which rows of a rollout are trained, once their advantages are known.
 
-Advantages are those of all rows; a row that is left out is masked, and so leaves the loss and what it is divided by.
+Advantages are those of all rows, [R], or of all decisions, [R, K]; a row that is left out is masked, and so leaves the
+loss and what it is divided by. Rows whose decisions have advantages of their own are compared by the sum over those
+that are trained.
 """
 
 from dataclasses import dataclass, replace
@@ -9,6 +11,24 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Rollout
+
+
+def moved_rows(adv: Tensor, mask: Tensor) -> Tensor:
+    """Rows with a trained decision whose advantage is not 0, bool [R]. adv [R] or [R, K], mask bool [R, K]."""
+    adv = adv.cpu()
+    return (mask & ((adv if adv.ndim == 2 else adv[:, None]) != 0)).any(1)
+
+
+def row_advantage(adv: Tensor, mask: Tensor) -> Tensor:
+    """What rows are compared by, [R]: the advantage, or the sum [R] over the mask [R, K] of those of decisions."""
+    return adv if adv.ndim == 1 else adv.cpu().where(mask, 0.0).sum(1)
+
+
+def without_rows(rollout: Rollout, adv: Tensor, out: Tensor) -> tuple[Rollout, Tensor]:
+    """The rollout with the rows `out`, bool [R], masked, and their advantages 0, so that nothing replays them."""
+    out = out.cpu()[:, None]
+    blank = out.to(adv.device) if adv.ndim == 2 else out[:, 0].to(adv.device)
+    return replace(rollout, mask=rollout.mask & ~out), adv.masked_fill(blank, 0.0)
 
 
 def extremes(values: Tensor, compared: Tensor, keep: int) -> Tensor:
@@ -42,17 +62,18 @@ def compared_rows(rollout: Rollout) -> Tensor:
 
 
 def only_extremes(rollout: Rollout, adv: Tensor, keep: int) -> tuple[Rollout, Tensor]:
-    """The rollout with all but the extreme rows masked, and their advantages [R] 0, so that nothing replays them."""
-    kept = extremes(adv, compared_rows(rollout), keep)
-    return replace(rollout, mask=rollout.mask & kept[:, None]), adv.masked_fill(~kept.to(adv.device), 0.0)
+    """The rollout with all but the extreme rows masked, and their advantages [R] or [R, K] 0."""
+    return without_rows(rollout, adv, ~extremes(row_advantage(adv, rollout.mask), compared_rows(rollout), keep))
 
 
 def without_silent(rollout: Rollout, adv: Tensor) -> Rollout:
-    """The rollout with the rows masked whose advantage [R] is 0: they count in no mean and pay no divergence.
+    """The rollout with the rows masked whose advantages, [R] or [R, K], are 0.
+
+    They count in no mean and pay no divergence.
 
     As Flow-GRPO's SD3 script (arXiv:2505.05470) leaves such samples out before it cuts its batches.
     """
-    return replace(rollout, mask=rollout.mask & (adv.cpu() != 0)[:, None])
+    return replace(rollout, mask=rollout.mask & moved_rows(adv, rollout.mask)[:, None])
 
 
 @dataclass(frozen=True)
@@ -70,14 +91,15 @@ class WidthPruning:
     ratio: float
 
     def kept(self, adv: Tensor) -> Tensor:
-        """Which decisions stay, bool [R, K], from advantages [R]."""
+        """Which decisions stay, bool [R, K], from advantages [R] or [R, K]."""
         rows = len(self.candidates)
         found = torch.ones(len(adv) // rows, *self.candidates.shape, dtype=torch.bool)
         for prompt, values in zip(found, adv.detach().cpu().unflatten(0, (-1, rows)), strict=True):
             edges = self.candidates.nonzero()
             parts = [edges[edges[:, 0] == row] for row in range(rows)] if self.mode == "branches" else [edges]
             for part in parts:
-                out = part[self._left_out(values[part[:, 0]])]
+                adv_there = values[part[:, 0]] if values.ndim == 1 else values[part[:, 0], part[:, 1]]
+                out = part[self._left_out(adv_there)]
                 prompt[out[:, 0], out[:, 1]] = False
         return found.flatten(0, 1)
 

@@ -66,9 +66,9 @@ def threes(samples: Samples) -> dict[str, Tensor]:
     return {"threes": torch.tensor([float(t.split().count("3")) for t in samples.texts])}
 
 
-def normalised(rewards: dict[str, Tensor], samples: Samples, credit: None) -> tuple[Tensor, dict[str, float]]:
+def normalised(rewards: dict[str, Tensor], rollout: Rollout) -> tuple[Tensor, dict[str, float]]:
     reward = next(iter(rewards.values()))
-    return advantages(rewards, samples.group, weights={"threes": 1.0}), {"reward": float(reward.mean())}
+    return advantages(rewards, rollout.samples.group, weights={"threes": 1.0}), {"reward": float(reward.mean())}
 
 
 def after_update(objective: ClippedObjective, settings: Settings, adv: Tensor | None = None) -> tuple[Tensor, dict]:
@@ -216,8 +216,8 @@ def test_silent_rows_are_dropped_before_the_loss_is_divided(kl: float):
 def test_an_iteration_drops_silent_rows_where_it_is_asked_to():
     """Half of the groups are silent: without them a mean is twice as large, and they pay no divergence."""
 
-    def halves(rewards: dict[str, Tensor], samples: Samples, credit: None) -> tuple[Tensor, dict[str, float]]:
-        return torch.linspace(-1, 1, len(samples)).where(samples.group % 2 == 0, 0.0), {}
+    def halves(rewards: dict[str, Tensor], rollout: Rollout) -> tuple[Tensor, dict[str, float]]:
+        return torch.linspace(-1, 1, len(rollout.samples)).where(rollout.samples.group % 2 == 0, 0.0), {}
 
     found = {}
     for drop in (True, False):

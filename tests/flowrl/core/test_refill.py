@@ -2,18 +2,22 @@
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View
+from flowrl.contracts import Credit, LogProbs, Prompt, Rollout, Samples, View
 from flowrl.core.advantages import advantages
 from flowrl.core.backward import fill_reference
+from flowrl.core.credit import row_advantages
 from flowrl.core.iterate import Iteration, Settings, iterate, update
 from flowrl.core.learner import Learner
+from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.grpo import ClippedObjective
-from flowrl.core.refill import JoinedPolicy, joined
+from flowrl.core.refill import Advantage, JoinedPolicy, joined
 
 GROUP = 3
 OBJECTIVE = ClippedObjective(0.2, 0.2, aggregate="seq_mean_mean")
@@ -75,15 +79,21 @@ def score(samples: Samples) -> dict[str, Tensor]:
     return {"r": torch.tensor(values)}
 
 
-def normalised(rewards: dict[str, Tensor], samples: Samples, credit: None) -> tuple[Tensor, dict[str, float]]:
-    return advantages(rewards, samples.group, weights={"r": 1.0}, scale="batch"), {"reward": float(rewards["r"].mean())}
+def normalised(rewards: dict[str, Tensor], rollout: Rollout) -> tuple[Tensor, dict[str, float]]:
+    adv = advantages(rewards, rollout.samples.group, weights={"r": 1.0}, scale="batch")
+    return adv, {"reward": float(rewards["r"].mean())}
 
 
 def trained(
-    prompts: list[Prompt], spare: list[Prompt], settings: Settings, objective: ClippedObjective = OBJECTIVE
+    prompts: list[Prompt],
+    spare: list[Prompt],
+    settings: Settings,
+    objective: ClippedObjective = OBJECTIVE,
+    policy: Rolls | None = None,
+    advantage: Advantage = normalised,
 ) -> tuple[Tensor, Iteration, Rolls]:
     """The gradient of an iteration whose further prompts are taken from `spare`."""
-    policy, spare = Rolls(), list(spare)
+    policy, spare = policy or Rolls(), list(spare)
     result = iterate(
         policy,
         Learner(policy.trainable(), lr=0.1),
@@ -92,7 +102,7 @@ def trained(
         seed=0,
         first=6,
         score=score,
-        advantage=normalised,
+        advantage=advantage,
         objective=objective,
         settings=settings,
         more=lambda number: [spare.pop(0) for _ in range(number)],
@@ -167,9 +177,77 @@ def test_truncated_samples_count_in_their_group_and_not_in_the_loss():
     gradient, result, _ = trained([GOOD[0], cut], [], Settings(GROUP, skip_truncated=True))
     policy = Rolls()
     rollout = policy.rollout([GOOD[0], cut], group_size=GROUP, plan=None, seed=0)
-    adv = normalised(score(rollout.samples), rollout.samples, None)[0]
+    adv = normalised(score(rollout.samples), rollout)[0]
     rollout.mask[3:] = False
     update(policy, Learner(policy.trainable(), lr=0.1), rollout, adv, OBJECTIVE, Settings(GROUP))
     torch.testing.assert_close(gradient, policy.gradient, rtol=1e-6, atol=1e-7)
     assert result.metrics["active_rows"] == pytest.approx(2 / 6)  # the middle one of three has no advantage
     assert (gradient - trained([GOOD[0], cut], [], Settings(GROUP))[0]).norm() > 0.1 * gradient.norm()
+
+
+# ---- advantages of decisions
+
+
+class Forked(Rolls):
+    """Three rows a prompt, of which two samples were made: a tree of a trunk and two branches."""
+
+    def rollout(self, prompts: Sequence[Prompt], **options: Any) -> Rollout:
+        rollout = super().rollout(prompts, **options)
+        leaves = [i for i in range(len(rollout.samples)) if i % GROUP < 2]
+        credit = Credit(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])[None, None], torch.tensor([0, 0, 1]), False)
+        return replace(rollout, samples=rollout.samples[leaves], credit=credit)
+
+
+def of_decisions(rewards: dict[str, Tensor], rollout: Rollout) -> tuple[Tensor, dict[str, float]]:
+    """Early decisions count more, the second not at all, and padding holds what must not be read."""
+    adv = row_advantages(rewards, rollout.samples.group, rollout.credit, weights={"r": 1.0})
+    factor = torch.tensor([1.0, 0.0, 0.5, 0.25, 2.0, -1.0, 0.125])[: rollout.mask.shape[1]]
+    return (adv[:, None] * factor).where(rollout.mask, torch.nan), {}
+
+
+def third_alone(rewards: dict[str, Tensor], rollout: Rollout) -> tuple[Tensor, dict[str, float]]:
+    """One decision of the third row."""
+    adv = torch.zeros(rollout.mask.shape)
+    adv[2, 2] = 1.5
+    return adv, {}
+
+
+@pytest.mark.parametrize("advantage", [of_decisions, third_alone])
+@pytest.mark.parametrize("kind", [Rolls, Forked])
+@pytest.mark.parametrize("micro", [None, 1, 2])
+def test_the_gradient_of_advantages_of_decisions_is_the_sum_written_out(
+    advantage: Advantage, kind: type[Rolls], micro: int | None
+):
+    found, result, _ = trained(GOOD[:3], [], Settings(GROUP, micro_batch=micro), OBJECTIVE, kind(), advantage)
+    torch.testing.assert_close(found, written_out(kind(), GOOD[:3], advantage), rtol=1e-5, atol=1e-7)
+    if advantage is third_alone:
+        assert result.metrics["active_rows"] == pytest.approx(1 / 9) and result.metrics["grad_norm"] > 1e-3
+
+
+def written_out(policy: Rolls, prompts: list[Prompt], advantage: Advantage) -> Tensor:
+    """The gradient of -sum of weight * advantage * ratio over all trained decisions."""
+    rollout = policy.rollout(prompts, group_size=GROUP, plan=None, seed=0)
+    adv = advantage(score(rollout.samples), rollout)[0].where(rollout.mask, 0.0)
+    ratio = (nn.functional.logsigmoid(rollout.replay @ policy.theta) - rollout.rollout_logp).exp()
+    loss = -(weights(rollout.mask, OBJECTIVE.aggregate) * adv * ratio).sum()
+    return torch.autograd.grad(loss, policy.theta)[0]
+
+
+@pytest.mark.parametrize("kind", [Rolls, Forked])
+def test_groups_are_kept_for_any_decision_that_has_an_advantage(kind: type[Rolls]):
+    found, result, _ = trained(
+        [GOOD[0], TIED[0], GOOD[1]], [TIED[1], GOOD[2]], Settings(GROUP, refill=2), OBJECTIVE, kind(), of_decisions
+    )
+    torch.testing.assert_close(found, written_out(kind(), GOOD[:3], of_decisions), rtol=1e-5, atol=1e-7)
+    assert (result.metrics["groups/drawn"], result.metrics["groups/kept"]) == (5, 3)
+
+
+def test_an_advantage_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"shape \[3, 1\]; accepted: \[3\], one a row, or \[3, 3\], one a decision"):
+        trained(GOOD[:1], [], Settings(GROUP), advantage=lambda rewards, rollout: (torch.ones(3, 1), {}))
+
+
+def test_a_draw_without_any_advantage_and_with_truncated_samples_trains_nothing():
+    settings = Settings(GROUP, refill=1, skip_truncated=True)
+    gradient, result, _ = trained(TIED[:1], TIED[1:], settings)
+    assert not gradient.any() and result.metrics["groups/kept"] == 0

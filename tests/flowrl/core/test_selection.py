@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowrl.contracts import Credit, Rollout, Samples
-from flowrl.core.selection import compared_rows, extremes, only_extremes
+from flowrl.core.selection import WidthPruning, compared_rows, extremes, only_extremes, width_pruned, without_silent
 
 
 def by_hand(values: list[float], compared: list[int], keep: int) -> list[bool]:
@@ -68,3 +68,24 @@ def test_edges_of_a_tree_are_compared_with_their_peers():
     assert kept.mask.any(1).tolist() == [True, True, True, False, False, True] * 2
     flat: Tensor = compared_rows(rollout_of(2, 3))
     assert flat.tolist() == [2, 2, 2, 7, 7, 7]
+
+
+def test_rows_are_compared_by_the_sum_of_their_trained_decisions():
+    """Of three decisions a row; the second of row 0 is masked, and its advantage is not read."""
+    rollout = rollout_of(1, 4)
+    adv = torch.tensor([[1.0, 99.0, 1.0], [3.0, -4.0, 0.0], [0.0, 0.0, 0.0], [1.0, -1.0, 0.5]])
+    kept, left = only_extremes(rollout, adv, 2)
+    assert kept.mask.any(1).tolist() == [True, True, False, False]
+    assert torch.equal(left, adv.where(torch.tensor([True, True, False, False])[:, None], 0.0))
+    adv[0], adv[3] = torch.tensor([0.0, 99.0, 0.0]), torch.tensor([1.0, -1.0, 0.0])
+    assert without_silent(rollout, adv).mask.any(1).tolist() == [False, True, False, True]
+    assert without_silent(rollout, adv[:, 0]).mask.any(1).tolist() == [False, True, False, True]
+
+
+def test_a_width_pruning_compares_decisions_by_their_own_advantages():
+    adv = torch.tensor([[1.0, 5.0, 3.0], [0.0, -2.0, 4.0]])
+    pruning = WidthPruning(torch.ones(2, 3, dtype=torch.bool), "branches", 0.4)
+    rollout = rollout_of(1, 2)
+    rollout.mask[0, 1] = True
+    assert width_pruned(rollout, adv, pruning).mask.tolist() == [[False, True, False], [False, False, True]]
+    assert width_pruned(rollout, adv[:, 0], pruning).mask.tolist() == [[True, False, False]] * 2

@@ -101,7 +101,8 @@ class Training:
     def score(self, samples: Samples) -> dict[str, Tensor]:
         return {name: reward(samples).float() for name, reward in self.rewards.items()}
 
-    def advantage(self, rewards: dict[str, Tensor], samples: Samples, credit: None) -> tuple[Tensor, dict[str, float]]:
+    def advantage(self, rewards: dict[str, Tensor], rollout: Rollout) -> tuple[Tensor, dict[str, float]]:
+        samples = rollout.samples
         adv = self.sign * advantages(rewards, samples.group, weights=self.weights)
         return adv, advantage_metrics(rewards, samples.group, adv, weights=self.weights)
 
