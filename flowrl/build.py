@@ -178,7 +178,7 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
 
     def advantage(rewards: dict[str, Tensor], rollout: Rollout) -> tuple[Tensor, dict[str, float]]:
         samples = rollout.samples
-        found = counted_rewards(scorer.rewards, rewards, samples.prompts, samples.group)
+        found = counted_rewards(scorer.specs, rewards, samples.prompts, samples.group)
         how: dict[str, Any] = {"weights": found.weights, "asked": found.asked}
         adv = row_advantages(found.rewards, samples.group, rollout.credit, **how, **recipe.advantage.model_dump())
         return adv, advantage_metrics(rewards, samples.group, adv, total=found.total, **how)

@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/reading": {"flowrl.reading", "flowrl.contracts", "flowrl.worlds"} | LIGHT,
     "flowrl/reading/inputs.py": {"flowrl"},
     "flowrl/scoring": {"flowrl.scoring", "flowrl.contracts", "flowrl.media", "flowrl.core.advantages"}
+    | {"flowrl.recipe.rewards"}
     | BATCHES
     | LIGHT,
     "flowrl/watch": {"flowrl.watch", "flowrl.contracts", "flowrl.core.evaluation", "flowrl.media"}

@@ -140,7 +140,7 @@ def _scan(
             prompts,
             inputs.scorer,
             how,
-            rewards=inputs.scorer.rewards,
+            rewards=inputs.scorer.specs,
             done=lambda label, samples: display.update(tasks[label], completed=samples),
         )
     rows = [measured(choice.label, d) for choice, d in zip(found, drawn, strict=True)]

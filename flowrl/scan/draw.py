@@ -21,10 +21,11 @@ from flowrl.planning.costs import eval_plan, plan_for
 from flowrl.policies.language.chat import Encoder
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.schema import Recipe
 from flowrl.scan.measures import Row, by_prompt, deviation, paired, spreads
 from flowrl.scan.values import Choice
-from flowrl.scoring.gates import Conditions, counted_rewards
+from flowrl.scoring.gates import counted_rewards
 from flowrl.watch.sample_statistics import sample_statistics
 
 Score = Callable[[Samples], dict[str, Tensor]]
@@ -123,7 +124,7 @@ def draw(
     score: Score,
     how: Setting,
     *,
-    rewards: Mapping[str, Conditions],
+    rewards: Mapping[str, RewardSpec],
     done: Callable[[str, int], None] = lambda label, samples: None,
 ) -> list[Drawn]:
     """What was drawn for every value, in order. rewards: how each counts. done is told a value and how many of its
@@ -192,14 +193,14 @@ def _rollout(policy: AnyPolicy, part: Sequence[Prompt], plan: Any, group: int, s
     return Part(samples, score(samples), seconds, forwards)
 
 
-def _total(part: Part, rewards: Mapping[str, Conditions]) -> torch.Tensor:
+def _total(part: Part, rewards: Mapping[str, RewardSpec]) -> torch.Tensor:
     """The reward of each sample, [B]; NaN where all trained ones compare samples, and each is alone."""
     found = counted_rewards(rewards, part.rewards, part.samples.prompts, part.samples.group).total
     return torch.full((len(part.samples),), torch.nan) if found is None else found
 
 
 def _add(
-    into: Drawn, drawn: Part, ode: Part, starts: Sequence[int], rewards: Mapping[str, Conditions], how: Setting
+    into: Drawn, drawn: Part, ode: Part, starts: Sequence[int], rewards: Mapping[str, RewardSpec], how: Setting
 ) -> None:
     number = int(drawn.samples.group.max()) + 1
     every = max(starts) + 1

@@ -4,7 +4,7 @@ What is done here comes between scores and advantages, and leaves what is report
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,44 +12,7 @@ from torch import Tensor
 from flowrl.contracts import Prompt
 from flowrl.core.advantages import combined_reward
 from flowrl.names import UserError
-
-
-class Gate(Protocol):
-    """What a recipe says about a gate (flowrl.recipe.rewards.Gate)."""
-
-    @property
-    def by(self) -> str:
-        """The reward that has to be satisfied."""
-        ...
-
-    @property
-    def least(self) -> float:
-        """From which score on it is."""
-        ...
-
-    @property
-    def otherwise(self) -> str | float:
-        """What a sample gets where it is not."""
-        ...
-
-
-class Conditions(Protocol):
-    """The part of a reward's spec that is read here."""
-
-    @property
-    def weight(self) -> float:
-        """0 marks a witness."""
-        ...
-
-    @property
-    def when(self) -> Mapping[str, Any] | None:
-        """Keys of the prompts' meta, and the values that the reward is asked about."""
-        ...
-
-    @property
-    def gate(self) -> Gate | None:
-        """Under which condition the reward counts."""
-        ...
+from flowrl.recipe.rewards import RewardSpec
 
 
 def concerns(when: Mapping[str, Any] | None, prompt: Prompt) -> bool:
@@ -61,7 +24,7 @@ def concerns(when: Mapping[str, Any] | None, prompt: Prompt) -> bool:
     return True
 
 
-def asked(specs: Mapping[str, Conditions], prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+def asked(specs: Mapping[str, RewardSpec], prompts: Sequence[Prompt]) -> dict[str, Tensor]:
     """For each reward that is not asked about all: bool [B], whether it is asked about the sample."""
     return {
         name: torch.tensor([concerns(spec.when, p) for p in prompts], dtype=torch.bool)
@@ -70,7 +33,7 @@ def asked(specs: Mapping[str, Conditions], prompts: Sequence[Prompt]) -> dict[st
     }
 
 
-def gated(scores: Mapping[str, Tensor], specs: Mapping[str, Conditions], group: Tensor) -> dict[str, Tensor]:
+def gated(scores: Mapping[str, Tensor], specs: Mapping[str, RewardSpec], group: Tensor) -> dict[str, Tensor]:
     """The scores [B] as they are trained on: where a gate stays shut, the value that the recipe names in its place.
 
     `lowest` is the lowest that the reward gives in that sample's group. A score stays NaN where it is, and becomes NaN
@@ -101,7 +64,7 @@ class Counted(NamedTuple):
 
 
 def counted_rewards(
-    specs: Mapping[str, Conditions],
+    specs: Mapping[str, RewardSpec],
     scores: Mapping[str, Tensor],
     prompts: Sequence[Prompt],
     group: Tensor | None = None,
@@ -116,7 +79,7 @@ def counted_rewards(
     return Counted(gated(scores, specs, group), weights, asked(specs, prompts))
 
 
-def check_prompts(specs: Mapping[str, Conditions], prompts: Sequence[Prompt], source: str) -> None:
+def check_prompts(specs: Mapping[str, RewardSpec], prompts: Sequence[Prompt], source: str) -> None:
     """Raises UserError for a prompt that no trained reward is asked about: nothing could be learnt from it."""
     trained = {name: spec.when for name, spec in specs.items() if spec.weight}
     for prompt in prompts:

@@ -20,13 +20,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowrl import names
 from flowrl.contracts import Reward, Samples
+from flowrl.recipe.rewards import RewardSpec
 from flowrl.scoring import code as score_code
 from flowrl.scoring import gates as composite
 from flowrl.scoring.batches import Cut, Record, copied, cut, faults
@@ -34,39 +35,15 @@ from flowrl.scoring.cache import Found, ScoreCache
 from flowrl.scoring.lanes import Lane
 from flowrl.scoring.results import RewardError, checked, missing, reason
 
-__all__ = ["RewardRunner", "RewardError", "Scorer", "Spec", "load"]
-
-
-class Spec(composite.Conditions, Protocol):
-    """What a recipe says about one reward: flowrl.recipe.rewards.RewardSpec, which explains each."""
-
-    use: Any
-    args: Any
-    required: Any
-    failure_limit: Any
-    batch: Any
-    device: Any
-    offload: Any
-    time_limit: Any
-    overlap: Any
-    cache: Any
+__all__ = ["RewardRunner", "RewardError", "Scorer", "load"]
 
 
 @dataclass(frozen=True)
 class RewardRunner:
-    """A reward ready to be called, how it counts and how it is run: see flowrl.recipe.rewards.RewardSpec."""
+    """A reward ready to be called, and what the recipe says of it."""
 
     call: Reward
-    weight: float = 1.0
-    required: bool = True
-    failure_limit: float = 0.1
-    when: Mapping[str, Any] | None = None
-    gate: composite.Gate | None = None
-    batch: int | None = None
-    device: str | None = None
-    offload: bool = False
-    time_limit: float | None = None
-    overlap: bool = False
+    spec: RewardSpec
     cache: ScoreCache | None = None
 
     @property
@@ -75,12 +52,12 @@ class RewardRunner:
         return bool(getattr(self.call, "groupwise", False))
 
 
-def load(specs: Mapping[str, Spec]) -> dict[str, RewardRunner]:
+def load(specs: Mapping[str, RewardSpec]) -> dict[str, RewardRunner]:
     """The rewards of a recipe, imported and constructed. Raises RewardError where a constructor fails."""
     return {name: _loaded(name, spec) for name, spec in specs.items()}
 
 
-def _loaded(name: str, spec: Spec) -> RewardRunner:
+def _loaded(name: str, spec: RewardSpec) -> RewardRunner:
     call = _construct(name, spec)
     cache = None
     if spec.cache:
@@ -92,11 +69,10 @@ def _loaded(name: str, spec: Spec) -> RewardRunner:
             )
         file = spec.cache if isinstance(spec.cache, str) else None
         cache = ScoreCache(spec.use, spec.args, file, code=[code, getattr(call, "identity", None)])
-    keys = ("weight", "required", "failure_limit", "when", "gate", "batch", "device", "offload", "time_limit")
-    return RewardRunner(call, cache=cache, overlap=spec.overlap, **{key: getattr(spec, key) for key in keys})
+    return RewardRunner(call, spec, cache)
 
 
-def _construct(name: str, spec: Spec) -> Reward:
+def _construct(name: str, spec: RewardSpec) -> Reward:
     thing = names.load(spec.use, names.rewards())
     args = copy.deepcopy(dict(spec.args))  # the recipe's own, which another reward may share
     if not inspect.isclass(thing):
@@ -125,12 +101,13 @@ class Scorer:
         if batch is not None and batch < 1:
             raise ValueError(f"batch={batch}: give 1 or more, or None for all at once")
         self.rewards, self.batch, self.device = dict(rewards), batch, device
-        self.weights = {name: reward.weight for name, reward in self.rewards.items()}
+        self.specs = {name: reward.spec for name, reward in self.rewards.items()}
+        self.weights = {name: spec.weight for name, spec in self.specs.items()}
         self.trained = [name for name, weight in self.weights.items() if weight]
         self.failures = dict.fromkeys(self.rewards, 0)
-        self.record = {name: Record(reward.failure_limit) for name, reward in self.rewards.items()}
-        lanes = [name for name, reward in self.rewards.items() if reward.overlap or reward.time_limit is not None]
-        self._lanes = {name: Lane(name, self.rewards[name].time_limit) for name in lanes}
+        self.record = {name: Record(spec.failure_limit) for name, spec in self.specs.items()}
+        lanes = [name for name, spec in self.specs.items() if spec.overlap or spec.time_limit is not None]
+        self._lanes = {name: Lane(name, self.specs[name].time_limit) for name in lanes}
         self._ahead: list[tuple[Samples, Begun]] = []
 
     def __call__(self, samples: Samples, progress: Callable[[str], None] | None = None) -> dict[str, Tensor]:
@@ -166,14 +143,14 @@ class Scorer:
     @property
     def overlaps(self) -> bool:
         """Whether `take` is of any use."""
-        return any(reward.overlap for reward in self.rewards.values())
+        return any(spec.overlap for spec in self.specs.values())
 
     def take(self, samples: Samples) -> None:
         """Begins to score these samples, whole groups, with the rewards that overlap with drawing the next ones.
 
         The next call gathers the scores, if it is about all samples that were taken, in their order.
         """
-        wanted = [name for name in self._wanted(samples) if self.rewards[name].overlap]
+        wanted = [name for name in self._wanted(samples) if self.specs[name].overlap]
         parts: Begun = {name: [] for name in wanted}
         with self._placed(wanted):
             for together, index, _ in self._slices(samples, wanted, _faults(samples)):
@@ -198,7 +175,7 @@ class Scorer:
 
     def asked(self, samples: Samples) -> dict[str, Tensor]:
         """Of rewards that are not asked about every prompt: about which samples, bool [B]. See composite.asked."""
-        return composite.asked(self.rewards, samples.prompts)
+        return composite.asked(self.specs, samples.prompts)
 
     def _wanted(self, samples: Samples) -> list[str]:
         """The rewards but for those that compare, where there is nothing to compare with."""
@@ -215,7 +192,7 @@ class Scorer:
             rows = asked[name].nonzero()[:, 0].tolist() if name in asked else range(len(samples))
             rows = [i for i in rows if i not in wrong]
             reward = self.rewards[name]
-            cuts[cut(rows, samples.group, reward.batch or self.batch, reward.groupwise)].append(name)
+            cuts[cut(rows, samples.group, reward.spec.batch or self.batch, reward.groupwise)].append(name)
         for parts, together in cuts.items():
             for i, index in enumerate(parts):
                 yield together, index, i == len(parts) - 1
@@ -244,7 +221,7 @@ class Scorer:
         try:
             found = outcome()
         except Exception as error:
-            if self.rewards[name].required and isinstance(error, RewardError):
+            if self.specs[name].required and isinstance(error, RewardError):
                 raise
             self.failures[name] += number
             self.record[name].cause = error
@@ -263,7 +240,7 @@ class Scorer:
             lost = score.isnan()[asked[name]] if name in asked else score.isnan()
             record = self.record[name]
             record.add(lost.tolist())
-            if self.rewards[name].required and (many := record.too_many()):
+            if self.specs[name].required and (many := record.too_many()):
                 cause = record.cause
                 because = missing(self.rewards[name].call) if cause is None else reason(cause)
                 because = fault if wrong and cause is None else because
@@ -272,7 +249,7 @@ class Scorer:
         for name, record in self.record.items():
             if record.cause is not None and not record.told:
                 record.told = True
-                kind = "reward" if self.rewards[name].required else "optional reward"
+                kind = "reward" if self.specs[name].required else "optional reward"
                 warnings.warn(
                     f"{kind} {name!r} failed, its samples are not scored: {reason(record.cause)}", stacklevel=3
                 )
@@ -284,7 +261,7 @@ class Scorer:
         reward = self.rewards[name]
         if not hasattr(reward.call, "to"):
             return None
-        return reward.device or self.device
+        return reward.spec.device or self.device
 
     @contextmanager
     def _placed(self, together: Sequence[str]) -> Iterator[None]:
@@ -296,7 +273,7 @@ class Scorer:
             yield
         finally:
             for name, _ in placed:
-                if self.rewards[name].offload:
+                if self.specs[name].offload:
                     self.rewards[name].call.to("cpu")  # pyright: ignore[reportAttributeAccessIssue]
 
     # ------------------------------------------------------------------ what a resume needs

@@ -40,8 +40,9 @@ class Rewards:
         place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.scorers = {}
         for name, loaded in load(specs).items():
-            alone = replace(loaded, weight=1.0, required=False, when=None, gate=None, overlap=False)
-            self.scorers[name] = Scorer({name: alone}, device=place)
+            alone = {"weight": 1.0, "required": False, "when": None, "gate": None, "overlap": False}
+            runner = replace(loaded, spec=loaded.spec.model_copy(update=alone))
+            self.scorers[name] = Scorer({name: runner}, device=place)
 
     def describe(self, specs: Mapping[str, RewardSpec]) -> dict[str, dict[str, Any]]:
         """What clients are told of each: use, whether it needs whole groups, and what tells its code and files."""

@@ -10,10 +10,11 @@ from qwen2vl_support import WIDTH
 from videoalign_support import ARGS, ASPECTS, CAPTIONS, RANK, STATISTICS, Checkpoint, settings
 
 from flowrl.contracts import Prompt, Samples
-from flowrl.scoring.scorer import RewardRunner, Scorer
+from flowrl.scoring.scorer import Scorer
 from reward_models import video_reward as module
 from reward_models.parts.preference import videoalign
 from reward_models.video_reward import video_reward
+from scoring_support import runner
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,7 @@ def test_rewards_of_one_checkpoint_share_model_and_reading(rewards, monkeypatch)
     encoded = reader.encoded
     monkeypatch.setattr(reader, "encoded", lambda *given: read.append(given) or encoded(*given))
     video = videos(3, 6, 3, 16, 24)
-    split = Scorer({name: RewardRunner(reward) for name, reward in rewards.items()}, batch=2)(samples(video))
+    split = Scorer({name: runner(reward) for name, reward in rewards.items()}, batch=2)(samples(video))
     assert len(read) == 3  # each video once, for four rewards
     torch.testing.assert_close(split["overall"], split["VQ"] + split["MQ"] + split["TA"])
     rewards["VQ"](samples(video)), rewards["VQ"](samples(video)).zero_()

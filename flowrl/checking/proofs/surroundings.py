@@ -110,7 +110,7 @@ def rewards(bench: Bench) -> str:
 
 def _spread(bench: Bench, scores: dict[str, torch.Tensor]) -> str:
     group = bench.rollout.samples.group
-    found = counted_rewards(bench.scorer.rewards, scores, bench.rollout.samples.prompts, group)
+    found = counted_rewards(bench.scorer.specs, scores, bench.rollout.samples.prompts, group)
     how = bench.recipe.advantage.model_dump()
     adv = advantages(found.rewards, group, weights=found.weights, asked=found.asked, **how)
     tied = group_stats(adv if found.total is None else found.total, group).tied

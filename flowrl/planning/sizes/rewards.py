@@ -11,9 +11,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from flowrl import names
+from flowrl.recipe.rewards import RewardSpec
 
 # weights -> parameters as a reward loads them: "(images)" is the half of a CLIP that embeds pictures
 PARAMETERS = {
@@ -64,15 +65,6 @@ WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 SERVED = ("server_judge", "unified_reward", "pairwise_judge", "remote")
 _BILLIONS = re.compile(r"(?<![\d.a-z])(\d+(?:\.\d+)?)b(?![a-z])", re.IGNORECASE)
 _WEIGHTS = (".pt", ".pth", ".bin", ".ckpt")
-
-
-class Spec(Protocol):
-    """What a recipe says about one reward: flowrl.recipe.rewards.RewardSpec."""
-
-    use: Any
-    args: Any
-    device: Any
-    offload: Any
 
 
 @dataclass(frozen=True)
@@ -164,7 +156,7 @@ def _elements(file: Path) -> int:
             return file.stat().st_size // 4
 
 
-def on_device(rewards: Mapping[str, Spec], device: str | None) -> tuple[int, int]:
+def on_device(rewards: Mapping[str, RewardSpec], device: str | None) -> tuple[int, int]:
     """(bytes that stay on the run's device once a first batch was scored, bytes that are there while it is scored).
 
     Rewards on a device of their own or a server are not among them; those whose size is not known count as nothing.
@@ -174,7 +166,7 @@ def on_device(rewards: Mapping[str, Spec], device: str | None) -> tuple[int, int
     return stay, _sum(there)
 
 
-def absent(rewards: Mapping[str, Spec]) -> dict[str, str]:
+def absent(rewards: Mapping[str, RewardSpec]) -> dict[str, str]:
     """The files of weights that arguments of rewards name and that are not here, by their place in the recipe."""
     return {
         f"rewards.{name}.args.{key}": value
@@ -190,7 +182,7 @@ def _at_home(name: str) -> Path:
     return Path(os.path.expanduser(name))
 
 
-def _sum(rewards: Mapping[str, Spec]) -> int:
+def _sum(rewards: Mapping[str, RewardSpec]) -> int:
     """Bytes of rewards on their device; those of VideoReward that differ in their aspect alone share one model."""
     found: dict[str, int] = {}
     for name, spec in rewards.items():

@@ -11,9 +11,10 @@ import torch
 from flowrl.contracts import Prompt, Samples
 from flowrl.media.pictures import LARGEST_SIDE, picture_fault
 from flowrl.recipe.rewards import RewardSpec
-from flowrl.scoring.scorer import RewardError, RewardRunner, Scorer, load
+from flowrl.scoring.scorer import RewardError, Scorer, load
 from flowrl.worlds.shapes.captions import split
 from flowrl.worlds.shapes.render import render
+from scoring_support import runner
 
 FIELDS = ("group", "images", "video", "audio", "lengths", "truncated")
 
@@ -62,7 +63,7 @@ def same(one, other):
 def test_what_a_reward_writes_reaches_nobody(batch, how):
     given = samples()
     before, wanted = copy.deepcopy(given), brightness(given)
-    rewards = {"first": RewardRunner(brightness), "bad": RewardRunner(spoiler, **how), "last": RewardRunner(brightness)}
+    rewards = {"first": runner(brightness), "bad": runner(spoiler, **how), "last": runner(brightness)}
     scorer = Scorer(rewards, batch=batch)
     if "overlap" in how:
         scorer.take(given)
@@ -88,7 +89,7 @@ def test_nor_does_what_it_writes_later(limit):
             threads[-1].join()
         return torch.zeros(len(s))
 
-    scorer = Scorer({"bad": RewardRunner(bad, required=False, time_limit=limit), "good": RewardRunner(brightness)})
+    scorer = Scorer({"bad": runner(bad, required=False, time_limit=limit), "good": runner(brightness)})
     if limit is None:
         scorer(given)
     else:
@@ -107,7 +108,7 @@ def test_a_reward_may_use_the_memory_of_its_scores_again():
         memory.copy_(s.images.mean((1, 2, 3)))
         return memory
 
-    scorer = Scorer({"x": RewardRunner(thrifty, overlap=True)})
+    scorer = Scorer({"x": runner(thrifty, overlap=True)})
     for i in range(0, 6, 2):
         scorer.take(given[[i, i + 1]])
     assert torch.equal(scorer(given)["x"], given.images.mean((1, 2, 3)))
@@ -115,7 +116,7 @@ def test_a_reward_may_use_the_memory_of_its_scores_again():
 
 def test_a_prompt_that_stands_there_several_times_is_one_object():
     seen = []
-    Scorer({"x": RewardRunner(lambda s: seen.extend(s.prompts) or brightness(s))})(samples())
+    Scorer({"x": runner(lambda s: seen.extend(s.prompts) or brightness(s))})(samples())
     assert [a is b for a, b in zip(seen, seen[1:], strict=False)] == [True, False, True, False, True]
 
 
@@ -133,9 +134,9 @@ def test_no_reward_is_asked_about_what_is_no_picture(kind, value):
         return torch.zeros(len(s))
 
     with pytest.warns(UserWarning, match="1 of 6 samples are not scored: pictures with values"):
-        scores = Scorer(
-            {"one": RewardRunner(watched, failure_limit=1.0), "two": RewardRunner(watched, batch=4, required=False)}
-        )(given)
+        scores = Scorer({"one": runner(watched, failure_limit=1.0), "two": runner(watched, batch=4, required=False)})(
+            given
+        )
     assert all(score.isnan().tolist() == [i == 3 for i in range(6)] for score in scores.values())
     assert seen == 2 * [0, 1, 2, 4, 5]
 
@@ -143,13 +144,13 @@ def test_no_reward_is_asked_about_what_is_no_picture(kind, value):
 def test_rounding_is_no_fault_and_what_is_lost_ends_a_run_with_its_reason():
     given = samples()
     given.images[0, 0, 0, 0], given.images[1, 0, 0, 0] = 1 + 5e-4, -5e-4
-    assert picture_fault(given.images) is None and not Scorer({"x": RewardRunner(brightness)})(given)["x"].isnan().any()
+    assert picture_fault(given.images) is None and not Scorer({"x": runner(brightness)})(given)["x"].isnan().any()
     given.images.fill_(torch.nan)
     with (
         pytest.warns(UserWarning, match="6 of 6 samples"),
         pytest.raises(RewardError, match="'x' could not score any of 6 samples: 6 of 6 .* not finite"),
     ):
-        Scorer({"x": RewardRunner(brightness)})(given)
+        Scorer({"x": runner(brightness)})(given)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_rounding_is_no_fault_and_what_is_lost_ends_a_run_with_its_reason():
 def test_what_is_wrong_with_all_alike_is_refused_in_a_line(images, words):
     given = Samples([Prompt("0", "0")] * 2, torch.zeros(2, dtype=torch.int64), images=images)
     with pytest.raises(RewardError, match=f"no reward can score what the model gives: pictures of .*{words}"):
-        Scorer({"x": RewardRunner(lambda s: torch.zeros(len(s)))})(given)
+        Scorer({"x": runner(lambda s: torch.zeros(len(s)))})(given)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_what_is_wrong_with_all_alike_is_refused_in_a_line(images, words):
 )
 def test_a_score_of_another_kind_is_refused_in_a_line(score, words):
     with pytest.raises(RewardError, match=f"reward 'x' returned {words}.*accepted: float32"):
-        Scorer({"x": RewardRunner(lambda s: score)})(samples())
+        Scorer({"x": runner(lambda s: score)})(samples())
 
 
 PLAIN = ["brightness", "contrast", "saturation", "sharpness", "jpeg_compressibility", "jpeg_incompressibility"]

@@ -13,9 +13,10 @@ from flowrl.contracts import Prompt, Samples
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.scoring import code as score_code
 from flowrl.scoring.cache import ScoreCache
-from flowrl.scoring.scorer import RewardError, RewardRunner, Scorer, load
+from flowrl.scoring.scorer import RewardError, Scorer, load
 from reward_models.jpeg import jpeg_compressibility
 from reward_models.shapes import shapes_strict
+from scoring_support import runner
 
 
 def samples(n=3):
@@ -111,7 +112,7 @@ def test_what_was_refused_or_came_late_is_not_kept(tmp_path):
     ]
     left = list(values)
     cache = ScoreCache("x", {}, tmp_path / "scores.db")
-    scorer = Scorer({"x": RewardRunner(lambda s: left.pop(0)[: len(s) + 1], cache=cache, required=False)})
+    scorer = Scorer({"x": runner(lambda s: left.pop(0)[: len(s) + 1], cache=cache, required=False)})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(3):
@@ -127,7 +128,7 @@ def test_what_was_refused_or_came_late_is_not_kept(tmp_path):
 def test_a_damaged_score_in_a_file_is_asked_for_again(tmp_path):
     def scorer():
         cache = ScoreCache("x", {}, tmp_path / "scores.db")
-        return Scorer({"x": RewardRunner(lambda s: torch.ones(len(s)), cache=cache)})
+        return Scorer({"x": runner(lambda s: torch.ones(len(s)), cache=cache)})
 
     scorer()(samples())
     for damaged in (b"", b"12345", b"\0\0\x80\x7f", "text", 7):  # the third is infinite

@@ -11,7 +11,8 @@ from flowrl.names import UserError
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.scoring.cache import ScoreCache
 from flowrl.scoring.gates import counted_rewards
-from flowrl.scoring.scorer import RewardError, RewardRunner, Scorer, load
+from flowrl.scoring.scorer import RewardError, Scorer, load
+from scoring_support import runner
 
 
 def samples(n=5):
@@ -29,9 +30,7 @@ def spec(use, **args):
 
 @pytest.mark.parametrize("batch", [None, 1, 2, 5, 7])
 def test_the_split_changes_no_score(batch):
-    scores = Scorer({"b": RewardRunner(brightness), "n": RewardRunner(lambda s: -brightness(s), 0.0)}, batch=batch)(
-        samples()
-    )
+    scores = Scorer({"b": runner(brightness), "n": runner(lambda s: -brightness(s), 0.0)}, batch=batch)(samples())
     assert list(scores) == ["b", "n"]
     torch.testing.assert_close(scores["b"], torch.linspace(0, 1, 5), atol=1e-6, rtol=0)
     assert torch.equal(scores["n"], -scores["b"]) and scores["b"].dtype == torch.float32
@@ -39,7 +38,7 @@ def test_the_split_changes_no_score(batch):
 
 def test_weights_and_progress():
     done = []
-    scorer = Scorer({"a": RewardRunner(brightness, 2.0), "b": RewardRunner(brightness, 0.0)}, batch=2)
+    scorer = Scorer({"a": runner(brightness, 2.0), "b": runner(brightness, 0.0)}, batch=2)
     scorer(samples(), progress=done.append)
     assert scorer.weights == {"a": 2.0, "b": 0.0} and done == ["a", "b"]
 
@@ -48,13 +47,13 @@ def test_nan_passes_and_wider_floats_are_narrowed():
     def some(s):
         return torch.where(torch.arange(len(s)) == 1, torch.nan, 1.0).double()
 
-    score = Scorer({"x": RewardRunner(some)})(samples(3))["x"]
+    score = Scorer({"x": runner(some)})(samples(3))["x"]
     assert score.dtype == torch.float32 and score.isnan().tolist() == [False, True, False]
 
 
 def test_scores_carry_no_gradient():
     weight = torch.ones((), requires_grad=True)
-    score = Scorer({"x": RewardRunner(lambda s: brightness(s) * weight)})(samples())["x"]
+    score = Scorer({"x": runner(lambda s: brightness(s) * weight)})(samples())["x"]
     assert not score.requires_grad
 
 
@@ -71,7 +70,7 @@ def test_scores_carry_no_gradient():
 )
 def test_what_is_no_score_is_refused_under_the_rewards_name(value, words):
     with pytest.raises(RewardError, match=f"reward 'mine' returned .*{words}"):
-        Scorer({"mine": RewardRunner(lambda s: value(len(s)))})(samples())
+        Scorer({"mine": runner(lambda s: value(len(s)))})(samples())
 
 
 def broken(samples):
@@ -79,7 +78,7 @@ def broken(samples):
 
 
 def test_an_exception_names_its_reward_and_keeps_its_cause():
-    scorer = Scorer({"fine": RewardRunner(brightness), "mine": RewardRunner(broken)})
+    scorer = Scorer({"fine": runner(brightness), "mine": runner(broken)})
     with pytest.raises(RewardError, match="'mine' could not score any of 5 samples: KeyError") as caught:
         scorer(samples())
     assert isinstance(caught.value.__cause__, KeyError)
@@ -89,7 +88,7 @@ def test_an_optional_reward_that_fails_marks_its_samples_and_no_others():
     def fails_on_two(s):
         return broken(s) if "2" in [p.id for p in s.prompts] else brightness(s)
 
-    scorer = Scorer({"o": RewardRunner(fails_on_two, required=False), "b": RewardRunner(brightness)}, batch=2)
+    scorer = Scorer({"o": runner(fails_on_two, required=False), "b": runner(brightness)}, batch=2)
     with pytest.warns(UserWarning, match="optional reward 'o' failed"):
         scores = scorer(samples())
     assert scores["o"].isnan().tolist() == [False, False, True, True, False]
@@ -130,14 +129,14 @@ def sometimes(missing):
 
 
 def test_a_required_reward_may_miss_a_few_samples_and_not_many():
-    scorer = Scorer({"x": RewardRunner(sometimes({1, 2}), failure_limit=0.1)})
+    scorer = Scorer({"x": runner(sometimes({1, 2}), failure_limit=0.1)})
     for _ in range(5):  # two of each five: ten of a hundred are allowed
         assert scorer(samples())["x"].isnan().sum() == 2
     with pytest.raises(
         RewardError, match=r"12 of the latest 30 samples, more than failure_limit 0\.1 .*NaN.*required=false"
     ):
         scorer(samples())
-    lenient = Scorer({"x": RewardRunner(sometimes({1, 2}), required=False)})
+    lenient = Scorer({"x": runner(sometimes({1, 2}), required=False)})
     assert all(lenient(samples())["x"].isnan().sum() == 2 for _ in range(10))
 
 
@@ -151,11 +150,11 @@ def test_a_reward_that_counts_reasons_is_quoted():
     with pytest.raises(
         RewardError, match=r"any of 5 samples: it gave no number \(NaN\): timeout \(3\), HTTP 500 \(2\);"
     ):
-        Scorer({"j": RewardRunner(Judge())})(samples())
+        Scorer({"j": runner(Judge())})(samples())
 
 
 def test_the_record_of_failures_survives_a_resume():
-    first, second = (Scorer({"x": RewardRunner(sometimes({1, 2}))}) for _ in range(2))
+    first, second = (Scorer({"x": runner(sometimes({1, 2}))}) for _ in range(2))
     for _ in range(5):
         first(samples())
     second.load_state_dict(first.state_dict())
@@ -173,9 +172,9 @@ def test_each_reward_has_its_own_batch_and_sees_what_it_is_asked_about():
     for i, prompt in enumerate(given.prompts):
         prompt.meta["kind"] = "even" if i % 2 == 0 else "odd"
     rewards = {
-        "all": RewardRunner(watched("all")),
-        "two": RewardRunner(watched("two"), batch=2),
-        "some": RewardRunner(watched("some"), batch=2, when={"kind": "even"}),
+        "all": runner(watched("all")),
+        "two": runner(watched("two"), batch=2),
+        "some": runner(watched("some"), batch=2, when={"kind": "even"}),
     }
     scores = Scorer(rewards)(given)
     assert seen == {"all": [list("01234")], "two": [["0", "1"], ["2", "3"], ["4"]], "some": [["0", "2"], ["4"]]}
@@ -185,7 +184,7 @@ def test_each_reward_has_its_own_batch_and_sees_what_it_is_asked_about():
 
 def test_what_a_reward_is_not_asked_about_is_no_failure():
     given = samples()
-    scorer = Scorer({"x": RewardRunner(brightness, when={"kind": ["none"]})})
+    scorer = Scorer({"x": runner(brightness, when={"kind": ["none"]})})
     assert scorer(given)["x"].isnan().all() and scorer.failures == {"x": 0}
 
 
@@ -199,7 +198,7 @@ def test_groups_stay_whole_for_a_reward_that_compares():
 
     seen, group = [], torch.tensor([0, 0, 0, 1, 1, 2])
     given = Samples([Prompt(str(i), str(i)) for i in range(6)], group, images=torch.zeros(6, 3, 2, 2))
-    score = Scorer({"r": RewardRunner(Rank(), batch=3)})(given)["r"]
+    score = Scorer({"r": runner(Rank(), batch=3)})(given)["r"]
     assert score.tolist() == [3, 3, 3, 2, 2, 1] and seen == [[0, 0, 0], [1, 1, 2]]
 
 
@@ -210,11 +209,11 @@ def test_a_reward_that_compares_is_left_out_where_each_sample_is_alone():
         def __call__(self, s):
             raise AssertionError("nothing to compare")
 
-    rewards = {"rank": RewardRunner(Rank()), "b": RewardRunner(brightness)}
-    assert list(Scorer(rewards)(samples())) == ["b"]
-    found = counted_rewards(rewards, Scorer(rewards)(samples()), samples().prompts)
+    scorer = Scorer({"rank": runner(Rank()), "b": runner(brightness)})
+    assert list(scorer(samples())) == ["b"]
+    found = counted_rewards(scorer.specs, scorer(samples()), samples().prompts)
     assert torch.equal(found.total, brightness(samples()))
-    assert counted_rewards({"rank": rewards["rank"]}, {}, samples().prompts).total is None
+    assert counted_rewards({"rank": scorer.specs["rank"]}, {}, samples().prompts).total is None
 
 
 def test_a_late_answer_is_no_score():
@@ -224,15 +223,13 @@ def test_a_late_answer_is_no_score():
         release.wait(30)
         return brightness(s)
 
-    scorer = Scorer(
-        {"slow": RewardRunner(stuck, required=False, time_limit=0.05), "b": RewardRunner(brightness)}, batch=3
-    )
+    scorer = Scorer({"slow": runner(stuck, required=False, time_limit=0.05), "b": runner(brightness)}, batch=3)
     with pytest.warns(UserWarning, match="no answer within time_limit: 0.05 s"):
         scores = scorer(samples())
     assert scores["slow"].isnan().all() and not scores["b"].isnan().any() and scorer.failures["slow"] == 5
     release.set()
     scorer.rewards["slow"].call(samples())  # the event is set: nothing waits any more
-    patient = Scorer({"slow": RewardRunner(stuck, time_limit=30.0)}, batch=3)
+    patient = Scorer({"slow": runner(stuck, time_limit=30.0)}, batch=3)
     assert torch.equal(patient(samples())["slow"], scores["b"])
 
 
@@ -243,9 +240,7 @@ def test_overlapping_rewards_score_while_the_rest_is_drawn():
         begun.set()
         return brightness(s)
 
-    scorer = Scorer(
-        {"early": RewardRunner(noticed, overlap=True), "late": RewardRunner(lambda s: -brightness(s))}, batch=2
-    )
+    scorer = Scorer({"early": runner(noticed, overlap=True), "late": runner(lambda s: -brightness(s))}, batch=2)
     parts = [given[[0, 1, 2]], given[[3, 4]]]
     scorer.take(parts[0])
     assert begun.wait(30)  # nobody has asked for a score yet
@@ -269,10 +264,10 @@ def test_rewards_with_weights_move_to_their_device_and_back():
             self.places.append(f"called on {s.images.device}")
             return brightness(s)
 
-    Scorer({"h": RewardRunner(Heavy(), offload=True)}, device="cpu")(samples())
+    Scorer({"h": runner(Heavy(), offload=True)}, device="cpu")(samples())
     assert Heavy.places == ["cpu", "called on cpu", "cpu"]
     Heavy.places.clear()
-    Scorer({"h": RewardRunner(Heavy(), device="meta")}, device="cpu")(samples(0))
+    Scorer({"h": runner(Heavy(), device="meta")}, device="cpu")(samples(0))
     assert Heavy.places == ["meta"]
 
 
@@ -286,7 +281,7 @@ def test_scores_that_are_known_are_not_asked_for_again(tmp_path):
 
     def cached(file="scores.db"):
         cache = ScoreCache("mine", {"weights": str(tmp_path / "weights")}, tmp_path / file)
-        return Scorer({"x": RewardRunner(slow, cache=cache)})
+        return Scorer({"x": runner(slow, cache=cache)})
 
     given, scorer = samples(), cached()
     assert scorer(given)["x"].isnan().tolist() == [True] + 4 * [False]
