@@ -4,7 +4,7 @@ Shapes, here and everywhere: R rows (trainable chains), K decisions a row (denoi
 samples, P prompts, G samples a prompt. A decision is a number to the core: a log-probability, a mask, an advantage.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -122,19 +122,49 @@ class LogProbs:
     centred: Tensor | None = None
 
 
-Weights = Literal["current", "reference"]
+@dataclass(frozen=True)
+class Field:
+    """Velocities of a model at finished samples that were noised again, under the weights of a `View`.
+
+    rows int64 [r], columns int64 [1]. level: of the noise, that of the column. x [r, ...]: the noised samples; v, like
+    x: the model's velocity dx/ds there, with gradient under the current weights; x0: the samples; target: the velocity
+    that leads back to them. unit: what x - level * v is divided by to give an estimate of x0, 1 on the path of a flow.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    level: float
+    x: Tensor
+    v: Tensor
+    x0: Tensor
+    target: Tensor
+    unit: float = 1.0
+
+    def clean(self, v: Tensor) -> Tensor:
+        """The estimate of x0 that a velocity at x stands for, [r, ...]."""
+        return (self.x - self.level * v) / self.unit
+
+
+Visit = Callable[[Any], None]  # is given LogProbs of drawn states, a Field of noised ones
+Weights = Literal["current", "reference", "old"]
+States = Literal["drawn", "noised"]
 
 
 @dataclass(frozen=True)
 class View:
-    """What an objective wants to see of the decisions that a rollout drew.
+    """What an objective wants to see of a rollout.
 
-    weights: current, those that learn, with gradient unless `torch.no_grad` is on; or reference, those that a
-    divergence is measured from, never with gradient. exact_kl: `LogProbs.kl`, which takes an earlier look at the same
+    states: drawn, the decisions that the rollout drew, as LogProbs; or noised, its finished samples at the noise levels
+    of the plan, as a Field for each, whose noise is a row's own or shared by the rows of a prompt (share_noise).
+    weights: current, those that learn, with gradient unless `torch.no_grad` is on; without gradient, reference, those
+    that a divergence is measured from, or old, an older copy of the current ones. The last two are of drawn states
+    alone. exact_kl: `LogProbs.kl`, which takes an earlier look at the same
     rows under the reference that asks for it too, so that the policy keeps what it compares with. centred:
     `LogProbs.centred`.
     """
 
+    states: States = "drawn"
+    share_noise: bool = False
     weights: Weights = "current"
     exact_kl: bool = False
     centred: bool = False
@@ -156,8 +186,8 @@ class Policy(Protocol):
         """
         ...
 
-    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable[[LogProbs], None]) -> None:
-        """Scores the trained decisions of `rows` as the view says, handing them to `visit` block by block.
+    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Visit) -> None:
+        """Hands what the view asks for of the trained decisions of `rows` to `visit`, block by block.
 
         `visit` may call backward on what it is given; the graph of a block is dropped when it returns. Under
         `torch.no_grad` the same numbers come without a graph.
@@ -179,11 +209,13 @@ class Reward(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """The data of the decisions that are looked at, cut as they are: r rows, k decisions of each.
+    """The data of what is looked at, cut as it is: r rows, k decisions of each.
 
     rollout_logp float32 [r, k]: log-probs under the policy that sampled. adv float32 [r], or [r, k] where decisions of
     a row differ: what moves them. mask bool [r, k]: which are trained. reference float32 [r, k]: log-probs under the
-    reference, where the objective needs it. step_stats: [r, k] by name, see `Rollout`.
+    reference, where the objective needs it. step_stats: [r, k] by name, see `Rollout`. velocities: of a Field, those of
+    the other weights that the objective needs at the same states, like its v, by name. group int64 [r]: equal for rows
+    of one prompt.
     """
 
     rollout_logp: Tensor
@@ -191,10 +223,12 @@ class Batch:
     mask: Tensor
     reference: Tensor | None = None
     step_stats: dict[str, Tensor] = field(default_factory=dict)
+    velocities: Mapping[str, Tensor] = field(default_factory=dict)
+    group: Tensor | None = None
 
 
 Together = Literal["decision", "row"]
-Need = Literal["reference"]
+Need = Literal["reference", "old"]
 
 
 class Objective(Protocol):
@@ -212,7 +246,8 @@ class Objective(Protocol):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the loop has to provide. reference: `Batch.reference`, as every trained decision pays a divergence."""
+        """What the loop has to provide. reference: `Batch.reference`, as every trained decision pays a divergence; of
+        noised states the velocities of the reference, and with old those of the older copy, in `Batch.velocities`."""
         ...
 
     def weights(self, mask: Tensor) -> Tensor:
@@ -227,6 +262,6 @@ class Objective(Protocol):
         """
         ...
 
-    def __call__(self, seen: LogProbs, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, seen: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss [r, k] float32, metrics: name -> [r, k] values, averaged over decisions; see clipped.py)."""
         ...

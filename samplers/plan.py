@@ -14,6 +14,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from samplers.checks import require_levels, require_steps
+
 ROOT = -1  # the parent of a segment that begins at initial noise
 SOLVERS = ("euler", "dpmpp_2m", "dpmpp_2m_heun")
 CREDITS = ("uniform", "path_probability")
@@ -109,7 +111,9 @@ class Tree:
 
     credit: how leaves reach inner segments, uniform or path_probability. by_row False: the samples of a prompt are
     compared with each other and a row gets the mean of its leaves' advantages; True: the mean rewards of rows are
-    compared with those of their peers.
+    compared with those of their peers. levels: where no step is trained, those that finished samples are noised to and
+    looked at again, one a column of the rollout, whose rows the leaves then are: a noise level, or the number of the
+    step whose level it is.
 
     Raises ValueError for segments that cannot be walked.
     """
@@ -119,6 +123,7 @@ class Tree:
     tables: tuple[Table, ...] = field(default_factory=lambda: (Own(),))
     credit: str = "uniform"
     by_row: bool = True
+    levels: tuple[float | int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.credit not in CREDITS:
@@ -151,7 +156,7 @@ class Tree:
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.num_steps, self.segments, self.tables, self.credit, self.by_row))
+        return hash((self.num_steps, self.segments, self.tables, self.credit, self.by_row, self.levels))
 
     def __hash__(self) -> int:  # computed once: trees are looked up at every step
         return self._hash
@@ -275,10 +280,10 @@ class Plan:
 
     stochastic: steps that draw noise, the others follow the ODE. trained: those of them the loss sees. share_noise: all
     members of a group start from one latent. table: of the walk. tail: a cheaper table for the steps after the last
-    stochastic one, walked by `solver`; without one, `solver` is that of all steps after it.
+    stochastic one, walked by `solver`; without one, `solver` is that of all steps after it. levels: see `Tree`.
 
     Raises ValueError unless both are sorted and unique, lie in [0, num_steps), trained is part of stochastic, and
-    trained is empty only for a pure ODE walk.
+    trained is empty only for a pure ODE walk; for levels that no sample can be noised to, or beside trained steps.
     """
 
     num_steps: int
@@ -288,17 +293,19 @@ class Plan:
     table: Table = Own()
     tail: Table | None = None
     solver: str = "euler"
+    levels: tuple[float | int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"num_steps={self.num_steps} leaves no step: give 1 or more")
         steps = self.table.num_steps(self.num_steps)
-        _require_steps("stochastic", self.stochastic, steps)
-        _require_steps("trained", self.trained, steps)
+        require_steps("stochastic", self.stochastic, steps)
+        require_steps("trained", self.trained, steps)
         if extra := sorted(set(self.trained) - set(self.stochastic)):
             raise ValueError(f"trained steps {extra} draw no noise: add them to stochastic or drop them")
         if self.stochastic and not self.trained:
             raise ValueError(f"trained=() but steps {self.stochastic} draw noise: train some or draw at none")
+        require_levels(self.levels, steps, drawn=bool(self.stochastic or self.share_noise))
 
     def tree(self, group: int) -> Tree:
         """The walks of `group` samples: a segment a sample, behind a trunk where they share their noise."""
@@ -318,11 +325,4 @@ class Plan:
                 tail = Segment(len(segments) - 1, end, last, member=i, start=start, table=table, solver=self.solver)
                 segments.append(tail)
         tables = (self.table,) if self.tail is None else (self.table, self.tail)
-        return Tree(self.num_steps, tuple(segments), tables)
-
-
-def _require_steps(name: str, steps: tuple[int, ...], num_steps: int) -> None:
-    if list(steps) != sorted(set(steps)):
-        raise ValueError(f"{name}={steps} must rise without repeats: give {tuple(sorted(set(steps)))}")
-    if steps and not 0 <= steps[0] <= steps[-1] < num_steps:
-        raise ValueError(f"{name}={steps} leaves the walk: give steps from 0 to {num_steps - 1} or raise num_steps")
+        return Tree(self.num_steps, tuple(segments), tables, levels=self.levels)

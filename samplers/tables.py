@@ -59,6 +59,27 @@ class Exponential:
 
 
 @dataclass(frozen=True, slots=True)
+class At:
+    """Two steps, of which the second begins at a level: there a model can be asked about any state.
+
+    level: of the table's own kind, above 0. The first begins where the own table does, or just above the level.
+    """
+
+    level: float
+
+    def __post_init__(self) -> None:
+        _require(self.level > 0, f"level={self.level}: give a number above 0")
+
+    def num_steps(self, own: int) -> int:
+        """See `Table`."""
+        return 2
+
+    def levels(self, own: Tensor) -> Tensor:
+        """Float32 [3]; see `Table`."""
+        return own.new_tensor([max(float(own[0]), self.level + 5e-4), self.level, 0.0])
+
+
+@dataclass(frozen=True, slots=True)
 class Karras:
     """`schedules.karras` between the ends of `base`. rho: > 0."""
 

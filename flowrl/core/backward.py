@@ -12,12 +12,13 @@ does with a row, and costs one more forward of each decision. A divergence that 
 way.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Batch, LogProbs, Objective, Policy, Rollout, View
+from flowrl.contracts import Batch, Field, LogProbs, Objective, Policy, Rollout, View
 from flowrl.core.objectives.aggregate import merge_metrics, reduce_metrics
 
 
@@ -36,15 +37,18 @@ class StepLoss:
     share: Tensor
     total: dict[str, Tensor] = field(default_factory=dict)
 
-    def __call__(self, seen: LogProbs) -> Tensor:
-        """The weighted sum of the block's losses."""
-        rollout, at, device = self.rollout, (seen.rows[:, None], seen.columns[None]), seen.logp.device
+    def __call__(self, seen: LogProbs | Field, velocities: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The weighted sum of the block's losses. velocities: see `Batch`."""
+        rollout, at = self.rollout, (seen.rows[:, None], seen.columns[None])
+        device = seen.v.device if isinstance(seen, Field) else seen.logp.device
         batch = Batch(
             rollout_logp=rollout.rollout_logp[at].to(device),
             adv=self.adv[at if self.adv.ndim == 2 else seen.rows].to(device),
             mask=rollout.mask[at].to(device),
             reference=None if rollout.reference is None else rollout.reference[at].to(device),
             step_stats={name: values[at].to(device) for name, values in rollout.step_stats.items()},
+            velocities=velocities or {},
+            group=rollout.samples.group[seen.rows].to(device) if isinstance(seen, Field) else None,
         )
         loss, metrics = self.objective(seen, batch)
         part = (loss * self.weights[at].to(device)).sum()
@@ -85,6 +89,9 @@ def backward(policy: Policy, rows: Tensor, loss: StepLoss) -> None:
     Raises ValueError where a policy that says it hands over whole rows does not.
     """
     objective, rollout = loss.objective, loss.rollout
+    if objective.view.states == "noised":
+        _backward_noised(policy, rows, loss)
+        return
     of_rows = objective.together == "row"
     in_pieces = of_rows and not policy.whole_rows and rollout.rollout_logp.shape[1] > 1
     surrogate = _slopes(policy, rows, loss) if in_pieces else None
@@ -100,6 +107,21 @@ def backward(policy: Policy, rows: Tensor, loss: StepLoss) -> None:
             part.backward()
 
     policy.look(rollout, rows, objective.view, visit)
+
+
+def _backward_noised(policy: Policy, rows: Tensor, loss: StepLoss) -> None:
+    """The velocities of other weights come first, since a swap of weights under a live graph would spoil its gradient;
+    blocks come in the same order and cut whatever the weights."""
+    view, others = loss.objective.view, sorted(loss.objective.needs)
+    found: dict[str, list[Field]] = {name: [] for name in others}
+    for name in others:
+        policy.look(loss.rollout, rows, replace(view, weights=name), found[name].append)
+
+    def visit(seen: Field) -> None:
+        same = {name: fields.pop(0) for name, fields in found.items()}
+        loss(seen, {name: other.v for name, other in same.items()}).backward()
+
+    policy.look(loss.rollout, rows, view, visit)
 
 
 # What a loss may depend on, with gradient: fields of LogProbs.

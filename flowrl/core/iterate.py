@@ -164,7 +164,7 @@ def update(
     adv = adv.cpu()
     pays = "reference" in objective.needs  # every trained decision then has a loss
     trained = rollout.mask.any(1)
-    if pays:
+    if pays and objective.view.states == "drawn":
         for part in _parts(trained.nonzero()[:, 0], settings.micro_batch):
             fill_reference(policy, rollout, part, objective.view)
     steps = []

@@ -1,1 +1,1 @@
-"""Sizes: parameters, activations, optimizer and stored trajectory, measured or computed on the meta device."""
+"""How large things are: parameters, activations, optimizer and stored trajectory, measured or worked out on meta."""

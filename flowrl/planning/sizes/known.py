@@ -4,9 +4,9 @@ Only what differs from the defaults of the class in diffusers or transformers is
 parameter counts that they give with the published ones.
 """
 
-from flowrl.untyped import JSON
+from typing import Any
 
-Config = dict[str, JSON]
+Config = dict[str, Any]
 
 _CLIP_L: Config = {
     "model_type": "clip_text_model",

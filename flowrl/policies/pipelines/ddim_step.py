@@ -97,6 +97,8 @@ class Preserving:
 
     if TYPE_CHECKING:  # what DDIMScheduler brings
         timesteps: Tensor
+        alphas_cumprod: Tensor
+        num_inference_steps: int
         config: Any
 
     _step_index: int | None = None
@@ -124,6 +126,27 @@ class Preserving:
         """DDIM's own; then a new walk begins."""
         super().set_timesteps(num_inference_steps, device)  # pyright: ignore[reportAttributeAccessIssue]
         self._step_index, self._amplitudes = None, amplitudes(self)  # pyright: ignore[reportArgumentType]
+
+    def nearest(self, level: float) -> float:
+        """The amplitude of noise, among those that the model knows, that lies nearest to a level."""
+        return self._amplitude_at(self._nearest_time(level))
+
+    def look_at(self, level: float) -> Tensor:
+        """Makes the walk one of two steps, of which the second begins at the timestep nearest to a level; returns the
+        amplitudes that the pipeline's own steps go through."""
+        own, time = self._own_table(), self._nearest_time(level)
+        first = min(time + 1, len(self.alphas_cumprod) - 1)
+        self._amplitudes = [(self._amplitude_at(t), self._amplitude_at(time)) for t in (first, time)]
+        self.timesteps = torch.tensor([first, time]).to(self.timesteps)
+        self.num_inference_steps = 2
+        return own
+
+    def _nearest_time(self, level: float) -> int:
+        table = self.alphas_cumprod.double()
+        return int(((1 - table).clamp(min=0).sqrt() - level).abs().argmin())
+
+    def _amplitude_at(self, time: int) -> float:
+        return _amplitude(float(self.alphas_cumprod[time]))
 
     def _own_table(self) -> Tensor:
         """The amplitudes of noise that the steps go through, float32."""

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View, Weights
+from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View, Visit, Weights
 from flowrl.core.batches import prompt_chunks
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
@@ -27,9 +27,11 @@ from flowrl.policies.pipelines.failing import in_one_line
 from flowrl.policies.pipelines.gates import GateKeeper
 from flowrl.policies.pipelines.intercepted_step import EndOfWalk, Session, Walk
 from flowrl.policies.pipelines.layouts import Media, check_size, joined_media, media_of, sample_rate
+from flowrl.policies.pipelines.noised_looks import field, level_of, look_at, noised, prove_look
 from flowrl.policies.pipelines.outputs import credit_of, samples_of
 from flowrl.policies.pipelines.probe import probe
-from flowrl.policies.pipelines.replay_walk import Looking, ReplayWalk, Visit, replay_steps_by_pass
+from flowrl.policies.pipelines.replay_walk import Looking, ReplayWalk, replay_steps_by_pass
+from flowrl.policies.pipelines.replay_walk import Visit as StepVisit
 from flowrl.policies.pipelines.rollout_walk import RolloutWalk
 from flowrl.policies.pipelines.sharing import ALONE, Sharing, in_order
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory, joined, take
@@ -91,7 +93,7 @@ class PipelinePolicy:
         self._working_copy = WorkingCopy(pipe, self.session, self.keeper, self.device, trained=modules, offload=offload)
         self.global_use = GlobalUse()  # of any pass so far
         self.sharing: Sharing = ALONE  # which rows may share a call (found out by the probe)
-        self._probed = False
+        self._probed = self._looks = False
 
     @property
     def pipe(self) -> Any:
@@ -131,12 +133,17 @@ class PipelinePolicy:
             step_stats={name: torch.cat([step_stats[name] for _, _, step_stats in found]) for name in found[0][2]},
         )
 
-    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable[[LogProbs], None]) -> None:
-        """Scores the trained steps of `rows`, step by step. See `contracts.Policy`.
+    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Visit) -> None:
+        """Scores the trained steps of `rows`, step by step, or goes through the levels of noised samples one by one.
 
-        Raises PolicyError for `centred` where the rollout kept no means.
+        See `contracts.Policy`. Raises PolicyError for `centred` where the rollout kept no means, and where the pipeline
+        cannot be asked about a level by itself (see noised_looks.py).
         """
         trajectory: Trajectory = rollout.replay
+        if view.states == "noised":
+            with self._under(view.weights):
+                self._look_at_noised(trajectory, rows, view, visit)
+            return
         if view.centred and not trajectory.mean:
             raise PolicyError("the rollout kept no means: make the policy with keep_means=True")
         columns = {step: i for i, step in enumerate(trajectory.tree.trained)}
@@ -219,10 +226,12 @@ class PipelinePolicy:
         if weights == "current":
             yield
             return
+        if weights == "old":
+            raise PolicyError("this policy has no older copy of its weights")
         with torch.no_grad(), adapters.disabled(self.modules):
             yield
 
-    def _replay(self, trajectory: Trajectory, rows: Tensor, visit: Visit, view: View) -> None:
+    def _replay(self, trajectory: Trajectory, rows: Tensor, visit: StepVisit, view: View) -> None:
         """Replays all trained steps of `rows`, in as few passes as they ran on different sets of rows."""
         grad = torch.is_grad_enabled()
         for part in self.sharing.parts(trajectory, rows):
@@ -237,6 +246,25 @@ class PipelinePolicy:
                     tick=self.tick,
                 )
                 self._walk(walk, trajectory, grad=grad)
+
+    def _look_at_noised(self, trajectory: Trajectory, rows: Tensor, view: View, visit: Visit) -> None:
+        """Shows the velocities at finished samples that are noised to each of the plan's levels."""
+        leaves = trajectory.tree.leaves
+        if not self._looks:
+            with in_one_line(type(self.source).__name__):
+                prove_look(self, trajectory.prompts[0], trajectory.tree.num_steps)
+            self._looks = True
+        for column, level in enumerate(trajectory.levels):
+            at = level_of(self, trajectory.path, level)
+            for part in self.sharing.split([row // len(leaves) for row in rows.tolist()]):
+                mine = rows[torch.tensor(part)]
+                made = noised(trajectory, mine, column, at, share=view.share_noise)
+                whose = [divmod(row, len(leaves)) for row in mine.tolist()]
+                starts = [trajectory.start(p, leaves[i]) for p, i in whose]
+                velocity = look_at(self, made.x, [trajectory.prompts[p] for p, _ in whose], starts, at.level)
+                if self.tick is not None:
+                    self.tick(len(mine))
+                visit(field(mine, column, at, made, velocity))
 
     def _walk(self, walk: RolloutWalk | ReplayWalk, trajectory: Trajectory, *, grad: bool = False) -> Any:
         """One pass over the rows that a walk stands for."""

@@ -59,6 +59,7 @@ class RolloutWalk:
         self._after: dict[int, Streams] = {}  # by segment: its latest state, [P, ...]
         self._clean: dict[int, dict[int, tuple[Tensor, Level]]] = {}  # by segment: latest prediction of x_0, its level
         self._solves = any(s.solver != "euler" for s in self.tree.segments)
+        self._levels: dict[int, float] = {}  # by step, where samples are to be noised again
 
     # ------------------------------------------------------------------ passes
 
@@ -110,6 +111,8 @@ class RolloutWalk:
         """The next states of all segments; records those that are trained."""
         front, stream = self._front(step.iteration), step.stream
         sources = self.tree.sources(front)
+        if self.tree.levels:
+            self._can_be_noised(step)
         self.records.shown(front, stream, step.kept, sources)
         if sources[0] != ROOT:
             self.records.entered(front, stream, self._entered(stream))
@@ -136,12 +139,38 @@ class RolloutWalk:
         Raises PolicyError where the pipeline's loop never came to a trained step.
         """
         self.records.finish()
+        if self.tree.levels:
+            return self._to_be_noised()
         if missing := self.records.missing():
             raise PolicyError(
                 f"step {missing[0]} is to be trained, but the pipeline's loop ended after {self.iterations} steps of "
                 f"{self.tree.num_steps}: move the window, or raise sampler.steps (image-to-image skips steps)"
             )
         return self.records.result()
+
+    def _can_be_noised(self, step: Step) -> None:
+        """Notes a step's level. Raises PolicyError where a sample is more than its final state at one level."""
+        if step.kept is not None:
+            raise PolicyError(
+                "this pipeline writes into its latents between steps, so that a finished sample cannot be noised and "
+                "looked at again: choose an objective of the clipped kind"
+            )
+        if isinstance(step.s, Tensor):
+            raise PolicyError(
+                "this pipeline has a noise level of its own for each token, so that a finished sample cannot be noised "
+                "to one level and looked at again: choose an objective of the clipped kind"
+            )
+        self._levels[step.iteration] = step.s if step.path != "exploding" else step.s / (1 + step.s)
+        self.trajectory.path = step.path
+
+    def _to_be_noised(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Keeps the finished states and the levels; log-probs [R, K] of 0, since nothing was drawn, and a full mask."""
+        leaves = self.tree.leaves
+        streams = self._after[leaves[0]]
+        self.trajectory.clean = {stream: self._states(leaves, stream) for stream in streams}
+        self.trajectory.levels = tuple(self._levels[n] if isinstance(n, int) else n for n in self.tree.levels)
+        found = torch.zeros(self.num_prompts * len(leaves), len(self.tree.levels))
+        return found, torch.ones_like(found, dtype=torch.bool), {}
 
     def _front(self, iteration: int) -> Front:
         fronts = self._pass.fronts

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from flowrl.policies.errors import PolicyError
 from samplers.plan import Own, Table
+from samplers.tables import At
 
 
 def noise_levels(scheduler: Any) -> Tensor:
@@ -26,6 +27,8 @@ def replace_table(scheduler: Any, table: Table) -> Tensor | None:
     """
     if isinstance(table, Own):
         return None
+    if isinstance(table, At) and hasattr(scheduler, "look_at"):
+        return scheduler.look_at(table.level)
     if not hasattr(scheduler, "sigmas"):
         raise PolicyError(
             f"{type(scheduler).__name__} walks the noise table of its model, which cannot be replaced: use the "

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowrl.contracts import Prompt
 from flowrl.policies.noise import Key, copies
+from flowrl.policies.pipelines.intercepted_step import Path
 from samplers.plan import Tree
 
 Streams = dict[int, Tensor]  # by stream: 0 for the pipeline's own scheduler, more for its deep copies
@@ -26,7 +27,9 @@ class Trajectory:
     enter, the states that decisions start from (none before step 0, which the pipeline draws again); drawn, the states
     after them; keep, elements that the pipeline did not overwrite; mean, the means drawn from, where they were asked
     for; reference, the means under the reference policy, laid out like enter. complete: for pipelines whose denoisers
-    run in skipped iterations too, `states` holds the state after every step of every segment.
+    run in skipped iterations too, `states` holds the state after every step of every segment. Where samples are to be
+    noised again: clean, their final states by stream; levels, those of the columns (see noised_looks.py); path, what
+    they are levels of.
     """
 
     prompts: list[Prompt]
@@ -41,6 +44,9 @@ class Trajectory:
     mean: dict[int, Streams] = field(default_factory=dict)
     reference: dict[int, Streams] = field(default_factory=dict)
     states: dict[tuple[int, int], Streams] = field(default_factory=dict)  # by (segment, step)
+    clean: Streams = field(default_factory=dict)
+    levels: tuple[float, ...] = ()
+    path: Path = "flow"
 
     def __post_init__(self) -> None:
         self.copies = self.copies or copies(p.id for p in self.prompts)
@@ -69,6 +75,7 @@ def joined(trajectories: Sequence[Trajectory]) -> Trajectory:
     if len(trajectories) == 1:
         return trajectories[0]
     first = trajectories[0]
+    clean = {s: torch.cat([t.clean[s] for t in trajectories]) for s in first.clean}
     whole = Trajectory(
         [p for t in trajectories for p in t.prompts],
         first.tree,
@@ -76,6 +83,9 @@ def joined(trajectories: Sequence[Trajectory]) -> Trajectory:
         first.first,
         first.complete,
         [copy for t in trajectories for copy in t.copies],
+        clean=clean,
+        levels=first.levels,
+        path=first.path,
     )
     for name in ("enter", "drawn", "mean", "states"):
         parts = [getattr(t, name) for t in trajectories]

@@ -1,26 +1,25 @@
-"""What the sizes of a model depend on, and its measured sizes: numbers and texts alone, which JSON can hold."""
+"""What is asked of the modules of a model, and what they tell: numbers alone, which JSON can hold."""
 
 from dataclasses import dataclass
-
-from flowrl.untyped import JSON
+from typing import Any
 
 
 @dataclass(frozen=True)
-class SizeQuery:
+class Asked:
     """What the sizes of a model's modules depend on. rows: of a training forward; tokens: of the longest prompt and of
     the negative one; lora None: all weights learn."""
 
     model: str
-    lora: dict[str, JSON] | None
+    lora: dict[str, Any] | None
     dtype: str
     rows: int
-    pipeline: dict[str, JSON]
+    pipeline: dict[str, Any]
     tokens: tuple[int, int]
 
 
 @dataclass(frozen=True)
-class MeasuredSizes:
-    """Measured on the modules: parameters and bytes by component, what learns, and what calls keep.
+class Measured:
+    """What the modules themselves tell: by component its parameters and bytes, what learns, and what calls keep.
 
     learning, state, added: parameters that learn, their bytes, bytes of LoRA. kept: of each denoiser (whole,
     recomputing, block), see activations.py.

@@ -1,0 +1,100 @@
+"""The loss of noised samples has the gradient of the hand-written sum, whatever the micro-batches."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flowrl.contracts import Field, Policy, Rollout, Samples, View, Visit
+from flowrl.core.backward import StepLoss, backward
+from flowrl.core.objectives.aggregate import weights
+from flowrl.core.objectives.noised import NFTObjective, NoisedObjective
+
+ROWS, LEVELS = 6, (0.3, 0.8)
+ADV = torch.tensor([1.0, -2.0, 0.5, 0.0, -1.0, 2.0])
+OBJECTIVES = {"nft": NFTObjective(beta=0.5), "nft_kl": NFTObjective(kl=0.3), "binary": NFTObjective(adv_mode="binary")}
+
+
+class Linear:
+    """A model whose velocity is x times a matrix; rows come in blocks of `width`, last level first."""
+
+    whole_rows = False
+
+    def __init__(self, width: int = ROWS):
+        generator = torch.Generator().manual_seed(0)
+
+        def drawn(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        self.width, self.x0, self.noise = width, drawn(ROWS, 3), drawn(ROWS, 2, 3)
+        self.theta = nn.Parameter(drawn(3, 3))
+        self.other = {"old": self.theta.detach() + 0.1 * drawn(3, 3), "reference": drawn(3, 3)}
+        self.asked: list[str] = []
+
+    def field(self, rows: Tensor, column: int, matrix: Tensor) -> Field:
+        s, noise, x0 = LEVELS[column], self.noise[rows, column], self.x0[rows]
+        x = (1 - s) * x0 + s * noise
+        return Field(rows, torch.tensor([column]), s, x, x @ matrix, x0, noise - x0)
+
+    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Visit) -> None:
+        assert view.states == "noised"
+        self.asked.append(view.weights)
+        for column in reversed(range(len(LEVELS))):
+            for part in rows.split(self.width):
+                visit(self.field(part, column, self.other.get(view.weights, self.theta)))
+
+    def trainable(self) -> Iterator[nn.Parameter]:
+        yield self.theta
+
+
+def gradient(policy: Linear, objective: NoisedObjective, micro: int, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    samples = Samples([], torch.arange(ROWS) // 3, texts=[""] * ROWS)
+    rollout = Rollout(samples, torch.zeros(ROWS, 2), mask, None)
+    loss = StepLoss(rollout, ADV, objective, objective.weights(mask), weights(mask))
+    for rows in mask.any(1).nonzero()[:, 0].split(micro):
+        backward(cast(Policy, policy), rows, loss)
+    assert policy.theta.grad is not None
+    return policy.theta.grad, loss.total
+
+
+def by_hand(policy: Linear, objective: NFTObjective, mask: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for row in range(ROWS):
+        for column in range(2):
+            if not mask[row, column]:
+                continue
+            f = policy.field(torch.tensor([row]), column, policy.theta)
+            adv = ADV[row].double().clamp(-5, 5)
+            adv = adv.sign() if objective.adv_mode == "binary" else adv
+            r = adv / 10 + 0.5
+            now, old = f.x - f.level * f.v, f.x - f.level * (f.x @ policy.other["old"])
+            for sign, share in ((1, r), (-1, 1 - r)):
+                gap = (1 - sign * objective.beta) * old + sign * objective.beta * now - f.x0
+                total = total + share * gap.square().mean() / gap.abs().mean().detach() * 5 / objective.beta
+            total = total + objective.kl * (f.v - f.x @ policy.other["reference"]).square().mean()
+    return torch.autograd.grad(total / mask.sum(), policy.theta)[0]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(("width", "micro"), [(ROWS, ROWS), (2, 4), (ROWS, 1)])
+@pytest.mark.parametrize("third", [False, True], ids=["all", "third"])
+def test_the_gradient_is_that_of_the_sum(name: str, width: int, micro: int, third: bool) -> None:
+    mask = (torch.arange(ROWS) == 2)[:, None].expand(ROWS, 2) if third else torch.ones(ROWS, 2, dtype=torch.bool)
+    policy, objective = Linear(width), OBJECTIVES[name]
+    found, metrics = gradient(policy, objective, micro, mask)
+    torch.testing.assert_close(found, by_hand(policy, objective, mask), rtol=1e-6, atol=1e-7)
+    assert set(policy.asked) == {"current", *objective.needs}
+    gap = policy.x0.new_zeros(())
+    for column in range(2):
+        x = policy.field(torch.arange(ROWS), column, policy.theta).x[mask[:, column]]
+        gap = gap + (x @ (policy.theta - policy.other["old"])).square().mean() / 2
+    torch.testing.assert_close(metrics["old_distance"].double(), gap.detach(), rtol=1e-5, atol=0.0)
+
+
+def test_other_weights_are_asked_about_before_a_graph_is_made() -> None:
+    policy = Linear()
+    gradient(policy, replace(OBJECTIVES["nft_kl"]), ROWS, torch.ones(ROWS, 2, dtype=torch.bool))
+    assert policy.asked == ["old", "reference", "current"]

@@ -1,0 +1,132 @@
+"""Looks at finished samples that are noised again: what is asked about, what is answered, and who is refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowrl.contracts import Field, Prompt, Rollout, View
+from flowrl.policies.errors import PolicyError
+from flowrl.policies.pipelines import noised_looks
+from policies_support import PROMPTS, SEED, STEPS, FamilyPolicy, gap
+from samplers.plan import Plan
+from samplers.tables import At
+
+PLAN = Plan(STEPS, (), (), levels=(0.7, 1))
+NOISED = View("noised")
+UNEQUAL = [PROMPTS[0], Prompt("long", "a much longer text about three dogs beside a red cat")]
+
+
+@pytest.fixture(scope="module")
+def flux() -> FamilyPolicy:
+    return FamilyPolicy("flux")
+
+
+def fields(policy: FamilyPolicy, rollout: Rollout, rows: list[int] | None = None, view: View = NOISED) -> list[Field]:
+    found: list[Field] = []
+    with torch.no_grad():
+        policy.look(
+            rollout, torch.arange(len(rollout.mask)) if rows is None else torch.tensor(rows), view, found.append
+        )
+    return found
+
+
+@pytest.mark.parametrize("name", ["sd15", "cosmos2", "ltx2"])
+def test_a_look_is_the_velocity_of_the_walk(name: str) -> None:
+    policy = FamilyPolicy(name)
+    prompts = UNEQUAL[: policy.family.max_rows or 2]
+    rollout = policy.rollout(prompts, group_size=2, plan=PLAN, seed=SEED)
+    assert rollout.mask.shape == (2 * len(prompts), 2) and rollout.mask.all()
+    at_step = [f for f in fields(policy, rollout) if f.columns.item() == 1]  # of the walk's own step 1
+    streams = sorted(rollout.replay.clean)
+    for found in at_step:
+        who = [prompts[row // 2] for row in found.rows.tolist()]
+        x = dict.fromkeys(streams, found.x)
+        if len(streams) > 1:
+            sizes = [rollout.replay.clean[s][0].numel() for s in streams]
+            parts = zip(streams, found.x.split(sizes, 1), strict=True)
+            x = {s: part.unflatten(1, rollout.replay.clean[s].shape[1:]) for s, part in parts}
+        with torch.no_grad():
+            v = policy.velocity(who, x, 1, plan=PLAN, seed=SEED)
+        theirs = found.v if len(streams) == 1 else found.v[:, : v[0].numel()].unflatten(1, v.shape[1:])
+        assert gap(theirs, v) <= 2e-4 * float(v.abs().max())
+
+
+def test_a_row_alone_is_that_row(flux: FamilyPolicy) -> None:
+    policy = flux
+    rollout = policy.rollout(UNEQUAL, group_size=2, plan=PLAN, seed=SEED)
+    together, alone = fields(policy, rollout), fields(policy, rollout, [2])
+    assert [f.columns.tolist() for f in alone] == [[0], [1]]
+    for whole, part in zip(together, alone, strict=True):
+        assert part.rows.tolist() == [2] and torch.equal(whole.x[2:3], part.x)
+        assert gap(whole.v[2:3], part.v) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["flux", "sd15"])
+def test_samples_are_noised_along_the_path(name: str, flux: FamilyPolicy) -> None:
+    policy = flux if name == "flux" else FamilyPolicy(name)
+    rollout = policy.rollout(PROMPTS, group_size=2, plan=PLAN, seed=SEED)
+
+    def noise(f: Field) -> Tensor:
+        a = 1 - f.level if name == "flux" else (1 - f.level**2) ** 0.5
+        return (f.x - a * f.x0) / f.level
+
+    own, shared = fields(policy, rollout), fields(policy, rollout, view=replace(NOISED, share_noise=True))
+    for f in (*own, *shared):
+        assert torch.equal(f.x0, rollout.replay.clean[0])
+        assert gap(f.target, noise(f) - f.x0) <= 1e-5
+        assert gap(f.clean(f.target), f.x0) <= 1e-5
+    noises = [noise(f) for f in own]
+    pairs = [(noises[0][0], noises[0][1]), (noises[0][0], noises[0][2]), (noises[0][0], noises[1][0])]
+    assert all(gap(a, b) > 0.5 for a, b in pairs)
+    same = noise(shared[0])
+    assert gap(same[0], same[1]) <= 1e-5 < 0.5 < gap(same[1], same[2])
+
+
+def test_the_gradient_reaches_the_weights(flux: FamilyPolicy) -> None:
+    policy = flux
+    rollout = policy.rollout(PROMPTS, group_size=1, plan=PLAN, seed=SEED)
+    norms: list[float] = []
+
+    def visit(f: Field) -> None:
+        f.v[1].square().sum().backward()
+        norms.append(sum(float(p.grad.abs().sum()) for p in policy.trainable() if p.grad is not None))
+
+    policy.look(rollout, torch.arange(2), NOISED, visit)
+    assert norms[0] > 0 and norms[1] > norms[0]
+
+
+def test_a_look_that_is_not_the_walk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noised_looks, "At", lambda level: At(0.8 * level))
+    policy = FamilyPolicy("flux")
+    rollout = policy.rollout(PROMPTS, group_size=1, plan=PLAN, seed=SEED)
+    with pytest.raises(PolicyError, match="by itself it gives another velocity than in its walk"):
+        fields(policy, rollout)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("flux_inpaint", "writes into its latents"), ("ltx_condition", "token")])
+def test_samples_that_are_more_than_one_state_are_refused(name: str, reason: str) -> None:
+    with pytest.raises(PolicyError, match=reason):
+        FamilyPolicy(name).rollout(PROMPTS[:1], group_size=1, plan=PLAN, seed=SEED)
+
+
+def test_a_denoiser_that_remembers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = FamilyPolicy("flux")
+    rollout = policy.rollout(PROMPTS, group_size=1, plan=PLAN, seed=SEED)
+    monkeypatch.setattr(policy.keeper, "skip", False)
+    with pytest.raises(PolicyError, match="leaves something behind"):
+        fields(policy, rollout)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"levels": (1.2,)}, "level 1.2"),
+        ({"levels": (STEPS,)}, f"from 0 to {STEPS - 1}"),
+        ({"levels": (0.5,), "share_noise": True}, "draws no noise and shares none"),
+    ],
+)
+def test_a_plan_refuses_levels_that_make_no_sense(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Plan(STEPS, (), (), **options)
