@@ -215,8 +215,9 @@ def test_methods_name_recipes_presets_and_papers_that_are_there():
         assert any(paper in source for source in sources), paper
 
 
-def test_pipelines_are_counted_as_configurations():
-    told = re.search(r"for (\d+) configurations of (\d+) pipeline classes", " ".join(TEXT["samplers.md"].split()))
+@pytest.mark.parametrize("page", ["README.md", "samplers.md"])
+def test_pipelines_are_counted_as_configurations(page: str):
+    told = re.search(r"for (\d+) configurations of (\d+) pipeline classes", " ".join(TEXT[page].split()))
     kinds = {type(families.pipeline(name)).__name__ for name in families.NAMES}
     assert told is not None and len(families.NAMES) - 5 <= int(told[1]) <= len(families.NAMES)
     assert len(kinds) - 5 <= int(told[2]) <= len(kinds)

@@ -1,21 +1,21 @@
-"""Courses of several runs on one axis: linear between evaluations, mean and standard error over seeds.
+"""Curves of several runs on one axis: linear between evaluations, mean and standard error over seeds.
 
-No run is extended beyond its last evaluation. What is compared at the end is compared where the shortest run ends.
+No run is extrapolated beyond its last evaluation: final values are compared where the shortest run ends.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flowrl.compare.collect import Outcome, order
+from flowrl.compare.collect import RunOutcome, variants_in_order
 from flowrl.report.numerals import MeanWithError, mean
 
-Course = Sequence[tuple[float, float]]  # (x, value), x rising
-DRAWN = 60  # points of a mean course
+SeedCurve = Sequence[tuple[float, float]]  # (x, value), x rising
+CURVE_POINTS = 60  # of a mean curve
 
 
 @dataclass(frozen=True)
-class Band:
-    """The mean course of a variant's seeds, as far as all of them reach: (x, mean over seeds)."""
+class VariantCurve:
+    """The mean curve of a variant's seeds, as far as all of them reach: (x, mean over seeds)."""
 
     variant: str
     points: list[tuple[float, MeanWithError]]
@@ -29,15 +29,15 @@ class Comparison:
     reward: str
     end: float
     values: dict[str, dict[int, float]]
-    bands: list[Band]
+    bands: list[VariantCurve]
 
     def mean(self, variant: str) -> MeanWithError | None:
-        """The mean over seeds at the end, with its standard error; that of one seed is not known and given as 0."""
+        """The mean over seeds at the end, with its standard error; unknown, and given as 0, for a single seed."""
         return mean(list(self.values.get(variant, {}).values()))
 
 
-def value_at(course: Course, x: float) -> float | None:
-    """The value at x, linear between its neighbours; None before the first and after the last."""
+def value_at(course: SeedCurve, x: float) -> float | None:
+    """The value at x, interpolated linearly; None before the first point and after the last."""
     if not course or not course[0][0] <= x <= course[-1][0]:
         return None
     for (x0, y0), (x1, y1) in zip(course, course[1:], strict=False):
@@ -46,41 +46,41 @@ def value_at(course: Course, x: float) -> float | None:
     return course[-1][1]
 
 
-def band(variant: str, courses: Sequence[Course], more: Sequence[float] = ()) -> Band:
-    """The mean of courses from where all begin to where the shortest ends, at even distances and at `more`."""
+def mean_curve(variant: str, courses: Sequence[SeedCurve], more: Sequence[float] = ()) -> VariantCurve:
+    """The mean of curves, from where all have begun to where the shortest ends, evenly spaced and at `more`."""
     low, high = max(c[0][0] for c in courses), min(c[-1][0] for c in courses)
-    even = [low + (high - low) * i / (DRAWN - 1) for i in range(DRAWN)]
+    even = [low + (high - low) * i / (CURVE_POINTS - 1) for i in range(CURVE_POINTS)]
     points = []
     for x in sorted({*even, *(x for x in more if low <= x <= high)}):
-        found = mean([value_at(course, x) for course in courses])
-        points += [] if found is None else [(x, found)]
-    return Band(variant, points)
+        value = mean([value_at(course, x) for course in courses])
+        points += [] if value is None else [(x, value)]
+    return VariantCurve(variant, points)
 
 
-def compare(outcomes: Sequence[Outcome], axis: str, reward: str) -> Comparison | None:
+def compare_reward(outcomes: Sequence[RunOutcome], axis: str, reward: str) -> Comparison | None:
     """The comparison of a reward over an axis; None where no run has recorded both."""
-    courses = {(o.variant, o.seed): o.course(axis, reward) for o in outcomes if o.problem is None}
+    courses = {(o.variant, o.seed): o.curve(axis, reward) for o in outcomes if o.problem is None}
     courses = {key: course for key, course in courses.items() if len(course) > 1}
     if not courses:
         return None
     end = min(course[-1][0] for course in courses.values())
     values: dict[str, dict[int, float]] = {}
     for (variant, seed), course in courses.items():
-        found = value_at(course, end)
-        if found is not None:
-            values.setdefault(variant, {})[seed] = found
-    grouped = _grouped(courses)
-    bands = [band(name, grouped[name], [end]) for name in order(outcomes) if name in grouped]
+        value = value_at(course, end)
+        if value is not None:
+            values.setdefault(variant, {})[seed] = value
+    grouped = _group_by_variant(courses)
+    bands = [mean_curve(name, grouped[name], [end]) for name in variants_in_order(outcomes) if name in grouped]
     return Comparison(axis, reward, end, values, bands)
 
 
-def _grouped(courses: Mapping[tuple[str, int], Course]) -> dict[str, list[Course]]:
-    grouped: dict[str, list[Course]] = {}
+def _group_by_variant(courses: Mapping[tuple[str, int], SeedCurve]) -> dict[str, list[SeedCurve]]:
+    grouped: dict[str, list[SeedCurve]] = {}
     for (variant, _), course in courses.items():
         grouped.setdefault(variant, []).append(course)
     return grouped
 
 
-def rewards(outcomes: Sequence[Outcome]) -> list[str]:
-    """The rewards that were evaluated: what is trained first, then the others as the recipes list them."""
-    return list(dict.fromkeys(name for o in outcomes for mark in o.marks for name in mark.rewards))
+def evaluated_rewards(outcomes: Sequence[RunOutcome]) -> list[str]:
+    """The rewards that were evaluated, trained ones first, in the recipes' order."""
+    return list(dict.fromkeys(name for o in outcomes for mark in o.points for name in mark.rewards))

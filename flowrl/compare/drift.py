@@ -1,6 +1,6 @@
-"""How far training took a model from where it began, measured on the weights that it left.
+"""How far training moved a model from the base model, measured on the trained weights.
 
-All on held-out prompts at equal noise, under one plan for all runs that are compared, whatever plan each trained under:
+All on held-out prompts with the same noise, under one plan for all compared runs, whatever plan each trained under:
 distance     root mean square over pixels between the ODE samples of the base model and of the trained one, mean over
              samples, in [0, 1]; the diversity within a group is on the same scale
 kl           exact divergence of the trained model's step from the base model's, a latent element, mean over the steps
@@ -35,8 +35,8 @@ SEED = 3 * 2**32  # added to the recipe's: neither training's noise nor that of 
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is measured alike for all runs. step, noise, steps: the plan of denoising; null for a language model."""
+class DriftSettings:
+    """How drift is measured, alike for all runs. step, noise, steps: the denoising plan; None for a language model."""
 
     prompts: int
     group: int
@@ -46,41 +46,41 @@ class Settings:
     steps: int | None
 
     @staticmethod
-    def of(recipe: Recipe, prompts: int = 16, group: int = 4) -> "Settings":
-        """The settings for a comparison whose first recipe this is."""
+    def of(recipe: Recipe, prompts: int = 16, group: int = 4) -> "DriftSettings":
+        """The settings of a comparison whose first recipe is this one."""
         seed = recipe.seed + SEED
         if recipe.generation is not None:
-            return Settings(prompts, group, seed, None, None, None)
+            return DriftSettings(prompts, group, seed, None, None, None)
         sampler = recipe.sampler
-        return Settings(prompts, group, seed, sampler.step, sampler.noise, recipe.eval.steps or sampler.steps)
+        return DriftSettings(prompts, group, seed, sampler.step, sampler.noise, recipe.eval.steps or sampler.steps)
 
 
-def measured(run: Path, settings: Settings) -> dict[str, float | None]:
-    """Distance, KL and diversities of a finished run; None where one has no meaning for it.
+def measure_cached(run: Path, settings: DriftSettings) -> dict[str, float | None]:
+    """Distance, KL and diversities of a finished run; None where one does not apply.
 
-    They are kept in the run's folder, and measured anew only where its weights or the settings are others.
+    They are cached in the run's folder, and measured again only if its weights or the settings have changed.
     """
     key = {"settings": asdict(settings), "weights": digest(final_weights(run))}
     file = run / CACHE
-    kept: Any = None
+    cached: object = None
     if file.is_file():
         try:
-            kept = json.loads(file.read_text(encoding="utf-8"))
+            cached = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
-            kept = None  # half written; it is measured again
-    if isinstance(kept, dict) and kept.get("key") == key:
-        return kept["drift"]
-    found = measure(run, settings)
+            cached = None  # half written: measure again
+    if isinstance(cached, dict) and cached.get("key") == key:
+        return cached["drift"]
+    drift = measure(run, settings)
     aside = file.with_suffix(".tmp")
-    aside.write_text(json.dumps({"key": key, "drift": found}, indent=2) + "\n", encoding="utf-8")
+    aside.write_text(json.dumps({"key": key, "drift": drift}, indent=2) + "\n", encoding="utf-8")
     aside.replace(file)
-    return found
+    return drift
 
 
 @torch.no_grad()
-def measure(run: Path, settings: Settings) -> dict[str, float | None]:
-    """See `measured`; never from what was kept."""
-    recipe = _common(load(str(run / "recipe.yaml"), ["track=null"]), settings)
+def measure(run: Path, settings: DriftSettings) -> dict[str, float | None]:
+    """See `measure_cached`; always measured anew."""
+    recipe = _common_plan(load(str(run / "recipe.yaml"), ["track=null"]), settings)
     set_up(recipe)
     prompts = _prompts(recipe, settings.prompts)
     policy = build_policy(recipe)
@@ -106,9 +106,9 @@ def digest(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def _common(recipe: Recipe, settings: Settings) -> Recipe:
-    """The run's recipe with the plan that all runs are measured under: every step but the last draws noise."""
-    more: dict[str, Any] = {"track": Track()}
+def _common_plan(recipe: Recipe, settings: DriftSettings) -> Recipe:
+    """The run's recipe under the common plan of all runs, in which every step but the last draws noise."""
+    more: dict[str, object] = {"track": Track()}
     if recipe.generation is None:
         sampler = Sampler(step=settings.step or "", noise=settings.noise or 0.0, steps=settings.steps or 1)
         more |= {"sampler": sampler, "eval": recipe.eval.model_copy(update={"steps": settings.steps})}
@@ -116,29 +116,29 @@ def _common(recipe: Recipe, settings: Settings) -> Recipe:
 
 
 def _prompts(recipe: Recipe, number: int) -> list[Prompt]:
-    """Held-out prompts, evenly from the first to the last that the run evaluates; training prompts without any."""
+    """Held-out prompts, evenly spaced over those that the run evaluates; training prompts if it has none."""
     source, limit = recipe.prompts.heldout, recipe.eval.prompts
     if source is None:
         return evenly_spaced(load_prompts(recipe, recipe.prompts.train, "train", recipe.prompts.limit), number)
     return evenly_spaced(load_prompts(recipe, source, "heldout", limit), number)
 
 
-def _draw(policy: AnyPolicy, recipe: Recipe, prompts: Sequence[Prompt], settings: Settings) -> Samples:
-    """A group a prompt: by the ODE, or of completions as they are drawn in training."""
+def _draw(policy: AnyPolicy, recipe: Recipe, prompts: Sequence[Prompt], settings: DriftSettings) -> Samples:
+    """One group per prompt: by the ODE, or completions drawn as in training."""
     plan: Any = eval_plan(recipe) if recipe.generation is None else plan_for(recipe, 0)
     drawn = [
         policy.rollout(part, group_size=settings.group, plan=plan, seed=settings.seed).samples
-        for part in _parts(prompts, recipe.eval.batch // settings.group)
+        for part in _chunks(prompts, recipe.eval.batch // settings.group)
     ]
     return joined_samples(drawn)
 
 
-def _divergence(policy: AnyPolicy, recipe: Recipe, prompts: Sequence[Prompt], settings: Settings) -> float:
+def _divergence(policy: AnyPolicy, recipe: Recipe, prompts: Sequence[Prompt], settings: DriftSettings) -> float:
     batch = recipe.train.micro_batch or recipe.eval.batch
     return divergence(policy, prompts, plan=plan_for(recipe, 0), seed=settings.seed, batch=batch)
 
 
-def _parts(prompts: Sequence[Prompt], size: int) -> Iterator[Sequence[Prompt]]:
+def _chunks(prompts: Sequence[Prompt], size: int) -> Iterator[Sequence[Prompt]]:
     size = max(1, size)
     return (prompts[i : i + size] for i in range(0, len(prompts), size))
 
@@ -151,5 +151,5 @@ def _distance(before: Samples, after: Samples) -> float | None:
 
 
 def _diversity(samples: Samples) -> float | None:
-    found = sample_statistics(samples)
-    return found.get("samples/diversity", found.get("samples/distinct"))
+    statistics = sample_statistics(samples)
+    return statistics.get("samples/diversity", statistics.get("samples/distinct"))

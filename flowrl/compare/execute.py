@@ -1,4 +1,4 @@
-"""Runs the runs of a grid as processes of their own, some at once, and goes on with those that were stopped."""
+"""Runs a grid's runs as processes of their own, several at once, and resumes those that were stopped."""
 
 import contextlib
 import json
@@ -13,20 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from flowrl.compare.grid import Cell, write
+from flowrl.compare.grid import Cell, write_recipe
 from flowrl.report.read import read_run
 from flowrl.runs.stopping import Stopping
 from flowrl.terminal import duration_text
 
-PATIENCE = 0.1  # seconds between two looks at the processes
-Report = Callable[[Cell, str], None]  # a run, and "begins", "goes on", "done" or why it ended early
+POLL_SECONDS = 0.1  # between two checks of the processes
+Report = Callable[[Cell, str], None]  # a run, and "starts", "resumes", "done" or why it ended early
 
 
 class Process(Protocol):
-    """What is asked of a process that runs a command."""
+    """The part of `subprocess.Popen` that is used here."""
 
     def poll(self) -> int | None:
-        """Its exit code, negative for a signal; None while it runs."""
+        """The exit code, negative for a signal; None while it runs."""
         ...
 
     def send_signal(self, number: int, /) -> None:
@@ -34,14 +34,14 @@ class Process(Protocol):
         ...
 
     def wait(self) -> int:
-        """Its exit code, once it has ended."""
+        """The exit code, once it has ended."""
         ...
 
 
-def start(command: Sequence[str], log: Path) -> Process:
-    """A process that runs the command, its output added to the log.
+def start_process(command: Sequence[str], log: Path) -> Process:
+    """A process that runs the command and appends its output to the log.
 
-    It has a session of its own: a Ctrl-C in the terminal is for us to pass on.
+    It has a session of its own: a Ctrl-C in the terminal reaches this process alone, which passes it on.
     """
     with log.open("ab") as file:
         return subprocess.Popen(
@@ -50,7 +50,7 @@ def start(command: Sequence[str], log: Path) -> Process:
 
 
 @dataclass
-class Child:
+class RunProcess:
     """A run's process."""
 
     cell: Cell
@@ -58,7 +58,7 @@ class Child:
 
 
 def is_done(cell: Cell) -> bool:
-    """Whether a run came to its end before."""
+    """Whether a run has already finished."""
     return (cell.folder / "recipe.yaml").is_file() and read_run(cell.folder).finished
 
 
@@ -68,39 +68,39 @@ def execute(
     report: Report,
     stopping: Stopping,
     look: Callable[[], None] = lambda: None,
-    start: Callable[[Sequence[str], Path], Process] = start,
+    start: Callable[[Sequence[str], Path], Process] = start_process,
 ) -> dict[Path, str]:
-    """Runs what is not done yet, at most `jobs` at once; folder -> reason of each run that did not come to its end.
+    """Runs what is not done yet, at most `jobs` at once; returns folder -> reason for each run that did not finish.
 
-    look is called about once a second while runs are under way.
+    look is called about once a second while runs are in progress.
     Raises Stopped after SIGINT or SIGTERM, once every process has saved its checkpoint and ended.
     """
     waiting = [cell for cell in cells if not is_done(cell)]
-    running: list[Child] = []
+    running: list[RunProcess] = []
     failed: dict[Path, str] = {}
     looked = 0.0
-    with stopping.listening(), _ended(running):
+    with stopping.listening(), _end_on_error(running):
         while waiting or running:
             stopping.check()
             while waiting and len(running) < jobs:
-                running.append(_begin(waiting.pop(0), report, start))
+                running.append(_start_run(waiting.pop(0), report, start))
             for child in [c for c in running if c.process.poll() is not None]:
                 running.remove(child)
-                reason = _reason(child)
+                reason = _failure_reason(child)
                 if reason is not None:
                     failed[child.cell.folder] = reason
                 report(child.cell, reason or "done")
             if time.monotonic() - looked > 1:
                 look()
                 looked = time.monotonic()
-            time.sleep(PATIENCE if running else 0)
+            time.sleep(POLL_SECONDS if running else 0)
     return failed
 
 
 def progress_of(cell: Cell) -> str:
-    """How far a run is: its iteration, and about how much of it is done and how long the rest takes.
+    """How far a run has got: its iteration, the share that is done, and about how long the rest takes.
 
-    The time is that of rollouts, scoring and training at their mean pace so far; evaluations are not in it.
+    The time is that of rollouts, scoring and training at their mean pace so far, without evaluations.
     """
     with contextlib.suppress(OSError, ValueError):
         lines = (cell.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -116,8 +116,8 @@ def progress_of(cell: Cell) -> str:
 
 
 @contextlib.contextmanager
-def _ended(running: Sequence[Child]) -> Iterator[None]:
-    """Within, processes run; on the way out those that still do are asked to save and end, and waited for."""
+def _end_on_error(running: Sequence[RunProcess]) -> Iterator[None]:
+    """On an error or a signal, asks the processes that still run to save and end, and waits for them."""
     try:
         yield
     except BaseException:
@@ -129,28 +129,28 @@ def _ended(running: Sequence[Child]) -> Iterator[None]:
         raise
 
 
-def _begin(cell: Cell, report: Report, start: Callable[[Sequence[str], Path], Process]) -> Child:
-    """Starts a run, or goes on with it."""
-    write(cell)
+def _start_run(cell: Cell, report: Report, start: Callable[[Sequence[str], Path], Process]) -> RunProcess:
+    """Starts a run, or resumes it."""
+    write_recipe(cell)
     begun = (cell.folder / "recipe.yaml").is_file()
     if not begun:
-        _clear(cell.folder)
+        _remove_empty(cell.folder)
     command = [sys.executable, "-m", "flowrl.cli", "run", str(cell.file)]
     command += [f"resume={cell.folder}"] if begun else []
-    child = Child(cell, start(command, cell.log))
-    report(cell, "goes on" if begun else "begins")
+    child = RunProcess(cell, start(command, cell.log))
+    report(cell, "resumes" if begun else "starts")
     return child
 
 
-def _clear(folder: Path) -> None:
-    """Removes the empty folders of a run that was killed before it wrote anything: they would be in its own way."""
+def _remove_empty(folder: Path) -> None:
+    """Removes the empty folders of a run that was killed before it wrote anything: a new start would refuse them."""
     for path in sorted(folder.rglob("*"), reverse=True):
         with contextlib.suppress(OSError):
             path.rmdir() if path.is_dir() else path.unlink() if path.name == ".lock" else None
 
 
-def _reason(child: Child) -> str | None:
-    """Why a process ended before its run was done, None where it was."""
+def _failure_reason(child: RunProcess) -> str | None:
+    """Why a process ended before its run was finished; None if it was finished."""
     code = child.process.wait()
     if code == 0 and is_done(child.cell):
         return None
@@ -163,6 +163,6 @@ def _reason(child: Child) -> str | None:
 
 
 def share_threads(jobs: int) -> int | None:
-    """Threads that each of several processes gets of this machine's; None for one, which takes what it likes."""
+    """CPU threads for each of several processes; None for a single one, which is not limited."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return None if jobs == 1 else max(1, cores // jobs)

@@ -10,13 +10,14 @@ from PIL import Image
 from flowrl.compare.charts import COLOURS, TITLES
 from flowrl.compare.collect import PHASES
 from flowrl.compare.overview import AXES, Overview
-from flowrl.compare.samples import Sheet
+from flowrl.compare.samples import SampleSheet
 from flowrl.compare.tables import PHASE_WORDS
 
 PALETTE = ("#0a67a3", "#c2490b", "#0a7a5a", "#9c3a83", "#80660a", "#6b7178", "#1c8a96", "#b5336b")  # as on the page
 PHASE_COLOURS = {"rollout": PALETTE[0], "score": PALETTE[4], "train": PALETTE[2]}
 PAPER, INK, RULE = "#fcfcfa", "#1b1d20", "#e3e3de"
 DPI = 130
+Axes = Any  # matplotlib's, which is an extra
 TILE = 192  # pixels of a sample's longest side
 
 
@@ -25,49 +26,49 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def write_curves(of: Overview, path: Path) -> None:
-    """The courses of every reward over time and over calls, and the time of an iteration by phase, as PNG."""
+def write_curves(overview: Overview, path: Path) -> None:
+    """The curves of every reward over time and over calls, and the time per iteration by phase, as PNG."""
     from matplotlib.figure import Figure
 
-    number = len(of.rewards)
+    number = len(overview.rewards)
     figure = Figure(
-        figsize=(12, 3.5 * number + 0.7 + 0.34 * len(of.rows)), dpi=DPI, facecolor=PAPER, layout="constrained"
+        figsize=(12, 3.5 * number + 0.7 + 0.34 * len(overview.rows)), dpi=DPI, facecolor=PAPER, layout="constrained"
     )
-    heights = [3.5] * number + [0.7 + 0.34 * len(of.rows)]
+    heights = [3.5] * number + [0.7 + 0.34 * len(overview.rows)]
     grid = figure.add_gridspec(number + 1, 2, height_ratios=heights)
-    for i, reward in enumerate(of.rewards):
+    for i, reward in enumerate(overview.rewards):
         for j, axis in enumerate(AXES):
-            _curves(figure.add_subplot(grid[i, j]), of, axis, reward)
-    _bars(figure.add_subplot(grid[number, :]), of)
+            _curves(figure.add_subplot(grid[i, j]), overview, axis, reward)
+    _bars(figure.add_subplot(grid[number, :]), overview)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)), frameon=False, labelcolor=INK)
     figure.savefig(path)
 
 
-def _curves(plot: Any, of: Overview, axis: str, reward: str) -> None:
-    found = of.comparison(axis, reward)
-    witness = " (witness, not trained)" if reward in of.witnesses else ""
-    _dress(plot, f"{reward}{witness}, held-out, {TITLES[axis].format(unit=of.unit)}")
-    if found is None:
+def _curves(plot: Axes, overview: Overview, axis: str, reward: str) -> None:
+    comparison = overview.comparison(axis, reward)
+    witness = " (witness, not trained)" if reward in overview.witnesses else ""
+    _style_axes(plot, f"{reward}{witness}, held-out, {TITLES[axis].format(unit=overview.unit)}")
+    if comparison is None:
         plot.text(0.5, 0.5, "not recorded", ha="center", transform=plot.transAxes)
         return
-    for i, band in enumerate(found.bands):
+    for i, band in enumerate(comparison.bands):
         colour, xs = PALETTE[i % COLOURS], [x for x, _ in band.points]
         low, high = ([m.value + side * m.error for _, m in band.points] for side in (-1, 1))
         plot.fill_between(xs, low, high, color=colour, alpha=0.13, linewidth=0)
         style = "-" if i < COLOURS else "--"
         plot.plot(xs, [m.value for _, m in band.points], style, color=colour, label=band.variant, linewidth=1.6)
-    plot.axvline(found.end, color="#5a5f66", linewidth=0.9, linestyle=(0, (4, 3)))
+    plot.axvline(comparison.end, color="#5a5f66", linewidth=0.9, linestyle=(0, (4, 3)))
     plot.set_xlim(left=0)
     plot.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
 
 
-def _bars(plot: Any, of: Overview) -> None:
-    """Seconds of an iteration by phase, a bar a variant, the first on top."""
-    _dress(plot, "seconds an iteration")
-    names, left = [row.variant for row in of.rows][::-1], [0.0] * len(of.rows)
+def _bars(plot: Axes, overview: Overview) -> None:
+    """Seconds per iteration by phase, one bar per variant, the first on top."""
+    _style_axes(plot, "seconds per iteration")
+    names, left = [row.variant for row in overview.rows][::-1], [0.0] * len(overview.rows)
     for phase in PHASES:
-        widths = [row.seconds[phase].value if phase in row.seconds else 0.0 for row in of.rows][::-1]
+        widths = [row.seconds[phase].value if phase in row.seconds else 0.0 for row in overview.rows][::-1]
         plot.barh(
             names, widths, left=left, height=0.66, color=PHASE_COLOURS[phase], alpha=0.85, label=PHASE_WORDS[phase]
         )
@@ -76,7 +77,7 @@ def _bars(plot: Any, of: Overview) -> None:
     plot.grid(axis="y", visible=False)
 
 
-def _dress(plot: Any, title: str) -> None:
+def _style_axes(plot: Axes, title: str) -> None:
     plot.set_title(title, loc="left", fontsize=10, color=INK)
     plot.set_facecolor(PAPER)
     plot.grid(color=RULE, linewidth=0.8)
@@ -86,8 +87,8 @@ def _dress(plot: Any, title: str) -> None:
         plot.spines[side].set_visible(False)
 
 
-def write_samples(sheet: Sheet, path: Path) -> None:
-    """The samples of a sheet of pictures as PNG: a row a prompt, a column a variant."""
+def write_samples(sheet: SampleSheet, path: Path) -> None:
+    """The samples of a sheet of pictures as PNG: one row per prompt, one column per variant."""
     from matplotlib.figure import Figure
 
     across, down = len(sheet.columns), len(sheet.rows)
@@ -99,7 +100,7 @@ def write_samples(sheet: Sheet, path: Path) -> None:
         for j, tile in enumerate(tiles):
             place = places[i][j]
             place.set_axis_off()
-            picture = _opened(tile.folder / (tile.picture or ""))
+            picture = _open_picture(tile.folder / (tile.picture or ""))
             if picture is not None:
                 smooth = "antialiased" if max(picture.size) >= TILE else "nearest"
                 place.imshow(picture, interpolation=smooth)
@@ -111,11 +112,11 @@ def write_samples(sheet: Sheet, path: Path) -> None:
     figure.savefig(path)
 
 
-def _opened(path: Path) -> Image.Image | None:
+def _open_picture(path: Path) -> Image.Image | None:
     try:
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
-    except OSError:  # never written or damaged: its place stays empty
+    except OSError:  # missing or damaged: leave its place empty
         return None
     picture.thumbnail((TILE, TILE))
     return picture

@@ -7,7 +7,6 @@ size: the same chart works on a phone and on a desktop.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from flowrl.report import scales
 from flowrl.report.numerals import format_compact
@@ -70,7 +69,7 @@ class Chart:
     y_ticks: list[tuple[float, str]]
     events: list[tuple[float, str, str]]
     window: int
-    data: dict[str, Any] = field(repr=False)
+    data: dict[str, object] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -219,10 +218,10 @@ def _error_bars(curve: Curve, x: Axis, y: Axis) -> str:
     return "".join(ends)
 
 
-def _hover_data(curve: Curve, *, log: bool = False) -> dict[str, Any]:
+def _hover_data(curve: Curve, *, log: bool = False) -> dict[str, object]:
     """A curve's numbers, shown when the pointer is on it."""
     points = scales.thin_points(curve.points, MAX_HOVER_POINTS)
-    data: dict[str, Any] = {
+    data: dict[str, object] = {
         "label": curve.label,
         "colour": curve.colour,
         "x": [x for x, _ in points],

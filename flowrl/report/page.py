@@ -4,14 +4,13 @@ import shlex
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
 from flowrl import __version__
 from flowrl.report import evaluations, numerals, panels
 from flowrl.report.glossary import METRICS, TERMS
-from flowrl.report.read import RunData, dict_or_empty, list_or_empty, read_run
+from flowrl.report.read import JsonObject, RunData, dict_or_empty, list_or_empty, read_run
 from flowrl.report.verdict import verdict
 
 HERE = Path(__file__).parent
@@ -45,7 +44,7 @@ def render(data: RunData) -> str:
     return environment.get_template("page.html").render(_context(data))
 
 
-def _context(data: RunData) -> dict[str, Any]:
+def _context(data: RunData) -> dict[str, object]:
     frame = panels.chart_frame(data)
     gallery = evaluations.gallery(data)
     directions = {}
@@ -114,14 +113,14 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in facts if value is not None]
 
 
-def _date(text: Any) -> str | None:
+def _date(text: object) -> str | None:
     try:
         return f"{datetime.fromisoformat(str(text)):%Y-%m-%d %H:%M}"
     except ValueError:
         return None
 
 
-def _versions_and_machine(run: dict[str, Any]) -> list[tuple[str, str]]:
+def _versions_and_machine(run: JsonObject) -> list[tuple[str, str]]:
     """Versions and machine as a list of names and values."""
     rows = [("flowrl", run["flowrl"])] if "flowrl" in run else []
     for part in ("versions", "machine"):
@@ -131,10 +130,10 @@ def _versions_and_machine(run: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in rows if value not in ("", None)]
 
 
-def _count_values(values: list[Any]) -> str:
+def _count_values(values: list[object]) -> str:
     """Each different value once, with how often it is there."""
     return ", ".join(f"{n} × {v}" if n > 1 else v for v, n in Counter(map(str, values)).items())
 
 
-def _text_or_empty(value: Any) -> str:
+def _text_or_empty(value: object) -> str:
     return "" if value is None else str(value)

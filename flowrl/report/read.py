@@ -15,6 +15,8 @@ import yaml
 from flowrl.names import UserError
 from flowrl.recipe import scalars
 
+Json = Any  # whatever a file holds, unchecked
+JsonObject = dict[str, Json]
 Points = list[tuple[int, float | None]]
 
 
@@ -35,14 +37,14 @@ class RunData:
     """A run's folder in memory. train and heldout: the lines of metrics.jsonl in order of iteration."""
 
     folder: Path
-    recipe: dict[str, Any]
+    recipe: JsonObject
     recipe_text: str
-    run: dict[str, Any]
-    train: list[dict[str, Any]]
-    heldout: list[dict[str, Any]]
+    run: JsonObject
+    train: list[JsonObject]
+    heldout: list[JsonObject]
     evaluations: list[EvaluationRecord]
-    alarms: list[dict[str, Any]]
-    summary: dict[str, Any]
+    alarms: list[JsonObject]
+    summary: JsonObject
     notes: list[str] = field(default_factory=list)
 
     def points(self, metric: str, kind: str = "train") -> Points:
@@ -96,7 +98,7 @@ class RunData:
         return bool(self.summary) and (finite_or_none(self.summary.get("iterations")) or 0) >= wanted
 
     @property
-    def rolled_back(self) -> dict[str, Any]:
+    def rolled_back(self) -> JsonObject:
         """alarm, at, to, what of a run that an alarm ended with the weights of an earlier iteration; else empty."""
         record = dict_or_empty(self.summary.get("rolled_back"))
         return record if {"alarm", "at", "to"} <= set(record) else {}
@@ -111,7 +113,7 @@ class RunData:
         return total if total is not None and self.finished else sum(timed)
 
     @property
-    def resumes(self) -> list[dict[str, Any]]:
+    def resumes(self) -> list[JsonObject]:
         """All starts in run.json but the first."""
         return [s for s in list_or_empty(self.run.get("starts")) if isinstance(s, dict)][1:]
 
@@ -139,19 +141,19 @@ def read_run(folder: Path) -> RunData:
     )
 
 
-def finite_or_none(value: Any) -> float | None:
+def finite_or_none(value: object) -> float | None:
     """A finite number, or None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value
 
 
-def dict_or_empty(value: Any) -> dict[str, Any]:
+def dict_or_empty(value: object) -> JsonObject:
     """A mapping as it is, anything else as an empty one."""
     return value if isinstance(value, dict) else {}
 
 
-def list_or_empty(value: Any) -> list[Any]:
+def list_or_empty(value: object) -> list[Json]:
     """A list as it is, anything else as an empty one."""
     return value if isinstance(value, list) else []
 
@@ -160,14 +162,14 @@ def _is_reward(metric: str) -> bool:
     return metric.endswith("/mean") and not metric.startswith("samples/")
 
 
-def _last_by_iteration(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+def _last_by_iteration(rows: list[JsonObject], kind: str) -> list[JsonObject]:
     """The last line of each iteration."""
     last = {row["iteration"]: row for row in rows if row.get("kind") == kind}
     return [last[i] for i in sorted(last)]
 
 
 def _drop_later_than_metrics(
-    evaluations: list[EvaluationRecord | None], rows: list[dict[str, Any]]
+    evaluations: list[EvaluationRecord | None], rows: list[JsonObject]
 ) -> list[EvaluationRecord]:
     """Evaluations in order of iteration, without those after the last metrics: a resumed run repeats them."""
     last = max((row["iteration"] for row in rows), default=math.inf)
@@ -184,7 +186,7 @@ def _read_text(path: Path, notes: list[str]) -> str:
         return ""
 
 
-def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+def _read_lines(path: Path, notes: list[str]) -> list[JsonObject]:
     """The objects of a .jsonl file that name an iteration; a killed run leaves a last line without an end."""
     text, rows, damaged = _read_text(path, notes), [], 0
     for line in text.splitlines():
@@ -203,7 +205,7 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
+def _read_object(path: Path, notes: list[str]) -> JsonObject:
     text = _read_text(path, notes)
     try:
         return dict_or_empty(json.loads(text)) if text.strip() else {}
@@ -212,7 +214,7 @@ def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
         return {}
 
 
-def _parse_recipe(text: str, notes: list[str]) -> dict[str, Any]:
+def _parse_recipe(text: str, notes: list[str]) -> JsonObject:
     try:
         return dict_or_empty(scalars.read(text))  # bounded in levels and values, whoever wrote it
     except yaml.YAMLError:

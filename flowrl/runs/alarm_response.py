@@ -1,12 +1,10 @@
 """What an alarm makes a run do: stop, or go back to an earlier checkpoint."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from flowrl.build import AnyPolicy
 from flowrl.core.learner import Learner
 from flowrl.policies import adapters
-from flowrl.recipe.schema import Recipe
 from flowrl.runs import checkpoints
 from flowrl.runs import resume as resuming
 from flowrl.watch.alarms import ACTIONS, Alarm
@@ -21,21 +19,6 @@ class Alarmed(RuntimeError):
         """The error that names the alarm and what to try."""
         lost = "" if alarm.to is None else f" (no checkpoint of iteration {alarm.to} was kept to return to)"
         return Alarmed(f"stopped by the alarm {alarm.name}{lost}: {alarm.what}; what to try: {alarm.remedy}")
-
-
-class Diverged(RuntimeError):
-    """A run whose weights or optimizer are not finite; it is not saved."""
-
-
-def refuse_nonfinite(weights: Mapping[str, Any], iteration: int, kept: checkpoints.Checkpoints, recipe: Recipe) -> None:
-    """Raises Diverged where a state is not finite: it would take the place of checkpoints that are."""
-    if bad := next(checkpoints.nonfinite(weights), None):
-        before = [checkpoint.path for checkpoint in kept.all() if checkpoint.iteration < iteration]
-        rest = f"{before[-1]} is from before it: go on from there with --resume" if before else "begin again"
-        raise Diverged(
-            f"iteration {iteration}: {bad} is not finite, so nothing of it is saved; {rest}, train.lr below "
-            f"{recipe.train.lr:g} or train.max_grad_norm below {recipe.train.max_grad_norm or float('inf'):g}"
-        )
 
 
 def most_severe(alarms: Sequence[Alarm]) -> Alarm | None:

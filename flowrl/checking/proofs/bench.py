@@ -22,7 +22,7 @@ from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View
 from flowrl.core.batches import prompt_chunks
 from flowrl.planning.costs import eval_plan, plan_for
 from flowrl.planning.duration import Pace
-from flowrl.planning.sizes.saved import counted
+from flowrl.planning.sizes.saved import count_saved
 from flowrl.policies.devices import device_of
 from flowrl.policies.loading import load_pipeline
 from flowrl.policies.noise import Key, global_noise, start_generators
@@ -218,7 +218,7 @@ class Bench:
             found.forwards += rows
 
         self.policy.tick = tick
-        with self._watched("train") as start, counted([*parameters, *frozen]) as saved:
+        with self._watched("train") as start, count_saved([*parameters, *frozen]) as saved:
 
             def visit(score: LogProbs) -> None:
                 at = score.rows[:, None], score.columns[None]

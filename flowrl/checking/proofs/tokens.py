@@ -14,7 +14,7 @@ from flowrl.checking.proofs.proof import Failed
 from flowrl.contracts import LogProbs, Rollout, View
 from flowrl.exports import language
 from flowrl.planning.costs import plan_for
-from flowrl.planning.sizes.saved import counted
+from flowrl.planning.sizes.saved import count_saved
 from flowrl.planning.sizes.units import size_text
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.loading import load_language
@@ -61,7 +61,7 @@ class TokenBench(Bench):
             found.forwards += tokens
 
         self.policy.tick = tick
-        with self._watched("train") as start, counted([*parameters, *frozen]) as saved:
+        with self._watched("train") as start, count_saved([*parameters, *frozen]) as saved:
 
             def visit(score: LogProbs) -> None:
                 mask = rollout.mask[score.rows].to(score.logp.device)

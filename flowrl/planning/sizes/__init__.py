@@ -1,1 +1,1 @@
-"""How large things are: parameters, activations, optimizer and stored trajectory, measured or worked out on meta."""
+"""Sizes: parameters, activations, optimizer and stored trajectory, measured or computed on the meta device."""

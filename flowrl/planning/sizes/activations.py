@@ -1,36 +1,39 @@
-"""What a training forward keeps for its backward pass, found by running it on the meta device and counting."""
+"""What a training forward keeps for its backward pass, measured by running it on the meta device and counting."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from flowrl.planning.sizes.saved import Saved, counted, storage_of
+from flowrl.planning.sizes.saved import SavedStorages, count_saved, storage_of
 
 
 @dataclass(frozen=True)
-class Kept:
+class ActivationBytes:
     """Bytes that autograd keeps over a forward. whole: all. recomputing: with gradient checkpointing, the inputs of all
-    blocks, what lies outside them, and what the largest block keeps while it is computed again. block: the largest."""
+    blocks, what lies outside them, and what the largest block keeps while recomputed. block: what the largest keeps."""
 
     whole: int
     recomputing: int
     block: int
 
 
-class Fused(TorchFunctionMode):
-    """Within, attention keeps what a fused kernel keeps: q, k, v, the output and a log-sum a query.
+class FusedAttention(TorchFunctionMode):
+    """Within, attention keeps what a fused kernel keeps: q, k, v, the output and one log-sum per query.
 
-    The meta device would take the unfused one, which keeps the matrix of scores that no device works out.
+    The meta device would choose the unfused kernel, which keeps the matrix of scores that no real device computes.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The function's own result, but for attention."""
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """The function's own result, except for attention."""
         given = kwargs or {}
         if func is torch.nn.functional.scaled_dot_product_attention:
             named = [given[name] for name in ("query", "key", "value") if name in given]
@@ -40,16 +43,16 @@ class Fused(TorchFunctionMode):
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = q.new_empty((*q.shape[:-1], v.shape[-1]))
         ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
         return out
 
 
-def kept(module: nn.Module, calls: Sequence[dict[str, Any]]) -> Kept:
-    """What calls with these arguments keep for one backward pass. Nothing is computed: all of it is on meta."""
-    apart = [*module.parameters(), *module.buffers()]
-    with counted(apart) as saved, _blocks(module, saved) as blocks, Fused(), torch.enable_grad():
+def measure_activations(module: nn.Module, calls: Sequence[dict[str, object]]) -> ActivationBytes:
+    """What calls with these arguments keep for one backward pass. Nothing is computed: everything is on meta."""
+    excluded = [*module.parameters(), *module.buffers()]
+    with count_saved(excluded) as saved, _blocks(module, saved) as blocks, FusedAttention(), torch.enable_grad():
         outputs = [module(**arguments, return_dict=False) for arguments in calls]
     storages = saved.storages
     del outputs
@@ -58,34 +61,34 @@ def kept(module: nn.Module, calls: Sequence[dict[str, Any]]) -> Kept:
     between = outside | blocks.inputs
     whole = sum(storages.values())
     recomputing = max((sum((between | block).values()) for block in blocks.own), default=whole)
-    return Kept(whole, recomputing, max((sum(block.values()) for block in blocks.own), default=whole))
+    return ActivationBytes(whole, recomputing, max((sum(block.values()) for block in blocks.own), default=whole))
 
 
 class _Blocks:
-    """Storages with their bytes: those that each block was the first to save, and those handed to any block."""
+    """Storages with their bytes: those that each block was the first to save, and those passed to any block."""
 
     def __init__(self) -> None:
         self.own: list[dict[int, int]] = []
         self.inputs: dict[int, int] = {}
-        self.held: list[Tensor] = []  # so that no identity is given out twice
+        self.held: list[Tensor] = []  # so that no identity is reused
         self.before: set[int] = set()
 
 
 @contextmanager
-def _blocks(module: nn.Module, saved: Saved) -> Iterator[_Blocks]:
+def _blocks(module: nn.Module, saved: SavedStorages) -> Iterator[_Blocks]:
     """Within, the blocks of a transformer (the items of its lists of modules) are watched."""
-    found = _Blocks()
-    apart = {storage_of(p) for p in module.parameters()}
+    watched = _Blocks()
+    excluded = {storage_of(p) for p in module.parameters()}
 
     def enter(block: nn.Module, args: tuple, kwargs: dict) -> None:
         for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor) and storage_of(leaf) not in apart:
-                found.inputs[storage_of(leaf)] = leaf.untyped_storage().nbytes()
-                found.held.append(leaf)
-        found.before = set(saved.storages)
+            if isinstance(leaf, Tensor) and storage_of(leaf) not in excluded:
+                watched.inputs[storage_of(leaf)] = leaf.untyped_storage().nbytes()
+                watched.held.append(leaf)
+        watched.before = set(saved.storages)
 
-    def leave(block: nn.Module, *_: Any) -> None:
-        found.own.append({where: size for where, size in saved.storages.items() if where not in found.before})
+    def leave(block: nn.Module, *_: object) -> None:
+        watched.own.append({where: size for where, size in saved.storages.items() if where not in watched.before})
 
     hooks = []
     for part in module.children():
@@ -93,7 +96,7 @@ def _blocks(module: nn.Module, saved: Saved) -> Iterator[_Blocks]:
             hooks.append(block.register_forward_pre_hook(enter, with_kwargs=True))
             hooks.append(block.register_forward_hook(leave))
     try:
-        yield found
+        yield watched
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,36 +1,36 @@
-"""The arguments that a pipeline's own call takes, where its class is known before it is loaded."""
+"""The arguments that a pipeline's own call takes, if its class is known before it is loaded."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 from flowrl.planning.remembered import remembered
 from flowrl.planning.sizes.known import PIPELINES
 from flowrl.recipe.checks import accepted_by_call, check_call, pipeline_class
+from flowrl.untyped import JSON
 
 
-def check_arguments(model: str, call: dict[str, Any]) -> None:
+def check_arguments(model: str, call: dict[str, JSON]) -> None:
     """Compares the recipe's `pipeline` keys with the call of a model whose class its folder names, or that is known.
 
-    Raises RecipeError for a key, or a type of value, that the pipeline does not take. Other hub ids tell their class
-    only once they are loaded.
+    Raises RecipeError for a key, or a type of value, that the pipeline does not take. The class of other hub ids is
+    known only once they are loaded.
     """
     name = pipeline_class(model) or PIPELINES.get(model)
     if name is not None:
-        remembered("call", [name, call], lambda: _fits(name, call))
+        remembered("call", [name, call], lambda: _check(name, call))
 
 
-def _fits(name: str, call: dict[str, Any]) -> bool:
-    kind = _class(name)
+def _check(name: str, call: dict[str, JSON]) -> bool:
+    kind = _diffusers_class(name)
     if kind is not None:
         check_call(kind, call)
     return True
 
 
 def argument_names(model: str, *, online: bool) -> list[str]:
-    """Names of the arguments of a pipeline's call that a recipe or a prompt may give; none where it is not known yet.
+    """Names of the arguments of a pipeline's call that a recipe or a prompt may give; none while it is not known.
 
-    A hub id tells its class in its index, which is looked for where downloads are kept and, online, on the hub.
+    The class of a hub id is in its index, which is looked up in the local cache of downloads and, online, on the hub.
     """
     name = pipeline_class(model)
     if name is None and "/" in model and not Path(model).expanduser().exists():
@@ -41,15 +41,15 @@ def argument_names(model: str, *, online: bool) -> list[str]:
             name = json.loads(Path(index).read_text(encoding="utf-8"))["_class_name"]
         except (OSError, KeyError, TypeError, ValueError):  # no such model, or no way to it: loading it will tell
             return []
-    return remembered("arguments", name, lambda: _names(name)) if isinstance(name, str) else []
+    return remembered("arguments", name, lambda: _accepted_names(name)) if isinstance(name, str) else []
 
 
-def _names(name: str) -> list[str]:
-    kind = _class(name)
+def _accepted_names(name: str) -> list[str]:
+    kind = _diffusers_class(name)
     return [] if kind is None else list(accepted_by_call(kind) or ())
 
 
-def _class(name: str) -> Any:
+def _diffusers_class(name: str) -> type | None:
     import diffusers
 
     return getattr(diffusers, name, None)

@@ -1,4 +1,4 @@
-"""A pipeline's components from their configs alone: from a folder, or from what is known of a hub id; built on meta."""
+"""A pipeline's components from their configs alone, of a folder or of a known hub id, built on the meta device."""
 
 import json
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from torch import nn
 
 from flowrl import names
 from flowrl.planning.sizes.known import KNOWN
+from flowrl.untyped import JSON
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,10 @@ class Component:
 
     name: str
     kind: type[nn.Module]
-    config: dict[str, Any]
+    config: dict[str, JSON]
 
-    def built(self, dtype: torch.dtype) -> nn.Module:
-        """The module on the meta device, as from_pretrained(dtype=dtype) loads it: no memory, no weights, frozen."""
+    def build(self, dtype: torch.dtype) -> nn.Module:
+        """The module on the meta device as from_pretrained(dtype=dtype) loads it: without memory or weights, frozen."""
         with torch.device("meta"):
             if issubclass(self.kind, transformers.PreTrainedModel):
                 config = dict(self.config)
@@ -31,7 +32,7 @@ class Component:
                 module: Any = self.kind._from_config(own)
             else:
                 module = self.kind.from_config(self.config)  # pyright: ignore[reportAttributeAccessIssue]
-        exempt = _single(module, dtype)
+        exempt = _kept_in_float32(module, dtype)
         for name, parameter in module.named_parameters():
             single = any(part in name.split(".") for part in exempt)
             parameter.data = parameter.data.to(torch.float32 if single else dtype)
@@ -39,26 +40,26 @@ class Component:
 
 
 def components(model: str) -> dict[str, Component] | None:
-    """The components of a model by name, in the order of the pipeline's index; None where no config is at hand."""
+    """The components of a model by name, in the order of the pipeline's index; None if no config is available."""
     folder = names.MODELS.get(model, Path(model).expanduser())
     index = folder / "model_index.json"
     if index.is_file():
         listed = json.loads(index.read_text(encoding="utf-8"))
-        entries = {n: v for n, v in listed.items() if isinstance(v, list) and (folder / n / "config.json").is_file()}
-        found = {
-            n: (v[1], json.loads((folder / n / "config.json").read_text(encoding="utf-8"))) for n, v in entries.items()
+        folders = {n: v for n, v in listed.items() if isinstance(v, list) and (folder / n / "config.json").is_file()}
+        entries = {
+            n: (v[1], json.loads((folder / n / "config.json").read_text(encoding="utf-8"))) for n, v in folders.items()
         }
     elif model in KNOWN:
-        found = KNOWN[model]
+        entries = KNOWN[model]
     else:
         return None
-    kinds = {name: _kind(kind) for name, (kind, _) in found.items()}
-    return {n: Component(n, kinds[n], config) for n, (_, config) in found.items() if kinds[n] is not None}  # pyright: ignore[reportArgumentType]
+    kinds = {name: _kind(kind) for name, (kind, _) in entries.items()}
+    return {n: Component(n, kinds[n], config) for n, (_, config) in entries.items() if kinds[n] is not None}  # pyright: ignore[reportArgumentType]
 
 
-def _single(module: Any, dtype: torch.dtype) -> list[str]:
-    """Parts that stay in float32 when a model is loaded in another dtype: diffusers keeps them from any half precision,
-    transformers from float16, and from any those that it calls strict."""
+def _kept_in_float32(module: nn.Module, dtype: torch.dtype) -> list[str]:
+    """Parts that stay in float32 when a model is loaded in another dtype: for diffusers in any half precision, for
+    transformers in float16, and those that it calls strict in any half precision."""
     listed = list(getattr(module, "_keep_in_fp32_modules", None) or [])
     if not isinstance(module, transformers.PreTrainedModel):
         return listed
@@ -71,11 +72,11 @@ def _kind(name: str) -> type[nn.Module] | None:
     return kind if isinstance(kind, type) and issubclass(kind, nn.Module) else None
 
 
-def bytes_of(module: nn.Module) -> int:
+def parameter_bytes(module: nn.Module) -> int:
     """Bytes of a module's parameters."""
     return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
-def number_of(module: nn.Module) -> int:
-    """How many parameters a module has."""
+def num_parameters(module: nn.Module) -> int:
+    """Number of parameters of a module."""
     return sum(p.numel() for p in module.parameters())

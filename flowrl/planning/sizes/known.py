@@ -4,9 +4,9 @@ Only what differs from the defaults of the class in diffusers or transformers is
 parameter counts that they give with the published ones.
 """
 
-from typing import Any
+from flowrl.untyped import JSON
 
-Config = dict[str, Any]
+Config = dict[str, JSON]
 
 _CLIP_L: Config = {
     "model_type": "clip_text_model",

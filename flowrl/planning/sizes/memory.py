@@ -1,10 +1,9 @@
-"""How much memory a recipe takes on its device, phase by phase, from configs alone."""
+"""How much memory a recipe needs on its device, phase by phase, from configs alone."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,20 +11,21 @@ from flowrl import names
 from flowrl.contracts import Prompt
 from flowrl.planning.costs import arithmetic, plan_for
 from flowrl.planning.remembered import remembered
-from flowrl.planning.sizes.asked import Asked, Measured
 from flowrl.planning.sizes.known import KNOWN
+from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
 from flowrl.planning.sizes.rewards import on_device
 from flowrl.recipe.checks import pipeline_class
 from flowrl.recipe.schema import Recipe
+from flowrl.untyped import JSON
 from samplers.decisions import stored_states
 
-WORDS = 1.5  # tokens a word of a prompt, where no tokenizer is at hand
-ASSUMED = 77  # tokens of a prompt where none is here to be counted
+WORDS = 1.5  # tokens per word of a prompt, without a tokenizer
+ASSUMED = 77  # tokens of a prompt, if there is none to be counted
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What is on the device in one phase, in bytes. activations None: not worked out. rewards: their models."""
+    """What is on the device in one phase, in bytes. activations None: not estimated. rewards: their models."""
 
     name: str
     weights: int
@@ -36,14 +36,14 @@ class Phase:
 
     @property
     def total(self) -> int:
-        """All that is known of it."""
+        """The sum of all that is known."""
         return self.weights + self.optimizer + self.trajectory + (self.activations or 0) + self.rewards
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters by component, those that learn, and the phases. pipeline: its class. latent: a row's state, None where
-    the shapes of this pipeline are not known, so that activations and trajectory are not either."""
+    """Parameters by component, those that learn, and the phases. pipeline: its class. latent: the shape of a row's
+    latent, None if the shapes of this pipeline are not known, so that activations and trajectory are not either."""
 
     parameters: dict[str, int]
     trainable: int
@@ -54,15 +54,16 @@ class Sizes:
 
 
 def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
-    """The sizes of a recipe; None where no config of its model is at hand. Raises PolicyError for a LoRA that fits not.
+    """The sizes of a recipe; None if no config of its model is available. Raises PolicyError for a LoRA that does not
+    fit it.
 
     Weights, adapters, optimizer and trajectory are exact. Activations of training are what autograd keeps in one step's
-    forward of a micro-batch; those of a rollout what one block keeps, which bounds what it works with at once.
+    forward of a micro-batch; those of a rollout are what one block keeps, an upper bound of what it needs at once.
     """
     configs = configs_of(recipe.model)
     if configs is None:
         return None
-    asked = Asked(
+    query = SizeQuery(
         model=recipe.model,
         lora=None if recipe.lora is None else recipe.lora.model_dump(),
         dtype=recipe.dtype.model,
@@ -70,21 +71,21 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
         pipeline=recipe.pipeline,
         tokens=_tokens(recipe, prompts),
     )
-    key = [asdict(asked), configs]
-    found = Measured(**remembered("sizes", key, lambda: _measured(asked)))
-    latent = None if found.latent is None else tuple(found.latent)
-    phases = _phases(recipe, found, latent, _kept(found, recipe))
-    return Sizes(found.parameters, found.learning, found.added, phases, latent, found.pipeline)
+    key = [asdict(query), configs]
+    measured = MeasuredSizes(**remembered("sizes", key, lambda: _measure(query)))
+    latent = None if measured.latent is None else tuple(measured.latent)
+    phases = _phases(recipe, measured, latent, _activations(measured, recipe))
+    return Sizes(measured.parameters, measured.learning, measured.added, phases, latent, measured.pipeline)
 
 
-def _measured(asked: Asked) -> dict[str, Any]:
+def _measure(query: SizeQuery) -> dict[str, JSON]:
     from flowrl.planning.sizes.measure import measure
 
-    return asdict(measure(asked))
+    return asdict(measure(query))
 
 
-def configs_of(model: str) -> Any:
-    """What the sizes of a model depend on: the texts of its configs, or what is known of a hub id; None for others."""
+def configs_of(model: str) -> JSON:
+    """What the sizes of a model depend on: the texts of its configs, or the known ones of a hub id; None for others."""
     folder = names.MODELS.get(model, Path(model).expanduser())
     if (folder / "model_index.json").is_file():
         files = [folder / "model_index.json", *sorted(folder.glob("*/config.json"))]
@@ -93,12 +94,14 @@ def configs_of(model: str) -> Any:
     return KNOWN.get(model)
 
 
-def _kept(found: Measured, recipe: Recipe) -> tuple[int, int] | None:
+def _activations(measured: MeasuredSizes, recipe: Recipe) -> tuple[int, int] | None:
     """(bytes of training, of a rollout's forward) of one call's rows, of the denoiser that takes most."""
-    if not found.kept:
+    if not measured.kept:
         return None
-    whole = max(recomputing if recipe.train.gradient_checkpointing else all_of for all_of, recomputing, _ in found.kept)
-    return whole, max(block for _, _, block in found.kept)
+    whole = max(
+        recomputing if recipe.train.gradient_checkpointing else all_of for all_of, recomputing, _ in measured.kept
+    )
+    return whole, max(block for _, _, block in measured.kept)
 
 
 def _tokens(recipe: Recipe, prompts: Sequence[Prompt]) -> tuple[int, int]:
@@ -110,9 +113,9 @@ def _tokens(recipe: Recipe, prompts: Sequence[Prompt]) -> tuple[int, int]:
 
 
 def _counter(model: str) -> Callable[[str], int]:
-    """Counts the tokens of a text: by the model's own tokenizer where its folder is there, otherwise by its words.
+    """Counts the tokens of a text: by the model's own tokenizer if its folder is there, otherwise by words.
 
-    Qwen-Image's texts stand in a template whose first tokens are dropped again.
+    Qwen-Image puts texts into a template whose first tokens are dropped again.
     """
     folder = names.MODELS.get(model, Path(model).expanduser()) / "tokenizer"
     if not folder.is_dir():
@@ -128,7 +131,7 @@ def _counter(model: str) -> Callable[[str], int]:
         return lambda text: max(1, len(fast.encode(text, add_special_tokens=False).ids))
     from transformers import AutoTokenizer
 
-    slow: Any = AutoTokenizer.from_pretrained(folder)
+    slow: Tokenizer = AutoTokenizer.from_pretrained(folder)
     return lambda text: max(1, len(slow.tokenize(text)))
 
 
@@ -137,13 +140,13 @@ def _micro(recipe: Recipe) -> int:
 
 
 def _phases(
-    recipe: Recipe, found: Measured, latent: tuple[int, ...] | None, activations: tuple[int, int] | None
+    recipe: Recipe, measured: MeasuredSizes, latent: tuple[int, ...] | None, activations: tuple[int, int] | None
 ) -> list[Phase]:
-    """AdamW keeps two moments of what learns, a gradient is one, an average one."""
-    train, frozen, added, state = recipe.train, found.frozen, found.added, found.state
+    """AdamW keeps two moments per parameter that learns; a gradient adds one, a moving average another."""
+    train, frozen, added, state = recipe.train, measured.frozen, measured.added, measured.state
     resting = state * (2 + (train.ema is not None))
     tape, reference = (0, 0) if latent is None else trajectory(recipe, latent)
-    at_work = sum(frozen[name] for name in found.trained) + added
+    at_work = sum(frozen[name] for name in measured.trained) + added
     everything = sum(frozen.values()) + added
     chunk = arithmetic(recipe).rows_at_once
     rollout = training = None
@@ -168,7 +171,7 @@ def _phases(
 
 
 def _with_rewards(recipe: Recipe, phases: list[Phase]) -> list[Phase]:
-    """The phases with the models of rewards that stay on the device, and that of scoring, where there are any."""
+    """The phases with the reward models that stay on the device, and a phase of scoring if there are any."""
     stay, at_work = on_device(recipe.rewards, recipe.device)
     if not at_work:
         return phases
@@ -178,11 +181,9 @@ def _with_rewards(recipe: Recipe, phases: list[Phase]) -> list[Phase]:
 
 
 def trajectory(recipe: Recipe, latent: tuple[int, ...]) -> tuple[int, int]:
-    """(bytes that an iteration stores, of the reference's means where a divergence is paid).
+    """(bytes that an iteration stores, bytes of the reference's means if a divergence is used).
 
-    Stored are states, and means where the objective compares with them.
-
-    See `samplers.decisions.stored_states`.
+    States are stored, and means if the objective compares with them; see `samplers.decisions.stored_states`.
     """
     train, tree = recipe.train, plan_for(recipe, 0).tree(recipe.train.group)
     widest = max(part.rows for part in tree.passes())

@@ -8,15 +8,15 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 
-class Saved:
-    """The distinct storages that autograd saved and still holds, those of `apart` (parameters) left out.
+class SavedStorages:
+    """The distinct storages that autograd saved and still holds, without those of `excluded` (parameters).
 
-    Works on meta tensors too, whose storages have a size and an identity but no memory. Storages are referred to
-    weakly: what a dropped branch of the graph let go of does not count, and its identity is not given out again.
+    Works on meta tensors too, whose storages have a size and an identity but no memory. Storages are referenced
+    weakly: what a dropped branch of the graph released does not count, and its identity is not reused.
     """
 
-    def __init__(self, apart: Iterable[Tensor] = ()):
-        self._apart = {storage_of(t) for t in apart}
+    def __init__(self, excluded: Iterable[Tensor] = ()):
+        self._excluded = {storage_of(t) for t in excluded}
         self._seen: dict[int, tuple[StorageWeakRef, int]] = {}
 
     @property
@@ -26,26 +26,26 @@ class Saved:
 
     @property
     def bytes(self) -> int:
-        """The sum of them."""
+        """Their sum."""
         return sum(self.storages.values())
 
     def note(self, tensor: Tensor) -> None:
-        """Counts one saved tensor."""
+        """Counts one saved tensor, of any shape."""
         where = storage_of(tensor)
-        if where not in self._apart and where not in self._seen:
+        if where not in self._excluded and where not in self._seen:
             storage = tensor.untyped_storage()
             self._seen[where] = StorageWeakRef(storage), storage.nbytes()
 
 
 def storage_of(tensor: Tensor) -> int:
-    """The identity of a tensor's storage. Addresses would not do: on meta all are 0."""
+    """The identity of the storage of a tensor of any shape. Addresses would not do: on meta all are 0."""
     return tensor.untyped_storage()._cdata
 
 
 @contextmanager
-def counted(apart: Iterable[Tensor] = ()) -> Iterator[Saved]:
-    """Within, what autograd saves is counted."""
-    saved = Saved(apart)
+def count_saved(excluded: Iterable[Tensor] = ()) -> Iterator[SavedStorages]:
+    """Counts what autograd saves within the context, but for the storages of `excluded`, tensors of any shape."""
+    saved = SavedStorages(excluded)
 
     def pack(tensor: Tensor) -> Tensor:
         saved.note(tensor)

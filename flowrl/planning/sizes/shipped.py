@@ -1,4 +1,4 @@
-"""Makes `flowrl/remembered.json`: what the plans of the recipes that ship need, so that they load no big library.
+"""Makes `flowrl/planning/remembered.json`: what the plans of shipped recipes need, so that they load no big library.
 
 python -m flowrl.planning.sizes.shipped
 """
@@ -7,17 +7,17 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from flowrl import names
 from flowrl.planning import remembered
 from flowrl.planning.sizes.memory import sizes
 from flowrl.reading.inputs import planned_prompts
 from flowrl.recipe.load import load
+from flowrl.untyped import JSON
 
 
-def found_out() -> dict[str, Any]:
-    """The facts of all recipes that ship, found out anew."""
+def find_facts() -> dict[str, JSON]:
+    """The facts of all shipped recipes, measured afresh."""
     before = remembered.SHIPPED, os.environ.get("XDG_CACHE_HOME")
     with tempfile.TemporaryDirectory() as folder:
         remembered.SHIPPED = Path(folder) / "none"
@@ -35,8 +35,8 @@ def found_out() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Writes the file anew."""
-    facts = found_out()
+    """Writes the file afresh."""
+    facts = find_facts()
     remembered.SHIPPED.write_text(json.dumps(facts, sort_keys=True, indent=1) + "\n", encoding="utf-8")
     print(f"{remembered.SHIPPED}: {len(facts)} facts")
 

@@ -14,27 +14,27 @@ COLUMNS = ("weights", "optimizer", "trajectory", "activations")
 
 def describe_sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> str:
     """Parameters by component and memory by phase, from configs alone; or a line that says why not."""
-    found = sizes(recipe, prompts)
-    if found is None:
+    estimate = sizes(recipe, prompts)
+    if estimate is None:
         known = ", ".join(KNOWN)
         return f"memory      not estimated: no config of {recipe.model} is at hand; give its folder, or one of {known}"
-    lines = [*_parameters(found), *_table(found), *_notes(recipe, found)]
+    lines = [*_parameters(estimate), *_table(estimate), *_notes(recipe, estimate)]
     return "\n".join(
         lines if prompts else [*lines, f"{INDENT}no prompts here to count: texts of {ASSUMED} tokens are assumed"]
     )
 
 
-def _parameters(found: Sizes) -> list[str]:
-    total = sum(found.parameters.values())
-    share = f"{found.trainable:,} learn"
-    listed = ", ".join(f"{name} {count_text(number)}" for name, number in found.parameters.items())
+def _parameters(estimate: Sizes) -> list[str]:
+    total = sum(estimate.parameters.values())
+    share = f"{estimate.trainable:,} learn"
+    listed = ", ".join(f"{name} {count_text(number)}" for name, number in estimate.parameters.items())
     return [f"parameters  {share}; {count_text(total)} in all: {listed}"]
 
 
-def _table(found: Sizes) -> list[str]:
-    judged = any(phase.rewards for phase in found.phases)
+def _table(estimate: Sizes) -> list[str]:
+    judged = any(phase.rewards for phase in estimate.phases)
     rows: list[tuple[str, ...]] = [("memory by phase", *COLUMNS, *(["rewards"] if judged else []), "sum")]
-    for phase in found.phases:
+    for phase in estimate.phases:
         cells = [phase.weights, phase.optimizer, phase.trajectory, phase.activations]
         cells += [*([phase.rewards] if judged else []), phase.total]
         rows.append((phase.name, *("-" if cell is None else size_text(cell) for cell in cells)))
@@ -46,13 +46,13 @@ def _table(found: Sizes) -> list[str]:
     return lines
 
 
-def _notes(recipe: Recipe, found: Sizes) -> list[str]:
+def _notes(recipe: Recipe, estimate: Sizes) -> list[str]:
     train = recipe.train
-    lora = "" if recipe.lora is None else f"with {size_text(found.adapters)} of LoRA; "
+    lora = "" if recipe.lora is None else f"with {size_text(estimate.adapters)} of LoRA; "
     average = ", the average" if train.ema else ""
     notes = [f"weights {lora}optimizer: two moments{average}, gradients while training"]
-    if found.latent is None:
-        notes.append(f"activations and trajectory: not estimated for {found.pipeline}")
+    if estimate.latent is None:
+        notes.append(f"activations and trajectory: not estimated for {estimate.pipeline}")
     else:
         kept = "block inputs and one block" if train.gradient_checkpointing else "all that autograd keeps"
         notes.append(f"activations: {kept} of a training forward; of a rollout what one block works on")

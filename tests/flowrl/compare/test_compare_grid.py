@@ -13,11 +13,11 @@ from flowrl.recipe.load import load
 
 
 def test_every_combination_of_the_values_is_a_variant():
-    found = grid.variants(["sampler.window.size=2, 3", "train.betas=[0.9, 0.99],[0.8, 0.9]"])
+    found = grid.make_variants(["sampler.window.size=2, 3", "train.betas=[0.9, 0.99],[0.8, 0.9]"])
     assert [v.name for v in found][:2] == ["size=2 betas=[0.9, 0.99]", "size=2 betas=[0.8, 0.9]"]
     assert len(found) == 4 and found[3].overrides == ("sampler.window.size=3", "train.betas=[0.8, 0.9]")
-    assert grid.variants([]) == [Variant("base")]
-    assert [v.name for v in grid.variants(["eval.every=1,2", "checkpoint.every=3"])] == [
+    assert grid.make_variants([]) == [Variant("base")]
+    assert [v.name for v in grid.make_variants(["eval.every=1,2", "checkpoint.every=3"])] == [
         "eval.every=1 checkpoint.every=3",
         "eval.every=2 checkpoint.every=3",
     ]
@@ -28,9 +28,9 @@ def test_named_variants_come_of_a_file(tmp_path: Path):
     file.write_text(
         "plain:\nwide: {sampler.window: {kind: first, size: 4}, train.lr: 1e-3}\nloud: [sampler.noise=0.9]\n"
     )
-    found = grid.variants(["train.group=4,6"], file)
+    found = grid.make_variants(["train.group=4,6"], file)
     assert [v.name for v in found][::2] == ["plain group=4", "wide group=4", "loud group=4"]
-    cells = grid.cells("quickstart", [], found, seeds=1, output=tmp_path / "out")
+    cells = grid.make_cells("quickstart", [], found, seeds=1, output=tmp_path / "out")
     wide = cells[3].recipe
     assert (wide.sampler.window.size, wide.train.lr, wide.train.group) == (4, 1e-3, 6)
     assert cells[4].recipe.sampler.noise == 0.9
@@ -50,7 +50,7 @@ def test_named_variants_come_of_a_file(tmp_path: Path):
 )
 def test_what_is_not_varied_as_it_must_be_is_refused(vary: list[str], told: str):
     with pytest.raises(UserError, match=told) as error:
-        grid.variants(vary)
+        grid.make_variants(vary)
     assert "\n" not in str(error.value)
 
 
@@ -60,68 +60,68 @@ def test_what_is_not_varied_as_it_must_be_is_refused(vary: list[str], told: str)
 def test_a_file_of_something_else_is_refused(text: str, told: str, tmp_path: Path):
     (tmp_path / "v.yaml").write_text(text)
     with pytest.raises(UserError, match=told):
-        grid.variants([], tmp_path / "v.yaml")
+        grid.make_variants([], tmp_path / "v.yaml")
 
 
 def test_every_run_has_its_seed_its_folder_and_the_time_it_may_take(tmp_path: Path):
-    chosen = grid.variants(["sampler.window.size=2,3"])
-    budget = Budget(grid.duration("3m"), evaluations=4)
-    cells = grid.cells("quickstart", ["seed=5"], chosen, seeds=2, output=tmp_path, budget=budget, threads=1)
+    chosen = grid.make_variants(["sampler.window.size=2,3"])
+    budget = Budget(grid.parse_duration("3m"), evaluations=4)
+    cells = grid.make_cells("quickstart", ["seed=5"], chosen, seeds=2, output=tmp_path, budget=budget, threads=1)
     assert [(c.variant, c.seed) for c in cells] == [("size=2", 5), ("size=3", 5), ("size=2", 6), ("size=3", 6)]
     assert cells[2].folder == tmp_path / "size=2" / "seed-6" == Path(cells[2].recipe.output or "")
     train, evaluation = cells[0].recipe.train, cells[0].recipe.eval
     assert (train.seconds, train.iterations) == (180, grid.UNLIMITED)
     assert (evaluation.every, evaluation.every_seconds) == (None, 60)  # at 0, 60, 120 and 180
     assert cells[0].recipe.threads == 1
-    grid.write(cells[0])
+    grid.write_recipe(cells[0])
     assert load(str(cells[0].file)) == cells[0].recipe
-    limited = grid.cells("quickstart", ["train.iterations=7"], chosen, seeds=1, output=tmp_path, budget=budget)
+    limited = grid.make_cells("quickstart", ["train.iterations=7"], chosen, seeds=1, output=tmp_path, budget=budget)
     assert limited[0].recipe.train.iterations == 7
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("3m", 180), ("1.5h", 5400), ("45", 45), (" 2 min", 120)])
 def test_budgets(text: str, seconds: float):
-    assert grid.duration(text) == seconds
+    assert grid.parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0", "3 days", "-3m", "m"])
 def test_no_budget(text: str):
     with pytest.raises(UserError, match="accepted: a time > 0"):
-        grid.duration(text)
+        grid.parse_duration(text)
 
 
 def test_a_recipe_that_cannot_run_is_named_with_its_variant(tmp_path: Path):
     with pytest.raises(UserError, match=r"^variant 'size=9': sampler.window.size: got 9"):
-        grid.cells("quickstart", [], grid.variants(["sampler.window.size=2,9"]), seeds=1, output=tmp_path)
+        grid.make_cells("quickstart", [], grid.make_variants(["sampler.window.size=2,9"]), seeds=1, output=tmp_path)
 
 
 def test_a_folder_with_another_run_is_not_gone_on_with(tmp_path: Path):
     planted(tmp_path / "base" / "seed-0", 0, {0: 0.5, 80: 0.6})
     same = ["train.iterations=80", "threads=1", "checkpoint.every=3"]  # nothing that makes another run
-    (cell,) = grid.cells("quickstart", same, [Variant("base")], seeds=1, output=tmp_path)
+    (cell,) = grid.make_cells("quickstart", same, [Variant("base")], seeds=1, output=tmp_path)
     assert execute.is_done(cell)
-    with pytest.raises(UserError, match="seed-0: holds a run with train.lr 0.0015, and the grid wants 0.1"):
-        grid.cells("quickstart", ["train.lr=0.1"], [Variant("base")], seeds=1, output=tmp_path)
+    with pytest.raises(UserError, match="seed-0: holds a run with train.lr 0.0015, but the grid needs 0.1"):
+        grid.make_cells("quickstart", ["train.lr=0.1"], [Variant("base")], seeds=1, output=tmp_path)
 
 
 def test_folders_of_runs_are_grouped_by_their_recipes(tmp_path: Path):
     for name, seed, size in (("x", 0, 2), ("y", 1, 2), ("z", 0, 3)):
         planted(tmp_path / name, seed, {0: 0.5, 2: 0.6}, changes=[f"sampler.window.size={size}"])
-    found = collect.of_folders([tmp_path / "x", tmp_path / "y", tmp_path / "z"])
+    found = collect.folder_outcomes([tmp_path / "x", tmp_path / "y", tmp_path / "z"])
     assert [(o.variant, o.seed) for o in found] == [("size=2", 0), ("size=2", 1), ("size=3", 0)]
-    assert [o.folder for o in collect.of_folders([tmp_path])] == [o.folder for o in found]
-    with pytest.raises(UserError, match="no recipe.yaml in it or below"):
-        collect.of_folders([tmp_path / "x" / "heldout"])
+    assert [o.folder for o in collect.folder_outcomes([tmp_path])] == [o.folder for o in found]
+    with pytest.raises(UserError, match="no recipe.yaml in or below it"):
+        collect.folder_outcomes([tmp_path / "x" / "heldout"])
     planted(tmp_path / "again", 0, {0: 0.5, 2: 0.6}, changes=["sampler.window.size=3"])
-    with pytest.raises(UserError, match="has its recipe and its seed"):
-        collect.of_folders([tmp_path])
+    with pytest.raises(UserError, match="has the same recipe and seed"):
+        collect.folder_outcomes([tmp_path])
 
 
 def test_folders_that_a_grid_made_keep_their_names(tmp_path: Path):
     for name, lr in (("fast_one", 0.1), ("slow", 0.01)):
         for seed in (0, 1):
             planted(tmp_path / name / f"seed-{seed}", seed, {0: 0.5, 2: 0.6}, changes=[f"train.lr={lr}"])
-    assert [o.variant for o in collect.of_folders([tmp_path])] == ["fast one"] * 2 + ["slow"] * 2
+    assert [o.variant for o in collect.folder_outcomes([tmp_path])] == ["fast one"] * 2 + ["slow"] * 2
 
 
 def test_the_plan_of_a_grid_says_what_each_variant_costs(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch):
@@ -147,9 +147,9 @@ def test_the_plan_of_a_grid_says_what_each_variant_costs(tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["quickstart", "stray"], "got 'stray' beside quickstart"),
-        (["quickstart", "--time-from", "x"], "--time-from: is read with --dry-run"),
-        (["quickstart", "--variants", "none.yaml"], "none.yaml is no file"),
+        (["quickstart", "stray"], "got 'stray' after quickstart"),
+        (["quickstart", "--time-from", "x"], "--time-from: applies only with --dry-run"),
+        (["quickstart", "--variants", "none.yaml"], "none.yaml is not a file"),
         ([".", "train.lr=1"], "folders alone"),
         ([".", "--vary", "train.lr=1"], "folders alone"),
     ],

@@ -10,9 +10,9 @@ from PIL import Image
 from cli_support import call
 from compare_support import planted
 from flowrl.compare import markdown, page, tables
-from flowrl.compare.collect import of_folders
-from flowrl.compare.overview import overview
-from flowrl.compare.samples import sheet
+from flowrl.compare.collect import folder_outcomes
+from flowrl.compare.overview import make_overview
+from flowrl.compare.samples import make_sheet
 from flowrl.names import UserError
 
 COURSES = {2: (0.70, 0.72, 0.74), 3: (0.50, 0.53, 0.54)}  # window size -> held-out at the end, by seed
@@ -36,7 +36,7 @@ def told(runs: Path):
         p: {"kl": 1e-4, "distance": 0.01 * i, "diversity_base": 0.3, "diversity": 0.2}
         for i, p in enumerate(runs.iterdir())
     }
-    return overview("Sizes <compared>", of_folders([runs]), drift, ["A note."])
+    return make_overview("Sizes <compared>", folder_outcomes([runs]), drift, ["A note."])
 
 
 @pytest.fixture
@@ -52,13 +52,13 @@ def out(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: 
 def test_the_terminal_says_who_is_ahead_and_who_is_left_out(out: Path):
     printed = (out / "printed").read_text()
     assert "shapes at 5.3 s of training: size=2 has the highest mean and is ahead of size=3." in printed  # 4 * 4 / 3
-    assert "strict at 80 row-forwards: Between none of the 2 variants a difference can be told with 3 seeds." in printed
+    assert "strict at 80 row-forwards: No pair of the 2 variants can be told apart with 3 seeds." in printed
     assert "not compared: size=2, seed 3: stopped after iteration 4" in printed
 
 
 def test_the_page_stands_alone_and_escapes(runs: Path, tmp_path: Path):
     of = told(runs)
-    text = page.render(of, sheet(of.outcomes), tmp_path)
+    text = page.render(of, make_sheet(of.outcomes), tmp_path)
     assert "Sizes &lt;compared&gt;" in text and "<compared>" not in text
     assert not re.search(r"""(src|href)\s*=\s*["'](?!data:|#|\.\.)|url\(|@import|https?://(?!www\.w3\.org)""", text)
     assert text.count("<figure") == 4 and text.count("ahead of") > 2 and "A note." in text
@@ -99,7 +99,7 @@ def test_what_is_written_by_hand_survives_a_renewal(out: Path, runs: Path):
     without = re.sub("<!-- flowrl compare: cost -->.*?<!-- flowrl compare: end -->", "", text, flags=re.DOTALL)
     file.write_text(without.replace("## Who is ahead\n", "## Who is ahead\n\nRead by me: \\1 little.\n"))
     of = told(runs)
-    markdown.write(of, sheet(of.outcomes), file, "flowrl compare again")
+    markdown.write(of, make_sheet(of.outcomes), file, "flowrl compare again")
     renewed = file.read_text()
     assert "Read by me: \\1 little." in renewed and "flowrl compare again" in renewed
     assert "flowrl compare: cost" not in renewed and renewed.count("flowrl compare: end") == len(marks) - 1
@@ -114,16 +114,16 @@ def test_a_file_of_somebody_else_is_not_written_over(runs: Path, tmp_path: Path)
 
 
 def test_tables_show_means_with_errors_over_seeds(runs: Path):
-    heads, rows = tables.held(told(runs))
+    heads, rows = tables.heldout_table(told(runs))
     assert heads == ["variant", "seeds", "shapes, 5.3 s", "shapes, 80 rows", "strict, 5.3 s", "strict, 80 rows"]
     assert rows[0][:2] == ["size=2", "3"] and rows[0][3] == "0.7200 ±\N{NO-BREAK SPACE}0.0115"
-    _, costs = tables.costs(told(runs))
+    _, costs = tables.cost_table(told(runs))
     assert [row[1:3] for row in costs] == [["4 ±\N{NO-BREAK SPACE}0", "2"], ["4 ±\N{NO-BREAK SPACE}0", "1.33"]]
-    single = overview("one", of_folders([runs / "2-0"]), {})
-    assert tables.held(single)[1][0][3] == "0.700"  # one seed has no error
+    single = make_overview("one", folder_outcomes([runs / "2-0"]), {})
+    assert tables.heldout_table(single)[1][0][3] == "0.700"  # one seed has no error
 
 
 def test_a_comparison_without_a_finished_run_says_so(runs: Path, tmp_path: Path):
-    of = overview("none", of_folders([runs / "2-3"]), {})
-    text = page.render(of, sheet(of.outcomes), tmp_path)
-    assert "No run has come to its end yet." in text and "stopped after iteration 4" in text
+    of = make_overview("none", folder_outcomes([runs / "2-3"]), {})
+    text = page.render(of, make_sheet(of.outcomes), tmp_path)
+    assert "No run has finished yet." in text and "stopped after iteration 4" in text

@@ -21,7 +21,7 @@ SHORT += ["checkpoint.every=1000", "eval.prompts=3"]
 
 
 def cells(output: Path, *vary: str, seeds: int = 2) -> list[Cell]:
-    return grid.cells("quickstart", SHORT, grid.variants(vary), seeds=seeds, output=output)
+    return grid.make_cells("quickstart", SHORT, grid.make_variants(vary), seeds=seeds, output=output)
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> list[Cell]:
 
     with pytest.raises(Stopped):
         execute(found, 1, lambda cell, what: told.append((str(cell), what)), stopping, stop_soon, Forked)
-    assert told == [("size=1, seed 0", "begins")] and not any(map(is_done, found))
+    assert told == [("size=1, seed 0", "starts")] and not any(map(is_done, found))
     assert execute(found, 2, lambda cell, what: told.append((str(cell), what)), Stopping(), start=Forked) == {}
-    assert told[1] == ("size=1, seed 0", "goes on") and len([what for _, what in told if what == "done"]) == 4
+    assert told[1] == ("size=1, seed 0", "resumes") and len([what for _, what in told if what == "done"]) == 4
     return found
 
 
@@ -58,42 +58,44 @@ def test_what_is_done_is_not_run_again(finished: list[Cell]):
 
 
 def test_forwards_are_those_that_ran(finished: list[Cell]):
-    outcomes = collect.of_grid(finished, {})
+    outcomes = collect.grid_outcomes(finished, {})
     assert [o.problem for o in outcomes] == [None] * 4
     # 2 prompts of 4, 4 steps, the first shared by a group: 2 + 3 * 8 rows drawn, and 2 + (size - 1) * 8 trained
     for one, trained in zip(outcomes[:2], (2, 10), strict=True):
-        assert one.each("forwards/rollout") == 26
-        assert one.each("forwards/train") <= trained  # rows without an advantage are skipped
-        assert [m.iteration for m in one.marks] == list(range(11))
-        assert one.marks[-1].calls > 26 * 2 and one.marks[-1].seconds > 0
+        assert one.median("forwards/rollout") == 26
+        assert one.median("forwards/train") <= trained  # rows without an advantage are skipped
+        assert [m.iteration for m in one.points] == list(range(11))
+        assert one.points[-1].calls > 26 * 2 and one.points[-1].seconds > 0
 
 
 def test_drift_is_measured_once_and_vanishes_without_training(
     finished: list[Cell], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     run = finished[0].folder
-    settings = drift.Settings.of(finished[0].recipe, prompts=3, group=2)
-    found = drift.measured(run, settings)
+    settings = drift.DriftSettings.of(finished[0].recipe, prompts=3, group=2)
+    found = drift.measure_cached(run, settings)
     assert found["distance"] > 0 and found["kl"] > 0 and found["diversity"] != found["diversity_base"]
     with monkeypatch.context() as patch:
         patch.setattr(drift, "measure", lambda *_: pytest.fail("it was kept"))
-        assert drift.measured(run, settings) == found
+        assert drift.measure_cached(run, settings) == found
     with monkeypatch.context() as patch:
         patch.setattr(drift, "load_weights", lambda policy, run: None)
         untrained = drift.measure(run, settings)
     assert untrained["distance"] == untrained["kl"] == 0
     assert untrained["diversity"] == untrained["diversity_base"] == found["diversity_base"]
     (run / drift.CACHE).write_text("{")  # half written
-    assert drift.measured(run, settings) == found
+    assert drift.measure_cached(run, settings) == found
 
 
 def test_a_run_that_fails_is_told_and_does_not_stop_the_others(tmp_path: Path):
     bad = Variant("bad", ("rewards.shapes={use: planted.broken}",))
-    found = grid.cells("quickstart", [*SHORT, "train.iterations=1"], [bad, Variant("good")], seeds=1, output=tmp_path)
+    found = grid.make_cells(
+        "quickstart", [*SHORT, "train.iterations=1"], [bad, Variant("good")], seeds=1, output=tmp_path
+    )
     failed = execute(found, 1, lambda cell, what: None, Stopping(), start=Forked)
     assert list(failed) == [found[0].folder] and "colour" in failed[found[0].folder]
     assert "exit code 1" in failed[found[0].folder] and "seed-0.log" in failed[found[0].folder]
-    outcomes = collect.of_grid(found, failed)
+    outcomes = collect.grid_outcomes(found, failed)
     assert outcomes[0].problem == failed[found[0].folder] and outcomes[1].problem is None
 
 
@@ -101,10 +103,10 @@ def test_a_language_model_is_measured_without_pictures(tmp_path: Path):
     short = ["train.prompts=2", "train.group=4", "train.iterations=1", "train.lr=0.1", "eval.prompts=4"]
     train("tiny_lm_grpo", [*short, "generation.max_new_tokens=12"], tmp_path / "run")
     recipe = load(str(tmp_path / "run" / "recipe.yaml"))
-    found = drift.measured(tmp_path / "run", drift.Settings.of(recipe, prompts=3, group=2))
+    found = drift.measure_cached(tmp_path / "run", drift.DriftSettings.of(recipe, prompts=3, group=2))
     assert found["distance"] is None and found["kl"] > 0 and 0.5 <= found["diversity"] <= 1
-    (one,) = collect.of_folders([tmp_path / "run"])
-    assert one.marks[-1].calls > 0  # tokens
+    (one,) = collect.folder_outcomes([tmp_path / "run"])
+    assert one.points[-1].calls > 0  # tokens
 
 
 @pytest.mark.slow

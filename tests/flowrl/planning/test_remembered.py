@@ -11,7 +11,7 @@ from flowrl import names
 from flowrl.planning import remembered
 from flowrl.planning.sizes import memory
 from flowrl.planning.sizes.memory import configs_of, sizes
-from flowrl.planning.sizes.shipped import found_out
+from flowrl.planning.sizes.shipped import find_facts
 from flowrl.reading.inputs import planned_prompts
 from flowrl.recipe.load import load
 
@@ -50,7 +50,7 @@ def test_the_plan_of_a_recipe_that_ships_is_known(name: str, monkeypatch: pytest
     def measured(asked: object) -> dict:
         raise AssertionError(f"{name}: make flowrl/remembered.json again (python -m flowrl.planning.sizes.shipped)")
 
-    monkeypatch.setattr(memory, "_measured", measured)
+    monkeypatch.setattr(memory, "_measure", measured)
     recipe = load(name)
     found = sizes(recipe, planned_prompts(recipe)[0] or [])
     assert (found is None) == (configs_of(recipe.model) is None)
@@ -74,4 +74,4 @@ def test_the_facts_of_the_quickstart_are_true(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.slow
 def test_all_facts_that_ship_are_true():
-    assert found_out() == json.loads(remembered.SHIPPED.read_text())
+    assert find_facts() == json.loads(remembered.SHIPPED.read_text())

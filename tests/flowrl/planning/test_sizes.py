@@ -13,12 +13,12 @@ from flowrl.build import build_learner
 from flowrl.checking.proofs.bench import Bench
 from flowrl.contracts import Prompt, View
 from flowrl.core.backward import fill_reference
-from flowrl.planning.sizes.activations import kept
-from flowrl.planning.sizes.components import components, number_of
-from flowrl.planning.sizes.inputs import Setting, flux
+from flowrl.planning.sizes.activations import measure_activations
+from flowrl.planning.sizes.components import components, num_parameters
+from flowrl.planning.sizes.inputs import CallSetting, flux
 from flowrl.planning.sizes.known import KNOWN, PIPELINES
 from flowrl.planning.sizes.memory import Sizes, sizes
-from flowrl.planning.sizes.saved import Saved, counted, storage_of
+from flowrl.planning.sizes.saved import SavedStorages, count_saved, storage_of
 from flowrl.planning.sizes.text import describe_sizes
 from flowrl.planning.sizes.units import count_text, size_text
 from flowrl.policies.pipelines.working_copy import modules_of
@@ -85,7 +85,7 @@ def test_known_models_have_the_published_numbers_of_parameters(model: str):
     found = components(model)
     assert found is not None and set(found) == set(PUBLISHED[model]) and model in PIPELINES
     for name, billions in PUBLISHED[model].items():
-        number = number_of(found[name].built(torch.bfloat16)) / 1e9
+        number = num_parameters(found[name].build(torch.bfloat16)) / 1e9
         assert number == pytest.approx(billions, rel=1e-3 if billions > 10 else 4e-3), name
 
 
@@ -172,12 +172,12 @@ def test_recomputing_keeps_block_inputs_and_one_block():
     part = (components("shapes-flux") or {})["transformer"]
     module = part.kind.from_config(part.config)  # pyright: ignore[reportAttributeAccessIssue]
     vae = {"vae": {"block_out_channels": [1, 1, 1]}}
-    setting = Setting(3, {"height": 32, "width": 32, "max_sequence_length": 16}, vae, (8, 1), torch.float32)
+    setting = CallSetting(3, {"height": 32, "width": 32, "max_sequence_length": 16}, vae, (8, 1), torch.float32)
     step = flux(setting, dict(module.config))
     given = {n: torch.randn(v.shape) if isinstance(v, torch.Tensor) else v for n, v in step.calls[0].items()}
-    found = kept(part.built(torch.float32).requires_grad_(True), step.calls)
+    found = measure_activations(part.build(torch.float32).requires_grad_(True), step.calls)
 
-    with counted([*module.parameters(), *module.buffers()]) as whole:
+    with count_saved([*module.parameters(), *module.buffers()]) as whole:
         output = module(**given, return_dict=False)[0].sum()
     assert found.whole == whole.bytes and output.requires_grad
 
@@ -188,7 +188,7 @@ def test_recomputing_keeps_block_inputs_and_one_block():
         for leaf in (x for a in args for x in (a if isinstance(a, tuple) else (a,)) if isinstance(x, torch.Tensor)):
             inputs[storage_of(leaf)] = leaf.untyped_storage().nbytes()
             held.append(leaf)
-        with counted(block.parameters()) as own:  # stands in for what is kept when it is computed once more
+        with count_saved(block.parameters()) as own:  # stands in for what is kept when it is computed once more
             held.append(block(*args))
         again.append(own.storages)
         return checkpoint(block, *args, use_reentrant=False)
@@ -196,7 +196,7 @@ def test_recomputing_keeps_block_inputs_and_one_block():
     held: list = []
     module.enable_gradient_checkpointing(watched)
     module.train()
-    with counted([*module.parameters(), *module.buffers()]) as outside:
+    with count_saved([*module.parameters(), *module.buffers()]) as outside:
         held.append(module(**given, return_dict=False)[0].sum())
     kept_outside = outside.storages | inputs
     measured = max(sum((kept_outside | block).values()) for block in again)
@@ -229,13 +229,13 @@ def test_more_rows_and_pixels_take_more_and_checkpointing_less():
 def test_storages_are_counted_once_and_parameters_never():
     weight = nn.Parameter(torch.randn(4, 4))
     x = torch.randn(8, 4, requires_grad=True)
-    with counted([weight]) as saved:
+    with count_saved([weight]) as saved:
         y = x @ weight
         total = y.exp() + y.sin()
     assert saved.bytes == 3 * x.numel() * 4  # x, y (once), exp's result
     del total
     assert saved.bytes == 2 * x.numel() * 4  # exp's result went with the graph that held it; y is ours still
-    again = Saved()
+    again = SavedStorages()
     again.note(x[:2])
     again.note(x[2:])
     assert again.bytes == x.numel() * 4

@@ -71,7 +71,7 @@ def test_a_run_that_is_stopped_and_resumed_spends_the_same_time(whole: Path, tmp
 
     def stopped(self: loop.Run, progress: Any) -> None:
         step(self, progress)
-        if self.iteration == 2:
+        if self.state.iteration == 2:
             raise Stopped(signal.SIGINT)  # before the evaluation that is due
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):

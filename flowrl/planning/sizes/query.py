@@ -1,25 +1,26 @@
-"""What is asked of the modules of a model, and what they tell: numbers alone, which JSON can hold."""
+"""What the sizes of a model depend on, and its measured sizes: numbers and texts alone, which JSON can hold."""
 
 from dataclasses import dataclass
-from typing import Any
+
+from flowrl.untyped import JSON
 
 
 @dataclass(frozen=True)
-class Asked:
+class SizeQuery:
     """What the sizes of a model's modules depend on. rows: of a training forward; tokens: of the longest prompt and of
     the negative one; lora None: all weights learn."""
 
     model: str
-    lora: dict[str, Any] | None
+    lora: dict[str, JSON] | None
     dtype: str
     rows: int
-    pipeline: dict[str, Any]
+    pipeline: dict[str, JSON]
     tokens: tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What the modules themselves tell: by component its parameters and bytes, what learns, and what calls keep.
+class MeasuredSizes:
+    """Measured on the modules: parameters and bytes by component, what learns, and what calls keep.
 
     learning, state, added: parameters that learn, their bytes, bytes of LoRA. kept: of each denoiser (whole,
     recomputing, block), see activations.py.

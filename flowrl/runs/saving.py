@@ -1,0 +1,106 @@
+"""Where a run can be resumed from: its state between two iterations, marked in memory and saved as a checkpoint.
+
+A stop in the middle of an iteration goes back to the mark, as long as no weight has moved since.
+"""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flowrl.build import AnyPolicy
+from flowrl.core.learner import Learner
+from flowrl.policies import adapters
+from flowrl.recipe.schema import Recipe
+from flowrl.runs import checkpoints
+from flowrl.runs import resume as resuming
+from flowrl.runs.folder import RunFolder
+from flowrl.runs.run_state import RunState
+
+
+class Diverged(RuntimeError):
+    """A run whose weights or optimizer are not finite; it is not saved."""
+
+
+@dataclass
+class Saving:
+    """The mark and the checkpoints of a run. prompts: digests of what it draws and is evaluated on."""
+
+    recipe: Recipe
+    policy: AnyPolicy
+    learner: Learner
+    folder: RunFolder
+    state: RunState
+    prompts: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        self.checkpoints = checkpoints.Checkpoints(self.folder.path, self.recipe.checkpoint.keep)
+        self._marked: dict[str, Any] = {}
+        self._saved: tuple[int, int] | None = None  # iteration and number of evaluations of the last checkpoint
+
+    def mark(self) -> None:
+        """Notes everything but weights and learner."""
+        self._marked = self.state.state_dict() | {"files": self.folder.position(), "prompts": dict(self.prompts)}
+        self._steps = self.learner.steps
+
+    @property
+    def unmoved(self) -> bool:
+        """Whether the weights still are those of the mark."""
+        return self.learner.steps == self._steps
+
+    def save(self) -> bool:
+        """Saves the mark, unless it is saved already. Not finite: raises Diverged, or False if an alarm rolls back."""
+        iteration = self._marked["iteration"]
+        if self._saved == self._version(self._marked):
+            return True
+        weights = {"parameters": adapters.named(self.policy.modules), "learner": self.learner.state_dict()}
+        try:
+            refuse_nonfinite(weights, iteration, self.checkpoints, self.recipe)
+        except Diverged:
+            if self.state.ended(self.recipe.train) or self.recipe.watch.on_alarm != "rollback":
+                raise
+            return False
+        self.folder.sync()
+        self.checkpoints.save(iteration, {"mark": self._marked, **weights})
+        self._saved = self._version(self._marked)
+        return True
+
+    def save_unmoved(self) -> None:
+        """Saves, where the weights still are those of the mark; what is not finite is left."""
+        if self.unmoved:
+            with contextlib.suppress(Diverged):
+                self.save()
+
+    def keep(self, name: str, iteration: int | None) -> None:
+        """Saves and marks the checkpoint of now by this name, where `iteration` is that of now."""
+        if iteration == self.state.iteration and self.save():
+            self.checkpoints.mark(name, self.state.iteration)
+
+    def forget(self) -> None:
+        """Makes the next `save` write, though it has saved at this iteration: the weights are others now."""
+        self._saved = None
+
+    def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
+        """Takes up weights, learner and state of a checkpoint, and cuts the folder back to where it stood."""
+        saved = checkpoints.load(checkpoint)
+        resuming.fill(adapters.named(self.policy.modules), saved["parameters"], checkpoint)
+        self.learner.load_state_dict(saved["learner"])
+        mark = saved["mark"]
+        self.state.load_state_dict(mark)
+        self.folder.rewind(mark["files"], mark["iteration"], mark["evaluated"])
+        self._saved = self._version(mark)
+
+    @staticmethod
+    def _version(mark: Mapping[str, Any]) -> tuple[int, int]:
+        return mark["iteration"], len(mark["evaluated"])
+
+
+def refuse_nonfinite(weights: Mapping[str, Any], iteration: int, kept: checkpoints.Checkpoints, recipe: Recipe) -> None:
+    """Raises Diverged where a state is not finite: it would take the place of checkpoints that are."""
+    if bad := next(checkpoints.nonfinite(weights), None):
+        before = [checkpoint.path for checkpoint in kept.all() if checkpoint.iteration < iteration]
+        rest = f"{before[-1]} is from before it: go on from there with --resume" if before else "begin again"
+        raise Diverged(
+            f"iteration {iteration}: {bad} is not finite, so nothing of it is saved; {rest}, train.lr below "
+            f"{recipe.train.lr:g} or train.max_grad_norm below {recipe.train.max_grad_norm or float('inf'):g}"
+        )
