@@ -1,4 +1,4 @@
-"""`flowrl scan`: what each value of a sampling key does to groups of samples, without training."""
+"""`flowrl scan`: the effect of each value of a sampling key on groups of samples, without training."""
 
 import time
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from flowrl.core.evaluation import Mean
     from flowrl.recipe.schema import Recipe
     from flowrl.scan.result import Scan
-    from flowrl.scan.values import Choice
+    from flowrl.scan.values import ScannedValue
 
-SHOWN, MEMBERS, TEXTS = 8, 8, 3  # prompts and members of each whose samples are kept, and members of texts
+SHOWN_PROMPTS, MEMBERS, TEXTS = 8, 8, 3  # prompts whose samples are kept, and how many of each: pictures, texts
 
 
 def scan_command(
@@ -34,11 +34,11 @@ def scan_command(
             help="One key with several values, FIRST:LAST:NUMBER or a list with commas, and other recipe values.",
         ),
     ],
-    prompts: Annotated[int, typer.Option(min=2, help="Training prompts that every value draws a group for.")] = 64,
+    prompts: Annotated[int, typer.Option(min=2, help="Training prompts; every value draws a group for each.")] = 64,
     group: Annotated[int | None, typer.Option(min=2, help="Samples a group; train.group where not given.")] = None,
-    iteration: Annotated[int, typer.Option(min=0, help="The training iteration whose steps are walked.")] = 0,
+    iteration: Annotated[int, typer.Option(min=0, help="The training iteration to sample as in.")] = 0,
     tolerance: Annotated[
-        float, typer.Option(min=0.0, help="Loss that is admitted, in standard deviations of the ODE's reward.")
+        float, typer.Option(min=0.0, help="Largest allowed loss, in standard deviations of the ODE's reward.")
     ] = 0.2,
     seed: Annotated[int | None, typer.Option(min=0, help="Names the noise; the recipe's where not given.")] = None,
     output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: runs/scan-RECIPE-KEY.")] = None,
@@ -47,54 +47,54 @@ def scan_command(
 ) -> None:
     """Draw groups at several values of one sampling key, without training, and recommend a value.
 
-    Shows for each value how far the rewards of a group spread (what training learns from), how much quality is lost
-    against the ODE (a language model: greedy decoding) at equal seeds, samples, time and costs. Keys: sampler.*,
-    generation.*, pipeline.*; prompts are the first that training would draw.
+    Shows for each value the spread of rewards within a group (what training learns from), the loss of quality against
+    the ODE (for a language model: greedy decoding) at equal seeds, samples, time and cost. Keys: sampler.*,
+    generation.*, pipeline.*; the prompts are the first that training would draw.
     """
-    from flowrl.scan.values import choices
+    from flowrl.scan.values import scanned_values
 
     more = [] if group is None else [f"train.group={group}"]
     more += [] if seed is None else [f"seed={seed}"]
-    key, found = choices(recipe, values, more)
-    _look(found[0].recipe, model_run, weights)
+    key, values_to_scan = scanned_values(recipe, values, more)
+    _check_weights(values_to_scan[0].recipe, model_run, weights)
     quiet()
     from flowrl.runs.folder import fresh
     from flowrl.scan import page
     from flowrl.scan.draw import refuse_equal
     from flowrl.scan.result import write
 
-    refuse_equal(key, found, iteration)
+    refuse_equal(key, values_to_scan, iteration)
     folder = output or fresh(Path("runs") / f"scan-{Path(recipe).stem}-{key}")
-    _make(folder)
+    _make_folder(folder)
     console = output_console()
-    scan = _scan(console, Path(recipe).stem, key, found, prompts, iteration, tolerance, model_run, weights)
+    scan = _scan(console, Path(recipe).stem, key, values_to_scan, prompts, iteration, tolerance, model_run, weights)
     write(scan, folder)
     path = page.write(scan, folder)
     console.print(_table(scan))
-    console.print(_advice(scan), soft_wrap=True)
+    console.print(_advice_text(scan), soft_wrap=True)
     typer.echo(f"{scan.seconds:.0f} s. Report: {path}")
 
 
-def _look(recipe: "Recipe", run: Path | None, weights: str) -> None:
-    """Raises UserError where the weights of a run are not there, or do not belong to the recipe's model."""
+def _check_weights(recipe: "Recipe", run: Path | None, weights: str) -> None:
+    """Raises UserError if the weights of a run are missing or do not belong to the recipe's model."""
     from flowrl.recipe.changes import changes
     from flowrl.recipe.load import written
     from flowrl.runs.weights import check_weights
 
     if run is None:
         if weights != "final":
-            raise UserError(f"--weights {weights}: is read with --model-run RUN; add it, or leave it out")
+            raise UserError(f"--weights {weights}: applies only with --model-run RUN; add it, or leave --weights out")
         return
     if not (run / "recipe.yaml").is_file():
-        raise UserError(f"--model-run: {run} is no run's folder (it has no recipe.yaml); give one")
+        raise UserError(f"--model-run: {run} is not a run's folder (it has no recipe.yaml); give one")
     check_weights(run, weights)
     of_run = written(run / "recipe.yaml", ["track=null"])
     for name, (theirs, ours) in changes(of_run, recipe).items():
         if name in ("model", "full") or name.startswith("lora"):
-            raise UserError(f"--model-run: {run} has {name}={theirs}, the recipe {ours}; add {name}={theirs}")
+            raise UserError(f"--model-run: {run} has {name}={theirs}, but the recipe {ours}; add {name}={theirs}")
 
 
-def _make(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "scan.json").unlink(missing_ok=True)
@@ -106,7 +106,7 @@ def _scan(
     console: Console,
     name: str,
     key: str,
-    found: "Sequence[Choice]",
+    values: "Sequence[ScannedValue]",
     number: int,
     iteration: int,
     tolerance: float,
@@ -117,33 +117,35 @@ def _scan(
     from flowrl.reading.inputs import prompt_cursor
     from flowrl.runs.weights import load_weights
     from flowrl.scan.advice import advise
-    from flowrl.scan.draw import draw, measured, setting
-    from flowrl.scan.result import Scan, reference
+    from flowrl.scan.draw import draw_values, measure, scan_settings
+    from flowrl.scan.result import Scan, reference_name
 
-    recipe = found[0].recipe
+    recipe = values[0].recipe
     set_up(recipe)
     inputs = read_inputs(recipe)
     if number > len(inputs.train):
-        raise UserError(f"--prompts: got {number}, accepted: 2 to {len(inputs.train)}, the training prompts; lower it")
+        raise UserError(f"--prompts: got {number}, accepted: 2 to {len(inputs.train)} (the training prompts); lower it")
     prompts = prompt_cursor(recipe, inputs.train).take(number)
     start = time.perf_counter()
     with console.status("loading"):
         policy = build_policy(recipe)
         if run is not None:
             load_weights(policy, run, weights)
-    how = setting(recipe, iteration, show=SHOWN, members=TEXTS if recipe.generation is not None else MEMBERS)
+    settings = scan_settings(
+        recipe, iteration, show=SHOWN_PROMPTS, members=TEXTS if recipe.generation is not None else MEMBERS
+    )
     with _progress(console) as display:
-        tasks = {c.label: display.add_task(f"{key}={escape(c.label)}", total=number * how.group) for c in found}
-        drawn = draw(
+        tasks = {c.label: display.add_task(f"{key}={escape(c.label)}", total=number * settings.group) for c in values}
+        drawn = draw_values(
             policy,
-            found,
+            values,
             prompts,
             inputs.scorer,
-            how,
+            settings,
             rewards=inputs.scorer.specs,
-            done=lambda label, samples: display.update(tasks[label], completed=samples),
+            progress=lambda label, samples: display.update(tasks[label], completed=samples),
         )
-    rows = [measured(choice.label, d) for choice, d in zip(found, drawn, strict=True)]
+    rows = [measure(choice.label, d) for choice, d in zip(values, drawn, strict=True)]
     return Scan(
         name=name,
         key=key,
@@ -153,7 +155,7 @@ def _scan(
         prompts=[p.text for p in prompts],
         rows=rows,
         shots=[d.shots for d in drawn],
-        advice=advise(rows, tolerance, reference(recipe)),
+        advice=advise(rows, tolerance, reference_name(recipe)),
         tolerance=tolerance,
         seconds=time.perf_counter() - start,
     )
@@ -177,7 +179,12 @@ def _table(scan: "Scan") -> Table:
     for name in names:
         table.add_column(name, justify="right", no_wrap=name == "spread" or name.startswith("minus"))
     for row in scan.rows:
-        cells = [_short(row.spread), f"{row.silent:.0%}", f"{row.reward.value:.3f}", _short(row.quality, "+")]
+        cells = [
+            _format_mean(row.spread),
+            f"{row.silent:.0%}",
+            f"{row.reward.value:.3f}",
+            _format_mean(row.quality, "+"),
+        ]
         values = (row.distance and row.distance.value, row.diversity)
         cells += ["" if value is None else f"{value:.3f}" for value in values]
         cells += [f"{row.forwards:.4g}", f"{row.seconds * 1000:.3g}"]
@@ -185,10 +192,10 @@ def _table(scan: "Scan") -> Table:
     return table
 
 
-def _short(mean: "Mean", sign: str = "") -> str:
+def _format_mean(mean: "Mean", sign: str = "") -> str:
     return f"{mean.value:{sign}.3f}±{mean.error:.3f}"
 
 
-def _advice(scan: "Scan") -> str:
+def _advice_text(scan: "Scan") -> str:
     head = f"[bold]{scan.key}={escape(scan.advice.label)}[/]: " if scan.advice.label is not None else ""
     return head + escape(scan.advice.text)

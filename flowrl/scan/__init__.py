@@ -1,1 +1,1 @@
-"""`flowrl scan`: what each value of one sampling key does to groups of samples, without any training."""
+"""`flowrl scan`: the effect of each value of one sampling key on groups of samples, without any training."""

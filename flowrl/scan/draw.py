@@ -1,7 +1,7 @@
-"""Draws the groups of every value, and the ODE's samples from the same initial noise, part by part of the prompts.
+"""Draws the groups of every value, and the ODE's samples from the same initial noise, in batches of prompts.
 
-All values meet the same prompts and seeds (common random numbers) and take turns within a part, so that differences in
-quality are paired and differences in time are not those of the machine's moods.
+All values use the same prompts and seeds (common random numbers) and take turns within a batch, so that differences in
+quality are paired, and differences in time are not due to changing load of the machine.
 """
 
 import statistics
@@ -23,17 +23,17 @@ from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.schema import Recipe
-from flowrl.scan.measures import Row, by_prompt, deviation, paired, spreads
-from flowrl.scan.values import Choice
+from flowrl.scan.measures import ValueMeasures, group_spreads, paired_difference, prompt_means, standard_deviation
+from flowrl.scan.values import ScannedValue
 from flowrl.scoring.gates import counted_rewards
 from flowrl.watch.sample_statistics import sample_statistics
 
-Score = Callable[[Samples], dict[str, Tensor]]
+ScoreFunction = Callable[[Samples], dict[str, Tensor]]
 
 
 @dataclass
-class Shot:
-    """What is shown of a prompt's group: the ODE's sample first. pictures [1 + n, 3, H, W] or texts, and rewards."""
+class PromptSamples:
+    """The samples of a prompt that are shown, the ODE's first: pictures [1 + n, 3, H, W] or texts, and rewards."""
 
     prompt: str
     rewards: list[float]
@@ -42,8 +42,8 @@ class Shot:
 
 
 @dataclass
-class Drawn:
-    """All that was drawn for one value: rewards [p, L] of every part by name, of samples and of their ODE samples."""
+class ValueSamples:
+    """Everything drawn for one value: by name the rewards [p, L] of each batch, of samples and of their ODE samples."""
 
     rewards: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     ode: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
@@ -51,16 +51,16 @@ class Drawn:
     distances: list[Tensor] = field(default_factory=list)
     statistics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     ode_statistics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    shots: list[Shot] = field(default_factory=list)
+    shots: list[PromptSamples] = field(default_factory=list)
     samples: int = 0
-    seconds: list[float] = field(default_factory=list)  # a sample, of each part
+    seconds: list[float] = field(default_factory=list)  # per sample, of each batch
     forwards: int = 0
     ode_samples: int = 0
     ode_forwards: int = 0
 
 
 @dataclass
-class Part:
+class ScoredSamples:
     """Samples of a few prompts, with their rewards and what they cost."""
 
     samples: Samples
@@ -70,44 +70,44 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Setting:
+class ScanSettings:
     """How a scan draws."""
 
-    iteration: int  # of training, whose steps are walked
+    iteration: int  # of training, whose steps are sampled
     group: int
     seed: int
-    together: int  # prompts of a part
-    show: int  # prompts of which samples are kept
+    together: int  # prompts per batch
+    show: int  # prompts whose samples are kept
     members: int  # samples of each that are kept
 
 
-def setting(recipe: Recipe, iteration: int, *, show: int, members: int) -> Setting:
-    """As the recipe draws in this iteration, as many prompts at once; only the numbers of the noise begin at 0."""
-    return Setting(iteration, recipe.train.group, recipe.seed, recipe.train.prompts, show, members)
+def scan_settings(recipe: Recipe, iteration: int, *, show: int, members: int) -> ScanSettings:
+    """Settings that draw as the recipe does in this iteration, except that noise is numbered from 0."""
+    return ScanSettings(iteration, recipe.train.group, recipe.seed, recipe.train.prompts, show, members)
 
 
-def refuse_equal(key: str, choices: Sequence[Choice], iteration: int) -> None:
+def refuse_equal(key: str, choices: Sequence[ScannedValue], iteration: int) -> None:
     """Raises RecipeError where two values draw the same samples in this iteration: there is nothing to compare."""
-    seen: list[tuple[str, Any]] = []
+    seen: list[tuple[str, object]] = []
     for choice in choices:
-        way = _way(choice.recipe, iteration)
+        drawing = _drawing_key(choice.recipe, iteration)
         for label, other in seen:
-            if way == other:
+            if drawing == other:
                 problem = f"{label} and {choice.label} draw the same samples in iteration {iteration}"
                 raise RecipeError(key, problem, "scan another key, or name another --iteration")
-        seen.append((choice.label, way))
+        seen.append((choice.label, drawing))
 
 
-def _way(recipe: Recipe, iteration: int) -> Any:
-    """All that decides what is drawn, but for seeds and weights."""
+def _drawing_key(recipe: Recipe, iteration: int) -> object:
+    """Everything that determines the samples, except seeds and weights."""
     token = recipe.generation
     if token is not None:
         return plan_for(recipe, iteration), token.chat_template, token.system
     return plan_for(recipe, iteration), recipe.sampler.step, recipe.sampler.noise, recipe.pipeline
 
 
-def retune(policy: AnyPolicy, recipe: Recipe) -> None:
-    """Makes a policy draw as another recipe of the same model says. Raises RecipeError where its step does not fit."""
+def apply_recipe(policy: AnyPolicy, recipe: Recipe) -> None:
+    """Makes a policy draw as another recipe of the same model does. Raises RecipeError if its step does not fit."""
     if isinstance(policy, LanguagePolicy):
         given = recipe.generation
         assert given is not None
@@ -117,68 +117,72 @@ def retune(policy: AnyPolicy, recipe: Recipe) -> None:
 
 
 @torch.no_grad()
-def draw(
+def draw_values(
     policy: AnyPolicy,
-    choices: Sequence[Choice],
+    choices: Sequence[ScannedValue],
     prompts: Sequence[Prompt],
-    score: Score,
-    how: Setting,
+    score: ScoreFunction,
+    settings: ScanSettings,
     *,
     rewards: Mapping[str, RewardSpec],
-    done: Callable[[str, int], None] = lambda label, samples: None,
-) -> list[Drawn]:
-    """What was drawn for every value, in order. rewards: how each counts. done is told a value and how many of its
-    samples there are now."""
-    found = [Drawn() for _ in choices]
+    progress: Callable[[str, int], None] = lambda label, samples: None,
+) -> list[ValueSamples]:
+    """The samples of every value, in order.
+
+    rewards: by name, how each counts. progress is called with a value's label and the number of its samples so far.
+    """
+    collected = [ValueSamples() for _ in choices]
     for choice in choices:
-        retune(policy, choice.recipe)  # all that can be refused is, before anything is drawn
-    for start in range(0, len(prompts), how.together):
-        part = prompts[start : start + how.together]
-        odes: list[tuple[Any, Part]] = []
-        for choice, into in zip(choices, found, strict=True):
-            retune(policy, choice.recipe)
-            plan = plan_for(choice.recipe, how.iteration)
+        apply_recipe(policy, choice.recipe)  # refuse what can be refused before anything is drawn
+    for start in range(0, len(prompts), settings.together):
+        part = prompts[start : start + settings.together]
+        references: list[tuple[object, ScoredSamples]] = []
+        for choice, into in zip(choices, collected, strict=True):
+            apply_recipe(policy, choice.recipe)
+            plan = plan_for(choice.recipe, settings.iteration)
             policy.prepare(part[0], plan)
-            starts = _starts(plan, how.group)
-            ode = _ode(policy, choice.recipe, part, score, how, max(starts) + 1, odes)
-            drawn = _rollout(policy, part, plan, how.group, score, how)
-            _add(into, drawn, ode, starts, rewards, how)
-            done(choice.label, into.samples)
-    return found
+            starts = _initial_noise_index(plan, settings.group)
+            reference = _draw_reference(policy, choice.recipe, part, score, settings, max(starts) + 1, references)
+            drawn = _draw_scored(policy, part, plan, settings.group, score, settings)
+            _collect(into, drawn, reference, starts, rewards, settings)
+            progress(choice.label, into.samples)
+    return collected
 
 
-def _starts(plan: Any, group: int) -> list[int]:
-    """Which initial noise of its prompt each finished sample began with; tokens have none, and one greedy answer."""
+def _initial_noise_index(plan: Any, group: int) -> list[int]:
+    """The number of the initial noise of each finished sample; 0 for tokens, which have one greedy answer."""
     if not hasattr(plan, "tree"):
         return [0] * group
     tree = plan.tree(group)
     return [tree.segments[tree.path(leaf)[0]].start for leaf in tree.leaves]
 
 
-def _ode(
+def _draw_reference(
     policy: AnyPolicy,
     recipe: Recipe,
     part: Sequence[Prompt],
-    score: Score,
-    how: Setting,
+    score: ScoreFunction,
+    settings: ScanSettings,
     number: int,
-    known: list[tuple[Any, Part]],
-) -> Part:
-    """`number` ODE samples (or one greedy completion) a prompt; those of an earlier value where they are the same."""
+    known: list[tuple[object, ScoredSamples]],
+) -> ScoredSamples:
+    """`number` ODE samples (or one greedy completion) per prompt; reuses an earlier value's if they are equal."""
     greedy = None if recipe.generation is None else 0.0
     own = recipe.eval.model_copy(update={"steps": None, "temperature": greedy})  # as many steps as the samples take
     recipe = recipe.model_copy(update={"eval": own})
     plan = eval_plan(recipe)
     token = recipe.generation
-    way = (plan, number, recipe.pipeline if token is None else (token.chat_template, token.system))
-    for other, found in known:
-        if other == way:
-            return found
-    known.append((way, _rollout(policy, part, plan, number, score, how)))
+    drawing = (plan, number, recipe.pipeline if token is None else (token.chat_template, token.system))
+    for other, known_samples in known:
+        if other == drawing:
+            return known_samples
+    known.append((drawing, _draw_scored(policy, part, plan, number, score, settings)))
     return known[-1][1]
 
 
-def _rollout(policy: AnyPolicy, part: Sequence[Prompt], plan: Any, group: int, score: Score, how: Setting) -> Part:
+def _draw_scored(
+    policy: AnyPolicy, part: Sequence[Prompt], plan: Any, group: int, score: ScoreFunction, settings: ScanSettings
+) -> ScoredSamples:
     forwards = 0
 
     def count(number: int) -> None:
@@ -187,48 +191,54 @@ def _rollout(policy: AnyPolicy, part: Sequence[Prompt], plan: Any, group: int, s
 
     policy.tick = count
     start = time.perf_counter()
-    samples = policy.rollout(part, group_size=group, plan=plan, seed=how.seed).samples
+    samples = policy.rollout(part, group_size=group, plan=plan, seed=settings.seed).samples
     seconds = time.perf_counter() - start
     policy.tick = None
-    return Part(samples, score(samples), seconds, forwards)
+    return ScoredSamples(samples, score(samples), seconds, forwards)
 
 
-def _total(part: Part, rewards: Mapping[str, RewardSpec]) -> torch.Tensor:
-    """The reward of each sample, [B]; NaN where all trained ones compare samples, and each is alone."""
-    found = counted_rewards(rewards, part.rewards, part.samples.prompts, part.samples.group).total
-    return torch.full((len(part.samples),), torch.nan) if found is None else found
+def _total_reward(part: ScoredSamples, rewards: Mapping[str, RewardSpec]) -> torch.Tensor:
+    """The total reward of each sample, float [B]; NaN if all trained rewards compare samples, and each is alone."""
+    total = counted_rewards(rewards, part.rewards, part.samples.prompts, part.samples.group).total
+    return torch.full((len(part.samples),), torch.nan) if total is None else total
 
 
-def _add(
-    into: Drawn, drawn: Part, ode: Part, starts: Sequence[int], rewards: Mapping[str, RewardSpec], how: Setting
+def _collect(
+    into: ValueSamples,
+    drawn: ScoredSamples,
+    reference: ScoredSamples,
+    starts: Sequence[int],
+    rewards: Mapping[str, RewardSpec],
+    settings: ScanSettings,
 ) -> None:
     number = int(drawn.samples.group.max()) + 1
     every = max(starts) + 1
     pairs = torch.tensor([prompt * every + start for prompt in range(number) for start in starts])
-    total, ode_total = (_total(part, rewards) for part in (drawn, ode))
+    total, reference_total = (_total_reward(part, rewards) for part in (drawn, reference))
     for name, values in {**drawn.rewards, "total": total}.items():
         into.rewards[name].append(values.view(number, -1))
-    for name, values in {**ode.rewards, "total": ode_total}.items():
+    for name, values in {**reference.rewards, "total": reference_total}.items():
         into.ode[name].append(values[pairs].view(number, -1))
-    into.once.append(ode_total)
-    into.distances.append(_distance(drawn.samples, ode.samples, pairs).view(number, -1))
+    into.once.append(reference_total)
+    into.distances.append(_distance_to_reference(drawn.samples, reference.samples, pairs).view(number, -1))
     into.statistics.append((len(drawn.samples), sample_statistics(drawn.samples)))
-    into.ode_statistics.append((len(ode.samples), sample_statistics(ode.samples)))
+    into.ode_statistics.append((len(reference.samples), sample_statistics(reference.samples)))
     into.samples += len(drawn.samples)
     into.seconds.append(drawn.seconds / len(drawn.samples))
     into.forwards += drawn.forwards
-    into.ode_samples += len(ode.samples)
-    into.ode_forwards += ode.forwards
-    for prompt in range(min(number, how.show - len(into.shots))):
-        into.shots.append(_shot(drawn, ode, total, ode_total, prompt, number, every, how.members))
+    into.ode_samples += len(reference.samples)
+    into.ode_forwards += reference.forwards
+    for prompt in range(min(number, settings.show - len(into.shots))):
+        into.shots.append(
+            _prompt_samples(drawn, reference, total, reference_total, prompt, number, every, settings.members)
+        )
 
 
-def _distance(samples: Samples, ode: Samples, pairs: Tensor) -> Tensor:
-    """Root-mean-square pixel distance to the ODE's sample, float32 [B], of videos by the middle frame.
+def _distance_to_reference(samples: Samples, ode: Samples, pairs: Tensor) -> Tensor:
+    """Root-mean-square pixel distance to the ODE's sample, float32 [B]; pairs int64 [B]: the index of that sample.
 
-    Of sound it is that of spectrograms.
-
-    Of texts: whether the completion is another one than the greedy one.
+    Of videos, the distance of middle frames; of sound, that of spectrograms; of texts, 1 where the completion differs
+    from the greedy one.
     """
     pictures, others = picture_of(samples), picture_of(ode)
     if pictures is None or others is None:
@@ -238,45 +248,52 @@ def _distance(samples: Samples, ode: Samples, pairs: Tensor) -> Tensor:
     return gap.square().mean((1, 2, 3)).sqrt().cpu()
 
 
-def _shot(
-    drawn: Part, ode: Part, total: Tensor, ode_total: Tensor, prompt: int, number: int, every: int, members: int
-) -> Shot:
+def _prompt_samples(
+    drawn: ScoredSamples,
+    reference: ScoredSamples,
+    total: Tensor,
+    reference_total: Tensor,
+    prompt: int,
+    number: int,
+    every: int,
+    members: int,
+) -> PromptSamples:
     size = len(drawn.samples) // number
     at, first = range(prompt * size, prompt * size + min(members, size)), prompt * every
-    shot = Shot(drawn.samples.prompts[at[0]].text, [float(ode_total[first]), *total[list(at)].tolist()])
-    pictures, others = picture_of(drawn.samples), picture_of(ode.samples)
+    shown = PromptSamples(drawn.samples.prompts[at[0]].text, [float(reference_total[first]), *total[list(at)].tolist()])
+    pictures, others = picture_of(drawn.samples), picture_of(reference.samples)
     if pictures is not None and others is not None:
-        shot.pictures = torch.cat([others[first : first + 1], pictures[at[0] : at[-1] + 1]]).float().cpu()
-    elif drawn.samples.texts is not None and ode.samples.texts is not None:
-        shot.texts = [ode.samples.texts[first], *(drawn.samples.texts[i] for i in at)]
-    return shot
+        shown.pictures = torch.cat([others[first : first + 1], pictures[at[0] : at[-1] + 1]]).float().cpu()
+    elif drawn.samples.texts is not None and reference.samples.texts is not None:
+        shown.texts = [reference.samples.texts[first], *(drawn.samples.texts[i] for i in at)]
+    return shown
 
 
-def measured(label: str, drawn: Drawn) -> Row:
-    """The measures of what was drawn for one value."""
+def measure(label: str, drawn: ValueSamples) -> ValueMeasures:
+    """The measures of the samples of one value."""
     rewards = {name: torch.cat(parts) for name, parts in drawn.rewards.items()}
     ode = {name: torch.cat(parts) for name, parts in drawn.ode.items()}
-    spread, silent = spreads(rewards["total"])
-    gaps = {name: paired(values, ode[name]) for name, values in rewards.items()}
-    return Row(
+    spread, silent = group_spreads(rewards["total"])
+    gaps = {name: paired_difference(values, ode[name]) for name, values in rewards.items()}
+    return ValueMeasures(
         label=label,
         spreads=spread,
         qualities=gaps["total"],
         silent=float(silent.double().mean()),
-        reward=mean(by_prompt(rewards["total"])),
-        ode=mean(by_prompt(ode["total"])),
-        deviation=deviation(torch.cat(drawn.once)),
-        by_reward={n: (mean(by_prompt(v)), mean(gaps[n])) for n, v in rewards.items() if n != "total"},
+        reward=mean(prompt_means(rewards["total"])),
+        ode=mean(prompt_means(ode["total"])),
+        deviation=standard_deviation(torch.cat(drawn.once)),
+        by_reward={n: (mean(prompt_means(v)), mean(gaps[n])) for n, v in rewards.items() if n != "total"},
         distance=mean(torch.cat(drawn.distances).double().mean(1)),
-        statistics=_pooled(drawn.statistics),
-        ode_statistics=_pooled(drawn.ode_statistics),
+        statistics=_pool(drawn.statistics),
+        ode_statistics=_pool(drawn.ode_statistics),
         seconds=statistics.median(drawn.seconds),
         forwards=drawn.forwards / drawn.samples,
         ode_forwards=drawn.ode_forwards / drawn.ode_samples,
     )
 
 
-def _pooled(parts: Sequence[tuple[int, dict[str, float]]]) -> dict[str, float]:
-    """Statistics of all samples from those of parts, weighted by their sizes."""
+def _pool(parts: Sequence[tuple[int, dict[str, float]]]) -> dict[str, float]:
+    """Statistics of all samples: the mean of those of batches, weighted by their sizes."""
     whole = sum(number for number, _ in parts)
-    return {name: sum(n * found[name] for n, found in parts) / whole for name in parts[0][1]}
+    return {name: sum(n * statistics[name] for n, statistics in parts) / whole for name in parts[0][1]}

@@ -1,7 +1,7 @@
-"""What a scan measures of the groups of one value. Pure functions on rewards [P, L]: L samples of each of P prompts.
+"""What a scan measures on the groups of one value. Pure functions on rewards [P, L]: L samples of each of P prompts.
 
-Everything is first a number a prompt, then a mean over prompts with its standard error: samples of one prompt are no
-independent witnesses. NaN marks a sample that could not be scored, and a prompt without a number.
+Everything is first one number per prompt, then a mean over prompts with its standard error: samples of one prompt are
+not independent. NaN marks a sample that could not be scored, and a prompt without a number.
 """
 
 from dataclasses import dataclass, field
@@ -12,12 +12,12 @@ from torch import Tensor
 from flowrl.core.advantages import group_stats
 from flowrl.core.evaluation import Mean, mean
 
-SHOWN = 2.0  # standard errors of a difference from which on it counts as shown, as in reports
+MIN_STANDARD_ERRORS = 2.0  # of a significant difference, as in reports
 
 
 @dataclass(frozen=True)
-class Row:
-    """The measures of one value. spreads, qualities float64 [P]: by prompt, in equal order and at equal seeds."""
+class ValueMeasures:
+    """The measures of one value. spreads, qualities: float64 [P], by prompt, in the same order, at the same seeds."""
 
     label: str
     spreads: Tensor
@@ -26,12 +26,12 @@ class Row:
     reward: Mean
     ode: Mean
     deviation: float  # standard deviation of the ODE samples' rewards
-    by_reward: dict[str, tuple[Mean, Mean]] = field(default_factory=dict)  # of each: samples, minus the ODE's
+    by_reward: dict[str, tuple[Mean, Mean]] = field(default_factory=dict)  # samples, and samples minus the ODE's
     distance: Mean | None = None
     statistics: dict[str, float] = field(default_factory=dict)
     ode_statistics: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0  # a sample
-    forwards: float = 0.0  # a sample
+    seconds: float = 0.0  # per sample
+    forwards: float = 0.0  # per sample
     ode_forwards: float = 0.0
 
     @property
@@ -46,41 +46,41 @@ class Row:
 
     @property
     def diversity(self) -> float | None:
-        """Distance between two samples of a group, or the share of different texts in it."""
+        """Mean distance between two samples of a group, or the share of distinct texts in it."""
         return self.statistics.get("samples/diversity", self.statistics.get("samples/distinct"))
 
 
-def spreads(rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """(unbiased standard deviation of each group, whether it is silent): float64 [P], bool [P].
+def group_spreads(rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """(unbiased standard deviation of each group float64 [P], whether it is silent bool [P]) of rewards float [P, L].
 
-    A group with fewer than two scored samples has no deviation (NaN), and trains nothing: it is silent.
+    A group with fewer than two scored samples has no deviation (NaN) and teaches nothing: it is silent.
     """
     number, size = rewards.shape
     stats = group_stats(rewards.flatten(), torch.arange(number).repeat_interleave(size), unbiased=True)
     return stats.std.masked_fill(stats.count < 2, torch.nan), stats.tied
 
 
-def paired(rewards: Tensor, ode: Tensor) -> Tensor:
-    """Mean of reward - ode over the samples of a prompt that both could score, float64 [P]; both [P, L]."""
+def paired_difference(rewards: Tensor, ode: Tensor) -> Tensor:
+    """Mean of rewards - ode, both float [P, L], over the samples of a prompt that have both scores; float64 [P]."""
     return (rewards.double() - ode.double()).nanmean(1)
 
 
-def by_prompt(rewards: Tensor) -> Tensor:
-    """Mean reward of each prompt's scored samples, float64 [P]."""
+def prompt_means(rewards: Tensor) -> Tensor:
+    """Mean reward of each prompt's scored samples, float64 [P], of rewards float [P, L]."""
     return rewards.double().nanmean(1)
 
 
-def deviation(rewards: Tensor) -> float:
-    """Standard deviation over all scored samples; 0 for fewer than two."""
+def standard_deviation(rewards: Tensor) -> float:
+    """Standard deviation over all scored samples of rewards float [...]; 0 for fewer than two."""
     known = rewards.double()[~rewards.isnan()]
     return float(known.std()) if len(known) > 1 else 0.0
 
 
-def difference(first: Tensor, second: Tensor) -> Mean:
-    """first - second, prompt by prompt, with the standard error of pairs."""
+def mean_difference(first: Tensor, second: Tensor) -> Mean:
+    """Mean of first - second, both float64 [P], with the standard error of the paired differences."""
     return mean(first - second)
 
 
-def shown(found: Mean) -> bool:
-    """Whether a difference lies beyond SHOWN standard errors; never of fewer than two prompts."""
-    return found.number > 1 and abs(found.value) > SHOWN * found.error
+def is_significant(difference: Mean) -> bool:
+    """Whether a difference exceeds SHOWN standard errors; never of fewer than two prompts."""
+    return difference.number > 1 and abs(difference.value) > MIN_STANDARD_ERRORS * difference.error

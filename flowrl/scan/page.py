@@ -1,10 +1,9 @@
-"""report.html of a scan: one page that stands alone, in the manner of a run's report."""
+"""report.html of a scan: one self-contained page, in the style of a run's report."""
 
 import dataclasses
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
@@ -17,8 +16,8 @@ from flowrl.report.figures import WIDTH, Chart, ChartFrame, Curve, draw
 from flowrl.report.glossary import meaning
 from flowrl.report.scales import Axis
 from flowrl.report.thumbnails import encode_thumbnail
-from flowrl.scan.draw import Shot
-from flowrl.scan.measures import Row
+from flowrl.scan.draw import PromptSamples
+from flowrl.scan.measures import ValueMeasures
 from flowrl.scan.result import Scan
 
 HERE = Path(__file__).parent
@@ -28,14 +27,14 @@ STOCHASTIC, REFERENCE, LIMIT = 1, 2, 6  # colours
 
 
 @dataclasses.dataclass(frozen=True)
-class Places(ChartFrame):
-    """An x axis with a place for every scanned value, evenly apart."""
+class ValueFrame(ChartFrame):
+    """An x axis with evenly spaced positions for the scanned values."""
 
     labels: tuple[str, ...] = ()
 
     @property
     def x(self) -> Axis:
-        """Places 1, 2, ... with half a place of room at either end, which begins at 0."""
+        """Value i at i + 0.5 on an axis from 0 to the number of values."""
         ticks = tuple((i + 0.5, label) for i, label in enumerate(self.labels))
         return Axis(0.0, float(len(self.labels)), WIDTH, ticks)
 
@@ -48,7 +47,7 @@ def write(scan: Scan, folder: Path) -> Path:
 
 
 def render(scan: Scan) -> str:
-    """The page as text. Whatever prompts and models say is escaped."""
+    """The page as text. Text from prompts and models is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([HERE, page.HERE]),
         autoescape=True,
@@ -60,19 +59,20 @@ def render(scan: Scan) -> str:
     return environment.get_template("scan.html").render(_context(scan))
 
 
-def _context(scan: Scan) -> dict[str, Any]:
+def _context(scan: Scan) -> dict[str, object]:
     return {
         "version": __version__,
         "scan": scan,
         "advice": scan.advice,
         "facts": _facts(scan),
-        "rows": [_told(scan, row, _places(scan.rows)) for row in scan.rows],
+        "rows": [_table_row(scan, row, _decimals(scan.rows)) for row in scan.rows],
         "short": scan.key.rpartition(".")[2],
         "unit": "token-forwards" if scan.language else "row-forwards",
         "charts": [c for c in _charts(scan) if c is not None],
         "statistics": [c for c in _statistics(scan) if c is not None],
         "values": [
-            (row.label, [_shown(shot) for shot in shots]) for row, shots in zip(scan.rows, scan.shots, strict=True)
+            (row.label, [_samples_context(shot) for shot in shots])
+            for row, shots in zip(scan.rows, scan.shots, strict=True)
         ],
         "opened": scan.advice.label or scan.rows[len(scan.rows) // 2].label,
         "recipe": dump(scan.recipe),
@@ -85,15 +85,15 @@ def _facts(scan: Scan) -> list[tuple[str, str]]:
         ("Model", scan.recipe.model),
         ("Weights", scan.source),
         ("Each value", f"{number} training prompts × {group} samples"),
-        ("Drawn as in", f"iteration {scan.iteration}"),
+        ("Sampled as in", f"iteration {scan.iteration}"),
         ("Seed", str(scan.recipe.seed)),
         ("Time", numerals.format_duration(scan.seconds)),
     ]
     return facts
 
 
-def _places(rows: Sequence[Row]) -> int:
-    """Decimals that the numbers of a table need: enough for two digits of a usual error."""
+def _decimals(rows: Sequence[ValueMeasures]) -> int:
+    """The decimals of the numbers in the table: enough for two digits of a typical error."""
     needed = [
         numerals.decimals_for(
             *(numerals.MeanWithError(*dataclasses.astuple(m)) for m in (r.spread, r.reward, r.quality))
@@ -103,15 +103,15 @@ def _places(rows: Sequence[Row]) -> int:
     return statistics.median_low(needed)
 
 
-def _told(scan: Scan, row: Row, places: int) -> dict[str, str]:
-    """A line of the table."""
+def _table_row(scan: Scan, row: ValueMeasures, places: int) -> dict[str, str]:
+    """A row of the table."""
     return {
         "label": row.label,
-        "spread": _number(row.spread, places),
+        "spread": _format_mean(row.spread, places),
         "silent": f"{row.silent:.0%}".replace("%", " %"),
-        "reward": _number(row.reward, places),
-        "ode": _number(row.ode, places),
-        "quality": _number(row.quality, places, signed=True),
+        "reward": _format_mean(row.reward, places),
+        "ode": _format_mean(row.ode, places),
+        "quality": _format_mean(row.quality, places, signed=True),
         "distance": "" if row.distance is None else f"{row.distance.value:.3f}",
         "diversity": "" if row.diversity is None else f"{row.diversity:.3f}",
         "forwards": numerals.format_compact(row.forwards),
@@ -121,7 +121,7 @@ def _told(scan: Scan, row: Row, places: int) -> dict[str, str]:
     }
 
 
-def _number(mean: Mean, places: int, *, signed: bool = False) -> str:
+def _format_mean(mean: Mean, places: int, *, signed: bool = False) -> str:
     if not mean.number:
         return "unknown"
     return numerals.format_with_error(
@@ -138,7 +138,7 @@ def _charts(scan: Scan) -> list[Chart | None]:
             scan,
             "Spread of the reward within a group",
             [_means("spread", [r.spread for r in rows])],
-            "standard deviation of the reward within a group, mean over groups: the signal of training",
+            "standard deviation of the reward within a group, mean over groups: what training learns from",
             zero=True,
         ),
         _chart(
@@ -161,22 +161,22 @@ def _charts(scan: Scan) -> list[Chart | None]:
             scan,
             "Groups without any spread",
             [_line("share", [r.silent for r in rows], dots=True)],
-            "share of groups that teach nothing, since all their samples score the same",
+            "share of groups that teach nothing because all their samples have the same score",
             zero=True,
         ),
         _chart(
             scan,
-            "How far samples go",
+            "Distances between samples",
             [
                 _line(f"from {held}", [None if r.distance is None else r.distance.value for r in rows], dots=True),
-                _line("between two of a group", [r.diversity for r in rows], REFERENCE, dots=True),
+                _line("within a group", [r.diversity for r in rows], REFERENCE, dots=True),
             ],
-            "share of other texts; different texts in a group" if scan.language else "root-mean-square pixel distances",
+            "share of texts that differ" if scan.language else "root-mean-square pixel distances",
             zero=True,
         ),
         _chart(
             scan,
-            "Denoiser row-forwards a sample" if not scan.language else "Token-forwards a sample",
+            "Denoiser row-forwards per sample" if not scan.language else "Token-forwards per sample",
             [_line("forwards", [r.forwards for r in rows], dots=True)],
             "counted while the samples were drawn",
             zero=True,
@@ -185,7 +185,7 @@ def _charts(scan: Scan) -> list[Chart | None]:
 
 
 def _statistics(scan: Scan) -> list[Chart | None]:
-    """What the samples look like, beside the reference's."""
+    """Statistics of the samples, beside those of the reference."""
     charts = []
     for name in scan.rows[0].statistics:
         title = name.removeprefix("samples/").replace("_", " ").capitalize()
@@ -201,15 +201,15 @@ def _chart(
     scan: Scan, title: str, curves: Sequence[Curve], hint: str, *, zero: bool = False, also: Sequence[float] = ()
 ) -> Chart | None:
     labels = tuple(row.label for row in scan.rows)
-    chart = draw(Places(0, (), labels), title, curves, hint=hint, zero=zero, also=also)
+    chart = draw(ValueFrame(0, (), labels), title, curves, hint=hint, zero=zero, also=also)
     if chart is None:
         return None
-    alt = f"{title}: " + "; ".join(_in_words(curve, labels) for curve in curves)
+    alt = f"{title}: " + "; ".join(_describe_curve(curve, labels) for curve in curves)
     places = {f"{i + 0.5:g}": f"{scan.key} = {label}" for i, label in enumerate(labels)}
     return dataclasses.replace(chart, alt=alt, last="", data=chart.data | {"places": places})
 
 
-def _in_words(curve: Curve, labels: Sequence[str]) -> str:
+def _describe_curve(curve: Curve, labels: Sequence[str]) -> str:
     pairs = zip(labels, curve.points, strict=True)
     return f"{curve.label} " + ", ".join(
         f"{numerals.format_compact(v)} at {label}" for label, (_, v) in pairs if v is not None
@@ -229,7 +229,7 @@ def _points(values: Sequence[float | None]) -> list[tuple[float, float | None]]:
     return [(i + 0.5, value if value is None or value == value else None) for i, value in enumerate(values)]
 
 
-def _shown(shot: Shot) -> dict[str, Any]:
+def _samples_context(shot: PromptSamples) -> dict[str, object]:
     """A prompt's samples, the reference first, each with its reward."""
     pictures = [] if shot.pictures is None else [encode_thumbnail(to_pil(p), SIDE, QUALITY) for p in shot.pictures]
     texts = shot.texts or [None] * len(shot.rewards)

@@ -1,9 +1,9 @@
 """A finished scan, and its files: scan.json, scan.csv, grids of pictures (or texts.txt) and report.html.
 
-scan.json    everything, by prompt too
-scan.csv     a line a value
-grids/       a sheet a value: a row a prompt, the ODE's sample first, then members of the group
-texts.txt    the same of a language model
+scan.json    everything, also by prompt
+scan.csv     one line per value
+grids/       one sheet per value: a row for each prompt, the ODE's sample first, then members of the group
+texts.txt    the same for a language model
 report.html  all of it on one page
 """
 
@@ -13,7 +13,6 @@ import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,16 +20,16 @@ from flowrl import __version__
 from flowrl.core.evaluation import Mean
 from flowrl.media.pictures import save_grid
 from flowrl.recipe.schema import Recipe
-from flowrl.scan.advice import Advice, as_number
-from flowrl.scan.draw import Shot
-from flowrl.scan.measures import Row
+from flowrl.scan.advice import Advice, label_number
+from flowrl.scan.draw import PromptSamples
+from flowrl.scan.measures import ValueMeasures
 
 MEANS = ("spread", "reward", "ode", "quality", "distance")
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What was scanned and what was found. shots: of each value, its first prompts. source: whose weights drew."""
+    """A finished scan. shots: for each value, the samples of its first prompts. source: the weights that drew them."""
 
     name: str
     key: str
@@ -38,8 +37,8 @@ class Scan:
     source: str
     iteration: int
     prompts: list[str]
-    rows: list[Row]
-    shots: list[list[Shot]]
+    rows: list[ValueMeasures]
+    shots: list[list[PromptSamples]]
     advice: Advice
     tolerance: float
     seconds: float
@@ -51,21 +50,21 @@ class Scan:
 
     @property
     def reference(self) -> str:
-        """What samples are held against, in words."""
-        return reference(self.recipe)
+        """What samples are compared with, in words."""
+        return reference_name(self.recipe)
 
 
-def reference(recipe: Recipe) -> str:
-    """What samples of a recipe are held against, in words."""
+def reference_name(recipe: Recipe) -> str:
+    """What samples of a recipe are compared with, in words."""
     return "the ODE" if recipe.generation is None else "greedy decoding"
 
 
 def write(scan: Scan, folder: Path) -> None:
-    """All files but the page."""
-    text = json.dumps(record(scan), indent=2, ensure_ascii=False, allow_nan=False)
+    """Writes all files but the page."""
+    text = json.dumps(as_record(scan), indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "scan.json").write_text(text + "\n", encoding="utf-8")
     with (folder / "scan.csv").open("w", encoding="utf-8", newline="") as file:
-        lines = [_line(scan, row) for row in scan.rows]
+        lines = [_csv_line(scan, row) for row in scan.rows]
         table = csv.DictWriter(file, dict.fromkeys(name for line in lines for name in line))
         table.writeheader()
         table.writerows(lines)
@@ -78,8 +77,8 @@ def write(scan: Scan, folder: Path) -> None:
         (folder / "texts.txt").write_text(_texts(scan), encoding="utf-8")
 
 
-def record(scan: Scan) -> dict[str, Any]:
-    """The scan as plain JSON values; what is not known is null."""
+def as_record(scan: Scan) -> dict[str, object]:
+    """The scan as plain JSON values; unknown ones are null."""
     return {
         "flowrl": __version__,
         "recipe": scan.name,
@@ -92,52 +91,52 @@ def record(scan: Scan) -> dict[str, Any]:
         "seconds": round(scan.seconds, 1),
         "reference": scan.reference,
         "tolerance": scan.tolerance,
-        "limit": clean(scan.advice.limit),
+        "limit": json_number(scan.advice.limit),
         "recommended": scan.advice.label,
         "why": scan.advice.text,
         "not_told_apart": list(scan.advice.open),
-        "values": [_row(scan, row) for row in scan.rows],
+        "values": [_value_record(scan, row) for row in scan.rows],
     }
 
 
-def _row(scan: Scan, row: Row) -> dict[str, Any]:
+def _value_record(scan: Scan, row: ValueMeasures) -> dict[str, object]:
     return {
-        "value": as_number(row.label) if as_number(row.label) is not None else row.label,
+        "value": label_number(row.label) if label_number(row.label) is not None else row.label,
         "verdict": scan.advice.verdicts[row.label],
-        **{name: _mean(getattr(row, name)) for name in MEANS},
+        **{name: _mean_record(getattr(row, name)) for name in MEANS},
         "silent": row.silent,
-        "diversity": None if row.diversity is None else clean(row.diversity),
-        "rewards": {n: {"reward": _mean(r), "quality": _mean(q)} for n, (r, q) in row.by_reward.items()},
-        "statistics": {name: clean(value) for name, value in row.statistics.items()},
-        "reference_statistics": {name: clean(value) for name, value in row.ode_statistics.items()},
+        "diversity": None if row.diversity is None else json_number(row.diversity),
+        "rewards": {n: {"reward": _mean_record(r), "quality": _mean_record(q)} for n, (r, q) in row.by_reward.items()},
+        "statistics": {name: json_number(value) for name, value in row.statistics.items()},
+        "reference_statistics": {name: json_number(value) for name, value in row.ode_statistics.items()},
         "seconds_per_sample": row.seconds,
         "forwards_per_sample": row.forwards,
         "reference_forwards_per_sample": row.ode_forwards,
         "by_prompt": {
-            "spread": [clean(v) for v in row.spreads.tolist()],
-            "quality": [clean(v) for v in row.qualities.tolist()],
+            "spread": [json_number(v) for v in row.spreads.tolist()],
+            "quality": [json_number(v) for v in row.qualities.tolist()],
         },
     }
 
 
-def _line(scan: Scan, row: Row) -> dict[str, Any]:
-    found: dict[str, Any] = {scan.key: row.label, "verdict": scan.advice.verdicts[row.label]}
+def _csv_line(scan: Scan, row: ValueMeasures) -> dict[str, object]:
+    line: dict[str, object] = {scan.key: row.label, "verdict": scan.advice.verdicts[row.label]}
     means = {name: getattr(row, name) for name in MEANS}
     for name, (reward, quality) in row.by_reward.items():
         means |= {f"reward/{name}": reward, f"quality/{name}": quality}
     for name, mean in means.items():
         if mean is not None:
-            found |= {name: clean(mean.value), f"{name}_error": clean(mean.error)}
-    found |= {"silent": row.silent, "seconds_per_sample": row.seconds, "forwards_per_sample": row.forwards}
-    return found | {name: clean(value) for name, value in row.statistics.items()}
+            line |= {name: json_number(mean.value), f"{name}_error": json_number(mean.error)}
+    line |= {"silent": row.silent, "seconds_per_sample": row.seconds, "forwards_per_sample": row.forwards}
+    return line | {name: json_number(value) for name, value in row.statistics.items()}
 
 
-def _mean(mean: Mean | None) -> dict[str, Any] | None:
-    return None if mean is None else {name: clean(value) for name, value in asdict(mean).items()}
+def _mean_record(mean: Mean | None) -> dict[str, object] | None:
+    return None if mean is None else {name: json_number(value) for name, value in asdict(mean).items()}
 
 
-def clean(value: float) -> float | None:
-    """A number as JSON knows them."""
+def json_number(value: float) -> float | None:
+    """A finite number as it is; None for NaN and infinities, which JSON cannot hold."""
     return value if math.isfinite(value) else None
 
 

@@ -15,8 +15,16 @@ from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
 from flowrl.scan.advice import advise
 from flowrl.scan.draw import refuse_equal
-from flowrl.scan.measures import Row, by_prompt, deviation, difference, paired, shown, spreads
-from flowrl.scan.values import Choice, choices, span
+from flowrl.scan.measures import (
+    ValueMeasures,
+    group_spreads,
+    is_significant,
+    mean_difference,
+    paired_difference,
+    prompt_means,
+    standard_deviation,
+)
+from flowrl.scan.values import ScannedValue, expand_range, scanned_values
 
 TINY = ["train.prompts=2", "train.updates=1"]
 NAN = float("nan")
@@ -35,27 +43,29 @@ NAN = float("nan")
     ],
 )
 def test_a_range_holds_both_ends_evenly(given, values):
-    assert span(*given) == values
+    assert expand_range(*given) == values
 
 
 def test_every_value_becomes_a_checked_recipe():
-    key, found = choices("quickstart", ["train.lr=1e-5", "sampler.window.size=1:3:3"], ["seed=7"])
+    key, found = scanned_values("quickstart", ["train.lr=1e-5", "sampler.window.size=1:3:3"], ["seed=7"])
     assert key == "sampler.window.size"
     assert [(c.label, c.recipe.sampler.window.size) for c in found] == [("1", 1), ("2", 2), ("3", 3)]
     assert {(c.recipe.train.lr, c.recipe.seed) for c in found} == {(1e-5, 7)}
 
 
 def test_a_list_is_split_at_its_own_commas_only():
-    key, found = choices("quickstart", ["sampler.window={kind: first, size: 2},{kind: random, size: 2, high: 4}"])
+    key, found = scanned_values(
+        "quickstart", ["sampler.window={kind: first, size: 2},{kind: random, size: 2, high: 4}"]
+    )
     assert key == "sampler.window" and [c.recipe.sampler.window.kind for c in found] == ["first", "random"]
-    key, found = choices("quickstart", ["sampler.step=flow_sde,cps", 'output="a,b"'])
+    key, found = scanned_values("quickstart", ["sampler.step=flow_sde,cps", 'output="a,b"'])
     assert [c.recipe.sampler.step for c in found] == ["flow_sde", "cps"]
 
 
 @pytest.mark.parametrize(
     ("values", "parts"),
     [
-        (["train.lr=1e-4,1e-3"], ["train.lr", "changes nothing", "sampler.*"]),
+        (["train.lr=1e-4,1e-3"], ["train.lr", "does not affect", "sampler.*"]),
         (["sampler.noise=0.7"], ["no key", "sampler.noise=0.1:1.2:6"]),
         (["sampler.noise=0.1,0.2", "sampler.steps=4,5"], ["2 keys", "sampler.noise, sampler.steps"]),
         (["sampler.noise=0.1,0.5,0.1"], ["sampler.noise", "0.1 twice"]),
@@ -80,7 +90,7 @@ def test_what_cannot_be_scanned_is_one_line_before_weights_load(values, parts, c
 
 def test_values_that_draw_the_same_samples_are_refused():
     window = "sampler.window={kind: progressive, size: 2, interval: %d}"
-    recipes = [Choice(str(i), load("quickstart", [window % i])) for i in (10, 25)]
+    recipes = [ScannedValue(str(i), load("quickstart", [window % i])) for i in (10, 25)]
     with pytest.raises(RecipeError, match="10 and 25 draw the same samples in iteration 5"):
         refuse_equal("sampler.window.interval", recipes, 5)
     refuse_equal("sampler.window.interval", recipes, 10)  # the first has moved on
@@ -90,7 +100,7 @@ def test_values_that_draw_the_same_samples_are_refused():
 
 
 def test_spread_is_the_unbiased_deviation_of_each_group():
-    std, silent = spreads(torch.tensor([[0.0, 1.0, NAN], [2.0, 2.0, 2.0], [5.0, NAN, NAN], [1.0, 2.0, 3.0]]))
+    std, silent = group_spreads(torch.tensor([[0.0, 1.0, NAN], [2.0, 2.0, 2.0], [5.0, NAN, NAN], [1.0, 2.0, 3.0]]))
     assert std.tolist() == pytest.approx([0.5**0.5, 0.0, NAN, 1.0], nan_ok=True)
     assert silent.tolist() == [False, True, True, False]
 
@@ -98,33 +108,41 @@ def test_spread_is_the_unbiased_deviation_of_each_group():
 def test_quality_is_paired_sample_by_sample():
     rewards = torch.tensor([[1.0, 0.0], [0.5, NAN], [NAN, NAN]])
     ode = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
-    assert paired(rewards, ode).tolist() == pytest.approx([-0.5, -0.5, NAN], nan_ok=True)
-    assert by_prompt(rewards).tolist() == pytest.approx([0.5, 0.5, NAN], nan_ok=True)
-    assert deviation(torch.tensor([1.0, 3.0, NAN])) == pytest.approx(2**0.5)
-    assert deviation(torch.tensor([1.0, NAN])) == 0.0
+    assert paired_difference(rewards, ode).tolist() == pytest.approx([-0.5, -0.5, NAN], nan_ok=True)
+    assert prompt_means(rewards).tolist() == pytest.approx([0.5, 0.5, NAN], nan_ok=True)
+    assert standard_deviation(torch.tensor([1.0, 3.0, NAN])) == pytest.approx(2**0.5)
+    assert standard_deviation(torch.tensor([1.0, NAN])) == 0.0
 
 
 def test_a_difference_counts_beyond_two_of_its_errors():
     first, second = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 1.0, 2.0])
-    assert difference(first, second) == Mean(1.0, 0.0, 3)  # however far prompts lie apart
-    assert shown(Mean(1.0, 0.49, 3)) and shown(Mean(-1.0, 0.49, 3)) and not shown(Mean(1.0, 0.5, 3))
-    assert not shown(Mean(1.0, 0.0, 1)) and not shown(Mean(0.0, 0.0, 9)) and not shown(Mean(NAN, NAN, 0))
+    assert mean_difference(first, second) == Mean(1.0, 0.0, 3)  # however far prompts lie apart
+    assert (
+        is_significant(Mean(1.0, 0.49, 3))
+        and is_significant(Mean(-1.0, 0.49, 3))
+        and not is_significant(Mean(1.0, 0.5, 3))
+    )
+    assert (
+        not is_significant(Mean(1.0, 0.0, 1))
+        and not is_significant(Mean(0.0, 0.0, 9))
+        and not is_significant(Mean(NAN, NAN, 0))
+    )
 
 
 # ------------------------------------------------------------------ advice
 
 
-def row(label: str, spread: float, quality: float, *, deviation: float = 1.0) -> Row:
+def row(label: str, spread: float, quality: float, *, deviation: float = 1.0) -> ValueMeasures:
     """A value with this spread and quality for each of four prompts."""
     nothing = Mean(0.0, 0.0, 4)
-    return Row(
+    return ValueMeasures(
         label, torch.full((4,), float(spread)), torch.full((4,), float(quality)), 0.0, nothing, nothing, deviation
     )
 
 
-def noisy(label: str, spread: list[float], quality: list[float]) -> Row:
+def noisy(label: str, spread: list[float], quality: list[float]) -> ValueMeasures:
     nothing = Mean(0.0, 0.0, len(spread))
-    return Row(label, torch.tensor(spread), torch.tensor(quality), 0.0, nothing, nothing, 1.0)
+    return ValueMeasures(label, torch.tensor(spread), torch.tensor(quality), 0.0, nothing, nothing, 1.0)
 
 
 def test_the_largest_spread_within_the_tolerance_is_recommended():
@@ -145,13 +163,17 @@ def test_the_tolerance_is_in_standard_deviations_of_the_reference():
 def test_of_equal_spreads_the_one_that_is_shown_to_lose_less_is_recommended():
     rows = [noisy("a", [1.0, 2.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0]), noisy("b", [2.0, 1.5, 1.0, 2.0], [-0.1] * 4)]
     found = advise(rows, 0.2)
-    assert found.label == "a" and "not told from the largest (1.625 ± 0.239 at b)" in found.text
+    assert found.label == "a" and "does not differ significantly from the largest (1.625 ± 0.239 at b)" in found.text
 
 
 def test_those_that_drop_out_are_named():
     rows = [row("a", 1, 0.1), noisy("b", [0.5, 1.2, 0.9, 1.0], [-0.1] * 4), row("c", 0.1, 0.0)]
     found = advise(rows, 0.2)
-    assert found.label == "a" and "a gain of 0.100" in found.text and " b: as much spread" in found.text
+    assert (
+        found.label == "a"
+        and "a gain of 0.100" in found.text
+        and " b: no significant difference in spread" in found.text
+    )
 
 
 def test_values_that_the_data_do_not_tell_apart_are_named_and_none_is_recommended():
@@ -163,8 +185,8 @@ def test_values_that_the_data_do_not_tell_apart_are_named_and_none_is_recommende
     found = advise(rows, 0.2)
     assert found.label is None and found.open == ("a", "b")
     # spread differs by 0.125 ± 0.3146: as large as it looks, it shows at 4 (2 x 0.3146 / 0.125)^2 = 101.3 prompts
-    assert "do not tell a and b apart" in found.text and "--prompts 110 would tell" in found.text
-    assert found.verdicts["a"] == "not told from the largest spread" and found.verdicts["b"] == "largest spread"
+    assert "a and b cannot be told apart" in found.text and "--prompts 110 would show" in found.text
+    assert found.verdicts["a"] == "spread not below the largest" and found.verdicts["b"] == "largest spread"
 
 
 def test_one_prompt_tells_nothing_apart():
@@ -174,7 +196,11 @@ def test_one_prompt_tells_nothing_apart():
 
 def test_where_everything_loses_too_much_none_is_recommended():
     found = advise([row("a", 1, -0.5), row("b", 2, -0.4)], 0.2)
-    assert found.label is None and "the least is at b, a loss of 0.400" in found.text and "--tolerance" in found.text
+    assert (
+        found.label is None
+        and "the smallest loss is at b, a loss of 0.400" in found.text
+        and "--tolerance" in found.text
+    )
 
 
 def test_where_no_group_has_a_spread_none_is_recommended():
@@ -187,14 +213,14 @@ def test_where_no_group_has_a_spread_none_is_recommended():
 
 def test_caveats_are_told():
     end = advise([row("0.1", 1, 0.0), row("0.5", 2, 0.0), row("0.9", 3, 0.0)], 0.2)
-    assert end.label == "0.9" and "last value of the scan" in end.text
+    assert end.label == "0.9" and "end of the scanned range" in end.text
     choice = advise([row("cps", 1, 0.0), row("flow_sde", 2, 0.0), row("dance_sde", 3, 0.0)], 0.2)
-    assert choice.label == "dance_sde" and "last value" not in choice.text
+    assert choice.label == "dance_sde" and "end of the scanned" not in choice.text
     unsure = advise([noisy("a", [1.0, 1.0], [-0.3, 0.1]), noisy("b", [0.5, 0.5], [0.0, 0.0])], 0.2)
     assert unsure.verdicts["b"] == "within the tolerance"
     doubt = advise([noisy("a", [1.0, 1.0], [-0.5, 0.0]), noisy("b", [0.5, 0.5], [0.1, -0.4])], 0.2)
     assert doubt.verdicts == {"a": "probably loses too much", "b": "recommended"}
-    assert unsure.label == "a" and "room for a loss beyond that limit" in unsure.text
+    assert unsure.label == "a" and "the loss may exceed that limit" in unsure.text
 
 
 # ------------------------------------------------------------------ real scans
