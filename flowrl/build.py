@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowrl.contracts import Prompt, Rollout
 from flowrl.core.advantages import advantage_metrics
@@ -15,18 +15,13 @@ from flowrl.core.learner import Learner
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.refill import Advantage
 from flowrl.core.selection import WidthPruning
-from flowrl.names import load, steps
+from flowrl.kinds import kind_of
 from flowrl.planning.walks import behind_splits
-from flowrl.policies import adapters
 from flowrl.policies.devices import device_of
 from flowrl.policies.language.policy import LanguagePolicy
-from flowrl.policies.loading import load_language, load_pipeline
-from flowrl.policies.pipelines.dynamics import Dynamics
-from flowrl.policies.pipelines.first_order import walks_ddim
 from flowrl.policies.pipelines.policy import PipelinePolicy
 from flowrl.reading.inputs import read_prompts
-from flowrl.recipe.schema import Generation, Recipe
-from flowrl.recipe.steps import PRESERVING_STEP, misfit
+from flowrl.recipe.schema import Recipe
 from flowrl.scoring.gates import counted_rewards
 from flowrl.scoring.scorer import Scorer
 from flowrl.scoring.scorer import load as load_rewards
@@ -57,69 +52,7 @@ def build_scorer(recipe: Recipe) -> Scorer:
 
 def build_policy(recipe: Recipe) -> AnyPolicy:
     """The recipe's model as a policy, with what it trains made trainable."""
-    dtypes = {name: getattr(torch, getattr(recipe.dtype, name)) for name in ("model", "trajectory", "logp")}
-    if recipe.generation is not None:
-        return _language_policy(recipe, recipe.generation, dtypes)
-    device = device_of(recipe.device)
-    pipe = load_pipeline(recipe.model, dtypes["model"], recipe.pipeline)
-    dynamics = build_dynamics(recipe, pipe)
-    names = None if recipe.lora is None else recipe.lora.modules
-    modules = adapters.denoisers(pipe, names)
-    _make_trainable(recipe, modules)
-    return PipelinePolicy(
-        pipe,
-        modules,
-        dynamics,
-        call=recipe.pipeline,
-        device=device,
-        max_rows=recipe.train.rollout_batch,
-        offload=recipe.offload,
-        keep_means=recipe.objective.centred,
-        guidance_gradient=recipe.objective.guidance_gradient,
-    )
-
-
-def build_dynamics(recipe: Recipe, pipe: Any) -> Dynamics:
-    """How a denoising step of the recipe becomes a distribution. Raises RecipeError for a step that does not fit."""
-    if walks_ddim(pipe.scheduler) and recipe.sampler.step != PRESERVING_STEP:
-        raise misfit(recipe.sampler.step, type(pipe.scheduler).__name__)
-    return Dynamics(
-        load(recipe.sampler.step, steps(), "step"),
-        recipe.sampler.noise,
-        reduce=recipe.sampler.reduce,
-        storage=getattr(torch, recipe.dtype.trajectory),
-        precision=getattr(torch, recipe.dtype.logp),
-    )
-
-
-def _language_policy(recipe: Recipe, generation: Generation, dtypes: dict[str, torch.dtype]) -> LanguagePolicy:
-    device = device_of(recipe.device)
-    model, tokenizer = load_language(recipe.model, dtypes["model"])
-    policy = LanguagePolicy(
-        model,
-        tokenizer,
-        template=generation.chat_template,
-        system=generation.system,
-        device=device,
-        max_rows=recipe.train.rollout_batch,
-        precision=dtypes["logp"],
-        keep_entropy=recipe.objective.entropy_share is not None,
-    )
-    _make_trainable(recipe, policy.modules)
-    return policy
-
-
-def _make_trainable(recipe: Recipe, modules: dict[str, nn.Module]) -> None:
-    """Adapters or all weights, and checkpoints of activations."""
-    if recipe.lora is not None:
-        lora = recipe.lora
-        adapters.add_lora(
-            modules, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, init=lora.init, seed=recipe.seed
-        )
-    else:
-        adapters.train_full(modules)
-    if recipe.train.gradient_checkpointing:
-        adapters.checkpoint_gradients(modules)
+    return kind_of(recipe).building.build(recipe)
 
 
 def build_learner(recipe: Recipe, policy: AnyPolicy) -> Learner:
@@ -188,7 +121,7 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
 
 def width_pruning(recipe: Recipe, iteration: int) -> WidthPruning | None:
     """What an iteration leaves out of the decisions behind the last split of its trees; None where it is nothing."""
-    tree = None if recipe.generation is not None else recipe.sampler.tree
+    tree = recipe.sampler.tree
     if tree is None or tree.width_prune is None or (tree.prune_until is not None and iteration > tree.prune_until):
         return None
     behind = torch.tensor(behind_splits(recipe, iteration))

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = ("flowrl", "samplers", "reward_models")
 LIGHT = {"flowrl.names", "flowrl.terminal", "flowrl.untyped"}  # they load nothing heavy
 BATCHES = {"flowrl.core.batches"}  # standard library only
+KIND_PARTS = {"flowrl.planning", "flowrl.policies", "flowrl.exports", "flowrl.checking", "flowrl.contracts"}
 HEAVY = {
     "transformers",
     "diffusers",
@@ -53,10 +54,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/watch": {"flowrl.watch", "flowrl.contracts", "flowrl.core.evaluation", "flowrl.media"}
     | {"reward_models.parts.vision.looks", "reward_models.parts.vision.tones"},
     "flowrl/watch/alarms.py": set(),
-    "flowrl/recipe": {"flowrl.recipe", "flowrl.watch.alarms"} | LIGHT,
+    "flowrl/recipe": {"flowrl.recipe", "flowrl.kinds", "flowrl.watch.alarms"} | LIGHT,
+    "flowrl/kinds": {"flowrl.kinds", "flowrl.recipe"} | KIND_PARTS | LIGHT,
     "flowrl/policies": {"flowrl.policies", "flowrl.contracts", "flowrl.media", "samplers"} | BATCHES | LIGHT,
     "flowrl/policies/loading.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
-    "flowrl/planning": {"flowrl.planning", "flowrl.recipe", "samplers"} | LIGHT,
+    "flowrl/policies/trainable.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
+    "flowrl/policies/pipelines/building.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
+    "flowrl/policies/language/building.py": {"flowrl.policies", "flowrl.recipe", "flowrl.kinds"} | LIGHT,
+    "flowrl/planning": {"flowrl.planning", "flowrl.recipe", "flowrl.kinds", "samplers"} | LIGHT,
     "flowrl/planning/sizes": {"flowrl.planning", "flowrl.recipe", "flowrl.policies", "flowrl.contracts", "samplers"}
     | LIGHT,
     "flowrl/planning/remembered.py": {"flowrl.names"},
@@ -72,7 +77,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/checking": {"flowrl", "samplers"},
     "flowrl/scan": {"flowrl"},
     "flowrl/scan/values.py": {"flowrl.recipe"} | LIGHT,
-    "flowrl/compare": {"flowrl.compare", "flowrl.report", "flowrl.recipe", "flowrl.runs.stopping", "flowrl.__version__"}
+    "flowrl/compare": {"flowrl.compare", "flowrl.report", "flowrl.recipe", "flowrl.kinds", "flowrl.runs.stopping"}
+    | {"flowrl.__version__"}
     | LIGHT,
     "flowrl/compare/costs.py": {"flowrl.compare", "flowrl.planning", "flowrl.recipe"} | LIGHT,
     "flowrl/compare/drift.py": {"flowrl"},
@@ -103,9 +109,11 @@ THIRD_PARTY: dict[str, set[str]] = {
     "flowrl/serve": {"fastapi", "starlette", "uvicorn", "pydantic"},  # the server's own process needs no torch
     "flowrl/serve/worker.py": {"torch"},  # a worker knows no HTTP
     "flowrl/recipe": {"pydantic", "yaml"},  # a recipe is refused before torch is loaded
+    "flowrl/kinds": {"torch"},
 }
-# room or file -> third parties that it may import inside functions only
+# room or file -> what it may import inside functions (or for annotations) only: third parties, and rooms above it
 LATE: dict[str, set[str]] = {
+    "flowrl/kinds": KIND_PARTS | {"torch"},  # a recipe asks its kind before torch is loaded
     "reward_models": HEAVY,  # a reward's packages are its own: whoever does not use it needs none of them
     "flowrl/cli.py": HEAVY | {"torch"},
     "flowrl/commands": HEAVY | {"torch"},
@@ -125,7 +133,7 @@ T = TypeVar("T")
 
 
 class Import(NamedTuple):
-    """An import in a file: `from a import b` has the name a.b; late ones stand inside a function."""
+    """An import in a file: `from a import b` has the name a.b; late ones stand in a function, or for annotations."""
 
     line: int
     name: str
@@ -146,6 +154,7 @@ def imports(source: str, file: str) -> Iterator[Import]:
             named = [a.value for a in node.args[:1] if isinstance(a, ast.Constant) and isinstance(a.value, str)]
             yield from (Import(node.lineno, name, late) for name in named)
         inside = late or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        inside |= isinstance(node, ast.If) and _text(node.test) == "TYPE_CHECKING"
         for child in ast.iter_child_nodes(node):
             yield from walk(child, inside)
 
@@ -179,6 +188,8 @@ def violations(file: str, source: str) -> list[str]:
         if head in OURS:
             if not within(name, allowed):
                 bad.append(f"{place}; of ours it may import {', '.join(sorted(allowed)) or 'nothing'}")
+            if not late and within(name, late_only):
+                bad.append(f"{place} at module level; it may do so inside a function only")
             for module, friends in FRIENDS.items():
                 if within(name, {module}) and not any(file == f or file.startswith(f + "/") for f in friends):
                     bad.append(f"{place}; only {', '.join(friends) or 'the entry point'} may")
@@ -228,6 +239,9 @@ def test_every_rule_is_about_something():
         ("flowrl/contracts.py", "import importlib\nimportlib.import_module('flowrl.policies')"),
         ("flowrl/policies/new.py", "def f():\n    from flowrl.core.iterate import iterate"),
         ("flowrl/recipe/new.py", "import torch"),
+        ("flowrl/kinds/new.py", "from flowrl.planning import walks"),
+        ("flowrl/kinds/new.py", "def f():\n    from flowrl.runs.start import run"),
+        ("flowrl/kinds/new.py", "if TYPING:\n    import torch"),
         ("reward_models/new.py", "import transformers"),
         ("reward_models/new.py", "if True:\n    import open_clip"),
         ("reward_models/new.py", "class Reward:\n    from diffusers import DiffusionPipeline"),
@@ -249,6 +263,7 @@ def test_a_planted_import_is_seen(file: str, source: str):
         ("reward_models/new.py", "def f():\n    import transformers"),
         ("reward_models/new.py", "from PIL import Image\nfrom torchvision import transforms"),
         ("flowrl/policies/new.py", "import diffusers\nfrom samplers.windows import Plan"),
+        ("flowrl/kinds/new.py", "if TYPE_CHECKING:\n    import torch\ndef f():\n    from flowrl.planning import walks"),
         ("flowrl/core/objectives/new.py", "from .divergence import k3\nfrom ...contracts import Score"),
     ],
 )

@@ -1,6 +1,6 @@
 """Proves, before a run, what the run takes for granted: a line each, on the real model, leaving nothing behind.
 
-    proofs of a kind of policy, in order --> Finding each: held, failed with its likely cause, or skipped
+    proofs of a kind of model, in order --> Finding each: held, failed with its likely cause, or skipped
 
 A proof that needs one that failed is skipped; all others are still shown.
 """
@@ -11,71 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flowrl.build import set_up
-from flowrl.checking.proofs import learning, sampling, surroundings, tokens
-from flowrl.checking.proofs import rows as single_rows
 from flowrl.checking.proofs.bench import Bench
 from flowrl.checking.proofs.proof import Failed, Finding, Proof
-from flowrl.checking.proofs.tokens import TokenBench
+from flowrl.kinds import kind_of
 from flowrl.names import UserError
 from flowrl.planning.duration import Duration, duration
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.schema import Recipe
-
-
-def _has_lora(bench: Bench) -> bool:
-    return bench.recipe.lora is not None
-
-
-PROMPTS = Proof("prompts load", surroundings.prompts)
-FOLDER = Proof("output folder can be written", surroundings.folder)
-REWARDS = Proof("rewards can be set up", surroundings.rewards_load)
-MODEL = Proof("model loads and can be replayed", surroundings.model, (PROMPTS.title,))
-DISK = Proof("disk holds the checkpoints", surroundings.disk, (FOLDER.title, MODEL.title))
-UNTOUCHED = Proof("noise 0 equals the untouched pipeline", sampling.untouched, (MODEL.title,))
-RATIO = Proof("ratio is 1 at every trained step", learning.ratio, (MODEL.title,))
-ALONE = Proof("a row is the same in any company", single_rows.alone, (MODEL.title,))
-GRADIENT = Proof("gradient arrives and is finite", learning.gradient, (MODEL.title,))
-STATISTICS = Proof("noise keeps the sample statistics", sampling.statistics, (MODEL.title,))
-SCORES = Proof("rewards score and vary within groups", surroundings.rewards, (REWARDS.title, MODEL.title))
-MEMORY = Proof("memory suffices", surroundings.memory, (MODEL.title,))
-UPDATE = Proof("one update changes the samples", learning.update, (GRADIENT.title,))
-WAY_BACK = Proof("without adapters it draws as before", learning.way_back, (UPDATE.title,), applies=_has_lora)
-
-BENCHES: dict[str, type[Bench]] = {"pipeline": Bench, "language": TokenBench}
-# kind of policy -> its proofs, in order; a step that moves the weights comes after all that looks at them
-PROOFS: dict[str, tuple[Proof, ...]] = {
-    "pipeline": (
-        PROMPTS,
-        FOLDER,
-        REWARDS,
-        MODEL,
-        DISK,
-        UNTOUCHED,
-        RATIO,
-        ALONE,
-        GRADIENT,
-        STATISTICS,
-        SCORES,
-        MEMORY,
-        UPDATE,
-        WAY_BACK,
-    ),
-    "language": (
-        PROMPTS,
-        FOLDER,
-        REWARDS,
-        MODEL,
-        DISK,
-        Proof("greedy decoding is the model's own", tokens.untouched, (MODEL.title,)),
-        Proof("ratio is 1 at every token", tokens.ratio, (MODEL.title,)),
-        GRADIENT,
-        Proof("completions end", tokens.completions, (MODEL.title,)),
-        SCORES,
-        Proof("memory suffices", tokens.memory, (MODEL.title,)),
-        UPDATE,
-        WAY_BACK,
-    ),
-}
 
 
 def check(
@@ -87,10 +29,10 @@ def check(
     RecipeError where the model shows that the recipe does not fit it.
     """
     set_up(recipe)
-    kind = "pipeline" if recipe.generation is None else "language"
-    bench = BENCHES[kind](recipe, rows=rows)
+    proofs = kind_of(recipe).proofs
+    bench = proofs.BENCH(recipe, rows=rows)
     failed: set[str] = set()
-    for proof in PROOFS[kind]:
+    for proof in proofs.PROOFS:
         if not proof.applies(bench):
             continue
         begin(proof.title)

@@ -54,17 +54,17 @@ def evaluate_command(
     if output is not None and not output.parent.is_dir():
         raise UserError(f"--output: {output.parent} is no folder; name a file in one that is there")
     quiet()
-    from flowrl.planning.costs import eval_plan, eval_words
+    from flowrl.kinds import kind_of
     from flowrl.runs.stopping import staying
 
     with staying():
         results = _score(recipe, run, weights, raw, base, save)
-    number, how = len(results["rewards"].prompts), eval_words(recipe)
+    number, how = len(results["rewards"].prompts), kind_of(recipe).planning.eval_words(recipe)
     output_console().print(_table(results, f"{target}: {number} prompts, {how}"))
     if output is not None:
         head: dict[str, Any] = {"target": target, "weights": weights if run else None, "raw": raw, "sampling": how}
         head |= {
-            "steps": getattr(eval_plan(recipe), "num_steps", None),
+            "steps": kind_of(recipe).sampling(recipe)["steps"],
             "source": recipe.prompts.heldout,
             "seed": recipe.seed,
         }

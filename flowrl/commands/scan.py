@@ -114,13 +114,14 @@ def _scan(
     weights: str,
 ) -> "Scan":
     from flowrl.build import build_policy, read_inputs, set_up
+    from flowrl.kinds import kind_of
     from flowrl.reading.inputs import prompt_cursor
     from flowrl.runs.weights import load_weights
     from flowrl.scan.advice import advise
     from flowrl.scan.draw import draw_values, measure, scan_settings
-    from flowrl.scan.result import Scan, reference_name
+    from flowrl.scan.result import Scan
 
-    recipe = values[0].recipe
+    recipe, kind = values[0].recipe, kind_of(values[0].recipe)
     set_up(recipe)
     inputs = read_inputs(recipe)
     if number > len(inputs.train):
@@ -131,9 +132,7 @@ def _scan(
         policy = build_policy(recipe)
         if run is not None:
             load_weights(policy, run, weights)
-    settings = scan_settings(
-        recipe, iteration, show=SHOWN_PROMPTS, members=TEXTS if recipe.generation is not None else MEMBERS
-    )
+    settings = scan_settings(recipe, iteration, show=SHOWN_PROMPTS, members=TEXTS if kind.texts else MEMBERS)
     with _progress(console) as display:
         tasks = {c.label: display.add_task(f"{key}={escape(c.label)}", total=number * settings.group) for c in values}
         drawn = draw_values(
@@ -155,7 +154,7 @@ def _scan(
         prompts=[p.text for p in prompts],
         rows=rows,
         shots=[d.shots for d in drawn],
-        advice=advise(rows, tolerance, reference_name(recipe)),
+        advice=advise(rows, tolerance, kind.words.reference),
         tolerance=tolerance,
         seconds=time.perf_counter() - start,
     )
@@ -174,7 +173,7 @@ def _table(scan: "Scan") -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(scan.key.rpartition(".")[2], overflow="fold")
     names = ["spread", "silent", "reward", "minus ODE", "from ODE", "in group", "calls", "ms"]
-    if scan.language:
+    if scan.texts:
         names[3:6] = ["minus greedy", "not greedy", "other in group"]
     for name in names:
         table.add_column(name, justify="right", no_wrap=name == "spread" or name.startswith("minus"))

@@ -69,7 +69,7 @@ def _plan(recipe: "Recipe", forward: float | None, earlier: Path | None) -> None
         raise UserError(f"--seconds-per-forward: {given}, accepted: a number > 0, or --time-from instead; give one")
     pace = measured(earlier) if earlier is not None else None if forward is None else assumed(recipe, forward)
     hush()
-    from flowrl.planning.costs import describe
+    from flowrl.planning.dry_run import describe
     from flowrl.planning.sizes.text import describe_sizes
     from flowrl.reading.inputs import overlap, planned_prompts
 

@@ -14,7 +14,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,10 +21,11 @@ from flowrl.build import AnyPolicy, build_policy, set_up
 from flowrl.contracts import Prompt, Samples
 from flowrl.core.evaluation import divergence, picture_of
 from flowrl.core.refill import joined_samples
-from flowrl.planning.costs import eval_plan, plan_for
+from flowrl.kinds import kind_of
+from flowrl.planning.costs import plan_for
 from flowrl.reading.inputs import load_prompts
 from flowrl.recipe.load import load
-from flowrl.recipe.schema import Recipe, Sampler, Track
+from flowrl.recipe.schema import Recipe, Track
 from flowrl.report.evaluations import evenly_spaced
 from flowrl.runs.weights import final_weights, load_weights
 from flowrl.watch.sample_statistics import sample_statistics
@@ -48,11 +48,7 @@ class DriftSettings:
     @staticmethod
     def of(recipe: Recipe, prompts: int = 16, group: int = 4) -> "DriftSettings":
         """The settings of a comparison whose first recipe is this one."""
-        seed = recipe.seed + SEED
-        if recipe.generation is not None:
-            return DriftSettings(prompts, group, seed, None, None, None)
-        sampler = recipe.sampler
-        return DriftSettings(prompts, group, seed, sampler.step, sampler.noise, recipe.eval.steps or sampler.steps)
+        return DriftSettings(prompts, group, recipe.seed + SEED, **kind_of(recipe).sampling(recipe))
 
 
 def measure_cached(run: Path, settings: DriftSettings) -> dict[str, float | None]:
@@ -108,11 +104,8 @@ def digest(folder: Path) -> str:
 
 def _common_plan(recipe: Recipe, settings: DriftSettings) -> Recipe:
     """The run's recipe under the common plan of all runs, in which every step but the last draws noise."""
-    more: dict[str, object] = {"track": Track()}
-    if recipe.generation is None:
-        sampler = Sampler(step=settings.step or "", noise=settings.noise or 0.0, steps=settings.steps or 1)
-        more |= {"sampler": sampler, "eval": recipe.eval.model_copy(update={"steps": settings.steps})}
-    return recipe.model_copy(update=more)
+    untracked = recipe.model_copy(update={"track": Track()})
+    return kind_of(recipe).sampled_by(untracked, asdict(settings))
 
 
 def _prompts(recipe: Recipe, number: int) -> list[Prompt]:
@@ -125,7 +118,7 @@ def _prompts(recipe: Recipe, number: int) -> list[Prompt]:
 
 def _draw(policy: AnyPolicy, recipe: Recipe, prompts: Sequence[Prompt], settings: DriftSettings) -> Samples:
     """One group per prompt: by the ODE, or completions drawn as in training."""
-    plan: Any = eval_plan(recipe) if recipe.generation is None else plan_for(recipe, 0)
+    plan = kind_of(recipe).planning.group_plan(recipe)
     drawn = [
         policy.rollout(part, group_size=settings.group, plan=plan, seed=settings.seed).samples
         for part in _chunks(prompts, recipe.eval.batch // settings.group)

@@ -7,6 +7,7 @@ from pathlib import Path
 from flowrl.compare import curves, verdict
 from flowrl.compare.collect import PHASES, RunOutcome, variants_in_order
 from flowrl.compare.curves import Comparison
+from flowrl.kinds import kind_of
 from flowrl.report.numerals import (
     MeanWithError,
     decimals_for,
@@ -75,9 +76,9 @@ def make_overview(title: str, outcomes: Sequence[RunOutcome], drifts: Drifts, no
     compared = [o for o in outcomes if o.problem is None and o.data is not None]
     weights = [o.data.weights for o in compared if o.data is not None]
     witnesses = frozenset(n for n in names if any(n in w for w in weights) and not any(w.get(n) for w in weights))
-    language = any(o.data is not None and o.data.recipe.get("generation") for o in compared)
     rows = [_row(name, compared, comparisons, drifts) for name in variants_in_order(outcomes)]
-    unit = "token" if language else "row"
+    units = [kind_of(o.data.recipe).words.forward for o in compared if o.data is not None]
+    unit = next((unit for unit in units if unit != "row"), "row")
     return Overview(title, list(outcomes), names, comparisons, rows, unit, witnesses, list(notes))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from flowrl import __version__, names
+from flowrl.kinds import kind_of
 from flowrl.recipe.schema import Recipe
 
 
@@ -16,7 +17,7 @@ def card(recipe: Recipe, run: Path, kind: str, weights: str, usage: str) -> str:
 
     weights: which of the run's, in words. Prompt files are named without their folders.
     """
-    what = "LoRA" if kind == "lora" else "whole model" if recipe.generation is not None else "whole pipeline"
+    what = "LoRA" if kind == "lora" else kind_of(recipe).words.whole
     parts = [
         f"---\n{yaml.safe_dump(_front(recipe, kind), sort_keys=False)}---",
         f"# {run.name}: {recipe.model} after reinforcement learning",
@@ -32,7 +33,7 @@ def card(recipe: Recipe, run: Path, kind: str, weights: str, usage: str) -> str:
 
 
 def _front(recipe: Recipe, kind: str) -> dict[str, Any]:
-    library = "diffusers" if recipe.generation is None else "peft" if kind == "lora" else "transformers"
+    library = kind_of(recipe).library(kind)
     front: dict[str, Any] = {"library_name": library, "tags": ["flowrl", "reinforcement-learning"]}
     front["tags"] += ["lora"] if kind == "lora" else []
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", recipe.model) and not Path(recipe.model).exists():

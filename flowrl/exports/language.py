@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flowrl import names
 from flowrl.contracts import Prompt
+from flowrl.kinds.language import section_of
 from flowrl.planning.costs import eval_plan
 from flowrl.policies.devices import device_of
 from flowrl.policies.language.chat import Encoder
@@ -57,8 +58,7 @@ def redraw(recipe: Recipe, folder: Path, kind: str, prompts: Sequence[Prompt]) -
 @torch.no_grad()
 def completed(recipe: Recipe, network: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> list[Tensor]:
     """Greedy completions by transformers' own `generate`, as `draw` gives those of a policy."""
-    section = recipe.generation
-    assert section is not None
+    section = section_of(recipe)
     network.to(device_of(recipe.device))
     encode = Encoder(tokenizer, template=section.chat_template, system=section.system)
     found = []

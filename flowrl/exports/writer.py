@@ -1,6 +1,6 @@
 """Exports a policy's weights, and proves an export by using it.
 
-What a kind of model needs of its own stands behind `exporter_of`: everything here holds for all of them.
+What a kind of model needs of its own stands behind its `exporter`: everything here holds for all of them.
 """
 
 import contextlib
@@ -8,49 +8,21 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 from torch import Tensor
 
-from flowrl.build import AnyPolicy, build_policy
+from flowrl.build import build_policy
 from flowrl.contracts import Prompt
-from flowrl.exports import language, pipelines
 from flowrl.exports.card import card
+from flowrl.kinds import kind_of
+from flowrl.kinds.kind import Exporter
 from flowrl.names import UserError
-from flowrl.policies.pipelines.policy import PipelinePolicy
 from flowrl.recipe.schema import Recipe
 from flowrl.runs.weights import load_weights
 
 # Largest difference of a sample's values (pixels in [0, 1]) that --verify accepts, by the dtype of the weights. In
 # half precision a plain pipeline also rounds its latents at every step, where the policy keeps them in float32.
 TOLERANCE = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.1}
-
-
-class Exporter(Protocol):
-    """What one kind of model is exported as; a module of this package."""
-
-    def write(self, policy: Any, folder: Path, kind: str) -> None:
-        """Writes the weights; the policy may be of no use afterwards."""
-        ...
-
-    def draw(self, policy: Any, recipe: Recipe, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """A sample a prompt, as values that `compare` can subtract."""
-        ...
-
-    def redraw(self, recipe: Recipe, folder: Path, kind: str, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """The same samples by the export alone, from the same noise."""
-        ...
-
-    def usage(self, recipe: Recipe, folder: Path, kind: str) -> str:
-        """Python that loads the export, for its card."""
-        ...
-
-
-def exporter_of(policy: AnyPolicy) -> Exporter:
-    """The exporter of a policy's kind of model: the one place that tells them apart."""
-    if isinstance(policy, PipelinePolicy):
-        return pipelines
-    return language
 
 
 @dataclass(frozen=True)
@@ -136,8 +108,7 @@ def _write(
 ) -> tuple[Exporter, list[Tensor], list[Tensor]]:
     """Writes the export; what the untrained and the trained policy draw."""
     refuse_taken(folder)
-    policy = build_policy(recipe)
-    exporter = exporter_of(policy)
+    policy, exporter = build_policy(recipe), kind_of(recipe).exporter
     base = exporter.draw(policy, recipe, prompts)
     load_weights(policy, run, which, raw)
     expected = exporter.draw(policy, recipe, prompts)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowrl.kinds import kind_of
 from flowrl.names import UserError
-from flowrl.planning.costs import arithmetic, eval_plan
+from flowrl.planning.costs import arithmetic
 from flowrl.recipe.load import load
 from flowrl.recipe.schema import Recipe
 from flowrl.terminal import duration_text
@@ -49,9 +50,7 @@ def duration(recipe: Recipe, pace: Pace, num_heldout: int) -> Duration:
     rollout = sum(a.rollout_forwards for a in shown) * share * pace.forward
     training = sum(a.train_forwards for a in shown) * share * pace.training
     training += sum(a.reference_forwards + a.whole_row_forwards for a in shown) * share * pace.forward
-    plan = eval_plan(recipe)
-    forwards = plan.num_steps if recipe.generation is None else plan.max_new_tokens
-    each = num_heldout * (forwards * pace.forward + pace.scoring)
+    each = num_heldout * (kind_of(recipe).planning.eval_forwards(recipe) * pace.forward + pace.scoring)
     scoring = sum(a.samples for a in shown) * share * pace.scoring
     whole = rollout + scoring + training
     limit = recipe.train.seconds if recipe.train.seconds is not None else whole

@@ -65,10 +65,9 @@ def check_trained(recipe: Recipe) -> None:
     """Raises RecipeError where objective.weight or train.updates does not fit the number of trained steps, and where an
     iteration would train nothing."""
     weight, train = recipe.objective.weight, recipe.train
-    if recipe.generation is None:
-        for iteration in range(min(train.iterations, 1000)):
-            _window(recipe, iteration)
-    if recipe.generation is not None or (isinstance(weight, str) and train.update_by == "prompts"):
+    for iteration in range(min(train.iterations, 1000)):
+        _window(recipe, iteration)
+    if isinstance(weight, str) and train.update_by == "prompts":
         return
     trained = len(walk(recipe, 0).tree(train.group).trained)
     if not isinstance(weight, str) and len(weight) != trained:

@@ -4,10 +4,10 @@ diffusers and transformers are loaded here only if unavoidable, since a dry run 
 """
 
 from flowrl.contracts import Prompt
+from flowrl.kinds import kind_of
 from flowrl.names import UserError, to_be_fetched
-from flowrl.planning.sizes.calls import argument_names, check_arguments
+from flowrl.planning.sizes.calls import check_arguments
 from flowrl.planning.sizes.rewards import absent
-from flowrl.planning.walks import check_trained
 from flowrl.policies.devices import device_of
 from flowrl.reading import columns
 from flowrl.reading import prompts as prompt_files
@@ -23,22 +23,17 @@ def load_prompts(recipe: Recipe, source: str, split: str, limit: int | None, *, 
     """
     if line := prompt_files.missing_sources([source], recipe.prompts.source):
         raise PromptError(line)
-    if recipe.generation is not None:
-        loaded = prompt_files.load(source, split=split, limit=limit)
-        with_picture = next((prompt for prompt in loaded if prompt.media), None)
-        if with_picture is not None:
-            raise PromptError(
-                f"{source}: the prompt {with_picture.text!r} has a picture (media or image), and a language model of "
-                "text does not see it; remove that column"
-            )
-        return loaded
-    arguments = argument_names(recipe.model, online=online)
-    return prompt_files.load(source, split=split, limit=limit, arguments=arguments)
+    kind = kind_of(recipe)
+    arguments = kind.prompt_arguments(recipe.model, online=online)
+    loaded = prompt_files.load(source, split=split, limit=limit, arguments=arguments)
+    if problem := kind.refuse_prompts(loaded):
+        raise PromptError(f"{source}: {problem}")
+    return loaded
 
 
 def unread_columns(recipe: Recipe, prompts: list[Prompt]) -> str | None:
     """One line about the columns of these prompts that nothing has read so far; see columns.py."""
-    known = argument_names(recipe.model, online=False)
+    known = kind_of(recipe).prompt_arguments(recipe.model, online=False)
     line = columns.unread_columns(prompts, known)
     if known and "image" not in known and any(prompt.media for prompt in prompts):
         rewards_only = "prompts: the pipeline takes no image; the pictures of the prompts are there for rewards alone"
@@ -54,7 +49,7 @@ def read_prompts(recipe: Recipe, *, online: bool = False) -> tuple[list[Prompt],
     """
     _check_devices(recipe)
     check_arguments(recipe.model, recipe.pipeline)
-    check_trained(recipe)
+    kind_of(recipe).planning.check(recipe)
     return _train_prompts(recipe, online), _heldout_prompts(recipe, online)
 
 
@@ -62,7 +57,7 @@ def planned_prompts(recipe: Recipe) -> tuple[list[Prompt] | None, list[Prompt] |
     """Like read_prompts, for a dry run: None instead of published prompts that are missing, and a line on each."""
     _check_devices(recipe)
     check_arguments(recipe.model, recipe.pipeline)
-    check_trained(recipe)
+    kind_of(recipe).planning.check(recipe)
     source, files = recipe.prompts, absent(recipe.rewards)
     train = None if to_be_fetched(source.train, source.source) else _train_prompts(recipe)
     heldout = None if to_be_fetched(source.heldout, source.source) else _heldout_prompts(recipe)

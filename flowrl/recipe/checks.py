@@ -8,19 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from flowrl import names
+from flowrl.kinds import kind_of, kind_of_model
 from flowrl.recipe.annotations import misfit
-from flowrl.recipe.calls import check_modules, check_types, check_values, is_finite, read_json
+from flowrl.recipe.calls import check_types, check_values, is_finite
 from flowrl.recipe.errors import RecipeError, show, wrong_value
-from flowrl.recipe.language import check_kind, kind_of, stranger
-from flowrl.recipe.objectives import check_emphasis
+from flowrl.recipe.models import stranger
+from flowrl.recipe.objectives import check_keep
 from flowrl.recipe.presets import PRESETS
 from flowrl.recipe.rewards import RewardSpec
-from flowrl.recipe.schedules import check_schedule
 from flowrl.recipe.schema import Objective, Recipe
-from flowrl.recipe.steps import check_path
 from flowrl.recipe.trackers import check_trackers
-from flowrl.recipe.trees import check_tree
-from flowrl.recipe.windows import check_window
 from flowrl.watch.alarms import ALARMS
 
 # Arguments of a pipeline's __call__ that flowrl passes itself, and the key that sets them instead.
@@ -45,36 +42,32 @@ OWN_ARGUMENTS = {
 
 def check(recipe: Recipe) -> Iterator[RecipeError]:
     """Everything about a recipe that cannot work, most basic first. Names of a user's own modules are imported last."""
+    kind = kind_of(recipe)
     yield from _model(recipe)
-    yield from check_kind(recipe)
-    if recipe.generation is None:
-        yield from check_schedule(recipe)
-        yield from check_window(recipe)
-        yield from check_tree(recipe)
+    yield from kind.check_model(recipe)
+    yield from kind.check_sampling(recipe)
     yield from _objective(recipe)
     yield from _batches(recipe)
-    yield from check_emphasis(recipe)
+    yield from kind.check_objective(recipe)
+    yield from check_keep(recipe)
     yield from _learning(recipe)
     yield from _watch(recipe)
     yield from _prompts(recipe)
-    if recipe.generation is None:
-        yield from _step(recipe)
-        yield from check_path(recipe)
+    yield from kind.check_parts(recipe)
     yield from _rewards(recipe)
     yield from check_trackers(recipe)
 
 
 def _model(recipe: Recipe) -> Iterator[RecipeError]:
-    model = recipe.model
-    folder = Path(model).expanduser()
+    model, kind = recipe.model, kind_of(recipe)
+    folder, found = Path(model).expanduser(), kind_of_model(model)
     accepted = f"{', '.join(names.MODELS)}, a hub id owner/name, or a folder with model_index.json or, of a language "
     accepted += "model, config.json"
-    if found := stranger(model):
-        yield RecipeError("model", f"got {model!r}, {found[0]}", found[1])
+    if other := stranger(model):
+        yield RecipeError("model", f"got {model!r}, {other[0]}", other[1])
     elif folder.is_dir():
-        if kind_of(model) is None:
-            index = "model_index.json" if recipe.generation is None else "a causal model's config.json"
-            yield RecipeError("model", f"got {model!r}, a folder without {index}", f"accepted: {accepted}")
+        if found is None:
+            yield RecipeError("model", f"got {model!r}, a folder without {kind.index}", f"accepted: {accepted}")
     elif model not in names.MODELS and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
         yield wrong_value("model", model, accepted, suggestion=names.closest(model, names.MODELS))
     if recipe.full == (recipe.lora is not None):
@@ -88,8 +81,8 @@ def _model(recipe: Recipe) -> Iterator[RecipeError]:
             remedy = f"use {setter}" if setter else f"remove pipeline.{name}"
             yield RecipeError(f"pipeline.{name}", f"got {show(recipe.pipeline[name])}, but flowrl sets it", remedy)
     yield from check_values(recipe.pipeline, model)
-    if recipe.lora is not None and recipe.generation is None:
-        yield from check_modules(recipe.lora.modules, model)
+    if found is not None and found is not kind:
+        yield kind.refuse_model(model, found)
 
 
 def _objective(recipe: Recipe) -> Iterator[RecipeError]:
@@ -133,11 +126,8 @@ def _batches(recipe: Recipe) -> Iterator[RecipeError]:
     if train.refill and advantage.baseline not in ("group", "leave_one_out"):
         problem = f"got {train.refill}, but advantage.baseline {advantage.baseline!r} leaves no group without advantage"
         yield RecipeError("train.refill", problem, "set train.refill=0, or advantage.baseline=group")
-    if train.skip_truncated and getattr(recipe, "generation", None) is None:
-        problem = "got true, but only completions of a language model have a length limit that they may not reach"
-        yield RecipeError("train.skip_truncated", problem, "set train.skip_truncated=false")
     if train.update_by == "steps":
-        if recipe.generation is not None or recipe.sampler.tree is None or recipe.sampler.tree.kind != "per_step":
+        if recipe.sampler.tree is None or recipe.sampler.tree.kind != "per_step":
             problem = "got 'steps', but only in a tree per_step does each row have a step of its own"
             yield RecipeError("train.update_by", problem, "set train.update_by=prompts")
         return
@@ -211,21 +201,6 @@ def _no_source(place: str, source: str) -> RecipeError:
     return wrong_value(place, source, accepted, suggestion=names.closest(source, [*names.WORLD_PROMPTS, *beside]))
 
 
-def _step(recipe: Recipe) -> Iterator[RecipeError]:
-    sampler = recipe.sampler
-    try:
-        entry = names.find(sampler.step, names.steps(), "step")
-    except names.UserError as error:
-        yield RecipeError("sampler.step", str(error), "name another step")
-        return
-    stochastic = [name for name, e in names.steps().items() if e.stochastic]
-    need = f"objective.preset {recipe.objective.preset!r} needs log-probabilities, hence a stochastic step"
-    if not entry.stochastic:
-        yield RecipeError("sampler.step", f"got {sampler.step!r}, but {need}", f"accepted: {', '.join(stochastic)}")
-    elif sampler.noise == 0:
-        yield RecipeError("sampler.noise", f"got 0, but {need}", "set sampler.noise above 0, such as 0.7")
-
-
 def _rewards(recipe: Recipe) -> Iterator[RecipeError]:
     if all(spec.weight == 0 for spec in recipe.rewards.values()):
         place = f"rewards.{next(iter(recipe.rewards))}.weight"
@@ -262,9 +237,6 @@ def _manner(place: str, name: str, spec: RewardSpec, recipe: Recipe) -> Iterator
     if spec.overlap and spec.offload:
         problem = "got true, but a reward that overlaps with drawing has to stay where it is"
         yield RecipeError(f"{place}.offload", problem, f"set {place}.offload or {place}.overlap to false")
-    if spec.overlap and recipe.generation is not None:
-        problem = "got true, but the completions of a language model are complete at once"
-        yield RecipeError(f"{place}.overlap", problem, f"remove {place}.overlap")
     if spec.when == {}:
         yield RecipeError(f"{place}.when", "got no key", f"name a key of the prompts' meta, or remove {place}.when")
 
@@ -284,11 +256,6 @@ def _arguments(place: str, given: dict[str, Any], entry: names.Entry) -> Iterato
     for name in entry.needs:
         if name not in given:
             yield RecipeError(f"{place}.{name}", f"missing, {entry.name!r} needs it", f"set {place}.{name}=VALUE")
-
-
-def pipeline_class(model: str) -> str | None:
-    """Class name in the model_index.json of an embedded or local model; None for a hub id, known only once loaded."""
-    return read_json(names.MODELS.get(model, Path(model).expanduser()) / "model_index.json").get("_class_name")
 
 
 def check_call(cls: Any, kwargs: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from flowrl.recipe.checks import pipeline_class
+from flowrl.recipe.models import pipeline_class
 from flowrl.recipe.sampling import Sampler
 
 USUAL = 0.7  # of a step without an entry, such as a user's own
@@ -48,7 +48,7 @@ def default_noise(step: str, model: str) -> float:
 def with_noise(values: dict[str, Any]) -> dict[str, Any]:
     """A recipe's values with `sampler.noise` filled in where it is missing or null. Wrong types are left to `check`."""
     sampler, model = values.get("sampler", {}), values.get("model")
-    if values.get("generation") is not None or not isinstance(sampler, dict) or sampler.get("noise") is not None:
+    if not isinstance(sampler, dict) or sampler.get("noise") is not None:
         return values
     step = sampler.get("step", Sampler.model_fields["step"].default)
     if not isinstance(step, str) or not isinstance(model, str):

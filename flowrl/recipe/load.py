@@ -8,13 +8,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from flowrl import names
+from flowrl.kinds import kind_of
 from flowrl.recipe import scalars
 from flowrl.recipe.checks import check
-from flowrl.recipe.default_noise import with_noise
 from flowrl.recipe.errors import RecipeError, first_of, model_of, show, translate, unknown_key
-from flowrl.recipe.language import DENOISING, refuse_denoising
 from flowrl.recipe.places import check_places
-from flowrl.recipe.presets import with_preset
+from flowrl.recipe.presets import PRESETS
 from flowrl.recipe.schema import Recipe
 
 
@@ -48,8 +47,7 @@ def build(values: dict[str, Any], *, name: str = "recipe", beside: Path | None =
 
 
 def _typed(values: dict[str, Any], name: str, beside: Path | None) -> Recipe:
-    values = with_noise(with_preset(values))
-    refuse_denoising(values)
+    values = with_preset(values)
     if values.get("output") is None:
         values = values | {"output": f"runs/{name}"}
     try:
@@ -61,10 +59,28 @@ def _typed(values: dict[str, Any], name: str, beside: Path | None) -> Recipe:
     return _resolve(recipe, beside)
 
 
+def with_preset(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's values laid over those of the preset they name, with what its kind of model fills in.
+
+    An unknown preset is left for `check` to refuse. Raises RecipeError for a preset that has no values for this kind of
+    model, and for sections that it does not read.
+    """
+    kind, objective = kind_of(values), values.get("objective")
+    name = objective.get("preset", "grpo") if isinstance(objective, dict) else "grpo"
+    merged = dict(values)
+    if isinstance(name, str) and name in PRESETS:
+        if name not in kind.presets:
+            problem = f"got {name!r}, a preset of denoising steps, but `{kind.section}` makes the decisions tokens"
+            raise RecipeError("objective.preset", problem, f"accepted: {', '.join(kind.presets)}")
+        for section, below in kind.presets[name].items():
+            own = values.get(section)
+            merged[section] = {**below, **own} if isinstance(own, dict) else below if own is None else own
+    return kind.completed(merged)
+
+
 def dump(recipe: Recipe) -> str:
     """Every effective value as YAML, which `load` reads back to an equal recipe."""
-    unread: set[str] = set(DENOISING) if recipe.generation is not None else set()
-    return scalars.write(recipe.model_dump(exclude=unread))
+    return scalars.write(recipe.model_dump(exclude=set(kind_of(recipe).unread)))
 
 
 def _find(path_or_name: str) -> Path:

@@ -10,18 +10,15 @@ OF_STEPS = {"weight": "none", "ratio": "plain", "kl_mask": None, "guidance_gradi
 BARE_STEPS = ("cps",)  # scored by -(x - mean)^2, which is no density (samplers/renoising.py)
 
 
-def check_emphasis(recipe: Recipe) -> Iterator[RecipeError]:
-    """Everything about objective.weight, ratio, kl_mask, kl_kind, entropy_share and train.keep that cannot work."""
-    if recipe.generation is not None:
-        yield from _tokens(recipe)
-    else:
-        yield from _weights(recipe)
-        yield from _entropy(recipe)
-        yield from _kl_mask(recipe)
-    yield from _keep(recipe)
+def check_step_objective(recipe: Recipe) -> Iterator[RecipeError]:
+    """Everything about objective.weight, kl_mask and entropy_share that cannot work where decisions are steps."""
+    yield from _weights(recipe)
+    yield from _entropy(recipe)
+    yield from _kl_mask(recipe)
 
 
-def _tokens(recipe: Recipe) -> Iterator[RecipeError]:
+def check_token_objective(recipe: Recipe) -> Iterator[RecipeError]:
+    """Everything about objective.weight, ratio, kl_mask and kl_kind that cannot work where decisions are tokens."""
     objective = recipe.objective
     for name, off in OF_STEPS.items():
         if (value := getattr(objective, name)) != off:
@@ -58,7 +55,8 @@ def _kl_mask(recipe: Recipe) -> Iterator[RecipeError]:
         yield RecipeError("objective.kl_mask", problem, "set objective.kl_mask=null, or another sampler.step")
 
 
-def _keep(recipe: Recipe) -> Iterator[RecipeError]:
+def check_keep(recipe: Recipe) -> Iterator[RecipeError]:
+    """A number of kept rows that no group can be cut to."""
     keep, group = recipe.train.keep, recipe.train.group
     if keep is None:
         return

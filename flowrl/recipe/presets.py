@@ -44,8 +44,6 @@ raw rewards (`advantage.combine: sum`), as published; for steps the default is e
 import re
 from typing import Any
 
-from flowrl.recipe.errors import RecipeError
-
 Values = dict[str, dict[str, Any]]  # section -> key -> value
 
 STEPS = 1e-4  # Flow-GRPO's clip
@@ -111,32 +109,3 @@ def texts() -> dict[str, str]:
     table = (__doc__ or "").partition("-------  ")[2].partition("\n\n")[0].partition("\n")[2]
     rows = re.split(r"\n(?=\w)", table)
     return {name: " ".join(text.split()) for name, text in (row.split(maxsplit=1) for row in rows if row)}
-
-
-def with_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's values laid over those of the preset they name. An unknown preset is left for `check` to refuse.
-
-    Raises RecipeError for a preset that has no values for tokens where the recipe's decisions are tokens.
-    """
-    objective, generation = values.get("objective"), values.get("generation")
-    name = objective.get("preset", "grpo") if isinstance(objective, dict) else "grpo"
-    known = DENOISING if generation is None else LANGUAGE
-    if not isinstance(name, str) or name not in PRESETS:
-        return dict(values)
-    if name not in known:
-        problem = f"got {name!r}, a preset of denoising steps, but `generation` makes the decisions tokens"
-        raise RecipeError("objective.preset", problem, f"accepted: {', '.join(known)}")
-    merged = dict(values)
-    for section, below in known[name].items():
-        own = values.get(section)
-        merged[section] = {**below, **own} if isinstance(own, dict) else below if own is None else own
-    _fill_length(merged.get("objective"), generation)
-    return merged
-
-
-def _fill_length(objective: Any, generation: Any) -> None:
-    """The constant of tokens is the length limit, not the longest completion that happened to be drawn."""
-    limit = generation.get("max_new_tokens") if isinstance(generation, dict) else None
-    constant = isinstance(objective, dict) and objective.get("aggregate") == "constant"
-    if constant and objective.get("length") is None and isinstance(limit, int):
-        objective["length"] = limit

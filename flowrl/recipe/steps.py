@@ -46,6 +46,22 @@ def misfit(step: str, scheduler: str) -> RecipeError:
     return RecipeError("sampler.step", problem, f"accepted: {PRESERVING_STEP}, whose eta is sampler.noise")
 
 
+def check_step(recipe: Recipe) -> Iterator[RecipeError]:
+    """A step that is not known, and one that draws no noise."""
+    sampler = recipe.sampler
+    try:
+        entry = names.find(sampler.step, names.steps(), "step")
+    except names.UserError as error:
+        yield RecipeError("sampler.step", str(error), "name another step")
+        return
+    stochastic = [name for name, e in names.steps().items() if e.stochastic]
+    need = f"objective.preset {recipe.objective.preset!r} needs log-probabilities, hence a stochastic step"
+    if not entry.stochastic:
+        yield RecipeError("sampler.step", f"got {sampler.step!r}, but {need}", f"accepted: {', '.join(stochastic)}")
+    elif sampler.noise == 0:
+        yield RecipeError("sampler.noise", f"got 0, but {need}", "set sampler.noise above 0, such as 0.7")
+
+
 def check_path(recipe: Recipe) -> Iterator[RecipeError]:
     """What does not fit between the step and the model's scheduler, where that is known before it is loaded."""
     step = recipe.sampler.step

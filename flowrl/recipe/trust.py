@@ -42,7 +42,7 @@ def refuse_untrusted(run: Path, overrides: Sequence[str] = ()) -> None:
 def foreign(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """(place, what it does) of all in a recipe that reaches beyond flowrl: modules, and secrets of the environment."""
     dotted = [(f"rewards.{name}.use", spec.use) for name, spec in recipe.rewards.items()]
-    dotted += [("sampler.step", recipe.sampler.step)] if recipe.generation is None else []
+    dotted += [("sampler.step", recipe.sampler.step)]
     dotted += [("track.with", name) for name in recipe.track.wanted]
     for place, name in dotted:
         if names.is_dotted(name) and name.replace(":", ".").partition(".")[0] not in OURS:

@@ -10,8 +10,8 @@ from torch import Tensor
 from flowrl.build import AnyPolicy
 from flowrl.contracts import Prompt, Samples
 from flowrl.core.evaluation import Evaluation, divergence, evaluate, mean
+from flowrl.kinds import kind_of
 from flowrl.planning.costs import eval_plan, plan_for
-from flowrl.recipe.sampling import Sampler
 from flowrl.recipe.schema import Recipe
 from flowrl.report.evaluations import evenly_spaced
 from flowrl.scoring.gates import counted_rewards
@@ -65,16 +65,8 @@ def kl_to_base(recipe: Recipe, policy: AnyPolicy, prompts: Sequence[Prompt]) -> 
         KL: divergence(
             policy,
             evenly_spaced(list(prompts), KL_PROMPTS),
-            plan=_plan(recipe),
+            plan=plan_for(kind_of(recipe).plain(recipe), 0),
             seed=recipe.seed + KL_SEED,
             batch=min(recipe.train.micro_batch or KL_PROMPTS, recipe.eval.batch),
         )
     }
-
-
-def _plan(recipe: Recipe) -> Any:
-    if recipe.generation is None:
-        own = recipe.sampler
-        plain = Sampler(step=own.step, noise=own.noise, steps=own.steps, schedule=own.schedule)
-        recipe = recipe.model_copy(update={"sampler": plain})
-    return plan_for(recipe, 0)

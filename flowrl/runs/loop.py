@@ -14,6 +14,7 @@ from flowrl.core.evaluation import Evaluation
 from flowrl.core.iterate import Iteration, Settings, iterate
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.grpo import ClippedObjective
+from flowrl.kinds import kind_of
 from flowrl.planning.costs import arithmetic, plan_for
 from flowrl.planning.duration import seconds_left
 from flowrl.policies import adapters
@@ -68,7 +69,7 @@ class Run:
         Raises Stopped after SIGINT or SIGTERM and Alarmed where an alarm says so, with everything saved, and Diverged
         where weights are not finite. What a reward or other code of a user's own raises costs the iteration under way.
         """
-        unit = "rows" if self.recipe.generation is None else "tokens"
+        unit = kind_of(self.recipe).words.unit
         display = self.console.progress(self.recipe.train.iterations, self.state.iteration, unit)
         with self.stopping.listening(), display as progress:
             try:
@@ -151,7 +152,7 @@ class Run:
         self.policy.finished = self.inputs.scorer.take if self.inputs.scorer.overlaps else None
         train = recipe.train
         given = train.model_dump(include=SETTINGS_KEYS)
-        members = None if recipe.generation or recipe.sampler.tree is None else TREE_MEMBERS
+        members = None if recipe.sampler.tree is None else TREE_MEMBERS
         result = iterate(
             self.policy,
             self.learner,

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.build import AnyPolicy, build_dynamics
+from flowrl.build import AnyPolicy
 from flowrl.contracts import Prompt, Samples
 from flowrl.core.evaluation import mean, picture_of
-from flowrl.planning.costs import eval_plan, plan_for
-from flowrl.policies.language.chat import Encoder
-from flowrl.policies.language.policy import LanguagePolicy
+from flowrl.kinds import kind_of
+from flowrl.planning.costs import plan_for
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.schema import Recipe
@@ -100,20 +99,8 @@ def refuse_equal(key: str, choices: Sequence[ScannedValue], iteration: int) -> N
 
 def _drawing_key(recipe: Recipe, iteration: int) -> object:
     """Everything that determines the samples, except seeds and weights."""
-    token = recipe.generation
-    if token is not None:
-        return plan_for(recipe, iteration), token.chat_template, token.system
-    return plan_for(recipe, iteration), recipe.sampler.step, recipe.sampler.noise, recipe.pipeline
-
-
-def apply_recipe(policy: AnyPolicy, recipe: Recipe) -> None:
-    """Makes a policy draw as another recipe of the same model does. Raises RecipeError if its step does not fit."""
-    if isinstance(policy, LanguagePolicy):
-        given = recipe.generation
-        assert given is not None
-        policy.encode = Encoder(policy.tokenizer, template=given.chat_template, system=given.system)
-    else:
-        policy.dynamics, policy.call = build_dynamics(recipe, policy.source), recipe.pipeline
+    kind = kind_of(recipe)
+    return plan_for(recipe, iteration), kind.noise(recipe), kind.call(recipe)
 
 
 @torch.no_grad()
@@ -131,30 +118,22 @@ def draw_values(
 
     rewards: by name, how each counts. progress is called with a value's label and the number of its samples so far.
     """
-    collected = [ValueSamples() for _ in choices]
+    collected, kind = [ValueSamples() for _ in choices], kind_of(choices[0].recipe)
     for choice in choices:
-        apply_recipe(policy, choice.recipe)  # refuse what can be refused before anything is drawn
+        kind.building.retune(policy, choice.recipe)  # refuse what can be refused before anything is drawn
     for start in range(0, len(prompts), settings.together):
         part = prompts[start : start + settings.together]
         references: list[tuple[object, ScoredSamples]] = []
         for choice, into in zip(choices, collected, strict=True):
-            apply_recipe(policy, choice.recipe)
+            kind.building.retune(policy, choice.recipe)
             plan = plan_for(choice.recipe, settings.iteration)
             policy.prepare(part[0], plan)
-            starts = _initial_noise_index(plan, settings.group)
+            starts = kind.planning.starts(plan, settings.group)
             reference = _draw_reference(policy, choice.recipe, part, score, settings, max(starts) + 1, references)
             drawn = _draw_scored(policy, part, plan, settings.group, score, settings)
             _collect(into, drawn, reference, starts, rewards, settings)
             progress(choice.label, into.samples)
     return collected
-
-
-def _initial_noise_index(plan: Any, group: int) -> list[int]:
-    """The number of the initial noise of each finished sample; 0 for tokens, which have one greedy answer."""
-    if not hasattr(plan, "tree"):
-        return [0] * group
-    tree = plan.tree(group)
-    return [tree.segments[tree.path(leaf)[0]].start for leaf in tree.leaves]
 
 
 def _draw_reference(
@@ -167,12 +146,9 @@ def _draw_reference(
     known: list[tuple[object, ScoredSamples]],
 ) -> ScoredSamples:
     """`number` ODE samples (or one greedy completion) per prompt; reuses an earlier value's if they are equal."""
-    greedy = None if recipe.generation is None else 0.0
-    own = recipe.eval.model_copy(update={"steps": None, "temperature": greedy})  # as many steps as the samples take
-    recipe = recipe.model_copy(update={"eval": own})
-    plan = eval_plan(recipe)
-    token = recipe.generation
-    drawing = (plan, number, recipe.pipeline if token is None else (token.chat_template, token.system))
+    kind = kind_of(recipe)
+    plan = kind.planning.reference_plan(recipe)
+    drawing = plan, number, kind.call(recipe)
     for other, known_samples in known:
         if other == drawing:
             return known_samples

@@ -9,6 +9,7 @@ import jinja2
 
 from flowrl import __version__
 from flowrl.core.evaluation import Mean
+from flowrl.kinds import kind_of
 from flowrl.media.pictures import to_pil
 from flowrl.recipe.load import dump
 from flowrl.report import numerals, page
@@ -67,7 +68,7 @@ def _context(scan: Scan) -> dict[str, object]:
         "facts": _facts(scan),
         "rows": [_table_row(scan, row, _decimals(scan.rows)) for row in scan.rows],
         "short": scan.key.rpartition(".")[2],
-        "unit": "token-forwards" if scan.language else "row-forwards",
+        "unit": f"{kind_of(scan.recipe).words.forward}-forwards",
         "charts": [c for c in _charts(scan) if c is not None],
         "statistics": [c for c in _statistics(scan) if c is not None],
         "values": [
@@ -132,7 +133,8 @@ def _format_mean(mean: Mean, places: int, *, signed: bool = False) -> str:
 def _charts(scan: Scan) -> list[Chart | None]:
     rows, reference = scan.rows, scan.reference
     limit = _line("the tolerance", [-scan.advice.limit] * len(rows), LIMIT)
-    held = "the greedy answer" if scan.language else "the ODE's sample"
+    words = kind_of(scan.recipe).words
+    held = words.reference_sample
     return [
         _chart(
             scan,
@@ -171,12 +173,12 @@ def _charts(scan: Scan) -> list[Chart | None]:
                 _line(f"from {held}", [None if r.distance is None else r.distance.value for r in rows], dots=True),
                 _line("within a group", [r.diversity for r in rows], REFERENCE, dots=True),
             ],
-            "share of texts that differ" if scan.language else "root-mean-square pixel distances",
+            "share of texts that differ" if scan.texts else "root-mean-square pixel distances",
             zero=True,
         ),
         _chart(
             scan,
-            "Denoiser row-forwards per sample" if not scan.language else "Token-forwards per sample",
+            f"{words.forwards.capitalize()} per sample",
             [_line("forwards", [r.forwards for r in rows], dots=True)],
             "counted while the samples were drawn",
             zero=True,

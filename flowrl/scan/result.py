@@ -18,6 +18,7 @@ import torch
 
 from flowrl import __version__
 from flowrl.core.evaluation import Mean
+from flowrl.kinds import kind_of
 from flowrl.media.pictures import save_grid
 from flowrl.recipe.schema import Recipe
 from flowrl.scan.advice import Advice, label_number
@@ -44,19 +45,14 @@ class Scan:
     seconds: float
 
     @property
-    def language(self) -> bool:
+    def texts(self) -> bool:
         """Whether samples are texts."""
-        return self.recipe.generation is not None
+        return kind_of(self.recipe).texts
 
     @property
     def reference(self) -> str:
         """What samples are compared with, in words."""
-        return reference_name(self.recipe)
-
-
-def reference_name(recipe: Recipe) -> str:
-    """What samples of a recipe are compared with, in words."""
-    return "the ODE" if recipe.generation is None else "greedy decoding"
+        return kind_of(self.recipe).words.reference
 
 
 def write(scan: Scan, folder: Path) -> None:
@@ -73,7 +69,7 @@ def write(scan: Scan, folder: Path) -> None:
         if pictures:
             path = folder / "grids" / f"{number:02d}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', row.label)[:40]}.png"
             save_grid(torch.cat(pictures), path, columns=len(pictures[0]))
-    if scan.language:
+    if scan.texts:
         (folder / "texts.txt").write_text(_texts(scan), encoding="utf-8")
 
 

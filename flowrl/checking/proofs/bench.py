@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.build import build_policy, build_scorer
+from flowrl.build import build_scorer
 from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View
 from flowrl.core.batches import prompt_chunks
 from flowrl.planning.costs import eval_plan, plan_for
@@ -27,6 +27,7 @@ from flowrl.policies.devices import device_of
 from flowrl.policies.loading import load_pipeline
 from flowrl.policies.noise import Key, global_noise, start_generators
 from flowrl.policies.pipelines.arguments import call_arguments, of_one_prompt, takes_one_prompt
+from flowrl.policies.pipelines.building import build as build_policy
 from flowrl.policies.pipelines.first_order import once_a_level, without_memory
 from flowrl.policies.pipelines.layouts import media_of
 from flowrl.policies.pipelines.policy import PipelinePolicy
@@ -84,7 +85,6 @@ class Bench:
     def policy(self) -> PipelinePolicy:
         """The recipe's policy, probed."""
         policy = build_policy(self.recipe)
-        assert isinstance(policy, PipelinePolicy)  # a language model has a bench of its own
         policy.prepare(self.drawn[0], self.plans[0])  # with the recipe's own calls, of which it learns how rows share
         policy.max_rows = self.rows_at_once
         return policy
@@ -99,7 +99,7 @@ class Bench:
     @property
     def group(self) -> int:
         """Samples of a prompt; those of a tree are its own."""
-        if self.recipe.generation is None and self.recipe.sampler.tree is not None:
+        if self.recipe.sampler.tree is not None:
             return self.recipe.train.group
         return min(self.recipe.train.group, GROUP, max(2, self.rows // 2))
 

@@ -7,7 +7,6 @@ import psutil
 import torch
 from torch import Tensor
 
-from flowrl.build import build_policy
 from flowrl.checking.proofs.bench import Bench, Replay, parts
 from flowrl.checking.proofs.learning import RATIO_SHARE
 from flowrl.checking.proofs.proof import Failed
@@ -16,6 +15,7 @@ from flowrl.exports import language
 from flowrl.planning.costs import plan_for
 from flowrl.planning.sizes.saved import count_saved
 from flowrl.planning.sizes.units import size_text
+from flowrl.policies.language.building import build as build_policy
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.loading import load_language
 
@@ -32,7 +32,6 @@ class TokenBench(Bench):
     def policy(self) -> LanguagePolicy:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The recipe's policy, proven by its own probe."""
         policy = build_policy(self.recipe)
-        assert isinstance(policy, LanguagePolicy)
         policy.max_rows = self.rows_at_once
         policy.prepare(self.drawn[0], self.plans[0])
         return policy

@@ -16,7 +16,7 @@ from flowrl.planning.sizes.inputs import BUILDERS, CallSetting, DenoiserCalls
 from flowrl.planning.sizes.known import PIPELINES
 from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
 from flowrl.policies import adapters
-from flowrl.recipe.checks import pipeline_class
+from flowrl.recipe.models import pipeline_class
 from flowrl.untyped import JSON, Tokenizer
 
 

@@ -14,7 +14,7 @@ from flowrl.planning.remembered import remembered
 from flowrl.planning.sizes.known import KNOWN
 from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
 from flowrl.planning.sizes.rewards import on_device
-from flowrl.recipe.checks import pipeline_class
+from flowrl.recipe.models import pipeline_class
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import JSON
 from samplers.decisions import stored_states

@@ -12,10 +12,9 @@ import torch
 
 import families
 from cli_support import call
-from flowrl.checking import check as checking
-from flowrl.checking.check import PROOFS, check
+from flowrl.checking.check import check
 from flowrl.checking.proofs import bench as bench_module
-from flowrl.checking.proofs import learning
+from flowrl.checking.proofs import common, denoising, learning
 from flowrl.checking.proofs import rows as single_rows
 from flowrl.checking.proofs.bench import Bench
 from flowrl.checking.proofs.proof import Failed, Finding
@@ -55,7 +54,7 @@ def test_everything_holds_on_the_quickstart_and_nothing_is_left_behind(capsys, m
     monkeypatch.chdir(tmp_path)
     code, out, err = command(capsys, monkeypatch, BASE, *FEW, "--rows", "16")
     assert code == 0 and err == ""
-    titles = [proof.title for proof in PROOFS["pipeline"]]
+    titles = [proof.title for proof in denoising.PROOFS]
     lines = [line for line in out.splitlines() if line.startswith("✓")]
     assert [line[2:41].strip() for line in lines] == titles
     measured = dict(zip(titles, (line[41:].strip() for line in lines), strict=True))
@@ -86,7 +85,7 @@ def test_a_failure_is_exit_code_1_and_what_does_not_need_it_is_still_shown(capsy
     assert marks["prompts load"] == "✓"
     for title in ("output folder can be written", "rewards can be set up", "model loads and can be replayed"):
         assert marks[title] == "✗"
-    assert {marks[p.title] for p in PROOFS["pipeline"][4:]} == {"–"}
+    assert {marks[p.title] for p in denoising.PROOFS[4:]} == {"–"}
     assert "nobody/nothing" in out and "weights are not there" in out
 
 
@@ -231,7 +230,7 @@ def test_full_weights_are_proven_without_what_is_about_adapters(monkeypatch):
     recipe = small("lora=null", "full=true", "train.lr=1e-4")
     *found, time = check(recipe, rows=8)
     assert isinstance(time, Duration) and time.total > 0
-    assert [f.held for f in found] == [True] * (len(PROOFS["pipeline"]) - 1)
+    assert [f.held for f in found] == [True] * (len(denoising.PROOFS) - 1)
     by_title = {f.title: f.measured for f in found}
     assert "without adapters it draws as before" not in by_title
     assert "inner" not in by_title["gradient arrives and is finite"]
@@ -256,8 +255,8 @@ def test_an_error_in_a_proof_is_told_by_its_place(monkeypatch):
     def stumble(bench):
         raise ZeroDivisionError("by zero")
 
-    proof = dataclasses.replace(checking.PROMPTS, show=stumble)
-    monkeypatch.setitem(PROOFS, "pipeline", (proof, checking.FOLDER))
+    proof = dataclasses.replace(common.PROMPTS, show=stumble)
+    monkeypatch.setattr(denoising, "PROOFS", (proof, common.FOLDER))
     found = findings(small())
     assert "ZeroDivisionError" in found[0].measured and "test_check.py" in found[0].cause
     assert found[1].held is True

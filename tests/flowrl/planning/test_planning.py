@@ -7,7 +7,8 @@ import torch
 
 from flowrl.names import load as load_step
 from flowrl.names import steps
-from flowrl.planning.costs import arithmetic, describe, eval_plan, plan_for
+from flowrl.planning.costs import arithmetic, eval_plan, plan_for
+from flowrl.planning.dry_run import describe
 from flowrl.planning.walks import check_trained
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load

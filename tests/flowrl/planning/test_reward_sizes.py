@@ -10,7 +10,7 @@ import transformers as tf
 from safetensors.torch import save_file
 
 from flowrl import names
-from flowrl.planning.costs import describe
+from flowrl.planning.dry_run import describe
 from flowrl.planning.sizes.known import KNOWN
 from flowrl.planning.sizes.memory import sizes
 from flowrl.planning.sizes.rewards import DEFAULTS, PARAMETERS, READER, on_device, weights_of

@@ -11,7 +11,8 @@ from flowrl.build import build_policy
 from flowrl.contracts import Prompt
 from flowrl.core.credit import row_advantages
 from flowrl.core.selection import extremes
-from flowrl.planning.costs import describe, plan_for
+from flowrl.planning.costs import plan_for
+from flowrl.planning.dry_run import describe
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
 from flowrl.runs.start import run

@@ -10,11 +10,12 @@ import pytest
 import yaml
 
 from flowrl import names
-from flowrl.recipe.checks import check_call, pipeline_class
+from flowrl.kinds import kind_of_model
+from flowrl.recipe.checks import check_call
 from flowrl.recipe.errors import RecipeError
-from flowrl.recipe.language import kind_of
-from flowrl.recipe.load import build, dump, load
-from flowrl.recipe.presets import DENOISING, LANGUAGE, PRESETS, with_preset
+from flowrl.recipe.load import build, dump, load, with_preset
+from flowrl.recipe.models import pipeline_class
+from flowrl.recipe.presets import DENOISING, LANGUAGE, PRESETS
 from flowrl.recipe.sampling import Window
 from flowrl.recipe.schema import Advantage, Objective, Recipe
 from flowrl.recipe.windows import WINDOW_KEYS
@@ -367,9 +368,11 @@ def test_a_mistake_in_a_language_recipe_is_one_line(overrides, place, words):
 
 
 def test_a_folder_tells_what_it_holds(tmp_path):
-    assert (kind_of("shapes-flux"), kind_of("owner/name"), kind_of(str(tmp_path))) == ("pipeline", None, None)
+    kinds = [kind_of_model(model) for model in ("shapes-flux", "owner/name", str(tmp_path))]
+    assert [kind and kind.name for kind in kinds] == ["denoising", None, None]
     (tmp_path / "config.json").write_text('{"architectures": ["Qwen2ForCausalLM"]}')
-    assert kind_of(str(tmp_path)) == "language"
+    kind = kind_of_model(str(tmp_path))
+    assert kind is not None and kind.name == "language"
     assert load("tiny_lm_grpo", [f"model={tmp_path}"]).model == str(tmp_path)
     for unreadable in ("{}", "{"):
         (tmp_path / "config.json").write_text(unreadable)

@@ -7,7 +7,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import assume, given, settings
 
-from flowrl.planning.costs import arithmetic, describe
+from flowrl.planning.costs import arithmetic
+from flowrl.planning.dry_run import describe
 from flowrl.planning.walks import walk
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load

@@ -7,7 +7,7 @@ import pytest
 
 from flowrl.build import build_objective
 from flowrl.core.objectives import grpo, step_weights
-from flowrl.planning.costs import describe
+from flowrl.planning.dry_run import describe
 from flowrl.planning.walks import check_trained
 from flowrl.recipe import presets
 from flowrl.recipe.errors import RecipeError

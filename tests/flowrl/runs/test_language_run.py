@@ -12,7 +12,8 @@ from cli_support import call, quiet
 from flowrl import names
 from flowrl.build import build_policy
 from flowrl.contracts import Prompt
-from flowrl.planning.costs import arithmetic, describe, eval_plan, plan_for
+from flowrl.planning.costs import arithmetic, eval_plan, plan_for
+from flowrl.planning.dry_run import describe
 from flowrl.recipe.load import load
 from flowrl.runs.start import run
 from flowrl.runs.weights import load_weights

@@ -23,7 +23,8 @@ from flowrl import names
 from flowrl.build import build_policy
 from flowrl.contracts import Rollout
 from flowrl.names import UserError
-from flowrl.planning.costs import arithmetic, describe, plan_for
+from flowrl.planning.costs import arithmetic, plan_for
+from flowrl.planning.dry_run import describe
 from flowrl.planning.sizes.rewards import weights_of
 from flowrl.reading.inputs import planned_prompts, read_prompts
 from flowrl.recipe.load import load

@@ -1,0 +1,22 @@
+"""What is proven of a language model before a run, in order."""
+
+from flowrl.checking.proofs import common, tokens
+from flowrl.checking.proofs.proof import Proof
+from flowrl.checking.proofs.tokens import TokenBench
+
+BENCH = TokenBench
+PROOFS = (
+    common.PROMPTS,
+    common.FOLDER,
+    common.REWARDS,
+    common.MODEL,
+    common.DISK,
+    Proof("greedy decoding is the model's own", tokens.untouched, (common.MODEL.title,)),
+    Proof("ratio is 1 at every token", tokens.ratio, (common.MODEL.title,)),
+    common.GRADIENT,
+    Proof("completions end", tokens.completions, (common.MODEL.title,)),
+    common.SCORES,
+    Proof("memory suffices", tokens.memory, (common.MODEL.title,)),
+    common.UPDATE,
+    common.WAY_BACK,
+)

@@ -1,0 +1,145 @@
+"""Models that denoise: any diffusers pipeline, whose decisions are denoising steps."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowrl.kinds.kind import Building, Exporter, Kind, Planning, Proofs, Words
+from flowrl.recipe.calls import check_modules
+from flowrl.recipe.default_noise import with_noise
+from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.objectives import check_step_objective
+from flowrl.recipe.presets import DENOISING
+from flowrl.recipe.sampling import Sampler
+from flowrl.recipe.schedules import check_schedule
+from flowrl.recipe.schema import Recipe
+from flowrl.recipe.steps import check_path, check_step
+from flowrl.recipe.trees import check_tree
+from flowrl.recipe.windows import check_window
+
+if TYPE_CHECKING:
+    from flowrl.contracts import Prompt
+
+
+class Denoising:
+    """The kind of a recipe with `pipeline` and `sampler`, and of any that has no section of another kind."""
+
+    name, section, unread, presets, texts = "denoising", None, (), DENOISING, False
+    index = "model_index.json"
+    words = Words(
+        model="a diffusers pipeline",
+        network="denoiser",
+        whole="whole pipeline",
+        forward="row",
+        forwards="denoiser row-forwards",
+        costs="row-forwards an iteration (guidance, where the pipeline uses it, doubles them)",
+        reference="the ODE",
+        reference_sample="the ODE's sample",
+    )
+
+    def holds(self, folder: Path) -> bool:
+        """Whether a folder has a pipeline's index."""
+        return (folder / self.index).is_file()
+
+    def refuse_model(self, model: str, other: Kind) -> RecipeError:
+        """The error for a model that is chosen by a section, which the recipe does not have."""
+        problem = f"got {model!r}, {other.words.model}, but nothing says how it generates"
+        return RecipeError("model", problem, f"add {other.section}={{max_new_tokens: NUMBER}}")
+
+    def completed(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The values with the usual noise of the step on this model."""
+        return with_noise(values)
+
+    def check_model(self, recipe: Recipe) -> Iterator[RecipeError]:
+        """Denoisers that are named and not there, and keys of language models."""
+        if recipe.lora is not None:
+            yield from check_modules(recipe.lora.modules, recipe.model)
+        if recipe.eval.temperature is not None:
+            problem = f"got {recipe.eval.temperature:g}, but only a language model has one"
+            yield RecipeError("eval.temperature", problem, "set eval.temperature=null")
+
+    def check_sampling(self, recipe: Recipe) -> Iterator[RecipeError]:
+        """Table, window and tree."""
+        yield from check_schedule(recipe)
+        yield from check_window(recipe)
+        yield from check_tree(recipe)
+
+    def check_objective(self, recipe: Recipe) -> Iterator[RecipeError]:
+        """What is said of tokens, and weights, ratios and divergences of steps."""
+        if recipe.train.skip_truncated:
+            problem = "got true, but only completions of a language model have a length limit that they may not reach"
+            yield RecipeError("train.skip_truncated", problem, "set train.skip_truncated=false")
+        yield from check_step_objective(recipe)
+
+    def check_parts(self, recipe: Recipe) -> Iterator[RecipeError]:
+        """The step, by its name and on this model."""
+        yield from check_step(recipe)
+        yield from check_path(recipe)
+
+    def call(self, recipe: Recipe) -> Any:
+        """The arguments of the pipeline's call."""
+        return recipe.pipeline
+
+    def noise(self, recipe: Recipe) -> Any:
+        """The step and its strength."""
+        return recipe.sampler.step, recipe.sampler.noise
+
+    def sampling(self, recipe: Recipe) -> dict[str, Any]:
+        """Step, noise and the number of steps of an evaluation."""
+        own = recipe.sampler
+        return {"step": own.step, "noise": own.noise, "steps": recipe.eval.steps or own.steps}
+
+    def sampled_by(self, recipe: Recipe, sampling: Mapping[str, Any]) -> Recipe:
+        """See Kind; the table is the model's own."""
+        steps = sampling["steps"]
+        sampler = Sampler(step=sampling["step"] or "", noise=sampling["noise"] or 0.0, steps=steps or 1)
+        evaluation = recipe.eval.model_copy(update={"steps": steps})
+        return recipe.model_copy(update={"sampler": sampler, "eval": evaluation})
+
+    def plain(self, recipe: Recipe) -> Recipe:
+        """See Kind: the same step on the same table, without window, tree, tail or shared noise."""
+        own = recipe.sampler
+        plain = Sampler(step=own.step, noise=own.noise, steps=own.steps, schedule=own.schedule)
+        return recipe.model_copy(update={"sampler": plain})
+
+    def prompt_arguments(self, model: str, *, online: bool) -> list[str]:
+        """The arguments of the pipeline's call; see `argument_names`."""
+        from flowrl.planning.sizes.calls import argument_names
+
+        return argument_names(model, online=online)
+
+    def refuse_prompts(self, prompts: Sequence["Prompt"]) -> str | None:
+        """None: what a pipeline does not take is there for rewards."""
+        return None
+
+    def library(self, export: str) -> str:
+        """diffusers, which reads pipelines and their LoRA."""
+        return "diffusers"
+
+    @property
+    def planning(self) -> Planning:
+        """Walks of denoising steps."""
+        from flowrl.planning import denoising
+
+        return denoising
+
+    @property
+    def building(self) -> Building:
+        """Policies over pipelines."""
+        from flowrl.policies.pipelines import building
+
+        return building
+
+    @property
+    def exporter(self) -> Exporter:
+        """Pipelines, and LoRA for them."""
+        from flowrl.exports import pipelines
+
+        return pipelines
+
+    @property
+    def proofs(self) -> Proofs:
+        """Proofs about denoising steps and pictures."""
+        from flowrl.checking.proofs import denoising
+
+        return denoising

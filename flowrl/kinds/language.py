@@ -1,0 +1,159 @@
+"""Language models: any causal one of transformers, whose decisions are tokens."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowrl.kinds.kind import Building, Exporter, Kind, Planning, Proofs, Words
+from flowrl.recipe.calls import read_json
+from flowrl.recipe.errors import RecipeError, show
+from flowrl.recipe.objectives import check_token_objective
+from flowrl.recipe.presets import LANGUAGE
+from flowrl.recipe.schema import Generation, Recipe
+
+if TYPE_CHECKING:
+    from flowrl.contracts import Prompt
+
+
+def section_of(recipe: Recipe) -> Generation:
+    """The section that says how tokens are drawn. Raises ValueError for a recipe of another kind."""
+    if recipe.generation is None:
+        raise ValueError("the recipe has no `generation`: its decisions are denoising steps")
+    return recipe.generation
+
+
+class Language:
+    """The kind of a recipe with `generation`."""
+
+    name, section, unread, presets, texts = "language", "generation", ("pipeline", "sampler"), LANGUAGE, True
+    index = "a causal model's config.json"
+    words = Words(
+        model="a language model",
+        network="model",
+        whole="whole model",
+        forward="token",
+        forwards="token-forwards",
+        costs="token-forwards an iteration, at most (completions may end early; prompts come on top)",
+        reference="greedy decoding",
+        reference_sample="the greedy answer",
+    )
+
+    def holds(self, folder: Path) -> bool:
+        """Whether a folder has the config of a network that transformers can name the class of."""
+        return "architectures" in read_json(folder / "config.json")
+
+    def refuse_model(self, model: str, other: Kind) -> RecipeError:
+        """The error for a model that has no tokens to draw."""
+        problem = f"got {model!r}, {other.words.model}, but generation is for a language model"
+        return RecipeError("model", problem, "give a transformers folder or a hub id, or remove generation")
+
+    def completed(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The values with the constant of tokens: the length limit, not the longest completion that was drawn."""
+        for name in self.unread:
+            if values.get(name):
+                problem = f"got {show(values[name])}, but `generation` makes this a language model's recipe"
+                raise RecipeError(name, problem, f"remove {name}, or set generation=null")
+        objective, generation = values.get("objective"), values.get("generation")
+        limit = generation.get("max_new_tokens") if isinstance(generation, dict) else None
+        if not isinstance(objective, dict) or not isinstance(limit, int):
+            return values
+        if objective.get("aggregate") != "constant" or objective.get("length") is not None:
+            return values
+        return values | {"objective": objective | {"length": limit}}
+
+    def check_model(self, recipe: Recipe) -> Iterator[RecipeError]:
+        """Keys of pipelines, and a system message without a chat."""
+        if recipe.eval.steps is not None:
+            problem = f"got {recipe.eval.steps}, but a language model has no denoising steps"
+            yield RecipeError("eval.steps", problem, "set eval.steps=null")
+        if recipe.lora is not None and recipe.lora.modules is not None:
+            problem = f"got {show(recipe.lora.modules)}, but a language model is one module"
+            yield RecipeError("lora.modules", problem, "set lora.modules=null")
+        if recipe.offload:
+            yield RecipeError("offload", "got true, but a language model is used all the time", "set offload=false")
+        given = section_of(recipe)
+        if given.system is not None and given.chat_template is False:
+            problem = "given, but generation.chat_template is false, so there is no chat that it could go into"
+            yield RecipeError("generation.system", problem, "remove it, or set generation.chat_template=auto")
+
+    def check_sampling(self, recipe: Recipe) -> Iterator[RecipeError]:
+        """Nothing: the types of `generation` say it all."""
+        return iter(())
+
+    def check_objective(self, recipe: Recipe) -> Iterator[RecipeError]:
+        """What is said of denoising steps."""
+        return check_token_objective(recipe)
+
+    def check_parts(self, recipe: Recipe) -> Iterator[RecipeError]:
+        """Rewards that would begin before all is drawn."""
+        for name, spec in recipe.rewards.items():
+            if spec.overlap:
+                problem = "got true, but the completions of a language model are complete at once"
+                yield RecipeError(f"rewards.{name}.overlap", problem, f"remove rewards.{name}.overlap")
+
+    def call(self, recipe: Recipe) -> Any:
+        """How a prompt becomes a chat."""
+        given = section_of(recipe)
+        return given.chat_template, given.system
+
+    def noise(self, recipe: Recipe) -> Any:
+        """Nothing: the plan says how tokens are drawn."""
+        return ()
+
+    def sampling(self, recipe: Recipe) -> dict[str, Any]:
+        """None: runs are measured as their own recipes draw."""
+        return {"step": None, "noise": None, "steps": None}
+
+    def sampled_by(self, recipe: Recipe, sampling: Mapping[str, Any]) -> Recipe:
+        """The recipe as it is."""
+        return recipe
+
+    def plain(self, recipe: Recipe) -> Recipe:
+        """The recipe as it is: its plan never changes, and every token is drawn."""
+        return recipe
+
+    def prompt_arguments(self, model: str, *, online: bool) -> list[str]:
+        """None: a model of text takes the prompt alone."""
+        return []
+
+    def refuse_prompts(self, prompts: Sequence["Prompt"]) -> str | None:
+        """Why prompts with pictures cannot be answered."""
+        seeing = next((prompt for prompt in prompts if prompt.media), None)
+        if seeing is None:
+            return None
+        return (
+            f"the prompt {seeing.text!r} has a picture (media or image), and a language model of text "
+            "does not see it; remove that column"
+        )
+
+    def library(self, export: str) -> str:
+        """peft for a LoRA, transformers for a whole model."""
+        return "peft" if export == "lora" else "transformers"
+
+    @property
+    def planning(self) -> Planning:
+        """How tokens are drawn, and what that costs."""
+        from flowrl.planning import language
+
+        return language
+
+    @property
+    def building(self) -> Building:
+        """Policies over causal language models."""
+        from flowrl.policies.language import building
+
+        return building
+
+    @property
+    def exporter(self) -> Exporter:
+        """Folders of transformers, and LoRA of peft."""
+        from flowrl.exports import language
+
+        return language
+
+    @property
+    def proofs(self) -> Proofs:
+        """Proofs about tokens and completions."""
+        from flowrl.checking.proofs import language
+
+        return language

@@ -1,0 +1,124 @@
+"""What a recipe of a denoising model does and costs: plans, arithmetic, and what a dry run shows of them."""
+
+import textwrap
+
+from flowrl.planning import walks
+from flowrl.planning.costs import Arithmetic, rows_at_once
+from flowrl.planning.walks import AnyPlan
+from flowrl.recipe.schema import Recipe
+from samplers.decisions import replay_forwards
+from samplers.plan import Plan, Tree
+from samplers.trees import lines as tree_lines
+from samplers.trees import picture
+
+
+def plan(recipe: Recipe, iteration: int) -> AnyPlan:
+    """The role of every denoising step."""
+    return walks.walk(recipe, iteration)
+
+
+def eval_plan(recipe: Recipe) -> Plan:
+    """The pure ODE walk."""
+    return walks.ode(recipe)
+
+
+def group_plan(recipe: Recipe) -> Plan:
+    """The same: samples of one prompt differ by the noise that they begin with."""
+    return walks.ode(recipe)
+
+
+def reference_plan(recipe: Recipe) -> Plan:
+    """The ODE, in as many steps as the samples of training take."""
+    return walks.ode(recipe.model_copy(update={"eval": recipe.eval.model_copy(update={"steps": None})}))
+
+
+def starts(plan: AnyPlan, group: int) -> list[int]:
+    """Which initial noise of its prompt each finished sample began with."""
+    tree = plan.tree(group)
+    return [tree.segments[tree.path(leaf)[0]].start for leaf in tree.leaves]
+
+
+def check(recipe: Recipe) -> None:
+    """See `walks.check_trained`."""
+    walks.check_trained(recipe)
+
+
+def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
+    """The arithmetic of an iteration, in row-forwards.
+
+    What the samples of a prompt share costs one row, in the rollout, and in training one a micro-batch.
+    """
+    train = recipe.train
+    tree = walks.walk(recipe, iteration).tree(train.group)
+    rows = train.prompts * len(tree.rows)
+    per_update = rows // train.updates
+    by_step = train.update_by == "steps"
+    one_pass = replay_forwards(tree, train.prompts, train.updates, train.micro_batch, by_step=by_step)
+    reference = replay_forwards(tree, train.prompts, 1, train.micro_batch)
+    in_two_passes = recipe.objective.level != "token" and len(tree.trained) > 1  # see backward.py
+    return Arithmetic(
+        samples=train.prompts * len(tree.leaves),
+        rows=rows,
+        rows_per_update=per_update,
+        optimizer_steps=train.epochs * train.updates,
+        micro_batches=-(-per_update // (train.micro_batch or per_update)),
+        rollout_forwards=train.prompts * sum(len(front.units) for front in tree.fronts),
+        train_forwards=train.epochs * one_pass,
+        reference_forwards=reference if recipe.objective.kl > 0 else 0,
+        whole_row_forwards=train.epochs * one_pass if in_two_passes else 0,
+        rows_at_once=rows_at_once(recipe, max(part.rows for part in tree.passes())),
+    )
+
+
+def eval_forwards(recipe: Recipe) -> int:
+    """A row-forward a step."""
+    return walks.ode(recipe).num_steps
+
+
+def lines(recipe: Recipe) -> list[str]:
+    """How the steps are walked, as a picture of each walk that differs."""
+    sampler, group = recipe.sampler, recipe.train.group
+    schedule = "" if sampler.schedule.kind == "own" else f" on a {sampler.schedule.kind} table"
+    shared = ", groups share their first latent" if sampler.share_noise else ""
+    legend = "● draws noise and is trained   · follows the ODE"
+    first = walks.walk(recipe, 0).tree(group)
+    legend += "   o draws noise" if "o" in picture(first) else ""
+    legend += f"   | {sampler.tail.solver} from here" if sampler.tail is not None else ""
+    walk = f"{sampler.steps} by {sampler.step}, noise {sampler.noise:g}{schedule}{shared}"
+    text = [f"steps       {walk}", f"            {legend}"]
+    shown = _shown_iterations(recipe)
+    width = len(str(shown[-1]))
+    text += [f"            {picture(walks.walk(recipe, i).tree(group))}  iteration {i:>{width}}" for i in shown]
+    if len(shown) == 1:
+        text[-1] += " and all others"
+    elif shown[-1] < recipe.train.iterations - 1:
+        text.append("            … and so on")
+    if recipe.prompts.heldout is not None:
+        text.append(f"            {picture(walks.ode(recipe).tree(1))}  evaluation")
+    return [*text, *_rows_of_tree(first)] if sampler.tree is not None else text
+
+
+def _rows_of_tree(tree: Tree) -> list[str]:
+    """Rows of the denoiser that a tree takes, step by step, wrapped."""
+    lines = ["tree        rows of the denoiser a prompt, at iteration 0"]
+    for text in tree_lines(tree):
+        lines += [f"            {part}" for part in textwrap.wrap(text, 106)]
+    return lines
+
+
+def _shown_iterations(recipe: Recipe, limit: int = 8) -> list[int]:
+    """The iterations at which the plan changes, the first of them."""
+    found, before = [], None
+    for i in range(min(recipe.train.iterations, 1000)):
+        plan = walks.walk(recipe, i)
+        if plan != before:
+            found.append(i)
+        if len(found) == limit:
+            break
+        before = plan
+    return found
+
+
+def eval_words(recipe: Recipe) -> str:
+    """How many steps the ODE takes."""
+    return f"{walks.ode(recipe).num_steps} ODE steps"

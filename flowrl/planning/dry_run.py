@@ -1,0 +1,146 @@
+"""The text of a dry run: what a recipe will do, in words."""
+
+from typing import Any
+
+from flowrl.kinds import kind_of
+from flowrl.planning import walks
+from flowrl.planning.costs import arithmetic, plan_for
+from flowrl.planning.sizes.rewards import on_device, told
+from flowrl.planning.sizes.units import size_text
+from flowrl.recipe.schema import Recipe
+
+
+def describe(recipe: Recipe, *, num_train: int | None = None, num_heldout: int | None = None) -> str:
+    """The text of --dry-run: batches, which steps draw noise and learn, costs, rewards, output.
+
+    num_train and num_heldout are the numbers of prompts, where they have been read.
+    """
+    decisions = kind_of(recipe).planning.lines(recipe)
+    blocks = [_batches(recipe, num_train, num_heldout), decisions, _costs(recipe), _ends(recipe)]
+    return "\n\n".join("\n".join(block) for block in blocks)
+
+
+def _batches(recipe: Recipe, num_train: int | None, num_heldout: int | None) -> list[str]:
+    train, a = recipe.train, arithmetic(recipe)
+    learns = f"all weights of the {kind_of(recipe).words.network}"
+    if recipe.lora is not None:
+        learns = f"LoRA rank {recipe.lora.rank}, alpha {recipe.lora.alpha:g} on {_listed(recipe.lora.targets)}"
+    micro = "1 part" if a.micro_batches == 1 else f"{a.micro_batches} micro-batches of up to {train.micro_batch} rows"
+    passes = "1 pass" if train.epochs == 1 else f"{train.epochs} passes"
+    again = f"; groups without advantage are drawn anew, up to {_count(train.refill, 'time')}" if train.refill else ""
+    finished = "" if a.samples == a.rows else f" that lead to {a.samples} samples"
+    heldout = "none" if recipe.prompts.heldout is None else f"{recipe.prompts.heldout}{_number(num_heldout)}"
+    return [
+        f"model       {recipe.model}",
+        f"learns      {learns}, lr {train.lr:g} {train.schedule}",
+        f"prompts     {recipe.prompts.train}{_number(num_train)}; held out: {heldout}",
+        f"iteration   {train.prompts} prompts x {train.group} samples = {a.rows} rows{finished}, "
+        f"{a.rows_at_once} at once{again}",
+        f"update      {passes} x {_count(train.updates, 'update')} = {_count(a.optimizer_steps, 'optimizer step')}, "
+        f"each on {a.rows_per_update} rows ({_part_of_update(recipe)}) in {micro}",
+        f"run         {_count(train.iterations, 'iteration')} = "
+        f"{_count(train.iterations * a.optimizer_steps, 'optimizer step')}, {train.iterations * a.samples} samples"
+        + (f"; ends after {train.seconds:g} s of training" if train.seconds is not None else ""),
+    ]
+
+
+def _part_of_update(recipe: Recipe) -> str:
+    """What an optimizer step takes of a rollout, in words."""
+    train = recipe.train
+    if train.update_by == "prompts":
+        return _count(train.prompts // train.updates, "prompt")
+    steps = len(walks.walk(recipe, 0).tree(train.group).trained) // train.updates
+    return f"{_count(steps, 'step')} of all prompts"
+
+
+def _costs(recipe: Recipe) -> list[str]:
+    first: dict[Any, int] = {}  # the first iteration of each plan: the same plan costs the same
+    for i in range(min(recipe.train.iterations, 1000)):
+        first.setdefault(plan_for(recipe, i), i)
+    costs = [arithmetic(recipe, i) for i in first.values()]
+
+    def span(name: str) -> str:
+        values = [getattr(c, name) for c in costs]
+        low, high = min(values), max(values)
+        return f"{low}" if low == high else f"{low} to {high}"
+
+    pruned = recipe.sampler.tree is not None and recipe.sampler.tree.width_prune
+    exact = recipe.objective.kl > 0 and recipe.train.keep is None and not (recipe.train.drop_silent or pruned)
+    words = kind_of(recipe).words
+    lines = [
+        f"{words.network:<12}{words.costs}",
+        f"            rollout {span('rollout_forwards')}, training {'' if exact else 'at most '}"
+        f"{span('train_forwards')} with gradient"
+        + (f", reference {span('reference_forwards')}" if recipe.objective.kl > 0 else ""),
+    ]
+    if any(c.whole_row_forwards for c in costs):
+        lines.append(f"            before it {span('whole_row_forwards')} without gradient, for ratios of whole rows")
+    if recipe.train.keep is not None:
+        lines.append(
+            f"            of rows that are compared, only the best and the worst {recipe.train.keep // 2} are trained"
+        )
+    if recipe.train.drop_silent:
+        lines.append("            rows whose advantage is 0 leave the loss first; updates share out the others")
+    if recipe.train.refill:
+        lines.append(f"            drawing groups anew takes at most {recipe.train.refill} more rollouts")
+    return [*lines, _objective(recipe)]
+
+
+def _objective(recipe: Recipe) -> str:
+    objective = recipe.objective
+    low, high = objective.clip_range
+    parts = [f"{objective.level} ratio{' (centred)' if objective.ratio == 'centred' else ''}"]
+    masked = objective.kl_mask is not None
+    parts += [f"left alone beyond KL {objective.kl_mask:g}" if masked else f"clip -{low:g} +{high:g}"]
+    if objective.weight != "none":
+        weight = objective.weight
+        parts += [f"weights {weight if isinstance(weight, str) else ' '.join(f'{w:g}' for w in weight)}"]
+    parts += [f"dual {objective.dual:g}"] if objective.dual is not None else []
+    parts += [f"log-ratio within {objective.log_ratio_limit:g}"] if objective.log_ratio_limit is not None else []
+    parts += [f"KL {objective.kl:g} ({objective.kl_kind})"] if objective.kl > 0 else []
+    share = objective.entropy_share
+    parts += [f"policy gradient of the top {share:g} of tokens by entropy"] if share is not None else []
+    parts += ["guidance trained in its conditional half"] if objective.guidance_gradient == "conditional" else []
+    length = f", length {objective.length}" if objective.length is not None else ""
+    advantage = f"baseline {recipe.advantage.baseline}, scale {recipe.advantage.scale}"
+    text = f"objective   {objective.preset}: {', '.join(parts)}, {objective.aggregate}{length};"
+    return f"{text} {advantage}" if len(text) + len(advantage) < 120 else f"{text}\n{'':<12}{advantage}"
+
+
+def _ends(recipe: Recipe) -> list[str]:
+    lines, evaluation = _rewards(recipe), recipe.eval
+    when = [f"every {evaluation.every} iterations"] if evaluation.every else []
+    when += [f"every {evaluation.every_seconds:g} s of training"] if evaluation.every_seconds else []
+    when += [word for word, on in (("at the start", evaluation.at_start), ("at the end", evaluation.at_end)) if on]
+    number = "all" if evaluation.prompts is None else evaluation.prompts
+    if recipe.prompts.heldout is not None and when:
+        how = kind_of(recipe).planning.eval_words(recipe)
+        lines.append(f"eval        {number} held-out prompts {', '.join(when)}, {how}")
+    return [*lines, f"output      {recipe.output}"]
+
+
+def _rewards(recipe: Recipe) -> list[str]:
+    """Each reward, how it counts, and what its weights take."""
+    width, lines = max(len(name) for name in recipe.rewards), []
+    for i, (name, spec) in enumerate(recipe.rewards.items()):
+        role = f"weight {spec.weight:g}" if spec.weight else "witness"
+        weights = told(spec.use, spec.args, spec.device, size_text)
+        line = f"{'rewards' if i == 0 else '':<12}{name:<{width}}  {spec.use}, {role}"
+        lines.append(f"{line}: {weights}" if weights else line)
+    stay, at_work = on_device(recipe.rewards, recipe.device)
+    if at_work:
+        aside = f", {size_text(at_work - stay)} of them only while they score" if at_work > stay else ""
+        lines.append(f"{'':<12}{size_text(at_work)} of reward models on the run's device{aside}")
+    return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _number(number: int | None) -> str:
+    return "" if number is None else f" ({number})"
+
+
+def _listed(targets: str | list[str]) -> str:
+    return targets if isinstance(targets, str) else f"{len(targets)} named kinds of layer"

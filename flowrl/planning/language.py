@@ -1,0 +1,91 @@
+"""What a recipe of a language model does and costs: how tokens are drawn, arithmetic, and what a dry run says."""
+
+from dataclasses import replace
+
+from flowrl.kinds.language import section_of
+from flowrl.planning.costs import Arithmetic, rows_at_once
+from flowrl.recipe.schema import Recipe
+from samplers.tokens import Generation
+
+
+def plan(recipe: Recipe, iteration: int) -> Generation:
+    """How the tokens of a training iteration are drawn: alike in all of them."""
+    given = section_of(recipe)
+    return Generation(given.max_new_tokens, given.temperature, given.top_k, given.top_p)
+
+
+def eval_plan(recipe: Recipe) -> Generation:
+    """How those of an evaluation are: by eval.temperature, else as in training."""
+    given, heat = section_of(recipe), recipe.eval.temperature
+    return Generation(given.max_new_tokens, given.temperature if heat is None else heat, given.top_k, given.top_p)
+
+
+def group_plan(recipe: Recipe) -> Generation:
+    """As in training: greedy completions of one prompt would all be the same."""
+    return plan(recipe, 0)
+
+
+def reference_plan(recipe: Recipe) -> Generation:
+    """Greedy decoding."""
+    return replace(eval_plan(recipe), temperature=0.0)
+
+
+def starts(plan: Generation, group: int) -> list[int]:
+    """The one greedy answer, whatever the sample."""
+    return [0] * group
+
+
+def check(recipe: Recipe) -> None:
+    """Nothing: every token that is drawn is trained."""
+
+
+def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
+    """The arithmetic of an iteration, in token-forwards, at most.
+
+    The exact divergence takes the reference's distributions anew in every replay: they are too large to be kept.
+    """
+    train, objective = recipe.train, recipe.objective
+    rows = train.prompts * train.group
+    per_update = rows // train.updates
+    drawn = rows * section_of(recipe).max_new_tokens
+    passes = 1 + (train.epochs if objective.kl_kind == "exact" else 0)
+    return Arithmetic(
+        samples=rows,
+        rows=rows,
+        rows_per_update=per_update,
+        optimizer_steps=train.epochs * train.updates,
+        micro_batches=-(-per_update // (train.micro_batch or per_update)),
+        rows_at_once=rows_at_once(recipe, train.group),
+        rollout_forwards=drawn,
+        train_forwards=train.epochs * drawn,
+        reference_forwards=passes * drawn if objective.kl > 0 else 0,
+    )
+
+
+def eval_forwards(recipe: Recipe) -> int:
+    """A forward a token, as if each completion took all of them."""
+    return section_of(recipe).max_new_tokens
+
+
+def lines(recipe: Recipe) -> list[str]:
+    """What a dry run says about how tokens are drawn."""
+    given = section_of(recipe)
+    chat = {"auto": "the tokenizer's chat template, where it has one", True: "the chat template", False: "no template"}
+    message = "" if given.system is None else " and a system message"
+    return [
+        f"tokens      {words(plan(recipe, 0))}; every one of them is trained",
+        f"            {chat[given.chat_template]}{message}",
+    ]
+
+
+def words(plan: Generation) -> str:
+    """A plan in words."""
+    how = f"temperature {plan.temperature:g}" if plan.temperature else "greedy"
+    cuts = [f"top {plan.top_k}"] if plan.top_k is not None else []
+    cuts += [f"nucleus {plan.top_p:g}"] if plan.top_p < 1 else []
+    return ", ".join([f"at most {plan.max_new_tokens} new tokens", how, *(cuts if plan.temperature else [])])
+
+
+def eval_words(recipe: Recipe) -> str:
+    """How the tokens of an evaluation are drawn."""
+    return words(eval_plan(recipe))
