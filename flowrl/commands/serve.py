@@ -1,4 +1,4 @@
-"""`flowrl serve-rewards`: rewards for runs on other machines, or in other processes."""
+"""`flowrl serve-rewards`: rewards for runs on other machines or in other processes."""
 
 from typing import Annotated
 

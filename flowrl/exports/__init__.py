@@ -1,4 +1,5 @@
-"""Trained weights in the formats of other tools, checked by using them there.
+"""Trained weights in the formats of other tools, verified by loading them there.
 
-`writer.py` does what every kind of model needs, `card.py` the text beside the weights, `pipelines.py` diffusers.
+`writer.py` does what every kind of model needs, `card.py` writes the model card, `pipelines.py` exports diffusers
+pipelines, `language.py` language models.
 """

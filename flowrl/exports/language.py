@@ -1,4 +1,4 @@
-"""What a trained language model is exported as, and how the export is used without flowrl.
+"""The export formats of a trained language model, and how an export is used without flowrl.
 
 Kinds: "lora" is what `peft.PeftModel.from_pretrained` reads, "merged" a transformers folder with its tokenizer.
 """
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -22,10 +21,11 @@ from flowrl.policies.language.chat import Encoder
 from flowrl.policies.language.policy import LanguagePolicy, stop_ids
 from flowrl.policies.loading import load_language
 from flowrl.recipe.schema import Recipe
+from flowrl.untyped import LanguageModel, Tokenizer
 
 
 def write(policy: LanguagePolicy, folder: Path, kind: str) -> None:
-    """Writes the policy's weights as they are; "merged" adds the adapters to the weights under them."""
+    """Writes the policy's weights as they are; "merged" merges the adapters into the base weights."""
     adapted = getattr(policy.model, "_hf_peft_config_loaded", False)
     if kind == "lora" or not adapted:
         policy.source.save_weights(folder)
@@ -33,35 +33,39 @@ def write(policy: LanguagePolicy, folder: Path, kind: str) -> None:
     with TemporaryDirectory() as aside:
         policy.source.save_weights(Path(aside))
         network, tokenizer = load_language(str(policy.model.name_or_path), policy.model.dtype)
-        merged: Any = PeftModel.from_pretrained(network, aside)
+        merged: LanguageModel = PeftModel.from_pretrained(network, aside)
         merged.merge_and_unload().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 
 @torch.no_grad()
 def draw(policy: LanguagePolicy, recipe: Recipe, prompts: Sequence[Prompt]) -> list[Tensor]:
-    """The greedy completion of each prompt: [2, K], its token ids and their log-probs at temperature 1."""
+    """The greedy completion of each prompt: float64 [2, K], token ids and their log-probs (nats) at temperature 1."""
     plan = replace(eval_plan(recipe), temperature=0.0)
-    found = []
+    completions = []
     for prompt in prompts:
         rollout = policy.rollout([prompt], group_size=1, plan=plan, seed=recipe.seed)
         length = int(rollout.replay.length[0])
-        found.append(_padded(rollout.replay.tokens[0, :length], rollout.rollout_logp[0, :length], plan.max_new_tokens))
-    return found
+        completions.append(
+            _pad(rollout.replay.tokens[0, :length], rollout.rollout_logp[0, :length], plan.max_new_tokens)
+        )
+    return completions
 
 
 def redraw(recipe: Recipe, folder: Path, kind: str, prompts: Sequence[Prompt]) -> list[Tensor]:
-    """What the plain model with the exported weights completes; see `draw`."""
-    return completed(recipe, *load(recipe, folder, kind), prompts)
+    """The completions of the plain model with the exported weights; see `draw`."""
+    return complete_greedily(recipe, *load(recipe, folder, kind), prompts)
 
 
 @torch.no_grad()
-def completed(recipe: Recipe, network: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> list[Tensor]:
-    """Greedy completions by transformers' own `generate`, as `draw` gives those of a policy."""
+def complete_greedily(
+    recipe: Recipe, network: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Prompt]
+) -> list[Tensor]:
+    """Greedy completions by transformers' own `generate`, in the form of `draw`."""
     section = section_of(recipe)
     network.to(device_of(recipe.device))
     encode = Encoder(tokenizer, template=section.chat_template, system=section.system)
-    found = []
+    completions = []
     for prompt in prompts:
         ids = torch.tensor([encode(prompt.text, stop_ids(network, tokenizer))], device=network.device)
         output = network.generate(
@@ -74,19 +78,19 @@ def completed(recipe: Recipe, network: Any, tokenizer: Any, prompts: Sequence[Pr
         )
         tokens = output.sequences[0, ids.shape[1] :]
         logp = torch.stack([step[0].float().log_softmax(-1) for step in output.logits])
-        found.append(_padded(tokens, logp.gather(1, tokens[:, None])[:, 0], section.max_new_tokens))
-    return found
+        completions.append(_pad(tokens, logp.gather(1, tokens[:, None])[:, 0], section.max_new_tokens))
+    return completions
 
 
-def load(recipe: Recipe, folder: Path, kind: str) -> tuple[Any, Any]:
-    """(model, tokenizer) that `usage` describes, in the recipe's model dtype."""
+def load(recipe: Recipe, folder: Path, kind: str) -> tuple[LanguageModel, Tokenizer]:
+    """The (model, tokenizer) that `usage` loads, in the recipe's model dtype."""
     dtype = getattr(torch, recipe.dtype.model)
     network, tokenizer = load_language(recipe.model if kind == "lora" else str(folder), dtype)
     return (PeftModel.from_pretrained(network, folder).eval() if kind == "lora" else network), tokenizer
 
 
 def usage(recipe: Recipe, folder: Path, kind: str) -> str:
-    """Python that loads the export, with FOLDER for its place."""
+    """Python code that loads the export, with FOLDER for its path."""
     head = ["import torch", "from transformers import AutoModelForCausalLM, AutoTokenizer"]
     base = repr(recipe.model) if kind == "lora" else '"FOLDER"'
     if kind == "lora":
@@ -100,7 +104,10 @@ def usage(recipe: Recipe, folder: Path, kind: str) -> str:
     return "\n".join([*head, "", *lines, f"tokenizer = AutoTokenizer.from_pretrained({base})"])
 
 
-def _padded(tokens: Tensor, logp: Tensor, width: int) -> Tensor:
-    """[2, width], -1 where the completion has ended: completions that differ in a token differ by at least 1."""
+def _pad(tokens: Tensor, logp: Tensor, width: int) -> Tensor:
+    """float64 [2, width] of tokens int64 [K] and logp float [K], padded with -1.
+
+    Completions that differ in a token differ by at least 1.
+    """
     both = torch.stack([tokens.double().cpu(), logp.double().cpu()])
     return torch.nn.functional.pad(both, (0, width - both.shape[1]), value=-1.0)

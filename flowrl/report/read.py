@@ -8,15 +8,14 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from flowrl.names import UserError
 from flowrl.recipe import scalars
+from flowrl.untyped import JSON
 
-Json = Any  # whatever a file holds, unchecked
-JsonObject = dict[str, Json]
+JsonObject = dict[str, JSON]
 Points = list[tuple[int, float | None]]
 
 
@@ -153,7 +152,7 @@ def dict_or_empty(value: object) -> JsonObject:
     return value if isinstance(value, dict) else {}
 
 
-def list_or_empty(value: object) -> list[Json]:
+def list_or_empty(value: object) -> list[JSON]:
     """A list as it is, anything else as an empty one."""
     return value if isinstance(value, list) else []
 

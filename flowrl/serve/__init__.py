@@ -1,1 +1,1 @@
-"""`flowrl serve-rewards`: rewards behind HTTP. config -> listen (app, gate) -> pool -> worker processes."""
+"""`flowrl serve-rewards`: rewards over HTTP. config -> socket (connections, app) -> pool -> worker processes."""

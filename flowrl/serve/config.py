@@ -1,4 +1,4 @@
-"""What a server of rewards is told: `rewards` as in a recipe, and `serve`. A whole recipe will do, too."""
+"""The configuration of a reward server: `rewards` as in a recipe, and `serve`. A whole recipe works, too."""
 
 import ipaddress
 import os
@@ -16,18 +16,17 @@ from flowrl.recipe.load import parse
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.schema import Recipe
 
-SHORTEST_TOKEN = 16  # characters
+MIN_TOKEN_LENGTH = 16  # characters
 
 
-class Serve(Strict):
-    """Where the server listens, and how much it takes.
+class ServeSection(Strict):
+    """Where the server listens, and its limits.
 
-    token_env: the environment variable that holds the token which requests must carry; needed as soon as host is not of
-    this machine alone. workers: processes, each with all rewards. queue: requests that may wait beside those being
-    scored; more are told to come again. device: where rewards with weights live that name none. timeout: seconds that a
-    request may wait, and that scoring it may take. max_bytes, max_items and max_pixels: of one request; pixels of all
-    its pictures and frames together. max_connections: of one address; a further one takes the place of one that is
-    silent.
+    token_env: the environment variable that holds the token which requests must carry; required unless host is a
+    loopback address. workers: processes, each with all rewards. queue: requests that may wait besides those being
+    scored; further ones are asked to retry. device: of rewards with weights that do not name one. timeout: seconds that
+    a request may wait, and that scoring it may take. max_bytes, max_items and max_pixels: of one request; pixels are
+    summed over its pictures and frames. max_connections: of one address; a further one replaces an idle one.
     """
 
     host: str = key("127.0.0.1", "an address or name of this machine", min_length=1)
@@ -43,15 +42,15 @@ class Serve(Strict):
     max_connections: int = key(64, "a whole number >= 1", ge=1)
 
 
-class Config(Strict):
-    """A file for `flowrl serve-rewards`."""
+class ServerConfig(Strict):
+    """A configuration file for `flowrl serve-rewards`."""
 
     rewards: dict[str, RewardSpec] = key(..., "names mapped to {use, args, batch, device, ...}", min_length=1)
-    serve: Serve = part(Serve)
+    serve: ServeSection = part(ServeSection)
 
 
-def load(path_or_name: str, **changes: object) -> Config:
-    """The checked configuration in a file, or the rewards of a recipe; changes (None: unchanged) go over `serve`.
+def load(path_or_name: str, **changes: object) -> ServerConfig:
+    """The checked configuration in a file, or the rewards of a recipe; changes (None: unchanged) override `serve`.
 
     Raises RecipeError, in one line.
     """
@@ -60,51 +59,51 @@ def load(path_or_name: str, **changes: object) -> Config:
         raise RecipeError("config", f"got {path_or_name!r}, accepted: a YAML file or a recipe", "give its path")
     values = parse(path)
     for name in values:
-        if name not in Config.model_fields and name not in Recipe.model_fields:
-            raise unknown_key(name, list(Config.model_fields))
+        if name not in ServerConfig.model_fields and name not in Recipe.model_fields:
+            raise unknown_key(name, list(ServerConfig.model_fields))
     serve = values.get("serve") or {}
     if isinstance(serve, dict):
         serve = serve | {name: value for name, value in changes.items() if value is not None}
     try:
-        config = Config.model_validate({"rewards": values.get("rewards"), "serve": serve})
+        config = ServerConfig.model_validate({"rewards": values.get("rewards"), "serve": serve})
     except ValidationError as error:
-        raise translate(error, Config) from None
+        raise translate(error, ServerConfig) from None
     if errors := [error for name, spec in config.rewards.items() for error in check_reward(name, spec)]:
         raise first_of(errors)
     return config
 
 
-def token_of(serve: Serve) -> str | None:
-    """The token that requests must carry. Raises RecipeError where one is needed and missing, or too short."""
+def read_token(serve: ServeSection) -> str | None:
+    """The token that requests must carry, or None. Raises RecipeError if one is required but missing or too short."""
     if serve.token_env is None:
         if not is_loopback(serve.host):
-            problem = f"missing, but {serve.host} is reached from other machines"
+            problem = f"missing, but {serve.host} can be reached from other machines"
             raise RecipeError("serve.token_env", problem, "set it to the environment variable that holds a token")
         return None
     token = os.environ.get(serve.token_env, "")
-    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
-        problem = f"{serve.token_env} holds no token of at least {SHORTEST_TOKEN} letters, digits and signs"
+    if len(token) < MIN_TOKEN_LENGTH or not token.isascii() or not token.isprintable() or " " in token:
+        problem = f"{serve.token_env} does not hold a token of at least {MIN_TOKEN_LENGTH} printable ASCII characters"
         raise RecipeError("serve.token_env", problem, f"export {serve.token_env}=$(openssl rand -hex 24)")
     return token
 
 
 def is_loopback(host: str) -> bool:
-    """Whether every address of a host is this machine's own."""
+    """Whether every address of a host is a loopback address."""
     return all(ipaddress.ip_address(address[4][0]).is_loopback for address in _addresses(host))
 
 
-def listen(serve: Serve) -> socket.socket:
-    """A socket that listens. Raises UserError where the address is taken or not this machine's."""
+def open_socket(serve: ServeSection) -> socket.socket:
+    """A listening socket. Raises UserError if the address is in use or not this machine's."""
     family, _, _, _, address = _addresses(serve.host, serve.port)[0]
     try:
         return socket.create_server(address[:2], family=family, backlog=512)
     except OSError as error:
         where = f"{serve.host}:{serve.port}"
-        raise UserError(f"serve.port: {where} cannot be taken ({error.strerror}); give another, or 0") from error
+        raise UserError(f"serve.port: {where} cannot be used ({error.strerror}); give another port, or 0") from error
 
 
 def _addresses(host: str, port: int = 0) -> list[tuple]:
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise RecipeError("serve.host", f"got {host!r}, which has no address ({error})", "give another") from None
+        raise RecipeError("serve.host", f"got {host!r}, which has no address ({error})", "give another host") from None

@@ -1,4 +1,4 @@
-"""How a server and its workers talk through pipes: a length of 8 bytes, then as many bytes. JSON and bodies only."""
+"""The frames that a server and its workers exchange through pipes: an 8-byte length, then JSON or a request's body."""
 
 import asyncio
 import struct
@@ -15,7 +15,7 @@ def write(pipe: BinaryIO, data: bytes) -> None:
 
 
 def read(pipe: BinaryIO) -> bytes | None:
-    """The next frame, None where the other side has closed the pipe."""
+    """The next frame; None if the other side has closed the pipe."""
     head = pipe.read(LENGTH.size)
     if len(head) < LENGTH.size:
         return None
@@ -25,7 +25,7 @@ def read(pipe: BinaryIO) -> bytes | None:
 
 
 async def send(pipe: asyncio.StreamWriter, *frames: bytes) -> None:
-    """Writes frames. Raises ConnectionError where the other side is gone."""
+    """Writes frames. Raises ConnectionError if the other side is gone."""
     for data in frames:
         pipe.write(LENGTH.pack(len(data)))
         pipe.write(data)
@@ -33,6 +33,6 @@ async def send(pipe: asyncio.StreamWriter, *frames: bytes) -> None:
 
 
 async def receive(pipe: asyncio.StreamReader) -> bytes:
-    """The next frame. Raises asyncio.IncompleteReadError where the other side is gone."""
+    """The next frame. Raises asyncio.IncompleteReadError if the other side is gone."""
     (length,) = LENGTH.unpack(await pipe.readexactly(LENGTH.size))
     return await pipe.readexactly(length)

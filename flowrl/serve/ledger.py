@@ -1,4 +1,4 @@
-"""Requests by their ids: one that comes again, because its answer was lost, meets the work already done."""
+"""Requests by their ids: a request that is sent again, because its answer was lost, gets the earlier reply."""
 
 import asyncio
 from collections import OrderedDict
@@ -8,25 +8,25 @@ from typing import Any
 REMEMBERED = 1024  # answers
 
 
-class Conflict(RuntimeError):
-    """Another request has come under the same id."""
+class ConflictError(RuntimeError):
+    """A different request was received under the same id."""
 
 
-class Ledger:
-    """The replies of the latest requests, and of those under way."""
+class RequestLedger:
+    """The replies to the latest requests, and to those in progress."""
 
     def __init__(self, size: int = REMEMBERED):
         self._size = size
         self._replies: OrderedDict[str, tuple[str, asyncio.Task[dict[str, Any]]]] = OrderedDict()
 
     async def once(self, name: str | None, digest: str, work: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
-        """What `work` returns, or returned before for this id; a failure is forgotten. digest tells bodies apart.
+        """The result of `work`, or its earlier result for this id; failures are forgotten. digest: of the body.
 
-        The work goes on where the one who waits for it is gone. Raises Conflict for an id with another digest.
+        The work continues if the caller is cancelled. Raises ConflictError for a known id with a different digest.
         """
         known = self._replies.get(name) if name is not None else None
         if known is not None and known[0] != digest:
-            raise Conflict("another request has come under this id; ids are for sending the same one again")
+            raise ConflictError("another request has used this id; an id is for sending the same request again")
         task = known[1] if known is not None else asyncio.ensure_future(work())
         if name is not None and known is None:
             self._replies[name] = digest, task

@@ -1,4 +1,4 @@
-"""The worker processes of a server, and the requests that wait for one. Bounded everywhere."""
+"""The worker processes of a server, and the requests that wait for one, all bounded."""
 
 import asyncio
 import contextlib
@@ -12,34 +12,34 @@ from typing import Any
 
 from flowrl.names import UserError
 from flowrl.serve import frames
-from flowrl.serve.config import Config
+from flowrl.serve.config import ServerConfig
 
-TRIES = 2  # workers that may die of one request
-LOADING = 60.0  # seconds that a request whose worker died may wait longer: another has to load its rewards first
-GRACE = 5.0  # seconds that a worker has to end
-LONGEST_REST = 30.0  # seconds between two attempts to start a worker that does not start
-# without the current directory at the head of the path, where a user's file could hide a package
+TRIES = 2  # workers that may die while scoring one request
+LOADING = 60.0  # extra seconds for a request whose worker died: the next one has to load its rewards first
+GRACE = 5.0  # seconds in which a worker has to end
+LONGEST_REST = 30.0  # seconds between two attempts to start a worker
+# without the current directory at the head of the path, where a user's file could shadow a package
 START = "import sys; sys.path[:] = filter(None, sys.path); from flowrl.serve.worker import main; main()"
 
 
-class Full(RuntimeError):
+class QueueFullError(RuntimeError):
     """No worker was free in time."""
 
 
-class TooSlow(RuntimeError):
-    """Scoring took longer than allowed."""
+class ScoringTimeoutError(RuntimeError):
+    """Scoring exceeded the timeout."""
 
 
-class Lost(RuntimeError):
+class WorkersLostError(RuntimeError):
     """Several workers died while scoring this request."""
 
 
-class Dead(RuntimeError):
-    """A worker has ended."""
+class WorkerDiedError(RuntimeError):
+    """A worker process has ended."""
 
 
 @dataclass(eq=False)
-class Job:
+class ScoringJob:
     """A request that waits for its reply (status, answer)."""
 
     kind: str
@@ -50,7 +50,7 @@ class Job:
 
 
 class Worker:
-    """One process."""
+    """One worker process."""
 
     def __init__(self, process: asyncio.subprocess.Process):
         self.process = process
@@ -60,7 +60,7 @@ class Worker:
 
     @classmethod
     async def start(cls, setup: bytes) -> "Worker":
-        """A process with its rewards loaded. Raises UserError where they cannot be, Dead where it ends before."""
+        """A process with its rewards loaded. Raises UserError if they cannot be, WorkerDiedError if it ends before."""
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
@@ -68,26 +68,26 @@ class Worker:
         )
         worker = cls(process)
         try:
-            told = json.loads(await worker.talk(setup))
+            reply = json.loads(await worker.talk(setup))
         except BaseException:
             await worker.end(0)
             raise
-        if "error" in told:
+        if "error" in reply:
             await worker.end(0)
-            raise UserError(told["error"])
-        worker.rewards = told["rewards"]
+            raise UserError(reply["error"])
+        worker.rewards = reply["rewards"]
         return worker
 
     async def talk(self, *data: bytes) -> bytes:
-        """What it answers. Raises Dead where it ends first."""
+        """The worker's answer. Raises WorkerDiedError if it ends first."""
         try:
             await frames.send(self.input, *data)
             return await frames.receive(self.output)
         except (ConnectionError, asyncio.IncompleteReadError) as error:
-            raise Dead from error
+            raise WorkerDiedError from error
 
     async def end(self, seconds: float) -> None:
-        """Asks it to end; kills it where it has not after so many seconds."""
+        """Asks the process to end; kills it if it has not ended after so many seconds."""
         self.input.close()
         try:
             await asyncio.wait_for(self.process.wait(), seconds)
@@ -97,14 +97,16 @@ class Worker:
             await self.process.wait()
 
 
-class Pool:
-    """Hands requests to workers, one at a time each; a worker that dies is replaced, its request tried once more."""
+class WorkerPool:
+    """Passes requests to workers, one at a time each; a worker that dies is replaced, and its request retried once."""
 
-    def __init__(self, config: Config, say: Callable[[str], None]):
+    def __init__(self, config: ServerConfig, say: Callable[[str], None]):
         self.config, self._say = config.serve, say
-        told = {"rewards": {name: spec.model_dump() for name, spec in config.rewards.items()}}
-        self._setup = json.dumps(told | config.serve.model_dump(include={"max_items", "max_pixels", "device"})).encode()
-        self._jobs: asyncio.Queue[Job] = asyncio.Queue()  # bounded by `admitted`
+        setup = {"rewards": {name: spec.model_dump() for name, spec in config.rewards.items()}}
+        self._setup = json.dumps(
+            setup | config.serve.model_dump(include={"max_items", "max_pixels", "device"})
+        ).encode()
+        self._jobs: asyncio.Queue[ScoringJob] = asyncio.Queue()  # bounded by `admitted`
         self.inside = self.restarts = 0
         self.ready: set[Worker] = set()
         self.rewards: dict[str, dict[str, Any]] = {}
@@ -116,21 +118,23 @@ class Pool:
         return self._jobs.qsize()
 
     async def start(self) -> None:
-        """Starts all workers. Raises UserError where their rewards cannot be loaded."""
-        workers = await asyncio.gather(*(self._first() for _ in range(self.config.workers)), return_exceptions=True)
+        """Starts all workers. Raises UserError if their rewards cannot be loaded."""
+        workers = await asyncio.gather(
+            *(self._start_first() for _ in range(self.config.workers)), return_exceptions=True
+        )
         errors = [error for error in workers if isinstance(error, BaseException)]
         started = [worker for worker in workers if isinstance(worker, Worker)]
         if errors:
             await asyncio.gather(*(worker.end(GRACE) for worker in started))
             raise errors[0]
         self.rewards = started[0].rewards
-        self._keepers = [asyncio.create_task(self._keep(worker)) for worker in started]
+        self._keepers = [asyncio.create_task(self._keep_alive(worker)) for worker in started]
 
-    async def _first(self) -> Worker:
+    async def _start_first(self) -> Worker:
         try:
             return await Worker.start(self._setup)
-        except Dead as error:
-            raise UserError("serve: a worker ended while it loaded the rewards; its own words stand above") from error
+        except WorkerDiedError as error:
+            raise UserError("serve: a worker ended while it loaded the rewards; its own messages are above") from error
 
     async def close(self) -> None:
         """Ends all workers."""
@@ -140,12 +144,12 @@ class Pool:
 
     @property
     def full(self) -> bool:
-        """Whether as many requests as allowed are in the server."""
+        """Whether the server holds as many requests as it allows."""
         return self.inside >= self.config.workers + self.config.queue
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
-        """Within, the request has a place in the server; for one that is not full."""
+        """Reserves a place in the server for a request; call it only if the server is not full."""
         self.inside += 1
         try:
             yield
@@ -153,24 +157,24 @@ class Pool:
             self.inside -= 1
 
     async def score(self, kind: str, body: bytes) -> dict[str, Any]:
-        """{"status", "answer"} of a worker. Raises Full, TooSlow or Lost."""
-        job = Job(kind, body, asyncio.get_running_loop().create_future())
+        """A worker's {"status", "answer"}. Raises QueueFullError, ScoringTimeoutError or WorkersLostError."""
+        job = ScoringJob(kind, body, asyncio.get_running_loop().create_future())
         self._jobs.put_nowait(job)
         try:
             await asyncio.wait_for(job.begun.wait(), self.config.timeout)
         except (TimeoutError, asyncio.TimeoutError):
             job.reply.cancel()
-            raise Full(f"no worker was free for {self.config.timeout:g} s") from None
+            raise QueueFullError(f"no worker was free for {self.config.timeout:g} s") from None
         return await job.reply
 
-    async def _keep(self, worker: Worker) -> None:
-        """Keeps one worker at work, and replaces it when it dies."""
+    async def _keep_alive(self, worker: Worker) -> None:
+        """Keeps one worker running, and replaces it when it dies."""
         while True:
             self.ready.add(worker)
             try:
                 await self._work(worker)
-            except Dead:
-                self._say(f"worker {worker.process.pid} died or was given up; starting another")
+            except WorkerDiedError:
+                self._say(f"worker {worker.process.pid} died or timed out; starting another")
                 await worker.end(0)
             except asyncio.CancelledError:
                 await worker.end(GRACE)
@@ -178,10 +182,10 @@ class Pool:
             finally:
                 self.ready.discard(worker)
             self.restarts += 1
-            worker = await self._replacement()
+            worker = await self._start_replacement()
 
     async def _work(self, worker: Worker) -> None:
-        """Does job after job. Raises Dead once the worker has died or was given up."""
+        """Runs job after job. Raises WorkerDiedError once the worker has died or timed out."""
         ended = asyncio.create_task(worker.process.wait())
         try:
             while True:
@@ -195,49 +199,49 @@ class Pool:
                 if ended.done():
                     if job is not None:
                         self._jobs.put_nowait(job)
-                    raise Dead
+                    raise WorkerDiedError
                 if job is not None and not job.reply.done():
-                    await self._do(worker, job)
+                    await self._run_job(worker, job)
         finally:
             ended.cancel()
 
-    async def _do(self, worker: Worker, job: Job) -> None:
-        """One job, to its reply. Raises Dead where the worker has to be replaced."""
+    async def _run_job(self, worker: Worker, job: ScoringJob) -> None:
+        """Runs one job to its reply. Raises WorkerDiedError if the worker has to be replaced."""
         job.begun.set()
         job.tries += 1
         try:
             reply = json.loads(await asyncio.wait_for(worker.talk(job.kind.encode(), job.body), self.config.timeout))
         except (TimeoutError, asyncio.TimeoutError):
-            _fail(job, TooSlow(f"scoring took more than {self.config.timeout:g} s"))
-            raise Dead from None
-        except Dead:
+            _fail(job, ScoringTimeoutError(f"scoring took more than {self.config.timeout:g} s"))
+            raise WorkerDiedError from None
+        except WorkerDiedError:
             if job.tries < TRIES:
                 self._jobs.put_nowait(job)
                 seconds = self.config.timeout + LOADING
-                late = Full(f"no worker was free for {seconds:g} s")
+                late = QueueFullError(f"no worker was free for {seconds:g} s")
                 asyncio.get_running_loop().call_later(seconds, _fail, job, late)
             else:
-                _fail(job, Lost(f"{TRIES} workers died while scoring this request"))
+                _fail(job, WorkersLostError(f"{TRIES} workers died while scoring this request"))
             raise
         except asyncio.CancelledError:
-            _fail(job, Full("the server is stopping"))
+            _fail(job, QueueFullError("the server is stopping"))
             raise
         if not job.reply.done():
             job.reply.set_result(reply)
 
-    async def _replacement(self) -> Worker:
-        """A new worker, however long that takes."""
+    async def _start_replacement(self) -> Worker:
+        """A new worker, retrying for as long as it takes."""
         rest = 0.5
         while True:
             begun = time.monotonic()
             try:
                 return await Worker.start(self._setup)
-            except (Dead, UserError, OSError) as error:
+            except (WorkerDiedError, UserError, OSError) as error:
                 self._say(f"no worker could be started ({error}); trying again in {rest:g} s")
             await asyncio.sleep(max(0.0, rest - (time.monotonic() - begun)))
             rest = min(2 * rest, LONGEST_REST)
 
 
-def _fail(job: Job, error: Exception) -> None:
+def _fail(job: ScoringJob, error: Exception) -> None:
     if not job.reply.done():
         job.reply.set_exception(error)

@@ -1,4 +1,4 @@
-"""A worker process: loads the rewards once, then scores one request after the other, from its input to its output."""
+"""A worker process: loads the rewards once, then scores requests one by one, from standard input to standard output."""
 
 import json
 import os
@@ -20,23 +20,23 @@ from flowrl.serve import frames
 from reward_models.parts.remote.protocol import VERSION
 from reward_models.parts.remote.wire import Limits, Malformed, decode
 
-WORSE = ("ok", "unscored", "error")
+STATUSES = ("ok", "unscored", "error")  # from best to worst
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What one reward made of one sample."""
+class SampleResult:
+    """The result of one reward for one sample."""
 
     status: str
     score: float | None = None
     reason: str = ""
 
 
-class Rewards:
-    """The rewards of a server. Which failures matter is for the client's recipe to say: here none stops anything."""
+class LoadedRewards:
+    """The rewards of a server. The client's recipe decides which failures matter; here, none stops the server."""
 
     def __init__(self, specs: Mapping[str, RewardSpec], device: str):
-        """Loads them. Raises RewardError where one cannot be set up."""
+        """Loads the rewards. Raises RewardError if one cannot be set up."""
         place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.scorers = {}
         for name, loaded in load(specs).items():
@@ -45,69 +45,69 @@ class Rewards:
             self.scorers[name] = Scorer({name: runner}, device=place)
 
     def describe(self, specs: Mapping[str, RewardSpec]) -> dict[str, dict[str, Any]]:
-        """What clients are told of each: use, whether it needs whole groups, and what tells its code and files."""
-        told = {}
+        """What clients learn of each reward: use, whether it needs whole groups, and a hash of its code and files."""
+        described = {}
         for name, scorer in self.scorers.items():
             reward, spec = scorer.rewards[name], specs[name]
             code = identity(spec.use, spec.args, digest(reward.call))
-            told[name] = {"use": spec.use, "groupwise": reward.groupwise, "identity": code}
-        return told
+            described[name] = {"use": spec.use, "groupwise": reward.groupwise, "identity": code}
+        return described
 
-    def outcomes(self, samples: Samples, wanted: Sequence[str] | None) -> list[dict[str, Any]]:
-        """The items of an answer. Raises Malformed for a reward that is not there."""
+    def score_items(self, samples: Samples, wanted: Sequence[str] | None) -> list[dict[str, Any]]:
+        """The items of an answer. Raises Malformed for an unknown reward."""
         names = list(dict.fromkeys(wanted)) if wanted else list(self.scorers)
         for name in names:
             if name not in self.scorers:
                 raise Malformed(404, f"no reward {name[:80]!r}; accepted: {', '.join(self.scorers)}")
         wrong = faults(samples)
         good = [i for i in range(len(samples)) if i not in wrong]
-        verdicts = {}
+        results = {}
         for name in names:
-            found = dict(zip(good, self._verdicts(name, samples[good]) if good else (), strict=True))
-            verdicts[name] = {i: Verdict("unscored", reason=text) for i, text in wrong.items()} | found
-        return [_item({name: verdicts[name][i] for name in names}) for i in range(len(samples))]
+            scored = dict(zip(good, self._score_samples(name, samples[good]) if good else (), strict=True))
+            results[name] = {i: SampleResult("unscored", reason=text) for i, text in wrong.items()} | scored
+        return [_item({name: results[name][i] for name in names}) for i in range(len(samples))]
 
-    def _verdicts(self, name: str, samples: Samples) -> list[Verdict]:
-        """What the reward makes of each sample. One that makes a call fail does not take the others with it."""
+    def _score_samples(self, name: str, samples: Samples) -> list[SampleResult]:
+        """The reward's result for each sample. A sample that makes a call fail does not affect the others."""
         scorer = self.scorers[name]
         record = scorer.record[name]
         record.cause = None
-        found = scorer(samples)
-        if name not in found:
-            return [Verdict("unscored", reason="the reward compares samples of a group, and each is alone")] * len(
+        scores_by_name = scorer(samples)
+        if name not in scores_by_name:
+            return [SampleResult("unscored", reason="the reward compares samples of a group, and each is alone")] * len(
                 samples
             )
-        scores = found[name].tolist()
+        scores = scores_by_name[name].tolist()
         cause = record.cause
         if cause is not None and len(samples) > 1 and not scorer.rewards[name].groupwise:
-            return [self._verdicts(name, samples[[i]])[0] for i in range(len(samples))]
-        return [_verdict(score, cause) for score in scores]
+            return [self._score_samples(name, samples[[i]])[0] for i in range(len(samples))]
+        return [_result(score, cause) for score in scores]
 
 
-def _verdict(score: float, cause: Exception | None) -> Verdict:
+def _result(score: float, cause: Exception | None) -> SampleResult:
     if score == score:
-        return Verdict("ok", score)
+        return SampleResult("ok", score)
     if cause is None:
-        return Verdict("unscored", reason="the reward gave no number")
-    return Verdict("error", reason=" ".join(f"{type(cause).__name__}: {cause}".split())[:300])
+        return SampleResult("unscored", reason="the reward gave no number")
+    return SampleResult("error", reason=" ".join(f"{type(cause).__name__}: {cause}".split())[:300])
 
 
-def _item(verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
-    worst = max(verdicts.values(), key=lambda verdict: WORSE.index(verdict.status))
-    item: dict[str, Any] = {"status": worst.status, "scores": {name: v.score for name, v in verdicts.items()}}
+def _item(results: Mapping[str, SampleResult]) -> dict[str, Any]:
+    worst = max(results.values(), key=lambda verdict: STATUSES.index(verdict.status))
+    item: dict[str, Any] = {"status": worst.status, "scores": {name: v.score for name, v in results.items()}}
     return item | ({"reason": worst.reason} if worst.reason else {})
 
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:
-    """Works until the server closes the pipe. The first frame says what to load."""
-    told = frames.read(source)
-    if told is None:
+    """Serves until the pipe is closed. The first frame says what to load."""
+    setup_frame = frames.read(source)
+    if setup_frame is None:
         return
-    setup = json.loads(told)
+    setup = json.loads(setup_frame)
     specs = {name: RewardSpec.model_validate(spec) for name, spec in setup["rewards"].items()}
     limits = Limits(setup["max_items"], setup["max_pixels"])
     try:
-        rewards = Rewards(specs, setup["device"])
+        rewards = LoadedRewards(specs, setup["device"])
     except (RewardError, ValueError) as error:
         frames.write(sink, _dumps({"error": " ".join(str(error).split())}))
         return
@@ -117,10 +117,10 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
         del body
 
 
-def _answer(rewards: Rewards, kind: str, body: bytes, limits: Limits) -> dict[str, Any]:
+def _answer(rewards: LoadedRewards, kind: str, body: bytes, limits: Limits) -> dict[str, Any]:
     try:
         samples, wanted = decode(kind, body, limits)
-        return {"status": 200, "answer": {"version": VERSION, "items": rewards.outcomes(samples, wanted)}}
+        return {"status": 200, "answer": {"version": VERSION, "items": rewards.score_items(samples, wanted)}}
     except Malformed as error:
         return {"status": error.status, "answer": {"version": VERSION, "error": str(error)}}
 
@@ -130,7 +130,7 @@ def _dumps(value: dict[str, Any]) -> bytes:
 
 
 def main() -> None:
-    """Entry point. Signals are for the server, which closes the pipe; what rewards print goes to standard error."""
+    """Entry point. Signals are left to the server, which closes the pipe; what rewards print goes to standard error."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")

@@ -45,7 +45,7 @@ class TokenBench(Bench):
     def untouched(self) -> Tensor:
         """Greedy completions of the pair by the model as it is on disk, through its own `generate`; see `language`."""
         network, tokenizer = load_language(self.recipe.model, getattr(torch, self.recipe.dtype.model))
-        return torch.stack(language.completed(self.recipe, network, tokenizer, self.pair))
+        return torch.stack(language.complete_greedily(self.recipe, network, tokenizer, self.pair))
 
     def drawn_quietly(self) -> Tensor:
         """The same completions by the policy as it is now: [P, 2, K], token ids and their log-probs."""

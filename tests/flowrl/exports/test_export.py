@@ -147,7 +147,7 @@ def test_a_merged_pipeline_has_the_dtype_asked_for(run, tmp_path):
     """The fused weights are rounded once: to bfloat16, of the sum in float32."""
     recipe = load(str(run / "recipe.yaml"), ["dtype.model=bfloat16"])
     found = writer.export_run(recipe, run, tmp_path / "half", "merged", prompts=PROMPTS)
-    assert found is not None and found.fine and found.tolerance == writer.TOLERANCE["bfloat16"] < found.moved
+    assert found is not None and found.accepted and found.tolerance == writer.TOLERANCE["bfloat16"] < found.moved
     half = load_file(tmp_path / "half" / "transformer" / "diffusion_pytorch_model.safetensors")
     assert {v.dtype for v in half.values()} == {torch.bfloat16}
     plain = load_file(names.MODELS["shapes-flux"] / "transformer" / "diffusion_pytorch_model.safetensors")
@@ -200,7 +200,7 @@ def test_only_the_second_denoiser_is_exported_where_only_it_is_trained(tmp_path:
     modules = adapters.denoisers(pipe, ["transformer_2"])
     adapters.add_lora(modules, rank=2, alpha=8)
     adapters.save(pipe, modules, tmp_path)
-    (part,) = pipelines._parts(tmp_path)
+    (part,) = pipelines._weight_files(tmp_path)
     assert part == (tmp_path / "transformer_2", None, {"load_into_transformer_2": True})
 
 
@@ -216,9 +216,9 @@ def test_nothing_is_left_of_an_export_that_fails(run, tmp_path, monkeypatch):
 
 def test_a_difference_that_is_no_number_is_not_fine():
     ones, nothing = [torch.ones(2)], [torch.tensor([1.0, float("nan")])]
-    assert not writer.compare(ones, nothing, ones, 1.0).fine
-    found = writer.compare([torch.tensor([0.5, 0.5])], [torch.tensor([0.5, 0.25])], [torch.zeros(2)], 0.2)
-    assert (found.largest, found.mean, found.moved, found.fine) == (0.25, 0.125, 0.5, False)
+    assert not writer.compare_samples(ones, nothing, ones, 1.0).accepted
+    found = writer.compare_samples([torch.tensor([0.5, 0.5])], [torch.tensor([0.5, 0.25])], [torch.zeros(2)], 0.2)
+    assert (found.largest, found.mean, found.moved, found.accepted) == (0.25, 0.125, 0.5, False)
 
 
 # ------------------------------------------------------------------------ the card
@@ -243,9 +243,9 @@ def test_the_card_names_a_hub_model_and_no_folder_of_this_machine(run, tmp_path)
     prompts = tmp_path / "mine.txt"
     prompts.write_text("a\nb\nc\nd\n")
     recipe = load("flow_grpo_sd3", [f"prompts.train={prompts}", "train.prompts=2", "train.micro_batch=null"])
-    from flowrl.exports.card import card
+    from flowrl.exports.card import model_card
 
-    text = card(recipe, run, "lora", "final", "code")
+    text = model_card(recipe, run, "lora", "final", "code")
     front = yaml.safe_load(text.split("---\n")[1])
     assert front["base_model"] == recipe.model and front["base_model_relation"] == "adapter"
     assert "train: mine.txt" in text and str(tmp_path) not in text

@@ -54,4 +54,4 @@ def test_a_tampered_language_export_is_caught(language_run, tmp_path, monkeypatc
     monkeypatch.setattr(language, "write", tampered)
     prompts = load_prompts("arithmetic/heldout", split="heldout", limit=2)
     found = export_run(recipe, language_run, tmp_path / "lora", "lora", prompts=prompts)
-    assert found is not None and not found.fine
+    assert found is not None and not found.accepted

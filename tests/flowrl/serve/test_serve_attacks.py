@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 
 from flowrl.contracts import Prompt, Samples
 from flowrl.serve import app
-from flowrl.serve.door import HEAD, Door
+from flowrl.serve.connections import HEAD, ConnectionLimiter
 from reward_models.parts.remote import bounds, wire
 from reward_models.parts.remote.protocol import JSON, TENSORS
 from reward_models.remote import remote
@@ -120,28 +120,28 @@ class Fake:
 
 def test_a_door_lets_the_longest_silent_go_first():
     async def visit() -> None:
-        door = Door(each=2, most=4)
+        limiter = ConnectionLimiter(each=2, most=4)
         first, second, third = (Fake("10.0.0.1") for _ in range(3))
         for one in (first, second):
-            door.enter(one)
+            limiter.enter(one)
         first.ask()
-        door.heard(first, 10)
-        door.enter(third)
+        limiter.heard(first, 10)
+        limiter.enter(third)
         assert [one.ended for one in (first, second, third)] == [False, True, False]
         third.ask()
-        door.enter(turned := Fake("10.0.0.1"))
+        limiter.enter(turned := Fake("10.0.0.1"))
         assert turned.ended and turned.told.startswith(b"HTTP/1.1 503") and not first.ended
         mapped, network = [Fake("::ffff:10.0.0.9"), Fake("2001:db8::1")], [Fake("2001:db8::2"), Fake("2001:db8::3")]
         for one in (*mapped, *network):
-            door.enter(one)
+            limiter.enter(one)
         assert [one.ended for one in (*mapped, *network)] == [True, True, False, False]  # full, then a network's share
-        door.leave(first)
-        door.enter(Fake("10.0.0.1"))
+        limiter.leave(first)
+        limiter.enter(Fake("10.0.0.1"))
         assert not third.ended
         talker = Fake("10.0.0.3")
-        Door(1, 1).heard(talker, HEAD + 1)  # one that it does not know
+        ConnectionLimiter(1, 1).heard(talker, HEAD + 1)  # one that it does not know
         assert not talker.ended
-        own = Door(1, 1)
+        own = ConnectionLimiter(1, 1)
         own.enter(talker)
         own.heard(talker, HEAD + 1)
         assert talker.ended
@@ -151,16 +151,16 @@ def test_a_door_lets_the_longest_silent_go_first():
 
 def test_a_door_ends_a_head_that_does_not_come():
     async def visit() -> None:
-        door, silent, slow, busy = Door(4, 4, patience=0.02), Fake("a::1"), Fake("a::1"), Fake("a::1")
+        limiter, silent, slow, busy = ConnectionLimiter(4, 4, patience=0.02), Fake("a::1"), Fake("a::1"), Fake("a::1")
         for one in (silent, slow, busy):
-            door.enter(one)
+            limiter.enter(one)
         busy.ask()
-        door.heard(slow, 1)
+        limiter.heard(slow, 1)
         while not (silent.ended and slow.ended):
             await asyncio.sleep(0.01)
         assert not busy.ended
         busy.cycle.response_complete = True  # its next head has as long again
-        door.heard(busy, 1)
+        limiter.heard(busy, 1)
         while not busy.ended:
             await asyncio.sleep(0.01)
 
@@ -179,7 +179,7 @@ def test_a_body_that_is_too_slow_is_given_up(monkeypatch: pytest.MonkeyPatch, ra
     async def read() -> None:
         await app._read(SimpleNamespace(stream=stream), 10**6, 60.0)
 
-    with pytest.raises(app.Refusal, match="less than 65536 bytes a second") as caught:
+    with pytest.raises(app.RefusedError, match="less than 65536 bytes a second") as caught:
         asyncio.run(asyncio.wait_for(read(), 20))
     assert caught.value.status == 408
 
@@ -200,11 +200,11 @@ def test_bodies_have_a_room_of_their_own():
         async with service._body(SimpleNamespace(stream=lambda: stream(2))) as (body, _):
             assert len(body) == service.held == 2048
             async with service._body(SimpleNamespace(stream=lambda: stream(1))):
-                with pytest.raises(app.Refusal, match="as many bytes") as caught:
+                with pytest.raises(app.RefusedError, match="as many bytes") as caught:
                     async with service._body(SimpleNamespace(stream=lambda: stream(2))):
                         raise AssertionError("there was no room")
                 assert caught.value.status == 503 and service.held == 3072
-        with pytest.raises(app.Refusal, match="hung up"):
+        with pytest.raises(app.RefusedError, match="hung up"):
             async with service._body(SimpleNamespace(stream=hung_up)):
                 raise AssertionError("it was not there")
         assert service.held == 0

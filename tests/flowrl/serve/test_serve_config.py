@@ -13,8 +13,8 @@ from flowrl.names import UserError
 from flowrl.recipe import load as recipe
 from flowrl.recipe.errors import RecipeError
 from flowrl.serve import config
-from flowrl.serve.ledger import Conflict, Ledger
-from flowrl.serve.pool import Pool
+from flowrl.serve.ledger import ConflictError, RequestLedger
+from flowrl.serve.pool import WorkerPool
 
 JPEG = {"jpeg": {"use": "jpeg_compressibility"}}
 
@@ -47,7 +47,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, values: dict, place: str, told: s
 def test_a_recipe_is_served_as_it_is():
     served = config.load("quickstart", port=0, workers=3, host=None)
     assert served.rewards == recipe.load("quickstart").rewards
-    assert served.serve == config.Serve(port=0, workers=3)
+    assert served.serve == config.ServeSection(port=0, workers=3)
     with pytest.raises(RecipeError, match="config: got 'nowhere.yaml', accepted: a YAML file or a recipe"):
         config.load("nowhere.yaml")
 
@@ -55,20 +55,24 @@ def test_a_recipe_is_served_as_it_is():
 def test_other_machines_need_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     file = written(tmp_path, serve={"host": "0.0.0.0", "port": 0})
     code, out, err = call(capsys, monkeypatch, "serve-rewards", file)
-    assert (code, out) == (2, "") and err.startswith("flowrl: serve.token_env: missing, but 0.0.0.0 is reached from")
+    assert (code, out) == (2, "") and err.startswith(
+        "flowrl: serve.token_env: missing, but 0.0.0.0 can be reached from"
+    )
     for token, right in (("short", False), ("with a space in the middle", False), ("0123456789abcdef", True)):
         monkeypatch.setenv("MY_TOKEN", token)
-        asked = config.Serve(host="0.0.0.0", token_env="MY_TOKEN")
+        asked = config.ServeSection(host="0.0.0.0", token_env="MY_TOKEN")
         if right:
-            assert config.token_of(asked) == token
+            assert config.read_token(asked) == token
         else:
-            with pytest.raises(RecipeError, match="MY_TOKEN holds no token of at least 16.*openssl rand") as caught:
-                config.token_of(asked)
+            with pytest.raises(
+                RecipeError, match="MY_TOKEN does not hold a token of at least 16.*openssl rand"
+            ) as caught:
+                config.read_token(asked)
             assert token not in str(caught.value)
     monkeypatch.delenv("MY_TOKEN")
-    with pytest.raises(RecipeError, match="MY_TOKEN holds no token"):
-        config.token_of(config.Serve(token_env="MY_TOKEN"))  # asked for, so needed on loopback, too
-    assert config.token_of(config.Serve()) is None
+    with pytest.raises(RecipeError, match="MY_TOKEN does not hold a token"):
+        config.read_token(config.ServeSection(token_env="MY_TOKEN"))  # asked for, so needed on loopback, too
+    assert config.read_token(config.ServeSection()) is None
 
 
 def test_loopback_is_what_only_this_machine_reaches():
@@ -81,20 +85,20 @@ def test_loopback_is_what_only_this_machine_reaches():
 def test_a_port_that_is_taken_is_named():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"serve.port: 127.0.0.1:{port} cannot be taken .*give another, or 0"):
-            config.listen(config.Serve(port=port))
+        with pytest.raises(UserError, match=f"serve.port: 127.0.0.1:{port} cannot be used .*give another port, or 0"):
+            config.open_socket(config.ServeSection(port=port))
 
 
 def test_a_reward_that_cannot_be_set_up_is_told(tmp_path: Path):
     args = {"format": "pickle", "url": "http://127.0.0.1:9"}
     served = config.load(written(tmp_path, rewards={"far": {"use": "remote", "args": args}}))
     with pytest.raises(UserError, match="reward 'far' .remote. cannot be set up: .*format png or safetensors"):
-        asyncio.run(Pool(served, print).start())
+        asyncio.run(WorkerPool(served, print).start())
 
 
 def test_the_ledger_does_work_once():
     async def play() -> None:
-        ledger, done, release = Ledger(size=2), [], asyncio.Event()
+        ledger, done, release = RequestLedger(size=2), [], asyncio.Event()
 
         async def work(value: int) -> dict:
             done.append(value)
@@ -107,7 +111,7 @@ def test_the_ledger_does_work_once():
         gone = asyncio.ensure_future(ledger.once("b", "digest", lambda: work(2)))
         await asyncio.sleep(0)
         gone.cancel()  # who waited is gone: the work is not
-        with pytest.raises(Conflict):
+        with pytest.raises(ConflictError):
             await ledger.once("a", "another", lambda: work(3))
         release.set()
         assert await asyncio.gather(*both) == [{"value": 1}] * 2

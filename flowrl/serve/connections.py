@@ -1,4 +1,4 @@
-"""Who may hold a connection, and how long without asking anything: silence shuts nobody out."""
+"""Limits of open connections, and of how long one may stay silent: idle connections cannot lock others out."""
 
 import asyncio
 import ipaddress
@@ -6,31 +6,32 @@ from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-PATIENCE = 10.0  # seconds in which the head of a request has to be there
-HEAD = 2**16  # bytes that it may have
+Connection = Any  # uvicorn's protocol object, with `transport` and `cycle`
+PATIENCE = 10.0  # seconds in which the head of a request must arrive
+HEAD = 2**16  # bytes of a head, at most
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
-class Door:
+class ConnectionLimiter:
     """The open connections: at most `each` of one address and `most` in all.
 
-    One that comes when there are no more takes the place of the one that has been silent for longest; where all have
-    a request under way it is asked to come again.
+    A new one beyond these limits replaces the one that has been idle for longest; if all have an open request, the new
+    one is answered with 503.
     """
 
     def __init__(self, each: int, most: int, patience: float = PATIENCE):
         self.each, self.most, self.patience = each, most, patience
-        self._open: dict[Any, str] = {}  # connection -> address, the oldest first
-        self._timers: dict[Any, asyncio.TimerHandle] = {}
-        self._heard: dict[Any, int] = {}  # bytes of a head that is not complete
+        self._open: dict[Connection, str] = {}  # connection -> address, the oldest first
+        self._timers: dict[Connection, asyncio.TimerHandle] = {}
+        self._heard: dict[Connection, int] = {}  # bytes of an incomplete head
 
-    def enter(self, connection: Any) -> None:
-        """Takes in a connection, or sends it away."""
+    def enter(self, connection: Connection) -> None:
+        """Admits a connection, or refuses it."""
         address = _address(connection.transport)
         own = [other for other, where in self._open.items() if where == address]
         if len(own) >= self.each or len(self._open) >= self.most:
             of = own if len(own) >= self.each else list(self._open)
-            silent = next((other for other in of if not under_way(other)), None)
+            silent = next((other for other in of if not has_open_request(other)), None)
             if silent is None:
                 connection.transport.write(BUSY)
                 connection.transport.close()
@@ -39,11 +40,11 @@ class Door:
         self._open[connection] = address
         self._wait(connection)
 
-    def heard(self, connection: Any, number: int) -> None:
-        """Notes bytes that have come. A head that is too long, or too slow, ends the connection."""
+    def heard(self, connection: Connection, number: int) -> None:
+        """Counts received bytes. A head that is too long, or too slow, ends the connection."""
         if connection not in self._open:
             return
-        if under_way(connection):
+        if has_open_request(connection):
             self._rest(connection)
             return
         self._heard[connection] = self._heard.get(connection, 0) + number
@@ -52,62 +53,62 @@ class Door:
         elif connection not in self._timers:
             self._wait(connection)
 
-    def leave(self, connection: Any) -> None:
+    def leave(self, connection: Connection) -> None:
         """Forgets a connection."""
         self._open.pop(connection, None)
         self._rest(connection)
 
-    def _wait(self, connection: Any) -> None:
+    def _wait(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
         self._timers[connection] = loop.call_later(self.patience, self._late, connection)
 
-    def _late(self, connection: Any) -> None:
+    def _late(self, connection: Connection) -> None:
         self._timers.pop(connection, None)
-        if not under_way(connection):
+        if not has_open_request(connection):
             self._end(connection)
 
-    def _rest(self, connection: Any) -> None:
+    def _rest(self, connection: Connection) -> None:
         self._heard.pop(connection, None)
         if (timer := self._timers.pop(connection, None)) is not None:
             timer.cancel()
 
-    def _end(self, connection: Any) -> None:
+    def _end(self, connection: Connection) -> None:
         self.leave(connection)
         connection.transport.abort()
 
 
-def under_way(connection: Any) -> bool:
-    """Whether the head of a request is there and its answer is not complete."""
+def has_open_request(connection: Connection) -> bool:
+    """Whether a connection has received the head of a request and not sent the whole response."""
     return connection.cycle is not None and not connection.cycle.response_complete
 
 
-def guarded(door: Door) -> type[asyncio.Protocol]:
-    """uvicorn's protocol of a connection, behind this door."""
+def limited_protocol(limiter: ConnectionLimiter) -> type[asyncio.Protocol]:
+    """uvicorn's connection protocol, subject to the limits."""
 
-    class Guarded(AutoHTTPProtocol):  # pyright: ignore[reportGeneralTypeIssues]
-        """A connection that tells the door what happens."""
+    class LimitedProtocol(AutoHTTPProtocol):  # pyright: ignore[reportGeneralTypeIssues]
+        """A connection that reports to the limiter."""
 
         def connection_made(self, transport: Any) -> None:
-            """Goes in."""
+            """Reports a new connection."""
             super().connection_made(transport)
-            door.enter(self)
+            limiter.enter(self)
 
         def data_received(self, data: bytes) -> None:
-            """Is heard, unless it is on its way out."""
+            """Reports received bytes, unless the connection is closing."""
             if not self.transport.is_closing():  # pyright: ignore[reportAttributeAccessIssue]
                 super().data_received(data)
-                door.heard(self, len(data))
+                limiter.heard(self, len(data))
 
         def connection_lost(self, exc: Exception | None) -> None:
-            """Goes."""
-            door.leave(self)
+            """Reports a closed connection."""
+            limiter.leave(self)
             super().connection_lost(exc)
 
-    return Guarded
+    return LimitedProtocol
 
 
 def _address(transport: Any) -> str:
-    """Of whom a connection is: an IPv4 address, or the network of 64 bits that an IPv6 address lies in."""
+    """The client of a connection: an IPv4 address, or the /64 network of an IPv6 address."""
     peer = transport.get_extra_info("peername")
     if not peer:
         return ""
