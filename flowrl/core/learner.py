@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ class Learner:
     the moving average (None: none), which moves every `average_every` steps and whose decay is at most
     (1 + n) / (10 + n): n counts its moves (ramp `moves`) or, as in Flow-GRPO's code, optimizer steps (ramp `steps`).
     All state is in `state_dict`. share: of a run that is limited by time, how much of that is spent, set from outside:
-    a schedule is as far as this or the steps say, whichever is further.
+    a schedule is as far as this or the steps say, whichever is further. base_lr: what the schedule multiplies, by the
+    number of steps taken; set from outside where it is not `lr` all the time.
     """
 
     def __init__(
@@ -44,7 +45,8 @@ class Learner:
         self.optimizer = torch.optim.AdamW(self.parameters, lr, betas=betas, weight_decay=weight_decay)
         self.average = None if average is None else [p.detach().clone() for p in self.parameters]
         self.steps, self.factor, self.share = 0, 1.0, 0.0
-        self._rate = lambda n: lr * _rate(n, warmup, schedule, total, self.share)
+        self.base_lr: Callable[[int], float] = lambda steps: lr
+        self._schedule = lambda steps: _rate(steps, warmup, schedule, total, self.share)
 
     def step(self) -> Tensor:
         """One optimizer step on the gradients at hand; returns their norm before clipping, and clears them.
@@ -65,7 +67,7 @@ class Learner:
     @property
     def lr(self) -> float:
         """The learning rate of the next step."""
-        return self.factor * self._rate(self.steps)
+        return self.factor * (self.base_lr(self.steps) * self._schedule(self.steps))
 
     def lower(self, factor: float) -> None:
         """Multiplies every later learning rate, that of the next step included, by `factor` in (0, 1]."""

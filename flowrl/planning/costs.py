@@ -17,7 +17,7 @@ def plan_for(recipe: Recipe, iteration: int) -> Any:
 
     Of a denoising model it is the role of every step (Plan), of a language model how tokens are drawn (Generation).
     """
-    return kind_of(recipe).planning.plan(recipe, iteration)
+    return kind_of(recipe).planning.plan(recipe.at(iteration), iteration)
 
 
 def eval_plan(recipe: Recipe) -> Any:
@@ -47,7 +47,7 @@ class Arithmetic:
 
 def arithmetic(recipe: Recipe, iteration: int = 0) -> Arithmetic:
     """The arithmetic of an iteration. Rows are cut into updates and micro-batches in order, prompt by prompt."""
-    return kind_of(recipe).planning.arithmetic(recipe, iteration)
+    return kind_of(recipe).planning.arithmetic(recipe.at(iteration), iteration)
 
 
 def rows_at_once(recipe: Recipe, rows_per_prompt: int) -> int:

@@ -56,7 +56,7 @@ def _part_of_update(recipe: Recipe) -> str:
 def _costs(recipe: Recipe) -> list[str]:
     first: dict[Any, int] = {}  # the first iteration of each plan: the same plan costs the same
     for i in range(min(recipe.train.iterations, 1000)):
-        first.setdefault(plan_for(recipe, i), i)
+        first.setdefault((plan_for(recipe, i), recipe.at(i).objective.kl > 0), i)
     costs = [arithmetic(recipe, i) for i in first.values()]
 
     def span(name: str) -> str:
@@ -65,13 +65,13 @@ def _costs(recipe: Recipe) -> list[str]:
         return f"{low}" if low == high else f"{low} to {high}"
 
     pruned = recipe.sampler.tree is not None and recipe.sampler.tree.width_prune
-    exact = recipe.objective.kl > 0 and recipe.train.keep is None and not (recipe.train.drop_silent or pruned)
+    pays = [stage.objective.kl > 0 for stage in recipe.stages()]
+    exact = all(pays) and recipe.train.keep is None and not (recipe.train.drop_silent or pruned)
     words = kind_of(recipe).words
     lines = [
         f"{words.network:<12}{words.costs}",
         f"            rollout {span('rollout_forwards')}, training {'' if exact else 'at most '}"
-        f"{span('train_forwards')} with gradient"
-        + (f", reference {span('reference_forwards')}" if recipe.objective.kl > 0 else ""),
+        f"{span('train_forwards')} with gradient" + (f", reference {span('reference_forwards')}" if any(pays) else ""),
     ]
     if any(c.whole_row_forwards for c in costs):
         lines.append(f"            before it {span('whole_row_forwards')} without gradient, for ratios of whole rows")
@@ -83,7 +83,14 @@ def _costs(recipe: Recipe) -> list[str]:
         lines.append("            rows whose advantage is 0 leave the loss first; updates share out the others")
     if recipe.train.refill:
         lines.append(f"            drawing groups anew takes at most {recipe.train.refill} more rollouts")
-    return [*lines, _objective(recipe)]
+    return [*lines, _objective(recipe), *_curves(recipe)]
+
+
+def _curves(recipe: Recipe) -> list[str]:
+    """The values that change during the run; elsewhere the text shows those of the first iteration."""
+    width = max(map(len, recipe.curves), default=0)
+    lines = [f"{name:<{width}}  {curve.words()}" for name, curve in recipe.curves.items()]
+    return [f"{'' if i else 'curves':<12}{line}" for i, line in enumerate(lines)]
 
 
 def _objective(recipe: Recipe) -> str:

@@ -8,9 +8,12 @@ LARGEST_WHOLE = 2**32  # counts are loops and sizes: what is larger is a slip, a
 LARGEST = 1e18  # a run computes in float32, which holds the squares up to here
 
 
-def key(default: Any, accepted: str, **limits: Any) -> Any:
-    """A recipe key: its default (`...` where one must be given), what it accepts in words, and the limits of that."""
-    return Field(default, description=accepted, **limits)
+def key(default: Any, accepted: str, *, curve: bool = False, **limits: Any) -> Any:
+    """A recipe key: its default (`...` where one must be given), what it accepts in words, and the limits of that.
+
+    curve: whether its value may change during a run (recipe/curves.py).
+    """
+    return Field(default, description=accepted, json_schema_extra={"curve": True} if curve else None, **limits)
 
 
 def part(model: type[BaseModel]) -> Any:

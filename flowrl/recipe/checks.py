@@ -41,7 +41,18 @@ OWN_ARGUMENTS = {
 
 
 def check(recipe: Recipe) -> Iterator[RecipeError]:
-    """Everything about a recipe that cannot work, most basic first. Names of a user's own modules are imported last."""
+    """Everything about a recipe that cannot work, most basic first, at every point of its curves.
+
+    Names of a user's own modules are imported last.
+    """
+    told: set[str] = set()
+    for stage in recipe.stages():
+        errors = [error for error in _check_constants(stage) if error.place not in told]
+        yield from errors
+        told |= {error.place for error in errors}
+
+
+def _check_constants(recipe: Recipe) -> Iterator[RecipeError]:
     kind = kind_of(recipe)
     yield from _model(recipe)
     yield from kind.check_model(recipe)

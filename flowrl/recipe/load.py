@@ -11,6 +11,7 @@ from flowrl import names
 from flowrl.kinds import kind_of
 from flowrl.recipe import scalars
 from flowrl.recipe.checks import check
+from flowrl.recipe.curves import split_curves
 from flowrl.recipe.errors import RecipeError, first_of, model_of, show, translate, unknown_key
 from flowrl.recipe.places import check_places
 from flowrl.recipe.presets import PRESETS
@@ -50,10 +51,12 @@ def _typed(values: dict[str, Any], name: str, beside: Path | None) -> Recipe:
     values = with_preset(values)
     if values.get("output") is None:
         values = values | {"output": f"runs/{name}"}
+    values, curves = split_curves(values, Recipe)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise translate(error, Recipe) from None
+    recipe = recipe.with_curves(curves)
     if errors := list(check_places(recipe)):
         raise first_of(errors)
     return _resolve(recipe, beside)

@@ -121,7 +121,7 @@ class Sampler(Strict):
     assume mean."""
 
     step: str = key("flow_sde", "the name of a step or a dotted path", min_length=1)
-    noise: float = key(0.7, "a number >= 0, or null for the usual one of step and model", ge=0)
+    noise: float = key(0.7, "a number >= 0, or null for the usual one of step and model", ge=0, curve=True)
     steps: int = key(10, "a whole number from 1 to 10000", ge=1, le=10_000)
     schedule: Schedule = part(Schedule)
     window: Window = part(Window)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import create_model
 
 from flowrl.recipe.base import Strict, key, part
+from flowrl.recipe.curves import Curved
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.sampling import Sampler
 
@@ -53,7 +54,7 @@ class Generation(Strict):
     """
 
     max_new_tokens: int = key(..., "a whole number >= 1", ge=1)
-    temperature: float = key(1.0, "a number > 0 (eval.temperature may be 0)", gt=0)
+    temperature: float = key(1.0, "a number > 0 (eval.temperature may be 0)", gt=0, curve=True)
     top_k: int | None = key(None, "a whole number >= 1 or null", ge=1)
     top_p: float = key(1.0, "a number in (0, 1]", gt=0, le=1)
     chat_template: Literal["auto"] | bool = key("auto", "auto, true or false")
@@ -69,12 +70,12 @@ class Advantage(Strict):
     )
     combine: Literal["sum", "per_reward"] = key("per_reward", "per_reward or sum")
     standardise: bool = key(False, "true or false")
-    eps: float = key(1e-4, "a number >= 0", ge=0)
-    floor: float = key(0.0, "a number >= 0", ge=0)
+    eps: float = key(1e-4, "a number >= 0", ge=0, curve=True)
+    floor: float = key(0.0, "a number >= 0", ge=0, curve=True)
     unbiased: bool = key(False, "true or false")
-    trim: float = key(0.0, "a number in [0, 1)", ge=0, lt=1)
+    trim: float = key(0.0, "a number in [0, 1)", ge=0, lt=1, curve=True)
     singleton: Literal["zero", "raw"] = key("zero", "zero or raw")
-    clip: float | None = key(5.0, "a number > 0 or null", gt=0)
+    clip: float | None = key(5.0, "a number > 0 or null", gt=0, curve=True)
 
 
 class Objective(Strict):
@@ -100,11 +101,13 @@ class Objective(Strict):
     """
 
     preset: str = key("grpo", "the name of a preset")
-    clip: float | list[float] = key(1e-4, "a number in (0, 1), or [low, high] with 0 < low <= 1 and high > 0")
+    clip: float | list[float] = key(
+        1e-4, "a number in (0, 1), or [low, high] with 0 < low <= 1 and high > 0", curve=True
+    )
     level: Literal["token", "seq_mean", "seq_sum", "seq_token"] = key("token", "token, seq_mean, seq_sum or seq_token")
-    dual: float | None = key(None, "a number > 1 or null", gt=1)
-    log_ratio_limit: float | None = key(None, "a number > 0 or null", gt=0)
-    kl: float = key(0.0, "a number >= 0", ge=0)
+    dual: float | None = key(None, "a number > 1 or null", gt=1, curve=True)
+    log_ratio_limit: float | None = key(None, "a number > 0 or null", gt=0, curve=True)
+    kl: float = key(0.0, "a number >= 0", ge=0, curve=True)
     kl_kind: Literal["exact", "exact_dt", "k1", "k2", "k3", "abs"] = key("exact", "exact, exact_dt, k1, k2, k3 or abs")
     aggregate: Literal["decision_mean", "seq_mean_mean", "seq_mean_sum", "constant"] = key(
         "decision_mean", "decision_mean, seq_mean_mean, seq_mean_sum or constant"
@@ -114,9 +117,9 @@ class Objective(Strict):
         "none", "none, noise, inverse_dt, or a list of numbers >= 0, one a trained step"
     )
     ratio: Literal["plain", "centred"] = key("plain", "plain or centred")
-    kl_mask: float | None = key(None, "a number > 0 or null", gt=0)
+    kl_mask: float | None = key(None, "a number > 0 or null", gt=0, curve=True)
     guidance_gradient: Literal["both", "conditional"] = key("both", "both or conditional")
-    entropy_share: float | None = key(None, "a number > 0 and <= 1, or null", gt=0, le=1)
+    entropy_share: float | None = key(None, "a number > 0 and <= 1, or null", gt=0, le=1, curve=True)
 
     @property
     def centred(self) -> bool:
@@ -161,7 +164,7 @@ class Train(Strict):
     keep: int | None = key(None, "an even number >= 2 below train.group, or null", ge=2)
     skip_truncated: bool = key(False, "true or false")
     drop_silent: bool = key(False, "true or false")
-    lr: float = key(3e-4, "a number > 0", gt=0)
+    lr: float = key(3e-4, "a number > 0", gt=0, curve=True)
     betas: list[float] = key([0.9, 0.999], "two numbers in [0, 1)", min_length=2, max_length=2)
     weight_decay: float = key(1e-4, "a number >= 0", ge=0)
     warmup: int = key(0, "a whole number >= 0", ge=0)
@@ -260,11 +263,11 @@ class Track(_With):
         return getattr(self, "with")
 
 
-class Recipe(Strict):
+class Recipe(Curved):
     """A whole run. Exactly one of `lora` and `full: true` says what learns. output null: runs/<name of the recipe>.
 
     With `generation` the model is a language model, its decisions are tokens, and neither `pipeline` nor `sampler` is
-    read (`load` refuses them).
+    read (`load` refuses them). Where a key has a curve, the recipe itself holds its first value; `at` gives the others.
     """
 
     model: str = key(..., "shapes-flux, arithmetic-qwen2, a hub id owner/name, or a model's folder", min_length=1)
@@ -288,3 +291,8 @@ class Recipe(Strict):
     offload: bool = key(False, "true or false")
     seed: int = key(0, "a whole number in [0, 2^32)", ge=0, lt=2**32)
     output: str | None = key(None, "a folder", min_length=1)
+
+    @property
+    def updates_per_iteration(self) -> int:
+        """Optimizer steps of an iteration."""
+        return self.train.epochs * self.train.updates

@@ -34,6 +34,7 @@ METRICS = {
     "diversity (watch.diversity), divergence from the base (watch.kl_to_base)",
     "kl_to_base": "exact divergence from the model without its adapters, a denoising step's latent element or a token; "
     "mean over a few held-out rollouts",
+    "curve/*": "value of a key of the recipe that changes during the run",
     "samples/*": "statistics of the samples themselves, whatever the reward says",
 }
 
@@ -55,4 +56,6 @@ def meaning(metric: str) -> str:
         return METRICS.get(f"reward/*/{tail}", "")
     if head == "hack":
         return METRICS["hack/*"]
+    if metric.startswith("curve/"):
+        return METRICS["curve/*"]
     return METRICS["samples/*"] if head.startswith("samples") else ""

@@ -57,10 +57,12 @@ def kl_to_base(recipe: Recipe, policy: AnyPolicy, prompts: Sequence[Prompt]) -> 
     """The policy's divergence from the base on a few held-out prompts, where the recipe asks for it.
 
     Every step of a denoising walk but the last draws noise, whatever the plan of training: all evaluations, and runs
-    with other windows, are on one scale.
+    with other windows, are on one scale; where the noise follows a curve, it is that of the first iteration.
     """
     if recipe.watch.kl_to_base is None:
         return {}
+    if recipe.curves:
+        kind_of(recipe).building.retune(policy, recipe)
     return {
         KL: divergence(
             policy,

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flowrl.build import AnyPolicy, Inputs, build_advantage, build_watch, width_pruning
+from flowrl.build import AnyPolicy, Inputs, build_advantage, build_objective, build_watch, width_pruning
 from flowrl.core.evaluation import Evaluation
 from flowrl.core.iterate import Iteration, Settings, iterate
 from flowrl.core.learner import Learner
-from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.kinds import kind_of
 from flowrl.planning.costs import arithmetic, plan_for
 from flowrl.planning.duration import seconds_left
@@ -46,7 +45,6 @@ class Run:
     inputs: Inputs
     policy: AnyPolicy
     learner: Learner
-    objective: ClippedObjective
     folder: RunFolder
     console: Console
 
@@ -58,6 +56,7 @@ class Run:
         prompts = resuming.digests(train, heldout)
         self.saving = Saving(self.recipe, self.policy, self.learner, self.folder, self.state, prompts)
         self.stopping = Stopping(self.console.stopping)
+        self.objective = build_objective(self.recipe)
         self.evaluations: dict[int, Evaluation] = {}
         self._unanswered: list[Alarm] = []
 
@@ -137,8 +136,19 @@ class Run:
         left = seconds_left(self.recipe, state.iteration, state.spent[0])
         progress.iteration_done(state.iteration, result.metrics, left)
 
-    def _iterate(self, iteration: int, progress: Progress) -> Iteration:
+    def _constants(self, iteration: int) -> Recipe:
+        """The recipe with what its curves say now, which objective, learner, policy and watch follow."""
         recipe = self.recipe
+        now = recipe.at(iteration, self.learner.steps)
+        if recipe.curves:
+            self.objective = build_objective(now)
+            self.learner.base_lr = lambda steps: recipe.at(iteration, steps).train.lr
+            self.watch.history.clip = now.objective.clip_range
+            kind_of(recipe).building.retune(self.policy, now)
+        return now
+
+    def _iterate(self, iteration: int, progress: Progress) -> Iteration:
+        recipe, steps = self._constants(iteration), self.learner.steps
         sizes = arithmetic(recipe, iteration)
         totals = {"rollout": sizes.rollout_forwards, "score": len(self.inputs.scorer.rewards)}
         totals["train"] = sizes.train_forwards + sizes.reference_forwards + sizes.whole_row_forwards
@@ -169,6 +179,8 @@ class Run:
         )
         result.metrics |= {f"forwards/{name}": float(progress.forwards[name]) for name in ("rollout", "train")}
         result.metrics |= sample_statistics(result.samples)
+        for name, curve in self.recipe.curves.items():
+            result.metrics |= {f"curve/{place}": value for place, value in curve.numbers(name, iteration, steps)}
         return result
 
     def _stop_if_unmoved(self) -> None:

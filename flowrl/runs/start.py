@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flowrl.build import build_learner, build_objective, build_policy, read_inputs, set_up
+from flowrl.build import build_learner, build_policy, read_inputs, set_up
 from flowrl.names import UserError
 from flowrl.planning.costs import plan_for
 from flowrl.recipe.load import dump
@@ -54,7 +54,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None =
             policy.prepare(inputs.train[0], plan_for(recipe, 0))
             learner = build_learner(recipe, policy)
         console.started(recipe, policy, folder.path)
-        under_way = Run(recipe, inputs, policy, learner, build_objective(recipe), folder, console)
+        under_way = Run(recipe, inputs, policy, learner, folder, console)
         if point.checkpoint is not None:
             under_way.restore(point.checkpoint, changed=bool(point.changed))
             _begin(folder, recipe, point)  # not before it is known to go on

@@ -193,4 +193,4 @@ def trajectory(recipe: Recipe, latent: tuple[int, ...]) -> tuple[int, int]:
     width = torch.finfo(getattr(torch, recipe.dtype.trajectory)).bits // 8
     exact = torch.finfo(getattr(torch, recipe.dtype.logp)).bits // 8
     held = states * each * width + (means * each * exact if recipe.objective.centred else 0)
-    return held, means * each * exact if recipe.objective.kl > 0 else 0
+    return held, means * each * exact if any(stage.objective.kl > 0 for stage in recipe.stages()) else 0

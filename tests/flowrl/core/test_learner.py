@@ -32,6 +32,14 @@ def test_schedules():
     assert stepped(make(schedule="cosine", total=4), 5) == pytest.approx(cosine)
 
 
+def test_a_base_rate_that_changes_is_scheduled_and_lowered_like_a_constant():
+    learner = make(warmup=2)
+    learner.base_lr = lambda steps: 0.1 + 0.1 * steps
+    assert stepped(learner, 3) == pytest.approx([0.05, 0.2, 0.3])
+    learner.lower(0.5)
+    assert stepped(learner, 2) == pytest.approx([0.2, 0.25])
+
+
 def test_clipping_bounds_the_step_and_reports_the_norm_before():
     learner = make(max_grad_norm=0.5)
     learner.parameters[0].grad = torch.full((3,), 4.0)

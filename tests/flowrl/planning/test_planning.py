@@ -156,6 +156,15 @@ def test_quickstart_by_hand():
     assert a.train_forwards == 16 + 192
 
 
+def test_a_plan_follows_the_curves_of_a_recipe():
+    recipe = quick("objective.kl={4: 0, 40: 0.02}", "train.lr={by: updates, points: {0: 1.0e-4, 8: 3.0e-4}}")
+    assert [arithmetic(recipe, i).reference_forwards for i in (0, 4, 5, 79)] == [0, 0, 208, 208]
+    text = describe(recipe)
+    assert "curves      objective.kl  0 at iteration 4 -> 0.02 at iteration 40\n" in text
+    assert "            train.lr      0.0001 at update 0 -> 0.0003 at update 8\n" in text
+    assert "training at most 208 with gradient, reference 0 to 208" in text and "curves" not in describe(quick())
+
+
 def test_dry_run_text_tells_the_plan():
     text = describe(quick("train.updates=2", "objective.kl=0.01"), num_train=1500, num_heldout=320)
     for words in (

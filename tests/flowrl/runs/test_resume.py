@@ -42,7 +42,9 @@ from resume_support import (
     within,
 )
 
-KEEP = [*QUICK, "checkpoint.keep=9"]
+CURVES = ["objective.kl={0: 0, 4: 0.02}", "objective.clip={1: [1.0e-4, 1.0e-4], 5: [2.0e-4, 3.0e-4]}"]
+CURVES += ["sampler.noise={0: 0.7, 4: 0.5}"]
+KEEP = [*QUICK, "checkpoint.keep=9", *CURVES]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,14 @@ def test_a_run_goes_on_from_any_checkpoint(iteration: int, whole: Path, tmp_path
     assert_same_run(folder, whole)
     starts = json.loads((folder / "run.json").read_text())["starts"]
     assert [s["from_iteration"] for s in starts] == [0, iteration]
+
+
+def test_a_run_follows_its_curves(whole: Path):
+    lines = [line for line in metrics(whole) if line["kind"] == "train"]
+    assert [line["curve/objective.kl"] for line in lines] == pytest.approx([0, 0.005, 0.01, 0.015, 0.02])
+    assert [line["curve/sampler.noise"] for line in lines] == pytest.approx([0.7, 0.65, 0.6, 0.55, 0.5])
+    assert [line["curve/objective.clip/1"] for line in lines] == pytest.approx([1e-4, 1e-4, 1.5e-4, 2e-4, 2.5e-4])
+    assert ["kl" in line for line in lines] == [False, True, True, True, True]  # without a reference while it is 0
 
 
 @pytest.mark.parametrize("piece", ["random", "moments", "average", "cursor", "steps"])
@@ -221,6 +231,10 @@ def test_the_weights_of_a_checkpoint(whole: Path):
 
 def test_a_language_run_goes_on_too(tmp_path: Path):
     keep = [*QUICK_TEXT, "checkpoint.keep=9", "objective.entropy_share=0.3"]
+    keep += [
+        "train.lr={by: updates, points: {0: 1.0e-4, 4: 3.0e-4, 8: 1.0e-4}}",
+        "generation.temperature={0: 1, 4: 0.8}",
+    ]
     train("tiny_lm_grpo", keep, tmp_path / "whole")
     folder = cut_back(tmp_path / "whole", tmp_path / "run", 3)
     train("tiny_lm_grpo", keep, folder, resume=True)

@@ -1,0 +1,217 @@
+"""Numbers of a recipe that change as a run goes, linear between points.
+
+    objective: {kl: {0: 0.0, 50: 0.04}}                                    by iterations done, from 0
+    train: {lr: {by: updates, points: {0: 1.0e-5, 200: 3.0e-4}}}           by optimizer steps taken
+
+Before the first point a curve has the value of the first, behind the last that of the last. Its value depends on these
+two counts alone, so that a run that is resumed meets the same numbers. Keys that take a curve are marked in the schema
+(`key(..., curve=True)`); each point has to be what the key accepts as a constant.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_origin
+
+from pydantic import BaseModel, PrivateAttr, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic.fields import FieldInfo
+
+from flowrl.recipe.base import Strict
+from flowrl.recipe.errors import RecipeError, model_of, show, translate, wrong_value
+
+Value = float | list[float]
+R = TypeVar("R", bound="Curved")
+WRITTEN = "a curve such as {0: 0.1, 50: 0.2}, or {by: updates, points: {0: 0.1, 50: 0.2}}"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Values at rising counts of iterations or updates (optimizer steps). Lists are read number by number."""
+
+    points: tuple[tuple[int, Value], ...]
+    by: Literal["iterations", "updates"] = "iterations"
+
+    def at(self, iteration: int, updates: int) -> Value:
+        """The value after so many iterations and optimizer steps."""
+        count, before = iteration if self.by == "iterations" else updates, self.points[0]
+        for after in self.points:
+            if count < after[0]:
+                share = (count - before[0]) / (after[0] - before[0]) if after is not before else 0.0
+                return _between(before[1], after[1], share)
+            before = after
+        return before[1]
+
+    def numbers(self, key: str, iteration: int, updates: int) -> Iterator[tuple[str, float]]:
+        """(key, value) of now; of a list, a number of each place."""
+        value = self.at(iteration, updates)
+        if isinstance(value, list):
+            yield from ((f"{key}/{i}", number) for i, number in enumerate(value))
+        else:
+            yield key, value
+
+    def written(self) -> dict[str, Any]:
+        """The mapping that a recipe writes it as."""
+        points = dict(self.points)
+        return points if self.by == "iterations" else {"by": self.by, "points": points}
+
+    def words(self) -> str:
+        """The points in words, as a dry run shows them."""
+        one = "iteration" if self.by == "iterations" else "update"
+        return " -> ".join(f"{_number(value)} at {one} {count}" for count, value in self.points)
+
+
+def _between(a: Value, b: Value, share: float) -> Value:
+    if isinstance(a, list) and isinstance(b, list):
+        return [x + (y - x) * share for x, y in zip(a, b, strict=True)]
+    assert not isinstance(a, list) and not isinstance(b, list)
+    return a + (b - a) * share
+
+
+def _number(value: Value) -> str:
+    return f"[{', '.join(f'{x:g}' for x in value)}]" if isinstance(value, list) else f"{value:g}"
+
+
+def split_curves(
+    values: Mapping[str, Any], model: type[BaseModel], place: str = ""
+) -> tuple[dict[str, Any], dict[str, Curve]]:
+    """(the values of a recipe, with the first value of each curve in its place; the curves by dotted key).
+
+    Raises RecipeError for a mapping that is no curve, at a key that takes one.
+    """
+    plain, curves = dict(values), {}
+    for name, field in model.model_fields.items():
+        value, key = values.get(name), f"{place}{name}"
+        if not isinstance(value, Mapping):
+            continue
+        if takes_curve(field):
+            curves[key] = _read(key, value, field.description or "")
+            plain[name] = curves[key].points[0][1]
+        elif (section := model_of(field.annotation)) is not None and get_origin(field.annotation) is not dict:
+            plain[name], found = split_curves(value, section, f"{key}.")
+            curves |= found
+    return plain, curves
+
+
+def check_points(recipe: BaseModel, curves: Mapping[str, Curve]) -> dict[str, Curve]:
+    """The curves with every value as its key reads a constant. Raises RecipeError for a value that the key refuses."""
+    checked = {}
+    for key, curve in curves.items():
+        *sections, name = key.split(".")
+        section = recipe
+        for part in sections:
+            section = getattr(section, part)
+        points = []
+        for count, value in curve.points:
+            try:
+                valid = type(section).model_validate({**dict(section), name: value})
+            except ValidationError as error:
+                refused = translate(error, type(section))
+                raise RecipeError(f"{key}.{count}", refused.problem, f"change {key}.{count}") from None
+            points.append((count, getattr(valid, name)))
+        checked[key] = Curve(tuple(points), curve.by)
+    return checked
+
+
+def takes_curve(field: FieldInfo) -> bool:
+    """Whether the value of a key may change during a run."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("curve"))
+
+
+def _read(place: str, value: Mapping[str, Any], accepted: str) -> Curve:
+    whole = f"{accepted}, or {WRITTEN}"
+    by, points = ("iterations", value) if "points" not in value else (value.get("by", "iterations"), value["points"])
+    if by not in ("iterations", "updates") or ("points" in value and not set(value) <= {"by", "points"}):
+        raise wrong_value(place, value, whole)
+    if not isinstance(points, Mapping) or len(points) < 2:
+        raise RecipeError(place, f"got {show(value)}, accepted: {whole}", "give it at least two points")
+    read = [(_count(place, count, whole), number) for count, number in points.items()]
+    counts, numbers = [count for count, _ in read], [number for _, number in read]
+    for a, b in zip(counts, counts[1:], strict=False):
+        if b <= a:
+            raise RecipeError(place, f"got a point at {b} after one at {a}", f"write the points of {place} in order")
+    for number in numbers:
+        if not _is_value(number):
+            raise RecipeError(place, f"got the point {show(number)}, which is no number", f"accepted: {whole}")
+        if _length(number) != _length(numbers[0]):
+            raise RecipeError(place, f"got the points {show(numbers)}", "give them all as numbers, or as equal lists")
+    return Curve(tuple(read), by)
+
+
+def _count(place: str, count: Any, accepted: str) -> int:
+    if isinstance(count, str) and count.isascii() and count.isdigit() and len(count) < 10:
+        return int(count)
+    if isinstance(count, int) and not isinstance(count, bool) and count >= 0:
+        return count
+    raise RecipeError(place, f"got a point at {show(count)}, accepted: whole numbers >= 0", f"write {accepted}")
+
+
+def _is_value(number: Any) -> bool:
+    parts = number if isinstance(number, list) and number else [number]
+    return all(isinstance(part, int | float) and not isinstance(part, bool) for part in parts)
+
+
+def _length(number: Value) -> int | None:
+    return len(number) if isinstance(number, list) else None
+
+
+def replaced(model: BaseModel, key: str, value: Any) -> Any:
+    """A copy of a section with the value of a dotted key replaced."""
+    name, _, rest = key.partition(".")
+    return model.model_copy(update={name: replaced(getattr(model, name), rest, value) if rest else value})
+
+
+class Curved(Strict):
+    """A recipe some of whose values follow curves. It holds the first value of each itself; `at` gives the others."""
+
+    _curves: dict[str, Curve] = PrivateAttr(default_factory=dict)
+
+    @property
+    def updates_per_iteration(self) -> int:
+        """Optimizer steps of an iteration."""
+        raise NotImplementedError
+
+    @property
+    def curves(self) -> dict[str, Curve]:
+        """The curves of values that change during the run, by dotted key."""
+        return self._curves
+
+    def with_curves(self: R, curves: Mapping[str, Curve]) -> R:
+        """A copy whose values follow these curves. Raises RecipeError for a point that its key does not accept."""
+        copy = self.model_copy()
+        copy._curves = check_points(self, curves)
+        return copy
+
+    def at(self: R, iteration: int, updates: int | None = None) -> R:
+        """The recipe with the constants that its curves have after so many iterations and optimizer steps.
+
+        updates None: as many as these iterations make.
+        """
+        if not self._curves:
+            return self
+        done = iteration * self.updates_per_iteration if updates is None else updates
+        recipe = self
+        for dotted, curve in self._curves.items():
+            recipe = replaced(recipe, dotted, curve.at(iteration, done))
+        recipe._curves = {}
+        return recipe
+
+    def stages(self: R) -> list[R]:
+        """The recipe with its constants at each point of its curves, in the order of the run; itself without curves."""
+        each, counts = self.updates_per_iteration, {(0, 0)}
+        for curve in self._curves.values():
+            steps = [count * each if curve.by == "iterations" else count for count, _ in curve.points]
+            counts |= {(number // each, number) for number in steps}
+        return [self.at(*count) for count in sorted(counts)]
+
+    @model_serializer(mode="wrap")
+    def _with_curves_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Every value, curves as a recipe writes them."""
+        values = handler(self)
+        for dotted, curve in self._curves.items():
+            *sections, name = dotted.split(".")
+            place = values
+            for section in sections:
+                place = place.get(section, {})
+            if name in place:
+                place[name] = curve.written()
+        return values
