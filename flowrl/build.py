@@ -56,9 +56,12 @@ def build_policy(recipe: Recipe) -> AnyPolicy:
 
 
 def build_learner(recipe: Recipe, policy: AnyPolicy) -> Learner:
-    """The optimizer of a recipe over the policy's trainable parameters."""
+    """The optimizer of a recipe over the policy's trainable parameters, and copies of these where the recipe needs any.
+
+    The policy is told where to find them.
+    """
     train = recipe.train
-    return Learner(
+    learner = Learner(
         policy.trainable(),
         lr=train.lr,
         betas=(train.betas[0], train.betas[1]),
@@ -70,7 +73,11 @@ def build_learner(recipe: Recipe, policy: AnyPolicy) -> Learner:
         average=train.ema,
         average_every=train.ema_every,
         ramp=train.ema_ramp,
+        reference=recipe.keeps_reference,
     )
+    if recipe.keeps_reference:
+        policy.weights = learner.copies.using
+    return learner
 
 
 def build_objective(recipe: Recipe) -> ClippedObjective:

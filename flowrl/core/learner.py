@@ -1,14 +1,17 @@
-"""What turns gradients into better weights: AdamW, its learning rate, gradient clipping, and averaged weights."""
+"""What turns gradients into better weights: AdamW, its learning rate, gradient clipping, and copies of the weights."""
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flowrl.core.copies import Copies
+
 RAMPS = ("moves", "steps")
+AVERAGE, REFERENCE = "average", "reference"  # copies of the weights
 
 
 class Learner:
@@ -17,9 +20,10 @@ class Learner:
     warmup: optimizer steps of linear rise. schedule: constant, linear or cosine over `total` steps. average: decay of
     the moving average (None: none), which moves every `average_every` steps and whose decay is at most
     (1 + n) / (10 + n): n counts its moves (ramp `moves`) or, as in Flow-GRPO's code, optimizer steps (ramp `steps`).
-    All state is in `state_dict`. share: of a run that is limited by time, how much of that is spent, set from outside:
-    a schedule is as far as this or the steps say, whichever is further. base_lr: what the schedule multiplies, by the
-    number of steps taken; set from outside where it is not `lr` all the time.
+    reference: whether the parameters as they are given are kept as the copy `reference`. All state is in `state_dict`.
+    share: of a run that is limited by time, how much of that is spent, set from outside: a schedule is as far as this
+    or the steps say, whichever is further. base_lr: what the schedule multiplies, by the number of steps taken; set
+    from outside where it is not `lr` all the time.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class Learner:
         average: float | None = None,
         average_every: int = 1,
         ramp: str = "moves",
+        reference: bool = False,
     ):
         if ramp not in RAMPS:
             raise ValueError(f"ramp={ramp!r}: choose one of {', '.join(RAMPS)}")
@@ -43,7 +48,10 @@ class Learner:
         self.max_grad_norm, self.average_decay, self.average_every = max_grad_norm, average or 0.0, average_every
         self.ramp = ramp
         self.optimizer = torch.optim.AdamW(self.parameters, lr, betas=betas, weight_decay=weight_decay)
-        self.average = None if average is None else [p.detach().clone() for p in self.parameters]
+        self.copies = Copies(self.parameters)
+        for name, wanted in ((AVERAGE, average is not None), (REFERENCE, reference)):
+            if wanted:
+                self.copies.keep(name)
         self.steps, self.factor, self.share = 0, 1.0, 0.0
         self.base_lr: Callable[[int], float] = lambda steps: lr
         self._schedule = lambda steps: _rate(steps, warmup, schedule, total, self.share)
@@ -59,8 +67,9 @@ class Learner:
                 group["lr"] = self.lr
             self.optimizer.step()
             self.steps += 1
-            if self.average is not None and self.steps % self.average_every == 0:
-                self._move_average(self.average, self.average_decay)
+            if AVERAGE in self.copies and self.steps % self.average_every == 0:
+                done = self.steps if self.ramp == "steps" else self.steps // self.average_every
+                self.copies.keep(AVERAGE, min(self.average_decay, (1 + done) / (10 + done)))
         self.optimizer.zero_grad()
         return norm.detach()
 
@@ -75,48 +84,42 @@ class Learner:
             raise ValueError(f"factor={factor}: a learning rate is lowered by a factor in (0, 1]")
         self.factor *= factor
 
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Within, the parameters hold their moving average, where one is kept."""
-        if self.average is None:
-            yield
-            return
-        held = [p.detach().clone() for p in self.parameters]
-        _copy(self.average, self.parameters)
-        try:
-            yield
-        finally:
-            _copy(held, self.parameters)
+    @property
+    def average(self) -> list[Tensor] | None:
+        """The moving average of every parameter, where one is kept."""
+        return self.copies[AVERAGE] if AVERAGE in self.copies else None
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Within, the parameters hold their moving average, where one is kept. See `Copies.using`."""
+        return self.copies.using(AVERAGE) if AVERAGE in self.copies else contextlib.nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes as it learns, but the parameters. Hyper-parameters are the recipe's, not state."""
         return {
             "moments": self.optimizer.state_dict()["state"],
-            "average": self.average,
+            "copies": self.copies.state_dict(),
             "steps": self.steps,
             "factor": self.factor,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved state. An average that was not kept before begins at the parameters of now."""
+        """Goes on from a saved state.
+
+        An average that was not kept before begins at the parameters of now; a reference stays what it is.
+        """
         own = self.optimizer.state_dict()
         self.optimizer.load_state_dict({"state": state["moments"], "param_groups": own["param_groups"]})
         self.steps, self.factor = state["steps"], state["factor"]
-        if self.average is not None:
-            _copy(state["average"] or self.parameters, self.average)
-
-    @torch.no_grad()
-    def _move_average(self, average: list[Tensor], slowest: float) -> None:
-        done = self.steps if self.ramp == "steps" else self.steps // self.average_every
-        decay = min(slowest, (1 + done) / (10 + done))
-        for mean, parameter in zip(average, self.parameters, strict=True):
-            mean.lerp_(parameter, 1 - decay)
+        if AVERAGE in self.copies:
+            self.copies.keep(AVERAGE)
+        self.copies.load_state_dict(saved_copies(state))
 
 
-@torch.no_grad()
-def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
-    for s, t in zip(source, target, strict=True):
-        t.copy_(s)
+def saved_copies(state: Mapping[str, Any]) -> dict[str, list[Tensor]]:
+    """The copies in a learner's saved state; earlier checkpoints hold the average alone, or None."""
+    if "copies" in state:
+        return state["copies"]
+    return {AVERAGE: state["average"]} if state["average"] else {}
 
 
 def _rate(step: int, warmup: int, schedule: str, total: int, share: float) -> float:

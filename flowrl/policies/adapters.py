@@ -162,7 +162,10 @@ def disabled(modules: Modules) -> Iterator[None]:
     """Within, the modules are the reference: their adapters are off. Raises PolicyError where there are none."""
     bare = [name for name, module in modules.items() if not getattr(module, "_hf_peft_config_loaded", False)]
     if bare:
-        raise PolicyError(f"{bare[0]} has no LoRA adapter to disable: a reference policy needs lora, not full weights")
+        raise PolicyError(
+            f"{bare[0]} has no LoRA adapter to disable: the reference of full weights is a copy of them, which is kept "
+            "where a divergence is asked for"
+        )
     layers = [m for module in modules.values() for m in module.modules() if isinstance(m, BaseTunerLayer)]
     for layer in layers:
         layer.enable_adapters(False)

@@ -113,9 +113,6 @@ def _objective(recipe: Recipe) -> Iterator[RecipeError]:
     if objective.length is not None and objective.aggregate != "constant":
         problem = f"got {objective.length}, but aggregate {objective.aggregate!r} divides by no length"
         yield RecipeError("objective.length", problem, "set objective.length=null, or objective.aggregate=constant")
-    if objective.kl > 0 and recipe.full:
-        problem = f"got {objective.kl}, but full: true leaves no reference (it is the model without its adapters)"
-        yield RecipeError("objective.kl", problem, "set objective.kl=0, or train a lora")
 
 
 def _limits(objective: Objective) -> Iterator[RecipeError]:

@@ -84,7 +84,7 @@ class Objective(Strict):
     clip: one number, or [low, high]. level: what is clipped, the ratio of a decision (token) or of its whole row: of
     the mean log-ratio (seq_mean; seq_token: with the gradient of each decision) or of its sum (seq_sum). dual: a limit
     of the ratio where the advantage is negative, log_ratio_limit: one of its logarithm. kl: coefficient of the
-    divergence from the reference (the model without its adapters), estimated by kl_kind; exact_dt is exact times |dt|,
+    divergence from the reference (the model as the run finds it), estimated by kl_kind; exact_dt is exact times |dt|,
     the form that Flow-GRPO's published coefficients for SD3 and FLUX belong to. aggregate: how decisions are averaged;
     constant divides each by rows * length (null: the trained steps, or generation.max_new_tokens).
 
@@ -296,3 +296,8 @@ class Recipe(Curved):
     def updates_per_iteration(self) -> int:
         """Optimizer steps of an iteration."""
         return self.train.epochs * self.train.updates
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether a run keeps a copy of the weights that it begins with, as no adapters can be switched off."""
+        return self.full and (self.objective.kl > 0 or "objective.kl" in self.curves)

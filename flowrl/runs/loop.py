@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from flowrl.build import AnyPolicy, Inputs, build_advantage, build_objective, build_watch, width_pruning
 from flowrl.core.evaluation import Evaluation
 from flowrl.core.iterate import Iteration, Settings, iterate
@@ -204,7 +206,8 @@ class Run:
         """Held-out scores with the averaged weights: logged, shown, kept."""
         recipe, state, iteration = self.recipe, self.state, self.state.iteration
         self.policy.tick = lambda _: self.stopping.check()
-        with self.learner.averaged(), self.console.working(f"evaluating {len(self.inputs.heldout)} held-out prompts"):
+        working = self.console.working(f"evaluating {len(self.inputs.heldout)} held-out prompts")
+        with torch.no_grad(), self.learner.averaged(), working:
             start = time.perf_counter()
             show = {"keep": recipe.eval.grid, "statistics": sample_statistics}
             result = evaluate_heldout(recipe, self.policy, self.inputs.heldout, self.inputs.scorer, **show)
@@ -270,7 +273,7 @@ class Run:
 
     def _finish(self) -> dict[str, Any]:
         state, weights = self.state, self.folder.path / ("lora" if self.recipe.lora is not None else "model")
-        with self.learner.averaged():
+        with torch.no_grad(), self.learner.averaged():
             adapters.save(self.policy.source, self.policy.modules, weights)
         seconds = state.elapsed
         heldout = {i: {n: asdict(m) for n, m in e.means().items()} for i, e in sorted(self.evaluations.items())}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Prompt
+from flowrl.core.learner import AVERAGE, saved_copies
 from flowrl.names import UserError
 from flowrl.recipe.changes import changes, refuse
 from flowrl.recipe.load import written
@@ -131,7 +132,7 @@ def restore_weights(parameters: Mapping[str, Tensor], run: Path, which: str, *, 
     """
     checkpoint = checkpoints.Checkpoints(run).find(which)
     saved = checkpoints.load(checkpoint)
-    average = saved["learner"]["average"]
+    average = saved_copies(saved["learner"]).get(AVERAGE)
     trained: dict[str, Tensor] = saved["parameters"]
     if average is not None and not raw:
         trained = dict(zip(trained, average, strict=True))

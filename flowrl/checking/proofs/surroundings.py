@@ -128,13 +128,14 @@ def _spread(bench: Bench, scores: dict[str, torch.Tensor]) -> str:
 def memory(bench: Bench) -> str:
     """What a run needs beyond what is held now fits into the memory that is free. Returns both.
 
-    Counted: gradients and AdamW's moments (12 bytes a trainable parameter), the average (4), the stored trajectory of
-    an iteration, and the activations of a micro-batch (on a GPU the measured peak of this check's own passes), scaled
-    from this check's rows to the recipe's. Not counted: a reward's own batches, fragmentation.
+    Counted: gradients and AdamW's moments (12 bytes a trainable parameter), the average and a kept reference (4 each),
+    the stored trajectory of an iteration, and the activations of a micro-batch (on a GPU the measured peak of this
+    check's own passes), scaled from this check's rows to the recipe's. Not counted: a reward's own batches,
+    fragmentation.
     """
     recipe, policy, train = bench.recipe, bench.policy, bench.recipe.train
     number = sum(p.numel() for p in policy.trainable())
-    state = number * (16 if train.ema else 12)
+    state = number * (12 + 4 * (bool(train.ema) + recipe.keeps_reference))
     rows = train.prompts * train.group
     trajectory = bench.rollout.replay
     stored = sum(_bytes(streams) for part in (trajectory.enter, trajectory.drawn) for streams in part.values())

@@ -112,12 +112,13 @@ def ratio(bench: Bench) -> str:
 def memory(bench: Bench) -> str:
     """What a run needs beyond what is held now fits into the memory that is free. Returns both.
 
-    Counted: gradients and AdamW's moments (12 bytes a trainable parameter), the average (4), and the activations of a
-    micro-batch, scaled from this check's rows. Not counted: the cache of a rollout, and fragmentation.
+    Counted: gradients and AdamW's moments (12 bytes a trainable parameter), the average and a kept reference (4 each),
+    and the activations of a micro-batch, scaled from this check's rows. Not counted: the cache of a rollout, and
+    fragmentation.
     """
     recipe, train = bench.recipe, bench.recipe.train
     number = sum(p.numel() for p in bench.policy.trainable())
-    state = number * (16 if train.ema else 12)
+    state = number * (12 + 4 * (bool(train.ema) + recipe.keeps_reference))
     micro = train.micro_batch or train.prompts * train.group // train.updates
     if bench.device.type == "cuda":
         training = bench.peak["train"] / bench.rows_at_once * micro

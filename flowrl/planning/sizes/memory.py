@@ -142,9 +142,9 @@ def _micro(recipe: Recipe) -> int:
 def _phases(
     recipe: Recipe, measured: MeasuredSizes, latent: tuple[int, ...] | None, activations: tuple[int, int] | None
 ) -> list[Phase]:
-    """AdamW keeps two moments per parameter that learns; a gradient adds one, a moving average another."""
+    """AdamW keeps two moments per parameter that learns; a gradient adds one, a moving average another, a reference that is kept too."""
     train, frozen, added, state = recipe.train, measured.frozen, measured.added, measured.state
-    resting = state * (2 + (train.ema is not None))
+    resting = state * (2 + (train.ema is not None) + recipe.keeps_reference)
     tape, reference = (0, 0) if latent is None else trajectory(recipe, latent)
     at_work = sum(frozen[name] for name in measured.trained) + added
     everything = sum(frozen.values()) + added

@@ -49,8 +49,8 @@ def _table(estimate: Sizes) -> list[str]:
 def _notes(recipe: Recipe, estimate: Sizes) -> list[str]:
     train = recipe.train
     lora = "" if recipe.lora is None else f"with {size_text(estimate.adapters)} of LoRA; "
-    average = ", the average" if train.ema else ""
-    notes = [f"weights {lora}optimizer: two moments{average}, gradients while training"]
+    copies = (", the average" if train.ema else "") + (", the reference" if recipe.keeps_reference else "")
+    notes = [f"weights {lora}optimizer: two moments{copies}, gradients while training"]
     if estimate.latent is None:
         notes.append(f"activations and trajectory: not estimated for {estimate.pipeline}")
     else:

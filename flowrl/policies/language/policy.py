@@ -20,6 +20,7 @@ from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.chat import Encoder
 from flowrl.policies.language.decoding import cache_argument, decode, teacher_forced
 from flowrl.policies.noise import Key, copies, token_uniforms
+from flowrl.policies.weights import WeightsContext, under
 from samplers.tokens import Generation, token_kl, token_logp
 
 PROBE_TOKENS = 16
@@ -80,6 +81,7 @@ class LanguagePolicy:
         self.model, self.tokenizer = model.to(device), tokenizer
         self.device, self.max_rows, self.precision = torch.device(device), max_rows, precision
         self.keep_entropy = keep_entropy
+        self.weights: WeightsContext = lambda name: adapters.disabled(self.modules)  # others than those that learn
         self.encode = Encoder(tokenizer, template=template, system=system)
         self.stop = stop_ids(model, tokenizer)
         self.pad = next((i for i in (tokenizer.pad_token_id, *self.stop) if i is not None), 0)
@@ -127,7 +129,7 @@ class LanguagePolicy:
     def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable[[LogProbs], None]) -> None:
         """Scores all tokens of `rows`, in one block. See `contracts.Policy`.
 
-        exact_kl: the divergence from the model without its adapters, over the vocabulary. Its logits are computed here
+        exact_kl: the divergence from the reference, over the vocabulary. Its logits are computed here
         and not kept: [R, K, V] of them would be larger than the model. Raises PolicyError for `centred`.
         """
         if view.centred:
@@ -135,11 +137,10 @@ class LanguagePolicy:
                 "tokens are not drawn around a mean: set objective.ratio=plain and objective.kl_mask=null"
             )
         columns = torch.arange(rollout.rollout_logp.shape[1])
-        if view.weights == "reference":
-            with torch.no_grad(), adapters.disabled(self.modules):
-                visit(LogProbs(rows, columns, self._score(rollout.replay, rows)[0]))
-        else:
-            visit(LogProbs(rows, columns, *self._score(rollout.replay, rows, exact_kl=view.exact_kl)))
+        exact_kl = view.exact_kl and view.weights == "current"
+        with under(self.weights, view.weights):
+            logp, kl = self._score(rollout.replay, rows, exact_kl=exact_kl)
+            visit(LogProbs(rows, columns, logp, kl))
 
     def trainable(self) -> Iterator[nn.Parameter]:
         """The parameters that learn."""
@@ -197,7 +198,7 @@ class LanguagePolicy:
         prompts, scale = [trajectory.prompts[i] for i in rows.tolist()], trajectory.plan.scale
         reference = None
         if exact_kl:
-            with torch.no_grad(), adapters.disabled(self.modules):
+            with under(self.weights, "reference"):
                 reference = teacher_forced(self.model, prompts, tokens, length, pad=self.pad)
         logits = teacher_forced(self.model, prompts, tokens, length, pad=self.pad)
         width, beyond = logits.shape[1], (0, tokens.shape[1] - logits.shape[1])

@@ -10,13 +10,12 @@ refused with the reason.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View, Visit, Weights
+from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View, Visit
 from flowrl.core.batches import prompt_chunks
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
@@ -37,6 +36,7 @@ from flowrl.policies.pipelines.sharing import ALONE, Sharing, in_order
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory, joined, take
 from flowrl.policies.pipelines.working_copy import WorkingCopy
 from flowrl.policies.pipelines.writing import check_writing
+from flowrl.policies.weights import WeightsContext, under
 from samplers.plan import Tree
 
 
@@ -84,6 +84,7 @@ class PipelinePolicy:
         self.call: Call = {} if call is None else call
         check_writing(pipe, {} if callable(self.call) else self.call)
         self.device, self.max_rows, self.offload = torch.device(device), max_rows, offload
+        self.weights: WeightsContext = lambda name: adapters.disabled(modules)  # others than those that learn
         self.session = Session()
         self.keeper = GateKeeper(self.session)
         self.tick: Callable[[int], None] | None = None  # called with the number of rows at every denoising iteration
@@ -141,7 +142,7 @@ class PipelinePolicy:
         """
         trajectory: Trajectory = rollout.replay
         if view.states == "noised":
-            with self._under(view.weights):
+            with under(self.weights, view.weights):
                 self._look_at_noised(trajectory, rows, view, visit)
             return
         if view.centred and not trajectory.mean:
@@ -152,7 +153,7 @@ class PipelinePolicy:
             column = [None if value is None else value[:, None] for value in (kl, centred)]
             visit(LogProbs(part, torch.tensor([columns[step]]), logp[:, None], *column))
 
-        with self._under(view.weights):
+        with under(self.weights, view.weights):
             self._replay(trajectory, rows, hand_over, view)
 
     def trainable(self) -> Iterator[nn.Parameter]:
@@ -220,16 +221,6 @@ class PipelinePolicy:
             rollout_walk.result()  # says what is missing
         leaves = trajectory.tree.leaves
         return rollout_walk, {kind: torch.stack([of[i] for i in leaves], 1).flatten(0, 1) for kind, of in made.items()}
-
-    @contextmanager
-    def _under(self, weights: Weights) -> Iterator[None]:
-        if weights == "current":
-            yield
-            return
-        if weights == "old":
-            raise PolicyError("this policy has no older copy of its weights")
-        with torch.no_grad(), adapters.disabled(self.modules):
-            yield
 
     def _replay(self, trajectory: Trajectory, rows: Tensor, visit: StepVisit, view: View) -> None:
         """Replays all trained steps of `rows`, in as few passes as they ran on different sets of rows."""

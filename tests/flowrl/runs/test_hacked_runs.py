@@ -42,7 +42,7 @@ def saved(folder: Path, which: str) -> dict[str, Any]:
 
 def averaged(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The moving averages, which are what is evaluated and what a run ends with."""
-    return dict(zip(checkpoint["parameters"], checkpoint["learner"]["average"], strict=True))
+    return dict(zip(checkpoint["parameters"], checkpoint["learner"]["copies"]["average"], strict=True))
 
 
 @pytest.fixture(scope="module")

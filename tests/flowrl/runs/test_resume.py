@@ -83,10 +83,10 @@ def test_a_run_follows_its_curves(whole: Path):
     assert ["kl" in line for line in lines] == [False, True, True, True, True]  # without a reference while it is 0
 
 
-@pytest.mark.parametrize("piece", ["random", "moments", "average", "cursor", "steps"])
+@pytest.mark.parametrize("piece", ["random", "moments", "copies", "cursor", "steps"])
 def test_whatever_a_resume_forgets_is_seen(piece: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = cut_back(whole, tmp_path / "run", 3)
-    forgotten = {"random": state.random_state(), "cursor": None, "moments": {}, "average": None, "steps": 0}
+    forgotten = {"random": state.random_state(), "cursor": None, "moments": {}, "copies": {}, "steps": 0}
 
     def forgetful(checkpoint: state.Checkpoint, only: str | None = None) -> dict:
         saved = loading(checkpoint, only)

@@ -1,0 +1,69 @@
+"""Named copies of weights: the moving average, the reference of a full training, whatever else is to be looked at."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Copies:
+    """Copies of some parameters, by name, each on the parameters' own devices."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]):
+        self._parameters = parameters
+        self._copies: dict[str, list[Tensor]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._copies
+
+    def __getitem__(self, name: str) -> list[Tensor]:
+        return self._copies[name]
+
+    @torch.no_grad()
+    def keep(self, name: str, decay: float = 0.0) -> None:
+        """Moves a copy to decay * copy + (1 - decay) * parameters; one that is not there begins at the parameters."""
+        if name not in self:
+            self._copies[name] = [p.detach().clone() for p in self._parameters]
+            return
+        for copy, parameter in zip(self[name], self._parameters, strict=True):
+            if decay:
+                copy.lerp_(parameter, 1 - decay)
+            else:
+                copy.copy_(parameter)
+
+    @contextlib.contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        """Within, the parameters hold a copy; nothing is copied for it.
+
+        Raises RuntimeError where gradient is recorded, and KeyError for a copy that is not there. A graph keeps no
+        values of parameters but refers to them: one that is made within would be differentiated at the weights that
+        stand there afterwards, without a word.
+        """
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                f"the copy {name!r} of the weights is used while gradient is recorded, which would be taken at other "
+                "weights: use it under torch.no_grad()"
+            )
+        copies, held = self[name], [p.data for p in self._parameters]
+        _point(self._parameters, copies)
+        try:
+            yield
+        finally:
+            _point(self._parameters, held)
+
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        """All copies by name."""
+        return dict(self._copies)
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Sequence[Tensor]]) -> None:
+        """Takes up the values of the copies that are kept here; one that the state does not have stays as it is."""
+        for name in self._copies.keys() & state.keys():
+            for copy, saved in zip(self[name], state[name], strict=True):
+                copy.copy_(saved)
+
+
+def _point(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.data = value
