@@ -158,7 +158,8 @@ def assert_same_run(folder: Path, whole: Path) -> None:
     """The run in `folder` is the uninterrupted one, bit for bit."""
     assert metrics(folder) == metrics(whole)
     assert same(final_state(folder), final_state(whole))
-    weights = sorted(p.relative_to(whole) for p in (whole / "lora").glob("*.safetensors"))
+    written = whole / "lora" if (whole / "lora").is_dir() else whole / "model"
+    weights = sorted(p.relative_to(whole) for p in written.rglob("*.safetensors"))
     assert weights and all(same(load_file(folder / p), load_file(whole / p)) for p in weights)
     for path in (whole / "heldout").rglob("*.*"):
         assert (folder / path.relative_to(whole)).read_bytes() == path.read_bytes(), path

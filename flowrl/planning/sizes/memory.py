@@ -142,7 +142,7 @@ def _micro(recipe: Recipe) -> int:
 def _phases(
     recipe: Recipe, measured: MeasuredSizes, latent: tuple[int, ...] | None, activations: tuple[int, int] | None
 ) -> list[Phase]:
-    """AdamW keeps two moments per parameter that learns; a gradient adds one, a moving average another, a reference that is kept too."""
+    """AdamW keeps two moments per parameter that learns; a gradient, an average and a kept reference add one each."""
     train, frozen, added, state = recipe.train, measured.frozen, measured.added, measured.state
     resting = state * (2 + (train.ema is not None) + recipe.keeps_reference)
     tape, reference = (0, 0) if latent is None else trajectory(recipe, latent)

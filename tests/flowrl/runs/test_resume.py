@@ -62,7 +62,7 @@ def cut_back(whole: Path, to: Path, iteration: int) -> Path:
         if checkpoint.iteration > iteration:
             shutil.rmtree(checkpoint.path)
     (to / "summary.json").unlink()
-    shutil.rmtree(to / "lora")
+    shutil.rmtree(to / "lora" if (to / "lora").is_dir() else to / "model")
     return to
 
 
@@ -227,6 +227,17 @@ def test_the_weights_of_a_checkpoint(whole: Path):
     assert any(not torch.equal(got[n], wanted[n]) for n in wanted)
     with pytest.raises(state.StateError, match="accepted: last, best, 0"):
         resuming.restore_weights(got, whole, "77")
+
+
+def test_the_reference_of_a_full_training_goes_on_too(tmp_path: Path):
+    """Its divergence is that from the weights that the run began with, before and after a kill."""
+    keep = [*KEEP, "lora=null", "full=true", "objective.kl=0.05", "train.lr=1e-4", "train.iterations=2"]
+    train("quickstart", keep, tmp_path / "whole")
+    folder = cut_back(tmp_path / "whole", tmp_path / "run", 1)
+    train("quickstart", keep, folder, resume=True)
+    assert_same_run(folder, tmp_path / "whole")
+    first, last = (m["kl"] for m in metrics(folder) if "kl" in m)
+    assert 0 < first < last
 
 
 def test_a_language_run_goes_on_too(tmp_path: Path):

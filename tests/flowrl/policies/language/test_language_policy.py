@@ -8,8 +8,9 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from flowrl.contracts import Prompt, View
+from flowrl.contracts import LogProbs, Prompt, View
 from flowrl.core.backward import fill_reference
+from flowrl.core.learner import Learner
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language import decoding
@@ -200,6 +201,29 @@ def test_the_exact_divergence_is_that_of_the_whole_vocabulary():
     assert score.kl[rollout.mask].max() > 0.1
     with pytest.raises(PolicyError, match="no LoRA adapter"):
         replayed(policy(), policy().rollout(PROMPTS, plan=plan, seed=0), [[0]], exact_kl=True)
+
+
+def test_the_reference_of_full_weights_is_a_copy():
+    """While gradient is recorded too: the reference's logits are there before the graph is."""
+    subject, plan = policy(), Generation(6, 0.8)
+    adapters.train_full(subject.modules)
+    learner = Learner(subject.trainable(), lr=0.1, reference=True)
+    subject.weights = learner.copies.using
+    with torch.no_grad():
+        for parameter in subject.trainable():
+            parameter.mul_(1.05)
+    rollout = subject.rollout(PROMPTS, group_size=3, plan=plan, seed=0)
+    fill_reference(subject, rollout, torch.arange(9), View())
+    bare, mask = replayed(policy(), rollout, [ROWS]), rollout.mask
+    torch.testing.assert_close(rollout.reference[mask], bare.logp[mask], atol=1e-5, rtol=0)
+    seen: list[LogProbs] = []
+    subject.look(rollout, torch.tensor([2]), View(exact_kl=True), seen.append)
+    number = int(rollout.replay.length[2])
+    context = rollout.replay.prompts[2], rollout.replay.tokens[2, :number].tolist()
+    p, q = (torch.distributions.Categorical(logits=alone(m, *context).double() / 0.8) for m in (subject.model, model()))
+    wanted = torch.distributions.kl_divergence(p, q).float()
+    assert seen[0].kl is not None and seen[0].kl.requires_grad
+    torch.testing.assert_close(seen[0].kl[0, :number].detach(), wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_adapters_load_through_peft_and_come_back(tmp_path: Path):

@@ -12,6 +12,7 @@ from torch import Tensor
 import families
 from flowrl.contracts import LogProbs, Prompt, View
 from flowrl.core.backward import fill_reference
+from flowrl.core.learner import Learner
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.dynamics import Dynamics
@@ -157,6 +158,25 @@ def test_the_exact_divergence_is_the_distance_of_the_means() -> None:
         expected = ((own.mean - other.mean).square() / (2 * own.std**2)).flatten(1).mean(1)
         assert torch.allclose(found[step], expected, rtol=1e-3, atol=1e-8)
         assert float(expected.min()) > 1e-6
+
+
+def test_the_reference_of_full_weights_is_a_copy() -> None:
+    policy, untrained = FamilyPolicy("flux"), FamilyPolicy("flux")
+    untrained.prepare(PROMPTS[0], SDE)
+    adapters.train_full(policy.modules)
+    learner = Learner(policy.trainable(), lr=0.1, reference=True)
+    policy.weights = learner.copies.using
+    with torch.no_grad():
+        for parameter in policy.trainable():
+            parameter.mul_(1.02)
+    rollout = policy.rollout(PROMPTS, plan=SDE, seed=SEED)
+    fill_reference(policy, rollout, torch.arange(2), View(exact_kl=True))
+    assert rollout.reference is not None
+    assert gap(scores(untrained, rollout), rollout.reference) <= 1e-5 < gap(rollout.rollout_logp, rollout.reference)
+    assert all(value > 0 for value in divergences(policy, rollout))
+    assert torch.equal(scores(policy, rollout), rollout.rollout_logp), "the trained weights must be back"
+    with pytest.raises(RuntimeError, match="while gradient is recorded"), policy.weights("reference"):
+        pass
 
 
 def test_a_reference_needs_adapters(policy: FamilyPolicy) -> None:
