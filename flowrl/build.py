@@ -20,6 +20,7 @@ from flowrl.planning.walks import behind_splits
 from flowrl.policies.devices import device_of
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.pipelines.policy import PipelinePolicy
+from flowrl.policies.weights import weights_of
 from flowrl.reading.inputs import read_prompts
 from flowrl.recipe.schema import Recipe
 from flowrl.scoring.gates import counted_rewards
@@ -75,8 +76,7 @@ def build_learner(recipe: Recipe, policy: AnyPolicy) -> Learner:
         ramp=train.ema_ramp,
         reference=recipe.keeps_reference,
     )
-    if recipe.keeps_reference:
-        policy.weights = learner.copies.using
+    policy.weights = weights_of(policy.modules, learner.copies)
     return learner
 
 

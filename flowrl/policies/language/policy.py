@@ -20,7 +20,7 @@ from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.chat import Encoder
 from flowrl.policies.language.decoding import cache_argument, decode, teacher_forced
 from flowrl.policies.noise import Key, copies, token_uniforms
-from flowrl.policies.weights import WeightsContext, under
+from flowrl.policies.weights import under, weights_of
 from samplers.tokens import Generation, token_kl, token_logp
 
 PROBE_TOKENS = 16
@@ -81,7 +81,7 @@ class LanguagePolicy:
         self.model, self.tokenizer = model.to(device), tokenizer
         self.device, self.max_rows, self.precision = torch.device(device), max_rows, precision
         self.keep_entropy = keep_entropy
-        self.weights: WeightsContext = lambda name: adapters.disabled(self.modules)  # others than those that learn
+        self.weights = weights_of(self.modules)  # others than those that learn
         self.encode = Encoder(tokenizer, template=template, system=system)
         self.stop = stop_ids(model, tokenizer)
         self.pad = next((i for i in (tokenizer.pad_token_id, *self.stop) if i is not None), 0)

@@ -36,7 +36,7 @@ from flowrl.policies.pipelines.sharing import ALONE, Sharing, in_order
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory, joined, take
 from flowrl.policies.pipelines.working_copy import WorkingCopy
 from flowrl.policies.pipelines.writing import check_writing
-from flowrl.policies.weights import WeightsContext, under
+from flowrl.policies.weights import under, weights_of
 from samplers.plan import Tree
 
 
@@ -84,7 +84,7 @@ class PipelinePolicy:
         self.call: Call = {} if call is None else call
         check_writing(pipe, {} if callable(self.call) else self.call)
         self.device, self.max_rows, self.offload = torch.device(device), max_rows, offload
-        self.weights: WeightsContext = lambda name: adapters.disabled(modules)  # others than those that learn
+        self.weights = weights_of(modules)  # others than those that learn
         self.session = Session()
         self.keeper = GateKeeper(self.session)
         self.tick: Callable[[int], None] | None = None  # called with the number of rows at every denoising iteration

@@ -17,6 +17,7 @@ from flowrl.policies.language import decoding
 from flowrl.policies.language.decoding import left_padded
 from flowrl.policies.language.policy import LanguagePolicy, stop_ids
 from flowrl.policies.noise import Key, token_uniforms
+from flowrl.policies.weights import weights_of
 from flowrl.worlds.arithmetic.model import make_tokenizer
 from language_support import PLAN, PROMPTS, STOP, alone, model, policy, replayed
 from samplers.tokens import Generation, cut, draw
@@ -208,7 +209,7 @@ def test_the_reference_of_full_weights_is_a_copy():
     subject, plan = policy(), Generation(6, 0.8)
     adapters.train_full(subject.modules)
     learner = Learner(subject.trainable(), lr=0.1, reference=True)
-    subject.weights = learner.copies.using
+    subject.weights = weights_of(subject.modules, learner.copies)
     with torch.no_grad():
         for parameter in subject.trainable():
             parameter.mul_(1.05)

@@ -17,6 +17,7 @@ from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.policy import PipelinePolicy
+from flowrl.policies.weights import weights_of
 from policies_support import (
     ODE,
     PROMPTS,
@@ -165,7 +166,7 @@ def test_the_reference_of_full_weights_is_a_copy() -> None:
     untrained.prepare(PROMPTS[0], SDE)
     adapters.train_full(policy.modules)
     learner = Learner(policy.trainable(), lr=0.1, reference=True)
-    policy.weights = learner.copies.using
+    policy.weights = weights_of(policy.modules, learner.copies)
     with torch.no_grad():
         for parameter in policy.trainable():
             parameter.mul_(1.02)
