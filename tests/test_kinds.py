@@ -1,18 +1,23 @@
 """Nobody but flowrl/kinds asks which kind of model a recipe trains: read off the sources, and shown on planted ones."""
 
 import ast
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flowrl import kinds
 from flowrl.kinds import KINDS, kind_of
+from flowrl.kinds.language import Language
+from flowrl.planning.dry_run import describe
 from flowrl.recipe.load import load
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for package in ("flowrl", "samplers", "reward_models") for path in (ROOT / package).rglob("*.py"))
 ASKING = ROOT / "flowrl" / "kinds"
-SECTIONS = {kind.section for kind in KINDS} - {None}
+SECTIONS = {"generation"}  # what a recipe chooses its kind by
 NAMES = {kind.name for kind in KINDS}
 CLASSES = {type(kind).__name__ for kind in KINDS}
 POLICIES = {
@@ -92,14 +97,32 @@ def test_what_asks_nothing_is_let_alone(source: str):
 
 
 def test_policies_are_known_by_their_names():
-    assert {"PipelinePolicy", "LanguagePolicy"} <= POLICIES and SECTIONS == {"generation"}
+    assert {"PipelinePolicy", "LanguagePolicy"} <= POLICIES
 
 
-def test_a_recipe_chooses_its_kind_by_its_section():
+def test_a_recipe_chooses_its_kind():
     denoising, language = load("quickstart"), load("tiny_lm_grpo")
     assert [kind_of(recipe).name for recipe in (denoising, language)] == ["denoising", "language"]
     assert [kind_of(recipe.model_dump()).name for recipe in (denoising, language)] == ["denoising", "language"]
     assert kind_of({}).name == kind_of({"generation": None}).name == "denoising"
+
+
+class Reader(Language):
+    """A kind that is made of another: its own word for the network, and recipes of its own."""
+
+    name = "reader"
+    words = dataclasses.replace(Language.words, network="reader")
+
+    def claims(self, values: Mapping[str, Any]) -> bool:
+        return super().claims(values) and values.get("seed") == 7
+
+
+def test_a_further_kind_is_a_class_and_an_entry(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kinds, "KINDS", (Reader(), *KINDS))
+    whole = ["lora=null", "full=true", "objective.kl=0"]
+    assert "all weights of the reader" in describe(load("tiny_lm_grpo", [*whole, "seed=7"]))
+    assert "all weights of the model" in describe(load("tiny_lm_grpo", [*whole, "seed=8"]))
+    assert "all weights of the denoiser" in describe(load("quickstart", [*whole, "seed=7"]))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

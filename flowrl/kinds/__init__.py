@@ -1,8 +1,7 @@
-"""The kinds of model that a recipe can train, and the one place that asks which it is.
+"""The kinds of model that a recipe can train, and the only place that tells them apart.
 
-A recipe chooses its kind once, by the section that only this kind reads; everybody else asks the kind for what differs:
-`kind_of(recipe).planning.plan(recipe, 0)`. A further kind is a file of this room, which binds what it consists of, and
-an entry in KINDS. kind.py says what a kind has to know.
+A recipe chooses its kind once; all other code asks the kind for what differs: `kind_of(recipe).planning.plan(recipe,
+0)`. A further kind is a class in a file of this room and an entry in KINDS; kind.py documents the interface.
 """
 
 from collections.abc import Mapping
@@ -15,16 +14,16 @@ from flowrl.kinds.kind import Kind
 from flowrl.kinds.language import Language
 from flowrl.recipe.schema import Recipe
 
-KINDS: tuple[Kind, ...] = (Denoising(), Language())  # the first is that of a recipe without a section of the others
+KINDS: tuple[Kind, ...] = (Language(), Denoising())  # the first that claims a recipe is its kind; the last claims all
 
 
 def kind_of(recipe: Recipe | Mapping[str, Any]) -> Kind:
     """The kind of model that a recipe trains, or the values of one that is not checked yet."""
     given = recipe if isinstance(recipe, Mapping) else vars(recipe)
-    return next((kind for kind in KINDS if kind.section and given.get(kind.section) is not None), KINDS[0])
+    return next(kind for kind in KINDS if kind.claims(given))
 
 
-def kind_of_model(model: str) -> Kind | None:
-    """The kind of an embedded or local model, by its folder; None for a hub id, which tells it only once loaded."""
+def kinds_of_model(model: str) -> list[Kind]:
+    """The kinds that an embedded or local model can be of, by its folder; none for a hub id, known only once loaded."""
     folder = names.MODELS.get(model, Path(model).expanduser())
-    return next((kind for kind in KINDS if kind.holds(folder)), None)
+    return [kind for kind in KINDS if kind.holds(folder)]

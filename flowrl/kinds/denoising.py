@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowrl.kinds.kind import Building, Exporter, Kind, Planning, Proofs, Words
+from flowrl.kinds.kind import Building, Exporter, Planning, Proofs, Words
 from flowrl.recipe.calls import check_modules
 from flowrl.recipe.default_noise import with_noise
 from flowrl.recipe.errors import RecipeError
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
 
 class Denoising:
-    """The kind of a recipe with `pipeline` and `sampler`, and of any that has no section of another kind."""
+    """The kind of a recipe that no other kind claims; its sections are `pipeline` and `sampler`."""
 
-    name, section, unread, presets, texts = "denoising", None, (), DENOISING, False
+    name, unread, presets, texts = "denoising", (), DENOISING, False
     index = "model_index.json"
     words = Words(
         model="a diffusers pipeline",
+        chosen="remove generation",
+        decisions="denoising steps",
         network="denoiser",
         whole="whole pipeline",
         forward="row",
@@ -37,21 +39,20 @@ class Denoising:
         reference_sample="the ODE's sample",
     )
 
+    def claims(self, values: Mapping[str, Any]) -> bool:
+        """True: a recipe denoises if nothing in it says otherwise."""
+        return True
+
     def holds(self, folder: Path) -> bool:
         """Whether a folder has a pipeline's index."""
         return (folder / self.index).is_file()
 
-    def refuse_model(self, model: str, other: Kind) -> RecipeError:
-        """The error for a model that is chosen by a section, which the recipe does not have."""
-        problem = f"got {model!r}, {other.words.model}, but nothing says how it generates"
-        return RecipeError("model", problem, f"add {other.section}={{max_new_tokens: NUMBER}}")
-
     def completed(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The values with the usual noise of the step on this model."""
+        """The values with the step's usual noise on this model."""
         return with_noise(values)
 
     def check_model(self, recipe: Recipe) -> Iterator[RecipeError]:
-        """Denoisers that are named and not there, and keys of language models."""
+        """Denoisers that the model does not have, and keys of language models."""
         if recipe.lora is not None:
             yield from check_modules(recipe.lora.modules, recipe.model)
         if recipe.eval.temperature is not None:
@@ -65,7 +66,7 @@ class Denoising:
         yield from check_tree(recipe)
 
     def check_objective(self, recipe: Recipe) -> Iterator[RecipeError]:
-        """What is said of tokens, and weights, ratios and divergences of steps."""
+        """Keys about tokens, and values that do not fit denoising steps."""
         if recipe.train.skip_truncated:
             problem = "got true, but only completions of a language model have a length limit that they may not reach"
             yield RecipeError("train.skip_truncated", problem, "set train.skip_truncated=false")
@@ -90,14 +91,14 @@ class Denoising:
         return {"step": own.step, "noise": own.noise, "steps": recipe.eval.steps or own.steps}
 
     def sampled_by(self, recipe: Recipe, sampling: Mapping[str, Any]) -> Recipe:
-        """See Kind; the table is the model's own."""
+        """See Kind; on the model's own table."""
         steps = sampling["steps"]
         sampler = Sampler(step=sampling["step"] or "", noise=sampling["noise"] or 0.0, steps=steps or 1)
         evaluation = recipe.eval.model_copy(update={"steps": steps})
         return recipe.model_copy(update={"sampler": sampler, "eval": evaluation})
 
     def plain(self, recipe: Recipe) -> Recipe:
-        """See Kind: the same step on the same table, without window, tree, tail or shared noise."""
+        """See Kind: the same step and table, without window, tree, tail or shared noise."""
         own = recipe.sampler
         plain = Sampler(step=own.step, noise=own.noise, steps=own.steps, schedule=own.schedule)
         return recipe.model_copy(update={"sampler": plain})
@@ -109,7 +110,7 @@ class Denoising:
         return argument_names(model, online=online)
 
     def refuse_prompts(self, prompts: Sequence["Prompt"]) -> str | None:
-        """None: what a pipeline does not take is there for rewards."""
+        """None: whatever the pipeline does not take is left to the rewards."""
         return None
 
     def library(self, export: str) -> str:
@@ -139,7 +140,7 @@ class Denoising:
 
     @property
     def proofs(self) -> Proofs:
-        """Proofs about denoising steps and pictures."""
+        """Proofs about denoising steps."""
         from flowrl.checking.proofs import denoising
 
         return denoising

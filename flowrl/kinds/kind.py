@@ -1,7 +1,7 @@
-"""What a kind of model has to know: all that differs between a denoiser and a token model.
+"""The interface of a kind of model: everything that differs between a denoiser and a language model.
 
-The first part is about recipes alone, and loads nothing heavy: a recipe is refused before torch is loaded. The second
-binds the parts of other rooms, each a module that is imported when it is asked for.
+One part is about recipes alone and imports nothing heavy, because a recipe is refused before torch is loaded. The other
+part (`planning`, `building`, `exporter`, `proofs`) names modules of other rooms, which are imported on first use.
 """
 
 from __future__ import annotations
@@ -25,48 +25,50 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Words:
-    """How a kind is spoken of."""
+    """The words for a kind in messages and reports."""
 
-    model: str  # what its models are: "a diffusers pipeline"
-    network: str  # what learns: "denoiser"
-    whole: str  # an export of all weights: "whole pipeline"
-    forward: str  # what one forward takes: "row"; counts are of row-forwards
-    forwards: str  # these, of whom: "denoiser row-forwards"
-    costs: str  # what the numbers of a dry run count
-    reference: str  # what samples are held against in a scan: "the ODE"
-    reference_sample: str
+    model: str  # one of its models: "a diffusers pipeline"
+    chosen: str  # how to choose it in a recipe: "remove generation"
+    decisions: str  # "denoising steps"
+    network: str  # the network that is trained: "denoiser"
+    whole: str  # an export of all weights, in its model card: "whole pipeline"
+    forward: str  # the unit of one forward: "row", as in row-forwards
+    forwards: str  # "denoiser row-forwards"
+    costs: str  # the unit of the costs in a dry run
+    reference: str  # what a scan compares samples with: "the ODE"
+    reference_sample: str  # "the ODE's sample"
 
     @property
     def unit(self) -> str:
-        """What progress is counted in: "rows"."""
+        """The unit of a progress display: "rows"."""
         return f"{self.forward}s"
 
 
 class Planning(Protocol):
-    """What a recipe of this kind will do, worked out without weights; a module of flowrl/planning."""
+    """What a recipe of this kind will do, computed without weights; a module of flowrl/planning."""
 
     def plan(self, recipe: Recipe, iteration: int) -> Any:
         """What a training iteration, counted from 0, does."""
         ...
 
     def eval_plan(self, recipe: Recipe) -> Any:
-        """What an evaluation does."""
+        """How an evaluation draws its samples."""
         ...
 
     def group_plan(self, recipe: Recipe) -> Any:
-        """How groups of different samples are drawn of held-out prompts, to see how they vary."""
+        """How groups of differing samples are drawn for held-out prompts, to measure their diversity."""
         ...
 
     def reference_plan(self, recipe: Recipe) -> Any:
-        """How the samples without chance are drawn that those of training are held against in a scan."""
+        """How a scan draws the deterministic samples that it compares those of training with."""
         ...
 
     def starts(self, plan: Any, group: int) -> list[int]:
-        """Which reference sample of its prompt each finished sample of a group is held against."""
+        """The index of the reference sample that each finished sample of a group is compared with."""
         ...
 
     def check(self, recipe: Recipe) -> None:
-        """Raises RecipeError where the plans do not fit what the recipe trains by."""
+        """Raises RecipeError if the plans do not fit the recipe's objective and updates."""
         ...
 
     def arithmetic(self, recipe: Recipe, iteration: int) -> Arithmetic:
@@ -74,39 +76,39 @@ class Planning(Protocol):
         ...
 
     def eval_forwards(self, recipe: Recipe) -> int:
-        """Forwards of one sample of an evaluation, at most."""
+        """Upper bound on the forwards of one sample of an evaluation."""
         ...
 
     def lines(self, recipe: Recipe) -> list[str]:
-        """What a dry run says of the decisions."""
+        """The lines of a dry run about the decisions."""
         ...
 
     def eval_words(self, recipe: Recipe) -> str:
-        """How an evaluation samples, in words."""
+        """How an evaluation samples, for messages."""
         ...
 
 
 class Building(Protocol):
-    """How a policy of this kind is made; a module of its folder in flowrl/policies."""
+    """How a policy of this kind is built; a module of its folder in flowrl/policies."""
 
     def build(self, recipe: Recipe) -> Any:
         """The recipe's model as a policy, with what it trains made trainable."""
         ...
 
     def retune(self, policy: Any, recipe: Recipe) -> None:
-        """Makes a policy draw as another recipe of the same model says. Raises RecipeError where it cannot."""
+        """Makes a policy draw as another recipe of the same model does. Raises RecipeError if it cannot."""
         ...
 
 
 class Exporter(Protocol):
-    """What this kind is exported as; a module of flowrl/exports."""
+    """How weights of this kind are exported; a module of flowrl/exports."""
 
     def write(self, policy: Any, folder: Path, kind: str) -> None:
-        """Writes the weights; the policy may be of no use afterwards."""
+        """Writes the weights; the policy may be unusable afterwards."""
         ...
 
     def draw(self, policy: Any, recipe: Recipe, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """A sample a prompt, as values that can be subtracted."""
+        """One sample per prompt, as tensors that can be subtracted."""
         ...
 
     def redraw(self, recipe: Recipe, folder: Path, kind: str, prompts: Sequence[Prompt]) -> list[Tensor]:
@@ -114,33 +116,28 @@ class Exporter(Protocol):
         ...
 
     def usage(self, recipe: Recipe, folder: Path, kind: str) -> str:
-        """Python that loads the export, for its card."""
+        """Python code that loads the export, for its model card."""
         ...
 
 
 class Proofs(Protocol):
-    """What `flowrl check` proves of this kind, and on what evidence; a module of flowrl/checking/proofs."""
+    """What `flowrl check` verifies for this kind; a module of flowrl/checking/proofs."""
 
     BENCH: type[Bench]
-    PROOFS: tuple[Proof, ...]  # in order; a proof that moves the weights comes after all that look at them
+    PROOFS: tuple[Proof, ...]  # in order; one that changes the weights comes after all that only read them
 
 
 class Kind(Protocol):
-    """A kind of model; see the module's docstring. Methods that begin with `check_` yield what cannot work."""
+    """A kind of model; see the module's docstring. Methods `check_...` yield an error for all that cannot work."""
 
     @property
     def name(self) -> str:
-        """A word for messages and tests."""
-        ...
-
-    @property
-    def section(self) -> str | None:
-        """The section of a recipe that chooses this kind; None for the kind of recipes without any."""
+        """Its name."""
         ...
 
     @property
     def unread(self) -> tuple[str, ...]:
-        """The sections of a recipe that this kind does not read."""
+        """The sections of a recipe that it does not read."""
         ...
 
     @property
@@ -155,68 +152,68 @@ class Kind(Protocol):
 
     @property
     def words(self) -> Words:
-        """How it is spoken of."""
+        """The words for it."""
+        ...
+
+    def claims(self, values: Mapping[str, Any]) -> bool:
+        """Whether a recipe with these values, checked or not, trains a model of this kind."""
         ...
 
     def holds(self, folder: Path) -> bool:
-        """Whether a folder has a model of this kind in it."""
+        """Whether a folder contains a model of this kind."""
         ...
 
     @property
     def index(self) -> str:
-        """The file that a folder with such a model is known by."""
-        ...
-
-    def refuse_model(self, model: str, other: Kind) -> RecipeError:
-        """The error for a recipe of this kind whose model is of another."""
+        """The file by which such a folder is recognised, for messages."""
         ...
 
     def completed(self, values: dict[str, Any]) -> dict[str, Any]:
-        """A recipe's values with what is filled in where they say nothing. Raises RecipeError for unread sections."""
+        """A recipe's values with this kind's defaults filled in. Raises RecipeError for unread sections."""
         ...
 
     def check_model(self, recipe: Recipe) -> Iterator[RecipeError]:
-        """About the model, its adapters and the keys that other kinds read."""
+        """The model, its adapters, and keys that only other kinds read."""
         ...
 
     def check_sampling(self, recipe: Recipe) -> Iterator[RecipeError]:
-        """About how samples are drawn."""
+        """How samples are drawn."""
         ...
 
     def check_objective(self, recipe: Recipe) -> Iterator[RecipeError]:
-        """About the loss."""
+        """The loss."""
         ...
 
     def check_parts(self, recipe: Recipe) -> Iterator[RecipeError]:
-        """About named parts; modules of a user's own may be imported here."""
+        """Named parts; a user's own modules may be imported here."""
         ...
 
     def call(self, recipe: Recipe) -> Any:
-        """What decides, beside plan, seed and weights, what the model draws of its own."""
+        """What else determines a deterministic sample, besides plan, seed and weights."""
         ...
 
     def noise(self, recipe: Recipe) -> Any:
-        """What decides how a decision of the plan is drawn."""
+        """What determines the distribution of a decision, besides the plan."""
         ...
 
     def sampling(self, recipe: Recipe) -> dict[str, Any]:
-        """Step, noise and number of steps that a comparison measures all its runs by, where there are any."""
+        """The step, noise and steps under which a comparison measures all its runs; None where the kind has none."""
         ...
 
     def sampled_by(self, recipe: Recipe, sampling: Mapping[str, Any]) -> Recipe:
-        """The recipe with another one's `sampling`, drawing noise at every step but the last."""
+        """The recipe under another one's `sampling`, with noise at every step but the last."""
         ...
 
     def plain(self, recipe: Recipe) -> Recipe:
-        """The recipe with a plan that does not change from iteration to iteration and draws at every decision."""
+        """The recipe with a plan that is the same in every iteration and draws noise at every step but the last."""
         ...
 
     def prompt_arguments(self, model: str, *, online: bool) -> list[str]:
-        """Names of what a prompt's columns may give to the model's own call. online: whether a hub may be asked."""
+        """Names of the model's call arguments that columns of prompts may set. online: whether to ask the hub."""
         ...
 
     def refuse_prompts(self, prompts: Sequence[Prompt]) -> str | None:
-        """Why the model cannot take these prompts, None where it can."""
+        """Why the model cannot take these prompts; None if it can."""
         ...
 
     def library(self, export: str) -> str:
@@ -230,7 +227,7 @@ class Kind(Protocol):
 
     @property
     def building(self) -> Building:
-        """How its policies are made."""
+        """How its policies are built."""
         ...
 
     @property
@@ -240,5 +237,5 @@ class Kind(Protocol):
 
     @property
     def proofs(self) -> Proofs:
-        """What is proven before a run."""
+        """What `flowrl check` verifies."""
         ...

@@ -1,10 +1,10 @@
-"""Language models: any causal one of transformers, whose decisions are tokens."""
+"""Language models: any causal model of transformers; its decisions are tokens."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowrl.kinds.kind import Building, Exporter, Kind, Planning, Proofs, Words
+from flowrl.kinds.kind import Building, Exporter, Planning, Proofs, Words
 from flowrl.recipe.calls import read_json
 from flowrl.recipe.errors import RecipeError, show
 from flowrl.recipe.objectives import check_token_objective
@@ -25,10 +25,12 @@ def section_of(recipe: Recipe) -> Generation:
 class Language:
     """The kind of a recipe with `generation`."""
 
-    name, section, unread, presets, texts = "language", "generation", ("pipeline", "sampler"), LANGUAGE, True
+    name, unread, presets, texts = "language", ("pipeline", "sampler"), LANGUAGE, True
     index = "a causal model's config.json"
     words = Words(
         model="a language model",
+        chosen="add generation={max_new_tokens: NUMBER}",
+        decisions="tokens",
         network="model",
         whole="whole model",
         forward="token",
@@ -38,17 +40,16 @@ class Language:
         reference_sample="the greedy answer",
     )
 
-    def holds(self, folder: Path) -> bool:
-        """Whether a folder has the config of a network that transformers can name the class of."""
-        return "architectures" in read_json(folder / "config.json")
+    def claims(self, values: Mapping[str, Any]) -> bool:
+        """Whether a recipe says how tokens are generated."""
+        return values.get("generation") is not None
 
-    def refuse_model(self, model: str, other: Kind) -> RecipeError:
-        """The error for a model that has no tokens to draw."""
-        problem = f"got {model!r}, {other.words.model}, but generation is for a language model"
-        return RecipeError("model", problem, "give a transformers folder or a hub id, or remove generation")
+    def holds(self, folder: Path) -> bool:
+        """Whether a folder has a config that names a class of transformers, and is no pipeline's."""
+        return "architectures" in read_json(folder / "config.json") and not (folder / "model_index.json").is_file()
 
     def completed(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The values with the constant of tokens: the length limit, not the longest completion that was drawn."""
+        """The values with objective.length for aggregate `constant`: the limit, not the longest completion drawn."""
         for name in self.unread:
             if values.get(name):
                 problem = f"got {show(values[name])}, but `generation` makes this a language model's recipe"
@@ -62,7 +63,7 @@ class Language:
         return values | {"objective": objective | {"length": limit}}
 
     def check_model(self, recipe: Recipe) -> Iterator[RecipeError]:
-        """Keys of pipelines, and a system message without a chat."""
+        """Keys of pipelines, and a system message without a chat template."""
         if recipe.eval.steps is not None:
             problem = f"got {recipe.eval.steps}, but a language model has no denoising steps"
             yield RecipeError("eval.steps", problem, "set eval.steps=null")
@@ -77,31 +78,31 @@ class Language:
             yield RecipeError("generation.system", problem, "remove it, or set generation.chat_template=auto")
 
     def check_sampling(self, recipe: Recipe) -> Iterator[RecipeError]:
-        """Nothing: the types of `generation` say it all."""
+        """Nothing beyond the types of `generation`."""
         return iter(())
 
     def check_objective(self, recipe: Recipe) -> Iterator[RecipeError]:
-        """What is said of denoising steps."""
+        """Keys about denoising steps."""
         return check_token_objective(recipe)
 
     def check_parts(self, recipe: Recipe) -> Iterator[RecipeError]:
-        """Rewards that would begin before all is drawn."""
+        """Rewards that would start before the rollout ends."""
         for name, spec in recipe.rewards.items():
             if spec.overlap:
                 problem = "got true, but the completions of a language model are complete at once"
                 yield RecipeError(f"rewards.{name}.overlap", problem, f"remove rewards.{name}.overlap")
 
     def call(self, recipe: Recipe) -> Any:
-        """How a prompt becomes a chat."""
+        """Chat template and system message."""
         given = section_of(recipe)
         return given.chat_template, given.system
 
     def noise(self, recipe: Recipe) -> Any:
-        """Nothing: the plan says how tokens are drawn."""
+        """Nothing: the plan says it all."""
         return ()
 
     def sampling(self, recipe: Recipe) -> dict[str, Any]:
-        """None: runs are measured as their own recipes draw."""
+        """None of them: runs are measured as their own recipes draw."""
         return {"step": None, "noise": None, "steps": None}
 
     def sampled_by(self, recipe: Recipe, sampling: Mapping[str, Any]) -> Recipe:
@@ -109,15 +110,15 @@ class Language:
         return recipe
 
     def plain(self, recipe: Recipe) -> Recipe:
-        """The recipe as it is: its plan never changes, and every token is drawn."""
+        """The recipe as it is: its plan is the same in every iteration, and every token is drawn."""
         return recipe
 
     def prompt_arguments(self, model: str, *, online: bool) -> list[str]:
-        """None: a model of text takes the prompt alone."""
+        """None: the model takes nothing but the prompt's text."""
         return []
 
     def refuse_prompts(self, prompts: Sequence["Prompt"]) -> str | None:
-        """Why prompts with pictures cannot be answered."""
+        """Refuses prompts with pictures."""
         seeing = next((prompt for prompt in prompts if prompt.media), None)
         if seeing is None:
             return None

@@ -1,4 +1,4 @@
-"""What a recipe of a denoising model does and costs: plans, arithmetic, and what a dry run shows of them."""
+"""Plans and costs of a denoising model's recipe, and their lines in a dry run."""
 
 import textwrap
 
@@ -23,17 +23,17 @@ def eval_plan(recipe: Recipe) -> Plan:
 
 
 def group_plan(recipe: Recipe) -> Plan:
-    """The same: samples of one prompt differ by the noise that they begin with."""
+    """The same: samples of one prompt differ in their initial noise."""
     return walks.ode(recipe)
 
 
 def reference_plan(recipe: Recipe) -> Plan:
-    """The ODE, in as many steps as the samples of training take."""
+    """The ODE, with as many steps as in training."""
     return walks.ode(recipe.model_copy(update={"eval": recipe.eval.model_copy(update={"steps": None})}))
 
 
 def starts(plan: AnyPlan, group: int) -> list[int]:
-    """Which initial noise of its prompt each finished sample began with."""
+    """The number of the initial noise of each finished sample."""
     tree = plan.tree(group)
     return [tree.segments[tree.path(leaf)[0]].start for leaf in tree.leaves]
 
@@ -71,12 +71,12 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
 
 
 def eval_forwards(recipe: Recipe) -> int:
-    """A row-forward a step."""
+    """One row-forward per step."""
     return walks.ode(recipe).num_steps
 
 
 def lines(recipe: Recipe) -> list[str]:
-    """How the steps are walked, as a picture of each walk that differs."""
+    """The steps, with a picture of each plan that differs from the one before."""
     sampler, group = recipe.sampler, recipe.train.group
     schedule = "" if sampler.schedule.kind == "own" else f" on a {sampler.schedule.kind} table"
     shared = ", groups share their first latent" if sampler.share_noise else ""
@@ -120,5 +120,5 @@ def _shown_iterations(recipe: Recipe, limit: int = 8) -> list[int]:
 
 
 def eval_words(recipe: Recipe) -> str:
-    """How many steps the ODE takes."""
+    """The number of ODE steps."""
     return f"{walks.ode(recipe).num_steps} ODE steps"

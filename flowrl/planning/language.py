@@ -1,4 +1,4 @@
-"""What a recipe of a language model does and costs: how tokens are drawn, arithmetic, and what a dry run says."""
+"""Plans and costs of a language model's recipe, and their lines in a dry run."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from samplers.tokens import Generation
 
 
 def plan(recipe: Recipe, iteration: int) -> Generation:
-    """How the tokens of a training iteration are drawn: alike in all of them."""
+    """How the tokens of a training iteration are drawn; the same in every iteration."""
     given = section_of(recipe)
     return Generation(given.max_new_tokens, given.temperature, given.top_k, given.top_p)
 
@@ -21,7 +21,7 @@ def eval_plan(recipe: Recipe) -> Generation:
 
 
 def group_plan(recipe: Recipe) -> Generation:
-    """As in training: greedy completions of one prompt would all be the same."""
+    """As in training: greedy completions of one prompt would be identical."""
     return plan(recipe, 0)
 
 
@@ -31,12 +31,12 @@ def reference_plan(recipe: Recipe) -> Generation:
 
 
 def starts(plan: Generation, group: int) -> list[int]:
-    """The one greedy answer, whatever the sample."""
+    """0 for every sample: a prompt has one greedy completion."""
     return [0] * group
 
 
 def check(recipe: Recipe) -> None:
-    """Nothing: every token that is drawn is trained."""
+    """Nothing to check: every token that is drawn is trained."""
 
 
 def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
@@ -63,7 +63,7 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
 
 
 def eval_forwards(recipe: Recipe) -> int:
-    """A forward a token, as if each completion took all of them."""
+    """One forward per token, at the length limit."""
     return section_of(recipe).max_new_tokens
 
 

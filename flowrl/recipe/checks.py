@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowrl import names
-from flowrl.kinds import kind_of, kind_of_model
+from flowrl.kinds import kind_of, kinds_of_model
 from flowrl.recipe.annotations import misfit
 from flowrl.recipe.calls import check_types, check_values, is_finite
 from flowrl.recipe.errors import RecipeError, show, wrong_value
@@ -71,13 +71,13 @@ def _check_constants(recipe: Recipe) -> Iterator[RecipeError]:
 
 def _model(recipe: Recipe) -> Iterator[RecipeError]:
     model, kind = recipe.model, kind_of(recipe)
-    folder, found = Path(model).expanduser(), kind_of_model(model)
+    folder, fitting = Path(model).expanduser(), kinds_of_model(model)
     accepted = f"{', '.join(names.MODELS)}, a hub id owner/name, or a folder with model_index.json or, of a language "
     accepted += "model, config.json"
     if other := stranger(model):
         yield RecipeError("model", f"got {model!r}, {other[0]}", other[1])
     elif folder.is_dir():
-        if found is None:
+        if not fitting:
             yield RecipeError("model", f"got {model!r}, a folder without {kind.index}", f"accepted: {accepted}")
     elif model not in names.MODELS and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
         yield wrong_value("model", model, accepted, suggestion=names.closest(model, names.MODELS))
@@ -92,8 +92,9 @@ def _model(recipe: Recipe) -> Iterator[RecipeError]:
             remedy = f"use {setter}" if setter else f"remove pipeline.{name}"
             yield RecipeError(f"pipeline.{name}", f"got {show(recipe.pipeline[name])}, but flowrl sets it", remedy)
     yield from check_values(recipe.pipeline, model)
-    if found is not None and found is not kind:
-        yield kind.refuse_model(model, found)
+    if fitting and kind not in fitting:
+        problem = f"got {model!r}, {fitting[0].words.model}, but the recipe is one for {kind.words.model}"
+        yield RecipeError("model", problem, f"give another model, or {fitting[0].words.chosen}")
 
 
 def _objective(recipe: Recipe) -> Iterator[RecipeError]:

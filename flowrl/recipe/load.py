@@ -73,7 +73,7 @@ def with_preset(values: dict[str, Any]) -> dict[str, Any]:
     merged = dict(values)
     if isinstance(name, str) and name in PRESETS:
         if name not in kind.presets:
-            problem = f"got {name!r}, a preset of denoising steps, but `{kind.section}` makes the decisions tokens"
+            problem = f"got {name!r}, which has no values for a model whose decisions are {kind.words.decisions}"
             raise RecipeError("objective.preset", problem, f"accepted: {', '.join(kind.presets)}")
         for section, below in kind.presets[name].items():
             own = values.get(section)

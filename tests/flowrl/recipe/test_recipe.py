@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from flowrl import names
-from flowrl.kinds import kind_of_model
+from flowrl.kinds import kinds_of_model
 from flowrl.recipe.checks import check_call
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import build, dump, load, with_preset
@@ -368,11 +368,10 @@ def test_a_mistake_in_a_language_recipe_is_one_line(overrides, place, words):
 
 
 def test_a_folder_tells_what_it_holds(tmp_path):
-    kinds = [kind_of_model(model) for model in ("shapes-flux", "owner/name", str(tmp_path))]
-    assert [kind and kind.name for kind in kinds] == ["denoising", None, None]
+    kinds = [[kind.name for kind in kinds_of_model(m)] for m in ("shapes-flux", "owner/name", str(tmp_path))]
+    assert kinds == [["denoising"], [], []]
     (tmp_path / "config.json").write_text('{"architectures": ["Qwen2ForCausalLM"]}')
-    kind = kind_of_model(str(tmp_path))
-    assert kind is not None and kind.name == "language"
+    assert [kind.name for kind in kinds_of_model(str(tmp_path))] == ["language"]
     assert load("tiny_lm_grpo", [f"model={tmp_path}"]).model == str(tmp_path)
     for unreadable in ("{}", "{"):
         (tmp_path / "config.json").write_text(unreadable)
