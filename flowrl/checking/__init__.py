@@ -1,1 +1,1 @@
-"""`flowrl check`: proofs on the real model of what a run takes for granted."""
+"""`flowrl check`: tests on the real model of what a run assumes."""

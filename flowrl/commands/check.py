@@ -1,4 +1,4 @@
-"""`flowrl check`: proves on the real model what a run takes for granted."""
+"""`flowrl check`: proves on the real model what a run assumes."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +11,7 @@ from flowrl.commands.common import Overrides, RecipeArgument, quiet
 from flowrl.terminal import duration_text, output_console
 
 if TYPE_CHECKING:
-    from flowrl.checking.proofs.proof import Finding
+    from flowrl.checking.proofs.proof import ProofResult
 
 TITLE_WIDTH = 38
 
@@ -21,7 +21,7 @@ def check_command(
     overrides: Overrides = None,
     rows: Annotated[int, typer.Option(min=2, help="About how many samples the proofs draw.")] = 32,
 ) -> None:
-    """Load the real model and prove what a run takes for granted, a line each; exit code 1 where something fails."""
+    """Load the real model and prove what a run assumes, one line for each fact; exit code 1 if any proof fails."""
     from flowrl.recipe.load import load
 
     checked = load(recipe, overrides or [])
@@ -29,37 +29,39 @@ def check_command(
     with console.status("loading"):
         quiet()
         from flowrl.checking.check import check
-        from flowrl.checking.proofs.proof import Finding
+        from flowrl.checking.proofs.proof import ProofResult
 
-    first: Finding | None = None
+    first: ProofResult | None = None
     with console.status("") as status:
-        for found in check(checked, rows=rows, begin=lambda title: status.update(title)):
-            if isinstance(found, Finding):
-                first = first or (found if found.held is False else None)
-                _print(console, found)
+        for result in check(checked, rows=rows, begin=lambda title: status.update(title)):
+            if isinstance(result, ProofResult):
+                first = first or (result if result.held is False else None)
+                _print_result(console, result)
                 continue
-            parts = {"rollout": found.rollout, "scoring": found.scoring, "training": found.training}
-            parts["evaluation"] = found.evaluation
+            parts = {"rollout": result.rollout, "scoring": result.scoring, "training": result.training}
+            parts["evaluation"] = result.evaluation
             listed = ", ".join(f"{name} {duration_text(seconds)}" for name, seconds in parts.items())
-            _row(console, "", "the whole recipe, on this machine", f"about {duration_text(found.total)}: {listed}")
+            _print_row(
+                console, "", "the whole recipe, on this machine", f"about {duration_text(result.total)}: {listed}"
+            )
     if first is not None:
         typer.echo(f"flowrl: check: {first.sentence()}", err=True)
         raise typer.Exit(1)
 
 
-def _print(console: Console, found: "Finding") -> None:
-    mark, style = {True: ("✓", "green"), False: ("✗", "bold red"), None: ("–", "dim")}[found.held]
-    lines = [escape(found.measured)]
+def _print_result(console: Console, result: "ProofResult") -> None:
+    mark, style = {True: ("✓", "green"), False: ("✗", "bold red"), None: ("–", "dim")}[result.held]
+    lines = [escape(result.measured)]
     lines += [
         f"[bold]{word}:[/] {escape(text)}"
-        for word, text in (("likely cause", found.cause), ("try", found.remedy))
+        for word, text in (("likely cause", result.cause), ("try", result.remedy))
         if text
     ]
-    _row(console, f"[{style}]{mark}[/]", found.title, "\n".join(lines), "dim" if found.held is None else "")
+    _print_row(console, f"[{style}]{mark}[/]", result.title, "\n".join(lines), "dim" if result.held is None else "")
 
 
-def _row(console: Console, mark: str, title: str, text: str, style: str = "") -> None:
-    """A line of the list; what is too long for it goes on below its own column."""
+def _print_row(console: Console, mark: str, title: str, text: str, style: str = "") -> None:
+    """A row of the list; long text wraps within its own column."""
     grid = Table.grid(padding=(0, 1))
     grid.add_column(width=1)
     grid.add_column(width=TITLE_WIDTH)

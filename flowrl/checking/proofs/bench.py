@@ -1,7 +1,7 @@
-"""The evidence of a check, made once each and on demand: prompts, rewards, policy, a small rollout and its replay.
+"""The evidence of a check, each part made once and on demand: prompts, rewards, policy, a small rollout and its replay.
 
-The policy is the recipe's own, but for two things: its rollouts hold no more rows at once than a training forward does,
-so that a replay meets the batch shape of its rollout, and only a few rows are drawn. Nothing is written anywhere.
+The policy is the recipe's own, with two exceptions: its rollouts hold no more rows at once than a training forward
+does, so that a replay has the batch shape of its rollout, and only a few rows are drawn. Nothing is written to disk.
 """
 
 import gc
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,23 +33,24 @@ from flowrl.policies.pipelines.policy import PipelinePolicy
 from flowrl.reading.inputs import read_prompts
 from flowrl.recipe.schema import Recipe
 from flowrl.scoring.scorer import Scorer
+from flowrl.untyped import Pipeline
 from samplers.plan import Plan
 
-SEED = 2**33  # added to the recipe's: a check draws nobody's noise
-GROUP = 8  # samples of a prompt, at most
+SEED = 2**33  # added to the recipe's, so that a check shares noise with no run
+GROUP = 8  # samples per prompt, at most
 
 
 @dataclass
-class Replay:
-    """What replays showed: by step that drew, the largest |log-prob - that of the rollout|; costs; memory for the
-    backward pass.
+class ReplayEvidence:
+    """Measurements of replays: by step that drew noise, the largest |log-prob - that of the rollout|; costs; memory for
+    the backward pass.
 
-    met: trained steps, whether or not they drew. bytes_per_row: of what autograd kept for one step,
-    at most. connected: whether a score had a gradient at all.
+    visited: trained steps, whether or not they drew noise. bytes_per_row: what autograd saved for one step, at most.
+    connected: whether any log-prob had a gradient.
     """
 
     gap: dict[int, float] = field(default_factory=dict)
-    met: set[int] = field(default_factory=set)
+    visited: set[int] = field(default_factory=set)
     seconds: float = 0.0
     forwards: int = 0
     bytes_per_row: float = 0.0
@@ -60,7 +60,7 @@ class Replay:
 class Bench:
     """See the module's docstring. rows: about how many samples the proofs draw."""
 
-    unit = "pixel"  # what `drawn_quietly` is made of
+    unit = "pixel"  # of what `draw_quietly` returns
 
     def __init__(self, recipe: Recipe, *, rows: int = 32):
         self.recipe, self.rows = recipe, rows
@@ -69,7 +69,7 @@ class Bench:
         self.seconds_per_forward: list[float] = []  # of each rollout at the check's full size
         self.peak = {"rollout": 0, "train": 0}  # bytes above what was held, on a GPU alone
 
-    # ------------------------------------------------------------------ what a run reads and makes
+    # ------------------------------------------------------------------ what a run reads and builds
 
     @cached_property
     def prompts(self) -> tuple[list[Prompt], list[Prompt]]:
@@ -85,63 +85,64 @@ class Bench:
     def policy(self) -> PipelinePolicy:
         """The recipe's policy, probed."""
         policy = build_policy(self.recipe)
-        policy.prepare(self.drawn[0], self.plans[0])  # with the recipe's own calls, of which it learns how rows share
+        # with the recipe's own call sizes, from which it learns how rows share calls
+        policy.prepare(self.drawn_prompts[0], self.plans[0])
         policy.max_rows = self.rows_at_once
         return policy
 
     @property
     def rows_at_once(self) -> int:
-        """Rows of one pass: no more than the recipe's own rollouts and training forwards hold."""
+        """Rows per forward pass: no more than the recipe's own rollouts and training forwards hold."""
         train = self.recipe.train
         limits = [train.prompts * train.group // train.updates, train.micro_batch, train.rollout_batch]
         return min(limit for limit in limits if limit is not None)
 
     @property
     def group(self) -> int:
-        """Samples of a prompt; those of a tree are its own."""
+        """Samples per prompt; a tree determines its own number."""
         if self.recipe.sampler.tree is not None:
             return self.recipe.train.group
         return min(self.recipe.train.group, GROUP, max(2, self.rows // 2))
 
     @property
-    def drawn(self) -> list[Prompt]:
-        """The training prompts that are drawn for, spread over the file."""
+    def drawn_prompts(self) -> list[Prompt]:
+        """The training prompts that samples are drawn for, evenly spaced over the file."""
         train = self.prompts[0]
         number = max(1, min(self.recipe.train.prompts, self.rows // self.group))
         return [train[i * len(train) // number] for i in range(number)]
 
     @cached_property
     def plans(self) -> list[Plan]:
-        """The first iteration's plan, then others until every step that the run will train has been met."""
-        found = [plan_for(self.recipe, i) for i in range(min(self.recipe.train.iterations, 1000))]
-        trained = {plan: set(plan.tree(self.recipe.train.group).trained) for plan in dict.fromkeys(found)}
-        chosen, met = [found[0]], set(trained[found[0]])
-        for overlap in (False, True):  # windows side by side first: fewer of them cover everything
+        """The first iteration's plan, then others until every step that the run will train is covered."""
+        plans = [plan_for(self.recipe, i) for i in range(min(self.recipe.train.iterations, 1000))]
+        trained = {plan: set(plan.tree(self.recipe.train.group).trained) for plan in dict.fromkeys(plans)}
+        chosen, covered = [plans[0]], set(trained[plans[0]])
+        for overlap in (False, True):  # disjoint windows first: fewer of them cover all steps
             for plan, steps in trained.items():
-                if steps - met and (overlap or not steps & met):
+                if steps - covered and (overlap or not steps & covered):
                     chosen.append(plan)
-                    met |= steps
+                    covered |= steps
         return chosen
 
     # ------------------------------------------------------------------ samples
 
     @property
-    def pair(self) -> list[Prompt]:
-        """Two prompts of different text, or one where a pass holds one row."""
+    def prompt_pair(self) -> list[Prompt]:
+        """Two prompts with different texts, or one if a forward pass holds one row."""
         train = self.prompts[0]
         other = next((p for p in reversed(train) if p.text != train[0].text), train[0])
         return [train[0], other][: min(2, self.rows_at_once)]
 
     @cached_property
-    def untouched(self) -> Tensor:
-        """Pictures of the pair by the pipeline as it is on disk, called by itself; it is gone afterwards."""
+    def pipeline_samples(self) -> Tensor:
+        """Samples of the prompt pair from the pipeline as it is on disk, called directly; it is freed afterwards."""
         recipe = self.recipe
         pipe = load_pipeline(recipe.model, getattr(torch, recipe.dtype.model), recipe.pipeline)
         if recipe.offload and self.device.type != "cpu":
             pipe.enable_model_cpu_offload(device=self.device)
         else:
             pipe.to(self.device)
-        output = called(pipe, self.pair, eval_plan(recipe).num_steps, recipe.pipeline, recipe.seed + SEED)
+        output = call_pipeline(pipe, self.prompt_pair, eval_plan(recipe).num_steps, recipe.pipeline, recipe.seed + SEED)
         del pipe
         gc.collect()
         if self.device.type == "cuda":
@@ -149,23 +150,25 @@ class Bench:
         return output
 
     @cached_property
-    def quiet(self) -> Tensor:
-        """Pictures of the pair by the policy without noise, before anything was trained."""
-        return self.drawn_quietly()
+    def quiet_samples(self) -> Tensor:
+        """Samples of the prompt pair from the policy without noise, before anything is trained."""
+        return self.draw_quietly()
 
-    def drawn_quietly(self) -> Tensor:
-        """The same pictures by the policy as it is now."""
+    def draw_quietly(self) -> Tensor:
+        """The same samples from the policy as it is now, on the CPU; see `visible_samples`."""
         with torch.no_grad():
             plan, seed = eval_plan(self.recipe), self.recipe.seed + SEED
-            return torch.cat([visible(self.policy.rollout([p], plan=plan, seed=seed).samples) for p in self.pair])
+            return torch.cat(
+                [visible_samples(self.policy.rollout([p], plan=plan, seed=seed).samples) for p in self.prompt_pair]
+            )
 
     @cached_property
     def rollout(self) -> Rollout:
-        """A small rollout by the first iteration's plan."""
-        return self.roll(self.drawn, self.group, self.plans[0])
+        """A small rollout with the first iteration's plan."""
+        return self.draw_rollout(self.drawn_prompts, self.group, self.plans[0])
 
-    def roll(self, prompts: list[Prompt], group: int, plan: Plan) -> Rollout:
-        """A rollout, whose pace and peak are kept."""
+    def draw_rollout(self, prompts: list[Prompt], group: int, plan: Plan) -> Rollout:
+        """A rollout, whose pace and peak memory are recorded."""
         count = 0
 
         def tick(rows: int) -> None:
@@ -173,85 +176,85 @@ class Bench:
             count += rows
 
         self.policy.tick = tick
-        with self._watched("rollout") as start, torch.no_grad():
+        with self._peak_memory("rollout") as start, torch.no_grad():
             rollout = self.policy.rollout(prompts, group_size=group, plan=plan, seed=self.recipe.seed + SEED)
         self.policy.tick = None
-        if len(prompts) == len(self.drawn):
+        if len(prompts) == len(self.drawn_prompts):
             self.seconds_per_forward.append((time.perf_counter() - start[0]) / max(count, 1))
         return rollout
 
     @cached_property
     def statistics_pair(self) -> tuple[Samples, Samples]:
-        """Samples with the recipe's noise and without, of equal and independent starts."""
+        """Samples with the recipe's noise and without it, from the same independent initial noise."""
         first, group = self.plans[0], self.group
         steps = first.tree(group).trained
         plan = replace(first, share_noise=False) if isinstance(first, Plan) else Plan(first.num_steps, steps, steps)
-        noisy = self.rollout if plan == first else self.roll(self.drawn, group, plan)
-        quiet = self.roll(self.drawn, group, Plan(plan.num_steps, (), ()))
+        noisy = self.rollout if plan == first else self.draw_rollout(self.drawn_prompts, group, plan)
+        quiet = self.draw_rollout(self.drawn_prompts, group, Plan(plan.num_steps, (), ()))
         return noisy.samples, quiet.samples
 
     # ------------------------------------------------------------------ replays
 
     @cached_property
-    def replay(self) -> Replay:
-        """The replay of the rollout and of one small rollout for each further plan; gradients are left in place."""
-        found = Replay()
+    def replay(self) -> ReplayEvidence:
+        """Replays of the rollout and of one small rollout for each further plan; gradients are kept."""
+        evidence = ReplayEvidence()
         for parameter in self.policy.trainable():
             parameter.grad = None
-        self.replay_into(found, self.rollout)
+        self.replay_into(evidence, self.rollout)
         for plan in self.plans[1:]:
             group = min(2, self.group) if isinstance(plan, Plan) else self.group
-            prompts = self.drawn[: max(1, min(2, self.rows_at_once // group))]
-            self.replay_into(found, self.roll(prompts, group, plan))
-        return found
+            prompts = self.drawn_prompts[: max(1, min(2, self.rows_at_once // group))]
+            self.replay_into(evidence, self.draw_rollout(prompts, group, plan))
+        return evidence
 
-    def replay_into(self, found: Replay, rollout: Rollout, *, calls: int | None = None) -> None:
-        """Replays in the parts that shared calls of the rollout, with the gradient of advantages that alternate.
+    def replay_into(self, evidence: ReplayEvidence, rollout: Rollout, *, calls: int | None = None) -> None:
+        """Replays the rows call by call as in the rollout, with the gradient of advantages of alternating sign.
 
-        calls: how many of these parts (None: all).
+        calls: the number of calls to replay (None: all).
         """
         steps = rollout.replay.tree.trained
         parameters = list(self.policy.trainable())
         frozen = [p for module in self.policy.modules.values() for p in module.parameters()]
 
         def tick(rows: int) -> None:
-            found.forwards += rows
+            evidence.forwards += rows
 
         self.policy.tick = tick
-        with self._watched("train") as start, count_saved([*parameters, *frozen]) as saved:
+        with self._peak_memory("train") as start, count_saved([*parameters, *frozen]) as saved:
 
             def visit(score: LogProbs) -> None:
                 at = score.rows[:, None], score.columns[None]
                 rollout_logp = rollout.rollout_logp[at].to(score.logp.device)
                 drew = rollout.mask[at].to(score.logp.device)
                 for i, column in enumerate(score.columns.tolist()):
-                    found.met.add(steps[column])
+                    evidence.visited.add(steps[column])
                     if drew[:, i].any():
                         gap = float((score.logp[:, i].detach() - rollout_logp[:, i])[drew[:, i]].abs().max())
-                        found.gap[steps[column]] = max(found.gap.get(steps[column], 0.0), gap)
-                found.bytes_per_row = max(found.bytes_per_row, saved.bytes / len(score.rows))
+                        evidence.gap[steps[column]] = max(evidence.gap.get(steps[column], 0.0), gap)
+                evidence.bytes_per_row = max(evidence.bytes_per_row, saved.bytes / len(score.rows))
                 if score.logp.requires_grad:
-                    found.connected = True
+                    evidence.connected = True
                     sign = (1.0 - 2.0 * (score.rows % 2)).to(score.logp.device)[:, None]
                     (-sign * (score.logp - rollout_logp).exp()).mean().backward()
 
-            for part in itertools.islice(parts(rollout, self.rows_at_once), calls):
+            for part in itertools.islice(call_chunks(rollout, self.rows_at_once), calls):
                 self.policy.look(rollout, part, View(), visit)
         self.policy.tick = None
-        found.seconds += self._since(start)
+        evidence.seconds += self._since(start)
 
     # ------------------------------------------------------------------ costs
 
     @contextmanager
-    def scoring(self) -> Iterator[None]:
-        """Times the rewards."""
+    def time_scoring(self) -> Iterator[None]:
+        """Measures the time of the rewards."""
         start = time.perf_counter()
         yield
         self.scoring_seconds = time.perf_counter() - start
 
     @property
     def pace(self) -> Pace | None:
-        """Seconds a row, where a rollout and a replay were made; what was not reached is not made for it."""
+        """Seconds per row, if a rollout and a replay were made; None otherwise."""
         if not self.seconds_per_forward or "replay" not in self.__dict__:
             return None
         training = self.replay.seconds / max(self.replay.forwards, 1)
@@ -261,12 +264,12 @@ class Bench:
     def _since(self, start: list[float]) -> float:
         return time.perf_counter() - start[0]
 
-    def _watched(self, phase: str) -> "_Watched":
-        return _Watched(self, phase)
+    def _peak_memory(self, phase: str) -> "_PeakMemory":
+        return _PeakMemory(self, phase)
 
 
-class _Watched:
-    """Within, a GPU's peak above what it held is taken; gives [the time it began]."""
+class _PeakMemory:
+    """Records the peak of a GPU's memory above what it held before; enters with [start time in seconds]."""
 
     def __init__(self, bench: Bench, phase: str):
         self.bench, self.phase = bench, phase
@@ -279,41 +282,41 @@ class _Watched:
             self.held = torch.cuda.memory_allocated(self.bench.device)
         return [time.perf_counter()]
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.gpu:
             torch.cuda.synchronize(self.bench.device)
             peak = torch.cuda.max_memory_allocated(self.bench.device) - self.held
             self.bench.peak[self.phase] = max(self.bench.peak[self.phase], peak)
 
 
-def parts(rollout: Rollout, limit: int) -> Iterator[Tensor]:
-    """The rows of a rollout in the pieces that shared its calls: whole prompts, or pieces of one."""
+def call_chunks(rollout: Rollout, limit: int) -> Iterator[Tensor]:
+    """The rows of a rollout, int64 [n] for each of its calls of at most `limit` rows: whole prompts or parts of one."""
     num_prompts, rows = len(rollout.samples.group.unique()), len(rollout.rollout_logp)
     each = rows // num_prompts
     for chunk in prompt_chunks(num_prompts, each, limit):
         yield from torch.arange(chunk.start * each, chunk.stop * each).split(max(limit, 1))
 
 
-def called(pipe: Any, prompts: list[Prompt], steps: int, call: dict[str, Any], seed: int) -> Tensor:
-    """What a pipeline itself draws for these prompts, with the initial noise that a policy gives them.
+def call_pipeline(pipe: Pipeline, prompts: list[Prompt], steps: int, call: dict[str, object], seed: int) -> Tensor:
+    """A pipeline's own samples of these prompts, float [P, ...] on the CPU, from the initial noise of a policy.
 
-    A multistep scheduler (Wan's UniPC) is cut down to single steps, and DDIM stands in for what is not first-order
-    where the model predicts noise, as the policy walks.
+    As in the policy, a multistep scheduler (Wan's UniPC) is reduced to first order, and DDIM replaces schedulers that
+    are not first-order if the model predicts noise.
     """
     pipe.scheduler = without_memory(once_a_level(pipe.scheduler), steps)
-    found, accepts = [], inspect.signature(type(pipe).__call__).parameters
-    for prompt in prompts:  # one by one: in some pipelines a row depends on those beside it
+    pictures, accepts = [], inspect.signature(type(pipe).__call__).parameters
+    for prompt in prompts:  # one by one: in some pipelines a row depends on the others in its call
         key = Key(seed, prompt.id, 0)
         arguments = call_arguments(call, [prompt], accepts) | {"generator": start_generators([key])}
         arguments = of_one_prompt(arguments) if takes_one_prompt(type(pipe)) else arguments
         with global_noise(key, getattr(pipe, "_execution_device", torch.device("cpu"))):
             output = pipe(num_inference_steps=steps, output_type="pt", **arguments)
-        made = media_of(output, pipe, 1)
-        found.append(next(made[kind] for kind in ("images", "video", "audio") if kind in made).cpu())
-    return torch.cat(found)
+        media = media_of(output, pipe, 1)
+        pictures.append(next(media[kind] for kind in ("images", "video", "audio") if kind in media).cpu())
+    return torch.cat(pictures)
 
 
-def visible(samples: Samples) -> Tensor:
-    """Pictures [B, 3, H, W], video [B, T, 3, H, W] or, without them, sound [B, C, T], on the CPU."""
-    found = next(m for m in (samples.images, samples.video, samples.audio) if m is not None)
-    return found.float().cpu()
+def visible_samples(samples: Samples) -> Tensor:
+    """Pictures [B, 3, H, W], else video [B, T, 3, H, W], else sound [B, C, T], float32 on the CPU."""
+    medium = next(m for m in (samples.images, samples.video, samples.audio) if m is not None)
+    return medium.float().cpu()

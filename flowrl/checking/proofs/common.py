@@ -9,12 +9,12 @@ def _has_lora(bench: Bench) -> bool:
     return bench.recipe.lora is not None
 
 
-PROMPTS = Proof("prompts load", surroundings.prompts)
-FOLDER = Proof("output folder can be written", surroundings.folder)
+PROMPTS = Proof("prompts load", surroundings.prompts_load)
+FOLDER = Proof("output folder can be written", surroundings.folder_is_writable)
 REWARDS = Proof("rewards can be set up", surroundings.rewards_load)
-MODEL = Proof("model loads and can be replayed", surroundings.model, (PROMPTS.title,))
-DISK = Proof("disk holds the checkpoints", surroundings.disk, (FOLDER.title, MODEL.title))
+MODEL = Proof("model loads and can be replayed", surroundings.model_loads, (PROMPTS.title,))
+DISK = Proof("disk holds the checkpoints", surroundings.disk_suffices, (FOLDER.title, MODEL.title))
 GRADIENT = Proof("gradient arrives and is finite", learning.gradient, (MODEL.title,))
-SCORES = Proof("rewards score and vary within groups", surroundings.rewards, (REWARDS.title, MODEL.title))
+SCORES = Proof("rewards score and vary within groups", surroundings.rewards_vary, (REWARDS.title, MODEL.title))
 UPDATE = Proof("one update changes the samples", learning.update, (GRADIENT.title,))
-WAY_BACK = Proof("without adapters it draws as before", learning.way_back, (UPDATE.title,), applies=_has_lora)
+WAY_BACK = Proof("without adapters it draws as before", learning.without_adapters, (UPDATE.title,), applies=_has_lora)

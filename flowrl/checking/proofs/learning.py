@@ -1,4 +1,4 @@
-"""Proofs about what training does: the ratio it begins from, the gradient, the first update, the way back."""
+"""Proofs about training: the ratio it starts from, the gradient, the first update, the model without its adapters."""
 
 import re
 from collections import defaultdict
@@ -8,76 +8,78 @@ import torch
 from torch import nn
 
 from flowrl.build import build_learner
-from flowrl.checking.proofs.bench import Bench, Replay
-from flowrl.checking.proofs.proof import Failed
+from flowrl.checking.proofs.bench import Bench, ReplayEvidence
+from flowrl.checking.proofs.proof import ProofError
 from flowrl.policies import adapters
 
-RATIO_SHARE = 0.01  # of the clip range: a ratio that is off by less moves no clip
+RATIO_SHARE = 0.01  # of the clip range: a smaller error of the ratio does not affect the clip
 
 
 def ratio(bench: Bench) -> str:
-    """The replay of every step that the run will train gives the log-prob of its rollout. Returns the largest gap.
+    """The replay of every step that the run will train reproduces the rollout's log-prob. Returns the largest gap.
 
     Before the first update the policy is the one that sampled, so pi / pi_old is 1 whatever the objective. At equal
-    batch shape the same operations run, and the gap is 0 exactly; accepted is a hundredth of the clip range.
+    batch shape the same operations run and the gap is exactly 0; up to a hundredth of the clip range is accepted.
     """
     gaps = bench.replay.gap
-    silent = sorted(bench.replay.met - set(gaps))
+    silent = sorted(bench.replay.visited - set(gaps))
     if not gaps:
-        raise Failed(
-            f"no noise at trained step{'' if len(silent) == 1 else 's'} {_listed(silent)}",
-            "without noise there is no log-prob, and nothing to learn from",
+        raise ProofError(
+            f"no noise at trained step{'' if len(silent) == 1 else 's'} {_join_steps(silent)}",
+            "without noise there is no log-prob and nothing to learn from",
             "raise sampler.noise, or train other steps (sampler.window)",
         )
     accepted = RATIO_SHARE * min(bench.recipe.objective.clip_range)
     worst = max(gaps, key=lambda step: _or_inf(gaps[step]))
     if not gaps[worst] <= accepted:
         off = [step for step in sorted(gaps) if not gaps[step] <= accepted]
-        raise Failed(
+        raise ProofError(
             f"|log ratio| up to {gaps[worst]:.2g} at step {worst} (accepted {accepted:.2g}), off at steps "
             f"{', '.join(map(str, off))} of {', '.join(map(str, sorted(gaps)))}",
-            "the second forward is not the first: dropout or another random draw in the model, a step function that "
-            "depends on more than its arguments, or a half-precision kernel that is not deterministic",
+            "the second forward pass differs from the first: dropout or another random draw in the model, a step "
+            "function that depends on more than its arguments, or a nondeterministic half-precision kernel",
             "make sampler.step a pure function, put the model in eval mode, or set dtype.model=float32",
         )
-    said = "1 exactly" if gaps[worst] == 0 else f"|log ratio| at most {gaps[worst]:.2g}"
-    none = f"; no noise at {_listed(silent)}: not trained (leave it out: sampler.window)" if silent else ""
-    return f"{said} at {len(gaps)} steps ({_listed(sorted(gaps))}){none}"
+    largest = "1 exactly" if gaps[worst] == 0 else f"|log ratio| at most {gaps[worst]:.2g}"
+    without_noise = f"; no noise at {_join_steps(silent)}: not trained (leave it out: sampler.window)" if silent else ""
+    return f"{largest} at {len(gaps)} steps ({_join_steps(sorted(gaps))}){without_noise}"
 
 
 def gradient(bench: Bench) -> str:
-    """Gradient reaches every kind of trainable tensor and is finite. Returns the norm and what got none.
+    """The gradient reaches every kind of trainable tensor and is finite. Returns its norm and what gets none.
 
-    A kind is a name without its block numbers. The last block of some transformers works out what nobody reads: its
-    tensors may get none. A LoRA's inner factor gets exactly 0 as long as its outer factor is 0.
+    A kind is a name without its block numbers. The last block of some transformers computes outputs that nothing uses:
+    its tensors may get no gradient. The gradient of a LoRA's inner factor is exactly 0 while its outer factor is 0.
     """
     replay = bench.replay
     if not replay.connected:
-        raise Failed(
+        raise ProofError(
             "no log-prob has a gradient",
-            "nothing that is trained is used by the denoiser's forward, or the pipeline runs it under no_grad",
-            "look at lora.targets and lora.modules",
+            "the denoiser's forward pass uses nothing that is trained, or the pipeline runs it under no_grad",
+            "check lora.targets and lora.modules",
         )
-    kinds = _kinds(bench)
-    broken = [name for tensors in kinds.values() for name, p in tensors if not _finite(p)]
+    kinds = _parameters_by_kind(bench)
+    broken = [name for tensors in kinds.values() for name, p in tensors if not _is_finite(p)]
     if broken:
-        raise Failed(
+        raise ProofError(
             f"not finite in {len(broken)} tensors, such as {broken[0]}",
-            "an overflow in half precision, or a step whose standard deviation is next to 0",
-            "dtype.model=bfloat16 or float32; leave the last step out (sampler.window.skip_last=1)",
+            "an overflow in half precision, or a step whose standard deviation is close to 0",
+            "set dtype.model=bfloat16 or float32, or leave the last step out (sampler.window.skip_last=1)",
         )
-    waiting = {kind for kind in kinds if ".lora_A" in kind and _norm(kinds[_outer(kind)], weights=True) == 0}
+    waiting = {
+        kind for kind in kinds if ".lora_A" in kind and _largest_value(kinds[_outer_factor(kind)], weights=True) == 0
+    }
     last = _last_blocks(kinds)
     silent = [
         kind
         for kind, tensors in kinds.items()
-        if kind not in waiting and _norm(tensors) == 0 and not {name for name, _ in tensors} <= last
+        if kind not in waiting and _largest_value(tensors) == 0 and not {name for name, _ in tensors} <= last
     ]
     if silent:
-        raise Failed(
-            f"none arrives in {silent[0]}" + (f" and {len(silent) - 1} more kinds" if len(silent) > 1 else ""),
+        raise ProofError(
+            f"no gradient reaches {silent[0]}" + (f" and {len(silent) - 1} more kinds" if len(silent) > 1 else ""),
             "the graph is cut between these tensors and the log-prob, or no trained step uses them",
-            "name in lora.targets (or lora.modules) only layers that work at the trained steps",
+            "name in lora.targets (or lora.modules) only layers that are used at the trained steps",
         )
     live = [p for kind, tensors in kinds.items() if kind not in waiting for _, p in tensors]
     without = sum(p.grad is None or not bool(p.grad.any()) for p in live)
@@ -88,57 +90,57 @@ def gradient(bench: Bench) -> str:
 
 
 def update(bench: Bench) -> str:
-    """One optimizer step at the recipe's full learning rate changes what is drawn. Returns by how much.
+    """One optimizer step at the recipe's full learning rate changes the samples. Returns by how much.
 
-    Then the inner LoRA factors get gradient too, which they could not before.
+    Afterwards the inner LoRA factors get gradients too.
     """
-    before = bench.quiet  # drawn before the step, if it was not yet
+    before = bench.quiet_samples  # drawn before the step, if it was not yet
     train = bench.recipe.train.model_copy(update={"warmup": 0, "ema": None})
     learner = build_learner(bench.recipe.model_copy(update={"train": train}), bench.policy)
     learner.step()
-    gap = float((bench.drawn_quietly() - before).abs().max())
+    gap = float((bench.draw_quietly() - before).abs().max())
     if not gap > 0:
-        raise Failed(
+        raise ProofError(
             f"no {bench.unit} changes",
-            f"train.lr={train.lr:g} is lost in the rounding of dtype.model={bench.recipe.dtype.model}, or what is "
-            "trained is not what is sampled from",
+            f"train.lr={train.lr:g} is lost in the rounding of dtype.model={bench.recipe.dtype.model}, or the trained "
+            "weights are not the ones that are sampled from",
             "raise train.lr, or set dtype.model=float32",
         )
-    bench.replay_into(Replay(), bench.rollout, calls=1)
-    inner = [p for kind, tensors in _kinds(bench).items() if ".lora_A" in kind for _, p in tensors]
+    bench.replay_into(ReplayEvidence(), bench.rollout, calls=1)
+    inner = [p for kind, tensors in _parameters_by_kind(bench).items() if ".lora_A" in kind for _, p in tensors]
     reached = sum(p.grad is not None and bool(p.grad.any()) for p in inner)
     if inner and not reached:
-        raise Failed(
-            f"a {bench.unit} changes by {gap:.2g}, but no inner LoRA factor gets gradient though the outer ones moved",
-            "the inner factors are cut off the graph",
-            "lora.init=default",
+        raise ProofError(
+            f"a {bench.unit} changes by {gap:.2g}, but no inner LoRA factor gets a gradient after the outer ones moved",
+            "the inner factors are not part of the graph",
+            "set lora.init=default",
         )
-    more = f"; then {reached} of {len(inner)} inner factors get gradient" if inner else ""
+    more = f"; then {reached} of {len(inner)} inner factors get a gradient" if inner else ""
     return f"a {bench.unit} changes by up to {gap:.2g}{more}"
 
 
-def way_back(bench: Bench) -> str:
-    """With its adapters disabled the updated model draws what it drew before, bit for bit: it is its own reference."""
+def without_adapters(bench: Bench) -> str:
+    """With its adapters disabled the updated model draws the same as before, bit for bit: it is its own reference."""
     with adapters.disabled(bench.policy.modules):
-        gap = float((bench.drawn_quietly() - bench.quiet).abs().max())
+        gap = float((bench.draw_quietly() - bench.quiet_samples).abs().max())
     if gap != 0:
-        raise Failed(
+        raise ProofError(
             f"max difference {gap:.2g}",
-            "something else than the adapters was trained, or they are merged into the weights",
-            "train a plain lora; a divergence (objective.kl) would be measured from the wrong model",
+            "something other than the adapters was trained, or they are merged into the weights",
+            "train a plain lora: otherwise the divergence (objective.kl) is measured from the wrong model",
         )
     return f"max difference {gap:.1f}"
 
 
-def _kinds(bench: Bench) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    """Trainable tensors by kind: their name with block numbers taken out."""
+def _parameters_by_kind(bench: Bench) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Trainable tensors by kind: their name without block numbers."""
     kinds: dict[str, list[tuple[str, nn.Parameter]]] = defaultdict(list)
-    for name, parameter in _trained(bench):
+    for name, parameter in _trained_parameters(bench):
         kinds[re.sub(r"\.\d+\.", ".*.", name)].append((name, parameter))
     return kinds
 
 
-def _trained(bench: Bench) -> Iterator[tuple[str, nn.Parameter]]:
+def _trained_parameters(bench: Bench) -> Iterator[tuple[str, nn.Parameter]]:
     for component, module in bench.policy.modules.items():
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
@@ -148,24 +150,24 @@ def _trained(bench: Bench) -> Iterator[tuple[str, nn.Parameter]]:
 def _last_blocks(kinds: dict[str, list[tuple[str, nn.Parameter]]]) -> set[str]:
     """Names of the tensors in the last of their numbered blocks."""
     names = [name for tensors in kinds.values() for name, _ in tensors]
-    found = {name: match for name in names if (match := re.match(r"(.*?)\.(\d+)\.", name))}
+    matches = {name: match for name in names if (match := re.match(r"(.*?)\.(\d+)\.", name))}
     highest: dict[str, int] = {}
-    for match in found.values():
+    for match in matches.values():
         highest[match[1]] = max(highest.get(match[1], 0), int(match[2]))
-    return {name for name, match in found.items() if int(match[2]) == highest[match[1]]}
+    return {name for name, match in matches.items() if int(match[2]) == highest[match[1]]}
 
 
-def _outer(kind: str) -> str:
+def _outer_factor(kind: str) -> str:
     return kind.replace(".lora_A", ".lora_B")
 
 
-def _norm(tensors: list[tuple[str, nn.Parameter]], *, weights: bool = False) -> float:
+def _largest_value(tensors: list[tuple[str, nn.Parameter]], *, weights: bool = False) -> float:
     """The largest absolute gradient, or weight."""
     values = [p if weights else p.grad for _, p in tensors]
     return max((float(v.detach().abs().max()) for v in values if v is not None), default=0.0)
 
 
-def _finite(parameter: nn.Parameter) -> bool:
+def _is_finite(parameter: nn.Parameter) -> bool:
     return parameter.grad is None or bool(torch.isfinite(parameter.grad).all())
 
 
@@ -173,6 +175,6 @@ def _or_inf(value: float) -> float:
     return value if value == value else float("inf")
 
 
-def _listed(steps: list[int]) -> str:
+def _join_steps(steps: list[int]) -> str:
     whole = len(steps) > 2 and steps == list(range(steps[0], steps[-1] + 1))
     return f"{steps[0]} to {steps[-1]}" if whole else ", ".join(map(str, steps))

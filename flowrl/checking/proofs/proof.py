@@ -1,4 +1,4 @@
-"""What a proof is, and how it says that something does not hold."""
+"""A proof, its result, and the error that says it does not hold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from flowrl.checking.proofs.bench import Bench
 
 
-class Failed(Exception):
+class ProofError(Exception):
     """A proof does not hold: what was measured, the likely cause, and what to do about it."""
 
     def __init__(self, measured: str, cause: str = "", remedy: str = ""):
@@ -20,8 +20,8 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Proof:
-    """A fact to be shown. show: returns what it measured, or raises Failed. needs: titles without which it means
-    nothing. applies: whether the recipe has what it is about."""
+    """A fact to be proven. show: returns what it measured, or raises ProofError. needs: titles of the proofs that it
+    depends on. applies: whether the proof is relevant to the recipe."""
 
     title: str
     show: Callable[[Bench], str]
@@ -30,8 +30,8 @@ class Proof:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What came of a proof: held True or False, or None where it was skipped because `measured` says why."""
+class ProofResult:
+    """The result of a proof: held is True or False, or None if it was skipped, for the reason in `measured`."""
 
     title: str
     held: bool | None
@@ -41,7 +41,7 @@ class Finding:
     seconds: float = 0.0
 
     def sentence(self) -> str:
-        """The finding in one line."""
+        """The result in one line."""
         tail = [f"likely cause: {self.cause}"] if self.cause else []
         tail += [f"try: {self.remedy}"] if self.remedy else []
         return "; ".join([f"{self.title}: {self.measured}", *tail])

@@ -17,7 +17,7 @@ from flowrl.checking.proofs import bench as bench_module
 from flowrl.checking.proofs import common, denoising, learning
 from flowrl.checking.proofs import rows as single_rows
 from flowrl.checking.proofs.bench import Bench
-from flowrl.checking.proofs.proof import Failed, Finding
+from flowrl.checking.proofs.proof import ProofError, ProofResult
 from flowrl.core.learner import Learner
 from flowrl.planning.duration import Duration
 from flowrl.policies import adapters
@@ -37,13 +37,13 @@ def small(*overrides: str):
     return load(BASE, [*FEW, *overrides])
 
 
-def findings(recipe, *, rows: int = 8) -> list[Finding]:
-    return [found for found in check(recipe, rows=rows) if isinstance(found, Finding)]
+def findings(recipe, *, rows: int = 8) -> list[ProofResult]:
+    return [found for found in check(recipe, rows=rows) if isinstance(found, ProofResult)]
 
 
-def first_failure(recipe, *, rows: int = 8) -> Finding:
+def first_failure(recipe, *, rows: int = 8) -> ProofResult:
     """The first proof that does not hold; what comes after it is not made."""
-    return next(found for found in check(recipe, rows=rows) if isinstance(found, Finding) and found.held is False)
+    return next(found for found in check(recipe, rows=rows) if isinstance(found, ProofResult) and found.held is False)
 
 
 def command(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
@@ -183,7 +183,7 @@ def test_held_out_prompts_that_are_trained_on_are_counted(tmp_path: Path):
     (tmp_path / "a.txt").write_text("\n".join(f"a red circle {i}" for i in range(20)))
     (tmp_path / "b.txt").write_text("a red circle 3\na blue square\na red circle 7\n")
     recipe = small(f"prompts={{train: {tmp_path / 'a.txt'}, heldout: {tmp_path / 'b.txt'}}}")
-    assert "3 held out, 2 of these texts are trained on as well" in next(iter(check(recipe))).measured
+    assert "3 held out, 2 of these texts are also trained on" in next(iter(check(recipe))).measured
 
 
 def test_a_full_disk_and_a_full_memory_are_named(monkeypatch):
@@ -210,7 +210,7 @@ def test_a_multistep_scheduler_is_compared_in_its_first_order_form(tmp_path: Pat
     families.get("wan_unipc").build().save_pretrained(tmp_path / "wan")
     size = "pipeline={height: 16, width: 16, num_frames: 5}"
     recipe = small(f"model={tmp_path / 'wan'}", size, "rewards={jpeg: {use: jpeg_compressibility}}")
-    found = next(f for f in check(recipe, rows=4) if isinstance(f, Finding) and f.title.startswith("noise 0"))
+    found = next(f for f in check(recipe, rows=4) if isinstance(f, ProofResult) and f.title.startswith("noise 0"))
     assert found.held and "first-order form" in found.measured
 
 
@@ -247,7 +247,7 @@ def test_the_rows_of_a_pass_are_no_more_than_a_training_forward_holds():
     assert Bench(small("train.micro_batch=3")).rows_at_once == 3
     assert Bench(small("train.micro_batch=6", "train.rollout_batch=5")).rows_at_once == 5
     recipe = small("train.micro_batch=3", "train.rollout_batch=6")
-    found = next(f for f in check(recipe, rows=8) if isinstance(f, Finding) and f.title.startswith("ratio"))
+    found = next(f for f in check(recipe, rows=8) if isinstance(f, ProofResult) and f.title.startswith("ratio"))
     assert found.measured.startswith("1 exactly")
 
 
@@ -272,19 +272,19 @@ def test_steps_without_noise_are_neither_trained_nor_certified():
     )
     bench = Bench(recipe, rows=8)
     assert learning.ratio(bench) == "1 exactly at 2 steps (0, 1)"
-    assert bench.replay.met == {0, 1}
-    bench.replay.met.add(2)  # as of a model whose table is known only once it is loaded
+    assert bench.replay.visited == {0, 1}
+    bench.replay.visited.add(2)  # as of a model whose table is known only once it is loaded
     assert learning.ratio(bench).endswith(
         "at 2 steps (0, 1); no noise at 2: not trained (leave it out: sampler.window)"
     )
     bench.replay.gap.clear()
-    with pytest.raises(Failed, match="no noise at trained steps"):
+    with pytest.raises(ProofError, match="no noise at trained steps"):
         learning.ratio(bench)
 
 
 def test_a_row_that_depends_on_its_company_is_named(monkeypatch):
     bench = Bench(small(), rows=8)
-    said = single_rows.alone(bench)
+    said = single_rows.row_by_itself(bench)
     assert said.startswith("rows share calls, |log ratio| at most ")
     assert float(said.split()[-1]) < 1e-6
     own = bench.policy._pass
@@ -293,5 +293,5 @@ def test_a_row_that_depends_on_its_company_is_named(monkeypatch):
         return own(walk, prompts, [starts[0]] * len(starts), **how)
 
     monkeypatch.setattr(bench.policy, "_pass", from_the_first)
-    with pytest.raises(Failed, match="of a row by itself"):
-        single_rows.alone(bench)
+    with pytest.raises(ProofError, match="of a row by itself"):
+        single_rows.row_by_itself(bench)

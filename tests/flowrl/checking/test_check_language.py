@@ -7,14 +7,14 @@ import torch
 
 from flowrl.checking.check import check
 from flowrl.checking.proofs import tokens
-from flowrl.checking.proofs.proof import Finding
+from flowrl.checking.proofs.proof import ProofResult
 from flowrl.policies.language import policy as language
 from flowrl.recipe.load import load
 
 
-def findings(*overrides: str) -> list[Finding]:
+def findings(*overrides: str) -> list[ProofResult]:
     recipe = load("tiny_lm_grpo", ["train.prompts=2", "train.group=4", "train.updates=1", *overrides])
-    return [f for f in check(recipe, rows=8) if isinstance(f, Finding)]
+    return [f for f in check(recipe, rows=8) if isinstance(f, ProofResult)]
 
 
 def test_everything_holds_on_the_recipe_that_ships(tmp_path, monkeypatch):
@@ -44,7 +44,7 @@ def forget(policy: object) -> None:
     ("title", "plant", "words"),
     [
         ("greedy decoding is the model's own", drift, "not the one on disk"),
-        ("ratio is 1 at every token", forget, "second forward is not the first"),
+        ("ratio is 1 at every token", forget, "second forward pass differs from the first"),
     ],
 )
 def test_a_fault_in_the_policy_is_named(title: str, plant: Callable, words: str, monkeypatch: pytest.MonkeyPatch):
