@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from flowrl.recipe.curves import is_written
 from flowrl.recipe.errors import RecipeError, show
 from flowrl.recipe.schema import Recipe
 
@@ -42,8 +43,8 @@ def _is_reward(name: str) -> bool:
 
 
 def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of the leaves; lists are leaves, and so are empty mappings."""
-    if isinstance(value, Mapping) and value:
+    """(dotted key, value) of the leaves; lists are leaves, and so are empty mappings and curves."""
+    if isinstance(value, Mapping) and value and not is_written(value):
         for name, inner in value.items():
             yield from flat(inner, f"{path}.{name}" if path else name)
     else:

@@ -59,6 +59,11 @@ class Curve:
         return " -> ".join(f"{_number(value)} at {one} {count}" for count, value in self.points)
 
 
+def is_written(value: Mapping[Any, Any]) -> bool:
+    """Whether a mapping is what `Curve.written` gives."""
+    return all(isinstance(name, int) for name in value) or value.keys() == {"by", "points"}
+
+
 def _between(a: Value, b: Value, share: float) -> Value:
     if isinstance(a, list) and isinstance(b, list):
         return [x + (y - x) * share for x, y in zip(a, b, strict=True)]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from flowrl.recipe.changes import changes
 from flowrl.recipe.curves import Curve
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import dump, load
@@ -71,5 +72,12 @@ def test_what_no_run_could_follow_is_refused(override: str, place: str, told: st
 
 def test_a_recipe_is_checked_at_every_point():
     with pytest.raises(RecipeError) as error:
-        load("quickstart", ["lora=null", "full=true", "objective.kl={0: 0, 40: 0, 50: 0.1}"])
-    assert error.value.place == "objective.kl" and "full: true leaves no reference" in str(error.value)
+        load("tiny_lm_grpo", ["objective.kl_kind=exact_dt", "objective.kl={0: 0, 40: 0, 50: 0.1}"])
+    assert error.value.place == "objective.kl_kind" and "`generation` makes tokens" in str(error.value)
+
+
+def test_a_changed_curve_is_one_change():
+    before, now = load("quickstart"), load("quickstart", ["objective.kl={0: 0, 50: 0.1}"])
+    assert changes(before, now) == {"objective.kl": [0.0, {0: 0.0, 50: 0.1}]}
+    later = load("quickstart", ["objective.kl={by: updates, points: {0: 0, 50: 0.1}}"])
+    assert changes(now, later) == {"objective.kl": [{0: 0.0, 50: 0.1}, {"by": "updates", "points": {0: 0.0, 50: 0.1}}]}
