@@ -19,7 +19,7 @@ from flowrl.policies.devices import device_of
 from flowrl.policies.loading import load_pipeline
 from flowrl.policies.noise import Key, start_generators
 from flowrl.policies.pipelines.arguments import call_arguments
-from flowrl.policies.pipelines.first_order import once_a_level, without_memory
+from flowrl.policies.pipelines.first_order import first_order_scheduler, single_step_scheduler
 from flowrl.policies.pipelines.layouts import media_of
 from flowrl.policies.pipelines.policy import PipelinePolicy
 from flowrl.policies.pipelines.working_copy import modules_of
@@ -53,7 +53,7 @@ def redraw(recipe: Recipe, folder: Path, kind: str, prompts: Sequence[Prompt]) -
     A multistep or second-order scheduler is reduced to first order, as in the policy.
     """
     pipe, device = load(recipe, folder, kind), device_of(recipe.device)
-    pipe.scheduler = without_memory(once_a_level(pipe.scheduler), eval_plan(recipe).num_steps)
+    pipe.scheduler = single_step_scheduler(first_order_scheduler(pipe.scheduler), eval_plan(recipe).num_steps)
     pipe.enable_model_cpu_offload(device=device) if recipe.offload and device.type != "cpu" else pipe.to(device)
     accepted = inspect.signature(type(pipe).__call__).parameters
     own = {"num_inference_steps": eval_plan(recipe).num_steps, "output_type": "pt"}

@@ -42,11 +42,11 @@ class Key:
 def copies(prompts: Iterable[str]) -> list[int]:
     """How many of the prompts before it have the same id, for each of these ids: the `copy` of its keys."""
     seen: Counter[str] = Counter()
-    found = []
+    numbers = []
     for prompt in prompts:
-        found.append(seen[prompt])
+        numbers.append(seen[prompt])
         seen[prompt] += 1
-    return found
+    return numbers
 
 
 def start_generators(keys: Sequence[Key]) -> list[torch.Generator]:
@@ -55,14 +55,14 @@ def start_generators(keys: Sequence[Key]) -> list[torch.Generator]:
 
 
 @dataclass
-class GlobalUse:
+class GlobalGeneratorUse:
     """Whether anything was drawn from torch's global generators, or seeded them."""
 
-    found: bool = False
+    seen: bool = False
 
 
 @contextlib.contextmanager
-def global_noise(key: Key, device: torch.device, use: GlobalUse | None = None) -> Iterator[None]:
+def global_noise(key: Key, device: torch.device, use: GlobalGeneratorUse | None = None) -> Iterator[None]:
     """Within, torch's global generators begin where `key` says; afterwards they go on from where they were.
 
     For pipelines that draw something without their `generator`, such as the posterior of an autoencoder (JoyImageEdit).
@@ -79,7 +79,7 @@ def global_noise(key: Key, device: torch.device, use: GlobalUse | None = None) -
             yield
         finally:
             if use is not None and not all(map(torch.equal, before, _global_states(gpus))):
-                use.found = True
+                use.seen = True
 
 
 def _global_states(gpus: Sequence[torch.device]) -> list[Tensor]:

@@ -25,9 +25,9 @@ from flowrl.planning.sizes.saved import count_saved
 from flowrl.policies.devices import device_of
 from flowrl.policies.loading import load_pipeline
 from flowrl.policies.noise import Key, global_noise, start_generators
-from flowrl.policies.pipelines.arguments import call_arguments, of_one_prompt, takes_one_prompt
+from flowrl.policies.pipelines.arguments import call_arguments, single_prompt_arguments, takes_one_prompt
 from flowrl.policies.pipelines.building import build as build_policy
-from flowrl.policies.pipelines.first_order import once_a_level, without_memory
+from flowrl.policies.pipelines.first_order import first_order_scheduler, single_step_scheduler
 from flowrl.policies.pipelines.layouts import media_of
 from flowrl.policies.pipelines.policy import PipelinePolicy
 from flowrl.reading.inputs import read_prompts
@@ -303,12 +303,12 @@ def call_pipeline(pipe: Pipeline, prompts: list[Prompt], steps: int, call: dict[
     As in the policy, a multistep scheduler (Wan's UniPC) is reduced to first order, and DDIM replaces schedulers that
     are not first-order if the model predicts noise.
     """
-    pipe.scheduler = without_memory(once_a_level(pipe.scheduler), steps)
+    pipe.scheduler = single_step_scheduler(first_order_scheduler(pipe.scheduler), steps)
     pictures, accepts = [], inspect.signature(type(pipe).__call__).parameters
     for prompt in prompts:  # one by one: in some pipelines a row depends on the others in its call
         key = Key(seed, prompt.id, 0)
         arguments = call_arguments(call, [prompt], accepts) | {"generator": start_generators([key])}
-        arguments = of_one_prompt(arguments) if takes_one_prompt(type(pipe)) else arguments
+        arguments = single_prompt_arguments(arguments) if takes_one_prompt(type(pipe)) else arguments
         with global_noise(key, getattr(pipe, "_execution_device", torch.device("cpu"))):
             output = pipe(num_inference_steps=steps, output_type="pt", **arguments)
         media = media_of(output, pipe, 1)

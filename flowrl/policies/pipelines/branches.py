@@ -1,10 +1,9 @@
-"""Calls of a denoiser whose rows divide: those that know the prompt have gradient, the others have none."""
+"""Calls of a denoiser whose rows are split: those that depend on the prompt have gradient, the others do not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.gates import is_tensor_list
+from flowrl.untyped import Nest
 
 ROW = "row"  # the mark of an input that has an entry for each row
 REMEDY = "set objective.guidance_gradient=both"
@@ -19,15 +19,15 @@ REMEDY = "set objective.guidance_gradient=both"
 
 @dataclass(frozen=True)
 class Branches:
-    """A call of the denoiser: what it asks for each row of a walk. prompted: whether each branch knows the prompt.
+    """A call of the denoiser: its branches for each row of a walk. prompted: whether each branch depends on the prompt.
 
     in_blocks: all rows of a branch together, else all branches of a row. marks: the structure of the call's arguments,
-    `ROW` where an input has an entry a row.
+    with `ROW` for an input that has one entry per row.
     """
 
     prompted: tuple[bool, ...]
     in_blocks: bool
-    marks: Any
+    marks: Nest
 
     def rows(self, number: int) -> tuple[list[int], list[int]]:
         """Rows of a call for `number` rows of a walk, (without the prompt, with it)."""
@@ -37,21 +37,21 @@ class Branches:
 
 
 class Guidance:
-    """Runs a denoiser's calls with gradient in the rows that know the prompt alone.
+    """Runs a denoiser's calls with gradient only in the rows that depend on the prompt.
 
-    A call of both kinds becomes two, in rollouts too, so that a replay of as many rows is bit for bit its rollout. From
-    one call of them all they differ by the rounding of another batch size, as a micro-batch does.
+    A call with both kinds of rows becomes two, in rollouts as well, so that a replay of as many rows is its rollout bit
+    for bit. They differ from a single call by the rounding of another batch size, as a micro-batch does.
     """
 
     def __init__(self, calls: dict[tuple[str, int], list[Branches]]):
         self._calls = calls
 
-    def __call__(self, name: str, position: int, rows: int, module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        """The module's output. position: how many calls of it came before in this iteration of the loop.
+    def __call__(self, name: str, position: int, rows: int, module: nn.Module, args: tuple, kwargs: dict) -> Nest:
+        """The module's output. position: number of its earlier calls in this iteration of the loop.
 
-        Raises PolicyError for a call unlike all that were seen.
+        Raises PolicyError for a call unlike any in the probe.
         """
-        branches = self._met(name, position, rows, (args, kwargs))
+        branches = self._branches_of(name, position, rows, (args, kwargs))
         blind, prompted = branches.rows(rows)
         if not blind:
             return module(*args, **kwargs)
@@ -60,61 +60,61 @@ class Guidance:
                 return module(*args, **kwargs)
         with torch.no_grad():
             without = self._part(module, branches, (args, kwargs), blind)
-        return _merged(without, self._part(module, branches, (args, kwargs), prompted), blind + prompted)
+        return _merge_outputs(without, self._part(module, branches, (args, kwargs), prompted), blind + prompted)
 
-    def _met(self, name: str, position: int, rows: int, given: Any) -> Branches:
+    def _branches_of(self, name: str, position: int, rows: int, given: Nest) -> Branches:
         known = self._calls.get((name, position), [])
         for branches in known:
             if _size(branches.marks, given) == rows * len(branches.prompted):
                 return branches
         raise PolicyError(
-            f"objective.guidance_gradient: call {position + 1} of {name} in a step is unlike those of the probe, and "
-            f"which of its rows know no prompt is not known; {REMEDY}"
+            f"objective.guidance_gradient: call {position + 1} of {name} in a step is unlike those of the probe, so it "
+            f"is not known which of its rows are free of the prompt; {REMEDY}"
         )
 
-    def _part(self, module: nn.Module, branches: Branches, given: Any, rows: list[int]) -> Any:
-        args, kwargs = _picked(given, branches.marks, rows)
+    def _part(self, module: nn.Module, branches: Branches, given: Nest, rows: list[int]) -> Nest:
+        args, kwargs = _pick_rows(given, branches.marks, rows)
         return module(*args, **kwargs)
 
 
-def pairs(given: Any, other: Any, marks: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """(value, value, mark) of the leaves of two calls' arguments."""
+def leaf_pairs(given: Nest, other: Nest, marks: Nest) -> Iterator[tuple[Nest, Nest, Nest]]:
+    """(value, other value, mark) of the leaves of two calls' arguments."""
     if isinstance(marks, list) and isinstance(given, list | tuple):
         for a, b, mark in zip(given, other, marks, strict=False):
-            yield from pairs(a, b, mark)
+            yield from leaf_pairs(a, b, mark)
     elif isinstance(marks, dict):
         for name, mark in marks.items():
-            yield from pairs(given[name], other.get(name), mark)
+            yield from leaf_pairs(given[name], other.get(name), mark)
     else:
         yield given, other, marks
 
 
-def _size(marks: Any, given: Any) -> int | None:
-    """Entries of the inputs that have one a row; None where there are none, or they disagree."""
-    sizes = {len(value) for value, _, mark in pairs(given, given, marks) if mark == ROW}
+def _size(marks: Nest, given: Nest) -> int | None:
+    """Number of entries of the inputs that have one per row; None if there are none, or if they disagree."""
+    sizes = {len(value) for value, _, mark in leaf_pairs(given, given, marks) if mark == ROW}
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def _picked(given: Any, marks: Any, rows: list[int]) -> Any:
+def _pick_rows(given: Nest, marks: Nest, rows: list[int]) -> Nest:
     """The arguments for some rows of a call."""
     if isinstance(marks, list) and isinstance(given, list | tuple):
-        return type(given)(_picked(a, mark, rows) for a, mark in zip(given, marks, strict=True))
+        return type(given)(_pick_rows(a, mark, rows) for a, mark in zip(given, marks, strict=True))
     if isinstance(marks, dict):
-        return {name: _picked(value, marks.get(name), rows) for name, value in given.items()}
+        return {name: _pick_rows(value, marks.get(name), rows) for name, value in given.items()}
     if marks != ROW:
         return given
     return given[torch.tensor(rows, device=given.device)] if isinstance(given, Tensor) else [given[i] for i in rows]
 
 
-def _merged(first: Any, second: Any, rows: list[int]) -> Any:
-    """The output of a call from those of two parts, whose rows are these, one part after the other."""
+def _merge_outputs(first: Nest, second: Nest, rows: list[int]) -> Nest:
+    """The output of a call from those of its two parts; rows: where their rows belong, one part after the other."""
     back = torch.tensor(rows).argsort()
     left, tree = tree_flatten(first, is_leaf=is_tensor_list)
     right, _ = tree_flatten(second, is_leaf=is_tensor_list)
-    return tree_unflatten([_joined(a, b, back) for a, b in zip(left, right, strict=True)], tree)
+    return tree_unflatten([_join(a, b, back) for a, b in zip(left, right, strict=True)], tree)
 
 
-def _joined(a: Any, b: Any, back: Tensor) -> Any:
+def _join(a: Nest, b: Nest, back: Tensor) -> Nest:
     if isinstance(a, Tensor):
         whole = torch.cat([a, b])
         return whole if torch.equal(back, torch.arange(len(back))) else whole[back.to(whole.device)]

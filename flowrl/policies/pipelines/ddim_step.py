@@ -7,20 +7,24 @@ velocity v = eps - x_0, and `vp_ddim` makes it a Gaussian.
 
 import inspect
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
 from flowrl.policies.errors import PolicyError
+from flowrl.untyped import Scheduler
 from samplers.predictions import PREDICTIONS, velocity_from
 
-_DISTILLED = ("LCMScheduler", "TCDScheduler")  # of models that jump to the image: DDIM's small steps are not theirs
+_DISTILLED = (
+    "LCMScheduler",
+    "TCDScheduler",
+)  # of models that jump to the image, for which DDIM's small steps are wrong
 _OPTIONS = tuple(inspect.signature(DDIMScheduler.__init__).parameters)[1:]
 
 
-def predicts_noise(scheduler: Any) -> bool:
+def predicts_noise(scheduler: Scheduler) -> bool:
     """Whether the scheduler denoises variance-preserving states by a prediction of noise, v or image."""
     config = scheduler.config
     return (
@@ -32,16 +36,16 @@ def predicts_noise(scheduler: Any) -> bool:
     )
 
 
-def ddim_of(scheduler: Any) -> DDIMScheduler:
-    """The DDIM scheduler on the noise table of `scheduler`, with its timesteps; itself where it is one.
+def ddim_of(scheduler: Scheduler) -> DDIMScheduler:
+    """The DDIM scheduler on the noise table of `scheduler`, with its timesteps; itself if it is one.
 
-    PNDM, Euler, DPM-Solver and others look back, or draw in ways of their own; on the same table DDIM is the step of
-    first order that they refine. Options that the scheduler does not have are off. Raises PolicyError where its steps
+    PNDM, Euler, DPM-Solver and others use earlier steps, or draw in ways of their own; on the same table DDIM is the
+    first-order step that they refine. Options that the scheduler does not have are off. Raises PolicyError if its steps
     do more to a prediction than DDIM's formula.
     """
     own = scheduler
     if not isinstance(scheduler, DDIMScheduler):
-        options: dict[str, Any] = {name: scheduler.config[name] for name in _OPTIONS if name in scheduler.config}
+        options: dict[str, object] = {name: scheduler.config[name] for name in _OPTIONS if name in scheduler.config}
         options = {"clip_sample": False} | options
         scheduler = DDIMScheduler(**options)
         scheduler.alphas_cumprod = own.alphas_cumprod.clone()  # some move it in ways of their own (CogVideoX)
@@ -54,7 +58,7 @@ def ddim_of(scheduler: Any) -> DDIMScheduler:
 
 
 def _refuse_more(scheduler: DDIMScheduler, name: str) -> None:
-    config: Any = scheduler.config
+    config: Scheduler = scheduler.config
     for option in ("thresholding", "clip_sample"):
         if config[option]:
             raise PolicyError(
@@ -64,7 +68,7 @@ def _refuse_more(scheduler: DDIMScheduler, name: str) -> None:
     if config.prediction_type == "epsilon" and float(scheduler.alphas_cumprod.min()) <= 0:
         raise PolicyError(
             f"{name}: rescale_betas_zero_snr=true with prediction_type='epsilon' begins at pure noise, where predicted "
-            "noise tells nothing of the image; set rescale_betas_zero_snr to false in the model's "
+            "noise says nothing about the image; set rescale_betas_zero_snr to false in the model's "
             "scheduler/scheduler_config.json, unless the model predicts v"
         )
 
@@ -73,7 +77,7 @@ def amplitudes(scheduler: DDIMScheduler) -> list[tuple[float, float]]:
     """(s, s_next) of every step that `scheduler.set_timesteps` made, in double precision.
 
     As in DDIM itself a step goes to the entry num_train_timesteps // num_steps below, which is the next timestep
-    wherever they are evenly spaced; below entry 0 lies final_alpha_cumprod.
+    if they are evenly spaced; below entry 0 lies final_alpha_cumprod.
     """
     assert scheduler.num_inference_steps is not None, "set_timesteps comes first"
     table = scheduler.alphas_cumprod.tolist()
@@ -92,20 +96,20 @@ def _amplitude(alpha: float) -> float:
     return math.sqrt(1 - alpha)
 
 
-class Preserving:
-    """Mixed in between `InterceptedStep` and DDIMScheduler: where a step stands, and its velocity."""
+class DDIMStep:
+    """Mixed in between `InterceptedStep` and DDIMScheduler: the levels of a step, and its velocity."""
 
-    if TYPE_CHECKING:  # what DDIMScheduler brings
+    if TYPE_CHECKING:  # attributes of DDIMScheduler
         timesteps: Tensor
         alphas_cumprod: Tensor
         num_inference_steps: int
-        config: Any
+        config: Config
 
     _step_index: int | None = None
     _amplitudes: list[tuple[float, float]]
 
-    def __getattr__(self, name: str) -> Any:
-        """What DDIMScheduler has beside its attributes; the AttributeError for anything else says whose place it has.
+    def __getattr__(self, name: str) -> object:
+        """DDIMScheduler's own fallback; the AttributeError for anything else says what DDIM stands in for.
 
         Some pipelines read more of their scheduler than they step by (Stable Diffusion's latent upscaler its sigmas).
         """
@@ -113,16 +117,16 @@ class Preserving:
             return super().__getattr__(name)  # pyright: ignore[reportAttributeAccessIssue]
         except AttributeError:
             raise AttributeError(
-                f"the pipeline reads {name!r} of its scheduler, which DDIM has not, walked here in place of any "
-                "scheduler whose model predicts noise, v or the image"
+                f"the pipeline reads {name!r} of its scheduler, which DDIM does not have; DDIM is used here in place "
+                "of any scheduler whose model predicts noise, v or the image"
             ) from None
 
     @property
     def step_index(self) -> int | None:
-        """The step to come, None before the first; DDIMScheduler itself counts nothing."""
+        """The next step, None before the first; DDIMScheduler itself does not count."""
         return self._step_index
 
-    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """DDIM's own; then a new walk begins."""
         super().set_timesteps(num_inference_steps, device)  # pyright: ignore[reportAttributeAccessIssue]
         self._step_index, self._amplitudes = None, amplitudes(self)  # pyright: ignore[reportArgumentType]
@@ -149,10 +153,10 @@ class Preserving:
         return _amplitude(float(self.alphas_cumprod[time]))
 
     def _own_table(self) -> Tensor:
-        """The amplitudes of noise that the steps go through, float32."""
+        """The amplitudes of noise that the steps go through, float32 [num_steps + 1]."""
         return torch.tensor([s for s, _ in self._amplitudes] + [self._amplitudes[-1][1]])
 
-    def _init_step_index(self, timestep: Any) -> None:
+    def _init_step_index(self, timestep: Tensor | float) -> None:
         self._step_index = self.timesteps.tolist().index(int(timestep))
 
     def _place(self, model_output: Tensor, x: Tensor, per_token: Tensor | None) -> tuple[Tensor, tuple]:

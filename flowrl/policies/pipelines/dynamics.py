@@ -36,8 +36,8 @@ class Dynamics:
         return gaussian.log_prob_sums(x.to(gaussian.mean.dtype), kept, unit_variance=bare)
 
 
-def scaled(gaussian: Gaussian, factors: Sequence[float]) -> Gaussian:
-    """The Gaussian with the std of each row times its factor."""
+def scale_std(gaussian: Gaussian, factors: Sequence[float]) -> Gaussian:
+    """The Gaussian, mean [R, ...], with the std of each row multiplied by its factor."""
     if all(factor == 1 for factor in factors):
         return gaussian
     mean = gaussian.mean
@@ -45,7 +45,7 @@ def scaled(gaussian: Gaussian, factors: Sequence[float]) -> Gaussian:
 
 
 def per_row(value: Level, rows: int) -> Tensor:
-    """One number a row, float32 [rows], of a level or std that broadcasts to latents: the mean over its elements."""
+    """One number per row, float32 [rows], of a level or std that broadcasts to latents: the mean over its elements."""
     value = torch.as_tensor(value, dtype=torch.float32)
     if value.dim() == 0 or value.shape[0] != rows:
         return value.mean().expand(rows)

@@ -1,7 +1,7 @@
-"""What a pipeline raises while it is tried out, as one line: its class, the exception, and the place that raised it.
+"""What a pipeline raises while it is probed, as one line: its class, the exception, and where it was raised.
 
 Pipelines fail in as many ways as there are pipelines: a component that is None, a scheduler of another kind, arguments
-that do not go together. None of it may reach the user as a bare traceback; all of it stays chained to the line.
+that do not fit together. None of it may reach the user as a bare traceback; all of it stays chained to the line.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ PASSED_ON = (UserError, MemoryError, torch.OutOfMemoryError)  # have a line of t
 
 @contextlib.contextmanager
 def in_one_line(pipeline: str) -> Iterator[None]:
-    """Raises PolicyError, from the exception itself, for what is raised within while `pipeline` is tried out."""
+    """Raises PolicyError, from the exception itself, for whatever is raised within while `pipeline` is probed."""
     try:
         yield
     except PASSED_ON:

@@ -1,15 +1,14 @@
-"""Which scheduler a policy walks on, in the place of a pipeline's own: one of first order that steps once a level."""
-
-from typing import Any
+"""The scheduler that a policy uses in place of a pipeline's own: a first-order one that steps once per level."""
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from flowrl.policies.pipelines.ddim_step import ddim_of, predicts_noise
+from flowrl.untyped import Scheduler
 
 
-def once_a_level(scheduler: Any) -> Any:
-    """The scheduler, or its first-order form: Euler on its table where it calls step twice a level, DDIM on its table
-    where the model predicts noise. Raises PolicyError where that would not be what the scheduler does."""
+def first_order_scheduler(scheduler: Scheduler) -> Scheduler:
+    """The scheduler, or its first-order form: Euler on its table if it calls step twice per level, DDIM on its table if
+    the model predicts noise. Raises PolicyError if that would not be what the scheduler does."""
     if walks_ddim(scheduler):
         return ddim_of(scheduler)
     if getattr(scheduler, "order", 1) == 1:
@@ -17,15 +16,15 @@ def once_a_level(scheduler: Any) -> Any:
     return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
 
 
-def without_memory(scheduler: Any, num_steps: int) -> Any:
-    """The scheduler, or where it is a multistep one its first-order form: no walk that draws noise can look back."""
+def single_step_scheduler(scheduler: Scheduler, num_steps: int) -> Scheduler:
+    """The scheduler, or the first-order form of a multistep one: a walk that draws noise cannot use earlier steps."""
     if "solver_order" not in scheduler.config:
         return scheduler
     corrected = {"disable_corrector": list(range(num_steps))} if "disable_corrector" in scheduler.config else {}
     return type(scheduler).from_config(scheduler.config, solver_order=1, **corrected)
 
 
-def predicts_flow(scheduler: Any) -> bool:
+def predicts_flow(scheduler: Scheduler) -> bool:
     """Whether the scheduler integrates a velocity dx/dsigma along sigmas."""
     config = scheduler.config
     return hasattr(scheduler, "sigmas") and (
@@ -35,6 +34,6 @@ def predicts_flow(scheduler: Any) -> bool:
     )
 
 
-def walks_ddim(scheduler: Any) -> bool:
+def walks_ddim(scheduler: Scheduler) -> bool:
     """Whether the model predicts noise, v or the image, so that its steps are DDIM's."""
     return not predicts_flow(scheduler) and predicts_noise(scheduler)

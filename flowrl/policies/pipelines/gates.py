@@ -1,7 +1,7 @@
 """Gates: stand-ins for a pipeline's modules that can skip a call.
 
-A gate delegates everything to its module. While a walk is fast-forwarded, a denoiser's gate answers with zeros of
-the structure that the same call had in the probe, so that the pipeline's own code runs on unharmed.
+A gate delegates everything to its module. While a walk is fast-forwarded, a denoiser's gate returns zeros in the
+structure that the same call had in the probe, so that the pipeline's own code runs on unharmed.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,11 +15,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from flowrl.policies.noise import Key
 from flowrl.policies.pipelines.intercepted_step import Session
 from flowrl.policies.pipelines.writing import Writer
+from flowrl.untyped import Nest
 
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """A tensor's place in a recorded structure. Its first dimension is `rows` times some whole number."""
+    """A tensor in a recorded structure. Its first dimension is a multiple of `rows`."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -33,7 +34,7 @@ class _Shape:
 
 @dataclass(frozen=True, slots=True)
 class _PerRow:
-    """A list with an entry for each row (Z-Image): the first entry stands for all."""
+    """A list with one entry per row (Z-Image): the first entry stands for all."""
 
     first: _Shape
     length: int
@@ -58,13 +59,13 @@ class GateKeeper:
         self.skip = True
         self.rollout_walk = False
         self.writer = Writer()
-        self._outputs: dict[tuple[str, int], Any] = {}  # (module, how many calls of it came before) -> structure
+        self._outputs: dict[tuple[str, int], Nest] = {}  # (module, number of its earlier calls) -> structure
         self._calls: dict[str, int] = {}
-        self._within: dict[tuple[str, int], int] = {}  # (module, iteration) -> how many calls of it came before
-        # (module, call of the pass, call of the iteration, its arguments): told of every call of a denoiser
-        self.listener: Callable[[str, int, int, Any], None] | None = None
+        self._within: dict[tuple[str, int], int] = {}  # (module, iteration) -> number of its earlier calls
+        # (module, call of the pass, call of the iteration, its arguments): called for every call of a denoiser
+        self.listener: Callable[[str, int, int, Nest], None] | None = None
         self.dry = False  # whether calls that are listened to are answered by their stand-ins
-        self.guidance: Callable[[str, int, int, nn.Module, tuple, dict], Any] | None = None  # see guidance.py
+        self.guidance: Callable[[str, int, int, nn.Module, tuple, dict], Nest] | None = None  # see guidance.py
 
     def begin(self, starts: Sequence[Key] = ()) -> None:
         """Starts a pass over rows of these samples."""
@@ -72,7 +73,7 @@ class GateKeeper:
         self._within.clear()
         self.writer.begin(starts)
 
-    def call(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+    def call(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> Nest:
         """The module's output, or its stand-in."""
         session = self.session
         walk, ordinal = session.walk, self._calls.get(name, 0)
@@ -100,7 +101,7 @@ class GateKeeper:
         self._within[at] = self._within.get(at, -1) + 1
         return self._within[at]
 
-    def _run(self, name: str, position: int, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+    def _run(self, name: str, position: int, module: nn.Module, args: tuple, kwargs: dict) -> Nest:
         if self.guidance is None or name not in self.guided or self.session.walk is None:
             return module(*args, **kwargs)
         return self.guidance(name, position, self.session.walk.rows, module, args, kwargs)
@@ -116,15 +117,15 @@ class GateKeeper:
         self._outputs.clear()
         self.guidance = None
 
-    def called(self) -> dict[str, list[int]]:
-        """Recorded modules, each with the iterations that its calls worked for."""
+    def iterations_by_module(self) -> dict[str, list[int]]:
+        """Recorded modules, each with the iterations that its calls belonged to."""
         names: dict[str, list[int]] = {}
         for (name, _), (_, iteration) in self._outputs.items():
             names.setdefault(name, []).append(iteration)
         return names
 
-    def _record(self, name: str, ordinal: int, output: Any, rows: int) -> None:
-        def note(leaf: Any) -> Any:
+    def _record(self, name: str, ordinal: int, output: Nest, rows: int) -> None:
+        def note(leaf: Nest) -> Nest:
             if isinstance(leaf, Tensor):
                 return _Shape(leaf.shape, leaf.dtype, leaf.device, rows)
             if isinstance(leaf, list):
@@ -135,30 +136,30 @@ class GateKeeper:
         structure = tree_map(note, output, is_leaf=is_tensor_list)
         self._outputs[name, ordinal] = structure, self.session.upcoming
 
-    def _stand_in(self, name: str, ordinal: int, rows: int) -> Any:
+    def _stand_in(self, name: str, ordinal: int, rows: int) -> Nest:
         while (name, ordinal) not in self._outputs:  # a walk of more steps than the probe's: calls go on alike
             ordinal -= 1
         structure, _ = self._outputs[name, ordinal]
         return tree_map(lambda leaf: leaf.zeros(rows) if isinstance(leaf, _Shape | _PerRow) else leaf, structure)
 
 
-def is_tensor_list(node: Any) -> bool:
-    """Whether a node of a structure is a list of tensors, which stands for one entry a row."""
+def is_tensor_list(node: object) -> bool:
+    """Whether a node of a structure is a list of tensors, one for each row."""
     return isinstance(node, list) and bool(node) and all(isinstance(item, Tensor) for item in node)
 
 
-class Gate:
-    """A module to all who look at it; its calls go through the keeper.
+class ModuleGate:
+    """A stand-in that looks like its module; its calls go through the keeper.
 
-    fetch is called before the module is used, that is called, or asked for its `encode`, `decode` or `generate`, which
-    goes through `write`.
+    fetch is called before the module is used: before it is called, and before its `encode`, `decode` or `generate` is.
+    `generate` goes through `write`.
     """
 
     def __init__(
         self,
         module: nn.Module,
         name: str,
-        call: Callable[[str, nn.Module, tuple, dict], Any],
+        call: Callable[[str, nn.Module, tuple, dict], Nest],
         fetch: Callable[[], None] | None = None,
         write: Writer | None = None,
     ):
@@ -173,15 +174,15 @@ class Gate:
         module, own, _, fetch = self._gate
         if fetch is not None and name in ("encode", "decode", "generate"):
             fetch()
-        found = getattr(module, name)
+        attribute = getattr(module, name)
         if name == "generate" and self._write is not None:
-            return lambda *args, **kwargs: self._write(own, found, args, kwargs)
-        return found
+            return lambda *args, **kwargs: self._write(own, attribute, args, kwargs)
+        return attribute
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         setattr(self._gate[0], name, value)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Nest:
         """The module's output, or the keeper's stand-in for it."""
         module, name, call, fetch = self._gate
         if fetch is not None:

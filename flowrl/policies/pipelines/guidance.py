@@ -1,9 +1,9 @@
-"""Guidance whose unconditional half is not trained: which rows of a denoiser's calls that half is, found out by asking.
+"""Guidance whose unconditional half is not trained: which rows of a denoiser's calls are that half, found by probing.
 
 Classifier-free guidance runs the denoiser with the prompt and without it, as rows of one call (SD3) or as two calls
-(Wan, Qwen-Image). Flow-GRPO's first SD3 script detaches what comes without it. Which rows these are is not declared
+(Wan, Qwen-Image). Flow-GRPO's first SD3 script detaches the output without it. Which rows these are is not declared
 for each family: the pipeline runs with dry denoisers for some prompts, then with one prompt replaced. Rows whose inputs
-stay as they were whatever is replaced know nothing of any prompt.
+stay the same whichever prompt is replaced are free of any prompt.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_flatten, tree_map
 from flowrl.contracts import Prompt
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key
-from flowrl.policies.pipelines.branches import REMEDY, ROW, Branches, Guidance, pairs
+from flowrl.policies.pipelines.branches import REMEDY, ROW, Branches, Guidance, leaf_pairs
 from flowrl.policies.pipelines.intercepted_step import EndOfWalk, Step
+from flowrl.untyped import Nest
 from samplers.plan import Own
 
 if TYPE_CHECKING:
@@ -29,20 +30,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Heard:
+class RecordedCall:
     """A call of a denoiser: number among its calls of the pass and of the iteration, and copies of its arguments."""
 
     name: str
     ordinal: int
     position: int
-    given: Any
+    given: Nest
 
 
-Reading = tuple[str, list[Heard]]  # a text, and the calls of a pass for it
+Reading = tuple[str, list[RecordedCall]]  # a text, and the calls of a pass for it
 
 
-class Still:
-    """A walk that stays where it begins, so that what a denoiser is given depends on the prompts alone."""
+class StationaryWalk:
+    """A walk that stays where it begins, so that the denoiser's inputs depend on the prompts alone."""
 
     table = Own()
 
@@ -54,46 +55,46 @@ class Still:
         return True
 
     def entering(self, iteration: int, stream: int) -> Tensor:
-        """Never asked for."""
+        """Never called: no iteration is skipped. Would return [R, ...]."""
         raise AssertionError("nothing is skipped")
 
     def step(self, step: Step) -> Tensor:
-        """The state as it was."""
+        """The unchanged state [R, ...]."""
         return step.x
 
 
-class Glance(Still):
-    """A walk that takes the velocity of the first step and leaves."""
+class VelocityWalk(StationaryWalk):
+    """A walk that keeps the velocity of the first step and ends."""
 
     velocity: Tensor | None = None
 
     def step(self, step: Step) -> Tensor:
-        """Keeps the velocity."""
+        """Keeps the velocity [R, ...] and ends the walk."""
         self.velocity = step.v
         raise EndOfWalk
 
 
 def find_guidance(policy: PipelinePolicy, prompt: Prompt, steps: int) -> Guidance:
-    """How the calls of the trained denoisers divide. Raises PolicyError where no row is free of the prompt, or where
-    that cannot be told."""
+    """How the calls of the trained denoisers are split. Raises PolicyError if no row is free of the prompt, or if that
+    cannot be determined."""
     name = type(policy.source).__name__
     (longest, single), (text, calm), (changed, other) = _texts(policy, prompt, steps)
     both = [(text, longest), (changed, longest), (longest, text), (longest, changed)]
-    twins = [_two(policy, prompt, pair, steps) for pair in both]
+    twins = [_calls_for_two(policy, prompt, pair, steps) for pair in both]
     if twins[0] is None:
-        found = [_alone(policy, a, b) for a, b in zip(calm, other, strict=True)]
+        branches_by_call = [_branches_of_one_row(policy, a, b) for a, b in zip(calm, other, strict=True)]
     else:
         heard = [single, *(calls or [] for calls in twins)]
         if any(len(calls) != len(single) for calls in heard):
-            raise _unclear(name)
-        found = [_together(policy, *calls) for calls in zip(*heard, strict=True)]
+            raise _undecidable(name)
+        branches_by_call = [_branches_of_two_rows(policy, *calls) for calls in zip(*heard, strict=True)]
     calls: dict[tuple[str, int], list[Branches]] = {}
-    for heard, branches in zip(single, found, strict=True):
+    for heard, branches in zip(single, branches_by_call, strict=True):
         known = calls.setdefault((heard.name, heard.position), [])
         if all(b.prompted != branches.prompted for b in known):
             known.append(branches)
     if any(len({len(b.prompted) for b in known}) < len(known) for known in calls.values()):
-        raise _unclear(name)
+        raise _undecidable(name)
     if all(all(b.prompted) for known in calls.values() for b in known):
         raise PolicyError(
             f"objective.guidance_gradient: got conditional, but with these arguments no row of {name}'s denoiser is "
@@ -102,29 +103,29 @@ def find_guidance(policy: PipelinePolicy, prompt: Prompt, steps: int) -> Guidanc
     return Guidance(calls)
 
 
-def _unclear(name: str) -> PolicyError:
+def _undecidable(name: str) -> PolicyError:
     return PolicyError(
-        f"objective.guidance_gradient: got conditional, but which rows of {name}'s denoiser know nothing of the prompt "
-        f"cannot be told from its calls; {REMEDY}"
+        f"objective.guidance_gradient: got conditional, but it cannot be told from its calls which rows of {name}'s "
+        f"denoiser are free of the prompt; {REMEDY}"
     )
 
 
 # ---------------------------------------------------------------------- listening
 
 
-def _heard(policy: PipelinePolicy, prompts: Sequence[Prompt], steps: int) -> list[Heard]:
-    """The calls of the trained denoisers in a pass for these prompts, in which none of them runs where that will do."""
+def _record_calls(policy: PipelinePolicy, prompts: Sequence[Prompt], steps: int) -> list[RecordedCall]:
+    """The calls of the trained denoisers in a pass for these prompts, dry (no denoiser runs) where that works."""
     keeper = policy.keeper
     for dry in (True, False):
-        heard: list[Heard] = []
+        heard: list[RecordedCall] = []
 
-        def listen(name: str, ordinal: int, position: int, given: Any, heard: list[Heard] = heard) -> None:
+        def listen(name: str, ordinal: int, position: int, given: Nest, heard: list[RecordedCall] = heard) -> None:
             if name in policy.modules:
-                heard.append(Heard(name, ordinal, position, _copied(given)))
+                heard.append(RecordedCall(name, ordinal, position, _copy_tensors(given)))
 
         keeper.listener, keeper.dry = listen, dry
         try:
-            policy._pass(Still(len(prompts)), prompts, [Key(0, prompts[0].id, 0)] * len(prompts), steps=steps)
+            policy._pass(StationaryWalk(len(prompts)), prompts, [Key(0, prompts[0].id, 0)] * len(prompts), steps=steps)
             return heard
         except PolicyError:
             raise
@@ -136,55 +137,57 @@ def _heard(policy: PipelinePolicy, prompts: Sequence[Prompt], steps: int) -> lis
     raise AssertionError("not reached")
 
 
-def _two(policy: PipelinePolicy, prompt: Prompt, texts: Sequence[str], steps: int) -> list[Heard] | None:
-    """The calls for two prompts of these texts; None where the pipeline takes one prompt a call."""
+def _calls_for_two(
+    policy: PipelinePolicy, prompt: Prompt, texts: Sequence[str], steps: int
+) -> list[RecordedCall] | None:
+    """The calls for two prompts of these texts; None if the pipeline takes one prompt per call."""
     pair = [replace(prompt, id=f"{prompt.id}/{i}", text=text) for i, text in enumerate(texts)]
     try:
-        return _heard(policy, pair, steps)
+        return _record_calls(policy, pair, steps)
     except (PolicyError, AttributeError, RuntimeError, TypeError, ValueError, KeyError, IndexError):
         return None
 
 
 def _texts(policy: PipelinePolicy, prompt: Prompt, steps: int) -> list[Reading]:
-    """Three texts that the denoisers hear as different, none longer than the first, and the calls of each.
+    """Three texts with different denoiser inputs, none longer than the first, and the calls of each.
 
-    They have as many tokens where such are found, so that padding, masks and the rounding of what is encoded beside
-    them stay. Where not, the longest stands in every call of two rows: all are padded to its length, and a row that is
-    not replaced stays as it was. No call has one text twice, since a call whose rows share a prompt may encode it once.
+    They have equally many tokens if such texts are found, so that padding, masks and the rounding of what is encoded
+    with them stay the same. If not, the longest is in every call of two rows: all are padded to its length, and a row
+    that is not replaced stays the same. No call has one text twice, since rows that share a prompt may be encoded once.
     """
-    kept = [(prompt.text, _heard(policy, [prompt], steps))]
-    for text in _others(prompt.text):
-        new = (text, _heard(policy, [replace(prompt, text=text)], steps))
+    kept = [(prompt.text, _record_calls(policy, [prompt], steps))]
+    for text in _other_texts(prompt.text):
+        new = (text, _record_calls(policy, [replace(prompt, text=text)], steps))
         if len(new[1]) != len(kept[0][1]) or any(_is_same(old[1], new[1]) for old in kept):
             continue
         kept.append(new)
-        alike = [old for old in kept if _fits(old[1], new[1]) and _fits(new[1], old[1])]
+        alike = [old for old in kept if _is_no_larger(old[1], new[1]) and _is_no_larger(new[1], old[1])]
         if len(alike) == 3:
             return alike
-    found = _unlike(kept)
-    if not found:
-        raise _unclear(type(policy.source).__name__)
-    return found
+    readings = _different_readings(kept)
+    if not readings:
+        raise _undecidable(type(policy.source).__name__)
+    return readings
 
 
-def _unlike(kept: list[Reading]) -> list[Reading]:
-    """The longest and two others, which are of one length where such are found; empty where there are none."""
-    found: list[Reading] = []
+def _different_readings(kept: list[Reading]) -> list[Reading]:
+    """The longest and two others, of equal length if such are found; empty if there are no three."""
+    readings: list[Reading] = []
     for longest in kept:
-        below = [other for other in kept if other is not longest and _fits(other[1], longest[1])]
+        below = [other for other in kept if other is not longest and _is_no_larger(other[1], longest[1])]
         for one, other in combinations(below, 2):
-            if _fits(one[1], other[1]) and _fits(other[1], one[1]):
+            if _is_no_larger(one[1], other[1]) and _is_no_larger(other[1], one[1]):
                 return [longest, one, other]
-            found = found or [longest, one, other]
-    return found
+            readings = readings or [longest, one, other]
+    return readings
 
 
-def _is_same(calls: list[Heard], others: list[Heard]) -> bool:
+def _is_same(calls: list[RecordedCall], others: list[RecordedCall]) -> bool:
     return not any(_differ(a.given, b.given) for a, b in zip(calls, others, strict=True))
 
 
-def _others(text: str) -> Iterator[str]:
-    """Texts of about as many tokens, no two the same; first those that change from the beginning."""
+def _other_texts(text: str) -> Iterator[str]:
+    """Distinct texts of about as many tokens; first those that differ from the beginning."""
     words, seen = text.split() or [""], {text}
     tried = [list(reversed(words)), [*words[1:], words[0]]]
     for word in ("cat", "two", "a", "blue", "of"):
@@ -198,32 +201,32 @@ def _others(text: str) -> Iterator[str]:
 # ---------------------------------------------------------------------- what a call's rows are
 
 
-def _alone(policy: PipelinePolicy, call: Heard, other: Heard) -> Branches:
-    """The branches of a call where each pass has one row."""
+def _branches_of_one_row(policy: PipelinePolicy, call: RecordedCall, other: RecordedCall) -> Branches:
+    """The branches of a call whose passes have one row each."""
     number = policy.keeper.rows_of(call.name, call.ordinal)
     marks = _marks(call.given, call.given, number, number)
-    changed = _changed(call.given, other.given, marks, number)
+    changed = _changed_rows(call.given, other.given, marks, number)
     return Branches(tuple(changed), True, marks)
 
 
-def _together(policy: PipelinePolicy, single: Heard, *twins: Heard) -> Branches:
-    """The branches of a call, from one for a prompt, and for two before and after the first, or second, is replaced."""
+def _branches_of_two_rows(policy: PipelinePolicy, single: RecordedCall, *twins: RecordedCall) -> Branches:
+    """The branches of a call, from its call for one prompt and those for two, before and after one is replaced."""
     number = policy.keeper.rows_of(single.name, single.ordinal)
     marks = _marks(single.given, twins[0].given, number, 2 * number)
-    owned = [_changed(twins[i].given, twins[i + 1].given, marks, 2 * number) for i in (0, 2)]
+    owned = [_changed_rows(twins[i].given, twins[i + 1].given, marks, 2 * number) for i in (0, 2)]
     for in_blocks in (True, False):
         place = [[b * 2 + i if in_blocks else i * number + b for b in range(number)] for i in (0, 1)]
         mine = [[owned[i][at] for at in place[i]] for i in (0, 1)]
         foreign = [owned[i][at] for i in (0, 1) for at in place[1 - i]]
         if mine[0] == mine[1] and not any(foreign):
             return Branches(tuple(mine[0]), in_blocks, marks)
-    if all(owned[0]) and all(owned[1]):  # every row hears of every prompt, and none is known to be free of it
+    if all(owned[0]) and all(owned[1]):  # every row depends on every prompt: none is known to be free of them
         return Branches((True,) * number, True, marks)
-    raise _unclear(type(policy.source).__name__)
+    raise _undecidable(type(policy.source).__name__)
 
 
-def _marks(one: Any, two: Any, number: int, twice: int) -> Any:
-    """The structure of arguments, given for one prompt and for two, with ROW where an input has an entry a row."""
+def _marks(one: Nest, two: Nest, number: int, twice: int) -> Nest:
+    """The structure of arguments, given for one prompt and for two, with ROW for an input with one entry per row."""
     if isinstance(one, Tensor) and isinstance(two, Tensor):
         return ROW if one.shape[:1] == (number,) and two.shape[:1] == (twice,) else None
     if isinstance(one, list | tuple) and isinstance(two, list | tuple):
@@ -235,10 +238,10 @@ def _marks(one: Any, two: Any, number: int, twice: int) -> Any:
     return None
 
 
-def _changed(given: Any, other: Any, marks: Any, number: int) -> list[bool]:
-    """Which rows of a call have other inputs; all where something differs that has no rows."""
+def _changed_rows(given: Nest, other: Nest, marks: Nest, number: int) -> list[bool]:
+    """Which rows of a call have other inputs; all if something without rows differs."""
     changed = [False] * number
-    for a, b, mark in pairs(given, other, marks):
+    for a, b, mark in leaf_pairs(given, other, marks):
         if not _differ(a, b):
             continue
         if mark is None or len(a) != len(b):
@@ -247,7 +250,7 @@ def _changed(given: Any, other: Any, marks: Any, number: int) -> list[bool]:
     return changed
 
 
-def _differ(a: Any, b: Any) -> bool:
+def _differ(a: Nest, b: Nest) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape != b.shape or not torch.equal(a, b)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
@@ -258,17 +261,17 @@ def _differ(a: Any, b: Any) -> bool:
     return (a != b) if plain else type(a) is not type(b)
 
 
-def _fits(calls: list[Heard], others: list[Heard]) -> bool:
+def _is_no_larger(calls: list[RecordedCall], others: list[RecordedCall]) -> bool:
     """Whether no tensor given to some calls is larger than that given to the others in any dimension."""
     mine, theirs = (tree_flatten([call.given for call in heard])[0] for heard in (calls, others))
     return len(mine) == len(theirs) and all(_is_within(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
-def _is_within(a: Any, b: Any) -> bool:
+def _is_within(a: Nest, b: Nest) -> bool:
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return True
     return a.dim() == b.dim() and all(m <= n for m, n in zip(a.shape, b.shape, strict=True))
 
 
-def _copied(given: Any) -> Any:
+def _copy_tensors(given: Nest) -> Nest:
     return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, given)

@@ -1,8 +1,8 @@
 """The intercepted step: a pipeline's own scheduler, with `step` alone replaced.
 
-The pipeline is handed a shallow copy of its scheduler whose class is a subclass made on the spot. Config, sigmas,
-`set_timesteps`, isinstance checks and deep copies stay genuine; `step` works out where on the flow it stands
-(noise levels, velocity, the state in float32) and leaves the rest to the walk under way.
+The pipeline is given a shallow copy of its scheduler whose class is a subclass made on the fly. Config, sigmas,
+`set_timesteps`, isinstance checks and deep copies stay genuine; `step` determines where on the flow it is
+(noise levels, velocity, the state in float32) and leaves the rest to the current walk.
 
     pipeline loop --> denoiser (gate) --> scheduler.step --> Session --> walk.step(Step) --> next state
 """
@@ -10,7 +10,7 @@ The pipeline is handed a shallow copy of its scheduler whose class is a subclass
 import copy
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -20,9 +20,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.pipelines.ddim_step import Preserving
-from flowrl.policies.pipelines.first_order import once_a_level, predicts_flow, walks_ddim
+from flowrl.policies.pipelines.ddim_step import DDIMStep
+from flowrl.policies.pipelines.first_order import first_order_scheduler, predicts_flow, walks_ddim
 from flowrl.policies.pipelines.sigma_table import counts_data, noise_levels, replace_table
+from flowrl.untyped import Config, Scheduler
 from samplers import tables
 from samplers.levels import Level
 from samplers.plan import Table
@@ -31,7 +32,7 @@ Path = Literal["flow", "exploding", "preserving"]
 
 
 class EndOfWalk(Exception):
-    """Raised inside a pipeline's loop to end a pass that has seen all it needs."""
+    """Control flow, not an error: raised inside a pipeline's loop to end a pass that has all it needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,10 @@ class Step:
     """One call of `scheduler.step`, in the terms of `samplers`.
 
     x, v: state and velocity eps - x_0, float32 [R, ...]. s, s_next, s_cap: see `samplers.transitions`. path: how x is
-    made of x_0 and eps; exploding where the table has levels above 1, preserving where the model predicts noise (see
-    diffusion.py). kept: bool like x, False where the pipeline itself overwrote what the previous step of this stream
-    returned; None where it left it alone. scheduler_reference: the scheduler's own step from the same place. index: of
-    s in its sigma table; own: the levels of the pipeline's own table.
+    made of x_0 and eps; exploding if the table has levels above 1, preserving if the model predicts noise (see
+    ddim_step.py). kept: bool like x, False where the pipeline itself overwrote what the previous step of this stream
+    returned; None if it left it alone. scheduler_reference: the scheduler's own step from the same place. index: of
+    s in its sigma table; own: the levels of the pipeline's own table, float32 [own + 1].
     """
 
     iteration: int
@@ -59,8 +60,8 @@ class Step:
     own: Tensor
 
 
-def rows_of(step: Step, index: Tensor) -> Step:
-    """The step for rows index int64 [r] alone."""
+def select_rows(step: Step, index: Tensor) -> Step:
+    """The step of rows index, int64 [r], alone."""
     at = index.to(step.x.device)
 
     def part(value: Level) -> Level:
@@ -83,28 +84,28 @@ class Walk(Protocol):
         ...
 
     def is_real(self, iteration: int) -> bool:
-        """Whether this iteration runs; otherwise its denoiser calls are skipped and `entering` is handed on."""
+        """Whether this iteration runs; otherwise its denoiser calls are skipped and `entering` is passed on."""
         ...
 
     def entering(self, iteration: int, stream: int) -> Tensor:
-        """The state that a skipped iteration returns."""
+        """The state [R, ...] that a skipped iteration returns."""
         ...
 
     def step(self, step: Step) -> Tensor:
-        """The next state; may raise Leave."""
+        """The next state [R, ...]; may raise EndOfWalk."""
         ...
 
 
 class Session:
-    """What the scheduler, its deep copies and the gates share: the walk under way and how far it has come.
+    """What the scheduler, its deep copies and the gates share: the current walk and its progress.
 
-    An iteration of the pipeline's loop is told by its denoiser calls: the first `step` after one opens a new
+    Iterations of the pipeline's loop are recognised by its denoiser calls: the first `step` after one starts a new
     iteration, further ones (video, then audio) belong to the same.
     """
 
     def __init__(self) -> None:
         self.walk: Walk | None = None
-        self.number = 0  # of the pass, so that nothing of an earlier one is taken for this one's
+        self.number = 0  # of the pass, so that nothing of an earlier pass is mistaken for this one's
         self.iteration = -1
         self.fresh = True  # a denoiser ran since the last step
         self.streams = 1
@@ -116,7 +117,7 @@ class Session:
 
     @property
     def upcoming(self) -> int:
-        """The iteration that a denoiser called now works for."""
+        """The iteration that a denoiser called now belongs to."""
         return self.iteration + 1
 
     def arrive(self) -> int:
@@ -128,8 +129,8 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
-class _Handed:
-    """What a step gave to the pipeline: the tensor, the state it stands for, and how to see that it was changed."""
+class _Returned:
+    """What a step returned to the pipeline: the tensor, the state behind it, and what tells that it was changed."""
 
     out: Tensor
     state: Tensor
@@ -150,7 +151,7 @@ class SchedulerReference:
         return first_order or self._scheduler.step_index == 0
 
     def step(self) -> Tensor:
-        """What the untouched scheduler returns, float32. Its state is left as it was."""
+        """What the untouched scheduler returns, float32 [R, ...]. Its state is left unchanged."""
         scheduler_reference = object.__new__(type(self._scheduler).__bases__[-1])
         scheduler_reference.__dict__.update(
             {k: copy.copy(v) for k, v in self._scheduler.__dict__.items() if k != "_session"}
@@ -162,16 +163,16 @@ class SchedulerReference:
 class InterceptedStep:
     """Mixed in before a scheduler class; see the module's docstring."""
 
-    if TYPE_CHECKING:  # what the scheduler class behind it brings
+    if TYPE_CHECKING:  # attributes of the scheduler class behind it
         step_index: Any
-        sigmas: Any
-        config: Any
-        _init_step_index: Any
+        sigmas: Tensor
+        config: Config
+        _init_step_index: Callable[[Tensor | float], None]
 
     _session: Session
     _stream = 0
-    _handed: _Handed | None = None
-    _own_levels: Tensor | None = None  # where the table of the walk stands in their place
+    _returned: _Returned | None = None
+    _own_levels: Tensor | None = None  # if the walk's table replaces them
     _cap: float | None = None  # s_cap of that table
 
     def _own_table(self) -> Tensor:
@@ -182,36 +183,37 @@ class InterceptedStep:
         new = object.__new__(type(self))
         memo[id(self)] = new
         for name, value in self.__dict__.items():
-            if name != "_handed":  # a state of the last pass; it may carry a graph, which cannot be copied
+            if name != "_returned":  # a state of the last pass; it may carry a graph, which cannot be copied
                 new.__dict__[name] = value if name == "_session" else copy.deepcopy(value, memo)
-        new._stream, new._handed = self._session.streams, None
+        new._stream, new._returned = self._session.streams, None
         self._session.streams += 1
         return new
 
-    def scale_model_input(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The base's scaling; none where the base has none (some pipelines call it unless the type is exact)."""
+    def scale_model_input(self, sample: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """The scaling of the base class, or the sample [R, ...] itself if the base has none (some pipelines call it
+        unless the type is exact)."""
         scale = getattr(super(), "scale_model_input", None)
         return sample if scale is None else scale(sample, *args, **kwargs)
 
     def _intercept(
         self,
         model_output: Tensor,
-        timestep: Any,
+        timestep: Tensor | float,
         sample: Tensor,
         *,
         per_token_timesteps: Tensor | None = None,
         return_dict: bool = True,
-        **rest: Any,
+        **rest: object,
     ) -> tuple[Tensor] | SchedulerOutput:
         session, walk = self._session, self._session.walk
         if walk is None:
             raise PolicyError("the scheduler of a policy was stepped outside a walk: call the policy, not its pipeline")
         iteration = session.arrive()
-        restarted = self.step_index is None  # set_timesteps was called: what was handed out before is another walk's
+        restarted = self.step_index is None  # set_timesteps was called: what was returned before is another walk's
         if restarted:
             self._init_step_index(timestep)
         if walk.is_real(iteration):
-            x, kept = self._state(sample, None if restarted else self._handed)
+            x, kept = self._state(sample, None if restarted else self._returned)
             options = {} if per_token_timesteps is None else {"per_token_timesteps": per_token_timesteps}
             v, levels = self._place(model_output, x, per_token_timesteps)
             scheduler_reference = SchedulerReference(self, (model_output, timestep, sample, options))
@@ -233,13 +235,13 @@ class InterceptedStep:
         self._step_index += 1
         # a copy even at equal dtype: the pipeline may write into what it is given
         out = state.to(sample.dtype if per_token_timesteps is not None else model_output.dtype, copy=True)
-        self._handed = _Handed(out, state, out._version, session.number)
+        self._returned = _Returned(out, state, out._version, session.number)
         return SchedulerOutput(prev_sample=out) if return_dict else (out,)
 
-    def _state(self, sample: Tensor, handed: _Handed | None) -> tuple[Tensor, Tensor | None]:
+    def _state(self, sample: Tensor, handed: _Returned | None) -> tuple[Tensor, Tensor | None]:
         """The state in float32, and which elements are still those of the last step (None: all, or there was none).
 
-        What the pipeline holds is cast to the model's dtype; where it is untouched, the finer state behind it counts.
+        What the pipeline holds is cast to the model's dtype; if it is untouched, the finer state behind it counts.
         """
         if handed is None or handed.session != self._session.number:
             return sample.float(), None
@@ -278,10 +280,10 @@ class InterceptedStep:
         return 1, (s, s_next, cap, "exploding" if float(sigmas[0]) > 1.001 else "flow")
 
 
-def intercept(scheduler: Any, session: Session) -> Any:
+def intercept(scheduler: Scheduler, session: Session) -> Scheduler:
     """A copy of `scheduler` whose steps go to the session's walk.
 
-    Raises PolicyError where it is neither one of flow matching nor one that DDIM can stand in for.
+    Raises PolicyError if it is neither one of flow matching nor one that DDIM can replace.
     """
     if not predicts_flow(scheduler) and not walks_ddim(scheduler):
         raise PolicyError(
@@ -289,7 +291,7 @@ def intercept(scheduler: Any, session: Session) -> Any:
             "a flow, along a velocity dx/dsigma, nor denoises along alphas_cumprod by an undistilled model: give a "
             "pipeline such as FLUX, SD3, Qwen-Image or Wan, or one such as Stable Diffusion 1.5 or SDXL"
         )
-    scheduler = once_a_level(scheduler)
+    scheduler = first_order_scheduler(scheduler)
     new = copy.copy(scheduler)
     new.__class__ = _subclass(type(scheduler))
     new._session = session
@@ -301,14 +303,16 @@ def _subclass(base: type) -> type:
     names: Sequence[str] = list(inspect.signature(base.step).parameters)[4:]  # after self, output, timestep, sample
 
     @functools.wraps(base.step)
-    def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def step(
+        self: Scheduler, model_output: Tensor, timestep: Tensor | float, sample: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor] | SchedulerOutput:
         return self._intercept(model_output, timestep, sample, **dict(zip(names, args, strict=False)), **kwargs)
 
-    mixins = (Preserving, InterceptedStep) if issubclass(base, DDIMScheduler) else (InterceptedStep,)
+    mixins = (DDIMStep, InterceptedStep) if issubclass(base, DDIMScheduler) else (InterceptedStep,)
     new: Any = type(base.__name__, (*mixins, base), {"step": step, "__module__": base.__module__})
 
     @functools.wraps(base.set_timesteps)
-    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+    def set_timesteps(self: Scheduler, *args: object, **kwargs: object) -> None:
         super(new, self).set_timesteps(*args, **kwargs)
         walk = self._session.walk
         self._own_levels = own = None if walk is None else replace_table(self, walk.table)

@@ -1,8 +1,8 @@
-"""Finds out which rows may share a call of a pipeline: rollouts of two rows, each of which is replayed alone.
+"""Determines which rows may share a call of a pipeline: by rollouts of two rows, each of which is replayed alone.
 
-The two are prompts of unequal length with pictures of their own, and one prompt twice with one picture. A pipeline that
-takes them together as it takes them alone may be given any rows; one that does not is given rows of one prompt, or one
-row at a time.
+The two are prompts of unequal length with pictures of their own, or one prompt twice with one picture. A pipeline that
+treats them together as it does alone may be given any rows; one that does not is given rows of one prompt, or one row
+at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flowrl.contracts import Prompt, View
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.arguments import has_files
 from flowrl.policies.pipelines.intercepted_step import Step
-from flowrl.policies.pipelines.replay_walk import ReplayWalk, replay_steps_by_pass
+from flowrl.policies.pipelines.replay_walk import ReplayStep, ReplayWalk, replay_steps_by_pass
 from flowrl.policies.pipelines.rollout_walk import RolloutWalk
 from flowrl.policies.pipelines.sharing import ALONE, PICTURES, TEXT, Sharing
 from flowrl.policies.pipelines.trajectory import Trajectory, take
@@ -31,25 +31,25 @@ from samplers.plan import Plan
 if TYPE_CHECKING:
     from flowrl.policies.pipelines.policy import PipelinePolicy
 
-STEPS = 3  # of the loop that run: what rows do to each other shows in the first ones
+STEPS = 3  # of the loop that run: how rows affect each other shows in the first ones
 TOLERANCE = 1e-4  # of the mean of a step, relative to the size of the state
 TOLERANCE_CPU = 5e-6  # the same on a CPU, whose kernels change less with the number of rows (measured: up to 2e-6)
 TOLERANCE_HALF = 3e-2  # the same where the model computes in half precision
 UNFIT = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, PolicyError)
 
 
-class Beginning(RolloutWalk):
-    """The walk of a rollout whose trained steps alone run; the loop is then hurried to its end."""
+class BeginningWalk(RolloutWalk):
+    """The walk of a rollout that runs up to its last trained step; the rest of the loop is skipped."""
 
     def is_real(self, iteration: int) -> bool:
         """Up to the last trained step."""
         return iteration <= self.tree.trained[-1]
 
 
-class Comparing(ReplayWalk):
+class ComparingReplay(ReplayWalk):
     """A replay that keeps the largest difference of a mean from the one that was drawn from, and the log-probs."""
 
-    def __init__(self, policy: PipelinePolicy, trajectory: Trajectory, replay_steps: Any):
+    def __init__(self, policy: PipelinePolicy, trajectory: Trajectory, replay_steps: dict[int, ReplayStep]):
         self.worst, self.logp = 0.0, {}
         super().__init__(
             trajectory,
@@ -63,11 +63,11 @@ class Comparing(ReplayWalk):
     logp: dict[int, Tensor]  # by step
 
     def step(self, step: Step) -> Tensor:
-        """Compares, and scores."""
+        """Compares the mean with the stored one, and scores; returns the next state [R, ...]."""
         replay_step = self.replay_steps[step.iteration]
-        found = self.dynamics.gaussian(step, stochastic=True).mean.detach()
+        mean = self.dynamics.gaussian(step, stochastic=True).mean.detach()
         drawn_from = take(self.trajectory.mean[step.iteration][step.stream], replay_step.states)
-        gap = (found - drawn_from).abs()
+        gap = (mean - drawn_from).abs()
         kept = self.trajectory.keep.get(step.iteration, {}).get(step.stream)
         if kept is not None:
             gap = gap * take(kept, replay_step.drawn)
@@ -77,12 +77,12 @@ class Comparing(ReplayWalk):
 
 
 def find_sharing(policy: PipelinePolicy, prompt: Prompt, plan: Any, *, half: bool) -> Sharing:
-    """The way in which rows may share calls: the first that holds of those in sharing.py.
+    """How rows may share calls: the first of the ways in sharing.py under which rows are independent.
 
     What a pipeline draws from the global generator belongs to the first row of a call, however little it changes the
     others (the posterior of a trained autoencoder is narrow): its rows have a call each.
     """
-    if policy.max_rows == 1 or policy.global_use.found:
+    if policy.max_rows == 1 or policy.global_use.seen:
         return ALONE
     usable = sorted(policy._streams)
     trained = tuple(usable[:-1] or usable)[:STEPS]
@@ -91,48 +91,48 @@ def find_sharing(policy: PipelinePolicy, prompt: Prompt, plan: Any, *, half: boo
         for sharing in PICTURES if has_files(prompt) else TEXT:
             policy.sharing = sharing
             tried = [([prompt], 2)] + ([(unequal, 1)] if sharing.rows == "any" else [])
-            if all(_is_each_itself(policy, *rows, few, half) for rows in tried):
+            if all(_rows_are_independent(policy, *rows, few, half) for rows in tried):
                 return sharing
     return ALONE
 
 
-def _is_each_itself(policy: PipelinePolicy, prompts: list[Prompt], group: int, plan: Plan, half: bool) -> bool:
-    """Whether each of two rows, replayed alone, is what it was beside the other."""
+def _rows_are_independent(policy: PipelinePolicy, prompts: list[Prompt], group: int, plan: Plan, half: bool) -> bool:
+    """Whether each of two rows is the same when replayed alone as next to the other."""
     try:
         accepted = TOLERANCE_CPU if policy.device.type == "cpu" else TOLERANCE
-        return company_gap(policy, prompts, group, plan) <= (TOLERANCE_HALF if half else accepted)
+        return batching_gap(policy, prompts, group, plan) <= (TOLERANCE_HALF if half else accepted)
     except torch.OutOfMemoryError:
         raise
-    except UNFIT:  # it takes no two rows in this way
+    except UNFIT:  # it does not take two rows this way
         return False
 
 
-def company_gap(policy: PipelinePolicy, prompts: list[Prompt], group: int, plan: Plan) -> float:
-    """How far the mean of a step is, in a replay of a row alone, from the one in a call of all these rows.
+def batching_gap(policy: PipelinePolicy, prompts: list[Prompt], group: int, plan: Plan) -> float:
+    """The largest distance of a step's mean in a replay of a row alone from that in a call of all these rows.
 
-    Relative to the size of the state. Raises PolicyError where the call does not give a sample for each row.
+    Relative to the size of the state. Raises PolicyError if the call does not return one sample per row.
     """
     trajectory = Trajectory(prompts, plan.tree(group), 0, complete=not policy.keeper.skip)
-    rollout_walk = Beginning(trajectory, policy.dynamics, policy._streams_at, keep_means=True)
+    rollout_walk = BeginningWalk(trajectory, policy.dynamics, policy._streams_at, keep_means=True)
     (part,) = trajectory.tree.passes()
     rollout_walk.begin(part)
     with torch.no_grad():
         policy._media(policy._walk(rollout_walk, trajectory), len(trajectory))
         rollout_walk.result()
         return max(
-            compare(policy, trajectory, row, {plan.trained[0], plan.trained[-1]}).worst
+            compare_alone(policy, trajectory, row, {plan.trained[0], plan.trained[-1]}).worst
             for row in range(len(trajectory))
         )
 
 
-def compare(
+def compare_alone(
     policy: PipelinePolicy, trajectory: Trajectory, row: int, steps: set[int], *, grad: bool = False
-) -> Comparing:
-    """A row of a recorded rollout, replayed by itself at these steps, each in a call of its own."""
-    whole: Comparing | None = None
+) -> ComparingReplay:
+    """A row of a recorded rollout, replayed alone at these steps, each in a call of its own."""
+    whole: ComparingReplay | None = None
     for step in sorted(steps):
         (replay_steps,) = replay_steps_by_pass(trajectory, torch.tensor([row]), steps=[step])
-        walk = Comparing(policy, trajectory, replay_steps)
+        walk = ComparingReplay(policy, trajectory, replay_steps)
         policy._walk(walk, trajectory, grad=grad)
         if whole is not None:
             walk.worst, walk.logp = max(walk.worst, whole.worst), walk.logp | whole.logp
@@ -148,7 +148,7 @@ def _unequal(prompt: Prompt) -> Iterator[list[Prompt]]:
         turned = []
         for i, path in enumerate(prompt.media):
             turned.append(str(path))
-            with contextlib.suppress(OSError), Image.open(path) as picture:  # a clip or a sound stays what it is
+            with contextlib.suppress(OSError), Image.open(path) as picture:  # clips and sounds stay as they are
                 turned[-1] = str(Path(folder) / f"{i}.png")
                 picture.convert("RGB").transpose(Image.Transpose.ROTATE_180).save(turned[-1])
         text = " ".join([prompt.text] * 3)

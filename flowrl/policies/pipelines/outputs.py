@@ -1,4 +1,4 @@
-"""What a rollout made, as samples, and the credit that their rewards give to rows."""
+"""The samples of a rollout, and how their rewards are credited to rows."""
 
 from collections.abc import Sequence
 
@@ -12,15 +12,18 @@ from samplers.trees import credit_weights, peers
 
 
 def samples_of(prompts: Sequence[Prompt], each: int, media: Media, rate: int | None) -> Samples:
-    """`each` samples of each prompt, from their pictures, video and sound of `rate` a second, prompt by prompt."""
+    """`each` samples per prompt, prompt by prompt, from their pictures, video and sound. rate: of the sound, in Hz."""
     of = [p for p in prompts for _ in range(each)]
     group = torch.arange(len(prompts)).repeat_interleave(each)
     return Samples(of, group, **media, sample_rate=rate if "audio" in media else None)
 
 
 def credit_of(tree: Tree, rollout_logp: Tensor) -> Credit | None:
-    """How rewards reach the rows of a tree; None where row i leads to sample i alone and all rows are peers."""
-    rows = set(tree.rows)  # on the way to each sample, where it is straight, there is one
+    """How rewards reach the rows of a tree; None if row i leads to sample i alone and all rows are peers.
+
+    rollout_logp: [R, K] of the rollout, for credit by path probability.
+    """
+    rows = set(tree.rows)  # of a straight walk, one lies on the way to each sample
     straight = [[row] for row in tree.rows] == [[i for i in tree.path(leaf) if i in rows] for leaf in tree.leaves]
     alike = len({tree.segments[i].peers for i in tree.rows}) == len({tree.segments[i].view for i in tree.leaves}) == 1
     if not tree.rows or (straight and alike):

@@ -19,13 +19,13 @@ from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View, Visit
 from flowrl.core.batches import prompt_chunks
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.noise import GlobalUse, Key, copies, global_noise, start_generators
+from flowrl.policies.noise import GlobalGeneratorUse, Key, copies, global_noise, start_generators
 from flowrl.policies.pipelines.arguments import Call, call_arguments, is_refusal
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.failing import in_one_line
 from flowrl.policies.pipelines.gates import GateKeeper
 from flowrl.policies.pipelines.intercepted_step import EndOfWalk, Session, Walk
-from flowrl.policies.pipelines.layouts import Media, check_size, joined_media, media_of, sample_rate
+from flowrl.policies.pipelines.layouts import Media, check_size, join_media, media_of, sample_rate
 from flowrl.policies.pipelines.noised_looks import field, level_of, look_at, noised, prove_look
 from flowrl.policies.pipelines.outputs import credit_of, samples_of
 from flowrl.policies.pipelines.probe import probe
@@ -92,7 +92,7 @@ class PipelinePolicy:
         self.keeper.guided = set(modules)
         self._streams: dict[int, int] = {}
         self._working_copy = WorkingCopy(pipe, self.session, self.keeper, self.device, trained=modules, offload=offload)
-        self.global_use = GlobalUse()  # of any pass so far
+        self.global_use = GlobalGeneratorUse()  # of any pass so far
         self.sharing: Sharing = ALONE  # which rows may share a call (found out by the probe)
         self._probed = self._looks = False
 
@@ -126,7 +126,7 @@ class PipelinePolicy:
         found = [rollout_walk.result() for rollout_walk in rollout_walks]
         rollout_logp = torch.cat([logp for logp, _, _ in found])
         return Rollout(
-            self._samples(prompts, tree, joined_media(outputs, type(self.source).__name__)),
+            self._samples(prompts, tree, join_media(outputs, type(self.source).__name__)),
             rollout_logp,
             torch.cat([mask for _, mask, _ in found]),
             joined([rollout_walk.trajectory for rollout_walk in rollout_walks]),

@@ -11,9 +11,9 @@ from flowrl.contracts import Prompt
 from flowrl.policies.adapters import DENOISERS
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key
-from flowrl.policies.pipelines.guidance import Glance, find_guidance
+from flowrl.policies.pipelines.guidance import VelocityWalk, find_guidance
 from flowrl.policies.pipelines.intercepted_step import Step
-from flowrl.policies.pipelines.neighbours import TOLERANCE, TOLERANCE_HALF, compare, find_sharing
+from flowrl.policies.pipelines.neighbours import TOLERANCE, TOLERANCE_HALF, compare_alone, find_sharing
 from flowrl.policies.pipelines.sharing import ALONE
 from flowrl.policies.pipelines.trajectory import Trajectory
 from samplers.plan import Own, Plan
@@ -116,7 +116,7 @@ def _divide_guidance(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> N
     velocities = []
     for guidance in (None, found):
         policy.keeper.guidance = guidance
-        walk = Glance(1)
+        walk = VelocityWalk(1)
         policy._pass(walk, [prompt], [Key(0, prompt.id, 0)], steps=plan.num_steps)
         velocities.append(walk.velocity)
     whole, parts = velocities
@@ -133,7 +133,7 @@ def _divide_guidance(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> N
 
 def _denoisers(policy: PipelinePolicy, iterations: int) -> set[str]:
     """Components called between two steps, and those of a denoiser's usual name that only the first step calls."""
-    called = policy.keeper.called()
+    called = policy.keeper.iterations_by_module()
     between = {name for name, at in called.items() if any(0 < i < iterations for i in at)}
     return between | {name for name in called if name in DENOISERS}
 
@@ -177,7 +177,7 @@ def _drift(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> tuple[float, f
     if not mask.any():
         return 0.0, 0.0  # a deterministic transition: nothing is scored, and an objective that needs it says so
     try:
-        found = compare(policy, trajectory, 0, {plan.trained[0], plan.trained[-1]}, grad=True)
+        found = compare_alone(policy, trajectory, 0, {plan.trained[0], plan.trained[-1]}, grad=True)
     except (AttributeError, RuntimeError, TypeError, ValueError, KeyError, IndexError):
         if policy.keeper.skip:  # a denoiser that was skipped left something undone: run them all
             return float("inf"), float("inf")

@@ -1,7 +1,7 @@
 """Text encoding, once per distinct prompt: a wrapper around a pipeline's own `encode_prompt`.
 
 A rollout asks for the same few prompts in every pass, repeated for each sample. The wrapper encodes each distinct
-prompt of a call once, spreads the result over the rows, and remembers it. Which outputs have a row for each prompt
+prompt of a call once, spreads the result over the rows, and caches it. Which outputs have a row for each prompt
 is learnt once, from how they grow with the number of prompts. Text encoders are used nowhere else.
 """
 
@@ -9,7 +9,6 @@ import hashlib
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from PIL import Image
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from flowrl.policies.pipelines.gates import is_tensor_list
+from flowrl.untyped import Nest
 
 CACHE_BYTES = 2 * 1024**3
 
@@ -24,27 +24,27 @@ CACHE_BYTES = 2 * 1024**3
 class CachedEncoder:
     """Stands in for the bound `encode_prompt`. `after` is called when the text encoders have been used."""
 
-    def __init__(self, encode: Callable[..., Any], after: Callable[[], None] = lambda: None):
+    def __init__(self, encode: Callable[..., Nest], after: Callable[[], None] = lambda: None):
         self._encode, self._after = encode, after
         self._signature = inspect.signature(encode)
-        self._cache: OrderedDict[tuple, tuple[Any, int]] = OrderedDict()  # key -> result, bytes
+        self._cache: OrderedDict[tuple, tuple[Nest, int]] = OrderedDict()  # key -> result, bytes
         self._bytes = 0
-        self._by_row: dict[tuple, list[str] | None] = {}  # row arguments -> where each output has a row a prompt
+        self._by_row: dict[tuple, list[str] | None] = {}  # row arguments -> where each output has a row per prompt
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Nest:
         """What `encode_prompt` returns for these arguments."""
         bound = self._signature.bind(*args, **kwargs)
         given = bound.arguments
         per_row = {name: value for name, value in given.items() if _is_texts(value)}
         others = [value for name, value in given.items() if name not in per_row]
         if not per_row or len({len(v) for v in per_row.values()}) != 1 or not all(map(_is_plain, others)):
-            return self._remembered(given)  # images beside the texts belong to rows in ways that only the family knows
+            return self._encode_cached(given)  # how images next to the texts belong to rows, only the family knows
         rows = list(zip(*per_row.values(), strict=True))
         unique = list(dict.fromkeys(rows))
         grows = self._learn(given, tuple(per_row)) if unique != rows else []
         if grows is None:
-            return self._remembered(given)
-        result = self._remembered(_with_rows(given, {n: [row[i] for row in unique] for i, n in enumerate(per_row)}))
+            return self._encode_cached(given)
+        result = self._encode_cached(_with_rows(given, {n: [row[i] for row in unique] for i, n in enumerate(per_row)}))
         if unique == rows:
             return result
         at = [unique.index(row) for row in rows]
@@ -52,42 +52,42 @@ class CachedEncoder:
         return tree_unflatten([_spread(v, at, g) for v, g in zip(leaves, grows, strict=True)], tree)
 
     def _learn(self, given: dict, names: tuple) -> list[str] | None:
-        """Where the leaves of the result have one entry for each row; None where some grow in another way.
+        """Where the leaves of the result have one entry per row; None if some grow in another way.
 
         "rows": along a tensor or a list. "layers": along each tensor of a list. "": nowhere.
         """
-        # Tried with a shorter and a longer prompt, so that there is a mask, and padded to the same length both times.
+        # Tried with a shorter and a longer prompt, so that there is a mask, padded to the same length both times.
         key = (names, _hashable({k: v for k, v in given.items() if k not in names}))
         if key not in self._by_row:
             sizes = []
             for number in (2, 3):
                 pairs = {name: [given[name][0], "a" if len(given[name][0]) > 1 else "a few words"] for name in names}
                 trial = _with_rows(given, {name: (pair * 2)[:number] for name, pair in pairs.items()})
-                leaves = tree_leaves(self._fresh(trial), is_leaf=is_tensor_list)
+                leaves = tree_leaves(self._encode_afresh(trial), is_leaf=is_tensor_list)
                 sizes.append([_size(leaf) for leaf in leaves])
             grows = [_growth(a, b) for a, b in zip(*sizes, strict=True)]
             known = [g for g in grows if g is not None]
             self._by_row[key] = known if len(known) == len(grows) else None
         return self._by_row[key]
 
-    def _remembered(self, given: dict) -> Any:
+    def _encode_cached(self, given: dict) -> Nest:
         key = _hashable(given)
         if key is None:
-            return self._fresh(given)
+            return self._encode_afresh(given)
         if key in self._cache:
             self._cache.move_to_end(key)
-            return _handed(self._cache[key][0])
-        result = self._fresh(given)
+            return _copy_lists(self._cache[key][0])
+        result = self._encode_afresh(given)
         size = sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
         self._cache[key] = result, size
         self._bytes += size
         while self._bytes > CACHE_BYTES and len(self._cache) > 1:
             _, (_, freed) = self._cache.popitem(last=False)
             self._bytes -= freed
-        return _handed(result)
+        return _copy_lists(result)
 
     @torch.no_grad()
-    def _fresh(self, given: dict) -> Any:
+    def _encode_afresh(self, given: dict) -> Nest:
         # pipelines may write into the lists they are given (Z-Image templates its prompts in place)
         own = {name: list(value) if isinstance(value, list) else value for name, value in given.items()}
         bound = self._signature.bind_partial()
@@ -98,43 +98,43 @@ class CachedEncoder:
             self._after()
 
 
-def _is_texts(value: Any) -> bool:
+def _is_texts(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, str | int | float | bool | torch.device | torch.dtype)
 
 
-def _size(leaf: Any) -> tuple[Any, ...]:
+def _size(leaf: object) -> tuple[object, ...]:
     """A tensor's shape, the shapes of a list of them, nothing for anything else."""
     if isinstance(leaf, list):
         return ([tuple(one.shape) if isinstance(one, Tensor) else () for one in leaf],)
     return tuple(leaf.shape) if isinstance(leaf, Tensor) else ()
 
 
-def _growth(two: tuple[Any, ...], three: tuple[Any, ...]) -> str | None:
-    """Where a leaf has a row a prompt, from its sizes for two and for three of them; None where it grows otherwise."""
+def _growth(two: tuple[object, ...], three: tuple[object, ...]) -> str | None:
+    """Where a leaf has a row per prompt, from its sizes for two prompts and for three; None if it grows otherwise."""
     if two and isinstance(two[0], list):
         if (len(two[0]), len(three[0])) == (2, 3):
             return "rows"
         each = {_growth(a, b) for a, b in zip(two[0], three[0], strict=False)}
         if len(two[0]) != len(three[0]) or len(each) != 1:
             return None
-        (found,) = each
-        return "layers" if found == "rows" else found
+        (growth,) = each
+        return "layers" if growth == "rows" else growth
     if (two[:1], three[:1]) == ((2,), (3,)) and two[1:] == three[1:]:
         return "rows"
     return "" if two == three else None
 
 
 def _with_rows(given: dict, texts: dict[str, list[str]]) -> dict:
-    """The arguments for other texts; some pipelines say their number beside them."""
+    """The arguments for other texts; some pipelines also pass the number of texts."""
     number = len(next(iter(texts.values())))
     return given | texts | ({"batch_size": number} if "batch_size" in given else {})
 
 
-def _spread(leaf: Any, at: list[int], grows: str) -> Any:
+def _spread(leaf: Nest, at: list[int], grows: str) -> Nest:
     if not grows:
         return leaf
     if isinstance(leaf, list):
@@ -142,13 +142,13 @@ def _spread(leaf: Any, at: list[int], grows: str) -> Any:
     return None if leaf is None else leaf[torch.tensor(at, device=leaf.device)]  # a mask of ones may be left out
 
 
-def _handed(result: Any) -> Any:
-    """The result with lists of its own, so that nobody changes the remembered ones."""
+def _copy_lists(result: Nest) -> Nest:
+    """The result with lists of its own, so that nobody changes the cached ones."""
     return tree_map(lambda leaf: leaf, result)
 
 
-def _hashable(value: Any) -> Any:
-    """A key that is equal for equal arguments, pictures by content; None where something cannot be told by value."""
+def _hashable(value: object) -> object:
+    """A key that is equal for equal arguments, pictures by content; None if something cannot be compared by value."""
     if _is_plain(value):
         return ("plain", value)
     if isinstance(value, dict):

@@ -9,7 +9,7 @@ from torch import Tensor
 from flowrl.contracts import View
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key
-from flowrl.policies.pipelines.dynamics import Dynamics, scaled
+from flowrl.policies.pipelines.dynamics import Dynamics, scale_std
 from flowrl.policies.pipelines.intercepted_step import EndOfWalk, Step
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory, take
 from samplers.decisions import decisions
@@ -154,7 +154,7 @@ class ReplayWalk:
         if not torch.equal(replay_step.among, torch.arange(len(gaussian.mean))):
             gaussian = gaussian.rows(replay_step.among.to(gaussian.mean.device))
         whose = [segments[mine[row % len(mine)]] for row in replay_step.rows.tolist()]
-        return scaled(gaussian, [s.scale if s.begin == at else 1.0 for s in whose])
+        return scale_std(gaussian, [s.scale if s.begin == at else 1.0 for s in whose])
 
     def _add(self, name: str, sums: tuple[Tensor, Tensor]) -> None:
         self._sums.setdefault(name, []).append(sums)

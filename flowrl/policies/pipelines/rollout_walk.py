@@ -1,9 +1,9 @@
 """The walk of a rollout: pass by pass through a tree of segments, drawing, and recording what will be trained.
 
 A row of a pass is one unit for one prompt; rows lie prompt by prompt, units in the order of their front. A step gives
-every segment of a unit its next state from the one velocity of that row. States are rounded to their storage dtype
-before they are scored and handed on, so that what is stored is exactly what was sampled, and a replay at the same batch
-shape gives the same log-prob bit for bit.
+every segment of a unit its next state from the velocity of that row. States are rounded to their storage dtype before
+they are scored and passed on, so that what is stored is exactly what was sampled, and a replay at the same batch shape
+gives the same log-prob bit for bit.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import step_noise
-from flowrl.policies.pipelines.dynamics import Dynamics, per_row, scaled
-from flowrl.policies.pipelines.intercepted_step import EndOfWalk, Step, rows_of
+from flowrl.policies.pipelines.dynamics import Dynamics, per_row, scale_std
+from flowrl.policies.pipelines.intercepted_step import EndOfWalk, Step, select_rows
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory, flat, positions
-from flowrl.policies.pipelines.trajectory_writer import Records
+from flowrl.policies.pipelines.trajectory_writer import TrajectoryWriter
 from samplers.gaussian import Gaussian
 from samplers.levels import Level
 from samplers.plan import ROOT, Front, Pass, Table, Unit
@@ -37,7 +37,7 @@ class _Group:
 
 
 class RolloutWalk:
-    """See the module's docstring. Passes are begun one by one; `result` is for the end.
+    """See the module's docstring. Passes are begun one by one; `result` comes last.
 
     keep_means: whether the means drawn from are stored too.
     """
@@ -55,7 +55,7 @@ class RolloutWalk:
         self.tick, self.keep_means = tick, keep_means
         self.num_prompts = len(trajectory.prompts)
         self.iterations = 0
-        self.records = Records(trajectory, dynamics)
+        self.records = TrajectoryWriter(trajectory, dynamics)
         self._after: dict[int, Streams] = {}  # by segment: its latest state, [P, ...]
         self._clean: dict[int, dict[int, tuple[Tensor, Level]]] = {}  # by segment: latest prediction of x_0, its level
         self._solves = any(s.solver != "euler" for s in self.tree.segments)
@@ -89,13 +89,13 @@ class RolloutWalk:
         return iteration >= self._first
 
     def entering(self, iteration: int, stream: int) -> Tensor:
-        """The states that the pass goes on from; where all are stored, those after this iteration."""
+        """The states [R, ...] that the pass continues from; if all are stored, those after this iteration."""
         if self.trajectory.complete and iteration + 1 < self._first:
             passed = [self.trajectory.passed(unit[0], iteration) for unit in self._units]
             return flat([self.trajectory.states[i, iteration][stream] for i in passed])
-        return self._entered(stream)
+        return self._entry_states(stream)
 
-    def _entered(self, stream: int) -> Tensor:
+    def _entry_states(self, stream: int) -> Tensor:
         """States of the pass's rows before its next front."""
         if stream not in self._flow:
             fronts = self._pass.fronts
@@ -108,35 +108,35 @@ class RolloutWalk:
     # ------------------------------------------------------------------ steps
 
     def step(self, step: Step) -> Tensor:
-        """The next states of all segments; records those that are trained."""
+        """The next states [R, ...] of all segments; records those that are trained."""
         front, stream = self._front(step.iteration), step.stream
         sources = self.tree.sources(front)
         if self.tree.levels:
             self._can_be_noised(step)
-        self.records.shown(front, stream, step.kept, sources)
+        self.records.score_draws(front, stream, step.kept, sources)
         if sources[0] != ROOT:
-            self.records.entered(front, stream, self._entered(stream))
+            self.records.store_entry_states(front, stream, self._entry_states(stream))
         states = {group: self._move(step, front, group, sources) for group in self._groups(front)}
         self._count(step.iteration)
-        onward = self._onward(front)
-        if not onward:
+        next_segments = self._next_segments(front)
+        if not next_segments:
             if self._seen == self.streams(step.iteration):
                 raise EndOfWalk
-            return step.x  # the pass ends before anything is made of these
+            return step.x  # the pass ends before these are used
         only = next(iter(states)) if len(states) == 1 else None
-        as_drawn = only is not None and only.segments == onward
-        self._flow[stream] = next(iter(states.values())) if as_drawn else self._states(onward, stream)
+        as_drawn = only is not None and only.segments == next_segments
+        self._flow[stream] = next(iter(states.values())) if as_drawn else self._states(next_segments, stream)
         return self._flow[stream]
 
-    def _onward(self, front: Front) -> Unit:
-        """The segments whose states the pass goes on with, or finishes; none where it ends."""
+    def _next_segments(self, front: Front) -> Unit:
+        """The segments whose states the pass continues with, or finishes; none at its end."""
         at = front.step - self._first + 1
         return self.tree.sources(self._pass.fronts[at]) if at < len(self._pass.fronts) else self._pass.leaves
 
     def result(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Log-probs [R, K] of the trained steps, mask [R, K] of the decisions that drew, and step_stats, on the CPU.
 
-        Raises PolicyError where the pipeline's loop never came to a trained step.
+        Raises PolicyError if the pipeline's loop never reached a trained step.
         """
         self.records.finish()
         if self.tree.levels:
@@ -182,15 +182,15 @@ class RolloutWalk:
         )
 
     def _groups(self, front: Front) -> list[_Group]:
-        found: dict[tuple[int, bool, str], list[tuple[int, int]]] = {}
+        by_kind: dict[tuple[int, bool, str], list[tuple[int, int]]] = {}
         for u, unit in enumerate(front.units):
             for i in unit:
                 segment = self.tree.segments[i]
                 drawn = front.step in segment.stochastic
                 key = (segment.table, drawn, "euler" if drawn else segment.solver)
-                found.setdefault(key, []).append((u, i))
+                by_kind.setdefault(key, []).append((u, i))
         groups = []
-        for (table, drawn, solver), pairs in found.items():
+        for (table, drawn, solver), pairs in by_kind.items():
             units = tuple(dict.fromkeys(u for u, _ in pairs))
             of = tuple(units.index(u) for u, _ in pairs)
             groups.append(_Group(table, drawn, solver, units, tuple(i for _, i in pairs), of))
@@ -202,29 +202,29 @@ class RolloutWalk:
         if group.table != front.table:
             step = replace(step, s_next=float(self.tree.tables[group.table].levels(step.own)[step.index + 1]))
         if len(group.units) < len(front.units):
-            step = rows_of(step, self._index(group.units, len(front.units)))
+            step = select_rows(step, self._index(group.units, len(front.units)))
         if group.solver == "euler":
             gaussian = self.dynamics.gaussian(step, stochastic=group.drawn)
         else:
-            gaussian = self._solved(step, group, [sources[u] for u in group.units])
+            gaussian = self._solve(step, group, [sources[u] for u in group.units])
         if self._solves:
             clean = (step.x - step.s * step.v).unflatten(0, (self.num_prompts, -1))
             for i, u in zip(group.segments, group.of, strict=True):
                 self._clean.setdefault(i, {})[stream] = (clean[:, u], step.s)
         if self.keep_means and group.drawn:
-            self.records.means(front, group.units, stream, gaussian.mean)
+            self.records.store_means(front, group.units, stream, gaussian.mean)
         if group.of != tuple(range(len(group.units))):
             gaussian = gaussian.rows(self._index(group.of, len(group.units)).to(gaussian.mean.device))
-        gaussian = self._scaled(gaussian, group.segments, at)
+        gaussian = self._scale(gaussian, group.segments, at)
         state = self._draw(gaussian, group.segments, front, stream) if group.drawn else gaussian.mean
         state = state.to(self.dynamics.storage)
         self._keep(state, gaussian, group, step)
         return state
 
-    def _solved(self, step: Step, group: _Group, sources: list[int]) -> Gaussian:
+    def _solve(self, step: Step, group: _Group, sources: list[int]) -> Gaussian:
         """A step of a multistep solver, as a Gaussian of std 0."""
         if step.path != "flow" or isinstance(step.s, Tensor):
-            raise PolicyError(f"solver {group.solver!r} serves flow-matching tables of one level a step; use euler")
+            raise PolicyError(f"solver {group.solver!r} is for flow-matching tables of one level per step; use euler")
         x, v = step.x.to(self.dynamics.precision), step.v.to(self.dynamics.precision)
         past = [self._clean.get(i, {}).get(step.stream) for i in sources]
         previous = None
@@ -233,12 +233,12 @@ class RolloutWalk:
         mean = solver_step(group.solver, x, x - step.s * v, step.s, step.s_next, previous=previous)
         return Gaussian(mean, mean.new_zeros(()))
 
-    def _scaled(self, gaussian: Gaussian, segments: Unit, at: int) -> Gaussian:
+    def _scale(self, gaussian: Gaussian, segments: Unit, at: int) -> Gaussian:
         factors = [self.tree.segments[i].scale if self.tree.segments[i].begin == at else 1.0 for i in segments]
-        return scaled(gaussian, factors * self.num_prompts)
+        return scale_std(gaussian, factors * self.num_prompts)
 
     def _draw(self, gaussian: Gaussian, segments: Unit, front: Front, stream: int) -> Tensor:
-        """Own noise, mixed with what siblings share at the step where they part."""
+        """Noise of each row, mixed with the noise that siblings share at the step where they branch."""
         mean, at = gaussian.mean, front.step
         noise = step_noise(self.trajectory.keys(segments), at, stream, mean.shape[1:], mean.device)
         shared = [
@@ -258,7 +258,7 @@ class RolloutWalk:
         return gaussian.sample(noise.to(mean.dtype))
 
     def _keep(self, state: Tensor, gaussian: Gaussian, group: _Group, step: Step) -> None:
-        """Remembers where every segment stands, and the draws that are trained."""
+        """Stores the latest state of every segment, and the draws that are trained."""
         at, stream = step.iteration, step.stream
         each = state.unflatten(0, (self.num_prompts, -1))
         for j, i in enumerate(group.segments):
@@ -268,7 +268,7 @@ class RolloutWalk:
         if group.drawn:
             number = len(state)
             step_stats = {0: per_row(gaussian.std, number), 1: per_row(step.s_next - step.s, number)}
-            self.records.drew(at, stream, group.segments, gaussian, state, step_stats)
+            self.records.store_draws(at, stream, group.segments, gaussian, state, step_stats)
 
     def _count(self, at: int) -> None:
         if at != self._at:

@@ -1,7 +1,7 @@
-"""Which rows may share a call of a pipeline, so that what a row is does not depend on those beside it.
+"""Which rows may share a call of a pipeline, so that no row depends on the others in its call.
 
-Most pipelines take any rows together. In some a row depends on the longest prompt of its call, draws from the generator
-of another row, or is treated otherwise than a row alone. Which is which is found out by the probe, by replaying single
+Most pipelines take any rows together. In some, a row depends on the longest prompt of its call, draws from the
+generator of another row, or is treated differently from a row alone. The probe determines which, by replaying single
 rows of calls of two.
 """
 
@@ -17,8 +17,8 @@ from flowrl.policies.pipelines.trajectory import Trajectory
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """rows: which of them share a call: any, those of one prompt, or none (one row a call). pictures: where a call of
-    several rows has input pictures, one list entry for each row, or once for all rows.
+    """rows: which of them share a call: any, those of one prompt, or none (one row per call). pictures: whether a call
+    of several rows is given its input pictures as a list, one entry per row, or once for all rows.
     """
 
     rows: Literal["any", "prompt", "none"] = "any"
@@ -40,7 +40,7 @@ class Sharing:
         ]
 
     def split(self, prompts: Sequence[Hashable]) -> list[list[int]]:
-        """Positions in parts that may share a call; `prompts` says whose row each is."""
+        """Positions in parts that may share a call; `prompts`: of each row."""
         if self.rows == "any":
             return [list(range(len(prompts)))]
         if self.rows == "none":
@@ -56,8 +56,8 @@ TEXT = (Sharing("any"), Sharing("prompt"))
 PICTURES = (Sharing("any", "each"), Sharing("prompt", "once"), Sharing("prompt", "each"))
 
 
-def in_order(found: Iterable[Tensor], parts: Sequence[Sequence[int]]) -> Tensor:
+def in_order(tensors: Iterable[Tensor], parts: Sequence[Sequence[int]]) -> Tensor:
     """Tensors [len(part), ...] of the parts of a split as one, in the order before it."""
-    whole = torch.cat(list(found))
+    whole = torch.cat(list(tensors))
     at = [i for part in parts for i in part]
     return whole if at == sorted(at) else whole[torch.tensor(at).argsort().to(whole.device)]

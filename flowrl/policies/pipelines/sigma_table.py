@@ -1,29 +1,28 @@
-"""The sigma table of a pipeline's scheduler, and another one in its place."""
-
-from typing import Any
+"""The sigma table of a pipeline's scheduler, and how it is replaced."""
 
 from torch import Tensor
 
 from flowrl.policies.errors import PolicyError
+from flowrl.untyped import Scheduler
 from samplers.plan import Own, Table
 from samplers.tables import At
 
 
-def noise_levels(scheduler: Any) -> Tensor:
-    """The levels of a scheduler's table, float32 on the CPU, falling."""
+def noise_levels(scheduler: Scheduler) -> Tensor:
+    """The levels of a scheduler's table, float32 [num_steps + 1] on the CPU, falling."""
     sigmas = scheduler.sigmas.float().cpu()
     return 1 - sigmas if counts_data(scheduler) else sigmas
 
 
-def counts_data(scheduler: Any) -> bool:
+def counts_data(scheduler: Scheduler) -> bool:
     """Whether a table counts the share of data, not of noise (Mochi)."""
     return bool(getattr(scheduler.config, "invert_sigmas", False))
 
 
-def replace_table(scheduler: Any, table: Table) -> Tensor | None:
-    """Puts a table in the place of that which `set_timesteps` has made; returns the latter's levels, None if it stays.
+def replace_table(scheduler: Scheduler, table: Table) -> Tensor | None:
+    """Replaces the table that `set_timesteps` has made; returns its levels [own + 1], or None if it stays.
 
-    Raises PolicyError where the scheduler tells its model something else than its levels.
+    Raises PolicyError if the scheduler's timesteps are not its noise levels.
     """
     if isinstance(table, Own):
         return None
@@ -45,7 +44,7 @@ def replace_table(scheduler: Any, table: Table) -> Tensor | None:
     times = sigmas[:-1] * number
     known = {level: i for i, level in enumerate(own[:-1].tolist())}
     for i, level in enumerate(levels[:-1].tolist()):
-        if level in known:  # to the last bit what the pipeline itself tells its model
+        if level in known:  # to the last bit the timestep that the pipeline itself gives its model
             times[i] = scheduler.timesteps[known[level]]
     scheduler.sigmas, scheduler.timesteps = sigmas, times.to(scheduler.timesteps)
     scheduler.num_inference_steps = len(times)

@@ -1,7 +1,7 @@
-"""What a recording keeps: states, draws and means of trained steps, their log-probs, and which elements count.
+"""Writes a trajectory: states, draws and means of trained steps, their log-probs, and which elements count.
 
-It comes in pieces, since a step of one tree may run in several calls of the pipeline. A draw is scored once the
-pipeline has shown what it made of it: some (inpainting, image to video) overwrite elements of every state.
+They come in pieces, since a step of one tree may run in several calls of the pipeline. A draw is scored once the
+pipeline has shown what it did with it: some (inpainting, image to video) overwrite elements of every state.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from samplers.decisions import decisions
 from samplers.gaussian import Gaussian, reduce_sums
 from samplers.plan import Front, Unit
 
-TRAITS = ("std", "dt")
+STEP_STATS = ("std", "dt")
 
 
 @dataclass
@@ -29,8 +29,8 @@ class _Pending:
     drawn: Tensor
 
 
-class Records:
-    """The records of one rollout, which `finish` puts into the trajectory."""
+class TrajectoryWriter:
+    """Collects the records of one rollout; `finish` puts them into the trajectory."""
 
     def __init__(self, trajectory: Trajectory, dynamics: Dynamics):
         self.trajectory, self.tree, self.dynamics = trajectory, trajectory.tree, dynamics
@@ -46,11 +46,11 @@ class Records:
 
     # ------------------------------------------------------------------ as the walk goes
 
-    def entered(self, front: Front, stream: int, states: Tensor) -> None:
+    def store_entry_states(self, front: Front, stream: int, states: Tensor) -> None:
         """Stores the states [P * units, ...] that trained steps start from."""
         self._units("enter", front, range(len(front.units)), stream, states)
 
-    def means(self, front: Front, units: Sequence[int], stream: int, mean: Tensor) -> None:
+    def store_means(self, front: Front, units: Sequence[int], stream: int, mean: Tensor) -> None:
         """Stores the means [P * units, ...] of these units of a front."""
         self._units("mean", front, units, stream, mean)
 
@@ -64,7 +64,7 @@ class Records:
             part = values if len(here) == len(units) else values[self._index(here, len(units), values)]
             self._piece(name, front.step, stream, places, part)
 
-    def drew(
+    def store_draws(
         self, at: int, stream: int, segments: Unit, gaussian: Gaussian, state: Tensor, step_stats: Streams
     ) -> None:
         """Stores the draws [P * segments, ...] of a step; those that are trained will be scored.
@@ -83,21 +83,21 @@ class Records:
         self._piece("drawn", at, stream, [self.layout[at].rows.index(j) for j in rows], state)
         self._pending.setdefault(stream, []).append(_Pending(at, segments, gaussian, state))
         if stream == self._first.setdefault((at, segments), stream):  # copies of a scheduler may step without it
-            for k, name in enumerate(TRAITS):
+            for k, name in enumerate(STEP_STATS):
                 self._put(name, rows, at, step_stats[k])
 
-    def shown(self, front: Front, stream: int, kept: Tensor | None, sources: Sequence[int]) -> None:
-        """Scores the draws of the segments `sources` that the units of a front go on from.
+    def score_draws(self, front: Front, stream: int, kept: Tensor | None, sources: Sequence[int]) -> None:
+        """Scores the draws of the segments `sources` that the units of a front continue from.
 
-        kept: bool [P * units, ...], False where the pipeline overwrote; None where it left all alone.
+        kept: bool [P * units, ...], False where the pipeline overwrote; None if it overwrote nothing.
         """
         each = None if kept is None else kept.unflatten(0, (self.num_prompts, -1))
         still = []
         for record in self._pending.get(stream, []):
-            met = [j for j, i in enumerate(record.segments) if i in sources]
-            rest = [j for j in range(len(record.segments)) if j not in met]
-            if met:
-                part = self._part(record, met)
+            here = [j for j, i in enumerate(record.segments) if i in sources]
+            rest = [j for j in range(len(record.segments)) if j not in here]
+            if here:
+                part = self._part(record, here)
                 self._score(part, stream, None if each is None else _of(each, part.segments, sources))
             if rest:
                 still.append(self._part(record, rest))
@@ -110,21 +110,21 @@ class Records:
     # ------------------------------------------------------------------ the end
 
     def finish(self) -> None:
-        """Scores what no later step showed to be overwritten or not, as the step before it was; fills the
-        trajectory."""
+        """Scores the last draws, whose overwritten elements no later step showed, with the mask of the step before;
+        fills the trajectory."""
         for stream, waiting in self._pending.items():
             for record in waiting:
                 masks = [self._masks.get(i, {}).get(stream) for i in record.segments]
-                found = [mask for mask in masks if mask is not None]
-                self._score(record, stream, flat(found) if len(found) == len(masks) else None)
+                known = [mask for mask in masks if mask is not None]
+                self._score(record, stream, flat(known) if len(known) == len(masks) else None)
         self._pending.clear()
         for (name, at, stream), pieces in self._pieces.items():
-            whole = self._completed(pieces, at) if name == "keep" else pieces
-            getattr(self.trajectory, name).setdefault(at, {})[stream] = self._joined(whole)
+            whole = self._complete(pieces, at) if name == "keep" else pieces
+            getattr(self.trajectory, name).setdefault(at, {})[stream] = self._join(whole)
         self._pieces.clear()
 
     def missing(self) -> list[int]:
-        """Steps that were to be trained and never came."""
+        """Trained steps that were never reached."""
         return [step for step in self.tree.trained if step not in self._scored]
 
     def result(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -133,7 +133,7 @@ class Records:
             empty = torch.zeros(self.num_prompts * len(self.tree.leaves), 0)
             return empty, empty.bool(), {}
         total, count = self._sums["total"].flatten(0, 1), self._sums["count"].flatten(0, 1)
-        step_stats = {name: self._sums[name].flatten(0, 1).cpu() for name in TRAITS}
+        step_stats = {name: self._sums[name].flatten(0, 1).cpu() for name in STEP_STATS}
         return reduce_sums(total, count, self.dynamics.reduce).cpu(), (count > 0).cpu(), step_stats
 
     # ------------------------------------------------------------------ parts
@@ -156,7 +156,7 @@ class Records:
         self._scored.add(record.at)
 
     def _put(self, name: str, rows: list[int], at: int, values: Tensor) -> None:
-        """Adds values [P * rows] to a number of each decision."""
+        """Adds values [P * rows] to a per-decision sum."""
         if name not in self._sums:
             shape = (self.num_prompts, len(self.tree.rows), len(self.tree.trained))
             self._sums[name] = torch.zeros(shape, dtype=values.dtype, device=values.device)
@@ -169,13 +169,13 @@ class Records:
     def _piece(self, name: str, at: int, stream: int, places: Sequence[int], part: Tensor) -> None:
         self._pieces.setdefault((name, at, stream), []).append((places, part))
 
-    def _completed(self, pieces: list[tuple[Sequence[int], Tensor]], at: int) -> list[tuple[Sequence[int], Tensor]]:
+    def _complete(self, pieces: list[tuple[Sequence[int], Tensor]], at: int) -> list[tuple[Sequence[int], Tensor]]:
         """Masks of a step, True for the draws that the pipeline left alone."""
         missing = sorted(set(range(len(self.layout[at].rows))) - {place for part, _ in pieces for place in part})
         rest = pieces[0][1].new_ones((self.num_prompts * len(missing), *pieces[0][1].shape[1:]))
         return [*pieces, (missing, rest)] if missing else pieces
 
-    def _joined(self, pieces: list[tuple[Sequence[int], Tensor]]) -> Tensor:
+    def _join(self, pieces: list[tuple[Sequence[int], Tensor]]) -> Tensor:
         """Pieces [P * n, ...] of several calls as one tensor, in the order of their places."""
         places = [place for part, _ in pieces for place in part]
         if len(pieces) == 1 and places == sorted(places):
@@ -185,5 +185,5 @@ class Records:
 
 
 def _of(each: Tensor, segments: Unit, sources: Sequence[int]) -> Tensor:
-    """Of [P, units, ...] what belongs to the units that go on from these segments, [P * segments, ...]."""
+    """The part of [P, units, ...] that belongs to the units that continue from these segments, [P * segments, ...]."""
     return each[:, [sources.index(i) for i in segments]].flatten(0, 1)

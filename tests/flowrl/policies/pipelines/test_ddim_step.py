@@ -213,7 +213,7 @@ def test_other_schedulers_give_way_to_ddim_on_their_own_table() -> None:
 def test_what_a_pipeline_reads_of_a_scheduler_that_ddim_stands_in_for_is_told_by_its_name() -> None:
     stand_in = intercept(EulerDiscreteScheduler(), Session())
     assert not hasattr(stand_in, "sigmas") and stand_in.init_noise_sigma == 1.0
-    with pytest.raises(AttributeError, match="the pipeline reads 'sigmas' of its scheduler, which DDIM has not"):
+    with pytest.raises(AttributeError, match="the pipeline reads 'sigmas' of its scheduler, which DDIM does not have"):
         stand_in.sigmas  # noqa: B018
 
 

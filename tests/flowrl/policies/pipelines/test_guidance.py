@@ -147,7 +147,7 @@ def test_a_row_that_is_padded_to_a_longer_neighbour_is_not_taken_for_changed(
     words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No two texts have as many tokens."""
-    monkeypatch.setattr(guidance, "_others", lambda text: iter(words))
+    monkeypatch.setattr(guidance, "_other_texts", lambda text: iter(words))
     policy = made("qwen_image")
     policy.prepare(PROMPTS[0], SDE)
     found = find_guidance(policy, replace(PROMPTS[0], text="a red square"), SDE.num_steps)._calls

@@ -175,7 +175,7 @@ def test_writing_into_a_result_does_not_reach_the_recorded_state() -> None:
     out = scheduler.step(torch.ones(2, 4), scheduler.timesteps[0], torch.zeros(2, 4), return_dict=False)[0]
     state = walk.seen[0].x + walk.seen[0].v * (walk.seen[0].s_next - walk.seen[0].s)
     out.zero_()
-    assert torch.equal(scheduler._handed.state, state)
+    assert torch.equal(scheduler._returned.state, state)
 
 
 def test_a_new_walk_is_not_compared_with_the_last_one() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 import families
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.dynamics import Dynamics
-from flowrl.policies.pipelines.layouts import check_size, joined_media, media_of
+from flowrl.policies.pipelines.layouts import check_size, join_media, media_of
 from flowrl.policies.pipelines.policy import PipelinePolicy
 from flowrl.recipe.checks import check_call
 from flowrl.recipe.errors import RecipeError
@@ -121,7 +121,7 @@ def test_rounding_is_no_fault() -> None:
 
 def test_calls_of_one_rollout_give_samples_of_one_size() -> None:
     with pytest.raises(PolicyError, match=r"audio of one rollout have sizes \[2, 50\] and \[2, 60\]"):
-        joined_media([{"audio": decoded(1, 2, 50)}, {"audio": decoded(1, 2, 60)}], "LongCatAudioDiTPipeline")
+        join_media([{"audio": decoded(1, 2, 50)}, {"audio": decoded(1, 2, 60)}], "LongCatAudioDiTPipeline")
 
 
 # ---------------------------------------------------------------------- the size asked for

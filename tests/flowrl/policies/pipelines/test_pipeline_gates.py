@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 import families
-from flowrl.policies.pipelines.gates import Gate, GateKeeper
+from flowrl.policies.pipelines.gates import GateKeeper, ModuleGate
 from flowrl.policies.pipelines.intercepted_step import Session
 
 
@@ -62,10 +62,10 @@ def run(keeper: GateKeeper, walk: FakeWalk, gate: Any, steps: int, *, rollout_wa
     return outputs
 
 
-def probed(keeper: GateKeeper, steps: int = 3) -> tuple[Doubling, Gate]:
+def probed(keeper: GateKeeper, steps: int = 3) -> tuple[Doubling, ModuleGate]:
     """A module whose calls the keeper has seen."""
     module = Doubling()
-    gate = Gate(module, "transformer", keeper.call)
+    gate = ModuleGate(module, "transformer", keeper.call)
     run(keeper, FakeWalk(1), gate, steps, rollout_walk=True)
     keeper.denoisers = {"transformer"}
     module.calls = 0
@@ -74,7 +74,7 @@ def probed(keeper: GateKeeper, steps: int = 3) -> tuple[Doubling, Gate]:
 
 def test_a_gate_passes_for_its_module(keeper: GateKeeper) -> None:
     vae = families.get("flux").build().vae
-    gate = Gate(vae, "vae", keeper.call)
+    gate = ModuleGate(vae, "vae", keeper.call)
     assert isinstance(gate, AutoencoderKL)
     assert isinstance(gate, nn.Module)
     assert gate.config is vae.config
@@ -89,7 +89,7 @@ def test_a_gate_passes_for_its_module(keeper: GateKeeper) -> None:
 
 def test_a_module_is_fetched_for_work_and_not_for_a_look(keeper: GateKeeper) -> None:
     fetched: list[int] = []
-    gate = Gate(families.get("flux").build().vae, "vae", keeper.call, lambda: fetched.append(1))
+    gate = ModuleGate(families.get("flux").build().vae, "vae", keeper.call, lambda: fetched.append(1))
     _ = gate.config, gate.dtype, isinstance(gate, nn.Module)
     assert not fetched
     gate.decode(torch.zeros(1, 4, 8, 8))
@@ -141,6 +141,6 @@ def test_only_denoisers_are_skipped(keeper: GateKeeper) -> None:
 
 def test_the_keeper_knows_which_iterations_called_what(keeper: GateKeeper) -> None:
     probed(keeper)
-    assert keeper.called() == {"transformer": [0, 1, 2]}
+    assert keeper.iterations_by_module() == {"transformer": [0, 1, 2]}
     keeper.forget()
-    assert keeper.called() == {}
+    assert keeper.iterations_by_module() == {}

@@ -201,7 +201,7 @@ class TestTransition:
         x, v = torch.ones(1, 2), torch.ones(1, 2)
         path = "flow"
 
-    def called(self, *, stochastic: bool, exploding: bool = False) -> list[Any]:
+    def iterations_by_module(self, *, stochastic: bool, exploding: bool = False) -> list[Any]:
         calls: list[Any] = []
 
         def transition(x: Tensor, v: Tensor, s: float, s_next: float, *, noise: float, s_cap: float) -> Gaussian:
@@ -214,11 +214,11 @@ class TestTransition:
         return calls
 
     def test_noise_is_drawn_at_stochastic_steps_only(self) -> None:
-        assert self.called(stochastic=True) == [(0.8, 0.5, 0.7, 0.9)]
-        assert self.called(stochastic=False) == [(0.8, 0.5, 0.0, 0.9)]
+        assert self.iterations_by_module(stochastic=True) == [(0.8, 0.5, 0.7, 0.9)]
+        assert self.iterations_by_module(stochastic=False) == [(0.8, 0.5, 0.0, 0.9)]
 
     def test_tables_above_one_take_the_variance_exploding_form(self) -> None:
-        assert self.called(stochastic=True, exploding=True) == []
+        assert self.iterations_by_module(stochastic=True, exploding=True) == []
 
 
 def test_a_tape_counts_rows() -> None:
