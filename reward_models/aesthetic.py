@@ -9,7 +9,7 @@ QuickGELU: transformers knows, and open_clip is told for its tag `openai`; a fil
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from reward_models.parts.assets import shipped
+from reward_models.parts.assets import shipped_path
 from reward_models.parts.checkpoints import state_dict
 from reward_models.parts.embedding.clip import tower
 from reward_models.parts.preference.beauty import Beauty
@@ -34,7 +34,7 @@ class aesthetic(Beauty):  # noqa: N801 - recipes name it
         frames: int | None = None,
     ):
         what = f"head of aesthetic ({HEAD} of {PLACE})"
-        tensors = state_dict(shipped(head), what)
+        tensors = state_dict(shipped_path(head), what)
         super().__init__(tower(model, weights, texts=False), tensors, what, frames)
 
     def __call__(self, samples: Samples) -> Tensor:

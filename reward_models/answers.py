@@ -1,6 +1,6 @@
-"""Rules that read a completion: is its answer right, and is it written as asked?
+"""Rules that read a completion: is its answer right, and is it written in the requested format?
 
-The ground truth stands in the prompt's meta, under `answer` unless `key` says otherwise; of a text such as GSM8K's
+The ground truth is in the prompt's meta, under `answer` unless `key` says otherwise; of a text such as GSM8K's
 "... #### 72" it is what follows the marks. A prompt without one is a mistake in the prompt file and raises ValueError;
 a completion without an answer scores 0.
 """
@@ -8,7 +8,6 @@ a completion without an answer scores 0.
 import re
 import threading
 from decimal import Decimal, InvalidOperation
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,39 +21,39 @@ def exact_match(samples: Samples, *, pattern: str | None = None, tag: str = "ans
     """1 where the last <answer>...</answer> (or the last match of `pattern`) is the ground truth, else 0; float32 [B].
 
     Numbers are compared by value, without commas, spaces and leading zeros; other texts without regard to case. pattern
-    is a regular expression whose first group, or whole match where it has none, is the answer.
+    is a regular expression whose first group, or whole match if it has none, is the answer.
     """
     find = _pattern(pattern, tag)
     pairs = zip(_texts(samples, "exact_match"), samples.prompts, strict=True)
-    return torch.tensor([float(_same(_last(find, text), truth(prompt, key))) for text, prompt in pairs])
+    return torch.tensor([float(_is_same(_last_match(find, text), truth(prompt, key))) for text, prompt in pairs])
 
 
 def answer_format(samples: Samples, *, tag: str = "answer") -> Tensor:
     """1 where a completion holds exactly one <answer>...</answer>, not empty and with nothing after it; float32 [B]."""
     opened, closed = f"<{tag}>", f"</{tag}>"
-    found = []
+    scores = []
     for text in _texts(samples, "answer_format"):
         single = text.count(opened) == text.count(closed) == 1
         inside, mark, after = text.partition(opened)[2].partition(closed)
-        found.append(float(single and bool(mark) and bool(inside.strip()) and not after.strip()))
-    return torch.tensor(found)
+        scores.append(float(single and bool(mark) and bool(inside.strip()) and not after.strip()))
+    return torch.tensor(scores)
 
 
 def math_answer(samples: Samples, *, tag: str = "answer", key: str = "answer") -> Tensor:
     r"""1 where the answer equals the ground truth as mathematics (1/2, 0.5, \frac{1}{2}), else 0; float32 [B].
 
-    The answer is what stands in the last <answer>...</answer>; without one, what math-verify takes from the completion,
-    \boxed{} first. NaN where the ground truth itself cannot be read. Needs `pip install flowrl-toolkit[text]`.
+    The answer is the content of the last <answer>...</answer>; without one, what math-verify extracts from the
+    completion, \boxed{} first. NaN if the ground truth itself cannot be read. Needs `pip install flowrl-toolkit[text]`.
     """
     texts, find = _texts(samples, "math_answer"), _pattern(None, tag)
     from math_verify import parse, verify  # pyright: ignore[reportMissingImports]
 
     # its time limits are signals, which only the main thread may set
-    seconds: Any = SECONDS if threading.current_thread() is threading.main_thread() else None
+    seconds = SECONDS if threading.current_thread() is threading.main_thread() else None
     scores = []
     for text, prompt in zip(texts, samples.prompts, strict=True):
         gold = parse(rf"\boxed{{{truth(prompt, key)}}}", fallback_mode="no_fallback", parsing_timeout=seconds)
-        inside = _last(find, text)
+        inside = _last_match(find, text)
         answer = text if inside is None else rf"\boxed{{{inside}}}"
         right = bool(gold) and verify(gold, parse(answer, parsing_timeout=seconds), timeout_seconds=seconds)
         scores.append(float(right) if gold else torch.nan)
@@ -62,13 +61,11 @@ def math_answer(samples: Samples, *, tag: str = "answer", key: str = "answer") -
 
 
 def truth(prompt: Prompt, key: str = "answer") -> str:
-    """The ground truth of a prompt, as text. Raises ValueError where its meta holds none."""
+    """The ground truth of a prompt, as text. Raises ValueError if its meta holds none."""
     value = prompt.meta.get(key)
     if not isinstance(value, str | int | float) or isinstance(value, bool) or not str(value).strip():
         held = ", ".join(prompt.meta) or "nothing"
-        raise ValueError(
-            f"prompt {prompt.text!r} carries no {key!r}, only {held}: add it to the prompt file, or set key"
-        )
+        raise ValueError(f"prompt {prompt.text!r} has no {key!r}, only {held}: add it to the prompt file, or set key")
     return str(value).rpartition("####")[2].strip()
 
 
@@ -82,16 +79,16 @@ def _pattern(pattern: str | None, tag: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern or f"<{re.escape(tag)}>(.*?)</{re.escape(tag)}>", re.DOTALL)
     except re.error as error:
-        raise ValueError(f"pattern={pattern!r} is no regular expression ({error}); correct it") from None
+        raise ValueError(f"pattern={pattern!r} is not a regular expression ({error}); correct it") from None
 
 
-def _last(find: re.Pattern[str], text: str) -> str | None:
-    """The last match in the text: its first group, or all of it; None where there is none."""
+def _last_match(find: re.Pattern[str], text: str) -> str | None:
+    """The last match in the text: its first group, or all of it; None without a match."""
     matches = list(find.finditer(text))
     return matches[-1].group(1 if find.groups else 0) if matches else None
 
 
-def _same(found: str | None, wanted: str) -> bool:
+def _is_same(found: str | None, wanted: str) -> bool:
     if found is None:
         return False
     ours, theirs = _number(found), _number(wanted)

@@ -38,11 +38,11 @@ class clip_score(Match):  # noqa: N801 - recipes name it
         super().__init__(tower(model, weights, processor=processor), frames)
 
     def __call__(self, samples: Samples) -> Tensor:
-        """float32 [B], in the scale asked for; a video has the mean over its frames."""
+        """float32 [B], in the requested scale; a video has the mean over its frames."""
         return self.samples(samples)
 
-    def graded(self, cosine: Tensor) -> Tensor:
-        """The score of a cosine."""
+    def reward_of(self, cosine: Tensor) -> Tensor:
+        """The scores of cosines [N], in the requested scale."""
         if self.scale == "logit":
             return self.tower.logit_scale * cosine + self.tower.logit_bias
         return 2.5 * cosine.clamp(min=0) if self.scale == "clipscore" else cosine

@@ -1,9 +1,9 @@
-"""GenEval: are the objects there that the prompt asks for, in number, colour and place (arXiv 2310.11513)?
+"""GenEval: does the picture have the objects that the prompt asks for, in number, colour and place (arXiv 2310.11513)?
 
-A detector finds objects, CLIP names their colours, and the rules of `parts/geneval_rules.py` compare them with the
-prompt's meta, a line of GenEval's evaluation_metadata.jsonl: tag, include, exclude. As published: detections above 0.3
-(0.9 for the tag "counting"), at most 16 a class, no suppression of overlaps; place by box centres beyond 0.1 of the
-extents; colours by open_clip ViT-L-14 (openai) on crops whose background is painted #999. Pictures have 8 bits, as
+A detector finds objects, CLIP names their colours, and the rules of `parts/vision/geneval_rules.py` compare them with
+the prompt's meta, a line of GenEval's evaluation_metadata.jsonl: tag, include, exclude. As published: detections above
+0.3 (0.9 for the tag "counting"), at most 16 per class, no suppression of overlaps; place by box centres beyond 0.1 of
+the extents; colours by open_clip ViT-L-14 (openai) on crops whose background is painted #999. Pictures have 8 bits, as
 their PNG files would. It has no gradient.
 
 Scale: 0 or 1 for `official` (the benchmark's accuracy) and `strict` (exact counts), 0 to 1 for `partial`. With
@@ -50,7 +50,7 @@ PHRASES = ("a photo of a {} {}", "a photo of a {}-colored {}", "a photo of a {} 
 
 
 class geneval(Model):  # noqa: N801
-    """How much of the objects, counts, colours and places asked for a picture shows, float32 [B]."""
+    """How many of the requested objects, counts, colours and places a picture shows, float32 [B]."""
 
     def __init__(
         self,
@@ -80,14 +80,15 @@ class geneval(Model):  # noqa: N801
         self.detector = instances.Detector(detector, resize, "geneval: detector")
         self.tower = towers.tower(model, weights)
         self._colours: dict[str, Tensor] = {}
-        self.frozen()
+        self.freeze()
 
     @torch.no_grad()
     def __call__(self, samples: Samples) -> Tensor:
-        """The score of each picture; NaN where a pixel is not finite. Raises ValueError for a prompt without a task."""
+        """The score of each picture, float32 [B]; NaN where a pixel is not finite. Raises ValueError for a prompt
+        without a task."""
         images = inputs.pictures("geneval", samples)
         tasks = [self._task(prompt.meta, prompt.text) for prompt in samples.prompts]
-        lost = inputs.unscored(images).tolist()
+        lost = inputs.is_unscorable(images).tolist()
         # One picture at a time: a threshold must not depend on how a batch rounds, and masks are large.
         scores = [
             math.nan if out else self.rule(self.objects(picture, task), task, self.position_threshold)
@@ -97,21 +98,21 @@ class geneval(Model):  # noqa: N801
 
     @torch.no_grad()
     def objects(self, picture: Image.Image, task: rules.Task) -> dict[str, list[rules.Detection]]:
-        """What the picture holds of the classes of a task, the surest first, with colours where it asks for them."""
+        """The picture's objects of the classes of a task, most confident first, with colours if it asks for them."""
         kept: dict[str, list[instances.Instance]] = defaultdict(list)
         for one in self.detector(picture, self.thresholds[task.counting]):
             kind = self.detector.labels[one.label]
             if kind in task.kinds() and len(kept[kind]) < self.max_objects:
                 kept[kind].append(one)
-        found = {}
+        by_class = {}
         for kind, ones in kept.items():
             colours = self.colours(picture, ones, kind) if kind in task.coloured() else [None] * len(ones)
-            found[kind] = [rules.Detection(one.box, one.score, c) for one, c in zip(ones, colours, strict=True)]
-        return found
+            by_class[kind] = [rules.Detection(one.box, one.score, c) for one, c in zip(ones, colours, strict=True)]
+        return by_class
 
     @torch.no_grad()
     def colours(self, picture: Image.Image, ones: Sequence[instances.Instance], kind: str) -> list[str]:
-        """The colour of each instance: of the ten, the one whose phrases are nearest to it."""
+        """The colour of each instance: the one of the ten whose phrases are nearest to it."""
         if kind not in self._colours:
             phrases = [phrase.format(colour, kind) for colour in rules.COLOURS for phrase in PHRASES]
             each = self.tower.text(phrases).unflatten(0, (len(rules.COLOURS), len(PHRASES)))

@@ -1,12 +1,12 @@
-"""HPSv3: how well people would like a picture for a caption (Ma et al. 2025, arXiv 2508.03789).
+"""HPSv3: how much people would like a picture for a caption (Ma et al. 2025, arXiv 2508.03789).
 
 Qwen2-VL-7B reads the picture, the caption and an instruction; a small head on the state of the token <|Reward|> gives
 the mean and the spread of the preference, and the mean is the score. Weights `HPSv3.safetensors` of MizzenAI/HPSv3
 (MIT) on the configuration and tokenizer of Qwen/Qwen2-VL-7B-Instruct (Apache-2.0). Scores of photographs lie about
 0 .. 12; verl-omni trains with a tenth of them.
 
-Beside what parts/qwen2vl.py says of positions: the published inference code drops the whole instruction where special
-tokens are off (`a + b if c else d`); here it is always there. A caption that spells out a control token stays words.
+For positions see parts/preference/qwen2vl.py. The published inference code drops the whole instruction if special
+tokens are off (`a + b if c else d`); here it is always there. A caption that spells out a control token stays text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ class hpsv3(Model):  # noqa: N801 - the name recipes use
     """Human preference for a picture, given its caption (HPSv3, Qwen2-VL-7B); about 0 .. 12, higher is better.
 
     model: the file HPSv3.safetensors, its folder, or a model of the hub. base: whose configuration and processor are
-    used. min_pixels, max_pixels: the size pictures are brought to. every: of a video, every so manyth frame is scored;
+    used. min_pixels, max_pixels: the size that pictures are resized to. every: of a video, every n-th frame is scored;
     their mean is its score. dtype: of the language model; the head is float32.
     """
 
@@ -57,28 +57,30 @@ class hpsv3(Model):  # noqa: N801 - the name recipes use
         head = {name.removeprefix("rm_head."): t for name, t in tensors.items() if name.startswith("rm_head.")}
         rest = {qwen2vl.backbone_name(n): t for n, t in tensors.items() if not n.startswith(("rm_head.", "lm_head."))}
         backbone = qwen2vl.backbone(config, rest, kind, WHAT)
-        self.reader = qwen2vl.Reader(backbone, _head(head, config.text_config.hidden_size), processor, [TOKEN], WHAT)
-        self.frozen()
+        self.reader = qwen2vl.QwenReader(
+            backbone, _head(head, config.text_config.hidden_size), processor, [TOKEN], WHAT
+        )
+        self.freeze()
 
     def __call__(self, samples: Samples) -> Tensor:
         """The score of each picture, or the mean of a video's frames, float32 [B]; NaN where a pixel is not finite."""
         video = inputs.frames(WHAT, samples)[:, :: self.every]
         scores = [
-            torch.stack([self._read(self._prepared(image), prompt.text) for image in inputs.as_pil(frames)]).mean()
+            torch.stack([self._read(self._prepare(image), prompt.text) for image in inputs.as_pil(frames)]).mean()
             for frames, prompt in zip(video, samples.prompts, strict=True)
         ]
         if not scores:
             return torch.zeros(0)
-        return torch.stack(scores).masked_fill(inputs.unscored(video).to(scores[0].device), torch.nan)
+        return torch.stack(scores).masked_fill(inputs.is_unscorable(video).to(scores[0].device), torch.nan)
 
     def score(self, images: Tensor, texts: Sequence[str]) -> Tensor:
         """The scores [B] of images float [B, 3, H, W] in [0, 1], with gradient with respect to them.
 
-        Within 1/256 a pixel of what __call__ sees where it resizes nothing, and within 2/256 where it does: that rounds
-        to 8 bits before and after.
+        Pixels are within 1/256 of those that __call__ scores if nothing is resized, and within 2/256 if it is, since
+        __call__ rounds to 8 bits before and after.
         """
-        inputs.checked(WHAT, images, 4)
-        pictures = [qwen2vl.resized(image[None], self._fitted(*image.shape[-2:])) for image in images]
+        inputs.check_pixels(WHAT, images, 4)
+        pictures = [qwen2vl.resize_frames(image[None], self._fitted_size(*image.shape[-2:])) for image in images]
         scores = [self._read(picture, text) for picture, text in zip(pictures, texts, strict=True)]
         return torch.stack(scores) if scores else images.flatten(1).sum(1).float()
 
@@ -87,11 +89,11 @@ class hpsv3(Model):  # noqa: N801 - the name recipes use
         asked = HPSV3.replace("{text_prompt}", self.reader.plain(caption))
         return self.reader("image", picture, asked)[0, 0]
 
-    def _prepared(self, image: Image.Image) -> Tensor:
-        return qwen2vl.resized_as_pil(image, self._fitted(image.height, image.width))
+    def _prepare(self, image: Image.Image) -> Tensor:
+        return qwen2vl.resize_by_pillow(image, self._fitted_size(image.height, image.width))
 
-    def _fitted(self, height: int, width: int) -> tuple[int, int]:
-        return qwen2vl.fitted(height, width, self.reader.factor, *self.pixels)
+    def _fitted_size(self, height: int, width: int) -> tuple[int, int]:
+        return qwen2vl.fitted_size(height, width, self.reader.factor, *self.pixels)
 
 
 def _head(tensors: Mapping[str, Tensor], width: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""ImageReward: how well people would like a picture for a caption (Xu et al. 2023, arXiv 2304.05977).
+"""ImageReward: how much people would like a picture for a caption (Xu et al. 2023, arXiv 2304.05977).
 
 BLIP-large: a text encoder reads the caption while it attends to the picture; an MLP without activations scores its
 first token. Weights `ImageReward.pt` of THUDM/ImageReward, code Apache-2.0. Scores are standardised with the mean and
@@ -9,7 +9,6 @@ epsilon (1e-6) and the 12 and 16 heads that the public model has and that transf
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from PIL import Image
@@ -18,6 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from flowrl.contracts import Samples
+from flowrl.untyped import Network, Tokenizer
 from reward_models.parts import checkpoints, hub, inputs
 from reward_models.parts.embedding import blip
 from reward_models.parts.frames import by_frame, frame_count
@@ -49,13 +49,15 @@ class image_reward(Model):  # noqa: N801 - the name recipes use
 
         self.frames = frame_count(frames)
         tensors = checkpoints.state_dict(hub.file_of(model, "ImageReward.pt", WHAT), WHAT)
-        self.vision: Any = blip.vision(blip.under(tensors, "blip.visual_encoder."), image_heads, WHAT)
+        self.vision: Network = blip.vision(blip.without_prefix(tensors, "blip.visual_encoder."), image_heads, WHAT)
         self.size = int(self.vision.config.image_size)
         width = int(self.vision.config.hidden_size)
-        self.text: Any = blip.text(blip.under(tensors, "blip.text_encoder."), text_heads, width, WHAT)
-        self.head = _head(blip.under(tensors, "mlp."), int(self.text.config.hidden_size))
-        self.tokenizer: Any = checkpoints.pretrained(BertTokenizer.from_pretrained, tokenizer, f"{WHAT}: tokenizer")
-        # BLIP's two; no caption is led by them, but one that spells them out is read as the published code reads it
+        self.text: Network = blip.text(blip.without_prefix(tensors, "blip.text_encoder."), text_heads, width, WHAT)
+        self.head = _head(blip.without_prefix(tensors, "mlp."), int(self.text.config.hidden_size))
+        self.tokenizer: Tokenizer = checkpoints.load_pretrained(
+            BertTokenizer.from_pretrained, tokenizer, f"{WHAT}: tokenizer"
+        )
+        # BLIP's two; no caption begins with them, but one that spells them out is read as the published code reads it
         self.tokenizer.add_special_tokens({"bos_token": "[DEC]"})
         self.tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
         if len(self.tokenizer) != self.text.config.vocab_size:  # a folder without one gives an empty tokenizer
@@ -63,29 +65,31 @@ class image_reward(Model):  # noqa: N801 - the name recipes use
                 f"{WHAT}: tokenizer {tokenizer!r} has {len(self.tokenizer)} tokens with BLIP's two, the checkpoint "
                 f"{self.text.config.vocab_size}; give bert-base-uncased"
             )
-        self.frozen()
+        self.freeze()
 
     def __call__(self, samples: Samples) -> Tensor:
         """The score of each picture, or the mean of a video's frames, float32 [B]; NaN where a pixel is not finite."""
-        return by_frame(WHAT, samples, self.frames, self._seen)
+        return by_frame(WHAT, samples, self.frames, self._score_pictures)
 
     def score(self, images: Tensor, texts: Sequence[str]) -> Tensor:
         """The scores [B] of images float [B, 3, H, W] in [0, 1], with gradient with respect to them.
 
-        Within 1/256 a pixel of what __call__ sees where it resizes nothing, and within 2/256 where it does: that rounds
-        to 8 bits before and after.
+        Pixels are within 1/256 of those that __call__ scores if nothing is resized, and within 2/256 if it is, since
+        __call__ rounds to 8 bits before and after.
         """
-        if not len(inputs.checked(WHAT, images, 4)):
+        if not len(inputs.check_pixels(WHAT, images, 4)):
             return images.flatten(1).sum(1).float()
         resized = transforms.resize(images.float(), [self.size], InterpolationMode.BICUBIC, antialias=True)
         return self._scores(_normal(transforms.center_crop(resized, [self.size]).clamp(0, 1)), texts)
 
-    def _seen(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
-        """The scores of Pillow pictures, as many for each text, prepared as the published code does."""
+    def _score_pictures(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
+        """The scores [N] of N Pillow pictures, equally many per text, preprocessed as in the published code."""
         each = [text for text in texts for _ in range(len(images) // len(texts))]
-        pictures: list[Any] = list(images)
-        resized: list[Any] = [transforms.resize(image, [self.size], InterpolationMode.BICUBIC) for image in pictures]
-        cropped: list[Any] = [transforms.center_crop(image, [self.size]) for image in resized]
+        pictures: list[Image.Image] = list(images)
+        resized: list[Image.Image] = [
+            transforms.resize(image, [self.size], InterpolationMode.BICUBIC) for image in pictures
+        ]
+        cropped: list[Image.Image] = [transforms.center_crop(image, [self.size]) for image in resized]
         return self._scores(torch.stack([_normal(transforms.to_tensor(image)) for image in cropped]), each)
 
     def _scores(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
@@ -103,7 +107,7 @@ class image_reward(Model):  # noqa: N801 - the name recipes use
 
 
 def _head(tensors: dict[str, Tensor], width: int) -> nn.Module:
-    """The MLP, float32: linear layers alone (the published one has dropout between them, nothing else)."""
+    """The MLP, float32: linear layers only (the published one has dropout between them, nothing else)."""
     rows = {name.split(".")[1]: t.shape for name, t in tensors.items() if name.endswith(".weight")}
     layers = {
         place: nn.Linear(shape[1], shape[0]) for place, shape in sorted(rows.items(), key=lambda pair: int(pair[0]))

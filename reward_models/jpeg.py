@@ -1,6 +1,6 @@
 """Size of a picture as a JPEG: the reward that needs no weights (DDPO, arXiv 2305.13301, section 5.1).
 
-Small files are plain pictures, large ones busy. It says nothing about quality: use it to see that a model, a sampler
+Small files are plain pictures, large ones busy. It says nothing about quality: use it to check that a model, a sampler
 and a machine learn at all. Kilobytes are 1000 bytes, and a file is written with quality 95, as in the published code.
 That scale is DDPO's; trainers of flow models divide by 500 (weight: 0.002).
 """
@@ -30,7 +30,7 @@ def _sizes(reward: str, samples: Samples, quality: int) -> Tensor:
     if not 1 <= quality <= 100:
         raise ValueError(f"{reward}: quality={quality}: accepted is 1 to 100, DDPO takes 95")
     frames = inputs.frames(reward, samples)
-    lost = inputs.unscored(frames).tolist() if len(samples) else []
+    lost = inputs.is_unscorable(frames).tolist() if len(samples) else []
     scores = [torch.nan if bad else _mean_size(clip, quality) for clip, bad in zip(frames, lost, strict=True)]
     return torch.tensor(scores, dtype=torch.float32)
 

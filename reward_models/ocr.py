@@ -1,10 +1,10 @@
-"""Does a picture say what its prompt asks it to say? Reads it, and compares letter by letter.
+"""Does a picture contain the text that its prompt asks for? Reads it, and compares letter by letter.
 
 Scale 0 to 1: 1 - min(edit distance, n) / n, n the letters of the target, without regard to case, spaces, line breaks
 and typographic variants of a character. The rule is that of Flow-GRPO (arXiv:2505.05470) with three of its faults
-mended: there a picture that holds the target among any amount of other text scores 1 (`compatible=True` does so again),
-a prompt without quotes raises IndexError (elsewhere the whole prompt becomes the target), and an empty target divides
-by zero. The recogniser is PP-OCRv6, which rapidocr ships (Apache-2.0): `pip install "flowrl-toolkit[vision]"`.
+fixed: there a picture with the target among any amount of other text scores 1 (`compatible=True` restores this), a
+prompt without quotes raises IndexError (elsewhere the whole prompt becomes the target), and an empty target divides by
+zero. The recogniser is PP-OCRv6, which rapidocr ships (Apache-2.0): `pip install "flowrl-toolkit[vision]"`.
 """
 
 import re
@@ -18,23 +18,23 @@ from torch import Tensor
 
 from flowrl.contracts import Prompt, Samples
 from reward_models.parts import inputs
-from reward_models.parts.extras import needed
+from reward_models.parts.extras import require_package
 from reward_models.parts.frames import evenly, frame_count
-from reward_models.parts.judge.reading import Reader
+from reward_models.parts.judge.reading import TextReader
 
 QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”|„([^“”]*)[“”]|«([^»]*)»|「([^」]*)」|『([^』]*)』')
 PLAIN = str.maketrans("‘’ʼ“”„–—", "'''\"\"\"--")  # a font's forms of the same character
-ORDERS = 4  # texts up to which every order counts: where they stand in the picture is not said
+ORDERS = 4  # up to this many texts, any order counts: their places in the picture are not specified
 
 
 class ocr:  # noqa: N801 - recipes name it
     """How much of the text that the prompt asks for, and nothing else, can be read in the picture.
 
-    The target is the prompt's meta under `key` (a text, or a list of them), else what stands in double quotes in the
-    prompt. missing: what a prompt without a target does, "error" or "nan". compatible: Flow-GRPO's rule, in which other
-    text beside the target costs nothing and the first quoted text is the target. frames: how many frames of a video are
-    read, None for all. side, confidence, workers: as in parts/reading.py. Words of 12 pixels are found in pictures of
-    up to 512 pixels, in larger ones those of a fiftieth of the longer side.
+    The target is the prompt's meta under `key` (a text, or a list of them), else the text in double quotes in the
+    prompt. missing: for a prompt without a target, "error" or "nan". compatible: Flow-GRPO's rule, in which other text
+    next to the target costs nothing and the first quoted text is the target. frames: how many frames of a video are
+    read, None for all. side, confidence, workers: as in parts/judge/reading.py. Words 12 pixels high are found in
+    pictures of up to 512 pixels, in larger ones those of a fiftieth of the longer side.
     """
 
     def __init__(
@@ -50,43 +50,43 @@ class ocr:  # noqa: N801 - recipes name it
     ):
         if missing not in ("error", "nan"):
             raise ValueError(f"ocr: missing={missing!r}: accepted are error and nan")
-        needed("ocr", "rapidfuzz", "vision")
+        require_package("ocr", "rapidfuzz", "vision")
         self.key, self.missing, self.compatible, self.frames = key, missing, compatible, frame_count(frames)
-        self.reader = Reader("ocr", side=side, confidence=confidence, workers=workers)
+        self.reader = TextReader("ocr", side=side, confidence=confidence, workers=workers)
 
     @torch.no_grad()
     def __call__(self, samples: Samples) -> Tensor:
         """float32 [B] in [0, 1]; a video has the mean over its frames."""
         pixels = inputs.frames("ocr", samples)
-        wanted = [self._wanted(prompt) for prompt in samples.prompts]
+        wanted = [self._targets(prompt) for prompt in samples.prompts]
         scores = torch.full((len(samples),), torch.nan)
         known = torch.tensor([bool(texts) for texts in wanted], dtype=torch.bool)
-        good = (known & ~inputs.unscored(pixels).cpu()).nonzero().flatten().tolist() if len(samples) else []
+        good = (known & ~inputs.is_unscorable(pixels).cpu()).nonzero().flatten().tolist() if len(samples) else []
         shown = pixels[good][:, evenly(pixels.shape[1], self.frames)]
         lines = self.reader.lines(inputs.as_pil(shown.flatten(0, 1)))
         for row, i in enumerate(good):
             of_sample = lines[row * shown.shape[1] : (row + 1) * shown.shape[1]]
-            found = [agreement(wanted[i], frame, compatible=self.compatible) for frame in of_sample]
-            scores[i] = sum(found) / len(found)
+            agreements = [agreement(wanted[i], frame, compatible=self.compatible) for frame in of_sample]
+            scores[i] = sum(agreements) / len(agreements)
         return scores
 
-    def _wanted(self, prompt: Prompt) -> list[str]:
-        """The prompt's targets; none where `missing` allows it. Raises ValueError where it does not."""
-        found = targets(prompt, self.key)
+    def _targets(self, prompt: Prompt) -> list[str]:
+        """The prompt's targets; none if `missing` allows it. Raises ValueError if it does not."""
+        texts = targets(prompt, self.key)
         if self.compatible:
-            found = found[:1]
-        if not found and self.missing == "error":
+            texts = texts[:1]
+        if not texts and self.missing == "error":
             raise ValueError(
                 f"ocr: prompt {prompt.text!r} does not say what to write: put it in double quotes, or into the "
                 f"prompt's meta under {self.key!r}; missing: nan leaves such prompts unscored"
             )
-        return found
+        return texts
 
 
 def targets(prompt: Prompt, key: str = "text") -> list[str]:
-    """What the prompt asks to be written, without texts that hold no letter or sign at all.
+    """The texts that the prompt asks for, without those that hold no letter or sign at all.
 
-    Raises ValueError where its meta under `key` is neither a text nor a list of texts.
+    Raises ValueError if its meta under `key` is neither a text nor a list of texts.
     """
     value = prompt.meta.get(key)
     texts = [value] if isinstance(value, str) else value
@@ -100,13 +100,13 @@ def targets(prompt: Prompt, key: str = "text") -> list[str]:
 
 
 def agreement(wanted: Sequence[str], read: Sequence[str], *, compatible: bool = False) -> float:
-    """1 - min(edit distance, n) / n in [0, 1] of the lines read with the texts wanted, n the length of these.
+    """1 - min(edit distance, n) / n, in [0, 1], between the lines read and the wanted texts of total length n.
 
-    Several texts may stand in any order (up to four). Raises ValueError where nothing is wanted.
+    Up to four texts may come in any order. Raises ValueError if nothing is wanted.
     """
     from rapidfuzz.distance import Levenshtein
 
-    letters = _published if compatible else _letters
+    letters = _letters_as_published if compatible else _letters
     parts, seen = [letters(text) for text in wanted], letters("".join(read))
     length = sum(map(len, parts))
     if not length:
@@ -123,5 +123,5 @@ def _letters(text: str) -> str:
     return "".join(plain.lower().split())
 
 
-def _published(text: str) -> str:
+def _letters_as_published(text: str) -> str:
     return text.replace(" ", "").lower()

@@ -1,9 +1,9 @@
 """How much a video moves: the mean length of its optical flow.
 
-Scale: pixels a frame (or shares of the shorter side with `relative`), so a longer step between frames counts as more
+Scale: pixels per frame (or shares of the shorter side with `relative`), so a longer step between frames counts as more
 motion. Reward models of images favour still videos; a small weight of this reward keeps them moving, a negative one
-makes them calm. It cannot tell motion from flicker and noise: reward frame_consistency beside it. The published measure
-of its kind is VBench's dynamic degree (arXiv:2311.17982), which thresholds the largest 5 % of RAFT's flow.
+makes them calm. It cannot tell motion from flicker and noise: combine it with frame_consistency. The published measure
+of this kind is VBench's dynamic degree (arXiv:2311.17982), which thresholds the largest 5 % of RAFT's flow.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowrl.contracts import Samples
 from reward_models.parts import inputs
-from reward_models.parts.vision.flow import Flow, moving
+from reward_models.parts.vision.flow import Flow, moving_clips
 
 
 class optical_flow:  # noqa: N801 - recipes name it
@@ -27,9 +27,9 @@ class optical_flow:  # noqa: N801 - recipes name it
     @torch.no_grad()
     def __call__(self, samples: Samples) -> Tensor:
         """float32 [B], 0 and more; NaN where a pixel is not finite. Needs two frames of 32 pixels a side."""
-        video = moving("optical_flow", samples)
+        video = moving_clips("optical_flow", samples)
         scores = torch.full((len(samples),), torch.nan)
         unit = min(video.shape[-2:]) if self.relative else 1
-        for i in (~inputs.unscored(video)).nonzero().flatten().tolist() if len(samples) else []:
+        for i in (~inputs.is_unscorable(video)).nonzero().flatten().tolist() if len(samples) else []:
             scores[i] = self.flow(video[i]).norm(dim=-1).mean() / unit
         return scores

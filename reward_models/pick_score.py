@@ -21,7 +21,7 @@ SCALES = ("logit", "cosine")
 class pick_score(Match):  # noqa: N801 - recipes name it
     """Human preference for a picture given its prompt, by PickScore: its logit, about 20 to 24.
 
-    processor: where tokenizer and image sizes are; None: in `model` where it is a folder that has them, else of LAION's
+    processor: where tokenizer and image sizes are; None: in `model` if it is a folder that has them, else LAION's
     ViT-H/14, as published.
     """
 
@@ -46,6 +46,6 @@ class pick_score(Match):  # noqa: N801 - recipes name it
         """float32 [B], in the scale asked for; a video has the mean over its frames."""
         return self.samples(samples)
 
-    def graded(self, cosine: Tensor) -> Tensor:
+    def reward_of(self, cosine: Tensor) -> Tensor:
         """The score of a cosine."""
         return (self.tower.logit_scale * cosine if self.scale == "logit" else cosine) / self.divide

@@ -1,7 +1,7 @@
-"""Rewards of another machine: samples go to `flowrl serve-rewards`, scores come back.
+"""Rewards on another machine: samples go to `flowrl serve-rewards`, scores come back.
 
-A failure never becomes a score. What a server could not score is NaN; where no server answers, or none of the samples
-could be scored, the call raises. `reward_models/parts/remote/wire.py` has the protocol.
+A failure never becomes a score. What a server could not score is NaN; if no server answers, or none of the samples
+could be scored, the call raises. `reward_models/parts/remote/wire.py` defines the protocol.
 """
 
 import json
@@ -10,14 +10,14 @@ import uuid
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowrl.contracts import Samples
 from flowrl.core.batches import whole_groups
-from reward_models.parts.inputs import frames, unscored
+from flowrl.untyped import JSON
+from reward_models.parts.inputs import frames, is_unscorable
 from reward_models.parts.judge.servers import Broken, Busy, Failed, Refused, Server, Servers, exchange
 from reward_models.parts.remote import protocol, wire
 
@@ -25,7 +25,7 @@ FORMS = ("png", "safetensors")
 
 
 class remote:
-    """Asks one reward of one or several `flowrl serve-rewards`, which share the samples among them."""
+    """One reward, served by one or several `flowrl serve-rewards` that share the samples."""
 
     def __init__(
         self,
@@ -40,13 +40,13 @@ class remote:
         batch: int = 16,
         format: str = "png",
     ):
-        """Greets the servers. One that is down is left for later, as long as another is up.
+        """Contacts the servers. One that is down is tried again later, as long as another is up.
 
         url: where they are. name: which of their rewards (null: the only one). token_env: the environment variable
-        that holds their token. timeout: seconds a request may take. retries: how often a request that failed is sent
+        that holds their token. timeout: seconds that a request may take. retries: how often a failed request is sent
         again, patience: for how many seconds in all it waits for busy servers. concurrency: requests at once. batch:
-        samples a request, at most; less where a server takes less; groups stay whole where the reward needs them.
-        format: png is lossless for pictures of 8 bit, which these become; safetensors sends the floats as they are.
+        samples per request, at most; fewer if a server takes fewer; groups stay whole if the reward needs them.
+        format: png is lossless for 8-bit pictures, which these become; safetensors sends the floats as they are.
         """
         urls = [url] if isinstance(url, str) else list(url)
         limits = {"timeout": timeout, "patience": patience, "concurrency": concurrency, "batch": batch}
@@ -59,7 +59,7 @@ class remote:
             )
         self.name, self.timeout, self.batch, self.format = name, timeout, batch, format
         self.concurrency, self.headers = concurrency, _headers(token_env)
-        self.served: dict[str, Any] = {}
+        self.served: dict[str, JSON] = {}
         self.limits: dict[str, int] = {}
         self.groupwise = False
         self._identities: dict[str, str] = {}
@@ -68,20 +68,20 @@ class remote:
 
     @property
     def identity(self) -> list[str]:
-        """What tells code and files of the reward, on the servers that have answered, from others: for a cache."""
+        """Identifies the code and files of the reward on the servers that have answered: for a cache."""
         return sorted(set(self._identities.values()))
 
     def __call__(self, samples: Samples) -> Tensor:
         """Scores, float32 [B]; NaN where a sample could not be scored.
 
-        Raises ValueError for what a server refuses, RuntimeError where none answers or all samples failed.
+        Raises ValueError for what a server refuses, RuntimeError if none answers or all samples failed.
         """
-        found = torch.full((len(samples),), torch.nan)
+        scores = torch.full((len(samples),), torch.nan)
         sent = torch.ones(len(samples), dtype=torch.bool)
         if samples.texts is None and len(samples):
             pixels = frames("remote", samples)
             if self.format == "png":  # which holds no NaN
-                sent = ~unscored(pixels).cpu()
+                sent = ~is_unscorable(pixels).cpu()
         outcomes = self._outcomes(samples, self._parts(samples, sent.nonzero().flatten().tolist()))
         failed = {i: one.reason for i, one in outcomes.items() if one.status == "error"}
         what = f"remote reward {self.name!r} could not score {len(failed)} of {len(outcomes)} samples"
@@ -92,32 +92,32 @@ class remote:
         for i, one in outcomes.items():
             score = one.scores[str(self.name)]
             if score is not None:
-                found[i] = score
-        return found
+                scores[i] = score
+        return scores
 
-    def _outcomes(self, samples: Samples, parts: list[list[int]]) -> dict[int, wire.Outcome]:
-        """Position -> what became of it. The first error ends the call."""
+    def _outcomes(self, samples: Samples, parts: list[list[int]]) -> dict[int, wire.ItemOutcome]:
+        """The outcome of each position. The first error ends the call."""
         if not parts:
             return {}
         with ThreadPoolExecutor(min(self.concurrency, len(parts)), "remote") as threads:
             asked = [threads.submit(self._score, samples, part) for part in parts]
-            found = {}
+            outcomes = {}
             try:
                 for part, ask in zip(parts, asked, strict=True):
-                    found |= dict(zip(part, ask.result(), strict=True))
-                return found
+                    outcomes |= dict(zip(part, ask.result(), strict=True))
+                return outcomes
             finally:
                 for ask in asked:
                     ask.cancel()
 
-    def _score(self, samples: Samples, part: list[int]) -> list[wire.Outcome]:
+    def _score(self, samples: Samples, part: list[int]) -> list[wire.ItemOutcome]:
         """The outcomes of the samples at these positions, in one request."""
         name = str(self.name)
         kind, body = wire.encode(samples[part], self.format, [name])
-        # the same id in every attempt: a server that has scored it already repeats its answer
+        # the same id in every attempt: a server that has already scored it repeats its answer
         headers = self.headers | {"Content-Type": kind, protocol.REQUEST_ID: uuid.uuid4().hex}
 
-        def once(server: Server) -> list[wire.Outcome]:
+        def once(server: Server) -> list[wire.ItemOutcome]:
             self._greet(server)
             data = self._exchange(server, "POST", protocol.SCORE, body, headers)
             try:
@@ -128,10 +128,10 @@ class remote:
         try:
             return self.servers.ask(once)
         except Failed as error:
-            return [wire.Outcome(status="error", scores={name: None}, reason=str(error)) for _ in part]
+            return [wire.ItemOutcome(status="error", scores={name: None}, reason=str(error)) for _ in part]
 
     def _parts(self, samples: Samples, positions: list[int]) -> list[list[int]]:
-        """Positions request by request: as many as fit, whole groups where the reward compares within them."""
+        """Positions request by request: as many as fit, in whole groups if the reward compares within them."""
         most = self._most(samples) if positions else 1
         if not self.groupwise:
             return [positions[i : i + most] for i in range(0, len(positions), most)]
@@ -158,7 +158,7 @@ class remote:
         return most
 
     def _exchange(self, server: Server, method: str, path: str, body: bytes, headers: dict[str, str]) -> bytes:
-        """The body of a good answer, or the error that its status stands for."""
+        """The body of a successful answer; raises the error that any other status stands for."""
         status, after, data = exchange(server, method, path, body, headers, self.timeout)
         if status == 200:
             return data
@@ -173,7 +173,7 @@ class remote:
         raise Broken(said)
 
     def _greet_all(self) -> None:
-        """Greets every server. Raises ValueError where none answers, or one is not as it must be."""
+        """Greets every server. Raises ValueError if none answers, or if one does not fit the recipe."""
         down = []
         for server in self.servers.all:
             try:
@@ -184,7 +184,7 @@ class remote:
             raise ValueError(f"remote: {'; '.join(down)}; start it with `flowrl serve-rewards CONFIG`, or correct url")
 
     def _greet(self, server: Server) -> None:
-        """Learns what a server has, once. Raises Refused where it is not what the recipe wants."""
+        """Learns what a server offers, once. Raises Refused if it is not what the recipe wants."""
         with server.greeting:
             if server.greeted:
                 return
@@ -194,7 +194,7 @@ class remote:
                 version, rewards = int(told["version"]), {str(k): dict(v) for k, v in told["rewards"].items()}
                 limits = {key: int(told["limits"][key]) for key in ("max_items", "max_pixels", "max_bytes")}
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise Refused(f"remote: {server.url} is no server of rewards ({type(error).__name__})") from None
+                raise Refused(f"remote: {server.url} is not a reward server ({type(error).__name__})") from None
             if version != protocol.VERSION:
                 raise Refused(f"remote: {server.url} speaks version {version}, this client another; update one")
             if self.name is None and len(rewards) != 1:
@@ -212,7 +212,7 @@ class remote:
 
 
 def _headers(token_env: str | None) -> dict[str, str]:
-    """What goes with every request. Raises ValueError where the variable that is to hold the token does not."""
+    """The headers of every request. Raises ValueError if the variable that should hold the token does not."""
     headers = {"Accept": "application/json"}
     if token_env is None:
         return headers
@@ -223,7 +223,7 @@ def _headers(token_env: str | None) -> dict[str, str]:
 
 
 def _reason(data: bytes) -> str:
-    """The error of an answer, or how it begins."""
+    """The error in an answer, or the answer's beginning."""
     try:
         return str(json.loads(data)["error"])[:300]
     except (ValueError, KeyError, TypeError, RecursionError):

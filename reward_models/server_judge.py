@@ -59,7 +59,7 @@ class server_judge(Served):
             raise ValueError(f"{name}: mode={mode!r}; accepted are {', '.join(MODES)}")
         self.mode, self.structured = mode, structured
         self.question = judging.checked_template(name, "question", question)
-        self.rubric = rubrics.checked(name, rubric, scale)
+        self.rubric = rubrics.check_rubric(name, rubric, scale)
         self.logprobs, self.fold, self.mass = logprobs, fold, mass
         server = Server(
             name, base_url, model, api_key_env=api_key_env, concurrency=concurrency, retries=retries, backoff=backoff,

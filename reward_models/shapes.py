@@ -1,9 +1,8 @@
 """The shapes world's checker as a reward: does the picture show exactly what its caption asks for?
 
-It needs no weights and cannot be argued with: `flowrl.worlds.shapes.checker` finds the objects in a picture and
-compares them with the scene in the prompt's meta. `shapes_residual` says the same by other means: it detects nothing,
-but lays the objects of the scene onto the picture and measures what is left, so that a picture that fools the checker
-does not fool it as well.
+It needs no weights: `flowrl.worlds.shapes.checker` finds the objects in a picture and compares them with the scene in
+the prompt's meta. `shapes_residual` measures the same by other means: it detects nothing, but places the objects of the
+scene on the picture and measures what is left, so that a picture that fools the checker does not fool it as well.
 """
 
 import torch
@@ -26,32 +25,32 @@ def shapes(samples: Samples, *, strict: float = 0.5) -> Tensor:
 
 
 def shapes_strict(samples: Samples) -> Tensor:
-    """1 where a picture shows exactly the objects and the relation asked for, else 0. The accuracy a report quotes."""
+    """1 if a picture shows exactly the requested objects and relation, else 0; float32 [B]. A report's accuracy."""
     return _scores(samples)[0].clone()
 
 
 def shapes_residual(samples: Samples) -> Tensor:
     """Minus the mean absolute difference of each picture to the nearest drawing of its scene, float32 [B] in [-1, 0].
 
-    About -0.007 for a render of the scene, -0.06 for one of another scene, -0.3 for noise; NaN where a picture is none.
+    About -0.007 for a render of the scene, -0.06 for one of another scene, -0.3 for noise; NaN for invalid pictures.
     A witness (weight 0) independent of the checker's detector; its search is in `flowrl.worlds.shapes.residual`.
     """
-    images, scenes, good = _asked(samples)
-    found = torch.full((len(scenes),), torch.nan)
+    images, scenes, good = _inputs(samples)
+    scores = torch.full((len(scenes),), torch.nan)
     if good:
-        found[good] = -residuals(images[good], [scenes[i] for i in good])
-    return found
+        scores[good] = -residuals(images[good], [scenes[i] for i in good])
+    return scores
 
 
-# A witness beside the trained reward scores the same pictures: the last result is kept, known by their content. Each
-# reward has copies of its own, so that it is not the same tensor.
+# A witness next to the trained reward scores the same pictures: the last result is kept, keyed by their content. Each
+# reward returns copies of its own, so that it is not the same tensor.
 _last: tuple[bytes, list[Scene], tuple[Tensor, Tensor]] | None = None
 
 
 def _scores(samples: Samples) -> tuple[Tensor, Tensor]:
-    """(strict, graded), float32 [B] each; NaN where a picture is none: a value that is not finite or not in [0, 1]."""
+    """(strict, graded), float32 [B] each; NaN for a picture with a value that is not finite or not in [0, 1]."""
     global _last
-    images, scenes, good = _asked(samples)
+    images, scenes, good = _inputs(samples)
     known, key = _last, digest(images)
     if known is not None and known[:2] == (key, scenes):
         return known[2]
@@ -62,8 +61,8 @@ def _scores(samples: Samples) -> tuple[Tensor, Tensor]:
     return exact, graded
 
 
-def _asked(samples: Samples) -> tuple[Tensor, list[Scene], list[int]]:
-    """The pictures, what each should show, and the rows whose values are those of a picture."""
+def _inputs(samples: Samples) -> tuple[Tensor, list[Scene], list[int]]:
+    """The pictures, what each should show, and the rows with valid pixel values."""
     if samples.images is None:
         raise ValueError("the shapes reward scores images; this model gives none")
     scenes = [_scene(prompt.meta, prompt.text) for prompt in samples.prompts]
@@ -76,6 +75,5 @@ def _scene(meta: dict, text: str) -> Scene:
         return Scene.from_meta(meta)
     except (KeyError, TypeError, ValueError):
         raise ValueError(
-            f"prompt {text!r} carries no scene: its meta must hold kind and objects, as shapes/train and "
-            "shapes/heldout do"
+            f"prompt {text!r} has no scene: its meta must hold kind and objects, as shapes/train and shapes/heldout do"
         ) from None

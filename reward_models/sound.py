@@ -18,7 +18,7 @@ class sound_level:  # noqa: N801 - recipes name it
     def __call__(self, samples: Samples) -> Tensor:
         """float32 [B]; NaN of a sound that is not finite."""
         audio, _ = inputs.sounds("sound_level", samples)
-        return tones.level(audio.nan_to_num()).masked_fill(inputs.unscored(audio), torch.nan).cpu()
+        return tones.level(audio.nan_to_num()).masked_fill(inputs.is_unscorable(audio), torch.nan).cpu()
 
 
 class spectral_centroid:  # noqa: N801 - recipes name it
@@ -27,4 +27,4 @@ class spectral_centroid:  # noqa: N801 - recipes name it
     def __call__(self, samples: Samples) -> Tensor:
         """float32 [B]; NaN of silence and of a sound that is not finite."""
         audio, rate = inputs.sounds("spectral_centroid", samples)
-        return tones.centroid(audio.nan_to_num(), rate).masked_fill(inputs.unscored(audio), torch.nan).cpu()
+        return tones.centroid(audio.nan_to_num(), rate).masked_fill(inputs.is_unscorable(audio), torch.nan).cpu()

@@ -1,8 +1,9 @@
 """Plain statistics of pictures as rewards: they measure no quality, and a policy games them at once.
 
-Use them to prove a guard, or as witnesses (weight 0) beside a learned reward that colours and edges can fool. The
-formulas are those of the metrics samples/*, in parts/looks.py; colours are measured on pictures reduced to 256 pixels a
-side, sharpness on every pixel. A video has the mean over its frames. `score` has gradient and is the same number.
+Use them to test a guard, or as witnesses (weight 0) next to a learned reward that colours and edges can fool. The
+formulas are those of the metrics samples/*, in parts/vision/looks.py; colours are measured on pictures downscaled to
+256 pixels per side, sharpness on every pixel. A video has the mean over its frames. `score` is the same number, with
+gradient.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from reward_models.parts.vision import looks
 
 
 class _Statistic:
-    """A number of a picture that is computed and differentiated alike."""
+    """A number of a picture that is also differentiable."""
 
     formula: Callable[[Tensor], Tensor]
     full = False  # whether it has to see every pixel
@@ -24,19 +25,19 @@ class _Statistic:
     def score(self, images: Tensor, texts: Sequence[str] | None = None) -> Tensor:
         """The statistic [B] of images float [B, 3, H, W] in [0, 1], with gradient; texts are not read.
 
-        It is the number that a call gives, whose pictures are not rounded to 8 bits either.
+        It is the number that a call returns, whose pictures are not rounded to 8 bits either.
         """
-        x = inputs.checked(type(self).__name__, images, 4)
+        x = inputs.check_pixels(type(self).__name__, images, 4)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        return type(self).formula(x if self.full else looks.reduced(x))
+        return type(self).formula(x if self.full else looks.downscale(x))
 
     @torch.no_grad()
-    def of(self, samples: Samples) -> Tensor:
+    def mean_over_frames(self, samples: Samples) -> Tensor:
         """float32 [B]: the mean over each sample's frames; NaN where a pixel is not finite."""
         frames = inputs.frames(type(self).__name__, samples)
         scores = torch.full((len(samples),), torch.nan)
         for i in range(len(samples)):
-            if not inputs.unscored(frames[i : i + 1]):
+            if not inputs.is_unscorable(frames[i : i + 1]):
                 scores[i] = self.score(frames[i]).mean()
         return scores
 
@@ -48,7 +49,7 @@ class saturation(_Statistic):  # noqa: N801 - recipes name it
 
     def __call__(self, samples: Samples) -> Tensor:
         """float32 [B] in [0, 1]."""
-        return self.of(samples)
+        return self.mean_over_frames(samples)
 
 
 class brightness(_Statistic):  # noqa: N801 - recipes name it
@@ -58,7 +59,7 @@ class brightness(_Statistic):  # noqa: N801 - recipes name it
 
     def __call__(self, samples: Samples) -> Tensor:
         """float32 [B] in [0, 1]."""
-        return self.of(samples)
+        return self.mean_over_frames(samples)
 
 
 class contrast(_Statistic):  # noqa: N801 - recipes name it
@@ -68,7 +69,7 @@ class contrast(_Statistic):  # noqa: N801 - recipes name it
 
     def __call__(self, samples: Samples) -> Tensor:
         """float32 [B] in [0, 0.5]."""
-        return self.of(samples)
+        return self.mean_over_frames(samples)
 
 
 class sharpness(_Statistic):  # noqa: N801 - recipes name it
@@ -79,4 +80,4 @@ class sharpness(_Statistic):  # noqa: N801 - recipes name it
 
     def __call__(self, samples: Samples) -> Tensor:
         """float32 [B] in [0, 4]."""
-        return self.of(samples)
+        return self.mean_over_frames(samples)

@@ -30,20 +30,22 @@ WHAT = "video_reward"
 class _Judge:
     """The model of one checkpoint with one set of options, and its last scores, shared by the rewards that name it."""
 
-    def __init__(self, reader: qwen2vl.Reader, said: videoalign.Settings, video_fps: float, least_pixels: int):
+    def __init__(
+        self, reader: qwen2vl.QwenReader, said: videoalign.VideoAlignConfig, video_fps: float, least_pixels: int
+    ):
         self.reader, self.said, self.video_fps, self.least_pixels = reader, said, video_fps, least_pixels
         self.lock = threading.Lock()
         self.last: tuple[tuple[bytes, list[bool], list[str]], Tensor] | None = None
 
     def scores(self, video: Tensor, captions: list[str]) -> Tensor:
-        """VQ, MQ and TA, standardised, float32 [B, 3]; NaN where a pixel is not finite. The last are kept."""
+        """VQ, MQ and TA, standardised, float32 [B, 3]; NaN where a pixel is not finite. The last scores are kept."""
         levels = inputs.as_uint8(video[:, self.chosen(video)])
-        lost = inputs.unscored(video)
+        lost = inputs.is_unscorable(video)
         key = inputs.digest(levels), lost.tolist(), captions
         with self.lock:
             if self.last is not None and self.last[0] == key:
                 return self.last[1]
-            rows = [self.read(self._resized(clip), said) for clip, said in zip(levels, captions, strict=True)]
+            rows = [self.read(self._resize(clip), said) for clip, said in zip(levels, captions, strict=True)]
             result = torch.stack(rows) if rows else torch.zeros(0, 3)
             result = result.masked_fill(lost.to(result.device)[:, None], torch.nan)
             self.last = key, result
@@ -57,16 +59,16 @@ class _Judge:
         return (raw - mean) / std
 
     def chosen(self, video: Tensor) -> list[int]:
-        """Which frames of a video [B, T, ...] are looked at."""
+        """Which frames of a video [B, T, ...] are scored."""
         return videoalign.frames_of(video.shape[1], self.video_fps, self.said, WHAT)
 
-    def fitted(self, video: Tensor) -> tuple[int, int]:
-        """The (height, width) that frames are brought to."""
+    def fitted_size(self, video: Tensor) -> tuple[int, int]:
+        """The (height, width) that frames are resized to, of a video [B, T, 3, H, W]."""
         height, width = video.shape[-2:]
-        return qwen2vl.fitted(height, width, self.reader.factor, self.least_pixels, self.said.most_pixels)
+        return qwen2vl.fitted_size(height, width, self.reader.factor, self.least_pixels, self.said.most_pixels)
 
-    def _resized(self, levels: Tensor) -> Tensor:
-        size = list(self.fitted(levels))
+    def _resize(self, levels: Tensor) -> Tensor:
+        size = list(self.fitted_size(levels))
         return transforms.resize(levels, size, InterpolationMode.BICUBIC, antialias=True).float() / 255
 
 
@@ -118,13 +120,13 @@ class video_reward(Model):  # noqa: N801 - the name recipes use
     def score(self, video: Tensor, texts: Sequence[str]) -> Tensor:
         """The scores [B] of videos float [B, T, 3, H, W] in [0, 1], with gradient with respect to them.
 
-        Within 1/256 a pixel of what __call__ sees where it resizes nothing, and within 2/256 where it does: that rounds
-        to 8 bits before and after.
+        Pixels are within 1/256 of those that __call__ scores if nothing is resized, and within 2/256 if it is, since
+        __call__ rounds to 8 bits before and after.
         """
-        video = inputs.checked(WHAT, video, 5)[:, self.judge.chosen(video)]
-        size = self.judge.fitted(video)
+        video = inputs.check_pixels(WHAT, video, 5)[:, self.judge.chosen(video)]
+        size = self.judge.fitted_size(video)
         pairs = zip(video, texts, strict=True)
-        rows = [self.judge.read(qwen2vl.resized(clip, size), caption) for clip, caption in pairs]
+        rows = [self.judge.read(qwen2vl.resize_frames(clip, size), caption) for clip, caption in pairs]
         return self._of(torch.stack(rows)) if rows else video.flatten(1).sum(1).float()
 
     def _of(self, scores: Tensor) -> Tensor:

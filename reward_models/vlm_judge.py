@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from reward_models.parts.assets import shipped
-from reward_models.parts.checkpoints import pretrained
+from reward_models.parts.assets import shipped_path
+from reward_models.parts.checkpoints import load_pretrained
 from reward_models.parts.judge import judging, rubrics
 from reward_models.parts.judge.asking import Judge, Shown, messages, spread
 from reward_models.parts.model import Model
@@ -63,17 +63,17 @@ class vlm_judge(Judge, Model):
         super().__init__(NAME, frames=frames, guard=guarded, refuse=refuse_orders)
         self.mode, self.mass, self.max_tokens = mode, mass, max_tokens
         self.question = judging.checked_template(NAME, "question", question)
-        self.rubric, self.template = rubrics.checked(NAME, rubric, scale), dict(template or {})
+        self.rubric, self.template = rubrics.check_rubric(NAME, rubric, scale), dict(template or {})
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        self.processor = pretrained(AutoProcessor.from_pretrained, shipped(model), NAME)
+        self.processor = load_pretrained(AutoProcessor.from_pretrained, shipped_path(model), NAME)
         if getattr(self.processor, "chat_template", None) is None or not hasattr(self.processor, "image_processor"):
             raise ValueError(f"{NAME}: {model!r} has no chat template for pictures; accepted is a chat model that sees")
         load = AutoModelForImageTextToText.from_pretrained
-        self.model: Any = pretrained(load, shipped(model), NAME, dtype=dtype)
+        self.model: Any = load_pretrained(load, shipped_path(model), NAME, dtype=dtype)
         self.last_only = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         self.yes, self.no = word_tokens(self.processor.tokenizer, fold=fold)
-        self.frozen()
+        self.freeze()
 
     @torch.no_grad()
     def __call__(self, samples: Samples) -> Tensor:

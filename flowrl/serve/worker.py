@@ -18,7 +18,7 @@ from flowrl.scoring.code import digest
 from flowrl.scoring.scorer import RewardError, Scorer, load
 from flowrl.serve import frames
 from reward_models.parts.remote.protocol import VERSION
-from reward_models.parts.remote.wire import Limits, Malformed, decode
+from reward_models.parts.remote.wire import MalformedRequestError, RequestLimits, decode
 
 STATUSES = ("ok", "unscored", "error")  # from best to worst
 
@@ -53,12 +53,17 @@ class LoadedRewards:
             described[name] = {"use": spec.use, "groupwise": reward.groupwise, "identity": code}
         return described
 
+<<<<<<< HEAD
     def score_items(self, samples: Samples, wanted: Sequence[str] | None) -> list[dict[str, Any]]:
-        """The items of an answer. Raises Malformed for an unknown reward."""
+        """The items of an answer. Raises MalformedRequestError for an unknown reward."""
+=======
+    def outcomes(self, samples: Samples, wanted: Sequence[str] | None) -> list[dict[str, Any]]:
+        """The items of an answer. Raises MalformedRequestError for a reward that is not there."""
+>>>>>>> 61aace0 (Rewards: functions are verbs, errors end in Error, names of networks and processors in hints, docstrings with shapes and in plain English)
         names = list(dict.fromkeys(wanted)) if wanted else list(self.scorers)
         for name in names:
             if name not in self.scorers:
-                raise Malformed(404, f"no reward {name[:80]!r}; accepted: {', '.join(self.scorers)}")
+                raise MalformedRequestError(404, f"no reward {name[:80]!r}; accepted: {', '.join(self.scorers)}")
         wrong = faults(samples)
         good = [i for i in range(len(samples)) if i not in wrong]
         results = {}
@@ -105,7 +110,7 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
         return
     setup = json.loads(setup_frame)
     specs = {name: RewardSpec.model_validate(spec) for name, spec in setup["rewards"].items()}
-    limits = Limits(setup["max_items"], setup["max_pixels"])
+    limits = RequestLimits(setup["max_items"], setup["max_pixels"])
     try:
         rewards = LoadedRewards(specs, setup["device"])
     except (RewardError, ValueError) as error:
@@ -117,11 +122,19 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
         del body
 
 
-def _answer(rewards: LoadedRewards, kind: str, body: bytes, limits: Limits) -> dict[str, Any]:
+<<<<<<< HEAD
+def _answer(rewards: LoadedRewards, kind: str, body: bytes, limits: RequestLimits) -> dict[str, Any]:
     try:
         samples, wanted = decode(kind, body, limits)
         return {"status": 200, "answer": {"version": VERSION, "items": rewards.score_items(samples, wanted)}}
-    except Malformed as error:
+    except MalformedRequestError as error:
+=======
+def _answer(rewards: Rewards, kind: str, body: bytes, limits: RequestLimits) -> dict[str, Any]:
+    try:
+        samples, wanted = decode(kind, body, limits)
+        return {"status": 200, "answer": {"version": VERSION, "items": rewards.outcomes(samples, wanted)}}
+    except MalformedRequestError as error:
+>>>>>>> 61aace0 (Rewards: functions are verbs, errors end in Error, names of networks and processors in hints, docstrings with shapes and in plain English)
         return {"status": error.status, "answer": {"version": VERSION, "error": str(error)}}
 
 

@@ -57,10 +57,10 @@ def _picture_statistics(pictures: Tensor, group: Tensor) -> dict[str, float]:
     layouts: list[Tensor] = []
     for part in pictures.split(max(1, CHUNK // pictures[0].numel())):
         x = part.to(torch.promote_types(part.dtype, torch.float32))
-        small = looks.reduced(x)
+        small = looks.downscale(x)
         for name, (measure, full) in PICTURE_STATISTICS.items():
             rows[name].append(measure(x if full else small).cpu().double())  # not every device knows float64 or pdist
-        layouts.append(looks.reduced(small, LAYOUT_SIZE).flatten(1).cpu())
+        layouts.append(looks.downscale(small, LAYOUT_SIZE).flatten(1).cpu())
     layout = torch.cat(layouts)
     distances = [torch.pdist(layout[at]).mean() for at in _group_positions(group)]
     values = {name: torch.cat(parts).mean() for name, parts in rows.items()}
@@ -75,7 +75,7 @@ def _sound_statistics(samples: Samples, audio: Tensor, *, alone: bool) -> dict[s
     statistics = {
         "samples/sound_level": float(tones.level(audio).mean()),
         "samples/sound_centroid": float(centroid.nanmean()),
-        "samples/sound_clipped": float(tones.clipped(audio).mean()),
+        "samples/sound_clipped": float(tones.clipped_share(audio).mean()),
     }
     if alone:
         whole = _picture_statistics(spectrogram_pictures(audio), samples.group)
@@ -98,7 +98,7 @@ PICTURE_STATISTICS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
     "brightness": (looks.brightness, False),
     "contrast": (looks.contrast, False),
     "sharpness": (looks.sharpness, True),
-    "clipped": (looks.clipped, True),
+    "clipped": (looks.clipped_share, True),
 }
 
 

@@ -12,6 +12,6 @@ SHIPPED = {
 }
 
 
-def shipped(name: str) -> str:
+def shipped_path(name: str) -> str:
     """The path behind a short name; any other name as it is."""
     return str(SHIPPED.get(name, name))

@@ -1,4 +1,4 @@
-"""Checkpoint files of rewards: read without running any code in them, with one clear line where one is not right."""
+"""Checkpoint files of rewards: read without running any code in them, with one clear line if something is wrong."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-Loaded = TypeVar("Loaded")
+LoadedT = TypeVar("LoadedT")
 
 
 def state_dict(path: str | Path, what: str) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or of a file that torch.save wrote (.pt, .pth, .bin), on the CPU.
+    """The tensors, of whatever shape, of a .safetensors file or of one by torch.save (.pt, .pth, .bin), on the CPU.
 
-    A dict under the key state_dict or model is unpacked, and `module.` taken off the names. Raises ValueError, naming
-    `what` the file is meant to be, where it is missing, damaged, or holds anything else than named tensors.
+    A dict under the key state_dict or model is unpacked, and `module.` removed from the names. Raises ValueError,
+    naming `what` the file is meant to be, if it is missing, damaged, or holds anything but named tensors.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -23,33 +23,34 @@ def state_dict(path: str | Path, what: str) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            found = load_file(file)
+            content = load_file(file)
         else:
-            found = torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{what}: {str(path)!r} cannot be read ({_reason(error)}); download it anew") from error
     for inner in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(inner), Mapping):
-            found = found[inner]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+        if isinstance(content, Mapping) and isinstance(content.get(inner), Mapping):
+            content = content[inner]
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(
             f"{what}: {str(path)!r} holds no named tensors; accepted is a state dict, plain or safetensors"
         )
-    return {str(name).removeprefix("module."): value for name, value in found.items()}
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], what: str, *, ignore: Iterable[str] = ()) -> None:
-    """Loads the tensors into the module. Names that begin with one of `ignore` may be missing or left over.
+    """Loads the tensors into the module, each of the same shape there. Names that begin with one of `ignore` may be
+    missing or left over.
 
-    Raises ValueError, in one line, where names or shapes differ.
+    Raises ValueError, in one line, if names or shapes differ.
     """
-    module.load_state_dict(fitting(module.state_dict(), tensors, what, ignore=ignore), strict=False)
+    module.load_state_dict(matching_tensors(module.state_dict(), tensors, what, ignore=ignore), strict=False)
 
 
-def fitting(
+def matching_tensors(
     wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str, *, ignore: Iterable[str] = ()
 ) -> dict[str, Tensor]:
-    """Those of the tensors that are wanted. Raises ValueError, in one line, as fill."""
+    """Those of the tensors that have the name and the same shape as a wanted one. Raises ValueError, as fill."""
     ignored = tuple(ignore)
     fit = {name: t for name, t in tensors.items() if name in wanted and wanted[name].shape == t.shape}
     missing = [name for name in wanted if name not in tensors and not name.startswith(ignored)]
@@ -62,10 +63,10 @@ def fitting(
     return fit
 
 
-def pretrained(load: Callable[..., Loaded], name: str, what: str, **options: object) -> Loaded:
-    """`load(name, **options)`, a from_pretrained, where name is a folder or a model of the hub.
+def load_pretrained(load: Callable[..., LoadedT], name: str, what: str, **options: object) -> LoadedT:
+    """`load(name, **options)`, a from_pretrained, of a folder or a model of the hub.
 
-    Raises ValueError, in one line, where it is neither or its files do not fit.
+    Raises ValueError, in one line, if it is neither or its files do not fit.
     """
     path = Path(name).expanduser()
     try:

@@ -4,8 +4,8 @@ from importlib import import_module
 from types import ModuleType
 
 
-def needed(reward: str, package: str, extra: str) -> ModuleType:
-    """The package. Raises ValueError, naming the reward and the extra that holds the package, where it is missing."""
+def require_package(reward: str, package: str, extra: str) -> ModuleType:
+    """The package. Raises ValueError, naming the reward and the extra that holds the package, if it is missing."""
     try:
         return import_module(package)
     except ImportError as error:

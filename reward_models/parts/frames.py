@@ -1,7 +1,7 @@
-"""Which frames of a video are looked at, and pictures for a reward that looks at one at a time.
+"""Which frames of a video are scored, and pictures for a reward that scores one at a time.
 
 Every reward with an argument `frames` takes the same ones (see `evenly`). Two follow what was published for them:
-hpsv3 takes every so manyth frame, video_reward so many a second.
+hpsv3 takes every n-th frame, video_reward a number per second.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ Score = Callable[[Sequence[Image.Image], Sequence[str]], Tensor]
 
 
 def evenly(number: int, wanted: int | None) -> list[int]:
-    """`wanted` of the positions 0..number-1: evenly spaced from the first to the last, the middle one where it is one.
+    """`wanted` of the positions 0..number-1, evenly spaced from the first to the last; for one, the middle.
 
-    All where None or where there are no more. Of an even number, the middle is the earlier of the two.
+    All if None or if there are no more. The middle of an even number is the earlier of the two.
     """
     if wanted is None or wanted >= number:
         return list(range(number))
@@ -39,15 +39,15 @@ def frame_count(frames: int | None) -> int | None:
 def by_frame(reward: str, samples: Samples, frames: int | None, score: Score) -> Tensor:
     """The mean over the frames of each sample, float32 [B] on the CPU; NaN where a pixel is not finite.
 
-    `score` is given n texts and their n * T pictures, sample by sample, and returns n * T numbers. Raises ValueError
-    for samples without pictures.
+    `score` takes n texts and their n * T pictures, sample by sample, and returns [n * T]. Raises ValueError for samples
+    without pictures.
     """
     pixels = inputs.frames(reward, samples)
     scores = torch.full((len(samples),), torch.nan)
-    good = (~inputs.unscored(pixels)).nonzero().flatten().tolist() if len(samples) else []
+    good = (~inputs.is_unscorable(pixels)).nonzero().flatten().tolist() if len(samples) else []
     if good:
         picked = pixels[good][:, evenly(pixels.shape[1], frames)]
         texts = [samples.prompts[i].text for i in good]
-        found = score(inputs.as_pil(picked.flatten(0, 1)), texts)
-        scores[good] = found.float().cpu().view(len(good), -1).mean(1)
+        values = score(inputs.as_pil(picked.flatten(0, 1)), texts)
+        scores[good] = values.float().cpu().view(len(good), -1).mean(1)
     return scores

@@ -1,4 +1,4 @@
-"""Where the files of a checkpoint lie: on this machine, or in a model of the Hugging Face hub."""
+"""Where the files of a checkpoint are: on this machine, or in a model of the Hugging Face hub."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from pathlib import Path
 def file_of(name: str, filename: str, what: str) -> Path:
     """The checkpoint file: `name` itself, the `filename` in the folder of that name, or that of the hub's model.
 
-    Raises ValueError, in one line, where there is none.
+    Raises ValueError, in one line, if there is none.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -26,7 +26,7 @@ def file_of(name: str, filename: str, what: str) -> Path:
 def folder_of(name: str, what: str) -> Path:
     """The folder of a checkpoint of several files: `name` itself, or the hub's model, downloaded.
 
-    Raises ValueError, in one line, where there is none.
+    Raises ValueError, in one line, if there is none.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -42,7 +42,7 @@ def folder_of(name: str, what: str) -> Path:
 
 
 def _may_be_a_model(name: str) -> bool:
-    """Whether a name has the form owner/model, without the ending of a file of weights."""
+    """Whether a name has the form owner/model, without the suffix of a weights file."""
     owner, slash, model = name.partition("/")
     return bool(owner.strip(".~") and slash and model) and "/" not in model and not model.endswith(_ENDINGS)
 
@@ -52,4 +52,4 @@ _ENDINGS = (".pt", ".pth", ".bin", ".safetensors")
 
 def _not_found(name: str, what: str, error: Exception, instead: str) -> str:
     reason = " ".join(str(error).split())[:300]
-    return f"{what}: {name!r} is no file or folder here and cannot be had from the hub ({reason}); give {instead}"
+    return f"{what}: {name!r} is no file or folder here and cannot be fetched from the hub ({reason}); give {instead}"

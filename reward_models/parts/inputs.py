@@ -1,6 +1,6 @@
 """Samples as the arrays that a reward works on, checked: one clear line for what cannot be scored at all.
 
-Pixels that are not finite are the sample's own trouble, not the batch's: see `unscored`.
+Pixels that are not finite invalidate their sample alone, not the batch: see `is_unscorable`.
 """
 
 import hashlib
@@ -17,27 +17,27 @@ def pictures(reward: str, samples: Samples) -> Tensor:
     """The images, float [B, 3, H, W]. Raises ValueError, naming the reward, for samples without or of another form."""
     if samples.images is None:
         raise ValueError(f"{reward} scores images; this model gives {_kinds(samples)}")
-    return checked(reward, samples.images, 4)
+    return check_pixels(reward, samples.images, 4)
 
 
 def frames(reward: str, samples: Samples) -> Tensor:
     """Videos as they are and images as videos of one frame, float [B, T, 3, H, W]. Raises ValueError, as pictures."""
     if samples.video is not None:
-        return checked(reward, samples.video, 5)
+        return check_pixels(reward, samples.video, 5)
     if samples.images is None:
         raise ValueError(f"{reward} scores images and video; this model gives {_kinds(samples)}")
-    return checked(reward, samples.images, 4).unsqueeze(1)
+    return check_pixels(reward, samples.images, 4).unsqueeze(1)
 
 
 def clips(reward: str, samples: Samples) -> Tensor:
     """The videos, float [B, T, 3, H, W]. Raises ValueError, naming the reward, for samples without."""
     if samples.video is None:
         raise ValueError(f"{reward} scores video; this model gives {_kinds(samples)}")
-    return checked(reward, samples.video, 5)
+    return check_pixels(reward, samples.video, 5)
 
 
 def sounds(reward: str, samples: Samples) -> tuple[Tensor, int]:
-    """The sound, float [B, C, T], and its samples a second. Raises ValueError, naming the reward, for samples without,
+    """The sound, float [B, C, T], and its sample rate in Hz. Raises ValueError, naming the reward, for samples without,
     or of another form."""
     if samples.audio is None or samples.sample_rate is None:
         raise ValueError(f"{reward} scores sound; this model gives {_kinds(samples)}")
@@ -47,8 +47,8 @@ def sounds(reward: str, samples: Samples) -> tuple[Tensor, int]:
     return samples.audio, samples.sample_rate
 
 
-def checked(reward: str, pixels: Tensor, axes: int) -> Tensor:
-    """The pixels, if they are float [..., 3, H, W] with `axes` axes and lie in [0, 1] where they are finite."""
+def check_pixels(reward: str, pixels: Tensor, axes: int) -> Tensor:
+    """The pixels, if they are float [..., 3, H, W] with `axes` axes and in [0, 1] where finite. Else ValueError."""
     shape = "[B, 3, H, W]" if axes == 4 else "[B, T, 3, H, W]"
     if pixels.ndim != axes or pixels.shape[-3] != 3 or 0 in pixels.shape[1:]:
         raise ValueError(f"{reward}: pixels have shape {list(pixels.shape)}; accepted is {shape}, RGB, none empty")
@@ -62,21 +62,21 @@ def checked(reward: str, pixels: Tensor, axes: int) -> Tensor:
     return pixels
 
 
-def unscored(pixels: Tensor) -> Tensor:
-    """Which samples hold a pixel that is NaN or infinite and have no score, bool [B], of pixels [B, ...]."""
+def is_unscorable(pixels: Tensor) -> Tensor:
+    """Which samples have no score because a pixel is NaN or infinite, bool [B], of pixels [B, ...]."""
     low, high = value_range(pixels)
     return ~(low.isfinite() & high.isfinite()).to(pixels.device)
 
 
 def digest(pixels: Tensor) -> bytes:
-    """What tells pixels from all others: the SHA-256 of shape, type and values. For results that rewards share."""
+    """Identifies pixels of any shape: the SHA-256 of shape, type and values. For results that rewards share."""
     own = pixels.detach().cpu().contiguous()
     head = f"{own.dtype}{tuple(own.shape)}".encode()
     return hashlib.sha256(head + own.reshape(-1).view(torch.uint8).numpy().tobytes()).digest()
 
 
 def as_uint8(pixels: Tensor) -> Tensor:
-    """Pixels [0, 1] as the nearest of 256 levels, uint8 on the CPU, of the same shape; what is not finite is black."""
+    """Pixels [0, 1] as the nearest of 256 levels, uint8 on the CPU, of the same shape; non-finite ones are black."""
     return (pixels.detach().float().nan_to_num(0, 0, 0).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 

@@ -1,4 +1,4 @@
-"""What a reward with weights is: modules that move between devices as one."""
+"""Rewards with weights: their modules move between devices as one."""
 
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ class Model:
         """The modules that are attributes of this reward."""
         return [value for value in vars(self).values() if isinstance(value, nn.Module)]
 
-    def frozen(self: Moved) -> Moved:
+    def freeze(self: Moved) -> Moved:
         """This reward with every parameter fixed and every module in eval mode."""
         for module in self.torch_modules():
             module.eval().requires_grad_(False)

@@ -194,6 +194,6 @@ def test_sizes_are_fitted_as_the_public_code_does():
 
     for height, width in ((28, 28), (100, 33), (512, 512), (480, 832), (15, 1000), (1024, 77)):
         for least, most in ((256 * 784, 256 * 784), (3136, 12845056), (784, 4000)):
-            assert qwen2vl.fitted(height, width, 28, least, most) == smart_resize(height, width, 28, least, most)
-    assert qwen2vl.fitted(10, 10, 28, 1, 9999) == (28, 28)
-    assert qwen2vl.fitted(512, 512, 28, 256 * 784, 256 * 784) == (448, 448)
+            assert qwen2vl.fitted_size(height, width, 28, least, most) == smart_resize(height, width, 28, least, most)
+    assert qwen2vl.fitted_size(10, 10, 28, 1, 9999) == (28, 28)
+    assert qwen2vl.fitted_size(512, 512, 28, 256 * 784, 256 * 784) == (448, 448)

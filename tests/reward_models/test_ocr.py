@@ -14,7 +14,7 @@ from flowrl.contracts import Prompt, Samples
 from golden import cases, check
 from ocr_support import WORDS, asked, placed, written
 from reward_models.ocr import agreement, ocr, targets
-from reward_models.parts.judge.reading import Reader, reading_order
+from reward_models.parts.judge.reading import TextReader, reading_order
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_nothing_is_downloaded_and_nothing_said():
 
     shipped = {path.name for path in (Path(rapidocr.__file__).parent / "models").glob("*.onnx")}
     assert any("det" in name for name in shipped) and any("rec" in name for name in shipped)
-    Reader("ocr").lines([])
+    TextReader("ocr").lines([])
     assert ocr()(asked(["x"], [torch.rand(3, 40, 40)])).item() == 0
     assert not logging.getLogger("RapidOCR").isEnabledFor(logging.ERROR)  # it tells of every picture without text
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from flowrl.contracts import Prompt, Samples
 from reward_models.optical_flow import optical_flow
-from reward_models.parts.vision.flow import Flow, warped
+from reward_models.parts.vision.flow import Flow, warp
 
 
 def texture(height: int, width: int, seed: int = 0, blur: float = 3.0) -> torch.Tensor:
@@ -54,10 +54,10 @@ def test_direction_and_warping():
     assert flow.shape == (1, 128, 160, 2)
     assert flow.mean((0, 1, 2)).tolist() == pytest.approx([3, -2], rel=0.01)
     exact = torch.tensor([3.0, -2.0]).expand(1, 128, 160, 2)
-    seen, inside = warped(clip[1:], exact)
+    seen, inside = warp(clip[1:], exact)
     assert inside.sum() == (128 - 2) * (160 - 3)
     torch.testing.assert_close(seen[0][:, inside[0]], clip[0][:, inside[0]], rtol=0, atol=1e-4)
-    half, _ = warped(clip[1:], torch.tensor([0.5, 0.0]).expand(1, 128, 160, 2))
+    half, _ = warp(clip[1:], torch.tensor([0.5, 0.0]).expand(1, 128, 160, 2))
     torch.testing.assert_close(half[0, :, :, :-1], (clip[1, :, :, 1:] + clip[1, :, :, :-1]) / 2, rtol=0, atol=1e-4)
 
 

@@ -56,15 +56,15 @@ def test_the_letter_box_is_the_published_one(case):
     side = case["params"]["max_size"]
     image = torch.tensor(case["inputs"]["image"])
     ours = Preprocess((side, side), mode="letter_box")
-    golden.check({"out": ours.fitted(image)}, case)
-    golden.check({"out": ours.fitted(image[None].expand(2, -1, -1, -1))[1]}, case)
+    golden.check({"out": ours.fit(image)}, case)
+    golden.check({"out": ours.fit(image[None].expand(2, -1, -1, -1))[1]}, case)
 
 
 def test_a_letter_box_keeps_all_of_a_picture_and_pads_what_fits_already():
     ours = Preprocess((224, 224), mode="letter_box")
-    assert ours.scaled(165, 320) == (115, 224)  # 115.49999999999999: HPSv2's own rounding
-    assert Preprocess((224, 224), mode="longest").scaled(165, 320) == (116, 224)
-    assert ours.scaled(1, 4000) == (1, 224)
+    assert ours.scaled_size(165, 320) == (115, 224)  # 115.49999999999999: HPSv2's own rounding
+    assert Preprocess((224, 224), mode="longest").scaled_size(165, 320) == (116, 224)
+    assert ours.scaled_size(1, 4000) == (1, 224)
     fitted = ours.pictures([Image.new("RGB", (224, 101), "white")])
     bright = levels(fitted)[0, 0, :, 0]
     assert bright.shape == (224,) and (bright > 254).nonzero().flatten().tolist() == list(range(61, 162))
@@ -88,7 +88,7 @@ def test_tensors_carry_the_gradient_of_the_resize():
     images = torch.rand(1, 3, 6, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.3
 
     def fitted(pixels: torch.Tensor) -> torch.Tensor:
-        return ours.fitted(pixels)
+        return ours.fit(pixels)
 
     assert torch.autograd.gradcheck(fitted, images.requires_grad_())
     ours.tensors(images).sum().backward()

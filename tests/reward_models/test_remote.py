@@ -27,7 +27,7 @@ GREETING = {
     "rewards": {"red": {"use": "served.red", "groupwise": False}},
     "limits": {"max_items": 8, "max_pixels": 10_000, "max_bytes": 1_000_000},
 }
-LIMITS = wire.Limits(items=8, pixels=10_000)
+LIMITS = wire.RequestLimits(items=8, pixels=10_000)
 Reply = tuple[int, dict[str, str], bytes]
 
 
@@ -321,7 +321,7 @@ def tensors(head: Any = None, **given: torch.Tensor) -> bytes:
     ],
 )
 def test_other_safetensors_are_refused(status: int, body: bytes):
-    with pytest.raises(wire.Malformed) as caught:
+    with pytest.raises(wire.MalformedRequestError) as caught:
         wire.decode(TENSORS, body, LIMITS)
     assert caught.value.status == status and "\n" not in str(caught.value)
 

@@ -85,7 +85,7 @@ def test_frames_are_resized_as_the_public_code_does(rewards, checkpoint):
     ],
 )
 def test_which_frames_are_seen(total, fps, number, chosen):
-    said = videoalign.Settings("base", fps, number, 384, (0, 0, 0), (1, 1, 1), {})
+    said = videoalign.VideoAlignConfig("base", fps, number, 384, (0, 0, 0), (1, 1, 1), {})
     assert videoalign.frames_of(total, 4.0, said, "video_reward") == chosen
     with pytest.raises(ValueError, match="1 frames; accepted are 2 or more"):
         videoalign.frames_of(1, 4.0, said, "video_reward")
@@ -113,8 +113,8 @@ def test_neither_batch_nor_order_changes_a_bit(rewards):
 def test_rewards_of_one_checkpoint_share_model_and_reading(rewards, monkeypatch):
     assert len({id(reward.reader) for reward in rewards.values()}) == 1
     reader, read = rewards["VQ"].reader, []
-    encoded = reader.encoded
-    monkeypatch.setattr(reader, "encoded", lambda *given: read.append(given) or encoded(*given))
+    token_ids = reader.token_ids
+    monkeypatch.setattr(reader, "token_ids", lambda *given: read.append(given) or token_ids(*given))
     video = videos(3, 6, 3, 16, 24)
     split = Scorer({name: runner(reward) for name, reward in rewards.items()}, batch=2)(samples(video))
     assert len(read) == 3  # each video once, for four rewards

@@ -95,7 +95,9 @@ def _pictures(value: object, pipe: Pipeline, rows: int) -> Tensor:
     convert = _CONVERSIONS.get(name)
     pixels = first.float() if convert is None else convert(first.float(), pipe)
     finite = pixels.detach().isfinite()
-    wrong = picture_fault(pixels if not finite.any() else pixels.detach().where(finite, 0.5))  # non-finite ones get no score
+    wrong = picture_fault(
+        pixels if not finite.any() else pixels.detach().where(finite, 0.5)
+    )  # non-finite ones get no score
     if wrong is None and len(pixels) != rows:
         wrong = f"{len(pixels)} pictures of shape {tuple(pixels.shape[1:])} for {rows} rows"
     if wrong is not None:

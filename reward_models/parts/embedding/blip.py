@@ -6,11 +6,11 @@ Sizes are read off the tensors; only the numbers of heads leave no trace in them
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowrl.untyped import Config, Network
 from reward_models.parts import checkpoints
 
 _VISION = (
@@ -34,63 +34,67 @@ def vision_name(name: str) -> str:
     return name
 
 
-def vision(tensors: Mapping[str, Tensor], heads: int, what: str) -> Any:
-    """BlipVisionModel filled with the visual encoder's tensors. Raises ValueError where they do not fit."""
+def vision(tensors: Mapping[str, Tensor], heads: int, what: str) -> Network:
+    """BlipVisionModel filled with the visual encoder's tensors, shaped as in BLIP. Raises ValueError if they do not
+    fit; the same shape is required of each."""
     from transformers import BlipVisionConfig, BlipVisionModel
 
-    pixels, places = _wanted(tensors, "patch_embed.proj.weight", what), _wanted(tensors, "pos_embed", what)
+    pixels, places = _required(tensors, "patch_embed.proj.weight", what), _required(tensors, "pos_embed", what)
     patch, width = pixels.shape[-1], pixels.shape[0]
     config = BlipVisionConfig(
         hidden_size=width,
-        intermediate_size=_wanted(tensors, "blocks.0.mlp.fc1.weight", what).shape[0],
+        intermediate_size=_required(tensors, "blocks.0.mlp.fc1.weight", what).shape[0],
         num_hidden_layers=_layers(tensors, r"blocks\.(\d+)\."),
         num_attention_heads=_divides(heads, width, "image_heads", what),
         image_size=patch * math.isqrt(places.shape[1] - 1),
         patch_size=patch,
         layer_norm_eps=1e-6,  # as the public code; transformers' own default is 1e-5
     )
-    return _filled(BlipVisionModel, config, {vision_name(n): t for n, t in tensors.items()}, what)
+    return _fill(BlipVisionModel, config, {vision_name(n): t for n, t in tensors.items()}, what)
 
 
-def text(tensors: Mapping[str, Tensor], heads: int, image_width: int, what: str) -> Any:
-    """BlipTextModel, with cross-attention, filled with the text encoder's tensors. Raises ValueError as vision."""
+def text(tensors: Mapping[str, Tensor], heads: int, image_width: int, what: str) -> Network:
+    """BlipTextModel, with cross-attention, filled with the text encoder's tensors, each of the same shape.
+
+    Raises ValueError as vision.
+    """
     from transformers import BlipTextConfig, BlipTextModel
 
-    words = _wanted(tensors, "embeddings.word_embeddings.weight", what)
+    words = _required(tensors, "embeddings.word_embeddings.weight", what)
     config = BlipTextConfig(
         vocab_size=words.shape[0],
         hidden_size=words.shape[1],
         encoder_hidden_size=image_width,
-        intermediate_size=_wanted(tensors, "encoder.layer.0.intermediate.dense.weight", what).shape[0],
+        intermediate_size=_required(tensors, "encoder.layer.0.intermediate.dense.weight", what).shape[0],
         num_hidden_layers=_layers(tensors, r"encoder\.layer\.(\d+)\."),
         num_attention_heads=_divides(heads, words.shape[1], "text_heads", what),
-        max_position_embeddings=_wanted(tensors, "embeddings.position_embeddings.weight", what).shape[0],
+        max_position_embeddings=_required(tensors, "embeddings.position_embeddings.weight", what).shape[0],
         is_decoder=True,  # gives the layers their cross-attention; a call attends in both directions all the same
     )
     kept = {n: t for n, t in tensors.items() if n != "embeddings.position_ids"}
-    return _filled(BlipTextModel, config, kept, what, add_pooling_layer=False)
+    return _fill(BlipTextModel, config, kept, what, add_pooling_layer=False)
 
 
-def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with the prefix, without it."""
+def without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors, of any shape, whose names begin with the prefix, under names without it."""
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def _filled(kind: Any, config: Any, tensors: Mapping[str, Tensor], what: str, **options: Any) -> Any:
+def _fill(kind: type, config: Config, tensors: Mapping[str, Tensor], what: str, **options: object) -> Network:
     """The model of these tensors, float32; nothing is drawn at random first."""
     with torch.device("meta"):
         wanted = kind(config, **options).state_dict()
-    fit = checkpoints.fitting(wanted, tensors, what)
+    fit = checkpoints.matching_tensors(wanted, tensors, what)
     return kind.from_pretrained(None, config=config, state_dict=fit, dtype=torch.float32, **options)
 
 
-def _wanted(tensors: Mapping[str, Tensor], name: str, what: str) -> Tensor:
+def _required(tensors: Mapping[str, Tensor], name: str, what: str) -> Tensor:
     if name not in tensors:
         raise ValueError(f"{what}: the checkpoint holds no {name}; is it the file of another model?")
     return tensors[name]
 
 
-def _layers(tensors: Mapping[str, Any], pattern: str) -> int:
+def _layers(tensors: Mapping[str, Tensor], pattern: str) -> int:
     return 1 + max((int(match[1]) for name in tensors if (match := re.match(pattern, name))), default=-1)
 
 

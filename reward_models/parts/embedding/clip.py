@@ -6,7 +6,7 @@ their product is the cosine. Everything is float32, frozen and in eval mode; onl
 
 from pathlib import Path
 
-from reward_models.parts.assets import shipped
+from reward_models.parts.assets import shipped_path
 from reward_models.parts.embedding.open_clip_tower import CONFIG, ELSEWHERE, OpenClipTower
 from reward_models.parts.embedding.tower import ADVICE, Tower
 from reward_models.parts.embedding.transformers_tower import TransformersTower
@@ -20,7 +20,7 @@ def tower(model: str, weights: str | None = None, *, processor: str | None = Non
     `local-dir:` is read by open_clip, all else by transformers. processor: where transformers finds tokenizer and
     image sizes, if not with the model. texts=False leaves the half for texts out.
     """
-    model = shipped(model)
+    model = shipped_path(model)
     folder = Path(model.removeprefix("local-dir:")).expanduser()
     if weights is None and not model.startswith(ELSEWHERE) and not (folder / CONFIG).is_file():
         if "/" not in model and not folder.is_dir():

@@ -9,12 +9,12 @@ from reward_models.parts.checkpoints import fill
 
 
 def linear_chain(tensors: Mapping[str, Tensor], width: int, what: str) -> nn.Sequential:
-    """The linear layers of a state dict, applied one after the other with nothing between, from `width` to 1.
+    """The linear layers of a state dict (weights [out, in]), applied in sequence with nothing between: `width` to 1.
 
-    Layers are taken in the order of the numbers in their names; dropout, which has no tensors, does nothing when a
-    model is used. Raises ValueError, naming `what`, for tensors that are no such chain.
+    Layers are ordered by the numbers in their names; dropout, which has no tensors, does nothing at inference. Raises
+    ValueError, naming `what`, for tensors that are not such a chain.
     """
-    names = sorted((name.removesuffix(".weight") for name in tensors if name.endswith(".weight")), key=_numbered)
+    names = sorted((name.removesuffix(".weight") for name in tensors if name.endswith(".weight")), key=_numbers_in)
     expected = {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
     if not names or expected != set(tensors):
         odd = sorted(expected ^ set(tensors)) or ["nothing"]
@@ -34,5 +34,5 @@ def linear_chain(tensors: Mapping[str, Tensor], width: int, what: str) -> nn.Seq
     return chain.float()
 
 
-def _numbered(name: str) -> list[int]:
+def _numbers_in(name: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", name)]

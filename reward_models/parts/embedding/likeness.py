@@ -14,8 +14,8 @@ from reward_models.parts.frames import evenly, frame_count
 from reward_models.parts.model import Model
 
 
-class Eyes(Protocol):
-    """A module that embeds pictures: parts/clip.py's towers, parts/dino.py."""
+class PictureEmbedder(Protocol):
+    """A module that embeds pictures: the towers of clip.py, or dino.py."""
 
     def image(self, images: Tensor) -> Tensor:
         """Embeddings [B, D] of length 1 of images float [B, 3, H, W] in [0, 1], with gradient to them."""
@@ -26,26 +26,28 @@ class Eyes(Protocol):
         ...
 
 
-Look = Callable[[Eyes], Tensor]  # the embeddings [N, D] of the pictures at hand, by the module that is given
+EmbedPictures = Callable[
+    [PictureEmbedder], Tensor
+]  # the embeddings [N, D] of the pictures at hand, by the module that is given
 
 
 class Likeness(Model):
     """A reward of a picture, its prompt and the prompt's media; a video has the mean over its frames.
 
-    References are embedded once: embeddings are kept by path and time of change.
+    References are embedded once: embeddings are cached by path and modification time.
     """
 
-    def __init__(self, eyes: Eyes, frames: int | None):
+    def __init__(self, eyes: PictureEmbedder, frames: int | None):
         self.eyes, self.frames = eyes, frame_count(frames)
         self._known: dict[str, tuple[int, Tensor]] = {}
-        self.frozen()
+        self.freeze()
 
-    def graded(self, look: Look, prompts: Sequence[Prompt]) -> Tensor:
+    def reward_of(self, look: EmbedPictures, prompts: Sequence[Prompt]) -> Tensor:
         """The reward [N] of n prompts and their N = n * T pictures, prompt by prompt: the cosine, unless overridden."""
         return self.cosines(look(self.eyes), prompts)
 
     def cosines(self, seen: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """Mean cosine [N] over the references of its prompt of each embedding [N, D], as graded."""
+        """Mean cosine [N] of each embedding [N, D] with the references of its prompt; N as in reward_of."""
         # the mean of cosines with vectors of length 1 is the product with their mean
         targets = torch.stack([self.references(prompt).mean(0) for prompt in prompts]).to(seen.device)
         return (seen.unflatten(0, (len(prompts), -1)) * targets.unsqueeze(1)).sum(-1).flatten()
@@ -54,29 +56,29 @@ class Likeness(Model):
     def samples(self, samples: Samples) -> Tensor:
         """float32 [B] on the CPU: the reward of each sample; NaN where a pixel is not finite.
 
-        Raises ValueError, in one line, for a prompt without media and for media that are no pictures.
+        Raises ValueError, in one line, for a prompt without media and for media that are not pictures.
         """
         pixels = inputs.frames(self.name, samples)
         scores = torch.full((len(samples),), torch.nan)
-        good = (~inputs.unscored(pixels)).nonzero().flatten().tolist() if len(samples) else []
+        good = (~inputs.is_unscorable(pixels)).nonzero().flatten().tolist() if len(samples) else []
         prompts = [samples.prompts[i] for i in good]
         if good:
             pictures = inputs.as_pil(pixels[good][:, evenly(pixels.shape[1], self.frames)].flatten(0, 1))
-            found = self.graded(lambda eyes: eyes.image_pil(pictures), prompts)
-            scores[good] = found.float().cpu().view(len(good), -1).mean(1)
+            rewards = self.reward_of(lambda eyes: eyes.image_pil(pictures), prompts)
+            scores[good] = rewards.float().cpu().view(len(good), -1).mean(1)
         return scores
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """The reward [B] of images float [B, 3, H, W] in [0, 1], with gradient to them; prompts, since they have media.
 
-        Images are resized as floating point: scores are those of the pictures' files to 1e-5 where 8-bit pictures have
-        the model's size, else to 0.002 where they are as smooth as photos (parts/preprocess.py says by how many levels
-        the inputs differ). Raises ValueError for other shapes, types and numbers of prompts.
+        Images are resized as floating point: scores equal those of the pictures' files to 1e-5 if 8-bit pictures have
+        the model's size, else to 0.002 if they are as smooth as photos (preprocess.py says by how many levels the
+        inputs differ). Raises ValueError for other shapes, types and numbers of prompts.
         """
         if len(prompts) != len(images):
             raise ValueError(f"{self.name}: {len(images)} images and {len(prompts)} prompts; accepted is one an image")
-        checked = inputs.checked(self.name, images, 4)
-        return self.graded(lambda eyes: eyes.image(checked), prompts) if prompts else checked.flatten(1).sum(1)
+        checked = inputs.check_pixels(self.name, images, 4)
+        return self.reward_of(lambda eyes: eyes.image(checked), prompts) if prompts else checked.flatten(1).sum(1)
 
     def references(self, prompt: Prompt) -> Tensor:
         """Embeddings [R, D] of the prompt's media, on the CPU."""
@@ -96,12 +98,12 @@ class Likeness(Model):
 
     @property
     def name(self) -> str:
-        """What messages call this reward."""
+        """The name of this reward in messages."""
         return type(self).__name__
 
 
 def _read(reward: str, path: str) -> tuple[Callable[[], Image.Image], int]:
-    """(the picture in a file, upright as its EXIF says, once it is called; when the file was last changed)."""
+    """(a function that opens the picture of a file, upright according to its EXIF; its modification time)."""
 
     def picture() -> Image.Image:
         try:
@@ -109,7 +111,7 @@ def _read(reward: str, path: str) -> tuple[Callable[[], Image.Image], int]:
                 return ImageOps.exif_transpose(opened).convert("RGB")
         except (OSError, Image.DecompressionBombError) as error:
             raise ValueError(
-                f"{reward}: the reference {path!r} is no picture that can be read ({type(error).__name__}); "
+                f"{reward}: the reference {path!r} is not a readable picture ({type(error).__name__}); "
                 "give PNG, JPEG or WebP"
             ) from error
 

@@ -3,15 +3,15 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from flowrl.untyped import JSON, Network
 from reward_models.parts.embedding.preprocess import Preprocess
-from reward_models.parts.embedding.tower import Tower, loaded
+from reward_models.parts.embedding.tower import Tower, load_or_explain
 
 CONFIG = "open_clip_config.json"
-ELSEWHERE = ("local-dir:", "hf-hub:")  # what names of open_clip that are no architectures begin with
+ELSEWHERE = ("local-dir:", "hf-hub:")  # prefixes of open_clip's names that are not architectures
 
 
 class OpenClipTower(Tower):
@@ -19,39 +19,39 @@ class OpenClipTower(Tower):
 
     def __init__(self, name: str, weights: str | None, texts: bool):
         super().__init__()
-        self.model, self.width = loaded(name, weights, lambda: _model(name, weights))
-        self.preprocess = loaded(name, weights, lambda: _sizes(self.model.visual.preprocess_cfg))
-        self.tokenizer = loaded(name, weights, lambda: _tokenizer(name)) if texts else None
+        self.model, self.width = load_or_explain(name, weights, lambda: _model(name, weights))
+        self.preprocess = load_or_explain(name, weights, lambda: _sizes(self.model.visual.preprocess_cfg))
+        self.tokenizer = load_or_explain(name, weights, lambda: _tokenizer(name)) if texts else None
         self.ready(texts)
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """See Tower."""
+        """Embeddings [B, D] of pixels [B, 3, H, W]; see Tower."""
         return self.model.encode_image(pixels)
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """See Tower."""
+        """Embeddings [B, D] of texts; see Tower."""
         ids = self.tokens(texts, self.model.vocab_size, context_length=self.model.context_length)
         return self.model.encode_text(ids.to(self.device))
 
 
-def _model(name: str, weights: str | None) -> tuple[Any, int]:
+def _model(name: str, weights: str | None) -> tuple[Network, int]:
     """The model and the size of its embeddings; `weights` of a folder or of an architecture may be a file."""
     import open_clip
 
     if not name.startswith(ELSEWHERE) and name not in open_clip.list_models():
         raise ValueError(f"open_clip has no architecture {name!r}; see open_clip.list_models()")
-    config: Any = open_clip.get_model_config(name)
+    config: JSON = open_clip.get_model_config(name)
     width = int(config["embed_dim"])
     file = Path(weights).expanduser() if weights else None
     if file is not None and not file.is_file() and (file.suffix or len(file.parts) > 1):
         raise FileNotFoundError(f"no file at {weights!r}")
     if file is None or not file.is_file():
         quick = _quick_gelu(name, weights) if weights else False
-        options: dict[str, Any] = {"pretrained_text": False, "require_pretrained": True, "force_quick_gelu": quick}
+        options: dict[str, object] = {"pretrained_text": False, "require_pretrained": True, "force_quick_gelu": quick}
         return open_clip.create_model(name, weights, **options), width
     if not name.startswith(ELSEWHERE):
         return open_clip.create_model(name, str(file), pretrained_text=False, require_pretrained=True), width
-    model: Any = open_clip.create_model(name, load_weights=False, pretrained_text=False)
+    model: Network = open_clip.create_model(name, load_weights=False, pretrained_text=False)
     open_clip.load_checkpoint(model, str(file))
     return model, width
 
@@ -65,11 +65,11 @@ def _quick_gelu(name: str, tag: str) -> bool:
     if tag not in (tags := open_clip.list_pretrained_tags_by_model(name)):
         raise ValueError(f"open_clip has no weights {tag!r} of {name}, only {', '.join(tags) or 'none'}")
     wanted = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
-    config: Any = open_clip.get_model_config(name)
+    config: JSON = open_clip.get_model_config(name)
     return bool(wanted) and not config.get("quick_gelu", False)
 
 
-def _sizes(said: dict[str, Any]) -> Preprocess:
+def _sizes(said: dict[str, JSON]) -> Preprocess:
     """The preprocessing that open_clip has read with the model."""
     if said["fill_color"]:
         raise ValueError(f"it pads with level {said['fill_color']}; known is padding with black")
@@ -84,7 +84,7 @@ def _sizes(said: dict[str, Any]) -> Preprocess:
 
 
 def _tokenizer(name: str) -> Callable[..., Tensor]:
-    """open_clip's tokenizer of a model; a folder's own where its config asks for it or its vocabulary is not CLIP's."""
+    """open_clip's tokenizer of a model; a folder's own if its config asks for it or its vocabulary is not CLIP's."""
     import open_clip
     from open_clip.tokenizer import HFTokenizer
 

@@ -1,9 +1,9 @@
-"""What a vision model does to a picture before it looks: resize, crop or pad, normalise.
+"""The preprocessing of a vision model: resize, crop or pad, normalise.
 
 One `Preprocess` does it in two ways. `pictures` resizes 8-bit pictures with Pillow, as the published scores were
 computed. `tensors` resizes floating point as Pillow does, widths first and clamped to [0, 1] after each axis, but
-without rounding to 8 bits, so that there is a gradient: a pixel differs by little more than one of 256 levels, even of
-noise. Of tall pictures Pillow 13 resizes heights first; where bicubic overshoots there, noise differs by some levels.
+without rounding to 8 bits, so that there is a gradient: a pixel differs by little more than one of 256 levels, even for
+noise. Pillow 13 resizes the heights of tall pictures first; if bicubic overshoots there, noise differs by some levels.
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ Mode = Literal["shortest", "longest", "letter_box", "squash"]
 class Preprocess:
     """How pictures become the input of a model, float32 [B, 3, *size].
 
-    mode: "shortest" scales the shortest side to `side` (size, where None) and crops the centre; "longest" scales the
-    picture to fit into size and pads it with black, centred, and "letter_box" does so with HPSv2's rounding, which at
-    320 x 165 and such is another by a pixel; "squash" disregards proportions.
-    floor: an odd rest of a crop goes to the right and bottom (transformers), not to the even offset (torchvision).
+    mode: "shortest" scales the shortest side to `side` (size, if None) and crops the centre; "longest" scales the
+    picture to fit into size and pads it with black, centred, and "letter_box" does so with HPSv2's rounding, which
+    differs by a pixel at sizes such as 320 x 165; "squash" disregards proportions.
+    floor: an odd remainder of a crop goes to the right and bottom (transformers), not to the even offset (torchvision).
     """
 
     size: tuple[int, int]
@@ -46,21 +46,21 @@ class Preprocess:
             raise ValueError(f"interpolation {self.interpolation!r}: accepted are bicubic and bilinear")
 
     def tensors(self, images: Tensor) -> Tensor:
-        """The input of images float [B, 3, H, W] in [0, 1], with gradient to them."""
-        return self._normalised(self.fitted(images, clamped=True))
+        """The model's input [B, 3, *size] of images float [B, 3, H, W] in [0, 1], with gradient to them."""
+        return self._normalise(self.fit(images, clamped=True))
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """The input of pictures of any sizes, on the CPU. Anything but RGB is converted to it first."""
-        fitted = [transforms.pil_to_tensor(self.fitted(one.convert("RGB"))) for one in pictures]
-        return self._normalised(torch.stack(fitted).float() / 255) if fitted else torch.zeros(0, 3, *self.size)
+        """The model's input [B, 3, *size] of pictures of any sizes, on the CPU. They are converted to RGB first."""
+        fitted = [transforms.pil_to_tensor(self.fit(one.convert("RGB"))) for one in pictures]
+        return self._normalise(torch.stack(fitted).float() / 255) if fitted else torch.zeros(0, 3, *self.size)
 
-    def fitted(self, image, clamped: bool = False):
+    def fit(self, image, clamped: bool = False):
         """A picture, or images [..., H, W], resized and then cropped or padded to `size`.
 
-        Bicubic overshoots [0, 1] where images are not `clamped` after each axis.
+        Bicubic overshoots [0, 1] if images are not `clamped` after each axis.
         """
         height, width = _shape(image)
-        new = self.scaled(height, width)
+        new = self.scaled_size(height, width)
         for size in [(height, new[1]), new] if clamped else [new]:
             if size != _shape(image):
                 mode = InterpolationMode(self.interpolation)
@@ -74,7 +74,7 @@ class Preprocess:
         top, left = (self._offset(max(0, -spare)) for spare in room)
         return transforms.crop(image, top, left, *self.size) if min(room) < 0 else image
 
-    def scaled(self, height: int, width: int) -> tuple[int, int]:
+    def scaled_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after the resize, before crop or padding."""
         if self.mode == "squash":
             return self.size
@@ -94,7 +94,7 @@ class Preprocess:
     def _offset(self, rest: int) -> int:
         return rest // 2 if self.floor else int(round(rest / 2.0))
 
-    def _normalised(self, pixels: Tensor) -> Tensor:
+    def _normalise(self, pixels: Tensor) -> Tensor:
         mean, std = (pixels.new_tensor(value).view(-1, 1, 1) for value in (self.mean, self.std))
         return (pixels - mean) / std
 

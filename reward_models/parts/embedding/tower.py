@@ -1,17 +1,18 @@
-"""What a model that embeds images and texts into one space does, whichever library it comes from."""
+"""A model that embeds images and texts into one space, whichever library it comes from."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowrl.untyped import Nest, Network, Tokenizer
 from reward_models.parts.embedding.preprocess import Mode, Preprocess
 
-Loaded = TypeVar("Loaded")
+LoadedT = TypeVar("LoadedT")
 ADVICE = "give a folder, a model of the hub, or an open_clip architecture with a tag or file as weights"
 # what a model has for texts alone: of open_clip's CLIP, of its CustomTextCLIP, of transformers
 TEXT_HALF = ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection")
@@ -22,21 +23,21 @@ class Tower(nn.Module):
     """A model that embeds images and texts. Made by `tower`."""
 
     preprocess: Preprocess
-    model: Any  # a module of a library: whatever it offers
+    model: Network  # a module of a library: whatever it offers
     width: int  # D, the number of entries of an embedding
-    tokenizer: Any = None
+    tokenizer: Tokenizer = None
 
     def image(self, images: Tensor) -> Tensor:
         """Embeddings [B, D] of length 1 of images float [B, 3, H, W] in [0, 1], with gradient to them.
 
-        They are resized as floating point: where nothing is to be resized, 8-bit pictures have the embeddings of
-        `image_pil`; else see parts/preprocess.py.
+        They are resized as floating point: if no resize is needed, 8-bit pictures have the embeddings of `image_pil`;
+        else see preprocess.py.
         """
-        return self._embedded(self.preprocess.tensors(images.to(self.device, self.dtype)))
+        return self._embed(self.preprocess.tensors(images.to(self.device, self.dtype)))
 
     def image_pil(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Embeddings [B, D] of length 1 of pictures of any sizes, preprocessed by Pillow as published."""
-        return self._embedded(self.preprocess.pictures(pictures).to(self.device, self.dtype))
+        return self._embed(self.preprocess.pictures(pictures).to(self.device, self.dtype))
 
     def text(self, texts: Sequence[str]) -> Tensor:
         """Embeddings [B, D] of length 1 of texts, each cut to the model's context. Equal texts are embedded once."""
@@ -44,18 +45,18 @@ class Tower(nn.Module):
             return torch.zeros(0, self.width, device=self.device, dtype=self.dtype)
         unique = list(dict.fromkeys(texts))
         at = {text: row for row, text in enumerate(unique)}
-        found = F.normalize(self.text_features(unique), dim=-1)
-        return found[torch.tensor([at[text] for text in texts], device=found.device)]
+        embeddings = F.normalize(self.text_features(unique), dim=-1)
+        return embeddings[torch.tensor([at[text] for text in texts], device=embeddings.device)]
 
-    def _embedded(self, pixels: Tensor) -> Tensor:
+    def _embed(self, pixels: Tensor) -> Tensor:
         return F.normalize(self.image_features(pixels), dim=-1) if len(pixels) else pixels.new_zeros(0, self.width)
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """Embeddings [B, D] of preprocessed pixels, of whatever length the model gives them."""
+        """Embeddings [B, D], not normalised, of preprocessed pixels."""
         raise NotImplementedError
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings [B, D] of texts, of whatever length the model gives them."""
+        """Embeddings [B, D], not normalised, of texts."""
         raise NotImplementedError
 
     def resizing(self, mode: Mode) -> "Tower":
@@ -70,7 +71,7 @@ class Tower(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are: float32, until somebody casts the tower."""
+        """The dtype of the weights: float32, unless the tower was cast."""
         return next(self.model.parameters()).dtype
 
     @property
@@ -80,30 +81,30 @@ class Tower(nn.Module):
 
     @property
     def logit_bias(self) -> Tensor:
-        """What the model adds to its logits, scalar: not 0 for SigLIP alone."""
+        """What the model adds to its logits, scalar: non-zero for SigLIP only."""
         bias = getattr(self.model, "logit_bias", None)
         return torch.zeros((), device=self.device) if bias is None else bias.reshape(())
 
     def ready(self, texts: bool) -> None:
-        """Freezes the tower and drops, unless texts are wanted, the half for them."""
+        """Freezes the tower and, unless texts are wanted, drops the half for texts."""
         for part in () if texts else TEXT_HALF:
             if getattr(self.model, part, None) is not None:
                 setattr(self.model, part, None)
         self.eval().requires_grad_(False)
 
-    def tokens(self, texts: Sequence[str], vocabulary: int, **options: Any) -> Any:
-        """What the tokenizer gives. Raises ValueError where it is of another model, or there is no half for texts."""
+    def tokens(self, texts: Sequence[str], vocabulary: int, **options: object) -> Nest:
+        """The tokenizer's output. Raises ValueError if it is another model's, or if there is no half for texts."""
         if self.tokenizer is None:
             raise ValueError("this model was loaded without its half for texts")
-        found = self.tokenizer(list(texts), **options)
-        ids = found if isinstance(found, Tensor) else found["input_ids"]
+        tokens = self.tokenizer(list(texts), **options)
+        ids = tokens if isinstance(tokens, Tensor) else tokens["input_ids"]
         if int(ids.max()) >= vocabulary:
             raise ValueError(f"the tokenizer gives token {int(ids.max())} of {vocabulary}; it is another model's")
-        return found
+        return tokens
 
 
-def loaded(name: str, weights: str | None, load: Callable[[], Loaded]) -> Loaded:
-    """What load returns; what it raises becomes a ValueError of one line that names the checkpoint."""
+def load_or_explain(name: str, weights: str | None, load: Callable[[], LoadedT]) -> LoadedT:
+    """The result of load; whatever it raises becomes a ValueError of one line that names the checkpoint."""
     try:
         return load()
     except Exception as error:

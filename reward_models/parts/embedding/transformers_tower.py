@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowrl.untyped import Nest, Network, Processor
 from reward_models.parts.embedding.preprocess import Preprocess
-from reward_models.parts.embedding.tower import Tower, loaded
+from reward_models.parts.embedding.tower import Tower, load_or_explain
 
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
 
@@ -24,30 +24,32 @@ class TransformersTower(Tower):
         projection = getattr(self.model, "visual_projection", None)
         self.width = self.model.config.vision_config.hidden_size if projection is None else projection.out_features
         place = _place(processor)
-        read = loaded(processor, None, lambda: AutoImageProcessor.from_pretrained(place))
+        read = load_or_explain(processor, None, lambda: AutoImageProcessor.from_pretrained(place))
         self.preprocess = sizes(read, processor)
-        self.tokenizer = loaded(processor, None, lambda: AutoTokenizer.from_pretrained(place)) if texts else None
+        self.tokenizer = (
+            load_or_explain(processor, None, lambda: AutoTokenizer.from_pretrained(place)) if texts else None
+        )
         self.ready(texts)
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """See Tower."""
-        return _pooled(self.model.get_image_features(pixel_values=pixels))
+        """Embeddings [B, D] of pixels [B, 3, H, W]; see Tower."""
+        return _pool(self.model.get_image_features(pixel_values=pixels))
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """See Tower."""
+        """Embeddings [B, D] of texts; see Tower."""
         config = self.model.config.text_config
         # always the whole context: SigLIP reads its padding, and the longest text of a batch changes nothing
         how = {"padding": "max_length", "truncation": True, "max_length": config.max_position_embeddings}
-        found = self.tokens(texts, config.vocab_size, return_tensors="pt", **how)
-        return _pooled(self.model.get_text_features(**found.to(self.device)))
+        tokens = self.tokens(texts, config.vocab_size, return_tensors="pt", **how)
+        return _pool(self.model.get_text_features(**tokens.to(self.device)))
 
 
-def _model(name: str) -> Any:
-    """The model in float32. Raises ValueError where it is none of images and texts or lacks tensors."""
+def _model(name: str) -> Network:
+    """The model in float32. Raises ValueError if it does not embed images and texts, or lacks tensors."""
     from transformers import AutoModel
 
     options = {"dtype": torch.float32, "output_loading_info": True}
-    model, info = loaded(name, None, lambda: AutoModel.from_pretrained(_place(name), **options))
+    model, info = load_or_explain(name, None, lambda: AutoModel.from_pretrained(_place(name), **options))
     if not all(hasattr(model, half) for half in ("get_image_features", "get_text_features")):
         raise ValueError(f"{name!r} is a {type(model).__name__}; accepted are models like CLIP and SigLIP")
     if info["missing_keys"]:
@@ -56,7 +58,7 @@ def _model(name: str) -> Any:
     return model
 
 
-def sizes(processor: Any, name: str) -> Preprocess:
+def sizes(processor: Processor, name: str) -> Preprocess:
     """The preprocessing that an image processor of transformers describes. Raises ValueError, naming the model."""
     said = processor.to_dict()
     interpolation = INTERPOLATIONS.get(int(said["resample"]))
@@ -71,9 +73,9 @@ def sizes(processor: Any, name: str) -> Preprocess:
     return Preprocess((crop["height"], crop["width"]), "shortest", mean, std, interpolation, side, floor=True)
 
 
-def _pooled(found: Any) -> Tensor:
-    """The embedding: what transformers 5 wraps and transformers 4 returned as it is."""
-    return found if isinstance(found, Tensor) else found.pooler_output
+def _pool(output: Nest) -> Tensor:
+    """The embedding, which transformers 5 wraps in an output and transformers 4 returns as it is."""
+    return output if isinstance(output, Tensor) else output.pooler_output
 
 
 def _place(name: str) -> str:

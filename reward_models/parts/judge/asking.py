@@ -29,7 +29,7 @@ def shown(reward: str, samples: Samples, frames: int | None) -> list[Shown | Non
     """
     pixels = inputs.frames(reward, samples)
     picked = pixels[:, evenly(pixels.shape[1], frames)]
-    broken = inputs.unscored(pixels).tolist()
+    broken = inputs.is_unscorable(pixels).tolist()
     return [None if bad else inputs.as_pil(clip) for bad, clip in zip(broken, picked, strict=True)]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from reward_models.parts.extras import needed
+from reward_models.parts.extras import require_package
 
 SMALL = 128  # pixels a side up to which the detector sees a picture at its own size
 NARROWEST = 96  # pixels that a line 48 high is padded to; 320 by default, which costs 16 ms more and reads no better
@@ -46,7 +46,7 @@ def reading_order(boxes: Sequence[Sequence[tuple[float, float]]]) -> list[int]:
     return [i for line in lines for i in sorted(line, key=lambda i: spans[i][2])]
 
 
-class Reader:
+class TextReader:
     """Reads pictures, `workers` at a time. What it finds in one does not depend on the others, nor on threads.
 
     side: the detector sees larger pictures shrunk to it; lines are read from the picture itself. It is not only slower
@@ -61,8 +61,8 @@ class Reader:
             raise ValueError(f"{reward}: confidence={confidence}: accepted is 0 (every line counts) to 1")
         if workers < 1:
             raise ValueError(f"{reward}: workers={workers}: accepted is 1 or more")
-        needed(reward, "onnxruntime", "vision")
-        self._make: Any = needed(reward, "rapidocr", "vision").RapidOCR
+        require_package(reward, "onnxruntime", "vision")
+        self._make: Any = require_package(reward, "rapidocr", "vision").RapidOCR
         self.side, self.confidence, self.workers = side, confidence, workers
         self._engines: dict[int, Any] = {}
         self._lock = threading.Lock()

@@ -51,7 +51,7 @@ class Rubric:
         return judging.rubric_score(judging.rubric(text, list(self.aspects), self.scale), self.scale)
 
 
-def checked(reward: str, aspects: Mapping[str, str] | None, scale: Sequence[float]) -> Rubric:
+def check_rubric(reward: str, aspects: Mapping[str, str] | None, scale: Sequence[float]) -> Rubric:
     """The rubric of these aspects. Raises ValueError, naming the reward, where they or the scale are none."""
     aspects = ASPECTS if aspects is None else aspects
     if not isinstance(aspects, Mapping) or not aspects or not all(isinstance(v, str) for v in aspects.values()):

@@ -19,7 +19,7 @@ class Beauty(Model):
     def __init__(self, tower: Tower, head: Mapping[str, Tensor], what: str, frames: int | None):
         self.frames = frame_count(frames)
         self.tower, self.head = tower, linear_chain(head, tower.width, what)
-        self.frozen()
+        self.freeze()
 
     def samples(self, samples: Samples) -> Tensor:
         """float32 [B]: the score of each sample."""
@@ -28,9 +28,9 @@ class Beauty(Model):
     def score(self, images: Tensor, texts: Sequence[str] | None = None) -> Tensor:
         """The score [B] of images float [B, 3, H, W] in [0, 1], with gradient to them; texts do not count.
 
-        Images are resized as floating point, not through 8 bits: a score is that of the picture's file up to 0.01 on
-        the tests' models, noise included, and up to 1e-5 where nothing is resized. Raises
-        ValueError for other shapes, types and numbers of texts.
+        Images are resized as floating point, not through 8 bits: a score equals that of the picture's file up to 0.01
+        on the tests' models, noise included, and up to 1e-5 if nothing is resized. Raises ValueError for other shapes,
+        types and numbers of texts.
         """
         return self.head(self.tower.image(same_number(type(self).__name__, images, texts))).squeeze(-1)
 

@@ -1,17 +1,16 @@
-"""Qwen2-VL that ends in a head read at special tokens: what HPSv3 and VideoReward share.
+"""Qwen2-VL with a head read at special tokens: what HPSv3 and VideoReward share.
 
-One conversation at a time is read. A thousand tokens fill a GPU as they are, no padding is computed, and no kernel can
-depend on the batch: a score is bit for bit the same whatever the batch is split into, in bfloat16 too.
+One conversation is read at a time. A thousand tokens fill a GPU anyway, no padding is computed, and no kernel can
+depend on the batch: a score is bit for bit the same however the batch is split, in bfloat16 too.
 
 Positions are 0, 1, 2 ... for text and picture alike, not Qwen2-VL's three-dimensional ones: the published models were
-trained that way (their forward hands embeddings to the language model, which then counts), and scores drift where a
+trained that way (their forward passes embeddings to the language model, which then counts), and scores drift if a
 port lets transformers compute the three-dimensional ones.
 """
 
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from PIL import Image
@@ -19,21 +18,22 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
+from flowrl.untyped import Config, Network, Processor
 from reward_models.parts import checkpoints
 
 PAD = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-class Reader(nn.Module):
+class QwenReader(nn.Module):
     """A Qwen2VLModel and a head on its last hidden state at the reward tokens; the head is float32.
 
-    processor is that of the base model; the tokens are added to its tokenizer.
+    processor: of the base model; the tokens are added to its tokenizer.
     """
 
-    def __init__(self, backbone: Any, head: nn.Module, processor: Any, tokens: Sequence[str], what: str):
+    def __init__(self, backbone: Network, head: nn.Module, processor: Processor, tokens: Sequence[str], what: str):
         super().__init__()
-        self.backbone: Any = backbone
+        self.backbone: Network = backbone
         self.head, self.tokens = head, tuple(tokens)
         self.processor, self.tokenizer = processor, processor.tokenizer
         rows = backbone.get_input_embeddings().weight.shape[0]
@@ -45,13 +45,13 @@ class Reader(nn.Module):
             )
 
     def forward(self, kind: str, frames: Tensor, text: str) -> Tensor:
-        """What the head says at each reward token, float32 [tokens, outputs].
+        """The head's output at each reward token, float32 [tokens, outputs].
 
         kind: "image" or "video". frames: float [T, 3, H, W] in [0, 1], T = 1 for an image, already of a size that
-        `fitted` gives. text: what the user says after the picture, with each reward token once.
+        `fitted_size` gives. text: the user's words after the picture, with each reward token once.
         """
         pixels, grid = self.patches(frames)
-        ids = self.encoded(kind, text, int(grid.prod()) // self._vision.spatial_merge_size**2)
+        ids = self.token_ids(kind, text, int(grid.prod()) // self._vision.spatial_merge_size**2)
         device = self.backbone.get_input_embeddings().weight.device
         ids = ids.to(device)
         name = "pixel_values" if kind == "image" else "pixel_values_videos"
@@ -64,8 +64,8 @@ class Reader(nn.Module):
         places = [int((ids == token).nonzero().item()) for token in self.ids]
         return self.head(hidden[places].float())
 
-    def encoded(self, kind: str, text: str, number: int) -> Tensor:
-        """Token ids of the conversation, int64, in which the picture takes `number` tokens."""
+    def token_ids(self, kind: str, text: str, number: int) -> Tensor:
+        """Token ids of the conversation, int64 [L], in which the picture takes `number` tokens."""
         said = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": text}]}]
         shown = self.processor.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
         before, pad, after = shown.partition(PAD[kind])
@@ -73,13 +73,13 @@ class Reader(nn.Module):
         return torch.tensor(ids, dtype=torch.int64)
 
     def plain(self, caption: str) -> str:
-        """The caption with a space inside every control token that it spells out, so that it stays words."""
+        """The caption with a space inside every control token that it spells out, so that it stays text."""
         for token in self.tokenizer.get_added_vocab():
             caption = caption.replace(token, f"{token[:1]} {token[1:]}")
         return caption
 
     def patches(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """(patches [number, 3 * temporal * patch * patch], grid int64 [3]: how many in time, height and width)."""
+        """(patches [number, 3 * temporal * patch * patch], grid int64 [3]: their number in time, height and width)."""
         side, merge, span = self._vision.patch_size, self._vision.spatial_merge_size, self._vision.temporal_patch_size
         shape = self.processor.image_processor
         x = transforms.normalize(frames.float(), list(shape.image_mean), list(shape.image_std))
@@ -91,18 +91,18 @@ class Reader(nn.Module):
 
     @property
     def factor(self) -> int:
-        """What height and width of a picture have to be multiples of."""
+        """Height and width of a picture have to be multiples of this."""
         return int(self._vision.patch_size * self._vision.spatial_merge_size)
 
     @property
-    def _vision(self) -> Any:
+    def _vision(self) -> Config:
         return self.backbone.config.vision_config
 
 
-def fitted(height: int, width: int, factor: int, least: int, most: int) -> tuple[int, int]:
-    """(height, width) in multiples of `factor` that come nearest to the picture's, with least .. most pixels.
+def fitted_size(height: int, width: int, factor: int, least: int, most: int) -> tuple[int, int]:
+    """(height, width) in multiples of `factor` nearest to the picture's, with least .. most pixels.
 
-    As the public Qwen2-VL code resizes: rounded, or scaled down and floored, or scaled up and ceiled.
+    As in the public Qwen2-VL code: rounded, or scaled down and floored, or scaled up and ceiled.
     """
     tall, wide = (max(factor, round(side / factor) * factor) for side in (height, width))
     if tall * wide > most:
@@ -114,43 +114,43 @@ def fitted(height: int, width: int, factor: int, least: int, most: int) -> tuple
     return tall, wide
 
 
-def resized(frames: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
     """Frames float [T, 3, H, W] in [0, 1] at another size, bicubic, with gradient."""
     if tuple(frames.shape[-2:]) == size:
         return frames.float()
     return transforms.resize(frames.float(), list(size), InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
 
 
-def resized_as_pil(image: Image.Image, size: tuple[int, int]) -> Tensor:
+def resize_by_pillow(image: Image.Image, size: tuple[int, int]) -> Tensor:
     """A picture at another size, resized by Pillow, float [1, 3, H, W] in [0, 1]."""
     return transforms.to_tensor(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))[None]
 
 
 def dtype_of(name: str, what: str) -> torch.dtype:
-    """The torch dtype of that name. Raises ValueError for one that is not accepted."""
+    """The torch dtype of this name. Raises ValueError for one that is not accepted."""
     if name not in DTYPES:
         raise ValueError(f"{what}: dtype={name!r}; accepted is {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
-def processor_of(base: str, tokens: Sequence[str], what: str) -> Any:
+def processor_of(base: str, tokens: Sequence[str], what: str) -> Processor:
     """The processor of a base model, with the reward tokens added to its tokenizer."""
     from transformers import AutoProcessor
 
-    load: Callable[..., Any] = AutoProcessor.from_pretrained
-    processor = checkpoints.pretrained(load, base, f"{what}: base")
+    load: Callable[..., Processor] = AutoProcessor.from_pretrained
+    processor = checkpoints.load_pretrained(load, base, f"{what}: base")
     if not hasattr(processor, "image_processor"):  # a folder without preprocessor_config.json gives the tokenizer
         raise ValueError(f"{what}: base {base!r} holds no processor of a Qwen2-VL, but a {type(processor).__name__}")
     processor.tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
     return processor
 
 
-def config_of(base: str, what: str) -> Any:
-    """The Qwen2VLConfig of a base model. Raises ValueError where it is another model's."""
+def config_of(base: str, what: str) -> Config:
+    """The Qwen2VLConfig of a base model. Raises ValueError if it is another model's."""
     from transformers import AutoConfig, Qwen2VLConfig
 
-    load: Callable[..., Any] = AutoConfig.from_pretrained
-    config = checkpoints.pretrained(load, base, f"{what}: base")
+    load: Callable[..., Config] = AutoConfig.from_pretrained
+    config = checkpoints.load_pretrained(load, base, f"{what}: base")
     if not isinstance(config, Qwen2VLConfig):
         raise ValueError(f"{what}: base {base!r} is a {config.model_type}; accepted is a qwen2_vl")
     return config
@@ -160,7 +160,7 @@ _OLD = ((r"^model\.visual\.", "visual."), (r"^model\.(?:language_model\.)?", "la
 
 
 def backbone_name(name: str) -> str:
-    """What Qwen2VLModel calls a tensor of a Qwen2-VL checkpoint, old (model.layers, visual) or new in its names."""
+    """Qwen2VLModel's name of a tensor of a Qwen2-VL checkpoint with old (model.layers, visual) or new names."""
     for pattern, ours in _OLD:
         name, changed = re.subn(pattern, ours, name)
         if changed:
@@ -168,10 +168,10 @@ def backbone_name(name: str) -> str:
     return name
 
 
-def backbone(config: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype, what: str) -> Any:
-    """Qwen2VLModel of the config with these tensors, named as `backbone_name` names them; nothing is drawn at random.
+def backbone(config: Config, tensors: Mapping[str, Tensor], dtype: torch.dtype, what: str) -> Network:
+    """Qwen2VLModel of the config with these tensors, under the names of `backbone_name`; nothing is drawn at random.
 
-    Its vocabulary is that of the tensors. Raises ValueError, in one line, where they do not fit the config.
+    Its vocabulary is that of the tensors. Raises ValueError, in one line, unless each has the same shape in the config.
     """
     from transformers import Qwen2VLModel
 
@@ -179,5 +179,5 @@ def backbone(config: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype, wha
         config.text_config.vocab_size = words.shape[0]
     with torch.device("meta"):
         wanted = Qwen2VLModel(config).state_dict()
-    fit = checkpoints.fitting(wanted, tensors, what)
+    fit = checkpoints.matching_tensors(wanted, tensors, what)
     return Qwen2VLModel.from_pretrained(None, config=config, state_dict=fit, dtype=dtype)

@@ -1,4 +1,4 @@
-"""The checkpoint folder of VideoReward (KwaiVGI/VideoAlign): what model_config.json says, and the weights.
+"""The checkpoint folder of VideoReward (KwaiVGI/VideoAlign): its model_config.json and its weights.
 
 model_config.json                       data_config, model_config, peft_lora_config, inference_config
 checkpoint-11352/model.pth              all tensors, LoRA apart; or
@@ -10,11 +10,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flowrl.untyped import JSON, Network
 from reward_models.parts import checkpoints
 from reward_models.parts.preference import qwen2vl
 
@@ -24,8 +24,8 @@ LEAST_FRAMES, MOST_FRAMES, SPAN = 4, 768, 2  # of the public code, where frames 
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What model_config.json says of inference: mean and std are of VQ, MQ, TA; one of fps and frames counts."""
+class VideoAlignConfig:
+    """The inference settings of model_config.json. mean, std: of VQ, MQ, TA; either fps or frames counts."""
 
     base: str
     fps: float
@@ -33,11 +33,11 @@ class Settings:
     most_pixels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    lora: Mapping[str, Any]
+    lora: Mapping[str, JSON]
 
 
-def settings(folder: Path, what: str) -> Settings:
-    """What a checkpoint says. Raises ValueError, in one line, where it says too little or asks for another reading."""
+def settings(folder: Path, what: str) -> VideoAlignConfig:
+    """The settings of a checkpoint. Raises ValueError, in one line, if any is missing or not supported."""
     file = folder / "model_config.json"
     if not file.is_file():
         raise ValueError(f"{what}: {str(folder)!r} holds no model_config.json; give the folder of the whole checkpoint")
@@ -61,24 +61,24 @@ def settings(folder: Path, what: str) -> Settings:
         if asked[name] != only:
             raise ValueError(f"{what}: {name} of model_config.json is {asked[name]!r}; accepted is {only!r}")
     mean, std = _statistics(said.get("inference_config"), what)
-    return Settings(base, *numbers, mean, std, lora)
+    return VideoAlignConfig(base, *numbers, mean, std, lora)
 
 
-def _statistics(said: Any, what: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(said: JSON, what: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     names = [f"{aspect}_{kind}" for kind in ("mean", "std") for aspect in ASPECTS]
-    found = said if isinstance(said, Mapping) else {}
-    absent = [n for n in names if not isinstance(found.get(n), int | float) or (n.endswith("std") and not found[n] > 0)]
+    given = said if isinstance(said, Mapping) else {}
+    absent = [n for n in names if not isinstance(given.get(n), int | float) or (n.endswith("std") and not given[n] > 0)]
     if absent:
         raise ValueError(
             f"{what}: inference_config of model_config.json gives no {', '.join(absent)}; without the checkpoint's own "
             "mean and std its scores have no scale"
         )
-    values = [float(found[name]) for name in names]
+    values = [float(given[name]) for name in names]
     return tuple(values[:3]), tuple(values[3:])
 
 
-def frames_of(total: int, video_fps: float, said: Settings, what: str) -> list[int]:
-    """Which of `total` frames, shown at video_fps a second, the model sees: evenly spread, an even number."""
+def frames_of(total: int, video_fps: float, said: VideoAlignConfig, what: str) -> list[int]:
+    """Which of `total` frames, shown at video_fps per second, the model sees: evenly spread, an even number."""
     if said.frames is None:
         most = min(MOST_FRAMES, total) // SPAN * SPAN
         number = round(min(max(total / video_fps * said.fps, LEAST_FRAMES), most) / SPAN) * SPAN
@@ -89,26 +89,28 @@ def frames_of(total: int, video_fps: float, said: Settings, what: str) -> list[i
     return torch.linspace(0, total - 1, number).round().long().tolist()
 
 
-def load(folder: Path, step: int | None, base: str, said: Settings, dtype: torch.dtype, what: str) -> qwen2vl.Reader:
-    """The model of a checkpoint, LoRA merged, frozen. Raises ValueError, in one line, where files do not fit."""
+def load(
+    folder: Path, step: int | None, base: str, said: VideoAlignConfig, dtype: torch.dtype, what: str
+) -> qwen2vl.QwenReader:
+    """The model of a checkpoint, LoRA merged, frozen. Raises ValueError, in one line, if files do not fit."""
     tensors = _tensors(_at(folder, step, what), what)
     head = {name.removeprefix("rm_head."): t for name, t in tensors.items() if name.startswith("rm_head.")}
     rest = {qwen2vl.backbone_name(n): t for n, t in tensors.items() if not n.startswith(("rm_head.", "lm_head."))}
     processor = qwen2vl.processor_of(base, TOKENS, what)
-    backbone = _merged(_base(base, rest, what), rest, said.lora, what).to(dtype)
-    reader = qwen2vl.Reader(
+    backbone = _merge_lora(_base(base, rest, what), rest, said.lora, what).to(dtype)
+    reader = qwen2vl.QwenReader(
         backbone, _head(head, backbone.config.text_config.hidden_size, what), processor, TOKENS, what
     )
     return reader.eval().requires_grad_(False)
 
 
 def scores(answers: Tensor) -> Tensor:
-    """VQ, MQ and TA as the head gives them, [3], of what it says at their tokens, [3, outputs]."""
+    """VQ, MQ and TA, [3], from the head's outputs at their tokens, [3, outputs]."""
     return answers[:, 0] if answers.shape[1] == 1 else answers.diagonal()
 
 
 def _at(folder: Path, step: int | None, what: str) -> Path:
-    """The folder of the step, or of the last one; the folder itself where it holds the tensors."""
+    """The folder of the step, or of the last one; the folder itself if it holds the tensors."""
     if step is None and any((folder / name).is_file() for name in ("model.pth", "adapter_model.safetensors")):
         return folder
     steps = {int(match[1]): p for p in folder.iterdir() if (match := re.fullmatch(r"checkpoint-(\d+)", p.name))}
@@ -124,28 +126,30 @@ def _tensors(folder: Path, what: str) -> dict[str, Tensor]:
         files = ["model.pth"]
     else:
         files = ["non_lora_state_dict.pth", "adapter_model.safetensors"]
-    found = {name: t for file in files for name, t in checkpoints.state_dict(folder / file, what).items()}
-    return {name.removeprefix("base_model.model.").replace(".default.", "."): t for name, t in found.items()}
+    tensors = {name: t for file in files for name, t in checkpoints.state_dict(folder / file, what).items()}
+    return {name.removeprefix("base_model.model.").replace(".default.", "."): t for name, t in tensors.items()}
 
 
-def _base(base: str, tensors: Mapping[str, Tensor], what: str) -> Any:
+def _base(base: str, tensors: Mapping[str, Tensor], what: str) -> Network:
     """The base model, float32, with as many rows of its embedding as the checkpoint has."""
     from transformers import Qwen2VLModel
 
     qwen2vl.config_of(base, what)
-    model: Any = checkpoints.pretrained(Qwen2VLModel.from_pretrained, base, f"{what}: base", dtype=torch.float32)
+    model: Network = checkpoints.load_pretrained(
+        Qwen2VLModel.from_pretrained, base, f"{what}: base", dtype=torch.float32
+    )
     if (words := tensors.get("language_model.embed_tokens.weight")) is not None:
         model.resize_token_embeddings(words.shape[0], mean_resizing=False)
     return model
 
 
-def _merged(model: Any, tensors: Mapping[str, Tensor], lora: Mapping[str, Any], what: str) -> Any:
-    """The model with the tensors in it and the LoRA among them added to its weights."""
+def _merge_lora(model: Network, tensors: Mapping[str, Tensor], lora: Mapping[str, JSON], what: str) -> Network:
+    """The model with these tensors, and with the LoRA among them merged into its weights."""
     from peft import LoraConfig, get_peft_model
 
     targets = sorted({name.partition(".lora_")[0] for name in tensors if ".lora_" in name})
     if not targets:
-        return _updated(model, tensors, what)
+        return _filled(model, tensors, what)
     try:
         config = LoraConfig(
             r=lora["lora_r"],
@@ -153,7 +157,7 @@ def _merged(model: Any, tensors: Mapping[str, Tensor], lora: Mapping[str, Any], 
             use_rslora=lora.get("use_rslora", False),
             target_modules=targets,
         )
-        tuned: Any = get_peft_model(model, config)
+        tuned: Network = get_peft_model(model, config)
     except (KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
@@ -163,16 +167,16 @@ def _merged(model: Any, tensors: Mapping[str, Tensor], lora: Mapping[str, Any], 
     half = [name for target in targets for name in (f"{target}.lora_A.weight", f"{target}.lora_B.weight")]
     if absent := [name for name in half if name not in tensors]:
         raise ValueError(f"{what}: the checkpoint holds no {absent[0]}; download it anew")
-    return _updated(tuned, named, what).merge_and_unload()
+    return _filled(tuned, named, what).merge_and_unload()
 
 
-def _updated(model: Any, tensors: Mapping[str, Tensor], what: str) -> Any:
+def _filled(model: Network, tensors: Mapping[str, Tensor], what: str) -> Network:
     checkpoints.fill(model, {**model.state_dict(), **tensors}, what)
     return model
 
 
 def _head(tensors: Mapping[str, Tensor], width: int, what: str) -> nn.Linear:
-    """The linear head without bias: one output read at each token, or three of which each token has its own."""
+    """The linear head without bias: one output, read at each token, or three, one for each token."""
     outputs = tensors["weight"].shape[0] if "weight" in tensors else 1
     if outputs not in (1, 3):
         raise ValueError(f"{what}: rm_head has {outputs} outputs; accepted is 1 or 3")

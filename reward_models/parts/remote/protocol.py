@@ -1,4 +1,4 @@
-"""What `remote` and `flowrl serve-rewards` agree upon, without torch: a server's own process needs none."""
+"""What `remote` and `flowrl serve-rewards` agree on, without torch: a server's own process does not need it."""
 
 VERSION = 1
 SCORE, REWARDS = "/v1/score", "/v1/rewards"

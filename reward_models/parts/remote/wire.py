@@ -1,4 +1,4 @@
-"""What `remote` and `flowrl serve-rewards` say to each other: samples there, scores back. Nothing is ever unpickled.
+"""The messages between `remote` and `flowrl serve-rewards`: samples there, scores back. Nothing is ever unpickled.
 
 A request is POST /v1/score. Its head names version, rewards (all where none is named) and items: `prompt`, `id`,
 `meta`, `group`, and of texts `text`, `length`, `truncated`. It is either JSON whose items hold an `image` or a list
@@ -24,18 +24,18 @@ from torch import Tensor
 from flowrl.contracts import Prompt, Samples
 from flowrl.media.pictures import shape_fault
 from reward_models.parts.inputs import as_pil
-from reward_models.parts.remote.bounds import PNG, Malformed, measure, unpack
+from reward_models.parts.remote.bounds import PNG, MalformedRequestError, measure, unpack
 from reward_models.parts.remote.protocol import JSON, TENSORS, VERSION
 
-__all__ = ["PNG", "Answer", "Limits", "Malformed", "Outcome", "decode", "encode", "scores"]
+__all__ = ["PNG", "ItemOutcome", "MalformedRequestError", "RequestLimits", "ScoreAnswer", "decode", "encode", "scores"]
 
 KINDS = {"images": 4, "video": 5}  # tensors, and their axes
 FLOATS = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How much one request may hold: items, and pixels of all its pictures and frames together."""
+class RequestLimits:
+    """How much one request may hold: items, and pixels of all its pictures and frames in total."""
 
     items: int
     pixels: int
@@ -67,8 +67,8 @@ class Head(_Strict):
     rewards: list[str] | None = Field(None, min_length=1)
 
 
-class Outcome(BaseModel):
-    """What became of an item: the worst of the rewards asked for. Only a reward that scored it has a number."""
+class ItemOutcome(BaseModel):
+    """The outcome of an item: the worst of the requested rewards. Only a reward that scored it has a number."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
     status: Literal["ok", "unscored", "error"]
@@ -76,23 +76,23 @@ class Outcome(BaseModel):
     reason: str = ""
 
 
-class Answer(BaseModel):
-    """What a server answers a request that it could read."""
+class ScoreAnswer(BaseModel):
+    """A server's answer to a request that it could read."""
 
     model_config = ConfigDict(strict=True)
     version: Literal[1]
-    items: list[Outcome]
+    items: list[ItemOutcome]
 
 
 def encode(samples: Samples, form: str, rewards: Sequence[str] | None = None) -> tuple[str, bytes]:
     """(content type, body) of a request; form is png or safetensors.
 
-    Raises ValueError where the meta of a prompt is no JSON, and for sound; that of a video is left out.
+    Raises ValueError if the meta of a prompt is not JSON, and for sound; that of a video is left out.
     """
     if samples.audio is not None and samples.images is None and samples.video is None:
         raise ValueError("sound does not travel to a reward server: score it in this process")
     items = [_item(samples, i) for i in range(len(samples))]
-    head: dict[str, Any] = {"version": VERSION, "items": items}
+    head: dict[str, object] = {"version": VERSION, "items": items}
     if rewards is not None:
         head["rewards"] = list(rewards)
     if form == "safetensors":
@@ -109,29 +109,29 @@ def encode(samples: Samples, form: str, rewards: Sequence[str] | None = None) ->
     return JSON, _dumps(head)
 
 
-def decode(kind: str, body: bytes, limits: Limits) -> tuple[Samples, list[str] | None]:
-    """(samples, names of the rewards asked for or None) of a request. Raises Malformed for everything else."""
+def decode(kind: str, body: bytes, limits: RequestLimits) -> tuple[Samples, list[str] | None]:
+    """(samples, names of the requested rewards or None) of a request. Raises MalformedRequestError for anything else."""
     if kind == TENSORS:
         text, tensors = _split(body)
         head = _head(text, limits)
-        pixels = _loaded(body, tensors, len(head.items), limits)
+        pixels = _load_tensors(body, tensors, len(head.items), limits)
     elif kind == JSON:
         head = _head(body, limits)
         pixels = {}
     else:
-        raise Malformed(415, f"content type {kind[:80]!r}; accepted: {JSON} or {TENSORS}")
+        raise MalformedRequestError(415, f"content type {kind[:80]!r}; accepted: {JSON} or {TENSORS}")
     items, budget = head.items, [limits.pixels]
     for item in items:
         if len(pixels) + sum(given is not None for given in (item.image, item.video, item.text)) != 1:
-            raise Malformed(422, "an item that is not exactly one of image, video and text")
+            raise MalformedRequestError(422, "an item that is not exactly one of image, video and text")
     clips = [([item.image] if item.image is not None else item.video) for item in items]
-    if (held := _together(clips, "image or video")) is not None:
-        pictures = _stacked([_stacked([_picture(data, budget) for data in clip]) for clip in held])
-        still = _together([item.image for item in items], "image") is not None
+    if (held := _all_or_none(clips, "image or video")) is not None:
+        pictures = _stack([_stack([_picture(data, budget) for data in clip]) for clip in held])
+        still = _all_or_none([item.image for item in items], "image") is not None
         pixels |= {"images": pictures[:, 0]} if still else {"video": pictures}
-    texts = _together([item.text for item in items], "text")
-    lengths = _together([item.length for item in items], "length")
-    truncated = _together([item.truncated for item in items], "truncated")
+    texts = _all_or_none([item.text for item in items], "text")
+    lengths = _all_or_none([item.length for item in items], "length")
+    truncated = _all_or_none([item.truncated for item in items], "truncated")
     samples = Samples(
         prompts=[Prompt(item.id, item.prompt, meta=item.meta) for item in items],
         group=torch.tensor([item.group for item in items], dtype=torch.int64),
@@ -143,10 +143,10 @@ def decode(kind: str, body: bytes, limits: Limits) -> tuple[Samples, list[str] |
     return samples, head.rewards
 
 
-def scores(body: bytes, number: int, name: str) -> list[Outcome]:
+def scores(body: bytes, number: int, name: str) -> list[ItemOutcome]:
     """The outcomes of `number` items, scored by the reward `name` alone. Raises ValueError for any other answer."""
     try:
-        items = Answer.model_validate_json(body).items
+        items = ScoreAnswer.model_validate_json(body).items
     except ValidationError as error:
         raise ValueError(f"an answer that is none ({_first(error)})") from None
     if len(items) != number:
@@ -157,9 +157,9 @@ def scores(body: bytes, number: int, name: str) -> list[Outcome]:
     return items
 
 
-def _item(samples: Samples, i: int) -> dict[str, Any]:
+def _item(samples: Samples, i: int) -> dict[str, object]:
     prompt = samples.prompts[i]
-    item: dict[str, Any] = {"prompt": prompt.text, "group": int(samples.group[i]), "id": prompt.id}
+    item: dict[str, object] = {"prompt": prompt.text, "group": int(samples.group[i]), "id": prompt.id}
     item["meta"] = prompt.meta
     if samples.texts is not None:
         item["text"] = samples.texts[i]
@@ -170,7 +170,7 @@ def _item(samples: Samples, i: int) -> dict[str, Any]:
     return item
 
 
-def _dumps(head: dict[str, Any]) -> bytes:
+def _dumps(head: dict[str, object]) -> bytes:
     try:
         return json.dumps(head, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
@@ -190,14 +190,16 @@ def _png(picture: Tensor) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _head(text: bytes, limits: Limits) -> Head:
+def _head(text: bytes, limits: RequestLimits) -> Head:
     measure(text, limits.items)
     try:
         return Head.model_validate_json(text)
     except ValidationError as error:
         if any(detail["loc"][:1] == ("version",) for detail in error.errors(include_input=False, include_url=False)):
-            raise Malformed(400, f"missing or unknown protocol version; this server speaks {VERSION}") from None
-        raise Malformed(422, _first(error)) from None
+            raise MalformedRequestError(
+                400, f"missing or unknown protocol version; this server speaks {VERSION}"
+            ) from None
+        raise MalformedRequestError(422, _first(error)) from None
 
 
 def _first(error: ValidationError) -> str:
@@ -206,7 +208,7 @@ def _first(error: ValidationError) -> str:
     return f"{place}: {detail['msg']}"
 
 
-def _split(body: bytes) -> tuple[bytes, dict[str, Any]]:
+def _split(body: bytes) -> tuple[bytes, dict[str, dict]]:
     """(the head as JSON, what the header says of each tensor) of a safetensors file."""
     try:
         (length,) = struct.unpack_from("<Q", body)
@@ -214,68 +216,72 @@ def _split(body: bytes) -> tuple[bytes, dict[str, Any]]:
         header = json.loads(body[8 : 8 + length])
         text = header.pop("__metadata__")["flowrl"]
         return text.encode(), {str(name): dict(value) for name, value in header.items()}
-    except Malformed:
+    except MalformedRequestError:
         raise
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         reason = f"no safetensors file with the metadata `flowrl` ({type(error).__name__})"
-        raise Malformed(422, reason) from None
+        raise MalformedRequestError(422, reason) from None
 
 
-def _loaded(body: bytes, tensors: dict[str, Any], number: int, limits: Limits) -> dict[str, Tensor]:
-    """The tensors of a body, looked at before they are loaded."""
+def _load_tensors(body: bytes, tensors: dict[str, dict], number: int, limits: RequestLimits) -> dict[str, Tensor]:
+    """The tensors of a body, checked before they are loaded."""
     for name, told in tensors.items():
         shape, axes = told.get("shape"), KINDS.get(name)
         if axes is None or told.get("dtype") not in FLOATS or not isinstance(shape, list) or len(shape) != axes:
-            raise Malformed(422, f"tensor {name[:40]!r}: accepted: images [B, 3, H, W] or video [B, T, 3, H, W], float")
+            raise MalformedRequestError(
+                422, f"tensor {name[:40]!r}: accepted: images [B, 3, H, W] or video [B, T, 3, H, W], float"
+            )
         if not all(type(n) is int and n > 0 for n in shape) or shape[0] != number or shape[-3] != 3:
-            raise Malformed(422, f"{name} of shape {shape}; accepted: {number} items of RGB, none empty")
+            raise MalformedRequestError(422, f"{name} of shape {shape}; accepted: {number} items of RGB, none empty")
         pixels = shape[0] * shape[-1] * shape[-2] * (shape[1] if axes == 5 else 1)
         if pixels > limits.pixels:
-            raise Malformed(413, f"{pixels} pixels; accepted: at most {limits.pixels} a request")
+            raise MalformedRequestError(413, f"{pixels} pixels; accepted: at most {limits.pixels} a request")
     from safetensors.torch import load
 
     try:
         loaded = load(body)
     except Exception as error:  # of whatever kind: the bytes are a stranger's
-        raise Malformed(422, f"a damaged safetensors file ({error})") from None
+        raise MalformedRequestError(422, f"a damaged safetensors file ({error})") from None
     for pixels in loaded.values():
         if (wrong := shape_fault(pixels)) is not None:
-            raise Malformed(422, wrong)
+            raise MalformedRequestError(422, wrong)
     return loaded
 
 
 def _picture(data: str, budget: list[int]) -> Tensor:
-    """A PNG as float32 [3, H, W] in [0, 1]. Its size is taken off the budget before a pixel is unpacked."""
+    """A PNG as float32 [3, H, W] in [0, 1]. Its size is subtracted from the budget before a pixel is unpacked."""
     try:
         file = base64.b64decode(data, validate=True)
     except ValueError:
-        raise Malformed(422, "a picture that is no base64") from None
+        raise MalformedRequestError(422, "a picture that is no base64") from None
     width, height, plain = unpack(file)
     budget[0] -= width * height
     if budget[0] < 0:
-        raise Malformed(413, f"too many pixels, a picture of {width}x{height} among them")
+        raise MalformedRequestError(413, f"too many pixels, a picture of {width}x{height} among them")
     try:
         with Image.open(io.BytesIO(plain), formats=["PNG"]) as image:
             unpacked = bytearray(image.convert("RGB").tobytes())
         if len(unpacked) != 3 * width * height:
             raise ValueError
     except Exception as error:  # of whatever kind: the bytes are a stranger's
-        raise Malformed(422, f"a damaged PNG ({type(error).__name__})") from None
+        raise MalformedRequestError(422, f"a damaged PNG ({type(error).__name__})") from None
     pixels = torch.frombuffer(unpacked, dtype=torch.uint8).view(height, width, 3).permute(2, 0, 1).float() / 255
     if (wrong := shape_fault(pixels[None])) is not None:
-        raise Malformed(422, wrong)
+        raise MalformedRequestError(422, wrong)
     return pixels
 
 
-def _together(values: list, what: str) -> list | None:
-    """The values where all items have one, None where none has. Raises Malformed where some have."""
+def _all_or_none(values: list, what: str) -> list | None:
+    """The values if all items have one, None if none has. Raises MalformedRequestError if only some have."""
     given = [value for value in values if value is not None]
     if given and len(given) < len(values):
-        raise Malformed(422, f"some items have {what}, some do not; accepted: all or none")
+        raise MalformedRequestError(422, f"some items have {what}, some do not; accepted: all or none")
     return given or None
 
 
-def _stacked(parts: list[Tensor]) -> Tensor:
+def _stack(parts: list[Tensor]) -> Tensor:
     if len({part.shape for part in parts}) > 1:
-        raise Malformed(422, "pictures of several sizes, or videos of several lengths; accepted: one a request")
+        raise MalformedRequestError(
+            422, "pictures of several sizes, or videos of several lengths; accepted: one a request"
+        )
     return torch.stack(parts)

@@ -1,7 +1,7 @@
 """Optical flow between neighbouring frames, by OpenCV's DIS (Kroeger et al., arXiv:1603.03590): no weights.
 
-On shifted textures of 128 pixels a side and more the preset medium is within 1 % of the truth for shifts of up to a
-twentieth of the side. fast and ultrafast take a quarter of its time and look at every fourth pixel: 10 % off on fine
+On shifted textures of at least 128 pixels per side, the preset medium is within 1 % of the truth for shifts of up to a
+twentieth of the side. fast and ultrafast take a quarter of its time and use every fourth pixel: 10 % off on fine
 texture.
 """
 
@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from flowrl.contracts import Samples
 from reward_models.parts import inputs
-from reward_models.parts.extras import needed
+from reward_models.parts.extras import require_package
 from reward_models.parts.vision.looks import luma
 
 PRESETS = ("ultrafast", "fast", "medium")
-SMALLEST = 32  # pixels a side; below, OpenCV fails, or takes the process with it
+SMALLEST = 32  # pixels per side; below, OpenCV fails, or crashes the process
 
 
 class Flow:
@@ -25,18 +25,19 @@ class Flow:
     def __init__(self, reward: str, preset: str):
         if preset not in PRESETS:
             raise ValueError(f"{reward}: preset={preset!r}: accepted are {', '.join(PRESETS)}")
-        self._cv2 = needed(reward, "cv2", "vision")
+        self._cv2 = require_package(reward, "cv2", "vision")
         self._preset = PRESETS.index(preset)
 
     def __call__(self, clip: Tensor) -> Tensor:
-        """Pixels (right, down) from each frame to the next, float32 [T - 1, H, W, 2] on the CPU, of [T, 3, H, W]."""
+        """Motion in pixels (right, down) from each frame to the next, float32 [T - 1, H, W, 2] on the CPU, of frames
+        [T, 3, H, W]."""
         grey = (luma(clip.detach().float().clamp(0, 1)) * 255).round().to(torch.uint8).cpu().numpy()
         dis = self._cv2.DISOpticalFlow_create(self._preset)  # one a call: it keeps its pictures
-        found = [dis.calc(now, after, None) for now, after in zip(grey, grey[1:], strict=False)]
-        return torch.from_numpy(np.stack(found)).float()
+        flows = [dis.calc(now, after, None) for now, after in zip(grey, grey[1:], strict=False)]
+        return torch.from_numpy(np.stack(flows)).float()
 
 
-def moving(reward: str, samples: Samples, smallest: int = SMALLEST) -> Tensor:
+def moving_clips(reward: str, samples: Samples, smallest: int = SMALLEST) -> Tensor:
     """The videos, float [B, T, 3, H, W]. Raises ValueError for other samples, one frame, or too few pixels."""
     video = inputs.clips(reward, samples)
     frames, height, width = video.shape[1], *video.shape[-2:]
@@ -47,10 +48,10 @@ def moving(reward: str, samples: Samples, smallest: int = SMALLEST) -> Tensor:
     return video
 
 
-def warped(frames: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-    """Frames [N, C, H, W] looked at where flow [N, H, W, 2] points, bilinear, and which pixels lie inside, [N, H, W].
+def warp(frames: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+    """Frames [N, C, H, W] sampled bilinearly where flow [N, H, W, 2] points, and which pixels lie inside, [N, H, W].
 
-    With the flow from a frame to the next, the warped next frame is the frame itself wherever both show the same.
+    With the flow from a frame to the next, the warped next frame equals the frame wherever both show the same.
     """
     height, width = frames.shape[-2:]
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")

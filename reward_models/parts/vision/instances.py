@@ -1,9 +1,9 @@
-"""Mask2Former as a detector of instances: what is in a picture, how surely, where, and its mask.
+"""Mask2Former as a detector of instances: the objects in a picture with confidence, box and mask.
 
 The post-processing is that of mmdet and Detectron2: the (query, class) pairs of greatest probability, as many as there
 are queries; masks resized as logits, to the input and then to the picture, and cut at 0; score = probability * mean of
-the mask's own probabilities. transformers' post_process_instance_segmentation scores alike, but resizes every mask
-through 384 x 384 and then by nearest neighbours, whatever the picture is; so it is not used.
+the mask's own probabilities. transformers' post_process_instance_segmentation scores the same way, but resizes every
+mask through 384 x 384 and then by nearest neighbours, whatever the picture is; so it is not used.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from reward_models.parts import checkpoints
 
-# Classes of COCO that checkpoints spell otherwise -> GenEval's names.
+# Classes of COCO that checkpoints spell differently -> GenEval's names.
 ALIASES = {
     "mouse": "computer mouse",
     "remote": "tv remote",
@@ -57,22 +57,22 @@ class Detector(nn.Module):
         super().__init__()
         self.size = None if resize is None else _edges(resize, what)
         read = Mask2FormerForUniversalSegmentation.from_pretrained
-        loaded = checkpoints.pretrained(read, name, what, dtype=torch.float32, output_loading_info=True)
+        loaded = checkpoints.load_pretrained(read, name, what, dtype=torch.float32, output_loading_info=True)
         self.model, info = loaded  # pyright: ignore[reportGeneralTypeIssues]
         if missing := sorted(info["missing_keys"]):
             raise ValueError(
                 f"{what}: {name!r} lacks {len(missing)} tensors ({missing[0]}); accepted is Mask2Former for instances"
             )
-        self.processor = checkpoints.pretrained(AutoImageProcessor.from_pretrained, name, what)
+        self.processor = checkpoints.load_pretrained(AutoImageProcessor.from_pretrained, name, what)
         self.labels = names(self.model.config.id2label)
 
     def forward(self, picture: Image.Image, threshold: float) -> list[Instance]:
-        """The instances of a picture that score above the threshold, the surest first."""
+        """The instances of a picture that score above the threshold, most confident first."""
         options = {} if self.size is None else {"size": self.size}
         pixels = self.processor(images=[picture], return_tensors="pt", **options)["pixel_values"]
-        found = self.model(pixel_values=pixels.to(self.model.device))
-        masks = F.interpolate(found.masks_queries_logits, pixels.shape[-2:], mode="bilinear", align_corners=False)
-        return instances(found.class_queries_logits[0], masks[0], (picture.height, picture.width), threshold)
+        outputs = self.model(pixel_values=pixels.to(self.model.device))
+        masks = F.interpolate(outputs.masks_queries_logits, pixels.shape[-2:], mode="bilinear", align_corners=False)
+        return instances(outputs.class_queries_logits[0], masks[0], (picture.height, picture.width), threshold)
 
 
 def names(id2label: Mapping[int, str]) -> list[str]:
@@ -82,14 +82,14 @@ def names(id2label: Mapping[int, str]) -> list[str]:
 
 @torch.no_grad()
 def instances(classes: Tensor, masks: Tensor, size: tuple[int, int], threshold: float) -> list[Instance]:
-    """The instances of one picture (height, width) that score above the threshold, the surest first.
+    """The instances of one picture (height, width) that score above the threshold, most confident first.
 
     classes: logits [Q, C + 1], the last one for "no object". masks: logits [Q, h, w].
     """
     probability = classes.float().softmax(-1)[:, :-1]
     number, kinds = probability.shape
     best, at = probability.flatten().topk(number)
-    found = []
+    detected = []
     for sure, place in zip(best.tolist(), at.tolist(), strict=True):
         if sure <= threshold:  # a mask's own score is at most 1: it cannot lift this one
             break
@@ -98,8 +98,8 @@ def instances(classes: Tensor, masks: Tensor, size: tuple[int, int], threshold: 
         mask = logits > 0
         score = sure * float((logits.sigmoid() * mask).sum() / (mask.sum() + 1e-6))
         if score > threshold:
-            found.append(Instance(label, score, box(mask), mask.cpu()))
-    return sorted(found, key=lambda one: -one.score)
+            detected.append(Instance(label, score, box(mask), mask.cpu()))
+    return sorted(detected, key=lambda one: -one.score)
 
 
 def box(mask: Tensor) -> tuple[int, int, int, int]:
@@ -109,7 +109,7 @@ def box(mask: Tensor) -> tuple[int, int, int, int]:
 
 
 def cut(picture: Image.Image, instance: Instance, background: str) -> Image.Image:
-    """The box of an instance, with what is not the instance itself painted over."""
+    """The box of an instance, with everything but the instance itself painted over."""
     blank = Image.new("RGB", picture.size, background)
     own = Image.composite(picture, blank, Image.fromarray(instance.mask.numpy()))
     return own.crop(instance.box)

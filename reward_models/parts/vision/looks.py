@@ -1,4 +1,4 @@
-"""What a picture looks like, in numbers: one formula each, for the statistics of samples and for rewards.
+"""Statistics of pictures: one formula each, for the metrics of samples and for rewards.
 
 Every function takes float [B, 3, H, W] in [0, 1] and returns [B], with gradient; pixels that are not finite give NaN or
 infinity.
@@ -12,8 +12,8 @@ COLOUR_SIZE = 256  # colours are measured on pictures reduced to this many pixel
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-def reduced(x: Tensor, size: int = COLOUR_SIZE) -> Tensor:
-    """Pictures whose sides are at most `size`, by averaging areas; smaller ones as they are."""
+def downscale(x: Tensor, size: int = COLOUR_SIZE) -> Tensor:
+    """The pictures [B, 3, H, W] with sides of at most `size`, by area averaging; smaller ones as they are."""
     height, width = min(x.shape[-2], size), min(x.shape[-1], size)
     return x if (height, width) == x.shape[-2:] else functional.adaptive_avg_pool2d(x, (height, width))
 
@@ -24,7 +24,7 @@ def luma(x: Tensor) -> Tensor:
 
 
 def saturation(x: Tensor) -> Tensor:
-    """HSV saturation, (max - min) / max over a pixel's channels, mean over pixels, in [0, 1]; black has none."""
+    """HSV saturation [B], (max - min) / max over a pixel's channels, mean over pixels, in [0, 1]; 0 for black."""
     high, low = x.amax(1), x.amin(1)
     return ((high - low) / high.where(high != 0, 1.0)).mean((1, 2))
 
@@ -49,7 +49,7 @@ def sharpness(x: Tensor) -> Tensor:
     return torch.where(flat, power, power.where(~flat, 1.0).sqrt())
 
 
-def clipped(x: Tensor) -> Tensor:
-    """Share of channel values that 8 bits store as 0 or 255; without gradient."""
+def clipped_share(x: Tensor) -> Tensor:
+    """Share [B] of channel values that 8 bits store as 0 or 255; without gradient."""
     share = ((x - 0.5).abs() > 0.5 - 0.5 / 255).to(x.dtype).mean((1, 2, 3))
-    return share + 0.0 * x.mean((1, 2, 3))  # a comparison hides what is not finite
+    return share + 0.0 * x.mean((1, 2, 3))  # a comparison hides non-finite values

@@ -9,7 +9,7 @@ from torch import Tensor
 from flowrl.contracts import Samples
 from reward_models.parts.embedding.tower import Tower
 from reward_models.parts.frames import by_frame, frame_count
-from reward_models.parts.inputs import checked
+from reward_models.parts.inputs import check_pixels
 from reward_models.parts.model import Model
 
 
@@ -21,8 +21,8 @@ class Match(Model):
     def __init__(self, tower: Tower, frames: int | None):
         self.tower, self.frames = tower, frame_count(frames)
 
-    def graded(self, cosine: Tensor) -> Tensor:
-        """The reward of a cosine."""
+    def reward_of(self, cosine: Tensor) -> Tensor:
+        """The reward of cosines [N]."""
         return cosine
 
     def samples(self, samples: Samples) -> Tensor:
@@ -32,14 +32,14 @@ class Match(Model):
     def score(self, images: Tensor, texts: Sequence[str]) -> Tensor:
         """The reward [B] of images float [B, 3, H, W] in [0, 1], with gradient to them.
 
-        Images are resized as floating point, not through 8 bits: a cosine is that of the picture's file up to 0.003 on
-        the tests' models, noise included, and up to 1e-5 where nothing is resized. Raises
-        ValueError for other shapes, types and numbers of texts.
+        Images are resized as floating point, not through 8 bits: a cosine equals that of the picture's file up to 0.003
+        on the tests' models, noise included, and up to 1e-5 if nothing is resized. Raises ValueError for other shapes,
+        types and numbers of texts.
         """
-        return self.graded(self._cosine(self.tower.image(same_number(type(self).__name__, images, texts)), texts))
+        return self.reward_of(self._cosine(self.tower.image(same_number(type(self).__name__, images, texts)), texts))
 
     def _pictures(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
-        return self.graded(self._cosine(self.tower.image_pil(pictures), texts))
+        return self.reward_of(self._cosine(self.tower.image_pil(pictures), texts))
 
     def _cosine(self, images: Tensor, texts: Sequence[str]) -> Tensor:
         """Cosines [n * T] of embeddings [n * T, D] with n texts."""
@@ -51,7 +51,7 @@ class Match(Model):
 
 
 def same_number(reward: str, images: Tensor, texts: Sequence[str] | None) -> Tensor:
-    """The images, if they are right and there is a text for each."""
+    """The images, float [B, 3, H, W] in [0, 1]. Raises ValueError if they are not, or without one text for each."""
     if texts is not None and len(texts) != len(images):
         raise ValueError(f"{reward}: {len(images)} images and {len(texts)} texts; accepted is one text an image")
-    return checked(reward, images, 4)
+    return check_pixels(reward, images, 4)

@@ -222,7 +222,7 @@ def fuzz(server: Running, number: int) -> Counter:
         status, answer, _ = server.ask("/v1/score", body, Content_Type=kind)
         statuses[status] += 1
         if status == 200:
-            samples, _ = wire.decode(kind, body, wire.Limits(64, 100_000))
+            samples, _ = wire.decode(kind, body, wire.RequestLimits(64, 100_000))
             assert [item["scores"]["red"] for item in answer["items"]] == pytest.approx(reds(samples).tolist())
         else:
             assert 400 <= status < 500 and answer["error"], (status, answer)

@@ -24,7 +24,7 @@ from reward_models.parts.remote.protocol import JSON, TENSORS
 from reward_models.remote import remote
 from serving import Running, pictures, reds, until
 
-LIMITS = wire.Limits(64, 100_000)
+LIMITS = wire.RequestLimits(64, 100_000)
 
 
 @pytest.fixture(scope="module")
@@ -248,8 +248,8 @@ def test_a_png_is_the_size_that_it_tells(what: str):
     if what == "a head after the data":  # what follows the end is nobody's
         assert wire.decode(JSON, asking(PNGS[what]), LIMITS)[0].images.shape == (1, 3, 8, 8)
         return
-    limits = wire.Limits(64, 2**40) if what == "a side too long" else LIMITS
-    with pytest.raises(wire.Malformed) as caught:
+    limits = wire.RequestLimits(64, 2**40) if what == "a side too long" else LIMITS
+    with pytest.raises(wire.MalformedRequestError) as caught:
         wire.decode(JSON, asking(PNGS[what]), limits)
     assert caught.value.status in (413, 422)
 
@@ -296,12 +296,12 @@ def test_what_would_take_much_memory_is_not_parsed(what: str, monkeypatch: pytes
         monkeypatch.setattr(wire.Head, "model_validate_json", parsed)
     header = json.dumps({"__metadata__": {"flowrl": body.decode()}}).encode()
     for kind, data in ((JSON, body), (TENSORS, struct.pack("<Q", len(header)) + header)):
-        with pytest.raises(wire.Malformed) as caught:
+        with pytest.raises(wire.MalformedRequestError) as caught:
             wire.decode(kind, data, LIMITS)
         assert caught.value.status == status
     if what in ("values", "lists", "texts"):  # as the header itself
         monkeypatch.setattr(json, "loads", lambda _: pytest.fail("it was parsed"))
-        with pytest.raises(wire.Malformed):
+        with pytest.raises(wire.MalformedRequestError):
             wire.decode(TENSORS, struct.pack("<Q", len(body)) + body, LIMITS)
 
 
@@ -311,8 +311,8 @@ def test_brackets_and_quotes_in_texts_do_not_count():
     samples = Samples(prompts, torch.arange(64), texts=[text] * 64)
     kind, body = wire.encode(samples, "png")
     assert wire.decode(kind, body, LIMITS)[0].prompts == prompts
-    with pytest.raises(wire.Malformed, match="more than 63 items"):
-        wire.decode(kind, body, wire.Limits(63, 100_000))
+    with pytest.raises(wire.MalformedRequestError, match="more than 63 items"):
+        wire.decode(kind, body, wire.RequestLimits(63, 100_000))
 
 
 def test_many_tiny_items_take_neither_time_nor_memory(server: Running):
