@@ -342,7 +342,7 @@ def test_a_missing_clip_is_one_line(make, folders: SimpleNamespace):
 @pytest.mark.parametrize(
     ("batch", "said"),
     [
-        (samples(torch.zeros(1, 3, 8, 8), [{}]), "'prompt 0' carries no GenEval task"),
+        (samples(torch.zeros(1, 3, 8, 8), [{}]), "'prompt 0' has no GenEval task"),
         (samples(torch.zeros(1, 3, 8, 8), [want({"class": "motorbike", "count": 1})]), "did you mean 'motorcycle'?"),
         (samples(torch.zeros(1, 1, 8, 8), [want({"class": "cat", "count": 1})]), "[1, 1, 8, 8]"),
         (samples(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [want({"class": "cat", "count": 1})]), "torch.uint8"),

@@ -210,7 +210,7 @@ def test_a_line_of_the_benchmark_is_read():
     [
         ({}, "no 'include'"),
         ({"include": []}, "no object"),
-        ({"include": ["cat"]}, "carries no GenEval task"),
+        ({"include": ["cat"]}, "has no GenEval task"),
         ({"include": [{"class": "cat"}]}, "no 'count'"),
         ({"include": [{"class": "cat", "count": 0}]}, "count 0"),
         ({"include": [{"class": "cat", "count": True}]}, "count True"),
@@ -218,7 +218,7 @@ def test_a_line_of_the_benchmark_is_read():
         ({"include": [{"class": "cat", "count": 1, "position": ["near", 0]}]}, "near"),
         ({"include": [{"class": "cat", "count": 1, "position": ["above", 0]}]}, "earlier clause"),
         ({"include": [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position": ["above", -1]}]}, "-1"),
-        ({"include": [{"class": "cat", "count": 1, "position": ["above"]}]}, "carries no GenEval task"),
+        ({"include": [{"class": "cat", "count": 1, "position": ["above"]}]}, "has no GenEval task"),
         ({"include": [{"class": "cat", "count": 1}], "exclude": [{"class": "dog"}]}, "no 'count'"),
     ],
 )

@@ -334,7 +334,7 @@ def test_wrong_references_are_one_line(made: SimpleNamespace, tmp_path: Path):
     text = tmp_path / "notes.png"
     text.write_text("no picture")
     reward, one = made.rewards["vit"], batch(made)[[0]]
-    for paths, said in [((), "has none"), ((str(text),), "no picture"), ((str(tmp_path / "x.png"),), "no reference")]:
+    for paths, said in [((), "has none"), ((str(text),), "not a readable picture"), ((str(tmp_path / "x.png"),), "no reference")]:
         with pytest.raises(ValueError) as error:
             reward(replace(one, prompts=[Prompt("0", "a dog", media=paths)]))
         one_line(error, "dino_similarity", said)

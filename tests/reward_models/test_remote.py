@@ -204,8 +204,8 @@ def test_a_server_rests_longer_after_each_failure():
 def test_what_a_server_tells_of_itself_is_checked(scripted: Callable[..., Scripted]):
     for greeting, told in (
         (GREETING | {"version": 2}, "speaks version 2"),
-        ({"rewards": []}, "is no server of rewards"),
-        ([], "is no server of rewards"),
+        ({"rewards": []}, "is not a reward server"),
+        ([], "is not a reward server"),
         (GREETING | {"rewards": {"blue": {}}}, "has no reward 'red'"),
     ):
         with pytest.raises(ValueError, match=told):

@@ -79,7 +79,7 @@ def test_a_changed_result_does_not_reach_the_next_reader():
 @pytest.mark.parametrize("meta", [{}, {"kind": "single"}, {"kind": "single", "objects": 3}])
 def test_a_prompt_without_a_scene_is_named(meta):
     given = Samples([Prompt("x", "a cat", meta=meta)], torch.zeros(1), images=torch.zeros(1, 3, 32, 32))
-    with pytest.raises(ValueError, match="'a cat' carries no scene"):
+    with pytest.raises(ValueError, match="'a cat' has no scene"):
         shapes(given)
 
 

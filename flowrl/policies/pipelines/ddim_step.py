@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from flowrl.policies.errors import PolicyError
-from flowrl.untyped import Scheduler
+from flowrl.untyped import Config, Scheduler
 from samplers.predictions import PREDICTIONS, velocity_from
 
 _DISTILLED = (

@@ -110,7 +110,7 @@ def encode(samples: Samples, form: str, rewards: Sequence[str] | None = None) ->
 
 
 def decode(kind: str, body: bytes, limits: RequestLimits) -> tuple[Samples, list[str] | None]:
-    """(samples, names of the requested rewards or None) of a request. Raises MalformedRequestError for anything else."""
+    """(samples, names of the requested rewards or None) of a request; raises MalformedRequestError for others."""
     if kind == TENSORS:
         text, tensors = _split(body)
         head = _head(text, limits)
