@@ -173,7 +173,11 @@ def test_prompts_count_where_they_should(made):
         ("pick_score", {"divide": 0}, "divide=0: accepted is a number above 0"),
         ("pick_score", {"model": "nobody/PickScore"}, "'nobody/PickScore' cannot be loaded"),
         ("hpsv2", {"version": "v3"}, "version='v3': accepted are v2, v2.1"),
-        ("hpsv2", {"checkpoint": "xswu/HPSv2"}, "'xswu/HPSv2' .* cannot be fetched from the hub .* the path of HPS_v2.1_c"),
+        (
+            "hpsv2",
+            {"checkpoint": "xswu/HPSv2"},
+            "'xswu/HPSv2' .* cannot be fetched from the hub .* the path of HPS_v2.1_c",
+        ),
         ("hpsv2", {"checkpoint": "."}, "the folder '.' holds no HPS_v2.1_compressed.pt"),
         ("hpsv2", {"checkpoint": "gone.pt"}, "no file at 'gone.pt'"),
         ("aesthetic", {"head": "gone.pth"}, "linearMSE.pth of github.com.*no file at 'gone.pth'"),

@@ -334,7 +334,11 @@ def test_wrong_references_are_one_line(made: SimpleNamespace, tmp_path: Path):
     text = tmp_path / "notes.png"
     text.write_text("no picture")
     reward, one = made.rewards["vit"], batch(made)[[0]]
-    for paths, said in [((), "has none"), ((str(text),), "not a readable picture"), ((str(tmp_path / "x.png"),), "no reference")]:
+    for paths, said in [
+        ((), "has none"),
+        ((str(text),), "not a readable picture"),
+        ((str(tmp_path / "x.png"),), "no reference"),
+    ]:
         with pytest.raises(ValueError) as error:
             reward(replace(one, prompts=[Prompt("0", "a dog", media=paths)]))
         one_line(error, "dino_similarity", said)
@@ -375,7 +379,7 @@ def test_a_checkpoint_of_a_larger_model_is_read(tmp_path: Path):
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model.eval().vit(pixel_values=pixels).last_hidden_state[:, 0]
-        assert torch.allclose(reward.eyes._embedded(pixels), F.normalize(expected, dim=-1), rtol=0, atol=1e-6)
+        assert torch.allclose(reward.eyes._embed(pixels), F.normalize(expected, dim=-1), rtol=0, atol=1e-6)
 
 
 def test_the_names_are_known():
