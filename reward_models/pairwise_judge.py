@@ -12,19 +12,19 @@ group of one (held-out prompts drawn once) has no score.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
 from flowrl.contracts import Samples
+from flowrl.untyped import JSON
 from reward_models.parts.judge import judging, pairs, unified
-from reward_models.parts.judge.asking import Served, image_part, messages, spread
-from reward_models.parts.judge.openai_client import Answer, Server
+from reward_models.parts.judge.asking import ServerJudge, image_part, messages, scatter
+from reward_models.parts.judge.openai_client import Answer, JudgeServer
 
 PROMPTS = {"judge": unified.PAIR, "think": unified.THINK}
 
 
-class pairwise_judge(Served):
+class pairwise_judge(ServerJudge):
     """The share of comparisons within its group that each sample wins, float32 [B] in [0, 1]."""
 
     groupwise = True  # whoever cuts a batch must leave groups whole
@@ -45,7 +45,7 @@ class pairwise_judge(Served):
         frames: int | None = 4,
         max_side: int | None = 512,
         max_tokens: int = 2048,
-        extra_body: Mapping[str, Any] | None = None,
+        extra_body: Mapping[str, JSON] | None = None,
         api_key_env: str | None = None,
         concurrency: int = 16,
         retries: int = 4,
@@ -59,10 +59,10 @@ class pairwise_judge(Served):
                 raise ValueError(f"{name}: {key}={value!r}; accepted are {', '.join(accepted)}")
         if opponents is not None and (not isinstance(opponents, int) or opponents < 1):
             raise ValueError(f"{name}: opponents={opponents!r}; accepted is 1 or more, or null for the whole group")
-        self.prompt = judging.checked_template(name, "prompt", PROMPTS[mode] if prompt is None else prompt)
+        self.prompt = judging.check_template(name, "prompt", PROMPTS[mode] if prompt is None else prompt)
         self.mode, self.score, self.opponents, self.seed = mode, score, opponents, seed
         self.compatible = compatible
-        server = Server(
+        server = JudgeServer(
             name, base_url, model, api_key_env=api_key_env, concurrency=concurrency, retries=retries, backoff=backoff,
             timeout=timeout, limit=limit,
         )  # fmt: skip
@@ -72,10 +72,10 @@ class pairwise_judge(Served):
         )  # fmt: skip
 
     def __call__(self, samples: Samples) -> Tensor:
-        """The share of wins (or its rank) of each sample in its group, float32 [B]; NaN where no pair came back."""
+        """The share of wins (or its rank) of each sample in its group, float32 [B]; NaN if no pair was answered."""
         views = [None if view is None else self.urls(view) for view in self.views(samples)]
         teams = [[i for i in team if views[i] is not None] for team in pairs.groups(samples.group)]
-        met = [self._met(team, views, samples.prompts[team[0]].text) if team else [] for team in teams]
+        met = [self._pairs_of(team, views, samples.prompts[team[0]].text) if team else [] for team in teams]
         bodies, video = [], samples.video is not None
         for i, j in (pair for team in met for pair in team):
             caption = samples.prompts[i].text
@@ -86,21 +86,23 @@ class pairwise_judge(Served):
             place = {i: k for k, i in enumerate(team)}
             wins = [(place[i], place[j], self._share(shares)) for i, j in played]
             scores, at = scores + self._scores(len(team), wins), at + team
-        return spread(scores, at, len(samples))
+        return scatter(scores, at, len(samples))
 
-    def _met(self, team: Sequence[int], views: Sequence[Sequence[str] | None], caption: str) -> list[tuple[int, int]]:
+    def _pairs_of(
+        self, team: Sequence[int], views: Sequence[Sequence[str] | None], caption: str
+    ) -> list[tuple[int, int]]:
         if self.compatible and self.opponents is None:
             return [(i, j) for k, i in enumerate(team) for j in team[k + 1 :]]
         names = [pairs.fingerprint(views[i] or []) for i in team]
-        return [(team[i], team[j]) for i, j in pairs.drawn(names, self.opponents, (self.seed, caption))]
+        return [(team[i], team[j]) for i, j in pairs.draw_pairs(names, self.opponents, (self.seed, caption))]
 
     def _orders(self, i: int, j: int) -> list[tuple[int, int]]:
         return [(i, j)] if self.compatible else [(i, j), (j, i)]
 
-    def _body(self, caption: str, first: Sequence[str], second: Sequence[str], video: bool) -> dict[str, Any]:
+    def _body(self, caption: str, first: Sequence[str], second: Sequence[str], video: bool) -> dict[str, JSON]:
         one, two = ([image_part(url) for url in urls] for urls in (first, second))
         prompt = self.prompt.replace("Image", "Video") if video else self.prompt
-        text = judging.filled(prompt, caption)
+        text = judging.fill_template(prompt, caption)
         if self.mode == "think" and not video:  # as it was trained: two pictures, then the task
             return {"messages": messages(self.system, *one, *two, text)}
         what = "Video" if video else "Image"
@@ -114,7 +116,7 @@ class pairwise_judge(Served):
         return judging.preference(answer.text or "")
 
     def _share(self, shares) -> float:
-        """What the first of a pair won of it: the mean of both orders, NaN where either did not come back."""
+        """The share that the first of a pair won: the mean of both orders, NaN if either was not answered."""
         if self.compatible:
             return next(shares)
         before, after = next(shares), next(shares)

@@ -18,7 +18,15 @@ from flowrl.contracts import Samples
 from flowrl.core.batches import whole_groups
 from flowrl.untyped import JSON
 from reward_models.parts.inputs import frames, is_unscorable
-from reward_models.parts.judge.servers import Broken, Busy, Failed, Refused, Server, Servers, exchange
+from reward_models.parts.judge.servers import (
+    RewardServer,
+    ScoringFailedError,
+    ServerBusyError,
+    ServerRefusedError,
+    Servers,
+    ServerUnavailableError,
+    exchange,
+)
 from reward_models.parts.remote import protocol, wire
 
 FORMS = ("png", "safetensors")
@@ -117,17 +125,17 @@ class remote:
         # the same id in every attempt: a server that has already scored it repeats its answer
         headers = self.headers | {"Content-Type": kind, protocol.REQUEST_ID: uuid.uuid4().hex}
 
-        def once(server: Server) -> list[wire.ItemOutcome]:
+        def once(server: RewardServer) -> list[wire.ItemOutcome]:
             self._greet(server)
             data = self._exchange(server, "POST", protocol.SCORE, body, headers)
             try:
                 return wire.scores(data, len(part), name)
             except ValueError as error:
-                raise Broken(f"{server.url} gave {error}") from error
+                raise ServerUnavailableError(f"{server.url} gave {error}") from error
 
         try:
             return self.servers.ask(once)
-        except Failed as error:
+        except ScoringFailedError as error:
             return [wire.ItemOutcome(status="error", scores={name: None}, reason=str(error)) for _ in part]
 
     def _parts(self, samples: Samples, positions: list[int]) -> list[list[int]]:
@@ -157,20 +165,20 @@ class remote:
             raise ValueError(f"remote: a sample of {size} pixels is more than the server takes: {self.limits}")
         return most
 
-    def _exchange(self, server: Server, method: str, path: str, body: bytes, headers: dict[str, str]) -> bytes:
+    def _exchange(self, server: RewardServer, method: str, path: str, body: bytes, headers: dict[str, str]) -> bytes:
         """The body of a successful answer; raises the error that any other status stands for."""
         status, after, data = exchange(server, method, path, body, headers, self.timeout)
         if status == 200:
             return data
         said = f"{server.url} answers {status}: {_reason(data)}"
         if status in (429, 503):
-            raise Busy(said, 1.0 if after is None else after)
+            raise ServerBusyError(said, 1.0 if after is None else after)
         if status in (500, 504):
-            raise Failed(said)
+            raise ScoringFailedError(said)
         if 400 <= status < 500 and status != 408:
             hint = "; set token_env to the variable that holds the server's token" if status in (401, 403) else ""
-            raise Refused(f"remote: {said}{hint}")
-        raise Broken(said)
+            raise ServerRefusedError(f"remote: {said}{hint}")
+        raise ServerUnavailableError(said)
 
     def _greet_all(self) -> None:
         """Greets every server. Raises ValueError if none answers, or if one does not fit the recipe."""
@@ -178,13 +186,13 @@ class remote:
         for server in self.servers.all:
             try:
                 self._greet(server)
-            except (Broken, Busy, Failed) as error:
+            except (ServerUnavailableError, ServerBusyError, ScoringFailedError) as error:
                 down.append(str(error))
         if len(down) == len(self.servers.all):
             raise ValueError(f"remote: {'; '.join(down)}; start it with `flowrl serve-rewards CONFIG`, or correct url")
 
-    def _greet(self, server: Server) -> None:
-        """Learns what a server offers, once. Raises Refused if it is not what the recipe wants."""
+    def _greet(self, server: RewardServer) -> None:
+        """Learns what a server offers, once. Raises ServerRefusedError if it is not what the recipe wants."""
         with server.greeting:
             if server.greeted:
                 return
@@ -194,17 +202,25 @@ class remote:
                 version, rewards = int(told["version"]), {str(k): dict(v) for k, v in told["rewards"].items()}
                 limits = {key: int(told["limits"][key]) for key in ("max_items", "max_pixels", "max_bytes")}
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise Refused(f"remote: {server.url} is not a reward server ({type(error).__name__})") from None
+                raise ServerRefusedError(
+                    f"remote: {server.url} is not a reward server ({type(error).__name__})"
+                ) from None
             if version != protocol.VERSION:
-                raise Refused(f"remote: {server.url} speaks version {version}, this client another; update one")
+                raise ServerRefusedError(
+                    f"remote: {server.url} speaks version {version}, this client another; update one"
+                )
             if self.name is None and len(rewards) != 1:
-                raise Refused(f"remote: {server.url} has several rewards, set name to one of {', '.join(rewards)}")
+                raise ServerRefusedError(
+                    f"remote: {server.url} has several rewards, set name to one of {', '.join(rewards)}"
+                )
             name = self.name or next(iter(rewards))
             if name not in rewards:
-                raise Refused(f"remote: {server.url} has no reward {name!r}; accepted: {', '.join(rewards)}")
+                raise ServerRefusedError(f"remote: {server.url} has no reward {name!r}; accepted: {', '.join(rewards)}")
             self._identities[server.url] = str(rewards[name].pop("identity", ""))
             if self.served and self.served != rewards[name]:
-                raise Refused(f"remote: {name!r} is {self.served} elsewhere and {rewards[name]} at {server.url}")
+                raise ServerRefusedError(
+                    f"remote: {name!r} is {self.served} elsewhere and {rewards[name]} at {server.url}"
+                )
             self.name, self.served = name, rewards[name]
             self.groupwise = bool(self.served.get("groupwise"))
             self.limits = {key: min(value, self.limits.get(key, value)) for key, value in limits.items()}

@@ -12,20 +12,20 @@ lossless PNG; one event loop serves all calls; every wait has a limit. `flowrl-t
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
 from flowrl.contracts import Samples
+from flowrl.untyped import JSON
 from reward_models.parts.judge import judging, rubrics, unified
-from reward_models.parts.judge.asking import Served, image_part, messages, spread
-from reward_models.parts.judge.openai_client import Answer, Server
+from reward_models.parts.judge.asking import ServerJudge, image_part, messages, scatter
+from reward_models.parts.judge.openai_client import Answer, JudgeServer
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 MODES = ("yes", "rubric", "unified")
 
 
-class server_judge(Served):
+class server_judge(ServerJudge):
     """What a vision-language model behind an OpenAI-compatible server thinks of each sample, float32 [B] in [0, 1]."""
 
     def __init__(
@@ -46,7 +46,7 @@ class server_judge(Served):
         frames: int | None = 8,
         max_side: int | None = None,
         max_tokens: int = 512,
-        extra_body: Mapping[str, Any] | None = None,
+        extra_body: Mapping[str, JSON] | None = None,
         api_key_env: str | None = None,
         concurrency: int = 16,
         retries: int = 4,
@@ -58,10 +58,10 @@ class server_judge(Served):
         if mode not in MODES:
             raise ValueError(f"{name}: mode={mode!r}; accepted are {', '.join(MODES)}")
         self.mode, self.structured = mode, structured
-        self.question = judging.checked_template(name, "question", question)
+        self.question = judging.check_template(name, "question", question)
         self.rubric = rubrics.check_rubric(name, rubric, scale)
         self.logprobs, self.fold, self.mass = logprobs, fold, mass
-        server = Server(
+        server = JudgeServer(
             name, base_url, model, api_key_env=api_key_env, concurrency=concurrency, retries=retries, backoff=backoff,
             timeout=timeout, limit=limit,
         )  # fmt: skip
@@ -71,20 +71,20 @@ class server_judge(Served):
         )  # fmt: skip
 
     def __call__(self, samples: Samples) -> Tensor:
-        """The judge's score of each sample, float32 [B] in [0, 1]; NaN where it gave none."""
+        """The judge's score of each sample, float32 [B] in [0, 1]; NaN if it gave none."""
         views = self.views(samples)
         asked = [i for i, view in enumerate(views) if view is not None]
         bodies = [self._body(samples.prompts[i].text, self.urls(views[i] or [])) for i in asked]
-        return spread(self.ask(bodies, self._reading()), asked, len(samples))
+        return scatter(self.ask(bodies, self._reading()), asked, len(samples))
 
-    def _body(self, caption: str, urls: Sequence[str]) -> dict[str, Any]:
+    def _body(self, caption: str, urls: Sequence[str]) -> dict[str, JSON]:
         if self.mode == "rubric":
             text, how = self.rubric.question(caption), {"response_format": self.rubric.schema()}
             how = how if self.structured else {}
         elif self.mode == "unified":
-            text, how = judging.filled(unified.POINT, caption), {}
+            text, how = judging.fill_template(unified.POINT, caption), {}
         else:
-            text = judging.filled(self.question, caption)
+            text = judging.fill_template(self.question, caption)
             how = {"max_completion_tokens": 1, "logprobs": True, "top_logprobs": 20} if self.logprobs else {}
         return {"messages": messages(self.system, *map(image_part, urls), text), **how}
 

@@ -12,20 +12,20 @@ A failed request stays NaN in any case.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowrl.contracts import Samples
+from flowrl.untyped import JSON
 from reward_models.parts.judge import judging, unified
-from reward_models.parts.judge.asking import Served, image_part, messages
-from reward_models.parts.judge.openai_client import Answer, Server
+from reward_models.parts.judge.asking import ServerJudge, image_part, messages
+from reward_models.parts.judge.openai_client import Answer, JudgeServer
 
 PROMPTS = {"point": unified.POINT, "acs": unified.ACS}
 
 
-class unified_reward(Served):
+class unified_reward(ServerJudge):
     """UnifiedReward's point score of each sample, float32 [B] in [0, 1]; a video's is the mean over its frames."""
 
     def __init__(
@@ -41,7 +41,7 @@ class unified_reward(Served):
         frames: int | None = 4,
         max_side: int | None = 512,
         max_tokens: int = 512,
-        extra_body: Mapping[str, Any] | None = None,
+        extra_body: Mapping[str, JSON] | None = None,
         api_key_env: str | None = None,
         concurrency: int = 16,
         retries: int = 4,
@@ -52,9 +52,9 @@ class unified_reward(Served):
         name = "unified_reward"
         if mode not in PROMPTS:
             raise ValueError(f"{name}: mode={mode!r}; accepted are {', '.join(PROMPTS)}; pairs: use pairwise_judge")
-        self.prompt = judging.checked_template(name, "prompt", PROMPTS[mode] if prompt is None else prompt)
+        self.prompt = judging.check_template(name, "prompt", PROMPTS[mode] if prompt is None else prompt)
         self.mode, self.compatible = mode, compatible
-        server = Server(
+        server = JudgeServer(
             name, base_url, model, api_key_env=api_key_env, concurrency=concurrency, retries=retries, backoff=backoff,
             timeout=timeout, limit=limit,
         )  # fmt: skip
@@ -64,9 +64,9 @@ class unified_reward(Served):
         )  # fmt: skip
 
     def __call__(self, samples: Samples) -> Tensor:
-        """The score of each sample, float32 [B] in [0, 1]; NaN where the model gave none, for any of its frames."""
+        """The score of each sample, float32 [B] in [0, 1]; NaN if any of its frames got none."""
         views = self.views(samples)
-        texts = [judging.filled(self.prompt, prompt.text) for prompt in samples.prompts]
+        texts = [judging.fill_template(self.prompt, prompt.text) for prompt in samples.prompts]
         bodies = [
             {"messages": messages(self.system, image_part(url), text)}
             for view, text in zip(views, texts, strict=True)

@@ -6,7 +6,7 @@ count (fold: false: exactly Yes and No). mode rubric: a JSON object of numbers, 
 those of the model; that of the default is on its page (Apache-2.0 as far as we know, it could not be looked up).
 
 Published mistakes that it avoids: logits are read at the end of the prompt without padding, so that no sample's number
-depends on its neighbours; an answer that is not exactly the JSON asked for is NaN, never 0; a caption can neither end
+depends on its neighbours; an answer that is not exactly the requested JSON is NaN, never 0; a caption can neither end
 its quotation nor spell control tokens such as <image>. The question stays as published, without a system message;
 guard: true adds one that says that captions are data (always so in mode rubric).
 """
@@ -14,16 +14,16 @@ guard: true adds one that says that captions are data (always so in mode rubric)
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowrl.contracts import Samples
+from flowrl.untyped import JSON, Network, Tokenizer
 from reward_models.parts.assets import shipped_path
 from reward_models.parts.checkpoints import load_pretrained
 from reward_models.parts.judge import judging, rubrics
-from reward_models.parts.judge.asking import Judge, Shown, messages, spread
+from reward_models.parts.judge.asking import Judge, View, messages, scatter
 from reward_models.parts.model import Model
 
 NAME = "vlm_judge"
@@ -51,7 +51,7 @@ class vlm_judge(Judge, Model):
         frames: int | None = 8,
         max_tokens: int = 256,
         dtype: str = "auto",
-        template: Mapping[str, Any] | None = None,
+        template: Mapping[str, JSON] | None = None,
     ):
         if mode not in ("yes", "rubric"):
             raise ValueError(f"{NAME}: mode={mode!r}; accepted are yes, rubric")
@@ -62,7 +62,7 @@ class vlm_judge(Judge, Model):
         guarded = mode == "rubric" if guard is None else guard
         super().__init__(NAME, frames=frames, guard=guarded, refuse=refuse_orders)
         self.mode, self.mass, self.max_tokens = mode, mass, max_tokens
-        self.question = judging.checked_template(NAME, "question", question)
+        self.question = judging.check_template(NAME, "question", question)
         self.rubric, self.template = rubrics.check_rubric(NAME, rubric, scale), dict(template or {})
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -70,23 +70,23 @@ class vlm_judge(Judge, Model):
         if getattr(self.processor, "chat_template", None) is None or not hasattr(self.processor, "image_processor"):
             raise ValueError(f"{NAME}: {model!r} has no chat template for pictures; accepted is a chat model that sees")
         load = AutoModelForImageTextToText.from_pretrained
-        self.model: Any = load_pretrained(load, shipped_path(model), NAME, dtype=dtype)
+        self.model: Network = load_pretrained(load, shipped_path(model), NAME, dtype=dtype)
         self.last_only = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         self.yes, self.no = word_tokens(self.processor.tokenizer, fold=fold)
         self.freeze()
 
     @torch.no_grad()
     def __call__(self, samples: Samples) -> Tensor:
-        """The judge's score of each sample, float32 [B] in [0, 1]; NaN where it gave none."""
+        """The judge's score of each sample, float32 [B] in [0, 1]; NaN if it gave none."""
         views = self.views(samples)
         asked = [i for i, view in enumerate(views) if view is not None]
         prompts = [self._inputs(views[i] or [], samples.prompts[i].text) for i in asked]
         scores = [math.nan] * len(asked)
-        for alike in _alike(prompts):
+        for alike in _by_shape(prompts):
             joined = {key: torch.cat([prompts[k][key] for k in alike]).to(self.device) for key in prompts[alike[0]]}
-            for k, score in zip(alike, self._judged(joined), strict=True):
+            for k, score in zip(alike, self._scores(joined), strict=True):
                 scores[k] = score
-        return spread(scores, asked, len(samples))
+        return scatter(scores, asked, len(samples))
 
     def yes_probability(self, logits: Tensor) -> Tensor:
         """P(yes) / (P(yes) + P(no)) of first-token logits [N, V], float32 [N]; NaN where both hold less than mass."""
@@ -95,22 +95,22 @@ class vlm_judge(Judge, Model):
         share = torch.sigmoid(yes - no)
         return share.where(torch.logaddexp(yes, no).exp() >= self.mass, torch.nan).float()
 
-    def _judged(self, joined: dict[str, Tensor]) -> list[float]:
+    def _scores(self, joined: dict[str, Tensor]) -> list[float]:
         """The scores of prompts of one length, batched without padding."""
         if self.mode == "yes":
             last = {"logits_to_keep": 1} if self.last_only else {}
             shares = self.yes_probability(self.model(**joined, **last).logits[:, -1]).tolist()
             vague = "yes and no are not likely enough to tell", f"together less than mass={self.mass:g}"
-            return [self.missed(*vague) if math.isnan(share) else share for share in shares]
+            return [self.note_missing(*vague) if math.isnan(share) else share for share in shares]
         drawn = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         written = self.model.generate(**joined, max_new_tokens=self.max_tokens, **drawn)
         texts = self.processor.batch_decode(written[:, joined["input_ids"].shape[1] :], skip_special_tokens=True)
         scores = [(self.rubric.score(text), text) for text in texts]
-        return [self.missed("the answer is no score", f"{t!r:.200}") if math.isnan(s) else s for s, t in scores]
+        return [self.note_missing("the answer is no score", f"{t!r:.200}") if math.isnan(s) else s for s, t in scores]
 
-    def _inputs(self, view: Shown, caption: str) -> dict[str, Tensor]:
-        """What the model is given for one sample: pictures first, as its chat template places them."""
-        text = self.rubric.question(caption) if self.mode == "rubric" else judging.filled(self.question, caption)
+    def _inputs(self, view: View, caption: str) -> dict[str, Tensor]:
+        """The model's inputs for one sample: pictures first, placed by its chat template."""
+        text = self.rubric.question(caption) if self.mode == "rubric" else judging.fill_template(self.question, caption)
         chat = messages(None, *({"type": "image", "image": picture} for picture in view), text)
         if self.system is not None:  # in parts, as templates of processors want it
             chat.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system}]})
@@ -121,27 +121,27 @@ class vlm_judge(Judge, Model):
         return {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items() if isinstance(v, Tensor)}
 
 
-def word_tokens(tokenizer: Any, *, fold: bool = True) -> tuple[list[int], list[int]]:
-    """The ids of tokens that read yes, and of those that read no, stripped and whatever their case; each at least one.
+def word_tokens(tokenizer: Tokenizer, *, fold: bool = True) -> tuple[list[int], list[int]]:
+    """The ids of the tokens for yes, and of those for no, ignoring blanks and case; at least one each.
 
-    fold False: that read exactly Yes and No. Raises ValueError where a vocabulary has none.
+    fold False: exactly Yes and No. Raises ValueError if the vocabulary has none.
     """
-    found: dict[str, list[int]] = {"yes": [], "no": []}
+    ids: dict[str, list[int]] = {"yes": [], "no": []}
     for token, number in tokenizer.get_vocab().items():
         if "yes" in token.lower() or "no" in token.lower():
             read = tokenizer.decode([number])
             word = read.strip().lower() if fold else read
             key = word if fold else {"Yes": "yes", "No": "no"}.get(word, "")
-            if key in found:
-                found[key].append(number)
-    if not all(found.values()):
+            if key in ids:
+                ids[key].append(number)
+    if not all(ids.values()):
         raise ValueError(f"{NAME}: the vocabulary has no token for yes, or none for no; accepted is a model that has")
-    return sorted(found["yes"]), sorted(found["no"])
+    return sorted(ids["yes"]), sorted(ids["no"])
 
 
-def _alike(prompts: Sequence[dict[str, Tensor]]) -> list[list[int]]:
-    """Positions of prompts whose tensors have the same shapes, which can be batched as they are."""
-    found: dict[Any, list[int]] = {}
+def _by_shape(prompts: Sequence[dict[str, Tensor]]) -> list[list[int]]:
+    """Positions of prompts whose tensors have equal shapes, so that they can be batched as they are."""
+    by_shape: dict[tuple, list[int]] = {}
     for k, prompt in enumerate(prompts):
-        found.setdefault(tuple((key, tuple(value.shape)) for key, value in sorted(prompt.items())), []).append(k)
-    return list(found.values())
+        by_shape.setdefault(tuple((key, tuple(value.shape)) for key, value in sorted(prompt.items())), []).append(k)
+    return list(by_shape.values())

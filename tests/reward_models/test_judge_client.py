@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import judge_support as support
-from reward_models.parts.judge.openai_client import Answer, Client, Server, read
+from reward_models.parts.judge.openai_client import Answer, Client, JudgeServer, read
 from reward_models.server_judge import server_judge
 
 GOOD = support.completion("yes", top=[("Yes", -0.1), ("No", -2.5)])
@@ -157,6 +157,6 @@ def test_an_answer_is_read():
 
 
 def test_nothing_is_asked_of_nobody():
-    client = Client(Server("judge", support.closed(), "m"))
+    client = Client(JudgeServer("judge", support.closed(), "m"))
     assert client.ask([]) == []
     client.close()

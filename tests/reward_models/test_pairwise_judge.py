@@ -168,7 +168,7 @@ def test_so_many_opponents_each_and_all_in_the_end(number):
     random.Random(number).shuffle(labels)
     everyone = {frozenset(pair) for pair in itertools.combinations(range(number), 2)}
     for opponents in [*range(1, number), None]:
-        met = pairs.drawn(labels, opponents, ("seed", 0))
+        met = pairs.draw_pairs(labels, opponents, ("seed", 0))
         assert len({frozenset(pair) for pair in met}) == len(met)
         assert all(labels[i] < labels[j] for i, j in met)
         counts = [sum(i in pair for pair in met) for i in range(number)]
@@ -177,7 +177,7 @@ def test_so_many_opponents_each_and_all_in_the_end(number):
         else:
             assert max(counts) == opponents and sum(counts) >= opponents * (number - number % 2)
     if number > 4:
-        drawn = [pairs.drawn(labels, 1, ("seed", seed)) for seed in range(20)]
-        assert len({frozenset(map(frozenset, met)) for met in drawn}) > 1 and drawn[0] == pairs.drawn(
+        drawn = [pairs.draw_pairs(labels, 1, ("seed", seed)) for seed in range(20)]
+        assert len({frozenset(map(frozenset, met)) for met in drawn}) > 1 and drawn[0] == pairs.draw_pairs(
             labels, 1, ("seed", 0)
         )

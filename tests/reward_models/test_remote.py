@@ -189,12 +189,12 @@ def test_a_server_rests_longer_after_each_failure():
     group._wait = waited.append
     tried: list[str] = []
 
-    def broken(server: servers.Server) -> None:
+    def broken(server: servers.RewardServer) -> None:
         tried.append(server.url)
         server.rests_until = min(server.rests_until, 0.0)  # as if it had rested
-        raise servers.Broken("down")
+        raise servers.ServerUnavailableError("down")
 
-    with pytest.raises(servers.Broken):
+    with pytest.raises(servers.ServerUnavailableError):
         group.ask(broken)
     assert len(tried) == 4 and len(waited) == 3 and group.all[0].failures == 4
     for k, rest in enumerate(waited):

@@ -175,7 +175,7 @@ def test_a_caption_that_gives_orders_is_not_put_before_a_judge_who_would_obey(im
         judge = reward(
             base_url=url, model="m", **({"mode": "unified"} if reward is server_judge else {"mode": "point"})
         )
-        with pytest.warns(UserWarning, match="the caption gives orders: .*refuse_orders: false asks all the same"):
+        with pytest.warns(UserWarning, match="the caption gives orders: .*refuse_orders: false asks anyway"):
             scores = judge(support.samples(images, *ORDERS))
     assert scores[0] == 1.0 and torch.isnan(scores[1:]).all()
     assert len(asked) == 1 and judge.failures == {"the caption gives orders": 4}

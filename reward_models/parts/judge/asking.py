@@ -1,4 +1,4 @@
-"""How pictures and captions are put before a judge, and what is noted where no answer came."""
+"""How pictures and captions are shown to a judge, and what is recorded if there is no usable answer."""
 
 import base64
 import io
@@ -6,26 +6,26 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from flowrl.contracts import Samples
+from flowrl.untyped import JSON
 from reward_models.parts import inputs
 from reward_models.parts.frames import evenly
 from reward_models.parts.judge import judging
-from reward_models.parts.judge.openai_client import Answer, Client, Failure, Server
+from reward_models.parts.judge.openai_client import Answer, Client, Failure, JudgeServer
 
-Shown = Sequence[Image.Image]  # what one sample shows: a picture, or frames of a video
+View = Sequence[Image.Image]  # what one sample shows: a picture, or frames of a video
 
 
-def shown(reward: str, samples: Samples, frames: int | None) -> list[Shown | None]:
+def pictures_shown(reward: str, samples: Samples, frames: int | None) -> list[View | None]:
     """What each sample shows: its picture, or `frames` frames of its video, see frames.evenly (None: all).
 
-    None stands for a sample with pixels that are not finite. Raises ValueError, naming the reward, for other samples
-    than images and video.
+    None for a sample with pixels that are not finite. Raises ValueError, naming the reward, for samples other than
+    images and video.
     """
     pixels = inputs.frames(reward, samples)
     picked = pixels[:, evenly(pixels.shape[1], frames)]
@@ -34,7 +34,7 @@ def shown(reward: str, samples: Samples, frames: int | None) -> list[Shown | Non
 
 
 def data_url(picture: Image.Image, max_side: int | None = None) -> str:
-    """The picture as a PNG in a data URL: lossless, since what a JPEG changes would change the score.
+    """The picture as a PNG in a data URL: lossless, since JPEG artefacts would change the score.
 
     max_side: a larger picture is first scaled down to this many pixels on its longer side.
     """
@@ -47,23 +47,23 @@ def data_url(picture: Image.Image, max_side: int | None = None) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def messages(system: str | None, *content: str | Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A chat with one user message: texts, and parts that are given as they are. system: None for none.
+def messages(system: str | None, *content: str | Mapping[str, JSON]) -> list[dict[str, JSON]]:
+    """A chat with one user message: texts, and parts that are passed on as they are. system: None for none.
 
-    The system message is plain text, which every server takes.
+    The system message is plain text, which every server accepts.
     """
     parts = [{"type": "text", "text": part} if isinstance(part, str) else dict(part) for part in content]
     head = [] if system is None else [{"role": "system", "content": system}]
     return [*head, {"role": "user", "content": parts}]
 
 
-def image_part(url: str) -> dict[str, Any]:
+def image_part(url: str) -> dict[str, JSON]:
     """The part of a message that shows a picture."""
     return {"type": "image_url", "image_url": {"url": url}}
 
 
 class Judge:
-    """What judges have in common. failures: how many questions have no usable answer so far, by kind of reason."""
+    """The base of all judges. failures: number of questions without a usable answer so far, by kind of reason."""
 
     name: str
     frames: int | None
@@ -75,37 +75,37 @@ class Judge:
         self.system = judging.GUARD if guard else None
         self.failures: Counter[str] = Counter()
 
-    def views(self, samples: Samples) -> list[Shown | None]:
-        """What each sample shows; None, noted, where its caption gives the judge orders that are refused."""
-        views = shown(self.name, samples, self.frames)
+    def views(self, samples: Samples) -> list[View | None]:
+        """What each sample shows; None, and recorded, if its caption gives the judge orders that are refused."""
+        views = pictures_shown(self.name, samples, self.frames)
         for i, prompt in enumerate(samples.prompts):
             if self.refuse and judging.gives_orders(prompt.text):
                 views[i] = None
-                text = f"{prompt.text!r:.200} would tell the judge what to say; refuse_orders: false asks all the same"
-                self.missed("the caption gives orders", text)
+                text = f"{prompt.text!r:.200} would tell the judge what to say; refuse_orders: false asks anyway"
+                self.note_missing("the caption gives orders", text)
         return views
 
-    def missed(self, kind: str, reason: str) -> float:
-        """NaN, with the reason noted, and said the first time."""
+    def note_missing(self, kind: str, reason: str) -> float:
+        """NaN; records the reason, and warns the first time."""
         self.failures[kind] += 1
         if self.failures[kind] == 1:
             warnings.warn(f"{self.name}: a question is not scored: {kind}: {reason}", stacklevel=4)
         return math.nan
 
 
-class Served(Judge):
+class ServerJudge(Judge):
     """A judge behind a server."""
 
     def __init__(
         self,
-        server: Server,
+        server: JudgeServer,
         *,
         frames: int | None,
         guard: bool,
         refuse: bool,
         max_side: int | None,
         max_tokens: int,
-        extra_body: Mapping[str, Any] | None,
+        extra_body: Mapping[str, JSON] | None,
     ):
         super().__init__(server.reward, frames=frames, guard=guard, refuse=refuse)
         for name, value in {"max_side": max_side, "max_tokens": max_tokens}.items():
@@ -115,32 +115,32 @@ class Served(Judge):
         self._extra = dict(extra_body or {})
         self._client = Client(server)
 
-    def urls(self, pictures: Shown) -> list[str]:
-        """The pictures as they are sent."""
+    def urls(self, pictures: View) -> list[str]:
+        """The pictures as data URLs."""
         return [data_url(picture, self.max_side) for picture in pictures]
 
-    def ask(self, bodies: Sequence[Mapping[str, Any]], score: Callable[[Answer], float | str]) -> list[float]:
-        """The score of the answer to each request; NaN, and a note of the reason, where there is none.
+    def ask(self, bodies: Sequence[Mapping[str, JSON]], score: Callable[[Answer], float | str]) -> list[float]:
+        """The score of the answer to each request; NaN, with the reason recorded, if there is none.
 
-        score returns a text "kind: what to do" where an answer cannot be used.
+        score returns a text "kind: what to do" if an answer cannot be used.
         """
         common = {"max_completion_tokens": self.max_tokens} | ({"extra_body": self._extra} if self._extra else {})
-        found = []
+        scores = []
         for outcome in self._client.ask([common | dict(body) for body in bodies]):
             if isinstance(outcome, Failure):
-                found.append(self.missed(outcome.kind, outcome.reason))
+                scores.append(self.note_missing(outcome.kind, outcome.reason))
                 continue
             value = score(outcome)
             if isinstance(value, str):
                 kind, _, more = value.partition(": ")
-                value = self.missed(kind, more)
+                value = self.note_missing(kind, more)
             elif math.isnan(value):
-                value = self.missed("the answer is no score", f"{outcome.text!r:.200}")
-            found.append(value)
-        return found
+                value = self.note_missing("the answer is no score", f"{outcome.text!r:.200}")
+            scores.append(value)
+        return scores
 
 
-def spread(values: Sequence[float], at: Sequence[int], number: int) -> Tensor:
+def scatter(values: Sequence[float], at: Sequence[int], number: int) -> Tensor:
     """Float32 [number] with values[k] at position at[k] and NaN elsewhere."""
     scores = torch.full((number,), math.nan)
     scores[list(at)] = torch.tensor(list(values), dtype=torch.float32)

@@ -1,8 +1,8 @@
 """Asks OpenAI-compatible servers (vLLM, SGLang, `transformers serve`) many questions at once, from ordinary code.
 
-Everything runs on one event loop in one thread that lives as long as the client: clients and semaphores that meet a
+Everything runs on one event loop in one thread that lives as long as the client: clients and semaphores used from a
 second loop fail in ways that look like a server's fault. A question ends as an Answer or as a Failure with its reason,
-never as an empty answer, and nothing waits without end: each try has a time limit, and so has the whole.
+never as an empty answer, and nothing waits forever: each try has a time limit, and so has the whole call.
 """
 
 import asyncio
@@ -18,13 +18,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flowrl.untyped import JSON
+
 AGAIN = {408, 409, 425, 429}  # and 500 and above: worth another try
 LONGEST_PAUSE = 60.0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A text, whether it was cut off, and the likeliest first tokens with log-probabilities where they were given."""
+    """A text, whether it was cut off, and the likeliest first tokens with their log-probabilities, if given."""
 
     text: str | None
     cut: bool
@@ -33,7 +35,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no answer: its kind, of which there are few, the whole reason in one line, whether to try again."""
+    """Why there is no answer: one of a few kinds, the full reason in one line, and whether to try again."""
 
     kind: str
     reason: str
@@ -42,13 +44,13 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Server:
-    """Who is asked, and how patiently. Raises ValueError for what cannot be meant, naming `reward`.
+class JudgeServer:
+    """Where questions go, and with what limits. Raises ValueError, naming `reward`, for values that are not accepted.
 
     base_url: one or several addresses up to /v1 that serve the same model; questions are spread over them, and a retry
-    goes to the next one. api_key_env: the environment variable that holds the key, never the key. timeout: seconds for
-    one try. limit: seconds for all questions of one call together. backoff: seconds before the first retry, doubled
-    with each and varied by half.
+    goes to the next one. api_key_env: the environment variable that holds the key, never the key itself. timeout:
+    seconds for one try. limit: seconds for all questions of one call in total. backoff: seconds before the first retry,
+    doubled with each and varied by half.
     """
 
     reward: str
@@ -83,12 +85,14 @@ class Server:
         return [self.base_url] if isinstance(self.base_url, str) else list(self.base_url)
 
     def key(self) -> str:
-        """The key of the environment variable; where none is named, a word that servers without keys accept."""
+        """The key of the environment variable; if none is named, a word that servers without keys accept."""
         name = self.api_key_env
         if name is None:
             return "EMPTY"
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):  # may be the key itself: not repeated
-            raise ValueError(f"{self.reward}: api_key_env is no name of an environment variable; never give the key")
+            raise ValueError(
+                f"{self.reward}: api_key_env is not the name of an environment variable; never give the key itself"
+            )
         if not os.environ.get(name):
             raise ValueError(
                 f"{self.reward}: the environment variable {name} is not set; export it, or drop api_key_env"
@@ -99,7 +103,7 @@ class Server:
 class Client:
     """Asks one model of a Server. It owns a thread, which ends with it."""
 
-    def __init__(self, server: Server):
+    def __init__(self, server: JudgeServer):
         try:
             from openai import AsyncOpenAI
         except ImportError:
@@ -115,8 +119,8 @@ class Client:
         thread.start()
         self.close = weakref.finalize(self, _end, self._loop, thread)
 
-    def ask(self, bodies: Sequence[Mapping[str, Any]]) -> list[Answer | Failure]:
-        """What became of each request body (`messages` and what else chat completions take), in order."""
+    def ask(self, bodies: Sequence[Mapping[str, JSON]]) -> list[Answer | Failure]:
+        """The outcome of each request body (`messages` and other arguments of chat completions), in order."""
         if not bodies:
             return []
         asked = asyncio.run_coroutine_threadsafe(self._all(bodies), self._loop)
@@ -126,7 +130,7 @@ class Client:
             asked.cancel()
             raise
 
-    async def _all(self, bodies: Sequence[Mapping[str, Any]]) -> list[Answer | Failure]:
+    async def _all(self, bodies: Sequence[Mapping[str, JSON]]) -> list[Answer | Failure]:
         tasks = [asyncio.ensure_future(self._one(next(self._asked), body)) for body in bodies]
         try:
             _, late = await asyncio.wait(tasks, timeout=self.server.limit)
@@ -140,8 +144,8 @@ class Client:
         over = Failure("limit", f"no answer within the {self.server.limit:g} s of the whole call (limit)")
         return [over if task.cancelled() else task.result() for task in tasks]
 
-    async def _one(self, number: int, body: Mapping[str, Any]) -> Answer | Failure:
-        """Tries until there is an answer, a failure that stays one, or no retry left."""
+    async def _one(self, number: int, body: Mapping[str, JSON]) -> Answer | Failure:
+        """Tries until there is an answer, a permanent failure, or no retry left."""
         failure = Failure("not asked", "not asked")
         for attempt in range(self.server.retries + 1):
             if attempt:
@@ -156,7 +160,7 @@ class Client:
                 break
         return failure
 
-    async def _try(self, which: int, body: Mapping[str, Any]) -> Answer | Failure:
+    async def _try(self, which: int, body: Mapping[str, JSON]) -> Answer | Failure:
         url, create = self.server.urls[which], self._clients[which].chat.completions.with_raw_response.create
         body = {"model": self.server.model, "temperature": 0.0, **body}
         try:
@@ -170,8 +174,8 @@ class Client:
             return Failure(kind, f"{url}: {reason.replace(self._key, '***')}", again, _wait(error))
 
 
-def read(answer: Any) -> Answer:
-    """The Answer in a decoded chat completion. Raises ValueError where it is not one, or not well-formed."""
+def read(answer: JSON) -> Answer:
+    """The Answer in a decoded chat completion. Raises ValueError if it is not one, or not well-formed."""
     try:
         (choice,) = answer["choices"]
         text, cut = choice["message"].get("content"), choice.get("finish_reason") not in ("stop", None)
@@ -191,7 +195,7 @@ def read(answer: Any) -> Answer:
 
 
 def _outcome(error: Exception) -> tuple[str, str, bool]:
-    """(kind, reason in one line, whether another try may help) of what a try ended with."""
+    """(kind, reason in one line, whether another try may help) of the error that a try ended with."""
     status, name = getattr(error, "status_code", None), type(error).__name__
     said = " ".join(str(error).split())
     if isinstance(status, int):
@@ -205,7 +209,7 @@ def _outcome(error: Exception) -> tuple[str, str, bool]:
 
 
 def _wait(error: Exception) -> float:
-    """Seconds that the server asks to be left alone, 0 where it does not say."""
+    """Seconds that the server asks to wait, 0 if it does not say."""
     headers = getattr(getattr(error, "response", None), "headers", {})
     asked = headers.get("retry-after", "")
     return float(asked) if re.fullmatch(r"\d{1,4}(\.\d{1,3})?", asked) else 0.0

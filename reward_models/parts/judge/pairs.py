@@ -1,4 +1,4 @@
-"""Which samples of a group meet, and in what order they are shown: independent of the order that they stand in."""
+"""Which samples of a group are compared, and in what order they are shown: independent of their positions."""
 
 import hashlib
 import random
@@ -8,23 +8,23 @@ from torch import Tensor
 
 
 def groups(group: Tensor) -> list[list[int]]:
-    """The positions of each group's samples, groups in the order in which they first appear."""
-    found: dict[int, list[int]] = {}
+    """The positions of each group's samples, from labels int64 [B]; groups in order of first appearance."""
+    positions: dict[int, list[int]] = {}
     for position, name in enumerate(group.tolist()):
-        found.setdefault(name, []).append(position)
-    return list(found.values())
+        positions.setdefault(name, []).append(position)
+    return list(positions.values())
 
 
 def fingerprint(urls: Sequence[str]) -> str:
-    """A name for what a sample shows, the same wherever it stands."""
+    """A name for what a sample shows, whatever its position."""
     return hashlib.sha256("\n".join(urls).encode()).hexdigest()
 
 
-def drawn(names: Sequence[str], opponents: int | None, seed: Hashable) -> list[tuple[int, int]]:
-    """Pairs of positions (i, j), i of the smaller name: all, or so many that each sample meets `opponents` others.
+def draw_pairs(names: Sequence[str], opponents: int | None, seed: Hashable) -> list[tuple[int, int]]:
+    """Pairs of positions (i, j), i of the smaller name: all, or enough for each sample to meet `opponents` others.
 
-    The pairs are rounds of a round-robin tournament (circle method) over the samples as `seed` shuffles their names; of
-    an odd number one sits out each round. The same samples in another order meet the same others.
+    The pairs are rounds of a round-robin tournament (circle method) over the samples, shuffled by `seed`; of an odd
+    number one sits out each round. The same samples in another order meet the same opponents.
     """
     order = sorted(range(len(names)), key=lambda i: names[i])
     if opponents is None or opponents >= len(order) - 1:

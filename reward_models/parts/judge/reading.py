@@ -1,6 +1,6 @@
 """Reads the text in pictures with PP-OCRv6 by rapidocr, whose wheel holds the models (Apache-2.0): no download.
 
-The engine is set up for many small pictures on few cores: one thread a picture, no search for upside-down lines, the
+The engine is set up for many small pictures on few cores: one thread per picture, no search for upside-down lines, the
 detector at 7/8 of the picture's size, and short words not padded to a long line before they are read.
 """
 
@@ -47,10 +47,10 @@ def reading_order(boxes: Sequence[Sequence[tuple[float, float]]]) -> list[int]:
 
 
 class TextReader:
-    """Reads pictures, `workers` at a time. What it finds in one does not depend on the others, nor on threads.
+    """Reads pictures, `workers` at a time. The result of one depends neither on the others nor on threads.
 
-    side: the detector sees larger pictures shrunk to it; lines are read from the picture itself. It is not only slower
-    on more pixels, it also sees less: 576 finds every word that is a fiftieth of the picture high, 896 does not.
+    side: the detector sees larger pictures shrunk to it; lines are read from the picture itself. On more pixels it is
+    not only slower but also finds less: 576 finds every word that is a fiftieth of the picture high, 896 does not.
     confidence: lines that the recogniser is less sure of, 0 to 1, do not count as text.
     """
 
@@ -75,10 +75,10 @@ class TextReader:
             return list(pool.map(self._lines, pictures))
 
     def _lines(self, picture: Image.Image) -> list[str]:
-        found = self._engine(max(picture.size))(picture)
-        if found.txts is None:
+        result = self._engine(max(picture.size))(picture)
+        if result.txts is None:
             return []
-        return [found.txts[i] for i in reading_order([[tuple(point) for point in box] for box in found.boxes])]
+        return [result.txts[i] for i in reading_order([[tuple(point) for point in box] for box in result.boxes])]
 
     def _engine(self, longest: int) -> Any:
         """The engine for pictures of this size: its detector's size is fixed when it is made."""

@@ -1,7 +1,7 @@
-"""Reward servers seen from a client: one is picked, asked, rested after a failure, and asked again.
+"""Reward servers from a client's side: one is picked, asked, left to rest after a failure, and asked again.
 
-The standard library's http.client does it, so that no extra is needed: a connection for each request (a kept one may
-have been closed meanwhile, which cannot be told from a lost answer), no redirects, no proxies.
+This uses the standard library's http.client, so that no extra is needed: one connection per request (a kept one may
+have been closed in the meantime, which looks the same as a lost answer), no redirects, no proxies.
 """
 
 import contextlib
@@ -21,20 +21,20 @@ LARGEST_ANSWER = 64_000_000  # bytes
 Result = TypeVar("Result")
 
 
-class Refused(ValueError):
-    """The server understood and will not: a wrong token, name, size or form. Asking again would not help."""
+class ServerRefusedError(ValueError):
+    """The server understood and refuses: a wrong token, name, size or form. Asking again would not help."""
 
 
-class Broken(RuntimeError):
-    """No answer, or one that is none: the server is down, too slow, or something else."""
+class ServerUnavailableError(RuntimeError):
+    """No answer, or an unusable one: the server is down, too slow, or not a reward server."""
 
 
-class Failed(RuntimeError):
-    """The server works and could not score this request: it took too long, or its workers died of it."""
+class ScoringFailedError(RuntimeError):
+    """The server works but could not score this request: it took too long, or its workers died of it."""
 
 
-class Busy(RuntimeError):
-    """The server asks to come again."""
+class ServerBusyError(RuntimeError):
+    """The server asks to try again later."""
 
     def __init__(self, reason: str, after: float):
         self.after = after
@@ -42,7 +42,7 @@ class Busy(RuntimeError):
 
 
 @dataclass
-class Server:
+class RewardServer:
     """One server and how it has behaved."""
 
     url: str
@@ -57,8 +57,8 @@ class Server:
     greeting: threading.Lock = field(default_factory=threading.Lock)
 
 
-def server(url: str) -> Server:
-    """The server at an address. Raises ValueError for one that is no plain http or https address."""
+def server(url: str) -> RewardServer:
+    """The server at an address. Raises ValueError for anything but a plain http or https address."""
     try:
         parts = urlsplit(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -67,19 +67,19 @@ def server(url: str) -> Server:
     plain = not (parts.username or parts.password or parts.query or parts.fragment)
     if parts.scheme not in ("http", "https") or not parts.hostname or not plain or not url.isascii():
         raise ValueError(f"url={url!r}: accepted is http://HOST:PORT or https://..., without user, token or query")
-    return Server(url.rstrip("/"), parts.scheme == "https", parts.hostname, port, parts.path.rstrip("/"))
+    return RewardServer(url.rstrip("/"), parts.scheme == "https", parts.hostname, port, parts.path.rstrip("/"))
 
 
 def exchange(
-    to: Server, method: str, path: str, body: bytes, headers: Mapping[str, str], seconds: float
+    to: RewardServer, method: str, path: str, body: bytes, headers: Mapping[str, str], seconds: float
 ) -> tuple[int, float | None, bytes]:
-    """(status, Retry-After in seconds, body) of an answer that is there within so many seconds. Raises Broken."""
+    """(status, Retry-After in seconds, body) of an answer within so many seconds. Raises ServerUnavailableError."""
     make = http.client.HTTPSConnection if to.secure else http.client.HTTPConnection
     connection = make(to.host, to.port, timeout=min(seconds, CONNECT))
     try:
         connection.connect()
         connection.sock.settimeout(seconds)
-        # a server that drips byte by byte would never meet the socket's own limit
+        # a server that sends byte by byte would never reach the socket's own limit
         timer = threading.Timer(seconds, _hang_up, [connection.sock])
         timer.daemon = True
         timer.start()
@@ -91,11 +91,11 @@ def exchange(
         finally:
             timer.cancel()
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise Broken(f"{to.url} does not answer ({type(error).__name__}: {error})") from error
+        raise ServerUnavailableError(f"{to.url} does not answer ({type(error).__name__}: {error})") from error
     finally:
         connection.close()
     if len(data) > LARGEST_ANSWER:
-        raise Broken(f"{to.url} answers with more than {LARGEST_ANSWER} bytes")
+        raise ServerUnavailableError(f"{to.url} answers with more than {LARGEST_ANSWER} bytes")
     after = response.headers.get("Retry-After", "")
     return response.status, float(after) if after.isdigit() else None, data
 
@@ -106,7 +106,7 @@ def _hang_up(connected: socket.socket) -> None:
 
 
 class Servers:
-    """Spreads requests: to the one with the least to do, of those that are not resting after a failure."""
+    """Spreads requests: each goes to the least busy of the servers that are not resting after a failure."""
 
     def __init__(self, urls: Sequence[str], *, retries: int, patience: float):
         self.all = [server(url) for url in urls]
@@ -114,27 +114,28 @@ class Servers:
         self._lock = threading.Lock()
         self._wait = time.sleep
 
-    def ask(self, once: Callable[[Server], Result]) -> Result:
-        """What `once` returns of some server.
+    def ask(self, once: Callable[[RewardServer], Result]) -> Result:
+        """The result of `once` for some server.
 
-        After Broken or Failed another one is asked, or the same after a rest, `retries` times in all; then the last
-        error is raised. After Busy it is asked again, for `patience` seconds in all; then Failed is raised.
+        After ServerUnavailableError or ScoringFailedError another one is asked, or the same after a rest, `retries`
+        times in all; then the last error is raised. After ServerBusyError it is asked again, for `patience` seconds in
+        all; then ScoringFailedError is raised.
         """
         left, give_up = self.retries, time.monotonic() + self.patience
         while True:
-            with self._picked() as picked:
+            with self._pick() as picked:
                 try:
                     result = once(picked)
-                except Busy as busy:
+                except ServerBusyError as busy:
                     if time.monotonic() + busy.after > give_up:
-                        raise Failed(f"{busy}, for {self.patience:g} s") from busy
+                        raise ScoringFailedError(f"{busy}, for {self.patience:g} s") from busy
                     self._rest(picked, busy.after * random.uniform(1.0, 1.5))
-                except Failed:
+                except ScoringFailedError:
                     left -= 1
                     if left < 0:
                         raise
-                except Broken:
-                    self._failed(picked)
+                except ServerUnavailableError:
+                    self._note_failure(picked)
                     left -= 1
                     if left < 0:
                         raise
@@ -143,8 +144,8 @@ class Servers:
                     return result
 
     @contextlib.contextmanager
-    def _picked(self) -> Iterator[Server]:
-        """The server to ask now; waits while all are resting."""
+    def _pick(self) -> Iterator[RewardServer]:
+        """The server to ask next; waits while all are resting."""
         with self._lock:
             now = time.monotonic()
             # one that has failed is tried by one request alone
@@ -160,14 +161,14 @@ class Servers:
             with self._lock:
                 chosen.at_work -= 1
 
-    def _failed(self, broken: Server) -> None:
+    def _note_failure(self, broken: RewardServer) -> None:
         with self._lock:
             if broken.rests_until > time.monotonic():
-                return  # requests that were under way together fail together: that is one failure
+                return  # requests in flight at the same time fail together: that is one failure
             broken.failures += 1
             rest = min(FIRST_REST * 2 ** (broken.failures - 1), LONGEST_REST)
             broken.rests_until = time.monotonic() + rest * random.uniform(0.75, 1.25)
 
-    def _rest(self, busy: Server, seconds: float) -> None:
+    def _rest(self, busy: RewardServer, seconds: float) -> None:
         with self._lock:
             busy.rests_until = max(busy.rests_until, time.monotonic() + seconds)

@@ -40,14 +40,14 @@ THINK = (
 
 
 def point(text: str | None, *, compatible: bool = False) -> float:
-    """The point score over 5, in [0.2, 1]; NaN (compatible: 0) where the answer holds none."""
+    """The point score over 5, in [0.2, 1]; NaN (compatible: 0) if the answer holds none."""
     if text is None:
         return math.nan
     return judging.final_score(text, compatible=compatible) / 5
 
 
 def acs(text: str | None, *, compatible: bool = False) -> float:
-    """(mean of the three axes - 1) / 4, in [0, 1]; NaN (compatible: 0) where the answer holds none."""
+    """(mean of the three axes - 1) / 4, in [0, 1]; NaN (compatible: 0) if the answer holds none."""
     if text is None:
         return math.nan
     return judging.axes_reward(judging.axis_scores(text, compatible=compatible), compatible=compatible)
