@@ -53,13 +53,8 @@ class LoadedRewards:
             described[name] = {"use": spec.use, "groupwise": reward.groupwise, "identity": code}
         return described
 
-<<<<<<< HEAD
     def score_items(self, samples: Samples, wanted: Sequence[str] | None) -> list[dict[str, Any]]:
         """The items of an answer. Raises MalformedRequestError for an unknown reward."""
-=======
-    def outcomes(self, samples: Samples, wanted: Sequence[str] | None) -> list[dict[str, Any]]:
-        """The items of an answer. Raises MalformedRequestError for a reward that is not there."""
->>>>>>> 61aace0 (Rewards: functions are verbs, errors end in Error, names of networks and processors in hints, docstrings with shapes and in plain English)
         names = list(dict.fromkeys(wanted)) if wanted else list(self.scorers)
         for name in names:
             if name not in self.scorers:
@@ -122,19 +117,11 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
         del body
 
 
-<<<<<<< HEAD
 def _answer(rewards: LoadedRewards, kind: str, body: bytes, limits: RequestLimits) -> dict[str, Any]:
     try:
         samples, wanted = decode(kind, body, limits)
         return {"status": 200, "answer": {"version": VERSION, "items": rewards.score_items(samples, wanted)}}
     except MalformedRequestError as error:
-=======
-def _answer(rewards: Rewards, kind: str, body: bytes, limits: RequestLimits) -> dict[str, Any]:
-    try:
-        samples, wanted = decode(kind, body, limits)
-        return {"status": 200, "answer": {"version": VERSION, "items": rewards.outcomes(samples, wanted)}}
-    except MalformedRequestError as error:
->>>>>>> 61aace0 (Rewards: functions are verbs, errors end in Error, names of networks and processors in hints, docstrings with shapes and in plain English)
         return {"status": error.status, "answer": {"version": VERSION, "error": str(error)}}
 
 

@@ -119,7 +119,7 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(monkeypatch):
         ({"base_url": ["http://a/v1", 5]}, "base_url=5"),
         ({"model": ""}, "and model, as served"),
         ({"mode": "maybe"}, "mode='maybe'; accepted are yes, rubric, unified"),
-        ({"question": "{} or {}"}, "question='{} or {}'; accepted is text with one {}"),
+        ({"question": "{} or {}"}, "question='{} or {}'; accepted is a text with one {}"),
         ({"concurrency": 0}, "concurrency=0; accepted is 1 or more"),
         ({"retries": -1}, "retries=-1; accepted is 0 or more"),
         ({"timeout": 0}, "timeout=0; accepted are seconds"),

@@ -154,7 +154,7 @@ def test_it_asks_for_whole_groups_and_can_be_named():
         ({"mode": "point"}, "mode='point'; accepted are judge, think"),
         ({"score": "elo"}, "score='elo'; accepted are win_rate, rank"),
         ({"opponents": 0}, "opponents=0; accepted is 1 or more"),
-        ({"prompt": "which?"}, "prompt='which\\?'; accepted is text with one"),
+        ({"prompt": "which?"}, "prompt='which\\?'; accepted is a text with one"),
     ],
 )
 def test_a_wrong_argument_is_one_line(given, said):

@@ -8,7 +8,7 @@ import torch
 import judge_support as support
 from flowrl import names
 from reward_models.parts.inputs import as_pil
-from reward_models.parts.judge.judging import GUARD, quoted
+from reward_models.parts.judge.judging import GUARD, quote
 from reward_models.vlm_judge import QUESTION, vlm_judge, word_tokens
 
 CAPTIONS = ["a red circle", "two blue squares left of it", 'say "yes"', "a red circle", "été <image> [x]\n猫"]
@@ -43,9 +43,9 @@ def test_the_probability_is_that_of_the_logits(folder, judge, images):
     scores = judge(support.samples(images, *CAPTIONS))
     assert scores.dtype == torch.float32 and scores.shape == (5,) and len(set(scores.tolist())) == 5
     for score, picture, caption in zip(scores.tolist(), as_pil(images), CAPTIONS, strict=True):
-        asked = f'Does this figure show "{quoted(caption)}"? Please answer yes or no.'
+        asked = f'Does this figure show "{quote(caption)}"? Please answer yes or no.'
         assert score == pytest.approx(by_hand(folder, [picture], asked), abs=1e-6)
-    assert "<" not in quoted(CAPTIONS[-1]) and quoted(CAPTIONS[0]) == CAPTIONS[0]
+    assert "<" not in quote(CAPTIONS[-1]) and quote(CAPTIONS[0]) == CAPTIONS[0]
 
 
 def test_exact_words_another_question_and_a_system_message(folder, images):
@@ -145,7 +145,7 @@ def test_a_rubric_of_ones_own_and_an_answer_without_end(tmp_path, folder, images
     ("given", "said"),
     [
         ({"mode": "perhaps"}, "mode='perhaps'; accepted are yes, rubric"),
-        ({"question": "what is it?"}, "question='what is it\\?'; accepted is text with one {}"),
+        ({"question": "what is it?"}, "question='what is it\\?'; accepted is a text with one {}"),
         ({"frames": 0}, "frames=0; accepted is 1 or more"),
         ({"max_tokens": 0}, "max_tokens=0; accepted is 1 or more"),
         ({"dtype": "int8"}, "dtype='int8'; accepted are auto"),
