@@ -8,24 +8,29 @@ import numpy
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Prompt, Rollout
+from flowrl import names
+from flowrl.contracts import Objective, Prompt, Rollout
 from flowrl.core.advantages import advantage_metrics
 from flowrl.core.credit import row_advantages
 from flowrl.core.learner import Learner
+from flowrl.core.objectives.given import GivenObjective
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.refill import Advantage
 from flowrl.core.selection import WidthPruning
 from flowrl.kinds import kind_of
-from flowrl.planning.walks import behind_splits
+from flowrl.planning.walks import pruned_widths
 from flowrl.policies.devices import device_of
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.pipelines.policy import PipelinePolicy
 from flowrl.policies.weights import weights_of
 from flowrl.reading.inputs import read_prompts
+from flowrl.recipe.making import made
 from flowrl.recipe.schema import Recipe
+from flowrl.recipe.sections import Own, keys
 from flowrl.scoring.gates import counted_rewards
 from flowrl.scoring.scorer import Scorer
 from flowrl.scoring.scorer import load as load_rewards
+from flowrl.watch.rules import OwnRule
 from flowrl.watch.watchdog import Watchdog, WatchSettings
 
 AnyPolicy = PipelinePolicy | LanguagePolicy
@@ -69,7 +74,7 @@ def build_learner(recipe: Recipe, policy: AnyPolicy) -> Learner:
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         warmup=train.warmup,
-        schedule=train.schedule,
+        schedule=made("lr_schedule", train.schedule) if isinstance(train.schedule, Own) else train.schedule,
         total=train.iterations * train.epochs * train.updates,
         average=train.ema,
         average_every=train.ema_every,
@@ -80,36 +85,27 @@ def build_learner(recipe: Recipe, policy: AnyPolicy) -> Learner:
     return learner
 
 
-def build_objective(recipe: Recipe) -> ClippedObjective:
+def build_objective(recipe: Recipe) -> Objective:
     """The loss of a recipe."""
     objective = recipe.objective
+    if isinstance(objective, Own):
+        return GivenObjective(made("objective", objective))
     low, high = objective.clip_range
-    return ClippedObjective(
-        low,
-        high,
-        dual=objective.dual,
-        kl=objective.kl,
-        kl_kind=objective.kl_kind,
-        aggregate=objective.aggregate,
-        level=objective.level,
-        log_ratio_limit=objective.log_ratio_limit,
-        length=objective.length,
-        weight=objective.weight if isinstance(objective.weight, str) else tuple(objective.weight),
-        ratio=objective.ratio,
-        kl_mask=objective.kl_mask,
-        entropy_share=objective.entropy_share,
-    )
+    values = {p.name: getattr(objective, p.name) for p in keys("objective", names.shipped("objective")["clipped"])}
+    values["weight"] = values["weight"] if isinstance(values["weight"], str) else tuple(values["weight"])
+    return ClippedObjective(low, high, **values)
 
 
 def build_watch(recipe: Recipe) -> Watchdog:
     """The watchdog of a recipe, which has seen nothing yet."""
     return Watchdog(
         {name: spec.weight for name, spec in recipe.rewards.items()},
-        WatchSettings(**recipe.watch.model_dump()),
+        WatchSettings(**recipe.watch.model_dump(exclude={"rules"})),
         updates_per_rollout=recipe.train.epochs * recipe.train.updates,
         clip=recipe.objective.clip_range,
         precision=recipe.dtype.model,
         steady=not recipe.sampler.window.slides,
+        rules=[OwnRule(rule.alarm, made("rule", rule), str(rule)) for rule in recipe.watch.rules],
     )
 
 
@@ -120,6 +116,9 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
         samples = rollout.samples
         found = counted_rewards(scorer.specs, rewards, samples.prompts, samples.group)
         how: dict[str, Any] = {"weights": found.weights, "asked": found.asked}
+        if isinstance(recipe.advantage, Own):
+            adv = made("advantage", recipe.advantage, how)(found.rewards, rollout)
+            return adv, advantage_metrics(rewards, samples.group, adv, total=found.total, **how)
         adv = row_advantages(found.rewards, samples.group, rollout.credit, **how, **recipe.advantage.model_dump())
         return adv, advantage_metrics(rewards, samples.group, adv, total=found.total, **how)
 
@@ -128,11 +127,10 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
 
 def width_pruning(recipe: Recipe, iteration: int) -> WidthPruning | None:
     """What an iteration leaves out of the decisions behind the last split of its trees; None where it is nothing."""
-    tree = recipe.sampler.tree
-    if tree is None or tree.width_prune is None or (tree.prune_until is not None and iteration > tree.prune_until):
+    if recipe.sampler.tree is None:
         return None
-    behind = torch.tensor(behind_splits(recipe, iteration))
-    return WidthPruning(behind, tree.width_prune, 0.5 if tree.width_ratio is None else tree.width_ratio)
+    pruned = pruned_widths(recipe, iteration)
+    return None if pruned is None else WidthPruning(torch.tensor(pruned[0]), *pruned[1:])
 
 
 def set_up(recipe: Recipe) -> None:

@@ -10,6 +10,7 @@ from flowrl.commands import world
 from flowrl.commands.check import check_command
 from flowrl.commands.compare import compare_command
 from flowrl.commands.evaluate import evaluate_command
+from flowrl.commands.explain import explain_command, schema_command
 from flowrl.commands.export import export_command
 from flowrl.commands.failures import VARIABLE, refuse_bytes, refuse_ranks, tell
 from flowrl.commands.listing import list_command
@@ -36,6 +37,8 @@ app.command()(report)
 app.command("export")(export_command)
 app.command("serve-rewards")(serve_command)
 app.command("list")(list_command)
+app.command("explain")(explain_command)
+app.command("schema")(schema_command)
 app.add_typer(world.app, name="world")
 
 

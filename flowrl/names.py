@@ -2,24 +2,24 @@
 
 A short name belongs to a file of ours, a dotted path (`my_rewards.redness`, `my_rewards:Redness`) to a user's. Nothing
 is registered: steps are the functions `(x, v, s, s_next, ...)` of samplers/*.py, rewards the functions `(samples, ...)`
-and the classes with `__call__(self, samples)` of reward_models/*.py, recipes the files recipes/*.yaml. They are found
-by parsing, so that a recipe is checked without importing torch.
+and the classes with `__call__(self, samples)` of reward_models/*.py, recipes the files recipes/*.yaml; parts.py says
+where the others stand. They are found by parsing, so that a recipe is checked without importing torch.
 """
 
-import ast
 import difflib
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flowrl.parts import refusal
+from flowrl import signatures
+from flowrl.parts import KINDS, refusal
+from flowrl.signatures import Entry, of_object
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
@@ -38,21 +38,6 @@ def cache_folder() -> Path:
 
 class UserError(ValueError):
     """A mistake in what the user gave. The text is one line: what was given, what is accepted, what to do."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A named step or reward. `accepts` are its keyword arguments (None: any), `needs` those without a default, `types`
-    the annotations of those that have one."""
-
-    name: str
-    module: str
-    attribute: str
-    summary: str
-    accepts: tuple[str, ...] | None
-    needs: tuple[str, ...]
-    stochastic: bool = True
-    types: Mapping[str, str] = field(default_factory=dict)
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
@@ -77,14 +62,27 @@ def to_be_fetched(source: str | None, origin: str | None) -> bool:
     return source.count("/") >= 2 and not Path(source).exists()
 
 
+@cache
+def shipped(kind: str) -> dict[str, Entry]:
+    """The parts of a kind that ship, by short name (see parts.KINDS)."""
+    leading, where = KINDS[kind].leading, KINDS[kind].shipped
+    if not where:
+        return {}
+    module, _, table_name = where.partition(":")
+    if not table_name:
+        return signatures.scan(_folder(module), module, leading)
+    package, _, file = module.rpartition(".")
+    return signatures.table(_folder(package) / f"{file}.py", module, table_name, len(leading))
+
+
 def steps() -> dict[str, Entry]:
     """The denoising steps that ship, by short name."""
-    return _scan("samplers", ("x", "v", "s", "s_next"))
+    return shipped("step")
 
 
 def rewards() -> dict[str, Entry]:
     """The rewards that ship, by short name."""
-    return _scan("reward_models", ("samples",))
+    return shipped("reward")
 
 
 def recipes() -> dict[str, Path]:
@@ -104,17 +102,16 @@ def find(name: str, known: dict[str, Entry], kind: str = "reward") -> Entry:
     """
     if not is_dotted(name):
         if name not in known:
-            listed = ", ".join(sorted(known))
-            raise UserError(f"{name!r} is not known; accepted: {listed}, or a dotted path{hint(name, known)}")
+            listed = f"{', '.join(sorted(known))}, or a dotted path" if known else "a dotted path"
+            raise UserError(f"{name!r} is not known; accepted: {listed}{hint(name, known)}")
         return known[name]
     thing = import_path(name)
     if problem := refusal(thing, kind):
         raise UserError(f"{name!r} {problem}")
-    skip = 1 if not inspect.isclass(thing) else 0
-    accepts, needs = signature(thing, skip)
+    skip = 0 if inspect.isclass(thing) else len(KINDS[kind].leading) if kind in KINDS else 1
     module, attribute = _split(name)
-    drawn = bool(getattr(thing, "stochastic", True))
-    return Entry(name, module, attribute, _first_line(inspect.getdoc(thing)), accepts, needs, drawn, types(thing))
+    doc = inspect.getdoc(thing) or ""
+    return Entry(name, module, attribute, doc, signatures.of_object(thing, skip), signatures.facts_of(thing))
 
 
 def load(name: str, known: dict[str, Entry], kind: str = "reward") -> Any:
@@ -154,48 +151,13 @@ def _reason(error: BaseException) -> str:
 
 def signature(thing: Any, skip: int) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     """(keyword arguments or None where any is taken, those that must be given) after `skip` leading parameters."""
-    try:
-        parameters = list(inspect.signature(thing).parameters.values())
-    except ValueError:  # written in C without a signature
-        return None, ()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None, ()
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)][skip:]
-    return tuple(p.name for p in named), tuple(p.name for p in named if p.default is p.empty)
+    entry = Entry("", "", "", "", of_object(thing, skip))
+    return entry.accepts, entry.needs
 
 
 def types(thing: Any) -> dict[str, str]:
     """The annotations of a callable's parameters as text, with None where that is the default."""
-    try:
-        parameters = inspect.signature(thing).parameters.values()
-    except (ValueError, TypeError):
-        return {}
-    found = {}
-    for parameter in parameters:
-        if parameter.annotation is not parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
-            written = parameter.annotation
-            text = written if isinstance(written, str) else inspect.formatannotation(written)
-            found[parameter.name] = f"{text} | None" if parameter.default is None else text
-    return found
-
-
-@cache
-def _scan(package: str, leading: tuple[str, ...]) -> dict[str, Entry]:
-    """Public top-level functions of a package that begin with these parameters, and classes called with them."""
-    found: dict[str, Entry] = {}
-    for path in sorted(_folder(package).glob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        quiet = {_marked_quiet(node) for node in tree.body}
-        for node in tree.body:
-            match = _match(node, leading)
-            if match is not None:
-                name, arguments, skip = match
-                accepts, needs = _arguments(arguments, skip)
-                module = f"{package}.{path.stem}"
-                doc = _first_line(ast.get_docstring(node))  # pyright: ignore[reportArgumentType]
-                drawn = name not in quiet
-                found[name] = Entry(name, module, name, doc, accepts, needs, drawn, _written_types(arguments))
-    return found
+    return {p.name: p.type for p in of_object(thing, 0).parameters if p.annotation}
 
 
 def _folder(package: str) -> Path:
@@ -204,57 +166,3 @@ def _folder(package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         return ROOT / package
     return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _match(node: ast.stmt, leading: tuple[str, ...]) -> tuple[str, ast.arguments, int] | None:
-    """(name, arguments that a recipe may set, how many of them to skip) of a step or reward, else None."""
-    if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-        return (node.name, node.args, len(leading)) if _names(node.args)[: len(leading)] == leading else None
-    if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-        methods = {m.name: m.args for m in node.body if isinstance(m, ast.FunctionDef)}
-        called = methods.get("__call__")
-        if called is not None and _names(called)[1 : len(leading) + 1] == leading:
-            return node.name, methods.get("__init__", ast.parse("def f(self): ...").body[0].args), 1  # pyright: ignore
-    return None
-
-
-def _names(arguments: ast.arguments) -> tuple[str, ...]:
-    return tuple(a.arg for a in arguments.posonlyargs + arguments.args)
-
-
-def _arguments(arguments: ast.arguments, skip: int) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    if arguments.kwarg is not None:
-        return None, ()
-    positional = _names(arguments)
-    free = positional[skip:]
-    with_default = positional[len(positional) - len(arguments.defaults) :] if arguments.defaults else ()
-    keyword = [a.arg for a in arguments.kwonlyargs]
-    bare = [a.arg for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if d is None]
-    return (*free, *keyword), (*(n for n in free if n not in with_default), *bare)
-
-
-def _written_types(arguments: ast.arguments) -> dict[str, str]:
-    """What `types` gives, of a function that is not imported."""
-    positional = arguments.posonlyargs + arguments.args
-    defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
-    pairs = [*zip(positional, defaults, strict=True), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
-    found = {}
-    for argument, default in pairs:
-        if argument.annotation is not None:
-            may_be_none = isinstance(default, ast.Constant) and default.value is None
-            found[argument.arg] = ast.unparse(argument.annotation) + (" | None" if may_be_none else "")
-    return found
-
-
-def _marked_quiet(node: ast.stmt) -> str | None:
-    """NAME of a top-level `NAME.stochastic = False`."""
-    if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and node.value.value is False):
-        return None
-    target = node.targets[0]
-    if isinstance(target, ast.Attribute) and target.attr == "stochastic" and isinstance(target.value, ast.Name):
-        return target.value.id
-    return None
-
-
-def _first_line(doc: str | None) -> str:
-    return (doc or "").strip().split("\n")[0]

@@ -1,28 +1,76 @@
 """Which callables a recipe may name by a dotted path: those that declare themselves parts of a run.
 
 A part is taken by its signature, as its contract has it anyway: a reward is called with samples, a step with
-(x, v, s, s_next), a tracker is a subclass of accelerate's. Anything else, such as `subprocess.Popen`, is refused before
-it is called. What has another signature, such as a function behind a wrapper, is declared with `part`.
+(x, v, s, s_next), a window with num_steps, a tracker is a subclass of accelerate's. All its other arguments are keys of
+the recipe, with their defaults. Anything else, such as `subprocess.Popen`, is refused before it is called. What has
+another signature, such as a function behind a wrapper, is declared with `part`.
 """
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 Thing = TypeVar("Thing", bound=Callable[..., Any])
 _MARK = "__flowrl_part__"
-# kind -> names of its first parameters, how it is annotated: by its first parameter or by what it returns, and in words
-_SIGNATURES: dict[str, tuple[tuple[str, ...], str, str]] = {
-    "reward": (("samples",), "Samples", "a function (samples, ...) or a class with __call__(self, samples)"),
-    "step": (("x", "v", "s", "s_next"), "Gaussian", "a function (x, v, s, s_next, *, ...)"),
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of part: the names of what it is called with, where those stand that ship (a package whose files are
+    looked through, or MODULE:TABLE), and in words what a part is. annotation: a type that only this kind takes first or
+    returns, which tells it too. given: further arguments that the run fills in, where a part takes them."""
+
+    leading: tuple[str, ...]
+    shipped: str
+    words: str
+    annotation: str = ""
+    given: tuple[str, ...] = ()
+
+
+KINDS: dict[str, Kind] = {
+    "reward": Kind(
+        ("samples",),
+        "reward_models",
+        "a function (samples, ...) or a class with __call__(self, samples)",
+        annotation="Samples",
+    ),
+    "step": Kind(
+        ("x", "v", "s", "s_next"), "samplers", "a function (x, v, s, s_next, *, ...)", "Gaussian", ("noise", "s_cap")
+    ),
+    "window": Kind(
+        ("num_steps",), "samplers.windows:WINDOWS", "a function (num_steps, *, ...)", given=("seed", "iteration")
+    ),
+    "schedule": Kind(("levels",), "samplers.tables:SCHEDULES", "a function (levels, *, ...)", given=("base",)),
+    "solver": Kind(
+        ("x", "x0", "s", "s_next"),
+        "samplers.solvers:SOLVERS",
+        "a function (x, x0, s, s_next, previous, *, ...)",
+        given=("previous",),
+    ),
+    "advantage": Kind(
+        ("rewards", "rollout"),
+        "flowrl.core.advantages:ADVANTAGES",
+        "a function (rewards, rollout, *, ...) that gives advantages of rows, [R], or of decisions, [R, K]",
+        given=("weights", "asked"),
+    ),
+    "objective": Kind(
+        ("seen", "batch"),
+        "flowrl.core.objectives.grpo:OBJECTIVES",
+        "a function (seen, batch, *, ...) or a class with __call__(self, seen, batch)",
+        given=("clip_low", "clip_high"),
+    ),
+    "lr_schedule": Kind(("left",), "flowrl.core.lr_schedules:LR_SCHEDULES", "a function (left, *, ...)"),
+    "rule": Kind(("metrics",), "", "a function (metrics, *, ...) that gives a text where something is wrong, or None"),
+    "tree": Kind(("walk",), "samplers.growth:TREES", "a function (walk, *, ...) that gives a Tree", "Tree"),
 }
 _TRACKER = ("accelerate.tracking", "GeneralTracker")
 
 
 def part(kind: str) -> Callable[[Thing], Thing]:
     """Declares a function or class to be a part, whatever its signature: `@part("reward")` or `@part("step")`."""
-    if kind not in _SIGNATURES:
-        raise ValueError(f"part({kind!r}): accepted: {', '.join(_SIGNATURES)}")
+    if kind not in KINDS:
+        raise ValueError(f"part({kind!r}): accepted: {', '.join(KINDS)}")
 
     def declare(thing: Thing) -> Thing:
         setattr(thing, _MARK, kind)
@@ -32,7 +80,7 @@ def part(kind: str) -> Callable[[Thing], Thing]:
 
 
 def refusal(thing: Any, kind: str) -> str | None:
-    """Why an object is no part of a kind (reward, step or tracker), and what to do; None where it is. Calls nothing."""
+    """Why an object is no part of a kind (of KINDS, or a tracker), and what to do; None where it is. Calls nothing."""
     if not callable(thing):
         return f"is a {type(thing).__name__}; accepted: a path to a function or class"
     if kind == "tracker":
@@ -42,8 +90,7 @@ def refusal(thing: Any, kind: str) -> str | None:
         return "is no tracker; accepted: a subclass of accelerate.tracking.GeneralTracker"
     if getattr(thing, _MARK, None) == kind or any(_fits(call, kind) for call in _calls(thing)):
         return None
-    words = _SIGNATURES[kind][2]
-    return f'is no {kind}; accepted: {words}; name one, or declare it with @flowrl.parts.part("{kind}")'
+    return f'is no {kind}; accepted: {KINDS[kind].words}; name one, or declare it with @flowrl.parts.part("{kind}")'
 
 
 def _calls(thing: Any) -> list[Any]:
@@ -56,7 +103,7 @@ def _calls(thing: Any) -> list[Any]:
 
 def _fits(call: Any, kind: str) -> bool:
     """Whether a call begins with a kind's parameters, or is annotated with what only this kind takes or returns."""
-    leading, annotation, _ = _SIGNATURES[kind]
+    leading, annotation = KINDS[kind].leading, KINDS[kind].annotation
     try:
         signature = inspect.signature(call)
     except (ValueError, TypeError):  # written in C without a signature
@@ -64,7 +111,7 @@ def _fits(call: Any, kind: str) -> bool:
     given = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     given = given[1:] if given and given[0].name == "self" else given
     said = given[0].annotation if kind == "reward" and given else signature.return_annotation
-    return tuple(p.name for p in given[: len(leading)]) == leading or _name(said) == annotation
+    return tuple(p.name for p in given[: len(leading)]) == leading or (annotation != "" and _name(said) == annotation)
 
 
 def _name(annotation: Any) -> str:

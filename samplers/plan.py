@@ -15,9 +15,9 @@ from typing import Protocol
 from torch import Tensor
 
 from samplers.checks import require_levels, require_steps
+from samplers.solvers import SOLVERS, Solver
 
 ROOT = -1  # the parent of a segment that begins at initial noise
-SOLVERS = ("euler", "dpmpp_2m", "dpmpp_2m_heun")
 CREDITS = ("uniform", "path_probability")
 
 
@@ -69,7 +69,7 @@ class Segment:
     member: int = 0
     start: int = 0
     table: int = 0
-    solver: str = "euler"
+    solver: Solver = "euler"
     scale: float = 1.0
     correlation: float = 0.0
     peers: int = 0
@@ -146,7 +146,7 @@ class Tree:
             return f"trained {segment.trained} and stochastic {segment.stochastic} are not among its steps"
         if segment.trained and segment.table != 0:
             return "only steps of the first table can be trained"
-        if segment.solver not in SOLVERS:
+        if isinstance(segment.solver, str) and segment.solver not in SOLVERS:
             return f"solver {segment.solver!r} is not one of {', '.join(SOLVERS)}"
         if segment.parent == ROOT:
             return None if segment.begin == 0 else "it has no parent, so it has to begin at step 0"
@@ -292,7 +292,7 @@ class Plan:
     share_noise: bool = False
     table: Table = Own()
     tail: Table | None = None
-    solver: str = "euler"
+    solver: Solver = "euler"
     levels: tuple[float | int, ...] = ()
 
     def __post_init__(self) -> None:

@@ -8,17 +8,20 @@ import math
 
 from torch import Tensor
 
+from samplers.facts import facts
 from samplers.gaussian import Gaussian
 from samplers.levels import Level, affine, difference, fraction, quotient, root, sine, where_moving
 
 
+# Published clip ranges of Flow-CPS (1e-5) belong to this score, not to the density.
+@facts(noise={None: 0.8}, share=True, unit_variance=True, draws_at_zero=False)
 def cps(x: Tensor, v: Tensor, s: Level, s_next: Level, *, noise: Level, s_cap: Level | None = None) -> Gaussian:
     """The coefficients-preserving step of Flow-CPS (arXiv 2509.05952).
 
       mean = (1 - s_next) x_0 + s_next cos(noise pi / 2) eps,   std = s_next sin(noise pi / 2)
     noise in [0, 1]: a share of the noise of the level to come, however short the step. Signal and noise keep their
     coefficients; the marginals are those of the flow only where eps is independent of x_0, and not in the limit of many
-    steps. The last step (s_next = 0) draws nothing. Scored as published, by -(x - mean)^2: see `unit_variance` below.
+    steps. The last step (s_next = 0) draws nothing. Scored as published, by -(x - mean)^2: see `facts.unit_variance`.
     """
     dt = difference(s, s_next)
     share = fraction(noise, "cps") * (math.pi / 2)
@@ -27,6 +30,7 @@ def cps(x: Tensor, v: Tensor, s: Level, s_next: Level, *, noise: Level, s_cap: L
     return affine(x, v, 1 - lost, dt - lost * (1 - s), std)
 
 
+@facts(noise={None: 1.0}, share=True, draws_at_zero=False)  # of a flow; vp_ddim draws there
 def ddim(x: Tensor, v: Tensor, s: Level, s_next: Level, *, noise: Level, s_cap: Level | None = None) -> Gaussian:
     """DDIM with eta = `noise` in [0, 1] (arXiv 2010.02502, eq. 16) on a flow, whose signal is 1 - s.
 
@@ -65,11 +69,3 @@ def signal(s: Level) -> Level:
 
 def _square(level: Level) -> Level:
     return level * level
-
-
-cps.stochastic = True  # pyright: ignore[reportFunctionMemberAccess]
-ddim.stochastic = True  # pyright: ignore[reportFunctionMemberAccess]
-vp_ddim.stochastic = True  # pyright: ignore[reportFunctionMemberAccess]
-
-# Published clip ranges of Flow-CPS (1e-5) belong to this score, not to the density.
-cps.unit_variance = True  # pyright: ignore[reportFunctionMemberAccess]

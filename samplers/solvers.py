@@ -5,30 +5,56 @@ length h = lambda(s_next) - lambda(s). Multistep solvers fit a polynomial in lam
 step has no earlier one, and where h is infinite (s = 1, s_next = 0) there is no polynomial: both are of order 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from samplers.gaussian import Gaussian
 from samplers.levels import Level
-from samplers.plan import SOLVERS
 
 Known = tuple[Tensor, Level]  # a prediction and the level at which it was made
+Solver = str | Callable[..., Tensor]  # a name of SOLVERS, or a function (x, x0, s, s_next, previous) -> the next latent
 
 
-def solver_step(name: str, x: Tensor, x0: Tensor, s: Level, s_next: Level, previous: Known | None = None) -> Tensor:
-    """The next latent by the solver `name` of plan.SOLVERS, in float32 or wider.
+def euler(x: Tensor, x0: Tensor, s: Level, s_next: Level, previous: Known | None = None) -> Tensor:
+    """The Euler step of the flow's ODE: of first order, it looks at no earlier prediction."""
+    return dpm_solver(x, [(x0, s)], s, s_next).mean
+
+
+def dpmpp_2m(x: Tensor, x0: Tensor, s: Level, s_next: Level, previous: Known | None = None) -> Tensor:
+    """DPM-Solver++(2M), the midpoint form (arXiv 2211.01095)."""
+    return dpm_solver(x, _both(x0, s, previous), s, s_next).mean
+
+
+def dpmpp_2m_heun(x: Tensor, x0: Tensor, s: Level, s_next: Level, previous: Known | None = None) -> Tensor:
+    """DPM-Solver++(2M), the heun form: exact for a prediction linear in lambda."""
+    return dpm_solver(x, _both(x0, s, previous), s, s_next, heun=True).mean
+
+
+# name in a recipe -> its function
+SOLVERS = {"euler": euler, "dpmpp_2m": dpmpp_2m, "dpmpp_2m_heun": dpmpp_2m_heun}
+
+
+def solver_step(
+    solver: Solver, x: Tensor, x0: Tensor, s: Level, s_next: Level, previous: Known | None = None
+) -> Tensor:
+    """The next latent [R, ...] by a solver, a name of SOLVERS or a function like them, in float32 or wider.
 
     x: latent [R, ...]. x0: this step's prediction x - s v. previous: the last step's prediction and its level, None at
     the first step. s, s_next: floats, or tensors broadcastable to x; elements with s_next == s rest.
 
     Raises ValueError for another name.
     """
-    if name not in SOLVERS:
-        raise ValueError(f"solver {name!r}: choose one of {', '.join(SOLVERS)}")
-    history = [(x0, s)] if previous is None or name == "euler" else [(x0, s), previous]
-    return dpm_solver(x, history, s, s_next, heun=name == "dpmpp_2m_heun").mean
+    if not isinstance(solver, str):
+        return solver(x, x0, s, s_next, previous)
+    if solver not in SOLVERS:
+        raise ValueError(f"solver {solver!r}: choose one of {', '.join(SOLVERS)}")
+    return SOLVERS[solver](x, x0, s, s_next, previous)
+
+
+def _both(x0: Tensor, s: Level, previous: Known | None) -> list[Known]:
+    return [(x0, s)] if previous is None else [(x0, s), previous]
 
 
 def dpm_solver(

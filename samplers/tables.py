@@ -4,7 +4,9 @@
 Raised anywhere here: ValueError for settings that leave no table, naming them and what is accepted.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
@@ -29,7 +31,7 @@ class Linear:
 class Shifted:
     """`schedules.shifted`. shift: > 0; 1 is `Linear`, 3 that of DanceGRPO and MixGRPO on FLUX."""
 
-    shift: float
+    shift: Annotated[float, "> 0"]
 
     def __post_init__(self) -> None:
         _require(self.shift > 0, f"shift={self.shift}: give a number above 0")
@@ -83,7 +85,7 @@ class At:
 class Karras:
     """`schedules.karras` between the ends of `base`. rho: > 0."""
 
-    rho: float = 7.0
+    rho: Annotated[float, "> 0"] = 7.0
     base: Table = Own()
 
     def __post_init__(self) -> None:
@@ -170,6 +172,36 @@ class Compressed:
         """Float32 [num_steps + 1]; see `Table`."""
         self.num_steps(own.numel() - 1)
         return schedules.compress_tail(self.base.levels(own), self.after, self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The table that a function of the pipeline's own levels gives: as many, falling, and 0 at the end."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def num_steps(self, own: int) -> int:
+        """See `Table`."""
+        return own
+
+    def levels(self, own: Tensor) -> Tensor:
+        """See `Table`."""
+        found = self.function(own)
+        sound = isinstance(found, Tensor) and found.shape == own.shape and bool((found.diff() < 0).all())
+        _require(
+            sound and float(found[-1]) == 0,
+            f"a table of {own.numel()} levels that fall to 0 is wanted, one more than there are steps",
+        )
+        return found.to(own)
+
+
+def own() -> Own:
+    """What the pipeline's scheduler gives."""
+    return Own()
+
+
+# kind of schedule in a recipe -> its function or class, whose arguments are its keys
+SCHEDULES = {"own": own, "linear": Linear, "shifted": Shifted, "exponential": Exponential, "karras": Karras}
 
 
 def cap(table: Table, own: Tensor) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from samplers.plan import ROOT, Own, Segment, Table, Tree
+from samplers.solvers import Solver
 from samplers.tables import Coarse
 
 
@@ -23,7 +24,8 @@ class Branching:
     is the paper's mixed form. trained: those that the loss sees; leaving some out is its depth pruning. share_noise: of
     several trees (group / product of widths). correlation, split_noise: of the draws where siblings part, see
     `Segment`; every sibling is scored by the density that it was really drawn from. credit, by_row: see `Tree`.
-    tail, solver: see `Plan`.
+    tail, solver: see `Plan`. width_prune: which share `width_ratio` of the decisions behind the last split is trained,
+    "branches" or "ends" (see flowrl.core.selection); None: all.
 
     Raises ValueError for splits that do not rise, lie outside the walk, or draw no noise, and for a group that is no
     multiple of the product of the widths.
@@ -41,7 +43,9 @@ class Branching:
     by_row: bool = True
     table: Table = Own()
     tail: Table | None = None
-    solver: str = "euler"
+    solver: Solver = "euler"
+    width_prune: str | None = None
+    width_ratio: float = 0.5
 
     def __post_init__(self) -> None:
         if len(self.splits) != len(self.widths) or not self.splits or min(self.widths) < 2:

@@ -12,8 +12,16 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Sequence
+from typing import Annotated, NamedTuple
 
 import torch
+
+
+class Roles(NamedTuple):
+    """A window that draws noise at more steps than it trains: both sorted, `trained` a part of `stochastic`."""
+
+    stochastic: tuple[int, ...]
+    trained: tuple[int, ...]
 
 
 def seed_of(run: int, iteration: int) -> int:
@@ -25,23 +33,35 @@ def seed_of(run: int, iteration: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def all_steps(num_steps: int, *, skip_last: int = 1) -> tuple[int, ...]:
-    """Every step but the last `skip_last`. The last one draws next to no noise, so its log-prob is all but singular."""
+def all_steps(
+    num_steps: int, *, skip_last: Annotated[int, ">= 0"] = 1, draw_last: bool = False
+) -> tuple[int, ...] | Roles:
+    """Every step but the last `skip_last` (Flow-GRPO).
+
+    The last one draws next to no noise, so its log-prob is all but singular. draw_last: the steps that are left out
+    draw noise too, untrained, as in Flow-GRPO's code.
+    """
     if not 0 <= skip_last < num_steps:
         raise ValueError(f"skip_last={skip_last} of {num_steps} steps: give 0 to {num_steps - 1}")
-    return tuple(range(num_steps - skip_last))
+    trained = tuple(range(num_steps - skip_last))
+    return Roles(tuple(range(num_steps)), trained) if draw_last else trained
 
 
-def first(num_steps: int, *, size: int) -> tuple[int, ...]:
+def first(num_steps: int, *, size: Annotated[int, ">= 1"]) -> tuple[int, ...]:
     """The first `size` steps, where the layout of an image is decided."""
     _require_range(num_steps, size, 0, num_steps)
     return tuple(range(size))
 
 
-def frozen(num_steps: int, *, start: int, size: int) -> tuple[int, ...]:
-    """`size` adjacent steps from `start` on, in every iteration (MixGRPO's frozen window)."""
-    _require_range(num_steps, size, start, num_steps)
-    return tuple(range(start, start + size))
+def frozen(num_steps: int, *, size: Annotated[int, ">= 1"], low: Annotated[int, ">= 0"] = 0) -> tuple[int, ...]:
+    """`size` adjacent steps from `low` on, in every iteration (MixGRPO-Flash*)."""
+    _require_range(num_steps, size, low, num_steps)
+    return tuple(range(low, low + size))
+
+
+def share_of_drawn(num_steps: int, *, share: Annotated[float, "in (0, 1]"], seed: int) -> Roles:
+    """Noise at all steps but the last, a random share of them trained, anew each iteration (DanceGRPO)."""
+    return Roles(tuple(range(num_steps - 1)), fraction(num_steps, share=share, seed=seed))
 
 
 def fraction(num_steps: int, *, share: float, seed: int, iteration: int = 0) -> tuple[int, ...]:
@@ -51,6 +71,24 @@ def fraction(num_steps: int, *, share: float, seed: int, iteration: int = 0) -> 
     if not 1 <= size < num_steps:
         raise ValueError(f"fraction={share} of {num_steps - 1} steps is {size}: give 1/{num_steps - 1} to 1")
     return random_range(num_steps, size=size, low=0, high=num_steps - 1, iteration=iteration, seed=seed)
+
+
+def random_subset(
+    num_steps: int,
+    *,
+    size: Annotated[int, ">= 1"],
+    low: Annotated[int, ">= 0"] = 0,
+    high: Annotated[int, ">= 1"] | None = None,
+    steps: Annotated[list[int], "a list of steps that rise, such as [1, 2, 5]"] | None = None,
+    seed: int,
+) -> tuple[int, ...]:
+    """`size` steps of the range [low, high) or of the list `steps`, anew each iteration (Flow-Factory).
+
+    high: all but the last step where it is null.
+    """
+    if steps is not None:
+        return random_steps(steps, size=size, seed=seed)
+    return random_range(num_steps, size=size, low=low, high=num_steps - 1 if high is None else high, seed=seed)
 
 
 def random_range(num_steps: int, *, size: int, low: int, high: int, seed: int, iteration: int = 0) -> tuple[int, ...]:
@@ -67,6 +105,21 @@ def random_steps(steps: Sequence[int], *, size: int, seed: int, iteration: int =
     return tuple(sorted(steps[i] for i in torch.randperm(len(steps), generator=generator)[:size].tolist()))
 
 
+def random_adjacent(
+    num_steps: int,
+    *,
+    size: Annotated[int, ">= 1"],
+    low: Annotated[int, ">= 0"] = 0,
+    high: Annotated[int, ">= 1"] | None = None,
+    seed: int,
+) -> tuple[int, ...]:
+    """`size` adjacent steps of the range [low, high), anew each iteration (Flow-GRPO-Fast).
+
+    high: all but the last step where it is null.
+    """
+    return random_window(num_steps, size=size, low=low, high=num_steps - 1 if high is None else high, seed=seed)
+
+
 def random_window(num_steps: int, *, size: int, low: int, high: int, seed: int, iteration: int = 0) -> tuple[int, ...]:
     """`size` adjacent steps within [low, high), each start equally likely, anew each iteration (Flow-GRPO-Fast)."""
     _require_range(num_steps, size, low, high)
@@ -77,12 +130,12 @@ def random_window(num_steps: int, *, size: int, low: int, high: int, seed: int, 
 def progressive(
     num_steps: int,
     *,
-    size: int,
-    interval: int,
-    stride: int,
+    size: Annotated[int, ">= 1"],
+    interval: Annotated[int, ">= 1"],
+    stride: Annotated[int, ">= 0"] = 1,
     iteration: int,
     roll_back: bool = True,
-    high: int | None = None,
+    high: Annotated[int, ">= 1"] | None = None,
 ) -> tuple[int, ...]:
     """`size` adjacent steps, `stride` further towards the data every `interval` iterations (MixGRPO, arXiv 2507.21802).
 
@@ -102,13 +155,13 @@ def progressive(
 def decay(
     num_steps: int,
     *,
-    size: int,
-    interval: int,
-    shortest: int,
-    stride: int,
+    size: Annotated[int, ">= 1"],
+    interval: Annotated[int, ">= 1"],
+    shortest: Annotated[int, ">= 1"],
+    stride: Annotated[int, ">= 0"] = 1,
     iteration: int,
     roll_back: bool = True,
-    high: int | None = None,
+    high: Annotated[int, ">= 1"] | None = None,
 ) -> tuple[int, ...]:
     """`progressive` with stays that shorten from `interval` iterations at step 0 towards `shortest` at step `high`.
 
@@ -126,14 +179,14 @@ def decay(
 def exp_decay(
     num_steps: int,
     *,
-    size: int,
-    interval: int,
-    rate: float = 0.1,
-    hold: int = 13,
-    stride: int,
+    size: Annotated[int, ">= 1"],
+    interval: Annotated[int, ">= 1"],
+    rate: Annotated[float, ">= 0"] = 0.1,
+    hold: Annotated[int, ">= 0"] = 13,
+    stride: Annotated[int, ">= 0"] = 1,
     iteration: int,
     roll_back: bool = True,
-    high: int | None = None,
+    high: Annotated[int, ">= 1"] | None = None,
 ) -> tuple[int, ...]:
     """`progressive` with stays that fall off exponentially behind step `hold`.
 
@@ -176,6 +229,20 @@ def _sweep(
         at += 1
     start = min(starts[at], high - size)
     return tuple(range(start, start + size))
+
+
+# kind of window in a recipe -> the function, whose arguments are its keys; a run gives seed and iteration
+WINDOWS = {
+    "all": all_steps,
+    "first": first,
+    "frozen": frozen,
+    "random": random_subset,
+    "random_window": random_adjacent,
+    "progressive": progressive,
+    "decay": decay,
+    "exp_decay": exp_decay,
+    "fraction": share_of_drawn,
+}
 
 
 def pruned(

@@ -12,10 +12,19 @@ from flowrl.names import UserError
 if TYPE_CHECKING:
     from flowrl.recipe.schema import Recipe
 
+
+def _complete(incomplete: str) -> list[str]:
+    """Keys of a recipe, and behind the = their choices."""
+    from flowrl.recipe.explain import completions
+
+    return completions(incomplete)
+
+
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the short name of one that ships.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN|RECIPE", help="A run's folder, a recipe file, or its name.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe values, such as train.lr=1e-4.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", autocompletion=_complete, help="Recipe values, such as train.lr=1e-4."),
 ]
 
 

@@ -9,7 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from flowrl import names
-from flowrl.recipe import presets, windows
+from flowrl.recipe import presets
+from flowrl.recipe.sections import keys
+from flowrl.signatures import NO_DEFAULT, Entry
 from flowrl.terminal import output_console
 
 
@@ -19,15 +21,21 @@ class Kind(str, Enum):
     models = "models"
     samplers = "samplers"
     windows = "windows"
+    trees = "trees"
+    schedules = "schedules"
+    solvers = "solvers"
     rewards = "rewards"
     presets = "presets"
     recipes = "recipes"
 
 
+WITH_KEYS = {Kind.windows: "window", Kind.trees: "tree", Kind.schedules: "schedule", Kind.solvers: "solver"}
+
+
 def list_command(
     what: Annotated[Kind | None, typer.Argument(help="Which of them; all where none is named.")] = None,
 ) -> None:
-    """List models, samplers, windows, rewards, presets and recipes that ship."""
+    """List what ships: models, the parts of a recipe with their keys, presets and recipes."""
     tables = {
         Kind.models: [(name, str(path)) for name, path in names.MODELS.items()]
         + [
@@ -35,16 +43,22 @@ def list_command(
             ("FOLDER", "the same, on disk"),
         ],
         Kind.samplers: [(name, entry.summary) for name, entry in names.steps().items()],
-        Kind.windows: list(windows.texts().items()),
         Kind.rewards: [(name, entry.summary) for name, entry in names.rewards().items()],
         Kind.presets: list(presets.texts().items()),
         Kind.recipes: [(name, _headline(path)) for name, path in names.recipes().items()],
     }
+    tables |= {kind: [_row(part, e) for e in names.shipped(part).values()] for kind, part in WITH_KEYS.items()}
     for kind in [what] if what else list(Kind):
         table = Table(title=kind.value, title_justify="left", show_header=False, box=None)
         for row in tables[kind]:
             table.add_row(*map(escape, row))
         output_console().print(table)
+
+
+def _row(kind: str, entry: Entry) -> tuple[str, str]:
+    """A part's name; what it is, and its keys, those in brackets with a default."""
+    written = [p.name if p.default is NO_DEFAULT else f"[{p.name}]" for p in keys(kind, entry)]
+    return entry.name, f"{entry.summary.rstrip('.')}{': ' if written else ''}{', '.join(written)}"
 
 
 def _headline(recipe: Path) -> str:

@@ -14,7 +14,7 @@ MixGRPO unbiased + 1e-8 · verl-omni and TRL unbiased + 1e-4 · Flow-Factory max
 
 from collections.abc import Iterable
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -198,16 +198,16 @@ def advantages(
     *,
     weights: dict[str, float],
     asked: dict[str, Tensor] | None = None,
-    baseline: str = "group",
-    scale: str = "group",
-    combine: str = "per_reward",
+    baseline: Literal["group", "batch", "none", "leave_one_out"] = "group",
+    scale: Literal["group", "batch", "batch_centered", "whiten", "none"] = "group",
+    combine: Literal["sum", "per_reward"] = "per_reward",
     standardise: bool = False,
-    eps: float = 1e-4,
-    floor: float = 0.0,
+    eps: Annotated[float, ">= 0"] = 1e-4,
+    floor: Annotated[float, ">= 0"] = 0.0,
     unbiased: bool = False,
-    trim: float = 0.0,
-    singleton: str = "zero",
-    clip: float | None = 5.0,
+    trim: Annotated[float, "in [0, 1)"] = 0.0,
+    singleton: Literal["zero", "raw"] = "zero",
+    clip: Annotated[float, "> 0"] | None = 5.0,
 ) -> Tensor:
     """Advantage of each sample, float32 [B], on the device of `group`.
 
@@ -245,6 +245,10 @@ def advantages(
     if clip is not None:
         adv = adv.clamp(-clip, clip)
     return adv.to(group.device, torch.float32)
+
+
+# name of an advantage -> the function, whose arguments are keys of a recipe
+ADVANTAGES = {"normalised": advantages}
 
 
 def _all_tied(values: Iterable[Tensor], scored: Tensor, group: Tensor, singleton: str) -> Tensor:

@@ -9,17 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.core.copies import Copies
+from flowrl.core.lr_schedules import LR_SCHEDULES
 
 RAMPS = ("moves", "steps")
 AVERAGE, REFERENCE = "average", "reference"  # copies of the weights
+Schedule = Callable[[float], float]  # share of the run that is left -> factor of the learning rate
 
 
 class Learner:
     """Optimizer, learning-rate schedule and moving average of some parameters.
 
-    warmup: optimizer steps of linear rise. schedule: constant, linear or cosine over `total` steps. average: decay of
-    the moving average (None: none), which moves every `average_every` steps and whose decay is at most
-    (1 + n) / (10 + n): n counts its moves (ramp `moves`) or, as in Flow-GRPO's code, optimizer steps (ramp `steps`).
+    warmup: optimizer steps of linear rise. schedule: of LR_SCHEDULES, or a function like them, over `total` steps.
+    average: decay of the moving average (None: none), which moves every `average_every` steps and whose decay is at
+    most (1 + n) / (10 + n): n counts its moves (ramp `moves`) or, as in Flow-GRPO's code, optimizer steps (ramp
+    `steps`).
     reference: whether the parameters as they are given are kept as the copy `reference`. All state is in `state_dict`.
     share: of a run that is limited by time, how much of that is spent, set from outside: a schedule is as far as this
     or the steps say, whichever is further. base_lr: what the schedule multiplies, by the number of steps taken; set
@@ -35,7 +38,7 @@ class Learner:
         weight_decay: float = 1e-4,
         max_grad_norm: float | None = 1.0,
         warmup: int = 0,
-        schedule: str = "constant",
+        schedule: str | Schedule = "constant",
         total: int = 1,
         average: float | None = None,
         average_every: int = 1,
@@ -122,9 +125,9 @@ def saved_copies(state: Mapping[str, Any]) -> dict[str, list[Tensor]]:
     return {AVERAGE: state["average"]} if state["average"] else {}
 
 
-def _rate(step: int, warmup: int, schedule: str, total: int, share: float) -> float:
+def _rate(step: int, warmup: int, schedule: str | Schedule, total: int, share: float) -> float:
     """The factor of the learning rate at an optimizer step, counted from 0; share: of the time that is spent."""
     if step < warmup:
         return (step + 1) / warmup
     left = max(0.0, 1 - max((step - warmup) / max(1, total - warmup), share))
-    return {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[schedule]
+    return LR_SCHEDULES[schedule](left) if isinstance(schedule, str) else schedule(left)

@@ -13,7 +13,7 @@ from flowrl.recipe.presets import DENOISING
 from flowrl.recipe.sampling import Sampler
 from flowrl.recipe.schedules import check_schedule
 from flowrl.recipe.schema import Recipe
-from flowrl.recipe.steps import check_path, check_step
+from flowrl.recipe.steps import check_step
 from flowrl.recipe.trees import check_tree
 from flowrl.recipe.windows import check_window
 
@@ -75,7 +75,6 @@ class Denoising:
     def check_parts(self, recipe: Recipe) -> Iterator[RecipeError]:
         """The step, by its name and on this model."""
         yield from check_step(recipe)
-        yield from check_path(recipe)
 
     def call(self, recipe: Recipe) -> Any:
         """The arguments of the pipeline's call."""

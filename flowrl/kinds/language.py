@@ -10,6 +10,7 @@ from flowrl.recipe.errors import RecipeError, show
 from flowrl.recipe.objectives import check_token_objective
 from flowrl.recipe.presets import LANGUAGE
 from flowrl.recipe.schema import Generation, Recipe
+from flowrl.recipe.sections import names_own
 
 if TYPE_CHECKING:
     from flowrl.contracts import Prompt
@@ -56,7 +57,7 @@ class Language:
                 raise RecipeError(name, problem, f"remove {name}, or set generation=null")
         objective, generation = values.get("objective"), values.get("generation")
         limit = generation.get("max_new_tokens") if isinstance(generation, dict) else None
-        if not isinstance(objective, dict) or not isinstance(limit, int):
+        if not isinstance(objective, dict) or names_own(objective) or not isinstance(limit, int):
             return values
         if objective.get("aggregate") != "constant" or objective.get("length") is not None:
             return values

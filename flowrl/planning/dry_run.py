@@ -8,6 +8,7 @@ from flowrl.planning.costs import arithmetic, plan_for
 from flowrl.planning.sizes.rewards import on_device, told
 from flowrl.planning.sizes.units import size_text
 from flowrl.recipe.schema import Recipe
+from flowrl.recipe.sections import Own
 
 
 def describe(recipe: Recipe, *, num_train: int | None = None, num_heldout: int | None = None) -> str:
@@ -95,6 +96,10 @@ def _curves(recipe: Recipe) -> list[str]:
 
 def _objective(recipe: Recipe) -> str:
     objective = recipe.objective
+    chosen = recipe.advantage
+    advantage = str(chosen) if isinstance(chosen, Own) else f"baseline {chosen.baseline}, scale {chosen.scale}"
+    if isinstance(objective, Own):
+        return f"objective   {objective}; {advantage}"
     low, high = objective.clip_range
     parts = [f"{objective.level} ratio{' (centred)' if objective.ratio == 'centred' else ''}"]
     masked = objective.kl_mask is not None
@@ -109,7 +114,6 @@ def _objective(recipe: Recipe) -> str:
     parts += [f"policy gradient of the top {share:g} of tokens by entropy"] if share is not None else []
     parts += ["guidance trained in its conditional half"] if objective.guidance_gradient == "conditional" else []
     length = f", length {objective.length}" if objective.length is not None else ""
-    advantage = f"baseline {recipe.advantage.baseline}, scale {recipe.advantage.scale}"
     text = f"objective   {objective.preset}: {', '.join(parts)}, {objective.aggregate}{length};"
     return f"{text} {advantage}" if len(text) + len(advantage) < 120 else f"{text}\n{'':<12}{advantage}"
 

@@ -2,16 +2,20 @@
 
 from typing import Any
 
+from flowrl.planning.trials import tree_of, try_schedule, try_solver, try_step, trying, window_of
 from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.making import made, solver_of
 from flowrl.recipe.schedules import num_steps
 from flowrl.recipe.schema import Recipe
+from flowrl.recipe.sections import Own as OwnPart
 from flowrl.recipe.steps import draws_at_the_end
 from samplers import tables, windows
-from samplers.plan import Own, Plan, Table
+from samplers.growth import Grown, Walk
+from samplers.plan import Plan, Table
 from samplers.schedules import flash_steps
 from samplers.trees import Branching, PerStep
 
-AnyPlan = Plan | Branching | PerStep
+AnyPlan = Plan | Branching | PerStep | Grown
 
 
 def walk(recipe: Recipe, iteration: int) -> AnyPlan:
@@ -19,46 +23,32 @@ def walk(recipe: Recipe, iteration: int) -> AnyPlan:
     sampler, tree = recipe.sampler, recipe.sampler.tree
     steps, trained = _window(recipe, iteration)
     table = _merged(recipe, base_table(recipe))
-    if tree is not None and tree.kind == "per_step":
-        strides, anchors = tuple(tree.strides or [1]), tree.anchors or 1
-        return PerStep(sampler.steps, trained, anchors, strides, bool(tree.per_anchor), table)
-    tail = {
+    ends: dict[str, Any] = {
         "table": table,
         "tail": _tail(recipe, table, after=steps[-1] + 1),
-        "solver": "euler" if sampler.tail is None else sampler.tail.solver,
+        "solver": "euler" if sampler.tail is None else solver_of(sampler.tail.solver),
         "share_noise": sampler.share_noise,
     }
     if tree is None:
-        return Plan(sampler.steps, steps, trained, **tail)
-    first = steps[0] if tree.splits_from == "window" else 0
-    pruned = windows.pruned(
-        tuple(tree.prune or ()),
-        interval=tree.prune_interval,
-        stop=tree.prune_stop or 0,
-        iteration=iteration,
-        until=tree.prune_until,
-    )
-    return Branching(
-        sampler.steps,
-        tuple(first + split for split in tree.splits or ()),
-        tuple(tree.width_list()),
-        steps,
-        tuple(step for step in trained if step not in pruned),
-        correlation=tree.correlation or 0.0,
-        split_noise=tree.split_noise or 1.0,
-        credit=tree.credit or "uniform",
-        by_row=tree.compare != "leaves",
-        **tail,
-    )
+        return Plan(sampler.steps, steps, trained, **ends)
+    start = Walk(sampler.steps, steps, trained, recipe.train.group, iteration, **ends)
+    if not isinstance(tree, OwnPart):
+        return made("tree", tree)(start)
+    with trying("sampler.tree.kind", tree.kind):
+        grown = made("tree", tree)(start)
+    return tree_of("sampler.tree.kind", tree.kind, grown, start)
 
 
-def behind_splits(recipe: Recipe, iteration: int) -> list[list[bool]]:
-    """Of each row of a prompt and each trained step: whether it is a decision behind the last split of its tree."""
+def pruned_widths(recipe: Recipe, iteration: int) -> tuple[list[list[bool]], str, float] | None:
+    """(of each row of a prompt and each trained step, whether it is a decision behind the last split of its tree; which
+    of them are trained; the share of them) where a tree leaves some out; None where it does not."""
     plan = walk(recipe, iteration)
-    assert isinstance(plan, Branching)
+    if not isinstance(plan, Branching) or plan.width_prune is None:
+        return None
     tree = plan.tree(recipe.train.group)
     own = [set(tree.segments[i].trained) for i in tree.rows]
-    return [[step in steps and step > plan.splits[-1] for step in tree.trained] for steps in own]
+    behind = [[step in steps and step > plan.splits[-1] for step in tree.trained] for steps in own]
+    return behind, plan.width_prune, plan.width_ratio
 
 
 def check_trained(recipe: Recipe) -> None:
@@ -67,6 +57,7 @@ def check_trained(recipe: Recipe) -> None:
     weight, train = recipe.objective.weight, recipe.train
     for iteration in range(min(train.iterations, 1000)):
         _window(recipe, iteration)
+    _try_own(recipe)
     if isinstance(weight, str) and train.update_by == "prompts":
         return
     trained = len(walk(recipe, 0).tree(train.group).trained)
@@ -79,25 +70,35 @@ def check_trained(recipe: Recipe) -> None:
         raise RecipeError("train.updates", problem, f"accepted: {', '.join(map(str, divisors))}")
 
 
+def _try_own(recipe: Recipe) -> None:
+    """Raises RecipeError where a part of the walk that is the user's own gives back what cannot be walked."""
+    try_step(recipe)
+    sampler = recipe.sampler
+    if isinstance(sampler.schedule, OwnPart):
+        try_schedule(sampler.schedule.kind, base_table(recipe), sampler.steps)
+    solvers = {"eval.solver": recipe.eval.solver, "sampler.tail.solver": sampler.tail and sampler.tail.solver}
+    for at, named in solvers.items():
+        if isinstance(named, OwnPart):
+            try_solver(at, named.kind, solver_of(named))
+    place = next((f"sampler.{n}" for n in ("tree", "window") if isinstance(getattr(sampler, n), OwnPart)), None)
+    if place is not None:
+        for iteration in {0, recipe.train.iterations // 2, recipe.train.iterations - 1}:
+            with trying(f"{place}.kind", getattr(sampler, place.removeprefix("sampler.")).kind):
+                walk(recipe, iteration).tree(recipe.train.group)
+
+
 def ode(recipe: Recipe) -> Plan:
     """The pure ODE walk of an evaluation."""
     number = recipe.eval.steps or recipe.sampler.steps
-    return Plan(number, stochastic=(), trained=(), table=base_table(recipe), solver=recipe.eval.solver)
+    return Plan(number, stochastic=(), trained=(), table=base_table(recipe), solver=solver_of(recipe.eval.solver))
 
 
 def base_table(recipe: Recipe) -> Table:
     """The sigma table of a recipe, before any steps are merged."""
     schedule = recipe.sampler.schedule
-    match schedule.kind:
-        case "linear":
-            return tables.Linear()
-        case "shifted":
-            return tables.Shifted(schedule.shift or 1.0)
-        case "exponential":
-            return tables.Exponential(schedule.mu or 0.0)
-        case "karras":
-            return tables.Karras(rho=schedule.rho or 7.0)
-    return Own()
+    if isinstance(schedule, OwnPart):
+        return tables.Given(made("schedule", schedule))
+    return made("schedule", schedule)()
 
 
 def _merged(recipe: Recipe, base: Table) -> Table:
@@ -135,50 +136,11 @@ def _window(recipe: Recipe, iteration: int) -> tuple[tuple[int, ...], tuple[int,
 
 def _asked(recipe: Recipe, iteration: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The steps that the recipe's window names."""
-    window, steps = recipe.sampler.window, num_steps(recipe)
-    if window.kind == "fraction":
-        trained = windows.fraction(steps, share=window.share or 1.0, seed=windows.seed_of(recipe.seed, iteration))
-        return windows.all_steps(steps), trained
-    if window.kind == "all" and window.draw_last:
-        return windows.all_steps(steps, skip_last=0), _anywhere(recipe, iteration)
-    found = _adjacent(recipe, iteration) if window.slides else _anywhere(recipe, iteration)
-    return found, found
-
-
-def _anywhere(recipe: Recipe, iteration: int) -> tuple[int, ...]:
-    window, steps = recipe.sampler.window, num_steps(recipe)
-    size, low = window.size or 1, window.low or 0
-    high = steps - 1 if window.high is None else window.high
-    seed = windows.seed_of(recipe.seed, iteration)
-    match window.kind:
-        case "all":
-            return windows.all_steps(steps, skip_last=1 if window.skip_last is None else window.skip_last)
-        case "first":
-            return windows.first(steps, size=size)
-        case "frozen":
-            return windows.frozen(steps, start=low, size=size)
-        case "random" if window.steps is not None:
-            return windows.random_steps(window.steps, size=size, seed=seed)
-        case "random":
-            return windows.random_range(steps, size=size, low=low, high=high, seed=seed)
-    return windows.random_window(steps, size=size, low=low, high=high, seed=seed)
-
-
-def _adjacent(recipe: Recipe, iteration: int) -> tuple[int, ...]:
-    """A window that slides towards the data."""
-    window, steps = recipe.sampler.window, num_steps(recipe)
-    how: dict[str, Any] = {
-        "size": window.size or 1,
-        "interval": window.interval or 1,
-        "stride": 1 if window.stride is None else window.stride,
-        "iteration": iteration,
-        "roll_back": window.roll_back is not False,
-        "high": window.high,
-    }
-    match window.kind:
-        case "decay":
-            return windows.decay(steps, shortest=window.shortest or 1, **how)
-        case "exp_decay":
-            given = {name: value for name in ("rate", "hold") if (value := getattr(window, name)) is not None}
-            return windows.exp_decay(steps, **how, **given)
-    return windows.progressive(steps, **how)
+    window = recipe.sampler.window
+    run = {"seed": windows.seed_of(recipe.seed, iteration), "iteration": iteration}
+    if not isinstance(window, OwnPart):
+        found = made("window", window, run)(num_steps(recipe))
+        return (found.stochastic, found.trained) if isinstance(found, windows.Roles) else (found, found)
+    with trying("sampler.window.kind", window.kind):
+        found = made("window", window, run)(num_steps(recipe))
+    return window_of("sampler.window.kind", window.kind, found, num_steps(recipe))

@@ -6,6 +6,7 @@ diffusers and transformers are loaded here only if unavoidable, since a dry run 
 from flowrl.contracts import Prompt
 from flowrl.kinds import kind_of
 from flowrl.names import UserError, to_be_fetched
+from flowrl.planning.loss_trials import try_losses
 from flowrl.planning.sizes.calls import check_arguments
 from flowrl.planning.sizes.rewards import absent
 from flowrl.policies.devices import device_of
@@ -50,6 +51,7 @@ def read_prompts(recipe: Recipe, *, online: bool = False) -> tuple[list[Prompt],
     _check_devices(recipe)
     check_arguments(recipe.model, recipe.pipeline)
     kind_of(recipe).planning.check(recipe)
+    try_losses(recipe)
     return _train_prompts(recipe, online), _heldout_prompts(recipe, online)
 
 
@@ -58,6 +60,7 @@ def planned_prompts(recipe: Recipe) -> tuple[list[Prompt] | None, list[Prompt] |
     _check_devices(recipe)
     check_arguments(recipe.model, recipe.pipeline)
     kind_of(recipe).planning.check(recipe)
+    try_losses(recipe)
     source, files = recipe.prompts, absent(recipe.rewards)
     train = None if to_be_fetched(source.train, source.source) else _train_prompts(recipe)
     heldout = None if to_be_fetched(source.heldout, source.source) else _heldout_prompts(recipe)

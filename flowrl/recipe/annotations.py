@@ -1,11 +1,16 @@
 """Does a recipe's value fit the annotation of the argument that it goes to? Told from the annotation's text alone.
 
 `int | None`, `typing.Optional[float]`, `Literal["a", "b"]`, `list[str]` and their like are understood, also inside
-each other; whatever else an annotation says (`Tensor`, a class of one's own) fits everything.
+each other; whatever else an annotation says (`Tensor`, a class of one's own) fits everything. A text in
+`Annotated[int, ">= 1"]` or `Annotated[float, "in [0, 1)"]` limits the numbers; any other text, such as
+`Annotated[list[int], "a list of steps that rise"]`, is what an error message says is accepted.
 """
 
 import ast
-from typing import Any
+import re
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import Field
 
 NUMBERS = {"int": "a whole number", "float": "a number"}
 PLAIN: dict[str, tuple[tuple[type, ...], str]] = {
@@ -24,11 +29,26 @@ def misfit(text: str, value: Any) -> str | None:
         node = ast.parse(text.strip(), mode="eval").body
     except SyntaxError:
         return None
-    parts = _parts(node)
-    if any(_fits(part, value) for part in parts):
+    if any(_fits(part, value) for part in _parts(node)):
         return None
-    words = list(dict.fromkeys(_words(part) for part in parts))
-    return " or ".join(words)
+    return words(text)
+
+
+def words(text: str) -> str:
+    """What an annotation accepts, in words."""
+    parts = _parts(ast.parse(text.strip(), mode="eval").body)
+    found = list(dict.fromkeys(_words(part) for part in parts))
+    listed = all(isinstance(part, ast.Constant) for part in parts)  # choices, not kinds of values
+    return f"{', '.join(found[:-1])} or {found[-1]}" if listed and len(found) > 1 else " or ".join(found)
+
+
+def as_type(text: str) -> Any:
+    """The annotation as a type for pydantic, with its limits; sequences are lists, what is not understood is Any."""
+    members = [_as_type(part) for part in _parts(ast.parse(text.strip(), mode="eval").body)]
+    choices = [member.value for member in members if isinstance(member, ast.Constant)]
+    types = [member for member in members if not isinstance(member, ast.Constant)]
+    types = ([Literal[tuple(choices)]] if choices else []) + types  # pyright: ignore[reportInvalidTypeForm]
+    return Union[tuple(types)]  # noqa: UP007 - of a list
 
 
 def _parts(node: ast.expr) -> list[ast.expr]:
@@ -43,9 +63,62 @@ def _parts(node: ast.expr) -> list[ast.expr]:
             return [*_parts(inside[0]), ast.Constant(None)]
         if _name(node.value) == "Literal":
             return list(inside)
-        if _name(node.value) == "Annotated":
+        if _name(node.value) == "Annotated" and _text(node) is None:
             return _parts(inside[0])
     return [node]
+
+
+def _text(node: ast.expr) -> str | None:
+    """The text of an `Annotated[..., "text"]`."""
+    if not (isinstance(node, ast.Subscript) and _name(node.value) == "Annotated" and isinstance(node.slice, ast.Tuple)):
+        return None
+    said = [m.value for m in node.slice.elts[1:] if isinstance(m, ast.Constant) and isinstance(m.value, str)]
+    return said[0] if said else None
+
+
+def _limits(text: str) -> dict[str, float]:
+    """The bounds that a text sets, in pydantic's words."""
+    number, names = r"(-?[\d.e^]+)", {">=": "ge", ">": "gt", "<=": "le", "<": "lt"}
+    if between := re.search(rf"in ([\[(]){number}, {number}([\])])", text):
+        low, high = "ge" if between[1] == "[" else "gt", "le" if between[4] == "]" else "lt"
+        return {low: float(between[2]), high: float(between[3])}
+    found = re.search(rf"((?:>=|>|<=|<) {number}(?: and (?:>=|>|<=|<) {number})?)(?:,? or null)?$", text)
+    return {
+        names[sign]: float(limit) for sign, limit in re.findall(rf"(>=|>|<=|<) {number}", found[0] if found else "")
+    }
+
+
+def _holds(text: str, value: Any) -> bool:
+    """Whether a number, or each of a list, lies within what a text says; anything else does."""
+    numbers = value if isinstance(value, list) else [value]
+    limits = {name: limit for name, limit in _limits(text).items()}
+    tests = {"ge": float.__ge__, "gt": float.__gt__, "le": float.__le__, "lt": float.__lt__}
+    return all(
+        tests[name](float(number), limit)
+        for number in numbers
+        if isinstance(number, int | float) and not isinstance(number, bool)
+        for name, limit in limits.items()
+    )
+
+
+def _as_type(node: ast.expr) -> Any:
+    text = _text(node)
+    if text is not None and isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple):
+        inner = as_type(ast.unparse(node.slice.elts[0]))
+        limits = _limits(text) if inner in (int, float, int | None, float | None) else {}
+        return Annotated[inner, Field(**limits)] if limits else inner  # pyright: ignore[reportArgumentType]
+    if isinstance(node, ast.Constant) and node.value is not None:
+        return node
+    name = _name(node.value if isinstance(node, ast.Subscript) else node)
+    plain = {"int": int, "float": float, "bool": bool, "str": str, "Path": str, "None": None}
+    if name in plain:
+        return plain[name]
+    if name in MAPPINGS:
+        return dict[str, Any]
+    if name in LISTS:
+        inside = _elements(node)
+        return list[as_type(ast.unparse(inside[0]))] if inside else list[Any]
+    return Any
 
 
 def _name(node: ast.expr) -> str:
@@ -56,6 +129,8 @@ def _name(node: ast.expr) -> str:
 
 
 def _fits(node: ast.expr, value: Any) -> bool:
+    if (text := _text(node)) is not None and isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple):
+        return any(_fits(part, value) for part in _parts(node.slice.elts[0])) and _holds(text, value)
     if isinstance(node, ast.Constant) and node.value is not None:  # of a Literal
         return type(value) is type(node.value) and value == node.value
     head = node.value if isinstance(node, ast.Subscript) else node
@@ -73,14 +148,22 @@ def _fits(node: ast.expr, value: Any) -> bool:
 
 def _is_element(node: ast.expr, value: Any) -> bool:
     """Whether a value may stand in a list of this annotation; places of a tuple are not told apart."""
+    members = _elements(node)
+    return not members or any(_fits(part, value) for member in members for part in _parts(member))
+
+
+def _elements(node: ast.expr) -> list[ast.expr]:
+    """What stands in the brackets of a list's annotation."""
     if not isinstance(node, ast.Subscript):
-        return True
+        return []
     inside = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-    members = [m for m in inside if not (isinstance(m, ast.Constant) and m.value is ...)]
-    return any(_fits(part, value) for member in members for part in _parts(member))
+    return [m for m in inside if not (isinstance(m, ast.Constant) and m.value is ...)]
 
 
 def _words(node: ast.expr) -> str:
+    if (text := _text(node)) is not None and isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple):
+        bound = text.startswith((">", "<", "in [", "in ("))
+        return f"{words(ast.unparse(node.slice.elts[0]))} {text}" if bound else text
     if isinstance(node, ast.Constant) and node.value is not None:
         return str(node.value)
     head = node.value if isinstance(node, ast.Subscript) else node

@@ -9,14 +9,14 @@ from typing import Any
 
 from flowrl import names
 from flowrl.kinds import kind_of, kinds_of_model
-from flowrl.recipe.annotations import misfit
-from flowrl.recipe.calls import check_types, check_values, is_finite
+from flowrl.recipe.calls import check_types, check_values
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.models import stranger
 from flowrl.recipe.objectives import check_keep
 from flowrl.recipe.presets import PRESETS
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.schema import Objective, Recipe
+from flowrl.recipe.sections import Own, check_arguments, check_own, own_parts
 from flowrl.recipe.trackers import check_trackers
 from flowrl.watch.alarms import ALARMS
 
@@ -65,6 +65,8 @@ def _check_constants(recipe: Recipe) -> Iterator[RecipeError]:
     yield from _watch(recipe)
     yield from _prompts(recipe)
     yield from kind.check_parts(recipe)
+    for place, own in own_parts(recipe):
+        yield from check_own(place, own)
     yield from _rewards(recipe)
     yield from check_trackers(recipe)
 
@@ -99,6 +101,8 @@ def _model(recipe: Recipe) -> Iterator[RecipeError]:
 
 def _objective(recipe: Recipe) -> Iterator[RecipeError]:
     objective = recipe.objective
+    if isinstance(objective, Own):
+        return
     if objective.preset not in PRESETS:
         meant = names.closest(objective.preset, PRESETS)
         yield wrong_value("objective.preset", objective.preset, ", ".join(PRESETS), suggestion=meant)
@@ -170,9 +174,15 @@ def _learning(recipe: Recipe) -> Iterator[RecipeError]:
 
 
 def _watch(recipe: Recipe) -> Iterator[RecipeError]:
+    own = [rule.alarm for rule in recipe.watch.rules]
+    known = [*ALARMS, *own]
     for name in recipe.watch.ignore:
-        if name not in ALARMS:
-            yield wrong_value("watch.ignore", name, ", ".join(ALARMS), suggestion=names.closest(name, ALARMS))
+        if name not in known:
+            yield wrong_value("watch.ignore", name, ", ".join(known), suggestion=names.closest(name, known))
+    for name in own:
+        if name in ALARMS or own.count(name) > 1:
+            yield RecipeError("watch.rules", f"two alarms would be called {name!r}", "rename the function")
+            break
     if recipe.watch.kl_to_base is not None and recipe.full:
         problem = (
             f"got {recipe.watch.kl_to_base:g}, but full: true leaves no base (it is the model without its adapters)"
@@ -230,7 +240,7 @@ def check_reward(name: str, spec: RewardSpec) -> Iterator[RecipeError]:
     except names.UserError as error:
         yield RecipeError(f"{place}.use", str(error), "name another reward")
         return
-    yield from _arguments(f"{place}.args", spec.args, entry)
+    yield from check_arguments(f"{place}.args", spec.args, entry)
 
 
 def _manner(place: str, name: str, spec: RewardSpec, recipe: Recipe) -> Iterator[RecipeError]:
@@ -248,23 +258,6 @@ def _manner(place: str, name: str, spec: RewardSpec, recipe: Recipe) -> Iterator
         yield RecipeError(f"{place}.offload", problem, f"set {place}.offload or {place}.overlap to false")
     if spec.when == {}:
         yield RecipeError(f"{place}.when", "got no key", f"name a key of the prompts' meta, or remove {place}.when")
-
-
-def _arguments(place: str, given: dict[str, Any], entry: names.Entry) -> Iterator[RecipeError]:
-    accepted = entry.accepts
-    for name in given if accepted is not None else ():
-        if name not in accepted:  # pyright: ignore[reportOperatorIssue]
-            meant = names.closest(name, accepted)  # pyright: ignore[reportArgumentType]
-            listed = ", ".join(accepted) or "nothing"  # pyright: ignore[reportCallIssue, reportArgumentType]
-            remedy = f"did you mean {meant!r}?" if meant else f"remove {place}.{name}"
-            yield RecipeError(f"{place}.{name}", f"{entry.name!r} takes no {name!r}, accepted: {listed}", remedy)
-    for name, value in given.items():
-        accepted = misfit(entry.types.get(name, ""), value) if is_finite(value) else "finite numbers"
-        if accepted:
-            yield wrong_value(f"{place}.{name}", value, accepted)
-    for name in entry.needs:
-        if name not in given:
-            yield RecipeError(f"{place}.{name}", f"missing, {entry.name!r} needs it", f"set {place}.{name}=VALUE")
 
 
 def check_call(cls: Any, kwargs: dict[str, Any]) -> None:

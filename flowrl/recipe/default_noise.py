@@ -3,18 +3,15 @@
 import re
 from typing import Any
 
+from flowrl import names
 from flowrl.recipe.models import pipeline_class
 from flowrl.recipe.sampling import Sampler
 
 USUAL = 0.7  # of a step without an entry, such as a user's own
 
-# step -> family -> the value of its authors; None: of all other families
+# step -> family -> the value of its authors; None: of all other families. It stands beside the step.
 NOISE: dict[str, dict[str | None, float]] = {
-    "flow_sde": {None: 0.7, "sd3": 0.7, "flux": 0.9, "qwen_image": 1.2, "qwen_image_edit": 1.5},
-    "cps": {None: 0.8},
-    "dance_sde": {None: 0.3, "hunyuan": 0.25},
-    "ddim": {None: 1.0},
-    "wan_sde": {None: 1.0},
+    name: entry.facts["noise"] for name, entry in names.steps().items() if "noise" in entry.facts
 }
 
 # family -> beginning of its pipelines' class names, and what a hub id says of it; the first that fits counts

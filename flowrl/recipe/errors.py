@@ -99,4 +99,4 @@ def model_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def _choices(accepted: str) -> list[str]:
-    return accepted.replace(" or ", ", ").replace(" | ", ", ").split(", ")
+    return accepted.replace(", or ", ", ").replace(" or ", ", ").replace(" | ", ", ").split(", ")

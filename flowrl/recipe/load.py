@@ -16,6 +16,7 @@ from flowrl.recipe.errors import RecipeError, first_of, model_of, show, translat
 from flowrl.recipe.places import check_places
 from flowrl.recipe.presets import PRESETS
 from flowrl.recipe.schema import Recipe
+from flowrl.recipe.sections import names_own
 
 
 def load(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -69,7 +70,7 @@ def with_preset(values: dict[str, Any]) -> dict[str, Any]:
     model, and for sections that it does not read.
     """
     kind, objective = kind_of(values), values.get("objective")
-    name = objective.get("preset", "grpo") if isinstance(objective, dict) else "grpo"
+    name = objective.get("preset", "grpo") if isinstance(objective, dict) and not names_own(objective) else "grpo"
     merged = dict(values)
     if isinstance(name, str) and name in PRESETS:
         if name not in kind.presets:
@@ -77,6 +78,8 @@ def with_preset(values: dict[str, Any]) -> dict[str, Any]:
             raise RecipeError("objective.preset", problem, f"accepted: {', '.join(kind.presets)}")
         for section, below in kind.presets[name].items():
             own = values.get(section)
+            if names_own(own):
+                continue
             merged[section] = {**below, **own} if isinstance(own, dict) else below if own is None else own
     return kind.completed(merged)
 
@@ -140,7 +143,7 @@ def _override(values: dict[str, Any], override: str) -> None:
             raise RecipeError(dotted, f"{parent} is {show(place[name])}, no mapping", f"set {parent}={{...}}")
         place = place[name]
     if value is None:
-        if not _is_key(parts) and parts[-1] not in place:  # a misspelt name=null would pass in silence
+        if parts[-1] not in place and not _is_key(parts):  # a misspelt name=null would pass in silence
             raise unknown_key(dotted, list(place))
         place.pop(parts[-1], None)
     else:

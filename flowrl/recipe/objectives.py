@@ -7,14 +7,12 @@ from flowrl.recipe.schema import Recipe
 
 # Keys of denoising steps, and the value that leaves each out.
 OF_STEPS = {"weight": "none", "ratio": "plain", "kl_mask": None, "guidance_gradient": "both"}
-BARE_STEPS = ("cps",)  # scored by -(x - mean)^2, which is no density (samplers/renoising.py)
 
 
 def check_step_objective(recipe: Recipe) -> Iterator[RecipeError]:
-    """Everything about objective.weight, kl_mask and entropy_share that cannot work where decisions are steps."""
+    """Everything about objective.weight and entropy_share that cannot work where decisions are steps."""
     yield from _weights(recipe)
     yield from _entropy(recipe)
-    yield from _kl_mask(recipe)
 
 
 def check_token_objective(recipe: Recipe) -> Iterator[RecipeError]:
@@ -44,13 +42,14 @@ def _entropy(recipe: Recipe) -> Iterator[RecipeError]:
         yield RecipeError("objective.entropy_share", problem, "set objective.entropy_share=null")
 
 
-def _kl_mask(recipe: Recipe) -> Iterator[RecipeError]:
+def check_kl_mask(recipe: Recipe, unit_variance: bool) -> Iterator[RecipeError]:
+    """A mask by the divergence where it cannot be read off. unit_variance: whether the step's score is no density."""
     if recipe.objective.kl_mask is None:
         return
     got = f"got {recipe.objective.kl_mask:g}, but the divergence is read off log-densities that are means over elements"
     if recipe.sampler.reduce != "mean":
         yield RecipeError("objective.kl_mask", f"{got}, and sampler.reduce is sum", "set sampler.reduce=mean")
-    elif recipe.sampler.step in BARE_STEPS:
+    elif unit_variance:
         problem = f"{got}, which step {recipe.sampler.step!r} is not scored by"
         yield RecipeError("objective.kl_mask", problem, "set objective.kl_mask=null, or another sampler.step")
 

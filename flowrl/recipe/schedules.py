@@ -5,16 +5,11 @@ from collections.abc import Iterator
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.kinds import check_keys
 from flowrl.recipe.schema import Recipe
+from flowrl.recipe.sections import Own, key_table
 
-MERGING = {"merge_at": False, "merge": False}
 # What each kind of schedule reads; True marks what it cannot do without.
-SCHEDULE_KEYS: dict[str, dict[str, bool]] = {
-    "own": MERGING,
-    "linear": MERGING,
-    "shifted": {"shift": True} | MERGING,
-    "exponential": {"mu": True} | MERGING,
-    "karras": {"rho": False} | MERGING,
-}
+MERGING = {"merge_at": False, "merge": False}
+SCHEDULE_KEYS = {kind: read | MERGING for kind, read in key_table("schedule").items()}
 
 
 def num_steps(recipe: Recipe) -> int:
@@ -25,7 +20,8 @@ def num_steps(recipe: Recipe) -> int:
 def check_schedule(recipe: Recipe) -> Iterator[RecipeError]:
     """Everything about `sampler.schedule` and `sampler.tail` that cannot work."""
     schedule = recipe.sampler.schedule
-    yield from check_keys("sampler.schedule", schedule, schedule.kind, SCHEDULE_KEYS[schedule.kind])
+    if not isinstance(schedule, Own):
+        yield from check_keys("sampler.schedule", schedule, schedule.kind, SCHEDULE_KEYS[schedule.kind])
     yield from _merge(recipe)
     yield from _tail(recipe)
 

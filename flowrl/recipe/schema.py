@@ -4,15 +4,18 @@ The text given to `key` is what an error message offers in place of a refused va
 the modules that implement them (importing those would import torch); a test holds the two together.
 """
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import create_model
 
 from flowrl.recipe.base import Strict, key, part
 from flowrl.recipe.curves import Curved
 from flowrl.recipe.rewards import RewardSpec
-from flowrl.recipe.sampling import Sampler
+from flowrl.recipe.sampling import SOLVER_WORDS, Sampler, Solver
+from flowrl.recipe.sections import Own, arguments_of, choices_of, defaults_of, name_of, only_own, open_to
 
+CLIP = 0.2  # a clip range that is as good as any, for losses that have none
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -61,24 +64,18 @@ class Generation(Strict):
     system: str | None = key(None, "a text or null", min_length=1)
 
 
-class Advantage(Strict):
+class Advantage(arguments_of("advantage", "normalised")):
     """The arguments of flowrl.core.advantages.advantages, which explains them."""
 
-    baseline: Literal["group", "batch", "none", "leave_one_out"] = key("group", "group, batch, none or leave_one_out")
-    scale: Literal["group", "batch", "batch_centered", "whiten", "none"] = key(
-        "group", "group, batch, batch_centered, whiten or none"
-    )
-    combine: Literal["sum", "per_reward"] = key("per_reward", "per_reward or sum")
-    standardise: bool = key(False, "true or false")
-    eps: float = key(1e-4, "a number >= 0", ge=0, curve=True)
-    floor: float = key(0.0, "a number >= 0", ge=0, curve=True)
-    unbiased: bool = key(False, "true or false")
-    trim: float = key(0.0, "a number in [0, 1)", ge=0, lt=1, curve=True)
-    singleton: Literal["zero", "raw"] = key("zero", "zero or raw")
-    clip: float | None = key(5.0, "a number > 0 or null", gt=0, curve=True)
+
+class OwnAdvantage(Own):
+    """Advantages by a function of the user's own (flowrl/parts.py)."""
+
+    part: ClassVar[str] = "advantage"
+    beside: ClassVar[Mapping[str, Any]] = defaults_of(Advantage) | {"baseline": "none", "scale": "none"}
 
 
-class Objective(Strict):
+class Objective(arguments_of("objective", "clipped")):
     """The loss of a decision. preset: a named combination whose values lie below the recipe's own (recipe/presets.py).
 
     clip: one number, or [low, high]. level: what is clipped, the ratio of a decision (token) or of its whole row: of
@@ -104,22 +101,7 @@ class Objective(Strict):
     clip: float | list[float] = key(
         1e-4, "a number in (0, 1), or [low, high] with 0 < low <= 1 and high > 0", curve=True
     )
-    level: Literal["token", "seq_mean", "seq_sum", "seq_token"] = key("token", "token, seq_mean, seq_sum or seq_token")
-    dual: float | None = key(None, "a number > 1 or null", gt=1, curve=True)
-    log_ratio_limit: float | None = key(None, "a number > 0 or null", gt=0, curve=True)
-    kl: float = key(0.0, "a number >= 0", ge=0, curve=True)
-    kl_kind: Literal["exact", "exact_dt", "k1", "k2", "k3", "abs"] = key("exact", "exact, exact_dt, k1, k2, k3 or abs")
-    aggregate: Literal["decision_mean", "seq_mean_mean", "seq_mean_sum", "constant"] = key(
-        "decision_mean", "decision_mean, seq_mean_mean, seq_mean_sum or constant"
-    )
-    length: int | None = key(None, "a whole number >= 1 or null", ge=1)
-    weight: Literal["none", "noise", "inverse_dt"] | list[float] = key(
-        "none", "none, noise, inverse_dt, or a list of numbers >= 0, one a trained step"
-    )
-    ratio: Literal["plain", "centred"] = key("plain", "plain or centred")
-    kl_mask: float | None = key(None, "a number > 0 or null", gt=0, curve=True)
     guidance_gradient: Literal["both", "conditional"] = key("both", "both or conditional")
-    entropy_share: float | None = key(None, "a number > 0 and <= 1, or null", gt=0, le=1, curve=True)
 
     @property
     def centred(self) -> bool:
@@ -131,6 +113,23 @@ class Objective(Strict):
         """(clip_low, clip_high) of the clipped loss."""
         low, high = self.clip if isinstance(self.clip, list) else (self.clip, self.clip)
         return low, high
+
+
+class OwnObjective(Own):
+    """A loss of the user's own (flowrl/parts.py). It knows no preset and no clip range: what is asked of a ratio before
+    any update is that of `CLIP`."""
+
+    part: ClassVar[str] = "objective"
+    beside: ClassVar[Mapping[str, Any]] = defaults_of(Objective) | {"centred": False, "clip_range": (CLIP, CLIP)}
+
+
+class OwnLrSchedule(Own):
+    """A schedule of the learning rate of the user's own."""
+
+    part: ClassVar[str] = "lr_schedule"
+
+
+LrSchedule = name_of("lr_schedule", OwnLrSchedule)
 
 
 class Train(Strict):
@@ -168,7 +167,7 @@ class Train(Strict):
     betas: list[float] = key([0.9, 0.999], "two numbers in [0, 1)", min_length=2, max_length=2)
     weight_decay: float = key(1e-4, "a number >= 0", ge=0)
     warmup: int = key(0, "a whole number >= 0", ge=0)
-    schedule: Literal["constant", "linear", "cosine"] = key("constant", "constant, linear or cosine")
+    schedule: LrSchedule = key("constant", choices_of("lr_schedule"))  # pyright: ignore[reportInvalidTypeForm]
     max_grad_norm: float | None = key(1.0, "a number > 0 or null", gt=0)
     ema: float | None = key(None, "a number in (0, 1) or null", gt=0, lt=1)
     ema_every: int = key(1, "a whole number >= 1", ge=1)
@@ -189,7 +188,7 @@ class Evaluation(Strict):
     every_seconds: float | None = key(None, "a number > 0 or null", gt=0)
     prompts: int | None = key(None, "a whole number >= 1 or null", ge=1)
     steps: int | None = key(None, "a whole number from 1 to 10000, or null", ge=1, le=10_000)
-    solver: Literal["euler", "dpmpp_2m", "dpmpp_2m_heun"] = key("euler", "euler, dpmpp_2m or dpmpp_2m_heun")
+    solver: Solver = key("euler", SOLVER_WORDS)  # pyright: ignore[reportInvalidTypeForm]
     temperature: float | None = key(None, "a number >= 0 or null", ge=0)
     batch: int = key(64, "a whole number >= 1", ge=1)
     at_start: bool = key(True, "true or false")
@@ -205,6 +204,17 @@ class Checkpoints(Strict):
     keep: int = key(2, "a whole number >= 1", ge=1)
 
 
+class OwnRule(Own):
+    """A rule of the user's own: what is wrong with an iteration's metrics, in words, or None."""
+
+    part: ClassVar[str] = "rule"
+
+    @property
+    def alarm(self) -> str:
+        """The name of its alarm: the last part of its path."""
+        return self.kind.replace(":", ".").rpartition(".")[2]
+
+
 class Watch(Strict):
     """Alarms during training (flowrl/watch/watchdog.py lists them). on_alarm: warn goes on, stop ends the run, rollback
     returns to the best checkpoint, multiplies the learning rate by `lower`, and stops after `rollbacks` of them.
@@ -212,7 +222,8 @@ class Watch(Strict):
     patience: iterations that a condition has to last. ignore: alarms that never ring. kl: how many times its running
     median a divergence may reach. collapse: share of its best by which the held-out reward may fall. drift: factor by
     which saturation, brightness, contrast or sharpness may change while the reward rises (the length of texts: by its
-    square). diversity: share of the first distance within groups that has to remain.
+    square). diversity: share of the first distance within groups that has to remain. rules: the user's own, beside
+    those that ship: functions of an iteration's metrics whose alarms are named like them (docs/extending.md).
 
     on_hack: the answer to the alarm `hacking` (null: on_alarm's); its rollback returns to the checkpoint with the best
     witness and ends the run with these weights. kl_to_base: the divergence from the model without its adapters, a
@@ -222,6 +233,7 @@ class Watch(Strict):
     on_alarm: Literal["warn", "stop", "rollback"] = key("warn", "warn, stop or rollback")
     patience: int = key(5, "a whole number >= 1", ge=1)
     ignore: list[str] = key([], "a list of alarms")
+    rules: list[only_own(OwnRule)] = key([], "a list of dotted paths to rules")  # pyright: ignore
     kl: float = key(10.0, "a number > 1", gt=1)
     collapse: float = key(0.1, "a number >= 0", ge=0)
     drift: float = key(1.5, "a number > 1", gt=1)
@@ -278,8 +290,8 @@ class Recipe(Curved):
     sampler: Sampler = part(Sampler)
     generation: Generation | None = key(None, "a mapping with max_new_tokens, temperature, top_k, top_p, or null")
     rewards: dict[str, RewardSpec] = key(..., "names mapped to {use, weight, args, ...}", min_length=1)
-    advantage: Advantage = part(Advantage)
-    objective: Objective = part(Objective)
+    advantage: open_to(Advantage, OwnAdvantage) = part(Advantage)  # pyright: ignore[reportInvalidTypeForm]
+    objective: open_to(Objective, OwnObjective) = part(Objective)  # pyright: ignore[reportInvalidTypeForm]
     train: Train = part(Train)
     eval: Evaluation = part(Evaluation)
     checkpoint: Checkpoints = part(Checkpoints)

@@ -2,15 +2,21 @@
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from flowrl import names
 from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.objectives import check_kl_mask
 from flowrl.recipe.schema import Recipe
 
 PRESERVING_STEP = "ddim"  # on a model that predicts noise it takes its variance-preserving form by itself
-SHARES = ("cps", "ddim")  # steps whose noise is a share of what may be drawn afresh
+
+
+def facts_of(step: str) -> Mapping[str, Any]:
+    """What is said beside a step (samplers/facts.py); the module of a user's own is imported. Raises UserError."""
+    return names.find(step, names.steps(), "step").facts
 
 
 def noise_scheduler(model: str) -> str | None:
@@ -31,13 +37,13 @@ def noise_scheduler(model: str) -> str | None:
 def draws_at_the_end(step: str, model: str) -> bool:
     """Whether a step draws noise where it arrives at the data, s_next = 0, the last of its table.
 
-    cps and a flow's ddim do not: their noise is a share of s_next. Models that predict noise end a little above 0;
-    where a hub id leaves open which kind it is, a ddim step is taken to draw.
+    Its facts say so: the noise of cps and a flow's ddim is a share of s_next. Models that predict noise end a little
+    above 0; where a hub id leaves open which kind it is, a ddim step is taken to draw.
     """
     if step == "ddim":
         path = names.MODELS.get(model, Path(model).expanduser()) / "scheduler" / "scheduler_config.json"
         return noise_scheduler(model) is not None or not path.is_file()
-    return step != "cps"
+    return bool(facts_of(step).get("draws_at_zero", True))
 
 
 def misfit(step: str, scheduler: str) -> RecipeError:
@@ -47,7 +53,7 @@ def misfit(step: str, scheduler: str) -> RecipeError:
 
 
 def check_step(recipe: Recipe) -> Iterator[RecipeError]:
-    """A step that is not known, and one that draws no noise."""
+    """A step that is not known, one that draws no noise, and one that does not fit the loss or the model."""
     sampler = recipe.sampler
     try:
         entry = names.find(sampler.step, names.steps(), "step")
@@ -60,6 +66,8 @@ def check_step(recipe: Recipe) -> Iterator[RecipeError]:
         yield RecipeError("sampler.step", f"got {sampler.step!r}, but {need}", f"accepted: {', '.join(stochastic)}")
     elif sampler.noise == 0:
         yield RecipeError("sampler.noise", f"got 0, but {need}", "set sampler.noise above 0, such as 0.7")
+    yield from check_kl_mask(recipe, bool(entry.facts.get("unit_variance")))
+    yield from check_path(recipe)
 
 
 def check_path(recipe: Recipe) -> Iterator[RecipeError]:
@@ -68,7 +76,7 @@ def check_path(recipe: Recipe) -> Iterator[RecipeError]:
     if step == "vp_ddim":
         problem = f"got {step!r}, the form that {PRESERVING_STEP!r} takes on a model that predicts noise"
         yield RecipeError("sampler.step", problem, f"set sampler.step={PRESERVING_STEP}")
-    elif step in SHARES and recipe.sampler.noise > 1:
+    elif facts_of(step).get("share") and recipe.sampler.noise > 1:
         problem = f"got {recipe.sampler.noise:g}, but the noise of {step!r} is a share of what may be drawn afresh"
         yield RecipeError("sampler.noise", problem, "accepted: a number above 0 and up to 1, or null")
     elif scheduler := noise_scheduler(recipe.model):

@@ -8,33 +8,17 @@ from flowrl.recipe.kinds import check_keys
 from flowrl.recipe.sampling import Tree, Window
 from flowrl.recipe.schedules import num_steps
 from flowrl.recipe.schema import Recipe
+from flowrl.recipe.sections import Own, key_table
 from flowrl.recipe.windows import drawn
 
 # What each kind of tree reads; True marks what it cannot do without.
-TREE_KEYS: dict[str, dict[str, bool]] = {
-    "branch": {
-        "splits": True,
-        "splits_from": False,
-        "widths": False,
-        "correlation": False,
-        "split_noise": False,
-        "credit": False,
-        "compare": False,
-        "prune": False,
-        "prune_interval": False,
-        "prune_stop": False,
-        "prune_until": False,
-        "width_prune": False,
-        "width_ratio": False,
-    },
-    "per_step": {"anchors": False, "per_anchor": False, "strides": False},
-}
+TREE_KEYS = key_table("tree")
 
 
 def check_tree(recipe: Recipe) -> Iterator[RecipeError]:
     """Everything about `sampler.tree` that cannot work."""
     tree = recipe.sampler.tree
-    if tree is None:
+    if tree is None or isinstance(tree, Own):
         return
     misplaced = list(check_keys("sampler.tree", tree, tree.kind, TREE_KEYS[tree.kind]))
     yield from misplaced or (_branch(recipe, tree) if tree.kind == "branch" else _per_step(recipe, tree))
@@ -79,8 +63,10 @@ def _pruning(recipe: Recipe, tree: Tree, steps: int) -> Iterator[RecipeError]:
         yield RecipeError(place, problem, "prune fewer steps, or widen sampler.window")
 
 
-def _may_prune_all(window: Window, prune: list[int], steps: int) -> bool:
+def _may_prune_all(window: Window | Own, prune: list[int], steps: int) -> bool:
     """Whether these steps may be all that an iteration trains. Sliding takes some out of the range, and adds none."""
+    if isinstance(window, Own):
+        return False
     low, high = drawn(window, steps)
     if window.share is not None:
         return len(prune) >= int((steps - 1) * window.share)

@@ -12,6 +12,7 @@ from flowrl import names
 from flowrl.names import UserError
 from flowrl.recipe.load import load, written
 from flowrl.recipe.schema import Recipe
+from flowrl.recipe.sections import own_parts
 
 OURS = ("flowrl", "samplers", "reward_models")
 FILE = "recipe.yaml"
@@ -43,6 +44,7 @@ def foreign(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """(place, what it does) of all in a recipe that reaches beyond flowrl: modules, and secrets of the environment."""
     dotted = [(f"rewards.{name}.use", spec.use) for name, spec in recipe.rewards.items()]
     dotted += [("sampler.step", recipe.sampler.step)]
+    dotted += [(f"{place}.kind", own.kind) for place, own in own_parts(recipe)]
     dotted += [("track.with", name) for name in recipe.track.wanted]
     for place, name in dotted:
         if names.is_dotted(name) and name.replace(":", ".").partition(".")[0] not in OURS:

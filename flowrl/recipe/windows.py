@@ -7,45 +7,16 @@ from flowrl.recipe.kinds import check_keys
 from flowrl.recipe.sampling import Window
 from flowrl.recipe.schedules import num_steps
 from flowrl.recipe.schema import Recipe
+from flowrl.recipe.sections import Own, key_table
 
-SLIDING = {"size": True, "high": False, "interval": True, "stride": False, "roll_back": False}
 # What each kind of window reads; True marks what it cannot do without.
-WINDOW_KEYS: dict[str, dict[str, bool]] = {
-    "all": {"skip_last": False, "draw_last": False},
-    "first": {"size": True},
-    "frozen": {"size": True, "low": False},
-    "random": {"size": True, "low": False, "high": False, "steps": False},
-    "random_window": {"size": True, "low": False, "high": False},
-    "progressive": SLIDING,
-    "decay": SLIDING | {"shortest": True},
-    "exp_decay": SLIDING | {"rate": False, "hold": False},
-    "fraction": {"share": True},
-}
-
-WINDOW_TEXTS: dict[str, str] = {
-    "all": "all steps but the last ones (Flow-GRPO)",
-    "first": "the first steps, where the layout is decided",
-    "frozen": "adjacent steps that stay (MixGRPO-Flash*)",
-    "random": "some steps of a range or a list, anew each iteration (Flow-Factory)",
-    "random_window": "adjacent steps of a range, anew each iteration (Flow-GRPO-Fast)",
-    "progressive": "adjacent steps that slide towards the data (MixGRPO)",
-    "decay": "the same, staying ever shorter (MixGRPO)",
-    "exp_decay": "the same, staying exponentially shorter (MixGRPO)",
-    "fraction": "noise at all steps but the last, a random share of them trained (DanceGRPO)",
-}
+WINDOW_KEYS = key_table("window")
 
 
-def texts() -> dict[str, str]:
-    """What each kind of window is, and the keys that it reads; those in brackets may be left out."""
-    keys = {
-        kind: ", ".join(name if needed else f"[{name}]" for name, needed in read.items())
-        for kind, read in WINDOW_KEYS.items()
-    }
-    return {kind: f"{text}: {keys[kind]}" for kind, text in WINDOW_TEXTS.items()}
-
-
-def drawn(window: Window, steps: int) -> tuple[int, int]:
+def drawn(window: Window | Own, steps: int) -> tuple[int, int]:
     """The range of steps that a window of `steps` may ever draw at."""
+    if isinstance(window, Own):
+        return 0, steps
     if window.kind == "all":
         return 0, steps - (1 if window.skip_last is None else window.skip_last)
     if window.kind in ("first", "frozen"):
@@ -59,6 +30,8 @@ def drawn(window: Window, steps: int) -> tuple[int, int]:
 def check_window(recipe: Recipe) -> Iterator[RecipeError]:
     """Everything about `sampler.window` that cannot work."""
     window = recipe.sampler.window
+    if isinstance(window, Own):
+        return
     misplaced = list(check_keys("sampler.window", window, window.kind, WINDOW_KEYS[window.kind]))
     if window.steps is not None and not misplaced:
         yield from _listed(window, num_steps(recipe))

@@ -5,6 +5,8 @@ the rules in words. Medians over a few iterations are judged, so that one odd ba
 """
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -16,10 +18,35 @@ REPLAY_LIMITS = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.05}  # of a log
 TINY = 1e-12  # a gradient norm below it counts as 0
 
 
-def training_findings(history: RunHistory, iteration: int, metrics: Metrics) -> dict[str, Finding]:
-    """All findings after a training iteration."""
+@dataclass(frozen=True)
+class OwnRule:
+    """A rule of the user's own. check: of an iteration's metrics, what is wrong, in words, or None. path: its place.
+
+    Its alarm rings once the rule has found something in `patience` iterations in a row.
+    """
+
+    alarm: str
+    check: Callable[[Metrics], str | None]
+    path: str
+
+    def findings(self, history: RunHistory, iteration: int, metrics: Metrics) -> Findings:
+        """What it finds. Raises ValueError, naming the rule, where it fails or gives anything but a text or None."""
+        try:
+            what = self.check(metrics)
+        except Exception as error:
+            raise ValueError(f"watch.rules: {self.path} failed: {type(error).__name__}: {error}") from error
+        if what is not None and not isinstance(what, str):
+            raise ValueError(f"watch.rules: {self.path} gives {what!r}; accepted: a text or None")
+        yield from _when_persistent(history, self.alarm, what is not None, what or "", iteration)
+
+
+def training_findings(
+    history: RunHistory, iteration: int, metrics: Metrics, own: Sequence[OwnRule] = ()
+) -> dict[str, Finding]:
+    """All findings after a training iteration; own: rules beside those that ship."""
     history.remember(metrics)
     rules = (_nonfinite, _replay, _no_gradient, _silent, _clip, _kl, _drift, _diversity)
+    rules += tuple(rule.findings for rule in own)
     return {name: finding for rule in rules for name, finding in rule(history, iteration, metrics)}
 
 

@@ -32,14 +32,14 @@ has been quiet for `patience` iterations, or for one evaluation.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from flowrl.watch.alarms import ALARMS, Alarm, milder
+from flowrl.watch.alarms import ALARMS, Alarm, AlarmKind, milder
 from flowrl.watch.hacking import hack_metrics
 from flowrl.watch.history import Finding, Metrics, RunHistory, WatchSettings, WatchState
-from flowrl.watch.rules import heldout_findings, training_findings
+from flowrl.watch.rules import OwnRule, heldout_findings, training_findings
 
 
 class Watchdog:
@@ -47,7 +47,8 @@ class Watchdog:
 
     weights: of every reward, 0 for a witness. updates_per_rollout: optimizer steps per iteration. clip: the clip range
     (low, high). precision: of the forward pass, float32, bfloat16 or float16. steady: whether every iteration draws
-    alike; if a window moves over the steps, the distance within a group changes with it and is not judged.
+    alike; if a window moves over the steps, the distance within a group changes with it and is not judged. rules: the
+    user's own, judged after every training iteration.
     """
 
     def __init__(
@@ -59,14 +60,15 @@ class Watchdog:
         clip: tuple[float, float],
         precision: str = "float32",
         steady: bool = True,
+        rules: Sequence[OwnRule] = (),
     ):
-        self.settings = settings or WatchSettings()
+        self.settings, self.rules = settings or WatchSettings(), tuple(rules)
         self.history = RunHistory(dict(weights), self.settings, updates_per_rollout, clip, precision, steady)
 
     def after_iteration(self, iteration: int, metrics: Metrics) -> list[Alarm]:
         """The alarms that ring after a training iteration with these metrics."""
         return self._raise_alarms(
-            "train", iteration, training_findings(self.history, iteration, metrics), self.settings.patience
+            "train", iteration, training_findings(self.history, iteration, metrics, self.rules), self.settings.patience
         )
 
     def after_evaluation(self, iteration: int, metrics: Metrics) -> list[Alarm]:
@@ -128,7 +130,7 @@ class Watchdog:
         return alarms
 
     def _alarm(self, name: str, iteration: int, finding: Finding) -> Alarm:
-        kind = ALARMS[name]
+        kind = ALARMS[name] if name in ALARMS else self._own_kind(name)
         strongest, chosen, to = kind.strongest if finding.grave else "warn", self.settings.on_alarm, None
         if name == "hacking":
             chosen = self.hack_action
@@ -139,3 +141,7 @@ class Watchdog:
         if name == "hacking" and action == "rollback":
             to = self.trusted
         return Alarm(name, iteration, finding.since, finding.what, kind.cause, kind.remedy, action, to)
+
+    def _own_kind(self, name: str) -> AlarmKind:
+        rule = next(rule for rule in self.rules if rule.alarm == name)
+        return AlarmKind("rollback", f"what the rule {rule.path} looks for", "see there")

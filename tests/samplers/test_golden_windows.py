@@ -81,11 +81,11 @@ def test_a_mixgrpo_draw_is_a_window_of_ours(case: Case) -> None:
     # It draws after an iteration for the next one, so that the first window is no draw.
     draws = [int(numpy.random.default_rng(base + i).integers(0, high - size + 1)) for i in range(len(published) - 1)]
     for start, want in zip([0, *draws], published, strict=True):
-        assert windows.frozen(high + 2, start=start, size=size) == want
+        assert windows.frozen(high + 2, low=start, size=size) == want
     ours = {
         windows.random_window(high + 2, size=size, low=0, high=high, iteration=i, seed=base) for i in range(100 * high)
     }
-    assert ours == {windows.frozen(high + 2, start=i, size=size) for i in range(high - size + 1)} >= set(published)
+    assert ours == {windows.frozen(high + 2, low=i, size=size) for i in range(high - size + 1)} >= set(published)
 
 
 def verl_omni(params: dict, iteration: int) -> tuple[int, ...]:
@@ -118,7 +118,7 @@ def test_verl_omni_window_of_a_row(case: Case) -> None:
         else:
             generator = torch.Generator().manual_seed(seed)
             start = int(torch.randint(low, high - size + 1, (1,), generator=generator))
-            window = windows.frozen(params["num_timesteps"], start=start, size=size)
+            window = windows.frozen(params["num_timesteps"], low=start, size=size)
         found.append([window[0], window[-1] + 1])
     golden.check({"window_start_end_exclusive": found}, case)
 

@@ -152,7 +152,7 @@ def test_a_fraction_is_drawn_anew() -> None:
 
 
 def test_fixed_windows() -> None:
-    assert windows.frozen(9, start=2, size=3) == (2, 3, 4)
+    assert windows.frozen(9, low=2, size=3) == (2, 3, 4)
     assert windows.all_steps(5) == (0, 1, 2, 3)
     assert windows.all_steps(5, skip_last=0) == (0, 1, 2, 3, 4)
     assert windows.first(5, size=2) == (0, 1)
@@ -174,7 +174,7 @@ def test_fixed_windows() -> None:
         (lambda: windows.decay(9, size=1, interval=3, shortest=4, stride=1, iteration=0), "shortest=4"),
         (lambda: windows.decay(9, size=1, interval=3, shortest=0, stride=1, iteration=0), "shortest=0"),
         (lambda: windows.exp_decay(9, size=1, interval=3, rate=-1.0, stride=1, iteration=0), "rate=-1"),
-        (lambda: windows.frozen(9, start=7, size=3), "size=3.*1 to 2"),
+        (lambda: windows.frozen(9, low=7, size=3), "size=3.*1 to 2"),
         (lambda: windows.fraction(9, share=0.1, iteration=0, seed=0), "fraction=0.1 of 8.*1/8 to 1"),
         (lambda: windows.fraction(9, share=1.2, iteration=0, seed=0), "fraction=1.2.*1/8 to 1"),
         (lambda: Plan(0, (), ()), "num_steps=0"),

@@ -1,6 +1,7 @@
 """The clipped objective with a divergence from the reference: GRPO and its relatives as one combination of parts."""
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from torch import Tensor
 
@@ -37,17 +38,20 @@ class ClippedObjective:
 
     clip_low: float
     clip_high: float
-    dual: float | None = None
-    kl: float = 0.0
-    kl_kind: str = "exact"
-    aggregate: str = "decision_mean"
-    level: str = "token"
-    log_ratio_limit: float | None = None
-    length: int | None = None
-    weight: str | tuple[float, ...] = "none"
-    ratio: str = "plain"
-    kl_mask: float | None = None
-    entropy_share: float | None = None
+    level: Literal["token", "seq_mean", "seq_sum", "seq_token"] = "token"
+    dual: Annotated[float, "> 1"] | None = None
+    log_ratio_limit: Annotated[float, "> 0"] | None = None
+    kl: Annotated[float, ">= 0"] = 0.0
+    kl_kind: Literal["exact", "exact_dt", "k1", "k2", "k3", "abs"] = "exact"
+    aggregate: Literal["decision_mean", "seq_mean_mean", "seq_mean_sum", "constant"] = "decision_mean"
+    length: Annotated[int, ">= 1"] | None = None
+    weight: Annotated[
+        Literal["none", "noise", "inverse_dt"] | tuple[float, ...],
+        "none, noise, inverse_dt, or a list of numbers >= 0, one a trained step",
+    ] = "none"
+    ratio: Literal["plain", "centred"] = "plain"
+    kl_mask: Annotated[float, "> 0"] | None = None
+    entropy_share: Annotated[float | None, "a number > 0 and <= 1, or null"] = None
 
     def __post_init__(self) -> None:
         if self.ratio not in RATIOS:
@@ -107,6 +111,10 @@ class ClippedObjective:
             loss = loss + self.kl * divergence
             metrics["kl"] = divergence.detach()
         return loss, metrics
+
+
+# name of an objective -> its class, whose fields are keys of a recipe; its clip is one key, `clip`
+OBJECTIVES = {"clipped": ClippedObjective}
 
 
 def _far(seen: LogProbs, rollout_logp: Tensor, limit: float) -> Tensor:

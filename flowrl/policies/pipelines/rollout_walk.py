@@ -21,7 +21,7 @@ from flowrl.policies.pipelines.trajectory_writer import TrajectoryWriter
 from samplers.gaussian import Gaussian
 from samplers.levels import Level
 from samplers.plan import ROOT, Front, Pass, Table, Unit
-from samplers.solvers import solver_step
+from samplers.solvers import Solver, solver_step
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class _Group:
 
     table: int
     drawn: bool
-    solver: str
+    solver: Solver
     units: tuple[int, ...]
     segments: Unit
     of: tuple[int, ...]

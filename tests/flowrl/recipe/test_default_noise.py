@@ -16,7 +16,7 @@ from flowrl.policies.pipelines.first_order import predicts_flow
 from flowrl.recipe.default_noise import FAMILIES, NOISE, default_noise, family_of
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import build, dump, load
-from flowrl.recipe.steps import SHARES, noise_scheduler
+from flowrl.recipe.steps import noise_scheduler
 from samplers import renoising
 
 BASE = str(Path(__file__).parents[2] / "recipes" / "quickstart.yaml")
@@ -69,7 +69,9 @@ def test_the_table_is_about_steps_and_families_that_there_are():
     assert set(NOISE) <= set(names.steps())
     assert {family for by_family in NOISE.values() for family in by_family} <= {None, *FAMILIES}
     assert all(None in by_family and min(by_family.values()) > 0 for by_family in NOISE.values())
-    for step in SHARES:  # whose functions refuse more
+    shares = [name for name, entry in names.steps().items() if entry.facts.get("share")]
+    assert shares == ["cps", "ddim"]
+    for step in shares:  # whose functions refuse more
         with pytest.raises(ValueError, match=r"noise=1\.5"):
             getattr(renoising, step)(torch.ones(1, 2), torch.ones(1, 2), 0.8, 0.5, noise=1.5)
 

@@ -469,3 +469,19 @@ def test_pipeline_class_of_a_local_folder(tmp_path):
     assert pipeline_class(str(tmp_path)) == "FluxPipeline"
     assert pipeline_class("owner/name") is None
     assert load(BASE, [f"model={tmp_path}"]).model == str(tmp_path)
+
+
+def test_what_is_said_beside_an_own_step_is_checked_as_it_is_of_one_that_ships(tmp_path, monkeypatch):
+    (tmp_path / "mine_facts.py").write_text(
+        "from samplers.facts import facts\n"
+        "@facts(unit_variance=True, share=True)\ndef said(x, v, s, s_next, *, noise, s_cap): ...\n"
+        "def marked(x, v, s, s_next, *, noise, s_cap): ...\nmarked.unit_variance = True\n"
+        "def plain(x, v, s, s_next, *, noise, s_cap): ...\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for step in ("said", "marked"):
+        error = refused("objective.kl_mask=1e-5", f"sampler.step=mine_facts.{step}")
+        assert error.place == "objective.kl_mask" and f"step 'mine_facts.{step}' is not scored by" in str(error)
+    load(BASE, ["objective.kl_mask=1e-5", "sampler.step=mine_facts.plain"])
+    assert refused("sampler.step=mine_facts.said", "sampler.noise=1.5").place == "sampler.noise"
+    load(BASE, ["sampler.step=mine_facts.plain", "sampler.noise=1.5"])

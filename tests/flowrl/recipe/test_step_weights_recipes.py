@@ -5,6 +5,7 @@ from typing import get_args
 
 import pytest
 
+from flowrl import names
 from flowrl.build import build_objective
 from flowrl.core.objectives import grpo, step_weights
 from flowrl.planning.dry_run import describe
@@ -12,7 +13,6 @@ from flowrl.planning.walks import check_trained
 from flowrl.recipe import presets
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
-from flowrl.recipe.objectives import BARE_STEPS
 from flowrl.recipe.schema import Objective
 from samplers import renoising, transitions
 
@@ -67,7 +67,7 @@ def test_factors_are_as_many_as_trained_steps():
 def test_the_schema_knows_whether_means_are_kept():
     for override in ("ratio=plain", "ratio=centred", "kl_mask=1e-5"):
         recipe = load(BASE, [f"objective.{override}"])
-        assert recipe.objective.centred == build_objective(recipe).centred == (override != "ratio=plain")
+        assert recipe.objective.centred == build_objective(recipe).view.centred == (override != "ratio=plain")
     assert build_objective(load(BASE, ["objective.weight=[1, 2]"])).weight == (1.0, 2.0)
 
 
@@ -76,7 +76,9 @@ def test_choices_are_those_of_the_modules_that_implement_them():
     assert get_args(literal) == step_weights.KINDS
     assert get_args(Objective.model_fields["ratio"].annotation) == grpo.RATIOS
     steps = [f for module in (renoising, transitions) for f in vars(module).values() if callable(f)]
-    assert {f.__name__ for f in steps if getattr(f, "unit_variance", False)} == set(BARE_STEPS)
+    assert {f.__name__ for f in steps if getattr(f, "unit_variance", False)} == {
+        name for name, entry in names.steps().items() if entry.facts.get("unit_variance")
+    }
 
 
 def test_dry_run_shows_weights_ratio_and_selection():

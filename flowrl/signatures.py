@@ -1,0 +1,213 @@
+"""What a function or class may be given, read off its source without importing it, or off the object itself.
+
+A recipe is checked before torch is loaded, and the keys of a part are the arguments of the code that uses them: so they
+are parsed. Of a class they are the arguments of `__init__`, or the fields of a dataclass.
+"""
+
+import ast
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class Computed:
+    """Stands for a default that is worked out when the module is imported."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+NO_DEFAULT, COMPUTED = object(), Computed()
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """An argument: its name, its annotation as text (empty: none), and its default."""
+
+    name: str
+    annotation: str = ""
+    default: Any = NO_DEFAULT
+
+    @property
+    def type(self) -> str:
+        """The annotation, with None where that is the default."""
+        return f"{self.annotation} | None" if self.annotation and self.default is None else self.annotation
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The arguments that may be set by name. any: whether others are taken too."""
+
+    parameters: tuple[Parameter, ...] = ()
+    any: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A named part: a step, reward, window ... facts: what is said of it beside its code, such as `stochastic`."""
+
+    name: str
+    module: str
+    attribute: str
+    doc: str
+    signature: Signature
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """The first line of its docstring."""
+        return self.doc.split("\n")[0]
+
+    @property
+    def accepts(self) -> tuple[str, ...] | None:
+        """Its keyword arguments; None: any."""
+        return None if self.signature.any else tuple(p.name for p in self.signature.parameters)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The arguments without a default."""
+        parameters = () if self.signature.any else self.signature.parameters
+        return tuple(p.name for p in parameters if p.default is NO_DEFAULT)
+
+    @property
+    def types(self) -> dict[str, str]:
+        """The annotations of its arguments, where they have one."""
+        return {p.name: p.type for p in self.signature.parameters if p.annotation}
+
+    @property
+    def stochastic(self) -> bool:
+        """Of a step: whether it draws."""
+        return bool(self.facts.get("stochastic", True))
+
+
+def of_object(thing: Any, skip: int) -> Signature:
+    """The arguments of a callable after `skip` leading ones."""
+    try:
+        found = list(inspect.signature(thing).parameters.values())
+    except (ValueError, TypeError):  # written in C without a signature
+        return Signature(any=True)
+    named = [p for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)][skip:]
+    parameters = (
+        Parameter(p.name, _text(p.annotation), NO_DEFAULT if p.default is p.empty else p.default) for p in named
+    )
+    return Signature(tuple(parameters), any(p.kind is p.VAR_KEYWORD for p in found))
+
+
+def _text(annotation: Any) -> str:
+    if annotation is inspect.Parameter.empty:
+        return ""
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
+def scan(folder: Path, package: str, leading: tuple[str, ...]) -> dict[str, Entry]:
+    """Public top-level functions of a folder's files that begin with these parameters, and classes called with them."""
+    found: dict[str, Entry] = {}
+    for path in sorted(folder.glob("*.py")):
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        for node in body:
+            if _is_part(node, leading):
+                found[node.name] = _entry(node.name, node, f"{package}.{path.stem}", len(leading), body)
+    return found
+
+
+def table(path: Path, module: str, name: str, leading: int) -> dict[str, Entry]:
+    """The entries of a top-level `name = {"short name": function_or_class, ...}`; those stand in the same file."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    defined = {node.name: node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    pairs = next(pairs for target, pairs in _dictionaries(body) if target == name)
+    return {short: _entry(short, defined[attribute], module, leading, body) for short, attribute in pairs}
+
+
+def _dictionaries(body: list[ast.stmt]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    for node in body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        value = getattr(node, "value", None)
+        if isinstance(target, ast.Name) and isinstance(value, ast.Dict):
+            yield (
+                target.id,
+                [
+                    (key.value, item.id)
+                    for key, item in zip(value.keys, value.values, strict=True)
+                    if isinstance(key, ast.Constant) and isinstance(item, ast.Name)
+                ],
+            )
+
+
+def _is_part(node: ast.stmt, leading: tuple[str, ...]) -> bool:
+    if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+        return _names(node.args)[: len(leading)] == leading
+    if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+        called = _method(node, "__call__")
+        return called is not None and _names(called)[1 : len(leading) + 1] == leading
+    return False
+
+
+def _entry(name: str, node: Any, module: str, leading: int, body: list[ast.stmt]) -> Entry:
+    doc = ast.get_docstring(node) or ""
+    facts = dict(_decorated(node)) | {what: value for of, what, value in _marks(body) if of == node.name}
+    if isinstance(node, ast.FunctionDef):
+        return Entry(name, module, node.name, doc, _signature(node.args, leading), facts)
+    made = _method(node, "__init__")
+    signature = _fields(node) if made is None else _signature(made, 1)
+    return Entry(name, module, node.name, doc, signature, facts)
+
+
+def _method(node: ast.ClassDef, name: str) -> ast.arguments | None:
+    return next((m.args for m in node.body if isinstance(m, ast.FunctionDef) and m.name == name), None)
+
+
+def _fields(node: ast.ClassDef) -> Signature:
+    """The fields of a dataclass, without those of its bases."""
+    fields = [f for f in node.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)]
+    return Signature(tuple(_parameter(f.target.id, f.annotation, f.value) for f in fields))  # pyright: ignore
+
+
+def _signature(arguments: ast.arguments, skip: int) -> Signature:
+    positional = arguments.posonlyargs + arguments.args
+    defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
+    pairs = list(zip(positional, defaults, strict=True))[skip:]
+    pairs += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    return Signature(tuple(_parameter(a.arg, a.annotation, d) for a, d in pairs), arguments.kwarg is not None)
+
+
+def _parameter(name: str, annotation: ast.expr | None, default: ast.expr | None) -> Parameter:
+    return Parameter(name, "" if annotation is None else ast.unparse(annotation), _value(default))
+
+
+def _value(node: ast.expr | None) -> Any:
+    if node is None:
+        return NO_DEFAULT
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return COMPUTED
+
+
+def _names(arguments: ast.arguments) -> tuple[str, ...]:
+    return tuple(a.arg for a in arguments.posonlyargs + arguments.args)
+
+
+def _decorated(node: Any) -> Iterator[tuple[str, Any]]:
+    """The keywords of a decorator `@facts(...)`."""
+    for call in node.decorator_list:
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "facts":
+            yield from ((k.arg, ast.literal_eval(k.value)) for k in call.keywords if k.arg is not None)
+
+
+def _marks(body: list[ast.stmt]) -> Iterator[tuple[str, str, Any]]:
+    """(function, fact, value) of every top-level `function.fact = value`."""
+    for node in body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else None
+        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and isinstance(node, ast.Assign):
+            value = _value(node.value)
+            if value is not COMPUTED:
+                yield target.value.id, target.attr, value
+
+
+def facts_of(thing: Any) -> dict[str, Any]:
+    """What is said of an object beside its code: the plain values of its public attributes."""
+    plain = (bool, int, float, str, dict, tuple, type(None))
+    held = getattr(thing, "__dict__", {})
+    return {name: value for name, value in held.items() if not name.startswith("_") and isinstance(value, plain)}
