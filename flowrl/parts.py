@@ -62,9 +62,23 @@ KINDS: dict[str, Kind] = {
     ),
     "lr_schedule": Kind(("left",), "flowrl.core.lr_schedules:LR_SCHEDULES", "a function (left, *, ...)"),
     "rule": Kind(("metrics",), "", "a function (metrics, *, ...) that gives a text where something is wrong, or None"),
+    "policy": Kind(
+        (),
+        "",
+        "a subclass of a policy that ships",
+        given=("pipe", "modules", "dynamics", "call", "device", "max_rows", "offload", "keep_means")
+        + ("guidance_gradient", "model", "tokenizer", "template", "system", "precision", "keep_entropy"),
+    ),
     "tree": Kind(("walk",), "samplers.growth:TREES", "a function (walk, *, ...) that gives a Tree", "Tree"),
 }
-_TRACKER = ("accelerate.tracking", "GeneralTracker")
+# kinds that are told by a class that they extend: module and name, so that nothing is imported to see it
+BASES = {
+    "tracker": (("accelerate.tracking", "GeneralTracker"),),
+    "policy": (
+        ("flowrl.policies.pipelines.policy", "PipelinePolicy"),
+        ("flowrl.policies.language.policy", "LanguagePolicy"),
+    ),
+}
 
 
 def part(kind: str) -> Callable[[Thing], Thing]:
@@ -83,11 +97,11 @@ def refusal(thing: Any, kind: str) -> str | None:
     """Why an object is no part of a kind (of KINDS, or a tracker), and what to do; None where it is. Calls nothing."""
     if not callable(thing):
         return f"is a {type(thing).__name__}; accepted: a path to a function or class"
-    if kind == "tracker":
-        bases = inspect.getmro(thing) if inspect.isclass(thing) else ()
-        if any((base.__module__, base.__name__) == _TRACKER for base in bases):
+    if kind in BASES:
+        above = inspect.getmro(thing) if inspect.isclass(thing) else ()
+        if any((base.__module__, base.__name__) in BASES[kind] for base in above):
             return None
-        return "is no tracker; accepted: a subclass of accelerate.tracking.GeneralTracker"
+        return f"is no {kind}; accepted: a subclass of {' or '.join('.'.join(base) for base in BASES[kind])}"
     if getattr(thing, _MARK, None) == kind or any(_fits(call, kind) for call in _calls(thing)):
         return None
     return f'is no {kind}; accepted: {KINDS[kind].words}; name one, or declare it with @flowrl.parts.part("{kind}")'

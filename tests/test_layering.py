@@ -62,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/policies": {"flowrl.policies", "flowrl.contracts", "flowrl.media", "samplers"} | BATCHES | LIGHT,
     "flowrl/policies/weights.py": {"flowrl.policies", "flowrl.contracts", "flowrl.core.copies"},
     "flowrl/policies/loading.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
+    "flowrl/policies/own.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/policies/trainable.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/policies/pipelines/building.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/policies/language/building.py": {"flowrl.policies", "flowrl.recipe", "flowrl.kinds"} | LIGHT,

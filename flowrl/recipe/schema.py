@@ -275,17 +275,25 @@ class Track(_With):
         return getattr(self, "with")
 
 
+class OwnPolicy(Own):
+    """A policy of the user's own, made with what the one that it extends is made with, and its own arguments."""
+
+    part: ClassVar[str] = "policy"
+
+
 class Recipe(Curved):
     """A whole run. Exactly one of `lora` and `full: true` says what learns. output null: runs/<name of the recipe>.
 
     With `generation` the model is a language model, its decisions are tokens, and neither `pipeline` nor `sampler` is
     read (`load` refuses them). Where a key has a curve, the recipe itself holds its first value; `at` gives the others.
+    policy: a class of the user's own in place of the kind's policy, which it extends.
     """
 
     model: str = key(..., "shapes-flux, arithmetic-qwen2, a hub id owner/name, or a model's folder", min_length=1)
     pipeline: dict[str, Any] = key({}, "a mapping of the pipeline's own __call__ arguments")
     lora: Lora | None = key(None, "a mapping with rank, alpha, targets, modules, init, or null")
     full: bool = key(False, "true or false")
+    policy: only_own(OwnPolicy) | None = key(None, "a dotted path to a policy, or null")  # pyright: ignore
     prompts: Prompts = key(..., "a mapping with train and heldout")
     sampler: Sampler = part(Sampler)
     generation: Generation | None = key(None, "a mapping with max_new_tokens, temperature, top_k, top_p, or null")

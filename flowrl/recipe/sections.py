@@ -5,12 +5,13 @@ a dotted path to one of the user's, whose arguments are known once its module is
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, SerializeAsAny, WrapValidator, create_model
 
 from flowrl import names
-from flowrl.parts import KINDS
+from flowrl.parts import BASES, KINDS
 from flowrl.recipe import annotations
 from flowrl.recipe.base import Strict, key
 from flowrl.recipe.calls import is_finite
@@ -175,6 +176,8 @@ def check_own(place: str, own: Own) -> Iterator[RecipeError]:
     except names.UserError as error:
         yield RecipeError(f"{place}.kind", str(error), f"name another {own.part}")
         return
+    if own.part in BASES:  # what it hands on to the class that it extends is the run's to give
+        entry = replace(entry, signature=replace(entry.signature, any=False))
     yield from check_arguments(place, own.args, entry, tuple(p.name for p in keys(own.part, entry)))
 
 

@@ -7,6 +7,7 @@ from flowrl.policies.devices import device_of
 from flowrl.policies.language.chat import Encoder
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.loading import load_language
+from flowrl.policies.own import policy_class
 from flowrl.policies.trainable import make_trainable
 from flowrl.recipe.schema import Recipe
 
@@ -15,7 +16,7 @@ def build(recipe: Recipe) -> LanguagePolicy:
     """The recipe's model as a policy, with what it trains made trainable. Raises PolicyError where it cannot be had."""
     device, given = device_of(recipe.device), section_of(recipe)
     model, tokenizer = load_language(recipe.model, getattr(torch, recipe.dtype.model))
-    policy = LanguagePolicy(
+    policy = policy_class(recipe, LanguagePolicy)(
         model,
         tokenizer,
         template=given.chat_template,

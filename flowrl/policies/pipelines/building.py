@@ -6,6 +6,7 @@ from flowrl.names import load, steps
 from flowrl.policies import adapters
 from flowrl.policies.devices import device_of
 from flowrl.policies.loading import load_pipeline
+from flowrl.policies.own import policy_class
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.first_order import walks_ddim
 from flowrl.policies.pipelines.policy import PipelinePolicy
@@ -26,7 +27,7 @@ def build(recipe: Recipe) -> PipelinePolicy:
     names = None if recipe.lora is None else recipe.lora.modules
     modules = adapters.denoisers(pipe, names)
     make_trainable(recipe, modules)
-    return PipelinePolicy(
+    return policy_class(recipe, PipelinePolicy)(
         pipe,
         modules,
         dynamics,

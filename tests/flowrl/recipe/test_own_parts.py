@@ -189,7 +189,7 @@ def test_an_own_rule_rings_and_an_own_schedule_is_the_learners():
     assert "only 12 tokens for 2 iterations" in rung[2][0].describe() and rung[2][0].action == "warn"
     assert watch.after_iteration(3, {}) == []
     total = recipe.train.iterations * recipe.train.updates
-    learner = build_learner(recipe, SimpleNamespace(trainable=lambda: [torch.nn.Parameter(torch.ones(1))]))
+    learner = build_learner(recipe, SimpleNamespace(trainable=lambda: [torch.nn.Parameter(torch.ones(1))], modules={}))
     learner.steps = total // 4
     assert learner.lr == pytest.approx(recipe.train.lr * 0.75**0.25)
     ignored = build_watch(tried("watch={rules: [parts_of_tests.too_short], patience: 1, ignore: [too_short]}"))
