@@ -12,7 +12,7 @@ from flowrl.commands.compare import compare_command
 from flowrl.commands.evaluate import evaluate_command
 from flowrl.commands.explain import explain_command, schema_command
 from flowrl.commands.export import export_command
-from flowrl.commands.failures import VARIABLE, refuse_bytes, refuse_ranks, tell
+from flowrl.commands.failures import TRACEBACK_VARIABLE, refuse_non_utf8, refuse_several_processes, report_exception
 from flowrl.commands.listing import list_command
 from flowrl.commands.report import report
 from flowrl.commands.sample import sample
@@ -20,7 +20,8 @@ from flowrl.commands.scan import scan_command
 from flowrl.commands.serve import serve_command
 from flowrl.commands.train import run
 
-ONE_PROCESS = ("run", "check", "compare", "eval", "sample", "scan", "export", "world")  # a second one does it all again
+# commands that a second process would repeat as a whole
+ONE_PROCESS = ("run", "check", "compare", "eval", "sample", "scan", "export", "world")
 app = typer.Typer(
     help="Align image, video and sound generators and language models by reinforcement learning, on a CPU or a GPU.",
     no_args_is_help=True,
@@ -51,24 +52,26 @@ def _version(shown: bool) -> None:
 @app.callback()
 def _options(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
-    traceback: Annotated[  # taken out of the arguments by `main`, wherever it stands
-        bool, typer.Option("--traceback", help=f"Show an error's whole traceback, as {VARIABLE}=1 does.")
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    traceback: Annotated[  # `main` takes it out of the arguments, wherever it is
+        bool, typer.Option("--traceback", help=f"Show an error's whole traceback, as {TRACEBACK_VARIABLE}=1 does.")
     ] = False,
 ) -> None:
-    """Reads the options that stand before a command."""
+    """Reads the options before a command."""
     if context.invoked_subcommand in ONE_PROCESS:
-        refuse_ranks(context.invoked_subcommand)
+        refuse_several_processes(context.invoked_subcommand)
 
 
 def main() -> None:
     """Entry point. Any exception is one line on standard error and an exit code: see flowrl/commands/failures.py."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]
     try:
-        refuse_bytes(arguments)
+        refuse_non_utf8(arguments)
         app(args=arguments)
     except Exception as error:
-        sys.exit(tell(error, arguments, whole=len(arguments) < len(sys.argv) - 1))
+        sys.exit(report_exception(error, arguments, whole=len(arguments) < len(sys.argv) - 1))
 
 
 if __name__ == "__main__":

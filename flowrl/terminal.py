@@ -1,15 +1,14 @@
-"""Where the commands print: a rich console that cuts nothing short in a log, and seconds as a person says them."""
+"""The commands' output: a rich console that does not truncate logs, and durations in words."""
 
 import os
-from typing import Any
 
 from rich.console import Console
 
-LOG_WIDTH = 160  # columns of what is no terminal: a log, a pipe, a file
+LOG_WIDTH = 160  # columns if the output is not a terminal but a log, a pipe or a file
 
 
-def output_console(**options: Any) -> Console:
-    """A console on standard output. Rich takes 80 columns where it cannot ask; a log gets 160, or COLUMNS."""
+def output_console(**options: bool) -> Console:
+    """A console on standard output; one that is not a terminal has 160 columns, or COLUMNS, instead of rich's 80."""
     console = Console(highlight=False, **options)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = LOG_WIDTH
@@ -17,7 +16,7 @@ def output_console(**options: Any) -> Console:
 
 
 def duration_text(seconds: float) -> str:
-    """Seconds as a person says them: 43 s, 12 min, 3.4 h, 2.1 days."""
+    """Seconds in words: 43 s, 12 min, 3.4 h, 2.1 days."""
     for limit, size, unit in ((100, 1, "s"), (5400, 60, "min"), (48 * 3600, 3600, "h")):
         if seconds < limit:
             value = seconds / size

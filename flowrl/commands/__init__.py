@@ -1,4 +1,4 @@
-"""The commands, a file each: what it prints and which parts it calls. `flowrl.cli` puts them together.
+"""The commands, one file each: what a command prints and which parts it calls. `flowrl.cli` puts them together.
 
-Commands import what they need when they run: a mistake in a recipe is answered before torch is loaded.
+Commands import what they need when they run, so that a mistake in a recipe is reported before torch is loaded.
 """

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flowrl.commands.common import Overrides, RecipeArgument, quiet
+from flowrl.commands.common import Overrides, RecipeArgument, silence_libraries
 from flowrl.terminal import duration_text, output_console
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def check_command(
     checked = load(recipe, overrides or [])
     console = output_console()
     with console.status("loading"):
-        quiet()
+        silence_libraries()
         from flowrl.checking.check import check
         from flowrl.checking.proofs.proof import ProofResult
 

@@ -1,4 +1,4 @@
-"""What several commands share: the arguments they take, and what a target names."""
+"""Shared by several commands: their arguments, and how a target is resolved."""
 
 import os
 import warnings
@@ -34,20 +34,20 @@ WeightsOption = Annotated[
         metavar="final|best|last|witness|NUMBER", help="Which of the run's weights; NUMBER is a checkpoint's."
     ),
 ]
-RawOption = Annotated[bool, typer.Option("--raw", help="The weights without averaging, where the run averages.")]
+RawOption = Annotated[bool, typer.Option("--raw", help="The weights without averaging, if the run averages them.")]
 TrustOption = Annotated[
-    bool, typer.Option("--trust", help="Import and run modules that the run's own recipe names by dotted paths.")
+    bool, typer.Option("--trust", help="Import and run the modules that the run's own recipe names by dotted paths.")
 ]
-StepsOption = Annotated[int | None, typer.Option(min=1, help="ODE steps; the recipe's where not given.")]
+StepsOption = Annotated[int | None, typer.Option(min=1, help="ODE steps (default: the recipe's).")]
 
 
-def target_of(
+def resolve_target(
     target: str, overrides: list[str], weights: str = "final", raw: bool = False, trust: bool = False
 ) -> "tuple[Recipe, Path | None]":
-    """(recipe, the run's folder or None) of a run's folder or a recipe; nothing of it is tracked.
+    """(recipe without trackers, the run's folder or None) for a run's folder or a recipe.
 
-    trust: whether a run's own recipe may name modules to import. Raises UserError where it does without, where the run
-    has no such weights, or where weights are named of a recipe, which has none.
+    trust: whether a run's own recipe may name modules to import. Raises UserError if it names some without trust, if
+    the run has no such weights, or if weights are given for a recipe, which has none.
     """
     from flowrl.recipe.load import load
     from flowrl.recipe.trust import load_run
@@ -64,17 +64,17 @@ def target_of(
     return load(target, overrides), None
 
 
-def hush() -> None:
-    """Asks libraries that are not loaded yet to keep their chatter off the screen, without loading them."""
+def silence_before_import() -> None:
+    """Silences libraries that are not loaded yet, without loading them."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def quiet() -> None:
-    """Keeps third-party chatter off the screen; it stands in their logs' error level. Loads the libraries."""
-    hush()
+def silence_libraries() -> None:
+    """Loads diffusers and transformers, and silences everything below errors."""
+    silence_before_import()
 
     import diffusers
     import transformers

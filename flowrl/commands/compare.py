@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from flowrl.commands.common import TrustOption, quiet
+from flowrl.commands.common import TrustOption, silence_libraries
 from flowrl.names import UserError
 from flowrl.terminal import output_console
 
@@ -131,7 +131,7 @@ def _grid(
 
 def _plan(cells: "Sequence[Cell]", time_from: Path | None, jobs: int) -> None:
     """Prints the runs of the grid and what they cost."""
-    quiet()
+    silence_libraries()
     from flowrl.compare import costs
     from flowrl.compare.tables import terminal_table
     from flowrl.planning.duration import measured
@@ -230,7 +230,7 @@ def _drifts(outcomes: "list[RunOutcome]") -> dict[Path, dict[str, float | None]]
     compared = [o for o in outcomes if o.problem is None]
     if not compared:
         return {}
-    quiet()
+    silence_libraries()
     from flowrl.compare.drift import DriftSettings, measure_cached
 
     settings = DriftSettings.of(load(str(compared[0].folder / "recipe.yaml"), ["track=null"]))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowrl.commands.common import RawOption, TrustOption, WeightsOption, quiet, target_of
+from flowrl.commands.common import RawOption, TrustOption, WeightsOption, resolve_target, silence_libraries
 from flowrl.names import UserError
 from flowrl.terminal import output_console
 
@@ -49,14 +49,14 @@ def export_command(
 ) -> None:
     """Write a run's weights as a diffusers LoRA or a whole pipeline; --verify checks that the samples are the same."""
     given = [] if dtype is None else [f"dtype.model={dtype.value}"]
-    recipe, run = target_of(target, given, weights, raw, trust)
+    recipe, run = resolve_target(target, given, weights, raw, trust)
     if run is None:
         raise UserError(f"RUN: got {target!r}, a recipe; accepted: a run's folder, such as {recipe.output}")
     chosen = _choose_kind(recipe, kind)
     if chosen == "lora" and dtype is not None:
         raise UserError(f"--dtype: got {dtype.value}, but a LoRA stays in float32; use --kind merged, or leave it out")
     folder = to or run / "export" / chosen
-    quiet()
+    silence_libraries()
     from flowrl.build import set_up
     from flowrl.exports.writer import export_run
 

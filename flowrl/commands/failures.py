@@ -1,7 +1,7 @@
-"""What a user sees of an exception: one line and an exit code, and a file with the traceback where it is a fault.
+"""What a user sees of an exception: one line and an exit code, and for a bug a file with the traceback.
 
-2: what the user gave is wrong. 1: a reward failed, or memory ran out. 70 (EX_SOFTWARE): a fault of flowrl or of what it
-called, for a bug report.
+2: wrong input. 1: a reward failed, or memory ran out. 70 (EX_SOFTWARE): a bug in flowrl or in a library that it called,
+with a file for a bug report.
 """
 
 import errno
@@ -19,62 +19,67 @@ import typer
 from flowrl import __version__
 from flowrl.names import UserError
 
-WRONG, FAILED, FAULT = 2, 1, 70
-ENDED = ("RewardError", "Left", "Diverged")  # of scoring, stopping and guard: comparing classes would load torch
-VARIABLE = "FLOWRL_TRACEBACK"  # any value but 0 shows tracebacks, as --traceback does
+EXIT_USER_ERROR, EXIT_FAILED, EXIT_FAULT = 2, 1, 70
+# of flowrl.scoring.scorer, flowrl.runs.stopping and flowrl.runs.saving: by name, since importing them would load torch
+ENDING_ERRORS = ("RewardError", "Left", "Diverged")
+TRACEBACK_VARIABLE = "FLOWRL_TRACEBACK"  # any value but 0 shows tracebacks, as --traceback does
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "pydantic", "typer")
 
 
-def tell(error: Exception, arguments: Sequence[str], whole: bool = False) -> int:
-    """Prints the line of an exception on standard error, below the whole traceback where asked for; its exit code."""
-    whole = whole or os.environ.get(VARIABLE, "0") not in ("", "0")
+def report_exception(error: Exception, arguments: Sequence[str], whole: bool = False) -> int:
+    """Prints an exception's line on standard error, after the traceback if `whole`; returns the exit code."""
+    whole = whole or os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0")
     if whole:
         traceback.print_exception(error)
     kind = type(error).__name__
     text = one_line(error)
     if isinstance(error, UserError):
-        return _say(text, WRONG)
+        return _print_line(text, EXIT_USER_ERROR)
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         name = str(error.filename or text)
-        return _say(f"{name[:60]}...: a name of {len(name)} characters is too long for a file; shorten it", WRONG)
-    if kind in ENDED:
-        return _say(text, FAILED)
-    where = "its traceback is above" if whole else _kept(error, arguments)
+        return _print_line(
+            f"{name[:60]}...: a name of {len(name)} characters is too long for a file name; shorten it", EXIT_USER_ERROR
+        )
+    if kind in ENDING_ERRORS:
+        return _print_line(text, EXIT_FAILED)
+    where = "its traceback is above" if whole else _write_bug_report(error, arguments)
     if kind == "OutOfMemoryError" or isinstance(error, MemoryError):
         remedy = "lower train.micro_batch and train.rollout_batch, or set train.gradient_checkpointing=true"
-        return _say(f"memory ran out ({text[:160]}); {remedy}; {where}", FAILED)
-    return _say(f"{kind}: {text[:200] or 'no text'}; a clear message is missing here: {where}", FAULT)
+        return _print_line(f"out of memory ({text[:160]}); {remedy}; {where}", EXIT_FAILED)
+    return _print_line(
+        f"{kind}: {text[:200] or 'no text'}; this is a bug without a message of its own: {where}", EXIT_FAULT
+    )
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, in one line that every terminal can show."""
+    """The text of an exception, in one line that every terminal can show."""
     try:
         text = " ".join(str(error).split())
-    except Exception:  # a third party's __str__ may itself be what is broken
+    except Exception:  # a third party's __str__ may itself be broken
         text = "its text cannot be shown"
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _say(text: str, code: int) -> int:
+def _print_line(text: str, code: int) -> int:
     typer.echo(f"flowrl: {text}", err=True)
     return code
 
 
-def _kept(error: Exception, arguments: Sequence[str]) -> str:
-    """Where the report went, in words; where no file can be written, the traceback goes to the screen."""
+def _write_bug_report(error: Exception, arguments: Sequence[str]) -> str:
+    """Writes the bug report to a file and says where; if none can be written, prints the traceback."""
     try:
         with tempfile.NamedTemporaryFile(
             "w", prefix="flowrl-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
         ) as file:
-            file.write(report(error, arguments))
+            file.write(bug_report(error, arguments))
     except OSError:
         traceback.print_exception(error)
         return "no file could be written, so its traceback is above"
-    return f"{file.name} has what a bug report needs (read it before you send it), --traceback shows it here"
+    return f"{file.name} has what a bug report needs (read it before you send it); --traceback shows it here"
 
 
-def report(error: Exception, arguments: Sequence[str]) -> str:
-    """Command, versions and traceback. Nothing of the environment's variables."""
+def bug_report(error: Exception, arguments: Sequence[str]) -> str:
+    """Command, versions and traceback, without environment variables."""
     versions = [f"flowrl {__version__}", f"python {platform.python_version()}", platform.platform()]
     for name in PACKAGES:
         try:
@@ -85,19 +90,19 @@ def report(error: Exception, arguments: Sequence[str]) -> str:
     return "\n".join([command, *versions, "", "".join(traceback.format_exception(error))])
 
 
-def refuse_ranks(command: str | None) -> None:
-    """Raises UserError where a launcher such as torchrun started this process as one of several."""
+def refuse_several_processes(command: str | None) -> None:
+    """Raises UserError if a launcher such as torchrun started this process as one of several."""
     size = next((v for v in map(os.environ.get, ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")) if v), "1")
     if size.isdecimal() and int(size) > 1 and "--help" not in sys.argv:
         raise UserError(
-            f"{command}: started as one of {size} processes, each of which would be a whole run of its own; start it "
+            f"{command}: started as one of {size} processes, each of which would be a complete run; start it "
             "once, without torchrun, accelerate launch or mpirun (training runs on one device; rewards.NAME.device "
             "puts a reward on another)"
         )
 
 
-def refuse_bytes(arguments: Sequence[str]) -> None:
-    """Raises UserError for an argument that is no UTF-8 text: no recipe and no page of a run could hold it."""
+def refuse_non_utf8(arguments: Sequence[str]) -> None:
+    """Raises UserError for an argument that is not UTF-8 text: a recipe or a page could not hold it."""
     for argument in arguments:
         if argument.encode("utf-8", "replace").decode() != argument:
-            raise UserError(f"{argument!r}: is no UTF-8 text; rename what it names, or write it as UTF-8")
+            raise UserError(f"{argument!r}: is not UTF-8 text; rename the file, or write it as UTF-8")

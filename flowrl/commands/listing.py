@@ -1,4 +1,4 @@
-"""`flowrl list`: what ships."""
+"""`flowrl list`: what ships with flowrl."""
 
 from enum import Enum
 from pathlib import Path
@@ -15,7 +15,7 @@ from flowrl.signatures import NO_DEFAULT, Entry
 from flowrl.terminal import output_console
 
 
-class Kind(str, Enum):
+class ListedKind(str, Enum):
     """What `flowrl list` can list."""
 
     models = "models"
@@ -29,26 +29,31 @@ class Kind(str, Enum):
     recipes = "recipes"
 
 
-WITH_KEYS = {Kind.windows: "window", Kind.trees: "tree", Kind.schedules: "schedule", Kind.solvers: "solver"}
+WITH_KEYS = {
+    ListedKind.windows: "window",
+    ListedKind.trees: "tree",
+    ListedKind.schedules: "schedule",
+    ListedKind.solvers: "solver",
+}
 
 
 def list_command(
-    what: Annotated[Kind | None, typer.Argument(help="Which of them; all where none is named.")] = None,
+    what: Annotated[ListedKind | None, typer.Argument(help="One kind (default: all).")] = None,
 ) -> None:
     """List what ships: models, the parts of a recipe with their keys, presets and recipes."""
     tables = {
-        Kind.models: [(name, str(path)) for name, path in names.MODELS.items()]
+        ListedKind.models: [(name, str(path)) for name, path in names.MODELS.items()]
         + [
             ("owner/name", "any diffusers flow-matching pipeline, or causal language model, on the hub"),
             ("FOLDER", "the same, on disk"),
         ],
-        Kind.samplers: [(name, entry.summary) for name, entry in names.steps().items()],
-        Kind.rewards: [(name, entry.summary) for name, entry in names.rewards().items()],
-        Kind.presets: list(presets.texts().items()),
-        Kind.recipes: [(name, _headline(path)) for name, path in names.recipes().items()],
+        ListedKind.samplers: [(name, entry.summary) for name, entry in names.steps().items()],
+        ListedKind.rewards: [(name, entry.summary) for name, entry in names.rewards().items()],
+        ListedKind.presets: list(presets.texts().items()),
+        ListedKind.recipes: [(name, _headline(path)) for name, path in names.recipes().items()],
     }
     tables |= {kind: [_row(part, e) for e in names.shipped(part).values()] for kind, part in WITH_KEYS.items()}
-    for kind in [what] if what else list(Kind):
+    for kind in [what] if what else list(ListedKind):
         table = Table(title=kind.value, title_justify="left", show_header=False, box=None)
         for row in tables[kind]:
             table.add_row(*map(escape, row))

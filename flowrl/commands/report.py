@@ -1,4 +1,4 @@
-"""`flowrl report`: a run's folder as one page."""
+"""`flowrl report`: a run's folder as one HTML page."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,7 @@ from flowrl.names import UserError
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder; the run may still be under way.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder; the run may still be in progress.")],
     output: Annotated[Path | None, typer.Option(help="The file to write (default: RUN/report.html).")] = None,
 ) -> None:
     """Write a run's report: one HTML file that needs no server and no network."""

@@ -1,56 +1,69 @@
-"""`flowrl sample`: pictures of a user's own prompts, or a language model's completions of them."""
+"""`flowrl sample`: samples for a user's own prompts: pictures, videos or sound, or a language model's completions."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowrl.commands.common import RawOption, RunArgument, StepsOption, TrustOption, WeightsOption, quiet, target_of
+from flowrl.commands.common import (
+    RawOption,
+    RunArgument,
+    StepsOption,
+    TrustOption,
+    WeightsOption,
+    resolve_target,
+    silence_libraries,
+)
 from flowrl.names import UserError
 from flowrl.terminal import output_console
 
 if TYPE_CHECKING:
-    from flowrl.contracts import Prompt
+    from flowrl.build import AnyPolicy
+    from flowrl.contracts import Prompt, Tensor
     from flowrl.recipe.schema import Recipe
 
 
 def sample(
     target: RunArgument,
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="What to draw or answer, and KEY=VALUE overrides.")
+        list[str] | None,
+        typer.Argument(metavar="[PROMPT]...", help="Prompts to draw or answer, and KEY=VALUE overrides."),
     ] = None,
     prompts: Annotated[str | None, typer.Option(metavar="SOURCE", help="Prompts from a file or other source.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many of SOURCE.")] = None,
-    output: Annotated[Path | None, typer.Option(help="The PNG to write (samples.png); texts go to a file too.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts of SOURCE.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The PNG to write (default: samples.png), or a file for texts.")
+    ] = None,
     number: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Samples a prompt: 4, or one text where eval.temperature is 0; more are drawn as in training."
+            min=1,
+            help="Samples per prompt (default: 4, or 1 text at eval.temperature=0; more are drawn as in training).",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Names the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     weights: WeightsOption = "final",
     raw: RawOption = False,
     trust: TrustOption = False,
     steps: StepsOption = None,
 ) -> None:
-    """Draw samples of your own prompts, a row each; a language model's are printed."""
+    """Draw samples of your own prompts, one row each; a language model's completions are printed."""
     given = texts or []
     own = [p for p in given if not _is_override(p)]
     overrides = ([] if steps is None else [f"eval.steps={steps}"]) + [p for p in given if _is_override(p)]
     if not own and prompts is None:
         got = f"only overrides ({', '.join(overrides)})" if overrides else "none"
         raise UserError(f"PROMPT: got {got}; give at least one text to draw, or --prompts SOURCE")
-    recipe, run = target_of(target, overrides, weights, raw, trust)
-    recipe, each = _as_many(recipe, number)
-    quiet()
+    recipe, run = resolve_target(target, overrides, weights, raw, trust)
+    recipe, each = _samples_per_prompt(recipe, number)
+    silence_libraries()
     from flowrl.contracts import Prompt
     from flowrl.media.pictures import save_grid
     from flowrl.reading.inputs import load_prompts
 
     wanted = [Prompt(text, text) for text in own]
     wanted += [] if prompts is None else load_prompts(recipe, prompts, "heldout", limit)
-    policy = _policy(recipe, run, weights, raw)
+    policy = _load_policy(recipe, run, weights, raw)
     with output_console().status("drawing"):
         pictures, completions = _draw(policy, recipe, wanted, each, seed, output or Path("samples.png"))
     if completions:
@@ -67,9 +80,9 @@ def sample(
     typer.echo(f"{output}: {len(wanted)} x {each} samples")
 
 
-def _as_many(recipe: "Recipe", number: int | None) -> "tuple[Recipe, int]":
-    """(the recipe to draw by, samples a prompt). Greedy texts of a prompt are all the same: one is drawn, or several
-    at the temperature of training."""
+def _samples_per_prompt(recipe: "Recipe", number: int | None) -> "tuple[Recipe, int]":
+    """(the recipe to draw with, samples per prompt). Greedy texts of a prompt are all the same, so one is drawn, or
+    several at the training temperature."""
     if recipe.eval.temperature != 0:
         return recipe, 4 if number is None else number
     if number in (None, 1):
@@ -78,7 +91,7 @@ def _as_many(recipe: "Recipe", number: int | None) -> "tuple[Recipe, int]":
     return recipe.model_copy(update={"eval": warm}), number
 
 
-def _policy(recipe: "Recipe", run: Path | None, weights: str, raw: bool) -> Any:
+def _load_policy(recipe: "Recipe", run: Path | None, weights: str, raw: bool) -> "AnyPolicy":
     from flowrl.build import build_policy, set_up
     from flowrl.runs.weights import load_weights
 
@@ -90,11 +103,11 @@ def _policy(recipe: "Recipe", run: Path | None, weights: str, raw: bool) -> Any:
 
 
 def _draw(
-    policy: Any, recipe: "Recipe", prompts: "list[Prompt]", number: int, seed: int, sounds: Path
-) -> tuple[Any, list[str]]:
-    """(pictures [prompts * number, 3, H, W] or None, texts), about eval.batch samples at a time.
+    policy: "AnyPolicy", recipe: "Recipe", prompts: "list[Prompt]", number: int, seed: int, sounds: Path
+) -> "tuple[Tensor | None, list[str]]":
+    """(pictures float32 [prompts * number, 3, H, W] in [0, 1] or None, texts), about eval.batch samples at a time.
 
-    Sound is written as it is drawn, beside `sounds`: NAME_000.wav and so on.
+    Sounds are written as they are drawn, beside the file `sounds`: NAME_000.wav and so on.
     """
     import torch
 
@@ -102,7 +115,7 @@ def _draw(
     from flowrl.media.sounds import save_sound
     from flowrl.planning.costs import eval_plan
 
-    pictures: list[Any] = []
+    pictures: list[Tensor] = []
     texts: list[str] = []
     together = max(1, recipe.eval.batch // number)
     with torch.no_grad():
@@ -114,7 +127,7 @@ def _draw(
             texts += samples.texts or ()
             for i in range(0 if samples.audio is None else len(samples)):
                 path = sounds.with_name(f"{sounds.stem}_{start * number + i:03d}.wav")
-                save_sound(samples.audio[i], samples.sample_rate, path)
+                save_sound(samples.audio[i], samples.sample_rate or 1, path)
     return torch.cat(pictures) if pictures else None, texts
 
 

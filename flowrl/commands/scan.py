@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flowrl.commands.common import RecipeArgument, WeightsOption, quiet
+from flowrl.commands.common import RecipeArgument, WeightsOption, silence_libraries
 from flowrl.names import UserError
 from flowrl.terminal import output_console
 
@@ -57,7 +57,7 @@ def scan_command(
     more += [] if seed is None else [f"seed={seed}"]
     key, values_to_scan = scanned_values(recipe, values, more)
     _check_weights(values_to_scan[0].recipe, model_run, weights)
-    quiet()
+    silence_libraries()
     from flowrl.runs.folder import fresh
     from flowrl.scan import page
     from flowrl.scan.draw import refuse_equal
@@ -161,7 +161,7 @@ def _scan(
 
 
 def _progress(console: Console) -> bars.Progress:
-    columns: list[Any] = [bars.TextColumn("{task.description}"), bars.BarColumn(bar_width=24)]
+    columns: list[bars.ProgressColumn] = [bars.TextColumn("{task.description}"), bars.BarColumn(bar_width=24)]
     columns += [bars.MofNCompleteColumn(), bars.TextColumn("samples"), bars.TimeRemainingColumn(compact=True)]
     return bars.Progress(*columns, console=console, transient=True)
 

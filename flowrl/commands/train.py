@@ -1,4 +1,4 @@
-"""`flowrl run`: trains as a recipe says, goes on with an earlier run, or prints the plan."""
+"""`flowrl run`: trains as a recipe says, resumes an earlier run, or prints the plan."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from flowrl.commands.common import Overrides, RecipeArgument, hush, quiet
+from flowrl.commands.common import Overrides, RecipeArgument, silence_before_import, silence_libraries
 from flowrl.names import UserError
 from flowrl.terminal import output_console
 
@@ -19,41 +19,42 @@ def run(
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop; no weights are loaded.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the newest run of this recipe's output folder.")
+        bool, typer.Option("--resume", help="Resume the newest run in this recipe's output folder.")
     ] = False,
     seconds_per_forward: Annotated[
-        float | None, typer.Option(help="With --dry-run: time of one row through the denoiser, to estimate the run's.")
+        float | None,
+        typer.Option(help="With --dry-run: time of one denoiser forward of one row, to estimate the run's."),
     ] = None,
     time_from: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="With --dry-run: an earlier run to take the times from.")
+        Path | None, typer.Option(metavar="RUN", help="With --dry-run: an earlier run to estimate times from.")
     ] = None,
 ) -> None:
-    """Train as a recipe says. `resume=FOLDER` goes on with that run."""
+    """Train as a recipe says. `resume=FOLDER` resumes that run."""
     from flowrl.recipe.load import load
 
     if not dry_run and (seconds_per_forward is not None or time_from is not None):
-        raise UserError("--seconds-per-forward and --time-from: are read with --dry-run; add it, or leave them out")
-    named = [o.removeprefix("resume=") for o in overrides or [] if o.startswith("resume=")]
+        raise UserError("--seconds-per-forward and --time-from: apply only with --dry-run; add it, or leave them out")
+    resume_folders = [o.removeprefix("resume=") for o in overrides or [] if o.startswith("resume=")]
     checked = load(recipe, [o for o in overrides or [] if not o.startswith("resume=")])
-    typer.echo(f"{recipe}: no contradiction in it; " + ("working out the plan" if dry_run else "loading"))
+    typer.echo(f"{recipe}: the recipe is valid; " + ("working out the plan" if dry_run else "loading"))
     if dry_run:
         _plan(checked, seconds_per_forward, time_from)
         return
-    quiet()
+    silence_libraries()
     from flowrl.runs.folder import newest
     from flowrl.runs.loop import Alarmed
     from flowrl.runs.start import run as run_recipe
     from flowrl.runs.stopping import Stopped
 
-    folder = Path(named[-1]) if named else newest(Path(checked.output or "")) if resume else None
+    folder = Path(resume_folders[-1]) if resume_folders else newest(Path(checked.output or "")) if resume else None
     if folder is None and resume:
-        typer.echo(f"--resume: no run under {checked.output} yet; beginning one")
+        typer.echo(f"--resume: no run under {checked.output} yet; starting one")
     if folder is not None and not folder.is_dir():
-        raise UserError(f"resume: {folder} is not there; give the folder of a run")
+        raise UserError(f"resume: {folder} does not exist; give the folder of a run")
     try:
         run_recipe(checked, resume=folder)
     except Stopped as stop:
-        typer.echo(f"stopped by {stop.name}; go on with: flowrl run {recipe} ... --resume", err=True)
+        typer.echo(f"stopped by {stop.name}; resume with: flowrl run {recipe} ... --resume", err=True)
         raise typer.Exit(stop.code) from None
     except Alarmed as alarm:
         typer.echo(f"flowrl: {alarm}", err=True)
@@ -61,22 +62,24 @@ def run(
 
 
 def _plan(recipe: "Recipe", forward: float | None, earlier: Path | None) -> None:
-    """Prints what the recipe will do, what it takes, and how long where a pace is given."""
+    """Prints what the recipe will do, what it needs, and how long it takes if a pace is given."""
     from flowrl.planning.duration import assumed, measured, time_text
 
     if forward is not None and (forward <= 0 or earlier is not None):
         given = f"got {forward:g}" + (" and --time-from" if earlier is not None else "")
         raise UserError(f"--seconds-per-forward: {given}, accepted: a number > 0, or --time-from instead; give one")
     pace = measured(earlier) if earlier is not None else None if forward is None else assumed(recipe, forward)
-    hush()
+    silence_before_import()
     from flowrl.planning.dry_run import describe
     from flowrl.planning.sizes.text import describe_sizes
     from flowrl.reading.inputs import overlap, planned_prompts
 
-    train, heldout, gone = planned_prompts(recipe)
+    train, heldout, missing = planned_prompts(recipe)
     counts = [None if part is None else len(part) for part in (train, heldout)]
     blocks = [describe(recipe, num_train=counts[0], num_heldout=counts[1])]
-    blocks += ["\n".join(f"{'missing' if i == 0 else '':<12}{line}" for i, line in enumerate(gone))] if gone else []
+    blocks += (
+        ["\n".join(f"{'missing' if i == 0 else '':<12}{line}" for i, line in enumerate(missing))] if missing else []
+    )
     shared = None if train is None or heldout is None else overlap(train, heldout)
     blocks += [] if shared is None else [f"{'overlap':<12}{shared}"]
     blocks += [describe_sizes(recipe, train or [])]

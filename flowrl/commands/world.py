@@ -1,4 +1,4 @@
-"""`flowrl world build`: the embedded worlds' models, from nothing."""
+"""`flowrl world build`: the embedded worlds' models, trained from scratch."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,14 +6,14 @@ from typing import Annotated
 import typer
 
 from flowrl import names
-from flowrl.commands.common import quiet
+from flowrl.commands.common import silence_libraries
 from flowrl.names import UserError
 
-app = typer.Typer(help="The embedded worlds: tiny models that are made and checked here.", no_args_is_help=True)
+app = typer.Typer(help="The embedded worlds: tiny models that are trained and checked here.", no_args_is_help=True)
 
 
 MODELS = {"shapes": "shapes-flux", "arithmetic": "arithmetic-qwen2", "shapes-rewards": "shapes-rewards"}
-STEPS = {  # the options that each world reads
+STEPS = {  # the options of each world
     "shapes": ("vae_steps", "flow_steps"),
     "arithmetic": ("steps",),
     "shapes-rewards": ("clip_steps", "vlm_steps"),
@@ -26,7 +26,7 @@ def build_world(
         str, typer.Argument(help="Which world: shapes, arithmetic, or shapes-rewards for the reward models of shapes.")
     ],
     output: Annotated[
-        Path | None, typer.Option(help="Folder for the model; called again, it goes on (by default the model's name).")
+        Path | None, typer.Option(help="Folder for the model (default: its name); the same command resumes.")
     ] = None,
     vae_steps: Annotated[int | None, typer.Option(min=1, help="shapes: steps of the autoencoder.")] = None,
     flow_steps: Annotated[int | None, typer.Option(min=1, help="shapes: steps of the flow, in one cycle.")] = None,
@@ -37,7 +37,7 @@ def build_world(
     vlm_steps: Annotated[int | None, typer.Option(min=1, help="shapes-rewards: steps of shapes-vlm.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the checkpoints when done.")] = False,
 ) -> None:
-    """Pretrain a world's model from nothing but seeds; resumable.
+    """Pretrain a world's model from scratch, reproducibly from its seed; resumable.
 
     On 2 cores: shapes 1 hour, arithmetic 5 minutes, shapes-rewards 15 minutes.
     """
@@ -49,7 +49,7 @@ def build_world(
         if value is not None and option not in STEPS[name]:
             accepted = ", ".join(f"--{o.replace('_', '-')}" for o in STEPS[name])
             raise UserError(f"--{option.replace('_', '-')}: got {value}, but the world {name} takes only {accepted}")
-    quiet()
+    silence_libraries()
     output = output or Path(MODELS[name])
     make = {
         "shapes": lambda: _shapes(output, vae_steps, flow_steps, keep),

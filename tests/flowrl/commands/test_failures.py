@@ -103,4 +103,4 @@ def test_python_runs_the_package():
 @pytest.mark.parametrize("arguments", [["run", "quickstart", "output=a\udcff"], ["sample", "quickstart", "\udce9"]])
 def test_an_argument_that_is_no_text_is_one_line(arguments, capsys, monkeypatch):
     code, _, text = call(capsys, monkeypatch, *arguments)
-    assert code == 2 and len(text.splitlines()) == 1 and "no UTF-8 text" in text and "\\udc" in text
+    assert code == 2 and len(text.splitlines()) == 1 and "not UTF-8 text" in text and "\\udc" in text

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flowrl.build import build_policy
-from flowrl.commands.failures import ENDED
+from flowrl.commands.failures import ENDING_ERRORS
 from flowrl.core.learner import Learner
 from flowrl.names import UserError
 from flowrl.policies import adapters
@@ -340,7 +340,7 @@ def test_what_is_not_finite_takes_no_place(tmp_path: Path, monkeypatch: pytest.M
         RuntimeError, match="iteration 3: parameters/.* is not finite.*00002 is from before it"
     ) as error:
         train("quickstart", [*QUICK, "checkpoint.keep=1"], folder)
-    assert type(error.value).__name__ in ENDED
+    assert type(error.value).__name__ in ENDING_ERRORS
     assert state.Checkpoints(folder).find("last").iteration == 2 and not (folder / "lora").exists()
     monkeypatch.undo()
     train("quickstart", [*QUICK, "checkpoint.keep=1"], folder, resume=True)
