@@ -19,8 +19,8 @@ MAX_HOVER_POINTS = 1000  # of a curve, shown when the pointer is on it
 
 
 @dataclass(frozen=True)
-class Curve:
-    """What to draw: (iteration, value) points, joined; with dots (and error bars) where each is one measurement."""
+class ChartCurve:
+    """A curve to draw: (iteration, value) points, joined; with dots (and error bars) if each is one measurement."""
 
     label: str
     points: Sequence[tuple[float, float | None]]
@@ -74,7 +74,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class ChartFrame:
-    """What all charts of a page share: the last iteration and what happened on the way."""
+    """What all charts of a page share: the last iteration, and events before it."""
 
     last: int
     events: Sequence[ChartEvent] = ()
@@ -88,7 +88,7 @@ class ChartFrame:
 def draw(
     frame: ChartFrame,
     title: str,
-    curves: Sequence[Curve],
+    curves: Sequence[ChartCurve],
     *,
     hint: str = "",
     badge: str = "",
@@ -122,7 +122,7 @@ def draw(
     )
 
 
-def stack(frame: ChartFrame, title: str, curves: Sequence[Curve], *, hint: str = "") -> Chart | None:
+def stack(frame: ChartFrame, title: str, curves: Sequence[ChartCurve], *, hint: str = "") -> Chart | None:
     """A chart of stacked areas, smoothed; all curves have the same iterations. None where there are no curves."""
     if not curves or not curves[0].points:
         return None
@@ -159,7 +159,7 @@ def stack(frame: ChartFrame, title: str, curves: Sequence[Curve], *, hint: str =
 
 
 def event_marks(frame: ChartFrame) -> list[tuple[float, str, str]]:
-    """(percent from the left, kind, text) of events, one a kind and iteration."""
+    """(percent from the left, kind, text) of events, one per kind and iteration."""
     texts: dict[tuple[str, int], str] = {}
     for event in frame.events:
         key = event.kind, event.iteration
@@ -167,7 +167,7 @@ def event_marks(frame: ChartFrame) -> list[tuple[float, str, str]]:
     return [(min(100.0, i / frame.x.high * 100), kind, text) for (kind, i), text in texts.items()]
 
 
-def _extent(curves: Sequence[Curve]) -> list[float]:
+def _extent(curves: Sequence[ChartCurve]) -> list[float]:
     """Every value, and the ends of its error bar."""
     values = []
     for curve in curves:
@@ -177,15 +177,15 @@ def _extent(curves: Sequence[Curve]) -> list[float]:
     return values
 
 
-def _note(curves: Sequence[Curve], y: Axis) -> str:
-    """What the drawing leaves out."""
+def _note(curves: Sequence[ChartCurve], y: Axis) -> str:
+    """A note on what the drawing leaves out."""
     values = [v for c in curves for _, v in c.points]
     lost, hidden = values.count(None), sum(v is not None and not y.shows(v) for v in values)
     words = [f"{lost} not finite"] if lost else []
     return ", ".join(words + (["log, zeros left out" if hidden else "log"] if y.log else []))
 
 
-def _draw_curve(curve: Curve, x: Axis, y: Axis) -> DrawnCurve:
+def _draw_curve(curve: ChartCurve, x: Axis, y: Axis) -> DrawnCurve:
     line = scales.line_path(scales.thin_points(curve.points, MAX_DRAWN_POINTS), x, y)
     if curve.dots:
         dots = "".join(scales.line_path([p], x, y) for p in curve.points)
@@ -198,7 +198,7 @@ def _draw_curve(curve: Curve, x: Axis, y: Axis) -> DrawnCurve:
     return DrawnCurve(curve.label, curve.colour, line, course)
 
 
-def _smooth_curve(curve: Curve, *, log: bool) -> list[tuple[float, float | None]]:
+def _smooth_curve(curve: ChartCurve, *, log: bool) -> list[tuple[float, float | None]]:
     """The smoothed curve, empty for a short one. On a log axis logarithms are smoothed, and zeros are left out."""
     window = scales.smoothing_window(len(curve.points))
     values = [v for _, v in curve.points]
@@ -210,7 +210,7 @@ def _smooth_curve(curve: Curve, *, log: bool) -> list[tuple[float, float | None]
     return [] if window == 1 else [(at, v) for (at, _), v in zip(curve.points, values, strict=True)]
 
 
-def _error_bars(curve: Curve, x: Axis, y: Axis) -> str:
+def _error_bars(curve: ChartCurve, x: Axis, y: Axis) -> str:
     ends = []
     for (at, value), error in zip(curve.points, curve.errors, strict=False):
         if value is not None and error is not None and y.shows(value - error):
@@ -218,7 +218,7 @@ def _error_bars(curve: Curve, x: Axis, y: Axis) -> str:
     return "".join(ends)
 
 
-def _hover_data(curve: Curve, *, log: bool = False) -> dict[str, object]:
+def _hover_data(curve: ChartCurve, *, log: bool = False) -> dict[str, object]:
     """A curve's numbers, shown when the pointer is on it."""
     points = scales.thin_points(curve.points, MAX_HOVER_POINTS)
     data: dict[str, object] = {
@@ -238,13 +238,13 @@ def _round(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.5g}")
 
 
-def _last_value(curves: Sequence[Curve]) -> str:
+def _last_value(curves: Sequence[ChartCurve]) -> str:
     """The last value of a chart's only curve."""
     known = [v for _, v in curves[0].points if v is not None]
     return format_compact(known[-1]) if len(curves) == 1 else ""
 
 
-def _describe_curve(curve: Curve) -> str:
+def _describe_curve(curve: ChartCurve) -> str:
     known = [(x, v) for x, v in curve.points if v is not None]
     (x0, first), (x1, last) = known[0], known[-1]
     low, high = min(v for _, v in known), max(v for _, v in known)

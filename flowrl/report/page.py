@@ -1,4 +1,4 @@
-"""report.html: everything that a run's folder holds on one page that stands alone."""
+"""report.html: everything in a run's folder on one self-contained page."""
 
 import shlex
 from collections import Counter
@@ -19,9 +19,9 @@ ALARM = ("iteration", "since", "name", "what", "cause", "remedy", "action")
 
 
 def write(folder: Path, output: Path | None = None) -> Path:
-    """Writes the page of a run's folder, by default as report.html in it, whole or not at all; returns its path.
+    """Writes the page of a run's folder atomically, by default as report.html in it; returns its path.
 
-    Works on a run under way, a killed one and an old one. Raises UserError where the folder is no run's.
+    Works for running, killed and old runs. Raises UserError if the folder is not a run's.
     """
     path = output or folder / NAME
     text = render(read_run(folder))
@@ -32,7 +32,7 @@ def write(folder: Path, output: Path | None = None) -> Path:
 
 
 def render(data: RunData) -> str:
-    """The page as text. Whatever the run's files say is escaped."""
+    """The page as text. Text from the run's files is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -80,7 +80,7 @@ def _context(data: RunData) -> dict[str, object]:
 
 
 def run_title(data: RunData) -> str:
-    """The recipe's name, as far as the run says it; else the folder's."""
+    """The recipe's name if the run records it, else the folder's."""
     if isinstance(data.run.get("recipe"), str):
         return Path(data.run["recipe"]).stem
     try:
@@ -93,7 +93,7 @@ def run_title(data: RunData) -> str:
 
 
 def _facts(data: RunData) -> list[tuple[str, str]]:
-    """What was run, in a few words each; only what is known."""
+    """The run's main settings as (name, value), as far as they are known."""
     recipe, train = data.recipe, dict_or_empty(data.recipe.get("train"))
     facts = [("Model", recipe.get("model"))]
     if lora := dict_or_empty(recipe.get("lora")):
@@ -121,7 +121,7 @@ def _date(text: object) -> str | None:
 
 
 def _versions_and_machine(run: JsonObject) -> list[tuple[str, str]]:
-    """Versions and machine as a list of names and values."""
+    """Versions and machine as (name, value)."""
     rows = [("flowrl", run["flowrl"])] if "flowrl" in run else []
     for part in ("versions", "machine"):
         for name, value in dict_or_empty(run.get(part)).items():
@@ -131,7 +131,7 @@ def _versions_and_machine(run: JsonObject) -> list[tuple[str, str]]:
 
 
 def _count_values(values: list[object]) -> str:
-    """Each different value once, with how often it is there."""
+    """Each distinct value once, with its count."""
     return ", ".join(f"{n} × {v}" if n > 1 else v for v, n in Counter(map(str, values)).items())
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from flowrl.report.evaluations import mean_total, means_by_kind
-from flowrl.report.figures import Chart, ChartEvent, ChartFrame, Curve, draw, stack
+from flowrl.report.figures import Chart, ChartCurve, ChartEvent, ChartFrame, draw, stack
 from flowrl.report.glossary import METRICS, meaning
 from flowrl.report.numerals import format_duration
 from flowrl.report.read import Points, RunData, finite_or_none
@@ -24,7 +24,7 @@ SIGNS = {  # of hacking: label, colour
 
 
 class Panel(NamedTuple):
-    """A chart of train metrics: (metric, label) each. dull: left out where all its values are 0."""
+    """A chart of training metrics, (metric, label) each. dull: left out if all values are 0."""
 
     title: str
     metrics: tuple[tuple[str, str], ...]
@@ -59,7 +59,7 @@ class TimeShare:
 
 @dataclass(frozen=True)
 class KindCharts:
-    """A reward's charts, one a kind of prompt."""
+    """A reward's charts, one for each kind of prompt."""
 
     reward: str
     witness: bool
@@ -67,7 +67,7 @@ class KindCharts:
 
 
 def chart_frame(data: RunData) -> ChartFrame:
-    """The x axis of all charts, with alarms and resumes on it."""
+    """The x axis of all charts, with marks for alarms and resumes."""
     alarms = [ChartEvent(a["iteration"], "alarm", f"alarm: {a.get('name', '?')}") for a in data.alarms]
     resumes = [
         ChartEvent(
@@ -79,7 +79,7 @@ def chart_frame(data: RunData) -> ChartFrame:
 
 
 def reward_charts(data: RunData, frame: ChartFrame) -> list[Chart]:
-    """A chart a reward: training samples, and held-out means with their standard errors; trained rewards first."""
+    """One chart per reward: training samples, and held-out means with standard errors; trained rewards first."""
     names = data.rewards
     if sum(1 for w in data.weights.values() if w) > 1:
         names = ["total", *names]
@@ -87,8 +87,8 @@ def reward_charts(data: RunData, frame: ChartFrame) -> list[Chart]:
     for name in names:
         heldout, errors = _heldout_points(data, name)
         curves = [
-            Curve("train", data.points(f"reward/{name}/mean"), TRAIN),
-            Curve("held-out", heldout, HELDOUT, dots=True, errors=errors),
+            ChartCurve("train", data.points(f"reward/{name}/mean"), TRAIN),
+            ChartCurve("held-out", heldout, HELDOUT, dots=True, errors=errors),
         ]
         title = "Weighted sum of the trained rewards" if name == "total" else name
         witness = data.weights.get(name, 1.0) == 0 and name != "total"
@@ -98,7 +98,7 @@ def reward_charts(data: RunData, frame: ChartFrame) -> list[Chart]:
 
 
 def kind_charts(data: RunData, frame: ChartFrame, most: int = 12) -> list[KindCharts]:
-    """For each reward a chart a kind of prompt: held-out means over the evaluations, on one scale."""
+    """For each reward one chart per kind of prompt: held-out means over the evaluations, on one scale."""
     by_kind, rows = means_by_kind(data), []
     for name in data.rewards if len(by_kind) > 1 else ():
         courses = {kind: means[name] for kind, means in list(by_kind.items())[:most] if name in means}
@@ -107,7 +107,7 @@ def kind_charts(data: RunData, frame: ChartFrame, most: int = 12) -> list[KindCh
         charts = []
         for kind, means in courses.items():
             points, errors = [(i, m.value) for i, m in means], [m.error for _, m in means]
-            curve = Curve(name, points, WITNESS if witness else HELDOUT, dots=True, hollow=witness, errors=errors)
+            curve = ChartCurve(name, points, WITNESS if witness else HELDOUT, dots=True, hollow=witness, errors=errors)
             hint = f"{name} on the {means[-1][1].number} held-out prompts of this kind"
             charts.append(draw(frame, kind, [curve], hint=hint, also=ends))
         rows.append(KindCharts(name, witness, [c for c in charts if c is not None]))
@@ -118,7 +118,7 @@ def learning_charts(data: RunData, frame: ChartFrame) -> list[Chart]:
     """Ratio, clipping, divergence, gradients, learning rate, groups, spread of the rewards."""
     ratio = [(i, None if v is None else v - 1) for i, v in data.points("ratio")]
     charts = [
-        draw(frame, "Mean ratio \N{MINUS SIGN} 1", [Curve("ratio \N{MINUS SIGN} 1", ratio)], hint=METRICS["ratio"])
+        draw(frame, "Mean ratio \N{MINUS SIGN} 1", [ChartCurve("ratio \N{MINUS SIGN} 1", ratio)], hint=METRICS["ratio"])
     ]
     charts += [_draw_panel(data, frame, panel) for panel in LEARNING]
     for what, title in (("std", "Spread of the reward"), ("nan", "Samples without a score")):
@@ -127,9 +127,9 @@ def learning_charts(data: RunData, frame: ChartFrame) -> list[Chart]:
 
 
 def hacking_charts(data: RunData, frame: ChartFrame) -> list[Chart]:
-    """The hack index, and its signs in units of the limit of each."""
-    index = Curve("hack index", data.points("hack_index", "heldout"), HELDOUT, dots=True)
-    signs = [Curve(label, data.points(n, "heldout"), colour, dots=True) for n, (label, colour) in SIGNS.items()]
+    """The hack index, and its signs in units of their limits."""
+    index = ChartCurve("hack index", data.points("hack_index", "heldout"), HELDOUT, dots=True)
+    signs = [ChartCurve(label, data.points(n, "heldout"), colour, dots=True) for n, (label, colour) in SIGNS.items()]
     charts = [
         draw(frame, "Hack index", [index], hint=METRICS["hack_index"], zero=True, also=[1.0]),
         draw(frame, "Signs of hacking, in units of their limits", signs, hint=METRICS["hack/*"], also=[0.0, 1.0]),
@@ -140,8 +140,8 @@ def hacking_charts(data: RunData, frame: ChartFrame) -> list[Chart]:
     return [c for c in charts if c is not None]
 
 
-def _heldout_curve(data: RunData, metric: str) -> Curve:
-    return Curve("held-out", data.points(metric, "heldout"), HELDOUT, dots=True)
+def _heldout_curve(data: RunData, metric: str) -> ChartCurve:
+    return ChartCurve("held-out", data.points(metric, "heldout"), HELDOUT, dots=True)
 
 
 def sample_charts(data: RunData, frame: ChartFrame) -> list[Chart]:
@@ -150,7 +150,7 @@ def sample_charts(data: RunData, frame: ChartFrame) -> list[Chart]:
     charts = []
     for name in names:
         curves = [
-            Curve("train", data.points(name), TRAIN),
+            ChartCurve("train", data.points(name), TRAIN),
             _heldout_curve(data, name),
         ]
         title = name.removeprefix("samples/").replace("_", " ").replace("/", ", ")
@@ -162,7 +162,7 @@ def other_charts(data: RunData, frame: ChartFrame) -> list[Chart]:
     """Every training metric that no other chart shows."""
     named = {m for panel in LEARNING for m, _ in panel.metrics} | {"ratio", "log_ratio"} | set(PHASES)
     rest = [n for n in data.names() if n not in named and not n.startswith(("reward/", "samples/"))]
-    charts = [draw(frame, n, [Curve(n, data.points(n))], hint=meaning(n), log=True) for n in rest]
+    charts = [draw(frame, n, [ChartCurve(n, data.points(n))], hint=meaning(n), log=True) for n in rest]
     return [c for c in charts if c is not None]
 
 
@@ -170,7 +170,9 @@ def time_chart(data: RunData, frame: ChartFrame) -> Chart | None:
     """Seconds by phase of each iteration."""
     phases = [p for p in PHASES if data.points(p)]
     rows = [row for row in data.train if all(p in row for p in phases)]
-    curves = [Curve(PHASES[p][0], [(r["iteration"], finite_or_none(r[p])) for r in rows], PHASES[p][1]) for p in phases]
+    curves = [
+        ChartCurve(PHASES[p][0], [(r["iteration"], finite_or_none(r[p])) for r in rows], PHASES[p][1]) for p in phases
+    ]
     return stack(frame, "Seconds an iteration", curves, hint="time by phase")
 
 
@@ -179,7 +181,7 @@ def time_shares(data: RunData) -> list[TimeShare]:
     spent = [(*PHASES[p], sum(v or 0.0 for _, v in data.points(p))) for p in PHASES]
     spent.append((*EVALUATION, sum(v or 0.0 for _, v in data.points("time_eval", "heldout"))))
     known = sum(seconds for *_, seconds in spent)
-    if not data.resumes:  # a resumed run's seconds may be those of its last part
+    if not data.resumes:  # the seconds of a resumed run may be those of its last part
         spent.append(("rest", 6, max(0.0, data.seconds - known)))
     whole = sum(seconds for *_, seconds in spent)
     return [
@@ -190,7 +192,7 @@ def time_shares(data: RunData) -> list[TimeShare]:
 
 
 def _heldout_points(data: RunData, name: str) -> tuple[Points, list[float | None]]:
-    """Held-out means of a reward and their errors; of "total", from the scores of each evaluation."""
+    """Held-out means of a reward and their errors; those of "total" from the scores of each evaluation."""
     if name == "total":
         means = [(e.iteration, m) for e in data.evaluations if (m := mean_total(e, data.weights)) is not None]
         return [(i, m.value) for i, m in means], [m.error for _, m in means]
@@ -201,15 +203,15 @@ def _heldout_points(data: RunData, name: str) -> tuple[Points, list[float | None
 
 def _draw_panel(data: RunData, frame: ChartFrame, panel: Panel) -> Chart | None:
     series = [(m, label, data.points(m)) for m, label in panel.metrics]
-    series = [s for s in series if s[2] and (not _is_zero(s[2]) or s[0] == panel.metrics[0][0])]
-    if panel.dull and all(_is_zero(points) for *_, points in series):
+    series = [s for s in series if s[2] and (not _all_zero(s[2]) or s[0] == panel.metrics[0][0])]
+    if panel.dull and all(_all_zero(points) for *_, points in series):
         return None
-    curves = [Curve(label, points, colour) for colour, (_, label, points) in enumerate(series, 1)]
+    curves = [ChartCurve(label, points, colour) for colour, (_, label, points) in enumerate(series, 1)]
     hint = "; ".join(f"{label}: {text}" if len(series) > 1 else text for m, label, _ in series if (text := meaning(m)))
     return draw(frame, panel.title, curves, hint=hint, log=panel.log, zero=panel.zero)
 
 
-def _is_zero(points: Sequence[tuple[int, float | None]]) -> bool:
+def _all_zero(points: Sequence[tuple[int, float | None]]) -> bool:
     return not any(value for _, value in points)
 
 

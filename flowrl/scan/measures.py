@@ -82,5 +82,5 @@ def mean_difference(first: Tensor, second: Tensor) -> Mean:
 
 
 def is_significant(difference: Mean) -> bool:
-    """Whether a difference exceeds SHOWN standard errors; never of fewer than two prompts."""
+    """Whether a difference exceeds MIN_STANDARD_ERRORS standard errors; never for fewer than two prompts."""
     return difference.number > 1 and abs(difference.value) > MIN_STANDARD_ERRORS * difference.error

@@ -13,7 +13,7 @@ from flowrl.kinds import kind_of
 from flowrl.media.pictures import to_pil
 from flowrl.recipe.load import dump
 from flowrl.report import numerals, page
-from flowrl.report.figures import WIDTH, Chart, ChartFrame, Curve, draw
+from flowrl.report.figures import WIDTH, Chart, ChartCurve, ChartFrame, draw
 from flowrl.report.glossary import meaning
 from flowrl.report.scales import Axis
 from flowrl.report.thumbnails import encode_thumbnail
@@ -200,7 +200,7 @@ def _statistics(scan: Scan) -> list[Chart | None]:
 
 
 def _chart(
-    scan: Scan, title: str, curves: Sequence[Curve], hint: str, *, zero: bool = False, also: Sequence[float] = ()
+    scan: Scan, title: str, curves: Sequence[ChartCurve], hint: str, *, zero: bool = False, also: Sequence[float] = ()
 ) -> Chart | None:
     labels = tuple(row.label for row in scan.rows)
     chart = draw(ValueFrame(0, (), labels), title, curves, hint=hint, zero=zero, also=also)
@@ -211,20 +211,20 @@ def _chart(
     return dataclasses.replace(chart, alt=alt, last="", data=chart.data | {"places": places})
 
 
-def _describe_curve(curve: Curve, labels: Sequence[str]) -> str:
+def _describe_curve(curve: ChartCurve, labels: Sequence[str]) -> str:
     pairs = zip(labels, curve.points, strict=True)
     return f"{curve.label} " + ", ".join(
         f"{numerals.format_compact(v)} at {label}" for label, (_, v) in pairs if v is not None
     )
 
 
-def _means(label: str, means: Sequence[Mean], colour: int = STOCHASTIC) -> Curve:
+def _means(label: str, means: Sequence[Mean], colour: int = STOCHASTIC) -> ChartCurve:
     errors = [m.error if m.number else None for m in means]
-    return Curve(label, _points([m.value if m.number else None for m in means]), colour, dots=True, errors=errors)
+    return ChartCurve(label, _points([m.value if m.number else None for m in means]), colour, dots=True, errors=errors)
 
 
-def _line(label: str, values: Sequence[float | None], colour: int = STOCHASTIC, *, dots: bool = False) -> Curve:
-    return Curve(label, _points(values), colour, dots=dots)
+def _line(label: str, values: Sequence[float | None], colour: int = STOCHASTIC, *, dots: bool = False) -> ChartCurve:
+    return ChartCurve(label, _points(values), colour, dots=dots)
 
 
 def _points(values: Sequence[float | None]) -> list[tuple[float, float | None]]:

@@ -195,5 +195,5 @@ def _refusal_response(refusal: RefusedError) -> Response:
 
 
 def _is_local(request: Request) -> bool:
-    """Whether a request comes from this machine."""
+    """Whether a request is from this machine."""
     return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback

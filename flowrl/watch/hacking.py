@@ -33,7 +33,7 @@ from flowrl.watch.history import Finding, Findings, Metrics, RunHistory
 LIMIT = 0.5
 RISE, FALL = 2.0, 3.0  # combined standard errors
 MAX_SIZE = 1e6  # units of a limit
-FACTORS = ("saturation", "brightness", "contrast", "sharpness")  # judged by `drift`, with SOFT added to both values
+FACTORS = ("saturation", "brightness", "contrast", "sharpness")  # judged by `drift`, with OFFSET added to both values
 OFFSET = 0.02
 SHARES = {"clipped": 0.25, "repetition": 0.25}  # judged by how much they rise
 SPREADS = ("samples/diversity", "samples/distinct")

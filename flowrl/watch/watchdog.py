@@ -113,15 +113,15 @@ class Watchdog:
         self.history.state.rollbacks = rollbacks
         self.history.state.trusted = [record for record in trusted if record[0] != left]
 
-    def _raise_alarms(self, source: str, iteration: int, found: Mapping[str, Finding], patience: int) -> list[Alarm]:
+    def _raise_alarms(self, source: str, iteration: int, findings: Mapping[str, Finding], patience: int) -> list[Alarm]:
         """Alarms for the findings that are new or worse; an active alarm without a finding is quieter by one."""
         active = self.history.state.active
-        for key in [k for k in active if k.startswith(f"{source}/") and k.removeprefix(f"{source}/") not in found]:
+        for key in [k for k in active if k.startswith(f"{source}/") and k.removeprefix(f"{source}/") not in findings]:
             active[key][1] += 1
             if active[key][1] >= patience:
                 del active[key]
         alarms = []
-        for name, finding in found.items():
+        for name, finding in findings.items():
             worst, _ = active.get(f"{source}/{name}", [0, 0])
             active[f"{source}/{name}"] = [max(worst, finding.level), 0]
             kind = name.partition("/")[0]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.signal import savgol_filter
 
 from flowrl.report import scales
-from flowrl.report.figures import HEIGHT, WIDTH, ChartEvent, ChartFrame, Curve, draw, stack
+from flowrl.report.figures import HEIGHT, WIDTH, ChartCurve, ChartEvent, ChartFrame, draw, stack
 from flowrl.report.numerals import (
     MeanWithError,
     decimals_for,
@@ -94,7 +94,7 @@ def test_a_chart_places_points_bars_ticks_and_events():
     frame = ChartFrame(
         10, [ChartEvent(5, "alarm", "alarm: a"), ChartEvent(5, "alarm", "alarm: b"), ChartEvent(2, "resume", "again")]
     )
-    curve = Curve("held-out", [(0, 0.2), (10, 0.8)], 2, dots=True, errors=[0.1, None])
+    curve = ChartCurve("held-out", [(0, 0.2), (10, 0.8)], 2, dots=True, errors=[0.1, None])
     chart = draw(frame, "reward", [curve])
     assert chart is not None
     (low, high) = (0.1, 0.8)
@@ -108,17 +108,17 @@ def test_a_chart_places_points_bars_ticks_and_events():
     assert chart.x_ticks[0] == (0.0, "0") and chart.x_ticks[-1] == (100.0, "10")
     assert chart.alt == "reward: held-out 0.2 at iteration 0, 0.8 at iteration 10, between 0.2 and 0.8"
     assert chart.data["curves"][0]["e"] == [0.1, None]
-    assert draw(frame, "nothing", [Curve("x", [(1, None)])]) is None
+    assert draw(frame, "nothing", [ChartCurve("x", [(1, None)])]) is None
 
 
 def test_a_smoothed_course_on_a_log_axis_stays_among_its_values():
     """Zeros have no place on it and may not pull the course below the axis."""
-    curve = Curve("gap", [(i, 0.0 if i % 3 else 10.0 ** -(i % 4 + 3)) for i in range(1, 101)])
+    curve = ChartCurve("gap", [(i, 0.0 if i % 3 else 10.0 ** -(i % 4 + 3)) for i in range(1, 101)])
     chart = draw(ChartFrame(100), "gap", [curve], log=True)
     assert chart is not None and chart.note == "log, zeros left out"
     (drawn,) = chart.drawn
     assert all(0 <= y <= HEIGHT for _, y in coordinates(drawn.raw) + coordinates(drawn.smoothed))
-    even = draw(ChartFrame(40), "kl", [Curve("kl", [(i, 10.0 ** (i / 10)) for i in range(1, 41)])], log=True)
+    even = draw(ChartFrame(40), "kl", [ChartCurve("kl", [(i, 10.0 ** (i / 10)) for i in range(1, 41)])], log=True)
     assert even is not None and coordinates(even.drawn[0].smoothed) == coordinates(even.drawn[0].raw)
     ramp = scales.smooth([0.0] * 30 + [1.0, 0.0, 0.0, 0.0, 0.0], 9)
     assert min(v for v in ramp if v is not None) >= 0  # nor may a line fitted at an end leave its values
@@ -126,7 +126,7 @@ def test_a_smoothed_course_on_a_log_axis_stays_among_its_values():
 
 def test_stacked_areas_add_up():
     frame = ChartFrame(2)
-    chart = stack(frame, "time", [Curve("a", [(1, 1.0), (2, 1.0)]), Curve("b", [(1, 3.0), (2, 3.0)], 2)])
+    chart = stack(frame, "time", [ChartCurve("a", [(1, 1.0), (2, 1.0)]), ChartCurve("b", [(1, 3.0), (2, 3.0)], 2)])
     assert chart is not None
     below, above = (coordinates(d.area) for d in chart.drawn)
     assert below[:2] == above[:1:-1]  # the top of the one is the floor of the other
