@@ -1,4 +1,4 @@
-"""How samples are cut into calls of a reward, and what became of them."""
+"""How samples are cut into calls of a reward, and a record of those that were not scored."""
 
 import copy
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ from flowrl.contracts import Samples
 from flowrl.core.batches import whole_groups
 from flowrl.media import pictures
 
-LATEST = 100  # samples over which a rate of failures is taken, or more where a call has more
-Cut = tuple[tuple[int, ...], ...]  # positions of the samples of each call
+LATEST = 100  # samples over which the failure rate is taken, or more if a call has more
+Slices = tuple[tuple[int, ...], ...]  # positions of the samples of each call
 
 
 @dataclass
-class Record:
-    """Which of the latest samples a reward could not score (True), the last error, and whether one was told."""
+class FailureRecord:
+    """Which of the latest samples a reward could not score (True), the last error, and whether one was reported."""
 
     limit: float
     latest: list[bool] = field(default_factory=list)
     cause: Exception | None = None
-    told: bool = False
+    warned: bool = False
 
     def add(self, missing: Sequence[bool]) -> None:
-        """Notes what came of a call."""
+        """Records the outcome of a call."""
         self.latest = [*self.latest, *missing][-max(LATEST, len(missing)) :]
 
     def too_many(self) -> str | None:
@@ -38,8 +38,8 @@ class Record:
         return None
 
 
-def cut(rows: Sequence[int], group: Tensor, batch: int | None, groupwise: bool) -> Cut:
-    """The rows in parts of at most `batch`; whole groups stay together, in as few parts as that allows."""
+def cut_rows(rows: Sequence[int], group: Tensor, batch: int | None, groupwise: bool) -> Slices:
+    """The rows in parts of at most `batch`; whole groups (int64 [B]) stay together, in as few parts as possible."""
     if batch is None or len(rows) <= batch:
         return (tuple(rows),) if len(rows) else ()
     if not groupwise:
@@ -47,13 +47,13 @@ def cut(rows: Sequence[int], group: Tensor, batch: int | None, groupwise: bool) 
     return tuple(tuple(part) for part in whole_groups(rows, group.tolist(), batch))
 
 
-def copied(samples: Samples, index: Sequence[int], device: str | torch.device | None = None) -> Samples:
-    """The samples at these positions as a reward may have them: copies of all, pixels on a device if one is named.
+def copy_samples(samples: Samples, index: Sequence[int], device: str | torch.device | None = None) -> Samples:
+    """Copies of the samples at these positions for a reward, with pixels and sound on a device if one is given.
 
     Whatever a reward writes, now or from a thread that it left behind, reaches neither training nor other rewards.
     """
     part = samples[index]  # tensors taken by index are copies
-    prompts = copy.deepcopy(list(part.prompts))  # a prompt that stands there several times is one object again
+    prompts = copy.deepcopy(list(part.prompts))  # a prompt that occurs several times stays one object
     there = {} if device is None else {name: _to(getattr(part, name), device) for name in ("images", "video", "audio")}
     return replace(part, prompts=prompts, **there)
 
@@ -62,18 +62,18 @@ def _to(values: Tensor | None, device: str | torch.device) -> Tensor | None:
     return None if values is None else values.to(device)
 
 
-def faults(samples: Samples) -> dict[int, str]:
-    """Position -> why no reward is asked about this sample: its pictures or sound are none, as half a sentence.
+def sample_faults(samples: Samples) -> dict[int, str]:
+    """Position -> why no reward is asked about this sample: its pictures or sound are invalid. Half a sentence.
 
-    Raises ValueError for what is wrong with all alike: shape, size or type.
+    Raises ValueError for what is wrong with all samples: shape, size or type.
     """
-    found: dict[int, str] = {}
+    reasons: dict[int, str] = {}
     for pixels in (samples.images, samples.video):
         if pixels is not None and len(samples):
             if (wrong := pictures.shape_fault(pixels)) is not None:
                 raise ValueError(wrong)
-            found |= pictures.value_faults(pixels)
+            reasons |= pictures.value_faults(pixels)
     if samples.audio is not None and len(samples):
         finite = torch.stack([one.isfinite().all() for one in samples.audio.detach()]).tolist()
-        found |= {i: "sound with values that are not finite" for i, good in enumerate(finite) if not good}
-    return found
+        reasons |= {i: "sound with values that are not finite" for i, good in enumerate(finite) if not good}
+    return reasons

@@ -16,59 +16,60 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flowrl.contracts import Samples
 from flowrl.names import UserError
+from flowrl.untyped import JSON
 
 LARGEST = 200_000  # scores that are kept in memory
 LARGEST_READ = 2**24  # bytes of a file that is known by its content
 MOST_FILES = 10_000  # of a folder that the arguments name
 
 
-class Found(NamedTuple):
-    """Scores float32 [B], and those of them that a cache does not hold yet, by key."""
+class CachedScores(NamedTuple):
+    """Scores float32 [B], and those of them that the cache does not hold yet, by key."""
 
     scores: Tensor
     new: Mapping[bytes, float] = {}
 
 
 class ScoreCache:
-    """Scores of one reward; in memory or, with a file, in that too, which runs and rewards may share.
+    """Scores of one reward, in memory and, if one is given, in a file that runs and rewards may share.
 
-    A file that fails later (a full disk, a lock that is not let go, damage) is told of once and left alone from then
-    on: the cache is an aid, a run goes on without it.
+    A file that fails later (a full disk, a lock that is not released, damage) is reported once and not used again: the
+    cache is an aid, and the run continues without it.
     """
 
-    def __init__(self, reward: str, args: Mapping[str, Any], file: str | Path | None = None, *, code: Any = None):
-        """code: what tells this reward's code from any other, or other weights behind the same arguments."""
+    def __init__(self, reward: str, args: Mapping[str, object], file: str | Path | None = None, *, code: object = None):
+        """code: identifies this reward's code, or its weights behind the same arguments."""
         self._salt = _digest(reward, args, _files(args), code)
         self._known: OrderedDict[bytes, float] = OrderedDict()
         self._lock = threading.Lock()  # a reward is called by one thread at a time, but not always by the same
         self._path = None if file is None else Path(file).expanduser()
-        self._file = None if self._path is None else _opened(self._path)
+        self._file = None if self._path is None else _open(self._path)
         self.hits = 0
 
-    def __call__(self, score: Callable[[Samples], Tensor], samples: Samples) -> Found:
-        """The scores, those that are not known yet by `score`, which returns float32 [B] and sees each sample once."""
+    def __call__(self, score: Callable[[Samples], Tensor], samples: Samples) -> CachedScores:
+        """The scores; unknown ones are computed by `score`, which returns float32 [B] and sees each sample once."""
         keys = [self._key(samples, i) for i in range(len(samples))]
         known = [self._get(key) for key in keys]
         first = {key: i for i, key in reversed(list(enumerate(keys))) if known[i] is None}
         missing = sorted(first.values())
         self.hits += len(keys) - len(missing)
         if not missing:
-            return Found(torch.tensor(known, dtype=torch.float32))
+            return CachedScores(torch.tensor(known, dtype=torch.float32))
         scores = score(samples if len(missing) == len(keys) else samples[missing]).tolist()
         new = dict(zip((keys[i] for i in missing), scores, strict=True))
-        found = [new[key] if value is None else value for key, value in zip(keys, known, strict=True)]
-        return Found(torch.tensor(found, dtype=torch.float32), new)
+        values = [new[key] if value is None else value for key, value in zip(keys, known, strict=True)]
+        return CachedScores(torch.tensor(values, dtype=torch.float32), new)
 
-    def keep(self, found: Found) -> None:
-        """Keeps new scores, once they count: what is refused, or came late, is asked about again."""
-        pairs = [(key, value) for key, value in found.new.items() if math.isfinite(value)]
+    def keep(self, scored: CachedScores) -> None:
+        """Stores new scores once they count; samples that were refused or late are scored again next time."""
+        pairs = [(key, value) for key, value in scored.new.items() if math.isfinite(value)]
         with self._lock:
             self._known.update(pairs)
             while len(self._known) > LARGEST:
@@ -84,9 +85,9 @@ class ScoreCache:
             self._give_up(error)
 
     def _give_up(self, error: sqlite3.Error) -> None:
-        """Goes on in memory alone."""
+        """Continues in memory alone."""
         warnings.warn(
-            f"cache: {str(self._path)!r} failed ({error}); scores are kept in memory alone from here on", stacklevel=4
+            f"cache: {str(self._path)!r} failed ({error}); from here on scores are kept in memory only", stacklevel=4
         )
         file, self._file = self._file, None
         with contextlib.suppress(sqlite3.Error):
@@ -132,62 +133,62 @@ class ScoreCache:
         return None if row is None else _number(row[0])
 
 
-def identity(reward: str, args: Mapping[str, Any], code: Any) -> str:
-    """What tells a reward, with its files and code, from any other, hexadecimal."""
+def identity(reward: str, args: Mapping[str, JSON], code: JSON) -> str:
+    """Identifies a reward with its files and code; hexadecimal."""
     return _digest(reward, args, _files(args), code).hex()
 
 
-def _digest(*parts: Any) -> bytes:
+def _digest(*parts: object) -> bytes:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).digest()
 
 
-def _number(stored: Any) -> float | None:
-    """A score as it stands in a file, None where that is damaged."""
+def _number(stored: object) -> float | None:
+    """A score read from a file, None if it is damaged."""
     if not isinstance(stored, bytes) or len(stored) != 4:
         return None
     (value,) = struct.unpack("<f", stored)
     return value if math.isfinite(value) else None
 
 
-def _files(args: Any) -> list[tuple]:
-    """The files that the arguments name, at any depth of them: another checkpoint gives other scores."""
-    found: list[tuple] = []
+def _files(args: object) -> list[tuple]:
+    """The contents of the files that the arguments name, at any depth: another checkpoint gives other scores."""
+    contents: list[tuple] = []
     for path in _paths(args):
         files = [path] if path.is_file() else sorted(path.rglob("*"))[:MOST_FILES]
-        found += [content for file in files if (content := _content(file)) is not None]
-    return found
+        contents += [content for file in files if (content := _content(file)) is not None]
+    return contents
 
 
-def _paths(value: Any) -> Iterator[Path]:
-    """The files and folders that strings in here name."""
+def _paths(value: object) -> Iterator[Path]:
+    """The files and folders named by strings in a value."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
         for one in value:
             yield from _paths(one)
     elif isinstance(value, str | Path) and str(value):
-        with contextlib.suppress(OSError, ValueError, RuntimeError):  # a long text is no name of a file
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # a long text is not the name of a file
             if (path := Path(value).expanduser()).exists():
                 yield path
 
 
 def _content(file: Path) -> tuple | None:
-    """Name and content of a file, of a large one size and time of change; None where there is none."""
+    """Name and content hash of a file, or size and modification time of a large one; None if there is none."""
     if (state := _state(file)) is None or state[1] > LARGEST_READ:
         return state
     return file.name, hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _state(file: Path) -> tuple[str, int, int] | None:
-    """Name, size and time of change of a file; None where there is none."""
+    """Name, size and modification time of a file; None if there is none."""
     return (file.name, file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else None
 
 
-def _opened(path: Path) -> sqlite3.Connection:
+def _open(path: Path) -> sqlite3.Connection:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = sqlite3.connect(path, timeout=30, check_same_thread=False)
         file.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score BLOB NOT NULL) WITHOUT ROWID")
     except (OSError, sqlite3.Error) as error:
-        raise UserError(f"cache: {str(path)!r} is no file of scores ({error}); name another file") from error
+        raise UserError(f"cache: {str(path)!r} is not a score cache ({error}); name another file") from error
     return file

@@ -1,6 +1,6 @@
-"""What a reward is made of: a digest of its source and of all of ours and the user's that it imports.
+"""A digest of a reward's source and of everything of ours and the user's that it imports.
 
-Scores that were computed by other code are other scores. Third parties count by their versions.
+Scores computed by other code are not comparable. Third-party packages count by their versions.
 """
 
 import ast
@@ -12,15 +12,14 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any
 
 OURS = {"flowrl", "reward_models"}
 INSTALLED = {"site-packages", "dist-packages"}
 NAMED = {"PIL": "pillow", "cv2": "opencv-python", "yaml": "pyyaml"}  # distributions that their packages do not name
 
 
-def digest(reward: Any) -> str | None:
-    """SHA-256 of the code of a function or object, hexadecimal; None where there is no source to read."""
+def digest(reward: object) -> str | None:
+    """SHA-256 of the code of a function or object, hexadecimal; None if there is no source to read."""
     files: dict[Path, str] = {}
     others: set[str] = set()
     for module in _modules(reward):
@@ -34,13 +33,13 @@ def digest(reward: Any) -> str | None:
     return hashlib.sha256("\n".join([*sorted(files.values()), *versions]).encode()).hexdigest()
 
 
-def _modules(reward: Any) -> Iterator[ModuleType]:
-    """The modules that a callable and the functions, bases and parts it consists of are defined in."""
+def _modules(reward: object) -> Iterator[ModuleType]:
+    """The modules that define a callable, the functions that it wraps, and its base classes."""
     while isinstance(reward, partial):
         reward = reward.func
     things = [reward] if isinstance(reward, FunctionType) or inspect.isclass(reward) else [type(reward)]
     for thing in [base for one in things for base in (inspect.getmro(one) if inspect.isclass(one) else [one])]:
-        while thing is not None:  # a decorated function is what it wraps, too
+        while thing is not None:  # a decorated function includes what it wraps
             if thing.__module__ not in sys.stdlib_module_names:
                 yield sys.modules[thing.__module__]
             thing = getattr(thing, "__wrapped__", None)
@@ -58,10 +57,10 @@ def _gather(file: Path, name: str, files: dict[Path, str], others: set[str]) -> 
     for imported in _imports(ast.parse(source), name if file.name == "__init__.py" else name.rpartition(".")[0]):
         top = imported.split(".")[0]
         follow = top in OURS or top == parts[0] or not installed
-        found = list(_located(root, imported)) if follow else []
-        for module, place in found:
+        located = list(_locate(root, imported)) if follow else []
+        for module, place in located:
             _gather(place, module, files, others)
-        if not found and top not in sys.stdlib_module_names:
+        if not located and top not in sys.stdlib_module_names:
             others.add(top)
 
 
@@ -76,7 +75,7 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
             yield from (f"{module}.{alias.name}".strip(".") for alias in node.names)
 
 
-def _located(root: Path, name: str) -> Iterator[tuple[str, Path]]:
+def _locate(root: Path, name: str) -> Iterator[tuple[str, Path]]:
     """(module, file) of a dotted name below a folder, and of the packages above it."""
     parts = name.split(".")
     for depth in range(1, len(parts) + 1):

@@ -1,10 +1,10 @@
-"""Several rewards as one: whom each is asked about, and which of them counts only where another is satisfied.
+"""Several rewards combined: which prompts each is asked about, and which counts only where another is satisfied.
 
-What is done here comes between scores and advantages, and leaves what is reported of each reward as it was.
+This happens between scores and advantages; the reported scores of each reward stay as they are.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +13,10 @@ from flowrl.contracts import Prompt
 from flowrl.core.advantages import combined_reward
 from flowrl.names import UserError
 from flowrl.recipe.rewards import RewardSpec
+from flowrl.untyped import JSON
 
 
-def concerns(when: Mapping[str, Any] | None, prompt: Prompt) -> bool:
+def concerns(when: Mapping[str, JSON] | None, prompt: Prompt) -> bool:
     """Whether a reward is asked about this prompt: each key of its meta has the value, or one of those, in `when`."""
     for key, wanted in (when or {}).items():
         accepted = wanted if isinstance(wanted, list) else [wanted]
@@ -24,8 +25,8 @@ def concerns(when: Mapping[str, Any] | None, prompt: Prompt) -> bool:
     return True
 
 
-def asked(specs: Mapping[str, RewardSpec], prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """For each reward that is not asked about all: bool [B], whether it is asked about the sample."""
+def asked_masks(specs: Mapping[str, RewardSpec], prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    """For each reward that is not asked about all samples: bool [B], whether it is asked about a sample."""
     return {
         name: torch.tensor([concerns(spec.when, p) for p in prompts], dtype=torch.bool)
         for name, spec in specs.items()
@@ -33,25 +34,25 @@ def asked(specs: Mapping[str, RewardSpec], prompts: Sequence[Prompt]) -> dict[st
     }
 
 
-def gated(scores: Mapping[str, Tensor], specs: Mapping[str, RewardSpec], group: Tensor) -> dict[str, Tensor]:
-    """The scores [B] as they are trained on: where a gate stays shut, the value that the recipe names in its place.
+def apply_gates(scores: Mapping[str, Tensor], specs: Mapping[str, RewardSpec], group: Tensor) -> dict[str, Tensor]:
+    """The scores [B] that are trained on: where a gate stays shut, the value that the recipe gives in their place.
 
-    `lowest` is the lowest that the reward gives in that sample's group. A score stays NaN where it is, and becomes NaN
-    where that of its gate is: nobody knows what it is worth.
+    `lowest` is the reward's lowest score in that sample's group. NaN stays NaN, and a score whose gate's score is NaN
+    becomes NaN, since its value is unknown.
     """
-    found = dict(scores)
+    gated_scores = dict(scores)
     for name, spec in specs.items():
         if spec.gate is not None and spec.gate.by in scores:
             judge, own = scores[spec.gate.by], scores[name]
             otherwise = spec.gate.otherwise
             shut = _lowest(own, group) if isinstance(otherwise, str) else torch.full_like(own, otherwise)
             value = torch.where(judge >= spec.gate.least, own, shut)
-            found[name] = value.masked_fill(judge.isnan() | own.isnan(), torch.nan)
-    return found
+            gated_scores[name] = value.masked_fill(judge.isnan() | own.isnan(), torch.nan)
+    return gated_scores
 
 
-class Counted(NamedTuple):
-    """Rewards as they are trained on: name -> [B], behind their gates; the arguments of flowrl.core.advantages."""
+class CountedRewards(NamedTuple):
+    """Rewards that are trained on: name -> [B], after their gates; the arguments of flowrl.core.advantages."""
 
     rewards: dict[str, Tensor]
     weights: dict[str, float]
@@ -59,7 +60,7 @@ class Counted(NamedTuple):
 
     @property
     def total(self) -> Tensor | None:
-        """Their weighted sum, float32 [B], NaN where one of them could not score; None where none is trained on."""
+        """Their weighted sum, float32 [B], NaN where one of them could not score; None if none is trained on."""
         return combined_reward(*self).float() if any(self.weights.values()) else None
 
 
@@ -68,19 +69,19 @@ def counted_rewards(
     scores: Mapping[str, Tensor],
     prompts: Sequence[Prompt],
     group: Tensor | None = None,
-) -> Counted:
-    """The scores [B] as a recipe wants them to count. group None: all samples are one, as in an evaluation.
+) -> CountedRewards:
+    """The scores [B] as the recipe counts them. group int64 [B]; None: all samples are one group, as in an evaluation.
 
-    Rewards without scores are left out, and gates by them stay open: none compares samples where each is alone.
+    Rewards without scores are left out, and gates that depend on them stay open.
     """
     specs = {name: spec for name, spec in specs.items() if name in scores}
     group = torch.zeros(len(prompts), dtype=torch.int64) if group is None else group
     weights = {name: spec.weight for name, spec in specs.items()}
-    return Counted(gated(scores, specs, group), weights, asked(specs, prompts))
+    return CountedRewards(apply_gates(scores, specs, group), weights, asked_masks(specs, prompts))
 
 
 def check_prompts(specs: Mapping[str, RewardSpec], prompts: Sequence[Prompt], source: str) -> None:
-    """Raises UserError for a prompt that no trained reward is asked about: nothing could be learnt from it."""
+    """Raises UserError for a prompt that no trained reward is asked about: nothing could be learned from it."""
     trained = {name: spec.when for name, spec in specs.items() if spec.weight}
     for prompt in prompts:
         if not any(concerns(when, prompt) for when in trained.values()):

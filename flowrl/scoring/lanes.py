@@ -1,4 +1,4 @@
-"""A thread that runs calls one after another, so that they can be waited for a limited time, or done meanwhile."""
+"""A thread that runs calls one after another, so that they can be awaited for a limited time, or run in parallel."""
 
 import queue
 import threading
@@ -6,40 +6,42 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet  # Python 3.10: not the built-in one
-from typing import Any
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 
 class LateError(RuntimeError):
-    """A call took longer than it may, or could not begin in that time because an earlier one is not done."""
+    """A call took longer than its limit, or could not start in that time because an earlier one had not finished."""
 
 
 class Lane:
     """Calls in order, each with a time limit in seconds (None: no limit).
 
-    A thread cannot be stopped: a call that is late goes on, and those behind it wait for it within their own limits.
-    The thread is a daemon, so that a call that never returns does not keep the process alive.
+    A thread cannot be stopped: a late call keeps running, and those behind it wait for it within their own limits. The
+    thread is a daemon, so that a call that never returns does not keep the process alive.
     """
 
     def __init__(self, name: str, limit: float | None = None):
         self.name, self.limit = name, limit
-        self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[Future, Callable[[], object]]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._begun: dict[Future[Any], float] = {}
+        self._begun: dict[Future, float] = {}
 
-    def submit(self, call: Callable[[], Any]) -> "Future[Any]":
-        """Lets the thread make this call when it comes to it; see `result`."""
+    def submit(self, call: Callable[[], Result]) -> "Future[Result]":
+        """Queues a call for the thread; see `result`."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=f"reward {self.name}", daemon=True)
             self._thread.start()
-        future: Future[Any] = Future()
+        future: Future[Result] = Future()
         self._work.put((future, call))
         return future
 
-    def result(self, future: "Future[Any]") -> Any:
-        """What the call returned, or its exception. Raises LateError once the limit has passed.
+    def result(self, future: "Future[Result]") -> Result:
+        """The call's result; raises its exception, or LateError once the limit has passed.
 
-        The limit counts from the time that the call began; one that waits for its turn may wait as long again, from now
-        on.
+        The limit counts from the start of the call; a call that still waits for its turn may wait as long again, from
+        now on.
         """
         if self.limit is None:
             return future.result()
@@ -63,7 +65,7 @@ class Lane:
             self._begun[future] = time.monotonic()
             try:
                 future.set_result(call())
-            except BaseException as error:  # handed over to whoever asked
+            except BaseException as error:  # passed on to the caller of `result`
                 future.set_exception(error)
             finally:
                 self._begun.pop(future, None)

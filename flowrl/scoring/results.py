@@ -1,6 +1,4 @@
-"""What a reward returned, checked, and why there is no score, in words."""
-
-from typing import Any
+"""Checks what a reward returned, and says why there is no score."""
 
 import torch
 from torch import Tensor
@@ -9,13 +7,13 @@ from flowrl.contracts import Reward
 
 
 class RewardError(RuntimeError):
-    """A reward failed or returned something that is no score. The text names it; the cause is chained."""
+    """A reward failed or returned something that is not a score. The text names it; the cause is chained."""
 
 
-def checked(name: str, score: Any, number: int) -> Tensor:
-    """A copy of the score, float32 [number] on the CPU: what the reward goes on to do with its own changes nothing.
+def check_scores(name: str, score: object, number: int) -> Tensor:
+    """A copy of the score, float32 [number] on the CPU, so that later writes of the reward change nothing.
 
-    Raises RewardError for anything else than a dense floating tensor [number] of finite numbers, as float32, and NaN.
+    Raises RewardError for anything but a dense floating tensor [number] whose values are NaN or finite as float32.
     """
     if not isinstance(score, Tensor):
         got = f"a {type(score).__name__}"
@@ -31,12 +29,12 @@ def checked(name: str, score: Any, number: int) -> Tensor:
         if not beyond.any():
             return narrow
         wide = float(score.detach().cpu()[beyond][0])
-        got = "an infinite score" if wide in (torch.inf, -torch.inf) else f"a score of {wide:g}, which float32 has not"
-    raise RewardError(f"reward {name!r} returned {got}; accepted: float32 [{number}], finite or NaN, one a sample")
+        got = "an infinite score" if wide in (torch.inf, -torch.inf) else f"a score of {wide:g}, too large for float32"
+    raise RewardError(f"reward {name!r} returned {got}; accepted: float32 [{number}], finite or NaN, one per sample")
 
 
-def missing(reward: Reward) -> str:
-    """Why there are no numbers, as far as the reward counts reasons (`failures`: how many of each)."""
+def why_missing(reward: Reward) -> str:
+    """Why there are no numbers, if the reward counts its reasons (`failures`: number of each)."""
     counts = getattr(reward, "failures", None)
     why = ", ".join(f"{reason} ({number})" for reason, number in counts.items()) if isinstance(counts, dict) else ""
     return f"it gave no number (NaN){': ' if why else ''}{why}"

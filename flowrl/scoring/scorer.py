@@ -1,12 +1,12 @@
 """Runs the named rewards of a recipe on finished samples.
 
 A reward is a function `(samples, **args)` or a class that is constructed with the arguments and then called with
-samples; either returns float32 [B]. NaN means "could not be scored" and passes through: no error, no answer that came
-late ever becomes a number. What is not scored is counted, and too much of it ends the run where the reward is required.
-Nor is a reward asked about pictures that are none (flowrl.media.pictures): they have no score.
+samples; either returns float32 [B]. NaN means "could not be scored" and passes through: no error and no late answer
+ever becomes a number. Samples without a score are counted, and too many of them end the run if the reward is required.
+Rewards are not asked about invalid pictures (flowrl.media.pictures): these have no score.
 
-Every call gets copies of its samples, and its scores are copied: no reward reaches what is trained on or what another
-sees, whatever it writes and whenever.
+Every call gets copies of its samples, and its scores are copied: whatever a reward writes, and whenever, it reaches
+neither training nor other rewards.
 
 A reward with a method `to` is moved to its device. One whose class says `groupwise = True` compares samples with others
 of their group and is given whole groups.
@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,17 +29,18 @@ from flowrl.contracts import Reward, Samples
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.scoring import code as score_code
 from flowrl.scoring import gates as composite
-from flowrl.scoring.batches import Cut, Record, copied, cut, faults
-from flowrl.scoring.cache import Found, ScoreCache
+from flowrl.scoring.batches import FailureRecord, Slices, copy_samples, cut_rows, sample_faults
+from flowrl.scoring.cache import CachedScores, ScoreCache
 from flowrl.scoring.lanes import Lane
-from flowrl.scoring.results import RewardError, checked, missing, reason
+from flowrl.scoring.results import RewardError, check_scores, reason, why_missing
+from flowrl.untyped import JSON
 
 __all__ = ["RewardRunner", "RewardError", "Scorer", "load"]
 
 
 @dataclass(frozen=True)
 class RewardRunner:
-    """A reward ready to be called, and what the recipe says of it."""
+    """A reward ready to be called, and what the recipe says about it."""
 
     call: Reward
     spec: RewardSpec
@@ -53,11 +53,11 @@ class RewardRunner:
 
 
 def load(specs: Mapping[str, RewardSpec]) -> dict[str, RewardRunner]:
-    """The rewards of a recipe, imported and constructed. Raises RewardError where a constructor fails."""
-    return {name: _loaded(name, spec) for name, spec in specs.items()}
+    """The rewards of a recipe, imported and constructed. Raises RewardError if a constructor fails."""
+    return {name: _load_one(name, spec) for name, spec in specs.items()}
 
 
-def _loaded(name: str, spec: RewardSpec) -> RewardRunner:
+def _load_one(name: str, spec: RewardSpec) -> RewardRunner:
     call = _construct(name, spec)
     cache = None
     if spec.cache:
@@ -77,22 +77,22 @@ def _construct(name: str, spec: RewardSpec) -> Reward:
     args = copy.deepcopy(dict(spec.args))  # the recipe's own, which another reward may share
     if not inspect.isclass(thing):
         return partial(thing, **args)
-    construct: Any = thing
+    construct: Callable[..., Reward] = thing
     try:
         return construct(**args)
     except (Exception, SystemExit) as error:
         raise RewardError(f"reward {name!r} ({spec.use}) cannot be set up: {reason(error)}") from error
 
 
-Outcome = Callable[[], Found]  # what a call found, or its error
-Begun = dict[str, list[tuple[tuple[int, ...], Outcome]]]  # by reward: positions of samples and what came of them
+Outcome = Callable[[], CachedScores]  # returns the scores of a call, or raises its error
+Started = dict[str, list[tuple[tuple[int, ...], Outcome]]]  # by reward: positions of samples and what came of them
 
 
 class Scorer:
-    """Scores samples with every reward, `batch` samples at a time where a reward names no number (None: all at once).
+    """Scores samples with every reward, `batch` samples at a time unless a reward has its own number (None: all).
 
-    device: where rewards with weights live that name none. failures counts the samples that a reward failed on since
-    the start: by an error, or because its answer came late.
+    device: of rewards with weights that name none. failures: number of samples that each reward failed on since the
+    start, by an error or by a late answer.
     """
 
     def __init__(
@@ -105,24 +105,24 @@ class Scorer:
         self.weights = {name: spec.weight for name, spec in self.specs.items()}
         self.trained = [name for name, weight in self.weights.items() if weight]
         self.failures = dict.fromkeys(self.rewards, 0)
-        self.record = {name: Record(spec.failure_limit) for name, spec in self.specs.items()}
+        self.record = {name: FailureRecord(spec.failure_limit) for name, spec in self.specs.items()}
         lanes = [name for name, spec in self.specs.items() if spec.overlap or spec.time_limit is not None]
         self._lanes = {name: Lane(name, self.specs[name].time_limit) for name in lanes}
-        self._ahead: list[tuple[Samples, Begun]] = []
+        self._ahead: list[tuple[Samples, Started]] = []
 
     def __call__(self, samples: Samples, progress: Callable[[str], None] | None = None) -> dict[str, Tensor]:
         """Reward name -> float32 [B] on the CPU; NaN also where a reward is not asked about a sample.
 
-        A reward that compares samples of a group is left out where each sample is alone, as in an evaluation. progress
-        is told the name of each reward that is done. Raises RewardError where a required reward left too many samples
-        without a score, where it returns something else than scores, and where no sample has the form of a picture.
+        A reward that compares samples of a group is left out if each sample is alone, as in an evaluation. progress is
+        called with the name of each reward that is done. Raises RewardError if a required reward left too many samples
+        without a score, if it returns anything but scores, and if no sample is a valid picture.
         """
         ahead, self._ahead = self._ahead, []
-        wanted, wrong = self._wanted(samples), _faults(samples)
+        wanted, wrong = self._applicable(samples), _faults(samples)
         scores = {name: torch.full((len(samples),), torch.nan) for name in wanted}
-        begun = self._begun(samples, ahead)
+        begun = self._started(samples, ahead)
         now = [name for name in wanted if name not in begun]
-        with self._placed(now):
+        with self._on_devices(now):
             # One slice of samples goes to every reward before the next: rewards that share work (a checker's strict and
             # graded score) meet the same pictures one after the other.
             for together, index, last in self._slices(samples, now, wrong):
@@ -142,84 +142,84 @@ class Scorer:
 
     @property
     def overlaps(self) -> bool:
-        """Whether `take` is of any use."""
+        """Whether any reward overlaps with drawing, so that `take` is useful."""
         return any(spec.overlap for spec in self.specs.values())
 
     def take(self, samples: Samples) -> None:
-        """Begins to score these samples, whole groups, with the rewards that overlap with drawing the next ones.
+        """Starts to score these samples, whole groups, with the rewards that overlap with drawing the next ones.
 
-        The next call gathers the scores, if it is about all samples that were taken, in their order.
+        The next call collects the scores if its samples are all those taken, in their order.
         """
-        wanted = [name for name in self._wanted(samples) if self.specs[name].overlap]
-        parts: Begun = {name: [] for name in wanted}
-        with self._placed(wanted):
+        wanted = [name for name in self._applicable(samples) if self.specs[name].overlap]
+        parts: Started = {name: [] for name in wanted}
+        with self._on_devices(wanted):
             for together, index, _ in self._slices(samples, wanted, _faults(samples)):
                 for name in together:
                     parts[name].append((index, self._begin(name, samples, index)))
         self._ahead.append((samples, parts))
 
-    def _begun(self, samples: Samples, ahead: Sequence[tuple[Samples, Begun]]) -> Begun:
-        """What was taken of these very samples, by reward, with positions in all of them."""
+    def _started(self, samples: Samples, ahead: Sequence[tuple[Samples, Started]]) -> Started:
+        """The calls started by `take` for exactly these samples, by reward, with positions among all of them."""
         prompts = [prompt for part, _ in ahead for prompt in part.prompts]
         if not ahead or prompts != list(samples.prompts):
             return {}
-        found: Begun = defaultdict(list)
+        started: Started = defaultdict(list)
         offset = 0
         for part, by_name in ahead:
             for name, outcomes in by_name.items():
-                found[name] += [(tuple(i + offset for i in index), outcome) for index, outcome in outcomes]
+                started[name] += [(tuple(i + offset for i in index), outcome) for index, outcome in outcomes]
             offset += len(part)
-        return found
+        return started
 
     # ------------------------------------------------------------------ calls
 
-    def asked(self, samples: Samples) -> dict[str, Tensor]:
-        """Of rewards that are not asked about every prompt: about which samples, bool [B]. See composite.asked."""
-        return composite.asked(self.specs, samples.prompts)
+    def asked_masks(self, samples: Samples) -> dict[str, Tensor]:
+        """Of rewards that are not asked about every prompt: about which samples, bool [B]; see gates.asked_masks."""
+        return composite.asked_masks(self.specs, samples.prompts)
 
-    def _wanted(self, samples: Samples) -> list[str]:
-        """The rewards but for those that compare, where there is nothing to compare with."""
+    def _applicable(self, samples: Samples) -> list[str]:
+        """All rewards, without those that compare samples if there is nothing to compare with."""
         alone = len(samples.group.unique()) == len(samples) > 0
         return [name for name, reward in self.rewards.items() if not (alone and reward.groupwise)]
 
     def _slices(
         self, samples: Samples, wanted: Sequence[str], wrong: Mapping[int, str]
     ) -> Iterator[tuple[list[str], tuple[int, ...], bool]]:
-        """Rewards, the positions that they are to be called with next, and whether they are the last."""
-        asked = self.asked(samples)
-        cuts: dict[Cut, list[str]] = defaultdict(list)
+        """Rewards, the positions that they are called with next, and whether these are the last."""
+        asked = self.asked_masks(samples)
+        cuts: dict[Slices, list[str]] = defaultdict(list)
         for name in wanted:
             rows = asked[name].nonzero()[:, 0].tolist() if name in asked else range(len(samples))
             rows = [i for i in rows if i not in wrong]
             reward = self.rewards[name]
-            cuts[cut(rows, samples.group, reward.spec.batch or self.batch, reward.groupwise)].append(name)
+            cuts[cut_rows(rows, samples.group, reward.spec.batch or self.batch, reward.groupwise)].append(name)
         for parts, together in cuts.items():
             for i, index in enumerate(parts):
                 yield together, index, i == len(parts) - 1
 
     def _begin(self, name: str, samples: Samples, index: tuple[int, ...]) -> Outcome:
-        """Makes the call, or has the reward's own thread make it."""
+        """Makes the call lazily, or submits it to the reward's own thread."""
         call, lane = partial(self._call, name, samples, index), self._lanes.get(name)
         return call if lane is None else partial(lane.result, lane.submit(call))
 
     @torch.no_grad()
-    def _call(self, name: str, samples: Samples, index: tuple[int, ...]) -> Found:
+    def _call(self, name: str, samples: Samples, index: tuple[int, ...]) -> CachedScores:
         reward = self.rewards[name]
-        part = copied(samples, index, self._device(name))
+        part = copy_samples(samples, index, self._device(name))
 
         def ask(some: Samples) -> Tensor:
             number = len(some)  # before the reward has it
             try:
-                return checked(name, reward.call(some), number)
+                return check_scores(name, reward.call(some), number)
             except SystemExit as error:
-                raise RewardError(f"reward {name!r} asked the process to end (code {error.code}); mend it") from error
+                raise RewardError(f"reward {name!r} asked the process to end (code {error.code}); fix it") from error
 
-        return Found(ask(part)) if reward.cache is None else reward.cache(ask, part)
+        return CachedScores(ask(part)) if reward.cache is None else reward.cache(ask, part)
 
     def _score(self, name: str, outcome: Outcome, number: int) -> Tensor:
-        """The scores of a call, or NaN where it failed."""
+        """The scores of a call, float32 [number], NaN if it failed."""
         try:
-            found = outcome()
+            scored = outcome()
         except Exception as error:
             if self.specs[name].required and isinstance(error, RewardError):
                 raise
@@ -227,12 +227,12 @@ class Scorer:
             self.record[name].cause = error
             return torch.full((number,), torch.nan)
         if (cache := self.rewards[name].cache) is not None:
-            cache.keep(found)
-        return found.scores
+            cache.keep(scored)
+        return scored.scores
 
     def _judge(self, samples: Samples, scores: Mapping[str, Tensor], wrong: Mapping[int, str]) -> None:
         """Raises RewardError for a required reward that could not score too many."""
-        asked = self.asked(samples)
+        asked = self.asked_masks(samples)
         if wrong:
             fault = f"{len(wrong)} of {len(samples)} samples are not scored: {next(iter(wrong.values()))}"
             warnings.warn(f"{fault}; the first is of the prompt {samples.prompts[min(wrong)].text!r}", stacklevel=3)
@@ -242,13 +242,13 @@ class Scorer:
             record.add(lost.tolist())
             if self.specs[name].required and (many := record.too_many()):
                 cause = record.cause
-                because = missing(self.rewards[name].call) if cause is None else reason(cause)
+                because = why_missing(self.rewards[name].call) if cause is None else reason(cause)
                 because = fault if wrong and cause is None else because
-                remedy = f"or set rewards.{name}.required=false to go on without these samples"
-                raise RewardError(f"reward {name!r} could not score {many}: {because}; mend it, {remedy}") from cause
+                remedy = f"or set rewards.{name}.required=false to continue without these samples"
+                raise RewardError(f"reward {name!r} could not score {many}: {because}; fix it, {remedy}") from cause
         for name, record in self.record.items():
-            if record.cause is not None and not record.told:
-                record.told = True
+            if record.cause is not None and not record.warned:
+                record.warned = True
                 kind = "reward" if self.specs[name].required else "optional reward"
                 warnings.warn(
                     f"{kind} {name!r} failed, its samples are not scored: {reason(record.cause)}", stacklevel=3
@@ -257,14 +257,14 @@ class Scorer:
     # ------------------------------------------------------------------ devices
 
     def _device(self, name: str) -> str | torch.device | None:
-        """Where a reward lives; None for one that has no weights to move."""
+        """The device of a reward; None for one that has no weights to move."""
         reward = self.rewards[name]
         if not hasattr(reward.call, "to"):
             return None
         return reward.spec.device or self.device
 
     @contextmanager
-    def _placed(self, together: Sequence[str]) -> Iterator[None]:
+    def _on_devices(self, together: Sequence[str]) -> Iterator[None]:
         """The rewards on their devices; those that offload are on the CPU again afterwards."""
         placed = [(name, device) for name in together if (device := self._device(name)) is not None]
         for name, device in placed:
@@ -278,12 +278,12 @@ class Scorer:
 
     # ------------------------------------------------------------------ what a resume needs
 
-    def state_dict(self) -> dict[str, Any]:
-        """Failures so far."""
+    def state_dict(self) -> dict[str, JSON]:
+        """Failures so far, and which of the latest samples were not scored."""
         return {"failures": dict(self.failures), "latest": {n: list(r.latest) for n, r in self.record.items()}}
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
+    def load_state_dict(self, saved: Mapping[str, JSON]) -> None:
+        """Restores what `state_dict` returned."""
         self.failures.update(saved["failures"])
         for name, latest in saved["latest"].items():
             self.record[name].latest = list(latest)
@@ -292,6 +292,6 @@ class Scorer:
 def _faults(samples: Samples) -> dict[int, str]:
     """Position -> why a sample has no score, whatever the reward. Raises RewardError where none can have one."""
     try:
-        return faults(samples)
+        return sample_faults(samples)
     except ValueError as error:
         raise RewardError(f"no reward can score what the model gives: {error}") from None

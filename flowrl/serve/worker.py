@@ -12,7 +12,7 @@ import torch
 
 from flowrl.contracts import Samples
 from flowrl.recipe.rewards import RewardSpec
-from flowrl.scoring.batches import faults
+from flowrl.scoring.batches import sample_faults
 from flowrl.scoring.cache import identity
 from flowrl.scoring.code import digest
 from flowrl.scoring.scorer import RewardError, Scorer, load
@@ -59,7 +59,7 @@ class LoadedRewards:
         for name in names:
             if name not in self.scorers:
                 raise MalformedRequestError(404, f"no reward {name[:80]!r}; accepted: {', '.join(self.scorers)}")
-        wrong = faults(samples)
+        wrong = sample_faults(samples)
         good = [i for i in range(len(samples)) if i not in wrong]
         results = {}
         for name in names:

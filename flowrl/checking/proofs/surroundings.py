@@ -91,7 +91,7 @@ def rewards_vary(bench: Bench) -> str:
         except RewardError as error:
             remedy = "call it on a few samples of your own; set required: false if a run may continue without it"
             raise ProofError(str(error), "an error in the reward's own code", remedy) from error
-    asked = scorer.asked(rollout.samples)
+    asked = scorer.asked_masks(rollout.samples)
     for name, score in scores.items():
         score = score[asked[name]] if name in asked else score
         nan = int(score.isnan().sum())

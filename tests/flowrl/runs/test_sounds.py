@@ -21,7 +21,7 @@ from flowrl.media.sounds import HEIGHT, WIDTH, save_sound, spectrogram_pictures
 from flowrl.recipe.load import load
 from flowrl.runs.console import Console
 from flowrl.runs.start import run
-from flowrl.scoring.batches import copied
+from flowrl.scoring.batches import copy_samples
 from flowrl.scoring.cache import ScoreCache
 from reward_models.parts.remote import wire
 
@@ -116,7 +116,7 @@ def test_sound_is_part_of_samples_wherever_they_go() -> None:
     one = Samples(prompts, torch.arange(2), audio=sound, sample_rate=RATE)
     joined = joined_samples([one, one[[1]]])
     assert torch.equal(joined.audio, torch.cat([sound, sound[1:]])) and joined.sample_rate == RATE
-    assert copied(one, [1], "meta").audio.shape == (1, 1, 10) and copied(one, [1]).sample_rate == RATE
+    assert copy_samples(one, [1], "meta").audio.shape == (1, 1, 10) and copy_samples(one, [1]).sample_rate == RATE
     cache = ScoreCache("r", {})
     others = [
         Samples(prompts, torch.arange(2), audio=sound + 1, sample_rate=RATE),

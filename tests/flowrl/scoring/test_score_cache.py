@@ -165,7 +165,7 @@ def test_a_file_that_fails_during_a_run_is_told_once_and_the_run_goes_on(when, t
     else:
         other.execute("CREATE TRIGGER full BEFORE INSERT ON scores BEGIN SELECT RAISE(ABORT, 'disk is full'); END")
     other.commit()
-    with pytest.warns(UserWarning, match="in memory alone") as told:
+    with pytest.warns(UserWarning, match="in memory only") as told:
         for n in (5, 7, 5):
             found = cache(score, samples(n))
             cache.keep(found)

@@ -302,7 +302,7 @@ def test_scores_that_are_known_are_not_asked_for_again(tmp_path):
         again(shown)
     assert calls == [5, 1, 5, 5, 5, 5]
     (tmp_path / "text").write_text("no database " * 100)
-    with pytest.raises(UserError, match="is no file of scores"):
+    with pytest.raises(UserError, match="is not a score cache"):
         cached("text")
 
 
