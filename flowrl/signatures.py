@@ -105,19 +105,19 @@ def scan(folder: Path, package: str, leading: tuple[str, ...]) -> dict[str, Entr
     """Public top-level functions of a folder's files that begin with these parameters, and classes called with them."""
     found: dict[str, Entry] = {}
     for path in sorted(folder.glob("*.py")):
-        body = ast.parse(path.read_text(encoding="utf-8")).body
+        body = _parsed(path)
         for node in body:
             if _is_part(node, leading):
-                found[node.name] = _entry(node.name, node, f"{package}.{path.stem}", len(leading), body)
+                found[node.name] = _entry(node.name, node, f"{package}.{path.stem}", len(leading), File(path, body))
     return found
 
 
 def table(path: Path, module: str, name: str, leading: int) -> dict[str, Entry]:
     """The entries of a top-level `name = {"short name": function_or_class, ...}`; those stand in the same file."""
-    body = ast.parse(path.read_text(encoding="utf-8")).body
+    body = _parsed(path)
     defined = {node.name: node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     pairs = next(pairs for target, pairs in _dictionaries(body) if target == name)
-    return {short: _entry(short, defined[attribute], module, leading, body) for short, attribute in pairs}
+    return {short: _entry(short, defined[attribute], module, leading, File(path, body)) for short, attribute in pairs}
 
 
 def _dictionaries(body: list[ast.stmt]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
@@ -144,13 +144,13 @@ def _is_part(node: ast.stmt, leading: tuple[str, ...]) -> bool:
     return False
 
 
-def _entry(name: str, node: Any, module: str, leading: int, body: list[ast.stmt]) -> Entry:
+def _entry(name: str, node: Any, module: str, leading: int, file: "File") -> Entry:
     doc = ast.get_docstring(node) or ""
-    facts = dict(_decorated(node)) | {what: value for of, what, value in _marks(body) if of == node.name}
+    facts = dict(_decorated(node)) | {what: value for of, what, value in _marks(file.body) if of == node.name}
     if isinstance(node, ast.FunctionDef):
         return Entry(name, module, node.name, doc, _signature(node.args, leading), facts)
     made = _method(node, "__init__")
-    signature = _fields(node) if made is None else _signature(made, 1)
+    signature = Signature(tuple(_fields(node, file).values())) if made is None else _signature(made, 1)
     return Entry(name, module, node.name, doc, signature, facts)
 
 
@@ -158,10 +158,41 @@ def _method(node: ast.ClassDef, name: str) -> ast.arguments | None:
     return next((m.args for m in node.body if isinstance(m, ast.FunctionDef) and m.name == name), None)
 
 
-def _fields(node: ast.ClassDef) -> Signature:
-    """The fields of a dataclass, without those of its bases."""
-    fields = [f for f in node.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)]
-    return Signature(tuple(_parameter(f.target.id, f.annotation, f.value) for f in fields))  # pyright: ignore
+@dataclass(frozen=True)
+class File:
+    """A file of ours and its statements."""
+
+    path: Path
+    body: list[ast.stmt]
+
+    def find_class(self, name: str) -> "tuple[ast.ClassDef, File] | None":
+        """The class of this name, and the file that defines it: this one, or one of ours that it is imported from."""
+        for node in self.body:
+            if isinstance(node, ast.ClassDef) and node.name == name:
+                return node, self
+            if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
+                parts = (node.module or "").split(".")
+                places = (parent.joinpath(*parts).with_suffix(".py") for parent in self.path.parents)
+                place = next((p for p in places if p.is_file()), None)
+                return None if place is None else File(place, _parsed(place)).find_class(name)
+        return None
+
+
+def _parsed(path: Path) -> list[ast.stmt]:
+    return ast.parse(path.read_text(encoding="utf-8")).body
+
+
+def _fields(node: ast.ClassDef, file: File) -> dict[str, Parameter]:
+    """The fields of a dataclass by name, in its order: those of its bases first, with the defaults that it gives."""
+    fields: dict[str, Parameter] = {}
+    for base in reversed(node.bases):
+        if isinstance(base, ast.Name) and (found := file.find_class(base.id)) is not None:
+            fields |= _fields(*found)
+    for field_ in node.body:
+        if isinstance(field_, ast.AnnAssign) and isinstance(field_.target, ast.Name):
+            if not ast.unparse(field_.annotation).startswith("ClassVar"):
+                fields[field_.target.id] = _parameter(field_.target.id, field_.annotation, field_.value)
+    return fields
 
 
 def _signature(arguments: ast.arguments, skip: int) -> Signature:

@@ -44,7 +44,6 @@ RULES: dict[tuple[str, bool], Callable[[rules.Objects, rules.Task, float], float
     ("strict", True): rules.strict_compatible,
     ("official", True): rules.official,
 }
-DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 BACKGROUND = "#999"
 PHRASES = ("a photo of a {} {}", "a photo of a {}-colored {}", "a photo of a {} object")
 
@@ -57,7 +56,7 @@ class geneval(Model):  # noqa: N801
         *,
         mode: Mode = "partial",
         compatible: bool = False,
-        detector: str = DETECTOR,
+        detector: str = "facebook/mask2former-swin-small-coco-instance",
         model: str = "ViT-L-14",
         weights: str | None = "openai",
         threshold: float = 0.3,

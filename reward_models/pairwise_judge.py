@@ -11,7 +11,8 @@ group of one (held-out prompts drawn once) has no score.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -19,57 +20,41 @@ from flowrl.contracts import Samples
 from flowrl.untyped import JSON
 from reward_models.parts.judge import judging, pairs, unified
 from reward_models.parts.judge.asking import ServerJudge, image_part, messages, scatter
-from reward_models.parts.judge.openai_client import Answer, JudgeServer
+from reward_models.parts.judge.openai_client import Answer
 
 PROMPTS = {"judge": unified.PAIR, "think": unified.THINK}
 
 
+@dataclass(kw_only=True, eq=False)
 class pairwise_judge(ServerJudge):
     """The share of comparisons within its group that each sample wins, float32 [B] in [0, 1]."""
 
     groupwise = True  # whoever cuts a batch must leave groups whole
 
-    def __init__(
-        self,
-        *,
-        base_url: str | Sequence[str],
-        model: str = "CodeGoat24/UnifiedReward-Think-qwen3vl-8b",
-        mode: str = "think",
-        prompt: str | None = None,
-        score: str = "win_rate",
-        opponents: int | None = None,
-        seed: int = 0,
-        compatible: bool = False,
-        guard: bool = True,
-        refuse_orders: bool = True,
-        frames: int | None = 4,
-        max_side: int | None = 512,
-        max_tokens: int = 2048,
-        extra_body: Mapping[str, JSON] | None = None,
-        api_key_env: str | None = None,
-        concurrency: int = 16,
-        retries: int = 4,
-        backoff: float = 0.5,
-        timeout: float = 120.0,
-        limit: float = 1800.0,
-    ):
-        name = "pairwise_judge"
-        for key, value, accepted in (("mode", mode, tuple(PROMPTS)), ("score", score, ("win_rate", "rank"))):
+    model: str = "CodeGoat24/UnifiedReward-Think-qwen3vl-8b"
+    mode: str = "think"
+    prompt: str | None = None
+    score: str = "win_rate"
+    opponents: int | None = None
+    seed: int = 0
+    compatible: bool = False
+    frames: int | None = 4
+    max_side: int | None = 512
+    max_tokens: int = 2048
+    timeout: float = 120.0
+    limit: float = 1800.0
+
+    def __post_init__(self) -> None:
+        name, opponents = type(self).__name__, self.opponents
+        choices = (("mode", self.mode, tuple(PROMPTS)), ("score", self.score, ("win_rate", "rank")))
+        for key, value, accepted in choices:
             if value not in accepted:
                 raise ValueError(f"{name}: {key}={value!r}; accepted are {', '.join(accepted)}")
         if opponents is not None and (not isinstance(opponents, int) or opponents < 1):
             raise ValueError(f"{name}: opponents={opponents!r}; accepted is 1 or more, or null for the whole group")
-        self.prompt = judging.check_template(name, "prompt", PROMPTS[mode] if prompt is None else prompt)
-        self.mode, self.score, self.opponents, self.seed = mode, score, opponents, seed
-        self.compatible = compatible
-        server = JudgeServer(
-            name, base_url, model, api_key_env=api_key_env, concurrency=concurrency, retries=retries, backoff=backoff,
-            timeout=timeout, limit=limit,
-        )  # fmt: skip
-        super().__init__(
-            server, frames=frames, guard=guard, refuse=refuse_orders, max_side=max_side, max_tokens=max_tokens,
-            extra_body=extra_body,
-        )  # fmt: skip
+        prompt = PROMPTS[self.mode] if self.prompt is None else self.prompt
+        self._template = judging.check_template(name, "prompt", prompt)
+        super().__post_init__()
 
     def __call__(self, samples: Samples) -> Tensor:
         """The share of wins (or its rank) of each sample in its group, float32 [B]; NaN if no pair was answered."""
@@ -101,7 +86,7 @@ class pairwise_judge(ServerJudge):
 
     def _body(self, caption: str, first: Sequence[str], second: Sequence[str], video: bool) -> dict[str, JSON]:
         one, two = ([image_part(url) for url in urls] for urls in (first, second))
-        prompt = self.prompt.replace("Image", "Video") if video else self.prompt
+        prompt = self._template.replace("Image", "Video") if video else self._template
         text = judging.fill_template(prompt, caption)
         if self.mode == "think" and not video:  # as it was trained: two pictures, then the task
             return {"messages": messages(self.system, *one, *two, text)}

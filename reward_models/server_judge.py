@@ -12,6 +12,7 @@ lossless PNG; one event loop serves all calls; every wait has a limit. `flowrl-t
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -19,56 +20,32 @@ from flowrl.contracts import Samples
 from flowrl.untyped import JSON
 from reward_models.parts.judge import judging, rubrics, unified
 from reward_models.parts.judge.asking import ServerJudge, image_part, messages, scatter
-from reward_models.parts.judge.openai_client import Answer, JudgeServer
+from reward_models.parts.judge.openai_client import Answer
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 MODES = ("yes", "rubric", "unified")
 
 
+@dataclass(kw_only=True, eq=False)
 class server_judge(ServerJudge):
     """What a vision-language model behind an OpenAI-compatible server thinks of each sample, float32 [B] in [0, 1]."""
 
-    def __init__(
-        self,
-        *,
-        base_url: str | Sequence[str],
-        model: str,
-        mode: str = "yes",
-        question: str = QUESTION,
-        rubric: Mapping[str, str] | None = None,
-        scale: Sequence[float] = (1, 5),
-        logprobs: bool = True,
-        fold: bool = True,
-        mass: float = 0.01,
-        structured: bool = True,
-        guard: bool = True,
-        refuse_orders: bool = True,
-        frames: int | None = 8,
-        max_side: int | None = None,
-        max_tokens: int = 512,
-        extra_body: Mapping[str, JSON] | None = None,
-        api_key_env: str | None = None,
-        concurrency: int = 16,
-        retries: int = 4,
-        backoff: float = 0.5,
-        timeout: float = 60.0,
-        limit: float = 600.0,
-    ):
-        name = "server_judge"
-        if mode not in MODES:
-            raise ValueError(f"{name}: mode={mode!r}; accepted are {', '.join(MODES)}")
-        self.mode, self.structured = mode, structured
-        self.question = judging.check_template(name, "question", question)
-        self.rubric = rubrics.check_rubric(name, rubric, scale)
-        self.logprobs, self.fold, self.mass = logprobs, fold, mass
-        server = JudgeServer(
-            name, base_url, model, api_key_env=api_key_env, concurrency=concurrency, retries=retries, backoff=backoff,
-            timeout=timeout, limit=limit,
-        )  # fmt: skip
-        super().__init__(
-            server, frames=frames, guard=guard, refuse=refuse_orders, max_side=max_side, max_tokens=max_tokens,
-            extra_body=extra_body,
-        )  # fmt: skip
+    mode: str = "yes"
+    question: str = QUESTION
+    rubric: Mapping[str, str] | None = None
+    scale: Sequence[float] = (1, 5)
+    logprobs: bool = True
+    fold: bool = True
+    mass: float = 0.01
+    structured: bool = True
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if self.mode not in MODES:
+            raise ValueError(f"{name}: mode={self.mode!r}; accepted are {', '.join(MODES)}")
+        judging.check_template(name, "question", self.question)
+        self._rubric = rubrics.check_rubric(name, self.rubric, self.scale)
+        super().__post_init__()
 
     def __call__(self, samples: Samples) -> Tensor:
         """The judge's score of each sample, float32 [B] in [0, 1]; NaN if it gave none."""
@@ -79,7 +56,7 @@ class server_judge(ServerJudge):
 
     def _body(self, caption: str, urls: Sequence[str]) -> dict[str, JSON]:
         if self.mode == "rubric":
-            text, how = self.rubric.question(caption), {"response_format": self.rubric.schema()}
+            text, how = self._rubric.question(caption), {"response_format": self._rubric.schema()}
             how = how if self.structured else {}
         elif self.mode == "unified":
             text, how = judging.fill_template(unified.POINT, caption), {}
@@ -93,7 +70,7 @@ class server_judge(ServerJudge):
             return self._probability
         read = {
             "yes": lambda text: judging.yes_or_no(text or ""),
-            "rubric": self.rubric.score,
+            "rubric": self._rubric.score,
             "unified": unified.point,
         }
         return lambda answer: "the answer was cut off: raise max_tokens" if answer.cut else read[self.mode](answer.text)

@@ -11,62 +11,44 @@ caption, makes the answer void. `compatible: true` repeats what flow_grpo and ve
 A failed request stays NaN in any case.
 """
 
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from flowrl.untyped import JSON
 from reward_models.parts.judge import judging, unified
 from reward_models.parts.judge.asking import ServerJudge, image_part, messages
-from reward_models.parts.judge.openai_client import Answer, JudgeServer
+from reward_models.parts.judge.openai_client import Answer
 
 PROMPTS = {"point": unified.POINT, "acs": unified.ACS}
 
 
+@dataclass(kw_only=True, eq=False)
 class unified_reward(ServerJudge):
     """UnifiedReward's point score of each sample, float32 [B] in [0, 1]; a video's is the mean over its frames."""
 
-    def __init__(
-        self,
-        *,
-        base_url: str | Sequence[str],
-        model: str = "CodeGoat24/UnifiedReward-2.0-qwen3vl-8b",
-        mode: str = "acs",
-        prompt: str | None = None,
-        compatible: bool = False,
-        guard: bool = False,
-        refuse_orders: bool = True,
-        frames: int | None = 4,
-        max_side: int | None = 512,
-        max_tokens: int = 512,
-        extra_body: Mapping[str, JSON] | None = None,
-        api_key_env: str | None = None,
-        concurrency: int = 16,
-        retries: int = 4,
-        backoff: float = 0.5,
-        timeout: float = 60.0,
-        limit: float = 600.0,
-    ):
-        name = "unified_reward"
-        if mode not in PROMPTS:
-            raise ValueError(f"{name}: mode={mode!r}; accepted are {', '.join(PROMPTS)}; pairs: use pairwise_judge")
-        self.prompt = judging.check_template(name, "prompt", PROMPTS[mode] if prompt is None else prompt)
-        self.mode, self.compatible = mode, compatible
-        server = JudgeServer(
-            name, base_url, model, api_key_env=api_key_env, concurrency=concurrency, retries=retries, backoff=backoff,
-            timeout=timeout, limit=limit,
-        )  # fmt: skip
-        super().__init__(
-            server, frames=frames, guard=guard, refuse=refuse_orders, max_side=max_side, max_tokens=max_tokens,
-            extra_body=extra_body,
-        )  # fmt: skip
+    model: str = "CodeGoat24/UnifiedReward-2.0-qwen3vl-8b"
+    mode: str = "acs"
+    prompt: str | None = None
+    compatible: bool = False
+    guard: bool = False
+    frames: int | None = 4
+    max_side: int | None = 512
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if self.mode not in PROMPTS:
+            accepted = ", ".join(PROMPTS)
+            raise ValueError(f"{name}: mode={self.mode!r}; accepted are {accepted}; pairs: use pairwise_judge")
+        prompt = PROMPTS[self.mode] if self.prompt is None else self.prompt
+        self._template = judging.check_template(name, "prompt", prompt)
+        super().__post_init__()
 
     def __call__(self, samples: Samples) -> Tensor:
         """The score of each sample, float32 [B] in [0, 1]; NaN if any of its frames got none."""
         views = self.views(samples)
-        texts = [judging.fill_template(self.prompt, prompt.text) for prompt in samples.prompts]
+        texts = [judging.fill_template(self._template, prompt.text) for prompt in samples.prompts]
         bodies = [
             {"messages": messages(self.system, image_part(url), text)}
             for view, text in zip(views, texts, strict=True)

@@ -60,7 +60,7 @@ class vlm_judge(Judge, Model):
         if not isinstance(max_tokens, int) or max_tokens < 1:
             raise ValueError(f"{NAME}: max_tokens={max_tokens!r}; accepted is 1 or more")
         guarded = mode == "rubric" if guard is None else guard
-        super().__init__(NAME, frames=frames, guard=guarded, refuse=refuse_orders)
+        super().__init__(frames=frames, guard=guarded, refuse_orders=refuse_orders)
         self.mode, self.mass, self.max_tokens = mode, mass, max_tokens
         self.question = judging.check_template(NAME, "question", question)
         self.rubric, self.template = rubrics.check_rubric(NAME, rubric, scale), dict(template or {})

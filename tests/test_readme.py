@@ -14,7 +14,7 @@ import families
 from cli_support import call
 from flowrl import names
 from flowrl.cli import app
-from flowrl.planning.sizes.rewards import DEFAULTS
+from flowrl.planning.sizes.rewards import weight_arguments, weights_of
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load, written
 from flowrl.recipe.presets import PRESETS
@@ -226,9 +226,9 @@ def test_pipelines_are_counted_as_configurations(page: str):
 def test_the_table_of_rewards_names_their_default_weights():
     for use in ("clip_score", "pick_score", "hpsv3", "image_reward", "video_reward", "dino_similarity", "vlm_judge"):
         row = next(line for line in REWARDS.splitlines() if line.startswith(f"| `{use}`"))
-        assert DEFAULTS[use]["model"].split(" ")[0] in row, use
+        assert weight_arguments(use)["model"].split(" ")[0] in row, use
     told = {name for line in REWARDS.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line)}
-    assert set(DEFAULTS) <= told
+    assert {use for use in names.rewards() if weights_of(use, {}) or weight_arguments(use)} <= told
 
 
 def test_nothing_waits_for_what_has_arrived():

@@ -157,6 +157,6 @@ def test_an_answer_is_read():
 
 
 def test_nothing_is_asked_of_nobody():
-    client = Client(JudgeServer("judge", support.closed(), "m"))
+    client = Client(JudgeServer(reward="judge", base_url=support.closed(), model="m"))
     assert client.ask([]) == []
     client.close()

@@ -1,5 +1,6 @@
 """Judges behind servers: a real one with a tiny model, one with log-probabilities, and captions that give orders."""
 
+import inspect
 import math
 
 import pytest
@@ -279,6 +280,15 @@ def test_a_picture_with_a_broken_pixel_is_not_asked_about(images):
         scores = judge(support.samples(broken))
         assert judge(support.samples(broken)[[]]).shape == (0,)
     assert len(asked) == 4 and math.isnan(scores[1]) and scores[[0, 2, 3, 4]].tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("reward", ["server_judge", "unified_reward", "pairwise_judge"])
+def test_arguments_of_its_bases_are_keys_of_a_recipe(reward: str):
+    entry, own = names.rewards()[reward], inspect.signature(names.load(reward, names.rewards())).parameters
+    assert entry.accepts == tuple(own) and {"base_url", "frames", "max_side"} <= set(own)
+    assert entry.needs == tuple(name for name, p in own.items() if p.default is p.empty)
+    read = {p.name: p.default for p in entry.signature.parameters if p.name not in (*entry.needs, "question")}
+    assert read == {name: own[name].default for name in read}  # frames is another for pairs than for the base
 
 
 @pytest.mark.parametrize("reward", ["server_judge", "unified_reward"])

@@ -15,6 +15,7 @@ from typing import Any
 
 from flowrl import names
 from flowrl.recipe.rewards import RewardSpec
+from flowrl.signatures import NO_DEFAULT
 
 # weights -> parameters as a reward loads them: "(images)" is the half of a CLIP that embeds pictures
 PARAMETERS = {
@@ -39,28 +40,7 @@ PARAMETERS = {
     "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
 }
 READER = 31_749_562  # bytes of PP-OCRv6's detector, recogniser and direction files, which rapidocr ships
-# the arguments that name weights and their defaults, as in the signatures of reward_models/*.py; a test compares
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "clip_score": {"model": "openai/clip-vit-large-patch14", "weights": None},
-    "pick_score": {"model": "yuvalkirstain/PickScore_v1"},
-    "hpsv2": {"checkpoint": "xswu/HPSv2", "model": "ViT-H-14"},
-    "hpsv3": {"model": "MizzenAI/HPSv3", "dtype": "bfloat16"},
-    "image_reward": {"model": "THUDM/ImageReward"},
-    "video_reward": {"model": "KwaiVGI/VideoReward", "dtype": "bfloat16"},
-    "aesthetic": {"model": "openai/clip-vit-large-patch14", "weights": None},
-    "aesthetic_v25": {"model": "google/siglip-so400m-patch14-384"},
-    "dino_similarity": {"model": "facebook/dino-vits16"},
-    "clip_i": {"model": "openai/clip-vit-base-patch16", "weights": None},
-    "subject_harmonic": {"model": "openai/clip-vit-base-patch16", "weights": None, "dino": None},
-    "frame_consistency": {"model": None, "weights": None},
-    "geneval": {"detector": "facebook/mask2former-swin-small-coco-instance", "model": "ViT-L-14", "weights": "openai"},
-    "ocr": {},
-    "vlm_judge": {"model": "Qwen/Qwen2.5-VL-7B-Instruct", "dtype": "auto"},
-    "unified_reward": {"model": "CodeGoat24/UnifiedReward-2.0-qwen3vl-8b"},
-    "pairwise_judge": {"model": "CodeGoat24/UnifiedReward-Think-qwen3vl-8b"},
-    "server_judge": {"model": None},
-    "remote": {},
-}
+ARGUMENTS = ("model", "weights", "checkpoint", "detector", "dino", "dtype")  # they say which weights a reward loads
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 SERVED = ("server_judge", "unified_reward", "pairwise_judge", "remote")
 _BILLIONS = re.compile(r"(?<![\d.a-z])(\d+(?:\.\d+)?)b(?![a-z])", re.IGNORECASE)
@@ -84,13 +64,13 @@ def weights_of(use: str, args: Mapping[str, Any]) -> Weights | None:
     """
     if names.is_dotted(use):
         return Weights("your own", None)
-    if use not in DEFAULTS:
-        return None
-    given = DEFAULTS[use] | {key: value for key, value in args.items() if key in DEFAULTS[use]}
     if use == "remote":
         return Weights("what its server loads", None, "server")
     if use == "ocr":
         return Weights("PP-OCRv6, which rapidocr ships", READER, "cpu")
+    if not (defaults := weight_arguments(use)):
+        return None
+    given = defaults | {key: value for key, value in args.items() if key in defaults}
     parts = [part for part in _parts(use, given) if part[0] is not None]
     if not parts:
         return None
@@ -100,6 +80,13 @@ def weights_of(use: str, args: Mapping[str, Any]) -> Weights | None:
     source = given["checkpoint"] if use == "hpsv2" else " and ".join(str(model) for model, _ in parts)
     known = None if None in sizes else sum(size for size in sizes if size is not None)
     return Weights(source.replace(" (images)", ""), known, "server" if use in SERVED else "device")
+
+
+def weight_arguments(use: str) -> dict[str, Any]:
+    """The arguments of a reward that ships, read off its signature, that say which weights it loads: their defaults."""
+    entry = names.rewards().get(use)
+    parameters = () if entry is None else entry.signature.parameters
+    return {p.name: None if p.default is NO_DEFAULT else p.default for p in parameters if p.name in ARGUMENTS}
 
 
 def _parts(use: str, given: Mapping[str, Any]) -> Iterable[tuple[str | None, str | None]]:

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from PIL import Image
@@ -16,7 +17,7 @@ from flowrl.untyped import JSON
 from reward_models.parts import inputs
 from reward_models.parts.frames import evenly
 from reward_models.parts.judge import judging
-from reward_models.parts.judge.openai_client import Answer, Client, Failure, JudgeServer
+from reward_models.parts.judge.openai_client import Answer, Client, Failure, JudgeServer, ServerArguments
 
 View = Sequence[Image.Image]  # what one sample shows: a picture, or frames of a video
 
@@ -62,24 +63,31 @@ def image_part(url: str) -> dict[str, JSON]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
+@dataclass(kw_only=True, eq=False)
 class Judge:
-    """The base of all judges. failures: number of questions without a usable answer so far, by kind of reason."""
+    """The base of all judges; its fields are arguments of each.
 
-    name: str
-    frames: int | None
+    frames: how many frames of a video are shown (None: all). guard: a system message says that captions are data.
+    refuse_orders: nothing is asked about a caption that tells the judge what to say. failures: number of questions
+    without a usable answer so far, by kind of reason.
+    """
 
-    def __init__(self, name: str, *, frames: int | None, guard: bool, refuse: bool):
+    frames: int | None = 8
+    guard: bool = True
+    refuse_orders: bool = True
+
+    def __post_init__(self) -> None:
+        self.name, frames = type(self).__name__, self.frames
         if frames is not None and (isinstance(frames, bool) or not isinstance(frames, int) or frames < 1):
-            raise ValueError(f"{name}: frames={frames!r}; accepted is 1 or more, or null for all of a video")
-        self.name, self.frames, self.refuse = name, frames, refuse
-        self.system = judging.GUARD if guard else None
+            raise ValueError(f"{self.name}: frames={frames!r}; accepted is 1 or more, or null for all of a video")
+        self.system = judging.GUARD if self.guard else None
         self.failures: Counter[str] = Counter()
 
     def views(self, samples: Samples) -> list[View | None]:
         """What each sample shows; None, and recorded, if its caption gives the judge orders that are refused."""
         views = pictures_shown(self.name, samples, self.frames)
         for i, prompt in enumerate(samples.prompts):
-            if self.refuse and judging.gives_orders(prompt.text):
+            if self.refuse_orders and judging.gives_orders(prompt.text):
                 views[i] = None
                 text = f"{prompt.text!r:.200} would tell the judge what to say; refuse_orders: false asks anyway"
                 self.note_missing("the caption gives orders", text)
@@ -93,26 +101,25 @@ class Judge:
         return math.nan
 
 
-class ServerJudge(Judge):
-    """A judge behind a server."""
+@dataclass(kw_only=True, eq=False)
+class ServerJudge(Judge, ServerArguments):
+    """A judge behind a server.
 
-    def __init__(
-        self,
-        server: JudgeServer,
-        *,
-        frames: int | None,
-        guard: bool,
-        refuse: bool,
-        max_side: int | None,
-        max_tokens: int,
-        extra_body: Mapping[str, JSON] | None,
-    ):
-        super().__init__(server.reward, frames=frames, guard=guard, refuse=refuse)
-        for name, value in {"max_side": max_side, "max_tokens": max_tokens}.items():
+    max_side: a larger picture is scaled down to this many pixels on its longer side. max_tokens: of an answer.
+    extra_body: further fields of a request.
+    """
+
+    max_side: int | None = None
+    max_tokens: int = 512
+    extra_body: Mapping[str, JSON] | None = None
+
+    def __post_init__(self) -> None:
+        arguments = {field.name: getattr(self, field.name) for field in fields(ServerArguments)}
+        server = JudgeServer(reward=type(self).__name__, **arguments)
+        super().__post_init__()
+        for name, value in {"max_side": self.max_side, "max_tokens": self.max_tokens}.items():
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{server.reward}: {name}={value!r}; accepted is 1 or more")
-        self.max_side, self.max_tokens = max_side, max_tokens
-        self._extra = dict(extra_body or {})
+                raise ValueError(f"{self.name}: {name}={value!r}; accepted is 1 or more")
         self._client = Client(server)
 
     def urls(self, pictures: View) -> list[str]:
@@ -124,7 +131,8 @@ class ServerJudge(Judge):
 
         score returns a text "kind: what to do" if an answer cannot be used.
         """
-        common = {"max_completion_tokens": self.max_tokens} | ({"extra_body": self._extra} if self._extra else {})
+        common: dict[str, JSON] = {"max_completion_tokens": self.max_tokens}
+        common |= {"extra_body": dict(self.extra_body)} if self.extra_body else {}
         scores = []
         for outcome in self._client.ask([common | dict(body) for body in bodies]):
             if isinstance(outcome, Failure):

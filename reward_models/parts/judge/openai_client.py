@@ -43,9 +43,9 @@ class Failure:
     wait: float = 0.0
 
 
-@dataclass(frozen=True)
-class JudgeServer:
-    """Where questions go, and with what limits. Raises ValueError, naming `reward`, for values that are not accepted.
+@dataclass(kw_only=True, eq=False)
+class ServerArguments:
+    """Where questions go, and with what limits: arguments of every judge behind a server.
 
     base_url: one or several addresses up to /v1 that serve the same model; questions are spread over them, and a retry
     goes to the next one. api_key_env: the environment variable that holds the key, never the key itself. timeout:
@@ -53,7 +53,6 @@ class JudgeServer:
     doubled with each and varied by half.
     """
 
-    reward: str
     base_url: str | Sequence[str]
     model: str
     api_key_env: str | None = None
@@ -62,6 +61,13 @@ class JudgeServer:
     backoff: float = 0.5
     timeout: float = 60.0
     limit: float = 600.0
+
+
+@dataclass(kw_only=True, eq=False)
+class JudgeServer(ServerArguments):
+    """The servers of one reward's model. Raises ValueError, naming `reward`, for values that are not accepted."""
+
+    reward: str
 
     def __post_init__(self):
         for url in self.urls:

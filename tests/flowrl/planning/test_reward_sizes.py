@@ -13,7 +13,7 @@ from flowrl import names
 from flowrl.planning.dry_run import describe
 from flowrl.planning.sizes.known import KNOWN
 from flowrl.planning.sizes.memory import sizes
-from flowrl.planning.sizes.rewards import DEFAULTS, PARAMETERS, READER, on_device, weights_of
+from flowrl.planning.sizes.rewards import PARAMETERS, READER, on_device, weight_arguments, weights_of
 from flowrl.planning.sizes.text import describe_sizes
 from flowrl.recipe.load import load
 
@@ -112,7 +112,8 @@ def test_parameters_are_those_of_the_published_architectures():
 
 
 def test_defaults_are_those_of_the_rewards():
-    for use, known in DEFAULTS.items():
+    for use in names.rewards():
+        known = weight_arguments(use)
         signature = inspect.signature(names.load(use, names.rewards())).parameters
         for key, value in known.items():
             default = None if signature[key].default is inspect.Parameter.empty else signature[key].default
@@ -120,7 +121,7 @@ def test_defaults_are_those_of_the_rewards():
 
 
 def test_rewards_without_weights_are_rules_and_statistics():
-    rules = set(names.rewards()) - set(DEFAULTS)
+    rules = {use for use in names.rewards() if not weight_arguments(use)} - {"ocr", "remote"}
     assert rules == RULES and not any(weights_of(use, {}) for use in rules)
 
 
