@@ -1,6 +1,7 @@
 """Any diffusers pipeline as a policy: its scheduler's `step` is intercepted, all else is its own.
 
 policy.py            the policy; probe.py: what it learns of a pipeline, and proves, before it trusts it
+passes.py            one call of the pipeline on behalf of a walk, which policy and probe are made of
 intercepted_step.py  the one call that is intercepted: `scheduler.step`
 ddim_step.py         the same of pipelines that predict noise, v or the image: they are walked by DDIM
 gates.py             stand-ins for the pipeline's modules, which skip denoiser calls when a walk is fast-forwarded

@@ -6,12 +6,9 @@ for each family: the pipeline runs with dry denoisers for some prompts, then wit
 stay the same whichever prompt is replaced are free of any prompt.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,11 +19,9 @@ from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key
 from flowrl.policies.pipelines.branches import REMEDY, ROW, Branches, Guidance, leaf_pairs
 from flowrl.policies.pipelines.intercepted_step import EndOfWalk, Step
+from flowrl.policies.pipelines.passes import PipelinePasses
 from flowrl.untyped import Nest
 from samplers.plan import Own
-
-if TYPE_CHECKING:
-    from flowrl.policies.pipelines.policy import PipelinePolicy
 
 
 @dataclass(frozen=True)
@@ -74,20 +69,20 @@ class VelocityWalk(StationaryWalk):
         raise EndOfWalk
 
 
-def find_guidance(policy: PipelinePolicy, prompt: Prompt, steps: int) -> Guidance:
+def find_guidance(passes: PipelinePasses, prompt: Prompt, steps: int) -> Guidance:
     """How the calls of the trained denoisers are split. Raises PolicyError if no row is free of the prompt, or if that
     cannot be determined."""
-    name = type(policy.source).__name__
-    (longest, single), (text, calm), (changed, other) = _texts(policy, prompt, steps)
+    name = type(passes.source).__name__
+    (longest, single), (text, calm), (changed, other) = _texts(passes, prompt, steps)
     both = [(text, longest), (changed, longest), (longest, text), (longest, changed)]
-    twins = [_calls_for_two(policy, prompt, pair, steps) for pair in both]
+    twins = [_calls_for_two(passes, prompt, pair, steps) for pair in both]
     if twins[0] is None:
-        branches_by_call = [_branches_of_one_row(policy, a, b) for a, b in zip(calm, other, strict=True)]
+        branches_by_call = [_branches_of_one_row(passes, a, b) for a, b in zip(calm, other, strict=True)]
     else:
         heard = [single, *(calls or [] for calls in twins)]
         if any(len(calls) != len(single) for calls in heard):
             raise _undecidable(name)
-        branches_by_call = [_branches_of_two_rows(policy, *calls) for calls in zip(*heard, strict=True)]
+        branches_by_call = [_branches_of_two_rows(passes, *calls) for calls in zip(*heard, strict=True)]
     calls: dict[tuple[str, int], list[Branches]] = {}
     for heard, branches in zip(single, branches_by_call, strict=True):
         known = calls.setdefault((heard.name, heard.position), [])
@@ -113,19 +108,19 @@ def _undecidable(name: str) -> PolicyError:
 # ---------------------------------------------------------------------- listening
 
 
-def _record_calls(policy: PipelinePolicy, prompts: Sequence[Prompt], steps: int) -> list[RecordedCall]:
+def _record_calls(passes: PipelinePasses, prompts: Sequence[Prompt], steps: int) -> list[RecordedCall]:
     """The calls of the trained denoisers in a pass for these prompts, dry (no denoiser runs) where that works."""
-    keeper = policy.keeper
+    keeper = passes.keeper
     for dry in (True, False):
         heard: list[RecordedCall] = []
 
         def listen(name: str, ordinal: int, position: int, given: Nest, heard: list[RecordedCall] = heard) -> None:
-            if name in policy.modules:
+            if name in passes.modules:
                 heard.append(RecordedCall(name, ordinal, position, _copy_tensors(given)))
 
         keeper.listener, keeper.dry = listen, dry
         try:
-            policy._pass(StationaryWalk(len(prompts)), prompts, [Key(0, prompts[0].id, 0)] * len(prompts), steps=steps)
+            passes.run(StationaryWalk(len(prompts)), prompts, [Key(0, prompts[0].id, 0)] * len(prompts), steps=steps)
             return heard
         except PolicyError:
             raise
@@ -138,26 +133,26 @@ def _record_calls(policy: PipelinePolicy, prompts: Sequence[Prompt], steps: int)
 
 
 def _calls_for_two(
-    policy: PipelinePolicy, prompt: Prompt, texts: Sequence[str], steps: int
+    passes: PipelinePasses, prompt: Prompt, texts: Sequence[str], steps: int
 ) -> list[RecordedCall] | None:
     """The calls for two prompts of these texts; None if the pipeline takes one prompt per call."""
     pair = [replace(prompt, id=f"{prompt.id}/{i}", text=text) for i, text in enumerate(texts)]
     try:
-        return _record_calls(policy, pair, steps)
+        return _record_calls(passes, pair, steps)
     except (PolicyError, AttributeError, RuntimeError, TypeError, ValueError, KeyError, IndexError):
         return None
 
 
-def _texts(policy: PipelinePolicy, prompt: Prompt, steps: int) -> list[Reading]:
+def _texts(passes: PipelinePasses, prompt: Prompt, steps: int) -> list[Reading]:
     """Three texts with different denoiser inputs, none longer than the first, and the calls of each.
 
     They have equally many tokens if such texts are found, so that padding, masks and the rounding of what is encoded
     with them stay the same. If not, the longest is in every call of two rows: all are padded to its length, and a row
     that is not replaced stays the same. No call has one text twice, since rows that share a prompt may be encoded once.
     """
-    kept = [(prompt.text, _record_calls(policy, [prompt], steps))]
+    kept = [(prompt.text, _record_calls(passes, [prompt], steps))]
     for text in _other_texts(prompt.text):
-        new = (text, _record_calls(policy, [replace(prompt, text=text)], steps))
+        new = (text, _record_calls(passes, [replace(prompt, text=text)], steps))
         if len(new[1]) != len(kept[0][1]) or any(_is_same(old[1], new[1]) for old in kept):
             continue
         kept.append(new)
@@ -166,7 +161,7 @@ def _texts(policy: PipelinePolicy, prompt: Prompt, steps: int) -> list[Reading]:
             return alike
     readings = _different_readings(kept)
     if not readings:
-        raise _undecidable(type(policy.source).__name__)
+        raise _undecidable(type(passes.source).__name__)
     return readings
 
 
@@ -201,17 +196,17 @@ def _other_texts(text: str) -> Iterator[str]:
 # ---------------------------------------------------------------------- what a call's rows are
 
 
-def _branches_of_one_row(policy: PipelinePolicy, call: RecordedCall, other: RecordedCall) -> Branches:
+def _branches_of_one_row(passes: PipelinePasses, call: RecordedCall, other: RecordedCall) -> Branches:
     """The branches of a call whose passes have one row each."""
-    number = policy.keeper.rows_of(call.name, call.ordinal)
+    number = passes.keeper.rows_of(call.name, call.ordinal)
     marks = _marks(call.given, call.given, number, number)
     changed = _changed_rows(call.given, other.given, marks, number)
     return Branches(tuple(changed), True, marks)
 
 
-def _branches_of_two_rows(policy: PipelinePolicy, single: RecordedCall, *twins: RecordedCall) -> Branches:
+def _branches_of_two_rows(passes: PipelinePasses, single: RecordedCall, *twins: RecordedCall) -> Branches:
     """The branches of a call, from its call for one prompt and those for two, before and after one is replaced."""
-    number = policy.keeper.rows_of(single.name, single.ordinal)
+    number = passes.keeper.rows_of(single.name, single.ordinal)
     marks = _marks(single.given, twins[0].given, number, 2 * number)
     owned = [_changed_rows(twins[i].given, twins[i + 1].given, marks, 2 * number) for i in (0, 2)]
     for in_blocks in (True, False):
@@ -222,7 +217,7 @@ def _branches_of_two_rows(policy: PipelinePolicy, single: RecordedCall, *twins: 
             return Branches(tuple(mine[0]), in_blocks, marks)
     if all(owned[0]) and all(owned[1]):  # every row depends on every prompt: none is known to be free of them
         return Branches((True,) * number, True, marks)
-    raise _undecidable(type(policy.source).__name__)
+    raise _undecidable(type(passes.source).__name__)
 
 
 def _marks(one: Nest, two: Nest, number: int, twice: int) -> Nest:

@@ -5,14 +5,11 @@ treats them together as it does alone may be given any rows; one that does not i
 at a time.
 """
 
-from __future__ import annotations
-
 import contextlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -22,14 +19,12 @@ from flowrl.contracts import Prompt, View
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.arguments import has_files
 from flowrl.policies.pipelines.intercepted_step import Step
+from flowrl.policies.pipelines.passes import PipelinePasses, WalkPlan
 from flowrl.policies.pipelines.replay_walk import ReplayStep, ReplayWalk, replay_steps_by_pass
 from flowrl.policies.pipelines.rollout_walk import RolloutWalk
 from flowrl.policies.pipelines.sharing import ALONE, PICTURES, TEXT, Sharing
 from flowrl.policies.pipelines.trajectory import Trajectory, take
 from samplers.plan import Plan
-
-if TYPE_CHECKING:
-    from flowrl.policies.pipelines.policy import PipelinePolicy
 
 STEPS = 3  # of the loop that run: how rows affect each other shows in the first ones
 TOLERANCE = 1e-4  # of the mean of a step, relative to the size of the state
@@ -49,12 +44,12 @@ class BeginningWalk(RolloutWalk):
 class ComparingReplay(ReplayWalk):
     """A replay that keeps the largest difference of a mean from the one that was drawn from, and the log-probs."""
 
-    def __init__(self, policy: PipelinePolicy, trajectory: Trajectory, replay_steps: dict[int, ReplayStep]):
+    def __init__(self, passes: PipelinePasses, trajectory: Trajectory, replay_steps: dict[int, ReplayStep]):
         self.worst, self.logp = 0.0, {}
         super().__init__(
             trajectory,
-            policy.dynamics,
-            policy._streams_at,
+            passes.dynamics,
+            passes.streams_at,
             replay_steps,
             lambda step, _, logp, *__: self.logp.__setitem__(step, logp),
             View(),
@@ -76,64 +71,64 @@ class ComparingReplay(ReplayWalk):
         return super().step(step)
 
 
-def find_sharing(policy: PipelinePolicy, prompt: Prompt, plan: Any, *, half: bool) -> Sharing:
+def find_sharing(passes: PipelinePasses, prompt: Prompt, plan: WalkPlan, *, half: bool) -> Sharing:
     """How rows may share calls: the first of the ways in sharing.py under which rows are independent.
 
     What a pipeline draws from the global generator belongs to the first row of a call, however little it changes the
     others (the posterior of a trained autoencoder is narrow): its rows have a call each.
     """
-    if policy.max_rows == 1 or policy.global_use.seen:
+    if passes.max_rows == 1 or passes.global_use.seen:
         return ALONE
-    usable = sorted(policy._streams)
+    usable = sorted(passes.streams)
     trained = tuple(usable[:-1] or usable)[:STEPS]
     few = Plan(plan.num_steps, trained, trained)
     with _unequal(prompt) as unequal:
         for sharing in PICTURES if has_files(prompt) else TEXT:
-            policy.sharing = sharing
+            passes.sharing = sharing
             tried = [([prompt], 2)] + ([(unequal, 1)] if sharing.rows == "any" else [])
-            if all(_rows_are_independent(policy, *rows, few, half) for rows in tried):
+            if all(_rows_are_independent(passes, *rows, few, half) for rows in tried):
                 return sharing
     return ALONE
 
 
-def _rows_are_independent(policy: PipelinePolicy, prompts: list[Prompt], group: int, plan: Plan, half: bool) -> bool:
+def _rows_are_independent(passes: PipelinePasses, prompts: list[Prompt], group: int, plan: Plan, half: bool) -> bool:
     """Whether each of two rows is the same when replayed alone as next to the other."""
     try:
-        accepted = TOLERANCE_CPU if policy.device.type == "cpu" else TOLERANCE
-        return batching_gap(policy, prompts, group, plan) <= (TOLERANCE_HALF if half else accepted)
+        accepted = TOLERANCE_CPU if passes.device.type == "cpu" else TOLERANCE
+        return batching_gap(passes, prompts, group, plan) <= (TOLERANCE_HALF if half else accepted)
     except torch.OutOfMemoryError:
         raise
     except UNFIT:  # it does not take two rows this way
         return False
 
 
-def batching_gap(policy: PipelinePolicy, prompts: list[Prompt], group: int, plan: Plan) -> float:
+def batching_gap(passes: PipelinePasses, prompts: list[Prompt], group: int, plan: Plan) -> float:
     """The largest distance of a step's mean in a replay of a row alone from that in a call of all these rows.
 
     Relative to the size of the state. Raises PolicyError if the call does not return one sample per row.
     """
-    trajectory = Trajectory(prompts, plan.tree(group), 0, complete=not policy.keeper.skip)
-    rollout_walk = BeginningWalk(trajectory, policy.dynamics, policy._streams_at, keep_means=True)
+    trajectory = Trajectory(prompts, plan.tree(group), 0, complete=not passes.keeper.skip)
+    rollout_walk = BeginningWalk(trajectory, passes.dynamics, passes.streams_at, keep_means=True)
     (part,) = trajectory.tree.passes()
     rollout_walk.begin(part)
     with torch.no_grad():
-        policy._media(policy._walk(rollout_walk, trajectory), len(trajectory))
+        passes.media(passes.walk(rollout_walk, trajectory), len(trajectory))
         rollout_walk.result()
         return max(
-            compare_alone(policy, trajectory, row, {plan.trained[0], plan.trained[-1]}).worst
+            compare_alone(passes, trajectory, row, {plan.trained[0], plan.trained[-1]}).worst
             for row in range(len(trajectory))
         )
 
 
 def compare_alone(
-    policy: PipelinePolicy, trajectory: Trajectory, row: int, steps: set[int], *, grad: bool = False
+    passes: PipelinePasses, trajectory: Trajectory, row: int, steps: set[int], *, grad: bool = False
 ) -> ComparingReplay:
     """A row of a recorded rollout, replayed alone at these steps, each in a call of its own."""
     whole: ComparingReplay | None = None
     for step in sorted(steps):
         (replay_steps,) = replay_steps_by_pass(trajectory, torch.tensor([row]), steps=[step])
-        walk = ComparingReplay(policy, trajectory, replay_steps)
-        policy._walk(walk, trajectory, grad=grad)
+        walk = ComparingReplay(passes, trajectory, replay_steps)
+        passes.walk(walk, trajectory, grad=grad)
         if whole is not None:
             walk.worst, walk.logp = max(walk.worst, whole.worst), walk.logp | whole.logp
         whole = walk

@@ -5,10 +5,8 @@ first is skipped, and the state that is asked about handed on in its place. Guid
 of the pipeline by construction, as in a replay. That the answer is the velocity of a rollout is proved once.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,14 +15,12 @@ from flowrl.contracts import Field, Prompt
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key, step_noise
 from flowrl.policies.pipelines.intercepted_step import Path, Step
+from flowrl.policies.pipelines.passes import PipelinePasses
 from flowrl.policies.pipelines.replay_walk import Looking
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory
 from samplers.plan import Own, Table
 from samplers.renoising import signal
 from samplers.tables import At
-
-if TYPE_CHECKING:
-    from flowrl.policies.pipelines.policy import PipelinePolicy
 
 LOOK_TOLERANCE = 1e-3  # of a velocity, relative to the largest of the rollout's own
 LOOK_TOLERANCE_HALF = 3e-2  # the same where the model computes in half precision
@@ -119,26 +115,26 @@ class _Watching:
 
 
 @torch.no_grad()
-def prove_look(policy: PipelinePolicy, prompt: Prompt, steps: int) -> None:
+def prove_look(passes: PipelinePasses, prompt: Prompt, steps: int) -> None:
     """Compares a look at two levels of a walk with the velocities that the walk itself had there.
 
     Raises PolicyError where they differ, and where the pipeline's denoiser remembers earlier steps.
     """
-    name, start = type(policy.source).__name__, [Key(0, prompt.id, 0)]
+    name, start = type(passes.source).__name__, [Key(0, prompt.id, 0)]
     remedy = "choose an objective of the clipped kind"
-    if not policy.keeper.skip:
+    if not passes.keeper.skip:
         raise PolicyError(
             f"{name}: its denoiser leaves something behind from step to step, so that it cannot be asked about a noise "
             f"level by itself: {remedy}"
         )
     walk = _Watching()
-    policy._pass(walk, [prompt], start, steps=steps)
-    half = any(p.dtype not in (torch.float32, torch.float64) for m in policy.modules.values() for p in m.parameters())
+    passes.run(walk, [prompt], start, steps=steps)
+    half = any(p.dtype not in (torch.float32, torch.float64) for m in passes.modules.values() for p in m.parameters())
     tolerance = LOOK_TOLERANCE_HALF if half else LOOK_TOLERANCE
     last = max(walk.steps)
     for at in sorted({last // 2, max(last - 1, 0)}):
         streams = walk.steps[at]
-        found = look_at(policy, {s: step.x for s, step in streams.items()}, [prompt], start, streams[0].s)
+        found = look_at(passes, {s: step.x for s, step in streams.items()}, [prompt], start, streams[0].s)
         gap = max(float((found[s] - step.v).abs().max() / (1e-6 + step.v.abs().max())) for s, step in streams.items())
         if not gap <= tolerance:
             raise PolicyError(
@@ -148,23 +144,23 @@ def prove_look(policy: PipelinePolicy, prompt: Prompt, steps: int) -> None:
 
 
 def look_at(
-    policy: PipelinePolicy, states: Streams, prompts: list[Prompt], starts: list[Key], level: float | Tensor
+    passes: PipelinePasses, states: Streams, prompts: list[Prompt], starts: list[Key], level: float | Tensor
 ) -> Streams:
     """The velocities at these states of one level, a row a prompt; with gradient where it is enabled."""
     walk = Looking(states, 1, len(states), At(float(level)))
-    policy._pass(walk, prompts, starts, steps=2, grad=torch.is_grad_enabled())
+    passes.run(walk, prompts, starts, steps=2, grad=torch.is_grad_enabled())
     if len(walk.velocity) < len(states):
         raise PolicyError(
-            f"{type(policy.source).__name__}: of two steps its loop takes one, so that it cannot be asked about a "
+            f"{type(passes.source).__name__}: of two steps its loop takes one, so that it cannot be asked about a "
             "noise level by itself (image-to-image skips steps: set pipeline.strength=1), or choose an objective of "
             "the clipped kind"
         )
     return walk.velocity
 
 
-def level_of(policy: PipelinePolicy, path: Path, level: float) -> Coordinates:
+def level_of(passes: PipelinePasses, path: Path, level: float) -> Coordinates:
     """The coordinates of a level, of those that the model knows the nearest where it knows a table of them."""
-    known = policy.pipe.scheduler.nearest(level) if path == "preserving" else level
+    known = passes.pipe.scheduler.nearest(level) if path == "preserving" else level
     if path == "exploding" and not known < 1:
         raise PolicyError(f"level {level:g}: a path of levels above 1 begins where no signal is left; give one below 1")
     assert math.isfinite(known)

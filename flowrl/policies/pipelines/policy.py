@@ -10,7 +10,7 @@ refused with the reason.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,56 +19,35 @@ from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View, Visit
 from flowrl.core.batches import prompt_chunks
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.noise import GlobalGeneratorUse, Key, copies, global_noise, start_generators
-from flowrl.policies.pipelines.arguments import Call, call_arguments, is_refusal
+from flowrl.policies.noise import Key, copies
+from flowrl.policies.pipelines.arguments import Call
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.failing import in_one_line
-from flowrl.policies.pipelines.gates import GateKeeper
-from flowrl.policies.pipelines.intercepted_step import EndOfWalk, Session, Walk
-from flowrl.policies.pipelines.layouts import Media, check_size, join_media, media_of, sample_rate
+from flowrl.policies.pipelines.layouts import Media, join_media, media_of, sample_rate
 from flowrl.policies.pipelines.noised_looks import field, level_of, look_at, noised, prove_look
 from flowrl.policies.pipelines.outputs import credit_of, samples_of
+from flowrl.policies.pipelines.passes import PipelinePasses, WalkPlan
 from flowrl.policies.pipelines.probe import probe
 from flowrl.policies.pipelines.replay_walk import Looking, ReplayWalk, replay_steps_by_pass
 from flowrl.policies.pipelines.replay_walk import Visit as StepVisit
-from flowrl.policies.pipelines.rollout_walk import RolloutWalk
-from flowrl.policies.pipelines.sharing import ALONE, Sharing, in_order
+from flowrl.policies.pipelines.sharing import in_order
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory, joined, take
-from flowrl.policies.pipelines.working_copy import WorkingCopy
-from flowrl.policies.pipelines.writing import check_writing
 from flowrl.policies.weights import under, weights_of
+from flowrl.untyped import Pipeline
 from samplers.plan import Tree
 
 
-class Plan(Protocol):
-    """What a policy walks: see samplers/plan.py."""
-
-    @property
-    def num_steps(self) -> int:
-        """Steps that the pipeline is asked for."""
-        ...
-
-    def tree(self, group: int) -> Tree:
-        """The segments of one prompt."""
-        ...
-
-
-class PipelinePolicy:
+class PipelinePolicy(PipelinePasses):
     """A diffusers pipeline that samples, and scores its own steps again.
 
-    pipe: left as it is; the policy works on a shallow copy of it. modules: the denoisers that are trained (see
-    adapters.py). call: arguments of every call of the pipeline, such as height or guidance_scale, or a function that
-    gives them for the prompts of the rows of a call, where rows have arguments of their own. max_rows: the most
-    rows that a rollout gives to one call. offload: text encoders, autoencoders and image encoders are on the device
-    only while they are used. keep_means: whether rollouts store what `LogProbs.centred` needs. guidance_gradient: both,
-    or conditional, where what the denoiser says without the prompt has none (see guidance.py).
+    Its arguments are those of `PipelinePasses`, and keep_means: whether rollouts store what `LogProbs.centred` needs.
     """
 
     whole_rows = False  # a row's steps come one by one, each with the graph of one denoiser call
 
     def __init__(
         self,
-        pipe: Any,
+        pipe: Pipeline,
         modules: dict[str, nn.Module],
         dynamics: Dynamics,
         *,
@@ -79,32 +58,26 @@ class PipelinePolicy:
         keep_means: bool = False,
         guidance_gradient: str = "both",
     ):
-        self.keep_means, self.guidance_gradient = keep_means, guidance_gradient
-        self.source, self.modules, self.dynamics = pipe, modules, dynamics
-        self.call: Call = {} if call is None else call
-        check_writing(pipe, {} if callable(self.call) else self.call)
-        self.device, self.max_rows, self.offload = torch.device(device), max_rows, offload
+        super().__init__(
+            pipe,
+            modules,
+            dynamics,
+            call=call,
+            device=device,
+            max_rows=max_rows,
+            offload=offload,
+            guidance_gradient=guidance_gradient,
+        )
+        self.keep_means = keep_means
         self.weights = weights_of(modules)  # others than those that learn
-        self.session = Session()
-        self.keeper = GateKeeper(self.session)
         self.tick: Callable[[int], None] | None = None  # called with the number of rows at every denoising iteration
         self.finished: Callable[[Samples], None] | None = None  # called with the samples of each chunk of prompts
-        self.keeper.guided = set(modules)
-        self._streams: dict[int, int] = {}
-        self._working_copy = WorkingCopy(pipe, self.session, self.keeper, self.device, trained=modules, offload=offload)
-        self.global_use = GlobalGeneratorUse()  # of any pass so far
-        self.sharing: Sharing = ALONE  # which rows may share a call (found out by the probe)
         self._probed = self._looks = False
-
-    @property
-    def pipe(self) -> Any:
-        """The working copy of the pipeline."""
-        return self._working_copy.pipe
 
     # ------------------------------------------------------------------ what the loop asks for
 
     def rollout(
-        self, prompts: Sequence[Prompt], *, group_size: int = 1, plan: Plan, seed: int, first: int = 0
+        self, prompts: Sequence[Prompt], *, group_size: int = 1, plan: WalkPlan, seed: int, first: int = 0
     ) -> Rollout:
         """Walks the tree of `group_size` samples for each prompt. See `contracts.Policy`.
 
@@ -118,7 +91,7 @@ class PipelinePolicy:
             trajectory = Trajectory(
                 [prompts[i] for i in chunk], tree, seed, first, not self.keeper.skip, [copy[i] for i in chunk]
             )
-            rollout_walk, output = self._roll(trajectory)
+            rollout_walk, output = self.roll(trajectory, tick=self.tick, keep_means=self.keep_means)
             rollout_walks.append(rollout_walk)
             outputs.append(output)
             if self.finished is not None:
@@ -162,7 +135,9 @@ class PipelinePolicy:
 
     # ------------------------------------------------------------------ what other objectives ask for
 
-    def velocity(self, prompts: Sequence[Prompt], x: Tensor | Streams, step: int, *, plan: Plan, seed: int) -> Tensor:
+    def velocity(
+        self, prompts: Sequence[Prompt], x: Tensor | Streams, step: int, *, plan: WalkPlan, seed: int
+    ) -> Tensor:
         """v = dx/ds [R, ...] float32, with gradient, of states x (one row a prompt) where iteration `step` begins.
 
         x is in the pipeline's own layout of latents, as it hands them to its scheduler. Only stream 0 is returned.
@@ -172,13 +147,13 @@ class PipelinePolicy:
         found, parts = [], self.sharing.split([p.id for p in prompts])
         for part in parts:
             here = {stream: take(state, torch.tensor(part)) for stream, state in states.items()}
-            walk = Looking(here, step, self._streams_at(step))
+            walk = Looking(here, step, self.streams_at(step))
             more = {} if step else {"latents": here[0]}
             self._look(walk, [prompts[i] for i in part], plan, seed, grad=True, **more)
             found.append(walk.velocity[0])
         return in_order(found, parts)
 
-    def decode(self, prompts: Sequence[Prompt], x: Tensor | Streams, *, plan: Plan, seed: int) -> Tensor:
+    def decode(self, prompts: Sequence[Prompt], x: Tensor | Streams, *, plan: WalkPlan, seed: int) -> Tensor:
         """Images [R, 3, H, W], video [R, T, 3, H, W] or, of a pipeline without pictures, sound [R, C, T] of final
         states x, with gradient through the decoder."""
         states = x if isinstance(x, dict) else {0: x}
@@ -191,36 +166,14 @@ class PipelinePolicy:
             found.append(next(made[kind] for kind in ("images", "video", "audio") if kind in made))
         return in_order(found, parts)
 
-    def prepare(self, prompt: Prompt, plan: Plan) -> None:
+    def prepare(self, prompt: Prompt, plan: WalkPlan) -> None:
         """Probes the pipeline, once. Raises PolicyError where it breaks the contract (see `probe`)."""
         if not self._probed:
             with in_one_line(type(self.source).__name__):
-                self._streams = probe(self, prompt, plan)
+                self.streams = probe(self, prompt, plan)
             self._probed = True
 
     # ------------------------------------------------------------------ passes
-
-    def _roll(self, trajectory: Trajectory) -> tuple[RolloutWalk, Media]:
-        """The rollout of a chunk of prompts: what was recorded, and what was made of its samples, prompt by prompt."""
-        rollout_walk = RolloutWalk(
-            trajectory, self.dynamics, self._streams_at, tick=self.tick, keep_means=self.keep_means
-        )
-        number, made = len(trajectory.prompts), {}
-        limit = 1 if self.sharing.rows == "none" else self.max_rows
-        per_prompt = None if limit is None else max(1, limit // number)
-        for part in trajectory.tree.passes(per_prompt):
-            rollout_walk.begin(part)
-            output = self._walk(rollout_walk, trajectory)
-            if part.leaves:
-                for kind, whole in self._media(output, rollout_walk.rows).items():
-                    each = whole.unflatten(0, (number, -1))
-                    made.setdefault(kind, {}).update({leaf: each[:, j] for j, leaf in enumerate(part.leaves)})
-            elif output is not None:
-                break  # the loop ended before the step at which the pass was to end: `result` tells
-        if not made or set(trajectory.tree.leaves) - set(next(iter(made.values()))):
-            rollout_walk.result()  # says what is missing
-        leaves = trajectory.tree.leaves
-        return rollout_walk, {kind: torch.stack([of[i] for i in leaves], 1).flatten(0, 1) for kind, of in made.items()}
 
     def _replay(self, trajectory: Trajectory, rows: Tensor, visit: StepVisit, view: View) -> None:
         """Replays all trained steps of `rows`, in as few passes as they ran on different sets of rows."""
@@ -230,13 +183,13 @@ class PipelinePolicy:
                 walk = ReplayWalk(
                     trajectory,
                     self.dynamics,
-                    self._streams_at,
+                    self.streams_at,
                     replay_steps,
                     visit,
                     view,
                     tick=self.tick,
                 )
-                self._walk(walk, trajectory, grad=grad)
+                self.walk(walk, trajectory, grad=grad)
 
     def _look_at_noised(self, trajectory: Trajectory, rows: Tensor, view: View, visit: Visit) -> None:
         """Shows the velocities at finished samples that are noised to each of the plan's levels."""
@@ -257,61 +210,11 @@ class PipelinePolicy:
                     self.tick(len(mine))
                 visit(field(mine, column, at, made, velocity))
 
-    def _walk(self, walk: RolloutWalk | ReplayWalk, trajectory: Trajectory, *, grad: bool = False) -> Any:
-        """One pass over the rows that a walk stands for."""
-        leads = walk.leads()
-        starts = [trajectory.start(p, i) for p, i in leads]
-        return self._pass(
-            walk, [trajectory.prompts[p] for p, _ in leads], starts, steps=trajectory.tree.num_steps, grad=grad
-        )
-
-    def _look(self, walk: Looking, prompts: Sequence[Prompt], plan: Plan, seed: int, *, grad: bool, **more: Any) -> Any:
-        starts = [Key(seed, p.id, 0) for p in prompts]
-        return self._pass(walk, prompts, starts, steps=plan.num_steps, grad=grad, **more)
-
-    def _pass(
-        self,
-        walk: Walk,
-        prompts: Sequence[Prompt],
-        starts: Sequence[Key],
-        *,
-        steps: int,
-        grad: bool = False,
-        **more: Any,
+    def _look(
+        self, walk: Looking, prompts: Sequence[Prompt], plan: WalkPlan, seed: int, *, grad: bool, **more: Any
     ) -> Any:
-        """Calls the pipeline once for these rows; its output, or None where the walk left early."""
-        once = self.sharing.pictures == "once"
-        arguments = (
-            call_arguments(self.call, prompts, self._working_copy.accepts, once=once)
-            | {"num_inference_steps": steps, "output_type": "pt"}
-            | more
-        )
-        arguments["generator"] = start_generators(starts)
-        self.session.begin(walk)
-        self.keeper.begin(starts)
-        try:
-            with global_noise(starts[0], self.device, self.global_use):
-                output = self._working_copy(arguments, grad=grad)
-        except EndOfWalk:
-            output = None
-        except ValueError as error:
-            if not is_refusal(error):
-                raise
-            reason = " ".join(str(error).split())[:300]
-            raise PolicyError(f"{type(self.source).__name__} refuses its arguments: {reason}") from error
-        finally:
-            self.session.walk = None
-            self._working_copy.park()
-        return output
-
-    def _media(self, output: Any, rows: int) -> Media:
-        """What a pass made. Raises PolicyError where it is no sample, or not of the size asked for."""
-        made = media_of(output, self.source, rows)
-        check_size(made, {} if callable(self.call) else self.call, self.source)
-        return made
+        starts = [Key(seed, p.id, 0) for p in prompts]
+        return self.run(walk, prompts, starts, steps=plan.num_steps, grad=grad, **more)
 
     def _samples(self, prompts: Sequence[Prompt], tree: Tree, media: Media) -> Samples:
         return samples_of(prompts, len(tree.leaves), media, sample_rate(self.source))
-
-    def _streams_at(self, iteration: int) -> int:
-        return self._streams.get(iteration, max(self._streams.values(), default=1))

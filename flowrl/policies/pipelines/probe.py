@@ -1,27 +1,20 @@
 """The probe: what a policy learns of a pipeline, and proves, before it trusts it with training."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from flowrl.contracts import Prompt
-from flowrl.policies.adapters import DENOISERS
+from flowrl.policies.adapters import DENOISERS, trainable
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key
 from flowrl.policies.pipelines.guidance import VelocityWalk, find_guidance
 from flowrl.policies.pipelines.intercepted_step import Step
 from flowrl.policies.pipelines.neighbours import TOLERANCE, TOLERANCE_HALF, compare_alone, find_sharing
+from flowrl.policies.pipelines.passes import PipelinePasses, WalkPlan
 from flowrl.policies.pipelines.sharing import ALONE
 from flowrl.policies.pipelines.trajectory import Trajectory
 from samplers.plan import Own, Plan
 from samplers.renoising import vp_ddim
-
-if TYPE_CHECKING:
-    from flowrl.policies.pipelines.policy import PipelinePolicy
-    from flowrl.policies.pipelines.policy import Plan as AnyPlan
 
 STEP_TOLERANCE = 1e-3  # of a step at noise 0 against the scheduler's own, relative to the size of the state
 REPLAY_TOLERANCE = 1e-4  # of a replayed log-prob, in float32
@@ -66,20 +59,20 @@ class Probing:
         return state
 
 
-def probe(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> dict[int, int]:
+def probe(passes: PipelinePasses, prompt: Prompt, plan: WalkPlan) -> dict[int, int]:
     """Runs the pipeline for one row and for two; returns the number of `step` calls of each iteration.
 
     Leaves the policy's keeper knowing the denoisers and what their calls return, and the policy which rows may share a
     call. Raises PolicyError where the loop
     never steps the scheduler, where a step at noise 0 is not the scheduler's own, or where a replay is not its rollout.
     """
-    name, start = type(policy.source).__name__, [Key(0, prompt.id, 0)]
-    walk, policy.sharing = Probing(name), ALONE
-    keeper = policy.keeper
+    name, start = type(passes.source).__name__, [Key(0, prompt.id, 0)]
+    walk, passes.sharing = Probing(name), ALONE
+    keeper = passes.keeper
     keeper.forget()
     keeper.rollout_walk = True
     try:
-        policy._pass(walk, [prompt], start, steps=plan.num_steps)
+        passes.run(walk, [prompt], start, steps=plan.num_steps)
     finally:
         keeper.rollout_walk = False
     if not walk.streams:
@@ -92,70 +85,70 @@ def probe(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> dict[int, in
             f"{name}: its loop takes {number} steps where {plan.num_steps} were asked for: it goes through its sample "
             "in parts, each from noise, which is no one walk; shorten the video to one part, or give another pipeline"
         )
-    tolerance = STEP_TOLERANCE if _is_single_precision(policy) else 30 * STEP_TOLERANCE
+    tolerance = STEP_TOLERANCE if _is_single_precision(passes) else 30 * STEP_TOLERANCE
     if walk.worst > tolerance:
         raise PolicyError(
-            f"{name}: a step at noise 0 differs from {type(policy.source.scheduler).__name__}'s own by "
+            f"{name}: a step at noise 0 differs from {type(passes.source.scheduler).__name__}'s own by "
             f"{walk.worst:.1e} of the state's size (accepted: {tolerance:.0e}); its state does not follow "
             "dx/dsigma = model output"
         )
-    keeper.denoisers = _denoisers(policy, len(walk.streams))
+    keeper.denoisers = _denoisers(passes, len(walk.streams))
     if not keeper.denoisers:
         raise PolicyError(f"{name} calls none of its components between two steps: there is nothing to replay")
-    policy._streams = walk.streams
-    if policy.guidance_gradient == "conditional":
-        _divide_guidance(policy, prompt, plan)
-    _check_replay(policy, prompt, plan)
-    policy.sharing = find_sharing(policy, prompt, plan, half=not _is_single_precision(policy))
+    passes.streams = walk.streams
+    if passes.guidance_gradient == "conditional":
+        _divide_guidance(passes, prompt, plan)
+    _check_replay(passes, prompt, plan)
+    passes.sharing = find_sharing(passes, prompt, plan, half=not _is_single_precision(passes))
     return walk.streams
 
 
-def _divide_guidance(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> None:
+def _divide_guidance(passes: PipelinePasses, prompt: Prompt, plan: WalkPlan) -> None:
     """Finds out which rows know nothing of the prompt, and proves that calling them apart changes no velocity."""
-    found = find_guidance(policy, prompt, plan.num_steps)
+    found = find_guidance(passes, prompt, plan.num_steps)
     velocities = []
     for guidance in (None, found):
-        policy.keeper.guidance = guidance
+        passes.keeper.guidance = guidance
         walk = VelocityWalk(1)
-        policy._pass(walk, [prompt], [Key(0, prompt.id, 0)], steps=plan.num_steps)
+        passes.run(walk, [prompt], [Key(0, prompt.id, 0)], steps=plan.num_steps)
         velocities.append(walk.velocity)
     whole, parts = velocities
     assert whole is not None and parts is not None
-    tolerance = TOLERANCE if _is_single_precision(policy) else TOLERANCE_HALF
+    tolerance = TOLERANCE if _is_single_precision(passes) else TOLERANCE_HALF
     gap = float((whole - parts).abs().max() / (1 + whole.abs().max()))
     if not gap <= tolerance:
         raise PolicyError(
-            f"objective.guidance_gradient: {type(policy.source).__name__}'s denoiser says something else by {gap:.1e} "
+            f"objective.guidance_gradient: {type(passes.source).__name__}'s denoiser says something else by {gap:.1e} "
             f"where its rows without the prompt are called apart (accepted: {tolerance:.0e}); set "
             "objective.guidance_gradient=both"
         )
 
 
-def _denoisers(policy: PipelinePolicy, iterations: int) -> set[str]:
+def _denoisers(passes: PipelinePasses, iterations: int) -> set[str]:
     """Components called between two steps, and those of a denoiser's usual name that only the first step calls."""
-    called = policy.keeper.iterations_by_module()
+    called = passes.keeper.iterations_by_module()
     between = {name for name, at in called.items() if any(0 < i < iterations for i in at)}
     return between | {name for name in called if name in DENOISERS}
 
 
-def _check_replay(policy: PipelinePolicy, prompt: Prompt, plan: AnyPlan) -> None:
+def _check_replay(passes: PipelinePasses, prompt: Prompt, plan: WalkPlan) -> None:
     """Rolls out one row and replays its first and last stochastic step, the first because its state is drawn again.
 
     Tries once more with denoisers run instead of skipped.
     """
-    steps = tuple(sorted(policy._streams))
+    steps = tuple(sorted(passes.streams))
     usable = steps[:-1] or steps
     full = Plan(plan.num_steps, usable, usable)
-    single = _is_single_precision(policy)
+    single = _is_single_precision(passes)
     tolerance = REPLAY_TOLERANCE if single else REPLAY_TOLERANCE_HALF
     accepted = tolerance, TOLERANCE if single else TOLERANCE_HALF
-    drift = _drift(policy, prompt, full)
+    drift = _drift(passes, prompt, full)
     if not _holds(drift, accepted):
-        policy.keeper.skip = False
-        drift = _drift(policy, prompt, full)
+        passes.keeper.skip = False
+        drift = _drift(passes, prompt, full)
     if not _holds(drift, accepted):
         raise PolicyError(
-            f"{type(policy.source).__name__}: the replay of a step gives a log-prob {drift[0]:.1e} away from the "
+            f"{type(passes.source).__name__}: the replay of a step gives a log-prob {drift[0]:.1e} away from the "
             f"rollout's (accepted: {accepted[0]:.0e}) and a mean {drift[1]:.1e} of the state's size away (accepted: "
             f"{accepted[1]:.0e}); something outside `generator` and the call's arguments changes between calls"
         )
@@ -165,26 +158,23 @@ def _holds(drift: tuple[float, float], accepted: tuple[float, float]) -> bool:
     return all(found <= most for found, most in zip(drift, accepted, strict=True))
 
 
-def _drift(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> tuple[float, float]:
+def _drift(passes: PipelinePasses, prompt: Prompt, plan: Plan) -> tuple[float, float]:
     """How far a replay is from its rollout: in the log-prob, and in the means over the size of the state."""
-    trajectory = Trajectory([prompt], plan.tree(1), 0, complete=not policy.keeper.skip)
-    keep_means, policy.keep_means = policy.keep_means, True
-    try:
-        rollout_walk, _ = policy._roll(trajectory)
-    finally:
-        policy.keep_means = keep_means
+    trajectory = Trajectory([prompt], plan.tree(1), 0, complete=not passes.keeper.skip)
+    rollout_walk, _ = passes.roll(trajectory, keep_means=True)
     rollout_logp, mask, _ = rollout_walk.result()
     if not mask.any():
         return 0.0, 0.0  # a deterministic transition: nothing is scored, and an objective that needs it says so
     try:
-        found = compare_alone(policy, trajectory, 0, {plan.trained[0], plan.trained[-1]}, grad=True)
+        found = compare_alone(passes, trajectory, 0, {plan.trained[0], plan.trained[-1]}, grad=True)
     except (AttributeError, RuntimeError, TypeError, ValueError, KeyError, IndexError):
-        if policy.keeper.skip:  # a denoiser that was skipped left something undone: run them all
+        if passes.keeper.skip:  # a denoiser that was skipped left something undone: run them all
             return float("inf"), float("inf")
         raise
-    if any(p.requires_grad for p in policy.trainable()) and not any(p.requires_grad for p in found.logp.values()):
+    learns = next(trainable(passes.modules), None) is not None
+    if learns and not any(p.requires_grad for p in found.logp.values()):
         raise PolicyError(
-            f"{type(policy.source).__name__}: no gradient reaches the log-prob of a replayed step; the pipeline calls "
+            f"{type(passes.source).__name__}: no gradient reaches the log-prob of a replayed step; the pipeline calls "
             "its denoiser under torch.no_grad() or detaches its output"
         )
     columns = {step: i for i, step in enumerate(plan.trained)}
@@ -192,6 +182,6 @@ def _drift(policy: PipelinePolicy, prompt: Prompt, plan: Plan) -> tuple[float, f
     return max(gaps), found.worst
 
 
-def _is_single_precision(policy: PipelinePolicy) -> bool:
-    dtypes = {p.dtype for m in policy.modules.values() for p in m.parameters()}
+def _is_single_precision(passes: PipelinePasses) -> bool:
+    dtypes = {p.dtype for m in passes.modules.values() for p in m.parameters()}
     return dtypes <= {torch.float32, torch.float64}

@@ -287,11 +287,11 @@ def test_a_row_that_depends_on_its_company_is_named(monkeypatch):
     said = single_rows.row_by_itself(bench)
     assert said.startswith("rows share calls, |log ratio| at most ")
     assert float(said.split()[-1]) < 1e-6
-    own = bench.policy._pass
+    own = bench.policy.run
 
     def from_the_first(walk, prompts, starts, **how):
         return own(walk, prompts, [starts[0]] * len(starts), **how)
 
-    monkeypatch.setattr(bench.policy, "_pass", from_the_first)
+    monkeypatch.setattr(bench.policy, "run", from_the_first)
     with pytest.raises(ProofError, match="of a row by itself"):
         single_rows.row_by_itself(bench)

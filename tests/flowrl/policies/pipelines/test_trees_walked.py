@@ -139,13 +139,13 @@ class Alone:
     def start(self, prompt: int, member: int) -> Tensor:
         """The initial state as the pipeline draws it."""
         key = Key(SEED, PROMPTS[prompt].id, member)
-        self.policy._pass(look := First(), [PROMPTS[prompt]], [key], steps=STEPS)
+        self.policy.run(look := First(), [PROMPTS[prompt]], [key], steps=STEPS)
         return look.x
 
     def velocity(self, prompt: int, x: Tensor, at: int, level: float, member: int) -> Tensor:
         """v at a level, by a call of the denoiser as an own pass whose table has this level at this place."""
         look = At(x, at, level)
-        self.policy._pass(look, [PROMPTS[prompt]], [Key(SEED, PROMPTS[prompt].id, member)], steps=STEPS)
+        self.policy.run(look, [PROMPTS[prompt]], [Key(SEED, PROMPTS[prompt].id, member)], steps=STEPS)
         return look.v
 
     def noise(self, prompt: int, segment: int, at: int, shape: torch.Size) -> Tensor:

@@ -1,0 +1,160 @@
+"""Passes through a pipeline: one call of it for some rows, on behalf of a walk.
+
+What a policy, its probe and its looks at single levels have in common: the working copy of the pipeline, what is known
+of it, and how it is called. The probe finds out what is known (see probe.py).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from flowrl.contracts import Prompt
+from flowrl.policies.errors import PolicyError
+from flowrl.policies.noise import GlobalGeneratorUse, Key, global_noise, start_generators
+from flowrl.policies.pipelines.arguments import Call, call_arguments, is_refusal
+from flowrl.policies.pipelines.dynamics import Dynamics
+from flowrl.policies.pipelines.gates import GateKeeper
+from flowrl.policies.pipelines.intercepted_step import EndOfWalk, Session, Walk
+from flowrl.policies.pipelines.layouts import Media, check_size, media_of
+from flowrl.policies.pipelines.replay_walk import ReplayWalk
+from flowrl.policies.pipelines.rollout_walk import RolloutWalk
+from flowrl.policies.pipelines.sharing import ALONE, Sharing
+from flowrl.policies.pipelines.trajectory import Trajectory
+from flowrl.policies.pipelines.working_copy import WorkingCopy
+from flowrl.policies.pipelines.writing import check_writing
+from flowrl.untyped import Pipeline
+from samplers.plan import Tree
+
+
+class WalkPlan(Protocol):
+    """What a policy walks: see samplers/plan.py."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that the pipeline is asked for."""
+        ...
+
+    def tree(self, group: int) -> Tree:
+        """The segments of one prompt."""
+        ...
+
+
+class PipelinePasses:
+    """A diffusers pipeline that is called for walks.
+
+    pipe: left as it is; what is called is a shallow copy of it. modules: the denoisers that are trained (see
+    adapters.py). call: arguments of every call of the pipeline, such as height or guidance_scale, or a function that
+    gives them for the prompts of the rows of a call, where rows have arguments of their own. max_rows: the most
+    rows that a rollout gives to one call. offload: text encoders, autoencoders and image encoders are on the device
+    only while they are used. guidance_gradient: both, or conditional, where what the denoiser says without the prompt
+    has none (see guidance.py).
+
+    Found out by the probe: sharing, which rows may share a call; streams, how many step at each iteration.
+    """
+
+    def __init__(
+        self,
+        pipe: Pipeline,
+        modules: dict[str, nn.Module],
+        dynamics: Dynamics,
+        *,
+        call: Call | None = None,
+        device: torch.device | str = "cpu",
+        max_rows: int | None = None,
+        offload: bool = False,
+        guidance_gradient: str = "both",
+    ):
+        self.guidance_gradient = guidance_gradient
+        self.source, self.modules, self.dynamics = pipe, modules, dynamics
+        self.call: Call = {} if call is None else call
+        check_writing(pipe, {} if callable(self.call) else self.call)
+        self.device, self.max_rows, self.offload = torch.device(device), max_rows, offload
+        self.session = Session()
+        self.keeper = GateKeeper(self.session)
+        self.keeper.guided = set(modules)
+        self.streams: dict[int, int] = {}
+        self._working_copy = WorkingCopy(pipe, self.session, self.keeper, self.device, trained=modules, offload=offload)
+        self.global_use = GlobalGeneratorUse()  # of any pass so far
+        self.sharing: Sharing = ALONE
+
+    @property
+    def pipe(self) -> Any:
+        """The working copy of the pipeline."""
+        return self._working_copy.pipe
+
+    def roll(
+        self, trajectory: Trajectory, *, tick: Callable[[int], None] | None = None, keep_means: bool = False
+    ) -> tuple[RolloutWalk, Media]:
+        """The rollout of a chunk of prompts: what was recorded, and what was made of its samples, prompt by prompt."""
+        rollout_walk = RolloutWalk(trajectory, self.dynamics, self.streams_at, tick=tick, keep_means=keep_means)
+        number, made = len(trajectory.prompts), {}
+        limit = 1 if self.sharing.rows == "none" else self.max_rows
+        per_prompt = None if limit is None else max(1, limit // number)
+        for part in trajectory.tree.passes(per_prompt):
+            rollout_walk.begin(part)
+            output = self.walk(rollout_walk, trajectory)
+            if part.leaves:
+                for kind, whole in self.media(output, rollout_walk.rows).items():
+                    each = whole.unflatten(0, (number, -1))
+                    made.setdefault(kind, {}).update({leaf: each[:, j] for j, leaf in enumerate(part.leaves)})
+            elif output is not None:
+                break  # the loop ended before the step at which the pass was to end: `result` tells
+        if not made or set(trajectory.tree.leaves) - set(next(iter(made.values()))):
+            rollout_walk.result()  # says what is missing
+        leaves = trajectory.tree.leaves
+        return rollout_walk, {kind: torch.stack([of[i] for i in leaves], 1).flatten(0, 1) for kind, of in made.items()}
+
+    def walk(self, walk: RolloutWalk | ReplayWalk, trajectory: Trajectory, *, grad: bool = False) -> Any:
+        """One pass over the rows that a walk stands for."""
+        leads = walk.leads()
+        starts = [trajectory.start(p, i) for p, i in leads]
+        return self.run(
+            walk, [trajectory.prompts[p] for p, _ in leads], starts, steps=trajectory.tree.num_steps, grad=grad
+        )
+
+    def run(
+        self,
+        walk: Walk,
+        prompts: Sequence[Prompt],
+        starts: Sequence[Key],
+        *,
+        steps: int,
+        grad: bool = False,
+        **more: Any,
+    ) -> Any:
+        """Calls the pipeline once for these rows; its output, or None where the walk left early."""
+        once = self.sharing.pictures == "once"
+        arguments = (
+            call_arguments(self.call, prompts, self._working_copy.accepts, once=once)
+            | {"num_inference_steps": steps, "output_type": "pt"}
+            | more
+        )
+        arguments["generator"] = start_generators(starts)
+        self.session.begin(walk)
+        self.keeper.begin(starts)
+        try:
+            with global_noise(starts[0], self.device, self.global_use):
+                output = self._working_copy(arguments, grad=grad)
+        except EndOfWalk:
+            output = None
+        except ValueError as error:
+            if not is_refusal(error):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise PolicyError(f"{type(self.source).__name__} refuses its arguments: {reason}") from error
+        finally:
+            self.session.walk = None
+            self._working_copy.park()
+        return output
+
+    def media(self, output: Any, rows: int) -> Media:
+        """What a pass made. Raises PolicyError where it is no sample, or not of the size asked for."""
+        made = media_of(output, self.source, rows)
+        check_size(made, {} if callable(self.call) else self.call, self.source)
+        return made
+
+    def streams_at(self, iteration: int) -> int:
+        """How many streams step at an iteration."""
+        return self.streams.get(iteration, max(self.streams.values(), default=1))
