@@ -107,9 +107,7 @@ class Method:
             return adv, advantage_metrics(rewards, group, adv, weights=weights)
 
         plan, prompts = plan_for(recipe, iteration), self.cursor.take(train.prompts)
-        self.policy.tick = None
         self.policy.rollout(prompts, group_size=1, plan=eval_plan(recipe), seed=0)  # encodes their texts
-        self.policy.tick = tick
         start = time.perf_counter()
         metrics = iterate(
             self.policy,
@@ -123,6 +121,7 @@ class Method:
             objective=self.objective,
             settings=Settings(train.group, train.epochs, train.updates, train.micro_batch),
             enter=enter,
+            progress=tick,
         ).metrics
         taken.seconds = time.perf_counter() - start
         taken.phases = {name: metrics[f"time_{name}"] for name in PHASES}

@@ -9,19 +9,17 @@ import torch
 from torch import Tensor
 
 from flowrl import names
-from flowrl.contracts import Objective, Prompt, Rollout
+from flowrl.contracts import Objective, Policy, Prompt, Rollout
 from flowrl.core.advantages import advantage_metrics
 from flowrl.core.credit import row_advantages
+from flowrl.core.engine import Advantage
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.given import GivenObjective
 from flowrl.core.objectives.grpo import ClippedObjective
-from flowrl.core.refill import Advantage
 from flowrl.core.selection import WidthPruning
 from flowrl.kinds import kind_of
 from flowrl.planning.walks import pruned_widths
 from flowrl.policies.devices import device_of
-from flowrl.policies.language.policy import LanguagePolicy
-from flowrl.policies.pipelines.policy import PipelinePolicy
 from flowrl.policies.weights import weights_of
 from flowrl.reading.inputs import read_prompts
 from flowrl.recipe.making import made
@@ -32,8 +30,6 @@ from flowrl.scoring.scorer import Scorer
 from flowrl.scoring.scorer import load as load_rewards
 from flowrl.watch.rules import OwnRule
 from flowrl.watch.watchdog import Watchdog, WatchSettings
-
-AnyPolicy = PipelinePolicy | LanguagePolicy
 
 
 @dataclass(frozen=True)
@@ -56,12 +52,12 @@ def build_scorer(recipe: Recipe) -> Scorer:
     return Scorer(load_rewards(recipe.rewards), device=device_of(recipe.device))
 
 
-def build_policy(recipe: Recipe) -> AnyPolicy:
+def build_policy(recipe: Recipe) -> Policy:
     """The recipe's model as a policy, with what it trains made trainable."""
     return kind_of(recipe).building.build(recipe)
 
 
-def build_learner(recipe: Recipe, policy: AnyPolicy) -> Learner:
+def build_learner(recipe: Recipe, policy: Policy) -> Learner:
     """The optimizer of a recipe over the policy's trainable parameters, and copies of these where the recipe needs any.
 
     The policy is told where to find them.

@@ -5,8 +5,9 @@ samples, P prompts, G samples a prompt. A decision is a number to the core: a lo
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -170,27 +171,61 @@ class View:
     centred: bool = False
 
 
-class Policy(Protocol):
-    """Something that samples, and can say again how likely its decisions were, with gradient."""
+PlanT = TypeVar("PlanT", contravariant=True)  # what a policy's rollouts go by, its own affair
+Progress = Callable[[int], None]  # is told how many rows or tokens went through the model since it was last called
+
+
+class Looks(Protocol):
+    """Something that can say again how likely the decisions of a rollout were, with gradient."""
 
     @property
     def whole_rows(self) -> bool:
         """Whether `look` hands over all trained decisions of a row in one block."""
         ...
 
-    def rollout(self, prompts: Sequence[Prompt], *, group_size: int, plan: Any, seed: int, first: int = 0) -> Rollout:
-        """Draws `group_size` samples for each prompt, prompt by prompt.
-
-        Sample i of a prompt takes its noise from (seed, prompt id, first + i, step), whatever the batch. A prompt that
-        comes again among these draws other samples.
-        """
-        ...
-
-    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Visit) -> None:
+    def look(
+        self, rollout: Rollout, rows: Tensor, view: View, visit: Visit, *, progress: Progress | None = None
+    ) -> None:
         """Hands what the view asks for of the trained decisions of `rows` to `visit`, block by block.
 
         `visit` may call backward on what it is given; the graph of a block is dropped when it returns. Under
         `torch.no_grad` the same numbers come without a graph.
+        """
+        ...
+
+
+class Policy(Looks, Protocol[PlanT]):
+    """Something that samples, and can look at what it drew.
+
+    source: the model as it was loaded, which writes itself. modules: by name, those that are trained. weights: gives
+    the context within which the modules have other weights, by their name in a `View`.
+    """
+
+    source: Any
+    modules: Mapping[str, torch.nn.Module]
+    device: torch.device
+    weights: Callable[[str], AbstractContextManager[None]]
+
+    def prepare(self, prompt: Prompt, plan: PlanT) -> None:
+        """Proves, once, that a look is what its rollout was. The first rollout does it where nobody did before."""
+        ...
+
+    def rollout(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        group_size: int,
+        plan: PlanT,
+        seed: int,
+        first: int = 0,
+        progress: Progress | None = None,
+        finished: Callable[[Samples], None] | None = None,
+    ) -> Rollout:
+        """Draws `group_size` samples for each prompt, prompt by prompt.
+
+        Sample i of a prompt takes its noise from (seed, prompt id, first + i, step), whatever the batch. A prompt that
+        comes again among these draws other samples. finished: given the samples of some of the prompts, in order, as
+        soon as they are there, by a policy that has them before the others.
         """
         ...
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from flowrl.build import AnyPolicy, build_policy, set_up
-from flowrl.contracts import Prompt, Samples
+from flowrl.build import build_policy, set_up
+from flowrl.contracts import Policy, Prompt, Samples
 from flowrl.core.evaluation import divergence, picture_of
 from flowrl.core.refill import joined_samples
 from flowrl.kinds import kind_of
@@ -116,7 +116,7 @@ def _prompts(recipe: Recipe, number: int) -> list[Prompt]:
     return evenly_spaced(load_prompts(recipe, source, "heldout", limit), number)
 
 
-def _draw(policy: AnyPolicy, recipe: Recipe, prompts: Sequence[Prompt], settings: DriftSettings) -> Samples:
+def _draw(policy: Policy, recipe: Recipe, prompts: Sequence[Prompt], settings: DriftSettings) -> Samples:
     """One group per prompt: by the ODE, or completions drawn as in training."""
     plan = kind_of(recipe).planning.group_plan(recipe)
     drawn = [
@@ -126,7 +126,7 @@ def _draw(policy: AnyPolicy, recipe: Recipe, prompts: Sequence[Prompt], settings
     return joined_samples(drawn)
 
 
-def _divergence(policy: AnyPolicy, recipe: Recipe, prompts: Sequence[Prompt], settings: DriftSettings) -> float:
+def _divergence(policy: Policy, recipe: Recipe, prompts: Sequence[Prompt], settings: DriftSettings) -> float:
     batch = recipe.train.micro_batch or recipe.eval.batch
     return divergence(policy, prompts, plan=plan_for(recipe, 0), seed=settings.seed, batch=batch)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Batch, Field, LogProbs, Objective, Policy, Rollout, View
+from flowrl.contracts import Batch, Field, LogProbs, Looks, Objective, Progress, Rollout, View
 from flowrl.core.objectives.aggregate import merge_metrics, reduce_metrics
 
 
@@ -72,7 +72,7 @@ def with_step_weights(adv: Tensor, objective: Objective, rollout: Rollout, rows:
     return spread
 
 
-def fill_reference(policy: Policy, rollout: Rollout, rows: Tensor, view: View) -> None:
+def fill_reference(policy: Looks, rollout: Rollout, rows: Tensor, view: View, progress: Progress | None = None) -> None:
     """Fills in `rollout.reference` for these rows, and lets the policy keep what a later look of this view needs."""
     found = torch.zeros_like(rollout.rollout_logp) if rollout.reference is None else rollout.reference
     rollout.reference = found
@@ -80,21 +80,21 @@ def fill_reference(policy: Policy, rollout: Rollout, rows: Tensor, view: View) -
     def visit(seen: LogProbs) -> None:
         found[seen.rows[:, None], seen.columns[None]] = seen.logp.to(found)
 
-    policy.look(rollout, rows, replace(view, weights="reference", centred=False), visit)
+    policy.look(rollout, rows, replace(view, weights="reference", centred=False), visit, progress=progress)
 
 
-def backward(policy: Policy, rows: Tensor, loss: StepLoss) -> None:
+def backward(policy: Looks, rows: Tensor, loss: StepLoss, progress: Progress | None = None) -> None:
     """Adds the gradient of the loss of these rows to the policy's parameters, and their metrics to `loss.total`.
 
     Raises ValueError where a policy that says it hands over whole rows does not.
     """
     objective, rollout = loss.objective, loss.rollout
     if objective.view.states == "noised":
-        _backward_noised(policy, rows, loss)
+        _backward_noised(policy, rows, loss, progress)
         return
     of_rows = objective.together == "row"
     in_pieces = of_rows and not policy.whole_rows and rollout.rollout_logp.shape[1] > 1
-    surrogate = _slopes(policy, rows, loss) if in_pieces else None
+    surrogate = _slopes(policy, rows, loss, progress) if in_pieces else None
 
     def visit(seen: LogProbs) -> None:
         if surrogate is not None:
@@ -106,22 +106,22 @@ def backward(policy: Policy, rows: Tensor, loss: StepLoss) -> None:
         if part.requires_grad:
             part.backward()
 
-    policy.look(rollout, rows, objective.view, visit)
+    policy.look(rollout, rows, objective.view, visit, progress=progress)
 
 
-def _backward_noised(policy: Policy, rows: Tensor, loss: StepLoss) -> None:
+def _backward_noised(policy: Looks, rows: Tensor, loss: StepLoss, progress: Progress | None) -> None:
     """The velocities of other weights come first, since a swap of weights under a live graph would spoil its gradient;
     blocks come in the same order and cut whatever the weights."""
     view, others = loss.objective.view, sorted(loss.objective.needs)
     found: dict[str, list[Field]] = {name: [] for name in others}
     for name in others:
-        policy.look(loss.rollout, rows, replace(view, weights=name), found[name].append)
+        policy.look(loss.rollout, rows, replace(view, weights=name), found[name].append, progress=progress)
 
     def visit(seen: Field) -> None:
         same = {name: fields.pop(0) for name, fields in found.items()}
         loss(seen, {name: other.v for name, other in same.items()}).backward()
 
-    policy.look(loss.rollout, rows, view, visit)
+    policy.look(loss.rollout, rows, view, visit, progress=progress)
 
 
 # What a loss may depend on, with gradient: fields of LogProbs.
@@ -146,7 +146,7 @@ class _Surrogate:
         return total
 
 
-def _slopes(policy: Policy, rows: Tensor, loss: StepLoss) -> _Surrogate:
+def _slopes(policy: Looks, rows: Tensor, loss: StepLoss, progress: Progress | None) -> _Surrogate:
     """The first pass. Raises ValueError where a trained decision is not handed over at all."""
     rollout, columns = loss.rollout, torch.arange(loss.rollout.rollout_logp.shape[1])
     place = torch.full((len(rollout.rollout_logp),), -1)
@@ -162,7 +162,7 @@ def _slopes(policy: Policy, rows: Tensor, loss: StepLoss) -> _Surrogate:
                 found.setdefault(name, value.new_zeros(met.shape))[at] = value.detach()
 
     with torch.no_grad():
-        policy.look(rollout, rows, loss.objective.view, collect)
+        policy.look(rollout, rows, loss.objective.view, collect, progress=progress)
     if not found or (rollout.mask[rows] & ~met).any():
         raise ValueError(f"{type(policy).__name__}.look leaves out trained decisions of the rows that it was given")
     leaves = {name: value.requires_grad_() for name, value in found.items()}

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.contracts import LogProbs, Policy, Prompt, Samples, View
+from flowrl.contracts import LogProbs, Policy, Progress, Prompt, Samples, View
 from flowrl.core.backward import fill_reference
+from flowrl.core.engine import PlanT
 from flowrl.media.sounds import spectrogram_pictures
 
 
@@ -103,15 +104,16 @@ def mean(values: Tensor) -> Mean:
 
 @torch.no_grad()
 def evaluate(
-    policy: Policy,
+    policy: Policy[PlanT],
     prompts: Sequence[Prompt],
     score: Callable[[Samples], dict[str, Tensor]],
     *,
-    plan: Any,
+    plan: PlanT,
     seed: int,
     batch: int,
     keep: int = 0,
     statistics: Callable[[Samples], dict[str, float]] = lambda samples: {},
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Samples and scores every prompt once, `batch` at a time, keeping the first `keep` samples.
 
@@ -124,7 +126,8 @@ def evaluate(
     rate = None
     measured: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for start in range(0, len(prompts), batch):
-        samples = policy.rollout(prompts[start : start + batch], group_size=1, plan=plan, seed=seed).samples
+        part = prompts[start : start + batch]
+        samples = policy.rollout(part, group_size=1, plan=plan, seed=seed, progress=progress).samples
         for name, values in score(samples).items():
             scores[name].append(values)
         for name, value in statistics(samples).items():
@@ -165,7 +168,15 @@ def picture_of(samples: Samples) -> Tensor | None:
 
 
 @torch.no_grad()
-def divergence(policy: Policy, prompts: Sequence[Prompt], *, plan: Any, seed: int, batch: int) -> float:
+def divergence(
+    policy: Policy[PlanT],
+    prompts: Sequence[Prompt],
+    *,
+    plan: PlanT,
+    seed: int,
+    batch: int,
+    progress: Progress | None = None,
+) -> float:
     """The exact divergence from the base model a decision: mean over the trained ones of one rollout a prompt.
 
     Of a denoising step it is that of its Gaussians, a latent element (or summed over them, where `sampler.reduce` says
@@ -174,10 +185,10 @@ def divergence(policy: Policy, prompts: Sequence[Prompt], *, plan: Any, seed: in
     """
     total, number = 0.0, 0
     for part in _parts(prompts, batch):
-        rollout = policy.rollout(part, group_size=1, plan=plan, seed=seed)
+        rollout = policy.rollout(part, group_size=1, plan=plan, seed=seed, progress=progress)
         rows = torch.arange(len(rollout.rollout_logp))
         view = View(exact_kl=True)
-        fill_reference(policy, rollout, rows, view)
+        fill_reference(policy, rollout, rows, view, progress)
         found: list[Tensor] = []
 
         def visit(seen: LogProbs, mask: Tensor = rollout.mask, found: list[Tensor] = found) -> None:
@@ -185,7 +196,7 @@ def divergence(policy: Policy, prompts: Sequence[Prompt], *, plan: Any, seed: in
                 raise ValueError("the policy was asked for its exact divergence, and gave none")
             found.append(seen.kl.cpu()[mask[seen.rows[:, None], seen.columns[None]]])
 
-        policy.look(rollout, rows, view, visit)
+        policy.look(rollout, rows, view, visit, progress=progress)
         values = torch.cat(found).double()
         total, number = total + float(values.sum()), number + len(values)
     return total / number

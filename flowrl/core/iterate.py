@@ -8,20 +8,18 @@ prompts --policy.rollout--> Rollout --score--> rewards [B] --advantage--> [R] or
 How a loss becomes a gradient, also where it needs rows as a whole and the policy gives columns, is in backward.py.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Objective, Policy, Prompt, Rollout, Samples
+from flowrl.contracts import Looks, Objective, Policy, Progress, Prompt, Rollout, Samples
 from flowrl.core.backward import StepLoss, backward, fill_reference, with_step_weights
+from flowrl.core.engine import Advantage, Clock, LocalEngine, Metrics, PlanT
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
-from flowrl.core.refill import Advantage, Draw, JoinedPolicy, all_of, kept_groups, kept_of
+from flowrl.core.refill import JoinedPolicy, all_of, kept_groups, kept_of
 from flowrl.core.selection import (
     WidthPruning,
     moved_rows,
@@ -30,8 +28,6 @@ from flowrl.core.selection import (
     without_rows,
     without_silent,
 )
-
-Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -74,30 +70,12 @@ class Iteration:
     rewards: dict[str, Tensor]
 
 
-@dataclass
-class Clock:
-    """Seconds spent by phase; `enter` is told the name of a phase as it begins."""
-
-    enter: Callable[[str], None] = lambda name: None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Times what is done within."""
-        self.enter(name)
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
 def iterate(
-    policy: Policy,
+    policy: Policy[PlanT],
     learner: Learner,
     prompts: Sequence[Prompt],
     *,
-    plan: Any,
+    plan: PlanT,
     seed: int,
     first: int,
     score: Callable[[Samples], dict[str, Tensor]],
@@ -106,32 +84,28 @@ def iterate(
     settings: Settings,
     enter: Callable[[str], None] = lambda name: None,
     more: Callable[[int], Sequence[Prompt]] | None = None,
+    progress: Progress | None = None,
+    finished: Callable[[Samples], None] | None = None,
 ) -> Iteration:
     """Draws, scores and learns once from `settings.group` samples of each prompt.
 
     plan is the policy's own affair. seed and first name the noise (see `Policy.rollout`); draw number i begins at
     first + i * stride, so that an iteration uses up (1 + refill) * stride of them. advantage gives advantages of rows,
     [R], or of decisions, [R, K], and their metrics from the rewards and the rollout. more gives so many further
-    prompts, which a refill needs. Metrics named time_* are seconds; all others repeat under the same seed, and are of
-    all that was drawn.
+    prompts, which a refill needs. progress, finished: see `Policy`. Metrics named time_* are seconds; all others repeat
+    under the same seed, and are of all that was drawn.
     """
     clock = Clock(enter)
-
-    def draw(wanted: Sequence[Prompt], at: int) -> Draw:
-        with clock.phase("rollout"):
-            rollout = policy.rollout(wanted, group_size=settings.group, plan=plan, seed=seed, first=at)
-        with clock.phase("score"):
-            rewards = score(rollout.samples)
-            return Draw(rollout, rewards, *advantage(rewards, rollout))
-
-    draws = [draw(prompts, first)]
+    engine = LocalEngine(policy, plan, seed, settings.group, score, advantage, clock, progress, finished)
+    looks: Looks = policy
+    draws = [engine.draw(prompts, first)]
     while more is not None and len(draws) <= settings.refill and (missing := len(prompts) - kept_groups(draws)):
-        draws.append(draw(more(missing), first + len(draws) * settings.stride))
+        draws.append(engine.draw(more(missing), first + len(draws) * settings.stride))
     whole = used = draws[0]
     if settings.refill:
         whole = all_of(draws, advantage)
         if kept_groups(draws):
-            policy, used = JoinedPolicy(policy), kept_of(draws, advantage)
+            looks, used = JoinedPolicy(policy), kept_of(draws, advantage)
     rollout, adv, metrics = used.rollout, used.adv, whole.metrics
     if settings.skip_truncated:
         rollout, adv = _without_truncated(rollout, adv)
@@ -142,7 +116,7 @@ def iterate(
     if settings.drop_silent:
         rollout = without_silent(rollout, adv)
     with clock.phase("train"):
-        metrics |= update(policy, learner, rollout, adv, objective, settings)
+        metrics |= update(looks, learner, rollout, adv, objective, settings, progress)
     metrics |= {f"time_{name}": seconds for name, seconds in clock.seconds.items()}
     return Iteration(metrics, whole.rollout.samples, whole.rewards)
 
@@ -158,7 +132,13 @@ def _without_truncated(rollout: Rollout, adv: Tensor) -> tuple[Rollout, Tensor]:
 
 
 def update(
-    policy: Policy, learner: Learner, rollout: Rollout, adv: Tensor, objective: Objective, settings: Settings
+    policy: Looks,
+    learner: Learner,
+    rollout: Rollout,
+    adv: Tensor,
+    objective: Objective,
+    settings: Settings,
+    progress: Progress | None = None,
 ) -> Metrics:
     """All optimizer steps of one rollout, with advantages [R] or [R, K]; returns their metrics, averaged over steps."""
     adv = adv.cpu()
@@ -166,7 +146,7 @@ def update(
     trained = rollout.mask.any(1)
     if pays and objective.view.states == "drawn":
         for part in _parts(trained.nonzero()[:, 0], settings.micro_batch):
-            fill_reference(policy, rollout, part, objective.view)
+            fill_reference(policy, rollout, part, objective.view, progress)
     steps = []
     for block in _blocks(rollout, settings):
         weighted = with_step_weights(adv, objective, rollout, block)
@@ -177,7 +157,10 @@ def update(
     for _ in range(settings.epochs):
         for block, used, weighted in steps:
             if len(used):
-                found.append(_step(policy, learner, rollout, weighted, objective, block, used, settings.micro_batch))
+                loss = _step_loss(rollout, weighted, objective, block, used)
+                for part in _parts(used, settings.micro_batch):
+                    backward(policy, part, loss, progress)
+                found.append(_step(learner, loss))
     means = {name: sum(m[name] for m in found) / len(found) for name in (found[0] if found else ())}
     for name in means:
         if name.endswith("_max"):
@@ -201,24 +184,17 @@ def _blocks(rollout: Rollout, settings: Settings) -> Sequence[Tensor]:
     return [rows[torch.isin(first, part)] for part in met.split(-(-len(met) // settings.updates))]
 
 
-def _step(
-    policy: Policy,
-    learner: Learner,
-    rollout: Rollout,
-    adv: Tensor,
-    objective: Objective,
-    block: Tensor,
-    used: Tensor,
-    micro_batch: int | None,
-) -> Metrics:
-    """One optimizer step on the rows `block`, of which `used` have anything to say; adv: with step weights."""
+def _step_loss(rollout: Rollout, adv: Tensor, objective: Objective, block: Tensor, used: Tensor) -> StepLoss:
+    """The loss of the rows `block`, of which `used` have anything to say; adv: with step weights."""
     loss_weights = torch.zeros_like(rollout.rollout_logp)
     loss_weights[block] = objective.weights(rollout.mask[block]).to(loss_weights)
     share = torch.zeros_like(rollout.rollout_logp)
     share[used] = weights(rollout.mask[used]).to(share)
-    loss = StepLoss(rollout, adv, objective, loss_weights, share)
-    for part in _parts(used, micro_batch):
-        backward(policy, part, loss)
+    return StepLoss(rollout, adv, objective, loss_weights, share)
+
+
+def _step(learner: Learner, loss: StepLoss) -> Metrics:
+    """One optimizer step on the gradient that a loss has left, and its metrics."""
     lr = learner.lr
     norm = learner.step()
     finite = torch.isfinite(norm)

@@ -7,49 +7,12 @@ pieces, and `JoinedPolicy` hands each piece back to the policy that drew it.
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import Credit, LogProbs, Policy, Prompt, Rollout, Samples, View
-from flowrl.core.selection import moved_rows
-
-Metrics = dict[str, float]
-# of rewards [B] and the rollout: advantages of its rows, [R], or of their decisions, [R, K], and metrics
-Advantage = Callable[[dict[str, Tensor], Rollout], tuple[Tensor, Metrics]]
-
-
-@dataclass(frozen=True)
-class Draw:
-    """A rollout, its rewards [B], and the advantages, [R] or [R, K], and metrics that they give.
-
-    Raises ValueError for advantages of another shape.
-    """
-
-    rollout: Rollout
-    rewards: dict[str, Tensor]
-    adv: Tensor
-    metrics: Metrics
-
-    def __post_init__(self) -> None:
-        decisions = self.rollout.rollout_logp.shape
-        if self.adv.shape not in (decisions[:1], decisions):
-            rows, columns = decisions
-            raise ValueError(
-                f"the advantage is of shape {list(self.adv.shape)}; accepted: [{rows}], one a row, or [{rows}, "
-                f"{columns}], one a decision"
-            )
-
-    @property
-    def num_prompts(self) -> int:
-        """Prompts of the rollout; rows and samples lie prompt by prompt, the same number for each."""
-        return len(self.rollout.samples.group.unique())
-
-    def kept(self) -> Tensor:
-        """Prompts, by position int64, of which some trained decision has an advantage."""
-        moved = moved_rows(self.adv, self.rollout.mask)
-        return moved.unflatten(0, (self.num_prompts, -1)).any(1).nonzero()[:, 0]
+from flowrl.contracts import Credit, Field, LogProbs, Looks, Progress, Rollout, Samples, View, Visit
+from flowrl.core.engine import Advantage, Draw
 
 
 def kept_groups(draws: Sequence[Draw]) -> int:
@@ -156,34 +119,28 @@ def joined_samples(parts: Sequence[Samples]) -> Samples:
 
 
 class JoinedPolicy:
-    """The policy, for rollouts made by `joined`."""
+    """What looks at rollouts made by `joined`, for a policy."""
 
-    def __init__(self, policy: Policy):
+    def __init__(self, policy: Looks):
         self._policy = policy
 
     @property
     def whole_rows(self) -> bool:
-        """See `contracts.Policy`."""
+        """See `contracts.Looks`."""
         return self._policy.whole_rows
 
-    def rollout(self, prompts: Sequence[Prompt], *, group_size: int, plan: Any, seed: int, first: int = 0) -> Rollout:
-        """One draw, as the policy's own: not yet a joined one."""
-        return self._policy.rollout(prompts, group_size=group_size, plan=plan, seed=seed, first=first)
-
-    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable[[LogProbs], None]) -> None:
-        """See `contracts.Policy`."""
+    def look(
+        self, rollout: Rollout, rows: Tensor, view: View, visit: Visit, *, progress: Progress | None = None
+    ) -> None:
+        """See `contracts.Looks`."""
         for piece, wanted in _met(rollout, rows):
             place = torch.full((len(piece.rollout.rollout_logp),), -1)
             place[piece.rows] = torch.arange(len(piece.rows)) + piece.start
 
-            def hand_over(seen: LogProbs, place: Tensor = place) -> None:
+            def hand_over(seen: LogProbs | Field, place: Tensor = place) -> None:
                 visit(replace(seen, rows=place[seen.rows]))
 
-            self._policy.look(piece.rollout, wanted, view, hand_over)
-
-    def trainable(self) -> Iterator[nn.Parameter]:
-        """The parameters that learn."""
-        return self._policy.trainable()
+            self._policy.look(piece.rollout, wanted, view, hand_over, progress=progress)
 
 
 def _met(rollout: Rollout, rows: Tensor) -> Iterator[tuple[Piece, Tensor]]:

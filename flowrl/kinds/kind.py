@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from flowrl.checking.proofs.bench import Bench
     from flowrl.checking.proofs.proof import Proof
-    from flowrl.contracts import Prompt
+    from flowrl.contracts import Policy, Prompt
     from flowrl.planning.costs import Arithmetic
 
 
@@ -91,11 +91,11 @@ class Planning(Protocol):
 class Building(Protocol):
     """How a policy of this kind is built; a module of its folder in flowrl/policies."""
 
-    def build(self, recipe: Recipe) -> Any:
+    def build(self, recipe: Recipe) -> Policy:
         """The recipe's model as a policy, with what it trains made trainable."""
         ...
 
-    def retune(self, policy: Any, recipe: Recipe) -> None:
+    def retune(self, policy: Policy, recipe: Recipe) -> None:
         """Makes a policy draw as another recipe of the same model does. Raises RecipeError if it cannot."""
         ...
 
@@ -103,11 +103,11 @@ class Building(Protocol):
 class Exporter(Protocol):
     """How weights of this kind are exported; a module of flowrl/exports."""
 
-    def write(self, policy: Any, folder: Path, kind: str) -> None:
+    def write(self, policy: Policy, folder: Path, kind: str) -> None:
         """Writes the weights; the policy may be unusable afterwards."""
         ...
 
-    def draw(self, policy: Any, recipe: Recipe, prompts: Sequence[Prompt]) -> list[Tensor]:
+    def draw(self, policy: Policy, recipe: Recipe, prompts: Sequence[Prompt]) -> list[Tensor]:
         """One sample per prompt, as tensors that can be subtracted."""
         ...
 

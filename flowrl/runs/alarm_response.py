@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from flowrl.build import AnyPolicy
+from flowrl.contracts import Policy
 from flowrl.core.learner import Learner
 from flowrl.policies import adapters
 from flowrl.runs import checkpoints
@@ -28,7 +28,7 @@ def most_severe(alarms: Sequence[Alarm]) -> Alarm | None:
 
 
 def go_back(
-    checkpoint: checkpoints.Checkpoint, policy: AnyPolicy, learner: Learner, watch: Watchdog, left: int | None
+    checkpoint: checkpoints.Checkpoint, policy: Policy, learner: Learner, watch: Watchdog, left: int | None
 ) -> None:
     """Takes up weights, optimizer and watchdog of a checkpoint; the schedule of the learning rate goes on.
 

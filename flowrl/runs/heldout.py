@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flowrl.build import AnyPolicy
-from flowrl.contracts import Prompt, Samples
+from flowrl.contracts import Policy, Progress, Prompt, Samples
 from flowrl.core.evaluation import Evaluation, divergence, evaluate, mean
 from flowrl.kinds import kind_of
 from flowrl.planning.costs import eval_plan, plan_for
@@ -24,7 +23,7 @@ KL_PROMPTS = 8
 
 
 def evaluate_heldout(
-    recipe: Recipe, policy: AnyPolicy, prompts: Sequence[Prompt], score: Score, **more: Any
+    recipe: Recipe, policy: Policy, prompts: Sequence[Prompt], score: Score, **more: Any
 ) -> Evaluation:
     """Scores under the policy's weights as they are, on the recipe's own evaluation noise; more: see `evaluate`."""
     plan, seed = eval_plan(recipe), recipe.seed + EVAL_SEED
@@ -53,7 +52,9 @@ def standing(found: Evaluation, weights: Mapping[str, float]) -> float:
     )
 
 
-def kl_to_base(recipe: Recipe, policy: AnyPolicy, prompts: Sequence[Prompt]) -> dict[str, float]:
+def kl_to_base(
+    recipe: Recipe, policy: Policy, prompts: Sequence[Prompt], *, progress: Progress | None = None
+) -> dict[str, float]:
     """The policy's divergence from the base on a few held-out prompts, where the recipe asks for it.
 
     Every step of a denoising walk but the last draws noise, whatever the plan of training: all evaluations, and runs
@@ -70,5 +71,6 @@ def kl_to_base(recipe: Recipe, policy: AnyPolicy, prompts: Sequence[Prompt]) -> 
             plan=plan_for(kind_of(recipe).plain(recipe), 0),
             seed=recipe.seed + KL_SEED,
             batch=min(recipe.train.micro_batch or KL_PROMPTS, recipe.eval.batch),
+            progress=progress,
         )
     }

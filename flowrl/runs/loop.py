@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from flowrl.build import AnyPolicy, Inputs, build_advantage, build_objective, build_watch, width_pruning
+from flowrl.build import Inputs, build_advantage, build_objective, build_watch, width_pruning
+from flowrl.contracts import Policy
 from flowrl.core.evaluation import Evaluation
 from flowrl.core.iterate import Iteration, Settings, iterate
 from flowrl.core.learner import Learner
@@ -45,7 +46,7 @@ class Run:
 
     recipe: Recipe
     inputs: Inputs
-    policy: AnyPolicy
+    policy: Policy
     learner: Learner
     folder: RunFolder
     console: Console
@@ -160,8 +161,6 @@ class Run:
             progress.advance(number)
             self._stop_if_unmoved()
 
-        self.policy.tick = tick
-        self.policy.finished = self.inputs.scorer.take if self.inputs.scorer.overlaps else None
         train = recipe.train
         given = train.model_dump(include=SETTINGS_KEYS)
         members = None if recipe.sampler.tree is None else TREE_MEMBERS
@@ -178,6 +177,8 @@ class Run:
             settings=Settings(**given, members=members, width=width_pruning(recipe, iteration)),
             enter=lambda name: progress.phase(name, totals[name]),
             more=self.cursor.take,
+            progress=tick,
+            finished=self.inputs.scorer.take if self.inputs.scorer.overlaps else None,
         )
         result.metrics |= {f"forwards/{name}": float(progress.forwards[name]) for name in ("rollout", "train")}
         result.metrics |= sample_statistics(result.samples)
@@ -205,13 +206,17 @@ class Run:
     def _evaluate(self) -> None:
         """Held-out scores with the averaged weights: logged, shown, kept."""
         recipe, state, iteration = self.recipe, self.state, self.state.iteration
-        self.policy.tick = lambda _: self.stopping.check()
+
+        def check(_: int) -> None:
+            self.stopping.check()
+
         working = self.console.working(f"evaluating {len(self.inputs.heldout)} held-out prompts")
         with torch.no_grad(), self.learner.averaged(), working:
             start = time.perf_counter()
             show = {"keep": recipe.eval.grid, "statistics": sample_statistics}
-            result = evaluate_heldout(recipe, self.policy, self.inputs.heldout, self.inputs.scorer, **show)
-            metrics = result.metrics() | kl_to_base(recipe, self.policy, self.inputs.heldout)
+            given = recipe, self.policy, self.inputs.heldout
+            result = evaluate_heldout(*given, self.inputs.scorer, progress=check, **show)
+            metrics = result.metrics() | kl_to_base(*given, progress=check)
             seconds = time.perf_counter() - start
         self.evaluations[iteration] = result
         state.evaluated = *state.evaluated, iteration

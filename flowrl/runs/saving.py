@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flowrl.build import AnyPolicy
+from flowrl.contracts import Policy
 from flowrl.core.learner import Learner
 from flowrl.policies import adapters
 from flowrl.recipe.schema import Recipe
@@ -27,7 +27,7 @@ class Saving:
     """The mark and the checkpoints of a run. prompts: digests of what it draws and is evaluated on."""
 
     recipe: Recipe
-    policy: AnyPolicy
+    policy: Policy
     learner: Learner
     folder: RunFolder
     state: RunState

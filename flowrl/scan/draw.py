@@ -9,13 +9,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowrl.build import AnyPolicy
-from flowrl.contracts import Prompt, Samples
+from flowrl.contracts import Policy, Prompt, Samples
+from flowrl.core.engine import PlanT
 from flowrl.core.evaluation import mean, picture_of
 from flowrl.kinds import kind_of
 from flowrl.planning.costs import plan_for
@@ -105,7 +104,7 @@ def _drawing_key(recipe: Recipe, iteration: int) -> object:
 
 @torch.no_grad()
 def draw_values(
-    policy: AnyPolicy,
+    policy: Policy,
     choices: Sequence[ScannedValue],
     prompts: Sequence[Prompt],
     score: ScoreFunction,
@@ -137,7 +136,7 @@ def draw_values(
 
 
 def _draw_reference(
-    policy: AnyPolicy,
+    policy: Policy,
     recipe: Recipe,
     part: Sequence[Prompt],
     score: ScoreFunction,
@@ -157,7 +156,7 @@ def _draw_reference(
 
 
 def _draw_scored(
-    policy: AnyPolicy, part: Sequence[Prompt], plan: Any, group: int, score: ScoreFunction, settings: ScanSettings
+    policy: Policy[PlanT], part: Sequence[Prompt], plan: PlanT, group: int, score: ScoreFunction, settings: ScanSettings
 ) -> ScoredSamples:
     forwards = 0
 
@@ -165,11 +164,9 @@ def _draw_scored(
         nonlocal forwards
         forwards += number
 
-    policy.tick = count
     start = time.perf_counter()
-    samples = policy.rollout(part, group_size=group, plan=plan, seed=settings.seed).samples
+    samples = policy.rollout(part, group_size=group, plan=plan, seed=settings.seed, progress=count).samples
     seconds = time.perf_counter() - start
-    policy.tick = None
     return ScoredSamples(samples, score(samples), seconds, forwards)
 
 

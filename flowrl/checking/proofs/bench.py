@@ -175,10 +175,9 @@ class Bench:
             nonlocal count
             count += rows
 
-        self.policy.tick = tick
         with self._peak_memory("rollout") as start, torch.no_grad():
-            rollout = self.policy.rollout(prompts, group_size=group, plan=plan, seed=self.recipe.seed + SEED)
-        self.policy.tick = None
+            seed = self.recipe.seed + SEED
+            rollout = self.policy.rollout(prompts, group_size=group, plan=plan, seed=seed, progress=tick)
         if len(prompts) == len(self.drawn_prompts):
             self.seconds_per_forward.append((time.perf_counter() - start[0]) / max(count, 1))
         return rollout
@@ -220,7 +219,6 @@ class Bench:
         def tick(rows: int) -> None:
             evidence.forwards += rows
 
-        self.policy.tick = tick
         with self._peak_memory("train") as start, count_saved([*parameters, *frozen]) as saved:
 
             def visit(score: LogProbs) -> None:
@@ -239,8 +237,7 @@ class Bench:
                     (-sign * (score.logp - rollout_logp).exp()).mean().backward()
 
             for part in itertools.islice(call_chunks(rollout, self.rows_at_once), calls):
-                self.policy.look(rollout, part, View(), visit)
-        self.policy.tick = None
+                self.policy.look(rollout, part, View(), visit, progress=tick)
         evidence.seconds += self._since(start)
 
     # ------------------------------------------------------------------ costs

@@ -59,7 +59,6 @@ class TokenBench(Bench):
         def tick(tokens: int) -> None:
             evidence.forwards += tokens
 
-        self.policy.tick = tick
         with self._peak_memory("train") as start, count_saved([*parameters, *frozen]) as saved:
 
             def visit(score: LogProbs) -> None:
@@ -73,8 +72,7 @@ class TokenBench(Bench):
                     ((-sign * gap.exp() * mask).sum() / mask.sum()).backward()
 
             for part in itertools.islice(call_chunks(rollout, self.rows_at_once), calls):
-                self.policy.look(rollout, part, View(), visit)
-        self.policy.tick = None
+                self.policy.look(rollout, part, View(), visit, progress=tick)
         evidence.seconds += self._since(start)
 
 

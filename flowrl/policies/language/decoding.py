@@ -5,13 +5,14 @@ padding and position ids count from each row's first real token. A row's result 
 """
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from flowrl.contracts import Progress
 from flowrl.policies.errors import PolicyError
 from samplers.tokens import Generation, draw, token_entropy, token_logp
 
@@ -62,7 +63,7 @@ def decode(
     group: int,
     stop: Collection[int],
     pad: int,
-    tick: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     entropy: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(tokens int64 [R, K], log-probs float32 [R, K], lengths int64 [R]) of `group` completions a prompt, on the CPU.
@@ -86,8 +87,8 @@ def decode(
         if entropy is not None:
             entropy[alive, k] = token_entropy(logits[:, None], plan.scale)[:, 0].cpu()
         length[alive] = k + 1
-        if tick is not None:
-            tick(len(alive))
+        if progress is not None:
+            progress(len(alive))
         going = ~torch.isin(token, ending)
         if k + 1 == plan.max_new_tokens or not going.any():
             break

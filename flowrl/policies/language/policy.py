@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View
+from flowrl.contracts import LogProbs, Progress, Prompt, Rollout, Samples, View, Visit
 from flowrl.core.batches import rollout_chunks
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
@@ -85,13 +85,19 @@ class LanguagePolicy:
         self.encode = Encoder(tokenizer, template=template, system=system)
         self.stop = stop_ids(model, tokenizer)
         self.pad = next((i for i in (tokenizer.pad_token_id, *self.stop) if i is not None), 0)
-        self.tick: Callable[[int], None] | None = None  # called with the number of tokens that are done
-        self.finished: Callable[[Samples], None] | None = None  # not called: completions are complete at once
         self._prepared = False
         cache_argument(model)
 
     def rollout(
-        self, prompts: Sequence[Prompt], *, group_size: int = 1, plan: Generation, seed: int, first: int = 0
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        group_size: int = 1,
+        plan: Generation,
+        seed: int,
+        first: int = 0,
+        progress: Progress | None = None,
+        finished: Callable[[Samples], None] | None = None,
     ) -> Rollout:
         """Draws `group_size` completions for each prompt; rows are samples, prompt by prompt. See `contracts.Policy`.
 
@@ -103,7 +109,7 @@ class LanguagePolicy:
         for chunk in rollout_chunks(len(prompts), group_size, self.max_rows):
             members = range(first + chunk.first, first + chunk.first + chunk.size)
             keys = [Key(seed, prompts[i].id, member, copy[i]) for i in chunk.prompts for member in members]
-            parts.append(self._decode([ids[i] for i in chunk.prompts], keys, plan))
+            parts.append(self._decode([ids[i] for i in chunk.prompts], keys, plan, progress))
         length = torch.cat([part[2] for part in parts])
         width = int(length.max())
         tokens, logp = (torch.cat([part[i][:, :width] for part in parts]) for i in (0, 1))
@@ -126,7 +132,9 @@ class LanguagePolicy:
             step_stats=step_stats,
         )
 
-    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable[[LogProbs], None]) -> None:
+    def look(
+        self, rollout: Rollout, rows: Tensor, view: View, visit: Visit, *, progress: Progress | None = None
+    ) -> None:
         """Scores all tokens of `rows`, in one block. See `contracts.Policy`.
 
         exact_kl: the divergence from the reference, over the vocabulary. Its logits are computed here
@@ -140,6 +148,8 @@ class LanguagePolicy:
         exact_kl = view.exact_kl and view.weights == "current"
         with under(self.weights, view.weights):
             logp, kl = self._score(rollout.replay, rows, exact_kl=exact_kl)
+            if progress is not None:
+                progress(int(rollout.replay.length[rows].sum()))
             visit(LogProbs(rows, columns, logp, kl))
 
     def trainable(self) -> Iterator[nn.Parameter]:
@@ -154,7 +164,7 @@ class LanguagePolicy:
         if self._prepared:
             return
         check_tokens(self.tokenizer, prompt.text)
-        self._prepared, tick, self.tick = True, self.tick, None  # the probe is a rollout itself
+        self._prepared = True  # the probe is a rollout itself
         proven = False
         try:
             gap = self._probe(prompt, plan)
@@ -162,7 +172,7 @@ class LanguagePolicy:
             found, limit = (gap.max(), MAX_GAP) if exact else (gap.mean(), MAX_MEAN_GAP)
             proven = bool(found <= limit)  # NaN is not
         finally:
-            self._prepared, self.tick = proven, tick
+            self._prepared = proven
         if not proven:
             raise PolicyError(
                 f"{type(self.model).__name__}: a replay gives log-probs that differ by {float(found):.2g} from those "
@@ -181,7 +191,9 @@ class LanguagePolicy:
             self.look(rollout, row, View(), lambda seen: found.append(seen.logp.detach().cpu()))
         return (torch.cat(found) - rollout.rollout_logp).abs()[rollout.mask]
 
-    def _decode(self, ids: list[list[int]], keys: list[Key], plan: Generation) -> tuple[Tensor, ...]:
+    def _decode(
+        self, ids: list[list[int]], keys: list[Key], plan: Generation, progress: Progress | None
+    ) -> tuple[Tensor, ...]:
         """Tokens, log-probs, lengths and entropies (zeros where none are kept) of one chunk of a rollout.
 
         keys name its rows, prompt by prompt.
@@ -189,7 +201,7 @@ class LanguagePolicy:
         uniforms = token_uniforms(keys, plan.max_new_tokens)
         entropy = torch.zeros(uniforms.shape)
         options: dict[str, Any] = {"group": len(keys) // len(ids), "stop": self.stop, "pad": self.pad}
-        options |= {"tick": self.tick, "entropy": entropy if self.keep_entropy else None}
+        options |= {"progress": progress, "entropy": entropy if self.keep_entropy else None}
         return *decode(self.model, ids, uniforms, plan, **options), entropy
 
     def _score(self, trajectory: Completions, rows: Tensor, *, exact_kl: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -204,8 +216,6 @@ class LanguagePolicy:
         width, beyond = logits.shape[1], (0, tokens.shape[1] - logits.shape[1])
         logp = token_logp(logits, tokens[:, :width].to(logits.device), scale, self.precision)
         kl = None if reference is None else token_kl(logits, reference, scale, self.precision)
-        if self.tick is not None:
-            self.tick(int(length.sum()))
         return nn.functional.pad(logp, beyond), None if kl is None else nn.functional.pad(kl, beyond)
 
     def _ids(self, prompt: Prompt, plan: Generation) -> list[int]:

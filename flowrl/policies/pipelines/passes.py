@@ -4,13 +4,13 @@ What a policy, its probe and its looks at single levels have in common: the work
 of it, and how it is called. The probe finds out what is known (see probe.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from flowrl.contracts import Prompt
+from flowrl.contracts import Progress, Prompt
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import GlobalGeneratorUse, Key, global_noise, start_generators
 from flowrl.policies.pipelines.arguments import Call, call_arguments, is_refusal
@@ -85,10 +85,10 @@ class PipelinePasses:
         return self._working_copy.pipe
 
     def roll(
-        self, trajectory: Trajectory, *, tick: Callable[[int], None] | None = None, keep_means: bool = False
+        self, trajectory: Trajectory, *, progress: Progress | None = None, keep_means: bool = False
     ) -> tuple[RolloutWalk, Media]:
         """The rollout of a chunk of prompts: what was recorded, and what was made of its samples, prompt by prompt."""
-        rollout_walk = RolloutWalk(trajectory, self.dynamics, self.streams_at, tick=tick, keep_means=keep_means)
+        rollout_walk = RolloutWalk(trajectory, self.dynamics, self.streams_at, progress=progress, keep_means=keep_means)
         number, made = len(trajectory.prompts), {}
         limit = 1 if self.sharing.rows == "none" else self.max_rows
         per_prompt = None if limit is None else max(1, limit // number)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View, Visit
+from flowrl.contracts import LogProbs, Progress, Prompt, Rollout, Samples, View, Visit
 from flowrl.core.batches import prompt_chunks
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
@@ -70,14 +70,20 @@ class PipelinePolicy(PipelinePasses):
         )
         self.keep_means = keep_means
         self.weights = weights_of(modules)  # others than those that learn
-        self.tick: Callable[[int], None] | None = None  # called with the number of rows at every denoising iteration
-        self.finished: Callable[[Samples], None] | None = None  # called with the samples of each chunk of prompts
         self._probed = self._looks = False
 
     # ------------------------------------------------------------------ what the loop asks for
 
     def rollout(
-        self, prompts: Sequence[Prompt], *, group_size: int = 1, plan: WalkPlan, seed: int, first: int = 0
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        group_size: int = 1,
+        plan: WalkPlan,
+        seed: int,
+        first: int = 0,
+        progress: Progress | None = None,
+        finished: Callable[[Samples], None] | None = None,
     ) -> Rollout:
         """Walks the tree of `group_size` samples for each prompt. See `contracts.Policy`.
 
@@ -91,11 +97,11 @@ class PipelinePolicy(PipelinePasses):
             trajectory = Trajectory(
                 [prompts[i] for i in chunk], tree, seed, first, not self.keeper.skip, [copy[i] for i in chunk]
             )
-            rollout_walk, output = self.roll(trajectory, tick=self.tick, keep_means=self.keep_means)
+            rollout_walk, output = self.roll(trajectory, progress=progress, keep_means=self.keep_means)
             rollout_walks.append(rollout_walk)
             outputs.append(output)
-            if self.finished is not None:
-                self.finished(self._samples(trajectory.prompts, tree, output))
+            if finished is not None:
+                finished(self._samples(trajectory.prompts, tree, output))
         found = [rollout_walk.result() for rollout_walk in rollout_walks]
         rollout_logp = torch.cat([logp for logp, _, _ in found])
         return Rollout(
@@ -107,7 +113,9 @@ class PipelinePolicy(PipelinePasses):
             step_stats={name: torch.cat([step_stats[name] for _, _, step_stats in found]) for name in found[0][2]},
         )
 
-    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Visit) -> None:
+    def look(
+        self, rollout: Rollout, rows: Tensor, view: View, visit: Visit, *, progress: Progress | None = None
+    ) -> None:
         """Scores the trained steps of `rows`, step by step, or goes through the levels of noised samples one by one.
 
         See `contracts.Policy`. Raises PolicyError for `centred` where the rollout kept no means, and where the pipeline
@@ -116,7 +124,7 @@ class PipelinePolicy(PipelinePasses):
         trajectory: Trajectory = rollout.replay
         if view.states == "noised":
             with under(self.weights, view.weights):
-                self._look_at_noised(trajectory, rows, view, visit)
+                self._look_at_noised(trajectory, rows, view, visit, progress)
             return
         if view.centred and not trajectory.mean:
             raise PolicyError("the rollout kept no means: make the policy with keep_means=True")
@@ -127,7 +135,7 @@ class PipelinePolicy(PipelinePasses):
             visit(LogProbs(part, torch.tensor([columns[step]]), logp[:, None], *column))
 
         with under(self.weights, view.weights):
-            self._replay(trajectory, rows, hand_over, view)
+            self._replay(trajectory, rows, hand_over, view, progress)
 
     def trainable(self) -> Iterator[nn.Parameter]:
         """The parameters that learn."""
@@ -175,7 +183,9 @@ class PipelinePolicy(PipelinePasses):
 
     # ------------------------------------------------------------------ passes
 
-    def _replay(self, trajectory: Trajectory, rows: Tensor, visit: StepVisit, view: View) -> None:
+    def _replay(
+        self, trajectory: Trajectory, rows: Tensor, visit: StepVisit, view: View, progress: Progress | None
+    ) -> None:
         """Replays all trained steps of `rows`, in as few passes as they ran on different sets of rows."""
         grad = torch.is_grad_enabled()
         for part in self.sharing.parts(trajectory, rows):
@@ -187,11 +197,13 @@ class PipelinePolicy(PipelinePasses):
                     replay_steps,
                     visit,
                     view,
-                    tick=self.tick,
+                    progress=progress,
                 )
                 self.walk(walk, trajectory, grad=grad)
 
-    def _look_at_noised(self, trajectory: Trajectory, rows: Tensor, view: View, visit: Visit) -> None:
+    def _look_at_noised(
+        self, trajectory: Trajectory, rows: Tensor, view: View, visit: Visit, progress: Progress | None
+    ) -> None:
         """Shows the velocities at finished samples that are noised to each of the plan's levels."""
         leaves = trajectory.tree.leaves
         if not self._looks:
@@ -206,8 +218,8 @@ class PipelinePolicy(PipelinePasses):
                 whose = [divmod(row, len(leaves)) for row in mine.tolist()]
                 starts = [trajectory.start(p, leaves[i]) for p, i in whose]
                 velocity = look_at(self, made.x, [trajectory.prompts[p] for p, _ in whose], starts, at.level)
-                if self.tick is not None:
-                    self.tick(len(mine))
+                if progress is not None:
+                    progress(len(mine))
                 visit(field(mine, column, at, made, velocity))
 
     def _look(

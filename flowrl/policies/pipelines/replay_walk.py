@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowrl.contracts import View
+from flowrl.contracts import Progress, View
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key
 from flowrl.policies.pipelines.dynamics import Dynamics, scale_std
@@ -83,7 +83,7 @@ class ReplayWalk:
         visit: Visit,
         view: View,
         *,
-        tick: Callable[[int], None] | None = None,
+        progress: Progress | None = None,
     ):
         self.trajectory, self.dynamics, self.streams, self.replay_steps, self.visit = (
             trajectory,
@@ -92,7 +92,7 @@ class ReplayWalk:
             replay_steps,
             visit,
         )
-        self.view, self.tick = view, tick
+        self.view, self.progress = view, progress
         self.table = trajectory.tree.tables[0]
         self._sums: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._remaining = sorted(replay_steps)
@@ -167,8 +167,8 @@ class ReplayWalk:
             found["centred"] = pool_streams(self._sums["centred"], "mean")
         self._sums = {}
         self._remaining.remove(at)
-        if self.tick is not None:
-            self.tick(self.rows)
+        if self.progress is not None:
+            self.progress(self.rows)
         self.visit(at, self.replay_steps[at].rows, found["logp"], found.get("kl"), found.get("centred"))
 
     def _remember(self, at: int, stream: int, mean: Tensor, replay_step: ReplayStep) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from flowrl.contracts import Progress
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import step_noise
 from flowrl.policies.pipelines.dynamics import Dynamics, per_row, scale_std
@@ -48,11 +49,11 @@ class RolloutWalk:
         dynamics: Dynamics,
         streams: Callable[[int], int],
         *,
-        tick: Callable[[int], None] | None = None,
+        progress: Progress | None = None,
         keep_means: bool = False,
     ):
         self.trajectory, self.tree, self.dynamics, self.streams = trajectory, trajectory.tree, dynamics, streams
-        self.tick, self.keep_means = tick, keep_means
+        self.progress, self.keep_means = progress, keep_means
         self.num_prompts = len(trajectory.prompts)
         self.iterations = 0
         self.records = TrajectoryWriter(trajectory, dynamics)
@@ -274,8 +275,8 @@ class RolloutWalk:
         if at != self._at:
             self._at, self._seen = at, 0
             self.iterations = max(self.iterations, at + 1)
-            if self.tick is not None:
-                self.tick(self.rows)
+            if self.progress is not None:
+                self.progress(self.rows)
         self._seen += 1
 
     def _index(self, of: Sequence[int], width: int) -> Tensor:

@@ -39,7 +39,7 @@ class Sigmoids:
         logp = nn.functional.logsigmoid(logit).where(MASK[rows][:, columns], torch.nan)  # padding may hold anything
         return LogProbs(rows, columns, logp, kl)
 
-    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable) -> None:
+    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable, **_: object) -> None:
         for columns in reversed(torch.arange(K).split(self.width)):
             for part in rows.flip(0).split(4):
                 score = self.of(part, columns, view.exact_kl)
@@ -132,7 +132,7 @@ def test_a_policy_that_claims_whole_rows_and_gives_columns_is_refused():
 
 def test_a_policy_that_leaves_out_a_decision_is_refused():
     class Forgetful(Sigmoids):
-        def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable) -> None:
+        def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable, **_: object) -> None:
             super().look(rollout, rows, view, lambda seen: visit(seen) if 2 not in seen.columns else None)
 
     with pytest.raises(ValueError, match="leaves out"):

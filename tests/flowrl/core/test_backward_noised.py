@@ -39,7 +39,7 @@ class Linear:
         x = (1 - s) * x0 + s * noise
         return Field(rows, torch.tensor([column]), s, x, x @ matrix, x0, noise - x0)
 
-    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Visit) -> None:
+    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Visit, **_: object) -> None:
         assert view.states == "noised"
         self.asked.append(view.weights)
         for column in reversed(range(len(LEVELS))):

@@ -29,7 +29,7 @@ class Tokens:
         self.blocks: list[int] = []
 
     def rollout(
-        self, prompts: Sequence[Prompt], *, group_size: int, plan: object, seed: int, first: int = 0
+        self, prompts: Sequence[Prompt], *, group_size: int, plan: object, seed: int, first: int = 0, **_: object
     ) -> Rollout:
         generator = torch.Generator().manual_seed(seed * 1009 + first)
         rows = len(prompts) * group_size
@@ -44,7 +44,7 @@ class Tokens:
     def _logp(self, table: Tensor, words: Tensor) -> Tensor:
         return table.log_softmax(-1).expand(len(words), -1, -1).gather(2, words[..., None])[..., 0]
 
-    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable) -> None:
+    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable, **_: object) -> None:
         words = rollout.replay[rows]
         if view.weights == "reference":
             visit(LogProbs(rows, torch.arange(LENGTH), self._logp(self.first_table, words)))

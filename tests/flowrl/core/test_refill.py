@@ -13,11 +13,12 @@ from flowrl.contracts import Credit, LogProbs, Prompt, Rollout, Samples, View
 from flowrl.core.advantages import advantages
 from flowrl.core.backward import fill_reference
 from flowrl.core.credit import row_advantages
+from flowrl.core.engine import Advantage
 from flowrl.core.iterate import Iteration, Settings, iterate, update
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.grpo import ClippedObjective
-from flowrl.core.refill import Advantage, JoinedPolicy, joined
+from flowrl.core.refill import JoinedPolicy, joined
 
 GROUP = 3
 OBJECTIVE = ClippedObjective(0.2, 0.2, aggregate="seq_mean_mean")
@@ -38,7 +39,7 @@ class Rolls:
         self.gradient += gradient
 
     def rollout(
-        self, prompts: Sequence[Prompt], *, group_size: int, plan: object, seed: int, first: int = 0
+        self, prompts: Sequence[Prompt], *, group_size: int, plan: object, seed: int, first: int = 0, **_: object
     ) -> Rollout:
         self.drawn.append(([p.id for p in prompts], first))
         owners = [p for p in prompts for _ in range(group_size)]
@@ -53,7 +54,7 @@ class Rolls:
         logp = nn.functional.logsigmoid(features @ self.theta.detach())
         return Rollout(samples, logp, torch.arange(features.shape[1]) < lengths[:, None], features)
 
-    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable) -> None:
+    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable, **_: object) -> None:
         columns = torch.arange(rollout.rollout_logp.shape[1])
         if view.weights == "reference":
             visit(LogProbs(rows, columns, rollout.rollout_logp[rows] + 0.1 * rows[:, None]))

@@ -64,7 +64,7 @@ class Table:
     def __init__(self, logp: Tensor, whole_rows: bool):
         self.logp, self.whole_rows = nn.Parameter(logp), whole_rows
 
-    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable) -> None:
+    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable, **_: object) -> None:
         for columns in torch.arange(self.logp.shape[1]).split(self.logp.shape[1] if self.whole_rows else 1):
             visit(LogProbs(rows, columns, self.logp[rows][:, columns]))
 

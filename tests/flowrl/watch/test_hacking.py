@@ -278,7 +278,9 @@ class Stepping:
         samples = Samples(prompts, torch.arange(len(prompts)), texts=[""] * len(prompts))
         return Rollout(samples, torch.zeros(mask.shape), mask, None)
 
-    def look(self, rollout: Rollout, rows: torch.Tensor, view: View, visit: Callable[[LogProbs], None]) -> None:
+    def look(
+        self, rollout: Rollout, rows: torch.Tensor, view: View, visit: Callable[[LogProbs], None], **_: Any
+    ) -> None:
         assert view.exact_kl and not torch.is_grad_enabled()
         kl = torch.tensor([float(p.id) for p in rollout.samples.prompts])[:, None].expand(rollout.mask.shape)
         for columns in torch.arange(4).split(3):

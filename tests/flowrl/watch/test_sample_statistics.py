@@ -111,7 +111,7 @@ class Gallery:
     def __init__(self, x: Tensor):
         self.x = x
 
-    def rollout(self, prompts, *, group_size, plan, seed, first=0):
+    def rollout(self, prompts, *, group_size, plan, seed, first=0, **_):
         at = [int(p.id) for p in prompts]
         samples = Samples(prompts, torch.arange(len(at)), images=self.x[at])
         return type("Rollout", (), {"samples": samples})

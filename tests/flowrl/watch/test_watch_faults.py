@@ -37,7 +37,7 @@ class Painter:
         self.log_std = nn.Parameter(torch.full((3,), std).log())
 
     def rollout(
-        self, prompts: Sequence[Prompt], *, group_size: int, plan: object, seed: int, first: int = 0
+        self, prompts: Sequence[Prompt], *, group_size: int, plan: object, seed: int, first: int = 0, **_: object
     ) -> Rollout:
         rows = len(prompts) * group_size
         draws = torch.randn(rows, 3, generator=torch.Generator().manual_seed(seed * 1009 + first))
@@ -51,7 +51,7 @@ class Painter:
     def logp(self, colours: Tensor) -> Tensor:
         return -0.5 * ((colours - self.mean) / self.log_std.exp()) ** 2 - self.log_std
 
-    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable) -> None:
+    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable, **_: object) -> None:
         visit(LogProbs(rows, torch.arange(3), self.logp(rollout.replay[rows])))
 
     def trainable(self) -> Iterator[nn.Parameter]:
@@ -203,7 +203,7 @@ def test_a_clip_that_never_acts_is_told_and_only_told():
 
 def test_a_replay_that_is_not_the_rollout():
     class Shifted(Painter):
-        def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable) -> None:
+        def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Callable, **_: object) -> None:
             visit(LogProbs(rows, torch.arange(3), self.logp(rollout.replay[rows]) + 1e-3))
 
     training = Training(Shifted(), on_alarm="rollback").run(PATIENCE)

@@ -341,11 +341,10 @@ def test_progress_counts_tokens():
     subject = policy()
     subject.prepare(PROMPTS[0], PLAN)
     ticks = []
-    subject.tick = ticks.append
-    rollout = subject.rollout(PROMPTS, group_size=3, plan=PLAN, seed=0)
+    rollout = subject.rollout(PROMPTS, group_size=3, plan=PLAN, seed=0, progress=ticks.append)
     assert sum(ticks) == int(rollout.mask.sum())
     ticks.clear()
-    replayed(subject, rollout, [ROWS])
+    subject.look(rollout, torch.tensor(ROWS), View(), lambda _: None, progress=ticks.append)
     assert sum(ticks) == int(rollout.mask.sum())
 
 

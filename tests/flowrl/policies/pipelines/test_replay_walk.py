@@ -185,11 +185,10 @@ def test_a_fanned_prefix_is_computed_once() -> None:
     plan = Plan(STEPS, (2,), (2,), share_noise=True)
     policy.prepare(PROMPTS[0], plan)
     rows: list[int] = []
-    policy.tick = rows.append
-    policy.rollout(PROMPTS, group_size=3, plan=plan, seed=SEED)
+    policy.rollout(PROMPTS, group_size=3, plan=plan, seed=SEED, progress=rows.append)
     assert rows == [2, 2, 2, 6]
     rows.clear()
-    policy.rollout(PROMPTS, group_size=3, plan=Plan(STEPS, (2,), (2,)), seed=SEED)
+    policy.rollout(PROMPTS, group_size=3, plan=Plan(STEPS, (2,), (2,)), seed=SEED, progress=rows.append)
     assert rows == [6, 6, 6, 6]
 
 

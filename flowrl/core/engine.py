@@ -1,0 +1,104 @@
+"""What draws groups of samples and has them scored: one call with one owner, in this process.
+
+Where groups are drawn by several processes, what gives `draw` of the same prompts and numbers takes its place.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+from flowrl.contracts import Policy, Progress, Prompt, Rollout, Samples
+from flowrl.core.selection import moved_rows
+
+PlanT = TypeVar("PlanT")
+Metrics = dict[str, float]
+# of rewards [B] and the rollout: advantages of its rows, [R], or of their decisions, [R, K], and metrics
+Advantage = Callable[[dict[str, Tensor], Rollout], tuple[Tensor, Metrics]]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A rollout, its rewards [B], and the advantages, [R] or [R, K], and metrics that they give.
+
+    Raises ValueError for advantages of another shape.
+    """
+
+    rollout: Rollout
+    rewards: dict[str, Tensor]
+    adv: Tensor
+    metrics: Metrics
+
+    def __post_init__(self) -> None:
+        decisions = self.rollout.rollout_logp.shape
+        if self.adv.shape not in (decisions[:1], decisions):
+            rows, columns = decisions
+            raise ValueError(
+                f"the advantage is of shape {list(self.adv.shape)}; accepted: [{rows}], one a row, or [{rows}, "
+                f"{columns}], one a decision"
+            )
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts of the rollout; rows and samples lie prompt by prompt, the same number for each."""
+        return len(self.rollout.samples.group.unique())
+
+    def kept(self) -> Tensor:
+        """Prompts, by position int64, of which some trained decision has an advantage."""
+        moved = moved_rows(self.adv, self.rollout.mask)
+        return moved.unflatten(0, (self.num_prompts, -1)).any(1).nonzero()[:, 0]
+
+
+@dataclass
+class Clock:
+    """Seconds spent by phase; `enter` is told the name of a phase as it begins."""
+
+    enter: Callable[[str], None] = lambda name: None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Times what is done within."""
+        self.enter(name)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass
+class LocalEngine(Generic[PlanT]):
+    """Draws `group` samples of each prompt by `plan`, scores them, and has their advantages worked out.
+
+    score gives every reward [B] by name. progress, finished: see `Policy.rollout`.
+    """
+
+    policy: Policy[PlanT]
+    plan: PlanT
+    seed: int
+    group: int
+    score: Callable[[Samples], dict[str, Tensor]]
+    advantage: Advantage
+    clock: Clock
+    progress: Progress | None = None
+    finished: Callable[[Samples], None] | None = None
+
+    def draw(self, prompts: Sequence[Prompt], first: int) -> Draw:
+        """The groups of these prompts, whose samples take the numbers of noise from `first` on."""
+        with self.clock.phase("rollout"):
+            rollout = self.policy.rollout(
+                prompts,
+                group_size=self.group,
+                plan=self.plan,
+                seed=self.seed,
+                first=first,
+                progress=self.progress,
+                finished=self.finished,
+            )
+        with self.clock.phase("score"):
+            rewards = self.score(rollout.samples)
+            return Draw(rollout, rewards, *self.advantage(rewards, rollout))
