@@ -23,8 +23,8 @@ from flowrl.terminal import output_console
 from flowrl.untyped import JSON
 
 if TYPE_CHECKING:
-    from flowrl.build import AnyPolicy, Inputs
-    from flowrl.contracts import Samples, Tensor
+    from flowrl.build import Inputs
+    from flowrl.contracts import Policy, Samples, Tensor
     from flowrl.core.evaluation import Evaluation, Mean
     from flowrl.recipe.schema import Recipe
 
@@ -132,7 +132,7 @@ def _score_policies(
     return results
 
 
-def _evaluate(recipe: "Recipe", policy: "AnyPolicy", inputs: "Inputs", save: Path | None) -> "Evaluation":
+def _evaluate(recipe: "Recipe", policy: "Policy", inputs: "Inputs", save: Path | None) -> "Evaluation":
     """An evaluation with the recipe's own noise, whose samples are written to `save` as they are drawn."""
     from flowrl.runs.heldout import evaluate_heldout
 

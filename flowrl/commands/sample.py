@@ -18,8 +18,7 @@ from flowrl.names import UserError
 from flowrl.terminal import output_console
 
 if TYPE_CHECKING:
-    from flowrl.build import AnyPolicy
-    from flowrl.contracts import Prompt, Tensor
+    from flowrl.contracts import Policy, Prompt, Tensor
     from flowrl.recipe.schema import Recipe
 
 
@@ -91,7 +90,7 @@ def _samples_per_prompt(recipe: "Recipe", number: int | None) -> "tuple[Recipe, 
     return recipe.model_copy(update={"eval": warm}), number
 
 
-def _load_policy(recipe: "Recipe", run: Path | None, weights: str, raw: bool) -> "AnyPolicy":
+def _load_policy(recipe: "Recipe", run: Path | None, weights: str, raw: bool) -> "Policy":
     from flowrl.build import build_policy, set_up
     from flowrl.runs.weights import load_weights
 
@@ -103,7 +102,7 @@ def _load_policy(recipe: "Recipe", run: Path | None, weights: str, raw: bool) ->
 
 
 def _draw(
-    policy: "AnyPolicy", recipe: "Recipe", prompts: "list[Prompt]", number: int, seed: int, sounds: Path
+    policy: "Policy", recipe: "Recipe", prompts: "list[Prompt]", number: int, seed: int, sounds: Path
 ) -> "tuple[Tensor | None, list[str]]":
     """(pictures float32 [prompts * number, 3, H, W] in [0, 1] or None, texts), about eval.batch samples at a time.
 
