@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowrl.kinds.kind import Building, Exporter, Planning, Proofs, Words
-from flowrl.recipe.calls import check_modules
+from flowrl.recipe.calls import check_free, check_modules, check_values
 from flowrl.recipe.default_noise import with_noise
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.objectives import check_step_objective
@@ -52,7 +52,9 @@ class Denoising:
         return with_noise(values)
 
     def check_model(self, recipe: Recipe) -> Iterator[RecipeError]:
-        """Denoisers that the model does not have, and keys of language models."""
+        """Arguments of the call, denoisers that the model does not have, and keys of language models."""
+        yield from check_free(recipe.pipeline)
+        yield from check_values(recipe.pipeline, recipe.model)
         if recipe.lora is not None:
             yield from check_modules(recipe.lora.modules, recipe.model)
         if recipe.eval.temperature is not None:

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from flowrl import names
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.working_copy import modules_of
-from flowrl.recipe.checks import check_call
+from flowrl.recipe.calls import check_call
 
 
 def load_pipeline(model: str, dtype: torch.dtype, call: dict[str, Any] | None = None) -> Any:

@@ -4,6 +4,7 @@ What an argument of a usual name can be is known of every pipeline; which sizes,
 of which types, from the annotations of the pipeline's class, once that is known.
 """
 
+import inspect
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -13,9 +14,29 @@ from typing import Any, NamedTuple
 from flowrl import names
 from flowrl.recipe.annotations import misfit
 from flowrl.recipe.base import LARGEST
-from flowrl.recipe.errors import RecipeError, wrong_value
+from flowrl.recipe.errors import RecipeError, show, wrong_value
 
 MAX_SIDE, MAX_FRAMES = 16384, 4096  # pixels, frames: beyond what any model makes, and what memory can hold
+
+
+# Arguments of a pipeline's __call__ that flowrl passes itself, and the key that sets them instead.
+OWN_ARGUMENTS = {
+    "prompt": "prompts.train",
+    "prompt_2": "prompts.train",
+    "prompt_embeds": "prompts.train",
+    "num_inference_steps": "sampler.steps",
+    "sigmas": "sampler.steps",
+    "timesteps": "sampler.steps",
+    "eta": "sampler.noise",
+    "generator": "seed",
+    "latents": "seed",
+    "num_images_per_prompt": "train.group",
+    "num_videos_per_prompt": "train.group",
+    "output_type": None,
+    "return_dict": None,
+    "callback_on_step_end": None,
+    "callback_on_step_end_tensor_inputs": None,
+}
 
 
 class Limits(NamedTuple):
@@ -81,6 +102,14 @@ _KNOWN = {
 }
 
 
+def check_free(call: Mapping[str, Any]) -> Iterator[RecipeError]:
+    """Arguments that a recipe may not set, because flowrl passes them itself."""
+    for name, setter in OWN_ARGUMENTS.items():
+        if name in call:
+            remedy = f"use {setter}" if setter else f"remove pipeline.{name}"
+            yield RecipeError(f"pipeline.{name}", f"got {show(call[name])}, but flowrl sets it", remedy)
+
+
 def check_values(call: Mapping[str, Any], model: str) -> Iterator[RecipeError]:
     """What no pipeline, or not that of this model's folder, can do with the arguments of a recipe."""
     for name, value in call.items():
@@ -98,6 +127,39 @@ def check_values(call: Mapping[str, Any], model: str) -> Iterator[RecipeError]:
         near = (frames - 1) // factor * factor + 1
         accepted = f"1 more than a multiple of {factor}, such as {near} or {near + factor}"
         yield wrong_value("pipeline.num_frames", frames, accepted)
+
+
+def check_call(cls: Any, kwargs: dict[str, Any]) -> None:
+    """Raises RecipeError for a `pipeline` key, or a type of value, that the pipeline's own __call__ does not take."""
+    known = accepted_by_call(cls)
+    for name, value in kwargs.items():
+        if known is not None and name not in known:
+            meant = names.closest(name, known)
+            problem = f"got {show(value)}, but {cls.__name__} takes no {name!r}, accepted: {', '.join(known)}"
+            remedy = f"did you mean {meant!r}?" if meant else f"remove pipeline.{name}"
+            raise RecipeError(f"pipeline.{name}", problem, remedy)
+    check_types(cls, kwargs)
+    _check_area(cls, kwargs)
+
+
+def _check_area(cls: type, kwargs: dict[str, Any]) -> None:
+    """Raises RecipeError where a pipeline would scale height and width to an area of its own (FLUX.1 Kontext)."""
+    call: Any = cls.__call__
+    area, size = inspect.signature(call).parameters.get("max_area"), (kwargs.get("height"), kwargs.get("width"))
+    if area is None or "max_area" in kwargs or not all(isinstance(value, int) for value in size):
+        return
+    wanted = size[0] * size[1]
+    if wanted != area.default:
+        problem = (
+            f"not given, and {cls.__name__} scales {size[0]} x {size[1]} (height x width) to {area.default} pixels"
+        )
+        raise RecipeError("pipeline.max_area", problem, f"set it to {wanted}")
+
+
+def accepted_by_call(cls: Any) -> list[str] | None:
+    """What a recipe may pass to __call__; None where any keyword is taken."""
+    accepts, _ = names.signature(cls.__call__, 1)
+    return None if accepts is None else [name for name in accepts if name not in OWN_ARGUMENTS]
 
 
 def check_types(cls: Any, call: Mapping[str, Any]) -> None:

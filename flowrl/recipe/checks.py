@@ -1,15 +1,12 @@
 """Do the values of a recipe fit together? Everything that can be known before a weight is loaded."""
 
-import inspect
 import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from flowrl import names
 from flowrl.kinds import kind_of, kinds_of_model
-from flowrl.recipe.calls import check_types, check_values
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.models import stranger
 from flowrl.recipe.objectives import check_keep
@@ -19,25 +16,6 @@ from flowrl.recipe.schema import Objective, Recipe
 from flowrl.recipe.sections import Own, check_arguments, check_own, own_parts
 from flowrl.recipe.trackers import check_trackers
 from flowrl.watch.alarms import ALARMS
-
-# Arguments of a pipeline's __call__ that flowrl passes itself, and the key that sets them instead.
-OWN_ARGUMENTS = {
-    "prompt": "prompts.train",
-    "prompt_2": "prompts.train",
-    "prompt_embeds": "prompts.train",
-    "num_inference_steps": "sampler.steps",
-    "sigmas": "sampler.steps",
-    "timesteps": "sampler.steps",
-    "eta": "sampler.noise",
-    "generator": "seed",
-    "latents": "seed",
-    "num_images_per_prompt": "train.group",
-    "num_videos_per_prompt": "train.group",
-    "output_type": None,
-    "return_dict": None,
-    "callback_on_step_end": None,
-    "callback_on_step_end_tensor_inputs": None,
-}
 
 
 def check(recipe: Recipe) -> Iterator[RecipeError]:
@@ -89,11 +67,6 @@ def _model(recipe: Recipe) -> Iterator[RecipeError]:
         yield RecipeError("lora", problem, "set lora={rank: 32} or full=true, and the other to null")
     if recipe.lora is not None and recipe.lora.targets == []:
         yield wrong_value("lora.targets", [], "attention, all, or a list of at least one module name")
-    for name, setter in OWN_ARGUMENTS.items():
-        if name in recipe.pipeline:
-            remedy = f"use {setter}" if setter else f"remove pipeline.{name}"
-            yield RecipeError(f"pipeline.{name}", f"got {show(recipe.pipeline[name])}, but flowrl sets it", remedy)
-    yield from check_values(recipe.pipeline, model)
     if fitting and kind not in fitting:
         problem = f"got {model!r}, {fitting[0].words.model}, but the recipe is one for {kind.words.model}"
         yield RecipeError("model", problem, f"give another model, or {fitting[0].words.chosen}")
@@ -258,36 +231,3 @@ def _manner(place: str, name: str, spec: RewardSpec, recipe: Recipe) -> Iterator
         yield RecipeError(f"{place}.offload", problem, f"set {place}.offload or {place}.overlap to false")
     if spec.when == {}:
         yield RecipeError(f"{place}.when", "got no key", f"name a key of the prompts' meta, or remove {place}.when")
-
-
-def check_call(cls: Any, kwargs: dict[str, Any]) -> None:
-    """Raises RecipeError for a `pipeline` key, or a type of value, that the pipeline's own __call__ does not take."""
-    known = accepted_by_call(cls)
-    for name, value in kwargs.items():
-        if known is not None and name not in known:
-            meant = names.closest(name, known)
-            problem = f"got {show(value)}, but {cls.__name__} takes no {name!r}, accepted: {', '.join(known)}"
-            remedy = f"did you mean {meant!r}?" if meant else f"remove pipeline.{name}"
-            raise RecipeError(f"pipeline.{name}", problem, remedy)
-    check_types(cls, kwargs)
-    _check_area(cls, kwargs)
-
-
-def _check_area(cls: type, kwargs: dict[str, Any]) -> None:
-    """Raises RecipeError where a pipeline would scale height and width to an area of its own (FLUX.1 Kontext)."""
-    call: Any = cls.__call__
-    area, size = inspect.signature(call).parameters.get("max_area"), (kwargs.get("height"), kwargs.get("width"))
-    if area is None or "max_area" in kwargs or not all(isinstance(value, int) for value in size):
-        return
-    wanted = size[0] * size[1]
-    if wanted != area.default:
-        problem = (
-            f"not given, and {cls.__name__} scales {size[0]} x {size[1]} (height x width) to {area.default} pixels"
-        )
-        raise RecipeError("pipeline.max_area", problem, f"set it to {wanted}")
-
-
-def accepted_by_call(cls: Any) -> list[str] | None:
-    """What a recipe may pass to __call__; None where any keyword is taken."""
-    accepts, _ = names.signature(cls.__call__, 1)
-    return None if accepts is None else [name for name in accepts if name not in OWN_ARGUMENTS]

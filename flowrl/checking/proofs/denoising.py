@@ -5,7 +5,7 @@ from flowrl.checking.proofs import rows as single_rows
 from flowrl.checking.proofs.bench import Bench
 from flowrl.checking.proofs.proof import Proof
 
-BENCH = Bench
+BENCH: type[Bench] = Bench
 PROOFS = (
     common.PROMPTS,
     common.FOLDER,

@@ -1,10 +1,11 @@
 """What is proven of a language model before a run, in order."""
 
 from flowrl.checking.proofs import common, tokens
+from flowrl.checking.proofs.bench import Bench
 from flowrl.checking.proofs.proof import Proof
 from flowrl.checking.proofs.tokens import TokenBench
 
-BENCH = TokenBench
+BENCH: type[Bench] = TokenBench
 PROOFS = (
     common.PROMPTS,
     common.FOLDER,

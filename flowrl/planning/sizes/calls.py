@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flowrl.planning.remembered import remembered
 from flowrl.planning.sizes.known import PIPELINES
-from flowrl.recipe.checks import accepted_by_call, check_call
+from flowrl.recipe.calls import accepted_by_call, check_call
 from flowrl.recipe.models import pipeline_class
 from flowrl.untyped import JSON
 

@@ -11,7 +11,7 @@ import yaml
 
 from flowrl import names
 from flowrl.kinds import kinds_of_model
-from flowrl.recipe.checks import check_call
+from flowrl.recipe.calls import check_call
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import build, dump, load, with_preset
 from flowrl.recipe.models import pipeline_class
@@ -274,7 +274,6 @@ MISTAKES = [
     (["train.keep=1"], "train.keep", ["got 1", "an even number"]),
     (["train.keep=5"], "train.keep", ["got 5", "from 2 to 10", "train.keep=null"]),
     (["train.keep=12"], "train.keep", ["got 12", "below train.group = 12"]),
-    (["objective.kl=0.1", "lora=null", "full=true"], "objective.kl", ["got 0.1", "no reference", "objective.kl=0"]),
     (["generation={max_new_tokens: 8}"], "pipeline", ["language model's recipe", "remove pipeline"]),
     (["generation={max_new_tokens: 8}", "pipeline=null"], "sampler", ["language model's recipe", "remove sampler"]),
     (["model=arithmetic-qwen2"], "model", ["a language model", "add generation={max_new_tokens"]),
