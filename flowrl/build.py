@@ -114,6 +114,7 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
         how: dict[str, Any] = {"weights": found.weights, "asked": found.asked}
         if isinstance(recipe.advantage, Own):
             adv = made("advantage", recipe.advantage, how)(found.rewards, rollout)
+            adv = adv.masked_fill(adv.isnan(), 0.0)  # of a row that could not be scored: it gets no gradient
             return adv, advantage_metrics(rewards, samples.group, adv, total=found.total, **how)
         adv = row_advantages(found.rewards, samples.group, rollout.credit, **how, **recipe.advantage.model_dump())
         return adv, advantage_metrics(rewards, samples.group, adv, total=found.total, **how)

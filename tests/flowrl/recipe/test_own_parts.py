@@ -67,6 +67,7 @@ def discounted(rewards, rollout, *, weights, gamma: Annotated[float, "in (0, 1]"
     total = sum(weights[name] * value for name, value in rewards.items() if weights[name])
     return (total - total.mean())[:, None] * gamma ** torch.arange(rollout.mask.shape[1])
 
+def halved(rewards, rollout): return rewards["shapes"] - rewards["shapes"].nanmean()
 def scalar(rewards, rollout): return torch.tensor(1.0)
 def unscored(rewards, rollout): return next(iter(rewards.values())) / 0
 
@@ -166,6 +167,9 @@ def test_an_own_objective_and_advantage_are_built_with_the_recipes_keys():
         {"shapes": torch.tensor([0.0, 1.0, 2.0]), "strict": torch.zeros(3)}, rollout_of(mask)
     )[0]
     assert adv[2].tolist() == pytest.approx([1.0, 0.9])
+    unscored = {"shapes": torch.tensor([0.0, 1.0, torch.nan]), "strict": torch.zeros(3)}
+    adv_of_the_scored = build_advantage(tried("advantage=parts_of_tests.halved"), build_scorer(recipe))
+    assert adv_of_the_scored(unscored, rollout_of(mask))[0].tolist() == [-0.5, 0.5, 0.0]
     loss, metrics = build_objective(recipe)(LogProbs(torch.arange(3), torch.arange(2), logp), Batch(old, adv, mask))
     gate = 1 / (1 + math.exp(-1.4))
     assert loss[2].tolist() == pytest.approx([-gate, 0.0])
