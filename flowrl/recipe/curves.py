@@ -17,9 +17,11 @@ from pydantic.fields import FieldInfo
 
 from flowrl.recipe.base import Strict
 from flowrl.recipe.errors import RecipeError, model_of, show, translate, wrong_value
+from flowrl.recipe.sections import names_own
 
 Value = float | list[float]
 R = TypeVar("R", bound="Curved")
+OWN = ("objective", "advantage")  # where a part is the user's own, these follow curves: they are read every iteration
 WRITTEN = "a curve such as {0: 0.1, 50: 0.2}, or {by: updates, points: {0: 0.1, 50: 0.2}}"
 
 
@@ -87,7 +89,11 @@ def split_curves(
         value, key = values.get(name), f"{place}{name}"
         if not isinstance(value, Mapping):
             continue
-        if takes_curve(field):
+        if key in OWN and names_own(value):
+            found = {inner: _read(f"{key}.{inner}", v, "a number") for inner, v in value.items() if _looks_like(v)}
+            plain[name] = {**value} | {inner: curve.points[0][1] for inner, curve in found.items()}
+            curves |= {f"{key}.{inner}": curve for inner, curve in found.items()}
+        elif takes_curve(field):
             curves[key] = _read(key, value, field.description or "")
             plain[name] = curves[key].points[0][1]
         elif (section := model_of(field.annotation)) is not None and get_origin(field.annotation) is not dict:
@@ -111,9 +117,16 @@ def check_points(recipe: BaseModel, curves: Mapping[str, Curve]) -> dict[str, Cu
             except ValidationError as error:
                 refused = translate(error, type(section))
                 raise RecipeError(f"{key}.{count}", refused.problem, f"change {key}.{count}") from None
-            points.append((count, getattr(valid, name)))
+            value = getattr(valid, name)
+            points.append((count, value if isinstance(value, list) else float(value)))
         checked[key] = Curve(tuple(points), curve.by)
     return checked
+
+
+def _looks_like(value: Any) -> bool:
+    """Whether a value is written as a curve, where no annotation tells what it is to be."""
+    counts = isinstance(value, Mapping) and value and all(str(name).isdigit() for name in value)
+    return bool(counts) or (isinstance(value, Mapping) and value.keys() == {"by", "points"})
 
 
 def takes_curve(field: FieldInfo) -> bool:

@@ -38,6 +38,21 @@ def test_a_recipe_at_an_iteration_has_constants():
     assert plain.at(25) is plain and plain.stages() == [plain]
 
 
+def test_numbers_of_an_own_objective_follow_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "curved_gate.py").write_text(
+        "import torch\n"
+        "def gate(seen, batch, *, slope: float = 1.0, times: int = 1):\n"
+        "    return -torch.sigmoid(slope * (seen.logp - batch.rollout_logp)) * batch.adv\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = "objective={kind: curved_gate.gate, slope: {0: 1, 10: 3}}"
+    recipe = load("quickstart", [own])
+    assert [recipe.at(i).objective.args["slope"] for i in (0, 5, 99)] == [1.0, 2.0, 3.0]
+    assert recipe.curves["objective.slope"].points == ((0, 1.0), (10, 3.0)) and "10: 3.0" in dump(recipe)
+    with pytest.raises(RecipeError, match="objective.times: got 1.0, accepted: a whole number"):
+        load("quickstart", [own, "objective.times={0: 1, 10: 3}"])
+
+
 def test_a_curve_comes_back_from_a_file(tmp_path: Path):
     recipe = load("quickstart", CURVES)
     file = tmp_path / "again.yaml"
