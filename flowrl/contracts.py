@@ -159,9 +159,8 @@ class View:
     of the plan, as a Field for each, whose noise is a row's own or shared by the rows of a prompt (share_noise).
     weights: current, those that learn, with gradient unless `torch.no_grad` is on; without gradient, reference, those
     that a divergence is measured from, or old, an older copy of the current ones. The last two are of drawn states
-    alone. exact_kl: `LogProbs.kl`, which takes an earlier look at the same
-    rows under the reference that asks for it too, so that the policy keeps what it compares with. centred:
-    `LogProbs.centred`.
+    alone. exact_kl: `LogProbs.kl`, which takes an earlier look at the same rows under the reference that asks for it
+    too, so that the policy keeps what it compares with. centred: `LogProbs.centred`.
     """
 
     states: States = "drawn"
