@@ -13,6 +13,7 @@ from flowrl.recipe import presets
 from flowrl.recipe.sections import keys
 from flowrl.signatures import NO_DEFAULT, Entry
 from flowrl.terminal import output_console
+from flowrl.watch.alarms import ALARMS
 
 
 class ListedKind(str, Enum):
@@ -25,6 +26,10 @@ class ListedKind(str, Enum):
     schedules = "schedules"
     solvers = "solvers"
     rewards = "rewards"
+    advantages = "advantages"
+    objectives = "objectives"
+    lr_schedules = "lr-schedules"
+    alarms = "alarms"
     presets = "presets"
     recipes = "recipes"
 
@@ -34,6 +39,9 @@ WITH_KEYS = {
     ListedKind.trees: "tree",
     ListedKind.schedules: "schedule",
     ListedKind.solvers: "solver",
+    ListedKind.advantages: "advantage",
+    ListedKind.objectives: "objective",
+    ListedKind.lr_schedules: "lr_schedule",
 }
 
 
@@ -49,6 +57,7 @@ def list_command(
         ],
         ListedKind.samplers: [(name, entry.summary) for name, entry in names.steps().items()],
         ListedKind.rewards: [(name, entry.summary) for name, entry in names.rewards().items()],
+        ListedKind.alarms: [(name, kind.cause) for name, kind in ALARMS.items()],
         ListedKind.presets: list(presets.texts().items()),
         ListedKind.recipes: [(name, _headline(path)) for name, path in names.recipes().items()],
     }
