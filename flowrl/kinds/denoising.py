@@ -84,7 +84,7 @@ class Denoising:
 
     def noise(self, recipe: Recipe) -> Any:
         """The step and its strength."""
-        return recipe.sampler.step, recipe.sampler.noise
+        return recipe.sampler.step, recipe.sampler.step_args, recipe.sampler.noise
 
     def sampling(self, recipe: Recipe) -> dict[str, Any]:
         """Step, noise and the number of steps of an evaluation."""
@@ -94,14 +94,17 @@ class Denoising:
     def sampled_by(self, recipe: Recipe, sampling: Mapping[str, Any]) -> Recipe:
         """See Kind; on the model's own table."""
         steps = sampling["steps"]
-        sampler = Sampler(step=sampling["step"] or "", noise=sampling["noise"] or 0.0, steps=steps or 1)
+        own = recipe.sampler.step_args if sampling["step"] == recipe.sampler.step else {}
+        noise = sampling["noise"] or 0.0
+        sampler = Sampler(step=sampling["step"] or "", step_args=own, noise=noise, steps=steps or 1)
         evaluation = recipe.eval.model_copy(update={"steps": steps})
         return recipe.model_copy(update={"sampler": sampler, "eval": evaluation})
 
     def plain(self, recipe: Recipe) -> Recipe:
         """See Kind: the same step and table, without window, tree, tail or shared noise."""
         own = recipe.sampler
-        plain = Sampler(step=own.step, noise=own.noise, steps=own.steps, schedule=own.schedule)
+        kept = {name: getattr(own, name) for name in ("step", "step_args", "noise", "steps", "schedule")}
+        plain = Sampler(**kept)
         return recipe.model_copy(update={"sampler": plain})
 
     def prompt_arguments(self, model: str, *, online: bool) -> list[str]:

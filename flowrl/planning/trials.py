@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowrl import names
 from flowrl.recipe.errors import RecipeError, show
+from flowrl.recipe.making import step_of
 from flowrl.recipe.schema import Recipe
 from samplers import schedules
 from samplers.gaussian import Gaussian
@@ -53,7 +54,7 @@ def try_step(recipe: Recipe) -> None:
     name, place = recipe.sampler.step, "sampler.step"
     if not names.is_dotted(name):
         return
-    step = names.load(name, names.steps(), "step")
+    step = step_of(recipe)
     generator = torch.Generator().manual_seed(0)
     x, v = (torch.randn(ROWS, generator=generator) for _ in range(2))
     v.requires_grad_()

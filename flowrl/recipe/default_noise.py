@@ -48,6 +48,7 @@ def with_noise(values: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(sampler, dict) or sampler.get("noise") is not None:
         return values
     step = sampler.get("step", Sampler.model_fields["step"].default)
+    step = step.get("kind") if isinstance(step, dict) else step
     if not isinstance(step, str) or not isinstance(model, str):
         return values
     return values | {"sampler": sampler | {"noise": default_noise(step, model)}}

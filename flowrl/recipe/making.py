@@ -1,12 +1,15 @@
 """The parts that a recipe names, with the arguments that it gives them. Their modules are imported here."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from flowrl import names
+from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import Own, given
+from flowrl.signatures import facts_of
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,13 @@ def made(kind: str, section: Any, run: Mapping[str, Any] | None = None) -> Calla
 def solver_of(named: Any) -> Any:
     """The solver that a key of a recipe names: the name of one that ships, or the user's own function."""
     return made("solver", named) if isinstance(named, Own) else named
+
+
+def step_of(recipe: Recipe) -> Callable[..., Any]:
+    """The denoising step of a recipe, with its own arguments; what is said beside it is said of this too."""
+    step, arguments = names.load(recipe.sampler.step, names.steps(), "step"), recipe.sampler.step_args
+    if not arguments:
+        return step
+    made: Any = functools.partial(step(**arguments)) if inspect.isclass(step) else functools.partial(step, **arguments)
+    vars(made).update(facts_of(step))
+    return made

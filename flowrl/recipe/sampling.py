@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+from pydantic import model_validator
+
 from flowrl.recipe.base import Strict, key, part
 from flowrl.recipe.sections import Own, choices_of, keys_of, name_of, open_to
 
@@ -95,9 +97,11 @@ class Sampler(Strict):
     """The walk from noise to sample. noise: strength of the noise a step draws, eta of ddim; null: the usual one of the
     step and the model's family, which the step says (samplers/facts.py). share_noise: a group starts from one latent,
     and the steps up to the first stochastic one run once a prompt. reduce: how a latent's log-density becomes one
-    number; published clip ranges assume mean."""
+    number; published clip ranges assume mean. step_args: arguments of a step of one's own beside those that every step
+    has; `step: {kind: PATH, ...}` is another way to write them."""
 
     step: str = key("flow_sde", "the name of a step or a dotted path", min_length=1)
+    step_args: dict[str, Any] = key({}, "a mapping of the step's own arguments to values")
     noise: float = key(0.7, "a number >= 0, or null for the usual one of step and model", ge=0, curve=True)
     steps: int = key(10, "a whole number from 1 to 10000", ge=1, le=10_000)
     schedule: open_to(Schedule, OwnSchedule) = part(Schedule)  # pyright: ignore[reportInvalidTypeForm]
@@ -106,3 +110,12 @@ class Sampler(Strict):
     tail: Tail | None = key(None, "a mapping with ratio, steps, solver, or null")
     share_noise: bool = key(False, "true or false")
     reduce: Literal["mean", "sum"] = key("mean", "mean or sum")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_way(cls, values: Any) -> Any:
+        step = values.get("step") if isinstance(values, dict) else None
+        if not isinstance(step, dict) or not isinstance(step.get("kind"), str):
+            return values
+        args = {name: value for name, value in step.items() if name != "kind"}
+        return {**values, "step": step["kind"], "step_args": {**(values.get("step_args") or {}), **args}}

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from flowrl import names
+from flowrl.parts import KINDS
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.objectives import check_kl_mask
 from flowrl.recipe.schema import Recipe
+from flowrl.recipe.sections import check_arguments, keys
 
 PRESERVING_STEP = "ddim"  # on a model that predicts noise it takes its variance-preserving form by itself
 
@@ -60,6 +62,13 @@ def check_step(recipe: Recipe) -> Iterator[RecipeError]:
     except names.UserError as error:
         yield RecipeError("sampler.step", str(error), "name another step")
         return
+    lacking = [name for name in KINDS["step"].given if entry.accepts is not None and name not in entry.accepts]
+    if lacking:
+        problem = f"{sampler.step!r} takes no {lacking[0]!r}, which every step is called with"
+        yield RecipeError("sampler.step", problem, f"give it an argument {lacking[0]}")
+        return
+    accepted = tuple(p.name for p in keys("step", entry))
+    yield from check_arguments("sampler.step_args", sampler.step_args, entry, accepted)
     stochastic = [name for name, e in names.steps().items() if e.stochastic]
     need = f"objective.preset {recipe.objective.preset!r} needs log-probabilities, hence a stochastic step"
     if not entry.stochastic:

@@ -2,7 +2,6 @@
 
 import torch
 
-from flowrl.names import load, steps
 from flowrl.policies import adapters
 from flowrl.policies.devices import device_of
 from flowrl.policies.loading import load_pipeline
@@ -11,6 +10,7 @@ from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.first_order import walks_ddim
 from flowrl.policies.pipelines.policy import PipelinePolicy
 from flowrl.policies.trainable import make_trainable
+from flowrl.recipe.making import step_of
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.steps import PRESERVING_STEP, misfit
 from flowrl.untyped import Pipeline
@@ -50,7 +50,7 @@ def dynamics_of(recipe: Recipe, pipe: Pipeline) -> Dynamics:
     if walks_ddim(pipe.scheduler) and recipe.sampler.step != PRESERVING_STEP:
         raise misfit(recipe.sampler.step, type(pipe.scheduler).__name__)
     return Dynamics(
-        load(recipe.sampler.step, steps(), "step"),
+        step_of(recipe),
         recipe.sampler.noise,
         reduce=recipe.sampler.reduce,
         storage=getattr(torch, recipe.dtype.trajectory),

@@ -14,6 +14,7 @@ from flowrl.planning.loss_trials import try_losses
 from flowrl.planning.walks import check_trained, ode, walk
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import dump, load
+from flowrl.recipe.making import step_of
 from flowrl.recipe.trust import foreign
 from samplers.schedules import linear
 
@@ -98,6 +99,8 @@ def yes(metrics): return True
 def silent(metrics): return None
 
 def drift(x, v, s, s_next, *, noise, s_cap): return Gaussian(x + (s_next - s) * v, torch.tensor(noise))
+def steered(x, v, s, s_next, *, noise, s_cap, gain: float): return Gaussian(x + gain * v, torch.tensor(noise))
+steered.unit_variance = True
 def pair(x, v, s, s_next, *, noise, s_cap): return x, torch.ones(())
 def narrow(x, v, s, s_next, *, noise, s_cap): return Gaussian((x + v)[:, :1], torch.ones(()))
 def wide(x, v, s, s_next, *, noise, s_cap): return Gaussian(x + v, torch.ones(7, 1, 1, 1, 1))
@@ -252,6 +255,9 @@ def test_what_a_recipe_names_is_asked_about_before_it_is_imported():
         ("watch.rules=[parts_of_tests.silent]", "watch.rules", "two alarms"),
         ("watch.rules=[too_short]", "watch.rules.kind", "accepted: a dotted path"),
         ("watch.rules=[{kind: parts_of_tests.too_short, leest: 1}]", "watch.rules.leest", "did you mean 'least'?"),
+        ("sampler.step=parts_of_tests.steered", "sampler.step_args.gain", "missing"),
+        ("sampler.step={kind: parts_of_tests.steered, gane: 1}", "sampler.step_args.gane", "did you mean 'gain'?"),
+        ("sampler.step={kind: flow_sde, gain: 1}", "sampler.step_args.gain", "accepted: nothing"),
         ("sampler.step=parts_of_tests.pair", "sampler.step", "gives a tuple of 2"),
         ("sampler.step=parts_of_tests.narrow", "sampler.step", "mean [3, 1, 2, 2]"),
         ("sampler.step=parts_of_tests.wide", "sampler.step", "std [7, 1, 1, 1, 1]"),
@@ -267,5 +273,10 @@ def test_a_part_that_does_not_fit_is_refused_in_one_line_before_weights_load(ove
     assert words in str(caught.value)
 
 
-def test_an_own_step_that_fits_passes():
+def test_an_own_step_takes_its_own_keys_and_keeps_what_is_said_beside_it():
     tried("sampler.step=parts_of_tests.drift")
+    recipe = tried("sampler.step={kind: parts_of_tests.steered, gain: 3}")
+    assert (recipe.sampler.step, recipe.sampler.step_args) == ("parts_of_tests.steered", {"gain": 3})
+    assert recipe.sampler.noise == 0.7 and load_back(recipe) == recipe
+    step, one = step_of(recipe), torch.ones(3, 1)
+    assert step(one, 2 * one, 0.8, 0.6, noise=0.5, s_cap=0.9).mean[2].item() == 7.0 and step.unit_variance
