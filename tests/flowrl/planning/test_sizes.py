@@ -115,7 +115,7 @@ def estimate(recipe, prompts: list[Prompt] | None = None) -> Sizes:
 def test_the_estimate_is_what_a_real_step_takes(name: str, folders: dict[str, str]):
     recipe = tiny(name, folders, "train.ema=0.9", "rewards={jpeg: {use: jpeg_compressibility}}")
     bench = Bench(recipe, rows=8)
-    found = estimate(recipe, bench.drawn)
+    found = estimate(recipe, bench.drawn_prompts)
     rollout, training = found.phases
     policy = bench.policy
     modules = modules_of(policy.source)
