@@ -1,11 +1,10 @@
-"""What of a model is trained: LoRA adapters through peft, or its own weights; denoisers and language models alike."""
+"""The trained part of a model: LoRA adapters through peft, or its own weights; for denoisers and language models."""
 
 import contextlib
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -16,32 +15,35 @@ from torch import nn
 
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.working_copy import modules_of
+from flowrl.untyped import JSON, Network, Pipeline
 
-DENOISERS = ("transformer", "transformer_2", "unet")  # components that are trained where a recipe names none
+DENOISERS = ("transformer", "transformer_2", "unet")  # components that are trained if a recipe names none
 ADAPTER = "default"
 USUAL_RANKS = 256  # LoRA's ranks in published recipes end here
 PEFT_PREFIX = "base_model.model."  # of every key in peft's files
-Modules = Mapping[str, Any]  # by component name: modules with the adapter methods that diffusers and transformers share
+Modules = Mapping[
+    str, Network
+]  # by component name: modules with the adapter methods that diffusers and transformers share
 # diffusers' method, then transformers', the newest name first
 _CHECKPOINTING = ("enable_gradient_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable")
 # a UNet's `attentions` hold whole blocks, feed-forward layers too
 _ATTENTION = re.compile(r"attn|attention(?!s\.)", re.IGNORECASE)
 
 
-def denoisers(pipe: Any, names: Sequence[str] | None = None) -> dict[str, nn.Module]:
-    """The pipeline's denoisers by component name: those named, or all that go by a usual name.
+def denoisers(pipe: Pipeline, names: Sequence[str] | None = None) -> dict[str, nn.Module]:
+    """The pipeline's denoisers by component name: those named, or all with a usual name.
 
-    Raises PolicyError where a named component is missing or none is found.
+    Raises PolicyError if a named component is missing or none is found.
     """
     modules = modules_of(pipe)
     if names is None:
-        found = {n: modules[n] for n in DENOISERS if n in modules}
-        if not found:
+        usual = {n: modules[n] for n in DENOISERS if n in modules}
+        if not usual:
             raise PolicyError(
                 f"{type(pipe).__name__} has no component named {', '.join(DENOISERS)}; its modules are "
                 f"{', '.join(modules) or 'none'}: wrap the inner pipeline, or name the denoiser in lora.modules"
             )
-        return found
+        return usual
     missing = [n for n in names if n not in modules]
     if missing:
         raise PolicyError(f"{type(pipe).__name__} has no module {missing[0]!r}; it has {', '.join(modules)}")
@@ -57,23 +59,23 @@ def add_lora(
     init: str = "default",
     seed: int = 0,
 ) -> None:
-    """Puts a float32 LoRA adapter on each module and leaves nothing else trainable. Its output is unchanged at first.
+    """Adds a float32 LoRA adapter to each module and freezes everything else. Its output is unchanged at first.
 
     targets: "attention" (every linear layer inside an attention block), "all" (every linear layer of the blocks), or
     names as peft matches them. init: "default" (Kaiming uniform) or "gaussian", of the inner factor; the outer one
-    begins at zero. Raises PolicyError where nothing matches, and for a rank beyond the widest layer.
+    starts at zero. Raises PolicyError if nothing matches, and for a rank beyond the widest layer.
     """
     for name, module in modules.items():
         module.requires_grad_(False)
         layers = _linear_layers(module, targets) if isinstance(targets, str) else list(targets)
-        unknown = [] if isinstance(targets, str) else _unmatched(module, layers)
+        unknown = [] if isinstance(targets, str) else _without_layer(module, layers)
         if unknown:  # peft takes a list that matches in part
             raise PolicyError(f"lora.targets: {unknown[0]!r} matches no layer of {name} ({type(module).__name__})")
         if not layers:
             raise PolicyError(f"lora.targets={targets!r} matches no linear layer of {name} ({type(module).__name__})")
         _check_rank(rank, name, module, layers)
-        options: dict[str, Any] = {"lora_alpha": alpha, "init_lora_weights": True if init == "default" else init}
-        if _is_language_model(module):  # so that peft hands back a model that generates
+        options: dict[str, object] = {"lora_alpha": alpha, "init_lora_weights": True if init == "default" else init}
+        if _is_language_model(module):  # so that peft returns a model that generates
             options |= {"task_type": "CAUSAL_LM", "base_model_name_or_path": module.name_or_path}
         config = LoraConfig(r=rank, target_modules=layers, **options)
         with torch.random.fork_rng(devices=[]):
@@ -90,7 +92,7 @@ def add_lora(
 
 
 def _check_rank(rank: int, name: str, module: nn.Module, layers: Sequence[str]) -> None:
-    """Raises PolicyError for a rank above every layer's features: memory for what no layer can hold.
+    """Raises PolicyError for a rank above every layer's width: memory that no layer can use.
 
     The usual ranks pass on models of any size.
     """
@@ -102,7 +104,7 @@ def _check_rank(rank: int, name: str, module: nn.Module, layers: Sequence[str]) 
         raise PolicyError(f"lora.rank: got {rank}, accepted: at most {limit}; {widest}")
 
 
-def _inject(module: Any, config: LoraConfig) -> None:
+def _inject(module: Network, config: LoraConfig) -> None:
     if not _is_language_model(module):
         if not hasattr(module, "add_adapter"):
             raise PolicyError(
@@ -116,7 +118,7 @@ def _inject(module: Any, config: LoraConfig) -> None:
     module._hf_peft_config_loaded = True
 
 
-def _is_language_model(module: Any) -> bool:
+def _is_language_model(module: Network) -> bool:
     return hasattr(module, "can_generate")
 
 
@@ -128,19 +130,19 @@ def train_full(modules: Modules) -> None:
 
 def trainable(modules: Modules) -> Iterator[nn.Parameter]:
     """The parameters that learn, in a fixed order."""
-    yield from named(modules).values()
+    yield from trainable_by_name(modules).values()
 
 
-def named(modules: Modules) -> dict[str, nn.Parameter]:
-    """The same by name: component and parameter."""
-    found = ((c, n, p) for c, module in modules.items() for n, p in module.named_parameters())
-    return {f"{component}.{name}": p for component, name, p in found if p.requires_grad}
+def trainable_by_name(modules: Modules) -> dict[str, nn.Parameter]:
+    """The parameters that learn by name: component and parameter."""
+    parameters = ((c, n, p) for c, module in modules.items() for n, p in module.named_parameters())
+    return {f"{component}.{name}": p for component, name, p in parameters if p.requires_grad}
 
 
 def checkpoint_gradients(modules: Modules) -> None:
-    """Trades time for memory: activations are computed again in the backward pass.
+    """Trades time for memory: activations are recomputed in the backward pass.
 
-    Raises PolicyError where a module cannot.
+    Raises PolicyError if a module does not support it.
     """
     for name, module in modules.items():
         enable = next((getattr(module, n) for n in _CHECKPOINTING if hasattr(module, n)), None)
@@ -158,8 +160,8 @@ def checkpoint_gradients(modules: Modules) -> None:
 
 
 @contextlib.contextmanager
-def disabled(modules: Modules) -> Iterator[None]:
-    """Within, the modules are the reference: their adapters are off. Raises PolicyError where there are none."""
+def disable_adapters(modules: Modules) -> Iterator[None]:
+    """Within, the modules are the reference: their adapters are off. Raises PolicyError if there are none."""
     bare = [name for name, module in modules.items() if not getattr(module, "_hf_peft_config_loaded", False)]
     if bare:
         raise PolicyError(
@@ -176,7 +178,7 @@ def disabled(modules: Modules) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def save(pipe: Any, modules: Modules, folder: Path) -> None:
+def save(pipe: object, modules: Modules, folder: Path) -> None:
     """Writes what was trained: LoRA as `pipe.load_lora_weights(folder)` reads it, full weights as diffusers models.
 
     A language model writes itself: LoRA for `peft.PeftModel.from_pretrained(base, folder)`, or a transformers folder.
@@ -197,7 +199,7 @@ def save(pipe: Any, modules: Modules, folder: Path) -> None:
         for name, module in modules.items():
             module.save_lora_adapter(folder / name, adapter_name=ADAPTER)
         return
-    given: dict[Path, dict[str, Any]] = {}
+    given: dict[Path, dict[str, object]] = {}
     for name, module in modules.items():
         has_place = f"{name}_lora_layers" in inspect.signature(writer).parameters
         of_folder = given.setdefault(folder if has_place else folder / name, {})
@@ -208,8 +210,8 @@ def save(pipe: Any, modules: Modules, folder: Path) -> None:
         writer(place, **layers)
 
 
-def save_peft(module: Any, folder: Path) -> None:
-    """Writes a module's adapter as `peft.PeftModel.from_pretrained(base, folder)` reads it."""
+def save_peft(module: Network, folder: Path) -> None:
+    """Writes a module's adapter for `peft.PeftModel.from_pretrained(base, folder)`."""
     state = get_peft_model_state_dict(module, adapter_name=ADAPTER)
     state = {f"{PEFT_PREFIX}{key}": value.contiguous().cpu() for key, value in state.items()}
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -217,7 +219,7 @@ def save_peft(module: Any, folder: Path) -> None:
 
 
 def fuse(modules: Modules) -> None:
-    """Adds the adapters to the weights under them, in place, and removes them: plain modules are left.
+    """Merges the adapters into the weights in place and removes them: plain modules remain.
 
     W + alpha / rank * B A is rounded once, to W's dtype. Modules without adapters stay as they are.
     """
@@ -227,8 +229,8 @@ def fuse(modules: Modules) -> None:
             module.unload_lora()
 
 
-def restore(pipe: Any, modules: Modules, folder: Path) -> None:
-    """Reads back into the modules what `save` wrote. Raises PolicyError where the folder holds something else."""
+def restore(pipe: Pipeline, modules: Modules, folder: Path) -> None:
+    """Loads what `save` wrote into the modules. Raises PolicyError if the folder holds something else."""
     for name, module in modules.items():
         is_lora = getattr(module, "_hf_peft_config_loaded", False)
         state = _lora_state(folder, name) if is_lora else _full_state(folder, name, type(module))
@@ -246,27 +248,27 @@ def _lora_state(folder: Path, name: str) -> dict[str, torch.Tensor]:
     if not files:
         raise PolicyError(f"{folder} holds no LoRA weights (*.safetensors)")
     state = {key: value for file in files for key, value in load_file(file).items()}
-    # the second where the module has a folder of its own, the third is peft's
+    # the second if the module has a folder of its own, the third is peft's
     for prefix in (f"{name}.", f"{DENOISERS[0]}.", PEFT_PREFIX):
         if own := {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}:
             return own
     return state
 
 
-def _full_state(folder: Path, name: str, kind: Any) -> dict[str, torch.Tensor]:
+def _full_state(folder: Path, name: str, kind: type) -> dict[str, torch.Tensor]:
     folder = folder if (folder / "config.json").is_file() else folder / name  # the first: a language model's own
     if not folder.is_dir():
-        raise PolicyError(f"{folder} is not there: give the folder that a run wrote its weights to")
+        raise PolicyError(f"{folder} does not exist: give the folder that a run wrote its weights to")
     return kind.from_pretrained(folder).state_dict()
 
 
-def _metadata(module: Any) -> dict[str, Any]:
+def _metadata(module: JSON) -> dict[str, JSON]:
     config = module.peft_config[ADAPTER].to_dict()
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
 
 
-def _unmatched(module: nn.Module, targets: Sequence[str]) -> list[str]:
-    """The given names that are the end of no layer's name."""
+def _without_layer(module: nn.Module, targets: Sequence[str]) -> list[str]:
+    """The given names that no layer's name ends with."""
     known = [name for name, _ in module.named_modules()]
     return [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in known)]
 

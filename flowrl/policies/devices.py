@@ -1,4 +1,4 @@
-"""The device that a recipe names, where this machine has it."""
+"""The device that a recipe names, if this machine has it."""
 
 import torch
 
@@ -6,9 +6,9 @@ from flowrl.policies.errors import PolicyError
 
 
 def device_of(name: str, place: str = "device") -> torch.device:
-    """The device of a recipe: "auto" is the first of cuda, mps and cpu that is there.
+    """The device of a recipe: "auto" is the first available of cuda, mps and cpu.
 
-    Raises PolicyError, which names the recipe's key `place`, for a device that is not there.
+    Raises PolicyError, which names the recipe's key `place`, for a device that this machine does not have.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     there = {"cuda": gpus, "mps": int(torch.backends.mps.is_available()), "cpu": 1}

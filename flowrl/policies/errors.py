@@ -4,4 +4,4 @@ from flowrl.names import UserError
 
 
 class PolicyError(UserError):
-    """A pipeline cannot be used as a policy, or was used wrongly. One line: what, where, why, and what to do."""
+    """A model cannot be used as a policy, or was used wrongly. One line: what, where, why, and what to do."""

@@ -1,7 +1,5 @@
 """A diffusers pipeline or a language model from a hub id, a local folder, or an embedded world; and its device."""
 
-from typing import Any
-
 import torch
 from diffusers import DiffusionPipeline
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -10,12 +8,13 @@ from flowrl import names
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.working_copy import modules_of
 from flowrl.recipe.calls import check_call
+from flowrl.untyped import LanguageModel, Nest, Pipeline, Tokenizer
 
 
-def load_pipeline(model: str, dtype: torch.dtype, call: dict[str, Any] | None = None) -> Any:
+def load_pipeline(model: str, dtype: torch.dtype, call: dict[str, Nest] | None = None) -> Pipeline:
     """The pipeline, all components in `dtype` on the CPU, frozen and in evaluation mode.
 
-    Raises PolicyError where it cannot be had, RecipeError where it does not take the arguments of `call`.
+    Raises PolicyError if it cannot be loaded, RecipeError if it does not take the arguments of `call`.
     """
     place = _place(model)
     try:
@@ -29,10 +28,10 @@ def load_pipeline(model: str, dtype: torch.dtype, call: dict[str, Any] | None = 
     return pipe
 
 
-def load_language(model: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def load_language(model: str, dtype: torch.dtype) -> tuple[LanguageModel, Tokenizer]:
     """(model, tokenizer) of a causal language model, in `dtype` on the CPU, frozen and in evaluation mode.
 
-    Raises PolicyError where they cannot be had.
+    Raises PolicyError if they cannot be loaded.
     """
     place = _place(model)
     try:
@@ -44,7 +43,7 @@ def load_language(model: str, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def _place(model: str) -> str:
-    """What `from_pretrained` is given. Raises PolicyError where an embedded model is missing."""
+    """The argument of `from_pretrained`. Raises PolicyError if an embedded model is missing."""
     place = names.MODELS.get(model)
     if place is not None and not place.is_dir():
         world = place.parents[1].name

@@ -1,10 +1,10 @@
-"""Randomness as an argument: every draw is a function of who draws it, never of batch, order, rank or worker.
+"""Randomness as an argument: every draw is a function of the sample that draws, never of batch, order, rank or worker.
 
 A sample is named by (run seed, prompt id, sample index); its initial noise and the noise of each step come from
 CPU generators seeded with a hash of that name, so that they agree on every device.
 
 torch seeds its CPU generator, a Mersenne Twister, with the low 32 bits of a number. Two draws whose hashes agree in
-those are one noise: of n draws, n^2 / 2^33 pairs on average, about one among a hundred thousand.
+these bits have the same noise: of n draws, n^2 / 2^33 pairs on average, about one among a hundred thousand.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ class Key:
 
 
 def copies(prompts: Iterable[str]) -> list[int]:
-    """How many of the prompts before it have the same id, for each of these ids: the `copy` of its keys."""
+    """For each id, how many prompts before it have the same id: the `copy` of its keys."""
     seen: Counter[str] = Counter()
     numbers = []
     for prompt in prompts:
@@ -50,23 +50,23 @@ def copies(prompts: Iterable[str]) -> list[int]:
 
 
 def start_generators(keys: Sequence[Key]) -> list[torch.Generator]:
-    """One generator a row, for everything a pipeline draws outside its steps: initial noise, image latents."""
+    """One generator per row, for everything a pipeline draws outside its steps: initial noise, image latents."""
     return [torch.Generator().manual_seed(key.number("start")) for key in keys]
 
 
 @dataclass
 class GlobalGeneratorUse:
-    """Whether anything was drawn from torch's global generators, or seeded them."""
+    """Whether torch's global generators were used or seeded."""
 
     seen: bool = False
 
 
 @contextlib.contextmanager
 def global_noise(key: Key, device: torch.device, use: GlobalGeneratorUse | None = None) -> Iterator[None]:
-    """Within, torch's global generators begin where `key` says; afterwards they go on from where they were.
+    """Within, torch's global generators are seeded by `key`; afterwards their state is restored.
 
-    For pipelines that draw something without their `generator`, such as the posterior of an autoencoder (JoyImageEdit).
-    `use` is told of it.
+    For pipelines that draw something without their `generator`, such as the posterior of an autoencoder (JoyImageEdit);
+    `use` records it.
     """
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(gpus):

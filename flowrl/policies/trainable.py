@@ -1,4 +1,4 @@
-"""What of a model learns, as a recipe says: adapters, or all weights."""
+"""Makes the part of a model trainable that the recipe names: adapters, or all weights."""
 
 from torch import nn
 
@@ -7,7 +7,7 @@ from flowrl.recipe.schema import Recipe
 
 
 def make_trainable(recipe: Recipe, modules: dict[str, nn.Module]) -> None:
-    """Gives modules their adapters, or trains all their weights; with checkpoints of activations where asked for."""
+    """Adds the recipe's adapters, or makes all weights trainable; with gradient checkpointing if requested."""
     if recipe.lora is not None:
         lora = recipe.lora
         adapters.add_lora(

@@ -25,7 +25,7 @@ def weights_of(modules: adapters.Modules, copies: Copies | None = None) -> Weigh
             return copies.using(name)
         if name != "reference":
             raise PolicyError(f"no copy {name!r} of the weights is kept")
-        return adapters.disabled(modules)
+        return adapters.disable_adapters(modules)
 
     return context
 

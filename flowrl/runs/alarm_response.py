@@ -35,7 +35,7 @@ def go_back(
     left: the iteration whose weights are lost by it.
     """
     saved = checkpoints.load(checkpoint)
-    resuming.fill(adapters.named(policy.modules), saved["parameters"], checkpoint)
+    resuming.fill(adapters.trainable_by_name(policy.modules), saved["parameters"], checkpoint)
     learner.load_state_dict(saved["learner"] | {"steps": learner.steps, "factor": learner.factor})
     watch.roll_back(saved["mark"]["watch"], left)
 

@@ -53,7 +53,7 @@ class Saving:
         iteration = self._marked["iteration"]
         if self._saved == self._version(self._marked):
             return True
-        weights = {"parameters": adapters.named(self.policy.modules), "learner": self.learner.state_dict()}
+        weights = {"parameters": adapters.trainable_by_name(self.policy.modules), "learner": self.learner.state_dict()}
         try:
             refuse_nonfinite(weights, iteration, self.checkpoints, self.recipe)
         except Diverged:
@@ -83,7 +83,7 @@ class Saving:
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
         """Takes up weights, learner and state of a checkpoint, and cuts the folder back to where it stood."""
         saved = checkpoints.load(checkpoint)
-        resuming.fill(adapters.named(self.policy.modules), saved["parameters"], checkpoint)
+        resuming.fill(adapters.trainable_by_name(self.policy.modules), saved["parameters"], checkpoint)
         self.learner.load_state_dict(saved["learner"])
         mark = saved["mark"]
         self.state.load_state_dict(mark)

@@ -55,8 +55,8 @@ def load_weights(policy: Any, run: Path, which: str = "final", raw: bool = False
     if which == "final" and not raw:
         _read_final(policy, final_weights(run))
     else:
-        restore_weights(adapters.named(policy.modules), run, "last" if which == "final" else which, raw=raw)
-    if bad := next(nonfinite(adapters.named(policy.modules)), None):
+        restore_weights(adapters.trainable_by_name(policy.modules), run, "last" if which == "final" else which, raw=raw)
+    if bad := next(nonfinite(adapters.trainable_by_name(policy.modules)), None):
         raise UserError(f"--weights: {which} of {run} are not finite ({bad}); name others, such as best")
 
 

@@ -121,7 +121,7 @@ def update(bench: Bench) -> str:
 
 def without_adapters(bench: Bench) -> str:
     """With its adapters disabled the updated model draws the same as before, bit for bit: it is its own reference."""
-    with adapters.disabled(bench.policy.modules):
+    with adapters.disable_adapters(bench.policy.modules):
         gap = float((bench.draw_quietly() - bench.quiet_samples).abs().max())
     if gap != 0:
         raise ProofError(

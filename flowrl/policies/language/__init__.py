@@ -1,4 +1,4 @@
-"""Any causal language model of transformers as a policy: drawing tokens, and scoring them again.
+"""Any causal language model of transformers as a policy: it draws tokens and scores them again.
 
 policy.py     the policy
 decoding.py   forwards: token by token with a cache, and teacher-forced

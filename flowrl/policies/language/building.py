@@ -13,7 +13,7 @@ from flowrl.recipe.schema import Recipe
 
 
 def build(recipe: Recipe) -> LanguagePolicy:
-    """The recipe's model as a policy, with what it trains made trainable. Raises PolicyError where it cannot be had."""
+    """The recipe's model as a policy, with its trained part trainable. Raises PolicyError if it cannot be loaded."""
     device, given = device_of(recipe.device), section_of(recipe)
     model, tokenizer = load_language(recipe.model, getattr(torch, recipe.dtype.model))
     policy = policy_class(recipe, LanguagePolicy)(

@@ -1,21 +1,21 @@
-"""A prompt's text as token ids, through the tokenizer's chat template where it has one."""
+"""A prompt's text as token ids, through the tokenizer's chat template if it has one."""
 
 from collections.abc import Collection
-from typing import Any
 
 import jinja2
 
 from flowrl.policies.errors import PolicyError
+from flowrl.untyped import Tokenizer
 
 
 class Encoder:
-    """Encodes prompts for one tokenizer. template: "auto" (where the tokenizer has one), True or False.
+    """Encodes prompts for one tokenizer. template: "auto" (if the tokenizer has one), True or False.
 
-    system: text of a system message. stop: ids that end a completion; a tokenizer that ends every text with one is
-    answered by leaving it out. Raises PolicyError where a template or a system message is asked for in vain.
+    system: text of a system message. stop: ids that end a completion; if a tokenizer ends every text with one, it is
+    removed. Raises PolicyError for a template, or a system message, that the tokenizer cannot use.
     """
 
-    def __init__(self, tokenizer: Any, *, template: bool | str = "auto", system: str | None = None):
+    def __init__(self, tokenizer: Tokenizer, *, template: bool | str = "auto", system: str | None = None):
         has_one = getattr(tokenizer, "chat_template", None) is not None
         if template is True and not has_one:
             raise PolicyError(
@@ -27,9 +27,9 @@ class Encoder:
             raise PolicyError("generation.system: given, but no chat template is used that it could go into; remove it")
 
     def __call__(self, text: str, stop: Collection[int] = ()) -> list[int]:
-        """Token ids of one prompt. Raises PolicyError where there are none."""
+        """Token ids of one prompt. Raises PolicyError if there are none."""
         if self.chat:
-            ids = self.tokenizer(self._rendered(text), add_special_tokens=False)["input_ids"]
+            ids = self.tokenizer(self._render(text), add_special_tokens=False)["input_ids"]
         else:
             ids = self.tokenizer(text)["input_ids"]
             while ids and ids[-1] in stop:
@@ -38,7 +38,7 @@ class Encoder:
             raise PolicyError(f"prompt {text!r} has no token in this model's tokenizer; change or remove the prompt")
         return list(ids)
 
-    def _rendered(self, text: str) -> str:
+    def _render(self, text: str) -> str:
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         messages.append({"role": "user", "content": text})
         try:

@@ -1,12 +1,11 @@
 """Forward passes of a causal language model: token by token with a key-value cache, and teacher-forced.
 
-Prompts are padded on the left, so that every row's next token stands in the last column; the attention mask hides the
-padding and position ids count from each row's first real token. A row's result is then that of the row alone.
+Prompts are padded on the left, so that every row's next token is in the last column; the attention mask hides the
+padding, and position ids count from each row's first real token. A row's result is then that of the row alone.
 """
 
 import inspect
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,19 +13,20 @@ from transformers import DynamicCache
 
 from flowrl.contracts import Progress
 from flowrl.policies.errors import PolicyError
+from flowrl.untyped import LanguageModel
 from samplers.tokens import Generation, draw, token_entropy, token_logp
 
 CACHES = ("cache", "past_key_values")  # what transformers calls the argument, newest name first
 
 
-def accepted(model: Any) -> set[str]:
+def forward_arguments(model: LanguageModel) -> set[str]:
     """The names of the arguments of the model's forward."""
     return set(inspect.signature(type(model).forward).parameters)
 
 
-def cache_argument(model: Any) -> str:
-    """How the model's forward calls its key-value cache. Raises PolicyError for a model without one."""
-    name = next((n for n in CACHES if n in accepted(model)), None)
+def cache_argument(model: LanguageModel) -> str:
+    """The name of the key-value cache in the model's forward. Raises PolicyError for a model without one."""
+    name = next((n for n in CACHES if n in forward_arguments(model)), None)
     if name is None:
         raise PolicyError(f"{type(model).__name__} takes no key-value cache; give a causal transformer language model")
     return name
@@ -40,10 +40,12 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
     return ids.to(device), mask.to(device)
 
 
-def forward(model: Any, ids: Tensor, attention: Tensor, keep: int, cache: Any = None) -> Tensor:
+def forward(
+    model: LanguageModel, ids: Tensor, attention: Tensor, keep: int, cache: DynamicCache | None = None
+) -> Tensor:
     """Logits [R, keep, V] of the last `keep` of positions `ids` [R, N]; attention [R, past + N] covers the cache."""
-    known = accepted(model)
-    arguments: dict[str, Any] = {"attention_mask": attention, "use_cache": cache is not None}
+    known = forward_arguments(model)
+    arguments: dict[str, object] = {"attention_mask": attention, "use_cache": cache is not None}
     if cache is not None:
         arguments[cache_argument(model)] = cache
     if "position_ids" in known:
@@ -55,7 +57,7 @@ def forward(model: Any, ids: Tensor, attention: Tensor, keep: int, cache: Any = 
 
 @torch.no_grad()
 def decode(
-    model: Any,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     uniforms: Tensor,
     plan: Generation,
@@ -66,10 +68,10 @@ def decode(
     progress: Progress | None = None,
     entropy: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(tokens int64 [R, K], log-probs float32 [R, K], lengths int64 [R]) of `group` completions a prompt, on the CPU.
+    """(tokens int64 [R, K], log-probs float32 [R, K], lengths int64 [R]) of `group` completions per prompt, on the CPU.
 
     uniforms float64 [R, K] decide the draws. A completion ends with a token of `stop`, which it includes, or after
-    K = plan.max_new_tokens. A prompt is read once for its group, and a row that has ended is computed no further.
+    K = plan.max_new_tokens. A prompt is read once for its group, and a row that has ended is not computed further.
     entropy float32 [R, K], where given, is filled in: of the distribution that each token is scored under, in nats.
     """
     rows, device = len(uniforms), model.device
@@ -101,7 +103,9 @@ def decode(
     return tokens, logp, length
 
 
-def teacher_forced(model: Any, prompts: Sequence[Sequence[int]], tokens: Tensor, length: Tensor, *, pad: int) -> Tensor:
+def teacher_forced(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], tokens: Tensor, length: Tensor, *, pad: int
+) -> Tensor:
     """Logits [r, T, V] that each of the first T = max(length) tokens [r, K] of the completions was drawn from."""
     width = int(length.max())
     ids, attention = left_padded(prompts, pad, model.device)

@@ -1,8 +1,8 @@
 """Any causal language model of transformers as a policy: a decision is a token.
 
-A rollout decodes with a key-value cache; a replay feeds the same tokens at once and scores them with gradient. Both see
+A rollout decodes with a key-value cache; a replay feeds the same tokens at once and scores them with gradient. Both use
 the same prompt ids, positions and temperature, so that a replay under unchanged weights gives the rollout's log-probs.
-Before the first rollout a short generation proves it (`prepare`); a model that fails is refused.
+Before the first rollout a short generation checks this (`prepare`); a model that fails is refused.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +21,7 @@ from flowrl.policies.language.chat import Encoder
 from flowrl.policies.language.decoding import cache_argument, decode, teacher_forced
 from flowrl.policies.noise import Key, copies, token_uniforms
 from flowrl.policies.weights import under, weights_of
+from flowrl.untyped import LanguageModel, Tokenizer
 from samplers.tokens import Generation, token_kl, token_logp
 
 PROBE_TOKENS = 16
@@ -30,14 +31,14 @@ MAX_MEAN_GAP = 0.1  # and in half precision, where single tokens may be further 
 
 
 @dataclass(frozen=True)
-class Source:
-    """A model with its tokenizer, which writes itself (see adapters.save)."""
+class LanguageSource:
+    """A model with its tokenizer; it writes itself (see adapters.save)."""
 
-    model: Any
-    tokenizer: Any
+    model: LanguageModel
+    tokenizer: Tokenizer
 
     def save_weights(self, folder: Path) -> None:
-        """The adapters alone, as `peft.PeftModel.from_pretrained` reads them; without any, the whole model."""
+        """Writes the adapters alone, for `peft.PeftModel.from_pretrained`; without any, the whole model."""
         if getattr(self.model, "_hf_peft_config_loaded", False):
             adapters.save_peft(self.model, folder)
         else:
@@ -67,8 +68,8 @@ class LanguagePolicy:
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
         *,
         template: bool | str = "auto",
         system: str | None = None,
@@ -77,7 +78,7 @@ class LanguagePolicy:
         precision: torch.dtype = torch.float32,
         keep_entropy: bool = False,
     ):
-        self.source, self.modules = Source(model, tokenizer), {"model": model}
+        self.source, self.modules = LanguageSource(model, tokenizer), {"model": model}
         self.model, self.tokenizer = model.to(device), tokenizer
         self.device, self.max_rows, self.precision = torch.device(device), max_rows, precision
         self.keep_entropy = keep_entropy
@@ -124,7 +125,7 @@ class LanguagePolicy:
                 group,
                 texts=self._texts(tokens, length),
                 lengths=length,
-                truncated=~self._ended(tokens, length),
+                truncated=~self._is_complete(tokens, length),
             ),
             logp,
             mask,
@@ -169,27 +170,28 @@ class LanguagePolicy:
         try:
             gap = self._probe(prompt, plan)
             exact = self.model.dtype == torch.float32
-            found, limit = (gap.max(), MAX_GAP) if exact else (gap.mean(), MAX_MEAN_GAP)
-            proven = bool(found <= limit)  # NaN is not
+            measured, limit = (gap.max(), MAX_GAP) if exact else (gap.mean(), MAX_MEAN_GAP)
+            proven = bool(measured <= limit)  # NaN is not
         finally:
             self._prepared = proven
         if not proven:
             raise PolicyError(
-                f"{type(self.model).__name__}: a replay gives log-probs that differ by {float(found):.2g} from those "
-                f"of decoding (accepted: {limit:g}); its cache, positions or padding do not do, give another model"
+                f"{type(self.model).__name__}: a replay gives log-probs that differ by {float(measured):.2g} from "
+                f"those of decoding (accepted: {limit:g}); its cache, positions or padding do not work, give another "
+                "model"
             )
 
     def _probe(self, prompt: Prompt, plan: Generation) -> Tensor:
-        """|log-prob of a replay - log-prob of its rollout| of the tokens of two short completions."""
+        """|log-prob of a replay - log-prob of its rollout|, 1-D, of the tokens of two short completions."""
         short = replace(prompt, id=f"{prompt.id} (half)", text=prompt.text[: (len(prompt.text) + 1) // 2])
         number = min(PROBE_TOKENS, plan.max_new_tokens)
         rollout = self.rollout(
             [prompt, short], plan=replace(plan, max_new_tokens=number, temperature=plan.scale), seed=0
         )
-        found: list[Tensor] = []
+        logp: list[Tensor] = []
         for row in torch.arange(2).split(1):
-            self.look(rollout, row, View(), lambda seen: found.append(seen.logp.detach().cpu()))
-        return (torch.cat(found) - rollout.rollout_logp).abs()[rollout.mask]
+            self.look(rollout, row, View(), lambda seen: logp.append(seen.logp.detach().cpu()))
+        return (torch.cat(logp) - rollout.rollout_logp).abs()[rollout.mask]
 
     def _decode(
         self, ids: list[list[int]], keys: list[Key], plan: Generation, progress: Progress | None
@@ -228,8 +230,8 @@ class LanguagePolicy:
             )
         return ids
 
-    def _ended(self, tokens: Tensor, length: Tensor) -> Tensor:
-        """Which completions end with a token that ends them, bool [R]."""
+    def _is_complete(self, tokens: Tensor, length: Tensor) -> Tensor:
+        """Which completions ended with a stop token, bool [R]."""
         last = tokens.gather(1, length[:, None] - 1)[:, 0]
         return torch.isin(last, torch.tensor(self.stop, dtype=torch.int64))
 
@@ -240,8 +242,8 @@ class LanguagePolicy:
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def check_tokens(tokenizer: Any, text: str) -> None:
-    """Raises PolicyError where a text is nothing, or mostly unknown tokens: the tokenizer loaded as another class."""
+def check_tokens(tokenizer: Tokenizer, text: str) -> None:
+    """Raises PolicyError if a text gives no tokens, or mostly unknown ones: the tokenizer loaded as another class."""
     ids = tokenizer(text, add_special_tokens=False).input_ids
     unknown = sum(i == tokenizer.unk_token_id for i in ids)
     if not ids or unknown > MAX_UNKNOWN * len(ids):
@@ -252,10 +254,10 @@ def check_tokens(tokenizer: Any, text: str) -> None:
         )
 
 
-def stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+def stop_ids(model: LanguageModel, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The ids that end a completion: those of the model's generation config, else the tokenizer's, if any."""
-    found = getattr(model.generation_config, "eos_token_id", None)
-    found = tokenizer.eos_token_id if found is None else found
-    if found is None:
+    ids = getattr(model.generation_config, "eos_token_id", None)
+    ids = tokenizer.eos_token_id if ids is None else ids
+    if ids is None:
         return ()
-    return tuple(found) if isinstance(found, list | tuple) else (int(found),)
+    return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)

@@ -202,7 +202,7 @@ def test_an_optimizer_that_moves_nothing_is_named(monkeypatch):
 
 
 def test_adapters_that_stay_on_are_named(monkeypatch):
-    monkeypatch.setattr(adapters, "disabled", torch.no_grad)
+    monkeypatch.setattr(adapters, "disable_adapters", torch.no_grad)
     assert first_failure(small()).title == "without adapters it draws as before"
 
 

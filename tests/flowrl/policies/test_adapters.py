@@ -39,7 +39,7 @@ def test_a_fresh_adapter_changes_nothing_and_alone_is_trained(name: str, targets
         assert all("lora_" in n for n in learning)
     shake(modules)
     assert gap(untouched(policy, PROMPTS), before) > 1e-4
-    with adapters.disabled(modules):
+    with adapters.disable_adapters(modules):
         assert gap(untouched(policy, PROMPTS), before) <= 1e-5
     assert gap(untouched(policy, PROMPTS), before) > 1e-4
 
@@ -226,7 +226,7 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="does not fit transformer"):
         adapters.restore(other, more, tmp_path)
     whole, everything = built("flux")
-    with pytest.raises(PolicyError, match="is not there"):
+    with pytest.raises(PolicyError, match="does not exist"):
         adapters.restore(whole, everything, tmp_path)
 
 

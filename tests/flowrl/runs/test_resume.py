@@ -220,7 +220,7 @@ def test_the_weights_of_a_checkpoint(whole: Path):
     recipe = load(str(whole / "recipe.yaml"))
     final, checked = build_policy(recipe), build_policy(recipe)
     load_weights(final, whole)
-    wanted, got = adapters.named(final.modules), adapters.named(checked.modules)
+    wanted, got = adapters.trainable_by_name(final.modules), adapters.trainable_by_name(checked.modules)
     assert resuming.restore_weights(got, whole, "last") == 5
     assert all(torch.equal(got[n], wanted[n]) for n in wanted)
     resuming.restore_weights(got, whole, "last", raw=True)
