@@ -14,6 +14,7 @@ import families
 from cli_support import call
 from flowrl import names
 from flowrl.cli import app
+from flowrl.parts import KINDS
 from flowrl.planning.sizes.rewards import weight_arguments, weights_of
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load, written
@@ -221,6 +222,11 @@ def test_pipelines_are_counted_as_configurations(page: str):
     kinds = {type(families.pipeline(name)).__name__ for name in families.NAMES}
     assert told is not None and len(families.NAMES) - 5 <= int(told[1]) <= len(families.NAMES)
     assert len(kinds) - 5 <= int(told[2]) <= len(kinds)
+
+
+def test_the_table_of_parts_tells_how_each_is_taken():
+    rows = dict(re.findall(r"^\| (\w+) \| (?:`\((.*), \.\.\.\)`)? ?\| .*\|$", TEXT["trust.md"], re.MULTILINE))
+    assert {name: rows.get(name) for name in KINDS} == {name: ", ".join(kind.leading) for name, kind in KINDS.items()}
 
 
 def test_the_table_of_rewards_names_their_default_weights():
