@@ -7,12 +7,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flowrl.recipe.explain import explain, fields, json_schema, parts
-from flowrl.recipe.presets import PRESETS
 from flowrl.terminal import output_console
 
 
 def _complete(incomplete: str) -> list[str]:
+    from flowrl.recipe.explain import fields, parts
+    from flowrl.recipe.presets import PRESETS
+
     known = [at for at, _, _ in fields()]
     known += [f"{kind}.{name}" for kind, entries in parts().items() for name in entries]
     return [name for name in [*known, *(f"preset.{name}" for name in PRESETS)] if name.startswith(incomplete)]
@@ -29,6 +30,8 @@ def explain_command(
     ],
 ) -> None:
     """Say what a key accepts, its default, what it means, its source, and which presets set it."""
+    from flowrl.recipe.explain import explain
+
     table = Table(title=key, title_justify="left", show_header=False, box=None)
     for what, text in explain(key):
         table.add_row(escape(what), escape(text))
@@ -37,4 +40,6 @@ def explain_command(
 
 def schema_command() -> None:
     """Print a JSON schema of recipes, for editors that check and complete YAML."""
+    from flowrl.recipe.explain import json_schema
+
     typer.echo(json.dumps(json_schema(), indent=1))

@@ -10,7 +10,6 @@ from rich.table import Table
 
 from flowrl import names
 from flowrl.recipe import presets
-from flowrl.recipe.sections import keys
 from flowrl.signatures import NO_DEFAULT, Entry
 from flowrl.terminal import output_console
 from flowrl.watch.alarms import ALARMS
@@ -71,6 +70,8 @@ def list_command(
 
 def _row(kind: str, entry: Entry) -> tuple[str, str]:
     """A part's name; what it is, and its keys, those in brackets with a default."""
+    from flowrl.recipe.sections import keys
+
     written = [p.name if p.default is NO_DEFAULT else f"[{p.name}]" for p in keys(kind, entry)]
     return entry.name, f"{entry.summary.rstrip('.')}{': ' if written else ''}{', '.join(written)}"
 
