@@ -19,6 +19,7 @@ from flowrl.recipe.windows import check_window
 
 if TYPE_CHECKING:
     from flowrl.contracts import Prompt
+    from flowrl.policies.pipelines.policy import PipelinePolicy
 
 
 class Denoising:
@@ -129,14 +130,14 @@ class Denoising:
         return denoising
 
     @property
-    def building(self) -> Building:
+    def building(self) -> "Building[PipelinePolicy]":
         """Policies over pipelines."""
         from flowrl.policies.pipelines import building
 
         return building
 
     @property
-    def exporter(self) -> Exporter:
+    def exporter(self) -> "Exporter[PipelinePolicy]":
         """Pipelines, and LoRA for them."""
         from flowrl.exports import pipelines
 

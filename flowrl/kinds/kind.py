@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.schema import Recipe
@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
     from flowrl.checking.proofs.bench import Bench
     from flowrl.checking.proofs.proof import Proof
-    from flowrl.contracts import Policy, Prompt
+    from flowrl.contracts import Prompt
     from flowrl.planning.costs import Arithmetic
+
+
+P = TypeVar("P")  # the policies of a kind, each of its own class
+P_contra = TypeVar("P_contra", contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -88,26 +92,26 @@ class Planning(Protocol):
         ...
 
 
-class Building(Protocol):
+class Building(Protocol[P]):
     """How a policy of this kind is built; a module of its folder in flowrl/policies."""
 
-    def build(self, recipe: Recipe) -> Policy:
+    def build(self, recipe: Recipe) -> P:
         """The recipe's model as a policy, with what it trains made trainable."""
         ...
 
-    def retune(self, policy: Policy, recipe: Recipe) -> None:
+    def retune(self, policy: P, recipe: Recipe) -> None:
         """Makes a policy draw as another recipe of the same model does. Raises RecipeError if it cannot."""
         ...
 
 
-class Exporter(Protocol):
+class Exporter(Protocol[P_contra]):
     """How weights of this kind are exported; a module of flowrl/exports."""
 
-    def write(self, policy: Policy, folder: Path, kind: str) -> None:
+    def write(self, policy: P_contra, folder: Path, kind: str) -> None:
         """Writes the weights; the policy may be unusable afterwards."""
         ...
 
-    def draw(self, policy: Policy, recipe: Recipe, prompts: Sequence[Prompt]) -> list[Tensor]:
+    def draw(self, policy: P_contra, recipe: Recipe, prompts: Sequence[Prompt]) -> list[Tensor]:
         """One sample per prompt, as tensors that can be subtracted."""
         ...
 
@@ -226,12 +230,12 @@ class Kind(Protocol):
         ...
 
     @property
-    def building(self) -> Building:
+    def building(self) -> Building[Any]:
         """How its policies are built."""
         ...
 
     @property
-    def exporter(self) -> Exporter:
+    def exporter(self) -> Exporter[Any]:
         """How its weights are exported."""
         ...
 

@@ -14,6 +14,7 @@ from flowrl.recipe.sections import names_own
 
 if TYPE_CHECKING:
     from flowrl.contracts import Prompt
+    from flowrl.policies.language.policy import LanguagePolicy
 
 
 def section_of(recipe: Recipe) -> Generation:
@@ -140,14 +141,14 @@ class Language:
         return language
 
     @property
-    def building(self) -> Building:
+    def building(self) -> "Building[LanguagePolicy]":
         """Policies over causal language models."""
         from flowrl.policies.language import building
 
         return building
 
     @property
-    def exporter(self) -> Exporter:
+    def exporter(self) -> "Exporter[LanguagePolicy]":
         """Folders of transformers, and LoRA of peft."""
         from flowrl.exports import language
 
