@@ -60,9 +60,9 @@ def evaluate_command(
         raise UserError(f"--output: {output.parent} is not a folder; name a file in an existing folder")
     silence_libraries()
     from flowrl.kinds import kind_of
-    from flowrl.runs.stopping import staying
+    from flowrl.runs.stopping import refuse_exit
 
-    with staying():
+    with refuse_exit():
         results = _score_policies(recipe, run, weights, raw, base, save)
     number, how = len(results["rewards"].prompts), kind_of(recipe).planning.eval_words(recipe)
     output_console().print(_table(results, f"{target}: {number} prompts, {how}"))

@@ -58,13 +58,13 @@ def scan_command(
     key, values_to_scan = scanned_values(recipe, values, more)
     _check_weights(values_to_scan[0].recipe, model_run, weights)
     silence_libraries()
-    from flowrl.runs.folder import fresh
+    from flowrl.runs.folder import unused_folder
     from flowrl.scan import page
     from flowrl.scan.draw import refuse_equal
     from flowrl.scan.result import write
 
     refuse_equal(key, values_to_scan, iteration)
-    folder = output or fresh(Path("runs") / f"scan-{Path(recipe).stem}-{key}")
+    folder = output or unused_folder(Path("runs") / f"scan-{Path(recipe).stem}-{key}")
     _make_folder(folder)
     console = output_console()
     scan = _scan(console, Path(recipe).stem, key, values_to_scan, prompts, iteration, tolerance, model_run, weights)

@@ -41,12 +41,12 @@ def run(
         _plan(checked, seconds_per_forward, time_from)
         return
     silence_libraries()
-    from flowrl.runs.folder import newest
+    from flowrl.runs.folder import newest_run
     from flowrl.runs.loop import Alarmed
     from flowrl.runs.start import run as run_recipe
     from flowrl.runs.stopping import Stopped
 
-    folder = Path(resume_folders[-1]) if resume_folders else newest(Path(checked.output or "")) if resume else None
+    folder = Path(resume_folders[-1]) if resume_folders else newest_run(Path(checked.output or "")) if resume else None
     if folder is None and resume:
         typer.echo(f"--resume: no run under {checked.output} yet; starting one")
     if folder is not None and not folder.is_dir():

@@ -1,1 +1,1 @@
-"""A run from its first line to its last: the loop around iterations, its folder, checkpoints, resume, console."""
+"""A run from start to end: the loop around iterations, its folder, checkpoints, resume, console."""

@@ -1,15 +1,15 @@
-"""Checkpoints: everything that a resume needs, written aside and renamed, so that one is either whole or not there.
+"""Checkpoints: everything that a resume needs, written atomically, so that a checkpoint is either whole or absent.
 
     checkpoints/00040/            the state after 40 iterations
         state.json                numbers, texts and the layout of the state
         state.safetensors         its tensors
-        state.sha256              a digest a file, as `sha256sum -c` reads them: no other file and no other byte counts
+        state.sha256              a digest per file, as `sha256sum -c` reads them
     checkpoints/best              the number of the checkpoint with the best held-out reward, which is never pruned
-    checkpoints/witness           that of the best witness, where a run may have to return to it (watch.on_hack)
+    checkpoints/witness           that of the best witness, if a run may have to return to it (watch.on_hack)
 
-A state is any nesting of dicts, lists, numbers, texts and tensors. None of it is unpickled, so none can run
-anything. What takes the place of a checkpoint is whole and on the disk before that is moved aside
-(`.old`) and then removed: whenever the process is killed, one of the two is there and is found.
+A state is any nesting of dicts, lists, numbers, texts and tensors. Nothing is unpickled, so loading one cannot execute
+code. A replacement is complete and on disk before the old checkpoint is moved aside (`.old`) and removed: whenever the
+process is killed, one of the two exists and is found.
 """
 
 import contextlib
@@ -34,29 +34,29 @@ from flowrl.names import UserError
 RECORD, TENSORS, DIGESTS = "state.json", "state.safetensors", "state.sha256"
 MARKS = ("best", "witness")  # checkpoints that are never pruned
 _TENSOR = "tensor:"
-_OLD, _GONE = ".old", ".gone"  # replaced, but the other is not in place yet; being removed
+_OLD, _GONE = ".old", ".gone"  # moved aside while its replacement is put in place; being removed
 
 
 class StateError(UserError):
-    """A checkpoint that cannot be written or read, told in one line."""
+    """A checkpoint cannot be written or read."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk and the number of iterations it was taken after."""
+    """A checkpoint on disk, and the number of iterations before it."""
 
     path: Path
     iteration: int
 
 
 class Checkpoints:
-    """The checkpoints of a run folder; the last `keep` stay, and those that are marked (MARKS)."""
+    """The checkpoints of a run folder; the last `keep` and the marked ones (MARKS) are kept."""
 
     def __init__(self, run: Path, keep: int = 2):
         self.folder, self.keep = run / "checkpoints", keep
 
     def save(self, iteration: int, state: Mapping[str, Any]) -> Checkpoint:
-        """Writes a state. Raises StateError where it cannot; the checkpoints before it are untouched then."""
+        """Writes a state. Raises StateError if it cannot; earlier checkpoints are untouched then."""
         final = self.folder / f"{iteration:05d}"
         aside = self.folder / f"{final.name}.tmp"
         try:
@@ -69,23 +69,23 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             free = shutil.disk_usage(self.folder if self.folder.is_dir() else self.folder.parent).free
             before = [c for c in self.all() if c.iteration != iteration]
-            whole = f"{before[-1].path} is whole" if before else "there is none before it"
+            whole = f"{before[-1].path} is intact" if before else "there is no earlier one"
             raise StateError(
                 f"checkpoint: {final} cannot be written ({reason(error)}; {free / 2**20:,.0f} MiB free); {whole}: make "
-                "room and go on with --resume"
+                "room and continue with --resume"
             ) from error
         return Checkpoint(final, iteration)
 
     def all(self) -> list[Checkpoint]:
-        """All checkpoints, oldest first: those in place, and those moved aside whose successor never came."""
+        """All checkpoints, oldest first, including those moved aside whose replacement is missing."""
         paths = list(self.folder.glob("*")) if self.folder.is_dir() else []
-        found = {p.name: p for p in paths if p.suffix == "" and p.is_dir()}
-        found = {p.stem: p for p in paths if p.suffix == _OLD} | found
-        numbers = ((number_of(name), path) for name, path in found.items())
+        folders = {p.name: p for p in paths if p.suffix == "" and p.is_dir()}
+        folders = {p.stem: p for p in paths if p.suffix == _OLD} | folders
+        numbers = ((number_of(name), path) for name, path in folders.items())
         return sorted((Checkpoint(p, n) for n, p in numbers if n is not None), key=lambda c: c.iteration)
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest whole checkpoint, and a line for each newer one that is damaged."""
+        """The newest intact checkpoint, and one line for each newer one that is damaged."""
         complaints = []
         for checkpoint in reversed(self.all()):
             problem = damage(checkpoint)
@@ -95,36 +95,36 @@ class Checkpoints:
         return None, complaints
 
     def find(self, which: str) -> Checkpoint:
-        """The checkpoint `last`, a marked one, or of an iteration's number. Raises StateError where it is not there."""
-        there = {str(c.iteration): c for c in self.all()}
+        """The checkpoint named `last`, a mark, or the number of an iteration. Raises StateError if there is none."""
+        by_number = {str(c.iteration): c for c in self.all()}
         marked = {mark: str(self.marked(mark)) for mark in MARKS}
-        names = {"last": there[max(there, key=int)]} if there else {}
-        names |= {mark: there[number] for mark, number in marked.items() if number in there}
+        names = {"last": by_number[max(by_number, key=int)]} if by_number else {}
+        names |= {mark: by_number[number] for mark, number in marked.items() if number in by_number}
         number = number_of(which)
-        found = (there | names).get(which if number is None else str(number))
-        if found is None:
-            accepted = ", ".join([*names, *there]) or "nothing yet"
+        checkpoint = (by_number | names).get(which if number is None else str(number))
+        if checkpoint is None:
+            accepted = ", ".join([*names, *by_number]) or "nothing yet"
             raise StateError(f"checkpoint {which!r}: not in {self.folder}; accepted: {accepted}")
-        if problem := damage(found):
-            raise StateError(f"checkpoint {found.path}: {problem}; name another one")
-        return found
+        if problem := damage(checkpoint):
+            raise StateError(f"checkpoint {checkpoint.path}: {problem}; name another")
+        return checkpoint
 
     def mark(self, which: str, iteration: int) -> None:
-        """Marks a checkpoint, such as the best so far, which keeps it and lets go of the one marked before."""
+        """Marks a checkpoint, such as the best so far; it is kept, and the one marked before no longer is."""
         self._write_mark(which, iteration)
         self._prune()
 
     def marked(self, which: str) -> int | None:
-        """The iteration of the checkpoint with this mark; None where there is none, or it is not what was written."""
+        """The iteration of the checkpoint with this mark; None if there is none, or the mark is damaged."""
         mark = self.folder / which
         with contextlib.suppress(OSError, UnicodeDecodeError):
             text = mark.read_text(encoding="ascii")
             number = number_of(text.partition(" ")[0])
-            return number if number is not None and text == _mark(which, number) else None
+            return number if number is not None and text == _mark_text(which, number) else None
         return None
 
     def forget_after(self, iteration: int, marks: Mapping[str, int | None]) -> None:
-        """Removes what a run that goes on from `iteration` has not done yet, and marks what it had marked by then."""
+        """Removes checkpoints after `iteration`, from which the run continues, and restores the marks of that time."""
         for checkpoint in self.all():
             if checkpoint.iteration > iteration:
                 _remove(checkpoint.path)
@@ -132,19 +132,19 @@ class Checkpoints:
         for which in MARKS:
             number = marks.get(which)
             if number is not None and number in there:
-                self._write_mark(which, number)  # all of them before any is pruned
+                self._write_mark(which, number)  # write all marks before anything is pruned
             else:
                 (self.folder / which).unlink(missing_ok=True)
         self._prune()
 
     def _write_mark(self, which: str, iteration: int) -> None:
         aside = self.folder / f"{which}.tmp"
-        _durable(aside, _mark(which, iteration))
+        _write_durably(aside, _mark_text(which, iteration))
         aside.replace(self.folder / which)
         _sync(self.folder)
 
     def _prune(self) -> None:
-        """Removes all but the last and the marked ones, and what a process that was killed left half removed."""
+        """Removes all but the last and the marked ones, and leftovers of a killed process."""
         kept = {c.iteration for c in self.all()[-self.keep :]} | {self.marked(mark) for mark in MARKS}
         there = {c.path for c in self.all()}
         for checkpoint in self.all():
@@ -156,14 +156,14 @@ class Checkpoints:
 
 
 def load(checkpoint: Checkpoint, part: str | None = None) -> dict[str, Any]:
-    """The state as it was saved, or the part under one of its keys, tensors on the CPU."""
+    """The saved state, or the part under one of its keys, with tensors on the CPU."""
     layout = json.loads((checkpoint.path / RECORD).read_text(encoding="utf-8"))["state"]
     with safe_open(checkpoint.path / TENSORS, "pt") as tensors:
-        return _joined(layout if part is None else dict(layout["dict"])[part], tensors.get_tensor)
+        return _join(layout if part is None else dict(layout["dict"])[part], tensors.get_tensor)
 
 
 def nonfinite(state: Any, path: str = "") -> Iterator[str]:
-    """The places of the tensors in a state that are not finite throughout."""
+    """The paths of the tensors in a state that hold a value that is not finite."""
     if isinstance(state, Tensor):
         if not torch.isfinite(state).all():
             yield path
@@ -174,19 +174,19 @@ def nonfinite(state: Any, path: str = "") -> Iterator[str]:
 
 
 def damage(checkpoint: Checkpoint) -> str | None:
-    """What is wrong with the files of a checkpoint, in a few words; None where nothing is."""
+    """What is wrong with the files of a checkpoint, in a few words; None if they are intact."""
     path = checkpoint.path
     try:
         if (path / ".metadata").is_file() and not (path / DIGESTS).is_file():
-            return "an earlier flowrl wrote it, as a pickle, which is not read any more: begin a new run"
+            return "an earlier flowrl wrote it as a pickle, which is no longer read: start a new run"
         if missing := [name for name in (DIGESTS, RECORD, TENSORS) if not (path / name).is_file()]:
             return f"{missing[0]} is missing"
-        told = (path / DIGESTS).read_bytes().splitlines(keepends=True)
+        lines = (path / DIGESTS).read_bytes().splitlines(keepends=True)
         for name, line in zip((RECORD, TENSORS), _digests(path), strict=True):
-            if line.encode() not in told:
-                return f"{name} is not what was written"
-        if len(told) != 2:
-            return f"{DIGESTS} is not what was written"
+            if line.encode() not in lines:
+                return f"{name} was changed after it was written"
+        if len(lines) != 2:
+            return f"{DIGESTS} was changed after it was written"
         number = json.loads((path / RECORD).read_text(encoding="utf-8"))["iteration"]
         return None if number == checkpoint.iteration else f"it is that of iteration {number}"
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -194,12 +194,12 @@ def damage(checkpoint: Checkpoint) -> str | None:
 
 
 def number_of(name: str) -> int | None:
-    """The iteration that a name of digits stands for, else None."""
+    """The iteration that a name of digits denotes, else None."""
     return int(name) if name.isascii() and name.isdigit() and len(name) < 20 else None
 
 
 def random_state() -> dict[str, Any]:
-    """The global generators of torch, numpy and Python. Nothing of a run's own draws from them; a reward may."""
+    """The states of the global generators of torch, numpy and Python, which user code such as a reward may use."""
     version, keys, position, has_gauss, gauss = numpy.random.get_state()  # pyright: ignore[reportGeneralTypeIssues]
     kind, inner, gauss_next = random.getstate()
     return {
@@ -211,7 +211,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Sets the global generators back. Those of GPUs that are not there are left alone."""
+    """Restores the global generators; those of GPUs only if there are as many as before."""
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -227,18 +227,18 @@ def reason(error: BaseException) -> str:
 
 
 def _write(folder: Path, iteration: int, state: Mapping[str, Any]) -> None:
-    """Writes a checkpoint's files; all of it is on the disk afterwards."""
+    """Writes a checkpoint's files, and syncs them to disk."""
     tensors: dict[str, Tensor] = {}
     layout = _split(state, "", tensors)
     save_file(tensors, folder / TENSORS)
     _sync(folder / TENSORS)
-    _durable(folder / RECORD, json.dumps({"iteration": iteration, "state": layout}, allow_nan=True))
-    _durable(folder / DIGESTS, "".join(_digests(folder)))
+    _write_durably(folder / RECORD, json.dumps({"iteration": iteration, "state": layout}, allow_nan=True))
+    _write_durably(folder / DIGESTS, "".join(_digests(folder)))
     _sync(folder)
 
 
 def _replace(final: Path, aside: Path) -> None:
-    """Gives `aside` the name `final`, whose own is moved aside first and removed last."""
+    """Renames `aside` to `final`; an existing `final` is moved aside first and removed last."""
     old = final.with_name(f"{final.name}{_OLD}")
     if final.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -249,7 +249,7 @@ def _replace(final: Path, aside: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Removes a checkpoint: it is none any more before the first of its files goes."""
+    """Removes a checkpoint; it is renamed first, so that a half removed one is not taken for a checkpoint."""
     gone = path.with_name(f"{path.stem}{_GONE}")
     shutil.rmtree(gone, ignore_errors=True)
     path.rename(gone)
@@ -257,17 +257,17 @@ def _remove(path: Path) -> None:
 
 
 def _digests(folder: Path) -> list[str]:
-    """The lines of DIGESTS for a checkpoint's files as they are."""
+    """The lines of DIGESTS for a checkpoint's present files."""
     return [f"{_digest(folder / name)}  {name}\n" for name in (RECORD, TENSORS)]
 
 
-def _mark(which: str, iteration: int) -> str:
-    """What a mark's file says: the number, and a digest by which a damaged one is told from another number."""
+def _mark_text(which: str, iteration: int) -> str:
+    """The text of a mark's file: the number, and a digest that reveals damage."""
     return f"{iteration} {hashlib.sha256(f'{which} {iteration}'.encode()).hexdigest()[:16]}\n"
 
 
-def _durable(path: Path, text: str) -> None:
-    """Writes a file that is on the disk afterwards."""
+def _write_durably(path: Path, text: str) -> None:
+    """Writes a file, and syncs it to disk."""
     with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -275,11 +275,11 @@ def _durable(path: Path, text: str) -> None:
 
 
 def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """The value as JSON, its tensors moved to `tensors` under their path. Keys that are no text become pairs."""
+    """The value as JSON, with its tensors moved to `tensors` under their paths. Mappings become lists of pairs."""
     if isinstance(value, Tensor):
         if path in tensors:
-            raise TypeError(f"{path}: two tensors of a checkpoint have this place")
-        tensors[path] = _own(value, tensors.values())
+            raise TypeError(f"{path}: two tensors of a checkpoint have this path")
+        tensors[path] = _unshared(value, tensors.values())
         return f"{_TENSOR}{path}"
     if isinstance(value, Mapping):
         parts = [[key, _split(item, f"{path}/{key}", tensors)] for key, item in value.items()]
@@ -290,25 +290,25 @@ def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return f"text:{value}"
     if value is None or isinstance(value, bool | int | float):
         return value
-    raise TypeError(f"{path}: a {type(value).__name__} has no place in a checkpoint")
+    raise TypeError(f"{path}: a checkpoint cannot hold a {type(value).__name__}")
 
 
-def _own(value: Tensor, others: Iterable[Tensor]) -> Tensor:
-    """The tensor as safetensors takes it: contiguous, and with no storage in common with others."""
+def _unshared(value: Tensor, others: Iterable[Tensor]) -> Tensor:
+    """The tensor as safetensors accepts it: contiguous, and sharing no storage with the others."""
     value = value.detach().contiguous()
     place = value.untyped_storage().data_ptr()
     shared = value.numel() and any(place == other.untyped_storage().data_ptr() for other in others)
     return value.clone() if shared else value
 
 
-def _joined(value: Any, tensor: Callable[[str], Tensor]) -> Any:
-    """The inverse of `_split`, tuples as lists."""
+def _join(value: Any, tensor: Callable[[str], Tensor]) -> Any:
+    """The inverse of `_split`, with tuples as lists."""
     if isinstance(value, str):
         kind, _, rest = value.partition(":")
         return tensor(rest) if f"{kind}:" == _TENSOR else rest
     if isinstance(value, dict):
-        return {key: _joined(item, tensor) for key, item in value["dict"]}
-    return [_joined(item, tensor) for item in value] if isinstance(value, list) else value
+        return {key: _join(item, tensor) for key, item in value["dict"]}
+    return [_join(item, tensor) for item in value] if isinstance(value, list) else value
 
 
 def _digest(path: Path) -> str:
@@ -320,7 +320,7 @@ def _digest(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Makes a file's bytes, or the names in a folder, durable, where the system lets folders be opened."""
+    """Syncs a file, or the names in a folder, to disk; folders only on systems that can open them."""
     if os.name == "nt" and path.is_dir():
         return
     handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)

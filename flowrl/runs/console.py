@@ -1,4 +1,4 @@
-"""What a person sees of a run: one progress display with the phases' rates and times left, and tables at its ends."""
+"""What a person sees of a run: a progress display with the rates and remaining times of its phases, and a summary."""
 
 import re
 from collections import Counter
@@ -25,7 +25,7 @@ _PHASES = {"rollout": "rollout", "score": "scoring", "train": "training"}
 
 
 class _Rate(bars.ProgressColumn):
-    """Steps a second, in the unit of the task."""
+    """Steps per second, in the unit of the task."""
 
     def render(self, task: bars.Task) -> str:
         speed = task.finished_speed or task.speed
@@ -33,17 +33,17 @@ class _Rate(bars.ProgressColumn):
 
 
 class Progress:
-    """The display while iterations run: the run as a whole, and the phase under way."""
+    """The display while iterations run: the whole run, and the current phase."""
 
     def __init__(self, display: bars.Progress, iterations: int, done: int, unit: str):
         self._display, self._unit, self._iterations = display, unit, iterations
-        self.forwards: Counter[str] = Counter()  # steps that each phase has taken, until somebody clears it
+        self.forwards: Counter[str] = Counter()  # steps of each phase, until they are cleared
         self._name = ""
         self._whole = display.add_task("iterations", total=iterations, completed=done, unit="it", note="")
         self._phase = display.add_task("", total=None, unit=unit, note="", visible=False)
 
     def phase(self, name: str, total: int) -> None:
-        """A phase begins, of `total` steps."""
+        """A phase of `total` steps begins."""
         unit = "rewards" if name == "score" else self._unit
         self._name = name
         self._display.reset(
@@ -51,12 +51,12 @@ class Progress:
         )
 
     def advance(self, number: int) -> None:
-        """So many more steps of the phase are done."""
+        """Counts `number` more steps of the phase."""
         self.forwards[self._name] += number
         self._display.advance(self._phase, number)
 
     def iteration_done(self, number: int, metrics: dict[str, float], left: float) -> None:
-        """An iteration has ended; its mean rewards stay visible, and a log gets a line. left: seconds, about."""
+        """An iteration has ended; shows its mean rewards, and prints a line to a log. left: remaining seconds."""
         means = {name.split("/")[1]: value for name, value in metrics.items() if _MEAN.fullmatch(name)}
         note = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         self._display.update(self._whole, completed=number, note=note)
@@ -75,37 +75,37 @@ class Console:
         self.rich = console or output_console()
 
     def started(self, recipe: Recipe, policy: "PipelinePolicy | LanguagePolicy", folder: Path) -> None:
-        """The first lines: what is trained, where, and where to."""
+        """The first line: what is trained, on which device, and where it is written."""
         number = sum(p.numel() for p in policy.trainable())
         total = sum(p.numel() for m in policy.modules.values() for p in m.parameters())
         what = "all weights" if recipe.lora is None else f"LoRA rank {recipe.lora.rank}"
         self.rich.print(
-            f"[bold]{escape(recipe.model)}[/] on {policy.device}: {what}, {number:,} of {total:,} parameters learn; "
+            f"[bold]{escape(recipe.model)}[/] on {policy.device}: {what}, {number:,} of {total:,} parameters trained; "
             f"writing to [bold]{escape(str(folder))}[/]",
             soft_wrap=True,
         )
 
     def note(self, line: str) -> None:
-        """One line that should not be missed."""
+        """One highlighted line."""
         self.rich.print(f"[yellow]{escape(line)}[/]", highlight=False, soft_wrap=True)
 
     def resumed(self, iteration: int, total: int, changed: Mapping[str, Sequence[Any]]) -> None:
-        """From where a run goes on, and what its recipe says otherwise than before."""
-        self.rich.print(f"going on after iteration {iteration} of {total}", highlight=False)
+        """Where a run resumes, and what has changed in its recipe."""
+        self.rich.print(f"resuming after iteration {iteration} of {total}", highlight=False)
         for name, (old, new) in changed.items():
-            self.note(f"changed since it began: {name}: {old} -> {new}")
+            self.note(f"changed since the run began: {name}: {old} -> {new}")
 
     def stopping(self, name: str) -> None:
-        """A signal has come."""
-        self.note(f"{name}: saving a checkpoint, at the latest when this iteration is done; again to end at once")
+        """A signal was received."""
+        self.note(f"{name}: saving a checkpoint, at the latest after this iteration; send it again to end at once")
 
     def working(self, what: str) -> AbstractContextManager:
-        """A spinner while something takes its time."""
+        """A spinner during work of unknown length."""
         return self.rich.status(escape(what))
 
     @contextmanager
     def progress(self, iterations: int, done: int = 0, unit: str = "rows") -> Iterator[Progress]:
-        """The display of the iterations, of which some are done; rollout and training count in `unit`."""
+        """The display of the iterations, `done` of which are done; rollout and training are counted in `unit`."""
         columns = (
             bars.TextColumn("{task.description}"),
             bars.BarColumn(bar_width=24),
@@ -125,7 +125,7 @@ class Console:
         )
 
     def finished(self, evaluations: dict[int, Evaluation], folder: Path, weights: Path, seconds: float) -> None:
-        """The closing table, before and after, and where everything is."""
+        """The closing table, before and after, and where to find the results."""
         if len(evaluations) > 1:
             self.rich.print(_before_after(evaluations))
         self.rich.print(f"{seconds:.0f} s. Weights: {escape(str(weights))}", highlight=False, soft_wrap=True)
@@ -143,11 +143,11 @@ def _before_after(evaluations: dict[int, Evaluation]) -> Table:
 
 
 def _pairs(first: Evaluation, last: Evaluation) -> Iterator[tuple[str, Mean, Mean]]:
-    """(name, before, after) of each reward, and of each by kind where prompts say theirs."""
+    """(name, before, after) of each reward, and of each kind of prompt if prompts have kinds."""
     before, after = first.shown(), last.shown()
     kinds_before, kinds_after = first.by("kind"), last.by("kind")
     for name in before:
         yield name, before[name], after[name]
         for kind, of in kinds_before.get(name, {}).items():
-            if of.number or kinds_after[name][kind].number:  # a reward may not be asked about a kind
+            if of.number or kinds_after[name][kind].number:  # a reward may skip a kind
                 yield f"  {kind}", of, kinds_after[name][kind]

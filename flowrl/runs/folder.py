@@ -1,11 +1,11 @@
-"""The folder of a run: its recipe, metrics, samples and weights, written as the run goes.
+"""The folder of a run: its recipe, metrics, samples and weights, written during the run.
 
 recipe.yaml        every effective value
 run.json           versions, machine, and every start and resume with how it ended
-metrics.jsonl      a line an iteration ("kind": "train") and an evaluation ("heldout")
-alarms.jsonl       a line an alarm
-heldout/           NNNNN.json an evaluation: prompts, the scores of each, its first samples (NNNNN/*.png or texts)
-samples/           the same pictures as grids, at equal seeds
+metrics.jsonl      one line per iteration ("kind": "train") and per evaluation ("heldout")
+alarms.jsonl       one line per alarm
+heldout/           NNNNN.json for each evaluation: prompts, their scores, the first samples (NNNNN/*.png or texts)
+samples/           the same pictures as grids, with the same seeds
 tensorboard/       the same numbers and grids
 checkpoints/       what a resume needs (state.py)
 lora/ or model/    what was trained
@@ -32,12 +32,12 @@ from flowrl.core.evaluation import Evaluation
 from flowrl.media.pictures import save_grid, save_picture
 from flowrl.media.sounds import save_sound
 from flowrl.names import UserError
-from flowrl.runs.machine import facts
+from flowrl.runs.machine import machine_facts
 from flowrl.runs.tracking import Tracking
 
 
-def fresh(folder: Path) -> Path:
-    """The folder, or where it holds a run already, the first of folder-2, folder-3 ... that does not."""
+def unused_folder(folder: Path) -> Path:
+    """The folder, or if it is not empty, the first of folder-2, folder-3 ... that is."""
     candidate, number = folder, 1
     while candidate.exists() and (not candidate.is_dir() or any(candidate.iterdir())):
         number += 1
@@ -45,19 +45,19 @@ def fresh(folder: Path) -> Path:
     return candidate
 
 
-def newest(folder: Path) -> Path | None:
+def newest_run(folder: Path) -> Path | None:
     """The run that `fresh` made last under this name: the highest of folder, folder-2 ... with a recipe in it."""
-    found = [folder] if (folder / "recipe.yaml").is_file() else []
+    runs = [folder] if (folder / "recipe.yaml").is_file() else []
     numbered = (p for p in folder.parent.glob(f"{glob.escape(folder.name)}-*") if (p / "recipe.yaml").is_file())
     suffixes = ((p.name.removeprefix(f"{folder.name}-"), p) for p in numbered)
-    found += [p for _, p in sorted((int(s), p) for s, p in suffixes if s.isascii() and s.isdigit())]
-    return found[-1] if found else None
+    runs += [p for _, p in sorted((int(s), p) for s, p in suffixes if s.isascii() and s.isdigit())]
+    return runs[-1] if runs else None
 
 
 class RunFolder:
-    """A run's folder, held by this process alone. Raises UserError in one line where it cannot be written or is held.
+    """A run's folder, locked by this process. Raises UserError if it cannot be written or another run has locked it.
 
-    Nothing can be logged before `rewind`.
+    Call `rewind` before logging.
     """
 
     def __init__(self, folder: Path):
@@ -78,17 +78,17 @@ class RunFolder:
         self._board: Any = None
 
     def position(self) -> dict[str, int]:
-        """Where the growing files stand, for `rewind`."""
+        """The sizes of the growing files in bytes, for `rewind`."""
         self._metrics.flush()
         alarms = self.path / "alarms.jsonl"
         return {"metrics": self._metrics.tell(), "alarms": alarms.stat().st_size if alarms.exists() else 0}
 
     def sync(self) -> None:
-        """Makes the metrics so far durable."""
+        """Syncs the metrics so far to disk."""
         os.fsync(self._metrics.fileno())
 
     def rewind(self, position: Mapping[str, int], iteration: int, evaluated: Sequence[int]) -> None:
-        """Cuts the growing files back to where they stood after `iteration` iterations, and opens them."""
+        """Truncates the growing files to what they were after `iteration` iterations, and opens them."""
         self.close_files()
         try:
             for name in ("metrics", "alarms"):
@@ -104,7 +104,7 @@ class RunFolder:
         self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=iteration + 1 if iteration else None)
 
     def write(self, name: str, text: str) -> None:
-        """A text file of the run, whole or not at all."""
+        """Writes a text file of the run atomically."""
         aside = (self.path / name).with_suffix(".tmp")
         with aside.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -113,7 +113,7 @@ class RunFolder:
         aside.replace(self.path / name)
 
     def log(self, iteration: int, metrics: dict[str, float], *, kind: str = "train") -> None:
-        """One line of metrics.jsonl, at once on disk, and the same numbers for TensorBoard."""
+        """Writes one line of metrics.jsonl at once, and the same numbers for TensorBoard and the trackers."""
         clean = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._metrics.write(json.dumps({"iteration": iteration, "kind": kind, **clean}) + "\n")
         self._metrics.flush()
@@ -122,12 +122,12 @@ class RunFolder:
         self.tracking.log(iteration, {f"{kind}/{name}": value for name, value in metrics.items()})
 
     def alarm(self, record: Mapping[str, Any]) -> None:
-        """One line of alarms.jsonl."""
+        """Writes one line of alarms.jsonl."""
         with (self.path / "alarms.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(record)) + "\n")
 
     def evaluated(self, iteration: int, name: str, result: Evaluation) -> None:
-        """The scores of every held-out prompt under heldout/, the first samples beside them and as a grid `name`."""
+        """Writes the scores of all held-out prompts to heldout/, the first samples beside them and as grid `name`."""
         stem = f"{iteration:05d}"
         pictures: list[str] = []
         for i, picture in enumerate(result.pictures if result.pictures is not None else ()):
@@ -151,7 +151,7 @@ class RunFolder:
             self._board.add_text(f"heldout/{i:03d}", f"{result.prompts[i].text}\n\n{text}", iteration)
 
     def _save_sounds(self, stem: str, result: Evaluation) -> list[str]:
-        """Writes the first sounds beside the first pictures; their paths in the folder."""
+        """Writes the first sounds beside the first pictures; returns their paths in the folder."""
         paths: list[str] = []
         if result.sounds is not None and result.sample_rate is not None:
             for i, sound in enumerate(result.sounds):
@@ -161,7 +161,7 @@ class RunFolder:
         return paths
 
     def evaluation(self, iteration: int) -> Evaluation:
-        """The scores of an earlier evaluation, without its samples. Raises UserError where its file is damaged."""
+        """The scores of an earlier evaluation, without its samples. Raises UserError if its file is damaged."""
         path = self.path / "heldout" / f"{iteration:05d}.json"
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -176,50 +176,50 @@ class RunFolder:
         return Evaluation(prompts, scores, None, total=total)
 
     def earlier(self, iterations: Sequence[int], tell: Callable[[str], None]) -> dict[int, Evaluation]:
-        """The evaluations that can be read; the others are told: they are shown and compared, not trained on."""
-        found = {}
+        """The evaluations that can be read; `tell` gets a line for each other one, which only reports would need."""
+        evaluations = {}
         for iteration in iterations:
             try:
-                found[iteration] = self.evaluation(iteration)
+                evaluations[iteration] = self.evaluation(iteration)
             except UserError as error:
-                tell(f"{error}; going on without it")
-        return found
+                tell(f"{error}; continuing without it")
+        return evaluations
 
     def begun(self, iteration: int, changed: Mapping[str, list[Any]]) -> None:
-        """run.json: what runs where, and that it started now from this iteration, with what changes to its recipe."""
+        """Records in run.json that the run starts now from this iteration, with these changes to its recipe."""
         self._starts = [*self._earlier(), {"time": _now(), "from_iteration": iteration, "changed": dict(changed)}]
         self._write_starts()
 
     def ended(self, how: str) -> None:
-        """run.json: that what began last ended now, and how. A start without it was killed, or left without a word."""
+        """Records in run.json how the current start ended. A start without such a record was killed."""
         if self._starts:
             self._starts[-1] |= {"ended": how, "at": _now()}
             self._write_starts()
 
     def _write_starts(self) -> None:
-        self.write("run.json", json.dumps(facts() | {"starts": self._starts}, indent=2) + "\n")
+        self.write("run.json", json.dumps(machine_facts() | {"starts": self._starts}, indent=2) + "\n")
 
     def _earlier(self) -> list[dict[str, Any]]:
-        """The starts before this one, as far as they can be read."""
+        """The earlier starts, if they can be read."""
         try:
-            found = json.loads((self.path / "run.json").read_text(encoding="utf-8"))["starts"]
+            starts = json.loads((self.path / "run.json").read_text(encoding="utf-8"))["starts"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return []
-        return [start for start in found if isinstance(start, dict)] if isinstance(found, list) else []
+        return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
 
     def summary(self, values: dict[str, Any]) -> None:
-        """summary.json."""
+        """Writes summary.json."""
         self.write("summary.json", json.dumps(values, indent=2) + "\n")
 
     def close_files(self) -> None:
         """Flushes and closes the growing files."""
         for file in (self._metrics, self._board):
             if file is not None:
-                with contextlib.suppress(ValueError, OSError):  # a full disk was told of when it was met
+                with contextlib.suppress(ValueError, OSError):  # a full disk was already reported
                     file.close()
 
     def close(self) -> None:
-        """Closes the files, ends the trackers' runs and lets go of the folder."""
+        """Closes the files, ends the trackers' runs and unlocks the folder."""
         self.close_files()
         self.tracking.finish()
         self._lock.release()
@@ -230,5 +230,5 @@ def _now() -> str:
 
 
 def _tensor(values: list[float | None]) -> torch.Tensor:
-    """Scores as they are written: null is NaN."""
+    """Scores float32 [n] as they were written, with None as NaN."""
     return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""What a run ran on: versions and hardware, as plain JSON values."""
+"""What a run ran on: versions and hardware, as JSON values."""
 
 import os
 import platform
@@ -14,8 +14,8 @@ from flowrl import __version__
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "numpy")
 
 
-def facts() -> dict[str, Any]:
-    """flowrl's version, those of the packages that numbers depend on, and the machine."""
+def machine_facts() -> dict[str, Any]:
+    """The versions of flowrl and of the packages that results depend on, and the machine."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "flowrl": __version__,

@@ -1,4 +1,4 @@
-"""What a run knows of itself between two iterations, beside its weights and its learner."""
+"""The state of a run between two iterations, besides its weights and its learner."""
 
 import time
 from collections.abc import Mapping
@@ -10,63 +10,63 @@ from flowrl.runs import checkpoints
 
 
 class Stateful(Protocol):
-    """A part of a run that saves and restores what it knows."""
+    """A part of a run with a state to save and restore."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes as the run goes, as nested dicts and lists of numbers, texts and tensors."""
+        """Everything that changes during the run, as nested dicts and lists of numbers, texts and tensors."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         ...
 
 
 class GlobalGenerators:
-    """The global random generators. Nothing of a run's own draws from them; a user's reward may."""
+    """The global random generators. A run does not use them itself; a user's reward may."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Where they stand."""
+        """Their states."""
         return checkpoints.random_state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Sets them back."""
+        """Restores their states."""
         checkpoints.restore_random_state(state)
 
 
 @dataclass
 class RunState:
-    """Saved with every checkpoint, and restored by a resume: a further field is one line here and none elsewhere.
+    """Saved with every checkpoint and restored by a resume; a new field is one line here and none elsewhere.
 
-    parts: objects with a state of their own, by the name it is saved under; they are restored in this order. A field
-    that a checkpoint does not have keeps its default. Lists come back as tuples.
+    parts: objects with a state of their own, by the name under which it is saved; restored in this order. A field that
+    a checkpoint lacks keeps its default. Lists are restored as tuples.
     """
 
     parts: Mapping[str, Stateful]
     iteration: int = 0  # iterations done so far
-    evaluated: tuple[int, ...] = ()  # after how many iterations there was an evaluation
+    evaluated: tuple[int, ...] = ()  # iterations after which there was an evaluation
     best: tuple[int, float] | None = None  # iteration and value of the best held-out reward
-    seconds: float = 0.0  # on the clock, before this process
-    spent: tuple[float, int] = (0.0, 0)  # seconds of iterations; multiples of eval.every_seconds that are answered
-    rolled_back: dict[str, Any] | None = None  # what the alarm `hacking` ended the run for, and the iteration it is at
+    seconds: float = 0.0  # of wall time, before this process
+    spent: tuple[float, int] = (0.0, 0)  # seconds of iterations; multiples of eval.every_seconds already evaluated
+    rolled_back: dict[str, Any] | None = None  # why the alarm `hacking` ended the run, and the iteration it returned to
     _started: float = field(default_factory=time.perf_counter)
 
     @property
     def elapsed(self) -> float:
-        """Seconds on the clock, of all processes that worked on this run."""
+        """Seconds of wall time, over all processes that worked on this run."""
         return self.seconds + time.perf_counter() - self._started
 
     def ended(self, train: Train) -> bool:
-        """Whether all iterations are done, all the time that they may take is spent, or an alarm has ended the run."""
+        """Whether all iterations are done, the time limit is reached, or an alarm has ended the run."""
         in_time = train.seconds is None or self.spent[0] < train.seconds
         return self.rolled_back is not None or self.iteration >= train.iterations or not in_time
 
     def state_dict(self) -> dict[str, Any]:
-        """Every field, the time up to now, and the states of the parts."""
+        """Every field, the time so far, and the states of the parts."""
         own = {name: getattr(self, name) for name in self._saved()}
         return own | {"seconds": self.elapsed} | {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved state, in this object and in its parts."""
+        """Restores a saved state in this object and in its parts."""
         for name in self._saved():
             if name in state:
                 value = state[name]

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a run where nothing is lost: at once, or once the iteration under way is done."""
+"""SIGINT and SIGTERM end a run without losing anything: at once, or when the current iteration is done."""
 
 import contextlib
 import os
@@ -20,15 +20,15 @@ class Stopped(Exception):
         super().__init__(self.name)
 
 
-class Left(RuntimeError):
-    """Code of a user's own asked the process to end, with whatever code: an error, since the work is not done."""
+class EarlyExitError(RuntimeError):
+    """User code asked the process to exit, with whatever code; an error, since the work is not done."""
 
 
 @contextlib.contextmanager
-def staying() -> Iterator[None]:
-    """Within, no Python code of this process ends it on its own: `sys.exit` is the error Left, and `os._exit` as well.
+def refuse_exit() -> Iterator[None]:
+    """Prevents Python code from ending this process: `sys.exit` and `os._exit` raise EarlyExitError.
 
-    Processes that are forked meanwhile end as they like, and what calls the C library's _exit cannot be held.
+    Processes forked meanwhile are not affected, and calls of the C library's _exit cannot be prevented.
     """
     end, here = os._exit, os.getpid()
 
@@ -41,13 +41,15 @@ def staying() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        raise Left(f"the process was asked to end with code {error.code} before its work was done") from error
+        raise EarlyExitError(
+            f"the process was asked to exit with code {error.code} before its work was done"
+        ) from error
     finally:
         os._exit = end
 
 
 class Stopping:
-    """Whether a signal asks the run to end. A second one ends the process as it would without us."""
+    """Whether a signal has asked the run to end. A second signal has its usual effect."""
 
     def __init__(self, announce: Callable[[str], None] = lambda name: None):
         self.asked: int | None = None
@@ -56,7 +58,7 @@ class Stopping:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Within, signals are noted. Outside the main thread, where Python lets nobody listen, they are not."""
+        """Listens for signals meanwhile; only in the main thread, as Python allows it nowhere else."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -67,7 +69,7 @@ class Stopping:
             self._restore()
 
     def check(self) -> None:
-        """Raises Stopped if a signal has come."""
+        """Raises Stopped if a signal was received."""
         if self.asked is not None:
             raise Stopped(self.asked)
 

@@ -1,6 +1,6 @@
-"""Experiment trackers beside a run's own TensorBoard files, through accelerate's tracker classes.
+"""Experiment trackers besides a run's own TensorBoard files, through accelerate's tracker classes.
 
-None is imported, and nothing leaves the machine, unless a recipe's `track.with` names it.
+None is imported, and no data leaves the machine, unless a recipe names it in `track.with`.
 """
 
 import importlib
@@ -23,30 +23,30 @@ if TYPE_CHECKING:
 
 
 class Tracking:
-    """The trackers of a run, by name; none is fine.
+    """The trackers of a run, by name; there may be none.
 
-    A tracker that fails is left out from then on, with a warning: a run does not end for the sake of its display.
+    A tracker that fails is dropped with a warning: it must not end the run.
     """
 
     def __init__(self, trackers: Mapping[str, Any] | None = None):
         self.trackers = dict(trackers or {})
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Shows numbers of an iteration; those that are not finite are left out."""
+        """Logs the metrics of an iteration; those that are not finite are left out."""
         shown = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         self._each(lambda _, tracker: tracker.log(shown, step=step))
 
     def images(self, step: int, name: str, pictures: "Tensor") -> None:
-        """Shows pictures [N, 3, H, W] in [0, 1] under one name, in trackers that can."""
+        """Logs pictures float [N, 3, H, W] in [0, 1] under one name, in trackers that can show them."""
         if not self.trackers:
             return
         from flowrl.media.pictures import to_pil
 
         shown = [to_pil(picture) for picture in pictures]
-        self._each(lambda kind, tracker: _show(kind, tracker, step, name, shown))
+        self._each(lambda kind, tracker: _show_pictures(kind, tracker, step, name, shown))
 
     def finish(self) -> None:
-        """Writes out what is under way and ends the trackers' runs."""
+        """Flushes and ends the trackers' runs."""
         self._each(lambda _, tracker: tracker.finish())
         self.trackers.clear()
 
@@ -56,18 +56,18 @@ class Tracking:
                 do(name, tracker)
             except Exception as error:
                 del self.trackers[name]
-                warnings.warn(f"tracker {name!r} failed and is left out from now on: {_reason(error)}", stacklevel=3)
+                warnings.warn(f"tracker {name!r} failed and is dropped: {_reason(error)}", stacklevel=3)
 
 
-def start(recipe: Recipe, folder: Path) -> Tracking:
-    """The trackers of `track.with`, begun and told the recipe, for the run in `folder`.
+def start_trackers(recipe: Recipe, folder: Path) -> Tracking:
+    """Starts the trackers of `track.with` for the run in `folder`, and logs the recipe to them.
 
-    Raises UserError where one cannot begin (not logged in, no server, arguments it does not take).
+    Raises UserError if one cannot start (not logged in, no server, unknown arguments).
     """
     tracking = Tracking()
     for name in recipe.track.wanted:
         try:
-            tracking.trackers[name] = _started(name, recipe, folder)
+            tracking.trackers[name] = _start_tracker(name, recipe, folder)
         except Exception as error:
             tracking.finish()
             remedy = "set it up (log in, or its offline mode), or remove it from track.with"
@@ -75,15 +75,15 @@ def start(recipe: Recipe, folder: Path) -> Tracking:
     return tracking
 
 
-def _started(name: str, recipe: Recipe, folder: Path) -> Any:
+def _start_tracker(name: str, recipe: Recipe, folder: Path) -> Any:
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
-    PartialState()  # accelerate's trackers ask it which process they are in
+    PartialState()  # accelerate's trackers ask it for their process
     make: Any = names.import_path(name) if names.is_dotted(name) else LOGGER_TYPE_TO_CLASS[name]
     project, args = recipe.track.project, dict(recipe.track.args.get(name, {}))
     run_name = recipe.track.name or folder.name
-    if name == "aim":  # which takes the run's name where the others take the project's
+    if name == "aim":  # it takes the run's name where the others take the project's
         args.setdefault("experiment", project)
         project = run_name
     elif name in TRACKERS and (argument := TRACKERS[name].run_name):
@@ -95,17 +95,17 @@ def _started(name: str, recipe: Recipe, folder: Path) -> Any:
     tracker.start()
     if name == "comet_ml":
         tracker.tracker.set_name(run_name)  # pyright: ignore[reportAttributeAccessIssue]
-    tracker.store_init_configuration(plain(recipe.model_dump()))
+    tracker.store_init_configuration(flat_config(recipe.model_dump()))
     return tracker
 
 
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe as dotted keys with plain values; a list or an empty mapping as JSON."""
+def flat_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe as a flat mapping of dotted keys to plain values; lists and empty mappings as JSON."""
     return {key: json.dumps(v) if isinstance(v, list | Mapping) else v for key, v in flat(values)}
 
 
-def _show(kind: str, tracker: Any, step: int, name: str, pictures: "list[Image]") -> None:
-    """Pictures in a tracker. accelerate has a way for some, of two forms; the rest are asked directly."""
+def _show_pictures(kind: str, tracker: Any, step: int, name: str, pictures: "list[Image]") -> None:
+    """Logs pictures in a tracker: through accelerate's two interfaces where there is one, else directly."""
     each = {f"{name}/{i:03d}": picture for i, picture in enumerate(pictures)}
     if kind in ("aim", "clearml"):
         tracker.log_images(each, step=step)

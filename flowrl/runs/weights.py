@@ -1,6 +1,6 @@
-"""Which of a run's weights a command works with: those the run ended with, or those of one of its checkpoints.
+"""The weights of a run that a command uses: the final ones, or those of one of its checkpoints.
 
-Nothing heavy is imported until weights are loaded, so that a run without them is refused at once.
+Nothing heavy is imported until weights are loaded, so that a run without weights is refused at once.
 """
 
 from pathlib import Path
@@ -13,15 +13,15 @@ MARKED = ("best", "witness")  # files beside the checkpoints that hold the numbe
 
 
 def final_weights(run: Path) -> Path:
-    """lora/ or model/ of a run. Raises UserError where it has neither yet."""
-    found = next((run / name for name in ("lora", "model") if (run / name).is_dir()), None)
-    if found is None:
+    """lora/ or model/ of a run. Raises UserError if it has neither yet."""
+    weights = next((run / name for name in ("lora", "model") if (run / name).is_dir()), None)
+    if weights is None:
         raise UserError(f"{run}: the run has no weights yet (lora/ or model/); let it finish, or give its recipe")
-    return found
+    return weights
 
 
 def check_weights(run: Path, which: str, raw: bool = False) -> None:
-    """Raises UserError where a run does not have the weights that are asked for; see `load_weights`."""
+    """Raises UserError if a run does not have the requested weights; see `load_weights`."""
     if which not in NAMED and not which.isdigit():
         accepted = f"{', '.join(NAMED)}, or the number of a checkpoint"
         raise UserError(f"--weights: got {which!r}, accepted: {accepted}; correct it")
@@ -40,12 +40,12 @@ def check_weights(run: Path, which: str, raw: bool = False) -> None:
 
 
 def load_weights(policy: Any, run: Path, which: str = "final", raw: bool = False) -> None:
-    """Puts a run's weights into the policy of its recipe.
+    """Loads a run's weights into the policy of its recipe.
 
     which: "final" (as saved at the end of the run), "best" by held-out reward, "witness", the best by its witnesses
-    (kept where `watch.on_hack` may return to it), "last", or the number of a checkpoint.
-    raw: those without averaging, where the run averages (train.ema); they are kept in checkpoints only, so that of
-    "final" is the last one's. Raises UserError where the run has no such weights.
+    (kept if `watch.on_hack` may return to it), "last", or the number of a checkpoint. raw: the weights without
+    averaging, if the run averages (train.ema); only checkpoints hold them, so "final" means the last one's. Raises
+    UserError if the run has no such weights.
     """
     check_weights(run, which, raw)
     from flowrl.policies import adapters
@@ -57,11 +57,11 @@ def load_weights(policy: Any, run: Path, which: str = "final", raw: bool = False
     else:
         restore_weights(adapters.trainable_by_name(policy.modules), run, "last" if which == "final" else which, raw=raw)
     if bad := next(nonfinite(adapters.trainable_by_name(policy.modules)), None):
-        raise UserError(f"--weights: {which} of {run} are not finite ({bad}); name others, such as best")
+        raise UserError(f"--weights: {which} of {run} are not finite ({bad}); name others, for example best")
 
 
 def _read_final(policy: Any, folder: Path) -> None:
-    """Reads what a run wrote at its end. Raises UserError where the files are damaged or of another model."""
+    """Reads the final weights of a run. Raises UserError if the files are damaged or of another model."""
     from safetensors import SafetensorError
 
     from flowrl.policies import adapters
@@ -73,6 +73,6 @@ def _read_final(policy: Any, folder: Path) -> None:
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{folder}: its weights cannot be read ({type(error).__name__}: {reason}); they are damaged or those of "
-            "another model: take a checkpoint's with --weights best or last"
+            f"{folder}: its weights cannot be read ({type(error).__name__}: {reason}); they are damaged or belong to "
+            "another model: use a checkpoint's with --weights best or last"
         ) from error

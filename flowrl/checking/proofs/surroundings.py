@@ -15,7 +15,7 @@ from flowrl.core.advantages import advantages, group_stats
 from flowrl.planning.sizes.memory import sizes
 from flowrl.planning.sizes.units import size_text
 from flowrl.policies.pipelines.working_copy import modules_of
-from flowrl.runs.folder import fresh
+from flowrl.runs.folder import unused_folder
 from flowrl.scoring.gates import counted_rewards
 from flowrl.scoring.scorer import RewardError
 
@@ -35,7 +35,7 @@ def prompts_load(bench: Bench) -> str:
 
 def folder_is_writable(bench: Bench) -> str:
     """A file can be written where the run will write. It is removed again, with every folder created for it."""
-    wanted = fresh(Path(bench.recipe.output or "runs/run"))
+    wanted = unused_folder(Path(bench.recipe.output or "runs/run"))
     try:
         with contextlib.ExitStack() as undo:
             for missing in reversed([p for p in (wanted, *wanted.parents) if not p.exists()]):

@@ -34,7 +34,7 @@ def test_a_state_comes_back_as_it_was(kept: Checkpoints):
 
 
 def test_what_has_no_place_in_a_checkpoint_is_a_bug(kept: Checkpoints):
-    with pytest.raises(TypeError, match="state/deep/0: a set"):
+    with pytest.raises(TypeError, match="state/deep/0: a checkpoint cannot hold a set"):
         kept.save(1, {"state": {"deep": [{1, 2}]}})
 
 
@@ -179,7 +179,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(kept: Checkpoints, tm
     kept.save(1, STATE)
     assert ended(begun(within, 20_000, tmp_path / "told", save, kept, 2, {"big": torch.zeros(100_000)})) == 0
     (line,) = (tmp_path / "told").read_text().splitlines()
-    assert "00002 cannot be written" in line and "00001 is whole" in line and "MiB free" in line and "--resume" in line
+    assert "00002 cannot be written" in line and "00001 is intact" in line and "MiB free" in line and "--resume" in line
     assert [p.name for p in kept.folder.iterdir()] == ["00001"] and same(load(kept.find("last")), STATE)
 
 
@@ -187,7 +187,7 @@ def test_generators_go_on_where_they_were():
     def draw() -> list[float]:
         return [random.random(), random.gauss(0, 1), float(numpy.random.standard_normal()), float(torch.rand(()))]
 
-    before = state._joined(json.loads(json.dumps(state._split(state.random_state(), "", tensors := {}))), tensors.get)
+    before = state._join(json.loads(json.dumps(state._split(state.random_state(), "", tensors := {}))), tensors.get)
     first = draw()
     draw()
     state.restore_random_state(before)

@@ -141,10 +141,12 @@ def test_what_an_alarm_has_ended_goes_on_by_explicit_wish_alone(ended: Path, tmp
     folder = tmp_path / "run"
     shutil.copytree(ended, folder)
     words = heard(folder, "watch.on_hack=rollback")
-    assert "the alarm hacking ended it with the weights of iteration 1; to go on from them, change the recipe" in words
+    assert (
+        "the alarm hacking ended it with the weights of iteration 1; to continue from them, change the recipe" in words
+    )
     assert metrics(folder) == metrics(ended)
     words = heard(folder, "watch.on_hack=warn")
-    assert "going on after iteration 5 of 6" in words and "watch.on_hack: rollback -> warn" in words
+    assert "resuming after iteration 5 of 6" in words and "watch.on_hack: rollback -> warn" in words
     assert metrics(folder)[: len(metrics(ended))] == metrics(ended) and metrics(folder)[-1]["iteration"] == 6
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["iterations"] == 6 and "rolled_back" not in summary
@@ -158,7 +160,7 @@ def test_a_kill_before_the_end_of_a_rollback_ends_alike(ended: Path, tmp_path: P
     (folder / "summary.json").unlink()
     shutil.rmtree(folder / "lora")
     words = heard(folder, "watch.on_hack=rollback")
-    assert "going on after iteration 5 of 6" in words
+    assert "resuming after iteration 5 of 6" in words
     assert_same_run(folder, ended)
     assert json.loads((folder / "summary.json").read_text())["rolled_back"]["to"] == BEST
 

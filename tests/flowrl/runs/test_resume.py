@@ -24,7 +24,7 @@ from flowrl.recipe.load import load
 from flowrl.runs import checkpoints as state
 from flowrl.runs import resume as resuming
 from flowrl.runs import start as running
-from flowrl.runs.folder import RunFolder, newest
+from flowrl.runs.folder import RunFolder, newest_run
 from flowrl.runs.weights import load_weights
 from resume_support import (
     QUICK,
@@ -141,7 +141,7 @@ def test_a_damaged_checkpoint_costs_the_iterations_since_the_one_before(whole: P
     path.write_bytes(path.read_bytes()[:-1000])
     point = resuming.find(folder, load("quickstart", KEEP))
     assert point.iteration == 3 and len(point.complaints) == 1
-    assert "00004 is damaged" in point.complaints[0] and "going on from" in point.complaints[0]
+    assert "00004 is damaged" in point.complaints[0] and "resuming from" in point.complaints[0]
     train("quickstart", KEEP, folder, resume=True)
     assert_same_run(folder, whole)
 
@@ -200,19 +200,19 @@ def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_later(whole: Path,
     work = begun(within, limit, tmp_path / "told", train, "quickstart", KEEP, folder, True)
     assert ended(work) == 0
     (line,) = (tmp_path / "told").read_text().splitlines()
-    assert "00004 cannot be written" in line and "00003 is whole" in line
+    assert "00004 cannot be written" in line and "00003 is intact" in line
     train("quickstart", KEEP, folder, resume=True)
     assert_same_run(folder, whole)
 
 
 def test_the_newest_run_of_an_output_is_found(tmp_path: Path):
-    assert newest(tmp_path / "q") is None
+    assert newest_run(tmp_path / "q") is None
     for name in ("q", "q-2", "q-10", "q-x", "qq", "a[1]", "a[1]-2", "a1-3"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "recipe.yaml").write_text("")
     (tmp_path / "q-11").mkdir()
-    assert newest(tmp_path / "q") == tmp_path / "q-10"
-    assert newest(tmp_path / "a[1]") == tmp_path / "a[1]-2"
+    assert newest_run(tmp_path / "q") == tmp_path / "q-10"
+    assert newest_run(tmp_path / "a[1]") == tmp_path / "a[1]-2"
 
 
 def test_the_weights_of_a_checkpoint(whole: Path):
@@ -283,7 +283,7 @@ def test_other_texts_under_the_same_ids_are_refused(tmp_path: Path):
     keep = [*KEEP, "train.iterations=1", "eval.at_start=false", "eval.at_end=false", "eval.every=null"]
     keep += ["rewards.strict=null"]
     train("quickstart", [*keep, prompts("a red circle")], tmp_path / "run")
-    with pytest.raises(UserError, match="prompts.train: not the prompts this run began with"):
+    with pytest.raises(UserError, match="prompts.train: differ from the prompts this run began with"):
         train("quickstart", [*keep, prompts("a blue circle"), "train.iterations=2"], tmp_path / "run", resume=True)
     train("quickstart", [*keep, prompts("a red circle"), "train.iterations=2"], tmp_path / "run", resume=True)
 
@@ -311,7 +311,7 @@ def test_a_reward_that_ends_the_process_is_an_error_and_nothing_is_lost(way: str
     assert state.Checkpoints(folder).find("last").iteration == 2 and not (folder / "lora").exists()
     (start,) = json.loads((folder / "run.json").read_text())["starts"]
     assert "asked the process to end" in start["ended"]
-    assert not any("did not say" in line for line in resuming.find(folder, load("quickstart", leaving)).complaints)
+    assert not any("no record of how" in line for line in resuming.find(folder, load("quickstart", leaving)).complaints)
 
 
 def test_a_run_that_left_without_a_word_is_told(whole: Path, tmp_path: Path):
@@ -321,7 +321,7 @@ def test_a_run_that_left_without_a_word_is_told(whole: Path, tmp_path: Path):
     kept["starts"][-1].pop("ended")
     (folder / "run.json").write_text(json.dumps(kept))
     (line,) = resuming.find(folder, load("quickstart", KEEP)).complaints
-    assert "did not say how it ended" in line
+    assert "has no record of how the run ended" in line
 
 
 def test_what_is_not_finite_takes_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -131,7 +131,7 @@ def test_a_tracker_is_told_what_the_run_writes(told: list, tmp_path: Path):
 def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(told: list, tmp_path: Path):
     folder = RunFolder(tmp_path / "run")
     folder.rewind({}, 0, [])
-    folder.tracking = tracking.start(recipe("track.with=[diary.Torn, diary.Diary]"), folder.path)
+    folder.tracking = tracking.start_trackers(recipe("track.with=[diary.Torn, diary.Diary]"), folder.path)
     with pytest.warns(UserWarning, match="diary.Torn.*OSError: the page is gone"):
         folder.log(1, {"loss": 0.5, "kl": float("nan")})
     folder.log(2, {"loss": 0.25})
@@ -155,9 +155,9 @@ def test_a_tracker_that_cannot_start_is_one_line_before_the_model_is_loaded(told
     assert text.startswith("track.with: 'diary.Shut'") and "OSError: no pen" in text and "\n" not in text
     assert told[-1] == ("finish",)  # the one that had started
     with pytest.raises(UserError, match="GeneralTracker"):
-        tracking.start(recipe("track.with=[diary.Stranger]"), tmp_path)
+        tracking.start_trackers(recipe("track.with=[diary.Stranger]"), tmp_path)
     with pytest.raises(UserError, match="mode"):
-        tracking.start(recipe("track.with=[diary.Diary]", "track.args={diary.Diary: {mode: 1}}"), tmp_path)
+        tracking.start_trackers(recipe("track.with=[diary.Diary]", "track.args={diary.Diary: {mode: 1}}"), tmp_path)
 
 
 # ------------------------------------------------------------------------ the recipe
@@ -202,7 +202,7 @@ def test_the_names_are_those_of_accelerate():
 
 
 def test_a_recipe_is_flattened_to_plain_values():
-    assert tracking.plain({"a": {"b": [1, 2], "c": {}}, "d": None}) == {"a.b": "[1, 2]", "a.c": "{}", "d": None}
+    assert tracking.flat_config({"a": {"b": [1, 2], "c": {}}, "d": None}) == {"a.b": "[1, 2]", "a.c": "{}", "d": None}
 
 
 # ------------------------------------------------------------------------ the real ones, where they are installed
@@ -210,7 +210,7 @@ def test_a_recipe_is_flattened_to_plain_values():
 
 def tracked(name: str, folder: Path, **args: object) -> None:
     """Two steps of numbers and pictures in a tracker, which is not left out."""
-    found = tracking.start(
+    found = tracking.start_trackers(
         recipe(f"track.with=[{name}]", f"track.args={json.dumps({name: args})}", "track.name=hello"), folder
     )
     for step in range(2):
