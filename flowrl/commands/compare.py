@@ -134,11 +134,11 @@ def _plan(cells: "Sequence[Cell]", time_from: Path | None, jobs: int) -> None:
     silence_libraries()
     from flowrl.compare import costs
     from flowrl.compare.tables import terminal_table
-    from flowrl.planning.duration import measured
+    from flowrl.planning.duration import measured_pace
     from flowrl.reading.inputs import read_prompts
 
     earlier = time_from or costs.finished_run(cells)
-    pace = None if earlier is None else measured(earlier)
+    pace = None if earlier is None else measured_pace(earlier)
     number = len(read_prompts(cells[0].recipe)[1])
     console = output_console()
     console.print(terminal_table(costs.plan_table(cells, pace, number), f"{len(cells)} runs"))

@@ -63,12 +63,12 @@ def run(
 
 def _plan(recipe: "Recipe", forward: float | None, earlier: Path | None) -> None:
     """Prints what the recipe will do, what it needs, and how long it takes if a pace is given."""
-    from flowrl.planning.duration import assumed, measured, time_text
+    from flowrl.planning.duration import assumed_pace, measured_pace, time_text
 
     if forward is not None and (forward <= 0 or earlier is not None):
         given = f"got {forward:g}" + (" and --time-from" if earlier is not None else "")
         raise UserError(f"--seconds-per-forward: {given}, accepted: a number > 0, or --time-from instead; give one")
-    pace = measured(earlier) if earlier is not None else None if forward is None else assumed(recipe, forward)
+    pace = measured_pace(earlier) if earlier is not None else None if forward is None else assumed_pace(recipe, forward)
     silence_before_import()
     from flowrl.planning.dry_run import describe
     from flowrl.planning.sizes.text import describe_sizes

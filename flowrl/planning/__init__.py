@@ -1,1 +1,1 @@
-"""What a recipe will do and what it takes, worked out without weights: walks, costs, memory, time."""
+"""What a recipe will do and what it costs, computed without weights: walks, costs, memory, time."""

@@ -46,7 +46,7 @@ def check(recipe: Recipe) -> None:
 def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
     """The arithmetic of an iteration, in row-forwards.
 
-    What the samples of a prompt share costs one row, in the rollout, and in training one a micro-batch.
+    Steps that the samples of a prompt share cost one row in the rollout, and in training one per micro-batch.
     """
     train = recipe.train
     tree = walks.walk(recipe, iteration).tree(train.group)
@@ -99,24 +99,24 @@ def lines(recipe: Recipe) -> list[str]:
 
 
 def _rows_of_tree(tree: Tree) -> list[str]:
-    """Rows of the denoiser that a tree takes, step by step, wrapped."""
-    lines = ["tree        rows of the denoiser a prompt, at iteration 0"]
+    """The denoiser rows of a tree, step by step, wrapped."""
+    lines = ["tree        denoiser rows per prompt, at iteration 0"]
     for text in tree_lines(tree):
         lines += [f"            {part}" for part in textwrap.wrap(text, 106)]
     return lines
 
 
 def _shown_iterations(recipe: Recipe, limit: int = 8) -> list[int]:
-    """The iterations at which the plan changes, the first of them."""
-    found, before = [], None
+    """The first iterations at which the plan changes, at most `limit`."""
+    shown, before = [], None
     for i in range(min(recipe.train.iterations, 1000)):
         plan = walks.walk(recipe, i)
         if plan != before:
-            found.append(i)
-        if len(found) == limit:
+            shown.append(i)
+        if len(shown) == limit:
             break
         before = plan
-    return found
+    return shown
 
 
 def eval_words(recipe: Recipe) -> str:

@@ -12,9 +12,9 @@ from flowrl.recipe.sections import Own
 
 
 def describe(recipe: Recipe, *, num_train: int | None = None, num_heldout: int | None = None) -> str:
-    """The text of --dry-run: batches, which steps draw noise and learn, costs, rewards, output.
+    """The text of --dry-run: batches, which steps draw noise and are trained, costs, rewards, output.
 
-    num_train and num_heldout are the numbers of prompts, where they have been read.
+    num_train, num_heldout: the numbers of prompts, if they have been read.
     """
     decisions = kind_of(recipe).planning.lines(recipe)
     blocks = [_batches(recipe, num_train, num_heldout), decisions, _costs(recipe), _ends(recipe)]
@@ -25,7 +25,7 @@ def _batches(recipe: Recipe, num_train: int | None, num_heldout: int | None) -> 
     train, a = recipe.train, arithmetic(recipe)
     learns = f"all weights of the {kind_of(recipe).words.network}"
     if recipe.lora is not None:
-        learns = f"LoRA rank {recipe.lora.rank}, alpha {recipe.lora.alpha:g} on {_listed(recipe.lora.targets)}"
+        learns = f"LoRA rank {recipe.lora.rank}, alpha {recipe.lora.alpha:g} on {_targets_text(recipe.lora.targets)}"
     micro = "1 part" if a.micro_batches == 1 else f"{a.micro_batches} micro-batches of up to {train.micro_batch} rows"
     passes = "1 pass" if train.epochs == 1 else f"{train.epochs} passes"
     again = f"; groups without advantage are drawn anew, up to {_count(train.refill, 'time')}" if train.refill else ""
@@ -46,7 +46,7 @@ def _batches(recipe: Recipe, num_train: int | None, num_heldout: int | None) -> 
 
 
 def _part_of_update(recipe: Recipe) -> str:
-    """What an optimizer step takes of a rollout, in words."""
+    """The part of a rollout that an optimizer step uses, in words."""
     train = recipe.train
     if train.update_by == "prompts":
         return _count(train.prompts // train.updates, "prompt")
@@ -88,7 +88,7 @@ def _costs(recipe: Recipe) -> list[str]:
 
 
 def _curves(recipe: Recipe) -> list[str]:
-    """The values that change during the run; elsewhere the text shows those of the first iteration."""
+    """The values that change during the run; the rest of the text shows those of the first iteration."""
     width = max(map(len, recipe.curves), default=0)
     lines = [f"{name:<{width}}  {curve.words()}" for name, curve in recipe.curves.items()]
     return [f"{'' if i else 'curves':<12}{line}" for i, line in enumerate(lines)]
@@ -131,7 +131,7 @@ def _ends(recipe: Recipe) -> list[str]:
 
 
 def _rewards(recipe: Recipe) -> list[str]:
-    """Each reward, how it counts, and what its weights take."""
+    """Each reward, how it counts, and the memory of its weights."""
     width, lines = max(len(name) for name in recipe.rewards), []
     for i, (name, spec) in enumerate(recipe.rewards.items()):
         role = f"weight {spec.weight:g}" if spec.weight else "witness"
@@ -153,5 +153,5 @@ def _number(number: int | None) -> str:
     return "" if number is None else f" ({number})"
 
 
-def _listed(targets: str | list[str]) -> str:
+def _targets_text(targets: str | list[str]) -> str:
     return targets if isinstance(targets, str) else f"{len(targets)} named kinds of layer"

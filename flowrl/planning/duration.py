@@ -1,4 +1,4 @@
-"""How long a recipe takes, from its arithmetic and the seconds that a denoiser row-forward takes."""
+"""How long a recipe takes, from its arithmetic and the seconds of a denoiser row-forward."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from flowrl.terminal import duration_text
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of one row: a forward without gradient, one with its backward, and the scoring of a sample."""
+    """Seconds per row: of a forward without gradient, of a forward and backward, and of scoring a sample."""
 
     forward: float
     training: float
@@ -34,15 +34,15 @@ class Duration:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """Seconds of all phases."""
         return self.rollout + self.scoring + self.training + self.evaluation
 
 
 def duration(recipe: Recipe, pace: Pace, num_heldout: int) -> Duration:
-    """The seconds of a run at this pace: iterations, with the divergence's forwards where it is paid, and evaluations.
+    """The seconds of a run at this pace: iterations, with the forwards of a divergence if it is used, and evaluations.
 
-    Windows that move are counted as they move, and completions as if each took all its tokens. train.seconds ends a run
-    before its iterations do. Loading, decoding and saving are not in it.
+    Moving windows are followed, and completions count as if each took all its tokens. train.seconds may end a run
+    before its iterations do. Loading, decoding and saving are not included.
     """
     iterations = recipe.train.iterations
     shown = [arithmetic(recipe, i) for i in range(min(iterations, 1000))]
@@ -57,34 +57,34 @@ def duration(recipe: Recipe, pace: Pace, num_heldout: int) -> Duration:
     part = min(1.0, limit / whole) if whole else 1.0
     between = recipe.eval.every_seconds
     timed = 0 if between is None or recipe.prompts.heldout is None else int(part * whole / between)
-    evaluated = (evaluations(recipe, part) + timed) * each
+    evaluated = (count_evaluations(recipe, part) + timed) * each
     return Duration(rollout * part, scoring * part, training * part, evaluated)
 
 
-def assumed(recipe: Recipe, forward: float) -> Pace:
-    """The pace at `forward` seconds a row-forward. A backward takes as long as its forward with LoRA, whose frozen
-    weights need no gradient of their own, and twice as long without; recomputed activations are one forward more."""
+def assumed_pace(recipe: Recipe, forward: float) -> Pace:
+    """The pace at `forward` seconds per row-forward. A backward takes as long as its forward with LoRA, whose frozen
+    weights need no gradient, and twice as long without; recomputing activations takes one more forward."""
     training = 2 if recipe.lora is not None else 3
     return Pace(forward, forward * (training + recipe.train.gradient_checkpointing))
 
 
-def measured(folder: Path) -> Pace:
-    """The pace of an earlier run, from its metrics.jsonl. Its first iteration, which warms up, is left out.
+def measured_pace(folder: Path) -> Pace:
+    """The pace of an earlier run, from its metrics.jsonl, without its first iteration, a warm-up.
 
-    Raises UserError where the folder holds no finished iteration.
+    Raises UserError if the folder holds no finished iteration.
     """
     metrics, recipe = folder / "metrics.jsonl", folder / "recipe.yaml"
     if not metrics.is_file() or not recipe.is_file():
-        raise UserError(f"--time-from: {folder} is no run's folder (recipe.yaml, metrics.jsonl); give one")
+        raise UserError(f"--time-from: {folder} is not a run's folder (recipe.yaml, metrics.jsonl); give one")
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if line.strip()]
     trained = [m for m in lines if m.get("kind") == "train" and m.get("time_rollout")]
     if not trained:
-        raise UserError(f"--time-from: {metrics} has no iteration yet; give a run that has done some")
+        raise UserError(f"--time-from: {metrics} has no iteration yet; give a run with finished iterations")
     return _pace(load(str(recipe)), trained[1:] or trained)
 
 
 def _pace(recipe: Recipe, lines: Sequence[dict[str, Any]]) -> Pace:
-    """Seconds a row, from sums over iterations."""
+    """Seconds per row, from sums over iterations."""
     each = [arithmetic(recipe, int(m["iteration"]) - 1) for m in lines]
     forward = sum(m["time_rollout"] for m in lines) / sum(a.rollout_forwards for a in each)
     reference = sum(a.reference_forwards for a in each)
@@ -95,20 +95,20 @@ def _pace(recipe: Recipe, lines: Sequence[dict[str, Any]]) -> Pace:
 
 
 def time_text(recipe: Recipe, pace: Pace, num_heldout: int | None) -> str:
-    """The lines of --dry-run about time. num_heldout None: the held-out prompts are not here to be counted."""
+    """The lines of --dry-run about time. num_heldout: None if the held-out prompts cannot be counted here."""
     known = recipe.eval.prompts or 0 if num_heldout is None else num_heldout
     time = duration(recipe, pace, known)
     parts = {"rollout": time.rollout, "scoring": time.scoring, "training": time.training, "evaluation": time.evaluation}
     listed = ", ".join(f"{name} {duration_text(seconds)}" for name, seconds in parts.items() if seconds)
-    uncounted = "" if known or recipe.prompts.heldout is None else "; evaluations are not in it"
+    uncounted = "" if known or recipe.prompts.heldout is None else "; evaluations not included"
     return (
         f"time        about {duration_text(time.total)} ({time.total / 3600:.2f} h): {listed}{uncounted}\n"
-        f"            at {pace.forward:.3g} s a row-forward, {pace.training:.3g} s with its backward"
+        f"            at {pace.forward:.3g} s per row-forward, {pace.training:.3g} s with its backward"
     )
 
 
-def evaluations(recipe: Recipe, part: float = 1.0) -> int:
-    """How many evaluations a run makes that does this part of its iterations, those of eval.every_seconds left out."""
+def count_evaluations(recipe: Recipe, part: float = 1.0) -> int:
+    """The number of evaluations in this part of a run's iterations, without those of eval.every_seconds."""
     evaluation, iterations = recipe.eval, max(1, round(recipe.train.iterations * part))
     if recipe.prompts.heldout is None:
         return 0
@@ -117,6 +117,6 @@ def evaluations(recipe: Recipe, part: float = 1.0) -> int:
 
 
 def seconds_left(recipe: Recipe, done: int, spent: float) -> float:
-    """About how long the iterations that are left take, at the mean pace of those done."""
+    """About how many seconds the remaining iterations take, at the mean pace of those done."""
     left = (recipe.train.iterations - done) * spent / done
     return left if recipe.train.seconds is None else max(0.0, min(left, recipe.train.seconds - spent))

@@ -15,7 +15,7 @@ def plan(recipe: Recipe, iteration: int) -> Generation:
 
 
 def eval_plan(recipe: Recipe) -> Generation:
-    """How those of an evaluation are: by eval.temperature, else as in training."""
+    """How the tokens of an evaluation are drawn: at eval.temperature, else as in training."""
     given, heat = section_of(recipe), recipe.eval.temperature
     return Generation(given.max_new_tokens, given.temperature if heat is None else heat, given.top_k, given.top_p)
 
@@ -42,7 +42,7 @@ def check(recipe: Recipe) -> None:
 def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
     """The arithmetic of an iteration, in token-forwards, at most.
 
-    The exact divergence takes the reference's distributions anew in every replay: they are too large to be kept.
+    The exact divergence recomputes the reference's distributions in every replay: they are too large to keep.
     """
     train, objective = recipe.train, recipe.objective
     rows = train.prompts * train.group
@@ -70,7 +70,7 @@ def eval_forwards(recipe: Recipe) -> int:
 def lines(recipe: Recipe) -> list[str]:
     """What a dry run says about how tokens are drawn."""
     given = section_of(recipe)
-    chat = {"auto": "the tokenizer's chat template, where it has one", True: "the chat template", False: "no template"}
+    chat = {"auto": "the tokenizer's chat template, if it has one", True: "the chat template", False: "no template"}
     message = "" if given.system is None else " and a system message"
     return [
         f"tokens      {words(plan(recipe, 0))}; every one of them is trained",

@@ -1,9 +1,8 @@
-"""Facts that take seconds of importing to find out and stay as they are: looked up before anything heavy is loaded.
+"""Facts that take seconds of imports to compute and never change: looked up before anything heavy is loaded.
 
-Two places are asked: `remembered.json` beside this file, which ships what the plans of the shipped recipes need and is
-made by `python -m flowrl.planning.sizes.shipped`; and the user's cache (`$XDG_CACHE_HOME/flowrl`, else
-`~/.cache/flowrl`), one
-file for each set of versions of the libraries and of the code that finds the facts out. Both may be missing.
+There are two places: `remembered.json` beside this file, with what the plans of the shipped recipes need, written by
+`python -m flowrl.planning.sizes.shipped`; and the user's cache (`$XDG_CACHE_HOME/flowrl`, else `~/.cache/flowrl`), one
+file for each set of versions of the libraries and of the code that computes the facts. Both may be missing.
 """
 
 import hashlib
@@ -21,28 +20,28 @@ SHIPPED = HERE / "remembered.json"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 
-def remembered(kind: str, key: Any, find: Callable[[], Any]) -> Any:
-    """What `find` gives for this key, as JSON gives it back; what it raises is not remembered. key: JSON-able."""
+def look_up(kind: str, key: Any, find: Callable[[], Any]) -> Any:
+    """The result of `find` for this JSON-able key, as read back from JSON; exceptions are not stored."""
     name = digest(kind, key)
     shipped = _read(SHIPPED)
     if name in shipped:
         return shipped[name]
-    file = _cache()
+    file = _cache_file()
     known = _read(file)
     if name not in known:
-        found = json.loads(json.dumps(find()))
-        known = _read(file) | {name: found}
+        fact = json.loads(json.dumps(find()))
+        known = _read(file) | {name: fact}
         _write(file, known)
     return known[name]
 
 
 def digest(*parts: Any) -> str:
-    """A short name of JSON-able parts, equal for equal ones."""
+    """A short digest of JSON-able parts."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
-def _cache() -> Path:
+def _cache_file() -> Path:
     """The user's file for the installed versions and this code."""
     versions = []
     for library in LIBRARIES:
@@ -56,10 +55,10 @@ def _cache() -> Path:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there, or cut short: it is found out again
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # missing or truncated: compute it again
         return {}
-    return found if isinstance(found, dict) else {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _write(file: Path, known: dict[str, Any]) -> None:
@@ -68,5 +67,5 @@ def _write(file: Path, known: dict[str, Any]) -> None:
         beside = file.with_suffix(f".{os.getpid()}")
         beside.write_text(json.dumps(known, sort_keys=True), encoding="utf-8")
         beside.replace(file)
-    except OSError:  # a home that cannot be written: the next command finds out again
+    except OSError:  # an unwritable home folder: the next command computes it again
         return

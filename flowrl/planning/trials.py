@@ -1,6 +1,6 @@
-"""What a part of the user's own gives back, tried on small numbers before a weight is loaded.
+"""Trial calls of the user's own parts on small numbers, before weights are loaded.
 
-Raised everywhere: RecipeError, one line that names the part, what it gave and what its contract is.
+All functions raise RecipeError, one line that names the part, what it returned and what is accepted.
 """
 
 import contextlib
@@ -20,28 +20,28 @@ from samplers.growth import Grown, Walk
 from samplers.plan import Table, Tree
 from samplers.windows import Roles
 
-ROWS = (3, 4, 2, 2)  # of the latents that a step is tried on
+ROWS = (3, 4, 2, 2)  # shape of the latents for a trial
 
 
 @contextlib.contextmanager
-def trying(place: str, name: str) -> Iterator[None]:
-    """Within, whatever a part raises is told in one line."""
+def report_errors(place: str, name: str) -> Iterator[None]:
+    """Turns any exception of a part into one line."""
     try:
         yield
     except RecipeError:
         raise
     except Exception as error:
-        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise RecipeError(place, f"{name!r} failed when it was tried: {told}", "mend it, or name another") from error
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise RecipeError(place, f"{name!r} failed in a trial call: {text}", "fix it, or name another") from error
 
 
-def refuse(place: str, name: str, got: str, wanted: str) -> RecipeError:
-    """The error for a part that gives back something else than its kind does."""
-    return RecipeError(place, f"{name!r} gives {got}, accepted: {wanted}", "mend it, or name another")
+def refusal(place: str, name: str, got: str, wanted: str) -> RecipeError:
+    """The error for a part that returns something its kind does not accept."""
+    return RecipeError(place, f"{name!r} returns {got}, accepted: {wanted}", "fix it, or name another")
 
 
-def described(value: Any) -> str:
-    """A value in a few words: the shape of a tensor, what is in a tuple, otherwise the value."""
+def describe_value(value: Any) -> str:
+    """A value in a few words: the shape of a tensor, the length of a tuple, otherwise the value."""
     if isinstance(value, Tensor):
         return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, tuple | list) and any(isinstance(part, Tensor | Gaussian) for part in value):
@@ -50,7 +50,7 @@ def described(value: Any) -> str:
 
 
 def try_step(recipe: Recipe) -> None:
-    """A step of the user's own: a Gaussian over the next latent, whose gradient reaches the velocity."""
+    """Tries the user's own step: it returns a Gaussian over the next latent, with gradient to the velocity."""
     name, place = recipe.sampler.step, "sampler.step"
     if not names.is_dotted(name):
         return
@@ -58,37 +58,37 @@ def try_step(recipe: Recipe) -> None:
     generator = torch.Generator().manual_seed(0)
     x, v = (torch.randn(ROWS, generator=generator) for _ in range(2))
     v.requires_grad_()
-    with trying(place, name):
-        found = step(x, v, 0.8, 0.6, noise=recipe.sampler.noise, s_cap=0.9)
+    with report_errors(place, name):
+        result = step(x, v, 0.8, 0.6, noise=recipe.sampler.noise, s_cap=0.9)
     wanted = f"a samplers.gaussian.Gaussian: mean like x, here {list(ROWS)}, std >= 0 broadcastable to it"
-    if not isinstance(found, Gaussian):
-        raise refuse(place, name, described(found), wanted)
-    if not isinstance(found.mean, Tensor) or not isinstance(found.std, Tensor):
-        raise refuse(place, name, "a Gaussian whose mean or std is no tensor", wanted)
-    if found.mean.shape != x.shape or not _broadcasts(found.std, x):
-        shapes = f"mean {list(found.mean.shape)} and std {list(found.std.shape)}"
-        raise refuse(place, name, f"a Gaussian of {shapes}", wanted)
-    if not bool(found.mean.isfinite().all() and found.std.isfinite().all() and (found.std >= 0).all()):
-        raise refuse(place, name, "numbers that are not finite, or a negative std", wanted)
-    if not found.mean.requires_grad:
-        raise refuse(place, name, "a mean without gradient", "one through which the gradient reaches v")
+    if not isinstance(result, Gaussian):
+        raise refusal(place, name, describe_value(result), wanted)
+    if not isinstance(result.mean, Tensor) or not isinstance(result.std, Tensor):
+        raise refusal(place, name, "a Gaussian whose mean or std is not a tensor", wanted)
+    if result.mean.shape != x.shape or not _broadcasts(result.std, x):
+        shapes = f"mean {list(result.mean.shape)} and std {list(result.std.shape)}"
+        raise refusal(place, name, f"a Gaussian of {shapes}", wanted)
+    if not bool(result.mean.isfinite().all() and result.std.isfinite().all() and (result.std >= 0).all()):
+        raise refusal(place, name, "numbers that are not finite, or a negative std", wanted)
+    if not result.mean.requires_grad:
+        raise refusal(place, name, "a mean without gradient", "one through which the gradient reaches v")
 
 
 def try_schedule(name: str, table: Table, steps: int) -> None:
-    """A sigma table of the user's own, made of one of `steps` steps."""
-    with trying("sampler.schedule.kind", name):
+    """Tries the user's own sigma table, on a linear one of `steps` steps."""
+    with report_errors("sampler.schedule.kind", name):
         table.levels(schedules.linear(steps))
 
 
 def try_solver(place: str, name: str, solver: Any) -> None:
-    """A solver of the user's own: the next latent, at a first step, at a later one, and at the last."""
+    """Tries the user's own solver: it returns the next latent at a first, a later and a last step."""
     generator = torch.Generator().manual_seed(0)
     x, x0, before = (torch.randn(ROWS, generator=generator) for _ in range(3))
     for s, s_next, previous in ((1.0, 0.8, None), (0.8, 0.6, (before, 1.0)), (0.2, 0.0, (before, 0.5))):
-        with trying(place, name):
-            found = solver(x, x0, s, s_next, previous)
-        if not isinstance(found, Tensor) or found.shape != x.shape or not bool(found.isfinite().all()):
-            raise refuse(place, name, described(found), f"the next latent, finite numbers, here {list(ROWS)}")
+        with report_errors(place, name):
+            result = solver(x, x0, s, s_next, previous)
+        if not isinstance(result, Tensor) or result.shape != x.shape or not bool(result.isfinite().all()):
+            raise refusal(place, name, describe_value(result), f"the next latent, finite numbers, here {list(ROWS)}")
 
 
 def _broadcasts(part: Tensor, whole: Tensor) -> bool:
@@ -98,30 +98,32 @@ def _broadcasts(part: Tensor, whole: Tensor) -> bool:
         return False
 
 
-def window_of(place: str, name: str, found: Any, steps: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(steps that draw, steps that are trained) of what a window of the user's own gave for a walk of `steps`."""
-    pair = (found.stochastic, found.trained) if isinstance(found, Roles) else (found, found)
-    wanted = f"the steps that draw and are trained, one or more numbers that rise from 0 to {steps - 1}, or Roles"
+def check_window(place: str, name: str, given: Any, steps: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(steps that draw, steps that are trained) from the result of the user's own window, for a walk of `steps`."""
+    pair = (given.stochastic, given.trained) if isinstance(given, Roles) else (given, given)
+    wanted = f"the steps that draw and are trained, one or more increasing numbers from 0 to {steps - 1}, or Roles"
     for part in pair:
         whole = isinstance(part, tuple | list | range) and all(type(step) is int for step in part)
         if not whole or not part or list(part) != sorted(set(part)) or not 0 <= part[0] <= part[-1] < steps:
-            raise refuse(place, name, described(found), wanted)
+            raise refusal(place, name, describe_value(given), wanted)
     drawn, trained = (tuple(part) for part in pair)
     if not set(trained) <= set(drawn):
-        raise refuse(place, name, described(found), "trained steps that are among those that draw")
+        raise refusal(place, name, describe_value(given), "trained steps that are among those that draw")
     return drawn, trained
 
 
-def tree_of(place: str, name: str, found: Any, walk: Walk) -> Any:
-    """The plan of what a tree of the user's own gave."""
-    if isinstance(found, Tree):
-        if not found.rows:
-            raise refuse(place, name, "a Tree without a trained step", "one of which some segment is trained")
-        return Grown(walk.num_steps, walk.stochastic, found.trained, found)
-    made = None
-    if callable(getattr(found, "tree", None)):
-        with trying(place, name):
-            made = found.tree(walk.group)
-    if not isinstance(made, Tree):
-        raise refuse(place, name, described(found), "a samplers.plan.Tree, or a plan whose tree(group) gives one")
-    return found
+def check_tree(place: str, name: str, given: Any, walk: Walk) -> Any:
+    """The plan from the result of the user's own tree."""
+    if isinstance(given, Tree):
+        if not given.rows:
+            raise refusal(place, name, "a Tree without a trained step", "a Tree with a trained segment")
+        return Grown(walk.num_steps, walk.stochastic, given.trained, given)
+    built = None
+    if callable(getattr(given, "tree", None)):
+        with report_errors(place, name):
+            built = given.tree(walk.group)
+    if not isinstance(built, Tree):
+        raise refusal(
+            place, name, describe_value(given), "a samplers.plan.Tree, or a plan whose tree(group) returns one"
+        )
+    return given

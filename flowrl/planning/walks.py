@@ -1,8 +1,8 @@
-"""The plan of an iteration and of an evaluation, made of a recipe and the number of the iteration alone."""
+"""The plans of iterations and evaluations, from the recipe and the number of the iteration alone."""
 
 from typing import Any
 
-from flowrl.planning.trials import tree_of, try_schedule, try_solver, try_step, trying, window_of
+from flowrl.planning.trials import check_tree, check_window, report_errors, try_schedule, try_solver, try_step
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.making import made, solver_of
 from flowrl.recipe.schedules import num_steps
@@ -22,7 +22,7 @@ def walk(recipe: Recipe, iteration: int) -> AnyPlan:
     """What the denoising steps of a training iteration do."""
     sampler, tree = recipe.sampler, recipe.sampler.tree
     steps, trained = _window(recipe, iteration)
-    table = _merged(recipe, base_table(recipe))
+    table = _merge_steps(recipe, base_table(recipe))
     ends: dict[str, Any] = {
         "table": table,
         "tail": _tail(recipe, table, after=steps[-1] + 1),
@@ -34,14 +34,14 @@ def walk(recipe: Recipe, iteration: int) -> AnyPlan:
     start = Walk(sampler.steps, steps, trained, recipe.train.group, iteration, **ends)
     if not isinstance(tree, OwnPart):
         return made("tree", tree)(start)
-    with trying("sampler.tree.kind", tree.kind):
+    with report_errors("sampler.tree.kind", tree.kind):
         grown = made("tree", tree)(start)
-    return tree_of("sampler.tree.kind", tree.kind, grown, start)
+    return check_tree("sampler.tree.kind", tree.kind, grown, start)
 
 
 def pruned_widths(recipe: Recipe, iteration: int) -> tuple[list[list[bool]], str, float] | None:
-    """(of each row of a prompt and each trained step, whether it is a decision behind the last split of its tree; which
-    of them are trained; the share of them) where a tree leaves some out; None where it does not."""
+    """(for each row of a prompt and each trained step, whether it is a decision after the last split of its tree; which
+    of them are trained; their share) if a tree leaves some out, else None."""
     plan = walk(recipe, iteration)
     if not isinstance(plan, Branching) or plan.width_prune is None:
         return None
@@ -52,7 +52,7 @@ def pruned_widths(recipe: Recipe, iteration: int) -> tuple[list[list[bool]], str
 
 
 def check_trained(recipe: Recipe) -> None:
-    """Raises RecipeError where objective.weight or train.updates does not fit the number of trained steps, and where an
+    """Raises RecipeError if objective.weight or train.updates does not fit the number of trained steps, or if an
     iteration would train nothing."""
     weight, train = recipe.objective.weight, recipe.train
     for iteration in range(min(train.iterations, 1000)):
@@ -71,7 +71,7 @@ def check_trained(recipe: Recipe) -> None:
 
 
 def _try_own(recipe: Recipe) -> None:
-    """Raises RecipeError where a part of the walk that is the user's own gives back what cannot be walked."""
+    """Raises RecipeError if one of the user's own parts of the walk returns something unusable."""
     try_step(recipe)
     sampler = recipe.sampler
     if isinstance(sampler.schedule, OwnPart):
@@ -83,7 +83,7 @@ def _try_own(recipe: Recipe) -> None:
     place = next((f"sampler.{n}" for n in ("tree", "window") if isinstance(getattr(sampler, n), OwnPart)), None)
     if place is not None:
         for iteration in {0, recipe.train.iterations // 2, recipe.train.iterations - 1}:
-            with trying(f"{place}.kind", getattr(sampler, place.removeprefix("sampler.")).kind):
+            with report_errors(f"{place}.kind", getattr(sampler, place.removeprefix("sampler.")).kind):
                 walk(recipe, iteration).tree(recipe.train.group)
 
 
@@ -101,7 +101,7 @@ def base_table(recipe: Recipe) -> Table:
     return made("schedule", schedule)()
 
 
-def _merged(recipe: Recipe, base: Table) -> Table:
+def _merge_steps(recipe: Recipe, base: Table) -> Table:
     schedule = recipe.sampler.schedule
     if schedule.merge is None or schedule.merge_at is None:
         return base
@@ -109,7 +109,7 @@ def _merged(recipe: Recipe, base: Table) -> Table:
 
 
 def _tail(recipe: Recipe, base: Table, *, after: int) -> Table | None:
-    """The table of a walk whose steps from number `after` on are fewer; None where they stay as they are."""
+    """The table of a walk with fewer steps from step `after` on; None if they stay as they are."""
     tail, steps = recipe.sampler.tail, num_steps(recipe)
     if tail is None or (tail.ratio is None and tail.steps is None) or after >= steps:
         return None
@@ -118,29 +118,29 @@ def _tail(recipe: Recipe, base: Table, *, after: int) -> Table | None:
 
 
 def _window(recipe: Recipe, iteration: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(steps that draw noise, those of them that are trained), without a last step that has no noise to draw.
+    """(steps that draw noise, those of them that are trained), without a last step that draws no noise.
 
-    Raises RecipeError where nothing is left.
+    Raises RecipeError if no trained step is left.
     """
-    steps, trained = _asked(recipe, iteration)
+    steps, trained = _window_steps(recipe, iteration)
     if draws_at_the_end(recipe.sampler.step, recipe.model):
         return steps, trained
     last = num_steps(recipe) - 1
     left = tuple(step for step in steps if step != last), tuple(step for step in trained if step != last)
     if trained and not left[1]:
-        problem = f"iteration {iteration} would train step {last} alone, the last, where {recipe.sampler.step} draws no"
+        problem = f"iteration {iteration} would train only step {last}, the last, where {recipe.sampler.step} draws no"
         remedy = f"keep step {last} out of the window, or choose another sampler.step"
         raise RecipeError("sampler.window", f"{problem} noise", remedy)
     return left
 
 
-def _asked(recipe: Recipe, iteration: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The steps that the recipe's window names."""
+def _window_steps(recipe: Recipe, iteration: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The steps of the recipe's window: (steps that draw noise, steps that are trained)."""
     window = recipe.sampler.window
     run = {"seed": windows.seed_of(recipe.seed, iteration), "iteration": iteration}
     if not isinstance(window, OwnPart):
-        found = made("window", window, run)(num_steps(recipe))
-        return (found.stochastic, found.trained) if isinstance(found, windows.Roles) else (found, found)
-    with trying("sampler.window.kind", window.kind):
-        found = made("window", window, run)(num_steps(recipe))
-    return window_of("sampler.window.kind", window.kind, found, num_steps(recipe))
+        given = made("window", window, run)(num_steps(recipe))
+        return (given.stochastic, given.trained) if isinstance(given, windows.Roles) else (given, given)
+    with report_errors("sampler.window.kind", window.kind):
+        given = made("window", window, run)(num_steps(recipe))
+    return check_window("sampler.window.kind", window.kind, given, num_steps(recipe))

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from flowrl.planning.remembered import remembered
+from flowrl.planning.remembered import look_up
 from flowrl.planning.sizes.known import PIPELINES
 from flowrl.recipe.calls import accepted_by_call, check_call
 from flowrl.recipe.models import pipeline_class
@@ -18,7 +18,7 @@ def check_arguments(model: str, call: dict[str, JSON]) -> None:
     """
     name = pipeline_class(model) or PIPELINES.get(model)
     if name is not None:
-        remembered("call", [name, call], lambda: _check(name, call))
+        look_up("call", [name, call], lambda: _check(name, call))
 
 
 def _check(name: str, call: dict[str, JSON]) -> bool:
@@ -42,7 +42,7 @@ def argument_names(model: str, *, online: bool) -> list[str]:
             name = json.loads(Path(index).read_text(encoding="utf-8"))["_class_name"]
         except (OSError, KeyError, TypeError, ValueError):  # no such model, or no way to it: loading it will tell
             return []
-    return remembered("arguments", name, lambda: _accepted_names(name)) if isinstance(name, str) else []
+    return look_up("arguments", name, lambda: _accepted_names(name)) if isinstance(name, str) else []
 
 
 def _accepted_names(name: str) -> list[str]:

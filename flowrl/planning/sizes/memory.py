@@ -10,7 +10,7 @@ import torch
 from flowrl import names
 from flowrl.contracts import Prompt
 from flowrl.planning.costs import arithmetic, plan_for
-from flowrl.planning.remembered import remembered
+from flowrl.planning.remembered import look_up
 from flowrl.planning.sizes.known import KNOWN
 from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
 from flowrl.planning.sizes.rewards import on_device
@@ -72,7 +72,7 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
         tokens=_tokens(recipe, prompts),
     )
     key = [asdict(query), configs]
-    measured = MeasuredSizes(**remembered("sizes", key, lambda: _measure(query)))
+    measured = MeasuredSizes(**look_up("sizes", key, lambda: _measure(query)))
     latent = None if measured.latent is None else tuple(measured.latent)
     phases = _phases(recipe, measured, latent, _activations(measured, recipe))
     return Sizes(measured.parameters, measured.learning, measured.added, phases, latent, measured.pipeline)

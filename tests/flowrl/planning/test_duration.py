@@ -9,7 +9,7 @@ import pytest
 from cli_support import call
 from flowrl.names import UserError
 from flowrl.planning.costs import arithmetic
-from flowrl.planning.duration import Pace, assumed, duration, evaluations, measured
+from flowrl.planning.duration import Pace, assumed_pace, count_evaluations, duration, measured_pace
 from flowrl.recipe.load import dump, load
 from flowrl.terminal import duration_text
 
@@ -50,8 +50,8 @@ def test_long_runs_are_counted_from_a_thousand_iterations():
 )
 def test_evaluations_are_counted(changed: dict[str, Any], number: int):
     recipe = load(BASE)
-    assert evaluations(recipe.model_copy(update={"eval": recipe.eval.model_copy(update=changed)})) == number
-    assert evaluations(load(BASE, ["prompts.heldout=null"])) == 0
+    assert count_evaluations(recipe.model_copy(update={"eval": recipe.eval.model_copy(update=changed)})) == number
+    assert count_evaluations(load(BASE, ["prompts.heldout=null"])) == 0
 
 
 def test_the_pace_of_a_run_is_what_its_recipe_took(tmp_path: Path):
@@ -68,23 +68,23 @@ def test_the_pace_of_a_run_is_what_its_recipe_took(tmp_path: Path):
     lines += [{"iteration": 3, "kind": "heldout", "time_eval": 5.0}]
     (tmp_path / "recipe.yaml").write_text(dump(recipe))
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    pace = measured(tmp_path)
+    pace = measured_pace(tmp_path)
     assert (pace.forward, pace.training, pace.scoring) == pytest.approx((0.01, 0.03, 0.002))
 
 
 def test_an_assumed_pace_counts_the_backward():
-    assert assumed(load(BASE), 2.0) == Pace(2.0, 4.0)
-    assert assumed(load(BASE, ["lora=null", "full=true"]), 2.0) == Pace(2.0, 6.0)
-    assert assumed(load(BASE, ["train.gradient_checkpointing=true"]), 2.0) == Pace(2.0, 6.0)
+    assert assumed_pace(load(BASE), 2.0) == Pace(2.0, 4.0)
+    assert assumed_pace(load(BASE, ["lora=null", "full=true"]), 2.0) == Pace(2.0, 6.0)
+    assert assumed_pace(load(BASE, ["train.gradient_checkpointing=true"]), 2.0) == Pace(2.0, 6.0)
 
 
 def test_a_folder_without_iterations_is_one_line(tmp_path: Path):
-    with pytest.raises(UserError, match="--time-from: .* is no run's folder"):
-        measured(tmp_path)
+    with pytest.raises(UserError, match="--time-from: .* is not a run's folder"):
+        measured_pace(tmp_path)
     (tmp_path / "recipe.yaml").write_text(dump(load(BASE)))
     (tmp_path / "metrics.jsonl").write_text('{"iteration": 0, "kind": "heldout"}\n')
     with pytest.raises(UserError, match="no iteration yet"):
-        measured(tmp_path)
+        measured_pace(tmp_path)
 
 
 def test_seconds_as_a_person_says_them():
@@ -115,7 +115,7 @@ def test_the_dry_run_tells_parameters_memory_and_time(capsys, monkeypatch):
         (["--seconds-per-forward", "1"], "--dry-run"),
         (["--dry-run", "--seconds-per-forward", "0"], "accepted: a number > 0"),
         (["--dry-run", "--seconds-per-forward", "1", "--time-from", "nowhere"], "give one"),
-        (["--dry-run", "--time-from", "nowhere"], "nowhere is no run's folder"),
+        (["--dry-run", "--time-from", "nowhere"], "nowhere is not a run's folder"),
     ],
 )
 def test_a_wrong_option_is_one_line(arguments: list[str], words: str, capsys, monkeypatch):

@@ -29,12 +29,12 @@ def test_a_fact_is_found_out_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         asked.append(1)
         return [1, 2]
 
-    assert [remembered.remembered("a", {"x": 1}, find) for _ in range(3)] == [[1, 2]] * 3 and len(asked) == 1
-    remembered.remembered("a", {"x": 2}, find)
+    assert [remembered.look_up("a", {"x": 1}, find) for _ in range(3)] == [[1, 2]] * 3 and len(asked) == 1
+    remembered.look_up("a", {"x": 2}, find)
     assert len(asked) == 2
     (file,) = (tmp_path / "flowrl").iterdir()
     file.write_text(file.read_text()[:-3])  # cut short: found out again
-    remembered.remembered("a", {"x": 1}, find)
+    remembered.look_up("a", {"x": 1}, find)
     assert len(asked) == 3 and len(json.loads(file.read_text())) == 1
 
 
