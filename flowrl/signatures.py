@@ -183,12 +183,16 @@ def _parsed(path: Path) -> list[ast.stmt]:
 
 
 def _fields(node: ast.ClassDef, file: File) -> dict[str, Parameter]:
-    """The fields of a dataclass by name, in its order: those of its bases first, with the defaults that it gives."""
+    """The fields of a dataclass by name, in its order: those of its bases first, with the defaults that it gives.
+
+    A class that is not decorated as a dataclass has none of its own.
+    """
     fields: dict[str, Parameter] = {}
     for base in reversed(node.bases):
         if isinstance(base, ast.Name) and (found := file.find_class(base.id)) is not None:
             fields |= _fields(*found)
-    for field_ in node.body:
+    decorated = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+    for field_ in node.body if decorated else ():
         if isinstance(field_, ast.AnnAssign) and isinstance(field_.target, ast.Name):
             if not ast.unparse(field_.annotation).startswith("ClassVar"):
                 fields[field_.target.id] = _parameter(field_.target.id, field_.annotation, field_.value)

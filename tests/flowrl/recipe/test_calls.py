@@ -215,3 +215,7 @@ def test_the_defaults_of_every_pipeline_fit():
 
 def test_every_shipped_recipe_still_loads():
     assert all(load(name).pipeline is not None for name in names.recipes())
+
+
+def test_an_annotation_in_a_class_that_is_no_dataclass_is_no_argument():
+    assert load("quickstart", ["rewards.shapes={use: saturation}"]).rewards["shapes"].args == {}
