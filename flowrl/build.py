@@ -16,6 +16,7 @@ from flowrl.core.engine import Advantage
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.given import GivenObjective
 from flowrl.core.objectives.grpo import ClippedObjective
+from flowrl.core.objectives.noised import NOISED
 from flowrl.core.selection import WidthPruning
 from flowrl.kinds import kind_of
 from flowrl.planning.walks import pruned_widths
@@ -76,6 +77,7 @@ def build_learner(recipe: Recipe, policy: Policy) -> Learner:
         average_every=train.ema_every,
         ramp=train.ema_ramp,
         reference=recipe.keeps_reference,
+        old=train.old is not None,
     )
     policy.weights = weights_of(policy.modules, learner.copies)
     return learner
@@ -86,6 +88,9 @@ def build_objective(recipe: Recipe) -> Objective:
     objective = recipe.objective
     if isinstance(objective, Own):
         return GivenObjective(made("objective", objective))
+    if objective.loss is not None:
+        more = {"size": recipe.train.group} if objective.loss.kind == "dgpo" else {}
+        return NOISED[objective.loss.kind](kl=objective.kl, **objective.loss.given, **more)
     low, high = objective.clip_range
     values = {p.name: getattr(objective, p.name) for p in keys("objective", names.shipped("objective")["clipped"])}
     values["weight"] = values["weight"] if isinstance(values["weight"], str) else tuple(values["weight"])

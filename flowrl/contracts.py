@@ -248,8 +248,8 @@ class Batch:
     rollout_logp float32 [r, k]: log-probs under the policy that sampled. adv float32 [r], or [r, k] where decisions of
     a row differ: what moves them. mask bool [r, k]: which are trained. reference float32 [r, k]: log-probs under the
     reference, where the objective needs it. step_stats: [r, k] by name, see `Rollout`. velocities: of a Field, those of
-    the other weights that the objective needs at the same states, like its v, by name. group int64 [r]: equal for rows
-    of one prompt.
+    the other weights that the objective needs at the same states, like its v, by name. together int64 [r]: equal for
+    rows that the objective takes together; of a pair the better one comes first.
     """
 
     rollout_logp: Tensor
@@ -258,10 +258,10 @@ class Batch:
     reference: Tensor | None = None
     step_stats: dict[str, Tensor] = field(default_factory=dict)
     velocities: Mapping[str, Tensor] = field(default_factory=dict)
-    group: Tensor | None = None
+    together: Tensor | None = None
 
 
-Together = Literal["decision", "row"]
+Together = Literal["decision", "row", "pair", "group"]
 Need = Literal["reference", "old"]
 
 
@@ -275,7 +275,8 @@ class Objective(Protocol):
 
     @property
     def together(self) -> Together:
-        """What must not be cut: the loss of a decision reads that decision alone, or others of its row too."""
+        """What must not be cut: the loss of a decision reads that decision alone, or others of its row too; of noised
+        states, the other row of its pair, or those of its group, in the same column."""
         ...
 
     @property

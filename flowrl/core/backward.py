@@ -27,7 +27,8 @@ class StepLoss:
     """The loss of one optimizer step, by blocks: called with each, it returns its share, 0-d, and adds up the metrics.
 
     adv [R], or [R, K] where decisions of a row differ. weights [R, K] reduce the loss and share [R, K] the metrics (see
-    objectives/aggregate.py).
+    objectives/aggregate.py). together int64 [R]: equal for rows that the objective takes together. unmoved: other
+    weights that are those of now.
     """
 
     rollout: Rollout
@@ -35,6 +36,8 @@ class StepLoss:
     objective: Objective
     weights: Tensor
     share: Tensor
+    together: Tensor | None = None
+    unmoved: frozenset[str] = frozenset()
     total: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, seen: LogProbs | Field, velocities: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -48,7 +51,7 @@ class StepLoss:
             reference=None if rollout.reference is None else rollout.reference[at].to(device),
             step_stats={name: values[at].to(device) for name, values in rollout.step_stats.items()},
             velocities=velocities or {},
-            group=rollout.samples.group[seen.rows].to(device) if isinstance(seen, Field) else None,
+            together=None if self.together is None else self.together[seen.rows].to(device),
         )
         loss, metrics = self.objective(seen, batch)
         part = (loss * self.weights[at].to(device)).sum()
@@ -89,9 +92,6 @@ def backward(policy: Looks, rows: Tensor, loss: StepLoss, progress: Progress | N
     Raises ValueError where a policy that says it hands over whole rows does not.
     """
     objective, rollout = loss.objective, loss.rollout
-    if objective.view.states == "noised":
-        _backward_noised(policy, rows, loss, progress)
-        return
     of_rows = objective.together == "row"
     in_pieces = of_rows and not policy.whole_rows and rollout.rollout_logp.shape[1] > 1
     surrogate = _slopes(policy, rows, loss, progress) if in_pieces else None
@@ -107,21 +107,6 @@ def backward(policy: Looks, rows: Tensor, loss: StepLoss, progress: Progress | N
             part.backward()
 
     policy.look(rollout, rows, objective.view, visit, progress=progress)
-
-
-def _backward_noised(policy: Looks, rows: Tensor, loss: StepLoss, progress: Progress | None) -> None:
-    """The velocities of other weights come first, since a swap of weights under a live graph would spoil its gradient;
-    blocks come in the same order and cut whatever the weights."""
-    view, others = loss.objective.view, sorted(loss.objective.needs)
-    found: dict[str, list[Field]] = {name: [] for name in others}
-    for name in others:
-        policy.look(loss.rollout, rows, replace(view, weights=name), found[name].append, progress=progress)
-
-    def visit(seen: Field) -> None:
-        same = {name: fields.pop(0) for name, fields in found.items()}
-        loss(seen, {name: other.v for name, other in same.items()}).backward()
-
-    policy.look(loss.rollout, rows, view, visit, progress=progress)
 
 
 # What a loss may depend on, with gradient: fields of LogProbs.

@@ -5,7 +5,7 @@ Where groups are drawn by several processes, what gives `draw` of the same promp
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -74,7 +74,8 @@ class Clock:
 class LocalEngine(Generic[PlanT]):
     """Draws `group` samples of each prompt by `plan`, scores them, and has their advantages worked out.
 
-    score gives every reward [B] by name. progress, finished: see `Policy.rollout`.
+    score gives every reward [B] by name. progress, finished: see `Policy.rollout`. sampling: the policy draws within
+    what it gives, which chooses the weights.
     """
 
     policy: Policy[PlanT]
@@ -86,10 +87,11 @@ class LocalEngine(Generic[PlanT]):
     clock: Clock
     progress: Progress | None = None
     finished: Callable[[Samples], None] | None = None
+    sampling: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def draw(self, prompts: Sequence[Prompt], first: int) -> Draw:
         """The groups of these prompts, whose samples take the numbers of noise from `first` on."""
-        with self.clock.phase("rollout"):
+        with self.clock.phase("rollout"), self.sampling():
             rollout = self.policy.rollout(
                 prompts,
                 group_size=self.group,

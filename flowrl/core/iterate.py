@@ -9,16 +9,18 @@ How a loss becomes a gradient, also where it needs rows as a whole and the polic
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from flowrl.contracts import Looks, Objective, Policy, Progress, Prompt, Rollout, Samples
 from flowrl.core.backward import StepLoss, backward, fill_reference, with_step_weights
+from flowrl.core.backward_noised import backward_noised
 from flowrl.core.engine import Advantage, Clock, LocalEngine, Metrics, PlanT
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
+from flowrl.core.pairs import companions
 from flowrl.core.refill import JoinedPolicy, all_of, kept_groups, kept_of
 from flowrl.core.selection import (
     WidthPruning,
@@ -40,7 +42,8 @@ class Settings:
     keep: of rows that are compared, how many extreme ones are trained (None: all). members: numbers of noise that a
     draw uses up (None: as many as samples). update_by: prompts, or steps: an update takes the rows of some steps of all
     prompts, where each row has one. drop_silent: rows whose advantage is 0 leave the loss before it is divided, and
-    updates take equal shares of the others. width: decisions of a branching tree that are left out.
+    updates take equal shares of the others. width: decisions of a branching tree that are left out. pairs: of each
+    group, how many an objective of pairs takes. sample_old: whether the older copy of the weights draws the samples.
     """
 
     group: int
@@ -54,6 +57,8 @@ class Settings:
     update_by: str = "prompts"
     drop_silent: bool = False
     width: WidthPruning | None = None
+    pairs: int = 1
+    sample_old: bool = False
 
     @property
     def stride(self) -> int:
@@ -96,7 +101,18 @@ def iterate(
     under the same seed, and are of all that was drawn.
     """
     clock = Clock(enter)
-    engine = LocalEngine(policy, plan, seed, settings.group, score, advantage, clock, progress, finished)
+    engine = LocalEngine(
+        policy,
+        plan,
+        seed,
+        settings.group,
+        score,
+        advantage,
+        clock,
+        progress,
+        finished,
+        lambda: learner.sampling(old=settings.sample_old),
+    )
     looks: Looks = policy
     draws = [engine.draw(prompts, first)]
     while more is not None and len(draws) <= settings.refill and (missing := len(prompts) - kept_groups(draws)):
@@ -142,6 +158,9 @@ def update(
 ) -> Metrics:
     """All optimizer steps of one rollout, with advantages [R] or [R, K]; returns their metrics, averaged over steps."""
     adv = adv.cpu()
+    friends = companions(rollout, adv, objective.together, settings.pairs)
+    if friends is not None:
+        rollout = replace(rollout, mask=rollout.mask & friends.used[:, None])
     pays = "reference" in objective.needs  # every trained decision then has a loss
     trained = rollout.mask.any(1)
     if pays and objective.view.states == "drawn":
@@ -152,14 +171,15 @@ def update(
         weighted = with_step_weights(adv, objective, rollout, block)
         # a row that nothing moves has no policy gradient: it is looked at only where a divergence has to be paid
         active = trained if pays else moved_rows(weighted, rollout.mask)
-        steps.append((block, block[active[block]], weighted))
+        used = block[active[block]] if friends is None else friends.rows(block)
+        steps.append((block, used, weighted))
     found: list[Metrics] = []
+    together = None if friends is None else friends.labels
     for _ in range(settings.epochs):
         for block, used, weighted in steps:
             if len(used):
-                loss = _step_loss(rollout, weighted, objective, block, used)
-                for part in _parts(used, settings.micro_batch):
-                    backward(policy, part, loss, progress)
+                loss = _step_loss(rollout, weighted, objective, block, used, learner, together)
+                _backward(policy, used, loss, settings.micro_batch, progress)
                 found.append(_step(learner, loss))
     means = {name: sum(m[name] for m in found) / len(found) for name in (found[0] if found else ())}
     for name in means:
@@ -184,13 +204,30 @@ def _blocks(rollout: Rollout, settings: Settings) -> Sequence[Tensor]:
     return [rows[torch.isin(first, part)] for part in met.split(-(-len(met) // settings.updates))]
 
 
-def _step_loss(rollout: Rollout, adv: Tensor, objective: Objective, block: Tensor, used: Tensor) -> StepLoss:
+def _step_loss(
+    rollout: Rollout,
+    adv: Tensor,
+    objective: Objective,
+    block: Tensor,
+    used: Tensor,
+    learner: Learner,
+    together: Tensor | None,
+) -> StepLoss:
     """The loss of the rows `block`, of which `used` have anything to say; adv: with step weights."""
     loss_weights = torch.zeros_like(rollout.rollout_logp)
     loss_weights[block] = objective.weights(rollout.mask[block]).to(loss_weights)
     share = torch.zeros_like(rollout.rollout_logp)
     share[used] = weights(rollout.mask[used]).to(share)
-    return StepLoss(rollout, adv, objective, loss_weights, share)
+    return StepLoss(rollout, adv, objective, loss_weights, share, together, learner.unmoved)
+
+
+def _backward(policy: Looks, rows: Tensor, loss: StepLoss, micro_batch: int | None, progress: Progress | None) -> None:
+    """Adds the gradient of the loss of these rows, micro_batch of them at once."""
+    if loss.objective.view.states == "noised":
+        backward_noised(policy, rows, loss, micro_batch, progress)
+    else:
+        for part in _parts(rows, micro_batch):
+            backward(policy, part, loss, progress)
 
 
 def _step(learner: Learner, loss: StepLoss) -> Metrics:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from flowrl.core.copies import Copies
 from flowrl.core.lr_schedules import LR_SCHEDULES
 
 RAMPS = ("moves", "steps")
-AVERAGE, REFERENCE = "average", "reference"  # copies of the weights
+AVERAGE, REFERENCE, OLD = "average", "reference", "old"  # copies of the weights
 Schedule = Callable[[float], float]  # share of the run that is left -> factor of the learning rate
 
 
@@ -23,7 +23,8 @@ class Learner:
     average: decay of the moving average (None: none), which moves every `average_every` steps and whose decay is at
     most (1 + n) / (10 + n): n counts its moves (ramp `moves`) or, as in Flow-GRPO's code, optimizer steps (ramp
     `steps`).
-    reference: whether the parameters as they are given are kept as the copy `reference`. All state is in `state_dict`.
+    reference: whether the parameters as they are given are kept as the copy `reference`; old: whether there is an older
+    copy, which `keep_old` moves. All state is in `state_dict`.
     share: of a run that is limited by time, how much of that is spent, set from outside: a schedule is as far as this
     or the steps say, whichever is further. base_lr: what the schedule multiplies, by the number of steps taken; set
     from outside where it is not `lr` all the time.
@@ -44,6 +45,7 @@ class Learner:
         average_every: int = 1,
         ramp: str = "moves",
         reference: bool = False,
+        old: bool = False,
     ):
         if ramp not in RAMPS:
             raise ValueError(f"ramp={ramp!r}: choose one of {', '.join(RAMPS)}")
@@ -52,10 +54,11 @@ class Learner:
         self.ramp = ramp
         self.optimizer = torch.optim.AdamW(self.parameters, lr, betas=betas, weight_decay=weight_decay)
         self.copies = Copies(self.parameters)
-        for name, wanted in ((AVERAGE, average is not None), (REFERENCE, reference)):
+        for name, wanted in ((AVERAGE, average is not None), (REFERENCE, reference), (OLD, old)):
             if wanted:
                 self.copies.keep(name)
         self.steps, self.factor, self.share = 0, 1.0, 0.0
+        self._old_since = 0  # optimizer step after which the older copy was the parameters; -1: never quite
         self.base_lr: Callable[[int], float] = lambda steps: lr
         self._schedule = lambda steps: _rate(steps, warmup, schedule, total, self.share)
 
@@ -92,6 +95,22 @@ class Learner:
         """The moving average of every parameter, where one is kept."""
         return self.copies[AVERAGE] if AVERAGE in self.copies else None
 
+    def keep_old(self, decay: float) -> None:
+        """Moves the older copy to decay * copy + (1 - decay) * parameters."""
+        self.copies.keep(OLD, decay)
+        self._old_since = self.steps if decay == 0 else -1
+
+    @property
+    def unmoved(self) -> frozenset[str]:
+        """Copies that are the parameters themselves: looks under them need not be taken."""
+        return frozenset([OLD] if OLD in self.copies and self._old_since == self.steps else [])
+
+    @contextlib.contextmanager
+    def sampling(self, *, old: bool) -> Iterator[None]:
+        """Within, without gradient, the parameters hold their older copy where `old` says so."""
+        with torch.no_grad(), self.copies.using(OLD) if old else contextlib.nullcontext():
+            yield
+
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """Within, the parameters hold their moving average, where one is kept. See `Copies.using`."""
         return self.copies.using(AVERAGE) if AVERAGE in self.copies else contextlib.nullcontext()
@@ -103,18 +122,21 @@ class Learner:
             "copies": self.copies.state_dict(),
             "steps": self.steps,
             "factor": self.factor,
+            "old_since": self._old_since,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state.
 
-        An average that was not kept before begins at the parameters of now; a reference stays what it is.
+        An average or older copy that was not kept before begins at the parameters of now; a reference stays what it is.
         """
         own = self.optimizer.state_dict()
         self.optimizer.load_state_dict({"state": state["moments"], "param_groups": own["param_groups"]})
         self.steps, self.factor = state["steps"], state["factor"]
-        if AVERAGE in self.copies:
-            self.copies.keep(AVERAGE)
+        self._old_since = state.get("old_since", self.steps)
+        for name in (AVERAGE, OLD):
+            if name in self.copies:
+                self.copies.keep(name)
         self.copies.load_state_dict(saved_copies(state))
 
 

@@ -1,7 +1,12 @@
-"""Pairs of samples of which one is better: what preference losses are trained on."""
+"""Rows that an objective takes together: pairs of samples of which one is better, and whole groups."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from flowrl.contracts import Rollout, Together
+from flowrl.core.selection import compared_rows, moved_rows, row_advantage
 
 
 def best_and_worst(
@@ -27,3 +32,44 @@ def best_and_worst(
         margin = reward[pairs[:, 0]] - reward[pairs[:, 1]]
         found.append(pairs[(margin >= min_margin) & ((margin > 0) | ties)])
     return torch.cat(found) if found else torch.empty(0, 2, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class Companions:
+    """Which rows belong together.
+
+    labels int64 [R]: equal for those; order int64 [r]: the rows that are used, those that belong together beside each
+    other, of a pair the better one first.
+    """
+
+    labels: Tensor
+    order: Tensor
+
+    @property
+    def used(self) -> Tensor:
+        """Which rows belong to any, bool [R]."""
+        return torch.zeros_like(self.labels, dtype=torch.bool).index_fill_(0, self.order, True)
+
+    def rows(self, block: Tensor) -> Tensor:
+        """Those of the rows `block` that are used, in their order."""
+        return self.order[torch.isin(self.order, block)]
+
+
+def companions(rollout: Rollout, adv: Tensor, together: Together, pairs: int) -> Companions | None:
+    """The rows that belong together by their advantages [R] or [R, K]; None where each is for itself.
+
+    pair: `pairs` of each group, the best with the worst and so on, where their advantages differ. group: all trained
+    rows of groups that anything moves.
+    """
+    if together not in ("pair", "group"):
+        return None
+    group, trained = compared_rows(rollout), rollout.mask.any(1)
+    if together == "pair":
+        value = row_advantage(adv, rollout.mask).float().masked_fill(~trained, torch.nan)
+        found = best_and_worst(value, group, number=pairs)
+        labels = torch.full((len(group),), -1)
+        labels[found] = torch.arange(len(found))[:, None]
+        return Companions(labels, found.flatten())
+    moved = torch.isin(group, group[moved_rows(adv, rollout.mask)])
+    order = torch.argsort(group, stable=True)
+    return Companions(group, order[(trained & moved)[order]])

@@ -8,6 +8,7 @@ from flowrl.kinds.kind import Building, Exporter, Planning, Proofs, Words
 from flowrl.recipe.calls import check_free, check_modules, check_values
 from flowrl.recipe.default_noise import with_noise
 from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.noised_checks import check_noised
 from flowrl.recipe.objectives import check_step_objective
 from flowrl.recipe.presets import DENOISING
 from flowrl.recipe.sampling import Sampler
@@ -74,6 +75,7 @@ class Denoising:
             problem = "got true, but only completions of a language model have a length limit that they may not reach"
             yield RecipeError("train.skip_truncated", problem, "set train.skip_truncated=false")
         yield from check_step_objective(recipe)
+        yield from check_noised(recipe)
 
     def check_parts(self, recipe: Recipe) -> Iterator[RecipeError]:
         """The step, by its name and on this model."""

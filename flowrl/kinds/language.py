@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from flowrl.kinds.kind import Building, Exporter, Planning, Proofs, Words
 from flowrl.recipe.calls import read_json
 from flowrl.recipe.errors import RecipeError, show
+from flowrl.recipe.noised_checks import refuse_noised
 from flowrl.recipe.objectives import check_token_objective
 from flowrl.recipe.presets import LANGUAGE
 from flowrl.recipe.schema import Generation, Recipe
@@ -85,7 +86,8 @@ class Language:
 
     def check_objective(self, recipe: Recipe) -> Iterator[RecipeError]:
         """Keys about denoising steps."""
-        return check_token_objective(recipe)
+        yield from check_token_objective(recipe)
+        yield from refuse_noised(recipe)
 
     def check_parts(self, recipe: Recipe) -> Iterator[RecipeError]:
         """Rewards that would start before the rollout ends."""

@@ -49,6 +49,8 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
     Steps that the samples of a prompt share cost one row in the rollout, and in training one per micro-batch.
     """
     train = recipe.train
+    if recipe.objective.loss is not None:
+        return _noised(recipe, iteration)
     tree = walks.walk(recipe, iteration).tree(train.group)
     rows = train.prompts * len(tree.rows)
     per_update = rows // train.updates
@@ -70,6 +72,32 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
     )
 
 
+def _noised(recipe: Recipe, iteration: int) -> Arithmetic:
+    """Where finished samples are noised again: a row-forward for each of them and each level.
+
+    One of the older copy is left out where that is what an update begins with, which is not counted here.
+    """
+    train, loss = recipe.train, recipe.objective.loss
+    assert loss is not None
+    tree = walks.walk(recipe, iteration).tree(train.group)
+    rows = train.prompts * len(tree.leaves)
+    per_group = 2 * train.pairs if loss.kind == "flow_dpo" else train.keep or train.group
+    looks = train.epochs * train.prompts * min(per_group, train.group) * len(tree.levels)
+    others = int(loss.reads_old) + int(loss.reads_reference or recipe.objective.kl > 0)
+    per_update = rows // train.updates
+    return Arithmetic(
+        samples=rows,
+        rows=rows,
+        rows_per_update=per_update,
+        optimizer_steps=train.epochs * train.updates,
+        micro_batches=-(-per_update // (train.micro_batch or per_update)),
+        rollout_forwards=train.prompts * sum(len(front.units) for front in tree.fronts),
+        train_forwards=looks,
+        reference_forwards=others * looks,
+        rows_at_once=rows_at_once(recipe, max(part.rows for part in tree.passes())),
+    )
+
+
 def eval_forwards(recipe: Recipe) -> int:
     """One row-forward per step."""
     return walks.ode(recipe).num_steps
@@ -78,6 +106,8 @@ def eval_forwards(recipe: Recipe) -> int:
 def lines(recipe: Recipe) -> list[str]:
     """The steps, with a picture of each plan that differs from the one before."""
     sampler, group = recipe.sampler, recipe.train.group
+    if recipe.objective.loss is not None:
+        return _noised_lines(recipe)
     schedule = "" if sampler.schedule.kind == "own" else f" on a {sampler.schedule.kind} table"
     shared = ", groups share their first latent" if sampler.share_noise else ""
     legend = "● draws noise and is trained   · follows the ODE"
@@ -96,6 +126,19 @@ def lines(recipe: Recipe) -> list[str]:
     if recipe.prompts.heldout is not None:
         text.append(f"            {picture(walks.ode(recipe).tree(1))}  evaluation")
     return [*text, *_rows_of_tree(first)] if sampler.tree is not None else text
+
+
+def _noised_lines(recipe: Recipe) -> list[str]:
+    """The walk, and the levels of the first iterations."""
+    plan = walks.walk(recipe, 0)
+    assert isinstance(plan, Plan)
+    by = "" if plan.solver == "euler" else f" by {plan.solver}"
+    text = [f"steps       {recipe.sampler.steps} of the ODE{by}; finished samples are noised again"]
+    for i in range(min(recipe.train.iterations, 3)):
+        found = walks.levels(recipe, i)
+        told = ", ".join(f"step {level}'s" if isinstance(level, int) else f"{level:.3f}" for level in found)
+        text.append(f"{'levels' if i == 0 else '':<12}{told}  iteration {i}")
+    return text
 
 
 def _rows_of_tree(tree: Tree) -> list[str]:

@@ -66,13 +66,14 @@ def _costs(recipe: Recipe) -> list[str]:
         return f"{low}" if low == high else f"{low} to {high}"
 
     pruned = recipe.sampler.tree is not None and recipe.sampler.tree.width_prune
-    pays = [stage.objective.kl > 0 for stage in recipe.stages()]
+    pays = [stage.objective.kl > 0 and stage.objective.loss is None for stage in recipe.stages()]
     exact = all(pays) and recipe.train.keep is None and not (recipe.train.drop_silent or pruned)
     words = kind_of(recipe).words
     lines = [
         f"{words.network:<12}{words.costs}",
         f"            rollout {span('rollout_forwards')}, training {'' if exact else 'at most '}"
-        f"{span('train_forwards')} with gradient" + (f", reference {span('reference_forwards')}" if any(pays) else ""),
+        f"{span('train_forwards')} with gradient"
+        + (f", {_others(recipe)} {span('reference_forwards')}" if any(c.reference_forwards for c in costs) else ""),
     ]
     if any(c.whole_row_forwards for c in costs):
         lines.append(f"            before it {span('whole_row_forwards')} without gradient, for ratios of whole rows")
@@ -94,12 +95,25 @@ def _curves(recipe: Recipe) -> list[str]:
     return [f"{'' if i else 'curves':<12}{line}" for i, line in enumerate(lines)]
 
 
+def _others(recipe: Recipe) -> str:
+    """Under which other weights there are looks without gradient."""
+    loss = recipe.objective.loss
+    if loss is None or not loss.reads_old:
+        return "reference"
+    return "older weights and reference" if loss.reads_reference or recipe.objective.kl > 0 else "older weights"
+
+
 def _objective(recipe: Recipe) -> str:
     objective = recipe.objective
     chosen = recipe.advantage
     advantage = str(chosen) if isinstance(chosen, Own) else f"baseline {chosen.baseline}, scale {chosen.scale}"
     if isinstance(objective, Own):
         return f"objective   {objective}; {advantage}"
+    if objective.loss is not None:
+        given = ", ".join(f"{name} {value}" for name, value in objective.loss.given.items())
+        text = f"objective   {objective.preset}: {objective.loss.kind}{f' ({given})' if given else ''}"
+        kl = f", {objective.kl:g} times the squared difference from the reference" if objective.kl > 0 else ""
+        return f"{text}{kl}, mean over samples and levels; {advantage}"
     low, high = objective.clip_range
     parts = [f"{objective.level} ratio{' (centred)' if objective.ratio == 'centred' else ''}"]
     masked = objective.kl_mask is not None

@@ -5,11 +5,12 @@ from typing import Any
 from flowrl.planning.trials import check_tree, check_window, report_errors, try_schedule, try_solver, try_step
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.making import made, solver_of
+from flowrl.recipe.noised import Levels
 from flowrl.recipe.schedules import num_steps
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import Own as OwnPart
 from flowrl.recipe.steps import draws_at_the_end
-from samplers import tables, windows
+from samplers import noise_draws, tables, windows
 from samplers.growth import Grown, Walk
 from samplers.plan import Plan, Table
 from samplers.schedules import flash_steps
@@ -20,6 +21,8 @@ AnyPlan = Plan | Branching | PerStep | Grown
 
 def walk(recipe: Recipe, iteration: int) -> AnyPlan:
     """What the denoising steps of a training iteration do."""
+    if recipe.objective.loss is not None:
+        return _noised(recipe, iteration)
     sampler, tree = recipe.sampler, recipe.sampler.tree
     steps, trained = _window(recipe, iteration)
     table = _merge_steps(recipe, base_table(recipe))
@@ -39,6 +42,28 @@ def walk(recipe: Recipe, iteration: int) -> AnyPlan:
     return check_tree("sampler.tree.kind", tree.kind, grown, start)
 
 
+def _noised(recipe: Recipe, iteration: int) -> Plan:
+    """A walk of the ODE, and the noise levels that its samples are looked at afterwards."""
+    sampler, solver = recipe.sampler, "euler" if recipe.sampler.tail is None else solver_of(recipe.sampler.tail.solver)
+    table = _merged(recipe, base_table(recipe))
+    return Plan(sampler.steps, (), (), table=table, solver=solver, levels=levels(recipe, iteration))
+
+
+def levels(recipe: Recipe, iteration: int) -> tuple[float | int, ...]:
+    """The noise levels of an iteration; see sampler.levels."""
+    wanted, seed = recipe.sampler.levels or Levels(), windows.seed_of(recipe.seed, iteration)
+    low, high = wanted.low or 0, wanted.high
+    if wanted.kind == "walk":
+        end = num_steps(recipe) if high is None else int(high)
+        number = end - int(low) if wanted.number is None else wanted.number
+        return noise_draws.of_walk(number, steps=num_steps(recipe), first=int(low), last=end, seed=seed)
+    how: dict[str, Any] = {"low": low, "high": 1.0 if high is None else high, "seed": seed}
+    if wanted.kind == "uniform":
+        return noise_draws.uniform(wanted.number or 1, **how)
+    mean, std = wanted.mean or 0.0, 1.0 if wanted.std is None else wanted.std
+    return noise_draws.logit_normal(wanted.number or 1, mean=mean, std=std, **how)
+
+
 def pruned_widths(recipe: Recipe, iteration: int) -> tuple[list[list[bool]], str, float] | None:
     """(for each row of a prompt and each trained step, whether it is a decision after the last split of its tree; which
     of them are trained; their share) if a tree leaves some out, else None."""
@@ -55,6 +80,8 @@ def check_trained(recipe: Recipe) -> None:
     """Raises RecipeError if objective.weight or train.updates does not fit the number of trained steps, or if an
     iteration would train nothing."""
     weight, train = recipe.objective.weight, recipe.train
+    if recipe.objective.loss is not None:
+        return
     for iteration in range(min(train.iterations, 1000)):
         _window(recipe, iteration)
     _try_own(recipe)

@@ -78,10 +78,19 @@ def with_preset(values: dict[str, Any]) -> dict[str, Any]:
             raise RecipeError("objective.preset", problem, f"accepted: {', '.join(kind.presets)}")
         for section, below in kind.presets[name].items():
             own = values.get(section)
-            if names_own(own):
-                continue
-            merged[section] = {**below, **own} if isinstance(own, dict) else below if own is None else own
+            if not names_own(own):
+                merged[section] = _laid_over(below, own)
     return kind.completed(merged)
+
+
+def _laid_over(below: dict[str, Any], own: Any) -> Any:
+    """A section's own values over those of a preset; so too within its loss, unless that is of another kind."""
+    if not isinstance(own, dict):
+        return below if own is None else own
+    merged, loss, of_preset = {**below, **own}, own.get("loss"), below.get("loss")
+    if isinstance(loss, dict) and of_preset is not None and loss.get("kind", of_preset["kind"]) == of_preset["kind"]:
+        merged["loss"] = {**of_preset, **loss}
+    return merged
 
 
 def dump(recipe: Recipe) -> str:

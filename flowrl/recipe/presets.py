@@ -33,6 +33,20 @@ dr_grpo  group mean without std, every loss divided by the same length: Dr. GRPO
 gspo     ratio of the row: the exponential of its mean log-ratio; mean over rows: GSPO (arXiv:2507.18071, eq. 5 to 7).
          tokens: clip 3e-4 and 4e-4 (section 5.1), sample std + 1e-4, no KL. steps: grpo's clip and 4/3 of it, the
          paper's proportion; nothing is published.
+nft      samples are noised again; good ones pull the estimate of x_0, bad ones its mirror image at older weights, with
+         adv_clip 5 and beta 1, group mean and the std of the batch: DiffusionNFT (arXiv:2509.16117), its GenEval
+         configuration, whose older weights move by train.old 0 to 0.5; it adds kl 1e-4. For denoising steps.
+awm      a policy gradient whose log-probs are errors of the velocity (ghuber, power 0.25), advantages within 5 scaled
+         to 1, pulled by 1 to older weights: advantage-weighted matching (arXiv:2509.25050), its code; it adds kl 1e-3.
+         For denoising steps.
+dgpo     DPO between the better and the worse part of a group, beta 100, at one noise for a group: direct group
+         preference (arXiv:2510.08425), its code; it adds kl 1e-3 and a clip of 1e-3. For denoising steps.
+crd      the implicit reward of a group's samples is to be their reward, both centred, beta 1: centred reward
+         distillation (arXiv:2603.14128), as in Flow-Factory. For denoising steps.
+flow_dpo the best and the worst of each group at one noise and level, beta 100 against the reference: Flow-GRPO's online
+         DPO of Flow-DPO (arXiv:2501.13918), at logit-normal levels. For denoising steps.
+flow_rwr the error of the velocity times exp(advantage): Flow-RWR (arXiv:2501.13918), of advantages in the place of
+         rewards. For denoising steps.
 rloo     leave-one-out baseline, no std: RLOO (arXiv:2402.14740, eq. 8).
          tokens: ratio of the row, the product of its decisions', clip 0.2, mean over rows: TRL; the paper adds a KL to
          the reward. steps: token ratio and grpo's clip.
@@ -67,6 +81,25 @@ DENOISING: dict[str, Values] = {
         "advantage": {"combine": "sum", "scale": "none"},
     },
     "gspo": {"objective": {"clip": [STEPS, 4 / 3 * STEPS], "level": "seq_mean", "aggregate": "seq_mean_mean"}},
+    "nft": {
+        "objective": {"loss": {"kind": "nft"}},
+        "advantage": {"scale": "batch"},
+        "sampler": {"levels": {"kind": "walk"}},
+        "train": {"old": 0.0},
+    },
+    "awm": {
+        "objective": {"loss": {"kind": "awm"}},
+        "sampler": {"levels": {"kind": "walk", "low": 1}},
+        "train": {"old": 0.0},
+    },
+    "dgpo": {"objective": {"loss": {"kind": "dgpo"}}, "sampler": {"levels": {"kind": "walk"}}},
+    "crd": {
+        "objective": {"loss": {"kind": "crd"}},
+        "sampler": {"levels": {"kind": "logit_normal"}},
+        "train": {"old": 0.0},
+    },
+    "flow_dpo": {"objective": {"loss": {"kind": "flow_dpo"}}, "sampler": {"levels": {"kind": "logit_normal"}}},
+    "flow_rwr": {"objective": {"loss": {"kind": "flow_rwr"}}, "sampler": {"levels": {"kind": "logit_normal"}}},
     "rloo": {
         "objective": {"clip": STEPS},
         "advantage": {"combine": "sum", "baseline": "leave_one_out", "scale": "none"},

@@ -11,6 +11,7 @@ from pydantic import create_model
 
 from flowrl.recipe.base import Strict, key, part
 from flowrl.recipe.curves import Curved
+from flowrl.recipe.noised import Loss, NoisedTraining
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.sampling import SOLVER_WORDS, Sampler, Solver
 from flowrl.recipe.sections import Own, arguments_of, choices_of, defaults_of, name_of, only_own, open_to
@@ -95,6 +96,9 @@ class Objective(arguments_of("objective", "clipped")):
     policy that sampled from which on a step is left alone where it would move further away (Flow-DPPO: 1e-5).
     guidance_gradient: of classifier-free guidance both halves are trained, or the conditional one alone, while what the
     denoiser says without the prompt is computed without gradient (Flow-GRPO's first SD3 script).
+
+    loss: in the place of all this, finished samples are noised again, to sampler.levels, and looked at there
+    (recipe/noised.py).
     """
 
     preset: str = key("grpo", "the name of a preset")
@@ -102,6 +106,7 @@ class Objective(arguments_of("objective", "clipped")):
         1e-4, "a number in (0, 1), or [low, high] with 0 < low <= 1 and high > 0", curve=True
     )
     guidance_gradient: Literal["both", "conditional"] = key("both", "both or conditional")
+    loss: Loss | None = key(None, "a mapping with kind, or null")
 
     @property
     def centred(self) -> bool:
@@ -132,7 +137,7 @@ class OwnLrSchedule(Own):
 LrSchedule = name_of("lr_schedule", OwnLrSchedule)
 
 
-class Train(Strict):
+class Train(NoisedTraining):
     """The loop. An iteration draws `group` samples for each of `prompts` prompts, then passes over them `epochs` times.
 
     updates: optimizer steps a pass; each takes prompts / updates whole groups, or, with update_by steps, the rows of
@@ -320,4 +325,5 @@ class Recipe(Curved):
     @property
     def keeps_reference(self) -> bool:
         """Whether a run keeps a copy of the weights that it begins with, as no adapters can be switched off."""
-        return self.full and (self.objective.kl > 0 or "objective.kl" in self.curves)
+        loss, pays = self.objective.loss, self.objective.kl > 0 or "objective.kl" in self.curves
+        return self.full and (pays or (loss is not None and loss.reads_reference))

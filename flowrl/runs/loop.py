@@ -37,7 +37,7 @@ from flowrl.watch.sample_statistics import sample_statistics
 
 TREE_MEMBERS = 2**20  # noise numbers between two draws of trees, which may differ in size from iteration to iteration
 SETTINGS_KEYS = {"group", "epochs", "updates", "update_by", "micro_batch"}  # keys of train
-SETTINGS_KEYS |= {"refill", "keep", "skip_truncated", "drop_silent"}
+SETTINGS_KEYS |= {"refill", "keep", "skip_truncated", "drop_silent", "pairs", "sample_old"}
 
 
 @dataclass
@@ -180,6 +180,9 @@ class Run:
             progress=tick,
             finished=self.inputs.scorer.take if self.inputs.scorer.overlaps else None,
         )
+        if train.old is not None:
+            after = self.recipe.at(iteration + 1, self.learner.steps).train.old
+            self.learner.keep_old(after or 0.0)
         result.metrics |= {f"forwards/{name}": float(progress.forwards[name]) for name in ("rollout", "train")}
         result.metrics |= sample_statistics(result.samples)
         for name, curve in self.recipe.curves.items():

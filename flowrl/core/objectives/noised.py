@@ -1,10 +1,10 @@
-"""Objectives of finished samples that are noised again: what of a loss of matching.py one look has to give.
+"""Objectives of finished samples that are noised again: what of a loss of matching.py or preference.py one look gives.
 
 Each is a loss with its numbers; rows are samples, columns noise levels. Divergences are mean squared differences of
 velocities, as the published codes of these methods have them: no variance divides them.
 """
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,14 +12,30 @@ from torch import Tensor
 
 from flowrl.contracts import Batch, Field, Need, Together, View
 from flowrl.core.objectives.aggregate import weights
-from flowrl.core.objectives.matching import mean_square, nft_loss, reward_probability
+from flowrl.core.objectives.clipped import clipped_loss
+from flowrl.core.objectives.matching import (
+    adaptive_divergence,
+    awm_log_prob,
+    crd_loss,
+    dgpo_loss,
+    implicit_reward,
+    mean_square,
+    moved_away,
+    nft_loss,
+    reward_probability,
+    reward_weight,
+)
+from flowrl.core.objectives.preference import beta_of_epsilon, implicit_rewards, pair_loss
+
+Metrics = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class NoisedObjective:
     """What objectives of noised samples share: the mean over samples and levels, and a divergence from the reference.
 
-    kl: coefficient of the mean squared difference from the reference's velocity.
+    kl: coefficient of the mean squared difference from the reference's velocity. Metrics [r, 1]: kl where there is a
+    reference; old_distance, the mean squared difference from the older velocity, where there is one.
     """
 
     kl: float = 0.0
@@ -27,7 +43,7 @@ class NoisedObjective:
     @property
     def view(self) -> View:
         """See `contracts.Objective`."""
-        return View("noised")
+        return View("noised", share_noise=self.together != "decision")
 
     @property
     def together(self) -> Together:
@@ -46,21 +62,22 @@ class NoisedObjective:
     def step_weights(self, mask: Tensor, step_stats: dict[str, Tensor]) -> None:
         """See `contracts.Objective`: there are none."""
 
-    def __call__(self, seen: Field, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """See `contracts.Objective`."""
         loss, metrics = self.loss(seen, batch)
-        for name, coef in self._distances():
-            distance = mean_square(seen.v - batch.velocities[name])
+        distances = {name: mean_square(seen.v - v) for name, v in batch.velocities.items()}
+        if self.kl > 0:
+            loss = loss + self.kl * self.kl_factor(batch) * distances["reference"]
+        for name, distance in distances.items():
             metrics["kl" if name == "reference" else f"{name}_distance"] = distance.detach()
-            loss = loss + coef * distance if coef else loss
         return loss[:, None], {name: value[:, None] for name, value in metrics.items()}
 
-    def _distances(self) -> Iterator[tuple[Need, float]]:
-        """Other weights, and the coefficient of the mean squared difference from their velocity."""
-        yield from ((name, self.kl if name == "reference" else 0.0) for name in sorted(self.needs))
+    def kl_factor(self, batch: Batch) -> Tensor | float:
+        """What multiplies the divergence of each row, [r]."""
+        return 1.0
 
-    def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss [r], metrics [r]) of one level, but for divergences."""
+    def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
+        """(loss [r], metrics [r]) of one level, but for the divergence from the reference."""
         raise NotImplementedError
 
 
@@ -69,8 +86,7 @@ class NFTObjective(NoisedObjective):
     """DiffusionNFT (arXiv:2509.16117): good samples pull the estimate of x_0, bad ones its mirror image at old weights.
 
     beta: how far the two estimates lie from the old one, see `matching.nft_loss`; adv_clip, adv_mode: see
-    `matching.reward_probability`. Metrics beside those: old_distance, the mean squared difference from the old
-    velocity.
+    `matching.reward_probability`.
     """
 
     beta: float = 1.0
@@ -82,13 +98,207 @@ class NFTObjective(NoisedObjective):
         """See `contracts.Objective`."""
         return super().needs | {"old"}
 
-    def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """See `NoisedObjective`."""
         probability = reward_probability(_of_rows(batch.adv), clip=self.adv_clip, mode=self.adv_mode)
         clean, old = seen.clean(seen.v), seen.clean(batch.velocities["old"])
         return nft_loss(clean, old, seen.x0, probability, beta=self.beta, scale=self.adv_clip)
 
 
+@dataclass(frozen=True)
+class AWMObjective(NoisedObjective):
+    """Advantage-weighted matching (arXiv:2509.25050): a clipped policy gradient whose log-probs are errors.
+
+    weighting, power: see `matching.awm_log_prob`. clip: of the ratio to the older weights, null for the ratio to the
+    weights themselves, which is 1. pull: coefficient of the mean squared difference from the older velocity.
+    Advantages within adv_clip are scaled to adv_max.
+    Raises ValueError without a clip and without a pull: then the loss has no lower bound, and training collapses.
+    """
+
+    weighting: str = "ghuber"
+    power: float = 0.25
+    clip: float | None = None
+    pull: float = 1.0
+    adv_clip: float = 5.0
+    adv_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.clip is None and self.pull == 0:
+            raise ValueError("clip=null and pull=0 leave the loss without a bound: give one of the two")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See `contracts.Objective`."""
+        return super().needs | {"old"}
+
+    def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
+        """See `NoisedObjective`."""
+        old_v, level = batch.velocities["old"], torch.tensor(seen.level)
+        logp, old = (
+            awm_log_prob(mean_square(v - seen.target), level, weighting=self.weighting, power=self.power)
+            for v in (seen.v, old_v)
+        )
+        old = logp.detach() if self.clip is None else old
+        limit = math.inf if self.clip is None else self.clip
+        adv = _of_rows(batch.adv).clamp(-self.adv_clip, self.adv_clip) * self.adv_max / self.adv_clip
+        loss, metrics = clipped_loss(logp[:, None], old[:, None], adv, clip_low=min(limit, 1.0), clip_high=limit)
+        pull = self.pull * mean_square(seen.v - old_v) if self.pull else 0.0
+        shown = {name: metrics[name][:, 0] for name in ("ratio", "clip_frac")}
+        return loss[:, 0].to(seen.v.dtype) + pull, shown
+
+
+@dataclass(frozen=True)
+class DGPOObjective(NoisedObjective):
+    """Direct group preference (arXiv:2510.08425): DPO between the better and the worse part of each group.
+
+    beta, size (samples of a group): see `matching.dgpo_loss`. clip: of the ratio to the older weights, null for none.
+    against: whose error the policy's is compared with, the reference's or the older weights'.
+    """
+
+    beta: float = 100.0
+    clip: float | None = None
+    against: str = "reference"
+    size: int = 1
+
+    @property
+    def together(self) -> Together:
+        """See `contracts.Objective`."""
+        return "group"
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See `contracts.Objective`."""
+        old = self.clip is not None or self.against == "old"
+        return frozenset(
+            [*(["reference"] if self.kl > 0 or self.against == "reference" else []), *(["old"] if old else [])]
+        )
+
+    def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
+        """See `NoisedObjective`."""
+        adv = _of_rows(batch.adv)
+        error, others = _errors(seen, batch)
+        held, told = None, {}
+        if self.clip is not None:
+            held, ratio = moved_away(error, others["old"], adv, clip=self.clip)
+            told = {"ratio": ratio, "clip_frac": held.to(ratio.dtype)}
+        loss, metrics = dgpo_loss(
+            error, others[self.against], adv, _together(batch), beta=self.beta, size=self.size, held=held
+        )
+        return loss, metrics | told
+
+
+@dataclass(frozen=True)
+class CRDObjective(NoisedObjective):
+    """Centred reward distillation (arXiv:2603.14128): the implicit reward of a group's rows is to be their reward.
+
+    beta, temperature, match: see `matching.crd_loss`; adaptive: see `matching.implicit_reward`; adv_clip: see
+    `matching.reward_probability`. adaptive_kl: the divergence counts less for worse rows, down to 1e-4.
+    """
+
+    beta: float = 1.0
+    temperature: float = -1.0
+    match: str = "mse"
+    adaptive: bool = True
+    adv_clip: float = 5.0
+    adaptive_kl: bool = False
+
+    @property
+    def together(self) -> Together:
+        """See `contracts.Objective`."""
+        return "group"
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See `contracts.Objective`."""
+        return super().needs | {"old"}
+
+    def kl_factor(self, batch: Batch) -> Tensor | float:
+        """See `NoisedObjective`."""
+        if not self.adaptive_kl:
+            return 1.0
+        return adaptive_divergence(reward_probability(_of_rows(batch.adv), clip=self.adv_clip), self.kl)
+
+    def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
+        """See `NoisedObjective`."""
+        probability = reward_probability(_of_rows(batch.adv), clip=self.adv_clip)
+        implicit = implicit_reward(seen.v - seen.target, batch.velocities["old"] - seen.target, adaptive=self.adaptive)
+        loss, metrics = crd_loss(
+            implicit,
+            probability.to(implicit.dtype),
+            _together(batch),
+            beta=self.beta,
+            temperature=self.temperature,
+            match=self.match,
+        )
+        return loss * self.adv_clip / self.beta, metrics
+
+
+@dataclass(frozen=True)
+class FlowDPOObjective(NoisedObjective):
+    """Flow-DPO (arXiv:2501.13918): of two samples at one noise and level, the better one's error is to fall further.
+
+    beta: see `preference.implicit_rewards`; epsilon: the errors weigh as those of predicted noise, which is
+    Diffusion-DPO (arXiv:2311.12908). against: whose errors the policy's are compared with, the reference's or the older
+    weights'. Metrics beside those of `preference.pair_loss`: winner_error, of the better sample.
+    """
+
+    beta: float = 100.0
+    epsilon: bool = False
+    against: str = "reference"
+
+    @property
+    def together(self) -> Together:
+        """See `contracts.Objective`."""
+        return "pair"
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See `contracts.Objective`."""
+        return super().needs | frozenset(["old" if self.against == "old" else "reference"])
+
+    def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
+        """See `NoisedObjective`: each row of a pair bears the loss of the pair."""
+        error, others = _errors(seen, batch)
+        beta = self.beta if not self.epsilon else float(beta_of_epsilon(self.beta, torch.tensor(seen.level)))
+        implicit = implicit_rewards(error, others[self.against], beta)
+        loss, metrics = pair_loss(implicit.unflatten(0, (-1, 2)))
+        metrics["winner_error"] = error.detach()[0::2]
+        return loss.repeat_interleave(2), {name: value.repeat_interleave(2) for name, value in metrics.items()}
+
+
+@dataclass(frozen=True)
+class FlowRWRObjective(NoisedObjective):
+    """Reward-weighted regression (Flow-RWR of arXiv:2501.13918): the error times exp(advantage / temperature)."""
+
+    temperature: float = 1.0
+
+    def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
+        """See `NoisedObjective`."""
+        weight = reward_weight(_of_rows(batch.adv), self.temperature)
+        return weight * mean_square(seen.v - seen.target), {"reward_weight": weight}
+
+
+def _errors(seen: Field, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean squared errors [r] of the velocity under the policy, with gradient, and under the other weights."""
+    others = {name: mean_square(v - seen.target) for name, v in batch.velocities.items()}
+    return mean_square(seen.v - seen.target), others
+
+
 def _of_rows(adv: Tensor) -> Tensor:
     """Advantages [r] of one level, from [r] or [r, 1]."""
-    return adv if adv.ndim == 1 else torch.squeeze(adv, 1)
+    return adv if adv.ndim == 1 else adv.squeeze(1)
+
+
+def _together(batch: Batch) -> Tensor:
+    assert batch.together is not None, "the loop says which rows belong together"
+    return batch.together
+
+
+NOISED: dict[str, type[NoisedObjective]] = {
+    "nft": NFTObjective,
+    "awm": AWMObjective,
+    "dgpo": DGPOObjective,
+    "crd": CRDObjective,
+    "flow_dpo": FlowDPOObjective,
+    "flow_rwr": FlowRWRObjective,
+}

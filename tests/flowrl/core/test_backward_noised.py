@@ -9,13 +9,33 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.contracts import Field, Policy, Rollout, Samples, View, Visit
-from flowrl.core.backward import StepLoss, backward
+from flowrl.core.backward import StepLoss
+from flowrl.core.backward_noised import backward_noised
 from flowrl.core.objectives.aggregate import weights
-from flowrl.core.objectives.noised import NFTObjective, NoisedObjective
+from flowrl.core.objectives.noised import (
+    AWMObjective,
+    CRDObjective,
+    DGPOObjective,
+    FlowDPOObjective,
+    FlowRWRObjective,
+    NFTObjective,
+    NoisedObjective,
+)
+from flowrl.core.pairs import companions
 
 ROWS, LEVELS = 6, (0.3, 0.8)
 ADV = torch.tensor([1.0, -2.0, 0.5, 0.0, -1.0, 2.0])
 OBJECTIVES = {"nft": NFTObjective(beta=0.5), "nft_kl": NFTObjective(kl=0.3), "binary": NFTObjective(adv_mode="binary")}
+OTHERS = {
+    "awm": AWMObjective(kl=0.2, pull=0.5),
+    "awm_clip": AWMObjective(weighting="uniform", clip=0.05, pull=0.0),
+    "dgpo": DGPOObjective(kl=0.1, beta=3.0, clip=0.3, size=3),
+    "dgpo_old": DGPOObjective(beta=3.0, against="old", size=3),
+    "crd": CRDObjective(kl=0.2, temperature=0.5, match="bce", adaptive_kl=True),
+    "dpo": FlowDPOObjective(beta=2.0),
+    "dpo_old": FlowDPOObjective(beta=2.0, against="old", epsilon=True, kl=0.1),
+    "rwr": FlowRWRObjective(temperature=0.7),
+}
 
 
 class Linear:
@@ -50,12 +70,19 @@ class Linear:
         yield self.theta
 
 
-def gradient(policy: Linear, objective: NoisedObjective, micro: int, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def gradient(
+    policy: Linear, objective: NoisedObjective, micro: int | None, mask: Tensor, unmoved: frozenset[str] = frozenset()
+) -> tuple[Tensor, dict[str, Tensor]]:
     samples = Samples([], torch.arange(ROWS) // 3, texts=[""] * ROWS)
     rollout = Rollout(samples, torch.zeros(ROWS, 2), mask, None)
-    loss = StepLoss(rollout, ADV, objective, objective.weights(mask), weights(mask))
-    for rows in mask.any(1).nonzero()[:, 0].split(micro):
-        backward(cast(Policy, policy), rows, loss)
+    friends = companions(rollout, ADV, objective.together, 1)
+    rows, labels = mask.any(1).nonzero()[:, 0], None
+    if friends is not None:
+        rows, labels, mask = friends.order, friends.labels, mask & friends.used[:, None]
+    loss = StepLoss(
+        replace(rollout, mask=mask), ADV, objective, objective.weights(mask), weights(mask), labels, unmoved
+    )
+    backward_noised(cast(Policy, policy), rows, loss, micro)
     assert policy.theta.grad is not None
     return policy.theta.grad, loss.total
 
@@ -98,3 +125,48 @@ def test_other_weights_are_asked_about_before_a_graph_is_made() -> None:
     policy = Linear()
     gradient(policy, replace(OBJECTIVES["nft_kl"]), ROWS, torch.ones(ROWS, 2, dtype=torch.bool))
     assert policy.asked == ["old", "reference", "current"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(("width", "micro"), [(1, None), (2, 4), (ROWS, 1), (ROWS, 2), (3, 3)])
+def test_no_cut_changes_loss_or_gradient(name: str, width: int, micro: int | None) -> None:
+    mask = torch.ones(ROWS, 2, dtype=torch.bool)
+    wanted, whole = gradient(Linear(), OTHERS[name], None, mask)
+    found, metrics = gradient(Linear(width), OTHERS[name], micro, mask)
+    assert float(wanted.abs().max()) > 1e-3
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-8)
+    assert metrics.keys() == whole.keys()
+    for key, value in whole.items():
+        torch.testing.assert_close(metrics[key], value, rtol=1e-5, atol=1e-7)
+
+
+def test_a_pair_is_the_best_and_the_worst_of_its_group() -> None:
+    policy, beta = Linear(), 2.0
+    found, metrics = gradient(policy, FlowDPOObjective(beta=beta), None, torch.ones(ROWS, 2, dtype=torch.bool))
+    total = torch.zeros((), dtype=torch.float64)
+    for better, worse in ((0, 1), (5, 4)):  # by ADV, in groups of three
+        for column in range(2):
+            gains = []
+            for row in (better, worse):
+                f = policy.field(torch.tensor([row]), column, policy.theta)
+                reference = (f.x @ policy.other["reference"] - f.target).square().mean()
+                gains.append(reference - (f.v - f.target).square().mean())
+            total = total - nn.functional.logsigmoid(beta / 2 * (gains[0] - gains[1])) / 4
+    torch.testing.assert_close(found, torch.autograd.grad(total, policy.theta)[0], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(metrics["loss"].double(), total.detach(), rtol=1e-6, atol=0.0)
+
+
+def test_weights_that_have_not_moved_are_not_looked_at() -> None:
+    mask = torch.ones(ROWS, 2, dtype=torch.bool)
+    looked, spared = Linear(), Linear()
+    for policy in (looked, spared):
+        policy.other["old"] = policy.theta.detach()
+    wanted, _ = gradient(looked, OBJECTIVES["nft"], 4, mask)
+    found, _ = gradient(spared, OBJECTIVES["nft"], 4, mask, frozenset(["old"]))
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0.0)
+    assert "old" in looked.asked and set(spared.asked) == {"current"}
+
+
+def test_without_a_clip_and_a_pull_the_loss_has_no_bound() -> None:
+    with pytest.raises(ValueError, match="without a bound"):
+        AWMObjective(clip=None, pull=0.0)

@@ -118,7 +118,7 @@ def test_preset_lies_below_the_recipes_own_values(preset, tmp_path):
     without_clip.write_text(Path(BASE).read_text().replace(", clip: 1.0e-3", ""))
     recipe = load(str(without_clip), [f"objective.preset={preset}"])
     for section, values in DENOISING[preset].items():
-        own = getattr(recipe, section).model_dump()
+        own = getattr(recipe, section).model_dump(exclude_none=True)
         assert {k: own[k] for k in values} == values
     assert build(yaml.safe_load(dump(recipe)), name="plain") == recipe
     assert 2e-6 <= recipe.objective.clip_range[0] <= recipe.objective.clip_range[1] <= 1e-3

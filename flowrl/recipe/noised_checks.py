@@ -1,0 +1,101 @@
+"""Does a loss of noised samples fit the rest of its recipe?"""
+
+from collections.abc import Iterator
+
+from flowrl.recipe.errors import RecipeError, show, wrong_value
+from flowrl.recipe.kinds import check_keys
+from flowrl.recipe.noised import LEVEL_KEYS, LOSS_KEYS, Levels, Loss
+from flowrl.recipe.schedules import num_steps
+from flowrl.recipe.schema import Recipe
+
+
+def check_noised(recipe: Recipe) -> Iterator[RecipeError]:
+    """Everything about objective.loss, sampler.levels and the older copy of the weights that cannot work."""
+    loss = recipe.objective.loss
+    if loss is None:
+        yield from _without(recipe)
+        return
+    yield from check_keys("objective.loss", loss, loss.kind, dict.fromkeys(LOSS_KEYS[loss.kind], False))
+    yield from _walk(recipe)
+    yield from _levels(recipe, recipe.sampler.levels or Levels())
+    yield from _weights(recipe, loss)
+    if loss.kind == "awm" and loss.clip is None and loss.pull == 0:
+        problem = "got 0, but without a clip and without a pull the loss has no bound, and training collapses"
+        yield RecipeError("objective.loss.pull", problem, "give objective.loss.clip, or a pull above 0")
+    yield from _together(recipe, loss)
+
+
+def refuse_noised(recipe: Recipe) -> Iterator[RecipeError]:
+    """What is about noised samples, where there is nothing that could be noised."""
+    if recipe.objective.loss is not None:
+        problem = f"got {show(recipe.objective.loss.kind)}, a loss of noised samples, but `generation` makes tokens"
+        yield RecipeError("objective.loss", problem, "set objective.loss=null")
+    yield from _without(recipe)
+
+
+def _without(recipe: Recipe) -> Iterator[RecipeError]:
+    """Keys that only a loss of noised samples reads."""
+    train = recipe.train
+    for place, value, off in (
+        ("sampler.levels", recipe.sampler.levels, None),
+        ("train.old", train.old, None),
+        ("train.sample_old", train.sample_old, False),
+        ("train.pairs", train.pairs, 1),
+    ):
+        if value != off:
+            problem = f"got {show(value)}, but the objective noises no finished samples"
+            remedy = f"set {place}={'null' if off is None else str(off).lower()}, or a preset such as nft"
+            yield RecipeError(place, problem, remedy)
+
+
+def _walk(recipe: Recipe) -> Iterator[RecipeError]:
+    sampler, why = recipe.sampler, "but samples that are noised again come from the ODE"
+    if sampler.tree is not None:
+        yield RecipeError("sampler.tree", f"got kind {sampler.tree.kind!r}, {why}", "set sampler.tree=null")
+    if sampler.tail is not None and (sampler.tail.ratio is not None or sampler.tail.steps is not None):
+        problem = "got fewer steps behind the last that draws, but none draws"
+        yield RecipeError("sampler.tail", problem, "give sampler.tail.solver alone, or lower sampler.steps")
+    for name, off in (("ratio", "plain"), ("kl_mask", None), ("entropy_share", None)):
+        if (value := getattr(recipe.objective, name)) != off:
+            problem = f"got {show(value)}, which is about log-probabilities, {why}"
+            yield RecipeError(f"objective.{name}", problem, f"set objective.{name}={'null' if off is None else off}")
+
+
+def _levels(recipe: Recipe, levels: Levels) -> Iterator[RecipeError]:
+    yield from check_keys("sampler.levels", levels, levels.kind, LEVEL_KEYS[levels.kind])
+    low, high = levels.low or 0, levels.high
+    if levels.kind != "walk":
+        end = 1.0 if high is None else high
+        if not low < end <= 1:
+            problem = f"got low {low:g} and high {end:g}"
+            yield RecipeError("sampler.levels", problem, "give 0 <= low < high <= 1")
+        return
+    steps = num_steps(recipe)
+    end = steps if high is None else high
+    for name, value in (("low", low), ("high", end)):
+        if value != int(value) or not 0 <= value <= steps:
+            yield wrong_value(f"sampler.levels.{name}", value, f"a step, a whole number from 0 to {steps}")
+            return
+    if (levels.number or 1) > end - low:
+        problem = f"got {levels.number}, but the steps from {low:g} to below {end:g} are {max(int(end - low), 0)}"
+        yield RecipeError("sampler.levels.number", problem, "lower it, or widen low and high")
+
+
+def _weights(recipe: Recipe, loss: Loss) -> Iterator[RecipeError]:
+    if loss.reads_old and recipe.train.old is None:
+        problem = f"missing, loss {loss.kind!r} reads velocities of an older copy of the weights"
+        yield RecipeError("train.old", problem, "set train.old=0 for those that an iteration begins with")
+    if recipe.train.sample_old and recipe.train.old is None:
+        yield RecipeError("train.sample_old", "got true, but there is no older copy", "set train.old=0")
+
+
+def _together(recipe: Recipe, loss: Loss) -> Iterator[RecipeError]:
+    train = recipe.train
+    if loss.kind != "flow_dpo" and train.pairs != 1:
+        yield RecipeError("train.pairs", f"got {train.pairs}, but loss {loss.kind!r} takes none", "set train.pairs=1")
+    if loss.kind == "flow_dpo" and 2 * train.pairs > train.group:
+        problem = f"got {train.pairs}, accepted: at most {train.group // 2}, half of train.group"
+        yield RecipeError("train.pairs", problem, "lower it, or raise train.group")
+    if loss.kind in ("flow_dpo", "dgpo", "crd") and train.drop_silent:
+        problem = f"got true, but loss {loss.kind!r} chooses its rows itself"
+        yield RecipeError("train.drop_silent", problem, "set train.drop_silent=false")
