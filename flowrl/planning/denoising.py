@@ -136,7 +136,8 @@ def _noised_lines(recipe: Recipe) -> list[str]:
     text = [f"steps       {recipe.sampler.steps} of the ODE{by}; finished samples are noised again"]
     for i in range(min(recipe.train.iterations, 3)):
         found = walks.levels(recipe, i)
-        told = ", ".join(f"step {level}'s" if isinstance(level, int) else f"{level:.3f}" for level in found)
+        told = " ".join(str(level) if isinstance(level, int) else f"{level:.3f}" for level in found)
+        told = f"of steps {told}" if isinstance(found[0], int) else told
         text.append(f"{'levels' if i == 0 else '':<12}{told}  iteration {i}")
     return text
 

@@ -112,8 +112,9 @@ def _objective(recipe: Recipe) -> str:
     if objective.loss is not None:
         given = ", ".join(f"{name} {value}" for name, value in objective.loss.given.items())
         text = f"objective   {objective.preset}: {objective.loss.kind}{f' ({given})' if given else ''}"
-        kl = f", {objective.kl:g} times the squared difference from the reference" if objective.kl > 0 else ""
-        return f"{text}{kl}, mean over samples and levels; {advantage}"
+        kl = f", KL {objective.kl:g}" if objective.kl > 0 else ""
+        text = f"{text}{kl}, mean over samples and levels;"
+        return f"{text} {advantage}" if len(text) + len(advantage) < 120 else f"{text}\n{'':<12}{advantage}"
     low, high = objective.clip_range
     parts = [f"{objective.level} ratio{' (centred)' if objective.ratio == 'centred' else ''}"]
     masked = objective.kl_mask is not None

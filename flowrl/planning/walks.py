@@ -45,7 +45,7 @@ def walk(recipe: Recipe, iteration: int) -> AnyPlan:
 def _noised(recipe: Recipe, iteration: int) -> Plan:
     """A walk of the ODE, and the noise levels that its samples are looked at afterwards."""
     sampler, solver = recipe.sampler, "euler" if recipe.sampler.tail is None else solver_of(recipe.sampler.tail.solver)
-    table = _merged(recipe, base_table(recipe))
+    table = _merge_steps(recipe, base_table(recipe))
     return Plan(sampler.steps, (), (), table=table, solver=solver, levels=levels(recipe, iteration))
 
 
