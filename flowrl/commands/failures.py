@@ -21,7 +21,7 @@ from flowrl.names import UserError
 
 EXIT_USER_ERROR, EXIT_FAILED, EXIT_FAULT = 2, 1, 70
 # of flowrl.scoring.scorer, flowrl.runs.stopping and flowrl.runs.saving: by name, since importing them would load torch
-ENDING_ERRORS = ("RewardError", "EarlyExitError", "Diverged")
+ENDING_ERRORS = ("RewardError", "EarlyExitError", "DivergedError")
 TRACEBACK_VARIABLE = "FLOWRL_TRACEBACK"  # any value but 0 shows tracebacks, as --traceback does
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "pydantic", "typer")
 

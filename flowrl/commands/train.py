@@ -41,8 +41,8 @@ def run(
         _plan(checked, seconds_per_forward, time_from)
         return
     silence_libraries()
+    from flowrl.runs.alarm_response import AlarmError
     from flowrl.runs.folder import newest_run
-    from flowrl.runs.loop import Alarmed
     from flowrl.runs.start import run as run_recipe
     from flowrl.runs.stopping import Stopped
 
@@ -56,7 +56,7 @@ def run(
     except Stopped as stop:
         typer.echo(f"stopped by {stop.name}; resume with: flowrl run {recipe} ... --resume", err=True)
         raise typer.Exit(stop.code) from None
-    except Alarmed as alarm:
+    except AlarmError as alarm:
         typer.echo(f"flowrl: {alarm}", err=True)
         raise typer.Exit(1) from None
 

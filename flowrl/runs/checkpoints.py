@@ -71,8 +71,8 @@ class Checkpoints:
             before = [c for c in self.all() if c.iteration != iteration]
             whole = f"{before[-1].path} is intact" if before else "there is no earlier one"
             raise StateError(
-                f"checkpoint: {final} cannot be written ({reason(error)}; {free / 2**20:,.0f} MiB free); {whole}: make "
-                "room and continue with --resume"
+                f"checkpoint: {final} cannot be written ({error_reason(error)}; {free / 2**20:,.0f} MiB free); "
+                f"{whole}: make room and continue with --resume"
             ) from error
         return Checkpoint(final, iteration)
 
@@ -88,7 +88,7 @@ class Checkpoints:
         """The newest intact checkpoint, and one line for each newer one that is damaged."""
         complaints = []
         for checkpoint in reversed(self.all()):
-            problem = damage(checkpoint)
+            problem = find_damage(checkpoint)
             if problem is None:
                 return checkpoint, complaints
             complaints.append(f"{checkpoint.path} is damaged ({problem})")
@@ -105,7 +105,7 @@ class Checkpoints:
         if checkpoint is None:
             accepted = ", ".join([*names, *by_number]) or "nothing yet"
             raise StateError(f"checkpoint {which!r}: not in {self.folder}; accepted: {accepted}")
-        if problem := damage(checkpoint):
+        if problem := find_damage(checkpoint):
             raise StateError(f"checkpoint {checkpoint.path}: {problem}; name another")
         return checkpoint
 
@@ -162,7 +162,7 @@ def load(checkpoint: Checkpoint, part: str | None = None) -> dict[str, Any]:
         return _join(layout if part is None else dict(layout["dict"])[part], tensors.get_tensor)
 
 
-def nonfinite(state: Any, path: str = "") -> Iterator[str]:
+def nonfinite_tensors(state: Any, path: str = "") -> Iterator[str]:
     """The paths of the tensors in a state that hold a value that is not finite."""
     if isinstance(state, Tensor):
         if not torch.isfinite(state).all():
@@ -170,10 +170,10 @@ def nonfinite(state: Any, path: str = "") -> Iterator[str]:
     elif isinstance(state, Mapping | list | tuple):
         parts = state.items() if isinstance(state, Mapping) else enumerate(state)
         for key, value in parts:
-            yield from nonfinite(value, f"{path}/{key}" if path else str(key))
+            yield from nonfinite_tensors(value, f"{path}/{key}" if path else str(key))
 
 
-def damage(checkpoint: Checkpoint) -> str | None:
+def find_damage(checkpoint: Checkpoint) -> str | None:
     """What is wrong with the files of a checkpoint, in a few words; None if they are intact."""
     path = checkpoint.path
     try:
@@ -190,7 +190,7 @@ def damage(checkpoint: Checkpoint) -> str | None:
         number = json.loads((path / RECORD).read_text(encoding="utf-8"))["iteration"]
         return None if number == checkpoint.iteration else f"it is that of iteration {number}"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"it cannot be read: {reason(error)}"
+        return f"it cannot be read: {error_reason(error)}"
 
 
 def number_of(name: str) -> int | None:
@@ -221,7 +221,7 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     random.setstate((kind, tuple(inner), gauss_next))
 
 
-def reason(error: BaseException) -> str:
+def error_reason(error: BaseException) -> str:
     """The cause of an error, in a few words."""
     return getattr(error, "strerror", None) or f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
 

@@ -1,4 +1,4 @@
-"""What is measured on a run's held-out prompts: rewards and, where the recipe asks, the divergence from the base."""
+"""Measurements on a run's held-out prompts: rewards and, if the recipe asks for it, the divergence from the base."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,37 +16,37 @@ from flowrl.report.evaluations import evenly_spaced
 from flowrl.scoring.gates import counted_rewards
 from flowrl.watch.hacking import KL
 
-Score = Callable[[Samples], dict[str, Tensor]]
-EVAL_SEED = 2**32  # added to the run's: evaluation noise is never training noise
-KL_SEED = 3 * 2**32  # and that of a divergence is neither
+ScoreFunction = Callable[[Samples], dict[str, Tensor]]
+EVAL_SEED = 2**32  # added to the run's seed, so that evaluation noise is never training noise
+KL_SEED = 3 * 2**32  # and the noise of a divergence is neither
 KL_PROMPTS = 8
 
 
 def evaluate_heldout(
-    recipe: Recipe, policy: Policy, prompts: Sequence[Prompt], score: Score, **more: Any
+    recipe: Recipe, policy: Policy, prompts: Sequence[Prompt], score: ScoreFunction, **more: Any
 ) -> Evaluation:
     """Scores under the policy's weights as they are, on the recipe's own evaluation noise; more: see `evaluate`."""
     plan, seed = eval_plan(recipe), recipe.seed + EVAL_SEED
-    found = evaluate(policy, prompts, score, plan=plan, seed=seed, batch=recipe.eval.batch, **more)
-    trained = [spec for name, spec in recipe.rewards.items() if spec.weight and name in found.scores]
+    evaluation = evaluate(policy, prompts, score, plan=plan, seed=seed, batch=recipe.eval.batch, **more)
+    trained = [spec for name, spec in recipe.rewards.items() if spec.weight and name in evaluation.scores]
     if len(trained) > 1 or any(spec.gate is not None for spec in trained):
-        return replace(found, total=counted_rewards(recipe.rewards, found.scores, prompts).total)
-    return found
+        return replace(evaluation, total=counted_rewards(recipe.rewards, evaluation.scores, prompts).total)
+    return evaluation
 
 
-def is_due(recipe: Recipe, done: int, ended: bool, passed: bool) -> bool:
-    """Whether an evaluation is, after so many iterations; passed: whether a multiple of eval.every_seconds is."""
+def evaluation_is_due(recipe: Recipe, done: int, ended: bool, passed: bool) -> bool:
+    """Whether an evaluation is due after `done` iterations; passed: whether a multiple of eval.every_seconds is."""
     at = recipe.eval
     if done == 0 or ended:
         return at.at_start if done == 0 else at.at_end
     return bool(at.every and done % at.every == 0) or passed
 
 
-def standing(found: Evaluation, weights: Mapping[str, float]) -> float:
-    """The mean of the held-out rewards as they count together; NaN where none is known."""
-    if found.total is not None:
-        return mean(found.total).value
-    means = found.means()
+def trained_mean(evaluation: Evaluation, weights: Mapping[str, float]) -> float:
+    """The mean of the weighted sum of held-out rewards; NaN if none is known."""
+    if evaluation.total is not None:
+        return mean(evaluation.total).value
+    means = evaluation.means()
     return sum(
         [weight * means[name].value for name, weight in weights.items() if weight and name in means] or [math.nan]
     )
@@ -55,7 +55,7 @@ def standing(found: Evaluation, weights: Mapping[str, float]) -> float:
 def kl_to_base(
     recipe: Recipe, policy: Policy, prompts: Sequence[Prompt], *, progress: Progress | None = None
 ) -> dict[str, float]:
-    """The policy's divergence from the base on a few held-out prompts, where the recipe asks for it.
+    """The policy's divergence from the base on a few held-out prompts, if the recipe asks for it.
 
     Every step of a denoising walk but the last draws noise, whatever the plan of training: all evaluations, and runs
     with other windows, are on one scale; where the noise follows a curve, it is that of the first iteration.

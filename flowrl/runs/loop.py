@@ -1,7 +1,7 @@
-"""The loop of a run: iterations, evaluations and checkpoints between them, and what an alarm makes it do.
+"""The loop of a run: iterations, evaluations and checkpoints between them, and responses to alarms.
 
-Between two iterations a run is nothing but its state (runs/run_state.py), its weights and its learner: that is what a
-checkpoint holds, and why a run that is killed goes on bit for bit.
+Between two iterations a run consists of its state (runs/run_state.py), its weights and its learner: a checkpoint holds
+all of it, so that a killed run resumes bit for bit.
 """
 
 import time
@@ -25,24 +25,24 @@ from flowrl.recipe.schema import Recipe
 from flowrl.report import page as report
 from flowrl.runs import checkpoints
 from flowrl.runs import resume as resuming
-from flowrl.runs.alarm_response import Alarmed, go_back, most_severe, rollback_message
+from flowrl.runs.alarm_response import AlarmError, most_severe, roll_back_to, rollback_message
 from flowrl.runs.console import Console, Progress
 from flowrl.runs.folder import RunFolder
-from flowrl.runs.heldout import evaluate_heldout, is_due, kl_to_base, standing
+from flowrl.runs.heldout import evaluate_heldout, evaluation_is_due, kl_to_base, trained_mean
 from flowrl.runs.run_state import GlobalGenerators, RunState
 from flowrl.runs.saving import Saving
 from flowrl.runs.stopping import Stopped, Stopping
 from flowrl.watch.alarms import Alarm
 from flowrl.watch.sample_statistics import sample_statistics
 
-TREE_MEMBERS = 2**20  # noise numbers between two draws of trees, which may differ in size from iteration to iteration
+TREE_MEMBERS = 2**20  # noise numbers reserved for each draw of trees, whose size may change between iterations
 SETTINGS_KEYS = {"group", "epochs", "updates", "update_by", "micro_batch"}  # keys of train
 SETTINGS_KEYS |= {"refill", "keep", "skip_truncated", "drop_silent", "pairs", "sample_old"}
 
 
 @dataclass
 class Run:
-    """A run under way."""
+    """A run in progress."""
 
     recipe: Recipe
     inputs: Inputs
@@ -56,7 +56,7 @@ class Run:
         self.cursor, self.watch = prompt_cursor(self.recipe, train), build_watch(self.recipe)
         parts = {"cursor": self.cursor, "scorer": scorer, "watch": self.watch, "random": GlobalGenerators()}
         self.state = RunState(parts)
-        prompts = resuming.digests(train, heldout)
+        prompts = resuming.prompt_digests(train, heldout)
         self.saving = Saving(self.recipe, self.policy, self.learner, self.folder, self.state, prompts)
         self.stopping = Stopping(self.console.stopping)
         self.objective = build_objective(self.recipe)
@@ -66,10 +66,10 @@ class Run:
     # ------------------------------------------------------------------ the loop
 
     def train(self) -> dict[str, Any]:
-        """All that is left of the iterations and evaluations; returns the summary that is also written.
+        """Runs the remaining iterations and evaluations; returns the summary, which is also written.
 
-        Raises Stopped after SIGINT or SIGTERM and Alarmed where an alarm says so, with everything saved, and Diverged
-        where weights are not finite. What a reward or other code of a user's own raises costs the iteration under way.
+        Raises Stopped after SIGINT or SIGTERM and AlarmError if an alarm ends the run, with everything saved, and
+        DivergedError if weights are not finite. An error in a reward or other user code loses the current iteration.
         """
         unit = kind_of(self.recipe).words.unit
         display = self.console.progress(self.recipe.train.iterations, self.state.iteration, unit)
@@ -87,9 +87,9 @@ class Run:
         return self._finish()
 
     def restore(self, checkpoint: checkpoints.Checkpoint, *, changed: bool = False) -> None:
-        """Goes on from a checkpoint: weights, learner, and the folder cut back to where it stood.
+        """Resumes from a checkpoint: weights, learner, and the folder truncated to its state at that time.
 
-        changed: whether the recipe is another; what an alarm has ended goes on only then.
+        changed: whether the recipe has changed; only then does a run that an alarm has ended resume.
         """
         state = self.state
         self.saving.restore(checkpoint)
@@ -104,7 +104,7 @@ class Run:
         return self.state.ended(self.recipe.train)
 
     def _between(self) -> None:
-        """What is due between two iterations: an answer to alarms, an evaluation, a checkpoint."""
+        """What is due between two iterations: a response to alarms, an evaluation, a checkpoint."""
         self.saving.mark()
         self._respond_to_alarms()
         if self._evaluation_is_due() and self.state.iteration not in self.state.evaluated:
@@ -119,7 +119,7 @@ class Run:
             self.saving.keep(name, iteration)
 
     def _marks(self) -> dict[str, int | None]:
-        """Iterations of the best held-out reward and, where a run may have to return to it, of the best witness."""
+        """The iterations of the best held-out reward and, if a run may have to return to it, of the best witness."""
         best = self.state.best
         marks: dict[str, int | None] = {"best": None if best is None else best[0]}
         return marks | ({"witness": self.watch.trusted} if self.watch.hack_action == "rollback" else {})
@@ -140,7 +140,7 @@ class Run:
         progress.iteration_done(state.iteration, result.metrics, left)
 
     def _constants(self, iteration: int) -> Recipe:
-        """The recipe with what its curves say now, which objective, learner, policy and watch follow."""
+        """The recipe with the present values of its curves, which objective, learner, policy and watch follow."""
         recipe = self.recipe
         now = recipe.at(iteration, self.learner.steps)
         if recipe.curves:
@@ -190,7 +190,7 @@ class Run:
         return result
 
     def _stop_if_unmoved(self) -> None:
-        """Stops where the weights still are those of the mark; later the iteration is worth more than a quick end."""
+        """Stops if the weights are still those of the mark; later, finishing the iteration is worth the wait."""
         if self.saving.unmoved:
             self.stopping.check()
 
@@ -199,15 +199,17 @@ class Run:
     def _evaluation_is_due(self) -> bool:
         if not self.inputs.heldout or self.state.rolled_back is not None:
             return False
-        return is_due(self.recipe, self.state.iteration, self._ended, self._times_passed() > self.state.spent[1])
+        return evaluation_is_due(
+            self.recipe, self.state.iteration, self._ended, self._times_passed() > self.state.spent[1]
+        )
 
     def _times_passed(self) -> int:
-        """How many multiples of eval.every_seconds the iterations have passed."""
+        """The number of multiples of eval.every_seconds that the iterations have passed."""
         every = self.recipe.eval.every_seconds
         return 0 if every is None else int(self.state.spent[0] // every)
 
     def _evaluate(self) -> None:
-        """Held-out scores with the averaged weights: logged, shown, kept."""
+        """Evaluates the averaged weights on held-out prompts; logs, shows and stores the scores."""
         recipe, state, iteration = self.recipe, self.state, self.state.iteration
 
         def check(_: int) -> None:
@@ -229,7 +231,7 @@ class Run:
         name = "before" if iteration == 0 else "after" if self._ended else f"iteration_{iteration:05d}"
         self.folder.evaluated(iteration, name, result)
         self.console.evaluated(iteration, result)
-        value = standing(result, self.inputs.scorer.weights)
+        value = trained_mean(result, self.inputs.scorer.weights)
         if value > (float("-inf") if state.best is None else state.best[1]):
             state.best = iteration, value
         self._raise_alarms(self.watch.after_evaluation(iteration, metrics))
@@ -237,14 +239,14 @@ class Run:
     # ------------------------------------------------------------------ alarms
 
     def _raise_alarms(self, alarms: Sequence[Alarm]) -> None:
-        """Shows and keeps alarms; `_respond_to_alarms` acts on them."""
+        """Shows and records alarms; `_respond_to_alarms` acts on them."""
         for alarm in alarms:
             self.console.note(alarm.describe())
             self.folder.alarm(alarm.record())
         self._unanswered += alarms
 
     def _respond_to_alarms(self) -> None:
-        """Does what the most severe alarm asks for. Raises Alarmed where that is to stop."""
+        """Takes the action of the most severe alarm. Raises AlarmError if that is to stop."""
         alarm, self._unanswered = most_severe(self._unanswered), []
         if alarm is None:
             return
@@ -255,25 +257,27 @@ class Run:
         if alarm.action == "stop" or saving.checkpoints.marked(wanted) is None:
             saving.save_unmoved()
             report.write(self.folder.path)
-            raise Alarmed.by(alarm)
+            raise AlarmError.from_alarm(alarm)
         there = saving.checkpoints.find(wanted)
-        go_back(there, self.policy, self.learner, self.watch, left)
+        roll_back_to(there, self.policy, self.learner, self.watch, left)
         if left is not None:
             self.learner.lower(self.recipe.watch.lower)
-            self.console.note(f"rolled back to iteration {there.iteration}; learning rate {self.learner.lr:.2e} now")
+            self.console.note(
+                f"rolled back to iteration {there.iteration}; the learning rate is now {self.learner.lr:.2e}"
+            )
         else:
             self._end_with(there.iteration, alarm)
         saving.mark()
 
     def _end_with(self, iteration: int, alarm: Alarm) -> None:
-        """Ends the run with the weights of an earlier iteration, which it has taken up again."""
+        """Ends the run with the weights of an earlier iteration, which are already restored."""
         state = self.state
         state.rolled_back = {"alarm": alarm.name, "at": state.iteration, "to": iteration, "what": alarm.what}
-        if state.best is not None and state.best[0] == state.iteration != iteration:  # what was evaluated now is gone
+        if state.best is not None and state.best[0] == state.iteration != iteration:  # the evaluated weights are gone
             kept = self.saving.checkpoints.marked("best")
             known = None if kept is None else self.evaluations.get(kept)
             better = kept is not None and known is not None
-            state.best = (kept, standing(known, self.inputs.scorer.weights)) if better else None
+            state.best = (kept, trained_mean(known, self.inputs.scorer.weights)) if better else None
         self.saving.forget()
         self.console.note(rollback_message(iteration, self.watch))
 

@@ -20,7 +20,7 @@ from flowrl.runs import checkpoints
 
 
 @dataclass(frozen=True)
-class Point:
+class ResumePoint:
     """Where a run resumes. checkpoint: None to start from the beginning. summary: of a run that is already finished."""
 
     checkpoint: checkpoints.Checkpoint | None = None
@@ -34,7 +34,7 @@ class Point:
         return 0 if self.checkpoint is None else self.checkpoint.iteration
 
 
-def find(folder: Path, recipe: Recipe) -> Point:
+def find_resume_point(folder: Path, recipe: Recipe) -> ResumePoint:
     """The point at which the run in `folder` resumes under `recipe`.
 
     Raises RecipeError if it cannot resume under this recipe, UserError if there is no run.
@@ -58,15 +58,15 @@ def find(folder: Path, recipe: Recipe) -> Point:
     starts = _read_object(folder / "run.json").get("starts")
     if isinstance(starts, list) and starts and not (isinstance(starts[-1], dict) and "ended" in starts[-1]):
         complaints.append(f"{folder} has no record of how the run ended: it was killed, or its code ended the process")
-    return Point(checkpoint, changed, complaints, summary)
+    return ResumePoint(checkpoint, changed, complaints, summary)
 
 
-def refuse_others(point: Point, train: Iterable[Prompt], heldout: Iterable[Prompt]) -> None:
+def refuse_other_prompts(point: ResumePoint, train: Iterable[Prompt], heldout: Iterable[Prompt]) -> None:
     """Raises UserError if the prompts differ from those the run has trained or been evaluated on so far."""
     if point.checkpoint is None:
         return
     mark = checkpoints.load(point.checkpoint, "mark")
-    now = digests(train, heldout)
+    now = prompt_digests(train, heldout)
     for name in ("train", "heldout") if mark["evaluated"] else ("train",):
         if mark["prompts"][name] != now[name]:
             keys = "prompts.train or prompts.limit" if name == "train" else "prompts.heldout or eval.prompts"
@@ -76,7 +76,7 @@ def refuse_others(point: Point, train: Iterable[Prompt], heldout: Iterable[Promp
             )
 
 
-def digests(train: Iterable[Prompt], heldout: Iterable[Prompt]) -> dict[str, str]:
+def prompt_digests(train: Iterable[Prompt], heldout: Iterable[Prompt]) -> dict[str, str]:
     """Digests of the prompts of training and of evaluations, with the names of files but not their folders."""
     return {"train": _digest(train), "heldout": _digest(heldout)}
 
@@ -94,7 +94,9 @@ def _plain_text(value: Any) -> str:
     return value.name if isinstance(value, Path) else repr(value)
 
 
-def fill(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], checkpoint: checkpoints.Checkpoint) -> None:
+def fill_parameters(
+    parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], checkpoint: checkpoints.Checkpoint
+) -> None:
     """Copies saved tensors into the parameters of the same names. Raises StateError if names or shapes differ."""
     differ = [n for n in {**parameters, **saved} if n not in saved or n not in parameters]
     differ += [n for n in parameters if n in saved and parameters[n].shape != saved[n].shape]
@@ -136,5 +138,5 @@ def restore_weights(parameters: Mapping[str, Tensor], run: Path, which: str, *, 
     trained: dict[str, Tensor] = saved["parameters"]
     if average is not None and not raw:
         trained = dict(zip(trained, average, strict=True))
-    fill(parameters, trained, checkpoint)
+    fill_parameters(parameters, trained, checkpoint)
     return checkpoint.iteration

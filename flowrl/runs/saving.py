@@ -1,6 +1,6 @@
-"""Where a run can be resumed from: its state between two iterations, marked in memory and saved as a checkpoint.
+"""Points from which a run can resume: its state between two iterations, marked in memory and saved as a checkpoint.
 
-A stop in the middle of an iteration goes back to the mark, as long as no weight has moved since.
+A stop in the middle of an iteration returns to the mark, as long as no weight has changed since.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from flowrl.runs.folder import RunFolder
 from flowrl.runs.run_state import RunState
 
 
-class Diverged(RuntimeError):
-    """A run whose weights or optimizer are not finite; it is not saved."""
+class DivergedError(RuntimeError):
+    """The weights or the optimizer of a run are not finite; they are not saved."""
 
 
 @dataclass
 class Saving:
-    """The mark and the checkpoints of a run. prompts: digests of what it draws and is evaluated on."""
+    """The mark and the checkpoints of a run. prompts: digests of its training and held-out prompts."""
 
     recipe: Recipe
     policy: Policy
@@ -39,24 +39,27 @@ class Saving:
         self._saved: tuple[int, int] | None = None  # iteration and number of evaluations of the last checkpoint
 
     def mark(self) -> None:
-        """Notes everything but weights and learner."""
+        """Records everything but weights and learner."""
         self._marked = self.state.state_dict() | {"files": self.folder.position(), "prompts": dict(self.prompts)}
         self._steps = self.learner.steps
 
     @property
     def unmoved(self) -> bool:
-        """Whether the weights still are those of the mark."""
+        """Whether the weights are still those of the mark."""
         return self.learner.steps == self._steps
 
     def save(self) -> bool:
-        """Saves the mark, unless it is saved already. Not finite: raises Diverged, or False if an alarm rolls back."""
+        """Saves the mark unless it is already saved; returns whether it is saved.
+
+        If weights are not finite, raises DivergedError, or returns False if an alarm will roll back.
+        """
         iteration = self._marked["iteration"]
         if self._saved == self._version(self._marked):
             return True
         weights = {"parameters": adapters.trainable_by_name(self.policy.modules), "learner": self.learner.state_dict()}
         try:
             refuse_nonfinite(weights, iteration, self.checkpoints, self.recipe)
-        except Diverged:
+        except DivergedError:
             if self.state.ended(self.recipe.train) or self.recipe.watch.on_alarm != "rollback":
                 raise
             return False
@@ -66,24 +69,24 @@ class Saving:
         return True
 
     def save_unmoved(self) -> None:
-        """Saves, where the weights still are those of the mark; what is not finite is left."""
+        """Saves if the weights are still those of the mark and finite."""
         if self.unmoved:
-            with contextlib.suppress(Diverged):
+            with contextlib.suppress(DivergedError):
                 self.save()
 
     def keep(self, name: str, iteration: int | None) -> None:
-        """Saves and marks the checkpoint of now by this name, where `iteration` is that of now."""
+        """Saves the current checkpoint and marks it with this name, if `iteration` is the current one."""
         if iteration == self.state.iteration and self.save():
             self.checkpoints.mark(name, self.state.iteration)
 
     def forget(self) -> None:
-        """Makes the next `save` write, though it has saved at this iteration: the weights are others now."""
+        """Makes the next `save` write although this iteration is saved, because the weights have been replaced."""
         self._saved = None
 
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
-        """Takes up weights, learner and state of a checkpoint, and cuts the folder back to where it stood."""
+        """Restores weights, learner and state of a checkpoint, and truncates the folder to its state at that time."""
         saved = checkpoints.load(checkpoint)
-        resuming.fill(adapters.trainable_by_name(self.policy.modules), saved["parameters"], checkpoint)
+        resuming.fill_parameters(adapters.trainable_by_name(self.policy.modules), saved["parameters"], checkpoint)
         self.learner.load_state_dict(saved["learner"])
         mark = saved["mark"]
         self.state.load_state_dict(mark)
@@ -96,11 +99,11 @@ class Saving:
 
 
 def refuse_nonfinite(weights: Mapping[str, Any], iteration: int, kept: checkpoints.Checkpoints, recipe: Recipe) -> None:
-    """Raises Diverged where a state is not finite: it would take the place of checkpoints that are."""
-    if bad := next(checkpoints.nonfinite(weights), None):
+    """Raises DivergedError if a state is not finite, so that it does not replace checkpoints that are."""
+    if bad := next(checkpoints.nonfinite_tensors(weights), None):
         before = [checkpoint.path for checkpoint in kept.all() if checkpoint.iteration < iteration]
-        rest = f"{before[-1]} is from before it: go on from there with --resume" if before else "begin again"
-        raise Diverged(
-            f"iteration {iteration}: {bad} is not finite, so nothing of it is saved; {rest}, train.lr below "
+        rest = f"{before[-1]} is from before: resume from there with --resume" if before else "start over"
+        raise DivergedError(
+            f"iteration {iteration}: {bad} is not finite, so it is not saved; {rest}, with train.lr below "
             f"{recipe.train.lr:g} or train.max_grad_norm below {recipe.train.max_grad_norm or float('inf'):g}"
         )

@@ -38,13 +38,13 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None =
     inputs = read_inputs(recipe)
     folder = RunFolder(resume or unused_folder(Path(recipe.output or "runs/run")))
     with contextlib.closing(folder), _disk_errors(folder.path), _record_end(folder), refuse_exit():
-        point = resuming.find(folder.path, recipe) if resume else resuming.Point()
+        point = resuming.find_resume_point(folder.path, recipe) if resume else resuming.ResumePoint()
         for line in point.complaints:
             console.note(line)
         if point.summary is not None:
             console.note(f"{folder.path}: all {point.iteration} iterations are done; {_how_to_continue(recipe, point)}")
             return point.summary | {"folder": str(folder.path)}
-        resuming.refuse_others(point, inputs.train, inputs.heldout)
+        resuming.refuse_other_prompts(point, inputs.train, inputs.heldout)
         folder.tracking = tracking.start_trackers(recipe, folder.path)
         if point.checkpoint is None:
             folder.rewind({}, 0, [])
@@ -54,12 +54,12 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None =
             policy.prepare(inputs.train[0], plan_for(recipe, 0))
             learner = build_learner(recipe, policy)
         console.started(recipe, policy, folder.path)
-        under_way = Run(recipe, inputs, policy, learner, folder, console)
+        work = Run(recipe, inputs, policy, learner, folder, console)
         if point.checkpoint is not None:
-            under_way.restore(point.checkpoint, changed=bool(point.changed))
+            work.restore(point.checkpoint, changed=bool(point.changed))
             _record_start(folder, recipe, point)  # only once it is known to resume
             console.resumed(point.iteration, recipe.train.iterations, point.changed)
-        summary = under_way.train()
+        summary = work.train()
     return summary | {"folder": str(folder.path)}
 
 
@@ -76,7 +76,7 @@ def _record_end(folder: RunFolder) -> Iterator[None]:
     folder.ended("done")
 
 
-def _how_to_continue(recipe: Recipe, point: resuming.Point) -> str:
+def _how_to_continue(recipe: Recipe, point: resuming.ResumePoint) -> str:
     """How to continue a run that is finished."""
     if back := (point.summary or {}).get("rolled_back"):
         ended = f"the alarm {back['alarm']} ended it with the weights of iteration {back['to']}"
@@ -84,7 +84,7 @@ def _how_to_continue(recipe: Recipe, point: resuming.Point) -> str:
     return f"raise train.iterations{'' if recipe.train.seconds is None else ' or train.seconds'}"
 
 
-def _record_start(folder: RunFolder, recipe: Recipe, point: resuming.Point) -> None:
+def _record_start(folder: RunFolder, recipe: Recipe, point: resuming.ResumePoint) -> None:
     folder.write("recipe.yaml", dump(recipe))
     folder.begun(point.iteration, point.changed)
 

@@ -49,14 +49,14 @@ def load_weights(policy: Any, run: Path, which: str = "final", raw: bool = False
     """
     check_weights(run, which, raw)
     from flowrl.policies import adapters
-    from flowrl.runs.checkpoints import nonfinite
+    from flowrl.runs.checkpoints import nonfinite_tensors
     from flowrl.runs.resume import restore_weights
 
     if which == "final" and not raw:
         _read_final(policy, final_weights(run))
     else:
         restore_weights(adapters.trainable_by_name(policy.modules), run, "last" if which == "final" else which, raw=raw)
-    if bad := next(nonfinite(adapters.trainable_by_name(policy.modules)), None):
+    if bad := next(nonfinite_tensors(adapters.trainable_by_name(policy.modules)), None):
         raise UserError(f"--weights: {which} of {run} are not finite ({bad}); name others, for example best")
 
 

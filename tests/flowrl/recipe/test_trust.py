@@ -182,5 +182,5 @@ def test_a_run_is_gone_on_with_though_its_old_reward_is_nowhere(finished: Path, 
     from flowrl.runs import resume
 
     folder = theirs(finished, mine / "run", use="nowhere_at_all.score")
-    changed = resume.find(folder, load("quickstart", TINY)).changed
+    changed = resume.find_resume_point(folder, load("quickstart", TINY)).changed
     assert changed == {"rewards.shapes.use": ["nowhere_at_all.score", "shapes"]}

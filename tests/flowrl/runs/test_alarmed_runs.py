@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flowrl.runs import checkpoints as state
-from flowrl.runs.loop import Alarmed
+from flowrl.runs.alarm_response import AlarmError
 from resume_support import assert_same_run, metrics, train
 
 RUINOUS = ["train.prompts=4", "train.group=6", "train.updates=2", "train.iterations=8", "train.lr=0.05", "eval.every=2"]
@@ -74,7 +74,7 @@ def test_a_kill_after_a_rollback_resumes_bit_for_bit(rescued: Path, tmp_path: Pa
 
 
 def test_stop_ends_the_run_with_everything_saved(rescued: Path, tmp_path: Path):
-    with pytest.raises(Alarmed, match="stopped by the alarm (kl|collapse): "):
+    with pytest.raises(AlarmError, match="stopped by the alarm (kl|collapse): "):
         train("quickstart", [*RUINOUS, "watch.on_alarm=stop"], tmp_path / "run")
     at = alarms(rescued)[0]["iteration"]
     assert state.Checkpoints(tmp_path / "run").find("last").iteration == at

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from flowrl.runs import checkpoints as state
-from flowrl.runs.checkpoints import Checkpoints, StateError, damage, load
+from flowrl.runs.checkpoints import Checkpoints, StateError, find_damage, load
 from resume_support import begun, ended, same, save, save_killed, within
 
 STATE = {
@@ -93,9 +93,9 @@ def test_no_bit_of_a_checkpoint_can_turn_unnoticed(kept: Checkpoints):
         bits = rng.sample([(i, bit) for i in range(len(content)) for bit in range(8)], 40)
         for position, bit in bits + [(i, 5) for i in range(len(content)) if file.suffix == ".sha256"]:
             file.write_bytes(flipped(content, position, bit))
-            assert damage(checkpoint), (file.name, position, bit)
+            assert find_damage(checkpoint), (file.name, position, bit)
         file.write_bytes(content)
-    assert damage(checkpoint) is None and same(load(checkpoint), STATE)
+    assert find_damage(checkpoint) is None and same(load(checkpoint), STATE)
 
 
 def test_no_bit_of_a_mark_can_name_another_checkpoint(kept: Checkpoints):
@@ -171,7 +171,7 @@ def test_a_half_written_checkpoint_is_no_checkpoint(kept: Checkpoints):
     whole.path.rename(kept.folder / "00002.tmp")
     assert kept.all() == [] and kept.newest() == (None, [])
     kept.save(2, STATE)  # in its place
-    assert [c.iteration for c in kept.all()] == [2] and damage(kept.all()[0]) is None
+    assert [c.iteration for c in kept.all()] == [2] and find_damage(kept.all()[0]) is None
 
 
 def test_a_full_disk_is_one_line_and_leaves_what_was_there(kept: Checkpoints, tmp_path: Path):

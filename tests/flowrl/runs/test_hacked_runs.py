@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from flowrl.recipe.load import load
 from flowrl.runs import checkpoints as state
+from flowrl.runs.alarm_response import AlarmError
 from flowrl.runs.console import Console
-from flowrl.runs.loop import Alarmed
 from flowrl.runs.start import run
 from resume_support import assert_same_run, metrics, same, train
 
@@ -92,7 +92,7 @@ def test_a_reward_that_is_gamed_is_warned_of(warned: Path):
 
 def test_a_gamed_run_is_stopped(cut: Callable[[str], Path], warned: Path):
     folder = cut("stopped")
-    with pytest.raises(Alarmed, match="stopped by the alarm hacking: held-out witness strict"):
+    with pytest.raises(AlarmError, match="stopped by the alarm hacking: held-out witness strict"):
         train("quickstart", [*GAMED, "watch.on_hack=stop"], folder, resume=True)
     assert same(saved(folder, "last")["parameters"], saved(warned, str(RINGS))["parameters"])
     assert alarms(folder)[-1]["action"] == "stop" and not (folder / "lora").exists()
@@ -168,5 +168,5 @@ def test_a_kill_before_the_end_of_a_rollback_ends_alike(ended: Path, tmp_path: P
 def test_without_its_checkpoint_a_rollback_is_a_stop(cut: Callable[[str], Path]):
     folder = cut("pruned")
     shutil.rmtree(folder / "checkpoints" / f"{BEST:05d}")
-    with pytest.raises(Alarmed, match=r"\(no checkpoint of iteration 1 was kept to return to\)"):
+    with pytest.raises(AlarmError, match=r"\(no checkpoint of iteration 1 was kept to return to\)"):
         train("quickstart", [*GAMED, "watch.on_hack=rollback"], folder, resume=True)

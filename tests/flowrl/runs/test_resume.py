@@ -139,7 +139,7 @@ def test_a_damaged_checkpoint_costs_the_iterations_since_the_one_before(whole: P
     folder = cut_back(whole, tmp_path / "run", 4)
     path = state.Checkpoints(folder).find("last").path / "state.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
-    point = resuming.find(folder, load("quickstart", KEEP))
+    point = resuming.find_resume_point(folder, load("quickstart", KEEP))
     assert point.iteration == 3 and len(point.complaints) == 1
     assert "00004 is damaged" in point.complaints[0] and "resuming from" in point.complaints[0]
     train("quickstart", KEEP, folder, resume=True)
@@ -147,11 +147,11 @@ def test_a_damaged_checkpoint_costs_the_iterations_since_the_one_before(whole: P
 
 
 def test_what_changed_is_named_and_what_cannot_work_refused(whole: Path):
-    point = resuming.find(whole, load("quickstart", [*KEEP, "train.lr=1e-4", "train.iterations=9"]))
+    point = resuming.find_resume_point(whole, load("quickstart", [*KEEP, "train.lr=1e-4", "train.iterations=9"]))
     assert point.changed == {"train.lr": [1.5e-3, 1e-4], "train.iterations": [5, 9]} and point.summary is None
     for place, value in (("lora.rank", "8"), ("lora.alpha", "1"), ("train.iterations", "4")):
         with pytest.raises(RecipeError) as error:
-            resuming.find(whole, load("quickstart", [*KEEP, f"{place}={value}"]))
+            resuming.find_resume_point(whole, load("quickstart", [*KEEP, f"{place}={value}"]))
         assert error.value.place == place and value in str(error.value)
 
 
@@ -311,7 +311,10 @@ def test_a_reward_that_ends_the_process_is_an_error_and_nothing_is_lost(way: str
     assert state.Checkpoints(folder).find("last").iteration == 2 and not (folder / "lora").exists()
     (start,) = json.loads((folder / "run.json").read_text())["starts"]
     assert "asked the process to end" in start["ended"]
-    assert not any("no record of how" in line for line in resuming.find(folder, load("quickstart", leaving)).complaints)
+    assert not any(
+        "no record of how" in line
+        for line in resuming.find_resume_point(folder, load("quickstart", leaving)).complaints
+    )
 
 
 def test_a_run_that_left_without_a_word_is_told(whole: Path, tmp_path: Path):
@@ -320,7 +323,7 @@ def test_a_run_that_left_without_a_word_is_told(whole: Path, tmp_path: Path):
     kept = json.loads((folder / "run.json").read_text())
     kept["starts"][-1].pop("ended")
     (folder / "run.json").write_text(json.dumps(kept))
-    (line,) = resuming.find(folder, load("quickstart", KEEP)).complaints
+    (line,) = resuming.find_resume_point(folder, load("quickstart", KEEP)).complaints
     assert "has no record of how the run ended" in line
 
 
@@ -336,9 +339,7 @@ def test_what_is_not_finite_takes_no_place(tmp_path: Path, monkeypatch: pytest.M
         return norm
 
     monkeypatch.setattr(Learner, "step", diverging)
-    with pytest.raises(
-        RuntimeError, match="iteration 3: parameters/.* is not finite.*00002 is from before it"
-    ) as error:
+    with pytest.raises(RuntimeError, match="iteration 3: parameters/.* is not finite.*00002 is from before") as error:
         train("quickstart", [*QUICK, "checkpoint.keep=1"], folder)
     assert type(error.value).__name__ in ENDING_ERRORS
     assert state.Checkpoints(folder).find("last").iteration == 2 and not (folder / "lora").exists()

@@ -13,7 +13,7 @@ from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View
 from flowrl.core.evaluation import divergence
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
-from flowrl.runs.alarm_response import Alarmed, most_severe
+from flowrl.runs.alarm_response import AlarmError, most_severe
 from flowrl.watch.alarms import Alarm
 from flowrl.watch.hacking import LIMIT, HeldoutMean, Sign, evidence, hack_index
 from flowrl.watch.watchdog import Watchdog, WatchSettings
@@ -231,7 +231,7 @@ def test_before_any_evaluation_a_rollback_is_a_stop():
     watch.after_iteration(1, metrics)
     (alarm,) = watch.after_iteration(2, {"reward/total/mean": 0.9, "samples/saturation": 0.9})
     assert (alarm.name, alarm.action, alarm.to) == ("hacking", "stop", None)
-    assert "stopped by the alarm hacking: samples/saturation" in str(Alarmed.by(alarm))
+    assert "stopped by the alarm hacking: samples/saturation" in str(AlarmError.by(alarm))
 
 
 def test_hacking_is_answered_before_other_alarms():
