@@ -47,5 +47,5 @@ class pick_score(Match):  # noqa: N801 - recipes name it
         return self.samples(samples)
 
     def reward_of(self, cosine: Tensor) -> Tensor:
-        """The score of a cosine."""
+        """The scores of cosines [N]."""
         return (self.tower.logit_scale * cosine if self.scale == "logit" else cosine) / self.divide

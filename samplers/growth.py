@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from samplers import windows
-from samplers.plan import Own, Table, Tree
+from samplers.plan import OwnTable, Table, Tree
 from samplers.solvers import Solver
 from samplers.trees import Branching, PerStep
 
@@ -28,7 +28,7 @@ class Walk:
     group: int
     iteration: int
     share_noise: bool = False
-    table: Table = Own()
+    table: Table = OwnTable()
     tail: Table | None = None
     solver: Solver = "euler"
 

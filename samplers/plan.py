@@ -34,7 +34,7 @@ class Table(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
+class OwnTable:
     """The pipeline's own table."""
 
     def num_steps(self, own: int) -> int:
@@ -120,7 +120,7 @@ class Tree:
 
     num_steps: int
     segments: tuple[Segment, ...]
-    tables: tuple[Table, ...] = field(default_factory=lambda: (Own(),))
+    tables: tuple[Table, ...] = field(default_factory=lambda: (OwnTable(),))
     credit: str = "uniform"
     by_row: bool = True
     levels: tuple[float | int, ...] = ()
@@ -290,7 +290,7 @@ class Plan:
     stochastic: tuple[int, ...]
     trained: tuple[int, ...]
     share_noise: bool = False
-    table: Table = Own()
+    table: Table = OwnTable()
     tail: Table | None = None
     solver: Solver = "euler"
     levels: tuple[float | int, ...] = ()

@@ -11,7 +11,7 @@ from typing import Annotated
 from torch import Tensor
 
 from samplers import schedules
-from samplers.plan import Own, Table
+from samplers.plan import OwnTable, Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Karras:
     """`schedules.karras` between the ends of `base`. rho: > 0."""
 
     rho: Annotated[float, "> 0"] = 7.0
-    base: Table = Own()
+    base: Table = OwnTable()
 
     def __post_init__(self) -> None:
         _require(self.rho > 0, f"rho={self.rho}: give a number above 0")
@@ -132,7 +132,7 @@ class Coarse:
 
     after: int
     every: int
-    base: Table = Own()
+    base: Table = OwnTable()
 
     def __post_init__(self) -> None:
         _require(self.after >= 0 and self.every >= 1, f"after={self.after}, every={self.every}: give 0 and 1, or more")
@@ -158,7 +158,7 @@ class Compressed:
 
     after: int
     steps: int
-    base: Table = Own()
+    base: Table = OwnTable()
 
     def __post_init__(self) -> None:
         _require(self.after >= 0 and self.steps >= 1, f"after={self.after}, steps={self.steps}: give 0 and 1, or more")
@@ -195,9 +195,9 @@ class Given:
         return found.to(own)
 
 
-def own() -> Own:
+def own() -> OwnTable:
     """What the pipeline's scheduler gives."""
-    return Own()
+    return OwnTable()
 
 
 # kind of schedule in a recipe -> its function or class, whose arguments are its keys

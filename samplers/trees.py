@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samplers.plan import ROOT, Own, Segment, Table, Tree
+from samplers.plan import ROOT, OwnTable, Segment, Table, Tree
 from samplers.solvers import Solver
 from samplers.tables import Coarse
 
@@ -41,7 +41,7 @@ class Branching:
     split_noise: float = 1.0
     credit: str = "uniform"
     by_row: bool = True
-    table: Table = Own()
+    table: Table = OwnTable()
     tail: Table | None = None
     solver: Solver = "euler"
     width_prune: str | None = None
@@ -132,7 +132,7 @@ class PerStep:
     anchors: int = 1
     strides: tuple[int, ...] = (1,)
     per_anchor: bool = False
-    table: Table = Own()
+    table: Table = OwnTable()
 
     def __post_init__(self) -> None:
         number = self.table.num_steps(self.num_steps)

@@ -20,7 +20,7 @@ import torch
 from flowrl.build import build_policy, set_up
 from flowrl.contracts import Policy, Prompt, Samples
 from flowrl.core.evaluation import divergence, picture_of
-from flowrl.core.refill import joined_samples
+from flowrl.core.refill import join_samples
 from flowrl.kinds import kind_of
 from flowrl.planning.costs import plan_for
 from flowrl.reading.inputs import load_prompts
@@ -123,7 +123,7 @@ def _draw(policy: Policy, recipe: Recipe, prompts: Sequence[Prompt], settings: D
         policy.rollout(part, group_size=settings.group, plan=plan, seed=settings.seed).samples
         for part in _chunks(prompts, recipe.eval.batch // settings.group)
     ]
-    return joined_samples(drawn)
+    return join_samples(drawn)
 
 
 def _divergence(policy: Policy, recipe: Recipe, prompts: Sequence[Prompt], settings: DriftSettings) -> float:

@@ -76,20 +76,20 @@ def with_step_weights(adv: Tensor, objective: Objective, rollout: Rollout, rows:
 
 
 def fill_reference(policy: Looks, rollout: Rollout, rows: Tensor, view: View, progress: Progress | None = None) -> None:
-    """Fills in `rollout.reference` for these rows, and lets the policy keep what a later look of this view needs."""
-    found = torch.zeros_like(rollout.rollout_logp) if rollout.reference is None else rollout.reference
-    rollout.reference = found
+    """Fills in `rollout.reference` for rows int64 [r], and lets the policy keep what a later look of this view uses."""
+    reference = torch.zeros_like(rollout.rollout_logp) if rollout.reference is None else rollout.reference
+    rollout.reference = reference
 
     def visit(seen: LogProbs) -> None:
-        found[seen.rows[:, None], seen.columns[None]] = seen.logp.to(found)
+        reference[seen.rows[:, None], seen.columns[None]] = seen.logp.to(reference)
 
     policy.look(rollout, rows, replace(view, weights="reference", centred=False), visit, progress=progress)
 
 
 def backward(policy: Looks, rows: Tensor, loss: StepLoss, progress: Progress | None = None) -> None:
-    """Adds the gradient of the loss of these rows to the policy's parameters, and their metrics to `loss.total`.
+    """Adds the gradient of the loss of rows int64 [r] to the policy's parameters, and their metrics to `loss.total`.
 
-    Raises ValueError where a policy that says it hands over whole rows does not.
+    Raises ValueError if a policy that claims to hand over whole rows does not.
     """
     objective, rollout = loss.objective, loss.rollout
     of_rows = objective.together == "row"

@@ -1,4 +1,4 @@
-"""Named copies of weights: the moving average, the reference of a full training, whatever else is to be looked at."""
+"""Named copies of weights: the moving average, the reference of a full training, and any other that is looked at."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ class Copies:
 
     @torch.no_grad()
     def keep(self, name: str, decay: float = 0.0) -> None:
-        """Moves a copy to decay * copy + (1 - decay) * parameters; one that is not there begins at the parameters."""
+        """Moves a copy to decay * copy + (1 - decay) * parameters; a new one starts at the parameters."""
         if name not in self:
             self._copies[name] = [p.detach().clone() for p in self._parameters]
             return
@@ -34,11 +34,11 @@ class Copies:
 
     @contextlib.contextmanager
     def using(self, name: str) -> Iterator[None]:
-        """Within, the parameters hold a copy; nothing is copied for it.
+        """Within, the parameters hold a copy; no values are copied.
 
-        Raises RuntimeError where gradient is recorded, and KeyError for a copy that is not there. A graph keeps no
-        values of parameters but refers to them: one that is made within would be differentiated at the weights that
-        stand there afterwards, without a word.
+        Raises RuntimeError if gradient is recorded, and KeyError for an unknown copy. A graph refers to its parameters
+        instead of keeping their values: one made within would silently be differentiated at the weights that are there
+        afterwards.
         """
         if torch.is_grad_enabled():
             raise RuntimeError(
@@ -53,12 +53,12 @@ class Copies:
             _point(self._parameters, held)
 
     def state_dict(self) -> dict[str, list[Tensor]]:
-        """All copies by name."""
+        """All copies by name, each of the same shape as its parameter."""
         return dict(self._copies)
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Sequence[Tensor]]) -> None:
-        """Takes up the values of the copies that are kept here; one that the state does not have stays as it is."""
+        """Restores the values, of the same shape, of the copies kept here; one missing in the state stays as it is."""
         for name in self._copies.keys() & state.keys():
             for copy, saved in zip(self[name], state[name], strict=True):
                 copy.copy_(saved)

@@ -40,11 +40,13 @@ def row_advantages(
         options["weights"] = {name: weights[name] for name in shown}
         options["asked"] = {name: of.unflatten(0, (prompts, -1))[:, 0] for name, of in (asked or {}).items()}
         for view in credit.weights.unbind(1):
-            adv += _compared({name: _carried(r, view, prompts) for name, r in shown.items()}, credit.peers, options)
+            adv += _compare_peers(
+                {name: _row_values(r, view, prompts) for name, r in shown.items()}, credit.peers, options
+            )
     else:
         leaves = _float64(advantages(rewards, group, clip=None, **options)).masked_fill(unscored, torch.nan)
         for view in credit.weights.unbind(1):
-            adv += _carried(leaves, view, prompts).nan_to_num()
+            adv += _row_values(leaves, view, prompts).nan_to_num()
     adv = adv if clip is None else adv.clamp(-clip, clip)
     return adv.flatten().to(group.device, torch.float32)
 
@@ -63,7 +65,7 @@ def _float64(values: Tensor) -> Tensor:
     return values.detach().to("cpu", torch.float64)
 
 
-def _carried(values: Tensor, weights: Tensor, prompts: int) -> Tensor:
+def _row_values(values: Tensor, weights: Tensor, prompts: int) -> Tensor:
     """Values [B] of samples as those of rows, float64 [P, r], by weights [P or 1, r, l]; NaN where none is scored."""
     each = values.unflatten(0, (prompts, 1, -1))
     w = _float64(weights) * ~each.isnan()
@@ -71,10 +73,10 @@ def _carried(values: Tensor, weights: Tensor, prompts: int) -> Tensor:
     return torch.where(total > 0, (w * each.nan_to_num()).sum(-1) / total, torch.nan)
 
 
-def _compared(values: dict[str, Tensor], peers: Tensor, options: dict[str, Any]) -> Tensor:
+def _compare_peers(values: dict[str, Tensor], peers: Tensor, options: dict[str, Any]) -> Tensor:
     """Advantages [P, r], each set of peers on its own, so that a batch's statistics are those of one depth or step."""
     first = next(iter(values.values()))
-    found = torch.zeros_like(first)
+    compared = torch.zeros_like(first)
     for number in peers.cpu().unique():
         columns = (peers.cpu() == number).nonzero()[:, 0]
         prompt = torch.arange(len(first)).repeat_interleave(len(columns))
@@ -83,5 +85,5 @@ def _compared(values: dict[str, Tensor], peers: Tensor, options: dict[str, Any])
         own: dict[str, Any] = {"singleton": "zero"} if len(columns) == 1 else {}
         own["asked"] = {name: of.repeat_interleave(len(columns)) for name, of in options["asked"].items()}
         adv = advantages(part, prompt, clip=None, **(options | own))
-        found[:, columns] = _float64(adv).unflatten(0, (len(first), -1))
-    return found
+        compared[:, columns] = _float64(adv).unflatten(0, (len(first), -1))
+    return compared

@@ -1,4 +1,4 @@
-"""What draws groups of samples and has them scored: one call with one owner, in this process.
+"""Draws groups of samples and has them scored: one call with one owner, in this process.
 
 Where groups are drawn by several processes, what gives `draw` of the same prompts and numbers takes its place.
 """
@@ -46,8 +46,8 @@ class Draw:
         """Prompts of the rollout; rows and samples lie prompt by prompt, the same number for each."""
         return len(self.rollout.samples.group.unique())
 
-    def kept(self) -> Tensor:
-        """Prompts, by position int64, of which some trained decision has an advantage."""
+    def kept_prompts(self) -> Tensor:
+        """Positions, int64 [p], of the prompts of which some trained decision has an advantage."""
         moved = moved_rows(self.adv, self.rollout.mask)
         return moved.unflatten(0, (self.num_prompts, -1)).any(1).nonzero()[:, 0]
 

@@ -52,23 +52,23 @@ class Evaluation:
         """Each reward's mean over the samples it could score."""
         return {name: mean(values) for name, values in self.scores.items()}
 
-    def shown(self) -> dict[str, Mean]:
+    def means_with_total(self) -> dict[str, Mean]:
         """Each reward's mean and, where it is another, that of the total."""
         return self.means() if self.total is None else {**self.means(), "total": mean(self.total)}
 
     def metrics(self) -> dict[str, float]:
         """REWARD/mean and REWARD/error of each reward and of their total, and the statistics."""
-        means = self.shown()
-        found = {f"{reward}/mean": m.value for reward, m in means.items()}
-        return found | {f"{reward}/error": m.error for reward, m in means.items()} | self.statistics
+        means = self.means_with_total()
+        values = {f"{reward}/mean": m.value for reward, m in means.items()}
+        return values | {f"{reward}/error": m.error for reward, m in means.items()} | self.statistics
 
     def record(self) -> dict[str, Any]:
         """The prompts and every score as plain JSON values; one that could not be scored is null."""
-        found = {
+        record = {
             "prompts": [{"id": p.id, "text": p.text, "kind": p.meta.get("kind")} for p in self.prompts],
             "scores": {name: _plain(values) for name, values in self.scores.items()},
         }
-        return found if self.total is None else found | {"total": _plain(self.total)}
+        return record if self.total is None else record | {"total": _plain(self.total)}
 
     def by(self, key: str) -> dict[str, dict[str, Mean]]:
         """reward -> value of that key of the prompts' meta -> mean; empty where no prompt has the key."""
@@ -94,7 +94,7 @@ def difference(after: Evaluation, before: Evaluation) -> Evaluation:
 
 
 def mean(values: Tensor) -> Mean:
-    """The mean of the values that are not NaN, with its standard error."""
+    """The mean of the values [N] that are not NaN, with its standard error."""
     known = values[~values.isnan()]
     if not len(known):
         return Mean(float("nan"), float("nan"), 0)

@@ -21,12 +21,12 @@ from flowrl.core.engine import Advantage, Clock, LocalEngine, Metrics, PlanT
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.pairs import companions
-from flowrl.core.refill import JoinedPolicy, all_of, kept_groups, kept_of
+from flowrl.core.refill import JoinedPolicy, kept_draw, kept_groups, whole_draw
 from flowrl.core.selection import (
     WidthPruning,
     moved_rows,
     only_extremes,
-    width_pruned,
+    prune_width,
     without_rows,
     without_silent,
 )
@@ -119,16 +119,16 @@ def iterate(
         draws.append(engine.draw(more(missing), first + len(draws) * settings.stride))
     whole = used = draws[0]
     if settings.refill:
-        whole = all_of(draws, advantage)
+        whole = whole_draw(draws, advantage)
         if kept_groups(draws):
-            looks, used = JoinedPolicy(policy), kept_of(draws, advantage)
+            looks, used = JoinedPolicy(policy), kept_draw(draws, advantage)
     rollout, adv, metrics = used.rollout, used.adv, whole.metrics
     if settings.skip_truncated:
         rollout, adv = _without_truncated(rollout, adv)
     if settings.keep is not None:
         rollout, adv = only_extremes(rollout, adv, settings.keep)
     if settings.width is not None:
-        rollout = width_pruned(rollout, adv, settings.width)
+        rollout = prune_width(rollout, adv, settings.width)
     if settings.drop_silent:
         rollout = without_silent(rollout, adv)
     with clock.phase("train"):
@@ -173,22 +173,27 @@ def update(
         active = trained if pays else moved_rows(weighted, rollout.mask)
         used = block[active[block]] if friends is None else friends.rows(block)
         steps.append((block, used, weighted))
-    found: list[Metrics] = []
+    step_metrics: list[Metrics] = []
     together = None if friends is None else friends.labels
     for _ in range(settings.epochs):
         for block, used, weighted in steps:
             if len(used):
                 loss = _step_loss(rollout, weighted, objective, block, used, learner, together)
                 _backward(policy, used, loss, settings.micro_batch, progress)
-                found.append(_step(learner, loss))
-    means = {name: sum(m[name] for m in found) / len(found) for name in (found[0] if found else ())}
+                step_metrics.append(_step(learner, loss))
+    means = {
+        name: sum(m[name] for m in step_metrics) / len(step_metrics)
+        for name in (step_metrics[0] if step_metrics else ())
+    }
     for name in means:
         if name.endswith("_max"):
-            means[name] = max(m[name] for m in found)
-    if found and "abs_log_ratio_max" in found[0]:  # the policy still was the one that sampled: this is numerics alone
-        means["replay_gap_max"] = found[0]["abs_log_ratio_max"]
+            means[name] = max(m[name] for m in step_metrics)
+    if (
+        step_metrics and "abs_log_ratio_max" in step_metrics[0]
+    ):  # the policy still was the one that sampled: this is numerics alone
+        means["replay_gap_max"] = step_metrics[0]["abs_log_ratio_max"]
     active_rows = sum(len(used) for _, used, _ in steps) / len(rollout.rollout_logp)
-    empty = settings.epochs * settings.updates - len(found)
+    empty = settings.epochs * settings.updates - len(step_metrics)
     return means | {"active_rows": active_rows, "empty_updates": empty, "lr": learner.lr}
 
 
@@ -200,8 +205,8 @@ def _blocks(rollout: Rollout, settings: Settings) -> Sequence[Tensor]:
     if settings.update_by == "prompts":
         return rows.split(-(-len(rows) // settings.updates))
     first = rollout.mask.int().argmax(1)
-    met = first.unique()
-    return [rows[torch.isin(first, part)] for part in met.split(-(-len(met) // settings.updates))]
+    steps = first.unique()
+    return [rows[torch.isin(first, part)] for part in steps.split(-(-len(steps) // settings.updates))]
 
 
 def _step_loss(

@@ -63,9 +63,9 @@ class Learner:
         self._schedule = lambda steps: _rate(steps, warmup, schedule, total, self.share)
 
     def step(self) -> Tensor:
-        """One optimizer step on the gradients at hand; returns their norm before clipping, and clears them.
+        """One optimizer step on the current gradients; returns their norm before clipping, a scalar, and clears them.
 
-        A gradient that is not finite moves nothing: the norm that is returned tells.
+        A gradient that is not finite moves nothing: the returned norm shows it.
         """
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm or math.inf)
         if torch.isfinite(norm):
@@ -92,7 +92,7 @@ class Learner:
 
     @property
     def average(self) -> list[Tensor] | None:
-        """The moving average of every parameter, where one is kept."""
+        """The moving average of every parameter, of the same shape, if one is kept."""
         return self.copies[AVERAGE] if AVERAGE in self.copies else None
 
     def keep_old(self, decay: float) -> None:
@@ -111,7 +111,7 @@ class Learner:
         with torch.no_grad(), self.copies.using(OLD) if old else contextlib.nullcontext():
             yield
 
-    def averaged(self) -> contextlib.AbstractContextManager[None]:
+    def using_average(self) -> contextlib.AbstractContextManager[None]:
         """Within, the parameters hold their moving average, where one is kept. See `Copies.using`."""
         return self.copies.using(AVERAGE) if AVERAGE in self.copies else contextlib.nullcontext()
 
@@ -141,7 +141,8 @@ class Learner:
 
 
 def saved_copies(state: Mapping[str, Any]) -> dict[str, list[Tensor]]:
-    """The copies in a learner's saved state; earlier checkpoints hold the average alone, or None."""
+    """The copies in a learner's saved state, each of the same shape as its parameter; earlier checkpoints hold only the
+    average, or None."""
     if "copies" in state:
         return state["copies"]
     return {AVERAGE: state["average"]} if state["average"] else {}

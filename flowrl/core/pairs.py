@@ -22,7 +22,7 @@ def best_and_worst(
     """
     if number < 1:
         raise ValueError(f"number={number}: a group gives 1 pair or more")
-    reward, group, found = reward.detach().cpu(), group.cpu(), []
+    reward, group, chosen = reward.detach().cpu(), group.cpu(), []
     for label in dict.fromkeys(group.tolist()):
         mine = (group == label).nonzero()[:, 0]
         mine = mine[~reward[mine].isnan()]
@@ -30,8 +30,8 @@ def best_and_worst(
         count = min(number, len(order) // 2)
         pairs = torch.stack([order[:count], order.flip(0)[:count]], 1)
         margin = reward[pairs[:, 0]] - reward[pairs[:, 1]]
-        found.append(pairs[(margin >= min_margin) & ((margin > 0) | ties)])
-    return torch.cat(found) if found else torch.empty(0, 2, dtype=torch.int64)
+        chosen.append(pairs[(margin >= min_margin) & ((margin > 0) | ties)])
+    return torch.cat(chosen) if chosen else torch.empty(0, 2, dtype=torch.int64)
 
 
 @dataclass(frozen=True)

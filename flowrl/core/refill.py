@@ -17,10 +17,10 @@ from flowrl.core.engine import Advantage, Draw
 
 def kept_groups(draws: Sequence[Draw]) -> int:
     """How many groups have an advantage."""
-    return sum(len(draw.kept()) for draw in draws)
+    return sum(len(draw.kept_prompts()) for draw in draws)
 
 
-def all_of(draws: Sequence[Draw], advantage: Advantage) -> Draw:
+def whole_draw(draws: Sequence[Draw], advantage: Advantage) -> Draw:
     """The draws as one, for metrics, which are of all that was drawn; its rollout is for `JoinedPolicy`."""
     whole = _draw_of([(draw, torch.arange(draw.num_prompts)) for draw in draws], advantage)
     drawn = sum(draw.num_prompts for draw in draws)
@@ -28,14 +28,14 @@ def all_of(draws: Sequence[Draw], advantage: Advantage) -> Draw:
     return replace(whole, metrics=whole.metrics | counts)
 
 
-def kept_of(draws: Sequence[Draw], advantage: Advantage) -> Draw:
+def kept_draw(draws: Sequence[Draw], advantage: Advantage) -> Draw:
     """The kept rows of the draws as one for `JoinedPolicy`, with their advantages among each other."""
-    return _draw_of([(draw, draw.kept()) for draw in draws if len(draw.kept())], advantage)
+    return _draw_of([(draw, draw.kept_prompts()) for draw in draws if len(draw.kept_prompts())], advantage)
 
 
 def _draw_of(parts: Sequence[tuple[Draw, Tensor]], advantage: Advantage) -> Draw:
     """These prompts, by position int64, of each draw as one."""
-    rollout = joined([draw.rollout for draw, _ in parts], [prompts for _, prompts in parts])
+    rollout = join_rollouts([draw.rollout for draw, _ in parts], [prompts for _, prompts in parts])
     rewards = {
         name: torch.cat([draw.rewards[name][_of_prompts(p, draw.rollout, "samples")] for draw, p in parts])
         for name in parts[0][0].rewards
@@ -70,8 +70,8 @@ class Piece:
     start: int
 
 
-def joined(rollouts: Sequence[Rollout], prompts: Sequence[Tensor]) -> Rollout:
-    """The rows of these prompts of each rollout as one, to be used with `JoinedPolicy`.
+def join_rollouts(rollouts: Sequence[Rollout], prompts: Sequence[Tensor]) -> Rollout:
+    """The rows of these prompts, by position int64 [p], of each rollout as one, to be used with `JoinedPolicy`.
 
     Groups of different rollouts stay apart. Columns that a rollout does not have are masked.
     """
@@ -84,7 +84,7 @@ def joined(rollouts: Sequence[Rollout], prompts: Sequence[Tensor]) -> Rollout:
         parts = [values(p.rollout)[p.rows] for p in pieces]
         return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
 
-    samples = joined_samples(
+    samples = join_samples(
         [r.samples[_of_prompts(p, r, "samples").tolist()] for p, r in zip(prompts, rollouts, strict=True)]
     )
     return Rollout(
@@ -97,7 +97,7 @@ def joined(rollouts: Sequence[Rollout], prompts: Sequence[Tensor]) -> Rollout:
     )
 
 
-def joined_samples(parts: Sequence[Samples]) -> Samples:
+def join_samples(parts: Sequence[Samples]) -> Samples:
     """The samples of several draws as one, with groups that stay apart."""
     first, group, above = parts[0], [], 0
     for part in parts:
@@ -119,7 +119,7 @@ def joined_samples(parts: Sequence[Samples]) -> Samples:
 
 
 class JoinedPolicy:
-    """What looks at rollouts made by `joined`, for a policy."""
+    """What looks at rollouts made by `join_rollouts`, for a policy."""
 
     def __init__(self, policy: Looks):
         self._policy = policy
@@ -133,7 +133,7 @@ class JoinedPolicy:
         self, rollout: Rollout, rows: Tensor, view: View, visit: Visit, *, progress: Progress | None = None
     ) -> None:
         """See `contracts.Looks`."""
-        for piece, wanted in _met(rollout, rows):
+        for piece, wanted in _pieces_of(rollout, rows):
             place = torch.full((len(piece.rollout.rollout_logp),), -1)
             place[piece.rows] = torch.arange(len(piece.rows)) + piece.start
 
@@ -143,7 +143,7 @@ class JoinedPolicy:
             self._policy.look(piece.rollout, wanted, view, hand_over, progress=progress)
 
 
-def _met(rollout: Rollout, rows: Tensor) -> Iterator[tuple[Piece, Tensor]]:
+def _pieces_of(rollout: Rollout, rows: Tensor) -> Iterator[tuple[Piece, Tensor]]:
     """Each piece that some of the rows belong to, and these rows as its rollout counts them."""
     for piece in rollout.replay:
         local = rows - piece.start

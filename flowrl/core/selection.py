@@ -90,18 +90,18 @@ class WidthPruning:
     mode: str
     ratio: float
 
-    def kept(self, adv: Tensor) -> Tensor:
+    def kept_decisions(self, adv: Tensor) -> Tensor:
         """Which decisions stay, bool [R, K], from advantages [R] or [R, K]."""
         rows = len(self.candidates)
-        found = torch.ones(len(adv) // rows, *self.candidates.shape, dtype=torch.bool)
-        for prompt, values in zip(found, adv.detach().cpu().unflatten(0, (-1, rows)), strict=True):
+        kept = torch.ones(len(adv) // rows, *self.candidates.shape, dtype=torch.bool)
+        for prompt, values in zip(kept, adv.detach().cpu().unflatten(0, (-1, rows)), strict=True):
             edges = self.candidates.nonzero()
             parts = [edges[edges[:, 0] == row] for row in range(rows)] if self.mode == "branches" else [edges]
             for part in parts:
                 adv_there = values[part[:, 0]] if values.ndim == 1 else values[part[:, 0], part[:, 1]]
                 out = part[self._left_out(adv_there)]
                 prompt[out[:, 0], out[:, 1]] = False
-        return found.flatten(0, 1)
+        return kept.flatten(0, 1)
 
     def _left_out(self, values: Tensor) -> Tensor:
         order = torch.argsort(values, descending=True, stable=True)
@@ -111,6 +111,6 @@ class WidthPruning:
         return order[number // 2 : max(len(order) - (number - number // 2), number // 2)]
 
 
-def width_pruned(rollout: Rollout, adv: Tensor, pruning: WidthPruning) -> Rollout:
-    """The rollout with the decisions masked that a width pruning leaves out."""
-    return replace(rollout, mask=rollout.mask & pruning.kept(adv))
+def prune_width(rollout: Rollout, adv: Tensor, pruning: WidthPruning) -> Rollout:
+    """The rollout with the decisions masked that a width pruning leaves out; adv [R] or [R, K]."""
+    return replace(rollout, mask=rollout.mask & pruning.kept_decisions(adv))

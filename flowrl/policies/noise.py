@@ -39,7 +39,7 @@ class Key:
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def copies(prompts: Iterable[str]) -> list[int]:
+def copy_numbers(prompts: Iterable[str]) -> list[int]:
     """For each id, how many prompts before it have the same id: the `copy` of its keys."""
     seen: Counter[str] = Counter()
     numbers = []

@@ -119,7 +119,7 @@ class Console:
 
     def evaluated(self, iteration: int, result: Evaluation) -> None:
         """One line of held-out means."""
-        scores = "  ".join(f"{name} {mean}" for name, mean in result.shown().items())
+        scores = "  ".join(f"{name} {mean}" for name, mean in result.means_with_total().items())
         self.rich.print(
             f"held out, iteration {iteration}: {scores}  (n = {len(result.prompts)})", highlight=False, soft_wrap=True
         )
@@ -144,7 +144,7 @@ def _before_after(evaluations: dict[int, Evaluation]) -> Table:
 
 def _pairs(first: Evaluation, last: Evaluation) -> Iterator[tuple[str, Mean, Mean]]:
     """(name, before, after) of each reward, and of each kind of prompt if prompts have kinds."""
-    before, after = first.shown(), last.shown()
+    before, after = first.means_with_total(), last.shown()
     kinds_before, kinds_after = first.by("kind"), last.by("kind")
     for name in before:
         yield name, before[name], after[name]

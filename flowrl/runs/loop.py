@@ -216,7 +216,7 @@ class Run:
             self.stopping.check()
 
         working = self.console.working(f"evaluating {len(self.inputs.heldout)} held-out prompts")
-        with torch.no_grad(), self.learner.averaged(), working:
+        with torch.no_grad(), self.learner.using_average(), working:
             start = time.perf_counter()
             show = {"keep": recipe.eval.grid, "statistics": sample_statistics}
             given = recipe, self.policy, self.inputs.heldout
@@ -285,7 +285,7 @@ class Run:
 
     def _finish(self) -> dict[str, Any]:
         state, weights = self.state, self.folder.path / ("lora" if self.recipe.lora is not None else "model")
-        with torch.no_grad(), self.learner.averaged():
+        with torch.no_grad(), self.learner.using_average():
             adapters.save(self.policy.source, self.policy.modules, weights)
         seconds = state.elapsed
         heldout = {i: {n: asdict(m) for n, m in e.means().items()} for i, e in sorted(self.evaluations.items())}

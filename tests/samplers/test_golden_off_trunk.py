@@ -12,7 +12,7 @@ from flowrl.core.credit import row_advantages
 from golden import Case, tensor
 from samplers import schedules
 from samplers.decisions import replay_forwards
-from samplers.plan import ROOT, Own, Segment, Tree
+from samplers.plan import ROOT, OwnTable, Segment, Tree
 from samplers.tables import Coarse, Shifted
 from samplers.transitions import flow_sde, ode
 from samplers.trees import PerStep, credit_weights, peers
@@ -129,7 +129,7 @@ def test_segments_of_a_unit_are_walked_once() -> None:
             Segment(0, 1, 4),
             Segment(0, 1, 3, (), (), member=1, table=1, view=1),
         ),
-        tables=(Own(), Coarse(2, 2)),
+        tables=(OwnTable(), Coarse(2, 2)),
     )
     assert [front.units for front in tree.fronts] == [((0,),), ((1, 2),), ((1,),), ((1,),), ((2,),)]
     assert tree.path(2) == (0, 2)

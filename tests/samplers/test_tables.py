@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from samplers import schedules
-from samplers.plan import Own, Table
+from samplers.plan import OwnTable, Table
 from samplers.tables import Coarse, Compressed, Exponential, Karras, Linear, Merged, Shifted
 
 
@@ -26,7 +26,7 @@ def own_tables(draw: st.DrawFn) -> Tensor:
 @st.composite
 def tables(draw: st.DrawFn, steps: int) -> Table:
     """Any table that `steps` steps of the pipeline's own allow."""
-    base = draw(st.sampled_from([Own(), Linear(), Shifted(3.0), Exponential(1.15), Karras(7.0)]))
+    base = draw(st.sampled_from([OwnTable(), Linear(), Shifted(3.0), Exponential(1.15), Karras(7.0)]))
     after = draw(st.integers(0, steps - 1))
     some = st.integers(1, 12)
     makers = {
@@ -97,9 +97,9 @@ def test_a_coarse_tail_takes_every_nth_level_and_the_end() -> None:
 
 def test_merging_drops_what_lies_between() -> None:
     own = schedules.shifted(8, 3.0)
-    assert torch.equal(Merged(Own(), 2, 3).levels(own), own[[0, 1, 2, 5, 6, 7, 8]])
-    assert torch.equal(Merged(Own(), 5, 3).levels(own), own[[0, 1, 2, 3, 4, 5, 8]])
-    assert torch.equal(Merged(Own(), 2, 1).levels(own), own)
+    assert torch.equal(Merged(OwnTable(), 2, 3).levels(own), own[[0, 1, 2, 5, 6, 7, 8]])
+    assert torch.equal(Merged(OwnTable(), 5, 3).levels(own), own[[0, 1, 2, 3, 4, 5, 8]])
+    assert torch.equal(Merged(OwnTable(), 2, 1).levels(own), own)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -121,10 +121,10 @@ def test_flash_always_has_a_tail() -> None:
     [
         (lambda: Shifted(0.0), "shift=0.0: give a number above 0"),
         (lambda: Karras(-1.0), "rho=-1.0: give a number above 0"),
-        (lambda: Merged(Own(), -1, 2), "begin=-1, count=2"),
-        (lambda: Merged(Own(), 3, 0), "begin=3, count=0"),
-        (lambda: Merged(Own(), 3, 3).num_steps(5), "steps 3 to 5 are to become one of 5: end at 4 or before"),
-        (lambda: Merged(Own(), 3, 3).levels(schedules.linear(5)), "steps 3 to 5"),
+        (lambda: Merged(OwnTable(), -1, 2), "begin=-1, count=2"),
+        (lambda: Merged(OwnTable(), 3, 0), "begin=3, count=0"),
+        (lambda: Merged(OwnTable(), 3, 3).num_steps(5), "steps 3 to 5 are to become one of 5: end at 4 or before"),
+        (lambda: Merged(OwnTable(), 3, 3).levels(schedules.linear(5)), "steps 3 to 5"),
         (lambda: Coarse(0, 0), "after=0, every=0"),
         (lambda: Coarse(5, 1).num_steps(5), "after=5 leaves no step of 5 to the tail: give 4 or less"),
         (lambda: Compressed(0, 0), "after=0, steps=0"),

@@ -61,7 +61,7 @@ def penalty(
             term = term.detach() + surrogate - surrogate.detach()
     if rollout_logp is not None:
         if logp is None:
-            raise ValueError("behave is given without logp: the correction is exp(logp - rollout_logp)")
+            raise ValueError("rollout_logp is given without logp: the correction is exp(logp - rollout_logp)")
         term = term * _difference(logp, rollout_logp.detach(), mask).exp()
     return term if mask is None else term.where(mask.bool(), 0.0)
 
@@ -80,7 +80,7 @@ def _estimate(kind: str, x: Tensor, log_ratio_limit: float | None, value_limit: 
 
 
 def k3(x: Tensor) -> Tensor:
-    """exp(x) - x - 1, accurate and never negative near 0, in value and gradient.
+    """exp(x) - x - 1 for x of any shape, accurate and never negative near 0, in value and gradient.
 
     Denoising steps differ by 1e-4 or less from the reference: there the three terms cancel to rounding noise of either
     sign in float32. Below 0.01 the Taylor series to x^5 is right to 1e-10 relative.
@@ -98,7 +98,7 @@ def _difference(left: Tensor, right: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def at_least_float32(value: Tensor) -> Tensor:
-    """The values as float32, or as wide as they are."""
+    """The values, of any shape, as float32 or as wide as they are."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 

@@ -47,20 +47,20 @@ class GivenObjective:
         return frozenset(self._said("needs", ()))
 
     def weights(self, mask: Tensor) -> Tensor:
-        """See `contracts.Objective`: the mean over trained decisions where the loss says nothing else."""
+        """Weights [R, K]; see `contracts.Objective`: the mean over trained decisions unless the loss says otherwise."""
         own = self._said("weights", None)
         return weights(mask) if own is None else own(mask)
 
     def step_weights(self, mask: Tensor, step_stats: dict[str, Tensor]) -> Tensor | None:
-        """See `contracts.Objective`."""
+        """Factors [R, K], or None; see `contracts.Objective`."""
         own = self._said("step_weights", None)
         return None if own is None else own(mask, step_stats)
 
     def __call__(self, seen: LogProbs, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """See `contracts.Objective`. Decisions that are not trained have the loss 0, whatever it gives for them."""
         spread = (batch.adv[:, None] if batch.adv.ndim == 1 else batch.adv).expand_as(seen.logp)
-        found = self.loss(seen, replace(batch, adv=spread))
-        loss, metrics = found if isinstance(found, tuple) else (found, {})
+        returned = self.loss(seen, replace(batch, adv=spread))
+        loss, metrics = returned if isinstance(returned, tuple) else (returned, {})
         if not isinstance(loss, Tensor) or loss.shape != seen.logp.shape:
             got = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             raise ValueError(f"the loss is {got}; wanted is a number a decision, [r, k], here {list(seen.logp.shape)}")

@@ -74,12 +74,12 @@ class ClippedObjective:
         return frozenset({"reference"} if self.kl > 0 else ())
 
     def weights(self, mask: Tensor) -> Tensor:
-        """See `contracts.Objective`."""
+        """Weights [R, K]; see `contracts.Objective`."""
         room = len(mask) * (mask.shape[1] if self.length is None else self.length)
         return weights(mask, self.aggregate, constant=float(room) if self.aggregate == "constant" else None)
 
     def step_weights(self, mask: Tensor, step_stats: dict[str, Tensor]) -> Tensor | None:
-        """See `contracts.Objective`."""
+        """Factors [R, K], or None; see `contracts.Objective`."""
         factor = step_weights(self.weight, mask, step_stats)
         if self.entropy_share is None:
             return factor

@@ -56,11 +56,11 @@ class NoisedObjective:
         return frozenset(["reference"] if self.kl > 0 else [])
 
     def weights(self, mask: Tensor) -> Tensor:
-        """See `contracts.Objective`."""
+        """Weights [R, K]; see `contracts.Objective`."""
         return weights(mask)
 
     def step_weights(self, mask: Tensor, step_stats: dict[str, Tensor]) -> None:
-        """See `contracts.Objective`: there are none."""
+        """See `contracts.Objective`: no factors [R, K]."""
 
     def __call__(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """See `contracts.Objective`."""
@@ -99,7 +99,7 @@ class NFTObjective(NoisedObjective):
         return super().needs | {"old"}
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
-        """See `NoisedObjective`."""
+        """(loss [r], metrics [r]); see `NoisedObjective`."""
         probability = reward_probability(_of_rows(batch.adv), clip=self.adv_clip, mode=self.adv_mode)
         clean, old = seen.clean(seen.v), seen.clean(batch.velocities["old"])
         return nft_loss(clean, old, seen.x0, probability, beta=self.beta, scale=self.adv_clip)
@@ -132,7 +132,7 @@ class AWMObjective(NoisedObjective):
         return super().needs | {"old"}
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
-        """See `NoisedObjective`."""
+        """(loss [r], metrics [r]); see `NoisedObjective`."""
         old_v, level = batch.velocities["old"], torch.tensor(seen.level)
         logp, old = (
             awm_log_prob(mean_square(v - seen.target), level, weighting=self.weighting, power=self.power)
@@ -174,7 +174,7 @@ class DGPOObjective(NoisedObjective):
         )
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
-        """See `NoisedObjective`."""
+        """(loss [r], metrics [r]); see `NoisedObjective`."""
         adv = _of_rows(batch.adv)
         error, others = _errors(seen, batch)
         held, told = None, {}
@@ -219,7 +219,7 @@ class CRDObjective(NoisedObjective):
         return adaptive_divergence(reward_probability(_of_rows(batch.adv), clip=self.adv_clip), self.kl)
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
-        """See `NoisedObjective`."""
+        """(loss [r], metrics [r]); see `NoisedObjective`."""
         probability = reward_probability(_of_rows(batch.adv), clip=self.adv_clip)
         implicit = implicit_reward(seen.v - seen.target, batch.velocities["old"] - seen.target, adaptive=self.adaptive)
         loss, metrics = crd_loss(
@@ -273,7 +273,7 @@ class FlowRWRObjective(NoisedObjective):
     temperature: float = 1.0
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
-        """See `NoisedObjective`."""
+        """(loss [r], metrics [r]); see `NoisedObjective`."""
         weight = reward_weight(_of_rows(batch.adv), self.temperature)
         return weight * mean_square(seen.v - seen.target), {"reward_weight": weight}
 

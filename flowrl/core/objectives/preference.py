@@ -13,7 +13,7 @@ from torch.nn import functional
 
 
 def preference_loss(margin: Tensor, label: float | Tensor = 1.0) -> Tensor:
-    """-label log sigmoid(margin) - (1 - label) log sigmoid(-margin), in the shape of margin.
+    """-label log sigmoid(margin) - (1 - label) log sigmoid(-margin), the same shape as margin.
 
     label: probability that the first of the pair is the better one; 1 - label is the smoothing of labels (cDPO).
     """
@@ -46,8 +46,8 @@ def pair_loss(implicit: Tensor, label: float | Tensor = 1.0) -> tuple[Tensor, di
     Metrics [p]: margin, implicit_accuracy (1 where the implicit rewards agree with the preference).
     """
     margin = implicit[:, 0] - implicit[:, 1]
-    found = margin.detach()
-    return preference_loss(margin, label), {"margin": found, "implicit_accuracy": (found > 0).to(found.dtype)}
+    detached = margin.detach()
+    return preference_loss(margin, label), {"margin": detached, "implicit_accuracy": (detached > 0).to(detached.dtype)}
 
 
 def token_margin(

@@ -60,7 +60,7 @@ def top_entropy(share: float, mask: Tensor, step_stats: dict[str, Tensor]) -> Te
 
 
 def step_stat(step_stats: dict[str, Tensor], name: str) -> Tensor:
-    """A statistic of the decisions. Raises ValueError where they do not have it."""
+    """A statistic of the decisions, [R, K]. Raises ValueError if they do not have it."""
     if name not in step_stats:
         raise ValueError(f"the objective needs {name!r} of each decision, which this policy's decisions do not have")
     return step_stats[name]

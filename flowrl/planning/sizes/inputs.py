@@ -37,7 +37,7 @@ class CallSetting:
     padded: int = 77
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """A tensor of this shape on the meta device, which takes no memory."""
+        """A tensor [*shape] on the meta device, which takes no memory."""
         return torch.empty(shape, device="meta", dtype=dtype or self.dtype)
 
     def argument(self, name: str, default: JSON) -> JSON:

@@ -19,7 +19,7 @@ from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.chat import Encoder
 from flowrl.policies.language.decoding import cache_argument, decode, teacher_forced
-from flowrl.policies.noise import Key, copies, token_uniforms
+from flowrl.policies.noise import Key, copy_numbers, token_uniforms
 from flowrl.policies.weights import under, weights_of
 from flowrl.untyped import LanguageModel, Tokenizer
 from samplers.tokens import Generation, token_kl, token_logp
@@ -105,7 +105,7 @@ class LanguagePolicy:
         The mask holds the drawn tokens, the one that ends a completion included; greedy ones are not to be trained.
         """
         self.prepare(prompts[0], plan)
-        ids, copy = [self._ids(p, plan) for p in prompts], copies(p.id for p in prompts)
+        ids, copy = [self._ids(p, plan) for p in prompts], copy_numbers(p.id for p in prompts)
         parts = []
         for chunk in rollout_chunks(len(prompts), group_size, self.max_rows):
             members = range(first + chunk.first, first + chunk.first + chunk.size)

@@ -137,7 +137,7 @@ class DDIMStep:
 
     def look_at(self, level: float) -> Tensor:
         """Makes the walk one of two steps, of which the second begins at the timestep nearest to a level; returns the
-        amplitudes that the pipeline's own steps go through."""
+        amplitudes of the pipeline's own steps, float32 [num_steps + 1]."""
         own, time = self._own_table(), self._nearest_time(level)
         first = min(time + 1, len(self.alphas_cumprod) - 1)
         self._amplitudes = [(self._amplitude_at(t), self._amplitude_at(time)) for t in (first, time)]

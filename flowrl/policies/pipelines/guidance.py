@@ -21,7 +21,7 @@ from flowrl.policies.pipelines.branches import REMEDY, ROW, Branches, Guidance, 
 from flowrl.policies.pipelines.intercepted_step import EndOfWalk, Step
 from flowrl.policies.pipelines.passes import PipelinePasses
 from flowrl.untyped import Nest
-from samplers.plan import Own
+from samplers.plan import OwnTable
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ Reading = tuple[str, list[RecordedCall]]  # a text, and the calls of a pass for 
 class StationaryWalk:
     """A walk that stays where it begins, so that the denoiser's inputs depend on the prompts alone."""
 
-    table = Own()
+    table = OwnTable()
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -49,7 +49,7 @@ class StationaryWalk:
         """Every iteration steps."""
         return True
 
-    def entering(self, iteration: int, stream: int) -> Tensor:
+    def skipped_state(self, iteration: int, stream: int) -> Tensor:
         """Never called: no iteration is skipped. Would return [R, ...]."""
         raise AssertionError("nothing is skipped")
 

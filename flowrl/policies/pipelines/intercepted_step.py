@@ -84,10 +84,10 @@ class Walk(Protocol):
         ...
 
     def is_real(self, iteration: int) -> bool:
-        """Whether this iteration runs; otherwise its denoiser calls are skipped and `entering` is passed on."""
+        """Whether this iteration runs; otherwise its denoiser calls are skipped and `skipped_state` is passed on."""
         ...
 
-    def entering(self, iteration: int, stream: int) -> Tensor:
+    def skipped_state(self, iteration: int, stream: int) -> Tensor:
         """The state [R, ...] that a skipped iteration returns."""
         ...
 
@@ -231,7 +231,7 @@ class InterceptedStep:
                 )
             )
         else:
-            state = walk.entering(iteration, self._stream)
+            state = walk.skipped_state(iteration, self._stream)
         self._step_index += 1
         # a copy even at equal dtype: the pipeline may write into what it is given
         out = state.to(sample.dtype if per_token_timesteps is not None else model_output.dtype, copy=True)

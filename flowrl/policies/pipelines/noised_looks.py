@@ -16,9 +16,9 @@ from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key, step_noise
 from flowrl.policies.pipelines.intercepted_step import Path, Step
 from flowrl.policies.pipelines.passes import PipelinePasses
-from flowrl.policies.pipelines.replay_walk import Looking
+from flowrl.policies.pipelines.replay_walk import LookWalk
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory
-from samplers.plan import Own, Table
+from samplers.plan import OwnTable, Table
 from samplers.renoising import signal
 from samplers.tables import At
 
@@ -57,7 +57,7 @@ class Noised(NamedTuple):
 
 
 def noised(trajectory: Trajectory, rows: Tensor, column: int, at: Coordinates, *, share: bool) -> Noised:
-    """The samples `rows` at the level of a column, with noise of their own, or shared by those of a prompt."""
+    """The samples rows, int64 [r], at the level of a column, with noise of their own or shared by those of a prompt."""
     keys = [_key(trajectory, int(row), share) for row in rows]
     x, clean, target = {}, {}, {}
     for stream, states in trajectory.clean.items():
@@ -75,15 +75,15 @@ def _key(trajectory: Trajectory, row: int, share: bool) -> Key:
     return Key(trajectory.seed, trajectory.prompts[prompt].id, trajectory.first + member, trajectory.copies[prompt])
 
 
-def merged(streams: Streams) -> Tensor:
-    """The states of several streams as one tensor [r, ...]: flattened where there is more than one."""
+def merge_streams(streams: Streams) -> Tensor:
+    """The states of several streams as one tensor [r, ...]: flattened if there is more than one."""
     parts = [streams[stream] for stream in sorted(streams)]
     return parts[0] if len(parts) == 1 else torch.cat([part.flatten(1) for part in parts], 1)
 
 
 def field(rows: Tensor, column: int, at: Coordinates, made: Noised, velocity: Streams) -> Field:
-    """What a look at noised samples has found."""
-    x, v, x0, target = (merged(streams) for streams in (made.x, velocity, made.x0, made.target))
+    """The Field of a look at noised samples rows, int64 [r]."""
+    x, v, x0, target = (merge_streams(streams) for streams in (made.x, velocity, made.x0, made.target))
     return Field(rows, torch.tensor([column]), at.level, x, v, x0, target, at.unit)
 
 
@@ -91,7 +91,7 @@ class _Watching:
     """A walk of the ODE for one row that keeps states, velocities and levels."""
 
     rows = 1
-    table: Table = Own()
+    table: Table = OwnTable()
 
     def __init__(self) -> None:
         self.steps: dict[int, dict[int, Step]] = {}  # by iteration and stream
@@ -100,7 +100,7 @@ class _Watching:
         """Every iteration runs."""
         return True
 
-    def entering(self, iteration: int, stream: int) -> Tensor:
+    def skipped_state(self, iteration: int, stream: int) -> Tensor:
         """Never asked for."""
         raise AssertionError("nothing is skipped")
 
@@ -147,7 +147,7 @@ def look_at(
     passes: PipelinePasses, states: Streams, prompts: list[Prompt], starts: list[Key], level: float | Tensor
 ) -> Streams:
     """The velocities at these states of one level, a row a prompt; with gradient where it is enabled."""
-    walk = Looking(states, 1, len(states), At(float(level)))
+    walk = LookWalk(states, 1, len(states), At(float(level)))
     passes.run(walk, prompts, starts, steps=2, grad=torch.is_grad_enabled())
     if len(walk.velocity) < len(states):
         raise PolicyError(

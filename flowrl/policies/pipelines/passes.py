@@ -1,7 +1,7 @@
 """Passes through a pipeline: one call of it for some rows, on behalf of a walk.
 
 What a policy, its probe and its looks at single levels have in common: the working copy of the pipeline, what is known
-of it, and how it is called. The probe finds out what is known (see probe.py).
+about it, and how it is called. The probe determines what is known (see probe.py).
 """
 
 from collections.abc import Sequence
@@ -124,7 +124,7 @@ class PipelinePasses:
         grad: bool = False,
         **more: Any,
     ) -> Any:
-        """Calls the pipeline once for these rows; its output, or None where the walk left early."""
+        """Calls the pipeline once for these rows; returns its output, or None if the walk ended early."""
         once = self.sharing.pictures == "once"
         arguments = (
             call_arguments(self.call, prompts, self._working_copy.accepts, once=once)
@@ -150,11 +150,11 @@ class PipelinePasses:
         return output
 
     def media(self, output: Any, rows: int) -> Media:
-        """What a pass made. Raises PolicyError where it is no sample, or not of the size asked for."""
+        """The media of a pass's output. Raises PolicyError if they are not samples of the requested size."""
         made = media_of(output, self.source, rows)
         check_size(made, {} if callable(self.call) else self.call, self.source)
         return made
 
     def streams_at(self, iteration: int) -> int:
-        """How many streams step at an iteration."""
+        """The number of streams that step at an iteration."""
         return self.streams.get(iteration, max(self.streams.values(), default=1))

@@ -19,7 +19,7 @@ from flowrl.contracts import LogProbs, Progress, Prompt, Rollout, Samples, View,
 from flowrl.core.batches import prompt_chunks
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.noise import Key, copies
+from flowrl.policies.noise import Key, copy_numbers
 from flowrl.policies.pipelines.arguments import Call
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.failing import in_one_line
@@ -28,10 +28,10 @@ from flowrl.policies.pipelines.noised_looks import field, level_of, look_at, noi
 from flowrl.policies.pipelines.outputs import credit_of, samples_of
 from flowrl.policies.pipelines.passes import PipelinePasses, WalkPlan
 from flowrl.policies.pipelines.probe import probe
-from flowrl.policies.pipelines.replay_walk import Looking, ReplayWalk, replay_steps_by_pass
+from flowrl.policies.pipelines.replay_walk import LookWalk, ReplayWalk, replay_steps_by_pass
 from flowrl.policies.pipelines.replay_walk import Visit as StepVisit
 from flowrl.policies.pipelines.sharing import in_order
-from flowrl.policies.pipelines.trajectory import Streams, Trajectory, joined, take
+from flowrl.policies.pipelines.trajectory import Streams, Trajectory, join_trajectories, take
 from flowrl.policies.weights import under, weights_of
 from flowrl.untyped import Pipeline
 from samplers.plan import Tree
@@ -91,7 +91,7 @@ class PipelinePolicy(PipelinePasses):
         """
         self.prepare(prompts[0], plan)
         tree, rollout_walks, outputs = plan.tree(group_size), [], []
-        copy = copies(p.id for p in prompts)
+        copy = copy_numbers(p.id for p in prompts)
         limit = self.max_rows if self.sharing.rows == "any" else 1
         for chunk in prompt_chunks(len(prompts), max(part.rows for part in tree.passes()), limit):
             trajectory = Trajectory(
@@ -108,7 +108,7 @@ class PipelinePolicy(PipelinePasses):
             self._samples(prompts, tree, join_media(outputs, type(self.source).__name__)),
             rollout_logp,
             torch.cat([mask for _, mask, _ in found]),
-            joined([rollout_walk.trajectory for rollout_walk in rollout_walks]),
+            join_trajectories([rollout_walk.trajectory for rollout_walk in rollout_walks]),
             credit=credit_of(tree, rollout_logp),
             step_stats={name: torch.cat([step_stats[name] for _, _, step_stats in found]) for name in found[0][2]},
         )
@@ -155,7 +155,7 @@ class PipelinePolicy(PipelinePasses):
         found, parts = [], self.sharing.split([p.id for p in prompts])
         for part in parts:
             here = {stream: take(state, torch.tensor(part)) for stream, state in states.items()}
-            walk = Looking(here, step, self.streams_at(step))
+            walk = LookWalk(here, step, self.streams_at(step))
             more = {} if step else {"latents": here[0]}
             self._look(walk, [prompts[i] for i in part], plan, seed, grad=True, **more)
             found.append(walk.velocity[0])
@@ -168,7 +168,7 @@ class PipelinePolicy(PipelinePasses):
         self.prepare(prompts[0], plan)
         found, parts = [], self.sharing.split([p.id for p in prompts])
         for part in parts:
-            walk = Looking({stream: take(state, torch.tensor(part)) for stream, state in states.items()}, None)
+            walk = LookWalk({stream: take(state, torch.tensor(part)) for stream, state in states.items()}, None)
             output = self._look(walk, [prompts[i] for i in part], plan, seed, grad=torch.is_grad_enabled())
             made = media_of(output, self.source, len(part))
             found.append(next(made[kind] for kind in ("images", "video", "audio") if kind in made))
@@ -223,7 +223,7 @@ class PipelinePolicy(PipelinePasses):
                 visit(field(mine, column, at, made, velocity))
 
     def _look(
-        self, walk: Looking, prompts: Sequence[Prompt], plan: WalkPlan, seed: int, *, grad: bool, **more: Any
+        self, walk: LookWalk, prompts: Sequence[Prompt], plan: WalkPlan, seed: int, *, grad: bool, **more: Any
     ) -> Any:
         starts = [Key(seed, p.id, 0) for p in prompts]
         return self.run(walk, prompts, starts, steps=plan.num_steps, grad=grad, **more)

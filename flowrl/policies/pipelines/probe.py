@@ -1,4 +1,4 @@
-"""The probe: what a policy learns of a pipeline, and proves, before it trusts it with training."""
+"""The probe: what a policy learns about a pipeline, and checks, before it is trained."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from flowrl.policies.pipelines.neighbours import TOLERANCE, TOLERANCE_HALF, comp
 from flowrl.policies.pipelines.passes import PipelinePasses, WalkPlan
 from flowrl.policies.pipelines.sharing import ALONE
 from flowrl.policies.pipelines.trajectory import Trajectory
-from samplers.plan import Own, Plan
+from samplers.plan import OwnTable, Plan
 from samplers.renoising import vp_ddim
 
 STEP_TOLERANCE = 1e-3  # of a step at noise 0 against the scheduler's own, relative to the size of the state
@@ -21,11 +21,11 @@ REPLAY_TOLERANCE = 1e-4  # of a replayed log-prob, in float32
 REPLAY_TOLERANCE_HALF = 2e-2  # the same where the model computes in half precision
 
 
-class Probing:
+class ProbeWalk:
     """A walk along the ODE that counts streams and compares each step with the scheduler's own."""
 
     rows = 1
-    table = Own()
+    table = OwnTable()
 
     def __init__(self, name: str):
         self.name = name  # of the pipeline
@@ -36,12 +36,12 @@ class Probing:
         """Every iteration runs."""
         return True
 
-    def entering(self, iteration: int, stream: int) -> Tensor:
-        """Never asked for."""
+    def skipped_state(self, iteration: int, stream: int) -> Tensor:
+        """Never called: a probe skips nothing. Would return [R, ...]."""
         raise AssertionError("a probe skips nothing")
 
     def step(self, step: Step) -> Tensor:
-        """The step without noise, Euler's or DDIM's, compared. Raises PolicyError for other states than one a row."""
+        """The step without noise [R, ...], compared. Raises PolicyError unless each row has one state."""
         if len(step.x) != self.rows:
             raise PolicyError(
                 f"{self.name}: its scheduler steps {len(step.x)} states for {self.rows} sample (DiT carries "
@@ -67,7 +67,7 @@ def probe(passes: PipelinePasses, prompt: Prompt, plan: WalkPlan) -> dict[int, i
     never steps the scheduler, where a step at noise 0 is not the scheduler's own, or where a replay is not its rollout.
     """
     name, start = type(passes.source).__name__, [Key(0, prompt.id, 0)]
-    walk, passes.sharing = Probing(name), ALONE
+    walk, passes.sharing = ProbeWalk(name), ALONE
     keeper = passes.keeper
     keeper.forget()
     keeper.rollout_walk = True
@@ -104,10 +104,10 @@ def probe(passes: PipelinePasses, prompt: Prompt, plan: WalkPlan) -> dict[int, i
 
 
 def _divide_guidance(passes: PipelinePasses, prompt: Prompt, plan: WalkPlan) -> None:
-    """Finds out which rows know nothing of the prompt, and proves that calling them apart changes no velocity."""
-    found = find_guidance(passes, prompt, plan.num_steps)
+    """Determines which rows are free of the prompt, and checks that calling them separately changes no velocity."""
+    divided = find_guidance(passes, prompt, plan.num_steps)
     velocities = []
-    for guidance in (None, found):
+    for guidance in (None, divided):
         passes.keeper.guidance = guidance
         walk = VelocityWalk(1)
         passes.run(walk, [prompt], [Key(0, prompt.id, 0)], steps=plan.num_steps)
@@ -118,14 +118,14 @@ def _divide_guidance(passes: PipelinePasses, prompt: Prompt, plan: WalkPlan) -> 
     gap = float((whole - parts).abs().max() / (1 + whole.abs().max()))
     if not gap <= tolerance:
         raise PolicyError(
-            f"objective.guidance_gradient: {type(passes.source).__name__}'s denoiser says something else by {gap:.1e} "
-            f"where its rows without the prompt are called apart (accepted: {tolerance:.0e}); set "
+            f"objective.guidance_gradient: {type(passes.source).__name__}'s denoiser differs by {gap:.1e} if its rows "
+            f"without the prompt are called separately (accepted: {tolerance:.0e}); set "
             "objective.guidance_gradient=both"
         )
 
 
 def _denoisers(passes: PipelinePasses, iterations: int) -> set[str]:
-    """Components called between two steps, and those of a denoiser's usual name that only the first step calls."""
+    """Components called between two steps, and those with a usual denoiser's name that only the first step calls."""
     called = passes.keeper.iterations_by_module()
     between = {name for name, at in called.items() if any(0 < i < iterations for i in at)}
     return between | {name for name in called if name in DENOISERS}
@@ -155,31 +155,31 @@ def _check_replay(passes: PipelinePasses, prompt: Prompt, plan: WalkPlan) -> Non
 
 
 def _holds(drift: tuple[float, float], accepted: tuple[float, float]) -> bool:
-    return all(found <= most for found, most in zip(drift, accepted, strict=True))
+    return all(measured <= most for measured, most in zip(drift, accepted, strict=True))
 
 
 def _drift(passes: PipelinePasses, prompt: Prompt, plan: Plan) -> tuple[float, float]:
-    """How far a replay is from its rollout: in the log-prob, and in the means over the size of the state."""
+    """The distance of a replay from its rollout: of the log-prob, and of the means over the size of the state."""
     trajectory = Trajectory([prompt], plan.tree(1), 0, complete=not passes.keeper.skip)
     rollout_walk, _ = passes.roll(trajectory, keep_means=True)
     rollout_logp, mask, _ = rollout_walk.result()
     if not mask.any():
         return 0.0, 0.0  # a deterministic transition: nothing is scored, and an objective that needs it says so
     try:
-        found = compare_alone(passes, trajectory, 0, {plan.trained[0], plan.trained[-1]}, grad=True)
+        replayed = compare_alone(passes, trajectory, 0, {plan.trained[0], plan.trained[-1]}, grad=True)
     except (AttributeError, RuntimeError, TypeError, ValueError, KeyError, IndexError):
         if passes.keeper.skip:  # a denoiser that was skipped left something undone: run them all
             return float("inf"), float("inf")
         raise
     learns = next(trainable(passes.modules), None) is not None
-    if learns and not any(p.requires_grad for p in found.logp.values()):
+    if learns and not any(p.requires_grad for p in replayed.logp.values()):
         raise PolicyError(
             f"{type(passes.source).__name__}: no gradient reaches the log-prob of a replayed step; the pipeline calls "
             "its denoiser under torch.no_grad() or detaches its output"
         )
     columns = {step: i for i, step in enumerate(plan.trained)}
-    gaps = [abs(float(logp.detach()) - float(rollout_logp[0, columns[step]])) for step, logp in found.logp.items()]
-    return max(gaps), found.worst
+    gaps = [abs(float(logp.detach()) - float(rollout_logp[0, columns[step]])) for step, logp in replayed.logp.items()]
+    return max(gaps), replayed.worst
 
 
 def _is_single_precision(passes: PipelinePasses) -> bool:

@@ -1,4 +1,4 @@
-"""Walks over what was recorded: a replay scores the trained steps, a look takes one velocity or decodes."""
+"""Walks over a recorded rollout: a replay scores the trained steps, a look takes one velocity or decodes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,16 +14,17 @@ from flowrl.policies.pipelines.intercepted_step import EndOfWalk, Step
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory, take
 from samplers.decisions import decisions
 from samplers.gaussian import Gaussian, pool_streams
-from samplers.plan import Own, Table
+from samplers.plan import OwnTable, Table
 
 
 @dataclass(frozen=True)
 class ReplayStep:
-    """What one trained step needs, to be scored again for some rows.
+    """What one trained step needs to be scored again for some rows.
 
-    rows: those of the rollout that have a decision there; drawn: its place in the trajectory. states: places of the
-    states that they start from, each once; among: for each row, its place in states. leads: (prompt, segment) of each
-    state; a pass that holds several of them needs them to agree in prompt and initial noise.
+    rows: int64 [r], those of the rollout that have a decision there; drawn: int64 [r], its place in the trajectory.
+    states: int64 [n], places of the states that they start from, each once; among: int64 [r], each row's place in
+    states. leads: (prompt, segment) of each state; a pass that holds several of them needs them to agree in prompt and
+    initial noise.
     """
 
     rows: Tensor
@@ -34,7 +35,7 @@ class ReplayStep:
 
 
 def replay_step(trajectory: Trajectory, step: int, rows: Tensor) -> ReplayStep | None:
-    """The replay of a step for rows of a rollout, None where none of them has a decision there."""
+    """The replay of a step for rows int64 [r] of a rollout; None if none of them has a decision there."""
     layout = decisions(trajectory.tree)[step]
     rows, drawn, wanted = layout.find(rows, len(trajectory.tree.rows))
     if not len(rows):
@@ -48,19 +49,19 @@ def replay_step(trajectory: Trajectory, step: int, rows: Tensor) -> ReplayStep |
 def replay_steps_by_pass(
     trajectory: Trajectory, rows: Tensor, *, steps: Sequence[int] | None = None
 ) -> list[dict[int, ReplayStep]]:
-    """The replay steps of these steps (None: all that were trained), those together that one call of the pipeline can
-    hold.
+    """The replay steps of rows int64 [r] at these steps (None: all trained ones), grouped by what one call of the
+    pipeline can hold.
 
-    Where something is left behind from step to step (`Trajectory.complete`), each takes a call of its own, so that no
+    If the pipeline keeps something from step to step (`Trajectory.complete`), each takes a call of its own, so that no
     graph reaches from one into the next.
     """
-    found: dict[tuple[object, ...], dict[int, ReplayStep]] = {}
+    by_call: dict[tuple[object, ...], dict[int, ReplayStep]] = {}
     for step in trajectory.tree.trained if steps is None else steps:
         here = replay_step(trajectory, step, rows)
         if here is not None:
             starts: list[tuple[int, Key]] = [(p, trajectory.start(p, i)) for p, i in here.leads]
-            found.setdefault((step if trajectory.complete else None, *starts), {})[step] = here
-    return list(found.values())
+            by_call.setdefault((step if trajectory.complete else None, *starts), {})[step] = here
+    return list(by_call.values())
 
 
 Visit = Callable[[int, Tensor, Tensor, Tensor | None, Tensor | None], None]  # step, rows, logp, kl, centred
@@ -107,22 +108,22 @@ class ReplayWalk:
         return list(next(iter(self.replay_steps.values())).leads)
 
     def is_real(self, iteration: int) -> bool:
-        """Only the steps asked for run."""
+        """Only the replayed steps run."""
         return iteration in self.replay_steps
 
-    def entering(self, iteration: int, stream: int) -> Tensor:
-        """The state before the next step that runs; where all states are stored, the one after this iteration."""
+    def skipped_state(self, iteration: int, stream: int) -> Tensor:
+        """The states [R, ...] before the next step that runs; if all are stored, those after this iteration."""
         at = self._remaining[0]
         if self.trajectory.complete and iteration + 1 < at:
-            passed = [(p, self.trajectory.passed(i, iteration)) for p, i in self.leads()]
+            passed = [(p, self.trajectory.segment_holding(i, iteration)) for p, i in self.leads()]
             return torch.stack([self.trajectory.states[i, iteration][stream][p] for p, i in passed])
-        return self._entered(at, stream)
+        return self._entry_states(at, stream)
 
-    def _entered(self, at: int, stream: int) -> Tensor:
+    def _entry_states(self, at: int, stream: int) -> Tensor:
         return take(self.trajectory.enter[at][stream], self.replay_steps[at].states)
 
     def step(self, step: Step) -> Tensor:
-        """Scores the recorded draws; ends the pass after the last step asked for."""
+        """Scores the recorded draws; returns the next states [R, ...], and ends the pass after the last step."""
         at, stream, replay_step = step.iteration, step.stream, self.replay_steps[step.iteration]
         gaussian = self.dynamics.gaussian(step, stochastic=True)
         drawn = take(self.trajectory.drawn[at][stream], replay_step.drawn)
@@ -132,7 +133,7 @@ class ReplayWalk:
         x = drawn.to(children.mean.dtype)
         self._add("logp", self.dynamics.log_prob_sums(children, x, kept))
         if self.view.exact_kl and self.view.weights == "reference":
-            self._remember(at, stream, gaussian.mean, replay_step)
+            self._store_reference(at, stream, gaussian.mean, replay_step)
         elif self.view.exact_kl:
             mean = take(self.trajectory.reference[at][stream], replay_step.states)
             other = Gaussian(take(mean, replay_step.among), children.std)
@@ -145,8 +146,8 @@ class ReplayWalk:
         if not self._remaining:
             raise EndOfWalk
         if at + 1 in self.replay_steps:
-            return self._entered(at + 1, stream)
-        return gaussian.mean.detach()  # skipped iterations hand on what was recorded
+            return self._entry_states(at + 1, stream)
+        return gaussian.mean.detach()  # skipped iterations pass on what was recorded
 
     def _children(self, gaussian: Gaussian, replay_step: ReplayStep, at: int) -> Gaussian:
         """The Gaussian of every row's decision."""
@@ -160,18 +161,18 @@ class ReplayWalk:
         self._sums.setdefault(name, []).append(sums)
 
     def _hand_over(self, at: int) -> None:
-        found = {
+        results = {
             name: pool_streams(sums, self.dynamics.reduce) for name, sums in self._sums.items() if name != "centred"
         }
         if "centred" in self._sums:  # by its definition a mean, whatever log-probs are
-            found["centred"] = pool_streams(self._sums["centred"], "mean")
+            results["centred"] = pool_streams(self._sums["centred"], "mean")
         self._sums = {}
         self._remaining.remove(at)
         if self.progress is not None:
             self.progress(self.rows)
-        self.visit(at, self.replay_steps[at].rows, found["logp"], found.get("kl"), found.get("centred"))
+        self.visit(at, self.replay_steps[at].rows, results["logp"], results.get("kl"), results.get("centred"))
 
-    def _remember(self, at: int, stream: int, mean: Tensor, replay_step: ReplayStep) -> None:
+    def _store_reference(self, at: int, stream: int, mean: Tensor, replay_step: ReplayStep) -> None:
         streams = self.trajectory.reference.setdefault(at, {})
         if stream not in streams:
             number = len(self.trajectory.prompts) * len(decisions(self.trajectory.tree)[at].units)
@@ -179,25 +180,25 @@ class ReplayWalk:
         streams[stream][replay_step.states.to(mean.device)] = mean.detach()
 
 
-class Looking:
-    """The walk that takes the velocity of given states at one iteration, or hands final states to the decoder."""
+class LookWalk:
+    """The walk that takes the velocity of given states at one iteration, or passes final states to the decoder."""
 
     def __init__(self, states: Streams, iteration: int | None, streams: int = 1, table: Table | None = None):
         self.states, self.iteration, self.streams = states, iteration, streams
-        self.table = Own() if table is None else table
+        self.table = OwnTable() if table is None else table
         self.rows = len(next(iter(states.values())))
         self.velocity: Streams = {}
 
     def is_real(self, iteration: int) -> bool:
-        """The one iteration looked at; none when decoding."""
+        """Only the iteration of the look; none when decoding."""
         return iteration == self.iteration
 
-    def entering(self, iteration: int, stream: int) -> Tensor:
-        """The given states."""
+    def skipped_state(self, iteration: int, stream: int) -> Tensor:
+        """The given states [R, ...]."""
         return self.states[stream]
 
     def step(self, step: Step) -> Tensor:
-        """Keeps the velocity and leaves after the last stream."""
+        """Keeps the velocity [R, ...] and ends the walk after the last stream."""
         given = self.states[step.stream]
         if step.iteration == 0 and not torch.equal(step.x.detach(), given.detach().to(step.x)):
             raise PolicyError(

@@ -89,10 +89,10 @@ class RolloutWalk:
         """Iterations before the pass's first are the recorded ones."""
         return iteration >= self._first
 
-    def entering(self, iteration: int, stream: int) -> Tensor:
+    def skipped_state(self, iteration: int, stream: int) -> Tensor:
         """The states [R, ...] that the pass continues from; if all are stored, those after this iteration."""
         if self.trajectory.complete and iteration + 1 < self._first:
-            passed = [self.trajectory.passed(unit[0], iteration) for unit in self._units]
+            passed = [self.trajectory.segment_holding(unit[0], iteration) for unit in self._units]
             return flat([self.trajectory.states[i, iteration][stream] for i in passed])
         return self._entry_states(stream)
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from flowrl.policies.errors import PolicyError
 from flowrl.untyped import Scheduler
-from samplers.plan import Own, Table
+from samplers.plan import OwnTable, Table
 from samplers.tables import At
 
 
@@ -24,7 +24,7 @@ def replace_table(scheduler: Scheduler, table: Table) -> Tensor | None:
 
     Raises PolicyError if the scheduler's timesteps are not its noise levels.
     """
-    if isinstance(table, Own):
+    if isinstance(table, OwnTable):
         return None
     if isinstance(table, At) and hasattr(scheduler, "look_at"):
         return scheduler.look_at(table.level)

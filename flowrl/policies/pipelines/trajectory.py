@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Prompt
-from flowrl.policies.noise import Key, copies
+from flowrl.policies.noise import Key, copy_numbers
 from flowrl.policies.pipelines.intercepted_step import Path
 from samplers.plan import Tree
 
@@ -49,28 +49,28 @@ class Trajectory:
     path: Path = "flow"
 
     def __post_init__(self) -> None:
-        self.copies = self.copies or copies(p.id for p in self.prompts)
+        self.copies = self.copies or copy_numbers(p.id for p in self.prompts)
 
     def __len__(self) -> int:
         return len(self.prompts) * len(self.tree.rows)
 
     def keys(self, segments: Sequence[int]) -> list[Key]:
-        """Whose noise these segments draw, prompt by prompt."""
+        """The samples whose noise these segments draw, prompt by prompt."""
         members = [self.first + self.tree.segments[i].member for i in segments]
         named = zip(self.prompts, self.copies, strict=True)
         return [Key(self.seed, p.id, member, copy) for p, copy in named for member in members]
 
     def start(self, prompt: int, segment: int) -> Key:
-        """Whose initial noise a segment of a prompt goes back to."""
+        """The sample whose initial noise a segment of a prompt starts from."""
         root = self.tree.segments[self.tree.path(segment)[0]]
         return Key(self.seed, self.prompts[prompt].id, self.first + root.start, self.copies[prompt])
 
-    def passed(self, segment: int, step: int) -> int:
+    def segment_holding(self, segment: int, step: int) -> int:
         """The segment on the way to `segment` that holds a step."""
         return next(i for i in self.tree.path(segment) if step < self.tree.segments[i].end)
 
 
-def joined(trajectories: Sequence[Trajectory]) -> Trajectory:
+def join_trajectories(trajectories: Sequence[Trajectory]) -> Trajectory:
     """The trajectories of consecutive prompts as one."""
     if len(trajectories) == 1:
         return trajectories[0]
@@ -116,5 +116,5 @@ def flat(parts: Sequence[Tensor]) -> Tensor:
 
 
 def positions(of: Sequence[int], width: int, num_prompts: int) -> Tensor:
-    """Rows of these positions, int64, prompt by prompt, where each prompt has `width`."""
+    """Rows of these positions, int64 [num_prompts * len(of)], prompt by prompt, of `width` rows each."""
     return (torch.arange(num_prompts)[:, None] * width + torch.tensor(of, dtype=torch.int64)[None]).flatten()

@@ -62,7 +62,7 @@ def test_average_follows_and_is_swapped_in_and_out():
             average = decay * average + (1 - decay) * learner.parameters[0].detach()
         seen.append(learner.parameters[0].detach().clone())
     torch.testing.assert_close(learner.average[0], average)
-    with torch.no_grad(), learner.averaged():
+    with torch.no_grad(), learner.using_average():
         torch.testing.assert_close(learner.parameters[0].detach(), average)
     torch.testing.assert_close(learner.parameters[0].detach(), seen[-1])
 

@@ -18,7 +18,7 @@ from flowrl.core.iterate import Iteration, Settings, iterate, update
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.grpo import ClippedObjective
-from flowrl.core.refill import JoinedPolicy, joined
+from flowrl.core.refill import JoinedPolicy, join_rollouts
 
 GROUP = 3
 OBJECTIVE = ClippedObjective(0.2, 0.2, aggregate="seq_mean_mean")
@@ -155,7 +155,7 @@ def test_a_joined_rollout_is_scored_as_its_pieces_are():
     policy = Rolls()
     parts = [policy.rollout(p, group_size=GROUP, plan=None, seed=0) for p in (GOOD[:2], GOOD[4:])]
     chosen = [torch.tensor([1]), torch.tensor([0])]  # the second prompt of the first, and the only one of the second
-    whole, replayer, found = joined(parts, chosen), JoinedPolicy(policy), torch.zeros(6, 7)
+    whole, replayer, found = join_rollouts(parts, chosen), JoinedPolicy(policy), torch.zeros(6, 7)
 
     def visit(given: LogProbs) -> None:
         found[given.rows[:, None], given.columns[None]] = given.logp.detach()

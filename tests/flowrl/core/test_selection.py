@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowrl.contracts import Credit, Rollout, Samples
-from flowrl.core.selection import WidthPruning, compared_rows, extremes, only_extremes, width_pruned, without_silent
+from flowrl.core.selection import WidthPruning, compared_rows, extremes, only_extremes, prune_width, without_silent
 
 
 def by_hand(values: list[float], compared: list[int], keep: int) -> list[bool]:
@@ -87,5 +87,5 @@ def test_a_width_pruning_compares_decisions_by_their_own_advantages():
     pruning = WidthPruning(torch.ones(2, 3, dtype=torch.bool), "branches", 0.4)
     rollout = rollout_of(1, 2)
     rollout.mask[0, 1] = True
-    assert width_pruned(rollout, adv, pruning).mask.tolist() == [[False, True, False], [False, False, True]]
-    assert width_pruned(rollout, adv[:, 0], pruning).mask.tolist() == [[True, False, False]] * 2
+    assert prune_width(rollout, adv, pruning).mask.tolist() == [[False, True, False], [False, False, True]]
+    assert prune_width(rollout, adv[:, 0], pruning).mask.tolist() == [[True, False, False]] * 2

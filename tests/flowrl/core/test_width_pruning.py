@@ -32,7 +32,7 @@ def test_published_edges_are_pruned(case: golden.Case) -> None:
     last = max(int(step) for step in params["tree_split_points"].split(","))
     chain = params["num_steps"] - last - 1
     candidates = torch.cat([torch.zeros(len(leaves), 1), torch.ones(len(leaves), chain)], 1).bool()
-    kept = WidthPruning(candidates, KIND[params["mode"]], params["ratio"]).kept(
+    kept = WidthPruning(candidates, KIND[params["mode"]], params["ratio"]).kept_decisions(
         golden.tensor(case["inputs"]["leaf_rewards"], torch.float32)
     )
     pruned = [
@@ -47,7 +47,7 @@ def test_published_edges_are_pruned(case: golden.Case) -> None:
 
 def test_ends_may_cut_a_branch_in_two() -> None:
     """Of 2 x 3 decisions int(6 * .7) = 4 stay: the two earliest of the better branch, the two last of the worse."""
-    kept = WidthPruning(torch.ones(2, 3, dtype=torch.bool), "ends", 0.7).kept(torch.tensor([-1.0, 1.0]))
+    kept = WidthPruning(torch.ones(2, 3, dtype=torch.bool), "ends", 0.7).kept_decisions(torch.tensor([-1.0, 1.0]))
     assert kept.tolist() == [[False, True, True], [True, True, False]]
 
 

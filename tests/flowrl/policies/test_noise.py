@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flowrl.policies.noise import Key, copies, start_generators, step_noise, token_uniforms
+from flowrl.policies.noise import Key, copy_numbers, start_generators, step_noise, token_uniforms
 
 CPU = torch.device("cpu")
 KEYS = [Key(0, prompt, index) for prompt in ("a", "b") for index in range(3)]
@@ -74,7 +74,7 @@ def test_numbers_of_tokens_belong_to_seed_prompt_and_index():
 
 
 def test_equal_prompts_of_a_rollout_are_told_apart_and_the_first_keeps_its_name():
-    assert copies(["a", "b", "a", "a", "b"]) == [0, 0, 1, 2, 1] and copies([]) == []
+    assert copy_numbers(["a", "b", "a", "a", "b"]) == [0, 0, 1, 2, 1] and copy_numbers([]) == []
     assert Key(0, "a", 1).number("step", 3, 0) == Key(0, "a", 1, 0).number("step", 3, 0)
     assert len({Key(0, "a", 1, copy).number("start") for copy in range(4)}) == 4
     noise = step_noise([Key(0, "a", 0, copy) for copy in range(3)], 0, 0, (8,), CPU)

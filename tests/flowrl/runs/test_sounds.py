@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import families
 from flowrl.cli import app
 from flowrl.contracts import Prompt, Samples
-from flowrl.core.refill import joined_samples
+from flowrl.core.refill import join_samples
 from flowrl.media.sounds import HEIGHT, WIDTH, save_sound, spectrogram_pictures
 from flowrl.recipe.load import load
 from flowrl.runs.console import Console
@@ -114,7 +114,7 @@ def test_sound_is_part_of_samples_wherever_they_go() -> None:
     sound = torch.rand(2, 1, 10)
     prompts = [Prompt("a", "a"), Prompt("b", "b")]
     one = Samples(prompts, torch.arange(2), audio=sound, sample_rate=RATE)
-    joined = joined_samples([one, one[[1]]])
+    joined = join_samples([one, one[[1]]])
     assert torch.equal(joined.audio, torch.cat([sound, sound[1:]])) and joined.sample_rate == RATE
     assert copy_samples(one, [1], "meta").audio.shape == (1, 1, 10) and copy_samples(one, [1]).sample_rate == RATE
     cache = ScoreCache("r", {})

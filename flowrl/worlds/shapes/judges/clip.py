@@ -135,7 +135,7 @@ def train(
     model.eval()
 
 
-class Batch:
+class ContrastiveBatch:
     """Pictures and captions of one contrastive loss.
 
     index: of the pictures, int64 [B]. scenes: theirs. captions: first the positives, in the order of `owner` (int64,
@@ -154,7 +154,7 @@ class Batch:
             self.open[i, j] = True
 
 
-def draw(pool: PicturePool, seed: int) -> Batch:
+def draw(pool: PicturePool, seed: int) -> ContrastiveBatch:
     """Pictures drawn evenly, with the renders of what they were asked for, and captions right and wrong for each."""
     rng = random.Random(seed)
     index = [rng.randrange(len(pool)) for _ in range(BATCH)]
@@ -163,10 +163,10 @@ def draw(pool: PicturePool, seed: int) -> Batch:
     right = [(k, paraphrase(s, rng)) for k, s in enumerate(scenes) if s is not None]
     wrong = [(k, w) for k, s in right for w in lookalikes(s, HARD, rng, seen=True)]
     wrong += [(k, w) for k, i in enumerate(index) if (w := pool.asked[i]) is not None]
-    return Batch(torch.tensor(index), scenes, right, wrong)
+    return ContrastiveBatch(torch.tensor(index), scenes, right, wrong)
 
 
-def contrastive_loss(logits: Tensor, batch: Batch) -> Tensor:
+def contrastive_loss(logits: Tensor, batch: ContrastiveBatch) -> Tensor:
     """Mean of both cross entropies of logits [B, captions], over what is compared."""
     masked = logits.masked_fill(~batch.open, -1e4)
     place = torch.arange(len(batch.owner))

@@ -151,5 +151,5 @@ def test_errors() -> None:
         penalty("k3", x)
     with pytest.raises(ValueError, match="needs kl"):
         penalty("exact", x, x)
-    with pytest.raises(ValueError, match="behave is given without logp"):
+    with pytest.raises(ValueError, match="rollout_logp is given without logp"):
         penalty("exact", kl=x, rollout_logp=x)

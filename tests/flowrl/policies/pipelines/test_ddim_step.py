@@ -29,7 +29,7 @@ from flowrl.policies.pipelines.replay_walk import Dynamics
 from golden import Case, tensor
 from policies_support import PROMPTS, SDE, SEED, FamilyPolicy, gap, pictures, scores, shake
 from samplers.gaussian import Gaussian
-from samplers.plan import Own, Plan
+from samplers.plan import OwnTable, Plan
 from samplers.transitions import flow_sde
 
 
@@ -37,7 +37,7 @@ class Asking:
     """A walk that keeps the distribution of each next state and goes on with given draws, or with the mean."""
 
     rows = 2
-    table = Own()
+    table = OwnTable()
 
     def __init__(self, eta: float, noise: Tensor | None = None):
         self.dynamics, self.noise = Dynamics(flow_sde, eta), noise
@@ -46,7 +46,7 @@ class Asking:
     def is_real(self, iteration: int) -> bool:
         return True
 
-    def entering(self, iteration: int, stream: int) -> Tensor:
+    def skipped_state(self, iteration: int, stream: int) -> Tensor:
         raise AssertionError("nothing is skipped")
 
     def step(self, step: Step) -> Tensor:

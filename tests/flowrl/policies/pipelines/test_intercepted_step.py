@@ -21,7 +21,7 @@ from torch import Tensor
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.first_order import predicts_flow
 from flowrl.policies.pipelines.intercepted_step import Session, Step, intercept
-from samplers.plan import Own
+from samplers.plan import OwnTable
 from samplers.schedules import shifted
 from samplers.tables import Merged, Shifted
 from samplers.transitions import flow_sde
@@ -31,7 +31,7 @@ class Euler:
     """A walk that takes Euler steps and remembers them; iterations below `begin` are not real."""
 
     rows = 2
-    table = Own()
+    table = OwnTable()
 
     def __init__(self, begin: int = 0):
         self.begin = begin
@@ -40,7 +40,7 @@ class Euler:
     def is_real(self, iteration: int) -> bool:
         return iteration >= self.begin
 
-    def entering(self, iteration: int, stream: int) -> Tensor:
+    def skipped_state(self, iteration: int, stream: int) -> Tensor:
         return torch.full((2, 4), float(iteration))
 
     def step(self, step: Step) -> Tensor:
@@ -296,7 +296,7 @@ def test_a_merged_step_is_as_strong_as_the_steps_it_stands_for(begin: int) -> No
 
 def test_an_inverted_table_is_capped_alike() -> None:
     session, walk = Session(), Euler()
-    walk.table = Merged(Own(), 0, 2)
+    walk.table = Merged(OwnTable(), 0, 2)
     scheduler = intercept(FlowMatchEulerDiscreteScheduler(invert_sigmas=True), session)
     session.begin(walk)
     scheduler.set_timesteps(4)

@@ -37,7 +37,7 @@ class FakeWalk:
     def is_real(self, iteration: int) -> bool:
         return iteration >= self.begin
 
-    def entering(self, iteration: int, stream: int) -> Tensor:
+    def skipped_state(self, iteration: int, stream: int) -> Tensor:
         raise NotImplementedError
 
     def step(self, step: Any) -> Tensor:

@@ -15,7 +15,7 @@ from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key, step_noise
 from policies_support import PROMPTS, SEED, STEPS, FamilyPolicy, gap, pictures, scores, shake
 from samplers.decisions import decisions, replay_forwards, stored_states
-from samplers.plan import ROOT, Own, Plan, Segment, Tree
+from samplers.plan import ROOT, OwnTable, Plan, Segment, Tree
 from samplers.transitions import flow_sde
 
 
@@ -84,7 +84,7 @@ STRIDES = Tree(
         *(Segment(i, 1, 4, view=0) for i in (0, 1)),
         *(Segment(i, 1, 3, table=1, view=1) for i in (0, 1)),
     ),
-    tables=(Own(), Every(1)),
+    tables=(OwnTable(), Every(1)),
 )
 LAST = Plan(STEPS, (3,), (3,), share_noise=True).tree(3)  # fans out at the very last step
 TAIL = Plan(STEPS, (0, 1), (0, 1), tail=Every(2), solver="dpmpp_2m").tree(2)
@@ -178,12 +178,12 @@ def second_order(x: Tensor, x0: Tensor, s: float, t: float, before: tuple[Tensor
 class First:
     """A walk that keeps the first state and leaves."""
 
-    rows, table = 1, Own()
+    rows, table = 1, OwnTable()
 
     def is_real(self, iteration: int) -> bool:
         return True
 
-    def entering(self, iteration: int, stream: int) -> Tensor:
+    def skipped_state(self, iteration: int, stream: int) -> Tensor:
         raise AssertionError("nothing is skipped")
 
     def step(self, step: object) -> Tensor:
@@ -205,7 +205,7 @@ class At:
     def is_real(self, iteration: int) -> bool:
         return iteration == self.at
 
-    def entering(self, iteration: int, stream: int) -> Tensor:
+    def skipped_state(self, iteration: int, stream: int) -> Tensor:
         return self.x
 
     def step(self, step: object) -> Tensor:
