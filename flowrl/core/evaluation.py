@@ -7,7 +7,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +61,7 @@ class Evaluation:
         values = {f"{reward}/mean": m.value for reward, m in means.items()}
         return values | {f"{reward}/error": m.error for reward, m in means.items()} | self.statistics
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """The prompts and every score as plain JSON values; one that could not be scored is null."""
         record = {
             "prompts": [{"id": p.id, "text": p.text, "kind": p.meta.get("kind")} for p in self.prompts],

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field
 
+from flowrl.untyped import JSON
+
 NUMBERS = {"int": "a whole number", "float": "a number"}
 PLAIN: dict[str, tuple[tuple[type, ...], str]] = {
     "bool": ((bool,), "true or false"),
@@ -23,7 +25,7 @@ LISTS = ("list", "List", "Sequence", "Iterable", "tuple", "Tuple", "set", "Colle
 MAPPINGS = ("dict", "Dict", "Mapping")
 
 
-def misfit(text: str, value: Any) -> str | None:
+def misfit(text: str, value: JSON) -> str | None:
     """What the annotation accepts, in words, where the value does not fit it; else None."""
     try:
         node = ast.parse(text.strip(), mode="eval").body
@@ -88,7 +90,7 @@ def _limits(text: str) -> dict[str, float]:
     }
 
 
-def _holds(text: str, value: Any) -> bool:
+def _holds(text: str, value: JSON) -> bool:
     """Whether a number, or each of a list, lies within what a text says; anything else does."""
     numbers = value if isinstance(value, list) else [value]
     limits = {name: limit for name, limit in _limits(text).items()}
@@ -128,7 +130,7 @@ def _name(node: ast.expr) -> str:
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
-def _fits(node: ast.expr, value: Any) -> bool:
+def _fits(node: ast.expr, value: JSON) -> bool:
     if (text := _text(node)) is not None and isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple):
         return any(_fits(part, value) for part in _parts(node.slice.elts[0])) and _holds(text, value)
     if isinstance(node, ast.Constant) and node.value is not None:  # of a Literal
@@ -146,7 +148,7 @@ def _fits(node: ast.expr, value: Any) -> bool:
     return True
 
 
-def _is_element(node: ast.expr, value: Any) -> bool:
+def _is_element(node: ast.expr, value: JSON) -> bool:
     """Whether a value may stand in a list of this annotation; places of a tuple are not told apart."""
     members = _elements(node)
     return not members or any(_fits(part, value) for member in members for part in _parts(member))

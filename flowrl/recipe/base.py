@@ -4,6 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from flowrl.untyped import JSON
+
 LARGEST_WHOLE = 2**32  # counts are loops and sizes: what is larger is a slip, and no range or tensor takes it
 LARGEST = 1e18  # a run computes in float32, which holds the squares up to here
 
@@ -31,7 +33,7 @@ class Strict(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _sized(cls, value: Any) -> Any:
+    def _sized(cls, value: JSON) -> JSON:
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int) and abs(number) >= LARGEST_WHOLE:
                 raise ValueError("whole numbers lie below 2^32")

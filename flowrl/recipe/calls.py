@@ -7,14 +7,15 @@ of which types, from the annotations of the pipeline's class, once that is known
 import inspect
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flowrl import names
 from flowrl.recipe.annotations import misfit
 from flowrl.recipe.base import LARGEST
 from flowrl.recipe.errors import RecipeError, show, wrong_value
+from flowrl.untyped import JSON
 
 MAX_SIDE, MAX_FRAMES = 16384, 4096  # pixels, frames: beyond what any model makes, and what memory can hold
 
@@ -47,7 +48,7 @@ class Limits(NamedTuple):
     high: float = math.inf
     above: bool = False
 
-    def hold(self, value: Any) -> bool:
+    def hold(self, value: JSON) -> bool:
         """Whether a value is such a number."""
         if type(value) not in ((int,) if self.whole else (int, float)):
             return False
@@ -102,7 +103,7 @@ _KNOWN = {
 }
 
 
-def check_free(call: Mapping[str, Any]) -> Iterator[RecipeError]:
+def check_free(call: Mapping[str, JSON]) -> Iterator[RecipeError]:
     """Arguments that a recipe may not set, because flowrl passes them itself."""
     for name, setter in OWN_ARGUMENTS.items():
         if name in call:
@@ -110,7 +111,7 @@ def check_free(call: Mapping[str, Any]) -> Iterator[RecipeError]:
             yield RecipeError(f"pipeline.{name}", f"got {show(call[name])}, but flowrl sets it", remedy)
 
 
-def check_values(call: Mapping[str, Any], model: str) -> Iterator[RecipeError]:
+def check_values(call: Mapping[str, JSON], model: str) -> Iterator[RecipeError]:
     """What no pipeline, or not that of this model's folder, can do with the arguments of a recipe."""
     for name, value in call.items():
         place, limits = f"pipeline.{name}", LIMITS.get(name)
@@ -129,7 +130,7 @@ def check_values(call: Mapping[str, Any], model: str) -> Iterator[RecipeError]:
         yield wrong_value("pipeline.num_frames", frames, accepted)
 
 
-def check_call(cls: Any, kwargs: dict[str, Any]) -> None:
+def check_call(cls: type, kwargs: dict[str, JSON]) -> None:
     """Raises RecipeError for a `pipeline` key, or a type of value, that the pipeline's own __call__ does not take."""
     known = accepted_by_call(cls)
     for name, value in kwargs.items():
@@ -142,9 +143,9 @@ def check_call(cls: Any, kwargs: dict[str, Any]) -> None:
     _check_area(cls, kwargs)
 
 
-def _check_area(cls: type, kwargs: dict[str, Any]) -> None:
+def _check_area(cls: type, kwargs: dict[str, JSON]) -> None:
     """Raises RecipeError where a pipeline would scale height and width to an area of its own (FLUX.1 Kontext)."""
-    call: Any = cls.__call__
+    call: Callable = cls.__call__
     area, size = inspect.signature(call).parameters.get("max_area"), (kwargs.get("height"), kwargs.get("width"))
     if area is None or "max_area" in kwargs or not all(isinstance(value, int) for value in size):
         return
@@ -156,13 +157,13 @@ def _check_area(cls: type, kwargs: dict[str, Any]) -> None:
         raise RecipeError("pipeline.max_area", problem, f"set it to {wanted}")
 
 
-def accepted_by_call(cls: Any) -> list[str] | None:
+def accepted_by_call(cls: type) -> list[str] | None:
     """What a recipe may pass to __call__; None where any keyword is taken."""
     accepts, _ = names.signature(cls.__call__, 1)
     return None if accepts is None else [name for name in accepts if name not in OWN_ARGUMENTS]
 
 
-def check_types(cls: Any, call: Mapping[str, Any]) -> None:
+def check_types(cls: type, call: Mapping[str, JSON]) -> None:
     """Raises RecipeError for a value that does not fit its annotation in the pipeline's own __call__."""
     types = names.types(cls.__call__)
     for name, value in call.items():
@@ -174,7 +175,7 @@ def _with_multiple(limits: Limits, step: int) -> str:
     return limits.words if step == 1 else f"a multiple of {step} from {step} to {limits.high:g}"
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: JSON) -> bool:
     """Whether all numbers in a value are, with room for their squares in float32."""
     if isinstance(value, Mapping | list):
         return all(map(is_finite, value.values() if isinstance(value, Mapping) else value))
@@ -199,7 +200,7 @@ def multiple(model: str) -> int:
     return factor * (patch if isinstance(patch, int) and patch > 0 else 1) if factor else 1
 
 
-def _factor(vae: Mapping[str, Any]) -> int | None:
+def _factor(vae: Mapping[str, JSON]) -> int | None:
     """Pixels of a latent's side; None where the config does not say."""
     stated = next((vae[key] for key in _FACTORS if isinstance(vae.get(key), int)), None)
     levels = vae.get(_LEVELS.get(vae.get("_class_name", ""), ""))
@@ -219,12 +220,12 @@ def frame_multiple(model: str) -> int:
     return factor if vae.get("_class_name") in _CAUSAL else 1
 
 
-def _config(model: str, component: str) -> dict[str, Any]:
+def _config(model: str, component: str) -> dict[str, JSON]:
     """A component's config.json in a model's folder; empty where there is none."""
     return read_json(names.MODELS.get(model, Path(model).expanduser()) / component / "config.json")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, JSON]:
     """The object in a file; empty where there is none, or none that can be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -1,25 +1,25 @@
 """What differs between the recipe a run began with and the one it is to go on with, and what cannot differ."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from flowrl.recipe.curves import is_written
 from flowrl.recipe.errors import RecipeError, show
 from flowrl.recipe.schema import Recipe
+from flowrl.untyped import JSON
 
 # Keys that the weights in a checkpoint belong to.
 FIXED = ("model", "full", "lora", "generation.chat_template", "generation.system")
 FREE = ("lora.init", "output")  # said nothing of: neither has a say once a run has begun
 
 
-def changes(before: Recipe, now: Recipe) -> dict[str, list[Any]]:
+def changes(before: Recipe, now: Recipe) -> dict[str, list[JSON]]:
     """Dotted key -> [value before, value now] of everything that differs."""
     old, new = dict(flat(before.model_dump())), dict(flat(now.model_dump()))
     names = [name for name in {**old, **new} if name not in FREE]
     return {name: [old.get(name), new.get(name)] for name in names if old.get(name) != new.get(name)}
 
 
-def refuse(changed: Mapping[str, list[Any]], now: Recipe, done: int) -> None:
+def refuse(changed: Mapping[str, list[JSON]], now: Recipe, done: int) -> None:
     """Raises RecipeError where a run that has done `done` iterations cannot go on with these changes."""
     for name, (old, new) in changed.items():
         if any(name == fixed or name.startswith(f"{fixed}.") for fixed in FIXED):
@@ -42,7 +42,7 @@ def _is_reward(name: str) -> bool:
     return name.startswith("rewards.") and name.endswith(".use") and name.count(".") == 2
 
 
-def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def flat(value: JSON, path: str = "") -> Iterator[tuple[str, JSON]]:
     """(dotted key, value) of the leaves; lists are leaves, and so are empty mappings and curves."""
     if isinstance(value, Mapping) and value and not is_written(value):
         for name, inner in value.items():

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from flowrl.recipe.base import Strict
 from flowrl.recipe.errors import RecipeError, model_of, show, translate, wrong_value
 from flowrl.recipe.sections import names_own
+from flowrl.untyped import JSON
 
 Value = float | list[float]
 R = TypeVar("R", bound="Curved")
@@ -50,7 +51,7 @@ class Curve:
         else:
             yield key, value
 
-    def written(self) -> dict[str, Any]:
+    def written(self) -> dict[str, JSON]:
         """The mapping that a recipe writes it as."""
         points = dict(self.points)
         return points if self.by == "iterations" else {"by": self.by, "points": points}
@@ -61,7 +62,7 @@ class Curve:
         return " -> ".join(f"{_number(value)} at {one} {count}" for count, value in self.points)
 
 
-def is_written(value: Mapping[Any, Any]) -> bool:
+def is_written(value: Mapping[JSON, JSON]) -> bool:
     """Whether a mapping is what `Curve.written` gives."""
     return all(isinstance(name, int) for name in value) or value.keys() == {"by", "points"}
 
@@ -78,8 +79,8 @@ def _number(value: Value) -> str:
 
 
 def split_curves(
-    values: Mapping[str, Any], model: type[BaseModel], place: str = ""
-) -> tuple[dict[str, Any], dict[str, Curve]]:
+    values: Mapping[str, JSON], model: type[BaseModel], place: str = ""
+) -> tuple[dict[str, JSON], dict[str, Curve]]:
     """(the values of a recipe, with the first value of each curve in its place; the curves by dotted key).
 
     Raises RecipeError for a mapping that is no curve, at a key that takes one.
@@ -123,7 +124,7 @@ def check_points(recipe: BaseModel, curves: Mapping[str, Curve]) -> dict[str, Cu
     return checked
 
 
-def _looks_like(value: Any) -> bool:
+def _looks_like(value: JSON) -> bool:
     """Whether a value is written as a curve, where no annotation tells what it is to be."""
     counts = isinstance(value, Mapping) and value and all(str(name).isdigit() for name in value)
     return bool(counts) or (isinstance(value, Mapping) and value.keys() == {"by", "points"})
@@ -135,7 +136,7 @@ def takes_curve(field: FieldInfo) -> bool:
     return isinstance(extra, dict) and bool(extra.get("curve"))
 
 
-def _read(place: str, value: Mapping[str, Any], accepted: str) -> Curve:
+def _read(place: str, value: Mapping[str, JSON], accepted: str) -> Curve:
     whole = f"{accepted}, or {WRITTEN}"
     by, points = ("iterations", value) if "points" not in value else (value.get("by", "iterations"), value["points"])
     if by not in ("iterations", "updates") or ("points" in value and not set(value) <= {"by", "points"}):
@@ -155,7 +156,7 @@ def _read(place: str, value: Mapping[str, Any], accepted: str) -> Curve:
     return Curve(tuple(read), by)
 
 
-def _count(place: str, count: Any, accepted: str) -> int:
+def _count(place: str, count: JSON, accepted: str) -> int:
     if isinstance(count, str) and count.isascii() and count.isdigit() and len(count) < 10:
         return int(count)
     if isinstance(count, int) and not isinstance(count, bool) and count >= 0:
@@ -163,7 +164,7 @@ def _count(place: str, count: Any, accepted: str) -> int:
     raise RecipeError(place, f"got a point at {show(count)}, accepted: whole numbers >= 0", f"write {accepted}")
 
 
-def _is_value(number: Any) -> bool:
+def _is_value(number: JSON) -> bool:
     parts = number if isinstance(number, list) and number else [number]
     return all(isinstance(part, int | float) and not isinstance(part, bool) for part in parts)
 
@@ -222,7 +223,7 @@ class Curved(Strict):
         return [self.at(*count) for count in sorted(counts)]
 
     @model_serializer(mode="wrap")
-    def _with_curves_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _with_curves_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, JSON]:
         """Every value, curves as a recipe writes them."""
         values = handler(self)
         for dotted, curve in self._curves.items():

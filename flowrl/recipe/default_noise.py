@@ -1,11 +1,11 @@
 """The strength of noise where a recipe names none: published values of each step, by family of model."""
 
 import re
-from typing import Any
 
 from flowrl import names
 from flowrl.recipe.models import pipeline_class
 from flowrl.recipe.sampling import Sampler
+from flowrl.untyped import JSON
 
 USUAL = 0.7  # of a step without an entry, such as a user's own
 
@@ -42,7 +42,7 @@ def default_noise(step: str, model: str) -> float:
     return by_family.get(family_of(model), by_family[None])
 
 
-def with_noise(values: dict[str, Any]) -> dict[str, Any]:
+def with_noise(values: dict[str, JSON]) -> dict[str, JSON]:
     """A recipe's values with `sampler.noise` filled in where it is missing or null. Wrong types are left to `check`."""
     sampler, model = values.get("sampler", {}), values.get("model")
     if not isinstance(sampler, dict) or sampler.get("noise") is not None:

@@ -5,6 +5,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from flowrl.names import UserError, closest
+from flowrl.untyped import JSON
 
 
 class RecipeError(UserError):
@@ -20,13 +21,13 @@ class RecipeError(UserError):
         super().__init__(" ".join(f"{place}: {problem}{joint}{remedy}{tail}".split()))
 
 
-def wrong_value(place: str, value: Any, accepted: str, *, suggestion: str | None = None) -> RecipeError:
+def wrong_value(place: str, value: JSON, accepted: str, *, suggestion: str | None = None) -> RecipeError:
     """The error for a value outside what its key accepts."""
     meant = f"did you mean {suggestion!r}? " if suggestion else ""
     return RecipeError(place, f"got {show(value)}, accepted: {accepted}", f"{meant}change {place}")
 
 
-def show(value: Any, limit: int = 60) -> str:
+def show(value: JSON, limit: int = 60) -> str:
     """A value as a recipe's author would write it, shortened."""
     text = " ".join(repr(value).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"

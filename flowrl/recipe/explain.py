@@ -5,7 +5,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -18,6 +18,7 @@ from flowrl.recipe.presets import DENOISING, LANGUAGE, PRESETS, texts
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import keys
 from flowrl.signatures import NO_DEFAULT, Entry, Parameter
+from flowrl.untyped import JSON
 
 Lines = list[tuple[str, str]]  # (what is said, in words)
 
@@ -100,7 +101,7 @@ def _argument(parameter: Parameter, entry: Entry) -> str:
     return f"{words}; {default}" + (f". {text}" if text else "")
 
 
-def _shown(value: Any) -> str:
+def _shown(value: JSON) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -165,7 +166,7 @@ def _choices(key: str, field: FieldInfo, model: type[BaseModel]) -> list[str]:
 _DOTTED = {"type": "string", "pattern": "[.:]", "description": "a dotted path to a part of your own"}
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema() -> dict[str, JSON]:
     """A JSON schema (2020-12) of recipes, for editors: keys, types, limits, choices, and what the keys mean."""
     schema = Recipe.model_json_schema()
     for name, definition in schema.get("$defs", {}).items():
@@ -178,12 +179,12 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "A recipe of flowrl"}
 
 
-def _open(definition: dict[str, Any], choices: list[str]) -> dict[str, Any]:
+def _open(definition: dict[str, JSON], choices: list[str]) -> dict[str, JSON]:
     own = {"type": "object", "properties": {"kind": _DOTTED}, "required": ["kind"]}
     return {"anyOf": [definition, own, {"enum": choices}, _DOTTED]}
 
 
-def _widened(key: str, held: dict[str, Any]) -> dict[str, Any]:
+def _widened(key: str, held: dict[str, JSON]) -> dict[str, JSON]:
     """A key with what names in it may be, and points of a curve where it takes one."""
     if key == "solver":
         own = {"type": "object", "properties": {"kind": _DOTTED}, "required": ["kind"]}

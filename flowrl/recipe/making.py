@@ -10,6 +10,7 @@ from flowrl import names
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import Own, given
 from flowrl.signatures import facts_of
+from flowrl.untyped import JSON
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Bound:
 
     function: Callable[..., Any]
     key: str
-    arguments: Mapping[str, Any] = field(compare=False)
+    arguments: Mapping[str, JSON] = field(compare=False)
 
     def __call__(self, *args: Any) -> Any:
         """What the function gives for these leading arguments."""

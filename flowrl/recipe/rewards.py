@@ -1,8 +1,9 @@
 """The keys of a reward: what it is, how it counts, and how it is run."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from flowrl.recipe.base import Strict, key
+from flowrl.untyped import JSON
 
 
 class Gate(Strict):
@@ -32,10 +33,10 @@ class RewardSpec(Strict):
 
     use: str = key(..., "the name of a reward or a dotted path", min_length=1)
     weight: float = key(1.0, "a number")
-    args: dict[str, Any] = key({}, "a mapping of argument names to values")
+    args: dict[str, JSON] = key({}, "a mapping of argument names to values")
     required: bool = key(True, "true or false")
     failure_limit: float = key(0.1, "a number in [0, 1]", ge=0, le=1)
-    when: dict[str, Any] | None = key(None, "keys of the prompts' meta mapped to a value or a list of values, or null")
+    when: dict[str, JSON] | None = key(None, "keys of the prompts' meta mapped to a value or a list of values, or null")
     gate: Gate | None = key(None, "a mapping with by, least, otherwise, or null")
     batch: int | None = key(None, "a whole number >= 1 or null", ge=1)
     device: str | None = key(None, "cpu, mps, cuda, cuda:N or null", pattern=r"^(cpu|mps|cuda(:\d+)?)$")

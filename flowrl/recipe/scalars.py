@@ -5,9 +5,10 @@
 """
 
 import re
-from typing import Any
 
 import yaml
+
+from flowrl.untyped import JSON
 
 MAX_DEPTH = 32  # levels of mappings and lists; the deepest key of a recipe has five
 MAX_VALUES = 100_000  # what stands behind an alias is counted wherever it is named: ten lines could stand for 10**9
@@ -34,14 +35,14 @@ class Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict = {}  # none of YAML 1.1's
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: JSON) -> yaml.Node | None:
         """A node of at most MAX_DEPTH levels and MAX_VALUES values, aliases written out."""
         mark = self.peek_event().start_mark
         alias = self.check_event(yaml.AliasEvent)
         self._depth = getattr(self, "_depth", 0) + 1
         if self._depth > MAX_DEPTH:
             raise yaml.composer.ComposerError(None, None, f"more than {MAX_DEPTH} levels", mark)
-        node: Any = super().compose_node(parent, index)
+        node: JSON = super().compose_node(parent, index)
         self._depth -= 1
         if alias and not hasattr(node, "extent"):
             raise yaml.composer.ComposerError(None, None, "an alias of what it stands in", mark)
@@ -81,7 +82,7 @@ def _extent(node: yaml.Node) -> tuple[int, int]:
     """(levels, values) of a node whose children are measured."""
     if isinstance(node, yaml.ScalarNode):
         return 1, 1
-    parts: list[Any] = (
+    parts: list[JSON] = (
         [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
     )
     return 1 + max((p.extent[0] for p in parts), default=0), 1 + sum(p.extent[1] for p in parts)
@@ -97,7 +98,7 @@ for _name, _pattern, _first in _CORE:
 Loader.add_constructor(_TAG + "int", Loader.construct_integer)
 
 
-def read(text: str) -> Any:
+def read(text: str) -> JSON:
     """The value that a YAML text stands for. Raises yaml.YAMLError."""
     try:
         return yaml.load(text, Loader)
@@ -105,6 +106,6 @@ def read(text: str) -> Any:
         raise yaml.YAMLError(f"more than {MAX_DEPTH} levels") from None
 
 
-def write(values: Any) -> str:
+def write(values: JSON) -> str:
     """YAML of plain values, in their order."""
     return yaml.dump(values, Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True)

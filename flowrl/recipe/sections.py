@@ -17,6 +17,7 @@ from flowrl.recipe.base import Strict, key
 from flowrl.recipe.calls import is_finite
 from flowrl.recipe.errors import RecipeError, wrong_value
 from flowrl.signatures import NO_DEFAULT, Entry, Parameter
+from flowrl.untyped import JSON
 
 
 class Own(Strict):
@@ -28,18 +29,18 @@ class Own(Strict):
 
     model_config = ConfigDict(extra="allow")
     part: ClassVar[str] = ""
-    beside: ClassVar[Mapping[str, Any]] = {}
+    beside: ClassVar[Mapping[str, JSON]] = {}
     kind: str = key(..., "a dotted path", min_length=1)
 
     @property
-    def args(self) -> dict[str, Any]:
+    def args(self) -> dict[str, JSON]:
         """The arguments that the recipe gives."""
         return {name: value for name, value in (self.model_extra or {}).items() if value is not None}
 
     def __str__(self) -> str:
         return f"{self.kind}({', '.join(f'{name}={value}' for name, value in self.args.items())})"
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> JSON:
         try:
             return super().__getattr__(name)  # pyright: ignore[reportAttributeAccessIssue]
         except AttributeError:
@@ -100,12 +101,12 @@ def arguments_of(kind: str, name: str) -> Any:
     return made
 
 
-def defaults_of(section: type[Strict]) -> dict[str, Any]:
+def defaults_of(section: type[Strict]) -> dict[str, JSON]:
     """The default of every key of a section."""
     return {name: field.default for name, field in section.model_fields.items()}
 
 
-def given(section: Any) -> dict[str, Any]:
+def given(section: object) -> dict[str, JSON]:
     """The arguments that a recipe gives to the part of a section."""
     if isinstance(section, Own):
         return section.args
@@ -132,7 +133,7 @@ def open_to(section: type[Strict], own: type[Own]) -> Any:
     return SerializeAsAny[Annotated[section, WrapValidator(either)]]
 
 
-def names_own(section: Any) -> bool:
+def names_own(section: object) -> bool:
     """Whether the values of a section, which are not checked yet, name a part of the user's own."""
     named = section.get("kind") if isinstance(section, dict) else section
     return isinstance(named, str) and names.is_dotted(named)
@@ -182,7 +183,7 @@ def check_own(place: str, own: Own) -> Iterator[RecipeError]:
 
 
 def check_arguments(
-    place: str, args: Mapping[str, Any], entry: Entry, accepted: tuple[str, ...] | None = None
+    place: str, args: Mapping[str, JSON], entry: Entry, accepted: tuple[str, ...] | None = None
 ) -> Iterator[RecipeError]:
     """What of the arguments of a part does not fit its signature. accepted: those that a recipe may give."""
     accepted = entry.accepts if accepted is None or entry.accepts is None else accepted

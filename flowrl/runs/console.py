@@ -144,7 +144,7 @@ def _before_after(evaluations: dict[int, Evaluation]) -> Table:
 
 def _pairs(first: Evaluation, last: Evaluation) -> Iterator[tuple[str, Mean, Mean]]:
     """(name, before, after) of each reward, and of each kind of prompt if prompts have kinds."""
-    before, after = first.means_with_total(), last.shown()
+    before, after = first.means_with_total(), last.means_with_total()
     kinds_before, kinds_after = first.by("kind"), last.by("kind")
     for name in before:
         yield name, before[name], after[name]

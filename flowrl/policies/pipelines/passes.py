@@ -5,7 +5,7 @@ about it, and how it is called. The probe determines what is known (see probe.py
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from flowrl.policies.pipelines.sharing import ALONE, Sharing
 from flowrl.policies.pipelines.trajectory import Trajectory
 from flowrl.policies.pipelines.working_copy import WorkingCopy
 from flowrl.policies.pipelines.writing import check_writing
-from flowrl.untyped import Pipeline
+from flowrl.untyped import Pipeline, PipelineOutput
 from samplers.plan import Tree
 
 
@@ -80,7 +80,7 @@ class PipelinePasses:
         self.sharing: Sharing = ALONE
 
     @property
-    def pipe(self) -> Any:
+    def pipe(self) -> Pipeline:
         """The working copy of the pipeline."""
         return self._working_copy.pipe
 
@@ -106,7 +106,7 @@ class PipelinePasses:
         leaves = trajectory.tree.leaves
         return rollout_walk, {kind: torch.stack([of[i] for i in leaves], 1).flatten(0, 1) for kind, of in made.items()}
 
-    def walk(self, walk: RolloutWalk | ReplayWalk, trajectory: Trajectory, *, grad: bool = False) -> Any:
+    def walk(self, walk: RolloutWalk | ReplayWalk, trajectory: Trajectory, *, grad: bool = False) -> PipelineOutput:
         """One pass over the rows that a walk stands for."""
         leads = walk.leads()
         starts = [trajectory.start(p, i) for p, i in leads]
@@ -122,8 +122,8 @@ class PipelinePasses:
         *,
         steps: int,
         grad: bool = False,
-        **more: Any,
-    ) -> Any:
+        **more: object,
+    ) -> PipelineOutput:
         """Calls the pipeline once for these rows; returns its output, or None if the walk ended early."""
         once = self.sharing.pictures == "once"
         arguments = (
@@ -149,7 +149,7 @@ class PipelinePasses:
             self._working_copy.park()
         return output
 
-    def media(self, output: Any, rows: int) -> Media:
+    def media(self, output: PipelineOutput, rows: int) -> Media:
         """The media of a pass's output. Raises PolicyError if they are not samples of the requested size."""
         made = media_of(output, self.source, rows)
         check_size(made, {} if callable(self.call) else self.call, self.source)

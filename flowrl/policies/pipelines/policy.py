@@ -10,7 +10,6 @@ refused with the reason.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ from flowrl.policies.pipelines.replay_walk import Visit as StepVisit
 from flowrl.policies.pipelines.sharing import in_order
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory, join_trajectories, take
 from flowrl.policies.weights import under, weights_of
-from flowrl.untyped import Pipeline
+from flowrl.untyped import Pipeline, PipelineOutput
 from samplers.plan import Tree
 
 
@@ -223,8 +222,8 @@ class PipelinePolicy(PipelinePasses):
                 visit(field(mine, column, at, made, velocity))
 
     def _look(
-        self, walk: LookWalk, prompts: Sequence[Prompt], plan: WalkPlan, seed: int, *, grad: bool, **more: Any
-    ) -> Any:
+        self, walk: LookWalk, prompts: Sequence[Prompt], plan: WalkPlan, seed: int, *, grad: bool, **more: object
+    ) -> PipelineOutput:
         starts = [Key(seed, p.id, 0) for p in prompts]
         return self.run(walk, prompts, starts, steps=plan.num_steps, grad=grad, **more)
 
