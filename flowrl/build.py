@@ -19,6 +19,7 @@ from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.objectives.noised import NOISED
 from flowrl.core.selection import WidthPruning
 from flowrl.kinds import kind_of
+from flowrl.planning.trials import Guarded, report_errors
 from flowrl.planning.walks import pruned_widths
 from flowrl.policies.devices import device_of
 from flowrl.policies.weights import weights_of
@@ -87,7 +88,7 @@ def build_objective(recipe: Recipe) -> Objective:
     """The loss of a recipe."""
     objective = recipe.objective
     if isinstance(objective, Own):
-        return GivenObjective(made("objective", objective))
+        return GivenObjective(Guarded("objective.kind", objective.kind, made("objective", objective)))
     if objective.loss is not None:
         more = {"size": recipe.train.group} if objective.loss.kind == "dgpo" else {}
         return NOISED[objective.loss.kind](kl=objective.kl, **objective.loss.given, **more)
@@ -106,7 +107,10 @@ def build_watch(recipe: Recipe) -> Watchdog:
         clip=recipe.objective.clip_range,
         precision=recipe.dtype.model,
         steady=not recipe.sampler.window.slides,
-        rules=[OwnRule(rule.alarm, made("rule", rule), str(rule)) for rule in recipe.watch.rules],
+        rules=[
+            OwnRule(rule.alarm, Guarded("watch.rules", rule.kind, made("rule", rule)), str(rule))
+            for rule in recipe.watch.rules
+        ],
     )
 
 
@@ -118,7 +122,8 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
         found = counted_rewards(scorer.specs, rewards, samples.prompts, samples.group)
         how: dict[str, Any] = {"weights": found.weights, "asked": found.asked}
         if isinstance(recipe.advantage, Own):
-            adv = made("advantage", recipe.advantage, how)(found.rewards, rollout)
+            with report_errors("advantage.kind", recipe.advantage.kind):
+                adv = made("advantage", recipe.advantage, how)(found.rewards, rollout)
             adv = adv.masked_fill(adv.isnan(), 0.0)  # of a row that could not be scored: it gets no gradient
             return adv, advantage_metrics(rewards, samples.group, adv, total=found.total, **how)
         adv = row_advantages(found.rewards, samples.group, rollout.credit, **how, **recipe.advantage.model_dump())

@@ -28,11 +28,26 @@ def report_errors(place: str, name: str) -> Iterator[None]:
     """Turns any exception of a part into one line."""
     try:
         yield
-    except RecipeError:
+    except (RecipeError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise RecipeError(place, f"{name!r} failed in a trial call: {text}", "fix it, or name another") from error
+        raise RecipeError(place, f"{name!r} failed: {text}", "fix it, or name another") from error
+
+
+class Guarded:
+    """A part of the user's own whose failures during a run are one line; all else is the part's."""
+
+    def __init__(self, place: str, name: str, part: Any):
+        self._place, self._name, self._part = place, name, part
+
+    def __call__(self, *args: Any) -> Any:
+        """What the part returns. Raises RecipeError where it fails."""
+        with report_errors(self._place, self._name):
+            return self._part(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part, name)
 
 
 def refusal(place: str, name: str, got: str, wanted: str) -> RecipeError:

@@ -30,11 +30,8 @@ class OwnRule:
     path: str
 
     def findings(self, history: RunHistory, iteration: int, metrics: Metrics) -> Findings:
-        """What it finds. Raises ValueError, naming the rule, where it fails or gives anything but a text or None."""
-        try:
-            what = self.check(metrics)
-        except Exception as error:
-            raise ValueError(f"watch.rules: {self.path} failed: {type(error).__name__}: {error}") from error
+        """What it finds. Raises ValueError, naming the rule, where it gives anything but a text or None."""
+        what = self.check(metrics)
         if what is not None and not isinstance(what, str):
             raise ValueError(f"watch.rules: {self.path} gives {what!r}; accepted: a text or None")
         yield from _when_persistent(history, self.alarm, what is not None, what or "", iteration)

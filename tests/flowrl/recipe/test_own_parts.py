@@ -95,6 +95,7 @@ def too_short(metrics, *, least=10.0):
     """Completions that shrink."""
     if metrics.get("samples/length/mean", 100.0) < least: return f"only {metrics['samples/length/mean']:g} tokens"
 
+def absent(metrics): return None if metrics["absent"] else "none"
 def yes(metrics): return True
 def silent(metrics): return None
 
@@ -201,6 +202,16 @@ def test_an_own_rule_rings_and_an_own_schedule_is_the_learners():
     assert learner.lr == pytest.approx(recipe.train.lr * 0.75**0.25)
     ignored = build_watch(tried("watch={rules: [parts_of_tests.too_short], patience: 1, ignore: [too_short]}"))
     assert ignored.after_iteration(0, {"samples/length/mean": 1.0}) == []
+
+
+def test_a_part_that_fails_during_a_run_is_told_in_one_line():
+    recipe = tried("objective=parts_of_tests.sigmoid_gate", "watch.rules=[parts_of_tests.absent]")
+    seen = LogProbs(torch.arange(3), torch.arange(2), torch.zeros(3, 2))
+    batch = Batch(torch.zeros(3, 5), torch.ones(3), torch.ones(3, 2, dtype=torch.bool))
+    with pytest.raises(RecipeError, match=r"^objective.kind: 'parts_of_tests.sigmoid_gate' failed: RuntimeError"):
+        build_objective(recipe)(seen, batch)
+    with pytest.raises(RecipeError, match=r"^watch.rules: 'parts_of_tests.absent' failed: KeyError"):
+        build_watch(recipe).after_iteration(0, {"loss": 1.0})
 
 
 def rollout_of(mask):
