@@ -1,6 +1,7 @@
 """Runs whose objective noises finished samples again: recipes that ship, and every preset on the shapes."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from flowrl.recipe.load import load
 from flowrl.runs.checkpoints import Checkpoints
 from flowrl.runs.checkpoints import load as load_checkpoint
 from flowrl.runs.start import run
+from resume_support import assert_same_run, killed, train
 
 NONE = ["eval.every=null", "eval.at_start=false", "eval.at_end=false", "checkpoint.every=null"]
 SMALL = [*NONE, "train.prompts=2", "train.group=4", "train.keep=null", "train.updates=1", "train.iterations=2"]
@@ -89,3 +91,13 @@ def test_the_older_copy_follows_its_curve(tmp_path: Path) -> None:
     for step, decay in ((1, 0.2), (2, 0.4)):
         for was, now, new in zip(old[step - 1], old[step], weights[step], strict=True):
             torch.testing.assert_close(now, decay * was + (1 - decay) * new.reshape(now.shape))
+
+
+def test_the_older_copy_and_its_curve_survive_a_kill(tmp_path: Path) -> None:
+    more = [*SMALL, "train.iterations=3", "train.updates=2", "checkpoint.every=1", "checkpoint.keep=5"]
+    more += ["train.old={by: updates, points: {2: 0.0, 6: 0.5}}", "train.sample_old=true"]
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    train("tiny_nft", more, whole)
+    killed(lambda: len(Checkpoints(folder).all()) > 1, signal.SIGKILL, train, "tiny_nft", more, folder)
+    train("tiny_nft", more, folder, resume=True)
+    assert_same_run(folder, whole)
