@@ -119,15 +119,15 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
 
     def advantage(rewards: dict[str, Tensor], rollout: Rollout) -> tuple[Tensor, dict[str, float]]:
         samples = rollout.samples
-        found = counted_rewards(scorer.specs, rewards, samples.prompts, samples.group)
-        how: dict[str, Any] = {"weights": found.weights, "asked": found.asked}
+        counted = counted_rewards(scorer.specs, rewards, samples.prompts, samples.group)
+        how: dict[str, Any] = {"weights": counted.weights, "asked": counted.asked}
         if isinstance(recipe.advantage, Own):
             with report_errors("advantage.kind", recipe.advantage.kind):
-                adv = made("advantage", recipe.advantage, how)(found.rewards, rollout)
+                adv = made("advantage", recipe.advantage, how)(counted.rewards, rollout)
             adv = adv.masked_fill(adv.isnan(), 0.0)  # of a row that could not be scored: it gets no gradient
-            return adv, advantage_metrics(rewards, samples.group, adv, total=found.total, **how)
-        adv = row_advantages(found.rewards, samples.group, rollout.credit, **how, **recipe.advantage.model_dump())
-        return adv, advantage_metrics(rewards, samples.group, adv, total=found.total, **how)
+            return adv, advantage_metrics(rewards, samples.group, adv, total=counted.total, **how)
+        adv = row_advantages(counted.rewards, samples.group, rollout.credit, **how, **recipe.advantage.model_dump())
+        return adv, advantage_metrics(rewards, samples.group, adv, total=counted.total, **how)
 
     return advantage
 

@@ -85,14 +85,14 @@ class Entry:
 def of_object(thing: Any, skip: int) -> Signature:
     """The arguments of a callable after `skip` leading ones."""
     try:
-        found = list(inspect.signature(thing).parameters.values())
+        given = list(inspect.signature(thing).parameters.values())
     except (ValueError, TypeError):  # written in C without a signature
         return Signature(any=True)
-    named = [p for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)][skip:]
+    named = [p for p in given if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)][skip:]
     parameters = (
         Parameter(p.name, _text(p.annotation), NO_DEFAULT if p.default is p.empty else p.default) for p in named
     )
-    return Signature(tuple(parameters), any(p.kind is p.VAR_KEYWORD for p in found))
+    return Signature(tuple(parameters), any(p.kind is p.VAR_KEYWORD for p in given))
 
 
 def _text(annotation: Any) -> str:
@@ -103,13 +103,13 @@ def _text(annotation: Any) -> str:
 
 def scan(folder: Path, package: str, leading: tuple[str, ...]) -> dict[str, Entry]:
     """Public top-level functions of a folder's files that begin with these parameters, and classes called with them."""
-    found: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     for path in sorted(folder.glob("*.py")):
         body = _parsed(path)
         for node in body:
             if _is_part(node, leading):
-                found[node.name] = _entry(node.name, node, f"{package}.{path.stem}", len(leading), File(path, body))
-    return found
+                entries[node.name] = _entry(node.name, node, f"{package}.{path.stem}", len(leading), File(path, body))
+    return entries
 
 
 def table(path: Path, module: str, name: str, leading: int) -> dict[str, Entry]:
@@ -189,8 +189,8 @@ def _fields(node: ast.ClassDef, file: File) -> dict[str, Parameter]:
     """
     fields: dict[str, Parameter] = {}
     for base in reversed(node.bases):
-        if isinstance(base, ast.Name) and (found := file.find_class(base.id)) is not None:
-            fields |= _fields(*found)
+        if isinstance(base, ast.Name) and (defined := file.find_class(base.id)) is not None:
+            fields |= _fields(*defined)
     decorated = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
     for field_ in node.body if decorated else ():
         if isinstance(field_, ast.AnnAssign) and isinstance(field_.target, ast.Name):

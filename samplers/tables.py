@@ -185,14 +185,14 @@ class Given:
         return own
 
     def levels(self, own: Tensor) -> Tensor:
-        """See `Table`."""
-        found = self.function(own)
-        sound = isinstance(found, Tensor) and found.shape == own.shape and bool((found.diff() < 0).all())
+        """Float32 [own + 1]; see `Table`. Raises ValueError for levels of another shape, or that do not fall to 0."""
+        levels = self.function(own)
+        sound = isinstance(levels, Tensor) and levels.shape == own.shape and bool((levels.diff() < 0).all())
         _require(
-            sound and float(found[-1]) == 0,
+            sound and float(levels[-1]) == 0,
             f"a table of {own.numel()} levels that fall to 0 is wanted, one more than there are steps",
         )
-        return found.to(own)
+        return levels.to(own)
 
 
 def own() -> OwnTable:

@@ -208,8 +208,8 @@ def credit_weights(tree: Tree, edge_logp: Tensor | None = None) -> Tensor:
         raise ValueError("credit by path probability needs the log-probs of the edges: give edge_logp [P, rows]")
     given = torch.zeros(1, len(tree.rows)) if edge_logp is None or tree.credit == "uniform" else edge_logp.double()
     views = sorted({tree.segments[i].view for i in tree.leaves})
-    found = [_reach(tree, i, given, view) for view in views for i in tree.rows]
-    return torch.stack(found, 1).unflatten(1, (len(views), -1)).float()
+    weights = [_reach(tree, i, given, view) for view in views for i in tree.rows]
+    return torch.stack(weights, 1).unflatten(1, (len(views), -1)).float()
 
 
 def _reach(tree: Tree, segment: int, edge_logp: Tensor, view: int) -> Tensor:
@@ -236,7 +236,7 @@ def _leaves_below(tree: Tree, segment: int, view: int) -> int:
 
 def lines(tree: Tree) -> list[str]:
     """Rows of the denoiser at each step of each table, trained steps marked: one line a table."""
-    found = []
+    described = []
     for table in range(len(tree.tables)):
         at: dict[int, int] = {}
         for front in tree.fronts:
@@ -244,10 +244,10 @@ def lines(tree: Tree) -> list[str]:
                 at[front.step] = at.get(front.step, 0) + len(front.units)
         marks = [f"{at[step]}{'●' if table == 0 and step in tree.trained else ''}" for step in sorted(at)]
         if marks and table == 0:
-            found.append(" ".join(marks))
+            described.append(" ".join(marks))
         elif marks:
-            found.append(f"and from step {min(at)} of table {table + 1}: " + " ".join(marks))
-    return found
+            described.append(f"and from step {min(at)} of table {table + 1}: " + " ".join(marks))
+    return described
 
 
 def picture(tree: Tree) -> str:

@@ -55,8 +55,8 @@ class StepLoss:
         )
         loss, metrics = self.objective(seen, batch)
         part = (loss * self.weights[at].to(device)).sum()
-        found = reduce_metrics(metrics, self.share[at].to(device)) | {"loss": part.detach()}
-        self.total = merge_metrics(self.total, found)
+        reduced = reduce_metrics(metrics, self.share[at].to(device)) | {"loss": part.detach()}
+        self.total = merge_metrics(self.total, reduced)
         return part
 
 
@@ -137,20 +137,20 @@ def _slopes(policy: Looks, rows: Tensor, loss: StepLoss, progress: Progress | No
     place = torch.full((len(rollout.rollout_logp),), -1)
     place[rows] = torch.arange(len(rows))
     met = torch.zeros(len(rows), len(columns), dtype=torch.bool)
-    found: dict[str, Tensor] = {}
+    values_seen: dict[str, Tensor] = {}
 
     def collect(seen: LogProbs) -> None:
         at = place[seen.rows][:, None], seen.columns[None]
         met[at] = True
         for name in _VARIABLES:
             if (value := getattr(seen, name)) is not None:
-                found.setdefault(name, value.new_zeros(met.shape))[at] = value.detach()
+                values_seen.setdefault(name, value.new_zeros(met.shape))[at] = value.detach()
 
     with torch.no_grad():
         policy.look(rollout, rows, loss.objective.view, collect, progress=progress)
-    if not found or (rollout.mask[rows] & ~met).any():
+    if not values_seen or (rollout.mask[rows] & ~met).any():
         raise ValueError(f"{type(policy).__name__}.look leaves out trained decisions of the rows that it was given")
-    leaves = {name: value.requires_grad_() for name, value in found.items()}
+    leaves = {name: value.requires_grad_() for name, value in values_seen.items()}
     value = loss(LogProbs(rows, columns, **leaves))
     slopes = torch.autograd.grad(value, tuple(leaves.values()), materialize_grads=True)
     return _Surrogate(place, dict(zip(leaves, slopes, strict=True)))

@@ -61,11 +61,11 @@ def _chunks(rows: Tensor, together: Tensor | None, micro_batch: int | None) -> I
 
 def _collect(look: Look, parts: Sequence[Tensor], loss: StepLoss, weights: str) -> list[Field]:
     """What looks at these rows show under some weights, without gradient, block by block."""
-    found: list[Field] = []
+    fields: list[Field] = []
     with torch.no_grad():
         for part in parts:
-            look(part, replace(loss.objective.view, weights=weights), found.append)
-    return found
+            look(part, replace(loss.objective.view, weights=weights), fields.append)
+    return fields
 
 
 def _is_whole(block: Tensor, rows: Tensor, together: Tensor) -> bool:

@@ -114,7 +114,7 @@ def evaluate(
     statistics: Callable[[Samples], dict[str, float]] = lambda samples: {},
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Samples and scores every prompt once, `batch` at a time, keeping the first `keep` samples.
+    """Samples and scores every prompt once, `batch` at a time, keeping the first `keep` samples. Scores are [B] each.
 
     A video is kept as its middle frame. statistics measures a batch; batches are averaged by their size.
     """
@@ -188,15 +188,15 @@ def divergence(
         rows = torch.arange(len(rollout.rollout_logp))
         view = View(exact_kl=True)
         fill_reference(policy, rollout, rows, view, progress)
-        found: list[Tensor] = []
+        divergences: list[Tensor] = []
 
-        def visit(seen: LogProbs, mask: Tensor = rollout.mask, found: list[Tensor] = found) -> None:
+        def visit(seen: LogProbs, mask: Tensor = rollout.mask, divergences: list[Tensor] = divergences) -> None:
             if seen.kl is None:
                 raise ValueError("the policy was asked for its exact divergence, and gave none")
-            found.append(seen.kl.cpu()[mask[seen.rows[:, None], seen.columns[None]]])
+            divergences.append(seen.kl.cpu()[mask[seen.rows[:, None], seen.columns[None]]])
 
         policy.look(rollout, rows, view, visit, progress=progress)
-        values = torch.cat(found).double()
+        values = torch.cat(divergences).double()
         total, number = total + float(values.sum()), number + len(values)
     return total / number
 

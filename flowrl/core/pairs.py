@@ -66,10 +66,10 @@ def companions(rollout: Rollout, adv: Tensor, together: Together, pairs: int) ->
     group, trained = compared_rows(rollout), rollout.mask.any(1)
     if together == "pair":
         value = row_advantage(adv, rollout.mask).float().masked_fill(~trained, torch.nan)
-        found = best_and_worst(value, group, number=pairs)
+        chosen = best_and_worst(value, group, number=pairs)
         labels = torch.full((len(group),), -1)
-        labels[found] = torch.arange(len(found))[:, None]
-        return Companions(labels, found.flatten())
+        labels[chosen] = torch.arange(len(chosen))[:, None]
+        return Companions(labels, chosen.flatten())
     moved = torch.isin(group, group[moved_rows(adv, rollout.mask)])
     order = torch.argsort(group, stable=True)
     return Companions(group, order[(trained & moved)[order]])

@@ -6,18 +6,18 @@ A recipe chooses its kind once; all other code asks the kind for what differs: `
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from flowrl import names
 from flowrl.kinds.denoising import Denoising
 from flowrl.kinds.kind import Kind
 from flowrl.kinds.language import Language
 from flowrl.recipe.schema import Recipe
+from flowrl.untyped import JSON
 
 KINDS: tuple[Kind, ...] = (Language(), Denoising())  # the first that claims a recipe is its kind; the last claims all
 
 
-def kind_of(recipe: Recipe | Mapping[str, Any]) -> Kind:
+def kind_of(recipe: Recipe | Mapping[str, JSON]) -> Kind:
     """The kind of model that a recipe trains, or the values of one that is not checked yet."""
     given = recipe if isinstance(recipe, Mapping) else vars(recipe)
     return next(kind for kind in KINDS if kind.claims(given))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowrl.kinds.kind import Building, Exporter, Planning, Proofs, Words
 from flowrl.recipe.calls import check_free, check_modules, check_values
@@ -17,6 +17,7 @@ from flowrl.recipe.schema import Recipe
 from flowrl.recipe.steps import check_step
 from flowrl.recipe.trees import check_tree
 from flowrl.recipe.windows import check_window
+from flowrl.untyped import JSON
 
 if TYPE_CHECKING:
     from flowrl.contracts import Prompt
@@ -41,7 +42,7 @@ class Denoising:
         reference_sample="the ODE's sample",
     )
 
-    def claims(self, values: Mapping[str, Any]) -> bool:
+    def claims(self, values: Mapping[str, JSON]) -> bool:
         """True: a recipe denoises if nothing in it says otherwise."""
         return True
 
@@ -49,7 +50,7 @@ class Denoising:
         """Whether a folder has a pipeline's index."""
         return (folder / self.index).is_file()
 
-    def completed(self, values: dict[str, Any]) -> dict[str, Any]:
+    def completed(self, values: dict[str, JSON]) -> dict[str, JSON]:
         """The values with the step's usual noise on this model."""
         return with_noise(values)
 
@@ -81,20 +82,20 @@ class Denoising:
         """The step, by its name and on this model."""
         yield from check_step(recipe)
 
-    def call(self, recipe: Recipe) -> Any:
+    def call(self, recipe: Recipe) -> object:
         """The arguments of the pipeline's call."""
         return recipe.pipeline
 
-    def noise(self, recipe: Recipe) -> Any:
+    def noise(self, recipe: Recipe) -> object:
         """The step and its strength."""
         return recipe.sampler.step, recipe.sampler.step_args, recipe.sampler.noise
 
-    def sampling(self, recipe: Recipe) -> dict[str, Any]:
+    def sampling(self, recipe: Recipe) -> dict[str, JSON]:
         """Step, noise and the number of steps of an evaluation."""
         own = recipe.sampler
         return {"step": own.step, "noise": own.noise, "steps": recipe.eval.steps or own.steps}
 
-    def sampled_by(self, recipe: Recipe, sampling: Mapping[str, Any]) -> Recipe:
+    def sampled_by(self, recipe: Recipe, sampling: Mapping[str, JSON]) -> Recipe:
         """See Kind; on the model's own table."""
         steps = sampling["steps"]
         own = recipe.sampler.step_args if sampling["step"] == recipe.sampler.step else {}

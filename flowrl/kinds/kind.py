@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.schema import Recipe
+from flowrl.untyped import JSON
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,7 +146,7 @@ class Kind(Protocol):
         ...
 
     @property
-    def presets(self) -> Mapping[str, dict[str, dict[str, Any]]]:
+    def presets(self) -> Mapping[str, dict[str, dict[str, JSON]]]:
         """The values of objective.preset: preset -> section -> key -> value."""
         ...
 
@@ -159,7 +160,7 @@ class Kind(Protocol):
         """The words for it."""
         ...
 
-    def claims(self, values: Mapping[str, Any]) -> bool:
+    def claims(self, values: Mapping[str, JSON]) -> bool:
         """Whether a recipe with these values, checked or not, trains a model of this kind."""
         ...
 
@@ -172,7 +173,7 @@ class Kind(Protocol):
         """The file by which such a folder is recognised, for messages."""
         ...
 
-    def completed(self, values: dict[str, Any]) -> dict[str, Any]:
+    def completed(self, values: dict[str, JSON]) -> dict[str, JSON]:
         """A recipe's values with this kind's defaults filled in. Raises RecipeError for unread sections."""
         ...
 
@@ -192,19 +193,19 @@ class Kind(Protocol):
         """Named parts; a user's own modules may be imported here."""
         ...
 
-    def call(self, recipe: Recipe) -> Any:
+    def call(self, recipe: Recipe) -> object:
         """What else determines a deterministic sample, besides plan, seed and weights."""
         ...
 
-    def noise(self, recipe: Recipe) -> Any:
+    def noise(self, recipe: Recipe) -> object:
         """What determines the distribution of a decision, besides the plan."""
         ...
 
-    def sampling(self, recipe: Recipe) -> dict[str, Any]:
+    def sampling(self, recipe: Recipe) -> dict[str, JSON]:
         """The step, noise and steps under which a comparison measures all its runs; None where the kind has none."""
         ...
 
-    def sampled_by(self, recipe: Recipe, sampling: Mapping[str, Any]) -> Recipe:
+    def sampled_by(self, recipe: Recipe, sampling: Mapping[str, JSON]) -> Recipe:
         """The recipe under another one's `sampling`, with noise at every step but the last."""
         ...
 

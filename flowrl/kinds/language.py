@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowrl.kinds.kind import Building, Exporter, Planning, Proofs, Words
 from flowrl.recipe.calls import read_json
@@ -10,15 +10,16 @@ from flowrl.recipe.errors import RecipeError, show
 from flowrl.recipe.noised_checks import refuse_noised
 from flowrl.recipe.objectives import check_token_objective
 from flowrl.recipe.presets import LANGUAGE
-from flowrl.recipe.schema import Generation, Recipe
+from flowrl.recipe.schema import GenerationKeys, Recipe
 from flowrl.recipe.sections import names_own
+from flowrl.untyped import JSON
 
 if TYPE_CHECKING:
     from flowrl.contracts import Prompt
     from flowrl.policies.language.policy import LanguagePolicy
 
 
-def section_of(recipe: Recipe) -> Generation:
+def section_of(recipe: Recipe) -> GenerationKeys:
     """The section that says how tokens are drawn. Raises ValueError for a recipe of another kind."""
     if recipe.generation is None:
         raise ValueError("the recipe has no `generation`: its decisions are denoising steps")
@@ -43,7 +44,7 @@ class Language:
         reference_sample="the greedy answer",
     )
 
-    def claims(self, values: Mapping[str, Any]) -> bool:
+    def claims(self, values: Mapping[str, JSON]) -> bool:
         """Whether a recipe says how tokens are generated."""
         return values.get("generation") is not None
 
@@ -51,7 +52,7 @@ class Language:
         """Whether a folder has a config that names a class of transformers, and is no pipeline's."""
         return "architectures" in read_json(folder / "config.json") and not (folder / "model_index.json").is_file()
 
-    def completed(self, values: dict[str, Any]) -> dict[str, Any]:
+    def completed(self, values: dict[str, JSON]) -> dict[str, JSON]:
         """The values with objective.length for aggregate `constant`: the limit, not the longest completion drawn."""
         for name in self.unread:
             if values.get(name):
@@ -96,20 +97,20 @@ class Language:
                 problem = "got true, but the completions of a language model are complete at once"
                 yield RecipeError(f"rewards.{name}.overlap", problem, f"remove rewards.{name}.overlap")
 
-    def call(self, recipe: Recipe) -> Any:
+    def call(self, recipe: Recipe) -> object:
         """Chat template and system message."""
         given = section_of(recipe)
         return given.chat_template, given.system
 
-    def noise(self, recipe: Recipe) -> Any:
+    def noise(self, recipe: Recipe) -> object:
         """Nothing: the plan says it all."""
         return ()
 
-    def sampling(self, recipe: Recipe) -> dict[str, Any]:
+    def sampling(self, recipe: Recipe) -> dict[str, JSON]:
         """None of them: runs are measured as their own recipes draw."""
         return {"step": None, "noise": None, "steps": None}
 
-    def sampled_by(self, recipe: Recipe, sampling: Mapping[str, Any]) -> Recipe:
+    def sampled_by(self, recipe: Recipe, sampling: Mapping[str, JSON]) -> Recipe:
         """The recipe as it is."""
         return recipe
 

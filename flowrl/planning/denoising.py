@@ -135,9 +135,9 @@ def _noised_lines(recipe: Recipe) -> list[str]:
     by = "" if plan.solver == "euler" else f" by {plan.solver}"
     text = [f"steps       {recipe.sampler.steps} of the ODE{by}; finished samples are noised again"]
     for i in range(min(recipe.train.iterations, 3)):
-        found = walks.levels(recipe, i)
-        told = " ".join(str(level) if isinstance(level, int) else f"{level:.3f}" for level in found)
-        told = f"of steps {told}" if isinstance(found[0], int) else told
+        trained_levels = walks.levels(recipe, i)
+        told = " ".join(str(level) if isinstance(level, int) else f"{level:.3f}" for level in trained_levels)
+        told = f"of steps {told}" if isinstance(trained_levels[0], int) else told
         text.append(f"{'levels' if i == 0 else '':<12}{told}  iteration {i}")
     return text
 

@@ -39,9 +39,9 @@ def misfit(text: str, value: JSON) -> str | None:
 def words(text: str) -> str:
     """What an annotation accepts, in words."""
     parts = _parts(ast.parse(text.strip(), mode="eval").body)
-    found = list(dict.fromkeys(_words(part) for part in parts))
+    accepted = list(dict.fromkeys(_words(part) for part in parts))
     listed = all(isinstance(part, ast.Constant) for part in parts)  # choices, not kinds of values
-    return f"{', '.join(found[:-1])} or {found[-1]}" if listed and len(found) > 1 else " or ".join(found)
+    return f"{', '.join(accepted[:-1])} or {accepted[-1]}" if listed and len(accepted) > 1 else " or ".join(accepted)
 
 
 def as_type(text: str) -> Any:
@@ -84,9 +84,10 @@ def _limits(text: str) -> dict[str, float]:
     if between := re.search(rf"in ([\[(]){number}, {number}([\])])", text):
         low, high = "ge" if between[1] == "[" else "gt", "le" if between[4] == "]" else "lt"
         return {low: float(between[2]), high: float(between[3])}
-    found = re.search(rf"((?:>=|>|<=|<) {number}(?: and (?:>=|>|<=|<) {number})?)(?:,? or null)?$", text)
+    limits_text = re.search(rf"((?:>=|>|<=|<) {number}(?: and (?:>=|>|<=|<) {number})?)(?:,? or null)?$", text)
     return {
-        names[sign]: float(limit) for sign, limit in re.findall(rf"(>=|>|<=|<) {number}", found[0] if found else "")
+        names[sign]: float(limit)
+        for sign, limit in re.findall(rf"(>=|>|<=|<) {number}", limits_text[0] if limits_text else "")
     }
 
 

@@ -228,10 +228,10 @@ def _config(model: str, component: str) -> dict[str, JSON]:
 def read_json(path: Path) -> dict[str, JSON]:
     """The object in a file; empty where there is none, or none that can be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def listed_components(model: str) -> list[str]:

@@ -12,7 +12,7 @@ from flowrl.recipe.models import stranger
 from flowrl.recipe.objectives import check_keep
 from flowrl.recipe.presets import PRESETS
 from flowrl.recipe.rewards import RewardSpec
-from flowrl.recipe.schema import Objective, Recipe
+from flowrl.recipe.schema import ObjectiveKeys, Recipe
 from flowrl.recipe.sections import Own, check_arguments, check_own, own_parts
 from flowrl.recipe.trackers import check_trackers
 from flowrl.watch.alarms import ALARMS
@@ -93,7 +93,7 @@ def _objective(recipe: Recipe) -> Iterator[RecipeError]:
         yield RecipeError("objective.length", problem, "set objective.length=null, or objective.aggregate=constant")
 
 
-def _limits(objective: Objective) -> Iterator[RecipeError]:
+def _limits(objective: ObjectiveKeys) -> Iterator[RecipeError]:
     """Limits of a ratio that leave no room for its clip range."""
     low, high = objective.clip_range
     limit, room = objective.log_ratio_limit, max(math.log1p(high), -math.log1p(-low) if low < 1 else 0.0)

@@ -91,15 +91,17 @@ def split_curves(
         if not isinstance(value, Mapping):
             continue
         if key in OWN and names_own(value):
-            found = {inner: _read(f"{key}.{inner}", v, "a number") for inner, v in value.items() if _looks_like(v)}
-            plain[name] = {**value} | {inner: curve.points[0][1] for inner, curve in found.items()}
-            curves |= {f"{key}.{inner}": curve for inner, curve in found.items()}
+            inner_curves = {
+                inner: _read(f"{key}.{inner}", v, "a number") for inner, v in value.items() if _looks_like(v)
+            }
+            plain[name] = {**value} | {inner: curve.points[0][1] for inner, curve in inner_curves.items()}
+            curves |= {f"{key}.{inner}": curve for inner, curve in inner_curves.items()}
         elif takes_curve(field):
             curves[key] = _read(key, value, field.description or "")
             plain[name] = curves[key].points[0][1]
         elif (section := model_of(field.annotation)) is not None and get_origin(field.annotation) is not dict:
-            plain[name], found = split_curves(value, section, f"{key}.")
-            curves |= found
+            plain[name], inner_curves = split_curves(value, section, f"{key}.")
+            curves |= inner_curves
     return plain, curves
 
 

@@ -41,13 +41,13 @@ def first_of(errors: list[RecipeError]) -> RecipeError:
 
 def translate(error: ValidationError, root: type[BaseModel]) -> RecipeError:
     """pydantic's findings as one RecipeError. A union reports once a member: places count once."""
-    found: dict[str, RecipeError] = {}
+    by_place: dict[str, RecipeError] = {}
     # A misspelt key also makes its right spelling missing: name the misspelling first.
     details = sorted(error.errors(), key=lambda d: d["type"] != "extra_forbidden")
     for detail in details:
         translated = _translate(detail, root)
-        found.setdefault(translated.place, translated)
-    return first_of(list(found.values()))
+        by_place.setdefault(translated.place, translated)
+    return first_of(list(by_place.values()))
 
 
 def _translate(detail: Any, root: type[BaseModel]) -> RecipeError:

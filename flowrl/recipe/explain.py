@@ -50,13 +50,13 @@ def explain(key: str) -> Lines:
         return _part(head, names.shipped(head)[name])
     known = {at: (field, model) for at, field, model in fields()}
     generic = re.sub(r"^rewards\.[^.]+", "rewards.NAME", key)
-    found = known.get(key) or known.get(generic)
-    if found is None:
+    entries = known.get(key) or known.get(generic)
+    if entries is None:
         listed = [*known, *(f"{kind}.{name}" for kind, entries in parts().items() for name in entries)]
         listed += [f"preset.{name}" for name in PRESETS]
         accepted = "a key such as train.lr, a part such as step.flow_sde or window.frozen, or preset.NAME"
         raise names.UserError(f"{key!r} is no key of a recipe; accepted: {accepted}{names.hint(key, listed)}")
-    return _key(generic if key not in known else key, *found)
+    return _key(generic if key not in known else key, *entries)
 
 
 def _key(key: str, field: FieldInfo, model: type[BaseModel]) -> Lines:
@@ -148,17 +148,17 @@ def _choices(key: str, field: FieldInfo, model: type[BaseModel]) -> list[str]:
         return list(names.steps())
     if key == "objective.preset":
         return list(PRESETS)
-    found: list[str] = []
+    entries: list[str] = []
     pending = [field.annotation]
     while pending:
         annotation = pending.pop(0)
         if get_origin(annotation) is Literal:
-            found += map(str, get_args(annotation))
+            entries += map(str, get_args(annotation))
         elif annotation is bool:
-            found += ["true", "false"]
+            entries += ["true", "false"]
         else:
             pending += get_args(annotation)
-    return found
+    return entries
 
 
 # ------------------------------------------------------------------ a schema for editors

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_origin
+from typing import get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -17,6 +17,7 @@ from flowrl.recipe.places import check_places
 from flowrl.recipe.presets import PRESETS
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import names_own
+from flowrl.untyped import JSON
 
 
 def load(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -40,7 +41,7 @@ def written(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return _typed(values, path.stem, path.parent)
 
 
-def build(values: dict[str, Any], *, name: str = "recipe", beside: Path | None = None) -> Recipe:
+def build(values: dict[str, JSON], *, name: str = "recipe", beside: Path | None = None) -> Recipe:
     """The checked recipe of a mapping. name gives the default run folder, beside a folder to find prompt files in."""
     recipe = _typed(values, name, beside)
     if errors := list(check(recipe)):
@@ -48,7 +49,7 @@ def build(values: dict[str, Any], *, name: str = "recipe", beside: Path | None =
     return recipe
 
 
-def _typed(values: dict[str, Any], name: str, beside: Path | None) -> Recipe:
+def _typed(values: dict[str, JSON], name: str, beside: Path | None) -> Recipe:
     values = with_preset(values)
     if values.get("output") is None:
         values = values | {"output": f"runs/{name}"}
@@ -63,7 +64,7 @@ def _typed(values: dict[str, Any], name: str, beside: Path | None) -> Recipe:
     return _resolve(recipe, beside)
 
 
-def with_preset(values: dict[str, Any]) -> dict[str, Any]:
+def with_preset(values: dict[str, JSON]) -> dict[str, JSON]:
     """A recipe's values laid over those of the preset they name, with what its kind of model fills in.
 
     An unknown preset is left for `check` to refuse. Raises RecipeError for a preset that has no values for this kind of
@@ -83,7 +84,7 @@ def with_preset(values: dict[str, Any]) -> dict[str, Any]:
     return kind.completed(merged)
 
 
-def _laid_over(below: dict[str, Any], own: Any) -> Any:
+def _laid_over(below: dict[str, JSON], own: JSON) -> JSON:
     """A section's own values over those of a preset; so too within its loss, unless that is of another kind."""
     if not isinstance(own, dict):
         return below if own is None else own
@@ -110,7 +111,7 @@ def _find(path_or_name: str) -> Path:
     raise RecipeError("recipe", f"got {path_or_name!r}, accepted: a file or one of {', '.join(known)}", remedy)
 
 
-def parse(path: Path) -> dict[str, Any]:
+def parse(path: Path) -> dict[str, JSON]:
     """The mapping in a YAML file, read as recipes are. Raises RecipeError, with file and line, for anything else."""
     try:
         values = scalars.read(path.read_text(encoding="utf-8"))
@@ -130,7 +131,7 @@ def _yaml_problem(error: Exception) -> str:
     return str(getattr(error, "problem", None) or error).split("\n")[0]
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def _override(values: dict[str, JSON], override: str) -> None:
     """Sets one dotted key in place."""
     dotted, equals, text = override.partition("=")
     dotted = dotted.strip()
@@ -184,6 +185,6 @@ def _resolve(recipe: Recipe, beside: Path | None) -> Recipe:
         source = getattr(recipe.prompts, name)
         if source is not None and source not in names.WORLD_PROMPTS:
             spots = [Path(source).expanduser(), *([beside / source] if beside else [])]
-            found = next((spot for spot in spots if spot.exists()), None)
-            fields[name] = str(found.resolve()) if found else source
+            existing = next((spot for spot in spots if spot.exists()), None)
+            fields[name] = str(existing.resolve()) if existing else source
     return recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update=fields)})

@@ -1,13 +1,14 @@
 """The keys of `sampler`: the walk from noise to sample, its sigma table, its window, its tree."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
 from flowrl.recipe.base import Strict, key, part
 from flowrl.recipe.noised import Levels
 from flowrl.recipe.sections import Own, choices_of, keys_of, name_of, open_to
+from flowrl.untyped import JSON
 
 
 class Window(keys_of("window", "all")):
@@ -31,7 +32,7 @@ class OwnWindow(Own):
     """A window of the user's own, which may move as it likes."""
 
     part: ClassVar[str] = "window"
-    beside: ClassVar[Mapping[str, Any]] = dict.fromkeys(Window.model_fields)
+    beside: ClassVar[Mapping[str, JSON]] = dict.fromkeys(Window.model_fields)
     moves: ClassVar[bool] = True
     slides: ClassVar[bool] = True
 
@@ -50,7 +51,7 @@ class OwnSchedule(Own):
     """A sigma table of the user's own, made of the pipeline's; its steps are merged as those of one that ships."""
 
     part: ClassVar[str] = "schedule"
-    beside: ClassVar[Mapping[str, Any]] = dict.fromkeys(Schedule.model_fields)
+    beside: ClassVar[Mapping[str, JSON]] = dict.fromkeys(Schedule.model_fields)
     merge_at: int | None = key(None, "a whole number >= 0 or null", ge=0)
     merge: int | None = key(None, "a whole number >= 2 or null", ge=2)
 
@@ -77,7 +78,7 @@ class Tail(Strict):
     solver: Solver = key("dpmpp_2m", SOLVER_WORDS)  # pyright: ignore[reportInvalidTypeForm]
 
 
-class Tree(keys_of("tree")):
+class TreeKeys(keys_of("tree")):
     """Samples of a prompt that share more than a start: kinds and keys are functions of samplers/growth.py and their
     arguments. Keys of another kind are refused."""
 
@@ -91,7 +92,7 @@ class OwnTree(Own):
     """A tree of the user's own."""
 
     part: ClassVar[str] = "tree"
-    beside: ClassVar[Mapping[str, Any]] = dict.fromkeys(Tree.model_fields)
+    beside: ClassVar[Mapping[str, JSON]] = dict.fromkeys(TreeKeys.model_fields)
 
 
 class Sampler(Strict):
@@ -103,12 +104,12 @@ class Sampler(Strict):
     them."""
 
     step: str = key("flow_sde", "the name of a step or a dotted path", min_length=1)
-    step_args: dict[str, Any] = key({}, "a mapping of the step's own arguments to values")
+    step_args: dict[str, JSON] = key({}, "a mapping of the step's own arguments to values")
     noise: float = key(0.7, "a number >= 0, or null for the usual one of step and model", ge=0, curve=True)
     steps: int = key(10, "a whole number from 1 to 10000", ge=1, le=10_000)
     schedule: open_to(Schedule, OwnSchedule) = part(Schedule)  # pyright: ignore[reportInvalidTypeForm]
     window: open_to(Window, OwnWindow) = part(Window)  # pyright: ignore[reportInvalidTypeForm]
-    tree: open_to(Tree, OwnTree) | None = key(None, "a mapping with kind, or null")  # pyright: ignore
+    tree: open_to(TreeKeys, OwnTree) | None = key(None, "a mapping with kind, or null")  # pyright: ignore
     tail: Tail | None = key(None, "a mapping with ratio, steps, solver, or null")
     share_noise: bool = key(False, "true or false")
     levels: Levels | None = key(None, "a mapping with kind, or null")
@@ -116,7 +117,7 @@ class Sampler(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_way(cls, values: Any) -> Any:
+    def _one_way(cls, values: JSON) -> JSON:
         step = values.get("step") if isinstance(values, dict) else None
         if not isinstance(step, dict) or not isinstance(step.get("kind"), str):
             return values

@@ -15,6 +15,7 @@ from flowrl.recipe.noised import Loss, NoisedTraining
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.sampling import SOLVER_WORDS, Sampler, Solver
 from flowrl.recipe.sections import Own, arguments_of, choices_of, defaults_of, name_of, only_own, open_to
+from flowrl.untyped import JSON
 
 CLIP = 0.2  # a clip range that is as good as any, for losses that have none
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -50,7 +51,7 @@ class Prompts(Strict):
     source: str | None = key(None, "how to get the files, a text, or null", min_length=1)
 
 
-class Generation(Strict):
+class GenerationKeys(Strict):
     """How a language model's completions are drawn. max_new_tokens: where one that has not ended is cut off.
 
     top_k, top_p: draw from the likeliest tokens only; they are scored uncut (samplers/tokens.py). chat_template: auto
@@ -73,10 +74,10 @@ class OwnAdvantage(Own):
     """Advantages by a function of the user's own (flowrl/parts.py)."""
 
     part: ClassVar[str] = "advantage"
-    beside: ClassVar[Mapping[str, Any]] = defaults_of(Advantage) | {"baseline": "none", "scale": "none"}
+    beside: ClassVar[Mapping[str, JSON]] = defaults_of(Advantage) | {"baseline": "none", "scale": "none"}
 
 
-class Objective(arguments_of("objective", "clipped")):
+class ObjectiveKeys(arguments_of("objective", "clipped")):
     """The loss of a decision. preset: a named combination whose values lie below the recipe's own (recipe/presets.py).
 
     clip: one number, or [low, high]. level: what is clipped, the ratio of a decision (token) or of its whole row: of
@@ -125,7 +126,7 @@ class OwnObjective(Own):
     any update is that of `CLIP`."""
 
     part: ClassVar[str] = "objective"
-    beside: ClassVar[Mapping[str, Any]] = defaults_of(Objective) | {"centred": False, "clip_range": (CLIP, CLIP)}
+    beside: ClassVar[Mapping[str, JSON]] = defaults_of(ObjectiveKeys) | {"centred": False, "clip_range": (CLIP, CLIP)}
 
 
 class OwnLrSchedule(Own):
@@ -180,7 +181,7 @@ class Train(NoisedTraining):
     gradient_checkpointing: bool = key(False, "true or false")
 
 
-class Evaluation(Strict):
+class EvaluationKeys(Strict):
     """Held-out samples, by the ODE where they are denoised, each with its own fixed noise.
 
     every: iterations between two (null: never between). every_seconds: also after the iteration with which the time
@@ -201,7 +202,7 @@ class Evaluation(Strict):
     grid: int = key(16, "a whole number >= 0", ge=0)
 
 
-class Checkpoints(Strict):
+class CheckpointKeys(Strict):
     """What a resume starts from. every: iterations between two (null: none between); there is always one at the end, at
     a new best held-out reward and on SIGINT or SIGTERM. keep: how many of the newest stay, beside the best."""
 
@@ -209,7 +210,7 @@ class Checkpoints(Strict):
     keep: int = key(2, "a whole number >= 1", ge=1)
 
 
-class OwnRule(Own):
+class OwnRuleKeys(Own):
     """A rule of the user's own: what is wrong with an iteration's metrics, in words, or None."""
 
     part: ClassVar[str] = "rule"
@@ -238,7 +239,7 @@ class Watch(Strict):
     on_alarm: Literal["warn", "stop", "rollback"] = key("warn", "warn, stop or rollback")
     patience: int = key(5, "a whole number >= 1", ge=1)
     ignore: list[str] = key([], "a list of alarms")
-    rules: list[only_own(OwnRule)] = key([], "a list of dotted paths to rules")  # pyright: ignore
+    rules: list[only_own(OwnRuleKeys)] = key([], "a list of dotted paths to rules")  # pyright: ignore
     kl: float = key(10.0, "a number > 1", gt=1)
     collapse: float = key(0.1, "a number >= 0", ge=0)
     drift: float = key(1.5, "a number > 1", gt=1)
@@ -272,7 +273,7 @@ class Track(_With):
 
     project: str = key("flowrl", "a name", min_length=1)
     name: str | None = key(None, "a name or null", min_length=1)
-    args: dict[str, dict[str, Any]] = key({}, "trackers mapped to {argument: value}")
+    args: dict[str, dict[str, JSON]] = key({}, "trackers mapped to {argument: value}")
 
     @property
     def wanted(self) -> list[str]:
@@ -295,19 +296,19 @@ class Recipe(Curved):
     """
 
     model: str = key(..., "shapes-flux, arithmetic-qwen2, a hub id owner/name, or a model's folder", min_length=1)
-    pipeline: dict[str, Any] = key({}, "a mapping of the pipeline's own __call__ arguments")
+    pipeline: dict[str, JSON] = key({}, "a mapping of the pipeline's own __call__ arguments")
     lora: Lora | None = key(None, "a mapping with rank, alpha, targets, modules, init, or null")
     full: bool = key(False, "true or false")
     policy: only_own(OwnPolicy) | None = key(None, "a dotted path to a policy, or null")  # pyright: ignore
     prompts: Prompts = key(..., "a mapping with train and heldout")
     sampler: Sampler = part(Sampler)
-    generation: Generation | None = key(None, "a mapping with max_new_tokens, temperature, top_k, top_p, or null")
+    generation: GenerationKeys | None = key(None, "a mapping with max_new_tokens, temperature, top_k, top_p, or null")
     rewards: dict[str, RewardSpec] = key(..., "names mapped to {use, weight, args, ...}", min_length=1)
     advantage: open_to(Advantage, OwnAdvantage) = part(Advantage)  # pyright: ignore[reportInvalidTypeForm]
-    objective: open_to(Objective, OwnObjective) = part(Objective)  # pyright: ignore[reportInvalidTypeForm]
+    objective: open_to(ObjectiveKeys, OwnObjective) = part(ObjectiveKeys)  # pyright: ignore[reportInvalidTypeForm]
     train: Train = part(Train)
-    eval: Evaluation = part(Evaluation)
-    checkpoint: Checkpoints = part(Checkpoints)
+    eval: EvaluationKeys = part(EvaluationKeys)
+    checkpoint: CheckpointKeys = part(CheckpointKeys)
     watch: Watch = part(Watch)
     track: Track = part(Track)
     dtype: Dtype = part(Dtype)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from flowrl.recipe.errors import RecipeError, wrong_value
 from flowrl.recipe.kinds import check_keys
-from flowrl.recipe.sampling import Tree, Window
+from flowrl.recipe.sampling import TreeKeys, Window
 from flowrl.recipe.schedules import num_steps
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import Own, key_table
@@ -24,7 +24,7 @@ def check_tree(recipe: Recipe) -> Iterator[RecipeError]:
     yield from misplaced or (_branch(recipe, tree) if tree.kind == "branch" else _per_step(recipe, tree))
 
 
-def _branch(recipe: Recipe, tree: Tree) -> Iterator[RecipeError]:
+def _branch(recipe: Recipe, tree: TreeKeys) -> Iterator[RecipeError]:
     splits, widths, steps = tree.splits or [], tree.width_list(), num_steps(recipe)
     if not splits or splits != sorted(set(splits)) or splits[0] < 0:
         yield wrong_value("sampler.tree.splits", splits, "steps that rise without repeats, such as [0, 3, 6, 9]")
@@ -44,7 +44,7 @@ def _branch(recipe: Recipe, tree: Tree) -> Iterator[RecipeError]:
         yield RecipeError("sampler.tree.width_prune", "missing, width_ratio is given and needs it", remedy)
 
 
-def _pruning(recipe: Recipe, tree: Tree, steps: int) -> Iterator[RecipeError]:
+def _pruning(recipe: Recipe, tree: TreeKeys, steps: int) -> Iterator[RecipeError]:
     """Steps that are left out: of those that draw noise, and never all of them."""
     prune, place = tree.prune, "sampler.tree.prune"
     low, high = drawn(recipe.sampler.window, steps)
@@ -74,7 +74,7 @@ def _may_prune_all(window: Window | Own, prune: list[int], steps: int) -> bool:
     return any(set(prune).issuperset(range(at, at + size)) for at in range(low, high - size + 1))
 
 
-def _splits_in_window(recipe: Recipe, tree: Tree, splits: list[int], steps: int) -> Iterator[RecipeError]:
+def _splits_in_window(recipe: Recipe, tree: TreeKeys, splits: list[int], steps: int) -> Iterator[RecipeError]:
     window, place = recipe.sampler.window, "sampler.tree.splits"
     low, high = drawn(window, steps)
     if tree.splits_from == "window":
@@ -93,7 +93,7 @@ def _splits_in_window(recipe: Recipe, tree: Tree, splits: list[int], steps: int)
         yield RecipeError(place, problem, "move the splits, or widen sampler.window")
 
 
-def _per_step(recipe: Recipe, tree: Tree) -> Iterator[RecipeError]:
+def _per_step(recipe: Recipe, tree: TreeKeys) -> Iterator[RecipeError]:
     anchors, group = tree.anchors or 1, recipe.train.group
     if group % anchors or group // anchors < 2:
         problem = f"got {anchors}, but each trunk takes an equal share, two or more, of train.group = {group} children"

@@ -31,7 +31,7 @@ def load_run(run: Path, overrides: Sequence[str] = (), *, trust: bool = False) -
 def refuse_untrusted(run: Path, overrides: Sequence[str] = ()) -> None:
     """Raises UserError where a run's recipe, with what the overrides leave of it, names what needs trust."""
     theirs = set(foreign(written(run / FILE)))
-    left = [found for found in foreign(written(run / FILE, overrides)) if found in theirs]
+    left = [part for part in foreign(written(run / FILE, overrides)) if part in theirs]
     if left:
         place, what = left[0]
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""

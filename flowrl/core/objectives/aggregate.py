@@ -50,7 +50,7 @@ def reduce_metrics(metrics: dict[str, Tensor], weights: Tensor) -> dict[str, Ten
 
 
 def merge_metrics(total: dict[str, Tensor], part: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The total with the reduced metrics of one more micro-batch or rank added; *_max entries take the larger value."""
+    """The total with the reduced metrics, scalars, of one more micro-batch or rank added; *_max take the larger."""
     merged = dict(total)
     for name, value in part.items():
         if name not in merged:

@@ -171,13 +171,13 @@ def _at_home(name: str) -> Path:
 
 def _sum(rewards: Mapping[str, RewardSpec]) -> int:
     """Bytes of rewards on their device; those of VideoReward that differ in their aspect alone share one model."""
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for name, spec in rewards.items():
         weights = weights_of(spec.use, spec.args)
         if weights is not None and weights.place == "device" and weights.size:
             rest = {key: value for key, value in spec.args.items() if key != "aspect"}
-            found[f"video_reward {rest}" if spec.use == "video_reward" else name] = weights.size
-    return sum(found.values())
+            sizes[f"video_reward {rest}" if spec.use == "video_reward" else name] = weights.size
+    return sum(sizes.values())
 
 
 def told(use: str, args: Mapping[str, Any], device: str | None, duration_text: Callable[[float], str]) -> str:

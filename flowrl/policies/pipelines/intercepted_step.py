@@ -70,7 +70,7 @@ def select_rows(step: Step, index: Tensor) -> Step:
     return replace(step, x=step.x[at], v=step.v[at], s=part(step.s), s_next=part(step.s_next))
 
 
-class Walk(Protocol):
+class PipelineWalk(Protocol):
     """What a pass through the pipeline is for."""
 
     @property
@@ -104,13 +104,13 @@ class Session:
     """
 
     def __init__(self) -> None:
-        self.walk: Walk | None = None
+        self.walk: PipelineWalk | None = None
         self.number = 0  # of the pass, so that nothing of an earlier pass is mistaken for this one's
         self.iteration = -1
         self.fresh = True  # a denoiser ran since the last step
         self.streams = 1
 
-    def begin(self, walk: Walk) -> None:
+    def begin(self, walk: PipelineWalk) -> None:
         """Starts a pass."""
         self.walk, self.iteration, self.fresh, self.streams = walk, -1, True, 1
         self.number += 1

@@ -134,8 +134,10 @@ def prove_look(passes: PipelinePasses, prompt: Prompt, steps: int) -> None:
     last = max(walk.steps)
     for at in sorted({last // 2, max(last - 1, 0)}):
         streams = walk.steps[at]
-        found = look_at(passes, {s: step.x for s, step in streams.items()}, [prompt], start, streams[0].s)
-        gap = max(float((found[s] - step.v).abs().max() / (1e-6 + step.v.abs().max())) for s, step in streams.items())
+        looked_at = look_at(passes, {s: step.x for s, step in streams.items()}, [prompt], start, streams[0].s)
+        gap = max(
+            float((looked_at[s] - step.v).abs().max() / (1e-6 + step.v.abs().max())) for s, step in streams.items()
+        )
         if not gap <= tolerance:
             raise PolicyError(
                 f"{name}: asked about noise level {float(streams[0].s):.3g} by itself it gives another velocity than "

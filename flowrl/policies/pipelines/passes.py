@@ -16,7 +16,7 @@ from flowrl.policies.noise import GlobalGeneratorUse, Key, global_noise, start_g
 from flowrl.policies.pipelines.arguments import Call, call_arguments, is_refusal
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.gates import GateKeeper
-from flowrl.policies.pipelines.intercepted_step import EndOfWalk, Session, Walk
+from flowrl.policies.pipelines.intercepted_step import EndOfWalk, PipelineWalk, Session
 from flowrl.policies.pipelines.layouts import Media, check_size, media_of
 from flowrl.policies.pipelines.replay_walk import ReplayWalk
 from flowrl.policies.pipelines.rollout_walk import RolloutWalk
@@ -116,7 +116,7 @@ class PipelinePasses:
 
     def run(
         self,
-        walk: Walk,
+        walk: PipelineWalk,
         prompts: Sequence[Prompt],
         starts: Sequence[Key],
         *,

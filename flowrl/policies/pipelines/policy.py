@@ -101,15 +101,15 @@ class PipelinePolicy(PipelinePasses):
             outputs.append(output)
             if finished is not None:
                 finished(self._samples(trajectory.prompts, tree, output))
-        found = [rollout_walk.result() for rollout_walk in rollout_walks]
-        rollout_logp = torch.cat([logp for logp, _, _ in found])
+        results = [rollout_walk.result() for rollout_walk in rollout_walks]
+        rollout_logp = torch.cat([logp for logp, _, _ in results])
         return Rollout(
             self._samples(prompts, tree, join_media(outputs, type(self.source).__name__)),
             rollout_logp,
-            torch.cat([mask for _, mask, _ in found]),
+            torch.cat([mask for _, mask, _ in results]),
             join_trajectories([rollout_walk.trajectory for rollout_walk in rollout_walks]),
             credit=credit_of(tree, rollout_logp),
-            step_stats={name: torch.cat([step_stats[name] for _, _, step_stats in found]) for name in found[0][2]},
+            step_stats={name: torch.cat([step_stats[name] for _, _, step_stats in results]) for name in results[0][2]},
         )
 
     def look(
@@ -151,27 +151,27 @@ class PipelinePolicy(PipelinePasses):
         """
         states = x if isinstance(x, dict) else {0: x}
         self.prepare(prompts[0], plan)
-        found, parts = [], self.sharing.split([p.id for p in prompts])
+        velocities, parts = [], self.sharing.split([p.id for p in prompts])
         for part in parts:
             here = {stream: take(state, torch.tensor(part)) for stream, state in states.items()}
             walk = LookWalk(here, step, self.streams_at(step))
             more = {} if step else {"latents": here[0]}
             self._look(walk, [prompts[i] for i in part], plan, seed, grad=True, **more)
-            found.append(walk.velocity[0])
-        return in_order(found, parts)
+            velocities.append(walk.velocity[0])
+        return in_order(velocities, parts)
 
     def decode(self, prompts: Sequence[Prompt], x: Tensor | Streams, *, plan: WalkPlan, seed: int) -> Tensor:
         """Images [R, 3, H, W], video [R, T, 3, H, W] or, of a pipeline without pictures, sound [R, C, T] of final
         states x, with gradient through the decoder."""
         states = x if isinstance(x, dict) else {0: x}
         self.prepare(prompts[0], plan)
-        found, parts = [], self.sharing.split([p.id for p in prompts])
+        decoded, parts = [], self.sharing.split([p.id for p in prompts])
         for part in parts:
             walk = LookWalk({stream: take(state, torch.tensor(part)) for stream, state in states.items()}, None)
             output = self._look(walk, [prompts[i] for i in part], plan, seed, grad=torch.is_grad_enabled())
             made = media_of(output, self.source, len(part))
-            found.append(next(made[kind] for kind in ("images", "video", "audio") if kind in made))
-        return in_order(found, parts)
+            decoded.append(next(made[kind] for kind in ("images", "video", "audio") if kind in made))
+        return in_order(decoded, parts)
 
     def prepare(self, prompt: Prompt, plan: WalkPlan) -> None:
         """Probes the pipeline, once. Raises PolicyError where it breaks the contract (see `probe`)."""

@@ -170,8 +170,8 @@ class RolloutWalk:
         streams = self._after[leaves[0]]
         self.trajectory.clean = {stream: self._states(leaves, stream) for stream in streams}
         self.trajectory.levels = tuple(self._levels[n] if isinstance(n, int) else n for n in self.tree.levels)
-        found = torch.zeros(self.num_prompts * len(leaves), len(self.tree.levels))
-        return found, torch.ones_like(found, dtype=torch.bool), {}
+        zeros = torch.zeros(self.num_prompts * len(leaves), len(self.tree.levels))
+        return zeros, torch.ones_like(zeros, dtype=torch.bool), {}
 
     def _front(self, iteration: int) -> Front:
         fronts = self._pass.fronts

@@ -14,7 +14,7 @@ from flowrl.core.advantages import advantages
 from flowrl.core.backward import StepLoss, backward
 from flowrl.core.objectives.aggregate import weights
 from flowrl.recipe.presets import DENOISING, LANGUAGE, Values
-from flowrl.recipe.schema import Advantage, Objective, Recipe
+from flowrl.recipe.schema import Advantage, ObjectiveKeys, Recipe
 
 Case = dict[str, Any]
 TRL, VERL, OTHER = (f"objectives/llm_policy_loss_{name}.json" for name in ("trl", "verl", "other"))
@@ -89,7 +89,7 @@ def run(preset: Values, case: Case, *, whole_rows: bool, micro: int) -> dict[str
     mask = next((x[k] for k in ("completion_mask", "response_mask") if k in x), torch.ones_like(x["log_prob"]))
     mask = (mask * x.get("tool_mask", 1.0)).bool()
     values = preset["objective"] | given(case)
-    objective = build_objective(Recipe.model_construct(objective=Objective(**values)))
+    objective = build_objective(Recipe.model_construct(objective=ObjectiveKeys(**values)))
     samples = Samples([], torch.arange(len(mask)), texts=[""] * len(mask))
     rollout = Rollout(samples, x["old_log_prob"], mask, None, reference=x.get("ref_log_prob"))
     adv = x["advantages"] if x["advantages"].ndim == 1 else x["advantages"][:, 0]

@@ -17,7 +17,7 @@ from flowrl.recipe.load import build, dump, load, with_preset
 from flowrl.recipe.models import pipeline_class
 from flowrl.recipe.presets import DENOISING, LANGUAGE, PRESETS
 from flowrl.recipe.sampling import Window
-from flowrl.recipe.schema import Advantage, Objective, Recipe
+from flowrl.recipe.schema import Advantage, ObjectiveKeys, Recipe
 from flowrl.recipe.windows import WINDOW_KEYS
 
 BASE = str(Path(__file__).parents[2] / "recipes" / "quickstart.yaml")
@@ -98,9 +98,9 @@ def test_choices_are_those_of_the_modules_that_implement_them():
     assert choices(Advantage, "scale") == advantages.SCALES
     assert choices(Advantage, "combine") == advantages.COMBINES
     assert choices(Advantage, "singleton") == advantages.SINGLETONS
-    assert set(choices(Objective, "kl_kind")) == set(divergence.KINDS)
-    assert set(choices(Objective, "aggregate")) == set(aggregate.MODES)
-    assert choices(Objective, "level") == clipped.LEVELS
+    assert set(choices(ObjectiveKeys, "kl_kind")) == set(divergence.KINDS)
+    assert set(choices(ObjectiveKeys, "aggregate")) == set(aggregate.MODES)
+    assert choices(ObjectiveKeys, "level") == clipped.LEVELS
     assert set(choices(Window, "kind")) == set(WINDOW_KEYS)
 
 
@@ -132,7 +132,7 @@ def test_preset_lies_below_the_recipes_own_values(preset, tmp_path):
 def test_preset_has_values_of_its_own_for_tokens(preset):
     given = {"generation": {"max_new_tokens": 30}, "objective": {"preset": preset, "kl": 0.5}}
     merged = with_preset(given)
-    objective = Objective(**merged["objective"])
+    objective = ObjectiveKeys(**merged["objective"])
     assert (objective.kl, objective.kl_kind) == (0.5, "k3") and given["objective"] == {"preset": preset, "kl": 0.5}
     assert objective.length == (30 if preset == "dr_grpo" else None)
     assert objective.clip_range[0] == (3e-4 if preset == "gspo" else 0.2)

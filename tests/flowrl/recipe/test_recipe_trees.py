@@ -12,7 +12,7 @@ from flowrl.planning.dry_run import describe
 from flowrl.planning.walks import walk
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
-from flowrl.recipe.sampling import Tree
+from flowrl.recipe.sampling import TreeKeys
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.trees import TREE_KEYS, check_tree
 from flowrl.recipe.windows import check_window
@@ -33,8 +33,8 @@ def branching(recipe: Recipe, iteration: int = 0) -> Branching:
 
 
 def test_kinds_and_keys_are_those_of_the_schema():
-    assert set(TREE_KEYS) == set(get_args(Tree.model_fields["kind"].annotation))
-    assert {"kind", *(name for keys in TREE_KEYS.values() for name in keys)} == set(Tree.model_fields)
+    assert set(TREE_KEYS) == set(get_args(TreeKeys.model_fields["kind"].annotation))
+    assert {"kind", *(name for keys in TREE_KEYS.values() for name in keys)} == set(TreeKeys.model_fields)
 
 
 def test_branchgrpo_costs_what_it_says():
@@ -210,5 +210,5 @@ def test_what_is_accepted_walks_in_every_iteration(
     assume(not list(check_window(recipe)) and not list(check_tree(recipe)))
     grown = walk(recipe, iteration).tree(8)
     assert grown.rows and grown.leaves
-    if isinstance(recipe.sampler.tree, Tree) and recipe.sampler.tree.kind == "branch":
+    if isinstance(recipe.sampler.tree, TreeKeys) and recipe.sampler.tree.kind == "branch":
         assert len(grown.leaves) == 8

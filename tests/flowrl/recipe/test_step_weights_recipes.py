@@ -13,7 +13,7 @@ from flowrl.planning.walks import check_trained
 from flowrl.recipe import presets
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
-from flowrl.recipe.schema import Objective
+from flowrl.recipe.schema import ObjectiveKeys
 from samplers import renoising, transitions
 
 BASE = str(Path(__file__).parents[2] / "recipes" / "quickstart.yaml")
@@ -72,9 +72,9 @@ def test_the_schema_knows_whether_means_are_kept():
 
 
 def test_choices_are_those_of_the_modules_that_implement_them():
-    literal, _ = get_args(Objective.model_fields["weight"].annotation)
+    literal, _ = get_args(ObjectiveKeys.model_fields["weight"].annotation)
     assert get_args(literal) == step_weights.KINDS
-    assert get_args(Objective.model_fields["ratio"].annotation) == grpo.RATIOS
+    assert get_args(ObjectiveKeys.model_fields["ratio"].annotation) == grpo.RATIOS
     steps = [f for module in (renoising, transitions) for f in vars(module).values() if callable(f)]
     assert {f.__name__ for f in steps if getattr(f, "unit_variance", False)} == {
         name for name, entry in names.steps().items() if entry.facts.get("unit_variance")
