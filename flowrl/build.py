@@ -1,4 +1,4 @@
-"""The parts of a run, made as a recipe says: prompts and rewards, policy, optimizer, loss."""
+"""Builds the parts of a run from a recipe: prompts and rewards, policy, optimizer, loss."""
 
 import random
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from flowrl.planning.walks import pruned_widths
 from flowrl.policies.devices import device_of
 from flowrl.policies.weights import weights_of
 from flowrl.reading.inputs import read_prompts
-from flowrl.recipe.making import made
+from flowrl.recipe.making import build_part
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import Own, keys
 from flowrl.scoring.gates import counted_rewards
@@ -44,7 +44,7 @@ class Inputs:
 
 
 def read_inputs(recipe: Recipe) -> Inputs:
-    """Prompts and rewards. Raises UserError where a file or a reward is not as it must be."""
+    """Reads prompts and rewards. Raises UserError if a file or a reward is invalid."""
     train, heldout = read_prompts(recipe, online=True)
     return Inputs(train, heldout, build_scorer(recipe))
 
@@ -60,7 +60,7 @@ def build_policy(recipe: Recipe) -> Policy:
 
 
 def build_learner(recipe: Recipe, policy: Policy) -> Learner:
-    """The optimizer of a recipe over the policy's trainable parameters, and copies of these where the recipe needs any.
+    """The optimizer of a recipe over the policy's trainable parameters, and copies of these if the recipe needs any.
 
     The policy is told where to find them.
     """
@@ -72,7 +72,7 @@ def build_learner(recipe: Recipe, policy: Policy) -> Learner:
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         warmup=train.warmup,
-        schedule=made("lr_schedule", train.schedule) if isinstance(train.schedule, Own) else train.schedule,
+        schedule=build_part("lr_schedule", train.schedule) if isinstance(train.schedule, Own) else train.schedule,
         total=train.iterations * train.epochs * train.updates,
         average=train.ema,
         average_every=train.ema_every,
@@ -88,7 +88,7 @@ def build_objective(recipe: Recipe) -> Objective:
     """The loss of a recipe."""
     objective = recipe.objective
     if isinstance(objective, Own):
-        return GivenObjective(Guarded("objective.kind", objective.kind, made("objective", objective)))
+        return GivenObjective(Guarded("objective.kind", objective.kind, build_part("objective", objective)))
     if objective.loss is not None:
         more = {"size": recipe.train.group} if objective.loss.kind == "dgpo" else {}
         return NOISED[objective.loss.kind](kl=objective.kl, **objective.loss.given, **more)
@@ -99,7 +99,7 @@ def build_objective(recipe: Recipe) -> Objective:
 
 
 def build_watch(recipe: Recipe) -> Watchdog:
-    """The watchdog of a recipe, which has seen nothing yet."""
+    """The watchdog of a recipe, without any history."""
     return Watchdog(
         {name: spec.weight for name, spec in recipe.rewards.items()},
         WatchSettings(**recipe.watch.model_dump(exclude={"rules"})),
@@ -108,14 +108,14 @@ def build_watch(recipe: Recipe) -> Watchdog:
         precision=recipe.dtype.model,
         steady=not recipe.sampler.window.slides,
         rules=[
-            OwnRule(rule.alarm, Guarded("watch.rules", rule.kind, made("rule", rule)), str(rule))
+            OwnRule(rule.alarm, Guarded("watch.rules", rule.kind, build_part("rule", rule)), str(rule))
             for rule in recipe.watch.rules
         ],
     )
 
 
 def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
-    """What makes advantages of rows, and their metrics, of the rewards of samples."""
+    """The function from the rewards of samples to the advantages of rows, and their metrics."""
 
     def advantage(rewards: dict[str, Tensor], rollout: Rollout) -> tuple[Tensor, dict[str, float]]:
         samples = rollout.samples
@@ -123,7 +123,7 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
         how: dict[str, Any] = {"weights": counted.weights, "asked": counted.asked}
         if isinstance(recipe.advantage, Own):
             with report_errors("advantage.kind", recipe.advantage.kind):
-                adv = made("advantage", recipe.advantage, how)(counted.rewards, rollout)
+                adv = build_part("advantage", recipe.advantage, how)(counted.rewards, rollout)
             adv = adv.masked_fill(adv.isnan(), 0.0)  # of a row that could not be scored: it gets no gradient
             return adv, advantage_metrics(rewards, samples.group, adv, total=counted.total, **how)
         adv = row_advantages(counted.rewards, samples.group, rollout.credit, **how, **recipe.advantage.model_dump())
@@ -133,7 +133,7 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
 
 
 def width_pruning(recipe: Recipe, iteration: int) -> WidthPruning | None:
-    """What an iteration leaves out of the decisions behind the last split of its trees; None where it is nothing."""
+    """The decisions after the last split of its trees that an iteration leaves out; None if it leaves out none."""
     if recipe.sampler.tree is None:
         return None
     pruned = pruned_widths(recipe, iteration)
@@ -141,7 +141,7 @@ def width_pruning(recipe: Recipe, iteration: int) -> WidthPruning | None:
 
 
 def set_up(recipe: Recipe) -> None:
-    """Threads and global seeds. Nothing of a run's own depends on the global generators; a user's reward may."""
+    """Sets threads and global seeds. A run does not depend on the global generators itself; a user's reward may."""
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)

@@ -1,9 +1,9 @@
 """Names a recipe may use, and the objects behind them.
 
-A short name belongs to a file of ours, a dotted path (`my_rewards.redness`, `my_rewards:Redness`) to a user's. Nothing
-is registered: steps are the functions `(x, v, s, s_next, ...)` of samplers/*.py, rewards the functions `(samples, ...)`
-and the classes with `__call__(self, samples)` of reward_models/*.py, recipes the files recipes/*.yaml; parts.py says
-where the others stand. They are found by parsing, so that a recipe is checked without importing torch.
+A short name refers to a part that ships, a dotted path (`my_rewards.redness`, `my_rewards:Redness`) to a user's own.
+Nothing is registered: steps are the functions `(x, v, s, s_next, ...)` of samplers/*.py, rewards the functions
+`(samples, ...)` and the classes with `__call__(self, samples)` of reward_models/*.py, recipes the files recipes/*.yaml;
+parts.py says where the others are. They are found by parsing, so that a recipe is checked without importing torch.
 """
 
 import difflib
@@ -32,30 +32,30 @@ WORLD_PROMPTS = ("shapes/train", "shapes/heldout", "arithmetic/train", "arithmet
 
 
 def cache_folder() -> Path:
-    """The user's cache of flowrl: `$XDG_CACHE_HOME/flowrl`, else `~/.cache/flowrl`; it may not be there yet."""
+    """The user's cache of flowrl: `$XDG_CACHE_HOME/flowrl`, else `~/.cache/flowrl`; it may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flowrl"
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave. The text is one line: what was given, what is accepted, what to do."""
+    """A mistake in the user's input. The text is one line: what was given, what is accepted, what to do."""
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` was probably meant to be."""
+    """The known name that is closest to `name`; None if none is close."""
     matches = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
     return matches[0] if matches else None
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-    """A clause to end a message with: '; did you mean X?', or nothing."""
+    """The end of a message: '; did you mean X?', or nothing."""
     match = closest(name, known)
     return f"; did you mean {match!r}?" if match else ""
 
 
 def to_be_fetched(source: str | None, origin: str | None) -> bool:
-    """Whether prompts named FOLDER/.../FILE are the published ones, which do not ship, and are not here yet.
+    """Whether prompts named FOLDER/.../FILE are published ones that do not ship and have not been downloaded yet.
 
-    origin: how to get them, as the recipe says it. Shorter names are files, worlds or data sets of the hub.
+    origin: how to get them, from the recipe. Shorter names are files, worlds or data sets of the hub.
     """
     if source is None or origin is None or source.startswith((".", "/", "~")):
         return False
@@ -98,7 +98,7 @@ def is_dotted(name: str) -> bool:
 def find(name: str, known: dict[str, Entry], kind: str = "reward") -> Entry:
     """The entry of a short name, or of the object at a dotted path, which is imported but not called.
 
-    Raises UserError for a name that is neither, and for an object that is no part of this kind (see parts.py).
+    Raises UserError for a name that is neither, and for an object that is not a part of this kind (see parts.py).
     """
     if not is_dotted(name):
         if name not in known:
@@ -115,7 +115,7 @@ def find(name: str, known: dict[str, Entry], kind: str = "reward") -> Entry:
 
 
 def load(name: str, known: dict[str, Entry], kind: str = "reward") -> Any:
-    """The object itself behind a short name or a dotted path; see `find`."""
+    """The object behind a short name or a dotted path; see `find`."""
     entry = find(name, known, kind)
     return getattr(importlib.import_module(entry.module), entry.attribute)
 
@@ -141,7 +141,7 @@ def import_path(path: str) -> Any:
 def _split(path: str) -> tuple[str, str]:
     module, _, attribute = path.rpartition(":") if ":" in path else path.rpartition(".")
     if not module or not attribute:
-        raise UserError(f"{path!r} is no dotted path; accepted: module.name or module:name")
+        raise UserError(f"{path!r} is not a dotted path; accepted: module.name or module:name")
     return module, attribute
 
 
@@ -150,18 +150,18 @@ def _reason(error: BaseException) -> str:
 
 
 def signature(thing: Any, skip: int) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    """(keyword arguments or None where any is taken, those that must be given) after `skip` leading parameters."""
+    """(accepted keyword arguments, None for any; required ones) after `skip` leading parameters."""
     entry = Entry("", "", "", "", of_object(thing, skip))
     return entry.accepts, entry.needs
 
 
 def types(thing: Any) -> dict[str, str]:
-    """The annotations of a callable's parameters as text, with None where that is the default."""
+    """The annotations of a callable's parameters as text, including None if that is the default."""
     return {p.name: p.type for p in of_object(thing, 0).parameters if p.annotation}
 
 
 def _folder(package: str) -> Path:
-    """Where a package of ours lies; nothing of it is imported."""
+    """The folder of one of our packages, which is not imported."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         return ROOT / package

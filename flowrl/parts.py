@@ -1,9 +1,9 @@
 """Which callables a recipe may name by a dotted path: those that declare themselves parts of a run.
 
-A part is taken by its signature, as its contract has it anyway: a reward is called with samples, a step with
-(x, v, s, s_next), a window with num_steps, a tracker is a subclass of accelerate's. All its other arguments are keys of
-the recipe, with their defaults. Anything else, such as `subprocess.Popen`, is refused before it is called. What has
-another signature, such as a function behind a wrapper, is declared with `part`.
+A part is recognised by the signature that its contract requires: a reward is called with samples, a step with
+(x, v, s, s_next), a window with num_steps, a tracker is a subclass of accelerate's. All other arguments are keys of the
+recipe, with their defaults. Anything else, such as `subprocess.Popen`, is refused before it is called. A part with
+another signature, such as a wrapped function, is declared with `part`.
 """
 
 import inspect
@@ -17,9 +17,9 @@ _MARK = "__flowrl_part__"
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of part: the names of what it is called with, where those stand that ship (a package whose files are
-    looked through, or MODULE:TABLE), and in words what a part is. annotation: a type that only this kind takes first or
-    returns, which tells it too. given: further arguments that the run fills in, where a part takes them."""
+    """A kind of part. leading: the names of its leading parameters. shipped: where the shipped ones are (a package to
+    search, or MODULE:TABLE). words: what a part is, in words. annotation: a type that only this kind takes first or
+    returns, which identifies it too. given: further arguments that the run fills in if a part takes them."""
 
     leading: tuple[str, ...]
     shipped: str
@@ -71,7 +71,7 @@ KINDS: dict[str, Kind] = {
     ),
     "tree": Kind(("walk",), "samplers.growth:TREES", "a function (walk, *, ...) that gives a Tree", "Tree"),
 }
-# kinds that are told by a class that they extend: module and name, so that nothing is imported to see it
+# kinds that are recognised by their base class: module and name, so that nothing needs to be imported
 BASES = {
     "tracker": (("accelerate.tracking", "GeneralTracker"),),
     "policy": (
@@ -82,7 +82,7 @@ BASES = {
 
 
 def part(kind: str) -> Callable[[Thing], Thing]:
-    """Declares a function or class to be a part, whatever its signature: `@part("reward")` or `@part("step")`."""
+    """Declares a function or class as a part, whatever its signature: `@part("reward")` or `@part("step")`."""
     if kind not in KINDS:
         raise ValueError(f"part({kind!r}): accepted: {', '.join(KINDS)}")
 
@@ -94,21 +94,22 @@ def part(kind: str) -> Callable[[Thing], Thing]:
 
 
 def refusal(thing: Any, kind: str) -> str | None:
-    """Why an object is no part of a kind (of KINDS, or a tracker), and what to do; None where it is. Calls nothing."""
+    """Why an object is not a part of a kind (of KINDS, or a tracker), and what to do; None if it is. Calls nothing."""
     if not callable(thing):
         return f"is a {type(thing).__name__}; accepted: a path to a function or class"
     if kind in BASES:
         above = inspect.getmro(thing) if inspect.isclass(thing) else ()
         if any((base.__module__, base.__name__) in BASES[kind] for base in above):
             return None
-        return f"is no {kind}; accepted: a subclass of {' or '.join('.'.join(base) for base in BASES[kind])}"
+        return f"is not a valid {kind}; accepted: a subclass of {' or '.join('.'.join(base) for base in BASES[kind])}"
     if getattr(thing, _MARK, None) == kind or any(_fits(call, kind) for call in _calls(thing)):
         return None
-    return f'is no {kind}; accepted: {KINDS[kind].words}; name one, or declare it with @flowrl.parts.part("{kind}")'
+    words, declared = KINDS[kind].words, f'@flowrl.parts.part("{kind}")'
+    return f"is not a valid {kind}; accepted: {words}; name one, or declare it with {declared}"
 
 
 def _calls(thing: Any) -> list[Any]:
-    """What is called of a function, or of an object of a class: written in Python, bound to nothing yet."""
+    """The callables to check: the function itself, or the Python methods by which an object of the class is called."""
     if not inspect.isclass(thing):
         return [thing]
     found = [inspect.getattr_static(thing, name, None) for name in ("__call__", "forward")]  # the second of nn.Module
@@ -116,7 +117,7 @@ def _calls(thing: Any) -> list[Any]:
 
 
 def _fits(call: Any, kind: str) -> bool:
-    """Whether a call begins with a kind's parameters, or is annotated with what only this kind takes or returns."""
+    """Whether a callable begins with a kind's parameters, or is annotated with a type that only this kind has."""
     leading, annotation = KINDS[kind].leading, KINDS[kind].annotation
     try:
         signature = inspect.signature(call)
@@ -129,5 +130,5 @@ def _fits(call: Any, kind: str) -> bool:
 
 
 def _name(annotation: Any) -> str:
-    """The last part of an annotation's name, be it a class or a text."""
+    """The last part of an annotation's name, for a class or a text."""
     return str(getattr(annotation, "__name__", annotation)).rpartition(".")[2].strip("'\"")

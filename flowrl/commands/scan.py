@@ -78,7 +78,7 @@ def scan_command(
 def _check_weights(recipe: "Recipe", run: Path | None, weights: str) -> None:
     """Raises UserError if the weights of a run are missing or do not belong to the recipe's model."""
     from flowrl.recipe.changes import changes
-    from flowrl.recipe.load import written
+    from flowrl.recipe.load import load_unchecked
     from flowrl.runs.weights import check_weights
 
     if run is None:
@@ -88,7 +88,7 @@ def _check_weights(recipe: "Recipe", run: Path | None, weights: str) -> None:
     if not (run / "recipe.yaml").is_file():
         raise UserError(f"--model-run: {run} is not a run's folder (it has no recipe.yaml); give one")
     check_weights(run, weights)
-    of_run = written(run / "recipe.yaml", ["track=null"])
+    of_run = load_unchecked(run / "recipe.yaml", ["track=null"])
     for name, (theirs, ours) in changes(of_run, recipe).items():
         if name in ("model", "full") or name.startswith("lora"):
             raise UserError(f"--model-run: {run} has {name}={theirs}, but the recipe {ours}; add {name}={theirs}")

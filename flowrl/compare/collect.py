@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flowrl.compare.grid import Cell, differing_keys
 from flowrl.names import UserError
-from flowrl.recipe.load import written
+from flowrl.recipe.load import load_unchecked
 from flowrl.recipe.schema import Recipe
 from flowrl.report.read import RunData, finite_or_none, read_run
 
@@ -106,7 +106,7 @@ def folder_outcomes(folders: Sequence[Path]) -> list[RunOutcome]:
     """The outcomes in run folders, or in folders of them. Runs whose recipes differ in their seed alone are one
     variant, named by the keys that differ from the others. Raises UserError where a folder holds no run."""
     runs = [run for folder in folders for run in _run_folders(folder)]
-    recipes = {run: written(run / "recipe.yaml") for run in dict.fromkeys(runs)}
+    recipes = {run: load_unchecked(run / "recipe.yaml") for run in dict.fromkeys(runs)}
     groups: list[list[Path]] = []
     for run, recipe in recipes.items():
         same = (g for g in groups if not set(differing_keys(recipes[g[0]], recipe)) - {"seed"})

@@ -9,7 +9,7 @@ from torch import Tensor
 from flowrl.contracts import Batch, LogProbs, Prompt, Rollout, Samples, View
 from flowrl.core.objectives.given import GivenObjective
 from flowrl.planning.trials import describe_value, refusal, report_errors
-from flowrl.recipe.making import made
+from flowrl.recipe.making import build_part
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import Own
 
@@ -42,7 +42,7 @@ class _AnyMetrics(dict):
 def try_rule(own: Own) -> None:
     """Tries a rule of alarms: it returns a text if something is wrong, or None."""
     with report_errors("watch.rules", own.kind):
-        result = made("rule", own)(_AnyMetrics())
+        result = build_part("rule", own)(_AnyMetrics())
     if result is not None and not isinstance(result, str):
         raise refusal("watch.rules", own.kind, describe_value(result), "a text if something is wrong, or None")
 
@@ -51,7 +51,7 @@ def try_lr_schedule(own: Own) -> None:
     """Tries a learning-rate schedule: it returns a factor >= 0 at the beginning, the middle and the end."""
     for left in (1.0, 0.5, 0.0):
         with report_errors("train.schedule", own.kind):
-            factor = made("lr_schedule", own)(left)
+            factor = build_part("lr_schedule", own)(left)
         if not isinstance(factor, int | float) or not 0 <= factor < float("inf"):
             wanted = "a factor of train.lr, a number >= 0, for the remaining share of the run"
             raise refusal("train.schedule", own.kind, describe_value(factor), wanted)
@@ -76,7 +76,7 @@ def try_advantage(recipe: Recipe, own: Own) -> None:
     rewards = {name: torch.tensor([0.0, 1.0, 0.5]) for name in recipe.rewards}
     run = {"weights": {name: spec.weight for name, spec in recipe.rewards.items()}, "asked": {}}
     with report_errors(place, own.kind):
-        result = made("advantage", own, run)(rewards, rollout)
+        result = build_part("advantage", own, run)(rewards, rollout)
     wanted = f"finite numbers, one per row, [{ROWS}], or one per decision, [{ROWS}, {DECISIONS}]"
     shapes = ((ROWS,), (ROWS, DECISIONS))
     if not isinstance(result, Tensor) or result.shape not in shapes or not bool(result.isfinite().all()):
@@ -87,7 +87,7 @@ def try_objective(own: Own) -> None:
     """Tries an objective: it returns a finite loss per decision, with gradient to the log-probs, and metrics."""
     place = "objective.kind"
     with report_errors(place, own.kind):
-        objective = GivenObjective(made("objective", own))
+        objective = GivenObjective(build_part("objective", own))
     view = objective.view
     if not isinstance(view, View) or objective.together not in ("decision", "row"):
         raise refusal(place, own.kind, f"view {view}, together {objective.together!r}", "a View, decision or row")

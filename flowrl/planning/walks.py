@@ -4,7 +4,7 @@ from typing import Any
 
 from flowrl.planning.trials import check_tree, check_window, report_errors, try_schedule, try_solver, try_step
 from flowrl.recipe.errors import RecipeError
-from flowrl.recipe.making import made, solver_of
+from flowrl.recipe.making import build_part, solver_of
 from flowrl.recipe.noised import Levels
 from flowrl.recipe.schedules import num_steps
 from flowrl.recipe.schema import Recipe
@@ -36,9 +36,9 @@ def walk(recipe: Recipe, iteration: int) -> AnyPlan:
         return Plan(sampler.steps, steps, trained, **ends)
     start = Walk(sampler.steps, steps, trained, recipe.train.group, iteration, **ends)
     if not isinstance(tree, OwnPart):
-        return made("tree", tree)(start)
+        return build_part("tree", tree)(start)
     with report_errors("sampler.tree.kind", tree.kind):
-        grown = made("tree", tree)(start)
+        grown = build_part("tree", tree)(start)
     return check_tree("sampler.tree.kind", tree.kind, grown, start)
 
 
@@ -124,8 +124,8 @@ def base_table(recipe: Recipe) -> Table:
     """The sigma table of a recipe, before any steps are merged."""
     schedule = recipe.sampler.schedule
     if isinstance(schedule, OwnPart):
-        return tables.Given(made("schedule", schedule))
-    return made("schedule", schedule)()
+        return tables.Given(build_part("schedule", schedule))
+    return build_part("schedule", schedule)()
 
 
 def _merge_steps(recipe: Recipe, base: Table) -> Table:
@@ -166,8 +166,8 @@ def _window_steps(recipe: Recipe, iteration: int) -> tuple[tuple[int, ...], tupl
     window = recipe.sampler.window
     run = {"seed": windows.seed_of(recipe.seed, iteration), "iteration": iteration}
     if not isinstance(window, OwnPart):
-        given = made("window", window, run)(num_steps(recipe))
+        given = build_part("window", window, run)(num_steps(recipe))
         return (given.stochastic, given.trained) if isinstance(given, windows.Roles) else (given, given)
     with report_errors("sampler.window.kind", window.kind):
-        given = made("window", window, run)(num_steps(recipe))
+        given = build_part("window", window, run)(num_steps(recipe))
     return check_window("sampler.window.kind", window.kind, given, num_steps(recipe))

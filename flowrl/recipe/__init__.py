@@ -1,5 +1,5 @@
 """Recipes: YAML and `key=value` in, checked values out.
 
-schema says which keys there are, load reads a recipe, checks asks whether its values fit together, errors turns every
-mistake into one line. Nothing here imports torch unless a recipe names a user's own module that does.
+schema has the keys, load reads a recipe, checks tests whether its values fit together, errors turns every mistake into
+one line. Nothing here imports torch unless a recipe names a user's own module that does.
 """

@@ -1,7 +1,7 @@
-"""Does a recipe's value fit the annotation of the argument that it goes to? Told from the annotation's text alone.
+"""Whether a recipe's value fits the annotation of its argument, decided from the annotation's text alone.
 
-`int | None`, `typing.Optional[float]`, `Literal["a", "b"]`, `list[str]` and their like are understood, also inside
-each other; whatever else an annotation says (`Tensor`, a class of one's own) fits everything. A text in
+`int | None`, `typing.Optional[float]`, `Literal["a", "b"]`, `list[str]` and the like are understood, also nested; any
+other annotation (`Tensor`, a user's own class) accepts everything. A text in
 `Annotated[int, ">= 1"]` or `Annotated[float, "in [0, 1)"]` limits the numbers; any other text, such as
 `Annotated[list[int], "a list of steps that rise"]`, is what an error message says is accepted.
 """
@@ -25,8 +25,8 @@ LISTS = ("list", "List", "Sequence", "Iterable", "tuple", "Tuple", "set", "Colle
 MAPPINGS = ("dict", "Dict", "Mapping")
 
 
-def misfit(text: str, value: JSON) -> str | None:
-    """What the annotation accepts, in words, where the value does not fit it; else None."""
+def accepted_if_misfit(text: str, value: JSON) -> str | None:
+    """What the annotation accepts, in words, if the value does not fit it; else None."""
     try:
         node = ast.parse(text.strip(), mode="eval").body
     except SyntaxError:
@@ -74,8 +74,8 @@ def _text(node: ast.expr) -> str | None:
     """The text of an `Annotated[..., "text"]`."""
     if not (isinstance(node, ast.Subscript) and _name(node.value) == "Annotated" and isinstance(node.slice, ast.Tuple)):
         return None
-    said = [m.value for m in node.slice.elts[1:] if isinstance(m, ast.Constant) and isinstance(m.value, str)]
-    return said[0] if said else None
+    texts = [m.value for m in node.slice.elts[1:] if isinstance(m, ast.Constant) and isinstance(m.value, str)]
+    return texts[0] if texts else None
 
 
 def _limits(text: str) -> dict[str, float]:
@@ -92,7 +92,7 @@ def _limits(text: str) -> dict[str, float]:
 
 
 def _holds(text: str, value: JSON) -> bool:
-    """Whether a number, or each of a list, lies within what a text says; anything else does."""
+    """Whether a number, or every number of a list, is within the limits of a text; True for anything else."""
     numbers = value if isinstance(value, list) else [value]
     limits = {name: limit for name, limit in _limits(text).items()}
     tests = {"ge": float.__ge__, "gt": float.__gt__, "le": float.__le__, "lt": float.__lt__}
@@ -150,13 +150,13 @@ def _fits(node: ast.expr, value: JSON) -> bool:
 
 
 def _is_element(node: ast.expr, value: JSON) -> bool:
-    """Whether a value may stand in a list of this annotation; places of a tuple are not told apart."""
+    """Whether a list with this annotation may contain a value; the positions of a tuple are not distinguished."""
     members = _elements(node)
     return not members or any(_fits(part, value) for member in members for part in _parts(member))
 
 
 def _elements(node: ast.expr) -> list[ast.expr]:
-    """What stands in the brackets of a list's annotation."""
+    """The annotations inside the brackets of a list's annotation."""
     if not isinstance(node, ast.Subscript):
         return []
     inside = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]

@@ -1,4 +1,4 @@
-"""How the keys of a recipe are written down: one line each, in pydantic's terms."""
+"""How the keys of a recipe are declared: one line each, as pydantic fields."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from flowrl.untyped import JSON
 
-LARGEST_WHOLE = 2**32  # counts are loops and sizes: what is larger is a slip, and no range or tensor takes it
-LARGEST = 1e18  # a run computes in float32, which holds the squares up to here
+LARGEST_WHOLE = 2**32  # counts are loops and sizes: a larger one is a typing error, and no range or tensor takes it
+LARGEST = 1e18  # a run computes in float32, which can hold its square
 
 
 def key(default: Any, accepted: str, *, curve: bool = False, **limits: Any) -> Any:
-    """A recipe key: its default (`...` where one must be given), what it accepts in words, and the limits of that.
+    """A recipe key: its default (`...` if it is required), what it accepts in words, and the limits.
 
     curve: whether its value may change during a run (recipe/curves.py).
     """
@@ -19,7 +19,7 @@ def key(default: Any, accepted: str, *, curve: bool = False, **limits: Any) -> A
 
 
 def part(model: type[BaseModel]) -> Any:
-    """A key that holds a mapping and may be left out."""
+    """A key that holds a mapping and may be omitted."""
     return Field(default_factory=model, description="a mapping")
 
 

@@ -1,7 +1,7 @@
-"""The values of `pipeline`: arguments of the call of a diffusers pipeline, checked before a weight is loaded.
+"""The values of `pipeline`: arguments of a diffusers pipeline's call, checked before weights are loaded.
 
-What an argument of a usual name can be is known of every pipeline; which sizes, from the configs in a model's folder;
-of which types, from the annotations of the pipeline's class, once that is known.
+The limits of common arguments are known for every pipeline; sizes follow from the configs in a model's folder, and
+types from the annotations of the pipeline's class, once that is known.
 """
 
 import inspect
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flowrl import names
-from flowrl.recipe.annotations import misfit
+from flowrl.recipe.annotations import accepted_if_misfit
 from flowrl.recipe.base import LARGEST
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.untyped import JSON
@@ -112,7 +112,7 @@ def check_free(call: Mapping[str, JSON]) -> Iterator[RecipeError]:
 
 
 def check_values(call: Mapping[str, JSON], model: str) -> Iterator[RecipeError]:
-    """What no pipeline, or not that of this model's folder, can do with the arguments of a recipe."""
+    """Argument values that no pipeline, or not the one in this model's folder, can accept."""
     for name, value in call.items():
         place, limits = f"pipeline.{name}", LIMITS.get(name)
         if not is_finite(value):
@@ -144,7 +144,7 @@ def check_call(cls: type, kwargs: dict[str, JSON]) -> None:
 
 
 def _check_area(cls: type, kwargs: dict[str, JSON]) -> None:
-    """Raises RecipeError where a pipeline would scale height and width to an area of its own (FLUX.1 Kontext)."""
+    """Raises RecipeError if a pipeline would rescale height and width to its own area (FLUX.1 Kontext)."""
     call: Callable = cls.__call__
     area, size = inspect.signature(call).parameters.get("max_area"), (kwargs.get("height"), kwargs.get("width"))
     if area is None or "max_area" in kwargs or not all(isinstance(value, int) for value in size):
@@ -158,7 +158,7 @@ def _check_area(cls: type, kwargs: dict[str, JSON]) -> None:
 
 
 def accepted_by_call(cls: type) -> list[str] | None:
-    """What a recipe may pass to __call__; None where any keyword is taken."""
+    """The arguments that a recipe may pass to __call__; None if it takes any keyword."""
     accepts, _ = names.signature(cls.__call__, 1)
     return None if accepts is None else [name for name in accepts if name not in OWN_ARGUMENTS]
 
@@ -167,7 +167,7 @@ def check_types(cls: type, call: Mapping[str, JSON]) -> None:
     """Raises RecipeError for a value that does not fit its annotation in the pipeline's own __call__."""
     types = names.types(cls.__call__)
     for name, value in call.items():
-        if name in types and (accepted := misfit(types[name], value)):
+        if name in types and (accepted := accepted_if_misfit(types[name], value)):
             raise wrong_value(f"pipeline.{name}", value, accepted)
 
 
@@ -176,17 +176,17 @@ def _with_multiple(limits: Limits, step: int) -> str:
 
 
 def is_finite(value: JSON) -> bool:
-    """Whether all numbers in a value are, with room for their squares in float32."""
+    """Whether all numbers in a value are finite, with squares that float32 can hold."""
     if isinstance(value, Mapping | list):
         return all(map(is_finite, value.values() if isinstance(value, Mapping) else value))
     return not isinstance(value, int | float) or abs(value) <= LARGEST  # NaN is not
 
 
 def multiple(model: str) -> int:
-    """What height and width of a model's pictures are multiples of; 1 where that cannot be told from its folder.
+    """The number of which height and width must be multiples; 1 if it cannot be read from the model's folder.
 
-    The autoencoder's factor, times the patch of the denoiser: its own, or the 2 x 2 that pipelines pack latents into
-    where it takes four times the latents' channels (FLUX, Qwen-Image).
+    The autoencoder's factor times the denoiser's patch size: its own, or the 2 x 2 into which pipelines pack latents if
+    it takes four times the latents' channels (FLUX, Qwen-Image).
     """
     if model in _KNOWN:
         return _KNOWN[model]
@@ -201,7 +201,7 @@ def multiple(model: str) -> int:
 
 
 def _factor(vae: Mapping[str, JSON]) -> int | None:
-    """Pixels of a latent's side; None where the config does not say."""
+    """Pixels per side of a latent; None if the config does not say."""
     stated = next((vae[key] for key in _FACTORS if isinstance(vae.get(key), int)), None)
     levels = vae.get(_LEVELS.get(vae.get("_class_name", ""), ""))
     halvings = vae.get("temperal_downsample")  # sic: Wan's and Qwen-Image's
@@ -211,7 +211,7 @@ def _factor(vae: Mapping[str, JSON]) -> int | None:
 
 
 def frame_multiple(model: str) -> int:
-    """What the number of frames less one is a multiple of; 1 where that cannot be told."""
+    """The number of which frames - 1 must be a multiple; 1 if it is unknown."""
     if model in _KNOWN:
         return 4 if model.startswith("Wan-AI/") else 1
     vae = _config(model, "vae")
@@ -221,12 +221,12 @@ def frame_multiple(model: str) -> int:
 
 
 def _config(model: str, component: str) -> dict[str, JSON]:
-    """A component's config.json in a model's folder; empty where there is none."""
+    """A component's config.json in a model's folder; empty if there is none."""
     return read_json(names.MODELS.get(model, Path(model).expanduser()) / component / "config.json")
 
 
 def read_json(path: Path) -> dict[str, JSON]:
-    """The object in a file; empty where there is none, or none that can be read."""
+    """The object in a JSON file; empty if it is missing or cannot be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -235,14 +235,14 @@ def read_json(path: Path) -> dict[str, JSON]:
 
 
 def listed_components(model: str) -> list[str]:
-    """The components that hold weights in an embedded or local pipeline's folder; none where that is not known."""
+    """The components with weights in an embedded or local pipeline's folder; empty if they are unknown."""
     folder = names.MODELS.get(model, Path(model).expanduser())
     index = read_json(folder / "model_index.json")
     return [name for name in index if not name.startswith("_") and (folder / name / "config.json").is_file()]
 
 
 def check_modules(modules: list[str] | None, model: str) -> Iterator[RecipeError]:
-    """Denoisers that a recipe names and its model does not have."""
+    """Denoisers that a recipe names but its model does not have."""
     known = listed_components(model)
     for name in modules or () if known else ():
         if name not in known:

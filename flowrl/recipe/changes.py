@@ -1,51 +1,51 @@
-"""What differs between the recipe a run began with and the one it is to go on with, and what cannot differ."""
+"""The changes between the recipe a run began with and the one it resumes with, and which changes are refused."""
 
 from collections.abc import Iterator, Mapping
 
-from flowrl.recipe.curves import is_written
+from flowrl.recipe.curves import is_curve_mapping
 from flowrl.recipe.errors import RecipeError, show
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import JSON
 
-# Keys that the weights in a checkpoint belong to.
+# Keys that determine the weights in a checkpoint.
 FIXED = ("model", "full", "lora", "generation.chat_template", "generation.system")
-FREE = ("lora.init", "output")  # said nothing of: neither has a say once a run has begun
+FREE = ("lora.init", "output")  # not reported: they have no effect once a run has begun
 
 
 def changes(before: Recipe, now: Recipe) -> dict[str, list[JSON]]:
     """Dotted key -> [value before, value now] of everything that differs."""
-    old, new = dict(flat(before.model_dump())), dict(flat(now.model_dump()))
+    old, new = dict(flatten(before.model_dump())), dict(flatten(now.model_dump()))
     names = [name for name in {**old, **new} if name not in FREE]
     return {name: [old.get(name), new.get(name)] for name in names if old.get(name) != new.get(name)}
 
 
-def refuse(changed: Mapping[str, list[JSON]], now: Recipe, done: int) -> None:
-    """Raises RecipeError where a run that has done `done` iterations cannot go on with these changes."""
+def refuse_changes(changed: Mapping[str, list[JSON]], now: Recipe, done: int) -> None:
+    """Raises RecipeError if a run with `done` iterations cannot resume with these changes."""
     for name, (old, new) in changed.items():
         if any(name == fixed or name.startswith(f"{fixed}.") for fixed in FIXED):
-            problem = f"got {show(new)}, but the run that is resumed was begun with {show(old)}"
+            problem = f"got {show(new)}, but the resumed run began with {show(old)}"
             raise RecipeError(name, problem, "take that value, or start a new run without --resume")
     before = {name.split(".")[1]: old for name, (old, _) in changed.items() if _is_reward(name)}
     for name, old in before.items():
         here = name in now.rewards
         if here != (old is not None):
-            problem = f"{'not in' if here else 'missing, but in'} the run that is resumed, whose scores go on"
-            remedy = "leave it out" if here else "put it back (weight: 0 makes it a witness)"
+            problem = f"{'not in' if here else 'missing, but in'} the resumed run, whose scores continue"
+            remedy = "remove it" if here else "add it again (weight: 0 makes it a witness)"
             raise RecipeError(f"rewards.{name}", problem, f"{remedy}, or start a new run without --resume")
     if now.train.iterations < done:
-        problem = f"got {now.train.iterations}, but the run that is resumed has done {done}"
+        problem = f"got {now.train.iterations}, but the resumed run has already done {done}"
         raise RecipeError("train.iterations", problem, f"accepted: {done} or more")
 
 
 def _is_reward(name: str) -> bool:
-    """Whether a dotted key says what a reward is, which every reward has."""
+    """Whether a dotted key is the `use` of a reward, which every reward has."""
     return name.startswith("rewards.") and name.endswith(".use") and name.count(".") == 2
 
 
-def flat(value: JSON, path: str = "") -> Iterator[tuple[str, JSON]]:
+def flatten(value: JSON, path: str = "") -> Iterator[tuple[str, JSON]]:
     """(dotted key, value) of the leaves; lists are leaves, and so are empty mappings and curves."""
-    if isinstance(value, Mapping) and value and not is_written(value):
+    if isinstance(value, Mapping) and value and not is_curve_mapping(value):
         for name, inner in value.items():
-            yield from flat(inner, f"{path}.{name}" if path else name)
+            yield from flatten(inner, f"{path}.{name}" if path else name)
     else:
         yield path, value

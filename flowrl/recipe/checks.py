@@ -1,4 +1,4 @@
-"""Do the values of a recipe fit together? Everything that can be known before a weight is loaded."""
+"""Whether the values of a recipe fit together: everything that can be checked before weights are loaded."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from flowrl import names
 from flowrl.kinds import kind_of, kinds_of_model
 from flowrl.recipe.errors import RecipeError, show, wrong_value
-from flowrl.recipe.models import stranger
+from flowrl.recipe.models import foreign_model
 from flowrl.recipe.objectives import check_keep
 from flowrl.recipe.presets import PRESETS
 from flowrl.recipe.rewards import RewardSpec
@@ -19,15 +19,15 @@ from flowrl.watch.alarms import ALARMS
 
 
 def check(recipe: Recipe) -> Iterator[RecipeError]:
-    """Everything about a recipe that cannot work, most basic first, at every point of its curves.
+    """All errors of a recipe, the most basic first, at every point of its curves.
 
-    Names of a user's own modules are imported last.
+    A user's own modules are imported last.
     """
-    told: set[str] = set()
+    reported: set[str] = set()
     for stage in recipe.stages():
-        errors = [error for error in _check_constants(stage) if error.place not in told]
+        errors = [error for error in _check_constants(stage) if error.place not in reported]
         yield from errors
-        told |= {error.place for error in errors}
+        reported |= {error.place for error in errors}
 
 
 def _check_constants(recipe: Recipe) -> Iterator[RecipeError]:
@@ -54,7 +54,7 @@ def _model(recipe: Recipe) -> Iterator[RecipeError]:
     folder, fitting = Path(model).expanduser(), kinds_of_model(model)
     accepted = f"{', '.join(names.MODELS)}, a hub id owner/name, or a folder with model_index.json or, of a language "
     accepted += "model, config.json"
-    if other := stranger(model):
+    if other := foreign_model(model):
         yield RecipeError("model", f"got {model!r}, {other[0]}", other[1])
     elif folder.is_dir():
         if not fitting:
@@ -89,12 +89,12 @@ def _objective(recipe: Recipe) -> Iterator[RecipeError]:
     else:
         yield from _limits(objective)
     if objective.length is not None and objective.aggregate != "constant":
-        problem = f"got {objective.length}, but aggregate {objective.aggregate!r} divides by no length"
+        problem = f"got {objective.length}, but aggregate {objective.aggregate!r} does not divide by a length"
         yield RecipeError("objective.length", problem, "set objective.length=null, or objective.aggregate=constant")
 
 
 def _limits(objective: ObjectiveKeys) -> Iterator[RecipeError]:
-    """Limits of a ratio that leave no room for its clip range."""
+    """Errors of a log-ratio limit inside the clip range."""
     low, high = objective.clip_range
     limit, room = objective.log_ratio_limit, max(math.log1p(high), -math.log1p(-low) if low < 1 else 0.0)
     if limit is not None and limit <= room:
@@ -114,7 +114,7 @@ def _batches(recipe: Recipe) -> Iterator[RecipeError]:
         yield RecipeError("train.refill", problem, "set train.refill=0, or advantage.baseline=group")
     if train.update_by == "steps":
         if recipe.sampler.tree is None or recipe.sampler.tree.kind != "per_step":
-            problem = "got 'steps', but only in a tree per_step does each row have a step of its own"
+            problem = "got 'steps', but only in a per_step tree does each row have its own step"
             yield RecipeError("train.update_by", problem, "set train.update_by=prompts")
         return
     if train.prompts % train.updates:
@@ -142,7 +142,9 @@ def _learning(recipe: Recipe) -> Iterator[RecipeError]:
         problem = f"got {train.warmup}, accepted: below the {total} optimizer steps of the run"
         yield RecipeError("train.warmup", problem, "lower it or raise train.iterations")
     if recipe.advantage.trim and recipe.advantage.baseline == "leave_one_out":
-        problem = f"got {recipe.advantage.trim}, but baseline leave_one_out decides itself who is in the mean"
+        problem = (
+            f"got {recipe.advantage.trim}, but baseline leave_one_out already determines which samples are in the mean"
+        )
         yield RecipeError("advantage.trim", problem, "set advantage.trim=0")
 
 
@@ -162,7 +164,7 @@ def _watch(recipe: Recipe) -> Iterator[RecipeError]:
         )
         yield RecipeError("watch.kl_to_base", problem, "set watch.kl_to_base=null, or train a lora")
     if recipe.watch.on_hack == "rollback" and recipe.prompts.heldout is None:
-        problem = "got 'rollback', but without held-out prompts no witness is known to be the best"
+        problem = "got 'rollback', but without held-out prompts the best witness is unknown"
         yield RecipeError("watch.on_hack", problem, "set prompts.heldout, or watch.on_hack=stop")
 
 
@@ -203,7 +205,7 @@ def _rewards(recipe: Recipe) -> Iterator[RecipeError]:
 
 
 def check_reward(name: str, spec: RewardSpec) -> Iterator[RecipeError]:
-    """What about a reward by itself cannot work: its name, what it names, its arguments."""
+    """Errors of a reward by itself: its name, what it refers to, its arguments."""
     place = f"rewards.{name}"
     if not re.fullmatch(r"[A-Za-z]\w*", name) or name == "total":
         accepted = "letters, digits and _, beginning with a letter, but not total"
@@ -217,7 +219,7 @@ def check_reward(name: str, spec: RewardSpec) -> Iterator[RecipeError]:
 
 
 def _manner(place: str, name: str, spec: RewardSpec, recipe: Recipe) -> Iterator[RecipeError]:
-    """What does not fit together in how a reward counts and is run."""
+    """Contradictions in how a reward counts and is run."""
     if spec.gate is not None:
         others = [other for other in recipe.rewards if other != name]
         if spec.gate.by not in others:

@@ -1,11 +1,11 @@
-"""Numbers of a recipe that change as a run goes, linear between points.
+"""Numbers of a recipe that change during a run, linear between points.
 
     objective: {kl: {0: 0.0, 50: 0.04}}                                    by iterations done, from 0
     train: {lr: {by: updates, points: {0: 1.0e-5, 200: 3.0e-4}}}           by optimizer steps taken
 
-Before the first point a curve has the value of the first, behind the last that of the last. Its value depends on these
-two counts alone, so that a run that is resumed meets the same numbers. Keys that take a curve are marked in the schema
-(`key(..., curve=True)`); each point has to be what the key accepts as a constant.
+Before the first point a curve has the first value, after the last point the last. Its value depends on these two counts
+alone, so that a resumed run has the same numbers. Keys that accept a curve are marked in the schema
+(`key(..., curve=True)`); each value must be one that the key accepts as a constant.
 """
 
 from collections.abc import Iterator, Mapping
@@ -44,7 +44,7 @@ class Curve:
         return before[1]
 
     def numbers(self, key: str, iteration: int, updates: int) -> Iterator[tuple[str, float]]:
-        """(key, value) of now; of a list, a number of each place."""
+        """(key, present value); for a list, one pair per element."""
         value = self.at(iteration, updates)
         if isinstance(value, list):
             yield from ((f"{key}/{i}", number) for i, number in enumerate(value))
@@ -52,7 +52,7 @@ class Curve:
             yield key, value
 
     def written(self) -> dict[str, JSON]:
-        """The mapping that a recipe writes it as."""
+        """The mapping that a recipe contains for this curve."""
         points = dict(self.points)
         return points if self.by == "iterations" else {"by": self.by, "points": points}
 
@@ -62,7 +62,7 @@ class Curve:
         return " -> ".join(f"{_number(value)} at {one} {count}" for count, value in self.points)
 
 
-def is_written(value: Mapping[JSON, JSON]) -> bool:
+def is_curve_mapping(value: Mapping[JSON, JSON]) -> bool:
     """Whether a mapping is what `Curve.written` gives."""
     return all(isinstance(name, int) for name in value) or value.keys() == {"by", "points"}
 
@@ -152,7 +152,7 @@ def _read(place: str, value: Mapping[str, JSON], accepted: str) -> Curve:
             raise RecipeError(place, f"got a point at {b} after one at {a}", f"write the points of {place} in order")
     for number in numbers:
         if not _is_value(number):
-            raise RecipeError(place, f"got the point {show(number)}, which is no number", f"accepted: {whole}")
+            raise RecipeError(place, f"got the point {show(number)}, which is not a number", f"accepted: {whole}")
         if _length(number) != _length(numbers[0]):
             raise RecipeError(place, f"got the points {show(numbers)}", "give them all as numbers, or as equal lists")
     return Curve(tuple(read), by)
@@ -175,10 +175,10 @@ def _length(number: Value) -> int | None:
     return len(number) if isinstance(number, list) else None
 
 
-def replaced(model: BaseModel, key: str, value: Any) -> Any:
+def replace_value(model: BaseModel, key: str, value: Any) -> Any:
     """A copy of a section with the value of a dotted key replaced."""
     name, _, rest = key.partition(".")
-    return model.model_copy(update={name: replaced(getattr(model, name), rest, value) if rest else value})
+    return model.model_copy(update={name: replace_value(getattr(model, name), rest, value) if rest else value})
 
 
 class Curved(Strict):
@@ -212,7 +212,7 @@ class Curved(Strict):
         done = iteration * self.updates_per_iteration if updates is None else updates
         recipe = self
         for dotted, curve in self._curves.items():
-            recipe = replaced(recipe, dotted, curve.at(iteration, done))
+            recipe = replace_value(recipe, dotted, curve.at(iteration, done))
         recipe._curves = {}
         return recipe
 

@@ -1,4 +1,4 @@
-"""The strength of noise where a recipe names none: published values of each step, by family of model."""
+"""The default strength of noise: published values of each step, by family of model."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""RecipeError, and how pydantic's findings become one."""
+"""RecipeError, and the translation of pydantic's errors into one."""
 
 from typing import Any, get_args
 
@@ -9,7 +9,7 @@ from flowrl.untyped import JSON
 
 
 class RecipeError(UserError):
-    """A recipe that cannot run, told in one line: place (dotted key), value received, what is accepted, remedy.
+    """A recipe cannot run; one line: place (dotted key), value received, what is accepted, remedy.
 
     `place` is the dotted key, so that callers and tests need not parse the text.
     """
@@ -34,13 +34,13 @@ def show(value: JSON, limit: int = 60) -> str:
 
 
 def first_of(errors: list[RecipeError]) -> RecipeError:
-    """The first error, saying how many more there are."""
+    """The first error, with the number of further ones."""
     head = errors[0]
     return RecipeError(head.place, head.problem, head.remedy, more=len(errors) - 1)
 
 
 def translate(error: ValidationError, root: type[BaseModel]) -> RecipeError:
-    """pydantic's findings as one RecipeError. A union reports once a member: places count once."""
+    """pydantic's errors as one RecipeError. A union reports once per member: each place counts once."""
     by_place: dict[str, RecipeError] = {}
     # A misspelt key also makes its right spelling missing: name the misspelling first.
     details = sorted(error.errors(), key=lambda d: d["type"] != "extra_forbidden")

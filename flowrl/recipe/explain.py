@@ -39,7 +39,7 @@ def parts() -> dict[str, dict[str, Entry]]:
 
 
 def explain(key: str) -> Lines:
-    """All that is known of a key (`train.lr`), of a part (`window.frozen`), or of a preset (`preset.guard`).
+    """Everything known about a key (`train.lr`), a part (`window.frozen`), or a preset (`preset.guard`).
 
     Raises UserError for anything else.
     """
@@ -55,7 +55,7 @@ def explain(key: str) -> Lines:
         listed = [*known, *(f"{kind}.{name}" for kind, entries in parts().items() for name in entries)]
         listed += [f"preset.{name}" for name in PRESETS]
         accepted = "a key such as train.lr, a part such as step.flow_sde or window.frozen, or preset.NAME"
-        raise names.UserError(f"{key!r} is no key of a recipe; accepted: {accepted}{names.hint(key, listed)}")
+        raise names.UserError(f"{key!r} is not a key of a recipe; accepted: {accepted}{names.hint(key, listed)}")
     return _key(generic if key not in known else key, *entries)
 
 
@@ -64,7 +64,7 @@ def _key(key: str, field: FieldInfo, model: type[BaseModel]) -> Lines:
     kind = getattr(model, "part", None)
     lines: Lines = [("accepts", field.description or "a mapping")]
     lines += [("default", "it must be given" if field.is_required() else _default(field))]
-    lines += [("means", text)] if (text := about(name, model.__doc__ or "")) else []
+    lines += [("means", text)] if (text := describe_word(name, model.__doc__ or "")) else []
     if kind is not None and name != "kind":
         for entry in names.shipped(kind).values():
             lines += [(f"in {entry.name}", _argument(p, entry)) for p in keys(kind, entry) if p.name == name]
@@ -83,7 +83,7 @@ def _default(field: FieldInfo) -> str:
     return "null" if field.default is None else str(show(field.default)).strip("'")
 
 
-def about(name: str, doc: str) -> str:
+def describe_word(name: str, doc: str) -> str:
     """What a docstring says of one of its words: what stands behind `name:`, or else the sentences that use it."""
     text = " ".join(doc.split())
     begin = re.search(rf"(?:^|(?<=[.;:] ))(?:\w+, )*{name}(?:, \w+)*(?: \w+)?: ", text)
@@ -95,20 +95,20 @@ def about(name: str, doc: str) -> str:
 
 
 def _argument(parameter: Parameter, entry: Entry) -> str:
-    default = "must be given" if parameter.default is NO_DEFAULT else f"default {_shown(parameter.default)}"
+    default = "must be given" if parameter.default is NO_DEFAULT else f"default {_value_text(parameter.default)}"
     words = annotations.words(parameter.annotation) if parameter.annotation else "anything"
-    text = about(parameter.name, entry.doc)
+    text = describe_word(parameter.name, entry.doc)
     return f"{words}; {default}" + (f". {text}" if text else "")
 
 
-def _shown(value: JSON) -> str:
+def _value_text(value: JSON) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _part(kind: str, entry: Entry) -> Lines:
     lines: Lines = [("is", " ".join(entry.doc.split()))]
     lines += [(p.name, _argument(p, entry)) for p in keys(kind, entry)]
-    lines += [(f"fact {name}", _shown(value)) for name, value in entry.facts.items()]
+    lines += [(f"fact {name}", _value_text(value)) for name, value in entry.facts.items()]
     return [*lines, ("source", f"{entry.module.replace('.', '/')}.py")]
 
 
@@ -116,7 +116,7 @@ def _preset(name: str) -> Lines:
     lines = [("is", texts()[name])]
     for of, table in (("of denoising steps", DENOISING), ("of tokens", LANGUAGE)):
         for section, values in table.get(name, {}).items():
-            lines += [(f"{section}.{key}", f"{_shown(value)} ({of})") for key, value in values.items()]
+            lines += [(f"{section}.{key}", f"{_value_text(value)} ({of})") for key, value in values.items()]
     return lines
 
 
@@ -126,7 +126,7 @@ def _presets_of(key: str) -> Iterator[tuple[str, str]]:
     for of, table in (("denoising steps", DENOISING), ("tokens", LANGUAGE)):
         for preset, values in table.items():
             if name in values.get(section, {}):
-                yield preset, f"{_shown(values[section][name])}, for {of}"
+                yield preset, f"{_value_text(values[section][name])}, for {of}"
 
 
 # ------------------------------------------------------------------ completion
@@ -175,7 +175,7 @@ def json_schema() -> dict[str, JSON]:
             schema["$defs"][name] = _open(definition, choices)
     for definition in [schema, *schema["$defs"].values()]:
         for key, held in list(definition.get("properties", {}).items()):
-            definition["properties"][key] = _widened(key, held)
+            definition["properties"][key] = _widen(key, held)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "A recipe of flowrl"}
 
 
@@ -184,7 +184,7 @@ def _open(definition: dict[str, JSON], choices: list[str]) -> dict[str, JSON]:
     return {"anyOf": [definition, own, {"enum": choices}, _DOTTED]}
 
 
-def _widened(key: str, held: dict[str, JSON]) -> dict[str, JSON]:
+def _widen(key: str, held: dict[str, JSON]) -> dict[str, JSON]:
     """A key with what names in it may be, and points of a curve where it takes one."""
     if key == "solver":
         own = {"type": "object", "properties": {"kind": _DOTTED}, "required": ["kind"]}

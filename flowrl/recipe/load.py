@@ -21,35 +21,35 @@ from flowrl.untyped import JSON
 
 
 def load(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The checked recipe in a file, or of a short name of recipes/, after the overrides.
+    """The checked recipe in a file, or with a short name of recipes/, after the overrides.
 
     An override is `dotted.key=value`, the value YAML; a mapping replaces the whole mapping, null unsets. Relative
     prompt files are looked for in the current directory, then beside the recipe. Raises RecipeError, always one line.
     """
-    recipe = written(_find(path_or_name), overrides)
+    recipe = load_unchecked(_find(path_or_name), overrides)
     if errors := list(check(recipe)):
         raise first_of(errors)
     return recipe
 
 
-def written(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_unchecked(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a file after the overrides, its keys and types checked, but nothing that it names: no module of a
     user's own is imported. Raises RecipeError."""
     values = parse(path)
     for override in overrides:
         _override(values, override)
-    return _typed(values, path.stem, path.parent)
+    return _validate(values, path.stem, path.parent)
 
 
 def build(values: dict[str, JSON], *, name: str = "recipe", beside: Path | None = None) -> Recipe:
     """The checked recipe of a mapping. name gives the default run folder, beside a folder to find prompt files in."""
-    recipe = _typed(values, name, beside)
+    recipe = _validate(values, name, beside)
     if errors := list(check(recipe)):
         raise first_of(errors)
     return recipe
 
 
-def _typed(values: dict[str, JSON], name: str, beside: Path | None) -> Recipe:
+def _validate(values: dict[str, JSON], name: str, beside: Path | None) -> Recipe:
     values = with_preset(values)
     if values.get("output") is None:
         values = values | {"output": f"runs/{name}"}
@@ -116,9 +116,13 @@ def parse(path: Path) -> dict[str, JSON]:
     try:
         values = scalars.read(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise RecipeError(_where(path, error), _yaml_problem(error), "write it as YAML, `key: value` a line") from None
+        raise RecipeError(
+            _where(path, error), _yaml_problem(error), "write it as YAML, one `key: value` per line"
+        ) from None
     if not isinstance(values, dict):
-        raise RecipeError(str(path), f"got {show(values)}, accepted: a mapping of keys", "write `key: value` a line")
+        raise RecipeError(
+            str(path), f"got {show(values)}, accepted: a mapping of keys", "write one `key: value` per line"
+        )
     return values
 
 
@@ -142,7 +146,7 @@ def _override(values: dict[str, JSON], override: str) -> None:
     try:
         value = scalars.read(text)
     except yaml.YAMLError as error:
-        problem = f"got {show(text)}, which is no YAML ({_yaml_problem(error)})"
+        problem = f"got {show(text)}, which is not valid YAML ({_yaml_problem(error)})"
         raise RecipeError(dotted, problem, "quote it") from None
     place = values
     for depth, name in enumerate(parts[:-1]):
@@ -150,7 +154,7 @@ def _override(values: dict[str, JSON], override: str) -> None:
             place[name] = {}
         if not isinstance(place[name], dict):
             parent = ".".join(parts[: depth + 1])
-            raise RecipeError(dotted, f"{parent} is {show(place[name])}, no mapping", f"set {parent}={{...}}")
+            raise RecipeError(dotted, f"{parent} is {show(place[name])}, not a mapping", f"set {parent}={{...}}")
         place = place[name]
     if value is None:
         if parts[-1] not in place and not _is_key(parts):  # a misspelt name=null would pass in silence

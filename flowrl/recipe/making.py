@@ -32,7 +32,7 @@ class Bound:
 _INSTANCES: dict[tuple[str, str], Any] = {}  # of the user's own classes, made once: plans are compared
 
 
-def made(kind: str, section: Any, run: Mapping[str, Any] | None = None) -> Callable[..., Any]:
+def build_part(kind: str, section: Any, run: Mapping[str, Any] | None = None) -> Callable[..., Any]:
     """The part that a section of a recipe names, with its arguments, and those of the run's that it takes."""
     entry = names.find(section.kind, names.shipped(kind), kind)
     thing = names.load(section.kind, names.shipped(kind), kind)
@@ -49,7 +49,7 @@ def made(kind: str, section: Any, run: Mapping[str, Any] | None = None) -> Calla
 
 def solver_of(named: Any) -> Any:
     """The solver that a key of a recipe names: the name of one that ships, or the user's own function."""
-    return made("solver", named) if isinstance(named, Own) else named
+    return build_part("solver", named) if isinstance(named, Own) else named
 
 
 def step_of(recipe: Recipe) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""What a model's folder tells before anything of it is loaded."""
+"""What can be read from a model's folder before anything is loaded."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ def pipeline_class(model: str) -> str | None:
     return read_json(names.MODELS.get(model, Path(model).expanduser()) / "model_index.json").get("_class_name")
 
 
-def stranger(model: str) -> tuple[str, str] | None:
-    """(what it is, what to do) of a path to something that is neither a diffusers nor a transformers text model."""
+def foreign_model(model: str) -> tuple[str, str] | None:
+    """(what it is, what to do) for a path to something that is neither a diffusers pipeline nor a text model."""
     path = Path(model).expanduser()
     if path.is_file():
         if path.suffix == ".gguf":

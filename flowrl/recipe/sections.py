@@ -194,7 +194,9 @@ def check_arguments(
             remedy = f"did you mean {meant!r}?" if meant else f"remove {place}.{name}"
             yield RecipeError(f"{place}.{name}", f"{entry.name!r} takes no {name!r}, accepted: {listed}", remedy)
     for name, value in args.items():
-        wrong = annotations.misfit(entry.types.get(name, ""), value) if is_finite(value) else "finite numbers"
+        wrong = (
+            annotations.accepted_if_misfit(entry.types.get(name, ""), value) if is_finite(value) else "finite numbers"
+        )
         if wrong:
             yield wrong_value(f"{place}.{name}", value, wrong)
     for name in entry.needs:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flowrl import names
 from flowrl.names import UserError
-from flowrl.recipe.load import load, written
+from flowrl.recipe.load import load, load_unchecked
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import own_parts
 
@@ -30,8 +30,8 @@ def load_run(run: Path, overrides: Sequence[str] = (), *, trust: bool = False) -
 
 def refuse_untrusted(run: Path, overrides: Sequence[str] = ()) -> None:
     """Raises UserError where a run's recipe, with what the overrides leave of it, names what needs trust."""
-    theirs = set(foreign(written(run / FILE)))
-    left = [part for part in foreign(written(run / FILE, overrides)) if part in theirs]
+    theirs = set(foreign(load_unchecked(run / FILE)))
+    left = [part for part in foreign(load_unchecked(run / FILE, overrides)) if part in theirs]
     if left:
         place, what = left[0]
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""

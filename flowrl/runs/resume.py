@@ -13,8 +13,8 @@ from torch import Tensor
 from flowrl.contracts import Prompt
 from flowrl.core.learner import AVERAGE, saved_copies
 from flowrl.names import UserError
-from flowrl.recipe.changes import changes, refuse
-from flowrl.recipe.load import written
+from flowrl.recipe.changes import changes, refuse_changes
+from flowrl.recipe.load import load_unchecked
 from flowrl.recipe.schema import Recipe
 from flowrl.runs import checkpoints
 
@@ -42,11 +42,11 @@ def find_resume_point(folder: Path, recipe: Recipe) -> ResumePoint:
     file = folder / "recipe.yaml"
     if not file.is_file():
         raise UserError(f"resume: {folder} holds no run (no recipe.yaml); name a run's folder, or leave --resume out")
-    changed = changes(written(file), recipe)
+    changed = changes(load_unchecked(file), recipe)
     checkpoint, damaged = checkpoints.Checkpoints(folder).newest()
     done = 0 if checkpoint is None else checkpoint.iteration
     if checkpoint is not None:
-        refuse(changed, recipe, done)
+        refuse_changes(changed, recipe, done)
     summary = _read_object(folder / "summary.json") or None
     ended = summary is not None and summary.get("rolled_back") is not None and not changed
     if summary is not None and not ended and not _is_over(recipe, done, summary):

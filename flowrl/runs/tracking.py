@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowrl import names
 from flowrl.names import UserError
-from flowrl.recipe.changes import flat
+from flowrl.recipe.changes import flatten
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.trackers import TRACKERS
 
@@ -101,7 +101,7 @@ def _start_tracker(name: str, recipe: Recipe, folder: Path) -> Any:
 
 def flat_config(values: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe as a flat mapping of dotted keys to plain values; lists and empty mappings as JSON."""
-    return {key: json.dumps(v) if isinstance(v, list | Mapping) else v for key, v in flat(values)}
+    return {key: json.dumps(v) if isinstance(v, list | Mapping) else v for key, v in flatten(values)}
 
 
 def _show_pictures(kind: str, tracker: Any, step: int, name: str, pictures: "list[Image]") -> None:

@@ -11,7 +11,7 @@ import torch
 
 from cli_support import call
 from flowrl import names
-from flowrl.recipe.annotations import misfit
+from flowrl.recipe.annotations import accepted_if_misfit
 from flowrl.recipe.calls import check_types, check_values, frame_multiple, multiple
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
@@ -175,8 +175,8 @@ def typed(
 )
 def test_annotations(name: str, right: list, wrong: list):
     text = names.types(typed).get(name, "object")
-    assert [misfit(text, value) for value in right] == [None] * len(right)
-    assert all(misfit(text, value) for value in wrong)
+    assert [accepted_if_misfit(text, value) for value in right] == [None] * len(right)
+    assert all(accepted_if_misfit(text, value) for value in wrong)
 
 
 def test_annotations_read_without_importing_are_those_of_the_object():

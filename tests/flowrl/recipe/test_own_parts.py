@@ -232,7 +232,7 @@ def test_what_a_recipe_names_is_asked_about_before_it_is_imported():
         ("sampler.window={kind: parts_of_tests.alternate, every: x}", "sampler.window.every", "a whole number"),
         ("sampler.window={kind: parts_of_tests.alternate, seed: 1}", "sampler.window.seed", "accepted: every"),
         ("sampler.window=parts_of_tests.altrnate", "sampler.window.kind", "did you mean 'alternate'?"),
-        ("sampler.window=parts_of_tests.pairs", "sampler.window.kind", "is no window"),
+        ("sampler.window=parts_of_tests.pairs", "sampler.window.kind", "is not a valid window"),
         ("sampler.window=parts_of_tests.unsorted", "sampler.window.kind", "(2, 1)"),
         ("sampler.window=parts_of_tests.outside", "sampler.window.kind", "from 0 to 5"),
         ("sampler.window=parts_of_tests.nothing", "sampler.window.kind", "one or more"),

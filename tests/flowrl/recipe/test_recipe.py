@@ -258,7 +258,7 @@ MISTAKES = [
     (["objective.clip=x"], "objective.clip", ["'x'", "[low, high]"]),
     (["objective.dual=1"], "objective.dual", ["got 1", "a number > 1"]),
     (["objective.level=seq"], "objective.level", ["'seq'", "token, seq_mean, seq_sum or seq_token"]),
-    (["objective.length=9"], "objective.length", ["got 9", "'decision_mean' divides by no length", "=constant"]),
+    (["objective.length=9"], "objective.length", ["got 9", "'decision_mean' does not divide by a length", "=constant"]),
     (["objective.length=0", "objective.aggregate=constant"], "objective.length", ["got 0", "a whole number >= 1"]),
     (["objective.log_ratio_limit=1e-4"], "objective.log_ratio_limit", ["got 0.0001", "above 0.001", "raise it"]),
     (["objective.kl_kind=k4"], "objective.kl_kind", ["'k4'", "exact, exact_dt, k1, k2, k3 or abs"]),
@@ -329,8 +329,8 @@ MISTAKES = [
     (["pipeline.num_inference_steps=4"], "pipeline.num_inference_steps", ["got 4", "use sampler.steps"]),
     (["train.lr"], "override", ["'train.lr'", "dotted.key=value"]),
     (["train..lr=1"], "override", ["'train..lr=1'", "train.lr=1e-4"]),
-    (["train.betas=[1"], "train.betas", ["'[1'", "no YAML", "quote it"]),
-    (["train.lr.x=1"], "train.lr.x", ["train.lr is 0.0008", "no mapping"]),
+    (["train.betas=[1"], "train.betas", ["'[1'", "not valid YAML", "quote it"]),
+    (["train.lr.x=1"], "train.lr.x", ["train.lr is 0.0008", "not a mapping"]),
 ]
 
 

@@ -106,7 +106,9 @@ def test_what_declares_itself_no_part_is_refused_before_it_is_called(key: str, u
     args = {"rewards.shapes.use": ["rewards.shapes.args={args: [touch, ran], shell: false}"]}.get(key, [])
     code, text = call("run", "quickstart", "--dry-run", f"{key}={use}", *args)
     kind = "step" if key == "sampler.step" else "reward"
-    assert code == 2 and f"{use!r} is no {kind}; accepted: " in text and f'@flowrl.parts.part("{kind}")' in text
+    assert (
+        code == 2 and f"{use!r} is not a valid {kind}; accepted: " in text and f'@flowrl.parts.part("{kind}")' in text
+    )
     assert not (mine / "ran").exists()
 
 

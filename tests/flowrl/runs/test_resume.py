@@ -257,9 +257,9 @@ def test_a_language_run_goes_on_too(tmp_path: Path):
     [
         (
             ["rewards={other: {use: resume_support.noisy_size}}"],
-            ["rewards.", "missing, but in the run that is resumed"],
+            ["rewards.", "missing, but in the resumed run"],
         ),
-        (["rewards.more={use: shapes, weight: 0}"], ["rewards.more", "not in the run that is resumed"]),
+        (["rewards.more={use: shapes, weight: 0}"], ["rewards.more", "not in the resumed run"]),
         (["eval.prompts=4"], ["prompts.heldout", "eval.prompts"]),
         (["prompts.heldout=shapes/train"], ["prompts.heldout", "eval.prompts"]),
     ],
