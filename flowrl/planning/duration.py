@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flowrl.kinds import kind_of
 from flowrl.names import UserError
@@ -12,6 +11,7 @@ from flowrl.planning.costs import arithmetic
 from flowrl.recipe.load import load
 from flowrl.recipe.schema import Recipe
 from flowrl.terminal import duration_text
+from flowrl.untyped import JSON
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def measured_pace(folder: Path) -> Pace:
     return _pace(load(str(recipe)), trained[1:] or trained)
 
 
-def _pace(recipe: Recipe, lines: Sequence[dict[str, Any]]) -> Pace:
+def _pace(recipe: Recipe, lines: Sequence[dict[str, JSON]]) -> Pace:
     """Seconds per row, from sums over iterations."""
     each = [arithmetic(recipe, int(m["iteration"]) - 1) for m in lines]
     forward = sum(m["time_rollout"] for m in lines) / sum(a.rollout_forwards for a in each)

@@ -55,7 +55,7 @@ def refusal(place: str, name: str, got: str, wanted: str) -> RecipeError:
     return RecipeError(place, f"{name!r} returns {got}, accepted: {wanted}", "fix it, or name another")
 
 
-def describe_value(value: Any) -> str:
+def describe_value(value: object) -> str:
     """A value in a few words: the shape of a tensor, the length of a tuple, otherwise the value."""
     if isinstance(value, Tensor):
         return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
@@ -113,7 +113,7 @@ def _broadcasts(part: Tensor, whole: Tensor) -> bool:
         return False
 
 
-def check_window(place: str, name: str, given: Any, steps: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def check_window(place: str, name: str, given: object, steps: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(steps that draw, steps that are trained) from the result of the user's own window, for a walk of `steps`."""
     pair = (given.stochastic, given.trained) if isinstance(given, Roles) else (given, given)
     wanted = f"the steps that draw and are trained, one or more increasing numbers from 0 to {steps - 1}, or Roles"

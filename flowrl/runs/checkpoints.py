@@ -21,7 +21,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy
 import torch
@@ -30,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowrl.names import UserError
+from flowrl.untyped import Nest
 
 RECORD, TENSORS, DIGESTS = "state.json", "state.safetensors", "state.sha256"
 MARKS = ("best", "witness")  # checkpoints that are never pruned
@@ -55,7 +55,7 @@ class Checkpoints:
     def __init__(self, run: Path, keep: int = 2):
         self.folder, self.keep = run / "checkpoints", keep
 
-    def save(self, iteration: int, state: Mapping[str, Any]) -> Checkpoint:
+    def save(self, iteration: int, state: Mapping[str, Nest]) -> Checkpoint:
         """Writes a state. Raises StateError if it cannot; earlier checkpoints are untouched then."""
         final = self.folder / f"{iteration:05d}"
         aside = self.folder / f"{final.name}.tmp"
@@ -155,14 +155,14 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def load(checkpoint: Checkpoint, part: str | None = None) -> dict[str, Any]:
+def load(checkpoint: Checkpoint, part: str | None = None) -> dict[str, Nest]:
     """The saved state, or the part under one of its keys, with tensors on the CPU."""
     layout = json.loads((checkpoint.path / RECORD).read_text(encoding="utf-8"))["state"]
     with safe_open(checkpoint.path / TENSORS, "pt") as tensors:
         return _join(layout if part is None else dict(layout["dict"])[part], tensors.get_tensor)
 
 
-def nonfinite_tensors(state: Any, path: str = "") -> Iterator[str]:
+def nonfinite_tensors(state: Nest, path: str = "") -> Iterator[str]:
     """The paths of the tensors in a state that hold a value that is not finite."""
     if isinstance(state, Tensor):
         if not torch.isfinite(state).all():
@@ -198,7 +198,7 @@ def number_of(name: str) -> int | None:
     return int(name) if name.isascii() and name.isdigit() and len(name) < 20 else None
 
 
-def random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Nest]:
     """The states of the global generators of torch, numpy and Python, which user code such as a reward may use."""
     version, keys, position, has_gauss, gauss = numpy.random.get_state()  # pyright: ignore[reportGeneralTypeIssues]
     kind, inner, gauss_next = random.getstate()
@@ -210,7 +210,7 @@ def random_state() -> dict[str, Any]:
     }
 
 
-def restore_random_state(state: Mapping[str, Any]) -> None:
+def restore_random_state(state: Mapping[str, Nest]) -> None:
     """Restores the global generators; those of GPUs only if there are as many as before."""
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():
@@ -226,7 +226,7 @@ def error_reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
 
 
-def _write(folder: Path, iteration: int, state: Mapping[str, Any]) -> None:
+def _write(folder: Path, iteration: int, state: Mapping[str, Nest]) -> None:
     """Writes a checkpoint's files, and syncs them to disk."""
     tensors: dict[str, Tensor] = {}
     layout = _split(state, "", tensors)
@@ -274,7 +274,7 @@ def _write_durably(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+def _split(value: Nest, path: str, tensors: dict[str, Tensor]) -> Nest:
     """The value as JSON, with its tensors moved to `tensors` under their paths. Mappings become lists of pairs."""
     if isinstance(value, Tensor):
         if path in tensors:
@@ -301,7 +301,7 @@ def _unshared(value: Tensor, others: Iterable[Tensor]) -> Tensor:
     return value.clone() if shared else value
 
 
-def _join(value: Any, tensor: Callable[[str], Tensor]) -> Any:
+def _join(value: Nest, tensor: Callable[[str], Tensor]) -> Nest:
     """The inverse of `_split`, with tuples as lists."""
     if isinstance(value, str):
         kind, _, rest = value.partition(":")

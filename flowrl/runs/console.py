@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import progress as bars
 from rich.console import Console as RichConsole
@@ -15,6 +15,7 @@ from rich.table import Table
 from flowrl.core.evaluation import Evaluation, Mean
 from flowrl.recipe.schema import Recipe
 from flowrl.terminal import duration_text, output_console
+from flowrl.untyped import JSON
 
 if TYPE_CHECKING:
     from flowrl.policies.language.policy import LanguagePolicy
@@ -89,7 +90,7 @@ class Console:
         """One highlighted line."""
         self.rich.print(f"[yellow]{escape(line)}[/]", highlight=False, soft_wrap=True)
 
-    def resumed(self, iteration: int, total: int, changed: Mapping[str, Sequence[Any]]) -> None:
+    def resumed(self, iteration: int, total: int, changed: Mapping[str, Sequence[JSON]]) -> None:
         """Where a run resumes, and what has changed in its recipe."""
         self.rich.print(f"resuming after iteration {iteration} of {total}", highlight=False)
         for name, (old, new) in changed.items():

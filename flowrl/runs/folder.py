@@ -34,6 +34,7 @@ from flowrl.media.sounds import save_sound
 from flowrl.names import UserError
 from flowrl.runs.machine import machine_facts
 from flowrl.runs.tracking import Tracking
+from flowrl.untyped import JSON
 
 
 def unused_folder(folder: Path) -> Path:
@@ -73,7 +74,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"output: {folder} cannot be written ({error.strerror}); name another folder") from error
         self.tracking = Tracking()  # what a recipe's `track` adds to the files
-        self._starts: list[dict[str, Any]] = []
+        self._starts: list[dict[str, JSON]] = []
         self._metrics: Any = None
         self._board: Any = None
 
@@ -121,7 +122,7 @@ class RunFolder:
             self._board.add_scalar(f"{kind}/{name}", value, iteration)
         self.tracking.log(iteration, {f"{kind}/{name}": value for name, value in metrics.items()})
 
-    def alarm(self, record: Mapping[str, Any]) -> None:
+    def alarm(self, record: Mapping[str, JSON]) -> None:
         """Writes one line of alarms.jsonl."""
         with (self.path / "alarms.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(record)) + "\n")
@@ -185,7 +186,7 @@ class RunFolder:
                 tell(f"{error}; continuing without it")
         return evaluations
 
-    def begun(self, iteration: int, changed: Mapping[str, list[Any]]) -> None:
+    def begun(self, iteration: int, changed: Mapping[str, list[JSON]]) -> None:
         """Records in run.json that the run starts now from this iteration, with these changes to its recipe."""
         self._starts = [*self._earlier(), {"time": _now(), "from_iteration": iteration, "changed": dict(changed)}]
         self._write_starts()
@@ -199,7 +200,7 @@ class RunFolder:
     def _write_starts(self) -> None:
         self.write("run.json", json.dumps(machine_facts() | {"starts": self._starts}, indent=2) + "\n")
 
-    def _earlier(self) -> list[dict[str, Any]]:
+    def _earlier(self) -> list[dict[str, JSON]]:
         """The earlier starts, if they can be read."""
         try:
             starts = json.loads((self.path / "run.json").read_text(encoding="utf-8"))["starts"]
@@ -207,7 +208,7 @@ class RunFolder:
             return []
         return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
 
-    def summary(self, values: dict[str, Any]) -> None:
+    def summary(self, values: dict[str, JSON]) -> None:
         """Writes summary.json."""
         self.write("summary.json", json.dumps(values, indent=2) + "\n")
 

@@ -7,7 +7,6 @@ all of it, so that a killed run resumes bit for bit.
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
@@ -32,6 +31,7 @@ from flowrl.runs.heldout import evaluate_heldout, evaluation_is_due, kl_to_base,
 from flowrl.runs.run_state import GlobalGenerators, RunState
 from flowrl.runs.saving import Saving
 from flowrl.runs.stopping import Stopped, Stopping
+from flowrl.untyped import JSON
 from flowrl.watch.alarms import Alarm
 from flowrl.watch.sample_statistics import sample_statistics
 
@@ -65,7 +65,7 @@ class Run:
 
     # ------------------------------------------------------------------ the loop
 
-    def train(self) -> dict[str, Any]:
+    def train(self) -> dict[str, JSON]:
         """Runs the remaining iterations and evaluations; returns the summary, which is also written.
 
         Raises Stopped after SIGINT or SIGTERM and AlarmError if an alarm ends the run, with everything saved, and
@@ -283,7 +283,7 @@ class Run:
 
     # ------------------------------------------------------------------ the end
 
-    def _finish(self) -> dict[str, Any]:
+    def _finish(self) -> dict[str, JSON]:
         state, weights = self.state, self.folder.path / ("lora" if self.recipe.lora is not None else "model")
         with torch.no_grad(), self.learner.using_average():
             adapters.save(self.policy.source, self.policy.modules, weights)

@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from flowrl.recipe.changes import changes, refuse_changes
 from flowrl.recipe.load import load_unchecked
 from flowrl.recipe.schema import Recipe
 from flowrl.runs import checkpoints
+from flowrl.untyped import JSON
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class ResumePoint:
     """Where a run resumes. checkpoint: None to start from the beginning. summary: of a run that is already finished."""
 
     checkpoint: checkpoints.Checkpoint | None = None
-    changed: dict[str, list[Any]] = field(default_factory=dict)
+    changed: dict[str, list[JSON]] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
-    summary: dict[str, Any] | None = None
+    summary: dict[str, JSON] | None = None
 
     @property
     def iteration(self) -> int:
@@ -90,7 +90,7 @@ def _digest(prompts: Iterable[Prompt]) -> str:
     return whole.hexdigest()
 
 
-def _plain_text(value: Any) -> str:
+def _plain_text(value: JSON) -> str:
     return value.name if isinstance(value, Path) else repr(value)
 
 
@@ -110,14 +110,14 @@ def fill_parameters(
             parameter.copy_(saved[name])
 
 
-def _is_over(recipe: Recipe, done: int, summary: Mapping[str, Any]) -> bool:
+def _is_over(recipe: Recipe, done: int, summary: Mapping[str, JSON]) -> bool:
     """Whether a run with `done` iterations and this summary has nothing left to do under the recipe."""
     seconds = recipe.train.seconds
     in_time = summary.get("iterations") == done and seconds is not None and summary.get("spent", 0.0) >= seconds
     return done == recipe.train.iterations or in_time
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def _read_object(file: Path) -> dict[str, JSON]:
     """The mapping in a JSON file; empty if it is missing or damaged, as only checkpoints are essential."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))

@@ -3,20 +3,21 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Protocol
 
 from flowrl.recipe.schema import Train
 from flowrl.runs import checkpoints
+from flowrl.untyped import Nest
 
 
 class Stateful(Protocol):
     """A part of a run with a state to save and restore."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Nest]:
         """Everything that changes during the run, as nested dicts and lists of numbers, texts and tensors."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Nest]) -> None:
         """Restores what `state_dict` returned."""
         ...
 
@@ -24,11 +25,11 @@ class Stateful(Protocol):
 class GlobalGenerators:
     """The global random generators. A run does not use them itself; a user's reward may."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Nest]:
         """Their states."""
         return checkpoints.random_state()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Nest]) -> None:
         """Restores their states."""
         checkpoints.restore_random_state(state)
 
@@ -47,7 +48,9 @@ class RunState:
     best: tuple[int, float] | None = None  # iteration and value of the best held-out reward
     seconds: float = 0.0  # of wall time, before this process
     spent: tuple[float, int] = (0.0, 0)  # seconds of iterations; multiples of eval.every_seconds already evaluated
-    rolled_back: dict[str, Any] | None = None  # why the alarm `hacking` ended the run, and the iteration it returned to
+    rolled_back: dict[str, Nest] | None = (
+        None  # why the alarm `hacking` ended the run, and the iteration it returned to
+    )
     _started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -60,12 +63,12 @@ class RunState:
         in_time = train.seconds is None or self.spent[0] < train.seconds
         return self.rolled_back is not None or self.iteration >= train.iterations or not in_time
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Nest]:
         """Every field, the time so far, and the states of the parts."""
         own = {name: getattr(self, name) for name in self._saved()}
         return own | {"seconds": self.elapsed} | {name: part.state_dict() for name, part in self.parts.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Nest]) -> None:
         """Restores a saved state in this object and in its parts."""
         for name in self._saved():
             if name in state:

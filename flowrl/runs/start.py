@@ -10,7 +10,6 @@ import contextlib
 import errno
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from flowrl.build import build_learner, build_policy, read_inputs, set_up
 from flowrl.names import UserError
@@ -23,11 +22,12 @@ from flowrl.runs.console import Console
 from flowrl.runs.folder import RunFolder, unused_folder
 from flowrl.runs.loop import Run
 from flowrl.runs.stopping import Stopped, refuse_exit
+from flowrl.untyped import JSON
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
 
 
-def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None = None) -> dict[str, Any]:
+def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None = None) -> dict[str, JSON]:
     """Runs a recipe to its end; returns the contents of summary.json, with the folder under `folder`.
 
     resume: the folder of a run to resume instead of starting a new one. Raises UserError, in one line, for any mistake

@@ -16,6 +16,7 @@ from flowrl.names import UserError
 from flowrl.recipe.changes import flatten
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.trackers import TRACKERS
+from flowrl.untyped import JSON
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,7 +81,7 @@ def _start_tracker(name: str, recipe: Recipe, folder: Path) -> Any:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
     PartialState()  # accelerate's trackers ask it for their process
-    make: Any = names.import_path(name) if names.is_dotted(name) else LOGGER_TYPE_TO_CLASS[name]
+    make: JSON = names.import_path(name) if names.is_dotted(name) else LOGGER_TYPE_TO_CLASS[name]
     project, args = recipe.track.project, dict(recipe.track.args.get(name, {}))
     run_name = recipe.track.name or folder.name
     if name == "aim":  # it takes the run's name where the others take the project's
@@ -99,7 +100,7 @@ def _start_tracker(name: str, recipe: Recipe, folder: Path) -> Any:
     return tracker
 
 
-def flat_config(values: Mapping[str, Any]) -> dict[str, Any]:
+def flat_config(values: Mapping[str, JSON]) -> dict[str, JSON]:
     """A recipe as a flat mapping of dotted keys to plain values; lists and empty mappings as JSON."""
     return {key: json.dumps(v) if isinstance(v, list | Mapping) else v for key, v in flatten(values)}
 

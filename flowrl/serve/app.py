@@ -55,7 +55,7 @@ class Service:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         return hmac.compare_digest(given.strip().encode(), self._token) and scheme.lower() == "bearer"
 
-    async def score(self, request: Request) -> dict[str, Any]:
+    async def score(self, request: Request) -> dict[str, object]:
         """The answer of a worker. Raises RefusedError."""
         limits, kind = self.config.serve, request.headers.get("content-type", "").partition(";")[0].strip().lower()
         name = request.headers.get(REQUEST_ID)
@@ -143,7 +143,7 @@ def build_app(service: Service) -> FastAPI:
     """The application: scores, the list of rewards, and health."""
     app = FastAPI(title="flowrl serve-rewards", docs_url=None, redoc_url=None, openapi_url=None)
 
-    def answer(work: Callable[[Request], Awaitable[dict[str, Any]]]) -> Callable[[Request], Awaitable[Response]]:
+    def answer(work: Callable[[Request], Awaitable[dict[str, object]]]) -> Callable[[Request], Awaitable[Response]]:
         async def respond(request: Request) -> Response:
             try:
                 if not service.is_authorized(request):
@@ -155,13 +155,13 @@ def build_app(service: Service) -> FastAPI:
 
         return respond
 
-    async def score(request: Request) -> dict[str, Any]:
+    async def score(request: Request) -> dict[str, object]:
         result = await service.score(request)
         service.counts["served"] += 1
         service.counts["samples"] += len(result["items"])
         return result
 
-    async def rewards(request: Request) -> dict[str, Any]:
+    async def rewards(request: Request) -> dict[str, object]:
         limits = service.config.serve.model_dump(include={"max_bytes", "max_items", "max_pixels"})
         return {"version": VERSION, "flowrl": __version__, "rewards": service.pool.rewards, "limits": limits}
 

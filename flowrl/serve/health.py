@@ -3,9 +3,10 @@
 import time
 from collections.abc import Mapping
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowrl import __version__
+from flowrl.untyped import JSON
 from reward_models.parts.remote.protocol import VERSION
 
 if TYPE_CHECKING:
@@ -16,7 +17,9 @@ STYLE = "body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:40re
 STYLE += "th{text-align:left;font-weight:600;padding-right:2rem;vertical-align:top}:root{color-scheme:light dark}"
 
 
-def server_state(config: "ServerConfig", pool: "WorkerPool", counts: Mapping[str, int], begun: float) -> dict[str, Any]:
+def server_state(
+    config: "ServerConfig", pool: "WorkerPool", counts: Mapping[str, int], begun: float
+) -> dict[str, JSON]:
     """The state of a server. status: ok, degraded (fewer workers than wanted) or down (none)."""
     ready, wanted = len(pool.ready), config.serve.workers
     return {
@@ -32,7 +35,7 @@ def server_state(config: "ServerConfig", pool: "WorkerPool", counts: Mapping[str
     }
 
 
-def state_page(state: Mapping[str, Any]) -> str:
+def state_page(state: Mapping[str, JSON]) -> str:
     """The state as HTML."""
     workers, queue, requests = state["workers"], state["queue"], state["requests"]
     rows = {

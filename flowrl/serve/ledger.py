@@ -3,7 +3,8 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Any
+
+from flowrl.untyped import JSON
 
 REMEMBERED = 1024  # answers
 
@@ -17,9 +18,9 @@ class RequestLedger:
 
     def __init__(self, size: int = REMEMBERED):
         self._size = size
-        self._replies: OrderedDict[str, tuple[str, asyncio.Task[dict[str, Any]]]] = OrderedDict()
+        self._replies: OrderedDict[str, tuple[str, asyncio.Task[dict[str, JSON]]]] = OrderedDict()
 
-    async def once(self, name: str | None, digest: str, work: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
+    async def once(self, name: str | None, digest: str, work: Callable[[], Awaitable[JSON]]) -> dict[str, JSON]:
         """The result of `work`, or its earlier result for this id; failures are forgotten. digest: of the body.
 
         The work continues if the caller is cancelled. Raises ConflictError for a known id with a different digest.

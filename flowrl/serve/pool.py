@@ -8,11 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from flowrl.names import UserError
 from flowrl.serve import frames
 from flowrl.serve.config import ServerConfig
+from flowrl.untyped import JSON
 
 TRIES = 2  # workers that may die while scoring one request
 LOADING = 60.0  # extra seconds for a request whose worker died: the next one has to load its rewards first
@@ -44,7 +44,7 @@ class ScoringJob:
 
     kind: str
     body: bytes
-    reply: asyncio.Future[dict[str, Any]]
+    reply: asyncio.Future[dict[str, JSON]]
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     tries: int = 0
 
@@ -56,7 +56,7 @@ class Worker:
         self.process = process
         assert process.stdin is not None and process.stdout is not None
         self.input, self.output = process.stdin, process.stdout
-        self.rewards: dict[str, dict[str, Any]] = {}
+        self.rewards: dict[str, dict[str, JSON]] = {}
 
     @classmethod
     async def start(cls, setup: bytes) -> "Worker":
@@ -109,7 +109,7 @@ class WorkerPool:
         self._jobs: asyncio.Queue[ScoringJob] = asyncio.Queue()  # bounded by `admitted`
         self.inside = self.restarts = 0
         self.ready: set[Worker] = set()
-        self.rewards: dict[str, dict[str, Any]] = {}
+        self.rewards: dict[str, dict[str, JSON]] = {}
         self._keepers: list[asyncio.Task] = []
 
     @property
@@ -156,7 +156,7 @@ class WorkerPool:
         finally:
             self.inside -= 1
 
-    async def score(self, kind: str, body: bytes) -> dict[str, Any]:
+    async def score(self, kind: str, body: bytes) -> dict[str, JSON]:
         """A worker's {"status", "answer"}. Raises QueueFullError, ScoringTimeoutError or WorkersLostError."""
         job = ScoringJob(kind, body, asyncio.get_running_loop().create_future())
         self._jobs.put_nowait(job)

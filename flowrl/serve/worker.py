@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 
@@ -17,6 +17,7 @@ from flowrl.scoring.cache import identity
 from flowrl.scoring.code import digest
 from flowrl.scoring.scorer import RewardError, Scorer, load
 from flowrl.serve import frames
+from flowrl.untyped import JSON
 from reward_models.parts.remote.protocol import VERSION
 from reward_models.parts.remote.wire import MalformedRequestError, RequestLimits, decode
 
@@ -44,7 +45,7 @@ class LoadedRewards:
             runner = replace(loaded, spec=loaded.spec.model_copy(update=alone))
             self.scorers[name] = Scorer({name: runner}, device=place)
 
-    def describe(self, specs: Mapping[str, RewardSpec]) -> dict[str, dict[str, Any]]:
+    def describe(self, specs: Mapping[str, RewardSpec]) -> dict[str, dict[str, JSON]]:
         """What clients learn of each reward: use, whether it needs whole groups, and a hash of its code and files."""
         described = {}
         for name, scorer in self.scorers.items():
@@ -53,7 +54,7 @@ class LoadedRewards:
             described[name] = {"use": spec.use, "groupwise": reward.groupwise, "identity": code}
         return described
 
-    def score_items(self, samples: Samples, wanted: Sequence[str] | None) -> list[dict[str, Any]]:
+    def score_items(self, samples: Samples, wanted: Sequence[str] | None) -> list[dict[str, JSON]]:
         """The items of an answer. Raises MalformedRequestError for an unknown reward."""
         names = list(dict.fromkeys(wanted)) if wanted else list(self.scorers)
         for name in names:
@@ -92,9 +93,9 @@ def _result(score: float, cause: Exception | None) -> SampleResult:
     return SampleResult("error", reason=" ".join(f"{type(cause).__name__}: {cause}".split())[:300])
 
 
-def _item(results: Mapping[str, SampleResult]) -> dict[str, Any]:
+def _item(results: Mapping[str, SampleResult]) -> dict[str, JSON]:
     worst = max(results.values(), key=lambda verdict: STATUSES.index(verdict.status))
-    item: dict[str, Any] = {"status": worst.status, "scores": {name: v.score for name, v in results.items()}}
+    item: dict[str, JSON] = {"status": worst.status, "scores": {name: v.score for name, v in results.items()}}
     return item | ({"reason": worst.reason} if worst.reason else {})
 
 
@@ -117,7 +118,7 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
         del body
 
 
-def _answer(rewards: LoadedRewards, kind: str, body: bytes, limits: RequestLimits) -> dict[str, Any]:
+def _answer(rewards: LoadedRewards, kind: str, body: bytes, limits: RequestLimits) -> dict[str, JSON]:
     try:
         samples, wanted = decode(kind, body, limits)
         return {"status": 200, "answer": {"version": VERSION, "items": rewards.score_items(samples, wanted)}}
@@ -125,7 +126,7 @@ def _answer(rewards: LoadedRewards, kind: str, body: bytes, limits: RequestLimit
         return {"status": error.status, "answer": {"version": VERSION, "error": str(error)}}
 
 
-def _dumps(value: dict[str, Any]) -> bytes:
+def _dumps(value: dict[str, JSON]) -> bytes:
     return json.dumps(value, allow_nan=False).encode()
 
 

@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flowrl import names
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.signatures import NO_DEFAULT
+from flowrl.untyped import JSON
 
 # weights -> parameters as a reward loads them: "(images)" is the half of a CLIP that embeds pictures
 PARAMETERS = {
@@ -57,7 +57,7 @@ class Weights:
     place: str = "device"
 
 
-def weights_of(use: str, args: Mapping[str, Any]) -> Weights | None:
+def weights_of(use: str, args: Mapping[str, JSON]) -> Weights | None:
     """The weights behind a reward of that name and arguments; None for a rule or statistic, which has none.
 
     A dotted path is a user's own reward: whatever it loads is not known.
@@ -82,14 +82,14 @@ def weights_of(use: str, args: Mapping[str, Any]) -> Weights | None:
     return Weights(source.replace(" (images)", ""), known, "server" if use in SERVED else "device")
 
 
-def weight_arguments(use: str) -> dict[str, Any]:
+def weight_arguments(use: str) -> dict[str, JSON]:
     """The arguments of a reward that ships, read off its signature, that say which weights it loads: their defaults."""
     entry = names.rewards().get(use)
     parameters = () if entry is None else entry.signature.parameters
     return {p.name: None if p.default is NO_DEFAULT else p.default for p in parameters if p.name in ARGUMENTS}
 
 
-def _parts(use: str, given: Mapping[str, Any]) -> Iterable[tuple[str | None, str | None]]:
+def _parts(use: str, given: Mapping[str, JSON]) -> Iterable[tuple[str | None, str | None]]:
     """(what is loaded, a file that its weights are in where they are named apart) of each model of a reward."""
     model, weights = given.get("model"), given.get("weights")
     if use in ("aesthetic", "aesthetic_v25", "clip_i"):
@@ -180,7 +180,7 @@ def _sum(rewards: Mapping[str, RewardSpec]) -> int:
     return sum(sizes.values())
 
 
-def told(use: str, args: Mapping[str, Any], device: str | None, duration_text: Callable[[float], str]) -> str:
+def told(use: str, args: Mapping[str, JSON], device: str | None, duration_text: Callable[[float], str]) -> str:
     """What the plan says of a reward's weights: how much, of what, where; nothing for a rule."""
     weights = weights_of(use, args)
     if weights is None:
