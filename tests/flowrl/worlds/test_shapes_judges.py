@@ -22,7 +22,7 @@ from flowrl.worlds.shapes.pretrain import KIND_WEIGHTS
 from flowrl.worlds.shapes.render import render
 from reward_models.aesthetic import aesthetic
 from reward_models.clip_score import clip_score
-from reward_models.parts.assets import SHIPPED, shipped
+from reward_models.parts.assets import SHIPPED, shipped_path
 from reward_models.vlm_judge import vlm_judge
 
 ASSETS = Path(build.__file__).parents[1] / "assets"
@@ -127,8 +127,8 @@ def test_measures_of_the_exam():
 def test_shipped_files_are_small_and_found():
     files = [p for name in NAMES for p in (ASSETS / name).rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 5_000_000
-    assert set(SHIPPED) == set(NAMES) and all(Path(shipped(name)).exists() for name in NAMES)
-    assert shipped("openai/clip-vit-large-patch14") == "openai/clip-vit-large-patch14"
+    assert set(SHIPPED) == set(NAMES) and all(Path(shipped_path(name)).exists() for name in NAMES)
+    assert shipped_path("openai/clip-vit-large-patch14") == "openai/clip-vit-large-patch14"
     assert all("flowrl world build shapes-rewards" in card(name) and "Apache-2.0" in card(name) for name in NAMES)
 
 
