@@ -16,7 +16,7 @@ _MARK = "__flowrl_part__"
 
 
 @dataclass(frozen=True)
-class Kind:
+class PartKind:
     """A kind of part. leading: the names of its leading parameters. shipped: where the shipped ones are (a package to
     search, or MODULE:TABLE). words: what a part is, in words. annotation: a type that only this kind takes first or
     returns, which identifies it too. given: further arguments that the run fills in if a part takes them."""
@@ -28,48 +28,50 @@ class Kind:
     given: tuple[str, ...] = ()
 
 
-KINDS: dict[str, Kind] = {
-    "reward": Kind(
+KINDS: dict[str, PartKind] = {
+    "reward": PartKind(
         ("samples",),
         "reward_models",
         "a function (samples, ...) or a class with __call__(self, samples)",
         annotation="Samples",
     ),
-    "step": Kind(
+    "step": PartKind(
         ("x", "v", "s", "s_next"), "samplers", "a function (x, v, s, s_next, *, ...)", "Gaussian", ("noise", "s_cap")
     ),
-    "window": Kind(
+    "window": PartKind(
         ("num_steps",), "samplers.windows:WINDOWS", "a function (num_steps, *, ...)", given=("seed", "iteration")
     ),
-    "schedule": Kind(("levels",), "samplers.tables:SCHEDULES", "a function (levels, *, ...)", given=("base",)),
-    "solver": Kind(
+    "schedule": PartKind(("levels",), "samplers.tables:SCHEDULES", "a function (levels, *, ...)", given=("base",)),
+    "solver": PartKind(
         ("x", "x0", "s", "s_next"),
         "samplers.solvers:SOLVERS",
         "a function (x, x0, s, s_next, previous, *, ...)",
         given=("previous",),
     ),
-    "advantage": Kind(
+    "advantage": PartKind(
         ("rewards", "rollout"),
         "flowrl.core.advantages:ADVANTAGES",
         "a function (rewards, rollout, *, ...) that gives advantages of rows, [R], or of decisions, [R, K]",
         given=("weights", "asked"),
     ),
-    "objective": Kind(
+    "objective": PartKind(
         ("seen", "batch"),
         "flowrl.core.objectives.grpo:OBJECTIVES",
         "a function (seen, batch, *, ...) or a class with __call__(self, seen, batch)",
         given=("clip_low", "clip_high"),
     ),
-    "lr_schedule": Kind(("left",), "flowrl.core.lr_schedules:LR_SCHEDULES", "a function (left, *, ...)"),
-    "rule": Kind(("metrics",), "", "a function (metrics, *, ...) that gives a text where something is wrong, or None"),
-    "policy": Kind(
+    "lr_schedule": PartKind(("left",), "flowrl.core.lr_schedules:LR_SCHEDULES", "a function (left, *, ...)"),
+    "rule": PartKind(
+        ("metrics",), "", "a function (metrics, *, ...) that gives a text where something is wrong, or None"
+    ),
+    "policy": PartKind(
         (),
         "",
         "a subclass of a policy that ships",
         given=("pipe", "modules", "dynamics", "call", "device", "max_rows", "offload", "keep_means")
         + ("guidance_gradient", "model", "tokenizer", "template", "system", "precision", "keep_entropy"),
     ),
-    "tree": Kind(("walk",), "samplers.growth:TREES", "a function (walk, *, ...) that gives a Tree", "Tree"),
+    "tree": PartKind(("walk",), "samplers.growth:TREES", "a function (walk, *, ...) that gives a Tree", "Tree"),
 }
 # kinds that are recognised by their base class: module and name, so that nothing needs to be imported
 BASES = {
