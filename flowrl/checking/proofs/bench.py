@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from flowrl.build import build_scorer
-from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View
+from flowrl.contracts import Field, LogProbs, Prompt, Rollout, Samples, View
 from flowrl.core.batches import prompt_chunks
 from flowrl.planning.costs import eval_plan, plan_for
 from flowrl.planning.duration import Pace
@@ -212,7 +212,7 @@ class Bench:
 
         calls: the number of calls to replay (None: all).
         """
-        steps = rollout.replay.tree.trained
+        steps, view = rollout.replay.tree.trained, View("noised" if rollout.replay.tree.levels else "drawn")
         parameters = list(self.policy.trainable())
         frozen = [p for module in self.policy.modules.values() for p in module.parameters()]
 
@@ -221,7 +221,14 @@ class Bench:
 
         with self._peak_memory("train") as start, count_saved([*parameters, *frozen]) as saved:
 
-            def visit(score: LogProbs) -> None:
+            def visit(score: LogProbs | Field) -> None:
+                sign = 1.0 - 2.0 * (score.rows % 2)
+                evidence.bytes_per_row = max(evidence.bytes_per_row, saved.bytes / len(score.rows))
+                if isinstance(score, Field):
+                    evidence.connected |= score.v.requires_grad
+                    error = (score.v - score.target).square().flatten(1).mean(1)
+                    (sign.to(error) * error).mean().backward()
+                    return
                 at = score.rows[:, None], score.columns[None]
                 rollout_logp = rollout.rollout_logp[at].to(score.logp.device)
                 drew = rollout.mask[at].to(score.logp.device)
@@ -230,14 +237,12 @@ class Bench:
                     if drew[:, i].any():
                         gap = float((score.logp[:, i].detach() - rollout_logp[:, i])[drew[:, i]].abs().max())
                         evidence.gap[steps[column]] = max(evidence.gap.get(steps[column], 0.0), gap)
-                evidence.bytes_per_row = max(evidence.bytes_per_row, saved.bytes / len(score.rows))
                 if score.logp.requires_grad:
                     evidence.connected = True
-                    sign = (1.0 - 2.0 * (score.rows % 2)).to(score.logp.device)[:, None]
-                    (-sign * (score.logp - rollout_logp).exp()).mean().backward()
+                    (-sign.to(score.logp.device)[:, None] * (score.logp - rollout_logp).exp()).mean().backward()
 
             for part in itertools.islice(call_chunks(rollout, self.rows_at_once), calls):
-                self.policy.look(rollout, part, View(), visit, progress=tick)
+                self.policy.look(rollout, part, view, visit, progress=tick)
         evidence.seconds += self._since(start)
 
     # ------------------------------------------------------------------ costs

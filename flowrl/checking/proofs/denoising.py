@@ -1,11 +1,18 @@
 """What is proven of a denoising model before a run, in order."""
 
-from flowrl.checking.proofs import common, learning, sampling, surroundings
+from flowrl.checking.proofs import common, learning, noised, sampling, surroundings
 from flowrl.checking.proofs import rows as single_rows
 from flowrl.checking.proofs.bench import Bench
 from flowrl.checking.proofs.proof import Proof
 
+
+def _draws(bench: Bench) -> bool:
+    """Whether steps of the walk draw noise and are trained."""
+    return not noised.is_noised(bench)
+
+
 BENCH: type[Bench] = Bench
+LOOK = Proof("a look is the walk's velocity", noised.look_at_noised, (common.MODEL.title,), noised.is_noised)
 PROOFS = (
     common.PROMPTS,
     common.FOLDER,
@@ -13,10 +20,11 @@ PROOFS = (
     common.MODEL,
     common.DISK,
     Proof("noise 0 equals the untouched pipeline", sampling.equals_pipeline, (common.MODEL.title,)),
-    Proof("ratio is 1 at every trained step", learning.ratio, (common.MODEL.title,)),
-    Proof("a row is the same in any company", single_rows.row_by_itself, (common.MODEL.title,)),
+    Proof("ratio is 1 at every trained step", learning.ratio, (common.MODEL.title,), _draws),
+    Proof("a row is the same in any company", single_rows.row_by_itself, (common.MODEL.title,), _draws),
+    LOOK,
     common.GRADIENT,
-    Proof("noise keeps the sample statistics", sampling.statistics, (common.MODEL.title,)),
+    Proof("noise keeps the sample statistics", sampling.statistics, (common.MODEL.title,), _draws),
     common.SCORES,
     Proof("memory suffices", surroundings.memory_suffices, (common.MODEL.title,)),
     common.UPDATE,
