@@ -119,7 +119,8 @@ def _room_for_strides(recipe: Recipe, strides: list[int]) -> Iterator[RecipeErro
     if end + needed > steps:
         place = {"all": "skip_last", "first": "size", "frozen": "size", "fraction": "kind"}.get(window.kind, "high")
         problem = (
-            f"step {end - 1} may be drawn at, but sampler.tree.strides {strides} need {needed} more steps behind it"
+            f"step {end - 1} may be drawn at, accepted: below {steps - needed}, since sampler.tree.strides {strides} "
+            f"need {needed} more steps behind it"
         )
         remedy = "lower it"
         if place in ("kind", "skip_last"):
