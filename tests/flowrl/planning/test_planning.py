@@ -48,7 +48,7 @@ def test_a_last_step_without_noise_is_neither_drawn_nor_billed(step):
     assert plan_for(whole, 0).trained == (0, 1, 2, 3, 4, 5)
     assert plan_for(silent, 0).trained == plan_for(silent, 0).stochastic == (0, 1, 2, 3, 4)
     assert arithmetic(whole).train_forwards - arithmetic(silent).train_forwards == arithmetic(whole).rows
-    with pytest.raises(RecipeError, match=f"train step 5 alone, the last, where {step} draws no noise"):
+    with pytest.raises(RecipeError, match=f"train only step 5, the last, where {step} draws no noise"):
         check_trained(
             quick("sampler.window={kind: frozen, low: 5, size: 1}", f"sampler.step={step}", "sampler.noise=0.5")
         )

@@ -269,12 +269,15 @@ PUBLISHED = {  # recipe -> reward: weight, by the authors' scripts and configura
     "g2rpo_flux": {"hpsv2": 1, "clip_score": 1},
     "dancegrpo_hunyuanvideo": {"video_reward": 1},
     "tempflow_flux": {"hpsv3": 1},
-    "flow_grpo_fast_sd3": {"geneval": 1},
+    **{name: {"geneval": 1} for name in ("flow_grpo_fast_sd3", "nft_sd3", "awm_sd3")},
     "ddpo_sdxl": {"aesthetic": 1},
     "grpo_qwen": {"math_answer": 1},
     **{name: {"hpsv2": 1} for name in ("branchgrpo_flux", "branchgrpo_mix_flux", "dancegrpo_flux", "dancegrpo_wan")},
     **{name: {"ocr": 1} for name in ("flow_grpo_sd3", "grpo_guard_sd3", "flow_grpo_wan")},
-    **{name: {"pick_score": 1} for name in ("flow_grpo_flux", "flow_cps_flux", "flow_grpo_qwen_image", "tempflow_sd3")},
+    **{
+        name: {"pick_score": 1}
+        for name in ("flow_grpo_flux", "flow_cps_flux", "flow_grpo_qwen_image", "nft_flux", "tempflow_sd3")
+    },
     "flow_grpo_wan_i2v": {"pick_score": 1},
 }
 

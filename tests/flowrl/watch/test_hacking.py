@@ -231,7 +231,7 @@ def test_before_any_evaluation_a_rollback_is_a_stop():
     watch.after_iteration(1, metrics)
     (alarm,) = watch.after_iteration(2, {"reward/total/mean": 0.9, "samples/saturation": 0.9})
     assert (alarm.name, alarm.action, alarm.to) == ("hacking", "stop", None)
-    assert "stopped by the alarm hacking: samples/saturation" in str(AlarmError.by(alarm))
+    assert "stopped by the alarm hacking: samples/saturation" in str(AlarmError.from_alarm(alarm))
 
 
 def test_hacking_is_answered_before_other_alarms():
