@@ -17,6 +17,7 @@ from flowrl.core.learner import Learner
 from flowrl.core.objectives.given import GivenObjective
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.objectives.noised import NOISED
+from flowrl.core.objectives.pulled import PULLED, SRPOObjective
 from flowrl.core.selection import WidthPruning
 from flowrl.kinds import kind_of
 from flowrl.planning.trials import Guarded, report_errors
@@ -90,12 +91,24 @@ def build_objective(recipe: Recipe) -> Objective:
     if isinstance(objective, Own):
         return GivenObjective(Guarded("objective.kind", objective.kind, build_part("objective", objective)))
     if objective.loss is not None:
+        if objective.loss.pulls:
+            return PULLED[objective.loss.kind](**objective.loss.given, **_aligned(recipe))
         more = {"size": recipe.train.group} if objective.loss.kind == "dgpo" else {}
         return NOISED[objective.loss.kind](kl=objective.kl, **objective.loss.given, **more)
     low, high = objective.clip_range
     values = {p.name: getattr(objective, p.name) for p in keys("objective", names.shipped("objective")["clipped"])}
     values["weight"] = values["weight"] if isinstance(values["weight"], str) else tuple(values["weight"])
     return ClippedObjective(low, high, **values)
+
+
+def _aligned(recipe: Recipe) -> dict[str, Any]:
+    """The table of an objective whose discounts go by it, as noise_draws.align has it."""
+    levels = recipe.sampler.levels
+    if levels is None or levels.kind != "align":
+        return {}
+    high, low, number = SRPOObjective.table
+    given = zip((levels.high, levels.low, levels.number), (high, low, number), strict=True)
+    return {"table": tuple(usual if value is None else value for value, usual in given)}
 
 
 def build_watch(recipe: Recipe) -> Watchdog:

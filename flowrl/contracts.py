@@ -7,7 +7,7 @@ samples, P prompts, G samples a prompt. A decision is a number to the core: a lo
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -125,11 +125,14 @@ class LogProbs:
 
 @dataclass(frozen=True)
 class Field:
-    """Velocities of a model at finished samples that were noised again, under the weights of a `View`.
+    """Velocities of a model at states that lead to finished samples, under the weights of a `View`.
 
-    rows int64 [r], columns int64 [1]. level: of the noise, that of the column. x [r, ...]: the noised samples; v, like
-    x: the model's velocity dx/ds there, with gradient under the current weights; x0: the samples; target: the velocity
-    that leads back to them. unit: what x - level * v is divided by to give an estimate of x0, 1 on the path of a flow.
+    rows int64 [r], columns int64 [1]. level: of the noise, that of the column. x [r, ...]: the states; v, like x: the
+    model's velocity dx/ds there, with gradient under the current weights; x0: the samples; target: the velocity that
+    leads back to them. unit: what x - level * v is divided by to give an estimate of x0, 1 on the path of a flow.
+
+    Of a walked state, the step that begins there leads to carry * x + gain * v; of an injected one, whose step leads to
+    the level `to`, gain is the derivative of `recovered` by v. Both can `show` states of these rows, with gradient.
     """
 
     rows: Tensor
@@ -140,23 +143,43 @@ class Field:
     x0: Tensor
     target: Tensor
     unit: float = 1.0
+    carry: float = 1.0
+    gain: float = 0.0
+    to: float = 0.0
+    show: "Show | None" = None
+
+    @property
+    def recovered(self) -> Tensor:
+        """x0 [r, ...] with what the model's velocity changes in it."""
+        return self.x0 + self.gain * (self.v - self.target)
 
     def clean(self, v: Tensor) -> Tensor:
         """The estimate of x0 that a velocity at x stands for, [r, ...]."""
         return (self.x - self.level * v) / self.unit
 
 
-Visit = Callable[[Any], None]  # is given LogProbs of drawn states, a Field of noised ones
+class Finished(NamedTuple):
+    """Finished samples: rows int64 [r], their last states x0 [r, ...], and `show`, as that of a Field."""
+
+    rows: Tensor
+    x0: Tensor
+    show: "Show"
+
+
+Visit = Callable[[Any], None]  # is given LogProbs, a Field or Finished, by the states of the view
+Show = Callable[[Tensor], Samples]  # decodes states [r, ...], with gradient
+RewardOf = Callable[[Samples, Sequence[str] | None], Tensor]  # [B] of samples, with these texts as prompts
 Weights = Literal["current", "reference", "old"]
-States = Literal["drawn", "noised"]
+States = Literal["drawn", "noised", "walked", "injected", "finished"]
 
 
 @dataclass(frozen=True)
 class View:
     """What an objective wants to see of a rollout.
 
-    states: drawn, the decisions that the rollout drew, as LogProbs; or noised, its finished samples at the noise levels
-    of the plan, as a Field for each, whose noise is a row's own or shared by the rows of a prompt (share_noise).
+    states: drawn, the decisions of the rollout, as LogProbs; finished, its samples, as Finished; or a Field a column:
+    noised, samples at the plan's levels, with noise of a row or of its prompt (share_noise), injected, samples with
+    the noise that they came from, or walked, states that led to them, last first (nested: x takes a gradient).
     weights: current, those that learn, with gradient unless `torch.no_grad` is on; without gradient, reference, those
     that a divergence is measured from, or old, an older copy of the current ones. The last two are of drawn states
     alone. exact_kl: `LogProbs.kl`, which takes an earlier look at the same rows under the reference that asks for it
@@ -165,6 +188,7 @@ class View:
 
     states: States = "drawn"
     share_noise: bool = False
+    nested: bool = False
     weights: Weights = "current"
     exact_kl: bool = False
     centred: bool = False
@@ -249,7 +273,8 @@ class Batch:
     a row differ: what moves them. mask bool [r, k]: which are trained. reference float32 [r, k]: log-probs under the
     reference, where the objective needs it. step_stats: [r, k] by name, see `Rollout`. velocities: of a Field, those of
     the other weights that the objective needs at the same states, like its v, by name. together int64 [r]: equal for
-    rows that the objective takes together; of a pair the better one comes first.
+    rows that the objective takes together; of a pair the better one comes first. pull, like v of a Field: the gradient
+    of the loss at what its step leads to. reward_of: the weighted reward of samples, with gradient.
     """
 
     rollout_logp: Tensor
@@ -259,10 +284,12 @@ class Batch:
     step_stats: dict[str, Tensor] = field(default_factory=dict)
     velocities: Mapping[str, Tensor] = field(default_factory=dict)
     together: Tensor | None = None
+    pull: Tensor | None = None
+    reward_of: RewardOf | None = None
 
 
 Together = Literal["decision", "row", "pair", "group"]
-Need = Literal["reference", "old"]
+Need = Literal["reference", "old", "pull", "reward_of"]
 
 
 class Objective(Protocol):
@@ -282,7 +309,8 @@ class Objective(Protocol):
     @property
     def needs(self) -> frozenset[Need]:
         """What the loop has to provide. reference: `Batch.reference`, as every trained decision pays a divergence; of
-        noised states the velocities of the reference, and with old those of the older copy, in `Batch.velocities`."""
+        noised states the velocities of the reference, and with old those of the older copy, in `Batch.velocities`;
+        reward_of, pull: see `Batch`, and for a pull core/backward_pull.py."""
         ...
 
     def weights(self, mask: Tensor) -> Tensor:

@@ -146,12 +146,34 @@ def _is_part(node: ast.stmt, leading: tuple[str, ...]) -> bool:
 
 def _entry(name: str, node: Any, module: str, leading: int, file: "File") -> Entry:
     doc = ast.get_docstring(node) or ""
-    facts = dict(_decorated(node)) | {what: value for of, what, value in _marks(file.body) if of == node.name}
+    facts = (
+        _declared(node, file)
+        | dict(_decorated(node))
+        | {what: value for of, what, value in _marks(file.body) if of == node.name}
+    )
     if isinstance(node, ast.FunctionDef):
         return Entry(name, module, node.name, doc, _signature(node.args, leading), facts)
     made = _method(node, "__init__")
     signature = Signature(tuple(_fields(node, file).values())) if made is None else _signature(made, 1)
     return Entry(name, module, node.name, doc, signature, facts)
+
+
+def _declared(node: Any, file: "File") -> dict[str, Any]:
+    """What a class says of itself and of those that come of it: its attributes that are true or false."""
+    if not isinstance(node, ast.ClassDef):
+        return {}
+    declared: dict[str, Any] = {}
+    for base in reversed(node.bases):
+        if isinstance(base, ast.Name) and (found := file.find_class(base.id)) is not None:
+            declared |= _declared(*found)
+    for item in node.body:
+        if (
+            isinstance(item, ast.Assign)
+            and isinstance(item.targets[0], ast.Name)
+            and _value(item.value) in (True, False)
+        ):
+            declared[item.targets[0].id] = _value(item.value)
+    return declared
 
 
 def _method(node: ast.ClassDef, name: str) -> ast.arguments | None:
@@ -244,5 +266,6 @@ def _marks(body: list[ast.stmt]) -> Iterator[tuple[str, str, Any]]:
 def facts_of(thing: Any) -> dict[str, Any]:
     """What is said of an object beside its code: the plain values of its public attributes."""
     plain = (bool, int, float, str, dict, tuple, type(None))
-    held = getattr(thing, "__dict__", {})
+    holders = reversed(thing.__mro__) if inspect.isclass(thing) else [thing]
+    held = {name: value for holder in holders for name, value in getattr(holder, "__dict__", {}).items()}
     return {name: value for name, value in held.items() if not name.startswith("_") and isinstance(value, plain)}

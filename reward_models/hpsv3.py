@@ -33,6 +33,8 @@ class hpsv3(Model):  # noqa: N801 - the name recipes use
     their mean is its score. dtype: of the language model; the head is float32.
     """
 
+    differentiable = True  # by `score`
+
     def __init__(
         self,
         *,

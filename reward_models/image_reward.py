@@ -36,6 +36,8 @@ class image_reward(Model):  # noqa: N801 - the name recipes use
     frames of a video are scored, evenly spread (None: all); a video's score is their mean.
     """
 
+    differentiable = True  # by `score`
+
     def __init__(
         self,
         *,

@@ -21,6 +21,7 @@ class _Statistic:
 
     formula: Callable[[Tensor], Tensor]
     full = False  # whether it has to see every pixel
+    differentiable = True  # by `score`
 
     def score(self, images: Tensor, texts: Sequence[str] | None = None) -> Tensor:
         """The statistic [B] of images float [B, 3, H, W] in [0, 1], with gradient; texts are not read.

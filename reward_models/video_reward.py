@@ -86,6 +86,8 @@ class video_reward(Model):  # noqa: N801 - the name recipes use
     Rewards of one recipe that differ in their aspect alone share one model and one reading of each video.
     """
 
+    differentiable = True  # by `score`
+
     def __init__(
         self,
         *,

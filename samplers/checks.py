@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from samplers.visits import Column, Injected, Visited
+
 
 def require_steps(name: str, steps: tuple[int, ...], num_steps: int) -> None:
     """Raises ValueError unless these steps rise without repeats and lie in [0, num_steps)."""
@@ -11,13 +13,18 @@ def require_steps(name: str, steps: tuple[int, ...], num_steps: int) -> None:
         raise ValueError(f"{name}={steps} leaves the walk: give steps from 0 to {num_steps - 1} or raise num_steps")
 
 
-def require_levels(levels: Sequence[float | int], num_steps: int, *, drawn: bool) -> None:
+def require_levels(levels: Sequence[Column], num_steps: int, *, drawn: bool) -> None:
     """Raises ValueError unless finished samples of a walk of num_steps can be noised to these levels.
 
     drawn: whether its members draw noise, or share the noise that they begin with.
     """
     if levels and drawn:
         raise ValueError("levels belong to a walk that draws no noise and shares none: leave one of the two out")
-    for level in levels:
+    for column in levels:
+        if isinstance(column, Injected):
+            if not (0 < column.level <= 1 and 0 <= column.to < 1):
+                raise ValueError(f"{column}: give a level in (0, 1], and one in [0, 1) that the step leads to")
+            continue
+        level = column.step if isinstance(column, Visited) else column
         if not (0 <= level < num_steps if isinstance(level, int) else 0 < level <= 1):
             raise ValueError(f"level {level}: give a noise level in (0, 1], or a step from 0 to {num_steps - 1}")

@@ -9,6 +9,9 @@ import math
 import random
 from statistics import NormalDist
 
+from samplers.direct_align import align_branches, align_levels
+from samplers.visits import Injected, Visited
+
 LEAST = 1e-3  # a level of 0 is the sample itself, where nothing can be said of it
 
 
@@ -44,6 +47,41 @@ def of_walk(number: int, *, steps: int, first: int = 0, last: int | None = None,
     if not 1 <= number <= end - first:
         raise ValueError(f"number={number} of the steps from {first} to {end - 1}: give 1 to {max(end - first, 0)}")
     return tuple(sorted(random.Random(seed).sample(range(first, end), number)))
+
+
+def tail(low: int, high: int, *, steps: int, seed: int) -> tuple[Visited, ...]:
+    """The last steps of a walk of `steps`, how many is drawn evenly from low to high.
+
+    AlignProp (arXiv 2310.03739) draws where its gradient stops anew each iteration. Raises ValueError unless
+    1 <= low <= high <= steps.
+    """
+    if not 1 <= low <= high <= steps:
+        raise ValueError(f"low={low}, high={high}: give 1 <= low <= high <= {steps}")
+    number = random.Random(seed).randint(low, high)
+    return tuple(Visited(step) for step in range(steps - number, steps))
+
+
+def align(
+    number: int = 1000,
+    *,
+    low: float = 0.75,
+    high: float = 0.964,
+    truth: float = 0.9,
+    inversion: bool = True,
+    seed: int,
+) -> tuple[Injected, ...]:
+    """A step between two of `number` equally spaced levels from high down to low, and one back up (inversion).
+
+    Where it lies is drawn as in SRPO's code (arXiv 2509.06942): at least 5 levels, or a fifth of them, from the ends;
+    its length is at most (1 - truth) of the levels. Raises ValueError for number < 3 or levels that do not fall.
+    """
+    if number < 3 or not 0 < low < high < 1:
+        raise ValueError(f"number={number}, low={low}, high={high}: give 3 or more, and 0 < low < high < 1")
+    levels = align_levels(high, low, number).tolist()
+    margin = min(5, number // 5) or 1
+    middle = random.Random(seed).randint(margin, number - margin)
+    branches = align_branches(number, min(middle, number - 1), truth)
+    return tuple(Injected(levels[b.begin], levels[b.end]) for b in branches[: 1 + inversion])
 
 
 def _stratified(number: int, low: float, high: float, seed: int) -> list[float]:

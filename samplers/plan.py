@@ -16,6 +16,7 @@ from torch import Tensor
 
 from samplers.checks import require_levels, require_steps
 from samplers.solvers import SOLVERS, Solver
+from samplers.visits import Column
 
 ROOT = -1  # the parent of a segment that begins at initial noise
 CREDITS = ("uniform", "path_probability")
@@ -112,8 +113,8 @@ class Tree:
     credit: how leaves reach inner segments, uniform or path_probability. by_row False: the samples of a prompt are
     compared with each other and a row gets the mean of its leaves' advantages; True: the mean rewards of rows are
     compared with those of their peers. levels: where no step is trained, those that finished samples are noised to and
-    looked at again, one a column of the rollout, whose rows the leaves then are: a noise level, or the number of the
-    step whose level it is.
+    looked at again, one a column of the rollout, whose rows the leaves then are: a noise level, the number of the step
+    whose level it is, or what visits.py has.
 
     Raises ValueError for segments that cannot be walked.
     """
@@ -123,7 +124,7 @@ class Tree:
     tables: tuple[Table, ...] = field(default_factory=lambda: (OwnTable(),))
     credit: str = "uniform"
     by_row: bool = True
-    levels: tuple[float | int, ...] = ()
+    levels: tuple[Column, ...] = ()
 
     def __post_init__(self) -> None:
         if self.credit not in CREDITS:
@@ -293,7 +294,7 @@ class Plan:
     table: Table = OwnTable()
     tail: Table | None = None
     solver: Solver = "euler"
-    levels: tuple[float | int, ...] = ()
+    levels: tuple[Column, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:

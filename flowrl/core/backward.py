@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Batch, Field, LogProbs, Looks, Objective, Progress, Rollout, View
+from flowrl.contracts import Batch, Field, LogProbs, Looks, Objective, Progress, RewardOf, Rollout, View
 from flowrl.core.objectives.aggregate import merge_metrics, reduce_metrics
 
 
@@ -28,7 +28,7 @@ class StepLoss:
 
     adv [R], or [R, K] where decisions of a row differ. weights [R, K] reduce the loss and share [R, K] the metrics (see
     objectives/aggregate.py). together int64 [R]: equal for rows that the objective takes together. unmoved: other
-    weights that are those of now.
+    weights that are those of now. reward_of: see `Batch`.
     """
 
     rollout: Rollout
@@ -38,9 +38,12 @@ class StepLoss:
     share: Tensor
     together: Tensor | None = None
     unmoved: frozenset[str] = frozenset()
+    reward_of: RewardOf | None = None
     total: dict[str, Tensor] = field(default_factory=dict)
 
-    def __call__(self, seen: LogProbs | Field, velocities: Mapping[str, Tensor] | None = None) -> Tensor:
+    def __call__(
+        self, seen: LogProbs | Field, velocities: Mapping[str, Tensor] | None = None, *, pull: Tensor | None = None
+    ) -> Tensor:
         """The weighted sum of the block's losses. velocities: see `Batch`."""
         rollout, at = self.rollout, (seen.rows[:, None], seen.columns[None])
         device = seen.v.device if isinstance(seen, Field) else seen.logp.device
@@ -52,6 +55,8 @@ class StepLoss:
             step_stats={name: values[at].to(device) for name, values in rollout.step_stats.items()},
             velocities=velocities or {},
             together=None if self.together is None else self.together[seen.rows].to(device),
+            pull=pull,
+            reward_of=self.reward_of,
         )
         loss, metrics = self.objective(seen, batch)
         part = (loss * self.weights[at].to(device)).sum()

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Looks, Objective, Policy, Progress, Prompt, Rollout, Samples
+from flowrl.contracts import Looks, Objective, Policy, Progress, Prompt, RewardOf, Rollout, Samples
 from flowrl.core.backward import StepLoss, backward, fill_reference, with_step_weights
 from flowrl.core.backward_noised import backward_noised
+from flowrl.core.backward_pull import backward_pull
 from flowrl.core.engine import Advantage, Clock, LocalEngine, Metrics, PlanT
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
@@ -91,14 +92,15 @@ def iterate(
     more: Callable[[int], Sequence[Prompt]] | None = None,
     progress: Progress | None = None,
     finished: Callable[[Samples], None] | None = None,
+    reward_of: RewardOf | None = None,
 ) -> Iteration:
     """Draws, scores and learns once from `settings.group` samples of each prompt.
 
     plan is the policy's own affair. seed and first name the noise (see `Policy.rollout`); draw number i begins at
     first + i * stride, so that an iteration uses up (1 + refill) * stride of them. advantage gives advantages of rows,
     [R], or of decisions, [R, K], and their metrics from the rewards and the rollout. more gives so many further
-    prompts, which a refill needs. progress, finished: see `Policy`. Metrics named time_* are seconds; all others repeat
-    under the same seed, and are of all that was drawn.
+    prompts, which a refill needs. progress, finished: see `Policy`; reward_of: see `Batch`. Metrics named time_*
+    are seconds; all others repeat under the same seed, and are of all that was drawn.
     """
     clock = Clock(enter)
     engine = LocalEngine(
@@ -132,7 +134,7 @@ def iterate(
     if settings.drop_silent:
         rollout = without_silent(rollout, adv)
     with clock.phase("train"):
-        metrics |= update(looks, learner, rollout, adv, objective, settings, progress)
+        metrics |= update(looks, learner, rollout, adv, objective, settings, progress, reward_of)
     metrics |= {f"time_{name}": seconds for name, seconds in clock.seconds.items()}
     return Iteration(metrics, whole.rollout.samples, whole.rewards)
 
@@ -155,15 +157,16 @@ def update(
     objective: Objective,
     settings: Settings,
     progress: Progress | None = None,
+    reward_of: RewardOf | None = None,
 ) -> Metrics:
     """All optimizer steps of one rollout, with advantages [R] or [R, K]; returns their metrics, averaged over steps."""
     adv = adv.cpu()
     friends = companions(rollout, adv, objective.together, settings.pairs)
     if friends is not None:
         rollout = replace(rollout, mask=rollout.mask & friends.used[:, None])
-    pays = "reference" in objective.needs  # every trained decision then has a loss
+    pays = bool(objective.needs & {"reference", "pull", "reward_of"})  # every trained decision then has a loss
     trained = rollout.mask.any(1)
-    if pays and objective.view.states == "drawn":
+    if "reference" in objective.needs and objective.view.states == "drawn":
         for part in _parts(trained.nonzero()[:, 0], settings.micro_batch):
             fill_reference(policy, rollout, part, objective.view, progress)
     steps = []
@@ -179,6 +182,7 @@ def update(
         for block, used, weighted in steps:
             if len(used):
                 loss = _step_loss(rollout, weighted, objective, block, used, learner, together)
+                loss = replace(loss, reward_of=reward_of)
                 _backward(policy, used, loss, settings.micro_batch, progress)
                 step_metrics.append(_step(learner, loss))
     means = {
@@ -228,11 +232,12 @@ def _step_loss(
 
 def _backward(policy: Looks, rows: Tensor, loss: StepLoss, micro_batch: int | None, progress: Progress | None) -> None:
     """Adds the gradient of the loss of these rows, micro_batch of them at once."""
-    if loss.objective.view.states == "noised":
+    states = loss.objective.view.states
+    if states == "noised":
         backward_noised(policy, rows, loss, micro_batch, progress)
-    else:
-        for part in _parts(rows, micro_batch):
-            backward(policy, part, loss, progress)
+        return
+    for part in _parts(rows, micro_batch):
+        (backward if states == "drawn" else backward_pull)(policy, part, loss, progress)
 
 
 def _step(learner: Learner, loss: StepLoss) -> Metrics:

@@ -42,6 +42,8 @@ class Arithmetic:
     rollout_forwards: int
     train_forwards: int  # with gradient, all epochs; at most: rows without an advantage are skipped unless KL is used
     reference_forwards: int  # without gradient, once per iteration; 0 if no reference is needed
+    decodes: int = 0  # of samples in training, with gradient, where the objective follows that of the rewards
+    reward_gradients: int = 0  # passes back through a reward, a sample each
     whole_row_forwards: int = 0  # without gradient, before those of training, if a ratio needs all steps of a row
 
 

@@ -10,6 +10,7 @@ from samplers.decisions import replay_forwards
 from samplers.plan import Plan, Tree
 from samplers.trees import lines as tree_lines
 from samplers.trees import picture
+from samplers.visits import Column, Injected, Visited
 
 
 def plan(recipe: Recipe, iteration: int) -> AnyPlan:
@@ -85,6 +86,8 @@ def _noised(recipe: Recipe, iteration: int) -> Arithmetic:
     looks = train.epochs * train.prompts * min(per_group, train.group) * len(tree.levels)
     others = int(loss.reads_old) + int(loss.reads_reference or recipe.objective.kl > 0)
     per_update = rows // train.updates
+    shown = {"draft": train.epochs * rows, "refl": looks, "srpo": looks}.get(loss.kind, 0)
+    texts = 2 if loss.positive is not None else 1
     return Arithmetic(
         samples=rows,
         rows=rows,
@@ -94,6 +97,8 @@ def _noised(recipe: Recipe, iteration: int) -> Arithmetic:
         rollout_forwards=train.prompts * sum(len(front.units) for front in tree.fronts),
         train_forwards=looks,
         reference_forwards=others * looks,
+        decodes=shown,
+        reward_gradients=shown * texts * sum(spec.weight != 0 for spec in recipe.rewards.values()),
         rows_at_once=rows_at_once(recipe, max(part.rows for part in tree.passes())),
     )
 
@@ -133,13 +138,25 @@ def _noised_lines(recipe: Recipe) -> list[str]:
     plan = walks.walk(recipe, 0)
     assert isinstance(plan, Plan)
     by = "" if plan.solver == "euler" else f" by {plan.solver}"
-    text = [f"steps       {recipe.sampler.steps} of the ODE{by}; finished samples are noised again"]
+    loss, after = recipe.objective.loss, "finished samples are noised again"
+    if loss is not None and loss.pulls:
+        after = f"{after} by their own noise" if loss.kind == "srpo" else "the rewards' gradient goes back through them"
+    text = [f"steps       {recipe.sampler.steps} of the ODE{by}; {after}"]
     for i in range(min(recipe.train.iterations, 3)):
         trained_levels = walks.levels(recipe, i)
-        told = " ".join(str(level) if isinstance(level, int) else f"{level:.3f}" for level in trained_levels)
+        told = ", ".join(map(_column, trained_levels))
         told = f"of steps {told}" if isinstance(trained_levels[0], int) else told
         text.append(f"{'levels' if i == 0 else '':<12}{told}  iteration {i}")
     return text
+
+
+def _column(column: Column) -> str:
+    """What is looked at, in words."""
+    if isinstance(column, Visited):
+        return f"where step {column.step} begins"
+    if isinstance(column, Injected):
+        return f"{column.level:.3f} to {column.to:.3f}"
+    return str(column) if isinstance(column, int) else f"{column:.3f}"
 
 
 def _rows_of_tree(tree: Tree) -> list[str]:

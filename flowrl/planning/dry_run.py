@@ -77,6 +77,11 @@ def _costs(recipe: Recipe) -> list[str]:
     ]
     if any(c.whole_row_forwards for c in costs):
         lines.append(f"            before it {span('whole_row_forwards')} without gradient, for ratios of whole rows")
+    if any(c.decodes for c in costs):
+        lines.append(
+            f"            training also decodes {span('decodes')} samples with gradient, and takes "
+            f"{span('reward_gradients')} gradients of rewards at them"
+        )
     if recipe.train.keep is not None:
         lines.append(
             f"            of rows that are compared, only the best and the worst {recipe.train.keep // 2} are trained"
@@ -113,7 +118,9 @@ def _objective(recipe: Recipe) -> str:
         given = ", ".join(f"{name} {value}" for name, value in objective.loss.given.items())
         text = f"objective   {objective.preset}: {objective.loss.kind}{f' ({given})' if given else ''}"
         kl = f", KL {objective.kl:g}" if objective.kl > 0 else ""
-        text = f"{text}{kl}, mean over samples and levels;"
+        text = f"{text}{kl}, mean over samples{'' if objective.loss.pulls else ' and levels'};"
+        if objective.loss.pulls:
+            return f"{text} no advantage"
         return f"{text} {advantage}" if len(text) + len(advantage) < 120 else f"{text}\n{'':<12}{advantage}"
     low, high = objective.clip_range
     parts = [f"{objective.level} ratio{' (centred)' if objective.ratio == 'centred' else ''}"]

@@ -15,6 +15,7 @@ from samplers.growth import Grown, Walk
 from samplers.plan import Plan, Table
 from samplers.schedules import flash_steps
 from samplers.trees import Branching, PerStep
+from samplers.visits import Column, Visited
 
 AnyPlan = Plan | Branching | PerStep | Grown
 
@@ -49,15 +50,23 @@ def _noised(recipe: Recipe, iteration: int) -> Plan:
     return Plan(sampler.steps, (), (), table=table, solver=solver, levels=levels(recipe, iteration))
 
 
-def levels(recipe: Recipe, iteration: int) -> tuple[float | int, ...]:
+def levels(recipe: Recipe, iteration: int) -> tuple[Column, ...]:
     """The noise levels of an iteration; see sampler.levels."""
     wanted, seed = recipe.sampler.levels or Levels(), windows.seed_of(recipe.seed, iteration)
-    low, high = wanted.low or 0, wanted.high
+    low, high, steps = wanted.low or 0, wanted.high, num_steps(recipe)
     if wanted.kind == "walk":
-        end = num_steps(recipe) if high is None else int(high)
-        number = end - int(low) if wanted.number is None else wanted.number
-        return noise_draws.of_walk(number, steps=num_steps(recipe), first=int(low), last=end, seed=seed)
-    how: dict[str, Any] = {"low": low, "high": 1.0 if high is None else high, "seed": seed}
+        first, end = int(low) + (steps if low < 0 else 0), steps if high is None else int(high)
+        number = end - first if wanted.number is None else wanted.number
+        drawn = noise_draws.of_walk(number, steps=steps, first=first, last=end, seed=seed)
+        pulls = recipe.objective.loss is not None and recipe.objective.loss.pulls
+        return tuple(Visited(step) for step in drawn) if pulls else drawn
+    if wanted.kind == "tail":
+        return noise_draws.tail(int(low) or 1, steps if high is None else int(high), steps=steps, seed=seed)
+    if wanted.kind == "align":
+        given = ("number", "low", "high", "truth", "inversion")
+        how: dict[str, Any] = {name: value for name in given if (value := getattr(wanted, name)) is not None}
+        return noise_draws.align(**how, seed=seed)
+    how = {"low": low, "high": 1.0 if high is None else high, "seed": seed}
     if wanted.kind == "uniform":
         return noise_draws.uniform(wanted.number or 1, **how)
     mean, std = wanted.mean or 0.0, 1.0 if wanted.std is None else wanted.std

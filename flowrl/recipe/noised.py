@@ -15,10 +15,17 @@ class Loss(Strict):
     reference, or of the older copy (train.old). Keys of another kind are refused; what is not given is as published.
     objective.kl is the coefficient of the mean squared difference from the reference's velocity. Samples come from the
     ODE: sampler.step, noise, window and share_noise, and the clip and kl_kind of objective, are not read.
+
+    draft, refl and srpo follow the gradient of the rewards, which have to be differentiable, and read no advantage
+    (flowrl/core/objectives/pulled.py). threshold: a reward that is as high gives no gradient; scale: factor of the
+    loss. draft: through steps of the walk (sampler.levels of kind walk or tail), nested: also through later ones. refl:
+    of the one-step estimate at such a step. srpo: of a sample noised by its own noise (kind align) and recovered;
+    positive, negative: control words put before the prompt; discount, inversion_discount: [at the lowest level, at the
+    highest].
     """
 
-    kind: Literal["nft", "awm", "dgpo", "crd", "flow_dpo", "flow_rwr"] = key(
-        ..., "nft, awm, dgpo, crd, flow_dpo or flow_rwr"
+    kind: Literal["nft", "awm", "dgpo", "crd", "flow_dpo", "flow_rwr", "draft", "refl", "srpo"] = key(
+        ..., "nft, awm, dgpo, crd, flow_dpo, flow_rwr, draft, refl or srpo"
     )
     beta: float | None = key(None, "a number > 0", gt=0)
     adv_clip: float | None = key(None, "a number > 0", gt=0)
@@ -36,6 +43,13 @@ class Loss(Strict):
     adaptive: bool | None = key(None, "true or false")
     adaptive_kl: bool | None = key(None, "true or false")
     epsilon: bool | None = key(None, "true or false")
+    threshold: float | None = key(None, "a number, or null")
+    scale: float | None = key(None, "a number > 0", gt=0)
+    nested: bool | None = key(None, "true or false")
+    positive: list[str] | None = key(None, "a list of control words", min_length=1)
+    negative: list[str] | None = key(None, "a list of control words", min_length=1)
+    discount: list[float] | None = key(None, "two numbers", min_length=2, max_length=2)
+    inversion_discount: list[float] | None = key(None, "two numbers", min_length=2, max_length=2)
 
     @property
     def given(self) -> dict[str, object]:
@@ -48,6 +62,11 @@ class Loss(Strict):
         return self.kind in ("nft", "awm", "crd") or self.against == "old" or (self.kind == "dgpo" and bool(self.clip))
 
     @property
+    def pulls(self) -> bool:
+        """Whether it follows the gradient of the rewards."""
+        return self.kind in PULLING
+
+    @property
     def reads_reference(self) -> bool:
         """Whether it reads velocities of the reference, beside what objective.kl does."""
         return self.kind in ("dgpo", "flow_dpo") and self.against != "old"
@@ -57,13 +76,20 @@ class Levels(Strict):
     """The noise levels that finished samples are looked at, drawn anew each iteration (samplers/noise_draws.py).
 
     uniform: over (low, high). logit_normal: with mean and std of the logit, scaled to (low, high). walk: of the walk's
-    own steps low to below high. number: levels an iteration; of walk null is all of those steps.
+    own steps low to below high, a negative low counted from the end. number: levels an iteration; of walk null is all
+    of those steps. tail: the last steps of the walk, their number drawn from low to high (null: all steps). align, of
+    srpo alone: a step between two of `number` levels from high down to low, of (1 - truth) of them at most, and, with
+    inversion, one upwards.
     """
 
-    kind: Literal["uniform", "logit_normal", "walk"] = key("uniform", "uniform, logit_normal or walk")
+    kind: Literal["uniform", "logit_normal", "walk", "tail", "align"] = key(
+        "uniform", "uniform, logit_normal, walk, tail or align"
+    )
     number: int | None = key(None, "a whole number >= 1, or null", ge=1)
-    low: float | None = key(None, "a number from 0 to 1, or a step of walk", ge=0)
+    low: float | None = key(None, "a number from 0 to 1, or a step of walk")
     high: float | None = key(None, "a number from 0 to 1, or a step of walk", gt=0)
+    truth: float | None = key(None, "a number in [0, 1)", ge=0, lt=1)
+    inversion: bool | None = key(None, "true or false")
     mean: float | None = key(None, "a number")
     std: float | None = key(None, "a number > 0", gt=0)
 
@@ -81,6 +107,7 @@ class NoisedTraining(Strict):
     pairs: int = key(1, "a whole number >= 1", ge=1)
 
 
+PULLING = ("draft", "refl", "srpo")
 LOSS_KEYS: dict[str, tuple[str, ...]] = {
     "nft": ("beta", "adv_clip", "adv_mode"),
     "awm": ("weighting", "power", "clip", "pull", "adv_clip", "adv_max"),
@@ -88,9 +115,14 @@ LOSS_KEYS: dict[str, tuple[str, ...]] = {
     "crd": ("beta", "temperature", "match", "adaptive", "adaptive_kl", "adv_clip"),
     "flow_dpo": ("beta", "epsilon", "against"),
     "flow_rwr": ("temperature",),
+    "draft": ("threshold", "scale", "nested"),
+    "refl": ("threshold", "scale"),
+    "srpo": ("threshold", "scale", "positive", "negative", "discount", "inversion_discount"),
 }
 LEVEL_KEYS: dict[str, dict[str, bool]] = {
     "uniform": {"number": False, "low": False, "high": False},
     "logit_normal": {"number": False, "low": False, "high": False, "mean": False, "std": False},
     "walk": {"number": False, "low": False, "high": False},
+    "tail": {"low": False, "high": False},
+    "align": {"number": False, "low": False, "high": False, "truth": False, "inversion": False},
 }

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.kinds import check_keys
 from flowrl.recipe.noised import LEVEL_KEYS, LOSS_KEYS, Levels, Loss
+from flowrl.recipe.pulled_checks import check_pulled, refuse_visits
 from flowrl.recipe.schedules import num_steps
 from flowrl.recipe.schema import Recipe
 
@@ -23,6 +24,7 @@ def check_noised(recipe: Recipe) -> Iterator[RecipeError]:
         problem = "got 0, but without a clip and without a pull the loss has no bound, and training collapses"
         yield RecipeError("objective.loss.pull", problem, "give objective.loss.clip, or a pull above 0")
     yield from _together(recipe, loss)
+    yield from (check_pulled if loss.pulls else refuse_visits)(recipe, loss)
 
 
 def refuse_noised(recipe: Recipe) -> Iterator[RecipeError]:
@@ -63,21 +65,29 @@ def _walk(recipe: Recipe) -> Iterator[RecipeError]:
 
 def _levels(recipe: Recipe, levels: Levels) -> Iterator[RecipeError]:
     yield from check_keys("sampler.levels", levels, levels.kind, LEVEL_KEYS[levels.kind])
-    low, high = levels.low or 0, levels.high
-    if levels.kind != "walk":
-        end = 1.0 if high is None else high
-        if not low < end <= 1:
-            problem = f"got low {low:g} and high {end:g}"
+    if levels.kind not in ("walk", "tail"):
+        low, high = (0.75, 0.964) if levels.kind == "align" else (0.0, 1.0)
+        low, high = low if levels.low is None else levels.low, high if levels.high is None else levels.high
+        if not 0 <= low < high <= 1:
+            problem = f"got low {low:g} and high {high:g}"
             yield RecipeError("sampler.levels", problem, "give 0 <= low < high <= 1")
         return
     steps = num_steps(recipe)
-    end = steps if high is None else high
+    low, end = levels.low or 0, steps if levels.high is None else levels.high
+    least = -steps if levels.kind == "walk" else 0
     for name, value in (("low", low), ("high", end)):
-        if value != int(value) or not 0 <= value <= steps:
-            yield wrong_value(f"sampler.levels.{name}", value, f"a step, a whole number from 0 to {steps}")
+        if value != int(value) or not least <= value <= steps:
+            further = f", or from {least} to -1, counted from the end" if least and name == "low" else ""
+            accepted = f"a step, a whole number from 0 to {steps}{further}"
+            yield wrong_value(f"sampler.levels.{name}", value, accepted)
             return
-    if (levels.number or 1) > end - low:
-        problem = f"got {levels.number}, but the steps from {low:g} to below {end:g} are {max(int(end - low), 0)}"
+    if levels.kind == "tail":
+        if low > end:
+            yield RecipeError("sampler.levels", f"got low {low:g} and high {end:g}", "give 1 <= low <= high")
+        return
+    first = low + steps if low < 0 else low
+    if (levels.number or 1) > end - first:
+        problem = f"got {levels.number}, but the steps from {first:g} to below {end:g} are {max(int(end - first), 0)}"
         yield RecipeError("sampler.levels.number", problem, "lower it, or widen low and high")
 
 

@@ -47,6 +47,16 @@ flow_dpo the best and the worst of each group at one noise and level, beta 100 a
          DPO of Flow-DPO (arXiv:2501.13918), at logit-normal levels. For denoising steps.
 flow_rwr the error of the velocity times exp(advantage): Flow-RWR (arXiv:2501.13918), of advantages in the place of
          rewards. For denoising steps.
+refl     the reward's own gradient at the one-step estimate of a late step, max(2 - reward, 0) times 1e-3: ReFL
+         (arXiv:2304.05977), one of the last ten steps. This and the next five are for denoising steps and
+         differentiable rewards, read no advantage, and take train.group 1 as well.
+draft1   the reward's gradient at the sample, through the last step alone: DRaFT-1 (arXiv:2309.17400).
+draft_k  the same through the whole of the last steps, 10 as long as sampler.levels.low does not say -K: DRaFT-K.
+alignprop  the same through the last steps, their number drawn anew each iteration: AlignProp (arXiv:2310.03739).
+flowbp_sparse  the gradient at the sample as it is, through two random steps of all: FlowBP-Sparse (arXiv:2606.11075).
+         scale is to be the number of steps over that of those (1 as it stands, where lr takes its place).
+srpo     a sample is noised by its own noise, stepped once down and once up, and recovered; max(0.7 - reward, 0) / 2:
+         SRPO (arXiv:2509.06942), its code; control words are objective.loss.positive and negative.
 rloo     leave-one-out baseline, no std: RLOO (arXiv:2402.14740, eq. 8).
          tokens: ratio of the row, the product of its decisions', clip 0.2, mean over rows: TRL; the paper adds a KL to
          the reward. steps: token ratio and grpo's clip.
@@ -62,6 +72,13 @@ Values = dict[str, dict[str, Any]]  # section -> key -> value
 
 STEPS = 1e-4  # Flow-GRPO's clip
 REFILL = 9  # DAPO's code draws at most ten batches
+
+
+def _pulled(loss: dict[str, Any], levels: dict[str, Any]) -> Values:
+    """Values of a method that follows the gradient of the rewards; its advantages are those of a batch, for reports."""
+    batch = {"baseline": "batch", "scale": "batch"}
+    return {"objective": {"loss": loss}, "sampler": {"levels": levels}, "advantage": batch}
+
 
 DENOISING: dict[str, Values] = {
     "grpo": {"objective": {"clip": STEPS}},
@@ -100,6 +117,12 @@ DENOISING: dict[str, Values] = {
     },
     "flow_dpo": {"objective": {"loss": {"kind": "flow_dpo"}}, "sampler": {"levels": {"kind": "logit_normal"}}},
     "flow_rwr": {"objective": {"loss": {"kind": "flow_rwr"}}, "sampler": {"levels": {"kind": "logit_normal"}}},
+    "refl": _pulled({"kind": "refl", "threshold": 2.0, "scale": 1e-3}, {"kind": "walk", "low": -10, "number": 1}),
+    "draft1": _pulled({"kind": "draft"}, {"kind": "walk", "low": -1}),
+    "draft_k": _pulled({"kind": "draft"}, {"kind": "walk", "low": -10}),
+    "alignprop": _pulled({"kind": "draft"}, {"kind": "tail"}),
+    "flowbp_sparse": _pulled({"kind": "draft", "nested": False}, {"kind": "walk", "number": 2}),
+    "srpo": _pulled({"kind": "srpo"}, {"kind": "align"}),
     "rloo": {
         "objective": {"clip": STEPS},
         "advantage": {"combine": "sum", "baseline": "leave_one_out", "scale": "none"},

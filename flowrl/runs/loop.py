@@ -179,6 +179,7 @@ class Run:
             more=self.cursor.take,
             progress=tick,
             finished=self.inputs.scorer.take if self.inputs.scorer.overlaps else None,
+            reward_of=self.inputs.scorer.with_gradient,
         )
         if train.old is not None:
             after = self.recipe.at(iteration + 1, self.learner.steps).train.old

@@ -138,6 +138,29 @@ class Scorer:
         self._judge(samples, scores, wrong)
         return scores
 
+    def with_gradient(self, samples: Samples, texts: Sequence[str] | None = None) -> Tensor:
+        """The weighted sum of the trained rewards, float32 [B], with gradient to pictures or video.
+
+        texts: in the place of the prompts'. A reward counts 0 for a sample that it is not asked about. The gradient at
+        the pixels is taken here, while the rewards are on their devices, and nothing else of their graphs is kept.
+        """
+        pixels = samples.images if samples.images is not None else samples.video
+        if pixels is None:
+            raise RewardError("no reward has a gradient to what the model gives: train with rewards of pictures")
+        texts = [prompt.text for prompt in samples.prompts] if texts is None else texts
+        asked, total = self.asked_masks(samples), torch.zeros(len(samples), device=pixels.device)
+        slope = torch.zeros_like(pixels)
+        for name in self.trained:
+            with self._on_devices([name]), torch.enable_grad():
+                leaf = pixels.detach().to(self._device(name) or pixels.device).requires_grad_()
+                value = self.rewards[name].call.score(leaf, texts).float()  # pyright: ignore[reportAttributeAccessIssue]
+                if name in asked:
+                    value = value.where(asked[name].to(value.device), 0.0)
+                found = torch.autograd.grad(value.sum(), leaf)[0]
+            total = total + self.weights[name] * value.detach().to(total)
+            slope = slope + self.weights[name] * found.to(slope)
+        return total + ((pixels - pixels.detach()) * slope).flatten(1).sum(1).float()
+
     # ------------------------------------------------------------------ scoring while drawing
 
     @property

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from samplers.noise_draws import logit_normal, of_walk, uniform
+from samplers.noise_draws import align, logit_normal, of_walk, tail, uniform
+from samplers.visits import Visited
 
 
 def test_uniform_levels_lie_one_in_each_part():
@@ -39,3 +40,21 @@ def test_steps_of_the_walk_are_whole_numbers_without_repeats():
 def test_levels_that_cannot_be_are_refused(draw, message: str):
     with pytest.raises(ValueError, match=message):
         draw()
+
+
+def test_the_tail_of_a_walk_is_drawn_whole():
+    found = {tail(2, 4, steps=6, seed=seed) for seed in range(40)}
+    assert found == {tuple(Visited(step) for step in range(6 - n, 6)) for n in (2, 3, 4)}
+    with pytest.raises(ValueError, match="1 <= low <= high <= 6"):
+        tail(0, 7, steps=6, seed=0)
+
+
+def test_an_alignment_goes_down_and_up_between_the_levels():
+    drawn = [align(seed=seed) for seed in range(40)]
+    assert len(set(drawn)) > 35 and drawn[3] == align(seed=3)
+    for down, up in drawn:
+        assert 0.75 <= down.to < down.level <= 0.964 and 0.75 <= up.level < up.to <= 0.964
+        assert down.level - down.to <= 101.5 * (0.964 - 0.75) / 999
+    assert [len(align(20, inversion=False, seed=seed)) for seed in range(20)] == [1] * 20
+    with pytest.raises(ValueError, match="0 < low < high < 1"):
+        align(low=0.9, high=0.8, seed=0)

@@ -10,6 +10,7 @@ refused with the reason.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from flowrl.policies.pipelines.replay_walk import LookWalk, ReplayWalk, replay_s
 from flowrl.policies.pipelines.replay_walk import Visit as StepVisit
 from flowrl.policies.pipelines.sharing import in_order
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory, join_trajectories, take
+from flowrl.policies.pipelines.visited_looks import look_at_visited
 from flowrl.policies.weights import under, weights_of
 from flowrl.untyped import Pipeline, PipelineOutput
 from samplers.plan import Tree
@@ -115,15 +117,17 @@ class PipelinePolicy(PipelinePasses):
     def look(
         self, rollout: Rollout, rows: Tensor, view: View, visit: Visit, *, progress: Progress | None = None
     ) -> None:
-        """Scores the trained steps of `rows`, step by step, or goes through the levels of noised samples one by one.
+        """Scores the trained steps of `rows`, step by step, or goes through noised or visited states one by one.
 
         See `contracts.Policy`. Raises PolicyError for `centred` where the rollout kept no means, and where the pipeline
         cannot be asked about a level by itself (see noised_looks.py).
         """
         trajectory: Trajectory = rollout.replay
-        if view.states == "noised":
+        if view.states != "drawn":
+            self._prove_looks(trajectory)
+            look = self._look_at_noised if view.states == "noised" else partial(look_at_visited, self)
             with under(self.weights, view.weights):
-                self._look_at_noised(trajectory, rows, view, visit, progress)
+                look(trajectory, rows, view, visit, progress)
             return
         if view.centred and not trajectory.mean:
             raise PolicyError("the rollout kept no means: make the policy with keep_means=True")
@@ -200,15 +204,18 @@ class PipelinePolicy(PipelinePasses):
                 )
                 self.walk(walk, trajectory, grad=grad)
 
+    def _prove_looks(self, trajectory: Trajectory) -> None:
+        """Proves, once, that the pipeline can be asked about a level by itself."""
+        if not self._looks:
+            with in_one_line(type(self.source).__name__):
+                prove_look(self, trajectory.prompts[0], trajectory.tree.num_steps)
+            self._looks = True
+
     def _look_at_noised(
         self, trajectory: Trajectory, rows: Tensor, view: View, visit: Visit, progress: Progress | None
     ) -> None:
         """Shows the velocities at finished samples that are noised to each of the plan's levels."""
         leaves = trajectory.tree.leaves
-        if not self._looks:
-            with in_one_line(type(self.source).__name__):
-                prove_look(self, trajectory.prompts[0], trajectory.tree.num_steps)
-            self._looks = True
         for column, level in enumerate(trajectory.levels):
             at = level_of(self, trajectory.path, level)
             for part in self.sharing.split([row // len(leaves) for row in rows.tolist()]):

@@ -29,7 +29,8 @@ class Trajectory:
     for; reference, the means under the reference policy, laid out like enter. complete: for pipelines whose denoisers
     run in skipped iterations too, `states` holds the state after every step of every segment. Where samples are to be
     noised again: clean, their final states by stream; levels, those of the columns (see noised_looks.py); path, what
-    they are levels of.
+    they are levels of. Of columns that are states of the walk (see visited_looks.py): walked, these states by column
+    and stream; initial, the noise that the walk began with; ends, the levels that the columns' steps lead to.
     """
 
     prompts: list[Prompt]
@@ -47,6 +48,9 @@ class Trajectory:
     clean: Streams = field(default_factory=dict)
     levels: tuple[float, ...] = ()
     path: Path = "flow"
+    walked: dict[int, Streams] = field(default_factory=dict)
+    initial: Streams = field(default_factory=dict)
+    ends: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         self.copies = self.copies or copy_numbers(p.id for p in self.prompts)
@@ -75,7 +79,10 @@ def join_trajectories(trajectories: Sequence[Trajectory]) -> Trajectory:
     if len(trajectories) == 1:
         return trajectories[0]
     first = trajectories[0]
-    clean = {s: torch.cat([t.clean[s] for t in trajectories]) for s in first.clean}
+    clean, initial = (
+        {s: torch.cat([getattr(t, name)[s] for t in trajectories]) for s in getattr(first, name)}
+        for name in ("clean", "initial")
+    )
     whole = Trajectory(
         [p for t in trajectories for p in t.prompts],
         first.tree,
@@ -86,8 +93,10 @@ def join_trajectories(trajectories: Sequence[Trajectory]) -> Trajectory:
         clean=clean,
         levels=first.levels,
         path=first.path,
+        initial=initial,
+        ends=first.ends,
     )
-    for name in ("enter", "drawn", "mean", "states"):
+    for name in ("enter", "drawn", "mean", "states", "walked"):
         parts = [getattr(t, name) for t in trajectories]
         for at in parts[0]:
             getattr(whole, name)[at] = {s: torch.cat([p[at][s] for p in parts]) for s in parts[0][at]}

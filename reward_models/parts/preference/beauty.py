@@ -16,6 +16,8 @@ from reward_models.parts.vision.match import same_number
 class Beauty(Model):
     """A reward that ignores the prompt; a video has the mean over its frames."""
 
+    differentiable = True  # by `score`
+
     def __init__(self, tower: Tower, head: Mapping[str, Tensor], what: str, frames: int | None):
         self.frames = frame_count(frames)
         self.tower, self.head = tower, linear_chain(head, tower.width, what)

@@ -17,6 +17,7 @@ class Match(Model):
     """A reward of the cosine between a picture and its prompt; a video has the mean over its frames."""
 
     prefix = ""
+    differentiable = True  # by `score`
 
     def __init__(self, tower: Tower, frames: int | None):
         self.tower, self.frames = tower, frame_count(frames)

@@ -90,6 +90,7 @@ CASES = {
 }
 ELSEWHERE = {"tiny_lm_grpo", "grpo_qwen"}  # test_language_run.py
 ELSEWHERE |= {"tiny_nft", "nft_sd3", "nft_flux", "awm_sd3"}  # test_noised_runs.py
+ELSEWHERE |= {"tiny_draft"}  # test_pulled_runs.py
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +240,7 @@ def test_the_prompts_that_headers_offer_are_there() -> None:
 
 
 SHIPS = {"quickstart", "tiny_clip", "tiny_aesthetic", "tiny_vlm", "tiny_multi", "tiny_lm_grpo", "tiny_nft"}
+SHIPS |= {"tiny_draft"}
 OFFERED = {
     "flow_grpo_flux": ("prompts/train.txt", "prompts/heldout.txt"),
     "dancegrpo_hunyuanvideo": ("prompts/video_train.txt", "prompts/video_heldout.txt"),

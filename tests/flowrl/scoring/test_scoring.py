@@ -313,3 +313,39 @@ def test_a_reward_that_compares_takes_no_cache(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RewardError, match="remove rewards.p.cache"):
         load({"p": RewardSpec(use="pairs_of_mine.Pairs", cache=True)})
+
+
+class _Likes:
+    """Brightness times a factor, differentiable; `asked` are the texts of each call."""
+
+    differentiable = True
+
+    def __init__(self, factor):
+        self.factor, self.asked = factor, []
+
+    def score(self, images, texts):
+        self.asked.append(list(texts))
+        return self.factor * images.square().mean((1, 2, 3))
+
+    def __call__(self, samples):
+        return self.score(samples.images, [p.text for p in samples.prompts])
+
+
+def test_the_weighted_reward_with_its_gradient():
+    a, b, witness = _Likes(1.0), _Likes(10.0), _Likes(100.0)
+    only = {"kind": "third"}
+    scorer = Scorer({"a": runner(a, 2.0), "b": runner(b, 0.5, when=only), "witness": runner(witness, 0.0)})
+    given = samples(4)
+    prompts = [Prompt(p.id, p.text, meta={"kind": "third"} if i == 2 else {}) for i, p in enumerate(given.prompts)]
+    pixels = given.images.clone().requires_grad_()
+    found = scorer.with_gradient(Samples(prompts, given.group, images=pixels), ["x", "y", "z", "w"])
+    factor = torch.tensor([2.0, 2.0, 7.0, 2.0])
+    torch.testing.assert_close(found, factor * given.images.square().mean((1, 2, 3)))
+    (3 * found[2] + found[3].square()).backward()
+    wanted = torch.autograd.grad(3 * 7 * pixels[2].square().mean() + (2 * pixels[3].square().mean()).square(), pixels)[
+        0
+    ]
+    torch.testing.assert_close(pixels.grad, wanted)
+    assert a.asked == [["x", "y", "z", "w"]] and witness.asked == []
+    scorer.with_gradient(given)
+    assert a.asked[1] == ["0", "1", "2", "3"]

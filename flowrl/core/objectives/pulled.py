@@ -1,0 +1,154 @@
+"""Objectives that follow the gradient of the rewards themselves: what of reward_gradient.py one look has to give.
+
+Rewards have to be differentiable. Rows are samples; columns are steps, whose shares of the gradient add up; the loss is
+the mean over samples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from flowrl.contracts import Batch, Field, Need, Together, View
+from flowrl.core.objectives.reward_gradient import hinge, relative_reward
+
+Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class PulledObjective:
+    """What objectives of reward gradients share: the loss of a reward R, scale * max(threshold - R, 0).
+
+    threshold: from which on a reward is good enough and gives no gradient; None: the loss is -scale * R.
+    """
+
+    threshold: float | None = None
+    scale: float = 1.0
+
+    @property
+    def view(self) -> View:
+        """See `contracts.Objective`."""
+        return View("walked")
+
+    @property
+    def together(self) -> Together:
+        """See `contracts.Objective`."""
+        return "decision"
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See `contracts.Objective`."""
+        return frozenset(["reward_of"])
+
+    def weights(self, mask: Tensor) -> Tensor:
+        """See `contracts.Objective`: the mean over rows of sums over columns."""
+        return mask.float() / mask.any(1).sum().clamp(min=1)
+
+    def step_weights(self, mask: Tensor, step_stats: dict[str, Tensor]) -> None:
+        """See `contracts.Objective`: there are none."""
+
+    def of_reward(self, reward: Tensor) -> Tensor:
+        """The loss [r] of rewards [r]."""
+        return self.scale * (-reward if self.threshold is None else hinge(reward, self.threshold))
+
+    def __call__(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
+        """See `contracts.Objective`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class DraftObjective(PulledObjective):
+    """The gradient of the finished sample's reward, carried back through steps of its walk.
+
+    nested: whether it also takes the way through later steps. With it and the last K steps this is DRaFT-K
+    (arXiv:2309.17400) and, with a random K, AlignProp (arXiv:2310.03739). Without it each step is pulled by the
+    gradient at the sample itself, however early it is: FlowBP-Sparse (arXiv:2606.11075), whose few random steps of N
+    stand for all with scale N / their number. Metrics: see core/backward_pull.py.
+    """
+
+    nested: bool = True
+
+    @property
+    def view(self) -> View:
+        """See `contracts.Objective`."""
+        return View("walked", nested=self.nested)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See `contracts.Objective`."""
+        return frozenset(["pull"])
+
+    def __call__(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
+        """See `contracts.Objective`; of what is returned the gradient alone has a meaning."""
+        assert batch.pull is not None
+        return (seen.gain * (batch.pull * seen.v)).flatten(1).sum(1, keepdim=True), {}
+
+
+@dataclass(frozen=True)
+class ReFLObjective(PulledObjective):
+    """ReFL (ImageReward, arXiv:2304.05977): the reward of the one-step estimate of x_0 at a late step of the walk.
+
+    Published: threshold 2, scale 1e-3, at one of the last ten of 40 steps. The estimate of an early step is blurred,
+    and easily pleases a reward that the sample does not. Metrics [r, 1]: estimate_reward.
+    """
+
+    def __call__(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
+        """See `contracts.Objective`."""
+        assert seen.show is not None and batch.reward_of is not None
+        reward = batch.reward_of(seen.show(seen.clean(seen.v)), None)
+        return self.of_reward(reward)[:, None], {"estimate_reward": reward.detach()[:, None]}
+
+
+@dataclass(frozen=True)
+class SRPOObjective(PulledObjective):
+    """SRPO (arXiv:2509.06942): Direct-Align with a reward that is relative to control words.
+
+    A sample that the noise of its own walk was put into is stepped once and recovered. Where the step takes noise away,
+    (1 + k) R(positive) - R(negative) is raised, where R(word) is the reward with the control word put before the
+    prompt; where it puts noise in (inversion), (1 + k) R(negative) - R(positive), since the recovered sample goes the
+    other way there. k goes over `discount`, or `inversion_discount`, as the step's cleaner end goes from the lowest to
+    the highest of the levels. positive, negative: row i takes the words number i, over and over; without words it is
+    the reward itself that is raised, or lowered. table: the highest and the lowest level and their number. Published:
+    threshold 0.7, scale 0.5. Metrics [r, 1]: relative_reward.
+    """
+
+    threshold: float | None = 0.7
+    scale: float = 0.5
+    positive: Sequence[str] = ()
+    negative: Sequence[str] = ()
+    discount: Sequence[float] = (0.1, 0.25)
+    inversion_discount: Sequence[float] = (0.3, 0.01)
+    table: tuple[float, float, int] = (0.964, 0.75, 1000)
+
+    @property
+    def view(self) -> View:
+        """See `contracts.Objective`."""
+        return View("injected")
+
+    def __call__(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
+        """See `contracts.Objective`."""
+        assert seen.show is not None and batch.reward_of is not None
+        samples, inversion = seen.show(seen.recovered), seen.to > seen.level
+        if not self.positive:
+            reward = batch.reward_of(samples, None) * (-1 if inversion else 1)
+        else:
+            texts = [prompt.text for prompt in samples.prompts]
+            fits = [batch.reward_of(samples, _said(w, texts, seen.rows)) for w in (self.positive, self.negative)]
+            wanted, other = reversed(fits) if inversion else fits
+            reward = relative_reward(wanted, other, self._discount(seen, inversion=inversion))
+        return self.of_reward(reward)[:, None], {"relative_reward": reward.detach()[:, None]}
+
+    def _discount(self, seen: Field, *, inversion: bool) -> float:
+        """The entry of the discounts at the cleaner end of the step."""
+        high, low, number = self.table
+        first, last = self.inversion_discount if inversion else self.discount
+        place = number - round((high - min(seen.level, seen.to)) / (high - low) * (number - 1))
+        return first + (last - first) * place / (number - 1)
+
+
+def _said(words: Sequence[str], texts: Sequence[str], rows: Tensor) -> list[str]:
+    """Each text behind the control word of its row."""
+    return [f"{words[row % len(words)]}. {text}" for row, text in zip(rows.tolist(), texts, strict=True)]
+
+
+PULLED: dict[str, type[PulledObjective]] = {"draft": DraftObjective, "refl": ReFLObjective, "srpo": SRPOObjective}

@@ -1,0 +1,44 @@
+"""Runs that follow the gradient of the rewards, by every preset on the shapes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli_support import quiet
+from flowrl.planning.costs import arithmetic
+from flowrl.recipe.load import load
+from flowrl.runs.start import run
+
+NONE = ["eval.every=null", "eval.at_start=false", "eval.at_end=false", "checkpoint.every=null"]
+SMALL = [*NONE, "train.prompts=3", "train.iterations=2", "train.micro_batch=2", "prompts.heldout=null"]
+SMALL += ["rewards.shapes=null", "rewards.strict=null", "train.schedule=constant"]
+WORDS = "objective.loss={positive: [bright, sharp], negative: [dark]}"
+PRESETS = {
+    "refl": ["sampler.levels={kind: walk, low: -2, number: 1}", "objective.loss={threshold: 2.0}"],
+    "draft1": ["sampler.levels={kind: walk, low: -1}"],
+    "draft_k": ["sampler.levels={kind: walk, low: -3}"],
+    "alignprop": ["sampler.levels={kind: tail}"],
+    "flowbp_sparse": ["sampler.levels={kind: walk, number: 2}"],
+    "srpo": ["sampler.levels={kind: align}", WORDS],
+}
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_runs(preset: str, tmp_path: Path) -> None:
+    recipe = load("tiny_draft", [*SMALL, f"objective={{preset: {preset}}}", *PRESETS[preset], f"output={tmp_path}"])
+    run(recipe, quiet())
+    found = metrics_of(tmp_path)
+    assert len(found) == 2
+    for i, metrics in enumerate(found):
+        assert metrics["grad_norm"] > 0 and metrics["nonfinite_updates"] == 0 and metrics["active_rows"] == 1.0
+        assert metrics["forwards/train"] == arithmetic(recipe, i).train_forwards
+    told = {"refl": "estimate_reward", "srpo": "relative_reward"}.get(preset, "sample_loss")
+    assert found[0][told] != 0.0
+    if told == "sample_loss":
+        assert found[0][told] == pytest.approx(-found[0]["reward/clip/mean"], abs=0.01)  # of pixels, not of 8 bits
