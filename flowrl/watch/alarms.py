@@ -52,6 +52,30 @@ ALARMS: dict[str, AlarmKind] = {
         "the policy diverges: train.lr is too high, or a few very large advantages dominate the update",
         "lower train.lr, raise objective.kl, or lower advantage.clip",
     ),
+    "old_distance": AlarmKind(
+        "rollback",
+        "the policy moves away from the older weights ever faster: train.lr is too high, or nothing holds it to them",
+        "lower train.lr, raise objective.kl or the loss's pull or clip towards older weights, or make fewer optimizer "
+        "steps per rollout (train.updates, train.epochs)",
+    ),
+    "gradient": AlarmKind(
+        "rollback",
+        "training becomes unstable: the loss has no lower bound along some direction, or train.lr is too high",
+        "take the best checkpoint, lower train.lr or train.max_grad_norm, or hold the policy: raise objective.kl, or "
+        "give a loss of noised samples a pull or a clip",
+    ),
+    "chance": AlarmKind(
+        "stop",
+        "the policy does not learn to prefer the better sample: pairs that differ by chance, a train.lr that is too "
+        "low, or a beta that holds it to the reference",
+        "look at the pairs, ask for a larger minimal margin of their rewards, raise train.lr or lower the loss's beta",
+    ),
+    "displacement": AlarmKind(
+        "rollback",
+        "likelihood displacement: the margin grows because the worse sample's error rises, and the better one's rises "
+        "with it",
+        "lower train.lr, raise the loss's beta or objective.kl, or stop earlier and take the best checkpoint",
+    ),
     "collapse": AlarmKind(
         "rollback",
         "the policy left the region where its samples are good: train.lr too high for too long, or overfitting",

@@ -10,6 +10,10 @@ Metrics = Mapping[str, float]
 
 KL_SEEN, KL_BEFORE, KL_NOW = 20, 10, 3  # values needed before judging, values of the running median, values judged
 REWARD = "reward/total/mean"
+REMEMBERED = (
+    *("kl", "approx_kl", REWARD, "grad_norm", "old_distance"),
+    *("implicit_accuracy", "margin", "winner_error", "winner_rise"),
+)
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,7 @@ class RunHistory:
         """Stores the values of which medians are taken."""
         state, patience = self.state, self.settings.patience
         for name, value in metrics.items():
-            watched = name in ("kl", "approx_kl", REWARD) or name.startswith("samples/")
-            if watched and math.isfinite(value):
+            if (name in REMEMBERED or name.startswith("samples/")) and math.isfinite(value):
                 if len(first := state.first.setdefault(name, [])) < patience:
                     first.append(value)
                 state.recent[name] = [*state.recent.get(name, []), value][-max(KL_BEFORE + KL_NOW, patience) :]
@@ -86,6 +89,15 @@ class RunHistory:
             begun, length = (begun if length else iteration, length + 1) if holds else (iteration, 0)
             self.state.streaks[name] = [begun, length]
         return begun, length
+
+    def running(self, name: str) -> tuple[float, float]:
+        """A metric's medians: over the KL_BEFORE values before the latest KL_NOW, and over these."""
+        values = self.state.recent[name]
+        return median(values[-KL_NOW - KL_BEFORE : -KL_NOW]), median(values[-KL_NOW:])
+
+    def lately(self, name: str) -> float:
+        """A metric's median over its latest KL_BEFORE + KL_NOW values."""
+        return median(self.state.recent[name][-KL_BEFORE - KL_NOW :])
 
     def medians(self) -> tuple[dict[str, float], dict[str, float]]:
         """Each metric's medians over the first and over the latest `patience` iterations, once these do not overlap."""

@@ -7,7 +7,6 @@ the rules in words. Medians over a few iterations are judged, so that one odd ba
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 from flowrl.watch import hacking
@@ -16,6 +15,8 @@ from flowrl.watch.history import KL_BEFORE, KL_NOW, KL_SEEN, REWARD, Finding, Fi
 
 REPLAY_LIMITS = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.05}  # of a log-ratio that should be 0
 TINY = 1e-12  # a gradient norm below it counts as 0
+GROWTH = 3.0  # times its running median that a gradient norm may reach; healthy runs stay below 2.5
+DISPLACED = 0.1  # share by which the error of the better sample of a pair may rise
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def training_findings(
 ) -> dict[str, Finding]:
     """All findings after a training iteration; own: rules beside those that ship."""
     history.remember(metrics)
-    rules = (_nonfinite, _replay, _no_gradient, _silent, _clip, _kl, _drift, _diversity)
+    rules = (_nonfinite, _replay, _no_gradient, _silent, _clip, _kl, _old_distance, _gradient)
+    rules += (_chance, _displacement, _drift, _diversity)
     rules += tuple(rule.findings for rule in own)
     return {name: finding for rule in rules for name, finding in rule(history, iteration, metrics)}
 
@@ -147,18 +149,67 @@ def _clip(history: RunHistory, iteration: int, metrics: Metrics) -> Findings:
 
 def _kl(history: RunHistory, iteration: int, metrics: Metrics) -> Findings:
     for name in ("kl", "approx_kl"):
-        values = history.state.recent.get(name, [])
-        if name not in metrics or history.state.seen.get(name, 0) < KL_SEEN:
-            continue
-        before, now = median(values[-KL_NOW - KL_BEFORE : -KL_NOW]), median(values[-KL_NOW:])
-        if before > 0 and now > history.settings.kl * before:
-            what = f"{name} {now:.3g}, {now / before:.3g} times its running median {before:.3g}"
-            yield "kl", Finding(what, iteration - KL_NOW + 1, severity_level(now / before / history.settings.kl))
+        yield from _beyond_running_median(history, "kl", name, iteration, metrics)
     # an explosion can end all learning within one iteration: no median here
     now, limit = metrics.get("approx_kl", 0.0), min(1.0, max(1e-5, 5e3 * max(history.clip) ** 2))
     if limit < now < math.inf:
         what = f"approx_kl {now:.3g} within one rollout, expected below {limit:.3g}"
         yield "kl", Finding(what, iteration, severity_level(now / limit))
+
+
+def _old_distance(history: RunHistory, iteration: int, metrics: Metrics) -> Findings:
+    yield from _beyond_running_median(history, "old_distance", "old_distance", iteration, metrics)
+
+
+def _beyond_running_median(history: RunHistory, alarm: str, name: str, iteration: int, metrics: Metrics) -> Findings:
+    if not _is_known(history, name, metrics):
+        return
+    before, now = history.running(name)
+    if before > 0 and now > history.settings.kl * before:
+        what = f"{name} {now:.3g}, {now / before:.3g} times its running median {before:.3g}"
+        yield alarm, Finding(what, iteration - KL_NOW + 1, severity_level(now / before / history.settings.kl))
+
+
+def _gradient(history: RunHistory, iteration: int, metrics: Metrics) -> Findings:
+    """The norm grows first, and the reward may fall only once it has grown: while the alarm is active."""
+    if not _is_known(history, "grad_norm", metrics, KL_BEFORE + KL_NOW):
+        return
+    before, now = history.running("grad_norm")
+    grows = now > GROWTH * before > 0
+    rewards = history.state.recent.get(REWARD, [])[-KL_BEFORE - KL_NOW :]
+    falls = len(rewards) == KL_BEFORE + KL_NOW and max(rewards[-KL_NOW:]) < min(rewards[:-KL_NOW])
+    what = f"gradient norm {now:.3g}, {now / before:.3g} times its running median {before:.3g}" if grows else ""
+    if falls and (grows or "train/gradient" in history.state.active):
+        past, reward = history.running(REWARD)
+        what = f"{what or f'gradient norm {now:.3g}, after it grew'}, while the reward fell {past:.3g} -> {reward:.3g}"
+        yield "gradient", Finding(what, iteration - KL_NOW + 1, 2)
+    elif grows:
+        yield "gradient", Finding(what, iteration - KL_NOW + 1, grave=False)
+
+
+def _chance(history: RunHistory, iteration: int, metrics: Metrics) -> Findings:
+    """The margin is judged too: pairs tie where the weights are compared with themselves, and a tie counts as wrong."""
+    if not (_is_known(history, "implicit_accuracy", metrics) and _is_known(history, "margin", metrics)):
+        return
+    accuracy, margin = history.lately("implicit_accuracy"), history.lately("margin")
+    if accuracy <= 0.5 and margin <= 0 and any(history.state.recent["margin"]):
+        what = f"implicit accuracy {accuracy:.3g} and margin {margin:.3g}, medians of {KL_BEFORE + KL_NOW} iterations"
+        yield "chance", Finding(what, iteration - KL_BEFORE - KL_NOW + 1)
+
+
+def _displacement(history: RunHistory, iteration: int, metrics: Metrics) -> Findings:
+    if not (_is_known(history, "winner_error", metrics) and _is_known(history, "winner_rise", metrics)):
+        return
+    error, rise = history.lately("winner_error"), history.lately("winner_rise")
+    limit = DISPLACED * (error - rise)
+    if 0 < limit < rise:
+        what = f"the better samples' error is {error:.3g}, {rise:.3g} above that of the weights it is compared with"
+        yield "displacement", Finding(what, iteration - KL_BEFORE - KL_NOW + 1, severity_level(rise / limit))
+
+
+def _is_known(history: RunHistory, name: str, metrics: Metrics, needed: int = KL_SEEN) -> bool:
+    """Whether a metric is there and was there often enough for its medians to say something."""
+    return name in metrics and history.state.seen.get(name, 0) >= needed
 
 
 def _drift(history: RunHistory, iteration: int, metrics: Metrics) -> Findings:

@@ -12,6 +12,14 @@ clip_none    train       none ever outside, 10 x `patience` iterations in a row;
                          has one update, which the clip cannot touch                                warn
 kl           train       kl or approx_kl beyond `kl` times its running median (three iterations), or
                          once an approx_kl as of log-ratios a hundred times the clip range          rollback
+old_distance train       old_distance beyond `kl` times its running median (three iterations)      rollback
+gradient     train       the gradient norm exceeds three times its running median: at once a
+                         warning, graver when the reward falls below all of the ten iterations
+                         before, then or until the alarm has been quiet for `patience` iterations   rollback
+chance       train       of pairs, the implicit accuracy of thirteen iterations is no better than
+                         chance, and their margin not above 0                                       stop
+displacement train       of pairs, the error of the better sample is a tenth above that of the
+                         weights it is compared with (thirteen iterations): likelihood displacement rollback
 collapse     held out    the trained reward is below its best by three standard errors and by the
                          share `collapse` of it                                                     rollback
 hacking      both        the trained reward has risen while a statistic of the samples left its band

@@ -239,7 +239,8 @@ class FlowDPOObjective(NoisedObjective):
 
     beta: see `preference.implicit_rewards`; epsilon: the errors weigh as those of predicted noise, which is
     Diffusion-DPO (arXiv:2311.12908). against: whose errors the policy's are compared with, the reference's or the older
-    weights'. Metrics beside those of `preference.pair_loss`: winner_error, of the better sample.
+    weights'. Metrics beside those of `preference.pair_loss`, of the better sample: winner_error, and winner_rise, by
+    which it is above the error of those other weights.
     """
 
     beta: float = 100.0
@@ -263,6 +264,7 @@ class FlowDPOObjective(NoisedObjective):
         implicit = implicit_rewards(error, others[self.against], beta)
         loss, metrics = pair_loss(implicit.unflatten(0, (-1, 2)))
         metrics["winner_error"] = error.detach()[0::2]
+        metrics["winner_rise"] = (error - others[self.against]).detach()[0::2]
         return loss.repeat_interleave(2), {name: value.repeat_interleave(2) for name, value in metrics.items()}
 
 

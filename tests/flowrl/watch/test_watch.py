@@ -30,6 +30,11 @@ HEALTHY = {
     "approx_kl": 1e-6,
     "kl": 1e-3,
     "grad_norm": 0.01,
+    "old_distance": 1e-4,
+    "implicit_accuracy": 0.6,
+    "margin": 0.1,
+    "winner_error": 0.6,
+    "winner_rise": -0.01,
     "loss": 1e-5,
     "nonfinite_updates": 0.0,
     "empty_updates": 0,
@@ -78,7 +83,7 @@ def test_a_real_healthy_quickstart_rings_nothing():
 
 
 def test_every_alarm_says_what_to_do_in_one_line():
-    assert len(ALARMS) == 10
+    assert len(ALARMS) == 14
     watch = make()
     (alarm,) = train(watch, 1, replay_gap_max=0.01)
     assert alarm.describe().startswith("replay (iteration 1): log-ratio 0.01 before any update")
