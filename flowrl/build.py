@@ -134,12 +134,14 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
         samples = rollout.samples
         counted = counted_rewards(scorer.specs, rewards, samples.prompts, samples.group)
         how: dict[str, Any] = {"weights": counted.weights, "asked": counted.asked}
+        lengths = {"lengths": samples.lengths}
         if isinstance(recipe.advantage, Own):
             with report_errors("advantage.kind", recipe.advantage.kind):
-                adv = build_part("advantage", recipe.advantage, how)(counted.rewards, rollout)
+                adv = build_part("advantage", recipe.advantage, how | lengths)(counted.rewards, rollout)
             adv = adv.masked_fill(adv.isnan(), 0.0)  # of a row that could not be scored: it gets no gradient
             return adv, advantage_metrics(rewards, samples.group, adv, total=counted.total, **how)
-        adv = row_advantages(counted.rewards, samples.group, rollout.credit, **how, **recipe.advantage.model_dump())
+        options = recipe.advantage.model_dump() | lengths
+        adv = row_advantages(counted.rewards, samples.group, rollout.credit, **how, **options)
         return adv, advantage_metrics(rewards, samples.group, adv, total=counted.total, **how)
 
     return advantage

@@ -19,8 +19,12 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-BASELINES = ("group", "batch", "none", "leave_one_out")
-SCALES = ("group", "batch", "batch_centered", "whiten", "none")
+from flowrl.core import baselines
+from flowrl.core.baselines import rank_in_group
+
+BASELINES = ("group", "batch", "none", "leave_one_out", "length_weighted", "log_mean_exp", "second_best", "pass_at_k")
+GROUPED = tuple(name for name in BASELINES if name not in ("batch", "none"))
+SCALES = ("group", "batch", "batch_centered", "whiten", "whiten_by_length", "nonzero", "none")
 COMBINES = ("sum", "per_reward")
 SINGLETONS = ("zero", "raw")
 
@@ -52,7 +56,7 @@ def group_stats(values: Tensor, group: Tensor, *, unbiased: bool = False, trim: 
         return torch.zeros(len(labels), dtype=torch.float64).index_add_(0, index, part.double())
 
     count = total(scored)
-    kept = scored & (_rank(x, index) >= torch.floor(count * trim)[index])
+    kept = scored & (rank_in_group(x, index) >= torch.floor(count * trim)[index])
     num = total(kept)
     mean = total(x.where(kept, 0.0)) / num.clamp(min=1)
     deviation = (x - mean[index]).where(kept, 0.0)
@@ -63,17 +67,6 @@ def group_stats(values: Tensor, group: Tensor, *, unbiased: bool = False, trim: 
 
 def _float64(values: Tensor) -> Tensor:
     return values.detach().to("cpu", torch.float64)
-
-
-def _rank(x: Tensor, index: Tensor) -> Tensor:
-    """Position of each value inside its group, lowest first, NaN last. int64 [B]."""
-    order = torch.argsort(x, stable=True)
-    order = order[torch.argsort(index[order], stable=True)]
-    sizes = torch.bincount(index)
-    start = sizes.cumsum(0) - sizes
-    rank = torch.empty_like(index)
-    rank[order] = torch.arange(len(x)) - start[index[order]]
-    return rank
 
 
 def _tied(x: Tensor, index: Tensor, member: Tensor, num_groups: int) -> Tensor:
@@ -108,12 +101,18 @@ def normalise(
     unbiased: bool = False,
     trim: float = 0.0,
     singleton: str = "zero",
+    lengths: Tensor | None = None,
+    tau: float = 1.0,
+    k: int = 4,
 ) -> Tensor:
     """(value - baseline) / (max(std, floor) + eps) of one reward, float64 [B]; 0 for NaN and for groups without spread.
 
-    baseline: mean of the group, of the batch, of the other members (RLOO), or nothing.
+    baseline: mean of the group, of the batch, of the other members (RLOO), or nothing; length_weighted, log_mean_exp
+    (tau), second_best, pass_at_k (k): see baselines.py. The last has its own scale, by which "group" divides.
     scale: std of the group, of all raw values ("batch": Flow-GRPO global_std), of all centred values
-    ("batch_centered"), whitening of the centred values (which ignores eps and floor), or nothing.
+    ("batch_centered"), whitening of the centred values (which ignores eps and floor), also with each sample counted by
+    its length ("whiten_by_length"), the share of values that are not 0 ("nonzero": GPG), or nothing.
+    lengths [B]: the samples' numbers of decisions; None: all alike.
     singleton: a group with one scored sample has no mean to compare with: "zero" ignores it, "raw" leaves it undivided
     by a group std and without a group baseline (verl).
     """
@@ -121,27 +120,42 @@ def normalise(
     own = group_stats(x, group, unbiased=unbiased, trim=trim)
     batch = group_stats(x, torch.zeros_like(group), unbiased=unbiased, trim=trim)
     alone = (own.count == 1)[own.index]
-    centred = (x - _baseline(x, baseline, own, batch, alone)).where(scored, 0.0)
-    if scale == "whiten":
+    size = torch.ones_like(x) if lengths is None else _float64(lengths)
+    base = _baseline(x, baseline, own, batch, size, tau).masked_fill(alone & (baseline in GROUPED), 0.0)
+    centred = (x - base).where(scored, 0.0)
+    if baseline == "pass_at_k":
+        result = baselines.pass_at_k(x, own.index, scored, k, divided=scale == "group")
+    elif scale == "whiten":
         result = whiten(centred, scored)
+    elif scale == "whiten_by_length":
+        result = baselines.whiten_by_length(centred, scored, size)
+    elif scale == "nonzero":
+        result = centred / baselines.nonzero_share(x, scored)
     else:
         result = _divide(centred, _std(centred, scale, scored, own, batch, alone, unbiased), eps, floor)
-    if baseline in ("group", "leave_one_out") or scale == "group":
+    if baseline in GROUPED or scale == "group":
         silent = own.tied[own.index] & ~(alone & (singleton == "raw"))
         result = result.masked_fill(silent, 0.0)
     return result
 
 
-def _baseline(x: Tensor, baseline: str, own: GroupStats, batch: GroupStats, alone: Tensor) -> Tensor:
-    if baseline == "none":
+def _baseline(x: Tensor, baseline: str, own: GroupStats, batch: GroupStats, lengths: Tensor, tau: float) -> Tensor:
+    if baseline in ("none", "pass_at_k"):
         return torch.zeros_like(x)
     if baseline == "batch":
         return batch.mean[batch.index]
+    scored = ~x.isnan()
+    if baseline == "length_weighted":
+        return baselines.length_weighted(x, own.index, scored, lengths)
+    if baseline == "log_mean_exp":
+        return baselines.log_mean_exp(x, own.index, scored, tau)
+    if baseline == "second_best":
+        return baselines.second_best(x, own.index, scored, rank_in_group(x, own.index))
     mean = own.mean[own.index]
     if baseline == "leave_one_out":
         count = own.count[own.index]
         mean = (count * mean - x) / (count - 1).clamp(min=1)
-    return mean.masked_fill(alone, 0.0)
+    return mean
 
 
 def _std(
@@ -198,8 +212,11 @@ def advantages(
     *,
     weights: dict[str, float],
     asked: dict[str, Tensor] | None = None,
-    baseline: Literal["group", "batch", "none", "leave_one_out"] = "group",
-    scale: Literal["group", "batch", "batch_centered", "whiten", "none"] = "group",
+    lengths: Tensor | None = None,
+    baseline: Literal[
+        "group", "batch", "none", "leave_one_out", "length_weighted", "log_mean_exp", "second_best", "pass_at_k"
+    ] = "group",
+    scale: Literal["group", "batch", "batch_centered", "whiten", "whiten_by_length", "nonzero", "none"] = "group",
     combine: Literal["sum", "per_reward"] = "per_reward",
     standardise: bool = False,
     eps: Annotated[float, ">= 0"] = 1e-4,
@@ -208,6 +225,10 @@ def advantages(
     trim: Annotated[float, "in [0, 1)"] = 0.0,
     singleton: Literal["zero", "raw"] = "zero",
     clip: Annotated[float, "> 0"] | None = 5.0,
+    tau: Annotated[float, "> 0"] = 1.0,
+    k: Annotated[int, ">= 1"] = 4,
+    factor: Annotated[float, "> 0"] = 1.0,
+    groups: Annotated[float, "> 0 and <= 1"] = 1.0,
 ) -> Tensor:
     """Advantage of each sample, float32 [B], on the device of `group`.
 
@@ -216,8 +237,9 @@ def advantages(
     combine: "sum" normalises the weighted sum once; "per_reward" normalises every reward, then takes their weighted
     mean, so that a reward with a wide range cannot drown the others: weights are divided by the sum of their absolute
     values, as in MixGRPO, and say what rewards count beside each other, never how large a step is. standardise: mean 0
-    and std 1 over the batch afterwards (GDPO). The other arguments are those of `normalise`; the result is limited to
-    +-clip (None: unlimited).
+    and std 1 over the batch afterwards (GDPO). The other arguments are those of `normalise`; the result times factor is
+    limited to +-clip (None: unlimited). groups: all but this share of the groups, those whose sums of rewards have the
+    largest std, get 0 (StarPO-S, arXiv:2504.20073: 0.25); train.drop_silent leaves them out of the loss.
 
     Raises ValueError for an unknown option, or as combined_reward does.
     """
@@ -227,7 +249,7 @@ def advantages(
     scored = ~torch.isnan(total)
     size = sum(abs(weights[name]) for name in used)
     parts = {"": (1.0, total)} if combine == "sum" else {name: (weights[name] / size, used[name]) for name in used}
-    guarded = partial(normalise, eps=eps, floor=floor, unbiased=unbiased)
+    guarded = partial(normalise, eps=eps, floor=floor, unbiased=unbiased, lengths=lengths, tau=tau, k=k)
     adv = torch.zeros_like(total)
     for name, (weight, value) in parts.items():
         # A sample that one reward could not score leaves the statistics of all of them.
@@ -235,13 +257,17 @@ def advantages(
         adv += weight * guarded(shown, group, baseline=baseline, scale=scale, trim=trim, singleton=singleton)
     if standardise:
         adv = guarded(adv.where(scored, torch.nan), torch.zeros_like(group), baseline="batch", scale="batch")
-    if baseline in ("group", "leave_one_out"):
+    if baseline in GROUPED:
         # Rewards that cancel in the sum leave rounding far above the size of the sum, and a standardisation moves exact
         # zeros by the rounding of its mean: hence this look at what went in, beside the one inside normalise.
         silent = _all_tied(used.values(), scored, group, singleton)
         if combine == "sum":
             silent |= _all_tied([total], scored, group, singleton)
         adv = adv.masked_fill(silent, 0.0)
+    if groups < 1:
+        stats = group_stats(total, group)
+        adv = adv.where(baselines.top_groups(stats.std, groups)[stats.index], 0.0)
+    adv = adv if factor == 1 else adv * factor
     if clip is not None:
         adv = adv.clamp(-clip, clip)
     return adv.to(group.device, torch.float32)
@@ -269,8 +295,10 @@ def _check_options(baseline: str, scale: str, combine: str, singleton: str, trim
             raise ValueError(f"{name}={value!r}: choose one of {', '.join(lists[name])}")
     if not 0 <= trim < 1:
         raise ValueError(f"trim={trim}: must lie in [0, 1)")
-    if trim and baseline == "leave_one_out":
-        raise ValueError("trim and baseline='leave_one_out' both decide who is in the mean; set trim to 0")
+    if trim and baseline in GROUPED[1:]:
+        raise ValueError(f"trim and baseline={baseline!r} both decide who is in the mean; set trim to 0")
+    if baseline == "pass_at_k" and scale not in ("group", "none"):
+        raise ValueError(f"scale={scale!r}: baseline 'pass_at_k' has a scale of its own; set scale to group or none")
 
 
 def advantage_metrics(

@@ -26,8 +26,8 @@ from flowrl.core.refill import JoinedPolicy, kept_draw, kept_groups, whole_draw
 from flowrl.core.selection import (
     WidthPruning,
     moved_rows,
-    only_extremes,
     prune_width,
+    selected_rows,
     without_rows,
     without_silent,
 )
@@ -40,11 +40,12 @@ class Settings:
     The rows of an update are cut in order; losses are weighted over the whole update, so that the cut into
     micro-batches changes nothing. refill: how often groups without any advantage are left out and as many drawn of
     other prompts. skip_truncated: samples that their limit ended count in their group's statistics and not in the loss.
-    keep: of rows that are compared, how many extreme ones are trained (None: all). members: numbers of noise that a
-    draw uses up (None: as many as samples). update_by: prompts, or steps: an update takes the rows of some steps of all
-    prompts, where each row has one. drop_silent: rows whose advantage is 0 leave the loss before it is divided, and
-    updates take equal shares of the others. width: decisions of a branching tree that are left out. pairs: of each
-    group, how many an objective of pairs takes. sample_old: whether the older copy of the weights draws the samples.
+    keep: of rows that are compared, how many are trained (None: all); keep_by: the extreme ones, or those of largest
+    magnitude. members: numbers of noise that a draw uses up (None: as many as samples). update_by: prompts, or steps:
+    an update takes the rows of some steps of all prompts, where each row has one. drop_silent: rows whose advantage is
+    0 leave the loss before it is divided, and updates take equal shares of the others. width: decisions of a branching
+    tree that are left out. pairs: of each group, how many an objective of pairs takes. sample_old: whether the older
+    copy of the weights draws the samples.
     """
 
     group: int
@@ -54,6 +55,7 @@ class Settings:
     refill: int = 0
     skip_truncated: bool = False
     keep: int | None = None
+    keep_by: str = "extremes"
     members: int | None = None
     update_by: str = "prompts"
     drop_silent: bool = False
@@ -128,7 +130,7 @@ def iterate(
     if settings.skip_truncated:
         rollout, adv = _without_truncated(rollout, adv)
     if settings.keep is not None:
-        rollout, adv = only_extremes(rollout, adv, settings.keep)
+        rollout, adv = selected_rows(rollout, adv, settings.keep, settings.keep_by)
     if settings.width is not None:
         rollout = prune_width(rollout, adv, settings.width)
     if settings.drop_silent:

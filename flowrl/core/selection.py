@@ -41,15 +41,19 @@ def extremes(values: Tensor, compared: Tensor, keep: int) -> Tensor:
     """
     if keep < 2 or keep % 2:
         raise ValueError(f"keep={keep}: give an even number, 2 or more")
-    values, compared = values.detach().cpu(), compared.cpu()
-    by_value = torch.argsort(values, stable=True)
-    order = by_value[torch.argsort(compared[by_value], stable=True)]  # set by set, rising within each
-    _, count = torch.unique_consecutive(compared[order], return_counts=True)
-    size = count.repeat_interleave(count)
-    rank = torch.arange(len(order)) - (count.cumsum(0) - count).repeat_interleave(count)
+    order, rank, size = _ranked(values.detach().cpu(), compared.cpu())
     kept = torch.empty_like(order, dtype=torch.bool)
     kept[order] = (rank < keep // 2) | (rank >= size - keep // 2)
     return kept
+
+
+def _ranked(values: Tensor, compared: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(order, rank, size), int64 [R] each: rows set by set, rising within each, their ranks, and the sets' sizes."""
+    by_value = torch.argsort(values, stable=True)
+    order = by_value[torch.argsort(compared[by_value], stable=True)]
+    _, count = torch.unique_consecutive(compared[order], return_counts=True)
+    rank = torch.arange(len(order)) - (count.cumsum(0) - count).repeat_interleave(count)
+    return order, rank, count.repeat_interleave(count)
 
 
 def compared_rows(rollout: Rollout) -> Tensor:
@@ -61,9 +65,27 @@ def compared_rows(rollout: Rollout) -> Tensor:
     return (torch.arange(prompts)[:, None] * (int(credit.peers.max()) + 1) + credit.peers).flatten()
 
 
-def only_extremes(rollout: Rollout, adv: Tensor, keep: int) -> tuple[Rollout, Tensor]:
-    """The rollout with all but the extreme rows masked, and their advantages [R] or [R, K] 0."""
-    return without_rows(rollout, adv, ~extremes(row_advantage(adv, rollout.mask), compared_rows(rollout), keep))
+def largest(values: Tensor, compared: Tensor, keep: int) -> Tensor:
+    """Which rows are among the `keep` farthest from 0 of those they are compared with: bool [R].
+
+    values [R], finite; compared int64 [R]. Of equal ones the later rows are kept. Raises ValueError for a keep below 1.
+    Completion pruning of CPPO (arXiv:2503.22342, eq. 9).
+    """
+    if keep < 1:
+        raise ValueError(f"keep={keep}: give a whole number, 1 or more")
+    order, rank, size = _ranked(values.detach().cpu().abs(), compared.cpu())
+    kept = torch.empty_like(order, dtype=torch.bool)
+    kept[order] = rank >= size - keep
+    return kept
+
+
+SELECTIONS = {"extremes": extremes, "magnitude": largest}
+
+
+def selected_rows(rollout: Rollout, adv: Tensor, keep: int, by: str = "extremes") -> tuple[Rollout, Tensor]:
+    """The rollout with all but `keep` of the rows that are compared masked, and their advantages [R] or [R, K] 0."""
+    kept = SELECTIONS[by](row_advantage(adv, rollout.mask), compared_rows(rollout), keep)
+    return without_rows(rollout, adv, ~kept)
 
 
 def without_silent(rollout: Rollout, adv: Tensor) -> Rollout:

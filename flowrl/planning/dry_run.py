@@ -7,7 +7,8 @@ from flowrl.planning import walks
 from flowrl.planning.costs import arithmetic, plan_for
 from flowrl.planning.sizes.rewards import on_device, told
 from flowrl.planning.sizes.units import size_text
-from flowrl.recipe.schema import Recipe
+from flowrl.recipe.objectives import CLIPPED, OF_GATES
+from flowrl.recipe.schema import ObjectiveKeys, Recipe
 from flowrl.recipe.sections import Own
 
 
@@ -83,9 +84,10 @@ def _costs(recipe: Recipe) -> list[str]:
             f"{span('reward_gradients')} gradients of rewards at them"
         )
     if recipe.train.keep is not None:
-        lines.append(
-            f"            of rows that are compared, only the best and the worst {recipe.train.keep // 2} are trained"
-        )
+        which = f"the best and the worst {recipe.train.keep // 2}"
+        if recipe.train.keep_by == "magnitude":
+            which = f"the {recipe.train.keep} whose advantages are farthest from 0"
+        lines.append(f"            of rows that are compared, only {which} are trained")
     if recipe.train.drop_silent:
         lines.append("            rows whose advantage is 0 leave the loss first; updates share out the others")
     if recipe.train.refill:
@@ -125,7 +127,9 @@ def _objective(recipe: Recipe) -> str:
     low, high = objective.clip_range
     parts = [f"{objective.level} ratio{' (centred)' if objective.ratio == 'centred' else ''}"]
     masked = objective.kl_mask is not None
-    parts += [f"left alone beyond KL {objective.kl_mask:g}" if masked else f"clip -{low:g} +{high:g}"]
+    parts += [f"gate {_gate(objective)}"] if objective.gate != "ppo" else []
+    if objective.gate in CLIPPED:
+        parts += [f"left alone beyond KL {objective.kl_mask:g}" if masked else f"clip -{low:g} +{high:g}"]
     if objective.weight != "none":
         weight = objective.weight
         parts += [f"weights {weight if isinstance(weight, str) else ' '.join(f'{w:g}' for w in weight)}"]
@@ -138,6 +142,11 @@ def _objective(recipe: Recipe) -> str:
     length = f", length {objective.length}" if objective.length is not None else ""
     text = f"objective   {objective.preset}: {', '.join(parts)}, {objective.aggregate}{length};"
     return f"{text} {advantage}" if len(text) + len(advantage) < 120 else f"{text}\n{'':<12}{advantage}"
+
+
+def _gate(objective: ObjectiveKeys) -> str:
+    numbers = [f"{name} {getattr(objective, name):g}" for name, gates in OF_GATES.items() if gates == (objective.gate,)]
+    return f"{objective.gate} ({', '.join(numbers)})" if numbers else objective.gate
 
 
 def _ends(recipe: Recipe) -> list[str]:

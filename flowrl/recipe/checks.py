@@ -9,7 +9,7 @@ from flowrl import names
 from flowrl.kinds import kind_of, kinds_of_model
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.models import foreign_model
-from flowrl.recipe.objectives import check_keep
+from flowrl.recipe.objectives import check_gate, check_keep
 from flowrl.recipe.presets import PRESETS
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.schema import ObjectiveKeys, Recipe
@@ -36,6 +36,7 @@ def _check_constants(recipe: Recipe) -> Iterator[RecipeError]:
     yield from kind.check_model(recipe)
     yield from kind.check_sampling(recipe)
     yield from _objective(recipe)
+    yield from check_gate(recipe)
     yield from _batches(recipe)
     yield from kind.check_objective(recipe)
     yield from check_keep(recipe)
@@ -104,12 +105,13 @@ def _limits(objective: ObjectiveKeys) -> Iterator[RecipeError]:
 
 def _batches(recipe: Recipe) -> Iterator[RecipeError]:
     train, advantage = recipe.train, recipe.advantage
-    if train.group < 2 and (advantage.baseline in ("group", "leave_one_out") or advantage.scale == "group"):
+    grouped = advantage.baseline not in ("batch", "none")
+    if train.group < 2 and (grouped or advantage.scale == "group"):
         chosen = f"baseline {advantage.baseline} with scale {advantage.scale}"
         problem = f"got {train.group}, but advantage {chosen} compares the samples of one prompt"
         remedy = "set train.group to 2 or more, or both advantage.baseline and advantage.scale to batch"
         yield RecipeError("train.group", problem, remedy)
-    if train.refill and advantage.baseline not in ("group", "leave_one_out"):
+    if train.refill and not grouped:
         problem = f"got {train.refill}, but advantage.baseline {advantage.baseline!r} leaves no group without advantage"
         yield RecipeError("train.refill", problem, "set train.refill=0, or advantage.baseline=group")
     if train.update_by == "steps":
@@ -141,11 +143,24 @@ def _learning(recipe: Recipe) -> Iterator[RecipeError]:
     if train.warmup and train.warmup >= total:
         problem = f"got {train.warmup}, accepted: below the {total} optimizer steps of the run"
         yield RecipeError("train.warmup", problem, "lower it or raise train.iterations")
-    if recipe.advantage.trim and recipe.advantage.baseline == "leave_one_out":
+    baseline = recipe.advantage.baseline
+    if recipe.advantage.trim and baseline not in ("group", "batch", "none"):
         problem = (
-            f"got {recipe.advantage.trim}, but baseline leave_one_out already determines which samples are in the mean"
+            f"got {recipe.advantage.trim}, but baseline {baseline} already determines which samples are in the mean"
         )
         yield RecipeError("advantage.trim", problem, "set advantage.trim=0")
+    if baseline == "pass_at_k":
+        yield from _pass_at_k(recipe)
+
+
+def _pass_at_k(recipe: Recipe) -> Iterator[RecipeError]:
+    advantage, group = recipe.advantage, recipe.train.group
+    if advantage.k > group:
+        problem = f"got {advantage.k}, accepted: at most train.group = {group}"
+        yield RecipeError("advantage.k", problem, "lower it, or raise train.group")
+    if advantage.scale not in ("group", "none"):
+        problem = f"got {advantage.scale!r}, but baseline pass_at_k has a scale of its own"
+        yield RecipeError("advantage.scale", problem, "set advantage.scale=group to divide by it, or none")
 
 
 def _watch(recipe: Recipe) -> Iterator[RecipeError]:

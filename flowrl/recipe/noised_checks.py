@@ -57,7 +57,7 @@ def _walk(recipe: Recipe) -> Iterator[RecipeError]:
     if sampler.tail is not None and (sampler.tail.ratio is not None or sampler.tail.steps is not None):
         problem = "got fewer steps behind the last that draws, but none draws"
         yield RecipeError("sampler.tail", problem, "give sampler.tail.solver alone, or lower sampler.steps")
-    for name, off in (("ratio", "plain"), ("kl_mask", None), ("entropy_share", None)):
+    for name, off in (("ratio", "plain"), ("kl_mask", None), ("entropy_share", None), ("gate", "ppo")):
         if (value := getattr(recipe.objective, name)) != off:
             problem = f"got {show(value)}, which is about log-probabilities, {why}"
             yield RecipeError(f"objective.{name}", problem, f"set objective.{name}={'null' if off is None else off}")

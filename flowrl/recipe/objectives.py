@@ -3,10 +3,41 @@
 from collections.abc import Iterator
 
 from flowrl.recipe.errors import RecipeError, show
-from flowrl.recipe.schema import Recipe
+from flowrl.recipe.schema import ObjectiveKeys, Recipe
+from flowrl.recipe.sections import Own
 
 # Keys of denoising steps, and the value that leaves each out.
 OF_STEPS = {"weight": "none", "ratio": "plain", "kl_mask": None, "guidance_gradient": "both"}
+
+CLIPPED = ("ppo", "is_clip", "log_clip_then_mean", "inverse")  # gates that read the clip
+# The gate that reads a key, of those that few read; their names are those of flowrl/core/objectives/gates.py.
+OF_GATES = {
+    "dual": ("ppo", "inverse"),
+    "kl_mask": ("ppo",),
+    "tau_pos": ("sigmoid",),
+    "tau_neg": ("sigmoid",),
+    "k_pos": ("gamma",),
+    "lambda_pos": ("gamma",),
+    "k_neg": ("gamma",),
+    "lambda_neg": ("gamma",),
+}
+
+
+def check_gate(recipe: Recipe) -> Iterator[RecipeError]:
+    """Keys of another gate than the recipe's."""
+    objective = recipe.objective
+    if isinstance(objective, Own):
+        return
+    for name, gates in OF_GATES.items():
+        default = ObjectiveKeys.model_fields[name].default
+        if objective.gate not in gates and (value := getattr(objective, name)) != default:
+            problem = f"got {show(value)}, which gate {objective.gate!r} does not read; {' and '.join(gates)} "
+            problem += "does" if len(gates) == 1 else "do"
+            remedy = f"set objective.{name}={'null' if default is None else default}, or objective.gate={gates[0]}"
+            yield RecipeError(f"objective.{name}", problem, remedy)
+    if objective.gate == "log_clip_then_mean" and objective.level != "token":
+        problem = f"got {objective.level!r}, but gate 'log_clip_then_mean' already takes the mean of a row"
+        yield RecipeError("objective.level", problem, "set objective.level=token")
 
 
 def check_step_objective(recipe: Recipe) -> Iterator[RecipeError]:
@@ -56,8 +87,16 @@ def check_kl_mask(recipe: Recipe, unit_variance: bool) -> Iterator[RecipeError]:
 
 def check_keep(recipe: Recipe) -> Iterator[RecipeError]:
     """A number of kept rows that no group can be cut to."""
-    keep, group = recipe.train.keep, recipe.train.group
+    keep, group, by = recipe.train.keep, recipe.train.group, recipe.train.keep_by
     if keep is None:
+        if by != "extremes":
+            problem = f"got {by!r}, but train.keep does not say how many rows are kept"
+            yield RecipeError("train.keep_by", problem, "set train.keep, or train.keep_by=extremes")
+        return
+    if by == "magnitude":
+        if keep >= group:
+            problem = f"got {keep}, accepted: a whole number from 1 to {group - 1}, below train.group = {group}"
+            yield RecipeError("train.keep", problem, "change it, or set train.keep=null to train all rows")
         return
     if keep % 2 or keep >= group:
         problem = (

@@ -60,6 +60,31 @@ srpo     a sample is noised by its own noise, stepped once down and once up, and
 rloo     leave-one-out baseline, no std: RLOO (arXiv:2402.14740, eq. 8).
          tokens: ratio of the row, the product of its decisions', clip 0.2, mean over rows: TRL; the paper adds a KL to
          the reward. steps: token ratio and grpo's clip.
+cispo    every decision keeps its gradient, weighted by its ratio up to a limit: CISPO (arXiv:2506.13585, eq. 4); mean
+         over decisions, sample std + 1e-4. The paper bounds ratios from above only and names no number: up to 5, as
+         ScaleRL (arXiv:2510.13786). For tokens.
+sapo     a sigmoid of the ratio in place of the clip: SAPO (arXiv:2511.20347), temperatures 1 and 1.05, sample std +
+         1e-4, mean over rows of row means. steps: 2000 and 2100, which keep the proportion to grpo's clips; nothing is
+         published.
+gmpo     the geometric mean of a row's ratios, each clipped first: GMPO (arXiv:2507.20673), within exp(-0.4) and
+         exp(0.4); sample std + 1e-4, mean over rows. steps: twice grpo's clip, the same proportion; nothing is
+         published.
+vespo    the log-prob times a weight that falls off softly as the ratio of the row leaves 1: VESPO (arXiv:2602.10693),
+         the numbers of TRL; sample std + 1e-4, mean over decisions. For tokens.
+aspo     where the advantage is positive, decisions count by the inverse of their ratio: asymmetric importance sampling
+         (arXiv:2510.06062), its code; dual 3, grpo's clip, sample std + 1e-6, mean over decisions. For tokens.
+lite_ppo group mean, std of the whole batch's raw rewards, token ratio, clip 0.2, mean over decisions: Lite PPO
+         (arXiv:2508.08221), std + 1e-4 as in TRL. steps: grpo's clip.
+opo      a baseline in which samples count by their length, no std, log-probs without a ratio: OPO (arXiv:2505.23585),
+         its exact on-policy update; mean over decisions. For tokens.
+opmd     baseline log(mean(exp(reward))) of the group, no std, log-probs without a ratio, loss halved (1 / (1 + tau),
+         tau 1): OPMD (arXiv:2505.17826), with a pull to the policy that sampled left out. For tokens.
+gpg      log-probs without a ratio, group mean over the share of rewards that are not 0: GPG (arXiv:2504.02546), as in
+         verl; mean over decisions. For tokens.
+pass_k   the advantage of the chance that one of advantage.k = 4 answers is right, in closed form: Pass@k training
+         (arXiv:2508.10751); clip 0.2, mean over decisions. Rewards are 0 or 1. For tokens.
+rf_base  group mean, whitened over the decisions of the batch: REINFORCE++-baseline (arXiv:2501.03262); clip 0.2, mean
+         over decisions; the paper adds a KL of kind k2. For tokens.
 
 Sample std is `advantage.unbiased`. No preset of tokens clips advantages. Those of tokens and those without a std add up
 raw rewards (`advantage.combine: sum`), as published; for steps the default is each reward on its own.
@@ -127,7 +152,13 @@ DENOISING: dict[str, Values] = {
         "objective": {"clip": STEPS},
         "advantage": {"combine": "sum", "baseline": "leave_one_out", "scale": "none"},
     },
+    "sapo": {
+        "objective": {"clip": STEPS, "gate": "sigmoid", "tau_pos": 2000.0, "tau_neg": 2100.0},
+    },
+    "gmpo": {"objective": {"clip": 2 * STEPS, "gate": "log_clip_then_mean", "aggregate": "seq_mean_mean"}},
+    "lite_ppo": {"objective": {"clip": STEPS}, "advantage": {"combine": "sum", "scale": "batch", "unbiased": True}},
 }
+SUMMED = {"combine": "sum", "unbiased": True, "clip": None}  # GRPO's advantage, as TRL has it
 LANGUAGE: dict[str, Values] = {
     "grpo": {
         "objective": {"clip": 0.2, "kl_kind": "k3", "aggregate": "seq_mean_mean"},
@@ -156,8 +187,43 @@ LANGUAGE: dict[str, Values] = {
         "objective": {"clip": 0.2, "level": "seq_sum", "kl_kind": "k3", "aggregate": "seq_mean_mean"},
         "advantage": {"combine": "sum", "baseline": "leave_one_out", "scale": "none", "clip": None},
     },
+    "cispo": {
+        "objective": {"clip": [1.0, 4.0], "gate": "is_clip", "kl_kind": "k3"},
+        "advantage": SUMMED,
+    },
+    "sapo": {
+        "objective": {"clip": 0.2, "gate": "sigmoid", "kl_kind": "k3", "aggregate": "seq_mean_mean"},
+        "advantage": SUMMED,
+    },
+    "gmpo": {
+        "objective": {"clip": 0.4, "gate": "log_clip_then_mean", "kl_kind": "k3", "aggregate": "seq_mean_mean"},
+        "advantage": SUMMED,
+    },
+    "vespo": {
+        "objective": {"clip": 0.2, "gate": "gamma", "level": "seq_sum", "kl_kind": "k3"},
+        "advantage": SUMMED,
+    },
+    "aspo": {
+        "objective": {"clip": 0.2, "gate": "inverse", "dual": 3.0, "kl_kind": "k3"},
+        "advantage": SUMMED | {"eps": 1e-6},
+    },
+    "lite_ppo": {"objective": {"clip": 0.2, "kl_kind": "k3"}, "advantage": SUMMED | {"scale": "batch"}},
+    "opo": {
+        "objective": {"clip": 0.2, "gate": "pg", "kl_kind": "k3"},
+        "advantage": SUMMED | {"baseline": "length_weighted", "scale": "none"},
+    },
+    "opmd": {
+        "objective": {"clip": 0.2, "gate": "pg", "kl_kind": "k3"},
+        "advantage": SUMMED | {"baseline": "log_mean_exp", "scale": "none", "factor": 0.5},
+    },
+    "gpg": {
+        "objective": {"clip": 0.2, "gate": "pg", "kl_kind": "k3"},
+        "advantage": SUMMED | {"scale": "nonzero"},
+    },
+    "pass_k": {"objective": {"clip": 0.2, "kl_kind": "k3"}, "advantage": SUMMED | {"baseline": "pass_at_k"}},
+    "rf_base": {"objective": {"clip": 0.2, "kl_kind": "k3"}, "advantage": SUMMED | {"scale": "whiten_by_length"}},
 }
-PRESETS = tuple(DENOISING)
+PRESETS = tuple(DENOISING | LANGUAGE)
 
 
 def texts() -> dict[str, str]:

@@ -11,6 +11,7 @@ from pydantic import create_model
 
 from flowrl.recipe.base import Strict, key, part
 from flowrl.recipe.curves import Curved
+from flowrl.recipe.lora import Lora
 from flowrl.recipe.noised import Loss, NoisedTraining
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.sampling import SOLVER_WORDS, Sampler, Solver
@@ -19,20 +20,6 @@ from flowrl.untyped import JSON
 
 CLIP = 0.2  # a clip range that is as good as any, for losses that have none
 Precision = Literal["float32", "bfloat16", "float16"]
-
-
-class Lora(Strict):
-    """Low-rank adapters. targets: `attention` (q, k, v, out projections), `all` linear layers, or ends of module names.
-
-    modules: which denoisers of the pipeline carry adapters (null: all that it calls). init: `default` is peft's,
-    `gaussian` the one of Flow-GRPO; both begin as the unchanged model.
-    """
-
-    rank: int = key(32, "a whole number from 1 to 16384", ge=1, le=2**14)
-    alpha: float = key(64.0, "a number > 0", gt=0)
-    targets: Literal["attention", "all"] | list[str] = key("attention", "attention, all, or a list of module names")
-    modules: list[str] | None = key(None, "a list of denoiser names or null")
-    init: Literal["default", "gaussian"] = key("default", "default or gaussian")
 
 
 class Prompts(Strict):
@@ -84,8 +71,9 @@ class ObjectiveKeys(arguments_of("objective", "clipped")):
     the mean log-ratio (seq_mean; seq_token: with the gradient of each decision) or of its sum (seq_sum). dual: a limit
     of the ratio where the advantage is negative, log_ratio_limit: one of its logarithm. kl: coefficient of the
     divergence from the reference (the model as the run finds it), estimated by kl_kind; exact_dt is exact times |dt|,
-    the form that Flow-GRPO's published coefficients for SD3 and FLUX belong to. aggregate: how decisions are averaged;
-    constant divides each by rows * length (null: the trained steps, or generation.max_new_tokens).
+    as Flow-GRPO's coefficients for SD3 and FLUX have it. aggregate: how decisions are averaged; constant divides each
+    by rows * length (null: the trained steps, or generation.max_new_tokens). gate: another loss of a decision's ratio
+    and advantage than the clip (ppo); tau, k and lambda are its numbers.
 
     Of tokens alone: entropy_share, the share of an update's tokens, those of the highest entropy when they were drawn,
     that the policy gradient comes from (TRL's top_entropy_quantile; null: all). What the loss is divided by and the
@@ -147,6 +135,7 @@ class Train(NoisedTraining):
     without any advantage are left out and as many drawn of other prompts (DAPO's dynamic sampling), each time by one
     more rollout. keep: of the rows that are compared with each other, train only so many, half of them with the highest
     and half with the lowest advantages, which still are those among all (DanceGRPO's best-of-n; null: all).
+    keep_by: magnitude keeps those whose advantages are farthest from 0, whatever their sign, an odd number too (CPPO).
     skip_truncated: completions that their length limit ended count in the statistics of their group, not in the loss.
     seconds: the run ends after the iteration with which rollouts, scoring and training have taken so long, evaluations
     and checkpoints not counted; a schedule then goes by the share of this time that is spent or of the iterations,
@@ -166,7 +155,8 @@ class Train(NoisedTraining):
     micro_batch: int | None = key(None, "a whole number >= 1 or null", ge=1)
     rollout_batch: int | None = key(None, "a whole number >= 1 or null", ge=1)
     refill: int = key(0, "a whole number >= 0", ge=0)
-    keep: int | None = key(None, "an even number >= 2 below train.group, or null", ge=2)
+    keep: int | None = key(None, "an even number >= 2 below train.group, or null", ge=1)
+    keep_by: Literal["extremes", "magnitude"] = key("extremes", "extremes or magnitude")
     skip_truncated: bool = key(False, "true or false")
     drop_silent: bool = key(False, "true or false")
     lr: float = key(3e-4, "a number > 0", gt=0, curve=True)

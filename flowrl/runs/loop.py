@@ -37,7 +37,7 @@ from flowrl.watch.sample_statistics import sample_statistics
 
 TREE_MEMBERS = 2**20  # noise numbers reserved for each draw of trees, whose size may change between iterations
 SETTINGS_KEYS = {"group", "epochs", "updates", "update_by", "micro_batch"}  # keys of train
-SETTINGS_KEYS |= {"refill", "keep", "skip_truncated", "drop_silent", "pairs", "sample_old"}
+SETTINGS_KEYS |= {"refill", "keep", "keep_by", "skip_truncated", "drop_silent", "pairs", "sample_old"}
 
 
 @dataclass

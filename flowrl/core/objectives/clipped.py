@@ -56,8 +56,8 @@ def clipped_loss(
     """
     _check(clip_low, clip_high, dual, level)
     valid = torch.ones_like(logp, dtype=torch.bool) if mask is None else mask.bool()
-    d = _difference(logp, rollout_logp.detach(), valid)
-    exponent = _exponent(d if log_ratio is None else log_ratio.to(d.dtype).where(valid, 0.0), valid, level)
+    d = difference(logp, rollout_logp.detach(), valid)
+    exponent = exponent_of(d if log_ratio is None else log_ratio.to(d.dtype).where(valid, 0.0), valid, level)
     if log_ratio_limit is not None:
         exponent = exponent.clamp(-log_ratio_limit, log_ratio_limit)
     advantage = (adv[:, None] if adv.ndim == 1 else adv).detach().to(d.dtype).expand_as(d).where(valid, 0.0)
@@ -72,7 +72,7 @@ def clipped_loss(
     bound = torch.where(above, -advantage * (1 + clip_high), -advantage * (1 - clip_low))
     loss = torch.where(clipped, bound if far is None else 0.0, loss)
     loss = torch.where(capped, -advantage * (dual or 1.0), loss)
-    metrics = _metrics(d.detach(), exponent.detach(), clipped, capped, above | below, valid)
+    metrics = clip_metrics(d.detach(), exponent.detach(), clipped, capped, above | below, valid)
     return loss, metrics
 
 
@@ -85,13 +85,13 @@ def _check(clip_low: float, clip_high: float, dual: float | None, level: str) ->
         raise ValueError(f"dual={dual}: must exceed 1, the ratio of an unchanged policy; None turns it off")
 
 
-def _difference(logp: Tensor, rollout_logp: Tensor, valid: Tensor) -> Tensor:
+def difference(logp: Tensor, rollout_logp: Tensor, valid: Tensor) -> Tensor:
     """logp - rollout_logp [r, k], at least float32. Padding may hold anything."""
     dtype = torch.promote_types(torch.promote_types(logp.dtype, rollout_logp.dtype), torch.float32)
     return (logp.to(dtype) - rollout_logp.to(dtype)).where(valid, 0.0)
 
 
-def _exponent(d: Tensor, valid: Tensor, level: str) -> Tensor:
+def exponent_of(d: Tensor, valid: Tensor, level: str) -> Tensor:
     """The exponent of the ratio, [r, k], of log-ratios that are 0 where not valid."""
     if level == "token":
         return d
@@ -102,9 +102,10 @@ def _exponent(d: Tensor, valid: Tensor, level: str) -> Tensor:
     return exponent.detach() + (d - d.detach()) if level == "seq_token" else exponent
 
 
-def _metrics(
+def clip_metrics(
     d: Tensor, exponent: Tensor, clipped: Tensor, capped: Tensor, outside: Tensor, valid: Tensor
 ) -> dict[str, Tensor]:
+    """The metrics of `clipped_loss`, 0 where not valid; all arguments [r, k], the last four bool."""
     per_decision = {
         "ratio": exponent.exp(),
         "clip_frac": clipped,

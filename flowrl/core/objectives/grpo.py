@@ -1,6 +1,6 @@
 """The clipped objective with a divergence from the reference: GRPO and its relatives as one combination of parts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from torch import Tensor
@@ -9,6 +9,7 @@ from flowrl.contracts import Batch, LogProbs, Need, Together, View
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.clipped import clipped_loss
 from flowrl.core.objectives.divergence import penalty
+from flowrl.core.objectives.gates import Gate
 from flowrl.core.objectives.step_weights import step_stat, step_weights, top_entropy
 
 RATIOS = ("plain", "centred")
@@ -18,9 +19,16 @@ RATIOS = ("plain", "centred")
 class ClippedObjective:
     """Clipped policy gradient plus `kl` times a divergence from the reference policy, per decision.
 
-    clip_low, clip_high, dual, level, log_ratio_limit: see `clipped_loss`. kl_kind: "exact" (of the decision's own
-    distribution) or "exact_dt", or an estimate from log-probs, k1, k2, k3 or abs. aggregate: see `aggregate.weights`;
-    its constant is rows * length, where length None is the number of decisions that a row has room for.
+    clip_low, clip_high, dual, level, log_ratio_limit: see `clipped_loss`.
+    gate: what a decision's loss is of its ratio r and its advantage A (gates.py). ppo is -A r, clipped; ratio -A r; pg
+    -A logp; is_clip the same times the clipped ratio, which has no gradient; sigmoid -A times a sigmoid of r; gamma -A
+    logp times exp(lambda + k log r - lambda r); log_clip_then_mean -A times the geometric mean of a row's ratios, each
+    limited by the clip in its logarithm; inverse where A > 0 -A logp / r, with 1 / r up to dual, else as ppo. The clip
+    is read by ppo, is_clip, log_clip_then_mean and inverse, dual by ppo and inverse. tau_pos, tau_neg: temperatures of
+    sigmoid where A is above and below 0. k_pos, k_neg: of gamma, likewise. lambda_pos, lambda_neg: of gamma, likewise.
+    kl_kind: "exact" (of the decision's own distribution) or "exact_dt", or an estimate from log-probs, k1, k2, k3 or
+    abs. aggregate: see `aggregate.weights`; its constant is rows * length, where length None is the number of decisions
+    that a row has room for.
 
     weight: see `step_weights.step_weights`. entropy_share: only decisions whose entropy is in this top share of an
     update have a policy gradient, see `step_weights.top_entropy`; all others still pay the divergence and count in the
@@ -33,7 +41,7 @@ class ClippedObjective:
 
     Sources: GRPO (arXiv:2402.03300, eq. 3), Flow-GRPO (arXiv:2505.05470, eq. 5), GSPO (arXiv:2507.18071, eq. 5),
     Dr. GRPO (arXiv:2503.20783), DAPO (arXiv:2503.14476), GRPO-Guard (arXiv:2510.22319), Flow-DPPO
-    (verl-omni).
+    (verl-omni); those of the gates are in gates.py.
     """
 
     clip_low: float
@@ -52,6 +60,13 @@ class ClippedObjective:
     ratio: Literal["plain", "centred"] = "plain"
     kl_mask: Annotated[float, "> 0"] | None = None
     entropy_share: Annotated[float | None, "a number > 0 and <= 1, or null"] = None
+    gate: Literal["ppo", "pg", "ratio", "is_clip", "sigmoid", "gamma", "log_clip_then_mean", "inverse"] = "ppo"
+    tau_pos: Annotated[float, "> 0"] = 1.0
+    tau_neg: Annotated[float, "> 0"] = 1.05
+    k_pos: Annotated[float, ">= 0"] = 2.0
+    lambda_pos: Annotated[float, "> 0"] = 3.0
+    k_neg: Annotated[float, ">= 0"] = 3.0
+    lambda_neg: Annotated[float, "> 0"] = 2.0
 
     def __post_init__(self) -> None:
         if self.ratio not in RATIOS:
@@ -66,12 +81,17 @@ class ClippedObjective:
     @property
     def together(self) -> Together:
         """A row where a decision's ratio is that of its row."""
-        return "decision" if self.level == "token" else "row"
+        return "decision" if self.level == "token" and self.gate != "log_clip_then_mean" else "row"
 
     @property
     def needs(self) -> frozenset[Need]:
         """The reference where a divergence is paid."""
         return frozenset({"reference"} if self.kl > 0 else ())
+
+    @property
+    def _gate(self) -> Gate:
+        values = {field.name: getattr(self, field.name) for field in fields(Gate) if field.name != "kind"}
+        return Gate(self.gate, **values)
 
     def weights(self, mask: Tensor) -> Tensor:
         """Weights [R, K]; see `contracts.Objective`."""
@@ -92,19 +112,23 @@ class ClippedObjective:
         Raises ValueError where `seen` or the step_stats lack what the objective needs.
         """
         stats = batch.step_stats
-        loss, metrics = clipped_loss(
-            seen.logp,
-            batch.rollout_logp,
-            batch.adv,
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
-            dual=self.dual,
-            level=self.level,
-            mask=batch.mask,
-            log_ratio_limit=self.log_ratio_limit,
-            log_ratio=_centred(seen) * step_stat(stats, "std") if self.ratio == "centred" else None,
-            far=None if self.kl_mask is None else _far(seen, batch.rollout_logp, self.kl_mask),
-        )
+        log_ratio = _centred(seen) * step_stat(stats, "std") if self.ratio == "centred" else None
+        if self.gate != "ppo":
+            loss, metrics = self._gate.loss(seen.logp, batch.rollout_logp, batch.adv, batch.mask, log_ratio)
+        else:
+            loss, metrics = clipped_loss(
+                seen.logp,
+                batch.rollout_logp,
+                batch.adv,
+                clip_low=self.clip_low,
+                clip_high=self.clip_high,
+                dual=self.dual,
+                level=self.level,
+                mask=batch.mask,
+                log_ratio_limit=self.log_ratio_limit,
+                log_ratio=log_ratio,
+                far=None if self.kl_mask is None else _far(seen, batch.rollout_logp, self.kl_mask),
+            )
         if self.kl > 0:
             dt = step_stat(stats, "dt") if self.kl_kind == "exact_dt" else None
             divergence = penalty(self.kl_kind, seen.logp, batch.reference, kl=seen.kl, dt=dt, mask=batch.mask)

@@ -30,22 +30,19 @@ FILES = (
 # What a formula waits for, or one with a parameter that is named behind it.
 WAITING = {
     "seeds of prompts": ["same_latent_seeds"],
-    "gate sigmoid": ["verl.sapo", "trl.sapo"],
-    "gate pg": ["verl.gpg", "verl.reinforce"],
-    "gate is_clip": ["verl.cispo", "trl.cispo"],
-    "gate gamma": ["trl.vespo"],
-    "gate log_clip_then_mean": ["verl.geo_mean", "trl.gmpo"],
     "masks by divergence, covariance": ["verl.clip_cov", "verl.kl_cov"],
     "rollout correction": ["verl.bypass_mode", "trl.dapo off_policy_mask_threshold"],
     "entropy bonus": ["trl.dapo entropy_coef"],
-    "baselines second best, length-weighted, given": ["verl.adv.grpo_passk", "verl.adv.opo", "verl.adv.remax"],
+    "baselines given": ["verl.adv.remax"],
     "per-step baselines": ["verl.adv.optimal_token_baseline", "verl.adv.multi_turn_optimal_token_baseline"],
     "credit reward-to-go and GAE": ["verl.adv.reinforce_plus_plus", "verl.adv.gae"],
-    "scale by a constant factor": ["verl.adv.gpg"],
 }
 LATER = {name for names in WAITING.values() for name in names}
+# in objectives/test_golden_gates.py and test_golden_advantages.py
+GATED = {"verl.sapo", "trl.sapo", "verl.gpg", "verl.reinforce", "verl.cispo", "trl.cispo", "trl.vespo", "trl.gmpo"}
+GATED |= {"verl.geo_mean", "verl.adv.grpo_passk", "verl.adv.opo", "verl.adv.gpg"}
 # in objectives/test_golden_matching.py and test_golden_preference.py
-ELSEWHERE = {"nft_reward_probability", "diffusion_nft", "flow_grpo_per_prompt_sft", "flow_grpo_per_prompt_dpo"}
+ELSEWHERE = {"nft_reward_probability", "diffusion_nft", "flow_grpo_per_prompt_sft", "flow_grpo_per_prompt_dpo"} | GATED
 # Squares of differences of means or velocities, divided by no variance: no divergence of ours, whose coefficients are
 # other numbers.
 BARE_SQUARES = ("flow_factory_x_based", "flow_factory_v_based")

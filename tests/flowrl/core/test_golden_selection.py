@@ -7,7 +7,7 @@ import torch
 
 import golden
 from flowrl.core.advantages import advantages
-from flowrl.core.selection import extremes
+from flowrl.core.selection import extremes, largest
 
 Case = dict[str, Any]
 WIDTH = "branchgrpo_width_pruning"
@@ -37,3 +37,34 @@ def test_width_pruning_keeps_both_ends(case: Case) -> None:
     got["num_edges_after"] = got["num_edges_before"] - len(pruned)
     wanted = case | {"outputs": case["outputs"] | {"pruned_child_ids": sorted(case["outputs"]["pruned_child_ids"])}}
     golden.check(got, wanted)
+
+
+FILTERS = "objectives/llm_sampler_filter.json"
+
+
+@pytest.mark.parametrize(
+    "case",
+    golden.cases(FILTERS, where=lambda c: c["method"] == "cppo.prune" and c["params"]["metric"] == "smallest"),
+)
+def test_completions_of_the_smallest_advantages_are_pruned(case: Case) -> None:
+    adv = golden.tensor(case["inputs"]["advantages"], torch.float64)
+    keep = len(adv) - int(len(adv) * case["params"]["pruning"])
+    kept = largest(adv, torch.zeros(len(adv), dtype=torch.int64), keep)
+    wanted = sorted(case["outputs"]["kept_indices"])
+    assert kept.nonzero()[:, 0].tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    "case",
+    golden.cases(
+        FILTERS, where=lambda c: c["method"] == "ragen.rollout_filter" and c["params"]["rollout_filter_type"] == "std"
+    ),
+)
+def test_groups_of_the_largest_spread_are_kept(case: Case) -> None:
+    params, scores = case["params"], golden.tensor(case["inputs"]["scores"], torch.float64)
+    scores = scores.flatten()
+    group = torch.arange(len(scores)) // params["group_size"]
+    share = params["rollout_filter_ratio"]
+    adv = advantages({"r": scores}, group, weights={"r": 1.0}, groups=share)
+    kept = set(group[adv != 0].tolist())
+    assert kept == {int(group[i]) for i in case["outputs"]["kept_indices"]}

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowrl.contracts import Credit, Rollout, Samples
-from flowrl.core.selection import WidthPruning, compared_rows, extremes, only_extremes, prune_width, without_silent
+from flowrl.core.selection import (
+    WidthPruning,
+    compared_rows,
+    extremes,
+    prune_width,
+    selected_rows,
+    without_silent,
+)
 
 
 def by_hand(values: list[float], compared: list[int], keep: int) -> list[bool]:
@@ -49,7 +56,7 @@ def rollout_of(prompts: int, samples: int, credit: Credit | None = None, rows: i
 
 def test_rows_that_are_left_out_leave_mask_and_advantage():
     rollout, adv = rollout_of(2, 4), torch.tensor([1.0, 2.0, 3.0, 4.0, 8.0, 7.0, 6.0, 5.0])
-    kept, left = only_extremes(rollout, adv, 2)
+    kept, left = selected_rows(rollout, adv, 2)
     assert left.tolist() == [1.0, 0.0, 0.0, 4.0, 8.0, 0.0, 0.0, 5.0]
     assert kept.mask.any(1).tolist() == [True, False, False, True] * 2
     assert kept.mask[0].tolist() == [True, False, True]  # what was masked stays so
@@ -63,7 +70,7 @@ def test_edges_of_a_tree_are_compared_with_their_peers():
     labels = compared_rows(rollout)
     assert labels.tolist() == [0, 0, 1, 1, 1, 1, 2, 2, 3, 3, 3, 3]
     adv = torch.tensor([0.5, -0.5, 3.0, 1.0, -1.0, -3.0] * 2)
-    kept, left = only_extremes(rollout, adv, 2)
+    kept, left = selected_rows(rollout, adv, 2)
     assert left.tolist() == [0.5, -0.5, 3.0, 0.0, 0.0, -3.0] * 2
     assert kept.mask.any(1).tolist() == [True, True, True, False, False, True] * 2
     flat: Tensor = compared_rows(rollout_of(2, 3))
@@ -74,7 +81,7 @@ def test_rows_are_compared_by_the_sum_of_their_trained_decisions():
     """Of three decisions a row; the second of row 0 is masked, and its advantage is not read."""
     rollout = rollout_of(1, 4)
     adv = torch.tensor([[1.0, 99.0, 1.0], [3.0, -4.0, 0.0], [0.0, 0.0, 0.0], [1.0, -1.0, 0.5]])
-    kept, left = only_extremes(rollout, adv, 2)
+    kept, left = selected_rows(rollout, adv, 2)
     assert kept.mask.any(1).tolist() == [True, True, False, False]
     assert torch.equal(left, adv.where(torch.tensor([True, True, False, False])[:, None], 0.0))
     adv[0], adv[3] = torch.tensor([0.0, 99.0, 0.0]), torch.tensor([1.0, -1.0, 0.0])

@@ -51,11 +51,24 @@ LOSSES: dict[str, tuple[int, list[Kind]]] = {
         ],
     ),
     "rloo": (1, [("trl.rloo_loss", {})]),
+    "cispo": (3, [("trl.cispo", {}), ("verl.cispo", {"loss_agg_mode": "token-mean"})]),
+    "sapo": (3, [("trl.sapo", {}), ("verl.sapo", {})]),
+    "gmpo": (3, [("trl.gmpo", {}), ("verl.geo_mean", {})]),
+    "vespo": (1, [("trl.vespo", {})]),
 }
 # Parameters that add to a loss what no preset has, unless they are off.
 EXTRAS = ("use_bias_correction_kl", "entropy_coef", "use_vllm_is", "off_policy_mask_threshold", "top_entropy_quantile")
 EXTRAS += ("global_batch_info", "enable_vllm_is_correction")
 LEVELS = {"trl.gspo_token": "seq_token", "verl.gspo": "seq_token"}  # GSPO-token: the same gradient where A is the row's
+
+NUMBERS = {
+    "tau_pos": ("tau_pos", "sapo_temperature_pos"),
+    "tau_neg": ("tau_neg", "sapo_temperature_neg"),
+    "k_pos": ("vespo_k_pos",),
+    "lambda_pos": ("vespo_lambda_pos",),
+    "k_neg": ("vespo_k_neg",),
+    "lambda_neg": ("vespo_lambda_neg",),
+}
 
 
 class Table:
@@ -75,6 +88,11 @@ class Table:
 def given(case: Case) -> dict[str, Any]:
     """The keys of an objective that a case sets."""
     params, name = case["params"], case["method"]
+    if name.endswith((".sapo", ".vespo")):  # no clip
+        numbers = {key: next((params[k] for k in names if k in params), None) for key, names in NUMBERS.items()}
+        return {key: value for key, value in numbers.items() if value is not None}
+    if name == "trl.cispo":  # the limit of the ratio itself
+        return {"clip": [1.0, params["epsilon_high"] - 1], "kl": params["beta"]}
     low = next(params[k] for k in ("epsilon", "clip_ratio_low", "clip_eps_low", "clip_ratio") if k in params)
     high = next(params[k] for k in ("epsilon_high", "clip_ratio_high", "clip_eps_high", "clip_ratio") if k in params)
     dual = next((params[k] for k in ("delta", "clip_ratio_c", "dual_clip") if k in params), None)

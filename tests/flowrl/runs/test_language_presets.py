@@ -1,0 +1,39 @@
+"""Every preset of tokens trains the arithmetic model for three iterations through the one loop."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli_support import quiet
+from flowrl.recipe.load import load
+from flowrl.recipe.presets import LANGUAGE
+from flowrl.runs.start import run
+
+SMALL = ["train.prompts=2", "train.group=4", "train.updates=2", "train.iterations=3", "train.micro_batch=null"]
+SMALL += ["train.rollout_batch=null", "eval.at_start=false", "eval.at_end=false", "eval.every=null", "device=cpu"]
+SMALL += ["generation.max_new_tokens=12"]
+LENGTH = "rewards={short: {use: overlong, args: {limit: 12, margin: 12}}}"  # differs where lengths do
+
+
+def trained(folder: Path, preset: str, *more: str) -> list[dict[str, float]]:
+    run(load("tiny_lm_grpo", [f"output={folder}", *SMALL, LENGTH, f"objective={{preset: {preset}}}", *more]), quiet())
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == "train"]
+
+
+@pytest.mark.parametrize("preset", LANGUAGE)
+def test_every_preset_of_tokens_runs_three_iterations(preset: str, tmp_path: Path):
+    more = []
+    if preset == "pass_k":  # right is what is above 0.5, here more than six tokens
+        more = [LENGTH.replace("use: overlong", "use: overlong, weight: -1"), "advantage.k=2"]
+    metrics = trained(tmp_path / "run", preset, *more)
+    assert [m["iteration"] for m in metrics] == [1, 2, 3]
+    assert all(m["nonfinite_updates"] == 0 and m["replay_gap_max"] < 5e-5 for m in metrics)
+    assert max(m["grad_norm"] for m in metrics) > 0
+
+
+def test_rows_are_kept_by_magnitude_and_groups_by_spread(tmp_path: Path):
+    more = ["train.keep=1", "train.keep_by=magnitude", "advantage.groups=0.5", "train.drop_silent=true"]
+    for metrics in trained(tmp_path / "run", "grpo", *more, "train.updates=1"):
+        assert metrics["active_rows"] <= 1 / 8 + 1e-6
