@@ -25,8 +25,9 @@ def trained(folder: Path, preset: str, *more: str) -> list[dict[str, float]]:
 @pytest.mark.parametrize("preset", LANGUAGE)
 def test_every_preset_of_tokens_runs_three_iterations(preset: str, tmp_path: Path):
     more = []
-    if preset == "pass_k":  # right is what is above 0.5, here more than six tokens
-        more = [LENGTH.replace("use: overlong", "use: overlong, weight: -1"), "advantage.k=2"]
+    if preset == "pass_k":  # right is what is above 0.5, here more than ten tokens
+        more = [LENGTH.replace("12", "20").replace("overlong,", "overlong, weight: -1,")]
+        more += ["advantage.k=2", "generation.max_new_tokens=20", "train.group=8"]
     metrics = trained(tmp_path / "run", preset, *more)
     assert [m["iteration"] for m in metrics] == [1, 2, 3]
     assert all(m["nonfinite_updates"] == 0 and m["replay_gap_max"] < 5e-5 for m in metrics)
