@@ -14,8 +14,8 @@ METRICS = {
     "margin": "of pairs: by how much the implicit reward of the better sample exceeds that of the worse one",
     "implicit_accuracy": "share of pairs whose implicit rewards agree with the preference; 1/2 is chance",
     "winner_error": "of pairs: squared error of the velocity at the better sample; it depends on the levels drawn",
-    "winner_rise": "of pairs: by how much that error is above the one under the weights it is compared with; it should "
-    "be below 0",
+    "winner_rise": "of pairs: by how much that error is above the one under the weights it is compared with; a "
+    "large rise is likelihood displacement",
     "loss": "value of the objective; it has no scale of its own and need not fall",
     "grad_norm": "length of the gradient before clipping, mean over the updates of an iteration",
     "lr": "learning rate of the last update",

@@ -16,7 +16,7 @@ from flowrl.watch.history import KL_BEFORE, KL_NOW, KL_SEEN, REWARD, Finding, Fi
 REPLAY_LIMITS = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.05}  # of a log-ratio that should be 0
 TINY = 1e-12  # a gradient norm below it counts as 0
 GROWTH = 3.0  # times its running median that a gradient norm may reach; healthy runs stay below 2.5
-DISPLACED = 0.1  # share by which the error of the better sample of a pair may rise
+DISPLACED = 0.05  # share by which the error of the better sample of a pair may rise
 
 
 @dataclass(frozen=True)
@@ -158,11 +158,13 @@ def _kl(history: RunHistory, iteration: int, metrics: Metrics) -> Findings:
 
 
 def _old_distance(history: RunHistory, iteration: int, metrics: Metrics) -> Findings:
-    yield from _beyond_running_median(history, "old_distance", "old_distance", iteration, metrics)
+    yield from _beyond_running_median(history, "old_distance", "old_distance", iteration, metrics, KL_BEFORE + KL_NOW)
 
 
-def _beyond_running_median(history: RunHistory, alarm: str, name: str, iteration: int, metrics: Metrics) -> Findings:
-    if not _is_known(history, name, metrics):
+def _beyond_running_median(
+    history: RunHistory, alarm: str, name: str, iteration: int, metrics: Metrics, needed: int = KL_SEEN
+) -> Findings:
+    if not _is_known(history, name, metrics, needed):
         return
     before, now = history.running(name)
     if before > 0 and now > history.settings.kl * before:

@@ -18,8 +18,8 @@ gradient     train       the gradient norm exceeds three times its running media
                          before, then or until the alarm has been quiet for `patience` iterations   rollback
 chance       train       of pairs, the implicit accuracy of thirteen iterations is no better than
                          chance, and their margin not above 0                                       stop
-displacement train       of pairs, the error of the better sample is a tenth above that of the
-                         weights it is compared with (thirteen iterations): likelihood displacement rollback
+displacement train       of pairs, the error of the better sample is a twentieth above that of the
+                         weights it is compared with (thirteen iterations)                          rollback
 collapse     held out    the trained reward is below its best by three standard errors and by the
                          share `collapse` of it                                                     rollback
 hacking      both        the trained reward has risen while a statistic of the samples left its band
