@@ -225,7 +225,7 @@ class Policy(Looks, Protocol[PlanT]):
     """
 
     source: Any
-    modules: Mapping[str, torch.nn.Module]
+    modules: dict[str, torch.nn.Module]
     device: torch.device
     weights: Callable[[str], AbstractContextManager[None]]
 

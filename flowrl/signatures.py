@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 
 class Computed:
@@ -130,12 +130,12 @@ def _dictionaries(body: list[ast.stmt]) -> Iterator[tuple[str, list[tuple[str, s
                 [
                     (key.value, item.id)
                     for key, item in zip(value.keys, value.values, strict=True)
-                    if isinstance(key, ast.Constant) and isinstance(item, ast.Name)
+                    if isinstance(key, ast.Constant) and isinstance(key.value, str) and isinstance(item, ast.Name)
                 ],
             )
 
 
-def _is_part(node: ast.stmt, leading: tuple[str, ...]) -> bool:
+def _is_part(node: ast.stmt, leading: tuple[str, ...]) -> TypeGuard[ast.FunctionDef | ast.ClassDef]:
     if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
         return _names(node.args)[: len(leading)] == leading
     if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):

@@ -1,15 +1,16 @@
 """The commands' output: a rich console that does not truncate logs, and durations in words."""
 
 import os
+from typing import TextIO
 
 from rich.console import Console
 
 LOG_WIDTH = 160  # columns if the output is not a terminal but a log, a pipe or a file
 
 
-def output_console(**options: bool) -> Console:
+def output_console(*, file: TextIO | None = None, soft_wrap: bool = False) -> Console:
     """A console on standard output; one that is not a terminal has 160 columns, or COLUMNS, instead of rich's 80."""
-    console = Console(highlight=False, **options)
+    console = Console(highlight=False, file=file, soft_wrap=soft_wrap)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = LOG_WIDTH
     return console

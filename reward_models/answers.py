@@ -8,6 +8,7 @@ a completion without an answer scores 0.
 import re
 import threading
 from decimal import Decimal, InvalidOperation
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,8 +49,8 @@ def math_answer(samples: Samples, *, tag: str = "answer", key: str = "answer") -
     texts, find = _texts(samples, "math_answer"), _pattern(None, tag)
     from math_verify import parse, verify  # pyright: ignore[reportMissingImports]
 
-    # its time limits are signals, which only the main thread may set
-    seconds = SECONDS if threading.current_thread() is threading.main_thread() else None
+    # its time limits are signals, which only the main thread may set; `parse` takes None too, which its hint leaves out
+    seconds: Any = SECONDS if threading.current_thread() is threading.main_thread() else None
     scores = []
     for text, prompt in zip(texts, samples.prompts, strict=True):
         gold = parse(rf"\boxed{{{truth(prompt, key)}}}", fallback_mode="no_fallback", parsing_timeout=seconds)

@@ -9,6 +9,7 @@ epsilon (1e-6) and the 12 and 16 heads that the public model has and that transf
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -87,11 +88,9 @@ class image_reward(Model):  # noqa: N801 - the name recipes use
     def _score_pictures(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
         """The scores [N] of N Pillow pictures, equally many per text, preprocessed as in the published code."""
         each = [text for text in texts for _ in range(len(images) // len(texts))]
-        pictures: list[Image.Image] = list(images)
-        resized: list[Image.Image] = [
-            transforms.resize(image, [self.size], InterpolationMode.BICUBIC) for image in pictures
-        ]
-        cropped: list[Image.Image] = [transforms.center_crop(image, [self.size]) for image in resized]
+        pictures: list[Any] = list(images)  # torchvision takes them, but its hints know tensors alone
+        resized: list[Any] = [transforms.resize(image, [self.size], InterpolationMode.BICUBIC) for image in pictures]
+        cropped: list[Any] = [transforms.center_crop(image, [self.size]) for image in resized]
         return self._scores(torch.stack([_normal(transforms.to_tensor(image)) for image in cropped]), each)
 
     def _scores(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:

@@ -124,9 +124,9 @@ def _draw(
             shown = picture_of(samples)
             pictures += [] if shown is None else [shown.float().cpu()]
             texts += samples.texts or ()
-            for i in range(0 if samples.audio is None else len(samples)):
+            for i, sound in enumerate(() if samples.audio is None else samples.audio):
                 path = sounds.with_name(f"{sounds.stem}_{start * number + i:03d}.wav")
-                save_sound(samples.audio[i], samples.sample_rate or 1, path)
+                save_sound(sound, samples.sample_rate or 1, path)
     return torch.cat(pictures) if pictures else None, texts
 
 

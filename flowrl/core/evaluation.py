@@ -63,7 +63,7 @@ class Evaluation:
 
     def record(self) -> dict[str, object]:
         """The prompts and every score as plain JSON values; one that could not be scored is null."""
-        record = {
+        record: dict[str, object] = {
             "prompts": [{"id": p.id, "text": p.text, "kind": p.meta.get("kind")} for p in self.prompts],
             "scores": {name: _plain(values) for name, values in self.scores.items()},
         }

@@ -4,7 +4,7 @@ Kinds: "lora" is what `pipe.load_lora_weights` reads, "merged" a whole pipeline 
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from flowrl.policies.pipelines.layouts import media_of
 from flowrl.policies.pipelines.policy import PipelinePolicy
 from flowrl.policies.pipelines.working_copy import modules_of
 from flowrl.recipe.schema import Recipe
-from flowrl.untyped import Pipeline
+from flowrl.untyped import Network, Pipeline
 
 
 def write(policy: PipelinePolicy, folder: Path, kind: str) -> None:
@@ -76,9 +76,8 @@ def load(recipe: Recipe, folder: Path, kind: str) -> Pipeline:
     dtype = getattr(torch, recipe.dtype.model)
     pipe = load_pipeline(recipe.model if kind == "lora" else str(folder), dtype)
     for place, name, options in _weight_files(folder) if kind == "lora" else ():
-        reads: Callable[..., None] = (
-            pipe.load_lora_weights if name is None else modules_of(pipe)[name].load_lora_adapter
-        )
+        modules: dict[str, Network] = modules_of(pipe)
+        reads = pipe.load_lora_weights if name is None else modules[name].load_lora_adapter
         reads(str(place), **options)
     return pipe
 

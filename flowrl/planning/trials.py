@@ -113,7 +113,7 @@ def _broadcasts(part: Tensor, whole: Tensor) -> bool:
         return False
 
 
-def check_window(place: str, name: str, given: object, steps: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def check_window(place: str, name: str, given: Any, steps: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(steps that draw, steps that are trained) from the result of the user's own window, for a walk of `steps`."""
     pair = (given.stochastic, given.trained) if isinstance(given, Roles) else (given, given)
     wanted = f"the steps that draw and are trained, one or more increasing numbers from 0 to {steps - 1}, or Roles"

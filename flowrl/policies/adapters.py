@@ -15,7 +15,7 @@ from torch import nn
 
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.working_copy import modules_of
-from flowrl.untyped import JSON, Network, Pipeline
+from flowrl.untyped import JSON, LanguageModel, Network, Pipeline
 
 DENOISERS = ("transformer", "transformer_2", "unet")  # components that are trained if a recipe names none
 ADAPTER = "default"
@@ -74,7 +74,7 @@ def add_lora(
         if not layers:
             raise PolicyError(f"lora.targets={targets!r} matches no linear layer of {name} ({type(module).__name__})")
         _check_rank(rank, name, module, layers)
-        options: dict[str, object] = {"lora_alpha": alpha, "init_lora_weights": True if init == "default" else init}
+        options: dict[str, JSON] = {"lora_alpha": alpha, "init_lora_weights": True if init == "default" else init}
         if _is_language_model(module):  # so that peft returns a model that generates
             options |= {"task_type": "CAUSAL_LM", "base_model_name_or_path": module.name_or_path}
         config = LoraConfig(r=rank, target_modules=layers, **options)
@@ -178,7 +178,7 @@ def disable_adapters(modules: Modules) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def save(pipe: object, modules: Modules, folder: Path) -> None:
+def save(pipe: Pipeline | LanguageModel, modules: Modules, folder: Path) -> None:
     """Writes what was trained: LoRA as `pipe.load_lora_weights(folder)` reads it, full weights as diffusers models.
 
     A language model writes itself: LoRA for `peft.PeftModel.from_pretrained(base, folder)`, or a transformers folder.

@@ -297,7 +297,7 @@ class Cursor:
         """The position of the draw, and a digest of the prompts it draws from."""
         return {"position": self.position, "prompts": self._digest}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, JSON]) -> None:
         """Continues from a saved state. Raises PromptError if it was saved for other prompts."""
         if state["prompts"] != self._digest:
             raise PromptError("prompts.train: not the prompts this run began with; restore them or start a new run")

@@ -108,7 +108,7 @@ def _as_type(node: ast.expr) -> Any:
     text = _text(node)
     if text is not None and isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple):
         inner = as_type(ast.unparse(node.slice.elts[0]))
-        limits = _limits(text) if inner in (int, float, int | None, float | None) else {}
+        limits: dict[str, JSON] = _limits(text) if inner in (int, float, int | None, float | None) else {}
         return Annotated[inner, Field(**limits)] if limits else inner  # pyright: ignore[reportArgumentType]
     if isinstance(node, ast.Constant) and node.value is not None:
         return node

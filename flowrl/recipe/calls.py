@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from flowrl import names
 from flowrl.recipe.annotations import accepted_if_misfit
@@ -48,7 +48,7 @@ class Limits(NamedTuple):
     high: float = math.inf
     above: bool = False
 
-    def hold(self, value: JSON) -> bool:
+    def hold(self, value: JSON) -> TypeGuard[int | float]:
         """Whether a value is such a number."""
         if type(value) not in ((int,) if self.whole else (int, float)):
             return False
@@ -146,14 +146,12 @@ def check_call(cls: type, kwargs: dict[str, JSON]) -> None:
 def _check_area(cls: type, kwargs: dict[str, JSON]) -> None:
     """Raises RecipeError if a pipeline would rescale height and width to its own area (FLUX.1 Kontext)."""
     call: Callable = cls.__call__
-    area, size = inspect.signature(call).parameters.get("max_area"), (kwargs.get("height"), kwargs.get("width"))
-    if area is None or "max_area" in kwargs or not all(isinstance(value, int) for value in size):
+    area, height, width = inspect.signature(call).parameters.get("max_area"), kwargs.get("height"), kwargs.get("width")
+    if area is None or "max_area" in kwargs or not (isinstance(height, int) and isinstance(width, int)):
         return
-    wanted = size[0] * size[1]
+    wanted = height * width
     if wanted != area.default:
-        problem = (
-            f"not given, and {cls.__name__} scales {size[0]} x {size[1]} (height x width) to {area.default} pixels"
-        )
+        problem = f"not given, and {cls.__name__} scales {height} x {width} (height x width) to {area.default} pixels"
         raise RecipeError("pipeline.max_area", problem, f"set it to {wanted}")
 
 

@@ -51,7 +51,7 @@ class Curve:
         else:
             yield key, value
 
-    def written(self) -> dict[str, JSON]:
+    def written(self) -> dict[JSON, JSON]:
         """The mapping that a recipe contains for this curve."""
         points = dict(self.points)
         return points if self.by == "iterations" else {"by": self.by, "points": points}

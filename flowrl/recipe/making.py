@@ -57,6 +57,6 @@ def step_of(recipe: Recipe) -> Callable[..., Any]:
     step, arguments = names.load(recipe.sampler.step, names.steps(), "step"), recipe.sampler.step_args
     if not arguments:
         return step
-    made: Any = functools.partial(step(**arguments)) if inspect.isclass(step) else functools.partial(step, **arguments)
+    made: Any = functools.partial(step(**arguments)) if isinstance(step, type) else functools.partial(step, **arguments)
     vars(made).update(facts_of(step))
     return made

@@ -7,6 +7,7 @@
 import re
 
 import yaml
+from yaml.composer import ComposerError
 
 from flowrl.untyped import JSON
 
@@ -41,19 +42,19 @@ class Loader(yaml.SafeLoader):
         alias = self.check_event(yaml.AliasEvent)
         self._depth = getattr(self, "_depth", 0) + 1
         if self._depth > MAX_DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"more than {MAX_DEPTH} levels", mark)
+            raise ComposerError(None, None, f"more than {MAX_DEPTH} levels", mark)
         node: JSON = super().compose_node(parent, index)
         self._depth -= 1
         if alias and not hasattr(node, "extent"):
-            raise yaml.composer.ComposerError(None, None, "an alias of what it stands in", mark)
+            raise ComposerError(None, None, "an alias of what it stands in", mark)
         if not alias:
             node.extent = _extent(node)
         levels, values = node.extent
         if self._depth + levels > MAX_DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"more than {MAX_DEPTH} levels", mark)
+            raise ComposerError(None, None, f"more than {MAX_DEPTH} levels", mark)
         if values > MAX_VALUES:
             problem = f"more than {MAX_VALUES:,} values, those behind aliases counted wherever they are named"
-            raise yaml.composer.ComposerError(None, None, problem, mark)
+            raise ComposerError(None, None, problem, mark)
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:

@@ -106,7 +106,7 @@ def defaults_of(section: type[Strict]) -> dict[str, JSON]:
     return {name: field.default for name, field in section.model_fields.items()}
 
 
-def given(section: object) -> dict[str, JSON]:
+def given(section: Any) -> dict[str, JSON]:
     """The arguments that a recipe gives to the part of a section."""
     if isinstance(section, Own):
         return section.args
@@ -187,8 +187,8 @@ def check_arguments(
 ) -> Iterator[RecipeError]:
     """What of the arguments of a part does not fit its signature. accepted: those that a recipe may give."""
     accepted = entry.accepts if accepted is None or entry.accepts is None else accepted
-    for name in args if accepted is not None else ():
-        if name not in accepted:
+    if accepted is not None:
+        for name in [name for name in args if name not in accepted]:
             meant = names.closest(name, accepted)
             listed = ", ".join(accepted) or "nothing"
             remedy = f"did you mean {meant!r}?" if meant else f"remove {place}.{name}"

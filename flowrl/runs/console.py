@@ -5,21 +5,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich import progress as bars
 from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.table import Table
 
+from flowrl.contracts import Policy
 from flowrl.core.evaluation import Evaluation, Mean
 from flowrl.recipe.schema import Recipe
 from flowrl.terminal import duration_text, output_console
 from flowrl.untyped import JSON
-
-if TYPE_CHECKING:
-    from flowrl.policies.language.policy import LanguagePolicy
-    from flowrl.policies.pipelines.policy import PipelinePolicy
 
 _MEAN = re.compile(r"reward/[^/]+/mean")  # the metric of a reward's mean
 _PHASES = {"rollout": "rollout", "score": "scoring", "train": "training"}
@@ -75,7 +71,7 @@ class Console:
     def __init__(self, console: RichConsole | None = None):
         self.rich = console or output_console()
 
-    def started(self, recipe: Recipe, policy: "PipelinePolicy | LanguagePolicy", folder: Path) -> None:
+    def started(self, recipe: Recipe, policy: Policy, folder: Path) -> None:
         """The first line: what is trained, on which device, and where it is written."""
         number = sum(p.numel() for p in policy.trainable())
         total = sum(p.numel() for m in policy.modules.values() for p in m.parameters())

@@ -277,8 +277,9 @@ class Run:
         if state.best is not None and state.best[0] == state.iteration != iteration:  # the evaluated weights are gone
             kept = self.saving.checkpoints.marked("best")
             known = None if kept is None else self.evaluations.get(kept)
-            better = kept is not None and known is not None
-            state.best = (kept, trained_mean(known, self.inputs.scorer.weights)) if better else None
+            state.best = None
+            if kept is not None and known is not None:
+                state.best = kept, trained_mean(known, self.inputs.scorer.weights)
         self.saving.forget()
         self.console.note(rollback_message(iteration, self.watch))
 

@@ -13,7 +13,6 @@ of their group and is given whole groups.
 """
 
 import copy
-import inspect
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,7 +74,7 @@ def _load_one(name: str, spec: RewardSpec) -> RewardRunner:
 def _construct(name: str, spec: RewardSpec) -> Reward:
     thing = names.load(spec.use, names.rewards())
     args = copy.deepcopy(dict(spec.args))  # the recipe's own, which another reward may share
-    if not inspect.isclass(thing):
+    if not isinstance(thing, type):
         return partial(thing, **args)
     construct: Callable[..., Reward] = thing
     try:

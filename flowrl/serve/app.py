@@ -55,7 +55,7 @@ class Service:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         return hmac.compare_digest(given.strip().encode(), self._token) and scheme.lower() == "bearer"
 
-    async def score(self, request: Request) -> dict[str, object]:
+    async def score(self, request: Request) -> dict[str, Any]:
         """The answer of a worker. Raises RefusedError."""
         limits, kind = self.config.serve, request.headers.get("content-type", "").partition(";")[0].strip().lower()
         name = request.headers.get(REQUEST_ID)
@@ -155,7 +155,7 @@ def build_app(service: Service) -> FastAPI:
 
         return respond
 
-    async def score(request: Request) -> dict[str, object]:
+    async def score(request: Request) -> dict[str, Any]:
         result = await service.score(request)
         service.counts["served"] += 1
         service.counts["samples"] += len(result["items"])

@@ -96,7 +96,7 @@ class NFTObjective(NoisedObjective):
     @property
     def needs(self) -> frozenset[Need]:
         """See `contracts.Objective`."""
-        return super().needs | {"old"}
+        return frozenset({*super().needs, "old"})
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """(loss [r], metrics [r]); see `NoisedObjective`."""
@@ -129,7 +129,7 @@ class AWMObjective(NoisedObjective):
     @property
     def needs(self) -> frozenset[Need]:
         """See `contracts.Objective`."""
-        return super().needs | {"old"}
+        return frozenset({*super().needs, "old"})
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """(loss [r], metrics [r]); see `NoisedObjective`."""
@@ -210,7 +210,7 @@ class CRDObjective(NoisedObjective):
     @property
     def needs(self) -> frozenset[Need]:
         """See `contracts.Objective`."""
-        return super().needs | {"old"}
+        return frozenset({*super().needs, "old"})
 
     def kl_factor(self, batch: Batch) -> Tensor | float:
         """See `NoisedObjective`."""

@@ -16,7 +16,7 @@ from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
 from flowrl.planning.sizes.rewards import on_device
 from flowrl.recipe.models import pipeline_class
 from flowrl.recipe.schema import Recipe
-from flowrl.untyped import JSON
+from flowrl.untyped import JSON, Tokenizer
 from samplers.decisions import stored_states
 
 WORDS = 1.5  # tokens per word of a prompt, without a tokenizer
@@ -125,9 +125,9 @@ def _counter(model: str) -> Callable[[str], int]:
 
         return qwen_counter(folder)
     if (folder / "tokenizer.json").is_file():
-        from tokenizers import Tokenizer
+        import tokenizers
 
-        fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         return lambda text: max(1, len(fast.encode(text, add_special_tokens=False).ids))
     from transformers import AutoTokenizer
 

@@ -3,6 +3,7 @@
 import wave
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers.utils import load_video
@@ -120,7 +121,7 @@ def _open_files(value: Nest) -> Nest:
         if value.suffix.lower() == ".wav":
             return _sound(value)
         if value.suffix.lower() in _CLIPS:
-            return [frame.convert("RGB") for frame in load_video(str(value))]
+            return [frame.convert("RGB") for frame in cast("list[Image.Image]", load_video(str(value)))]
         return Image.open(value).convert("RGB")
     except (OSError, ValueError, ImportError, EOFError, wave.Error) as error:
         reason = " ".join(str(error).split())[:160]

@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from flowrl.policies.errors import PolicyError
-from flowrl.untyped import Config, Scheduler
+from flowrl.untyped import JSON, Config, Scheduler
 from samplers.predictions import PREDICTIONS, velocity_from
 
 _DISTILLED = (
@@ -45,7 +45,7 @@ def ddim_of(scheduler: Scheduler) -> DDIMScheduler:
     """
     own = scheduler
     if not isinstance(scheduler, DDIMScheduler):
-        options: dict[str, object] = {name: scheduler.config[name] for name in _OPTIONS if name in scheduler.config}
+        options: dict[str, JSON] = {name: scheduler.config[name] for name in _OPTIONS if name in scheduler.config}
         options = {"clip_sample": False} | options
         scheduler = DDIMScheduler(**options)
         scheduler.alphas_cumprod = own.alphas_cumprod.clone()  # some move it in ways of their own (CogVideoX)

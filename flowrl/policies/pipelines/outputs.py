@@ -15,7 +15,14 @@ def samples_of(prompts: Sequence[Prompt], each: int, media: Media, rate: int | N
     """`each` samples per prompt, prompt by prompt, from their pictures, video and sound. rate: of the sound, in Hz."""
     of = [p for p in prompts for _ in range(each)]
     group = torch.arange(len(prompts)).repeat_interleave(each)
-    return Samples(of, group, **media, sample_rate=rate if "audio" in media else None)
+    return Samples(
+        of,
+        group,
+        images=media.get("images"),
+        video=media.get("video"),
+        audio=media.get("audio"),
+        sample_rate=rate if "audio" in media else None,
+    )
 
 
 def credit_of(tree: Tree, rollout_logp: Tensor) -> Credit | None:

@@ -19,6 +19,7 @@ from flowrl.policies.pipelines.gates import is_tensor_list
 from flowrl.untyped import Nest
 
 CACHE_BYTES = 2 * 1024**3
+Size = tuple[int | list[tuple[int, ...]], ...]  # a shape, or a list of the shapes of several tensors
 
 
 class CachedEncoder:
@@ -106,16 +107,16 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, str | int | float | bool | torch.device | torch.dtype)
 
 
-def _size(leaf: object) -> tuple[object, ...]:
+def _size(leaf: object) -> Size:
     """A tensor's shape, the shapes of a list of them, nothing for anything else."""
     if isinstance(leaf, list):
         return ([tuple(one.shape) if isinstance(one, Tensor) else () for one in leaf],)
     return tuple(leaf.shape) if isinstance(leaf, Tensor) else ()
 
 
-def _growth(two: tuple[object, ...], three: tuple[object, ...]) -> str | None:
+def _growth(two: Size, three: Size) -> str | None:
     """Where a leaf has a row per prompt, from its sizes for two prompts and for three; None if it grows otherwise."""
-    if two and isinstance(two[0], list):
+    if two and isinstance(two[0], list) and isinstance(three[0], list):
         if (len(two[0]), len(three[0])) == (2, 3):
             return "rows"
         each = {_growth(a, b) for a, b in zip(two[0], three[0], strict=False)}
@@ -147,7 +148,7 @@ def _copy_lists(result: Nest) -> Nest:
     return tree_map(lambda leaf: leaf, result)
 
 
-def _hashable(value: object) -> object:
+def _hashable(value: object) -> tuple | None:
     """A key that is equal for equal arguments, pictures by content; None if something cannot be compared by value."""
     if _is_plain(value):
         return ("plain", value)

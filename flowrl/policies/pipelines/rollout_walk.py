@@ -226,7 +226,7 @@ class RolloutWalk:
         )
 
     def _groups(self, front: Front) -> list[_Group]:
-        by_kind: dict[tuple[int, bool, str], list[tuple[int, int]]] = {}
+        by_kind: dict[tuple[int, bool, Solver], list[tuple[int, int]]] = {}
         for u, unit in enumerate(front.units):
             for i in unit:
                 segment = self.tree.segments[i]

@@ -31,7 +31,7 @@ class Problem:
         """The result; never negative."""
         return {"add": self.a + self.b, "sub": self.a - self.b, "mul": self.a * self.b}[self.kind]
 
-    def meta(self) -> dict[str, str]:
+    def meta(self) -> dict[str, object]:
         """The ground truth as a prompt carries it."""
         return {"kind": self.kind, "answer": str(self.answer)}
 

@@ -47,8 +47,10 @@ def _model(name: str, weights: str | None) -> tuple[Network, int]:
         raise FileNotFoundError(f"no file at {weights!r}")
     if file is None or not file.is_file():
         quick = _quick_gelu(name, weights) if weights else False
-        options: dict[str, object] = {"pretrained_text": False, "require_pretrained": True, "force_quick_gelu": quick}
-        return open_clip.create_model(name, weights, **options), width
+        model: Network = open_clip.create_model(
+            name, weights, pretrained_text=False, require_pretrained=True, force_quick_gelu=quick
+        )
+        return model, width
     if not name.startswith(ELSEWHERE):
         return open_clip.create_model(name, str(file), pretrained_text=False, require_pretrained=True), width
     model: Network = open_clip.create_model(name, load_weights=False, pretrained_text=False)

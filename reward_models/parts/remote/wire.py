@@ -138,7 +138,8 @@ def decode(kind: str, body: bytes, limits: RequestLimits) -> tuple[Samples, list
         texts=texts,
         lengths=None if lengths is None else torch.tensor(lengths, dtype=torch.int64),
         truncated=None if truncated is None else torch.tensor(truncated),
-        **pixels,
+        images=pixels.get("images"),
+        video=pixels.get("video"),
     )
     return samples, head.rewards
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flowrl.untyped import Network, Tokenizer
+from flowrl.untyped import JSON, Network, Tokenizer
 from flowrl.worlds.shapes.captions import COLORS, SHAPES, Scene
 from flowrl.worlds.shapes.judges.damage import rating
 from flowrl.worlds.shapes.judges.lookalikes import contents, lookalikes, paraphrase
@@ -33,7 +33,7 @@ BATCH, HARD = 48, 3
 OBJECTS = [(color, shape) for color in COLORS for shape in SHAPES]
 
 
-def model_config() -> dict[str, object]:
+def model_config() -> dict[str, JSON]:
     """The architecture, in the format of open_clip's config files."""
     return {
         "embed_dim": WIDTH,
