@@ -51,12 +51,14 @@ def backward_pull(policy: Looks, rows: Tensor, loss: StepLoss, progress: Progres
 def _pulls(policy: Looks, rows: Tensor, loss: StepLoss) -> dict[int, Tensor]:
     """The gradient of each row's loss at its finished sample, by row; and the metrics sample_loss and pull_norm."""
     objective: Pulling = loss.objective  # pyright: ignore[reportAssignmentType]
+    reward_of = loss.reward_of
+    assert reward_of is not None  # the objective needs it
     found: dict[int, Tensor] = {}
 
     def visit(seen: Finished) -> None:
         x0 = seen.x0.detach().requires_grad_()
         with torch.enable_grad():
-            value = objective.of_reward(loss.reward_of(seen.show(x0), None))
+            value = objective.of_reward(reward_of(seen.show(x0), None))
         pull = torch.autograd.grad(value.sum(), x0)[0]
         found.update(zip(seen.rows.tolist(), pull, strict=True))
         told = {"sample_loss": value.detach(), "pull_norm": pull.flatten(1).norm(dim=1)}

@@ -255,7 +255,7 @@ class FlowDPOObjective(NoisedObjective):
     @property
     def needs(self) -> frozenset[Need]:
         """See `contracts.Objective`."""
-        return super().needs | frozenset(["old" if self.against == "old" else "reference"])
+        return frozenset({*super().needs, "old" if self.against == "old" else "reference"})
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """See `NoisedObjective`: each row of a pair bears the loss of the pair."""

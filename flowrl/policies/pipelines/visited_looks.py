@@ -78,4 +78,11 @@ def _decoded(
     """The samples that final states [r, ...] stand for, with gradient to them where it is enabled."""
     output = passes.run(LookWalk({0: x}, None), prompts, starts, steps=steps, grad=torch.is_grad_enabled())
     made = passes.media(output, len(prompts))
-    return Samples(prompts, group, **made, sample_rate=sample_rate(passes.source) if "audio" in made else None)
+    return Samples(
+        prompts,
+        group,
+        images=made.get("images"),
+        video=made.get("video"),
+        audio=made.get("audio"),
+        sample_rate=sample_rate(passes.source) if "audio" in made else None,
+    )
