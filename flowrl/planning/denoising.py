@@ -147,6 +147,9 @@ def _noised_lines(recipe: Recipe) -> list[str]:
         told = ", ".join(map(_column, trained_levels))
         told = f"of steps {told}" if isinstance(trained_levels[0], int) else told
         text.append(f"{'levels' if i == 0 else '':<12}{told}  iteration {i}")
+    if recipe.sampler.look:
+        given = ", ".join(f"{name} {value}" for name, value in recipe.sampler.look.items())
+        text.append(f"{'looks':<12}with {given}, unlike the rollout")
     return text
 
 

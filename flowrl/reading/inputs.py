@@ -49,7 +49,7 @@ def read_prompts(recipe: Recipe, *, online: bool = False) -> tuple[list[Prompt],
     not fit the number of trained steps, UserError if the prompts do not suffice.
     """
     _check_devices(recipe)
-    check_arguments(recipe.model, recipe.pipeline)
+    _check_calls(recipe)
     kind_of(recipe).planning.check(recipe)
     try_losses(recipe)
     return _train_prompts(recipe, online), _heldout_prompts(recipe, online)
@@ -58,7 +58,7 @@ def read_prompts(recipe: Recipe, *, online: bool = False) -> tuple[list[Prompt],
 def planned_prompts(recipe: Recipe) -> tuple[list[Prompt] | None, list[Prompt] | None, list[str]]:
     """Like read_prompts, for a dry run: None instead of published prompts that are missing, and a line on each."""
     _check_devices(recipe)
-    check_arguments(recipe.model, recipe.pipeline)
+    _check_calls(recipe)
     kind_of(recipe).planning.check(recipe)
     try_losses(recipe)
     source, files = recipe.prompts, absent(recipe.rewards)
@@ -95,6 +95,13 @@ def _check_devices(recipe: Recipe) -> None:
     device_of(recipe.device)
     for name, spec in recipe.rewards.items():
         device_of(spec.device or "cpu", f"rewards.{name}.device")
+
+
+def _check_calls(recipe: Recipe) -> None:
+    """Raises RecipeError for arguments of a rollout or a look that the model's pipeline does not take."""
+    check_arguments(recipe.model, recipe.pipeline)
+    if recipe.sampler.look:
+        check_arguments(recipe.model, recipe.sampler.look, "sampler.look")
 
 
 def _heldout_prompts(recipe: Recipe, online: bool = False) -> list[Prompt]:

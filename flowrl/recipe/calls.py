@@ -111,10 +111,10 @@ def check_free(call: Mapping[str, JSON]) -> Iterator[RecipeError]:
             yield RecipeError(f"pipeline.{name}", f"got {show(call[name])}, but flowrl sets it", remedy)
 
 
-def check_values(call: Mapping[str, JSON], model: str) -> Iterator[RecipeError]:
-    """Argument values that no pipeline, or not the one in this model's folder, can accept."""
+def check_values(call: Mapping[str, JSON], model: str, section: str = "pipeline") -> Iterator[RecipeError]:
+    """Argument values that no pipeline, or not the one in this model's folder, can accept. section: where they are."""
     for name, value in call.items():
-        place, limits = f"pipeline.{name}", LIMITS.get(name)
+        place, limits = f"{section}.{name}", LIMITS.get(name)
         if not is_finite(value):
             accepted = limits.words if limits is not None else "finite numbers"
             yield wrong_value(place, value, accepted)
@@ -130,16 +130,16 @@ def check_values(call: Mapping[str, JSON], model: str) -> Iterator[RecipeError]:
         yield wrong_value("pipeline.num_frames", frames, accepted)
 
 
-def check_call(cls: type, kwargs: dict[str, JSON]) -> None:
-    """Raises RecipeError for a `pipeline` key, or a type of value, that the pipeline's own __call__ does not take."""
+def check_call(cls: type, kwargs: dict[str, JSON], section: str = "pipeline") -> None:
+    """Raises RecipeError for a key of a section, or a type of value, that the pipeline's own __call__ does not take."""
     known = accepted_by_call(cls)
     for name, value in kwargs.items():
         if known is not None and name not in known:
             meant = names.closest(name, known)
             problem = f"got {show(value)}, but {cls.__name__} takes no {name!r}, accepted: {', '.join(known)}"
-            remedy = f"did you mean {meant!r}?" if meant else f"remove pipeline.{name}"
-            raise RecipeError(f"pipeline.{name}", problem, remedy)
-    check_types(cls, kwargs)
+            remedy = f"did you mean {meant!r}?" if meant else f"remove {section}.{name}"
+            raise RecipeError(f"{section}.{name}", problem, remedy)
+    check_types(cls, kwargs, section)
     _check_area(cls, kwargs)
 
 
@@ -161,12 +161,12 @@ def accepted_by_call(cls: type) -> list[str] | None:
     return None if accepts is None else [name for name in accepts if name not in OWN_ARGUMENTS]
 
 
-def check_types(cls: type, call: Mapping[str, JSON]) -> None:
+def check_types(cls: type, call: Mapping[str, JSON], section: str = "pipeline") -> None:
     """Raises RecipeError for a value that does not fit its annotation in the pipeline's own __call__."""
     types = names.types(cls.__call__)
     for name, value in call.items():
         if name in types and (accepted := accepted_if_misfit(types[name], value)):
-            raise wrong_value(f"pipeline.{name}", value, accepted)
+            raise wrong_value(f"{section}.{name}", value, accepted)
 
 
 def _with_multiple(limits: Limits, step: int) -> str:

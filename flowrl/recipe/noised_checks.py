@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 
+from flowrl.recipe.calls import check_values
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.kinds import check_keys
 from flowrl.recipe.noised import LEVEL_KEYS, LOSS_KEYS, Levels, Loss
 from flowrl.recipe.pulled_checks import check_pulled, refuse_visits
 from flowrl.recipe.schedules import num_steps
 from flowrl.recipe.schema import Recipe
+
+ABOUT_GUIDANCE = ("guidance", "cfg", "negative_prompt")  # what an argument's name contains that a look may differ in
 
 
 def check_noised(recipe: Recipe) -> Iterator[RecipeError]:
@@ -19,6 +22,7 @@ def check_noised(recipe: Recipe) -> Iterator[RecipeError]:
     yield from check_keys("objective.loss", loss, loss.kind, dict.fromkeys(LOSS_KEYS[loss.kind], False))
     yield from _walk(recipe)
     yield from _levels(recipe, recipe.sampler.levels or Levels())
+    yield from _look(recipe)
     yield from _weights(recipe, loss)
     if loss.kind == "awm" and loss.clip is None and loss.pull == 0:
         problem = "got 0, but without a clip and without a pull the loss has no bound, and training collapses"
@@ -40,6 +44,7 @@ def _without(recipe: Recipe) -> Iterator[RecipeError]:
     train = recipe.train
     for place, value, off in (
         ("sampler.levels", recipe.sampler.levels, None),
+        ("sampler.look", recipe.sampler.look, {}),
         ("train.old", train.old, None),
         ("train.sample_old", train.sample_old, False),
         ("train.pairs", train.pairs, 1),
@@ -89,6 +94,18 @@ def _levels(recipe: Recipe, levels: Levels) -> Iterator[RecipeError]:
     if (levels.number or 1) > end - first:
         problem = f"got {levels.number}, but the steps from {first:g} to below {end:g} are {max(int(end - first), 0)}"
         yield RecipeError("sampler.levels.number", problem, "lower it, or widen low and high")
+
+
+def _look(recipe: Recipe) -> Iterator[RecipeError]:
+    """Arguments that would change more than guidance, such as the size of a state, and values out of their limits."""
+    for name, value in recipe.sampler.look.items():
+        if not any(part in name for part in ABOUT_GUIDANCE):
+            problem = f"got {show(value)}, accepted: arguments whose names contain {', '.join(ABOUT_GUIDANCE)}"
+            yield RecipeError(f"sampler.look.{name}", problem, f"set it in `pipeline`, or remove sampler.look.{name}")
+    yield from check_values(recipe.sampler.look, recipe.model, "sampler.look")
+    if recipe.sampler.look and recipe.objective.loss is not None and recipe.objective.loss.kind == "draft":
+        problem = "got arguments of its own, but loss 'draft' follows the steps as the rollout took them"
+        yield RecipeError("sampler.look", problem, "set sampler.look={}, or change `pipeline`")
 
 
 def _weights(recipe: Recipe, loss: Loss) -> Iterator[RecipeError]:

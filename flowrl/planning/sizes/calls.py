@@ -10,21 +10,21 @@ from flowrl.recipe.models import pipeline_class
 from flowrl.untyped import JSON
 
 
-def check_arguments(model: str, call: dict[str, JSON]) -> None:
-    """Compares the recipe's `pipeline` keys with the call of a model whose class its folder names, or that is known.
+def check_arguments(model: str, call: dict[str, JSON], section: str = "pipeline") -> None:
+    """Compares the recipe's keys of a section with the call of a model whose class its folder names, or that is known.
 
     Raises RecipeError for a key, or a type of value, that the pipeline does not take. The class of other hub ids is
     known only once they are loaded.
     """
     name = pipeline_class(model) or PIPELINES.get(model)
     if name is not None:
-        look_up("call", [name, call], lambda: _check(name, call))
+        look_up("call", [name, call], lambda: _check(name, call, section))
 
 
-def _check(name: str, call: dict[str, JSON]) -> bool:
+def _check(name: str, call: dict[str, JSON], section: str) -> bool:
     kind = _diffusers_class(name)
     if kind is not None:
-        check_call(kind, call)
+        check_call(kind, call, section)
     return True
 
 

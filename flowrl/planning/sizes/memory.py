@@ -71,11 +71,18 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
         pipeline=recipe.pipeline,
         tokens=_tokens(recipe, prompts),
     )
-    key = [asdict(query), configs]
-    measured = MeasuredSizes(**look_up("sizes", key, lambda: _measure(query)))
+    measured = _look_up(query, configs)
     latent = None if measured.latent is None else tuple(measured.latent)
-    phases = _phases(recipe, measured, latent, _activations(measured, recipe))
+    activations = _activations(measured, recipe)
+    if recipe.sampler.look and activations is not None:  # what is trained is not called as the rollout is
+        looked = _activations(_look_up(replace(query, pipeline=recipe.pipeline | recipe.sampler.look), configs), recipe)
+        activations = (activations if looked is None else looked)[0], activations[1]
+    phases = _phases(recipe, measured, latent, activations)
     return Sizes(measured.parameters, measured.learning, measured.added, phases, latent, measured.pipeline)
+
+
+def _look_up(query: SizeQuery, configs: JSON) -> MeasuredSizes:
+    return MeasuredSizes(**look_up("sizes", [asdict(query), configs], lambda: _measure(query)))
 
 
 def _measure(query: SizeQuery) -> dict[str, JSON]:

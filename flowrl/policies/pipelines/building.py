@@ -37,6 +37,7 @@ def build(recipe: Recipe) -> PipelinePolicy:
         offload=recipe.offload,
         keep_means=recipe.objective.centred,
         guidance_gradient=recipe.objective.guidance_gradient,
+        look_call=recipe.sampler.look,
     )
 
 

@@ -24,6 +24,7 @@ from flowrl.policies.pipelines.arguments import Call
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.failing import in_one_line
 from flowrl.policies.pipelines.layouts import Media, join_media, media_of, sample_rate
+from flowrl.policies.pipelines.look_calls import LookPasses
 from flowrl.policies.pipelines.noised_looks import field, level_of, look_at, noised, prove_look
 from flowrl.policies.pipelines.outputs import credit_of, samples_of
 from flowrl.policies.pipelines.passes import PipelinePasses, WalkPlan
@@ -34,14 +35,15 @@ from flowrl.policies.pipelines.sharing import in_order
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory, join_trajectories, take
 from flowrl.policies.pipelines.visited_looks import look_at_visited
 from flowrl.policies.weights import under, weights_of
-from flowrl.untyped import Pipeline, PipelineOutput
+from flowrl.untyped import JSON, Pipeline, PipelineOutput
 from samplers.plan import Tree
 
 
 class PipelinePolicy(PipelinePasses):
     """A diffusers pipeline that samples, and scores its own steps again.
 
-    Its arguments are those of `PipelinePasses`, and keep_means: whether rollouts store what `LogProbs.centred` needs.
+    Its arguments are those of `PipelinePasses`, and keep_means: whether rollouts store what `LogProbs.centred` needs;
+    look_call: arguments of the calls that look at noised samples, where they differ from those of a rollout.
     """
 
     whole_rows = False  # a row's steps come one by one, each with the graph of one denoiser call
@@ -58,6 +60,7 @@ class PipelinePolicy(PipelinePasses):
         offload: bool = False,
         keep_means: bool = False,
         guidance_gradient: str = "both",
+        look_call: dict[str, JSON] | None = None,
     ):
         super().__init__(
             pipe,
@@ -71,6 +74,7 @@ class PipelinePolicy(PipelinePasses):
         )
         self.keep_means = keep_means
         self.weights = weights_of(modules)  # others than those that learn
+        self.looks: PipelinePasses = LookPasses(self, look_call) if look_call else self  # at noised samples
         self._probed = self._looks = False
 
     # ------------------------------------------------------------------ what the loop asks for
@@ -125,7 +129,7 @@ class PipelinePolicy(PipelinePasses):
         trajectory: Trajectory = rollout.replay
         if view.states != "drawn":
             self._prove_looks(trajectory)
-            look = self._look_at_noised if view.states == "noised" else partial(look_at_visited, self)
+            look = self._look_at_noised if view.states == "noised" else partial(look_at_visited, self.looks)
             with under(self.weights, view.weights):
                 look(trajectory, rows, view, visit, progress)
             return
@@ -182,6 +186,8 @@ class PipelinePolicy(PipelinePasses):
         if not self._probed:
             with in_one_line(type(self.source).__name__):
                 self.streams = probe(self, prompt, plan)
+                if self.looks is not self:
+                    self.looks.streams = probe(self.looks, prompt, plan)
             self._probed = True
 
     # ------------------------------------------------------------------ passes
@@ -208,7 +214,7 @@ class PipelinePolicy(PipelinePasses):
         """Proves, once, that the pipeline can be asked about a level by itself."""
         if not self._looks:
             with in_one_line(type(self.source).__name__):
-                prove_look(self, trajectory.prompts[0], trajectory.tree.num_steps)
+                prove_look(self.looks, trajectory.prompts[0], trajectory.tree.num_steps)
             self._looks = True
 
     def _look_at_noised(
@@ -217,13 +223,13 @@ class PipelinePolicy(PipelinePasses):
         """Shows the velocities at finished samples that are noised to each of the plan's levels."""
         leaves = trajectory.tree.leaves
         for column, level in enumerate(trajectory.levels):
-            at = level_of(self, trajectory.path, level)
-            for part in self.sharing.split([row // len(leaves) for row in rows.tolist()]):
+            at = level_of(self.looks, trajectory.path, level)
+            for part in self.looks.sharing.split([row // len(leaves) for row in rows.tolist()]):
                 mine = rows[torch.tensor(part)]
                 made = noised(trajectory, mine, column, at, share=view.share_noise)
                 whose = [divmod(row, len(leaves)) for row in mine.tolist()]
                 starts = [trajectory.start(p, leaves[i]) for p, i in whose]
-                velocity = look_at(self, made.x, [trajectory.prompts[p] for p, _ in whose], starts, at.level)
+                velocity = look_at(self.looks, made.x, [trajectory.prompts[p] for p, _ in whose], starts, at.level)
                 if progress is not None:
                     progress(len(mine))
                 visit(field(mine, column, at, made, velocity))

@@ -3,6 +3,8 @@
 import pytest
 
 from flowrl.planning.costs import arithmetic, plan_for
+from flowrl.planning.dry_run import describe
+from flowrl.reading.inputs import planned_prompts
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
 
@@ -17,6 +19,8 @@ MISTAKES = [
     (["sampler.levels={kind: uniform, std: 1.0}"], "sampler.levels.std", "kind 'uniform' reads only"),
     (["sampler.tree={kind: per_step}"], "sampler.tree", "come from the ODE"),
     (["sampler.tail={ratio: 0.5}"], "sampler.tail", "none draws"),
+    (["sampler.look={height: 64}"], "sampler.look.height", "contain guidance, cfg, negative_prompt"),
+    (["sampler.look={guidance_scale: -1.0}"], "sampler.look.guidance_scale", "a number >= 0"),
     (["objective.ratio=centred"], "objective.ratio", "about log-probabilities"),
     (["train.pairs=2"], "train.pairs", "loss 'nft' takes none"),
     (["objective.loss={kind: awm, pull: 0}"], "objective.loss.pull", "training collapses"),
@@ -32,7 +36,14 @@ def test_a_mistake_is_one_line(overrides: list[str], place: str, words: str):
 
 
 @pytest.mark.parametrize(
-    "key", ["sampler.levels={kind: walk}", "train.old=0.1", "train.sample_old=true", "train.pairs=2"]
+    "key",
+    [
+        "sampler.levels={kind: walk}",
+        "sampler.look={guidance_scale: 1.0}",
+        "train.old=0.1",
+        "train.sample_old=true",
+        "train.pairs=2",
+    ],
 )
 def test_keys_that_no_clipped_loss_reads_are_refused(key: str):
     with pytest.raises(RecipeError, match="the objective noises no finished samples"):
@@ -67,3 +78,11 @@ def test_a_loss_of_a_preset_keeps_what_the_recipe_does_not_say():
     assert load(NFT, ["objective.loss.beta=0.1"]).objective.loss.given == {"beta": 0.1}
     other = load(NFT, ["objective.loss={kind: awm, pull: 2.0}"]).objective.loss
     assert (other.kind, other.given) == ("awm", {"pull": 2.0})
+
+
+def test_a_look_takes_arguments_that_the_pipeline_takes():
+    with pytest.raises(RecipeError, match=r"sampler.look.cfg_scale: got 2.0, but FluxPipeline takes no 'cfg_scale'"):
+        planned_prompts(load(NFT, ["sampler.look={cfg_scale: 2.0}"]))
+    assert "looks       with guidance_scale 1.0, unlike the rollout" in describe(
+        load(NFT, ["sampler.look={guidance_scale: 1.0}"])
+    )

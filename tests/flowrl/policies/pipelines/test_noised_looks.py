@@ -97,6 +97,38 @@ def test_the_gradient_reaches_the_weights(flux: FamilyPolicy) -> None:
     assert norms[0] > 0 and norms[1] > norms[0]
 
 
+def test_a_look_without_guidance_is_the_bare_conditional_velocity() -> None:
+    """Of guided rollouts: the third row alone and beside another, with prompts of unequal length and own scales."""
+    policy, rows = FamilyPolicy("sd3", look_call={"guidance_scale": 1.0}), []
+    own = replace(UNEQUAL[0], call={"guidance_scale": 2.0})
+    rollout = policy.rollout([replace(UNEQUAL[1], id="same", call=own.call), own], group_size=2, plan=PLAN, seed=SEED)
+    transformer, pipe = policy.modules["transformer"], policy.source
+    hook = transformer.register_forward_hook(lambda *call: rows.append(len(call[-1][0])))
+    alone = fields(policy, rollout, [2])[0]
+    before = len(rows)
+    beside = fields(policy, rollout, [1, 2])
+    assert rows[before:] == [2, 2]  # a row for each sample and level, where guidance takes two
+    hook.remove()
+    told = {"prompt": own.text, "prompt_2": None, "prompt_3": None, "max_sequence_length": 48}
+    with torch.no_grad():
+        text, _, pooled, _ = pipe.encode_prompt(**told, do_classifier_free_guidance=False)
+        bare = transformer(alone.x, text, pooled, torch.tensor([1000 * alone.level]), return_dict=False)[0]
+    assert gap(alone.v, bare) <= 1e-5 * float(bare.abs().max())
+    assert gap(beside[0].v[1:], bare) <= 1e-5 * float(bare.abs().max())
+    policy.looks = policy
+    assert gap(fields(policy, rollout, [2])[0].v, bare) > 0.01 * float(bare.abs().max())
+
+
+def test_a_look_without_guidance_asks_another_denoiser_as_often() -> None:
+    """Wan calls its denoiser twice a step under guidance: what a look skips is counted in its own calls."""
+    policy, called = FamilyPolicy("wan", look_call={"guidance_scale": 1.0}), []
+    rollout = policy.rollout(PROMPTS, group_size=1, plan=PLAN, seed=SEED)
+    fields(policy, rollout)
+    policy.modules["transformer"].register_forward_hook(lambda *call: called.append(len(call[-1][0])))
+    fields(policy, rollout)
+    assert called == [2, 2]
+
+
 def test_a_look_that_is_not_the_walk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(noised_looks, "At", lambda level: At(0.8 * level))
     policy = FamilyPolicy("flux")
