@@ -145,6 +145,8 @@ def _noised_lines(recipe: Recipe) -> list[str]:
     for i in range(min(recipe.train.iterations, 3)):
         trained_levels = walks.levels(recipe, i)
         told = ", ".join(map(_column, trained_levels))
+        levels = [level for level in trained_levels if isinstance(level, float)]
+        told = f"{len(levels)} from {max(levels):.3f} to {min(levels):.3f}" if len(levels) > 12 else told
         told = f"of steps {told}" if isinstance(trained_levels[0], int) else told
         text.append(f"{'levels' if i == 0 else '':<12}{told}  iteration {i}")
     if recipe.sampler.look:

@@ -99,10 +99,10 @@ class Sampler(Strict):
     """The walk from noise to sample. noise: strength of the noise a step draws, eta of ddim; null: the usual one of the
     step and the model's family, which the step says (samplers/facts.py). share_noise: a group starts from one latent,
     and the steps up to the first stochastic one run once a prompt. reduce: how a latent's log-density becomes one
-    number; published clip ranges assume mean. levels: where objective.loss noises finished samples again. look: arguments
-    about guidance of the calls that look at them there, in the place of those of `pipeline` and of the prompts
-    ({guidance_scale: 1.0}: without guidance, whatever the rollouts have). step_args: arguments of a step of one's own
-    beside those that every step has; `step: {kind: PATH, ...}` is another way to write them."""
+    number; published clip ranges assume mean. levels: where objective.loss noises finished samples again. look:
+    arguments about guidance of the calls that look at them there, in the place of those of `pipeline` and of the
+    prompts ({guidance_scale: 1.0}: without guidance, whatever the rollouts have). step_args: arguments of a step of
+    one's own beside those that every step has; `step: {kind: PATH, ...}` is another way to write them."""
 
     step: str = key("flow_sde", "the name of a step or a dotted path", min_length=1)
     step_args: dict[str, JSON] = key({}, "a mapping of the step's own arguments to values")

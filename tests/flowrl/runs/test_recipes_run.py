@@ -90,6 +90,7 @@ CASES = {
 }
 ELSEWHERE = {"tiny_lm_grpo", "grpo_qwen"}  # test_language_run.py
 ELSEWHERE |= {"tiny_nft", "nft_sd3", "nft_flux", "awm_sd3"}  # test_noised_runs.py
+ELSEWHERE |= {"flow_dpo_sd3", "flow_dpo_wan", "dgpo_sd3", "crd_sd3"}  # the same
 ELSEWHERE |= {"tiny_draft"}  # test_pulled_runs.py
 
 
@@ -275,12 +276,20 @@ PUBLISHED = {  # recipe -> reward: weight, by the authors' scripts and configura
     "ddpo_sdxl": {"aesthetic": 1},
     "grpo_qwen": {"math_answer": 1},
     **{name: {"hpsv2": 1} for name in ("branchgrpo_flux", "branchgrpo_mix_flux", "dancegrpo_flux", "dancegrpo_wan")},
-    **{name: {"ocr": 1} for name in ("flow_grpo_sd3", "grpo_guard_sd3", "flow_grpo_wan")},
+    **{name: {"ocr": 1} for name in ("flow_grpo_sd3", "grpo_guard_sd3", "flow_grpo_wan", "dgpo_sd3", "crd_sd3")},
     **{
         name: {"pick_score": 1}
-        for name in ("flow_grpo_flux", "flow_cps_flux", "flow_grpo_qwen_image", "nft_flux", "tempflow_sd3")
+        for name in (
+            "flow_grpo_flux",
+            "flow_cps_flux",
+            "flow_grpo_qwen_image",
+            "nft_flux",
+            "tempflow_sd3",
+            "flow_dpo_sd3",
+        )
     },
     "flow_grpo_wan_i2v": {"pick_score": 1},
+    "flow_dpo_wan": {"video_reward": 1},
 }
 
 
