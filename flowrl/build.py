@@ -60,6 +60,11 @@ def build_policy(recipe: Recipe) -> Policy:
     return kind_of(recipe).building.build(recipe)
 
 
+def add_reference(recipe: Recipe, policy: Policy) -> None:
+    """Gives the policy what its divergence is measured from; before it is prepared, and before its learner is built."""
+    kind_of(recipe).building.add_reference(policy, recipe)
+
+
 def build_learner(recipe: Recipe, policy: Policy) -> Learner:
     """The optimizer of a recipe over the policy's trainable parameters, and copies of these if the recipe needs any.
 
@@ -81,7 +86,7 @@ def build_learner(recipe: Recipe, policy: Policy) -> Learner:
         reference=recipe.keeps_reference,
         old=train.old is not None,
     )
-    policy.weights = weights_of(policy.modules, learner.copies)
+    policy.weights = weights_of(policy.modules, learner.copies, use=recipe.reference.use)
     return learner
 
 
@@ -132,6 +137,8 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
 
     def advantage(rewards: dict[str, Tensor], rollout: Rollout) -> tuple[Tensor, dict[str, float]]:
         samples = rollout.samples
+        if not recipe.scores_train:
+            return torch.zeros(len(rollout.rollout_logp)), {}
         counted = counted_rewards(scorer.specs, rewards, samples.prompts, samples.group)
         how: dict[str, Any] = {"weights": counted.weights, "asked": counted.asked}
         lengths = {"lengths": samples.lengths}

@@ -100,6 +100,10 @@ class Building(Protocol[P]):
         """The recipe's model as a policy, with what it trains made trainable."""
         ...
 
+    def add_reference(self, policy: P, recipe: Recipe) -> None:
+        """Gives a policy the recipe's reference, frozen. Raises UserError where it cannot be one of this policy."""
+        ...
+
     def retune(self, policy: P, recipe: Recipe) -> None:
         """Makes a policy draw as another recipe of the same model does. Raises RecipeError if it cannot."""
         ...

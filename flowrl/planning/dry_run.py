@@ -92,7 +92,14 @@ def _costs(recipe: Recipe) -> list[str]:
         lines.append("            rows whose advantage is 0 leave the loss first; updates share out the others")
     if recipe.train.refill:
         lines.append(f"            drawing groups anew takes at most {recipe.train.refill} more rollouts")
-    return [*lines, _objective(recipe), *_curves(recipe)]
+    return [*lines, _objective(recipe), *_reference(recipe), *_curves(recipe)]
+
+
+def _reference(recipe: Recipe) -> list[str]:
+    """What a divergence is measured from, where that is not the model itself, and where nothing else trains."""
+    alone = [] if recipe.scores_train else [f"{'':<12}no reward counts or is called: the divergence alone trains"]
+    told = [f"reference   {recipe.reference}"] if recipe.reference != type(recipe.reference)() else []
+    return [*told, *alone] if recipe.reads_reference else []
 
 
 def _curves(recipe: Recipe) -> list[str]:

@@ -233,17 +233,18 @@ def restore(pipe: Pipeline, modules: Modules, folder: Path) -> None:
     """Loads what `save` wrote into the modules. Raises PolicyError if the folder holds something else."""
     for name, module in modules.items():
         is_lora = getattr(module, "_hf_peft_config_loaded", False)
-        state = _lora_state(folder, name) if is_lora else _full_state(folder, name, type(module))
+        state = lora_state(folder, name) if is_lora else _full_state(folder, name, type(module))
         if is_lora:
             result = set_peft_model_state_dict(module, state, adapter_name=ADAPTER)
-            missing = [key for key in result.missing_keys if "lora_" in key] + list(result.unexpected_keys)
+            missing = [key for key in result.missing_keys if f".{ADAPTER}." in key] + list(result.unexpected_keys)
         else:
             missing = [key for names in module.load_state_dict(state, strict=False) for key in names]
         if missing:
             raise PolicyError(f"{folder} does not fit {name}: {missing[0]} and {len(missing) - 1} more differ")
 
 
-def _lora_state(folder: Path, name: str) -> dict[str, torch.Tensor]:
+def lora_state(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """The factors of a component's adapter in a folder, by peft's names. Raises PolicyError if it holds none."""
     files = sorted((folder / name).glob("*.safetensors")) or sorted(folder.glob("*.safetensors"))
     if not files:
         raise PolicyError(f"{folder} holds no LoRA weights (*.safetensors)")

@@ -11,6 +11,7 @@ from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.models import foreign_model
 from flowrl.recipe.objectives import check_gate, check_keep
 from flowrl.recipe.presets import PRESETS
+from flowrl.recipe.reference_checks import check_reference
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.schema import ObjectiveKeys, Recipe
 from flowrl.recipe.sections import Own, check_arguments, check_own, own_parts
@@ -39,6 +40,7 @@ def _check_constants(recipe: Recipe) -> Iterator[RecipeError]:
     yield from check_gate(recipe)
     yield from _batches(recipe)
     yield from kind.check_objective(recipe)
+    yield from check_reference(recipe)
     yield from check_keep(recipe)
     yield from _learning(recipe)
     yield from _watch(recipe)
@@ -105,8 +107,8 @@ def _limits(objective: ObjectiveKeys) -> Iterator[RecipeError]:
 
 def _batches(recipe: Recipe) -> Iterator[RecipeError]:
     train, advantage = recipe.train, recipe.advantage
-    grouped = advantage.baseline not in ("batch", "none")
-    if train.group < 2 and (grouped or advantage.scale == "group"):
+    compares = advantage.baseline not in ("batch", "none") or advantage.scale == "group"
+    if train.group < 2 and recipe.scores_train and compares:
         chosen = f"baseline {advantage.baseline} with scale {advantage.scale}"
         problem = f"got {train.group}, but advantage {chosen} compares the samples of one prompt"
         remedy = "set train.group to 2 or more, or both advantage.baseline and advantage.scale to batch"
@@ -211,9 +213,10 @@ def _no_source(place: str, source: str) -> RecipeError:
 
 
 def _rewards(recipe: Recipe) -> Iterator[RecipeError]:
-    if all(spec.weight == 0 for spec in recipe.rewards.values()):
+    if not recipe.scores_train and not recipe.reads_reference:
         place = f"rewards.{next(iter(recipe.rewards))}.weight"
-        yield RecipeError(place, "got 0 for every reward, so nothing is trained", "give one reward a non-zero weight")
+        remedy = "give one reward a non-zero weight, or set objective.kl=1 to learn from a `reference` alone"
+        yield RecipeError(place, "got 0 for every reward, so nothing is trained", remedy)
     for name, spec in recipe.rewards.items():
         yield from check_reward(name, spec)
         yield from _manner(f"rewards.{name}", name, spec, recipe)

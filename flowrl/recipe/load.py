@@ -15,6 +15,7 @@ from flowrl.recipe.curves import split_curves
 from flowrl.recipe.errors import RecipeError, first_of, model_of, show, translate, unknown_key
 from flowrl.recipe.places import check_places
 from flowrl.recipe.presets import PRESETS
+from flowrl.recipe.reference_checks import resolved
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import names_own
 from flowrl.untyped import JSON
@@ -191,4 +192,4 @@ def _resolve(recipe: Recipe, beside: Path | None) -> Recipe:
             spots = [Path(source).expanduser(), *([beside / source] if beside else [])]
             existing = next((spot for spot in spots if spot.exists()), None)
             fields[name] = str(existing.resolve()) if existing else source
-    return recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update=fields)})
+    return resolved(recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update=fields)}))

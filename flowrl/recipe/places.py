@@ -19,6 +19,7 @@ def check_places(recipe: Recipe) -> Iterator[RecipeError]:
         "prompts.train": recipe.prompts.train,
         "prompts.heldout": recipe.prompts.heldout,
         "output": recipe.output,
+        "reference.path": recipe.reference.path,
         **{f"rewards.{name}.cache": spec.cache for name, spec in recipe.rewards.items()},
     }
     for place, text in named.items():

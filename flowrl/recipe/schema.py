@@ -5,21 +5,20 @@ the modules that implement them (importing those would import torch); a test hol
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
-
-from pydantic import create_model
+from typing import ClassVar, Literal
 
 from flowrl.recipe.base import Strict, key, part
 from flowrl.recipe.curves import Curved
 from flowrl.recipe.lora import Lora
 from flowrl.recipe.noised import Loss, NoisedTraining
+from flowrl.recipe.reference import ReferenceKeys
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.sampling import SOLVER_WORDS, Sampler, Solver
 from flowrl.recipe.sections import Own, arguments_of, choices_of, defaults_of, name_of, only_own, open_to
+from flowrl.recipe.tracking import Dtype, Track
 from flowrl.untyped import JSON
 
 CLIP = 0.2  # a clip range that is as good as any, for losses that have none
-Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class Prompts(Strict):
@@ -240,37 +239,6 @@ class Watch(Strict):
     kl_to_base: float | None = key(None, "a number > 0 or null", gt=0)
 
 
-class Dtype(Strict):
-    """model: frozen weights and activations. trajectory: stored latents. logp: log-probs, ratios and losses."""
-
-    model: Precision = key("float32", "float32, bfloat16 or float16")
-    trajectory: Precision = key("float32", "float32, bfloat16 or float16")
-    logp: Literal["float32", "float64"] = key("float32", "float32 or float64")
-
-
-# `with` is a word of Python's: a class body cannot name a field so.
-_WITH: dict[str, Any] = {"with": (list[str], key([], "a list of trackers"))}
-_With: Any = create_model("_With", __base__=Strict, **_WITH)
-
-
-class Track(_With):
-    """Where a run is shown beside its own TensorBoard files. None by default: then nothing leaves the machine.
-
-    with: wandb, swanlab, mlflow, trackio, comet_ml, clearml, dvclive, aim, or dotted paths to subclasses (project,
-    **args) of accelerate's GeneralTracker. name null: that of the run's folder. args: trackers mapped to arguments of
-    their own, such as {wandb: {mode: offline}}.
-    """
-
-    project: str = key("flowrl", "a name", min_length=1)
-    name: str | None = key(None, "a name or null", min_length=1)
-    args: dict[str, dict[str, JSON]] = key({}, "trackers mapped to {argument: value}")
-
-    @property
-    def wanted(self) -> list[str]:
-        """The value of `with`."""
-        return getattr(self, "with")
-
-
 class OwnPolicy(Own):
     """A policy of the user's own, made with what the one that it extends is made with, and its own arguments."""
 
@@ -296,6 +264,7 @@ class Recipe(Curved):
     rewards: dict[str, RewardSpec] = key(..., "names mapped to {use, weight, args, ...}", min_length=1)
     advantage: open_to(Advantage, OwnAdvantage) = part(Advantage)  # pyright: ignore[reportInvalidTypeForm]
     objective: open_to(ObjectiveKeys, OwnObjective) = part(ObjectiveKeys)  # pyright: ignore[reportInvalidTypeForm]
+    reference: ReferenceKeys = part(ReferenceKeys)
     train: Train = part(Train)
     eval: EvaluationKeys = part(EvaluationKeys)
     checkpoint: CheckpointKeys = part(CheckpointKeys)
@@ -316,5 +285,15 @@ class Recipe(Curved):
     @property
     def keeps_reference(self) -> bool:
         """Whether a run keeps a copy of the weights that it begins with, as no adapters can be switched off."""
+        return self.full and self.reference.use == "base" and self.reads_reference
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether the loss reads something of the reference, at some time of the run."""
         loss, pays = self.objective.loss, self.objective.kl > 0 or "objective.kl" in self.curves
-        return self.full and (pays or (loss is not None and loss.reads_reference))
+        return pays or (loss is not None and loss.reads_reference)
+
+    @property
+    def scores_train(self) -> bool:
+        """Whether some reward counts, so that samples of training have to be scored."""
+        return any(spec.weight for spec in self.rewards.values())

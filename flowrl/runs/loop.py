@@ -152,8 +152,8 @@ class Run:
 
     def _iterate(self, iteration: int, progress: Progress) -> Iteration:
         recipe, steps = self._constants(iteration), self.learner.steps
-        sizes = arithmetic(recipe, iteration)
-        totals = {"rollout": sizes.rollout_forwards, "score": len(self.inputs.scorer.rewards)}
+        sizes, scored = arithmetic(recipe, iteration), recipe.scores_train  # witnesses alone: evaluations ask them
+        totals = {"rollout": sizes.rollout_forwards, "score": len(self.inputs.scorer.rewards) if scored else 0}
         totals["train"] = sizes.train_forwards + sizes.reference_forwards + sizes.whole_row_forwards
         progress.forwards.clear()
 
@@ -171,14 +171,14 @@ class Run:
             plan=plan_for(recipe, iteration),
             seed=recipe.seed,
             first=iteration * (1 + train.refill) * (members or train.group),
-            score=lambda samples: self.inputs.scorer(samples, progress=lambda _: tick(1)),
+            score=lambda samples: self.inputs.scorer(samples, progress=lambda _: tick(1)) if scored else {},
             advantage=build_advantage(recipe, self.inputs.scorer),
             objective=self.objective,
             settings=Settings(**given, members=members, width=width_pruning(recipe, iteration)),
             enter=lambda name: progress.phase(name, totals[name]),
             more=self.cursor.take,
             progress=tick,
-            finished=self.inputs.scorer.take if self.inputs.scorer.overlaps else None,
+            finished=self.inputs.scorer.take if self.inputs.scorer.overlaps and scored else None,
             reward_of=self.inputs.scorer.with_gradient,
         )
         if train.old is not None:

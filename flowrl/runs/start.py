@@ -11,10 +11,11 @@ import errno
 from collections.abc import Iterator
 from pathlib import Path
 
-from flowrl.build import build_learner, build_policy, read_inputs, set_up
+from flowrl.build import add_reference, build_learner, build_policy, read_inputs, set_up
 from flowrl.names import UserError
 from flowrl.planning.costs import plan_for
 from flowrl.recipe.load import dump
+from flowrl.recipe.reference_checks import check_files
 from flowrl.recipe.schema import Recipe
 from flowrl.runs import resume as resuming
 from flowrl.runs import tracking
@@ -35,6 +36,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None =
     """
     console = console or Console()
     set_up(recipe)
+    check_files(recipe)
     inputs = read_inputs(recipe)
     folder = RunFolder(resume or unused_folder(Path(recipe.output or "runs/run")))
     with contextlib.closing(folder), _disk_errors(folder.path), _record_end(folder), refuse_exit():
@@ -51,6 +53,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None =
             _record_start(folder, recipe, point)
         with console.working(f"loading {recipe.model}"):
             policy = build_policy(recipe)
+            add_reference(recipe, policy)
             policy.prepare(inputs.train[0], plan_for(recipe, 0))
             learner = build_learner(recipe, policy)
         console.started(recipe, policy, folder.path)

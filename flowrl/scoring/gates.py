@@ -81,9 +81,12 @@ def counted_rewards(
 
 
 def check_prompts(specs: Mapping[str, RewardSpec], prompts: Sequence[Prompt], source: str) -> None:
-    """Raises UserError for a prompt that no trained reward is asked about: nothing could be learned from it."""
+    """Raises UserError for a prompt that no trained reward is asked about: nothing could be learned from it.
+
+    Where no reward is trained, there is none to ask.
+    """
     trained = {name: spec.when for name, spec in specs.items() if spec.weight}
-    for prompt in prompts:
+    for prompt in prompts if trained else ():
         if not any(concerns(when, prompt) for when in trained.values()):
             held = ", ".join(f"{key}={value!r}"[:40] for key, value in prompt.meta.items()) or "nothing"
             raise UserError(

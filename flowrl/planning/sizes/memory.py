@@ -78,11 +78,33 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
         looked = _activations(_look_up(replace(query, pipeline=recipe.pipeline | recipe.sampler.look), configs), recipe)
         activations = (activations if looked is None else looked)[0], activations[1]
     phases = _phases(recipe, measured, latent, activations)
+    if reference := reference_bytes(recipe):
+        phases = [replace(phase, weights=phase.weights + reference) for phase in phases]
     return Sizes(measured.parameters, measured.learning, measured.added, phases, latent, measured.pipeline)
 
 
 def _look_up(query: SizeQuery, configs: JSON) -> MeasuredSizes:
     return MeasuredSizes(**look_up("sizes", [asdict(query), configs], lambda: _measure(query)))
+
+
+def reference_bytes(recipe: Recipe) -> int | None:
+    """What the weights of another model, or other adapters, as the reference take in each phase.
+
+    0 where there are none; None where they are not known. What is offloaded of a model is left out.
+    """
+    path = recipe.reference.path
+    if path is None:
+        return 0
+    if recipe.reference.use == "lora":
+        return sum(file.stat().st_size for file in Path(path).expanduser().glob("**/*.safetensors")) or None
+    configs = configs_of(path)
+    if configs is None:
+        return None
+    call = recipe.pipeline if recipe.reference.pipeline is None else recipe.reference.pipeline
+    query = SizeQuery(path, None, recipe.dtype.model, 1, call, (ASSUMED, 1))
+    measured = _look_up(query, configs)
+    stays = measured.trained if recipe.offload else list(measured.frozen)
+    return sum(measured.frozen[name] for name in stays)
 
 
 def _measure(query: SizeQuery) -> dict[str, JSON]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from flowrl.contracts import Prompt
 from flowrl.planning.sizes.known import KNOWN
-from flowrl.planning.sizes.memory import ASSUMED, Sizes, sizes
+from flowrl.planning.sizes.memory import ASSUMED, Sizes, reference_bytes, sizes
 from flowrl.planning.sizes.units import count_text, size_text
 from flowrl.recipe.schema import Recipe
 
@@ -56,5 +56,9 @@ def _notes(recipe: Recipe, estimate: Sizes) -> list[str]:
     else:
         kept = "block inputs and one block" if train.gradient_checkpointing else "all that autograd keeps"
         notes.append(f"activations: {kept} of a training forward; of a rollout what one block works on")
+    if (reference := reference_bytes(recipe)) is None:
+        notes.append(f"the reference's own weights are not in it: {recipe.reference.path} is not at hand")
+    elif reference:
+        notes.append(f"{size_text(reference)} of the weights are the reference's")
     notes.append("not in it: activations of text encoders, decoder and rewards, the allocator's slack")
     return [INDENT + note for note in notes]

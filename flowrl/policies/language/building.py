@@ -1,15 +1,21 @@
 """A policy over a causal language model, made as a recipe says."""
 
+from pathlib import Path
+
 import torch
 
 from flowrl.kinds.language import section_of
 from flowrl.policies.devices import device_of
+from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.chat import Encoder
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.loading import load_language
 from flowrl.policies.own import policy_class
+from flowrl.policies.reference_lora import add_reference_lora
 from flowrl.policies.trainable import make_trainable
+from flowrl.policies.weights import weights_of
 from flowrl.recipe.schema import Recipe
+from flowrl.untyped import LanguageModel, Tokenizer
 
 
 def build(recipe: Recipe) -> LanguagePolicy:
@@ -28,6 +34,44 @@ def build(recipe: Recipe) -> LanguagePolicy:
     )
     make_trainable(recipe, policy.modules)
     return policy
+
+
+def add_reference(policy: LanguagePolicy, recipe: Recipe) -> None:
+    """Gives a policy the recipe's reference, frozen, where it is another than the model as it is.
+
+    Raises PolicyError where it cannot be loaded, or has other tokens.
+    """
+    reference = recipe.reference
+    if reference.use == "lora":
+        add_reference_lora(policy.modules, Path(str(reference.path)).expanduser())
+    policy.weights = weights_of(policy.modules, use=reference.use)
+    if reference.use == "model":
+        model, tokenizer = load_language(str(reference.path), getattr(torch, recipe.dtype.model))
+        check_tokens_agree(policy, tokenizer, model, str(reference.path), exact=recipe.objective.kl_kind == "exact")
+        policy.teacher = model.to(policy.device)
+
+
+def check_tokens_agree(
+    policy: LanguagePolicy, tokenizer: Tokenizer, model: LanguageModel, path: str, *, exact: bool
+) -> None:
+    """Raises PolicyError where another model's tokens are not those of the policy.
+
+    exact: distributions over the vocabulary are compared, which then have to be of one size; models of one family may
+    pad theirs differently.
+    """
+    own, other = policy.tokenizer.get_vocab(), tokenizer.get_vocab()
+    if own != other:
+        differ = sum(other.get(token) != number for token, number in own.items()) + len(other.keys() - own.keys())
+        raise PolicyError(
+            f"reference.path: the tokenizer of {path!r} differs from the trained model's in {differ} tokens; give a "
+            "model with the same tokenizer"
+        )
+    sizes = [network.config.get_text_config().vocab_size for network in (model, policy.model)]
+    if exact and sizes[0] != sizes[1]:
+        raise PolicyError(
+            f"reference.path: {path!r} gives {sizes[0]} logits a token, the trained model {sizes[1]}, and objective."
+            "kl_kind=exact compares all of them; set objective.kl_kind=k2, or give another model"
+        )
 
 
 def retune(policy: LanguagePolicy, recipe: Recipe) -> None:

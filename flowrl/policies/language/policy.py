@@ -6,6 +6,7 @@ Before the first rollout a short generation checks this (`prepare`); a model tha
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import LogProbs, Progress, Prompt, Rollout, Samples, View, Visit
+from flowrl.contracts import LogProbs, Progress, Prompt, Rollout, Samples, View, Visit, Weights
 from flowrl.core.batches import rollout_chunks
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
@@ -83,6 +84,7 @@ class LanguagePolicy:
         self.device, self.max_rows, self.precision = torch.device(device), max_rows, precision
         self.keep_entropy = keep_entropy
         self.weights = weights_of(self.modules)  # others than those that learn
+        self.teacher: LanguageModel | None = None  # another model as the reference
         self.encode = Encoder(tokenizer, template=template, system=system)
         self.stop = stop_ids(model, tokenizer)
         self.pad = next((i for i in (tokenizer.pad_token_id, *self.stop) if i is not None), 0)
@@ -147,8 +149,8 @@ class LanguagePolicy:
             )
         columns = torch.arange(rollout.rollout_logp.shape[1])
         exact_kl = view.exact_kl and view.weights == "current"
-        with under(self.weights, view.weights):
-            logp, kl = self._score(rollout.replay, rows, exact_kl=exact_kl)
+        with under(self._weights, view.weights):
+            logp, kl = self._score(rollout.replay, rows, view.weights, exact_kl=exact_kl)
             if progress is not None:
                 progress(int(rollout.replay.length[rows].sum()))
             visit(LogProbs(rows, columns, logp, kl))
@@ -206,15 +208,25 @@ class LanguagePolicy:
         options |= {"progress": progress, "entropy": entropy if self.keep_entropy else None}
         return *decode(self.model, ids, uniforms, plan, **options), entropy
 
-    def _score(self, trajectory: Completions, rows: Tensor, *, exact_kl: bool = False) -> tuple[Tensor, Tensor | None]:
-        """(log-probs, divergence or None) of rows, [r, K] each, 0 beyond the longest of them."""
+    def _weights(self, name: str) -> AbstractContextManager[None]:
+        """The weights of that name; a teacher is another model, for which those of this one stay."""
+        return nullcontext() if name == "reference" and self.teacher is not None else self.weights(name)
+
+    def _score(
+        self, trajectory: Completions, rows: Tensor, weights: Weights, *, exact_kl: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(log-probs, divergence or None) of rows, [r, K] each, 0 beyond the longest of them.
+
+        weights: those that the modules have now.
+        """
         length, tokens = trajectory.length[rows], trajectory.tokens[rows]
         prompts, scale = [trajectory.prompts[i] for i in rows.tolist()], trajectory.plan.scale
-        reference = None
+        reference, teacher = None, self.model if self.teacher is None else self.teacher
         if exact_kl:
-            with under(self.weights, "reference"):
-                reference = teacher_forced(self.model, prompts, tokens, length, pad=self.pad)
-        logits = teacher_forced(self.model, prompts, tokens, length, pad=self.pad)
+            with under(self._weights, "reference"):
+                reference = teacher_forced(teacher, prompts, tokens, length, pad=self.pad)
+        model = teacher if weights == "reference" else self.model
+        logits = teacher_forced(model, prompts, tokens, length, pad=self.pad)
         width, beyond = logits.shape[1], (0, tokens.shape[1] - logits.shape[1])
         logp = token_logp(logits, tokens[:, :width].to(logits.device), scale, self.precision)
         kl = None if reference is None else token_kl(logits, reference, scale, self.precision)

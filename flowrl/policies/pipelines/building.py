@@ -1,5 +1,8 @@
 """A policy over a diffusers pipeline, made as a recipe says."""
 
+import contextlib
+from pathlib import Path
+
 import torch
 
 from flowrl.policies import adapters
@@ -9,7 +12,10 @@ from flowrl.policies.own import policy_class
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.first_order import walks_ddim
 from flowrl.policies.pipelines.policy import PipelinePolicy
+from flowrl.policies.reference_lora import add_reference_lora
 from flowrl.policies.trainable import make_trainable
+from flowrl.policies.weights import weights_of
+from flowrl.recipe.calls import check_call
 from flowrl.recipe.making import step_of
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.steps import PRESERVING_STEP, misfit
@@ -41,9 +47,40 @@ def build(recipe: Recipe) -> PipelinePolicy:
     )
 
 
+def add_reference(policy: PipelinePolicy, recipe: Recipe) -> None:
+    """Gives a policy the recipe's reference, frozen, where it is another than the model as it is.
+
+    What is called otherwise without being another model shares the modules of the policy, under the weights of the
+    reference. Raises PolicyError where it cannot be loaded, RecipeError for a call that does not fit it.
+    """
+    reference = recipe.reference
+    if reference.use == "lora":
+        add_reference_lora(policy.modules, Path(str(reference.path)).expanduser())
+    policy.weights = weights_of(policy.modules, use=reference.use)
+    if not reference.is_own_policy:
+        return
+    call = recipe.pipeline if reference.pipeline is None else reference.pipeline
+    pipe, modules = policy.source, dict(policy.modules)
+    if reference.use == "model":
+        pipe = load_pipeline(str(reference.path), getattr(torch, recipe.dtype.model), call)
+        modules = adapters.denoisers(pipe, None if recipe.lora is None else recipe.lora.modules)
+    else:
+        check_call(type(pipe), call)
+    teacher = PipelinePolicy(
+        pipe, modules, dynamics_of(recipe, pipe), call=call, device=policy.device, offload=policy.offload
+    )
+    if reference.use == "model":
+        teacher.weights = lambda name: contextlib.nullcontext()
+    else:
+        teacher.weights = lambda name: policy.weights(name)  # as they are then: a learner gives the policy its copies
+    policy.teacher = teacher
+
+
 def retune(policy: PipelinePolicy, recipe: Recipe) -> None:
     """Gives a policy another recipe's step, noise and call. Raises RecipeError where the step does not fit."""
     policy.dynamics, policy.call = dynamics_of(recipe, policy.source), recipe.pipeline
+    if policy.teacher is not None:
+        policy.teacher.dynamics = dynamics_of(recipe, policy.teacher.source)
 
 
 def dynamics_of(recipe: Recipe, pipe: Pipeline) -> Dynamics:

@@ -32,6 +32,7 @@ from flowrl.policies.pipelines.probe import probe
 from flowrl.policies.pipelines.replay_walk import LookWalk, ReplayWalk, replay_steps_by_pass
 from flowrl.policies.pipelines.replay_walk import Visit as StepVisit
 from flowrl.policies.pipelines.sharing import in_order
+from flowrl.policies.pipelines.teacher import check_teacher
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory, join_trajectories, take
 from flowrl.policies.pipelines.visited_looks import look_at_visited
 from flowrl.policies.weights import under, weights_of
@@ -75,6 +76,7 @@ class PipelinePolicy(PipelinePasses):
         self.keep_means = keep_means
         self.weights = weights_of(modules)  # others than those that learn
         self.looks: PipelinePasses = LookPasses(self, look_call) if look_call else self  # at noised samples
+        self.teacher: PipelinePolicy | None = None  # what looks under the reference in its place
         self._probed = self._looks = False
 
     # ------------------------------------------------------------------ what the loop asks for
@@ -127,6 +129,14 @@ class PipelinePolicy(PipelinePasses):
         cannot be asked about a level by itself (see noised_looks.py).
         """
         trajectory: Trajectory = rollout.replay
+        if view.weights == "reference" and self.teacher is not None:
+            if view.states != "drawn" and self.teacher.sharing != self.looks.sharing:
+                raise PolicyError(
+                    "reference: it takes other rows in one call than the trained pipeline, so that velocities "
+                    "cannot be compared: choose an objective of the clipped kind, or another reference"
+                )
+            self.teacher.look(rollout, rows, view, visit, progress=progress)
+            return
         if view.states != "drawn":
             self._prove_looks(trajectory)
             look = self._look_at_noised if view.states == "noised" else partial(look_at_visited, self.looks)
@@ -182,13 +192,17 @@ class PipelinePolicy(PipelinePasses):
         return in_order(decoded, parts)
 
     def prepare(self, prompt: Prompt, plan: WalkPlan) -> None:
-        """Probes the pipeline, once. Raises PolicyError where it breaks the contract (see `probe`)."""
+        """Probes the pipeline, once, and its teacher. Raises PolicyError where one breaks the contract (see `probe`),
+        and where the teacher does not fit (see teacher.py)."""
         if not self._probed:
             with in_one_line(type(self.source).__name__):
                 self.streams = probe(self, prompt, plan)
                 if self.looks is not self:
                     self.looks.streams = probe(self.looks, prompt, plan)
             self._probed = True
+        if self.teacher is not None and not self.teacher._probed:
+            self.teacher.prepare(prompt, plan)
+            check_teacher(self, self.teacher, prompt, plan)
 
     # ------------------------------------------------------------------ passes
 

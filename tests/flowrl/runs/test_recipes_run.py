@@ -92,6 +92,7 @@ ELSEWHERE = {"tiny_lm_grpo", "grpo_qwen"}  # test_language_run.py
 ELSEWHERE |= {"tiny_nft", "nft_sd3", "nft_flux", "awm_sd3"}  # test_noised_runs.py
 ELSEWHERE |= {"flow_dpo_sd3", "flow_dpo_wan", "dgpo_sd3", "crd_sd3"}  # the same
 ELSEWHERE |= {"tiny_draft"}  # test_pulled_runs.py
+ELSEWHERE |= {"tiny_distill", "tiny_guidance_distill", "opd_sd35"}  # test_distilled_runs.py
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +243,7 @@ def test_the_prompts_that_headers_offer_are_there() -> None:
 
 SHIPS = {"quickstart", "tiny_clip", "tiny_aesthetic", "tiny_vlm", "tiny_multi", "tiny_lm_grpo", "tiny_nft"}
 SHIPS |= {"tiny_draft"}
+SHIPS |= {"tiny_distill", "tiny_guidance_distill", "opd_sd35"}  # which train no reward
 OFFERED = {
     "flow_grpo_flux": ("prompts/train.txt", "prompts/heldout.txt"),
     "dancegrpo_hunyuanvideo": ("prompts/video_train.txt", "prompts/video_heldout.txt"),

@@ -1,0 +1,67 @@
+"""Runs that learn from a reference alone: the shipped recipes on tiny models, and one that is killed and resumed."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+import families
+from cli_support import quiet
+from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.load import load
+from flowrl.runs.checkpoints import Checkpoints
+from flowrl.runs.start import run
+from resume_support import assert_same_run, killed, metrics, train
+
+SMALL = ["train.prompts=2", "train.group=2", "train.updates=1", "train.iterations=3", "device=cpu", "threads=1"]
+QUIET = ["eval.at_start=false", "eval.at_end=false", "eval.every=null", "checkpoint.every=null", "train.micro_batch=3"]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The LoRA of a few large updates towards saturated pictures."""
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    reward = "rewards={size: {use: resume_support.noisy_size}}"
+    run(load("quickstart", [*SMALL, *QUIET, reward, "train.lr=2.0e-2", f"output={folder}"]), quiet())
+    return folder / "lora"
+
+
+def trained(folder: Path) -> list[dict]:
+    return [line for line in metrics(folder) if line["kind"] == "train"]
+
+
+@pytest.mark.parametrize("name", ["tiny_distill", "tiny_guidance_distill", "opd_sd35"])
+def test_a_recipe_learns_from_its_reference_and_calls_no_reward(name: str, teacher: Path, tmp_path: Path):
+    changes = [*SMALL, *QUIET, f"output={tmp_path / 'run'}"]
+    if name == "tiny_distill":
+        changes.append(f"reference.path={teacher}")
+    if name == "opd_sd35":
+        families.get("sd3").build().save_pretrained(tmp_path / "sd3")
+        size = "{height: 16, width: 16, guidance_scale: %s}"
+        changes += [f"model={tmp_path / 'sd3'}", f"pipeline={size % 1.0}", "train.rollout_batch=null", "offload=false"]
+        changes += [f"reference={{use: base, pipeline: {size % 4.5}}}", "dtype.model=float32"]
+        changes += ["prompts={train: prompts/train.txt, heldout: null}", "train.ema_every=1", "eval.prompts=null"]
+        changes += ["rewards={size: {use: resume_support.leaving, weight: 0.0, args: {way: leave, calls: 0}}}"]
+    run(load(name, changes), quiet())
+    lines = trained(tmp_path / "run")
+    assert len(lines) == 3 and lines[0]["kl"] > 0
+    for line in lines:
+        assert line["grad_norm"] > 0 and line["active_rows"] == 1 and line["replay_gap_max"] <= 1e-6
+        assert not any(metric.startswith(("reward/", "adv/")) for metric in line)
+
+
+def test_a_killed_run_reloads_its_teacher_and_goes_on_bit_for_bit(teacher: Path, tmp_path: Path):
+    more = [*SMALL, f"reference.path={teacher}", "train.iterations=4", "checkpoint.every=1", "prompts.heldout=null"]
+    more += ["train.ema=0.5"]
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    train("tiny_distill", more, whole)
+    killed(lambda: len(Checkpoints(folder).all()) > 1, signal.SIGKILL, train, "tiny_distill", more, folder)
+    train("tiny_distill", more, folder, resume=True)
+    assert_same_run(folder, whole)
+
+
+def test_a_teacher_that_is_not_there_is_refused_before_anything_is_loaded(tmp_path: Path):
+    recipe = load("tiny_distill", [*SMALL, f"reference.path={tmp_path / 'nowhere'}", f"output={tmp_path / 'run'}"])
+    with pytest.raises(RecipeError, match=r"reference\.path: got .*, where no adapters are"):
+        run(recipe, quiet())
+    assert not (tmp_path / "run").exists()
