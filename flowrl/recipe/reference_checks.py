@@ -58,6 +58,9 @@ def _call(recipe: Recipe) -> Iterator[RecipeError]:
 def _without_rewards(recipe: Recipe) -> Iterator[RecipeError]:
     """What is decided by rewards or advantages, where samples of training have none."""
     train = recipe.train
+    if not isinstance(recipe.objective, Own) and recipe.objective.loss is not None:
+        problem = f"got {show(recipe.objective.loss.kind)}, but every reward is a witness (weight 0)"
+        yield RecipeError("objective.loss", problem, "set objective.loss=null, or give one reward a non-zero weight")
     for name, value, off in (
         ("refill", train.refill, 0),
         ("keep", train.keep, None),
