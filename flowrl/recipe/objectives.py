@@ -53,6 +53,9 @@ def check_token_objective(recipe: Recipe) -> Iterator[RecipeError]:
         if (value := getattr(objective, name)) != off:
             problem = f"got {show(value)}, which is about denoising steps, but `generation` makes tokens"
             yield RecipeError(f"objective.{name}", problem, f"set objective.{name}={'null' if off is None else off}")
+    if recipe.reference.pipeline is not None:
+        problem = "got a mapping, but the call of a language model has no arguments"
+        yield RecipeError("reference.pipeline", problem, "set reference.pipeline=null")
     if objective.kl > 0 and objective.kl_kind == "exact_dt":
         problem = "got 'exact_dt', exact times the length of a denoising step, but `generation` makes tokens"
         yield RecipeError("objective.kl_kind", problem, "accepted: exact, k1, k2, k3 or abs")

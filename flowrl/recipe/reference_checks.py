@@ -45,10 +45,6 @@ def _use(recipe: Recipe) -> Iterator[RecipeError]:
 def _call(recipe: Recipe) -> Iterator[RecipeError]:
     reference = recipe.reference
     call = reference.pipeline or {}
-    if recipe.generation is not None:
-        problem = "got a mapping, but a language model's call has no arguments of its own"
-        yield RecipeError("reference.pipeline", problem, "set reference.pipeline=null")
-        return
     model = reference.path if reference.use == "model" and reference.path is not None else recipe.model
     for error in (*check_free(call), *check_values(call, model)):
         place = error.place.replace("pipeline", "reference.pipeline", 1)
