@@ -51,7 +51,8 @@ refl     the reward's own gradient at the one-step estimate of a late step, max(
          (arXiv:2304.05977), one of the last ten steps. This and the next five are for denoising steps and
          differentiable rewards, read no advantage, and take train.group 1 as well.
 draft1   the reward's gradient at the sample, through the last step alone: DRaFT-1 (arXiv:2309.17400).
-draft_k  the same through the whole of the last steps, 10 as long as sampler.levels.low does not say -K: DRaFT-K.
+draft_k  the same through the whole of the last steps, 10 as long as sampler.levels.low does not say -K: DRaFT-K
+         (arXiv:2309.17400).
 alignprop  the same through the last steps, their number drawn anew each iteration: AlignProp (arXiv:2310.03739).
 flowbp_sparse  the gradient at the sample as it is, through two random steps of all: FlowBP-Sparse (arXiv:2606.11075).
          scale is to be the number of steps over that of those (1 as it stands, where lr takes its place).
