@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import cast
 
+import numpy
 import torch
 from diffusers.utils import load_video
 from PIL import Image
@@ -126,6 +127,17 @@ def _open_files(value: Nest) -> Nest:
     except (OSError, ValueError, ImportError, EOFError, wave.Error) as error:
         reason = " ".join(str(error).split())[:160]
         raise PolicyError(f"{value}: cannot be opened ({type(error).__name__}: {reason}); give another file") from None
+
+
+def open_pixels(path: Path) -> Tensor:
+    """A picture float32 [3, H, W], or the frames of a clip [T, 3, H, W], in [0, 1].
+
+    Raises PolicyError for a file that cannot be opened.
+    """
+    opened = _open_files(path)
+    frames = [torch.from_numpy(numpy.array(f)) for f in (opened if isinstance(opened, list) else [opened])]
+    pixels = torch.stack(frames).movedim(-1, 1).float() / 255
+    return pixels if isinstance(opened, list) else pixels[0]
 
 
 def _sound(path: Path) -> Tensor:

@@ -10,6 +10,7 @@ refused with the reason.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -22,6 +23,7 @@ from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key, copy_numbers
 from flowrl.policies.pipelines.arguments import Call
 from flowrl.policies.pipelines.dynamics import Dynamics
+from flowrl.policies.pipelines.encodings import Encoding, find_encoding, fitted
 from flowrl.policies.pipelines.failing import in_one_line
 from flowrl.policies.pipelines.layouts import Media, join_media, media_of, sample_rate
 from flowrl.policies.pipelines.look_calls import LookPasses
@@ -78,6 +80,7 @@ class PipelinePolicy(PipelinePasses):
         self.looks: PipelinePasses = LookPasses(self, look_call) if look_call else self  # at noised samples
         self.teacher: PipelinePolicy | None = None  # what looks under the reference in its place
         self._probed = self._looks = False
+        self._given: dict[int, tuple[Trajectory, Encoding]] = {}  # by number of steps: a walk of its own, and how
 
     # ------------------------------------------------------------------ what the loop asks for
 
@@ -119,6 +122,45 @@ class PipelinePolicy(PipelinePasses):
             credit=credit_of(tree, rollout_logp),
             step_stats={name: torch.cat([step_stats[name] for _, _, step_stats in results]) for name in results[0][2]},
         )
+
+    @torch.no_grad()
+    def given(
+        self, prompts: Sequence[Prompt], pictures: Sequence[Tensor], *, plan: WalkPlan, seed: int, first: int = 0
+    ) -> Rollout:
+        """Samples that were not drawn, as a rollout whose samples can be noised. See `contracts.TakesSamples`.
+
+        Raises PolicyError where the pipeline's latents cannot be made of pictures (see encodings.py).
+        """
+        self.prepare(prompts[0], plan)
+        tree = plan.tree(len(pictures) // len(prompts))
+        if not tree.levels:
+            raise PolicyError("samples that were not drawn have no decisions: choose an objective that noises samples")
+        if plan.num_steps not in self._given:
+            with in_one_line(type(self.source).__name__):
+                self._given[plan.num_steps] = self._encoding(prompts[0], plan)
+        own, encode = self._given[plan.num_steps]
+        shown = [fitted(one.to(self.device), encode.shape) for one in pictures]
+        trajectory = Trajectory(list(prompts), tree, seed, first, path=own.path)
+        trajectory.clean = {0: torch.cat([encode(one) for one in shown])}
+        trajectory.levels = tuple(own.levels[n] if isinstance(n, int) else n for n in tree.levels)
+        media = {"video" if len(encode.shape) == 4 else "images": torch.stack(shown)}
+        logp = torch.zeros(len(pictures), len(tree.levels))
+        return Rollout(self._samples(prompts, tree, media), logp, torch.ones_like(logp, dtype=torch.bool), trajectory)
+
+    def _encoding(self, prompt: Prompt, plan: WalkPlan) -> tuple[Trajectory, Encoding]:
+        """A walk of the pipeline's own, with the levels of all its steps, and the encoding that is proved by it."""
+        tree = replace(plan.tree(1), levels=tuple(range(plan.num_steps)))
+        own = Trajectory([prompt], tree, 0)
+        walk, made = self.roll(own)
+        walk.result()
+        pixels = made.get("images", made.get("video"))
+        if pixels is None or len(own.clean) > 1 or "audio" in made:
+            raise PolicyError("its samples are not pictures alone: draw samples instead: set train.source=rollouts")
+
+        def decode(state: Tensor) -> Tensor:
+            return self.decode([prompt], state.to(own.clean[0]), plan=plan, seed=0)
+
+        return own, find_encoding(self.source, pixels[0], own.clean[0].shape[1:], decode, self.device)
 
     def look(
         self, rollout: Rollout, rows: Tensor, view: View, visit: Visit, *, progress: Progress | None = None
