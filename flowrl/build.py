@@ -12,7 +12,7 @@ from flowrl import names
 from flowrl.contracts import Objective, Policy, Prompt, Rollout
 from flowrl.core.advantages import advantage_metrics
 from flowrl.core.credit import row_advantages
-from flowrl.core.engine import Advantage
+from flowrl.core.engine import Advantage, SamplesOf
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.given import GivenObjective
 from flowrl.core.objectives.grpo import ClippedObjective
@@ -24,6 +24,7 @@ from flowrl.planning.trials import Guarded, report_errors
 from flowrl.planning.walks import pruned_widths
 from flowrl.policies.devices import device_of
 from flowrl.policies.weights import weights_of
+from flowrl.reading import pairs
 from flowrl.reading.inputs import read_prompts
 from flowrl.recipe.making import build_part
 from flowrl.recipe.schema import Recipe
@@ -152,6 +153,19 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
         return adv, advantage_metrics(rewards, samples.group, adv, total=counted.total, **how)
 
     return advantage
+
+
+def given_samples(recipe: Recipe) -> SamplesOf | None:
+    """What opens the samples of a prompt that come from files; None where samples are drawn."""
+    if recipe.train.source == "rollouts":
+        return None
+    from flowrl.policies.pipelines.arguments import open_pixels
+
+    def samples_of(prompt: Prompt) -> tuple[list[Tensor], list[float]]:
+        files, scores = pairs.samples_of(prompt)
+        return [open_pixels(file) for file in files], scores
+
+    return samples_of
 
 
 def width_pruning(recipe: Recipe, iteration: int) -> WidthPruning | None:

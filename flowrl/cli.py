@@ -14,14 +14,16 @@ from flowrl.commands.explain import explain_command, schema_command
 from flowrl.commands.export import export_command
 from flowrl.commands.failures import TRACEBACK_VARIABLE, refuse_non_utf8, refuse_several_processes, report_exception
 from flowrl.commands.listing import list_command
+from flowrl.commands.pairs import pairs_command
 from flowrl.commands.report import report
 from flowrl.commands.sample import sample
 from flowrl.commands.scan import scan_command
 from flowrl.commands.serve import serve_command
 from flowrl.commands.train import run
+from flowrl.commands.train_reward import train_reward_command
 
 # commands that a second process would repeat as a whole
-ONE_PROCESS = ("run", "check", "compare", "eval", "sample", "scan", "export", "world")
+ONE_PROCESS = ("run", "check", "compare", "eval", "sample", "pairs", "train-reward", "scan", "export", "world")
 app = typer.Typer(
     help="Align image, video and sound generators and language models by reinforcement learning, on a CPU or a GPU.",
     no_args_is_help=True,
@@ -33,6 +35,8 @@ app.command("check")(check_command)
 app.command("compare")(compare_command)
 app.command("eval")(evaluate_command)
 app.command()(sample)
+app.command("pairs")(pairs_command)
+app.command("train-reward")(train_reward_command)
 app.command("scan")(scan_command)
 app.command()(report)
 app.command("export")(export_command)

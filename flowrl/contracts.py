@@ -17,8 +17,7 @@ from torch import Tensor
 class Prompt:
     """What one group of samples is drawn for.
 
-    `meta` is the reward's ground truth; `media` are paths of inputs; `call` are arguments of the pipeline's own call,
-    in which a Path stands for the file.
+    `meta` is the reward's ground truth, `media` paths of inputs, `call` the pipeline's arguments, Paths for files.
     """
 
     id: str
@@ -130,7 +129,6 @@ class Field:
     rows int64 [r], columns int64 [1]. level: of the noise, that of the column. x [r, ...]: the states; v, like x: the
     model's velocity dx/ds there, with gradient under the current weights; x0: the samples; target: the velocity that
     leads back to them. unit: what x - level * v is divided by to give an estimate of x0, 1 on the path of a flow.
-    signal: the share of x0 in x; an error of v is unit / signal times one of the noise that it stands for.
 
     Of a walked state, the step that begins there leads to carry * x + gain * v; of an injected one, whose step leads to
     the level `to`, gain is the derivative of `recovered` by v. Both can `show` states of these rows, with gradient.
@@ -148,7 +146,7 @@ class Field:
     gain: float = 0.0
     to: float = 0.0
     show: "Show | None" = None
-    signal: float = 1.0
+    signal: float = 1.0  # the share of x0 in x: an error of v is unit / signal times that of the noise
 
     @property
     def recovered(self) -> Tensor:
@@ -256,20 +254,6 @@ class Policy(Looks, Protocol[PlanT]):
 
     def trainable(self) -> Iterator[torch.nn.Parameter]:
         """The parameters that learn."""
-        ...
-
-
-class TakesSamples(Protocol[PlanT]):
-    """A policy that can take samples which it did not draw."""
-
-    def given(
-        self, prompts: Sequence[Prompt], pictures: Sequence[Tensor], *, plan: PlanT, seed: int, first: int = 0
-    ) -> Rollout:
-        """A rollout of these samples, as many for each prompt, prompt by prompt, each scaled and cut to the size of the
-        policy's own: pictures float [3, H, W] or video [T, 3, H, W] in [0, 1].
-
-        Their noise is that of samples that are drawn under the same seed and numbers.
-        """
         ...
 
 

@@ -7,9 +7,10 @@ Pictures go through 8 bits and Pillow as in the checkpoint's training: resizing 
 gives other numbers. The embedding is read from transformers 4 and 5 alike.
 """
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowrl.contracts import Samples
+from reward_models.parts.checkpoints import fill, state_dict
 from reward_models.parts.embedding.clip import tower
 from reward_models.parts.vision.match import Match
 
@@ -20,6 +21,7 @@ class clip_score(Match):  # noqa: N801 - recipes name it
     """Similarity of a picture and its prompt by CLIP: cosine, logit or CLIPScore.
 
     model and weights as in parts/clip.py: a folder or model of the hub, or an architecture of open_clip with weights.
+    head: a file by `flowrl train-reward`, which says what each entry of the two embeddings' product counts (None: 1).
     """
 
     def __init__(
@@ -31,11 +33,17 @@ class clip_score(Match):  # noqa: N801 - recipes name it
         scale: str = "cosine",
         prefix: str = "",
         frames: int | None = None,
+        head: str | None = None,
     ):
         if scale not in SCALES:
             raise ValueError(f"clip_score: scale={scale!r}: accepted are {', '.join(SCALES)}")
         self.scale, self.prefix = scale, prefix
         super().__init__(tower(model, weights, processor=processor), frames)
+        if head is not None:
+            what = "head of clip_score (by `flowrl train-reward --kind clip`)"
+            self.head = nn.Linear(self.tower.width, 1, bias=False)
+            fill(self.head, {name.removeprefix("0."): t for name, t in state_dict(head, what).items()}, what)
+            self.freeze()
 
     def __call__(self, samples: Samples) -> Tensor:
         """float32 [B], in the requested scale; a video has the mean over its frames."""

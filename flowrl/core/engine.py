@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from flowrl.contracts import Policy, Progress, Prompt, Rollout, Samples
 from flowrl.core.selection import moved_rows
 
 PlanT = TypeVar("PlanT")
+GivenPlanT = TypeVar("GivenPlanT", contravariant=True)
 Metrics = dict[str, float]
 # of rewards [B] and the rollout: advantages of its rows, [R], or of their decisions, [R, K], and metrics
 Advantage = Callable[[dict[str, Tensor], Rollout], tuple[Tensor, Metrics]]
@@ -104,3 +106,40 @@ class LocalEngine(Generic[PlanT]):
         with self.clock.phase("score"):
             rewards = self.score(rollout.samples)
             return Draw(rollout, rewards, *self.advantage(rewards, rollout))
+
+
+class TakesSamples(Protocol[GivenPlanT]):
+    """A policy that can take samples which it did not draw."""
+
+    def given(
+        self, prompts: Sequence[Prompt], pictures: Sequence[Tensor], *, plan: GivenPlanT, seed: int, first: int = 0
+    ) -> Rollout:
+        """A rollout of these samples, as many for each prompt, prompt by prompt, each scaled and cut to the size of the
+        policy's own: pictures float [3, H, W] or video [T, 3, H, W] in [0, 1].
+
+        Their noise is that of samples that are drawn under the same seed and numbers.
+        """
+        ...
+
+
+# of a prompt: its samples, pictures or video as in `TakesSamples.given`, and a score of each
+SamplesOf = Callable[[Prompt], tuple[Sequence[Tensor], Sequence[float]]]
+
+
+@dataclass
+class GivenEngine(Generic[PlanT]):
+    """Takes the samples of each prompt as they are, with their scores as advantages, in the place of drawing any."""
+
+    policy: TakesSamples[PlanT]
+    plan: PlanT
+    seed: int
+    samples_of: SamplesOf
+    clock: Clock
+
+    def draw(self, prompts: Sequence[Prompt], first: int) -> Draw:
+        """The samples of these prompts, which are noised by the numbers from `first` on."""
+        with self.clock.phase("rollout"):
+            given = [self.samples_of(prompt) for prompt in prompts]
+            pictures = [picture for samples, _ in given for picture in samples]
+            rollout = self.policy.given(prompts, pictures, plan=self.plan, seed=self.seed, first=first)
+            return Draw(rollout, {}, torch.tensor([score for _, scores in given for score in scores]), {})

@@ -18,7 +18,7 @@ from flowrl.contracts import Looks, Objective, Policy, Progress, Prompt, RewardO
 from flowrl.core.backward import StepLoss, backward, fill_reference, with_step_weights
 from flowrl.core.backward_noised import backward_noised
 from flowrl.core.backward_pull import backward_pull
-from flowrl.core.engine import Advantage, Clock, LocalEngine, Metrics, PlanT
+from flowrl.core.engine import Advantage, Clock, GivenEngine, LocalEngine, Metrics, PlanT, SamplesOf
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.pairs import companions
@@ -95,28 +95,33 @@ def iterate(
     progress: Progress | None = None,
     finished: Callable[[Samples], None] | None = None,
     reward_of: RewardOf | None = None,
+    samples_of: SamplesOf | None = None,
 ) -> Iteration:
     """Draws, scores and learns once from `settings.group` samples of each prompt.
 
     plan is the policy's own affair. seed and first name the noise (see `Policy.rollout`); draw number i begins at
     first + i * stride, so that an iteration uses up (1 + refill) * stride of them. advantage gives advantages of rows,
     [R], or of decisions, [R, K], and their metrics from the rewards and the rollout. more gives so many further
-    prompts, which a refill needs. progress, finished: see `Policy`; reward_of: see `Batch`. Metrics named time_*
-    are seconds; all others repeat under the same seed, and are of all that was drawn.
+    prompts, which a refill needs. progress, finished: see `Policy`; reward_of: see `Batch`. samples_of: gives the
+    samples of a prompt and their scores, which are taken as advantages; nothing is drawn then, and nothing scored.
+    Metrics named time_* are seconds; all others repeat under the same seed, and are of all that was drawn.
     """
     clock = Clock(enter)
-    engine = LocalEngine(
-        policy,
-        plan,
-        seed,
-        settings.group,
-        score,
-        advantage,
-        clock,
-        progress,
-        finished,
-        lambda: learner.sampling(old=settings.sample_old),
-    )
+    if samples_of is not None:
+        engine: GivenEngine[PlanT] | LocalEngine[PlanT] = GivenEngine(policy, plan, seed, samples_of, clock)
+    else:
+        engine = LocalEngine(
+            policy,
+            plan,
+            seed,
+            settings.group,
+            score,
+            advantage,
+            clock,
+            progress,
+            finished,
+            lambda: learner.sampling(old=settings.sample_old),
+        )
     looks: Looks = policy
     draws = [engine.draw(prompts, first)]
     while more is not None and len(draws) <= settings.refill and (missing := len(prompts) - kept_groups(draws)):

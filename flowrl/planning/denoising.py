@@ -81,6 +81,7 @@ def _noised(recipe: Recipe, iteration: int) -> Arithmetic:
     train, loss = recipe.train, recipe.objective.loss
     assert loss is not None
     tree = walks.walk(recipe, iteration).tree(train.group)
+    drawn = train.source == "rollouts"
     rows = train.prompts * len(tree.leaves)
     per_group = 2 * train.pairs if loss.kind == "flow_dpo" else train.keep or train.group
     looks = train.epochs * train.prompts * min(per_group, train.group) * len(tree.levels)
@@ -94,7 +95,7 @@ def _noised(recipe: Recipe, iteration: int) -> Arithmetic:
         rows_per_update=per_update,
         optimizer_steps=train.epochs * train.updates,
         micro_batches=-(-per_update // (train.micro_batch or per_update)),
-        rollout_forwards=train.prompts * sum(len(front.units) for front in tree.fronts),
+        rollout_forwards=train.prompts * sum(len(front.units) for front in tree.fronts) if drawn else 0,
         train_forwards=looks,
         reference_forwards=others * looks,
         decodes=shown,
@@ -142,6 +143,8 @@ def _noised_lines(recipe: Recipe) -> list[str]:
     if loss is not None and loss.pulls:
         after = f"{after} by their own noise" if loss.kind == "srpo" else "the rewards' gradient goes back through them"
     text = [f"steps       {recipe.sampler.steps} of the ODE{by}; {after}"]
+    if recipe.train.source == "files":
+        text = ["samples     from files, encoded in each iteration; none are drawn and scored"]
     for i in range(min(recipe.train.iterations, 3)):
         trained_levels = walks.levels(recipe, i)
         told = ", ".join(map(_column, trained_levels))

@@ -10,7 +10,7 @@ from flowrl.planning.loss_trials import try_losses
 from flowrl.planning.sizes.calls import check_arguments
 from flowrl.planning.sizes.rewards import absent
 from flowrl.policies.devices import device_of
-from flowrl.reading import columns
+from flowrl.reading import columns, pairs
 from flowrl.reading import prompts as prompt_files
 from flowrl.reading.prompt_lines import PromptError
 from flowrl.recipe.schema import Recipe
@@ -114,14 +114,30 @@ def _heldout_prompts(recipe: Recipe, online: bool = False) -> list[Prompt]:
 
 def _train_prompts(recipe: Recipe, online: bool = False) -> list[Prompt]:
     """The training prompts, checked to suffice for an iteration and for the recipe's rewards."""
-    source = recipe.prompts
-    train = load_prompts(recipe, source.train, "train", source.limit, online=online)
+    source, files = recipe.prompts, recipe.train.source == "files"
+    if files:
+        train = _given_prompts(recipe)
+    else:
+        train = load_prompts(recipe, source.train, "train", source.limit, online=online)
     if len(train) < recipe.train.prompts:
         raise UserError(
             f"train.prompts: got {recipe.train.prompts}, but {source.train} holds {len(train)}; lower train.prompts"
         )
-    check_prompts(recipe.rewards, train, source.train)
+    if not files:
+        check_prompts(recipe.rewards, train, source.train)
     prompt_cursor(recipe, train)
+    return train
+
+
+def _given_prompts(recipe: Recipe) -> list[Prompt]:
+    """The training prompts that come with their samples, as many each as train.group."""
+    source, group = recipe.prompts, recipe.train.group
+    if line := prompt_files.missing_sources([source.train], source.source):
+        raise PromptError(line)
+    train = pairs.load(source.train, limit=source.limit)
+    if (number := len(pairs.samples_of(train[0])[0])) != group:
+        problem = f"got {group}, but {source.train} has {number} samples for each prompt"
+        raise UserError(f"train.group: {problem}; set train.group={number}")
     return train
 
 

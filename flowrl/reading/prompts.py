@@ -194,6 +194,24 @@ def _from_dataset(name: str, split: str, arguments: Collection[str], *, saved: b
     """
     import datasets
 
+    data = open_dataset(name, split, saved=saved)
+    columns = [c for c in TEXT_COLUMNS if c in data.column_names]
+    if not columns:
+        raise PromptError(f"{name}: columns {', '.join(data.column_names)}; accepted: one of {', '.join(TEXT_COLUMNS)}")
+    plain = [c for c, feature in data.features.items() if _is_plain(feature) and c not in MEDIA_KEYS]
+    pictures = [c for c, f in data.features.items() if isinstance(f, datasets.Image) and c in arguments]
+    for column in pictures:
+        data = data.cast_column(column, datasets.Image(decode=False))
+    for number, row in enumerate(data.select_columns(plain + pictures)):
+        files = {column: store_picture(row[column]) for column in pictures if row[column] is not None}
+        record = {c: value for c, value in row.items() if c not in pictures} | files
+        yield _from_record(record, columns, f"{name}: row {number}", None)
+
+
+def open_dataset(name: str, split: str, *, saved: bool = False) -> Any:
+    """The rows of a split of a data set; saved: of a folder that `datasets` wrote. Raises PromptError."""
+    import datasets
+
     base, colon, chosen = name.partition(":")
     try:
         data: Any = datasets.load_from_disk(name) if saved else datasets.load_dataset(base if colon else name)
@@ -208,20 +226,10 @@ def _from_dataset(name: str, split: str, arguments: Collection[str], *, saved: b
             listed = f"{', '.join(there)}{hint(chosen, there)}"
             raise PromptError(f"{name}: no split {' or '.join(wanted)}; accepted: {listed}")
         data = data[key]
-    columns = [c for c in TEXT_COLUMNS if c in data.column_names]
-    if not columns:
-        raise PromptError(f"{name}: columns {', '.join(data.column_names)}; accepted: one of {', '.join(TEXT_COLUMNS)}")
-    plain = [c for c, feature in data.features.items() if _is_plain(feature) and c not in MEDIA_KEYS]
-    pictures = [c for c, f in data.features.items() if isinstance(f, datasets.Image) and c in arguments]
-    for column in pictures:
-        data = data.cast_column(column, datasets.Image(decode=False))
-    for number, row in enumerate(data.select_columns(plain + pictures)):
-        files = {column: _store_picture(row[column]) for column in pictures if row[column] is not None}
-        record = {c: value for c, value in row.items() if c not in pictures} | files
-        yield _from_record(record, columns, f"{name}: row {number}", None)
+    return data
 
 
-def _store_picture(value: dict[str, JSON]) -> str:
+def store_picture(value: dict[str, JSON]) -> str:
     """The absolute path of a data set's picture: its own file, or one in the cache named by a hash of its content."""
     if value.get("bytes") is None:
         return str(Path(value["path"]).resolve())

@@ -11,7 +11,8 @@ class Loss(Strict):
     nft (DiffusionNFT): beta, adv_clip, adv_mode. awm (advantage-weighted matching): weighting, power, clip, pull,
     adv_clip, adv_max. dgpo (direct group preference): beta, clip, against. crd (centred reward distillation): beta,
     temperature, match, adaptive, adaptive_kl, adv_clip. flow_dpo: beta, epsilon, against; train.pairs of each group.
-    flow_rwr (reward-weighted regression): temperature. against: the policy's errors are compared with those of the
+    flow_rwr (reward-weighted regression): temperature. sft (supervised
+    finetuning) is of samples from files. against: the policy's errors are compared with those of the
     reference, or of the older copy (train.old). Keys of another kind are refused; what is not given is as published.
     objective.kl is the coefficient of the mean squared difference from the reference's velocity. Samples come from the
     ODE: sampler.step, noise, window and share_noise, and the clip and kl_kind of objective, are not read.
@@ -24,8 +25,8 @@ class Loss(Strict):
     highest].
     """
 
-    kind: Literal["nft", "awm", "dgpo", "crd", "flow_dpo", "flow_rwr", "draft", "refl", "srpo"] = key(
-        ..., "nft, awm, dgpo, crd, flow_dpo, flow_rwr, draft, refl or srpo"
+    kind: Literal["nft", "awm", "dgpo", "crd", "flow_dpo", "flow_rwr", "sft", "draft", "refl", "srpo"] = key(
+        ..., "nft, awm, dgpo, crd, flow_dpo, flow_rwr, sft, draft, refl or srpo"
     )
     beta: float | None = key(None, "a number > 0", gt=0)
     adv_clip: float | None = key(None, "a number > 0", gt=0)
@@ -99,12 +100,14 @@ class NoisedTraining(Strict):
 
     old: there is an older copy of the weights; after each iteration it is old times itself and 1 - old times the
     weights of now (0: those that an iteration begins with; null: there is none). sample_old: it draws the samples.
-    pairs: of each group, the best with the worst, the second best with the second worst, and so on.
+    pairs: of each group, the best with the worst, the second best with the second worst, and so on. source: samples are
+    drawn (rollouts), or come with prompts.train (files: pairs, or scored pictures; docs/preferences.md).
     """
 
     old: float | None = key(None, "a number from 0 to 1, or null", ge=0, le=1, curve=True)
     sample_old: bool = key(False, "true or false")
     pairs: int = key(1, "a whole number >= 1", ge=1)
+    source: Literal["rollouts", "files"] = key("rollouts", "rollouts or files")
 
 
 PULLING = ("draft", "refl", "srpo")
@@ -115,6 +118,7 @@ LOSS_KEYS: dict[str, tuple[str, ...]] = {
     "crd": ("beta", "temperature", "match", "adaptive", "adaptive_kl", "adv_clip"),
     "flow_dpo": ("beta", "epsilon", "against"),
     "flow_rwr": ("temperature",),
+    "sft": (),
     "draft": ("threshold", "scale", "nested"),
     "refl": ("threshold", "scale"),
     "srpo": ("threshold", "scale", "positive", "negative", "discount", "inversion_discount"),

@@ -29,6 +29,7 @@ def check_noised(recipe: Recipe) -> Iterator[RecipeError]:
         yield RecipeError("objective.loss.pull", problem, "give objective.loss.clip, or a pull above 0")
     yield from _together(recipe, loss)
     yield from (check_pulled if loss.pulls else refuse_visits)(recipe, loss)
+    yield from _files(recipe, loss)
 
 
 def refuse_noised(recipe: Recipe) -> Iterator[RecipeError]:
@@ -48,6 +49,7 @@ def _without(recipe: Recipe) -> Iterator[RecipeError]:
         ("train.old", train.old, None),
         ("train.sample_old", train.sample_old, False),
         ("train.pairs", train.pairs, 1),
+        ("train.source", train.source, "rollouts"),
     ):
         if value != off:
             problem = f"got {show(value)}, but the objective noises no finished samples"
@@ -126,3 +128,21 @@ def _together(recipe: Recipe, loss: Loss) -> Iterator[RecipeError]:
     if loss.kind in ("flow_dpo", "dgpo", "crd") and train.drop_silent:
         problem = f"got true, but loss {loss.kind!r} chooses its rows itself"
         yield RecipeError("train.drop_silent", problem, "set train.drop_silent=false")
+
+
+def _files(recipe: Recipe, loss: Loss) -> Iterator[RecipeError]:
+    """What does not go with samples from files, and what goes with them alone."""
+    train = recipe.train
+    if train.source == "rollouts":
+        if loss.kind == "sft":
+            problem = "got 'rollouts', but loss 'sft' is of samples from files"
+            yield RecipeError("train.source", problem, "set train.source=files")
+        return
+    if loss.kind not in ("flow_dpo", "flow_rwr", "sft"):
+        problem = f"got 'files', but loss {loss.kind!r} is of samples that the model draws"
+        yield RecipeError("train.source", problem, "set train.source=rollouts, or objective.preset=flow_dpo")
+    for name, off in (("refill", 0), ("keep", None), ("drop_silent", False), ("sample_old", False)):
+        if (value := getattr(train, name)) != off:
+            problem = f"got {show(value)}, but samples from files are taken as they are"
+            remedy = f"set train.{name}={'null' if off is None else str(off).lower()}"
+            yield RecipeError(f"train.{name}", problem, remedy)

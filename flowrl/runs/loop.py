@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from flowrl.build import Inputs, build_advantage, build_objective, build_watch, width_pruning
+from flowrl.build import Inputs, build_advantage, build_objective, build_watch, given_samples, width_pruning
 from flowrl.contracts import Policy
 from flowrl.core.evaluation import Evaluation
 from flowrl.core.iterate import Iteration, Settings, iterate
@@ -180,6 +180,7 @@ class Run:
             progress=tick,
             finished=self.inputs.scorer.take if self.inputs.scorer.overlaps and scored else None,
             reward_of=self.inputs.scorer.with_gradient,
+            samples_of=given_samples(recipe),
         )
         if train.old is not None:
             after = self.recipe.at(iteration + 1, self.learner.steps).train.old

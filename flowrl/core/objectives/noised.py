@@ -260,7 +260,7 @@ class FlowDPOObjective(NoisedObjective):
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """See `NoisedObjective`: each row of a pair bears the loss of the pair."""
         error, others = _errors(seen, batch)
-        beta = self.beta if not self.epsilon else float(beta_of_epsilon(self.beta, torch.tensor(seen.level)))
+        beta = beta_of_epsilon(self.beta, seen.signal, seen.unit) if self.epsilon else self.beta
         implicit = implicit_rewards(error, others[self.against], beta)
         loss, metrics = pair_loss(implicit.unflatten(0, (-1, 2)))
         metrics["winner_error"] = error.detach()[0::2]
@@ -278,6 +278,19 @@ class FlowRWRObjective(NoisedObjective):
         """(loss [r], metrics [r]); see `NoisedObjective`."""
         weight = reward_weight(_of_rows(batch.adv), self.temperature)
         return weight * mean_square(seen.v - seen.target), {"reward_weight": weight}
+
+
+@dataclass(frozen=True)
+class SFTObjective(NoisedObjective):
+    """Supervised finetuning: the error of the velocity times the sample's score, where that is above 0.
+
+    With rewards as scores it is GORS (T2I-CompBench, arXiv:2307.06350).
+    """
+
+    def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
+        """See `NoisedObjective`."""
+        error = mean_square(seen.v - seen.target)
+        return _of_rows(batch.adv).clamp(min=0) * error, {"error": error.detach()}
 
 
 def _errors(seen: Field, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -303,4 +316,5 @@ NOISED: dict[str, type[NoisedObjective]] = {
     "crd": CRDObjective,
     "flow_dpo": FlowDPOObjective,
     "flow_rwr": FlowRWRObjective,
+    "sft": SFTObjective,
 }

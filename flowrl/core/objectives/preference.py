@@ -31,13 +31,15 @@ def implicit_rewards(error: Tensor, reference: Tensor, beta: float | Tensor) -> 
     return -(beta / 2) * (error - reference.detach())
 
 
-def beta_of_epsilon(beta: float, level: Tensor) -> Tensor:
-    """beta (1 - s)^2 at levels s [r]: what makes errors of the velocity weigh as those of epsilon.
+def beta_of_epsilon(beta: float, signal: float | Tensor, unit: float | Tensor = 1.0) -> float | Tensor:
+    """beta (a / u)^2: what makes errors of the velocity weigh as those of epsilon.
 
-    On the path x = (1 - s) x_0 + s eps the error of epsilon is (1 - s)^2 times that of the velocity, so that this is
-    Diffusion-DPO's loss in terms of velocities. VideoAlign (arXiv:2501.13918) finds a constant beta better.
+    signal a: the share of x_0 in x = a x_0 + s eps. unit u: 1 on the path of a flow, where a = 1 - s, and a + s where
+    variance is preserved. As eps = (x + a v) / u for v = eps - x_0, the error of epsilon is (a / u)^2 times that of the
+    velocity, so that this is Diffusion-DPO's loss in terms of velocities. VideoAlign (arXiv:2501.13918) finds a
+    constant beta better for flows.
     """
-    return beta * (1 - level) ** 2
+    return beta * (signal / unit) ** 2
 
 
 def pair_loss(implicit: Tensor, label: float | Tensor = 1.0) -> tuple[Tensor, dict[str, Tensor]]:

@@ -84,7 +84,7 @@ def merge_streams(streams: Streams) -> Tensor:
 def field(rows: Tensor, column: int, at: Coordinates, made: Noised, velocity: Streams) -> Field:
     """The Field of a look at noised samples rows, int64 [r]."""
     x, v, x0, target = (merge_streams(streams) for streams in (made.x, velocity, made.x0, made.target))
-    return Field(rows, torch.tensor([column]), at.level, x, v, x0, target, at.unit)
+    return Field(rows, torch.tensor([column]), at.level, x, v, x0, target, at.unit, signal=at.signal)
 
 
 class _Watching:

@@ -127,7 +127,7 @@ class PipelinePolicy(PipelinePasses):
     def given(
         self, prompts: Sequence[Prompt], pictures: Sequence[Tensor], *, plan: WalkPlan, seed: int, first: int = 0
     ) -> Rollout:
-        """Samples that were not drawn, as a rollout whose samples can be noised. See `contracts.TakesSamples`.
+        """Samples that were not drawn, as a rollout whose samples can be noised. See `core.engine.TakesSamples`.
 
         Raises PolicyError where the pipeline's latents cannot be made of pictures (see encodings.py).
         """

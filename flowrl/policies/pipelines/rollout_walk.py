@@ -196,11 +196,9 @@ class RolloutWalk:
     def _to_be_noised(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Keeps the finished states and the levels; log-probs [R, K] of 0, since nothing was drawn, and a full mask."""
         if missing := [n for n in self.tree.levels if isinstance(n, int) and n not in self._levels]:
-            raise PolicyError(
-                f"finished samples are to be noised to the level of step {missing[0]}, but the pipeline's loop ended "
-                f"after {self.iterations} steps of {self.tree.num_steps} (image-to-image skips steps: set "
-                "pipeline.strength=1)"
-            )
+            problem = f"samples are to be noised to the level of step {missing[0]}, but the loop ended after "
+            problem += f"{self.iterations} of {self.tree.num_steps} steps (image-to-image: set pipeline.strength=1)"
+            raise PolicyError(problem)
         leaves = self.tree.leaves
         streams = self._after[leaves[0]]
         self.trajectory.clean = {stream: self._states(leaves, stream) for stream in streams}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowrl.contracts import Samples
 from reward_models.parts.embedding.tower import Tower
@@ -18,6 +18,7 @@ class Match(Model):
 
     prefix = ""
     differentiable = True  # by `score`
+    head: nn.Linear | None = None  # what each entry of the product of embeddings counts
 
     def __init__(self, tower: Tower, frames: int | None):
         self.tower, self.frames = tower, frame_count(frames)
@@ -48,6 +49,7 @@ class Match(Model):
             return images.sum(-1)
         with torch.no_grad():
             told = self.tower.text([self.prefix + text for text in texts])
+            told = told if self.head is None else told * self.head.weight[0].to(told)
         return (images.unflatten(0, (len(texts), -1)) * told.unsqueeze(1)).sum(-1).flatten()
 
 

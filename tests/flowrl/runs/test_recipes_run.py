@@ -93,6 +93,7 @@ ELSEWHERE |= {"tiny_nft", "nft_sd3", "nft_flux", "awm_sd3"}  # test_noised_runs.
 ELSEWHERE |= {"flow_dpo_sd3", "flow_dpo_wan", "dgpo_sd3", "crd_sd3"}  # the same
 ELSEWHERE |= {"tiny_draft"}  # test_pulled_runs.py
 ELSEWHERE |= {"tiny_distill", "tiny_guidance_distill", "opd_sd35"}  # test_distilled_runs.py
+ELSEWHERE |= {"tiny_dpo_offline", "diffusion_dpo_sdxl"}  # test_given_runs.py
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +228,8 @@ def test_the_prompts_of_a_recipe_are_there(name: str) -> None:
     train, heldout, lines = planned_prompts(recipe)
     assert (train is None or len(train) >= recipe.train.prompts) and heldout != []
     if lines:
-        with pytest.raises(UserError, match=r"not here, and not shipped; get it by `git clone https://github.com/"):
+        got_by = r"git clone https://github.com/|huggingface-cli download |flowrl pairs "
+        with pytest.raises(UserError, match=rf"not here, and not shipped; get it by `({got_by})"):
             read_prompts(recipe)
     assert bool(lines) == (recipe.prompts.source is not None) == (train is None) == (name not in SHIPS)
     if train and heldout:
@@ -254,7 +256,7 @@ OFFERED = {
 
 def test_no_published_recipe_trains_a_statistic() -> None:
     """What is trained has weights of its own, named and counted; an answer's rule is a language model's."""
-    for name in set(names.recipes()) - SHIPS - {"grpo_qwen", "opd_sd35"}:  # the last trains none
+    for name in set(names.recipes()) - SHIPS - {"grpo_qwen", "opd_sd35", "tiny_dpo_offline"}:  # one trains none
         recipe = load(name, ["train.iterations=2"])
         trained = {key: spec for key, spec in recipe.rewards.items() if spec.weight}
         assert trained
@@ -292,6 +294,8 @@ PUBLISHED = {  # recipe -> reward: weight, by the authors' scripts and configura
     },
     "flow_grpo_wan_i2v": {"pick_score": 1},
     "flow_dpo_wan": {"video_reward": 1},
+    "diffusion_dpo_sdxl": {"pick_score": 1},
+    "tiny_dpo_offline": {"shapes": 1},
 }
 
 

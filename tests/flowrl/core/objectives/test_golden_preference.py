@@ -49,7 +49,7 @@ def test_flow_dpo(case: Case) -> None:
     t, got = x["sigma"].reshape(-1, 1, 1, 1), {}
     preds = [x[f"pred_{side}"].requires_grad_() for side in sides]
     if golden.kind(case) == "flow_dpo_beta_t":
-        beta = beta_of_epsilon(beta, x["sigma"])
+        beta = beta_of_epsilon(beta, 1 - x["sigma"])
         got["beta_t"], beta = beta, beta[:, None]
     targets = [x["noise"] - x[f"x0_{side}"] for side in sides]
     error = torch.stack([mean_square(v - target) for v, target in zip(preds, targets, strict=True)], 1)

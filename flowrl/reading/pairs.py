@@ -1,0 +1,185 @@
+"""Samples from files, with what is known of their worth: pairs of which one is better, ranked groups, single ones.
+
+Each prompt has its files and a score of each in its meta. The layouts of published preference sets are a closed list,
+told apart by their columns. Of two equal samples nothing is learnt: published ties are left out, as Diffusion-DPO does,
+and one in a file of one's own is an error.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from flowrl.contracts import Prompt
+from flowrl.reading import prompt_lines
+from flowrl.reading.columns import locate_file
+from flowrl.reading.prompt_lines import PromptError, shorten
+from flowrl.reading.prompts import open_dataset, store_picture
+from flowrl.untyped import JSON
+
+BETTER, WORSE = 1.0, -1.0  # scores of a pair
+Scored = list[tuple[JSON, float]]  # a picture as it is named, and its score
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A published or own layout, known by its columns. prompt: the column of the text."""
+
+    name: str
+    columns: tuple[str, ...]
+    prompt: str = "prompt"
+    ties: bool = False  # whether it marks ties, which are then left out
+
+
+LAYOUTS = (
+    Layout("pair", ("better", "worse")),
+    Layout("scored", ("files",)),
+    Layout("Pick-a-Pic", ("jpg_0", "jpg_1", "label_0"), "caption", ties=True),
+    Layout("HPD v2", ("image_path", "human_preference"), ties=True),
+    Layout("HPD v2, ranked", ("image_path", "rank"), ties=True),
+    Layout("HPD v3", ("path1", "path2")),
+    Layout("VideoAlign", ("path_A", "path_B", "Overall"), ties=True),
+)
+ACCEPTED = "; ".join(f"{layout.prompt}, {', '.join(layout.columns)} ({layout.name})" for layout in LAYOUTS)
+
+
+def load(source: str, *, split: str = "train", limit: int | None = None) -> list[Prompt]:
+    """The prompts of a source of samples, the first `limit` of them, each with its samples (see `samples_of`).
+
+    source: a .jsonl, .json or .csv file, or a data set of the `datasets` library, in one of LAYOUTS. Paths are relative
+    to the file. Raises PromptError, with file and line, for what is missing, named twice or equally good.
+    """
+    seen: dict[str, int] = {}
+    prompts: list[Prompt] = []
+    for prompt in islice(_read(source, split), limit):
+        seen[prompt.id] = again = seen.get(prompt.id, 0) + 1
+        prompts.append(prompt if again == 1 else Prompt(f"{prompt.id}-{again}", prompt.text, meta=prompt.meta))
+    if not prompts:
+        raise PromptError(f"{source}: holds no samples of which one is better; accepted: at least one pair")
+    sizes = {len(prompt.meta["files"]) for prompt in prompts}
+    if len(sizes) > 1:
+        problem = f"has prompts with {min(sizes)} and with {max(sizes)} files"
+        raise PromptError(f"{source}: {problem}; accepted: as many for each prompt")
+    return prompts
+
+
+def samples_of(prompt: Prompt) -> tuple[list[Path], list[float]]:
+    """The files of a prompt's samples, and their scores."""
+    return prompt.meta["files"], prompt.meta["scores"]
+
+
+def _read(source: str, split: str) -> Iterator[Prompt]:
+    path = Path(source).expanduser()
+    for where, record in _records(path, source, split):
+        layout = next((known for known in LAYOUTS if {*known.columns, known.prompt} <= record.keys()), None)
+        if layout is None:
+            raise PromptError(f"{where}: has {', '.join(record)[:200] or 'nothing'}; accepted: {ACCEPTED}")
+        text = record[layout.prompt]
+        if not isinstance(text, str) or not text.strip():
+            raise PromptError(f"{where}: {layout.prompt} is {shorten(text)}; accepted: a text that is not empty")
+        scored = _scored(layout, record, where)
+        scores = [score for _, score in scored]
+        if len(scores) > 1 and len(set(scores)) == 1:
+            if layout.ties:
+                continue
+            raise PromptError(f"{where}: all scores are {scores[0]:g}, so that none is better; leave the line out")
+        files = [_file(value, where, path.parent if path.exists() else None) for value, _ in scored]
+        _refuse_twins(files, where)
+        names = "/".join([text, *(file.name for file in files)])
+        identity = hashlib.sha256(names.encode()).hexdigest()[:16]
+        yield Prompt(identity, text, meta={"files": files, "scores": scores})
+
+
+def _records(path: Path, source: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records of a source, and where each stands."""
+    if path.suffix == ".jsonl":
+        for number, line in prompt_lines.read_lines(path):
+            yield f"{path}:{number}", prompt_lines.parse_record(line, f"{path}:{number}")
+    elif path.suffix in (".json", ".csv"):
+        for number, record in enumerate(_table(path), 1):
+            yield f"{path}: record {number}", record
+    elif path.is_file():
+        raise PromptError(f"{source}: ends in {path.suffix!r}; accepted: .jsonl, .json, .csv or a data set's name")
+    else:
+        saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+        for number, row in enumerate(_undecoded(open_dataset(source, split, saved=saved))):
+            yield f"{source}: row {number}", row
+
+
+def _table(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        table = json.loads(text) if path.suffix == ".json" else list(csv.DictReader(text.splitlines()))
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        raise PromptError(f"{path}: cannot be read ({type(error).__name__}); give another file") from None
+    if not isinstance(table, list) or not all(isinstance(record, dict) for record in table):
+        raise PromptError(f"{path}: is no list of records; accepted: [{{...}}, ...]")
+    return table
+
+
+def _undecoded(data: Any) -> Any:
+    """Rows of a data set whose pictures stay the bytes that they are."""
+    import datasets
+
+    for name, feature in data.features.items():
+        if isinstance(feature, datasets.Image):
+            data = data.cast_column(name, datasets.Image(decode=False))
+    return data
+
+
+def _scored(layout: Layout, record: dict[str, Any], where: str) -> Scored:
+    """The samples of a record as they are named, better ones with higher scores."""
+    at = [record[column] for column in layout.columns]
+    if layout.name in ("pair", "HPD v3"):
+        return [(at[0], BETTER), (at[1], WORSE)]
+    if layout.name == "VideoAlign":
+        first = {"A": BETTER, "B": WORSE, "same": 0.0}.get(at[2])
+        if first is None:
+            raise PromptError(f"{where}: Overall is {shorten(at[2])}; accepted: A, B or same")
+        return [(at[0], first), (at[1], -first)]
+    if layout.name == "Pick-a-Pic":
+        label = _number(at[2], f"{where}: label_0")
+        return [(at[0], 2 * label - 1), (at[1], 1 - 2 * label)]
+    files, values = at[0], at[1] if len(at) > 1 else record.get("scores")
+    if not isinstance(files, list) or not files:
+        raise PromptError(f"{where}: {layout.columns[0]} is {shorten(files)}; accepted: a list of files")
+    name = layout.columns[1] if len(at) > 1 else "scores"
+    if values is None:
+        values = [1.0] if len(files) == 1 else None
+    if not isinstance(values, list) or len(values) != len(files):
+        raise PromptError(f"{where}: {name} is {shorten(values)}; accepted: {len(files)} numbers, one a file")
+    sign = -1 if name == "rank" else 1
+    numbers = [sign * _number(value, f"{where}: {name}") for value in values]
+    if layout.name == "HPD v2" and len(numbers) == 2:
+        numbers = [2 * number - 1 for number in numbers]
+    return list(zip(files, numbers, strict=True))
+
+
+def _number(value: JSON, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        raise PromptError(f"{where} is {shorten(value)}; accepted: a number")
+    return float(value)
+
+
+def _file(value: JSON, where: str, folder: Path | None) -> Path:
+    """The absolute path of a sample; pictures that a data set holds itself are written to the user's cache."""
+    if isinstance(value, bytes):
+        value = {"bytes": value}
+    if isinstance(value, dict) and (value.get("bytes") or value.get("path")):
+        return Path(store_picture(value))
+    if not isinstance(value, str) or not value:
+        raise PromptError(f"{where}: a sample is {shorten(value)}; accepted: the path of its file")
+    return locate_file(value, where, folder)
+
+
+def _refuse_twins(files: Sequence[Path], where: str) -> None:
+    """Raises PromptError where a sample is there twice, by its path or by its content."""
+    for i, file in enumerate(files):
+        for other in files[:i]:
+            alike = file == other or file.stat().st_size == other.stat().st_size
+            if alike and (file == other or file.read_bytes() == other.read_bytes()):
+                raise PromptError(f"{where}: {other.name} and {file.name} are the same picture; leave the line out")
