@@ -19,6 +19,19 @@ def counts_data(scheduler: Scheduler) -> bool:
     return bool(getattr(scheduler.config, "invert_sigmas", False))
 
 
+def _odds_ratio(scheduler: Scheduler) -> float | None:
+    """The odds of a sigma over those of its timestep, which a shift makes constant; None where the two are the same.
+
+    CogView4 tells its denoiser the timesteps from before the shift.
+    """
+    times = (scheduler.timesteps.float() / scheduler.config.num_train_timesteps).tolist()
+    for level, time in reversed(list(zip(scheduler.sigmas[:-1].tolist(), times, strict=True))):
+        if 0 < level < 1 and 0 < time < 1:
+            ratio = level * (1 - time) / (time * (1 - level))
+            return ratio if abs(ratio - 1) > 0.01 else None
+    return None
+
+
 def replace_table(scheduler: Scheduler, table: Table) -> Tensor | None:
     """Replaces the table that `set_timesteps` has made; returns its levels [own + 1], or None if it stays.
 
@@ -42,6 +55,8 @@ def replace_table(scheduler: Scheduler, table: Table) -> Tensor | None:
     levels = table.levels(own)
     sigmas = (1 - levels if counts_data(scheduler) else levels).to(scheduler.sigmas)
     times = sigmas[:-1] * number
+    if isinstance(table, At) and (odds := _odds_ratio(scheduler)):
+        times = number * sigmas[:-1] / (sigmas[:-1] + odds * (1 - sigmas[:-1]))
     known = {level: i for i, level in enumerate(own[:-1].tolist())}
     for i, level in enumerate(levels[:-1].tolist()):
         if level in known:  # to the last bit the timestep that the pipeline itself gives its model

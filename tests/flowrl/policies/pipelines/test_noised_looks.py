@@ -32,7 +32,7 @@ def fields(policy: FamilyPolicy, rollout: Rollout, rows: list[int] | None = None
     return found
 
 
-@pytest.mark.parametrize("name", ["sd15", "cosmos2", "ltx2"])
+@pytest.mark.parametrize("name", ["sd15", "cosmos2", "ltx2", "cogview4"])
 def test_a_look_is_the_velocity_of_the_walk(name: str) -> None:
     policy = FamilyPolicy(name)
     prompts = UNEQUAL[: policy.family.max_rows or 2]
