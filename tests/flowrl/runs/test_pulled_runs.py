@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import published_rewards
 from cli_support import quiet
 from flowrl.planning.costs import arithmetic
 from flowrl.recipe.load import load
@@ -42,3 +43,22 @@ def test_a_preset_runs(preset: str, tmp_path: Path) -> None:
     assert found[0][told] != 0.0
     if told == "sample_loss":
         assert found[0][told] == pytest.approx(-found[0]["reward/clip/mean"], abs=0.01)  # of pixels, not of 8 bits
+
+
+def test_srpo_flux_runs_as_published(tmp_path: Path) -> None:
+    """Three iterations of the recipe with small models in the real formats in place of large ones."""
+    made = published_rewards.checkpoints(tmp_path)
+    small = [*NONE, "model=shapes-flux", "pipeline.height=32", "pipeline.width=32", "pipeline.max_sequence_length=16"]
+    small += ["prompts={train: shapes/train, heldout: null}", "train.prompts=5", "train.iterations=3", "offload=false"]
+    small += ["dtype.model=float32", "device=cpu", "train.micro_batch=2", "train.rollout_batch=null", "sampler.steps=4"]
+    small += published_rewards.overrides(load("srpo_flux"), made)
+    recipe, shipped = load("srpo_flux", [f"output={tmp_path / 'run'}", *small]), load("srpo_flux")
+    assert (recipe.objective, recipe.sampler.levels) == (shipped.objective, shipped.sampler.levels)
+    assert (recipe.sampler.look, recipe.full) == (shipped.sampler.look, True)
+    run(recipe, quiet())
+    found = metrics_of(tmp_path / "run")
+    assert len(found) == 3
+    for i, metrics in enumerate(found):
+        assert metrics["grad_norm"] > 0 and metrics["nonfinite_updates"] == 0 and metrics["active_rows"] == 1.0
+        assert metrics["forwards/train"] == arithmetic(recipe, i).train_forwards == 10
+    assert found[0]["relative_reward"] != found[1]["relative_reward"] != 0.0

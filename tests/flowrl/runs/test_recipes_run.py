@@ -91,7 +91,7 @@ CASES = {
 ELSEWHERE = {"tiny_lm_grpo", "grpo_qwen"}  # test_language_run.py
 ELSEWHERE |= {"tiny_nft", "nft_sd3", "nft_flux", "awm_sd3"}  # test_noised_runs.py
 ELSEWHERE |= {"flow_dpo_sd3", "flow_dpo_wan", "dgpo_sd3", "crd_sd3"}  # the same
-ELSEWHERE |= {"tiny_draft"}  # test_pulled_runs.py
+ELSEWHERE |= {"tiny_draft", "srpo_flux"}  # test_pulled_runs.py
 ELSEWHERE |= {"tiny_distill", "tiny_guidance_distill", "opd_sd35"}  # test_distilled_runs.py
 ELSEWHERE |= {"tiny_dpo_offline", "diffusion_dpo_sdxl"}  # test_given_runs.py
 
@@ -279,7 +279,10 @@ PUBLISHED = {  # recipe -> reward: weight, by the authors' scripts and configura
     **{name: {"geneval": 1} for name in ("flow_grpo_fast_sd3", "nft_sd3", "awm_sd3")},
     "ddpo_sdxl": {"aesthetic": 1},
     "grpo_qwen": {"math_answer": 1},
-    **{name: {"hpsv2": 1} for name in ("branchgrpo_flux", "branchgrpo_mix_flux", "dancegrpo_flux", "dancegrpo_wan")},
+    **{
+        name: {"hpsv2": 1}
+        for name in ("branchgrpo_flux", "branchgrpo_mix_flux", "dancegrpo_flux", "dancegrpo_wan", "srpo_flux")
+    },
     **{name: {"ocr": 1} for name in ("flow_grpo_sd3", "grpo_guard_sd3", "flow_grpo_wan", "dgpo_sd3", "crd_sd3")},
     **{
         name: {"pick_score": 1}
@@ -294,6 +297,7 @@ PUBLISHED = {  # recipe -> reward: weight, by the authors' scripts and configura
     },
     "flow_grpo_wan_i2v": {"pick_score": 1},
     "flow_dpo_wan": {"video_reward": 1},
+    "opd_sd35": {},
     "diffusion_dpo_sdxl": {"pick_score": 1},
     "tiny_dpo_offline": {"shapes": 1},
 }
