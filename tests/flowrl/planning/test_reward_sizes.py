@@ -138,6 +138,7 @@ RULES |= {
     "answer_format",
     "overlong",
 }
+RULES |= {"key_steps", "step_validity", "screen_action", "screen_coordinate", "screen_format", "screen_step"}
 
 
 def test_weights_are_counted_as_they_are_loaded(tmp_path: Path):

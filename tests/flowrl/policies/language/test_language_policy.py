@@ -235,7 +235,7 @@ def test_adapters_load_through_peft_and_come_back(tmp_path: Path):
     assert type(tuned).__name__ == "PeftModelForCausalLM"
     row = rollout.replay.prompts[0], rollout.replay.tokens[0, :3].tolist()
     torch.testing.assert_close(alone(tuned, *row), alone(subject.model, *row))
-    read = adapters._lora_state(tmp_path, "model")  # without peft's prefix, which not every release strips
+    read = adapters.lora_state(tmp_path, "model")  # without peft's prefix, which not every release strips
     assert set(read) == set(get_peft_model_state_dict(subject.model))
     again = with_lora()
     adapters.restore(again.source, again.modules, tmp_path)
