@@ -300,7 +300,6 @@ PUBLISHED = {  # recipe -> reward: weight, by the authors' scripts and configura
     "opd_sd35": {},
     "diffusion_dpo_sdxl": {"pick_score": 1},
     "tiny_dpo_offline": {"shapes": 1},
-    "opd_sd35": {},
 }
 
 
