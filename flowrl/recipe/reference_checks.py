@@ -14,7 +14,8 @@ def check_reference(recipe: Recipe) -> Iterator[RecipeError]:
     """Everything about `reference` that cannot work, and what needs a reward where none counts."""
     reference = recipe.reference
     if (reference.path is not None) != (reference.use in ("lora", "model")):
-        problem = f"got {show(reference.path)}, but reference.use is {reference.use!r}"
+        accepted = "null" if reference.path is not None else "a path"
+        problem = f"got {show(reference.path)}, accepted with reference.use={reference.use}: {accepted}"
         yield RecipeError("reference.path", problem, "give a path with use: lora or use: model, and with them alone")
     elif reference != type(reference)():
         yield from _use(recipe)
