@@ -7,9 +7,11 @@ from flowrl.untyped import JSON
 
 
 class ReferenceKeys(Strict):
-    """What the divergence of objective.kl is measured from, frozen. base: the model as the run finds it. average: the
-    run's own averaged weights (train.ema). lora: other adapters on the same model, a folder that a run wrote or one in
-    diffusers' or peft's layout. model: another pipeline or language model, by an embedded name, a hub id or a folder.
+    """What the divergence of objective.kl is measured from, frozen.
+
+    use: base, the model as the run finds it; average, the run's own averaged weights (train.ema); lora, other adapters
+    on the same model, a folder that a run wrote or one in diffusers' or peft's layout; model, another pipeline or
+    language model, by an embedded name, a hub id or a folder.
 
     path: of the adapters or the model. pipeline: arguments of the reference's own call, in place of `pipeline`, such as
     a guidance that the samples are drawn without (null: those of `pipeline`).
