@@ -43,19 +43,6 @@ def align_branches(number: int, middle: int, truth: float) -> tuple[Branch, Bran
     )
 
 
-def discount_at(bounds: tuple[float, float], place: int, number: int) -> float:
-    """The entry `place` of `number` equally spaced discounts between the bounds."""
-    return float(torch.linspace(*bounds, number)[place])
-
-
 def injected(x0: Tensor, noise: Tensor, s: Level) -> Tensor:
     """The state (1 - s) x_0 + s noise, [R, ...]."""
     return s * noise + (1 - s) * x0
-
-
-def recovered(x: Tensor, v: Tensor, noise: Tensor, s: Level, s_next: Level) -> Tensor:
-    """x_0 [R, ...] after one Euler step from level s to s_next < 1, with the noise that x holds taken out again.
-
-    Its derivative by v is (s_next - s) / (1 - s_next): negative where noise is taken away, positive where it is put in.
-    """
-    return (x + (s_next - s) * v - s_next * noise) / (1 - s_next)

@@ -188,21 +188,16 @@ def update(
     for _ in range(settings.epochs):
         for block, used, weighted in steps:
             if len(used):
-                loss = _step_loss(rollout, weighted, objective, block, used, learner, together)
-                loss = replace(loss, reward_of=reward_of)
+                loss = _step_loss(rollout, weighted, objective, block, used, learner, together, reward_of)
                 _backward(policy, used, loss, settings.micro_batch, progress)
                 step_metrics.append(_step(learner, loss))
-    means = {
-        name: sum(m[name] for m in step_metrics) / len(step_metrics)
-        for name in (step_metrics[0] if step_metrics else ())
-    }
+    first: Metrics = step_metrics[0] if step_metrics else {}
+    means = {name: sum(m[name] for m in step_metrics) / len(step_metrics) for name in first}
     for name in means:
         if name.endswith("_max"):
             means[name] = max(m[name] for m in step_metrics)
-    if (
-        step_metrics and "abs_log_ratio_max" in step_metrics[0]
-    ):  # the policy still was the one that sampled: this is numerics alone
-        means["replay_gap_max"] = step_metrics[0]["abs_log_ratio_max"]
+    if "abs_log_ratio_max" in first:  # the policy still was the one that sampled: this is numerics alone
+        means["replay_gap_max"] = first["abs_log_ratio_max"]
     active_rows = sum(len(used) for _, used, _ in steps) / len(rollout.rollout_logp)
     empty = settings.epochs * settings.updates - len(step_metrics)
     return means | {"active_rows": active_rows, "empty_updates": empty, "lr": learner.lr}
@@ -228,13 +223,14 @@ def _step_loss(
     used: Tensor,
     learner: Learner,
     together: Tensor | None,
+    reward_of: RewardOf | None,
 ) -> StepLoss:
     """The loss of the rows `block`, of which `used` have anything to say; adv: with step weights."""
     loss_weights = torch.zeros_like(rollout.rollout_logp)
     loss_weights[block] = objective.weights(rollout.mask[block]).to(loss_weights)
     share = torch.zeros_like(rollout.rollout_logp)
     share[used] = weights(rollout.mask[used]).to(share)
-    return StepLoss(rollout, adv, objective, loss_weights, share, together, learner.unmoved)
+    return StepLoss(rollout, adv, objective, loss_weights, share, together, learner.unmoved, reward_of)
 
 
 def _backward(policy: Looks, rows: Tensor, loss: StepLoss, micro_batch: int | None, progress: Progress | None) -> None:

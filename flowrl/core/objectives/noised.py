@@ -6,6 +6,7 @@ velocities, as the published codes of these methods have them: no variance divid
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ class NoisedObjective:
     reference; old_distance, the mean squared difference from the older velocity, where there is one.
     """
 
+    reads: ClassVar[frozenset[Need]] = frozenset()  # whose velocities the loss reads, beside the divergence
+
     kl: float = 0.0
 
     @property
@@ -53,7 +56,7 @@ class NoisedObjective:
     @property
     def needs(self) -> frozenset[Need]:
         """See `contracts.Objective`."""
-        return frozenset(["reference"] if self.kl > 0 else [])
+        return self.reads | frozenset(["reference"] if self.kl > 0 else [])
 
     def weights(self, mask: Tensor) -> Tensor:
         """Weights [R, K]; see `contracts.Objective`."""
@@ -89,14 +92,11 @@ class NFTObjective(NoisedObjective):
     `matching.reward_probability`.
     """
 
+    reads: ClassVar[frozenset[Need]] = frozenset({"old"})
+
     beta: float = 1.0
     adv_clip: float = 5.0
     adv_mode: str = "all"
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """See `contracts.Objective`."""
-        return frozenset({*super().needs, "old"})
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """(loss [r], metrics [r]); see `NoisedObjective`."""
@@ -115,6 +115,8 @@ class AWMObjective(NoisedObjective):
     Raises ValueError without a clip and without a pull: then the loss has no lower bound, and training collapses.
     """
 
+    reads: ClassVar[frozenset[Need]] = frozenset({"old"})
+
     weighting: str = "ghuber"
     power: float = 0.25
     clip: float | None = None
@@ -125,11 +127,6 @@ class AWMObjective(NoisedObjective):
     def __post_init__(self) -> None:
         if self.clip is None and self.pull == 0:
             raise ValueError("clip=null and pull=0 leave the loss without a bound: give one of the two")
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """See `contracts.Objective`."""
-        return frozenset({*super().needs, "old"})
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """(loss [r], metrics [r]); see `NoisedObjective`."""
@@ -157,7 +154,7 @@ class DGPOObjective(NoisedObjective):
 
     beta: float = 100.0
     clip: float | None = None
-    against: str = "reference"
+    against: Need = "reference"
     size: int = 1
 
     @property
@@ -168,10 +165,7 @@ class DGPOObjective(NoisedObjective):
     @property
     def needs(self) -> frozenset[Need]:
         """See `contracts.Objective`."""
-        old = self.clip is not None or self.against == "old"
-        return frozenset(
-            [*(["reference"] if self.kl > 0 or self.against == "reference" else []), *(["old"] if old else [])]
-        )
+        return super().needs | {self.against} | ({"old"} if self.clip is not None else set())
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """(loss [r], metrics [r]); see `NoisedObjective`."""
@@ -195,6 +189,8 @@ class CRDObjective(NoisedObjective):
     `matching.reward_probability`. adaptive_kl: the divergence counts less for worse rows, down to 1e-4.
     """
 
+    reads: ClassVar[frozenset[Need]] = frozenset({"old"})
+
     beta: float = 1.0
     temperature: float = -1.0
     match: str = "mse"
@@ -206,11 +202,6 @@ class CRDObjective(NoisedObjective):
     def together(self) -> Together:
         """See `contracts.Objective`."""
         return "group"
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """See `contracts.Objective`."""
-        return frozenset({*super().needs, "old"})
 
     def kl_factor(self, batch: Batch) -> Tensor | float:
         """See `NoisedObjective`."""
@@ -245,7 +236,7 @@ class FlowDPOObjective(NoisedObjective):
 
     beta: float = 100.0
     epsilon: bool = False
-    against: str = "reference"
+    against: Need = "reference"
 
     @property
     def together(self) -> Together:
@@ -255,7 +246,7 @@ class FlowDPOObjective(NoisedObjective):
     @property
     def needs(self) -> frozenset[Need]:
         """See `contracts.Objective`."""
-        return frozenset({*super().needs, "old" if self.against == "old" else "reference"})
+        return super().needs | {self.against}
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """See `NoisedObjective`: each row of a pair bears the loss of the pair."""

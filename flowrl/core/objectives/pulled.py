@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from flowrl.contracts import Batch, Field, Need, Together, View
-from flowrl.core.objectives.reward_gradient import hinge, relative_reward
+from flowrl.core.objectives.reward_gradient import discount_at, hinge, relative_reward
 
 Metrics = dict[str, Tensor]
 
@@ -141,9 +141,8 @@ class SRPOObjective(PulledObjective):
     def _discount(self, seen: Field, *, inversion: bool) -> float:
         """The entry of the discounts at the cleaner end of the step."""
         high, low, number = self.table
-        first, last = self.inversion_discount if inversion else self.discount
         place = number - round((high - min(seen.level, seen.to)) / (high - low) * (number - 1))
-        return first + (last - first) * place / (number - 1)
+        return discount_at(self.inversion_discount if inversion else self.discount, place, number)
 
 
 def _said(words: Sequence[str], texts: Sequence[str], rows: Tensor) -> list[str]:

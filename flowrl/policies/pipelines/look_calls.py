@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from flowrl.contracts import Prompt
-from flowrl.policies.noise import Key
-from flowrl.policies.pipelines.intercepted_step import PipelineWalk
 from flowrl.policies.pipelines.passes import PipelinePasses
-from flowrl.untyped import JSON, Nest, PipelineOutput
+from flowrl.untyped import JSON, Nest
 
 
 class LookPasses(PipelinePasses):
@@ -31,18 +29,9 @@ class LookPasses(PipelinePasses):
             offload=rollouts.offload,
             guidance_gradient=rollouts.guidance_gradient,
         )
-        self.arguments = arguments
+        self._own = arguments
 
-    def run(
-        self,
-        walk: PipelineWalk,
-        prompts: Sequence[Prompt],
-        starts: Sequence[Key],
-        *,
-        steps: int,
-        grad: bool = False,
-        **more: object,
-    ) -> PipelineOutput:
+    def arguments(self, prompts: Sequence[Prompt]) -> dict[str, Nest]:
         """See `PipelinePasses`."""
-        plain = [replace(p, call={k: v for k, v in p.call.items() if k not in self.arguments}) for p in prompts]
-        return super().run(walk, plain, starts, steps=steps, grad=grad, **more)
+        plain = [replace(p, call={k: v for k, v in p.call.items() if k not in self._own}) for p in prompts]
+        return super().arguments(plain)

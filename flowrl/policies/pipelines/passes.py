@@ -24,7 +24,7 @@ from flowrl.policies.pipelines.sharing import ALONE, Sharing
 from flowrl.policies.pipelines.trajectory import Trajectory
 from flowrl.policies.pipelines.working_copy import WorkingCopy
 from flowrl.policies.pipelines.writing import check_writing
-from flowrl.untyped import Pipeline, PipelineOutput
+from flowrl.untyped import Nest, Pipeline, PipelineOutput
 from samplers.plan import Tree
 
 
@@ -125,12 +125,7 @@ class PipelinePasses:
         **more: object,
     ) -> PipelineOutput:
         """Calls the pipeline once for these rows; returns its output, or None if the walk ended early."""
-        once = self.sharing.pictures == "once"
-        arguments = (
-            call_arguments(self.call, prompts, self._working_copy.accepts, once=once)
-            | {"num_inference_steps": steps, "output_type": "pt"}
-            | more
-        )
+        arguments = self.arguments(prompts) | {"num_inference_steps": steps, "output_type": "pt"} | more
         arguments["generator"] = start_generators(starts)
         self.session.begin(walk)
         self.keeper.begin(starts)
@@ -148,6 +143,10 @@ class PipelinePasses:
             self.session.walk = None
             self._working_copy.park()
         return output
+
+    def arguments(self, prompts: Sequence[Prompt]) -> dict[str, Nest]:
+        """What the pipeline is called with for these rows, but for their noise and the steps."""
+        return call_arguments(self.call, prompts, self._working_copy.accepts, once=self.sharing.pictures == "once")
 
     def media(self, output: PipelineOutput, rows: int) -> Media:
         """The media of a pass's output. Raises PolicyError if they are not samples of the requested size."""

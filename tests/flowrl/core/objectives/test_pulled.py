@@ -152,9 +152,35 @@ def test_draft(case: Case, micro: int) -> None:
     loss = StepLoss(rollout, torch.zeros(rows), objective, objective.weights(mask), weights(mask), reward_of=reward_of)
     for part in torch.arange(rows).split(micro):
         backward_pull(cast(Looks, policy), part, loss)
-    golden.check({"grad_w": w.grad}, case, skip=["x_final", "reward"])
+    reward = (states[-1] * x["P"]).flatten(1).sum(1)
+    golden.check({"x_final": states[-1], "reward": reward, "grad_w": w.grad}, case)
     reward = golden.tensor(case["outputs"]["reward"], torch.float32)
     torch.testing.assert_close(loss.total["sample_loss"], -reward.mean(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_the_gradient_of_a_walk_is_that_of_its_whole_graph(nested: bool) -> None:
+    w, levels = torch.tensor([0.7, -0.3, 1.1], dtype=torch.float64, requires_grad=True), [0.9, 0.5, 0.2, 0.0]
+    states = [torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))]
+
+    def velocity(k: int, state: Tensor) -> Tensor:
+        return (state * w + levels[k]).sin()
+
+    for k in range(3):
+        seen = states[-1] if nested else states[-1].detach()
+        states.append(states[-1] + (levels[k + 1] - levels[k]) * velocity(k, seen))
+    wanted = torch.autograd.grad(states[-1][2].square().sum(), w)[0]  # of the third row alone
+    states = [state.detach() for state in states]
+    mask, objective = torch.tensor([[False], [False], [True]]).expand(3, 3), DraftObjective(nested=nested)
+    rollout = Rollout(shown(states[-1]), torch.zeros(3, 3), mask, None)
+
+    def reward_of(samples: Samples, texts: Sequence[str] | None) -> Tensor:
+        assert samples.images is not None
+        return -samples.images.square().flatten(1).sum(1)
+
+    loss = StepLoss(rollout, torch.zeros(3), objective, objective.weights(mask), weights(mask), reward_of=reward_of)
+    backward_pull(cast(Looks, Walked(states, levels, velocity)), torch.tensor([2]), loss)
+    torch.testing.assert_close(w.grad, wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_words_go_round_by_row_and_a_reward_alone_turns_its_sign_on_the_way_up() -> None:
