@@ -1,0 +1,52 @@
+"""The few types that every part of flowrl meets in: prompts, samples, rollouts, and the protocols around them.
+
+Shapes, here and everywhere: R rows (trainable chains), K decisions a row (denoising steps or tokens), B finished
+samples, P prompts, G samples a prompt. A decision is a number to the core: a log-probability, a mask, an advantage.
+
+samples.py     what is drawn, what it is drawn for, and what scores it
+looks.py       policies, and what they show of their rollouts
+objectives.py  losses, and what they are given
+"""
+
+from flowrl.contracts.looks import (
+    Field,
+    Finished,
+    LogProbs,
+    Looks,
+    PlanT,
+    Policy,
+    Progress,
+    RewardOf,
+    Show,
+    States,
+    View,
+    Visit,
+    Weights,
+)
+from flowrl.contracts.objectives import Batch, Need, Objective, Together
+from flowrl.contracts.samples import Credit, Prompt, Reward, Rollout, Samples
+
+__all__ = [
+    "Batch",
+    "Credit",
+    "Field",
+    "Finished",
+    "LogProbs",
+    "Looks",
+    "Need",
+    "Objective",
+    "PlanT",
+    "Policy",
+    "Progress",
+    "Prompt",
+    "Reward",
+    "RewardOf",
+    "Rollout",
+    "Samples",
+    "Show",
+    "States",
+    "Together",
+    "View",
+    "Visit",
+    "Weights",
+]

@@ -1,0 +1,162 @@
+"""Policies and what they show of their rollouts: log-probabilities, velocities, finished samples."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from flowrl.contracts.samples import Prompt, Rollout, Samples
+
+
+@dataclass(frozen=True)
+class LogProbs:
+    """How likely some decisions are under the weights of a `View`: rows int64 [r], columns int64 [k], logp [r, k].
+
+    kl [r, k]: the exact divergence from the reference, where the view asks for it. centred [r, k], where it asks for
+    it: mean over elements of (mean - mean of the rollout) / std * z, where z is the noise that the rollout drew. It is
+    the log-ratio to the policy that sampled, less its expectation. All with gradient under the current weights.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    logp: Tensor
+    kl: Tensor | None = None
+    centred: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Field:
+    """Velocities of a model at states that lead to finished samples, under the weights of a `View`.
+
+    rows int64 [r], columns int64 [1]. level: of the noise, that of the column. x [r, ...]: the states; v, like x: the
+    model's velocity dx/ds there, with gradient under the current weights; x0: the samples; target: the velocity that
+    leads back to them. unit: what x - level * v is divided by to give an estimate of x0, 1 on the path of a flow.
+
+    Of a walked state, the step that begins there leads to carry * x + gain * v; of an injected one, whose step leads to
+    the level `to`, gain is the derivative of `recovered` by v. Both can `show` states of these rows, with gradient.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    level: float
+    x: Tensor
+    v: Tensor
+    x0: Tensor
+    target: Tensor
+    unit: float = 1.0
+    carry: float = 1.0
+    gain: float = 0.0
+    to: float = 0.0
+    show: "Show | None" = None
+    signal: float = 1.0  # the share of x0 in x: an error of v is unit / signal times that of the noise
+
+    @property
+    def recovered(self) -> Tensor:
+        """x0 [r, ...] with what the model's velocity changes in it."""
+        return self.x0 + self.gain * (self.v - self.target)
+
+    def clean(self, v: Tensor) -> Tensor:
+        """The estimate of x0 that a velocity at x stands for, [r, ...]."""
+        return (self.x - self.level * v) / self.unit
+
+
+class Finished(NamedTuple):
+    """Finished samples: rows int64 [r], their last states x0 [r, ...], and `show`, as that of a Field."""
+
+    rows: Tensor
+    x0: Tensor
+    show: "Show"
+
+
+Visit = Callable[[Any], None]  # is given LogProbs, a Field or Finished, by the states of the view
+Show = Callable[[Tensor], Samples]  # decodes states [r, ...], with gradient
+RewardOf = Callable[[Samples, Sequence[str] | None], Tensor]  # [B] of samples, with these texts as prompts
+Weights = Literal["current", "reference", "old"]
+States = Literal["drawn", "noised", "walked", "injected", "finished"]
+
+
+@dataclass(frozen=True)
+class View:
+    """What an objective wants to see of a rollout.
+
+    states: drawn, the decisions of the rollout, as LogProbs; finished, its samples, as Finished; or a Field a column:
+    noised, samples at the plan's levels, with noise of a row or of its prompt (share_noise), injected, samples with
+    the noise that they came from, or walked, states that led to them, last first (nested: x takes a gradient).
+    weights: current, those that learn, with gradient unless `torch.no_grad` is on; without gradient, reference, those
+    that a divergence is measured from, or old, an older copy of the current ones. The last two are of drawn states
+    alone. exact_kl: `LogProbs.kl`, which takes an earlier look at the same rows under the reference that asks for it
+    too, so that the policy keeps what it compares with. centred: `LogProbs.centred`.
+    """
+
+    states: States = "drawn"
+    share_noise: bool = False
+    nested: bool = False
+    weights: Weights = "current"
+    exact_kl: bool = False
+    centred: bool = False
+
+
+PlanT = TypeVar("PlanT", contravariant=True)  # what a policy's rollouts go by, its own affair
+Progress = Callable[[int], None]  # is told how many rows or tokens went through the model since it was last called
+
+
+class Looks(Protocol):
+    """Something that can say again how likely the decisions of a rollout were, with gradient."""
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether `look` hands over all trained decisions of a row in one block."""
+        ...
+
+    def look(
+        self, rollout: Rollout, rows: Tensor, view: View, visit: Visit, *, progress: Progress | None = None
+    ) -> None:
+        """Hands what the view asks for of the trained decisions of `rows` to `visit`, block by block.
+
+        `visit` may call backward on what it is given; the graph of a block is dropped when it returns. Under
+        `torch.no_grad` the same numbers come without a graph.
+        """
+        ...
+
+
+class Policy(Looks, Protocol[PlanT]):
+    """Something that samples, and can look at what it drew.
+
+    source: the model as it was loaded, which writes itself. modules: by name, those that are trained. weights: gives
+    the context within which the modules have other weights, by their name in a `View`.
+    """
+
+    source: Any
+    modules: dict[str, torch.nn.Module]
+    device: torch.device
+    weights: Callable[[str], AbstractContextManager[None]]
+
+    def prepare(self, prompt: Prompt, plan: PlanT) -> None:
+        """Proves, once, that a look is what its rollout was. The first rollout does it where nobody did before."""
+        ...
+
+    def rollout(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        group_size: int,
+        plan: PlanT,
+        seed: int,
+        first: int = 0,
+        progress: Progress | None = None,
+        finished: Callable[[Samples], None] | None = None,
+    ) -> Rollout:
+        """Draws `group_size` samples for each prompt, prompt by prompt.
+
+        Sample i of a prompt takes its noise from (seed, prompt id, first + i, step), whatever the batch. A prompt that
+        comes again among these draws other samples. finished: given the samples of some of the prompts, in order, as
+        soon as they are there, by a policy that has them before the others.
+        """
+        ...
+
+    def trainable(self) -> Iterator[torch.nn.Parameter]:
+        """The parameters that learn."""
+        ...

@@ -1,0 +1,109 @@
+"""What is drawn and what it is drawn for: prompts, samples, rollouts; and the rewards that score samples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one group of samples is drawn for.
+
+    `meta` is the reward's ground truth, `media` paths of inputs, `call` the pipeline's arguments, Paths for files.
+    """
+
+    id: str
+    text: str
+    media: tuple[str, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+    call: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Finished samples, the only thing a reward sees.
+
+    prompts has length B; group int64 [B] says which samples were drawn for the same prompt. One of images float
+    [B, 3, H, W] in [0, 1], video float [B, T, 3, H, W] in [0, 1], audio float [B, C, T] with full scale at -1 and 1 or
+    texts (length B) is given; audio may also go along with a video. sample_rate: samples of audio a second. Where
+    decisions are drawn until one of them ends the sample: lengths int64 [B], how many were drawn, and truncated bool
+    [B], whether their limit ended it instead.
+    """
+
+    prompts: Sequence[Prompt]
+    group: Tensor
+    images: Tensor | None = None
+    video: Tensor | None = None
+    texts: Sequence[str] | None = None
+    lengths: Tensor | None = None
+    truncated: Tensor | None = None
+    audio: Tensor | None = None
+    sample_rate: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: Sequence[int]) -> "Samples":
+        """The samples at these positions, as a Samples."""
+        at = torch.as_tensor(list(index), dtype=torch.int64)
+        return Samples(
+            prompts=[self.prompts[i] for i in index],
+            group=self.group[at],
+            images=_at(self.images, at),
+            video=_at(self.video, at),
+            audio=_at(self.audio, at),
+            sample_rate=self.sample_rate,
+            texts=None if self.texts is None else [self.texts[i] for i in index],
+            lengths=_at(self.lengths, at),
+            truncated=_at(self.truncated, at),
+        )
+
+
+def _at(values: Tensor | None, index: Tensor) -> Tensor | None:
+    return None if values is None else values[index.to(values.device)]
+
+
+@dataclass(frozen=True)
+class Credit:
+    """How the rewards of samples reach rows, where rows are not samples. P prompts have r rows and l samples each.
+
+    weights float32 [P or 1, V, r, l]: row i takes in view v the sum of weights[:, v, i] times the rewards of its
+    prompt's samples; the advantages of the V views add up. peers int64 [r]: rows of a prompt with equal numbers are
+    compared. by_row False: samples are compared within their prompt, and rows take the weighted sum of the advantages.
+    """
+
+    weights: Tensor
+    peers: Tensor
+    by_row: bool = True
+
+
+@dataclass
+class Rollout:
+    """Samples and all that training on them needs.
+
+    rollout_logp float32 [R, K]: log-probabilities under the policy that sampled. mask bool [R, K]: decisions that are
+    trained. replay: what the policy stored for itself, opaque to everybody else. reference float32 [R, K]: log-probs
+    under the reference policy, once core/backward.py has filled them in. credit: how the samples' rewards reach the
+    rows; None where row i is sample i. step_stats: further numbers of each decision, float32 [R, K], by name, where the
+    policy has any: of a denoising step `std`, its standard deviation, and `dt` < 0, its length in noise level; of a
+    token `entropy`, in nats, of the distribution that it is scored under.
+    """
+
+    samples: Samples
+    rollout_logp: Tensor
+    mask: Tensor
+    replay: Any
+    reference: Tensor | None = None
+    credit: Credit | None = None
+    step_stats: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Reward(Protocol):
+    """Scores samples: float32 [B]. NaN marks "could not be scored"; an error is never turned into a number."""
+
+    def __call__(self, samples: Samples) -> Tensor:
+        """The scores, one a sample."""
+        ...
