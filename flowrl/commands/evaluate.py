@@ -23,8 +23,10 @@ from flowrl.terminal import output_console
 from flowrl.untyped import JSON
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from flowrl.build import Inputs
-    from flowrl.contracts import Policy, Samples, Tensor
+    from flowrl.contracts import Policy, Samples
     from flowrl.core.evaluation import Evaluation, Mean
     from flowrl.recipe.schema import Recipe
 

@@ -18,7 +18,9 @@ from flowrl.names import UserError
 from flowrl.terminal import output_console
 
 if TYPE_CHECKING:
-    from flowrl.contracts import Policy, Prompt, Tensor
+    from torch import Tensor
+
+    from flowrl.contracts import Policy, Prompt
     from flowrl.recipe.schema import Recipe
 
 
