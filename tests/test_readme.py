@@ -19,6 +19,7 @@ from flowrl.planning.sizes.rewards import weight_arguments, weights_of
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load, load_unchecked
 from flowrl.recipe.presets import PRESETS
+from flowrl.recipe.presets import texts as presets_texts
 from flowrl.recipe.schema import Recipe
 from flowrl.serve import config
 
@@ -206,7 +207,7 @@ def test_recipes_are_all_listed_and_counted():
 def test_methods_name_recipes_presets_and_papers_that_are_there():
     rows = re.findall(r"^\| [^|]+ \| \[([\d.]+)\]\(.*?\) \| (.+?) \| (.*?) ?\|$", README, re.MULTILINE)
     assert len(rows) >= 15
-    presets = (ROOT / "flowrl" / "recipe" / "presets.py").read_text()
+    presets = "".join(presets_texts().values())
     for paper, what, recipes in rows:
         told = re.findall(r"`(\w+)`", recipes)
         assert set(told) <= set(names.recipes())

@@ -64,7 +64,7 @@ class OwnAdvantage(Own):
 
 
 class ObjectiveKeys(arguments_of("objective", "clipped")):
-    """The loss of a decision. preset: a named combination whose values lie below the recipe's own (recipe/presets.py).
+    """The loss of a decision. preset: a named combination whose values lie below the recipe's own (recipe/presets).
 
     clip: one number, or [low, high]. level: what is clipped, the ratio of a decision (token) or of its whole row: of
     the mean log-ratio (seq_mean; seq_token: with the gradient of each decision) or of its sum (seq_sum). dual: a limit

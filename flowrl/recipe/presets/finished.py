@@ -1,0 +1,69 @@
+"""Presets of denoisers whose loss takes finished samples: noised again, in pairs, or through a reward's gradient.
+
+preset   what it sets, and its source
+-------  -----------------------------------------------------------------------------------------------------------
+nft      samples are noised again; good ones pull the estimate of x_0, bad ones its mirror image at older weights, with
+         adv_clip 5 and beta 1, group mean and the std of the batch: DiffusionNFT (arXiv:2509.16117), its GenEval
+         configuration, whose older weights move by train.old 0 to 0.5; it adds kl 1e-4. For denoising steps.
+awm      a policy gradient whose log-probs are errors of the velocity (ghuber, power 0.25), advantages within 5 scaled
+         to 1, pulled by 1 to older weights: advantage-weighted matching (arXiv:2509.25050), its code; it adds kl 1e-3.
+         For denoising steps.
+dgpo     DPO between the better and the worse part of a group, beta 100, at one noise for a group: direct group
+         preference (arXiv:2510.08425), its code; it adds kl 1e-3 and a clip of 1e-3. For denoising steps.
+crd      the implicit reward of a group's samples is to be their reward, both centred, beta 1: centred reward
+         distillation (arXiv:2603.14128), as in Flow-Factory. For denoising steps.
+flow_dpo the best and the worst of each group at one noise and level, beta 100 against the reference: Flow-GRPO's online
+         DPO of Flow-DPO (arXiv:2501.13918), at logit-normal levels. For denoising steps.
+flow_rwr the error of the velocity times exp(advantage): Flow-RWR (arXiv:2501.13918), of advantages in the place of
+         rewards. For denoising steps.
+refl     the reward's own gradient at the one-step estimate of a late step, max(2 - reward, 0) times 1e-3: ReFL
+         (arXiv:2304.05977), one of the last ten steps. This and the next five are for denoising steps and
+         differentiable rewards, read no advantage, and take train.group 1 as well.
+draft1   the reward's gradient at the sample, through the last step alone: DRaFT-1 (arXiv:2309.17400).
+draft_k  the same through the whole of the last steps, 10 as long as sampler.levels.low does not say -K: DRaFT-K
+         (arXiv:2309.17400).
+alignprop  the same through the last steps, their number drawn anew each iteration: AlignProp (arXiv:2310.03739).
+flowbp_sparse  the gradient at the sample as it is, through two random steps of all: FlowBP-Sparse (arXiv:2606.11075).
+         scale is to be the number of steps over that of those (1 as it stands, where lr takes its place).
+srpo     a sample is noised by its own noise, stepped once down and once up, and recovered; max(0.7 - reward, 0) / 2:
+         SRPO (arXiv:2509.06942), its code; control words are objective.loss.positive and negative.
+"""
+
+from typing import Any
+
+from flowrl.recipe.presets.values import Values
+
+
+def _pulled(loss: dict[str, Any], levels: dict[str, Any]) -> Values:
+    """Values of a method that follows the gradient of the rewards; its advantages are those of a batch, for reports."""
+    batch = {"baseline": "batch", "scale": "batch"}
+    return {"objective": {"loss": loss}, "sampler": {"levels": levels}, "advantage": batch}
+
+
+DENOISING: dict[str, Values] = {
+    "nft": {
+        "objective": {"loss": {"kind": "nft"}},
+        "advantage": {"scale": "batch"},
+        "sampler": {"levels": {"kind": "walk"}},
+        "train": {"old": 0.0},
+    },
+    "awm": {
+        "objective": {"loss": {"kind": "awm"}},
+        "sampler": {"levels": {"kind": "walk", "low": 1}},
+        "train": {"old": 0.0},
+    },
+    "dgpo": {"objective": {"loss": {"kind": "dgpo"}}, "sampler": {"levels": {"kind": "walk"}}},
+    "crd": {
+        "objective": {"loss": {"kind": "crd"}},
+        "sampler": {"levels": {"kind": "logit_normal"}},
+        "train": {"old": 0.0},
+    },
+    "flow_dpo": {"objective": {"loss": {"kind": "flow_dpo"}}, "sampler": {"levels": {"kind": "logit_normal"}}},
+    "flow_rwr": {"objective": {"loss": {"kind": "flow_rwr"}}, "sampler": {"levels": {"kind": "logit_normal"}}},
+    "refl": _pulled({"kind": "refl", "threshold": 2.0, "scale": 1e-3}, {"kind": "walk", "low": -10, "number": 1}),
+    "draft1": _pulled({"kind": "draft"}, {"kind": "walk", "low": -1}),
+    "draft_k": _pulled({"kind": "draft"}, {"kind": "walk", "low": -10}),
+    "alignprop": _pulled({"kind": "draft"}, {"kind": "tail"}),
+    "flowbp_sparse": _pulled({"kind": "draft", "nested": False}, {"kind": "walk", "number": 2}),
+    "srpo": _pulled({"kind": "srpo"}, {"kind": "align"}),
+}
