@@ -22,6 +22,8 @@ from flowrl.reading.prompts import open_dataset, store_picture
 from flowrl.untyped import JSON
 
 BETTER, WORSE = 1.0, -1.0  # scores of a pair
+VOTES = {"A": BETTER, "B": WORSE, "same": 0.0}
+ASPECTS = ("VQ", "MQ", "TA")  # visual quality, motion quality, text alignment
 Scored = list[tuple[JSON, float]]  # a picture as it is named, and its score
 
 
@@ -39,10 +41,12 @@ LAYOUTS = (
     Layout("pair", ("better", "worse")),
     Layout("scored", ("files",)),
     Layout("Pick-a-Pic", ("jpg_0", "jpg_1", "label_0"), "caption", ties=True),
-    Layout("HPD v2", ("image_path", "human_preference"), ties=True),
-    Layout("HPD v2, ranked", ("image_path", "rank"), ties=True),
+    Layout("HPD v2, train.json", ("file_path", "human_preference"), ties=True),
+    Layout("ImageRewardDB", ("prompt_id", "image_path", "rank"), ties=True),
+    Layout("HPD v2, test.json", ("image_path", "rank"), ties=True),
     Layout("HPD v3", ("path1", "path2")),
-    Layout("VideoAlign", ("path_A", "path_B", "Overall"), ties=True),
+    Layout("VideoGen-RewardBench", ("path_A", "path_B", "Overall"), ties=True),
+    Layout("VideoAlign", ("path_A", "path_B", *ASPECTS), ties=True),
 )
 ACCEPTED = "; ".join(f"{layout.prompt}, {', '.join(layout.columns)} ({layout.name})" for layout in LAYOUTS)
 
@@ -74,7 +78,7 @@ def samples_of(prompt: Prompt) -> tuple[list[Path], list[float]]:
 
 def _read(source: str, split: str) -> Iterator[Prompt]:
     path = Path(source).expanduser()
-    for where, record in _records(path, source, split):
+    for where, record in _pictures_joined(_records(path, source, split)):
         layout = next((known for known in LAYOUTS if {*known.columns, known.prompt} <= record.keys()), None)
         if layout is None:
             raise PromptError(f"{where}: has {', '.join(record)[:200] or 'nothing'}; accepted: {ACCEPTED}")
@@ -136,10 +140,9 @@ def _scored(layout: Layout, record: dict[str, Any], where: str) -> Scored:
     at = [record[column] for column in layout.columns]
     if layout.name in ("pair", "HPD v3"):
         return [(at[0], BETTER), (at[1], WORSE)]
-    if layout.name == "VideoAlign":
-        first = {"A": BETTER, "B": WORSE, "same": 0.0}.get(at[2])
-        if first is None:
-            raise PromptError(f"{where}: Overall is {shorten(at[2])}; accepted: A, B or same")
+    if layout.name in ("VideoGen-RewardBench", "VideoAlign"):
+        votes = sum(_vote(value, f"{where}: {name}") for name, value in zip(layout.columns[2:], at[2:], strict=True))
+        first = float(votes > 0) - float(votes < 0)
         return [(at[0], first), (at[1], -first)]
     if layout.name == "Pick-a-Pic":
         label = _number(at[2], f"{where}: label_0")
@@ -154,9 +157,37 @@ def _scored(layout: Layout, record: dict[str, Any], where: str) -> Scored:
         raise PromptError(f"{where}: {name} is {shorten(values)}; accepted: {len(files)} numbers, one a file")
     sign = -1 if name == "rank" else 1
     numbers = [sign * _number(value, f"{where}: {name}") for value in values]
-    if layout.name == "HPD v2" and len(numbers) == 2:
+    if layout.name == "HPD v2, train.json" and len(numbers) == 2:
         numbers = [2 * number - 1 for number in numbers]
     return list(zip(files, numbers, strict=True))
+
+
+def _pictures_joined(records: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records, those of ImageRewardDB, which has one a picture, as pairs of each prompt at the end.
+
+    Of a prompt's pictures the best goes with the worst, the second best with the second worst, and so on, where their
+    ranks differ: the sets are of different sizes.
+    """
+    sets: dict[JSON, list[tuple[float, str, dict[str, Any]]]] = {}
+    for where, record in records:
+        if {"prompt_id", "rank"} <= record.keys() and isinstance(record.get("image_path"), str):
+            ranked = sets.setdefault(record["prompt_id"], [])
+            ranked.append((_number(record["rank"], f"{where}: rank"), where, record))
+        else:
+            yield where, record
+    for ranked in sets.values():
+        ranked.sort(key=lambda one: one[0])
+        for (low, where, better), (high, _, worse) in list(zip(ranked, reversed(ranked), strict=True))[
+            : len(ranked) // 2
+        ]:
+            if low < high:
+                yield where, {**better, "better": better["image_path"], "worse": worse["image_path"]}
+
+
+def _vote(value: JSON, where: str) -> float:
+    if not isinstance(value, str) or value not in VOTES:
+        raise PromptError(f"{where} is {shorten(value)}; accepted: {', '.join(VOTES)}")
+    return VOTES[value]
 
 
 def _number(value: JSON, where: str) -> float:

@@ -37,10 +37,12 @@ def test_pairs_of_the_same_prompt_are_told_apart(folder: Path) -> None:
 PUBLISHED = [
     ({"prompt": "x", "files": ["a.png", "b.png", "c.png"], "scores": [0.5, 2, -1]}, [0.5, 2, -1]),
     ({"prompt": "x", "files": ["c.png"]}, [1.0]),
-    ({"prompt": "x", "image_path": ["a.png", "b.png"], "human_preference": [0, 1]}, [-1, 1]),
+    ({"prompt": "x", "file_path": ["a.png", "b.png"], "human_preference": [0, 1]}, [-1, 1]),
     ({"prompt": "x", "image_path": ["a.png", "b.png", "c.png"], "rank": [2, 1, 3]}, [-2, -1, -3]),
     ({"prompt": "x", "path1": "a.png", "path2": "b.png", "confidence": 0.9}, [1, -1]),
-    ({"prompt": "x", "path_A": "a.png", "path_B": "b.png", "Overall": "B"}, [-1, 1]),
+    ({"prompt": "x", "path_A": "a.png", "path_B": "b.png", "Overall": "B", "VQ": "A"}, [-1, 1]),
+    ({"prompt": "x", "path_A": "a.png", "path_B": "b.png", "VQ": "B", "MQ": "A", "TA": "B"}, [-1, 1]),
+    ({"prompt": "x", "path_A": "a.png", "path_B": "b.png", "VQ": "same", "MQ": "A", "TA": "same"}, [1, -1]),
 ]
 
 
@@ -56,7 +58,7 @@ def test_tables_and_their_ties(folder: Path) -> None:
     (folder / "v.csv").write_text('prompt,path_A,path_B,Overall\n"x, y",a.png,b.png,A\nz,c.png,d.png,same\n')
     (prompt,) = load(str(folder / "v.csv"))
     assert prompt.text == "x, y" and samples_of(prompt)[1] == [1, -1]
-    ranked = [{"prompt": "x", "image_path": ["c.png", "d.png"], "human_preference": [1, 0]}]
+    ranked = [{"prompt": "x", "file_path": ["c.png", "d.png"], "human_preference": [1, 0]}]
     (folder / "h.json").write_text(json.dumps(ranked))
     assert samples_of(load(str(folder / "h.json"))[0])[1] == [1, -1]
 
@@ -72,6 +74,19 @@ def test_pick_a_pic_as_a_data_set(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert scores == [-1, 1] and [f.read_bytes() for f in files] == [a, b]
 
 
+def test_pictures_of_one_line_each_become_pairs(folder: Path) -> None:
+    """ImageRewardDB: sets of unequal sizes, the third one of one picture, and a tie in the middle of the first."""
+    ranks = {"one": {"a": 4, "b": 1, "c": 2, "d": 2}, "two": {"d": 3, "b": 1, "c": 2}, "three": {"a": 1}}
+    lines = [
+        {"prompt": f"text {of}", "prompt_id": of, "image_path": f"{name}.png", "rank": rank, "classification": "x"}
+        for name in "abcd"
+        for of, given in ranks.items()
+        if (rank := given.get(name)) is not None
+    ]
+    got = [(p.text, [f.stem for f in samples_of(p)[0]], samples_of(p)[1]) for p in load(written(folder, *lines))]
+    assert got == [("text one", ["b", "a"], [1, -1]), ("text two", ["b", "d"], [1, -1])]
+
+
 PAIR = {"prompt": "x", "better": "a.png", "worse": "b.png"}
 REFUSED = [
     (PAIR | {"worse": "gone.png"}, r"pairs\.jsonl:2: .*gone\.png does not exist"),
@@ -83,7 +98,8 @@ REFUSED = [
     ({"prompt": "x", "files": ["a.png", "b.png"], "scores": [1, 1]}, "all scores are 1, so that none is better"),
     ({"prompt": "x", "files": ["a.png", "b.png"]}, "scores is None; accepted: 2 numbers"),
     ({"prompt": "x", "files": ["a.png"], "scores": ["1"]}, "scores is '1'; accepted: a number"),
-    ({"prompt": "x", "path_A": "a.png", "path_B": "b.png", "Overall": "C"}, "Overall is 'C'; accepted: A, B or same"),
+    ({"prompt": "x", "path_A": "a.png", "path_B": "b.png", "Overall": "C"}, "Overall is 'C'; accepted: A, B, same"),
+    ({"prompt": "x", "path_A": "a.png", "path_B": "b.png", "VQ": "A", "MQ": 1, "TA": "A"}, "MQ is 1; accepted: A, B"),
     ({"prompt": "x", "files": ["a.png", "b.png", "c.png"], "scores": [1, 2, 3]}, "prompts with 2 and with 3 files"),
 ]
 
