@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Prompt, Samples
+from flowrl.contracts import Samples
+from reward_models.parts.texts import texts_of, truth
 
 SECONDS = 5  # that math-verify may take over one expression
 
@@ -25,15 +26,82 @@ def exact_match(samples: Samples, *, pattern: str | None = None, tag: str = "ans
     is a regular expression whose first group, or whole match if it has none, is the answer.
     """
     find = _pattern(pattern, tag)
-    pairs = zip(_texts(samples, "exact_match"), samples.prompts, strict=True)
+    pairs = zip(texts_of(samples, "exact_match"), samples.prompts, strict=True)
     return torch.tensor([float(_is_same(_last_match(find, text), truth(prompt, key))) for text, prompt in pairs])
+
+
+def numeric_answer(samples: Samples, *, key: str = "answer") -> Tensor:
+    """1 where the number in the last <answer>...</answer>, or the whole text, equals the truth's, else 0; float32 [B].
+
+    NaN where the truth is no number. VLM-R1 (arXiv:2504.07615), see `numbers_equal`.
+    """
+    scores = []
+    for text, prompt in zip(texts_of(samples, "numeric_answer"), samples.prompts, strict=True):
+        wanted = truth(prompt, key)
+        unknown = numbers_equal(wanted, wanted) is None
+        scores.append(torch.nan if unknown else numbers_equal(text, wanted) or 0.0)
+    return torch.tensor(scores, dtype=torch.float32)
+
+
+def numbers_equal(said: str, wanted: str) -> float | None:
+    """1.0 where two texts are the same number, 0.0 where they are not, None where one of them is none.
+
+    Each is read from its last <answer>...</answer>, where it has one, without a dot at its end.
+    """
+    values = []
+    for text in (said, wanted):
+        inside = _last_match(_pattern(None, "answer"), text)
+        try:
+            values.append(float((text if inside is None else inside).strip().removesuffix(".")))
+        except ValueError:
+            return None
+    return float(values[0] == values[1])
+
+
+def boxed(text: str) -> list[str]:
+    r"""What stands in the outermost boxes of a text: \boxed{...}, or without any <|begin_of_box|>...<|end_of_box|>.
+
+    GLM-4.5V's reward system (arXiv:2507.01006), its code: the first kind is taken as it stands, also where it never
+    ends; of the second, which may be nested, what is stripped and ends.
+    """
+    found, end = [], 0
+    while (start := text.find(r"\boxed{", end)) >= 0:
+        depth, end = 1, start + len(r"\boxed{")
+        first = end
+        while end < len(text) and depth:
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            end += 1
+        found.append(text[first : end - 1] if depth == 0 else text[first:end])
+    if found:
+        return found
+    opened = []
+    for mark in re.finditer(r"<\|(begin|end)_of_box\|>", text):
+        if mark[1] == "begin":
+            opened.append(mark.end())
+        elif opened:
+            first = opened.pop()
+            if not opened:
+                found.append(text[first : mark.start()].strip())
+    return found
+
+
+def boxed_answer(samples: Samples, *, key: str = "answer") -> Tensor:
+    """1 where the one box of a completion holds the ground truth, compared as in `exact_match`, else 0; float32 [B].
+
+    Several boxes that do not agree are no answer (see `boxed`).
+    """
+    scores = []
+    for text, prompt in zip(texts_of(samples, "boxed_answer"), samples.prompts, strict=True):
+        inside, wanted = boxed(text), truth(prompt, key)
+        scores.append(float(bool(inside) and all(_is_same(found, wanted) for found in inside)))
+    return torch.tensor(scores)
 
 
 def answer_format(samples: Samples, *, tag: str = "answer") -> Tensor:
     """1 where a completion holds exactly one <answer>...</answer>, not empty and with nothing after it; float32 [B]."""
     opened, closed = f"<{tag}>", f"</{tag}>"
     scores = []
-    for text in _texts(samples, "answer_format"):
+    for text in texts_of(samples, "answer_format"):
         single = text.count(opened) == text.count(closed) == 1
         inside, mark, after = text.partition(opened)[2].partition(closed)
         scores.append(float(single and bool(mark) and bool(inside.strip()) and not after.strip()))
@@ -46,7 +114,7 @@ def math_answer(samples: Samples, *, tag: str = "answer", key: str = "answer") -
     The answer is the content of the last <answer>...</answer>; without one, what math-verify extracts from the
     completion, \boxed{} first. NaN if the ground truth itself cannot be read. Needs `pip install flowrl-toolkit[text]`.
     """
-    texts, find = _texts(samples, "math_answer"), _pattern(None, tag)
+    texts, find = texts_of(samples, "math_answer"), _pattern(None, tag)
     from math_verify import parse, verify  # pyright: ignore[reportMissingImports]
 
     # its time limits are signals, which only the main thread may set; `parse` takes None too, which its hint leaves out
@@ -59,21 +127,6 @@ def math_answer(samples: Samples, *, tag: str = "answer", key: str = "answer") -
         right = bool(gold) and verify(gold, parse(answer, parsing_timeout=seconds), timeout_seconds=seconds)
         scores.append(float(right) if gold else torch.nan)
     return torch.tensor(scores, dtype=torch.float32)
-
-
-def truth(prompt: Prompt, key: str = "answer") -> str:
-    """The ground truth of a prompt, as text. Raises ValueError if its meta holds none."""
-    value = prompt.meta.get(key)
-    if not isinstance(value, str | int | float) or isinstance(value, bool) or not str(value).strip():
-        held = ", ".join(prompt.meta) or "nothing"
-        raise ValueError(f"prompt {prompt.text!r} has no {key!r}, only {held}: add it to the prompt file, or set key")
-    return str(value).rpartition("####")[2].strip()
-
-
-def _texts(samples: Samples, reward: str) -> list[str]:
-    if samples.texts is None:
-        raise ValueError(f"{reward} scores texts; this model gives none")
-    return list(samples.texts)
 
 
 def _pattern(pattern: str | None, tag: str) -> re.Pattern[str]:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Prompt, Samples
+from flowrl.contracts import Samples
+from reward_models.parts.texts import texts_of, truth_of_any_kind
 
 FORM = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 NEAR = 140  # pixels from a point that GUI-R1 takes for a hit
@@ -24,7 +25,7 @@ TEXTUAL = ("type", "select", "scroll")
 def screen_action(samples: Samples, *, key: str = "action") -> Tensor:
     """1 where the action is meta[key], else 0; float32 [B] (UI-R1)."""
     pairs = zip(_answers(samples, "screen_action"), samples.prompts, strict=True)
-    return torch.tensor([float(said.get("action") == _truth(prompt, key)) for said, prompt in pairs])
+    return torch.tensor([float(said.get("action") == truth_of_any_kind(prompt, key)) for said, prompt in pairs])
 
 
 def screen_coordinate(samples: Samples, *, key: str = "box", scale: str = "scale") -> Tensor:
@@ -34,7 +35,7 @@ def screen_coordinate(samples: Samples, *, key: str = "box", scale: str = "scale
     """
     scores = []
     for said, prompt in zip(_answers(samples, "screen_coordinate"), samples.prompts, strict=True):
-        box, point = _numbers(_truth(prompt, key), 4), _numbers(said.get("coordinate"), 2)
+        box, point = _numbers(truth_of_any_kind(prompt, key), 4), _numbers(said.get("coordinate"), 2)
         if box is None:
             raise ValueError(f"prompt {prompt.text!r} has no {key!r} of four numbers in its meta")
         factor = _numbers(prompt.meta.get(scale), 2) or [1.0, 1.0]
@@ -45,7 +46,9 @@ def screen_coordinate(samples: Samples, *, key: str = "box", scale: str = "scale
 
 def screen_format(samples: Samples) -> Tensor:
     """1 where a completion is one block of thought and one of answer, and nothing else; float32 [B]."""
-    return torch.tensor([float(FORM.fullmatch(text.strip()) is not None) for text in _texts(samples, "screen_format")])
+    return torch.tensor(
+        [float(FORM.fullmatch(text.strip()) is not None) for text in texts_of(samples, "screen_format")]
+    )
 
 
 def screen_step(samples: Samples, *, action: str = "action", box: str = "gt_bbox", text: str = "input_text") -> Tensor:
@@ -56,10 +59,10 @@ def screen_step(samples: Samples, *, action: str = "action", box: str = "gt_bbox
     """
     scores = []
     for said, prompt in zip(_answers(samples, "screen_step"), samples.prompts, strict=True):
-        wanted = str(_truth(prompt, action)).lower()
+        wanted = str(truth_of_any_kind(prompt, action)).lower()
         right = str(said.get("action", "")).lower() == wanted
         if right and wanted == "click":
-            right = _hits(_numbers(said.get("point"), 2), _truth(prompt, box))
+            right = _hits(_numbers(said.get("point"), 2), truth_of_any_kind(prompt, box))
         elif right and wanted in TEXTUAL:
             right = _overlap(str(said.get("input_text", "")), str(prompt.meta.get(text, ""))) >= 0.5
         scores.append(float(right))
@@ -91,7 +94,7 @@ def _numbers(value: Any, number: int) -> list[float] | None:
 
 
 def _answers(samples: Samples, reward: str) -> list[Mapping[str, Any]]:
-    return [_action(text) for text in _texts(samples, reward)]
+    return [_action(text) for text in texts_of(samples, reward)]
 
 
 def _action(text: str) -> Mapping[str, Any]:
@@ -103,18 +106,3 @@ def _action(text: str) -> Mapping[str, Any]:
         return {}
     first = read[0] if isinstance(read, list) and read else read
     return first if isinstance(first, dict) else {}
-
-
-def _truth(prompt: Prompt, key: str) -> Any:
-    if key not in prompt.meta:
-        held = ", ".join(prompt.meta) or "nothing"
-        raise ValueError(
-            f"prompt {prompt.text!r} has no {key!r}, only {held}: add it to the prompt file, or set the key"
-        )
-    return prompt.meta[key]
-
-
-def _texts(samples: Samples, reward: str) -> list[str]:
-    if samples.texts is None:
-        raise ValueError(f"{reward} scores texts; this model gives none")
-    return list(samples.texts)

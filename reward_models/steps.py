@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Samples
+from reward_models.parts.texts import texts_of
 
 SECTIONS = ("### Image Description:", "### Rationales:", "### Step 1:", "### The final answer is:")
 
@@ -22,7 +23,7 @@ def key_steps(samples: Samples, *, key: str = "key_steps") -> Tensor:
     regard to case, behind "### Step N:". 0 for an empty list. Raises ValueError for a prompt without the list.
     """
     scores = []
-    for text, prompt in zip(_texts(samples, "key_steps"), samples.prompts, strict=True):
+    for text, prompt in zip(texts_of(samples, "key_steps"), samples.prompts, strict=True):
         wanted = prompt.meta.get(key)
         if not isinstance(wanted, Sequence) or isinstance(wanted, str):
             raise ValueError(f"prompt {prompt.text!r} has no list {key!r} in its meta: add it, or set key")
@@ -38,7 +39,7 @@ def step_validity(samples: Samples) -> Tensor:
     Its headings are "### Image Description:", "### Rationales:", "### Step 1:" and so on, numbered one by one, and "###
     The final answer is:".
     """
-    return torch.tensor([float(_is_valid(text)) for text in _texts(samples, "step_validity")])
+    return torch.tensor([float(_is_valid(text)) for text in texts_of(samples, "step_validity")])
 
 
 def _is_valid(text: str) -> bool:
@@ -54,9 +55,3 @@ def _steps(text: str) -> list[tuple[int, str]]:
 
 def _alternatives(entry: object) -> Sequence[object]:
     return entry if isinstance(entry, list | tuple) else [entry]
-
-
-def _texts(samples: Samples, reward: str) -> list[str]:
-    if samples.texts is None:
-        raise ValueError(f"{reward} scores texts; this model gives none")
-    return list(samples.texts)

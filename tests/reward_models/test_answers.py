@@ -9,7 +9,8 @@ from flowrl import names
 from flowrl.contracts import Prompt, Samples
 from flowrl.recipe.schema import RewardSpec
 from flowrl.scoring.scorer import RewardError, Scorer, load
-from reward_models.answers import answer_format, exact_match, math_answer, truth
+from reward_models.answers import answer_format, exact_match, math_answer
+from reward_models.parts.texts import truth
 
 
 def samples(*texts: str, answer="632", **meta) -> Samples:

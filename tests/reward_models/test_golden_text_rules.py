@@ -1,4 +1,4 @@
-"""Published numbers of rules on completions: R1-VL's steps, UI-R1's and GUI-R1's actions on screens."""
+"""Published numbers of rules on completions: steps, actions on screens, types of answers, form, regions."""
 
 import ast
 import re
@@ -9,8 +9,21 @@ import torch
 
 import golden
 from flowrl.contracts import Prompt, Samples
+from reward_models.answers import boxed, boxed_answer, numbers_equal, numeric_answer
+from reward_models.regions import pixel_iou, point_exploration, region_iou
 from reward_models.screens import screen_action, screen_coordinate, screen_format, screen_step
 from reward_models.steps import key_steps, step_validity
+from reward_models.typed_answers import typed_answer, word_error_rate
+from reward_models.writing import (
+    language_share,
+    loops,
+    mixes_languages,
+    no_loop,
+    one_language,
+    repetition,
+    repetition_penalty,
+    think_format,
+)
 
 Case = dict[str, Any]
 
@@ -52,6 +65,91 @@ def test_actions_of_ui_r1(case: Case) -> None:
 @pytest.mark.parametrize("case", golden.cases("direct/rewards_gui_r1.json"))
 def test_actions_of_gui_r1(case: Case) -> None:
     golden.check({"accuracy": screen_step(samples(case["inputs"]["completion"], case["inputs"]["ground_truth"]))}, case)
+
+
+def of(method: str) -> list:
+    return golden.cases("objectives/llm_reward.json", where=lambda case: case["method"].startswith(method))
+
+
+@pytest.mark.parametrize("case", [*golden.cases("direct/rewards_video_r1.json"), *of("video_r1.rule_reward")])
+def test_types_of_answers_of_video_r1(case: Case) -> None:
+    x, kind = case["inputs"], case["params"]["problem_type"]
+    solutions = x.get("solution") or x["solutions"]
+    made = samples(x.get("completion") or x["completions"], [{"answer": s, "problem_type": kind} for s in solutions])
+    golden.check({"accuracy": typed_answer(made), "format": think_format(made)}, case)
+
+
+@pytest.mark.parametrize("case", golden.cases("direct/rewards_glm_text.json"))
+def test_checks_of_glm_on_texts(case: Case) -> None:
+    texts = case["inputs"]["text"]
+    assert [boxed(text) for text in texts] == case["outputs"]["boxed"]
+    assert [mixes_languages(text) for text in texts] == case["outputs"]["mixing"]
+    assert [loops(text) for text in texts] == case["outputs"]["repeat"]
+    made = samples(texts, [{}] * len(texts))
+    assert no_loop(made).tolist() == [1.0 - r for r in case["outputs"]["repeat"]]
+    assert one_language(made).tolist() == [1.0 - m for m in case["outputs"]["mixing"]]
+
+
+@pytest.mark.parametrize("case", of("reward.repetition"))
+def test_repetition_of_trl(case: Case) -> None:
+    how = case["params"]["ngram_size"], case["params"]["max_penalty"]
+    got = [repetition_penalty(ids, *how) for ids in case["inputs"]["completion_ids"]]
+    golden.check({"reward": torch.tensor(got)}, case)
+    words = [" ".join(map(str, ids)) for ids in case["inputs"]["completion_ids"]]
+    made = samples(words, [{}] * len(words))
+    golden.check({"reward": repetition(made, size=how[0], worst=how[1])}, case)
+
+
+@pytest.mark.parametrize("case", of("reward.format"))
+def test_forms_of_thought(case: Case) -> None:
+    made = samples(case["inputs"]["completions"], [{}] * len(case["inputs"]["completions"]))
+    whole = think_format(made)
+    got = {"trl_think": think_format(made, form="any"), "swift_think_answer": whole, "video_r1": whole}
+    golden.check(got, case)
+
+
+@pytest.mark.parametrize("case", of("reward.iou_vlm_r1"))
+def test_overlap_of_vlm_r1(case: Case) -> None:
+    a, b = case["inputs"]["box_a"], case["inputs"]["box_b"]
+    golden.check({"iou_inclusive": torch.tensor([pixel_iou(x, y) for x, y in zip(a, b, strict=True)])}, case)
+    said = [f"<answer>{box}</answer>" for box in a]
+    golden.check({"iou_inclusive": region_iou(samples(said, [{"box": box} for box in b]))}, case)
+
+
+@pytest.mark.parametrize("case", of("reward.click_point_in_box"))
+def test_exploration_of_infigui_g1(case: Case) -> None:
+    x, how = case["inputs"], {"form": case["params"]["fmt_ratio"], "hit": case["params"]["acc_ratio"]}
+    got = point_exploration(samples(x["completions"], [{"box": box} for box in x["boxes"]]), **how)
+    wanted = [result["score"] for result in case["outputs"]["results"]]
+    torch.testing.assert_close(got, torch.tensor(wanted), atol=case["atol"], rtol=case["rtol"])
+
+
+@pytest.mark.parametrize("case", of("reward.numeric_exact"))
+def test_numbers_of_vlm_r1(case: Case) -> None:
+    x = case["inputs"]
+    pairs = list(zip(x["completions"], x["solutions"], strict=True))
+    assert [numbers_equal(*pair) for pair in pairs] == case["outputs"]["reward"]
+    made = samples(x["completions"], [{"answer": s} for s in x["solutions"]])
+    assert numeric_answer(made).tolist() == [score or 0.0 for score in case["outputs"]["reward"]]
+
+
+def test_rules_on_texts_by_hand() -> None:
+    assert word_error_rate("a b c".split(), "a x c d".split()) == 0.5 and word_error_rate(["a"], []) == 1.0
+    texts = ["", "<answer>nan</answer>", "<answer>inf</answer>", "<answer>7</answer>"]
+    metas = [{"answer": "7", "problem_type": "regression"}] * 4
+    assert typed_answer(samples(texts, metas)).tolist() == pytest.approx([0, 0, 0, 1])
+    with pytest.raises(ValueError, match="problem_type='maths' in its meta; accepted: multiple choice, numerical"):
+        typed_answer(samples(["a"], [{"answer": "a", "problem_type": "maths"}]))
+    boxes = [r"\boxed{3}", r"\boxed{3} then \boxed{4}", "3", r"\boxed{3.0} \boxed{3}"]
+    assert boxed_answer(samples(boxes, [{"answer": "3"}] * 4)).tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert torch.isnan(numeric_answer(samples(["5"], [{"answer": "five"}]))).all()
+    assert language_share(samples(["one two 三", "四", "12"], [{}] * 3)).tolist() == pytest.approx([2 / 3, 0, 1])
+    assert repetition(samples(["aaaa"], [{}]), size=2, units="characters").tolist() == pytest.approx([-2 / 3])
+    box = [{"box": [0, 0, 10, 10]}] * 3
+    said = ["<answer>[0, 0, 10, 10]</answer>", "<answer>none</answer>", "[0, 0, 10, 10]"]
+    assert region_iou(samples(said, box), least=0.5).tolist() == [1.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="accepted are four numbers"):
+        region_iou(samples(["a"], [{"box": [1, 2]}]))
 
 
 def test_what_cannot_be_read_scores_nothing_and_a_missing_truth_is_told() -> None:
