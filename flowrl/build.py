@@ -140,7 +140,7 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
         samples = rollout.samples
         if not recipe.scores_train:
             return torch.zeros(len(rollout.rollout_logp)), {}
-        counted = counted_rewards(scorer.specs, rewards, samples.prompts, samples.group)
+        counted = counted_rewards(scorer.specs, rewards, samples.prompts, samples.group, samples)
         how: dict[str, Any] = {"weights": counted.weights, "asked": counted.asked}
         lengths = {"lengths": samples.lengths}
         if isinstance(recipe.advantage, Own):

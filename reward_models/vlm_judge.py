@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from flowrl.untyped import JSON, Network, Tokenizer
+from flowrl.untyped import JSON, Network
 from reward_models.parts.assets import shipped_path
 from reward_models.parts.checkpoints import load_pretrained
 from reward_models.parts.judge import judging, rubrics
 from reward_models.parts.judge.asking import Judge, View, messages, scatter
+from reward_models.parts.judge.words import word_tokens
 from reward_models.parts.model import Model
 
 NAME = "vlm_judge"
@@ -72,7 +73,7 @@ class vlm_judge(Judge, Model):
         load = AutoModelForImageTextToText.from_pretrained
         self.model: Network = load_pretrained(load, shipped_path(model), NAME, dtype=dtype)
         self.last_only = "logits_to_keep" in inspect.signature(self.model.forward).parameters
-        self.yes, self.no = word_tokens(self.processor.tokenizer, fold=fold)
+        self.yes, self.no = word_tokens(self.processor.tokenizer, NAME, fold=fold)
         self.freeze()
 
     @torch.no_grad()
@@ -119,24 +120,6 @@ class vlm_judge(Judge, Model):
         )
         dtype = self.model.dtype
         return {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items() if isinstance(v, Tensor)}
-
-
-def word_tokens(tokenizer: Tokenizer, *, fold: bool = True) -> tuple[list[int], list[int]]:
-    """The ids of the tokens for yes, and of those for no, ignoring blanks and case; at least one each.
-
-    fold False: exactly Yes and No. Raises ValueError if the vocabulary has none.
-    """
-    ids: dict[str, list[int]] = {"yes": [], "no": []}
-    for token, number in tokenizer.get_vocab().items():
-        if "yes" in token.lower() or "no" in token.lower():
-            read = tokenizer.decode([number])
-            word = read.strip().lower() if fold else read
-            key = word if fold else {"Yes": "yes", "No": "no"}.get(word, "")
-            if key in ids:
-                ids[key].append(number)
-    if not all(ids.values()):
-        raise ValueError(f"{NAME}: the vocabulary has no token for yes, or none for no; accepted is a model that has")
-    return sorted(ids["yes"]), sorted(ids["no"])
 
 
 def _by_shape(prompts: Sequence[dict[str, Tensor]]) -> list[list[int]]:

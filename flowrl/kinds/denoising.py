@@ -14,6 +14,7 @@ from flowrl.recipe.presets import DENOISING
 from flowrl.recipe.sampling import Sampler
 from flowrl.recipe.schedules import check_schedule
 from flowrl.recipe.schema import Recipe
+from flowrl.recipe.shapes import refuse_shapes
 from flowrl.recipe.steps import check_step
 from flowrl.recipe.trees import check_tree
 from flowrl.recipe.windows import check_window
@@ -76,6 +77,7 @@ class Denoising:
             problem = "got true, but only completions of a language model have a length limit that they may not reach"
             yield RecipeError("train.skip_truncated", problem, "set train.skip_truncated=false")
         yield from check_step_objective(recipe)
+        yield from refuse_shapes(recipe)
         yield from check_noised(recipe)
 
     def check_parts(self, recipe: Recipe) -> Iterator[RecipeError]:

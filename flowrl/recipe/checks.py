@@ -15,6 +15,7 @@ from flowrl.recipe.reference_checks import check_reference
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.schema import ObjectiveKeys, Recipe
 from flowrl.recipe.sections import Own, check_arguments, check_own, own_parts
+from flowrl.recipe.shapes import check_shape
 from flowrl.recipe.trackers import check_trackers
 from flowrl.watch.alarms import ALARMS
 
@@ -246,6 +247,8 @@ def _manner(place: str, name: str, spec: RewardSpec, recipe: Recipe) -> Iterator
             yield RecipeError(f"{place}.gate.by", f"got {show(spec.gate.by)}", remedy)
         elif spec.weight == 0:
             yield RecipeError(f"{place}.gate", "the reward is a witness (weight 0)", f"remove {place}.gate")
+    if spec.shape is not None:
+        yield from check_shape(f"{place}.shape", spec.shape)
     if spec.overlap and spec.offload:
         problem = "got true, but a reward that overlaps with drawing has to stay where it is"
         yield RecipeError(f"{place}.offload", problem, f"set {place}.offload or {place}.overlap to false")

@@ -9,12 +9,53 @@ from flowrl.untyped import JSON
 class Gate(Strict):
     """A condition on another reward: `by` has to give at least `least`, or a sample gets `otherwise`.
 
-    lowest: the lowest score of its group, so that nothing is gained by failing; or a number.
+    lowest: the lowest score of its group, so that nothing is gained by failing; or a number. least null: the score is
+    multiplied by that of the other instead, as the reward of a thought counts where its answer is right
+    (Posterior-GRPO, arXiv:2508.05170).
     """
 
     by: str = key(..., "the name of another reward of the recipe", min_length=1)
-    least: float = key(..., "a number")
+    least: float | None = key(..., "a number, or null for the product")
     otherwise: Literal["lowest"] | float = key("lowest", "lowest or a number")
+
+
+class Shape(Strict):
+    """How the scores of completions are reshaped before they are trained on (flowrl/scoring/shaping.py).
+
+    stop_properly: those of completions that their limit ended are multiplied by `factor`, or replaced by one below 0.
+    cosine_length: by length, from the first number of `correct`, or of `wrong`, at length 0 to the second at `limit`
+    tokens. difficulty_length: plus a term that favours short correct completions, the more so the easier the prompt
+    (DAST); full: the score of a correct one. length_bonus: plus `bonus` for correct ones of `shortest` to `longest`
+    tokens, where a group has several (Video-R1). right: the score from which on one is correct.
+    """
+
+    kind: Literal["stop_properly", "cosine_length", "difficulty_length", "length_bonus"] = key(
+        ..., "stop_properly, cosine_length, difficulty_length or length_bonus"
+    )
+    factor: float | None = key(None, "a number")
+    limit: int | None = key(None, "a whole number >= 1", ge=1)
+    right: float | None = key(None, "a number")
+    correct: tuple[float, float] | None = key(None, "two numbers")
+    wrong: tuple[float, float] | None = key(None, "two numbers")
+    full: float | None = key(None, "a number")
+    slope: float | None = key(None, "a number")
+    offset: float | None = key(None, "a number")
+    bonus: float | None = key(None, "a number")
+    shortest: int | None = key(None, "a whole number >= 0", ge=0)
+    longest: int | None = key(None, "a whole number >= 1", ge=1)
+
+    @property
+    def given(self) -> dict[str, JSON]:
+        """The keys that the recipe gives, beside kind."""
+        return {name: value for name in SHAPE_KEYS[self.kind] if (value := getattr(self, name)) is not None}
+
+
+SHAPE_KEYS = {
+    "stop_properly": ("factor",),
+    "cosine_length": ("limit", "right", "correct", "wrong"),
+    "difficulty_length": ("full", "slope", "offset"),
+    "length_bonus": ("right", "bonus", "shortest", "longest"),
+}
 
 
 class RewardSpec(Strict):
@@ -23,7 +64,7 @@ class RewardSpec(Strict):
     required: more than the share failure_limit of the latest 100 samples (or of a whole call) without a score ends the
     run; with false, samples without a score are left out and counted. when: keys of the prompts' meta and the value, or
     list of values, that the reward is asked about (null: about every prompt). gate: this reward counts only where
-    another is satisfied.
+    another is satisfied, or in proportion to it. shape: completions' scores, reshaped by length and end before that.
 
     batch: samples in one call (null: all). device: where a reward with weights lives (null: the run's). offload: on the
     CPU while nothing is scored. time_limit: seconds that a call may take; after them its samples have no score.
@@ -38,6 +79,7 @@ class RewardSpec(Strict):
     failure_limit: float = key(0.1, "a number in [0, 1]", ge=0, le=1)
     when: dict[str, JSON] | None = key(None, "keys of the prompts' meta mapped to a value or a list of values, or null")
     gate: Gate | None = key(None, "a mapping with by, least, otherwise, or null")
+    shape: Shape | None = key(None, "a mapping with kind, or null")
     batch: int | None = key(None, "a whole number >= 1 or null", ge=1)
     device: str | None = key(None, "cpu, mps, cuda, cuda:N or null", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
     offload: bool = key(False, "true or false")

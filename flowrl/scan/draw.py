@@ -172,7 +172,8 @@ def _draw_scored(
 
 def _total_reward(part: ScoredSamples, rewards: Mapping[str, RewardSpec]) -> torch.Tensor:
     """The total reward of each sample, float [B]; NaN if all trained rewards compare samples, and each is alone."""
-    total = counted_rewards(rewards, part.rewards, part.samples.prompts, part.samples.group).total
+    samples = part.samples
+    total = counted_rewards(rewards, part.rewards, samples.prompts, samples.group, samples).total
     return torch.full((len(part.samples),), torch.nan) if total is None else total
 
 

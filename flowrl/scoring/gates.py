@@ -1,4 +1,5 @@
-"""Several rewards combined: which prompts each is asked about, and which counts only where another is satisfied.
+"""Several rewards combined: which prompts each is asked about, how scores are reshaped, and which counts only where
+another is satisfied.
 
 This happens between scores and advantages; the reported scores of each reward stay as they are.
 """
@@ -9,10 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Prompt
+from flowrl.contracts import Prompt, Samples
 from flowrl.core.advantages import combined_reward
 from flowrl.names import UserError
 from flowrl.recipe.rewards import RewardSpec
+from flowrl.scoring.shaping import shape
 from flowrl.untyped import JSON
 
 
@@ -35,7 +37,8 @@ def asked_masks(specs: Mapping[str, RewardSpec], prompts: Sequence[Prompt]) -> d
 
 
 def apply_gates(scores: Mapping[str, Tensor], specs: Mapping[str, RewardSpec], group: Tensor) -> dict[str, Tensor]:
-    """The scores [B] that are trained on: where a gate stays shut, the value that the recipe gives in their place.
+    """The scores [B] that are trained on: where a gate stays shut, the value that the recipe gives in their place, or
+    the product with the gate's score.
 
     `lowest` is the reward's lowest score in that sample's group. NaN stays NaN, and a score whose gate's score is NaN
     becomes NaN, since its value is unknown.
@@ -45,6 +48,9 @@ def apply_gates(scores: Mapping[str, Tensor], specs: Mapping[str, RewardSpec], g
         if spec.gate is not None and spec.gate.by in scores:
             judge, own = scores[spec.gate.by], scores[name]
             otherwise = spec.gate.otherwise
+            if spec.gate.least is None:
+                gated_scores[name] = own * judge
+                continue
             shut = _lowest(own, group) if isinstance(otherwise, str) else torch.full_like(own, otherwise)
             value = torch.where(judge >= spec.gate.least, own, shut)
             gated_scores[name] = value.masked_fill(judge.isnan() | own.isnan(), torch.nan)
@@ -69,11 +75,18 @@ def counted_rewards(
     scores: Mapping[str, Tensor],
     prompts: Sequence[Prompt],
     group: Tensor | None = None,
+    samples: Samples | None = None,
 ) -> CountedRewards:
     """The scores [B] as the recipe counts them. group int64 [B]; None: all samples are one group, as in an evaluation.
 
+    samples: those that are scored, whose scores are reshaped where the recipe says so; None: as in an evaluation.
+
     Rewards without scores are left out, and gates that depend on them stay open.
     """
+    scores = dict(scores)
+    for name, spec in specs.items():
+        if spec.shape is not None and name in scores and samples is not None:
+            scores[name] = shape(scores[name], samples, spec.shape.kind, spec.shape.given)
     specs = {name: spec for name, spec in specs.items() if name in scores}
     group = torch.zeros(len(prompts), dtype=torch.int64) if group is None else group
     weights = {name: spec.weight for name, spec in specs.items()}
