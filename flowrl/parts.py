@@ -52,7 +52,7 @@ KINDS: dict[str, PartKind] = {
         ("rewards", "rollout"),
         "flowrl.core.advantages:ADVANTAGES",
         "a function (rewards, rollout, *, ...) that gives advantages of rows, [R], or of decisions, [R, K]",
-        given=("weights", "asked", "lengths"),
+        given=("weights", "asked", "lengths", "given"),
     ),
     "objective": PartKind(
         ("seen", "batch"),

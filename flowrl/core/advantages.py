@@ -14,170 +14,15 @@ MixGRPO unbiased + 1e-8 · verl-omni and TRL unbiased + 1e-4 · Flow-Factory max
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from flowrl.core import baselines
-from flowrl.core.baselines import rank_in_group
+from flowrl.core.normalise import BASELINES, GROUPED, SCALES, SINGLETONS, float64, group_stats, normalise
 
-BASELINES = ("group", "batch", "none", "leave_one_out", "length_weighted", "log_mean_exp", "second_best", "pass_at_k")
-GROUPED = tuple(name for name in BASELINES if name not in ("batch", "none"))
-SCALES = ("group", "batch", "batch_centered", "whiten", "whiten_by_length", "nonzero", "none")
 COMBINES = ("sum", "per_reward")
-SINGLETONS = ("zero", "raw")
-
-# Rewards arrive in float32 (resolution 1.2e-7 relative): a spread below eight of those steps is rounding.
-_TIE = 1e-6
-
-
-class GroupStats(NamedTuple):
-    """Statistics of G groups. index int64 [B] maps a sample to its group; the rest is [G], in order of rising label."""
-
-    index: Tensor
-    count: Tensor  # scored samples
-    mean: Tensor
-    std: Tensor
-    tied: Tensor  # bool: no spread (also true of groups with one or no scored sample)
-
-
-def group_stats(values: Tensor, group: Tensor, *, unbiased: bool = False, trim: float = 0.0) -> GroupStats:
-    """Count, mean and standard deviation of each group, ignoring NaN.
-
-    values [B], group int64 [B]. `unbiased` divides by n-1. `trim` in [0, 1) leaves the int(trim * n) lowest values of a
-    group out of its mean and standard deviation (MixGRPO's trimmed_ratio); count and tied still see them.
-    """
-    x = _float64(values)
-    labels, index = torch.unique(group.cpu(), return_inverse=True)
-    scored = ~torch.isnan(x)
-
-    def total(part: Tensor) -> Tensor:
-        return torch.zeros(len(labels), dtype=torch.float64).index_add_(0, index, part.double())
-
-    count = total(scored)
-    kept = scored & (rank_in_group(x, index) >= torch.floor(count * trim)[index])
-    num = total(kept)
-    mean = total(x.where(kept, 0.0)) / num.clamp(min=1)
-    deviation = (x - mean[index]).where(kept, 0.0)
-    std = (total(deviation**2) / (num - int(unbiased)).clamp(min=1)).sqrt()
-    std = std.masked_fill(_tied(x, index, kept, len(labels)), 0.0)
-    return GroupStats(index, count, mean, std, _tied(x, index, scored, len(labels)))
-
-
-def _float64(values: Tensor) -> Tensor:
-    return values.detach().to("cpu", torch.float64)
-
-
-def _tied(x: Tensor, index: Tensor, member: Tensor, num_groups: int) -> Tensor:
-    """Whether the members of each group are equal up to float32 rounding. bool [G]."""
-    where, chosen = index[member], x[member]
-    high = torch.full((num_groups,), -torch.inf, dtype=torch.float64).scatter_reduce(0, where, chosen, "amax")
-    low = torch.full((num_groups,), torch.inf, dtype=torch.float64).scatter_reduce(0, where, chosen, "amin")
-    return high - low <= _TIE * torch.maximum(high.abs(), low.abs())
-
-
-def whiten(values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(x - mean) / sqrt(var + 1e-8) over the valid entries, var with n-1; 0 elsewhere. float64, shape of values.
-
-    With values [B, K] and a mask of valid decisions long rows weigh more, which is REINFORCE++'s choice; with [B] every
-    sample weighs the same.
-    """
-    x = _float64(values)
-    valid = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.cpu().bool()
-    num = valid.sum().clamp(min=1)
-    centred = (x - x.where(valid, 0.0).sum() / num).where(valid, 0.0)
-    return centred / (centred.square().sum() / (num - 1).clamp(min=1) + 1e-8).sqrt()
-
-
-def normalise(
-    values: Tensor,
-    group: Tensor,
-    *,
-    baseline: str = "group",
-    scale: str = "group",
-    eps: float = 1e-4,
-    floor: float = 0.0,
-    unbiased: bool = False,
-    trim: float = 0.0,
-    singleton: str = "zero",
-    lengths: Tensor | None = None,
-    tau: float = 1.0,
-    k: int = 4,
-) -> Tensor:
-    """(value - baseline) / (max(std, floor) + eps) of one reward, float64 [B]; 0 for NaN and for groups without spread.
-
-    baseline: mean of the group, of the batch, of the other members (RLOO), or nothing; length_weighted, log_mean_exp
-    (tau), second_best, pass_at_k (k): see baselines.py. The last has its own scale, by which "group" divides.
-    scale: std of the group, of all raw values ("batch": Flow-GRPO global_std), of all centred values
-    ("batch_centered"), whitening of the centred values (which ignores eps and floor), also with each sample counted by
-    its length ("whiten_by_length"), the share of values that are not 0 ("nonzero": GPG), or nothing.
-    lengths [B]: the samples' numbers of decisions; None: all alike.
-    singleton: a group with one scored sample has no mean to compare with: "zero" ignores it, "raw" leaves it undivided
-    by a group std and without a group baseline (verl).
-    """
-    x, scored = _float64(values), ~torch.isnan(values).cpu()
-    own = group_stats(x, group, unbiased=unbiased, trim=trim)
-    batch = group_stats(x, torch.zeros_like(group), unbiased=unbiased, trim=trim)
-    alone = (own.count == 1)[own.index]
-    size = torch.ones_like(x) if lengths is None else _float64(lengths)
-    base = _baseline(x, baseline, own, batch, size, tau).masked_fill(alone & (baseline in GROUPED), 0.0)
-    centred = (x - base).where(scored, 0.0)
-    if baseline == "pass_at_k":
-        result = baselines.pass_at_k(x, own.index, scored, k, divided=scale == "group")
-    elif scale == "whiten":
-        result = whiten(centred, scored)
-    elif scale == "whiten_by_length":
-        result = baselines.whiten_by_length(centred, scored, size)
-    elif scale == "nonzero":
-        result = centred / baselines.nonzero_share(x, scored)
-    else:
-        result = _divide(centred, _std(centred, scale, scored, own, batch, alone, unbiased), eps, floor)
-    if baseline in GROUPED or scale == "group":
-        silent = own.tied[own.index] & ~(alone & (singleton == "raw"))
-        result = result.masked_fill(silent, 0.0)
-    return result
-
-
-def _baseline(x: Tensor, baseline: str, own: GroupStats, batch: GroupStats, lengths: Tensor, tau: float) -> Tensor:
-    if baseline in ("none", "pass_at_k"):
-        return torch.zeros_like(x)
-    if baseline == "batch":
-        return batch.mean[batch.index]
-    scored = ~x.isnan()
-    if baseline == "length_weighted":
-        return baselines.length_weighted(x, own.index, scored, lengths)
-    if baseline == "log_mean_exp":
-        return baselines.log_mean_exp(x, own.index, scored, tau)
-    if baseline == "second_best":
-        return baselines.second_best(x, own.index, scored, rank_in_group(x, own.index))
-    mean = own.mean[own.index]
-    if baseline == "leave_one_out":
-        count = own.count[own.index]
-        mean = (count * mean - x) / (count - 1).clamp(min=1)
-    return mean
-
-
-def _std(
-    centred: Tensor, scale: str, scored: Tensor, own: GroupStats, batch: GroupStats, alone: Tensor, unbiased: bool
-) -> Tensor | None:
-    """The standard deviation that divides each sample, [B] float64; None for no division."""
-    if scale == "none":
-        return None
-    if scale == "group":
-        return own.std[own.index].masked_fill(alone, 1.0)
-    if scale == "batch":
-        return batch.std[batch.index]
-    shown = centred.where(scored, torch.nan)
-    return group_stats(shown, torch.zeros_like(own.index), unbiased=unbiased).std[batch.index]
-
-
-def _divide(centred: Tensor, std: Tensor | None, eps: float, floor: float) -> Tensor:
-    if std is None:
-        return centred
-    divisor = std.clamp(min=floor) + eps
-    # No spread and no guard: such samples equal their mean, and the sign of rounding noise is no advantage.
-    return (centred / divisor).where(divisor > 0, 0.0)
 
 
 def combined_reward(
@@ -197,7 +42,7 @@ def _used(rewards: dict[str, Tensor], weights: dict[str, float], asked: dict[str
     """The rewards of non-zero weight as float64 on the CPU, each checked; 0 where one is not asked."""
     if set(rewards) != set(weights):
         raise ValueError(f"rewards {sorted(rewards)} and weights {sorted(weights)} must name the same rewards")
-    used = {name: _float64(value) for name, value in rewards.items() if weights[name] != 0}
+    used = {name: float64(value) for name, value in rewards.items() if weights[name] != 0}
     if not used:
         raise ValueError(f"weights {weights}: at least one must be non-zero, or there is nothing to train on")
     for name, value in used.items():
@@ -213,10 +58,21 @@ def advantages(
     weights: dict[str, float],
     asked: dict[str, Tensor] | None = None,
     lengths: Tensor | None = None,
+    given: dict[str, Tensor] | None = None,
     baseline: Literal[
-        "group", "batch", "none", "leave_one_out", "length_weighted", "log_mean_exp", "second_best", "pass_at_k"
+        "group",
+        "batch",
+        "none",
+        "leave_one_out",
+        "length_weighted",
+        "log_mean_exp",
+        "second_best",
+        "pass_at_k",
+        "given",
     ] = "group",
-    scale: Literal["group", "batch", "batch_centered", "whiten", "whiten_by_length", "nonzero", "none"] = "group",
+    scale: Literal[
+        "group", "batch", "batch_centered", "whiten", "whiten_by_length", "nonzero", "rms_group", "rms_batch", "none"
+    ] = "group",
     combine: Literal["sum", "per_reward"] = "per_reward",
     standardise: bool = False,
     eps: Annotated[float, ">= 0"] = 1e-4,
@@ -236,7 +92,8 @@ def advantages(
     are not asked about every prompt, for which samples they are, bool [B]; others take no part in their statistics.
     combine: "sum" normalises the weighted sum once; "per_reward" normalises every reward, then takes their weighted
     mean, so that a reward with a wide range cannot drown the others: weights are divided by the sum of their absolute
-    values, as in MixGRPO, and say what rewards count beside each other, never how large a step is. standardise: mean 0
+    values, as in MixGRPO, and say what rewards count beside each other, never how large a step is. given: name -> [B],
+    what baseline "given" takes from each reward. standardise: mean 0
     and std 1 over the batch afterwards (GDPO). The other arguments are those of `normalise`; the result times factor is
     limited to +-clip (None: unlimited). groups: all but this share of the groups, those whose sums of rewards have the
     largest std, get 0 (StarPO-S, arXiv:2504.20073: 0.25); train.drop_silent leaves them out of the loss.
@@ -251,10 +108,17 @@ def advantages(
     parts = {"": (1.0, total)} if combine == "sum" else {name: (weights[name] / size, used[name]) for name in used}
     guarded = partial(normalise, eps=eps, floor=floor, unbiased=unbiased, lengths=lengths, tau=tau, k=k)
     adv = torch.zeros_like(total)
+    bases = None
+    if given is not None:
+        asked_base = _used(given, weights, asked)
+        bases = asked_base | {"": torch.stack([weights[name] * base for name, base in asked_base.items()]).sum(0)}
     for name, (weight, value) in parts.items():
         # A sample that one reward could not score leaves the statistics of all of them.
         shown = value.where(scored & asked[name] if asked and name in asked else scored, torch.nan)
-        adv += weight * guarded(shown, group, baseline=baseline, scale=scale, trim=trim, singleton=singleton)
+        base = None if bases is None else bases[name]
+        adv += weight * guarded(
+            shown, group, baseline=baseline, scale=scale, trim=trim, singleton=singleton, given=base
+        )
     if standardise:
         adv = guarded(adv.where(scored, torch.nan), torch.zeros_like(group), baseline="batch", scale="batch")
     if baseline in GROUPED:

@@ -13,7 +13,7 @@ NAN = math.nan
 GROUP_RELATIVE = [dict(), dict(unbiased=True, eps=1e-8), dict(baseline="leave_one_out"), dict(eps=0.0, floor=1e-6)]
 EVERY = [
     dict(baseline=baseline, scale=scale, combine=combine, standardise=standardise)
-    for baseline, scale in product(BASELINES, SCALES)
+    for baseline, scale in product([name for name in BASELINES if name != "given"], SCALES)
     for combine, standardise in (("sum", False), ("per_reward", True))
     if baseline != "pass_at_k" or scale in ("group", "none")  # it has a scale of its own
 ]
@@ -100,7 +100,7 @@ def test_groups_without_spread_give_exactly_zero(options: dict, standardise: boo
     assert (adv[~silent].abs() > 0.01).all()
 
 
-@pytest.mark.parametrize("baseline", [name for name in BASELINES if name not in ("second_best", "pass_at_k")])
+@pytest.mark.parametrize("baseline", [name for name in BASELINES if name not in ("second_best", "pass_at_k", "given")])
 def test_rounding_of_one_reward_is_not_scaled_up_beside_another(baseline: str) -> None:
     """A reward tied in a group adds nothing there; a group std of zero divides nothing, whatever the baseline."""
     rewards, group, _ = ragged()
@@ -231,3 +231,16 @@ def test_errors_name_the_place_and_the_remedy() -> None:
     rewards["a"][0] = math.inf
     with pytest.raises(ValueError, match="'a' is infinite"):
         combined_reward(rewards, weights)
+
+
+@pytest.mark.parametrize("combine", ["sum", "per_reward"])
+def test_a_given_baseline_is_taken_from_each_reward(combine: str) -> None:
+    """Also in a group of one, and where all members score alike: the third sample is its own group."""
+    rewards = {"a": torch.tensor([1.0, 1.0, 0.5, NAN]), "b": torch.tensor([0.0, 2.0, 4.0, 1.0])}
+    given = {"a": torch.tensor([0.5, 0.5, 0.25, 0.5]), "b": torch.tensor([1.0, 1.0, 3.0, 1.0])}
+    options = dict(weights={"a": 1.0, "b": 0.5}, baseline="given", scale="none", combine=combine)
+    adv = advantages(rewards, torch.tensor([4, 4, 9, 9]), given=given, **options)
+    size = 1.0 if combine == "sum" else 1.5
+    torch.testing.assert_close(adv, torch.tensor([0.0, 1.0, 0.75, 0.0]) / size)
+    with pytest.raises(ValueError, match="given"):
+        advantages(rewards, torch.tensor([4, 4, 9, 9]), **options)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 import golden
 from flowrl.contracts import Batch, LogProbs
-from flowrl.core.advantages import advantage_metrics, advantages, group_stats, whiten
+from flowrl.core.advantages import advantage_metrics, advantages, group_stats
+from flowrl.core.normalise import whiten
 from flowrl.core.objectives import divergence
 from flowrl.core.objectives.aggregate import reduce_metrics, weights
 from flowrl.core.objectives.clipped import clipped_loss
@@ -33,14 +34,13 @@ WAITING = {
     "masks by divergence, covariance": ["verl.clip_cov", "verl.kl_cov"],
     "rollout correction": ["verl.bypass_mode", "trl.dapo off_policy_mask_threshold"],
     "entropy bonus": ["trl.dapo entropy_coef"],
-    "baselines given": ["verl.adv.remax"],
-    "per-step baselines": ["verl.adv.optimal_token_baseline", "verl.adv.multi_turn_optimal_token_baseline"],
-    "credit reward-to-go and GAE": ["verl.adv.reinforce_plus_plus", "verl.adv.gae"],
 }
 LATER = {name for names in WAITING.values() for name in names}
 # in objectives/test_golden_gates.py and test_golden_advantages.py
 GATED = {"verl.sapo", "trl.sapo", "verl.gpg", "verl.reinforce", "verl.cispo", "trl.cispo", "trl.vespo", "trl.gmpo"}
 GATED |= {"verl.geo_mean", "verl.adv.grpo_passk", "verl.adv.opo", "verl.adv.gpg"}
+GATED |= {f"verl.adv.{name}" for name in ("remax", "reinforce_plus_plus", "gae", "optimal_token_baseline")}
+GATED |= {"verl.adv.multi_turn_optimal_token_baseline"}
 # in objectives/test_golden_matching.py and test_golden_preference.py
 ELSEWHERE = {"nft_reward_probability", "diffusion_nft", "flow_grpo_per_prompt_sft", "flow_grpo_per_prompt_dpo"} | GATED
 # Squares of differences of means or velocities, divided by no variance: no divergence of ours, whose coefficients are
