@@ -142,7 +142,7 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
             return torch.zeros(len(rollout.rollout_logp)), {}
         counted = counted_rewards(scorer.specs, rewards, samples.prompts, samples.group, samples)
         how: dict[str, Any] = {"weights": counted.weights, "asked": counted.asked}
-        lengths = {"lengths": samples.lengths}
+        lengths = {"lengths": samples.lengths, "given": rollout.baseline}
         if isinstance(recipe.advantage, Own):
             with report_errors("advantage.kind", recipe.advantage.kind):
                 adv = build_part("advantage", recipe.advantage, how | lengths)(counted.rewards, rollout)

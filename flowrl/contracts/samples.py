@@ -89,7 +89,8 @@ class Rollout:
     under the reference policy, once core/backward.py has filled them in. credit: how the samples' rewards reach the
     rows; None where row i is sample i. step_stats: further numbers of each decision, float32 [R, K], by name, where the
     policy has any: of a denoising step `std`, its standard deviation, and `dt` < 0, its length in noise level; of a
-    token `entropy`, in nats, of the distribution that it is scored under.
+    token `entropy`, in nats, of the distribution that it is scored under. baseline: float32 [B] by name, what each
+    reward gave to the sample that the model holds for likeliest for the same prompt, where advantages ask for it.
     """
 
     samples: Samples
@@ -99,6 +100,7 @@ class Rollout:
     reference: Tensor | None = None
     credit: Credit | None = None
     step_stats: dict[str, Tensor] = field(default_factory=dict)
+    baseline: dict[str, Tensor] | None = None
 
 
 class Reward(Protocol):

@@ -21,6 +21,7 @@ def row_advantages(
 ) -> Tensor:
     """Advantage of each row, float32 [R], on the device of `group`; options are those of `advantages.advantages`.
 
+    given: name -> [B], what the baseline "given" takes off; where rows are samples.
     rewards: name -> [B], group int64 [B]: samples lie prompt by prompt, as many for each, and rows do. Without credit
     rows are samples. by_row: in every view a row's reward is the weighted mean of those of its samples that could be
     scored; the rows of a set of peers are compared, prompt by prompt; the views' advantages add up (G2RPO). Otherwise

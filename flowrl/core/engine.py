@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -76,7 +76,8 @@ class Clock:
 class LocalEngine(Generic[PlanT]):
     """Draws `group` samples of each prompt by `plan`, scores them, and has their advantages worked out.
 
-    score gives every reward [B] by name. progress, finished: see `Policy.rollout`. sampling: the policy draws within
+    score gives every reward [B] by name. baseline: a plan that draws one further sample of each prompt, the likeliest,
+    whose rewards are `Rollout.baseline`. progress, finished: see `Policy.rollout`. sampling: the policy draws within
     what it gives, which chooses the weights.
     """
 
@@ -90,6 +91,7 @@ class LocalEngine(Generic[PlanT]):
     progress: Progress | None = None
     finished: Callable[[Samples], None] | None = None
     sampling: Callable[[], AbstractContextManager[None]] = nullcontext
+    baseline: PlanT | None = None
 
     def draw(self, prompts: Sequence[Prompt], first: int) -> Draw:
         """The groups of these prompts, whose samples take the numbers of noise from `first` on."""
@@ -103,9 +105,24 @@ class LocalEngine(Generic[PlanT]):
                 progress=self.progress,
                 finished=self.finished,
             )
+            greedy = None if self.baseline is None else self._greedy(prompts, self.baseline, first)
         with self.clock.phase("score"):
             rewards = self.score(rollout.samples)
+            if greedy is not None:
+                scores = self.score(greedy.samples)
+                if rewards.keys() - scores.keys():
+                    alone = sorted(rewards.keys() - scores.keys())[0]
+                    raise ValueError(
+                        f"reward {alone!r} compares the samples of a group, so that the baseline's sample, which is "
+                        "alone, has none: set another advantage.baseline"
+                    )
+                rollout.baseline = {name: value.repeat_interleave(self.group) for name, value in scores.items()}
             return Draw(rollout, rewards, *self.advantage(rewards, rollout))
+
+    def _greedy(self, prompts: Sequence[Prompt], plan: PlanT, first: int) -> Rollout:
+        """One sample of each prompt by a plan of its own."""
+        given: dict[str, Any] = {"plan": plan, "seed": self.seed, "first": first, "progress": self.progress}
+        return self.policy.rollout(prompts, group_size=1, **given)
 
 
 class TakesSamples(Protocol[GivenPlanT]):

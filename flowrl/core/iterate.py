@@ -96,6 +96,7 @@ def iterate(
     finished: Callable[[Samples], None] | None = None,
     reward_of: RewardOf | None = None,
     samples_of: SamplesOf | None = None,
+    baseline_plan: PlanT | None = None,
 ) -> Iteration:
     """Draws, scores and learns once from `settings.group` samples of each prompt.
 
@@ -104,6 +105,7 @@ def iterate(
     [R], or of decisions, [R, K], and their metrics from the rewards and the rollout. more gives so many further
     prompts, which a refill needs. progress, finished: see `Policy`; reward_of: see `Batch`. samples_of: gives the
     samples of a prompt and their scores, which are taken as advantages; nothing is drawn then, and nothing scored.
+    baseline_plan: draws a further sample of each prompt, see `LocalEngine`.
     Metrics named time_* are seconds; all others repeat under the same seed, and are of all that was drawn.
     """
     clock = Clock(enter)
@@ -121,6 +123,7 @@ def iterate(
             progress,
             finished,
             lambda: learner.sampling(old=settings.sample_old),
+            baseline_plan,
         )
     looks: Looks = policy
     draws = [engine.draw(prompts, first)]

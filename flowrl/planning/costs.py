@@ -25,6 +25,13 @@ def eval_plan(recipe: Recipe) -> Any:
     return kind_of(recipe).planning.eval_plan(recipe)
 
 
+def baseline_plan(recipe: Recipe, iteration: int) -> Any:
+    """The plan of the one sample of each prompt whose rewards are the baseline "given"; None where there is none."""
+    if recipe.advantage.baseline != "given":
+        return None
+    return kind_of(recipe).planning.reference_plan(recipe.at(iteration))
+
+
 @dataclass(frozen=True)
 class Arithmetic:
     """Sizes and costs of one iteration. Forwards are denoiser row-forwards, without the doubling of guidance.

@@ -48,6 +48,7 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
     rows = train.prompts * train.group
     per_update = rows // train.updates
     drawn = rows * section_of(recipe).max_new_tokens
+    greedy = train.prompts * section_of(recipe).max_new_tokens if recipe.advantage.baseline == "given" else 0
     passes = 1 + (train.epochs if objective.kl_kind == "exact" else 0)
     return Arithmetic(
         samples=rows,
@@ -56,7 +57,7 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
         optimizer_steps=train.epochs * train.updates,
         micro_batches=-(-per_update // (train.micro_batch or per_update)),
         rows_at_once=rows_at_once(recipe, train.group),
-        rollout_forwards=drawn,
+        rollout_forwards=drawn + greedy,
         train_forwards=train.epochs * drawn,
         reference_forwards=passes * drawn if objective.kl > 0 else 0,
     )
@@ -72,8 +73,10 @@ def lines(recipe: Recipe) -> list[str]:
     given = section_of(recipe)
     chat = {"auto": "the tokenizer's chat template, if it has one", True: "the chat template", False: "no template"}
     message = "" if given.system is None else " and a system message"
+    more = recipe.advantage.baseline == "given"
     return [
         f"tokens      {words(plan(recipe, 0))}; every one of them is trained",
+        *(["            and of each prompt one greedy completion, whose reward is the baseline"] if more else []),
         f"            {chat[given.chat_template]}{message}",
     ]
 

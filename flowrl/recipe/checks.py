@@ -108,7 +108,7 @@ def _limits(objective: ObjectiveKeys) -> Iterator[RecipeError]:
 
 def _batches(recipe: Recipe) -> Iterator[RecipeError]:
     train, advantage = recipe.train, recipe.advantage
-    grouped = advantage.baseline not in ("batch", "none")
+    grouped = advantage.baseline not in ("batch", "none", "given")
     if train.group < 2 and recipe.scores_train and (grouped or advantage.scale == "group"):
         chosen = f"baseline {advantage.baseline} with scale {advantage.scale}"
         problem = f"got {train.group}, but advantage {chosen} compares the samples of one prompt"
@@ -147,7 +147,7 @@ def _learning(recipe: Recipe) -> Iterator[RecipeError]:
         problem = f"got {train.warmup}, accepted: below the {total} optimizer steps of the run"
         yield RecipeError("train.warmup", problem, "lower it or raise train.iterations")
     baseline = recipe.advantage.baseline
-    if recipe.advantage.trim and baseline not in ("group", "batch", "none"):
+    if recipe.advantage.trim and baseline not in ("group", "batch", "none", "given"):
         problem = (
             f"got {recipe.advantage.trim}, but baseline {baseline} already determines which samples are in the mean"
         )

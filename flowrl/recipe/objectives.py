@@ -43,6 +43,9 @@ def check_gate(recipe: Recipe) -> Iterator[RecipeError]:
 def check_step_objective(recipe: Recipe) -> Iterator[RecipeError]:
     """Everything about objective.weight and entropy_share that cannot work where decisions are steps."""
     yield from _weights(recipe)
+    if recipe.advantage.baseline == "given":
+        problem = "got 'given', the reward of a greedy completion, but the decisions here are denoising steps"
+        yield RecipeError("advantage.baseline", problem, "set advantage.baseline=group")
     yield from _entropy(recipe)
 
 

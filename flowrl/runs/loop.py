@@ -16,7 +16,7 @@ from flowrl.core.evaluation import Evaluation
 from flowrl.core.iterate import Iteration, Settings, iterate
 from flowrl.core.learner import Learner
 from flowrl.kinds import kind_of
-from flowrl.planning.costs import arithmetic, plan_for
+from flowrl.planning.costs import arithmetic, baseline_plan, plan_for
 from flowrl.planning.duration import seconds_left
 from flowrl.policies import adapters
 from flowrl.reading.inputs import prompt_cursor, unread_columns
@@ -181,6 +181,7 @@ class Run:
             finished=self.inputs.scorer.take if self.inputs.scorer.overlaps and scored else None,
             reward_of=self.inputs.scorer.with_gradient,
             samples_of=given_samples(recipe),
+            baseline_plan=baseline_plan(recipe, iteration),
         )
         if train.old is not None:
             after = self.recipe.at(iteration + 1, self.learner.steps).train.old

@@ -236,3 +236,25 @@ def test_an_iteration_drops_silent_rows_where_it_is_asked_to():
         ).metrics
     assert found[True]["active_rows"] == 0.5 and found[False]["active_rows"] == 1.0
     assert found[True]["grad_norm"] == pytest.approx(2 * found[False]["grad_norm"], rel=1e-4)
+
+
+def test_a_greedy_sample_of_each_prompt_gives_the_baseline() -> None:
+    """It is drawn by its own plan, scored last, and its reward is that of every member of the group."""
+    plans, policy = [], Tokens()
+
+    def rollout(prompts: Sequence[Prompt], *, plan: object, **more: int) -> Rollout:
+        plans.append((plan, more["group_size"]))
+        return Tokens.rollout(policy, prompts, plan=plan, **more)
+
+    def advantage(rewards: dict[str, Tensor], drawn: Rollout) -> tuple[Tensor, dict[str, float]]:
+        assert drawn.baseline is not None
+        greedy = threes(Tokens.rollout(policy, PROMPTS, group_size=1, plan="greedy", seed=5, first=6).samples)["threes"]
+        torch.testing.assert_close(drawn.baseline["threes"], greedy.repeat_interleave(3))
+        options = dict(weights={"threes": 1.0}, baseline="given", scale="none", clip=None, given=drawn.baseline)
+        return advantages(rewards, drawn.samples.group, **options), {}
+
+    policy.rollout = rollout  # type: ignore[method-assign]
+    learner = Learner(policy.trainable(), lr=0.01)
+    common = dict(plan="drawn", seed=5, first=6, score=threes, advantage=advantage, objective=OBJECTIVE)
+    iterate(policy, learner, PROMPTS, settings=Settings(3), baseline_plan="greedy", **common)
+    assert plans == [("drawn", 3), ("greedy", 1)]
