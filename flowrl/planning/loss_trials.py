@@ -74,7 +74,12 @@ def try_advantage(recipe: Recipe, own: Own) -> None:
     mask = torch.ones(ROWS, DECISIONS, dtype=torch.bool)
     rollout = Rollout(samples, _numbers(0), mask, None, step_stats=_step_stats())
     rewards = {name: torch.tensor([0.0, 1.0, 0.5]) for name in recipe.rewards}
-    run = {"weights": {name: spec.weight for name, spec in recipe.rewards.items()}, "asked": {}, "lengths": None}
+    run = {
+        "weights": {name: spec.weight for name, spec in recipe.rewards.items()},
+        "asked": {},
+        "lengths": None,
+        "given": None,
+    }
     with report_errors(place, own.kind):
         result = build_part("advantage", own, run)(rewards, rollout)
     wanted = f"finite numbers, one per row, [{ROWS}], or one per decision, [{ROWS}, {DECISIONS}]"

@@ -109,9 +109,8 @@ def test_advantage_keys_are_the_arguments_and_defaults_of_the_function():
     from flowrl.core.advantages import advantages
 
     parameters = inspect.signature(advantages).parameters
-    defaults = {
-        n: p.default for n, p in parameters.items() if n not in ("rewards", "group", "weights", "asked", "lengths")
-    }
+    of_the_run = ("rewards", "group", "weights", "asked", "lengths", "given")
+    defaults = {name: p.default for name, p in parameters.items() if name not in of_the_run}
     assert Advantage().model_dump() == defaults
 
 
