@@ -18,8 +18,6 @@ from flowrl.parts import KINDS
 from flowrl.planning.sizes.rewards import weight_arguments, weights_of
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load, load_unchecked
-from flowrl.recipe.presets import PRESETS
-from flowrl.recipe.presets import texts as presets_texts
 from flowrl.recipe.schema import Recipe
 from flowrl.serve import config
 
@@ -202,19 +200,6 @@ def test_recipes_are_all_listed_and_counted():
     learn = {name for name, path in names.recipes().items() if re.search(r"^# Result ", path.read_text(), re.MULTILINE)}
     assert {name for name, where in rows if where.startswith("yes")} == learn
     assert f"All but the {NUMBER[len(learn)]} that learn here" in RECIPES
-
-
-def test_methods_name_recipes_presets_and_papers_that_are_there():
-    rows = re.findall(r"^\| [^|]+ \| \[([\d.]+)\]\(.*?\) \| (.+?) \| (.*?) ?\|$", README, re.MULTILINE)
-    assert len(rows) >= 15
-    presets = "".join(presets_texts().values())
-    for paper, what, recipes in rows:
-        told = re.findall(r"`(\w+)`", recipes)
-        assert set(told) <= set(names.recipes())
-        assert set(re.findall(r"`preset: (\w+)`", what)) <= set(PRESETS)
-        assert set(re.findall(r"`step: (\w+)`", what)) <= set(names.steps())
-        sources = [names.recipes()[name].read_text() for name in told] or [presets]
-        assert any(paper in source for source in sources), paper
 
 
 @pytest.mark.parametrize("page", ["README.md", "samplers.md"])
