@@ -66,3 +66,8 @@ def root(square: Level) -> Level:
 def sine(angle: Level) -> Level:
     """The sine of an angle in radians."""
     return angle.sin() if isinstance(angle, Tensor) else math.sin(angle)
+
+
+def highest(level: Level) -> float:
+    """A level; of those of rows or tokens the highest."""
+    return float(level.max()) if isinstance(level, Tensor) else float(level)

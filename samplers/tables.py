@@ -65,20 +65,36 @@ class At:
     """Two steps, of which the second begins at a level: there a model can be asked about any state.
 
     level: of the table's own kind, above 0. The first begins where the own table does, or just above the level.
+    begins: given, the own table with the level in place of the one above it, for pipelines that count their steps:
+    they walk from step `begins` on, and the level is at `place`, the second of these at the earliest.
     """
 
     level: float
+    begins: int | None = None
 
     def __post_init__(self) -> None:
         _require(self.level > 0, f"level={self.level}: give a number above 0")
 
     def num_steps(self, own: int) -> int:
         """See `Table`."""
-        return 2
+        return 2 if self.begins is None else own
+
+    def place(self, own: Tensor) -> int:
+        """The step that begins at the level, of the table that replaces the own levels, 1-D [N + 1]."""
+        if self.begins is None:
+            return 1
+        return max(int((own[:-1] > self.level - 1e-6).sum()) - 1, self.begins + 1)
 
     def levels(self, own: Tensor) -> Tensor:
-        """Float32 [3]; see `Table`."""
-        return own.new_tensor([max(float(own[0]), self.level + 5e-4), self.level, 0.0])
+        """Float32 [num_steps + 1]; see `Table`."""
+        before = max(float(own[0]), self.level + 5e-4)
+        if self.begins is None:
+            return own.new_tensor([before, self.level, 0.0])
+        levels, at = own.clone(), self.place(own)
+        levels[at] = self.level
+        if float(own[at - 1]) <= self.level:
+            levels[at - 1] = self.level + 5e-4
+        return levels
 
 
 @dataclass(frozen=True, slots=True)

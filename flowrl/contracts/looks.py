@@ -37,6 +37,9 @@ class Field:
 
     Of a walked state, the step that begins there leads to carry * x + gain * v; of an injected one, whose step leads to
     the level `to`, gain is the derivative of `recovered` by v. Both can `show` states of these rows, with gradient.
+
+    share [r]: the part of a row's elements that is at this level, where a pipeline overwrites the others or holds them
+    as a condition: x, v, x0 and target are 0 there. None: all of them.
     """
 
     rows: Tensor
@@ -52,6 +55,7 @@ class Field:
     to: float = 0.0
     show: "Show | None" = None
     signal: float = 1.0  # the share of x0 in x: an error of v is unit / signal times that of the noise
+    share: Tensor | None = None
 
     @property
     def recovered(self) -> Tensor:

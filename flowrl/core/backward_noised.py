@@ -109,9 +109,9 @@ def _slopes(
         velocities = {name: _joined([fields[i] for i in mine]).v[order] for name, fields in others.items()}
         velocities |= {name: whole.v[order] for name in loss.objective.needs & loss.unmoved}
         leaf = whole.v[order].requires_grad_()
-        seen = replace(
-            whole, rows=whole.rows[order], v=leaf, **{n: getattr(whole, n)[order] for n in ("x", "x0", "target")}
-        )
+        parts_of = {n: getattr(whole, n)[order] for n in ("rows", "x", "x0", "target")}
+        share = None if whole.share is None else whole.share[order]
+        seen = replace(whole, v=leaf, share=share, **parts_of)
         slope = torch.empty_like(whole.v)
         slope[order] = torch.autograd.grad(loss(seen, velocities), leaf)[0]
         for i, part in zip(mine, slope.split([len(blocks[i].rows) for i in mine]), strict=True):
@@ -122,4 +122,7 @@ def _slopes(
 def _joined(fields: Sequence[Field]) -> Field:
     """Blocks of one column as one."""
     names = ("rows", "x", "v", "x0", "target")
-    return replace(fields[0], **{name: torch.cat([getattr(f, name) for f in fields]) for name in names})
+    shares = [torch.ones(len(f.rows), device=f.v.device) if f.share is None else f.share for f in fields]
+    share = None if all(f.share is None for f in fields) else torch.cat(shares)
+    joined = {name: torch.cat([getattr(f, name) for f in fields]) for name in names}
+    return replace(fields[0], share=share, **joined)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samplers import schedules
 from samplers.plan import OwnTable, Table
-from samplers.tables import Coarse, Compressed, Exponential, Karras, Linear, Merged, Shifted
+from samplers.tables import At, Coarse, Compressed, Exponential, Karras, Linear, Merged, Shifted
 
 
 @st.composite
@@ -134,3 +134,16 @@ def test_flash_always_has_a_tail() -> None:
 def test_settings_that_leave_no_table_are_named(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("level", "begins", "at"), [(0.7, None, 1), (0.7, 0, 2), (0.75, 0, 2), (1.0, 0, 1), (0.95, 2, 3)]
+)
+def test_a_level_has_its_place_in_the_table(level: float, begins: int | None, at: int) -> None:
+    own = torch.tensor([1.0, 0.9, 0.75, 0.5, 0.0])
+    table = At(level, begins)
+    levels = table.levels(own)
+    assert table.place(own) == at and abs(float(levels[at]) - level) <= 1e-6 and levels[at] < levels[at - 1]
+    assert len(levels) == table.num_steps(4) + 1 and levels[-1] == 0
+    if begins is not None:
+        assert torch.equal(levels[at + 1 :], own[at + 1 :]) and torch.equal(levels[: at - 1], own[: at - 1])

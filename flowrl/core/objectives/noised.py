@@ -68,7 +68,7 @@ class NoisedObjective:
     def __call__(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """See `contracts.Objective`."""
         loss, metrics = self.loss(seen, batch)
-        distances = {name: mean_square(seen.v - v) for name, v in batch.velocities.items()}
+        distances = {name: _square(seen, seen.v - v) for name, v in batch.velocities.items()}
         if self.kl > 0:
             loss = loss + self.kl * self.kl_factor(batch) * distances["reference"]
         for name, distance in distances.items():
@@ -132,14 +132,14 @@ class AWMObjective(NoisedObjective):
         """(loss [r], metrics [r]); see `NoisedObjective`."""
         old_v, level = batch.velocities["old"], torch.tensor(seen.level)
         logp, old = (
-            awm_log_prob(mean_square(v - seen.target), level, weighting=self.weighting, power=self.power)
+            awm_log_prob(_square(seen, v - seen.target), level, weighting=self.weighting, power=self.power)
             for v in (seen.v, old_v)
         )
         old = logp.detach() if self.clip is None else old
         limit = math.inf if self.clip is None else self.clip
         adv = _of_rows(batch.adv).clamp(-self.adv_clip, self.adv_clip) * self.adv_max / self.adv_clip
         loss, metrics = clipped_loss(logp[:, None], old[:, None], adv, clip_low=min(limit, 1.0), clip_high=limit)
-        pull = self.pull * mean_square(seen.v - old_v) if self.pull else 0.0
+        pull = self.pull * _square(seen, seen.v - old_v) if self.pull else 0.0
         shown = {name: metrics[name][:, 0] for name in ("ratio", "clip_frac")}
         return loss[:, 0].to(seen.v.dtype) + pull, shown
 
@@ -213,6 +213,8 @@ class CRDObjective(NoisedObjective):
         """(loss [r], metrics [r]); see `NoisedObjective`."""
         probability = reward_probability(_of_rows(batch.adv), clip=self.adv_clip)
         implicit = implicit_reward(seen.v - seen.target, batch.velocities["old"] - seen.target, adaptive=self.adaptive)
+        if seen.share is not None and not self.adaptive:  # in the ratio of two means it cancels, as in NFT's loss
+            implicit = implicit / seen.share
         loss, metrics = crd_loss(
             implicit,
             probability.to(implicit.dtype),
@@ -268,7 +270,7 @@ class FlowRWRObjective(NoisedObjective):
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """(loss [r], metrics [r]); see `NoisedObjective`."""
         weight = reward_weight(_of_rows(batch.adv), self.temperature)
-        return weight * mean_square(seen.v - seen.target), {"reward_weight": weight}
+        return weight * _square(seen, seen.v - seen.target), {"reward_weight": weight}
 
 
 @dataclass(frozen=True)
@@ -280,14 +282,20 @@ class SFTObjective(NoisedObjective):
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """See `NoisedObjective`."""
-        error = mean_square(seen.v - seen.target)
+        error = _square(seen, seen.v - seen.target)
         return _of_rows(batch.adv).clamp(min=0) * error, {"error": error.detach()}
 
 
 def _errors(seen: Field, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean squared errors [r] of the velocity under the policy, with gradient, and under the other weights."""
-    others = {name: mean_square(v - seen.target) for name, v in batch.velocities.items()}
-    return mean_square(seen.v - seen.target), others
+    others = {name: _square(seen, v - seen.target) for name, v in batch.velocities.items()}
+    return _square(seen, seen.v - seen.target), others
+
+
+def _square(seen: Field, gap: Tensor) -> Tensor:
+    """Mean of the squares of each row, [r], over the elements that are at the level of the look."""
+    mean = mean_square(gap)
+    return mean if seen.share is None else mean / seen.share
 
 
 def _of_rows(adv: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from flowrl.policies.errors import PolicyError
 from flowrl.untyped import JSON, Config, Scheduler
 from samplers.predictions import PREDICTIONS, velocity_from
+from samplers.tables import At
 
 _DISTILLED = (
     "LCMScheduler",
@@ -135,14 +136,19 @@ class DDIMStep:
         """The amplitude of noise, among those that the model knows, that lies nearest to a level."""
         return self._amplitude_at(self._nearest_time(level))
 
-    def look_at(self, level: float) -> Tensor:
-        """Makes the walk one of two steps, of which the second begins at the timestep nearest to a level; returns the
+    def look_at(self, table: At) -> Tensor:
+        """Puts the timestep nearest to a level where a table has the level, and one above it before; returns the
         amplitudes of the pipeline's own steps, float32 [num_steps + 1]."""
-        own, time = self._own_table(), self._nearest_time(level)
-        first = min(time + 1, len(self.alphas_cumprod) - 1)
-        self._amplitudes = [(self._amplitude_at(t), self._amplitude_at(time)) for t in (first, time)]
-        self.timesteps = torch.tensor([first, time]).to(self.timesteps)
-        self.num_inference_steps = 2
+        own, time, at = self._own_table(), self._nearest_time(table.level), table.place(self._own_table())
+        before, level = min(time + 1, len(self.alphas_cumprod) - 1), self._amplitude_at(time)
+        if table.begins is None:
+            times, self._amplitudes = [before, time], [(self._amplitude_at(before), level), (level, level)]
+        else:
+            times = self.timesteps.tolist()
+            times[at - 1 : at + 1] = max(times[at - 1], before), time
+            self._amplitudes[at] = level, self._amplitudes[at][1]
+        self.timesteps = torch.tensor(times).to(self.timesteps)
+        self.num_inference_steps = len(times)
         return own
 
     def _nearest_time(self, level: float) -> int:

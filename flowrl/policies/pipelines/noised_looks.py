@@ -1,8 +1,6 @@
 """Looks at finished samples that are noised again: states of any level, made of x_0 and fresh noise.
 
-A level is asked about through the pipeline's own call, on a table of two steps of which the second begins there; the
-first is skipped, and the state that is asked about handed on in its place. Guidance, packing and conditions are those
-of the pipeline by construction, as in a replay. That the answer is the velocity of a rollout is proved once.
+How a level is asked about is told in level_looks.py.
 """
 
 import math
@@ -11,19 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Field, Prompt
+from flowrl.contracts import Field
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key, step_noise
-from flowrl.policies.pipelines.intercepted_step import Path, Step
+from flowrl.policies.pipelines.intercepted_step import Path
+from flowrl.policies.pipelines.level_looks import Answer
 from flowrl.policies.pipelines.passes import PipelinePasses
-from flowrl.policies.pipelines.replay_walk import LookWalk
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory
-from samplers.plan import OwnTable, Table
 from samplers.renoising import signal
-from samplers.tables import At
-
-LOOK_TOLERANCE = 1e-3  # of a velocity, relative to the largest of the rollout's own
-LOOK_TOLERANCE_HALF = 3e-2  # the same where the model computes in half precision
 
 
 class Coordinates(NamedTuple):
@@ -57,13 +50,20 @@ class Noised(NamedTuple):
 
 
 def noised(trajectory: Trajectory, rows: Tensor, column: int, at: Coordinates, *, share: bool) -> Noised:
-    """The samples rows, int64 [r], at the level of a column, with noise of their own or shared by those of a prompt."""
+    """The samples rows, int64 [r], at the level of a column, with noise of their own or shared by those of a prompt.
+
+    A token that its pipeline never walks at that level, a condition, is at the highest that it has.
+    """
     keys = [_key(trajectory, int(row), share) for row in rows]
     x, clean, target = {}, {}, {}
     for stream, states in trajectory.clean.items():
         x0 = states[rows.to(states.device)].float()
         noise = step_noise(keys, column, stream, x0.shape[1:], x0.device, use="noised")
         x[stream], clean[stream] = at.signal * x0 + at.level * noise, x0
+        if stream in trajectory.token_levels:
+            most = trajectory.token_levels[stream][rows // len(trajectory.tree.leaves)].to(x0)
+            level = most.clamp(max=at.level)
+            x[stream] = (1 - level) * x0 + level * noise
         target[stream] = noise - x0 if at.less_clean else noise
     return Noised(x, clean, target)
 
@@ -81,83 +81,16 @@ def merge_streams(streams: Streams) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat([part.flatten(1) for part in parts], 1)
 
 
-def field(rows: Tensor, column: int, at: Coordinates, made: Noised, velocity: Streams) -> Field:
+def field(rows: Tensor, column: int, at: Coordinates, made: Noised, answer: Answer) -> Field:
     """The Field of a look at noised samples rows, int64 [r]."""
-    x, v, x0, target = (merge_streams(streams) for streams in (made.x, velocity, made.x0, made.target))
-    return Field(rows, torch.tensor([column]), at.level, x, v, x0, target, at.unit, signal=at.signal)
-
-
-class _Watching:
-    """A walk of the ODE for one row that keeps states, velocities and levels."""
-
-    rows = 1
-    table: Table = OwnTable()
-
-    def __init__(self) -> None:
-        self.steps: dict[int, dict[int, Step]] = {}  # by iteration and stream
-
-    def is_real(self, iteration: int) -> bool:
-        """Every iteration runs."""
-        return True
-
-    def skipped_state(self, iteration: int, stream: int) -> Tensor:
-        """Never asked for."""
-        raise AssertionError("nothing is skipped")
-
-    def step(self, step: Step) -> Tensor:
-        """Euler's, or DDIM's."""
-        self.steps.setdefault(step.iteration, {})[step.stream] = step
-        if step.path != "preserving":
-            return step.x + step.v * (step.s_next - step.s)
-        a, a_next = signal(step.s), signal(step.s_next)
-        clean = (step.x - step.s * step.v) / (a + step.s)
-        return a_next * clean + step.s_next * (clean + step.v)
-
-
-@torch.no_grad()
-def prove_look(passes: PipelinePasses, prompt: Prompt, steps: int) -> None:
-    """Compares a look at two levels of a walk with the velocities that the walk itself had there.
-
-    Raises PolicyError where they differ, and where the pipeline's denoiser remembers earlier steps.
-    """
-    name, start = type(passes.source).__name__, [Key(0, prompt.id, 0)]
-    remedy = "choose an objective of the clipped kind"
-    if not passes.keeper.skip:
-        raise PolicyError(
-            f"{name}: its denoiser leaves something behind from step to step, so that it cannot be asked about a noise "
-            f"level by itself: {remedy}"
-        )
-    walk = _Watching()
-    passes.run(walk, [prompt], start, steps=steps)
-    half = any(p.dtype not in (torch.float32, torch.float64) for m in passes.modules.values() for p in m.parameters())
-    tolerance = LOOK_TOLERANCE_HALF if half else LOOK_TOLERANCE
-    last = max(walk.steps)
-    for at in sorted({last // 2, max(last - 1, 0)}):
-        streams = walk.steps[at]
-        looked_at = look_at(passes, {s: step.x for s, step in streams.items()}, [prompt], start, streams[0].s)
-        gap = max(
-            float((looked_at[s] - step.v).abs().max() / (1e-6 + step.v.abs().max())) for s, step in streams.items()
-        )
-        if not gap <= tolerance:
-            raise PolicyError(
-                f"{name}: asked about noise level {float(streams[0].s):.3g} by itself it gives another velocity than "
-                f"in its walk, by {gap:.1e} of its size (accepted: {tolerance:.0e}): {remedy}"
-            )
-
-
-def look_at(
-    passes: PipelinePasses, states: Streams, prompts: list[Prompt], starts: list[Key], level: float | Tensor
-) -> Streams:
-    """The velocities at these states of one level, a row a prompt; with gradient where it is enabled."""
-    walk = LookWalk(states, 1, len(states), At(float(level)))
-    passes.run(walk, prompts, starts, steps=2, grad=torch.is_grad_enabled())
-    if len(walk.velocity) < len(states):
-        raise PolicyError(
-            f"{type(passes.source).__name__}: of two steps its loop takes one, so that it cannot be asked about a "
-            "noise level by itself (image-to-image skips steps: set pipeline.strength=1), or choose an objective of "
-            "the clipped kind"
-        )
-    return walk.velocity
+    x, v, x0, target = (merge_streams(streams) for streams in (made.x, answer.velocity, made.x0, made.target))
+    share = None
+    if any(kept is not None for kept in answer.kept.values()):
+        masks = {s: torch.ones_like(answer.x[s], dtype=torch.bool) if k is None else k for s, k in answer.kept.items()}
+        kept = merge_streams(masks)
+        x, v, x0, target = (part.where(kept, 0.0) for part in (x, v, x0, target))
+        share = kept.flatten(1).float().mean(1)
+    return Field(rows, torch.tensor([column]), at.level, x, v, x0, target, at.unit, signal=at.signal, share=share)
 
 
 def level_of(passes: PipelinePasses, path: Path, level: float) -> Coordinates:

@@ -12,6 +12,7 @@ refused with the reason.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +27,9 @@ from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.encodings import Encoding, find_encoding, fitted
 from flowrl.policies.pipelines.failing import in_one_line
 from flowrl.policies.pipelines.layouts import Media, join_media, media_of, sample_rate
+from flowrl.policies.pipelines.level_looks import Asking, look_at, prove_look
 from flowrl.policies.pipelines.look_calls import LookPasses
-from flowrl.policies.pipelines.noised_looks import field, level_of, look_at, noised, prove_look
+from flowrl.policies.pipelines.noised_looks import field, level_of, noised
 from flowrl.policies.pipelines.outputs import credit_of, samples_of
 from flowrl.policies.pipelines.passes import PipelinePasses, WalkPlan
 from flowrl.policies.pipelines.probe import probe
@@ -79,7 +81,8 @@ class PipelinePolicy(PipelinePasses):
         self.weights = weights_of(modules)  # others than those that learn
         self.looks: PipelinePasses = LookPasses(self, look_call) if look_call else self  # at noised samples
         self.teacher: PipelinePolicy | None = None  # what looks under the reference in its place
-        self._probed = self._looks = False
+        self._probed = False
+        self._asking: Asking | None = None  # how a level is asked about by itself, once that is proved
         self._given: dict[int, tuple[Trajectory, Encoding]] = {}  # by number of steps: a walk of its own, and how
 
     # ------------------------------------------------------------------ what the loop asks for
@@ -180,8 +183,8 @@ class PipelinePolicy(PipelinePasses):
             self.teacher.look(rollout, rows, view, visit, progress=progress)
             return
         if view.states != "drawn":
-            self._prove_looks(trajectory)
-            look = self._look_at_noised if view.states == "noised" else partial(look_at_visited, self.looks)
+            asking = self._prove_looks(trajectory)
+            look = partial(self._look_at_noised if view.states == "noised" else self._look_at_visited, asking)
             with under(self.weights, view.weights):
                 look(trajectory, rows, view, visit, progress)
             return
@@ -266,15 +269,18 @@ class PipelinePolicy(PipelinePasses):
                 )
                 self.walk(walk, trajectory, grad=grad)
 
-    def _prove_looks(self, trajectory: Trajectory) -> None:
-        """Proves, once, that the pipeline can be asked about a level by itself."""
-        if not self._looks:
+    def _prove_looks(self, trajectory: Trajectory) -> Asking:
+        """Proves, once, that the pipeline can be asked about a level by itself; returns how."""
+        if self._asking is None:
             with in_one_line(type(self.source).__name__):
-                prove_look(self.looks, trajectory.prompts[0], trajectory.tree.num_steps)
-            self._looks = True
+                self._asking = prove_look(self.looks, trajectory.prompts[0], trajectory.tree.num_steps)
+        return self._asking
+
+    def _look_at_visited(self, asking: Asking, *arguments: Any) -> None:
+        look_at_visited(self.looks, asking, *arguments)
 
     def _look_at_noised(
-        self, trajectory: Trajectory, rows: Tensor, view: View, visit: Visit, progress: Progress | None
+        self, asking: Asking, trajectory: Trajectory, rows: Tensor, view: View, visit: Visit, progress: Progress | None
     ) -> None:
         """Shows the velocities at finished samples that are noised to each of the plan's levels."""
         leaves = trajectory.tree.leaves
@@ -285,10 +291,11 @@ class PipelinePolicy(PipelinePasses):
                 made = noised(trajectory, mine, column, at, share=view.share_noise)
                 whose = [divmod(row, len(leaves)) for row in mine.tolist()]
                 starts = [trajectory.start(p, leaves[i]) for p, i in whose]
-                velocity = look_at(self.looks, made.x, [trajectory.prompts[p] for p, _ in whose], starts, at.level)
+                prompts = [trajectory.prompts[p] for p, _ in whose]
+                answer = look_at(self.looks, asking, made.x, prompts, starts, at.level)
                 if progress is not None:
                     progress(len(mine))
-                visit(field(mine, column, at, made, velocity))
+                visit(field(mine, column, at, made, answer))
 
     def _look(
         self, walk: LookWalk, prompts: Sequence[Prompt], plan: WalkPlan, seed: int, *, grad: bool, **more: object

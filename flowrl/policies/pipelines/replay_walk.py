@@ -188,6 +188,7 @@ class LookWalk:
         self.table = OwnTable() if table is None else table
         self.rows = len(next(iter(states.values())))
         self.velocity: Streams = {}
+        self.seen: dict[int, Step] = {}  # by stream: the step that was looked at
 
     def is_real(self, iteration: int) -> bool:
         """Only the iteration of the look; none when decoding."""
@@ -204,7 +205,7 @@ class LookWalk:
             raise PolicyError(
                 "this pipeline does not take `latents` as the state of its first step: ask from step 1 on"
             )
-        self.velocity[step.stream] = step.v
+        self.velocity[step.stream], self.seen[step.stream] = step.v, step
         if len(self.velocity) == self.streams:
             raise EndOfWalk
         return given

@@ -20,7 +20,7 @@ from flowrl.policies.pipelines.intercepted_step import EndOfWalk, Step, select_r
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory, flat, positions
 from flowrl.policies.pipelines.trajectory_writer import TrajectoryWriter
 from samplers.gaussian import Gaussian
-from samplers.levels import Level
+from samplers.levels import Level, highest
 from samplers.plan import ROOT, Front, Pass, Table, Unit
 from samplers.solvers import Solver, solver_step
 from samplers.visits import Column, Injected, Visited
@@ -117,7 +117,7 @@ class RolloutWalk:
         front, stream = self._front(step.iteration), step.stream
         sources = self.tree.sources(front)
         if self.tree.levels:
-            self._can_be_noised(step)
+            self._note_level(step)
             self._visit(step, front)
         self.records.score_draws(front, stream, step.kept, sources)
         if sources[0] != ROOT:
@@ -154,20 +154,12 @@ class RolloutWalk:
             )
         return self.records.result()
 
-    def _can_be_noised(self, step: Step) -> None:
-        """Notes a step's level. Raises PolicyError where a sample is more than its final state at one level."""
-        if step.kept is not None:
-            raise PolicyError(
-                "this pipeline writes into its latents between steps, so that a finished sample cannot be noised and "
-                "looked at again: choose an objective of the clipped kind"
-            )
-        if isinstance(step.s, Tensor):
-            raise PolicyError(
-                "this pipeline has a noise level of its own for each token, so that a finished sample cannot be noised "
-                "to one level and looked at again: choose an objective of the clipped kind"
-            )
-        assert isinstance(step.s_next, float)
-        ends = step.s, step.s_next
+    def _note_level(self, step: Step) -> None:
+        """Notes a step's level, and of a pipeline with levels of tokens the highest of each."""
+        ends = highest(step.s), highest(step.s_next)
+        if isinstance(step.s, Tensor) and step.iteration == 0:
+            each = step.s.detach().float().expand(len(step.x), *step.s.shape[1:])
+            self.trajectory.token_levels[step.stream] = each.unflatten(0, (self.num_prompts, -1))[:, 0]
         self._levels[step.iteration] = ends if step.path != "exploding" else (ends[0] / (1 + ends[0]), 0.0)
         self.trajectory.path = step.path
 
@@ -178,12 +170,18 @@ class RolloutWalk:
         """
         if not self._visits:
             return
+        if step.kept is not None or isinstance(step.s, Tensor):
+            raise PolicyError(
+                "this pipeline writes into its latents between steps, or holds a part of them at a level of its own, "
+                "which no gradient of a reward goes through: choose an objective of another kind"
+            )
         if step.path == "exploding" or (step.path != "flow" and any(isinstance(c, Injected) for c in self.tree.levels)):
             raise PolicyError(f"on the path of this model ({step.path}) this objective is not defined: choose another")
         if self._solves:
             raise PolicyError("a step back through the walk is one of solver euler: set sampler.tail.solver=euler")
         if step.iteration in self._visits:
-            each = step.x.detach().to(self.dynamics.storage).unflatten(0, (self.num_prompts, -1))
+            state = step.x.detach().to(self.dynamics.storage, copy=True)  # some pipelines write into theirs
+            each = state.unflatten(0, (self.num_prompts, -1))
             for u, unit in enumerate(front.units):
                 for i in unit:
                     self._visited.setdefault((i, step.iteration), {})[step.stream] = each[:, u]

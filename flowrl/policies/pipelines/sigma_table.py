@@ -40,7 +40,7 @@ def replace_table(scheduler: Scheduler, table: Table) -> Tensor | None:
     if isinstance(table, OwnTable):
         return None
     if isinstance(table, At) and hasattr(scheduler, "look_at"):
-        return scheduler.look_at(table.level)
+        return scheduler.look_at(table)
     if not hasattr(scheduler, "sigmas"):
         raise PolicyError(
             f"{type(scheduler).__name__} walks the noise table of its model, which cannot be replaced: use the "

@@ -31,6 +31,7 @@ class Trajectory:
     noised again: clean, their final states by stream; levels, those of the columns (see noised_looks.py); path, what
     they are levels of. Of columns that are states of the walk (see visited_looks.py): walked, these states by column
     and stream; initial, the noise that the walk began with; ends, the levels that the columns' steps lead to.
+    token_levels: by stream, of pipelines with a level a token, the highest that each has, [P, tokens, 1].
     """
 
     prompts: list[Prompt]
@@ -51,6 +52,7 @@ class Trajectory:
     walked: dict[int, Streams] = field(default_factory=dict)
     initial: Streams = field(default_factory=dict)
     ends: tuple[float, ...] = ()
+    token_levels: Streams = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.copies = self.copies or copy_numbers(p.id for p in self.prompts)
@@ -79,9 +81,9 @@ def join_trajectories(trajectories: Sequence[Trajectory]) -> Trajectory:
     if len(trajectories) == 1:
         return trajectories[0]
     first = trajectories[0]
-    clean, initial = (
+    clean, initial, token_levels = (
         {s: torch.cat([getattr(t, name)[s] for t in trajectories]) for s in getattr(first, name)}
-        for name in ("clean", "initial")
+        for name in ("clean", "initial", "token_levels")
     )
     whole = Trajectory(
         [p for t in trajectories for p in t.prompts],
@@ -95,6 +97,7 @@ def join_trajectories(trajectories: Sequence[Trajectory]) -> Trajectory:
         path=first.path,
         initial=initial,
         ends=first.ends,
+        token_levels=token_levels,
     )
     for name in ("enter", "drawn", "mean", "states", "walked"):
         parts = [getattr(t, name) for t in trajectories]

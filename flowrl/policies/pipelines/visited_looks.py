@@ -2,7 +2,7 @@
 
 What a reward says of a finished sample reaches the weights through the velocities along its walk. A step leads from x
 to carry * x + gain * v, on the path of a flow with carry 1 and gain s_next - s, so that its share of a gradient needs
-no more than the state that it began from. How a level is asked about is told in noised_looks.py.
+no more than the state that it began from. How a level is asked about is told in level_looks.py.
 """
 
 from functools import partial
@@ -14,7 +14,8 @@ from flowrl.contracts import Field, Finished, Progress, Prompt, Samples, View, V
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key
 from flowrl.policies.pipelines.layouts import sample_rate
-from flowrl.policies.pipelines.noised_looks import coordinates, level_of, look_at
+from flowrl.policies.pipelines.level_looks import Asking, look_at
+from flowrl.policies.pipelines.noised_looks import coordinates, level_of
 from flowrl.policies.pipelines.passes import PipelinePasses
 from flowrl.policies.pipelines.replay_walk import LookWalk
 from flowrl.policies.pipelines.trajectory import Trajectory, take
@@ -23,6 +24,7 @@ from samplers.direct_align import injected
 
 def look_at_visited(
     passes: PipelinePasses,
+    asking: Asking,
     trajectory: Trajectory,
     rows: Tensor,
     view: View,
@@ -51,7 +53,7 @@ def look_at_visited(
         for column in reversed(range(len(trajectory.levels))):
             bare = _state(passes, trajectory, mine, column)
             x = bare.x.requires_grad_(view.nested and torch.is_grad_enabled())
-            v = look_at(passes, {0: x}, prompts, starts, bare.level)[0]
+            v = look_at(passes, asking, {0: x}, prompts, starts, bare.level).velocity[0]
             if progress is not None:
                 progress(len(mine))
             visit(Field(**vars(bare) | {"v": v, "show": show}))

@@ -5,7 +5,7 @@ import pytest
 from flowrl.checking.proofs import denoising, learning, noised
 from flowrl.checking.proofs.bench import Bench
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.pipelines import noised_looks
+from flowrl.policies.pipelines import level_looks
 from flowrl.recipe.load import load
 from samplers.tables import At
 
@@ -24,7 +24,7 @@ def test_a_look_and_its_gradient_are_proven():
 
 
 def test_a_look_at_another_level_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(noised_looks, "At", lambda level: At(0.7 * level))
+    monkeypatch.setattr(level_looks, "At", lambda level, begins=None: At(0.7 * level, begins))
     with pytest.raises(PolicyError, match="by itself it gives another velocity than in its walk"):
         noised.look_at_noised(Bench(load("tiny_nft", FEW), rows=4))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import Field, Policy, Rollout, Samples, View, Visit
+from flowrl.contracts import Batch, Field, Policy, Rollout, Samples, View, Visit
 from flowrl.core.backward import StepLoss
 from flowrl.core.backward_noised import backward_noised
 from flowrl.core.objectives.aggregate import weights
@@ -20,6 +20,7 @@ from flowrl.core.objectives.noised import (
     FlowRWRObjective,
     NFTObjective,
     NoisedObjective,
+    SFTObjective,
 )
 from flowrl.core.pairs import companions
 
@@ -170,3 +171,35 @@ def test_weights_that_have_not_moved_are_not_looked_at() -> None:
 def test_without_a_clip_and_a_pull_the_loss_has_no_bound() -> None:
     with pytest.raises(ValueError, match="without a bound"):
         AWMObjective(clip=None, pull=0.0)
+
+
+class Partly(Linear):
+    """The same model on states of which a pipeline overwrites four of seven elements, those first or those last."""
+
+    def field(self, rows: Tensor, column: int, matrix: Tensor) -> Field:
+        found = super().field(rows, column, matrix)
+
+        def padded(part: Tensor) -> Tensor:
+            rest = part.new_zeros(len(part), 4)
+            sides = torch.cat([part, rest], 1), torch.cat([rest, part], 1)
+            return torch.where((rows % 2 == 0)[:, None], *sides)
+
+        parts = {name: padded(getattr(found, name)) for name in ("x", "v", "x0", "target")}
+        return replace(found, share=torch.full((len(rows),), 3 / 7, dtype=torch.float64), **parts)
+
+
+@pytest.mark.parametrize("name", [*OBJECTIVES, *OTHERS])
+@pytest.mark.parametrize("micro", [2, None])
+def test_elements_that_a_pipeline_overwrites_do_not_count(name: str, micro: int | None) -> None:
+    objective, mask = (OBJECTIVES | OTHERS)[name], torch.ones(ROWS, 2, dtype=torch.bool)
+    (whole, told), (partly, also) = (gradient(model(4), objective, micro, mask) for model in (Linear, Partly))
+    assert whole.abs().max() > 1e-3 and (whole - partly).abs().max() <= 1e-6 * whole.abs().max()
+    assert all(abs(float(also[key] - value)) <= 1e-6 * (1 + abs(float(value))) for key, value in told.items())
+
+
+def test_rows_of_unequal_parts_have_errors_of_their_own_elements() -> None:
+    x = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 4.0]])
+    zero, rows = torch.zeros(3, 2), torch.arange(3)
+    seen = Field(rows, torch.tensor([0]), 0.5, x, x, zero, zero, share=torch.tensor([1.0, 0.5, 0.5]))
+    loss, _ = SFTObjective()(seen, Batch(torch.ones(3, 1), torch.ones(3, 1, dtype=torch.bool), zero[:, :1]))
+    assert loss[:, 0].tolist() == [2.5, 9.0, 16.0]

@@ -12,7 +12,7 @@ from flowrl.core.backward_pull import backward_pull
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.pulled import DraftObjective, PulledObjective, ReFLObjective, SRPOObjective
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.pipelines.noised_looks import look_at
+from flowrl.policies.pipelines.level_looks import Asking, look_at
 from policies_support import PROMPTS, SEED, STEPS, FamilyPolicy, gap, pictures
 from samplers.plan import Plan
 from samplers.visits import Column, Injected, Visited
@@ -120,7 +120,10 @@ def whole_graph(policy: FamilyPolicy, rollout: Rollout, rows: list[int], steps: 
             f = by_column[k]
             prompts = [rollout.replay.prompts[row // 2]]
             starts = [rollout.replay.start(row // 2, rollout.replay.tree.leaves[row % 2])]
-            x = f.carry * x + f.gain * look_at(policy, {0: x}, prompts, starts, f.level)[0]
+            x = (
+                f.carry * x
+                + f.gain * look_at(policy, Asking(torch.zeros(STEPS + 1)), {0: x}, prompts, starts, f.level).velocity[0]
+            )
         assert f.show is not None
         total = total - reward_of(f.show(x)).sum() / len(rows)
     wanted = torch.autograd.grad(total, list(policy.trainable()), allow_unused=True)
