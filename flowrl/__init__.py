@@ -24,7 +24,7 @@ _LAZY = {
     "LanguagePolicy": ("flowrl.policies.language.policy", "LanguagePolicy"),
     "Plan": ("samplers.plan", "Plan"),
     "load_prompts": ("flowrl.reading.prompts", "load"),
-    "Cursor": ("flowrl.reading.prompts", "Cursor"),
+    "Cursor": ("flowrl.reading.cursor", "Cursor"),
     "advantages": ("flowrl.core.advantages", "advantages"),
     "ClippedObjective": ("flowrl.core.objectives.grpo", "ClippedObjective"),
     "Learner": ("flowrl.core.learner", "Learner"),

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from flowrl import names
-from flowrl.contracts import Objective, Policy, Prompt, Rollout
-from flowrl.core.advantages import advantage_metrics
+from flowrl.contracts import Objective, Policy, Prompt, Rollout, Samples
+from flowrl.core.advantages import advantage_metrics, group_stats
+from flowrl.core.budget import Budget
 from flowrl.core.credit import row_advantages
 from flowrl.core.engine import Advantage, SamplesOf
 from flowrl.core.learner import Learner
@@ -26,6 +27,7 @@ from flowrl.policies.devices import device_of
 from flowrl.policies.weights import weights_of
 from flowrl.reading import pairs
 from flowrl.reading.inputs import read_prompts
+from flowrl.reading.prompt_memory import Observed
 from flowrl.recipe.making import build_part
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import Own, keys
@@ -153,6 +155,40 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
         return adv, advantage_metrics(rewards, samples.group, adv, total=counted.total, **how)
 
     return advantage
+
+
+def remembered(recipe: Recipe, scorer: Scorer, rewards: dict[str, Tensor], samples: Samples) -> Tensor:
+    """What a run remembers of samples, float [B]: the reward that prompts.remember names, or the weighted sum.
+
+    NaN where it could not be scored.
+    """
+    if (name := recipe.prompts.remember) is not None:
+        return rewards[name]
+    total = counted_rewards(scorer.specs, rewards, samples.prompts, samples.group).total
+    return torch.full((len(samples),), torch.nan) if total is None else total
+
+
+def observed(recipe: Recipe, scorer: Scorer, rewards: dict[str, Tensor], samples: Samples) -> Observed:
+    """Mean and std of what a run remembers, of each prompt of an iteration, by id; nothing where nothing was scored."""
+    if not rewards:
+        return {}
+    value = remembered(recipe, scorer, rewards, samples)
+    stats = group_stats(value, samples.group)
+    first = dict(zip(reversed(stats.index.tolist()), reversed(samples.prompts), strict=True))
+    mean = stats.mean.masked_fill(stats.count == 0, torch.nan).tolist()
+    return {first[i].id: (mean[i], std) for i, std in enumerate(stats.std.tolist())}
+
+
+def build_budget(recipe: Recipe, scorer: Scorer) -> Budget | None:
+    """How many more samples hard prompts get; None without train.budget."""
+    given = recipe.train.budget
+    if given is None:
+        return None
+
+    def value(rewards: dict[str, Tensor], rollout: Rollout) -> Tensor:
+        return remembered(recipe, scorer, rewards, rollout.samples)
+
+    return Budget(recipe.train.group, given.limit, given.kind, given.std, value)
 
 
 def given_samples(recipe: Recipe) -> SamplesOf | None:

@@ -71,6 +71,11 @@ KINDS: dict[str, PartKind] = {
         given=("pipe", "modules", "dynamics", "call", "device", "max_rows", "offload", "keep_means")
         + ("guidance_gradient", "model", "tokenizer", "template", "system", "precision", "keep_entropy"),
     ),
+    "choice": PartKind(
+        ("turn",),
+        "flowrl.reading.choices:CHOICES",
+        "a function (turn, *, ...) that gives the chance, in [0, 1], that a prompt is drawn, and a word why it is not",
+    ),
     "tree": PartKind(("walk",), "samplers.growth:TREES", "a function (walk, *, ...) that gives a Tree", "Tree"),
 }
 # kinds that are recognised by their base class: module and name, so that nothing needs to be imported

@@ -93,12 +93,13 @@ class LocalEngine(Generic[PlanT]):
     sampling: Callable[[], AbstractContextManager[None]] = nullcontext
     baseline: PlanT | None = None
 
-    def draw(self, prompts: Sequence[Prompt], first: int) -> Draw:
-        """The groups of these prompts, whose samples take the numbers of noise from `first` on."""
+    def draw(self, prompts: Sequence[Prompt], first: int, group: int | None = None) -> Draw:
+        """The groups of these prompts, whose samples take the numbers of noise from `first` on. group: their size,
+        where it is another."""
         with self.clock.phase("rollout"), self.sampling():
             rollout = self.policy.rollout(
                 prompts,
-                group_size=self.group,
+                group_size=group or self.group,
                 plan=self.plan,
                 seed=self.seed,
                 first=first,

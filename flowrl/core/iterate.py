@@ -18,6 +18,7 @@ from flowrl.contracts import Looks, Objective, Policy, Progress, Prompt, RewardO
 from flowrl.core.backward import StepLoss, backward, fill_reference, with_step_weights
 from flowrl.core.backward_noised import backward_noised
 from flowrl.core.backward_pull import backward_pull
+from flowrl.core.budget import Budget, topped_up
 from flowrl.core.engine import Advantage, Clock, GivenEngine, LocalEngine, Metrics, PlanT, SamplesOf
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
@@ -97,6 +98,7 @@ def iterate(
     reward_of: RewardOf | None = None,
     samples_of: SamplesOf | None = None,
     baseline_plan: PlanT | None = None,
+    budget: Budget | None = None,
 ) -> Iteration:
     """Draws, scores and learns once from `settings.group` samples of each prompt.
 
@@ -106,6 +108,7 @@ def iterate(
     prompts, which a refill needs. progress, finished: see `Policy`; reward_of: see `Batch`. samples_of: gives the
     samples of a prompt and their scores, which are taken as advantages; nothing is drawn then, and nothing scored.
     baseline_plan: draws a further sample of each prompt, see `LocalEngine`.
+    budget: gives hard prompts more samples, which take the numbers of noise behind those of their group.
     Metrics named time_* are seconds; all others repeat under the same seed, and are of all that was drawn.
     """
     clock = Clock(enter)
@@ -130,6 +133,10 @@ def iterate(
     while more is not None and len(draws) <= settings.refill and (missing := len(prompts) - kept_groups(draws)):
         draws.append(engine.draw(more(missing), first + len(draws) * settings.stride))
     whole = used = draws[0]
+    if budget is not None and isinstance(engine, LocalEngine):
+        draw, behind = engine.draw, first + settings.group
+        whole, joined = topped_up(whole, budget, prompts, lambda p, more: draw(p, behind, more), advantage)
+        used, looks = whole, JoinedPolicy(policy) if joined else policy
     if settings.refill:
         whole = whole_draw(draws, advantage)
         if kept_groups(draws):
@@ -212,6 +219,10 @@ def _blocks(rollout: Rollout, settings: Settings) -> Sequence[Tensor]:
     if settings.drop_silent and settings.update_by == "prompts":
         return rows[rollout.mask.any(1)].tensor_split(settings.updates)
     if settings.update_by == "prompts":
+        group = rollout.samples.group
+        labels, sizes = group.unique(return_counts=True)
+        if rollout.credit is None and (sizes != sizes[0]).any():  # whole groups, which do not lie in one piece
+            return [rows[torch.isin(group, part)] for part in labels.tensor_split(settings.updates)]
         return rows.split(-(-len(rows) // settings.updates))
     first = rollout.mask.int().argmax(1)
     steps = first.unique()

@@ -79,7 +79,41 @@ def largest(values: Tensor, compared: Tensor, keep: int) -> Tensor:
     return kept
 
 
-SELECTIONS = {"extremes": extremes, "magnitude": largest}
+def smallest(values: Tensor, compared: Tensor, keep: int) -> Tensor:
+    """Which rows are among the `keep` nearest to 0 of those they are compared with: bool [R].
+
+    The opposite of `largest`, the control of CPPO's ablation (arXiv:2503.22342). Of equal ones the earlier are kept.
+    """
+    if keep < 1:
+        raise ValueError(f"keep={keep}: give a whole number, 1 or more")
+    order, rank, _ = _ranked(values.detach().cpu().abs(), compared.cpu())
+    kept = torch.empty_like(order, dtype=torch.bool)
+    kept[order] = rank < keep
+    return kept
+
+
+def most_spread(values: Tensor, compared: Tensor, keep: int) -> Tensor:
+    """The `keep` rows of the largest variance among those they are compared with: bool [R].
+
+    These are some of the lowest and the rest from the highest; of equal variances the set with more of the highest is
+    taken. Sets of `keep` rows or fewer stay whole. Max-variance down-sampling of PODS (arXiv:2504.13818, theorem 1).
+    """
+    if keep < 1:
+        raise ValueError(f"keep={keep}: give a whole number, 1 or more")
+    order, rank, size = _ranked(values.detach().cpu(), compared.cpu())
+    kept = torch.ones_like(order, dtype=torch.bool)
+    for first in (rank == 0).nonzero()[:, 0].tolist():
+        number = int(size[first])
+        if number > keep:
+            rows = order[first : first + number]
+            x, cut = values.detach().cpu()[rows].double(), number - keep
+            spread = torch.stack([torch.cat([x[:low], x[low + cut :]]).var(correction=0) for low in range(keep + 1)])
+            low = int(spread.argmax())
+            kept[rows[low : low + cut]] = False
+    return kept
+
+
+SELECTIONS = {"extremes": extremes, "magnitude": largest, "smallest": smallest, "variance": most_spread}
 
 
 def selected_rows(rollout: Rollout, adv: Tensor, keep: int, by: str = "extremes") -> tuple[Rollout, Tensor]:

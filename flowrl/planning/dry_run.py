@@ -11,6 +11,8 @@ from flowrl.recipe.objectives import CLIPPED, OF_GATES
 from flowrl.recipe.schema import ObjectiveKeys, Recipe
 from flowrl.recipe.sections import Own
 
+KEPT_BY = {"magnitude": "are farthest from 0", "smallest": "are nearest to 0", "variance": "differ most"}
+
 
 def describe(recipe: Recipe, *, num_train: int | None = None, num_heldout: int | None = None) -> str:
     """The text of --dry-run: batches, which steps draw noise and are trained, costs, rewards, output.
@@ -32,10 +34,14 @@ def _batches(recipe: Recipe, num_train: int | None, num_heldout: int | None) -> 
     again = f"; groups without advantage are drawn anew, up to {_count(train.refill, 'time')}" if train.refill else ""
     finished = "" if a.samples == a.rows else f" that lead to {a.samples} samples"
     heldout = "none" if recipe.prompts.heldout is None else f"{recipe.prompts.heldout}{_number(num_heldout)}"
+    chosen = ""
+    if recipe.prompts.choose.kind != "shuffle":
+        what = recipe.prompts.remember or "the weighted sum of the rewards"
+        chosen = f"; chosen by {recipe.prompts.choose.kind}, {what} is remembered of each"
     return [
         f"model       {recipe.model}",
         f"learns      {learns}, lr {train.lr:g} {train.schedule}",
-        f"prompts     {recipe.prompts.train}{_number(num_train)}; held out: {heldout}",
+        f"prompts     {recipe.prompts.train}{_number(num_train)}; held out: {heldout}{chosen}",
         f"iteration   {train.prompts} prompts x {train.group} samples = {a.rows} rows{finished}, "
         f"{a.rows_at_once} at once{again}",
         f"update      {passes} x {_count(train.updates, 'update')} = {_count(a.optimizer_steps, 'optimizer step')}, "
@@ -85,11 +91,16 @@ def _costs(recipe: Recipe) -> list[str]:
         )
     if recipe.train.keep is not None:
         which = f"the best and the worst {recipe.train.keep // 2}"
-        if recipe.train.keep_by == "magnitude":
-            which = f"the {recipe.train.keep} whose advantages are farthest from 0"
+        if (how := KEPT_BY.get(recipe.train.keep_by)) is not None:
+            which = f"the {recipe.train.keep} whose advantages {how}"
         lines.append(f"            of rows that are compared, only {which} are trained")
     if recipe.train.drop_silent:
         lines.append("            rows whose advantage is 0 leave the loss first; updates share out the others")
+    if (budget := recipe.train.budget) is not None:
+        lines.append(
+            f"            prompts of which less than half is right get more samples, by {budget.kind}, up to "
+            f"{budget.limit} each; the numbers above are without them"
+        )
     if recipe.train.refill:
         lines.append(f"            drawing groups anew takes at most {recipe.train.refill} more rollouts")
     return [*lines, _objective(recipe), *_reference(recipe), *_curves(recipe)]

@@ -12,7 +12,9 @@ from flowrl.planning.sizes.rewards import absent
 from flowrl.policies.devices import device_of
 from flowrl.reading import columns, pairs
 from flowrl.reading import prompts as prompt_files
+from flowrl.reading.cursor import Cursor
 from flowrl.reading.prompt_lines import PromptError
+from flowrl.recipe.making import Bound, build_part
 from flowrl.recipe.schema import Recipe
 from flowrl.scoring.gates import check_prompts
 
@@ -141,7 +143,13 @@ def _given_prompts(recipe: Recipe) -> list[Prompt]:
     return train
 
 
-def prompt_cursor(recipe: Recipe, train: list[Prompt]) -> prompt_files.Cursor:
-    """The draw of training prompts, from its start. Raises PromptError if they lack the key to balance by."""
+def prompt_cursor(recipe: Recipe, train: list[Prompt]) -> Cursor:
+    """The draw of training prompts, from its start. Raises PromptError if they lack a key to balance or order by."""
     source = recipe.prompts
-    return prompt_files.Cursor(train, seed=recipe.seed, balance=source.balance, shuffle=source.shuffle)
+    how = {"seed": recipe.seed, "balance": source.balance, "shuffle": source.shuffle}
+    if source.choose.kind == "shuffle":
+        return Cursor(train, **how)
+    chosen = build_part("choice", source.choose)
+    if isinstance(chosen, Bound):
+        return Cursor(train, choose=chosen.function, arguments=chosen.arguments, **how)
+    return Cursor(train, choose=chosen, **how)

@@ -1,5 +1,6 @@
 """The lines of prompt files, read strictly: anything malformed raises a PromptError that names file and line."""
 
+import hashlib
 import json
 import reprlib
 import stat
@@ -99,3 +100,8 @@ def _check(value: object, levels: int) -> None:
             raise RecursionError
         for part in [*value, *value.values()] if isinstance(value, dict) else value:
             _check(part, levels - 1)
+
+
+def text_hash(text: str) -> str:
+    """A name for a text: 16 hexadecimal digits of its SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

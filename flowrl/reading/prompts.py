@@ -1,13 +1,11 @@
-"""Prompts from files, folders, data sets and embedded worlds, and a resumable draw of them.
+"""Prompts from files, folders, data sets and embedded worlds.
 
 Every prompt has an id that is unique in its source and independent of its place there: the noise of its samples
 derives from the id, so that adding a line to a file changes nothing for the other prompts.
 """
 
 import hashlib
-import json
 import os
-import random
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -18,7 +16,7 @@ from flowrl.contracts import Prompt
 from flowrl.names import WORLD_PROMPTS, cache_folder, hint, to_be_fetched
 from flowrl.reading import prompt_lines
 from flowrl.reading.columns import PICTURES, Meta, arguments_of, check_columns, locate_file
-from flowrl.reading.prompt_lines import PromptError, shorten
+from flowrl.reading.prompt_lines import PromptError, shorten, text_hash
 from flowrl.untyped import JSON
 from flowrl.worlds.ask import records
 
@@ -123,13 +121,9 @@ def _with_distinct_ids(prompts: Iterable[Prompt]) -> list[Prompt]:
     return out
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _from_text(path: Path) -> Iterator[Prompt]:
     for _, line in prompt_lines.read_lines(path):
-        yield Prompt(id=_hash(line), text=line)
+        yield Prompt(id=text_hash(line), text=line)
 
 
 def _from_jsonl(path: Path) -> Iterator[Prompt]:
@@ -159,7 +153,7 @@ def _from_record(record: dict[str, JSON], columns: Sequence[str], where: str, fo
         raise PromptError(f"{where}: id is {shorten(record['id'])}; accepted: a text or a whole number")
     media = tuple(m for key in MEDIA_KEYS for m in _media(record.get(key), f"{where}: {key}", folder))
     meta = {k: v for k, v in record.items() if k not in (column, "id", *MEDIA_KEYS)}
-    return Prompt(id=str(record["id"]) if "id" in record else _hash(text), text=text, media=media, meta=meta)
+    return Prompt(id=str(record["id"]) if "id" in record else text_hash(text), text=text, media=media, meta=meta)
 
 
 def _media(value: JSON, where: str, folder: Path | None) -> list[str]:
@@ -251,62 +245,3 @@ def _is_plain(feature: Any) -> bool:
     if hasattr(feature, "feature"):
         return _is_plain(feature.feature)
     return type(feature).__name__ in ("Value", "ClassLabel")
-
-
-class Cursor:
-    """A deterministic endless draw of prompts: what `take` returns depends on (seed, position, n) alone.
-
-    A pass goes through all prompts in a new order (shuffle false: in their own); a draw that the rest of a pass cannot
-    fill starts the next pass, so that the prompts of a draw are always distinct. With `balance`, a key of the prompts'
-    meta, each draw takes every value of it equally often, the remainder at random, and there are no passes.
-    """
-
-    def __init__(self, prompts: Sequence[Prompt], *, seed: int, balance: str | None = None, shuffle: bool = True):
-        self.prompts, self.seed, self.balance, self.shuffle = list(prompts), seed, balance, shuffle
-        self.position = 0
-        self._classes: dict[str, list[int]] = defaultdict(list)
-        for i, prompt in enumerate(self.prompts if balance is not None else ()):
-            if balance not in prompt.meta:
-                known = ", ".join(prompt.meta) or "nothing"
-                raise PromptError(f"prompts.balance: {balance!r} is not in the meta of {prompt.text!r}, only {known}")
-            self._classes[json.dumps(prompt.meta[balance], sort_keys=True)].append(i)
-        self._digest = _hash("\n".join(p.id for p in self.prompts))
-
-    def take(self, n: int) -> list[Prompt]:
-        """The next n prompts, all distinct. Raises PromptError when there are fewer."""
-        if not 1 <= n <= len(self.prompts):
-            accepted = f"1 to {len(self.prompts)}, the number of prompts"
-            raise PromptError(f"train.prompts: got {n}, accepted: {accepted}; lower it")
-        chosen = self._take_in_order(n) if self.balance is None else self._take_balanced(n)
-        return [self.prompts[i] for i in chosen]
-
-    def _take_in_order(self, n: int) -> list[int]:
-        total = len(self.prompts)
-        epoch, offset = divmod(self.position, total)
-        if offset + n > total:
-            epoch, offset = epoch + 1, 0
-        order = list(range(total))
-        if self.shuffle:
-            random.Random(f"{self.seed}/pass {epoch}").shuffle(order)
-        self.position = epoch * total + offset + n
-        return order[offset : offset + n]
-
-    def _take_balanced(self, n: int) -> list[int]:
-        rng = random.Random(f"{self.seed}/draw {self.position}")
-        self.position += n
-        pools = [rng.sample(members, len(members)) for members in self._classes.values()]
-        chosen: list[int] = []
-        while len(chosen) < n:
-            rng.shuffle(pools)
-            chosen += [pool.pop() for pool in pools if pool]
-        return chosen[:n]
-
-    def state_dict(self) -> dict[str, object]:
-        """The position of the draw, and a digest of the prompts it draws from."""
-        return {"position": self.position, "prompts": self._digest}
-
-    def load_state_dict(self, state: dict[str, JSON]) -> None:
-        """Continues from a saved state. Raises PromptError if it was saved for other prompts."""
-        if state["prompts"] != self._digest:
-            raise PromptError("prompts.train: not the prompts this run began with; restore them or start a new run")
-        self.position = state["position"]

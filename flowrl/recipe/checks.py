@@ -11,6 +11,7 @@ from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.models import foreign_model
 from flowrl.recipe.objectives import check_gate, check_keep
 from flowrl.recipe.presets import PRESETS
+from flowrl.recipe.prompt_checks import check_budget, check_choice
 from flowrl.recipe.reference_checks import check_reference
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.schema import ObjectiveKeys, Recipe
@@ -46,6 +47,8 @@ def _check_constants(recipe: Recipe) -> Iterator[RecipeError]:
     yield from _learning(recipe)
     yield from _watch(recipe)
     yield from _prompts(recipe)
+    yield from check_choice(recipe)
+    yield from check_budget(recipe)
     yield from kind.check_parts(recipe)
     for place, own in own_parts(recipe):
         yield from check_own(place, own)

@@ -99,7 +99,7 @@ def check_keep(recipe: Recipe) -> Iterator[RecipeError]:
             problem = f"got {by!r}, but train.keep does not say how many rows are kept"
             yield RecipeError("train.keep_by", problem, "set train.keep, or train.keep_by=extremes")
         return
-    if by == "magnitude":
+    if by != "extremes":
         if keep >= group:
             problem = f"got {keep}, accepted: a whole number from 1 to {group - 1}, below train.group = {group}"
             yield RecipeError("train.keep", problem, "change it, or set train.keep=null to train all rows")

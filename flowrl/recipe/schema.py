@@ -11,6 +11,7 @@ from flowrl.recipe.base import Strict, key, part
 from flowrl.recipe.curves import Curved
 from flowrl.recipe.lora import Lora
 from flowrl.recipe.noised import Loss, NoisedTraining
+from flowrl.recipe.prompts import Budget, Prompts
 from flowrl.recipe.reference import ReferenceKeys
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.sampling import SOLVER_WORDS, Sampler, Solver
@@ -19,22 +20,6 @@ from flowrl.recipe.tracking import Dtype, Track
 from flowrl.untyped import JSON
 
 CLIP = 0.2  # a clip range that is as good as any, for losses that have none
-
-
-class Prompts(Strict):
-    """Sources: a .txt or .jsonl file, a folder, a `datasets` name, or WORLD/train and WORLD/heldout.
-
-    limit: only the first so many training prompts. balance: a key of the prompts' meta; each iteration draws its values
-    equally often. shuffle: a new order in every pass; false keeps the file's. source: how to get published prompts that
-    do not ship, a command or an address, which is told where they are not here.
-    """
-
-    train: str = key(..., "a prompt source", min_length=1)
-    heldout: str | None = key(None, "a prompt source or null (no evaluation)", min_length=1)
-    limit: int | None = key(None, "a whole number >= 1 or null", ge=1)
-    balance: str | None = key(None, "a key of the prompts' meta or null", min_length=1)
-    shuffle: bool = key(True, "true or false")
-    source: str | None = key(None, "how to get the files, a text, or null", min_length=1)
 
 
 class GenerationKeys(Strict):
@@ -134,14 +119,16 @@ class Train(NoisedTraining):
     without any advantage are left out and as many drawn of other prompts (DAPO's dynamic sampling), each time by one
     more rollout. keep: of the rows that are compared with each other, train only so many, half of them with the highest
     and half with the lowest advantages, which still are those among all (DanceGRPO's best-of-n; null: all).
-    keep_by: magnitude keeps those whose advantages are farthest from 0, whatever their sign, an odd number too (CPPO).
+    keep_by: magnitude keeps those whose advantages are farthest from 0, whatever their sign, an odd number too (CPPO),
+    smallest those nearest to it (its control), variance those that differ most (PODS).
     skip_truncated: completions that their length limit ended count in the statistics of their group, not in the loss.
     seconds: the run ends after the iteration with which rollouts, scoring and training have taken so long, evaluations
     and checkpoints not counted; a schedule then goes by the share of this time that is spent or of the iterations,
     whichever is larger (null: no limit). warmup: in optimizer steps. ema: decay of the averaged weights that are
     evaluated and saved, moved every ema_every steps, and at most (1 + n) / (10 + n), where n counts its moves or, by
     ema_ramp steps, optimizer steps (Flow-GRPO). drop_silent: rows whose advantage is 0 leave the loss first, what it is
-    divided by, and its divergence, and updates share out the others evenly (Flow-GRPO's SD3 script).
+    divided by, and its divergence, and updates share out the others evenly (Flow-GRPO's SD3 script). budget: more
+    samples for prompts that were hard (recipe/prompts.py); groups are then of unequal size.
     """
 
     prompts: int = key(4, "a whole number >= 1", ge=1)
@@ -155,9 +142,12 @@ class Train(NoisedTraining):
     rollout_batch: int | None = key(None, "a whole number >= 1 or null", ge=1)
     refill: int = key(0, "a whole number >= 0", ge=0)
     keep: int | None = key(None, "an even number >= 2 below train.group, or null", ge=1)
-    keep_by: Literal["extremes", "magnitude"] = key("extremes", "extremes or magnitude")
+    keep_by: Literal["extremes", "magnitude", "smallest", "variance"] = key(
+        "extremes", "extremes, magnitude, smallest or variance"
+    )
     skip_truncated: bool = key(False, "true or false")
     drop_silent: bool = key(False, "true or false")
+    budget: Budget | None = key(None, "a mapping with kind and limit, or null")
     lr: float = key(3e-4, "a number > 0", gt=0, curve=True)
     betas: list[float] = key([0.9, 0.999], "two numbers in [0, 1)", min_length=2, max_length=2)
     weight_decay: float = key(1e-4, "a number >= 0", ge=0)

@@ -24,6 +24,12 @@ METRICS = {
     "active_rows": "share of samples with an advantage other than zero: only these are trained on",
     "groups/zero_variance": "share of prompts whose samples all got the same reward: they teach nothing",
     "adv/abs_mean": "mean size of the advantages",
+    "prompts/seen": "share of all training prompts that were ever drawn and scored",
+    "prompts/passed_over/*": "prompts that prompts.choose passed over in the iteration, by reason",
+    "prompts/brought_back": "passed-over prompts that had to fill up a draw, as too few others were left",
+    "choose/*": "an argument of prompts.choose that the run adapts",
+    "budget/samples": "samples that hard prompts got beyond their group's",
+    "budget/prompts": "prompts that got them",
     "time_rollout": "drawing samples",
     "time_score": "scoring them",
     "time_train": "computing gradients and updating",
@@ -62,6 +68,7 @@ def meaning(metric: str) -> str:
         return METRICS.get(f"reward/*/{tail}", "")
     if head == "hack":
         return METRICS["hack/*"]
-    if metric.startswith("curve/"):
-        return METRICS["curve/*"]
+    for start in ("curve", "choose", "prompts/passed_over"):
+        if metric.startswith(f"{start}/"):
+            return METRICS[f"{start}/*"]
     return METRICS["samples/*"] if head.startswith("samples") else ""

@@ -104,6 +104,9 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
         facts.append(("An iteration", f"{train['prompts']} prompts × {train['group']} samples"))
     planned = f" of {data.planned:,}" if data.planned and not data.finished else ""
     facts.append(("Iterations", f"{data.last:,}{planned}"))
+    if passed := data.passed_over:
+        listed = ", ".join(f"{reason} {number:,.0f}" for reason, number in passed.items())
+        facts.append(("Prompts passed over", f"{sum(passed.values()):,.0f} ({listed})"))
     facts.append(("Time", numerals.format_duration(data.seconds)))
     facts.append(("Seed", recipe.get("seed")))
     starts = [s for s in list_or_empty(data.run.get("starts")) if isinstance(s, dict)]

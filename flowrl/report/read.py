@@ -103,6 +103,15 @@ class RunData:
         return record if {"alarm", "at", "to"} <= set(record) else {}
 
     @property
+    def passed_over(self) -> dict[str, float]:
+        """How many turns of prompts the run passed over, by reason."""
+        start, counts = "prompts/passed_over/", dict[str, float]()
+        for name in self.names():
+            if name.startswith(start):
+                counts[name.removeprefix(start)] = sum(value or 0.0 for _, value in self.points(name))
+        return counts
+
+    @property
     def seconds(self) -> float:
         """How long the run took: from its summary, else the sum of the timed phases."""
         total = finite_or_none(self.summary.get("seconds"))

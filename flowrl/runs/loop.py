@@ -10,7 +10,16 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from flowrl.build import Inputs, build_advantage, build_objective, build_watch, given_samples, width_pruning
+from flowrl.build import (
+    Inputs,
+    build_advantage,
+    build_budget,
+    build_objective,
+    build_watch,
+    given_samples,
+    observed,
+    width_pruning,
+)
 from flowrl.contracts import Policy
 from flowrl.core.evaluation import Evaluation
 from flowrl.core.iterate import Iteration, Settings, iterate
@@ -163,7 +172,8 @@ class Run:
 
         train = recipe.train
         given = train.model_dump(include=SETTINGS_KEYS)
-        members = None if recipe.sampler.tree is None else TREE_MEMBERS
+        members = None if train.budget is None else train.budget.limit
+        members = members if recipe.sampler.tree is None else TREE_MEMBERS
         result = iterate(
             self.policy,
             self.learner,
@@ -182,7 +192,9 @@ class Run:
             reward_of=self.inputs.scorer.with_gradient,
             samples_of=given_samples(recipe),
             baseline_plan=baseline_plan(recipe, iteration),
+            budget=build_budget(recipe, self.inputs.scorer),
         )
+        result.metrics |= self.cursor.observe(observed(recipe, self.inputs.scorer, result.rewards, result.samples))
         if train.old is not None:
             after = self.recipe.at(iteration + 1, self.learner.steps).train.old
             self.learner.keep_old(after or 0.0)

@@ -1,13 +1,14 @@
 """The published width pruning of BranchGRPO that keeps both ends (DanceGRPO's best-of-n: test_golden_objectives.py)."""
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 
 import golden
-from flowrl.core.advantages import advantages
-from flowrl.core.selection import extremes, largest
+from flowrl.core.advantages import advantages, group_stats
+from flowrl.core.selection import extremes, largest, most_spread, smallest
 
 Case = dict[str, Any]
 WIDTH = "branchgrpo_width_pruning"
@@ -68,3 +69,46 @@ def test_groups_of_the_largest_spread_are_kept(case: Case) -> None:
     adv = advantages({"r": scores}, group, weights={"r": 1.0}, groups=share)
     kept = set(group[adv != 0].tolist())
     assert kept == {int(group[i]) for i in case["outputs"]["kept_indices"]}
+
+
+@pytest.mark.parametrize(
+    "case", golden.cases(FILTERS, where=lambda c: c["method"] == "cppo.prune" and c["params"]["metric"] == "largest")
+)
+def test_completions_of_the_largest_advantages_are_pruned_in_the_control(case: Case) -> None:
+    adv = golden.tensor(case["inputs"]["advantages"], torch.float64)
+    keep = len(adv) - int(len(adv) * case["params"]["pruning"])
+    kept = smallest(adv, torch.zeros(len(adv), dtype=torch.int64), keep)
+    assert kept.nonzero()[:, 0].tolist() == sorted(case["outputs"]["kept_indices"])
+
+
+SILENT = {"dynamic_sampling.zero_variance_filter", "dapo.filter_groups"}
+
+
+@pytest.mark.parametrize("case", golden.cases(FILTERS, where=lambda c: c["method"] in SILENT))
+def test_groups_without_spread_are_dropped(case: Case) -> None:
+    """The second keeps groups of a single sample, as `singleton: raw` does."""
+    if case["method"] == "dapo.filter_groups":
+        names = case["inputs"]["uid"]
+        value = golden.tensor(case["inputs"]["metric"], torch.float64)
+        group = torch.tensor([names.index(name) for name in names])
+    else:
+        value = golden.tensor(case["inputs"]["rewards"], torch.float64)
+        group = torch.arange(len(value)) // case["params"]["num_generations"]
+    stats = group_stats(value, group)
+    dropped = stats.tied & ((stats.count > 1) | (case["method"] != "dapo.filter_groups"))
+    kept = (~dropped[stats.index]).nonzero()[:, 0].tolist()
+    assert kept == case["outputs"]["kept_indices"]
+    several = (stats.count > 1)[stats.index]
+    adv = advantages({"r": value}, group, weights={"r": 1.0})
+    moved = torch.zeros(len(stats.count), dtype=torch.bool).index_put((stats.index[adv != 0],), torch.tensor(True))
+    assert torch.equal(moved[stats.index][several], ~dropped[stats.index][several])  # as a refill goes by
+
+
+def test_rows_of_the_largest_variance() -> None:
+    values = torch.tensor([0.0, 5.0, 1.0, 1.1, 0.9, -4.0, 6.0, 1.0])
+    group = torch.tensor([0, 1, 0, 0, 0, 1, 1, 0])
+    kept = most_spread(values, group, 3).nonzero()[:, 0]
+    assert {1, 5, 6} <= set(kept.tolist()) and len(kept) == 6  # a set of three stays whole
+    mine = (group == 0).nonzero()[:, 0].tolist()
+    best = max(values[list(chosen)].var().item() for chosen in itertools.combinations(mine, 3))
+    assert values[kept[group[kept] == 0]].var().item() == pytest.approx(best)

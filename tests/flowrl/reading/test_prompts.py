@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from flowrl.contracts import Prompt
-from flowrl.reading.prompts import Cursor, PromptError, load, missing_sources
+from flowrl.reading.cursor import Cursor
+from flowrl.reading.prompts import PromptError, load, missing_sources
 
 
 def write(path, text):
