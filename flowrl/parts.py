@@ -69,7 +69,16 @@ KINDS: dict[str, PartKind] = {
         "",
         "a subclass of a policy that ships",
         given=("pipe", "modules", "dynamics", "call", "device", "max_rows", "offload", "keep_means")
-        + ("guidance_gradient", "model", "tokenizer", "template", "system", "precision", "keep_entropy"),
+        + (
+            "guidance_gradient",
+            "model",
+            "tokenizer",
+            "template",
+            "system",
+            "chat_arguments",
+            "precision",
+            "keep_entropy",
+        ),
     ),
     "choice": PartKind(
         ("turn",),

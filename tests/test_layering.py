@@ -128,7 +128,7 @@ LATE: dict[str, set[str]] = {
     "reward_models": HEAVY,  # a reward's packages are its own: whoever does not use it needs none of them
     "flowrl/cli.py": HEAVY | {"torch"},
     "flowrl/commands": HEAVY | {"torch"},
-    "flowrl/reading/prompts.py": {"datasets", "torch"},
+    "flowrl/reading/data_sets.py": {"datasets", "torch"},
     "flowrl/compare": {"matplotlib"},  # an extra
     "flowrl/runs/tracking.py": {"accelerate", "mlflow", "trackio"},  # a tracker's package is its own
 }

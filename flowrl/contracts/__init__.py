@@ -24,7 +24,7 @@ from flowrl.contracts.looks import (
     Weights,
 )
 from flowrl.contracts.objectives import Batch, Need, Objective, Together
-from flowrl.contracts.samples import Credit, Prompt, Reward, Rollout, Samples
+from flowrl.contracts.samples import Credit, Message, Prompt, Reward, Rollout, Samples
 
 __all__ = [
     "Batch",
@@ -38,6 +38,7 @@ __all__ = [
     "PlanT",
     "Policy",
     "Progress",
+    "Message",
     "Prompt",
     "Reward",
     "RewardOf",

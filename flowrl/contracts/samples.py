@@ -7,12 +7,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+Message = dict[str, str]  # {"role": system, user or assistant, "content": a text}
+
 
 @dataclass(frozen=True)
 class Prompt:
     """What one group of samples is drawn for.
 
     `meta` is the reward's ground truth, `media` paths of inputs, `call` the pipeline's arguments, Paths for files.
+    `messages`: of a conversation, all that was said so far, of which `text` is the end; empty for a single text.
     """
 
     id: str
@@ -20,6 +23,7 @@ class Prompt:
     media: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
     call: dict[str, Any] = field(default_factory=dict)
+    messages: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -64,10 +64,10 @@ def complete_greedily(
     """Greedy completions by transformers' own `generate`, in the form of `draw`."""
     section = section_of(recipe)
     network.to(device_of(recipe.device))
-    encode = Encoder(tokenizer, template=section.chat_template, system=section.system)
+    encode = Encoder(tokenizer, template=section.chat_template, system=section.system, arguments=section.chat_arguments)
     completions = []
     for prompt in prompts:
-        ids = torch.tensor([encode(prompt.text, stop_ids(network, tokenizer))], device=network.device)
+        ids = torch.tensor([encode(prompt.text, stop_ids(network, tokenizer), prompt.messages)], device=network.device)
         output = network.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

@@ -120,8 +120,11 @@ class Denoising:
         return argument_names(model, online=online)
 
     def refuse_prompts(self, prompts: Sequence["Prompt"]) -> str | None:
-        """None: whatever the pipeline does not take is left to the rewards."""
-        return None
+        """Refuses conversations. Whatever else the pipeline does not take is left to the rewards."""
+        talk = next((prompt for prompt in prompts if prompt.messages), None)
+        if talk is None:
+            return None
+        return f"the prompt {talk.text!r} is a conversation, and a pipeline takes one text; give prompts of one text"
 
     def library(self, export: str) -> str:
         """diffusers, which reads pipelines and their LoRA."""

@@ -80,6 +80,9 @@ class Language:
         if given.system is not None and given.chat_template is False:
             problem = "given, but generation.chat_template is false, so there is no chat that it could go into"
             yield RecipeError("generation.system", problem, "remove it, or set generation.chat_template=auto")
+        if given.chat_arguments and given.chat_template is False:
+            problem = "given, but generation.chat_template is false, so there is no template that they could go to"
+            yield RecipeError("generation.chat_arguments", problem, "remove them")
 
     def check_sampling(self, recipe: Recipe) -> Iterator[RecipeError]:
         """Nothing beyond the types of `generation`."""
@@ -98,9 +101,9 @@ class Language:
                 yield RecipeError(f"rewards.{name}.overlap", problem, f"remove rewards.{name}.overlap")
 
     def call(self, recipe: Recipe) -> object:
-        """Chat template and system message."""
+        """Chat template, its arguments, and system message."""
         given = section_of(recipe)
-        return given.chat_template, given.system
+        return given.chat_template, given.system, given.chat_arguments
 
     def noise(self, recipe: Recipe) -> object:
         """Nothing: the plan says it all."""

@@ -28,7 +28,8 @@ def load_prompts(recipe: Recipe, source: str, split: str, limit: int | None, *, 
         raise PromptError(line)
     kind = kind_of(recipe)
     arguments = kind.prompt_arguments(recipe.model, online=online)
-    loaded = prompt_files.load(source, split=split, limit=limit, arguments=arguments)
+    columns = recipe.prompts.columns
+    loaded = prompt_files.load(source, split=split, limit=limit, arguments=arguments, columns=columns)
     if problem := kind.refuse_prompts(loaded):
         raise PromptError(f"{source}: {problem}")
     return loaded

@@ -17,8 +17,8 @@ from typing import Any
 from flowrl.contracts import Prompt
 from flowrl.reading import prompt_lines
 from flowrl.reading.columns import locate_file
+from flowrl.reading.data_sets import open_dataset, store_picture
 from flowrl.reading.prompt_lines import PromptError, shorten
-from flowrl.reading.prompts import open_dataset, store_picture
 from flowrl.untyped import JSON
 
 BETTER, WORSE = 1.0, -1.0  # scores of a pair

@@ -11,6 +11,7 @@ from flowrl.names import UserError
 from flowrl.untyped import JSON
 
 MAX_DEPTH = 32  # levels of brackets in a record
+LIST = "a list of JSON objects"
 
 
 class PromptError(UserError):
@@ -36,9 +37,24 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 def parse_record(line: str, where: str) -> dict[str, JSON]:
     """The JSON object of a line. Raises PromptError for anything else, and for what JSON leaves open: repeated names,
     NaN and infinities, numbers that are too long, half a character, too many levels."""
+    value = _parsed(line, where, "one JSON object")
+    if not isinstance(value, dict):
+        raise PromptError(f"{where}: is a {type(value).__name__}; accepted: one JSON object")
+    return value
+
+
+def parse_records(text: str, where: str) -> list[dict[str, JSON]]:
+    """The JSON objects of a list, read as strictly as `parse_record`. Raises PromptError for anything else."""
+    value = _parsed(text, where, LIST)
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise PromptError(f"{where}: is no list of JSON objects; accepted: {LIST}")
+    return value
+
+
+def _parsed(text: str, where: str, accepted: str) -> JSON:
     try:
         value = json.loads(
-            line,
+            text,
             object_pairs_hook=_record_of_pairs,
             parse_constant=_refuse_constant,
             parse_float=_finite_float,
@@ -46,13 +62,12 @@ def parse_record(line: str, where: str) -> dict[str, JSON]:
         )
         _check(value, MAX_DEPTH)
     except json.JSONDecodeError as error:
-        raise PromptError(f"{where}: {error.msg} at column {error.colno}; accepted: one JSON object") from None
+        at = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
+        raise PromptError(f"{where}: {error.msg} at {at}; accepted: {accepted}") from None
     except RecursionError:
-        raise PromptError(f"{where}: more than {MAX_DEPTH} levels of brackets; accepted: one JSON object") from None
+        raise PromptError(f"{where}: more than {MAX_DEPTH} levels of brackets; accepted: {accepted}") from None
     except ValueError as error:
-        raise PromptError(f"{where}: {error}; accepted: one JSON object") from None
-    if not isinstance(value, dict):
-        raise PromptError(f"{where}: is a {type(value).__name__}; accepted: one JSON object")
+        raise PromptError(f"{where}: {error}; accepted: {accepted}") from None
     return value
 
 

@@ -1,22 +1,20 @@
-"""Prompts from files, folders, data sets and embedded worlds.
+"""Prompts from files, folders, data sets and embedded worlds, and a resumable draw of them.
 
 Every prompt has an id that is unique in its source and independent of its place there: the noise of its samples
 derives from the id, so that adding a line to a file changes nothing for the other prompts.
 """
 
-import hashlib
-import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from flowrl.contracts import Prompt
-from flowrl.names import WORLD_PROMPTS, cache_folder, hint, to_be_fetched
-from flowrl.reading import prompt_lines
-from flowrl.reading.columns import PICTURES, Meta, arguments_of, check_columns, locate_file
-from flowrl.reading.prompt_lines import PromptError, shorten, text_hash
+from flowrl.names import WORLD_PROMPTS, to_be_fetched
+from flowrl.reading import data_sets, prompt_lines
+from flowrl.reading.columns import Meta, arguments_of, check_columns
+from flowrl.reading.prompt_lines import PromptError, text_hash
+from flowrl.reading.records import prompt_of, renamed
 from flowrl.untyped import JSON
 from flowrl.worlds.ask import records
 
@@ -36,10 +34,6 @@ LAYOUTS = {
         "test.txt",
     ),
 }
-DATASET_SPLITS = {"train": ("train",), "heldout": ("heldout", "test", "validation")}
-TEXT_COLUMNS = ("prompt", "caption", "text", "question")
-LINE_KEYS = ("prompt", "question")  # of a .jsonl file; the second is GSM8K's
-MEDIA_KEYS = ("media", "image")
 
 
 def missing_sources(sources: Sequence[str | None], origin: str | None) -> str | None:
@@ -51,18 +45,25 @@ def missing_sources(sources: Sequence[str | None], origin: str | None) -> str | 
 
 
 def load(
-    source: str, *, split: str = "train", limit: int | None = None, arguments: Collection[str] = ()
+    source: str,
+    *,
+    split: str = "train",
+    limit: int | None = None,
+    arguments: Collection[str] = (),
+    columns: Mapping[str, str] | None = None,
 ) -> list[Prompt]:
     """The prompts of a source, in its order, the first `limit` of them.
 
-    source: a .txt file (one a line), a .jsonl file (`prompt` or `question`, optional `id` and `media` or `image`, the
-    rest is meta), a folder (see LAYOUTS, or one that `datasets` reads), a name on the hub as NAME or NAME:SPLIT, or
-    WORLD/SPLIT of an embedded world. split says which half a folder or data set is asked for. Columns that are named in
-    arguments, those of the pipeline's call, go to that call too: see columns.py. Raises PromptError.
+    source: a .txt file (one a line), records of a .jsonl, .json, .csv, .tsv or .parquet file (see records.py: a text or
+    a conversation, optional `id` and `media` or `image`, the rest is meta), a folder (see LAYOUTS, or one that
+    `datasets` reads), a name on the hub as NAME, NAME:SPLIT or NAME@CONFIGURATION:SPLIT, or WORLD/SPLIT of an embedded
+    world. split says which half a folder or data set is asked for. columns: the name that is read of a column, and the
+    file's own. Columns that are named in arguments, those of the pipeline's call, go to that call too: see columns.py.
+    Raises PromptError.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: choose one of {', '.join(SPLITS)}")
-    prompts = _with_distinct_ids(_read(source, split, arguments))[:limit]
+    prompts = _with_distinct_ids(_read(source, split, arguments, columns or {}))[:limit]
     if not prompts:
         raise PromptError(f"{source}: holds no prompt; accepted: at least one")
     if source in WORLD_PROMPTS:
@@ -93,19 +94,22 @@ def _folder_of(source: str, split: str) -> Path | None:
     return path.parent if path.exists() else None
 
 
-def _read(source: str, split: str, arguments: Collection[str]) -> Iterable[Prompt]:
+def _read(source: str, split: str, arguments: Collection[str], columns: Mapping[str, str]) -> Iterable[Prompt]:
     path = Path(source).expanduser()
     if source in WORLD_PROMPTS:
         return _from_world(*source.split("/"))
     if path.is_dir():
-        return _from_folder(path, split, arguments)
+        return _from_folder(path, split, arguments, columns)
     if path.suffix == ".txt":
         return _from_text(path)
-    if path.suffix == ".jsonl":
-        return _from_jsonl(path)
+    if path.suffix in RECORDS:
+        return _from_records(path, columns)
+    if path.suffix == ".parquet" and path.exists():
+        return data_sets.prompts_of_parquet(path, arguments, columns)
     if path.exists():
-        raise PromptError(f"{source}: ends in {path.suffix!r}; accepted: .txt, .jsonl, a folder or a data set's name")
-    return _from_dataset(source, split, arguments)
+        accepted = f".txt, {', '.join(RECORDS)}, .parquet, a folder or a data set's name"
+        raise PromptError(f"{source}: ends in {path.suffix!r}; accepted: {accepted}")
+    return data_sets.prompts_of(source, split, arguments, columns)
 
 
 def _with_distinct_ids(prompts: Iterable[Prompt]) -> list[Prompt]:
@@ -126,122 +130,47 @@ def _from_text(path: Path) -> Iterator[Prompt]:
         yield Prompt(id=text_hash(line), text=line)
 
 
-def _from_jsonl(path: Path) -> Iterator[Prompt]:
-    given: dict[str, int] = {}
-    for number, line in prompt_lines.read_lines(path):
-        where = f"{path}:{number}"
-        record = prompt_lines.parse_record(line, where)
-        prompt = _from_record(record, LINE_KEYS, where, path.parent)
-        if "id" in record:
+def _from_records(path: Path, columns: Mapping[str, str]) -> Iterator[Prompt]:
+    given: dict[str, str] = {}
+    for where, record in RECORDS[path.suffix](path):
+        prompt = prompt_of(renamed(record, columns, where), where, path.parent)
+        if "id" in record or "id" in columns:
             if prompt.id in given:
                 raise PromptError(f"{where}: id {prompt.id!r} is already that of line {given[prompt.id]}; give another")
-            given[prompt.id] = number
+            given[prompt.id] = where.rpartition(":")[2].strip()
         yield prompt
 
 
-def _from_record(record: dict[str, JSON], columns: Sequence[str], where: str, folder: Path | None) -> Prompt:
-    """The prompt of one record; what is not its text, id or media becomes its meta."""
-    column = next((c for c in columns if c in record), None)
-    if column is None:
-        raise PromptError(
-            f"{where}: has no {' or '.join(columns)}, only {', '.join(record)[:200] or 'nothing'}; add it"
-        )
-    text = record[column]
-    if not isinstance(text, str) or not text.strip():
-        raise PromptError(f"{where}: {column} is {shorten(text)}; accepted: a text that is not empty")
-    if "id" in record and not (type(record["id"]) in (str, int) and str(record["id"])):
-        raise PromptError(f"{where}: id is {shorten(record['id'])}; accepted: a text or a whole number")
-    media = tuple(m for key in MEDIA_KEYS for m in _media(record.get(key), f"{where}: {key}", folder))
-    meta = {k: v for k, v in record.items() if k not in (column, "id", *MEDIA_KEYS)}
-    return Prompt(id=str(record["id"]) if "id" in record else text_hash(text), text=text, media=media, meta=meta)
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, JSON]]]:
+    for number, line in prompt_lines.read_lines(path):
+        yield f"{path}:{number}", prompt_lines.parse_record(line, f"{path}:{number}")
 
 
-def _media(value: JSON, where: str, folder: Path | None) -> list[str]:
-    """Absolute paths of input files; relative ones start from the folder of the prompt file or its images/."""
-    paths = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(paths, list) or not all(isinstance(p, str) for p in paths):
-        raise PromptError(f"{where} is {shorten(value)}; accepted: a path or a list of paths")
-    return [str(locate_file(path, where, folder)) for path in paths]
+def _list(path: Path) -> Iterator[tuple[str, dict[str, JSON]]]:
+    text = "\n".join(line for _, line in prompt_lines.read_lines(path))
+    for number, record in enumerate(prompt_lines.parse_records(text, str(path)), 1):
+        yield f"{path}: record {number}", record
+
+
+# suffix of a file of records -> (place, record) of each
+RECORDS: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, JSON]]]]] = {
+    ".jsonl": _lines,
+    ".json": _list,
+    ".csv": data_sets.table_rows,
+    ".tsv": data_sets.table_rows,
+}
 
 
 def _from_world(world: str, split: str) -> Iterator[Prompt]:
     return (Prompt(id=text, text=text, meta=meta) for text, meta in records(world, split))
 
 
-def _from_folder(path: Path, split: str, arguments: Collection[str]) -> Iterable[Prompt]:
+def _from_folder(path: Path, split: str, arguments: Collection[str], columns: Mapping[str, str]) -> Iterable[Prompt]:
     for name in LAYOUTS[split]:
         if (path / name).is_file():
-            return _read(str(path / name), split, arguments)
+            return _read(str(path / name), split, arguments, columns)
     if any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json", "state.json")):
-        return _from_dataset(str(path), split, arguments, saved=True)
+        return data_sets.prompts_of(str(path), split, arguments, columns, saved=True)
     if any(path.rglob("*.parquet")) or any(path.rglob("*.csv")):
-        return _from_dataset(str(path), split, arguments)
+        return data_sets.prompts_of(str(path), split, arguments, columns)
     raise PromptError(f"{path}: no {split} prompts; accepted: {', '.join(LAYOUTS[split])}, or a `datasets` folder")
-
-
-def _from_dataset(name: str, split: str, arguments: Collection[str], *, saved: bool = False) -> Iterator[Prompt]:
-    """Rows of a data set of the `datasets` library.
-
-    Pictures of columns that the pipeline takes are written to the user's cache under a hash of their content and become
-    its input, like files of a prompt file. Other values that JSON cannot hold are left out: the pictures of a data set
-    of captions are no input of a text-to-image pipeline.
-    """
-    import datasets
-
-    data = open_dataset(name, split, saved=saved)
-    columns = [c for c in TEXT_COLUMNS if c in data.column_names]
-    if not columns:
-        raise PromptError(f"{name}: columns {', '.join(data.column_names)}; accepted: one of {', '.join(TEXT_COLUMNS)}")
-    plain = [c for c, feature in data.features.items() if _is_plain(feature) and c not in MEDIA_KEYS]
-    pictures = [c for c, f in data.features.items() if isinstance(f, datasets.Image) and c in arguments]
-    for column in pictures:
-        data = data.cast_column(column, datasets.Image(decode=False))
-    for number, row in enumerate(data.select_columns(plain + pictures)):
-        files = {column: store_picture(row[column]) for column in pictures if row[column] is not None}
-        record = {c: value for c, value in row.items() if c not in pictures} | files
-        yield _from_record(record, columns, f"{name}: row {number}", None)
-
-
-def open_dataset(name: str, split: str, *, saved: bool = False) -> Any:
-    """The rows of a split of a data set; saved: of a folder that `datasets` wrote. Raises PromptError."""
-    import datasets
-
-    base, colon, chosen = name.partition(":")
-    try:
-        data: Any = datasets.load_from_disk(name) if saved else datasets.load_dataset(base if colon else name)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:160]
-        raise PromptError(f"{name}: no file, folder or data set of that name ({reason}); correct it") from error
-    if isinstance(data, datasets.DatasetDict):
-        wanted = (chosen,) if chosen else DATASET_SPLITS[split]
-        key = next((s for s in wanted if s in data), None)
-        if key is None:
-            there = [str(s) for s in data]
-            listed = f"{', '.join(there)}{hint(chosen, there)}"
-            raise PromptError(f"{name}: no split {' or '.join(wanted)}; accepted: {listed}")
-        data = data[key]
-    return data
-
-
-def store_picture(value: dict[str, JSON]) -> str:
-    """The absolute path of a data set's picture: its own file, or one in the cache named by a hash of its content."""
-    if value.get("bytes") is None:
-        return str(Path(value["path"]).resolve())
-    cache = cache_folder() / "pictures"
-    suffix = Path(value.get("path") or "").suffix.lower()
-    name = hashlib.sha256(value["bytes"]).hexdigest()[:32] + (suffix if suffix in PICTURES else ".png")
-    if not (cache / name).is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        beside = cache / f"{os.getpid()}-{name}"
-        beside.write_bytes(value["bytes"])
-        beside.replace(cache / name)
-    return str(cache / name)
-
-
-def _is_plain(feature: Any) -> bool:
-    """Whether a column's values are texts, numbers, or lists and mappings of these."""
-    if isinstance(feature, dict):
-        return all(_is_plain(f) for f in feature.values())
-    if hasattr(feature, "feature"):
-        return _is_plain(feature.feature)
-    return type(feature).__name__ in ("Value", "ClassLabel")

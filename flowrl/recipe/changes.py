@@ -8,7 +8,7 @@ from flowrl.recipe.schema import Recipe
 from flowrl.untyped import JSON
 
 # Keys that determine the weights in a checkpoint.
-FIXED = ("model", "full", "lora", "generation.chat_template", "generation.system")
+FIXED = ("model", "full", "lora", "generation.chat_template", "generation.system", "generation.chat_arguments")
 FREE = ("lora.init", "output")  # not reported: they have no effect once a run has begun
 
 

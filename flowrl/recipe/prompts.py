@@ -36,8 +36,11 @@ class Budget(Strict):
 
 
 class Prompts(Strict):
-    """Sources: a .txt or .jsonl file, a folder, a `datasets` name, or WORLD/train and WORLD/heldout.
+    """Sources: a file (.txt, .jsonl, .json, .csv, .tsv, .parquet), a folder, a `datasets` name (NAME, NAME:SPLIT or
+    NAME@CONFIGURATION:SPLIT), or WORLD/train and WORLD/heldout.
 
+    columns: the names of the file's own columns, where they differ from those that are read (prompt: query, answer:
+    solution); messages, or a prompt that is a list of messages, are a conversation, whose last answer is not shown.
     limit: only the first so many training prompts. balance: a key of the prompts' meta; each iteration draws its values
     equally often. shuffle: a new order in every pass; false keeps the file's. source: how to get published prompts that
     do not ship, a command or an address, which is told where they are not here. choose: which prompts are passed over
@@ -48,6 +51,7 @@ class Prompts(Strict):
     train: str = key(..., "a prompt source", min_length=1)
     heldout: str | None = key(None, "a prompt source or null (no evaluation)", min_length=1)
     limit: int | None = key(None, "a whole number >= 1 or null", ge=1)
+    columns: dict[str, str] = key({}, "a mapping of names that are read to columns of the file")
     balance: str | None = key(None, "a key of the prompts' meta or null", min_length=1)
     shuffle: bool = key(True, "true or false")
     choose: open_to(Choose, OwnChoice) = part(Choose)  # pyright: ignore[reportInvalidTypeForm]

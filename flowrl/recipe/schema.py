@@ -26,7 +26,8 @@ class GenerationKeys(Strict):
     """How a language model's completions are drawn. max_new_tokens: where one that has not ended is cut off.
 
     top_k, top_p: draw from the likeliest tokens only; they are scored uncut (samplers/tokens.py). chat_template: auto
-    uses the tokenizer's where it has one. system: the system message of a chat.
+    uses the tokenizer's where it has one; chat_arguments go to it ({enable_thinking: false} of Qwen3). system: the
+    system message of chats that have none.
     """
 
     max_new_tokens: int = key(..., "a whole number >= 1", ge=1)
@@ -34,6 +35,7 @@ class GenerationKeys(Strict):
     top_k: int | None = key(None, "a whole number >= 1 or null", ge=1)
     top_p: float = key(1.0, "a number in (0, 1]", gt=0, le=1)
     chat_template: Literal["auto"] | bool = key("auto", "auto, true or false")
+    chat_arguments: dict[str, JSON] = key({}, "a mapping of argument names to values")
     system: str | None = key(None, "a text or null", min_length=1)
 
 

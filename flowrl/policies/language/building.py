@@ -14,7 +14,7 @@ from flowrl.policies.own import policy_class
 from flowrl.policies.reference_lora import add_reference_lora
 from flowrl.policies.trainable import make_trainable
 from flowrl.policies.weights import weights_of
-from flowrl.recipe.schema import Recipe
+from flowrl.recipe.schema import GenerationKeys, Recipe
 from flowrl.untyped import LanguageModel, Tokenizer
 
 
@@ -27,6 +27,7 @@ def build(recipe: Recipe) -> LanguagePolicy:
         tokenizer,
         template=given.chat_template,
         system=given.system,
+        chat_arguments=given.chat_arguments,
         device=device,
         max_rows=recipe.train.rollout_batch,
         precision=getattr(torch, recipe.dtype.logp),
@@ -77,4 +78,9 @@ def check_tokens_agree(
 def retune(policy: LanguagePolicy, recipe: Recipe) -> None:
     """Gives a policy another recipe's chat template and system message."""
     given = section_of(recipe)
-    policy.encode = Encoder(policy.tokenizer, template=given.chat_template, system=given.system)
+    policy.encode = encoder(policy.tokenizer, given)
+
+
+def encoder(tokenizer: Tokenizer, given: GenerationKeys) -> Encoder:
+    """How a recipe's prompts become token ids."""
+    return Encoder(tokenizer, template=given.chat_template, system=given.system, arguments=given.chat_arguments)

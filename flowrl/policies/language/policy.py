@@ -5,7 +5,7 @@ the same prompt ids, positions and temperature, so that a replay under unchanged
 Before the first rollout a short generation checks this (`prepare`); a model that fails is refused.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from flowrl.policies.language.chat import Encoder
 from flowrl.policies.language.decoding import cache_argument, decode, teacher_forced
 from flowrl.policies.noise import Key, copy_numbers, token_uniforms
 from flowrl.policies.weights import under, weights_of
-from flowrl.untyped import LanguageModel, Tokenizer
+from flowrl.untyped import JSON, LanguageModel, Tokenizer
 from samplers.tokens import Generation, token_kl, token_logp
 
 PROBE_TOKENS = 16
@@ -60,9 +60,10 @@ class Completions:
 class LanguagePolicy:
     """A causal language model that samples, and scores its own tokens again.
 
-    model, tokenizer: as `from_pretrained` gives them, the model in evaluation mode. template, system: see chat.Encoder.
-    max_rows: the most rows that a rollout decodes at once. precision: of log-probabilities. keep_entropy: decisions
-    have the statistic `entropy`, in nats, of the distribution that a token is scored under, when it was drawn.
+    model, tokenizer: as `from_pretrained` gives them, the model in evaluation mode. template, system, chat_arguments:
+    see chat.Encoder. max_rows: the most rows that a rollout decodes at once. precision: of log-probabilities.
+    keep_entropy: decisions have the statistic `entropy`, in nats, of the distribution that a token is scored under,
+    when it was drawn.
     """
 
     whole_rows = True  # a look hands over rows with all their tokens
@@ -74,6 +75,7 @@ class LanguagePolicy:
         *,
         template: bool | str = "auto",
         system: str | None = None,
+        chat_arguments: Mapping[str, JSON] | None = None,
         device: torch.device | str = "cpu",
         max_rows: int | None = None,
         precision: torch.dtype = torch.float32,
@@ -85,7 +87,7 @@ class LanguagePolicy:
         self.keep_entropy = keep_entropy
         self.weights = weights_of(self.modules)  # others than those that learn
         self.teacher: LanguageModel | None = None  # another model as the reference
-        self.encode = Encoder(tokenizer, template=template, system=system)
+        self.encode = Encoder(tokenizer, template=template, system=system, arguments=chat_arguments)
         self.stop = stop_ids(model, tokenizer)
         self.pad = next((i for i in (tokenizer.pad_token_id, *self.stop) if i is not None), 0)
         self._prepared = False
@@ -233,7 +235,7 @@ class LanguagePolicy:
         return nn.functional.pad(logp, beyond), None if kl is None else nn.functional.pad(kl, beyond)
 
     def _ids(self, prompt: Prompt, plan: Generation) -> list[int]:
-        ids = self.encode(prompt.text, self.stop)
+        ids = self.encode(prompt.text, self.stop, prompt.messages)
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and len(ids) + plan.max_new_tokens > limit:
             raise PolicyError(

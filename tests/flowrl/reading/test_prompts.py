@@ -4,6 +4,7 @@ import json
 import os
 from collections import Counter
 
+import datasets
 import pytest
 from PIL import Image
 
@@ -48,6 +49,73 @@ def test_jsonl_keeps_the_rest_as_meta_and_resolves_media(tmp_path):
     assert second.media == (str(image), str(image)) and second.meta == {}
 
 
+CHAT = [
+    {"role": "system", "content": "be brief"},
+    {"role": "user", "content": "1+1"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "2+2"},
+    {"role": "assistant", "content": "4"},
+]
+SAID = [{"from": "human", "value": "2+2"}, {"from": "gpt", "value": "4"}]
+
+
+def test_conversations_end_with_the_user_and_keep_what_is_to_be_learned(tmp_path):
+    records = [
+        {"messages": CHAT, "tag": "a"},
+        {"prompt": CHAT[:4], "completion": [CHAT[4]], "answer": 4},
+        {"conversations": SAID},
+        {"prompt": "2+2", "completion": "4"},
+    ]
+    whole, trl, sharegpt, plain = load(jsonl(tmp_path / "p.jsonl", *records))
+    assert [p.text for p in (whole, trl, sharegpt, plain)] == ["2+2"] * 4
+    assert whole.messages == trl.messages == tuple(CHAT[:4]) and sharegpt.messages == plain.messages == ()
+    assert [dict(p.meta)["completion"] for p in (whole, trl, sharegpt, plain)] == ["4"] * 4
+    assert dict(trl.meta)["answer"] == 4 and whole.id + "-2" == trl.id and whole.id != plain.id
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"messages": CHAT[:1]}, "no message of the user to answer"),
+        ({"messages": []}, "messages is []; accepted: a list of messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "message 1 has the role 'tool'; accepted: system, user"),
+        ({"messages": [*CHAT[:1], {"role": "user", "content": " "}]}, "message 2 says ' '"),
+        ({"prompt": "a", "completion": CHAT[:2]}, "completion has 2 messages; accepted: one of the assistant"),
+        ({"messages": ["a"]}, "message 1 is 'a'; accepted: {role, content}"),
+    ],
+)
+def test_a_conversation_that_cannot_be_answered_is_one_line(tmp_path, record, words):
+    with pytest.raises(PromptError) as caught:
+        load(jsonl(tmp_path / "p.jsonl", {"prompt": "fine"}, record))
+    assert str(caught.value).startswith(f"{tmp_path / 'p.jsonl'}:2: ") and words in str(caught.value)
+
+
+def test_tables_lists_and_parquet_hold_the_same_records_and_columns_may_be_renamed(tmp_path):
+    rows = [{"q": "1+1", "uid": "x", "sol": "007"}, {"q": "2, 2", "uid": "y", "sol": "4"}]
+    jsonl(tmp_path / "p.jsonl", *rows)
+    write(tmp_path / "p.json", json.dumps(rows, indent=1))
+    write(tmp_path / "p.csv", 'q,uid,sol\n1+1,x,007\n"2, 2",y,4\n')
+    write(tmp_path / "p.tsv", "q\tuid\tsol\n1+1\tx\t007\n2, 2\ty\t4\n")
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "p.parquet"))
+    columns = {"prompt": "q", "id": "uid", "answer": "sol"}
+    for suffix in ("jsonl", "json", "csv", "tsv", "parquet"):
+        read = load(str(tmp_path / f"p.{suffix}"), columns=columns)
+        assert [(p.id, p.text, dict(p.meta)) for p in read] == [
+            ("x", "1+1", {"answer": "007"}),
+            ("y", "2, 2", {"answer": "4"}),
+        ], suffix
+    with pytest.raises(
+        PromptError, match="p.csv:2: has no 'solution', which prompts.columns.answer names, only q, uid"
+    ):
+        load(str(tmp_path / "p.csv"), columns={"prompt": "q", "answer": "solution"})
+    with pytest.raises(PromptError, match="p.tsv:3: 2 values for 3 columns"):
+        load(write(tmp_path / "p.tsv", "q\tuid\tsol\n1\tx\t1\n2\ty\n"), columns=columns)
+    with pytest.raises(PromptError, match="is no list of JSON objects"):
+        load(write(tmp_path / "p.json", '{"q": 1}'))
+    with pytest.raises(PromptError, match="id 'x' is already that of line 1"):
+        load(jsonl(tmp_path / "p.jsonl", rows[0], rows[0]), columns=columns)
+
+
 def test_jsonl_does_not_break_at_unicode_line_separators(tmp_path):
     (prompt,) = load(write(tmp_path / "p.jsonl", '{"prompt": "a\u2028b"}\n'))
     assert prompt.text == "a\u2028b"
@@ -58,7 +126,7 @@ def test_jsonl_does_not_break_at_unicode_line_separators(tmp_path):
     [
         ("{oops", "one JSON object"),
         ("[1]", "is a list"),
-        ('{"text": "a"}', "has no prompt or question, only text"),
+        ('{"text": "a"}', "has no prompt, question, problem, messages or conversations, only text"),
         ('{"prompt": ""}', "not empty"),
         ('{"prompt": 3}', "prompt is 3"),
         ('{"prompt": "b", "id": "x"}', "already that of line 1"),
@@ -79,7 +147,7 @@ def test_jsonl_does_not_break_at_unicode_line_separators(tmp_path):
         ('{"prompt": "b", "n": -Infinity}', "-Infinity is no JSON number"),
         ('{"prompt": "b\\u0000"}', "NUL"),
         ('{"prompt": "b\0"}', "NUL"),
-        ('{"prompt": ' + '["' + "long" * 10_000 + '"]}', "prompt is ['long"),
+        ('{"prompt": ' + '["' + "long" * 10_000 + '"]}', "prompt: message 1 is 'long"),
     ],
 )
 def test_a_bad_line_is_one_line_with_file_and_number(tmp_path, second_line, words):

@@ -291,6 +291,15 @@ def test_chat_templates_are_used_where_there_are_any():
     tokenizer.chat_template = "{% for m in messages %}{{ m.role[0] + ':' + m.content + ';' }}{% endfor %}"
     with_system = LanguagePolicy(model(), tokenizer, system="be brief")
     assert tokenizer.decode(with_system.encode("7*8")) == "s:be brief;u:7*8;"
+    talk = [{"role": r, "content": c} for r, c in (("user", "1"), ("assistant", "2"), ("user", "3"))]
+    assert tokenizer.decode(with_system.encode("3", (), talk)) == "s:be brief;u:1;a:2;u:3;"
+    told = [{"role": "system", "content": "7"}, *talk[2:]]
+    assert tokenizer.decode(with_system.encode("3", (), told)) == "s:7;u:3;"
+    tokenizer.chat_template = "{% if deep %}+{% endif %}{{ messages[-1].content }}"
+    deep = LanguagePolicy(model(), tokenizer, chat_arguments={"deep": True})
+    assert tokenizer.decode(deep.encode("7*8")) == "+7*8"
+    with pytest.raises(PolicyError, match="is a conversation of 3 messages, but no chat template is used"):
+        policy(template=False).encode("3", (), talk)
 
 
 def test_a_template_that_is_not_there_or_refuses_is_one_line():
