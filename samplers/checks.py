@@ -25,6 +25,9 @@ def require_levels(levels: Sequence[Column], num_steps: int, *, drawn: bool) -> 
             if not (0 < column.level <= 1 and 0 <= column.to < 1):
                 raise ValueError(f"{column}: give a level in (0, 1], and one in [0, 1) that the step leads to")
             continue
+        to = column.to if isinstance(column, Visited) else None
+        if isinstance(column, Visited) and to is not None and not column.step < to <= num_steps:
+            raise ValueError(f"{column}: give a step below {num_steps}, and a later one that its velocity leads to")
         level = column.step if isinstance(column, Visited) else column
         if not (0 <= level < num_steps if isinstance(level, int) else 0 < level <= 1):
             raise ValueError(f"level {level}: give a noise level in (0, 1], or a step from 0 to {num_steps - 1}")

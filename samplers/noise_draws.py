@@ -37,16 +37,21 @@ def logit_normal(
     return tuple(_between(low, high, 1 / (1 + math.exp(-z))) for z in shares)
 
 
-def of_walk(number: int, *, steps: int, first: int = 0, last: int | None = None, seed: int) -> tuple[int, ...]:
+def of_walk(
+    number: int, *, steps: int, first: int = 0, last: int | None = None, bias: float = 0.0, seed: int
+) -> tuple[int, ...]:
     """The levels of some of the walk's own steps from number `first` to below number `last` (None: all of `steps`).
 
-    DiffusionNFT trains at 99 % of them (arXiv 2509.16117, its code), in a random order. Raises ValueError where there
-    are fewer.
+    bias: step i is drawn with weight (i + 1)^bias, so that above 0 late steps come more often. DiffusionNFT trains at
+    99 % of them (arXiv 2509.16117, its code), in a random order. Raises ValueError where there are fewer.
     """
     end = steps if last is None else min(last, steps)
     if not 1 <= number <= end - first:
         raise ValueError(f"number={number} of the steps from {first} to {end - 1}: give 1 to {max(end - first, 0)}")
-    return tuple(sorted(random.Random(seed).sample(range(first, end), number)))
+    draws = random.Random(seed)
+    if not bias:
+        return tuple(sorted(draws.sample(range(first, end), number)))
+    return _late(number, first, end, bias, draws, zero=0)
 
 
 def tail(low: int, high: int, *, steps: int, seed: int) -> tuple[Visited, ...]:
@@ -59,6 +64,60 @@ def tail(low: int, high: int, *, steps: int, seed: int) -> tuple[Visited, ...]:
         raise ValueError(f"low={low}, high={high}: give 1 <= low <= high <= {steps}")
     number = random.Random(seed).randint(low, high)
     return tuple(Visited(step) for step in range(steps - number, steps))
+
+
+def again(number: int, *, steps: int) -> tuple[Visited | int, ...]:
+    """The last step of a walk, and `number` times the finished sample with fresh noise of that step's level.
+
+    DRaFT-LV (arXiv 2309.17400), where number is 2.
+    """
+    return (Visited(steps - 1), *(steps - 1,) * number)
+
+
+def leap(*, steps: int, through: float = 0.3, seed: int) -> tuple[Visited, Visited]:
+    """Two leaps in place of the whole walk: from a random step to a later one, and from there to the end.
+
+    through: the share of a gradient that goes on through the second leap's velocity to the first. LeapAlign (arXiv
+    2604.15311, its code), share 0.3. Raises ValueError for less than two steps.
+    """
+    if steps < 2:
+        raise ValueError(f"steps={steps}: give 2 or more, for two leaps")
+    begin, middle = sorted(random.Random(seed).sample(range(steps), 2))
+    return Visited(begin, to=middle, through=0.0), Visited(middle, to=steps, through=through)
+
+
+def bridge(number: int = 5, *, steps: int, through: float = 0.1, bias: float = 2.0, seed: int) -> tuple[Visited, ...]:
+    """`number` steps on both sides of a random one, which is among them and alone lets a gradient through to x.
+
+    Each side has its share of them by length, one at least; step i of a side is drawn with weight (i + 1)^bias. They
+    weigh as the whole walk. FlowBP-Bridge (arXiv 2606.11075, its code). Raises ValueError for a number below 2.
+    """
+    if steps < 2 or not 2 <= number <= steps:
+        raise ValueError(f"number={number}: give 2 to {steps}, the steps of the walk")
+    draws = random.Random(seed)
+    middle = max(draws.sample(range(steps), 2))
+    before = min(max(round(number * middle / steps), 1), middle, number - 1)
+    before = max(before, number - (steps - middle))
+    found = _late(before, 0, middle, bias, draws, 0)
+    found += (middle, *_late(number - before - 1, middle + 1, steps, bias, draws, middle + 1))
+    return tuple(Visited(step, through=through if step == middle else 0.0, over=(0, steps)) for step in found)
+
+
+def spaced(number: int = 3, *, steps: int, stop: float = 0.4, seed: int) -> tuple[Visited, ...]:
+    """`number` equally spaced steps up to a random one in the last share `stop` of the walk, whose estimate is judged.
+
+    No gradient goes through a velocity to x. Where a walk ends before there are as many, all its steps. DRTune (arXiv
+    2405.00760; values as in FlowBP's code, arXiv 2606.11075). Raises ValueError for a number below 1.
+    """
+    if number < 1:
+        raise ValueError(f"number={number}: give 1 or more")
+    draws = random.Random(seed)
+    last = steps - draws.randint(1, max(min(round(steps * stop), steps), 1))
+    number = min(number, last + 1)
+    stride = (last + 1) // number
+    begin = draws.randint(0, last - (number - 1) * stride)
+    found = (begin + i * stride for i in range(number))
+    return tuple(Visited(step, to=steps if step == last else None, through=0.0, judged=last) for step in found)
 
 
 def align(
@@ -82,6 +141,16 @@ def align(
     middle = random.Random(seed).randint(margin, number - margin)
     branches = align_branches(number, min(middle, number - 1), truth)
     return tuple(Injected(levels[b.begin], levels[b.end]) for b in branches[: 1 + inversion])
+
+
+def _late(number: int, first: int, end: int, bias: float, draws: random.Random, zero: int) -> tuple[int, ...]:
+    """`number` different steps of [first, end), drawn one after the other with weights (i - zero + 1)^bias."""
+    left, found = list(range(first, end)), []
+    for _ in range(number):
+        (step,) = draws.choices(left, [(i - zero + 1) ** bias for i in left])
+        left.remove(step)
+        found.append(step)
+    return tuple(sorted(found))
 
 
 def _stratified(number: int, low: float, high: float, seed: int) -> list[float]:

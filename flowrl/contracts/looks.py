@@ -35,8 +35,10 @@ class Field:
     model's velocity dx/ds there, with gradient under the current weights; x0: the samples; target: the velocity that
     leads back to them. unit: what x - level * v is divided by to give an estimate of x0, 1 on the path of a flow.
 
-    Of a walked state, the step that begins there leads to carry * x + gain * v; of an injected one, whose step leads to
-    the level `to`, gain is the derivative of `recovered` by v. Both can `show` states of these rows, with gradient.
+    Of a walked state, the step that begins there leads to carry * x + gain * v (where it stands for others too, gain is
+    as much larger), and `through` is the share of a gradient that goes on through v to x; of an injected one, whose
+    step leads to the level `to`, gain is the derivative of `recovered` by v. All of them can `show` states of these
+    rows, with gradient.
 
     share [r]: the part of a row's elements that is at this level, where a pipeline overwrites the others or holds them
     as a condition: x, v, x0 and target are 0 there. None: all of them.
@@ -56,6 +58,7 @@ class Field:
     show: "Show | None" = None
     signal: float = 1.0  # the share of x0 in x: an error of v is unit / signal times that of the noise
     share: Tensor | None = None
+    through: float = 1.0
 
     @property
     def recovered(self) -> Tensor:
@@ -68,11 +71,15 @@ class Field:
 
 
 class Finished(NamedTuple):
-    """Finished samples: rows int64 [r], their last states x0 [r, ...], and `show`, as that of a Field."""
+    """Finished samples: rows int64 [r], their last states x0 [r, ...], and `show`, as that of a Field.
+
+    Where a plan has rewards judge an estimate of x0 made on the way, x0 is that. unit: that of a Field at its level.
+    """
 
     rows: Tensor
     x0: Tensor
     show: "Show"
+    unit: float = 1.0
 
 
 Visit = Callable[[Any], None]  # is given LogProbs, a Field or Finished, by the states of the view

@@ -33,7 +33,7 @@ class Batch:
 
 
 Together = Literal["decision", "row", "pair", "group"]
-Need = Literal["reference", "old", "pull", "reward_of"]
+Need = Literal["reference", "old", "pull", "reward_of", "rank"]
 
 
 class Objective(Protocol):
@@ -54,7 +54,8 @@ class Objective(Protocol):
     def needs(self) -> frozenset[Need]:
         """What the loop has to provide. reference: `Batch.reference`, as every trained decision pays a divergence; of
         noised states the velocities of the reference, and with old those of the older copy, in `Batch.velocities`;
-        reward_of, pull: see `Batch`, and for a pull core/backward_pull.py."""
+        reward_of, pull: see `Batch`, and for a pull core/backward_pull.py. rank: in `Batch.adv`, in place of a row's
+        advantage, the share of the update's rows that it is above, in (0, 1)."""
         ...
 
     def weights(self, mask: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ way.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,24 +46,28 @@ class StepLoss:
         self, seen: LogProbs | Field, velocities: Mapping[str, Tensor] | None = None, *, pull: Tensor | None = None
     ) -> Tensor:
         """The weighted sum of the block's losses. velocities: see `Batch`."""
-        rollout, at = self.rollout, (seen.rows[:, None], seen.columns[None])
+        at = (seen.rows[:, None], seen.columns[None])
         device = seen.v.device if isinstance(seen, Field) else seen.logp.device
-        batch = Batch(
-            rollout_logp=rollout.rollout_logp[at].to(device),
-            adv=self.adv[at if self.adv.ndim == 2 else seen.rows].to(device),
-            mask=rollout.mask[at].to(device),
-            reference=None if rollout.reference is None else rollout.reference[at].to(device),
-            step_stats={name: values[at].to(device) for name, values in rollout.step_stats.items()},
-            velocities=velocities or {},
-            together=None if self.together is None else self.together[seen.rows].to(device),
-            pull=pull,
-            reward_of=self.reward_of,
-        )
+        batch = self.batch(seen.rows, seen.columns, device, velocities=velocities or {}, pull=pull)
         loss, metrics = self.objective(seen, batch)
         part = (loss * self.weights[at].to(device)).sum()
         reduced = reduce_metrics(metrics, self.share[at].to(device)) | {"loss": part.detach()}
         self.total = merge_metrics(self.total, reduced)
         return part
+
+    def batch(self, rows: Tensor, columns: Tensor, device: torch.device, **more: Any) -> Batch:
+        """The data of rows int64 [r] and columns int64 [k]; more: what else of a `Batch` is there."""
+        rollout, at = self.rollout, (rows[:, None], columns[None])
+        return Batch(
+            rollout_logp=rollout.rollout_logp[at].to(device),
+            adv=self.adv[at if self.adv.ndim == 2 else rows].to(device),
+            mask=rollout.mask[at].to(device),
+            reference=None if rollout.reference is None else rollout.reference[at].to(device),
+            step_stats={name: values[at].to(device) for name, values in rollout.step_stats.items()},
+            together=None if self.together is None else self.together[rows].to(device),
+            reward_of=self.reward_of,
+            **more,
+        )
 
 
 def with_step_weights(adv: Tensor, objective: Objective, rollout: Rollout, rows: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from flowrl.core.selection import (
     WidthPruning,
     moved_rows,
     prune_width,
+    rank_shares,
     selected_rows,
     without_rows,
     without_silent,
@@ -192,6 +193,8 @@ def update(
         # a row that nothing moves has no policy gradient: it is looked at only where a divergence has to be paid
         active = trained if pays else moved_rows(weighted, rollout.mask)
         used = block[active[block]] if friends is None else friends.rows(block)
+        if "rank" in objective.needs:
+            weighted = rank_shares(weighted, used)
         steps.append((block, used, weighted))
     step_metrics: list[Metrics] = []
     together = None if friends is None else friends.labels

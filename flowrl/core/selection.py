@@ -19,6 +19,16 @@ def moved_rows(adv: Tensor, mask: Tensor) -> Tensor:
     return (mask & ((adv if adv.ndim == 2 else adv[:, None]) != 0)).any(1)
 
 
+def rank_shares(adv: Tensor, rows: Tensor) -> Tensor:
+    """Advantages [R] with those of the rows int64 [r] replaced by their place among these, (number below + 1/2) / r.
+
+    Of equal ones the earlier rows count as lower.
+    """
+    shares = adv.clone()
+    shares[rows[torch.argsort(adv[rows], stable=True)]] = (torch.arange(len(rows)).to(adv) + 0.5) / max(len(rows), 1)
+    return shares
+
+
 def row_advantage(adv: Tensor, mask: Tensor) -> Tensor:
     """What rows are compared by, [R]: the advantage, or the sum [R] over the mask [R, K] of those of decisions."""
     return adv if adv.ndim == 1 else adv.cpu().where(mask, 0.0).sum(1)

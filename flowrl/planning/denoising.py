@@ -87,7 +87,8 @@ def _noised(recipe: Recipe, iteration: int) -> Arithmetic:
     looks = train.epochs * train.prompts * min(per_group, train.group) * len(tree.levels)
     others = int(loss.reads_old) + int(loss.reads_reference or recipe.objective.kl > 0)
     per_update = rows // train.updates
-    shown = {"draft": train.epochs * rows, "refl": looks, "srpo": looks}.get(loss.kind, 0)
+    whole = train.epochs * rows
+    shown = {"draft": whole, "match": whole, "refl": looks, "srpo": looks}.get(loss.kind, 0)
     texts = 2 if loss.positive is not None else 1
     return Arithmetic(
         samples=rows,
@@ -161,7 +162,9 @@ def _noised_lines(recipe: Recipe) -> list[str]:
 def _column(column: Column) -> str:
     """What is looked at, in words."""
     if isinstance(column, Visited):
-        return f"where step {column.step} begins"
+        leap = "" if column.to is None else f", to step {column.to}"
+        judged = "" if column.judged is None else f", judged at step {column.judged}"
+        return f"where step {column.step} begins{leap}{judged}"
     if isinstance(column, Injected):
         return f"{column.level:.3f} to {column.to:.3f}"
     return str(column) if isinstance(column, int) else f"{column:.3f}"

@@ -17,6 +17,11 @@ from samplers.schedules import flash_steps
 from samplers.trees import Branching, PerStep
 from samplers.visits import Column, Visited
 
+DRAWN: dict[str, tuple[Any, tuple[str, ...]]] = {  # kinds of sampler.levels and the keys that they hand on
+    "leap": (noise_draws.leap, ("through",)),
+    "bridge": (noise_draws.bridge, ("number", "through", "bias")),
+    "spaced": (noise_draws.spaced, ("number", "stop")),
+}
 AnyPlan = Plan | Branching | PerStep | Grown
 
 
@@ -57,11 +62,18 @@ def levels(recipe: Recipe, iteration: int) -> tuple[Column, ...]:
     if wanted.kind == "walk":
         first, end = int(low) + (steps if low < 0 else 0), steps if high is None else int(high)
         number = end - first if wanted.number is None else wanted.number
-        drawn = noise_draws.of_walk(number, steps=steps, first=first, last=end, seed=seed)
+        drawn = noise_draws.of_walk(number, steps=steps, first=first, last=end, bias=wanted.bias or 0.0, seed=seed)
         pulls = recipe.objective.loss is not None and recipe.objective.loss.pulls
-        return tuple(Visited(step) for step in drawn) if pulls else drawn
+        over = (first, end) if wanted.whole else None
+        return tuple(Visited(step, over=over) for step in drawn) if pulls else drawn
     if wanted.kind == "tail":
         return noise_draws.tail(int(low) or 1, steps if high is None else int(high), steps=steps, seed=seed)
+    if wanted.kind == "again":
+        return noise_draws.again(2 if wanted.number is None else wanted.number, steps=steps)
+    if wanted.kind in DRAWN:
+        draw, keys = DRAWN[wanted.kind]
+        chosen: dict[str, Any] = {name: value for name in keys if (value := getattr(wanted, name)) is not None}
+        return draw(**chosen, steps=steps, seed=seed)
     if wanted.kind == "align":
         given = ("number", "low", "high", "truth", "inversion")
         how: dict[str, Any] = {name: value for name in given if (value := getattr(wanted, name)) is not None}

@@ -17,16 +17,18 @@ class Loss(Strict):
     objective.kl is the coefficient of the mean squared difference from the reference's velocity. Samples come from the
     ODE: sampler.step, noise, window and share_noise, and the clip and kl_kind of objective, are not read.
 
-    draft, refl and srpo follow the gradient of the rewards, which have to be differentiable, and read no advantage
-    (flowrl/core/objectives/pulled.py). threshold: a reward that is as high gives no gradient; scale: factor of the
-    loss. draft: through steps of the walk (sampler.levels of kind walk or tail), nested: also through later ones. refl:
-    of the one-step estimate at such a step. srpo: of a sample noised by its own noise (kind align) and recovered;
-    positive, negative: control words put before the prompt; discount, inversion_discount: [at the lowest level, at the
-    highest].
+    draft, match, refl and srpo follow the gradient of the rewards, which have to be differentiable, and read no
+    advantage (flowrl/core/objectives/pulled.py). threshold: a reward that is as high gives no gradient; scale: factor
+    of the loss. draft: through steps of the walk (sampler.levels of kind walk, tail, leap, bridge or spaced), nested:
+    also through later ones; tau: a sample's loss is divided by how far its leaps end from the walk, each tau at least.
+    match: as draft, and the rewards of a batch are to be distributed like target, rewards of good samples. refl: of the
+    one-step estimate at steps of the walk, or again at its last. srpo: of a sample noised by its own noise (kind align)
+    and recovered; positive, negative: control words put before the prompt; discount, inversion_discount: [at the lowest
+    level, at the highest].
     """
 
-    kind: Literal["nft", "awm", "dgpo", "crd", "flow_dpo", "flow_rwr", "sft", "draft", "refl", "srpo"] = key(
-        ..., "nft, awm, dgpo, crd, flow_dpo, flow_rwr, sft, draft, refl or srpo"
+    kind: Literal["nft", "awm", "dgpo", "crd", "flow_dpo", "flow_rwr", "sft", "draft", "match", "refl", "srpo"] = key(
+        ..., "nft, awm, dgpo, crd, flow_dpo, flow_rwr, sft, draft, match, refl or srpo"
     )
     beta: float | None = key(None, "a number > 0", gt=0)
     adv_clip: float | None = key(None, "a number > 0", gt=0)
@@ -47,6 +49,8 @@ class Loss(Strict):
     threshold: float | None = key(None, "a number, or null")
     scale: float | None = key(None, "a number > 0", gt=0)
     nested: bool | None = key(None, "true or false")
+    tau: float | None = key(None, "a number > 0, or null", gt=0)
+    target: list[float] | None = key(None, "a list of rewards", min_length=1)
     positive: list[str] | None = key(None, "a list of control words", min_length=1)
     negative: list[str] | None = key(None, "a list of control words", min_length=1)
     discount: list[float] | None = key(None, "two numbers", min_length=2, max_length=2)
@@ -78,13 +82,18 @@ class Levels(Strict):
 
     uniform: over (low, high). logit_normal: with mean and std of the logit, scaled to (low, high). walk: of the walk's
     own steps low to below high, a negative low counted from the end. number: levels an iteration; of walk null is all
-    of those steps. tail: the last steps of the walk, their number drawn from low to high (null: all steps). align, of
-    srpo alone: a step between two of `number` levels from high down to low, of (1 - truth) of them at most, and, with
-    inversion, one upwards.
+    of those steps. The others are for gradients of rewards. walk there also has bias (step i comes with weight
+    (i + 1)^bias) and whole (the steps drawn weigh as all from low to high). tail: the last steps of the walk, their
+    number drawn from low to high (null: all steps). again: the last step, and `number` times its level with fresh
+    noise. leap: from a random step to a later one, and from there to the end. bridge: `number` steps on both sides of a
+    random one; both let the share `through` of a gradient pass through the later part. spaced: `number` equally spaced
+    steps up to one of the last share `stop` of the walk, whose estimate of x_0 is judged. align, of srpo alone: a step
+    between two of `number` levels from high down to low, of (1 - truth) of them at most, and, with inversion, one
+    upwards.
     """
 
-    kind: Literal["uniform", "logit_normal", "walk", "tail", "align"] = key(
-        "uniform", "uniform, logit_normal, walk, tail or align"
+    kind: Literal["uniform", "logit_normal", "walk", "tail", "again", "leap", "bridge", "spaced", "align"] = key(
+        "uniform", "uniform, logit_normal, walk, tail, again, leap, bridge, spaced or align"
     )
     number: int | None = key(None, "a whole number >= 1, or null", ge=1)
     low: float | None = key(None, "a number from 0 to 1, or a step of walk")
@@ -93,6 +102,10 @@ class Levels(Strict):
     inversion: bool | None = key(None, "true or false")
     mean: float | None = key(None, "a number")
     std: float | None = key(None, "a number > 0", gt=0)
+    bias: float | None = key(None, "a number >= 0", ge=0)
+    whole: bool | None = key(None, "true or false")
+    through: float | None = key(None, "a number from 0 to 1", ge=0, le=1)
+    stop: float | None = key(None, "a number in (0, 1]", gt=0, le=1)
 
 
 class NoisedTraining(Strict):
@@ -110,7 +123,7 @@ class NoisedTraining(Strict):
     source: Literal["rollouts", "files"] = key("rollouts", "rollouts or files")
 
 
-PULLING = ("draft", "refl", "srpo")
+PULLING = ("draft", "match", "refl", "srpo")
 LOSS_KEYS: dict[str, tuple[str, ...]] = {
     "nft": ("beta", "adv_clip", "adv_mode"),
     "awm": ("weighting", "power", "clip", "pull", "adv_clip", "adv_max"),
@@ -119,14 +132,19 @@ LOSS_KEYS: dict[str, tuple[str, ...]] = {
     "flow_dpo": ("beta", "epsilon", "against"),
     "flow_rwr": ("temperature",),
     "sft": (),
-    "draft": ("threshold", "scale", "nested"),
+    "draft": ("threshold", "scale", "nested", "tau"),
+    "match": ("scale", "nested", "target"),
     "refl": ("threshold", "scale"),
     "srpo": ("threshold", "scale", "positive", "negative", "discount", "inversion_discount"),
 }
 LEVEL_KEYS: dict[str, dict[str, bool]] = {
     "uniform": {"number": False, "low": False, "high": False},
     "logit_normal": {"number": False, "low": False, "high": False, "mean": False, "std": False},
-    "walk": {"number": False, "low": False, "high": False},
+    "walk": {"number": False, "low": False, "high": False, "bias": False, "whole": False},
     "tail": {"low": False, "high": False},
+    "again": {"number": False},
+    "leap": {"through": False},
+    "bridge": {"number": False, "through": False, "bias": False},
+    "spaced": {"number": False, "stop": False},
     "align": {"number": False, "low": False, "high": False, "truth": False, "inversion": False},
 }

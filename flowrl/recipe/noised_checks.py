@@ -10,6 +10,7 @@ from flowrl.recipe.pulled_checks import check_pulled, refuse_visits
 from flowrl.recipe.schedules import num_steps
 from flowrl.recipe.schema import Recipe
 
+BRIDGED = 5  # steps of sampler.levels of kind bridge, where no number is given
 ABOUT_GUIDANCE = ("guidance", "cfg", "negative_prompt")  # what an argument's name contains that a look may differ in
 
 
@@ -72,6 +73,14 @@ def _walk(recipe: Recipe) -> Iterator[RecipeError]:
 
 def _levels(recipe: Recipe, levels: Levels) -> Iterator[RecipeError]:
     yield from check_keys("sampler.levels", levels, levels.kind, LEVEL_KEYS[levels.kind])
+    if levels.kind in ("leap", "bridge"):
+        steps, least = num_steps(recipe), 2 if levels.kind == "leap" else levels.number or BRIDGED
+        if least > steps or least < 2:
+            problem = f"got {least} steps to look at, of a walk of {steps}"
+            yield RecipeError("sampler.levels", problem, "give 2 or more, and no more than sampler.steps")
+        return
+    if levels.kind in ("again", "spaced"):
+        return
     if levels.kind not in ("walk", "tail"):
         low, high = (0.75, 0.964) if levels.kind == "align" else (0.0, 1.0)
         low, high = low if levels.low is None else levels.low, high if levels.high is None else levels.high
@@ -105,8 +114,9 @@ def _look(recipe: Recipe) -> Iterator[RecipeError]:
             problem = f"got {show(value)}, accepted: arguments whose names contain {', '.join(ABOUT_GUIDANCE)}"
             yield RecipeError(f"sampler.look.{name}", problem, f"set it in `pipeline`, or remove sampler.look.{name}")
     yield from check_values(recipe.sampler.look, recipe.model, "sampler.look")
-    if recipe.sampler.look and recipe.objective.loss is not None and recipe.objective.loss.kind == "draft":
-        problem = "got arguments of its own, but loss 'draft' follows the steps as the rollout took them"
+    loss = recipe.objective.loss
+    if recipe.sampler.look and loss is not None and loss.kind in ("draft", "match"):
+        problem = f"got arguments of its own, but loss {loss.kind!r} follows the steps as the rollout took them"
         yield RecipeError("sampler.look", problem, "set sampler.look={}, or change `pipeline`")
 
 

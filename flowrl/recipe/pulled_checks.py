@@ -7,7 +7,8 @@ from flowrl.recipe.errors import RecipeError, show
 from flowrl.recipe.noised import Levels, Loss
 from flowrl.recipe.schema import Recipe
 
-LEVELS = {"draft": ("walk", "tail"), "refl": ("walk", "tail"), "srpo": ("align",)}
+BACK = ("walk", "tail", "leap", "bridge", "spaced")  # what a gradient goes back through
+LEVELS = {"draft": BACK, "match": BACK, "refl": ("walk", "tail", "again"), "srpo": ("align",)}
 
 
 def check_pulled(recipe: Recipe, loss: Loss) -> Iterator[RecipeError]:
@@ -15,9 +16,19 @@ def check_pulled(recipe: Recipe, loss: Loss) -> Iterator[RecipeError]:
     yield from _rewards(recipe, loss)
     levels = recipe.sampler.levels or Levels()
     if levels.kind not in LEVELS[loss.kind]:
-        accepted = " or ".join(LEVELS[loss.kind])
+        *first, last = LEVELS[loss.kind]
+        accepted = f"{', '.join(first)} or {last}" if first else last
         problem = f"got {levels.kind!r}, but loss {loss.kind!r} looks at states of kind {accepted}"
         yield RecipeError("sampler.levels.kind", problem, f"set sampler.levels={{kind: {LEVELS[loss.kind][0]}}}")
+    if levels.kind in ("leap", "bridge") and loss.nested is False:
+        problem = f"got false, but levels of kind {levels.kind!r} let a share of the gradient through"
+        yield RecipeError("objective.loss.nested", problem, "set it to true, or sampler.levels={kind: walk, number: 3}")
+    if loss.tau is not None and levels.kind != "leap":
+        problem = f"got {loss.tau:g}, but levels of kind {levels.kind!r} make no leaps whose distance it would bound"
+        yield RecipeError("objective.loss.tau", problem, "set objective.loss.tau=null, or sampler.levels={kind: leap}")
+    if loss.kind == "match" and loss.target is None:
+        problem = "missing, a list of rewards that good samples have"
+        yield RecipeError("objective.loss.target", problem, "set objective.loss.target=[0.2, 0.3]")
     if recipe.sampler.tail is not None and recipe.sampler.tail.solver != "euler" and loss.kind != "srpo":
         problem = f"got {show(str(recipe.sampler.tail.solver))}, but a gradient goes back through steps of euler alone"
         yield RecipeError("sampler.tail.solver", problem, "set sampler.tail=null")
@@ -44,9 +55,15 @@ def check_pulled(recipe: Recipe, loss: Loss) -> Iterator[RecipeError]:
 def refuse_visits(recipe: Recipe, loss: Loss) -> Iterator[RecipeError]:
     """States that only the gradient of a reward can be taken at."""
     levels = recipe.sampler.levels
-    if levels is not None and levels.kind in ("tail", "align"):
+    if levels is None:
+        return
+    if levels.kind in ("tail", "again", "leap", "bridge", "spaced", "align"):
         problem = f"got {levels.kind!r}, but loss {loss.kind!r} looks at noised samples"
         yield RecipeError("sampler.levels.kind", problem, "set sampler.levels={kind: uniform}")
+    for name in ("bias", "whole"):
+        if (value := getattr(levels, name)) and levels.kind == "walk":
+            problem = f"got {show(value)}, but loss {loss.kind!r} follows no gradient of rewards"
+            yield RecipeError(f"sampler.levels.{name}", problem, f"set sampler.levels.{name}=null")
 
 
 def _rewards(recipe: Recipe, loss: Loss) -> Iterator[RecipeError]:

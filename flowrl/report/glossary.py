@@ -16,6 +16,10 @@ METRICS = {
     "winner_error": "of pairs: squared error of the velocity at the better sample; it depends on the levels drawn",
     "winner_rise": "of pairs: by how much that error is above the one under the weights it is compared with; a "
     "large rise is likelihood displacement",
+    "sample_loss": "loss of the finished samples, from their rewards alone",
+    "estimate_reward": "reward of the one-step estimates that the gradient comes from; the samples' own is reward/*",
+    "relative_reward": "reward with the positive control word against that with the negative one",
+    "pull_norm": "length of the loss's gradient at a finished sample; mean over samples",
     "loss": "value of the objective; it has no scale of its own and need not fall",
     "grad_norm": "length of the gradient before clipping, mean over the updates of an iteration",
     "lr": "learning rate of the last update",

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from samplers.noise_draws import align, logit_normal, of_walk, tail, uniform
+from samplers.noise_draws import again, align, bridge, leap, logit_normal, of_walk, spaced, tail, uniform
 from samplers.visits import Visited
 
 
@@ -58,3 +58,43 @@ def test_an_alignment_goes_down_and_up_between_the_levels():
     assert [len(align(20, inversion=False, seed=seed)) for seed in range(20)] == [1] * 20
     with pytest.raises(ValueError, match="0 < low < high < 1"):
         align(low=0.9, high=0.8, seed=0)
+
+
+def test_late_steps_come_more_often_by_their_power():
+    met = [of_walk(1, steps=4, bias=2.0, seed=seed)[0] for seed in range(3000)]
+    assert [round(met.count(step) / 100) for step in range(4)] == pytest.approx([1, 4, 9, 16], abs=2)
+    assert {len(set(of_walk(3, steps=4, first=1, bias=2.0, seed=seed))) for seed in range(9)} == {3}
+
+
+def test_two_leaps_take_the_place_of_a_walk():
+    met = {leap(steps=4, through=0.2, seed=seed) for seed in range(80)}
+    assert {(a.step, b.step) for a, b in met} == {(i, j) for j in range(4) for i in range(j)}
+    assert all((a.to, b.to, a.through, b.through) == (b.step, 4, 0.0, 0.2) for a, b in met)
+    with pytest.raises(ValueError, match="2 or more"):
+        leap(steps=1, seed=0)
+
+
+def test_a_bridge_has_steps_on_both_sides_of_the_one_that_lets_a_gradient_through():
+    for number, steps in ((5, 25), (2, 2), (6, 6), (3, 4)):
+        for seed in range(40):
+            found = bridge(number, steps=steps, through=0.1, seed=seed)
+            (middle,) = [c.step for c in found if c.through]
+            before = [c.step for c in found if c.step < middle]
+            assert [c.step for c in found] == sorted({c.step for c in found}) and len(found) == number
+            share = min(max(round(number * middle / steps), 1), middle)
+            assert len(before) == max(min(share, number - 1), number - (steps - middle))
+            assert all(c.over == (0, steps) for c in found)
+    with pytest.raises(ValueError, match="give 2 to 4"):
+        bridge(5, steps=4, seed=0)
+
+
+def test_spaced_steps_end_where_the_estimate_is_judged():
+    for seed in range(60):
+        found = spaced(3, steps=25, stop=0.4, seed=seed)
+        (last,) = {c.judged for c in found}
+        assert last is not None and 15 <= last <= 24
+        a, b, c = (v.step for v in found)
+        assert b - a == c - b == (last + 1) // 3 and c <= last
+        assert [v.to for v in found] == [25 if v.step == last else None for v in found]
+    assert {c.step for c in spaced(9, steps=3, stop=0.1, seed=1)} == {0, 1, 2}
+    assert again(2, steps=6) == (Visited(5), 5, 5)

@@ -1,7 +1,7 @@
 """Objectives that follow the gradient of the rewards themselves: what of reward_gradient.py one look has to give.
 
-Rewards have to be differentiable. Rows are samples; columns are steps, whose shares of the gradient add up; the loss is
-the mean over samples.
+Rewards have to be differentiable. Rows are samples; columns are steps, whose shares of a finished sample's gradient add
+up; the loss is the mean over samples.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from flowrl.contracts import Batch, Field, Need, Together, View
-from flowrl.core.objectives.reward_gradient import discount_at, hinge, relative_reward
+from flowrl.core.objectives.reward_gradient import discount_at, hinge, leap_weights, quantiles, relative_reward
 
 Metrics = dict[str, Tensor]
 
@@ -51,6 +51,10 @@ class PulledObjective:
         """The loss [r] of rewards [r]."""
         return self.scale * (-reward if self.threshold is None else hinge(reward, self.threshold))
 
+    def sample_loss(self, reward: Tensor, batch: Batch) -> Tensor:
+        """The loss [r] of samples, from their rewards [r] and the data of all of their columns."""
+        return self.of_reward(reward)
+
     def __call__(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """See `contracts.Objective`."""
         raise NotImplementedError
@@ -62,11 +66,15 @@ class DraftObjective(PulledObjective):
 
     nested: whether it also takes the way through later steps. With it and the last K steps this is DRaFT-K
     (arXiv:2309.17400) and, with a random K, AlignProp (arXiv:2310.03739). Without it each step is pulled by the
-    gradient at the sample itself, however early it is: FlowBP-Sparse (arXiv:2606.11075), whose few random steps of N
-    stand for all with scale N / their number. Metrics: see core/backward_pull.py.
+    gradient at the sample itself, however early it is: FlowBP-Sparse (arXiv:2606.11075), whose few steps weigh as all,
+    and DRTune (arXiv:2405.00760), which has an estimate judged on the way. FlowBP-Bridge takes the way through one step
+    in part. LeapAlign (arXiv:2604.15311) goes back over two leaps; tau is its floor of their distances, which a
+    sample's loss is divided by (`reward_gradient.leap_weights`); None: it is not. Which steps and leaps there are is
+    the plan's affair (samplers/noise_draws.py). Metrics: see core/backward_pull.py.
     """
 
     nested: bool = True
+    tau: float | None = None
 
     @property
     def view(self) -> View:
@@ -78,6 +86,14 @@ class DraftObjective(PulledObjective):
         """See `contracts.Objective`."""
         return frozenset(["pull"])
 
+    def sample_loss(self, reward: Tensor, batch: Batch) -> Tensor:
+        """See `PulledObjective`. Raises ValueError for a tau where nothing leaps."""
+        if self.tau is None:
+            return self.of_reward(reward)
+        if "leap" not in batch.step_stats:
+            raise ValueError("tau weighs leaps, and no step of the walk is one: set tau=null")
+        return self.of_reward(reward) * leap_weights(batch.step_stats["leap"], self.tau)
+
     def __call__(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """See `contracts.Objective`; of what is returned the gradient alone has a meaning."""
         assert batch.pull is not None
@@ -85,12 +101,39 @@ class DraftObjective(PulledObjective):
 
 
 @dataclass(frozen=True)
+class MatchObjective(DraftObjective):
+    """The rewards of a batch are to be distributed like those of samples that are known to be good.
+
+    scale * (reward - quantile of the target at the sample's rank)^2: with samples and target sorted, the squared
+    Wasserstein distance of the two distributions of rewards. target: rewards of the good samples. The idea is that of
+    ReDA (HunyuanImage 3.0, arXiv:2509.23951), whose formula is not published: a reward that is high enough is not
+    raised further, as one that is hacked would be.
+    """
+
+    target: Sequence[float] = ()
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See `contracts.Objective`."""
+        return frozenset(["pull", "rank"])
+
+    def sample_loss(self, reward: Tensor, batch: Batch) -> Tensor:
+        """See `PulledObjective`."""
+        return self.scale * (reward - quantiles(self.target, batch.adv.to(reward))).square()
+
+
+@dataclass(frozen=True)
 class ReFLObjective(PulledObjective):
     """ReFL (ImageReward, arXiv:2304.05977): the reward of the one-step estimate of x_0 at a late step of the walk.
 
     Published: threshold 2, scale 1e-3, at one of the last ten of 40 steps. The estimate of an early step is blurred,
-    and easily pleases a reward that the sample does not. Metrics [r, 1]: estimate_reward.
+    and easily pleases a reward that the sample does not. The loss is the mean over steps: at the last one, and at its
+    level with fresh noise, DRaFT-LV (arXiv:2309.17400). Metrics [r, 1]: estimate_reward.
     """
+
+    def weights(self, mask: Tensor) -> Tensor:
+        """See `contracts.Objective`: the mean over rows of means over columns."""
+        return super().weights(mask) / mask.sum(1, keepdim=True).clamp(min=1)
 
     def __call__(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """See `contracts.Objective`."""
@@ -150,4 +193,9 @@ def _said(words: Sequence[str], texts: Sequence[str], rows: Tensor) -> list[str]
     return [f"{words[row % len(words)]}. {text}" for row, text in zip(rows.tolist(), texts, strict=True)]
 
 
-PULLED: dict[str, type[PulledObjective]] = {"draft": DraftObjective, "refl": ReFLObjective, "srpo": SRPOObjective}
+PULLED: dict[str, type[PulledObjective]] = {
+    "draft": DraftObjective,
+    "match": MatchObjective,
+    "refl": ReFLObjective,
+    "srpo": SRPOObjective,
+}

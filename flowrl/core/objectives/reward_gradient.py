@@ -5,6 +5,7 @@ How the gradient goes back through the steps of a walk is in core/backward_pull.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -30,3 +31,22 @@ def discount_at(bounds: Sequence[float], place: int, number: int) -> float:
     """The entry `place` of `number` equally spaced discounts between the two bounds."""
     first, last = bounds
     return first + (last - first) * place / (number - 1)
+
+
+def leap_weights(gaps: Tensor, floor: float) -> Tensor:
+    """1 / sum over leaps of max(gap, floor), [r], of the distances [r, k] of leaps from the walk.
+
+    Samples that the leaps tell little of count less. Source: LeapAlign (arXiv:2604.15311, its code), floor 0.1.
+    """
+    return 1 / gaps.clamp(min=floor).sum(1)
+
+
+def quantiles(values: Sequence[float], shares: Tensor) -> Tensor:
+    """The quantiles of some values at shares in (0, 1), in their shape: linear between the sorted values.
+
+    Value i of n stands at the share (i + 1/2) / n; outside the first and the last it stays the same.
+    """
+    known = torch.tensor(sorted(values)).to(shares)
+    place = (shares * len(known) - 0.5).clamp(0, len(known) - 1)
+    low = place.floor().long()
+    return known[low].lerp(known[(low + 1).clamp(max=len(known) - 1)], place - low)

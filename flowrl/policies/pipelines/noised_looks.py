@@ -12,33 +12,11 @@ from torch import Tensor
 from flowrl.contracts import Field
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key, step_noise
+from flowrl.policies.pipelines.coordinates import Coordinates, coordinates
 from flowrl.policies.pipelines.intercepted_step import Path
 from flowrl.policies.pipelines.level_looks import Answer
 from flowrl.policies.pipelines.passes import PipelinePasses
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory
-from samplers.renoising import signal
-
-
-class Coordinates(NamedTuple):
-    """What a level in (0, 1] is on a path: x = signal * x_0 + level * eps, and v = eps - x_0, or eps alone."""
-
-    level: float
-    signal: float
-    less_clean: bool  # whether the velocity is eps - x_0
-
-    @property
-    def unit(self) -> float:
-        """What x - level * v is divided by to give x_0."""
-        return self.signal + self.level if self.less_clean else 1.0
-
-
-def coordinates(path: Path, level: float) -> Coordinates:
-    """Those of a level: the share of noise on the path of a flow, elsewhere its amplitude or the same ratio."""
-    if path == "preserving":
-        return Coordinates(level, float(signal(level)), True)
-    if path == "exploding":
-        return Coordinates(level / (1 - level), 1.0, False)
-    return Coordinates(level, 1 - level, True)
 
 
 class Noised(NamedTuple):

@@ -19,11 +19,11 @@ from flowrl.policies.pipelines.dynamics import Dynamics, per_row, scale_std
 from flowrl.policies.pipelines.intercepted_step import EndOfWalk, Step, select_rows
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory, flat, positions
 from flowrl.policies.pipelines.trajectory_writer import TrajectoryWriter
+from flowrl.policies.pipelines.visit_writer import VisitWriter
 from samplers.gaussian import Gaussian
-from samplers.levels import Level, highest
+from samplers.levels import Level
 from samplers.plan import ROOT, Front, Pass, Table, Unit
 from samplers.solvers import Solver, solver_step
-from samplers.visits import Column, Injected, Visited
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,7 @@ class RolloutWalk:
         self._after: dict[int, Streams] = {}  # by segment: its latest state, [P, ...]
         self._clean: dict[int, dict[int, tuple[Tensor, Level]]] = {}  # by segment: latest prediction of x_0, its level
         self._solves = any(s.solver != "euler" for s in self.tree.segments)
-        self._levels: dict[int, tuple[float, float]] = {}  # by step, where samples are looked at again: it leads to
-        self._visited: dict[tuple[int, int], Streams] = {}  # by segment and step: where it began, [P, ...]
-        self._visits = {c.step for c in self.tree.levels if isinstance(c, Visited)}
-        self._visits |= {0 for c in self.tree.levels if isinstance(c, Injected)}
+        self.visits = VisitWriter(trajectory, dynamics.storage, solves=self._solves)
 
     # ------------------------------------------------------------------ passes
 
@@ -117,8 +114,7 @@ class RolloutWalk:
         front, stream = self._front(step.iteration), step.stream
         sources = self.tree.sources(front)
         if self.tree.levels:
-            self._note_level(step)
-            self._visit(step, front)
+            self.visits.write(step, front)
         self.records.score_draws(front, stream, step.kept, sources)
         if sources[0] != ROOT:
             self.records.store_entry_states(front, stream, self._entry_states(stream))
@@ -146,77 +142,13 @@ class RolloutWalk:
         """
         self.records.finish()
         if self.tree.levels:
-            return self._to_be_noised()
+            return self.visits.result(self.iterations, self._states, tuple(self._after[self.tree.leaves[0]]))
         if missing := self.records.missing():
             raise PolicyError(
                 f"step {missing[0]} is to be trained, but the pipeline's loop ended after {self.iterations} steps of "
                 f"{self.tree.num_steps}: move the window, or raise sampler.steps (image-to-image skips steps)"
             )
         return self.records.result()
-
-    def _note_level(self, step: Step) -> None:
-        """Notes a step's level, and of a pipeline with levels of tokens the highest of each."""
-        ends = highest(step.s), highest(step.s_next)
-        if isinstance(step.s, Tensor) and step.iteration == 0:
-            each = step.s.detach().float().expand(len(step.x), *step.s.shape[1:])
-            self.trajectory.token_levels[step.stream] = each.unflatten(0, (self.num_prompts, -1))[:, 0]
-        self._levels[step.iteration] = ends if step.path != "exploding" else (ends[0] / (1 + ends[0]), 0.0)
-        self.trajectory.path = step.path
-
-    def _visit(self, step: Step, front: Front) -> None:
-        """Keeps the states that a step begins from, where they are to be looked at again.
-
-        Raises PolicyError where no gradient of a reward can go through the walk.
-        """
-        if not self._visits:
-            return
-        if step.kept is not None or isinstance(step.s, Tensor):
-            raise PolicyError(
-                "this pipeline writes into its latents between steps, or holds a part of them at a level of its own, "
-                "which no gradient of a reward goes through: choose an objective of another kind"
-            )
-        if step.path == "exploding" or (step.path != "flow" and any(isinstance(c, Injected) for c in self.tree.levels)):
-            raise PolicyError(f"on the path of this model ({step.path}) this objective is not defined: choose another")
-        if self._solves:
-            raise PolicyError("a step back through the walk is one of solver euler: set sampler.tail.solver=euler")
-        if step.iteration in self._visits:
-            state = step.x.detach().to(self.dynamics.storage, copy=True)  # some pipelines write into theirs
-            each = state.unflatten(0, (self.num_prompts, -1))
-            for u, unit in enumerate(front.units):
-                for i in unit:
-                    self._visited.setdefault((i, step.iteration), {})[step.stream] = each[:, u]
-
-    def _states_at(self, step: int) -> Streams:
-        """Those of the leaves where a step began."""
-        leaves = self.tree.leaves
-        return {s: flat([self._visited[i, step][s] for i in leaves]) for s in self._visited[leaves[0], step]}
-
-    def _to_be_noised(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Keeps the finished states and the levels; log-probs [R, K] of 0, since nothing was drawn, and a full mask."""
-        if missing := [n for n in self.tree.levels if isinstance(n, int) and n not in self._levels]:
-            problem = f"samples are to be noised to the level of step {missing[0]}, but the loop ended after "
-            problem += f"{self.iterations} of {self.tree.num_steps} steps (image-to-image: set pipeline.strength=1)"
-            raise PolicyError(problem)
-        leaves = self.tree.leaves
-        streams = self._after[leaves[0]]
-        self.trajectory.clean = {stream: self._states(leaves, stream) for stream in streams}
-        ends = [self._ends(column) for column in self.tree.levels]
-        self.trajectory.levels, self.trajectory.ends = tuple(s for s, _ in ends), tuple(to for _, to in ends)
-        for n, column in enumerate(self.tree.levels):
-            if isinstance(column, Visited):
-                self.trajectory.walked[n] = self._states_at(column.step)
-            elif isinstance(column, Injected) and not self.trajectory.initial:
-                self.trajectory.initial = self._states_at(0)
-        zeros = torch.zeros(self.num_prompts * len(leaves), len(self.tree.levels))
-        return zeros, torch.ones_like(zeros, dtype=torch.bool), {}
-
-    def _ends(self, column: Column) -> tuple[float, float]:
-        """The level of a column, and the one that its step leads to."""
-        if isinstance(column, Visited):
-            return self._levels[column.step]
-        if isinstance(column, Injected):
-            return column.level, column.to
-        return (self._levels[column][0] if isinstance(column, int) else column), 0.0
 
     def _front(self, iteration: int) -> Front:
         fronts = self._pass.fronts

@@ -30,8 +30,10 @@ class Trajectory:
     run in skipped iterations too, `states` holds the state after every step of every segment. Where samples are to be
     noised again: clean, their final states by stream; levels, those of the columns (see noised_looks.py); path, what
     they are levels of. Of columns that are states of the walk (see visited_looks.py): walked, these states by column
-    and stream; initial, the noise that the walk began with; ends, the levels that the columns' steps lead to.
-    token_levels: by stream, of pipelines with a level a token, the highest that each has, [P, tokens, 1].
+    and stream; initial, the noise that the walk began with; ends, the levels that the columns' steps lead to; factors,
+    what their steps weigh; judged, the estimates of x_0 that rewards judge in place of the samples; end, the level that
+    the walk ends at. token_levels: by stream, of pipelines with a level a token, the highest that each has,
+    [P, tokens, 1].
     """
 
     prompts: list[Prompt]
@@ -53,6 +55,9 @@ class Trajectory:
     initial: Streams = field(default_factory=dict)
     ends: tuple[float, ...] = ()
     token_levels: Streams = field(default_factory=dict)
+    factors: tuple[float, ...] = ()
+    judged: Streams = field(default_factory=dict)
+    end: float = 0.0
 
     def __post_init__(self) -> None:
         self.copies = self.copies or copy_numbers(p.id for p in self.prompts)
@@ -81,9 +86,9 @@ def join_trajectories(trajectories: Sequence[Trajectory]) -> Trajectory:
     if len(trajectories) == 1:
         return trajectories[0]
     first = trajectories[0]
-    clean, initial, token_levels = (
+    clean, initial, judged, token_levels = (
         {s: torch.cat([getattr(t, name)[s] for t in trajectories]) for s in getattr(first, name)}
-        for name in ("clean", "initial", "token_levels")
+        for name in ("clean", "initial", "judged", "token_levels")
     )
     whole = Trajectory(
         [p for t in trajectories for p in t.prompts],
@@ -98,6 +103,9 @@ def join_trajectories(trajectories: Sequence[Trajectory]) -> Trajectory:
         initial=initial,
         ends=first.ends,
         token_levels=token_levels,
+        factors=first.factors,
+        judged=judged,
+        end=first.end,
     )
     for name in ("enter", "drawn", "mean", "states", "walked"):
         parts = [getattr(t, name) for t in trajectories]

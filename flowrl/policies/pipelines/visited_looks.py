@@ -2,7 +2,8 @@
 
 What a reward says of a finished sample reaches the weights through the velocities along its walk. A step leads from x
 to carry * x + gain * v, on the path of a flow with carry 1 and gain s_next - s, so that its share of a gradient needs
-no more than the state that it began from. How a level is asked about is told in level_looks.py.
+no more than the state that it began from. A leap leads further, and the same holds for it. Among these columns, a plain
+level is a finished sample with fresh noise. How a level is asked about is told in level_looks.py.
 """
 
 from functools import partial
@@ -13,13 +14,15 @@ from torch import Tensor
 from flowrl.contracts import Field, Finished, Progress, Prompt, Samples, View, Visit
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key
+from flowrl.policies.pipelines.coordinates import coordinates
 from flowrl.policies.pipelines.layouts import sample_rate
 from flowrl.policies.pipelines.level_looks import Asking, look_at
-from flowrl.policies.pipelines.noised_looks import coordinates, level_of
+from flowrl.policies.pipelines.noised_looks import level_of, noised
 from flowrl.policies.pipelines.passes import PipelinePasses
 from flowrl.policies.pipelines.replay_walk import LookWalk
 from flowrl.policies.pipelines.trajectory import Trajectory, take
 from samplers.direct_align import injected
+from samplers.visits import Injected, Visited
 
 
 def look_at_visited(
@@ -48,11 +51,13 @@ def look_at_visited(
         starts = [trajectory.start(p, trajectory.tree.leaves[i]) for p, i in whose]
         show = partial(_decoded, passes, prompts, starts, trajectory.tree.num_steps, mine // each)
         if view.states == "finished":
-            visit(Finished(mine, take(trajectory.clean[0], mine).float(), show))
+            last, end = (trajectory.judged, 0.0) if trajectory.judged else (trajectory.clean, trajectory.end)
+            unit = coordinates(trajectory.path, end).unit
+            visit(Finished(mine, take(last[0], mine).float(), show, unit))
             continue
         for column in reversed(range(len(trajectory.levels))):
             bare = _state(passes, trajectory, mine, column)
-            x = bare.x.requires_grad_(view.nested and torch.is_grad_enabled())
+            x = bare.x.requires_grad_(view.nested and bare.through > 0 and torch.is_grad_enabled())
             v = look_at(passes, asking, {0: x}, prompts, starts, bare.level).velocity[0]
             if progress is not None:
                 progress(len(mine))
@@ -62,16 +67,19 @@ def look_at_visited(
 def _state(passes: PipelinePasses, trajectory: Trajectory, rows: Tensor, column: int) -> Field:
     """A column's states of these samples and what is known of them, still without a velocity."""
     at, to = level_of(passes, trajectory.path, trajectory.levels[column]), trajectory.ends[column]
-    x0 = take(trajectory.clean[0], rows).float()
-    if column in trajectory.walked:
-        x = take(trajectory.walked[column][0], rows).float().clone()
+    x0, what = take(trajectory.clean[0], rows).float(), trajectory.tree.levels[column]
+    carry, gain, through = 1.0, 0.0, 1.0
+    if isinstance(what, Visited):
+        x, through = take(trajectory.walked[column][0], rows).float().clone(), what.through
         carry = coordinates(trajectory.path, to).unit / at.unit
-        gain = to - carry * at.level
-    else:
+        gain = (to - carry * at.level) * trajectory.factors[column]
+    elif isinstance(what, Injected):
         x = injected(x0, take(trajectory.initial[0], rows).float(), at.level)
-        carry, gain = 1.0, (to - at.level) / (1 - to)
+        gain = (to - at.level) / (1 - to)
+    else:
+        x = noised(trajectory, rows, column, at, share=False).x[0]
     target = (x - at.unit * x0) / at.level
-    return Field(rows, torch.tensor([column]), at.level, x, x, x0, target, at.unit, carry, gain, to)
+    return Field(rows, torch.tensor([column]), at.level, x, x, x0, target, at.unit, carry, gain, to, through=through)
 
 
 def _decoded(

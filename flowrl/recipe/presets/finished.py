@@ -17,14 +17,28 @@ flow_dpo the best and the worst of each group at one noise and level, beta 100 a
 flow_rwr the error of the velocity times exp(advantage): Flow-RWR (arXiv:2501.13918), of advantages in the place of
          rewards. For denoising steps.
 refl     the reward's own gradient at the one-step estimate of a late step, max(2 - reward, 0) times 1e-3: ReFL
-         (arXiv:2304.05977), one of the last ten steps. This and the next five are for denoising steps and
+         (arXiv:2304.05977), one of the last ten steps. This and those below are for denoising steps and
          differentiable rewards, read no advantage, and take train.group 1 as well.
 draft1   the reward's gradient at the sample, through the last step alone: DRaFT-1 (arXiv:2309.17400).
 draft_k  the same through the whole of the last steps, 10 as long as sampler.levels.low does not say -K: DRaFT-K
          (arXiv:2309.17400).
 alignprop  the same through the last steps, their number drawn anew each iteration: AlignProp (arXiv:2310.03739).
-flowbp_sparse  the gradient at the sample as it is, through two random steps of all: FlowBP-Sparse (arXiv:2606.11075).
-         scale is to be the number of steps over that of those (1 as it stands, where lr takes its place).
+draft_lv  the reward of the last step's estimate, and of two further ones made of the finished sample with fresh noise
+         of that step's level: DRaFT-LV (arXiv:2309.17400, section 4).
+drtune   the gradient at an estimate of x_0 made in the last 40 % of the walk, through 3 equally spaced steps before it,
+         not through their inputs: DRTune (arXiv:2405.00760), values as in the code of FlowBP.
+flowbp_sparse  the gradient at the sample as it is, through 3 random steps, late ones more often (bias 2), which weigh
+         as all: FlowBP-Sparse (arXiv:2606.11075), its FLUX.1 configuration. There, as in the next two, HPSv2.1 is
+         followed up to 0.55 (objective.loss.threshold).
+flowbp_bridge  5 steps on both sides of a random one, which lets 0.1 of the gradient through to those before it:
+         FlowBP-Bridge (arXiv:2606.11075), its FLUX.1 configuration.
+leapalign  two leaps in place of the walk, of which the second lets 0.3 of the gradient through, samples weighted by how
+         near the leaps end to the walk (tau 0.1): LeapAlign (arXiv:2604.15311), as in the code of FlowBP.
+seedance  the weighted sum of several rewards, of the one-step estimate of a late step, raised as it is: the direct
+         maximisation of Seedance 1.0 (arXiv:2506.09113), which publishes no numbers; ReFL's steps.
+reda     the rewards of a batch are to be distributed like objective.loss.target: reward distribution alignment, of
+         HunyuanImage 3.0 (arXiv:2509.23951), whose formula is not published; DRaFT-1's step. For advantages, by whose
+         order samples are matched, rewards are summed.
 srpo     a sample is noised by its own noise, stepped once down and once up, and recovered; max(0.7 - reward, 0) / 2:
          SRPO (arXiv:2509.06942), its code; control words are objective.loss.positive and negative.
 """
@@ -34,9 +48,9 @@ from typing import Any
 from flowrl.recipe.presets.values import Values
 
 
-def _pulled(loss: dict[str, Any], levels: dict[str, Any]) -> Values:
+def _pulled(loss: dict[str, Any], levels: dict[str, Any], **advantage: Any) -> Values:
     """Values of a method that follows the gradient of the rewards; its advantages are those of a batch, for reports."""
-    batch = {"baseline": "batch", "scale": "batch"}
+    batch = {"baseline": "batch", "scale": "batch", **advantage}
     return {"objective": {"loss": loss}, "sampler": {"levels": levels}, "advantage": batch}
 
 
@@ -64,6 +78,14 @@ DENOISING: dict[str, Values] = {
     "draft1": _pulled({"kind": "draft"}, {"kind": "walk", "low": -1}),
     "draft_k": _pulled({"kind": "draft"}, {"kind": "walk", "low": -10}),
     "alignprop": _pulled({"kind": "draft"}, {"kind": "tail"}),
-    "flowbp_sparse": _pulled({"kind": "draft", "nested": False}, {"kind": "walk", "number": 2}),
+    "draft_lv": _pulled({"kind": "refl"}, {"kind": "again", "number": 2}),
+    "drtune": _pulled({"kind": "draft", "nested": False}, {"kind": "spaced", "number": 3, "stop": 0.4}),
+    "flowbp_sparse": _pulled(
+        {"kind": "draft", "nested": False}, {"kind": "walk", "number": 3, "bias": 2.0, "whole": True}
+    ),
+    "flowbp_bridge": _pulled({"kind": "draft"}, {"kind": "bridge", "number": 5, "through": 0.1, "bias": 2.0}),
+    "leapalign": _pulled({"kind": "draft", "tau": 0.1}, {"kind": "leap", "through": 0.3}),
+    "seedance": _pulled({"kind": "refl"}, {"kind": "walk", "low": -10, "number": 1}),
+    "reda": _pulled({"kind": "match"}, {"kind": "walk", "low": -1}, combine="sum"),
     "srpo": _pulled({"kind": "srpo"}, {"kind": "align"}),
 }

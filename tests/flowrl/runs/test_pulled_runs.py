@@ -16,12 +16,19 @@ NONE = ["eval.every=null", "eval.at_start=false", "eval.at_end=false", "checkpoi
 SMALL = [*NONE, "train.prompts=3", "train.iterations=2", "train.micro_batch=2", "prompts.heldout=null"]
 SMALL += ["rewards.shapes=null", "rewards.strict=null", "train.schedule=constant"]
 WORDS = "objective.loss={positive: [bright, sharp], negative: [dark]}"
+BEAUTY = "{use: aesthetic, weight: 0.1, args: {model: shapes-clip, head: shapes-aesthetic}}"
 PRESETS = {
     "refl": ["sampler.levels={kind: walk, low: -2, number: 1}", "objective.loss={threshold: 2.0}"],
     "draft1": ["sampler.levels={kind: walk, low: -1}"],
     "draft_k": ["sampler.levels={kind: walk, low: -3}"],
     "alignprop": ["sampler.levels={kind: tail}"],
-    "flowbp_sparse": ["sampler.levels={kind: walk, number: 2}"],
+    "draft_lv": ["sampler.levels={kind: again, number: 2}"],
+    "drtune": ["sampler.levels={kind: spaced}"],
+    "flowbp_sparse": ["sampler.levels={kind: walk, number: 3, bias: 2.0, whole: true}"],
+    "flowbp_bridge": ["sampler.levels={kind: bridge}"],
+    "leapalign": ["sampler.levels={kind: leap}", "objective.loss={tau: 0.1}"],
+    "seedance": ["sampler.levels={kind: walk, low: -2, number: 1}", f"rewards.beauty={BEAUTY}"],
+    "reda": ["sampler.levels={kind: walk, low: -1}", "objective.loss={target: [0.6, 0.5, 0.7]}"],
     "srpo": ["sampler.levels={kind: align}", WORDS],
 }
 
@@ -39,9 +46,10 @@ def test_a_preset_runs(preset: str, tmp_path: Path) -> None:
     for i, metrics in enumerate(found):
         assert metrics["grad_norm"] > 0 and metrics["nonfinite_updates"] == 0 and metrics["active_rows"] == 1.0
         assert metrics["forwards/train"] == arithmetic(recipe, i).train_forwards
-    told = {"refl": "estimate_reward", "srpo": "relative_reward"}.get(preset, "sample_loss")
+    told = {"srpo": "relative_reward"} | dict.fromkeys(["refl", "draft_lv", "seedance"], "estimate_reward")
+    told = told.get(preset, "sample_loss")
     assert found[0][told] != 0.0
-    if told == "sample_loss":
+    if told == "sample_loss" and preset not in ("drtune", "leapalign", "reda"):
         assert found[0][told] == pytest.approx(-found[0]["reward/clip/mean"], abs=0.01)  # of pixels, not of 8 bits
 
 
