@@ -13,7 +13,7 @@ from flowrl.core.backward_pull import backward_pull
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.pulled import DraftObjective, MatchObjective, PulledObjective, ReFLObjective
 from flowrl.core.selection import rank_shares
-from flowrl.policies.pipelines.noised_looks import look_at
+from flowrl.policies.pipelines.level_looks import Asking, look_at
 from policies_support import PROMPTS, SEED, FamilyPolicy
 from samplers.plan import Plan
 from samplers.visits import Column, Visited
@@ -67,7 +67,8 @@ class Walk:
     def velocity(self, row: int, step: int, x: Tensor) -> Tensor:
         trajectory, f = self.rollout.replay, self.at[row, step]
         starts = [trajectory.start(row // 2, trajectory.tree.leaves[row % 2])]
-        return look_at(self.policy, {0: x}, [trajectory.prompts[row // 2]], starts, f.level)[0]
+        asking = Asking(torch.zeros(STEPS + 1))
+        return look_at(self.policy, asking, {0: x}, [trajectory.prompts[row // 2]], starts, f.level).velocity[0]
 
     def moved(self, row: int, step: int, to: int, x: Tensor, v: Tensor) -> Tensor:
         """Where a velocity at the beginning of a step leads to the beginning of another: DDIM's formula, or Euler's."""
