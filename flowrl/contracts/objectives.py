@@ -33,7 +33,7 @@ class Batch:
 
 
 Together = Literal["decision", "row", "pair", "group"]
-Need = Literal["reference", "old", "pull", "reward_of", "rank"]
+Need = Literal["reference", "old", "pull", "reward_of", "rank", "every_row"]
 
 
 class Objective(Protocol):
@@ -55,7 +55,8 @@ class Objective(Protocol):
         """What the loop has to provide. reference: `Batch.reference`, as every trained decision pays a divergence; of
         noised states the velocities of the reference, and with old those of the older copy, in `Batch.velocities`;
         reward_of, pull: see `Batch`, and for a pull core/backward_pull.py. rank: in `Batch.adv`, in place of a row's
-        advantage, the share of the update's rows that it is above, in (0, 1)."""
+        advantage, the share of the update's rows that it is above, in (0, 1). every_row: nothing more, but rows whose
+        advantage is 0 are looked at too, since they have a loss."""
         ...
 
     def weights(self, mask: Tensor) -> Tensor:

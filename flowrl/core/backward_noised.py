@@ -21,6 +21,7 @@ from torch import Tensor
 from flowrl.contracts import Field, Looks, Progress, View, Visit
 from flowrl.core.backward import StepLoss
 
+WEIGHTS = frozenset(["old", "reference"])  # whose velocities an objective may need
 Look = Callable[[Tensor, View, Visit], None]  # `Looks.look` of one rollout
 
 
@@ -34,7 +35,9 @@ def backward_noised(
     look = partial(policy.look, loss.rollout, progress=progress)
     for chunk in _chunks(rows, loss.together, micro_batch):
         parts = chunk.split(micro_batch or len(chunk))
-        others = {name: _collect(look, parts, loss, name) for name in sorted(loss.objective.needs - loss.unmoved)}
+        others = {
+            name: _collect(look, parts, loss, name) for name in sorted(WEIGHTS & loss.objective.needs - loss.unmoved)
+        }
         if loss.together is None:
             surrogate = None
         elif others and all(_is_whole(f.rows, chunk, loss.together) for f in next(iter(others.values()))):

@@ -179,10 +179,10 @@ def update(
 ) -> Metrics:
     """All optimizer steps of one rollout, with advantages [R] or [R, K]; returns their metrics, averaged over steps."""
     adv = adv.cpu()
-    friends = companions(rollout, adv, objective.together, settings.pairs)
+    every = bool(objective.needs & {"reference", "pull", "reward_of", "every_row"})  # trained rows all have a loss then
+    friends = companions(rollout, adv, objective.together, settings.pairs, every="every_row" in objective.needs)
     if friends is not None:
         rollout = replace(rollout, mask=rollout.mask & friends.used[:, None])
-    pays = bool(objective.needs & {"reference", "pull", "reward_of"})  # every trained decision then has a loss
     trained = rollout.mask.any(1)
     if "reference" in objective.needs and objective.view.states == "drawn":
         for part in _parts(trained.nonzero()[:, 0], settings.micro_batch):
@@ -190,8 +190,8 @@ def update(
     steps = []
     for block in _blocks(rollout, settings):
         weighted = with_step_weights(adv, objective, rollout, block)
-        # a row that nothing moves has no policy gradient: it is looked at only where a divergence has to be paid
-        active = trained if pays else moved_rows(weighted, rollout.mask)
+        # a row that nothing moves has no policy gradient: it is looked at only where its loss has more than that
+        active = trained if every else moved_rows(weighted, rollout.mask)
         used = block[active[block]] if friends is None else friends.rows(block)
         if "rank" in objective.needs:
             weighted = rank_shares(weighted, used)

@@ -55,11 +55,13 @@ class Companions:
         return self.order[torch.isin(self.order, block)]
 
 
-def companions(rollout: Rollout, adv: Tensor, together: Together, pairs: int) -> Companions | None:
+def companions(
+    rollout: Rollout, adv: Tensor, together: Together, pairs: int, *, every: bool = False
+) -> Companions | None:
     """The rows that belong together by their advantages [R] or [R, K]; None where each is for itself.
 
     pair: `pairs` of each group, the best with the worst and so on, where their advantages differ. group: all trained
-    rows of groups that anything moves.
+    rows of groups that anything moves, or of every group.
     """
     if together not in ("pair", "group"):
         return None
@@ -70,6 +72,6 @@ def companions(rollout: Rollout, adv: Tensor, together: Together, pairs: int) ->
         labels = torch.full((len(group),), -1)
         labels[chosen] = torch.arange(len(chosen))[:, None]
         return Companions(labels, chosen.flatten())
-    moved = torch.isin(group, group[moved_rows(adv, rollout.mask)])
+    moved = trained if every else torch.isin(group, group[moved_rows(adv, rollout.mask)])
     order = torch.argsort(group, stable=True)
     return Companions(group, order[(trained & moved)[order]])

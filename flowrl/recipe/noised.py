@@ -11,8 +11,8 @@ class Loss(Strict):
     nft (DiffusionNFT): beta, adv_clip, adv_mode. awm (advantage-weighted matching): weighting, power, clip, pull,
     adv_clip, adv_max. dgpo (direct group preference): beta, clip, against. crd (centred reward distillation): beta,
     temperature, match, adaptive, adaptive_kl, adv_clip. flow_dpo: beta, epsilon, against; train.pairs of each group.
-    flow_rwr (reward-weighted regression): temperature. sft (supervised
-    finetuning) is of samples from files. against: the policy's errors are compared with those of the
+    flow_rwr (reward-weighted regression): temperature. sft (supervised finetuning) is of samples from files whose score
+    is above least, and weighs them by it if weighted. against: the policy's errors are compared with those of the
     reference, or of the older copy (train.old). Keys of another kind are refused; what is not given is as published.
     objective.kl is the coefficient of the mean squared difference from the reference's velocity. Samples come from the
     ODE: sampler.step, noise, window and share_noise, and the clip and kl_kind of objective, are not read.
@@ -46,6 +46,8 @@ class Loss(Strict):
     adaptive: bool | None = key(None, "true or false")
     adaptive_kl: bool | None = key(None, "true or false")
     epsilon: bool | None = key(None, "true or false")
+    least: float | None = key(None, "a number")
+    weighted: bool | None = key(None, "true or false")
     threshold: float | None = key(None, "a number, or null")
     scale: float | None = key(None, "a number > 0", gt=0)
     nested: bool | None = key(None, "true or false")
@@ -131,7 +133,7 @@ LOSS_KEYS: dict[str, tuple[str, ...]] = {
     "crd": ("beta", "temperature", "match", "adaptive", "adaptive_kl", "adv_clip"),
     "flow_dpo": ("beta", "epsilon", "against"),
     "flow_rwr": ("temperature",),
-    "sft": (),
+    "sft": ("least", "weighted"),
     "draft": ("threshold", "scale", "nested", "tau"),
     "match": ("scale", "nested", "target"),
     "refl": ("threshold", "scale"),

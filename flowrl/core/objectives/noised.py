@@ -39,7 +39,7 @@ class NoisedObjective:
     reference; old_distance, the mean squared difference from the older velocity, where there is one.
     """
 
-    reads: ClassVar[frozenset[Need]] = frozenset()  # whose velocities the loss reads, beside the divergence
+    reads: ClassVar[frozenset[Need]] = frozenset()  # what the loss needs, beside the divergence
 
     kl: float = 0.0
 
@@ -92,7 +92,7 @@ class NFTObjective(NoisedObjective):
     `matching.reward_probability`.
     """
 
-    reads: ClassVar[frozenset[Need]] = frozenset({"old"})
+    reads: ClassVar[frozenset[Need]] = frozenset({"old", "every_row"})
 
     beta: float = 1.0
     adv_clip: float = 5.0
@@ -127,6 +127,11 @@ class AWMObjective(NoisedObjective):
     def __post_init__(self) -> None:
         if self.clip is None and self.pull == 0:
             raise ValueError("clip=null and pull=0 leave the loss without a bound: give one of the two")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See `contracts.Objective`: a pull acts on every row."""
+        return super().needs | (frozenset({"every_row"}) if self.pull else frozenset())
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """(loss [r], metrics [r]); see `NoisedObjective`."""
@@ -189,7 +194,7 @@ class CRDObjective(NoisedObjective):
     `matching.reward_probability`. adaptive_kl: the divergence counts less for worse rows, down to 1e-4.
     """
 
-    reads: ClassVar[frozenset[Need]] = frozenset({"old"})
+    reads: ClassVar[frozenset[Need]] = frozenset({"old", "every_row"})
 
     beta: float = 1.0
     temperature: float = -1.0
@@ -265,6 +270,8 @@ class FlowDPOObjective(NoisedObjective):
 class FlowRWRObjective(NoisedObjective):
     """Reward-weighted regression (Flow-RWR of arXiv:2501.13918): the error times exp(advantage / temperature)."""
 
+    reads: ClassVar[frozenset[Need]] = frozenset({"every_row"})
+
     temperature: float = 1.0
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -275,15 +282,19 @@ class FlowRWRObjective(NoisedObjective):
 
 @dataclass(frozen=True)
 class SFTObjective(NoisedObjective):
-    """Supervised finetuning: the error of the velocity times the sample's score, where that is above 0.
+    """Supervised finetuning: the error of the velocity, of samples whose score is above `least`.
 
-    With rewards as scores it is GORS (T2I-CompBench, arXiv:2307.06350).
+    weighted: times the score, which with rewards as scores is GORS (T2I-CompBench, arXiv:2307.06350, its code).
     """
+
+    least: float = 0.0
+    weighted: bool = True
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """See `NoisedObjective`."""
-        error = _square(seen, seen.v - seen.target)
-        return _of_rows(batch.adv).clamp(min=0) * error, {"error": error.detach()}
+        error, score = _square(seen, seen.v - seen.target), _of_rows(batch.adv)
+        weight = score if self.weighted else torch.ones_like(score)
+        return weight.where(score > self.least, 0.0) * error, {"error": error.detach()}
 
 
 def _errors(seen: Field, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -16,6 +16,10 @@ flow_dpo the best and the worst of each group at one noise and level, beta 100 a
          DPO of Flow-DPO (arXiv:2501.13918), at logit-normal levels. For denoising steps.
 flow_rwr the error of the velocity times exp(advantage): Flow-RWR (arXiv:2501.13918), of advantages in the place of
          rewards. For denoising steps.
+sft      the error of the velocity of samples from files, those whose score is above 0: supervised finetuning, at
+         logit-normal levels (arXiv:2403.03206). For denoising steps, as the next.
+gors     the same times the score, a reward; objective.loss.least is the reward from which on samples are taken: GORS of
+         T2I-CompBench (arXiv:2307.06350, section 5), which draws and selects once, as `flowrl pairs` does.
 refl     the reward's own gradient at the one-step estimate of a late step, max(2 - reward, 0) times 1e-3: ReFL
          (arXiv:2304.05977), one of the last ten steps. This and those below are for denoising steps and
          differentiable rewards, read no advantage, and take train.group 1 as well.
@@ -54,6 +58,7 @@ def _pulled(loss: dict[str, Any], levels: dict[str, Any], **advantage: Any) -> V
     return {"objective": {"loss": loss}, "sampler": {"levels": levels}, "advantage": batch}
 
 
+FROM_FILES: Values = {"sampler": {"levels": {"kind": "logit_normal"}}, "train": {"source": "files"}}
 DENOISING: dict[str, Values] = {
     "nft": {
         "objective": {"loss": {"kind": "nft"}},
@@ -74,6 +79,8 @@ DENOISING: dict[str, Values] = {
     },
     "flow_dpo": {"objective": {"loss": {"kind": "flow_dpo"}}, "sampler": {"levels": {"kind": "logit_normal"}}},
     "flow_rwr": {"objective": {"loss": {"kind": "flow_rwr"}}, "sampler": {"levels": {"kind": "logit_normal"}}},
+    "sft": FROM_FILES | {"objective": {"loss": {"kind": "sft", "weighted": False}}},
+    "gors": FROM_FILES | {"objective": {"loss": {"kind": "sft"}}},
     "refl": _pulled({"kind": "refl", "threshold": 2.0, "scale": 1e-3}, {"kind": "walk", "low": -10, "number": 1}),
     "draft1": _pulled({"kind": "draft"}, {"kind": "walk", "low": -1}),
     "draft_k": _pulled({"kind": "draft"}, {"kind": "walk", "low": -10}),

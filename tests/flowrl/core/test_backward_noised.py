@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from flowrl.contracts import Batch, Field, Policy, Rollout, Samples, View, Visit
 from flowrl.core.backward import StepLoss
 from flowrl.core.backward_noised import backward_noised
+from flowrl.core.iterate import Settings, update
+from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.noised import (
     AWMObjective,
@@ -114,7 +116,7 @@ def test_the_gradient_is_that_of_the_sum(name: str, width: int, micro: int, thir
     policy, objective = Linear(width), OBJECTIVES[name]
     found, metrics = gradient(policy, objective, micro, mask)
     torch.testing.assert_close(found, by_hand(policy, objective, mask), rtol=1e-6, atol=1e-7)
-    assert set(policy.asked) == {"current", *objective.needs}
+    assert set(policy.asked) == {"current", *objective.needs} - {"every_row"}
     gap = policy.x0.new_zeros(())
     for column in range(2):
         x = policy.field(torch.arange(ROWS), column, policy.theta).x[mask[:, column]]
@@ -203,3 +205,37 @@ def test_rows_of_unequal_parts_have_errors_of_their_own_elements() -> None:
     seen = Field(rows, torch.tensor([0]), 0.5, x, x, zero, zero, share=torch.tensor([1.0, 0.5, 0.5]))
     loss, _ = SFTObjective()(seen, Batch(torch.ones(3, 1), torch.ones(3, 1, dtype=torch.bool), zero[:, :1]))
     assert loss[:, 0].tolist() == [2.5, 9.0, 16.0]
+
+
+SILENT = {"nft": True, "awm": True, "awm_clip": False, "crd": True, "rwr": True, "dgpo_old": False, "sft": False}
+LOSSES = OTHERS | OBJECTIVES | {"sft": SFTObjective()}
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_rows_without_an_advantage_are_looked_at_where_they_have_a_loss(name: str) -> None:
+    """Of two groups the second is trained, whose rows but one have no advantage, or none of them has."""
+    objective, mask = LOSSES[name], torch.zeros(ROWS, 2, dtype=torch.bool)
+    mask[3:] = True
+    rollout = Rollout(Samples([], torch.arange(ROWS) // 3, texts=[""] * ROWS), torch.zeros(ROWS, 2), mask, None)
+    for third, moved in ((0.0, 0), (2.0, 3 if objective.together == "group" else 1)):
+        policy, adv = Linear(), torch.zeros(ROWS)
+        adv[5] = third
+        learner, before = Learner(policy.trainable(), lr=1e-3, weight_decay=0.0), policy.theta.detach().clone()
+        metrics = update(cast(Policy, policy), learner, rollout, adv, objective, Settings(3))
+        assert metrics["active_rows"] == pytest.approx((3 if SILENT[name] else moved) / ROWS)
+        assert torch.equal(policy.theta, before) == (not SILENT[name] and not moved)
+
+
+def test_finetuning_takes_samples_above_a_score_and_weighs_them_if_asked() -> None:
+    mask, rows = torch.ones(ROWS, 2, dtype=torch.bool), torch.arange(ROWS)
+    for objective, weight in (
+        (SFTObjective(), ADV.clamp(min=0)),
+        (SFTObjective(least=0.5), torch.tensor([1.0, 0, 0, 0, 0, 2.0])),
+        (SFTObjective(least=-1.5, weighted=False), torch.tensor([1.0, 0, 1, 1, 1, 1])),
+    ):
+        policy, total = Linear(), torch.zeros((), dtype=torch.float64)
+        for column in range(2):
+            f = policy.field(rows, column, policy.theta)
+            total = total + ((f.v - f.target).square().mean(1) * weight).sum() / (2 * ROWS)
+        wanted = torch.autograd.grad(total, policy.theta)[0]
+        torch.testing.assert_close(gradient(policy, objective, 4, mask)[0], wanted, rtol=1e-6, atol=1e-8)

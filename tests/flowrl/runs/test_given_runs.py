@@ -51,9 +51,9 @@ def test_offline_dpo_prefers_the_better_pictures(pairs: Path, tmp_path: Path) ->
     assert metrics[-1]["implicit_accuracy"] == 1 and metrics[-1]["loss"] < 0.68
 
 
-@pytest.mark.parametrize("preset", ["flow_rwr", "sft"])
+@pytest.mark.parametrize("preset", ["flow_rwr", "sft", "gors"])
 def test_scored_pictures_are_fitted(preset: str, pairs: Path, tmp_path: Path) -> None:
-    objective = "{preset: flow_dpo, loss: {kind: sft}}" if preset == "sft" else f"{{preset: {preset}}}"
+    objective = f"{{preset: {preset}}}"
     more = [f"prompts.train={pairs}", f"output={tmp_path}", f"objective={objective}"]
     run(load("tiny_dpo_offline", [*SMALL, *more]), quiet())
     metrics = metrics_of(tmp_path)
