@@ -1,7 +1,7 @@
 """Builds the parts of a run from a recipe: prompts and rewards, policy, optimizer, loss."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy
@@ -26,7 +26,7 @@ from flowrl.planning.walks import pruned_widths
 from flowrl.policies.devices import device_of
 from flowrl.policies.weights import weights_of
 from flowrl.reading import pairs
-from flowrl.reading.inputs import read_prompts
+from flowrl.reading.inputs import phase_prompts, read_prompts
 from flowrl.reading.prompt_memory import Observed
 from flowrl.recipe.making import build_part
 from flowrl.recipe.schema import Recipe
@@ -40,17 +40,18 @@ from flowrl.watch.watchdog import Watchdog, WatchSettings
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads before it loads weights."""
+    """What a run reads before it loads weights. by_phase: the training prompts of each phase."""
 
     train: list[Prompt]
     heldout: list[Prompt]
     scorer: Scorer
+    by_phase: list[list[Prompt]] = field(default_factory=list)
 
 
 def read_inputs(recipe: Recipe) -> Inputs:
     """Reads prompts and rewards. Raises UserError if a file or a reward is invalid."""
     train, heldout = read_prompts(recipe, online=True)
-    return Inputs(train, heldout, build_scorer(recipe))
+    return Inputs(train, heldout, build_scorer(recipe), phase_prompts(recipe, train, online=True))
 
 
 def build_scorer(recipe: Recipe) -> Scorer:
@@ -82,12 +83,12 @@ def build_learner(recipe: Recipe, policy: Policy) -> Learner:
         max_grad_norm=train.max_grad_norm,
         warmup=train.warmup,
         schedule=build_part("lr_schedule", train.schedule) if isinstance(train.schedule, Own) else train.schedule,
-        total=train.iterations * train.epochs * train.updates,
+        total=recipe.updates_by(train.iterations),
         average=train.ema,
         average_every=train.ema_every,
         ramp=train.ema_ramp,
         reference=recipe.keeps_reference,
-        old=train.old is not None,
+        old=any(part.train.old is not None for part in recipe.parts()),
     )
     policy.weights = weights_of(policy.modules, learner.copies, use=recipe.reference.use)
     return learner

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -95,6 +95,20 @@ class Learner:
         """The moving average of every parameter, of the same shape, if one is kept."""
         return self.copies[AVERAGE] if AVERAGE in self.copies else None
 
+    def reset(self, names: Sequence[str]) -> None:
+        """Begins anew with the parameters as they are: the moments of the optimizer, or a copy of the weights.
+
+        names: of optimizer, reference, average and old. A reference may be kept from here on; of the others, what is
+        not kept stays so.
+        """
+        for name in names:
+            if name == "optimizer":
+                self.optimizer.state.clear()
+            elif name == OLD and OLD in self.copies:
+                self.keep_old(0.0)
+            elif name == REFERENCE or name in self.copies:
+                self.copies.keep(name)
+
     def keep_old(self, decay: float) -> None:
         """Moves the older copy to decay * copy + (1 - decay) * parameters."""
         self.copies.keep(OLD, decay)
@@ -137,6 +151,8 @@ class Learner:
         for name in (AVERAGE, OLD):
             if name in self.copies:
                 self.copies.keep(name)
+        if REFERENCE in saved_copies(state):  # of a phase of the run, which set it anew
+            self.copies.keep(REFERENCE)
         self.copies.load_state_dict(saved_copies(state))
 
 

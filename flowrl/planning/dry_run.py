@@ -8,6 +8,7 @@ from flowrl.planning.costs import arithmetic, plan_for
 from flowrl.planning.sizes.rewards import on_device, told
 from flowrl.planning.sizes.units import size_text
 from flowrl.recipe.objectives import CLIPPED, OF_GATES
+from flowrl.recipe.phases import phase_at, starts
 from flowrl.recipe.schema import ObjectiveKeys, Recipe
 from flowrl.recipe.sections import Own
 
@@ -20,11 +21,13 @@ def describe(recipe: Recipe, *, num_train: int | None = None, num_heldout: int |
     num_train, num_heldout: the numbers of prompts, if they have been read.
     """
     decisions = kind_of(recipe).planning.lines(recipe)
-    blocks = [_batches(recipe, num_train, num_heldout), decisions, _costs(recipe), _ends(recipe)]
+    blocks = [_batches(recipe, num_train, num_heldout), decisions, _costs(recipe), _phases(recipe), _ends(recipe)]
+    blocks = [block for block in blocks if block]
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
 def _batches(recipe: Recipe, num_train: int | None, num_heldout: int | None) -> list[str]:
+    whole, recipe = recipe, recipe.parts()[0]
     train, a = recipe.train, arithmetic(recipe)
     learns = f"all weights of the {kind_of(recipe).words.network}"
     if recipe.lora is not None:
@@ -48,6 +51,7 @@ def _batches(recipe: Recipe, num_train: int | None, num_heldout: int | None) -> 
         f"each on {a.rows_per_update} rows ({_part_of_update(recipe)}) in {micro}",
         f"run         {_count(train.iterations, 'iteration')} = "
         f"{_count(train.iterations * a.optimizer_steps, 'optimizer step')}, {train.iterations * a.samples} samples"
+        + (" of the first phase's kind: see phases" if whole.phases else "")
         + (f"; ends after {train.seconds:g} s of training" if train.seconds is not None else ""),
     ]
 
@@ -64,7 +68,8 @@ def _part_of_update(recipe: Recipe) -> str:
 def _costs(recipe: Recipe) -> list[str]:
     first: dict[Any, int] = {}  # the first iteration of each plan: the same plan costs the same
     for i in range(min(recipe.train.iterations, 1000)):
-        first.setdefault((plan_for(recipe, i), recipe.at(i).objective.kl > 0), i)
+        phase = phase_at(recipe.phases, i) if recipe.phases else 0
+        first.setdefault((plan_for(recipe, i), recipe.at(i).objective.kl > 0, phase), i)
     costs = [arithmetic(recipe, i) for i in first.values()]
 
     def span(name: str) -> str:
@@ -111,6 +116,18 @@ def _reference(recipe: Recipe) -> list[str]:
     alone = [] if recipe.scores_train else [f"{'':<12}no reward counts or is called: the divergence alone trains"]
     told = [f"reference   {recipe.reference}"] if recipe.reference != type(recipe.reference)() else []
     return [*told, *alone] if recipe.reads_reference else []
+
+
+def _phases(recipe: Recipe) -> list[str]:
+    """Each phase, and what all of them take; the rest of the text is about the first."""
+    lines, samples, steps = [], 0, 0
+    for phase, first in zip(recipe.phases, starts(recipe.phases), strict=True):
+        number, one = min(phase.iterations, max(recipe.train.iterations - first, 0)), arithmetic(recipe, first)
+        samples, steps = samples + number * one.samples, steps + number * one.optimizer_steps
+        lines.append(f"{phase.words(first + 1)} ({number * one.samples} samples)")
+    if lines:
+        lines.append(f"in all {samples} samples, {_count(steps, 'optimizer step')}")
+    return [f"{'' if i else 'phases':<12}{line}" for i, line in enumerate(lines)]
 
 
 def _curves(recipe: Recipe) -> list[str]:

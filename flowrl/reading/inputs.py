@@ -58,6 +58,19 @@ def read_prompts(recipe: Recipe, *, online: bool = False) -> tuple[list[Prompt],
     return _train_prompts(recipe, online), _heldout_prompts(recipe, online)
 
 
+def phase_prompts(recipe: Recipe, train: list[Prompt], *, online: bool = False) -> list[list[Prompt]]:
+    """The training prompts of each phase, of which those with the recipe's own sources have `train` itself.
+
+    Raises like `read_prompts`.
+    """
+    own = recipe.prompts.train, recipe.prompts.limit, recipe.train.source, recipe.train.group
+    found = []
+    for part in recipe.parts():
+        source = part.prompts.train, part.prompts.limit, part.train.source, part.train.group
+        found.append(train if source == own else _train_prompts(part, online))
+    return found
+
+
 def planned_prompts(recipe: Recipe) -> tuple[list[Prompt] | None, list[Prompt] | None, list[str]]:
     """Like read_prompts, for a dry run: None instead of published prompts that are missing, and a line on each."""
     _check_devices(recipe)

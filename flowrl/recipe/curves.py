@@ -8,7 +8,7 @@ alone, so that a resumed run has the same numbers. Keys that accept a curve are 
 (`key(..., curve=True)`); each value must be one that the key accepts as a constant.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_origin
 
@@ -16,7 +16,9 @@ from pydantic import BaseModel, PrivateAttr, SerializerFunctionWrapHandler, Vali
 from pydantic.fields import FieldInfo
 
 from flowrl.recipe.base import Strict
+from flowrl.recipe.base import key as recipe_key
 from flowrl.recipe.errors import RecipeError, model_of, show, translate, wrong_value
+from flowrl.recipe.phases import Phase, phase_at, starts
 from flowrl.recipe.sections import names_own
 from flowrl.untyped import JSON
 
@@ -182,9 +184,14 @@ def replace_value(model: BaseModel, key: str, value: Any) -> Any:
 
 
 class Curved(Strict):
-    """A recipe some of whose values follow curves. It holds the first value of each itself; `at` gives the others."""
+    """A recipe some of whose values follow curves, or differ from phase to phase (recipe/phases.py).
 
+    It holds the first value of each curve, and what stands outside of all phases; `at` gives the others.
+    """
+
+    phases: list[Phase] = recipe_key([], "a list of {iterations, overrides, reset}")
     _curves: dict[str, Curve] = PrivateAttr(default_factory=dict)
+    _parts: tuple[Any, ...] = PrivateAttr(default=())  # the recipe of each phase
 
     @property
     def updates_per_iteration(self) -> int:
@@ -196,6 +203,29 @@ class Curved(Strict):
         """The curves of values that change during the run, by dotted key."""
         return self._curves
 
+    @property
+    def changes(self) -> bool:
+        """Whether any value changes during the run."""
+        return bool(self._curves or self._parts)
+
+    def parts(self: R) -> list[R]:
+        """The recipe of each phase; itself without phases."""
+        return list(self._parts) or [self]
+
+    def with_parts(self: R, parts: Sequence[R]) -> R:
+        """A copy whose phases have these recipes."""
+        copy = self.model_copy()
+        copy._parts = tuple(parts)
+        return copy
+
+    def updates_by(self, iteration: int) -> int:
+        """Optimizer steps that so many iterations make, phase by phase."""
+        if not self._parts:
+            return iteration * self.updates_per_iteration
+        ends = [*starts(self.phases)[1:], max(iteration, 0)]
+        each = zip(self._parts, starts(self.phases), ends, strict=True)
+        return sum(max(min(iteration, end) - start, 0) * part.updates_per_iteration for part, start, end in each)
+
     def with_curves(self: R, curves: Mapping[str, Curve]) -> R:
         """A copy whose values follow these curves. Raises RecipeError for a point that its key does not accept."""
         copy = self.model_copy()
@@ -205,8 +235,11 @@ class Curved(Strict):
     def at(self: R, iteration: int, updates: int | None = None) -> R:
         """The recipe with the constants that its curves have after so many iterations and optimizer steps.
 
-        updates None: as many as these iterations make.
+        updates None: as many as these iterations make. With phases these are the constants of its phase.
         """
+        if self._parts:
+            number = phase_at(self.phases, iteration)
+            return self._parts[number].at(iteration, self.updates_by(iteration) if updates is None else updates)
         if not self._curves:
             return self
         done = iteration * self.updates_per_iteration if updates is None else updates
@@ -217,7 +250,12 @@ class Curved(Strict):
         return recipe
 
     def stages(self: R) -> list[R]:
-        """The recipe with its constants at each point of its curves, in the order of the run; itself without curves."""
+        """The recipe with its constants at each point of its curves, in the order of the run; itself without curves.
+
+        With phases, those of each phase.
+        """
+        if self._parts:
+            return [stage for part in self._parts for stage in part.stages()]
         each, counts = self.updates_per_iteration, {(0, 0)}
         for curve in self._curves.values():
             steps = [count * each if curve.by == "iterations" else count for count, _ in curve.points]

@@ -1,5 +1,6 @@
 """Reads a recipe: YAML file, `key=value` overrides, preset, checks."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_origin
@@ -10,9 +11,11 @@ from pydantic import BaseModel, ValidationError
 from flowrl import names
 from flowrl.kinds import kind_of
 from flowrl.recipe import scalars
+from flowrl.recipe.changes import changes
 from flowrl.recipe.checks import check
-from flowrl.recipe.curves import split_curves
+from flowrl.recipe.curves import replace_value, split_curves
 from flowrl.recipe.errors import RecipeError, first_of, model_of, show, translate, unknown_key
+from flowrl.recipe.phases import refuse_fixed
 from flowrl.recipe.places import check_places
 from flowrl.recipe.presets import PRESETS
 from flowrl.recipe.reference_checks import resolved
@@ -51,7 +54,7 @@ def build(values: dict[str, JSON], *, name: str = "recipe", beside: Path | None 
 
 
 def _validate(values: dict[str, JSON], name: str, beside: Path | None) -> Recipe:
-    values = with_preset(values)
+    given, values = values, with_preset(values)
     if values.get("output") is None:
         values = values | {"output": f"runs/{name}"}
     values, curves = split_curves(values, Recipe)
@@ -62,7 +65,34 @@ def _validate(values: dict[str, JSON], name: str, beside: Path | None) -> Recipe
     recipe = recipe.with_curves(curves)
     if errors := list(check_places(recipe)):
         raise first_of(errors)
-    return _resolve(recipe, beside)
+    recipe = _resolve(recipe, beside)
+    return _with_phases(recipe, given, name, beside) if recipe.phases else recipe
+
+
+def _with_phases(recipe: Recipe, values: dict[str, JSON], name: str, beside: Path | None) -> Recipe:
+    """The recipe with the recipes of its phases. Raises RecipeError for an override that is wrong, or cannot change."""
+    total, parts = sum(phase.iterations for phase in recipe.phases), []
+    train = values.get("train")
+    if not isinstance(train, dict) or train.get("iterations") is None:
+        recipe = replace_value(recipe, "train.iterations", total)
+    elif recipe.train.iterations > total:
+        problem = f"got {recipe.train.iterations}, but the phases are {total} iterations long"
+        raise RecipeError("train.iterations", problem, "leave it out, or change phases")
+    plain = {place: value for place, value in values.items() if place != "phases"}
+    for number, phase in enumerate(recipe.phases):
+        own = copy.deepcopy(plain)
+        try:
+            for dotted, value in phase.overrides.items():
+                _set(own, dotted, value)
+            part = _validate(own, name, beside)
+        except RecipeError as error:
+            raise RecipeError(f"phases.{number}.overrides.{error.place}", error.problem, error.remedy) from None
+        part = replace_value(part, "train.iterations", recipe.train.iterations)
+        before = replace_value(recipe, "phases", [])
+        if errors := list(refuse_fixed(changes(before, part), number)):
+            raise errors[0]
+        parts.append(part)
+    return recipe.with_parts(parts)
 
 
 def with_preset(values: dict[str, JSON]) -> dict[str, JSON]:
@@ -149,7 +179,12 @@ def _override(values: dict[str, JSON], override: str) -> None:
     except yaml.YAMLError as error:
         problem = f"got {show(text)}, which is not valid YAML ({_yaml_problem(error)})"
         raise RecipeError(dotted, problem, "quote it") from None
-    place = values
+    _set(values, dotted, value)
+
+
+def _set(values: dict[str, JSON], dotted: str, value: JSON) -> None:
+    """Sets a dotted key in place; null unsets it."""
+    parts, place = dotted.split("."), values
     for depth, name in enumerate(parts[:-1]):
         if place.get(name) is None:
             place[name] = {}

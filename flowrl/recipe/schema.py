@@ -242,7 +242,8 @@ class Recipe(Curved):
 
     With `generation` the model is a language model, its decisions are tokens, and neither `pipeline` nor `sampler` is
     read (`load` refuses them). Where a key has a curve, the recipe itself holds its first value; `at` gives the others.
-    policy: a class of the user's own in place of the kind's policy, which it extends.
+    policy: a class of the user's own in place of the kind's policy, which it extends. phases: parts of the run that
+    differ in some values (recipe/phases.py); train.iterations is then their sum, unless it ends the run before.
     """
 
     model: str = key(..., "shapes-flux, arithmetic-qwen2, a hub id owner/name, or a model's folder", min_length=1)
@@ -282,8 +283,11 @@ class Recipe(Curved):
     @property
     def reads_reference(self) -> bool:
         """Whether the loss reads something of the reference, at some time of the run."""
-        loss, pays = self.objective.loss, self.objective.kl > 0 or "objective.kl" in self.curves
-        return pays or (loss is not None and loss.reads_reference)
+        for phase in self.parts():
+            loss, pays = phase.objective.loss, phase.objective.kl > 0 or "objective.kl" in phase.curves
+            if pays or (loss is not None and loss.reads_reference):
+                return True
+        return False
 
     @property
     def scores_train(self) -> bool:

@@ -50,6 +50,7 @@ METRICS = {
     "diversity (watch.diversity), divergence from the base (watch.kl_to_base)",
     "kl_to_base": "exact divergence from the model without its adapters, a denoising step's latent element or a token; "
     "mean over a few held-out rollouts",
+    "phase": "the phase of the run, from 1",
     "curve/*": "value of a key of the recipe that changes during the run",
     "samples/*": "statistics of the samples themselves, whatever the reward says",
 }

@@ -104,6 +104,8 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
         facts.append(("An iteration", f"{train['prompts']} prompts × {train['group']} samples"))
     planned = f" of {data.planned:,}" if data.planned and not data.finished else ""
     facts.append(("Iterations", f"{data.last:,}{planned}"))
+    if phases := list_or_empty(recipe.get("phases")):
+        facts.append(("Phases", str(len(phases))))
     if passed := data.passed_over:
         listed = ", ".join(f"{reason} {number:,.0f}" for reason, number in passed.items())
         facts.append(("Prompts passed over", f"{sum(passed.values()):,.0f} ({listed})"))

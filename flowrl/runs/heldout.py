@@ -62,7 +62,7 @@ def kl_to_base(
     """
     if recipe.watch.kl_to_base is None:
         return {}
-    if recipe.curves:
+    if recipe.changes:
         kind_of(recipe).building.retune(policy, recipe)
     return {
         KL: divergence(

@@ -28,7 +28,7 @@ from flowrl.kinds import kind_of
 from flowrl.planning.costs import arithmetic, baseline_plan, plan_for
 from flowrl.planning.duration import seconds_left
 from flowrl.policies import adapters
-from flowrl.reading.inputs import prompt_cursor, unread_columns
+from flowrl.reading.inputs import unread_columns
 from flowrl.recipe.schema import Recipe
 from flowrl.report import page as report
 from flowrl.runs import checkpoints
@@ -37,6 +37,7 @@ from flowrl.runs.alarm_response import AlarmError, most_severe, roll_back_to, ro
 from flowrl.runs.console import Console, Progress
 from flowrl.runs.folder import RunFolder
 from flowrl.runs.heldout import evaluate_heldout, evaluation_is_due, kl_to_base, trained_mean
+from flowrl.runs.phasing import Draws, begin_phase
 from flowrl.runs.run_state import GlobalGenerators, RunState
 from flowrl.runs.saving import Saving
 from flowrl.runs.stopping import Stopped, Stopping
@@ -62,10 +63,10 @@ class Run:
 
     def __post_init__(self) -> None:
         train, heldout, scorer = self.inputs.train, self.inputs.heldout, self.inputs.scorer
-        self.cursor, self.watch = prompt_cursor(self.recipe, train), build_watch(self.recipe)
-        parts = {"cursor": self.cursor, "scorer": scorer, "watch": self.watch, "random": GlobalGenerators()}
+        self.draws, self.watch = Draws(self.recipe, self.inputs.by_phase), build_watch(self.recipe)
+        parts = {"cursor": self.draws, "scorer": scorer, "watch": self.watch, "random": GlobalGenerators()}
         self.state = RunState(parts)
-        prompts = resuming.prompt_digests(train, heldout)
+        prompts = resuming.prompt_digests(resuming.all_prompts(train, self.inputs.by_phase), heldout)
         self.saving = Saving(self.recipe, self.policy, self.learner, self.folder, self.state, prompts)
         self.stopping = Stopping(self.console.stopping)
         self.objective = build_objective(self.recipe)
@@ -152,7 +153,8 @@ class Run:
         """The recipe with the present values of its curves, which objective, learner, policy and watch follow."""
         recipe = self.recipe
         now = recipe.at(iteration, self.learner.steps)
-        if recipe.curves:
+        if recipe.changes:
+            self.learner.max_grad_norm = now.train.max_grad_norm
             self.objective = build_objective(now)
             self.learner.base_lr = lambda steps: recipe.at(iteration, steps).train.lr
             self.watch.history.clip = now.objective.clip_range
@@ -160,7 +162,9 @@ class Run:
         return now
 
     def _iterate(self, iteration: int, progress: Progress) -> Iteration:
+        phase = begin_phase(self.recipe, iteration, self.learner)
         recipe, steps = self._constants(iteration), self.learner.steps
+        cursor = self.draws.of(self.recipe, iteration)
         sizes, scored = arithmetic(recipe, iteration), recipe.scores_train  # witnesses alone: evaluations ask them
         totals = {"rollout": sizes.rollout_forwards, "score": len(self.inputs.scorer.rewards) if scored else 0}
         totals["train"] = sizes.train_forwards + sizes.reference_forwards + sizes.whole_row_forwards
@@ -177,7 +181,7 @@ class Run:
         result = iterate(
             self.policy,
             self.learner,
-            self.cursor.take(train.prompts),
+            cursor.take(train.prompts),
             plan=plan_for(recipe, iteration),
             seed=recipe.seed,
             first=iteration * (1 + train.refill) * (members or train.group),
@@ -186,7 +190,7 @@ class Run:
             objective=self.objective,
             settings=Settings(**given, members=members, width=width_pruning(recipe, iteration)),
             enter=lambda name: progress.phase(name, totals[name]),
-            more=self.cursor.take,
+            more=cursor.take,
             progress=tick,
             finished=self.inputs.scorer.take if self.inputs.scorer.overlaps and scored else None,
             reward_of=self.inputs.scorer.with_gradient,
@@ -194,13 +198,14 @@ class Run:
             baseline_plan=baseline_plan(recipe, iteration),
             budget=build_budget(recipe, self.inputs.scorer),
         )
-        result.metrics |= self.cursor.observe(observed(recipe, self.inputs.scorer, result.rewards, result.samples))
+        result.metrics |= cursor.observe(observed(recipe, self.inputs.scorer, result.rewards, result.samples))
         if train.old is not None:
             after = self.recipe.at(iteration + 1, self.learner.steps).train.old
             self.learner.keep_old(after or 0.0)
         result.metrics |= {f"forwards/{name}": float(progress.forwards[name]) for name in ("rollout", "train")}
         result.metrics |= sample_statistics(result.samples)
-        for name, curve in self.recipe.curves.items():
+        result.metrics |= {} if phase is None else {"phase": float(phase)}
+        for name, curve in self.recipe.parts()[(phase or 1) - 1].curves.items():
             result.metrics |= {f"curve/{place}": value for place, value in curve.numbers(name, iteration, steps)}
         return result
 

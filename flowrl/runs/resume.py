@@ -61,6 +61,12 @@ def find_resume_point(folder: Path, recipe: Recipe) -> ResumePoint:
     return ResumePoint(checkpoint, changed, complaints, summary)
 
 
+def all_prompts(train: list[Prompt], by_phase: list[list[Prompt]]) -> list[Prompt]:
+    """The training prompts of a run and of its phases, each list once."""
+    others = [prompts for prompts in by_phase if prompts is not train]
+    return [*train, *(prompt for prompts in others for prompt in prompts)]
+
+
 def refuse_other_prompts(point: ResumePoint, train: Iterable[Prompt], heldout: Iterable[Prompt]) -> None:
     """Raises UserError if the prompts differ from those the run has trained or been evaluated on so far."""
     if point.checkpoint is None:

@@ -46,7 +46,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None =
         if point.summary is not None:
             console.note(f"{folder.path}: all {point.iteration} iterations are done; {_how_to_continue(recipe, point)}")
             return point.summary | {"folder": str(folder.path)}
-        resuming.refuse_other_prompts(point, inputs.train, inputs.heldout)
+        resuming.refuse_other_prompts(point, resuming.all_prompts(inputs.train, inputs.by_phase), inputs.heldout)
         folder.tracking = tracking.start_trackers(recipe, folder.path)
         if point.checkpoint is None:
             folder.rewind({}, 0, [])
