@@ -85,6 +85,7 @@ def advantages(
     k: Annotated[int, ">= 1"] = 4,
     factor: Annotated[float, "> 0"] = 1.0,
     groups: Annotated[float, "> 0 and <= 1"] = 1.0,
+    groups_by: Literal["largest", "smallest"] = "largest",
 ) -> Tensor:
     """Advantage of each sample, float32 [B], on the device of `group`.
 
@@ -96,7 +97,8 @@ def advantages(
     what baseline "given" takes from each reward. standardise: mean 0
     and std 1 over the batch afterwards (GDPO). The other arguments are those of `normalise`; the result times factor is
     limited to +-clip (None: unlimited). groups: all but this share of the groups, those whose sums of rewards have the
-    largest std, get 0 (StarPO-S, arXiv:2504.20073: 0.25); train.drop_silent leaves them out of the loss.
+    largest std, get 0 (StarPO-S, arXiv:2504.20073: 0.25); train.drop_silent leaves them out of the loss. groups_by:
+    smallest takes those of the smallest std, the control of that paper.
 
     Raises ValueError for an unknown option, or as combined_reward does.
     """
@@ -130,7 +132,8 @@ def advantages(
         adv = adv.masked_fill(silent, 0.0)
     if groups < 1:
         stats = group_stats(total, group)
-        adv = adv.where(baselines.top_groups(stats.std, groups)[stats.index], 0.0)
+        spread = stats.std if groups_by == "largest" else -stats.std
+        adv = adv.where(baselines.top_groups(spread, groups)[stats.index], 0.0)
     adv = adv if factor == 1 else adv * factor
     if clip is not None:
         adv = adv.clamp(-clip, clip)

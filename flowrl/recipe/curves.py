@@ -2,6 +2,7 @@
 
     objective: {kl: {0: 0.0, 50: 0.04}}                                    by iterations done, from 0
     train: {lr: {by: updates, points: {0: 1.0e-5, 200: 3.0e-4}}}           by optimizer steps taken
+    ... {points: {0: 0, 10: 0.9, 90: 0.05}, shape: [linear, cosine]}       not linear: see curve_shapes.py
 
 Before the first point a curve has the first value, after the last point the last. Its value depends on these two counts
 alone, so that a resumed run has the same numbers. Keys that accept a curve are marked in the schema
@@ -9,7 +10,7 @@ alone, so that a resumed run has the same numbers. Keys that accept a curve are 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, get_origin
 
 from pydantic import BaseModel, PrivateAttr, SerializerFunctionWrapHandler, ValidationError, model_serializer
@@ -17,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from flowrl.recipe.base import Strict
 from flowrl.recipe.base import key as recipe_key
+from flowrl.recipe.curve_shapes import SHAPES, share
 from flowrl.recipe.errors import RecipeError, model_of, show, translate, wrong_value
 from flowrl.recipe.phases import Phase, phase_at, starts
 from flowrl.recipe.sections import names_own
@@ -25,23 +27,34 @@ from flowrl.untyped import JSON
 Value = float | list[float]
 R = TypeVar("R", bound="Curved")
 OWN = ("objective", "advantage")  # where a part is the user's own, these follow curves: they are read every iteration
+WORDS = {"by", "points", "shape", "coef", "mid"}
 WRITTEN = "a curve such as {0: 0.1, 50: 0.2}, or {by: updates, points: {0: 0.1, 50: 0.2}}"
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Values at rising counts of iterations or updates (optimizer steps). Lists are read number by number."""
+    """Values at rising counts of iterations or updates (optimizer steps). Lists are read number by number.
+
+    shapes: of each way from a point to the next, or one for all; coef, mid: their numbers (curve_shapes.py).
+    """
 
     points: tuple[tuple[int, Value], ...]
     by: Literal["iterations", "updates"] = "iterations"
+    shapes: tuple[str, ...] = ("linear",)
+    coef: float | None = None
+    mid: float = 0.5
 
     def at(self, iteration: int, updates: int) -> Value:
         """The value after so many iterations and optimizer steps."""
         count, before = iteration if self.by == "iterations" else updates, self.points[0]
-        for after in self.points:
-            if count < after[0]:
-                share = (count - before[0]) / (after[0] - before[0]) if after is not before else 0.0
-                return _between(before[1], after[1], share)
+        for number, after in enumerate(self.points):
+            shape = self.shapes[(number - 1) % len(self.shapes)]
+            last = shape == "sigmoid" and number == len(self.points) - 1  # it ends beside its last point
+            if count < after[0] or last:
+                if after is before:
+                    return before[1]
+                gone, length = min(count, after[0]) - before[0], after[0] - before[0]
+                return _between(before[1], after[1], share(shape, gone, length, self.coef, self.mid))
             before = after
         return before[1]
 
@@ -56,17 +69,22 @@ class Curve:
     def written(self) -> dict[JSON, JSON]:
         """The mapping that a recipe contains for this curve."""
         points = dict(self.points)
-        return points if self.by == "iterations" else {"by": self.by, "points": points}
+        if self.shapes == ("linear",):
+            return points if self.by == "iterations" else {"by": self.by, "points": points}
+        shape = self.shapes[0] if len(self.shapes) == 1 else list(self.shapes)
+        numbers = ({} if self.coef is None else {"coef": self.coef}) | ({} if self.mid == 0.5 else {"mid": self.mid})
+        return {"by": self.by, "points": points, "shape": shape, **numbers}
 
     def words(self) -> str:
         """The points in words, as a dry run shows them."""
         one = "iteration" if self.by == "iterations" else "update"
-        return " -> ".join(f"{_number(value)} at {one} {count}" for count, value in self.points)
+        told = " -> ".join(f"{_number(value)} at {one} {count}" for count, value in self.points)
+        return told if self.shapes == ("linear",) else f"{told} ({', '.join(self.shapes)})"
 
 
 def is_curve_mapping(value: Mapping[JSON, JSON]) -> bool:
     """Whether a mapping is what `Curve.written` gives."""
-    return all(isinstance(name, int) for name in value) or value.keys() == {"by", "points"}
+    return all(isinstance(name, int) for name in value) or {"by", "points"} <= value.keys() <= WORDS
 
 
 def _between(a: Value, b: Value, share: float) -> Value:
@@ -124,14 +142,14 @@ def check_points(recipe: BaseModel, curves: Mapping[str, Curve]) -> dict[str, Cu
                 raise RecipeError(f"{key}.{count}", refused.problem, f"change {key}.{count}") from None
             value = getattr(valid, name)
             points.append((count, value if isinstance(value, list) else float(value)))
-        checked[key] = Curve(tuple(points), curve.by)
+        checked[key] = replace(curve, points=tuple(points))
     return checked
 
 
 def _looks_like(value: JSON) -> bool:
     """Whether a value is written as a curve, where no annotation tells what it is to be."""
     counts = isinstance(value, Mapping) and value and all(str(name).isdigit() for name in value)
-    return bool(counts) or (isinstance(value, Mapping) and value.keys() == {"by", "points"})
+    return bool(counts) or (isinstance(value, Mapping) and {"by", "points"} <= value.keys() <= WORDS)
 
 
 def takes_curve(field: FieldInfo) -> bool:
@@ -143,7 +161,7 @@ def takes_curve(field: FieldInfo) -> bool:
 def _read(place: str, value: Mapping[str, JSON], accepted: str) -> Curve:
     whole = f"{accepted}, or {WRITTEN}"
     by, points = ("iterations", value) if "points" not in value else (value.get("by", "iterations"), value["points"])
-    if by not in ("iterations", "updates") or ("points" in value and not set(value) <= {"by", "points"}):
+    if by not in ("iterations", "updates") or ("points" in value and not set(value) <= WORDS):
         raise wrong_value(place, value, whole)
     if not isinstance(points, Mapping) or len(points) < 2:
         raise RecipeError(place, f"got {show(value)}, accepted: {whole}", "give it at least two points")
@@ -157,7 +175,17 @@ def _read(place: str, value: Mapping[str, JSON], accepted: str) -> Curve:
             raise RecipeError(place, f"got the point {show(number)}, which is not a number", f"accepted: {whole}")
         if _length(number) != _length(numbers[0]):
             raise RecipeError(place, f"got the points {show(numbers)}", "give them all as numbers, or as equal lists")
-    return Curve(tuple(read), by)
+    shapes, coef, mid = value.get("shape", "linear"), value.get("coef"), value.get("mid", 0.5)
+    shapes = shapes if isinstance(shapes, list) else [shapes]
+    if not shapes or not set(map(str, shapes)) <= set(SHAPES) or len(shapes) not in (1, len(read) - 1):
+        accepted = f"one of {', '.join(SHAPES)}, or a list of them, one for each way from a point to the next"
+        raise RecipeError(f"{place}.shape", f"got {show(value.get('shape'))}", f"accepted: {accepted}")
+    for name, number in (("coef", 1.0 if coef is None else coef), ("mid", mid)):
+        if isinstance(number, bool) or not isinstance(number, int | float) or number <= 0:
+            raise RecipeError(
+                f"{place}.{name}", f"got {show(number)}, accepted: a number > 0", f"change {place}.{name}"
+            )
+    return Curve(tuple(read), by, tuple(shapes), None if coef is None else float(coef), float(mid))
 
 
 def _count(place: str, count: JSON, accepted: str) -> int:

@@ -8,6 +8,7 @@ import torch
 
 import golden
 from flowrl.core.advantages import advantages, group_stats
+from flowrl.core.replay import best_kept, draw_shares, resampling_weights
 from flowrl.core.selection import extremes, largest, most_spread, smallest
 
 Case = dict[str, Any]
@@ -112,3 +113,42 @@ def test_rows_of_the_largest_variance() -> None:
     mine = (group == 0).nonzero()[:, 0].tolist()
     best = max(values[list(chosen)].var().item() for chosen in itertools.combinations(mine, 3))
     assert values[kept[group[kept] == 0]].var().item() == pytest.approx(best)
+
+
+@pytest.mark.parametrize(
+    "case",
+    golden.cases(
+        FILTERS, where=lambda c: c["method"] == "ragen.rollout_filter" and c["params"]["rollout_filter_type"] != "std"
+    ),
+)
+def test_groups_of_the_smallest_spread_are_kept_in_the_control(case: Case) -> None:
+    params, scores = case["params"], golden.tensor(case["inputs"]["scores"], torch.float64).flatten()
+    group = torch.arange(len(scores)) // params["group_size"]
+    how = {"weights": {"r": 1.0}, "groups": params["rollout_filter_ratio"], "groups_by": "smallest"}
+    adv = advantages({"r": scores}, group, **how)
+    assert set(group[adv != 0].tolist()) == {int(group[i]) for i in case["outputs"]["kept_indices"]}
+
+
+@pytest.mark.parametrize("case", golden.cases(FILTERS, where=lambda c: c["method"] == "pf_ppo.weights"))
+def test_a_batch_is_drawn_anew_by_its_scores(case: Case) -> None:
+    scores = golden.tensor(case["inputs"]["scores"], torch.float64)
+    power = {"power": case["params"]["weight_pow"]} if "weight_pow" in case["params"] else {}
+    weight = resampling_weights(scores, case["params"]["reweight_method"], **power)
+    golden.check({"weights": weight, "sampling_probability": draw_shares(weight)}, case)
+
+
+@pytest.mark.parametrize("case", golden.cases(FILTERS, where=lambda c: c["method"] == "trl.replay_buffer"))
+def test_a_store_keeps_the_best(case: Case) -> None:
+    """Compared item by item: the published order is that of a heap."""
+    scores, wanted = case["inputs"]["scores"], case["outputs"]
+    kept = best_kept(scores, case["params"]["max_size"])
+    shares = dict(zip(wanted["kept_items"], wanted["sampling_probability"], strict=True))
+    assert kept == sorted(shares)
+    got = draw_shares(golden.tensor([scores[i] for i in kept], torch.float64))
+    golden.check({"sampling_probability": got}, case | {"outputs": {"sampling_probability": [shares[i] for i in kept]}})
+
+
+def test_every_kind_of_filter_is_known() -> None:
+    known = {"dars.extra_rollouts.ET", "dars.extra_rollouts.HW", "cppo.prune", "greso.skip", "ragen.rollout_filter"}
+    known |= SILENT | {"pf_ppo.weights", "trl.replay_buffer", "noisyrollout.schedule"}
+    golden.account([case["method"] for case in golden.load(FILTERS)], known)
