@@ -74,7 +74,7 @@ class Method:
 
     def __init__(self, name: str, overrides: Sequence[str]):
         self.name = name
-        self.recipe = load("quickstart", overrides)
+        self.recipe = load("tiny_flow_grpo", overrides)
         set_up(self.recipe)
         train, _ = read_prompts(self.recipe)
         self.cursor = prompt_cursor(self.recipe, train)

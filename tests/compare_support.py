@@ -50,7 +50,7 @@ def planted(
     """A finished run whose held-out rewards at these iterations are known, `each` seconds and `calls` an iteration."""
     folder.mkdir(parents=True)
     last = max(course)
-    recipe = load("quickstart", [f"seed={seed}", f"train.iterations={last}", f"output={folder}", *changes])
+    recipe = load("tiny_flow_grpo", [f"seed={seed}", f"train.iterations={last}", f"output={folder}", *changes])
     (folder / "recipe.yaml").write_text(dump(recipe))
     rows: list[dict[str, Any]] = []
     for i in range(1, last + 1):

@@ -32,7 +32,7 @@ QUICK += ["rewards.shapes={use: resume_support.noisy_size}"]
 
 QUICK_TEXT = ["train.prompts=2", "train.group=4", "train.iterations=5", "eval.every=2", "eval.prompts=6", "eval.grid=2"]
 QUICK_TEXT += ["checkpoint.every=1", "generation.max_new_tokens=16", "train.micro_batch=4", "train.ema=0.5"]
-SHORT = {"quickstart": QUICK, "tiny_lm_grpo": QUICK_TEXT}
+SHORT = {"tiny_flow_grpo": QUICK, "tiny_lm_grpo": QUICK_TEXT}
 
 
 def noisy_size(samples: Any) -> torch.Tensor:

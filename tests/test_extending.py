@@ -13,7 +13,7 @@ from flowrl.parts import KINDS
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 MODULES = dict(re.findall(r"^```python\n# (my_\w+)\.py\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
-OVERRIDES = [shlex.split(line)[3:] for line in re.findall(r"^flowrl run quickstart .*", PAGE, re.MULTILINE)]
+OVERRIDES = [shlex.split(line)[3:] for line in re.findall(r"^flowrl run tiny_flow_grpo .*", PAGE, re.MULTILINE)]
 SMALL = ["train.prompts=2", "train.updates=1", "train.group=6", "train.iterations=2", "eval.prompts=2"]
 SMALL += ["eval.at_start=false", "watch.patience=1"]
 
@@ -36,7 +36,7 @@ def test_every_kind_of_part_has_an_example():
 @pytest.mark.parametrize("given", OVERRIDES, ids=" ".join)
 def test_an_example_is_planned(given: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("flowrl.planning.sizes.text.describe_sizes", lambda recipe, prompts: "")
-    code, out, error = call(capsys, monkeypatch, "run", "quickstart", *given, "--dry-run")
+    code, out, error = call(capsys, monkeypatch, "run", "tiny_flow_grpo", *given, "--dry-run")
     assert code == 0 and "row-forwards" in out, error
 
 
@@ -45,13 +45,13 @@ def test_all_examples_train_together(here: Path, capsys: pytest.CaptureFixture, 
     trees = [word for word in given if word.startswith("sampler.tree")]  # whose rows its advantage is no part of
     others = [word for word in given if word not in trees]
     more = [*SMALL, "policy.every=10", "output=out"]
-    code, out, error = call(capsys, monkeypatch, "run", "quickstart", *others, *more)
+    code, out, error = call(capsys, monkeypatch, "run", "tiny_flow_grpo", *others, *more)
     assert code == 0, error
     assert "12 samples so far" in out and "24 samples so far" in out
     run = here / "out"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all("reward/red/mean" in row for row in rows if "loss" in row)
-    code, _, error = call(capsys, monkeypatch, "run", "quickstart", *trees, *SMALL, "output=grown")
+    code, _, error = call(capsys, monkeypatch, "run", "tiny_flow_grpo", *trees, *SMALL, "output=grown")
     assert code == 0, error
     code, _, error = call(capsys, monkeypatch, "eval", str(run))
     assert code == 2 and "--trust" in error

@@ -101,7 +101,7 @@ def test_policies_are_known_by_their_names():
 
 
 def test_a_recipe_chooses_its_kind():
-    denoising, language = load("quickstart"), load("tiny_lm_grpo")
+    denoising, language = load("tiny_flow_grpo"), load("tiny_lm_grpo")
     assert [kind_of(recipe).name for recipe in (denoising, language)] == ["denoising", "language"]
     assert [kind_of(recipe.model_dump()).name for recipe in (denoising, language)] == ["denoising", "language"]
     assert kind_of({}).name == kind_of({"generation": None}).name == "denoising"
@@ -122,7 +122,7 @@ def test_a_further_kind_is_a_class_and_an_entry(monkeypatch: pytest.MonkeyPatch)
     whole = ["lora=null", "full=true", "objective.kl=0"]
     assert "all weights of the reader" in describe(load("tiny_lm_grpo", [*whole, "seed=7"]))
     assert "all weights of the model" in describe(load("tiny_lm_grpo", [*whole, "seed=8"]))
-    assert "all weights of the denoiser" in describe(load("quickstart", [*whole, "seed=7"]))
+    assert "all weights of the denoiser" in describe(load("tiny_flow_grpo", [*whole, "seed=7"]))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

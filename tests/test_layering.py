@@ -91,6 +91,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"flowrl.__version__"}
     | LIGHT,
     "flowrl/compare/costs.py": {"flowrl.compare", "flowrl.planning", "flowrl.recipe"} | LIGHT,
+    "flowrl/compare/forwards.py": {"flowrl.planning", "flowrl.recipe"},
     "flowrl/compare/drift.py": {"flowrl"},
     "flowrl/serve": {"flowrl.serve", "flowrl.__version__", "flowrl.contracts", "flowrl.scoring", "flowrl.recipe"}
     | {"reward_models.parts"}

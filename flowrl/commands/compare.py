@@ -39,9 +39,15 @@ def compare_command(
     seeds: Annotated[int, typer.Option(min=1, help="Runs per variant, with the recipe's seed and those after it.")] = 1,
     budget: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="90s, 3m, 2h: how long each run trains; evaluations not counted."),
+        typer.Option(
+            metavar="TIME|FORWARDS",
+            help="90s, 3m, 2h: how long each run trains; 66k, 2M: the row-forwards that it takes, three for one with "
+            "gradient. Evaluations are not counted.",
+        ),
     ] = None,
-    evaluations: Annotated[int, typer.Option(min=2, help="With --budget: evaluations per run, at equal times.")] = 6,
+    evaluations: Annotated[
+        int, typer.Option(min=2, help="With --budget: evaluations per run, at equal shares of it.")
+    ] = 6,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once; they then slow each other down.")] = 1,
     output: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="For runs and results (runs/compare-RECIPE, or runs/compare).")
@@ -116,7 +122,7 @@ def _grid(
     if stray := next((o for o in overrides if "=" not in o), None):
         raise UserError(f"compare: got {stray!r} after {recipe}; accepted: KEY=VALUE, or run folders alone")
     output = output or Path("runs") / f"compare-{Path(recipe).stem}"
-    limit = None if budget is None else grid.Budget(grid.parse_duration(budget), evaluations)
+    limit = None if budget is None else grid.parse_budget(budget, evaluations)
     cells = grid.make_cells(
         recipe,
         overrides,
@@ -187,7 +193,13 @@ def _run(cells: "Sequence[Cell]", jobs: int, output: Path) -> dict[Path, str]:
 
 def _notes(output: Path, budget: str | None) -> list[str]:
     """Notes that a reader of the results needs."""
-    notes = [f"Each run trained for {budget}; loading, evaluations and checkpoints are not counted."] if budget else []
+    from flowrl.compare.grid import parse_budget
+
+    notes = []
+    if budget and (forwards := parse_budget(budget).forwards) is not None:
+        notes.append(f"Each run took at most {forwards:,.0f} forwards, those of evaluations not counted.")
+    elif budget:
+        notes.append(f"Each run trained for {budget}; loading, evaluations and checkpoints are not counted.")
     if (output / "concurrent").is_file():
         notes.append(
             "Several runs shared the machine at once, so their times affected each other; their calls did not."

@@ -1,15 +1,18 @@
 """Results of finished runs: held-out rewards over training time and over model calls, and the cost of an iteration.
 
 Time includes rollouts, scoring and training, but no loading, evaluations and checkpoints. A call is one forward pass
-of the model on one row (of a language model: one token), counted as it ran.
+of the model on one row (of a language model: one token), counted as it ran; one with gradient counts three
+(compare/forwards.py).
 """
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from flowrl.compare.forwards import measured_forwards
 from flowrl.compare.grid import Cell, differing_keys
 from flowrl.names import UserError
 from flowrl.recipe.load import load_unchecked
@@ -61,15 +64,15 @@ def read_outcome(variant: str, seed: int, folder: Path, failure: str | None = No
     if not data.finished:
         stopped = f"stopped after iteration {data.last}" if data.train else "stopped before its first iteration"
         return RunOutcome(variant, seed, folder, data, failure or stopped)
-    points = evaluation_points(data)
+    points = evaluation_points(data, load_unchecked(folder / "recipe.yaml"))
     return RunOutcome(variant, seed, folder, data, None if points else "it has no held-out evaluation", points)
 
 
-def evaluation_points(data: RunData) -> list[EvaluationPoint]:
+def evaluation_points(data: RunData, recipe: Recipe) -> list[EvaluationPoint]:
     """The evaluations of a run, each with the training time and calls before it."""
-    seconds = _cumulative(data, [f"time_{phase}" for phase in PHASES])
+    seconds = _cumulative(data, lambda row: sum(finite_or_none(row.get(f"time_{phase}")) or 0.0 for phase in PHASES))
     has_calls = all(finite_or_none(row.get("forwards/rollout")) is not None for row in data.train)
-    calls = _cumulative(data, ["forwards/rollout", "forwards/train"])
+    calls = _cumulative(data, lambda row: _forwards(recipe, row)) if has_calls else []
     points = []
     for row in data.heldout:
         at = row["iteration"]
@@ -85,10 +88,15 @@ def evaluation_points(data: RunData) -> list[EvaluationPoint]:
     return points
 
 
-def _cumulative(data: RunData, metrics: Sequence[str]) -> list[tuple[int, float]]:
+def _forwards(recipe: Recipe, row: Mapping[str, Any]) -> float:
+    drawn, looked = (finite_or_none(row.get(f"forwards/{name}")) or 0.0 for name in ("rollout", "train"))
+    return measured_forwards(recipe, row["iteration"] - 1, drawn, looked)
+
+
+def _cumulative(data: RunData, cost: Callable[[Mapping[str, Any]], float]) -> list[tuple[int, float]]:
     total, sums = 0.0, [(0, 0.0)]
     for row in data.train:
-        total += sum(finite_or_none(row.get(metric)) or 0.0 for metric in metrics)
+        total += cost(row)
         sums.append((row["iteration"], total))
     return sums
 

@@ -3,21 +3,23 @@
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from flowrl.compare.forwards import affordable_iterations, planned_forwards
 from flowrl.names import UserError
 from flowrl.recipe import scalars
 from flowrl.recipe.changes import changes
-from flowrl.recipe.errors import RecipeError, show
+from flowrl.recipe.errors import show
 from flowrl.recipe.load import dump, load, parse
 from flowrl.recipe.schema import Recipe
 
 BASE = "base"  # the name of a recipe without any variant
+SCALES = {"s": 1, "": 1, "m": 60, "min": 60, "h": 3600, "k": 1e3, "M": 1e6}  # what stands behind a budget's number
 UNLIMITED = 100_000  # iterations of a run that ends by time
 # keys that may differ between runs of one variant, or between a run and the grid that resumes it
 IGNORED_KEYS = ("output", "threads", "device", "track", "checkpoint", "eval.batch", "eval.grid")
@@ -56,19 +58,26 @@ class Cell:
 
 @dataclass(frozen=True)
 class Budget:
-    """Seconds of training per run, and the number of evaluations from its start to its end."""
+    """Seconds of training per run, or its forwards (compare/forwards.py), and the number of evaluations from its start
+    to its end."""
 
-    seconds: float
+    seconds: float | None = None
+    forwards: float | None = None
     evaluations: int = 6
 
 
-def parse_duration(text: str) -> float:
-    """Seconds of `90s`, `3m`, `1.5h` or a bare number of seconds. Raises UserError for anything else."""
-    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(s|m|min|h|)", text.strip())
-    value = float(match[1]) * {"s": 1, "": 1, "m": 60, "min": 60, "h": 3600}[match[2]] if match else 0.0
-    if not value:
-        raise UserError(f"--budget: got {text!r}, accepted: a time > 0 such as 90s, 3m or 2h; correct it")
-    return value
+def parse_budget(text: str, evaluations: int = 6) -> Budget:
+    """A budget of time (`90s`, `3m`, `1.5h`, a bare number of seconds) or of forwards (`66k`, `1.5M`, `900 forwards`).
+
+    Raises UserError for anything else.
+    """
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(s|m|min|h|k|M|)\s*(forwards)?", text.strip())
+    value = float(match[1]) * SCALES[match[2]] if match else 0.0
+    counted = match is not None and (match[3] is not None or match[2] in ("k", "M"))
+    if match is None or not value or (counted and match[2] not in ("", "k", "M")):
+        accepted = "a time > 0 such as 90s, 3m or 2h, or forwards of the model such as 66k or 1.5M"
+        raise UserError(f"--budget: got {text!r}, accepted: {accepted}; correct it")
+    return Budget(forwards=value, evaluations=evaluations) if counted else Budget(value, evaluations=evaluations)
 
 
 def make_variants(vary: Sequence[str], file: Path | None = None) -> list[Variant]:
@@ -106,20 +115,17 @@ def make_cells(
 ) -> list[Cell]:
     """The checked runs of the grid, ordered by seed, so that after an early stop all variants have equal numbers.
 
-    budget: each run ends by time alone, unless an override sets train.iterations, and is evaluated at equal times.
+    budget: of time: each run ends by it alone, unless an override sets train.iterations, and is evaluated at equal
+    times. Of forwards: each has as many iterations as fit, and is evaluated after equal shares of them.
     Raises UserError, naming the variant, where a recipe cannot run or a folder holds another run.
     """
     cells = []
     for variant in chosen:
         given = [*overrides, *variant.overrides]
-        timed = [] if budget is None else _budget_overrides(budget, given)
         try:
-            whole = load(recipe, [*timed, *given])
-        except RecipeError as error:
+            whole = _within(budget, recipe, given)
+        except UserError as error:
             raise UserError(f"variant {variant.name!r}: {error}") from None
-        if budget is not None:
-            timing = {"every": None, "every_seconds": budget.seconds / max(1, budget.evaluations - 1)}
-            whole = whole.model_copy(update={"eval": whole.eval.model_copy(update=timing)})
         for seed in range(whole.seed, whole.seed + seeds):
             folder = output / slug(variant.name) / f"seed-{seed}"
             more = {"seed": seed, "output": str(folder), "threads": whole.threads or threads}
@@ -146,9 +152,25 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.=+-]+", "_", name).strip("._") or BASE
 
 
-def _budget_overrides(budget: Budget, given: Iterable[str]) -> list[str]:
+def _within(budget: Budget | None, recipe: str, given: Sequence[str]) -> Recipe:
+    """The recipe with these overrides, as long as its budget lasts."""
+    if budget is None:
+        return load(recipe, given)
     limited = any(override.partition("=")[0].strip() == "train.iterations" for override in given)
-    return [f"train.seconds={budget.seconds}"] + ([] if limited else [f"train.iterations={UNLIMITED}"])
+    shares = max(1, budget.evaluations - 1)
+    if budget.forwards is None:
+        timed = [f"train.seconds={budget.seconds}"] + ([] if limited else [f"train.iterations={UNLIMITED}"])
+        whole = load(recipe, [*timed, *given])
+        timing = {"every": None, "every_seconds": (budget.seconds or 0.0) / shares}
+        return whole.model_copy(update={"eval": whole.eval.model_copy(update=timing)})
+    if limited:
+        raise UserError("--budget: counts forwards, which sets train.iterations; leave that out, or give a time")
+    whole = load(recipe, given)
+    number = affordable_iterations(whole, budget.forwards)
+    if not number:
+        one = planned_forwards(whole, 0)
+        raise UserError(f"--budget: got {budget.forwards:,.0f} forwards, but an iteration takes {one:,.0f}; give more")
+    return load(recipe, [*given, f"train.iterations={number}", f"eval.every={max(1, round(number / shares))}"])
 
 
 def _refuse_another(cell: Cell) -> None:

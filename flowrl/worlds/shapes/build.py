@@ -180,7 +180,7 @@ moved by over 0.2 in a channel) moves 13 % of the pixels on average (9 to 22 %).
 % of the pixels are explained by the objects found, it moved 86 % (82 to 92 %). The witness `shapes_residual`, which
 shares nothing with the checker, falls from -0.007 to -0.038 under today's attack (-0.18 under the former). The look
 at all pixels costs right pictures nothing: none of 2000 renders (seed 11), none of them with noise of 0.05 added,
-and none of 1783 right ones of 3328 samples of this model (the quickstart's first 14 iterations and two evaluations,
+and none of 1783 right ones of 3328 samples of this model (tiny_flow_grpo's first 14 iterations and two evaluations,
 seed 5) was turned down.
 
 Limits: nothing but these shapes and colours; unknown words are read as pieces and mean nothing to it.

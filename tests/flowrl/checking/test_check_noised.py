@@ -9,11 +9,19 @@ from flowrl.policies.pipelines import level_looks
 from flowrl.recipe.load import load
 from samplers.tables import At
 
-FEW = ["sampler.steps=3", "eval.steps=2", "train.group=4", "train.prompts=2", "train.updates=1", "train.keep=null"]
+FEW = [
+    "sampler.steps=3",
+    "sampler.levels.number=2",
+    "eval.steps=2",
+    "train.group=4",
+    "train.prompts=2",
+    "train.updates=1",
+    "train.keep=null",
+]
 
 
 def test_a_look_and_its_gradient_are_proven():
-    bench = Bench(load("tiny_nft", FEW), rows=4)
+    bench = Bench(load("quickstart", FEW), rows=4)
     assert [proof.title for proof in denoising.PROOFS if not proof.applies(bench)] == [
         "ratio is 1 at every trained step",
         "a row is the same in any company",
@@ -26,8 +34,8 @@ def test_a_look_and_its_gradient_are_proven():
 def test_a_look_at_another_level_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(level_looks, "At", lambda level, begins=None: At(0.7 * level, begins))
     with pytest.raises(PolicyError, match="by itself it gives another velocity than in its walk"):
-        noised.look_at_noised(Bench(load("tiny_nft", FEW), rows=4))
+        noised.look_at_noised(Bench(load("quickstart", FEW), rows=4))
 
 
 def test_the_proof_is_no_part_of_other_recipes():
-    assert not denoising.LOOK.applies(Bench(load("quickstart"), rows=4))
+    assert not denoising.LOOK.applies(Bench(load("tiny_flow_grpo"), rows=4))

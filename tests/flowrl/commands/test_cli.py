@@ -42,7 +42,7 @@ def test_list_shows_what_ships(capsys, monkeypatch):
     for name in [*names.recipes(), *names.rewards(), *names.steps(), *names.MODELS, *PRESETS]:
         assert name in out
     _, rewards, _ = call(capsys, monkeypatch, "list", "rewards")
-    assert "shapes_strict" in rewards and "quickstart" not in rewards
+    assert "shapes_strict" in rewards and "tiny_flow_grpo" not in rewards
 
 
 @pytest.mark.parametrize("name", sorted(names.recipes()))
@@ -73,7 +73,7 @@ def test_dry_run_of_every_recipe_loads_no_weights(name, capsys, monkeypatch):
 )
 def test_a_mistake_is_one_line_and_exit_code_2(override, parts, capsys, monkeypatch):
     monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", lambda *_, **__: pytest.fail("weights loaded"))
-    code, _, err = call(capsys, monkeypatch, "run", "quickstart", override)
+    code, _, err = call(capsys, monkeypatch, "run", "tiny_flow_grpo", override)
     assert code == 2
     assert len(err.strip().splitlines()) == 1 and "Traceback" not in err
     for part in parts:
@@ -82,14 +82,20 @@ def test_a_mistake_is_one_line_and_exit_code_2(override, parts, capsys, monkeypa
 
 def test_a_model_that_is_not_there_is_one_line(capsys, monkeypatch, tmp_path):
     code, _, err = call(
-        capsys, monkeypatch, "run", "quickstart", "model=nobody/nothing", "pipeline={}", f"output={tmp_path / 'run'}"
+        capsys,
+        monkeypatch,
+        "run",
+        "tiny_flow_grpo",
+        "model=nobody/nothing",
+        "pipeline={}",
+        f"output={tmp_path / 'run'}",
     )
     assert code == 2 and len(err.strip().splitlines()) == 1 and "nobody/nothing" in err
 
 
 def test_run_eval_and_sample_work_together(capsys, monkeypatch, tmp_path: Path):
     folder = tmp_path / "run"
-    code, out, err = call(capsys, monkeypatch, "run", "quickstart", f"output={folder}", *TINY)
+    code, out, err = call(capsys, monkeypatch, "run", "tiny_flow_grpo", f"output={folder}", *TINY)
     assert code == 0, err
     assert "before" in out and "after" in out and "Weights" in out
 
@@ -116,7 +122,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that moved its weights far enough to be seen in every picture."""
     folder = tmp_path_factory.mktemp("runs") / "moved"
     more = ["train.lr=0.05", "train.ema=null", "rewards.shapes={use: jpeg_compressibility}"]
-    run(load("quickstart", [f"output={folder}", *TINY, *more]), quiet())
+    run(load("tiny_flow_grpo", [f"output={folder}", *TINY, *more]), quiet())
     return folder
 
 
@@ -129,7 +135,7 @@ def evaluated(capsys, monkeypatch, file: Path, *arguments: str) -> dict:
 def test_eval_pairs_a_run_with_its_base_at_equal_noise(moved, tmp_path, capsys, monkeypatch):
     numbers = evaluated(capsys, monkeypatch, tmp_path / "a.json", str(moved), "--base")
     bare = evaluated(
-        capsys, monkeypatch, tmp_path / "b.json", "quickstart", *TINY, "rewards.shapes={use: jpeg_compressibility}"
+        capsys, monkeypatch, tmp_path / "b.json", "tiny_flow_grpo", *TINY, "rewards.shapes={use: jpeg_compressibility}"
     )
     assert numbers["base"]["scores"] == bare["scores"]  # a recipe's own model, on the same noise
     summary = json.loads((moved / "summary.json").read_text())["heldout"]["1"]["shapes"]
@@ -171,9 +177,9 @@ def test_eval_takes_other_prompts_rewards_and_steps_and_keeps_samples(moved, tmp
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["eval", "quickstart", "--base"], ["--base", "a run's folder"]),
-        (["eval", "quickstart", "--raw"], ["--raw", "a run's folder"]),
-        (["sample", "quickstart", "x", "--weights", "best"], ["--weights best", "a run's folder"]),
+        (["eval", "tiny_flow_grpo", "--base"], ["--base", "a run's folder"]),
+        (["eval", "tiny_flow_grpo", "--raw"], ["--raw", "a run's folder"]),
+        (["sample", "tiny_flow_grpo", "x", "--weights", "best"], ["--weights best", "a run's folder"]),
         (["eval", "RUN", "--weights", "3"], ["--weights", "3", "no such checkpoint"]),
         (["eval", "RUN", "--weights", "finl"], ["'finl'", "final, best, last"]),
         (["eval", "RUN", "--reward", "nope"], ["rewards.nope.use", "'nope'"]),

@@ -49,7 +49,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseExceptio
 )
 def test_every_exception_is_one_line(error, code, words, tmp_path, capsys, monkeypatch):
     failing(monkeypatch, tmp_path, error)
-    found, _, text = call(capsys, monkeypatch, "run", "quickstart", "train.lr=1e-4")
+    found, _, text = call(capsys, monkeypatch, "run", "tiny_flow_grpo", "train.lr=1e-4")
     assert found == code and words in text and len(text.splitlines()) == 1 and "Traceback" not in text
     reports = list(tmp_path.iterdir())
     if isinstance(error, UserError | RewardError):
@@ -57,7 +57,7 @@ def test_every_exception_is_one_line(error, code, words, tmp_path, capsys, monke
         return
     assert [str(p) for p in reports] == re.findall(r"\S+\.txt", text)
     kept = reports[0].read_text(encoding="utf-8")
-    assert kept.startswith("flowrl run quickstart train.lr=1e-4\n") and f"flowrl {__version__}" in kept
+    assert kept.startswith("flowrl run tiny_flow_grpo train.lr=1e-4\n") and f"flowrl {__version__}" in kept
     assert "torch " in kept and "Traceback (most recent call last)" in kept and type(error).__name__ in kept
 
 
@@ -66,14 +66,14 @@ def test_the_traceback_is_shown_where_asked_for(where, tmp_path, capsys, monkeyp
     failing(monkeypatch, tmp_path, KeyError("std"))
     if where == "variable":
         monkeypatch.setenv("FLOWRL_TRACEBACK", "1")
-    code, _, text = call(capsys, monkeypatch, "run", "quickstart", *(["--traceback"] if where == "option" else []))
+    code, _, text = call(capsys, monkeypatch, "run", "tiny_flow_grpo", *(["--traceback"] if where == "option" else []))
     assert code == 70 and "Traceback (most recent call last)" in text and "its traceback is above" in text
     assert not list(tmp_path.iterdir())
 
 
 def test_a_report_that_cannot_be_written_goes_to_the_screen(tmp_path, capsys, monkeypatch):
     failing(monkeypatch, tmp_path / "nowhere", KeyError("std"))
-    code, _, text = call(capsys, monkeypatch, "run", "quickstart")
+    code, _, text = call(capsys, monkeypatch, "run", "tiny_flow_grpo")
     assert code == 70 and "Traceback (most recent call last)" in text and "KeyError: 'std'" in text
 
 
@@ -83,24 +83,26 @@ def test_one_of_several_processes_is_refused(command, variable, capsys, monkeypa
     monkeypatch.setenv(variable, "4")
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setattr("flowrl.recipe.load.load", lambda *_: pytest.fail("began"))
-    code, _, text = call(capsys, monkeypatch, command, "build" if command == "world" else "quickstart")
+    code, _, text = call(capsys, monkeypatch, command, "build" if command == "world" else "tiny_flow_grpo")
     assert code == 2 and len(text.splitlines()) == 1 and "one of 4 processes" in text and "torchrun" in text
 
 
 def test_a_launcher_of_one_process_is_none(capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
-    code, out, _ = call(capsys, monkeypatch, "run", "quickstart", "--dry-run")
+    code, out, _ = call(capsys, monkeypatch, "run", "tiny_flow_grpo", "--dry-run")
     assert code == 0 and "optimizer step" in out
 
 
 def test_python_runs_the_package():
-    command = [sys.executable, "-m", "flowrl", "run", "quickstart", "trian.lr=1"]
+    command = [sys.executable, "-m", "flowrl", "run", "tiny_flow_grpo", "trian.lr=1"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 2 and "did you mean 'train'" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("arguments", [["run", "quickstart", "output=a\udcff"], ["sample", "quickstart", "\udce9"]])
+@pytest.mark.parametrize(
+    "arguments", [["run", "tiny_flow_grpo", "output=a\udcff"], ["sample", "tiny_flow_grpo", "\udce9"]]
+)
 def test_an_argument_that_is_no_text_is_one_line(arguments, capsys, monkeypatch):
     code, _, text = call(capsys, monkeypatch, *arguments)
     assert code == 2 and len(text.splitlines()) == 1 and "not UTF-8 text" in text and "\\udc" in text

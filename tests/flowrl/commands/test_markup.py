@@ -29,7 +29,7 @@ def test_a_run_shows_brackets_as_they_are(text, shown):
     console = Console(rich)
     layer = torch.nn.Linear(2, 2)
     policy = SimpleNamespace(trainable=layer.parameters, modules={"x": layer}, device="cpu")
-    recipe = load("quickstart").model_copy(update={"model": text})
+    recipe = load("tiny_flow_grpo").model_copy(update={"model": text})
     console.started(recipe, policy, Path(text))  # pyright: ignore[reportArgumentType]
     console.note(text)
     with console.working(text):

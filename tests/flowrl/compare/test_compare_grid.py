@@ -7,6 +7,7 @@ import pytest
 from cli_support import call
 from compare_support import planted
 from flowrl.compare import collect, execute, grid
+from flowrl.compare.forwards import planned_forwards
 from flowrl.compare.grid import Budget, Variant
 from flowrl.names import UserError
 from flowrl.recipe.load import load
@@ -30,7 +31,7 @@ def test_named_variants_come_of_a_file(tmp_path: Path):
     )
     found = grid.make_variants(["train.group=4,6"], file)
     assert [v.name for v in found][::2] == ["plain group=4", "wide group=4", "loud group=4"]
-    cells = grid.make_cells("quickstart", [], found, seeds=1, output=tmp_path / "out")
+    cells = grid.make_cells("tiny_flow_grpo", [], found, seeds=1, output=tmp_path / "out")
     wide = cells[3].recipe
     assert (wide.sampler.window.size, wide.train.lr, wide.train.group) == (4, 1e-3, 6)
     assert cells[4].recipe.sampler.noise == 0.9
@@ -65,8 +66,8 @@ def test_a_file_of_something_else_is_refused(text: str, told: str, tmp_path: Pat
 
 def test_every_run_has_its_seed_its_folder_and_the_time_it_may_take(tmp_path: Path):
     chosen = grid.make_variants(["sampler.window.size=2,3"])
-    budget = Budget(grid.parse_duration("3m"), evaluations=4)
-    cells = grid.make_cells("quickstart", ["seed=5"], chosen, seeds=2, output=tmp_path, budget=budget, threads=1)
+    budget = grid.parse_budget("3m", evaluations=4)
+    cells = grid.make_cells("tiny_flow_grpo", ["seed=5"], chosen, seeds=2, output=tmp_path, budget=budget, threads=1)
     assert [(c.variant, c.seed) for c in cells] == [("size=2", 5), ("size=3", 5), ("size=2", 6), ("size=3", 6)]
     assert cells[2].folder == tmp_path / "size=2" / "seed-6" == Path(cells[2].recipe.output or "")
     train, evaluation = cells[0].recipe.train, cells[0].recipe.eval
@@ -75,33 +76,60 @@ def test_every_run_has_its_seed_its_folder_and_the_time_it_may_take(tmp_path: Pa
     assert cells[0].recipe.threads == 1
     grid.write_recipe(cells[0])
     assert load(str(cells[0].file)) == cells[0].recipe
-    limited = grid.make_cells("quickstart", ["train.iterations=7"], chosen, seeds=1, output=tmp_path, budget=budget)
+    limited = grid.make_cells("tiny_flow_grpo", ["train.iterations=7"], chosen, seeds=1, output=tmp_path, budget=budget)
     assert limited[0].recipe.train.iterations == 7
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("3m", 180), ("1.5h", 5400), ("45", 45), (" 2 min", 120)])
 def test_budgets(text: str, seconds: float):
-    assert grid.parse_duration(text) == seconds
+    assert grid.parse_budget(text) == Budget(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "0", "3 days", "-3m", "m"])
+@pytest.mark.parametrize(
+    ("text", "forwards"), [("66k", 66_000), ("1.5M", 1_500_000), ("900 forwards", 900), ("66k forwards", 66_000)]
+)
+def test_budgets_of_forwards(text: str, forwards: float):
+    assert grid.parse_budget(text, 3) == Budget(forwards=forwards, evaluations=3)
+
+
+def test_a_budget_of_forwards_is_so_many_iterations_of_each_variant(tmp_path: Path):
+    """By hand: 976 in the rollout and 400 with gradient; the ODE's 768, 192 under older weights, 192 with gradient."""
+    budget = grid.parse_budget("10k", evaluations=3)
+    given = {"steps": [], "nft": ['objective={"preset": "nft"}', "sampler={steps: 4, levels: {kind: walk, number: 2}}"]}
+    given["nft"] += ["train.old=0.0", "train.keep=6", "advantage.scale=group"]
+    chosen = [Variant(name, tuple(values)) for name, values in given.items()]
+    cells = grid.make_cells("tiny_flow_grpo", [], chosen, seeds=1, output=tmp_path, budget=budget)
+    each = {"steps": 976 + 3 * 400, "nft": 768 + 192 + 3 * 192}
+    for cell in cells:
+        number = 10_000 // each[cell.variant]
+        assert planned_forwards(cell.recipe, 2) == each[cell.variant]
+        assert (cell.recipe.train.iterations, cell.recipe.train.seconds) == (number, None)
+        assert (cell.recipe.eval.every, cell.recipe.eval.every_seconds) == (number // 2, None)
+    few = grid.parse_budget("2k")
+    with pytest.raises(UserError, match=r"^variant 'base': --budget: got 2,000 forwards, .* takes 2,176; give more"):
+        grid.make_cells("tiny_flow_grpo", [], [Variant("base")], seeds=1, output=tmp_path, budget=few)
+    with pytest.raises(UserError, match=r"sets train\.iterations"):
+        grid.make_cells("tiny_flow_grpo", ["train.iterations=3"], chosen, seeds=1, output=tmp_path, budget=budget)
+
+
+@pytest.mark.parametrize("text", ["", "0", "3 days", "-3m", "m", "k", "3m forwards", "66kk"])
 def test_no_budget(text: str):
     with pytest.raises(UserError, match="accepted: a time > 0"):
-        grid.parse_duration(text)
+        grid.parse_budget(text)
 
 
 def test_a_recipe_that_cannot_run_is_named_with_its_variant(tmp_path: Path):
     with pytest.raises(UserError, match=r"^variant 'size=9': sampler.window.size: got 9"):
-        grid.make_cells("quickstart", [], grid.make_variants(["sampler.window.size=2,9"]), seeds=1, output=tmp_path)
+        grid.make_cells("tiny_flow_grpo", [], grid.make_variants(["sampler.window.size=2,9"]), seeds=1, output=tmp_path)
 
 
 def test_a_folder_with_another_run_is_not_gone_on_with(tmp_path: Path):
     planted(tmp_path / "base" / "seed-0", 0, {0: 0.5, 80: 0.6})
     same = ["train.iterations=80", "threads=1", "checkpoint.every=3"]  # nothing that makes another run
-    (cell,) = grid.make_cells("quickstart", same, [Variant("base")], seeds=1, output=tmp_path)
+    (cell,) = grid.make_cells("tiny_flow_grpo", same, [Variant("base")], seeds=1, output=tmp_path)
     assert execute.is_done(cell)
     with pytest.raises(UserError, match="seed-0: holds a run with train.lr 0.0015, but the grid needs 0.1"):
-        grid.make_cells("quickstart", ["train.lr=0.1"], [Variant("base")], seeds=1, output=tmp_path)
+        grid.make_cells("tiny_flow_grpo", ["train.lr=0.1"], [Variant("base")], seeds=1, output=tmp_path)
 
 
 def test_folders_of_runs_are_grouped_by_their_recipes(tmp_path: Path):
@@ -127,7 +155,7 @@ def test_folders_that_a_grid_made_keep_their_names(tmp_path: Path):
 def test_the_plan_of_a_grid_says_what_each_variant_costs(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch):
     given = [
         "compare",
-        "quickstart",
+        "tiny_flow_grpo",
         "--vary",
         "sampler.window.size=1,3",
         "--seeds",
@@ -147,9 +175,9 @@ def test_the_plan_of_a_grid_says_what_each_variant_costs(tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["quickstart", "stray"], "got 'stray' after quickstart"),
-        (["quickstart", "--time-from", "x"], "--time-from: applies only with --dry-run"),
-        (["quickstart", "--variants", "none.yaml"], "none.yaml is not a file"),
+        (["tiny_flow_grpo", "stray"], "got 'stray' after tiny_flow_grpo"),
+        (["tiny_flow_grpo", "--time-from", "x"], "--time-from: applies only with --dry-run"),
+        (["tiny_flow_grpo", "--variants", "none.yaml"], "none.yaml is not a file"),
         ([".", "train.lr=1"], "folders alone"),
         ([".", "--vary", "train.lr=1"], "folders alone"),
     ],

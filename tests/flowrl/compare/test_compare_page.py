@@ -52,7 +52,7 @@ def out(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: 
 def test_the_terminal_says_who_is_ahead_and_who_is_left_out(out: Path):
     printed = (out / "printed").read_text()
     assert "shapes at 5.3 s of training: size=2 has the highest mean and is ahead of size=3." in printed  # 4 * 4 / 3
-    assert "strict at 80 row-forwards: No pair of the 2 variants can be told apart with 3 seeds." in printed
+    assert "strict at 112 row-forwards: No pair of the 2 variants can be told apart with 3 seeds." in printed
     assert "not compared: size=2, seed 3: stopped after iteration 4" in printed
 
 
@@ -72,15 +72,15 @@ def test_the_csv_files_have_every_evaluation_and_every_variant(out: Path):
     assert list(rows[0]) == ["variant", "seed", "iteration", "seconds", "calls", "shapes", "strict"]
     assert len(rows) == 6 * 2 and {r["variant"] for r in rows} == {"size=2", "size=3"}
     last = [float(rows[1][name]) for name in ("iteration", "seconds", "calls", "shapes")]
-    assert last == pytest.approx([4, 8, 80, 0.70])
+    assert last == pytest.approx([4, 8, 112, 0.70])
     with (out / "summary.csv").open() as file:
         summary = {row["variant"]: row for row in csv.DictReader(file)}
     assert float(summary["size=2"]["shapes@calls"]) == pytest.approx(0.72)
     assert float(summary["size=2"]["shapes@calls/error"]) == pytest.approx(0.02 / 3**0.5)
-    assert float(summary["size=3"]["shapes@calls/at"]) == 80
+    assert float(summary["size=3"]["shapes@calls/at"]) == 112
     # two thirds of the way at the end of the faster one
     assert float(summary["size=2"]["shapes@seconds"]) == pytest.approx(0.4 + 0.32 * 2 / 3)
-    assert (summary["size=2"]["calls_per_iteration"], summary["size=2"]["kl"]) == ("20.0", "")
+    assert (summary["size=2"]["calls_per_iteration"], summary["size=2"]["kl"]) == ("28.0", "")
 
 
 def test_the_plots_are_pictures(out: Path):
@@ -115,7 +115,7 @@ def test_a_file_of_somebody_else_is_not_written_over(runs: Path, tmp_path: Path)
 
 def test_tables_show_means_with_errors_over_seeds(runs: Path):
     heads, rows = tables.heldout_table(told(runs))
-    assert heads == ["variant", "seeds", "shapes, 5.3 s", "shapes, 80 rows", "strict, 5.3 s", "strict, 80 rows"]
+    assert heads == ["variant", "seeds", "shapes, 5.3 s", "shapes, 112 rows", "strict, 5.3 s", "strict, 112 rows"]
     assert rows[0][:2] == ["size=2", "3"] and rows[0][3] == "0.7200 ±\N{NO-BREAK SPACE}0.0115"
     _, costs = tables.cost_table(told(runs))
     assert [row[1:3] for row in costs] == [["4 ±\N{NO-BREAK SPACE}0", "2"], ["4 ±\N{NO-BREAK SPACE}0", "1.33"]]

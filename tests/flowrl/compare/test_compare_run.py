@@ -21,7 +21,7 @@ SHORT += ["checkpoint.every=1000", "eval.prompts=3"]
 
 
 def cells(output: Path, *vary: str, seeds: int = 2) -> list[Cell]:
-    return grid.make_cells("quickstart", SHORT, grid.make_variants(vary), seeds=seeds, output=output)
+    return grid.make_cells("tiny_flow_grpo", SHORT, grid.make_variants(vary), seeds=seeds, output=output)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_a_stopped_grid_goes_on_and_its_runs_are_those_of_flowrl_run(finished: l
     assert all(map(is_done, finished))
     starts = json.loads((finished[0].folder / "run.json").read_text())["starts"]
     assert len(starts) == 2
-    train("quickstart", [*SHORT, "sampler.window.size=1"], tmp_path / "alone")
+    train("tiny_flow_grpo", [*SHORT, "sampler.window.size=1"], tmp_path / "alone")
     assert_same_run(finished[0].folder, tmp_path / "alone")
 
 
@@ -90,7 +90,7 @@ def test_drift_is_measured_once_and_vanishes_without_training(
 def test_a_run_that_fails_is_told_and_does_not_stop_the_others(tmp_path: Path):
     bad = Variant("bad", ("rewards.shapes={use: planted.broken}",))
     found = grid.make_cells(
-        "quickstart", [*SHORT, "train.iterations=1"], [bad, Variant("good")], seeds=1, output=tmp_path
+        "tiny_flow_grpo", [*SHORT, "train.iterations=1"], [bad, Variant("good")], seeds=1, output=tmp_path
     )
     failed = execute(found, 1, lambda cell, what: None, Stopping(), start=Forked)
     assert list(failed) == [found[0].folder] and "colour" in failed[found[0].folder]
@@ -111,7 +111,16 @@ def test_a_language_model_is_measured_without_pictures(tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_command_runs_its_grid_in_processes_of_its_own(tmp_path: Path):
-    command = [sys.executable, "-m", "flowrl.cli", "compare", "quickstart", *SHORT, "--vary", "sampler.window.size=1,2"]
+    command = [
+        sys.executable,
+        "-m",
+        "flowrl.cli",
+        "compare",
+        "tiny_flow_grpo",
+        *SHORT,
+        "--vary",
+        "sampler.window.size=1,2",
+    ]
     command += [
         "--seeds",
         "2",
@@ -138,7 +147,7 @@ def test_the_command_runs_its_grid_in_processes_of_its_own(tmp_path: Path):
     ],
 )
 def test_how_far_a_run_is_says_what_is_left(overrides: list[str], words: str, tmp_path: Path):
-    cell = Cell("a", 0, load("quickstart", overrides), tmp_path)
+    cell = Cell("a", 0, load("tiny_flow_grpo", overrides), tmp_path)
     assert progress_of(cell) == "loading"
     lines = [{"kind": "train", "iteration": i, "time_rollout": 2.0, "time_train": 1.0} for i in range(1, 5)]
     lines.insert(0, {"kind": "heldout", "iteration": 0})

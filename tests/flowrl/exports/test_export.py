@@ -25,7 +25,7 @@ PROMPTS = [Prompt(t, t) for t in ("a red circle", "two blue squares")]
 FULL = ["lora=null", "full=true"]
 
 
-def trained(folder: Path, *overrides: str, name: str = "quickstart") -> Recipe:
+def trained(folder: Path, *overrides: str, name: str = "tiny_flow_grpo") -> Recipe:
     """The folder of a run that ended, with weights that are far from the model's own; its recipe."""
     recipe = load(name, ["sampler.window.size=1", "eval.steps=3", "sampler.steps=3", *overrides])
     policy = build_policy(recipe)
@@ -98,7 +98,7 @@ def test_a_lora_export_is_the_runs_own_lora(run, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["quickstart"], ["RUN", "quickstart", "a run's folder"]),
+        (["tiny_flow_grpo"], ["RUN", "tiny_flow_grpo", "a run's folder"]),
         (["RUN", "--weights", "best"], ["--weights", "best", "no checkpoints"]),
         (["RUN", "--raw"], ["final --raw", "no checkpoints"]),
         (["RUN", "--weights", "bset"], ["'bset'", "final, best, last"]),

@@ -42,7 +42,7 @@ def test_what_is_refused_is_refused_again(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for _ in range(2):
         with pytest.raises(ValueError, match="takes no 'heigth'"):
-            planned_prompts(load("quickstart").model_copy(update={"pipeline": {"heigth": 32}}))
+            planned_prompts(load("tiny_flow_grpo").model_copy(update={"pipeline": {"heigth": 32}}))
 
 
 @pytest.mark.parametrize("name", names.recipes())
@@ -56,15 +56,15 @@ def test_the_plan_of_a_recipe_that_ships_is_known(name: str, monkeypatch: pytest
     assert (found is None) == (configs_of(recipe.model) is None)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "mixgrpo_flux"])
+@pytest.mark.parametrize("name", ["tiny_flow_grpo", "mixgrpo_flux"])
 def test_a_plan_loads_no_big_library(name: str):
     done = subprocess.run([sys.executable, "-c", SECONDS.format(name=name)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{name}: the recipe is valid") and "memory" in done.stdout
 
 
-def test_the_facts_of_the_quickstart_are_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    recipe = load("quickstart")
+def test_the_facts_of_a_recipe_are_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    recipe = load("tiny_flow_grpo")
     prompts = planned_prompts(recipe)[0] or []
     known = sizes(recipe, prompts)
     monkeypatch.setattr(remembered, "SHIPPED", tmp_path / "none")

@@ -178,14 +178,14 @@ def test_the_plan_lists_the_weights_of_each_reward():
     ):
         assert words in text
     judge = "{use: server_judge, args: {model: Qwen/Qwen2.5-VL-7B-Instruct, base_url: 'http://a:1/v1'}}"
-    text = describe(load("quickstart", [f"rewards.judge={judge}", "rewards.ours={use: lengths_for_tests.fewer}"]))
+    text = describe(load("tiny_flow_grpo", [f"rewards.judge={judge}", "rewards.ours={use: lengths_for_tests.fewer}"]))
     assert "15.4 GiB, Qwen/Qwen2.5-VL-7B-Instruct, on the server http://a:1/v1" in text
     assert "of a size not known here, your own" in text and "of reward models" not in text
 
 
 def test_reward_models_are_in_the_memory_of_the_phases():
     def tiny(*more):
-        return load("quickstart", ["offload=true", *more])
+        return load("tiny_flow_grpo", ["offload=true", *more])
 
     plain, judged = sizes(tiny(), []), sizes(tiny("rewards.clip={use: clip_score}"), [])
     assert plain is not None and judged is not None
@@ -221,5 +221,5 @@ def test_what_stays_on_the_device_is_told_apart():
 
 def test_aspects_of_one_video_reward_share_their_model():
     aspects = ["{use: video_reward, args: {aspect: VQ}}", "{use: video_reward, args: {aspect: MQ}}"]
-    recipe = load("quickstart", [f"rewards={{a: {aspects[0]}, b: {aspects[1]}}}"])
+    recipe = load("tiny_flow_grpo", [f"rewards={{a: {aspects[0]}, b: {aspects[1]}}}"])
     assert on_device(recipe.rewards, None) == (2 * PARAMETERS["KwaiVGI/VideoReward"],) * 2

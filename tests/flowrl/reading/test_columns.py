@@ -162,7 +162,7 @@ def test_a_run_tells_the_column_that_nothing_read_once(tmp_path: Path) -> None:
     settings = [f"prompts.train={written(tmp_path, *records)}", "prompts.heldout=null", "train.iterations=2"]
     settings += ["train.prompts=2", "train.group=2", "train.updates=1", "rewards={b: {use: test_columns.brightness}}"]
     terminal = Terminal(file=io.StringIO(), width=400)
-    run(load_recipe("quickstart", [*settings, f"output={tmp_path / 'run'}"]), Console(terminal))
+    run(load_recipe("tiny_flow_grpo", [*settings, f"output={tmp_path / 'run'}"]), Console(terminal))
     told = terminal.file.getvalue()  # type: ignore[attr-defined]
     assert told.count("nothing read the column negativ_prompt") == 1
     assert told.count("takes no image; the pictures of the prompts are there for rewards alone") == 1

@@ -10,10 +10,10 @@ def test_a_plan_counts_held_out_prompts_that_are_trained_on(tmp_path, capsys, mo
     train.write_text("".join(f"a red circle {i}\n" for i in range(16)))
     heldout.write_text("A red  circle 3.\na red circle 4\na blue square\na green triangle\n")
     own = [f"prompts.train={train}", f"prompts.heldout={heldout}", "rewards={jpeg: {use: jpeg_compressibility}}"]
-    code, out, err = call(capsys, monkeypatch, "run", "quickstart", "--dry-run", *own)
+    code, out, err = call(capsys, monkeypatch, "run", "tiny_flow_grpo", "--dry-run", *own)
     assert code == 0, err
     assert "2 of the 4 held-out prompts (50%) are among the training prompts too" in out
-    _, out, _ = call(capsys, monkeypatch, "run", "quickstart", "--dry-run")
+    _, out, _ = call(capsys, monkeypatch, "run", "tiny_flow_grpo", "--dry-run")
     assert "none of the 320 held-out prompts is among the training prompts" in out
 
 

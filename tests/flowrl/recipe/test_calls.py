@@ -59,7 +59,7 @@ WRONG = [
 @pytest.mark.parametrize(("override", "accepted"), WRONG)
 def test_a_wrong_value_is_one_line_at_dry_run(override, accepted, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    code, _, error = call(capsys, monkeypatch, "run", "quickstart", "--dry-run", override)
+    code, _, error = call(capsys, monkeypatch, "run", "tiny_flow_grpo", "--dry-run", override)
     assert code == 2 and len(error.splitlines()) == 1, error
     place = override.partition("=")[0].removesuffix(".args")
     assert error.startswith(f"flowrl: {place}") and accepted in error, error
@@ -69,14 +69,14 @@ def test_a_number_of_a_gpu_beyond_those_that_are_there(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for device, code in (("cuda:1", 0), ("cuda:2", 2)):
-        found, _, error = call(capsys, monkeypatch, "run", "quickstart", "--dry-run", f"device={device}")
+        found, _, error = call(capsys, monkeypatch, "run", "tiny_flow_grpo", "--dry-run", f"device={device}")
         assert found == code and ("auto, cuda, cuda:0, cuda:1, cpu" in error) == (code == 2)
 
 
 @pytest.mark.parametrize("value", [32, 40, None])
 def test_a_right_value_passes(value, capsys, monkeypatch):
     override = f"pipeline={{height: {'null' if value is None else value}, joint_attention_kwargs: {{a: 1}}}}"
-    assert call(capsys, monkeypatch, "run", "quickstart", "--dry-run", override)[0] == 0
+    assert call(capsys, monkeypatch, "run", "tiny_flow_grpo", "--dry-run", override)[0] == 0
 
 
 # ------------------------------------------------------------------------------------ multiples
@@ -218,4 +218,4 @@ def test_every_shipped_recipe_still_loads():
 
 
 def test_an_annotation_in_a_class_that_is_no_dataclass_is_no_argument():
-    assert load("quickstart", ["rewards.shapes={use: saturation}"]).rewards["shapes"].args == {}
+    assert load("tiny_flow_grpo", ["rewards.shapes={use: saturation}"]).rewards["shapes"].args == {}

@@ -26,7 +26,7 @@ def test_a_curve_is_linear_between_its_points_and_flat_outside():
 
 
 def test_a_recipe_at_an_iteration_has_constants():
-    recipe = load("quickstart", CURVES)
+    recipe = load("tiny_flow_grpo", CURVES)
     assert (recipe.objective.kl, recipe.train.lr) == (0.0, 1e-4)  # those of the beginning
     third = recipe.at(25)
     assert not third.curves and third.objective.kl == pytest.approx(0.02)
@@ -34,7 +34,7 @@ def test_a_recipe_at_an_iteration_has_constants():
     assert third.train.lr == 3e-4 and recipe.at(25, 4).train.lr == pytest.approx(2e-4)
     assert third.sampler is recipe.sampler and third.rewards == recipe.rewards
     assert recipe.at(2).train.lr == pytest.approx(2e-4)  # after four updates
-    plain = load("quickstart")
+    plain = load("tiny_flow_grpo")
     assert plain.at(25) is plain and plain.stages() == [plain]
 
 
@@ -46,19 +46,19 @@ def test_numbers_of_an_own_objective_follow_curves(tmp_path: Path, monkeypatch: 
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     own = "objective={kind: curved_gate.gate, slope: {0: 1, 10: 3}}"
-    recipe = load("quickstart", [own])
+    recipe = load("tiny_flow_grpo", [own])
     assert [recipe.at(i).objective.args["slope"] for i in (0, 5, 99)] == [1.0, 2.0, 3.0]
     assert recipe.curves["objective.slope"].points == ((0, 1.0), (10, 3.0)) and "10: 3.0" in dump(recipe)
     with pytest.raises(RecipeError, match="objective.times: got 1.0, accepted: a whole number"):
-        load("quickstart", [own, "objective.times={0: 1, 10: 3}"])
+        load("tiny_flow_grpo", [own, "objective.times={0: 1, 10: 3}"])
 
 
 def test_a_curve_comes_back_from_a_file(tmp_path: Path):
-    recipe = load("quickstart", CURVES)
+    recipe = load("tiny_flow_grpo", CURVES)
     file = tmp_path / "again.yaml"
     file.write_text(dump(recipe))
     again = load(str(file))
-    assert again == recipe and again.curves == recipe.curves and again != load("quickstart", CURVES[:3])
+    assert again == recipe and again.curves == recipe.curves and again != load("tiny_flow_grpo", CURVES[:3])
     assert load(str(file), ["objective.kl.50=0.03"]).at(50).objective.kl == 0.03
 
 
@@ -81,7 +81,7 @@ def test_a_curve_comes_back_from_a_file(tmp_path: Path):
 )
 def test_what_no_run_could_follow_is_refused(override: str, place: str, told: str):
     with pytest.raises(RecipeError) as error:
-        load("quickstart", [override])
+        load("tiny_flow_grpo", [override])
     assert error.value.place == place and told in str(error.value)
 
 
@@ -92,7 +92,7 @@ def test_a_recipe_is_checked_at_every_point():
 
 
 def test_a_changed_curve_is_one_change():
-    before, now = load("quickstart"), load("quickstart", ["objective.kl={0: 0, 50: 0.1}"])
+    before, now = load("tiny_flow_grpo"), load("tiny_flow_grpo", ["objective.kl={0: 0, 50: 0.1}"])
     assert changes(before, now) == {"objective.kl": [0.0, {0: 0.0, 50: 0.1}]}
-    later = load("quickstart", ["objective.kl={by: updates, points: {0: 0, 50: 0.1}}"])
+    later = load("tiny_flow_grpo", ["objective.kl={by: updates, points: {0: 0, 50: 0.1}}"])
     assert changes(now, later) == {"objective.kl": [{0: 0.0, 50: 0.1}, {"by": "updates", "points": {0: 0.0, 50: 0.1}}]}

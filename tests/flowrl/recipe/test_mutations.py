@@ -170,13 +170,13 @@ def test_a_mutated_recipe(kind: str, seed: int, tmp_path: Path, capsys, monkeypa
 
 @pytest.mark.parametrize("override", CONTRADICTIONS)
 def test_a_contradiction(override: str, tmp_path: Path, capsys, monkeypatch):
-    values = written("quickstart")
+    values = written("tiny_flow_grpo")
     code, error = outcome(values, tmp_path, capsys, monkeypatch, override)
     assert refused(code, error), f"{override}: {code} {error}"
 
 
 def test_the_recipe_without_a_mistake_begins(tmp_path: Path, capsys, monkeypatch):
-    code, error = outcome(written("quickstart"), tmp_path, capsys, monkeypatch)
+    code, error = outcome(written("tiny_flow_grpo"), tmp_path, capsys, monkeypatch)
     assert code is None, error
 
 
@@ -209,7 +209,7 @@ def test_nonsense_in_the_arguments_of_a_pipeline(name: str, key: str):
         assert caught.value.place == f"pipeline.{key}" and "\n" not in str(caught.value), value
 
 
-REPRESENTATIVE = ("quickstart", "mixgrpo_flux", "branchgrpo_flux", "tiny_lm_grpo", "flow_grpo_wan_i2v")
+REPRESENTATIVE = ("tiny_flow_grpo", "mixgrpo_flux", "branchgrpo_flux", "tiny_lm_grpo", "flow_grpo_wan_i2v")
 DEEP: list = []
 for _ in range(100):
     DEEP = [DEEP]
@@ -249,12 +249,12 @@ def test_nonsense_at_every_place_is_refused_in_a_line_or_makes_sense(name: str):
     ("command", "place"),
     [
         (["run", "{}"], None),
-        (["run", "quickstart", "output={}"], "output"),
-        (["run", "quickstart", "model={}"], "model"),
-        (["run", "quickstart", "prompts.train={}"], "prompts.train"),
-        (["run", "quickstart", "prompts.heldout=~nobody_of_that_name/x.txt"], "prompts.heldout"),
-        (["run", "quickstart", "rewards.shapes.cache={}"], "rewards.shapes.cache"),
-        (["run", "quickstart", "rewards.shapes.cache=''"], "rewards.shapes.cache"),
+        (["run", "tiny_flow_grpo", "output={}"], "output"),
+        (["run", "tiny_flow_grpo", "model={}"], "model"),
+        (["run", "tiny_flow_grpo", "prompts.train={}"], "prompts.train"),
+        (["run", "tiny_flow_grpo", "prompts.heldout=~nobody_of_that_name/x.txt"], "prompts.heldout"),
+        (["run", "tiny_flow_grpo", "rewards.shapes.cache={}"], "rewards.shapes.cache"),
+        (["run", "tiny_flow_grpo", "rewards.shapes.cache=''"], "rewards.shapes.cache"),
         (["run", "--resume", "{}"], None),
         (["report", "{}"], None),
         (["compare", "{}"], None),

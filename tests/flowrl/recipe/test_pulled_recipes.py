@@ -55,10 +55,10 @@ def test_a_mistake_is_one_line(overrides: list[str], place: str, words: str):
 def test_states_of_a_walk_are_refused_where_samples_are_noised():
     for kind in ("tail", "again", "leap", "bridge", "spaced", "align"):
         with pytest.raises(RecipeError, match="looks at noised samples"):
-            load("tiny_nft", ["sampler.steps=6", f"sampler.levels={{kind: {kind}}}"])
+            load("quickstart", ["sampler.steps=6", f"sampler.levels={{kind: {kind}}}"])
     for more in ("bias: 2.0", "whole: true"):
         with pytest.raises(RecipeError, match="follows no gradient of rewards"):
-            load("tiny_nft", [f"sampler.levels={{kind: walk, {more}}}"])
+            load("quickstart", [f"sampler.levels={{kind: walk, {more}}}"])
 
 
 def test_rewards_with_a_score_of_pictures_and_texts_say_so():
@@ -99,4 +99,4 @@ def test_decodes_and_gradients_of_rewards_are_counted():
     words = ["objective.loss.positive=[good]", "objective.loss.negative=[bad]"]
     both = arithmetic(load(DRAFT, [*SRPO, *words]))
     assert (both.train_forwards, both.decodes, both.reward_gradients) == (96, 96, 192)
-    assert arithmetic(load("tiny_nft")).decodes == 0
+    assert arithmetic(load("quickstart")).decodes == 0

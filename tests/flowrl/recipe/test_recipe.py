@@ -41,7 +41,7 @@ def refused(*overrides: str, recipe: str = BASE) -> RecipeError:
 def test_every_yaml_file_is_a_recipe_that_ships():
     found = sorted(path.stem for path in names.RECIPES.rglob("*.yaml"))
     assert found == SHIPPED
-    assert {"quickstart", "flow_grpo_sd3", "flow_grpo_flux", "mixgrpo_flux", "flow_grpo_wan"} <= set(SHIPPED)
+    assert {"tiny_flow_grpo", "flow_grpo_sd3", "flow_grpo_flux", "mixgrpo_flux", "flow_grpo_wan"} <= set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

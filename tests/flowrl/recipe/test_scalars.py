@@ -52,10 +52,10 @@ def test_a_text_that_looks_like_something_else_reads_back_as_a_text(text: str):
 
 
 def test_what_was_written_in_yaml_1_1_numbers_is_refused_or_read_as_written():
-    assert load("quickstart", ["train.iterations=014"]).train.iterations == 14
+    assert load("tiny_flow_grpo", ["train.iterations=014"]).train.iterations == 14
     for override in ("train.iterations=1:12", "train.iterations=1_000", f"seed={'9' * 5000}"):
         with pytest.raises(RecipeError) as caught:
-            load("quickstart", [override])
+            load("tiny_flow_grpo", [override])
         assert caught.value.place == override.partition("=")[0] and len(str(caught.value)) < 400
 
 
@@ -82,12 +82,12 @@ def test_a_dumped_text_that_looks_like_a_number_stays_one():
 )
 def test_what_would_pass_in_silence_is_refused(override: str, place: str, meant: str):
     with pytest.raises(RecipeError, match=meant) as caught:
-        load("quickstart", [override])
+        load("tiny_flow_grpo", [override])
     assert caught.value.place == place
 
 
 def test_null_unsets_what_is_there():
-    recipe = load("quickstart", ["rewards.strict=null", "pipeline.width=null", "lora.alpha=null"])
+    recipe = load("tiny_flow_grpo", ["rewards.strict=null", "pipeline.width=null", "lora.alpha=null"])
     assert list(recipe.rewards) == ["shapes"] and "width" not in recipe.pipeline
     assert recipe.lora is not None and recipe.lora.alpha == 64.0
 
@@ -100,7 +100,7 @@ def test_a_recipe_nested_thousands_deep_is_one_line(text: str, tmp_path: Path):
         load(str(file))
     assert caught.value.place.startswith(str(file))
     with pytest.raises(RecipeError, match="32 levels"):
-        load("quickstart", [f"pipeline.x={text}"])
+        load("tiny_flow_grpo", [f"pipeline.x={text}"])
 
 
 def test_names_are_texts(tmp_path: Path):
@@ -123,7 +123,7 @@ def test_a_bomb_of_aliases_is_one_line(tmp_path: Path):
         load(str(file))
     assert caught.value.place == f"{file}:6"  # where they become too many
     with pytest.raises(RecipeError, match="more than 100,000 values"):
-        load("quickstart", [f"pipeline.x={{{', '.join(lines[1:])}}}"])
+        load("tiny_flow_grpo", [f"pipeline.x={{{', '.join(lines[1:])}}}"])
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def gguf_folder(folder: Path) -> Path:
         (gguf_folder, "a folder of GGUF files", "hub id"),
     ],
 )
-@pytest.mark.parametrize("recipe", ["quickstart", "tiny_lm_grpo"])
+@pytest.mark.parametrize("recipe", ["tiny_flow_grpo", "tiny_lm_grpo"])
 def test_a_model_of_another_kind_says_what_it_is(recipe, make, what, remedy, tmp_path, capsys, monkeypatch):
     code, _, error = call(capsys, monkeypatch, "run", recipe, "--dry-run", f"model={make(tmp_path)}")
     assert code == 2 and len(error.splitlines()) == 1 and error.startswith("flowrl: model: ")

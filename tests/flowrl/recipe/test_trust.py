@@ -82,13 +82,14 @@ def call(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Call
 @pytest.mark.parametrize("name", ["plain", "annotated", "quoted", "Network", "half", "wrapped", "declared", "Declared"])
 def test_a_reward_of_ordinary_form_is_taken(name: str, mine: Path):
     assert (
-        load("quickstart", [f"rewards.shapes={{use: mine_here.{name}}}"]).rewards["shapes"].use == f"mine_here.{name}"
+        load("tiny_flow_grpo", [f"rewards.shapes={{use: mine_here.{name}}}"]).rewards["shapes"].use
+        == f"mine_here.{name}"
     )
 
 
 def test_a_class_with_arguments_and_steps_are_taken(mine: Path):
-    load("quickstart", ["rewards.shapes={use: mine_here.Judge, args: {path: x}}", "sampler.step=mine_here.step"])
-    load("quickstart", ["sampler.step=mine_here.annotated_step"])
+    load("tiny_flow_grpo", ["rewards.shapes={use: mine_here.Judge, args: {path: x}}", "sampler.step=mine_here.step"])
+    load("tiny_flow_grpo", ["sampler.step=mine_here.annotated_step"])
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_a_class_with_arguments_and_steps_are_taken(mine: Path):
 )
 def test_what_declares_itself_no_part_is_refused_before_it_is_called(key: str, use: str, mine: Path, call: Call):
     args = {"rewards.shapes.use": ["rewards.shapes.args={args: [touch, ran], shell: false}"]}.get(key, [])
-    code, text = call("run", "quickstart", "--dry-run", f"{key}={use}", *args)
+    code, text = call("run", "tiny_flow_grpo", "--dry-run", f"{key}={use}", *args)
     kind = "step" if key == "sampler.step" else "reward"
     assert (
         code == 2 and f"{use!r} is not a valid {kind}; accepted: " in text and f'@flowrl.parts.part("{kind}")' in text
@@ -114,7 +115,7 @@ def test_what_declares_itself_no_part_is_refused_before_it_is_called(key: str, u
 
 def test_a_tracker_is_a_subclass_of_accelerates(mine: Path):
     with pytest.raises(RecipeError, match="GeneralTracker"):
-        load("quickstart", ["track.with=[subprocess.Popen]"])
+        load("tiny_flow_grpo", ["track.with=[subprocess.Popen]"])
     assert refusal(3, "reward") is not None and refusal(print, "tracker") is not None
 
 
@@ -126,13 +127,13 @@ def test_only_parts_that_there_are_can_be_declared():
 def test_a_module_that_exits_when_it_is_imported_is_one_line(mine: Path):
     (mine / "leaves.py").write_text("import sys\nsys.exit(0)\n")
     with pytest.raises(RecipeError, match="SystemExit: 0"):
-        load("quickstart", ["rewards.shapes.use=leaves.score"])
+        load("tiny_flow_grpo", ["rewards.shapes.use=leaves.score"])
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "run"
-    run(load("quickstart", [*TINY, f"output={folder}"]), quiet())
+    run(load("tiny_flow_grpo", [*TINY, f"output={folder}"]), quiet())
     return folder
 
 
@@ -184,5 +185,5 @@ def test_a_run_is_gone_on_with_though_its_old_reward_is_nowhere(finished: Path, 
     from flowrl.runs import resume
 
     folder = theirs(finished, mine / "run", use="nowhere_at_all.score")
-    changed = resume.find_resume_point(folder, load("quickstart", TINY)).changed
+    changed = resume.find_resume_point(folder, load("tiny_flow_grpo", TINY)).changed
     assert changed == {"rewards.shapes.use": ["nowhere_at_all.score", "shapes"]}

@@ -34,7 +34,7 @@ def alarms(folder: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def rescued(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alarmed") / "rescued"
-    train("quickstart", [*RUINOUS, "watch.on_alarm=rollback"], folder)
+    train("tiny_flow_grpo", [*RUINOUS, "watch.on_alarm=rollback"], folder)
     return folder
 
 
@@ -42,7 +42,7 @@ def ruined_by(rescued: Path) -> Path:
     """The same run without a watchdog that acts."""
     folder = rescued.with_name("ruined")
     if not folder.exists():
-        train("quickstart", RUINOUS, folder)
+        train("tiny_flow_grpo", RUINOUS, folder)
     return folder
 
 
@@ -68,14 +68,14 @@ def test_a_kill_after_a_rollback_resumes_bit_for_bit(rescued: Path, tmp_path: Pa
         if checkpoint.iteration > at - 2:  # before the alarm: it has to ring again
             shutil.rmtree(checkpoint.path)
     (folder / "summary.json").unlink()
-    train("quickstart", [*RUINOUS, "watch.on_alarm=rollback"], folder, resume=True)
+    train("tiny_flow_grpo", [*RUINOUS, "watch.on_alarm=rollback"], folder, resume=True)
     assert_same_run(folder, rescued)
     assert alarms(folder) == alarms(rescued)
 
 
 def test_stop_ends_the_run_with_everything_saved(rescued: Path, tmp_path: Path):
     with pytest.raises(AlarmError, match="stopped by the alarm (kl|collapse): "):
-        train("quickstart", [*RUINOUS, "watch.on_alarm=stop"], tmp_path / "run")
+        train("tiny_flow_grpo", [*RUINOUS, "watch.on_alarm=stop"], tmp_path / "run")
     at = alarms(rescued)[0]["iteration"]
     assert state.Checkpoints(tmp_path / "run").find("last").iteration == at
     assert [m["iteration"] for m in metrics(tmp_path / "run")][-1] == at

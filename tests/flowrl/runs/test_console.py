@@ -42,5 +42,5 @@ def test_a_log_is_not_cut_at_eighty_columns(monkeypatch, tmp_path: Path):
 def test_a_run_knows_how_long_the_rest_takes():
     from flowrl.planning.duration import seconds_left
 
-    assert seconds_left(load("quickstart", ["train.iterations=80"]), 20, 30.0) == 90.0
-    assert seconds_left(load("quickstart", ["train.iterations=80", "train.seconds=50"]), 20, 30.0) == 20.0
+    assert seconds_left(load("tiny_flow_grpo", ["train.iterations=80"]), 20, 30.0) == 90.0
+    assert seconds_left(load("tiny_flow_grpo", ["train.iterations=80", "train.seconds=50"]), 20, 30.0) == 20.0

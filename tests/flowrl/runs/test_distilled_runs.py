@@ -22,7 +22,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The LoRA of a few large updates towards saturated pictures."""
     folder = tmp_path_factory.mktemp("teacher") / "run"
     reward = "rewards={size: {use: resume_support.noisy_size}}"
-    run(load("quickstart", [*SMALL, *QUIET, reward, "train.lr=2.0e-2", f"output={folder}"]), quiet())
+    run(load("tiny_flow_grpo", [*SMALL, *QUIET, reward, "train.lr=2.0e-2", f"output={folder}"]), quiet())
     return folder / "lora"
 
 

@@ -88,17 +88,17 @@ def test_pairs_are_drawn_ranked_and_written(
     (tmp_path / "two.txt").write_text("\n".join(TEXTS[:2]))
     more = ["rewards={size: {use: jpeg_compressibility}}", "eval.steps=2", f"prompts.train={tmp_path / 'two.txt'}"]
     given = ["--number", 5, "--group", 4, "--each", 2, "--output", tmp_path / "out"]
-    code, out, _ = call(capsys, monkeypatch, "pairs", "quickstart", *more, *given)
+    code, out, _ = call(capsys, monkeypatch, "pairs", "tiny_flow_grpo", *more, *given)
     assert code == 0 and "5 pairs of 16 samples" in out
     prompts = load_pairs(str(tmp_path / "out" / "pairs.jsonl"))
     assert [p.text for p in prompts] == [TEXTS[0]] * 2 + [TEXTS[1]] * 2 + [TEXTS[0]]
     for line in (tmp_path / "out" / "pairs.jsonl").read_text().splitlines():
         better, worse = json.loads(line)["rewards"]
         assert better > worse
-    code, _, err = call(capsys, monkeypatch, "pairs", "quickstart", "--output", tmp_path / "out")
+    code, _, err = call(capsys, monkeypatch, "pairs", "tiny_flow_grpo", "--output", tmp_path / "out")
     assert code != 0 and "holds pairs already" in err
     wide = [*more, "--group", 2, "--margin", 1e9, "--output", tmp_path / "none"]
-    code, _, err = call(capsys, monkeypatch, "pairs", "quickstart", *wide)
+    code, _, err = call(capsys, monkeypatch, "pairs", "tiny_flow_grpo", *wide)
     assert (
         code != 0
         and "of 4 samples none differ in reward by 1e+09" in err

@@ -48,7 +48,7 @@ def averaged(checkpoint: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def warned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hacked") / "warned"
-    train("quickstart", [*GAMED, "watch.on_hack=warn"], folder)
+    train("tiny_flow_grpo", [*GAMED, "watch.on_hack=warn"], folder)
     return folder
 
 
@@ -72,7 +72,7 @@ def cut(warned: Path) -> Callable[[str], Path]:
 @pytest.fixture(scope="module")
 def ended(cut: Callable[[str], Path]) -> Path:
     folder = cut("ended")
-    train("quickstart", [*GAMED, "watch.on_hack=rollback", "checkpoint.keep=1"], folder, resume=True)
+    train("tiny_flow_grpo", [*GAMED, "watch.on_hack=rollback", "checkpoint.keep=1"], folder, resume=True)
     return folder
 
 
@@ -93,7 +93,7 @@ def test_a_reward_that_is_gamed_is_warned_of(warned: Path):
 def test_a_gamed_run_is_stopped(cut: Callable[[str], Path], warned: Path):
     folder = cut("stopped")
     with pytest.raises(AlarmError, match="stopped by the alarm hacking: held-out witness strict"):
-        train("quickstart", [*GAMED, "watch.on_hack=stop"], folder, resume=True)
+        train("tiny_flow_grpo", [*GAMED, "watch.on_hack=stop"], folder, resume=True)
     assert same(saved(folder, "last")["parameters"], saved(warned, str(RINGS))["parameters"])
     assert alarms(folder)[-1]["action"] == "stop" and not (folder / "lora").exists()
 
@@ -132,7 +132,7 @@ def test_the_best_witness_is_never_pruned(ended: Path):
 def heard(folder: Path, *changes: str) -> str:
     """What a resumed run prints."""
     text = io.StringIO()
-    recipe = load("quickstart", [*GAMED, "checkpoint.keep=1", *changes, f"output={folder}"])
+    recipe = load("tiny_flow_grpo", [*GAMED, "checkpoint.keep=1", *changes, f"output={folder}"])
     run(recipe, Console(RichConsole(file=text, width=200)), resume=folder)
     return text.getvalue()
 
@@ -169,4 +169,4 @@ def test_without_its_checkpoint_a_rollback_is_a_stop(cut: Callable[[str], Path])
     folder = cut("pruned")
     shutil.rmtree(folder / "checkpoints" / f"{BEST:05d}")
     with pytest.raises(AlarmError, match=r"\(no checkpoint of iteration 1 was kept to return to\)"):
-        train("quickstart", [*GAMED, "watch.on_hack=rollback"], folder, resume=True)
+        train("tiny_flow_grpo", [*GAMED, "watch.on_hack=rollback"], folder, resume=True)

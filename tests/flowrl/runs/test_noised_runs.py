@@ -21,6 +21,7 @@ from resume_support import assert_same_run, killed, train
 NONE = ["eval.every=null", "eval.at_start=false", "eval.at_end=false", "checkpoint.every=null"]
 SMALL = [*NONE, "train.prompts=2", "train.group=4", "train.keep=null", "train.updates=1", "train.iterations=2"]
 SMALL += ["rewards.shapes={use: jpeg_compressibility}", "rewards.strict=null", "prompts.heldout=null"]
+SMALL += ["sampler.steps=4", "sampler.levels.number=2"]
 BUDGET = [*NONE, "train.iterations=3", "train.prompts=2", "train.group=4", "train.updates=1", "train.micro_batch=3"]
 BUDGET += ["train.rollout_batch=null", "dtype.model=float32", "device=cpu", "offload=false"]
 SHAPES = ["model=shapes-flux", "pipeline.height=32", "pipeline.width=32", "pipeline.max_sequence_length=16"]
@@ -34,7 +35,7 @@ SD3 = [
 WAN = ["pipeline.height=16", "pipeline.width=16", "pipeline.num_frames=5", "pipeline.max_sequence_length=48"]
 WAN += ["train.prompts=1", "prompts={train: prompts/video_train.txt, heldout: null}"]
 FAMILIES = {"sd3": SD3, "wan_unipc": WAN}
-RECIPES = {"tiny_nft": SHAPES, "nft_flux": SHAPES, "flow_dpo_wan": WAN}
+RECIPES = {"quickstart": SHAPES, "nft_flux": SHAPES, "flow_dpo_wan": WAN}
 RECIPES |= dict.fromkeys(("nft_sd3", "awm_sd3", "flow_dpo_sd3", "dgpo_sd3", "crd_sd3"), SD3)
 
 
@@ -52,7 +53,7 @@ SMALLER = {  # 40 steps and 39 levels; groups that a micro-batch may not cut wit
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_as_published(name: str, tmp_path: Path) -> None:
     changes = [*BUDGET, *RECIPES[name], *SMALLER.get(name, [])]
-    if name == "tiny_nft":
+    if name == "quickstart":
         changes += ["train.keep=2"]
     else:
         (tmp_path / "rewards").mkdir()
@@ -84,7 +85,7 @@ def test_a_recipe_runs_as_published(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("preset", ["dgpo", "crd", "flow_dpo", "flow_rwr"])
 def test_a_preset_runs(preset: str, tmp_path: Path) -> None:
     more = ["objective.loss=null", "sampler.levels={kind: uniform, number: 2}", f"output={tmp_path}"]
-    run(load("tiny_nft", [*SMALL, f"objective={{preset: {preset}, kl: 0.1}}", *more]), quiet())
+    run(load("quickstart", [*SMALL, f"objective={{preset: {preset}, kl: 0.1}}", *more]), quiet())
     first, second = metrics_of(tmp_path)
     assert first["grad_norm"] > 0 and first["kl"] == 0.0 < second["kl"]
     assert first["active_rows"] == (0.5 if preset == "flow_dpo" else 1.0)
@@ -96,7 +97,7 @@ def test_the_older_copy_follows_its_curve(tmp_path: Path) -> None:
     """After two iterations of one step: d copy + (1 - d) weights, with the decay d of that number of steps."""
     curve = "train.old={by: updates, points: {0: 0.0, 4: 0.8}}"
     more = [curve, "train.sample_old=true", "train.ema=null", f"output={tmp_path}", "checkpoint.every=1"]
-    run(load("tiny_nft", [*SMALL, *more, "checkpoint.keep=5", "train.schedule=constant"]), quiet())
+    run(load("quickstart", [*SMALL, *more, "checkpoint.keep=5", "train.schedule=constant"]), quiet())
     saved = [load_checkpoint(found) for found in Checkpoints(tmp_path, 5).all()]
     weights = [list(state["parameters"].values()) for state in saved]
     old = [state["learner"]["copies"]["old"] for state in saved]
@@ -110,7 +111,7 @@ def test_the_older_copy_and_its_curve_survive_a_kill(tmp_path: Path) -> None:
     more = [*SMALL, "train.iterations=3", "train.updates=2", "checkpoint.every=1", "checkpoint.keep=5"]
     more += ["train.old={by: updates, points: {2: 0.0, 6: 0.5}}", "train.sample_old=true"]
     whole, folder = tmp_path / "whole", tmp_path / "run"
-    train("tiny_nft", more, whole)
-    killed(lambda: len(Checkpoints(folder).all()) > 1, signal.SIGKILL, train, "tiny_nft", more, folder)
-    train("tiny_nft", more, folder, resume=True)
+    train("quickstart", more, whole)
+    killed(lambda: len(Checkpoints(folder).all()) > 1, signal.SIGKILL, train, "quickstart", more, folder)
+    train("quickstart", more, folder, resume=True)
     assert_same_run(folder, whole)

@@ -60,7 +60,7 @@ class Case:
 
 FEW = samples(2, 4)
 CASES = {
-    "quickstart": Case("shapes-flux", FEW),
+    "tiny_flow_grpo": Case("shapes-flux", FEW),
     "tiny_clip": Case("shapes-flux", FEW),
     "tiny_aesthetic": Case("shapes-flux", FEW),
     "tiny_vlm": Case("shapes-flux", FEW),
@@ -89,7 +89,7 @@ CASES = {
     ),
 }
 ELSEWHERE = {"tiny_lm_grpo", "grpo_qwen"}  # test_language_run.py
-ELSEWHERE |= {"tiny_nft", "nft_sd3", "nft_flux", "awm_sd3"}  # test_noised_runs.py
+ELSEWHERE |= {"quickstart", "nft_sd3", "nft_flux", "awm_sd3"}  # test_noised_runs.py
 ELSEWHERE |= {"flow_dpo_sd3", "flow_dpo_wan", "dgpo_sd3", "crd_sd3"}  # the same
 ELSEWHERE |= {"tiny_draft", "srpo_flux"}  # test_pulled_runs.py
 ELSEWHERE |= {"tiny_distill", "tiny_guidance_distill", "opd_sd35"}  # test_distilled_runs.py
@@ -243,7 +243,7 @@ def test_the_prompts_that_headers_offer_are_there() -> None:
         assert len(train) >= recipe.train.prompts and {p.text for p in train}.isdisjoint(p.text for p in heldout)
 
 
-SHIPS = {"quickstart", "tiny_clip", "tiny_aesthetic", "tiny_vlm", "tiny_multi", "tiny_lm_grpo", "tiny_nft"}
+SHIPS = {"tiny_flow_grpo", "tiny_clip", "tiny_aesthetic", "tiny_vlm", "tiny_multi", "tiny_lm_grpo", "quickstart"}
 SHIPS |= {"tiny_draft"}
 SHIPS |= {"tiny_distill", "tiny_guidance_distill"}
 OFFERED = {

@@ -51,7 +51,7 @@ KEEP = [*QUICK, "checkpoint.keep=9", *CURVES]
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run of five iterations."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    train("quickstart", KEEP, folder)
+    train("tiny_flow_grpo", KEEP, folder)
     return folder
 
 
@@ -69,7 +69,7 @@ def cut_back(whole: Path, to: Path, iteration: int) -> Path:
 @pytest.mark.parametrize("iteration", [0, 3])
 def test_a_run_goes_on_from_any_checkpoint(iteration: int, whole: Path, tmp_path: Path):
     folder = cut_back(whole, tmp_path / "run", iteration)
-    train("quickstart", KEEP, folder, resume=True)
+    train("tiny_flow_grpo", KEEP, folder, resume=True)
     assert_same_run(folder, whole)
     starts = json.loads((folder / "run.json").read_text())["starts"]
     assert [s["from_iteration"] for s in starts] == [0, iteration]
@@ -99,7 +99,7 @@ def test_whatever_a_resume_forgets_is_seen(piece: str, whole: Path, tmp_path: Pa
 
     loading = state.load
     monkeypatch.setattr(state, "load", forgetful)
-    train("quickstart", KEEP, folder, resume=True)
+    train("tiny_flow_grpo", KEEP, folder, resume=True)
     monkeypatch.undo()
     assert not same(final_state(folder), final_state(whole))
 
@@ -114,10 +114,10 @@ def test_a_killed_run_goes_on_bit_for_bit(moment: str, whole: Path, tmp_path: Pa
     folder = tmp_path / "run"
     took = json.loads((whole / "summary.json").read_text())["seconds"]
     when = {"early": after(0.5 + 0.2 * took), "late": after(0.5 + 0.8 * took)}.get(moment, being_written(folder))
-    code = killed(when, signal.SIGKILL, train, "quickstart", KEEP, folder)
+    code = killed(when, signal.SIGKILL, train, "tiny_flow_grpo", KEEP, folder)
     assert code in (0, -signal.SIGKILL)  # a quick machine may be done before
     if code:
-        train("quickstart", KEEP, folder, resume=(folder / "recipe.yaml").exists())
+        train("tiny_flow_grpo", KEEP, folder, resume=(folder / "recipe.yaml").exists())
     assert_same_run(folder, whole)
 
 
@@ -126,12 +126,12 @@ def test_a_signal_saves_and_ends(number: int, whole: Path, tmp_path: Path):
     folder = tmp_path / "run"
     third = [*KEEP, "checkpoint.every=null", "eval.every=null"]
     when = lambda: (folder / "metrics.jsonl").exists() and len(metrics(folder)) >= 3  # noqa: E731
-    assert killed(when, number, train, "quickstart", third, folder) == 1  # Stopped
+    assert killed(when, number, train, "tiny_flow_grpo", third, folder) == 1  # Stopped
     saved = state.Checkpoints(folder).find("last").iteration
     assert saved >= 2  # begun with none but the first evaluation's
-    train("quickstart", third, folder, resume=True)
+    train("tiny_flow_grpo", third, folder, resume=True)
     steady = tmp_path / "steady"
-    train("quickstart", third, steady)
+    train("tiny_flow_grpo", third, steady)
     assert same(final_state(folder), final_state(steady)) and metrics(folder) == metrics(steady)
 
 
@@ -139,25 +139,25 @@ def test_a_damaged_checkpoint_costs_the_iterations_since_the_one_before(whole: P
     folder = cut_back(whole, tmp_path / "run", 4)
     path = state.Checkpoints(folder).find("last").path / "state.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
-    point = resuming.find_resume_point(folder, load("quickstart", KEEP))
+    point = resuming.find_resume_point(folder, load("tiny_flow_grpo", KEEP))
     assert point.iteration == 3 and len(point.complaints) == 1
     assert "00004 is damaged" in point.complaints[0] and "resuming from" in point.complaints[0]
-    train("quickstart", KEEP, folder, resume=True)
+    train("tiny_flow_grpo", KEEP, folder, resume=True)
     assert_same_run(folder, whole)
 
 
 def test_what_changed_is_named_and_what_cannot_work_refused(whole: Path):
-    point = resuming.find_resume_point(whole, load("quickstart", [*KEEP, "train.lr=1e-4", "train.iterations=9"]))
+    point = resuming.find_resume_point(whole, load("tiny_flow_grpo", [*KEEP, "train.lr=1e-4", "train.iterations=9"]))
     assert point.changed == {"train.lr": [1.5e-3, 1e-4], "train.iterations": [5, 9]} and point.summary is None
     for place, value in (("lora.rank", "8"), ("lora.alpha", "1"), ("train.iterations", "4")):
         with pytest.raises(RecipeError) as error:
-            resuming.find_resume_point(whole, load("quickstart", [*KEEP, f"{place}={value}"]))
+            resuming.find_resume_point(whole, load("tiny_flow_grpo", [*KEEP, f"{place}={value}"]))
         assert error.value.place == place and value in str(error.value)
 
 
 def test_a_changed_learning_rate_takes_effect(whole: Path, tmp_path: Path):
     folder = cut_back(whole, tmp_path / "run", 4)
-    train("quickstart", [*KEEP, "train.lr=3e-3"], folder, resume=True)
+    train("tiny_flow_grpo", [*KEEP, "train.lr=3e-3"], folder, resume=True)
     rates = [line["lr"] for line in metrics(folder) if line["kind"] == "train"]
     before = [line["lr"] for line in metrics(whole) if line["kind"] == "train"]
     assert rates[:4] == before[:4] and rates[4] == pytest.approx(2 * before[4])
@@ -166,14 +166,14 @@ def test_a_changed_learning_rate_takes_effect(whole: Path, tmp_path: Path):
 def test_a_finished_run_has_nothing_to_do(whole: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(running, "build_policy", lambda *_: pytest.fail("weights loaded"))
     lines = (whole / "metrics.jsonl").read_bytes()
-    train("quickstart", KEEP, whole, resume=True)
+    train("tiny_flow_grpo", KEEP, whole, resume=True)
     assert (whole / "metrics.jsonl").read_bytes() == lines
 
 
 def test_other_prompts_are_refused(whole: Path, tmp_path: Path):
     folder = cut_back(whole, tmp_path / "run", 3)
     with pytest.raises(UserError, match="prompts.train"):
-        train("quickstart", [*KEEP, "prompts.limit=50"], folder, resume=True)
+        train("tiny_flow_grpo", [*KEEP, "prompts.limit=50"], folder, resume=True)
     assert load(str(folder / "recipe.yaml")).prompts.limit is None  # and nothing was written
 
 
@@ -197,11 +197,11 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path):
 def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_later(whole: Path, tmp_path: Path):
     folder = cut_back(whole, tmp_path / "run", 3)
     limit = max(p.stat().st_size for p in folder.glob("checkpoints/00003/*")) - 1
-    work = begun(within, limit, tmp_path / "told", train, "quickstart", KEEP, folder, True)
+    work = begun(within, limit, tmp_path / "told", train, "tiny_flow_grpo", KEEP, folder, True)
     assert ended(work) == 0
     (line,) = (tmp_path / "told").read_text().splitlines()
     assert "00004 cannot be written" in line and "00003 is intact" in line
-    train("quickstart", KEEP, folder, resume=True)
+    train("tiny_flow_grpo", KEEP, folder, resume=True)
     assert_same_run(folder, whole)
 
 
@@ -232,9 +232,9 @@ def test_the_weights_of_a_checkpoint(whole: Path):
 def test_the_reference_of_a_full_training_goes_on_too(tmp_path: Path):
     """Its divergence is that from the weights that the run began with, before and after a kill."""
     keep = [*KEEP, "lora=null", "full=true", "objective.kl=0.05", "train.lr=1e-4", "train.iterations=2"]
-    train("quickstart", keep, tmp_path / "whole")
+    train("tiny_flow_grpo", keep, tmp_path / "whole")
     folder = cut_back(tmp_path / "whole", tmp_path / "run", 1)
-    train("quickstart", keep, folder, resume=True)
+    train("tiny_flow_grpo", keep, folder, resume=True)
     assert_same_run(folder, tmp_path / "whole")
     first, last = (m["kl"] for m in metrics(folder) if "kl" in m)
     assert 0 < first < last
@@ -270,7 +270,7 @@ def test_what_scores_or_is_scored_cannot_change_in_between(
     folder = cut_back(whole, tmp_path / "run", 3)
     monkeypatch.setattr(running, "build_policy", lambda *_: pytest.fail("weights loaded"))
     with pytest.raises(UserError) as error:
-        train("quickstart", [*KEEP, *changes], folder, resume=True)
+        train("tiny_flow_grpo", [*KEEP, *changes], folder, resume=True)
     assert all(words in str(error.value) for words in told) and "\n" not in str(error.value), error.value
 
 
@@ -282,10 +282,10 @@ def test_other_texts_under_the_same_ids_are_refused(tmp_path: Path):
 
     keep = [*KEEP, "train.iterations=1", "eval.at_start=false", "eval.at_end=false", "eval.every=null"]
     keep += ["rewards.strict=null"]
-    train("quickstart", [*keep, prompts("a red circle")], tmp_path / "run")
+    train("tiny_flow_grpo", [*keep, prompts("a red circle")], tmp_path / "run")
     with pytest.raises(UserError, match="prompts.train: differ from the prompts this run began with"):
-        train("quickstart", [*keep, prompts("a blue circle"), "train.iterations=2"], tmp_path / "run", resume=True)
-    train("quickstart", [*keep, prompts("a red circle"), "train.iterations=2"], tmp_path / "run", resume=True)
+        train("tiny_flow_grpo", [*keep, prompts("a blue circle"), "train.iterations=2"], tmp_path / "run", resume=True)
+    train("tiny_flow_grpo", [*keep, prompts("a red circle"), "train.iterations=2"], tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"starts": 3, "prompts": 1}'])
@@ -293,7 +293,7 @@ def test_damage_beside_whole_checkpoints_costs_nothing(content: bytes, whole: Pa
     folder = cut_back(whole, tmp_path / "run", 4)
     for name in ("summary.json", "run.json", "heldout/00000.json", "heldout/00002.json"):
         (folder / name).write_bytes(content)
-    train("quickstart", KEEP, folder, resume=True)
+    train("tiny_flow_grpo", KEEP, folder, resume=True)
     assert metrics(folder) == metrics(whole)
     ours, theirs = (state.load(state.Checkpoints(f).find("last")) for f in (folder, whole))
     assert same(ours["parameters"], theirs["parameters"]) and same(ours["learner"], theirs["learner"])
@@ -305,7 +305,7 @@ def test_a_reward_that_ends_the_process_is_an_error_and_nothing_is_lost(way: str
     folder, limit = tmp_path / "run", ", time_limit: 60" if way == "exit_thread" else ""
     use = f"rewards.shapes={{use: resume_support.leaving, args: {{way: {way}, calls: 2}}{limit}}}"
     leaving = [*KEEP, use, "checkpoint.every=null", "eval.at_start=false", "eval.every=null"]
-    assert ended(begun(within, 2**30, tmp_path / "told", train, "quickstart", leaving, folder)) == 0
+    assert ended(begun(within, 2**30, tmp_path / "told", train, "tiny_flow_grpo", leaving, folder)) == 0
     told = (tmp_path / "told").read_text()
     assert "'shapes' asked the process to end (code 0)" in told
     assert state.Checkpoints(folder).find("last").iteration == 2 and not (folder / "lora").exists()
@@ -313,7 +313,7 @@ def test_a_reward_that_ends_the_process_is_an_error_and_nothing_is_lost(way: str
     assert "asked the process to end" in start["ended"]
     assert not any(
         "no record of how" in line
-        for line in resuming.find_resume_point(folder, load("quickstart", leaving)).complaints
+        for line in resuming.find_resume_point(folder, load("tiny_flow_grpo", leaving)).complaints
     )
 
 
@@ -323,7 +323,7 @@ def test_a_run_that_left_without_a_word_is_told(whole: Path, tmp_path: Path):
     kept = json.loads((folder / "run.json").read_text())
     kept["starts"][-1].pop("ended")
     (folder / "run.json").write_text(json.dumps(kept))
-    (line,) = resuming.find_resume_point(folder, load("quickstart", KEEP)).complaints
+    (line,) = resuming.find_resume_point(folder, load("tiny_flow_grpo", KEEP)).complaints
     assert "has no record of how the run ended" in line
 
 
@@ -340,11 +340,11 @@ def test_what_is_not_finite_takes_no_place(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Learner, "step", diverging)
     with pytest.raises(RuntimeError, match="iteration 3: parameters/.* is not finite.*00002 is from before") as error:
-        train("quickstart", [*QUICK, "checkpoint.keep=1"], folder)
+        train("tiny_flow_grpo", [*QUICK, "checkpoint.keep=1"], folder)
     assert type(error.value).__name__ in ENDING_ERRORS
     assert state.Checkpoints(folder).find("last").iteration == 2 and not (folder / "lora").exists()
     monkeypatch.undo()
-    train("quickstart", [*QUICK, "checkpoint.keep=1"], folder, resume=True)
+    train("tiny_flow_grpo", [*QUICK, "checkpoint.keep=1"], folder, resume=True)
     assert state.Checkpoints(folder).find("last").iteration == 5
 
 

@@ -36,7 +36,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shortened(folder: Path, *more: str):
-    return load("quickstart", [f"output={folder}", *SMALL, "train.iterations=3", "eval.every=2", *more])
+    return load("tiny_flow_grpo", [f"output={folder}", *SMALL, "train.iterations=3", "eval.every=2", *more])
 
 
 def test_a_run_leaves_what_it_says(quickstart: Path):
@@ -133,7 +133,7 @@ def test_rewards_that_overlap_with_drawing_give_the_same_run(tmp_path: Path):
         "rewards.shapes.time_limit=60",
     ]
     for name, options in {"apart": more[:1], "meanwhile": more}.items():
-        run(load("quickstart", [f"output={tmp_path / name}", *SMALL, *options]), quiet())
+        run(load("tiny_flow_grpo", [f"output={tmp_path / name}", *SMALL, *options]), quiet())
     rows = [lines(tmp_path / name) for name in ("apart", "meanwhile")]
     for row in (row for part in rows for row in part):
         for timed in [key for key in row if key.startswith("time_")]:
@@ -145,7 +145,7 @@ def test_full_weights_train_and_are_saved(tmp_path: Path):
     run(shortened(tmp_path / "full", "lora=null", "full=true", "train.iterations=1", "train.lr=1e-5"), quiet())
     policy = build_policy(load(str(tmp_path / "full" / "recipe.yaml")))
     load_weights(policy, tmp_path / "full")
-    fresh = build_policy(load("quickstart", ["lora=null", "full=true"]))
+    fresh = build_policy(load("tiny_flow_grpo", ["lora=null", "full=true"]))
     pairs = list(zip(policy.trainable(), fresh.trainable(), strict=True))
     assert any(not torch.equal(a, b) for a, b in pairs) and all(a.shape == b.shape for a, b in pairs)
 

@@ -91,12 +91,12 @@ def test_a_run_whose_time_is_over_goes_on_only_with_more(whole: Path):
 
 
 def test_the_estimate_ends_with_the_time():
-    recipe = load("quickstart", ["eval.every=1000"])
+    recipe = load("tiny_flow_grpo", ["eval.every=1000"])
     pace = Pace(forward=1e-3, training=2e-3)
     free = duration(recipe, pace, 320)
     limit = (free.rollout + free.training) / 4
     timed = ["eval.every=1000", f"train.seconds={limit}", f"eval.every_seconds={limit / 2}"]
-    short = duration(load("quickstart", timed), pace, 320)
+    short = duration(load("tiny_flow_grpo", timed), pace, 320)
     assert short.rollout + short.training == pytest.approx(limit)
     assert short.evaluation == pytest.approx(free.evaluation * 2)  # start, middle, the multiple at the end, end
 
@@ -104,4 +104,4 @@ def test_the_estimate_ends_with_the_time():
 @pytest.mark.parametrize("key", ["train.seconds=0", "eval.every_seconds=-1"])
 def test_no_time_at_all_is_refused(key: str):
     with pytest.raises(RecipeError, match="a number > 0 or null"):
-        load("quickstart", [key])
+        load("tiny_flow_grpo", [key])

@@ -82,7 +82,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list:
 
 
 def recipe(*overrides: str):
-    return load("quickstart", [*TINY, *overrides])
+    return load("tiny_flow_grpo", [*TINY, *overrides])
 
 
 # ------------------------------------------------------------------------ a run

@@ -47,7 +47,7 @@ def test_a_range_holds_both_ends_evenly(given, values):
 
 
 def test_every_value_becomes_a_checked_recipe():
-    key, found = scanned_values("quickstart", ["train.lr=1e-5", "sampler.window.size=1:3:3"], ["seed=7"])
+    key, found = scanned_values("tiny_flow_grpo", ["train.lr=1e-5", "sampler.window.size=1:3:3"], ["seed=7"])
     assert key == "sampler.window.size"
     assert [(c.label, c.recipe.sampler.window.size) for c in found] == [("1", 1), ("2", 2), ("3", 3)]
     assert {(c.recipe.train.lr, c.recipe.seed) for c in found} == {(1e-5, 7)}
@@ -55,10 +55,10 @@ def test_every_value_becomes_a_checked_recipe():
 
 def test_a_list_is_split_at_its_own_commas_only():
     key, found = scanned_values(
-        "quickstart", ["sampler.window={kind: first, size: 2},{kind: random, size: 2, high: 4}"]
+        "tiny_flow_grpo", ["sampler.window={kind: first, size: 2},{kind: random, size: 2, high: 4}"]
     )
     assert key == "sampler.window" and [c.recipe.sampler.window.kind for c in found] == ["first", "random"]
-    key, found = scanned_values("quickstart", ["sampler.step=flow_sde,cps", 'output="a,b"'])
+    key, found = scanned_values("tiny_flow_grpo", ["sampler.step=flow_sde,cps", 'output="a,b"'])
     assert [c.recipe.sampler.step for c in found] == ["flow_sde", "cps"]
 
 
@@ -82,7 +82,7 @@ def test_a_list_is_split_at_its_own_commas_only():
 )
 def test_what_cannot_be_scanned_is_one_line_before_weights_load(values, parts, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", lambda *_, **__: pytest.fail("weights loaded"))
-    code, _, err = call(capsys, monkeypatch, "scan", "quickstart", *values, "--output", tmp_path / "out")
+    code, _, err = call(capsys, monkeypatch, "scan", "tiny_flow_grpo", *values, "--output", tmp_path / "out")
     assert code == 2 and len(err.strip().splitlines()) == 1
     for part in parts:
         assert part in err
@@ -90,7 +90,7 @@ def test_what_cannot_be_scanned_is_one_line_before_weights_load(values, parts, c
 
 def test_values_that_draw_the_same_samples_are_refused():
     window = "sampler.window={kind: progressive, size: 2, interval: %d}"
-    recipes = [ScannedValue(str(i), load("quickstart", [window % i])) for i in (10, 25)]
+    recipes = [ScannedValue(str(i), load("tiny_flow_grpo", [window % i])) for i in (10, 25)]
     with pytest.raises(RecipeError, match="10 and 25 draw the same samples in iteration 5"):
         refuse_equal("sampler.window.interval", recipes, 5)
     refuse_equal("sampler.window.interval", recipes, 10)  # the first has moved on
@@ -245,7 +245,7 @@ def shared(tmp_path_factory):
         from flowrl.cli import app
 
         options = ["--prompts", "3", "--group", "4", "--output", str(folder)]
-        result = CliRunner().invoke(app, ["scan", "quickstart", "sampler.noise=1e-7,0.7", *TINY, *options])
+        result = CliRunner().invoke(app, ["scan", "tiny_flow_grpo", "sampler.noise=1e-7,0.7", *TINY, *options])
         assert result.exit_code == 0, result.output
     return folder, json.loads((folder / "scan.json").read_text()), result.output
 
@@ -261,12 +261,12 @@ def test_without_noise_a_group_that_shares_its_start_has_no_spread(shared):
     # the first of six steps once a prompt, the others four times
     assert still["forwards_per_sample"] == moved["forwards_per_sample"] == (1 + 5 * 4) / 4
     assert moved["reference_forwards_per_sample"] == 6 and still["reward"] == still["ode"]
-    assert "sampler.noise on quickstart: 3 training prompts x 4 samples" in out
+    assert "sampler.noise on tiny_flow_grpo: 3 training prompts x 4 samples" in out
 
 
 def test_every_member_is_held_against_the_ode_from_its_own_noise(capsys, monkeypatch, tmp_path):
     own = ["sampler.share_noise=false", "--prompts", 3, "--group", 2, "--iteration", 2]
-    found = scanned(capsys, monkeypatch, tmp_path, "quickstart", "sampler.noise=1e-7,1e-6", *TINY, *own)
+    found = scanned(capsys, monkeypatch, tmp_path, "tiny_flow_grpo", "sampler.noise=1e-7,1e-6", *TINY, *own)
     first = found["values"][0]
     assert first["distance"]["value"] < 1e-5 and first["diversity"] > 0.05
     assert first["forwards_per_sample"] == first["reference_forwards_per_sample"] == 6
@@ -274,7 +274,7 @@ def test_every_member_is_held_against_the_ode_from_its_own_noise(capsys, monkeyp
 
 def test_a_value_is_measured_alike_in_any_company(shared, capsys, monkeypatch, tmp_path):
     options = ["--prompts", 3, "--group", 4]
-    again = scanned(capsys, monkeypatch, tmp_path, "quickstart", "sampler.noise=0.3,0.7", *TINY, *options)
+    again = scanned(capsys, monkeypatch, tmp_path, "tiny_flow_grpo", "sampler.noise=0.3,0.7", *TINY, *options)
     ours, theirs = again["values"][1], shared[1]["values"][1]
     assert ours["by_prompt"] == theirs["by_prompt"] and ours["statistics"] == theirs["statistics"]
     assert again["values"][0]["by_prompt"] != theirs["by_prompt"]
@@ -300,7 +300,7 @@ def test_what_the_prompts_say_is_escaped(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     rewards = "rewards={size: {use: jpeg_compressibility}}"
     own = [f"prompts.train={source}", rewards, "sampler.steps=2,3", "sampler.window={kind: first, size: 1}"]
-    found = scanned(capsys, monkeypatch, tmp_path / "o", "quickstart", *own, *TINY, "--prompts", 2, "--group", 2)
+    found = scanned(capsys, monkeypatch, tmp_path / "o", "tiny_flow_grpo", *own, *TINY, "--prompts", 2, "--group", 2)
     assert [v["value"] for v in found["values"]] == [2, 3]
     assert [v["reference_forwards_per_sample"] for v in found["values"]] == [2, 3]  # each against the ODE of its steps
     assert "<script>alert" not in (tmp_path / "o" / "report.html").read_text()
@@ -309,7 +309,7 @@ def test_what_the_prompts_say_is_escaped(capsys, monkeypatch, tmp_path):
 def test_leaves_of_a_tree_are_held_against_the_ode_from_the_noise_of_their_root(capsys, monkeypatch, tmp_path):
     tree = "sampler.tree={kind: branch, splits: [0, 1], widths: 2}"
     own = [tree, "sampler.share_noise=false", "sampler.noise=1e-7,0.7", "train.group=8", *TINY]
-    found = scanned(capsys, monkeypatch, tmp_path, "quickstart", *own, "--prompts", 2)
+    found = scanned(capsys, monkeypatch, tmp_path, "tiny_flow_grpo", *own, "--prompts", 2)
     still, moved = found["values"]
     # two trees of four leaves: 1, 2, then 4 rows at each of the other four steps
     assert still["forwards_per_sample"] == (1 + 2 + 4 * 4) / 4
@@ -321,7 +321,7 @@ def test_more_prompts_than_there_are_is_one_line(capsys, monkeypatch, tmp_path):
     source.write_text("a red circle\na blue square\n")
     rewards = "rewards={size: {use: jpeg_compressibility}}"
     own = [f"prompts.train={source}", rewards, "sampler.noise=0.1,0.5", *TINY, "--output", tmp_path / "o"]
-    code, _, err = call(capsys, monkeypatch, "scan", "quickstart", *own)
+    code, _, err = call(capsys, monkeypatch, "scan", "tiny_flow_grpo", *own)
     assert code == 2 and len(err.strip().splitlines()) == 1 and "got 64, accepted: 2 to 2" in err
 
 

@@ -96,7 +96,7 @@ def test_keys_of_shapes_are_the_arguments_of_their_functions():
         ("tiny_lm_grpo", "right", "{kind: length_bonus, factor: 1}", "factor.*'length_bonus' does not read"),
         ("tiny_lm_grpo", "right", "{kind: cosine_length}", "limit.*missing"),
         ("tiny_lm_grpo", "right", "{kind: length_bonus, shortest: 9, longest: 3}", "at most"),
-        ("quickstart", "shapes", "{kind: stop_properly}", "only completions have a length"),
+        ("tiny_flow_grpo", "shapes", "{kind: stop_properly}", "only completions have a length"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(recipe, name, value, text):

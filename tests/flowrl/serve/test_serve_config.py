@@ -45,8 +45,8 @@ def test_a_mistake_is_one_line(tmp_path: Path, values: dict, place: str, told: s
 
 
 def test_a_recipe_is_served_as_it_is():
-    served = config.load("quickstart", port=0, workers=3, host=None)
-    assert served.rewards == recipe.load("quickstart").rewards
+    served = config.load("tiny_flow_grpo", port=0, workers=3, host=None)
+    assert served.rewards == recipe.load("tiny_flow_grpo").rewards
     assert served.serve == config.ServeSection(port=0, workers=3)
     with pytest.raises(RecipeError, match="config: got 'nowhere.yaml', accepted: a YAML file or a recipe"):
         config.load("nowhere.yaml")

@@ -260,7 +260,7 @@ def test_hacking_is_answered_before_other_alarms():
 )
 def test_what_cannot_be_watched_is_refused(changes: list[str], told: str):
     with pytest.raises(RecipeError) as error:
-        load("quickstart", changes)
+        load("tiny_flow_grpo", changes)
     assert told in str(error.value) and "\n" not in str(error.value)
 
 

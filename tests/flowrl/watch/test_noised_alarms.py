@@ -24,7 +24,7 @@ def ring(on_alarm: str = "warn", **courses: Sequence[float]) -> list[Alarm]:
 
 
 def test_a_real_healthy_run_of_nft_rings_nothing():
-    assert len(COURSES["tiny_nft"][REWARD]) == 40 and ring(**COURSES["tiny_nft"]) == []
+    assert len(COURSES["nft"][REWARD]) == 40 and ring(**COURSES["nft"]) == []
 
 
 def test_a_real_collapse_is_announced_before_the_reward_falls():

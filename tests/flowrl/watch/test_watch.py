@@ -71,7 +71,7 @@ def heldout(watch: Watchdog, iteration: int, **changed: float) -> list[Alarm]:
 def test_a_real_healthy_quickstart_rings_nothing():
     watch, seen = make(updates=4), {"train": 0, "heldout": 0}
     note, *lines = [json.loads(line) for line in QUICKSTART.read_text().splitlines()]
-    assert note["command"] == "flowrl run quickstart"
+    assert note["command"] == "flowrl run tiny_flow_grpo"
     for line in lines:
         iteration, kind = line.pop("iteration"), line.pop("kind")
         feed = watch.after_iteration if kind == "train" else watch.after_evaluation
@@ -108,7 +108,7 @@ def test_a_recipe_says_what_is_watched():
         "train.epochs=2",
         "objective.clip=[1e-4,2e-4]",
     ]
-    watch = build_watch(load("quickstart", changes))
+    watch = build_watch(load("tiny_flow_grpo", changes))
     assert watch.settings == WatchSettings(patience=3, ignore=["silent"])
     assert watch.history.weights == {"shapes": 1.0, "strict": 0.0}
     assert (watch.history.updates, watch.history.clip, watch.history.precision) == (4, (1e-4, 2e-4), "float32")

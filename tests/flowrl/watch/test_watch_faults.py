@@ -277,7 +277,7 @@ def test_a_real_pipeline_that_games_its_reward(tmp_path: Path, monkeypatch: pyte
     changes = ["rewards={vivid: {use: vivid_reward.vivid}, shapes: {use: shapes, weight: 0.0}}", "train.lr=4e-3"]
     changes += ["train.schedule=constant", "train.prompts=4", "train.group=8", "train.iterations=40", "output=out"]
     changes += ["eval.every=20", "eval.prompts=80", "eval.steps=6"]
-    recipe = load("quickstart", changes)
+    recipe = load("tiny_flow_grpo", changes)
     run(recipe, quiet())
     watch = Watchdog({"vivid": 1.0, "shapes": 0.0}, updates_per_rollout=4, clip=recipe.objective.clip_range)
     alarms = []
