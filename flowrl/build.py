@@ -80,6 +80,8 @@ def build_learner(recipe: Recipe, policy: Policy) -> Learner:
         lr=train.lr,
         betas=(train.betas[0], train.betas[1]),
         weight_decay=train.weight_decay,
+        optimizer=train.optimizer,
+        eps=train.adam_epsilon,
         max_grad_norm=train.max_grad_norm,
         warmup=train.warmup,
         schedule=build_part("lr_schedule", train.schedule) if isinstance(train.schedule, Own) else train.schedule,

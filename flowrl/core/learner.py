@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flowrl.core.copies import Copies
 from flowrl.core.lr_schedules import LR_SCHEDULES
+from flowrl.core.optimizers import make_optimizer
 
 RAMPS = ("moves", "steps")
 AVERAGE, REFERENCE, OLD = "average", "reference", "old"  # copies of the weights
@@ -19,7 +20,8 @@ Schedule = Callable[[float], float]  # share of the run that is left -> factor o
 class Learner:
     """Optimizer, learning-rate schedule and moving average of some parameters.
 
-    warmup: optimizer steps of linear rise. schedule: of LR_SCHEDULES, or a function like them, over `total` steps.
+    optimizer, eps: see core/optimizers.py. warmup: optimizer steps of linear rise. schedule: of LR_SCHEDULES, or a
+    function like them, over `total` steps.
     average: decay of the moving average (None: none), which moves every `average_every` steps and whose decay is at
     most (1 + n) / (10 + n): n counts its moves (ramp `moves`) or, as in Flow-GRPO's code, optimizer steps (ramp
     `steps`).
@@ -37,6 +39,8 @@ class Learner:
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 1e-4,
+        optimizer: str = "adamw",
+        eps: float = 1e-8,
         max_grad_norm: float | None = 1.0,
         warmup: int = 0,
         schedule: str | Schedule = "constant",
@@ -52,7 +56,8 @@ class Learner:
         self.parameters = list(parameters)
         self.max_grad_norm, self.average_decay, self.average_every = max_grad_norm, average or 0.0, average_every
         self.ramp = ramp
-        self.optimizer = torch.optim.AdamW(self.parameters, lr, betas=betas, weight_decay=weight_decay)
+        how: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        self.optimizer = make_optimizer(optimizer, self.parameters, **how)
         self.copies = Copies(self.parameters)
         for name, wanted in ((AVERAGE, average is not None), (REFERENCE, reference), (OLD, old)):
             if wanted:

@@ -57,13 +57,16 @@ def add_lora(
     alpha: float,
     targets: str | Sequence[str] = "attention",
     init: str = "default",
+    rslora: bool = False,
+    dora: bool = False,
     seed: int = 0,
 ) -> None:
     """Adds a float32 LoRA adapter to each module and freezes everything else. Its output is unchanged at first.
 
-    targets: "attention" (every linear layer inside an attention block), "all" (every linear layer of the blocks), or
-    names as peft matches them. init: "default" (Kaiming uniform) or "gaussian", of the inner factor; the outer one
-    starts at zero. Raises PolicyError if nothing matches, and for a rank beyond the widest layer.
+    targets: "attention" (every linear layer inside an attention block), "all" (every linear layer of the blocks),
+    "match:" and a regular expression for whole names of linear layers, or names as peft matches them. init: "default"
+    (Kaiming uniform) or "gaussian", of the inner factor; the outer one starts at zero. rslora, dora: peft.LoraConfig's
+    use_rslora and use_dora. Raises PolicyError if nothing matches, and for a rank beyond the widest layer.
     """
     for name, module in modules.items():
         module.requires_grad_(False)
@@ -75,6 +78,7 @@ def add_lora(
             raise PolicyError(f"lora.targets={targets!r} matches no linear layer of {name} ({type(module).__name__})")
         _check_rank(rank, name, module, layers)
         options: dict[str, JSON] = {"lora_alpha": alpha, "init_lora_weights": True if init == "default" else init}
+        options |= {"use_rslora": rslora, "use_dora": dora}
         if _is_language_model(module):  # so that peft returns a model that generates
             options |= {"task_type": "CAUSAL_LM", "base_model_name_or_path": module.name_or_path}
         config = LoraConfig(r=rank, target_modules=layers, **options)
@@ -243,6 +247,30 @@ def restore(pipe: Pipeline, modules: Modules, folder: Path) -> None:
             raise PolicyError(f"{folder} does not fit {name}: {missing[0]} and {len(missing) - 1} more differ")
 
 
+def go_on_from(modules: Modules, folder: Path) -> None:
+    """Loads the adapters in a folder, of a run or in diffusers' or peft's layout, into those of the modules.
+
+    Raises PolicyError where they differ in rank or layers, naming the first.
+    """
+    folder = folder / "lora" if (folder / "lora").is_dir() else folder
+    for name, module in modules.items():
+        given = lora_state(folder, name)
+        own = get_peft_model_state_dict(module, adapter_name=ADAPTER)
+        given = {key.replace(f".{ADAPTER}.", "."): value for key, value in given.items()}
+        differ = [key for key in sorted(own.keys() | given.keys()) if _shape(own, key) != _shape(given, key)]
+        if differ:
+            first = differ[0]
+            raise PolicyError(
+                f"lora.init: the adapters in {folder} do not fit {name}: {first} is {_shape(given, first)} there and "
+                f"{_shape(own, first)} here, and {len(differ) - 1} more differ; set rank and targets as theirs"
+            )
+        set_peft_model_state_dict(module, given, adapter_name=ADAPTER)
+
+
+def _shape(state: Mapping[str, torch.Tensor], key: str) -> list[int] | str:
+    return list(state[key].shape) if key in state else "missing"
+
+
 def lora_state(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """The factors of a component's adapter in a folder, by peft's names. Raises PolicyError if it holds none."""
     files = sorted((folder / name).glob("*.safetensors")) or sorted(folder.glob("*.safetensors"))
@@ -275,8 +303,13 @@ def _without_layer(module: nn.Module, targets: Sequence[str]) -> list[str]:
 
 
 def _linear_layers(module: nn.Module, targets: str) -> list[str]:
-    if targets not in ("attention", "all"):
-        raise PolicyError(f"lora.targets={targets!r} is not known: give attention, all, or a list of layer names")
+    pattern = targets.removeprefix("match:")
+    if targets not in ("attention", "all") and pattern == targets:
+        raise PolicyError(
+            f"lora.targets={targets!r} is not known: give attention, all, match:REGEX, or a list of names"
+        )
     linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    if pattern != targets:
+        return [name for name in linear if re.fullmatch(pattern, name)]
     blocks = [name for name in linear if re.search(r"\.\d+\.", name)]  # layers of numbered blocks, not of the stem
     return blocks if targets == "all" else [name for name in blocks if _ATTENTION.search(name)]

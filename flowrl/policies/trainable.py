@@ -1,5 +1,7 @@
 """Makes the part of a model trainable that the recipe names: adapters, or all weights."""
 
+from pathlib import Path
+
 from torch import nn
 
 from flowrl.policies import adapters
@@ -9,10 +11,9 @@ from flowrl.recipe.schema import Recipe
 def make_trainable(recipe: Recipe, modules: dict[str, nn.Module]) -> None:
     """Adds the recipe's adapters, or makes all weights trainable; with gradient checkpointing if requested."""
     if recipe.lora is not None:
-        lora = recipe.lora
-        adapters.add_lora(
-            modules, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, init=lora.init, seed=recipe.seed
-        )
+        adapters.add_lora(modules, **recipe.lora.options, seed=recipe.seed)
+        if recipe.lora.begun is not None:
+            adapters.go_on_from(modules, Path(recipe.lora.begun).expanduser())
     else:
         adapters.train_full(modules)
     if recipe.train.gradient_checkpointing:

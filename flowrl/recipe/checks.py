@@ -3,11 +3,13 @@
 import math
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from flowrl import names
 from flowrl.kinds import kind_of, kinds_of_model
 from flowrl.recipe.errors import RecipeError, show, wrong_value
+from flowrl.recipe.lora import MATCH
 from flowrl.recipe.models import foreign_model
 from flowrl.recipe.objectives import check_gate, check_keep
 from flowrl.recipe.presets import PRESETS
@@ -73,7 +75,9 @@ def _model(recipe: Recipe) -> Iterator[RecipeError]:
         problem = f"{given} of lora and full: true given, accepted: exactly one"
         yield RecipeError("lora", problem, "set lora={rank: 32} or full=true, and the other to null")
     if recipe.lora is not None and recipe.lora.targets == []:
-        yield wrong_value("lora.targets", [], "attention, all, or a list of at least one module name")
+        yield wrong_value("lora.targets", [], "attention, all, match:REGEX, or a list of at least one module name")
+    if recipe.lora is not None and isinstance(recipe.lora.targets, str):
+        yield from _targets(recipe.lora.targets)
     if fitting and kind not in fitting:
         problem = f"got {model!r}, {fitting[0].words.model}, but the recipe is one for {kind.words.model}"
         yield RecipeError("model", problem, f"give another model, or {fitting[0].words.chosen}")
@@ -141,10 +145,26 @@ def _batches(recipe: Recipe) -> Iterator[RecipeError]:
             yield RecipeError(f"train.{name}", problem, f"lower it, or set train.{name}=null for all at once")
 
 
+def _targets(targets: str) -> Iterator[RecipeError]:
+    """A text that is neither a usual choice nor a regular expression behind `match:`."""
+    pattern = targets.removeprefix(MATCH)
+    if pattern == targets and targets not in ("attention", "all"):
+        hint = names.hint(targets, ("attention", "all"))
+        problem = f"got {show(targets)}, accepted: attention, all, match:REGEX, or a list of module names"
+        yield RecipeError("lora.targets", problem, f"choose one{hint}")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        yield RecipeError("lora.targets", f"{show(pattern)} is no regular expression ({error})", "correct it")
+
+
 def _learning(recipe: Recipe) -> Iterator[RecipeError]:
     train = recipe.train
     if not all(0 <= beta < 1 for beta in train.betas):
         yield wrong_value("train.betas", train.betas, "two numbers in [0, 1)")
+    if train.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        problem = "got 'adamw_8bit', which needs the package bitsandbytes, and it is not installed"
+        yield RecipeError("train.optimizer", problem, "pip install bitsandbytes, or set train.optimizer=adamw")
     total = train.iterations * train.epochs * train.updates
     if train.warmup and train.warmup >= total:
         problem = f"got {train.warmup}, accepted: below the {total} optimizer steps of the run"

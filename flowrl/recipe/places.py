@@ -20,6 +20,7 @@ def check_places(recipe: Recipe) -> Iterator[RecipeError]:
         "prompts.heldout": recipe.prompts.heldout,
         "output": recipe.output,
         "reference.path": recipe.reference.path,
+        "lora.init": None if recipe.lora is None else recipe.lora.begun,
         **{f"rewards.{name}.cache": spec.cache for name, spec in recipe.rewards.items()},
     }
     for place, text in named.items():

@@ -6,6 +6,7 @@ from pathlib import Path
 from flowrl import names
 from flowrl.recipe.calls import check_free, check_values
 from flowrl.recipe.errors import RecipeError, show
+from flowrl.recipe.lora import DRAWN
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import Own
 
@@ -69,15 +70,21 @@ def _without_rewards(recipe: Recipe) -> Iterator[RecipeError]:
 
 
 def check_files(recipe: Recipe) -> None:
-    """Raises RecipeError where the reference's adapters are not there, which a plan of a run does without."""
-    reference = recipe.reference
+    """Raises RecipeError where adapters are not there, of the reference or to go on from: a plan does without."""
+    reference, begun = recipe.reference, None if recipe.lora is None else recipe.lora.begun
+    if begun is not None and not any(Path(begun).expanduser().glob("**/*.safetensors")):
+        problem = f"got {show(begun)}, where no adapters are (*.safetensors); accepted: default, gaussian or a folder"
+        raise RecipeError("lora.init", problem, f"give the folder of a run or of adapters{names.hint(begun, DRAWN)}")
     if reference.use == "lora" and not any(Path(reference.path or "").expanduser().glob("**/*.safetensors")):
         problem = f"got {show(reference.path)}, where no adapters are (*.safetensors)"
         raise RecipeError("reference.path", problem, "train the run that writes them first, or give their folder")
 
 
 def resolved(recipe: Recipe) -> Recipe:
-    """With reference.path absolute where it is a folder, so that the recipe means the same from every directory."""
+    """With reference.path and lora.init absolute where they are folders: the recipe means the same from everywhere."""
+    if recipe.lora is not None and recipe.lora.begun is not None:
+        begun = Path(recipe.lora.begun).expanduser()
+        recipe = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"init": str(begun.resolve())})})
     path = recipe.reference.path
     if path is None or path in names.MODELS or not (folder := Path(path).expanduser()).is_dir():
         return recipe

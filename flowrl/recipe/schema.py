@@ -126,7 +126,8 @@ class Train(NoisedTraining):
     skip_truncated: completions that their length limit ended count in the statistics of their group, not in the loss.
     seconds: the run ends after the iteration with which rollouts, scoring and training have taken so long, evaluations
     and checkpoints not counted; a schedule then goes by the share of this time that is spent or of the iterations,
-    whichever is larger (null: no limit). warmup: in optimizer steps. ema: decay of the averaged weights that are
+    whichever is larger (null: no limit). optimizer: adamw_fused is one kernel for all weights; adamw_8bit keeps moments
+    in 8 bits by the package bitsandbytes. warmup: in optimizer steps. ema: decay of the averaged weights that are
     evaluated and saved, moved every ema_every steps, and at most (1 + n) / (10 + n), where n counts its moves or, by
     ema_ramp steps, optimizer steps (Flow-GRPO). drop_silent: rows whose advantage is 0 leave the loss first, what it is
     divided by, and its divergence, and updates share out the others evenly (Flow-GRPO's SD3 script). budget: more
@@ -153,6 +154,8 @@ class Train(NoisedTraining):
     lr: float = key(3e-4, "a number > 0", gt=0, curve=True)
     betas: list[float] = key([0.9, 0.999], "two numbers in [0, 1)", min_length=2, max_length=2)
     weight_decay: float = key(1e-4, "a number >= 0", ge=0)
+    optimizer: Literal["adamw", "adamw_fused", "adamw_8bit"] = key("adamw", "adamw, adamw_fused or adamw_8bit")
+    adam_epsilon: float = key(1e-8, "a number > 0", gt=0)
     warmup: int = key(0, "a whole number >= 0", ge=0)
     schedule: LrSchedule = key("constant", choices_of("lr_schedule"))  # pyright: ignore[reportInvalidTypeForm]
     max_grad_norm: float | None = key(1.0, "a number > 0 or null", gt=0)

@@ -122,7 +122,7 @@ def update(bench: Bench) -> str:
 def without_adapters(bench: Bench) -> str:
     """With its adapters disabled the updated model draws the same as before, bit for bit: it is its own reference."""
     with adapters.disable_adapters(bench.policy.modules):
-        gap = float((bench.draw_quietly() - bench.quiet_samples).abs().max())
+        gap = float((bench.draw_quietly() - bench.unadapted_samples).abs().max())
     if gap != 0:
         raise ProofError(
             f"max difference {gap:.2g}",

@@ -26,7 +26,7 @@ def equals_pipeline(bench: Bench) -> str:
     The pipeline was loaded without adapters and called with the same generators, so this covers the interception of
     steps, the adapters (whose outer factors start at 0) and the passing of the recipe's arguments.
     """
-    own, drawn = bench.pipeline_samples, bench.quiet_samples
+    own, drawn = bench.pipeline_samples, bench.unadapted_samples
     if own.shape != drawn.shape:
         raise ProofError(
             f"the pipeline gives {list(own.shape)}, the policy {list(drawn.shape)}",

@@ -78,7 +78,7 @@ class TokenBench(Bench):
 
 def equals_generate(bench: Bench) -> str:
     """Greedy decoding is the model's own `generate`, token for token. Returns the largest difference of a log-prob."""
-    own, drawn = bench.pipeline_samples, bench.quiet_samples
+    own, drawn = bench.pipeline_samples, bench.unadapted_samples
     gap = float((own[:, 1] - drawn[:, 1]).abs().max())
     if not torch.equal(own[:, 0], drawn[:, 0]):
         raise ProofError(

@@ -31,7 +31,7 @@ def measure(query: SizeQuery) -> MeasuredSizes:
     frozen = {name: parameter_bytes(module) for name, module in modules.items()}
     with torch.device("meta"):
         if query.lora is not None:
-            options = {name: query.lora[name] for name in ("rank", "alpha", "targets", "init")}
+            options = {name: value for name, value in query.lora.items() if name != "modules"}
             adapters.add_lora(trained, **options)
         else:
             adapters.train_full(trained)

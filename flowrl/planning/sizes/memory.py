@@ -65,7 +65,7 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
         return None
     query = SizeQuery(
         model=recipe.model,
-        lora=None if recipe.lora is None else recipe.lora.model_dump(),
+        lora=None if recipe.lora is None else recipe.lora.options | {"modules": recipe.lora.modules},
         dtype=recipe.dtype.model,
         rows=_micro(recipe),
         pipeline=recipe.pipeline,

@@ -32,6 +32,21 @@ def test_schedules():
     assert stepped(make(schedule="cosine", total=4), 5) == pytest.approx(cosine)
 
 
+def test_optimizers_by_name():
+    ends = {}
+    for name, eps in (("adamw", 1e-8), ("adamw_fused", 1e-8), ("adamw", 1.0)):
+        learner = make(optimizer=name, eps=eps, max_grad_norm=None)
+        stepped(learner, 3)
+        ends[name, eps] = learner.parameters[0].detach()
+        again = make(optimizer=name, eps=eps)
+        again.load_state_dict(learner.state_dict())
+        assert again.steps == 3
+    torch.testing.assert_close(ends["adamw", 1e-8], ends["adamw_fused", 1e-8])
+    torch.testing.assert_close(ends["adamw", 1.0], ends["adamw", 1e-8] / 2, rtol=1e-5, atol=0)  # 1 / (1 + eps)
+    with pytest.raises(ValueError, match="choose one of adamw, adamw_fused, adamw_8bit"):
+        make(optimizer="adam")
+
+
 def test_a_base_rate_that_changes_is_scheduled_and_lowered_like_a_constant():
     learner = make(warmup=2)
     learner.base_lr = lambda steps: 0.1 + 0.1 * steps

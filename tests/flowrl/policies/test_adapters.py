@@ -182,6 +182,35 @@ def test_a_run_goes_on_from_its_own_adapter(name: str, tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(kept, found, strict=True))
 
 
+@pytest.mark.parametrize("name", ["flux", "wan22", "sdxl"])
+def test_another_run_begins_at_the_adapter_of_a_run(name: str, tmp_path: Path) -> None:
+    pipe, modules = built(name)
+    adapters.add_lora(modules, rank=2, alpha=8, dora=name == "flux", rslora=True)
+    shake(modules)
+    adapters.save(pipe, modules, tmp_path / "lora")
+    _, again = built(name)
+    adapters.add_lora(again, rank=2, alpha=8, dora=name == "flux", rslora=True, seed=5)
+    adapters.go_on_from(again, tmp_path)
+    kept, found = (dict(adapters.trainable_by_name(m)) for m in (modules, again))
+    assert kept.keys() == found.keys() and all(torch.equal(kept[n], found[n]) for n in kept)
+    assert name != "flux" or any("magnitude" in n for n in kept)
+    _, other = built(name)
+    adapters.add_lora(other, rank=4, alpha=8, rslora=True)
+    with pytest.raises(PolicyError, match=r"is \[2, \d+\] there and \[4, \d+\] here|is missing|and missing here"):
+        adapters.go_on_from(other, tmp_path)
+
+
+def test_layers_are_named_by_a_pattern_and_scaled_by_the_root_of_the_rank() -> None:
+    _, modules = built("flux")
+    adapters.add_lora(modules, rank=4, alpha=8, targets=r"match:.*\.0\..*to_[qv]", rslora=True)
+    layers = {n.partition(".lora_A")[0]: m for n, m in modules["transformer"].named_modules() if n.endswith("lora_A")}
+    assert layers and all(re.fullmatch(r".*\.0\..*to_[qv]", n) for n in layers)
+    scales = {modules["transformer"].get_submodule(n).scaling["default"] for n in layers}
+    assert scales == {4.0}  # 8 / sqrt(4)
+    with pytest.raises(PolicyError, match="matches no linear layer"):
+        adapters.add_lora(built("flux")[1], rank=2, alpha=2, targets="match:nothing")
+
+
 def test_either_of_two_denoisers_may_be_trained_alone(tmp_path: Path) -> None:
     for part in ("transformer", "transformer_2"):
         pipe = families.get("wan22").build()
