@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/core/returns.py": {"flowrl.core.normalise"},
     "flowrl/core/baselines.py": set(),
     "flowrl/core/copies.py": set(),
-    "flowrl/core/learner.py": {"flowrl.core.copies", "flowrl.core.lr_schedules"},
+    "flowrl/core/learner.py": {"flowrl.core.copies", "flowrl.core.lr_schedules", "flowrl.core.optimizers"},
     "flowrl/core/lr_schedules.py": set(),
     "flowrl/core/objectives": {"flowrl.contracts", "flowrl.core.objectives"},
     "flowrl/worlds": {"flowrl.worlds", "flowrl.media", "flowrl.untyped"},
