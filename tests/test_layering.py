@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/core/copies.py": set(),
     "flowrl/core/learner.py": {"flowrl.core.copies", "flowrl.core.lr_schedules", "flowrl.core.optimizers"},
     "flowrl/core/lr_schedules.py": set(),
+    "flowrl/core/optimizers.py": set(),
     "flowrl/core/objectives": {"flowrl.contracts", "flowrl.core.objectives"},
     "flowrl/worlds": {"flowrl.worlds", "flowrl.media", "flowrl.untyped"},
     "reward_models": {"reward_models", "flowrl.contracts", "flowrl.media", "flowrl.worlds", "flowrl.untyped"} | BATCHES,
@@ -131,6 +132,7 @@ LATE: dict[str, set[str]] = {
     "flowrl/commands": HEAVY | {"torch"},
     "flowrl/reading/data_sets.py": {"datasets", "torch"},
     "flowrl/compare": {"matplotlib"},  # an extra
+    "flowrl/core/optimizers.py": {"bitsandbytes"},  # a user's own package
     "flowrl/runs/tracking.py": {"accelerate", "mlflow", "trackio"},  # a tracker's package is its own
 }
 # module -> the only files that may import it
