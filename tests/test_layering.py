@@ -103,6 +103,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # room or file -> the third parties it may import, at any depth; any where none is named
 THIRD_PARTY: dict[str, set[str]] = {
+    "flowrl/core/optimizers.py": {"torch", "bitsandbytes"},
     "samplers": {"torch"},
     "flowrl/names.py": set(),
     "flowrl/untyped.py": set(),

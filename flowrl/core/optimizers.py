@@ -1,7 +1,6 @@
 """Optimizers by name: AdamW of torch, as it is, fused, or with moments in 8 bits by bitsandbytes."""
 
 from collections.abc import Iterable
-from importlib import import_module
 
 import torch
 from torch import nn
@@ -26,13 +25,13 @@ def make_optimizer(
     how = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
     if name == "adamw_8bit":
         try:
-            kind = import_module("bitsandbytes.optim").AdamW8bit
+            from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ValueError(
                 f"train.optimizer: 'adamw_8bit' needs the package bitsandbytes ({error}); pip install bitsandbytes, or "
                 "set train.optimizer=adamw"
             ) from error
-        return kind(list(parameters), **how)
+        return AdamW8bit(list(parameters), **how)
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}")
     return torch.optim.AdamW(list(parameters), **how, fused=True if name == "adamw_fused" else None)
