@@ -22,7 +22,6 @@ from flowrl.core.batches import prompt_chunks
 from flowrl.planning.costs import eval_plan, plan_for
 from flowrl.planning.duration import Pace
 from flowrl.planning.sizes.saved import count_saved
-from flowrl.policies import adapters
 from flowrl.policies.devices import device_of
 from flowrl.policies.loading import load_pipeline
 from flowrl.policies.noise import Key, global_noise, start_generators
@@ -154,15 +153,6 @@ class Bench:
     def quiet_samples(self) -> Tensor:
         """Samples of the prompt pair from the policy without noise, before anything is trained."""
         return self.draw_quietly()
-
-    @property
-    def unadapted_samples(self) -> Tensor:
-        """Those of the model as it is on disk: without adapters that go on from a folder, which do change it."""
-        lora = self.recipe.lora
-        if lora is None or lora.begun is None:
-            return self.quiet_samples
-        with adapters.disable_adapters(self.policy.modules):
-            return self.draw_quietly()
 
     def draw_quietly(self) -> Tensor:
         """The same samples from the policy as it is now, on the CPU; see `visible_samples`."""

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from flowrl.checking.proofs.bench import Bench
+from flowrl.checking.proofs.learning import unadapted_samples
 from flowrl.checking.proofs.proof import ProofError
 from flowrl.contracts import Samples
 from flowrl.core.evaluation import picture_of
@@ -26,7 +27,7 @@ def equals_pipeline(bench: Bench) -> str:
     The pipeline was loaded without adapters and called with the same generators, so this covers the interception of
     steps, the adapters (whose outer factors start at 0) and the passing of the recipe's arguments.
     """
-    own, drawn = bench.pipeline_samples, bench.unadapted_samples
+    own, drawn = bench.pipeline_samples, unadapted_samples(bench)
     if own.shape != drawn.shape:
         raise ProofError(
             f"the pipeline gives {list(own.shape)}, the policy {list(drawn.shape)}",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowrl.checking.proofs.bench import Bench, ReplayEvidence, call_chunks
-from flowrl.checking.proofs.learning import RATIO_SHARE
+from flowrl.checking.proofs.learning import RATIO_SHARE, unadapted_samples
 from flowrl.checking.proofs.proof import ProofError
 from flowrl.contracts import LogProbs, Rollout, View
 from flowrl.exports import language
@@ -78,7 +78,7 @@ class TokenBench(Bench):
 
 def equals_generate(bench: Bench) -> str:
     """Greedy decoding is the model's own `generate`, token for token. Returns the largest difference of a log-prob."""
-    own, drawn = bench.pipeline_samples, bench.unadapted_samples
+    own, drawn = bench.pipeline_samples, unadapted_samples(bench)
     gap = float((own[:, 1] - drawn[:, 1]).abs().max())
     if not torch.equal(own[:, 0], drawn[:, 0]):
         raise ProofError(
