@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import families
 import published_rewards
 from cli_support import quiet
 from flowrl.planning.costs import arithmetic
@@ -51,6 +52,26 @@ def test_a_preset_runs(preset: str, tmp_path: Path) -> None:
     assert found[0][told] != 0.0
     if told == "sample_loss" and preset not in ("drtune", "leapalign", "reda"):
         assert found[0][told] == pytest.approx(-found[0]["reward/clip/mean"], abs=0.01)  # of pixels, not of 8 bits
+
+
+@pytest.mark.parametrize(("name", "family"), [("draft_sdxl", "sdxl"), ("refl_sd3", "sd3")])
+def test_a_recipe_runs_as_published(name: str, family: str, tmp_path: Path) -> None:
+    """Three iterations with a tiny random pipeline and tiny checkpoints of the rewards."""
+    (tmp_path / "rewards").mkdir()
+    made = published_rewards.checkpoints(tmp_path / "rewards")
+    families.get(family).build().save_pretrained(tmp_path / family)
+    small = [*NONE, f"model={tmp_path / family}", "pipeline.height=16", "pipeline.width=16", "train.prompts=3"]
+    small += ["prompts={train: prompts/train.txt, heldout: null}", "train.iterations=3", "offload=false", "device=cpu"]
+    small += ["dtype.model=float32", "watch.on_hack=null", "train.rollout_batch=null"]
+    small += published_rewards.overrides(load(name), made)
+    recipe, shipped = load(name, [f"output={tmp_path / 'run'}", *small]), load(name)
+    assert (recipe.objective, recipe.sampler, recipe.lora) == (shipped.objective, shipped.sampler, shipped.lora)
+    run(recipe, quiet())
+    found = metrics_of(tmp_path / "run")
+    assert len(found) == 3
+    for i, metrics in enumerate(found):
+        assert metrics["grad_norm"] > 0 and metrics["nonfinite_updates"] == 0 and metrics["active_rows"] == 1.0
+        assert metrics["forwards/train"] == arithmetic(recipe, i).train_forwards == 3
 
 
 def test_srpo_flux_runs_as_published(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ CASES = {
 ELSEWHERE = {"tiny_lm_grpo", "grpo_qwen"}  # test_language_run.py
 ELSEWHERE |= {"quickstart", "nft_sd3", "nft_flux", "awm_sd3"}  # test_noised_runs.py
 ELSEWHERE |= {"flow_dpo_sd3", "flow_dpo_wan", "dgpo_sd3", "crd_sd3"}  # the same
-ELSEWHERE |= {"tiny_draft", "srpo_flux"}  # test_pulled_runs.py
+ELSEWHERE |= {"tiny_draft", "srpo_flux", "draft_sdxl", "refl_sd3"}  # test_pulled_runs.py
 ELSEWHERE |= {"tiny_distill", "tiny_guidance_distill", "opd_sd35"}  # test_distilled_runs.py
 ELSEWHERE |= {"tiny_dpo_offline", "diffusion_dpo_sdxl"}  # test_given_runs.py
 
@@ -296,6 +296,8 @@ PUBLISHED = {  # recipe -> reward: weight, by the authors' scripts and configura
         )
     },
     "flow_grpo_wan_i2v": {"pick_score": 1},
+    "draft_sdxl": {"pick_score": 1},
+    "refl_sd3": {"hpsv2": 1},
     "flow_dpo_wan": {"video_reward": 1},
     "opd_sd35": {},
     "diffusion_dpo_sdxl": {"pick_score": 1},
