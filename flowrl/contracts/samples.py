@@ -33,8 +33,9 @@ class Samples:
     prompts has length B; group int64 [B] says which samples were drawn for the same prompt. One of images float
     [B, 3, H, W] in [0, 1], video float [B, T, 3, H, W] in [0, 1], audio float [B, C, T] with full scale at -1 and 1 or
     texts (length B) is given; audio may also go along with a video. sample_rate: samples of audio a second. Where
-    decisions are drawn until one of them ends the sample: lengths int64 [B], how many were drawn, and truncated bool
-    [B], whether their limit ended it instead.
+    decisions are drawn until one of them ends the sample: lengths int64 [B], how many there are, and truncated bool
+    [B], whether their limit ended it instead. given: of each text the parts that the model did not draw, such as a
+    hint; None where it drew everything.
     """
 
     prompts: Sequence[Prompt]
@@ -46,6 +47,7 @@ class Samples:
     truncated: Tensor | None = None
     audio: Tensor | None = None
     sample_rate: int | None = None
+    given: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -63,6 +65,7 @@ class Samples:
             texts=None if self.texts is None else [self.texts[i] for i in index],
             lengths=_at(self.lengths, at),
             truncated=_at(self.truncated, at),
+            given=None if self.given is None else [self.given[i] for i in index],
         )
 
 
@@ -93,8 +96,10 @@ class Rollout:
     under the reference policy, once core/backward.py has filled them in. credit: how the samples' rewards reach the
     rows; None where row i is sample i. step_stats: further numbers of each decision, float32 [R, K], by name, where the
     policy has any: of a denoising step `std`, its standard deviation, and `dt` < 0, its length in noise level; of a
-    token `entropy`, in nats, of the distribution that it is scored under. baseline: float32 [B] by name, what each
-    reward gave to the sample that the model holds for likeliest for the same prompt, where advantages ask for it.
+    token `entropy`, in nats, of the distribution that it is scored under, `node`, the number of its segment within the
+    trees of its prompt (rows share the tokens of a segment), `tree`, that of its tree, and `value`, what is to be
+    expected of where its segment begins, or what a search found its segment to be worth. baseline: float32 [B] by name,
+    what each reward gave to the sample that the model holds for likeliest for the same prompt, where advantages ask.
     """
 
     samples: Samples

@@ -109,10 +109,14 @@ def join_samples(parts: Sequence[Samples]) -> Samples:
         if getattr(first, name) is not None
     }
     texts = None if first.texts is None else [text for part in parts for text in part.texts or ()]
+    given = None
+    if any(part.given is not None for part in parts):
+        given = [text for part in parts for text in part.given or [""] * len(part)]
     return Samples(
         [p for part in parts for p in part.prompts],
         torch.cat(group),
         texts=texts,
+        given=given,
         sample_rate=first.sample_rate,
         **tensors,
     )

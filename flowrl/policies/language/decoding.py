@@ -5,7 +5,8 @@ padding, and position ids count from each row's first real token. A row's result
 """
 
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from transformers import DynamicCache
 
 from flowrl.contracts import Progress
 from flowrl.policies.errors import PolicyError
+from flowrl.policies.language.prefixes import Prefix, cache_of
 from flowrl.untyped import LanguageModel
 from samplers.tokens import Generation, draw, token_entropy, token_logp
 
@@ -55,7 +57,40 @@ def forward(
     return model(input_ids=ids, **arguments).logits[:, -keep:]
 
 
+@dataclass
+class Reading:
+    """Rows whose contexts have been read: logits [R, V] of their next token, attention [R, N] of the cache."""
+
+    logits: Tensor
+    attention: Tensor
+    cache: DynamicCache
+
+    def select(self, index: Tensor) -> None:
+        """Goes on with these rows, int64, some of them more than once."""
+        self.logits, self.attention = self.logits[index], self.attention[index]
+        self.cache.batch_select_indices(index)
+
+
+# is told which rows (positions int64) have drawn their last token, where they stand in the reading, and the reading
+Leave = Callable[[Tensor, Tensor, Reading], None]
+
+
 @torch.no_grad()
+def read(
+    model: LanguageModel, contexts: Sequence[Sequence[int]], *, pad: int, prefixes: Sequence[Prefix | None] = ()
+) -> Reading:
+    """The contexts, read in one forward. prefixes: what is known of each, which then is not computed again."""
+    if not any(prefix is not None for prefix in prefixes):
+        cache = DynamicCache(config=model.config)
+        ids, attention = left_padded(contexts, pad, model.device)
+        return Reading(forward(model, ids, attention, 1, cache)[:, 0], attention, cache)
+    cache, known = cache_of(model, prefixes)
+    left = [list(ids[0 if p is None else len(p) :]) for ids, p in zip(contexts, prefixes, strict=True)]
+    ids, attention = left_padded(left, pad, model.device)
+    attention = torch.cat([known, attention], 1)
+    return Reading(forward(model, ids, attention, 1, cache)[:, 0], attention, cache)
+
+
 def decode(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
@@ -74,33 +109,59 @@ def decode(
     K = plan.max_new_tokens. A prompt is read once for its group, and a row that has ended is not computed further.
     entropy float32 [R, K], where given, is filled in: of the distribution that each token is scored under, in nats.
     """
-    rows, device = len(uniforms), model.device
+    rows = len(uniforms)
+    reading = read(model, prompts, pad=pad)
+    reading.select(torch.arange(len(prompts), device=model.device).repeat_interleave(group))
+    begin, until = torch.zeros(rows, dtype=torch.int64), torch.full((rows,), plan.max_new_tokens)
+    return draw_on(model, reading, uniforms, begin, until, plan, stop=stop, pad=pad, progress=progress, entropy=entropy)
+
+
+@torch.no_grad()
+def draw_on(
+    model: LanguageModel,
+    reading: Reading,
+    uniforms: Tensor,
+    begin: Tensor,
+    until: Tensor,
+    plan: Generation,
+    *,
+    stop: Collection[int],
+    pad: int,
+    progress: Progress | None = None,
+    entropy: Tensor | None = None,
+    leave: Leave | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(tokens, log-probs, lengths) as `decode`, of rows that have been read: each goes on at a column of its own.
+
+    begin int64 [R]: the column of a row's next token; what stands before it is left blank. until int64 [R], above
+    begin: where it stops at the latest. leave: see `Leave`; the cache then holds all of a row but its last token.
+    """
+    device = model.device
     tokens = torch.full(uniforms.shape, pad)
-    logp, length = torch.zeros(uniforms.shape), torch.zeros(rows, dtype=torch.int64)
-    ending, cache = torch.tensor(sorted(stop), device=device), DynamicCache(config=model.config)
-    ids, attention = left_padded(prompts, pad, device)
-    logits = forward(model, ids, attention, 1, cache)[:, 0].repeat_interleave(group, 0)
-    cache.batch_repeat_interleave(group)
-    attention, alive = attention.repeat_interleave(group, 0), torch.arange(rows)
-    for k in range(plan.max_new_tokens):
-        token = draw(logits, uniforms[alive, k].to(device, torch.float32 if device.type == "mps" else None), plan)
-        tokens[alive, k] = token.cpu()
-        logp[alive, k] = token_logp(logits[:, None], token[:, None], plan.scale)[:, 0].cpu()
+    logp, length = torch.zeros(uniforms.shape), begin.clone()
+    ending, alive = torch.tensor(sorted(stop), device=device), torch.arange(len(uniforms))
+    while True:
+        at, logits = (alive, length[alive]), reading.logits
+        token = draw(logits, uniforms[at].to(device, torch.float32 if device.type == "mps" else None), plan)
+        tokens[at] = token.cpu()
+        logp[at] = token_logp(logits[:, None], token[:, None], plan.scale)[:, 0].cpu()
         if entropy is not None:
-            entropy[alive, k] = token_entropy(logits[:, None], plan.scale)[:, 0].cpu()
-        length[alive] = k + 1
+            entropy[at] = token_entropy(logits[:, None], plan.scale)[:, 0].cpu()
+        length[alive] += 1
         if progress is not None:
             progress(len(alive))
-        going = ~torch.isin(token, ending)
-        if k + 1 == plan.max_new_tokens or not going.any():
-            break
+        going = ~torch.isin(token, ending) & (length[alive] < until[alive]).to(device)
+        if leave is not None and not going.all():
+            left = (~going).nonzero()[:, 0]
+            leave(alive[left.cpu()], left, reading)
+        if not going.any():
+            return tokens, logp, length
         if not going.all():
             index = going.nonzero()[:, 0]
-            cache.batch_select_indices(index)
-            attention, token, alive = attention[index], token[index], alive[index.cpu()]
-        attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)
-        logits = forward(model, token[:, None], attention, 1, cache)[:, 0]
-    return tokens, logp, length
+            reading.cache.batch_select_indices(index)
+            reading.attention, token, alive = reading.attention[index], token[index], alive[index.cpu()]
+        reading.attention = torch.cat([reading.attention, reading.attention.new_ones(len(alive), 1)], 1)
+        reading.logits = forward(model, token[:, None], reading.attention, 1, reading.cache)[:, 0]
 
 
 def teacher_forced(

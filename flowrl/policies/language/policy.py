@@ -20,6 +20,7 @@ from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.chat import Encoder
 from flowrl.policies.language.decoding import cache_argument, decode, teacher_forced
+from flowrl.policies.language.rows import Begun, Row, begun_rows, go_on, stacked
 from flowrl.policies.noise import Key, copy_numbers, token_uniforms
 from flowrl.policies.weights import under, weights_of
 from flowrl.untyped import JSON, LanguageModel, Tokenizer
@@ -103,12 +104,19 @@ class LanguagePolicy:
         first: int = 0,
         progress: Progress | None = None,
         finished: Callable[[Samples], None] | None = None,
+        begun: Sequence[Begun | None] | None = None,
     ) -> Rollout:
         """Draws `group_size` completions for each prompt; rows are samples, prompt by prompt. See `contracts.Policy`.
 
         The mask holds the drawn tokens, the one that ends a completion included; greedy ones are not to be trained.
+        begun: for each row a completion that it goes on from, whose tokens count in plan.max_new_tokens, or None.
+        Raises ValueError where it does not have one for each row.
         """
         self.prepare(prompts[0], plan)
+        if begun is not None:
+            rows = begun_rows(self, begun, prompts, plan, seed, first)
+            go_on(self, rows, plan, progress=progress)
+            return self.completed(rows, torch.arange(len(prompts)).repeat_interleave(len(rows) // len(prompts)), plan)
         ids, copy = [self._ids(p, plan) for p in prompts], copy_numbers(p.id for p in prompts)
         parts = []
         for chunk in rollout_chunks(len(prompts), group_size, self.max_rows):
@@ -120,22 +128,51 @@ class LanguagePolicy:
         tokens, logp = (torch.cat([part[i][:, :width] for part in parts]) for i in (0, 1))
         step_stats = {"entropy": torch.cat([part[3][:, :width] for part in parts])} if self.keep_entropy else {}
         owners = [i for i in range(len(prompts)) for _ in range(group_size)]
-        trajectory = Completions([ids[i] for i in owners], tokens, length, plan)
-        group = torch.arange(len(prompts)).repeat_interleave(group_size)
         mask = (torch.arange(width) < length[:, None]) & (plan.temperature > 0)
         return Rollout(
             Samples(
                 [prompts[i] for i in owners],
-                group,
+                torch.tensor(owners),
                 texts=self._texts(tokens, length),
                 lengths=length,
                 truncated=~self._is_complete(tokens, length),
             ),
             logp,
             mask,
-            trajectory,
+            Completions([ids[i] for i in owners], tokens, length, plan),
             step_stats=step_stats,
         )
+
+    def start(self, prompts: Sequence[Prompt], keys: Sequence[Sequence[Key]], plan: Generation) -> list[Row]:
+        """Rows without a token yet, prompt by prompt, one for each of the keys of a prompt."""
+        ids = [self._ids(prompt, plan) for prompt in prompts]
+        return [Row(p, at, key) for p, at, own in zip(prompts, ids, keys, strict=True) for key in own]
+
+    def completed(self, rows: Sequence[Row], group: Tensor, plan: Generation) -> Rollout:
+        """A rollout of these rows as they stand, each with a token or more; group int64 [R] as in `Samples`.
+
+        Tokens with a log-prob are trained; step_stats has the `node` of each token where rows form a tree.
+        """
+        tokens, logp = stacked(rows, "ids"), stacked(rows, "logp")
+        length = torch.tensor([len(row.ids) for row in rows])
+        mask = (torch.arange(tokens.shape[1]) < length[:, None]) & ~logp.isnan() & (plan.temperature > 0)
+        stats = {"entropy": stacked(rows, "entropy")} if self.keep_entropy else {}
+        if any(node for row in rows for node in row.node):
+            stats["node"] = stacked(rows, "node")
+        given = None
+        if not all(all(row.drawn) for row in rows):
+            parts = [[i for i, drawn in zip(row.ids, row.drawn, strict=True) if not drawn] for row in rows]
+            given = self.tokenizer.batch_decode(parts, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        samples = Samples(
+            [row.prompt for row in rows],
+            group,
+            texts=self._texts(tokens, length),
+            lengths=length,
+            truncated=torch.tensor([not row.ended for row in rows]),
+            given=given,
+        )
+        replay = Completions([row.prompt_ids for row in rows], tokens, length, plan)
+        return Rollout(samples, logp.nan_to_num(), mask, replay, step_stats=stats)
 
     def look(
         self, rollout: Rollout, rows: Tensor, view: View, visit: Visit, *, progress: Progress | None = None

@@ -1,0 +1,63 @@
+"""Keys and values of the tokens that completions share, so that each of these tokens is computed once.
+
+A prefix is what a cache holds of one row, without its padding: it can be cut to its first tokens, and prefixes of
+different lengths make one cache again, padded on the left. Only caches that hold every token can be taken apart so;
+of others (sliding windows, recurrent states) nothing is kept, and the tokens are computed again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from flowrl.untyped import LanguageModel
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values [heads, tokens, width], one of each a layer."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return self.keys[0].shape[1]
+
+    def cut(self, number: int) -> "Prefix":
+        """The first `number` tokens of it."""
+        return Prefix(tuple(k[:, :number] for k in self.keys), tuple(v[:, :number] for v in self.values))
+
+
+def prefix_of(cache: DynamicCache, row: int, attention: Tensor) -> Prefix | None:
+    """What the cache holds of one row, by its attention [N]; None where the cache does not hold every token."""
+    if any(type(layer) is not DynamicLayer or not layer.is_initialized for layer in cache.layers):
+        return None
+    real = attention.nonzero()[:, 0]
+    layers = [(layer.keys[row][:, real], layer.values[row][:, real]) for layer in cache.layers]
+    return Prefix(tuple(k for k, _ in layers), tuple(v for _, v in layers))
+
+
+def cache_of(model: LanguageModel, prefixes: Sequence[Prefix | None]) -> tuple[DynamicCache, Tensor]:
+    """(cache, attention mask int64 [R, N]) of rows that begin so, padded on the left; N is 0 where none has any."""
+    cache = DynamicCache(config=model.config)
+    width = max((len(p) for p in prefixes if p is not None), default=0)
+    mask = torch.tensor([[0] * (width - n) + [1] * n for n in (0 if p is None else len(p) for p in prefixes)])
+    first = next((p for p in prefixes if p is not None), None)
+    if first is None or width == 0:
+        return cache, torch.zeros(len(prefixes), 0, dtype=torch.int64, device=model.device)
+    for layer in range(len(first.keys)):
+        keys, values = (
+            torch.stack([_padded(None if p is None else part(p)[layer], part(first)[layer], width) for p in prefixes])
+            for part in (lambda p: p.keys, lambda p: p.values)
+        )
+        cache.update(keys, values, layer)
+    return cache, mask.to(model.device)
+
+
+def _padded(part: Tensor | None, like: Tensor, width: int) -> Tensor:
+    """One row of a cache [heads, width, size], zeros where it has no token."""
+    if part is None:
+        return like.new_zeros(like.shape[0], width, like.shape[2])
+    return torch.nn.functional.pad(part, (0, 0, width - part.shape[1], 0))

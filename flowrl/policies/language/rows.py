@@ -1,0 +1,193 @@
+"""Rows that begin elsewhere: completions that go on from tokens which are there already, and may share them.
+
+A row is a completion as it stands: its tokens, which of them the model drew, their log-probs then. What was given takes
+no part in the loss unless log-probs come with it; decoding goes on behind it, and a replay scores it like any other.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from flowrl.contracts import Progress, Prompt
+from flowrl.policies.language.decoding import Reading, draw_on, read
+from flowrl.policies.language.prefixes import Prefix, prefix_of
+from flowrl.policies.noise import Key, copy_numbers, token_uniforms
+from flowrl.untyped import LanguageModel
+from samplers.tokens import Generation
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A completion that a row goes on from: its ids, of tokens after the prompt.
+
+    logp: their log-probabilities under who drew them, NaN for tokens that are not to be trained (None: none is). drawn:
+    which of them the model drew (None: those with a log-prob); a reward is told the others (`Samples.given`).
+    Raises ValueError for lists of different lengths.
+    """
+
+    ids: Sequence[int]
+    logp: Sequence[float] | None = None
+    drawn: Sequence[bool] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("logp", "drawn"):
+            if (given := getattr(self, name)) is not None and len(given) != len(self.ids):
+                raise ValueError(f"{name} has {len(given)} values for {len(self.ids)} tokens; give one a token")
+
+
+@dataclass
+class Row:
+    """A completion as it stands. prompt_ids: the prompt's; key names the noise of the tokens that are still to come.
+
+    logp: NaN for tokens that are not trained. node: of a tree, the number of the segment that each token belongs to.
+    ended: whether a token of the model ended it. prefix: keys and values of all of it but the last token, where kept.
+    """
+
+    prompt: Prompt
+    prompt_ids: list[int]
+    key: Key
+    ids: list[int] = field(default_factory=list)
+    drawn: list[bool] = field(default_factory=list)
+    logp: list[float] = field(default_factory=list)
+    entropy: list[float] = field(default_factory=list)
+    node: list[int] = field(default_factory=list)
+    ended: bool = False
+    prefix: Prefix | None = None
+
+    def give(
+        self, ids: Sequence[int], logp: Sequence[float] | None = None, drawn: Sequence[bool] | None = None
+    ) -> None:
+        """Appends tokens that the model does not draw now; see `Begun`."""
+        known = [NAN] * len(ids) if logp is None else list(logp)
+        self.ids += ids
+        self.logp += known
+        self.drawn += [not math.isnan(value) for value in known] if drawn is None else drawn
+        self.entropy += [0.0] * len(ids)
+        self.node += [self.node[-1] if self.node else 0] * len(ids)
+
+    def fork(self, at: int, key: Key) -> "Row":
+        """A row that shares the first `at` tokens and goes on by noise of its own."""
+        known = None if self.prefix is None else self.prefix.cut(len(self.prompt_ids) + at - 1)
+        lists = {name: list(getattr(self, name)[:at]) for name in ("ids", "drawn", "logp", "entropy", "node")}
+        return replace(self, key=key, ended=False, prefix=known, **lists)
+
+
+class DrawsRows(Protocol):
+    """What is asked of a policy by those that draw rows."""
+
+    model: LanguageModel
+    stop: tuple[int, ...]
+    pad: int
+    keep_entropy: bool
+    max_rows: int | None
+
+    def start(self, prompts: Sequence[Prompt], keys: Sequence[Sequence[Key]], plan: Generation) -> list[Row]:
+        """Rows without a token yet."""
+        ...
+
+
+def begun_rows(
+    policy: DrawsRows, begun: Sequence[Begun | None], prompts: Sequence[Prompt], plan: Generation, seed: int, first: int
+) -> list[Row]:
+    """Rows as they are begun, prompt by prompt; their noise is that of samples `first` and on of their prompts.
+
+    Raises ValueError where prompts do not have equally many of them.
+    """
+    size, left = divmod(len(begun), len(prompts))
+    if left or not size:
+        raise ValueError(f"begun has {len(begun)} rows for {len(prompts)} prompts; give as many for each, one a row")
+    copy = copy_numbers(p.id for p in prompts)
+    keys = [[Key(seed, p.id, first + i, copy[at]) for i in range(size)] for at, p in enumerate(prompts)]
+    rows = policy.start(prompts, keys, plan)
+    for row, known in zip(rows, begun, strict=True):
+        if known is not None:
+            row.give(known.ids, known.logp, known.drawn)
+            row.ended = bool(row.ids) and row.ids[-1] in policy.stop
+    return rows
+
+
+def go_on(
+    policy: DrawsRows,
+    rows: Sequence[Row],
+    plan: Generation,
+    *,
+    until: int | Sequence[int] | None = None,
+    keep: bool = False,
+    node: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Draws on in every row that has not ended, up to `until` tokens after the prompt (None: all that the plan has).
+
+    Rows that stand at the same tokens are read once. keep: afterwards rows have their `prefix`. node: the segment that
+    a row's new tokens belong to. progress: told of tokens that are drawn, and of given ones that have to be read.
+    """
+    limits = [until] * len(rows) if isinstance(until, int) else until or [plan.max_new_tokens] * len(rows)
+    waiting = [i for i, row in enumerate(rows) if not row.ended and len(row.ids) < min(limits[i], plan.max_new_tokens)]
+    size = policy.max_rows or max(len(waiting), 1)
+    for start in range(0, len(waiting), size):
+        part = waiting[start : start + size]
+        ends = torch.tensor([min(limits[i], plan.max_new_tokens) for i in part])
+        nodes = None if node is None else [node[i] for i in part]
+        _draw_part(policy, [rows[i] for i in part], plan, ends, nodes, keep, progress)
+
+
+def _draw_part(
+    policy: DrawsRows,
+    rows: Sequence[Row],
+    plan: Generation,
+    until: Tensor,
+    node: Sequence[int] | None,
+    keep: bool,
+    progress: Progress | None,
+) -> None:
+    place: dict[tuple[int, ...], int] = {}
+    owners = [place.setdefault((*row.prompt_ids, *row.ids), len(place)) for row in rows]
+    prefixes: list[Prefix | None] = [None] * len(place)
+    for row, owner in zip(rows, owners, strict=True):
+        prefixes[owner] = prefixes[owner] or row.prefix
+    if progress is not None:  # of prompts nothing is told, here as elsewhere
+        own = {owner: row for row, owner in zip(rows, owners, strict=True)}
+        unread = [
+            len(row.ids) if (known := prefixes[owner]) is None else len(row.prompt_ids) + len(row.ids) - len(known) - 1
+            for owner, row in own.items()
+        ]
+        progress(sum(unread))
+    reading = read(policy.model, list(place), pad=policy.pad, prefixes=prefixes)
+    reading.select(torch.tensor(owners, device=policy.model.device))
+    begin = torch.tensor([len(row.ids) for row in rows])
+    uniforms = token_uniforms([row.key for row in rows], int(until.max()))
+    entropy = torch.zeros(uniforms.shape) if policy.keep_entropy else None
+
+    def leave(which: Tensor, where: Tensor, now: Reading) -> None:
+        for i, at in zip(which.tolist(), where.tolist(), strict=True):
+            rows[i].prefix = prefix_of(now.cache, at, now.attention[at])
+
+    options: dict[str, Any] = {"stop": policy.stop, "pad": policy.pad, "progress": progress, "entropy": entropy}
+    options["leave"] = leave if keep else None
+    tokens, logp, length = draw_on(policy.model, reading, uniforms, begin, until, plan, **options)
+    for i, row in enumerate(rows):
+        new = slice(int(begin[i]), int(length[i]))
+        ids = tokens[i, new].tolist()
+        row.ids += ids
+        row.logp += logp[i, new].tolist()
+        row.drawn += [True] * len(ids)
+        row.entropy += [0.0] * len(ids) if entropy is None else entropy[i, new].tolist()
+        row.node += [(row.node[-1] if row.node else 0) if node is None else node[i]] * len(ids)
+        row.ended = ids[-1] in policy.stop
+        row.prefix = row.prefix if keep else None
+
+
+def stacked(rows: Sequence[Row], name: str) -> Tensor:
+    """A list of every row's tokens as one tensor [R, K], 0 behind its end."""
+    width = max(len(row.ids) for row in rows)
+    dtype = {"ids": torch.int64, "drawn": torch.bool}.get(name, torch.float32)
+    made = torch.zeros(len(rows), width, dtype=dtype)
+    for i, row in enumerate(rows):
+        made[i, : len(row.ids)] = torch.tensor(getattr(row, name), dtype=dtype)
+    return made
