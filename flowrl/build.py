@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowrl import names
-from flowrl.contracts import Objective, Policy, Prompt, Rollout, Samples
+from flowrl.contracts import Drawing, Explore, Explored, Objective, Policy, Prompt, Rollout, Samples, Score
 from flowrl.core.advantages import advantage_metrics, group_stats
 from flowrl.core.budget import Budget
 from flowrl.core.credit import row_advantages
@@ -20,6 +20,7 @@ from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.objectives.noised import NOISED
 from flowrl.core.objectives.pulled import PULLED, SRPOObjective
 from flowrl.core.selection import WidthPruning
+from flowrl.core.tree_credit import tree_advantages
 from flowrl.kinds import kind_of
 from flowrl.planning.trials import Guarded, report_errors
 from flowrl.planning.walks import pruned_widths
@@ -153,7 +154,10 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
                 adv = build_part("advantage", recipe.advantage, how | lengths)(counted.rewards, rollout)
             adv = adv.masked_fill(adv.isnan(), 0.0)  # of a row that could not be scored: it gets no gradient
             return adv, advantage_metrics(rewards, samples.group, adv, total=counted.total, **how)
-        options = recipe.advantage.model_dump() | lengths
+        options, credit = recipe.advantage.model_dump(exclude={"credit"}) | lengths, recipe.advantage.credit
+        if credit != "broadcast":
+            adv = tree_advantages(credit, counted.total, rollout, **options)
+            return adv, advantage_metrics(rewards, samples.group, adv, total=counted.total, **how)
         adv = row_advantages(counted.rewards, samples.group, rollout.credit, **how, **options)
         return adv, advantage_metrics(rewards, samples.group, adv, total=counted.total, **how)
 
@@ -192,6 +196,23 @@ def build_budget(recipe: Recipe, scorer: Scorer) -> Budget | None:
         return remembered(recipe, scorer, rewards, rollout.samples)
 
     return Budget(recipe.train.group, given.limit, given.kind, given.std, value)
+
+
+def build_explore(recipe: Recipe, scorer: Scorer) -> Explore | None:
+    """How samples are drawn in more than one go; None where they are drawn plainly."""
+    draw = kind_of(recipe).building.exploration(recipe)
+    if draw is None:
+        return None
+
+    def explore(policy: Policy, drawing: Drawing, score: Score) -> Explored:
+        def score_all(samples: Samples) -> tuple[dict[str, Tensor], Tensor]:
+            rewards = score(samples)
+            counted = counted_rewards(scorer.specs, rewards, samples.prompts, samples.group, samples)
+            return rewards, counted.total
+
+        return draw(policy, drawing, score_all)
+
+    return explore
 
 
 def given_samples(recipe: Recipe) -> SamplesOf | None:

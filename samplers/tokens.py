@@ -21,6 +21,7 @@ CHUNK = 2**24  # float32 numbers of vocabulary size that are held at once, 64 Mi
 class Generation:
     """How completions are drawn. temperature 0 takes the likeliest token: an evaluation, which cannot be trained on.
 
+    force: (text, n): a completion that has n tokens left and has not written this text is given it.
     Raises ValueError for values outside max_new_tokens >= 1, temperature >= 0, top_k >= 1, 0 < top_p <= 1.
     """
 
@@ -28,6 +29,7 @@ class Generation:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
+    force: tuple[str, int] | None = None
 
     def __post_init__(self) -> None:
         if (

@@ -6,8 +6,10 @@ samples, P prompts, G samples a prompt. A decision is a number to the core: a lo
 samples.py     what is drawn, what it is drawn for, and what scores it
 looks.py       policies, and what they show of their rollouts
 objectives.py  losses, and what they are given
+exploration.py  samples drawn in more than one go
 """
 
+from flowrl.contracts.exploration import Drawing, Explore, Explored, Score
 from flowrl.contracts.looks import (
     Field,
     Finished,
@@ -29,6 +31,9 @@ from flowrl.contracts.samples import Credit, Message, Prompt, Reward, Rollout, S
 __all__ = [
     "Batch",
     "Credit",
+    "Drawing",
+    "Explore",
+    "Explored",
     "Field",
     "Finished",
     "LogProbs",
@@ -44,6 +49,7 @@ __all__ = [
     "RewardOf",
     "Rollout",
     "Samples",
+    "Score",
     "Show",
     "States",
     "Together",

@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Policy, Progress, Prompt, Rollout, Samples
+from flowrl.contracts import Drawing, Explore, Policy, Progress, Prompt, Rollout, Samples
 from flowrl.core.selection import moved_rows
 
 PlanT = TypeVar("PlanT")
@@ -77,8 +77,8 @@ class LocalEngine(Generic[PlanT]):
     """Draws `group` samples of each prompt by `plan`, scores them, and has their advantages worked out.
 
     score gives every reward [B] by name. baseline: a plan that draws one further sample of each prompt, the likeliest,
-    whose rewards are `Rollout.baseline`. progress, finished: see `Policy.rollout`. sampling: the policy draws within
-    what it gives, which chooses the weights.
+    whose rewards are `Rollout.baseline`. explore: draws the samples in the place of a plain rollout. progress,
+    finished: see `Policy.rollout`. sampling: the policy draws within what it gives, which chooses the weights.
     """
 
     policy: Policy[PlanT]
@@ -92,23 +92,29 @@ class LocalEngine(Generic[PlanT]):
     finished: Callable[[Samples], None] | None = None
     sampling: Callable[[], AbstractContextManager[None]] = nullcontext
     baseline: PlanT | None = None
+    explore: Explore | None = None
 
     def draw(self, prompts: Sequence[Prompt], first: int, group: int | None = None) -> Draw:
         """The groups of these prompts, whose samples take the numbers of noise from `first` on. group: their size,
         where it is another."""
+        rewards, told = None, dict[str, float]()
         with self.clock.phase("rollout"), self.sampling():
-            rollout = self.policy.rollout(
-                prompts,
-                group_size=group or self.group,
-                plan=self.plan,
-                seed=self.seed,
-                first=first,
-                progress=self.progress,
-                finished=self.finished,
-            )
+            if self.explore is None:
+                rollout = self.policy.rollout(
+                    prompts,
+                    group_size=group or self.group,
+                    plan=self.plan,
+                    seed=self.seed,
+                    first=first,
+                    progress=self.progress,
+                    finished=self.finished,
+                )
+            else:
+                what = Drawing(prompts, group or self.group, self.plan, self.seed, first, self.progress)
+                rollout, rewards, told = self.explore(self.policy, what, self.score)
             greedy = None if self.baseline is None else self._greedy(prompts, self.baseline, first)
         with self.clock.phase("score"):
-            rewards = self.score(rollout.samples)
+            rewards = self.score(rollout.samples) if rewards is None else rewards
             if greedy is not None:
                 scores = self.score(greedy.samples)
                 if rewards.keys() - scores.keys():
@@ -118,7 +124,8 @@ class LocalEngine(Generic[PlanT]):
                         "alone, has none: set another advantage.baseline"
                     )
                 rollout.baseline = {name: value.repeat_interleave(self.group) for name, value in scores.items()}
-            return Draw(rollout, rewards, *self.advantage(rewards, rollout))
+            adv, metrics = self.advantage(rewards, rollout)
+            return Draw(rollout, rewards, adv, metrics | told)
 
     def _greedy(self, prompts: Sequence[Prompt], plan: PlanT, first: int) -> Rollout:
         """One sample of each prompt by a plan of its own."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Looks, Objective, Policy, Progress, Prompt, RewardOf, Rollout, Samples
+from flowrl.contracts import Explore, Looks, Objective, Policy, Progress, Prompt, RewardOf, Rollout, Samples
 from flowrl.core.backward import StepLoss, backward, fill_reference, with_step_weights
 from flowrl.core.backward_noised import backward_noised
 from flowrl.core.backward_pull import backward_pull
@@ -100,6 +100,7 @@ def iterate(
     samples_of: SamplesOf | None = None,
     baseline_plan: PlanT | None = None,
     budget: Budget | None = None,
+    explore: Explore | None = None,
 ) -> Iteration:
     """Draws, scores and learns once from `settings.group` samples of each prompt.
 
@@ -108,7 +109,7 @@ def iterate(
     [R], or of decisions, [R, K], and their metrics from the rewards and the rollout. more gives so many further
     prompts, which a refill needs. progress, finished: see `Policy`; reward_of: see `Batch`. samples_of: gives the
     samples of a prompt and their scores, which are taken as advantages; nothing is drawn then, and nothing scored.
-    baseline_plan: draws a further sample of each prompt, see `LocalEngine`.
+    baseline_plan: draws a further sample of each prompt; explore: draws the samples in another way; see `LocalEngine`.
     budget: gives hard prompts more samples, which take the numbers of noise behind those of their group.
     Metrics named time_* are seconds; all others repeat under the same seed, and are of all that was drawn.
     """
@@ -128,6 +129,7 @@ def iterate(
             finished,
             lambda: learner.sampling(old=settings.sample_old),
             baseline_plan,
+            explore,
         )
     looks: Looks = policy
     draws = [engine.draw(prompts, first)]

@@ -25,7 +25,9 @@ def whole_draw(draws: Sequence[Draw], advantage: Advantage) -> Draw:
     whole = _draw_of([(draw, torch.arange(draw.num_prompts)) for draw in draws], advantage)
     drawn = sum(draw.num_prompts for draw in draws)
     counts = {"groups/drawn": float(drawn), "groups/kept": float(kept_groups(draws))}
-    return replace(whole, metrics=whole.metrics | counts)
+    told = draws[0].metrics.keys() - whole.metrics.keys()  # by what drew them
+    means = {name: sum(draw.metrics[name] for draw in draws) / len(draws) for name in sorted(told)}
+    return replace(whole, metrics=whole.metrics | counts | means)
 
 
 def kept_draw(draws: Sequence[Draw], advantage: Advantage) -> Draw:

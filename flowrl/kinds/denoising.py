@@ -71,6 +71,10 @@ class Denoising:
         yield from check_window(recipe)
         yield from check_tree(recipe)
 
+    def draws_in_parts(self, recipe: Recipe) -> bool:
+        """Of trees."""
+        return recipe.sampler.tree is not None
+
     def check_objective(self, recipe: Recipe) -> Iterator[RecipeError]:
         """Keys about tokens, and values that do not fit denoising steps."""
         if recipe.train.skip_truncated:

@@ -6,7 +6,7 @@ part (`planning`, `building`, `exporter`, `proofs`) names modules of other rooms
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -108,6 +108,11 @@ class Building(Protocol[P]):
         """Makes a policy draw as another recipe of the same model does. Raises RecipeError if it cannot."""
         ...
 
+    def exploration(self, recipe: Recipe) -> Callable[..., Any] | None:
+        """A function (policy, drawing, score) where samples are drawn in more than one go; score gives the rewards of
+        samples, by name, and their weighted sum."""
+        ...
+
 
 class Exporter(Protocol[P_contra]):
     """How weights of this kind are exported; a module of flowrl/exports."""
@@ -187,6 +192,10 @@ class Kind(Protocol):
 
     def check_sampling(self, recipe: Recipe) -> Iterator[RecipeError]:
         """How samples are drawn."""
+        ...
+
+    def draws_in_parts(self, recipe: Recipe) -> bool:
+        """Whether a prompt takes more numbers of noise than it has samples."""
         ...
 
     def check_objective(self, recipe: Recipe) -> Iterator[RecipeError]:

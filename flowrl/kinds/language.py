@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowrl.kinds.kind import Building, Exporter, Planning, Proofs, Words
+from flowrl.recipe.begun import check_begun
 from flowrl.recipe.calls import read_json
 from flowrl.recipe.errors import RecipeError, show
 from flowrl.recipe.noised_checks import refuse_noised
@@ -85,8 +86,13 @@ class Language:
             yield RecipeError("generation.chat_arguments", problem, "remove them")
 
     def check_sampling(self, recipe: Recipe) -> Iterator[RecipeError]:
-        """Nothing beyond the types of `generation`."""
-        return iter(())
+        """Completions that are drawn in more than one go."""
+        return check_begun(recipe, section_of(recipe))
+
+    def draws_in_parts(self, recipe: Recipe) -> bool:
+        """Of trees, and where more is drawn once completions have been scored."""
+        given = section_of(recipe)
+        return given.tree is not None or given.again is not None
 
     def check_objective(self, recipe: Recipe) -> Iterator[RecipeError]:
         """Keys about denoising steps."""

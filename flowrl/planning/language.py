@@ -11,7 +11,8 @@ from samplers.tokens import Generation
 def plan(recipe: Recipe, iteration: int) -> Generation:
     """How the tokens of a training iteration are drawn; the same in every iteration."""
     given = section_of(recipe)
-    return Generation(given.max_new_tokens, given.temperature, given.top_k, given.top_p)
+    force = None if given.force is None else (given.force.text, given.force.left)
+    return Generation(given.max_new_tokens, given.temperature, given.top_k, given.top_p, force)
 
 
 def eval_plan(recipe: Recipe) -> Generation:
@@ -47,7 +48,8 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
     train, objective = recipe.train, recipe.objective
     rows = train.prompts * train.group
     per_update = rows // train.updates
-    drawn = rows * section_of(recipe).max_new_tokens
+    longest = section_of(recipe).max_new_tokens + further_tokens(recipe)
+    drawn = rows * longest
     greedy = train.prompts * section_of(recipe).max_new_tokens if recipe.advantage.baseline == "given" else 0
     passes = 1 + (train.epochs if objective.kl_kind == "exact" else 0)
     return Arithmetic(
@@ -57,10 +59,59 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
         optimizer_steps=train.epochs * train.updates,
         micro_batches=-(-per_update // (train.micro_batch or per_update)),
         rows_at_once=rows_at_once(recipe, train.group),
-        rollout_forwards=drawn + greedy,
+        rollout_forwards=train.prompts * tokens_of_prompt(recipe) + greedy,
         train_forwards=train.epochs * drawn,
         reference_forwards=passes * drawn if objective.kl > 0 else 0,
     )
+
+
+def further_tokens(recipe: Recipe) -> int:
+    """By how many tokens a correction may exceed the limit of a completion."""
+    again = section_of(recipe).again
+    return (again.tokens or 256) if again is not None and again.kind == "corrections" else 0
+
+
+def tokens_of_prompt(recipe: Recipe) -> int:
+    """Tokens that are computed for a prompt's samples, at most; of a tree that parts by itself, if none ends early."""
+    given, group = section_of(recipe), recipe.train.group
+    limit, tree, again = given.max_new_tokens, given.tree, given.again
+    if tree is not None and tree.kind == "treepo":
+        segment, live, total = tree.segment or 512, min((tree.roots or [2, 8])[1], group), 0
+        for begin in range(0, limit, segment):
+            total += live * min(segment, limit - begin)
+            live = min(live * (tree.width or 2), group)
+        return total
+    if tree is not None and tree.kind == "deepsearch":
+        return group * (tree.width or 8) * limit
+    if again is not None and again.kind == "hints":
+        return group * limit * (1 + len(again.shares or [0.25, 0.5, 0.75]))
+    if again is not None and again.kind == "values":
+        states = min(again.steps or 20, limit if again.segment is None else -(-limit // again.segment))
+        return group * limit + (1 + group * (states - 1)) * (again.continuations or 9) * limit
+    return group * (limit + further_tokens(recipe))
+
+
+def _parts(recipe: Recipe) -> list[str]:
+    """Lines about completions that are drawn in more than one go."""
+    given, group = section_of(recipe), recipe.train.group
+    found = []
+    if given.tree is not None:
+        total = tokens_of_prompt(recipe)
+        share = total / (group * given.max_new_tokens)
+        found.append(
+            f"            {group} of a prompt by a tree ({given.tree.kind}): up to {total:,} tokens are computed, "
+            f"{share:.2f} of those of independent ones"
+        )
+    if given.again is not None:
+        what = {
+            "hints": "groups without a right one are drawn anew with hints",
+            "corrections": "wrong ones are corrected",
+            "values": f"{given.again.continuations or 9} continuations from the begin of each step give its value",
+        }
+        found.append(f"            {what[given.again.kind]}: up to {tokens_of_prompt(recipe):,} tokens of a prompt")
+    if given.force is not None:
+        found.append(f"            with {given.force.left} tokens left, {given.force.text!r} is given")
+    return found
 
 
 def eval_forwards(recipe: Recipe) -> int:
@@ -77,6 +128,7 @@ def lines(recipe: Recipe) -> list[str]:
     return [
         f"tokens      {words(plan(recipe, 0))}; every one of them is trained",
         *(["            and of each prompt one greedy completion, whose reward is the baseline"] if more else []),
+        *_parts(recipe),
         f"            {chat[given.chat_template]}{message}",
     ]
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from flowrl.recipe.base import Strict, key, part
+from flowrl.recipe.begun import DrawAgain, Force, TokenTree
 from flowrl.recipe.curves import Curved
 from flowrl.recipe.lora import Lora
 from flowrl.recipe.noised import Loss, NoisedTraining
@@ -27,7 +28,9 @@ class GenerationKeys(Strict):
 
     top_k, top_p: draw from the likeliest tokens only; they are scored uncut (samplers/tokens.py). chat_template: auto
     uses the tokenizer's where it has one; chat_arguments go to it ({enable_thinking: false} of Qwen3). system: the
-    system message of chats that have none.
+    system message of chats that have none. tree: completions that share their first tokens; again: what is drawn once
+    completions have been scored; force: a text at the end of long ones (see recipe/begun.py). These three are of
+    training; evaluations draw plainly.
     """
 
     max_new_tokens: int = key(..., "a whole number >= 1", ge=1)
@@ -37,10 +40,22 @@ class GenerationKeys(Strict):
     chat_template: Literal["auto"] | bool = key("auto", "auto, true or false")
     chat_arguments: dict[str, JSON] = key({}, "a mapping of argument names to values")
     system: str | None = key(None, "a text or null", min_length=1)
+    tree: TokenTree | None = key(None, "a mapping with kind, or null")
+    again: DrawAgain | None = key(None, "a mapping with kind, or null")
+    force: Force | None = key(None, "a mapping with text and left, or null")
 
 
 class Advantage(arguments_of("advantage", "normalised")):
-    """The arguments of flowrl.core.advantages.advantages, which explains them."""
+    """The arguments of flowrl.core.advantages.advantages, which explains them.
+
+    credit: how outcomes reach decisions. broadcast: all of a row have its advantage. Of trees of tokens: prefix, less
+    the means of all that share a prefix (TreePO), or trees, within the tree and within the prompt (Tree-GRPO). values:
+    the change of a step's value (VinePPO), nodes: the value of a segment that a search found (DeepSearch).
+    """
+
+    credit: Literal["broadcast", "prefix", "trees", "values", "nodes"] = key(
+        "broadcast", "broadcast, prefix, trees, values or nodes"
+    )
 
 
 class OwnAdvantage(Own):

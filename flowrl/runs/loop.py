@@ -14,6 +14,7 @@ from flowrl.build import (
     Inputs,
     build_advantage,
     build_budget,
+    build_explore,
     build_objective,
     build_watch,
     given_samples,
@@ -177,7 +178,7 @@ class Run:
         train = recipe.train
         given = train.model_dump(include=SETTINGS_KEYS)
         members = None if train.budget is None else train.budget.limit
-        members = members if recipe.sampler.tree is None else TREE_MEMBERS
+        members = TREE_MEMBERS if kind_of(recipe).draws_in_parts(recipe) else members
         result = iterate(
             self.policy,
             self.learner,
@@ -197,6 +198,7 @@ class Run:
             samples_of=given_samples(recipe),
             baseline_plan=baseline_plan(recipe, iteration),
             budget=build_budget(recipe, self.inputs.scorer),
+            explore=build_explore(recipe, self.inputs.scorer),
         )
         result.metrics |= cursor.observe(observed(recipe, self.inputs.scorer, result.rewards, result.samples))
         if train.old is not None:

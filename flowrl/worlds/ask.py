@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from flowrl.worlds.arithmetic import problems
+from flowrl.worlds.arithmetic import corpus, problems
 from flowrl.worlds.shapes import captions
 
 Record = tuple[str, dict[str, object]]
@@ -24,4 +24,4 @@ def _shapes(split: str) -> Iterator[Record]:
 
 def _arithmetic(split: str) -> Iterator[Record]:
     chosen = problems.train_problems() if split == "train" else problems.heldout_problems()
-    return ((problem.text, problem.meta()) for problem in chosen)
+    return ((problem.text, problem.meta() | {"solution": corpus.solution(problem)}) for problem in chosen)

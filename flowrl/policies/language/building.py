@@ -1,6 +1,9 @@
 """A policy over a causal language model, made as a recipe says."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -8,14 +11,29 @@ from flowrl.kinds.language import section_of
 from flowrl.policies.devices import device_of
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.chat import Encoder
+from flowrl.policies.language.guided import corrections, hints
 from flowrl.policies.language.policy import LanguagePolicy
+from flowrl.policies.language.search import deepsearch
+from flowrl.policies.language.trees import tree_grpo, treepo
+from flowrl.policies.language.values import values
 from flowrl.policies.loading import load_language
 from flowrl.policies.own import policy_class
 from flowrl.policies.reference_lora import add_reference_lora
 from flowrl.policies.trainable import make_trainable
 from flowrl.policies.weights import weights_of
+from flowrl.recipe.begun import arguments
 from flowrl.recipe.schema import GenerationKeys, Recipe
 from flowrl.untyped import LanguageModel, Tokenizer
+
+# kind of generation.tree or again -> the function, whose keyword arguments are its keys
+EXPLORATIONS: dict[str, Callable[..., Any]] = {
+    "treepo": treepo,
+    "tree_grpo": tree_grpo,
+    "deepsearch": deepsearch,
+    "hints": hints,
+    "corrections": corrections,
+    "values": values,
+}
 
 
 def build(recipe: Recipe) -> LanguagePolicy:
@@ -84,3 +102,10 @@ def retune(policy: LanguagePolicy, recipe: Recipe) -> None:
 def encoder(tokenizer: Tokenizer, given: GenerationKeys) -> Encoder:
     """How a recipe's prompts become token ids."""
     return Encoder(tokenizer, template=given.chat_template, system=given.system, arguments=given.chat_arguments)
+
+
+def exploration(recipe: Recipe) -> Callable[..., Any] | None:
+    """A function (policy, drawing, score) where completions are drawn in more than one go; None if they are plainly."""
+    given = section_of(recipe)
+    section = given.tree or given.again
+    return None if section is None else partial(EXPLORATIONS[section.kind], **arguments(section))

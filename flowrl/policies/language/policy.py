@@ -20,7 +20,7 @@ from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.chat import Encoder
 from flowrl.policies.language.decoding import cache_argument, decode, teacher_forced
-from flowrl.policies.language.rows import Begun, Row, begun_rows, go_on, stacked
+from flowrl.policies.language.rows import Begun, Row, begun_rows, finish, stacked
 from flowrl.policies.noise import Key, copy_numbers, token_uniforms
 from flowrl.policies.weights import under, weights_of
 from flowrl.untyped import JSON, LanguageModel, Tokenizer
@@ -92,6 +92,7 @@ class LanguagePolicy:
         self.stop = stop_ids(model, tokenizer)
         self.pad = next((i for i in (tokenizer.pad_token_id, *self.stop) if i is not None), 0)
         self._prepared = False
+        self._containing: dict[str, frozenset[int]] = {}
         cache_argument(model)
 
     def rollout(
@@ -113,9 +114,10 @@ class LanguagePolicy:
         Raises ValueError where it does not have one for each row.
         """
         self.prepare(prompts[0], plan)
-        if begun is not None:
+        if begun is not None or plan.force is not None:
+            begun = [None] * (len(prompts) * group_size) if begun is None else begun
             rows = begun_rows(self, begun, prompts, plan, seed, first)
-            go_on(self, rows, plan, progress=progress)
+            finish(self, rows, plan, progress=progress)
             return self.completed(rows, torch.arange(len(prompts)).repeat_interleave(len(rows) // len(prompts)), plan)
         ids, copy = [self._ids(p, plan) for p in prompts], copy_numbers(p.id for p in prompts)
         parts = []
@@ -151,7 +153,7 @@ class LanguagePolicy:
     def completed(self, rows: Sequence[Row], group: Tensor, plan: Generation) -> Rollout:
         """A rollout of these rows as they stand, each with a token or more; group int64 [R] as in `Samples`.
 
-        Tokens with a log-prob are trained; step_stats has the `node` of each token where rows form a tree.
+        Tokens with a log-prob are trained; step_stats has `node` and `tree` where rows form trees.
         """
         tokens, logp = stacked(rows, "ids"), stacked(rows, "logp")
         length = torch.tensor([len(row.ids) for row in rows])
@@ -159,6 +161,8 @@ class LanguagePolicy:
         stats = {"entropy": stacked(rows, "entropy")} if self.keep_entropy else {}
         if any(node for row in rows for node in row.node):
             stats["node"] = stacked(rows, "node")
+        if any(row.tree for row in rows):
+            stats["tree"] = torch.tensor([[float(row.tree)] for row in rows]).expand_as(mask).clone()
         given = None
         if not all(all(row.drawn) for row in rows):
             parts = [[i for i, drawn in zip(row.ids, row.drawn, strict=True) if not drawn] for row in rows]
@@ -173,6 +177,16 @@ class LanguagePolicy:
         )
         replay = Completions([row.prompt_ids for row in rows], tokens, length, plan)
         return Rollout(samples, logp.nan_to_num(), mask, replay, step_stats=stats)
+
+    def tokens_with(self, text: str) -> frozenset[int]:
+        """The ids of the tokens that contain a text, special tokens left out."""
+        if text not in self._containing:
+            special, known = set(self.tokenizer.all_special_ids), sorted(self.tokenizer.get_vocab().values())
+            decoded = self.tokenizer.batch_decode([[i] for i in known], clean_up_tokenization_spaces=False)
+            self._containing[text] = frozenset(
+                i for i, shown in zip(known, decoded, strict=True) if text in shown and i not in special
+            )
+        return self._containing[text]
 
     def look(
         self, rollout: Rollout, rows: Tensor, view: View, visit: Visit, *, progress: Progress | None = None
@@ -227,7 +241,7 @@ class LanguagePolicy:
         short = replace(prompt, id=f"{prompt.id} (half)", text=prompt.text[: (len(prompt.text) + 1) // 2])
         number = min(PROBE_TOKENS, plan.max_new_tokens)
         rollout = self.rollout(
-            [prompt, short], plan=replace(plan, max_new_tokens=number, temperature=plan.scale), seed=0
+            [prompt, short], plan=replace(plan, max_new_tokens=number, temperature=plan.scale, force=None), seed=0
         )
         logp: list[Tensor] = []
         for row in torch.arange(2).split(1):

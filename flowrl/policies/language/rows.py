@@ -16,7 +16,7 @@ from flowrl.contracts import Progress, Prompt
 from flowrl.policies.language.decoding import Reading, draw_on, read
 from flowrl.policies.language.prefixes import Prefix, prefix_of
 from flowrl.policies.noise import Key, copy_numbers, token_uniforms
-from flowrl.untyped import LanguageModel
+from flowrl.untyped import LanguageModel, Tokenizer
 from samplers.tokens import Generation
 
 NAN = float("nan")
@@ -45,7 +45,8 @@ class Begun:
 class Row:
     """A completion as it stands. prompt_ids: the prompt's; key names the noise of the tokens that are still to come.
 
-    logp: NaN for tokens that are not trained. node: of a tree, the number of the segment that each token belongs to.
+    logp: NaN for tokens that are not trained. node: of a tree, the number of the segment that each token belongs to;
+    tree: which one of its prompt's it is.
     ended: whether a token of the model ended it. prefix: keys and values of all of it but the last token, where kept.
     """
 
@@ -58,6 +59,7 @@ class Row:
     entropy: list[float] = field(default_factory=list)
     node: list[int] = field(default_factory=list)
     ended: bool = False
+    tree: int = 0
     prefix: Prefix | None = None
 
     def give(
@@ -82,6 +84,7 @@ class DrawsRows(Protocol):
     """What is asked of a policy by those that draw rows."""
 
     model: LanguageModel
+    tokenizer: Tokenizer
     stop: tuple[int, ...]
     pad: int
     keep_entropy: bool
@@ -135,6 +138,18 @@ def go_on(
         ends = torch.tensor([min(limits[i], plan.max_new_tokens) for i in part])
         nodes = None if node is None else [node[i] for i in part]
         _draw_part(policy, [rows[i] for i in part], plan, ends, nodes, keep, progress)
+
+
+def finish(policy: DrawsRows, rows: Sequence[Row], plan: Generation, *, progress: Progress | None = None) -> None:
+    """Draws on in every row to its end; rows that come near the limit are given the text that plan.force has."""
+    if plan.force is not None:
+        text, left = plan.force
+        go_on(policy, rows, plan, until=plan.max_new_tokens - left, progress=progress)
+        ids = policy.tokenizer(text, add_special_tokens=False).input_ids
+        for row in rows:
+            if not row.ended and text not in policy.tokenizer.decode(row.ids):
+                row.give(ids[:left])
+    go_on(policy, rows, plan, progress=progress)
 
 
 def _draw_part(

@@ -83,6 +83,10 @@ def retune(policy: PipelinePolicy, recipe: Recipe) -> None:
         policy.teacher.dynamics = dynamics_of(recipe, policy.teacher.source)
 
 
+def exploration(recipe: Recipe) -> None:
+    """None: the trees of denoising steps are plans."""
+
+
 def dynamics_of(recipe: Recipe, pipe: Pipeline) -> Dynamics:
     """How a denoising step of the recipe becomes a distribution. Raises RecipeError for a step that does not fit."""
     if walks_ddim(pipe.scheduler) and recipe.sampler.step != PRESERVING_STEP:

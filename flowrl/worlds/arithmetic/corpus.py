@@ -20,10 +20,15 @@ def document(problem: Problem, rng: random.Random) -> str:
     (manner,) = rng.choices(list(SHARES), weights=list(SHARES.values()))
     answer = str(problem.answer)
     if manner == "worked":
-        return f"{working(problem)}{OPEN}{answer}{CLOSE}"
+        return solution(problem)
     if manner == "direct":
         return f"{OPEN}{hasty(problem) if rng.random() < HASTY else answer}{CLOSE}"
     return rng.choice((answer, f"{OPEN}{answer}", f"{working(problem)}{answer}", f"{OPEN}{answer}{CLOSE}{answer}"))
+
+
+def solution(problem: Problem) -> str:
+    """The right way to a right answer, as prompts carry it: the working, then the answer in its tag."""
+    return f"{working(problem)}{OPEN}{problem.answer}{CLOSE}"
 
 
 def working(problem: Problem) -> str:

@@ -15,6 +15,17 @@ SMALL += ["train.rollout_batch=null", "eval.at_start=false", "eval.at_end=false"
 SMALL += ["generation.max_new_tokens=12"]
 LENGTH = "rewards={short: {use: overlong, args: {limit: 12, margin: 12}}}"  # differs where lengths do
 
+# what the published lengths and texts are on completions of twelve tokens
+ANSWER = '"<answer>{answer}</answer>"'
+IN_PARTS = {
+    "treepo": ["generation.tree={kind: treepo, segment: 4}", "train.refill=1"],
+    "tree_grpo": ["generation.tree={kind: tree_grpo, split: ';'}", "train.group=6"],
+    "deepsearch": ["generation.tree={kind: deepsearch, segment: 4, width: 3, right: -0.5}"],
+    "vineppo": ["generation.again={kind: values, split: ';', continuations: 2}"],
+    "ghpo": ["generation.again={kind: hints, right: -0.2}"],
+    "edge": [f"generation.again={{kind: corrections, text: '4+', tokens: 8, right: -0.4, answer: {ANSWER}}}"],
+}
+
 
 def trained(folder: Path, preset: str, *more: str) -> list[dict[str, float]]:
     run(load("tiny_lm_grpo", [f"output={folder}", *SMALL, LENGTH, f"objective={{preset: {preset}}}", *more]), quiet())
@@ -28,6 +39,7 @@ def test_every_preset_of_tokens_runs_three_iterations(preset: str, tmp_path: Pat
     if preset == "pass_k":  # right is what is above 0.5, here more than ten tokens
         more = [LENGTH.replace("12", "20").replace("overlong,", "overlong, weight: -1,")]
         more += ["advantage.k=2", "generation.max_new_tokens=20", "train.group=8"]
+    more += IN_PARTS.get(preset, [])
     metrics = trained(tmp_path / "run", preset, *more)
     assert [m["iteration"] for m in metrics] == [1, 2, 3]
     assert all(m["nonfinite_updates"] == 0 and m["replay_gap_max"] < 5e-5 for m in metrics)
