@@ -18,6 +18,7 @@ from flowrl.core.learner import Learner
 from flowrl.core.objectives.given import GivenObjective
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.objectives.noised import NOISED
+from flowrl.core.objectives.paired import PAIRED
 from flowrl.core.objectives.pulled import PULLED, SRPOObjective
 from flowrl.core.selection import WidthPruning
 from flowrl.core.tree_credit import tree_advantages
@@ -106,7 +107,7 @@ def build_objective(recipe: Recipe) -> Objective:
         if objective.loss.pulls:
             return PULLED[objective.loss.kind](**objective.loss.given, **_aligned(recipe))
         more = {"size": recipe.train.group} if objective.loss.kind == "dgpo" else {}
-        return NOISED[objective.loss.kind](kl=objective.kl, **objective.loss.given, **more)
+        return (NOISED | PAIRED)[objective.loss.kind](kl=objective.kl, **objective.loss.given, **more)
     low, high = objective.clip_range
     values = {p.name: getattr(objective, p.name) for p in keys("objective", names.shipped("objective")["clipped"])}
     values["weight"] = values["weight"] if isinstance(values["weight"], str) else tuple(values["weight"])
@@ -143,7 +144,7 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
     """The function from the rewards of samples to the advantages of rows, and their metrics."""
 
     def advantage(rewards: dict[str, Tensor], rollout: Rollout) -> tuple[Tensor, dict[str, float]]:
-        samples = rollout.samples
+        samples, group = rollout.samples, rollout.samples.group // recipe.train.pool
         if not recipe.scores_train:
             return torch.zeros(len(rollout.rollout_logp)), {}
         counted = counted_rewards(scorer.specs, rewards, samples.prompts, samples.group, samples)
@@ -153,13 +154,13 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
             with report_errors("advantage.kind", recipe.advantage.kind):
                 adv = build_part("advantage", recipe.advantage, how | lengths)(counted.rewards, rollout)
             adv = adv.masked_fill(adv.isnan(), 0.0)  # of a row that could not be scored: it gets no gradient
-            return adv, advantage_metrics(rewards, samples.group, adv, total=counted.total, **how)
+            return adv, advantage_metrics(rewards, group, adv, total=counted.total, **how)
         options, credit = recipe.advantage.model_dump(exclude={"credit"}) | lengths, recipe.advantage.credit
         if credit != "broadcast":
             adv = tree_advantages(credit, counted.total, rollout, **options)
-            return adv, advantage_metrics(rewards, samples.group, adv, total=counted.total, **how)
-        adv = row_advantages(counted.rewards, samples.group, rollout.credit, **how, **options)
-        return adv, advantage_metrics(rewards, samples.group, adv, total=counted.total, **how)
+            return adv, advantage_metrics(rewards, group, adv, total=counted.total, **how)
+        adv = row_advantages(counted.rewards, group, rollout.credit, **how, **options)
+        return adv, advantage_metrics(rewards, group, adv, total=counted.total, **how)
 
     return advantage
 
@@ -217,7 +218,7 @@ def build_explore(recipe: Recipe, scorer: Scorer) -> Explore | None:
 
 def given_samples(recipe: Recipe) -> SamplesOf | None:
     """What opens the samples of a prompt that come from files; None where samples are drawn."""
-    if recipe.train.source == "rollouts":
+    if not recipe.train.reads_files:
         return None
     from flowrl.policies.pipelines.arguments import open_pixels
 

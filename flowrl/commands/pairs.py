@@ -44,7 +44,7 @@ def pairs_command(
     recipe, run = resolve_target(target, more, weights, raw, trust)
     if 2 * each > group:
         raise UserError(f"--each: got {each}, accepted: at most {group // 2}, half of --group; lower it")
-    if prompts is None and recipe.train.source == "files":
+    if prompts is None and recipe.train.reads_files:
         raise UserError(f"--prompts: {target} trains on samples from files; name prompts to draw for")
     folder = output or Path("runs") / f"pairs-{Path(target).stem}"
     if (folder / "pairs.jsonl").exists():

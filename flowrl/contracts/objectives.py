@@ -17,8 +17,9 @@ class Batch:
     a row differ: what moves them. mask bool [r, k]: which are trained. reference float32 [r, k]: log-probs under the
     reference, where the objective needs it. step_stats: [r, k] by name, see `Rollout`. velocities: of a Field, those of
     the other weights that the objective needs at the same states, like its v, by name. together int64 [r]: equal for
-    rows that the objective takes together; of a pair the better one comes first. pull, like v of a Field: the gradient
-    of the loss at what its step leads to. reward_of: the weighted reward of samples, with gradient.
+    rows that the objective takes together; of a pair the better one comes first, or the one that was given. pull, like
+    v of a Field: the gradient of the loss at what its step leads to. reward_of: the weighted reward of samples, with
+    gradient.
     """
 
     rollout_logp: Tensor
@@ -32,7 +33,7 @@ class Batch:
     reward_of: RewardOf | None = None
 
 
-Together = Literal["decision", "row", "pair", "group"]
+Together = Literal["decision", "row", "pair", "given", "group"]
 Need = Literal["reference", "old", "pull", "reward_of", "rank", "every_row"]
 
 
@@ -47,7 +48,8 @@ class Objective(Protocol):
     @property
     def together(self) -> Together:
         """What must not be cut: the loss of a decision reads that decision alone, or others of its row too; of noised
-        states, the other row of its pair, or those of its group, in the same column."""
+        states, the other row of its pair, of better and worse or of given and drawn, or those of its group, in the same
+        column."""
         ...
 
     @property

@@ -3,6 +3,8 @@
 Where groups are drawn by several processes, what gives `draw` of the same prompts and numbers takes its place.
 """
 
+import math
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -100,15 +102,7 @@ class LocalEngine(Generic[PlanT]):
         rewards, told = None, dict[str, float]()
         with self.clock.phase("rollout"), self.sampling():
             if self.explore is None:
-                rollout = self.policy.rollout(
-                    prompts,
-                    group_size=group or self.group,
-                    plan=self.plan,
-                    seed=self.seed,
-                    first=first,
-                    progress=self.progress,
-                    finished=self.finished,
-                )
+                rollout = self.roll(prompts, group or self.group, first)
             else:
                 what = Drawing(prompts, group or self.group, self.plan, self.seed, first, self.progress)
                 rollout, rewards, told = self.explore(self.policy, what, self.score)
@@ -127,6 +121,18 @@ class LocalEngine(Generic[PlanT]):
             adv, metrics = self.advantage(rewards, rollout)
             return Draw(rollout, rewards, adv, metrics | told)
 
+    def roll(self, prompts: Sequence[Prompt], number: int, first: int) -> Rollout:
+        """The rollout of so many samples of each of these prompts, under the weights of now."""
+        return self.policy.rollout(
+            prompts,
+            group_size=number,
+            plan=self.plan,
+            seed=self.seed,
+            first=first,
+            progress=self.progress,
+            finished=self.finished,
+        )
+
     def _greedy(self, prompts: Sequence[Prompt], plan: PlanT, first: int) -> Rollout:
         """One sample of each prompt by a plan of its own."""
         given: dict[str, Any] = {"plan": plan, "seed": self.seed, "first": first, "progress": self.progress}
@@ -137,12 +143,21 @@ class TakesSamples(Protocol[GivenPlanT]):
     """A policy that can take samples which it did not draw."""
 
     def given(
-        self, prompts: Sequence[Prompt], pictures: Sequence[Tensor], *, plan: GivenPlanT, seed: int, first: int = 0
+        self,
+        prompts: Sequence[Prompt],
+        pictures: Sequence[Sequence[Tensor]],
+        *,
+        plan: GivenPlanT,
+        seed: int,
+        first: int = 0,
+        drawn: Sequence[tuple[Sequence[int], Rollout]] = (),
     ) -> Rollout:
-        """A rollout of these samples, as many for each prompt, prompt by prompt, each scaled and cut to the size of the
-        policy's own: pictures float [3, H, W] or video [T, 3, H, W] in [0, 1].
+        """A rollout of the pictures of each prompt, each scaled and cut to the size of the policy's own: float
+        [3, H, W], or video [T, 3, H, W], in [0, 1].
 
-        Their noise is that of samples that are drawn under the same seed and numbers.
+        drawn: rollouts by this plan and seed of some of the prompts, with their positions; their samples stand behind
+        the prompt's own, so that each prompt has as many. The noise of all is that of samples that are drawn under the
+        same seed and numbers. With drawn ones, step_stats has `given` [R, K], 1 of samples that were not drawn.
         """
         ...
 
@@ -165,6 +180,51 @@ class GivenEngine(Generic[PlanT]):
         """The samples of these prompts, which are noised by the numbers from `first` on."""
         with self.clock.phase("rollout"):
             given = [self.samples_of(prompt) for prompt in prompts]
-            pictures = [picture for samples, _ in given for picture in samples]
+            pictures = [samples for samples, _ in given]
             rollout = self.policy.given(prompts, pictures, plan=self.plan, seed=self.seed, first=first)
             return Draw(rollout, {}, torch.tensor([score for _, scores in given for score in scores]), {})
+
+
+@dataclass
+class MixedEngine(Generic[PlanT]):
+    """Lets the groups of some prompts begin with the samples that these come with, and draws the rest.
+
+    share: the part of the prompts of a draw for which this happens, in [0, 1]; which they are is drawn anew each time,
+    `block` prompts that stand beside each other together. All samples are scored: the scores of files are not read.
+    """
+
+    local: LocalEngine[PlanT]
+    policy: TakesSamples[PlanT]
+    samples_of: SamplesOf
+    share: float
+    block: int = 1
+
+    def draw(self, prompts: Sequence[Prompt], first: int) -> Draw:
+        """The groups of these prompts. Raises ValueError where the samples of a prompt are a whole group."""
+        local = self.local
+        with local.clock.phase("rollout"), local.sampling():
+            chosen = chosen_blocks(len(prompts), self.share, self.block, f"{local.seed}/source/{first}")
+            pictures = [self.samples_of(p)[0] if i in chosen else () for i, p in enumerate(prompts)]
+            drawn = []
+            for number in sorted({len(samples) for samples in pictures}):
+                if number >= local.group:
+                    raise ValueError(f"a prompt comes with {number} samples: set train.group={number + 1} or more")
+                at = [i for i, samples in enumerate(pictures) if len(samples) == number]
+                drawn.append((at, local.roll([prompts[i] for i in at], local.group - number, first)))
+            how = {"plan": local.plan, "seed": local.seed, "first": first}
+            rollout = self.policy.given(prompts, pictures, drawn=drawn, **how)
+        with local.clock.phase("score"):
+            rewards = local.score(rollout.samples)
+            adv, metrics = local.advantage(rewards, rollout)
+        return Draw(rollout, rewards, adv, metrics | {"given": len(chosen) / len(prompts)})
+
+
+def chosen_blocks(number: int, share: float, block: int, seed: str) -> set[int]:
+    """Positions of about share * number prompts, drawn by the seed, `block` that stand beside each other together.
+
+    Where the share is no whole number of blocks, the next larger number is as likely as it is near. Pair-GRPO's code
+    (FocusDiff) draws once for both prompts of a pair.
+    """
+    rng, blocks = random.Random(seed), -(-number // block)
+    count = min(math.floor(share * blocks + rng.random()), blocks)
+    return {i for b in rng.sample(range(blocks), count) for i in range(b * block, min((b + 1) * block, number))}

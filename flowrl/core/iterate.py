@@ -19,7 +19,7 @@ from flowrl.core.backward import StepLoss, backward, fill_reference, with_step_w
 from flowrl.core.backward_noised import backward_noised
 from flowrl.core.backward_pull import backward_pull
 from flowrl.core.budget import Budget, topped_up
-from flowrl.core.engine import Advantage, Clock, GivenEngine, LocalEngine, Metrics, PlanT, SamplesOf
+from flowrl.core.engine import Advantage, Clock, GivenEngine, LocalEngine, Metrics, MixedEngine, PlanT, SamplesOf
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.pairs import companions
@@ -47,7 +47,8 @@ class Settings:
     an update takes the rows of some steps of all prompts, where each row has one. drop_silent: rows whose advantage is
     0 leave the loss before it is divided, and updates take equal shares of the others. width: decisions of a branching
     tree that are left out. pairs: of each group, how many an objective of pairs takes. sample_old: whether the older
-    copy of the weights draws the samples.
+    copy of the weights draws the samples. share: of the prompts, whose groups begin with the samples that they come
+    with (None: there are none, or nothing is drawn). pool: prompts beside each other that are compared as one.
     """
 
     group: int
@@ -64,6 +65,8 @@ class Settings:
     width: WidthPruning | None = None
     pairs: int = 1
     sample_old: bool = False
+    share: float | None = None
+    pool: int = 1
 
     @property
     def stride(self) -> int:
@@ -108,29 +111,32 @@ def iterate(
     first + i * stride, so that an iteration uses up (1 + refill) * stride of them. advantage gives advantages of rows,
     [R], or of decisions, [R, K], and their metrics from the rewards and the rollout. more gives so many further
     prompts, which a refill needs. progress, finished: see `Policy`; reward_of: see `Batch`. samples_of: gives the
-    samples of a prompt and their scores, which are taken as advantages; nothing is drawn then, and nothing scored.
+    samples of a prompt and their scores, which are taken as advantages; nothing is drawn then, and nothing scored, but
+    with `settings.share`, where they are some of the samples that are scored.
     baseline_plan: draws a further sample of each prompt; explore: draws the samples in another way; see `LocalEngine`.
     budget: gives hard prompts more samples, which take the numbers of noise behind those of their group.
     Metrics named time_* are seconds; all others repeat under the same seed, and are of all that was drawn.
     """
     clock = Clock(enter)
-    if samples_of is not None:
-        engine: GivenEngine[PlanT] | LocalEngine[PlanT] = GivenEngine(policy, plan, seed, samples_of, clock)
-    else:
-        engine = LocalEngine(
-            policy,
-            plan,
-            seed,
-            settings.group,
-            score,
-            advantage,
-            clock,
-            progress,
-            finished,
-            lambda: learner.sampling(old=settings.sample_old),
-            baseline_plan,
-            explore,
-        )
+    local = LocalEngine(
+        policy,
+        plan,
+        seed,
+        settings.group,
+        score,
+        advantage,
+        clock,
+        progress,
+        finished,
+        lambda: learner.sampling(old=settings.sample_old),
+        baseline_plan,
+        explore,
+    )
+    engine: GivenEngine[PlanT] | MixedEngine[PlanT] | LocalEngine[PlanT] = local
+    if samples_of is not None and settings.share is None:
+        engine = GivenEngine(policy, plan, seed, samples_of, clock)
+    elif samples_of is not None:
+        engine = MixedEngine(local, policy, samples_of, settings.share or 0.0, settings.pool)
     looks: Looks = policy
     draws = [engine.draw(prompts, first)]
     while more is not None and len(draws) <= settings.refill and (missing := len(prompts) - kept_groups(draws)):

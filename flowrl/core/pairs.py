@@ -60,12 +60,15 @@ def companions(
 ) -> Companions | None:
     """The rows that belong together by their advantages [R] or [R, K]; None where each is for itself.
 
-    pair: `pairs` of each group, the best with the worst and so on, where their advantages differ. group: all trained
-    rows of groups that anything moves, or of every group.
+    pair: `pairs` of each group, the best with the worst and so on, where their advantages differ. given: in each group
+    the first sample that was given with the first that was drawn, and so on. group: all trained rows of groups that
+    anything moves, or of every group. Raises ValueError for given where the rollout does not say which were.
     """
-    if together not in ("pair", "group"):
+    if together not in ("pair", "given", "group"):
         return None
     group, trained = compared_rows(rollout), rollout.mask.any(1)
+    if together == "given":
+        return _given_and_drawn(rollout, group, trained)
     if together == "pair":
         value = row_advantage(adv, rollout.mask).float().masked_fill(~trained, torch.nan)
         chosen = best_and_worst(value, group, number=pairs)
@@ -75,3 +78,19 @@ def companions(
     moved = trained if every else torch.isin(group, group[moved_rows(adv, rollout.mask)])
     order = torch.argsort(group, stable=True)
     return Companions(group, order[(trained & moved)[order]])
+
+
+def _given_and_drawn(rollout: Rollout, group: Tensor, trained: Tensor) -> Companions:
+    """In each group the first given sample with the first drawn one, and so on."""
+    if "given" not in rollout.step_stats:
+        raise ValueError("nothing says which samples were given: set train.source to a share of prompts")
+    given, chosen = rollout.step_stats["given"][:, 0] > 0, []
+    for label in dict.fromkeys(group.tolist()):
+        mine = (group == label) & trained
+        chosen += list(
+            zip((mine & given).nonzero()[:, 0].tolist(), (mine & ~given).nonzero()[:, 0].tolist(), strict=False)
+        )
+    order = torch.tensor(chosen, dtype=torch.int64).flatten()
+    labels = torch.full((len(group),), -1)
+    labels[order] = torch.arange(len(chosen)).repeat_interleave(2)
+    return Companions(labels, order)

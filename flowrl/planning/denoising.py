@@ -81,7 +81,7 @@ def _noised(recipe: Recipe, iteration: int) -> Arithmetic:
     train, loss = recipe.train, recipe.objective.loss
     assert loss is not None
     tree = walks.walk(recipe, iteration).tree(train.group)
-    drawn = train.source == "rollouts"
+    drawn = train.source != "files"
     rows = train.prompts * len(tree.leaves)
     per_group = 2 * train.pairs if loss.kind == "flow_dpo" else train.keep or train.group
     looks = train.epochs * train.prompts * min(per_group, train.group) * len(tree.levels)
@@ -146,6 +146,10 @@ def _noised_lines(recipe: Recipe) -> list[str]:
     text = [f"steps       {recipe.sampler.steps} of the ODE{by}; {after}"]
     if recipe.train.source == "files":
         text = ["samples     from files, encoded in each iteration; none are drawn and scored"]
+    elif recipe.train.share is not None:
+        text.append(
+            f"samples     of {recipe.train.share:.0%} of the prompts the first come from files; the rest is drawn"
+        )
     for i in range(min(recipe.train.iterations, 3)):
         trained_levels = walks.levels(recipe, i)
         told = ", ".join(map(_column, trained_levels))

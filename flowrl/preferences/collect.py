@@ -63,7 +63,8 @@ def collect(
                 for name, row in zip(names, (better, worse), strict=True):
                     save_picture(samples.images[row], folder / name)
                 scores = [round(float(rewards[row]), 6) for row in (better, worse)]
-                record = {"prompt": samples.prompts[better].text, "better": names[0], "worse": names[1]}
+                prompt = samples.prompts[better]
+                record = dict(prompt.meta.items()) | {"prompt": prompt.text, "better": names[0], "worse": names[1]}
                 file.write(json.dumps(record | {"rewards": scores}, ensure_ascii=False) + "\n")
                 written += 1
             tell(written)

@@ -130,8 +130,8 @@ def _heldout_prompts(recipe: Recipe, online: bool = False) -> list[Prompt]:
 
 def _train_prompts(recipe: Recipe, online: bool = False) -> list[Prompt]:
     """The training prompts, checked to suffice for an iteration and for the recipe's rewards."""
-    source, files = recipe.prompts, recipe.train.source == "files"
-    if files:
+    source, train_keys = recipe.prompts, recipe.train
+    if train_keys.reads_files:
         train = _given_prompts(recipe)
     else:
         train = load_prompts(recipe, source.train, "train", source.limit, online=online)
@@ -139,19 +139,26 @@ def _train_prompts(recipe: Recipe, online: bool = False) -> list[Prompt]:
         raise UserError(
             f"train.prompts: got {recipe.train.prompts}, but {source.train} holds {len(train)}; lower train.prompts"
         )
-    if not files:
+    if train_keys.source != "files":
         check_prompts(recipe.rewards, train, source.train)
     prompt_cursor(recipe, train)
     return train
 
 
 def _given_prompts(recipe: Recipe) -> list[Prompt]:
-    """The training prompts that come with their samples, as many each as train.group."""
+    """The training prompts that come with their samples: as many each as train.group, or fewer where some are drawn."""
     source, group = recipe.prompts, recipe.train.group
     if line := prompt_files.missing_sources([source.train], source.source):
         raise PromptError(line)
     train = pairs.load(source.train, limit=source.limit)
-    if (number := len(pairs.samples_of(train[0])[0])) != group:
+    number = len(pairs.samples_of(train[0])[0])
+    if recipe.train.share is not None:
+        if number >= group:
+            problem = (
+                f"got {group}, but {source.train} has {number} samples for each prompt, beside which some are drawn"
+            )
+            raise UserError(f"train.group: {problem}; set train.group={number + 1} or more")
+    elif number != group:
         problem = f"got {group}, but {source.train} has {number} samples for each prompt"
         raise UserError(f"train.group: {problem}; set train.group={number}")
     return train

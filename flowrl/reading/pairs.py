@@ -19,8 +19,11 @@ from flowrl.reading import prompt_lines
 from flowrl.reading.columns import locate_file
 from flowrl.reading.data_sets import open_dataset, store_picture
 from flowrl.reading.prompt_lines import PromptError, shorten
+from flowrl.reading.records import MEDIA_KEYS, prompt_media
 from flowrl.untyped import JSON
 
+OWN = ("pair", "scored")  # layouts whose other columns are for the rewards
+TAKEN = ("better", "worse", "rewards", *MEDIA_KEYS)
 BETTER, WORSE = 1.0, -1.0  # scores of a pair
 VOTES = {"A": BETTER, "B": WORSE, "same": 0.0}
 ASPECTS = ("VQ", "MQ", "TA")  # visual quality, motion quality, text alignment
@@ -48,7 +51,9 @@ LAYOUTS = (
     Layout("VideoGen-RewardBench", ("path_A", "path_B", "Overall"), ties=True),
     Layout("VideoAlign", ("path_A", "path_B", *ASPECTS), ties=True),
 )
+FOCUSDIFF = ("prompt1", "prompt2", "image1", "image2")
 ACCEPTED = "; ".join(f"{layout.prompt}, {', '.join(layout.columns)} ({layout.name})" for layout in LAYOUTS)
+ACCEPTED += f"; {', '.join(FOCUSDIFF)} (FocusDiff)"
 
 
 def load(source: str, *, split: str = "train", limit: int | None = None) -> list[Prompt]:
@@ -78,7 +83,7 @@ def samples_of(prompt: Prompt) -> tuple[list[Path], list[float]]:
 
 def _read(source: str, split: str) -> Iterator[Prompt]:
     path = Path(source).expanduser()
-    for where, record in _pictures_joined(_records(path, source, split)):
+    for where, record in _as_pairs(_records(path, source, split)):
         layout = next((known for known in LAYOUTS if {*known.columns, known.prompt} <= record.keys()), None)
         if layout is None:
             raise PromptError(f"{where}: has {', '.join(record)[:200] or 'nothing'}; accepted: {ACCEPTED}")
@@ -95,7 +100,10 @@ def _read(source: str, split: str) -> Iterator[Prompt]:
         _refuse_twins(files, where)
         names = "/".join([text, *(file.name for file in files)])
         identity = hashlib.sha256(names.encode()).hexdigest()[:16]
-        yield Prompt(identity, text, meta={"files": files, "scores": scores})
+        own = layout.name in OWN
+        media = prompt_media(record, where, path.parent if path.exists() else None) if own else ()
+        meta = {name: value for name, value in record.items() if own and name not in (layout.prompt, *TAKEN)}
+        yield Prompt(identity, text, media=media, meta=meta | {"files": files, "scores": scores})
 
 
 def _records(path: Path, source: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -162,17 +170,22 @@ def _scored(layout: Layout, record: dict[str, Any], where: str) -> Scored:
     return list(zip(files, numbers, strict=True))
 
 
-def _pictures_joined(records: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The records, those of ImageRewardDB, which has one a picture, as pairs of each prompt at the end.
+def _as_pairs(records: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records, with pairs in the place of those that have another number of pictures than two.
 
-    Of a prompt's pictures the best goes with the worst, the second best with the second worst, and so on, where their
-    ranks differ: the sets are of different sizes.
+    Those of FocusDiff's data are two prompts, each with its own picture and the other's. ImageRewardDB has one a
+    picture, which become pairs of each prompt at the end: of its pictures the best goes with the worst, the second best
+    with the second worst, and so on, where their ranks differ, as the sets are of different sizes.
     """
     sets: dict[JSON, list[tuple[float, str, dict[str, Any]]]] = {}
     for where, record in records:
         if {"prompt_id", "rank"} <= record.keys() and isinstance(record.get("image_path"), str):
             ranked = sets.setdefault(record["prompt_id"], [])
             ranked.append((_number(record["rank"], f"{where}: rank"), where, record))
+        elif {*FOCUSDIFF} <= record.keys():
+            for own, other in (("1", "2"), ("2", "1")):
+                pair = {"better": record[f"image{own}"], "worse": record[f"image{other}"]}
+                yield where, pair | {"prompt": record[f"prompt{own}"]}
         else:
             yield where, record
     for ranked in sets.values():

@@ -69,7 +69,7 @@ def prompt_of(
         raise PromptError(f"{where}: id is {shorten(record['id'])}; accepted: a text or a whole number")
     if isinstance(record.get(COMPLETION), list):  # TRL's conversational completion: one message of the assistant
         meta = {COMPLETION: _completion(record[COMPLETION], f"{where}: {COMPLETION}")}
-    media = tuple(m for key in MEDIA_KEYS for m in _media(record.get(key), f"{where}: {key}", folder))
+    media = prompt_media(record, where, folder)
     meta = {k: v for k, v in record.items() if k not in (column, "id", *MEDIA_KEYS)} | meta
     name = str(record["id"]) if "id" in record else text_hash(identity)
     return Prompt(id=name, text=text, media=media, meta=meta, messages=conversation)
@@ -100,6 +100,11 @@ def _completion(value: JSON, where: str) -> str:
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         raise PromptError(f"{where} has {len(messages)} messages; accepted: one of the assistant")
     return messages[0]["content"]
+
+
+def prompt_media(record: dict[str, JSON], where: str, folder: Path | None) -> tuple[str, ...]:
+    """The absolute paths of the input files that a record names. Raises PromptError where one is missing."""
+    return tuple(m for key in MEDIA_KEYS for m in _media(record.get(key), f"{where}: {key}", folder))
 
 
 def _media(value: JSON, where: str, folder: Path | None) -> list[str]:

@@ -124,6 +124,7 @@ def _batches(recipe: Recipe) -> Iterator[RecipeError]:
     if train.refill and not grouped:
         problem = f"got {train.refill}, but advantage.baseline {advantage.baseline!r} leaves no group without advantage"
         yield RecipeError("train.refill", problem, "set train.refill=0, or advantage.baseline=group")
+    yield from _pool(recipe)
     if train.update_by == "steps":
         if recipe.sampler.tree is None or recipe.sampler.tree.kind != "per_step":
             problem = "got 'steps', but only in a per_step tree does each row have its own step"
@@ -156,6 +157,27 @@ def _targets(targets: str) -> Iterator[RecipeError]:
         re.compile(pattern)
     except re.error as error:
         yield RecipeError("lora.targets", f"{show(pattern)} is no regular expression ({error})", "correct it")
+
+
+def _pool(recipe: Recipe) -> Iterator[RecipeError]:
+    """What does not go with groups of several prompts."""
+    train = recipe.train
+    if train.pool == 1:
+        return
+    if train.prompts % train.pool:
+        problem = f"got {train.pool}, accepted: a divisor of train.prompts = {train.prompts}"
+        yield RecipeError("train.pool", problem, "change one of them")
+    for place, found in (
+        ("train.refill", bool(train.refill)),
+        ("train.budget", train.budget is not None),
+        ("sampler.tree", recipe.sampler.tree is not None),
+        ("advantage.kind", isinstance(recipe.advantage, Own)),
+    ):
+        if found:
+            problem = (
+                f"got {train.pool}, but with {place} prompts do not stay beside each other, or are compared elsewhere"
+            )
+            yield RecipeError("train.pool", problem, f"set train.pool=1, or leave {place} out")
 
 
 def _learning(recipe: Recipe) -> Iterator[RecipeError]:
@@ -241,6 +263,10 @@ def _rewards(recipe: Recipe) -> Iterator[RecipeError]:
         place = f"rewards.{next(iter(recipe.rewards))}.weight"
         remedy = "give one reward a non-zero weight, or set objective.kl=1 to learn from a `reference` alone"
         yield RecipeError(place, "got 0 for every reward, so nothing is trained", remedy)
+    best = recipe.eval.best
+    if best is not None and best not in recipe.rewards:
+        meant = names.closest(best, recipe.rewards)
+        yield wrong_value("eval.best", best, ", ".join(recipe.rewards), suggestion=meant)
     for name, spec in recipe.rewards.items():
         yield from check_reward(name, spec)
         yield from _manner(f"rewards.{name}", name, spec, recipe)

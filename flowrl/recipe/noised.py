@@ -1,6 +1,8 @@
 """The keys of objectives of finished samples that are noised again, and of the levels that they are noised to."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from flowrl.recipe.base import Strict, key
 
@@ -11,9 +13,12 @@ class Loss(Strict):
     nft (DiffusionNFT): beta, adv_clip, adv_mode. awm (advantage-weighted matching): weighting, power, clip, pull,
     adv_clip, adv_max. dgpo (direct group preference): beta, clip, against. crd (centred reward distillation): beta,
     temperature, match, adaptive, adaptive_kl, adv_clip. flow_dpo: beta, epsilon, against; train.pairs of each group.
-    flow_rwr (reward-weighted regression): temperature. sft (supervised finetuning) is of samples from files whose score
-    is above least, and weighs them by it if weighted. against: the policy's errors are compared with those of the
-    reference, or of the older copy (train.old). Keys of another kind are refused; what is not given is as published.
+    rpo (reward preference optimization): beta, sft, epsilon; of each group the samples from files against those drawn
+    (train.source a number). sft: the weight of their imitation. flow_rwr (reward-weighted regression): temperature.
+    The kind sft (supervised finetuning) is of samples from files whose score is above least, and weighs them by it if
+    weighted. against: the policy's errors are compared with those of the reference, or of the older copy (train.old).
+    epsilon: errors weigh as those of predicted noise, (1 - t)^2 times as much on the path of a flow. Keys of another
+    kind are refused; what is not given is as published.
     objective.kl is the coefficient of the mean squared difference from the reference's velocity. Samples come from the
     ODE: sampler.step, noise, window and share_noise, and the clip and kl_kind of objective, are not read.
 
@@ -27,9 +32,9 @@ class Loss(Strict):
     level, at the highest].
     """
 
-    kind: Literal["nft", "awm", "dgpo", "crd", "flow_dpo", "flow_rwr", "sft", "draft", "match", "refl", "srpo"] = key(
-        ..., "nft, awm, dgpo, crd, flow_dpo, flow_rwr, sft, draft, match, refl or srpo"
-    )
+    kind: Literal[
+        "nft", "awm", "dgpo", "crd", "flow_dpo", "rpo", "flow_rwr", "sft", "draft", "match", "refl", "srpo"
+    ] = key(..., "nft, awm, dgpo, crd, flow_dpo, rpo, flow_rwr, sft, draft, match, refl or srpo")
     beta: float | None = key(None, "a number > 0", gt=0)
     adv_clip: float | None = key(None, "a number > 0", gt=0)
     adv_max: float | None = key(None, "a number > 0", gt=0)
@@ -48,6 +53,7 @@ class Loss(Strict):
     epsilon: bool | None = key(None, "true or false")
     least: float | None = key(None, "a number")
     weighted: bool | None = key(None, "true or false")
+    sft: float | None = key(None, "a number >= 0", ge=0)
     threshold: float | None = key(None, "a number, or null")
     scale: float | None = key(None, "a number > 0", gt=0)
     nested: bool | None = key(None, "true or false")
@@ -76,7 +82,7 @@ class Loss(Strict):
     @property
     def reads_reference(self) -> bool:
         """Whether it reads velocities of the reference, beside what objective.kl does."""
-        return self.kind in ("dgpo", "flow_dpo") and self.against != "old"
+        return self.kind in ("dgpo", "flow_dpo", "rpo") and self.against != "old"
 
 
 class Levels(Strict):
@@ -116,13 +122,27 @@ class NoisedTraining(Strict):
     old: there is an older copy of the weights; after each iteration it is old times itself and 1 - old times the
     weights of now (0: those that an iteration begins with; null: there is none). sample_old: it draws the samples.
     pairs: of each group, the best with the worst, the second best with the second worst, and so on. source: samples are
-    drawn (rollouts), or come with prompts.train (files: pairs, or scored pictures; docs/preferences.md).
+    drawn (rollouts), or come with prompts.train (files: pairs, or scored pictures; docs/preferences.md). A number is
+    the share of an iteration's prompts whose groups begin with the samples that they come with; the rest of these
+    groups, and all others, are drawn, and the rewards score all. It may fall along a curve, as Pair-GRPO has it.
     """
 
     old: float | None = key(None, "a number from 0 to 1, or null", ge=0, le=1, curve=True)
     sample_old: bool = key(False, "true or false")
     pairs: int = key(1, "a whole number >= 1", ge=1)
-    source: Literal["rollouts", "files"] = key("rollouts", "rollouts or files")
+    source: Literal["rollouts", "files"] | Annotated[float, Field(ge=0, le=1)] = key(
+        "rollouts", "rollouts, files, or a number from 0 to 1", curve=True
+    )
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether some samples, or all, come with the prompts."""
+        return self.source != "rollouts"
+
+    @property
+    def share(self) -> float | None:
+        """The share of the prompts whose groups begin with samples of their own; None where all are of one sort."""
+        return None if isinstance(self.source, str) else self.source
 
 
 PULLING = ("draft", "match", "refl", "srpo")
@@ -132,6 +152,7 @@ LOSS_KEYS: dict[str, tuple[str, ...]] = {
     "dgpo": ("beta", "clip", "against"),
     "crd": ("beta", "temperature", "match", "adaptive", "adaptive_kl", "adv_clip"),
     "flow_dpo": ("beta", "epsilon", "against"),
+    "rpo": ("beta", "sft", "epsilon"),
     "flow_rwr": ("temperature",),
     "sft": ("least", "weighted"),
     "draft": ("threshold", "scale", "nested", "tau"),

@@ -143,6 +143,19 @@ def _together(recipe: Recipe, loss: Loss) -> Iterator[RecipeError]:
 def _files(recipe: Recipe, loss: Loss) -> Iterator[RecipeError]:
     """What does not go with samples from files, and what goes with them alone."""
     train = recipe.train
+    if loss.kind == "rpo" and (train.share is None or train.group < 2):
+        problem = (
+            f"got {show(train.source)}, group {train.group}, but loss 'rpo' is of samples from files against drawn"
+        )
+        yield RecipeError("train.source", problem, "set train.source=1, and train.group=2 or more")
+        return
+    if train.share is not None:
+        if loss.pulls or loss.kind == "sft":
+            problem = f"got {show(train.source)}, but loss {loss.kind!r} takes samples of one sort"
+            yield RecipeError(
+                "train.source", problem, f"set train.source={'files' if loss.kind == 'sft' else 'rollouts'}"
+            )
+        return
     if train.source == "rollouts":
         if loss.kind == "sft":
             problem = "got 'rollouts', but loss 'sft' is of samples from files"

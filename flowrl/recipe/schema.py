@@ -146,7 +146,9 @@ class Train(NoisedTraining):
     evaluated and saved, moved every ema_every steps, and at most (1 + n) / (10 + n), where n counts its moves or, by
     ema_ramp steps, optimizer steps (Flow-GRPO). drop_silent: rows whose advantage is 0 leave the loss first, what it is
     divided by, and its divergence, and updates share out the others evenly (Flow-GRPO's SD3 script). budget: more
-    samples for prompts that were hard (recipe/prompts.py); groups are then of unequal size.
+    samples for prompts that were hard (recipe/prompts.py); groups are then of unequal size. pool: so many prompts that
+    stand beside each other in an iteration are one group to the advantages (Pair-GRPO's two prompts that differ in
+    little: prompts.shuffle=false, with the two on lines beside each other).
     """
 
     prompts: int = key(4, "a whole number >= 1", ge=1)
@@ -166,6 +168,7 @@ class Train(NoisedTraining):
     skip_truncated: bool = key(False, "true or false")
     drop_silent: bool = key(False, "true or false")
     budget: Budget | None = key(None, "a mapping with kind and limit, or null")
+    pool: int = key(1, "a whole number >= 1 that divides train.prompts", ge=1)
     lr: float = key(3e-4, "a number > 0", gt=0, curve=True)
     betas: list[float] = key([0.9, 0.999], "two numbers in [0, 1)", min_length=2, max_length=2)
     weight_decay: float = key(1e-4, "a number >= 0", ge=0)
@@ -187,6 +190,8 @@ class EvaluationKeys(Strict):
     that train.seconds counts passes a multiple of this. prompts: how many of the held-out prompts (null: all). steps
     null: sampler.steps, walked by `solver`. temperature, of a language model alone: 0 takes the likeliest token each
     time, null is generation.temperature. batch: samples at once. grid: how many of them are shown as pictures or texts.
+    best: the reward whose highest held-out mean makes an evaluation, and the checkpoint that is kept of it, the best
+    (null: what is trained). It may be a witness: RPO stops by another reward than it trains on.
     """
 
     every: int | None = key(20, "a whole number >= 1 or null", ge=1)
@@ -199,6 +204,7 @@ class EvaluationKeys(Strict):
     at_start: bool = key(True, "true or false")
     at_end: bool = key(True, "true or false")
     grid: int = key(16, "a whole number >= 0", ge=0)
+    best: str | None = key(None, "the name of a reward, or null", min_length=1)
 
 
 class CheckpointKeys(Strict):

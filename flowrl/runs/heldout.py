@@ -52,6 +52,14 @@ def trained_mean(evaluation: Evaluation, weights: Mapping[str, float]) -> float:
     )
 
 
+def judged_mean(recipe: Recipe, evaluation: Evaluation, weights: Mapping[str, float]) -> float:
+    """What evaluations are compared by: the mean of the reward eval.best, or of the trained ones; NaN if unknown."""
+    if recipe.eval.best is None:
+        return trained_mean(evaluation, weights)
+    found = evaluation.means().get(recipe.eval.best)
+    return math.nan if found is None else found.value
+
+
 def kl_to_base(
     recipe: Recipe, policy: Policy, prompts: Sequence[Prompt], *, progress: Progress | None = None
 ) -> dict[str, float]:

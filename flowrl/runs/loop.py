@@ -37,7 +37,7 @@ from flowrl.runs import resume as resuming
 from flowrl.runs.alarm_response import AlarmError, most_severe, roll_back_to, rollback_message
 from flowrl.runs.console import Console, Progress
 from flowrl.runs.folder import RunFolder
-from flowrl.runs.heldout import evaluate_heldout, evaluation_is_due, kl_to_base, trained_mean
+from flowrl.runs.heldout import evaluate_heldout, evaluation_is_due, judged_mean, kl_to_base
 from flowrl.runs.phasing import Draws, begin_phase
 from flowrl.runs.run_state import GlobalGenerators, RunState
 from flowrl.runs.saving import Saving
@@ -48,7 +48,7 @@ from flowrl.watch.sample_statistics import sample_statistics
 
 TREE_MEMBERS = 2**20  # noise numbers reserved for each draw of trees, whose size may change between iterations
 SETTINGS_KEYS = {"group", "epochs", "updates", "update_by", "micro_batch"}  # keys of train
-SETTINGS_KEYS |= {"refill", "keep", "keep_by", "skip_truncated", "drop_silent", "pairs", "sample_old"}
+SETTINGS_KEYS |= {"refill", "keep", "keep_by", "skip_truncated", "drop_silent", "pairs", "sample_old", "pool"}
 
 
 @dataclass
@@ -189,11 +189,13 @@ class Run:
             score=lambda samples: self.inputs.scorer(samples, progress=lambda _: tick(1)) if scored else {},
             advantage=build_advantage(recipe, self.inputs.scorer),
             objective=self.objective,
-            settings=Settings(**given, members=members, width=width_pruning(recipe, iteration)),
+            settings=Settings(**given, share=train.share, members=members, width=width_pruning(recipe, iteration)),
             enter=lambda name: progress.phase(name, totals[name]),
             more=cursor.take,
             progress=tick,
-            finished=self.inputs.scorer.take if self.inputs.scorer.overlaps and scored else None,
+            finished=self.inputs.scorer.take
+            if self.inputs.scorer.overlaps and scored and not train.reads_files
+            else None,
             reward_of=self.inputs.scorer.with_gradient,
             samples_of=given_samples(recipe),
             baseline_plan=baseline_plan(recipe, iteration),
@@ -253,7 +255,7 @@ class Run:
         name = "before" if iteration == 0 else "after" if self._ended else f"iteration_{iteration:05d}"
         self.folder.evaluated(iteration, name, result)
         self.console.evaluated(iteration, result)
-        value = trained_mean(result, self.inputs.scorer.weights)
+        value = judged_mean(recipe, result, self.inputs.scorer.weights)
         if value > (float("-inf") if state.best is None else state.best[1]):
             state.best = iteration, value
         self._raise_alarms(self.watch.after_evaluation(iteration, metrics))
@@ -300,7 +302,7 @@ class Run:
             known = None if kept is None else self.evaluations.get(kept)
             state.best = None
             if kept is not None and known is not None:
-                state.best = kept, trained_mean(known, self.inputs.scorer.weights)
+                state.best = kept, judged_mean(self.recipe, known, self.inputs.scorer.weights)
         self.saving.forget()
         self.console.note(rollback_message(iteration, self.watch))
 

@@ -1,4 +1,4 @@
-"""Objectives of finished samples that are noised again: what of a loss of matching.py or preference.py one look gives.
+"""Objectives of finished samples that are noised again: what of a loss of matching.py one look gives. Pairs: paired.py.
 
 Each is a loss with its numbers; rows are samples, columns noise levels. Divergences are mean squared differences of
 velocities, as the published codes of these methods have them: no variance divides them.
@@ -26,7 +26,6 @@ from flowrl.core.objectives.matching import (
     reward_probability,
     reward_weight,
 )
-from flowrl.core.objectives.preference import beta_of_epsilon, implicit_rewards, pair_loss
 
 Metrics = dict[str, Tensor]
 
@@ -100,7 +99,7 @@ class NFTObjective(NoisedObjective):
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """(loss [r], metrics [r]); see `NoisedObjective`."""
-        probability = reward_probability(_of_rows(batch.adv), clip=self.adv_clip, mode=self.adv_mode)
+        probability = reward_probability(of_rows(batch.adv), clip=self.adv_clip, mode=self.adv_mode)
         clean, old = seen.clean(seen.v), seen.clean(batch.velocities["old"])
         return nft_loss(clean, old, seen.x0, probability, beta=self.beta, scale=self.adv_clip)
 
@@ -142,7 +141,7 @@ class AWMObjective(NoisedObjective):
         )
         old = logp.detach() if self.clip is None else old
         limit = math.inf if self.clip is None else self.clip
-        adv = _of_rows(batch.adv).clamp(-self.adv_clip, self.adv_clip) * self.adv_max / self.adv_clip
+        adv = of_rows(batch.adv).clamp(-self.adv_clip, self.adv_clip) * self.adv_max / self.adv_clip
         loss, metrics = clipped_loss(logp[:, None], old[:, None], adv, clip_low=min(limit, 1.0), clip_high=limit)
         pull = self.pull * _square(seen, seen.v - old_v) if self.pull else 0.0
         shown = {name: metrics[name][:, 0] for name in ("ratio", "clip_frac")}
@@ -174,8 +173,8 @@ class DGPOObjective(NoisedObjective):
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """(loss [r], metrics [r]); see `NoisedObjective`."""
-        adv = _of_rows(batch.adv)
-        error, others = _errors(seen, batch)
+        adv = of_rows(batch.adv)
+        error, others = errors(seen, batch)
         held, told = None, {}
         if self.clip is not None:
             held, ratio = moved_away(error, others["old"], adv, clip=self.clip)
@@ -212,11 +211,11 @@ class CRDObjective(NoisedObjective):
         """See `NoisedObjective`."""
         if not self.adaptive_kl:
             return 1.0
-        return adaptive_divergence(reward_probability(_of_rows(batch.adv), clip=self.adv_clip), self.kl)
+        return adaptive_divergence(reward_probability(of_rows(batch.adv), clip=self.adv_clip), self.kl)
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """(loss [r], metrics [r]); see `NoisedObjective`."""
-        probability = reward_probability(_of_rows(batch.adv), clip=self.adv_clip)
+        probability = reward_probability(of_rows(batch.adv), clip=self.adv_clip)
         implicit = implicit_reward(seen.v - seen.target, batch.velocities["old"] - seen.target, adaptive=self.adaptive)
         if seen.share is not None and not self.adaptive:  # in the ratio of two means it cancels, as in NFT's loss
             implicit = implicit / seen.share
@@ -232,41 +231,6 @@ class CRDObjective(NoisedObjective):
 
 
 @dataclass(frozen=True)
-class FlowDPOObjective(NoisedObjective):
-    """Flow-DPO (arXiv:2501.13918): of two samples at one noise and level, the better one's error is to fall further.
-
-    beta: see `preference.implicit_rewards`; epsilon: the errors weigh as those of predicted noise, which is
-    Diffusion-DPO (arXiv:2311.12908). against: whose errors the policy's are compared with, the reference's or the older
-    weights'. Metrics beside those of `preference.pair_loss`, of the better sample: winner_error, and winner_rise, by
-    which it is above the error of those other weights.
-    """
-
-    beta: float = 100.0
-    epsilon: bool = False
-    against: Need = "reference"
-
-    @property
-    def together(self) -> Together:
-        """See `contracts.Objective`."""
-        return "pair"
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """See `contracts.Objective`."""
-        return super().needs | {self.against}
-
-    def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
-        """See `NoisedObjective`: each row of a pair bears the loss of the pair."""
-        error, others = _errors(seen, batch)
-        beta = beta_of_epsilon(self.beta, seen.signal, seen.unit) if self.epsilon else self.beta
-        implicit = implicit_rewards(error, others[self.against], beta)
-        loss, metrics = pair_loss(implicit.unflatten(0, (-1, 2)))
-        metrics["winner_error"] = error.detach()[0::2]
-        metrics["winner_rise"] = (error - others[self.against]).detach()[0::2]
-        return loss.repeat_interleave(2), {name: value.repeat_interleave(2) for name, value in metrics.items()}
-
-
-@dataclass(frozen=True)
 class FlowRWRObjective(NoisedObjective):
     """Reward-weighted regression (Flow-RWR of arXiv:2501.13918): the error times exp(advantage / temperature)."""
 
@@ -276,7 +240,7 @@ class FlowRWRObjective(NoisedObjective):
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """(loss [r], metrics [r]); see `NoisedObjective`."""
-        weight = reward_weight(_of_rows(batch.adv), self.temperature)
+        weight = reward_weight(of_rows(batch.adv), self.temperature)
         return weight * _square(seen, seen.v - seen.target), {"reward_weight": weight}
 
 
@@ -292,12 +256,12 @@ class SFTObjective(NoisedObjective):
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """See `NoisedObjective`."""
-        error, score = _square(seen, seen.v - seen.target), _of_rows(batch.adv)
+        error, score = _square(seen, seen.v - seen.target), of_rows(batch.adv)
         weight = score if self.weighted else torch.ones_like(score)
         return weight.where(score > self.least, 0.0) * error, {"error": error.detach()}
 
 
-def _errors(seen: Field, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def errors(seen: Field, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean squared errors [r] of the velocity under the policy, with gradient, and under the other weights."""
     others = {name: _square(seen, v - seen.target) for name, v in batch.velocities.items()}
     return _square(seen, seen.v - seen.target), others
@@ -309,7 +273,7 @@ def _square(seen: Field, gap: Tensor) -> Tensor:
     return mean if seen.share is None else mean / seen.share
 
 
-def _of_rows(adv: Tensor) -> Tensor:
+def of_rows(adv: Tensor) -> Tensor:
     """Advantages [r] of one level, from [r] or [r, 1]."""
     return adv if adv.ndim == 1 else adv.squeeze(1)
 
@@ -324,7 +288,6 @@ NOISED: dict[str, type[NoisedObjective]] = {
     "awm": AWMObjective,
     "dgpo": DGPOObjective,
     "crd": CRDObjective,
-    "flow_dpo": FlowDPOObjective,
     "flow_rwr": FlowRWRObjective,
     "sft": SFTObjective,
 }

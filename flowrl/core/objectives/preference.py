@@ -52,6 +52,23 @@ def pair_loss(implicit: Tensor, label: float | Tensor = 1.0) -> tuple[Tensor, di
     return preference_loss(margin, label), {"margin": detached, "implicit_accuracy": (detached > 0).to(detached.dtype)}
 
 
+def rpo_loss(
+    error: Tensor, reference: Tensor, label: Tensor, *, beta: float = 1.0, sft: float = 1.0
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of RPO, [p]: imitation of the given sample, and the preference between it and one that was drawn.
+
+    error, reference [p, 2]: mean squares over elements, of the policy, with gradient, and of the reference; the given
+    sample of each pair comes first. label [p]: whether that one is preferred, or with which probability.
+        loss = sft error_given - label log sigmoid(m) - (1 - label) log sigmoid(-m),
+        m = beta ((reference_given - error_given) - (reference_drawn - error_drawn))
+    Source: RPO (arXiv:2407.12164, its code, in which beta is 1 and is not halved, whatever its argument says).
+
+    Metrics [p]: those of `pair_loss`, similarity (the error of the given sample).
+    """
+    loss, metrics = pair_loss(implicit_rewards(error, reference, 2 * beta), label)
+    return loss + sft * error[:, 0], metrics | {"similarity": error[:, 0].detach(), "preference": loss.detach()}
+
+
 def token_margin(
     ratio: Tensor, other: Tensor, *, beta: float, weight: Tensor | None = None, other_weight: Tensor | None = None
 ) -> Tensor:

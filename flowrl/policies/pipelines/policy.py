@@ -24,8 +24,9 @@ from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key, copy_numbers
 from flowrl.policies.pipelines.arguments import Call
 from flowrl.policies.pipelines.dynamics import Dynamics
-from flowrl.policies.pipelines.encodings import Encoding, find_encoding, fitted
+from flowrl.policies.pipelines.encodings import Encoding, find_encoding
 from flowrl.policies.pipelines.failing import in_one_line
+from flowrl.policies.pipelines.given_samples import fill
 from flowrl.policies.pipelines.layouts import Media, join_media, media_of, sample_rate
 from flowrl.policies.pipelines.level_looks import Asking, look_at, prove_look
 from flowrl.policies.pipelines.look_calls import LookPasses
@@ -128,27 +129,35 @@ class PipelinePolicy(PipelinePasses):
 
     @torch.no_grad()
     def given(
-        self, prompts: Sequence[Prompt], pictures: Sequence[Tensor], *, plan: WalkPlan, seed: int, first: int = 0
+        self,
+        prompts: Sequence[Prompt],
+        pictures: Sequence[Sequence[Tensor]],
+        *,
+        plan: WalkPlan,
+        seed: int,
+        first: int = 0,
+        drawn: Sequence[tuple[Sequence[int], Rollout]] = (),
     ) -> Rollout:
         """Samples that were not drawn, as a rollout whose samples can be noised. See `core.engine.TakesSamples`.
 
         Raises PolicyError where the pipeline's latents cannot be made of pictures (see encodings.py).
         """
         self.prepare(prompts[0], plan)
-        tree = plan.tree(len(pictures) // len(prompts))
+        rows = sum(map(len, pictures)) + sum(len(rollout.samples) for _, rollout in drawn)
+        tree = plan.tree(rows // len(prompts))
         if not tree.levels:
             raise PolicyError("samples that were not drawn have no decisions: choose an objective that noises samples")
         if plan.num_steps not in self._given:
             with in_one_line(type(self.source).__name__):
                 self._given[plan.num_steps] = self._encoding(prompts[0], plan)
         own, encode = self._given[plan.num_steps]
-        shown = [fitted(one.to(self.device), encode.shape) for one in pictures]
         trajectory = Trajectory(list(prompts), tree, seed, first, path=own.path)
-        trajectory.clean = {0: torch.cat([encode(one) for one in shown])}
         trajectory.levels = tuple(own.levels[n] if isinstance(n, int) else n for n in tree.levels)
-        media = {"video" if len(encode.shape) == 4 else "images": torch.stack(shown)}
-        logp = torch.zeros(len(pictures), len(tree.levels))
-        return Rollout(self._samples(prompts, tree, media), logp, torch.ones_like(logp, dtype=torch.bool), trajectory)
+        media, marks = fill(trajectory, encode, pictures, drawn)
+        logp = torch.zeros(rows, len(tree.levels))
+        stats = {"given": marks.float()[:, None].expand_as(logp)} if drawn else {}
+        mask = torch.ones_like(logp, dtype=torch.bool)
+        return Rollout(self._samples(prompts, tree, media), logp, mask, trajectory, step_stats=stats)
 
     def _encoding(self, prompt: Prompt, plan: WalkPlan) -> tuple[Trajectory, Encoding]:
         """A walk of the pipeline's own, with the levels of all its steps, and the encoding that is proved by it."""

@@ -14,6 +14,12 @@ crd      the implicit reward of a group's samples is to be their reward, both ce
          distillation (arXiv:2603.14128), as in Flow-Factory. For denoising steps.
 flow_dpo the best and the worst of each group at one noise and level, beta 100 against the reference: Flow-GRPO's online
          DPO of Flow-DPO (arXiv:2501.13918), at logit-normal levels. For denoising steps.
+rpo      samples that come with a prompt against those drawn, by a label from their rewards, and their imitation, beta
+         1: reward preference optimization (arXiv:2407.12164), its code, whose reward in training is the fit to the text
+         alone. For denoising steps.
+pair_grpo  awm with the samples of two prompts as one group, sample std + 1e-4, where the share of prompts whose groups
+         begin with real pictures falls from 1 to 0.25 and 0 (iterations 50, 450, 1200): Pair-GRPO of FocusDiff
+         (arXiv:2506.05501), its code, whose decisions are tokens. For denoising steps.
 flow_rwr the error of the velocity times exp(advantage): Flow-RWR (arXiv:2501.13918), of advantages in the place of
          rewards. For denoising steps.
 sft      the error of the velocity of samples from files, those whose score is above 0: supervised finetuning, at
@@ -78,6 +84,18 @@ DENOISING: dict[str, Values] = {
         "train": {"old": 0.0},
     },
     "flow_dpo": {"objective": {"loss": {"kind": "flow_dpo"}}, "sampler": {"levels": {"kind": "logit_normal"}}},
+    "rpo": {
+        "objective": {"loss": {"kind": "rpo"}},
+        "advantage": {"combine": "sum", "scale": "none"},
+        "sampler": {"levels": {"kind": "walk", "number": 1}},
+        "train": {"source": 1.0},
+    },
+    "pair_grpo": {
+        "objective": {"loss": {"kind": "awm"}},
+        "advantage": {"combine": "sum", "unbiased": True},
+        "sampler": {"levels": {"kind": "walk", "low": 1}},
+        "train": {"old": 0.0, "pool": 2, "source": {50: 1.0, 450: 0.25, 1200: 0.0}},
+    },
     "flow_rwr": {"objective": {"loss": {"kind": "flow_rwr"}}, "sampler": {"levels": {"kind": "logit_normal"}}},
     "sft": FROM_FILES | {"objective": {"loss": {"kind": "sft", "weighted": False}}},
     "gors": FROM_FILES | {"objective": {"loss": {"kind": "sft"}}},

@@ -18,16 +18,17 @@ from flowrl.core.objectives.noised import (
     AWMObjective,
     CRDObjective,
     DGPOObjective,
-    FlowDPOObjective,
     FlowRWRObjective,
     NFTObjective,
     NoisedObjective,
     SFTObjective,
 )
+from flowrl.core.objectives.paired import FlowDPOObjective, RPOObjective
 from flowrl.core.pairs import companions
 
 ROWS, LEVELS = 6, (0.3, 0.8)
 ADV = torch.tensor([1.0, -2.0, 0.5, 0.0, -1.0, 2.0])
+GIVEN = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0])  # of groups of three
 OBJECTIVES = {"nft": NFTObjective(beta=0.5), "nft_kl": NFTObjective(kl=0.3), "binary": NFTObjective(adv_mode="binary")}
 OTHERS = {
     "awm": AWMObjective(kl=0.2, pull=0.5),
@@ -37,6 +38,7 @@ OTHERS = {
     "crd": CRDObjective(kl=0.2, temperature=0.5, match="bce", adaptive_kl=True),
     "dpo": FlowDPOObjective(beta=2.0),
     "dpo_old": FlowDPOObjective(beta=2.0, against="old", epsilon=True, kl=0.1),
+    "rpo": RPOObjective(beta=2.0, sft=0.5, epsilon=True, kl=0.1),
     "rwr": FlowRWRObjective(temperature=0.7),
 }
 
@@ -77,7 +79,8 @@ def gradient(
     policy: Linear, objective: NoisedObjective, micro: int | None, mask: Tensor, unmoved: frozenset[str] = frozenset()
 ) -> tuple[Tensor, dict[str, Tensor]]:
     samples = Samples([], torch.arange(ROWS) // 3, texts=[""] * ROWS)
-    rollout = Rollout(samples, torch.zeros(ROWS, 2), mask, None)
+    stats = {"given": GIVEN[:, None].expand(ROWS, 2)}
+    rollout = Rollout(samples, torch.zeros(ROWS, 2), mask, None, step_stats=stats)
     friends = companions(rollout, ADV, objective.together, 1)
     rows, labels = mask.any(1).nonzero()[:, 0], None
     if friends is not None:
@@ -157,6 +160,28 @@ def test_a_pair_is_the_best_and_the_worst_of_its_group() -> None:
             total = total - nn.functional.logsigmoid(beta / 2 * (gains[0] - gains[1])) / 4
     torch.testing.assert_close(found, torch.autograd.grad(total, policy.theta)[0], rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(metrics["loss"].double(), total.detach(), rtol=1e-6, atol=0.0)
+
+
+def test_a_given_sample_is_compared_with_a_drawn_one() -> None:
+    """By a label from their advantages; in the second group two are given, and one of them finds no other."""
+    policy, whole = Linear(), torch.ones(ROWS, 2, dtype=torch.bool)
+    found, metrics = gradient(policy, RPOObjective(beta=0.5, sft=0.3), None, whole)
+    total = torch.zeros((), dtype=torch.float64)
+    for given, drawn in ((0, 1), (3, 5)):
+        for column in range(2):
+            gains, errors = [], []
+            for row in (given, drawn):
+                f = policy.field(torch.tensor([row]), column, policy.theta)
+                errors.append((f.v - f.target).square().mean())
+                gains.append((f.x @ policy.other["reference"] - f.target).square().mean() - errors[-1])
+            margin, label = 0.5 * (gains[0] - gains[1]), torch.sigmoid(ADV[given] - ADV[drawn]).double()
+            chosen = label * nn.functional.logsigmoid(margin) + (1 - label) * nn.functional.logsigmoid(-margin)
+            total = total + (0.3 * errors[0] - chosen) / 4
+    torch.testing.assert_close(found, torch.autograd.grad(total, policy.theta)[0], rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(metrics["loss"].double(), total.detach(), rtol=1e-6, atol=0.0)
+    nothing = Rollout(Samples([], torch.zeros(2), texts=[""] * 2), torch.zeros(2, 1), torch.ones(2, 1) > 0, None)
+    with pytest.raises(ValueError, match=r"set train\.source to a share"):
+        companions(nothing, torch.zeros(2), "given", 1)
 
 
 def test_weights_that_have_not_moved_are_not_looked_at() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowrl.contracts import Policy, Prompt, Rollout, Samples
-from flowrl.core.engine import Clock, LocalEngine
+from flowrl.core.engine import Clock, LocalEngine, chosen_blocks
 
 
 class Recorder:
@@ -45,3 +45,13 @@ def test_a_draw_is_rolled_out_scored_and_credited():
     engine.advantage = lambda rewards, rollout: (torch.zeros(2, 3), {})
     with pytest.raises(ValueError, match=r"accepted: \[2\], one a row, or \[2, 2\], one a decision"):
         engine.draw([Prompt("a", "x"), Prompt("b", "y")], 0)
+
+
+def test_a_share_of_the_prompts_is_drawn_anew_and_pairs_stay_together():
+    drawn = [chosen_blocks(10, 0.25, 1, f"{first}") for first in range(400)]
+    assert {len(chosen) for chosen in drawn} == {2, 3} and len({tuple(sorted(c)) for c in drawn}) > 100
+    assert sum(map(len, drawn)) / 4000 == pytest.approx(0.25, abs=0.02)
+    assert drawn[7] == chosen_blocks(10, 0.25, 1, "7")
+    paired = [chosen_blocks(7, 0.5, 2, f"{first}") for first in range(20)]
+    assert all((i ^ 1) in chosen or i == 6 for chosen in paired for i in chosen) and {6} < set().union(*paired)
+    assert chosen_blocks(5, 1.0, 2, "x") == set(range(5)) and chosen_blocks(5, 0.0, 2, "x") == set()

@@ -87,6 +87,17 @@ def test_pictures_of_one_line_each_become_pairs(folder: Path) -> None:
     assert got == [("text one", ["b", "a"], [1, -1]), ("text two", ["b", "d"], [1, -1])]
 
 
+def test_two_prompts_of_a_record_stay_beside_each_other(folder: Path) -> None:
+    record = {"prompt1": "x", "prompt2": "y", "image1": "a.png", "image2": "b.png"}
+    prompts = load(written(folder, record, {"prompt": "z", "better": "c.png", "worse": "d.png", "kind": "k"}))
+    assert [(p.text, [f.stem for f in samples_of(p)[0]]) for p in prompts] == [
+        ("x", ["a", "b"]),
+        ("y", ["b", "a"]),
+        ("z", ["c", "d"]),
+    ]
+    assert prompts[2].meta["kind"] == "k" and "better" not in prompts[2].meta
+
+
 PAIR = {"prompt": "x", "better": "a.png", "worse": "b.png"}
 REFUSED = [
     (PAIR | {"worse": "gone.png"}, r"pairs\.jsonl:2: .*gone\.png does not exist"),

@@ -35,7 +35,7 @@ SD3 = [
 WAN = ["pipeline.height=16", "pipeline.width=16", "pipeline.num_frames=5", "pipeline.max_sequence_length=48"]
 WAN += ["train.prompts=1", "prompts={train: prompts/video_train.txt, heldout: null}"]
 FAMILIES = {"sd3": SD3, "wan_unipc": WAN}
-RECIPES = {"quickstart": SHAPES, "nft_flux": SHAPES, "flow_dpo_wan": WAN}
+RECIPES = {"quickstart": SHAPES, "tiny_dpo": SHAPES, "nft_flux": SHAPES, "flow_dpo_wan": WAN, "flow_rwr_wan": WAN}
 RECIPES |= dict.fromkeys(("nft_sd3", "awm_sd3", "flow_dpo_sd3", "dgpo_sd3", "crd_sd3"), SD3)
 
 
@@ -47,15 +47,16 @@ SMALLER = {  # 40 steps and 39 levels; groups that a micro-batch may not cut wit
     "flow_dpo_sd3": ["sampler.steps=5", "sampler.levels.number=3"],
     "dgpo_sd3": ["train.micro_batch=4"],
     "crd_sd3": ["train.micro_batch=4"],
+    "quickstart": ["train.keep=2"],
+    "tiny_dpo": ["train.pairs=2", "train.micro_batch=4"],
+    "flow_rwr_wan": ["sampler.steps=5"],
 }
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_as_published(name: str, tmp_path: Path) -> None:
     changes = [*BUDGET, *RECIPES[name], *SMALLER.get(name, [])]
-    if name == "quickstart":
-        changes += ["train.keep=2"]
-    else:
+    if RECIPES[name] is not SHAPES or name == "nft_flux":
         (tmp_path / "rewards").mkdir()
         made = published_rewards.checkpoints(tmp_path / "rewards")
         changes += published_rewards.overrides(load(name), made)
@@ -65,7 +66,7 @@ def test_a_recipe_runs_as_published(name: str, tmp_path: Path) -> None:
             changes += [f"model={tmp_path / family}"]
     recipe, shipped = load(name, [f"output={tmp_path / 'run'}", *changes]), load(name)
     for part in ("lora", "advantage", "objective", "sampler"):
-        assert getattr(recipe, part) == getattr(shipped, part) or (part == "sampler" and name == "flow_dpo_sd3")
+        assert getattr(recipe, part) == getattr(shipped, part) or (part == "sampler" and "sampler.steps=5" in changes)
     assert recipe.sampler.look == shipped.sampler.look
     assert recipe.train.old == shipped.train.old and recipe.train.sample_old == shipped.train.sample_old
 
@@ -77,7 +78,8 @@ def test_a_recipe_runs_as_published(name: str, tmp_path: Path) -> None:
         assert metrics["grad_norm"] > 0 and metrics["nonfinite_updates"] == 0
         assert metrics["forwards/rollout"] == costs.rollout_forwards
         assert 0 < metrics["forwards/train"] <= costs.train_forwards + costs.reference_forwards
-    assert found[0]["old_distance"] == 0.0 and ("kl" in found[0]) == (recipe.objective.kl > 0)
+    assert recipe.train.old is None or found[0]["old_distance"] == 0.0
+    assert ("kl" in found[0]) == (recipe.objective.kl > 0)
     if recipe.objective.kl > 0:
         assert found[0]["kl"] == 0.0 < found[1]["kl"]
 

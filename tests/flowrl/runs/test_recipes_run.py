@@ -89,11 +89,11 @@ CASES = {
     ),
 }
 ELSEWHERE = {"tiny_lm_grpo", "grpo_qwen"}  # test_language_run.py
-ELSEWHERE |= {"quickstart", "nft_sd3", "nft_flux", "awm_sd3"}  # test_noised_runs.py
+ELSEWHERE |= {"quickstart", "tiny_dpo", "flow_rwr_wan", "nft_sd3", "nft_flux", "awm_sd3"}  # test_noised_runs.py
 ELSEWHERE |= {"flow_dpo_sd3", "flow_dpo_wan", "dgpo_sd3", "crd_sd3"}  # the same
 ELSEWHERE |= {"tiny_draft", "srpo_flux", "draft_sdxl", "refl_sd3"}  # test_pulled_runs.py
 ELSEWHERE |= {"tiny_distill", "tiny_guidance_distill", "opd_sd35"}  # test_distilled_runs.py
-ELSEWHERE |= {"tiny_dpo_offline", "diffusion_dpo_sdxl"}  # test_given_runs.py
+ELSEWHERE |= {"tiny_dpo_offline", "diffusion_dpo_sdxl", "rpo_sd15", "pair_grpo"}  # test_given_runs.py
 
 
 @pytest.fixture(scope="module")

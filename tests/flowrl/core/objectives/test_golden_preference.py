@@ -18,6 +18,7 @@ from flowrl.core.objectives.preference import (
     opa_dpo_loss,
     pair_loss,
     preference_loss,
+    rpo_loss,
 )
 from flowrl.core.pairs import best_and_worst
 
@@ -68,14 +69,11 @@ def test_flow_dpo(case: Case) -> None:
 
 @pytest.mark.parametrize("case", golden.cases("direct/rpo_loss.json"))
 def test_rpo(case: Case) -> None:
-    """The margin has beta 1 and no factor 1/2, which is beta 2 of ours."""
     x, params, pred = inputs(case), case["params"], inputs(case)["pred"].requires_grad_()
     error, reference = (halves(mean_square(v - x["target"])) for v in (pred, x["ref_pred"]))
-    loss, _ = pair_loss(implicit_rewards(error, reference, 2 * params["beta"]), x["label"])
-    similarity, preference = error[:, 0].mean(), loss.mean()
-    whole = params["sft_weight"] * similarity + preference
-    got = {"similarity_loss": similarity, "preference_loss": preference, "loss": whole}
-    golden.check(got | {"grad_pred": torch.autograd.grad(whole, pred)[0]}, case)
+    loss, metrics = rpo_loss(error, reference, x["label"], beta=params["beta"], sft=params["sft_weight"])
+    got = {f"{name}_loss": metrics[name].mean() for name in ("similarity", "preference")} | {"loss": loss.mean()}
+    golden.check(got | {"grad_pred": torch.autograd.grad(loss.mean(), pred)[0]}, case)
 
 
 @pytest.mark.parametrize("case", golden.cases("direct/opa_dpo.json"))

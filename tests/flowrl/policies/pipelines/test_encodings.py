@@ -41,11 +41,11 @@ def test_the_third_sample_of_unequal_prompts_is_its_own_picture(name: str) -> No
     policy = FamilyPolicy(name)
     drawn = policy.rollout(UNEQUAL, group_size=2, plan=PLAN, seed=SEED)
     shown = list(pictures_of(drawn))
-    found = policy.given(UNEQUAL, shown, plan=PLAN, seed=SEED)
+    found = policy.given(UNEQUAL, [shown[:2], shown[2:]], plan=PLAN, seed=SEED)
     state = found.replay.clean[0]
     assert state.shape == drawn.replay.clean[0].shape and found.mask.shape == (4, 2) and found.mask.all()
     assert found.replay.levels == drawn.replay.levels and found.samples.group.tolist() == [0, 0, 1, 1]
-    alone = policy.given(UNEQUAL[1:], shown[2:3], plan=PLAN, seed=SEED).replay.clean[0]
+    alone = policy.given(UNEQUAL[1:], [shown[2:3]], plan=PLAN, seed=SEED).replay.clean[0]
     assert torch.equal(state[2:3], alone) and gap(state[2:3], state[1:2]) > 1e-2
     pixels = shown[2] * 2 - 1
     vae = policy.source.vae
@@ -55,10 +55,31 @@ def test_the_third_sample_of_unequal_prompts_is_its_own_picture(name: str) -> No
     assert gap(handed_over(policy, state[2:3], UNEQUAL[1]), code) <= 1e-5
 
 
+def test_given_samples_stand_before_those_that_were_drawn() -> None:
+    """Of three prompts the second comes with two pictures, so that one is drawn for it, and three for the others."""
+    policy, texts = FamilyPolicy("flux"), [UNEQUAL[0], UNEQUAL[1], Prompt("third", "a cat")]
+    three = policy.rollout([texts[0], texts[2]], group_size=3, plan=PLAN, seed=SEED)
+    one = policy.rollout([texts[1]], group_size=1, plan=PLAN, seed=SEED)
+    shown = list(pictures_of(policy.rollout(texts[:1], group_size=2, plan=PLAN, seed=SEED, first=9)))
+    drawn = [([0, 2], three), ([1], one)]
+    found = policy.given(texts, [[], shown, []], plan=PLAN, seed=SEED, drawn=drawn)
+    clean, apart = found.replay.clean[0], three.replay.clean[0]
+    assert found.step_stats["given"][:, 1].tolist() == [0, 0, 0, 1, 1, 0, 0, 0, 0] and found.mask.shape == (9, 2)
+    assert torch.equal(clean[:3], apart[:3]) and torch.equal(clean[6:], apart[3:])
+    assert torch.equal(clean[5], one.replay.clean[0][0]) and torch.equal(found.samples.images[3:5], torch.stack(shown))
+    alone = policy.given([texts[1]], [shown], plan=PLAN, seed=SEED).replay.clean[0]
+    assert torch.equal(clean[3:5], alone) and found.samples.group.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    looks: list[Field] = []
+    with torch.no_grad():
+        policy.look(found, torch.tensor([5]), View("noised"), looks.append)
+        assert looks[0].x.shape[0] == 1 and torch.equal(looks[0].x0[0], clean[5])
+
+
 def test_a_look_at_samples_that_come_back_is_that_at_drawn_ones() -> None:
     policy = FamilyPolicy("flux")
     drawn = policy.rollout(UNEQUAL, group_size=2, plan=PLAN, seed=SEED)
-    found = policy.given(UNEQUAL, list(pictures_of(drawn)), plan=PLAN, seed=SEED)
+    shown = list(pictures_of(drawn))
+    found = policy.given(UNEQUAL, [shown[:2], shown[2:]], plan=PLAN, seed=SEED)
     found.replay.clean = drawn.replay.clean
     for rows in ([0, 1, 2, 3], [2]):
         looks: list[list[Field]] = [[], []]
@@ -83,20 +104,20 @@ def test_an_encoding_that_does_not_come_back_is_refused(monkeypatch: pytest.Monk
     policy = FamilyPolicy("sd3")
     monkeypatch.setattr(encodings, "_scalings", lambda pipe: [("doubled", lambda code: 2 * code)])
     with pytest.raises(PolicyError, match=r"encoded \(as doubled, as it is\) come back at -?[0-9.]+ dB"):
-        policy.given(PROMPTS[:1], [torch.rand(3, 16, 16)], plan=PLAN, seed=SEED)
+        policy.given(PROMPTS[:1], [[torch.rand(3, 16, 16)]], plan=PLAN, seed=SEED)
 
 
 def test_a_layout_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = FamilyPolicy("flux")
     monkeypatch.setattr(encodings, "_packings", lambda pipe: [("as it is", lambda code: code)])
     with pytest.raises(PolicyError, match=r"no known encoding gives states of its shape \[16, 16\]"):
-        policy.given(PROMPTS[:1], [torch.rand(3, 16, 16)], plan=PLAN, seed=SEED)
+        policy.given(PROMPTS[:1], [[torch.rand(3, 16, 16)]], plan=PLAN, seed=SEED)
 
 
 def test_steps_that_are_drawn_take_no_pictures() -> None:
     policy = FamilyPolicy("flux")
     with pytest.raises(PolicyError, match="choose an objective that noises samples"):
-        policy.given(PROMPTS[:1], [torch.rand(3, 16, 16)], plan=Plan(STEPS, (0,), (0,)), seed=SEED)
+        policy.given(PROMPTS[:1], [[torch.rand(3, 16, 16)]], plan=Plan(STEPS, (0,), (0,)), seed=SEED)
 
 
 def test_files_are_opened_as_pixels(tmp_path: Path) -> None:
