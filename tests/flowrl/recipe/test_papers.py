@@ -35,7 +35,12 @@ def test_every_published_recipe_is_in_a_row():
     listed = {name for row in ROWS for name in papers.recipes_of(row)}
     assert listed >= set(names.recipes()) - set(papers.results())
     flow = next(row for row in ROWS if row.method == "Flow-DPO")
-    assert papers.recipes_of(flow) == ["flow_dpo_sd3", "flow_dpo_wan", "tiny_dpo_offline"]  # not Diffusion-DPO's
+    assert papers.recipes_of(flow) == [
+        "flow_dpo_sd3",
+        "flow_dpo_wan",
+        "tiny_dpo",
+        "tiny_dpo_offline",
+    ]  # not Diffusion-DPO's
     assert set(papers.results()) >= {"tiny_draft", "tiny_lm_grpo"} and "nft_sd3" not in papers.results()
 
 
