@@ -20,10 +20,23 @@ from flowrl.commands.sample import sample
 from flowrl.commands.scan import scan_command
 from flowrl.commands.serve import serve_command
 from flowrl.commands.train import run
+from flowrl.commands.train_latent_reward import train_latent_reward_command
 from flowrl.commands.train_reward import train_reward_command
 
 # commands that a second process would repeat as a whole
-ONE_PROCESS = ("run", "check", "compare", "eval", "sample", "pairs", "train-reward", "scan", "export", "world")
+ONE_PROCESS = (
+    "run",
+    "check",
+    "compare",
+    "eval",
+    "sample",
+    "pairs",
+    "train-reward",
+    "train-latent-reward",
+    "scan",
+    "export",
+    "world",
+)
 app = typer.Typer(
     help="Align image, video and sound generators and language models by reinforcement learning, on a CPU or a GPU.",
     no_args_is_help=True,
@@ -37,6 +50,7 @@ app.command("eval")(evaluate_command)
 app.command()(sample)
 app.command("pairs")(pairs_command)
 app.command("train-reward")(train_reward_command)
+app.command("train-latent-reward")(train_latent_reward_command)
 app.command("scan")(scan_command)
 app.command()(report)
 app.command("export")(export_command)

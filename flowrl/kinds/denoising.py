@@ -8,6 +8,7 @@ from flowrl.kinds.kind import Building, Exporter, Planning, Proofs, Words
 from flowrl.recipe.calls import check_free, check_modules, check_values
 from flowrl.recipe.default_noise import with_noise
 from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.guide import check_guide
 from flowrl.recipe.noised_checks import check_noised
 from flowrl.recipe.objectives import check_step_objective
 from flowrl.recipe.presets import DENOISING
@@ -70,6 +71,7 @@ class Denoising:
         yield from check_schedule(recipe)
         yield from check_window(recipe)
         yield from check_tree(recipe)
+        yield from check_guide(recipe.sampler.guide)
 
     def draws_in_parts(self, recipe: Recipe) -> bool:
         """Of trees."""

@@ -196,5 +196,6 @@ def _shown_iterations(recipe: Recipe, limit: int = 8) -> list[int]:
 
 
 def eval_words(recipe: Recipe) -> str:
-    """The number of ODE steps."""
-    return f"{walks.ode(recipe).num_steps} ODE steps"
+    """The number of ODE steps, and what guides them."""
+    guide = recipe.sampler.guide
+    return f"{walks.ode(recipe).num_steps} ODE steps" + ("" if guide is None else f", {guide}")

@@ -15,6 +15,7 @@ from flowrl.recipe.changes import changes
 from flowrl.recipe.checks import check
 from flowrl.recipe.curves import replace_value, split_curves
 from flowrl.recipe.errors import RecipeError, first_of, model_of, show, translate, unknown_key
+from flowrl.recipe.guide import guided
 from flowrl.recipe.phases import refuse_fixed
 from flowrl.recipe.places import check_places
 from flowrl.recipe.presets import PRESETS
@@ -227,4 +228,4 @@ def _resolve(recipe: Recipe, beside: Path | None) -> Recipe:
             spots = [Path(source).expanduser(), *([beside / source] if beside else [])]
             existing = next((spot for spot in spots if spot.exists()), None)
             fields[name] = str(existing.resolve()) if existing else source
-    return resolved(recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update=fields)}))
+    return resolved(guided(recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update=fields)})))

@@ -21,6 +21,7 @@ def check_places(recipe: Recipe) -> Iterator[RecipeError]:
         "output": recipe.output,
         "reference.path": recipe.reference.path,
         "lora.init": None if recipe.lora is None else recipe.lora.begun,
+        "sampler.guide.path": None if recipe.sampler.guide is None else recipe.sampler.guide.path,
         **{f"rewards.{name}.cache": spec.cache for name, spec in recipe.rewards.items()},
     }
     for place, text in named.items():

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from flowrl.recipe.base import Strict, key, part
+from flowrl.recipe.guide import GuideKeys
 from flowrl.recipe.noised import Levels
 from flowrl.recipe.sections import Own, choices_of, keys_of, name_of, open_to
 from flowrl.untyped import JSON
@@ -101,7 +102,8 @@ class Sampler(Strict):
     and the steps up to the first stochastic one run once a prompt. reduce: how a latent's log-density becomes one
     number; published clip ranges assume mean. levels: where objective.loss noises finished samples again. look:
     arguments about guidance of the calls that look at them there, in the place of those of `pipeline` and of the
-    prompts ({guidance_scale: 1.0}: without guidance, whatever the rollouts have). step_args: arguments of a step of
+    prompts ({guidance_scale: 1.0}: without guidance, whatever the rollouts have). guide: a reward of noisy latents that
+    steers evaluations and `flowrl sample` (recipe/guide.py). step_args: arguments of a step of
     one's own beside those that every step has; `step: {kind: PATH, ...}` is another way to write them."""
 
     step: str = key("flow_sde", "the name of a step or a dotted path", min_length=1)
@@ -115,6 +117,7 @@ class Sampler(Strict):
     share_noise: bool = key(False, "true or false")
     levels: Levels | None = key(None, "a mapping with kind, or null")
     look: dict[str, JSON] = key({}, "a mapping of arguments about guidance to values")
+    guide: GuideKeys | None = key(None, "a mapping with path, or null")
     reduce: Literal["mean", "sum"] = key("mean", "mean or sum")
 
     @model_validator(mode="before")

@@ -18,6 +18,7 @@ from flowrl.recipe.models import pipeline_class
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import JSON, Tokenizer
 from samplers.decisions import stored_states
+from samplers.visits import Injected, Visited
 
 WORDS = 1.5  # tokens per word of a prompt, without a tokenizer
 ASSUMED = 77  # tokens of a prompt, if there is none to be counted
@@ -171,9 +172,9 @@ def _micro(recipe: Recipe) -> int:
 def _phases(
     recipe: Recipe, measured: MeasuredSizes, latent: tuple[int, ...] | None, activations: tuple[int, int] | None
 ) -> list[Phase]:
-    """AdamW keeps two moments per parameter that learns; a gradient, an average and a kept reference add one each."""
+    """AdamW keeps two moments of what learns; a gradient and each copy (average, reference, older) add one."""
     train, frozen, added, state = recipe.train, measured.frozen, measured.added, measured.state
-    resting = state * (2 + (train.ema is not None) + recipe.keeps_reference)
+    resting = state * (2 + (train.ema is not None) + recipe.keeps_reference + (train.old is not None))
     tape, reference = (0, 0) if latent is None else trajectory(recipe, latent)
     at_work = sum(frozen[name] for name in measured.trained) + added
     everything = sum(frozen.values()) + added
@@ -212,7 +213,8 @@ def _with_rewards(recipe: Recipe, phases: list[Phase]) -> list[Phase]:
 def trajectory(recipe: Recipe, latent: tuple[int, ...]) -> tuple[int, int]:
     """(bytes that an iteration stores, bytes of the reference's means if a divergence is used).
 
-    States are stored, and means if the objective compares with them; see `samplers.decisions.stored_states`.
+    States are stored, and means if the objective compares with them; see `samplers.decisions.stored_states`. Of samples
+    that are noised again it is their final states, and those of the walk that are visited.
     """
     train, tree = recipe.train, plan_for(recipe, 0).tree(recipe.train.group)
     widest = max(part.rows for part in tree.passes())
@@ -221,5 +223,8 @@ def trajectory(recipe: Recipe, latent: tuple[int, ...]) -> tuple[int, int]:
     each = math.prod(latent)
     width = torch.finfo(getattr(torch, recipe.dtype.trajectory)).bits // 8
     exact = torch.finfo(getattr(torch, recipe.dtype.logp)).bits // 8
+    again = 1 + sum(isinstance(column, Visited) for column in tree.levels) if tree.levels else 0
+    again += any(isinstance(column, Injected) for column in tree.levels)  # with the noise that the walk began from
+    states += train.prompts * len(tree.leaves) * again
     held = states * each * width + (means * each * exact if recipe.objective.centred else 0)
     return held, means * each * exact if any(stage.objective.kl > 0 for stage in recipe.stages()) else 0

@@ -50,6 +50,7 @@ def _notes(recipe: Recipe, estimate: Sizes) -> list[str]:
     train = recipe.train
     lora = "" if recipe.lora is None else f"with {size_text(estimate.adapters)} of LoRA; "
     copies = (", the average" if train.ema else "") + (", the reference" if recipe.keeps_reference else "")
+    copies += ", the older copy" if recipe.train.old is not None else ""
     notes = [f"weights {lora}optimizer: two moments{copies}, gradients while training"]
     if estimate.latent is None:
         notes.append(f"activations and trajectory: not estimated for {estimate.pipeline}")

@@ -11,6 +11,8 @@ from flowrl.policies.loading import load_pipeline
 from flowrl.policies.own import policy_class
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.first_order import walks_ddim
+from flowrl.policies.pipelines.guided_walk import guide_of
+from flowrl.policies.pipelines.latent_reward import load as load_reward
 from flowrl.policies.pipelines.policy import PipelinePolicy
 from flowrl.policies.reference_lora import add_reference_lora
 from flowrl.policies.trainable import make_trainable
@@ -27,13 +29,14 @@ def build(recipe: Recipe) -> PipelinePolicy:
 
     Raises PolicyError where it cannot be loaded, RecipeError for a call or a step that does not fit it.
     """
-    device = device_of(recipe.device)
+    device, guide = device_of(recipe.device), recipe.sampler.guide
+    loaded = None if guide is None else load_reward(Path(guide.path).expanduser())  # refused before weights are loaded
     pipe = load_pipeline(recipe.model, getattr(torch, recipe.dtype.model), recipe.pipeline)
     dynamics = dynamics_of(recipe, pipe)
     names = None if recipe.lora is None else recipe.lora.modules
     modules = adapters.denoisers(pipe, names)
     make_trainable(recipe, modules)
-    return policy_class(recipe, PipelinePolicy)(
+    policy = policy_class(recipe, PipelinePolicy)(
         pipe,
         modules,
         dynamics,
@@ -45,6 +48,9 @@ def build(recipe: Recipe) -> PipelinePolicy:
         guidance_gradient=recipe.objective.guidance_gradient,
         look_call=recipe.sampler.look,
     )
+    if guide is not None and loaded is not None:
+        policy.guide = guide_of(*loaded, policy.modules, guide.weight, guide.below)
+    return policy
 
 
 def add_reference(policy: PipelinePolicy, recipe: Recipe) -> None:

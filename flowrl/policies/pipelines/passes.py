@@ -16,6 +16,7 @@ from flowrl.policies.noise import GlobalGeneratorUse, Key, global_noise, start_g
 from flowrl.policies.pipelines.arguments import Call, call_arguments, is_refusal
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.gates import GateKeeper
+from flowrl.policies.pipelines.guided_walk import Guide, GuidedWalk
 from flowrl.policies.pipelines.intercepted_step import EndOfWalk, PipelineWalk, Session
 from flowrl.policies.pipelines.layouts import Media, check_size, media_of
 from flowrl.policies.pipelines.replay_walk import ReplayWalk
@@ -85,7 +86,12 @@ class PipelinePasses:
         return self._working_copy.pipe
 
     def roll(
-        self, trajectory: Trajectory, *, progress: Progress | None = None, keep_means: bool = False
+        self,
+        trajectory: Trajectory,
+        *,
+        progress: Progress | None = None,
+        keep_means: bool = False,
+        guide: Guide | None = None,
     ) -> tuple[RolloutWalk, Media]:
         """The rollout of a chunk of prompts: what was recorded, and what was made of its samples, prompt by prompt."""
         rollout_walk = RolloutWalk(trajectory, self.dynamics, self.streams_at, progress=progress, keep_means=keep_means)
@@ -94,10 +100,11 @@ class PipelinePasses:
         per_prompt = None if limit is None else max(1, limit // number)
         for part in trajectory.tree.passes(per_prompt):
             rollout_walk.begin(part)
-            output = self.walk(rollout_walk, trajectory)
+            walk = rollout_walk if guide is None else GuidedWalk(rollout_walk, guide)
+            output = self.walk(walk, trajectory, grad=guide is not None)
             if part.leaves:
                 for kind, whole in self.media(output, rollout_walk.rows).items():
-                    each = whole.unflatten(0, (number, -1))
+                    each = whole.detach().unflatten(0, (number, -1))
                     made.setdefault(kind, {}).update({leaf: each[:, j] for j, leaf in enumerate(part.leaves)})
             elif output is not None:
                 break  # the loop ended before the step at which the pass was to end: `result` tells
@@ -106,7 +113,9 @@ class PipelinePasses:
         leaves = trajectory.tree.leaves
         return rollout_walk, {kind: torch.stack([of[i] for i in leaves], 1).flatten(0, 1) for kind, of in made.items()}
 
-    def walk(self, walk: RolloutWalk | ReplayWalk, trajectory: Trajectory, *, grad: bool = False) -> PipelineOutput:
+    def walk(
+        self, walk: RolloutWalk | ReplayWalk | GuidedWalk, trajectory: Trajectory, *, grad: bool = False
+    ) -> PipelineOutput:
         """One pass over the rows that a walk stands for."""
         leads = walk.leads()
         starts = [trajectory.start(p, i) for p, i in leads]

@@ -27,6 +27,7 @@ from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.encodings import Encoding, find_encoding
 from flowrl.policies.pipelines.failing import in_one_line
 from flowrl.policies.pipelines.given_samples import fill
+from flowrl.policies.pipelines.guided_walk import Guide
 from flowrl.policies.pipelines.layouts import Media, join_media, media_of, sample_rate
 from flowrl.policies.pipelines.level_looks import Asking, look_at, prove_look
 from flowrl.policies.pipelines.look_calls import LookPasses
@@ -82,6 +83,7 @@ class PipelinePolicy(PipelinePasses):
         self.weights = weights_of(modules)  # others than those that learn
         self.looks: PipelinePasses = LookPasses(self, look_call) if look_call else self  # at noised samples
         self.teacher: PipelinePolicy | None = None  # what looks under the reference in its place
+        self.guide: Guide | None = None  # what steers walks from which nothing is trained
         self._probed = False
         self._asking: Asking | None = None  # how a level is asked about by itself, once that is proved
         self._given: dict[int, tuple[Trajectory, Encoding]] = {}  # by number of steps: a walk of its own, and how
@@ -111,7 +113,8 @@ class PipelinePolicy(PipelinePasses):
             trajectory = Trajectory(
                 [prompts[i] for i in chunk], tree, seed, first, not self.keeper.skip, [copy[i] for i in chunk]
             )
-            rollout_walk, output = self.roll(trajectory, progress=progress, keep_means=self.keep_means)
+            guide = None if tree.rows or tree.levels else self.guide
+            rollout_walk, output = self.roll(trajectory, progress=progress, keep_means=self.keep_means, guide=guide)
             rollout_walks.append(rollout_walk)
             outputs.append(output)
             if finished is not None:
@@ -192,7 +195,7 @@ class PipelinePolicy(PipelinePasses):
             self.teacher.look(rollout, rows, view, visit, progress=progress)
             return
         if view.states != "drawn":
-            asking = self._prove_looks(trajectory)
+            asking = self.prove_looks(trajectory)
             look = partial(self._look_at_noised if view.states == "noised" else self._look_at_visited, asking)
             with under(self.weights, view.weights):
                 look(trajectory, rows, view, visit, progress)
@@ -278,7 +281,7 @@ class PipelinePolicy(PipelinePasses):
                 )
                 self.walk(walk, trajectory, grad=grad)
 
-    def _prove_looks(self, trajectory: Trajectory) -> Asking:
+    def prove_looks(self, trajectory: Trajectory) -> Asking:
         """Proves, once, that the pipeline can be asked about a level by itself; returns how."""
         if self._asking is None:
             with in_one_line(type(self.source).__name__):

@@ -1,5 +1,6 @@
 """Sizes from configs alone: published parameter counts, and estimate against measurement on tiny pipelines."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import families
 from flowrl import names
-from flowrl.build import build_learner
+from flowrl.build import build_learner, build_policy
 from flowrl.checking.proofs.bench import Bench
 from flowrl.contracts import Prompt, View
 from flowrl.core.backward import fill_reference
@@ -145,6 +146,21 @@ def test_the_estimate_is_what_a_real_step_takes(name: str, folders: dict[str, st
     measured = sum(t.numel() * t.element_size() for t in kept_tensors) + sum(2 * p.numel() * 4 for p in idle)
     assert rollout.optimizer == measured and len(idle) <= 4
     assert training.optimizer - rollout.optimizer == sum(p.numel() * 4 for p in policy.trainable())
+
+
+def test_an_older_copy_and_finished_states_are_counted():
+    recipe = load("tiny_nft", ["train.prompts=2", "train.group=8", "train.updates=1", "lora.rank=3"])
+    assert recipe.train.old is not None and recipe.train.ema is not None
+    found, policy = estimate(recipe), build_policy(recipe)
+    learner = build_learner(recipe, policy)
+    copies = learner.copies
+    each = sum(p.numel() * 4 for p in policy.trainable())
+    assert copies is not None and learner.average is not None and "old" in copies
+    rollout = found.phases[0]
+    assert rollout.optimizer == 4 * each  # two moments, the average, the older copy
+    assert found.latent is not None
+    assert rollout.trajectory == recipe.train.prompts * recipe.train.group * math.prod(found.latent) * 4
+    assert "the average, the older copy" in describe_sizes(recipe, read_prompts(recipe)[0])
 
 
 def test_parts_of_a_rollout_are_stored_as_they_are_joined(folders: dict[str, str]):
