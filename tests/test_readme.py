@@ -28,6 +28,7 @@ PAGES = {
 TEXT = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
 README, REWARDS, RECIPES = TEXT["README.md"], TEXT["rewards.md"], TEXT["recipes.md"]
 NUMBER = {5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 11: "eleven"}
+NUMBER |= {12: "twelve", 13: "thirteen", 14: "fourteen", 15: "fifteen", 16: "sixteen", 17: "seventeen", 18: "eighteen"}
 OF_WORLDS = {
     "shapes",
     "shapes_strict",
