@@ -1,6 +1,6 @@
 """What is proven of a denoising model before a run, in order."""
 
-from flowrl.checking.proofs import common, learning, noised, sampling, surroundings
+from flowrl.checking.proofs import common, learning, noised, sampling, surroundings, teacher
 from flowrl.checking.proofs import rows as single_rows
 from flowrl.checking.proofs.bench import Bench
 from flowrl.checking.proofs.proof import Proof
@@ -13,6 +13,7 @@ def _draws(bench: Bench) -> bool:
 
 BENCH: type[Bench] = Bench
 LOOK = Proof("a look is the walk's velocity", noised.look_at_noised, (common.MODEL.title,), noised.is_noised)
+TEACHER = Proof("the teacher can be learned from", teacher.teaches, (common.MODEL.title,), teacher.has_teacher)
 PROOFS = (
     common.PROMPTS,
     common.FOLDER,
@@ -29,4 +30,5 @@ PROOFS = (
     Proof("memory suffices", surroundings.memory_suffices, (common.MODEL.title,)),
     common.UPDATE,
     common.WAY_BACK,
+    TEACHER,  # last: adapters of a reference are added to the model
 )

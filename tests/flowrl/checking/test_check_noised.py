@@ -26,6 +26,7 @@ def test_a_look_and_its_gradient_are_proven():
         "ratio is 1 at every trained step",
         "a row is the same in any company",
         "noise keeps the sample statistics",
+        denoising.TEACHER.title,
     ]
     assert noised.look_at_noised(bench).startswith("that of the walk at 2 levels; a row by itself differs by at most")
     assert learning.gradient(bench).startswith("norm ") and bench.replay.bytes_per_row > 0
