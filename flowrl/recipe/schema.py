@@ -48,9 +48,9 @@ class GenerationKeys(Strict):
 class Advantage(arguments_of("advantage", "normalised")):
     """The arguments of flowrl.core.advantages.advantages, which explains them.
 
-    credit: how outcomes reach decisions. broadcast: all of a row have its advantage. Of trees of tokens: prefix, less
-    the means of all that share a prefix (TreePO), or trees, within the tree and within the prompt (Tree-GRPO). values:
-    the change of a step's value (VinePPO), nodes: the value of a segment that a search found (DeepSearch).
+    credit: how outcomes reach decisions: broadcast, all of a row have its advantage; of trees of tokens prefix, less the
+    means of all that share a prefix (TreePO), or trees, within the tree plus within the prompt (Tree-GRPO); values, the
+    change of a step's value (VinePPO); nodes, the value of a segment that a search found (DeepSearch).
     """
 
     credit: Literal["broadcast", "prefix", "trees", "values", "nodes"] = key(

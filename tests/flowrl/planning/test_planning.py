@@ -218,3 +218,22 @@ def test_dry_run_gives_a_range_where_the_cost_depends_on_the_window():
     text = describe(load("mixgrpo_flux"))
     costs = [arithmetic(load("mixgrpo_flux"), i).rollout_forwards for i in range(300)]
     assert f"rollout {min(costs)} to {max(costs)}" in text
+
+
+def test_dry_run_counts_the_tokens_of_completions_that_are_drawn_in_parts():
+    def of(*overrides: str):
+        recipe = load("tiny_lm_grpo", ["train.prompts=4", "train.updates=1", *overrides])
+        return arithmetic(recipe, 0), " ".join(describe(recipe).split())
+
+    plain, _ = of()
+    assert plain.rollout_forwards == 4 * 12 * 40
+    tree, text = of("generation.tree={kind: treepo, segment: 10, roots: [2, 2]}")
+    assert tree.rollout_forwards == 4 * 10 * (2 + 4 + 8 + 12) and tree.train_forwards == plain.train_forwards
+    assert "12 of a prompt by a tree (treepo): up to 260 tokens are computed, 0.54 of those of independent ones" in text
+    valued, text = of("generation.again={kind: values, segment: 10, continuations: 3}")
+    assert valued.rollout_forwards == 4 * (12 * 40 + (1 + 12 * 3) * 3 * 40) and "3 continuations from the begin" in text
+    hinted, text = of("generation.again={kind: hints, shares: [0.5, 0.9]}")
+    assert hinted.rollout_forwards == 3 * plain.rollout_forwards and "drawn anew with hints" in text
+    longer, text = of("generation.again={kind: corrections, tokens: 20}")
+    assert longer.rollout_forwards == longer.train_forwards == 4 * 12 * 60 and "wrong ones are corrected" in text
+    assert "with 8 tokens left, '<answer>' is given" in of("generation.force={text: <answer>, left: 8}")[1]

@@ -1,6 +1,7 @@
 """Every preset of tokens trains the arithmetic model for three iterations through the one loop."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,19 @@ def test_rows_are_kept_by_magnitude_and_groups_by_spread(tmp_path: Path):
     more = ["train.keep=1", "train.keep_by=magnitude", "advantage.groups=0.5", "train.drop_silent=true"]
     for metrics in trained(tmp_path / "run", "grpo", *more, "train.updates=1"):
         assert metrics["active_rows"] <= 1 / 8 + 1e-6
+
+
+def test_a_run_of_trees_resumes_bit_for_bit(tmp_path: Path):
+    """From its second checkpoint; refills and what a tree does by chance included."""
+    more = [*IN_PARTS["treepo"], "checkpoint.every=1", "checkpoint.keep=3", "train.group=3"]
+    folder = tmp_path / "run"
+    whole = trained(folder, "treepo", *more)
+    shutil.rmtree(sorted(path for path in (folder / "checkpoints").iterdir() if path.is_dir())[-1])
+    recipe = load("tiny_lm_grpo", [f"output={folder}", *SMALL, LENGTH, "objective={preset: treepo}", *more])
+    run(recipe, quiet(), resume=folder)
+    again = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    again = [row for row in again if row["kind"] == "train"]
+    assert [row["iteration"] for row in again] == [1, 2, 3]
+    assert {k: v for k, v in again[2].items() if not k.startswith("time_")} == {
+        k: v for k, v in whole[2].items() if not k.startswith("time_")
+    }
