@@ -199,9 +199,9 @@ def build_budget(recipe: Recipe, scorer: Scorer) -> Budget | None:
     return Budget(recipe.train.group, given.limit, given.kind, given.std, value)
 
 
-def build_explore(recipe: Recipe, scorer: Scorer) -> Explore | None:
-    """How samples are drawn in more than one go; None where they are drawn plainly."""
-    draw = kind_of(recipe).building.exploration(recipe)
+def build_explore(recipe: Recipe, scorer: Scorer, unfinished: Any = None) -> Explore | None:
+    """How samples are drawn in more than one go; None where they are drawn plainly. unfinished: of earlier draws."""
+    draw = kind_of(recipe).building.exploration(recipe, unfinished)
     if draw is None:
         return None
 

@@ -98,7 +98,8 @@ class Rollout:
     policy has any: of a denoising step `std`, its standard deviation, and `dt` < 0, its length in noise level; of a
     token `entropy`, in nats, of the distribution that it is scored under, `node`, the number of its segment within the
     trees of its prompt (rows share the tokens of a segment), `tree`, that of its tree, and `value`, what is to be
-    expected of where its segment begins, or what a search found its segment to be worth. baseline: float32 [B] by name,
+    expected of where its segment begins, or what a search found its segment to be worth; `age`, how many iterations ago
+    it was drawn. baseline: float32 [B] by name,
     what each reward gave to the sample that the model holds for likeliest for the same prompt, where advantages ask.
     """
 

@@ -217,7 +217,8 @@ def update(
     for name in means:
         if name.endswith("_max"):
             means[name] = max(m[name] for m in step_metrics)
-    if "abs_log_ratio_max" in first:  # the policy still was the one that sampled: this is numerics alone
+    stale = "age" in rollout.step_stats and bool(rollout.step_stats["age"].any())
+    if "abs_log_ratio_max" in first and not stale:  # the policy still was the one that sampled: this is numerics alone
         means["replay_gap_max"] = first["abs_log_ratio_max"]
     active_rows = sum(len(used) for _, used, _ in steps) / len(rollout.rollout_logp)
     empty = settings.epochs * settings.updates - len(step_metrics)

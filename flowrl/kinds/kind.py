@@ -108,7 +108,11 @@ class Building(Protocol[P]):
         """Makes a policy draw as another recipe of the same model does. Raises RecipeError if it cannot."""
         ...
 
-    def exploration(self, recipe: Recipe) -> Callable[..., Any] | None:
+    def unfinished(self, recipe: Recipe, prompts: Sequence[Prompt]) -> Any:
+        """Samples that an iteration may leave unfinished, with a state to save; None where it leaves none."""
+        ...
+
+    def exploration(self, recipe: Recipe, unfinished: Any = None) -> Callable[..., Any] | None:
         """A function (policy, drawing, score) where samples are drawn in more than one go; score gives the rewards of
         samples, by name, and their weighted sum."""
         ...

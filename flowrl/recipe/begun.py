@@ -149,6 +149,8 @@ def _pairs(recipe: "Recipe", given: "GenerationKeys") -> Iterator[RecipeError]:
     if recipe.train.budget is not None and kinds:
         problem = f"got a mapping, but {kinds[0]!r} draws the completions of a group in its own way"
         yield RecipeError("train.budget", problem, "set train.budget=null")
+    if given.partial is not None:
+        yield from _partial(recipe, kinds + (["force"] if given.force is not None else []))
     credit = recipe.advantage.credit
     needed = CREDIT_NEEDS.get(credit)
     if needed is None:
@@ -164,3 +166,14 @@ def _pairs(recipe: "Recipe", given: "GenerationKeys") -> Iterator[RecipeError]:
     if recipe.advantage.combine != "sum":
         problem = f"got {show(recipe.advantage.combine)}, but advantage.credit {credit!r} compares sums of rewards"
         yield RecipeError("advantage.combine", problem, "set advantage.combine=sum")
+
+
+def _partial(recipe: "Recipe", kinds: list[str]) -> Iterator[RecipeError]:
+    """What does not go along with completions that wait for the next iteration."""
+    train, place = recipe.train, "generation.partial"
+    others = [f"generation's {kind}" for kind in kinds]
+    others += [f"train.{name}" for name in ("refill", "budget") if getattr(train, name)]
+    others += ["advantage.baseline=given"] if recipe.advantage.baseline == "given" else []
+    if others:
+        problem = f"got a number beside {others[0]}, which needs the completions of an iteration to end in it"
+        yield RecipeError(place, problem, f"set {place}=null")

@@ -29,8 +29,9 @@ class GenerationKeys(Strict):
     top_k, top_p: draw from the likeliest tokens only; they are scored uncut (samplers/tokens.py). chat_template: auto
     uses the tokenizer's where it has one; chat_arguments go to it ({enable_thinking: false} of Qwen3). system: the
     system message of chats that have none. tree: completions that share their first tokens; again: what is drawn once
-    completions have been scored; force: a text at the end of long ones (see recipe/begun.py). These three are of
-    training; evaluations draw plainly.
+    completions have been scored; force: a text at the end of long ones (see recipe/begun.py); partial: an iteration
+    draws at most so many tokens of a completion, which goes on in the next. These four are of training; evaluations
+    draw plainly.
     """
 
     max_new_tokens: int = key(..., "a whole number >= 1", ge=1)
@@ -43,14 +44,15 @@ class GenerationKeys(Strict):
     tree: TokenTree | None = key(None, "a mapping with kind, or null")
     again: DrawAgain | None = key(None, "a mapping with kind, or null")
     force: Force | None = key(None, "a mapping with text and left, or null")
+    partial: int | None = key(None, "a whole number >= 1 or null", ge=1)
 
 
 class Advantage(arguments_of("advantage", "normalised")):
     """The arguments of flowrl.core.advantages.advantages, which explains them.
 
-    credit: how outcomes reach decisions: broadcast, all of a row have its advantage; of trees of tokens prefix, less the
-    means of all that share a prefix (TreePO), or trees, within the tree plus within the prompt (Tree-GRPO); values, the
-    change of a step's value (VinePPO); nodes, the value of a segment that a search found (DeepSearch).
+    credit: how outcomes reach decisions: broadcast, all of a row have its advantage; of trees of tokens prefix, less
+    the means of all that share a prefix (TreePO), or trees, within the tree plus within the prompt (Tree-GRPO); values,
+    the change of a step's value (VinePPO); nodes, the value of a segment that a search found (DeepSearch).
     """
 
     credit: Literal["broadcast", "prefix", "trees", "values", "nodes"] = key(

@@ -66,7 +66,8 @@ class Run:
         train, heldout, scorer = self.inputs.train, self.inputs.heldout, self.inputs.scorer
         self.draws, self.watch = Draws(self.recipe, self.inputs.by_phase), build_watch(self.recipe)
         parts = {"cursor": self.draws, "scorer": scorer, "watch": self.watch, "random": GlobalGenerators()}
-        self.state = RunState(parts)
+        self.unfinished = kind_of(self.recipe).building.unfinished(self.recipe, train)
+        self.state = RunState(parts if self.unfinished is None else parts | {"unfinished": self.unfinished})
         prompts = resuming.prompt_digests(resuming.all_prompts(train, self.inputs.by_phase), heldout)
         self.saving = Saving(self.recipe, self.policy, self.learner, self.folder, self.state, prompts)
         self.stopping = Stopping(self.console.stopping)
@@ -200,7 +201,7 @@ class Run:
             samples_of=given_samples(recipe),
             baseline_plan=baseline_plan(recipe, iteration),
             budget=build_budget(recipe, self.inputs.scorer),
-            explore=build_explore(recipe, self.inputs.scorer),
+            explore=build_explore(recipe, self.inputs.scorer, self.unfinished),
         )
         result.metrics |= cursor.observe(observed(recipe, self.inputs.scorer, result.rewards, result.samples))
         if train.old is not None:

@@ -1,6 +1,6 @@
 """A policy over a causal language model, made as a recipe says."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from flowrl.policies.devices import device_of
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.chat import Encoder
 from flowrl.policies.language.guided import corrections, hints
+from flowrl.policies.language.partial import Unfinished, partial_rollouts
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.search import deepsearch
 from flowrl.policies.language.trees import tree_grpo, treepo
@@ -104,8 +105,15 @@ def encoder(tokenizer: Tokenizer, given: GenerationKeys) -> Encoder:
     return Encoder(tokenizer, template=given.chat_template, system=given.system, arguments=given.chat_arguments)
 
 
-def exploration(recipe: Recipe) -> Callable[..., Any] | None:
+def unfinished(recipe: Recipe, prompts: Sequence[Any]) -> Unfinished | None:
+    """What a run keeps of completions that an iteration leaves unfinished; None where none does."""
+    return None if section_of(recipe).partial is None else Unfinished(prompts)
+
+
+def exploration(recipe: Recipe, unfinished: Unfinished | None = None) -> Callable[..., Any] | None:
     """A function (policy, drawing, score) where completions are drawn in more than one go; None if they are plainly."""
     given = section_of(recipe)
+    if given.partial is not None and unfinished is not None:
+        return partial(partial_rollouts, tokens=given.partial, unfinished=unfinished)
     section = given.tree or given.again
     return None if section is None else partial(EXPLORATIONS[section.kind], **arguments(section))

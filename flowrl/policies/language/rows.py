@@ -46,7 +46,7 @@ class Row:
     """A completion as it stands. prompt_ids: the prompt's; key names the noise of the tokens that are still to come.
 
     logp: NaN for tokens that are not trained. node: of a tree, the number of the segment that each token belongs to;
-    tree: which one of its prompt's it is.
+    tree: which one of its prompt's it is; version: of the weights that a token was drawn under, where that is told.
     ended: whether a token of the model ended it. prefix: keys and values of all of it but the last token, where kept.
     """
 
@@ -58,6 +58,7 @@ class Row:
     logp: list[float] = field(default_factory=list)
     entropy: list[float] = field(default_factory=list)
     node: list[int] = field(default_factory=list)
+    version: list[int] = field(default_factory=list)
     ended: bool = False
     tree: int = 0
     prefix: Prefix | None = None

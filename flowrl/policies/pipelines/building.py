@@ -89,7 +89,11 @@ def retune(policy: PipelinePolicy, recipe: Recipe) -> None:
         policy.teacher.dynamics = dynamics_of(recipe, policy.teacher.source)
 
 
-def exploration(recipe: Recipe) -> None:
+def unfinished(recipe: Recipe, prompts: object) -> None:
+    """None: an iteration finishes its samples."""
+
+
+def exploration(recipe: Recipe, unfinished: None = None) -> None:
     """None: the trees of denoising steps are plans."""
 
 

@@ -520,6 +520,7 @@ def test_what_is_said_beside_an_own_step_is_checked_as_it_is_of_one_that_ships(t
         (["generation.again={kind: hints, shares: [0.5, 0.5]}"], "generation.again.shares: .*that rise"),
         (["generation.again={kind: hints, text: no}"], r"generation.again.text: .*a text with \{hint\} in it"),
         (["generation.again={kind: values, split: x, segment: 3}"], "generation.again.split: given beside segment"),
+        (["generation.partial=9", "train.refill=1"], "generation.partial: got a number beside train.refill"),
         (["generation.force={text: x, left: 40}"], "generation.force.left: got 40, accepted: below"),
         (["advantage.credit=prefix", "advantage.combine=sum"], "advantage.credit: got 'prefix', which reads .*treepo"),
         (["objective.preset=vineppo", "advantage.scale=group"], "advantage.scale: .*accepted: none or whiten"),

@@ -67,3 +67,23 @@ def test_a_run_of_trees_resumes_bit_for_bit(tmp_path: Path):
     assert {k: v for k, v in again[2].items() if not k.startswith("time_")} == {
         k: v for k, v in whole[2].items() if not k.startswith("time_")
     }
+
+
+def test_unfinished_completions_go_on_in_the_next_iteration_and_after_a_resume(tmp_path: Path):
+    more = ["generation.partial=5", "checkpoint.every=1", "checkpoint.keep=4", "train.iterations=4"]
+    more += ["generation.max_new_tokens=20"]
+    folder = tmp_path / "run"
+    whole = trained(folder, "grpo", *more)
+    assert any(m["partial/waiting"] > 0 for m in whole) and any(m["partial/age"] > 0 for m in whole[1:])
+    begun = sum(m["partial/groups"] for m in whole) + whole[-1]["partial/waiting"]
+    assert begun == 4 * 2 and all(m["partial/groups"] >= 1 for m in whole)
+    for _ in range(2):
+        shutil.rmtree(sorted(path for path in (folder / "checkpoints").iterdir() if path.name.isdigit())[-1])
+    recipe = load("tiny_lm_grpo", [f"output={folder}", *SMALL, LENGTH, "objective={preset: grpo}", *more])
+    run(recipe, quiet(), resume=folder)
+    again = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    again = [row for row in again if row["kind"] == "train"]
+    for before, after in zip(whole, again, strict=True):
+        assert {k: v for k, v in before.items() if "time" not in k} == {
+            k: v for k, v in after.items() if "time" not in k
+        }
