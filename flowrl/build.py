@@ -10,9 +10,10 @@ from torch import Tensor
 
 from flowrl import names
 from flowrl.contracts import Drawing, Explore, Explored, Objective, Policy, Prompt, Rollout, Samples, Score
-from flowrl.core.advantages import advantage_metrics, group_stats
+from flowrl.core.advantages import advantage_metrics, combined_reward, group_stats
 from flowrl.core.budget import Budget
 from flowrl.core.credit import row_advantages
+from flowrl.core.decisions import DecisionCredit, KlReward, kl_as_reward
 from flowrl.core.engine import Advantage, SamplesOf
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.given import GivenObjective
@@ -20,8 +21,11 @@ from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.objectives.noised import NOISED
 from flowrl.core.objectives.paired import PAIRED
 from flowrl.core.objectives.pulled import PULLED, SRPOObjective
+from flowrl.core.objectives.value import ValueObjective
 from flowrl.core.selection import WidthPruning
+from flowrl.core.tree_credit import CREDITS as TREE_CREDITS
 from flowrl.core.tree_credit import tree_advantages
+from flowrl.core.values import Critic
 from flowrl.kinds import kind_of
 from flowrl.planning.trials import Guarded, report_errors
 from flowrl.planning.walks import pruned_widths
@@ -109,6 +113,8 @@ def build_objective(recipe: Recipe) -> Objective:
         more = {"size": recipe.train.group} if objective.loss.kind == "dgpo" else {}
         return (NOISED | PAIRED)[objective.loss.kind](kl=objective.kl, **objective.loss.given, **more)
     low, high = objective.clip_range
+    if objective.kl_in == "reward":
+        objective = objective.model_copy(update={"kl": 0.0})
     values = {p.name: getattr(objective, p.name) for p in keys("objective", names.shipped("objective")["clipped"])}
     values["weight"] = values["weight"] if isinstance(values["weight"], str) else tuple(values["weight"])
     return ClippedObjective(low, high, **values)
@@ -155,12 +161,30 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
                 adv = build_part("advantage", recipe.advantage, how | lengths)(counted.rewards, rollout)
             adv = adv.masked_fill(adv.isnan(), 0.0)  # of a row that could not be scored: it gets no gradient
             return adv, advantage_metrics(rewards, group, adv, total=counted.total, **how)
-        options, credit = recipe.advantage.model_dump(exclude={"credit"}) | lengths, recipe.advantage.credit
-        if credit != "broadcast":
-            adv = tree_advantages(credit, counted.total, rollout, **options)
+        kind = recipe.advantage.credit.kind
+        if kind in TREE_CREDITS:
+            options = recipe.advantage.model_dump(exclude={"credit"}) | lengths
+            adv = tree_advantages(kind, counted.total, rollout, **options)
             return adv, advantage_metrics(rewards, group, adv, total=counted.total, **how)
-        adv = row_advantages(counted.rewards, group, rollout.credit, **how, **options)
-        return adv, advantage_metrics(rewards, group, adv, total=counted.total, **how)
+        kl, counted_of, paid = kl_reward(recipe), dict(counted.rewards), dict(counted.weights)
+        options = recipe.advantage.model_dump(exclude={"credit"}) | lengths
+        credit = decision_credit(recipe)
+        if kl is not None and credit is None:
+            counted_of["kl"], paid["kl"] = kl_as_reward(kl, rollout)
+            if rollout.baseline is not None:
+                options["given"] = rollout.baseline | {"kl": torch.zeros(len(samples))}
+        if credit is not None:
+            options |= {"clip": None} | ({"scale": "none"} if credit.whitened else {})
+        adv = row_advantages(counted_of, group, rollout.credit, **how | {"weights": paid}, **options)
+        metrics = advantage_metrics(rewards, group, adv, total=counted.total, **how)
+        if kl is not None:
+            metrics["kl_reward"] = float(kl.of(rollout).sum() / rollout.mask.sum().clamp(min=1))
+        if credit is None:
+            return adv, metrics
+        unscored = combined_reward(counted.rewards, counted.weights, counted.asked).isnan()
+        adv = credit(adv, rollout, unscored=unscored, kl=kl)
+        adv = adv if recipe.advantage.clip is None else adv.clamp(-recipe.advantage.clip, recipe.advantage.clip)
+        return adv, metrics | {"adv/abs_mean": float(adv.abs().sum() / rollout.mask.sum().clamp(min=1))}
 
     return advantage
 
@@ -214,6 +238,38 @@ def build_explore(recipe: Recipe, scorer: Scorer, unfinished: Any = None) -> Exp
         return draw(policy, drawing, score_all)
 
     return explore
+
+
+def kl_reward(recipe: Recipe) -> KlReward | None:
+    """The divergence that a recipe has in its rewards."""
+    objective = recipe.objective
+    paid = objective.kl_in == "reward" and objective.kl > 0
+    return KlReward(objective.kl, objective.kl_kind) if paid else None
+
+
+def decision_credit(recipe: Recipe) -> DecisionCredit | None:
+    """How a recipe's rewards reach single decisions; None where all decisions of a row get the same."""
+    credit = recipe.advantage.credit
+    if credit.kind in ("broadcast", *TREE_CREDITS):
+        return None
+    return DecisionCredit(**credit.model_dump(), whitened=recipe.advantage.scale == "whiten")
+
+
+def build_critic(recipe: Recipe, policy: Policy) -> Critic | None:
+    """What gives the recipe's values, with its own learner; None where it has none."""
+    given, train = recipe.critic, recipe.train
+    if given is None:
+        return None
+    looks = kind_of(recipe).building.build_critic(policy, recipe)
+    learner = Learner(
+        looks.trainable(),
+        lr=given.lr,
+        betas=(train.betas[0], train.betas[1]),
+        weight_decay=train.weight_decay,
+        max_grad_norm=given.max_grad_norm,
+    )
+    epochs, updates = given.epochs or train.epochs, given.updates or train.updates
+    return Critic(looks, learner, ValueObjective(given.clip), epochs, updates, given.warmup)
 
 
 def given_samples(recipe: Recipe) -> SamplesOf | None:

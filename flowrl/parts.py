@@ -78,6 +78,7 @@ KINDS: dict[str, PartKind] = {
             "chat_arguments",
             "precision",
             "keep_entropy",
+            "keep_squares",
         ),
     ),
     "choice": PartKind(

@@ -102,6 +102,16 @@ def token_entropy(logits: Tensor, scale: float, dtype: torch.dtype = torch.float
     return _in_chunks(one, logits, logits)
 
 
+@torch.no_grad()
+def token_squares(logits: Tensor, scale: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Sum of squared probabilities, [r, k], of softmax(logits / scale), logits [r, k, V]. No gradient."""
+
+    def one(part: Tensor, _: Tensor) -> Tensor:
+        return (part.to(dtype) / scale).softmax(-1).square().sum(-1)
+
+    return _in_chunks(one, logits, logits)
+
+
 def _in_chunks(one: Callable[[Tensor, Tensor], Tensor], logits: Tensor, other: Tensor) -> Tensor:
     """`one` over as many decisions as CHUNK allows. Of several chunks, none keeps its float32 for the backward pass."""
     flat, size = logits.flatten(0, 1), max(1, CHUNK // logits.shape[-1])

@@ -70,6 +70,15 @@ class Field:
         return (self.x - self.level * v) / self.unit
 
 
+@dataclass(frozen=True)
+class Valued:
+    """What a critic expects of the rows from each decision on: rows int64 [r], columns int64 [k], value [r, k]."""
+
+    rows: Tensor
+    columns: Tensor
+    value: Tensor
+
+
 class Finished(NamedTuple):
     """Finished samples: rows int64 [r], their last states x0 [r, ...], and `show`, as that of a Field.
 
@@ -82,18 +91,19 @@ class Finished(NamedTuple):
     unit: float = 1.0
 
 
-Visit = Callable[[Any], None]  # is given LogProbs, a Field or Finished, by the states of the view
+Visit = Callable[[Any], None]  # is given LogProbs, a Field, Finished or Valued, by the states of the view
 Show = Callable[[Tensor], Samples]  # decodes states [r, ...], with gradient
 RewardOf = Callable[[Samples, Sequence[str] | None], Tensor]  # [B] of samples, with these texts as prompts
 Weights = Literal["current", "reference", "old"]
-States = Literal["drawn", "noised", "walked", "injected", "finished"]
+States = Literal["drawn", "noised", "walked", "injected", "finished", "valued"]
 
 
 @dataclass(frozen=True)
 class View:
     """What an objective wants to see of a rollout.
 
-    states: drawn, the decisions of the rollout, as LogProbs; finished, its samples, as Finished; or a Field a column:
+    states: drawn, the decisions of the rollout, as LogProbs; valued, of a critic, the same as Valued; finished, its
+    samples, as Finished; or a Field a column:
     noised, samples at the plan's levels, with noise of a row or of its prompt (share_noise), injected, samples with
     the noise that they came from, or walked, states that led to them, last first (nested: x takes a gradient).
     weights: current, those that learn, with gradient unless `torch.no_grad` is on; without gradient, reference, those

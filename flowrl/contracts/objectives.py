@@ -19,7 +19,7 @@ class Batch:
     the other weights that the objective needs at the same states, like its v, by name. together int64 [r]: equal for
     rows that the objective takes together; of a pair the better one comes first, or the one that was given. pull, like
     v of a Field: the gradient of the loss at what its step leads to. reward_of: the weighted reward of samples, with
-    gradient.
+    gradient. value, returns float32 [r, k]: see `Rollout`.
     """
 
     rollout_logp: Tensor
@@ -31,10 +31,12 @@ class Batch:
     together: Tensor | None = None
     pull: Tensor | None = None
     reward_of: RewardOf | None = None
+    value: Tensor | None = None
+    returns: Tensor | None = None
 
 
 Together = Literal["decision", "row", "pair", "given", "group"]
-Need = Literal["reference", "old", "pull", "reward_of", "rank", "every_row"]
+Need = Literal["reference", "old", "pull", "reward_of", "rank", "returns", "every_row"]
 
 
 class Objective(Protocol):
@@ -56,9 +58,9 @@ class Objective(Protocol):
     def needs(self) -> frozenset[Need]:
         """What the loop has to provide. reference: `Batch.reference`, as every trained decision pays a divergence; of
         noised states the velocities of the reference, and with old those of the older copy, in `Batch.velocities`;
-        reward_of, pull: see `Batch`, and for a pull core/backward_pull.py. rank: in `Batch.adv`, in place of a row's
-        advantage, the share of the update's rows that it is above, in (0, 1). every_row: nothing more, but rows whose
-        advantage is 0 are looked at too, since they have a loss."""
+        reward_of, pull, returns: see `Batch`, and for a pull core/backward_pull.py. rank: in `Batch.adv`, in place of a
+        row's advantage, the share of the update's rows that it is above, in (0, 1). every_row: nothing more, but rows
+        whose advantage is 0 are looked at too, since they have a loss."""
         ...
 
     def weights(self, mask: Tensor) -> Tensor:

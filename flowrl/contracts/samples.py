@@ -96,11 +96,13 @@ class Rollout:
     under the reference policy, once core/backward.py has filled them in. credit: how the samples' rewards reach the
     rows; None where row i is sample i. step_stats: further numbers of each decision, float32 [R, K], by name, where the
     policy has any: of a denoising step `std`, its standard deviation, and `dt` < 0, its length in noise level; of a
-    token `entropy`, in nats, of the distribution that it is scored under, `node`, the number of its segment within the
-    trees of its prompt (rows share the tokens of a segment), `tree`, that of its tree, and `value`, what is to be
-    expected of where its segment begins, or what a search found its segment to be worth; `age`, how many iterations ago
-    it was drawn. baseline: float32 [B] by name,
+    token `entropy`, in nats, of the distribution that it is scored under, `squares`, the sum of its squared
+    probabilities, `node`, the number of its segment within the trees of its prompt (rows share the tokens of a
+    segment), `tree`, that of its tree, and `value`, what is to be expected of where its segment begins, or what a
+    search found its segment to be worth; `age`, how many iterations ago it was drawn. baseline: float32 [B] by name,
     what each reward gave to the sample that the model holds for likeliest for the same prompt, where advantages ask.
+    value, returns float32 [R, K]: what a critic expects before each decision, and what it is fitted to, where there is
+    one (core/values.py); returns are NaN in rows that could not be scored.
     """
 
     samples: Samples
@@ -111,6 +113,8 @@ class Rollout:
     credit: Credit | None = None
     step_stats: dict[str, Tensor] = field(default_factory=dict)
     baseline: dict[str, Tensor] | None = None
+    value: Tensor | None = None
+    returns: Tensor | None = None
 
 
 class Reward(Protocol):

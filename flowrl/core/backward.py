@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Batch, Field, LogProbs, Looks, Objective, Progress, RewardOf, Rollout, View
+from flowrl.contracts import Batch, Field, LogProbs, Looks, Objective, Progress, RewardOf, Rollout, Valued, View
 from flowrl.core.objectives.aggregate import merge_metrics, reduce_metrics
 
 
@@ -43,11 +43,15 @@ class StepLoss:
     total: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(
-        self, seen: LogProbs | Field, velocities: Mapping[str, Tensor] | None = None, *, pull: Tensor | None = None
+        self,
+        seen: LogProbs | Field | Valued,
+        velocities: Mapping[str, Tensor] | None = None,
+        *,
+        pull: Tensor | None = None,
     ) -> Tensor:
         """The weighted sum of the block's losses. velocities: see `Batch`."""
         at = (seen.rows[:, None], seen.columns[None])
-        device = seen.v.device if isinstance(seen, Field) else seen.logp.device
+        device = _shown(seen).device
         batch = self.batch(seen.rows, seen.columns, device, velocities=velocities or {}, pull=pull)
         loss, metrics = self.objective(seen, batch)
         part = (loss * self.weights[at].to(device)).sum()
@@ -65,9 +69,18 @@ class StepLoss:
             reference=None if rollout.reference is None else rollout.reference[at].to(device),
             step_stats={name: values[at].to(device) for name, values in rollout.step_stats.items()},
             together=None if self.together is None else self.together[rows].to(device),
+            value=None if rollout.value is None else rollout.value[at].to(device),
+            returns=None if rollout.returns is None else rollout.returns[at].to(device),
             reward_of=self.reward_of,
             **more,
         )
+
+
+def _shown(seen: LogProbs | Field | Valued) -> Tensor:
+    """What of a block has a gradient."""
+    if isinstance(seen, Field):
+        return seen.v
+    return seen.value if isinstance(seen, Valued) else seen.logp
 
 
 def with_step_weights(adv: Tensor, objective: Objective, rollout: Rollout, rows: Tensor) -> Tensor:

@@ -78,9 +78,10 @@ class Clock:
 class LocalEngine(Generic[PlanT]):
     """Draws `group` samples of each prompt by `plan`, scores them, and has their advantages worked out.
 
-    score gives every reward [B] by name. baseline: a plan that draws one further sample of each prompt, the likeliest,
-    whose rewards are `Rollout.baseline`. explore: draws the samples in the place of a plain rollout. progress,
-    finished: see `Policy.rollout`. sampling: the policy draws within what it gives, which chooses the weights.
+    score gives every reward [B] by name. progress, finished: see `Policy.rollout`. sampling: the policy draws within
+    what it gives, which chooses the weights. baseline: a plan that draws one further sample of each prompt, the
+    likeliest, whose rewards are `Rollout.baseline`. explore: draws the samples in the place of a plain rollout. fill:
+    adds to a rollout what advantages read beside rewards.
     """
 
     policy: Policy[PlanT]
@@ -95,6 +96,7 @@ class LocalEngine(Generic[PlanT]):
     sampling: Callable[[], AbstractContextManager[None]] = nullcontext
     baseline: PlanT | None = None
     explore: Explore | None = None
+    fill: Callable[[Rollout], None] | None = None
 
     def draw(self, prompts: Sequence[Prompt], first: int, group: int | None = None) -> Draw:
         """The groups of these prompts, whose samples take the numbers of noise from `first` on. group: their size,
@@ -107,6 +109,9 @@ class LocalEngine(Generic[PlanT]):
                 what = Drawing(prompts, group or self.group, self.plan, self.seed, first, self.progress)
                 rollout, rewards, told = self.explore(self.policy, what, self.score)
             greedy = None if self.baseline is None else self._greedy(prompts, self.baseline, first)
+        if self.fill is not None:
+            with self.clock.phase("values"):
+                self.fill(rollout)
         with self.clock.phase("score"):
             rewards = self.score(rollout.samples) if rewards is None else rewards
             if greedy is not None:
@@ -117,7 +122,9 @@ class LocalEngine(Generic[PlanT]):
                         f"reward {alone!r} compares the samples of a group, so that the baseline's sample, which is "
                         "alone, has none: set another advantage.baseline"
                     )
-                rollout.baseline = {name: value.repeat_interleave(self.group) for name, value in scores.items()}
+                rollout.baseline = {
+                    name: value.repeat_interleave(group or self.group) for name, value in scores.items()
+                }
             adv, metrics = self.advantage(rewards, rollout)
             return Draw(rollout, rewards, adv, metrics | told)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Explore, Looks, Objective, Policy, Progress, Prompt, RewardOf, Rollout, Samples
+from flowrl.contracts import Explore, Looks, Objective, Policy, Progress, Prompt, RewardOf, Rollout, Samples, View
 from flowrl.core.backward import StepLoss, backward, fill_reference, with_step_weights
 from flowrl.core.backward_noised import backward_noised
 from flowrl.core.backward_pull import backward_pull
@@ -33,6 +33,7 @@ from flowrl.core.selection import (
     without_rows,
     without_silent,
 )
+from flowrl.core.values import Critic, fitted_decisions, value_metrics
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Settings:
     tree that are left out. pairs: of each group, how many an objective of pairs takes. sample_old: whether the older
     copy of the weights draws the samples. share: of the prompts, whose groups begin with the samples that they come
     with (None: there are none, or nothing is drawn). pool: prompts beside each other that are compared as one.
+    kl_in_reward: whether the rewards of decisions contain a divergence from the reference, which is then looked up
+    before there are advantages. iteration: how many were done before.
     """
 
     group: int
@@ -67,6 +70,8 @@ class Settings:
     sample_old: bool = False
     share: float | None = None
     pool: int = 1
+    kl_in_reward: bool = False
+    iteration: int = 0
 
     @property
     def stride(self) -> int:
@@ -104,6 +109,7 @@ def iterate(
     baseline_plan: PlanT | None = None,
     budget: Budget | None = None,
     explore: Explore | None = None,
+    critic: Critic | None = None,
 ) -> Iteration:
     """Draws, scores and learns once from `settings.group` samples of each prompt.
 
@@ -114,7 +120,8 @@ def iterate(
     samples of a prompt and their scores, which are taken as advantages; nothing is drawn then, and nothing scored, but
     with `settings.share`, where they are some of the samples that are scored.
     baseline_plan: draws a further sample of each prompt; explore: draws the samples in another way; see `LocalEngine`.
-    budget: gives hard prompts more samples, which take the numbers of noise behind those of their group.
+    budget: gives hard prompts more samples, which take the numbers of noise behind those of their group. critic: gives
+    the values that advantages read, and is fitted to the returns; in its first `warmup` iterations it alone learns.
     Metrics named time_* are seconds; all others repeat under the same seed, and are of all that was drawn.
     """
     clock = Clock(enter)
@@ -131,6 +138,7 @@ def iterate(
         lambda: learner.sampling(old=settings.sample_old),
         baseline_plan,
         explore,
+        _filling(policy, critic, settings, progress),
     )
     engine: GivenEngine[PlanT] | MixedEngine[PlanT] | LocalEngine[PlanT] = local
     if samples_of is not None and settings.share is None:
@@ -151,6 +159,10 @@ def iterate(
         if kept_groups(draws):
             looks, used = JoinedPolicy(policy), kept_draw(draws, advantage)
     rollout, adv, metrics = used.rollout, used.adv, whole.metrics
+    if critic is not None:
+        values = critic.looks if looks is policy else JoinedPolicy(critic.looks)
+        with clock.phase("train"):
+            metrics |= _fit(critic, values, rollout, settings, progress)
     if settings.skip_truncated:
         rollout, adv = _without_truncated(rollout, adv)
     if settings.keep is not None:
@@ -159,10 +171,39 @@ def iterate(
         rollout = prune_width(rollout, adv, settings.width)
     if settings.drop_silent:
         rollout = without_silent(rollout, adv)
+    if critic is not None and settings.iteration < critic.warmup:
+        rollout, adv = without_rows(rollout, adv, torch.ones(len(rollout.rollout_logp), dtype=torch.bool))
     with clock.phase("train"):
         metrics |= update(looks, learner, rollout, adv, objective, settings, progress, reward_of)
     metrics |= {f"time_{name}": seconds for name, seconds in clock.seconds.items()}
     return Iteration(metrics, whole.rollout.samples, whole.rewards)
+
+
+def _filling(
+    policy: Looks, critic: Critic | None, settings: Settings, progress: Progress | None
+) -> Callable[[Rollout], None] | None:
+    """What adds log-probs of the reference, or values, to a rollout before it has advantages."""
+    if critic is None and not settings.kl_in_reward:
+        return None
+
+    def fill(rollout: Rollout) -> None:
+        if settings.kl_in_reward:
+            for part in _parts(rollout.mask.any(1).nonzero()[:, 0], settings.micro_batch):
+                fill_reference(policy, rollout, part, View(), progress)
+        if critic is not None:
+            critic.fill(critic.looks, rollout, settings.micro_batch, progress)
+
+    return fill
+
+
+def _fit(critic: Critic, looks: Looks, rollout: Rollout, settings: Settings, progress: Progress | None) -> Metrics:
+    """Fits the critic to a rollout's returns; its metrics are named value/*."""
+    metrics, fitted = value_metrics(rollout), replace(rollout, mask=fitted_decisions(rollout))
+    own = replace(settings, epochs=critic.epochs, updates=critic.updates, drop_silent=False, update_by="prompts")
+    none = torch.zeros(len(rollout.rollout_logp))
+    found = update(looks, critic.learner, fitted, none, critic.objective, own, progress)
+    kept = ("loss", "error", "clip_frac", "grad_norm", "lr", "nonfinite_updates")
+    return metrics | {f"value/{name}": found[name] for name in kept if name in found}
 
 
 def _without_truncated(rollout: Rollout, adv: Tensor) -> tuple[Rollout, Tensor]:
@@ -266,7 +307,7 @@ def _backward(policy: Looks, rows: Tensor, loss: StepLoss, micro_batch: int | No
         backward_noised(policy, rows, loss, micro_batch, progress)
         return
     for part in _parts(rows, micro_batch):
-        (backward if states == "drawn" else backward_pull)(policy, part, loss, progress)
+        (backward if states in ("drawn", "valued") else backward_pull)(policy, part, loss, progress)
 
 
 def _step(learner: Learner, loss: StepLoss) -> Metrics:

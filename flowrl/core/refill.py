@@ -7,11 +7,12 @@ pieces, and `JoinedPolicy` hands each piece back to the policy that drew it.
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import Credit, Field, LogProbs, Looks, Progress, Rollout, Samples, View, Visit
+from flowrl.contracts import Credit, Field, LogProbs, Looks, Progress, Rollout, Samples, Valued, View, Visit
 from flowrl.core.engine import Advantage, Draw
 
 
@@ -82,7 +83,7 @@ def join_rollouts(rollouts: Sequence[Rollout], prompts: Sequence[Tensor]) -> Rol
     pieces = [Piece(*piece) for piece in zip(rollouts, rows, starts, strict=False)]
     width = max(r.rollout_logp.shape[1] for r in rollouts)
 
-    def stacked(values: Callable[[Rollout], Tensor]) -> Tensor:
+    def stacked(values: Callable[[Rollout], Any]) -> Tensor:
         parts = [values(p.rollout)[p.rows] for p in pieces]
         return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
 
@@ -94,6 +95,8 @@ def join_rollouts(rollouts: Sequence[Rollout], prompts: Sequence[Tensor]) -> Rol
         stacked(lambda r: r.rollout_logp),
         stacked(lambda r: r.mask),
         pieces,
+        reference=stacked(lambda r: r.reference) if all(r.reference is not None for r in rollouts) else None,
+        value=stacked(lambda r: r.value) if all(r.value is not None for r in rollouts) else None,
         credit=_credit(list(zip(rollouts, prompts, strict=True))),
         step_stats={name: stacked(lambda r, name=name: r.step_stats[name]) for name in rollouts[0].step_stats},
     )
@@ -143,7 +146,7 @@ class JoinedPolicy:
             place = torch.full((len(piece.rollout.rollout_logp),), -1)
             place[piece.rows] = torch.arange(len(piece.rows)) + piece.start
 
-            def hand_over(seen: LogProbs | Field, place: Tensor = place) -> None:
+            def hand_over(seen: LogProbs | Field | Valued, place: Tensor = place) -> None:
                 visit(replace(seen, rows=place[seen.rows]))
 
             self._policy.look(piece.rollout, wanted, view, hand_over, progress=progress)

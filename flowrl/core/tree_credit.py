@@ -12,13 +12,13 @@ from flowrl.contracts import Rollout
 from flowrl.core.normalise import float64, group_stats, normalise, whiten
 from flowrl.core.returns import prefix_average, value_differences
 
-CREDITS = ("broadcast", "prefix", "trees", "values", "nodes")
+CREDITS = ("prefix", "trees", "values", "nodes")
 READS = {"prefix": "node", "trees": "tree", "values": "value", "nodes": "value"}
 OF_DECISIONS = ("none", "whiten")  # scales of values
 
 
 def tree_advantages(credit: str, total: Tensor, rollout: Rollout, **options: Any) -> Tensor:
-    """Advantages of rows, [R], or of their decisions, [R, K], float32, by one of CREDITS other than broadcast.
+    """Advantages of rows, [R], or of their decisions, [R, K], float32, by one of CREDITS.
 
     total [R]: rewards of the rows, NaN where not known, whose advantages are 0. prefix: less the means of the leaves
     that share a prefix, averaged over depths, then scaled (TreePO). trees: normalised within the tree plus normalised

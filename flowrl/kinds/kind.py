@@ -104,6 +104,13 @@ class Building(Protocol[P]):
         """Gives a policy the recipe's reference, frozen. Raises UserError where it cannot be one of this policy."""
         ...
 
+    def build_critic(self, policy: P, recipe: Recipe) -> Any:
+        """What gives the values of the policy's decisions (core/values.py), with what it trains made trainable.
+
+        Raises UserError where it cannot be loaded, and of kinds that have none.
+        """
+        ...
+
     def retune(self, policy: P, recipe: Recipe) -> None:
         """Makes a policy draw as another recipe of the same model does. Raises RecipeError if it cannot."""
         ...

@@ -51,6 +51,8 @@ class Arithmetic:
     reference_forwards: int  # without gradient, once per iteration; 0 if no reference is needed
     decodes: int = 0  # of samples in training, with gradient, where the objective follows that of the rewards
     reward_gradients: int = 0  # passes back through a reward, a sample each
+    value_forwards: int = 0  # of a critic without gradient, before there are advantages
+    critic_forwards: int = 0  # with gradient, to fit it
     whole_row_forwards: int = 0  # without gradient, before those of training, if a ratio needs all steps of a row
 
 

@@ -87,6 +87,10 @@ def _costs(recipe: Recipe) -> list[str]:
         f"{span('train_forwards')} with gradient"
         + (f", {_others(recipe)} {span('reference_forwards')}" if any(c.reference_forwards for c in costs) else ""),
     ]
+    if any(c.value_forwards for c in costs):
+        lines.append(
+            f"            the critic {span('value_forwards')} without gradient, and {span('critic_forwards')} with it"
+        )
     if any(c.whole_row_forwards for c in costs):
         lines.append(f"            before it {span('whole_row_forwards')} without gradient, for ratios of whole rows")
     if any(c.decodes for c in costs):
@@ -149,6 +153,8 @@ def _objective(recipe: Recipe) -> str:
     objective = recipe.objective
     chosen = recipe.advantage
     advantage = str(chosen) if isinstance(chosen, Own) else f"baseline {chosen.baseline}, scale {chosen.scale}"
+    if chosen.credit.kind != "broadcast":
+        advantage += f", credit {chosen.credit.kind}"
     if isinstance(objective, Own):
         return f"objective   {objective}; {advantage}"
     if objective.loss is not None:
@@ -170,7 +176,8 @@ def _objective(recipe: Recipe) -> str:
         parts += [f"weights {weight if isinstance(weight, str) else ' '.join(f'{w:g}' for w in weight)}"]
     parts += [f"dual {objective.dual:g}"] if objective.dual is not None else []
     parts += [f"log-ratio within {objective.log_ratio_limit:g}"] if objective.log_ratio_limit is not None else []
-    parts += [f"KL {objective.kl:g} ({objective.kl_kind})"] if objective.kl > 0 else []
+    paid = " in the reward" if objective.kl_in == "reward" else ""
+    parts += [f"KL {objective.kl:g} ({objective.kl_kind}){paid}"] if objective.kl > 0 else []
     share = objective.entropy_share
     parts += [f"policy gradient of the top {share:g} of tokens by entropy"] if share is not None else []
     parts += ["guidance trained in its conditional half"] if objective.guidance_gradient == "conditional" else []

@@ -50,6 +50,8 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
     per_update = rows // train.updates
     longest = section_of(recipe).max_new_tokens + further_tokens(recipe)
     drawn = rows * longest
+    critic = recipe.critic
+    fits = 0 if critic is None else (critic.epochs or train.epochs)
     greedy = train.prompts * section_of(recipe).max_new_tokens if recipe.advantage.baseline == "given" else 0
     passes = 1 + (train.epochs if objective.kl_kind == "exact" else 0)
     return Arithmetic(
@@ -62,6 +64,8 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
         rollout_forwards=train.prompts * tokens_of_prompt(recipe) + greedy,
         train_forwards=train.epochs * drawn,
         reference_forwards=passes * drawn if objective.kl > 0 else 0,
+        value_forwards=0 if critic is None else drawn,
+        critic_forwards=fits * drawn,
     )
 
 
@@ -124,13 +128,27 @@ def lines(recipe: Recipe) -> list[str]:
     given = section_of(recipe)
     chat = {"auto": "the tokenizer's chat template, if it has one", True: "the chat template", False: "no template"}
     message = "" if given.system is None else " and a system message"
+    critic = recipe.critic
+    own = [] if critic is None else [_critic(recipe)]
     more = recipe.advantage.baseline == "given"
     return [
         f"tokens      {words(plan(recipe, 0))}; every one of them is trained",
         *(["            and of each prompt one greedy completion, whose reward is the baseline"] if more else []),
         *_parts(recipe),
         f"            {chat[given.chat_template]}{message}",
+        *own,
     ]
+
+
+def _critic(recipe: Recipe) -> str:
+    """A critic in words."""
+    critic, train = recipe.critic, recipe.train
+    assert critic is not None
+    of = {"copy": f"a copy of {recipe.model}", "model": str(critic.path)}
+    learns = of.get(critic.use, f"a copy of {recipe.model} with adapters of rank {critic.rank}")
+    steps = (critic.epochs or train.epochs) * (critic.updates or train.updates)
+    first = f"; the first {critic.warmup} iterations fit it alone" if critic.warmup else ""
+    return f"critic      {learns}, lr {critic.lr:g}, {steps} optimizer steps an iteration{first}"
 
 
 def words(plan: Generation) -> str:

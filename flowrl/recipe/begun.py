@@ -151,7 +151,7 @@ def _pairs(recipe: "Recipe", given: "GenerationKeys") -> Iterator[RecipeError]:
         yield RecipeError("train.budget", problem, "set train.budget=null")
     if given.partial is not None:
         yield from _partial(recipe, kinds + (["force"] if given.force is not None else []))
-    credit = recipe.advantage.credit
+    credit = recipe.advantage.credit.kind
     needed = CREDIT_NEEDS.get(credit)
     if needed is None:
         return

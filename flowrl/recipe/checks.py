@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flowrl import names
 from flowrl.kinds import kind_of, kinds_of_model
+from flowrl.recipe.credit import check_credit
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.lora import MATCH
 from flowrl.recipe.models import foreign_model
@@ -45,6 +46,7 @@ def _check_constants(recipe: Recipe) -> Iterator[RecipeError]:
     yield from _batches(recipe)
     yield from kind.check_objective(recipe)
     yield from check_reference(recipe)
+    yield from check_credit(recipe)
     yield from check_keep(recipe)
     yield from _learning(recipe)
     yield from _watch(recipe)

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from flowrl.recipe.base import Strict, key, part
 from flowrl.recipe.begun import DrawAgain, Force, TokenTree
+from flowrl.recipe.credit import Credit, CreditKeys, CriticKeys
 from flowrl.recipe.curves import Curved
 from flowrl.recipe.lora import Lora
 from flowrl.recipe.noised import Loss, NoisedTraining
@@ -48,23 +49,21 @@ class GenerationKeys(Strict):
 
 
 class Advantage(arguments_of("advantage", "normalised")):
-    """The arguments of flowrl.core.advantages.advantages, which explains them.
+    """The arguments of flowrl.core.advantages.advantages, which explains them. credit: how a sample's reward reaches
+    its decisions, a mapping with kind (recipe/credit.py); a text is short for {kind: text}."""
 
-    credit: how outcomes reach decisions: broadcast, all of a row have its advantage; of trees of tokens prefix, less
-    the means of all that share a prefix (TreePO), or trees, within the tree plus within the prompt (Tree-GRPO); values,
-    the change of a step's value (VinePPO); nodes, the value of a segment that a search found (DeepSearch).
-    """
-
-    credit: Literal["broadcast", "prefix", "trees", "values", "nodes"] = key(
-        "broadcast", "broadcast, prefix, trees, values or nodes"
-    )
+    credit: Credit = part(CreditKeys)
 
 
 class OwnAdvantage(Own):
     """Advantages by a function of the user's own (flowrl/parts.py)."""
 
     part: ClassVar[str] = "advantage"
-    beside: ClassVar[Mapping[str, JSON]] = defaults_of(Advantage) | {"baseline": "none", "scale": "none"}
+    beside: ClassVar[Mapping[str, JSON]] = defaults_of(Advantage) | {
+        "baseline": "none",
+        "scale": "none",
+        "credit": CreditKeys(),
+    }
 
 
 class ObjectiveKeys(arguments_of("objective", "clipped")):
@@ -73,7 +72,8 @@ class ObjectiveKeys(arguments_of("objective", "clipped")):
     clip: one number, or [low, high]. level: what is clipped, the ratio of a decision (token) or of its whole row: of
     the mean log-ratio (seq_mean; seq_token: with the gradient of each decision) or of its sum (seq_sum). dual: a limit
     of the ratio where the advantage is negative, log_ratio_limit: one of its logarithm. kl: coefficient of the
-    divergence from the reference (the model as the run finds it), estimated by kl_kind; exact_dt is exact times |dt|,
+    divergence from the reference (the model as the run finds it), estimated by kl_kind, and paid in the loss or, kl_in
+    reward, as a reward of each decision before there are advantages; exact_dt is exact times |dt|,
     as Flow-GRPO's coefficients for SD3 and FLUX have it. aggregate: how decisions are averaged; constant divides each
     by rows * length (null: the trained steps, or generation.max_new_tokens). gate: another loss of a decision's ratio
     and advantage than the clip (ppo); tau, k and lambda are its numbers.
@@ -97,6 +97,7 @@ class ObjectiveKeys(arguments_of("objective", "clipped")):
     clip: float | list[float] = key(
         1e-4, "a number in (0, 1), or [low, high] with 0 < low <= 1 and high > 0", curve=True
     )
+    kl_in: Literal["loss", "reward"] = key("loss", "loss or reward")
     guidance_gradient: Literal["both", "conditional"] = key("both", "both or conditional")
     loss: Loss | None = key(None, "a mapping with kind, or null")
 
@@ -267,9 +268,10 @@ class Recipe(Curved):
     """A whole run. Exactly one of `lora` and `full: true` says what learns. output null: runs/<name of the recipe>.
 
     With `generation` the model is a language model, its decisions are tokens, and neither `pipeline` nor `sampler` is
-    read (`load` refuses them). Where a key has a curve, the recipe itself holds its first value; `at` gives the others.
-    policy: a class of the user's own in place of the kind's policy, which it extends. phases: parts of the run that
-    differ in some values (recipe/phases.py); train.iterations is then their sum, unless it ends the run before.
+    read (`load` refuses them). critic: of language models, what gives values to advantage.credit. Where a key has a
+    curve, the recipe itself holds its first value; `at` gives the others. policy: a class of the user's own in place of
+    the kind's policy, which it extends. phases: parts of the run that differ in some values (recipe/phases.py);
+    train.iterations is then their sum, unless it ends the run before.
     """
 
     model: str = key(..., "shapes-flux, arithmetic-qwen2, a hub id owner/name, or a model's folder", min_length=1)
@@ -284,6 +286,7 @@ class Recipe(Curved):
     advantage: open_to(Advantage, OwnAdvantage) = part(Advantage)  # pyright: ignore[reportInvalidTypeForm]
     objective: open_to(ObjectiveKeys, OwnObjective) = part(ObjectiveKeys)  # pyright: ignore[reportInvalidTypeForm]
     reference: ReferenceKeys = part(ReferenceKeys)
+    critic: CriticKeys | None = key(None, "a mapping with use, lr, clip, epochs, updates, warmup, or null")
     train: Train = part(Train)
     eval: EvaluationKeys = part(EvaluationKeys)
     checkpoint: CheckpointKeys = part(CheckpointKeys)

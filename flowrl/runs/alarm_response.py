@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 from flowrl.contracts import Policy
 from flowrl.core.learner import Learner
+from flowrl.core.values import Critic
 from flowrl.policies import adapters
 from flowrl.runs import checkpoints
 from flowrl.runs import resume as resuming
+from flowrl.runs.saving import restore_critic
 from flowrl.watch.alarms import ACTIONS, Alarm
 from flowrl.watch.watchdog import Watchdog
 
@@ -28,15 +30,22 @@ def most_severe(alarms: Sequence[Alarm]) -> Alarm | None:
 
 
 def roll_back_to(
-    checkpoint: checkpoints.Checkpoint, policy: Policy, learner: Learner, watch: Watchdog, left: int | None
+    checkpoint: checkpoints.Checkpoint,
+    policy: Policy,
+    learner: Learner,
+    watch: Watchdog,
+    left: int | None,
+    critic: Critic | None = None,
 ) -> None:
-    """Restores weights, optimizer and watchdog of a checkpoint; the learning-rate schedule continues.
+    """Restores weights, optimizer, critic and watchdog of a checkpoint; the learning-rate schedule continues.
 
     left: the iteration whose weights are lost.
     """
     saved = checkpoints.load(checkpoint)
     resuming.fill_parameters(adapters.trainable_by_name(policy.modules), saved["parameters"], checkpoint)
     learner.load_state_dict(saved["learner"] | {"steps": learner.steps, "factor": learner.factor})
+    if critic is not None:
+        restore_critic(critic, saved, checkpoint)
     watch.roll_back(saved["mark"]["watch"], left)
 
 

@@ -18,7 +18,7 @@ from flowrl.terminal import duration_text, output_console
 from flowrl.untyped import JSON
 
 _MEAN = re.compile(r"reward/[^/]+/mean")  # the metric of a reward's mean
-_PHASES = {"rollout": "rollout", "score": "scoring", "train": "training"}
+_PHASES = {"rollout": "rollout", "values": "values", "score": "scoring", "train": "training"}
 
 
 class _Rate(bars.ProgressColumn):

@@ -18,6 +18,7 @@ from flowrl.build import (
     build_objective,
     build_watch,
     given_samples,
+    kl_reward,
     observed,
     width_pruning,
 )
@@ -25,6 +26,7 @@ from flowrl.contracts import Policy
 from flowrl.core.evaluation import Evaluation
 from flowrl.core.iterate import Iteration, Settings, iterate
 from flowrl.core.learner import Learner
+from flowrl.core.values import Critic
 from flowrl.kinds import kind_of
 from flowrl.planning.costs import arithmetic, baseline_plan, plan_for
 from flowrl.planning.duration import seconds_left
@@ -61,6 +63,7 @@ class Run:
     learner: Learner
     folder: RunFolder
     console: Console
+    critic: Critic | None = None
 
     def __post_init__(self) -> None:
         train, heldout, scorer = self.inputs.train, self.inputs.heldout, self.inputs.scorer
@@ -69,7 +72,7 @@ class Run:
         self.unfinished = kind_of(self.recipe).building.unfinished(self.recipe, train)
         self.state = RunState(parts if self.unfinished is None else parts | {"unfinished": self.unfinished})
         prompts = resuming.prompt_digests(resuming.all_prompts(train, self.inputs.by_phase), heldout)
-        self.saving = Saving(self.recipe, self.policy, self.learner, self.folder, self.state, prompts)
+        self.saving = Saving(self.recipe, self.policy, self.learner, self.folder, self.state, prompts, self.critic)
         self.stopping = Stopping(self.console.stopping)
         self.objective = build_objective(self.recipe)
         self.evaluations: dict[int, Evaluation] = {}
@@ -170,6 +173,8 @@ class Run:
         sizes, scored = arithmetic(recipe, iteration), recipe.scores_train  # witnesses alone: evaluations ask them
         totals = {"rollout": sizes.rollout_forwards, "score": len(self.inputs.scorer.rewards) if scored else 0}
         totals["train"] = sizes.train_forwards + sizes.reference_forwards + sizes.whole_row_forwards
+        totals["train"] += sizes.critic_forwards
+        kl_first, totals["values"] = kl_reward(recipe) is not None, sizes.value_forwards
         progress.forwards.clear()
 
         def tick(number: int) -> None:
@@ -180,6 +185,7 @@ class Run:
         given = train.model_dump(include=SETTINGS_KEYS)
         members = None if train.budget is None else train.budget.limit
         members = TREE_MEMBERS if kind_of(recipe).draws_in_parts(recipe) else members
+        width = width_pruning(recipe, iteration)
         result = iterate(
             self.policy,
             self.learner,
@@ -190,7 +196,7 @@ class Run:
             score=lambda samples: self.inputs.scorer(samples, progress=lambda _: tick(1)) if scored else {},
             advantage=build_advantage(recipe, self.inputs.scorer),
             objective=self.objective,
-            settings=Settings(**given, share=train.share, members=members, width=width_pruning(recipe, iteration)),
+            settings=Settings(**given, share=train.share, members=members),
             enter=lambda name: progress.phase(name, totals[name]),
             more=cursor.take,
             progress=tick,
@@ -202,6 +208,7 @@ class Run:
             baseline_plan=baseline_plan(recipe, iteration),
             budget=build_budget(recipe, self.inputs.scorer),
             explore=build_explore(recipe, self.inputs.scorer, self.unfinished),
+            critic=self.critic,
         )
         result.metrics |= cursor.observe(observed(recipe, self.inputs.scorer, result.rewards, result.samples))
         if train.old is not None:
@@ -284,7 +291,7 @@ class Run:
             report.write(self.folder.path)
             raise AlarmError.from_alarm(alarm)
         there = saving.checkpoints.find(wanted)
-        roll_back_to(there, self.policy, self.learner, self.watch, left)
+        roll_back_to(there, self.policy, self.learner, self.watch, left, self.critic)
         if left is not None:
             self.learner.lower(self.recipe.watch.lower)
             self.console.note(

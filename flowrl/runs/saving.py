@@ -10,6 +10,7 @@ from typing import Any
 
 from flowrl.contracts import Policy
 from flowrl.core.learner import Learner
+from flowrl.core.values import Critic
 from flowrl.policies import adapters
 from flowrl.recipe.schema import Recipe
 from flowrl.runs import checkpoints
@@ -24,7 +25,9 @@ class DivergedError(RuntimeError):
 
 @dataclass
 class Saving:
-    """The mark and the checkpoints of a run. prompts: digests of its training and held-out prompts."""
+    """The mark and the checkpoints of a run. prompts: digests of its training and held-out prompts.
+
+    critic: saved with its learner too, where there is one."""
 
     recipe: Recipe
     policy: Policy
@@ -32,6 +35,7 @@ class Saving:
     folder: RunFolder
     state: RunState
     prompts: Mapping[str, str]
+    critic: Critic | None = None
 
     def __post_init__(self) -> None:
         self.checkpoints = checkpoints.Checkpoints(self.folder.path, self.recipe.checkpoint.keep)
@@ -41,12 +45,15 @@ class Saving:
     def mark(self) -> None:
         """Records everything but weights and learner."""
         self._marked = self.state.state_dict() | {"files": self.folder.position(), "prompts": dict(self.prompts)}
-        self._steps = self.learner.steps
+        self._steps = self._steps_taken()
 
     @property
     def unmoved(self) -> bool:
         """Whether the weights are still those of the mark."""
-        return self.learner.steps == self._steps
+        return self._steps_taken() == self._steps
+
+    def _steps_taken(self) -> int:
+        return self.learner.steps + (0 if self.critic is None else self.critic.learner.steps)
 
     def save(self) -> bool:
         """Saves the mark unless it is already saved; returns whether it is saved.
@@ -57,6 +64,7 @@ class Saving:
         if self._saved == self._version(self._marked):
             return True
         weights = {"parameters": adapters.trainable_by_name(self.policy.modules), "learner": self.learner.state_dict()}
+        weights |= {} if self.critic is None else {"critic": critic_state(self.critic)}
         try:
             refuse_nonfinite(weights, iteration, self.checkpoints, self.recipe)
         except DivergedError:
@@ -88,6 +96,8 @@ class Saving:
         saved = checkpoints.load(checkpoint)
         resuming.fill_parameters(adapters.trainable_by_name(self.policy.modules), saved["parameters"], checkpoint)
         self.learner.load_state_dict(saved["learner"])
+        if self.critic is not None:
+            restore_critic(self.critic, saved, checkpoint)
         mark = saved["mark"]
         self.state.load_state_dict(mark)
         self.folder.rewind(mark["files"], mark["iteration"], mark["evaluated"])
@@ -96,6 +106,22 @@ class Saving:
     @staticmethod
     def _version(mark: Mapping[str, Any]) -> tuple[int, int]:
         return mark["iteration"], len(mark["evaluated"])
+
+
+def critic_state(critic: Critic) -> dict[str, Any]:
+    """A critic's weights by name, and the state of its learner."""
+    return {
+        "parameters": adapters.trainable_by_name(critic.looks.modules),
+        "learner": critic.learner.state_dict(),
+    }
+
+
+def restore_critic(critic: Critic, saved: Mapping[str, Any], checkpoint: checkpoints.Checkpoint) -> None:
+    """Restores a critic from a saved state; one that a checkpoint does not know begins anew."""
+    if "critic" in saved:
+        own = adapters.trainable_by_name(critic.looks.modules)
+        resuming.fill_parameters(own, saved["critic"]["parameters"], checkpoint)
+        critic.learner.load_state_dict(saved["critic"]["learner"])
 
 
 def refuse_nonfinite(weights: Mapping[str, Any], iteration: int, kept: checkpoints.Checkpoints, recipe: Recipe) -> None:

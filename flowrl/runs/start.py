@@ -11,7 +11,7 @@ import errno
 from collections.abc import Iterator
 from pathlib import Path
 
-from flowrl.build import add_reference, build_learner, build_policy, read_inputs, set_up
+from flowrl.build import add_reference, build_critic, build_learner, build_policy, read_inputs, set_up
 from flowrl.names import UserError
 from flowrl.planning.costs import plan_for
 from flowrl.recipe.load import dump
@@ -56,8 +56,9 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None =
             add_reference(recipe, policy)
             policy.prepare(inputs.train[0], plan_for(recipe, 0))
             learner = build_learner(recipe, policy)
+            critic = build_critic(recipe, policy)
         console.started(recipe, policy, folder.path)
-        work = Run(recipe, inputs, policy, learner, folder, console)
+        work = Run(recipe, inputs, policy, learner, folder, console, critic)
         if point.checkpoint is not None:
             work.restore(point.checkpoint, changed=bool(point.changed))
             _record_start(folder, recipe, point)  # only once it is known to resume

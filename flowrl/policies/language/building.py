@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from flowrl.kinds.language import section_of
+from flowrl.policies import adapters
 from flowrl.policies.devices import device_of
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.chat import Encoder
+from flowrl.policies.language.critic import TokenValues
 from flowrl.policies.language.guided import corrections, hints
 from flowrl.policies.language.partial import Unfinished, partial_rollouts
 from flowrl.policies.language.policy import LanguagePolicy
@@ -51,6 +53,7 @@ def build(recipe: Recipe) -> LanguagePolicy:
         max_rows=recipe.train.rollout_batch,
         precision=getattr(torch, recipe.dtype.logp),
         keep_entropy=recipe.objective.entropy_share is not None,
+        keep_squares=recipe.advantage.credit.kind == "optimal_token",
     )
     make_trainable(recipe, policy.modules)
     return policy
@@ -71,8 +74,31 @@ def add_reference(policy: LanguagePolicy, recipe: Recipe) -> None:
         policy.teacher = model.to(policy.device)
 
 
+def build_critic(policy: LanguagePolicy, recipe: Recipe) -> TokenValues:
+    """The recipe's critic. Raises PolicyError where its model cannot be loaded, or has other tokens."""
+    given = recipe.critic
+    assert given is not None
+    model, tokenizer = load_language(given.path or recipe.model, getattr(torch, recipe.dtype.model))
+    if given.path is not None:
+        check_tokens_agree(policy, tokenizer, model, given.path, exact=False, place="critic.path")
+    values = TokenValues(model, device=policy.device, pad=policy.pad)
+    if given.use == "lora":
+        adapters.add_lora({"critic": model}, rank=given.rank, alpha=given.rank, targets="all", seed=recipe.seed)
+    else:
+        adapters.train_full({"critic": model})
+    if recipe.train.gradient_checkpointing:
+        adapters.checkpoint_gradients({"critic": model})
+    return values
+
+
 def check_tokens_agree(
-    policy: LanguagePolicy, tokenizer: Tokenizer, model: LanguageModel, path: str, *, exact: bool
+    policy: LanguagePolicy,
+    tokenizer: Tokenizer,
+    model: LanguageModel,
+    path: str,
+    *,
+    exact: bool,
+    place: str = "reference.path",
 ) -> None:
     """Raises PolicyError where another model's tokens are not those of the policy.
 
@@ -83,7 +109,7 @@ def check_tokens_agree(
     if own != other:
         differ = sum(other.get(token) != number for token, number in own.items()) + len(other.keys() - own.keys())
         raise PolicyError(
-            f"reference.path: the tokenizer of {path!r} differs from the trained model's in {differ} tokens; give a "
+            f"{place}: the tokenizer of {path!r} differs from the trained model's in {differ} tokens; give a "
             "model with the same tokenizer"
         )
     sizes = [network.config.get_text_config().vocab_size for network in (model, policy.model)]

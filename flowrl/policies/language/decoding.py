@@ -16,7 +16,7 @@ from flowrl.contracts import Progress
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.prefixes import Prefix, cache_of
 from flowrl.untyped import LanguageModel
-from samplers.tokens import Generation, draw, token_entropy, token_logp
+from samplers.tokens import Generation, draw, token_entropy, token_logp, token_squares
 
 CACHES = ("cache", "past_key_values")  # what transformers calls the argument, newest name first
 
@@ -102,18 +102,21 @@ def decode(
     pad: int,
     progress: Progress | None = None,
     entropy: Tensor | None = None,
+    squares: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(tokens int64 [R, K], log-probs float32 [R, K], lengths int64 [R]) of `group` completions per prompt, on the CPU.
 
     uniforms float64 [R, K] decide the draws. A completion ends with a token of `stop`, which it includes, or after
     K = plan.max_new_tokens. A prompt is read once for its group, and a row that has ended is not computed further.
-    entropy float32 [R, K], where given, is filled in: of the distribution that each token is scored under, in nats.
+    entropy and squares float32 [R, K], where given, are filled in, of the distribution that each token is scored under:
+    its entropy in nats, and the sum of its squared probabilities.
     """
     rows = len(uniforms)
     reading = read(model, prompts, pad=pad)
     reading.select(torch.arange(len(prompts), device=model.device).repeat_interleave(group))
     begin, until = torch.zeros(rows, dtype=torch.int64), torch.full((rows,), plan.max_new_tokens)
-    return draw_on(model, reading, uniforms, begin, until, plan, stop=stop, pad=pad, progress=progress, entropy=entropy)
+    kept = {"entropy": entropy, "squares": squares}
+    return draw_on(model, reading, uniforms, begin, until, plan, stop=stop, pad=pad, progress=progress, **kept)
 
 
 @torch.no_grad()
@@ -129,6 +132,7 @@ def draw_on(
     pad: int,
     progress: Progress | None = None,
     entropy: Tensor | None = None,
+    squares: Tensor | None = None,
     leave: Leave | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(tokens, log-probs, lengths) as `decode`, of rows that have been read: each goes on at a column of its own.
@@ -147,6 +151,8 @@ def draw_on(
         logp[at] = token_logp(logits[:, None], token[:, None], plan.scale)[:, 0].cpu()
         if entropy is not None:
             entropy[at] = token_entropy(logits[:, None], plan.scale)[:, 0].cpu()
+        if squares is not None:
+            squares[at] = token_squares(logits[:, None], plan.scale)[:, 0].cpu()
         length[alive] += 1
         if progress is not None:
             progress(len(alive))

@@ -64,7 +64,7 @@ class LanguagePolicy:
     model, tokenizer: as `from_pretrained` gives them, the model in evaluation mode. template, system, chat_arguments:
     see chat.Encoder. max_rows: the most rows that a rollout decodes at once. precision: of log-probabilities.
     keep_entropy: decisions have the statistic `entropy`, in nats, of the distribution that a token is scored under,
-    when it was drawn.
+    when it was drawn; keep_squares: `squares`, the sum of its squared probabilities.
     """
 
     whole_rows = True  # a look hands over rows with all their tokens
@@ -81,11 +81,12 @@ class LanguagePolicy:
         max_rows: int | None = None,
         precision: torch.dtype = torch.float32,
         keep_entropy: bool = False,
+        keep_squares: bool = False,
     ):
         self.source, self.modules = LanguageSource(model, tokenizer), {"model": model}
         self.model, self.tokenizer = model.to(device), tokenizer
         self.device, self.max_rows, self.precision = torch.device(device), max_rows, precision
-        self.keep_entropy = keep_entropy
+        self.keep_entropy, self.keep_squares = keep_entropy, keep_squares
         self.weights = weights_of(self.modules)  # others than those that learn
         self.teacher: LanguageModel | None = None  # another model as the reference
         self.encode = Encoder(tokenizer, template=template, system=system, arguments=chat_arguments)
@@ -128,7 +129,8 @@ class LanguagePolicy:
         length = torch.cat([part[2] for part in parts])
         width = int(length.max())
         tokens, logp = (torch.cat([part[i][:, :width] for part in parts]) for i in (0, 1))
-        step_stats = {"entropy": torch.cat([part[3][:, :width] for part in parts])} if self.keep_entropy else {}
+        kept = [n for n, wanted in (("entropy", self.keep_entropy), ("squares", self.keep_squares)) if wanted]
+        step_stats = {name: torch.cat([part[3][name][:, :width] for part in parts]) for name in kept}
         owners = [i for i in range(len(prompts)) for _ in range(group_size)]
         mask = (torch.arange(width) < length[:, None]) & (plan.temperature > 0)
         return Rollout(
@@ -251,15 +253,14 @@ class LanguagePolicy:
     def _decode(
         self, ids: list[list[int]], keys: list[Key], plan: Generation, progress: Progress | None
     ) -> tuple[Tensor, ...]:
-        """Tokens, log-probs, lengths and entropies (zeros where none are kept) of one chunk of a rollout.
+        """Tokens, log-probs, lengths, and by name the statistics that are kept, of one chunk of a rollout.
 
         keys name its rows, prompt by prompt.
         """
         uniforms = token_uniforms(keys, plan.max_new_tokens)
-        entropy = torch.zeros(uniforms.shape)
+        kept = {name: torch.zeros(uniforms.shape) for name in ("entropy", "squares") if getattr(self, f"keep_{name}")}
         options: dict[str, Any] = {"group": len(keys) // len(ids), "stop": self.stop, "pad": self.pad}
-        options |= {"progress": progress, "entropy": entropy if self.keep_entropy else None}
-        return *decode(self.model, ids, uniforms, plan, **options), entropy
+        return *decode(self.model, ids, uniforms, plan, progress=progress, **options, **kept), kept
 
     def _weights(self, name: str) -> AbstractContextManager[None]:
         """The weights of that name; a teacher is another model, for which those of this one stay."""

@@ -7,6 +7,7 @@ import torch
 
 from flowrl.policies import adapters
 from flowrl.policies.devices import device_of
+from flowrl.policies.errors import PolicyError
 from flowrl.policies.loading import load_pipeline
 from flowrl.policies.own import policy_class
 from flowrl.policies.pipelines.dynamics import Dynamics
@@ -80,6 +81,11 @@ def add_reference(policy: PipelinePolicy, recipe: Recipe) -> None:
     else:
         teacher.weights = lambda name: policy.weights(name)  # as they are then: a learner gives the policy its copies
     policy.teacher = teacher
+
+
+def build_critic(policy: PipelinePolicy, recipe: Recipe) -> None:
+    """Raises PolicyError: the states of a denoising walk have no critic."""
+    raise PolicyError("critic: given, but only language models have one; set critic=null")
 
 
 def retune(policy: PipelinePolicy, recipe: Recipe) -> None:

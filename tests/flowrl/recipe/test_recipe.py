@@ -12,6 +12,7 @@ import yaml
 from flowrl import names
 from flowrl.kinds import kinds_of_model
 from flowrl.recipe.calls import check_call
+from flowrl.recipe.credit import CREDIT_KEYS, CreditKeys
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import build, dump, load, with_preset
 from flowrl.recipe.models import pipeline_class
@@ -92,7 +93,7 @@ def test_published_numbers():
 
 
 def test_choices_are_those_of_the_modules_that_implement_them():
-    from flowrl.core import advantages
+    from flowrl.core import advantages, returns, tree_credit
     from flowrl.core.objectives import aggregate, clipped, divergence
 
     assert choices(Advantage, "baseline") == advantages.BASELINES
@@ -102,6 +103,7 @@ def test_choices_are_those_of_the_modules_that_implement_them():
     assert set(choices(ObjectiveKeys, "kl_kind")) == set(divergence.KINDS)
     assert set(choices(ObjectiveKeys, "aggregate")) == set(aggregate.MODES)
     assert choices(ObjectiveKeys, "level") == clipped.LEVELS
+    assert choices(CreditKeys, "kind") == (*returns.CREDITS, *tree_credit.CREDITS) == tuple(CREDIT_KEYS)
     assert set(choices(Window, "kind")) == set(WINDOW_KEYS)
 
 
@@ -142,7 +144,8 @@ def test_preset_has_values_of_its_own_for_tokens(preset):
     given = {"generation": {"max_new_tokens": 30}, "objective": {"preset": preset, "kl": 0.5}}
     merged = with_preset(given)
     objective = ObjectiveKeys(**merged["objective"])
-    assert (objective.kl, objective.kl_kind) == (0.5, "k3") and given["objective"] == {"preset": preset, "kl": 0.5}
+    kind = "k1" if objective.kl_in == "reward" else "k3"
+    assert (objective.kl, objective.kl_kind) == (0.5, kind) and given["objective"] == {"preset": preset, "kl": 0.5}
     assert objective.length == (30 if preset == "dr_grpo" else None)
     assert objective.clip_range[0] == {"gspo": 3e-4, "cispo": 1.0, "gmpo": 0.4}.get(preset, 0.2)
     assert Advantage(**merged["advantage"]).clip is None

@@ -41,10 +41,15 @@ def test_every_preset_of_tokens_runs_three_iterations(preset: str, tmp_path: Pat
         more = [LENGTH.replace("12", "20").replace("overlong,", "overlong, weight: -1,")]
         more += ["advantage.k=2", "generation.max_new_tokens=20", "train.group=8"]
     more += IN_PARTS.get(preset, [])
+    if LANGUAGE[preset].get("critic", {}).get("warmup"):
+        more += ["critic={warmup: 1}"]
     metrics = trained(tmp_path / "run", preset, *more)
     assert [m["iteration"] for m in metrics] == [1, 2, 3]
-    assert all(m["nonfinite_updates"] == 0 and m["replay_gap_max"] < 5e-5 for m in metrics)
-    assert max(m["grad_norm"] for m in metrics) > 0
+    learning = metrics[1:] if more[-1:] == ["critic={warmup: 1}"] else metrics  # at first the critic alone
+    assert all(m["nonfinite_updates"] == 0 and m["replay_gap_max"] < 5e-5 for m in learning)
+    for values in metrics if "critic" in LANGUAGE[preset] else ():
+        assert values["value/grad_norm"] > 0 and values["value/explained_variance"] < 1
+    assert max(m["grad_norm"] for m in learning) > 0
 
 
 def test_rows_are_kept_by_magnitude_and_groups_by_spread(tmp_path: Path):
@@ -87,3 +92,9 @@ def test_unfinished_completions_go_on_in_the_next_iteration_and_after_a_resume(t
         assert {k: v for k, v in before.items() if "time" not in k} == {
             k: v for k, v in after.items() if "time" not in k
         }
+
+
+def test_the_baseline_of_least_variance_is_one_of_single_tokens(tmp_path: Path):
+    more = ["advantage={baseline: none, scale: none, combine: sum, clip: null, credit: {kind: optimal_token}}"]
+    for metrics in trained(tmp_path / "run", "grpo", *more):
+        assert metrics["grad_norm"] > 0 and metrics["nonfinite_updates"] == 0

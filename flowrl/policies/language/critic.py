@@ -1,0 +1,62 @@
+"""A critic over tokens: a causal language model whose last hidden state says, by a linear head, what is to come."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from flowrl.contracts import Progress, Rollout, Valued, View, Visit
+from flowrl.policies import adapters
+from flowrl.policies.language.decoding import forward_arguments, left_padded
+from flowrl.policies.language.policy import Completions
+from flowrl.untyped import LanguageModel
+
+
+class TokenValues:
+    """Values of the tokens of `LanguagePolicy`'s rollouts, before each is drawn.
+
+    model: a causal language model with the same tokens, in evaluation mode; head: from its hidden state to one number.
+    It begins at 0: the values of an untrained critic are all 0, and repeat under every seed.
+    """
+
+    whole_rows = True
+
+    def __init__(self, model: LanguageModel, *, device: torch.device | str, pad: int):
+        width = model.config.get_text_config().hidden_size
+        self.model, self.pad = model.to(device), pad
+        self.head = nn.Linear(width, 1, device=device, dtype=torch.float32)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.modules: dict[str, nn.Module] = {"critic": self.model, "head": self.head}
+
+    def look(
+        self, rollout: Rollout, rows: Tensor, view: View, visit: Visit, *, progress: Progress | None = None
+    ) -> None:
+        """Hands the values of all tokens of `rows` to `visit`, as `Valued`, in one block; 0 beyond the longest row."""
+        trajectory: Completions = rollout.replay
+        length, tokens = trajectory.length[rows], trajectory.tokens[rows]
+        prompts = [trajectory.prompts[i] for i in rows.tolist()]
+        value = self.head(self._hidden(prompts, tokens, length).float())[..., 0]
+        if progress is not None:
+            progress(int(length.sum()))
+        value = nn.functional.pad(value, (0, tokens.shape[1] - value.shape[1]))
+        visit(Valued(rows, torch.arange(tokens.shape[1]), value))
+
+    def trainable(self) -> Iterator[nn.Parameter]:
+        """The parameters that learn."""
+        return adapters.trainable(self.modules)
+
+    def _hidden(self, prompts: list[list[int]], tokens: Tensor, length: Tensor) -> Tensor:
+        """The last hidden states [r, T, D] of the positions that each of the first T = max(length) tokens follows."""
+        width, device = int(length.max()), self.model.device
+        ids, attention = left_padded(prompts, self.pad, device)
+        valid = (torch.arange(width) < length[:, None]).long().to(device)
+        ids = torch.cat([ids, tokens[:, :width].to(device)], 1)[:, :-1]
+        attention = torch.cat([attention, valid], 1)[:, :-1]
+        known = forward_arguments(self.model)
+        given: dict[str, object] = {"attention_mask": attention, "use_cache": False, "output_hidden_states": True}
+        if "position_ids" in known:
+            given["position_ids"] = (attention.cumsum(-1) - 1).clamp(min=0)
+        if "logits_to_keep" in known:
+            given["logits_to_keep"] = 1
+        return self.model(input_ids=ids, **given).hidden_states[-1][:, -width:]

@@ -1,0 +1,53 @@
+"""Presets of tokens that give each of them a credit of its own, most with the values of a critic.
+
+preset   what it sets, and its source
+-------  -----------------------------------------------------------------------------------------------------------
+ppo      advantages by GAE (gamma 1, lambda 0.95) with a critic, whitened over the tokens of the batch; clip 0.2, mean
+         over decisions: PPO (arXiv:1707.06347) as InstructGPT (arXiv:2203.02155) has it for texts; values clipped
+         within 0.5 (verl). A divergence (objective.kl) is paid in the reward, of kind k1.
+reinforce_pp no baseline, rewards summed up from each token on, whitened over the tokens of the batch: REINFORCE++
+         (arXiv:2501.03262); clip 0.2, mean over decisions; a divergence of kind k1 in the reward with 0.01, the
+         default of OpenRLHF.
+remax    the reward of the prompt's greedy completion as the baseline, no std, log-probs without a ratio, one sample a
+         prompt: ReMax (arXiv:2310.10505, algorithm 2); a divergence (objective.kl) is paid in the reward.
+orz      GAE with gamma 1 and lambda 1, whitened, no divergence, clip 0.2, twelve updates of the critic an iteration:
+         Open-Reasoner-Zero (arXiv:2503.24290, section 2.3).
+vc_ppo   GAE with lambda 0.95 for the policy and 1 for the critic, which is fitted alone in the first 100 iterations:
+         VC-PPO (arXiv:2503.01491, section 3); whitened, clip 0.2, mean over decisions.
+vapo     GAE with lambda 1 - 1 / (0.05 l) for rows of l tokens, 1 for the critic, which is fitted alone in the first 50
+         iterations; clip 0.2 and 0.28, mean over decisions: VAPO (arXiv:2504.05118, section 4), without its
+         likelihood term of right answers.
+starpo   GAE over turns with gamma 0.95, then within them: StarPO with bi-level GAE (arXiv:2504.20073), whitened, clip
+         0.2 and 0.28, no divergence. StarPO-S adds advantage.groups=0.25. A row without turns is one turn.
+
+Each of these adds up raw rewards and clips no advantage.
+"""
+
+from typing import Any
+
+from flowrl.recipe.presets.values import Values
+
+RAW = {"combine": "sum", "baseline": "none", "clip": None}
+
+
+def _ppo(credit: dict[str, Any], clip: Any = 0.2, **critic: Any) -> Values:
+    objective = {"clip": clip, "kl_kind": "k1", "kl_in": "reward"}
+    return {"objective": objective, "advantage": RAW | {"scale": "whiten", "credit": credit}, "critic": critic}
+
+
+LANGUAGE: dict[str, Values] = {
+    "ppo": _ppo({"kind": "gae", "lam": 0.95}),
+    "reinforce_pp": {
+        "objective": {"clip": 0.2, "kl": 0.01, "kl_kind": "k1", "kl_in": "reward"},
+        "advantage": RAW | {"scale": "whiten", "credit": {"kind": "reward_to_go"}},
+    },
+    "remax": {
+        "objective": {"clip": 0.2, "gate": "pg", "kl_kind": "k1", "kl_in": "reward"},
+        "advantage": RAW | {"baseline": "given", "scale": "none", "credit": {"kind": "reward_to_go"}},
+        "train": {"group": 1},
+    },
+    "orz": _ppo({"kind": "gae"}, updates=12),
+    "vc_ppo": _ppo({"kind": "gae", "lam": 0.95, "lam_critic": 1.0}, warmup=100),
+    "vapo": _ppo({"kind": "gae", "alpha": 0.05, "lam_critic": 1.0}, [0.2, 0.28], warmup=50),
+    "starpo": _ppo({"kind": "two_level"}, [0.2, 0.28]),
+}
