@@ -252,7 +252,7 @@ class LanguagePolicy:
 
     def _decode(
         self, ids: list[list[int]], keys: list[Key], plan: Generation, progress: Progress | None
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Any, ...]:
         """Tokens, log-probs, lengths, and by name the statistics that are kept, of one chunk of a rollout.
 
         keys name its rows, prompt by prompt.
