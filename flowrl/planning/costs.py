@@ -55,6 +55,11 @@ class Arithmetic:
     critic_forwards: int = 0  # with gradient, to fit it
     whole_row_forwards: int = 0  # without gradient, before those of training, if a ratio needs all steps of a row
 
+    @property
+    def updates_forwards(self) -> int:
+        """All that go with updates: of training, of the reference, of a critic, and before ratios of rows."""
+        return self.train_forwards + self.reference_forwards + self.critic_forwards + self.whole_row_forwards
+
 
 def arithmetic(recipe: Recipe, iteration: int = 0) -> Arithmetic:
     """The arithmetic of an iteration. Rows are cut into updates and micro-batches in order, prompt by prompt."""

@@ -172,9 +172,7 @@ class Run:
         cursor = self.draws.of(self.recipe, iteration)
         sizes, scored = arithmetic(recipe, iteration), recipe.scores_train  # witnesses alone: evaluations ask them
         totals = {"rollout": sizes.rollout_forwards, "score": len(self.inputs.scorer.rewards) if scored else 0}
-        totals["train"] = sizes.train_forwards + sizes.reference_forwards + sizes.whole_row_forwards
-        totals["train"] += sizes.critic_forwards
-        kl_first, totals["values"] = kl_reward(recipe) is not None, sizes.value_forwards
+        totals |= {"train": sizes.updates_forwards, "values": sizes.value_forwards}
         progress.forwards.clear()
 
         def tick(number: int) -> None:
@@ -182,10 +180,10 @@ class Run:
             self._stop_if_unmoved()
 
         train = recipe.train
-        given = train.model_dump(include=SETTINGS_KEYS)
+        given = train.model_dump(include=SETTINGS_KEYS) | {"width": width_pruning(recipe, iteration)}
+        given |= {"kl_in_reward": kl_reward(recipe) is not None, "iteration": iteration}
         members = None if train.budget is None else train.budget.limit
         members = TREE_MEMBERS if kind_of(recipe).draws_in_parts(recipe) else members
-        width = width_pruning(recipe, iteration)
         result = iterate(
             self.policy,
             self.learner,
