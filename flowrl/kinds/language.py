@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from flowrl.kinds.kind import Building, Exporter, Planning, Proofs, Words
 from flowrl.recipe.begun import check_begun
 from flowrl.recipe.calls import read_json
+from flowrl.recipe.credit import check_token_credit
 from flowrl.recipe.errors import RecipeError, show
 from flowrl.recipe.noised_checks import refuse_noised
 from flowrl.recipe.objectives import check_token_objective
@@ -97,6 +98,7 @@ class Language:
     def check_objective(self, recipe: Recipe) -> Iterator[RecipeError]:
         """Keys about denoising steps."""
         yield from check_token_objective(recipe)
+        yield from check_token_credit(recipe, section_of(recipe))
         yield from refuse_noised(recipe)
 
     def check_parts(self, recipe: Recipe) -> Iterator[RecipeError]:

@@ -9,7 +9,7 @@ from flowrl.recipe.base import Strict, key
 from flowrl.recipe.errors import RecipeError, show
 
 if TYPE_CHECKING:
-    from flowrl.recipe.schema import Recipe
+    from flowrl.recipe.schema import GenerationKeys, Recipe
 
 # kind of credit -> the keys that it reads
 CREDIT_KEYS: dict[str, tuple[str, ...]] = {
@@ -108,21 +108,30 @@ def _of_decisions(recipe: "Recipe", kind: str) -> Iterator[RecipeError]:
     if recipe.advantage.scale == "whiten_by_length":
         problem = f"got 'whiten_by_length', which whitens samples, beside credit {kind!r}"
         yield RecipeError("advantage.scale", problem, "set advantage.scale=whiten, over decisions")
-    drawn = recipe.generation
-    if kind == "optimal_token" and drawn is not None and (drawn.tree or drawn.again or drawn.force):
+
+
+def check_token_credit(recipe: "Recipe", given: "GenerationKeys") -> Iterator[RecipeError]:
+    """Credit of tokens that were drawn in parts."""
+    if recipe.advantage.credit.kind == "optimal_token" and (given.tree or given.again or given.force):
         problem = "got 'optimal_token', but of completions that are drawn in parts no probabilities are kept"
-        yield RecipeError(place, problem, "remove generation.tree, again and force, or " + remedy)
-    if recipe.generation is None and kind in (*OF_VALUES, "optimal_token"):
+        remedy = "remove generation.tree, again and force, or set advantage.credit=broadcast"
+        yield RecipeError("advantage.credit.kind", problem, remedy)
+
+
+def check_step_credit(recipe: "Recipe") -> Iterator[RecipeError]:
+    """Credit and a critic that only tokens have."""
+    kind = recipe.advantage.credit.kind
+    if kind not in ("broadcast", "reward_to_go"):
         problem = f"got {kind!r}, which is about tokens, but the decisions here are denoising steps"
-        yield RecipeError(place, problem, "accepted: broadcast or reward_to_go")
+        yield RecipeError("advantage.credit.kind", problem, "accepted: broadcast or reward_to_go")
+    if recipe.critic is not None:
+        yield RecipeError("critic", "given, but only language models have one", "set critic=null")
 
 
 def _critic(recipe: "Recipe", kind: str) -> Iterator[RecipeError]:
     critic = recipe.critic
     assert critic is not None
-    if recipe.generation is None:
-        yield RecipeError("critic", "given, but only language models have one", "set critic=null")
-    elif kind not in OF_VALUES:
+    if kind not in OF_VALUES:
         problem = f"given, but advantage.credit of kind {kind!r} reads no values"
         yield RecipeError("critic", problem, "set critic=null, or advantage.credit={kind: gae}")
     if (critic.use == "model") != (critic.path is not None):

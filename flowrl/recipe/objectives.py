@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from flowrl.recipe.credit import check_step_credit
 from flowrl.recipe.errors import RecipeError, show
 from flowrl.recipe.schema import ObjectiveKeys, Recipe
 from flowrl.recipe.sections import Own
@@ -43,6 +44,7 @@ def check_gate(recipe: Recipe) -> Iterator[RecipeError]:
 def check_step_objective(recipe: Recipe) -> Iterator[RecipeError]:
     """Everything about objective.weight and entropy_share that cannot work where decisions are steps."""
     yield from _weights(recipe)
+    yield from check_step_credit(recipe)
     if recipe.advantage.baseline == "given":
         problem = "got 'given', the reward of a greedy completion, but the decisions here are denoising steps"
         yield RecipeError("advantage.baseline", problem, "set advantage.baseline=group")
