@@ -20,6 +20,7 @@ from flowrl.policies.devices import device_of
 from flowrl.policies.language.chat import Encoder
 from flowrl.policies.language.policy import LanguagePolicy, stop_ids
 from flowrl.policies.loading import load_language
+from flowrl.recipe.models import gguf_file
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import LanguageModel, Tokenizer
 
@@ -93,6 +94,9 @@ def usage(recipe: Recipe, folder: Path, kind: str) -> str:
     """Python code that loads the export, with FOLDER for its path."""
     head = ["import torch", "from transformers import AutoModelForCausalLM, AutoTokenizer"]
     base = repr(recipe.model) if kind == "lora" else '"FOLDER"'
+    file = gguf_file(recipe.model) if kind == "lora" else None
+    if file is not None:
+        base = f"{str(file.parent)!r}, gguf_file={file.name!r}"
     if kind == "lora":
         head.insert(1, "from peft import PeftModel")
         if recipe.model in names.MODELS:

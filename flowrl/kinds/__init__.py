@@ -11,6 +11,7 @@ from flowrl import names
 from flowrl.kinds.denoising import Denoising
 from flowrl.kinds.kind import Kind
 from flowrl.kinds.language import Language
+from flowrl.recipe.models import gguf_file
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import JSON
 
@@ -25,5 +26,5 @@ def kind_of(recipe: Recipe | Mapping[str, JSON]) -> Kind:
 
 def kinds_of_model(model: str) -> list[Kind]:
     """The kinds that an embedded or local model can be of, by its folder; none for a hub id, known only once loaded."""
-    folder = names.MODELS.get(model, Path(model).expanduser())
+    folder = gguf_file(model) or names.MODELS.get(model, Path(model).expanduser())
     return [kind for kind in KINDS if kind.holds(folder)]

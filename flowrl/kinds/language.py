@@ -51,7 +51,9 @@ class Language:
         return values.get("generation") is not None
 
     def holds(self, folder: Path) -> bool:
-        """Whether a folder has a config that names a class of transformers, and is no pipeline's."""
+        """Whether a folder has a config that names a class of transformers, and is no pipeline's, or it is GGUF."""
+        if folder.suffix == ".gguf":
+            return folder.is_file()
         return "architectures" in read_json(folder / "config.json") and not (folder / "model_index.json").is_file()
 
     def completed(self, values: dict[str, JSON]) -> dict[str, JSON]:

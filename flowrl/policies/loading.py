@@ -8,6 +8,7 @@ from flowrl import names
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.working_copy import modules_of
 from flowrl.recipe.calls import check_call
+from flowrl.recipe.models import gguf_file
 from flowrl.untyped import LanguageModel, Nest, Pipeline, Tokenizer
 
 
@@ -31,12 +32,14 @@ def load_pipeline(model: str, dtype: torch.dtype, call: dict[str, Nest] | None =
 def load_language(model: str, dtype: torch.dtype) -> tuple[LanguageModel, Tokenizer]:
     """(model, tokenizer) of a causal language model, in `dtype` on the CPU, frozen and in evaluation mode.
 
+    A model gguf:FILE is read by transformers' own reader, its quantised weights as plain ones.
     Raises PolicyError if they cannot be loaded.
     """
-    place = _place(model)
+    file = gguf_file(model)
+    place, how = (_place(model), {}) if file is None else (str(file.parent), {"gguf_file": file.name})
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
-        network = AutoModelForCausalLM.from_pretrained(place, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(place, **how)
+        network = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **how)
     except (OSError, ValueError) as error:
         raise _unloadable(model, "transformers", error) from error
     return network.requires_grad_(False).eval(), tokenizer

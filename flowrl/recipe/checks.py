@@ -11,7 +11,7 @@ from flowrl.kinds import kind_of, kinds_of_model
 from flowrl.recipe.credit import check_credit
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.lora import MATCH
-from flowrl.recipe.models import foreign_model
+from flowrl.recipe.models import foreign_model, gguf_file, gguf_problem
 from flowrl.recipe.objectives import check_gate, check_keep
 from flowrl.recipe.presets import PRESETS
 from flowrl.recipe.prompt_checks import check_budget, check_choice
@@ -64,13 +64,15 @@ def _model(recipe: Recipe) -> Iterator[RecipeError]:
     model, kind = recipe.model, kind_of(recipe)
     folder, fitting = Path(model).expanduser(), kinds_of_model(model)
     accepted = f"{', '.join(names.MODELS)}, a hub id owner/name, or a folder with model_index.json or, of a language "
-    accepted += "model, config.json"
-    if other := foreign_model(model):
+    accepted += "model, config.json, or gguf:FILE"
+    if problem := gguf_problem(model):
+        yield RecipeError("model", f"got {model!r}, {problem[0]}", problem[1])
+    elif other := foreign_model(model):
         yield RecipeError("model", f"got {model!r}, {other[0]}", other[1])
     elif folder.is_dir():
         if not fitting:
             yield RecipeError("model", f"got {model!r}, a folder without {kind.index}", f"accepted: {accepted}")
-    elif model not in names.MODELS and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
+    elif gguf_file(model) is None and model not in names.MODELS and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
         yield wrong_value("model", model, accepted, suggestion=names.closest(model, names.MODELS))
     if recipe.full == (recipe.lora is not None):
         given = "both" if recipe.full else "neither"

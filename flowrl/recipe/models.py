@@ -1,9 +1,41 @@
 """What can be read from a model's folder before anything is loaded."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from flowrl import names
 from flowrl.recipe.calls import read_json
+
+GGUF = "gguf:"  # a language model in one quantised file, which is read into plain weights
+
+
+def gguf_file(model: str) -> Path | None:
+    """The file of a model gguf:FILE, or gguf:PACKAGE, an installed package that holds one such file; else None."""
+    if not model.startswith(GGUF):
+        return None
+    name = model.removeprefix(GGUF)
+    path = Path(name).expanduser()
+    if path.is_file() or not name.isidentifier():
+        return path
+    spec = find_spec(name)
+    files = (
+        [file for place in (spec.submodule_search_locations or []) for file in Path(place).glob("*.gguf")]
+        if spec
+        else []
+    )
+    return files[0] if len(files) == 1 else path
+
+
+def gguf_problem(model: str) -> tuple[str, str] | None:
+    """(what is wrong, what to do) for a model gguf:... that cannot be read here."""
+    file = gguf_file(model)
+    if file is None:
+        return None
+    if not file.is_file():
+        return f"but {str(file)!r} is neither a file nor an installed package with one .gguf file", "correct the path"
+    if find_spec("gguf") is None:
+        return "which needs the package gguf", 'pip install "flowrl-toolkit[gguf]"'
+    return None
 
 
 def pipeline_class(model: str) -> str | None:
@@ -16,7 +48,7 @@ def foreign_model(model: str) -> tuple[str, str] | None:
     path = Path(model).expanduser()
     if path.is_file():
         if path.suffix == ".gguf":
-            return "a GGUF file, quantised for inference", "give the hub id or transformers folder it was made from"
+            return "a GGUF file", f"give a language model's as {GGUF}{model}, a pipeline as its diffusers folder"
         remedy = "write a folder of it: diffusers' Pipeline.from_single_file(FILE).save_pretrained(FOLDER); give FOLDER"
         return "a single file without a model's configs", remedy
     config = read_json(path / "config.json")

@@ -274,7 +274,9 @@ class Recipe(Curved):
     train.iterations is then their sum, unless it ends the run before.
     """
 
-    model: str = key(..., "shapes-flux, arithmetic-qwen2, a hub id owner/name, or a model's folder", min_length=1)
+    model: str = key(
+        ..., "shapes-flux, arithmetic-qwen2, a hub id owner/name, a model's folder, or gguf:FILE", min_length=1
+    )
     pipeline: dict[str, JSON] = key({}, "a mapping of the pipeline's own __call__ arguments")
     lora: Lora | None = key(None, "a mapping with rank, alpha, targets, modules, init, or null")
     full: bool = key(False, "true or false")

@@ -38,7 +38,7 @@ def gguf_folder(folder: Path) -> Path:
     [
         (vision, "pictures or sound and text (qwen2_5_vl)", "text-only"),
         (single, "a single file without", "from_single_file"),
-        (gguf, "a GGUF file", "hub id"),
+        (gguf, "a GGUF file", "gguf:"),
         (gguf_folder, "a folder of GGUF files", "hub id"),
     ],
 )
