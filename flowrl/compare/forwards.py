@@ -8,6 +8,7 @@ import itertools
 
 from flowrl.planning.costs import arithmetic
 from flowrl.recipe.schema import Recipe
+from flowrl.recipe.trust import foreign
 
 WITH_GRADIENT = 3
 
@@ -15,8 +16,11 @@ WITH_GRADIENT = 3
 def measured_forwards(recipe: Recipe, iteration: int, rollout: float, train: float) -> float:
     """The forwards of an iteration, from 0, of which `rollout` and `train` were counted, the latter of every sort.
 
-    Those with gradient are taken to be as large a part of `train` as in the plan.
+    Those with gradient are taken to be as large a part of `train` as in the plan; all of it, where a plan would have to
+    import parts of somebody's own, since whoever compares finished runs need not trust them.
     """
+    if any(not place.startswith(("rewards.", "track.")) for place, _ in foreign(recipe)):
+        return rollout + WITH_GRADIENT * train
     cost = arithmetic(recipe, iteration)
     looked = cost.train_forwards + cost.reference_forwards + cost.whole_row_forwards
     share = cost.train_forwards / looked if looked else 0.0
@@ -26,12 +30,8 @@ def measured_forwards(recipe: Recipe, iteration: int, rollout: float, train: flo
 def planned_forwards(recipe: Recipe, iteration: int) -> float:
     """The forwards of an iteration, from 0, if every row that may be trained is."""
     cost = arithmetic(recipe, iteration)
-    return measured_forwards(
-        recipe,
-        iteration,
-        cost.rollout_forwards,
-        cost.train_forwards + cost.reference_forwards + cost.whole_row_forwards,
-    )
+    without = cost.rollout_forwards + cost.reference_forwards + cost.whole_row_forwards
+    return without + WITH_GRADIENT * cost.train_forwards
 
 
 def affordable_iterations(recipe: Recipe, forwards: float) -> int:

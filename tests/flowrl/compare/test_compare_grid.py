@@ -7,7 +7,7 @@ import pytest
 from cli_support import call
 from compare_support import planted
 from flowrl.compare import collect, execute, grid
-from flowrl.compare.forwards import planned_forwards
+from flowrl.compare.forwards import measured_forwards, planned_forwards
 from flowrl.compare.grid import Budget, Variant
 from flowrl.names import UserError
 from flowrl.recipe.load import load
@@ -110,6 +110,13 @@ def test_a_budget_of_forwards_is_so_many_iterations_of_each_variant(tmp_path: Pa
         grid.make_cells("tiny_flow_grpo", [], [Variant("base")], seeds=1, output=tmp_path, budget=few)
     with pytest.raises(UserError, match=r"sets train\.iterations"):
         grid.make_cells("tiny_flow_grpo", ["train.iterations=3"], chosen, seeds=1, output=tmp_path, budget=budget)
+
+
+def test_forwards_that_ran_count_as_in_the_plan_and_without_one_where_it_would_import_somebodys_parts():
+    recipe = load("quickstart", [])  # of what it looks at, one half has a gradient
+    assert measured_forwards(recipe, 3, 576, 168) == 576 + 84 + 3 * 84
+    own = recipe.model_copy(update={"sampler": recipe.sampler.model_copy(update={"step": "nobodys_part.step"})})
+    assert measured_forwards(own, 3, 576, 168) == 576 + 3 * 168
 
 
 @pytest.mark.parametrize("text", ["", "0", "3 days", "-3m", "m", "k", "3m forwards", "66kk"])
