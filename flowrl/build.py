@@ -21,6 +21,7 @@ from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.objectives.noised import NOISED
 from flowrl.core.objectives.paired import PAIRED
 from flowrl.core.objectives.pulled import PULLED, SRPOObjective
+from flowrl.core.objectives.texts import TEXTS
 from flowrl.core.objectives.value import ValueObjective
 from flowrl.core.selection import WidthPruning
 from flowrl.core.tree_credit import CREDITS as TREE_CREDITS
@@ -108,6 +109,8 @@ def build_objective(recipe: Recipe) -> Objective:
     if isinstance(objective, Own):
         return GivenObjective(Guarded("objective.kind", objective.kind, build_part("objective", objective)))
     if objective.loss is not None:
+        if kind_of(recipe).texts:
+            return TEXTS[objective.loss.kind](**objective.loss.given)
         if objective.loss.pulls:
             return PULLED[objective.loss.kind](**objective.loss.given, **_aligned(recipe))
         more = {"size": recipe.train.group} if objective.loss.kind == "dgpo" else {}
@@ -278,9 +281,9 @@ def given_samples(recipe: Recipe) -> SamplesOf | None:
         return None
     from flowrl.policies.pipelines.arguments import open_pixels
 
-    def samples_of(prompt: Prompt) -> tuple[list[Tensor], list[float]]:
+    def samples_of(prompt: Prompt) -> tuple[list[Any], list[float]]:
         files, scores = pairs.samples_of(prompt)
-        return [open_pixels(file) for file in files], scores
+        return [file if isinstance(file, str) else open_pixels(file) for file in files], scores
 
     return samples_of
 

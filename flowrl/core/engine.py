@@ -152,7 +152,7 @@ class TakesSamples(Protocol[GivenPlanT]):
     def given(
         self,
         prompts: Sequence[Prompt],
-        pictures: Sequence[Sequence[Tensor]],
+        pictures: Sequence[Sequence[Any]],
         *,
         plan: GivenPlanT,
         seed: int,
@@ -160,7 +160,7 @@ class TakesSamples(Protocol[GivenPlanT]):
         drawn: Sequence[tuple[Sequence[int], Rollout]] = (),
     ) -> Rollout:
         """A rollout of the pictures of each prompt, each scaled and cut to the size of the policy's own: float
-        [3, H, W], or video [T, 3, H, W], in [0, 1].
+        [3, H, W], or video [T, 3, H, W], in [0, 1]; or of its texts.
 
         drawn: rollouts by this plan and seed of some of the prompts, with their positions; their samples stand behind
         the prompt's own, so that each prompt has as many. The noise of all is that of samples that are drawn under the
@@ -169,8 +169,8 @@ class TakesSamples(Protocol[GivenPlanT]):
         ...
 
 
-# of a prompt: its samples, pictures or video as in `TakesSamples.given`, and a score of each
-SamplesOf = Callable[[Prompt], tuple[Sequence[Tensor], Sequence[float]]]
+# of a prompt: its samples as in `TakesSamples.given`, and a score of each
+SamplesOf = Callable[[Prompt], tuple[Sequence[Any], Sequence[float]]]
 
 
 @dataclass

@@ -306,6 +306,8 @@ def _backward(policy: Looks, rows: Tensor, loss: StepLoss, micro_batch: int | No
     if states == "noised":
         backward_noised(policy, rows, loss, micro_batch, progress)
         return
+    if loss.objective.together == "pair" and micro_batch is not None:
+        micro_batch = max(2, micro_batch - micro_batch % 2)  # rows lie pair by pair, which a part does not cut
     for part in _parts(rows, micro_batch):
         (backward if states in ("drawn", "valued") else backward_pull)(policy, part, loss, progress)
 

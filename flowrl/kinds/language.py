@@ -9,7 +9,7 @@ from flowrl.recipe.begun import check_begun
 from flowrl.recipe.calls import read_json
 from flowrl.recipe.credit import check_token_credit
 from flowrl.recipe.errors import RecipeError, show
-from flowrl.recipe.noised_checks import refuse_noised
+from flowrl.recipe.noised_checks import check_texts
 from flowrl.recipe.objectives import check_token_objective
 from flowrl.recipe.presets import LANGUAGE
 from flowrl.recipe.schema import GenerationKeys, Recipe
@@ -101,7 +101,7 @@ class Language:
         """Keys about denoising steps."""
         yield from check_token_objective(recipe)
         yield from check_token_credit(recipe, section_of(recipe))
-        yield from refuse_noised(recipe)
+        yield from check_texts(recipe)
 
     def check_parts(self, recipe: Recipe) -> Iterator[RecipeError]:
         """Rewards that would start before the rollout ends."""

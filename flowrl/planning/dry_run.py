@@ -161,6 +161,8 @@ def _objective(recipe: Recipe) -> str:
         given = ", ".join(f"{name} {value}" for name, value in objective.loss.given.items())
         text = f"objective   {objective.preset}: {objective.loss.kind}{f' ({given})' if given else ''}"
         kl = f", KL {objective.kl:g}" if objective.kl > 0 else ""
+        if kind_of(recipe).texts:
+            return f"{text}, of {'given texts' if recipe.train.source == 'files' else 'completions'}"
         text = f"{text}{kl}, mean over samples{'' if objective.loss.pulls else ' and levels'};"
         if objective.loss.pulls:
             return f"{text} no advantage"

@@ -61,9 +61,9 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
         optimizer_steps=train.epochs * train.updates,
         micro_batches=-(-per_update // (train.micro_batch or per_update)),
         rows_at_once=rows_at_once(recipe, train.group),
-        rollout_forwards=train.prompts * tokens_of_prompt(recipe) + greedy,
+        rollout_forwards=train.prompts * tokens_of_prompt(recipe) + greedy if train.source == "rollouts" else 0,
         train_forwards=train.epochs * drawn,
-        reference_forwards=passes * drawn if objective.kl > 0 else 0,
+        reference_forwards=passes * drawn if objective.kl > 0 else drawn if _compared(recipe) else 0,
         value_forwards=0 if critic is None else drawn,
         critic_forwards=fits * drawn,
     )
@@ -116,6 +116,12 @@ def _parts(recipe: Recipe) -> list[str]:
     if given.force is not None:
         found.append(f"            with {given.force.left} tokens left, {given.force.text!r} is given")
     return found
+
+
+def _compared(recipe: Recipe) -> bool:
+    """Whether a loss of whole texts reads the reference."""
+    loss = recipe.objective.loss
+    return loss is not None and loss.reads_reference
 
 
 def eval_forwards(recipe: Recipe) -> int:

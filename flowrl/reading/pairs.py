@@ -38,6 +38,7 @@ class Layout:
     columns: tuple[str, ...]
     prompt: str = "prompt"
     ties: bool = False  # whether it marks ties, which are then left out
+    texts: bool = False  # whether its samples are texts, and no files
 
 
 LAYOUTS = (
@@ -50,6 +51,8 @@ LAYOUTS = (
     Layout("HPD v3", ("path1", "path2")),
     Layout("VideoGen-RewardBench", ("path_A", "path_B", "Overall"), ties=True),
     Layout("VideoAlign", ("path_A", "path_B", *ASPECTS), ties=True),
+    Layout("preference of texts", ("chosen", "rejected"), texts=True),
+    Layout("text", ("completion",), texts=True),
 )
 FOCUSDIFF = ("prompt1", "prompt2", "image1", "image2")
 ACCEPTED = "; ".join(f"{layout.prompt}, {', '.join(layout.columns)} ({layout.name})" for layout in LAYOUTS)
@@ -76,8 +79,8 @@ def load(source: str, *, split: str = "train", limit: int | None = None) -> list
     return prompts
 
 
-def samples_of(prompt: Prompt) -> tuple[list[Path], list[float]]:
-    """The files of a prompt's samples, and their scores."""
+def samples_of(prompt: Prompt) -> tuple[list[Any], list[float]]:
+    """The files of a prompt's samples as Paths, or their texts, and their scores."""
     return prompt.meta["files"], prompt.meta["scores"]
 
 
@@ -96,9 +99,13 @@ def _read(source: str, split: str) -> Iterator[Prompt]:
             if layout.ties:
                 continue
             raise PromptError(f"{where}: all scores are {scores[0]:g}, so that none is better; leave the line out")
-        files = [_file(value, where, path.parent if path.exists() else None) for value, _ in scored]
-        _refuse_twins(files, where)
-        names = "/".join([text, *(file.name for file in files)])
+        if layout.texts:
+            files: list[Any] = [_text(value, where) for value, _ in scored]
+            names = json.dumps([text, *files])
+        else:
+            files = [_file(value, where, path.parent if path.exists() else None) for value, _ in scored]
+            _refuse_twins(files, where)
+            names = "/".join([text, *(file.name for file in files)])
         identity = hashlib.sha256(names.encode()).hexdigest()[:16]
         own = layout.name in OWN
         media = prompt_media(record, where, path.parent if path.exists() else None) if own else ()
@@ -146,7 +153,9 @@ def _undecoded(data: Any) -> Any:
 def _scored(layout: Layout, record: dict[str, Any], where: str) -> Scored:
     """The samples of a record as they are named, better ones with higher scores."""
     at = [record[column] for column in layout.columns]
-    if layout.name in ("pair", "HPD v3"):
+    if layout.name == "text":
+        return [(at[0], 1.0)]
+    if layout.name in ("pair", "HPD v3", "preference of texts"):
         return [(at[0], BETTER), (at[1], WORSE)]
     if layout.name in ("VideoGen-RewardBench", "VideoAlign"):
         votes = sum(_vote(value, f"{where}: {name}") for name, value in zip(layout.columns[2:], at[2:], strict=True))
@@ -195,6 +204,15 @@ def _as_pairs(records: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[tuple[s
         ]:
             if low < high:
                 yield where, {**better, "better": better["image_path"], "worse": worse["image_path"]}
+
+
+def _text(value: JSON, where: str) -> str:
+    """A completion, or the last message of a conversation that ends with one."""
+    if isinstance(value, list) and value and isinstance(value[-1], dict):
+        value = value[-1].get("content")
+    if not isinstance(value, str) or not value.strip():
+        raise PromptError(f"{where}: a completion is {shorten(value)}; accepted: a text that is not empty")
+    return value
 
 
 def _vote(value: JSON, where: str) -> float:

@@ -120,7 +120,8 @@ def _limits(objective: ObjectiveKeys) -> Iterator[RecipeError]:
 def _batches(recipe: Recipe) -> Iterator[RecipeError]:
     train, advantage = recipe.train, recipe.advantage
     grouped = advantage.baseline not in ("batch", "none", "given")
-    if train.group < 2 and recipe.scores_train and (grouped or advantage.scale == "group"):
+    scored = recipe.scores_train and train.source == "rollouts"
+    if train.group < 2 and scored and (grouped or advantage.scale == "group"):
         chosen = f"baseline {advantage.baseline} with scale {advantage.scale}"
         problem = f"got {train.group}, but advantage {chosen} compares the samples of one prompt"
         remedy = "set train.group to 2 or more, or both advantage.baseline and advantage.scale to batch"

@@ -30,11 +30,16 @@ class Loss(Strict):
     one-step estimate at steps of the walk, or again at its last. srpo: of a sample noised by its own noise (kind align)
     and recovered; positive, negative: control words put before the prompt; discount, inversion_discount: [at the lowest
     level, at the highest].
+
+    Of language models (flowrl/core/objectives/texts.py): sft, the likelihood of texts from files, whose tokens count by
+    phi: one, p or uncertain, p (1 - p). dpo: of two texts of a prompt, from files or the best and the worst of a group,
+    pair: coefficient of the preference, bco: of that of each text on its own, likelihood: of the better text's
+    (MPO: 0.8, 0.2 and 1); smoothing: of labels.
     """
 
     kind: Literal[
-        "nft", "awm", "dgpo", "crd", "flow_dpo", "rpo", "flow_rwr", "sft", "draft", "match", "refl", "srpo"
-    ] = key(..., "nft, awm, dgpo, crd, flow_dpo, rpo, flow_rwr, sft, draft, match, refl or srpo")
+        "nft", "awm", "dgpo", "crd", "flow_dpo", "rpo", "flow_rwr", "sft", "draft", "match", "refl", "srpo", "dpo"
+    ] = key(..., "nft, awm, dgpo, crd, flow_dpo, rpo, flow_rwr, sft, draft, match, refl or srpo; of texts sft or dpo")
     beta: float | None = key(None, "a number > 0", gt=0)
     adv_clip: float | None = key(None, "a number > 0", gt=0)
     adv_max: float | None = key(None, "a number > 0", gt=0)
@@ -64,6 +69,12 @@ class Loss(Strict):
     discount: list[float] | None = key(None, "two numbers", min_length=2, max_length=2)
     inversion_discount: list[float] | None = key(None, "two numbers", min_length=2, max_length=2)
 
+    phi: Literal["one", "p", "uncertain"] | None = key(None, "one, p or uncertain")
+    pair: float | None = key(None, "a number >= 0", ge=0)
+    bco: float | None = key(None, "a number >= 0", ge=0)
+    likelihood: float | None = key(None, "a number >= 0", ge=0)
+    smoothing: float | None = key(None, "a number in [0, 0.5)", ge=0, lt=0.5)
+
     @property
     def given(self) -> dict[str, object]:
         """The numbers of its kind that the recipe gives."""
@@ -82,7 +93,7 @@ class Loss(Strict):
     @property
     def reads_reference(self) -> bool:
         """Whether it reads velocities of the reference, beside what objective.kl does."""
-        return self.kind in ("dgpo", "flow_dpo", "rpo") and self.against != "old"
+        return self.kind in ("dgpo", "flow_dpo", "rpo", "dpo") and self.against != "old"
 
 
 class Levels(Strict):
@@ -154,7 +165,8 @@ LOSS_KEYS: dict[str, tuple[str, ...]] = {
     "flow_dpo": ("beta", "epsilon", "against"),
     "rpo": ("beta", "sft", "epsilon"),
     "flow_rwr": ("temperature",),
-    "sft": ("least", "weighted"),
+    "sft": ("least", "weighted", "phi"),
+    "dpo": ("beta", "pair", "bco", "likelihood", "smoothing"),
     "draft": ("threshold", "scale", "nested", "tau"),
     "match": ("scale", "nested", "target"),
     "refl": ("threshold", "scale"),
@@ -171,3 +183,4 @@ LEVEL_KEYS: dict[str, dict[str, bool]] = {
     "spaced": {"number": False, "stop": False},
     "align": {"number": False, "low": False, "high": False, "truth": False, "inversion": False},
 }
+TEXT_KEYS: dict[str, tuple[str, ...]] = {"sft": ("phi",), "dpo": LOSS_KEYS["dpo"]}  # what those of texts read

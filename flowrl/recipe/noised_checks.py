@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from flowrl.recipe.calls import check_values
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.kinds import check_keys
-from flowrl.recipe.noised import LEVEL_KEYS, LOSS_KEYS, Levels, Loss
+from flowrl.recipe.noised import LEVEL_KEYS, LOSS_KEYS, TEXT_KEYS, Levels, Loss
 from flowrl.recipe.pulled_checks import check_pulled, refuse_visits
 from flowrl.recipe.schedules import num_steps
 from flowrl.recipe.schema import Recipe
@@ -20,6 +20,11 @@ def check_noised(recipe: Recipe) -> Iterator[RecipeError]:
     if loss is None:
         yield from _without(recipe)
         return
+    if loss.kind == "dpo" or loss.phi is not None:
+        place, got = ("kind", "dpo") if loss.kind == "dpo" else ("phi", loss.phi)
+        problem = f"got {show(got)}, which is about texts, but the decisions here are denoising steps"
+        yield RecipeError(f"objective.loss.{place}", problem, "accepted: flow_dpo" if place == "kind" else "remove it")
+        return
     yield from check_keys("objective.loss", loss, loss.kind, dict.fromkeys(LOSS_KEYS[loss.kind], False))
     yield from _walk(recipe)
     yield from _levels(recipe, recipe.sampler.levels or Levels())
@@ -33,12 +38,39 @@ def check_noised(recipe: Recipe) -> Iterator[RecipeError]:
     yield from _files(recipe, loss)
 
 
-def refuse_noised(recipe: Recipe) -> Iterator[RecipeError]:
-    """What is about noised samples, where there is nothing that could be noised."""
-    if recipe.objective.loss is not None:
-        problem = f"got {show(recipe.objective.loss.kind)}, a loss of noised samples, but `generation` makes tokens"
-        yield RecipeError("objective.loss", problem, "set objective.loss=null")
-    yield from _without(recipe)
+def check_texts(recipe: Recipe) -> Iterator[RecipeError]:
+    """What is about noised samples, where there is nothing that could be noised, and everything about losses of texts
+    that cannot work."""
+    loss, train = recipe.objective.loss, recipe.train
+    if loss is None:
+        yield from _without(recipe)
+        return
+    if loss.kind not in TEXT_KEYS:
+        problem = f"got {show(loss.kind)}, a loss of noised samples, but `generation` makes tokens"
+        yield RecipeError("objective.loss", problem, "set objective.loss=null, or kind sft or dpo")
+        return
+    yield from check_keys("objective.loss", loss, loss.kind, dict.fromkeys(TEXT_KEYS[loss.kind], False))
+    if train.source not in ("rollouts", "files"):
+        problem = f"got {show(train.source)}, a share, but texts come from files or from rollouts"
+        yield RecipeError("train.source", problem, "set train.source=rollouts or files")
+    elif loss.kind == "sft" and train.source != "files":
+        problem = "got 'rollouts', but sft is of texts that come with prompts.train"
+        yield RecipeError("train.source", problem, "set train.source=files")
+    if recipe.objective.kl > 0 or "objective.kl" in recipe.curves:
+        problem = f"got {recipe.objective.kl:g}, but objective.loss is in the place of a divergence"
+        yield RecipeError("objective.kl", problem, "set objective.kl=0")
+    if loss.kind == "dpo" and loss.pair == 0 and not loss.bco:
+        yield RecipeError("objective.loss.pair", "got 0, and no bco, so that no pair is compared", "raise one of them")
+    for place, value, off in (
+        ("train.refill", train.refill, 0),
+        ("train.budget", train.budget, None),
+        ("train.keep", train.keep, None),
+        ("train.old", train.old, None),
+        ("train.sample_old", train.sample_old, False),
+    ):
+        if value != off:
+            problem = f"got {show(value)}, but objective.loss {loss.kind!r} takes whole texts as they are"
+            yield RecipeError(place, problem, f"set {place}={'null' if off is None else str(off).lower()}")
 
 
 def _without(recipe: Recipe) -> Iterator[RecipeError]:

@@ -13,6 +13,7 @@ METRICS = {
     "old_distance": "mean squared difference of the velocity from that of the older weights",
     "margin": "of pairs: by how much the implicit reward of the better sample exceeds that of the worse one",
     "implicit_accuracy": "share of pairs whose implicit rewards agree with the preference; 1/2 is chance",
+    "likelihood": "-log p a token of the texts that are made likelier, of pairs the better one's",
     "winner_error": "of pairs: squared error of the velocity at the better sample; it depends on the levels drawn",
     "winner_rise": "of pairs: by how much that error is above the one under the weights it is compared with; a "
     "large rise is likelihood displacement",

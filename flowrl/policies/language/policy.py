@@ -19,6 +19,7 @@ from flowrl.core.batches import rollout_chunks
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.chat import Encoder
+from flowrl.policies.language.completions import Completions, given_texts
 from flowrl.policies.language.decoding import cache_argument, decode, teacher_forced
 from flowrl.policies.language.rows import Begun, Row, begun_rows, finish, stacked
 from flowrl.policies.noise import Key, copy_numbers, token_uniforms
@@ -46,16 +47,6 @@ class LanguageSource:
         else:
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
-
-
-@dataclass
-class Completions:
-    """What a rollout stores: ids of each row's prompt, tokens int64 [R, K] and how many of them count, int64 [R]."""
-
-    prompts: list[list[int]]
-    tokens: Tensor
-    length: Tensor
-    plan: Generation
 
 
 class LanguagePolicy:
@@ -189,6 +180,16 @@ class LanguagePolicy:
                 i for i, shown in zip(known, decoded, strict=True) if text in shown and i not in special
             )
         return self._containing[text]
+
+    def given(
+        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[str]], *, plan: Generation, **_: Any
+    ) -> Rollout:
+        """A rollout of the texts of each prompt, as many for each; see completions.py. No seed changes anything."""
+        self.prepare(prompts[0], plan)
+        ids = [self._ids(prompt, plan) for prompt in prompts]
+        return given_texts(
+            self.tokenizer, self.stop, self.pad, prompts, ids, [t for own in pictures for t in own], plan
+        )
 
     def look(
         self, rollout: Rollout, rows: Tensor, view: View, visit: Visit, *, progress: Progress | None = None

@@ -17,13 +17,25 @@ gpg      log-probs without a ratio, group mean over the share of rewards that ar
          verl; mean over decisions. For tokens.
 pass_k   the advantage of the chance that one of advantage.k = 4 answers is right, in closed form: Pass@k training
          (arXiv:2508.10751); clip 0.2, mean over decisions. Rewards are 0 or 1. For tokens.
+dpo      the better of two texts of a prompt is to be likelier than the worse one, by more than under the reference: DPO
+         (arXiv:2305.18290), beta 0.1, on pairs from files or the best and the worst of each group. For tokens.
+mpo      0.8 of that, 0.2 of the same for each text on its own (BCO) and the likelihood of the better one, beta 0.1: MPO
+         of InternVL2.5-MPO (arXiv:2411.10442). For tokens.
+srpo_history  grpo's clip, mean over decisions, and prompts whose samples were all right come no more: history
+         resampling of SRPO (arXiv:2504.14286); a reward of 1 is right. For tokens.
+greso    dapo's clip and refill, and prompts that were silent several times in a row are skipped by a chance that
+         follows targets of 25 % in all, 1 : 2: GRESO (arXiv:2506.02177), its code. For tokens.
+rlcs     grpo, and prompts are drawn from tiers of their mean reward at rates of their own: curriculum sampling of
+         GLM-4.5V (arXiv:2507.01006), which names no numbers. For tokens.
+dars     group mean, no std, and up to 32 samples of prompts of which less than half is right: DARS-HW
+         (arXiv:2508.13755), for groups of 8; grpo's clip, mean over decisions. For tokens.
 rf_base  group mean, whitened over the decisions of the batch: REINFORCE++-baseline (arXiv:2501.03262); clip 0.2, mean
          over decisions; the paper adds a KL of kind k2. For tokens.
 
 Sample std is `advantage.unbiased`.
 """
 
-from flowrl.recipe.presets.values import SUMMED, Values
+from flowrl.recipe.presets.values import REFILL, SUMMED, Values
 
 LANGUAGE: dict[str, Values] = {
     "cispo": {
@@ -51,5 +63,31 @@ LANGUAGE: dict[str, Values] = {
         "advantage": SUMMED | {"scale": "nonzero"},
     },
     "pass_k": {"objective": {"clip": 0.2, "kl_kind": "k3"}, "advantage": SUMMED | {"baseline": "pass_at_k"}},
+    "dpo": {"objective": {"loss": {"kind": "dpo", "beta": 0.1}}, "advantage": SUMMED},
+    "mpo": {
+        "objective": {"loss": {"kind": "dpo", "beta": 0.1, "pair": 0.8, "bco": 0.2, "likelihood": 1.0}},
+        "advantage": SUMMED,
+    },
+    "srpo_history": {
+        "objective": {"clip": 0.2, "kl_kind": "k3"},
+        "advantage": SUMMED,
+        "prompts": {"choose": {"kind": "drop_solved"}},
+    },
+    "greso": {
+        "objective": {"clip": [0.2, 0.28], "kl_kind": "k3"},
+        "advantage": SUMMED | {"eps": 1e-6},
+        "prompts": {"choose": {"kind": "skip", "target_easy": 0.083, "target_hard": 0.167}},
+        "train": {"refill": REFILL},
+    },
+    "rlcs": {
+        "objective": {"clip": 0.2, "kl_kind": "k3"},
+        "advantage": SUMMED,
+        "prompts": {"choose": {"kind": "tiers"}},
+    },
+    "dars": {
+        "objective": {"clip": 0.2, "kl_kind": "k3"},
+        "advantage": SUMMED | {"scale": "none"},
+        "train": {"budget": {"kind": "hardness_weighted", "limit": 32}},
+    },
     "rf_base": {"objective": {"clip": 0.2, "kl_kind": "k3"}, "advantage": SUMMED | {"scale": "whiten_by_length"}},
 }

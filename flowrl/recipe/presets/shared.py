@@ -31,9 +31,7 @@ lite_ppo group mean, std of the whole batch's raw rewards, token ratio, clip 0.2
 Sample std is `advantage.unbiased`.
 """
 
-from flowrl.recipe.presets.values import STEPS, SUMMED, Values
-
-REFILL = 9  # DAPO's code draws at most ten batches
+from flowrl.recipe.presets.values import REFILL, STEPS, SUMMED, Values
 
 DENOISING: dict[str, Values] = {
     "grpo": {"objective": {"clip": STEPS}},

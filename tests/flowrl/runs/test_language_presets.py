@@ -46,7 +46,9 @@ def test_every_preset_of_tokens_runs_three_iterations(preset: str, tmp_path: Pat
     metrics = trained(tmp_path / "run", preset, *more)
     assert [m["iteration"] for m in metrics] == [1, 2, 3]
     learning = metrics[1:] if more[-1:] == ["critic={warmup: 1}"] else metrics  # at first the critic alone
-    assert all(m["nonfinite_updates"] == 0 and m["replay_gap_max"] < 5e-5 for m in learning)
+    assert all(m["nonfinite_updates"] == 0 for m in learning)
+    compared = preset not in ("dpo", "mpo")  # whose losses read no ratio to who sampled
+    assert all(("replay_gap_max" in m) == compared and m.get("replay_gap_max", 0.0) < 5e-5 for m in learning)
     for values in metrics if "critic" in LANGUAGE[preset] else ():
         assert values["value/grad_norm"] > 0 and values["value/explained_variance"] < 1
     assert max(m["grad_norm"] for m in learning) > 0

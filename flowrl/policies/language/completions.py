@@ -1,0 +1,60 @@
+"""What a rollout of completions stores, and a rollout of texts that nobody drew."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowrl.contracts import Prompt, Rollout, Samples
+from flowrl.untyped import Tokenizer
+from samplers.tokens import Generation
+
+
+@dataclass
+class Completions:
+    """What a rollout stores: ids of each row's prompt, tokens int64 [R, K] and how many of them count, int64 [R]."""
+
+    prompts: list[list[int]]
+    tokens: Tensor
+    length: Tensor
+    plan: Generation
+
+
+def given_texts(
+    tokenizer: Tokenizer,
+    stop: Sequence[int],
+    pad: int,
+    prompts: Sequence[Prompt],
+    ids: Sequence[list[int]],
+    texts: Sequence[str],
+    plan: Generation,
+) -> Rollout:
+    """A rollout of these completions, as many for each prompt, prompt by prompt, each with a token that ends it.
+
+    stop, pad: ids that end a completion, and that of padding. ids: those of each prompt. A text beyond the plan's limit
+    is cut there. Nobody drew them: their rollout_logp is 0.
+    """
+    group = len(texts) // len(prompts)
+    rows = [_tokens(tokenizer, text, stop)[: plan.max_new_tokens] for text in texts]
+    length = torch.tensor([len(row) for row in rows])
+    tokens = torch.full((len(rows), int(length.max())), pad)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row)
+    samples = Samples(
+        [prompt for prompt in prompts for _ in range(group)],
+        torch.arange(len(prompts)).repeat_interleave(group),
+        texts=list(texts),
+        lengths=length,
+        truncated=torch.tensor([row[-1] not in stop for row in rows]),
+    )
+    mask = torch.arange(tokens.shape[1]) < length[:, None]
+    owners = [own for own in ids for _ in range(group)]
+    return Rollout(samples, torch.zeros(tokens.shape), mask, Completions(owners, tokens, length, plan))
+
+
+def _tokens(tokenizer: Tokenizer, text: str, stop: Collection[int]) -> list[int]:
+    """The tokens of a completion and of its end."""
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id in stop else next(iter(stop), None)
+    return ids if end is None else [*ids, end]
