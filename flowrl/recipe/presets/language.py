@@ -63,9 +63,13 @@ LANGUAGE: dict[str, Values] = {
         "advantage": SUMMED | {"scale": "nonzero"},
     },
     "pass_k": {"objective": {"clip": 0.2, "kl_kind": "k3"}, "advantage": SUMMED | {"baseline": "pass_at_k"}},
-    "dpo": {"objective": {"loss": {"kind": "dpo", "beta": 0.1}}, "advantage": SUMMED},
+    "dpo": {"objective": {"clip": 0.2, "kl_kind": "k3", "loss": {"kind": "dpo", "beta": 0.1}}, "advantage": SUMMED},
     "mpo": {
-        "objective": {"loss": {"kind": "dpo", "beta": 0.1, "pair": 0.8, "bco": 0.2, "likelihood": 1.0}},
+        "objective": {
+            "clip": 0.2,
+            "kl_kind": "k3",
+            "loss": {"kind": "dpo", "beta": 0.1, "pair": 0.8, "bco": 0.2, "likelihood": 1.0},
+        },
         "advantage": SUMMED,
     },
     "srpo_history": {
