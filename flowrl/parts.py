@@ -76,6 +76,7 @@ KINDS: dict[str, PartKind] = {
             "template",
             "system",
             "chat_arguments",
+            "stop",
             "precision",
             "keep_entropy",
             "keep_squares",

@@ -1,12 +1,14 @@
 """The maths of a token: the plan of a completion, the draw of its next token, log-probabilities and divergence.
 
-A token is drawn from softmax(logits / temperature), cut to the top_k likeliest and to the smallest set that holds top_p
-of the probability. It is scored under softmax(logits / temperature) BEFORE the cut, in the rollout as in every replay:
+A token is drawn from softmax(logits / temperature), cut to the top_k likeliest, to the smallest set that holds top_p of
+the probability, and to those at least min_p times as likely as the likeliest; a repetition_penalty lowers what was said
+before. It is scored under softmax(logits / temperature) BEFORE all that, in the rollout as in every replay:
 a later policy may rank a drawn token out of its own cut, where the cut distribution would give it probability 0 and a
 ratio without meaning. With top_k null and top_p 1 both are the same; with a cut the ratio is that of the uncut
-policies, as in verl. (DeepSeek-V3.2 instead keeps the rollout's cut, a mask of vocabulary size for every token.)
+policies, as in verl and TRL. (DeepSeek-V3.2 keeps the rollout's cut instead, a mask of vocabulary size for each token.)
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,8 +23,12 @@ CHUNK = 2**24  # float32 numbers of vocabulary size that are held at once, 64 Mi
 class Generation:
     """How completions are drawn. temperature 0 takes the likeliest token: an evaluation, which cannot be trained on.
 
-    force: (text, n): a completion that has n tokens left and has not written this text is given it.
-    Raises ValueError for values outside max_new_tokens >= 1, temperature >= 0, top_k >= 1, 0 < top_p <= 1.
+    force: (text, n): a completion that has n tokens left and has not written this text is given it. min_p: tokens less
+    likely than that share of the likeliest are not drawn (arXiv:2407.01082). repetition_penalty: logits of tokens of
+    the prompt and the completion so far are divided by it, those below 0 multiplied (CTRL, arXiv:1909.05858); of greedy
+    completions too.
+    Raises ValueError for values outside max_new_tokens >= 1, temperature >= 0, top_k >= 1, 0 < top_p <= 1, 0 <= min_p
+    <= 1 and repetition_penalty > 0.
     """
 
     max_new_tokens: int
@@ -30,6 +36,8 @@ class Generation:
     top_k: int | None = None
     top_p: float = 1.0
     force: tuple[str, int] | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if (
@@ -37,8 +45,12 @@ class Generation:
             or self.temperature < 0
             or not 0 < self.top_p <= 1
             or not (self.top_k is None or self.top_k >= 1)
+            or not (0 <= self.min_p <= 1 and self.repetition_penalty > 0)
         ):
-            raise ValueError(f"{self}: need max_new_tokens >= 1, temperature >= 0, top_k >= 1 and 0 < top_p <= 1")
+            raise ValueError(
+                f"{self}: need max_new_tokens >= 1, temperature >= 0, top_k >= 1, 0 < top_p <= 1, 0 <= min_p <= 1 and "
+                "repetition_penalty > 0"
+            )
 
     @property
     def scale(self) -> float:
@@ -50,7 +62,7 @@ def draw(logits: Tensor, uniform: Tensor, plan: Generation) -> Tensor:
     """Tokens int64 [R] from logits [R, V], by inverting the cumulative distribution at uniform [R] in [0, 1)."""
     if plan.temperature == 0:
         return logits.argmax(-1)
-    kept = cut(logits.float() / plan.temperature, plan.top_k, plan.top_p)
+    kept = cut(logits.float() / plan.temperature, plan.top_k, plan.top_p, plan.min_p)
     # in float64 where there is one: 150,000 float32 terms would move the boundaries by more than a rare token's share
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
     cdf = kept.softmax(-1).to(wide).cumsum(-1)
@@ -60,8 +72,13 @@ def draw(logits: Tensor, uniform: Tensor, plan: Generation) -> Tensor:
     return torch.searchsorted(cdf, target, right=True).squeeze(-1)
 
 
-def cut(logits: Tensor, top_k: int | None, top_p: float) -> Tensor:
-    """The logits [R, V] with those outside the top_k, then outside the nucleus of top_p, at -inf."""
+def penalised(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """The logits [R, V] of what was said before, bool seen [R, V], divided by the penalty, those below 0 multiplied."""
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def cut(logits: Tensor, top_k: int | None, top_p: float, min_p: float = 0.0) -> Tensor:
+    """The logits [R, V] with those outside the top_k, then outside the nucleus of top_p, then below min_p, at -inf."""
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
@@ -69,6 +86,8 @@ def cut(logits: Tensor, top_k: int | None, top_p: float) -> Tensor:
         ordered, index = logits.softmax(-1).sort(descending=True)
         before = ordered.cumsum(-1) - ordered  # the likeliest token always stays
         logits = logits.masked_fill((before >= top_p).gather(-1, index.argsort(-1)), -torch.inf)
+    if min_p > 0:
+        logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), -torch.inf)
     return logits
 
 

@@ -18,7 +18,8 @@ from flowrl.kinds.language import section_of
 from flowrl.planning.costs import eval_plan
 from flowrl.policies.devices import device_of
 from flowrl.policies.language.chat import Encoder
-from flowrl.policies.language.policy import LanguagePolicy, stop_ids
+from flowrl.policies.language.policy import LanguagePolicy
+from flowrl.policies.language.stopping import stop_ids
 from flowrl.policies.loading import load_language
 from flowrl.recipe.models import gguf_file
 from flowrl.recipe.schema import Recipe

@@ -9,10 +9,11 @@ from flowrl.recipe.begun import check_begun
 from flowrl.recipe.calls import read_json
 from flowrl.recipe.credit import check_token_credit
 from flowrl.recipe.errors import RecipeError, show
+from flowrl.recipe.generation import GenerationKeys
 from flowrl.recipe.noised_checks import check_texts
 from flowrl.recipe.objectives import check_token_objective
 from flowrl.recipe.presets import LANGUAGE
-from flowrl.recipe.schema import GenerationKeys, Recipe
+from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import names_own
 from flowrl.untyped import JSON
 

@@ -12,13 +12,20 @@ def plan(recipe: Recipe, iteration: int) -> Generation:
     """How the tokens of a training iteration are drawn; the same in every iteration."""
     given = section_of(recipe)
     force = None if given.force is None else (given.force.text, given.force.left)
-    return Generation(given.max_new_tokens, given.temperature, given.top_k, given.top_p, force)
+    return replace(_plain(recipe), temperature=given.temperature, force=force)
 
 
 def eval_plan(recipe: Recipe) -> Generation:
     """How the tokens of an evaluation are drawn: at eval.temperature, else as in training."""
     given, heat = section_of(recipe), recipe.eval.temperature
-    return Generation(given.max_new_tokens, given.temperature if heat is None else heat, given.top_k, given.top_p)
+    return replace(_plain(recipe), temperature=given.temperature if heat is None else heat)
+
+
+def _plain(recipe: Recipe) -> Generation:
+    """How tokens are drawn, at temperature 1."""
+    given = section_of(recipe)
+    names = ("max_new_tokens", "top_k", "top_p", "min_p", "repetition_penalty")
+    return Generation(**{name: getattr(given, name) for name in names})
 
 
 def group_plan(recipe: Recipe) -> Generation:
@@ -162,7 +169,10 @@ def words(plan: Generation) -> str:
     how = f"temperature {plan.temperature:g}" if plan.temperature else "greedy"
     cuts = [f"top {plan.top_k}"] if plan.top_k is not None else []
     cuts += [f"nucleus {plan.top_p:g}"] if plan.top_p < 1 else []
-    return ", ".join([f"at most {plan.max_new_tokens} new tokens", how, *(cuts if plan.temperature else [])])
+    cuts += [f"min p {plan.min_p:g}"] if plan.min_p > 0 else []
+    cuts = cuts if plan.temperature else []
+    cuts += [f"repetition penalty {plan.repetition_penalty:g}"] if plan.repetition_penalty != 1 else []
+    return ", ".join([f"at most {plan.max_new_tokens} new tokens", how, *cuts])
 
 
 def eval_words(recipe: Recipe) -> str:

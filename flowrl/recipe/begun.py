@@ -8,7 +8,8 @@ from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.kinds import check_keys
 
 if TYPE_CHECKING:
-    from flowrl.recipe.schema import GenerationKeys, Recipe
+    from flowrl.recipe.generation import GenerationKeys
+    from flowrl.recipe.schema import Recipe
 
 
 class TokenTree(Strict):

@@ -19,6 +19,7 @@ RESETS = ("reference", "optimizer", "average", "old")
 # What a run looks up in every iteration. All else is built once.
 MAY_CHANGE = ("objective", "advantage", "prompts", "sampler.noise", "sampler.window", "sampler.levels")
 MAY_CHANGE += ("generation.max_new_tokens", "generation.temperature", "generation.top_k", "generation.top_p")
+MAY_CHANGE += ("generation.min_p", "generation.repetition_penalty")
 TRAIN = ("prompts", "group", "epochs", "updates", "update_by", "micro_batch", "refill", "keep", "keep_by", "budget")
 TRAIN += ("skip_truncated", "drop_silent", "lr", "max_grad_norm", "old", "sample_old", "pairs", "source")
 MAY_CHANGE += tuple(f"train.{name}" for name in TRAIN)

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from flowrl.recipe.base import Strict, key, part
-from flowrl.recipe.begun import DrawAgain, Force, TokenTree
 from flowrl.recipe.credit import Credit, CreditKeys, CriticKeys
 from flowrl.recipe.curves import Curved
+from flowrl.recipe.generation import GenerationKeys
 from flowrl.recipe.lora import Lora
 from flowrl.recipe.noised import Loss, NoisedTraining
 from flowrl.recipe.prompts import Budget, Prompts
@@ -22,30 +22,6 @@ from flowrl.recipe.tracking import Dtype, Track
 from flowrl.untyped import JSON
 
 CLIP = 0.2  # a clip range that is as good as any, for losses that have none
-
-
-class GenerationKeys(Strict):
-    """How a language model's completions are drawn. max_new_tokens: where one that has not ended is cut off.
-
-    top_k, top_p: draw from the likeliest tokens only; they are scored uncut (samplers/tokens.py). chat_template: auto
-    uses the tokenizer's where it has one; chat_arguments go to it ({enable_thinking: false} of Qwen3). system: the
-    system message of chats that have none. tree: completions that share their first tokens; again: what is drawn once
-    completions have been scored; force: a text at the end of long ones (see recipe/begun.py); partial: an iteration
-    draws at most so many tokens of a completion, which goes on in the next. These four are of training; evaluations
-    draw plainly.
-    """
-
-    max_new_tokens: int = key(..., "a whole number >= 1", ge=1)
-    temperature: float = key(1.0, "a number > 0 (eval.temperature may be 0)", gt=0, curve=True)
-    top_k: int | None = key(None, "a whole number >= 1 or null", ge=1)
-    top_p: float = key(1.0, "a number in (0, 1]", gt=0, le=1)
-    chat_template: Literal["auto"] | bool = key("auto", "auto, true or false")
-    chat_arguments: dict[str, JSON] = key({}, "a mapping of argument names to values")
-    system: str | None = key(None, "a text or null", min_length=1)
-    tree: TokenTree | None = key(None, "a mapping with kind, or null")
-    again: DrawAgain | None = key(None, "a mapping with kind, or null")
-    force: Force | None = key(None, "a mapping with text and left, or null")
-    partial: int | None = key(None, "a whole number >= 1 or null", ge=1)
 
 
 class Advantage(arguments_of("advantage", "normalised")):

@@ -25,7 +25,8 @@ from flowrl.policies.reference_lora import add_reference_lora
 from flowrl.policies.trainable import make_trainable
 from flowrl.policies.weights import weights_of
 from flowrl.recipe.begun import arguments
-from flowrl.recipe.schema import GenerationKeys, Recipe
+from flowrl.recipe.generation import GenerationKeys
+from flowrl.recipe.schema import Recipe
 from flowrl.untyped import LanguageModel, Tokenizer
 
 # kind of generation.tree or again -> the function, whose keyword arguments are its keys
@@ -50,6 +51,7 @@ def build(recipe: Recipe) -> LanguagePolicy:
         system=given.system,
         chat_arguments=given.chat_arguments,
         device=device,
+        stop=given.stop,
         max_rows=recipe.train.rollout_batch,
         precision=getattr(torch, recipe.dtype.logp),
         keep_entropy=recipe.objective.entropy_share is not None,

@@ -5,7 +5,7 @@ padding, and position ids count from each row's first real token. A row's result
 """
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,9 @@ from transformers import DynamicCache
 from flowrl.contracts import Progress
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.prefixes import Prefix, cache_of
+from flowrl.policies.language.stopping import Stop
 from flowrl.untyped import LanguageModel
-from samplers.tokens import Generation, draw, token_entropy, token_logp, token_squares
+from samplers.tokens import Generation, draw, penalised, token_entropy, token_logp, token_squares
 
 CACHES = ("cache", "past_key_values")  # what transformers calls the argument, newest name first
 
@@ -64,10 +65,12 @@ class Reading:
     logits: Tensor
     attention: Tensor
     cache: DynamicCache
+    contexts: Sequence[Sequence[int]]
 
     def select(self, index: Tensor) -> None:
         """Goes on with these rows, int64, some of them more than once."""
         self.logits, self.attention = self.logits[index], self.attention[index]
+        self.contexts = [self.contexts[i] for i in index.tolist()]
         self.cache.batch_select_indices(index)
 
 
@@ -83,12 +86,12 @@ def read(
     if not any(prefix is not None for prefix in prefixes):
         cache = DynamicCache(config=model.config)
         ids, attention = left_padded(contexts, pad, model.device)
-        return Reading(forward(model, ids, attention, 1, cache)[:, 0], attention, cache)
+        return Reading(forward(model, ids, attention, 1, cache)[:, 0], attention, cache, contexts)
     cache, known = cache_of(model, prefixes)
     left = [list(ids[0 if p is None else len(p) :]) for ids, p in zip(contexts, prefixes, strict=True)]
     ids, attention = left_padded(left, pad, model.device)
     attention = torch.cat([known, attention], 1)
-    return Reading(forward(model, ids, attention, 1, cache)[:, 0], attention, cache)
+    return Reading(forward(model, ids, attention, 1, cache)[:, 0], attention, cache, contexts)
 
 
 def decode(
@@ -98,7 +101,7 @@ def decode(
     plan: Generation,
     *,
     group: int,
-    stop: Collection[int],
+    stop: Stop,
     pad: int,
     progress: Progress | None = None,
     entropy: Tensor | None = None,
@@ -106,7 +109,7 @@ def decode(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(tokens int64 [R, K], log-probs float32 [R, K], lengths int64 [R]) of `group` completions per prompt, on the CPU.
 
-    uniforms float64 [R, K] decide the draws. A completion ends with a token of `stop`, which it includes, or after
+    uniforms float64 [R, K] decide the draws. A completion ends with what `stop` says, which it includes, or after
     K = plan.max_new_tokens. A prompt is read once for its group, and a row that has ended is not computed further.
     entropy and squares float32 [R, K], where given, are filled in, of the distribution that each token is scored under:
     its entropy in nats, and the sum of its squared probabilities.
@@ -128,7 +131,7 @@ def draw_on(
     until: Tensor,
     plan: Generation,
     *,
-    stop: Collection[int],
+    stop: Stop,
     pad: int,
     progress: Progress | None = None,
     entropy: Tensor | None = None,
@@ -144,9 +147,11 @@ def draw_on(
     tokens = torch.full(uniforms.shape, pad)
     logp, length = torch.zeros(uniforms.shape), begin.clone()
     ending, alive = torch.tensor(sorted(stop), device=device), torch.arange(len(uniforms))
+    seen = _said(reading) if plan.repetition_penalty != 1 else None
     while True:
         at, logits = (alive, length[alive]), reading.logits
-        token = draw(logits, uniforms[at].to(device, torch.float32 if device.type == "mps" else None), plan)
+        told = logits if seen is None else penalised(logits, seen, plan.repetition_penalty)
+        token = draw(told, uniforms[at].to(device, torch.float32 if device.type == "mps" else None), plan)
         tokens[at] = token.cpu()
         logp[at] = token_logp(logits[:, None], token[:, None], plan.scale)[:, 0].cpu()
         if entropy is not None:
@@ -156,7 +161,11 @@ def draw_on(
         length[alive] += 1
         if progress is not None:
             progress(len(alive))
-        going = ~torch.isin(token, ending) & (length[alive] < until[alive]).to(device)
+        going = (
+            ~torch.isin(token, ending)
+            & ~_written(stop, tokens, begin, length, alive).to(device)
+            & (length[alive] < until[alive]).to(device)
+        )
         if leave is not None and not going.all():
             left = (~going).nonzero()[:, 0]
             leave(alive[left.cpu()], left, reading)
@@ -166,8 +175,26 @@ def draw_on(
             index = going.nonzero()[:, 0]
             reading.cache.batch_select_indices(index)
             reading.attention, token, alive = reading.attention[index], token[index], alive[index.cpu()]
+            seen = None if seen is None else seen[index]
+        if seen is not None:
+            seen.scatter_(1, token[:, None], True)
         reading.attention = torch.cat([reading.attention, reading.attention.new_ones(len(alive), 1)], 1)
         reading.logits = forward(model, token[:, None], reading.attention, 1, reading.cache)[:, 0]
+
+
+def _said(reading: Reading) -> Tensor:
+    """Which tokens the contexts of a reading hold, bool [R, V]."""
+    seen = torch.zeros(reading.logits.shape, dtype=torch.bool)
+    for row, context in zip(seen, reading.contexts, strict=True):
+        row[list(context)] = True
+    return seen.to(reading.logits.device)
+
+
+def _written(stop: Stop, tokens: Tensor, begin: Tensor, length: Tensor, rows: Tensor) -> Tensor:
+    """Which of these rows have written a text that ends them with their last token, bool [r]."""
+    if not stop.texts:
+        return torch.zeros(len(rows), dtype=torch.bool)
+    return torch.tensor([stop.written(tokens[i, begin[i] : length[i]].tolist()) for i in rows.tolist()])
 
 
 def teacher_forced(

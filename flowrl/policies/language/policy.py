@@ -22,6 +22,7 @@ from flowrl.policies.language.chat import Encoder
 from flowrl.policies.language.completions import Completions, given_texts
 from flowrl.policies.language.decoding import cache_argument, decode, teacher_forced
 from flowrl.policies.language.rows import Begun, Row, begun_rows, finish, stacked
+from flowrl.policies.language.stopping import Stop, stop_ids
 from flowrl.policies.noise import Key, copy_numbers, token_uniforms
 from flowrl.policies.weights import under, weights_of
 from flowrl.untyped import JSON, LanguageModel, Tokenizer
@@ -55,7 +56,7 @@ class LanguagePolicy:
     model, tokenizer: as `from_pretrained` gives them, the model in evaluation mode. template, system, chat_arguments:
     see chat.Encoder. max_rows: the most rows that a rollout decodes at once. precision: of log-probabilities.
     keep_entropy: decisions have the statistic `entropy`, in nats, of the distribution that a token is scored under,
-    when it was drawn; keep_squares: `squares`, the sum of its squared probabilities.
+    when it was drawn; keep_squares: `squares`, the sum of its squared probabilities. stop: texts that end a completion.
     """
 
     whole_rows = True  # a look hands over rows with all their tokens
@@ -73,6 +74,7 @@ class LanguagePolicy:
         precision: torch.dtype = torch.float32,
         keep_entropy: bool = False,
         keep_squares: bool = False,
+        stop: Sequence[str] = (),
     ):
         self.source, self.modules = LanguageSource(model, tokenizer), {"model": model}
         self.model, self.tokenizer = model.to(device), tokenizer
@@ -81,7 +83,7 @@ class LanguagePolicy:
         self.weights = weights_of(self.modules)  # others than those that learn
         self.teacher: LanguageModel | None = None  # another model as the reference
         self.encode = Encoder(tokenizer, template=template, system=system, arguments=chat_arguments)
-        self.stop = stop_ids(model, tokenizer)
+        self.stop = Stop(stop_ids(model, tokenizer), stop, tokenizer)
         self.pad = next((i for i in (tokenizer.pad_token_id, *self.stop) if i is not None), 0)
         self._prepared = False
         self._containing: dict[str, frozenset[int]] = {}
@@ -298,9 +300,13 @@ class LanguagePolicy:
         return ids
 
     def _is_complete(self, tokens: Tensor, length: Tensor) -> Tensor:
-        """Which completions ended with a stop token, bool [R]."""
+        """Which completions ended of themselves, bool [R]."""
         last = tokens.gather(1, length[:, None] - 1)[:, 0]
-        return torch.isin(last, torch.tensor(self.stop, dtype=torch.int64))
+        ended = torch.isin(last, torch.tensor(self.stop, dtype=torch.int64))
+        if self.stop.texts:
+            rows = zip(tokens, length.tolist(), strict=True)
+            ended |= torch.tensor([self.stop.written(row[:n].tolist()) for row, n in rows])
+        return ended
 
     def _texts(self, tokens: Tensor, length: Tensor) -> list[str]:
         """Completions as text, without special tokens and without the token that ended them."""
@@ -319,12 +325,3 @@ def check_tokens(tokenizer: Tokenizer, text: str) -> None:
             f"the tokenizer, loaded as a {type(tokenizer).__name__}, makes {what} of {text[:60]!r}: not the one this "
             "model was trained with; name its class in tokenizer_config.json (tokenizer_class), or give another model"
         )
-
-
-def stop_ids(model: LanguageModel, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids that end a completion: those of the model's generation config, else the tokenizer's, if any."""
-    ids = getattr(model.generation_config, "eos_token_id", None)
-    ids = tokenizer.eos_token_id if ids is None else ids
-    if ids is None:
-        return ()
-    return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)

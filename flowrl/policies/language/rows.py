@@ -15,6 +15,7 @@ from torch import Tensor
 from flowrl.contracts import Progress, Prompt
 from flowrl.policies.language.decoding import Reading, draw_on, read
 from flowrl.policies.language.prefixes import Prefix, prefix_of
+from flowrl.policies.language.stopping import Stop
 from flowrl.policies.noise import Key, copy_numbers, token_uniforms
 from flowrl.untyped import LanguageModel, Tokenizer
 from samplers.tokens import Generation
@@ -86,7 +87,7 @@ class DrawsRows(Protocol):
 
     model: LanguageModel
     tokenizer: Tokenizer
-    stop: tuple[int, ...]
+    stop: Stop
     pad: int
     keep_entropy: bool
     max_rows: int | None
@@ -112,7 +113,7 @@ def begun_rows(
     for row, known in zip(rows, begun, strict=True):
         if known is not None:
             row.give(known.ids, known.logp, known.drawn)
-            row.ended = bool(row.ids) and row.ids[-1] in policy.stop
+            row.ended = bool(row.ids) and policy.stop.ends(row.ids)
     return rows
 
 
@@ -195,7 +196,7 @@ def _draw_part(
         row.drawn += [True] * len(ids)
         row.entropy += [0.0] * len(ids) if entropy is None else entropy[i, new].tolist()
         row.node += [(row.node[-1] if row.node else 0) if node is None else node[i]] * len(ids)
-        row.ended = ids[-1] in policy.stop
+        row.ended = policy.stop.ends(ids)
         row.prefix = row.prefix if keep else None
 
 

@@ -15,7 +15,8 @@ from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language import decoding
 from flowrl.policies.language.decoding import left_padded
-from flowrl.policies.language.policy import LanguagePolicy, stop_ids
+from flowrl.policies.language.policy import LanguagePolicy
+from flowrl.policies.language.stopping import stop_ids
 from flowrl.policies.noise import Key, token_uniforms
 from flowrl.policies.weights import weights_of
 from flowrl.worlds.arithmetic.model import make_tokenizer
@@ -24,6 +25,55 @@ from samplers.tokens import Generation, cut, draw
 
 ROWS = list(range(9))
 CUTS = [Generation(12), Generation(12, 0.6), Generation(12, 1.3, top_k=4), Generation(12, 1.0, None, 0.6)]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_what_was_said_is_less_likely_and_rare_tokens_are_left_out_but_scores_are_those_of_the_model(temperature):
+    plan = Generation(10, temperature, min_p=0.2, repetition_penalty=1.7)
+    network = model()
+    subject = policy(network)
+    rollout = subject.rollout(PROMPTS, group_size=3, plan=plan, seed=4)
+    plain = subject.rollout(PROMPTS, group_size=3, plan=replace(plan, min_p=0.0, repetition_penalty=1.0), seed=4)
+    assert not torch.equal(rollout.replay.tokens, plain.replay.tokens)
+    for row in (1, 5, 8):
+        number, ids = int(rollout.samples.lengths[row]), rollout.replay.prompts[row]
+        tokens = rollout.replay.tokens[row, :number].tolist()
+        logits = alone(network, ids, tokens)
+        uniform = token_uniforms([Key(4, PROMPTS[row // 3].id, row % 3)], 10)[0, :number]
+        for k in range(number):
+            told = logits[k].clone()
+            for said in {*ids, *tokens[:k]}:
+                told[said] = told[said] / 1.7 if told[said] > 0 else told[said] * 1.7
+            share = (told / (temperature or 1.0)).softmax(-1)
+            assert share[tokens[k]] >= 0.2 * share.max() * (1 - 1e-5)
+            assert draw(told[None], uniform[k : k + 1], replace(plan, repetition_penalty=1.0))[0] == tokens[k]
+        logp = logits.log_softmax(-1)[torch.arange(number), tokens]
+        torch.testing.assert_close(rollout.rollout_logp[row, :number], logp, atol=1e-5, rtol=0)
+
+
+def test_a_completion_ends_with_a_text_that_it_has_written():
+    plan = Generation(24)
+    free = policy().rollout(PROMPTS, group_size=3, plan=plan, seed=4)
+    texts = free.samples.texts
+    mark = next(text[4:6] for text in texts if len(text) > 9 and text[4:6] not in text[:5])
+    subject = policy(stop=[mark, "never written"])
+    ended = subject.rollout(PROMPTS, group_size=3, plan=plan, seed=4)
+    cut_short = 0
+    for row, whole in enumerate(texts):
+        begin, found, _ = whole.partition(mark)
+        if not found:
+            assert ended.samples.texts[row] == whole
+            continue
+        cut_short += 1
+        number = int(ended.samples.lengths[row])
+        assert ended.samples.texts[row].startswith(begin + mark) and not ended.samples.truncated[row]
+        assert ended.samples.lengths[row] <= free.samples.lengths[row]
+        assert mark not in subject.tokenizer.decode(ended.replay.tokens[row, : number - 1], skip_special_tokens=True)
+        assert torch.equal(ended.replay.tokens[row, :number], free.replay.tokens[row, :number])
+        assert ended.mask[row].sum() == number
+    assert cut_short
+    with pytest.raises(ValueError, match="got an empty text"):
+        policy(stop=[""])
 
 
 def gpt2():
