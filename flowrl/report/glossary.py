@@ -74,9 +74,9 @@ METRICS = {
     "reward/*/nan": "share of samples that could not be scored",
     "hack_index": "evidence of reward hacking, 0 to 1: the trained reward rises while witnesses fall or the samples no "
     "longer look like the base model's; at 0.5 the alarm hacking rings",
-    "hack/*": "a sign of hacking in units of its limit: rise of the trained reward (limit: two standard errors), fall "
-    "of a witness (three), change of saturation, brightness, contrast or sharpness (the factor watch.drift), loss of "
-    "diversity (watch.diversity), divergence from the base (watch.kl_to_base)",
+    "hack/*": "a sign of hacking in units of its limit: rise of the trained reward (limit: two standard errors, "
+    "prompt by prompt), fall of a witness (three, of means), change of saturation, brightness, contrast or sharpness "
+    "(the factor watch.drift), loss of diversity (watch.diversity), divergence from the base (watch.kl_to_base)",
     "kl_to_base": "exact divergence from the model without its adapters, a denoising step's latent element or a token; "
     "mean over a few held-out rollouts",
     "phase": "the phase of the run, from 1",

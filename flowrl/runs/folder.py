@@ -177,7 +177,10 @@ class RunFolder:
         return Evaluation(prompts, scores, None, total=total)
 
     def earlier(self, iterations: Sequence[int], tell: Callable[[str], None]) -> dict[int, Evaluation]:
-        """The evaluations that can be read; `tell` gets a line for each other one, which only reports would need."""
+        """The evaluations that can be read; `tell` gets a line for each other one.
+
+        Of such a one, reports have no scores, and the watch has no pairs.
+        """
         evaluations = {}
         for iteration in iterations:
             try:

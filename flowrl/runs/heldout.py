@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flowrl.contracts import Policy, Progress, Prompt, Samples
@@ -14,12 +15,13 @@ from flowrl.planning.costs import eval_plan, plan_for
 from flowrl.recipe.schema import Recipe
 from flowrl.report.evaluations import evenly_spaced
 from flowrl.scoring.gates import counted_rewards
-from flowrl.watch.hacking import KL
+from flowrl.watch.hacking import KL, HeldoutMean
 
 ScoreFunction = Callable[[Samples], dict[str, Tensor]]
 EVAL_SEED = 2**32  # added to the run's seed, so that evaluation noise is never training noise
 KL_SEED = 3 * 2**32  # and the noise of a divergence is neither
 KL_PROMPTS = 8
+PAIRS = 16  # fewer say too little of their own spread
 
 
 def evaluate_heldout(
@@ -50,6 +52,36 @@ def trained_mean(evaluation: Evaluation, weights: Mapping[str, float]) -> float:
     return sum(
         [weight * means[name].value for name, weight in weights.items() if weight and name in means] or [math.nan]
     )
+
+
+def paired_rises(
+    now: Evaluation, earlier: Mapping[int, Evaluation], weights: Mapping[str, float]
+) -> dict[int, HeldoutMean]:
+    """By iteration, the rise of the weighted sum of rewards since each earlier evaluation of the same prompts.
+
+    It is the mean of the differences of samples of equal prompt and noise, with its standard error. An evaluation of
+    other prompts, or with fewer than PAIRS of samples that both could score, or all of whose differences are equal, is
+    left out.
+    """
+    after, rises = _trained_scores(now, weights), {}
+    for iteration, evaluation in earlier.items():
+        before = _trained_scores(evaluation, weights)
+        if after is None or before is None or [p.id for p in evaluation.prompts] != [p.id for p in now.prompts]:
+            continue
+        rise = mean(after - before)
+        if rise.number >= PAIRS and rise.error > 0:
+            rises[iteration] = HeldoutMean(rise.value, rise.error)
+    return rises
+
+
+def _trained_scores(evaluation: Evaluation, weights: Mapping[str, float]) -> Tensor | None:
+    """The weighted sum of rewards of each sample, [B]; None if no trained reward was scored."""
+    if evaluation.total is not None:
+        return evaluation.total
+    parts = [
+        weight * evaluation.scores[name] for name, weight in weights.items() if weight and name in evaluation.scores
+    ]
+    return torch.stack(parts).sum(0) if parts else None
 
 
 def judged_mean(recipe: Recipe, evaluation: Evaluation, weights: Mapping[str, float]) -> float:

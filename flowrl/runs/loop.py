@@ -39,7 +39,7 @@ from flowrl.runs import resume as resuming
 from flowrl.runs.alarm_response import AlarmError, most_severe, roll_back_to, rollback_message
 from flowrl.runs.console import Console, Progress
 from flowrl.runs.folder import RunFolder
-from flowrl.runs.heldout import evaluate_heldout, evaluation_is_due, judged_mean, kl_to_base
+from flowrl.runs.heldout import evaluate_heldout, evaluation_is_due, judged_mean, kl_to_base, paired_rises
 from flowrl.runs.phasing import Draws, begin_phase
 from flowrl.runs.run_state import GlobalGenerators, RunState
 from flowrl.runs.saving import Saving
@@ -253,10 +253,10 @@ class Run:
             result = evaluate_heldout(*given, self.inputs.scorer, progress=check, **show)
             metrics = result.metrics() | kl_to_base(*given, progress=check)
             seconds = time.perf_counter() - start
+        rises = paired_rises(result, self.evaluations, self.inputs.scorer.weights)
         self.evaluations[iteration] = result
-        state.evaluated = *state.evaluated, iteration
-        state.spent = state.spent[0], self._times_passed()
-        metrics |= self.watch.hack_metrics(metrics)
+        state.evaluated, state.spent = (*state.evaluated, iteration), (state.spent[0], self._times_passed())
+        metrics |= self.watch.hack_metrics(metrics, rises)
         self.folder.log(iteration, metrics | {"time_eval": seconds}, kind="heldout")
         name = "before" if iteration == 0 else "after" if self._ended else f"iteration_{iteration:05d}"
         self.folder.evaluated(iteration, name, result)
@@ -264,7 +264,7 @@ class Run:
         value = judged_mean(recipe, result, self.inputs.scorer.weights)
         if value > (float("-inf") if state.best is None else state.best[1]):
             state.best = iteration, value
-        self._raise_alarms(self.watch.after_evaluation(iteration, metrics))
+        self._raise_alarms(self.watch.after_evaluation(iteration, metrics, rises))
 
     # ------------------------------------------------------------------ alarms
 

@@ -14,18 +14,25 @@ kl          the divergence from the base model is `kl_to_base`, where that is me
                                                                     RISE standard errors
     index       = 1 - product over all signs of (1 - sign)          0: nothing is suspicious
 
-The base is the first evaluation. The minimum acts as an `and`: neither a rising reward nor a falling witness is
-suspicious alone, and a product of the two would let a large rise make up for a fall that may be chance. One minus the
-product acts as an `or` in which signs that are weak alone add up. The fourth power gives a sign that is halfway to its
-limit, as in a healthy run, almost no weight (1/17), where proportional evidence would add up to an alarm. Diversity and
-divergence count half, so that neither reaches 1/2 alone: any policy that learns moves and narrows; they strengthen
-other signs. Rising witnesses weaken these two, which then count 1/2 (1 - evidence) of the smallest rise of a witness
-since the base, in units of RISE standard errors. That distance from the base accompanies over-optimization is shown for
-language models by Gao et al., arXiv 2210.10760. The alarm `hacking` rings at an index of LIMIT.
+The base is the first evaluation. Of a rise it is asked whether there is one. All evaluations have the same prompts and
+noise, so its error is that of the differences sample by sample where these are known, about half of the combined one.
+Of a fall it is asked whether it is large, so its unit is the error of both means without pairing, which says how much
+the witness differs from prompt to prompt: of pairs, enough prompts prove a fall of any size. (On shapes-flux, witness
+residual, in limits: in three runs of `tiny_draft`, whose other witnesses rise, it falls by 0.3 to 0.7, by pairs 0.6 to
+1.5; under ReFL on early estimates, where strict falls too, by 1.6, by pairs 2.6.)
+
+The minimum acts as an `and`: neither a rising reward nor a falling witness is suspicious alone, and a product of the
+two would let a large rise make up for a fall that may be chance. One minus the product acts as an `or` in which signs
+that are weak alone add up. The fourth power gives a sign that is halfway to its limit, as in a healthy run, almost no
+weight (1/17), where proportional evidence would add up to an alarm. Diversity and divergence count half, so that
+neither reaches 1/2 alone: any policy that learns moves and narrows; they strengthen other signs. Rising witnesses
+weaken these two, which then count 1/2 (1 - evidence) of the smallest rise of a witness since the base, in units of RISE
+standard errors. That distance from the base accompanies over-optimization is shown for language models by Gao et al.,
+arXiv 2210.10760. The alarm `hacking` rings at an index of LIMIT.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from flowrl.watch.history import Finding, Findings, Metrics, RunHistory
@@ -49,6 +56,27 @@ class HeldoutMean(NamedTuple):
     def above(self, other: "HeldoutMean", limit: float) -> float:
         """The excess over another mean, in units of `limit` combined standard errors; negative if it is below."""
         return _in_units_of(self.value - other.value, limit * math.hypot(self.error, other.error))
+
+
+class TrainedReward(NamedTuple):
+    """The trained reward's held-out mean and error. rises: iteration of an earlier evaluation -> rise since, of pairs.
+
+    A rise of pairs is the mean of the differences of samples of equal prompt and noise, with its standard error.
+    """
+
+    value: float
+    error: float
+    rises: Mapping[int, HeldoutMean] = {}
+
+    def since(self, iteration: int, then: HeldoutMean) -> float:
+        """The rise since an evaluation with this mean, in units of RISE standard errors; negative if it has fallen.
+
+        Errors are those of pairs, or the combined ones where no pairs are known.
+        """
+        pairs = self.rises.get(iteration)
+        if pairs is None:
+            return HeldoutMean(self.value, self.error).above(then, RISE)
+        return _in_units_of(pairs.value, RISE * pairs.error)
 
 
 class Sign(NamedTuple):
@@ -83,12 +111,12 @@ def hack_index(signs: Iterable[Sign]) -> float:
     return 1.0 - math.prod(1.0 - sign.value for sign in signs)
 
 
-def hack_metrics(history: RunHistory, metrics: Metrics) -> dict[str, float]:
-    """hack_index and its components, each in units of its limit, for an evaluation with these metrics.
+def hack_metrics(history: RunHistory, metrics: Metrics, rises: Mapping[int, HeldoutMean]) -> dict[str, float]:
+    """hack_index and its components, each in units of its limit, for an evaluation with these metrics and rises.
 
     Call it before the watchdog sees the evaluation. Empty if the trained reward is not finite.
     """
-    reward = trained_reward(history, metrics)
+    reward = trained_reward(history, metrics, rises)
     if not math.isfinite(reward.value):
         return {}
     signs = list(find_signs(history, metrics, reward)) if history.state.base else []
@@ -102,7 +130,7 @@ def hack_metrics(history: RunHistory, metrics: Metrics) -> dict[str, float]:
     return values
 
 
-def find_signs(history: RunHistory, metrics: Metrics, reward: HeldoutMean) -> Iterator[Sign]:
+def find_signs(history: RunHistory, metrics: Metrics, reward: TrainedReward) -> Iterator[Sign]:
     """All signs at an evaluation after the first; one that cannot be measured is left out."""
     for name in witness_names(history):
         best, mean = history.state.best.get(name), heldout_mean(name, metrics)
@@ -112,7 +140,8 @@ def find_signs(history: RunHistory, metrics: Metrics, reward: HeldoutMean) -> It
         what = f"held-out witness {name} {best['value']:.3g} -> {mean.value:.3g} while the trained reward rose "
         what += f"{then.value:.3g} -> {reward.value:.3g}"
         fall = HeldoutMean(best["value"], best["error"]).above(mean, FALL)
-        yield Sign(f"witness_fall:{name}", max(fall, 0.0), reward.above(then, RISE), what, int(best["iteration"]))
+        since = int(best["iteration"])
+        yield Sign(f"witness_fall:{name}", max(fall, 0.0), reward.since(since, then), what, since)
     base, rise = history.state.base, _rise_since_base(history, reward)
     reward_text = f"the held-out reward rose {base['value']:.3g} -> {reward.value:.3g}"
     now = {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -126,7 +155,7 @@ def find_signs(history: RunHistory, metrics: Metrics, reward: HeldoutMean) -> It
         yield Sign("kl", _in_units_of(now[KL], history.settings.kl_to_base), rise, what, base["iteration"], half)
 
 
-def hacking_findings(history: RunHistory, iteration: int, metrics: Metrics, reward: HeldoutMean) -> Findings:
+def hacking_findings(history: RunHistory, iteration: int, metrics: Metrics, reward: TrainedReward) -> Findings:
     """The findings of an evaluation after the first: each sign beyond its limit, else all signs together."""
     signs = list(find_signs(history, metrics, reward))
     beyond_limit = [sign for sign in signs if sign.beyond_limit]
@@ -142,7 +171,7 @@ def hacking_findings(history: RunHistory, iteration: int, metrics: Metrics, rewa
 
 
 def remember_trusted(
-    history: RunHistory, iteration: int, metrics: Metrics, reward: HeldoutMean, suspicion: float
+    history: RunHistory, iteration: int, metrics: Metrics, reward: TrainedReward, suspicion: float
 ) -> None:
     """Records an evaluation whose witnesses are better than at any before it, for a rollback to return to.
 
@@ -159,12 +188,15 @@ def remember_trusted(
         history.state.trusted.append([iteration, score])
 
 
-def trained_reward(history: RunHistory, metrics: Metrics) -> HeldoutMean:
-    """The weighted sum of the trained rewards."""
+def trained_reward(
+    history: RunHistory, metrics: Metrics, rises: Mapping[int, HeldoutMean] | None = None
+) -> TrainedReward:
+    """The weighted sum of the trained rewards, with its rises of pairs since earlier evaluations."""
     if "total/mean" in metrics:
-        return heldout_mean("total", metrics)
+        return TrainedReward(*heldout_mean("total", metrics), rises or {})
     terms = [(weight, heldout_mean(name, metrics)) for name, weight in history.weights.items() if weight]
-    return HeldoutMean(sum(w * m.value for w, m in terms), math.hypot(*(w * m.error for w, m in terms)))
+    error = math.hypot(*(w * m.error for w, m in terms))
+    return TrainedReward(sum(w * m.value for w, m in terms), error, rises or {})
 
 
 def witness_names(history: RunHistory) -> list[str]:
@@ -191,8 +223,9 @@ def severity_level(excess: float) -> int:
     return 1 + max(0, int(math.log2(max(min(excess, 2.0**50), 1.0))))
 
 
-def _rise_since_base(history: RunHistory, reward: HeldoutMean) -> float:
-    return reward.above(HeldoutMean(history.state.base["value"], history.state.base["error"]), RISE)
+def _rise_since_base(history: RunHistory, reward: TrainedReward) -> float:
+    base = history.state.base
+    return reward.since(base["iteration"], HeldoutMean(base["value"], base["error"]))
 
 
 def _witness_support(history: RunHistory, metrics: Metrics) -> float:

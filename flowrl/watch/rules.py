@@ -5,12 +5,12 @@ the rules in words. Medians over a few iterations are judged, so that one odd ba
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flowrl.watch import hacking
-from flowrl.watch.hacking import FALL, SPREADS, HeldoutMean, largest_drift, severity_level
+from flowrl.watch.hacking import FALL, SPREADS, HeldoutMean, TrainedReward, largest_drift, severity_level
 from flowrl.watch.history import KL_BEFORE, KL_NOW, KL_SEEN, REWARD, Finding, Findings, Metrics, RunHistory
 
 REPLAY_LIMITS = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.05}  # of a log-ratio that should be 0
@@ -49,9 +49,14 @@ def training_findings(
     return {name: finding for rule in rules for name, finding in rule(history, iteration, metrics)}
 
 
-def heldout_findings(history: RunHistory, iteration: int, metrics: Metrics) -> dict[str, Finding]:
-    """All findings after an evaluation. The first evaluation is the base of the later ones."""
-    reward = hacking.trained_reward(history, metrics)
+def heldout_findings(
+    history: RunHistory, iteration: int, metrics: Metrics, rises: Mapping[int, HeldoutMean]
+) -> dict[str, Finding]:
+    """All findings after an evaluation. The first evaluation is the base of the later ones.
+
+    rises: see TrainedReward.
+    """
+    reward = hacking.trained_reward(history, metrics, rises)
     if not any(f"{name}/mean" in metrics for name, weight in history.weights.items() if weight):
         return {}  # every trained reward compares samples of a group, and an evaluation draws one per prompt
     if not math.isfinite(reward.value):
@@ -66,7 +71,7 @@ def heldout_findings(history: RunHistory, iteration: int, metrics: Metrics) -> d
         history.state.base = _base_record(history, iteration, metrics, reward)
     hacking.remember_trusted(history, iteration, metrics, reward, suspicion)
     for name, mean in {
-        "": reward,
+        "": HeldoutMean(reward.value, reward.error),
         **{n: hacking.heldout_mean(n, metrics) for n in hacking.witness_names(history)},
     }.items():
         best = history.state.best.get(name)
@@ -76,12 +81,18 @@ def heldout_findings(history: RunHistory, iteration: int, metrics: Metrics) -> d
     return findings
 
 
-def _base_record(history: RunHistory, iteration: int, metrics: Metrics, reward: HeldoutMean) -> dict[str, Any]:
+def _base_record(history: RunHistory, iteration: int, metrics: Metrics, reward: TrainedReward) -> dict[str, Any]:
     """What later evaluations are compared with."""
     statistics = {k: v for k, v in metrics.items() if k.startswith("samples/") and math.isfinite(v)}
     means = {name: list(hacking.heldout_mean(name, metrics)) for name in hacking.witness_names(history)}
     scored = {name: mean for name, mean in means.items() if all(map(math.isfinite, mean))}
-    return {"iteration": iteration, "statistics": statistics, "witnesses": scored, **reward._asdict()}
+    return {
+        "iteration": iteration,
+        "statistics": statistics,
+        "witnesses": scored,
+        "value": reward.value,
+        "error": reward.error,
+    }
 
 
 # conditions that last
@@ -235,7 +246,7 @@ def _diversity(history: RunHistory, iteration: int, metrics: Metrics) -> Finding
 # held out
 
 
-def _collapse(history: RunHistory, iteration: int, metrics: Metrics, reward: HeldoutMean) -> Findings:
+def _collapse(history: RunHistory, iteration: int, metrics: Metrics, reward: TrainedReward) -> Findings:
     best = history.state.best[""]
     limit = max(FALL * math.hypot(reward.error, best["error"]), history.settings.collapse * abs(best["value"]))
     if (fall := best["value"] - reward.value) > limit:

@@ -45,7 +45,7 @@ from dataclasses import asdict
 from typing import Any
 
 from flowrl.watch.alarms import ALARMS, Alarm, AlarmKind, milder
-from flowrl.watch.hacking import hack_metrics
+from flowrl.watch.hacking import HeldoutMean, hack_metrics
 from flowrl.watch.history import Finding, Metrics, RunHistory, WatchSettings, WatchState
 from flowrl.watch.rules import OwnRule, heldout_findings, training_findings
 
@@ -79,13 +79,20 @@ class Watchdog:
             "train", iteration, training_findings(self.history, iteration, metrics, self.rules), self.settings.patience
         )
 
-    def after_evaluation(self, iteration: int, metrics: Metrics) -> list[Alarm]:
-        """The alarms that ring after a held-out evaluation with these metrics; the first evaluation is the base."""
-        return self._raise_alarms("heldout", iteration, heldout_findings(self.history, iteration, metrics), 1)
+    def after_evaluation(
+        self, iteration: int, metrics: Metrics, rises: Mapping[int, HeldoutMean] | None = None
+    ) -> list[Alarm]:
+        """The alarms that ring after a held-out evaluation with these metrics; the first evaluation is the base.
 
-    def hack_metrics(self, metrics: Metrics) -> dict[str, float]:
-        """hack_index and its components for an evaluation with these metrics, which `after_evaluation` has not seen."""
-        return hack_metrics(self.history, metrics)
+        rises: iteration of an earlier evaluation -> rise of the trained reward since, of pairs, where these are known.
+        """
+        return self._raise_alarms(
+            "heldout", iteration, heldout_findings(self.history, iteration, metrics, rises or {}), 1
+        )
+
+    def hack_metrics(self, metrics: Metrics, rises: Mapping[int, HeldoutMean] | None = None) -> dict[str, float]:
+        """hack_index and its components for an evaluation that `after_evaluation`, given the same, has not seen."""
+        return hack_metrics(self.history, metrics, rises or {})
 
     @property
     def hack_action(self) -> str:

@@ -142,14 +142,19 @@ def test_witnesses_that_rise_vouch_for_divergence_and_diversity():
     assert suspicion(0.9, risen) == pytest.approx(0.5 * (1 - evidence(2.0)) * evidence(2.0))
 
 
-def test_a_real_healthy_run_is_not_suspected():
+@pytest.mark.parametrize("sure", [False, True], ids=["combined", "pairs"])
+def test_a_real_healthy_run_is_not_suspected(sure: bool):
+    """sure: its rises count in full, as those of pairs at most can."""
+    rises = {iteration: HeldoutMean(1.0, 1e-9) for iteration in range(81)} if sure else {}
     watch = Watchdog({"shapes": 1.0, "strict": 0.0}, updates_per_rollout=4, clip=(1e-3, 1e-3))
     found = []
     for line in [json.loads(text) for text in QUICKSTART.read_text().splitlines()][1:]:
         iteration, kind = line.pop("iteration"), line.pop("kind")
-        if kind == "heldout":
-            found.append(watch.hack_metrics(line)["hack_index"])
-        assert (watch.after_iteration if kind == "train" else watch.after_evaluation)(iteration, line) == []
+        if kind == "train":
+            assert watch.after_iteration(iteration, line) == []
+            continue
+        found.append(watch.hack_metrics(line, rises)["hack_index"])
+        assert watch.after_evaluation(iteration, line, rises) == []
     assert len(found) == 3 and max(found) < 0.1
     assert watch.trusted == 80  # where the witness was best
 
