@@ -14,6 +14,7 @@ from torch import Tensor
 from flowrl.contracts import LogProbs, Policy, Progress, Prompt, Samples, View
 from flowrl.core.backward import fill_reference
 from flowrl.core.engine import PlanT
+from flowrl.core.repeated import repeated
 from flowrl.media.sounds import spectrogram_pictures
 
 
@@ -110,13 +111,16 @@ def evaluate(
     plan: PlanT,
     seed: int,
     batch: int,
+    each: int = 1,
     keep: int = 0,
     statistics: Callable[[Samples], dict[str, float]] = lambda samples: {},
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Samples and scores every prompt once, `batch` at a time, keeping the first `keep` samples. Scores are [B] each.
+    """Samples and scores every prompt, `batch` of them at once, keeping the first `keep` samples. Scores are [B] each.
 
-    A video is kept as its middle frame. statistics measures a batch; batches are averaged by their size.
+    each: samples of a prompt, whose mean is its score (avg@k), and of which the statistics say what they reach together
+    (core/repeated.py). A video is kept as its middle frame. statistics measures a batch; batches are averaged by their
+    size.
     """
     scores: dict[str, list[Tensor]] = defaultdict(list)
     pictures: list[Tensor] = []
@@ -126,11 +130,17 @@ def evaluate(
     measured: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
-        samples = policy.rollout(part, group_size=1, plan=plan, seed=seed, progress=progress).samples
-        for name, values in score(samples).items():
-            scores[name].append(values)
+        samples = policy.rollout(part, group_size=each, plan=plan, seed=seed, progress=progress).samples
+        found = score(samples)
+        for name, values in found.items():
+            scores[name].append(values if each == 1 else values.view(len(part), each).nanmean(1))
         for name, value in statistics(samples).items():
             measured[name].append((len(samples), value))
+        if each > 1:
+            for name, values in repeated(found, each, samples.texts).items():
+                known = values[~values.isnan()]
+                measured[name] += [(len(known), float(known.mean()))] if len(known) else []
+            samples = samples[range(0, len(samples), each)]
         if start < keep:
             first = samples[range(min(len(samples), keep - start))]
             shown = picture_of(first)

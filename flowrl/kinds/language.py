@@ -76,6 +76,9 @@ class Language:
         if recipe.eval.steps is not None:
             problem = f"got {recipe.eval.steps}, but a language model has no denoising steps"
             yield RecipeError("eval.steps", problem, "set eval.steps=null")
+        if recipe.eval.samples > 1 and recipe.eval.temperature == 0:
+            problem = f"got {recipe.eval.samples}, but at eval.temperature 0 all completions of a prompt are the same"
+            yield RecipeError("eval.samples", problem, "set eval.temperature above 0, or eval.samples=1")
         if recipe.lora is not None and recipe.lora.modules is not None:
             problem = f"got {show(recipe.lora.modules)}, but a language model is one module"
             yield RecipeError("lora.modules", problem, "set lora.modules=null")

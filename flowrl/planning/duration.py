@@ -50,7 +50,8 @@ def duration(recipe: Recipe, pace: Pace, num_heldout: int) -> Duration:
     rollout = sum(a.rollout_forwards for a in shown) * share * pace.forward
     training = sum(a.train_forwards for a in shown) * share * pace.training
     training += sum(a.reference_forwards + a.whole_row_forwards for a in shown) * share * pace.forward
-    each = num_heldout * (kind_of(recipe).planning.eval_forwards(recipe) * pace.forward + pace.scoring)
+    sample = kind_of(recipe).planning.eval_forwards(recipe) * pace.forward + pace.scoring
+    each = num_heldout * recipe.eval.samples * sample
     scoring = sum(a.samples for a in shown) * share * pace.scoring
     whole = rollout + scoring + training
     limit = recipe.train.seconds if recipe.train.seconds is not None else whole

@@ -168,7 +168,9 @@ class EvaluationKeys(Strict):
     every: iterations between two (null: never between). every_seconds: also after the iteration with which the time
     that train.seconds counts passes a multiple of this. prompts: how many of the held-out prompts (null: all). steps
     null: sampler.steps, walked by `solver`. temperature, of a language model alone: 0 takes the likeliest token each
-    time, null is generation.temperature. batch: samples at once. grid: how many of them are shown as pictures or texts.
+    time, null is generation.temperature. samples: of each prompt, whose mean is its score; where scores are 0 or 1,
+    REWARD/pass@k is the chance that one of k is right, and of texts REWARD/majority the score of the most frequent
+    answer. batch: prompts at once. grid: how many of them are shown as pictures or texts.
     best: the reward whose highest held-out mean makes an evaluation, and the checkpoint that is kept of it, the best
     (null: what is trained). It may be a witness: RPO stops by another reward than it trains on.
     """
@@ -179,6 +181,7 @@ class EvaluationKeys(Strict):
     steps: int | None = key(None, "a whole number from 1 to 10000, or null", ge=1, le=10_000)
     solver: Solver = key("euler", SOLVER_WORDS)  # pyright: ignore[reportInvalidTypeForm]
     temperature: float | None = key(None, "a number >= 0 or null", ge=0)
+    samples: int = key(1, "a whole number >= 1", ge=1)
     batch: int = key(64, "a whole number >= 1", ge=1)
     at_start: bool = key(True, "true or false")
     at_end: bool = key(True, "true or false")
