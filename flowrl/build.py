@@ -99,7 +99,7 @@ def build_learner(recipe: Recipe, policy: Policy) -> Learner:
         reference=recipe.keeps_reference,
         old=any(part.train.old is not None for part in recipe.parts()),
     )
-    policy.weights = weights_of(policy.modules, learner.copies, use=recipe.reference.use)
+    policy.weights = weights_of(policy.modules, learner.copies, use=[one.use for one in recipe.references])
     return learner
 
 

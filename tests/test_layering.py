@@ -68,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/policies/loading.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/policies/own.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/policies/trainable.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
-    "flowrl/policies/pipelines/building.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
+    "flowrl/policies/pipelines/building.py": {"flowrl.policies", "flowrl.recipe", "flowrl.contracts"} | LIGHT,
     "flowrl/policies/language/building.py": {"flowrl.policies", "flowrl.recipe", "flowrl.kinds"} | LIGHT,
     "flowrl/planning": {"flowrl.planning", "flowrl.recipe", "flowrl.kinds", "samplers"} | LIGHT,
     "flowrl/planning/sizes": {"flowrl.planning", "flowrl.recipe", "flowrl.policies", "flowrl.contracts", "samplers"}

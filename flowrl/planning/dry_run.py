@@ -9,6 +9,7 @@ from flowrl.planning.sizes.rewards import on_device, told
 from flowrl.planning.sizes.units import size_text
 from flowrl.recipe.objectives import CLIPPED, OF_GATES
 from flowrl.recipe.phases import phase_at, starts
+from flowrl.recipe.reference import ReferenceKeys
 from flowrl.recipe.schema import ObjectiveKeys, Recipe
 from flowrl.recipe.sections import Own
 
@@ -118,7 +119,8 @@ def _costs(recipe: Recipe) -> list[str]:
 def _reference(recipe: Recipe) -> list[str]:
     """What a divergence is measured from, where that is not the model itself, and where nothing else trains."""
     alone = [] if recipe.scores_train else [f"{'':<12}no reward counts or is called: the divergence alone trains"]
-    told = [f"reference   {recipe.reference}"] if recipe.reference != type(recipe.reference)() else []
+    told = [f"{'' if i else 'reference':<12}{one}" for i, one in enumerate(recipe.references)]
+    told = told if recipe.references != [ReferenceKeys()] else []
     return [*told, *alone] if recipe.reads_reference else []
 
 

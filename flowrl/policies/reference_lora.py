@@ -16,29 +16,34 @@ from flowrl.policies.adapters import ADAPTER, DENOISERS, Modules, lora_state
 from flowrl.policies.errors import PolicyError
 from flowrl.untyped import JSON, Network
 
-REFERENCE = "reference"  # the name of the second adapter
+REFERENCE = "reference"  # the name of the second adapter, and the beginning of those of further ones
 METADATA = "lora_adapter_metadata"  # where diffusers keeps rank, alpha and targets, in a safetensors file
 
 
-def add_reference_lora(modules: Modules, folder: Path) -> None:
+def reference_name(number: int) -> str:
+    """The name of reference `number`, of its weights as of its adapter."""
+    return f"{REFERENCE}_{number}" if number else REFERENCE
+
+
+def add_reference_lora(modules: Modules, folder: Path, name: str = REFERENCE) -> None:
     """Loads the LoRA in a folder beside the one that is trained, which stays the active one; it is never trained.
 
-    Raises PolicyError where it does not fit the modules. Without rank and alpha in the files, the rank is that of the
-    factors and alpha the same, as diffusers and peft have it.
+    name: of the adapter, where there are several. Raises PolicyError where it does not fit the modules. Without rank
+    and alpha in the files, the rank is that of the factors and alpha the same, as diffusers and peft have it.
     """
-    for name, module in modules.items():
-        state = lora_state(folder, name)
+    for part, module in modules.items():
+        state = lora_state(folder, part)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is what is wanted
-                _load(module, state, _config(folder, name))
+                _load(module, state, _config(folder, part), name)
         except (ValueError, RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise PolicyError(f"reference.path: the LoRA in {folder} does not fit {name} ({reason})") from error
-        own = {n: p for n, p in module.named_parameters() if f".{REFERENCE}." in n}
+            raise PolicyError(f"reference.path: the LoRA in {folder} does not fit {part} ({reason})") from error
+        own = {n: p for n, p in module.named_parameters() if f".{name}." in n}
         if len(own) != len(state):
             raise PolicyError(
-                f"reference.path: the LoRA in {folder} does not fit {name}: of its {len(state)} tensors {len(own)} "
+                f"reference.path: the LoRA in {folder} does not fit {part}: of its {len(state)} tensors {len(own)} "
                 "have a place in it; give one that was trained on this model"
             )
         for parameter in own.values():
@@ -48,11 +53,11 @@ def add_reference_lora(modules: Modules, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def use_reference(modules: Modules) -> Iterator[None]:
-    """Within, the reference's LoRA is active in place of the trained one."""
+def use_reference(modules: Modules, name: str = REFERENCE) -> Iterator[None]:
+    """Within, the LoRA of a reference is active in place of the trained one."""
     layers = [layer for module in modules.values() for layer in _layers(module)]
     for layer in layers:
-        layer.set_adapter(REFERENCE, inference_mode=True)
+        layer.set_adapter(name, inference_mode=True)
     try:
         yield
     finally:
@@ -64,15 +69,15 @@ def _layers(module: Network) -> list[BaseTunerLayer]:
     return [m for m in module.modules() if isinstance(m, BaseTunerLayer)]
 
 
-def _load(module: Network, state: dict[str, torch.Tensor], config: dict[str, JSON] | None) -> None:
+def _load(module: Network, state: dict[str, torch.Tensor], config: dict[str, JSON] | None, name: str) -> None:
     if hasattr(module, "load_lora_adapter"):
-        module.load_lora_adapter(dict(state), prefix=None, adapter_name=REFERENCE, metadata=config)
+        module.load_lora_adapter(dict(state), prefix=None, adapter_name=name, metadata=config)
         return
     ranks = {value.shape[0] for key, value in state.items() if "lora_A" in key}
     targets = sorted({key.rpartition(".lora_")[0] for key in state})
     given = {"r": max(ranks), "lora_alpha": max(ranks), "target_modules": targets} if config is None else config
-    inject_adapter_in_model(LoraConfig(**given), module, REFERENCE)
-    set_peft_model_state_dict(module, state, adapter_name=REFERENCE)
+    inject_adapter_in_model(LoraConfig(**given), module, name)
+    set_peft_model_state_dict(module, state, adapter_name=name)
 
 
 def _config(folder: Path, name: str) -> dict[str, JSON] | None:

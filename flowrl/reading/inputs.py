@@ -14,7 +14,9 @@ from flowrl.reading import columns, pairs
 from flowrl.reading import prompts as prompt_files
 from flowrl.reading.cursor import Cursor
 from flowrl.reading.prompt_lines import PromptError
+from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.making import Bound, build_part
+from flowrl.recipe.rewards import fits
 from flowrl.recipe.schema import Recipe
 from flowrl.scoring.gates import check_prompts
 
@@ -141,8 +143,22 @@ def _train_prompts(recipe: Recipe, online: bool = False) -> list[Prompt]:
         )
     if train_keys.source != "files":
         check_prompts(recipe.rewards, train, source.train)
+    if recipe.reads_reference:
+        _check_taught(recipe, train)
     prompt_cursor(recipe, train)
     return train
+
+
+def _check_taught(recipe: Recipe, prompts: list[Prompt]) -> None:
+    """Raises RecipeError for a prompt that no reference looks at."""
+    asked = [one.when for one in recipe.references]
+    for prompt in prompts:
+        if not any(fits(when, prompt.meta) for when in asked):
+            held = ", ".join(f"{key}={value!r}"[:40] for key, value in prompt.meta.items()) or "nothing"
+            problem = (
+                f"none of them takes the prompt {prompt.text!r} of {recipe.prompts.train}, whose meta holds {held}"
+            )
+            raise RecipeError("reference", problem, "widen a reference's `when`, or add one without")
 
 
 def _given_prompts(recipe: Recipe) -> list[Prompt]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from flowrl.recipe.credit import check_step_credit
 from flowrl.recipe.errors import RecipeError, show
+from flowrl.recipe.reference import place_of
 from flowrl.recipe.schema import ObjectiveKeys, Recipe
 from flowrl.recipe.sections import Own
 
@@ -58,9 +59,17 @@ def check_token_objective(recipe: Recipe) -> Iterator[RecipeError]:
         if (value := getattr(objective, name)) != off:
             problem = f"got {show(value)}, which is about denoising steps, but `generation` makes tokens"
             yield RecipeError(f"objective.{name}", problem, f"set objective.{name}={'null' if off is None else off}")
-    if recipe.reference.pipeline is not None:
-        problem = "got a mapping, but the call of a language model has no arguments"
-        yield RecipeError("reference.pipeline", problem, "set reference.pipeline=null")
+    for number, one in enumerate(recipe.references):
+        if one.pipeline is not None:
+            place = place_of(recipe.reference, number, "pipeline")
+            problem = "got a mapping, but the call of a language model has no arguments"
+            yield RecipeError(place, problem, f"set {place}=null")
+        if one.steps > 1:
+            place = place_of(recipe.reference, number, "steps")
+            yield RecipeError(place, f"got {one.steps}, but tokens have no steps between them", f"set {place}=1")
+    if isinstance(recipe.reference, list) or recipe.reference.when is not None:
+        problem = "got references by prompt, but a language model has one for all"
+        yield RecipeError("reference", problem, "give a mapping without when")
     if objective.kl > 0 and objective.kl_kind == "exact_dt":
         problem = "got 'exact_dt', exact times the length of a denoising step, but `generation` makes tokens"
         yield RecipeError("objective.kl_kind", problem, "accepted: exact, k1, k2, k3 or abs")

@@ -7,6 +7,7 @@ import os.path
 from collections.abc import Iterator
 
 from flowrl.recipe.errors import RecipeError, show
+from flowrl.recipe.reference import place_of
 from flowrl.recipe.schema import Recipe
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes; NAME_MAX and PATH_MAX of Linux, the first also of macOS and NTFS
@@ -19,9 +20,9 @@ def check_places(recipe: Recipe) -> Iterator[RecipeError]:
         "prompts.train": recipe.prompts.train,
         "prompts.heldout": recipe.prompts.heldout,
         "output": recipe.output,
-        "reference.path": recipe.reference.path,
         "lora.init": None if recipe.lora is None else recipe.lora.begun,
         "sampler.guide.path": None if recipe.sampler.guide is None else recipe.sampler.guide.path,
+        **{place_of(recipe.reference, number, "path"): one.path for number, one in enumerate(recipe.references)},
         **{f"rewards.{name}.cache": spec.cache for name, spec in recipe.rewards.items()},
     }
     for place, text in named.items():

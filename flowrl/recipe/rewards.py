@@ -1,5 +1,6 @@
 """The keys of a reward: what it is, how it counts, and how it is run."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from flowrl.recipe.base import Strict, key
@@ -56,6 +57,15 @@ SHAPE_KEYS = {
     "difficulty_length": ("full", "slope", "offset"),
     "length_bonus": ("right", "bonus", "shortest", "longest"),
 }
+
+
+def fits(when: Mapping[str, JSON] | None, meta: Mapping[str, JSON]) -> bool:
+    """Whether a prompt of this meta is meant: each key in `when` has the value there, or one of those listed."""
+    for name, wanted in (when or {}).items():
+        accepted = wanted if isinstance(wanted, list) else [wanted]
+        if name not in meta or meta[name] not in accepted:
+            return False
+    return True
 
 
 class RewardSpec(Strict):

@@ -14,7 +14,7 @@ from flowrl.recipe.generation import GenerationKeys
 from flowrl.recipe.lora import Lora
 from flowrl.recipe.noised import Loss, NoisedTraining
 from flowrl.recipe.prompts import Budget, Prompts
-from flowrl.recipe.reference import ReferenceKeys
+from flowrl.recipe.reference import OneOrSeveral, ReferenceKeys
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.sampling import SOLVER_WORDS, Sampler, Solver
 from flowrl.recipe.sections import Own, arguments_of, choices_of, defaults_of, name_of, only_own, open_to
@@ -266,7 +266,7 @@ class Recipe(Curved):
     rewards: dict[str, RewardSpec] = key(..., "names mapped to {use, weight, args, ...}", min_length=1)
     advantage: open_to(Advantage, OwnAdvantage) = part(Advantage)  # pyright: ignore[reportInvalidTypeForm]
     objective: open_to(ObjectiveKeys, OwnObjective) = part(ObjectiveKeys)  # pyright: ignore[reportInvalidTypeForm]
-    reference: ReferenceKeys = part(ReferenceKeys)
+    reference: OneOrSeveral = part(ReferenceKeys)
     critic: CriticKeys | None = key(None, "a mapping with use, lr, clip, epochs, updates, warmup, or null")
     train: Train = part(Train)
     eval: EvaluationKeys = part(EvaluationKeys)
@@ -286,18 +286,21 @@ class Recipe(Curved):
         return self.train.epochs * self.train.updates
 
     @property
+    def references(self) -> list[ReferenceKeys]:
+        """The references, of which the first whose `when` fits a prompt looks at its samples."""
+        return self.reference if isinstance(self.reference, list) else [self.reference]
+
+    @property
     def keeps_reference(self) -> bool:
         """Whether a run keeps a copy of the weights that it begins with, as no adapters can be switched off."""
-        return self.full and self.reference.use == "base" and self.reads_reference
+        return self.full and self.reads_reference and any(one.use == "base" for one in self.references)
 
     @property
     def reads_reference(self) -> bool:
         """Whether the loss reads something of the reference, at some time of the run."""
-        for phase in self.parts():
-            loss, pays = phase.objective.loss, phase.objective.kl > 0 or "objective.kl" in phase.curves
-            if pays or (loss is not None and loss.reads_reference):
-                return True
-        return False
+        pays = any(phase.objective.kl > 0 or "objective.kl" in phase.curves for phase in self.parts())
+        losses = [phase.objective.loss for phase in self.parts()]
+        return pays or any(loss is not None and loss.reads_reference for loss in losses)
 
     @property
     def scores_train(self) -> bool:

@@ -13,18 +13,14 @@ from torch import Tensor
 from flowrl.contracts import Prompt, Samples
 from flowrl.core.advantages import combined_reward
 from flowrl.names import UserError
-from flowrl.recipe.rewards import RewardSpec
+from flowrl.recipe.rewards import RewardSpec, fits
 from flowrl.scoring.shaping import shape
 from flowrl.untyped import JSON
 
 
 def concerns(when: Mapping[str, JSON] | None, prompt: Prompt) -> bool:
     """Whether a reward is asked about this prompt: each key of its meta has the value, or one of those, in `when`."""
-    for key, wanted in (when or {}).items():
-        accepted = wanted if isinstance(wanted, list) else [wanted]
-        if key not in prompt.meta or prompt.meta[key] not in accepted:
-            return False
-    return True
+    return fits(when, prompt.meta)
 
 
 def asked_masks(specs: Mapping[str, RewardSpec], prompts: Sequence[Prompt]) -> dict[str, Tensor]:

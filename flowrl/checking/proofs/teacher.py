@@ -18,11 +18,9 @@ def has_teacher(bench: Bench) -> bool:
     """Whether drawn steps are compared with another reference than the model as the run finds it."""
     recipe = bench.recipe
     drawn = recipe.objective.loss is None if hasattr(recipe.objective, "loss") else False
-    return drawn and recipe.reads_reference and recipe.reference.use in ("base", "lora", "model") and _is_another(bench)
-
-
-def _is_another(bench: Bench) -> bool:
-    return bench.recipe.reference.use != "base" or bench.recipe.reference.is_own_policy
+    others = [one for one in recipe.references if one.use != "base" or one.is_own_policy]
+    known = all(one.use != "average" for one in recipe.references)  # a bench has no average
+    return drawn and recipe.reads_reference and known and bool(others)
 
 
 @torch.no_grad()
@@ -46,8 +44,9 @@ def teaches(bench: Bench) -> str:
             "the result of the student or the teacher for a row depends on the others in its call",
             "set train.micro_batch=1, so that every row has its own call",
         )
+    teachers = "; ".join(map(str, recipe.references))
     by_step = ", ".join(f"{float(value):.2g}" for value in whole.mean(0))
-    return f"{float(whole.mean()):.3g} away from {recipe.reference} (by step {by_step}); a row by itself {gap:.1g}"
+    return f"{float(whole.mean()):.3g} away from {teachers} (by step {by_step}); a row by itself {gap:.1g}"
 
 
 def _divergence(bench: Bench, rows: Tensor) -> Tensor:

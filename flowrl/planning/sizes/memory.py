@@ -15,6 +15,7 @@ from flowrl.planning.sizes.known import KNOWN
 from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
 from flowrl.planning.sizes.rewards import on_device
 from flowrl.recipe.models import pipeline_class
+from flowrl.recipe.reference import ReferenceKeys
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import JSON, Tokenizer
 from samplers.decisions import stored_states
@@ -93,15 +94,21 @@ def reference_bytes(recipe: Recipe) -> int | None:
 
     0 where there are none; None where they are not known. What is offloaded of a model is left out.
     """
-    path = recipe.reference.path
+    sizes_of = [_reference_bytes(recipe, one) for one in recipe.references]
+    known = [size for size in sizes_of if size is not None]
+    return sum(known) if len(known) == len(sizes_of) else None
+
+
+def _reference_bytes(recipe: Recipe, reference: ReferenceKeys) -> int | None:
+    path = reference.path
     if path is None:
         return 0
-    if recipe.reference.use == "lora":
+    if reference.use == "lora":
         return sum(file.stat().st_size for file in Path(path).expanduser().glob("**/*.safetensors")) or None
     configs = configs_of(path)
     if configs is None:
         return None
-    call = recipe.pipeline if recipe.reference.pipeline is None else recipe.reference.pipeline
+    call = recipe.pipeline if reference.pipeline is None else reference.pipeline
     query = SizeQuery(path, None, recipe.dtype.model, 1, call, (ASSUMED, 1))
     measured = _look_up(query, configs)
     stays = measured.trained if recipe.offload else list(measured.frozen)

@@ -58,7 +58,8 @@ def _notes(recipe: Recipe, estimate: Sizes) -> list[str]:
         kept = "block inputs and one block" if train.gradient_checkpointing else "all that autograd keeps"
         notes.append(f"activations: {kept} of a training forward; of a rollout what one block works on")
     if (reference := reference_bytes(recipe)) is None:
-        notes.append(f"the reference's own weights are not in it: {recipe.reference.path} is not at hand")
+        paths = ", ".join(one.path for one in recipe.references if one.path is not None)
+        notes.append(f"the reference's own weights are not in it: {paths} is not at hand")
     elif reference:
         notes.append(f"{size_text(reference)} of the weights are the reference's")
     notes.append("not in it: activations of text encoders, decoder and rewards, the allocator's slack")

@@ -66,7 +66,7 @@ def add_reference(policy: LanguagePolicy, recipe: Recipe) -> None:
 
     Raises PolicyError where it cannot be loaded, or has other tokens.
     """
-    reference = recipe.reference
+    reference = recipe.references[0]
     if reference.use == "lora":
         add_reference_lora(policy.modules, Path(str(reference.path)).expanduser())
     policy.weights = weights_of(policy.modules, use=reference.use)

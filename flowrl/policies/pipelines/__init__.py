@@ -16,6 +16,7 @@ guidance.py          which rows of a call are unconditional; branches.py: they a
 working_copy.py      the working copy of a pipeline that all of these sit on
 arguments.py         what the pipeline is called with
 prompt_cache.py      text encoding, once per distinct prompt
+teacher.py           references that are pipelines of their own; substeps.py: several of their steps to one
 failing.py           what a pipeline raises while it is tried out, as one line
 writing.py           texts that a pipeline has a language model write, once a sample
 layouts.py           what a pipeline returned, turned into pictures and sound; outputs.py: as samples

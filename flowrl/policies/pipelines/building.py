@@ -1,10 +1,12 @@
 """A policy over a diffusers pipeline, made as a recipe says."""
 
 import contextlib
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from flowrl.contracts import Prompt
 from flowrl.policies import adapters
 from flowrl.policies.devices import device_of
 from flowrl.policies.errors import PolicyError
@@ -15,11 +17,14 @@ from flowrl.policies.pipelines.first_order import walks_ddim
 from flowrl.policies.pipelines.guided_walk import guide_of
 from flowrl.policies.pipelines.latent_reward import load as load_reward
 from flowrl.policies.pipelines.policy import PipelinePolicy
-from flowrl.policies.reference_lora import add_reference_lora
+from flowrl.policies.pipelines.teacher import Teacher
+from flowrl.policies.reference_lora import add_reference_lora, reference_name
 from flowrl.policies.trainable import make_trainable
 from flowrl.policies.weights import weights_of
 from flowrl.recipe.calls import check_call
 from flowrl.recipe.making import step_of
+from flowrl.recipe.reference import ReferenceKeys
+from flowrl.recipe.rewards import fits
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.steps import PRESERVING_STEP, misfit
 from flowrl.untyped import Pipeline
@@ -55,17 +60,30 @@ def build(recipe: Recipe) -> PipelinePolicy:
 
 
 def add_reference(policy: PipelinePolicy, recipe: Recipe) -> None:
-    """Gives a policy the recipe's reference, frozen, where it is another than the model as it is.
+    """Gives a policy the recipe's references, frozen, where they are others than the model as it is.
 
     What is called otherwise without being another model shares the modules of the policy, under the weights of the
     reference. Raises PolicyError where it cannot be loaded, RecipeError for a call that does not fit it.
     """
-    reference = recipe.reference
-    if reference.use == "lora":
-        add_reference_lora(policy.modules, Path(str(reference.path)).expanduser())
-    policy.weights = weights_of(policy.modules, use=reference.use)
-    if not reference.is_own_policy:
+    references = recipe.references
+    for number, reference in enumerate(references):
+        if reference.use == "lora":
+            folder = Path(str(reference.path)).expanduser()
+            add_reference_lora(policy.modules, folder, reference_name(number))
+    policy.weights = weights_of(policy.modules, use=[one.use for one in references])
+    if len(references) == 1 and references[0].when is None and not references[0].is_own_policy:
         return
+    policy.teachers = [
+        Teacher(_teacher(policy, recipe, reference, number), partial(_takes, reference))
+        for number, reference in enumerate(references)
+    ]
+
+
+def _takes(reference: ReferenceKeys, prompt: Prompt) -> bool:
+    return fits(reference.when, prompt.meta)
+
+
+def _teacher(policy: PipelinePolicy, recipe: Recipe, reference: ReferenceKeys, number: int) -> PipelinePolicy:
     call = recipe.pipeline if reference.pipeline is None else reference.pipeline
     pipe, modules = policy.source, dict(policy.modules)
     if reference.use == "model":
@@ -76,11 +94,12 @@ def add_reference(policy: PipelinePolicy, recipe: Recipe) -> None:
     teacher = PipelinePolicy(
         pipe, modules, dynamics_of(recipe, pipe), call=call, device=policy.device, offload=policy.offload
     )
+    teacher.steps_to_one = reference.steps
     if reference.use == "model":
         teacher.weights = lambda name: contextlib.nullcontext()
-    else:
-        teacher.weights = lambda name: policy.weights(name)  # as they are then: a learner gives the policy its copies
-    policy.teacher = teacher
+    else:  # as they are then: a learner gives the policy its copies
+        teacher.weights = lambda name: policy.weights(reference_name(number))
+    return teacher
 
 
 def build_critic(policy: PipelinePolicy, recipe: Recipe) -> None:
@@ -91,8 +110,8 @@ def build_critic(policy: PipelinePolicy, recipe: Recipe) -> None:
 def retune(policy: PipelinePolicy, recipe: Recipe) -> None:
     """Gives a policy another recipe's step, noise and call. Raises RecipeError where the step does not fit."""
     policy.dynamics, policy.call = dynamics_of(recipe, policy.source), recipe.pipeline
-    if policy.teacher is not None:
-        policy.teacher.dynamics = dynamics_of(recipe, policy.teacher.source)
+    for teacher in policy.teachers:
+        teacher.policy.dynamics = dynamics_of(recipe, teacher.policy.source)
 
 
 def unfinished(recipe: Recipe, prompts: object) -> None:

@@ -27,7 +27,7 @@ from samplers.tables import At
 
 LOOK_TOLERANCE = 1e-3  # of a velocity, relative to the largest of the rollout's own
 LOOK_TOLERANCE_HALF = 3e-2  # the same where the model computes in half precision
-_REMEDY = "choose an objective of the clipped kind"
+REMEDY = "choose an objective of the clipped kind"
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ def look_at(
     if level > asking.below:
         raise PolicyError(
             f"{name}: noise level {level:.4g} belongs to the first step of its walk, which it treats differently from "
-            f"others: give levels up to {asking.below:.4g}, or {_REMEDY}"
+            f"others: give levels up to {asking.below:.4g}, or {REMEDY}"
         )
     walk, steps = asking.walk(states, level)
     passes.run(walk, prompts, starts, steps=steps, grad=torch.is_grad_enabled())
     if len(walk.velocity) < len(states):
-        raise PolicyError(f"{name}: its loop takes fewer steps than it is asked for: raise sampler.steps, or {_REMEDY}")
+        raise PolicyError(f"{name}: its loop takes fewer steps than it is asked for: raise sampler.steps, or {REMEDY}")
     seen = {stream: step.x for stream, step in walk.seen.items()}
     return Answer(walk.velocity, seen, {s: _kept(step, level) for s, step in walk.seen.items()})
 
@@ -147,7 +147,7 @@ def prove_look(passes: PipelinePasses, prompt: Prompt, steps: int) -> Asking:
     reason = "" if passes.keeper.skip else ", for its guidance or its denoiser remembers earlier steps"
     raise PolicyError(
         f"{name}: asked about noise level {level:.3g} by itself it gives another velocity than in its walk, by "
-        f"{worst:.1e} of its size (accepted: {tolerance:.0e}){reason}: {_REMEDY}"
+        f"{worst:.1e} of its size (accepted: {tolerance:.0e}){reason}: {REMEDY}"
     )
 
 
@@ -168,7 +168,7 @@ def _gap(passes: PipelinePasses, way: Asking, walk: _Watching, at: int, prompt: 
         if kept is not None and not kept.any():
             raise PolicyError(
                 f"{type(passes.source).__name__} overwrites its whole state between steps, so that no noised sample is "
-                f"looked at: {_REMEDY}"
+                f"looked at: {REMEDY}"
             )
         moved = float((answer.x[stream] - states[stream]).abs().max())
         if at == 0 and kept is not None and moved > LOOK_TOLERANCE:

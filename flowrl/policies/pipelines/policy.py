@@ -38,7 +38,8 @@ from flowrl.policies.pipelines.probe import probe
 from flowrl.policies.pipelines.replay_walk import LookWalk, ReplayWalk, replay_steps_by_pass
 from flowrl.policies.pipelines.replay_walk import Visit as StepVisit
 from flowrl.policies.pipelines.sharing import in_order
-from flowrl.policies.pipelines.teacher import check_teacher
+from flowrl.policies.pipelines.substeps import Substeps, prove_substeps
+from flowrl.policies.pipelines.teacher import Teacher, by_teacher, check_teacher
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory, join_trajectories, take
 from flowrl.policies.pipelines.visited_looks import look_at_visited
 from flowrl.policies.weights import under, weights_of
@@ -82,7 +83,9 @@ class PipelinePolicy(PipelinePasses):
         self.keep_means = keep_means
         self.weights = weights_of(modules)  # others than those that learn
         self.looks: PipelinePasses = LookPasses(self, look_call) if look_call else self  # at noised samples
-        self.teacher: PipelinePolicy | None = None  # what looks under the reference in its place
+        self.teachers: list[Teacher] = []  # what look under the reference in its place
+        self.steps_to_one = 1  # of a teacher: how many steps it takes to one of the student's
+        self._substeps: Substeps | None = None  # how, once that is proved
         self.guide: Guide | None = None  # what steers walks from which nothing is trained
         self._probed = False
         self._asking: Asking | None = None  # how a level is asked about by itself, once that is proved
@@ -186,13 +189,14 @@ class PipelinePolicy(PipelinePasses):
         cannot be asked about a level by itself (see noised_looks.py).
         """
         trajectory: Trajectory = rollout.replay
-        if view.weights == "reference" and self.teacher is not None:
-            if view.states != "drawn" and self.teacher.sharing != self.looks.sharing:
-                raise PolicyError(
-                    "reference: it takes other rows in one call than the trained pipeline, so that velocities "
-                    "cannot be compared: choose an objective of the clipped kind, or another reference"
-                )
-            self.teacher.look(rollout, rows, view, visit, progress=progress)
+        if view.weights == "reference" and self.teachers:
+            for teacher, part in by_teacher(self.teachers, rollout, rows):
+                if view.states != "drawn" and teacher.sharing != self.looks.sharing:
+                    raise PolicyError(
+                        "reference: it takes other rows in one call than the trained pipeline, so that velocities "
+                        "cannot be compared: choose an objective of the clipped kind, or another reference"
+                    )
+                teacher.look(rollout, part, view, visit, progress=progress)
             return
         if view.states != "drawn":
             asking = self.prove_looks(trajectory)
@@ -249,17 +253,19 @@ class PipelinePolicy(PipelinePasses):
         return in_order(decoded, parts)
 
     def prepare(self, prompt: Prompt, plan: WalkPlan) -> None:
-        """Probes the pipeline, once, and its teacher. Raises PolicyError where one breaks the contract (see `probe`),
-        and where the teacher does not fit (see teacher.py)."""
+        """Probes the pipeline, once, and its teachers. Raises PolicyError where one breaks the contract (see `probe`),
+        and where a teacher does not fit (see teacher.py)."""
         if not self._probed:
             with in_one_line(type(self.source).__name__):
                 self.streams = probe(self, prompt, plan)
                 if self.looks is not self:
                     self.looks.streams = probe(self.looks, prompt, plan)
             self._probed = True
-        if self.teacher is not None and not self.teacher._probed:
-            self.teacher.prepare(prompt, plan)
-            check_teacher(self, self.teacher, prompt, plan)
+        for teacher in [one.policy for one in self.teachers if not one.policy._probed]:
+            teacher.prepare(prompt, plan)
+            check_teacher(self, teacher, prompt, plan)
+            if teacher.steps_to_one > 1:
+                teacher._substeps = prove_substeps(teacher, prompt, plan, teacher.steps_to_one)
 
     # ------------------------------------------------------------------ passes
 
@@ -270,16 +276,11 @@ class PipelinePolicy(PipelinePasses):
         grad = torch.is_grad_enabled()
         for part in self.sharing.parts(trajectory, rows):
             for replay_steps in replay_steps_by_pass(trajectory, part):
-                walk = ReplayWalk(
-                    trajectory,
-                    self.dynamics,
-                    self.streams_at,
-                    replay_steps,
-                    visit,
-                    view,
-                    progress=progress,
-                )
-                self.walk(walk, trajectory, grad=grad)
+                arguments = trajectory, self.dynamics, self.streams_at, replay_steps, visit, view
+                if self._substeps is not None:
+                    self._substeps.replay(self, *arguments, progress)
+                else:
+                    self.walk(ReplayWalk(*arguments, progress=progress), trajectory, grad=grad)
 
     def prove_looks(self, trajectory: Trajectory) -> Asking:
         """Proves, once, that the pipeline can be asked about a level by itself; returns how."""

@@ -4,10 +4,13 @@ It looks at what the policy drew: the same states at the same noise levels, from
 needs latents of one shape, one table of levels, and one initial noise, which `check_teacher` compares before training.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Prompt
+from flowrl.contracts import Prompt, Rollout
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key
 from flowrl.policies.pipelines.intercepted_step import Step
@@ -16,6 +19,37 @@ from samplers.plan import Table
 
 START_TOLERANCE, START_TOLERANCE_HALF = 1e-4, 3e-2  # of the initial noise, whose size is 1
 LEVEL_TOLERANCE = 1e-4
+
+if TYPE_CHECKING:
+    from flowrl.policies.pipelines.policy import PipelinePolicy
+
+
+class Teacher(NamedTuple):
+    """A reference that is a policy of its own, and of which prompts it looks at the samples."""
+
+    policy: "PipelinePolicy"
+    takes: Callable[[Prompt], bool] = lambda prompt: True
+
+
+def by_teacher(
+    teachers: Sequence[Teacher], rollout: Rollout, rows: Tensor
+) -> "Iterator[tuple[PipelinePolicy, Tensor]]":
+    """Each teacher with those of the rows int64 [r] that it looks at: the first that takes a row's prompt.
+
+    Raises PolicyError for a prompt that none takes.
+    """
+    prompts = rollout.replay.prompts
+    each = len(rollout.rollout_logp) // len(prompts)
+    whose = []
+    for row in rows.tolist():
+        prompt = prompts[row // each]
+        at = next((i for i, teacher in enumerate(teachers) if teacher.takes(prompt)), None)
+        if at is None:
+            raise PolicyError(f"reference: none of them takes the prompt {prompt.text!r}; widen a reference's `when`")
+        whose.append(at)
+    for i, teacher in enumerate(teachers):
+        if (mine := rows[torch.tensor(whose) == i]).numel():
+            yield teacher.policy, mine
 
 
 class Levels:

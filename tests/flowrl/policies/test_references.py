@@ -1,17 +1,15 @@
 """What a divergence is measured from: other adapters, other weights, another model, the same one called otherwise."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from flowrl.build import add_reference, build_learner, build_policy
-from flowrl.contracts import LogProbs, Policy, Prompt, Rollout, View
-from flowrl.core.backward import fill_reference
+from flowrl.build import build_learner, build_policy
+from flowrl.contracts import LogProbs, View
 from flowrl.planning.costs import plan_for
 from flowrl.planning.dry_run import describe
 from flowrl.planning.sizes.memory import reference_bytes
@@ -19,69 +17,17 @@ from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.building import check_tokens_agree
 from flowrl.policies.loading import load_pipeline
-from flowrl.policies.pipelines.policy import PipelinePolicy
 from flowrl.policies.reference_lora import add_reference_lora
 from flowrl.policies.weights import weights_of
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import build, load
-from flowrl.recipe.schema import Recipe
 from flowrl.worlds.arithmetic.model import make_tokenizer
 from language_support import PLAN, model, replayed
 from language_support import PROMPTS as SUMS
 from language_support import policy as language_policy
 from policies_support import shake, watched_steps
+from references_support import CALL, DISTILLED, GUIDED, PROMPTS, divergence, drawn, recipe, reference_logp, student
 from samplers.tokens import token_kl
-
-PROMPTS = [Prompt("circle", "a red circle left of a blue square"), Prompt("squares", "three blue squares")]
-CALL = {"height": 16, "width": 16, "max_sequence_length": 16, "guidance_scale": 1.0}
-GUIDED = CALL | {"true_cfg_scale": 3.0, "negative_prompt": ""}
-DISTILLED: dict[str, Any] = {
-    "model": "shapes-flux",
-    "pipeline": CALL,
-    "lora": {"rank": 2, "alpha": 4},
-    "prompts": {"train": "shapes/train"},
-    "sampler": {"step": "flow_sde", "noise": 0.7, "steps": 4, "window": {"kind": "first", "size": 3}},
-    "rewards": {"strict": {"use": "shapes_strict", "weight": 0.0}},
-    "objective": {"kl": 1.0, "kl_kind": "exact"},
-    "train": {"prompts": 2, "group": 2},
-    "device": "cpu",
-}
-
-
-def recipe(reference: dict[str, Any], **more: Any) -> Recipe:
-    return build(DISTILLED | {"reference": reference} | more)
-
-
-def student(of: Recipe) -> PipelinePolicy:
-    policy = build_policy(of)
-    assert isinstance(policy, PipelinePolicy)
-    add_reference(of, policy)
-    shake(policy.modules, 0.05, seed=3)
-    return policy
-
-
-def drawn(policy: Policy, of: Recipe, group: int = 2) -> Rollout:
-    return policy.rollout(PROMPTS, group_size=group, plan=plan_for(of, 0), seed=1)
-
-
-def divergence(policy: Policy, rollout: Rollout, rows: list[int], view: View | None = None) -> Tensor:
-    """The exact divergence of these rows [r, K], each looked at as the loop does it."""
-    view, found = View(exact_kl=True) if view is None else view, torch.full_like(rollout.rollout_logp, torch.nan)
-
-    def visit(seen: LogProbs) -> None:
-        assert seen.kl is not None
-        found[seen.rows[:, None], seen.columns[None]] = seen.kl.detach()
-
-    fill_reference(policy, rollout, torch.tensor(rows), view)
-    policy.look(rollout, torch.tensor(rows), view, visit)
-    return found[rows]
-
-
-def reference_logp(policy: Policy, rollout: Rollout) -> Tensor:
-    again = replace(rollout, reference=None)
-    fill_reference(policy, again, torch.arange(len(rollout.rollout_logp)), View())
-    assert again.reference is not None
-    return again.reference
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +50,7 @@ def test_the_loss_is_the_velocity_error_over_the_steps_variance():
         rollout = drawn(policy, of)
     alone, whole = divergence(policy, rollout, [2]), divergence(policy, drawn(policy, of), [0, 1, 2, 3])
     assert torch.allclose(alone[0], whole[2], rtol=1e-4)
-    prompt, teacher = [PROMPTS[1]], policy.teacher
-    assert teacher is not None
+    prompt, teacher = [PROMPTS[1]], policy.teachers[0].policy
     for column in (1, 2):
         s, x = float(steps[column][0].s), rollout.replay.enter[column][0][2:3]
         std, dt = (rollout.step_stats[name][2, column] for name in ("std", "dt"))
