@@ -16,6 +16,8 @@ from flowrl.core.credit import row_advantages
 from flowrl.core.decisions import DecisionCredit, KlReward, kl_as_reward
 from flowrl.core.engine import Advantage, SamplesOf
 from flowrl.core.learner import Learner
+from flowrl.core.objectives.correction import Correction, Rejection
+from flowrl.core.objectives.covariance import Covariance
 from flowrl.core.objectives.given import GivenObjective
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.objectives.noised import NOISED
@@ -120,7 +122,21 @@ def build_objective(recipe: Recipe) -> Objective:
         objective = objective.model_copy(update={"kl": 0.0})
     values = {p.name: getattr(objective, p.name) for p in keys("objective", names.shipped("objective")["clipped"])}
     values["weight"] = values["weight"] if isinstance(values["weight"], str) else tuple(values["weight"])
-    return ClippedObjective(low, high, **values)
+    covariance = None if objective.covariance is None else Covariance(**objective.covariance.model_dump())
+    return ClippedObjective(low, high, **values, correction=build_correction(recipe), covariance=covariance)
+
+
+def build_correction(recipe: Recipe) -> Correction | None:
+    """What is done about samples of another policy than the one that trains.
+
+    Where a copy in another precision draws and the recipe says nothing, the ratio is to that copy, and how far it is
+    off is measured.
+    """
+    given = recipe.objective.correction
+    if given is None:
+        return None if recipe.rollout.dtype is None else Correction("none", bypass=True)
+    values = given.model_dump()
+    return Correction(**values | {"reject": tuple(Rejection(**one) for one in values["reject"])})
 
 
 def _aligned(recipe: Recipe) -> dict[str, Any]:

@@ -58,7 +58,7 @@ KINDS: dict[str, PartKind] = {
         ("seen", "batch"),
         "flowrl.core.objectives.grpo:OBJECTIVES",
         "a function (seen, batch, *, ...) or a class with __call__(self, seen, batch)",
-        given=("clip_low", "clip_high"),
+        given=("clip_low", "clip_high", "correction", "covariance"),
     ),
     "lr_schedule": PartKind(("left",), "flowrl.core.lr_schedules:LR_SCHEDULES", "a function (left, *, ...)"),
     "rule": PartKind(
@@ -80,6 +80,7 @@ KINDS: dict[str, PartKind] = {
             "precision",
             "keep_entropy",
             "keep_squares",
+            "batch_invariant",
         ),
     ),
     "choice": PartKind(

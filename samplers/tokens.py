@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+PRECISIONS = ("bfloat16", "float16", "int8")
 CHUNK = 2**24  # float32 numbers of vocabulary size that are held at once, 64 MiB
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
     """How completions are drawn. temperature 0 takes the likeliest token: an evaluation, which cannot be trained on.
+    precision: of a copy of the model that draws (PRECISIONS; None: the model itself).
 
     force: (text, n): a completion that has n tokens left and has not written this text is given it. min_p: tokens less
     likely than that share of the likeliest are not drawn (arXiv:2407.01082). repetition_penalty: logits of tokens of
@@ -38,6 +40,7 @@ class Generation:
     force: tuple[str, int] | None = None
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         if (
@@ -91,7 +94,22 @@ def cut(logits: Tensor, top_k: int | None, top_p: float, min_p: float = 0.0) -> 
     return logits
 
 
-def token_logp(logits: Tensor, tokens: Tensor, scale: float, dtype: torch.dtype = torch.float32) -> Tensor:
+@dataclass(frozen=True)
+class States:
+    """What logits are made of by `head`, [..., D] to [..., V], a chunk at a time: values [r, k, D], size V.
+
+    It takes the place of logits [r, k, V] below, so that they never stand whole.
+    """
+
+    values: Tensor
+    head: Callable[[Tensor], Tensor]
+    size: int
+
+
+Logits = Tensor | States
+
+
+def token_logp(logits: Logits, tokens: Tensor, scale: float, dtype: torch.dtype = torch.float32) -> Tensor:
     """Log-probabilities [r, k] of tokens int64 [r, k] under softmax(logits / scale), logits [r, k, V], in `dtype`."""
 
     def one(part: Tensor, drawn: Tensor) -> Tensor:
@@ -101,42 +119,73 @@ def token_logp(logits: Tensor, tokens: Tensor, scale: float, dtype: torch.dtype 
     return _in_chunks(one, logits, tokens)
 
 
-def token_kl(logits: Tensor, reference: Tensor, scale: float, dtype: torch.dtype = torch.float32) -> Tensor:
-    """KL(policy || reference) [r, k] over the vocabulary, of softmax(logits / scale) each; logits are [r, k, V]."""
+def token_kl(
+    logits: Logits,
+    reference: Logits,
+    scale: float,
+    dtype: torch.dtype = torch.float32,
+    *,
+    kind: str = "exact",
+    mix: float = 0.5,
+) -> Tensor:
+    """Divergence [r, k] over the vocabulary, of softmax(logits / scale) each; logits are [r, k, V].
+
+    With policy p, reference q and m = mix q + (1 - mix) p: exact, KL(p || q); forward, KL(q || p); jsd, mix KL(q || m)
+    + (1 - mix) KL(p || m), the generalised Jensen-Shannon divergence of GKD (arXiv:2306.13649, eq. 1, its beta is mix).
+    """
 
     def one(part: Tensor, other: Tensor) -> Tensor:
         logp, ref = (part.to(dtype) / scale).log_softmax(-1), (other.to(dtype) / scale).log_softmax(-1)
-        return (logp.exp() * (logp - ref)).sum(-1)
+        if kind == "exact":
+            return (logp.exp() * (logp - ref)).sum(-1)
+        if kind == "forward":
+            return (ref.exp() * (ref - logp)).sum(-1)
+        middle = torch.logaddexp(ref + math.log(mix), logp + math.log1p(-mix))
+        return (mix * ref.exp() * (ref - middle) + (1 - mix) * logp.exp() * (logp - middle)).sum(-1)
 
     return _in_chunks(one, logits, reference)
 
 
+def token_entropy(logits: Logits, scale: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Entropy in nats, [r, k], of the whole distribution softmax(logits / scale), logits [r, k, V], in `dtype`."""
+
+    def one(part: Tensor) -> Tensor:
+        scaled = part.to(dtype) / scale
+        if not torch.is_grad_enabled():
+            return torch.special.entr(scaled.softmax(-1)).sum(-1)
+        logp = scaled.log_softmax(-1)  # the gradient of entr is infinite where a probability is 0
+        return -(logp.exp() * logp).sum(-1)
+
+    return _in_chunks(one, logits)
+
+
 @torch.no_grad()
-def token_entropy(logits: Tensor, scale: float, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Entropy in nats, [r, k], of the whole distribution softmax(logits / scale), logits [r, k, V]. No gradient."""
-
-    def one(part: Tensor, _: Tensor) -> Tensor:
-        return torch.special.entr((part.to(dtype) / scale).softmax(-1)).sum(-1)
-
-    return _in_chunks(one, logits, logits)
-
-
-@torch.no_grad()
-def token_squares(logits: Tensor, scale: float, dtype: torch.dtype = torch.float32) -> Tensor:
+def token_squares(logits: Logits, scale: float, dtype: torch.dtype = torch.float32) -> Tensor:
     """Sum of squared probabilities, [r, k], of softmax(logits / scale), logits [r, k, V]. No gradient."""
 
-    def one(part: Tensor, _: Tensor) -> Tensor:
+    def one(part: Tensor) -> Tensor:
         return (part.to(dtype) / scale).softmax(-1).square().sum(-1)
 
-    return _in_chunks(one, logits, logits)
+    return _in_chunks(one, logits)
 
 
-def _in_chunks(one: Callable[[Tensor, Tensor], Tensor], logits: Tensor, other: Tensor) -> Tensor:
-    """`one` over as many decisions as CHUNK allows. Of several chunks, none keeps its float32 for the backward pass."""
-    flat, size = logits.flatten(0, 1), max(1, CHUNK // logits.shape[-1])
-    pairs = list(zip(flat.split(size), other.flatten(0, 1).split(size), strict=True))
-    if len(pairs) == 1 or not (torch.is_grad_enabled() and logits.requires_grad):
-        parts = [one(*pair) for pair in pairs]
+def _in_chunks(one: Callable[..., Tensor], *sources: Logits) -> Tensor:
+    """`one` over as many decisions as CHUNK allows. Of several chunks, none keeps its float32 for the backward pass.
+
+    sources: logits first, then what is [r, k] or [r, k, V] beside them. Logits of States are made chunk by chunk.
+    """
+    values = [source.values if isinstance(source, States) else source for source in sources]
+    heads = [source.head if isinstance(source, States) else None for source in sources]
+    first = sources[0]
+    size = max(1, CHUNK // (first.size if isinstance(first, States) else first.shape[-1]))
+
+    def of(*parts: Tensor) -> Tensor:
+        made = [part if head is None else head(part) for part, head in zip(parts, heads, strict=True)]
+        return one(*made)
+
+    chunks = list(zip(*(value.flatten(0, 1).split(size) for value in values), strict=True))
+    if len(chunks) == 1 or not (torch.is_grad_enabled() and values[0].requires_grad):
+        parts = [of(*chunk) for chunk in chunks]
     else:
-        parts = [checkpoint(one, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
-    return torch.cat(parts).unflatten(0, logits.shape[:2])
+        parts = [checkpoint(of, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    return torch.cat(parts).unflatten(0, values[0].shape[:2])

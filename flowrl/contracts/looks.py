@@ -17,7 +17,8 @@ class LogProbs:
 
     kl [r, k]: the exact divergence from the reference, where the view asks for it. centred [r, k], where it asks for
     it: mean over elements of (mean - mean of the rollout) / std * z, where z is the noise that the rollout drew. It is
-    the log-ratio to the policy that sampled, less its expectation. All with gradient under the current weights.
+    the log-ratio to the policy that sampled, less its expectation. entropy [r, k], where it asks for it: of the
+    decisions' distributions, in nats. All with gradient under the current weights.
     """
 
     rows: Tensor
@@ -25,6 +26,7 @@ class LogProbs:
     logp: Tensor
     kl: Tensor | None = None
     centred: Tensor | None = None
+    entropy: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ Visit = Callable[[Any], None]  # is given LogProbs, a Field, Finished or Valued,
 Show = Callable[[Tensor], Samples]  # decodes states [r, ...], with gradient
 RewardOf = Callable[[Samples, Sequence[str] | None], Tensor]  # [B] of samples, with these texts as prompts
 Weights = Literal["current", "reference", "old"]
+Divergence = Literal["exact", "forward", "jsd"]
 States = Literal["drawn", "noised", "walked", "injected", "finished", "valued"]
 
 
@@ -109,7 +112,9 @@ class View:
     weights: current, those that learn, with gradient unless `torch.no_grad` is on; without gradient, reference, those
     that a divergence is measured from, or old, an older copy of the current ones. The last two are of drawn states
     alone. exact_kl: `LogProbs.kl`, which takes an earlier look at the same rows under the reference that asks for it
-    too, so that the policy keeps what it compares with. centred: `LogProbs.centred`.
+    too, so that the policy keeps what it compares with. kl_kind: which divergence that is of, policy p and reference q:
+    exact, KL(p || q); forward, KL(q || p); jsd, kl_mix KL(q || m) + (1 - kl_mix) KL(p || m) with m = kl_mix q + (1 -
+    kl_mix) p. centred: `LogProbs.centred`. entropy: `LogProbs.entropy`.
     """
 
     states: States = "drawn"
@@ -118,6 +123,9 @@ class View:
     weights: Weights = "current"
     exact_kl: bool = False
     centred: bool = False
+    entropy: bool = False
+    kl_kind: Divergence = "exact"
+    kl_mix: float = 0.5
 
 
 PlanT = TypeVar("PlanT", contravariant=True)  # what a policy's rollouts go by, its own affair

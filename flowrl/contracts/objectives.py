@@ -7,14 +7,16 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from flowrl.contracts.looks import RewardOf, View
+from flowrl.contracts.samples import Rollout
 
 
 @dataclass(frozen=True)
 class Batch:
     """The data of what is looked at, cut as it is: r rows, k decisions of each.
 
-    rollout_logp float32 [r, k]: log-probs under the policy that sampled. adv float32 [r], or [r, k] where decisions of
-    a row differ: what moves them. mask bool [r, k]: which are trained. reference float32 [r, k]: log-probs under the
+    rollout_logp float32 [r, k]: log-probs under the policy that sampled; old_logp, where an objective needs them, under
+    the weights that train, before the first update. adv float32 [r], or [r, k] where decisions of a row differ: what
+    moves them. mask bool [r, k]: which are trained. reference float32 [r, k]: log-probs under the
     reference, where the objective needs it. step_stats: [r, k] by name, see `Rollout`. velocities: of a Field, those of
     the other weights that the objective needs at the same states, like its v, by name. together int64 [r]: equal for
     rows that the objective takes together; of a pair the better one comes first, or the one that was given. pull, like
@@ -33,10 +35,11 @@ class Batch:
     reward_of: RewardOf | None = None
     value: Tensor | None = None
     returns: Tensor | None = None
+    old_logp: Tensor | None = None
 
 
 Together = Literal["decision", "row", "pair", "given", "group"]
-Need = Literal["reference", "old", "pull", "reward_of", "rank", "returns", "every_row"]
+Need = Literal["reference", "old", "pull", "reward_of", "rank", "returns", "every_row", "old_logp"]
 
 
 class Objective(Protocol):
@@ -58,9 +61,17 @@ class Objective(Protocol):
     def needs(self) -> frozenset[Need]:
         """What the loop has to provide. reference: `Batch.reference`, as every trained decision pays a divergence; of
         noised states the velocities of the reference, and with old those of the older copy, in `Batch.velocities`;
-        reward_of, pull, returns: see `Batch`, and for a pull core/backward_pull.py. rank: in `Batch.adv`, in place of a
-        row's advantage, the share of the update's rows that it is above, in (0, 1). every_row: nothing more, but rows
-        whose advantage is 0 are looked at too, since they have a loss."""
+        reward_of, pull, returns, old_logp: see `Batch`, and for a pull core/backward_pull.py. rank: in `Batch.adv`, in
+        place of a row's advantage, the share of the update's rows that it is above, in (0, 1). every_row: nothing more,
+        but rows whose advantage is 0 are looked at too, since they have a loss."""
+        ...
+
+    def weigh(self, rollout: Rollout, adv: Tensor) -> tuple[Rollout, dict[str, Tensor]]:
+        """The rollout as it is trained, and metrics, 0-d: once, before its first update.
+
+        It may have a narrower mask, and further step_stats, which `step_weights` and the loss read. adv: as in `Batch`,
+        of all rows.
+        """
         ...
 
     def weights(self, mask: Tensor) -> Tensor:

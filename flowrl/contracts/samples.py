@@ -103,6 +103,8 @@ class Rollout:
     what each reward gave to the sample that the model holds for likeliest for the same prompt, where advantages ask.
     value, returns float32 [R, K]: what a critic expects before each decision, and what it is fitted to, where there is
     one (core/values.py); returns are NaN in rows that could not be scored.
+    old_logp float32 [R, K]: log-probs under the weights that train, before the first update, once core/backward.py has
+    filled them in, where an objective corrects for a policy that sampled otherwise.
     """
 
     samples: Samples
@@ -115,6 +117,7 @@ class Rollout:
     baseline: dict[str, Tensor] | None = None
     value: Tensor | None = None
     returns: Tensor | None = None
+    old_logp: Tensor | None = None
 
 
 class Reward(Protocol):

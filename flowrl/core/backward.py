@@ -72,6 +72,7 @@ class StepLoss:
             value=None if rollout.value is None else rollout.value[at].to(device),
             returns=None if rollout.returns is None else rollout.returns[at].to(device),
             reward_of=self.reward_of,
+            old_logp=None if rollout.old_logp is None else rollout.old_logp[at].to(device),
             **more,
         )
 
@@ -109,6 +110,18 @@ def fill_reference(policy: Looks, rollout: Rollout, rows: Tensor, view: View, pr
     policy.look(rollout, rows, replace(view, weights="reference", centred=False), visit, progress=progress)
 
 
+def fill_old(policy: Looks, rollout: Rollout, rows: Tensor, progress: Progress | None = None) -> None:
+    """Fills in `rollout.old_logp` for rows int64 [r]: what the weights of now give, without gradient."""
+    old = torch.zeros_like(rollout.rollout_logp) if rollout.old_logp is None else rollout.old_logp
+    rollout.old_logp = old
+
+    def visit(seen: LogProbs) -> None:
+        old[seen.rows[:, None], seen.columns[None]] = seen.logp.to(old)
+
+    with torch.no_grad():
+        policy.look(rollout, rows, View(), visit, progress=progress)
+
+
 def backward(policy: Looks, rows: Tensor, loss: StepLoss, progress: Progress | None = None) -> None:
     """Adds the gradient of the loss of rows int64 [r] to the policy's parameters, and their metrics to `loss.total`.
 
@@ -133,7 +146,7 @@ def backward(policy: Looks, rows: Tensor, loss: StepLoss, progress: Progress | N
 
 
 # What a loss may depend on, with gradient: fields of LogProbs.
-_VARIABLES = ("logp", "kl", "centred")
+_VARIABLES = ("logp", "kl", "centred", "entropy")
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Explore, Looks, Objective, Policy, Progress, Prompt, RewardOf, Rollout, Samples, View
+from flowrl.contracts import Explore, Looks, Objective, Policy, Progress, Prompt, RewardOf, Rollout, Samples
 from flowrl.core.backward import StepLoss, backward, fill_reference, with_step_weights
 from flowrl.core.backward_noised import backward_noised
 from flowrl.core.backward_pull import backward_pull
 from flowrl.core.budget import Budget, topped_up
 from flowrl.core.engine import Advantage, Clock, GivenEngine, LocalEngine, Metrics, MixedEngine, PlanT, SamplesOf
+from flowrl.core.filling import filling, parts, weighed
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.pairs import companions
@@ -138,7 +139,7 @@ def iterate(
         lambda: learner.sampling(old=settings.sample_old),
         baseline_plan,
         explore,
-        _filling(policy, critic, settings, progress),
+        filling(policy, critic, settings.kl_in_reward, settings.micro_batch, progress),
     )
     engine: GivenEngine[PlanT] | MixedEngine[PlanT] | LocalEngine[PlanT] = local
     if samples_of is not None and settings.share is None:
@@ -179,23 +180,6 @@ def iterate(
     return Iteration(metrics, whole.rollout.samples, whole.rewards)
 
 
-def _filling(
-    policy: Looks, critic: Critic | None, settings: Settings, progress: Progress | None
-) -> Callable[[Rollout], None] | None:
-    """What adds log-probs of the reference, or values, to a rollout before it has advantages."""
-    if critic is None and not settings.kl_in_reward:
-        return None
-
-    def fill(rollout: Rollout) -> None:
-        if settings.kl_in_reward:
-            for part in _parts(rollout.mask.any(1).nonzero()[:, 0], settings.micro_batch):
-                fill_reference(policy, rollout, part, View(), progress)
-        if critic is not None:
-            critic.fill(critic.looks, rollout, settings.micro_batch, progress)
-
-    return fill
-
-
 def _fit(critic: Critic, looks: Looks, rollout: Rollout, settings: Settings, progress: Progress | None) -> Metrics:
     """Fits the critic to a rollout's returns; its metrics are named value/*."""
     metrics, fitted = value_metrics(rollout), replace(rollout, mask=fitted_decisions(rollout))
@@ -232,9 +216,10 @@ def update(
     friends = companions(rollout, adv, objective.together, settings.pairs, every="every_row" in objective.needs)
     if friends is not None:
         rollout = replace(rollout, mask=rollout.mask & friends.used[:, None])
+    rollout, told = weighed(policy, rollout, adv, objective, settings.micro_batch, progress)
     trained = rollout.mask.any(1)
     if "reference" in objective.needs and objective.view.states == "drawn":
-        for part in _parts(trained.nonzero()[:, 0], settings.micro_batch):
+        for part in parts(trained.nonzero()[:, 0], settings.micro_batch):
             fill_reference(policy, rollout, part, objective.view, progress)
     steps = []
     for block in _blocks(rollout, settings):
@@ -258,12 +243,12 @@ def update(
     for name in means:
         if name.endswith("_max"):
             means[name] = max(m[name] for m in step_metrics)
-    stale = "age" in rollout.step_stats and bool(rollout.step_stats["age"].any())
+    stale = rollout.old_logp is not None or ("age" in rollout.step_stats and bool(rollout.step_stats["age"].any()))
     if "abs_log_ratio_max" in first and not stale:  # the policy still was the one that sampled: this is numerics alone
         means["replay_gap_max"] = first["abs_log_ratio_max"]
     active_rows = sum(len(used) for _, used, _ in steps) / len(rollout.rollout_logp)
     empty = settings.epochs * settings.updates - len(step_metrics)
-    return means | {"active_rows": active_rows, "empty_updates": empty, "lr": learner.lr}
+    return told | means | {"active_rows": active_rows, "empty_updates": empty, "lr": learner.lr}
 
 
 def _blocks(rollout: Rollout, settings: Settings) -> Sequence[Tensor]:
@@ -308,7 +293,7 @@ def _backward(policy: Looks, rows: Tensor, loss: StepLoss, micro_batch: int | No
         return
     if loss.objective.together == "pair" and micro_batch is not None:
         micro_batch = max(2, micro_batch - micro_batch % 2)  # rows lie pair by pair, which a part does not cut
-    for part in _parts(rows, micro_batch):
+    for part in parts(rows, micro_batch):
         (backward if states in ("drawn", "valued") else backward_pull)(policy, part, loss, progress)
 
 
@@ -319,7 +304,3 @@ def _step(learner: Learner, loss: StepLoss) -> Metrics:
     finite = torch.isfinite(norm)
     metrics = {name: float(value) for name, value in loss.total.items()}
     return metrics | {"grad_norm": float(norm), "lr": lr, "nonfinite_updates": float(~finite)}
-
-
-def _parts(rows: Tensor, micro_batch: int | None) -> Sequence[Tensor]:
-    return rows.split(micro_batch or max(len(rows), 1))

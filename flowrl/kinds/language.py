@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from flowrl.kinds.kind import Building, Exporter, Planning, Proofs, Words
 from flowrl.recipe.begun import check_begun
 from flowrl.recipe.calls import read_json
+from flowrl.recipe.correction import check_drawing
 from flowrl.recipe.credit import check_token_credit
 from flowrl.recipe.errors import RecipeError, show
 from flowrl.recipe.generation import GenerationKeys
@@ -105,6 +106,7 @@ class Language:
         """Keys about denoising steps."""
         yield from check_token_objective(recipe)
         yield from check_token_credit(recipe, section_of(recipe))
+        yield from check_drawing(recipe.rollout, section_of(recipe))
         yield from check_texts(recipe)
 
     def check_parts(self, recipe: Recipe) -> Iterator[RecipeError]:

@@ -49,6 +49,7 @@ class Arithmetic:
     rollout_forwards: int
     train_forwards: int  # with gradient, all epochs; at most: rows without an advantage are skipped unless KL is used
     reference_forwards: int  # without gradient, once per iteration; 0 if no reference is needed
+    corrected_forwards: int = 0  # without gradient, once per iteration, of who trains where another sampled
     decodes: int = 0  # of samples in training, with gradient, where the objective follows that of the rewards
     reward_gradients: int = 0  # passes back through a reward, a sample each
     value_forwards: int = 0  # of a critic without gradient, before there are advantages
@@ -57,8 +58,9 @@ class Arithmetic:
 
     @property
     def updates_forwards(self) -> int:
-        """All that go with updates: of training, of the reference, of a critic, and before ratios of rows."""
-        return self.train_forwards + self.reference_forwards + self.critic_forwards + self.whole_row_forwards
+        """All that go with updates: of training, of the reference, of a critic, and before ratios and corrections."""
+        before = self.reference_forwards + self.corrected_forwards + self.whole_row_forwards
+        return before + self.train_forwards + self.critic_forwards
 
 
 def arithmetic(recipe: Recipe, iteration: int = 0) -> Arithmetic:

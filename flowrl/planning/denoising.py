@@ -68,6 +68,7 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
         rollout_forwards=train.prompts * sum(len(front.units) for front in tree.fronts),
         train_forwards=train.epochs * one_pass,
         reference_forwards=reference * max(r.steps for r in recipe.references) if recipe.objective.kl > 0 else 0,
+        corrected_forwards=one_pass if recipe.objective.correction is not None else 0,
         whole_row_forwards=train.epochs * one_pass if in_two_passes else 0,
         rows_at_once=rows_at_once(recipe, max(part.rows for part in tree.passes())),
     )

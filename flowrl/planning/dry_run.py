@@ -86,7 +86,8 @@ def _costs(recipe: Recipe) -> list[str]:
         f"{words.network:<12}{words.costs}",
         f"            rollout {span('rollout_forwards')}, training {'' if exact else 'at most '}"
         f"{span('train_forwards')} with gradient"
-        + (f", {_others(recipe)} {span('reference_forwards')}" if any(c.reference_forwards for c in costs) else ""),
+        + (f", {_others(recipe)} {span('reference_forwards')}" if any(c.reference_forwards for c in costs) else "")
+        + (f", before it {span('corrected_forwards')}" if any(c.corrected_forwards for c in costs) else ""),
     ]
     if any(c.value_forwards for c in costs):
         lines.append(
@@ -182,12 +183,29 @@ def _objective(recipe: Recipe) -> str:
     parts += [f"log-ratio within {objective.log_ratio_limit:g}"] if objective.log_ratio_limit is not None else []
     paid = " in the reward" if objective.kl_in == "reward" else ""
     parts += [f"KL {objective.kl:g} ({objective.kl_kind}){paid}"] if objective.kl > 0 else []
+    parts += _corrections(objective)
     share = objective.entropy_share
     parts += [f"policy gradient of the top {share:g} of tokens by entropy"] if share is not None else []
     parts += ["guidance trained in its conditional half"] if objective.guidance_gradient == "conditional" else []
     length = f", length {objective.length}" if objective.length is not None else ""
     text = f"objective   {objective.preset}: {', '.join(parts)}, {objective.aggregate}{length};"
     return f"{text} {advantage}" if len(text) + len(advantage) < 120 else f"{text}\n{'':<12}{advantage}"
+
+
+def _corrections(objective: ObjectiveKeys) -> list[str]:
+    """What is done about who sampled, and about entropy."""
+    parts = []
+    if (given := objective.correction) is not None:
+        bounds = [f"{name} {value:g}" for name in ("low", "high") if (value := getattr(given, name)) is not None]
+        rejects = [f"reject {one.by} {one.level}" for one in given.reject]
+        words = [*bounds, *rejects, *(["veto"] if given.veto is not None else [])]
+        parts.append(f"correction {given.kind}{f' ({chr(44).join(words)})' if words else ''}")
+    if (cov := objective.covariance) is not None:
+        parts.append(f"covariance {cov.kind} of {cov.share:g}")
+    parts += [f"off-policy beyond {objective.off_policy_mask:g}"] if objective.off_policy_mask is not None else []
+    parts += [f"entropy {objective.entropy:g}"] if objective.entropy else []
+    parts += [f"entropy target {objective.entropy_target:g}"] if objective.entropy_target is not None else []
+    return parts
 
 
 def _gate(objective: ObjectiveKeys) -> str:

@@ -12,7 +12,7 @@ def plan(recipe: Recipe, iteration: int) -> Generation:
     """How the tokens of a training iteration are drawn; the same in every iteration."""
     given = section_of(recipe)
     force = None if given.force is None else (given.force.text, given.force.left)
-    return replace(_plain(recipe), temperature=given.temperature, force=force)
+    return replace(_plain(recipe), temperature=given.temperature, force=force, precision=recipe.rollout.dtype)
 
 
 def eval_plan(recipe: Recipe) -> Generation:
@@ -60,7 +60,8 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
     critic = recipe.critic
     fits = 0 if critic is None else (critic.epochs or train.epochs)
     greedy = train.prompts * section_of(recipe).max_new_tokens if recipe.advantage.baseline == "given" else 0
-    passes = 1 + (train.epochs if objective.kl_kind == "exact" else 0)
+    passes = 1 + (train.epochs if objective.kl_kind in ("exact", "forward", "jsd") else 0)
+    again = objective.correction is not None or recipe.rollout.dtype is not None
     return Arithmetic(
         samples=rows,
         rows=rows,
@@ -73,6 +74,7 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
         reference_forwards=passes * drawn if objective.kl > 0 else drawn if _compared(recipe) else 0,
         value_forwards=0 if critic is None else drawn,
         critic_forwards=fits * drawn,
+        corrected_forwards=drawn if again else 0,
     )
 
 
@@ -144,12 +146,15 @@ def lines(recipe: Recipe) -> list[str]:
     critic = recipe.critic
     own = [] if critic is None else [_critic(recipe)]
     more = recipe.advantage.baseline == "given"
+    apart = [] if recipe.rollout.dtype is None else [f"{'':<12}drawn by a copy of the model in {recipe.rollout.dtype}"]
+    apart += [f"{'':<12}each row alone, the same bits in any batch"] if recipe.rollout.batch_invariant else []
     return [
         f"tokens      {words(plan(recipe, 0))}; every one of them is trained",
         *(["            and of each prompt one greedy completion, whose reward is the baseline"] if more else []),
         *_parts(recipe),
         f"            {chat[given.chat_template]}{message}",
         *own,
+        *apart,
     ]
 
 

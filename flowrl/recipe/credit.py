@@ -9,7 +9,8 @@ from flowrl.recipe.base import Strict, key
 from flowrl.recipe.errors import RecipeError, show
 
 if TYPE_CHECKING:
-    from flowrl.recipe.schema import GenerationKeys, Recipe
+    from flowrl.recipe.generation import GenerationKeys
+    from flowrl.recipe.schema import Recipe
 
 # kind of credit -> the keys that it reads
 CREDIT_KEYS: dict[str, tuple[str, ...]] = {

@@ -67,9 +67,15 @@ def check_texts(recipe: Recipe) -> Iterator[RecipeError]:
         ("train.keep", train.keep, None),
         ("train.old", train.old, None),
         ("train.sample_old", train.sample_old, False),
+        ("objective.correction", recipe.objective.correction, None),
+        ("objective.covariance", recipe.objective.covariance, None),
+        ("objective.off_policy_mask", recipe.objective.off_policy_mask, None),
+        ("objective.entropy_target", recipe.objective.entropy_target, None),
+        ("objective.entropy", recipe.objective.entropy, 0.0),
     ):
         if value != off:
-            problem = f"got {show(value)}, but objective.loss {loss.kind!r} takes whole texts as they are"
+            got = show(value) if isinstance(value, str | int | float) else "a mapping"
+            problem = f"got {got}, but objective.loss {loss.kind!r} takes whole texts as they are"
             yield RecipeError(place, problem, f"set {place}={'null' if off is None else str(off).lower()}")
 
 
@@ -90,6 +96,12 @@ def _without(recipe: Recipe) -> Iterator[RecipeError]:
             yield RecipeError(place, problem, remedy)
 
 
+# keys of losses of log-probs, and the value that leaves each out
+OF_LOGP = {"ratio": "plain", "gate": "ppo"} | dict.fromkeys(
+    ("kl_mask", "entropy_share", "off_policy_mask", "correction", "covariance"), None
+)
+
+
 def _walk(recipe: Recipe) -> Iterator[RecipeError]:
     sampler, why = recipe.sampler, "but samples that are noised again come from the ODE"
     if sampler.tree is not None:
@@ -97,9 +109,10 @@ def _walk(recipe: Recipe) -> Iterator[RecipeError]:
     if sampler.tail is not None and (sampler.tail.ratio is not None or sampler.tail.steps is not None):
         problem = "got fewer steps behind the last that draws, but none draws"
         yield RecipeError("sampler.tail", problem, "give sampler.tail.solver alone, or lower sampler.steps")
-    for name, off in (("ratio", "plain"), ("kl_mask", None), ("entropy_share", None), ("gate", "ppo")):
+    for name, off in OF_LOGP.items():
         if (value := getattr(recipe.objective, name)) != off:
-            problem = f"got {show(value)}, which is about log-probabilities, {why}"
+            got = show(value) if isinstance(value, str | float) else "a mapping"
+            problem = f"got {got}, which is about log-probabilities, {why}"
             yield RecipeError(f"objective.{name}", problem, f"set objective.{name}={'null' if off is None else off}")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from flowrl.recipe.correction import check_correction
 from flowrl.recipe.credit import check_step_credit
 from flowrl.recipe.errors import RecipeError, show
 from flowrl.recipe.reference import place_of
@@ -11,6 +12,7 @@ from flowrl.recipe.sections import Own
 # Keys of denoising steps, and the value that leaves each out.
 OF_STEPS = {"weight": "none", "ratio": "plain", "kl_mask": None, "guidance_gradient": "both"}
 
+OF_BOTH = ("inverse_entropy",)  # values of these keys that tokens have too
 CLIPPED = ("ppo", "is_clip", "log_clip_then_mean", "inverse")  # gates that read the clip
 # The gate that reads a key, of those that few read; their names are those of flowrl/core/objectives/gates.py.
 OF_GATES = {
@@ -30,6 +32,13 @@ def check_gate(recipe: Recipe) -> Iterator[RecipeError]:
     objective = recipe.objective
     if isinstance(objective, Own):
         return
+    yield from check_correction(recipe)
+    if objective.kl_kind != "jsd" and objective.kl_mix != ObjectiveKeys.model_fields["kl_mix"].default:
+        problem = f"got {objective.kl_mix:g}, which kl_kind {objective.kl_kind!r} does not read; jsd does"
+        yield RecipeError("objective.kl_mix", problem, "set objective.kl_mix=0.5, or objective.kl_kind=jsd")
+    if objective.covariance is not None and objective.covariance.kind == "kl" and objective.gate != "ratio":
+        problem = f"got kind 'kl', whose loss is not clipped, but objective.gate is {objective.gate!r}"
+        yield RecipeError("objective.covariance.kind", problem, "set objective.gate=ratio, or kind clip")
     for name, gates in OF_GATES.items():
         default = ObjectiveKeys.model_fields[name].default
         if objective.gate not in gates and (value := getattr(objective, name)) != default:
@@ -43,20 +52,20 @@ def check_gate(recipe: Recipe) -> Iterator[RecipeError]:
 
 
 def check_step_objective(recipe: Recipe) -> Iterator[RecipeError]:
-    """Everything about objective.weight and entropy_share that cannot work where decisions are steps."""
+    """Everything about objective.weight and what is of tokens that cannot work where decisions are steps."""
     yield from _weights(recipe)
     yield from check_step_credit(recipe)
     if recipe.advantage.baseline == "given":
         problem = "got 'given', the reward of a greedy completion, but the decisions here are denoising steps"
         yield RecipeError("advantage.baseline", problem, "set advantage.baseline=group")
-    yield from _entropy(recipe)
+    yield from _of_tokens(recipe)
 
 
 def check_token_objective(recipe: Recipe) -> Iterator[RecipeError]:
     """Everything about objective.weight, ratio, kl_mask and kl_kind that cannot work where decisions are tokens."""
     objective = recipe.objective
     for name, off in OF_STEPS.items():
-        if (value := getattr(objective, name)) != off:
+        if (value := getattr(objective, name)) != off and value not in OF_BOTH:
             problem = f"got {show(value)}, which is about denoising steps, but `generation` makes tokens"
             yield RecipeError(f"objective.{name}", problem, f"set objective.{name}={'null' if off is None else off}")
     for number, one in enumerate(recipe.references):
@@ -72,7 +81,7 @@ def check_token_objective(recipe: Recipe) -> Iterator[RecipeError]:
         yield RecipeError("reference", problem, "give a mapping without when")
     if objective.kl > 0 and objective.kl_kind == "exact_dt":
         problem = "got 'exact_dt', exact times the length of a denoising step, but `generation` makes tokens"
-        yield RecipeError("objective.kl_kind", problem, "accepted: exact, k1, k2, k3 or abs")
+        yield RecipeError("objective.kl_kind", problem, "accepted: exact, k1, k2, k3, abs, forward or jsd")
 
 
 def _weights(recipe: Recipe) -> Iterator[RecipeError]:
@@ -84,10 +93,28 @@ def _weights(recipe: Recipe) -> Iterator[RecipeError]:
         yield RecipeError("objective.weight", f"got {show(weight)}", f"accepted: {remedy}")
 
 
-def _entropy(recipe: Recipe) -> Iterator[RecipeError]:
-    if (share := recipe.objective.entropy_share) is not None:
-        problem = f"got {share:g}, a share of tokens by their entropy, but the decisions here are denoising steps"
+def _of_tokens(recipe: Recipe) -> Iterator[RecipeError]:
+    objective = recipe.objective
+    steps = "but the decisions here are denoising steps"
+    if (share := objective.entropy_share) is not None:
+        problem = f"got {share:g}, a share of tokens by their entropy, {steps}"
         yield RecipeError("objective.entropy_share", problem, "set objective.entropy_share=null")
+    for name, off in (("entropy", 0.0), ("entropy_target", None)):
+        if (value := getattr(objective, name)) != off:
+            problem = f"got {show(value)}, of the entropy of tokens, {steps}, whose entropy is that of their noise"
+            yield RecipeError(f"objective.{name}", problem, f"set objective.{name}={'null' if off is None else 0}")
+    if objective.weight == "inverse_entropy":
+        problem = f"got 'inverse_entropy', of the entropy of tokens, {steps}"
+        yield RecipeError("objective.weight", problem, "accepted: none, noise, inverse_dt, or a list of numbers")
+    if objective.kl_kind in ("forward", "jsd"):
+        problem = f"got {objective.kl_kind!r}, of distributions over a vocabulary, {steps}"
+        yield RecipeError("objective.kl_kind", problem, "accepted: exact, exact_dt, k1, k2, k3 or abs")
+    if recipe.rollout.dtype is not None:
+        problem = f"got {recipe.rollout.dtype!r}, but a pipeline draws with the modules that train"
+        yield RecipeError("rollout.dtype", problem, "set rollout.dtype=null, or dtype.model for both")
+    if recipe.rollout.batch_invariant:
+        problem = "got true, which is of language models"
+        yield RecipeError("rollout.batch_invariant", problem, "set rollout.batch_invariant=false")
 
 
 def check_kl_mask(recipe: Recipe, unit_variance: bool) -> Iterator[RecipeError]:

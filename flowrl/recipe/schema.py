@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from flowrl.recipe.base import Strict, key, part
+from flowrl.recipe.correction import CorrectionKeys, CovarianceKeys, RolloutKeys
 from flowrl.recipe.credit import Credit, CreditKeys, CriticKeys
 from flowrl.recipe.curves import Curved
 from flowrl.recipe.generation import GenerationKeys
@@ -54,9 +55,16 @@ class ObjectiveKeys(arguments_of("objective", "clipped")):
     by rows * length (null: the trained steps, or generation.max_new_tokens). gate: another loss of a decision's ratio
     and advantage than the clip (ppo); tau, k and lambda are its numbers.
 
-    Of tokens alone: entropy_share, the share of an update's tokens, those of the highest entropy when they were drawn,
-    that the policy gradient comes from (TRL's top_entropy_quantile; null: all). What the loss is divided by and the
-    divergence stay those of all tokens.
+    correction: for samples of another policy than the one that trains (recipe/correction.py). covariance: Clip-Cov and
+    KL-Cov. off_policy_mask: where rows are less likely to who trains than to who sampled, by more than this a decision
+    in their logarithm, decisions with a negative advantage lose their policy gradient (DeepSeek-V3.2).
+
+    Of tokens alone: entropy, the coefficient of their entropy, which is sought beside the reward; entropy_target moves
+    it by entropy_step an iteration, up below the target in nats and down above it, and it acts at most at the target
+    (Skywork-OR1: 0.2, 0.005). kl_kind forward is KL(reference || policy) over the vocabulary, as exact is KL(policy ||
+    reference), jsd GKD's divergence between the two by kl_mix. weight inverse_entropy: EDGE-GRPO's. entropy_share,
+    the share of an update's tokens, those of the highest entropy when drawn, that the policy gradient comes from (TRL's
+    top_entropy_quantile; null: all). What the loss is divided by and the divergence stay those of all tokens.
 
     Of denoising steps alone: weight, what each counts in the policy gradient: noise, its std by the mean over steps
     (TempFlow-GRPO); inverse_dt, 1 / |dt| as it is (GRPO-Guard); or a factor for each trained step. ratio: centred has
@@ -76,6 +84,8 @@ class ObjectiveKeys(arguments_of("objective", "clipped")):
     kl_in: Literal["loss", "reward"] = key("loss", "loss or reward")
     guidance_gradient: Literal["both", "conditional"] = key("both", "both or conditional")
     loss: Loss | None = key(None, "a mapping with kind, or null")
+    correction: CorrectionKeys | None = key(None, "a mapping with kind, low, high, reject, ..., or null")
+    covariance: CovarianceKeys | None = key(None, "a mapping with kind and share, or null")
 
     @property
     def centred(self) -> bool:
@@ -263,6 +273,7 @@ class Recipe(Curved):
     prompts: Prompts = key(..., "a mapping with train and heldout")
     sampler: Sampler = part(Sampler)
     generation: GenerationKeys | None = key(None, "a mapping with max_new_tokens, temperature, top_k, top_p, or null")
+    rollout: RolloutKeys = part(RolloutKeys)
     rewards: dict[str, RewardSpec] = key(..., "names mapped to {use, weight, args, ...}", min_length=1)
     advantage: open_to(Advantage, OwnAdvantage) = part(Advantage)  # pyright: ignore[reportInvalidTypeForm]
     objective: open_to(ObjectiveKeys, OwnObjective) = part(ObjectiveKeys)  # pyright: ignore[reportInvalidTypeForm]

@@ -38,12 +38,18 @@ def evaluate_heldout(
     return evaluation
 
 
-def evaluation_is_due(recipe: Recipe, done: int, ended: bool, passed: bool) -> bool:
-    """Whether an evaluation is due after `done` iterations; passed: whether a multiple of eval.every_seconds is."""
+def times_due(recipe: Recipe, seconds: float) -> int:
+    """The number of multiples of eval.every_seconds in so many seconds of iterations."""
+    every = recipe.eval.every_seconds
+    return 0 if every is None else int(seconds // every)
+
+
+def evaluation_is_due(recipe: Recipe, done: int, ended: bool, spent: tuple[float, int]) -> bool:
+    """Whether an evaluation is due after `done` iterations; spent: seconds of them, and `times_due` at the last."""
     at = recipe.eval
     if done == 0 or ended:
         return at.at_start if done == 0 else at.at_end
-    return bool(at.every and done % at.every == 0) or passed
+    return bool(at.every and done % at.every == 0) or times_due(recipe, spent[0]) > spent[1]
 
 
 def trained_mean(evaluation: Evaluation, weights: Mapping[str, float]) -> float:

@@ -26,6 +26,7 @@ from flowrl.contracts import Policy
 from flowrl.core.evaluation import Evaluation
 from flowrl.core.iterate import Iteration, Settings, iterate
 from flowrl.core.learner import Learner
+from flowrl.core.objectives.entropy import EntropyControl
 from flowrl.core.values import Critic
 from flowrl.kinds import kind_of
 from flowrl.planning.costs import arithmetic, baseline_plan, plan_for
@@ -39,7 +40,7 @@ from flowrl.runs import resume as resuming
 from flowrl.runs.alarm_response import AlarmError, most_severe, roll_back_to, rollback_message
 from flowrl.runs.console import Console, Progress
 from flowrl.runs.folder import RunFolder
-from flowrl.runs.heldout import evaluate_heldout, evaluation_is_due, judged_mean, kl_to_base, paired_rises
+from flowrl.runs.heldout import evaluate_heldout, evaluation_is_due, judged_mean, kl_to_base, paired_rises, times_due
 from flowrl.runs.phasing import Draws, begin_phase
 from flowrl.runs.run_state import GlobalGenerators, RunState
 from flowrl.runs.saving import Saving
@@ -70,7 +71,9 @@ class Run:
         self.draws, self.watch = Draws(self.recipe, self.inputs.by_phase), build_watch(self.recipe)
         parts = {"cursor": self.draws, "scorer": scorer, "watch": self.watch, "random": GlobalGenerators()}
         self.unfinished = kind_of(self.recipe).building.unfinished(self.recipe, train)
-        self.state = RunState(parts if self.unfinished is None else parts | {"unfinished": self.unfinished})
+        self.entropy = EntropyControl.of(self.recipe.objective)
+        own = {"unfinished": self.unfinished, "entropy": self.entropy}
+        self.state = RunState(parts | {name: part for name, part in own.items() if part is not None})
         prompts = resuming.prompt_digests(resuming.all_prompts(train, self.inputs.by_phase), heldout)
         self.saving = Saving(self.recipe, self.policy, self.learner, self.folder, self.state, prompts, self.critic)
         self.stopping = Stopping(self.console.stopping)
@@ -193,7 +196,7 @@ class Run:
             first=iteration * (1 + train.refill) * (members or train.group),
             score=lambda samples: self.inputs.scorer(samples, progress=lambda _: tick(1)) if scored else {},
             advantage=build_advantage(recipe, self.inputs.scorer),
-            objective=self.objective,
+            objective=self.objective if self.entropy is None else self.entropy.applied(self.objective),
             settings=Settings(**given, share=train.share, members=members),
             enter=lambda name: progress.phase(name, totals[name]),
             more=cursor.take,
@@ -209,6 +212,9 @@ class Run:
             critic=self.critic,
         )
         result.metrics |= cursor.observe(observed(recipe, self.inputs.scorer, result.rewards, result.samples))
+        if self.entropy is not None:
+            result.metrics["entropy_coef"] = self.entropy.now
+            self.entropy.observe(result.metrics.get("entropy", float("nan")))
         if train.old is not None:
             after = self.recipe.at(iteration + 1, self.learner.steps).train.old
             self.learner.keep_old(after or 0.0)
@@ -227,16 +233,8 @@ class Run:
     # ------------------------------------------------------------------ evaluation
 
     def _evaluation_is_due(self) -> bool:
-        if not self.inputs.heldout or self.state.rolled_back is not None:
-            return False
-        return evaluation_is_due(
-            self.recipe, self.state.iteration, self._ended, self._times_passed() > self.state.spent[1]
-        )
-
-    def _times_passed(self) -> int:
-        """The number of multiples of eval.every_seconds that the iterations have passed."""
-        every = self.recipe.eval.every_seconds
-        return 0 if every is None else int(self.state.spent[0] // every)
+        state, able = self.state, bool(self.inputs.heldout) and self.state.rolled_back is None
+        return able and evaluation_is_due(self.recipe, state.iteration, self._ended, state.spent)
 
     def _evaluate(self) -> None:
         """Evaluates the averaged weights on held-out prompts; logs, shows and stores the scores."""
@@ -255,7 +253,8 @@ class Run:
             seconds = time.perf_counter() - start
         rises = paired_rises(result, self.evaluations, self.inputs.scorer.weights)
         self.evaluations[iteration] = result
-        state.evaluated, state.spent = (*state.evaluated, iteration), (state.spent[0], self._times_passed())
+        state.evaluated, passed = (*state.evaluated, iteration), times_due(recipe, state.spent[0])
+        state.spent = state.spent[0], passed
         metrics |= self.watch.hack_metrics(metrics, rises)
         self.folder.log(iteration, metrics | {"time_eval": seconds}, kind="heldout")
         name = "before" if iteration == 0 else "after" if self._ended else f"iteration_{iteration:05d}"

@@ -27,6 +27,13 @@ ALARMS: dict[str, AlarmKind] = {
         "set dtype.logp=float64 or dtype.model=float32, make train.micro_batch and train.rollout_batch equal, "
         "or widen objective.clip",
     ),
+    "mismatch": AlarmKind(
+        "stop",
+        "what draws the samples is another policy than what trains: a lower precision, an engine that computes "
+        "otherwise, or weights that it was not given",
+        "correct for it (objective.correction, such as {kind: tis}), draw in a higher precision (rollout.dtype=float16 "
+        "or null), or lower train.lr",
+    ),
     "no_gradient": AlarmKind(
         "stop",
         "the gradient is cut before the trained weights, or every decision is clipped",

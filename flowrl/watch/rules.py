@@ -14,6 +14,7 @@ from flowrl.watch.hacking import FALL, SPREADS, HeldoutMean, TrainedReward, larg
 from flowrl.watch.history import KL_BEFORE, KL_NOW, KL_SEEN, REWARD, Finding, Findings, Metrics, RunHistory
 
 REPLAY_LIMITS = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.05}  # of a log-ratio that should be 0
+APART, LEAST_SHARE = 0.02, 0.5  # k3 of who sampled and who trains, a decision; effective share of decisions
 TINY = 1e-12  # a gradient norm below it counts as 0
 GROWTH = 3.0  # times its running median that a gradient norm may reach; healthy runs stay below 2.5
 DISPLACED = 0.05  # share by which the error of the better sample of a pair may rise
@@ -43,7 +44,7 @@ def training_findings(
 ) -> dict[str, Finding]:
     """All findings after a training iteration; own: rules beside those that ship."""
     history.remember(metrics)
-    rules = (_nonfinite, _replay, _no_gradient, _silent, _clip, _kl, _old_distance, _gradient)
+    rules = (_nonfinite, _replay, _mismatch, _no_gradient, _silent, _clip, _kl, _old_distance, _gradient)
     rules += (_chance, _displacement, _drift, _diversity)
     rules += tuple(rule.findings for rule in own)
     return {name: finding for rule in rules for name, finding in rule(history, iteration, metrics)}
@@ -130,6 +131,16 @@ def _replay(history: RunHistory, iteration: int, metrics: Metrics) -> Findings:
     gap, limit = metrics.get("replay_gap_max"), min(min(history.clip) / 2, REPLAY_LIMITS[history.precision])
     what = f"log-ratio {gap} before any update, but rounding and the clip range explain at most {limit:.2g}"
     yield from _when_it_holds(history, "replay", None if gap is None else gap > limit, what, iteration)
+
+
+def _mismatch(history: RunHistory, iteration: int, metrics: Metrics) -> Findings:
+    apart, share = metrics.get("mismatch/k3"), metrics.get("mismatch/ess", 1.0)
+    limit = min(APART, 100 * min(history.clip) ** 2)
+    what = f"who trains and who sampled are {apart or 0.0:.3g} nats a decision apart (accepted: {limit:.2g})"
+    if apart is not None and apart <= limit:
+        what = f"weighted by who trains, the decisions count as {share:.0%} of their number"
+    holds = None if apart is None else apart > limit or share < LEAST_SHARE
+    yield from _when_it_holds(history, "mismatch", holds, what, iteration)
 
 
 def _no_gradient(history: RunHistory, iteration: int, metrics: Metrics) -> Findings:

@@ -5,6 +5,9 @@ nonfinite    both        a metric is NaN or infinite, or an update was skipped: 
                          graver when it has lasted `patience` iterations                            rollback
 replay       train       the log-ratio of the first update exceeds half the clip range, or what the
                          precision explains: at once a warning, graver when it has lasted           stop
+mismatch     train       who trains and who sampled differ by an estimated 0.02 nats a decision, less where
+                         clip ranges are small, or half of the samples count for nothing (ess below
+                         1/2): at once a warning, graver when it has lasted `patience` iterations    stop
 no_gradient  train       gradient norm 0 in spite of advantages, `patience` iterations in a row     stop
 silent       train       all advantages 0, `patience` iterations in a row                           warn
 clip_all     train       over 90 % of decisions outside the clip, `patience` iterations in a row    rollback

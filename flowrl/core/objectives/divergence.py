@@ -14,7 +14,8 @@ is exact_dt, the exact one times |dt| (0.04 to 0.27 on SD3's steps): a published
 import torch
 from torch import Tensor
 
-KINDS = ("k1", "k2", "k3", "abs", "exact", "exact_dt")
+KINDS = ("k1", "k2", "k3", "abs", "exact", "exact_dt", "forward", "jsd")
+GIVEN = ("exact", "exact_dt", "forward", "jsd")  # what the policy hands in
 
 
 def penalty(
@@ -32,7 +33,8 @@ def penalty(
 ) -> Tensor:
     """Divergence of each decision with gradient in logp (or kl): [r, k], float32 or float64 as given, 0 where masked.
 
-    k1, k2, k3, abs read logp and ref_logp [r, k]; exact reads kl [r, k], exact_dt also the steps' lengths dt [r, k].
+    k1, k2, k3, abs read logp and ref_logp [r, k]; exact, forward and jsd (see `contracts.View`) are kl [r, k] as it is
+    given, exact_dt reads also the steps' lengths dt [r, k].
     rollout_logp: log-prob at rollout; the term is multiplied by exp(logp - rollout_logp), gradient included, which
     corrects
     for decisions drawn by an older policy (DeepSeek-V3.2).
@@ -43,7 +45,7 @@ def penalty(
     """
     if kind not in KINDS:
         raise ValueError(f"divergence {kind!r}: choose one of {', '.join(KINDS)}")
-    if kind in ("exact", "exact_dt"):
+    if kind in GIVEN:
         if kl is None or straight_through:
             raise ValueError(f"divergence {kind!r} needs kl, which the sampler computes, and takes no straight_through")
         term = at_least_float32(kl)

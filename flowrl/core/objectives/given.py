@@ -5,8 +5,8 @@
         return -gain * batch.adv
 
 What is not said of the function or class by attributes is as for a loss of single decisions: `view` (contracts.View),
-`together` ("row" where a decision's loss reads others of its row), `needs` ({"reference"}), and methods `weights` and
-`step_weights` of a class.
+`together` ("row" where a decision's loss reads others of its row), `needs` ({"reference"}), and methods `weights`,
+`step_weights` and `weigh` of a class.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flowrl.contracts import Batch, LogProbs, Need, Together, View
+from flowrl.contracts import Batch, LogProbs, Need, Rollout, Together, View
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.divergence import k3
 
@@ -45,6 +45,11 @@ class GivenObjective:
     def needs(self) -> frozenset[Need]:
         """See `contracts.Objective`."""
         return frozenset(self._said("needs", ()))
+
+    def weigh(self, rollout: Rollout, adv: Tensor) -> tuple[Rollout, dict[str, Tensor]]:
+        """See `contracts.Objective`: as it is, unless a class says otherwise."""
+        own = self._said("weigh", None)
+        return (rollout, {}) if own is None else own(rollout, adv)
 
     def weights(self, mask: Tensor) -> Tensor:
         """Weights [R, K]; see `contracts.Objective`: the mean over trained decisions unless the loss says otherwise."""

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Batch, Field, Need, Together, View
+from flowrl.contracts import Batch, Field, Need, Rollout, Together, View
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.clipped import clipped_loss
 from flowrl.core.objectives.matching import (
@@ -56,6 +56,10 @@ class NoisedObjective:
     def needs(self) -> frozenset[Need]:
         """See `contracts.Objective`."""
         return self.reads | frozenset(["reference"] if self.kl > 0 else [])
+
+    def weigh(self, rollout: Rollout, adv: Tensor) -> tuple[Rollout, dict[str, Tensor]]:
+        """See `contracts.Objective`: as it is."""
+        return rollout, {}
 
     def weights(self, mask: Tensor) -> Tensor:
         """Weights [R, K]; see `contracts.Objective`."""

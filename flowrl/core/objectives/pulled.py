@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flowrl.contracts import Batch, Field, Need, Together, View
+from flowrl.contracts import Batch, Field, Need, Rollout, Together, View
 from flowrl.core.objectives.reward_gradient import discount_at, hinge, leap_weights, quantiles, relative_reward
 
 Metrics = dict[str, Tensor]
@@ -39,6 +39,10 @@ class PulledObjective:
     def needs(self) -> frozenset[Need]:
         """See `contracts.Objective`."""
         return frozenset(["reward_of"])
+
+    def weigh(self, rollout: Rollout, adv: Tensor) -> tuple[Rollout, dict[str, Tensor]]:
+        """See `contracts.Objective`: as it is."""
+        return rollout, {}
 
     def weights(self, mask: Tensor) -> Tensor:
         """See `contracts.Objective`: the mean over rows of sums over columns."""

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-KINDS = ("none", "noise", "inverse_dt")
+KINDS = ("none", "noise", "inverse_dt", "inverse_entropy")
+LEAST_ENTROPY = 1e-6  # nats, of a row; a completion without any choice would count without limit
 MOST_VALUES = 2**24  # that torch.quantile takes
 
 
@@ -23,6 +24,8 @@ def step_weights(kind: str | Sequence[float], mask: Tensor, step_stats: dict[str
     row is trained, each counted once, however many rows a tree has there.
     inverse_dt: 1 / |dt| of the decision (GRPO-Guard, arXiv:2510.22319). As published it is not normalised: its
     mean is the number of steps or more.
+    inverse_entropy: mean entropy of all rows over that of the decision's row, where a row's is the mean over its
+    decisions: rows that were drawn with more confidence count more (EDGE-GRPO, arXiv:2507.21848).
     A list: the factors of the K steps, as they are.
 
     Raises ValueError for an unknown kind, a missing statistic, or a list that does not have K factors.
@@ -38,6 +41,8 @@ def step_weights(kind: str | Sequence[float], mask: Tensor, step_stats: dict[str
         return _mean_one(step_stat(step_stats, "std").double(), valid).float()
     if kind == "inverse_dt":
         return step_stat(step_stats, "dt").abs().where(valid, 1.0).reciprocal().where(valid, 0.0).float()
+    if kind == "inverse_entropy":
+        return inverse_entropy(step_stat(step_stats, "entropy"), valid)
     raise ValueError(f"weight {kind!r}: choose one of {', '.join(KINDS)}, or give a list of factors")
 
 
@@ -57,6 +62,15 @@ def top_entropy(share: float, mask: Tensor, step_stats: dict[str, Tensor]) -> Te
     else:  # the value above the quantile, which selects the same
         limit = values.kthvalue(math.ceil((1 - share) * (len(values) - 1)) + 1).values
     return (valid & (entropy >= limit)).float()
+
+
+def inverse_entropy(entropy: Tensor, valid: Tensor) -> Tensor:
+    """Mean of the rows' entropies over each row's own, float32 [R, K], 0 where not valid; a row's is the mean of
+    entropy [R, K] over its valid decisions. Rows without any do not count."""
+    number = valid.sum(1)
+    of_rows = entropy.float().where(valid, 0.0).sum(1) / number.clamp(min=1)
+    mean = of_rows.sum() / (number > 0).sum().clamp(min=1)
+    return (mean / of_rows.clamp(min=LEAST_ENTROPY))[:, None] * valid
 
 
 def step_stat(step_stats: dict[str, Tensor], name: str) -> Tensor:

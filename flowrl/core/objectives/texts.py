@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Batch, LogProbs, Need, Together, View
+from flowrl.contracts import Batch, LogProbs, Need, Rollout, Together, View
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.terms import likelihood, pair_terms, row_log_ratio
 
@@ -28,6 +28,10 @@ class TextLikelihood:
     def weights(self, mask: Tensor) -> Tensor:
         """The mean over tokens; see `contracts.Objective`."""
         return weights(mask)
+
+    def weigh(self, rollout: Rollout, adv: Tensor) -> tuple[Rollout, dict[str, Tensor]]:
+        """As it is."""
+        return rollout, {}
 
     def step_weights(self, mask: Tensor, step_stats: dict[str, Tensor]) -> None:
         """None; see `contracts.Objective`."""
@@ -60,6 +64,10 @@ class TextPairs:
     def weights(self, mask: Tensor) -> Tensor:
         """The mean over rows of their means, so that what stands at all decisions of both rows counts once a pair."""
         return weights(mask, "seq_mean_mean")
+
+    def weigh(self, rollout: Rollout, adv: Tensor) -> tuple[Rollout, dict[str, Tensor]]:
+        """As it is."""
+        return rollout, {}
 
     def step_weights(self, mask: Tensor, step_stats: dict[str, Tensor]) -> None:
         """None; see `contracts.Objective`."""

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Batch, Need, Together, Valued, View
+from flowrl.contracts import Batch, Need, Rollout, Together, Valued, View
 from flowrl.core.objectives.aggregate import weights
 
 
@@ -40,6 +40,10 @@ class ValueObjective:
     def weights(self, mask: Tensor) -> Tensor:
         """Weights [R, K]; see `contracts.Objective`."""
         return weights(mask, self.aggregate)
+
+    def weigh(self, rollout: Rollout, adv: Tensor) -> tuple[Rollout, dict[str, Tensor]]:
+        """As it is."""
+        return rollout, {}
 
     def step_weights(self, mask: Tensor, step_stats: dict[str, Tensor]) -> None:
         """None: all decisions count."""

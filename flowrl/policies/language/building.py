@@ -54,8 +54,9 @@ def build(recipe: Recipe) -> LanguagePolicy:
         stop=given.stop,
         max_rows=recipe.train.rollout_batch,
         precision=getattr(torch, recipe.dtype.logp),
-        keep_entropy=recipe.objective.entropy_share is not None,
+        keep_entropy=recipe.objective.entropy_share is not None or recipe.objective.weight == "inverse_entropy",
         keep_squares=recipe.advantage.credit.kind == "optimal_token",
+        batch_invariant=recipe.rollout.batch_invariant,
     )
     make_trainable(recipe, policy.modules)
     return policy
@@ -72,7 +73,9 @@ def add_reference(policy: LanguagePolicy, recipe: Recipe) -> None:
     policy.weights = weights_of(policy.modules, use=reference.use)
     if reference.use == "model":
         model, tokenizer = load_language(str(reference.path), getattr(torch, recipe.dtype.model))
-        check_tokens_agree(policy, tokenizer, model, str(reference.path), exact=recipe.objective.kl_kind == "exact")
+        check_tokens_agree(
+            policy, tokenizer, model, str(reference.path), exact=recipe.objective.kl_kind in ("exact", "forward", "jsd")
+        )
         policy.teacher = model.to(policy.device)
 
 
@@ -118,7 +121,7 @@ def check_tokens_agree(
     if exact and sizes[0] != sizes[1]:
         raise PolicyError(
             f"reference.path: {path!r} gives {sizes[0]} logits a token, the trained model {sizes[1]}, and objective."
-            "kl_kind=exact compares all of them; set objective.kl_kind=k2, or give another model"
+            "kl_kind (exact, forward, jsd) compares all of them; set objective.kl_kind=k2, or give another model"
         )
 
 

@@ -8,6 +8,8 @@ from flowrl.contracts import Message
 from flowrl.policies.errors import PolicyError
 from flowrl.untyped import JSON, Tokenizer
 
+MAX_UNKNOWN = 0.5  # share of a prompt's tokens that a tokenizer may not know
+
 
 class Encoder:
     """Encodes prompts for one tokenizer. template: "auto" (if the tokenizer has one), True or False.
@@ -68,3 +70,15 @@ class Encoder:
                 f"the chat template refuses the prompt {text!r} ({reason}); set generation.chat_template=false or "
                 "remove generation.system"
             ) from error
+
+
+def check_tokens(tokenizer: Tokenizer, text: str) -> None:
+    """Raises PolicyError if a text gives no tokens, or mostly unknown ones: the tokenizer loaded as another class."""
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    unknown = sum(i == tokenizer.unk_token_id for i in ids)
+    if not ids or unknown > MAX_UNKNOWN * len(ids):
+        what = f"{unknown} of {len(ids)} unknown tokens" if ids else "no token at all"
+        raise PolicyError(
+            f"the tokenizer, loaded as a {type(tokenizer).__name__}, makes {what} of {text[:60]!r}: not the one this "
+            "model was trained with; name its class in tokenizer_config.json (tokenizer_class), or give another model"
+        )

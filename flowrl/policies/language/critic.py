@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from flowrl.contracts import Progress, Rollout, Valued, View, Visit
 from flowrl.policies import adapters
-from flowrl.policies.language.decoding import forward_arguments, left_padded
+from flowrl.policies.language.forwards import forward_arguments, left_padded
 from flowrl.policies.language.policy import Completions
 from flowrl.untyped import LanguageModel
 

@@ -4,58 +4,21 @@ Prompts are padded on the left, so that every row's next token is in the last co
 padding, and position ids count from each row's first real token. A row's result is then that of the row alone.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from flowrl.contracts import Progress
-from flowrl.policies.errors import PolicyError
+from flowrl.policies.language.forwards import forward, left_padded
+from flowrl.policies.language.heads import Head, states
 from flowrl.policies.language.prefixes import Prefix, cache_of
 from flowrl.policies.language.stopping import Stop
 from flowrl.untyped import LanguageModel
-from samplers.tokens import Generation, draw, penalised, token_entropy, token_logp, token_squares
-
-CACHES = ("cache", "past_key_values")  # what transformers calls the argument, newest name first
-
-
-def forward_arguments(model: LanguageModel) -> set[str]:
-    """The names of the arguments of the model's forward."""
-    return set(inspect.signature(type(model).forward).parameters)
-
-
-def cache_argument(model: LanguageModel) -> str:
-    """The name of the key-value cache in the model's forward. Raises PolicyError for a model without one."""
-    name = next((n for n in CACHES if n in forward_arguments(model)), None)
-    if name is None:
-        raise PolicyError(f"{type(model).__name__} takes no key-value cache; give a causal transformer language model")
-    return name
-
-
-def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(ids, attention mask), int64 [R, L] each, of rows of different lengths, padded on the left."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids.to(device), mask.to(device)
-
-
-def forward(
-    model: LanguageModel, ids: Tensor, attention: Tensor, keep: int, cache: DynamicCache | None = None
-) -> Tensor:
-    """Logits [R, keep, V] of the last `keep` of positions `ids` [R, N]; attention [R, past + N] covers the cache."""
-    known = forward_arguments(model)
-    arguments: dict[str, object] = {"attention_mask": attention, "use_cache": cache is not None}
-    if cache is not None:
-        arguments[cache_argument(model)] = cache
-    if "position_ids" in known:
-        arguments["position_ids"] = (attention.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    if "logits_to_keep" in known:
-        arguments["logits_to_keep"] = keep
-    return model(input_ids=ids, **arguments).logits[:, -keep:]
+from samplers.tokens import Generation, Logits, States, draw, penalised, token_entropy, token_logp, token_squares
 
 
 @dataclass
@@ -197,13 +160,46 @@ def _written(stop: Stop, tokens: Tensor, begin: Tensor, length: Tensor, rows: Te
     return torch.tensor([stop.written(tokens[i, begin[i] : length[i]].tolist()) for i in rows.tolist()])
 
 
+def decode_alone(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    uniforms: Tensor,
+    plan: Generation,
+    *,
+    group: int,
+    entropy: Tensor | None = None,
+    squares: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`decode` of each row by itself, prompt and all, so that a row is the same bits whatever it is drawn with."""
+    rows = []
+    for i in range(len(uniforms)):
+        kept = {"entropy": entropy, "squares": squares}
+        own = {name: None if value is None else value[i : i + 1] for name, value in kept.items()}
+        rows.append(decode(model, [prompts[i // group]], uniforms[i : i + 1], plan, group=1, **own, **options))
+    tokens, logp, length = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    return tokens, logp, length
+
+
 def teacher_forced(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], tokens: Tensor, length: Tensor, *, pad: int
-) -> Tensor:
-    """Logits [r, T, V] that each of the first T = max(length) tokens [r, K] of the completions was drawn from."""
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    tokens: Tensor,
+    length: Tensor,
+    *,
+    pad: int,
+    head: Head | None = None,
+) -> Logits:
+    """Logits [r, T, V] that each of the first T = max(length) tokens [r, K] of the completions was drawn from.
+
+    head: of `head_of`; logits are then left to be made of the states before it.
+    """
     width = int(length.max())
     ids, attention = left_padded(prompts, pad, model.device)
     drawn = tokens[:, :width].to(model.device)
     valid = (torch.arange(width) < length[:, None]).long().to(model.device)
     ids, attention = torch.cat([ids, drawn], 1), torch.cat([attention, valid], 1)
-    return forward(model, ids[:, :-1], attention[:, :-1], width)
+    ids, attention = ids[:, :-1], attention[:, :-1]
+    if head is None:
+        return forward(model, ids, attention, width)
+    return States(states(model, ids, attention, width), head.module, head.size)

@@ -14,23 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowrl.contracts import LogProbs, Progress, Prompt, Rollout, Samples, View, Visit, Weights
+from flowrl.contracts import LogProbs, Progress, Prompt, Rollout, Samples, View, Visit
 from flowrl.core.batches import rollout_chunks
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.language.chat import Encoder
+from flowrl.policies.language.chat import Encoder, check_tokens
 from flowrl.policies.language.completions import Completions, given_texts
-from flowrl.policies.language.decoding import cache_argument, decode, teacher_forced
+from flowrl.policies.language.decoding import decode, decode_alone
+from flowrl.policies.language.forwards import cache_argument
+from flowrl.policies.language.low_precision import low_precision
 from flowrl.policies.language.rows import Begun, Row, begun_rows, finish, stacked
+from flowrl.policies.language.scores import Scores
 from flowrl.policies.language.stopping import Stop, stop_ids
 from flowrl.policies.noise import Key, copy_numbers, token_uniforms
 from flowrl.policies.weights import under, weights_of
 from flowrl.untyped import JSON, LanguageModel, Tokenizer
-from samplers.tokens import Generation, token_kl, token_logp
+from samplers.tokens import Generation
 
 PROBE_TOKENS = 16
 MAX_GAP = 1e-4  # of a log-prob, between decoding and replay, in float32
-MAX_UNKNOWN = 0.5  # share of a prompt's tokens that a tokenizer may not know
 MAX_MEAN_GAP = 0.1  # and in half precision, where single tokens may be further off
 
 
@@ -57,6 +59,8 @@ class LanguagePolicy:
     see chat.Encoder. max_rows: the most rows that a rollout decodes at once. precision: of log-probabilities.
     keep_entropy: decisions have the statistic `entropy`, in nats, of the distribution that a token is scored under,
     when it was drawn; keep_squares: `squares`, the sum of its squared probabilities. stop: texts that end a completion.
+    batch_invariant: every row goes through the model alone, in rollouts and looks, so that its tokens and log-probs are
+    bit for bit the same in any batch.
     """
 
     whole_rows = True  # a look hands over rows with all their tokens
@@ -75,11 +79,12 @@ class LanguagePolicy:
         keep_entropy: bool = False,
         keep_squares: bool = False,
         stop: Sequence[str] = (),
+        batch_invariant: bool = False,
     ):
         self.source, self.modules = LanguageSource(model, tokenizer), {"model": model}
         self.model, self.tokenizer = model.to(device), tokenizer
         self.device, self.max_rows, self.precision = torch.device(device), max_rows, precision
-        self.keep_entropy, self.keep_squares = keep_entropy, keep_squares
+        self.keep_entropy, self.keep_squares, self.batch_invariant = keep_entropy, keep_squares, batch_invariant
         self.weights = weights_of(self.modules)  # others than those that learn
         self.teacher: LanguageModel | None = None  # another model as the reference
         self.encode = Encoder(tokenizer, template=template, system=system, arguments=chat_arguments)
@@ -87,6 +92,9 @@ class LanguagePolicy:
         self.pad = next((i for i in (tokenizer.pad_token_id, *self.stop) if i is not None), 0)
         self._prepared = False
         self._containing: dict[str, frozenset[int]] = {}
+        self._looks = Scores(
+            self.model, self.pad, self.precision, lambda: under(self._weights, "reference"), batch_invariant
+        )
         cache_argument(model)
 
     def rollout(
@@ -113,12 +121,13 @@ class LanguagePolicy:
             rows = begun_rows(self, begun, prompts, plan, seed, first)
             finish(self, rows, plan, progress=progress)
             return self.completed(rows, torch.arange(len(prompts)).repeat_interleave(len(rows) // len(prompts)), plan)
+        model = self.model if plan.precision is None else low_precision(self.model, plan.precision)
         ids, copy = [self._ids(p, plan) for p in prompts], copy_numbers(p.id for p in prompts)
         parts = []
         for chunk in rollout_chunks(len(prompts), group_size, self.max_rows):
             members = range(first + chunk.first, first + chunk.first + chunk.size)
             keys = [Key(seed, prompts[i].id, member, copy[i]) for i in chunk.prompts for member in members]
-            parts.append(self._decode([ids[i] for i in chunk.prompts], keys, plan, progress))
+            parts.append(self._decode(model, [ids[i] for i in chunk.prompts], keys, plan, progress))
         length = torch.cat([part[2] for part in parts])
         width = int(length.max())
         tokens, logp = (torch.cat([part[i][:, :width] for part in parts]) for i in (0, 1))
@@ -198,8 +207,9 @@ class LanguagePolicy:
     ) -> None:
         """Scores all tokens of `rows`, in one block. See `contracts.Policy`.
 
-        exact_kl: the divergence from the reference, over the vocabulary. Its logits are computed here
-        and not kept: [R, K, V] of them would be larger than the model. Raises PolicyError for `centred`.
+        exact_kl: the divergence from the reference, over the vocabulary. Its logits are computed here and not kept:
+        [R, K, V] of them would be larger than the model, and none larger than a chunk ever stand whole. Raises
+        PolicyError for `centred`.
         """
         if view.centred:
             raise PolicyError(
@@ -208,10 +218,21 @@ class LanguagePolicy:
         columns = torch.arange(rollout.rollout_logp.shape[1])
         exact_kl = view.exact_kl and view.weights == "current"
         with under(self._weights, view.weights):
-            logp, kl = self._score(rollout.replay, rows, view.weights, exact_kl=exact_kl)
+            view = replace(view, exact_kl=exact_kl)
+            completions = rollout.replay
+            with_teacher = self.model if self.teacher is None else self.teacher
+            logp, kl, entropy = self._looks.at(
+                completions.prompts,
+                completions.tokens,
+                completions.length,
+                rows,
+                completions.plan.scale,
+                view,
+                with_teacher,
+            )
             if progress is not None:
                 progress(int(rollout.replay.length[rows].sum()))
-            visit(LogProbs(rows, columns, logp, kl))
+            visit(LogProbs(rows, columns, logp, kl, entropy=entropy))
 
     def trainable(self) -> Iterator[nn.Parameter]:
         """The parameters that learn."""
@@ -246,7 +267,9 @@ class LanguagePolicy:
         short = replace(prompt, id=f"{prompt.id} (half)", text=prompt.text[: (len(prompt.text) + 1) // 2])
         number = min(PROBE_TOKENS, plan.max_new_tokens)
         rollout = self.rollout(
-            [prompt, short], plan=replace(plan, max_new_tokens=number, temperature=plan.scale, force=None), seed=0
+            [prompt, short],
+            plan=replace(plan, max_new_tokens=number, temperature=plan.scale, force=None, precision=None),
+            seed=0,
         )
         logp: list[Tensor] = []
         for row in torch.arange(2).split(1):
@@ -254,7 +277,7 @@ class LanguagePolicy:
         return (torch.cat(logp) - rollout.rollout_logp).abs()[rollout.mask]
 
     def _decode(
-        self, ids: list[list[int]], keys: list[Key], plan: Generation, progress: Progress | None
+        self, model: LanguageModel, ids: list[list[int]], keys: list[Key], plan: Generation, progress: Progress | None
     ) -> tuple[Any, ...]:
         """Tokens, log-probs, lengths, and by name the statistics that are kept, of one chunk of a rollout.
 
@@ -263,31 +286,12 @@ class LanguagePolicy:
         uniforms = token_uniforms(keys, plan.max_new_tokens)
         kept = {name: torch.zeros(uniforms.shape) for name in ("entropy", "squares") if getattr(self, f"keep_{name}")}
         options: dict[str, Any] = {"group": len(keys) // len(ids), "stop": self.stop, "pad": self.pad}
-        return *decode(self.model, ids, uniforms, plan, progress=progress, **options, **kept), kept
+        draw = decode_alone if self.batch_invariant else decode
+        return *draw(model, ids, uniforms, plan, progress=progress, **options, **kept), kept
 
     def _weights(self, name: str) -> AbstractContextManager[None]:
         """The weights of that name; a teacher is another model, for which those of this one stay."""
         return nullcontext() if name == "reference" and self.teacher is not None else self.weights(name)
-
-    def _score(
-        self, trajectory: Completions, rows: Tensor, weights: Weights, *, exact_kl: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """(log-probs, divergence or None) of rows, [r, K] each, 0 beyond the longest of them.
-
-        weights: those that the modules have now.
-        """
-        length, tokens = trajectory.length[rows], trajectory.tokens[rows]
-        prompts, scale = [trajectory.prompts[i] for i in rows.tolist()], trajectory.plan.scale
-        reference, teacher = None, self.model if self.teacher is None else self.teacher
-        if exact_kl:
-            with under(self._weights, "reference"):
-                reference = teacher_forced(teacher, prompts, tokens, length, pad=self.pad)
-        model = teacher if weights == "reference" else self.model
-        logits = teacher_forced(model, prompts, tokens, length, pad=self.pad)
-        width, beyond = logits.shape[1], (0, tokens.shape[1] - logits.shape[1])
-        logp = token_logp(logits, tokens[:, :width].to(logits.device), scale, self.precision)
-        kl = None if reference is None else token_kl(logits, reference, scale, self.precision)
-        return nn.functional.pad(logp, beyond), None if kl is None else nn.functional.pad(kl, beyond)
 
     def _ids(self, prompt: Prompt, plan: Generation) -> list[int]:
         ids = self.encode(prompt.text, self.stop, prompt.messages)
@@ -313,15 +317,3 @@ class LanguagePolicy:
         rows = [row[:n].tolist() for row, n in zip(tokens, length.tolist(), strict=True)]
         rows = [row[:-1] if row[-1] in self.stop else row for row in rows]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def check_tokens(tokenizer: Tokenizer, text: str) -> None:
-    """Raises PolicyError if a text gives no tokens, or mostly unknown ones: the tokenizer loaded as another class."""
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    unknown = sum(i == tokenizer.unk_token_id for i in ids)
-    if not ids or unknown > MAX_UNKNOWN * len(ids):
-        what = f"{unknown} of {len(ids)} unknown tokens" if ids else "no token at all"
-        raise PolicyError(
-            f"the tokenizer, loaded as a {type(tokenizer).__name__}, makes {what} of {text[:60]!r}: not the one this "
-            "model was trained with; name its class in tokenizer_config.json (tokenizer_class), or give another model"
-        )

@@ -29,6 +29,14 @@ rlcs     grpo, and prompts are drawn from tiers of their mean reward at rates of
          GLM-4.5V (arXiv:2507.01006), which names no numbers. For tokens.
 dars     group mean, no std, and up to 32 samples of prompts of which less than half is right: DARS-HW
          (arXiv:2508.13755), for groups of 8; grpo's clip, mean over decisions. For tokens.
+clip_cov a small share, 2e-4, of the decisions whose log-prob and advantage vary together gets no gradient: Clip-Cov
+         (arXiv:2505.22617), the numbers of verl, covariances from 1 to 5; clip 0.2, sample std + 1e-6, mean over
+         decisions. For tokens.
+kl_cov   in the place of a clip, the share 2e-3 of the largest covariances is pulled to where it was: KL-Cov
+         (arXiv:2505.22617), coefficient 1 and the share of its 7B runs; sample std + 1e-6, mean over decisions. For
+         tokens.
+edge     advantages times the mean entropy of all rows over the row's own: EDGE-GRPO (arXiv:2507.21848); clip 0.2,
+         sample std + 1e-4, mean over decisions; without the corrected answers that the paper adds. For tokens.
 rf_base  group mean, whitened over the decisions of the batch: REINFORCE++-baseline (arXiv:2501.03262); clip 0.2, mean
          over decisions; the paper adds a KL of kind k2. For tokens.
 
@@ -93,5 +101,14 @@ LANGUAGE: dict[str, Values] = {
         "advantage": SUMMED | {"scale": "none"},
         "train": {"budget": {"kind": "hardness_weighted", "limit": 32}},
     },
+    "clip_cov": {
+        "objective": {"clip": 0.2, "kl_kind": "k3", "covariance": {"kind": "clip"}},
+        "advantage": SUMMED | {"eps": 1e-6},
+    },
+    "kl_cov": {
+        "objective": {"clip": 0.2, "gate": "ratio", "kl_kind": "k3", "covariance": {"kind": "kl", "share": 2e-3}},
+        "advantage": SUMMED | {"eps": 1e-6},
+    },
+    "edge": {"objective": {"clip": 0.2, "kl_kind": "k3", "weight": "inverse_entropy"}, "advantage": SUMMED},
     "rf_base": {"objective": {"clip": 0.2, "kl_kind": "k3"}, "advantage": SUMMED | {"scale": "whiten_by_length"}},
 }

@@ -1,6 +1,7 @@
 """Published numbers of advantages, losses, divergences and aggregation: every case is checked or named in LATER."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,9 +32,6 @@ FILES = (
 # What a formula waits for, or one with a parameter that is named behind it.
 WAITING = {
     "seeds of prompts": ["same_latent_seeds"],
-    "masks by divergence, covariance": ["verl.clip_cov", "verl.kl_cov"],
-    "rollout correction": ["verl.bypass_mode", "trl.dapo off_policy_mask_threshold"],
-    "entropy bonus": ["trl.dapo entropy_coef"],
 }
 LATER = {name for names in WAITING.values() for name in names}
 # in objectives/test_golden_gates.py and test_golden_advantages.py
@@ -43,6 +41,7 @@ GATED |= {f"verl.adv.{name}" for name in ("remax", "reinforce_plus_plus", "gae",
 GATED |= {"verl.adv.multi_turn_optimal_token_baseline"}
 # in objectives/test_golden_matching.py and test_golden_preference.py
 ELSEWHERE = {"nft_reward_probability", "diffusion_nft", "flow_grpo_per_prompt_sft", "flow_grpo_per_prompt_dpo"} | GATED
+ELSEWHERE |= {"verl.clip_cov", "verl.kl_cov", "verl.bypass_mode"}  # in objectives/test_golden_corrected.py
 # Squares of differences of means or velocities, divided by no variance: no divergence of ours, whose coefficients are
 # other numbers.
 BARE_SQUARES = ("flow_factory_x_based", "flow_factory_v_based")
@@ -241,20 +240,34 @@ def trl_policy(case: Case) -> None:
     logp = x["log_prob"].requires_grad_()
     levels = {"token": "token", "sequence": "seq_mean", "sequence_token": "seq_token"}
     level = "seq_sum" if name == "trl.rloo_loss" else levels[params["importance_sampling_level"]]
-    clips = dict(clip_low=params["epsilon"], clip_high=params["epsilon_high"], dual=params.get("delta"))
-    adv = x["advantages"]
-    if (share := params.get("top_entropy_quantile")) is not None and "entropies" in x:
-        objective = ClippedObjective(params["epsilon"], params["epsilon_high"], entropy_share=share)
-        adv = adv[:, None] * objective.step_weights(mask.bool(), {"entropy": x["entropies"]})
-    loss, _ = clipped_loss(logp, x["old_log_prob"], adv, level=level, mask=mask, **clips)
-    loss = loss * x.get("importance_sampling_ratio", torch.ones(()))
+    clips: dict[str, Any] = dict(clip_low=params["epsilon"], clip_high=params["epsilon_high"])
+    clips["dual"] = params.get("delta")
+    share, limit = params.get("top_entropy_quantile"), params.get("off_policy_mask_threshold")
+    share = share if "entropies" in x else None
+    objective = ClippedObjective(level=level, entropy_share=share, off_policy_mask=limit, **clips)
+    adv, entropy = x["advantages"], x.get("entropies")
+    factor = objective.step_weights(mask.bool(), {} if entropy is None else {"entropy": entropy})
+    adv = adv if factor is None else adv[:, None] * factor
+    entropy = None if entropy is None else entropy.requires_grad_()
+    seen = LogProbs(torch.arange(len(logp)), torch.arange(logp.shape[1]), logp, entropy=entropy)
+    sampled = x.get("sampling_log_prob", x["old_log_prob"])
+    batch = Batch(sampled, adv, mask.bool(), old_logp=x["old_log_prob"])
+    loss, _ = objective(seen, batch)
+    if (coef := params.get("entropy_coef")) is not None:
+        bonus = replace(objective, entropy=coef)(seen, batch)[0] - loss
+    else:
+        bonus = torch.zeros(())
+    loss = loss * x.get("importance_sampling_ratio", torch.ones(())) + bonus
     if params.get("beta"):
         rollout_logp = x["old_log_prob"] if params.get("use_bias_correction_kl") else None
         loss = loss + params["beta"] * divergence.penalty(
             "k3", logp, x["ref_log_prob"], rollout_logp=rollout_logp, mask=mask
         )
     loss = (loss * trl_weights(mask, name, params)).sum()
-    golden.check({"loss": loss, "grad": torch.autograd.grad(loss, logp)[0]}, case)
+    got = {"loss": loss, "grad": torch.autograd.grad(loss, logp, retain_graph=True)[0]}
+    if "grad_entropies" in case["outputs"]:
+        got["grad_entropies"] = torch.autograd.grad(loss, entropy)[0]
+    golden.check(got, case)
 
 
 def trl_weights(mask: Tensor, name: str, params: Case) -> Tensor:

@@ -86,7 +86,7 @@ class Pulled:
 def mean_loss(seen, batch): return (seen.logp * batch.adv).mean()
 def still(seen, batch): return batch.adv
 def unnamed(seen, batch): return seen.logp, {"size": seen.logp.sum()}
-def misread(seen, batch): return seen.logp - batch.old_logp
+def misread(seen, batch): return seen.logp - batch.older_logp
 
 def sqrt_decay(left, *, power=0.5): return left ** power
 def negative(left): return left - 1
@@ -258,7 +258,7 @@ def test_what_a_recipe_names_is_asked_about_before_it_is_imported():
         ("objective=parts_of_tests.mean_loss", "objective.kind", "a number a decision"),
         ("objective=parts_of_tests.still", "objective.kind", "without gradient"),
         ("objective=parts_of_tests.unnamed", "objective.kind", "*_max"),
-        ("objective=parts_of_tests.misread", "objective.kind", "'old_logp'"),
+        ("objective=parts_of_tests.misread", "objective.kind", "'older_logp'"),
         ("objective={kind: cliped}", "objective", "did you mean 'clipped'?"),
         ("train.schedule=parts_of_tests.negative", "train.schedule", "returns -0.5"),
         ("train.schedule={kind: parts_of_tests.sqrt_decay, pwer: 1}", "train.schedule.pwer", "did you mean 'power'?"),

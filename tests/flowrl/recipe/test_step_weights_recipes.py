@@ -25,7 +25,7 @@ def test_keys_that_read_noise_are_refused_for_tokens():
         ("weight=[1.0]", "weight=none"),
         ("ratio=centred", "ratio=plain"),
         ("kl_mask=1e-5", "kl_mask=null"),
-        ("{kl: 0.1, kl_kind: exact_dt}", "exact, k1, k2, k3 or abs"),
+        ("{kl: 0.1, kl_kind: exact_dt}", "exact, k1, k2, k3, abs, forward or jsd"),
     ):
         given = f"objective={override}" if override.startswith("{") else f"objective.{override}"
         with pytest.raises(RecipeError) as caught:

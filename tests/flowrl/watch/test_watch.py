@@ -83,7 +83,7 @@ def test_a_real_healthy_quickstart_rings_nothing():
 
 
 def test_every_alarm_says_what_to_do_in_one_line():
-    assert len(ALARMS) == 14
+    assert len(ALARMS) == 15
     watch = make()
     (alarm,) = train(watch, 1, replay_gap_max=0.01)
     assert alarm.describe().startswith("replay (iteration 1): log-ratio 0.01 before any update")
@@ -325,3 +325,14 @@ def test_healthy_numbers_ring_nothing(seed: int, slope: float, updates: int):
             moved = {"r/mean": 0.5 + slope * i + draw.uniform(-0.01, 0.01), "w/mean": 0.4 + draw.uniform(-0.02, 0.02)}
             moved["samples/saturation"] = 0.3 * draw.uniform(0.9, 1.1)
             assert watch.after_evaluation(i, HELDOUT | moved) == []
+
+
+@pytest.mark.parametrize(("clip", "limit"), [((0.2, 0.28), 0.02), ((1e-4, 1e-4), 1e-6)])
+def test_who_samples_may_not_be_far_from_who_trains(clip: tuple[float, float], limit: float):
+    healthy = {"mismatch/k3": limit / 2, "mismatch/ess": 0.99}
+    watch = make(clip=clip)
+    assert train(watch, 4, **healthy) == []
+    (alarm,) = train(watch, 1, 5, **healthy | {"mismatch/k3": 3 * limit})
+    assert alarm.name == "mismatch" and f"accepted: {limit:.2g}" in alarm.what and alarm.action == "warn"
+    (alarm,) = train(make(clip=clip), 1, **healthy | {"mismatch/ess": 0.3})
+    assert alarm.name == "mismatch" and "30%" in alarm.what

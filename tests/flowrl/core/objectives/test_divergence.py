@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from flowrl.core.objectives.divergence import KINDS, adaptive_coefficient, k3, linear_coefficient, penalty
+from flowrl.core.objectives.divergence import GIVEN, KINDS, adaptive_coefficient, k3, linear_coefficient, penalty
 
-GIVEN = ("exact", "exact_dt")
 ESTIMATORS = [kind for kind in KINDS if kind not in GIVEN]
 
 

@@ -25,7 +25,8 @@ def branched() -> tuple[Tensor, dict[str, Tensor]]:
     """Two rows of the first step, four of the second, eight of the third; masked step_stats are 0, as of policies."""
     step = torch.tensor([0] * 2 + [1] * 4 + [2] * 8)
     mask = step[:, None] == torch.arange(3)
-    return mask, {"std": STD.where(mask, 0.0), "dt": DT.where(mask, 0.0)}
+    entropy = torch.linspace(0.2, 1.5, len(step))[:, None].where(mask, 0.0)
+    return mask, {"std": STD.where(mask, 0.0), "dt": DT.where(mask, 0.0), "entropy": entropy}
 
 
 @pytest.mark.parametrize("shape", [straight, branched])

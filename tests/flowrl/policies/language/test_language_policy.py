@@ -14,7 +14,7 @@ from flowrl.core.learner import Learner
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language import decoding
-from flowrl.policies.language.decoding import left_padded
+from flowrl.policies.language.forwards import left_padded
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.stopping import stop_ids
 from flowrl.policies.noise import Key, token_uniforms

@@ -1,0 +1,42 @@
+"""What makes logits of a model's last states, apart from the model, so that they can be made a chunk at a time."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flowrl.policies.language.forwards import forward, forward_arguments, left_padded
+from flowrl.untyped import LanguageModel
+
+
+class Head(NamedTuple):
+    """What makes logits, `size` of them, of the states of a model's last layer."""
+
+    module: nn.Module
+    size: int
+
+
+def states(model: LanguageModel, ids: Tensor, attention: Tensor, keep: int) -> Tensor:
+    """What the last `keep` logits are made of, [R, keep, D]; arguments as in `forward`."""
+    base = model.base_model
+    arguments: dict[str, object] = {"attention_mask": attention, "use_cache": False}
+    if "position_ids" in forward_arguments(base):
+        arguments["position_ids"] = (attention.cumsum(-1) - 1).clamp(min=0)
+    return base(input_ids=ids, **arguments).last_hidden_state[:, -keep:]
+
+
+@torch.no_grad()
+def head_of(model: LanguageModel, ids: Sequence[int]) -> Head | None:
+    """The model's head, where logits are nothing but what it makes of the last layer's states, seen by these ids."""
+    base, head = model.base_model, model.get_output_embeddings()
+    if base is model or head is None:
+        return None
+    row, attention = left_padded([ids], 0, model.device)
+    whole = forward(model, row, attention, len(ids))
+    try:
+        made = head(states(model, row, attention, len(ids)))
+    except (AttributeError, TypeError, RuntimeError):  # a layout of its own: its logits are taken whole
+        return None
+    close = made.shape == whole.shape and torch.allclose(made, whole, rtol=1e-5, atol=1e-5)
+    return Head(head, whole.shape[-1]) if close else None
