@@ -18,9 +18,9 @@ def key(default: Any, accepted: str, *, curve: bool = False, **limits: Any) -> A
     return Field(default, description=accepted, json_schema_extra={"curve": True} if curve else None, **limits)
 
 
-def part(model: type[BaseModel]) -> Any:
+def part(model: type[BaseModel], accepted: str = "a mapping") -> Any:
     """A key that holds a mapping and may be omitted."""
-    return Field(default_factory=model, description="a mapping")
+    return Field(default_factory=model, description=accepted)
 
 
 class Strict(BaseModel):

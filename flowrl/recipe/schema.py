@@ -277,7 +277,7 @@ class Recipe(Curved):
     rewards: dict[str, RewardSpec] = key(..., "names mapped to {use, weight, args, ...}", min_length=1)
     advantage: open_to(Advantage, OwnAdvantage) = part(Advantage)  # pyright: ignore[reportInvalidTypeForm]
     objective: open_to(ObjectiveKeys, OwnObjective) = part(ObjectiveKeys)  # pyright: ignore[reportInvalidTypeForm]
-    reference: OneOrSeveral = part(ReferenceKeys)
+    reference: OneOrSeveral = part(ReferenceKeys, "a mapping with use, path, pipeline, steps, when, or a list of them")
     critic: CriticKeys | None = key(None, "a mapping with use, lr, clip, epochs, updates, warmup, or null")
     train: Train = part(Train)
     eval: EvaluationKeys = part(EvaluationKeys)

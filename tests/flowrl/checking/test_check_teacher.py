@@ -31,6 +31,12 @@ def test_a_teacher_is_proven_to_teach():
     assert (whole[2] - whole[0]).abs().max() > 1e-3 * whole.max()
 
 
+def test_several_teachers_are_proven_together():
+    few = f"{{use: base, steps: 2, when: {{kind: [single, count]}}, pipeline: {{{SMALL}, guidance_scale: 1.0}}}}"
+    told = teacher.teaches(bench(f"reference=[{few}, {guided().partition('=')[2]}]"))
+    assert "2 steps to one, for prompts with kind=['single', 'count']; the model as the run finds it" in told
+
+
 def test_a_teacher_that_is_the_student_is_named():
     with pytest.raises(ProofError, match="the divergence is 0"):
         teacher.teaches(bench(f"reference={{use: base, pipeline: {{{SMALL}, guidance_scale: 1.0}}}}"))

@@ -50,6 +50,16 @@ def test_a_recipe_learns_from_its_reference_and_calls_no_reward(name: str, teach
         assert not any(metric.startswith(("reward/", "adv/")) for metric in line)
 
 
+def test_a_run_with_two_teachers_of_which_one_takes_two_steps(teacher: Path, tmp_path: Path):
+    two = f"{{use: lora, path: {teacher}, when: {{kind: [single, relation]}}}}, {{use: base, steps: 2}}"
+    run(load("tiny_distill", [*SMALL, *QUIET, f"reference=[{two}]", f"output={tmp_path / 'run'}"]), quiet())
+    lines = trained(tmp_path / "run")
+    assert len(lines) == 3 and any(line["kl"] > 0 for line in lines)
+    assert all(line["replay_gap_max"] <= 1e-6 for line in lines)
+    again = load(str(tmp_path / "run" / "recipe.yaml"))
+    assert [one.steps for one in again.references] == [1, 2]
+
+
 def test_a_killed_run_reloads_its_teacher_and_goes_on_bit_for_bit(teacher: Path, tmp_path: Path):
     more = [*SMALL, f"reference.path={teacher}", "train.iterations=4", "checkpoint.every=1", "prompts.heldout=null"]
     more += ["train.ema=0.5"]
