@@ -21,7 +21,7 @@ ScoreFunction = Callable[[Samples], dict[str, Tensor]]
 EVAL_SEED = 2**32  # added to the run's seed, so that evaluation noise is never training noise
 KL_SEED = 3 * 2**32  # and the noise of a divergence is neither
 KL_PROMPTS = 8
-PAIRS = 16  # fewer say too little of their own spread
+PAIRS = 20  # fewer say too little of their own spread
 
 
 def evaluate_heldout(

@@ -54,6 +54,15 @@ def test_a_preset_runs(preset: str, tmp_path: Path) -> None:
         assert found[0][told] == pytest.approx(-found[0]["reward/clip/mean"], abs=0.01)  # of pixels, not of 8 bits
 
 
+def test_the_demonstration_of_a_hack_runs(tmp_path: Path) -> None:
+    small = [*NONE, "train.prompts=3", "train.iterations=2", "watch.on_hack=null", "prompts.heldout=null"]
+    recipe = load("tiny_refl", [*small, f"output={tmp_path}"])
+    run(recipe, quiet())
+    found = metrics_of(tmp_path)
+    assert len(found) == 2 and all(m["grad_norm"] > 0 and m["active_rows"] == 1.0 for m in found)
+    assert abs(found[0]["estimate_reward"] - found[0]["reward/clip/mean"]) > 1e-3  # of the estimate, not of the sample
+
+
 @pytest.mark.parametrize(("name", "family"), [("draft_sdxl", "sdxl"), ("refl_sd3", "sd3")])
 def test_a_recipe_runs_as_published(name: str, family: str, tmp_path: Path) -> None:
     """Three iterations with a tiny random pipeline and tiny checkpoints of the rewards."""

@@ -15,7 +15,7 @@ from flowrl.watch.hacking import LIMIT, HeldoutMean, TrainedReward, evidence
 from flowrl.watch.watchdog import Watchdog, WatchSettings
 
 PULLED = json.loads((Path(__file__).parents[2] / "data" / "pulled_evaluations.json").read_text())  # of whole runs
-RUNG = {"refl, seed 0": {20: ("hacking", "rollback", 0)}}  # by iteration: what rang, and where it went back to
+RUNG = {"tiny_refl, seed 0": {20: ("hacking", "rollback", 0)}}  # by iteration: what rang, and where it went back to
 BASE = {"r/mean": 0.5, "r/error": 0.03} | {f"{w}/{n}": v for w in "wv" for n, v in (("mean", 0.4), ("error", 0.03))}
 BOTH = math.hypot(0.03, 0.03)
 
@@ -31,7 +31,7 @@ def test_a_rise_is_measured_in_errors_of_pairs_where_these_are_known():
     assert [reward.since(i, then) for i in (7, 8, 9)] == pytest.approx([4.5, 1.0, -1.5])
 
 
-def scored(first: float, *, number: int = 20, total: bool = False, name: str = "r") -> Evaluation:
+def scored(first: float, *, number: int = 24, total: bool = False, name: str = "r") -> Evaluation:
     """An evaluation whose r is 0, 1, 2 ... and w 1 throughout, but for prompt 2; it could not score prompt 4."""
     values = torch.arange(float(number))
     values[2], values[4] = first, math.nan
@@ -43,21 +43,20 @@ def scored(first: float, *, number: int = 20, total: bool = False, name: str = "
 def test_rises_of_pairs_are_differences_prompt_by_prompt():
     now = scored(21.0)
     (rise,) = paired_rises(now, {3: scored(2.0)}, {"r": 2.0, "w": 0.0}).items()
-    mean = 2 * 19 / 19  # of 19 pairs, one of which rose
-    error = math.sqrt(((38 - mean) ** 2 + 18 * mean**2) / 18 / 19)
+    mean = 2 * 19 / 23  # of 23 pairs, one of which rose
+    error = math.sqrt(((38 - mean) ** 2 + 22 * mean**2) / 22 / 23)
     assert rise[0] == 3 and tuple(rise[1]) == pytest.approx((mean, error))
     both = paired_rises(now, {3: scored(2.0)}, {"r": 2.0, "w": 1.0, "unscored": 1.0})
-    assert both[3].value == pytest.approx(3.0)
-    assert paired_rises(scored(21.0, total=True), {3: scored(2.0, total=True)}, {"r": 2.0})[3].value == pytest.approx(
-        0.25
-    )
+    assert both[3].value == pytest.approx(57 / 23)
+    (total,) = paired_rises(scored(21.0, total=True), {3: scored(2.0, total=True)}, {"r": 2.0}).values()
+    assert total.value == pytest.approx(19 / 4 / 23)
 
 
 def test_what_makes_no_pairs_is_left_out():
     now, kept = scored(21.0), scored(2.0)
-    others = {3: scored(21.0), 5: scored(2.0, name="other"), 8: scored(2.0, number=19), 9: kept}  # equal, and others
+    others = {3: scored(21.0), 5: scored(2.0, name="other"), 8: scored(2.0, number=23), 9: kept}  # equal, and others
     assert list(paired_rises(now, others, {"r": 1.0})) == [9]
-    assert paired_rises(scored(9.0, number=16), {1: scored(2.0, number=16)}, {"r": 1.0}) == {}  # 15 pairs
+    assert paired_rises(scored(9.0, number=20), {1: scored(2.0, number=20)}, {"r": 1.0}) == {}  # 19 pairs
     assert paired_rises(now, {1: kept}, {"w": 0.0}) == {}
 
 
@@ -92,7 +91,7 @@ def test_pairs_make_a_rise_sure_and_leave_the_size_of_a_fall():
 
 @pytest.mark.parametrize("name", PULLED)
 def test_real_runs_on_the_gradient_of_a_clip_ring_where_pictures_get_worse(name: str):
-    """ReFL on early estimates, whose residual falls far, rings; tiny_draft, whose other witnesses rise, does not."""
+    """tiny_refl, whose residual falls far, rings; tiny_draft, whose other witnesses rise, does not."""
     witnesses = ("shapes", "strict", "residual")
     watch, alone = make(*witnesses, trained="clip", on_hack="rollback"), make(*witnesses, trained="clip")
     rung, indices = {}, []
