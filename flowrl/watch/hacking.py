@@ -19,7 +19,7 @@ noise, so its error is that of the differences sample by sample where these are 
 Of a fall it is asked whether it is large, so its unit is the error of both means without pairing, which says how much
 the witness differs from prompt to prompt: of pairs, enough prompts prove a fall of any size. (On shapes-flux, witness
 residual, in limits: in three runs of `tiny_draft`, whose other witnesses rise, it falls by 0.3 to 0.7, by pairs 0.6 to
-1.5; in `tiny_refl`, where strict falls too, by 1.6, by pairs 2.6.)
+1.5; in `tiny_refl`, where they fall, by 1.6, by pairs 2.6.)
 
 The minimum acts as an `and`: neither a rising reward nor a falling witness is suspicious alone, and a product of the
 two would let a large rise make up for a fall that may be chance. One minus the product acts as an `or` in which signs
