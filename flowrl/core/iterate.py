@@ -34,6 +34,7 @@ from flowrl.core.selection import (
     without_rows,
     without_silent,
 )
+from flowrl.core.terms import Term
 from flowrl.core.values import Critic, fitted_decisions, value_metrics
 
 
@@ -52,7 +53,8 @@ class Settings:
     copy of the weights draws the samples. share: of the prompts, whose groups begin with the samples that they come
     with (None: there are none, or nothing is drawn). pool: prompts beside each other that are compared as one.
     kl_in_reward: whether the rewards of decisions contain a divergence from the reference, which is then looked up
-    before there are advantages. iteration: how many were done before.
+    before there are advantages. iteration: how many were done before. coef: of the
+    objective, where terms stand beside it.
     """
 
     group: int
@@ -73,6 +75,7 @@ class Settings:
     pool: int = 1
     kl_in_reward: bool = False
     iteration: int = 0
+    coef: float = 1.0
 
     @property
     def stride(self) -> int:
@@ -111,6 +114,7 @@ def iterate(
     budget: Budget | None = None,
     explore: Explore | None = None,
     critic: Critic | None = None,
+    terms: Callable[[Rollout, dict[str, Tensor], Tensor], Sequence[Term]] | None = None,
 ) -> Iteration:
     """Draws, scores and learns once from `settings.group` samples of each prompt.
 
@@ -123,6 +127,7 @@ def iterate(
     baseline_plan: draws a further sample of each prompt; explore: draws the samples in another way; see `LocalEngine`.
     budget: gives hard prompts more samples, which take the numbers of noise behind those of their group. critic: gives
     the values that advantages read, and is fitted to the returns; in its first `warmup` iterations it alone learns.
+    terms: of the rollout that is trained, its rewards and advantages, gives what is added to the objective.
     Metrics named time_* are seconds; all others repeat under the same seed, and are of all that was drawn.
     """
     clock = Clock(enter)
@@ -175,7 +180,8 @@ def iterate(
     if critic is not None and settings.iteration < critic.warmup:
         rollout, adv = without_rows(rollout, adv, torch.ones(len(rollout.rollout_logp), dtype=torch.bool))
     with clock.phase("train"):
-        metrics |= update(looks, learner, rollout, adv, objective, settings, progress, reward_of)
+        added = () if terms is None else [_seen_by(t, looks) for t in terms(rollout, used.rewards, adv)]
+        metrics |= update(looks, learner, rollout, adv, objective, settings, progress, reward_of, added)
     metrics |= {f"time_{name}": seconds for name, seconds in clock.seconds.items()}
     return Iteration(metrics, whole.rollout.samples, whole.rewards)
 
@@ -188,6 +194,11 @@ def _fit(critic: Critic, looks: Looks, rollout: Rollout, settings: Settings, pro
     found = update(looks, critic.learner, fitted, none, critic.objective, own, progress)
     kept = ("loss", "error", "clip_frac", "grad_norm", "lr", "nonfinite_updates")
     return metrics | {f"value/{name}": found[name] for name in kept if name in found}
+
+
+def _seen_by(term: Term, looks: Looks) -> Term:
+    """The term of the rollout that is trained, with what looks at that one."""
+    return replace(term, looks=looks) if term.own else term
 
 
 def _without_truncated(rollout: Rollout, adv: Tensor) -> tuple[Rollout, Tensor]:
@@ -209,8 +220,12 @@ def update(
     settings: Settings,
     progress: Progress | None = None,
     reward_of: RewardOf | None = None,
+    terms: Sequence[Term] = (),
 ) -> Metrics:
-    """All optimizer steps of one rollout, with advantages [R] or [R, K]; returns their metrics, averaged over steps."""
+    """All optimizer steps of one rollout, with advantages [R] or [R, K]; returns their metrics, averaged over steps.
+
+    terms: see terms.py.
+    """
     adv = adv.cpu()
     every = bool(objective.needs & {"reference", "pull", "reward_of", "every_row"})  # trained rows all have a loss then
     friends = companions(rollout, adv, objective.together, settings.pairs, every="every_row" in objective.needs)
@@ -233,16 +248,22 @@ def update(
     step_metrics: list[Metrics] = []
     together = None if friends is None else friends.labels
     for _ in range(settings.epochs):
-        for block, used, weighted in steps:
-            if len(used):
+        for number, (block, used, weighted) in enumerate(steps):
+            beside = [(t, rows) for t in terms if len(rows := t.rows_of(number, len(steps), block))]
+            if len(used) or beside:
                 loss = _step_loss(rollout, weighted, objective, block, used, learner, together, reward_of)
-                _backward(policy, used, loss, settings.micro_batch, progress)
-                step_metrics.append(_step(learner, loss))
+                loss.weights *= settings.coef
+                if len(used):
+                    _backward(policy, used, loss, settings.micro_batch, progress)
+                of_terms: Metrics = {}
+                for term, rows in beside:
+                    term_loss = term.loss(rows)
+                    _backward(term.looks, rows, term_loss, settings.micro_batch, progress)
+                    of_terms |= term.metrics(term_loss)
+                step_metrics.append(_step(learner, loss) | of_terms)
     first: Metrics = step_metrics[0] if step_metrics else {}
-    means = {name: sum(m[name] for m in step_metrics) / len(step_metrics) for name in first}
-    for name in means:
-        if name.endswith("_max"):
-            means[name] = max(m[name] for m in step_metrics)
+    by_name = {name: [m[name] for m in step_metrics if name in m] for m in step_metrics for name in m}
+    means = {name: max(v) if name.endswith("_max") else sum(v) / len(v) for name, v in by_name.items()}
     stale = rollout.old_logp is not None or ("age" in rollout.step_stats and bool(rollout.step_stats["age"].any()))
     if "abs_log_ratio_max" in first and not stale:  # the policy still was the one that sampled: this is numerics alone
         means["replay_gap_max"] = first["abs_log_ratio_max"]

@@ -1,7 +1,8 @@
-"""Which samples that are kept are trained again, and how often: weights of a draw from a store, as functions."""
+"""Samples of earlier iterations that are trained again: a store of them, and how they are drawn."""
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,3 +52,40 @@ def draw_shares(values: Tensor) -> Tensor:
     """
     x = values.detach().to("cpu", torch.float64).abs()
     return x / x.sum() if x.sum() > 0 else torch.full_like(x, 1 / max(len(x), 1))
+
+
+class SampleStore:
+    """Samples with an advantage, of the last iterations, drawn in proportion to its magnitude or all alike.
+
+    size: at most so many; the newest stay. age: how many iterations back they may come from. by: advantage (Skywork
+    R1V2) or uniform. It is part of a run's checkpoint; a draw depends on what is held, the seed and the iteration.
+    """
+
+    def __init__(self, size: int, age: int, by: str = "advantage"):
+        self.size, self.age, self.by = size, age, by
+        self.held: list[dict[str, Any]] = []
+
+    def add(self, samples: Sequence[Mapping[str, Any]], adv: Tensor, iteration: int) -> None:
+        """Keeps the samples [B], plain values by name, whose advantage [B] is not 0."""
+        for sample, value in zip(samples, adv.tolist(), strict=True):
+            if value:
+                self.held.append({**sample, "adv": value, "at": iteration})
+        self.held = [sample for sample in self.held if iteration - sample["at"] < self.age][-self.size :]
+
+    def draw(self, number: int, seed: int, iteration: int) -> list[dict[str, Any]]:
+        """So many different samples, or all that are held."""
+        if not self.held or number < 1:
+            return []
+        values = torch.tensor([sample["adv"] for sample in self.held])
+        shares = draw_shares(values if self.by == "advantage" else torch.ones_like(values))
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + iteration) % 2**63)
+        chosen = torch.multinomial(shares, min(number, len(self.held)), generator=generator)
+        return [self.held[i] for i in chosen.tolist()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is held."""
+        return {"held": [dict(sample) for sample in self.held]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+        self.held = [dict(sample) for sample in state["held"]]

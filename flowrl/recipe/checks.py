@@ -20,6 +20,7 @@ from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.schema import ObjectiveKeys, Recipe
 from flowrl.recipe.sections import Own, check_arguments, check_own, own_parts
 from flowrl.recipe.shapes import check_shape
+from flowrl.recipe.term_checks import check_store, check_terms
 from flowrl.recipe.trackers import check_trackers
 from flowrl.watch.alarms import ALARMS
 
@@ -43,6 +44,8 @@ def _check_constants(recipe: Recipe) -> Iterator[RecipeError]:
     yield from kind.check_sampling(recipe)
     yield from _objective(recipe)
     yield from check_gate(recipe)
+    yield from check_terms(recipe)
+    yield from check_store(recipe)
     yield from _batches(recipe)
     yield from kind.check_objective(recipe)
     yield from check_reference(recipe)

@@ -24,7 +24,7 @@ TRAIN = ("prompts", "group", "epochs", "updates", "update_by", "micro_batch", "r
 TRAIN += ("skip_truncated", "drop_silent", "lr", "max_grad_norm", "old", "sample_old", "pairs", "source")
 MAY_CHANGE += tuple(f"train.{name}" for name in TRAIN)
 STAYS = ("objective.ratio", "objective.kl_mask", "objective.entropy_share", "objective.guidance_gradient")
-STAYS += ("prompts.heldout", "prompts.source", "advantage.credit.kind")
+STAYS += ("prompts.heldout", "prompts.source", "advantage.credit.kind", "objective.expert.source")
 
 
 class Phase(Strict):

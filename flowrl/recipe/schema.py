@@ -19,6 +19,7 @@ from flowrl.recipe.reference import OneOrSeveral, ReferenceKeys
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.sampling import SOLVER_WORDS, Sampler, Solver
 from flowrl.recipe.sections import Own, arguments_of, choices_of, defaults_of, name_of, only_own, open_to
+from flowrl.recipe.terms import ExpertTerm, RightTerm, Store
 from flowrl.recipe.tracking import Dtype, Track
 from flowrl.untyped import JSON
 
@@ -74,7 +75,7 @@ class ObjectiveKeys(arguments_of("objective", "clipped")):
     denoiser says without the prompt is computed without gradient (Flow-GRPO's first SD3 script).
 
     loss: in the place of all this, finished samples are noised again, to sampler.levels, and looked at there
-    (recipe/noised.py).
+    (recipe/noised.py). right, expert: of tokens alone, terms beside it (recipe/terms.py).
     """
 
     preset: str = key("grpo", "the name of a preset")
@@ -86,6 +87,8 @@ class ObjectiveKeys(arguments_of("objective", "clipped")):
     loss: Loss | None = key(None, "a mapping with kind, or null")
     correction: CorrectionKeys | None = key(None, "a mapping with kind, low, high, reject, ..., or null")
     covariance: CovarianceKeys | None = key(None, "a mapping with kind and share, or null")
+    right: RightTerm | None = key(None, "a mapping with coef, least and phi, or null")
+    expert: ExpertTerm | None = key(None, "a mapping with source, prompts, coef and phi, or null")
 
     @property
     def centred(self) -> bool:
@@ -137,7 +140,8 @@ class Train(NoisedTraining):
     divided by, and its divergence, and updates share out the others evenly (Flow-GRPO's SD3 script). budget: more
     samples for prompts that were hard (recipe/prompts.py); groups are then of unequal size. pool: so many prompts that
     stand beside each other in an iteration are one group to the advantages (Pair-GRPO's two prompts that differ in
-    little: prompts.shuffle=false, with the two on lines beside each other).
+    little: prompts.shuffle=false, with the two on lines beside each other). store: completions of earlier iterations
+    are trained again (recipe/terms.py).
     """
 
     prompts: int = key(4, "a whole number >= 1", ge=1)
@@ -158,6 +162,7 @@ class Train(NoisedTraining):
     drop_silent: bool = key(False, "true or false")
     budget: Budget | None = key(None, "a mapping with kind and limit, or null")
     pool: int = key(1, "a whole number >= 1 that divides train.prompts", ge=1)
+    store: Store | None = key(None, "a mapping with draw, by, size, age and coef, or null")
     lr: float = key(3e-4, "a number > 0", gt=0, curve=True)
     betas: list[float] = key([0.9, 0.999], "two numbers in [0, 1)", min_length=2, max_length=2)
     weight_decay: float = key(1e-4, "a number >= 0", ge=0)

@@ -38,6 +38,7 @@ from flowrl.report import page as report
 from flowrl.runs import checkpoints
 from flowrl.runs import resume as resuming
 from flowrl.runs.alarm_response import AlarmError, most_severe, roll_back_to, rollback_message
+from flowrl.runs.beside import beside, main_coef, terms_of
 from flowrl.runs.console import Console, Progress
 from flowrl.runs.folder import RunFolder
 from flowrl.runs.heldout import evaluate_heldout, evaluation_is_due, judged_mean, kl_to_base, paired_rises, times_due
@@ -70,9 +71,9 @@ class Run:
         train, heldout, scorer = self.inputs.train, self.inputs.heldout, self.inputs.scorer
         self.draws, self.watch = Draws(self.recipe, self.inputs.by_phase), build_watch(self.recipe)
         parts = {"cursor": self.draws, "scorer": scorer, "watch": self.watch, "random": GlobalGenerators()}
-        self.unfinished = kind_of(self.recipe).building.unfinished(self.recipe, train)
+        self.unfinished, self.beside = kind_of(self.recipe).building.unfinished(self.recipe, train), beside(self.recipe)
         self.entropy = EntropyControl.of(self.recipe.objective)
-        own = {"unfinished": self.unfinished, "entropy": self.entropy}
+        own = {"unfinished": self.unfinished, "entropy": self.entropy, "store": self.beside.store}
         self.state = RunState(parts | {name: part for name, part in own.items() if part is not None})
         prompts = resuming.prompt_digests(resuming.all_prompts(train, self.inputs.by_phase), heldout)
         self.saving = Saving(self.recipe, self.policy, self.learner, self.folder, self.state, prompts, self.critic)
@@ -187,6 +188,7 @@ class Run:
         given |= {"kl_in_reward": kl_reward(recipe) is not None, "iteration": iteration}
         members = None if train.budget is None else train.budget.limit
         members = TREE_MEMBERS if kind_of(recipe).draws_in_parts(recipe) else members
+        objective = self.objective if self.entropy is None else self.entropy.applied(self.objective)
         result = iterate(
             self.policy,
             self.learner,
@@ -196,8 +198,8 @@ class Run:
             first=iteration * (1 + train.refill) * (members or train.group),
             score=lambda samples: self.inputs.scorer(samples, progress=lambda _: tick(1)) if scored else {},
             advantage=build_advantage(recipe, self.inputs.scorer),
-            objective=self.objective if self.entropy is None else self.entropy.applied(self.objective),
-            settings=Settings(**given, share=train.share, members=members),
+            objective=objective,
+            settings=Settings(**given, share=train.share, members=members, coef=main_coef(recipe)),
             enter=lambda name: progress.phase(name, totals[name]),
             more=cursor.take,
             progress=tick,
@@ -210,6 +212,7 @@ class Run:
             budget=build_budget(recipe, self.inputs.scorer),
             explore=build_explore(recipe, self.inputs.scorer, self.unfinished),
             critic=self.critic,
+            terms=terms_of(recipe, self.policy, self.inputs.scorer, self.beside, objective, iteration),
         )
         result.metrics |= cursor.observe(observed(recipe, self.inputs.scorer, result.rewards, result.samples))
         if self.entropy is not None:
@@ -219,8 +222,7 @@ class Run:
             after = self.recipe.at(iteration + 1, self.learner.steps).train.old
             self.learner.keep_old(after or 0.0)
         result.metrics |= {f"forwards/{name}": float(progress.forwards[name]) for name in ("rollout", "train")}
-        result.metrics |= sample_statistics(result.samples)
-        result.metrics |= {} if phase is None else {"phase": float(phase)}
+        result.metrics |= sample_statistics(result.samples) | ({} if phase is None else {"phase": float(phase)})
         for name, curve in self.recipe.parts()[(phase or 1) - 1].curves.items():
             result.metrics |= {f"curve/{place}": value for place, value in curve.numbers(name, iteration, steps)}
         return result

@@ -75,7 +75,8 @@ class RunState:
                 value = state[name]
                 setattr(self, name, tuple(value) if isinstance(value, list) else value)
         for name, part in self.parts.items():
-            part.load_state_dict(state[name])
+            if name in state:  # a store that a resumed run begins with is empty
+                part.load_state_dict(state[name])
 
     def _saved(self) -> list[str]:
         return [f.name for f in fields(self) if f.name != "parts" and not f.name.startswith("_")]

@@ -1,7 +1,8 @@
 """What a rollout of completions stores, and a rollout of texts that nobody drew."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,3 +59,27 @@ def _tokens(tokenizer: Tokenizer, text: str, stop: Collection[int]) -> list[int]
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     end = tokenizer.eos_token_id if tokenizer.eos_token_id in stop else next(iter(stop), None)
     return ids if end is None else [*ids, end]
+
+
+def plain_rows(rollout: Rollout) -> list[dict[str, Any]]:
+    """Each row as lists: ids of the prompt, tokens, the log-probs they were drawn with, and which are trained."""
+    held, rows = rollout.replay, []
+    for i, length in enumerate(held.length.tolist()):
+        tokens, logp = held.tokens[i, :length].tolist(), rollout.rollout_logp[i, :length].tolist()
+        mask = rollout.mask[i, :length].tolist()
+        rows.append({"ids": list(held.prompts[i]), "tokens": tokens, "logp": logp, "mask": mask})
+    return rows
+
+
+def rollout_of(rows: Sequence[Mapping[str, Any]], plan: Generation, pad: int) -> Rollout:
+    """The rollout that such rows come from, its samples without prompts of their own."""
+    length = torch.tensor([len(row["tokens"]) for row in rows])
+    shape = len(rows), int(length.max())
+    tokens, logp = torch.full(shape, pad), torch.zeros(shape)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        number = len(row["tokens"])
+        tokens[i, :number], logp[i, :number] = torch.tensor(row["tokens"]), torch.tensor(row["logp"])
+        mask[i, :number] = torch.tensor(row["mask"])
+    samples = Samples([Prompt("stored", "")] * len(rows), torch.arange(len(rows)), lengths=length)
+    return Rollout(samples, logp, mask, Completions([list(row["ids"]) for row in rows], tokens, length, plan))

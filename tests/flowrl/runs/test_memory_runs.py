@@ -76,6 +76,20 @@ def test_a_budget_and_a_choice_resume_bit_for_bit(tmp_path: Path, monkeypatch: p
     assert_same_run(cut, whole)
 
 
+def test_a_store_trains_earlier_samples_again_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+    more = ["train.store={draw: 4, age: 2}", "train.iterations=4", "checkpoint={every: 1, keep: 9}", EVEN]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(load("tiny_lm_grpo", [*SMALL, *more, f"output={whole}"]), quiet())
+    metrics = rows(whole)
+    assert "store/loss" not in metrics[0] and all(m["store/abs_log_ratio_max"] > 0 for m in metrics[1:])
+    shutil.copytree(whole, cut)
+    for later in ("00003", "00004"):
+        shutil.rmtree(cut / "checkpoints" / later)
+    (cut / "summary.json").unlink()
+    run(load("tiny_lm_grpo", [*SMALL, *more, f"output={cut}"]), quiet(), resume=cut)
+    assert_same_run(cut, whole)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

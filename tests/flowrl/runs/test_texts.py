@@ -127,6 +127,16 @@ def test_a_cold_start_and_then_rewards(tmp_path: Path) -> None:
     assert "likelihood" not in rows[3] and rows[3]["replay_gap_max"] < 5e-5 and "reward/exact/mean" in rows[3]
 
 
+def test_right_answers_and_an_expert_stand_beside_the_objective(tmp_path: Path) -> None:
+    shown = written(tmp_path, *({"prompt": f"{i}+{i}", "completion": f"{2 * i}"} for i in range(11, 14)))
+    expert = f"objective.expert={{source: {shown}, prompts: 2, coef: {{0: 0.2, 2: 0.4}}}}"
+    more = ["train.iterations=2", expert, "objective.right={least: 0.1}", f"output={tmp_path / 'run'}"]
+    run(load("tiny_lm_grpo", [*SMALL, *more]), quiet())
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["curve/objective.expert.coef"] for row in rows] == pytest.approx([0.2, 0.3])
+    assert all(row["expert/likelihood"] > 0 and row["right/likelihood"] > 0 for row in rows)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -1,0 +1,47 @@
+"""Terms of an objective over other rows than those that the policy gradient is of: right answers, an expert's.
+
+The loss of an optimizer step is share * the objective's own + the sum of coef * term, each averaged over its own rows.
+Their gradients add up before the step, so that a term is looked at for itself and no mean mixes with another's.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowrl.contracts import Looks, Objective, Rollout
+from flowrl.core.backward import StepLoss
+
+
+@dataclass(frozen=True)
+class Term:
+    """A term: `objective` over some rows, int64 [r], of a rollout, which `looks` looks at.
+
+    own: whether the rollout is that of the policy gradient, so that each optimizer step takes the rows that are in its
+    block; else each takes an equal share of them. adv [R]: advantages, where the objective reads any.
+    """
+
+    name: str
+    objective: Objective
+    coef: float
+    looks: Looks
+    rollout: Rollout
+    rows: Tensor
+    own: bool = True
+    adv: Tensor | None = None
+
+    def rows_of(self, number: int, steps: int, block: Tensor) -> Tensor:
+        """The rows that the optimizer step `number` of so many takes, whose own block of rows is `block`."""
+        return self.rows[torch.isin(self.rows, block)] if self.own else self.rows.tensor_split(steps)[number]
+
+    def loss(self, rows: Tensor) -> StepLoss:
+        """The loss of these rows, times the coefficient, with a mean over them alone."""
+        mask = self.rollout.mask
+        loss_weights = torch.zeros_like(self.rollout.rollout_logp)
+        loss_weights[rows] = self.objective.weights(mask[rows]).to(loss_weights)
+        adv = torch.ones(len(loss_weights)) if self.adv is None else self.adv
+        return StepLoss(self.rollout, adv, self.objective, self.coef * loss_weights, loss_weights)
+
+    def metrics(self, loss: StepLoss) -> dict[str, float]:
+        """What was measured, under the term's name."""
+        return {f"{self.name}/{what}": float(value) for what, value in loss.total.items()}

@@ -1,0 +1,48 @@
+"""Whether terms beside an objective, and a store of samples, go with the rest of a recipe."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from flowrl.kinds import kind_of
+from flowrl.recipe.errors import RecipeError, show
+from flowrl.recipe.schema import Recipe
+
+
+def check_terms(recipe: Recipe) -> Iterator[RecipeError]:
+    """Terms beside an objective that cannot be there. Those of tokens: check_token_objective."""
+    objective = recipe.objective
+    for name in ("right", "expert"):
+        if getattr(objective, name, None) is None:
+            continue
+        place, off = f"objective.{name}", f"set objective.{name}=null"
+        if not kind_of(recipe).texts:
+            yield RecipeError(place, "got a mapping, a likelihood of tokens, but here are denoising steps", off)
+        elif objective.loss is not None:
+            yield RecipeError(place, "got a mapping, but objective.loss stands in the place of the objective", off)
+        elif name == "expert" and not Path(objective.expert.source).expanduser().is_file():
+            problem = f"got {show(objective.expert.source)}, where no file is"
+            yield RecipeError(f"{place}.source", problem, "give a .jsonl file with prompt and completion")
+        elif name == "right" and not recipe.scores_train:
+            yield RecipeError(place, "got a mapping, but no reward is computed here that could say what is right", off)
+
+
+def check_store(recipe: Recipe) -> Iterator[RecipeError]:
+    """A store of samples where there is nothing that it could hold."""
+    if recipe.train.store is None:
+        return
+    clashes = {
+        "the model": not kind_of(recipe).texts,
+        "objective.kl": recipe.objective.kl > 0 or "objective.kl" in recipe.curves,
+        "train.refill": bool(recipe.train.refill),
+        "train.budget": recipe.train.budget is not None,
+        "train.source": recipe.train.source != "rollouts",
+        "objective.loss": recipe.objective.loss is not None,
+        "objective.correction": recipe.objective.correction is not None,
+        "advantage.credit": recipe.advantage.credit.kind != "broadcast",
+        "objective.entropy_share": recipe.objective.entropy_share is not None,
+    }
+    if place := next((place for place, clash in clashes.items() if clash), None):
+        problem = (
+            f"got a mapping, but the store holds completions as one rollout drew them, and not with {place} as it is"
+        )
+        yield RecipeError("train.store", problem, f"set train.store=null, or change {place}")

@@ -1,0 +1,44 @@
+"""Terms beside the objective of a language model: the likelihood of right answers, and of an expert's."""
+
+from typing import Literal
+
+from flowrl.recipe.base import Strict, key
+
+
+class RightTerm(Strict):
+    """coef times the mean of -phi(p) log p over the tokens of samples whose remembered reward (prompts.remember) is at
+    least `least`: VAPO's term on right answers (arXiv:2504.05118: 0.1). phi: one, p or uncertain, p (1 - p)."""
+
+    coef: float = key(0.1, "a number >= 0", ge=0, curve=True)
+    least: float = key(1.0, "a number")
+    phi: Literal["one", "p", "uncertain"] = key("one", "one, p or uncertain")
+
+
+class ExpertTerm(Strict):
+    """The likelihood of an expert's answers from a file of prompts and completions, `prompts` of them an iteration.
+
+    The loss is (1 - coef) times the objective + coef times the mean of -phi(p) log p over their tokens: CHORD
+    (arXiv:2508.11408), whose coefficient, mu, follows a curve, and whose phi is uncertain, p (1 - p). source: a .jsonl
+    file with prompt and completion.
+    """
+
+    source: str = key(..., "a .jsonl file", min_length=1)
+    prompts: int = key(8, "a whole number >= 1", ge=1)
+    coef: float = key(0.1, "a number from 0 to 1", ge=0, le=1, curve=True)
+    phi: Literal["one", "p", "uncertain"] = key("uncertain", "one, p or uncertain")
+
+
+class Store(Strict):
+    """Completions of earlier iterations that are trained again, by the objective itself, with the advantages and the
+    log-probs that they had.
+
+    draw: so many an iteration. by: in proportion to |advantage|, as the selective sample buffer of Skywork R1V2
+    (arXiv:2504.16656), or uniform. size: the most that are kept, age: for how many iterations. coef: coefficient of
+    their loss, a mean over their tokens.
+    """
+
+    draw: int = key(..., "a whole number >= 1", ge=1)
+    by: Literal["advantage", "uniform"] = key("advantage", "advantage or uniform")
+    size: int = key(1024, "a whole number >= 1", ge=1)
+    age: int = key(8, "a whole number >= 1", ge=1)
+    coef: float = key(1.0, "a number > 0", gt=0, curve=True)

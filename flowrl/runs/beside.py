@@ -1,0 +1,91 @@
+"""What stands beside the objective of an iteration: terms over right answers, an expert's, and earlier samples."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowrl.build import remembered
+from flowrl.contracts import Objective, Prompt, Rollout
+from flowrl.core.objectives.texts import TextLikelihood
+from flowrl.core.replay import SampleStore
+from flowrl.core.terms import Term
+from flowrl.planning.costs import plan_for
+from flowrl.policies.language.completions import Completions, plain_rows, rollout_of
+from flowrl.reading import pairs
+from flowrl.recipe.schema import Recipe
+from flowrl.scoring.scorer import Scorer
+
+TermsOf = Callable[[Rollout, dict[str, Tensor], Tensor], Sequence[Term]]
+
+
+def main_coef(recipe: Recipe) -> float:
+    """The coefficient of the objective itself."""
+    expert = getattr(recipe.objective, "expert", None)
+    return 1.0 if expert is None else 1.0 - expert.coef
+
+
+@dataclass
+class Beside:
+    """What a run keeps for its terms: the prompts and answers of the expert, and the store of samples."""
+
+    shown: Sequence[Prompt]
+    store: SampleStore | None
+
+
+def beside(recipe: Recipe) -> Beside:
+    """Both as the recipe says. Raises PromptError for an expert's file that is not as it has to be."""
+    expert, given = getattr(recipe.objective, "expert", None), recipe.train.store
+    store = None if given is None else SampleStore(given.size, given.age, given.by)
+    return Beside([] if expert is None else pairs.load(expert.source), store)
+
+
+def terms_of(
+    recipe: Recipe, policy: Any, scorer: Scorer, kept: Beside, objective: Objective, iteration: int
+) -> TermsOf | None:
+    """What gives the terms of an iteration, counted from 0, and puts its samples into the store; None without any."""
+    right, expert = (getattr(recipe.objective, name, None) for name in ("right", "expert"))
+    store, stored = kept.store, recipe.train.store
+    if right is None and expert is None and store is None:
+        return None
+
+    def terms(rollout: Rollout, rewards: dict[str, Tensor], adv: Tensor) -> list[Term]:
+        made = []
+        if right is not None:
+            value = remembered(recipe, scorer, rewards, rollout.samples)
+            rows = ((value >= right.least).cpu() & rollout.mask.any(1)).nonzero()[:, 0]
+            made.append(Term("right", TextLikelihood(right.phi), right.coef, policy, rollout, rows))
+        if expert is not None:
+            chosen = expert_prompts(kept.shown, expert.prompts, recipe.seed, iteration)
+            texts = [pairs.samples_of(prompt)[0] for prompt in chosen]
+            given = policy.given(chosen, texts, plan=plan_for(recipe, iteration))
+            rows = torch.arange(len(texts))
+            made.append(Term("expert", TextLikelihood(expert.phi), expert.coef, policy, given, rows, own=False))
+        if store is not None and stored is not None:
+            again = store.draw(stored.draw, recipe.seed, iteration)
+            if again:
+                held = rollout_of(again, plan_for(recipe, iteration), policy.pad)
+                values = torch.tensor([sample["adv"] for sample in again])
+                rows = torch.arange(len(again))
+                made.append(Term("store", objective, stored.coef, policy, held, rows, own=False, adv=values))
+            if adv.ndim == 2:
+                raise ValueError("train.store: advantages of single decisions are not stored; set train.store=null")
+            if isinstance(rollout.replay, Completions):
+                store.add(plain_rows(rollout), adv, iteration)
+        return made
+
+    return terms
+
+
+def expert_prompts(shown: Sequence[Prompt], number: int, seed: int, iteration: int) -> list[Prompt]:
+    """The expert's prompts of an iteration: passes through all of them, each in a new order, by the seed alone."""
+    chosen = []
+    for place in range(iteration * number, (iteration + 1) * number):
+        epoch, offset = divmod(place, len(shown))
+        order = list(range(len(shown)))
+        random.Random(f"{seed}/expert {epoch}").shuffle(order)
+        chosen.append(shown[order[offset]])
+    return chosen
