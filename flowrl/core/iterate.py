@@ -236,6 +236,8 @@ def update(
     if "reference" in objective.needs and objective.view.states == "drawn":
         for part in parts(trained.nonzero()[:, 0], settings.micro_batch):
             fill_reference(policy, rollout, part, objective.view, progress)
+    for term in terms:
+        term.fill(settings.micro_batch, progress)
     steps = []
     for block in _blocks(rollout, settings):
         weighted = with_step_weights(adv, objective, rollout, block)

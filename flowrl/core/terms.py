@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Looks, Objective, Rollout
-from flowrl.core.backward import StepLoss
+from flowrl.contracts import Looks, Objective, Progress, Rollout
+from flowrl.core.backward import StepLoss, fill_reference
+from flowrl.core.filling import parts
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Term:
     """A term: `objective` over some rows, int64 [r], of a rollout, which `looks` looks at.
 
     own: whether the rollout is that of the policy gradient, so that each optimizer step takes the rows that are in its
-    block; else each takes an equal share of them. adv [R]: advantages, where the objective reads any.
+    block; else each takes an equal share of them. adv [R]: advantages, where the objective reads any. Where its
+    objective is of pairs, these are rows beside each other, the better one first.
     """
 
     name: str
@@ -32,7 +34,17 @@ class Term:
 
     def rows_of(self, number: int, steps: int, block: Tensor) -> Tensor:
         """The rows that the optimizer step `number` of so many takes, whose own block of rows is `block`."""
-        return self.rows[torch.isin(self.rows, block)] if self.own else self.rows.tensor_split(steps)[number]
+        if self.own:
+            return self.rows[torch.isin(self.rows, block)]
+        if self.objective.together == "pair":
+            return self.rows.view(-1, 2).tensor_split(steps)[number].flatten()
+        return self.rows.tensor_split(steps)[number]
+
+    def fill(self, micro_batch: int | None, progress: Progress | None = None) -> None:
+        """Looks up the reference of these rows, if the objective reads it."""
+        if "reference" in self.objective.needs:
+            for part in parts(self.rows, micro_batch):
+                fill_reference(self.looks, self.rollout, part, self.objective.view, progress)
 
     def loss(self, rows: Tensor) -> StepLoss:
         """The loss of these rows, times the coefficient, with a mean over them alone."""
@@ -40,7 +52,8 @@ class Term:
         loss_weights = torch.zeros_like(self.rollout.rollout_logp)
         loss_weights[rows] = self.objective.weights(mask[rows]).to(loss_weights)
         adv = torch.ones(len(loss_weights)) if self.adv is None else self.adv
-        return StepLoss(self.rollout, adv, self.objective, self.coef * loss_weights, loss_weights)
+        together = torch.arange(len(adv)) // 2 if self.objective.together == "pair" else None
+        return StepLoss(self.rollout, adv, self.objective, self.coef * loss_weights, loss_weights, together)
 
     def metrics(self, loss: StepLoss) -> dict[str, float]:
         """What was measured, under the term's name."""

@@ -61,6 +61,8 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
     fits = 0 if critic is None else (critic.epochs or train.epochs)
     greedy = train.prompts * section_of(recipe).max_new_tokens if recipe.advantage.baseline == "given" else 0
     passes = 1 + (train.epochs if objective.kl_kind in ("exact", "forward", "jsd") else 0)
+    beside, compared = _beside(recipe)
+    looked = passes * drawn if objective.kl > 0 else drawn if _compared(recipe) else 0
     again = objective.correction is not None or recipe.rollout.dtype is not None
     return Arithmetic(
         samples=rows,
@@ -70,8 +72,8 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
         micro_batches=-(-per_update // (train.micro_batch or per_update)),
         rows_at_once=rows_at_once(recipe, train.group),
         rollout_forwards=train.prompts * tokens_of_prompt(recipe) + greedy if train.source == "rollouts" else 0,
-        train_forwards=train.epochs * drawn,
-        reference_forwards=passes * drawn if objective.kl > 0 else drawn if _compared(recipe) else 0,
+        train_forwards=train.epochs * (drawn + beside * longest),
+        reference_forwards=looked + compared * longest,
         value_forwards=0 if critic is None else drawn,
         critic_forwards=fits * drawn,
         corrected_forwards=drawn if again else 0,
@@ -131,6 +133,17 @@ def _compared(recipe: Recipe) -> bool:
     """Whether a loss of whole texts reads the reference."""
     loss = recipe.objective.loss
     return loss is not None and loss.reads_reference
+
+
+def _beside(recipe: Recipe) -> tuple[int, int]:
+    """Rows of the terms beside the objective in an iteration, and those of them that the reference looks at."""
+    objective, store = recipe.objective, recipe.train.store
+    expert, pairs = (getattr(objective, name, None) for name in ("expert", "pairs"))
+    compared = 2 * pairs.prompts if pairs is not None else 0
+    stored = store.draw if store is not None else 0
+    compared += stored if objective.kl > 0 else 0
+    rows = (expert.prompts if expert is not None else 0) + stored
+    return rows + (2 * pairs.prompts if pairs is not None else 0), compared
 
 
 def eval_forwards(recipe: Recipe) -> int:

@@ -96,6 +96,9 @@ def _with_phases(recipe: Recipe, values: dict[str, JSON], name: str, beside: Pat
     return recipe.with_parts(parts)
 
 
+TERMS = ("right", "expert", "pairs", "store")  # mappings of which a recipe may change a part of a preset's
+
+
 def with_preset(values: dict[str, JSON]) -> dict[str, JSON]:
     """A recipe's values laid over those of the preset they name, with what its kind of model fills in.
 
@@ -117,12 +120,15 @@ def with_preset(values: dict[str, JSON]) -> dict[str, JSON]:
 
 
 def _laid_over(below: dict[str, JSON], own: JSON) -> JSON:
-    """A section's own values over those of a preset; so too within its loss, unless that is of another kind."""
+    """A section's own values over those of a preset; so too within terms, and its loss if of the same kind."""
     if not isinstance(own, dict):
         return below if own is None else own
     merged, loss, of_preset = {**below, **own}, own.get("loss"), below.get("loss")
     if isinstance(loss, dict) and of_preset is not None and loss.get("kind", of_preset["kind"]) == of_preset["kind"]:
         merged["loss"] = {**of_preset, **loss}
+    for name in TERMS:
+        if isinstance(own.get(name), dict) and name in below:
+            merged[name] = {**below[name], **own[name]}
     return merged
 
 

@@ -25,6 +25,7 @@ TRAIN += ("skip_truncated", "drop_silent", "lr", "max_grad_norm", "old", "sample
 MAY_CHANGE += tuple(f"train.{name}" for name in TRAIN)
 STAYS = ("objective.ratio", "objective.kl_mask", "objective.entropy_share", "objective.guidance_gradient")
 STAYS += ("prompts.heldout", "prompts.source", "advantage.credit.kind", "objective.expert.source")
+STAYS += ("objective.pairs.source",)
 
 
 class Phase(Strict):

@@ -19,7 +19,7 @@ from flowrl.recipe.reference import OneOrSeveral, ReferenceKeys
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.sampling import SOLVER_WORDS, Sampler, Solver
 from flowrl.recipe.sections import Own, arguments_of, choices_of, defaults_of, name_of, only_own, open_to
-from flowrl.recipe.terms import ExpertTerm, RightTerm, Store
+from flowrl.recipe.terms import ExpertTerm, PairsTerm, RightTerm, Store
 from flowrl.recipe.tracking import Dtype, Track
 from flowrl.untyped import JSON
 
@@ -75,7 +75,7 @@ class ObjectiveKeys(arguments_of("objective", "clipped")):
     denoiser says without the prompt is computed without gradient (Flow-GRPO's first SD3 script).
 
     loss: in the place of all this, finished samples are noised again, to sampler.levels, and looked at there
-    (recipe/noised.py). right, expert: of tokens alone, terms beside it (recipe/terms.py).
+    (recipe/noised.py). right, expert, pairs: of tokens alone, terms beside it (recipe/terms.py).
     """
 
     preset: str = key("grpo", "the name of a preset")
@@ -89,6 +89,7 @@ class ObjectiveKeys(arguments_of("objective", "clipped")):
     covariance: CovarianceKeys | None = key(None, "a mapping with kind and share, or null")
     right: RightTerm | None = key(None, "a mapping with coef, least and phi, or null")
     expert: ExpertTerm | None = key(None, "a mapping with source, prompts, coef and phi, or null")
+    pairs: PairsTerm | None = key(None, "a mapping with source, prompts, coef, beta, ..., or null")
 
     @property
     def centred(self) -> bool:
@@ -315,6 +316,7 @@ class Recipe(Curved):
     def reads_reference(self) -> bool:
         """Whether the loss reads something of the reference, at some time of the run."""
         pays = any(phase.objective.kl > 0 or "objective.kl" in phase.curves for phase in self.parts())
+        pays = pays or any(getattr(phase.objective, "pairs", None) is not None for phase in self.parts())
         losses = [phase.objective.loss for phase in self.parts()]
         return pays or any(loss is not None and loss.reads_reference for loss in losses)
 

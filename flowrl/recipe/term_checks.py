@@ -11,17 +11,19 @@ from flowrl.recipe.schema import Recipe
 def check_terms(recipe: Recipe) -> Iterator[RecipeError]:
     """Terms beside an objective that cannot be there. Those of tokens: check_token_objective."""
     objective = recipe.objective
-    for name in ("right", "expert"):
+    for name in ("right", "expert", "pairs"):
         if getattr(objective, name, None) is None:
             continue
+        given = getattr(objective, name)
         place, off = f"objective.{name}", f"set objective.{name}=null"
         if not kind_of(recipe).texts:
             yield RecipeError(place, "got a mapping, a likelihood of tokens, but here are denoising steps", off)
         elif objective.loss is not None:
             yield RecipeError(place, "got a mapping, but objective.loss stands in the place of the objective", off)
-        elif name == "expert" and not Path(objective.expert.source).expanduser().is_file():
-            problem = f"got {show(objective.expert.source)}, where no file is"
-            yield RecipeError(f"{place}.source", problem, "give a .jsonl file with prompt and completion")
+        elif name != "right" and (given.source is None or not Path(given.source).expanduser().is_file()):
+            problem = "missing" if given.source is None else f"got {show(given.source)}, where no file is"
+            columns = "prompt and completion" if name == "expert" else "prompt, chosen and rejected"
+            yield RecipeError(f"{place}.source", problem, f"give a .jsonl file with {columns}")
         elif name == "right" and not recipe.scores_train:
             yield RecipeError(place, "got a mapping, but no reward is computed here that could say what is right", off)
 
@@ -32,7 +34,6 @@ def check_store(recipe: Recipe) -> Iterator[RecipeError]:
         return
     clashes = {
         "the model": not kind_of(recipe).texts,
-        "objective.kl": recipe.objective.kl > 0 or "objective.kl" in recipe.curves,
         "train.refill": bool(recipe.train.refill),
         "train.budget": recipe.train.budget is not None,
         "train.source": recipe.train.source != "rollouts",

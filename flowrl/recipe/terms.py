@@ -1,4 +1,4 @@
-"""Terms beside the objective of a language model: the likelihood of right answers, and of an expert's."""
+"""Terms beside the objective of a language model: likelihood of right answers and an expert's, preferences; a store."""
 
 from typing import Literal
 
@@ -22,10 +22,26 @@ class ExpertTerm(Strict):
     file with prompt and completion.
     """
 
-    source: str = key(..., "a .jsonl file", min_length=1)
+    source: str | None = key(None, "a .jsonl file", min_length=1)
     prompts: int = key(8, "a whole number >= 1", ge=1)
     coef: float = key(0.1, "a number from 0 to 1", ge=0, le=1, curve=True)
     phi: Literal["one", "p", "uncertain"] = key("uncertain", "one, p or uncertain")
+
+
+class PairsTerm(Strict):
+    """Preferences between two texts of a prompt from a file, `prompts` of them an iteration, beside the rewards.
+
+    coef times (pair * DPO + bco * BCO + likelihood * -log p of the better text): the mixture of MPO (arXiv:2411.10442),
+    whose log-ratios are those to the reference, times beta. source: a .jsonl file with prompt, chosen and rejected.
+    """
+
+    source: str | None = key(None, "a .jsonl file", min_length=1)
+    prompts: int = key(8, "a whole number >= 1", ge=1)
+    coef: float = key(0.1, "a number >= 0", ge=0, curve=True)
+    beta: float = key(0.1, "a number > 0", gt=0)
+    pair: float = key(0.8, "a number >= 0", ge=0)
+    bco: float = key(0.2, "a number >= 0", ge=0)
+    likelihood: float = key(1.0, "a number >= 0", ge=0)
 
 
 class Store(Strict):

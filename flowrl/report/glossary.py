@@ -15,6 +15,7 @@ METRICS = {
     "implicit_accuracy": "share of pairs whose implicit rewards agree with the preference; 1/2 is chance",
     "likelihood": "-log p a token of the texts that are made likelier, of pairs the better one's",
     "right/*": "of the term on right answers (objective.right)",
+    "pairs/*": "of the term on preferences between texts from a file (objective.pairs)",
     "expert/*": "of the term on an expert's answers (objective.expert)",
     "store/*": "of samples from earlier iterations that are trained again (train.store)",
     "winner_error": "of pairs: squared error of the velocity at the better sample; it depends on the levels drawn",
@@ -118,7 +119,7 @@ def meaning(metric: str) -> str:
         return METRICS.get(f"reward/*/{tail}", "")
     if head == "hack":
         return METRICS["hack/*"]
-    for start in ("curve", "right", "expert", "store", "choose", "prompts/passed_over"):
+    for start in ("curve", "right", "expert", "pairs", "store", "choose", "prompts/passed_over"):
         if metric.startswith(f"{start}/"):
             return METRICS[f"{start}/*"]
     return METRICS["samples/*"] if head.startswith("samples") else ""

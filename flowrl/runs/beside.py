@@ -1,7 +1,7 @@
-"""What stands beside the objective of an iteration: terms over right answers, an expert's, and earlier samples."""
+"""What stands beside the objective of an iteration: terms over right answers, an expert's, pairs, earlier samples."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from flowrl.build import remembered
 from flowrl.contracts import Objective, Prompt, Rollout
-from flowrl.core.objectives.texts import TextLikelihood
+from flowrl.core.objectives.texts import TextLikelihood, TextPairs
 from flowrl.core.replay import SampleStore
 from flowrl.core.terms import Term
 from flowrl.planning.costs import plan_for
 from flowrl.policies.language.completions import Completions, plain_rows, rollout_of
 from flowrl.reading import pairs
+from flowrl.reading.prompt_lines import PromptError
 from flowrl.recipe.schema import Recipe
 from flowrl.scoring.scorer import Scorer
 
@@ -30,27 +31,47 @@ def main_coef(recipe: Recipe) -> float:
 
 @dataclass
 class Beside:
-    """What a run keeps for its terms: the prompts and answers of the expert, and the store of samples."""
+    """What a run keeps for its terms: by their file, prompts with an expert's answers or pairs, and the store."""
 
-    shown: Sequence[Prompt]
+    shown: Mapping[str, Sequence[Prompt]]
     store: SampleStore | None
 
 
 def beside(recipe: Recipe) -> Beside:
-    """Both as the recipe says. Raises PromptError for an expert's file that is not as it has to be."""
-    expert, given = getattr(recipe.objective, "expert", None), recipe.train.store
+    """Both as the recipe says. Raises PromptError for a file that is not as it has to be."""
+    given = recipe.train.store
     store = None if given is None else SampleStore(given.size, given.age, given.by)
-    return Beside([] if expert is None else pairs.load(expert.source), store)
+    shown: dict[str, Sequence[Prompt]] = {}
+    for part in recipe.parts():
+        for name, number in (("expert", 1), ("pairs", 2)):
+            if (term := getattr(part.objective, name, None)) is not None:
+                shown[term.source] = _texts(term.source, number)
+    return Beside(shown, store)
+
+
+def _texts(source: str, number: int) -> Sequence[Prompt]:
+    """The prompts of a file with so many texts each."""
+    read = pairs.load(source)
+    texts = pairs.samples_of(read[0])[0]
+    if len(texts) != number or not all(isinstance(text, str) for text in texts):
+        accepted = "prompt and completion" if number == 1 else "prompt, chosen and rejected"
+        raise PromptError(f"{source}: has other columns; accepted: {accepted}, texts")
+    return read
 
 
 def terms_of(
     recipe: Recipe, policy: Any, scorer: Scorer, kept: Beside, objective: Objective, iteration: int
 ) -> TermsOf | None:
     """What gives the terms of an iteration, counted from 0, and puts its samples into the store; None without any."""
-    right, expert = (getattr(recipe.objective, name, None) for name in ("right", "expert"))
+    right, expert, pairwise = (getattr(recipe.objective, name, None) for name in ("right", "expert", "pairs"))
     store, stored = kept.store, recipe.train.store
-    if right is None and expert is None and store is None:
+    if right is None and expert is None and pairwise is None and store is None:
         return None
+
+    def of_file(given: Any) -> Rollout:
+        chosen = chosen_prompts(kept.shown[given.source], given.prompts, recipe.seed, iteration)
+        texts = [pairs.samples_of(prompt)[0] for prompt in chosen]
+        return policy.given(chosen, texts, plan=plan_for(recipe, iteration))
 
     def terms(rollout: Rollout, rewards: dict[str, Tensor], adv: Tensor) -> list[Term]:
         made = []
@@ -59,11 +80,12 @@ def terms_of(
             rows = ((value >= right.least).cpu() & rollout.mask.any(1)).nonzero()[:, 0]
             made.append(Term("right", TextLikelihood(right.phi), right.coef, policy, rollout, rows))
         if expert is not None:
-            chosen = expert_prompts(kept.shown, expert.prompts, recipe.seed, iteration)
-            texts = [pairs.samples_of(prompt)[0] for prompt in chosen]
-            given = policy.given(chosen, texts, plan=plan_for(recipe, iteration))
-            rows = torch.arange(len(texts))
+            given, rows = of_file(expert), torch.arange(expert.prompts)
             made.append(Term("expert", TextLikelihood(expert.phi), expert.coef, policy, given, rows, own=False))
+        if pairwise is not None:
+            given, rows = of_file(pairwise), torch.arange(2 * pairwise.prompts)
+            parts = {name: getattr(pairwise, name) for name in ("beta", "pair", "bco", "likelihood")}
+            made.append(Term("pairs", TextPairs(**parts), pairwise.coef, policy, given, rows, own=False))
         if store is not None and stored is not None:
             again = store.draw(stored.draw, recipe.seed, iteration)
             if again:
@@ -80,8 +102,8 @@ def terms_of(
     return terms
 
 
-def expert_prompts(shown: Sequence[Prompt], number: int, seed: int, iteration: int) -> list[Prompt]:
-    """The expert's prompts of an iteration: passes through all of them, each in a new order, by the seed alone."""
+def chosen_prompts(shown: Sequence[Prompt], number: int, seed: int, iteration: int) -> list[Prompt]:
+    """The prompts of an iteration from a file: passes through all of them, each in a new order, by the seed alone."""
     chosen = []
     for place in range(iteration * number, (iteration + 1) * number):
         epoch, offset = divmod(place, len(shown))

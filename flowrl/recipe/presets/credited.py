@@ -15,8 +15,8 @@ orz      GAE with gamma 1 and lambda 1, whitened, no divergence, clip 0.2, twelv
 vc_ppo   GAE with lambda 0.95 for the policy and 1 for the critic, which is fitted alone in the first 100 iterations:
          VC-PPO (arXiv:2503.01491, section 3); whitened, clip 0.2, mean over decisions.
 vapo     GAE with lambda 1 - 1 / (0.05 l) for rows of l tokens, 1 for the critic, which is fitted alone in the first 50
-         iterations; clip 0.2 and 0.28, mean over decisions: VAPO (arXiv:2504.05118, section 4), without its
-         likelihood term of right answers.
+         iterations; clip 0.2 and 0.28, mean over decisions: VAPO (arXiv:2504.05118, section 4); plus 0.1 times the
+         mean of -log p over the tokens of right answers, rewards of 1 or more (objective.right).
 starpo   GAE over turns with gamma 0.95, then within them: StarPO with bi-level GAE (arXiv:2504.20073), whitened, clip
          0.2 and 0.28, no divergence. StarPO-S adds advantage.groups=0.25. A row without turns is one turn.
 
@@ -30,8 +30,8 @@ from flowrl.recipe.presets.values import Values
 RAW = {"combine": "sum", "baseline": "none", "clip": None}
 
 
-def _ppo(credit: dict[str, Any], clip: Any = 0.2, **critic: Any) -> Values:
-    objective = {"clip": clip, "kl_kind": "k1", "kl_in": "reward"}
+def _ppo(credit: dict[str, Any], clip: Any = 0.2, right: dict[str, Any] | None = None, **critic: Any) -> Values:
+    objective = {"clip": clip, "kl_kind": "k1", "kl_in": "reward"} | ({} if right is None else {"right": right})
     return {"objective": objective, "advantage": RAW | {"scale": "whiten", "credit": credit}, "critic": critic}
 
 
@@ -48,6 +48,6 @@ LANGUAGE: dict[str, Values] = {
     },
     "orz": _ppo({"kind": "gae"}, updates=12),
     "vc_ppo": _ppo({"kind": "gae", "lam": 0.95, "lam_critic": 1.0}, warmup=100),
-    "vapo": _ppo({"kind": "gae", "alpha": 0.05, "lam_critic": 1.0}, [0.2, 0.28], warmup=50),
+    "vapo": _ppo({"kind": "gae", "alpha": 0.05, "lam_critic": 1.0}, [0.2, 0.28], {"coef": 0.1}, warmup=50),
     "starpo": _ppo({"kind": "two_level"}, [0.2, 0.28]),
 }

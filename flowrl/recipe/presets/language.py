@@ -37,6 +37,12 @@ kl_cov   in the place of a clip, the share 2e-3 of the largest covariances is pu
          tokens.
 edge     advantages times the mean entropy of all rows over the row's own: EDGE-GRPO (arXiv:2507.21848); clip 0.2,
          sample std + 1e-4, mean over decisions; without the corrected answers that the paper adds. For tokens.
+prorl    dapo's with clip 0.2 and 0.4: ProRL (arXiv:2505.24864), which keeps a divergence (objective.kl) and begins its
+         reference and its optimizer anew where it no longer gains (`phases` with `reset`). For tokens.
+skywork_ssb  grpo's clip, mean over decisions, and eight samples an iteration from a store of earlier ones, drawn by
+         |advantage|: selective sample buffer of Skywork R1V2 (arXiv:2504.16656), which names no number. For tokens.
+chord    0.9 times grpo with the mean over decisions plus 0.1 times the likelihood of an expert's answers, whose tokens
+         weigh p (1 - p): CHORD-phi (arXiv:2508.11408). objective.expert.source is the file. For tokens.
 rf_base  group mean, whitened over the decisions of the batch: REINFORCE++-baseline (arXiv:2501.03262); clip 0.2, mean
          over decisions; the paper adds a KL of kind k2. For tokens.
 
@@ -110,5 +116,19 @@ LANGUAGE: dict[str, Values] = {
         "advantage": SUMMED | {"eps": 1e-6},
     },
     "edge": {"objective": {"clip": 0.2, "kl_kind": "k3", "weight": "inverse_entropy"}, "advantage": SUMMED},
+    "prorl": {
+        "objective": {"clip": [0.2, 0.4], "kl_kind": "k3"},
+        "advantage": SUMMED | {"eps": 1e-6},
+        "train": {"refill": REFILL},
+    },
+    "skywork_ssb": {
+        "objective": {"clip": 0.2, "kl_kind": "k3"},
+        "advantage": SUMMED,
+        "train": {"store": {"draw": 8}},
+    },
+    "chord": {
+        "objective": {"clip": 0.2, "kl_kind": "k3", "expert": {"coef": 0.1, "phi": "uncertain"}},
+        "advantage": SUMMED,
+    },
     "rf_base": {"objective": {"clip": 0.2, "kl_kind": "k3"}, "advantage": SUMMED | {"scale": "whiten_by_length"}},
 }

@@ -1,6 +1,7 @@
 """Terms beside an objective: the gradient is the written sum, each term a mean over its own rows, whatever the cut."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,13 @@ from flowrl.contracts import Prompt
 from flowrl.core.iterate import Settings, update
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.grpo import ClippedObjective
-from flowrl.core.objectives.texts import TextLikelihood
+from flowrl.core.objectives.texts import TextLikelihood, TextPairs
 from flowrl.core.replay import SampleStore
 from flowrl.core.terms import Term
 from flowrl.policies.language.completions import plain_rows, rollout_of
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
-from flowrl.runs.beside import expert_prompts
+from flowrl.runs.beside import chosen_prompts
 from language_support import PLAN, PROMPTS, policy
 
 RL = ClippedObjective(0.2, 0.2)
@@ -72,6 +73,53 @@ def test_the_gradient_is_the_sum_over_named_rows(micro: int | None) -> None:
     assert metrics["expert/loss"] == pytest.approx(float(-0.4 * of(p * (1 - p) * shown, given.mask).detach()), abs=1e-4)
 
 
+PAIRED = TextPairs(beta=0.3, pair=0.8, bco=0.2, likelihood=1.0)
+TEXTS = [["11", "no 1"], ["567 it", "5"], ["0", "12 or so"]]  # the better one first
+
+
+def gradients_with_pairs(micro: int | None) -> list[torch.Tensor]:
+    """Of two steps, with pairs beside the rewards, whose reference differs from who trains by row."""
+    subject = policy()
+    rollout, adv = drawn(subject)
+    given = subject.given(EXPERT, TEXTS, plan=PLAN)
+    term = Term("pairs", PAIRED, 0.4, subject, given, torch.arange(6), own=False)
+    assert [term.rows_of(i, 2, torch.arange(3)).tolist() for i in (0, 1)] == [[0, 1, 2, 3], [4, 5]]
+    look = subject.look
+
+    def shifted(rollout, rows, view, visit, **how):
+        if view.weights != "reference":
+            return look(rollout, rows, view, visit, **how)
+        view = replace(view, weights="current")
+        return look(rollout, rows, view, lambda s: visit(replace(s, logp=s.logp.detach() - 0.1 * s.rows[:, None])))
+
+    subject.look = shifted
+    learner = Learner(subject.trainable(), lr=1e-9, max_grad_norm=None)
+    step, grads = learner.step, []
+    learner.step = lambda: grads.append(torch.cat([p.grad.flatten() for p in learner.parameters])) or step()
+    metrics = update(subject, learner, rollout, adv, RL, Settings(3, updates=2, micro_batch=micro), terms=[term])
+    assert {"pairs/loss", "pairs/margin", "pairs/likelihood"} <= metrics.keys()
+    return grads
+
+
+def test_pairs_beside_rewards_whatever_the_cut() -> None:
+    seen = gradients_with_pairs(None)
+    for got, wanted in zip(gradients_with_pairs(3), seen, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+    alone = policy()
+    given, rows = alone.given(EXPERT, TEXTS, plan=PLAN), drawn(alone)
+    logp = logp_of(alone, given)
+    reference = logp.detach() - 0.1 * torch.arange(6.0)[:, None]
+    log_ratio = ((logp - reference) * given.mask).sum(1)
+    better, worse = 0.3 * log_ratio[4], 0.3 * log_ratio[5]
+    loss = -0.8 * (better - worse).sigmoid().log() - 0.2 * (better.sigmoid().log() + (-worse).sigmoid().log())
+    loss = 0.4 * (loss - logp[4][given.mask[4]].mean())
+    now, late = logp_of(alone, rows[0]), slice(5, 9)
+    ratio = (now - rows[0].rollout_logp).exp()
+    loss = loss - of((rows[1][:, None] * ratio)[late], rows[0].mask[late])
+    wanted = torch.autograd.grad(loss, Learner(alone.trainable(), lr=1e-9).parameters)
+    torch.testing.assert_close(seen[1], torch.cat([w.flatten() for w in wanted]), rtol=1e-4, atol=1e-6)
+
+
 def test_each_step_takes_its_own_right_rows_and_a_share_of_the_experts() -> None:
     subject = policy()
     rollout, _ = drawn(subject)
@@ -92,9 +140,9 @@ def test_terms_alone_still_teach_where_no_group_says_anything() -> None:
 
 
 def test_an_experts_prompts_go_by_the_seed_and_the_iteration() -> None:
-    chosen = [[p.id for p in expert_prompts(EXPERT, 2, 5, i)] for i in range(3)]
+    chosen = [[p.id for p in chosen_prompts(EXPERT, 2, 5, i)] for i in range(3)]
     assert sorted(sum(chosen, [])) == ["x", "x", "y", "y", "z", "z"] and sorted(sum(chosen, [])[:3]) == ["x", "y", "z"]
-    assert chosen[2] == [p.id for p in expert_prompts(EXPERT, 2, 5, 2)]
+    assert chosen[2] == [p.id for p in chosen_prompts(EXPERT, 2, 5, 2)]
 
 
 def test_a_store_holds_the_newest_with_an_advantage_and_draws_by_it() -> None:
@@ -128,6 +176,8 @@ def test_terms_that_cannot_be_are_refused(tmp_path: Path) -> None:
         ("quickstart", "objective.right={coef: 0.1}", "objective.right: got a mapping, a likelihood of tokens"),
         ("quickstart", "train.store={draw: 4}", "train.store: got a mapping, but the store holds completions"),
         ("tiny_lm_grpo", "objective.expert={source: nowhere.jsonl}", "objective.expert.source: got 'nowhere.jsonl'"),
+        ("tiny_lm_grpo", "objective.preset=chord", "objective.expert.source: missing; give a .jsonl file with prompt"),
+        ("tiny_lm_grpo", "objective.pairs={coef: 0.2}", "objective.pairs.source: missing; give a .jsonl file with"),
     ):
         with pytest.raises(RecipeError) as caught:
             load(recipe, [given])

@@ -23,6 +23,9 @@ IN_PARTS = {
     "tree_grpo": ["generation.tree={kind: tree_grpo, split: ';'}", "train.group=6"],
     "deepsearch": ["generation.tree={kind: deepsearch, segment: 4, width: 3, right: -0.5}"],
     "vineppo": ["generation.again={kind: values, split: ';', continuations: 2}"],
+    "vapo": ["objective.right={least: -0.9}"],  # all but the longest are right
+    "prorl": ["phases=[{iterations: 2}, {iterations: 1, reset: [reference, optimizer]}]", "objective.kl=0.001"],
+    "skywork_ssb": ["train.store={draw: 3}", "objective.kl=0.001"],
     "ghpo": ["generation.again={kind: hints, right: -0.2}"],
     "edge": [f"generation.again={{kind: corrections, text: '4+', tokens: 8, right: -0.4, answer: {ANSWER}}}"],
 }
@@ -41,6 +44,12 @@ def test_every_preset_of_tokens_runs_three_iterations(preset: str, tmp_path: Pat
         more = [LENGTH.replace("12", "20").replace("overlong,", "overlong, weight: -1,")]
         more += ["advantage.k=2", "generation.max_new_tokens=20", "train.group=8"]
     more += IN_PARTS.get(preset, [])
+    if preset == "chord":
+        shown = tmp_path / "shown.jsonl"
+        shown.write_text("".join(json.dumps({"prompt": f"{i}+2", "completion": f"{i + 2}"}) + "\n" for i in range(4)))
+        more.append(f"objective.expert={{source: {shown}, prompts: 3}}")
+    if preset == "prorl":
+        more.append("train.iterations=null")
     if LANGUAGE[preset].get("critic", {}).get("warmup"):
         more += ["critic={warmup: 1}"]
     metrics = trained(tmp_path / "run", preset, *more)
@@ -52,6 +61,9 @@ def test_every_preset_of_tokens_runs_three_iterations(preset: str, tmp_path: Pat
     for values in metrics if "critic" in LANGUAGE[preset] else ():
         assert values["value/grad_norm"] > 0 and values["value/explained_variance"] < 1
     assert max(m["grad_norm"] for m in learning) > 0
+    beside = {"vapo": ("right/likelihood", 2), "chord": ("expert/likelihood", 3), "skywork_ssb": ("store/kl", 2)}
+    name, times = beside.get(preset, ("right/loss", 0))
+    assert sum(name in m for m in metrics) == times
 
 
 def test_rows_are_kept_by_magnitude_and_groups_by_spread(tmp_path: Path):
