@@ -24,7 +24,11 @@ IN_PARTS = {
     "deepsearch": ["generation.tree={kind: deepsearch, segment: 4, width: 3, right: -0.5}"],
     "vineppo": ["generation.again={kind: values, split: ';', continuations: 2}"],
     "vapo": ["objective.right={least: -0.9}"],  # all but the longest are right
-    "prorl": ["phases=[{iterations: 2}, {iterations: 1, reset: [reference, optimizer]}]", "objective.kl=0.001"],
+    "prorl": [
+        "phases=[{iterations: 2}, {iterations: 1, reset: [reference, optimizer]}]",
+        "objective.kl=0.001",
+        "train.refill=1",
+    ],
     "skywork_ssb": ["train.store={draw: 3}", "objective.kl=0.001"],
     "ghpo": ["generation.again={kind: hints, right: -0.2}"],
     "edge": [f"generation.again={{kind: corrections, text: '4+', tokens: 8, right: -0.4, answer: {ANSWER}}}"],
