@@ -186,8 +186,7 @@ class Run:
         train = recipe.train
         given = train.model_dump(include=SETTINGS_KEYS) | {"width": width_pruning(recipe, iteration)}
         given |= {"kl_in_reward": kl_reward(recipe) is not None, "iteration": iteration}
-        members = None if train.budget is None else train.budget.limit
-        members = TREE_MEMBERS if kind_of(recipe).draws_in_parts(recipe) else members
+        members = TREE_MEMBERS if kind_of(recipe).draws_in_parts(recipe) else train.budget and train.budget.limit
         objective = self.objective if self.entropy is None else self.entropy.applied(self.objective)
         result = iterate(
             self.policy,
