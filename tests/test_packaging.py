@@ -21,6 +21,7 @@ SHIPPED = (
     "shapes/assets/shapes-clip/open_clip_model.safetensors",
     "shapes/assets/shapes-aesthetic/head.safetensors",
     "shapes/assets/shapes-vlm/model.safetensors",
+    "shapes/assets/shapes-style-clip/open_clip_model.safetensors",
     "arithmetic/assets/arithmetic-qwen2/config.json",
 )
 MAX_ASSETS = 10_000_000  # bytes

@@ -13,24 +13,29 @@ app = typer.Typer(help="The embedded worlds: tiny models that are trained and ch
 
 
 MODELS = {"shapes": "shapes-flux", "arithmetic": "arithmetic-qwen2", "shapes-rewards": "shapes-rewards"}
+MODELS |= {"shapes-style": "shapes-style-clip"}
 STEPS = {  # the options of each world
     "shapes": ("vae_steps", "flow_steps"),
     "arithmetic": ("steps",),
     "shapes-rewards": ("clip_steps", "vlm_steps"),
+    "shapes-style": ("steps",),
 }
 
 
 @app.command("build")
 def build_world(
     name: Annotated[
-        str, typer.Argument(help="Which world: shapes, arithmetic, or shapes-rewards for the reward models of shapes.")
+        str,
+        typer.Argument(
+            help="Which world: shapes, arithmetic, or shapes-rewards and shapes-style for the reward models of shapes."
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option(help="Folder for the model (default: its name); the same command resumes.")
     ] = None,
     vae_steps: Annotated[int | None, typer.Option(min=1, help="shapes: steps of the autoencoder.")] = None,
     flow_steps: Annotated[int | None, typer.Option(min=1, help="shapes: steps of the flow, in one cycle.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="arithmetic: steps of the language model.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="arithmetic, shapes-style: steps of the model.")] = None,
     clip_steps: Annotated[
         int | None, typer.Option(min=1, help="shapes-rewards: steps of each of the two cycles of shapes-clip.")
     ] = None,
@@ -39,7 +44,7 @@ def build_world(
 ) -> None:
     """Pretrain a world's model from scratch, reproducibly from its seed; resumable.
 
-    On 2 cores: shapes 1 hour, arithmetic 5 minutes, shapes-rewards 15 minutes.
+    On 2 cores: shapes 1 hour, arithmetic 5 minutes, shapes-rewards 15 minutes, shapes-style 5 minutes.
     """
     if name not in MODELS:
         raise UserError(f"world: got {name!r}, accepted: {', '.join(MODELS)}{names.hint(name, MODELS)}")
@@ -55,6 +60,7 @@ def build_world(
         "shapes": lambda: _shapes(output, vae_steps, flow_steps, keep),
         "arithmetic": lambda: _arithmetic(output, steps, keep),
         "shapes-rewards": lambda: _shapes_rewards(output, clip_steps, vlm_steps, keep),
+        "shapes-style": lambda: _shapes_style(output, steps, keep),
     }
     accuracy = make[name]()
     typer.echo(f"{output}: held-out {accuracy}")
@@ -77,3 +83,9 @@ def _shapes_rewards(output: Path, clip_steps: int | None, vlm_steps: int | None,
     from flowrl.worlds.shapes.judges.build import CLIP_STEPS, VLM_STEPS, build
 
     return build(output, clip_steps=clip_steps or CLIP_STEPS, vlm_steps=vlm_steps or VLM_STEPS, keep=keep)
+
+
+def _shapes_style(output: Path, steps: int | None, keep: bool) -> object:
+    from flowrl.worlds.shapes.judges.style import STEPS, build
+
+    return build(output, steps=steps or STEPS, keep=keep)

@@ -7,6 +7,7 @@ from flowrl import worlds
 _SHAPES = Path(worlds.__file__).parent / "shapes" / "assets"
 SHIPPED = {
     "shapes-clip": _SHAPES / "shapes-clip",
+    "shapes-style-clip": _SHAPES / "shapes-style-clip",
     "shapes-aesthetic": _SHAPES / "shapes-aesthetic" / "head.safetensors",
     "shapes-vlm": _SHAPES / "shapes-vlm",
 }

@@ -63,6 +63,20 @@ def test_the_demonstration_of_a_hack_runs(tmp_path: Path) -> None:
     assert abs(found[0]["estimate_reward"] - found[0]["reward/clip/mean"]) > 1e-3  # of the estimate, not of the sample
 
 
+@pytest.mark.parametrize("inversion", [True, False])
+def test_tiny_srpo_runs(inversion: bool, tmp_path: Path) -> None:
+    """Three iterations of the recipe as it is, but for fewer prompts; without inversion there is one branch."""
+    small = ["train.prompts=5", "train.iterations=3", "prompts.heldout=null", *NONE, f"output={tmp_path}"]
+    recipe = load("tiny_srpo", [*small, f"sampler.levels={{kind: align, inversion: {str(inversion).lower()}}}"])
+    run(recipe, quiet())
+    found = metrics_of(tmp_path)
+    assert len(found) == 3
+    for i, metrics in enumerate(found):
+        assert metrics["grad_norm"] > 0 and metrics["nonfinite_updates"] == 0
+        assert metrics["forwards/train"] == arithmetic(recipe, i).train_forwards == 5 * (1 + inversion)
+        assert 0 < metrics["reward/brightness/mean"] < 1 and 0 < metrics["reward/saturation/mean"] < 1
+
+
 @pytest.mark.parametrize(("name", "family"), [("draft_sdxl", "sdxl"), ("refl_sd3", "sd3")])
 def test_a_recipe_runs_as_published(name: str, family: str, tmp_path: Path) -> None:
     """Three iterations with a tiny random pipeline and tiny checkpoints of the rewards."""

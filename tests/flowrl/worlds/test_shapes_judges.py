@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from flowrl.contracts import Prompt, Samples
 from flowrl.worlds.shapes.captions import draw, heldout_scenes, split
 from flowrl.worlds.shapes.checker import score
-from flowrl.worlds.shapes.judges import beauty, build, clip, exam, vlm
+from flowrl.worlds.shapes.judges import beauty, build, clip, exam, style, vlm
 from flowrl.worlds.shapes.judges.damage import DAMAGES, apply_damages, draw_severities, rating
 from flowrl.worlds.shapes.judges.lookalikes import contents, is_held_out, lookalikes, paraphrase
 from flowrl.worlds.shapes.judges.pool import describe_scene, render_with_centres
@@ -26,7 +26,7 @@ from reward_models.parts.assets import SHIPPED, shipped_path
 from reward_models.vlm_judge import vlm_judge
 
 ASSETS = Path(build.__file__).parents[1] / "assets"
-NAMES = ("shapes-clip", "shapes-aesthetic", "shapes-vlm")
+NAMES = ("shapes-clip", "shapes-aesthetic", "shapes-vlm", "shapes-style-clip")
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,8 @@ def test_shipped_files_are_small_and_found():
     assert sum(p.stat().st_size for p in files) <= 5_000_000
     assert set(SHIPPED) == set(NAMES) and all(Path(shipped_path(name)).exists() for name in NAMES)
     assert shipped_path("openai/clip-vit-large-patch14") == "openai/clip-vit-large-patch14"
-    assert all("flowrl world build shapes-rewards" in card(name) and "Apache-2.0" in card(name) for name in NAMES)
+    made = {name: "shapes-style" if name == "shapes-style-clip" else "shapes-rewards" for name in NAMES}
+    assert all(f"`flowrl world build {made[n]}`" in card(n) and "Apache-2.0" in card(n) for n in NAMES)
 
 
 def test_the_libraries_load_what_ships():
@@ -153,6 +154,15 @@ def test_shapes_clip_picks_the_right_caption(questions):
     share = exam.ranks_right_first(torch.stack([p[0] for p in parts]), [p[1:] for p in parts]).mean().item()
     (said,) = quoted("shapes-clip", "relation |")
     assert share > max(0.4, said - 0.08)
+
+
+def test_shapes_style_clip_knows_styles_and_captions(questions):
+    """In other styles and strengths than the card's."""
+    folder = ASSETS / style.NAME
+    assert sum(p.stat().st_size for p in folder.iterdir()) <= 1_000_000
+    found = style.measure(folder, questions[::2], None, seed=43)
+    (picked,), (scene,) = quoted(style.NAME, "three |")[:1], quoted(style.NAME, "behind the same word |")
+    assert found.renders > max(0.7, picked - 0.06) and found.scene > max(0.4, scene - 0.08)
 
 
 def test_shapes_aesthetic_rates_as_its_rule():

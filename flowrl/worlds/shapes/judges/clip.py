@@ -63,11 +63,11 @@ def make_model() -> Network:
     return open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
 
 
-def save(model: Network, out: Path) -> None:
-    """Writes a folder that open_clip reads by `local-dir:`, weights in float16."""
+def save(model: Network, out: Path, config: dict[str, JSON] | None = None) -> None:
+    """Writes a folder that open_clip reads by `local-dir:`, weights in float16. config: None is `model_config()`."""
     out.mkdir(parents=True, exist_ok=True)
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "squash"}
-    config = {"model_cfg": model_config(), "preprocess_cfg": preprocess}
+    config = {"model_cfg": config or model_config(), "preprocess_cfg": preprocess}
     (out / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, out / WEIGHTS)
 
@@ -108,16 +108,16 @@ def train(
     *,
     cycles: Sequence[Cycle],
     seed: int,
+    lesson: "Callable[[PicturePool, int], Lesson] | None" = None,
     report: Callable[[int], str] | None = None,
 ) -> None:
-    """Fits the model on the pool; resumes from `path`."""
+    """Fits the model on the pool; resumes from `path`. lesson: draws each step's batch; None is `draw_lesson`."""
     both = ModelWithProbes(model)
-    stage = Stage("shapes-clip", both, path, cycles=cycles, lr=2e-3, average=0.99)
+    stage = Stage(path.stem, both, path, cycles=cycles, lr=2e-3, average=0.99)
     ids = CaptionTokens(tokenizer)
 
     def loss(step: int) -> Tensor:
-        batch = draw(pool, seed * 1_000_003 + step)
-        images, severities = spoil(pool.images[batch.index], seed * 1_000_003 + step)
+        batch, images, severities = (lesson or draw_lesson)(pool, seed * 1_000_003 + step)
         embedding, patches = model.visual(normalise(images))
         seen = functional.normalize(embedding, dim=-1)
         read = functional.normalize(model.encode_text(ids(batch.captions)), dim=-1)
@@ -152,6 +152,15 @@ class ContrastiveBatch:
         self.open = torch.tensor([[a != b for b in said] for a in held])
         for j, (i, _) in enumerate([*right, *wrong]):
             self.open[i, j] = True
+
+
+Lesson = tuple[ContrastiveBatch, Tensor, Tensor]
+
+
+def draw_lesson(pool: PicturePool, seed: int) -> Lesson:
+    """A batch, its pictures [B, 3, 32, 32] in [0, 1], half of them spoilt, and the severities [B, 5] of that."""
+    batch = draw(pool, seed)
+    return batch, *spoil(pool.images[batch.index], seed)
 
 
 def draw(pool: PicturePool, seed: int) -> ContrastiveBatch:

@@ -6,6 +6,7 @@ its hardest negative, and a render of that caption joins the pool as its twin.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from flowrl.untyped import Network, Pipeline
 from flowrl.worlds.shapes.captions import Scene, draw, split
 from flowrl.worlds.shapes.checker import detect, score
-from flowrl.worlds.shapes.judges.damage import apply_damages, draw_severities
+from flowrl.worlds.shapes.judges.damage import DAMAGES, apply_damages, draw_severities
 from flowrl.worlds.shapes.judges.lookalikes import is_held_out, scene_of
 from flowrl.worlds.shapes.model import CALL
 from flowrl.worlds.shapes.pretrain import KIND_WEIGHTS
@@ -124,10 +125,13 @@ def describe_scene(image: np.ndarray) -> Scene | None:
     return scene_of(dict(zip(kinds, counts, strict=True)), None)
 
 
-def spoil(images: Tensor, seed: int, share: float = 0.5) -> tuple[Tensor, Tensor]:
-    """The uint8 pictures [N, 3, H, W] as floats in [0, 1], a share of them damaged, and their severities [N, 5]."""
+def spoil(images: Tensor, seed: int, share: float = 0.5, kinds: Sequence[str] = DAMAGES) -> tuple[Tensor, Tensor]:
+    """The uint8 pictures [N, 3, H, W] as floats in [0, 1], a share of them damaged, and their severities [N, 5].
+
+    kinds: of DAMAGES; any other has the severity 0.
+    """
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    severities = draw_severities(len(images), rng)
+    severities = draw_severities(len(images), rng) * torch.tensor([float(kind in kinds) for kind in DAMAGES])
     severities[torch.rand(len(images), generator=generator) >= share] = 0
     x = images.float() / 255
     hurt = severities.any(1)
