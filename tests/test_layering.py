@@ -70,12 +70,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/policies/trainable.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/policies/pipelines/building.py": {"flowrl.policies", "flowrl.recipe", "flowrl.contracts"} | LIGHT,
     "flowrl/policies/language/building.py": {"flowrl.policies", "flowrl.recipe", "flowrl.kinds"} | LIGHT,
-    "flowrl/planning": {"flowrl.planning", "flowrl.recipe", "flowrl.kinds", "samplers"} | LIGHT,
+    "flowrl/planning": {"flowrl.planning", "flowrl.recipe", "flowrl.kinds", "samplers"} | LIGHT | {"flowrl.contracts"},
     "flowrl/planning/sizes": {"flowrl.planning", "flowrl.recipe", "flowrl.policies", "flowrl.contracts", "samplers"}
     | LIGHT,
     "flowrl/planning/loss_trials.py": {"flowrl.planning", "flowrl.recipe", "flowrl.contracts", "flowrl.core"},
     "flowrl/planning/remembered.py": {"flowrl.names"},
     "flowrl/planning/sizes/shipped.py": {"flowrl"},
+    "flowrl/planning/sizes/text.py": {"flowrl.planning", "flowrl.recipe", "flowrl.kinds", "flowrl.contracts"},
     "flowrl/build.py": {"flowrl"},
     "flowrl/report": {"flowrl.report", "flowrl.recipe.scalars"} | LIGHT,
     "flowrl/report/page.py": {"flowrl"},  # its version
@@ -133,6 +134,8 @@ LATE: dict[str, set[str]] = {
     "flowrl/commands": HEAVY | {"torch"},
     "flowrl/reading/data_sets.py": {"datasets", "torch"},
     "flowrl/compare": {"matplotlib"},  # an extra
+    "flowrl/planning/denoising.py": {"flowrl.contracts"},  # for annotations: plans are made without torch
+    "flowrl/planning/language.py": {"flowrl.contracts"},
     "flowrl/core/optimizers.py": {"bitsandbytes"},  # a user's own package
     "flowrl/runs/tracking.py": {"accelerate", "mlflow", "trackio"},  # a tracker's package is its own
 }

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flowrl.checking.proofs.proof import Proof
     from flowrl.contracts import Prompt
     from flowrl.planning.costs import Arithmetic
+    from flowrl.planning.sizes.memory import Sizes
 
 
 P = TypeVar("P")  # the policies of a kind, each of its own class
@@ -86,6 +87,12 @@ class Planning(Protocol):
 
     def lines(self, recipe: Recipe) -> list[str]:
         """The lines of a dry run about the decisions."""
+        ...
+
+    KNOWN: Sequence[str]  # ids on a hub whose configs ship, so that their memory is estimated without a folder
+
+    def sizes(self, recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
+        """Parameters and memory by phase; None where no config of the model is at hand."""
         ...
 
     def eval_words(self, recipe: Recipe) -> str:

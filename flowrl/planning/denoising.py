@@ -1,9 +1,12 @@
 """Plans and costs of a denoising model's recipe, and their lines in a dry run."""
 
 import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from flowrl.planning import walks
 from flowrl.planning.costs import Arithmetic, rows_at_once
+from flowrl.planning.sizes.known import KNOWN as CONFIGS
 from flowrl.planning.walks import AnyPlan
 from flowrl.recipe.schema import Recipe
 from samplers.decisions import replay_forwards
@@ -11,6 +14,12 @@ from samplers.plan import Plan, Tree
 from samplers.trees import lines as tree_lines
 from samplers.trees import picture
 from samplers.visits import Column, Injected, Visited
+
+if TYPE_CHECKING:
+    from flowrl.contracts import Prompt
+    from flowrl.planning.sizes.memory import Sizes
+
+KNOWN = tuple(CONFIGS)  # models on a hub whose configs ship
 
 
 def plan(recipe: Recipe, iteration: int) -> AnyPlan:
@@ -194,6 +203,13 @@ def _shown_iterations(recipe: Recipe, limit: int = 8) -> list[int]:
             break
         before = plan
     return shown
+
+
+def sizes(recipe: Recipe, prompts: "Sequence[Prompt]") -> "Sizes | None":
+    """Parameters and memory by phase; None where no config of the model is at hand."""
+    from flowrl.planning.sizes import memory  # which asks the plans of this module
+
+    return memory.sizes(recipe, prompts)
 
 
 def eval_words(recipe: Recipe) -> str:

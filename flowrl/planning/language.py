@@ -1,11 +1,19 @@
 """Plans and costs of a language model's recipe, and their lines in a dry run."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from flowrl.kinds.language import section_of
 from flowrl.planning.costs import Arithmetic, rows_at_once
 from flowrl.recipe.schema import Recipe
 from samplers.tokens import Generation
+
+if TYPE_CHECKING:
+    from flowrl.contracts import Prompt
+    from flowrl.planning.sizes.memory import Sizes
+
+KNOWN: tuple[str, ...] = ()  # configs of models on a hub that ship
 
 
 def plan(recipe: Recipe, iteration: int) -> Generation:
@@ -191,6 +199,13 @@ def words(plan: Generation) -> str:
     cuts = cuts if plan.temperature else []
     cuts += [f"repetition penalty {plan.repetition_penalty:g}"] if plan.repetition_penalty != 1 else []
     return ", ".join([f"at most {plan.max_new_tokens} new tokens", how, *cuts])
+
+
+def sizes(recipe: Recipe, prompts: "Sequence[Prompt]") -> "Sizes | None":
+    """Parameters and memory by phase; None where no config of the model is at hand."""
+    from flowrl.planning.sizes import language  # transformers is slow to import
+
+    return language.sizes(recipe, prompts, section_of(recipe).max_new_tokens + further_tokens(recipe))
 
 
 def eval_words(recipe: Recipe) -> str:

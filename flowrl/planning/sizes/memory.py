@@ -53,6 +53,8 @@ class Sizes:
     phases: list[Phase]
     latent: tuple[int, ...] | None
     pipeline: str
+    drawing: str = "what one block works on"  # what is counted of a rollout
+    left_out: str = "activations of text encoders, decoder and rewards, the allocator's slack"
 
 
 def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
@@ -204,10 +206,10 @@ def _phases(
             replace(phases[0], name="decoding", weights=at_work + rest, activations=None),
             phases[1],
         ]
-    return _with_rewards(recipe, phases)
+    return with_rewards(recipe, phases)
 
 
-def _with_rewards(recipe: Recipe, phases: list[Phase]) -> list[Phase]:
+def with_rewards(recipe: Recipe, phases: list[Phase]) -> list[Phase]:
     """The phases with the reward models that stay on the device, and a phase of scoring if there are any."""
     stay, at_work = on_device(recipe.rewards, recipe.device)
     if not at_work:

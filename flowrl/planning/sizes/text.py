@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from flowrl.contracts import Prompt
-from flowrl.planning.sizes.known import KNOWN
-from flowrl.planning.sizes.memory import ASSUMED, Sizes, reference_bytes, sizes
+from flowrl.kinds import kind_of
+from flowrl.planning.sizes.memory import ASSUMED, Sizes, reference_bytes
 from flowrl.planning.sizes.units import count_text, size_text
 from flowrl.recipe.schema import Recipe
 
@@ -14,10 +14,11 @@ COLUMNS = ("weights", "optimizer", "trajectory", "activations")
 
 def describe_sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> str:
     """Parameters by component and memory by phase, from configs alone; or a line that says why not."""
-    estimate = sizes(recipe, prompts)
+    planning = kind_of(recipe).planning
+    estimate = planning.sizes(recipe, prompts)
     if estimate is None:
-        known = ", ".join(KNOWN)
-        return f"memory      not estimated: no config of {recipe.model} is at hand; give its folder, or one of {known}"
+        known = f", or one of {', '.join(planning.KNOWN)}" if planning.KNOWN else ""
+        return f"memory      not estimated: no config of {recipe.model} is at hand; give its folder{known}"
     lines = [*_parameters(estimate), *_table(estimate), *_notes(recipe, estimate)]
     return "\n".join(
         lines if prompts else [*lines, f"{INDENT}no prompts here to count: texts of {ASSUMED} tokens are assumed"]
@@ -56,11 +57,11 @@ def _notes(recipe: Recipe, estimate: Sizes) -> list[str]:
         notes.append(f"activations and trajectory: not estimated for {estimate.pipeline}")
     else:
         kept = "block inputs and one block" if train.gradient_checkpointing else "all that autograd keeps"
-        notes.append(f"activations: {kept} of a training forward; of a rollout what one block works on")
+        notes.append(f"activations: {kept} of a training forward; of a rollout {estimate.drawing}")
     if (reference := reference_bytes(recipe)) is None:
         paths = ", ".join(one.path for one in recipe.references if one.path is not None)
         notes.append(f"the reference's own weights are not in it: {paths} is not at hand")
     elif reference:
         notes.append(f"{size_text(reference)} of the weights are the reference's")
-    notes.append("not in it: activations of text encoders, decoder and rewards, the allocator's slack")
+    notes.append(f"not in it: {estimate.left_out}")
     return [INDENT + note for note in notes]

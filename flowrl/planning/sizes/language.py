@@ -1,0 +1,118 @@
+"""How much memory a language model's recipe needs on its device, phase by phase, from its config alone."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from flowrl import names
+from flowrl.contracts import Prompt
+from flowrl.planning.costs import arithmetic
+from flowrl.planning.sizes.activations import FusedAttention
+from flowrl.planning.sizes.memory import ASSUMED, WORDS, Phase, Sizes, with_rewards
+from flowrl.planning.sizes.saved import count_saved
+from flowrl.policies import adapters
+from flowrl.recipe.models import gguf_file
+from flowrl.recipe.schema import Recipe
+from flowrl.untyped import LanguageModel
+from samplers.tokens import token_logp
+
+DRAW = 28  # bytes a logit of one drawn token: its own, two float32 copies, the float64 distribution and its sums
+
+
+MARKS = 24  # tokens that a chat template puts around a prompt, roughly
+
+
+def sizes(recipe: Recipe, prompts: Sequence[Prompt], limit: int) -> Sizes | None:
+    """The sizes of a recipe whose completions have `limit` tokens at most; None where no config is at hand.
+
+    Weights, adapters and optimizer are exact. Activations of training are what autograd keeps of a micro-batch of the
+    longest prompts and completions; those of a rollout are the keys and values of all rows and the logits of a token.
+    A whole model as reference, and a critic, are not counted. Raises PolicyError for a LoRA that does not fit.
+    """
+    config = _config(recipe.model)
+    if config is None:
+        return None
+    dtype = getattr(torch, recipe.dtype.model)
+    with torch.device("meta"):
+        model: LanguageModel = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        parameters, frozen = sum(p.numel() for p in model.parameters()), _bytes(model)
+        if recipe.lora is not None:
+            adapters.add_lora({"model": model}, **recipe.lora.options)
+        else:
+            adapters.train_full({"model": model})
+    learning = list(adapters.trainable({"model": model}))
+    state, added = sum(p.numel() * p.element_size() for p in learning), _bytes(model) - frozen
+    train, length = recipe.train, _tokens(recipe, prompts)
+    micro = train.micro_batch or train.prompts * train.group // train.updates
+    copies = (train.ema is not None) + recipe.keeps_reference + (train.old is not None)
+    moments = 2 * state if train.optimizer != "adamw_8bit" else 2 * sum(p.numel() for p in learning)
+    rows = arithmetic(recipe).rows_at_once
+    drawing = _cache(config, rows, length + limit, dtype) + rows * config.get_text_config().vocab_size * DRAW
+    precision = getattr(torch, recipe.dtype.logp)
+    kept = _kept(model, micro, length, limit, precision)
+    if kept is not None and train.gradient_checkpointing:
+        adapters.checkpoint_gradients({"model": model})
+        block = kept // config.get_text_config().num_hidden_layers  # one is computed again at a time
+        again = _kept(model, micro, length, limit, precision)
+        kept = None if again is None else again + block
+    phases = [
+        Phase("rollout", frozen + added, moments + copies * state, 0, drawing),
+        Phase("training", frozen + added, moments + (copies + 1) * state, 0, kept),
+    ]
+    name = type(model).__name__
+    words = "keys and values of all rows, and the logits of a token"
+    left_out = "another model as reference, a critic, activations of rewards, the allocator's slack"
+    return Sizes(
+        {name: parameters},
+        sum(p.numel() for p in learning),
+        added,
+        with_rewards(recipe, phases),
+        (length + limit,),
+        name,
+        words,
+        left_out,
+    )
+
+
+def _config(model: str) -> PretrainedConfig | None:
+    """The config of an embedded or local model, or a GGUF file."""
+    if (file := gguf_file(model)) is not None:
+        return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
+    folder = names.MODELS.get(model, Path(model).expanduser())
+    return AutoConfig.from_pretrained(str(folder)) if (folder / "config.json").is_file() else None
+
+
+def _bytes(model: LanguageModel) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def _tokens(recipe: Recipe, prompts: Sequence[Prompt]) -> int:
+    """Tokens of the longest prompt, from its words or, where it has none to speak of, its characters."""
+    said = [" ".join([*(m["content"] for m in p.messages[:-1]), p.text]) for p in prompts]
+    return max((max(math.ceil(WORDS * len(text.split())), len(text) // 3) + MARKS for text in said), default=ASSUMED)
+
+
+def _cache(config: PretrainedConfig, rows: int, length: int, dtype: torch.dtype) -> int:
+    """Bytes of the keys and values of so many rows."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return 2 * text.num_hidden_layers * heads * width * rows * length * dtype.itemsize
+
+
+def _kept(model: LanguageModel, rows: int, length: int, limit: int, precision: torch.dtype) -> int | None:
+    """Bytes that autograd keeps of a training forward of so many rows; None where the model's forward needs values."""
+    excluded = [*model.parameters(), *model.buffers()]
+    total = length + limit - 1
+    ids = torch.ones(rows, total, dtype=torch.int64, device="meta")
+    mask = torch.ones(rows, 1, total, total, dtype=torch.bool, device="meta")
+    try:
+        with count_saved(excluded) as saved, FusedAttention(), torch.enable_grad():
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -limit:]
+            token_logp(logits, ids[:, :limit], 1.0, precision)
+            return saved.bytes
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return None
