@@ -25,6 +25,7 @@ from flowrl.core.objectives.paired import PAIRED
 from flowrl.core.objectives.pulled import PULLED, SRPOObjective
 from flowrl.core.objectives.texts import TEXTS
 from flowrl.core.objectives.value import ValueObjective
+from flowrl.core.process import decision_rewards
 from flowrl.core.selection import WidthPruning
 from flowrl.core.tree_credit import CREDITS as TREE_CREDITS
 from flowrl.core.tree_credit import tree_advantages
@@ -38,6 +39,7 @@ from flowrl.reading import pairs
 from flowrl.reading.inputs import phase_prompts, read_prompts
 from flowrl.reading.prompt_memory import Observed
 from flowrl.recipe.making import build_part
+from flowrl.recipe.process_checks import check_process
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import Own, keys
 from flowrl.scoring.gates import counted_rewards
@@ -64,8 +66,10 @@ def read_inputs(recipe: Recipe) -> Inputs:
 
 
 def build_scorer(recipe: Recipe) -> Scorer:
-    """The rewards of a recipe. Raises RewardError for one that cannot be set up."""
-    return Scorer(load_rewards(recipe.rewards), device=device_of(recipe.device))
+    """The rewards of a recipe. Raises RewardError for one that cannot be set up, UserError for one out of place."""
+    rewards = load_rewards(recipe.rewards)
+    check_process(recipe, [name for name, reward in rewards.items() if reward.process])
+    return Scorer(rewards, device=device_of(recipe.device))
 
 
 def build_policy(recipe: Recipe) -> Policy:
@@ -194,14 +198,19 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
                 options["given"] = rollout.baseline | {"kl": torch.zeros(len(samples))}
         if credit is not None:
             options |= {"clip": None} | ({"scale": "none"} if credit.whitened else {})
-        adv = row_advantages(counted_of, group, rollout.credit, **how | {"weights": paid}, **options)
+        placed, unscored = None, combined_reward(*counted).isnan()
+        if credit is not None:
+            given: dict[str, Any] = how | {"unscored": unscored, "options": options}
+            placed, paid = decision_rewards(credit.kind, counted.rewards, rollout, group, **given)
+        adv = torch.zeros(len(rollout.mask))
+        if placed is None or any(paid.values()):
+            adv = row_advantages(counted_of, group, rollout.credit, **how | {"weights": paid}, **options)
         metrics = advantage_metrics(rewards, group, adv, total=counted.total, **how)
         if kl is not None:
             metrics["kl_reward"] = float(kl.of(rollout).sum() / rollout.mask.sum().clamp(min=1))
         if credit is None:
             return adv, metrics
-        unscored = combined_reward(counted.rewards, counted.weights, counted.asked).isnan()
-        adv = credit(adv, rollout, unscored=unscored, kl=kl)
+        adv = credit(adv, rollout, placed=placed, unscored=unscored, kl=kl)
         adv = adv if recipe.advantage.clip is None else adv.clamp(-recipe.advantage.clip, recipe.advantage.clip)
         return adv, metrics | {"adv/abs_mean": float(adv.abs().sum() / rollout.mask.sum().clamp(min=1))}
 

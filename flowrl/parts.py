@@ -80,6 +80,7 @@ KINDS: dict[str, PartKind] = {
             "precision",
             "keep_entropy",
             "keep_squares",
+            "keep_ends",
             "batch_invariant",
         ),
     ),

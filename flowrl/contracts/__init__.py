@@ -27,7 +27,7 @@ from flowrl.contracts.looks import (
     Weights,
 )
 from flowrl.contracts.objectives import Batch, Need, Objective, Together
-from flowrl.contracts.samples import Credit, Message, Prompt, Reward, Rollout, Samples
+from flowrl.contracts.samples import Credit, Message, Prompt, Reward, Rollout, Samples, Steps, StepScores
 
 __all__ = [
     "Batch",
@@ -53,6 +53,8 @@ __all__ = [
     "Score",
     "Show",
     "States",
+    "StepScores",
+    "Steps",
     "Valued",
     "Together",
     "View",

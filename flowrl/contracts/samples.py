@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 Message = dict[str, str]  # {"role": system, user or assistant, "content": a text}
+Steps = tuple[tuple[int, float], ...]  # (where a step ends, counted in characters of its text, what it is worth)
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Samples:
     texts (length B) is given; audio may also go along with a video. sample_rate: samples of audio a second. Where
     decisions are drawn until one of them ends the sample: lengths int64 [B], how many there are, and truncated bool
     [B], whether their limit ended it instead. given: of each text the parts that the model did not draw, such as a
-    hint; None where it drew everything.
+    hint; None where it drew everything. steps: by reward, of each sample its scored steps, filled in by the scorer for
+    rewards that give `StepScores`.
     """
 
     prompts: Sequence[Prompt]
@@ -48,6 +50,7 @@ class Samples:
     audio: Tensor | None = None
     sample_rate: int | None = None
     given: Sequence[str] | None = None
+    steps: dict[str, list[Steps]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -66,6 +69,7 @@ class Samples:
             lengths=_at(self.lengths, at),
             truncated=_at(self.truncated, at),
             given=None if self.given is None else [self.given[i] for i in index],
+            steps={name: [of[i] for i in index] for name, of in self.steps.items()},
         )
 
 
@@ -120,9 +124,21 @@ class Rollout:
     old_logp: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class StepScores:
+    """What a process reward gives in place of [B]: of each sample the steps of its text, and what each is worth.
+
+    A step is (end, value): end in [1, len(text)], how many characters of `Samples.texts` there are up to its last one,
+    never falling from step to step. NaN, or None in place of a sample's steps: it could not be scored. A sample may
+    have no step. Such a reward says so by its return annotation, `-> StepScores`.
+    """
+
+    steps: Sequence[Sequence[tuple[int, float]] | None]
+
+
 class Reward(Protocol):
     """Scores samples: float32 [B]. NaN marks "could not be scored"; an error is never turned into a number."""
 
-    def __call__(self, samples: Samples) -> Tensor:
-        """The scores, one a sample."""
+    def __call__(self, samples: Samples) -> "Tensor | StepScores":
+        """The scores, one a sample, or those of its steps."""
         ...

@@ -35,6 +35,8 @@ class KlReward:
 class DecisionCredit:
     """How rewards reach decisions; kind is one of returns.CREDITS but broadcast, whose functions say what each does.
 
+    step is the sum of those from a decision on, as reward_to_go without a discount (see process.py).
+
     gamma discounts decisions, turn_gamma turns (two_level). lam, lam_critic: of gae, for the advantages and for what
     the critic is fitted to (None: the same); alpha: in place of lam, 1 - 1 / (alpha l) of a row of l decisions. holes:
     skip or restart, of reward_to_go. whitened: the advantages of all decisions get mean 0 and variance 1 at last.
@@ -50,15 +52,24 @@ class DecisionCredit:
     whitened: bool = False
 
     def __call__(
-        self, outcome: Tensor, rollout: Rollout, *, unscored: Tensor | None = None, kl: KlReward | None = None
+        self,
+        outcome: Tensor,
+        rollout: Rollout,
+        *,
+        placed: Tensor | None = None,
+        unscored: Tensor | None = None,
+        kl: KlReward | None = None,
     ) -> Tensor:
         """Advantages float32 [R, K] from outcomes [R], which sit at the last decisions; fills in `rollout.returns`.
 
-        unscored bool [R]: rows whose outcome is not known; they get 0, and no critic is fitted to them. kl: paid at
-        every decision. Raises ValueError where the kind needs what the rollout lacks.
+        placed [R, K]: further rewards, which sit at decisions. unscored bool [R]: rows whose outcome is not known; they
+        get 0, and no critic is fitted to them. kl: paid at every decision. Raises ValueError where the kind needs what
+        the rollout lacks.
         """
         mask = rollout.mask.cpu()
         rewards = returns.at_last(outcome, mask)
+        if placed is not None:
+            rewards = rewards + float64(placed)
         if kl is not None:
             rewards = rewards - kl.coefficient * kl.of(rollout).cpu()
         known = mask if unscored is None else mask & ~unscored.cpu()[:, None]
@@ -78,7 +89,7 @@ class DecisionCredit:
             lam = self.lam if self.alpha is None else returns.lambda_by_length(mask, self.alpha)
             return returns.gae(rewards, mask, value, gamma=self.gamma, lam=lam, lam_critic=self.lam_critic)
         to_go = returns.reward_to_go(rewards, mask, gamma=self.gamma, restart=self.holes == "restart")
-        if self.kind == "reward_to_go":
+        if self.kind in ("reward_to_go", "step"):
             return returns.Estimate(to_go, to_go)
         if self.kind == "optimal_token":
             if "squares" not in rollout.step_stats:

@@ -123,6 +123,7 @@ def join_samples(parts: Sequence[Samples]) -> Samples:
         texts=texts,
         given=given,
         sample_rate=first.sample_rate,
+        steps={name: [of for part in parts for of in part.steps[name]] for name in first.steps},
         **tensors,
     )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowrl.core.normalise import float64
 
-CREDITS = ("broadcast", "reward_to_go", "gae", "two_level", "optimal_token")
+CREDITS = ("broadcast", "reward_to_go", "gae", "two_level", "optimal_token", "step")
 
 
 class Estimate(NamedTuple):

@@ -19,12 +19,16 @@ CREDIT_KEYS: dict[str, tuple[str, ...]] = {
     "gae": ("gamma", "lam", "lam_critic", "alpha"),
     "two_level": ("gamma", "lam", "turn_gamma"),
     "optimal_token": ("gamma",),
+    "step": (),
     "prefix": (),
     "trees": (),
     "values": (),
     "nodes": (),
 }
 OF_TREES = ("prefix", "trees", "values", "nodes")  # kinds that recipe/begun.py checks
+# what compares single steps as well as whole samples (core/process.py)
+STEP_BASELINES = ("group", "batch", "none", "leave_one_out")
+STEP_SCALES = ("group", "batch", "batch_centered", "nonzero", "rms_group", "rms_batch", "whiten", "none")
 OF_VALUES = ("gae", "two_level")  # kinds that read a critic
 
 
@@ -36,15 +40,17 @@ class CreditKeys(Strict):
     estimation with the values of a `critic` (PPO); lam, and lam_critic for what the critic is fitted to (VC-PPO; null:
     lam); alpha: in place of lam, 1 - 1 / (alpha l) for a row of l decisions (VAPO: 0.05). two_level: over turns with
     turn_gamma, then within them (StarPO). optimal_token: of language models, returns less the baseline of least
-    variance at each position of a group's rows. Rewards pass through what the model did not say; holes: restart begins
-    anew there, as verl's REINFORCE++ did. Of trees of tokens: prefix, less the means of all that share a prefix
-    (TreePO), or trees, within the tree and within the prompt (Tree-GRPO). values: the change of a step's value
-    (VinePPO), nodes: the value of a segment that a search found (DeepSearch).
+    variance at each position of a group's rows. step: of language models, rewards of steps normalised over all steps of
+    a group, of which a token gets the sum of those from it on; what values whole answers is one step, at the end (GRPO
+    with process supervision). The others take rewards of steps as they are. Rewards pass through what the model did not
+    say; holes: restart begins anew there, as verl's REINFORCE++ did. Of trees of tokens: prefix, less the means of all
+    that share a prefix (TreePO), or trees, within the tree and within the prompt (Tree-GRPO). values: the change of a
+    step's value (VinePPO), nodes: the value of a segment that a search found (DeepSearch).
     """
 
     kind: Literal[
-        "broadcast", "reward_to_go", "gae", "two_level", "optimal_token", "prefix", "trees", "values", "nodes"
-    ] = key("broadcast", "broadcast, reward_to_go, gae, two_level, optimal_token, prefix, trees, values or nodes")
+        "broadcast", "reward_to_go", "gae", "two_level", "optimal_token", "step", "prefix", "trees", "values", "nodes"
+    ] = key("broadcast", "broadcast, reward_to_go, gae, two_level, optimal_token, step, prefix, trees, values or nodes")
     gamma: float = key(1.0, "a number in (0, 1]", gt=0, le=1)
     lam: float = key(1.0, "a number in [0, 1]", ge=0, le=1)
     lam_critic: float | None = key(None, "a number in [0, 1] or null", ge=0, le=1)
@@ -90,6 +96,8 @@ def check_credit(recipe: "Recipe") -> Iterator[RecipeError]:
         yield RecipeError("advantage.credit.alpha", problem, "remove one of the two")
     if kind not in ("broadcast", *OF_TREES):
         yield from _of_decisions(recipe, kind)
+    if kind == "step":
+        yield from _of_steps(recipe)
     if kind in OF_VALUES and critic is None:
         problem = f"got {kind!r}, which reads the values of a critic, but there is none"
         yield RecipeError("advantage.credit.kind", problem, "set critic={}, or advantage.credit={kind: reward_to_go}")
@@ -111,9 +119,25 @@ def _of_decisions(recipe: "Recipe", kind: str) -> Iterator[RecipeError]:
         yield RecipeError("advantage.scale", problem, "set advantage.scale=whiten, over decisions")
 
 
+def _of_steps(recipe: "Recipe") -> Iterator[RecipeError]:
+    """Keys that compare whole samples, beside credit of steps."""
+    given, why = recipe.advantage, "which is about whole samples, beside credit 'step'"
+    for name, accepted in {"baseline": STEP_BASELINES, "scale": STEP_SCALES}.items():
+        if (value := getattr(given, name)) not in accepted:
+            yield RecipeError(f"advantage.{name}", f"got {value!r}, {why}", f"accepted: {', '.join(accepted)}")
+    for name, off in {"standardise": False, "groups": 1.0}.items():
+        if (value := getattr(given, name)) != off:
+            yield RecipeError(f"advantage.{name}", f"got {show(value)}, {why}", f"remove advantage.{name}")
+
+
 def check_token_credit(recipe: "Recipe", given: "GenerationKeys") -> Iterator[RecipeError]:
     """Credit of tokens that were drawn in parts."""
-    if recipe.advantage.credit.kind == "optimal_token" and (given.tree or given.again or given.force):
+    kind = recipe.advantage.credit.kind
+    if kind == "step" and (given.tree or given.again):
+        problem = "got 'step', but rewards of steps are not kept of completions that are drawn in parts"
+        remedy = "remove generation.tree and again, or set advantage.credit=broadcast"
+        yield RecipeError("advantage.credit.kind", problem, remedy)
+    if kind == "optimal_token" and (given.tree or given.again or given.force):
         problem = "got 'optimal_token', but of completions that are drawn in parts no probabilities are kept"
         remedy = "remove generation.tree, again and force, or set advantage.credit=broadcast"
         yield RecipeError("advantage.credit.kind", problem, remedy)
@@ -155,6 +179,9 @@ def _kl_in_reward(recipe: "Recipe", kind: str) -> Iterator[RecipeError]:
         yield RecipeError("objective.kl_in", problem, "set objective.kl_in=loss")
     if kind in OF_TREES:
         problem = f"got 'reward', but advantage.credit {kind!r} reads the outcomes of leaves alone"
+        yield RecipeError("objective.kl_in", problem, "set objective.kl_in=loss")
+    if kind == "step":
+        problem = "got 'reward', but advantage.credit 'step' normalises rewards of steps, and tokens are none"
         yield RecipeError("objective.kl_in", problem, "set objective.kl_in=loss")
     if kind == "broadcast" and recipe.advantage.combine != "sum":
         problem = "got 'reward', but advantage.combine is per_reward, which would scale the divergence on its own"

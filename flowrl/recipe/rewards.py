@@ -80,6 +80,7 @@ class RewardSpec(Strict):
     CPU while nothing is scored. time_limit: seconds that a call may take; after them its samples have no score.
     overlap: samples are scored while the next are drawn (train.rollout_batch says how many at a time). cache: scores
     are kept by picture, prompt, args and the reward's code: true in memory, or in a file that other runs may use too.
+    steps: how the values of steps make the score of a completion, for rewards that give them (process rewards).
     """
 
     use: str = key(..., "the name of a reward or a dotted path", min_length=1)
@@ -96,3 +97,4 @@ class RewardSpec(Strict):
     time_limit: float | None = key(None, "seconds > 0 or null", gt=0)
     overlap: bool = key(False, "true or false")
     cache: bool | str = key(False, "true, false or the path of a file")
+    steps: Literal["sum", "mean"] = key("sum", "sum or mean")

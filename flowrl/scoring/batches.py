@@ -55,7 +55,7 @@ def copy_samples(samples: Samples, index: Sequence[int], device: str | torch.dev
     part = samples[index]  # tensors taken by index are copies
     prompts = copy.deepcopy(list(part.prompts))  # a prompt that occurs several times stays one object
     there = {} if device is None else {name: _to(getattr(part, name), device) for name in ("images", "video", "audio")}
-    return replace(part, prompts=prompts, **there)
+    return replace(part, prompts=prompts, steps={}, **there)
 
 
 def _to(values: Tensor | None, device: str | torch.device) -> Tensor | None:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Samples
+from flowrl.contracts import Samples, Steps
 from flowrl.names import UserError
 from flowrl.untyped import JSON
 
@@ -31,10 +31,11 @@ MOST_FILES = 10_000  # of a folder that the arguments name
 
 
 class CachedScores(NamedTuple):
-    """Scores float32 [B], and those of them that the cache does not hold yet, by key."""
+    """Scores float32 [B], those of them that the cache does not hold yet, by key, and steps that make them up."""
 
     scores: Tensor
     new: Mapping[bytes, float] = {}
+    steps: list[Steps] | None = None
 
 
 class ScoreCache:

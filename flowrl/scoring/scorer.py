@@ -9,82 +9,34 @@ Every call gets copies of its samples, and its scores are copied: whatever a rew
 neither training nor other rewards.
 
 A reward with a method `to` is moved to its device. One whose class says `groupwise = True` compares samples with others
-of their group and is given whole groups.
+of their group and is given whole groups. One that gives values of steps: see stepwise.py.
 """
 
-import copy
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from flowrl import names
-from flowrl.contracts import Reward, Samples
-from flowrl.recipe.rewards import RewardSpec
-from flowrl.scoring import code as score_code
+from flowrl.contracts import Samples, Steps
 from flowrl.scoring import gates as composite
 from flowrl.scoring.batches import FailureRecord, Slices, copy_samples, cut_rows, sample_faults
-from flowrl.scoring.cache import CachedScores, ScoreCache
+from flowrl.scoring.cache import CachedScores
 from flowrl.scoring.lanes import Lane
 from flowrl.scoring.results import RewardError, check_scores, reason, why_missing
+from flowrl.scoring.runners import RewardRunner, load
+from flowrl.scoring.stepwise import scores_of_steps
 from flowrl.untyped import JSON
 
 __all__ = ["RewardRunner", "RewardError", "Scorer", "load"]
 
 
-@dataclass(frozen=True)
-class RewardRunner:
-    """A reward ready to be called, and what the recipe says about it."""
-
-    call: Reward
-    spec: RewardSpec
-    cache: ScoreCache | None = None
-
-    @property
-    def groupwise(self) -> bool:
-        """Whether it has to see whole groups."""
-        return bool(getattr(self.call, "groupwise", False))
-
-
-def load(specs: Mapping[str, RewardSpec]) -> dict[str, RewardRunner]:
-    """The rewards of a recipe, imported and constructed. Raises RewardError if a constructor fails."""
-    return {name: _load_one(name, spec) for name, spec in specs.items()}
-
-
-def _load_one(name: str, spec: RewardSpec) -> RewardRunner:
-    call = _construct(name, spec)
-    cache = None
-    if spec.cache:
-        if getattr(call, "groupwise", False):
-            raise RewardError(f"reward {name!r} ({spec.use}) compares samples of a group: remove rewards.{name}.cache")
-        if (code := score_code.digest(call)) is None:
-            raise RewardError(
-                f"reward {name!r} ({spec.use}) has no source that can be read: remove rewards.{name}.cache"
-            )
-        file = spec.cache if isinstance(spec.cache, str) else None
-        cache = ScoreCache(spec.use, spec.args, file, code=[code, getattr(call, "identity", None)])
-    return RewardRunner(call, spec, cache)
-
-
-def _construct(name: str, spec: RewardSpec) -> Reward:
-    thing = names.load(spec.use, names.rewards())
-    args = copy.deepcopy(dict(spec.args))  # the recipe's own, which another reward may share
-    if not isinstance(thing, type):
-        return partial(thing, **args)
-    construct: Callable[..., Reward] = thing
-    try:
-        return construct(**args)
-    except (Exception, SystemExit) as error:
-        raise RewardError(f"reward {name!r} ({spec.use}) cannot be set up: {reason(error)}") from error
-
-
+Rows = tuple[int, ...]  # positions of samples
 Outcome = Callable[[], CachedScores]  # returns the scores of a call, or raises its error
-Started = dict[str, list[tuple[tuple[int, ...], Outcome]]]  # by reward: positions of samples and what came of them
+Started = dict[str, list[tuple[Rows, Outcome]]]  # by reward: positions of samples and what came of them
 
 
 class Scorer:
@@ -119,6 +71,7 @@ class Scorer:
         ahead, self._ahead = self._ahead, []
         wanted, wrong = self._applicable(samples), _faults(samples)
         scores = {name: torch.full((len(samples),), torch.nan) for name in wanted}
+        steps: dict[str, list[Steps]] = {name: [()] * len(samples) for name in wanted if self.rewards[name].process}
         begun = self._started(samples, ahead)
         now = [name for name in wanted if name not in begun]
         with self._on_devices(now):
@@ -126,15 +79,16 @@ class Scorer:
             # graded score) meet the same pictures one after the other.
             for together, index, last in self._slices(samples, now, wrong):
                 for name in together:
-                    scores[name][list(index)] = self._score(name, self._begin(name, samples, index), len(index))
+                    self._fill(scores, steps, name, self._begin(name, samples, index), index)
                     if last and progress is not None:
                         progress(name)
         for name, parts in begun.items():
             for index, outcome in parts:
-                scores[name][list(index)] = self._score(name, outcome, len(index))
+                self._fill(scores, steps, name, outcome, index)
             if progress is not None:
                 progress(name)
         self._judge(samples, scores, wrong)
+        samples.steps.update(steps)
         return scores
 
     def with_gradient(self, samples: Samples, texts: Sequence[str] | None = None) -> Tensor:
@@ -206,7 +160,7 @@ class Scorer:
 
     def _slices(
         self, samples: Samples, wanted: Sequence[str], wrong: Mapping[int, str]
-    ) -> Iterator[tuple[list[str], tuple[int, ...], bool]]:
+    ) -> Iterator[tuple[list[str], Rows, bool]]:
         """Rewards, the positions that they are called with next, and whether these are the last."""
         asked = self.asked_masks(samples)
         cuts: dict[Slices, list[str]] = defaultdict(list)
@@ -219,26 +173,38 @@ class Scorer:
             for i, index in enumerate(parts):
                 yield together, index, i == len(parts) - 1
 
-    def _begin(self, name: str, samples: Samples, index: tuple[int, ...]) -> Outcome:
+    def _begin(self, name: str, samples: Samples, index: Rows) -> Outcome:
         """Makes the call lazily, or submits it to the reward's own thread."""
         call, lane = partial(self._call, name, samples, index), self._lanes.get(name)
         return call if lane is None else partial(lane.result, lane.submit(call))
 
     @torch.no_grad()
-    def _call(self, name: str, samples: Samples, index: tuple[int, ...]) -> CachedScores:
+    def _call(self, name: str, samples: Samples, index: Rows) -> CachedScores:
         reward = self.rewards[name]
         part = copy_samples(samples, index, self._device(name))
 
-        def ask(some: Samples) -> Tensor:
-            number = len(some)  # before the reward has it
+        def ask(some: Samples) -> CachedScores:
+            number, texts = len(some), list(some.texts or ())  # before the reward has them
             try:
-                return check_scores(name, reward.call(some), number)
+                given = reward.call(some)
             except SystemExit as error:
                 raise RewardError(f"reward {name!r} asked the process to end (code {error.code}); fix it") from error
+            if reward.process:
+                return scores_of_steps(name, given, number, texts, reward.spec.steps)
+            return CachedScores(check_scores(name, given, number))
 
-        return CachedScores(ask(part)) if reward.cache is None else reward.cache(ask, part)
+        return ask(part) if reward.cache is None else reward.cache(lambda some: ask(some).scores, part)
 
-    def _score(self, name: str, outcome: Outcome, number: int) -> Tensor:
+    def _fill(
+        self, scores: dict[str, Tensor], steps: dict[str, list[Steps]], name: str, outcome: Outcome, index: Rows
+    ) -> None:
+        """Puts what came of a call into its places: NaN, and no steps, where it failed."""
+        scored = self._score(name, outcome, len(index))
+        scores[name][list(index)] = scored.scores
+        for i, of in zip(index, scored.steps or (), strict=False):
+            steps[name][i] = of
+
+    def _score(self, name: str, outcome: Outcome, number: int) -> CachedScores:
         """The scores of a call, float32 [number], NaN if it failed."""
         try:
             scored = outcome()
@@ -247,10 +213,10 @@ class Scorer:
                 raise
             self.failures[name] += number
             self.record[name].cause = error
-            return torch.full((number,), torch.nan)
+            return CachedScores(torch.full((number,), torch.nan))
         if (cache := self.rewards[name].cache) is not None:
             cache.keep(scored)
-        return scored.scores
+        return scored
 
     def _judge(self, samples: Samples, scores: Mapping[str, Tensor], wrong: Mapping[int, str]) -> None:
         """Raises RewardError for a required reward that could not score too many."""

@@ -25,6 +25,7 @@ from flowrl.policies.reference_lora import add_reference_lora
 from flowrl.policies.trainable import make_trainable
 from flowrl.policies.weights import weights_of
 from flowrl.recipe.begun import arguments
+from flowrl.recipe.credit import OF_TREES
 from flowrl.recipe.generation import GenerationKeys
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import LanguageModel, Tokenizer
@@ -56,6 +57,7 @@ def build(recipe: Recipe) -> LanguagePolicy:
         precision=getattr(torch, recipe.dtype.logp),
         keep_entropy=recipe.objective.entropy_share is not None or recipe.objective.weight == "inverse_entropy",
         keep_squares=recipe.advantage.credit.kind == "optimal_token",
+        keep_ends=recipe.advantage.credit.kind not in ("broadcast", *OF_TREES),
         batch_invariant=recipe.rollout.batch_invariant,
     )
     make_trainable(recipe, policy.modules)

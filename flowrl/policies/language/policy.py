@@ -21,6 +21,7 @@ from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.chat import Encoder, check_tokens
 from flowrl.policies.language.completions import Completions, given_texts
 from flowrl.policies.language.decoding import decode, decode_alone
+from flowrl.policies.language.ends import said, texts_of, token_ends
 from flowrl.policies.language.forwards import cache_argument
 from flowrl.policies.language.low_precision import low_precision
 from flowrl.policies.language.rows import Begun, Row, begun_rows, finish, stacked
@@ -58,7 +59,8 @@ class LanguagePolicy:
     model, tokenizer: as `from_pretrained` gives them, the model in evaluation mode. template, system, chat_arguments:
     see chat.Encoder. max_rows: the most rows that a rollout decodes at once. precision: of log-probabilities.
     keep_entropy: decisions have the statistic `entropy`, in nats, of the distribution that a token is scored under,
-    when it was drawn; keep_squares: `squares`, the sum of its squared probabilities. stop: texts that end a completion.
+    when it was drawn; keep_squares: `squares`, the sum of its squared probabilities; keep_ends: `end`, see token_ends.
+    stop: texts that end a completion.
     batch_invariant: every row goes through the model alone, in rollouts and looks, so that its tokens and log-probs are
     bit for bit the same in any batch.
     """
@@ -78,6 +80,7 @@ class LanguagePolicy:
         precision: torch.dtype = torch.float32,
         keep_entropy: bool = False,
         keep_squares: bool = False,
+        keep_ends: bool = False,
         stop: Sequence[str] = (),
         batch_invariant: bool = False,
     ):
@@ -85,6 +88,7 @@ class LanguagePolicy:
         self.model, self.tokenizer = model.to(device), tokenizer
         self.device, self.max_rows, self.precision = torch.device(device), max_rows, precision
         self.keep_entropy, self.keep_squares, self.batch_invariant = keep_entropy, keep_squares, batch_invariant
+        self.keep_ends = keep_ends
         self.weights = weights_of(self.modules)  # others than those that learn
         self.teacher: LanguageModel | None = None  # another model as the reference
         self.encode = Encoder(tokenizer, template=template, system=system, arguments=chat_arguments)
@@ -133,13 +137,15 @@ class LanguagePolicy:
         tokens, logp = (torch.cat([part[i][:, :width] for part in parts]) for i in (0, 1))
         kept = [n for n, wanted in (("entropy", self.keep_entropy), ("squares", self.keep_squares)) if wanted]
         step_stats = {name: torch.cat([part[3][name][:, :width] for part in parts]) for name in kept}
+        if self.keep_ends:
+            step_stats["end"] = token_ends(self.tokenizer, tokens, length, self.stop)
         owners = [i for i in range(len(prompts)) for _ in range(group_size)]
         mask = (torch.arange(width) < length[:, None]) & (plan.temperature > 0)
         return Rollout(
             Samples(
                 [prompts[i] for i in owners],
                 torch.tensor(owners),
-                texts=self._texts(tokens, length),
+                texts=texts_of(self.tokenizer, said(tokens, length, self.stop)),
                 lengths=length,
                 truncated=~self._is_complete(tokens, length),
             ),
@@ -167,6 +173,8 @@ class LanguagePolicy:
             stats["node"] = stacked(rows, "node")
         if any(row.tree for row in rows):
             stats["tree"] = torch.tensor([[float(row.tree)] for row in rows]).expand_as(mask).clone()
+        if self.keep_ends:
+            stats["end"] = token_ends(self.tokenizer, tokens, length, self.stop)
         given = None
         if not all(all(row.drawn) for row in rows):
             parts = [[i for i, drawn in zip(row.ids, row.drawn, strict=True) if not drawn] for row in rows]
@@ -174,7 +182,7 @@ class LanguagePolicy:
         samples = Samples(
             [row.prompt for row in rows],
             group,
-            texts=self._texts(tokens, length),
+            texts=texts_of(self.tokenizer, said(tokens, length, self.stop)),
             lengths=length,
             truncated=torch.tensor([not row.ended for row in rows]),
             given=given,
@@ -311,9 +319,3 @@ class LanguagePolicy:
             rows = zip(tokens, length.tolist(), strict=True)
             ended |= torch.tensor([self.stop.written(row[:n].tolist()) for row, n in rows])
         return ended
-
-    def _texts(self, tokens: Tensor, length: Tensor) -> list[str]:
-        """Completions as text, without special tokens and without the token that ended them."""
-        rows = [row[:n].tolist() for row, n in zip(tokens, length.tolist(), strict=True)]
-        rows = [row[:-1] if row[-1] in self.stop else row for row in rows]
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -19,13 +19,19 @@ vapo     GAE with lambda 1 - 1 / (0.05 l) for rows of l tokens, 1 for the critic
          mean of -log p over the tokens of right answers, rewards of 1 or more (objective.right).
 starpo   GAE over turns with gamma 0.95, then within them: StarPO with bi-level GAE (arXiv:2504.20073), whitened, clip
          0.2 and 0.28, no divergence. StarPO-S adds advantage.groups=0.25. A row without turns is one turn.
+grpo_process rewards of steps normalised over all steps of a group, summed up from each token on: GRPO with process
+         supervision (DeepSeekMath, arXiv:2402.03300, section 4.1.3); clip 0.2, mean over decisions, sample std + 1e-4,
+         each reward on its own. A reward has to give values of steps.
+psgpo    ppo with rewards of lines added to that of the outcome, and a critic that begins with the weights of the model
+         that values lines, but for its head: PSGPO (arXiv:2410.17621). The recipe gives the weight of the rewards of
+         lines, and critic={use: model, path: ...}; without, the critic begins as a copy of the model.
 
-Each of these adds up raw rewards and clips no advantage.
+Each of these but grpo_process adds up raw rewards; none clips advantages.
 """
 
 from typing import Any
 
-from flowrl.recipe.presets.values import Values
+from flowrl.recipe.presets.values import SUMMED, Values
 
 RAW = {"combine": "sum", "baseline": "none", "clip": None}
 
@@ -50,4 +56,9 @@ LANGUAGE: dict[str, Values] = {
     "vc_ppo": _ppo({"kind": "gae", "lam": 0.95, "lam_critic": 1.0}, warmup=100),
     "vapo": _ppo({"kind": "gae", "alpha": 0.05, "lam_critic": 1.0}, [0.2, 0.28], {"coef": 0.1}, warmup=50),
     "starpo": _ppo({"kind": "two_level"}, [0.2, 0.28]),
+    "grpo_process": {
+        "objective": {"clip": 0.2, "kl_kind": "k3"},
+        "advantage": SUMMED | {"combine": "per_reward", "credit": {"kind": "step"}},
+    },
+    "psgpo": _ppo({"kind": "gae", "lam": 0.95}),
 }

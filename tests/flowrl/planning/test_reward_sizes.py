@@ -138,7 +138,17 @@ RULES |= {
     "answer_format",
     "overlong",
 }
-RULES |= {"key_steps", "step_validity", "screen_action", "screen_coordinate", "screen_format", "screen_step"}
+RULES |= {"boxed_answer", "numeric_answer", "typed_answer", "think_format", "region_iou", "point_exploration"}
+RULES |= {"language_share", "one_language", "no_loop", "repetition"}
+RULES |= {
+    "worked_steps",
+    "key_steps",
+    "step_validity",
+    "screen_action",
+    "screen_coordinate",
+    "screen_format",
+    "screen_step",
+}
 
 
 def test_weights_are_counted_as_they_are_loaded(tmp_path: Path):

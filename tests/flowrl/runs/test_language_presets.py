@@ -34,6 +34,9 @@ IN_PARTS = {
     "edge": [f"generation.again={{kind: corrections, text: '4+', tokens: 8, right: -0.4, answer: {ANSWER}}}"],
 }
 
+STEPS = "rewards={steps: {use: worked_steps}, exact: {use: exact_match, weight: 0.5}}"
+OF_STEPS = {preset: [STEPS, "generation.max_new_tokens=20"] for preset in ("grpo_process", "psgpo")}
+
 
 def trained(folder: Path, preset: str, *more: str) -> list[dict[str, float]]:
     run(load("tiny_lm_grpo", [f"output={folder}", *SMALL, LENGTH, f"objective={{preset: {preset}}}", *more]), quiet())
@@ -47,7 +50,7 @@ def test_every_preset_of_tokens_runs_three_iterations(preset: str, tmp_path: Pat
     if preset == "pass_k":  # right is what is above 0.5, here more than ten tokens
         more = [LENGTH.replace("12", "20").replace("overlong,", "overlong, weight: -1,")]
         more += ["advantage.k=2", "generation.max_new_tokens=20", "train.group=8"]
-    more += IN_PARTS.get(preset, [])
+    more += IN_PARTS.get(preset, []) + OF_STEPS.get(preset, [])
     if preset == "chord":
         shown = tmp_path / "shown.jsonl"
         shown.write_text("".join(json.dumps({"prompt": f"{i}+2", "completion": f"{i + 2}"}) + "\n" for i in range(4)))
@@ -116,3 +119,14 @@ def test_the_baseline_of_least_variance_is_one_of_single_tokens(tmp_path: Path):
     more = ["advantage={baseline: none, scale: none, combine: sum, clip: null, credit: {kind: optimal_token}}"]
     for metrics in trained(tmp_path / "run", "grpo", *more):
         assert metrics["grad_norm"] > 0 and metrics["nonfinite_updates"] == 0
+
+
+def test_rewards_of_steps_do_not_depend_on_how_updates_are_cut(tmp_path: Path):
+    for preset in OF_STEPS:
+        cut = ["train.iterations=1", "train.updates=1", *(["train.refill=1"] if preset == "grpo_process" else [])]
+        rows = [
+            trained(tmp_path / f"{preset}_{size}", preset, *OF_STEPS[preset], *cut, f"train.micro_batch={size}")[0]
+            for size in ("null", 3)
+        ]
+        for name in ("grad_norm", "loss", "adv/abs_mean", "reward/steps/mean"):
+            assert rows[1][name] == pytest.approx(rows[0][name], rel=1e-6, abs=1e-6)

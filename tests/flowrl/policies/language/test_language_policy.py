@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer as Tokens
+from tokenizers import decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from flowrl.contracts import LogProbs, Prompt, View
 from flowrl.core.backward import fill_reference
@@ -14,6 +16,7 @@ from flowrl.core.learner import Learner
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language import decoding
+from flowrl.policies.language.ends import token_ends
 from flowrl.policies.language.forwards import left_padded
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.stopping import stop_ids
@@ -424,3 +427,18 @@ def test_a_cut_is_scored_uncut():
     logits = alone(network, rollout.replay.prompts[0], tokens.tolist())
     inside = cut(logits, 2, 1.0).log_softmax(-1)[torch.arange(number), tokens]
     assert (rollout.rollout_logp[0, :number] < inside - 1e-3).any()
+
+
+def test_where_tokens_end_in_their_text():
+    """Also where several tokens say one character, and past what ends a row; the third row alone says the same."""
+    known = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    made = Tokens(models.BPE(vocab=known | {"<end>": 300}, merges=[]))
+    made.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", pad_token="<end>")
+    encoded = [[known[c] for c in word] for word in ("ab", "", "aÃ©;b")]
+    rows = [*encoded[:1], [300], [*encoded[2], 300]]
+    tokens = torch.tensor([row + [300] * (6 - len(row)) for row in rows])
+    length = torch.tensor([2, 1, 6])
+    ends = token_ends(tokenizer, tokens, length, (300,))
+    assert ends.tolist() == [[1, 2, 2, 2, 2, 2], [0] * 6, [1, 1, 2, 3, 4, 4]]
+    assert torch.equal(token_ends(tokenizer, tokens[2:], length[2:], (300,)), ends[2:])
