@@ -14,8 +14,8 @@ deepsearch  dapo's loss; a search that expands 256 tokens by 8 others gives the 
 ghpo     grpo with hints: groups without a reward above 0 are drawn anew with 25, 50 and 75 % of the reference solution
          behind the prompt; mean over decisions: GHPO (arXiv:2507.10628), its code, whose group is 8. For tokens.
 edge     grpo with corrections: a wrong completion is told so and goes on for 256 tokens, or gets the right answer, half
-         and half; mean over decisions: EDGE-GRPO (arXiv:2507.21848), its code. Its factor of advantages by entropy is
-         no part of this. For tokens.
+         and half; advantages times the mean entropy of all rows over the row's own; mean over decisions: EDGE-GRPO
+         (arXiv:2507.21848), its code. For tokens.
 vineppo  advantages are changes of the value of a step, a line, which nine continuations from its begin give, 20 steps
          at most; whitened, clip 0.2, mean over decisions: VinePPO (arXiv:2410.01679), its script, whose group is 8; it
          adds a KL of 1e-4. For tokens.
@@ -47,7 +47,11 @@ LANGUAGE: dict[str, Values] = {
         "generation": {"tree": {"kind": "deepsearch", "segment": 256, "width": 8}},
     },
     "ghpo": {"objective": PLAIN, "advantage": SUMMED, "generation": {"again": {"kind": "hints"}}},
-    "edge": {"objective": PLAIN, "advantage": SUMMED, "generation": {"again": {"kind": "corrections"}}},
+    "edge": {
+        "objective": PLAIN | {"weight": "inverse_entropy"},
+        "advantage": SUMMED,
+        "generation": {"again": {"kind": "corrections"}},
+    },
     "vineppo": {
         "objective": PLAIN,
         "advantage": SUMMED | {"credit": "values", "scale": "whiten"},

@@ -35,8 +35,6 @@ clip_cov a small share, 2e-4, of the decisions whose log-prob and advantage vary
 kl_cov   in the place of a clip, the share 2e-3 of the largest covariances is pulled to where it was: KL-Cov
          (arXiv:2505.22617), coefficient 1 and the share of its 7B runs; sample std + 1e-6, mean over decisions. For
          tokens.
-edge     advantages times the mean entropy of all rows over the row's own: EDGE-GRPO (arXiv:2507.21848); clip 0.2,
-         sample std + 1e-4, mean over decisions; without the corrected answers that the paper adds. For tokens.
 prorl    dapo's with clip 0.2 and 0.4: ProRL (arXiv:2505.24864), which keeps a divergence (objective.kl) and begins its
          reference and its optimizer anew where it no longer gains (`phases` with `reset`). For tokens.
 skywork_ssb  grpo's clip, mean over decisions, and eight samples an iteration from a store of earlier ones, drawn by
@@ -115,7 +113,6 @@ LANGUAGE: dict[str, Values] = {
         "objective": {"clip": 0.2, "gate": "ratio", "kl_kind": "k3", "covariance": {"kind": "kl", "share": 2e-3}},
         "advantage": SUMMED | {"eps": 1e-6},
     },
-    "edge": {"objective": {"clip": 0.2, "kl_kind": "k3", "weight": "inverse_entropy"}, "advantage": SUMMED},
     "prorl": {
         "objective": {"clip": [0.2, 0.4], "kl_kind": "k3"},
         "advantage": SUMMED | {"eps": 1e-6},
