@@ -103,7 +103,9 @@ class Method:
         def advantage(rewards: dict[str, Tensor], rollout: Rollout) -> tuple[Tensor, dict[str, float]]:
             group = rollout.samples.group
             weights = {name: spec.weight for name, spec in recipe.rewards.items()}
-            adv = row_advantages(rewards, group, rollout.credit, weights=weights, **recipe.advantage.model_dump())
+            adv = row_advantages(
+                rewards, group, rollout.credit, weights=weights, **recipe.advantage.model_dump(exclude={"credit"})
+            )
             return adv, advantage_metrics(rewards, group, adv, weights=weights)
 
         plan, prompts = plan_for(recipe, iteration), self.cursor.take(train.prompts)

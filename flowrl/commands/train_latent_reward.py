@@ -1,7 +1,7 @@
 """`flowrl train-latent-reward`: fits a reward of noisy latents, by which `sampler.guide` steers samples."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -57,6 +57,7 @@ def train_latent_reward_command(
     import random
 
     from flowrl.build import build_policy, build_scorer, set_up
+    from flowrl.policies.pipelines.policy import PipelinePolicy
     from flowrl.preferences.latent import Shape, collect, fit, write
     from flowrl.reading.inputs import load_prompts
     from flowrl.runs.weights import load_weights
@@ -65,7 +66,7 @@ def train_latent_reward_command(
     random.Random(seed).shuffle(wanted)
     wanted = wanted[:number]
     set_up(recipe)
-    scorer, policy = build_scorer(recipe), build_policy(recipe)
+    scorer, policy = build_scorer(recipe), cast(PipelinePolicy, build_policy(recipe))
     if run is not None:
         load_weights(policy, run, weights, raw)
     with output_console().status("drawing") as status:

@@ -6,7 +6,7 @@ in policies/pipelines/latent_reward.py; the model itself is left as it is.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -69,7 +69,7 @@ def collect(
     *,
     seed: int = 0,
     tell: Callable[[int], None] = lambda samples: None,
-) -> tuple[list[Group], dict[str, list[str]]]:
+) -> tuple[list[Group], Mapping[str, list[str]]]:
     """Draws and scores samples by the evaluation's walk and looks at them at levels drawn anew for each batch.
 
     Returns the groups, and the blocks that were read. tell: is told how many samples are looked at.
@@ -198,6 +198,6 @@ def _ordered(reward: LatentReward, group: Group) -> tuple[int, int]:
     return int((values[:, None] > values[None])[better].sum()), int(better.sum())
 
 
-def write(reward: LatentReward, result: LatentFit, folder: Path, blocks: dict[str, list[str]], told: dict) -> None:
+def write(reward: LatentReward, result: LatentFit, folder: Path, blocks: Mapping[str, list[str]], told: dict) -> None:
     """Writes the reward with its card to a folder; told: what else the card says."""
     save(reward, folder, {**told, "blocks": blocks, **asdict(result)})

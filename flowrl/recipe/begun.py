@@ -131,7 +131,12 @@ def check_begun(recipe: "Recipe", given: "GenerationKeys") -> Iterator[RecipeErr
             yield wrong_value("generation.again.shares", again.shares, "numbers in (0, 1] that rise")
     for place, words in (("text", "{hint}"), ("answer", "{answer}")):
         value = getattr(again, place, None)
-        if value is not None and words not in value and (place == "answer" or again.kind == "hints"):
+        if (
+            again is not None
+            and value is not None
+            and words not in value
+            and (place == "answer" or again.kind == "hints")
+        ):
             yield wrong_value(f"generation.again.{place}", value, f"a text with {words} in it")
     if given.force is not None and given.force.left >= given.max_new_tokens:
         problem = f"got {given.force.left}, accepted: below generation.max_new_tokens = {given.max_new_tokens}"

@@ -27,9 +27,10 @@ def wrong_value(place: str, value: JSON, accepted: str, *, suggestion: str | Non
     return RecipeError(place, f"got {show(value)}, accepted: {accepted}", f"{meant}change {place}")
 
 
-def show(value: JSON, limit: int = 60) -> str:
+def show(value: JSON | BaseModel, limit: int = 60) -> str:
     """A value as a recipe's author would write it, shortened."""
-    text = " ".join(repr(value).split())
+    plain = value.model_dump(exclude_defaults=True) if isinstance(value, BaseModel) else value
+    text = " ".join(repr(plain).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

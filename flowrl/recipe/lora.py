@@ -1,6 +1,6 @@
 """The keys of low-rank adapters."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from flowrl.recipe.base import Strict, key
 
@@ -36,7 +36,7 @@ class Lora(Strict):
         return None if self.init in DRAWN else self.init
 
     @property
-    def options(self) -> dict[str, object]:
+    def options(self) -> dict[str, Any]:
         """The arguments of policies.adapters.add_lora; of adapters from a folder, before they are read."""
         made = self.model_dump(exclude={"modules", "init"})
         return made | {"init": "default" if self.begun else self.init}

@@ -91,8 +91,9 @@ def _without(recipe: Recipe) -> Iterator[RecipeError]:
         ("train.source", train.source, "rollouts"),
     ):
         if value != off:
-            problem = f"got {show(value)}, but the objective noises no finished samples"
-            remedy = f"set {place}={'null' if off is None else str(off).lower()}, or a preset such as nft"
+            accepted = "null" if off is None else str(off).lower()
+            problem = f"got {show(value)}, accepted: {accepted}, as the objective noises no finished samples"
+            remedy = f"set {place}={accepted}, or a preset such as nft"
             yield RecipeError(place, problem, remedy)
 
 

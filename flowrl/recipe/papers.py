@@ -59,9 +59,10 @@ def _recipes() -> dict[str, tuple[dict[str, Any], str]]:
 
 def _value(values: Mapping[str, Any], key: str) -> Any:
     """The value of a dotted key, None where it is not there."""
+    value: Any = values
     for part in key.split("."):
-        values = values.get(part) if isinstance(values, Mapping) else None
-    return values
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def recipes_of(paper: Paper) -> list[str]:

@@ -55,7 +55,7 @@ class NoisedObjective:
     @property
     def needs(self) -> frozenset[Need]:
         """See `contracts.Objective`."""
-        return self.reads | frozenset(["reference"] if self.kl > 0 else [])
+        return self.reads | frozenset[Need](["reference"] if self.kl > 0 else [])
 
     def weigh(self, rollout: Rollout, adv: Tensor) -> tuple[Rollout, dict[str, Tensor]]:
         """See `contracts.Objective`: as it is."""
@@ -134,7 +134,7 @@ class AWMObjective(NoisedObjective):
     @property
     def needs(self) -> frozenset[Need]:
         """See `contracts.Objective`: a pull acts on every row."""
-        return super().needs | (frozenset({"every_row"}) if self.pull else frozenset())
+        return super().needs | frozenset[Need](["every_row"] if self.pull else [])
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """(loss [r], metrics [r]); see `NoisedObjective`."""
@@ -173,7 +173,7 @@ class DGPOObjective(NoisedObjective):
     @property
     def needs(self) -> frozenset[Need]:
         """See `contracts.Objective`."""
-        return super().needs | {self.against} | ({"old"} if self.clip is not None else set())
+        return super().needs | frozenset[Need]([self.against, *(["old"] if self.clip is not None else [])])
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """(loss [r], metrics [r]); see `NoisedObjective`."""

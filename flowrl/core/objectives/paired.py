@@ -35,7 +35,7 @@ class FlowDPOObjective(NoisedObjective):
     @property
     def needs(self) -> frozenset[Need]:
         """See `contracts.Objective`."""
-        return super().needs | {self.against}
+        return super().needs | frozenset[Need]([self.against])
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """See `NoisedObjective`: each row of a pair bears the loss of the pair."""
@@ -76,7 +76,7 @@ class RPOObjective(NoisedObjective):
     @property
     def needs(self) -> frozenset[Need]:
         """See `contracts.Objective`."""
-        return super().needs | {"reference"}
+        return super().needs | frozenset[Need](["reference"])
 
     def loss(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """See `NoisedObjective`: each row of a pair bears the loss of the pair."""

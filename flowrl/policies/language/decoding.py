@@ -81,8 +81,19 @@ def decode(
     reading = read(model, prompts, pad=pad)
     reading.select(torch.arange(len(prompts), device=model.device).repeat_interleave(group))
     begin, until = torch.zeros(rows, dtype=torch.int64), torch.full((rows,), plan.max_new_tokens)
-    kept = {"entropy": entropy, "squares": squares}
-    return draw_on(model, reading, uniforms, begin, until, plan, stop=stop, pad=pad, progress=progress, **kept)
+    return draw_on(
+        model,
+        reading,
+        uniforms,
+        begin,
+        until,
+        plan,
+        stop=stop,
+        pad=pad,
+        progress=progress,
+        entropy=entropy,
+        squares=squares,
+    )
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ class Unfinished:
 
     def _row(self, saved: dict[str, Any]) -> Row:
         key = Key(*saved["key"])
-        lists = {name: list(saved[name]) for name in SAVED} | {"node": [0] * len(saved["ids"])}
+        lists: dict[str, Any] = {name: list(saved[name]) for name in SAVED} | {"node": [0] * len(saved["ids"])}
         return Row(self._prompts[key.prompt], list(saved["prompt_ids"]), key, ended=saved["ended"], **lists)
 
 

@@ -293,9 +293,9 @@ class LanguagePolicy:
         """
         uniforms = token_uniforms(keys, plan.max_new_tokens)
         kept = {name: torch.zeros(uniforms.shape) for name in ("entropy", "squares") if getattr(self, f"keep_{name}")}
-        options: dict[str, Any] = {"group": len(keys) // len(ids), "stop": self.stop, "pad": self.pad}
+        options: dict[str, Any] = {"group": len(keys) // len(ids), "stop": self.stop, "pad": self.pad} | kept
         draw = decode_alone if self.batch_invariant else decode
-        return *draw(model, ids, uniforms, plan, progress=progress, **options, **kept), kept
+        return *draw(model, ids, uniforms, plan, progress=progress, **options), kept
 
     def _weights(self, name: str) -> AbstractContextManager[None]:
         """The weights of that name; a teacher is another model, for which those of this one stay."""

@@ -32,10 +32,11 @@ class Prefix:
 
 def prefix_of(cache: DynamicCache, row: int, attention: Tensor) -> Prefix | None:
     """What the cache holds of one row, by its attention [N]; None where the cache does not hold every token."""
-    if any(type(layer) is not DynamicLayer or not layer.is_initialized for layer in cache.layers):
-        return None
-    real = attention.nonzero()[:, 0]
-    layers = [(layer.keys[row][:, real], layer.values[row][:, real]) for layer in cache.layers]
+    real, layers = attention.nonzero()[:, 0], []
+    for layer in cache.layers:
+        if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
+            return None
+        layers.append((layer.keys[row][:, real], layer.values[row][:, real]))
     return Prefix(tuple(k for k, _ in layers), tuple(v for _, v in layers))
 
 

@@ -14,6 +14,7 @@ from flowrl.policies.pipelines.rollout_walk import RolloutWalk
 from flowrl.untyped import JSON
 from samplers.guide import guided_velocity
 from samplers.levels import highest
+from samplers.plan import Table
 
 Rewarding = Callable[[Tensor, Tensor, int], Tensor]  # x, level [R], rows -> reward [R], with gradient to x
 
@@ -86,7 +87,7 @@ class GuidedWalk:
         return self.walk.rows
 
     @property
-    def table(self) -> object:
+    def table(self) -> Table:
         """See `RolloutWalk`."""
         return self.walk.table
 

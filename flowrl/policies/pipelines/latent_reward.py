@@ -27,6 +27,9 @@ class LatentReward(nn.Module):
     mean, std [width]: of the features it was fitted to, by which they are standardised.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, width: int, hidden: int = 128):
         super().__init__()
         self.width = width

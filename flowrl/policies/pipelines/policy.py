@@ -151,14 +151,15 @@ class PipelinePolicy(PipelinePasses):
         self.prepare(prompts[0], plan)
         rows = sum(map(len, pictures)) + sum(len(rollout.samples) for _, rollout in drawn)
         tree = plan.tree(rows // len(prompts))
-        if not tree.levels:
+        levels = [n for n in tree.levels if isinstance(n, int | float)]  # the others are states of a walk
+        if not levels or len(levels) < len(tree.levels):
             raise PolicyError("samples that were not drawn have no decisions: choose an objective that noises samples")
         if plan.num_steps not in self._given:
             with in_one_line(type(self.source).__name__):
                 self._given[plan.num_steps] = self._encoding(prompts[0], plan)
         own, encode = self._given[plan.num_steps]
         trajectory = Trajectory(list(prompts), tree, seed, first, path=own.path)
-        trajectory.levels = tuple(own.levels[n] if isinstance(n, int) else n for n in tree.levels)
+        trajectory.levels = tuple(own.levels[n] if isinstance(n, int) else n for n in levels)
         media, marks = fill(trajectory, encode, pictures, drawn)
         logp = torch.zeros(rows, len(tree.levels))
         stats = {"given": marks.float()[:, None].expand_as(logp)} if drawn else {}

@@ -13,7 +13,7 @@ from torch import Tensor
 from flowrl.contracts import Prompt, Rollout
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key
-from flowrl.policies.pipelines.intercepted_step import Step
+from flowrl.policies.pipelines.intercepted_step import Path, Step
 from flowrl.policies.pipelines.passes import PipelinePasses, WalkPlan
 from samplers.plan import Table
 
@@ -60,14 +60,14 @@ class Levels:
     def __init__(self, table: Table):
         self.table = table
         self.shapes: dict[tuple[int, int], tuple[int, ...]] = {}  # by iteration and stream
-        self.levels: dict[tuple[int, int], tuple[str, Tensor, Tensor]] = {}
+        self.levels: dict[tuple[int, int], tuple[Path, Tensor, Tensor]] = {}
         self.start: dict[int, Tensor] = {}
 
     def is_real(self, iteration: int) -> bool:
         """Every iteration runs."""
         return True
 
-    def entering(self, iteration: int, stream: int) -> Tensor:
+    def skipped_state(self, iteration: int, stream: int) -> Tensor:
         """Never asked for."""
         raise AssertionError("nothing is skipped")
 
@@ -75,7 +75,8 @@ class Levels:
         """The state as it is."""
         at = step.iteration, step.stream
         self.shapes[at] = tuple(step.x.shape[1:])
-        self.levels[at] = step.path, *(torch.as_tensor(s).detach().float().cpu() for s in (step.s, step.s_next))
+        s, s_next = (torch.as_tensor(s).detach().float().cpu() for s in (step.s, step.s_next))
+        self.levels[at] = step.path, s, s_next
         self.start.setdefault(step.stream, step.x.detach().float().cpu())
         return step.x
 
