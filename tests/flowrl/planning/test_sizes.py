@@ -149,7 +149,7 @@ def test_the_estimate_is_what_a_real_step_takes(name: str, folders: dict[str, st
 
 
 def test_an_older_copy_and_finished_states_are_counted():
-    recipe = load("tiny_nft", ["train.prompts=2", "train.group=8", "train.updates=1", "lora.rank=3"])
+    recipe = load("quickstart", ["train.prompts=2", "train.group=8", "train.updates=1", "lora.rank=3"])
     assert recipe.train.old is not None and recipe.train.ema is not None
     found, policy = estimate(recipe), build_policy(recipe)
     learner = build_learner(recipe, policy)
