@@ -10,7 +10,6 @@ How a loss becomes a gradient, also where it needs rows as a whole and the polic
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,11 +147,10 @@ def iterate(
         filling(policy, critic, settings.kl_in_reward, settings.micro_batch, progress),
     )
     engine: GivenEngine[PlanT] | MixedEngine[PlanT] | LocalEngine[PlanT] = local
-    taking: Any = policy  # with samples_of it is one that takes samples
     if samples_of is not None and settings.share is None:
-        engine = GivenEngine(taking, plan, seed, samples_of, clock)
+        engine = GivenEngine(policy, plan, seed, samples_of, clock)  # pyright: ignore - it takes samples
     elif samples_of is not None:
-        engine = MixedEngine(local, taking, samples_of, settings.share or 0.0, settings.pool)
+        engine = MixedEngine(local, policy, samples_of, settings.share or 0.0, settings.pool)  # pyright: ignore
     looks: Looks = policy
     draws = [engine.draw(prompts, first)]
     while more is not None and len(draws) <= settings.refill and (missing := len(prompts) - kept_groups(draws)):
