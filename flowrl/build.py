@@ -187,8 +187,7 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
         kind = recipe.advantage.credit.kind
         if kind in TREE_CREDITS:
             options = recipe.advantage.model_dump(exclude={"credit"}) | lengths
-            assert counted.total is not None, "scores_train"
-            adv = tree_advantages(kind, counted.total, rollout, **options)
+            adv = tree_advantages(kind, counted.total, rollout, **options)  # pyright: ignore
             return adv, advantage_metrics(rewards, group, adv, total=counted.total, **how)
         kl, counted_of, paid = kl_reward(recipe), dict(counted.rewards), dict(counted.weights)
         options = recipe.advantage.model_dump(exclude={"credit"}) | lengths
@@ -262,8 +261,7 @@ def build_explore(recipe: Recipe, scorer: Scorer, unfinished: Any = None) -> Exp
         def score_all(samples: Samples) -> tuple[dict[str, Tensor], Tensor]:
             rewards = score(samples)
             counted = counted_rewards(scorer.specs, rewards, samples.prompts, samples.group, samples)
-            assert counted.total is not None, "only what is scored is drawn so"
-            return rewards, counted.total
+            return rewards, counted.total  # pyright: ignore
 
         return draw(policy, drawing, score_all)
 
