@@ -79,7 +79,8 @@ def recipes_of(paper: Paper) -> list[str]:
 
 def results() -> dict[str, str]:
     """Recipe -> what its header says that it reached."""
-    told = {name: re.search(r"^Result +(.*?)\nReference ", head, re.S | re.M) for name, (_, head) in _recipes().items()}
+    pattern = re.compile(r"^Result +(.*?)\n(?=[A-Z][a-z]+ )", re.DOTALL | re.MULTILINE)
+    told = {name: pattern.search(head) for name, (_, head) in _recipes().items()}
     return {name: " ".join(found[1].split()) for name, found in told.items() if found}
 
 
