@@ -38,8 +38,8 @@ def place(steps: Sequence[Steps], ends: Tensor, mask: Tensor) -> Placed:
             if len(before := own[own <= int((ends[row].cpu() < end).sum())]):
                 found.append((row, int(before[-1]), value))
     rows, columns, values = zip(*found, strict=True) if found else ((), (), ())
-    places = [torch.tensor(part, dtype=torch.int64) for part in (rows, columns)]
-    return Placed(*places, torch.tensor(values, dtype=torch.float64))
+    row, column = (torch.tensor(part, dtype=torch.int64) for part in (rows, columns))
+    return Placed(row, column, torch.tensor(values, dtype=torch.float64))
 
 
 def at_end(outcome: Tensor, mask: Tensor) -> Placed:

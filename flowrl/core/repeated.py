@@ -43,7 +43,7 @@ def majority(scores: Tensor, texts: Sequence[str]) -> Tensor:
     """
     values = []
     for row, said in zip(scores, torch.arange(len(texts)).view(len(scores), -1).tolist(), strict=True):
-        answers = [answer_of(texts[i]) for i in said]
+        answers = [answer_of(texts[int(i)]) for i in said]
         votes = Counter(answer for answer in answers if answer is not None)
         chosen = max(votes, key=lambda answer: votes[answer], default=None)
         mine = [v for v, answer in zip(row, answers, strict=True) if answer == chosen and chosen is not None]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flowrl.contracts import Prompt
     from flowrl.planning.sizes.memory import Sizes
 
-KNOWN = tuple(CONFIGS)  # models on a hub whose configs ship
+KNOWN: Sequence[str] = tuple(CONFIGS)  # models on a hub whose configs ship
 
 
 def plan(recipe: Recipe, iteration: int) -> AnyPlan:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from flowrl.contracts import Prompt
     from flowrl.planning.sizes.memory import Sizes
 
-KNOWN: tuple[str, ...] = ()  # configs of models on a hub that ship
+KNOWN: Sequence[str] = ()  # configs of models on a hub that ship
 
 
 def plan(recipe: Recipe, iteration: int) -> Generation:

@@ -184,7 +184,7 @@ class Run:
             self._stop_if_unmoved()
 
         train = recipe.train
-        given = train.model_dump(include=SETTINGS_KEYS) | {"width": width_pruning(recipe, iteration)}
+        given, width = train.model_dump(include=SETTINGS_KEYS), width_pruning(recipe, iteration)
         given |= {"kl_in_reward": kl_reward(recipe) is not None, "iteration": iteration}
         members = TREE_MEMBERS if kind_of(recipe).draws_in_parts(recipe) else train.budget and train.budget.limit
         objective = self.objective if self.entropy is None else self.entropy.applied(self.objective)
@@ -198,7 +198,7 @@ class Run:
             score=lambda samples: self.inputs.scorer(samples, progress=lambda _: tick(1)) if scored else {},
             advantage=build_advantage(recipe, self.inputs.scorer),
             objective=objective,
-            settings=Settings(**given, share=train.share, members=members, coef=main_coef(recipe)),
+            settings=Settings(**given, width=width, share=train.share, members=members, coef=main_coef(recipe)),
             enter=lambda name: progress.phase(name, totals[name]),
             more=cursor.take,
             progress=tick,

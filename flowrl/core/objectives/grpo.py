@@ -111,9 +111,9 @@ class ClippedObjective:
     @property
     def needs(self) -> frozenset[Need]:
         """The reference where a divergence is paid, every decision where entropy is, and what is corrected."""
-        needs: list[Need] = ["reference"] if self.kl > 0 else []
-        needs += ["every_row"] if self.entropy > 0 else []
-        return frozenset([*needs, "old_logp"] if self.correction is not None else needs)
+        needs = frozenset[Need](["reference"] if self.kl > 0 else [])
+        needs |= frozenset[Need](["every_row"] if self.entropy > 0 else [])
+        return needs | frozenset[Need](["old_logp"] if self.correction is not None else [])
 
     @property
     def _gate(self) -> Gate:

@@ -81,8 +81,8 @@ class Scores:
         if view.entropy:
             entropy = token_entropy(logits, scale, self.precision)
         beyond = (0, tokens.shape[1] - width)
-        padded = [None if value is None else nn.functional.pad(value, beyond) for value in (kl, entropy)]
-        return nn.functional.pad(logp, beyond), *padded
+        kl, entropy = (None if value is None else nn.functional.pad(value, beyond) for value in (kl, entropy))
+        return nn.functional.pad(logp, beyond), kl, entropy
 
     def _head(self, model: LanguageModel, ids: list[int]) -> Head | None:
         """What makes a model's logits of its last states; None where that is not all. It is tried once."""
