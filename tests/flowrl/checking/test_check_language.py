@@ -36,8 +36,9 @@ def drift(policy: object) -> None:
 
 def forget(policy: object) -> None:
     """A replay that is not the rollout."""
-    whole = policy._score  # pyright: ignore[reportAttributeAccessIssue]
-    policy._score = lambda *a, **k: tuple(v if v is None else v * 1.01 for v in whole(*a, **k))  # pyright: ignore
+    looks = policy._looks  # pyright: ignore[reportAttributeAccessIssue]
+    whole = looks.at
+    looks.at = lambda *a, **k: tuple(v if v is None else v * 1.01 for v in whole(*a, **k))
 
 
 @pytest.mark.parametrize(
