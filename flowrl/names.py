@@ -28,6 +28,7 @@ MODELS = {
     "shapes-flux": WORLDS / "shapes" / "assets" / "shapes-flux",
     "arithmetic-qwen2": WORLDS / "arithmetic" / "assets" / "arithmetic-qwen2",
 }
+LONGEST_TOLD = 80  # characters of an unknown name in a message
 WORLD_PROMPTS = ("shapes/train", "shapes/heldout", "arithmetic/train", "arithmetic/heldout")
 
 
@@ -103,7 +104,8 @@ def find(name: str, known: dict[str, Entry], kind: str = "reward") -> Entry:
     if not is_dotted(name):
         if name not in known:
             listed = f"{', '.join(sorted(known))}, or a dotted path" if known else "a dotted path"
-            raise UserError(f"{name!r} is not known; accepted: {listed}{hint(name, known)}")
+            given = name if len(name) <= LONGEST_TOLD else f"{name[:LONGEST_TOLD]}..."
+            raise UserError(f"{given!r} is not known; accepted: {listed}{hint(name, known)}")
         return known[name]
     thing = import_path(name)
     if problem := refusal(thing, kind):
