@@ -299,6 +299,9 @@ PUBLISHED = {  # recipe -> reward: weight, by the authors' scripts and configura
     "draft_sdxl": {"pick_score": 1},
     "refl_sd3": {"hpsv2": 1},
     "flow_dpo_wan": {"video_reward": 1},
+    "flow_rwr_wan": {"video_reward": 0.3333},  # the mean of its three aspects
+    "pair_grpo": {"vlm_judge": 1},
+    "rpo_sd15": {"subject_harmonic": 1},
     "opd_sd35": {},
     "diffusion_dpo_sdxl": {"pick_score": 1},
     "tiny_dpo_offline": {"shapes": 1},
