@@ -20,7 +20,7 @@ from flowrl.untyped import JSON, Network, Tokenizer
 from reward_models.parts.assets import shipped_path
 from reward_models.parts.checkpoints import load_pretrained
 from reward_models.parts.judge import judging
-from reward_models.parts.judge.asking import ServerJudge, messages, scatter
+from reward_models.parts.judge.asking import AsksServer, messages, scatter
 from reward_models.parts.judge.openai_client import Answer
 from reward_models.parts.judge.words import word_tokens
 from reward_models.parts.model import Model
@@ -134,7 +134,7 @@ class text_judge(Model):
 
 
 @dataclass(kw_only=True, eq=False)
-class server_text_judge(ServerJudge):
+class server_text_judge(AsksServer):
     """What a language model behind an OpenAI-compatible server thinks of each completion, float32 [B] in [0, 1].
 
     logprobs: false takes its yes or no where the server has no log-probabilities (`transformers serve`).

@@ -285,7 +285,8 @@ def test_a_picture_with_a_broken_pixel_is_not_asked_about(images):
 @pytest.mark.parametrize("reward", ["server_judge", "unified_reward", "pairwise_judge"])
 def test_arguments_of_its_bases_are_keys_of_a_recipe(reward: str):
     entry, own = names.rewards()[reward], inspect.signature(names.load(reward, names.rewards())).parameters
-    assert entry.accepts == tuple(own) and {"base_url", "frames", "max_side"} <= set(own)
+    assert len(entry.accepts) == len(own) and set(entry.accepts) == set(own)
+    assert {"base_url", "frames", "max_side"} <= set(own)
     assert entry.needs == tuple(name for name, p in own.items() if p.default is p.empty)
     read = {p.name: p.default for p in entry.signature.parameters if p.name not in (*entry.needs, "question")}
     assert read == {name: own[name].default for name in read}  # frames is another for pairs than for the base

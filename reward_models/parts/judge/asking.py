@@ -64,24 +64,43 @@ def image_part(url: str) -> dict[str, JSON]:
 
 
 @dataclass(kw_only=True, eq=False)
-class Judge:
-    """The base of all judges; its fields are arguments of each.
+class Asking:
+    """What all judges share; its fields are arguments of each.
 
-    frames: how many frames of a video are shown (None: all). guard: a system message says that captions are data.
-    refuse_orders: nothing is asked about a caption that tells the judge what to say. failures: number of questions
-    without a usable answer so far, by kind of reason.
+    guard: a system message says what is data. refuse_orders: nothing is asked about a text that tells the judge what to
+    say. failures: number of questions without a usable answer so far, by kind of reason.
     """
 
-    frames: int | None = 8
     guard: bool = True
     refuse_orders: bool = True
 
     def __post_init__(self) -> None:
-        self.name, frames = type(self).__name__, self.frames
-        if frames is not None and (isinstance(frames, bool) or not isinstance(frames, int) or frames < 1):
-            raise ValueError(f"{self.name}: frames={frames!r}; accepted is 1 or more, or null for all of a video")
+        self.name = type(self).__name__
         self.system = judging.GUARD if self.guard else None
         self.failures: Counter[str] = Counter()
+
+    def note_missing(self, kind: str, reason: str) -> float:
+        """NaN; records the reason, and warns the first time."""
+        self.failures[kind] += 1
+        if self.failures[kind] == 1:
+            warnings.warn(f"{self.name}: a question is not scored: {kind}: {reason}", stacklevel=4)
+        return math.nan
+
+
+@dataclass(kw_only=True, eq=False)
+class Judge(Asking):
+    """The base of judges of pictures; its fields are arguments of each.
+
+    frames: how many frames of a video are shown (None: all).
+    """
+
+    frames: int | None = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        frames = self.frames
+        if frames is not None and (isinstance(frames, bool) or not isinstance(frames, int) or frames < 1):
+            raise ValueError(f"{self.name}: frames={frames!r}; accepted is 1 or more, or null for all of a video")
 
     def views(self, samples: Samples) -> list[View | None]:
         """What each sample shows; None, and recorded, if its caption gives the judge orders that are refused."""
@@ -93,23 +112,14 @@ class Judge:
                 self.note_missing("the caption gives orders", text)
         return views
 
-    def note_missing(self, kind: str, reason: str) -> float:
-        """NaN; records the reason, and warns the first time."""
-        self.failures[kind] += 1
-        if self.failures[kind] == 1:
-            warnings.warn(f"{self.name}: a question is not scored: {kind}: {reason}", stacklevel=4)
-        return math.nan
-
 
 @dataclass(kw_only=True, eq=False)
-class ServerJudge(Judge, ServerArguments):
+class AsksServer(Asking, ServerArguments):
     """A judge behind a server.
 
-    max_side: a larger picture is scaled down to this many pixels on its longer side. max_tokens: of an answer.
-    extra_body: further fields of a request.
+    max_tokens: of an answer. extra_body: further fields of a request.
     """
 
-    max_side: int | None = None
     max_tokens: int = 512
     extra_body: Mapping[str, JSON] | None = None
 
@@ -117,14 +127,8 @@ class ServerJudge(Judge, ServerArguments):
         arguments = {field.name: getattr(self, field.name) for field in fields(ServerArguments)}
         server = JudgeServer(reward=type(self).__name__, **arguments)
         super().__post_init__()
-        for name, value in {"max_side": self.max_side, "max_tokens": self.max_tokens}.items():
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{self.name}: {name}={value!r}; accepted is 1 or more")
+        check_count(self.name, "max_tokens", self.max_tokens)
         self._client = Client(server)
-
-    def urls(self, pictures: View) -> list[str]:
-        """The pictures as data URLs."""
-        return [data_url(picture, self.max_side) for picture in pictures]
 
     def ask(self, bodies: Sequence[Mapping[str, JSON]], score: Callable[[Answer], float | str]) -> list[float]:
         """The score of the answer to each request; NaN, with the reason recorded, if there is none.
@@ -146,6 +150,31 @@ class ServerJudge(Judge, ServerArguments):
                 value = self.note_missing("the answer is no score", f"{outcome.text!r:.200}")
             scores.append(value)
         return scores
+
+
+@dataclass(kw_only=True, eq=False)
+class ServerJudge(AsksServer, Judge):
+    """A judge of pictures behind a server.
+
+    max_side: a larger picture is scaled down to this many pixels on its longer side.
+    """
+
+    max_side: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_side is not None:
+            check_count(self.name, "max_side", self.max_side)
+
+    def urls(self, pictures: View) -> list[str]:
+        """The pictures as data URLs."""
+        return [data_url(picture, self.max_side) for picture in pictures]
+
+
+def check_count(reward: str, name: str, value: object) -> None:
+    """Raises ValueError for an argument that is no whole number of 1 or more."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{reward}: {name}={value!r}; accepted is 1 or more")
 
 
 def scatter(values: Sequence[float], at: Sequence[int], number: int) -> Tensor:
