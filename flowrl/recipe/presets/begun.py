@@ -15,7 +15,7 @@ ghpo     grpo with hints: groups without a reward above 0 are drawn anew with 25
          behind the prompt; mean over decisions: GHPO (arXiv:2507.10628), its code, whose group is 8. For tokens.
 edge     grpo with corrections: a wrong completion is told so and goes on for 256 tokens, or gets the right answer, half
          and half; advantages times the mean entropy of all rows over the row's own; mean over decisions: EDGE-GRPO
-         (arXiv:2507.21848), its code. For tokens.
+         (arXiv:2507.21848), its numbers from summaries of its code. For tokens.
 vineppo  advantages are changes of the value of a step, a line, which nine continuations from its begin give, 20 steps
          at most; whitened, clip 0.2, mean over decisions: VinePPO (arXiv:2410.01679), its script, whose group is 8; it
          adds a KL of 1e-4. For tokens.
