@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Prompt, Samples
-from reward_models.parts.texts import texts_of, truth_of_any_kind
+from reward_models.parts.texts import ANSWER, texts_of, truth_of_any_kind
 
 NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 BOX = re.compile(rf"\[{','.join([NUMBER] * 4)}\]")
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def region_iou(samples: Samples, *, key: str = "box", least: float | None = None) -> Tensor:

@@ -6,7 +6,6 @@ meta; a completion that cannot be read scores 0, a prompt without its truth rais
 """
 
 import ast
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,9 +14,8 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from reward_models.parts.texts import texts_of, truth_of_any_kind
+from reward_models.parts.texts import ANSWER, THINK_ANSWER, texts_of, truth_of_any_kind
 
-FORM = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 NEAR = 140  # pixels from a point that GUI-R1 takes for a hit
 TEXTUAL = ("type", "select", "scroll")
 
@@ -47,7 +45,7 @@ def screen_coordinate(samples: Samples, *, key: str = "box", scale: str = "scale
 def screen_format(samples: Samples) -> Tensor:
     """1 where a completion is one block of thought and one of answer, and nothing else; float32 [B]."""
     return torch.tensor(
-        [float(FORM.fullmatch(text.strip()) is not None) for text in texts_of(samples, "screen_format")]
+        [float(THINK_ANSWER.fullmatch(text.strip()) is not None) for text in texts_of(samples, "screen_format")]
     )
 
 
@@ -99,7 +97,7 @@ def _answers(samples: Samples, reward: str) -> list[Mapping[str, Any]]:
 
 def _action(text: str) -> Mapping[str, Any]:
     """The first action in the last answer; empty where there is none."""
-    blocks = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
+    blocks = ANSWER.findall(text)
     try:
         read = ast.literal_eval(blocks[-1].strip()) if blocks else None
     except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -10,12 +10,13 @@ the first scores 0, the second NaN. Licences are those of the model.
 import inspect
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Prompt, Samples
+from flowrl.contracts import Message, Prompt, Samples
 from flowrl.untyped import JSON, Network, Tokenizer
 from reward_models.parts.assets import shipped_path
 from reward_models.parts.checkpoints import load_pretrained
@@ -123,12 +124,7 @@ class text_judge(Model):
 
     def _first_token(self, text: str) -> Tensor:
         """Log-probs [V] of the answer's first token, read without padding: no score depends on another's length."""
-        chat = [{"role": "user", "content": text}]
-        if getattr(self.tokenizer, "chat_template", None):
-            more = {"add_generation_prompt": True, "return_dict": False, "return_tensors": "pt"}
-            ids = self.tokenizer.apply_chat_template(chat, **more)
-        else:
-            ids = self.tokenizer(text, return_tensors="pt")["input_ids"]
+        ids = _ids(self.tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True)
         last = {"logits_to_keep": 1} if self.last_only else {}
         return self.model(input_ids=ids.to(self.device), **last).logits[0, -1].double().log_softmax(-1)
 
@@ -213,11 +209,13 @@ class text_reward_model(Model):
         """The head's number for each completion, float32 [B]."""
         scores = []
         for text, prompt in zip(texts_of(samples, type(self).__name__), samples.prompts, strict=True):
-            scores.append(float(self.model(input_ids=self._ids(prompt.text, text).to(self.device)).logits[0, 0]))
+            chat = [{"role": "user", "content": prompt.text}, {"role": "assistant", "content": text}]
+            scores.append(float(self.model(input_ids=_ids(self.tokenizer, chat).to(self.device)).logits[0, 0]))
         return torch.tensor(scores, dtype=torch.float32)
 
-    def _ids(self, prompt: str, text: str) -> Tensor:
-        chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
-        if getattr(self.tokenizer, "chat_template", None):
-            return self.tokenizer.apply_chat_template(chat, return_dict=False, return_tensors="pt")
-        return self.tokenizer(f"{prompt}\n{text}", return_tensors="pt")["input_ids"]
+
+def _ids(tokenizer: Tokenizer, chat: Sequence[Message], **how: bool) -> Tensor:
+    """Token ids [1, N] of a conversation by the tokenizer's chat template, or a line for each message without one."""
+    if getattr(tokenizer, "chat_template", None):
+        return tokenizer.apply_chat_template(list(chat), return_dict=False, return_tensors="pt", **how)
+    return tokenizer("\n".join(message["content"] for message in chat), return_tensors="pt")["input_ids"]

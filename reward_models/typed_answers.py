@@ -13,10 +13,9 @@ from torch import Tensor
 
 from flowrl.contracts import Prompt, Samples
 from reward_models.parts.extras import require_package
-from reward_models.parts.texts import texts_of, truth
+from reward_models.parts.texts import ANSWER, texts_of, truth
 
 NAME = "typed_answer"
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def typed_answer(samples: Samples, *, key: str = "answer", kind: str = "problem_type") -> Tensor:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from reward_models.parts.texts import texts_of
+from reward_models.parts.texts import THINK_ANSWER, texts_of
 
-THINK_ANSWER = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 WORD = re.compile(r"\b[a-zA-Z]{2,}\b")
 RULED = "=|-~_#*.%－█ ─"  # characters that tables and rules are made of, which repeat in good texts

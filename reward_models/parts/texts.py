@@ -1,8 +1,12 @@
 """What rewards of completions read: the texts themselves, and the truth in a prompt's meta."""
 
+import re
 from typing import Any
 
 from flowrl.contracts import Prompt, Samples
+
+ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+THINK_ANSWER = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 
 
 def texts_of(samples: Samples, reward: str) -> list[str]:
