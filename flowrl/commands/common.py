@@ -38,6 +38,9 @@ RawOption = Annotated[bool, typer.Option("--raw", help="The weights without aver
 TrustOption = Annotated[
     bool, typer.Option("--trust", help="Import and run the modules that the run's own recipe names by dotted paths.")
 ]
+PromptsOption = Annotated[
+    str | None, typer.Option("--prompts", metavar="SOURCE", help="Prompts (default: the training prompts).")
+]
 StepsOption = Annotated[int | None, typer.Option(min=1, help="ODE steps (default: the recipe's).")]
 
 

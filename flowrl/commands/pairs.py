@@ -7,6 +7,7 @@ import typer
 
 from flowrl.commands.common import (
     Overrides,
+    PromptsOption,
     RawOption,
     RunArgument,
     StepsOption,
@@ -26,9 +27,7 @@ def pairs_command(
     group: Annotated[int, typer.Option(min=2, help="Samples drawn of each prompt.")] = 8,
     each: Annotated[int, typer.Option(min=1, help="Pairs of each group: best with worst, and so on.")] = 1,
     margin: Annotated[float, typer.Option(min=0.0, help="The least difference of the rewards of a pair.")] = 0.0,
-    prompts: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Prompts (default: the training prompts).")
-    ] = None,
+    prompts: PromptsOption = None,
     output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: runs/pairs-RECIPE.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     weights: WeightsOption = "final",

@@ -7,6 +7,7 @@ import typer
 
 from flowrl.commands.common import (
     Overrides,
+    PromptsOption,
     RawOption,
     RunArgument,
     StepsOption,
@@ -25,9 +26,7 @@ def train_latent_reward_command(
     number: Annotated[int, typer.Option(min=16, help="Prompts to draw for.")] = 500,
     group: Annotated[int, typer.Option(min=2, help="Samples drawn of each prompt.")] = 8,
     levels: Annotated[int, typer.Option(min=1, help="Noise levels that each sample is looked at.")] = 6,
-    prompts: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Prompts (default: the training prompts).")
-    ] = None,
+    prompts: PromptsOption = None,
     output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: runs/latent-reward-RECIPE.")] = None,
     heldout: Annotated[float, typer.Option(min=0.05, max=0.4, help="Share of the prompts that is held out.")] = 0.2,
     seed: Annotated[int, typer.Option(min=0, help="Of noise, levels, prompts and what is held out.")] = 0,
