@@ -135,11 +135,10 @@ def draw_on(
         length[alive] += 1
         if progress is not None:
             progress(len(alive))
-        going = (
-            ~torch.isin(token, ending)
-            & ~_written(stop, tokens, begin, length, alive).to(device)
-            & (length[alive] < until[alive]).to(device)
-        )
+        within = length[alive] < until[alive]
+        if stop.texts:
+            within &= ~_written(stop, tokens, begin, length, alive)
+        going = ~torch.isin(token, ending) & within.to(device)
         if leave is not None and not going.all():
             left = (~going).nonzero()[:, 0]
             leave(alive[left.cpu()], left, reading)
@@ -166,8 +165,6 @@ def _said(reading: Reading) -> Tensor:
 
 def _written(stop: Stop, tokens: Tensor, begin: Tensor, length: Tensor, rows: Tensor) -> Tensor:
     """Which of these rows have written a text that ends them with their last token, bool [r]."""
-    if not stop.texts:
-        return torch.zeros(len(rows), dtype=torch.bool)
     return torch.tensor([stop.written(tokens[i, begin[i] : length[i]].tolist()) for i in rows.tolist()])
 
 
