@@ -7,8 +7,22 @@ samples.py     what is drawn, what it is drawn for, and what scores it
 looks.py       policies, and what they show of their rollouts
 objectives.py  losses, and what they are given
 exploration.py  samples drawn in more than one go
+conversations.py  turns of a model, tools, environments
 """
 
+from flowrl.contracts.conversations import (
+    Call,
+    Context,
+    Conversation,
+    Environment,
+    Episode,
+    ModelsFault,
+    Picture,
+    Said,
+    Schema,
+    Shown,
+    Unavailable,
+)
 from flowrl.contracts.exploration import Drawing, Explore, Explored, Score
 from flowrl.contracts.looks import (
     Field,
@@ -31,8 +45,13 @@ from flowrl.contracts.samples import Credit, Message, Prompt, Reward, Rollout, S
 
 __all__ = [
     "Batch",
+    "Call",
+    "Context",
+    "Conversation",
     "Credit",
     "Drawing",
+    "Environment",
+    "Episode",
     "Explore",
     "Explored",
     "Field",
@@ -45,18 +64,24 @@ __all__ = [
     "Policy",
     "Progress",
     "Message",
+    "ModelsFault",
+    "Picture",
     "Prompt",
     "Reward",
     "RewardOf",
     "Rollout",
+    "Said",
     "Samples",
+    "Schema",
     "Score",
     "Show",
+    "Shown",
     "States",
     "StepScores",
     "Steps",
     "Valued",
     "Together",
+    "Unavailable",
     "View",
     "Visit",
     "Weights",

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from flowrl.contracts.conversations import Conversation
 
 Message = dict[str, str]  # {"role": system, user or assistant, "content": a text}
 Steps = tuple[tuple[int, float], ...]  # (where a step ends, counted in characters of its text, what it is worth)
@@ -36,8 +39,9 @@ class Samples:
     texts (length B) is given; audio may also go along with a video. sample_rate: samples of audio a second. Where
     decisions are drawn until one of them ends the sample: lengths int64 [B], how many there are, and truncated bool
     [B], whether their limit ended it instead. given: of each text the parts that the model did not draw, such as a
-    hint; None where it drew everything. steps: by reward, of each sample its scored steps, filled in by the scorer for
-    rewards that give `StepScores`.
+    hint; None where it drew everything. talks: of each sample the conversation that it came of, where there were
+    several turns; its text is then that of the model's last turn, and lengths counts what the model drew. steps: by
+    reward, of each sample its scored steps, filled in by the scorer for rewards that give `StepScores`.
     """
 
     prompts: Sequence[Prompt]
@@ -50,6 +54,7 @@ class Samples:
     audio: Tensor | None = None
     sample_rate: int | None = None
     given: Sequence[str] | None = None
+    talks: "Sequence[Conversation] | None" = None
     steps: dict[str, list[Steps]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -69,6 +74,7 @@ class Samples:
             lengths=_at(self.lengths, at),
             truncated=_at(self.truncated, at),
             given=None if self.given is None else [self.given[i] for i in index],
+            talks=None if self.talks is None else [self.talks[i] for i in index],
             steps={name: [of[i] for i in index] for name, of in self.steps.items()},
         )
 

@@ -122,6 +122,7 @@ def join_samples(parts: Sequence[Samples]) -> Samples:
         torch.cat(group),
         texts=texts,
         given=given,
+        talks=None if first.talks is None else [talk for part in parts for talk in part.talks or ()],
         sample_rate=first.sample_rate,
         steps={name: [of for part in parts for of in part.steps[name]] for name in first.steps},
         **tensors,

@@ -63,7 +63,8 @@ def _to(values: Tensor | None, device: str | torch.device) -> Tensor | None:
 
 
 def sample_faults(samples: Samples) -> dict[int, str]:
-    """Position -> why no reward is asked about this sample: its pictures or sound are invalid. Half a sentence.
+    """Position -> why no reward is asked about this sample: its pictures or sound are invalid, or what the model talked
+    to failed. Half a sentence.
 
     Raises ValueError for what is wrong with all samples: shape, size or type.
     """
@@ -76,4 +77,7 @@ def sample_faults(samples: Samples) -> dict[int, str]:
     if samples.audio is not None and len(samples):
         finite = torch.stack([one.isfinite().all() for one in samples.audio.detach()]).tolist()
         reasons |= {i: "sound with values that are not finite" for i, good in enumerate(finite) if not good}
+    for i, talk in enumerate(samples.talks or ()):
+        if talk.failure is not None:
+            reasons[i] = talk.failure
     return reasons

@@ -117,6 +117,8 @@ class ScoreCache:
         for tensor in (samples.lengths, samples.truncated):
             if tensor is not None:
                 digest.update(str(tensor[i].item()).encode())
+        if samples.talks is not None:
+            digest.update(samples.talks[i].written().encode())
         return digest.digest()
 
     def _get(self, key: bytes) -> float | None:
