@@ -29,7 +29,8 @@ from flowrl.build import build_learner, build_objective, build_policy, set_up
 from flowrl.contracts import Rollout, Samples
 from flowrl.core.advantages import advantage_metrics
 from flowrl.core.credit import row_advantages
-from flowrl.core.iterate import Settings, iterate
+from flowrl.core.iterate import iterate
+from flowrl.core.update import Settings
 from flowrl.names import UserError
 from flowrl.planning.costs import eval_plan, plan_for
 from flowrl.reading.inputs import prompt_cursor, read_prompts

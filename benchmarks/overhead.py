@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Prompt
-from flowrl.core.iterate import Settings, update
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.grpo import ClippedObjective
+from flowrl.core.update import Settings, update
 from flowrl.policies import adapters
 from flowrl.policies.loading import load_pipeline
 from flowrl.policies.pipelines.dynamics import Dynamics

@@ -28,7 +28,7 @@ _LAZY = {
     "advantages": ("flowrl.core.advantages", "advantages"),
     "ClippedObjective": ("flowrl.core.objectives.grpo", "ClippedObjective"),
     "Learner": ("flowrl.core.learner", "Learner"),
-    "Settings": ("flowrl.core.iterate", "Settings"),
+    "Settings": ("flowrl.core.update", "Settings"),
     "iterate": ("flowrl.core.iterate", "iterate"),
 }
 __all__ = ["__version__", *_LAZY]

@@ -1,7 +1,7 @@
 """A critic: what it expects of a rollout before its advantages are known, and how well it did.
 
 It stands between engine and update. It looks at rollouts as a policy does, and learns by the same update with a loss
-and a learner of its own (core/iterate.py).
+and a learner of its own (core/update.py).
 """
 
 from dataclasses import dataclass

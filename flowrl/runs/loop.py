@@ -24,9 +24,10 @@ from flowrl.build import (
 )
 from flowrl.contracts import Policy
 from flowrl.core.evaluation import Evaluation
-from flowrl.core.iterate import Iteration, Settings, iterate
+from flowrl.core.iterate import Iteration, iterate
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.entropy import EntropyControl
+from flowrl.core.update import Settings
 from flowrl.core.values import Critic
 from flowrl.kinds import kind_of
 from flowrl.planning.costs import arithmetic, baseline_plan, plan_for

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from flowrl.contracts import Batch, Field, Policy, Rollout, Samples, View, Visit
 from flowrl.core.backward import StepLoss
 from flowrl.core.backward_noised import backward_noised
-from flowrl.core.iterate import Settings, update
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.noised import (
@@ -25,6 +24,7 @@ from flowrl.core.objectives.noised import (
 )
 from flowrl.core.objectives.paired import FlowDPOObjective, RPOObjective
 from flowrl.core.pairs import companions
+from flowrl.core.update import Settings, update
 
 ROWS, LEVELS = 6, (0.3, 0.8)
 ADV = torch.tensor([1.0, -2.0, 0.5, 0.0, -1.0, 2.0])

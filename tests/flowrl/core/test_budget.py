@@ -12,10 +12,11 @@ import golden
 from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View
 from flowrl.core.advantages import advantages
 from flowrl.core.budget import Budget, extra_samples
-from flowrl.core.iterate import Iteration, Settings, iterate
+from flowrl.core.iterate import Iteration, iterate
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.grpo import ClippedObjective
+from flowrl.core.update import Settings
 
 DARS = [f"dars.extra_rollouts.{kind}" for kind in ("ET", "HW")]
 OBJECTIVE = ClippedObjective(0.2, 0.2, aggregate="seq_mean_mean")

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View
 from flowrl.core.advantages import advantages
-from flowrl.core.iterate import Settings, iterate, update
+from flowrl.core.iterate import iterate
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.selection import without_silent
+from flowrl.core.update import Settings, update
 
 LENGTH, WORDS = 5, 7
 

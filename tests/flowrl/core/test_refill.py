@@ -14,11 +14,12 @@ from flowrl.core.advantages import advantages
 from flowrl.core.backward import fill_reference
 from flowrl.core.credit import row_advantages
 from flowrl.core.engine import Advantage
-from flowrl.core.iterate import Iteration, Settings, iterate, update
+from flowrl.core.iterate import Iteration, iterate
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.refill import JoinedPolicy, join_rollouts
+from flowrl.core.update import Settings, update
 
 GROUP = 3
 OBJECTIVE = ClippedObjective(0.2, 0.2, aggregate="seq_mean_mean")

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from flowrl.contracts import Prompt
-from flowrl.core.iterate import Settings, update
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.objectives.texts import TextLikelihood, TextPairs
 from flowrl.core.replay import SampleStore
 from flowrl.core.terms import Term
+from flowrl.core.update import Settings, update
 from flowrl.policies.language.completions import plain_rows, rollout_of
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load

@@ -12,12 +12,13 @@ import golden
 from flowrl.contracts import Batch, LogProbs, Prompt, Rollout, Samples, Valued, View
 from flowrl.core.decisions import DecisionCredit, KlReward, kl_as_reward
 from flowrl.core.engine import LocalEngine
-from flowrl.core.iterate import Settings, iterate, update
+from flowrl.core.iterate import iterate
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import reduce_metrics, weights
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.objectives.value import ValueObjective
 from flowrl.core.refill import JoinedPolicy, join_rollouts
+from flowrl.core.update import Settings, update
 from flowrl.core.values import Critic, value_metrics
 
 ROWS, LENGTH = 6, 5

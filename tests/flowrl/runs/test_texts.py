@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from cli_support import quiet
 from flowrl.contracts import Prompt
-from flowrl.core.iterate import Settings, update
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.texts import TextLikelihood, TextPairs
+from flowrl.core.update import Settings, update
 from flowrl.reading import pairs
 from flowrl.reading.prompts import PromptError
 from flowrl.recipe.errors import RecipeError

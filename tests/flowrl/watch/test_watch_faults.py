@@ -14,9 +14,10 @@ from cli_support import quiet
 from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View
 from flowrl.core.advantages import advantage_metrics, advantages
 from flowrl.core.evaluation import evaluate
-from flowrl.core.iterate import Settings, iterate
+from flowrl.core.iterate import iterate
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.grpo import ClippedObjective
+from flowrl.core.update import Settings
 from flowrl.watch.alarms import Alarm
 from flowrl.watch.sample_statistics import sample_statistics
 from flowrl.watch.watchdog import Watchdog, WatchSettings
