@@ -35,7 +35,7 @@ from flowrl.names import UserError
 from flowrl.planning.costs import eval_plan, plan_for
 from flowrl.reading.inputs import prompt_cursor, read_prompts
 from flowrl.recipe.load import load
-from flowrl.runs.loop import TREE_MEMBERS
+from flowrl.runs.settings import TREE_MEMBERS
 
 BASE = "all-steps"
 # name -> (recipe overrides, at most so many times an iteration on all steps)

@@ -18,16 +18,13 @@ from flowrl.build import (
     build_objective,
     build_watch,
     given_samples,
-    kl_reward,
     observed,
-    width_pruning,
 )
 from flowrl.contracts import Policy
 from flowrl.core.evaluation import Evaluation
 from flowrl.core.iterate import Iteration, iterate
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.entropy import EntropyControl
-from flowrl.core.update import Settings
 from flowrl.core.values import Critic
 from flowrl.kinds import kind_of
 from flowrl.planning.costs import arithmetic, baseline_plan, plan_for
@@ -39,21 +36,18 @@ from flowrl.report import page as report
 from flowrl.runs import checkpoints
 from flowrl.runs import resume as resuming
 from flowrl.runs.alarm_response import AlarmError, most_severe, roll_back_to, rollback_message
-from flowrl.runs.beside import beside, main_coef, terms_of
+from flowrl.runs.beside import beside, terms_of
 from flowrl.runs.console import Console, Progress
 from flowrl.runs.folder import RunFolder
 from flowrl.runs.heldout import evaluate_heldout, evaluation_is_due, judged_mean, kl_to_base, paired_rises, times_due
 from flowrl.runs.phasing import Draws, begin_phase
 from flowrl.runs.run_state import GlobalGenerators, RunState
 from flowrl.runs.saving import Saving
+from flowrl.runs.settings import settings_of
 from flowrl.runs.stopping import Stopped, Stopping
 from flowrl.untyped import JSON
 from flowrl.watch.alarms import Alarm
 from flowrl.watch.sample_statistics import sample_statistics
-
-TREE_MEMBERS = 2**20  # noise numbers reserved for each draw of trees, whose size may change between iterations
-SETTINGS_KEYS = {"group", "epochs", "updates", "update_by", "micro_batch"}  # keys of train
-SETTINGS_KEYS |= {"refill", "keep", "keep_by", "skip_truncated", "drop_silent", "pairs", "sample_old", "pool"}
 
 
 @dataclass
@@ -185,9 +179,7 @@ class Run:
             self._stop_if_unmoved()
 
         train = recipe.train
-        given, width = train.model_dump(include=SETTINGS_KEYS), width_pruning(recipe, iteration)
-        given |= {"kl_in_reward": kl_reward(recipe) is not None, "iteration": iteration}
-        members = TREE_MEMBERS if kind_of(recipe).draws_in_parts(recipe) else train.budget and train.budget.limit
+        settings = settings_of(recipe, iteration)
         objective = self.objective if self.entropy is None else self.entropy.applied(self.objective)
         result = iterate(
             self.policy,
@@ -195,11 +187,11 @@ class Run:
             cursor.take(train.prompts),
             plan=plan_for(recipe, iteration),
             seed=recipe.seed,
-            first=iteration * (1 + train.refill) * (members or train.group),
+            first=iteration * (1 + train.refill) * settings.stride,
             score=lambda samples: self.inputs.scorer(samples, progress=lambda _: tick(1)) if scored else {},
             advantage=build_advantage(recipe, self.inputs.scorer),
             objective=objective,
-            settings=Settings(**given, width=width, share=train.share, members=members, coef=main_coef(recipe)),
+            settings=settings,
             enter=lambda name: progress.phase(name, totals[name]),
             more=cursor.take,
             progress=tick,
