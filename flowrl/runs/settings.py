@@ -8,7 +8,7 @@ from flowrl.runs.beside import main_coef
 
 TREE_MEMBERS = 2**20  # noise numbers reserved for each draw of trees, whose size may change between iterations
 KEYS = {"group", "epochs", "updates", "update_by", "micro_batch"}  # keys of train
-KEYS |= {"refill", "keep", "keep_by", "skip_truncated", "drop_silent", "pairs", "sample_old", "pool", "share"}
+KEYS |= {"refill", "keep", "keep_by", "skip_truncated", "drop_silent", "pairs", "sample_old", "pool"}
 
 
 def settings_of(recipe: Recipe, iteration: int) -> Settings:
@@ -21,5 +21,6 @@ def settings_of(recipe: Recipe, iteration: int) -> Settings:
         members=TREE_MEMBERS if in_parts else train.budget and train.budget.limit,
         kl_in_reward=kl_reward(recipe) is not None,
         iteration=iteration,
+        share=train.share,
         coef=main_coef(recipe),
     )
