@@ -42,11 +42,18 @@ def screen_coordinate(samples: Samples, *, key: str = "box", scale: str = "scale
     return torch.tensor(scores)
 
 
-def screen_format(samples: Samples) -> Tensor:
-    """1 where a completion is one block of thought and one of answer, and nothing else; float32 [B]."""
-    return torch.tensor(
-        [float(THINK_ANSWER.fullmatch(text.strip()) is not None) for text in texts_of(samples, "screen_format")]
-    )
+def screen_format(samples: Samples, *, whole: bool = False) -> Tensor:
+    """1 where a completion is one block of thought and one of answer, and nothing else; float32 [B].
+
+    whole: the answer has to be a list of actions, too, each with `action`, `point` of two whole numbers and
+    `input_text`, which says something where one types, selects or opens, and a direction where one scrolls (GUI-R1, its
+    code, which runs the answer as a program; here it is only parsed).
+    """
+    right = []
+    for text in texts_of(samples, "screen_format"):
+        formed = THINK_ANSWER.fullmatch(text.strip()) is not None
+        right.append(formed and (not whole or _is_whole(_read(text))))
+    return torch.tensor([float(value) for value in right])
 
 
 def screen_step(samples: Samples, *, action: str = "action", box: str = "gt_bbox", text: str = "input_text") -> Tensor:
@@ -97,10 +104,31 @@ def _answers(samples: Samples, reward: str) -> list[Mapping[str, Any]]:
 
 def _action(text: str) -> Mapping[str, Any]:
     """The first action in the last answer; empty where there is none."""
-    blocks = ANSWER.findall(text)
-    try:
-        read = ast.literal_eval(blocks[-1].strip()) if blocks else None
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return {}
+    read = _read(text)
     first = read[0] if isinstance(read, list) and read else read
     return first if isinstance(first, dict) else {}
+
+
+def _read(text: str) -> Any:
+    """What the last answer holds; None where it cannot be read."""
+    blocks = ANSWER.findall(text)
+    try:
+        return ast.literal_eval(blocks[-1].strip()) if blocks else None
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def _is_whole(read: Any) -> bool:
+    """Whether this is a list of actions, each with all that GUI-R1 asks for."""
+    return isinstance(read, list) and all(isinstance(entry, dict) and _is_said(entry) for entry in read)
+
+
+def _is_said(entry: Mapping[str, Any]) -> bool:
+    action, point, said = entry.get("action"), entry.get("point"), entry.get("input_text")
+    if not isinstance(action, str) or not isinstance(said, str) or not isinstance(point, list | tuple):
+        return False
+    if len(point) < 2 or not all(isinstance(value, int) and not isinstance(value, bool) for value in point[:2]):
+        return False
+    if action in ("type", "select", "open_app"):
+        return said != "no input text"
+    return action != "scroll" or said in ("left", "right", "up", "down")

@@ -12,23 +12,52 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Samples
-from reward_models.parts.texts import THINK_ANSWER, texts_of
+from reward_models.parts.texts import THINK_ANSWER, THOUGHT, texts_of
 
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 WORD = re.compile(r"\b[a-zA-Z]{2,}\b")
+FORMS = {  # form -> what matches at the begin of a completion that has it
+    "answer": re.compile(rf"{THINK_ANSWER.pattern}\Z", re.DOTALL),
+    "any": re.compile(r"<think>(?!.*<think>)(.*?)</think>", re.DOTALL),
+    "alone": re.compile(r"<answer>.*?</answer>\Z", re.DOTALL),
+    "lines": re.compile(r"<think>\n.*?\n</think>\n<answer>\n.*?\n</answer>\n?\Z", re.DOTALL),
+}
 RULED = "=|-~_#*.%－█ ─"  # characters that tables and rules are made of, which repeat in good texts
 
 
-def think_format(samples: Samples, *, form: Literal["answer", "any"] = "answer") -> Tensor:
+def think_format(samples: Samples, *, form: Literal["answer", "any", "alone", "lines"] = "answer") -> Tensor:
     """1 where a completion is written as asked, else 0; float32 [B].
 
     answer: one block <think>...</think>, white space, one block <answer>...</answer> and nothing else (Video-R1,
-    ms-swift). any: one block of thought at its very beginning, with anything behind it (TRL).
+    ms-swift). any: one block of thought at its very beginning, with anything behind it (TRL). alone: a block of answer
+    and nothing else (R1-AQA, arXiv:2503.11197). lines: as answer, with each mark on a line of its own (Praxis-VLM,
+    arXiv:2503.16965).
     """
-    if form not in ("answer", "any"):
-        raise ValueError(f"think_format: form={form!r}; accepted: answer, any")
-    right = _is_think_answer if form == "answer" else _begins_with_thought
-    return torch.tensor([float(right(text)) for text in texts_of(samples, "think_format")])
+    if form not in FORMS:
+        raise ValueError(f"think_format: form={form!r}; accepted: {', '.join(FORMS)}")
+    return torch.tensor([float(FORMS[form].match(text) is not None) for text in texts_of(samples, "think_format")])
+
+
+def mark_lines(samples: Samples) -> Tensor:
+    """A quarter for each of four marks that a completion has exactly once, on a line of its own; float32 [B] in [0, 1].
+
+    They are <think>, </think>, <answer> and </answer>; the first needs a line break behind it, the last one before it,
+    the others both. Praxis-VLM (arXiv:2503.16965), its code.
+    """
+    marks = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")
+    texts = texts_of(samples, "mark_lines")
+    return torch.tensor([sum(text.count(mark) == 1 for mark in marks) / len(marks) for text in texts])
+
+
+def thought_length(samples: Samples, *, words: int = 250) -> Tensor:
+    """Words of the first block of thought over those wanted, at most 1; float32 [B], 0 without a thought.
+
+    Praxis-VLM's code takes 250. Raises ValueError for words below 1.
+    """
+    if words < 1:
+        raise ValueError(f"thought_length: words={words}; accepted: 1 or more")
+    thoughts = [THOUGHT.search(text) for text in texts_of(samples, "thought_length")]
+    return torch.tensor([min(1.0, len(found[1].split()) / words) if found else 0.0 for found in thoughts])
 
 
 def repetition(
@@ -112,13 +141,3 @@ def language_share(samples: Samples, *, script: Literal["latin", "chinese"] = "l
         total = sum(words.values())
         scores.append(words[script] / total if total else 1.0)
     return torch.tensor(scores, dtype=torch.float32)
-
-
-def _is_think_answer(text: str) -> bool:
-    return THINK_ANSWER.fullmatch(text) is not None
-
-
-def _begins_with_thought(text: str) -> bool:
-    """Whether a text begins with a block of thought that holds no other mark of one, and has none behind it."""
-    found = re.match(r"<think>(?!.*<think>)(.*?)</think>", text, re.DOTALL)
-    return found is not None

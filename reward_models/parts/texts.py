@@ -6,6 +6,7 @@ from typing import Any
 from flowrl.contracts import Prompt, Samples
 
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 THINK_ANSWER = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 
 

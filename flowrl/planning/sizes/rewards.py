@@ -42,7 +42,7 @@ PARAMETERS = {
 READER = 31_749_562  # bytes of PP-OCRv6's detector, recogniser and direction files, which rapidocr ships
 ARGUMENTS = ("model", "weights", "checkpoint", "detector", "dino", "dtype")  # they say which weights a reward loads
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
-SERVED = ("server_judge", "unified_reward", "pairwise_judge", "remote")
+SERVED = ("server_judge", "server_text_judge", "radiology_reasoning", "unified_reward", "pairwise_judge", "remote")
 _BILLIONS = re.compile(r"(?<![\d.a-z])(\d+(?:\.\d+)?)b(?![a-z])", re.IGNORECASE)
 _WEIGHTS = (".pt", ".pth", ".bin", ".ckpt")
 
