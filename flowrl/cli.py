@@ -19,6 +19,7 @@ from flowrl.commands.report import report
 from flowrl.commands.sample import sample
 from flowrl.commands.scan import scan_command
 from flowrl.commands.serve import serve_command
+from flowrl.commands.serve_policy import serve_policy_command
 from flowrl.commands.train import run
 from flowrl.commands.train_latent_reward import train_latent_reward_command
 from flowrl.commands.train_reward import train_reward_command
@@ -35,6 +36,7 @@ ONE_PROCESS = (
     "train-latent-reward",
     "scan",
     "export",
+    "serve-policy",
     "world",
 )
 app = typer.Typer(
@@ -55,6 +57,7 @@ app.command("scan")(scan_command)
 app.command()(report)
 app.command("export")(export_command)
 app.command("serve-rewards")(serve_command)
+app.command("serve-policy")(serve_policy_command)
 app.command("list")(list_command)
 app.command("explain")(explain_command)
 app.command("schema")(schema_command)

@@ -70,6 +70,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/policies/trainable.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/policies/pipelines/building.py": {"flowrl.policies", "flowrl.recipe", "flowrl.contracts"} | LIGHT,
     "flowrl/policies/language/building.py": {"flowrl.policies", "flowrl.recipe", "flowrl.kinds"} | LIGHT,
+    "flowrl/engines": {"flowrl.engines", "flowrl.policies", "flowrl.contracts", "flowrl.recipe", "samplers"}
+    | {"reward_models.parts"}
+    | LIGHT,
     "flowrl/planning": {"flowrl.planning", "flowrl.recipe", "flowrl.kinds", "samplers"} | LIGHT | {"flowrl.contracts"},
     "flowrl/planning/sizes": {"flowrl.planning", "flowrl.recipe", "flowrl.policies", "flowrl.contracts", "samplers"}
     | LIGHT,
@@ -122,6 +125,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "flowrl/compare": {"jinja2", "yaml", "PIL", "rich", "scipy", "matplotlib"},
     "flowrl/compare/drift.py": {"torch"},
     "flowrl/serve": {"fastapi", "starlette", "uvicorn", "pydantic"},  # the server's own process needs no torch
+    "flowrl/engines": {"fastapi", "uvicorn", "pydantic", "torch", "peft", "safetensors"},
     "flowrl/serve/worker.py": {"torch"},  # a worker knows no HTTP
     "flowrl/recipe": {"pydantic", "yaml"},  # a recipe is refused before torch is loaded
     "flowrl/kinds": {"torch"},
