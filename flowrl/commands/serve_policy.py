@@ -13,6 +13,7 @@ from flowrl.commands.common import (
     resolve_target,
     silence_libraries,
 )
+from flowrl.kinds import kind_of
 from flowrl.names import UserError
 
 PORT = 8000  # as vLLM's
@@ -36,8 +37,8 @@ def serve_policy_command(
 ) -> None:
     """Serve a language model over HTTP: completions, chats, token ids and log-probs. Ends on Ctrl-C or SIGTERM."""
     recipe, run = resolve_target(target, overrides or [], weights, raw, trust)
-    if recipe.generation is None:
-        raise UserError(f"{target}: is no language model's (it has no `generation`); give another recipe or run")
+    if not kind_of(recipe).texts:
+        raise UserError(f"{target}: its samples are no texts; give the recipe or run of a language model")
     try:
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401
