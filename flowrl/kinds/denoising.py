@@ -125,7 +125,7 @@ class Denoising:
 
         return argument_names(model, online=online)
 
-    def refuse_prompts(self, prompts: Sequence["Prompt"]) -> str | None:
+    def refuse_prompts(self, prompts: Sequence["Prompt"], model: str) -> str | None:
         """Refuses conversations. Whatever else the pipeline does not take is left to the rewards."""
         talk = next((prompt for prompt in prompts if prompt.messages), None)
         if talk is None:

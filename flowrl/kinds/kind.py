@@ -248,7 +248,7 @@ class Kind(Protocol):
         """Names of the model's call arguments that columns of prompts may set. online: whether to ask the hub."""
         ...
 
-    def refuse_prompts(self, prompts: Sequence[Prompt]) -> str | None:
+    def refuse_prompts(self, prompts: Sequence[Prompt], model: str) -> str | None:
         """Why the model cannot take these prompts; None if it can."""
         ...
 

@@ -1,4 +1,4 @@
-"""Language models: any causal model of transformers; its decisions are tokens."""
+"""Language models of transformers, also those that read pictures or sounds; their decisions are tokens."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from flowrl.recipe.correction import check_drawing
 from flowrl.recipe.credit import check_token_credit
 from flowrl.recipe.errors import RecipeError, show
 from flowrl.recipe.generation import GenerationKeys
+from flowrl.recipe.models import reads_media
 from flowrl.recipe.noised_checks import check_texts
 from flowrl.recipe.objectives import check_token_objective
 from flowrl.recipe.presets import LANGUAGE
@@ -34,7 +35,7 @@ class Language:
     """The kind of a recipe with `generation`."""
 
     name, unread, presets, texts = "language", ("pipeline", "sampler"), LANGUAGE, True
-    index = "a causal model's config.json"
+    index = "a language model's config.json"
     words = Words(
         model="a language model",
         chosen="add generation={max_new_tokens: NUMBER}",
@@ -141,14 +142,14 @@ class Language:
         """None: the model takes nothing but the prompt's text."""
         return []
 
-    def refuse_prompts(self, prompts: Sequence["Prompt"]) -> str | None:
-        """Refuses prompts with pictures."""
+    def refuse_prompts(self, prompts: Sequence["Prompt"], model: str) -> str | None:
+        """Refuses prompts with media for a model that is known to read text alone."""
         seeing = next((prompt for prompt in prompts if prompt.media), None)
-        if seeing is None:
+        if seeing is None or reads_media(model) is not False:
             return None
         return (
-            f"the prompt {seeing.text!r} has a picture (media or image), and a language model of text "
-            "does not see it; remove that column"
+            f"the prompt {seeing.text!r} has pictures or sounds ({', '.join(seeing.media)[:120]}), and {model!r} reads "
+            "text alone: its folder has no processor; give a vision-language model, or remove that column"
         )
 
     def library(self, export: str) -> str:

@@ -2,14 +2,25 @@
 
 import torch
 from diffusers import DiffusionPipeline
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    AutoTokenizer,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 from flowrl import names
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.working_copy import modules_of
 from flowrl.recipe.calls import check_call
 from flowrl.recipe.models import gguf_file
-from flowrl.untyped import LanguageModel, Nest, Pipeline, Tokenizer
+from flowrl.untyped import LanguageModel, Nest, Network, Pipeline, Processor, Tokenizer
 
 
 def load_pipeline(model: str, dtype: torch.dtype, call: dict[str, Nest] | None = None) -> Pipeline:
@@ -30,19 +41,46 @@ def load_pipeline(model: str, dtype: torch.dtype, call: dict[str, Nest] | None =
 
 
 def load_language(model: str, dtype: torch.dtype) -> tuple[LanguageModel, Tokenizer]:
-    """(model, tokenizer) of a causal language model, in `dtype` on the CPU, frozen and in evaluation mode.
+    """(model, tokenizer) of a language model, in `dtype` on the CPU, frozen and in evaluation mode.
 
-    A model gguf:FILE is read by transformers' own reader, its quantised weights as plain ones.
+    Its config decides whether it reads text alone, or pictures and sounds as well (`load_processor`). A model gguf:FILE
+    is read by transformers' own reader, its quantised weights as plain ones.
     Raises PolicyError if they cannot be loaded.
     """
     file = gguf_file(model)
     place, how = (_place(model), {}) if file is None else (str(file.parent), {"gguf_file": file.name})
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **how)
-        network = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **how)
+        auto = AutoModelForCausalLM if file is not None else _auto_class(place) or AutoModelForCausalLM
+        network = auto.from_pretrained(place, dtype=dtype, **how)
     except (OSError, ValueError) as error:
         raise _unloadable(model, "transformers", error) from error
     return network.requires_grad_(False).eval(), tokenizer
+
+
+def load_processor(model: str) -> Processor | None:
+    """What makes tensors of texts, pictures and sounds for a model that reads them; None for a model of text alone.
+
+    Raises PolicyError if it cannot be loaded.
+    """
+    if gguf_file(model) is not None or _auto_class(_place(model)) is None:
+        return None
+    try:
+        return AutoProcessor.from_pretrained(_place(model))
+    except (OSError, ValueError, ImportError) as error:
+        raise _unloadable(model, "transformers", error) from error
+
+
+def _auto_class(place: str) -> Network | None:
+    """What loads a model that reads more than text, by the class that its config names; None for another model."""
+    try:
+        named = AutoConfig.from_pretrained(place).architectures or []
+    except (OSError, ValueError):
+        return None  # loading says it better
+    if any(name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values() for name in named):
+        return AutoModelForImageTextToText
+    more = any(name in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.values() for name in named)
+    return AutoModelForMultimodalLM if more else None
 
 
 def _place(model: str) -> str:

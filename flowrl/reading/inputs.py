@@ -32,7 +32,7 @@ def load_prompts(recipe: Recipe, source: str, split: str, limit: int | None, *, 
     arguments = kind.prompt_arguments(recipe.model, online=online)
     columns = recipe.prompts.columns
     loaded = prompt_files.load(source, split=split, limit=limit, arguments=arguments, columns=columns)
-    if problem := kind.refuse_prompts(loaded):
+    if problem := kind.refuse_prompts(loaded, recipe.model):
         raise PromptError(f"{source}: {problem}")
     return loaded
 

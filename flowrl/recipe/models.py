@@ -6,6 +6,8 @@ from pathlib import Path
 from flowrl import names
 from flowrl.recipe.calls import read_json
 
+# of these a folder of a model that reads more than text has at least one
+PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 GGUF = "gguf:"  # a language model in one quantised file, which is read into plain weights
 
 
@@ -43,6 +45,14 @@ def pipeline_class(model: str) -> str | None:
     return read_json(names.MODELS.get(model, Path(model).expanduser()) / "model_index.json").get("_class_name")
 
 
+def reads_media(model: str) -> bool | None:
+    """Whether a local or embedded model has a processor of pictures or sounds; None for a hub id, known once loaded."""
+    if gguf_file(model) is not None:
+        return False
+    folder = names.MODELS.get(model, Path(model).expanduser())
+    return any((folder / name).is_file() for name in PROCESSORS) if folder.is_dir() else None
+
+
 def foreign_model(model: str) -> tuple[str, str] | None:
     """(what it is, what to do) for a path to something that is neither a diffusers pipeline nor a text model."""
     path = Path(model).expanduser()
@@ -52,8 +62,13 @@ def foreign_model(model: str) -> tuple[str, str] | None:
         remedy = "write a folder of it: diffusers' Pipeline.from_single_file(FILE).save_pretrained(FOLDER); give FOLDER"
         return "a single file without a model's configs", remedy
     config = read_json(path / "config.json")
-    if not (path / "model_index.json").is_file() and any(key in config for key in ("vision_config", "audio_config")):
-        return f"a model of pictures or sound and text ({config.get('model_type')})", "give a text-only language model"
+    seeing = any(key in config for key in ("vision_config", "audio_config"))
+    if seeing and not (path / "model_index.json").is_file() and not reads_media(model):
+        kind = f"a model of pictures or sound and text ({config.get('model_type')}) without its processor"
+        return (
+            kind,
+            f"save it beside the weights: transformers' AutoProcessor.from_pretrained(ID).save_pretrained({path})",
+        )
     if path.is_dir() and not config and any(path.glob("*.gguf")):
         return "a folder of GGUF files, quantised for inference", "give the hub id or folder they were made from"
     return None

@@ -11,7 +11,6 @@ from flowrl.kinds.language import section_of
 from flowrl.policies import adapters
 from flowrl.policies.devices import device_of
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.language.chat import Encoder
 from flowrl.policies.language.critic import TokenValues
 from flowrl.policies.language.guided import corrections, hints
 from flowrl.policies.language.partial import Unfinished, partial_rollouts
@@ -19,14 +18,13 @@ from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.search import deepsearch
 from flowrl.policies.language.trees import tree_grpo, treepo
 from flowrl.policies.language.values import values
-from flowrl.policies.loading import load_language
+from flowrl.policies.loading import load_language, load_processor
 from flowrl.policies.own import policy_class
 from flowrl.policies.reference_lora import add_reference_lora
 from flowrl.policies.trainable import make_trainable
 from flowrl.policies.weights import weights_of
 from flowrl.recipe.begun import arguments
 from flowrl.recipe.credit import OF_TREES
-from flowrl.recipe.generation import GenerationKeys
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import LanguageModel, Tokenizer
 
@@ -59,6 +57,7 @@ def build(recipe: Recipe) -> LanguagePolicy:
         keep_squares=recipe.advantage.credit.kind == "optimal_token",
         keep_ends=recipe.advantage.credit.kind not in ("broadcast", *OF_TREES),
         batch_invariant=recipe.rollout.batch_invariant,
+        processor=load_processor(recipe.model),
     )
     make_trainable(recipe, policy.modules)
     return policy
@@ -130,12 +129,7 @@ def check_tokens_agree(
 def retune(policy: LanguagePolicy, recipe: Recipe) -> None:
     """Gives a policy another recipe's chat template and system message."""
     given = section_of(recipe)
-    policy.encode = encoder(policy.tokenizer, given)
-
-
-def encoder(tokenizer: Tokenizer, given: GenerationKeys) -> Encoder:
-    """How a recipe's prompts become token ids."""
-    return Encoder(tokenizer, template=given.chat_template, system=given.system, arguments=given.chat_arguments)
+    policy.encode = policy.encoder(template=given.chat_template, system=given.system, arguments=given.chat_arguments)
 
 
 def unfinished(recipe: Recipe, prompts: Sequence[Any]) -> Unfinished | None:

@@ -8,18 +8,27 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Prompt, Rollout, Samples
+from flowrl.policies.language.inputs import Inputs
 from flowrl.untyped import Tokenizer
 from samplers.tokens import Generation
 
 
 @dataclass
 class Completions:
-    """What a rollout stores: ids of each row's prompt, tokens int64 [R, K] and how many of them count, int64 [R]."""
+    """What a rollout stores: ids of each row's prompt, tokens int64 [R, K] and how many of them count, int64 [R].
+
+    inputs: the media of each row; None where the model reads text alone.
+    """
 
     prompts: list[list[int]]
     tokens: Tensor
     length: Tensor
     plan: Generation
+    inputs: list[Inputs] | None = None
+
+    def inputs_of(self, rows: Tensor) -> list[Inputs] | None:
+        """The media of these rows, int64 [r]."""
+        return None if self.inputs is None else [self.inputs[i] for i in rows.tolist()]
 
 
 def given_texts(
@@ -30,11 +39,12 @@ def given_texts(
     ids: Sequence[list[int]],
     texts: Sequence[str],
     plan: Generation,
+    inputs: Sequence[Inputs] | None = None,
 ) -> Rollout:
     """A rollout of these completions, as many for each prompt, prompt by prompt, each with a token that ends it.
 
-    stop, pad: ids that end a completion, and that of padding. ids: those of each prompt. A text beyond the plan's limit
-    is cut there. Nobody drew them: their rollout_logp is 0.
+    stop, pad: ids that end a completion, and that of padding. ids, inputs: those of each prompt. A text beyond the
+    plan's limit is cut there. Nobody drew them: their rollout_logp is 0.
     """
     group = len(texts) // len(prompts)
     rows = [_tokens(tokenizer, text, stop)[: plan.max_new_tokens] for text in texts]
@@ -51,7 +61,8 @@ def given_texts(
     )
     mask = torch.arange(tokens.shape[1]) < length[:, None]
     owners = [own for own in ids for _ in range(group)]
-    return Rollout(samples, torch.zeros(tokens.shape), mask, Completions(owners, tokens, length, plan))
+    media = None if inputs is None else [own for own in inputs for _ in range(group)]
+    return Rollout(samples, torch.zeros(tokens.shape), mask, Completions(owners, tokens, length, plan, media))
 
 
 def _tokens(tokenizer: Tokenizer, text: str, stop: Collection[int]) -> list[int]:
@@ -68,6 +79,8 @@ def plain_rows(rollout: Rollout) -> list[dict[str, Any]]:
         tokens, logp = held.tokens[i, :length].tolist(), rollout.rollout_logp[i, :length].tolist()
         mask = rollout.mask[i, :length].tolist()
         rows.append({"ids": list(held.prompts[i]), "tokens": tokens, "logp": logp, "mask": mask})
+        if held.inputs is not None:
+            rows[-1]["inputs"] = held.inputs[i].state()
     return rows
 
 
@@ -82,4 +95,5 @@ def rollout_of(rows: Sequence[Mapping[str, Any]], plan: Generation, pad: int) ->
         tokens[i, :number], logp[i, :number] = torch.tensor(row["tokens"]), torch.tensor(row["logp"])
         mask[i, :number] = torch.tensor(row["mask"])
     samples = Samples([Prompt("stored", "")] * len(rows), torch.arange(len(rows)), lengths=length)
-    return Rollout(samples, logp, mask, Completions([list(row["ids"]) for row in rows], tokens, length, plan))
+    media = [Inputs.of_state(row["inputs"]) for row in rows] if all("inputs" in row for row in rows) else None
+    return Rollout(samples, logp, mask, Completions([list(row["ids"]) for row in rows], tokens, length, plan, media))

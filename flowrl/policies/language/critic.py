@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from flowrl.contracts import Progress, Rollout, Valued, View, Visit
 from flowrl.policies import adapters
-from flowrl.policies.language.forwards import forward_arguments, left_padded
+from flowrl.policies.language.decoding import whole_rows
+from flowrl.policies.language.forwards import arguments_of, forward_arguments
+from flowrl.policies.language.inputs import Inputs
 from flowrl.policies.language.policy import Completions
 from flowrl.untyped import LanguageModel
 
@@ -36,7 +38,8 @@ class TokenValues:
         trajectory: Completions = rollout.replay
         length, tokens = trajectory.length[rows], trajectory.tokens[rows]
         prompts = [trajectory.prompts[i] for i in rows.tolist()]
-        value = self.head(self._hidden(prompts, tokens, length).float())[..., 0]
+        inputs = trajectory.inputs_of(rows)
+        value = self.head(self._hidden(prompts, tokens, length, inputs).float())[..., 0]
         if progress is not None:
             progress(int(length.sum()))
         value = nn.functional.pad(value, (0, tokens.shape[1] - value.shape[1]))
@@ -46,17 +49,13 @@ class TokenValues:
         """The parameters that learn."""
         return adapters.trainable(self.modules)
 
-    def _hidden(self, prompts: list[list[int]], tokens: Tensor, length: Tensor) -> Tensor:
+    def _hidden(self, prompts: list[list[int]], tokens: Tensor, length: Tensor, inputs: list[Inputs] | None) -> Tensor:
         """The last hidden states [r, T, D] of the positions that each of the first T = max(length) tokens follows."""
-        width, device = int(length.max()), self.model.device
-        ids, attention = left_padded(prompts, self.pad, device)
-        valid = (torch.arange(width) < length[:, None]).long().to(device)
-        ids = torch.cat([ids, tokens[:, :width].to(device)], 1)[:, :-1]
-        attention = torch.cat([attention, valid], 1)[:, :-1]
+        width = int(length.max())
+        ids, attention, shown = whole_rows(self.model, prompts, tokens, length, self.pad, inputs)
         known = forward_arguments(self.model)
-        given: dict[str, object] = {"attention_mask": attention, "use_cache": False, "output_hidden_states": True}
-        if "position_ids" in known:
-            given["position_ids"] = (attention.cumsum(-1) - 1).clamp(min=0)
+        given: dict[str, object] = {"use_cache": False, "output_hidden_states": True}
+        given |= arguments_of(self.model, attention, ids.shape[1], shown, known)
         if "logits_to_keep" in known:
             given["logits_to_keep"] = 1
         return self.model(input_ids=ids, **given).hidden_states[-1][:, -width:]

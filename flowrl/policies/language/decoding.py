@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from flowrl.contracts import Progress
-from flowrl.policies.language.forwards import forward, left_padded
+from flowrl.policies.language.forwards import Beside, beside, following, forward, left_padded
 from flowrl.policies.language.heads import Head, states
+from flowrl.policies.language.inputs import Inputs
 from flowrl.policies.language.prefixes import Prefix, cache_of
 from flowrl.policies.language.stopping import Stop
 from flowrl.untyped import LanguageModel
@@ -23,18 +24,36 @@ from samplers.tokens import Generation, Logits, States, draw, penalised, token_e
 
 @dataclass
 class Reading:
-    """Rows whose contexts have been read: logits [R, V] of their next token, attention [R, N] of the cache."""
+    """Rows whose contexts have been read: logits [R, V] of their next token, attention [R, N] of the cache.
+
+    positions: of that token, [..., R, 1], where the model reads pictures; others count what attention shows.
+    """
 
     logits: Tensor
     attention: Tensor
     cache: DynamicCache
     contexts: Sequence[Sequence[int]]
+    positions: Tensor | None = None
 
     def select(self, index: Tensor) -> None:
         """Goes on with these rows, int64, some of them more than once."""
-        self.logits, self.attention = self.logits[index], self.attention[index]
+        self.logits = self.logits[index]
         self.contexts = [self.contexts[i] for i in index.tolist()]
+        self.keep(index)
+
+    def keep(self, index: Tensor) -> None:
+        """The same of what the next forward needs."""
+        self.attention = self.attention[index]
         self.cache.batch_select_indices(index)
+        if self.positions is not None:
+            self.positions = self.positions.index_select(-2, index)
+
+    def step(self, model: LanguageModel, token: Tensor) -> None:
+        """Reads one further token int64 [R] of each row."""
+        self.attention = torch.cat([self.attention, self.attention.new_ones(len(token), 1)], 1)
+        shown = None if self.positions is None else following(model, self.positions)
+        self.logits = forward(model, token[:, None], self.attention, 1, self.cache, shown)[:, 0]
+        self.positions = None if shown is None else shown.then
 
 
 # is told which rows (positions int64) have drawn their last token, where they stand in the reading, and the reading
@@ -43,18 +62,34 @@ Leave = Callable[[Tensor, Tensor, Reading], None]
 
 @torch.no_grad()
 def read(
-    model: LanguageModel, contexts: Sequence[Sequence[int]], *, pad: int, prefixes: Sequence[Prefix | None] = ()
+    model: LanguageModel,
+    contexts: Sequence[Sequence[int]],
+    *,
+    pad: int,
+    prefixes: Sequence[Prefix | None] = (),
+    inputs: Sequence[Inputs] | None = None,
 ) -> Reading:
-    """The contexts, read in one forward. prefixes: what is known of each, which then is not computed again."""
+    """The contexts, read in one forward. prefixes: what is known of each, which then is not computed again.
+
+    inputs: the media of each; None for a model that reads text alone. A prefix that ends before the last of them is
+    not used.
+    """
+    if inputs is not None and prefixes:
+        prefixes = [p if p is None or len(p) >= own.end else None for p, own in zip(prefixes, inputs, strict=True)]
+    ids, attention = left_padded(contexts, pad, model.device)
+    shown = beside(model, contexts, inputs, attention)
     if not any(prefix is not None for prefix in prefixes):
         cache = DynamicCache(config=model.config)
-        ids, attention = left_padded(contexts, pad, model.device)
-        return Reading(forward(model, ids, attention, 1, cache)[:, 0], attention, cache, contexts)
-    cache, known = cache_of(model, prefixes)
-    left = [list(ids[0 if p is None else len(p) :]) for ids, p in zip(contexts, prefixes, strict=True)]
-    ids, attention = left_padded(left, pad, model.device)
-    attention = torch.cat([known, attention], 1)
-    return Reading(forward(model, ids, attention, 1, cache)[:, 0], attention, cache, contexts)
+    else:
+        cache, known = cache_of(model, prefixes)
+        left = [list(ids[0 if p is None else len(p) :]) for ids, p in zip(contexts, prefixes, strict=True)]
+        ids, attention = left_padded(left, pad, model.device)
+        attention = torch.cat([known, attention], 1)
+        if shown is not None and inputs is not None:
+            unread = [own for own, p in zip(inputs, prefixes, strict=True) if p is None]
+            shown = shown.last(ids.shape[1], unread, model.device, model.dtype)
+    logits = forward(model, ids, attention, 1, cache, shown)[:, 0]
+    return Reading(logits, attention, cache, contexts, None if shown is None else shown.then)
 
 
 def decode(
@@ -69,16 +104,19 @@ def decode(
     progress: Progress | None = None,
     entropy: Tensor | None = None,
     squares: Tensor | None = None,
+    inputs: Sequence[Inputs] | None = None,
+    barred: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(tokens int64 [R, K], log-probs float32 [R, K], lengths int64 [R]) of `group` completions per prompt, on the CPU.
 
     uniforms float64 [R, K] decide the draws. A completion ends with what `stop` says, which it includes, or after
     K = plan.max_new_tokens. A prompt is read once for its group, and a row that has ended is not computed further.
     entropy and squares float32 [R, K], where given, are filled in, of the distribution that each token is scored under:
-    its entropy in nats, and the sum of its squared probabilities.
+    its entropy in nats, and the sum of its squared probabilities. inputs: the media of each prompt, see `read`.
+    barred: tokens that are never drawn.
     """
     rows = len(uniforms)
-    reading = read(model, prompts, pad=pad)
+    reading = read(model, prompts, pad=pad, inputs=inputs)
     reading.select(torch.arange(len(prompts), device=model.device).repeat_interleave(group))
     begin, until = torch.zeros(rows, dtype=torch.int64), torch.full((rows,), plan.max_new_tokens)
     return draw_on(
@@ -93,6 +131,7 @@ def decode(
         progress=progress,
         entropy=entropy,
         squares=squares,
+        barred=barred,
     )
 
 
@@ -111,11 +150,13 @@ def draw_on(
     entropy: Tensor | None = None,
     squares: Tensor | None = None,
     leave: Leave | None = None,
+    barred: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(tokens, log-probs, lengths) as `decode`, of rows that have been read: each goes on at a column of its own.
 
     begin int64 [R]: the column of a row's next token; what stands before it is left blank. until int64 [R], above
     begin: where it stops at the latest. leave: see `Leave`; the cache then holds all of a row but its last token.
+    barred: tokens that are never drawn, though they keep their probability in what is scored.
     """
     device = model.device
     tokens = torch.full(uniforms.shape, pad)
@@ -125,6 +166,8 @@ def draw_on(
     while True:
         at, logits = (alive, length[alive]), reading.logits
         told = logits if seen is None else penalised(logits, seen, plan.repetition_penalty)
+        if len(barred):
+            told = told.index_fill(1, torch.tensor(barred, device=device), -torch.inf)
         token = draw(told, uniforms[at].to(device, torch.float32 if device.type == "mps" else None), plan)
         tokens[at] = token.cpu()
         logp[at] = token_logp(logits[:, None], token[:, None], plan.scale)[:, 0].cpu()
@@ -146,13 +189,12 @@ def draw_on(
             return tokens, logp, length
         if not going.all():
             index = going.nonzero()[:, 0]
-            reading.cache.batch_select_indices(index)
-            reading.attention, token, alive = reading.attention[index], token[index], alive[index.cpu()]
+            reading.keep(index)
+            token, alive = token[index], alive[index.cpu()]
             seen = None if seen is None else seen[index]
         if seen is not None:
             seen.scatter_(1, token[:, None], True)
-        reading.attention = torch.cat([reading.attention, reading.attention.new_ones(len(alive), 1)], 1)
-        reading.logits = forward(model, token[:, None], reading.attention, 1, reading.cache)[:, 0]
+        reading.step(model, token)
 
 
 def _said(reading: Reading) -> Tensor:
@@ -177,13 +219,15 @@ def decode_alone(
     group: int,
     entropy: Tensor | None = None,
     squares: Tensor | None = None,
+    inputs: Sequence[Inputs] | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`decode` of each row by itself, prompt and all, so that a row is the same bits whatever it is drawn with."""
     rows = []
     for i in range(len(uniforms)):
         kept = {"entropy": entropy, "squares": squares}
-        own = {name: None if value is None else value[i : i + 1] for name, value in kept.items()}
+        own: dict[str, Any] = {name: None if value is None else value[i : i + 1] for name, value in kept.items()}
+        own["inputs"] = None if inputs is None else [inputs[i // group]]
         rows.append(decode(model, [prompts[i // group]], uniforms[i : i + 1], plan, group=1, **own, **options))
     tokens, logp, length = (torch.cat(parts) for parts in zip(*rows, strict=True))
     return tokens, logp, length
@@ -197,17 +241,35 @@ def teacher_forced(
     *,
     pad: int,
     head: Head | None = None,
+    inputs: Sequence[Inputs] | None = None,
 ) -> Logits:
     """Logits [r, T, V] that each of the first T = max(length) tokens [r, K] of the completions was drawn from.
 
-    head: of `head_of`; logits are then left to be made of the states before it.
+    head: of `head_of`; logits are then left to be made of the states before it. inputs: the media of each row, of its
+    prompt and of what it was given since; None for a model that reads text alone.
     """
+    width = int(length.max())
+    ids, attention, shown = whole_rows(model, prompts, tokens, length, pad, inputs)
+    if head is None:
+        return forward(model, ids, attention, width, shown=shown)
+    return States(states(model, ids, attention, width, shown), head.module, head.size)
+
+
+def whole_rows(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    tokens: Tensor,
+    length: Tensor,
+    pad: int,
+    inputs: Sequence[Inputs] | None,
+) -> tuple[Tensor, Tensor, Beside | None]:
+    """(ids, attention mask, what goes beside them) of prompts with all tokens but the last column of the longest."""
     width = int(length.max())
     ids, attention = left_padded(prompts, pad, model.device)
     drawn = tokens[:, :width].to(model.device)
     valid = (torch.arange(width) < length[:, None]).long().to(model.device)
     ids, attention = torch.cat([ids, drawn], 1), torch.cat([attention, valid], 1)
     ids, attention = ids[:, :-1], attention[:, :-1]
-    if head is None:
-        return forward(model, ids, attention, width)
-    return States(states(model, ids, attention, width), head.module, head.size)
+    lists = zip(prompts, tokens.tolist(), length.tolist(), strict=True)
+    contexts = [] if inputs is None else [[*prompt, *row[:number]] for prompt, row, number in lists]
+    return ids, attention, beside(model, contexts, inputs, attention)

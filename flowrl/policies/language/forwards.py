@@ -1,13 +1,16 @@
 """One forward pass of a causal language model, of rows padded on the left."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from flowrl.policies.errors import PolicyError
+from flowrl.policies.language.inputs import TYPES, Inputs, tensors_of, types_of
+from flowrl.policies.language.positions import positions_of
 from flowrl.untyped import LanguageModel
 
 CACHES = ("cache", "past_key_values")  # what transformers calls the argument, newest name first
@@ -34,16 +37,70 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
     return ids.to(device), mask.to(device)
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What goes into a model that reads pictures beside ids [R, N]: their positions [..., R, N], and other arguments.
+
+    then: the positions [..., R, 1] of the tokens that follow.
+    """
+
+    positions: Tensor
+    then: Tensor
+    arguments: Mapping[str, Tensor]
+
+    def last(self, number: int, read: Sequence[Inputs], device: torch.device, dtype: torch.dtype) -> "Beside":
+        """Of the last `number` ids alone, of rows whose media `read` stand among them."""
+        types = {name: value[:, -number:] for name, value in self.arguments.items() if name in TYPES}
+        return Beside(self.positions[..., -number:], self.then, types | tensors_of(read, device, dtype))
+
+
+def beside(
+    model: LanguageModel, contexts: Sequence[Sequence[int]], inputs: Sequence[Inputs] | None, attention: Tensor
+) -> Beside | None:
+    """What goes beside contexts that stand where attention [R, N] says; None for a model of text (inputs None)."""
+    if inputs is None:
+        return None
+    positions, then = positions_of(model, contexts, inputs, attention)
+    arguments = tensors_of(inputs, model.device, model.dtype)
+    arguments |= {name: types_of(inputs, name, attention) for name in TYPES}
+    return Beside(positions, then, arguments)
+
+
+def following(model: LanguageModel, positions: Tensor) -> Beside:
+    """What goes beside one further token of each row, which is text, at these positions [..., R, 1]."""
+    rows = positions.shape[-2]
+    return Beside(
+        positions, positions + 1, {n: torch.zeros(rows, 1, dtype=torch.int64).to(model.device) for n in TYPES}
+    )
+
+
+def arguments_of(
+    model: LanguageModel, attention: Tensor, number: int, shown: Beside | None, known: set[str]
+) -> dict[str, Tensor]:
+    """The arguments of the last `number` positions, of those `known`: attention mask, positions, and what is beside."""
+    arguments = {"attention_mask": attention}
+    if "position_ids" in known:
+        plain = (attention.cumsum(-1) - 1).clamp(min=0)[:, -number:]
+        arguments["position_ids"] = plain if shown is None else shown.positions
+    if shown is not None:
+        arguments |= {name: value for name, value in shown.arguments.items() if name in known}
+    return arguments
+
+
 def forward(
-    model: LanguageModel, ids: Tensor, attention: Tensor, keep: int, cache: DynamicCache | None = None
+    model: LanguageModel,
+    ids: Tensor,
+    attention: Tensor,
+    keep: int,
+    cache: DynamicCache | None = None,
+    shown: Beside | None = None,
 ) -> Tensor:
     """Logits [R, keep, V] of the last `keep` of positions `ids` [R, N]; attention [R, past + N] covers the cache."""
     known = forward_arguments(model)
-    arguments: dict[str, object] = {"attention_mask": attention, "use_cache": cache is not None}
+    arguments: dict[str, object] = {"use_cache": cache is not None}
+    arguments |= arguments_of(model, attention, ids.shape[1], shown, known)
     if cache is not None:
         arguments[cache_argument(model)] = cache
-    if "position_ids" in known:
-        arguments["position_ids"] = (attention.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     if "logits_to_keep" in known:
         arguments["logits_to_keep"] = keep
     return model(input_ids=ids, **arguments).logits[:, -keep:]

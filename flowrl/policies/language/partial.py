@@ -6,7 +6,9 @@ from typing import Any
 import torch
 
 from flowrl.contracts import Drawing, Explored, Prompt
+from flowrl.policies.language.inputs import Inputs
 from flowrl.policies.language.policy import LanguagePolicy
+from flowrl.policies.language.proving import telling
 from flowrl.policies.language.rows import Row, go_on, stacked
 from flowrl.policies.noise import Key, copy_numbers
 
@@ -34,12 +36,15 @@ class Unfinished:
     def _saved(self, row: Row) -> dict[str, Any]:
         own = {name: list(getattr(row, name)) for name in SAVED}
         key = [row.key.seed, row.key.prompt, row.key.index, row.key.copy]
-        return own | {"prompt_ids": list(row.prompt_ids), "key": key, "ended": row.ended}
+        media = {} if row.inputs is None else {"inputs": row.inputs.state()}
+        return own | {"prompt_ids": list(row.prompt_ids), "key": key, "ended": row.ended} | media
 
     def _row(self, saved: dict[str, Any]) -> Row:
         key = Key(*saved["key"])
         lists: dict[str, Any] = {name: list(saved[name]) for name in SAVED} | {"node": [0] * len(saved["ids"])}
-        return Row(self._prompts[key.prompt], list(saved["prompt_ids"]), key, ended=saved["ended"], **lists)
+        inputs = Inputs.of_state(saved["inputs"]) if "inputs" in saved else None
+        ids = list(saved["prompt_ids"])
+        return Row(self._prompts[key.prompt], ids, key, ended=saved["ended"], inputs=inputs, **lists)
 
 
 def partial_rollouts(
@@ -52,7 +57,7 @@ def partial_rollouts(
     under who drew a token, `age` in step_stats is how many iterations ago that was. Where no group ends, all are drawn
     on until one does.
     """
-    policy.prepare(drawing.prompts[0], drawing.plan)
+    policy.prepare(telling(drawing.prompts), drawing.plan)
     unfinished.count += 1
     copy, size = copy_numbers(p.id for p in drawing.prompts), drawing.group
     keys = [

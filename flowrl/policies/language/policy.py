@@ -1,4 +1,4 @@
-"""Any causal language model of transformers as a policy: a decision is a token.
+"""Any causal language model of transformers as a policy, one that reads pictures too: a decision is a token.
 
 A rollout decodes with a key-value cache; a replay feeds the same tokens at once and scores them with gradient. Both use
 the same prompt ids, positions and temperature, so that a replay under unchanged weights gives the rollout's log-probs.
@@ -23,26 +23,25 @@ from flowrl.policies.language.completions import Completions, given_texts
 from flowrl.policies.language.decoding import decode, decode_alone
 from flowrl.policies.language.ends import said, texts_of, token_ends
 from flowrl.policies.language.forwards import cache_argument
+from flowrl.policies.language.inputs import Inputs
 from flowrl.policies.language.low_precision import low_precision
+from flowrl.policies.language.media import placeholder_ids
+from flowrl.policies.language.proving import prove, telling
 from flowrl.policies.language.rows import Begun, Row, begun_rows, finish, stacked
 from flowrl.policies.language.scores import Scores
 from flowrl.policies.language.stopping import Stop, stop_ids
 from flowrl.policies.noise import Key, copy_numbers, token_uniforms
 from flowrl.policies.weights import under, weights_of
-from flowrl.untyped import JSON, LanguageModel, Tokenizer
+from flowrl.untyped import JSON, LanguageModel, Processor, Tokenizer
 from samplers.tokens import Generation
-
-PROBE_TOKENS = 16
-MAX_GAP = 1e-4  # of a log-prob, between decoding and replay, in float32
-MAX_MEAN_GAP = 0.1  # and in half precision, where single tokens may be further off
 
 
 @dataclass(frozen=True)
 class LanguageSource:
-    """A model with its tokenizer; it writes itself (see adapters.save)."""
+    """A model with its tokenizer, or with the processor that has it; it writes itself (see adapters.save)."""
 
     model: LanguageModel
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | Processor
 
     def save_weights(self, folder: Path) -> None:
         """Writes the adapters alone, for `peft.PeftModel.from_pretrained`; without any, the whole model."""
@@ -62,7 +61,7 @@ class LanguagePolicy:
     when it was drawn; keep_squares: `squares`, the sum of its squared probabilities; keep_ends: `end`, see token_ends.
     stop: texts that end a completion.
     batch_invariant: every row goes through the model alone, in rollouts and looks, so that its tokens and log-probs are
-    bit for bit the same in any batch.
+    bit for bit the same in any batch. processor: of a model that reads pictures or sounds, None for one of text alone.
     """
 
     whole_rows = True  # a look hands over rows with all their tokens
@@ -83,23 +82,29 @@ class LanguagePolicy:
         keep_ends: bool = False,
         stop: Sequence[str] = (),
         batch_invariant: bool = False,
+        processor: Processor | None = None,
     ):
-        self.source, self.modules = LanguageSource(model, tokenizer), {"model": model}
+        self.source, self.modules = LanguageSource(model, processor or tokenizer), {"model": model}
         self.model, self.tokenizer = model.to(device), tokenizer
         self.device, self.max_rows, self.precision = torch.device(device), max_rows, precision
         self.keep_entropy, self.keep_squares, self.batch_invariant = keep_entropy, keep_squares, batch_invariant
         self.keep_ends = keep_ends
         self.weights = weights_of(self.modules)  # others than those that learn
         self.teacher: LanguageModel | None = None  # another model as the reference
-        self.encode = Encoder(tokenizer, template=template, system=system, arguments=chat_arguments)
+        self.processor, self.barred = processor, () if processor is None else placeholder_ids(model.config, processor)
+        self.encode = self.encoder(template=template, system=system, arguments=chat_arguments)
         self.stop = Stop(stop_ids(model, tokenizer), stop, tokenizer)
         self.pad = next((i for i in (tokenizer.pad_token_id, *self.stop) if i is not None), 0)
-        self._prepared = False
+        self._proven: set[bool] = set()  # for prompts with media, and for those without
         self._containing: dict[str, frozenset[int]] = {}
         self._looks = Scores(
             self.model, self.pad, self.precision, lambda: under(self._weights, "reference"), batch_invariant
         )
         cache_argument(model)
+
+    def encoder(self, **options: Any) -> Encoder:
+        """How prompts become rows of this model; options: see chat.Encoder."""
+        return Encoder(self.tokenizer, processor=self.processor, barred=self.barred, **options)
 
     def rollout(
         self,
@@ -119,19 +124,20 @@ class LanguagePolicy:
         begun: for each row a completion that it goes on from, whose tokens count in plan.max_new_tokens, or None.
         Raises ValueError where it does not have one for each row.
         """
-        self.prepare(prompts[0], plan)
+        self.prepare(telling(prompts), plan)
         if begun is not None or plan.force is not None:
             begun = [None] * (len(prompts) * group_size) if begun is None else begun
             rows = begun_rows(self, begun, prompts, plan, seed, first)
             finish(self, rows, plan, progress=progress)
             return self.completed(rows, torch.arange(len(prompts)).repeat_interleave(len(rows) // len(prompts)), plan)
         model = self.model if plan.precision is None else low_precision(self.model, plan.precision)
-        ids, copy = [self._ids(p, plan) for p in prompts], copy_numbers(p.id for p in prompts)
+        (ids, media), copy = self._rows(prompts, plan), copy_numbers(p.id for p in prompts)
         parts = []
         for chunk in rollout_chunks(len(prompts), group_size, self.max_rows):
             members = range(first + chunk.first, first + chunk.first + chunk.size)
             keys = [Key(seed, prompts[i].id, member, copy[i]) for i in chunk.prompts for member in members]
-            parts.append(self._decode(model, [ids[i] for i in chunk.prompts], keys, plan, progress))
+            own = None if media is None else [media[i] for i in chunk.prompts]
+            parts.append(self._decode(model, [ids[i] for i in chunk.prompts], own, keys, plan, progress))
         length = torch.cat([part[2] for part in parts])
         width = int(length.max())
         tokens, logp = (torch.cat([part[i][:, :width] for part in parts]) for i in (0, 1))
@@ -151,14 +157,17 @@ class LanguagePolicy:
             ),
             logp,
             mask,
-            Completions([ids[i] for i in owners], tokens, length, plan),
+            Completions(
+                [ids[i] for i in owners], tokens, length, plan, None if media is None else [media[i] for i in owners]
+            ),
             step_stats=step_stats,
         )
 
     def start(self, prompts: Sequence[Prompt], keys: Sequence[Sequence[Key]], plan: Generation) -> list[Row]:
         """Rows without a token yet, prompt by prompt, one for each of the keys of a prompt."""
-        ids = [self._ids(prompt, plan) for prompt in prompts]
-        return [Row(p, at, key) for p, at, own in zip(prompts, ids, keys, strict=True) for key in own]
+        ids, media = self._rows(prompts, plan)
+        begun = zip(prompts, ids, media or [None] * len(ids), keys, strict=True)
+        return [Row(p, at, key, inputs=shown) for p, at, shown, own in begun for key in own]
 
     def completed(self, rows: Sequence[Row], group: Tensor, plan: Generation) -> Rollout:
         """A rollout of these rows as they stand, each with a token or more; group int64 [R] as in `Samples`.
@@ -187,7 +196,8 @@ class LanguagePolicy:
             truncated=torch.tensor([not row.ended for row in rows]),
             given=given,
         )
-        replay = Completions([row.prompt_ids for row in rows], tokens, length, plan)
+        media = [row.inputs for row in rows if row.inputs is not None] or None
+        replay = Completions([row.prompt_ids for row in rows], tokens, length, plan, media)
         return Rollout(samples, logp.nan_to_num(), mask, replay, step_stats=stats)
 
     def tokens_with(self, text: str) -> frozenset[int]:
@@ -204,11 +214,10 @@ class LanguagePolicy:
         self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[str]], *, plan: Generation, **_: Any
     ) -> Rollout:
         """A rollout of the texts of each prompt, as many for each; see completions.py. No seed changes anything."""
-        self.prepare(prompts[0], plan)
-        ids = [self._ids(prompt, plan) for prompt in prompts]
-        return given_texts(
-            self.tokenizer, self.stop, self.pad, prompts, ids, [t for own in pictures for t in own], plan
-        )
+        self.prepare(telling(prompts), plan)
+        ids, media = self._rows(prompts, plan)
+        texts = [text for own in pictures for text in own]
+        return given_texts(self.tokenizer, self.stop, self.pad, prompts, ids, texts, plan, media)
 
     def look(
         self, rollout: Rollout, rows: Tensor, view: View, visit: Visit, *, progress: Progress | None = None
@@ -237,6 +246,7 @@ class LanguagePolicy:
                 completions.plan.scale,
                 view,
                 with_teacher,
+                completions.inputs,
             )
             if progress is not None:
                 progress(int(rollout.replay.length[rows].sum()))
@@ -249,43 +259,27 @@ class LanguagePolicy:
     def prepare(self, prompt: Prompt, plan: Generation) -> None:
         """Proves once that a replay is its rollout. Raises PolicyError where it is not, or where the prompt is unknown.
 
-        Two prompts of different lengths are decoded together and replayed one by one, the shorter without the padding.
+        See proving.py for how.
         """
-        if self._prepared:
+        seeing = bool(prompt.media)
+        if seeing in self._proven:
             return
         check_tokens(self.tokenizer, prompt.text)
-        self._prepared = True  # the probe is a rollout itself
-        proven = False
+        self._proven.add(seeing)  # the proof is a rollout itself
         try:
-            gap = self._probe(prompt, plan)
-            exact = self.model.dtype == torch.float32
-            measured, limit = (gap.max(), MAX_GAP) if exact else (gap.mean(), MAX_MEAN_GAP)
-            proven = bool(measured <= limit)  # NaN is not
-        finally:
-            self._prepared = proven
-        if not proven:
-            raise PolicyError(
-                f"{type(self.model).__name__}: a replay gives log-probs that differ by {float(measured):.2g} from "
-                f"those of decoding (accepted: {limit:g}); its cache, positions or padding do not work, give another "
-                "model"
-            )
-
-    def _probe(self, prompt: Prompt, plan: Generation) -> Tensor:
-        """|log-prob of a replay - log-prob of its rollout|, 1-D, of the tokens of two short completions."""
-        short = replace(prompt, id=f"{prompt.id} (half)", text=prompt.text[: (len(prompt.text) + 1) // 2])
-        number = min(PROBE_TOKENS, plan.max_new_tokens)
-        rollout = self.rollout(
-            [prompt, short],
-            plan=replace(plan, max_new_tokens=number, temperature=plan.scale, force=None, precision=None),
-            seed=0,
-        )
-        logp: list[Tensor] = []
-        for row in torch.arange(2).split(1):
-            self.look(rollout, row, View(), lambda seen: logp.append(seen.logp.detach().cpu()))
-        return (torch.cat(logp) - rollout.rollout_logp).abs()[rollout.mask]
+            prove(self, prompt, plan)
+        except BaseException:
+            self._proven.discard(seeing)
+            raise
 
     def _decode(
-        self, model: LanguageModel, ids: list[list[int]], keys: list[Key], plan: Generation, progress: Progress | None
+        self,
+        model: LanguageModel,
+        ids: list[list[int]],
+        inputs: list[Inputs] | None,
+        keys: list[Key],
+        plan: Generation,
+        progress: Progress | None,
     ) -> tuple[Any, ...]:
         """Tokens, log-probs, lengths, and by name the statistics that are kept, of one chunk of a rollout.
 
@@ -294,6 +288,7 @@ class LanguagePolicy:
         uniforms = token_uniforms(keys, plan.max_new_tokens)
         kept = {name: torch.zeros(uniforms.shape) for name in ("entropy", "squares") if getattr(self, f"keep_{name}")}
         options: dict[str, Any] = {"group": len(keys) // len(ids), "stop": self.stop, "pad": self.pad} | kept
+        options |= {"inputs": inputs, "barred": self.barred}
         draw = decode_alone if self.batch_invariant else decode
         return *draw(model, ids, uniforms, plan, progress=progress, **options), kept
 
@@ -301,15 +296,18 @@ class LanguagePolicy:
         """The weights of that name; a teacher is another model, for which those of this one stay."""
         return nullcontext() if name == "reference" and self.teacher is not None else self.weights(name)
 
-    def _ids(self, prompt: Prompt, plan: Generation) -> list[int]:
-        ids = self.encode(prompt.text, self.stop, prompt.messages)
+    def _rows(self, prompts: Sequence[Prompt], plan: Generation) -> tuple[list[list[int]], list[Inputs] | None]:
+        """Ids and media of each prompt; None for the media where the model reads text alone."""
+        rows = [self.encode.row(prompt, self.stop) for prompt in prompts]
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and len(ids) + plan.max_new_tokens > limit:
-            raise PolicyError(
-                f"generation.max_new_tokens: got {plan.max_new_tokens}, but prompt {prompt.id!r} takes {len(ids)} of "
-                f"the model's {limit} positions; lower it or shorten the prompt"
-            )
-        return ids
+        for prompt, (ids, _) in zip(prompts, rows, strict=True):
+            if limit is not None and len(ids) + plan.max_new_tokens > limit:
+                raise PolicyError(
+                    f"generation.max_new_tokens: got {plan.max_new_tokens}, but prompt {prompt.id!r} takes {len(ids)} "
+                    f"of the model's {limit} positions; lower it or shorten the prompt"
+                )
+        media = [shown for _, shown in rows if shown is not None]
+        return [ids for ids, _ in rows], media or None
 
     def _is_complete(self, tokens: Tensor, length: Tensor) -> Tensor:
         """Which completions ended of themselves, bool [R]."""

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Progress, Prompt
+from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.decoding import Reading, draw_on, read
+from flowrl.policies.language.inputs import EMPTY, Inputs
 from flowrl.policies.language.prefixes import Prefix, prefix_of
 from flowrl.policies.language.stopping import Stop
 from flowrl.policies.noise import Key, copy_numbers, token_uniforms
@@ -29,12 +31,14 @@ class Begun:
 
     logp: their log-probabilities under who drew them, NaN for tokens that are not to be trained (None: none is). drawn:
     which of them the model drew (None: those with a log-prob); a reward is told the others (`Samples.given`).
+    inputs: the media that stand among the ids, such as those of an observation.
     Raises ValueError for lists of different lengths.
     """
 
     ids: Sequence[int]
     logp: Sequence[float] | None = None
     drawn: Sequence[bool] | None = None
+    inputs: Inputs | None = None
 
     def __post_init__(self) -> None:
         for name in ("logp", "drawn"):
@@ -49,6 +53,7 @@ class Row:
     logp: NaN for tokens that are not trained. node: of a tree, the number of the segment that each token belongs to;
     tree: which one of its prompt's it is; version: of the weights that a token was drawn under, where that is told.
     ended: whether a token of the model ended it. prefix: keys and values of all of it but the last token, where kept.
+    inputs: the media of the prompt and of what was given since; None where the model reads text alone.
     """
 
     prompt: Prompt
@@ -63,11 +68,22 @@ class Row:
     ended: bool = False
     tree: int = 0
     prefix: Prefix | None = None
+    inputs: Inputs | None = None
 
     def give(
-        self, ids: Sequence[int], logp: Sequence[float] | None = None, drawn: Sequence[bool] | None = None
+        self,
+        ids: Sequence[int],
+        logp: Sequence[float] | None = None,
+        drawn: Sequence[bool] | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
-        """Appends tokens that the model does not draw now; see `Begun`."""
+        """Appends tokens that the model does not draw now; see `Begun`. Raises PolicyError for media that it cannot
+        take."""
+        if inputs:
+            if self.inputs is None:
+                raise PolicyError("the model reads text alone and was given a picture; give a vision-language model")
+            self.inputs = self.inputs.then(inputs, len(self.prompt_ids) + len(self.ids))
+            self.prefix = None  # a row with new media is read whole again
         known = [NAN] * len(ids) if logp is None else list(logp)
         self.ids += ids
         self.logp += known
@@ -79,7 +95,8 @@ class Row:
         """A row that shares the first `at` tokens and goes on by noise of its own."""
         known = None if self.prefix is None else self.prefix.cut(len(self.prompt_ids) + at - 1)
         lists = {name: list(getattr(self, name)[:at]) for name in ("ids", "drawn", "logp", "entropy", "node")}
-        return replace(self, key=key, ended=False, prefix=known, **lists)
+        inputs = None if self.inputs is None else self.inputs.cut(len(self.prompt_ids) + at)
+        return replace(self, key=key, ended=False, prefix=known, inputs=inputs, **lists)
 
 
 class DrawsRows(Protocol):
@@ -91,6 +108,7 @@ class DrawsRows(Protocol):
     pad: int
     keep_entropy: bool
     max_rows: int | None
+    barred: Sequence[int]
 
     def start(self, prompts: Sequence[Prompt], keys: Sequence[Sequence[Key]], plan: Generation) -> list[Row]:
         """Rows without a token yet."""
@@ -112,7 +130,7 @@ def begun_rows(
     rows = policy.start(prompts, keys, plan)
     for row, known in zip(rows, begun, strict=True):
         if known is not None:
-            row.give(known.ids, known.logp, known.drawn)
+            row.give(known.ids, known.logp, known.drawn, known.inputs)
             row.ended = bool(row.ids) and policy.stop.ends(row.ids)
     return rows
 
@@ -163,19 +181,24 @@ def _draw_part(
     keep: bool,
     progress: Progress | None,
 ) -> None:
-    place: dict[tuple[int, ...], int] = {}
-    owners = [place.setdefault((*row.prompt_ids, *row.ids), len(place)) for row in rows]
+    place: dict[tuple[object, ...], int] = {}
+    firsts: list[Row] = []  # of those at the same tokens, with the same media
+    owners = []
+    for row in rows:
+        owners.append(place.setdefault((*row.prompt_ids, *row.ids, *(row.inputs or EMPTY).key), len(place)))
+        firsts += [row] if len(place) > len(firsts) else []
     prefixes: list[Prefix | None] = [None] * len(place)
     for row, owner in zip(rows, owners, strict=True):
         prefixes[owner] = prefixes[owner] or row.prefix
     if progress is not None:  # of prompts nothing is told, here as elsewhere
-        own = {owner: row for row, owner in zip(rows, owners, strict=True)}
         unread = [
-            len(row.ids) if (known := prefixes[owner]) is None else len(row.prompt_ids) + len(row.ids) - len(known) - 1
-            for owner, row in own.items()
+            len(row.ids) if known is None else len(row.prompt_ids) + len(row.ids) - len(known) - 1
+            for row, known in zip(firsts, prefixes, strict=True)
         ]
         progress(sum(unread))
-    reading = read(policy.model, list(place), pad=policy.pad, prefixes=prefixes)
+    media = [row.inputs for row in firsts if row.inputs is not None] or None
+    contexts = [[*row.prompt_ids, *row.ids] for row in firsts]
+    reading = read(policy.model, contexts, pad=policy.pad, prefixes=prefixes, inputs=media)
     reading.select(torch.tensor(owners, device=policy.model.device))
     begin = torch.tensor([len(row.ids) for row in rows])
     uniforms = token_uniforms([row.key for row in rows], int(until.max()))
@@ -186,7 +209,7 @@ def _draw_part(
             rows[i].prefix = prefix_of(now.cache, at, now.attention[at])
 
     options: dict[str, Any] = {"stop": policy.stop, "pad": policy.pad, "progress": progress, "entropy": entropy}
-    options["leave"] = leave if keep else None
+    options |= {"leave": leave if keep else None, "barred": policy.barred}
     tokens, logp, length = draw_on(policy.model, reading, uniforms, begin, until, plan, **options)
     for i, row in enumerate(rows):
         new = slice(int(begin[i]), int(length[i]))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from flowrl.contracts import View
 from flowrl.policies.language.decoding import teacher_forced
 from flowrl.policies.language.heads import Head, head_of
+from flowrl.policies.language.inputs import Inputs
 from flowrl.untyped import LanguageModel
 from samplers.tokens import CHUNK, Logits, token_entropy, token_kl, token_logp
 
@@ -39,15 +40,25 @@ class Scores:
         scale: float,
         view: View,
         teacher: LanguageModel,
+        inputs: Sequence[Inputs] | None = None,
     ) -> Found:
         """What is found of rows int64 [r], 0 beyond the longest of those that go through the model together.
 
         prompts: ids of each row of all; tokens int64 [R, K], of which length int64 [R] count. scale: of the logits.
-        view: its weights are those that the model has now. teacher: what a divergence is measured from.
+        view: its weights are those that the model has now. teacher: what a divergence is measured from. inputs: the
+        media of each row of all; None where the model reads text alone.
         """
         parts = rows.split(1) if self.alone else [rows]
         found = [
-            self._part([prompts[i] for i in part.tolist()], tokens[part], length[part], scale, view, teacher)
+            self._part(
+                [prompts[i] for i in part.tolist()],
+                tokens[part],
+                length[part],
+                scale,
+                view,
+                teacher,
+                None if inputs is None else [inputs[i] for i in part.tolist()],
+            )
             for part in parts
         ]
         kl, entropy = (_joined([part[i] for part in found]) for i in (1, 2))
@@ -61,15 +72,16 @@ class Scores:
         scale: float,
         view: View,
         teacher: LanguageModel,
+        inputs: list[Inputs] | None,
     ) -> Found:
         width = int(length.max())
 
         def logits_of(model: LanguageModel, other: bool = False) -> Logits:
             size = len(prompts) * width * model.config.get_text_config().vocab_size
-            head = self._head(model, prompts[0]) if size > CHUNK else None
+            head = self._head(model, prompts[0], None if inputs is None else inputs[0]) if size > CHUNK else None
             trains = head is not None and any(weight.requires_grad for weight in head.module.parameters())
             head = None if other and trains else head  # it is the reference's only within `reference`
-            return teacher_forced(model, prompts, tokens, length, pad=self.pad, head=head)
+            return teacher_forced(model, prompts, tokens, length, pad=self.pad, head=head, inputs=inputs)
 
         kl = entropy = None
         logits = logits_of(teacher if view.weights == "reference" else self.model)
@@ -84,11 +96,11 @@ class Scores:
         kl, entropy = (None if value is None else nn.functional.pad(value, beyond) for value in (kl, entropy))
         return nn.functional.pad(logp, beyond), kl, entropy
 
-    def _head(self, model: LanguageModel, ids: list[int]) -> Head | None:
+    def _head(self, model: LanguageModel, ids: list[int], inputs: Inputs | None) -> Head | None:
         """What makes a model's logits of its last states; None where that is not all. It is tried once."""
         own = model is self.model
         if own not in self._heads:
-            self._heads[own] = head_of(model, ids)
+            self._heads[own] = head_of(model, ids, inputs)
         return self._heads[own]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowrl.contracts import Drawing, Explored, Progress, Prompt, Rollout, Samples
 from flowrl.policies.language.policy import LanguagePolicy
+from flowrl.policies.language.proving import telling
 from flowrl.policies.language.rows import Row, go_on
 from flowrl.policies.noise import Key, copy_numbers
 from samplers.tokens import Generation
@@ -38,7 +39,7 @@ class Forest:
         self.policy, self.plan, self.progress = policy, plan, progress
         copy = copy_numbers(prompt.id for prompt in prompts)
         self._keys = [Key(seed, prompt.id, first, number) for prompt, number in zip(prompts, copy, strict=True)]
-        policy.prepare(prompts[0], plan)
+        policy.prepare(telling(prompts), plan)
         self._roots = policy.start(prompts, [[key] for key in self._keys], plan)
         self._named, self._nodes = [0] * len(prompts), [0] * len(prompts)
         self.rows: list[list[Row]] = [[] for _ in prompts]

@@ -8,7 +8,7 @@ import torch
 from flowrl.checking.check import check
 from flowrl.checking.proofs import tokens
 from flowrl.checking.proofs.proof import ProofResult
-from flowrl.policies.language import policy as language
+from flowrl.policies.language import proving
 from flowrl.recipe.load import load
 
 
@@ -68,7 +68,7 @@ def test_completions_that_never_end_are_named():
 
 
 def test_a_model_that_the_policy_refuses_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(language, "MAX_GAP", -1.0)
+    monkeypatch.setattr(proving, "MAX_GAP", -1.0)
     found = {f.title: f for f in findings()}
     assert found["model loads and can be replayed"].held is False
     assert found["gradient arrives and is finite"].held is None  # needs the model

@@ -129,7 +129,9 @@ def test_a_language_model_of_text_does_not_see_pictures(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "in.png")
     path = written(tmp_path, {"prompt": "what is this?", "image": "in.png"})
     recipe = load_recipe("tiny_lm_grpo", [f"prompts.train={path}"])
-    with pytest.raises(PromptError, match="'what is this\\?' has a picture .* remove that column"):
+    with pytest.raises(
+        PromptError, match="'what is this\\?' has pictures or sounds .* reads text alone: .* remove that column"
+    ):
         load_prompts(recipe, path, "train", None)
 
 

@@ -36,7 +36,7 @@ def gguf_folder(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "what", "remedy"),
     [
-        (vision, "pictures or sound and text (qwen2_5_vl)", "text-only"),
+        (vision, "pictures or sound and text (qwen2_5_vl) without its processor", "AutoProcessor"),
         (single, "a single file without", "from_single_file"),
         (gguf, "a GGUF file", "gguf:"),
         (gguf_folder, "a folder of GGUF files", "hub id"),

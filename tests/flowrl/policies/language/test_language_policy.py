@@ -371,8 +371,8 @@ def test_a_model_whose_replay_is_another_is_refused(monkeypatch):
     """Positions that count the padding: the fault that left padding invites."""
     real = decoding.forward
 
-    def shifted(made, ids, attention, keep, cache=None):
-        return real(made, ids, torch.ones_like(attention), keep, cache)
+    def shifted(made, ids, attention, keep, cache=None, shown=None):
+        return real(made, ids, torch.ones_like(attention), keep, cache, shown)
 
     policy(gpt2()).prepare(PROMPTS[0], PLAN)
     monkeypatch.setattr(decoding, "forward", shifted)

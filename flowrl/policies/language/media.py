@@ -1,0 +1,115 @@
+"""Pictures, videos and sounds of a prompt: where they stand in its messages, and what a processor makes of them.
+
+In a text the marks <image>, <video> and <audio> say where each stands, in the order in which a prompt names them;
+without marks all come before the text of the first message of the user, as in TRL.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from flowrl.contracts import Message
+from flowrl.media.files import media_kind
+from flowrl.policies.errors import PolicyError
+from flowrl.policies.language.inputs import TYPES, Inputs, Piece
+from flowrl.untyped import Config, Processor
+
+MARK = re.compile("(<image>|<video>|<audio>)")
+ARGUMENTS = {"image": "images", "video": "videos", "audio": "audio"}  # of a processor, by kind of medium
+_PLACEHOLDER = re.compile("(image|video|audio|vision|speech|media)_token_(id|index)")
+
+
+def placed(messages: Sequence[Message], media: Sequence[str]) -> list[dict[str, Any]]:
+    """The messages with their contents as parts, {type: text or image or video or audio}, for a chat template.
+
+    Raises PolicyError where the marks of a kind are not as many as its files.
+    """
+    number = {kind: sum(media_kind(path) == kind for path in media) for kind in ARGUMENTS}
+    marks = [mark for message in messages for mark in MARK.findall(str(message["content"]))]
+    first = next((i for i, message in enumerate(messages) if message["role"] == "user"), 0)
+    before = [{"type": media_kind(path)} for path in media] if not marks else []
+    for kind, files in number.items():
+        if marks and media and marks.count(f"<{kind}>") != files:
+            raise PolicyError(
+                f"prompt {messages[-1]['content']!r} has {marks.count(f'<{kind}>')} marks <{kind}> for {files} files "
+                "of that kind; write one for each, or none at all"
+            )
+    made = []
+    for i, message in enumerate(messages):
+        parts = _parts(str(message["content"])) if media else [{"type": "text", "text": message["content"]}]
+        made.append(dict(message) | {"content": [*(before if i == first else []), *parts]})
+    return made
+
+
+def _parts(text: str) -> Iterator[dict[str, str]]:
+    for part in MARK.split(text):
+        if MARK.fullmatch(part):
+            yield {"type": part[1:-1]}
+        elif part:
+            yield {"type": "text", "text": part}
+
+
+def processed(
+    processor: Processor, text: str, media: Sequence[str], barred: Sequence[int], *, special: bool | None = None
+) -> tuple[list[int], Inputs]:
+    """(ids, media) of a text in which the processor finds its own placeholders, one for each file.
+
+    barred: the ids of placeholders. special: whether the tokenizer adds its special tokens (None: as it does of
+    itself). Raises PolicyError where a file is unreadable, or has no placeholder.
+    """
+    given: dict[str, Any] = {"text": [text], "return_tensors": "pt"}
+    given |= {} if special is None else {"add_special_tokens": special}
+    for kind, name in ARGUMENTS.items():
+        files = [_opened(path) for path in media if media_kind(path) == kind]
+        if files:
+            given[name] = files if kind == "audio" else [files]
+    try:
+        found = dict(processor(**given))
+    except (ValueError, TypeError, IndexError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PolicyError(
+            f"{type(processor).__name__} refuses the prompt {text[:80]!r} with {', '.join(media)} ({reason}); give "
+            "files of a kind that this model reads, or another model"
+        ) from error
+    ids = found["input_ids"][0].tolist()
+    places = [i for i, token in enumerate(ids) if token in barred]
+    if len(places) < len(media):
+        raise PolicyError(
+            f"the prompt {text[:80]!r} has {len(media)} files ({', '.join(media)[:160]}) and {len(places)} of the "
+            f"placeholders that {type(processor).__name__} writes for them: the model would not see all; give a model "
+            "whose chat template shows them, or set generation.chat_template=true"
+        )
+    types = {name: found[name][0] for name in TYPES if name in found}
+    rest = {k: v for k, v in found.items() if k not in (*TYPES, "input_ids", "attention_mask")}
+    tensors = {name: value for name, value in rest.items() if isinstance(value, torch.Tensor)}
+    return ids, Inputs((Piece.of(places[-1] + 1, tensors, types),))
+
+
+def _opened(path: str) -> Any:
+    """What a processor takes for a file: a picture in RGB. Raises PolicyError where it cannot be read."""
+    try:
+        with Image.open(Path(path)) as picture:
+            return picture.convert("RGB")
+    except OSError as error:
+        raise PolicyError(f"{path}: cannot be read as a picture ({error}); give another file") from error
+
+
+def placeholder_ids(*holders: Config) -> tuple[int, ...]:
+    """The ids that stand for media, as a model's config and its processor name them, in rising order."""
+    found: set[int] = set()
+    for holder in holders:
+        values = holder.to_dict() if hasattr(holder, "to_dict") else vars(holder)
+        found |= set(_named(values))
+    return tuple(sorted(found))
+
+
+def _named(values: Mapping[str, Any]) -> Iterator[int]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _named(value)
+        elif isinstance(value, int) and value >= 0 and _PLACEHOLDER.fullmatch(str(name)):
+            yield value

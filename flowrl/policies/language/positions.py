@@ -1,0 +1,53 @@
+"""Positions of the tokens of models that read pictures, as each model's own helper counts them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flowrl.policies.language.inputs import TYPES, Inputs, tensors_of, types_of
+from flowrl.untyped import LanguageModel
+
+
+def forget(model: LanguageModel) -> None:
+    """Removes what an earlier call has left on the model about the positions of its pictures."""
+    for module in model.modules():
+        if getattr(module, "rope_deltas", None) is not None:
+            module.rope_deltas = None
+
+
+def positions_of(
+    model: LanguageModel, contexts: Sequence[Sequence[int]], inputs: Sequence[Inputs], attention: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(int64 [..., R, N], [..., R, 1]): positions of contexts where attention [R, N] has them, and of the token behind.
+
+    The leading dimension is that of models whose positions are those of a picture's rows and columns. Each row is asked
+    for alone, up to its last placeholder; every token behind it is one further, in a rollout as in a replay.
+    """
+    known: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+    rows, behind = [], []
+    first, width = attention.argmax(1).tolist(), attention.shape[1]
+    for ids, own, at in zip(contexts, inputs, first, strict=True):
+        key = (tuple(ids[: own.end]), own.key)
+        if key not in known:
+            known[key] = _asked(model, ids[: own.end], own)
+        begin, then = known[key]
+        row = torch.cat([begin, then + torch.arange(len(ids) - own.end)], -1)[..., : width - at]
+        rows.append(torch.nn.functional.pad(row, (at, width - at - row.shape[-1])))
+        behind.append(then + len(ids) - own.end)
+    return torch.stack(rows, -2).to(model.device), torch.stack(behind, -2).to(model.device)
+
+
+def _asked(model: LanguageModel, ids: Sequence[int], inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """(positions [..., n] of the first n ids of a row, the position [..., 1] of a text's token behind them)."""
+    text = 0  # any token of a text: its type says that it is none of the placeholders
+    row = torch.tensor([[*ids, text]], device=model.device)
+    attention = torch.ones_like(row)
+    given = {"attention_mask": attention, "input_ids": row} | tensors_of([inputs], model.device, model.dtype)
+    if inputs:
+        given |= {name: types_of([inputs], name, attention) for name in TYPES}
+    forget(model)
+    found = model._prepare_position_ids_for_generation(row, given)
+    forget(model)
+    found = found[..., 0, :].cpu()
+    return found[..., :-1], found[..., -1:]

@@ -1,0 +1,112 @@
+"""The proof that a policy's replay is its rollout, by a short generation before the first one.
+
+Two prompts of different lengths are decoded together and replayed one by one, the shorter without the padding. Where
+the prompt has pictures those of the second are smaller, a third row is a text alone or has the pictures of the first,
+and a replay with other pictures has to be another one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flowrl.contracts import Prompt, Rollout, View, Visit
+from flowrl.media.files import media_kind
+from flowrl.policies.errors import PolicyError
+from flowrl.policies.language.inputs import Inputs, Piece
+from flowrl.policies.language.media import MARK
+from flowrl.untyped import LanguageModel
+from samplers.tokens import Generation
+
+PROBE_TOKENS = 16
+MAX_GAP = 1e-4  # of a log-prob, between decoding and replay, in float32
+MAX_MEAN_GAP = 0.1  # and in half precision, where single tokens may be further off
+
+
+def telling(prompts: Sequence[Prompt]) -> Prompt:
+    """The prompt that tells most about a model: the first with media, else the first."""
+    return next((prompt for prompt in prompts if prompt.media), prompts[0])
+
+
+class Provable(Protocol):
+    """What is asked of a policy."""
+
+    model: LanguageModel
+    rollout: Callable[..., Rollout]
+
+    def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Visit) -> None:
+        """Scores rows."""
+        ...
+
+
+def prove(policy: Provable, prompt: Prompt, plan: Generation) -> None:
+    """Raises PolicyError where a replay is not its rollout, or where pictures do not change it."""
+    with TemporaryDirectory() as folder:
+        prompts = [prompt, _shorter(prompt, Path(folder))]
+        if prompt.media:
+            prompts.append(replace(prompts[1], id=f"{prompt.id} (third)", media=prompt.media))
+        rollout = _short_rollout(policy, prompts, plan)
+    again = _replayed(policy, rollout)
+    gap = (again - rollout.rollout_logp).abs()[rollout.mask]
+    exact = policy.model.dtype == torch.float32
+    measured, limit = (gap.max(), MAX_GAP) if exact else (gap.mean(), MAX_MEAN_GAP)
+    if not measured <= limit:  # NaN is not
+        raise PolicyError(
+            f"{type(policy.model).__name__}: a replay gives log-probs that differ by {float(measured):.2g} from "
+            f"those of decoding (accepted: {limit:g}); its cache, positions or padding do not work, give another "
+            "model"
+        )
+    if prompt.media:
+        rollout.replay.inputs = [_other(shown) for shown in rollout.replay.inputs]
+        changed = (_replayed(policy, rollout) - again).abs()[:, 0]
+        if not (changed > 0).all():
+            raise PolicyError(
+                f"{type(policy.model).__name__}: other media ({', '.join(prompt.media)[:120]}) give the "
+                "same log-probs, so the model does not see them; give a model and a chat template that show them"
+            )
+
+
+def _shorter(prompt: Prompt, folder: Path) -> Prompt:
+    """The first half of a prompt's text under another id, with smaller pictures, which are written to the folder."""
+    plain, marks = MARK.sub("", prompt.text), "".join(MARK.findall(prompt.text)) if prompt.media else ""
+    text = marks + plain[: (len(plain) + 1) // 2] if marks else prompt.text[: (len(prompt.text) + 1) // 2]
+    messages = prompt.messages and (*prompt.messages[:-1], {**prompt.messages[-1], "content": text})
+    media = [_smaller(path, folder / f"{i}.png") for i, path in enumerate(prompt.media)]
+    return replace(prompt, id=f"{prompt.id} (half)", text=text, messages=messages, media=tuple(media))
+
+
+def _smaller(path: str, target: Path) -> str:
+    if media_kind(path) != "image":
+        return path
+    with Image.open(path) as picture:
+        width, height = picture.size
+        picture.convert("RGB").resize((max(width * 2 // 3, 8), max(height // 2, 8))).save(target)
+    return str(target)
+
+
+def _other(shown: Inputs) -> Inputs:
+    """The same media with other values."""
+    pieces = []
+    for piece in shown.pieces:
+        other = {name: 0.5 - v if v.is_floating_point() else v for name, v in piece.tensors.items()}
+        pieces.append(Piece.of(piece.length, other, piece.types))
+    return Inputs(tuple(pieces))
+
+
+def _short_rollout(policy: Provable, prompts: Sequence[Prompt], plan: Generation) -> Rollout:
+    number = min(PROBE_TOKENS, plan.max_new_tokens)
+    short = replace(plan, max_new_tokens=number, temperature=plan.scale, force=None, precision=None)
+    return policy.rollout(prompts, plan=short, seed=0)
+
+
+def _replayed(policy: Provable, rollout: Rollout) -> Tensor:
+    """The log-probs of a rollout's tokens [R, K], each row alone."""
+    logp: list[Tensor] = []
+    for row in torch.arange(len(rollout.mask)).split(1):
+        policy.look(rollout, row, View(), lambda seen: logp.append(seen.logp.detach().cpu()))
+    return torch.cat(logp)
