@@ -38,6 +38,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/contracts": {"flowrl.contracts"},
     "flowrl/media": {"flowrl.media", "flowrl.contracts"},
     "flowrl/media/pictures.py": set(),
+    "flowrl/environments/__init__.py": set(),
+    "flowrl/environments/tools": {"flowrl.environments", "flowrl.contracts", "flowrl.media"} | LIGHT,
+    "flowrl/environments/tools/parts/sandbox/inside.py": set(),
     "samplers": {"samplers"},
     "flowrl/core": {"flowrl.contracts", "flowrl.core", "flowrl.media"},
     "flowrl/core/batches.py": set(),
@@ -114,6 +117,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "flowrl/signatures.py": set(),
     "flowrl/terminal.py": {"rich"},
     "flowrl/contracts": {"torch"},
+    "flowrl/environments/tools/parts/sandbox": {"psutil"},
+    "flowrl/environments/tools/parts/sandbox/inside.py": set(),  # its source runs where there may be nothing else
     "flowrl/core": {"torch"},
     "flowrl/core/batches.py": set(),
     "flowrl/watch": {"torch"},
