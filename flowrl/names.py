@@ -29,7 +29,9 @@ MODELS = {
     "arithmetic-qwen2": WORLDS / "arithmetic" / "assets" / "arithmetic-qwen2",
 }
 LONGEST_TOLD = 80  # characters of an unknown name in a message
-WORLD_PROMPTS = ("shapes/train", "shapes/heldout", "arithmetic/train", "arithmetic/heldout")
+WORLD_PROMPTS = tuple(
+    f"{world}/{split}" for world in ("shapes", "arithmetic", "shapes-look") for split in ("train", "heldout")
+)
 
 
 def cache_folder() -> Path:

@@ -13,12 +13,13 @@ app = typer.Typer(help="The embedded worlds: tiny models that are trained and ch
 
 
 MODELS = {"shapes": "shapes-flux", "arithmetic": "arithmetic-qwen2", "shapes-rewards": "shapes-rewards"}
-MODELS |= {"shapes-style": "shapes-style-clip"}
+MODELS |= {"shapes-style": "shapes-style-clip", "shapes-look": "look-llava"}
 STEPS = {  # the options of each world
     "shapes": ("vae_steps", "flow_steps"),
     "arithmetic": ("steps",),
     "shapes-rewards": ("clip_steps", "vlm_steps"),
     "shapes-style": ("steps",),
+    "shapes-look": ("eye_steps", "steps"),
 }
 
 
@@ -27,7 +28,8 @@ def build_world(
     name: Annotated[
         str,
         typer.Argument(
-            help="Which world: shapes, arithmetic, or shapes-rewards and shapes-style for the reward models of shapes."
+            help="Which world: shapes, arithmetic, shapes-look, or shapes-rewards and shapes-style for the rewards of "
+            "shapes."
         ),
     ],
     output: Annotated[
@@ -35,7 +37,10 @@ def build_world(
     ] = None,
     vae_steps: Annotated[int | None, typer.Option(min=1, help="shapes: steps of the autoencoder.")] = None,
     flow_steps: Annotated[int | None, typer.Option(min=1, help="shapes: steps of the flow, in one cycle.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="arithmetic, shapes-style: steps of the model.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="arithmetic, shapes-style, shapes-look: steps of the model.")
+    ] = None,
+    eye_steps: Annotated[int | None, typer.Option(min=1, help="shapes-look: steps of the image tower.")] = None,
     clip_steps: Annotated[
         int | None, typer.Option(min=1, help="shapes-rewards: steps of each of the two cycles of shapes-clip.")
     ] = None,
@@ -44,12 +49,13 @@ def build_world(
 ) -> None:
     """Pretrain a world's model from scratch, reproducibly from its seed; resumable.
 
-    On 2 cores: shapes 1 hour, arithmetic 5 minutes, shapes-rewards 15 minutes, shapes-style 5 minutes.
+    On 2 cores: shapes 1 hour, arithmetic 5 minutes, shapes-look 8 minutes,
+    shapes-rewards 15 minutes, shapes-style 5 minutes.
     """
     if name not in MODELS:
         raise UserError(f"world: got {name!r}, accepted: {', '.join(MODELS)}{names.hint(name, MODELS)}")
     given = {"vae_steps": vae_steps, "flow_steps": flow_steps, "steps": steps}
-    given |= {"clip_steps": clip_steps, "vlm_steps": vlm_steps}
+    given |= {"clip_steps": clip_steps, "vlm_steps": vlm_steps, "eye_steps": eye_steps}
     for option, value in given.items():
         if value is not None and option not in STEPS[name]:
             accepted = ", ".join(f"--{o.replace('_', '-')}" for o in STEPS[name])
@@ -61,6 +67,7 @@ def build_world(
         "arithmetic": lambda: _arithmetic(output, steps, keep),
         "shapes-rewards": lambda: _shapes_rewards(output, clip_steps, vlm_steps, keep),
         "shapes-style": lambda: _shapes_style(output, steps, keep),
+        "shapes-look": lambda: _shapes_look(output, eye_steps, steps, keep),
     }
     accuracy = make[name]()
     typer.echo(f"{output}: held-out {accuracy}")
@@ -89,3 +96,10 @@ def _shapes_style(output: Path, steps: int | None, keep: bool) -> object:
     from flowrl.worlds.shapes.judges.style import STEPS, build
 
     return build(output, steps=steps or STEPS, keep=keep)
+
+
+def _shapes_look(output: Path, eye_steps: int | None, steps: int | None, keep: bool) -> object:
+    from flowrl.worlds.shapes_look.build import CYCLES, EYE_CYCLES, build
+
+    eye = EYE_CYCLES if eye_steps is None else ((eye_steps, EYE_CYCLES[0][1]),)
+    return build(output, eye_cycles=eye, cycles=CYCLES if steps is None else ((steps, CYCLES[0][1]),), keep=keep)

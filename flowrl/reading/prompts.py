@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flowrl.contracts import Prompt
-from flowrl.names import WORLD_PROMPTS, to_be_fetched
+from flowrl.names import WORLD_PROMPTS, cache_folder, to_be_fetched
 from flowrl.reading import data_sets, prompt_lines
 from flowrl.reading.columns import Meta, arguments_of, check_columns
 from flowrl.reading.prompt_lines import PromptError, text_hash
@@ -162,7 +162,8 @@ RECORDS: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, JSON]]]]] = {
 
 
 def _from_world(world: str, split: str) -> Iterator[Prompt]:
-    return (Prompt(id=text, text=text, meta=meta) for text, meta in records(world, split))
+    found = records(world, split, cache_folder() / "worlds")
+    return (Prompt(id=r.id or r.text, text=r.text, media=r.media, meta=r.meta) for r in found)
 
 
 def _from_folder(path: Path, split: str, arguments: Collection[str], columns: Mapping[str, str]) -> Iterable[Prompt]:

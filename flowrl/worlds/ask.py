@@ -1,15 +1,29 @@
-"""The prompts of each embedded world: texts with their ground truth."""
+"""The prompts of each embedded world: texts with their ground truth, and pictures where they have some."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 from flowrl.worlds.arithmetic import corpus, problems
 from flowrl.worlds.shapes import captions
 
-Record = tuple[str, dict[str, object]]
+
+class Record(NamedTuple):
+    """A prompt of a world. id: None where the text is one; media: files of its pictures."""
+
+    text: str
+    meta: dict[str, object]
+    id: str | None = None
+    media: tuple[str, ...] = ()
 
 
-def records(world: str, split: str) -> Iterator[Record]:
-    """(text, ground truth) of every prompt of a world's split, `train` or `heldout`, in a fixed order."""
+def records(world: str, split: str, pictures: Path) -> Iterator[Record]:
+    """Every prompt of a world's split, `train` or `heldout`, in a fixed order.
+
+    pictures: the folder that those of a world with pictures are in, and are drawn into where they are missing.
+    """
+    if world == "shapes-look":
+        return _shapes_look(split, pictures / world)
     return {"shapes": _shapes, "arithmetic": _arithmetic}[world](split)
 
 
@@ -19,9 +33,18 @@ def _shapes(split: str) -> Iterator[Record]:
         scenes = [scene for kind in pool.values() for scene in kind]
     else:
         scenes = captions.heldout_scenes()
-    return ((scene.caption, scene.meta()) for scene in scenes)
+    return (Record(scene.caption, scene.meta()) for scene in scenes)
 
 
 def _arithmetic(split: str) -> Iterator[Record]:
     chosen = problems.train_problems() if split == "train" else problems.heldout_problems()
-    return ((problem.text, problem.meta() | {"solution": corpus.solution(problem)}) for problem in chosen)
+    return (Record(problem.text, problem.meta() | {"solution": corpus.solution(problem)}) for problem in chosen)
+
+
+def _shapes_look(split: str, folder: Path) -> Iterator[Record]:
+    from flowrl.worlds.shapes_look.files import picture_file  # draws with torch
+    from flowrl.worlds.shapes_look.scenes import questions
+
+    for i, question in enumerate(questions(split)):
+        name = f"{split}-{i:03d}"
+        yield Record(question.text, question.meta(), name, (str(picture_file(question, name, folder)),))
