@@ -14,7 +14,7 @@ from flowrl.core.advantages import advantage_metrics, combined_reward, group_sta
 from flowrl.core.budget import Budget
 from flowrl.core.credit import row_advantages
 from flowrl.core.decisions import DecisionCredit, KlReward, kl_as_reward
-from flowrl.core.engine import Advantage, SamplesOf
+from flowrl.core.engine import Advantage
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.correction import Correction, Rejection
 from flowrl.core.objectives.covariance import Covariance
@@ -35,7 +35,6 @@ from flowrl.planning.trials import Guarded, report_errors
 from flowrl.planning.walks import pruned_widths
 from flowrl.policies.devices import device_of
 from flowrl.policies.weights import weights_of
-from flowrl.reading import pairs
 from flowrl.reading.inputs import phase_prompts, read_prompts
 from flowrl.reading.prompt_memory import Observed
 from flowrl.recipe.making import build_part
@@ -298,19 +297,6 @@ def build_critic(recipe: Recipe, policy: Policy) -> Critic | None:
     )
     epochs, updates = given.epochs or train.epochs, given.updates or train.updates
     return Critic(looks, learner, ValueObjective(given.clip), epochs, updates, given.warmup)
-
-
-def given_samples(recipe: Recipe) -> SamplesOf | None:
-    """What opens the samples of a prompt that come from files; None where samples are drawn."""
-    if not recipe.train.reads_files:
-        return None
-    from flowrl.policies.pipelines.arguments import open_pixels
-
-    def samples_of(prompt: Prompt) -> tuple[list[Any], list[float]]:
-        files, scores = pairs.samples_of(prompt)
-        return [file if isinstance(file, str) else open_pixels(file) for file in files], scores
-
-    return samples_of
 
 
 def width_pruning(recipe: Recipe, iteration: int) -> WidthPruning | None:

@@ -114,7 +114,7 @@ class Tree:
     compared with each other and a row gets the mean of its leaves' advantages; True: the mean rewards of rows are
     compared with those of their peers. levels: where no step is trained, those that finished samples are noised to and
     looked at again, one a column of the rollout, whose rows the leaves then are: a noise level, the number of the step
-    whose level it is, or what visits.py has.
+    whose level it is, or what visits.py has. keep_noise: the noise that the walks begin with is kept.
 
     Raises ValueError for segments that cannot be walked.
     """
@@ -125,6 +125,7 @@ class Tree:
     credit: str = "uniform"
     by_row: bool = True
     levels: tuple[Column, ...] = ()
+    keep_noise: bool = False
 
     def __post_init__(self) -> None:
         if self.credit not in CREDITS:
@@ -271,8 +272,7 @@ class Tree:
 
 
 def _cut(number: int, size: int | None) -> Iterator[slice]:
-    size = number if size is None else size
-    return (slice(i, i + size) for i in range(0, number, max(size, 1)))
+    return (slice(i, i + (size or number)) for i in range(0, number, max(size or number, 1)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +281,7 @@ class Plan:
 
     stochastic: steps that draw noise, the others follow the ODE. trained: those of them the loss sees. share_noise: all
     members of a group start from one latent. table: of the walk. tail: a cheaper table for the steps after the last
-    stochastic one, walked by `solver`; without one, `solver` is that of all steps after it. levels: see `Tree`.
+    stochastic one, walked by `solver`; without, `solver` is that of all steps after it. levels, keep_noise: see `Tree`.
 
     Raises ValueError unless both are sorted and unique, lie in [0, num_steps), trained is part of stochastic, and
     trained is empty only for a pure ODE walk; for levels that no sample can be noised to, or beside trained steps.
@@ -295,6 +295,7 @@ class Plan:
     tail: Table | None = None
     solver: Solver = "euler"
     levels: tuple[Column, ...] = ()
+    keep_noise: bool = False
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
@@ -326,4 +327,4 @@ class Plan:
                 tail = Segment(len(segments) - 1, end, last, member=i, start=start, table=table, solver=self.solver)
                 segments.append(tail)
         tables = (self.table,) if self.tail is None else (self.table, self.tail)
-        return Tree(self.num_steps, tuple(segments), tables, levels=self.levels)
+        return Tree(self.num_steps, tuple(segments), tables, levels=self.levels, keep_noise=self.keep_noise)

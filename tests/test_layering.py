@@ -93,7 +93,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/exports": {"flowrl"},
     "flowrl/checking": {"flowrl", "samplers"},
     "flowrl/scan": {"flowrl"},
-    "flowrl/preferences": {"flowrl", "reward_models"},
+    "flowrl/preferences": {"flowrl", "reward_models", "samplers"},
     "flowrl/scan/values.py": {"flowrl.recipe"} | LIGHT,
     "flowrl/compare": {"flowrl.compare", "flowrl.report", "flowrl.recipe", "flowrl.kinds", "flowrl.runs.stopping"}
     | {"flowrl.__version__"}

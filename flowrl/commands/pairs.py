@@ -27,6 +27,9 @@ def pairs_command(
     group: Annotated[int, typer.Option(min=2, help="Samples drawn of each prompt.")] = 8,
     each: Annotated[int, typer.Option(min=1, help="Pairs of each group: best with worst, and so on.")] = 1,
     margin: Annotated[float, typer.Option(min=0.0, help="The least difference of the rewards of a pair.")] = 0.0,
+    noise: Annotated[
+        bool, typer.Option("--noise/--no-noise", help="Keep the noise that each sample came from, as PNAPO asks.")
+    ] = True,
     prompts: PromptsOption = None,
     output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: runs/pairs-RECIPE.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
@@ -35,7 +38,7 @@ def pairs_command(
     trust: TrustOption = False,
     steps: StepsOption = None,
 ) -> None:
-    """Draw samples, rank them by the recipe's rewards, and write the pairs: pairs.jsonl and its pictures.
+    """Draw samples, rank them by the recipe's rewards, and write the pairs: pairs.jsonl, pictures and their noise.
 
     `train.source=files prompts.train=FOLDER/pairs.jsonl` trains on them, and `flowrl train-reward` fits a reward.
     """
@@ -61,7 +64,7 @@ def pairs_command(
     policy = build_policy(recipe)
     if run is not None:
         load_weights(policy, run, weights, raw)
-    choice = Choice(number, group, each, margin)
+    choice = Choice(number, group, each, margin, noise)
     with output_console().status("drawing") as status:
         written, drawn = collect(
             recipe, policy, scorer, wanted, choice, folder, seed=seed, tell=lambda n: status.update(f"{n} pairs")

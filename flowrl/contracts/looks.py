@@ -107,8 +107,9 @@ class View:
 
     states: drawn, the decisions of the rollout, as LogProbs; valued, of a critic, the same as Valued; finished, its
     samples, as Finished; or a Field a column:
-    noised, samples at the plan's levels, with noise of a row or of its prompt (share_noise), injected, samples with
-    the noise that they came from, or walked, states that led to them, last first (nested: x takes a gradient).
+    noised, samples at the plan's levels, with noise of a row, of its prompt (share_noise) or that which the sample came
+    from (own_noise), injected, samples with that one and a step to another level, or walked, states that led to them,
+    last first (nested: x takes a gradient).
     weights: current, those that learn, with gradient unless `torch.no_grad` is on; without gradient, reference, those
     that a divergence is measured from, or old, an older copy of the current ones. The last two are of drawn states
     alone. exact_kl: `LogProbs.kl`, which takes an earlier look at the same rows under the reference that asks for it
@@ -119,6 +120,7 @@ class View:
 
     states: States = "drawn"
     share_noise: bool = False
+    own_noise: bool = False
     nested: bool = False
     weights: Weights = "current"
     exact_kl: bool = False

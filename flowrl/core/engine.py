@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -158,19 +158,28 @@ class TakesSamples(Protocol[GivenPlanT]):
         seed: int,
         first: int = 0,
         drawn: Sequence[tuple[Sequence[int], Rollout]] = (),
+        noise: Sequence[Sequence[Tensor]] = (),
     ) -> Rollout:
         """A rollout of the pictures of each prompt, each scaled and cut to the size of the policy's own: float
         [3, H, W], or video [T, 3, H, W], in [0, 1]; or of its texts.
 
         drawn: rollouts by this plan and seed of some of the prompts, with their positions; their samples stand behind
         the prompt's own, so that each prompt has as many. The noise of all is that of samples that are drawn under the
-        same seed and numbers. With drawn ones, step_stats has `given` [R, K], 1 of samples that were not drawn.
+        same seed and numbers. With drawn ones, step_stats has `given` [R, K], 1 of samples that were not drawn. noise:
+        that which each picture came from, like the states of the policy's own walk, where the plan keeps it.
         """
         ...
 
 
-# of a prompt: its samples as in `TakesSamples.given`, and a score of each
-SamplesOf = Callable[[Prompt], tuple[Sequence[Any], Sequence[float]]]
+class FromFiles(NamedTuple):
+    """The samples of a prompt as in `TakesSamples.given`, a score of each, and the noise of each where it is asked."""
+
+    samples: Sequence[Any]
+    scores: Sequence[float]
+    noise: Sequence[Tensor] = ()
+
+
+SamplesOf = Callable[[Prompt], FromFiles]
 
 
 @dataclass
@@ -187,9 +196,10 @@ class GivenEngine(Generic[PlanT]):
         """The samples of these prompts, which are noised by the numbers from `first` on."""
         with self.clock.phase("rollout"):
             given = [self.samples_of(prompt) for prompt in prompts]
-            pictures = [samples for samples, _ in given]
-            rollout = self.policy.given(prompts, pictures, plan=self.plan, seed=self.seed, first=first)
-            return Draw(rollout, {}, torch.tensor([score for _, scores in given for score in scores]), {})
+            pictures, noise = [one.samples for one in given], [one.noise for one in given]
+            how: dict[str, Any] = {"noise": noise} if any(noise) else {}
+            rollout = self.policy.given(prompts, pictures, plan=self.plan, seed=self.seed, first=first, **how)
+            return Draw(rollout, {}, torch.tensor([score for one in given for score in one.scores]), {})
 
 
 @dataclass
@@ -211,15 +221,18 @@ class MixedEngine(Generic[PlanT]):
         local = self.local
         with local.clock.phase("rollout"), local.sampling():
             chosen = chosen_blocks(len(prompts), self.share, self.block, f"{local.seed}/source/{first}")
-            pictures = [self.samples_of(p)[0] if i in chosen else () for i, p in enumerate(prompts)]
+            given = [self.samples_of(p) if i in chosen else FromFiles((), ()) for i, p in enumerate(prompts)]
+            pictures, noise = [one.samples for one in given], [one.noise for one in given]
             drawn = []
             for number in sorted({len(samples) for samples in pictures}):
                 if number >= local.group:
                     raise ValueError(f"a prompt comes with {number} samples: set train.group={number + 1} or more")
                 at = [i for i, samples in enumerate(pictures) if len(samples) == number]
                 drawn.append((at, local.roll([prompts[i] for i in at], local.group - number, first)))
-            how = {"plan": local.plan, "seed": local.seed, "first": first}
-            rollout = self.policy.given(prompts, pictures, drawn=drawn, **how)
+            how: dict[str, Any] = {"plan": local.plan, "seed": local.seed, "first": first}
+            rollout = self.policy.given(
+                prompts, pictures, drawn=drawn, **how | ({"noise": noise} if any(noise) else {})
+            )
         with local.clock.phase("score"):
             rewards = local.score(rollout.samples)
             adv, metrics = local.advantage(rewards, rollout)

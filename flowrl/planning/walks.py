@@ -52,7 +52,9 @@ def _noised(recipe: Recipe, iteration: int) -> Plan:
     """A walk of the ODE, and the noise levels that its samples are looked at afterwards."""
     sampler, solver = recipe.sampler, "euler" if recipe.sampler.tail is None else solver_of(recipe.sampler.tail.solver)
     table = _merge_steps(recipe, base_table(recipe))
-    return Plan(sampler.steps, (), (), table=table, solver=solver, levels=levels(recipe, iteration))
+    loss = recipe.objective.loss
+    keep = loss is not None and bool(loss.own_noise)
+    return Plan(sampler.steps, (), (), table=table, solver=solver, levels=levels(recipe, iteration), keep_noise=keep)
 
 
 def levels(recipe: Recipe, iteration: int) -> tuple[Column, ...]:

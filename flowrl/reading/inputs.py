@@ -18,6 +18,7 @@ from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.making import Bound, build_part
 from flowrl.recipe.rewards import fits
 from flowrl.recipe.schema import Recipe
+from flowrl.recipe.sections import Own
 from flowrl.scoring.gates import check_prompts
 
 
@@ -177,6 +178,16 @@ def _given_prompts(recipe: Recipe) -> list[Prompt]:
     elif number != group:
         problem = f"got {group}, but {source.train} has {number} samples for each prompt"
         raise UserError(f"train.group: {problem}; set train.group={number}")
+    loss = None if isinstance(recipe.objective, Own) else recipe.objective.loss
+    for asked, column, read in (
+        (loss and loss.own_noise, "noise", pairs.noise_of),
+        (loss and loss.gap, "rewards", pairs.rewards_of),
+    ):
+        without = next((prompt for prompt in train if asked and read(prompt) is None), None)
+        if without is not None:
+            key = f"objective.loss.{'own_noise' if column == 'noise' else 'gap'}"
+            problem = f"{source.train} has no column `{column}` for {without.text[:80]!r}"
+            raise UserError(f"{key}: {problem}; write pairs with `flowrl pairs`, or set {key}=null")
     return train
 
 

@@ -23,7 +23,7 @@ from flowrl.reading.records import MEDIA_KEYS, prompt_media
 from flowrl.untyped import JSON
 
 OWN = ("pair", "scored")  # layouts whose other columns are for the rewards
-TAKEN = ("better", "worse", "rewards", *MEDIA_KEYS)
+TAKEN = ("better", "worse", "rewards", "noise", *MEDIA_KEYS)
 BETTER, WORSE = 1.0, -1.0  # scores of a pair
 VOTES = {"A": BETTER, "B": WORSE, "same": 0.0}
 ASPECTS = ("VQ", "MQ", "TA")  # visual quality, motion quality, text alignment
@@ -84,6 +84,17 @@ def samples_of(prompt: Prompt) -> tuple[list[Any], list[float]]:
     return prompt.meta["files"], prompt.meta["scores"]
 
 
+def rewards_of(prompt: Prompt) -> list[float] | None:
+    """The rewards of a prompt's samples where its line has them: of a pair those of its column `rewards`, else the
+    scores; None where it says no more than which of the two is better."""
+    return prompt.meta.get("rewards")
+
+
+def noise_of(prompt: Prompt) -> list[Path] | None:
+    """The files of the noise that a prompt's samples came from; None where its line names none."""
+    return prompt.meta.get("noise")
+
+
 def _read(source: str, split: str) -> Iterator[Prompt]:
     path = Path(source).expanduser()
     for where, record in _as_pairs(_records(path, source, split)):
@@ -110,7 +121,8 @@ def _read(source: str, split: str) -> Iterator[Prompt]:
         own = layout.name in OWN
         media = prompt_media(record, where, path.parent if path.exists() else None) if own else ()
         meta = {name: value for name, value in record.items() if own and name not in (layout.prompt, *TAKEN)}
-        yield Prompt(identity, text, media=media, meta=meta | {"files": files, "scores": scores})
+        more = _own_numbers(layout, record, scores, where, path.parent if path.exists() else None) if own else {}
+        yield Prompt(identity, text, media=media, meta=meta | {"files": files, "scores": scores} | more)
 
 
 def _records(path: Path, source: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -177,6 +189,28 @@ def _scored(layout: Layout, record: dict[str, Any], where: str) -> Scored:
     if layout.name == "HPD v2, train.json" and len(numbers) == 2:
         numbers = [2 * number - 1 for number in numbers]
     return list(zip(files, numbers, strict=True))
+
+
+def _own_numbers(
+    layout: Layout, record: dict[str, Any], scores: list[float], where: str, folder: Path | None
+) -> dict[str, Any]:
+    """Of a layout of one's own: `rewards`, a number a sample, and `noise`, the file of that which each came from."""
+    more: dict[str, Any] = {}
+    for name in ("rewards", "noise"):
+        value = record.get(name)
+        if value is not None and (not isinstance(value, list) or len(value) != len(scores)):
+            problem = f"{name} is {shorten(value)}; accepted: a list of {len(scores)}, one a sample"
+            raise PromptError(f"{where}: {problem}")
+        if value is not None and name == "noise":
+            more[name] = [_file(file, where, folder) for file in value]
+        elif value is not None:
+            more[name] = [_number(number, f"{where}: rewards") for number in value]
+    if layout.name == "scored":
+        more["rewards"] = scores
+    elif "rewards" in more and not more["rewards"][0] > more["rewards"][1]:
+        better, worse = more["rewards"]
+        raise PromptError(f"{where}: the better sample's reward is {better:g}, the worse one's {worse:g}; swap the two")
+    return more
 
 
 def _as_pairs(records: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -12,13 +12,16 @@ class Loss(Strict):
 
     nft (DiffusionNFT): beta, adv_clip, adv_mode. awm (advantage-weighted matching): weighting, power, clip, pull,
     adv_clip, adv_max. dgpo (direct group preference): beta, clip, against. crd (centred reward distillation): beta,
-    temperature, match, adaptive, adaptive_kl, adv_clip. flow_dpo: beta, epsilon, against; train.pairs of each group.
+    temperature, match, adaptive, adaptive_kl, adv_clip. flow_dpo: beta, epsilon, against, own_noise, gap; train.pairs
+    of each group.
     rpo (reward preference optimization): beta, sft, epsilon; of each group the samples from files against those drawn
     (train.source a number). sft: the weight of their imitation. flow_rwr (reward-weighted regression): temperature.
     The kind sft (supervised finetuning) is of samples from files whose score is above least, and weighs them by it if
     weighted. against: the policy's errors are compared with those of the reference, or of the older copy (train.old).
-    epsilon: errors weigh as those of predicted noise, (1 - t)^2 times as much on the path of a flow. Keys of another
-    kind are refused; what is not given is as published.
+    epsilon: errors weigh as those of predicted noise, (1 - t)^2 times as much on the path of a flow. own_noise: each
+    sample is noised by the noise that it came from; gap: beta times 2 sigmoid(gap * difference) - 1, of the difference
+    of the pair's rewards; both need files with noise and rewards, as `flowrl pairs` writes them, or samples that are
+    drawn, whose advantages are the rewards then. Keys of another kind are refused; what is not given is as published.
     objective.kl is the coefficient of the mean squared difference from the reference's velocity. Samples come from the
     ODE: sampler.step, noise, window and share_noise, and the clip and kl_kind of objective, are not read.
 
@@ -40,7 +43,7 @@ class Loss(Strict):
     kind: Literal[
         "nft", "awm", "dgpo", "crd", "flow_dpo", "rpo", "flow_rwr", "sft", "draft", "match", "refl", "srpo", "dpo"
     ] = key(..., "nft, awm, dgpo, crd, flow_dpo, rpo, flow_rwr, sft, draft, match, refl or srpo; of texts sft or dpo")
-    beta: float | None = key(None, "a number > 0", gt=0)
+    beta: float | None = key(None, "a number > 0", gt=0, curve=True)
     adv_clip: float | None = key(None, "a number > 0", gt=0)
     adv_max: float | None = key(None, "a number > 0", gt=0)
     adv_mode: Literal["all", "positive_only", "negative_only", "binary", "one_only"] | None = key(
@@ -56,6 +59,8 @@ class Loss(Strict):
     adaptive: bool | None = key(None, "true or false")
     adaptive_kl: bool | None = key(None, "true or false")
     epsilon: bool | None = key(None, "true or false")
+    own_noise: bool | None = key(None, "true or false")
+    gap: float | None = key(None, "a number > 0, or null", gt=0)
     least: float | None = key(None, "a number")
     weighted: bool | None = key(None, "true or false")
     sft: float | None = key(None, "a number >= 0", ge=0)
@@ -162,7 +167,7 @@ LOSS_KEYS: dict[str, tuple[str, ...]] = {
     "awm": ("weighting", "power", "clip", "pull", "adv_clip", "adv_max"),
     "dgpo": ("beta", "clip", "against"),
     "crd": ("beta", "temperature", "match", "adaptive", "adaptive_kl", "adv_clip"),
-    "flow_dpo": ("beta", "epsilon", "against"),
+    "flow_dpo": ("beta", "epsilon", "against", "own_noise", "gap"),
     "rpo": ("beta", "sft", "epsilon"),
     "flow_rwr": ("temperature",),
     "sft": ("least", "weighted", "phi"),

@@ -17,7 +17,6 @@ from flowrl.build import (
     build_explore,
     build_objective,
     build_watch,
-    given_samples,
     observed,
 )
 from flowrl.contracts import Policy
@@ -39,6 +38,7 @@ from flowrl.runs.alarm_response import AlarmError, most_severe, roll_back_to, ro
 from flowrl.runs.beside import beside, terms_of
 from flowrl.runs.console import Console, Progress
 from flowrl.runs.folder import RunFolder
+from flowrl.runs.from_files import given_samples
 from flowrl.runs.heldout import evaluate_heldout, evaluation_is_due, judged_mean, kl_to_base, paired_rises, times_due
 from flowrl.runs.phasing import Draws, begin_phase
 from flowrl.runs.run_state import GlobalGenerators, RunState

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowrl.contracts import Batch, Field, Need, Together, View
 from flowrl.core.objectives.noised import Metrics, NoisedObjective, errors, of_rows
-from flowrl.core.objectives.preference import beta_of_epsilon, implicit_rewards, pair_loss, rpo_loss
+from flowrl.core.objectives.preference import beta_of_epsilon, gap_factor, implicit_rewards, pair_loss, rpo_loss
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,22 @@ class FlowDPOObjective(NoisedObjective):
 
     beta: see `preference.implicit_rewards`; epsilon: the errors weigh as those of predicted noise, which is
     Diffusion-DPO (arXiv:2311.12908). against: whose errors the policy's are compared with, the reference's or the older
-    weights'. Metrics beside those of `preference.pair_loss`, of the better sample: winner_error, and winner_rise, by
+    weights'. own_noise: each sample is noised by the noise that it came from, and gap: beta is multiplied by
+    `preference.gap_factor` of gap times the difference of the pair's advantages, both as in PNAPO (arXiv:2605.09433).
+    Metrics beside those of `preference.pair_loss`, of the better sample: winner_error, and winner_rise, by
     which it is above the error of those other weights.
     """
 
     beta: float = 100.0
     epsilon: bool = False
     against: Need = "reference"
+    own_noise: bool = False
+    gap: float | None = None
+
+    @property
+    def view(self) -> View:
+        """See `contracts.Objective`."""
+        return View("noised", share_noise=not self.own_noise, own_noise=self.own_noise)
 
     @property
     def together(self) -> Together:
@@ -41,6 +50,9 @@ class FlowDPOObjective(NoisedObjective):
         """See `NoisedObjective`: each row of a pair bears the loss of the pair."""
         error, others = errors(seen, batch)
         beta = beta_of_epsilon(self.beta, seen.signal, seen.unit) if self.epsilon else self.beta
+        if self.gap is not None:
+            adv = of_rows(batch.adv).unflatten(0, (-1, 2))
+            beta = beta * gap_factor(self.gap * (adv[:, 0] - adv[:, 1])).to(error).repeat_interleave(2)
         implicit = implicit_rewards(error, others[self.against], beta)
         loss, metrics = pair_loss(implicit.unflatten(0, (-1, 2)))
         metrics["winner_error"] = error.detach()[0::2]

@@ -42,6 +42,14 @@ def beta_of_epsilon(beta: float, signal: float | Tensor, unit: float | Tensor = 
     return beta * (signal / unit) ** 2
 
 
+def gap_factor(gap: Tensor) -> Tensor:
+    """2 sigmoid(gap) - 1, in the shape of gap: how much a pair counts whose rewards lie so far apart, 0 for none.
+
+    PNAPO (arXiv:2605.09433) multiplies beta by it, and by another factor that falls from 1 to 1/2 during training.
+    """
+    return 2 * torch.sigmoid(gap) - 1
+
+
 def pair_loss(implicit: Tensor, label: float | Tensor = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of pairs [p], better sample first, from their implicit rewards [p, 2], and metrics.
 

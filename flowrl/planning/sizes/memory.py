@@ -233,7 +233,8 @@ def trajectory(recipe: Recipe, latent: tuple[int, ...]) -> tuple[int, int]:
     width = torch.finfo(getattr(torch, recipe.dtype.trajectory)).bits // 8
     exact = torch.finfo(getattr(torch, recipe.dtype.logp)).bits // 8
     again = 1 + sum(isinstance(column, Visited) for column in tree.levels) if tree.levels else 0
-    again += any(isinstance(column, Injected) for column in tree.levels)  # with the noise that the walk began from
+    injects = any(isinstance(column, Injected) for column in tree.levels)
+    again += tree.keep_noise or injects  # with the noise that the walk began from
     states += train.prompts * len(tree.leaves) * again
     held = states * each * width + (means * each * exact if recipe.objective.centred else 0)
     return held, means * each * exact if any(stage.objective.kl > 0 for stage in recipe.stages()) else 0

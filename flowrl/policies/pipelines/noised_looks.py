@@ -17,6 +17,7 @@ from flowrl.policies.pipelines.intercepted_step import Path
 from flowrl.policies.pipelines.level_looks import Answer
 from flowrl.policies.pipelines.passes import PipelinePasses
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory
+from flowrl.policies.pipelines.visit_writer import WHOLLY_NOISE
 
 
 class Noised(NamedTuple):
@@ -27,16 +28,27 @@ class Noised(NamedTuple):
     target: Streams
 
 
-def noised(trajectory: Trajectory, rows: Tensor, column: int, at: Coordinates, *, share: bool) -> Noised:
-    """The samples rows, int64 [r], at the level of a column, with noise of their own or shared by those of a prompt.
+def noised(
+    trajectory: Trajectory, rows: Tensor, column: int, at: Coordinates, *, share: bool, own: bool = False
+) -> Noised:
+    """The samples rows, int64 [r], at the level of a column, with fresh noise of each, or shared by those of a prompt.
 
-    A token that its pipeline never walks at that level, a condition, is at the highest that it has.
+    own: with the noise that they came from instead. Raises PolicyError where that is not known. A token that its
+    pipeline never walks at that level, a condition, is at the highest that it has.
     """
+    if own and not trajectory.initial:
+        raise PolicyError(
+            "the noise that samples came from is not known, as the walk begins below noise level "
+            f"{WHOLLY_NOISE:g}: set objective.loss.own_noise=false"
+        )
     keys = [_key(trajectory, int(row), share) for row in rows]
     x, clean, target = {}, {}, {}
     for stream, states in trajectory.clean.items():
         x0 = states[rows.to(states.device)].float()
-        noise = step_noise(keys, column, stream, x0.shape[1:], x0.device, use="noised")
+        if own:
+            noise = trajectory.initial[stream][rows.to(states.device)].float()
+        else:
+            noise = step_noise(keys, column, stream, x0.shape[1:], x0.device, use="noised")
         x[stream], clean[stream] = at.signal * x0 + at.level * noise, x0
         if stream in trajectory.token_levels:
             most = trajectory.token_levels[stream][rows // len(trajectory.tree.leaves)].to(x0)

@@ -143,6 +143,7 @@ class PipelinePolicy(PipelinePasses):
         seed: int,
         first: int = 0,
         drawn: Sequence[tuple[Sequence[int], Rollout]] = (),
+        noise: Sequence[Sequence[Tensor]] = (),
     ) -> Rollout:
         """Samples that were not drawn, as a rollout whose samples can be noised. See `core.engine.TakesSamples`.
 
@@ -160,7 +161,7 @@ class PipelinePolicy(PipelinePasses):
         own, encode = self._given[plan.num_steps]
         trajectory = Trajectory(list(prompts), tree, seed, first, path=own.path)
         trajectory.levels = tuple(own.levels[n] if isinstance(n, int) else n for n in levels)
-        media, marks = fill(trajectory, encode, pictures, drawn)
+        media, marks = fill(trajectory, encode, pictures, drawn, noise)
         logp = torch.zeros(rows, len(tree.levels))
         stats = {"given": marks.float()[:, None].expand_as(logp)} if drawn else {}
         mask = torch.ones_like(logp, dtype=torch.bool)
@@ -302,7 +303,7 @@ class PipelinePolicy(PipelinePasses):
             at = level_of(self.looks, trajectory.path, level)
             for part in self.looks.sharing.split([row // len(leaves) for row in rows.tolist()]):
                 mine = rows[torch.tensor(part)]
-                made = noised(trajectory, mine, column, at, share=view.share_noise)
+                made = noised(trajectory, mine, column, at, share=view.share_noise, own=view.own_noise)
                 whose = [divmod(row, len(leaves)) for row in mine.tolist()]
                 starts = [trajectory.start(p, leaves[i]) for p, i in whose]
                 prompts = [trajectory.prompts[p] for p, _ in whose]

@@ -115,6 +115,8 @@ class RolloutWalk:
         sources = self.tree.sources(front)
         if self.tree.levels:
             self.visits.write(step, front)
+        if self.tree.keep_noise:
+            self.visits.keep_noise(step, front)
         self.records.score_draws(front, stream, step.kept, sources)
         if sources[0] != ROOT:
             self.records.store_entry_states(front, stream, self._entry_states(stream))
@@ -141,6 +143,7 @@ class RolloutWalk:
         Raises PolicyError if the pipeline's loop never reached a trained step.
         """
         self.records.finish()
+        self.visits.store_noise()
         if self.tree.levels:
             return self.visits.result(self.iterations, self._states, tuple(self._after[self.tree.leaves[0]]))
         if missing := self.records.missing():

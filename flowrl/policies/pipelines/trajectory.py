@@ -30,10 +30,10 @@ class Trajectory:
     run in skipped iterations too, `states` holds the state after every step of every segment. Where samples are to be
     noised again: clean, their final states by stream; levels, those of the columns (see noised_looks.py); path, what
     they are levels of. Of columns that are states of the walk (see visited_looks.py): walked, these states by column
-    and stream; initial, the noise that the walk began with; ends, the levels that the columns' steps lead to; factors,
-    what their steps weigh; judged, the estimates of x_0 that rewards judge in place of the samples; end, the level that
-    the walk ends at. token_levels: by stream, of pipelines with a level a token, the highest that each has,
-    [P, tokens, 1].
+    and stream; ends, the levels that the columns' steps lead to; factors, what their steps weigh; judged, the estimates
+    of x_0 that rewards judge in place of the samples; end, the level that the walk ends at. initial: the noise that the
+    walks began with, by stream, where the tree keeps it or a column needs it. token_levels: by stream, of pipelines
+    with a level a token, the highest that each has, [P, tokens, 1].
     """
 
     prompts: list[Prompt]

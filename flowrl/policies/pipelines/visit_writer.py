@@ -13,6 +13,8 @@ from samplers.levels import highest
 from samplers.plan import Front
 from samplers.visits import Column, Injected, Visited
 
+WHOLLY_NOISE = 0.99  # the least level at which a walk's first state passes for its noise
+
 
 class VisitWriter:
     """Collects, step by step, what the columns of a tree with levels need; `result` puts it into the trajectory.
@@ -29,6 +31,7 @@ class VisitWriter:
         self._velocities: dict[tuple[int, int], Streams] = {}
         self._of_states = {c.step for c in self.visited}
         self._of_states |= {0 for c in self.tree.levels if isinstance(c, Injected)}
+        self._noise: dict[int, Streams] = {}  # by segment: what it began with, where that is kept
         self._judged = next((c.judged for c in self.visited), None)
         self._of_velocities = {c.step for c in self.visited if c.to is not None}
         if self._judged is not None:
@@ -63,6 +66,23 @@ class VisitWriter:
                 for u, unit in enumerate(front.units):
                     for i in unit:
                         kept.setdefault((i, step.iteration), {})[step.stream] = each[:, u]
+
+    def keep_noise(self, step: Step, front: Front) -> None:
+        """Keeps the states that the walks begin with, where they are the noise that samples are noised with again: of
+        a walk from a lower level, as of image-to-image, nothing is kept."""
+        if step.iteration != 0 or step.path == "exploding" or highest(step.s) < WHOLLY_NOISE:
+            return
+        each = step.x.detach().to(self.storage, copy=True).unflatten(0, (self.num_prompts, -1))
+        for u, unit in enumerate(front.units):
+            for i in unit:
+                self._noise.setdefault(i, {})[step.stream] = each[:, u]
+
+    def store_noise(self) -> None:
+        """Puts the noise that was kept into the trajectory, sample by sample."""
+        roots = [self.tree.path(leaf)[0] for leaf in self.tree.leaves]
+        if self._noise:
+            streams = self._noise[roots[0]]
+            self.trajectory.initial = {s: flat([self._noise[i][s] for i in roots]) for s in streams}
 
     def _note_level(self, step: Step) -> None:
         """Notes a step's level, and of a pipeline with levels of tokens the highest of each."""

@@ -14,6 +14,9 @@ crd      the implicit reward of a group's samples is to be their reward, both ce
          distillation (arXiv:2603.14128), as in Flow-Factory. For denoising steps.
 flow_dpo the best and the worst of each group at one noise and level, beta 100 against the reference: Flow-GRPO's online
          DPO of Flow-DPO (arXiv:2501.13918), at logit-normal levels. For denoising steps.
+pnapo    two samples of a prompt, each noised by the noise that it came from; beta times 2 sigmoid(gap of the rewards) -
+         1: prior noise-aware preference optimization (arXiv:2605.09433), of files that `flowrl pairs` writes. Its beta
+         of 2000 (FLUX.1) is not halved there, and is 4000 here. For denoising steps.
 rpo      samples that come with a prompt against those drawn, by a label from their rewards, and their imitation, beta
          1: reward preference optimization (arXiv:2407.12164), its code, whose reward in training is the fit to the text
          alone. For denoising steps.
@@ -84,6 +87,11 @@ DENOISING: dict[str, Values] = {
         "train": {"old": 0.0},
     },
     "flow_dpo": {"objective": {"loss": {"kind": "flow_dpo"}}, "sampler": {"levels": {"kind": "logit_normal"}}},
+    "pnapo": FROM_FILES
+    | {
+        "objective": {"loss": {"kind": "flow_dpo", "beta": 4000.0, "own_noise": True, "gap": 1.0}},
+        "sampler": {"levels": {"kind": "uniform"}},
+    },
     "rpo": {
         "objective": {"loss": {"kind": "rpo"}},
         "advantage": {"combine": "sum", "scale": "none"},

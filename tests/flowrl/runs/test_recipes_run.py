@@ -94,6 +94,7 @@ ELSEWHERE |= {"flow_dpo_sd3", "flow_dpo_wan", "dgpo_sd3", "crd_sd3"}  # the same
 ELSEWHERE |= {"tiny_draft", "tiny_refl", "tiny_srpo", "srpo_flux", "draft_sdxl", "refl_sd3"}  # test_pulled_runs.py
 ELSEWHERE |= {"tiny_distill", "tiny_guidance_distill", "opd_sd35"}  # test_distilled_runs.py
 ELSEWHERE |= {"tiny_dpo_offline", "diffusion_dpo_sdxl", "rpo_sd15", "pair_grpo"}  # test_given_runs.py
+ELSEWHERE |= {"pnapo_flux"}  # test_pnapo_runs.py
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +299,7 @@ PUBLISHED = {  # recipe -> reward: weight, by the authors' scripts and configura
     "flow_grpo_wan_i2v": {"pick_score": 1},
     "draft_sdxl": {"pick_score": 1},
     "refl_sd3": {"hpsv2": 1},
+    "pnapo_flux": {"hpsv2": 1},
     "flow_dpo_wan": {"video_reward": 1},
     "flow_rwr_wan": {"video_reward": 0.3333},  # the mean of its three aspects
     "pair_grpo": {"vlm_judge": 1},
