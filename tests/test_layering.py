@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/core/objectives": {"flowrl.contracts", "flowrl.core.objectives"},
     "flowrl/worlds": {"flowrl.worlds", "flowrl.media", "flowrl.untyped"},
     "reward_models": {"reward_models", "flowrl.contracts", "flowrl.media", "flowrl.worlds", "flowrl.untyped"} | BATCHES,
-    "flowrl/reading": {"flowrl.reading", "flowrl.contracts", "flowrl.worlds"} | LIGHT,
+    "flowrl/reading": {"flowrl.reading", "flowrl.contracts", "flowrl.worlds", "flowrl.media.files"} | LIGHT,
     "flowrl/reading/inputs.py": {"flowrl"},
     "flowrl/scoring": {"flowrl.scoring", "flowrl.contracts", "flowrl.media", "flowrl.core.advantages"}
     | {"flowrl.recipe.rewards"}
@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"reward_models.parts.vision.looks", "reward_models.parts.vision.tones"},
     "flowrl/watch/alarms.py": set(),
     "flowrl/recipe": {"flowrl.recipe", "flowrl.kinds", "flowrl.watch.alarms"} | LIGHT,
-    "flowrl/kinds": {"flowrl.kinds", "flowrl.recipe"} | KIND_PARTS | LIGHT,
+    "flowrl/kinds": {"flowrl.kinds", "flowrl.recipe", "flowrl.media.files"} | KIND_PARTS | LIGHT,
     "flowrl/policies": {"flowrl.policies", "flowrl.contracts", "flowrl.media", "samplers"} | BATCHES | LIGHT,
     "flowrl/policies/weights.py": {"flowrl.policies", "flowrl.contracts", "flowrl.core.copies"},
     "flowrl/policies/loading.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,

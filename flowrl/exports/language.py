@@ -1,6 +1,7 @@
 """The export formats of a trained language model, and how an export is used without flowrl.
 
-Kinds: "lora" is what `peft.PeftModel.from_pretrained` reads, "merged" a transformers folder with its tokenizer.
+Kinds: "lora" is what `peft.PeftModel.from_pretrained` reads, "merged" a transformers folder with its tokenizer, or the
+processor of a model that reads pictures or sounds.
 """
 
 from collections.abc import Sequence
@@ -18,12 +19,14 @@ from flowrl.kinds.language import section_of
 from flowrl.planning.costs import eval_plan
 from flowrl.policies.devices import device_of
 from flowrl.policies.language.chat import Encoder
+from flowrl.policies.language.inputs import tensors_of, types_of
+from flowrl.policies.language.media import placeholder_ids
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.stopping import stop_ids
-from flowrl.policies.loading import load_language
+from flowrl.policies.loading import auto_class, load_language, load_processor
 from flowrl.recipe.models import gguf_file
 from flowrl.recipe.schema import Recipe
-from flowrl.untyped import LanguageModel, Tokenizer
+from flowrl.untyped import LanguageModel, Processor, Tokenizer
 
 
 def write(policy: LanguagePolicy, folder: Path, kind: str) -> None:
@@ -37,7 +40,7 @@ def write(policy: LanguagePolicy, folder: Path, kind: str) -> None:
         network, tokenizer = load_language(str(policy.model.name_or_path), policy.model.dtype)
         merged: LanguageModel = PeftModel.from_pretrained(network, aside)
         merged.merge_and_unload().save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        (policy.processor or tokenizer).save_pretrained(folder)
 
 
 @torch.no_grad()
@@ -61,15 +64,33 @@ def redraw(recipe: Recipe, folder: Path, kind: str, prompts: Sequence[Prompt]) -
 
 @torch.no_grad()
 def complete_greedily(
-    recipe: Recipe, network: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Prompt]
+    recipe: Recipe,
+    network: LanguageModel,
+    tokenizer: Tokenizer,
+    processor: Processor | None,
+    prompts: Sequence[Prompt],
 ) -> list[Tensor]:
     """Greedy completions by transformers' own `generate`, in the form of `draw`."""
     section = section_of(recipe)
     network.to(device_of(recipe.device))
-    encode = Encoder(tokenizer, template=section.chat_template, system=section.system, arguments=section.chat_arguments)
+    barred = () if processor is None else placeholder_ids(network.config, processor)
+    encode = Encoder(
+        tokenizer,
+        template=section.chat_template,
+        system=section.system,
+        arguments=section.chat_arguments,
+        processor=processor,
+        barred=barred,
+    )
     completions = []
     for prompt in prompts:
-        ids = torch.tensor([encode(prompt.text, stop_ids(network, tokenizer), prompt.messages)], device=network.device)
+        row, shown = encode.row(prompt, stop_ids(network, tokenizer))
+        ids = torch.tensor([row], device=network.device)
+        media: dict[str, object] = {"suppress_tokens": list(barred)} if barred else {}
+        if shown:
+            media |= tensors_of([shown], network.device, network.dtype)
+            named = shown.pieces[0].types
+            media |= {name: types_of([shown], name, torch.ones_like(ids)) for name in named}
         output = network.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -77,6 +98,7 @@ def complete_greedily(
             max_new_tokens=section.max_new_tokens,
             return_dict_in_generate=True,
             output_logits=True,
+            **media,
         )
         tokens = output.sequences[0, ids.shape[1] :]
         logp = torch.stack([step[0].float().log_softmax(-1) for step in output.logits])
@@ -84,16 +106,19 @@ def complete_greedily(
     return completions
 
 
-def load(recipe: Recipe, folder: Path, kind: str) -> tuple[LanguageModel, Tokenizer]:
-    """The (model, tokenizer) that `usage` loads, in the recipe's model dtype."""
-    dtype = getattr(torch, recipe.dtype.model)
-    network, tokenizer = load_language(recipe.model if kind == "lora" else str(folder), dtype)
-    return (PeftModel.from_pretrained(network, folder).eval() if kind == "lora" else network), tokenizer
+def load(recipe: Recipe, folder: Path, kind: str) -> tuple[LanguageModel, Tokenizer, Processor | None]:
+    """The (model, tokenizer, processor) that `usage` loads, in the recipe's model dtype."""
+    dtype, place = getattr(torch, recipe.dtype.model), recipe.model if kind == "lora" else str(folder)
+    network, tokenizer = load_language(place, dtype)
+    network = PeftModel.from_pretrained(network, folder).eval() if kind == "lora" else network
+    return network, tokenizer, load_processor(place)
 
 
 def usage(recipe: Recipe, folder: Path, kind: str) -> str:
     """Python code that loads the export, with FOLDER for its path."""
-    head = ["import torch", "from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    seeing = None if gguf_file(recipe.model) is not None else auto_class(recipe.model)
+    auto, reader = ("AutoModelForCausalLM", "tokenizer") if seeing is None else (seeing.__name__, "processor")
+    head = ["import torch", f"from transformers import {auto}, Auto{reader.title()}"]
     base = repr(recipe.model) if kind == "lora" else '"FOLDER"'
     file = gguf_file(recipe.model) if kind == "lora" else None
     if file is not None:
@@ -103,10 +128,10 @@ def usage(recipe: Recipe, folder: Path, kind: str) -> str:
         if recipe.model in names.MODELS:
             head.append("from flowrl.names import MODELS")
             base = f"MODELS[{recipe.model!r}]"
-    lines = [f"model = AutoModelForCausalLM.from_pretrained({base}, dtype=torch.{recipe.dtype.model})"]
+    lines = [f"model = {auto}.from_pretrained({base}, dtype=torch.{recipe.dtype.model})"]
     if kind == "lora":
         lines.append('model = PeftModel.from_pretrained(model, "FOLDER")')
-    return "\n".join([*head, "", *lines, f"tokenizer = AutoTokenizer.from_pretrained({base})"])
+    return "\n".join([*head, "", *lines, f"{reader} = Auto{reader.title()}.from_pretrained({base})"])
 
 
 def _pad(tokens: Tensor, logp: Tensor, width: int) -> Tensor:

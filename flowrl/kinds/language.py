@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowrl.kinds.kind import Building, Exporter, Planning, Proofs, Words
+from flowrl.media.files import MEDIA_KEYS, marks_problem
 from flowrl.recipe.begun import check_begun
 from flowrl.recipe.calls import read_json
 from flowrl.recipe.correction import check_drawing
@@ -139,18 +140,22 @@ class Language:
         return recipe
 
     def prompt_arguments(self, model: str, *, online: bool) -> list[str]:
-        """None: the model takes nothing but the prompt's text."""
-        return []
+        """The columns of media, unless the model is known to read text alone."""
+        return [] if reads_media(model) is False else list(MEDIA_KEYS)
 
     def refuse_prompts(self, prompts: Sequence["Prompt"], model: str) -> str | None:
-        """Refuses prompts with media for a model that is known to read text alone."""
-        seeing = next((prompt for prompt in prompts if prompt.media), None)
-        if seeing is None or reads_media(model) is not False:
-            return None
-        return (
-            f"the prompt {seeing.text!r} has pictures or sounds ({', '.join(seeing.media)[:120]}), and {model!r} reads "
-            "text alone: its folder has no processor; give a vision-language model, or remove that column"
-        )
+        """Refuses media for a model that is known to read text alone, and marks that are not as many as files."""
+        for prompt in prompts:
+            if prompt.media and reads_media(model) is False:
+                return (
+                    f"the prompt {prompt.text!r} has pictures or sounds ({', '.join(prompt.media)[:120]}), and "
+                    f"{model!r} reads text alone: its folder has no processor; give a vision-language model, or remove "
+                    "that column"
+                )
+            texts = [str(message["content"]) for message in prompt.messages] or [prompt.text]
+            if problem := marks_problem(texts, prompt.media):
+                return f"the prompt {prompt.text!r} {problem}"
+        return None
 
     def library(self, export: str) -> str:
         """peft for a LoRA, transformers for a whole model."""

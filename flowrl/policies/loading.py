@@ -51,7 +51,7 @@ def load_language(model: str, dtype: torch.dtype) -> tuple[LanguageModel, Tokeni
     place, how = (_place(model), {}) if file is None else (str(file.parent), {"gguf_file": file.name})
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **how)
-        auto = AutoModelForCausalLM if file is not None else _auto_class(place) or AutoModelForCausalLM
+        auto = AutoModelForCausalLM if file is not None else auto_class(model) or AutoModelForCausalLM
         network = auto.from_pretrained(place, dtype=dtype, **how)
     except (OSError, ValueError) as error:
         raise _unloadable(model, "transformers", error) from error
@@ -63,7 +63,7 @@ def load_processor(model: str) -> Processor | None:
 
     Raises PolicyError if it cannot be loaded.
     """
-    if gguf_file(model) is not None or _auto_class(_place(model)) is None:
+    if gguf_file(model) is not None or auto_class(model) is None:
         return None
     try:
         return AutoProcessor.from_pretrained(_place(model))
@@ -71,10 +71,13 @@ def load_processor(model: str) -> Processor | None:
         raise _unloadable(model, "transformers", error) from error
 
 
-def _auto_class(place: str) -> Network | None:
-    """What loads a model that reads more than text, by the class that its config names; None for another model."""
+def auto_class(model: str) -> Network | None:
+    """What loads a model that reads more than text, by the class that the config of a folder or hub id names.
+
+    None for any other model.
+    """
     try:
-        named = AutoConfig.from_pretrained(place).architectures or []
+        named = AutoConfig.from_pretrained(_place(model)).architectures or []
     except (OSError, ValueError):
         return None  # loading says it better
     if any(name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values() for name in named):

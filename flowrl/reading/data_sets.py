@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.contracts import Prompt
+from flowrl.media.files import MEDIA_KEYS, SOUNDS, VIDEOS
 from flowrl.names import cache_folder, hint
 from flowrl.reading.columns import PICTURES
 from flowrl.reading.prompt_lines import PromptError
-from flowrl.reading.records import CHAT_COLUMNS, MEDIA_KEYS, TEXT_COLUMNS, prompt_of, renamed
+from flowrl.reading.records import CHAT_COLUMNS, TEXT_COLUMNS, prompt_of, renamed
 from flowrl.untyped import JSON
 
 DATASET_SPLITS = {"train": ("train",), "heldout": ("heldout", "test", "validation")}
@@ -41,9 +42,10 @@ def prompts_of(
 ) -> Iterator[Prompt]:
     """The prompts of a data set of the `datasets` library, its columns renamed as `records.renamed` does.
 
-    Pictures of columns that the pipeline takes are written to the user's cache under a hash of their content and become
-    its input, like files of a prompt file. Other values that JSON cannot hold are left out: the pictures of a data set
-    of captions are no input of a text-to-image pipeline.
+    Pictures, videos and sounds of columns that the model takes are written to the user's cache under a hash of their
+    content and become its input, like files of a prompt file: those of the library's own types and {bytes, path} of
+    parquet files, one or a list. Other values that JSON cannot hold are left out: the pictures of a data set of
+    captions are no input of a text-to-image pipeline.
     """
     data = open_dataset(name, split, saved=saved)
     return _prompts(data, name, arguments, columns)
@@ -62,7 +64,6 @@ def prompts_of_parquet(path: Path, arguments: Collection[str], columns: Mapping[
 
 
 def _prompts(data: Any, name: str, arguments: Collection[str], columns: Mapping[str, str]) -> Iterator[Prompt]:
-    import datasets
 
     names = [c for c in data.column_names if c not in columns.values()] + list(columns)
     known = (*TEXT_COLUMNS, *CHAT_COLUMNS)
@@ -70,16 +71,37 @@ def _prompts(data: Any, name: str, arguments: Collection[str], columns: Mapping[
     if not texts:
         accepted = f"one of {', '.join(known)}, or prompts.columns"
         raise PromptError(f"{name}: columns {', '.join(data.column_names)}; accepted: {accepted}")
+    new = {old: name for name, old in columns.items()}
+    taken = [c for c in data.column_names if new.get(c, c) in arguments and (c in new or c not in columns)]
+    files = [c for c in taken if new.get(c, c) in MEDIA_KEYS or _undecoded(data.features[c]) is not None]
     media = [columns.get(c, c) for c in MEDIA_KEYS]
-    plain = [c for c, feature in data.features.items() if _is_plain(feature) and c not in media]
-    pictures = [c for c, f in data.features.items() if isinstance(f, datasets.Image) and c in arguments]
-    for column in pictures:
-        data = data.cast_column(column, datasets.Image(decode=False))
-    for number, row in enumerate(data.select_columns(plain + pictures)):
-        files = {column: store_picture(row[column]) for column in pictures if row[column] is not None}
-        record = {c: value for c, value in row.items() if c not in pictures} | files
+    plain = [c for c, feature in data.features.items() if _is_plain(feature) and c not in (*media, *files)]
+    for column in files:
+        if (raw := _undecoded(data.features[column])) is not None:
+            data = data.cast_column(column, raw)
+    for number, row in enumerate(data.select_columns(plain + files)):
+        found = {column: _stored(row[column]) for column in files if row[column] is not None}
+        record = {c: value for c, value in row.items() if c not in files} | found
         where = f"{name}: row {number}"
         yield prompt_of(renamed(record, columns, where), where, None, [c for c in texts if c not in CHAT_COLUMNS])
+
+
+def _undecoded(feature: Any) -> Any:
+    """The feature of a column of pictures, videos or sounds, or of lists of them, that leaves files as they are; None
+    for other columns."""
+    import datasets
+
+    if isinstance(feature, datasets.Image | datasets.Video | datasets.Audio):
+        return type(feature)(decode=False)
+    inner = _undecoded(feature.feature) if isinstance(feature, datasets.List) else None
+    return None if inner is None else datasets.List(inner)
+
+
+def _stored(value: JSON) -> JSON:
+    """The path of a file {bytes, path}, of each in a list; paths as they are."""
+    if isinstance(value, list):
+        return [_stored(one) for one in value]
+    return store_picture(value) if isinstance(value, dict) else value
 
 
 def open_dataset(name: str, split: str, *, saved: bool = False) -> Any:
@@ -106,12 +128,15 @@ def open_dataset(name: str, split: str, *, saved: bool = False) -> Any:
 
 
 def store_picture(value: dict[str, JSON]) -> str:
-    """The absolute path of a data set's picture: its own file, or one in the cache named by a hash of its content."""
+    """The absolute path of a data set's file: its own, or one in the cache named by a hash of its content.
+
+    Bytes without a name are a picture's.
+    """
     if value.get("bytes") is None:
         return str(Path(value["path"]).resolve())
     cache = cache_folder() / "pictures"
     suffix = Path(value.get("path") or "").suffix.lower()
-    name = sha256(value["bytes"]).hexdigest()[:32] + (suffix if suffix in PICTURES else ".png")
+    name = sha256(value["bytes"]).hexdigest()[:32] + (suffix if suffix in (*PICTURES, *VIDEOS, *SOUNDS) else ".png")
     if not (cache / name).is_file():
         cache.mkdir(parents=True, exist_ok=True)
         beside = cache / f"{os.getpid()}-{name}"

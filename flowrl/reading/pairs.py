@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.contracts import Prompt
+from flowrl.media.files import MEDIA_KEYS
 from flowrl.reading import prompt_lines
 from flowrl.reading.columns import locate_file
 from flowrl.reading.data_sets import open_dataset, store_picture
 from flowrl.reading.prompt_lines import PromptError, shorten
-from flowrl.reading.records import MEDIA_KEYS, prompt_media
+from flowrl.reading.records import prompt_media
 from flowrl.untyped import JSON
 
 OWN = ("pair", "scored")  # layouts whose other columns are for the rewards

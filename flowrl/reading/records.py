@@ -3,6 +3,11 @@
 A conversation is a list of messages {role, content}, as chat models are trained on: columns `messages` or
 `conversations` (also {from, value} of ShareGPT), or a `prompt` that is such a list (TRL's conversational form). What
 the assistant says last is what is to be learned: the meta `completion`, like TRL's column of that name.
+
+A content may be a list of parts, {type: text, text} and {type: image} or video or audio: the marks <image>, <video> and
+<audio> then stand in its text, as in data sets that write them themselves. The files are those that parts name, or
+those of the columns `images`, `videos` and `audios` in their order. The ground_truth of verl's column `reward_model` is
+the answer.
 """
 
 import json
@@ -10,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flowrl.contracts import Message, Prompt
+from flowrl.media.files import KINDS, MEDIA_KEYS
 from flowrl.reading.columns import locate_file
 from flowrl.reading.prompt_lines import PromptError, shorten, text_hash
 from flowrl.untyped import JSON
@@ -17,7 +23,6 @@ from flowrl.untyped import JSON
 TEXT_COLUMNS = ("prompt", "caption", "text", "question", "problem")
 LINE_KEYS = ("prompt", "question", "problem")  # of a file's own lines; the second is GSM8K's
 CHAT_COLUMNS = ("messages", "conversations")
-MEDIA_KEYS = ("media", "image")
 COMPLETION = "completion"
 ROLES = ("system", "user", "assistant")
 SHAREGPT = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
@@ -44,7 +49,9 @@ def prompt_of(
     """The prompt of one record, by the first of text_columns or CHAT_COLUMNS that it has. Raises PromptError."""
     chat = next((c for c in (*CHAT_COLUMNS, "prompt") if isinstance(record.get(c), list)), None)
     if chat is not None:
-        messages = _messages(record[chat], f"{where}: {chat}")
+        files: list[tuple[str, JSON]] = []
+        messages = _messages(record[chat], f"{where}: {chat}", files)
+        record = record | _named_files(record, files, f"{where}: {chat}")
         column, meta = chat, {}
         if messages[-1]["role"] == "assistant":
             meta = {COMPLETION: messages[-1]["content"]}
@@ -71,12 +78,18 @@ def prompt_of(
         meta = {COMPLETION: _completion(record[COMPLETION], f"{where}: {COMPLETION}")}
     media = prompt_media(record, where, folder)
     meta = {k: v for k, v in record.items() if k not in (column, "id", *MEDIA_KEYS)} | meta
+    judged = record.get("reward_model")
+    if isinstance(judged, dict) and "ground_truth" in judged:
+        meta.setdefault("answer", judged["ground_truth"])
     name = str(record["id"]) if "id" in record else text_hash(identity)
     return Prompt(id=name, text=text, media=media, meta=meta, messages=conversation)
 
 
-def _messages(value: JSON, where: str) -> list[Message]:
-    """The messages of a conversation, of the roles system, user and assistant. Raises PromptError."""
+def _messages(value: JSON, where: str, files: list[tuple[str, JSON]] | None = None) -> list[Message]:
+    """The messages of a conversation, of the roles system, user and assistant. Raises PromptError.
+
+    files: is told the kind of every medium among the parts of a content, in order, and the file that a part names.
+    """
     made: list[Message] = []
     for number, entry in enumerate(value if isinstance(value, list) else [], 1):
         at = f"{where}: message {number}"
@@ -87,12 +100,42 @@ def _messages(value: JSON, where: str) -> list[Message]:
         if said not in ROLES:
             named = shorten(entry.get("role", entry.get("from")))
             raise PromptError(f"{at} has the role {named}; accepted: {', '.join(ROLES)}")
+        if isinstance(content, list):
+            content = _text_of(content, at, [] if files is None else files)
         if not isinstance(content, str) or not content.strip():
-            raise PromptError(f"{at} says {shorten(content)}; accepted: a text that is not empty")
+            raise PromptError(f"{at} says {shorten(content)}; accepted: a text that is not empty, or a list of parts")
         made.append({"role": str(said), "content": content})
     if not made:
         raise PromptError(f"{where} is {shorten(value)}; accepted: a list of messages")
     return made
+
+
+def _text_of(parts: Sequence[JSON], where: str, files: list[tuple[str, JSON]]) -> str:
+    """The text of a content's parts, with a mark for each medium."""
+    made = []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            made.append(part["text"])
+        elif kind in KINDS:
+            files.append((kind, next((part[k] for k in (kind, "path", "url") if part.get(k) is not None), None)))
+            made.append(f"<{kind}>")
+        else:
+            accepted = f"{{type: text, text: ...}}, or {{type: {', '.join(KINDS)}}} with its file under path"
+            raise PromptError(f"{where} has the part {shorten(part)}; accepted: {accepted}")
+    return "".join(made)
+
+
+def _named_files(record: dict[str, JSON], files: Sequence[tuple[str, JSON]], where: str) -> dict[str, JSON]:
+    """The columns of media with the files that parts of messages name, where they do. Raises PromptError."""
+    named = [file for _, file in files if file is not None]
+    if not named:
+        return {}
+    if len(named) < len(files) or any(record.get(key) for key in MEDIA_KEYS):
+        raise PromptError(
+            f"{where} names files for some of its parts; accepted: for all, without other columns of media"
+        )
+    return {"media": named}
 
 
 def _completion(value: JSON, where: str) -> str:
@@ -108,8 +151,15 @@ def prompt_media(record: dict[str, JSON], where: str, folder: Path | None) -> tu
 
 
 def _media(value: JSON, where: str, folder: Path | None) -> list[str]:
-    """Absolute paths of input files; relative ones start from the folder of the prompt file or its images/."""
+    """Absolute paths of input files; relative ones start from the folder of the prompt file or its images/.
+
+    A folder is a video, of the frames in it.
+    """
     paths = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(paths, list) or not all(isinstance(p, str) for p in paths):
         raise PromptError(f"{where} is {shorten(value)}; accepted: a path or a list of paths")
-    return [str(locate_file(path, where, folder)) for path in paths]
+    places = [((folder or Path()) / path).resolve() for path in paths]
+    return [
+        str(place if place.is_dir() else locate_file(path, where, folder))
+        for path, place in zip(paths, places, strict=True)
+    ]

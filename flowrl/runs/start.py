@@ -14,6 +14,7 @@ from pathlib import Path
 from flowrl.build import add_reference, build_critic, build_learner, build_policy, read_inputs, set_up
 from flowrl.names import UserError
 from flowrl.planning.costs import plan_for
+from flowrl.policies.language.proving import telling
 from flowrl.recipe.load import dump
 from flowrl.recipe.reference_checks import check_files
 from flowrl.recipe.schema import Recipe
@@ -54,7 +55,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None =
         with console.working(f"loading {recipe.model}"):
             policy = build_policy(recipe)
             add_reference(recipe, policy)
-            policy.prepare(inputs.train[0], plan_for(recipe, 0))
+            policy.prepare(telling(inputs.train), plan_for(recipe, 0))
             learner = build_learner(recipe, policy)
             critic = build_critic(recipe, policy)
         console.started(recipe, policy, folder.path)

@@ -17,7 +17,8 @@ from flowrl.planning.sizes.saved import count_saved
 from flowrl.planning.sizes.units import size_text
 from flowrl.policies.language.building import build as build_policy
 from flowrl.policies.language.policy import LanguagePolicy
-from flowrl.policies.loading import load_language
+from flowrl.policies.language.proving import telling
+from flowrl.policies.loading import load_language, load_processor
 
 # Of a log-prob in float32, decoded with a cache and replayed without: different batch shapes round differently.
 ROUNDING = 5e-5
@@ -33,7 +34,7 @@ class TokenBench(Bench):
         """The recipe's policy, checked by its own probe."""
         policy = build_policy(self.recipe)
         policy.max_rows = self.rows_at_once
-        policy.prepare(self.drawn_prompts[0], self.plans[0])
+        policy.prepare(telling(self.drawn_prompts), self.plans[0])
         return policy
 
     @cached_property
@@ -45,7 +46,8 @@ class TokenBench(Bench):
     def pipeline_samples(self) -> Tensor:
         """Greedy completions of the prompt pair by the model on disk, by its own `generate`; see `draw_quietly`."""
         network, tokenizer = load_language(self.recipe.model, getattr(torch, self.recipe.dtype.model))
-        return torch.stack(language.complete_greedily(self.recipe, network, tokenizer, self.prompt_pair))
+        processor = load_processor(self.recipe.model)
+        return torch.stack(language.complete_greedily(self.recipe, network, tokenizer, processor, self.prompt_pair))
 
     def draw_quietly(self) -> Tensor:
         """The same completions by the policy as it is now: float64 [P, 2, K], token ids and their log-probs."""

@@ -6,9 +6,10 @@ from typing import Any
 import jinja2
 
 from flowrl.contracts import Message, Prompt
+from flowrl.media.files import MARK
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.inputs import EMPTY, Inputs
-from flowrl.policies.language.media import MARK, placed, processed
+from flowrl.policies.language.media import placed, processed
 from flowrl.untyped import JSON, Processor, Tokenizer
 
 MAX_UNKNOWN = 0.5  # share of a prompt's tokens that a tokenizer may not know

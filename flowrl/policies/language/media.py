@@ -13,12 +13,11 @@ import torch
 from PIL import Image
 
 from flowrl.contracts import Message
-from flowrl.media.files import media_kind
+from flowrl.media.files import MARK, marks_problem, media_kind
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.inputs import TYPES, Inputs, Piece
 from flowrl.untyped import Config, Processor
 
-MARK = re.compile("(<image>|<video>|<audio>)")
 ARGUMENTS = {"image": "images", "video": "videos", "audio": "audio"}  # of a processor, by kind of medium
 _PLACEHOLDER = re.compile("(image|video|audio|vision|speech|media)_token_(id|index)")
 
@@ -28,16 +27,12 @@ def placed(messages: Sequence[Message], media: Sequence[str]) -> list[dict[str, 
 
     Raises PolicyError where the marks of a kind are not as many as its files.
     """
-    number = {kind: sum(media_kind(path) == kind for path in media) for kind in ARGUMENTS}
-    marks = [mark for message in messages for mark in MARK.findall(str(message["content"]))]
+    texts = [str(message["content"]) for message in messages]
+    if problem := marks_problem(texts, media):
+        raise PolicyError(f"prompt {texts[-1]!r} {problem}")
+    marked = any(MARK.search(text) for text in texts)
     first = next((i for i, message in enumerate(messages) if message["role"] == "user"), 0)
-    before = [{"type": media_kind(path)} for path in media] if not marks else []
-    for kind, files in number.items():
-        if marks and media and marks.count(f"<{kind}>") != files:
-            raise PolicyError(
-                f"prompt {messages[-1]['content']!r} has {marks.count(f'<{kind}>')} marks <{kind}> for {files} files "
-                "of that kind; write one for each, or none at all"
-            )
+    before = [] if marked else [{"type": media_kind(path)} for path in media]
     made = []
     for i, message in enumerate(messages):
         parts = _parts(str(message["content"])) if media else [{"type": "text", "text": message["content"]}]

@@ -16,10 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from flowrl.contracts import Prompt, Rollout, View, Visit
-from flowrl.media.files import media_kind
+from flowrl.media.files import MARK, media_kind
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.inputs import Inputs, Piece
-from flowrl.policies.language.media import MARK
 from flowrl.untyped import LanguageModel
 from samplers.tokens import Generation
 

@@ -130,5 +130,5 @@ def test_a_model_of_text_refuses_pictures(prompts: list[Prompt]):
 
 def test_marks_that_are_not_as_many_as_pictures_are_refused(subject: LanguagePolicy, prompts: list[Prompt]):
     wrong = replace(prompts[0], text="<image> and <image>?")
-    with pytest.raises(PolicyError, match="has 2 marks <image> for 1 files"):
+    with pytest.raises(PolicyError, match="has the mark <image> 2 times for 1 files"):
         subject.rollout([wrong], plan=PLAN, seed=0)
