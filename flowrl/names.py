@@ -115,7 +115,8 @@ def find(name: str, known: dict[str, Entry], kind: str = "reward") -> Entry:
     skip = 0 if inspect.isclass(thing) else len(KINDS[kind].leading) if kind in KINDS else 1
     module, attribute = _split(name)
     doc = inspect.getdoc(thing) or ""
-    return Entry(name, module, attribute, doc, signatures.of_object(thing, skip), signatures.facts_of(thing))
+    signature, facts = signatures.of_object(thing, skip), signatures.facts_of(thing)
+    return Entry(name, module, attribute, doc, signature, facts, inspect.isclass(thing))
 
 
 def load(name: str, known: dict[str, Entry], kind: str = "reward") -> Any:

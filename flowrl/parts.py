@@ -19,13 +19,17 @@ _MARK = "__flowrl_part__"
 class PartKind:
     """A kind of part. leading: the names of its leading parameters. shipped: where the shipped ones are (a package to
     search, or MODULE:TABLE). words: what a part is, in words. annotation: a type that only this kind takes first or
-    returns, which identifies it too. given: further arguments that the run fills in if a part takes them."""
+    returns, which identifies it too. given: further arguments that the run fills in if a part takes them. typed:
+    whether every argument has to have a type, and the function a docstring. methods: those of which a class has to have
+    one set."""
 
     leading: tuple[str, ...]
     shipped: str
     words: str
     annotation: str = ""
     given: tuple[str, ...] = ()
+    typed: bool = False
+    methods: tuple[tuple[str, ...], ...] = ()
 
 
 KINDS: dict[str, PartKind] = {
@@ -89,6 +93,18 @@ KINDS: dict[str, PartKind] = {
         "flowrl.reading.choices:CHOICES",
         "a function (turn, *, ...) that gives the chance, in [0, 1], that a prompt is drawn, and a word why it is not",
     ),
+    "tool": PartKind(
+        (),
+        "flowrl.environments.tools",
+        "a function with a docstring whose arguments have types, or a class with such a __call__",
+        typed=True,
+    ),
+    "environment": PartKind(
+        (),
+        "",
+        "a class with tools() and start(prompt, seed), or with reset(...) and public methods as tools",
+        methods=(("tools", "start"), ("reset",)),
+    ),
     "tree": PartKind(("walk",), "samplers.growth:TREES", "a function (walk, *, ...) that gives a Tree", "Tree"),
 }
 # kinds that are recognised by their base class: module and name, so that nothing needs to be imported
@@ -122,6 +138,9 @@ def refusal(thing: Any, kind: str) -> str | None:
         if any((base.__module__, base.__name__) in BASES[kind] for base in above):
             return None
         return f"is not a valid {kind}; accepted: a subclass of {' or '.join('.'.join(base) for base in BASES[kind])}"
+    if kind in KINDS and (sets := KINDS[kind].methods):
+        found = inspect.isclass(thing) and any(all(hasattr(thing, name) for name in names) for names in sets)
+        return None if found else f"is not a valid {kind}; accepted: {KINDS[kind].words}"
     if getattr(thing, _MARK, None) == kind or any(_fits(call, kind) for call in _calls(thing)):
         return None
     words, declared = KINDS[kind].words, f'@flowrl.parts.part("{kind}")'
@@ -145,6 +164,9 @@ def _fits(call: Any, kind: str) -> bool:
         return False
     given = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     given = given[1:] if given and given[0].name == "self" else given
+    if KINDS[kind].typed:
+        own = [p for p in signature.parameters.values() if p.name != "self"]
+        return bool(inspect.getdoc(call)) and all(p.annotation is not p.empty for p in own)
     said = given[0].annotation if kind == "reward" and given else signature.return_annotation
     return tuple(p.name for p in given[: len(leading)]) == leading or (annotation != "" and _name(said) == annotation)
 

@@ -54,6 +54,7 @@ class Entry:
     doc: str
     signature: Signature
     facts: Mapping[str, Any] = field(default_factory=dict)
+    is_class: bool = False
 
     @property
     def summary(self) -> str:
@@ -155,7 +156,7 @@ def _entry(name: str, node: Any, module: str, leading: int, file: "File") -> Ent
         return Entry(name, module, node.name, doc, _signature(node.args, leading), facts)
     made = _method(node, "__init__")
     signature = Signature(tuple(_fields(node, file).values())) if made is None else _signature(made, 1)
-    return Entry(name, module, node.name, doc, signature, facts)
+    return Entry(name, module, node.name, doc, signature, facts, True)
 
 
 def _declared(node: Any, file: "File") -> dict[str, Any]:

@@ -66,13 +66,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/watch/alarms.py": set(),
     "flowrl/recipe": {"flowrl.recipe", "flowrl.kinds", "flowrl.watch.alarms"} | LIGHT,
     "flowrl/kinds": {"flowrl.kinds", "flowrl.recipe", "flowrl.media.files"} | KIND_PARTS | LIGHT,
-    "flowrl/policies": {"flowrl.policies", "flowrl.contracts", "flowrl.media", "samplers"} | BATCHES | LIGHT,
+    "flowrl/environments": {"flowrl.environments", "flowrl.contracts", "flowrl.media"} | LIGHT,
+    "flowrl/environments/building.py": {"flowrl.environments", "flowrl.contracts", "flowrl.recipe"} | LIGHT,
+    "flowrl/policies": {"flowrl.policies", "flowrl.environments", "flowrl.contracts", "flowrl.media", "samplers"}
+    | BATCHES
+    | LIGHT,
     "flowrl/policies/weights.py": {"flowrl.policies", "flowrl.contracts", "flowrl.core.copies"},
     "flowrl/policies/loading.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/policies/own.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/policies/trainable.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/policies/pipelines/building.py": {"flowrl.policies", "flowrl.recipe", "flowrl.contracts"} | LIGHT,
-    "flowrl/policies/language/building.py": {"flowrl.policies", "flowrl.recipe", "flowrl.kinds"} | LIGHT,
+    "flowrl/policies/language/building.py": {"flowrl.policies", "flowrl.recipe", "flowrl.kinds", "flowrl.contracts"}
+    | {"flowrl.environments"}
+    | LIGHT,
     "flowrl/engines": {"flowrl.engines", "flowrl.policies", "flowrl.contracts", "flowrl.recipe", "samplers"}
     | {"reward_models.parts"}
     | LIGHT,

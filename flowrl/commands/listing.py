@@ -25,6 +25,7 @@ class ListedKind(str, Enum):
     schedules = "schedules"
     solvers = "solvers"
     rewards = "rewards"
+    tools = "tools"
     advantages = "advantages"
     objectives = "objectives"
     lr_schedules = "lr-schedules"
@@ -38,6 +39,7 @@ WITH_KEYS = {
     ListedKind.trees: "tree",
     ListedKind.schedules: "schedule",
     ListedKind.solvers: "solver",
+    ListedKind.tools: "tool",
     ListedKind.advantages: "advantage",
     ListedKind.objectives: "objective",
     ListedKind.lr_schedules: "lr_schedule",

@@ -48,7 +48,8 @@ class Said:
 
 @dataclass(frozen=True)
 class Shown:
-    """One message that is put before the model next. role: tool, or user; name: of the tool that answers.
+    """One message that is put before the model next. role: tool, or user; name: of the tool that answers; error: why a
+    call was wrong, which the text says too.
 
     Where a chat template has no tool role, or does not show pictures in it, the message is the user's.
     """
@@ -57,6 +58,7 @@ class Shown:
     pictures: tuple[Picture, ...] = ()
     role: str = "tool"
     name: str | None = None
+    error: str | None = None
 
 
 @dataclass
@@ -86,7 +88,7 @@ class Episode(Protocol):
 
 
 class Environment(Protocol):
-    """Answers models. An environment may have a method `opening` of its episodes: text that the prompt ends with."""
+    """Answers models. Its episodes may have an attribute `opening`, a text that the prompt then ends with."""
 
     def tools(self) -> Sequence[Schema]:
         """The tools that the model is told of, which may be none."""

@@ -62,6 +62,9 @@ class Denoising:
         yield from check_values(recipe.pipeline, recipe.model)
         if recipe.lora is not None:
             yield from check_modules(recipe.lora.modules, recipe.model)
+        if recipe.environment is not None:
+            problem = "given, but a pipeline of denoising steps says nothing that could be answered"
+            yield RecipeError("environment", problem, "set environment=null")
         if recipe.eval.temperature is not None:
             problem = f"got {recipe.eval.temperature:g}, but only a language model has one"
             yield RecipeError("eval.temperature", problem, "set eval.temperature=null")

@@ -10,6 +10,7 @@ from flowrl.recipe.begun import check_begun
 from flowrl.recipe.calls import read_json
 from flowrl.recipe.correction import check_drawing
 from flowrl.recipe.credit import check_token_credit
+from flowrl.recipe.environment import check_environment
 from flowrl.recipe.errors import RecipeError, show
 from flowrl.recipe.generation import GenerationKeys
 from flowrl.recipe.models import reads_media
@@ -96,8 +97,9 @@ class Language:
             yield RecipeError("generation.chat_arguments", problem, "remove them")
 
     def check_sampling(self, recipe: Recipe) -> Iterator[RecipeError]:
-        """Completions that are drawn in more than one go."""
-        return check_begun(recipe, section_of(recipe))
+        """Completions that are drawn in more than one go, and what the model talks to."""
+        yield from check_begun(recipe, section_of(recipe))
+        yield from check_environment(recipe)
 
     def draws_in_parts(self, recipe: Recipe) -> bool:
         """Of trees, and where more is drawn once completions have been scored."""

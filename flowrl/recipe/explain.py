@@ -70,8 +70,8 @@ def _key(key: str, field: FieldInfo, model: type[BaseModel]) -> Lines:
             lines += [(f"in {entry.name}", _argument(p, entry)) for p in keys(kind, entry) if p.name == name]
     if kind is not None and name == "kind":
         lines += [(entry.name, entry.summary) for entry in names.shipped(kind).values()]
-    if key in ("sampler.step", "rewards.NAME.use"):
-        kind = "step" if key == "sampler.step" else "reward"
+    named = {"sampler.step": "step", "rewards.NAME.use": "reward", "environment.tools.use": "tool"}
+    if (kind := named.get(key)) is not None:
         lines += [(entry.name, entry.summary) for entry in names.shipped(kind).values()]
     lines += [(f"preset {preset}", text) for preset, text in _presets_of(key)]
     return lines

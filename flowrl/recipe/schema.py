@@ -11,6 +11,7 @@ from flowrl.recipe.base import Strict, key, part
 from flowrl.recipe.correction import CorrectionKeys, CovarianceKeys, RolloutKeys
 from flowrl.recipe.credit import Credit, CreditKeys, CriticKeys
 from flowrl.recipe.curves import Curved
+from flowrl.recipe.environment import EnvironmentKeys
 from flowrl.recipe.generation import GenerationKeys
 from flowrl.recipe.lora import Lora
 from flowrl.recipe.noised import Loss, NoisedTraining
@@ -263,7 +264,8 @@ class Recipe(Curved):
     """A whole run. Exactly one of `lora` and `full: true` says what learns. output null: runs/<name of the recipe>.
 
     With `generation` the model is a language model, its decisions are tokens, and neither `pipeline` nor `sampler` is
-    read (`load` refuses them). critic: of language models, what gives values to advantage.credit. Where a key has a
+    read (`load` refuses them). environment: what a language model talks to in several turns (recipe/environment.py).
+    critic: of language models, what gives values to advantage.credit. Where a key has a
     curve, the recipe itself holds its first value; `at` gives the others. policy: a class of the user's own in place of
     the kind's policy, which it extends. phases: parts of the run that differ in some values (recipe/phases.py);
     train.iterations is then their sum, unless it ends the run before.
@@ -279,6 +281,7 @@ class Recipe(Curved):
     prompts: Prompts = key(..., "a mapping with train and heldout")
     sampler: Sampler = part(Sampler)
     generation: GenerationKeys | None = key(None, "a mapping with max_new_tokens, temperature, top_k, top_p, or null")
+    environment: EnvironmentKeys | None = key(None, "a mapping with tools or use, turns, ..., or null")
     rollout: RolloutKeys = part(RolloutKeys)
     rewards: dict[str, RewardSpec] = key(..., "names mapped to {use, weight, args, ...}", min_length=1)
     advantage: open_to(Advantage, OwnAdvantage) = part(Advantage)  # pyright: ignore[reportInvalidTypeForm]

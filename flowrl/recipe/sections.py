@@ -50,7 +50,9 @@ class Own(Strict):
 
 
 def keys(kind: str, entry: Entry) -> tuple[Parameter, ...]:
-    """The arguments of a part that a recipe may set: those that a run does not give it."""
+    """The arguments of a part that a recipe may set: those that a run, or a model that calls it, does not give it."""
+    if KINDS[kind].typed and not entry.is_class:
+        return ()
     return tuple(p for p in entry.signature.parameters if p.name not in KINDS[kind].given)
 
 

@@ -7,10 +7,16 @@ from typing import Any
 
 import torch
 
+from flowrl.contracts import Environment
+from flowrl.environments.building import build_environment
+from flowrl.environments.calls import Reader
+from flowrl.environments.observations import Observations
+from flowrl.environments.workers import Workers
 from flowrl.kinds.language import section_of
 from flowrl.policies import adapters
 from flowrl.policies.devices import device_of
 from flowrl.policies.errors import PolicyError
+from flowrl.policies.language.conversations import Conversations
 from flowrl.policies.language.critic import TokenValues
 from flowrl.policies.language.guided import corrections, hints
 from flowrl.policies.language.partial import Unfinished, partial_rollouts
@@ -42,6 +48,7 @@ EXPLORATIONS: dict[str, Callable[..., Any]] = {
 def build(recipe: Recipe) -> LanguagePolicy:
     """The recipe's model as a policy, with its trained part trainable. Raises PolicyError if it cannot be loaded."""
     device, given = device_of(recipe.device), section_of(recipe)
+    environment = None if recipe.environment is None else build_environment(recipe.environment)
     model, tokenizer = load_language(recipe.model, getattr(torch, recipe.dtype.model))
     policy = policy_class(recipe, LanguagePolicy)(
         model,
@@ -60,7 +67,43 @@ def build(recipe: Recipe) -> LanguagePolicy:
         processor=load_processor(recipe.model),
     )
     make_trainable(recipe, policy.modules)
+    if environment is not None:
+        add_conversations(policy, environment, recipe)
     return policy
+
+
+def add_conversations(policy: LanguagePolicy, environment: Environment, recipe: Recipe) -> None:
+    """Lets a policy talk to an environment, told of its tools as the recipe says.
+
+    Raises UserError where its chat template cannot say what it is shown.
+    """
+    given, drawing = recipe.environment, section_of(recipe)
+    assert given is not None
+    schemas = list(environment.tools())
+    told = {"tools": schemas} if schemas and given.tell == "template" else {}
+    arguments = drawing.chat_arguments | told
+    policy.encode = policy.encoder(template=drawing.chat_template, system=drawing.system, arguments=arguments)
+    if told and not policy.encode.shows_arguments():
+        names = ", ".join(schema["function"]["name"] for schema in schemas)
+        raise PolicyError(
+            f"environment.tell: the model's chat template does not tell it of its tools ({names}); set "
+            "environment.tell=none and say it in generation.system or the prompts, or give another model"
+        )
+    observe = Observations(
+        policy.tokenizer,
+        role=given.role,
+        arguments=arguments,
+        system=drawing.system,
+        frame=given.frame,
+    )
+    policy.conversations = Conversations(
+        environment,
+        observe,
+        Reader(policy.tokenizer, schemas),
+        Workers(given.workers, given.deadline),
+        turns=given.turns,
+        turn_tokens=given.turn_tokens,
+    )
 
 
 def add_reference(policy: LanguagePolicy, recipe: Recipe) -> None:
@@ -130,6 +173,9 @@ def retune(policy: LanguagePolicy, recipe: Recipe) -> None:
     """Gives a policy another recipe's chat template and system message."""
     given = section_of(recipe)
     policy.encode = policy.encoder(template=given.chat_template, system=given.system, arguments=given.chat_arguments)
+    policy.conversations = None
+    if recipe.environment is not None:
+        add_conversations(policy, build_environment(recipe.environment), recipe)
 
 
 def unfinished(recipe: Recipe, prompts: Sequence[Any]) -> Unfinished | None:

@@ -94,6 +94,12 @@ class Encoder:
         parts = [part for message in messages for part in message["content"]]
         return "".join(part.get("text") or getattr(self.processor, f"{part['type']}_token", "") for part in parts)
 
+    def shows_arguments(self) -> bool:
+        """Whether the template writes a chat otherwise with its arguments than without."""
+        options = {"system": self.system, "processor": self.processor, "barred": self.barred}
+        without = Encoder(self.tokenizer, template=self.chat, **options)
+        return self.chat and self._render("?", ()) != without._render("?", ())
+
     def _render(self, text: str, messages: Sequence[Message], media: Sequence[str] = ()) -> str:
         chat: list[Any] = list(messages) or [{"role": "user", "content": text}]
         if self.system is not None and chat[0]["role"] != "system":

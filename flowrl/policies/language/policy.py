@@ -20,6 +20,7 @@ from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.chat import Encoder, check_tokens
 from flowrl.policies.language.completions import Completions, given_texts
+from flowrl.policies.language.conversations import Conversations
 from flowrl.policies.language.decoding import decode, decode_alone
 from flowrl.policies.language.ends import said, texts_of, token_ends
 from flowrl.policies.language.forwards import cache_argument
@@ -91,6 +92,7 @@ class LanguagePolicy:
         self.keep_ends = keep_ends
         self.weights = weights_of(self.modules)  # others than those that learn
         self.teacher: LanguageModel | None = None  # another model as the reference
+        self.conversations: Conversations | None = None  # how it talks to an environment
         self.processor, self.barred = processor, () if processor is None else placeholder_ids(model.config, processor)
         self.encode = self.encoder(template=template, system=system, arguments=chat_arguments)
         self.stop = Stop(stop_ids(model, tokenizer), stop, tokenizer)
@@ -125,6 +127,8 @@ class LanguagePolicy:
         Raises ValueError where it does not have one for each row.
         """
         self.prepare(telling(prompts), plan)
+        if self.conversations is not None and begun is None:
+            return self.conversations.rollout(self, prompts, group_size, plan, seed, first, progress)
         if begun is not None or plan.force is not None:
             begun = [None] * (len(prompts) * group_size) if begun is None else begun
             rows = begun_rows(self, begun, prompts, plan, seed, first)

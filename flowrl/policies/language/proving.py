@@ -2,14 +2,15 @@
 
 Two prompts of different lengths are decoded together and replayed one by one, the shorter without the padding. Where
 the prompt has pictures those of the second are smaller, a third row is a text alone or has the pictures of the first,
-and a replay with other pictures has to be another one.
+and a replay with other pictures has to be another one. Where the model talks to an environment, it is
+shown something within.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -37,6 +38,7 @@ class Provable(Protocol):
 
     model: LanguageModel
     rollout: Callable[..., Rollout]
+    conversations: Any
 
     def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Visit) -> None:
         """Scores rows."""
@@ -100,6 +102,8 @@ def _other(shown: Inputs) -> Inputs:
 def _short_rollout(policy: Provable, prompts: Sequence[Prompt], plan: Generation) -> Rollout:
     number = min(PROBE_TOKENS, plan.max_new_tokens)
     short = replace(plan, max_new_tokens=number, temperature=plan.scale, force=None, precision=None)
+    if policy.conversations is not None:
+        return policy.conversations.probe(policy, prompts, short)
     return policy.rollout(prompts, plan=short, seed=0)
 
 

@@ -1,0 +1,46 @@
+"""The environment that a recipe names, its tools imported and made."""
+
+import builtins
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from flowrl import names
+from flowrl.contracts import Environment, Unavailable
+from flowrl.environments.classes import Methods
+from flowrl.environments.functions import Functions
+from flowrl.environments.schemas import Tool, tool_of
+from flowrl.names import UserError
+from flowrl.recipe.environment import EnvironmentKeys
+from flowrl.untyped import JSON
+
+
+def build_environment(given: EnvironmentKeys) -> Environment:
+    """Raises UserError for one that cannot be made, or lacks what it needs, in one line."""
+    faults = tuple(getattr(builtins, name) for name in given.faults)
+    options: dict[str, Any] = {"most": given.calls, "faults": faults}
+    if given.use is None:
+        tools = [_tool(f"environment.tools.{i}", spec.use, spec.args) for i, spec in enumerate(given.tools)]
+        return Functions(tools, **options)
+    thing = names.load(given.use, names.shipped("environment"), "environment")
+    if hasattr(thing, "start"):
+        return _made("environment.use", given.use, thing, given.args)
+    return _made("environment.use", given.use, partial(Methods, partial(thing, **given.args), **options), {})
+
+
+def _tool(place: str, use: str, args: Mapping[str, JSON]) -> Tool:
+    thing, entry = names.load(use, names.shipped("tool"), "tool"), names.find(use, names.shipped("tool"), "tool")
+    own = _made(place, use, thing, args) if isinstance(thing, type) else thing
+    return tool_of(own, entry.attribute)
+
+
+def _made(place: str, use: str, thing: Callable[..., Any], args: Mapping[str, JSON]) -> Any:
+    """The object of a class. Raises UserError where it cannot be made."""
+    try:
+        return thing(**copy.deepcopy(dict(args)))
+    except (Unavailable, UserError) as error:
+        raise UserError(f"{place}: {use!r} cannot be used: {error}") from error
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"{place}: {use!r} cannot be set up: {reason}; correct it or its args") from error

@@ -1,0 +1,243 @@
+"""Conversations: rows whose turns are answered by an environment, under the same weights and the same noise.
+
+A row goes on from what it was shown (rows.py). What the model drew is never decoded and encoded again, what it was
+shown is given and not trained, and token k of a row is drawn by number k of its noise, whatever turn it is in.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowrl.contracts import Conversation, Environment, Episode, Progress, Prompt, Rollout, Said, Shown
+from flowrl.environments.calls import Reader
+from flowrl.environments.observations import Observations
+from flowrl.environments.workers import Workers
+from flowrl.policies.language.ends import token_ends
+from flowrl.policies.language.rows import DrawsRows, Row, go_on
+from flowrl.policies.noise import Key, copy_numbers
+from samplers.tokens import Generation
+
+PROBED = "0"  # what the proof of a replay shows the model
+
+
+@dataclass
+class Talk:
+    """A row and its conversation as it stands. spans: where each of the model's turns begins and ends in the row."""
+
+    row: Row
+    episode: Episode | None = None
+    said: list[Said] = field(default_factory=list)
+    shown: list[tuple[Shown, ...]] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    end: str | None = None
+    failure: str | None = None
+    outcome: Mapping[str, float] = field(default_factory=dict)
+
+    def fail(self, what: str, error: BaseException) -> None:
+        """The environment failed: the row has no score."""
+        reason = " ".join(str(error).split())
+        self.end, self.failure = "failed", f"{what} failed: {type(error).__name__}{f': {reason}' if reason else ''}"
+
+    def record(self) -> Conversation:
+        """The conversation as a reward sees it."""
+        shown = tuple([*self.shown, *([()] * (len(self.said) - len(self.shown)))])
+        return Conversation(tuple(self.said), shown, self.end or "length", self.outcome, self.failure)
+
+
+class Conversations:
+    """How a policy talks to an environment.
+
+    turns: the most of the model in a row. turn_tokens: the most tokens of one (None: what is left of the row's).
+    observe writes what is shown, read reads calls, workers runs the environment.
+    """
+
+    def __init__(
+        self,
+        environment: Environment,
+        observe: Observations,
+        read: Reader,
+        workers: Workers,
+        *,
+        turns: int,
+        turn_tokens: int | None = None,
+    ):
+        self.environment, self.observe, self.read, self.workers = environment, observe, read, workers
+        self.turns, self.turn_tokens = turns, turn_tokens
+
+    def rollout(
+        self,
+        policy: Any,
+        prompts: Sequence[Prompt],
+        group: int,
+        plan: Generation,
+        seed: int,
+        first: int,
+        progress: Progress | None = None,
+    ) -> Rollout:
+        """`group` conversations about each prompt, prompt by prompt; see `LanguagePolicy.rollout`.
+
+        step_stats has `turn` [R, K]: the number of the model's turn, from 1, that a token belongs to or stands behind.
+        """
+        talks = self._started(policy, prompts, group, plan, seed, first)
+        for turn in range(self.turns):
+            live = [talk for talk in talks if talk.end is None or (talk.end == "failed" and not talk.spans)]
+            if not live:
+                break
+            self._turn(policy, live, plan, progress, last=turn == self.turns - 1)
+        self._outcomes(talks)
+        return completed(policy, talks, torch.arange(len(prompts)).repeat_interleave(group), plan)
+
+    def probe(self, policy: Any, prompts: Sequence[Prompt], plan: Generation) -> Rollout:
+        """Short rows with something shown within, one a prompt, for the proof that a replay is its rollout.
+
+        The environment is not asked.
+        """
+        rows = policy.start(prompts, [[Key(0, prompt.id, 0)] for prompt in prompts], plan)
+        half = max(plan.max_new_tokens // 2, 1)
+        go_on(policy, rows, plan, until=half)
+        for row in rows:
+            row.give(self.observe.ids([Shown(PROBED)], row.ids[-1], policy.stop))
+            row.ended = False
+        longer = replace(plan, max_new_tokens=max(len(row.ids) for row in rows) + half)
+        go_on(policy, rows, longer)
+        return policy.completed(rows, torch.arange(len(prompts)), longer)
+
+    def _started(
+        self, policy: Any, prompts: Sequence[Prompt], group: int, plan: Generation, seed: int, first: int
+    ) -> list[Talk]:
+        copy, calls, talks = copy_numbers(prompt.id for prompt in prompts), [], []
+        for at, prompt in enumerate(prompts):
+            drawn = Key(seed, prompt.id, 0, copy[at]).number("environment")
+            calls += [partial(self.environment.start, prompt, drawn)] * group
+        episodes = self.workers(calls)
+        openings = [getattr(one, "opening", "") or "" for one in episodes]
+        for at, prompt in enumerate(prompts):
+            own = range(at * group, (at + 1) * group)
+            keys = [Key(seed, prompt.id, first + i, copy[at]) for i in range(group)]
+            asked = [_opened(prompt, openings[i]) for i in own]
+            if any(openings[i] for i in own):
+                rows = [row for one, key in zip(asked, keys, strict=True) for row in policy.start([one], [[key]], plan)]
+            else:
+                rows = policy.start([prompt], [keys], plan)
+            for row, i in zip(rows, own, strict=True):
+                row.prompt = prompt
+                talk = Talk(row)
+                if isinstance(episodes[i], BaseException):
+                    talk.fail("the start of the environment", episodes[i])
+                else:
+                    talk.episode = episodes[i]
+                talks.append(talk)
+        return talks
+
+    def _turn(
+        self, policy: DrawsRows, live: Sequence[Talk], plan: Generation, progress: Progress | None, *, last: bool
+    ) -> None:
+        """One turn of each, and what it is shown behind it."""
+        begin, room = [len(talk.row.ids) for talk in live], self.turn_tokens or plan.max_new_tokens
+        until = [at + (room if talk.end is None else 1) for talk, at in zip(live, begin, strict=True)]
+        keep = not last and not any(getattr(talk.row, "inputs", None) for talk in live)
+        go_on(policy, [talk.row for talk in live], plan, until=until, keep=keep, progress=progress)
+        for talk, at in zip(live, begin, strict=True):
+            talk.spans.append((at, len(talk.row.ids)))
+            talk.said.append(self._said(policy, talk.row, at))
+        asked = [talk for talk in live if talk.end is None]
+        calls = [partial(_step, talk.episode, talk.said[-1]) for talk in asked]
+        answers = self.workers(calls, [len(talk.said[-1].calls) for talk in asked])
+        for talk, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, BaseException):
+                talk.fail("the environment", answer)
+            elif not talk.row.ended:
+                talk.end = "length"
+            elif answer is None:
+                talk.end = "answer"
+            elif last:
+                talk.end = "turns"
+            else:
+                self._show(policy, talk, answer, plan)
+        for talk in live:
+            talk.row.prefix = talk.row.prefix if talk.end is None else None
+
+    def _said(self, policy: DrawsRows, row: Row, begin: int) -> Said:
+        drawn = row.ids[begin:]
+        drawn = drawn[:-1] if drawn[-1] in policy.stop else drawn
+        return self.read(drawn, prompt=[*row.prompt_ids, *row.ids[:begin]], cut=not row.ended)
+
+    def _show(self, policy: DrawsRows, talk: Talk, answer: Sequence[Shown], plan: Generation) -> None:
+        """Puts messages before the model, if there is room for them and for a token of its own."""
+        ids = self.observe.ids(answer, talk.row.ids[-1], policy.stop)
+        if len(talk.row.ids) + len(ids) >= plan.max_new_tokens:
+            talk.end = "length"
+            return
+        talk.row.give(ids)
+        talk.row.ended = False
+        talk.shown.append(tuple(answer))
+
+    def _outcomes(self, talks: Sequence[Talk]) -> None:
+        asked = [talk for talk in talks if talk.episode is not None and talk.end != "failed"]
+        for talk, found in zip(asked, self.workers([partial(_outcome, t.episode) for t in asked]), strict=True):
+            if isinstance(found, BaseException):
+                talk.fail("the outcome of the environment", found)
+            else:
+                talk.outcome = found
+
+
+def _step(episode: Episode, said: Said) -> tuple[Shown, ...] | None:
+    shown = episode.step(said)
+    return (shown,) if isinstance(shown, Shown) else None if shown is None else tuple(shown)
+
+
+def _outcome(episode: Episode) -> dict[str, float]:
+    return {name: float(value) for name, value in episode.outcome().items()}
+
+
+def _opened(prompt: Prompt, opening: str) -> Prompt:
+    """The prompt with what the environment begins with behind it."""
+    messages = prompt.messages
+    if opening and messages:
+        messages = (*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + opening})
+    return replace(prompt, text=prompt.text + opening, messages=messages)
+
+
+def completed(policy: Any, talks: Sequence[Talk], group: Tensor, plan: Generation) -> Rollout:
+    """A rollout of these conversations. A text is the model's last turn, a length what it drew in all turns.
+
+    Whose end was not an answer counts as truncated: it ran into a limit, or failed.
+    """
+    rows = [talk.row for talk in talks]
+    for talk in talks:
+        talk.row.ended = talk.end == "answer"
+    rollout = policy.completed(rows, group, plan)
+    samples = replace(
+        rollout.samples,
+        texts=[talk.said[-1].text for talk in talks],
+        lengths=torch.tensor([sum(row.drawn) for row in rows]),
+        given=None,
+        talks=[talk.record() for talk in talks],
+    )
+    stats = rollout.step_stats | {"turn": _turns(talks, rollout.mask.shape[1])}
+    if "end" in stats:
+        stats["end"] = _ends(policy, talks, rollout.mask.shape[1])
+    return replace(rollout, samples=samples, step_stats=stats)
+
+
+def _turns(talks: Sequence[Talk], width: int) -> Tensor:
+    """The number of the turn that each token belongs to or stands behind, float32 [R, width], 0 behind the row."""
+    turn = torch.zeros(len(talks), width)
+    for i, talk in enumerate(talks):
+        for number, (begin, _) in enumerate(talk.spans, 1):
+            turn[i, begin : len(talk.row.ids)] = number
+    return turn
+
+
+def _ends(policy: Any, talks: Sequence[Talk], width: int) -> Tensor:
+    """As `token_ends`, of the last turns, whose texts the samples have; 0 before."""
+    ends = torch.zeros(len(talks), width)
+    for i, talk in enumerate(talks):
+        begin, end = talk.spans[-1]
+        own = torch.tensor([talk.row.ids[begin:end]])
+        ends[i, begin:end] = token_ends(policy.tokenizer, own, torch.tensor([end - begin]), policy.stop)[0]
+    return ends

@@ -1,0 +1,136 @@
+"""A tiny random language model that talks: it says calls of tools, right and wrong ones, as single tokens."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import PhiConfig, PhiForCausalLM
+
+from flowrl.contracts import Environment, ModelsFault, Prompt, Said, Shown
+from flowrl.environments.calls import Reader
+from flowrl.environments.functions import Functions
+from flowrl.environments.observations import Observations
+from flowrl.environments.workers import Workers
+from flowrl.policies.language.chat import Encoder
+from flowrl.policies.language.conversations import Conversations
+from flowrl.policies.language.policy import LanguagePolicy
+from flowrl.worlds.arithmetic.model import make_tokenizer
+from samplers.tokens import Generation
+
+PROMPTS = [Prompt("a", "12+345"), Prompt("b", "7*8"), Prompt("c", "999-11+123456")]
+PLAN = Generation(320)
+
+
+def call(name: str, arguments: str) -> str:
+    """A call as a model writes it."""
+    return f'<tool_call>{{"name": "{name}", "arguments": {arguments}}}</tool_call>'
+
+
+CALLS = [
+    call("add", '{"a": 1, "b": 2}'),
+    call("add", '{"a": 30, "b": 4}'),
+    call("add", '{"a": "one", "b": 2}'),  # of a wrong type
+    call("fall", "{}"),  # a tool that is not there
+    call("sulk", '{"why": "no"}'),  # a fault of the model's that the tool tells it
+    "<tool_call>{nothing}</tool_call>",
+]
+# a template that names the tools and has messages of them, with a separator behind each turn
+TEMPLATE = (
+    "{{ bos_token }}{% if tools %}{% for tool in tools %}{{ '[' + tool.function.name + ']' }}{% endfor %}{% endif %}"
+    "{% for message in messages %}{{ '<|' + ('user' if message.role == 'user' else 'assistant' if message.role == "
+    "'assistant' else 'tool') + '|>' + message.content }}{% if message.role == 'assistant' %}{{ eos_token }}"
+    "{% endif %}{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def add(a: int, b: int) -> int:
+    """Adds two numbers.
+
+    Args:
+        a: the first
+        b: the second
+    """
+    return a + b
+
+
+def sulk(why: str) -> str:
+    """Refuses.
+
+    Args:
+        why: what for
+    """
+    raise ModelsFault(f"not {why}")
+
+
+def tokenizer(template: str | None = TEMPLATE) -> Any:
+    """The arithmetic world's tokenizer with the calls as tokens."""
+    made = make_tokenizer()
+    made.chat_template, made.model_max_length = template, 512
+    made.add_tokens(CALLS)
+    return made
+
+
+def model(seed: int = 0, *, calls: float = 3.5, end: float = 5.0) -> Any:
+    """A random model that says mostly digits, calls and the end of its turn; calls, end: how much it likes these."""
+    torch.manual_seed(seed)
+    told = tokenizer()
+    shape: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "max_position_embeddings": 512}
+    ends: dict[str, Any] = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    made = PhiForCausalLM(PhiConfig(vocab_size=len(told), **shape, **heads, **ends)).eval()
+    with torch.no_grad():
+        made.lm_head.weight.mul_(8)
+        bias = made.lm_head.bias
+        bias.fill_(-30.0)
+        bias[8:18], bias[3] = 2.0, end
+        bias[-len(CALLS) :] = calls
+    return made
+
+
+def conversations(environment: Environment, told: Any, **options: Any) -> Conversations:
+    """How a policy with this tokenizer talks to an environment."""
+    schemas = list(environment.tools())
+    observe = Observations(told, arguments={"tools": schemas} if schemas else {})
+    workers = options.pop("workers", Workers(4, 5.0))
+    return Conversations(environment, observe, Reader(told, schemas), workers, **{"turns": 4, **options})
+
+
+def policy(environment: Environment | None = None, *, made: Any = None, talk: Mapping[str, Any] = {}, **options: Any):
+    """The model as a policy that talks to an environment, by default to the tools `add` and `sulk`."""
+    told = tokenizer()
+    subject = LanguagePolicy(model() if made is None else made, told, **options)
+    environment = Functions([add, sulk]) if environment is None else environment
+    subject.encode = Encoder(told, arguments={"tools": list(environment.tools()) or None})
+    subject.conversations = conversations(environment, told, **talk)
+    return subject
+
+
+class Counting:
+    """An environment that answers every turn with its number; `last` is final. outcome: how many there were."""
+
+    def __init__(self, last: int = 3, opening: str = ""):
+        self.last, self.opening = last, opening
+
+    def tools(self) -> list[Any]:
+        """None."""
+        return []
+
+    def start(self, prompt: Prompt, seed: int) -> "CountingEpisode":
+        """A count from 1."""
+        return CountingEpisode(self)
+
+
+class CountingEpisode:
+    """An episode of `Counting`."""
+
+    def __init__(self, of: Counting):
+        self.of, self.count, self.opening = of, 0, of.opening
+
+    def step(self, said: Said) -> Shown | None:
+        """The number of the turn."""
+        self.count += 1
+        return None if self.count == self.of.last else Shown(str(self.count))
+
+    def outcome(self) -> dict[str, float]:
+        """How many turns there were."""
+        return {"turns": float(self.count)}
