@@ -99,7 +99,7 @@ class Language:
     def check_sampling(self, recipe: Recipe) -> Iterator[RecipeError]:
         """Completions that are drawn in more than one go, and what the model talks to."""
         yield from check_begun(recipe, section_of(recipe))
-        yield from check_environment(recipe)
+        yield from check_environment(recipe, section_of(recipe))
 
     def draws_in_parts(self, recipe: Recipe) -> bool:
         """Of trees, and where more is drawn once completions have been scored."""

@@ -13,6 +13,7 @@ from flowrl.recipe.sections import check_arguments, keys
 from flowrl.untyped import JSON
 
 if TYPE_CHECKING:
+    from flowrl.recipe.generation import GenerationKeys
     from flowrl.recipe.schema import Recipe
 
 
@@ -54,7 +55,7 @@ class EnvironmentKeys(Strict):
     tell: Literal["template", "none"] = key("template", "template or none")
 
 
-def check_environment(recipe: "Recipe") -> Iterator[RecipeError]:
+def check_environment(recipe: "Recipe", generation: "GenerationKeys") -> Iterator[RecipeError]:
     """Everything about `environment` that cannot work with a language model. A user's own modules are imported."""
     given = recipe.environment
     if given is None:
@@ -68,7 +69,7 @@ def check_environment(recipe: "Recipe") -> Iterator[RecipeError]:
         found = getattr(builtins, name, None)
         if not (isinstance(found, type) and issubclass(found, Exception)):
             yield wrong_value("environment.faults", name, "names of built-in exceptions, such as ValueError")
-    yield from _beside(recipe)
+    yield from _beside(recipe, generation)
     for number, spec in enumerate(given.tools):
         yield from _named(f"environment.tools.{number}", "tool", spec.use, spec.args)
     if given.use is not None:
@@ -84,9 +85,8 @@ def _named(place: str, kind: str, use: str, args: dict[str, JSON]) -> Iterator[R
     yield from check_arguments(f"{place}.args", args, entry, tuple(p.name for p in keys(kind, entry)))
 
 
-def _beside(recipe: "Recipe") -> Iterator[RecipeError]:
+def _beside(recipe: "Recipe", generation: "GenerationKeys") -> Iterator[RecipeError]:
     """Keys that draw completions in another way, or read what conversations do not have."""
-    generation = recipe.generation
     for name in ("tree", "again", "force", "partial"):
         if getattr(generation, name, None) is not None:
             problem = "given beside environment, which draws completions turn by turn"
