@@ -13,7 +13,7 @@ from flowrl.environments.tools.parts.sandbox.machines import Bubblewrap, Docker
 from flowrl.environments.tools.parts.sandbox.remote import E2B, SandboxFusion
 from sandbox_support import KEY, Here, docker, served
 
-LIMITS = Limits(seconds=1.5, memory=300, processes=16, output=400, files=2)
+LIMITS = Limits(seconds=20.0, memory=300, processes=16, output=400, files=2)
 
 
 def _bubblewrap_fault() -> str | None:
@@ -80,7 +80,7 @@ def test_protocol_of_sandbox_fusion(monkeypatch: pytest.MonkeyPatch):
         server.failures = [503]
         _protocol(Sandbox(machine, LIMITS))
         path, body, _ = server.asked[-1]
-        assert path == "/run_code" and body["language"] == "python" and json.loads(body["stdin"])["seconds"] == 1.5
+        assert path == "/run_code" and body["language"] == "python" and json.loads(body["stdin"])["seconds"] == 20.0
         server.failures = [500] * remote.TRIES
         with pytest.raises(SandboxError, match="500 asked to fail"):
             Sandbox(machine, LIMITS).exec("1")
@@ -133,7 +133,8 @@ def test_protocol_of_e2b(monkeypatch: pytest.MonkeyPatch):
     ids=["net", "root", "read", "write", "dev", "memory", "disk", "kill", "forge", "loop", "output"],
 )
 def test_an_attack_fails(walled: Sandbox, code: str, status: str, said: str):
-    ran = Sandbox(walled.machine, Limits(0.4, 300, 16, 400, 2)).exec(code)
+    seconds = 0.4 if status == "time" else 20.0
+    ran = Sandbox(walled.machine, Limits(seconds, 300, 16, 400, 2)).exec(code)
     assert ran.status == status and said in ran.err
     assert len(ran.out) <= 400 and (ran.cut > 10**5) == ("10**5" in code)
     assert sum(map(len, ran.files.values())) <= 2 * 2**20
@@ -144,7 +145,7 @@ def test_many_processes_are_ended(walled: Sandbox):
         "import os, time\nmade = 0\ntry:\n    while made < 500:\n        if os.fork() == 0:\n"
         "            time.sleep(60)\n        made += 1\nexcept OSError as error:\n    print(made, error)"
     )
-    ran = Sandbox(walled.machine, Limits(0.6, 300, 12, 400, 2)).exec(code)
+    ran = Sandbox(walled.machine, Limits(20.0, 300, 12, 400, 2)).exec(code)
     assert ran.status == "done" and "temporarily unavailable" in ran.out and int(ran.out.split()[0]) < 12
 
 
@@ -152,7 +153,7 @@ def test_memory_of_all_processes_counts(walled: Sandbox):
     code = (
         "import os, time\nfor _ in range(5):\n    if os.fork() == 0:\n        x = b'x' * (120 * 2**20)\n        break\n"
     )
-    assert Sandbox(walled.machine, Limits(5.0, 300, 16, 400, 2)).exec(code + "time.sleep(60)").status == "killed"
+    assert Sandbox(walled.machine, Limits(20.0, 300, 16, 400, 2)).exec(code + "time.sleep(60)").status == "killed"
 
 
 def test_what_cannot_be_read_is_the_codes_doing():
