@@ -67,12 +67,14 @@ class Context:
 
     A tool that has a parameter annotated with this type is given it; the model does not see that parameter. pictures:
     all that the model has been shown, those of the prompt first. state: for what the tools of a row keep between calls.
+    outcome: numbers that a reward may read once the conversation has ended, by name.
     """
 
     prompt: Prompt
     seed: int
     pictures: list[Picture] = field(default_factory=list)
     state: dict[str, Any] = field(default_factory=dict)
+    outcome: dict[str, float] = field(default_factory=dict)
 
 
 class Episode(Protocol):
