@@ -130,12 +130,10 @@ def build_objective(recipe: Recipe) -> Objective:
 
 
 def build_correction(recipe: Recipe) -> Correction | None:
-    """What is done about samples of another policy than the one that trains.
-
-    Where a copy in another precision draws and the recipe says nothing, the ratio is to that copy, and how far it is
-    off is measured.
-    """
+    """What is done about samples of another policy. Unsaid: tis for a server's; for a copy's, the gap is measured."""
     given = recipe.objective.correction
+    if given is None and recipe.rollout.engine is not None:
+        return Correction()
     if given is None:
         return None if recipe.rollout.dtype is None else Correction("none", bypass=True)
     values = given.model_dump()

@@ -77,10 +77,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/policies/trainable.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/policies/pipelines/building.py": {"flowrl.policies", "flowrl.recipe", "flowrl.contracts"} | LIGHT,
     "flowrl/policies/language/building.py": {"flowrl.policies", "flowrl.recipe", "flowrl.kinds", "flowrl.contracts"}
-    | {"flowrl.environments"}
+    | {"flowrl.environments", "flowrl.engines"}
     | LIGHT,
-    "flowrl/engines": {"flowrl.engines", "flowrl.policies", "flowrl.contracts", "flowrl.recipe", "samplers"}
-    | {"reward_models.parts"}
+    "flowrl/engines": {"flowrl.engines", "flowrl.policies", "flowrl.contracts", "flowrl.recipe", "flowrl.planning"}
+    | {"samplers", "reward_models.parts"}
     | LIGHT,
     "flowrl/planning": {"flowrl.planning", "flowrl.recipe", "flowrl.kinds", "samplers"} | LIGHT | {"flowrl.contracts"},
     "flowrl/planning/sizes": {"flowrl.planning", "flowrl.recipe", "flowrl.policies", "flowrl.contracts", "samplers"}
@@ -149,6 +149,7 @@ LATE: dict[str, set[str]] = {
     "flowrl/commands": HEAVY | {"torch"},
     "flowrl/reading/data_sets.py": {"datasets", "torch"},
     "flowrl/compare": {"matplotlib"},  # an extra
+    "flowrl/policies/language/building.py": {"flowrl.engines"},  # which stands on policies
     "flowrl/planning/denoising.py": {"flowrl.contracts"},  # for annotations: plans are made without torch
     "flowrl/planning/language.py": {"flowrl.contracts"},
     "flowrl/core/optimizers.py": {"bitsandbytes"},  # a user's own package

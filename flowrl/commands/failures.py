@@ -20,8 +20,8 @@ from flowrl import __version__
 from flowrl.names import UserError
 
 EXIT_USER_ERROR, EXIT_FAILED, EXIT_FAULT = 2, 1, 70
-# of flowrl.scoring.scorer, flowrl.runs.stopping and flowrl.runs.saving: by name, since importing them would load torch
-ENDING_ERRORS = ("RewardError", "EarlyExitError", "DivergedError")
+# of scoring.scorer, runs.stopping, runs.saving and engines.client: by name, since importing them would load torch
+ENDING_ERRORS = ("RewardError", "EarlyExitError", "DivergedError", "EngineError")
 TRACEBACK_VARIABLE = "FLOWRL_TRACEBACK"  # any value but 0 shows tracebacks, as --traceback does
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "pydantic", "typer")
 

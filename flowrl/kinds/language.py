@@ -10,6 +10,7 @@ from flowrl.recipe.begun import check_begun
 from flowrl.recipe.calls import read_json
 from flowrl.recipe.correction import check_drawing
 from flowrl.recipe.credit import check_token_credit
+from flowrl.recipe.engines import check_engine
 from flowrl.recipe.environment import check_environment
 from flowrl.recipe.errors import RecipeError, show
 from flowrl.recipe.generation import GenerationKeys
@@ -111,6 +112,7 @@ class Language:
         yield from check_token_objective(recipe)
         yield from check_token_credit(recipe, section_of(recipe))
         yield from check_drawing(recipe.rollout, section_of(recipe))
+        yield from check_engine(recipe, section_of(recipe))
         yield from check_texts(recipe)
 
     def check_parts(self, recipe: Recipe) -> Iterator[RecipeError]:

@@ -71,7 +71,8 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
     passes = 1 + (train.epochs if objective.kl_kind in ("exact", "forward", "jsd") else 0)
     beside, compared = _beside(recipe)
     looked = passes * drawn if objective.kl > 0 else drawn if _compared(recipe) else 0
-    again = objective.correction is not None or recipe.rollout.dtype is not None
+    apart = recipe.rollout.dtype is not None or recipe.rollout.engine is not None
+    again = objective.correction is not None or apart
     return Arithmetic(
         samples=rows,
         rows=rows,
@@ -168,6 +169,9 @@ def lines(recipe: Recipe) -> list[str]:
     own = [] if critic is None else [_critic(recipe)]
     more = recipe.advantage.baseline == "given"
     apart = [] if recipe.rollout.dtype is None else [f"{'':<12}drawn by a copy of the model in {recipe.rollout.dtype}"]
+    engine = recipe.rollout.engine
+    if engine is not None:
+        apart += [f"{'':<12}drawn by {engine.use} at {engine.url}; its log-probs are corrected for"]
     apart += [f"{'':<12}each row alone, the same bits in any batch"] if recipe.rollout.batch_invariant else []
     return [
         f"tokens      {words(plan(recipe, 0))}; every one of them is trained",

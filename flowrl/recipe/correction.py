@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from flowrl.recipe.base import Strict, key
+from flowrl.recipe.engines import EngineKeys
 from flowrl.recipe.errors import RecipeError, show
 
 if TYPE_CHECKING:
@@ -20,11 +21,13 @@ class RolloutKeys(Strict):
     dtype: samples of training come from a copy of the model in this precision, made anew for each rollout; looks and
     evaluations use the model itself. It stands for an inference engine: objective.correction is made for what then
     differs (null: the model draws). int8 is of linear layers, on the CPU. batch_invariant: each row goes through the
-    model alone, so that its tokens and log-probs are the same bits in any batch; slower by as much.
+    model alone, so that its tokens and log-probs are the same bits in any batch; slower by as much. engine: a server
+    that draws in the place of the model (recipe/engines.py).
     """
 
     dtype: Literal["bfloat16", "float16", "int8"] | None = key(None, "bfloat16, float16, int8 or null")
     batch_invariant: bool = key(False, "true or false")
+    engine: EngineKeys | None = key(None, "a mapping with use and url, or null")
 
 
 class RejectionKeys(Strict):

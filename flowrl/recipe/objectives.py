@@ -115,6 +115,9 @@ def _of_tokens(recipe: Recipe) -> Iterator[RecipeError]:
     if recipe.rollout.batch_invariant:
         problem = "got true, which is of language models"
         yield RecipeError("rollout.batch_invariant", problem, "set rollout.batch_invariant=false")
+    if recipe.rollout.engine is not None:
+        problem = f"got {recipe.rollout.engine.use!r}, a server of language models"
+        yield RecipeError("rollout.engine", problem, "set rollout.engine=null")
 
 
 def check_kl_mask(recipe: Recipe, unit_variance: bool) -> Iterator[RecipeError]:

@@ -52,6 +52,9 @@ def foreign(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for place, name in dotted:
         if names.is_dotted(name) and name.replace(":", ".").partition(".")[0] not in OURS:
             yield place, f"names {name!r}, whose module would be imported and run"
+    engine = recipe.rollout.engine
+    if engine is not None and engine.token_env is not None:
+        yield "rollout.engine.token_env", f"sends the variable {engine.token_env!r} to where the recipe says"
     for name, spec in recipe.rewards.items():
         for argument, value in spec.args.items():
             if argument.endswith("_env") and value is not None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flowrl.build import add_reference, build_critic, build_learner, build_policy, read_inputs, set_up
+from flowrl.engines.remote import check_engine
 from flowrl.names import UserError
 from flowrl.planning.costs import plan_for
 from flowrl.policies.language.proving import telling
@@ -56,6 +57,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None =
             policy = build_policy(recipe)
             add_reference(recipe, policy)
             policy.prepare(telling(inputs.train), plan_for(recipe, 0))
+            check_engine(recipe, policy, inputs.train)
             learner = build_learner(recipe, policy)
             critic = build_critic(recipe, policy)
         console.started(recipe, policy, folder.path)

@@ -188,5 +188,9 @@ def exploration(recipe: Recipe, unfinished: Unfinished | None = None) -> Callabl
     given = section_of(recipe)
     if given.partial is not None and unfinished is not None:
         return partial(partial_rollouts, tokens=given.partial, unfinished=unfinished)
+    if recipe.rollout.engine is not None:
+        from flowrl.engines.remote import drawn_elsewhere, engine_of
+
+        return partial(drawn_elsewhere, engine=engine_of(recipe.rollout.engine, recipe.model))
     section = given.tree or given.again
     return None if section is None else partial(EXPLORATIONS[section.kind], **arguments(section))

@@ -1,0 +1,181 @@
+"""Completions of training that a server draws: what is asked of it, and what of its answers is believed.
+
+Prompts travel as token ids, and come back as token ids with the log-probs under who drew them. Each answer is held
+against what was asked: the same prompt ids, the weights of this iteration, tokens of the vocabulary, an end that ends a
+completion here. A difference is an error, never a sample.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+
+from flowrl.contracts import Drawing, Explored, Prompt, View
+from flowrl.engines import client
+from flowrl.engines.client import Connection, Drawn, EngineError, UnknownWeightsError, Wanted
+from flowrl.engines.weights import Courier
+from flowrl.names import UserError
+from flowrl.planning.costs import plan_for
+from flowrl.policies.language.policy import MAX_MEAN_GAP, PROBE_TOKENS, LanguagePolicy
+from flowrl.policies.language.rows import Row
+from flowrl.policies.noise import Key, copy_numbers
+from flowrl.recipe.engines import EngineKeys
+from flowrl.recipe.schema import Recipe
+from samplers.tokens import Generation
+
+COMPLETE = {"vllm": client.vllm_completion, "sglang": client.sglang_completion}
+TOKENS = {"vllm": client.vllm_tokens, "sglang": client.sglang_tokens}
+ASKED = 64  # of the longest prompts, whose ids are counted against the server's limit
+
+
+class Engine:
+    """A server that draws for a policy. model: what it calls the model that the policy began as."""
+
+    def __init__(self, keys: EngineKeys, model: str):
+        self.keys, self.model = keys, keys.model or model
+        self.to = Connection(keys)
+        self.courier = Courier(self.to, keys.weights)
+        self._mending = threading.Lock()
+
+    def draw(self, policy: LanguagePolicy, drawing: Drawing) -> Explored:
+        """The groups of these prompts, under the policy's weights of now. Raises EngineError where none came."""
+        start, retried = time.perf_counter(), self.to.retried
+        copy = copy_numbers(p.id for p in drawing.prompts)
+        members = range(drawing.first, drawing.first + drawing.group)
+        keys = [[Key(drawing.seed, p.id, i, copy[at]) for i in members] for at, p in enumerate(drawing.prompts)]
+        rows = policy.start(drawing.prompts, keys, drawing.plan)
+        version = self.courier.bring(policy)
+        brought = time.perf_counter()
+        with ThreadPoolExecutor(min(self.keys.concurrent, len(rows)), "engine") as threads:
+            asked = [threads.submit(self._row, policy, row, drawing.plan, version) for row in rows]
+            try:
+                for row, ask in zip(rows, asked, strict=True):
+                    drawn = ask.result()
+                    row.give(drawn.ids, drawn.logp, [True] * len(drawn.ids))
+                    row.ended = policy.stop.ends(row.ids)
+                    if drawing.progress is not None:
+                        drawing.progress(len(drawn.ids))
+            finally:
+                for ask in asked:
+                    ask.cancel()
+        group = torch.arange(len(drawing.prompts)).repeat_interleave(drawing.group)
+        metrics = {"engine/retries": float(self.to.retried - retried)}
+        metrics |= {"time_engine_weights": brought - start, "time_engine_draw": time.perf_counter() - brought}
+        return Explored(policy.completed(rows, group, drawing.plan), None, metrics)
+
+    def _row(self, policy: LanguagePolicy, row: Row, plan: Generation, version: str) -> Drawn:
+        """The completion of one row, by the weights of this version."""
+        wanted = Wanted(row.prompt_ids, row.key.number("tokens"), plan, policy.stop.texts, tuple(policy.stop))
+        problem = ""
+        for _ in range(2):
+            try:
+                drawn = COMPLETE[self.keys.use](self.to, version, wanted)
+                if drawn.version in (None, version):
+                    _refuse_unfit(policy, wanted, drawn, self.keys.url)
+                    return drawn
+                problem = f"drew with the weights {drawn.version!r}, where {version!r} were asked for"
+            except UnknownWeightsError as error:
+                problem = str(error)
+            with self._mending:  # it was started anew, or somebody else brought others: one request brings ours again
+                self.courier.bring(policy, again=True)
+        raise EngineError(f"rollout.engine: {self.keys.url} {problem}; let no other run use this server")
+
+    # ------------------------------------------------------------------ before a run
+
+    def check(self, policy: LanguagePolicy, prompts: Sequence[Prompt], plan: Generation) -> None:
+        """Refuses a server that serves another model, reads texts otherwise, or takes shorter ones.
+
+        Raises UserError, in one line, or EngineError where it does not answer.
+        """
+        limit = self._served()
+        longest = sorted(prompts, key=lambda p: len(p.text) + sum(len(m["content"]) for m in p.messages))[-ASKED:]
+        needed = max(len(policy.encode(p.text, policy.stop, p.messages)) for p in longest) + plan.max_new_tokens
+        if limit is not None and needed > limit:
+            raise UserError(
+                f"rollout.engine: {self.keys.url} takes {limit} tokens, prompt and completion, and the longest prompt "
+                f"needs {needed}; raise its limit (--max-model-len, --context-length), or lower generation."
+                "max_new_tokens"
+            )
+        for prompt in (longest[-1], longest[0]):
+            own = list(policy.tokenizer(prompt.text)["input_ids"])
+            there = TOKENS[self.keys.use](self.to, self.model, prompt.text)
+            if own != there:
+                raise UserError(
+                    f"rollout.engine: {self.keys.url} reads {prompt.text[:60]!r} as the ids {_few(there)}, the model "
+                    f"here as {_few(own)}; serve the same model with its own tokenizer"
+                )
+        gap = self._gap(policy, [longest[-1], replace(longest[0], id=f"{longest[0].id} (2)")], plan)
+        if not gap <= MAX_MEAN_GAP:
+            raise UserError(
+                f"rollout.engine: {self.keys.url} gives its tokens log-probs that are {gap:.2g} off those of the model "
+                f"here on average (accepted: {MAX_MEAN_GAP:g}); serve the same weights, and log-probs at the "
+                "temperature (vLLM: --logprobs-mode processed_logprobs)"
+            )
+
+    def _served(self) -> int | None:
+        """How many tokens the server takes. Raises UserError where it does not serve the model."""
+        served = self.to.ask("/v1/models", use=lambda answer: {one["id"]: one for one in answer["data"]})
+        if self.model not in served:
+            raise UserError(
+                f"rollout.engine.model: {self.keys.url} does not serve {self.model!r}; accepted: {', '.join(served)}"
+            )
+        return served[self.model].get("max_model_len")
+
+    def _gap(self, policy: LanguagePolicy, prompts: Sequence[Prompt], plan: Generation) -> float:
+        """The mean |log-prob here - log-prob there| of two short completions, drawn without any cut."""
+        short = Generation(min(PROBE_TOKENS, plan.max_new_tokens), plan.scale)
+        rollout = self.draw(policy, Drawing(prompts, 1, short, 0, 0)).rollout
+        found: list[Any] = []
+        with torch.no_grad():
+            policy.look(rollout, torch.arange(len(prompts)), View(), found.append)
+        return float((found[0].logp.cpu() - rollout.rollout_logp).abs()[rollout.mask].mean())
+
+
+@cache
+def engine_of(keys: EngineKeys, model: str) -> Engine:
+    """The engine of these keys: one in a process, so that it knows which weights it has brought."""
+    return Engine(keys, model)
+
+
+def check_engine(recipe: Recipe, policy: Any, prompts: Sequence[Prompt]) -> None:
+    """Refuses the recipe's server where it does not fit its model; nothing where none draws. See `Engine.check`."""
+    if recipe.rollout.engine is not None:
+        engine_of(recipe.rollout.engine, recipe.model).check(policy, prompts, plan_for(recipe, 0))
+
+
+def drawn_elsewhere(policy: LanguagePolicy, drawing: Drawing, score: object, *, engine: Engine) -> Explored:
+    """See `Engine.draw`."""
+    return engine.draw(policy, drawing)
+
+
+def _refuse_unfit(policy: LanguagePolicy, wanted: Wanted, drawn: Drawn, url: str) -> None:
+    """Raises EngineError for a completion that cannot be one of the policy's."""
+    problem = None
+    size = policy.model.config.get_text_config().vocab_size
+    read = drawn.prompt if isinstance(drawn.prompt, int) else len(drawn.prompt)
+    if read != len(wanted.ids) or (not isinstance(drawn.prompt, int) and drawn.prompt != list(wanted.ids)):
+        got = f"{read} ids" if read != len(wanted.ids) or isinstance(drawn.prompt, int) else _few(drawn.prompt)
+        problem = f"read a prompt of {len(wanted.ids)} ids ({_few(wanted.ids)}) as {got}"
+    elif not drawn.ids or len(drawn.ids) > wanted.plan.max_new_tokens or len(drawn.ids) != len(drawn.logp):
+        problem = f"drew {len(drawn.ids)} tokens with {len(drawn.logp)} log-probs; asked for at least 1"
+        problem += f" and at most {wanted.plan.max_new_tokens}, with as many"
+    elif bad := [i for i in drawn.ids if not 0 <= i < size]:
+        problem = f"drew the token {bad[0]}; the model here has {size}"
+    elif not all(math.isfinite(value) and value <= 1e-4 for value in drawn.logp):
+        problem = "gave a log-prob that is none"
+    elif early := [i for i in drawn.ids[:-1] if i in policy.stop]:
+        problem = f"went on behind the token {early[0]}, which ends a completion here"
+    elif drawn.stopped != policy.stop.ends(drawn.ids) and len(drawn.ids) < wanted.plan.max_new_tokens:
+        problem = f"ended a completion with the token {drawn.ids[-1]}, which does not end one here"
+    if problem is not None:
+        raise EngineError(f"rollout.engine: {url} {problem}; serve the same model, tokenizer and generation config")
+
+
+def _few(ids: Sequence[int]) -> str:
+    return f"{', '.join(map(str, ids[:8]))}{', ...' if len(ids) > 8 else ''}"
