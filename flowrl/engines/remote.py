@@ -50,6 +50,8 @@ class Engine:
         members = range(drawing.first, drawing.first + drawing.group)
         keys = [[Key(drawing.seed, p.id, i, copy[at]) for i in members] for at, p in enumerate(drawing.prompts)]
         rows = policy.start(drawing.prompts, keys, drawing.plan)
+        if any(row.inputs is not None for row in rows):
+            raise UserError("rollout.engine: prompts with media are drawn by the model here; set rollout.engine=null")
         version = self.courier.bring(policy)
         brought = time.perf_counter()
         with ThreadPoolExecutor(min(self.keys.concurrent, len(rows)), "engine") as threads:
