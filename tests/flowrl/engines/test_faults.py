@@ -109,9 +109,7 @@ def _no_rests(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(client, "FIRST_REST", 0.0)
 
 
-@pytest.mark.parametrize(
-    ("number", "least"), [(7, 1), pytest.param(25, 5, marks=pytest.mark.slow, id="200 requests")]
-)
+@pytest.mark.parametrize(("number", "least"), [(7, 1), pytest.param(25, 5, marks=pytest.mark.slow, id="200 requests")])
 def test_of_requests_of_which_a_third_fails_no_row_is_lost(number: int, least: int):
     policy = adapted(seed=1)
     prompts = [Prompt(f"p{i}", f"{i}+{7 * i}") for i in range(number)]
