@@ -22,7 +22,8 @@ from flowrl.engines.client import Connection, Drawn, EngineError, UnknownWeights
 from flowrl.engines.weights import Courier
 from flowrl.names import UserError
 from flowrl.planning.costs import plan_for
-from flowrl.policies.language.policy import MAX_MEAN_GAP, PROBE_TOKENS, LanguagePolicy
+from flowrl.policies.language.policy import LanguagePolicy
+from flowrl.policies.language.proving import MAX_MEAN_GAP, PROBE_TOKENS
 from flowrl.policies.language.rows import Row
 from flowrl.policies.noise import Key, copy_numbers
 from flowrl.recipe.engines import EngineKeys

@@ -117,7 +117,14 @@ class PolicyService:
         with self.lock, torch.no_grad():
             version = self._use(model or self.name)
             tokens, logp, length = decode_alone(
-                self.model, [list(ids)], uniforms, plan, group=number, stop=ends, pad=self.policy.pad
+                self.model,
+                [list(ids)],
+                uniforms,
+                plan,
+                group=number,
+                stop=ends,
+                pad=self.policy.pad,
+                barred=self.policy.barred,
             )
         rows = zip(tokens, logp, length.tolist(), strict=True)
         return [self._completion(t[:n].tolist(), lp[:n].tolist(), ends, keep_stop) for t, lp, n in rows], version
