@@ -108,13 +108,14 @@ def answer_format(samples: Samples, *, tag: str = "answer") -> Tensor:
     return torch.tensor(scores)
 
 
-def math_answer(samples: Samples, *, tag: str = "answer", key: str = "answer") -> Tensor:
+def math_answer(samples: Samples, *, pattern: str | None = None, tag: str = "answer", key: str = "answer") -> Tensor:
     r"""1 where the answer equals the ground truth as mathematics (1/2, 0.5, \frac{1}{2}), else 0; float32 [B].
 
-    The answer is the content of the last <answer>...</answer>; without one, what math-verify extracts from the
-    completion, \boxed{} first. NaN if the ground truth itself cannot be read. Needs `pip install flowrl-toolkit[text]`.
+    The answer is the content of the last <answer>...</answer>, or the last match of `pattern`, as in exact_match;
+    without one, what math-verify extracts from the completion, \boxed{} first. NaN if the ground truth itself cannot be
+    read. Needs `pip install flowrl-toolkit[text]`.
     """
-    texts, find = texts_of(samples, "math_answer"), _pattern(None, tag)
+    texts, find = texts_of(samples, "math_answer"), _pattern(pattern, tag)
     from math_verify import parse, verify  # pyright: ignore[reportMissingImports]
 
     # its time limits are signals, which only the main thread may set; `parse` takes None too, which its hint leaves out

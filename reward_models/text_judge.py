@@ -181,8 +181,8 @@ def _without_asking(
 
 
 def _gives_orders(said: str) -> bool:
-    """Whether a completion tells the judge what to say; the marks of thought and answer are its own."""
-    return judging.gives_orders(re.sub(r"</?(?:think|answer)>", " ", said))
+    """Whether a completion tells the judge what to say; the marks of thought, answer and box are its own."""
+    return judging.gives_orders(re.sub(r"</?(?:think|answer)>|<\|(?:begin|end)_of_box\|>", " ", said))
 
 
 class text_reward_model(Model):

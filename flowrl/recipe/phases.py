@@ -21,11 +21,12 @@ MAY_CHANGE = ("objective", "advantage", "prompts", "sampler.noise", "sampler.win
 MAY_CHANGE += ("generation.max_new_tokens", "generation.temperature", "generation.top_k", "generation.top_p")
 MAY_CHANGE += ("generation.min_p", "generation.repetition_penalty")
 TRAIN = ("prompts", "group", "epochs", "updates", "update_by", "micro_batch", "refill", "keep", "keep_by", "budget")
-TRAIN += ("skip_truncated", "drop_silent", "lr", "max_grad_norm", "old", "sample_old", "pairs", "source")
+TRAIN += ("skip_truncated", "drop_silent", "lr", "max_grad_norm", "old", "sample_old", "pairs", "source", "store")
 MAY_CHANGE += tuple(f"train.{name}" for name in TRAIN)
 STAYS = ("objective.ratio", "objective.kl_mask", "objective.entropy_share", "objective.guidance_gradient")
 STAYS += ("prompts.heldout", "prompts.source", "advantage.credit.kind", "objective.expert.source")
 STAYS += ("objective.pairs.source",)
+STORED = ("train.store.size", "train.store.age", "train.store.by")  # stay where a phase has a store at all
 
 
 class Phase(Strict):
@@ -63,7 +64,7 @@ def refuse_fixed(changed: Mapping[str, list[JSON]], number: int) -> Iterator[Rec
     """Errors of a phase, counted from 0, that changes what a run builds once. changed: dotted key -> [before, now]."""
     for name, (before, now) in changed.items():
         allowed = any(name == may or name.startswith(f"{may}.") for may in MAY_CHANGE)
-        if not allowed or name in STAYS:
+        if not allowed or name in STAYS or (name in STORED and None not in (before, now)):
             listed = "objective, advantage, prompts, train, generation and sampler.noise, window and levels"
             problem = f"got {show(now)}, but the recipe has {show(before)}, which stays during a run"
             yield RecipeError(f"phases.{number}.overrides.{name}", problem, f"remove it; accepted: keys of {listed}")

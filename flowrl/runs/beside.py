@@ -39,7 +39,7 @@ class Beside:
 
 def beside(recipe: Recipe) -> Beside:
     """Both as the recipe says. Raises PromptError for a file that is not as it has to be."""
-    given = recipe.train.store
+    given = next((part.train.store for part in recipe.parts() if part.train.store is not None), None)
     store = None if given is None else SampleStore(given.size, given.age, given.by)
     shown: dict[str, Sequence[Prompt]] = {}
     for part in recipe.parts():
@@ -64,7 +64,8 @@ def terms_of(
 ) -> TermsOf | None:
     """What gives the terms of an iteration, counted from 0, and puts its samples into the store; None without any."""
     right, expert, pairwise = (getattr(recipe.objective, name, None) for name in ("right", "expert", "pairs"))
-    store, stored = kept.store, recipe.train.store
+    stored = recipe.train.store
+    store = None if stored is None else kept.store  # a phase without one leaves what is kept alone
     if right is None and expert is None and pairwise is None and store is None:
         return None
 
