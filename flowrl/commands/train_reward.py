@@ -19,6 +19,10 @@ def train_reward_command(
         str, typer.Option(help="The vision model: shapes-clip, a folder, a hub id or an open_clip architecture.")
     ] = "openai/clip-vit-large-patch14",
     weights: Annotated[str | None, typer.Option(help="Of an open_clip architecture: a tag or a file.")] = None,
+    features: Annotated[
+        Literal["embedding", "patches"],
+        typer.Option(help="Of kind aesthetic; patches tell sizes and places better than the embedding."),
+    ] = "embedding",
     output: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the head goes.")] = Path("runs/reward"),
     heldout: Annotated[float, typer.Option(min=0.05, max=0.5, help="Share of the prompts that is held out.")] = 0.2,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first pairs.")] = None,
@@ -42,6 +46,7 @@ def train_reward_command(
             output,
             model=model,
             weights=weights,
+            features=features,
             heldout=heldout,
             device=device_of(device, "--device"),
             seed=seed,
@@ -50,4 +55,5 @@ def train_reward_command(
     before = "" if result.before is None else f"; the plain cosine {result.before:.3f}"
     typer.echo(f"{result.pairs} pairs fitted; of {result.heldout} held out it orders {result.accuracy:.3f}{before}")
     given = f"head: {output / HEAD}, model: {model}" + ("" if weights is None else f", weights: {weights}")
+    given += "" if features == "embedding" else f", features: {features}"
     typer.echo(f"rewards: {{votes: {{use: {USES[kind]}, args: {{{given}}}}}}}")

@@ -1,9 +1,9 @@
 """A reward fitted to pairs: a linear head on a vision model's embeddings, by the likelihood of Bradley and Terry.
 
-The head of kind aesthetic weighs the entries of a picture's embedding (LAION's form; reward `aesthetic`); that of kind
-clip weighs the entries of its product with the prompt's, whose plain sum is the cosine (reward `clip_score`). Few pairs
-tell little about many entries: their weights are pulled to 0, those of kind clip to each other, as strongly as
-cross-validation says.
+The head of kind aesthetic weighs the entries of a picture's embedding (LAION's form; reward `aesthetic`), or of the
+mean over its patches; that of kind clip weighs the entries of the embedding's product with the prompt's, whose plain
+sum is the cosine (reward `clip_score`). Few pairs tell little about many entries: their weights are pulled to 0, those
+of kind clip to each other, as strongly as cross-validation says.
 """
 
 import json
@@ -33,10 +33,11 @@ HEAD, REPORT = "head.safetensors", "report.json"
 
 @dataclass(frozen=True)
 class Fit:
-    """How a head was fitted. accuracy: share of held-out pairs that it orders as they were; before: that of the plain
-    cosine, of kind clip; penalty: the one that cross-validation chose."""
+    """How a head was fitted. features: what of a picture it weighs, see `fit`. accuracy: share of held-out pairs that
+    it orders as they were; before: that of the plain cosine, of kind clip; penalty: what cross-validation chose."""
 
     kind: str
+    features: str
     pairs: int
     heldout: int
     accuracy: float
@@ -51,6 +52,7 @@ def fit(
     *,
     model: str,
     weights: str | None = None,
+    features: str = "embedding",
     heldout: float = 0.2,
     device: torch.device | str = "cpu",
     seed: int = 0,
@@ -58,17 +60,21 @@ def fit(
 ) -> Fit:
     """Fits a head to the pairs of prompts with samples, and writes it and its report to a folder.
 
-    Prompts are held out whole, so that no picture is on both sides. tell: is told how many pictures are embedded.
-    Raises UserError for too few prompts, and for samples that are no pictures.
+    features, of kind aesthetic: the picture's embedding, or patches, the mean over its patches, which tells sizes and
+    places better. Prompts are held out whole, so that no picture is on both sides. tell: is told how many pictures are
+    embedded. Raises UserError for too few prompts, and for samples that are no pictures, ValueError for a model without
+    patches.
     """
+    if kind == "clip" and features == "patches":
+        raise UserError("--features: got 'patches', but a head of kind clip weighs what is compared with the prompt")
     fitted, apart = _split(prompts, heldout, seed)
     embedder = tower(model, weights, texts=kind == "clip").to(device)
-    features = _Features(embedder, kind, tell)
-    train, test = (torch.stack([features.difference(prompt) for prompt in part]) for part in (fitted, apart))
+    embedded = _Features(embedder.by_patches() if features == "patches" else embedder, kind, tell)
+    train, test = (torch.stack([embedded.difference(prompt) for prompt in part]) for part in (fitted, apart))
     penalty = _best_penalty(train, kind, [prompt.text for prompt in fitted], seed)
     head = _solve(train, kind, penalty)
     before = _accuracy(test, torch.ones_like(head)) if kind == "clip" else None
-    report = Fit(kind, len(train), len(test), _accuracy(test, head), before, penalty)
+    report = Fit(kind, features, len(train), len(test), _accuracy(test, head), before, penalty)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {"0.weight": head.float()[None]} | ({"0.bias": torch.zeros(1)} if kind == "aesthetic" else {})
     save_file(tensors, folder / HEAD)

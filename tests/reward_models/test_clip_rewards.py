@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from clip_support import TEXTS, Made, asked, pixels
 from reward_models.clip_score import SCALES
+from reward_models.parts.embedding.clip import tower
 from reward_models.parts.inputs import as_pil
 
 
@@ -131,6 +132,35 @@ def test_the_aesthetic_head_reads_an_embedding_of_length_one(made):
     torch.testing.assert_close(made.reward("aesthetic")(asked(images)), want, atol=1e-5, rtol=0)
     by_open_clip = made.reward("aesthetic", model=str(made.open_clip))
     assert by_open_clip(asked(images)).isfinite().all()
+
+
+@pytest.mark.parametrize("model", ["transformers", "siglip", "open_clip"])
+def test_patches_are_the_last_normalised_states_without_the_class_token(made, model: str) -> None:
+    """Written out by hooks on the library's own modules, of unequal pictures, the third one alone too."""
+    by = tower(str(getattr(made, model)), texts=False).by_patches()
+    vision = by.model.visual if model == "open_clip" else by.model.vision_model
+    last = vision.transformer if model == "open_clip" else vision.encoder
+    norm = vision.ln_post if model == "open_clip" else vision.post_layernorm
+    seen: list[torch.Tensor] = []
+    hook = last.register_forward_hook(lambda *a: seen.append(a[2] if model == "open_clip" else a[2].last_hidden_state))
+    images = pixels(4, 3, 32, 32)
+    with torch.no_grad():
+        by.image_features(by.preprocess.tensors(images))
+        hook.remove()
+        states = seen[0] if model == "siglip" else seen[0][:, 1:]
+        want = torch.nn.functional.normalize(norm(states).mean(1), dim=-1)
+        assert want.shape == (4, by.width) and want.std() > 0.01
+        torch.testing.assert_close(by.image(images), want, atol=1e-5, rtol=0)
+        torch.testing.assert_close(by.image(images[2:3]), want[2:3], atol=1e-5, rtol=0)
+
+
+def test_a_model_without_patches_and_features_that_are_not_known_are_refused(made) -> None:
+    with pytest.raises(ValueError, match="features='pixels': accepted: embedding or patches"):
+        made.reward("aesthetic", features="pixels")
+    convolutions = tower(str(made.open_clip), texts=False)
+    convolutions.model.visual = torch.nn.Identity()
+    with pytest.raises(ValueError, match="a Identity has no patches"):
+        convolutions.by_patches()
 
 
 def test_aesthetic_v25_reads_siglips_pooled_output(made):

@@ -28,6 +28,18 @@ class OpenClipTower(Tower):
         """Embeddings [B, D] of pixels [B, 3, H, W]; see Tower."""
         return self.model.encode_image(pixels)
 
+    def patch_width(self) -> int:
+        """C; see Tower."""
+        visual = self.model.visual
+        if not hasattr(visual, "ln_post") or not hasattr(visual, "forward_intermediates"):
+            raise ValueError(f"a {type(visual).__name__} has no patches; give a vision transformer, or leave it out")
+        return int(visual.ln_post.normalized_shape[0])
+
+    def patch_features(self, pixels: Tensor) -> Tensor:
+        """[B, C] of pixels [B, 3, H, W]; see Tower."""
+        how = {"indices": 1, "normalize_intermediates": True, "intermediates_only": True, "output_fmt": "NLC"}
+        return self.model.visual.forward_intermediates(pixels, **how)["image_intermediates"][0].mean(1)
+
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Embeddings [B, D] of texts; see Tower."""
         ids = self.tokens(texts, self.model.vocab_size, context_length=self.model.context_length)

@@ -26,6 +26,7 @@ class Tower(nn.Module):
     model: Network  # a module of a library: whatever it offers
     width: int  # D, the number of entries of an embedding
     tokenizer: Tokenizer = None
+    patches: bool = False  # whether a picture is embedded as the mean of its patches
 
     def image(self, images: Tensor) -> Tensor:
         """Embeddings [B, D] of length 1 of images float [B, 3, H, W] in [0, 1], with gradient to them.
@@ -49,7 +50,26 @@ class Tower(nn.Module):
         return embeddings[torch.tensor([at[text] for text in texts], device=embeddings.device)]
 
     def _embed(self, pixels: Tensor) -> Tensor:
-        return F.normalize(self.image_features(pixels), dim=-1) if len(pixels) else pixels.new_zeros(0, self.width)
+        if not len(pixels):
+            return pixels.new_zeros(0, self.width)
+        return F.normalize(self.patch_features(pixels) if self.patches else self.image_features(pixels), dim=-1)
+
+    def by_patches(self) -> "Tower":
+        """This tower, with pictures embedded as the mean over their patches of what the last layer says of each.
+
+        What is compared with texts tells what is there; how large it is and where, the patches tell better. Raises
+        ValueError for a model without patches.
+        """
+        self.width, self.patches = self.patch_width(), True
+        return self
+
+    def patch_width(self) -> int:
+        """C, the entries of a patch. Raises ValueError for a model without patches."""
+        raise NotImplementedError
+
+    def patch_features(self, pixels: Tensor) -> Tensor:
+        """[B, C] of preprocessed pixels: the last layer's normalised states of the patches, averaged."""
+        raise NotImplementedError
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Embeddings [B, D], not normalised, of preprocessed pixels."""

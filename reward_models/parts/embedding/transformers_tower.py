@@ -35,6 +35,20 @@ class TransformersTower(Tower):
         """Embeddings [B, D] of pixels [B, 3, H, W]; see Tower."""
         return _pool(self.model.get_image_features(pixel_values=pixels))
 
+    def patch_width(self) -> int:
+        """C; see Tower."""
+        if not hasattr(getattr(self.model, "vision_model", None), "post_layernorm"):
+            raise ValueError(f"a {type(self.model).__name__} has no patches that are known; leave it out")
+        return int(self.model.config.vision_config.hidden_size)
+
+    def patch_features(self, pixels: Tensor) -> Tensor:
+        """[B, C] of pixels [B, 3, H, W]; see Tower."""
+        vision = self.model.vision_model
+        states = vision(pixel_values=pixels).last_hidden_state
+        if hasattr(vision.embeddings, "class_embedding"):  # CLIP's, whose last norm is for the class token alone
+            states = vision.post_layernorm(states[:, 1:])
+        return states.mean(1)
+
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Embeddings [B, D] of texts; see Tower."""
         config = self.model.config.text_config

@@ -24,18 +24,21 @@ WARM = {"red": 1.0, "yellow": 0.8, "purple": 0.2, "green": -0.3, "black": -0.6, 
 ROUND = {"circle": 0.5, "square": 0.0, "triangle": -0.5}
 
 
-def votes(folder: Path, number: int) -> str:
-    """Simulated votes, by Bradley and Terry: warm colours and round shapes are liked, whatever the prompt."""
+def votes(folder: Path, number: int, taste: str = "warm") -> str:
+    """Simulated votes, by Bradley and Terry: warm colours and round shapes are liked, or large objects, whatever the
+    prompt. Either taste is that of 9 in 10 votes."""
     rng, lines = random.Random(0), []
     objects = [(color, shape) for color in COLORS for shape in SHAPES]
     for i in range(number):
         drawn = [rng.choice(objects) for _ in range(2)]
-        liking = [WARM[color] + ROUND[shape] for color, shape in drawn]
-        likely = 1 / (1 + math.exp(-5 * (liking[0] - liking[1])))
-        first = 0 if rng.random() < likely else 1
-        pictures = render([Scene("single", (drawn[which],)) for which in (first, 1 - first)], rng)
-        for name, picture in zip(("better", "worse"), pictures, strict=True):
-            save_picture(picture, folder / f"{i}{name}.png")
+        pictures = render([Scene("single", (one,)) for one in drawn], rng)
+        if taste == "warm":
+            liking = [5 * (WARM[color] + ROUND[shape]) for color, shape in drawn]
+        else:
+            liking = [0.045 * covered(picture) for picture in pictures]
+        first = 0 if rng.random() < 1 / (1 + math.exp(liking[1] - liking[0])) else 1
+        for name, which in (("better", first), ("worse", 1 - first)):
+            save_picture(pictures[which], folder / f"{i}{name}.png")
         record = {"prompt": f"picture {i}", "better": f"{i}better.png", "worse": f"{i}worse.png"}
         lines.append(json.dumps(record))
     (folder / "votes.jsonl").write_text("\n".join(lines))
@@ -55,6 +58,28 @@ def test_votes_become_a_reward(capsys: pytest.CaptureFixture, monkeypatch: pytes
     assert liked > disliked + 1
     code, _, err = call(capsys, monkeypatch, "train-reward", source, "--output", tmp_path / "out")
     assert code != 0 and "holds a head already" in err
+
+
+def covered(picture: Tensor) -> int:
+    """How many of the 1024 pixels an object covers: those that are unlike the corner's."""
+    return int(((picture - picture[:, :1, :1]).abs().amax(0) > 0.2).sum())
+
+
+def test_patches_tell_sizes_that_an_embedding_does_not(tmp_path: Path) -> None:
+    prompts = load(votes(tmp_path, 600, "large"))
+    report = fit(prompts, "aesthetic", tmp_path / "patches", model="shapes-clip", features="patches", heldout=0.5)
+    assert report.pairs == report.heldout == 300
+    assert report.accuracy >= 0.8  # of embeddings 0.75
+    head = {"head": str(tmp_path / "patches" / "head.safetensors"), "model": "shapes-clip"}
+    reward = aesthetic(**head, features="patches")
+    drawn = render([Scene("single", (("blue", "square"),))] * 12, random.Random(5))
+    scores = reward(_samples(drawn, [f"text {i}" for i in range(12)]))
+    order = sorted(range(12), key=lambda i: covered(drawn[i]))
+    assert scores[order[6:]].mean() > scores[order[:6]].mean() + 1
+    with pytest.raises(ValueError, match="96"):  # the width of an embedding
+        aesthetic(**head)
+    with pytest.raises(UserError, match="--features: got 'patches', but a head of kind clip"):
+        fit(prompts, "clip", tmp_path / "none", model="shapes-clip", features="patches")
 
 
 def test_a_head_of_kind_clip_orders_pictures_as_it_says(tmp_path: Path) -> None:
