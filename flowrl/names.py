@@ -73,7 +73,7 @@ def shipped(kind: str) -> dict[str, Entry]:
         return {}
     module, _, table_name = where.partition(":")
     if not table_name:
-        return signatures.scan(_folder(module), module, leading)
+        return signatures.scan(_folder(module), module, leading, KINDS[kind].methods)
     package, _, file = module.rpartition(".")
     return signatures.table(_folder(package) / f"{file}.py", module, table_name, len(leading))
 

@@ -101,7 +101,7 @@ KINDS: dict[str, PartKind] = {
     ),
     "environment": PartKind(
         (),
-        "",
+        "flowrl.environments.plugins",
         "a class with tools() and start(prompt, seed), or with reset(...) and public methods as tools",
         methods=(("tools", "start"), ("reset",)),
     ),

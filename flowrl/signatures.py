@@ -102,13 +102,18 @@ def _text(annotation: Any) -> str:
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
-def scan(folder: Path, package: str, leading: tuple[str, ...]) -> dict[str, Entry]:
-    """Public top-level functions of a folder's files that begin with these parameters, and classes called with them."""
+def scan(
+    folder: Path, package: str, leading: tuple[str, ...], methods: tuple[tuple[str, ...], ...] = ()
+) -> dict[str, Entry]:
+    """Public top-level functions of a folder's files that begin with these parameters, and classes called with them.
+
+    methods: sets of them; where there are any, it is the classes that have all methods of one set.
+    """
     entries: dict[str, Entry] = {}
     for path in sorted(folder.glob("*.py")):
         body = _parsed(path)
         for node in body:
-            if _is_part(node, leading):
+            if _has_methods(node, methods) if methods else _is_part(node, leading):
                 entries[node.name] = _entry(node.name, node, f"{package}.{path.stem}", len(leading), File(path, body))
     return entries
 
@@ -145,6 +150,12 @@ def _is_part(node: ast.stmt, leading: tuple[str, ...]) -> TypeGuard[ast.Function
     return False
 
 
+def _has_methods(node: ast.stmt, methods: tuple[tuple[str, ...], ...]) -> TypeGuard[ast.ClassDef]:
+    if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
+        return False
+    return any(all(_method(node, name) is not None for name in names) for names in methods)
+
+
 def _entry(name: str, node: Any, module: str, leading: int, file: "File") -> Entry:
     doc = ast.get_docstring(node) or ""
     facts = (
@@ -155,8 +166,15 @@ def _entry(name: str, node: Any, module: str, leading: int, file: "File") -> Ent
     if isinstance(node, ast.FunctionDef):
         return Entry(name, module, node.name, doc, _signature(node.args, leading), facts)
     made = _method(node, "__init__")
-    signature = Signature(tuple(_fields(node, file).values())) if made is None else _signature(made, 1)
-    return Entry(name, module, node.name, doc, signature, facts, True)
+    if made is None:
+        return Entry(name, module, node.name, doc, Signature(tuple(_fields(node, file).values())), facts, True)
+    return Entry(name, module, node.name, _documented(node, doc), _signature(made, 1), facts, True)
+
+
+def _documented(node: ast.ClassDef, doc: str) -> str:
+    """What a class says of itself, and its __init__ of the arguments."""
+    made = next(one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__")
+    return "\n\n".join(text for text in (doc, ast.get_docstring(made)) if text)
 
 
 def _declared(node: Any, file: "File") -> dict[str, Any]:

@@ -115,7 +115,7 @@ def test_pieces_of_recipes_are_recipes(page: str, text: str, here: Path):
         file.write_text(text)
         assert config.load(str(file)).rewards
         return
-    base = "tiny_lm_grpo" if page in ("language.md", "environments.md", "engines.md") else "tiny_flow_grpo"
+    base = "tiny_lm_grpo" if page in ("language.md", "environments.md", "tools.md", "engines.md") else "tiny_flow_grpo"
     base = {} if "model" in values else yaml.safe_load((ROOT / "recipes" / f"{base}.yaml").read_text())
     file.write_text(yaml.safe_dump(base | values))
     recipe = load_unchecked(file)

@@ -26,6 +26,7 @@ class ListedKind(str, Enum):
     solvers = "solvers"
     rewards = "rewards"
     tools = "tools"
+    environments = "environments"
     advantages = "advantages"
     objectives = "objectives"
     lr_schedules = "lr-schedules"
@@ -40,6 +41,7 @@ WITH_KEYS = {
     ListedKind.schedules: "schedule",
     ListedKind.solvers: "solver",
     ListedKind.tools: "tool",
+    ListedKind.environments: "environment",
     ListedKind.advantages: "advantage",
     ListedKind.objectives: "objective",
     ListedKind.lr_schedules: "lr_schedule",

@@ -75,6 +75,13 @@ def _plan(recipe: "Recipe", forward: float | None, earlier: Path | None) -> None
     from flowrl.reading.inputs import overlap, planned_prompts
 
     train, heldout, missing = planned_prompts(recipe)
+    if recipe.environment is not None:
+        from flowrl.environments.building import MissingError, build_environment
+
+        try:
+            build_environment(recipe.environment)
+        except MissingError as error:
+            missing = [*missing, str(error)]
     counts = [None if part is None else len(part) for part in (train, heldout)]
     blocks = [describe(recipe, num_train=counts[0], num_heldout=counts[1])]
     blocks += (

@@ -8,4 +8,5 @@ observations.py  the tokens that a chat template adds for what a model is shown
 workers.py     calls beside the main thread, each with a deadline
 building.py    the environment that a recipe names
 tools/         tools that ship, one or a few a file: its public functions, and classes that are called
+plugins/       environments of other projects, one a file
 """

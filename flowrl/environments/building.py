@@ -16,8 +16,12 @@ from flowrl.recipe.environment import EnvironmentKeys
 from flowrl.untyped import JSON
 
 
+class MissingError(UserError):
+    """Something that a tool or an environment needs is not there: a package, a program, a server, a file."""
+
+
 def build_environment(given: EnvironmentKeys) -> Environment:
-    """Raises UserError for one that cannot be made, or lacks what it needs, in one line."""
+    """Raises UserError for one that cannot be made, MissingError for one that lacks what it needs, in one line."""
     faults = tuple(getattr(builtins, name) for name in given.faults)
     options: dict[str, Any] = {"most": given.calls, "faults": faults}
     if given.use is None:
@@ -39,7 +43,9 @@ def _made(place: str, use: str, thing: Callable[..., Any], args: Mapping[str, JS
     """The object of a class. Raises UserError where it cannot be made."""
     try:
         return thing(**copy.deepcopy(dict(args)))
-    except (Unavailable, UserError) as error:
+    except Unavailable as error:
+        raise MissingError(f"{place}: {use!r} cannot be used: {error}") from error
+    except UserError as error:
         raise UserError(f"{place}: {use!r} cannot be used: {error}") from error
     except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"

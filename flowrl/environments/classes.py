@@ -57,9 +57,9 @@ class MethodsTalk(Talk):
         self.thing, self.opening = thing, opening
 
     def outcome(self) -> Mapping[str, float]:
-        """`reward`, where the class has `get_reward`."""
+        """`reward`, where the class has `get_reward`, beside what its methods noted in the context."""
         score = getattr(self.thing, "get_reward", None)
-        return {} if score is None else {"reward": float(score())}
+        return super().outcome() if score is None else {**super().outcome(), "reward": float(score())}
 
 
 def _name(make: Callable[[], Any]) -> str:

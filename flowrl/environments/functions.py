@@ -54,8 +54,8 @@ class Talk:
         return [self._answer(call, i < most) for i, call in enumerate(said.calls)]
 
     def outcome(self) -> Mapping[str, float]:
-        """Nothing: functions keep no score."""
-        return {}
+        """What the tools noted in the context."""
+        return dict(self.context.outcome)
 
     def _answer(self, call: Call, within: bool) -> Shown:
         tool = self.of.named.get(call.name)

@@ -3,12 +3,13 @@
 import re
 from typing import Any
 
-from flowrl.contracts import ModelsFault, Shown
-from flowrl.environments.tools.parts.documents import passages, read_documents
+from flowrl.contracts import Context, ModelsFault, Shown
+from flowrl.environments.tools.parts.documents import ndcg, passages, read_documents
 from flowrl.environments.tools.parts.packages import require
 from flowrl.environments.tools.parts.pictures import as_image, resized
 
 LONGEST = 1000  # characters of a query that are read
+STATE = "search"
 
 
 class search:
@@ -26,15 +27,17 @@ class search:
         title: str | None = None,
         text: str | None = None,
         picture: str | None = None,
+        wanted: str | None = None,
         k1: float = 1.5,
         b: float = 0.75,
     ):
-        """Reads the documents and makes their index. Raises Unavailable where bm25s is missing.
+        """Reads the documents and makes their index. Raises Unavailable where bm25s or the documents are missing.
 
         documents: a .jsonl or .parquet file, or a folder of .txt and .md files. top: passages of an answer, at most;
         words: of a passage; characters: of an answer. pictures: whether the answer is the pictures of the pages that
         were found, each of at most `pixels` (null: any number), in place of their text. title, text, picture: what the
-        file calls these columns, where it is not title, text and image. k1, b: BM25's own.
+        file calls these columns, where it is not title, text and image. wanted: the column of a prompt that has the
+        titles of the documents that answer it, from which the outcome `ndcg` is worked out. k1, b: BM25's own.
         """
         limits = {"top": top, "words": words, "characters": characters}
         if low := next((name for name, value in limits.items() if value < 1), None):
@@ -46,10 +49,11 @@ class search:
             raise ValueError(f"pictures=true, but {bare!r} of {documents!r} has no picture; set pictures=false")
         self.found = passages(read, words)
         self.top, self.characters, self.pictures, self.pixels = top, characters, pictures, pixels
+        self.wanted = wanted
         self.index = self.engine.BM25(k1=k1, b=b)
         self.index.index(self._tokens([f"{one.title}\n{one.text}" for one in self.found]), show_progress=False)
 
-    def __call__(self, query: str) -> Shown:
+    def __call__(self, query: str, context: Context) -> Shown:
         """Search the documents for what fits some words.
 
         Args:
@@ -61,9 +65,13 @@ class search:
         tokens = self._tokens([query[:LONGEST]])
         numbers, scores = self.index.retrieve(tokens, k=number, n_threads=1, show_progress=False)
         hits = [self.found[i] for i, score in zip(numbers[0], scores[0], strict=True) if score > 0]
-        if not hits:
-            return Shown("Nothing was found.")
-        return self._pages(hits) if self.pictures else Shown(self._texts(hits))
+        shown = self._pages(hits) if self.pictures else Shown(self._texts(hits))
+        found: dict[str, None] = context.state.setdefault(STATE, {})
+        found |= dict.fromkeys(list(dict.fromkeys(hit.title for hit in hits))[: self.top])
+        wanted = None if self.wanted is None else context.prompt.meta.get(self.wanted)
+        if wanted is not None:
+            context.outcome["ndcg"] = ndcg(list(found), [wanted] if isinstance(wanted, str) else list(wanted))
+        return shown if hits else Shown("Nothing was found.")
 
     def _texts(self, hits: list[Any]) -> str:
         answer = "\n\n".join(f"({i}) {hit.title}\n{hit.text}" for i, hit in enumerate(hits, 1))

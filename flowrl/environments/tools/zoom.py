@@ -22,21 +22,30 @@ class zoom:
         least: int = 28,
         most: int | None = 1003520,
         ratio: float = 100.0,
-        of: str = "all",
+        pictures: str = "all",
     ):
         """How boxes are written, and which are taken.
 
         unit: pixels of the picture as it was given, relative (0 to 1) or thousandths of its sides. factor: by how much
         what was cut is enlarged. least: pixels of a side, to which a smaller box is widened. most: pixels of what is
-        shown, at most (null: any number). ratio: of the sides of a box, at most. of: `all` pictures of the
-        conversation, or those of the `prompt` only.
+        shown, at most (null: any number). ratio: of the sides of a box, at most. pictures: which
+        it may be of, `all` of the conversation, or those of the `prompt` only.
         """
-        if unit not in UNITS or of not in ("all", "prompt"):
-            raise ValueError(f"unit={unit!r}, of={of!r}; accepted: unit {', '.join(UNITS)}; of all, prompt")
+        if unit not in UNITS or pictures not in ("all", "prompt"):
+            raise ValueError(
+                f"unit={unit!r}, pictures={pictures!r}; accepted: unit {', '.join(UNITS)}; pictures all, prompt"
+            )
         if factor <= 0 or least < 1 or ratio < 1 or (most is not None and most < 1):
             got = f"factor={factor}, least={least}, most={most}, ratio={ratio}"
             raise ValueError(f"{got}; accepted: a factor above 0, the others from 1")
-        self.unit, self.factor, self.least, self.most, self.ratio, self.of = unit, factor, least, most, ratio, of
+        self.unit, self.factor, self.least, self.most, self.ratio, self.pictures = (
+            unit,
+            factor,
+            least,
+            most,
+            ratio,
+            pictures,
+        )
 
     def __call__(self, bbox_2d: list[float], context: Context, picture: int = 1) -> Shown:
         """Zoom in on a rectangle of a picture, to see its details.
@@ -47,7 +56,7 @@ class zoom:
         """
         if len(bbox_2d) != 4:
             raise ModelsFault(f"bbox_2d has {len(bbox_2d)} numbers; accepted: [left, top, right, bottom]")
-        last = len(context.prompt.media) if self.of == "prompt" else len(context.pictures)
+        last = len(context.prompt.media) if self.pictures == "prompt" else len(context.pictures)
         if picture > last:
             raise ModelsFault(f"there is no picture {picture} to zoom in on; accepted: 1 to {last}")
         region = region_of(context, picture)

@@ -126,11 +126,11 @@ def test_a_wrong_box_is_told(box: list[float], picture: int, said: str):
 
 def test_zoom_may_be_kept_to_the_prompt():
     context = _context(_target())
-    tool = zoom(of="prompt")
+    tool = zoom(pictures="prompt")
     _take(context, tool([0, 0, 100, 100], context))
     with pytest.raises(ModelsFault, match="accepted: 1 to 1"):
         tool([0, 0, 50, 50], context, picture=2)
-    for wrong in ({"unit": "inches"}, {"factor": 0}, {"of": "none"}, {"ratio": 0.5}):
+    for wrong in ({"unit": "inches"}, {"factor": 0}, {"pictures": "none"}, {"ratio": 0.5}):
         with pytest.raises(ValueError, match="accepted"):
             zoom(**wrong)
 

@@ -1,9 +1,12 @@
 """Documents of an index, read from files: their titles, texts and pictures."""
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from flowrl.contracts import Unavailable
 
 TITLES, TEXTS, PICTURES = ("title", "name"), ("text", "contents", "content", "passage"), ("image", "picture", "page")
 SUFFIXES = (".txt", ".md")
@@ -22,8 +25,8 @@ def read_documents(place: str, columns: Mapping[str, str]) -> list[Document]:
     """The documents of a .jsonl or .parquet file, or of a folder's .txt and .md files, in the order of their names.
 
     columns: what a file calls title, text and picture, where that is none of the usual names. A first line of a text
-    file is its title where a blank line, or a heading's mark, sets it off; otherwise its name is. Raises ValueError for
-    a file that cannot be read so, and where there is no document.
+    file is its title where a blank line, or a heading's mark, sets it off; otherwise its name is. Raises Unavailable
+    where there is no such file, and ValueError for one that cannot be read so, or has no document.
     """
     path = Path(place).expanduser()
     if path.is_dir():
@@ -32,6 +35,8 @@ def read_documents(place: str, columns: Mapping[str, str]) -> list[Document]:
         found = [_from_record(place, record, columns, path.parent) for place, record in _lines(path)]
     elif path.suffix == ".parquet" and path.is_file():
         found = [_from_record(place, record, columns, path.parent) for place, record in _rows(path)]
+    elif not path.exists():
+        raise Unavailable(f"there are no documents at {place!r}; give a .jsonl or .parquet file, or a folder of texts")
     else:
         raise ValueError(f"{place!r} is no .jsonl or .parquet file and no folder; accepted: one of these")
     if not found:
@@ -105,3 +110,15 @@ def passages(documents: list[Document], words: int) -> list[Document]:
         pieces = [" ".join(parts[i : i + words]) for i in range(0, len(parts), words)]
         cut += [document._replace(text=piece) for piece in pieces]
     return cut
+
+
+def ndcg(found: Sequence[str], wanted: Collection[str]) -> float:
+    """How early the wanted ones of a list come, 1 where they are its first: normalised discounted cumulative gain.
+
+    Relevance is 0 or 1, and the ideal has all that are wanted (VRAG-RL, arXiv:2505.22019, its reward of retrieval).
+    NaN where nothing is wanted.
+    """
+    if not wanted:
+        return math.nan
+    gain = sum(1 / math.log2(place + 2) for place, title in enumerate(found) if title in wanted)
+    return gain / sum(1 / math.log2(place + 2) for place in range(len(set(wanted))))

@@ -1,0 +1,5 @@
+"""Environments of other projects as those of conversations: one file each, whose package is an extra.
+
+gymnasium.py  games of gymnasium's interface
+openenv.py    servers of OpenEnv, by its client
+"""
