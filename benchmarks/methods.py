@@ -25,12 +25,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flowrl.build import build_learner, build_objective, build_policy, set_up
+from flowrl.build import build_objective, build_policy, set_up
 from flowrl.contracts import Rollout, Samples
 from flowrl.core.advantages import advantage_metrics
 from flowrl.core.credit import row_advantages
 from flowrl.core.iterate import iterate
 from flowrl.core.update import Settings
+from flowrl.learners import build_learner
 from flowrl.names import UserError
 from flowrl.planning.costs import eval_plan, plan_for
 from flowrl.reading.inputs import prompt_cursor, read_prompts

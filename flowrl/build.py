@@ -15,7 +15,6 @@ from flowrl.core.budget import Budget
 from flowrl.core.credit import row_advantages
 from flowrl.core.decisions import DecisionCredit, KlReward, kl_as_reward
 from flowrl.core.engine import Advantage
-from flowrl.core.learner import Learner
 from flowrl.core.objectives.correction import Correction, Rejection
 from flowrl.core.objectives.covariance import Covariance
 from flowrl.core.objectives.given import GivenObjective
@@ -24,17 +23,14 @@ from flowrl.core.objectives.noised import NOISED
 from flowrl.core.objectives.paired import PAIRED
 from flowrl.core.objectives.pulled import PULLED, SRPOObjective
 from flowrl.core.objectives.texts import TEXTS
-from flowrl.core.objectives.value import ValueObjective
 from flowrl.core.process import decision_rewards
 from flowrl.core.selection import WidthPruning
 from flowrl.core.tree_credit import CREDITS as TREE_CREDITS
 from flowrl.core.tree_credit import tree_advantages
-from flowrl.core.values import Critic
 from flowrl.kinds import kind_of
 from flowrl.planning.trials import Guarded, report_errors
 from flowrl.planning.walks import pruned_widths
 from flowrl.policies.devices import device_of
-from flowrl.policies.weights import weights_of
 from flowrl.reading.inputs import phase_prompts, read_prompts
 from flowrl.reading.prompt_memory import Observed
 from flowrl.recipe.making import build_part
@@ -79,33 +75,6 @@ def build_policy(recipe: Recipe) -> Policy:
 def add_reference(recipe: Recipe, policy: Policy) -> None:
     """Gives the policy what its divergence is measured from; before it is prepared, and before its learner is built."""
     kind_of(recipe).building.add_reference(policy, recipe)
-
-
-def build_learner(recipe: Recipe, policy: Policy) -> Learner:
-    """The optimizer of a recipe over the policy's trainable parameters, and copies of these if the recipe needs any.
-
-    The policy is told where to find them.
-    """
-    train = recipe.train
-    learner = Learner(
-        policy.trainable(),
-        lr=train.lr,
-        betas=(train.betas[0], train.betas[1]),
-        weight_decay=train.weight_decay,
-        optimizer=train.optimizer,
-        eps=train.adam_epsilon,
-        max_grad_norm=train.max_grad_norm,
-        warmup=train.warmup,
-        schedule=build_part("lr_schedule", train.schedule) if isinstance(train.schedule, Own) else train.schedule,
-        total=recipe.updates_by(train.iterations),
-        average=train.ema,
-        average_every=train.ema_every,
-        ramp=train.ema_ramp,
-        reference=recipe.keeps_reference,
-        old=any(part.train.old is not None for part in recipe.parts()),
-    )
-    policy.weights = weights_of(policy.modules, learner.copies, use=[one.use for one in recipe.references])
-    return learner
 
 
 def build_objective(recipe: Recipe) -> Objective:
@@ -278,23 +247,6 @@ def decision_credit(recipe: Recipe) -> DecisionCredit | None:
     if credit.kind in ("broadcast", *TREE_CREDITS):
         return None
     return DecisionCredit(**credit.model_dump(), whitened=recipe.advantage.scale == "whiten")
-
-
-def build_critic(recipe: Recipe, policy: Policy) -> Critic | None:
-    """What gives the recipe's values, with its own learner; None where it has none."""
-    given, train = recipe.critic, recipe.train
-    if given is None:
-        return None
-    looks = kind_of(recipe).building.build_critic(policy, recipe)
-    learner = Learner(
-        looks.trainable(),
-        lr=given.lr,
-        betas=(train.betas[0], train.betas[1]),
-        weight_decay=train.weight_decay,
-        max_grad_norm=given.max_grad_norm,
-    )
-    epochs, updates = given.epochs or train.epochs, given.updates or train.updates
-    return Critic(looks, learner, ValueObjective(given.clip), epochs, updates, given.warmup)
 
 
 def width_pruning(recipe: Recipe, iteration: int) -> WidthPruning | None:

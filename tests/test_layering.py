@@ -90,6 +90,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/planning/sizes/shipped.py": {"flowrl"},
     "flowrl/planning/sizes/text.py": {"flowrl.planning", "flowrl.recipe", "flowrl.kinds", "flowrl.contracts"},
     "flowrl/build.py": {"flowrl"},
+    "flowrl/learners.py": {"flowrl"},
     "flowrl/report": {"flowrl.report", "flowrl.recipe.scalars"} | LIGHT,
     "flowrl/report/page.py": {"flowrl"},  # its version
     "flowrl/runs": {"flowrl"},

@@ -113,16 +113,18 @@ def _draw(
     import torch
 
     from flowrl.core.evaluation import picture_of
+    from flowrl.kinds import kind_of
     from flowrl.media.sounds import save_sound
     from flowrl.planning.costs import eval_plan
 
     pictures: list[Tensor] = []
     texts: list[str] = []
+    source = kind_of(recipe).building.evaluated(policy, recipe)
     together = max(1, recipe.eval.batch // number)
     with torch.no_grad():
         for start in range(0, len(prompts), together):
             part = prompts[start : start + together]
-            samples = policy.rollout(part, group_size=number, plan=eval_plan(recipe), seed=seed).samples
+            samples = source.rollout(part, group_size=number, plan=eval_plan(recipe), seed=seed).samples
             shown = picture_of(samples)
             pictures += [] if shown is None else [shown.float().cpu()]
             texts += samples.texts or ()

@@ -27,6 +27,7 @@ class Learner:
     `steps`).
     reference: whether the parameters as they are given are kept as the copy `reference`; old: whether there is an older
     copy, which `keep_old` moves. All state is in `state_dict`.
+    apart: parts of the parameters whose gradients are clipped each by itself, together all of them (none: all at once).
     share: of a run that is limited by time, how much of that is spent, set from outside: a schedule is as far as this
     or the steps say, whichever is further. base_lr: what the schedule multiplies, by the number of steps taken; set
     from outside where it is not `lr` all the time.
@@ -50,10 +51,12 @@ class Learner:
         ramp: str = "moves",
         reference: bool = False,
         old: bool = False,
+        apart: Sequence[Sequence[nn.Parameter]] = (),
     ):
         if ramp not in RAMPS:
             raise ValueError(f"ramp={ramp!r}: choose one of {', '.join(RAMPS)}")
         self.parameters = list(parameters)
+        self._clipped = [list(part) for part in apart] or [self.parameters]
         self.max_grad_norm, self.average_decay, self.average_every = max_grad_norm, average or 0.0, average_every
         self.ramp = ramp
         how: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
@@ -72,7 +75,8 @@ class Learner:
 
         A gradient that is not finite moves nothing: the returned norm shows it.
         """
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm or math.inf)
+        norms = [nn.utils.clip_grad_norm_(part, self.max_grad_norm or math.inf) for part in self._clipped]
+        norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
         if torch.isfinite(norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr

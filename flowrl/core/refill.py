@@ -99,7 +99,15 @@ def join_rollouts(rollouts: Sequence[Rollout], prompts: Sequence[Tensor]) -> Rol
         value=stacked(lambda r: r.value) if all(r.value is not None for r in rollouts) else None,
         credit=_credit(list(zip(rollouts, prompts, strict=True))),
         step_stats={name: stacked(lambda r, name=name: r.step_stats[name]) for name in rollouts[0].step_stats},
+        roles=_roles(pieces),
     )
+
+
+def _roles(pieces: Sequence[Piece]) -> Tensor | None:
+    """Which role each row of the joined rollout belongs to, where there are several."""
+    parts = [piece.rollout.roles for piece in pieces]
+    known = [part[piece.rows] for part, piece in zip(parts, pieces, strict=True) if part is not None]
+    return torch.cat(known) if len(known) == len(pieces) else None
 
 
 def join_samples(parts: Sequence[Samples]) -> Samples:

@@ -146,6 +146,14 @@ def _blocks(rollout: Rollout, settings: Settings) -> Sequence[Tensor]:
     return [rows[torch.isin(first, part)] for part in steps.split(-(-len(steps) // settings.updates))]
 
 
+def _by_role(rollout: Rollout, block: Tensor) -> Sequence[Tensor]:
+    """The rows of a block, those of each role by themselves: the loss of each is a mean of its own."""
+    if rollout.roles is None:
+        return [block]
+    own = rollout.roles[block]
+    return [block[own == role] for role in own.unique()]
+
+
 def _step_loss(
     rollout: Rollout,
     adv: Tensor,
@@ -158,7 +166,8 @@ def _step_loss(
 ) -> StepLoss:
     """The loss of the rows `block`, of which `used` have anything to say; adv: with step weights."""
     loss_weights = torch.zeros_like(rollout.rollout_logp)
-    loss_weights[block] = objective.weights(rollout.mask[block]).to(loss_weights)
+    for rows in _by_role(rollout, block):
+        loss_weights[rows] = objective.weights(rollout.mask[rows]).to(loss_weights)
     share = torch.zeros_like(rollout.rollout_logp)
     share[used] = weights(rollout.mask[used]).to(share)
     return StepLoss(rollout, adv, objective, loss_weights, share, together, learner.unmoved, reward_of)

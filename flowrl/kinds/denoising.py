@@ -68,6 +68,8 @@ class Denoising:
         if recipe.eval.temperature is not None:
             problem = f"got {recipe.eval.temperature:g}, but only a language model has one"
             yield RecipeError("eval.temperature", problem, "set eval.temperature=null")
+        if recipe.roles is not None:
+            yield RecipeError("roles", "given, but only language models hold discussions", "set roles=null")
 
     def check_sampling(self, recipe: Recipe) -> Iterator[RecipeError]:
         """Table, window and tree."""

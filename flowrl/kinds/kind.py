@@ -111,6 +111,14 @@ class Building(Protocol[P]):
         """Gives a policy the recipe's reference, frozen. Raises UserError where it cannot be one of this policy."""
         ...
 
+    def evaluated(self, policy: P, recipe: Recipe) -> Any:
+        """What evaluations draw from: the policy itself, or what holds discussions of its roles."""
+        ...
+
+    def apart(self, policy: Any, recipe: Recipe) -> Sequence[Sequence[Any]]:
+        """Parameters of a policy, or of a critic, whose gradients are clipped each by themselves; none: all at once."""
+        ...
+
     def build_critic(self, policy: P, recipe: Recipe) -> Any:
         """What gives the values of the policy's decisions (core/values.py), with what it trains made trainable.
 

@@ -18,6 +18,7 @@ from flowrl.recipe.models import reads_media
 from flowrl.recipe.noised_checks import check_texts
 from flowrl.recipe.objectives import check_token_objective
 from flowrl.recipe.presets import LANGUAGE
+from flowrl.recipe.roles import check_roles
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import names_own
 from flowrl.untyped import JSON
@@ -101,11 +102,12 @@ class Language:
         """Completions that are drawn in more than one go, and what the model talks to."""
         yield from check_begun(recipe, section_of(recipe))
         yield from check_environment(recipe, section_of(recipe))
+        yield from check_roles(recipe)
 
     def draws_in_parts(self, recipe: Recipe) -> bool:
-        """Of trees, and where more is drawn once completions have been scored."""
+        """Of trees and discussions, and where more is drawn once completions have been scored."""
         given = section_of(recipe)
-        return given.tree is not None or given.again is not None
+        return given.tree is not None or given.again is not None or recipe.roles is not None
 
     def check_objective(self, recipe: Recipe) -> Iterator[RecipeError]:
         """Keys about denoising steps."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from flowrl.kinds.language import section_of
 from flowrl.planning.costs import Arithmetic, rows_at_once
+from flowrl.recipe.roles import contributions
 from flowrl.recipe.schema import Recipe
 from samplers.tokens import Generation
 
@@ -61,7 +62,8 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
     The exact divergence recomputes the reference's distributions in every replay: they are too large to keep.
     """
     train, objective = recipe.train, recipe.objective
-    rows = train.prompts * train.group
+    said = contributions(recipe)
+    rows = train.prompts * train.group * said
     per_update = rows // train.updates
     longest = section_of(recipe).max_new_tokens + further_tokens(recipe)
     drawn = rows * longest
@@ -79,8 +81,8 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
         rows_per_update=per_update,
         optimizer_steps=train.epochs * train.updates,
         micro_batches=-(-per_update // (train.micro_batch or per_update)),
-        rows_at_once=rows_at_once(recipe, train.group),
-        rollout_forwards=train.prompts * tokens_of_prompt(recipe) + greedy if train.source == "rollouts" else 0,
+        rows_at_once=rows_at_once(recipe, train.group * said),
+        rollout_forwards=train.prompts * tokens_of_prompt(recipe) * said + greedy if train.source == "rollouts" else 0,
         train_forwards=train.epochs * (drawn + beside * longest),
         reference_forwards=looked + compared * longest,
         value_forwards=0 if critic is None else drawn,
@@ -133,6 +135,12 @@ def _parts(recipe: Recipe) -> list[str]:
             "values": f"{given.again.continuations or 9} continuations from the begin of each step give its value",
         }
         found.append(f"            {what[given.again.kind]}: up to {tokens_of_prompt(recipe):,} tokens of a prompt")
+    if (roles := recipe.roles) is not None:
+        rounds = f"{roles.rounds} round{'s' if roles.rounds > 1 else ''}"
+        found.append(
+            f"            discussions of {', '.join(roles.names)} in {rounds}, an adapter for each of the "
+            f"{roles.adapters}; {roles.contributions} rows of each"
+        )
     if given.force is not None:
         found.append(f"            with {given.force.left} tokens left, {given.force.text!r} is given")
     return found
@@ -157,7 +165,7 @@ def _beside(recipe: Recipe) -> tuple[int, int]:
 
 def eval_forwards(recipe: Recipe) -> int:
     """One forward per token, at the length limit."""
-    return section_of(recipe).max_new_tokens
+    return section_of(recipe).max_new_tokens * contributions(recipe)
 
 
 def lines(recipe: Recipe) -> list[str]:

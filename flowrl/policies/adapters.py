@@ -214,12 +214,19 @@ def save(pipe: Pipeline | LanguageModel, modules: Modules, folder: Path) -> None
         writer(place, **layers)
 
 
-def save_peft(module: Network, folder: Path) -> None:
+def save_peft(module: Network, folder: Path, adapter: str = ADAPTER) -> None:
     """Writes a module's adapter for `peft.PeftModel.from_pretrained(base, folder)`."""
-    state = get_peft_model_state_dict(module, adapter_name=ADAPTER)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = get_peft_model_state_dict(module, adapter_name=adapter)
     state = {f"{PEFT_PREFIX}{key}": value.contiguous().cpu() for key, value in state.items()}
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    module.peft_config[ADAPTER].save_pretrained(str(folder))
+    module.peft_config[adapter].save_pretrained(str(folder))
+
+
+def other_adapters(module: Network) -> list[str]:
+    """The names of a module's adapters that learn beside the first, those of further roles."""
+    trained = [name.split(".") for name, parameter in module.named_parameters() if parameter.requires_grad]
+    return [name for name in module.peft_config if name != ADAPTER and any(name in parts for parts in trained)]
 
 
 def fuse(modules: Modules) -> None:
@@ -239,6 +246,8 @@ def restore(pipe: Pipeline, modules: Modules, folder: Path) -> None:
         is_lora = getattr(module, "_hf_peft_config_loaded", False)
         state = lora_state(folder, name) if is_lora else _full_state(folder, name, type(module))
         if is_lora:
+            for other in other_adapters(module):
+                set_peft_model_state_dict(module, lora_state(folder / other, name), adapter_name=other)
             result = set_peft_model_state_dict(module, state, adapter_name=ADAPTER)
             missing = [key for key in result.missing_keys if f".{ADAPTER}." in key] + list(result.unexpected_keys)
         else:

@@ -17,6 +17,7 @@ from flowrl.recipe.presets import PRESETS
 from flowrl.recipe.prompt_checks import check_budget, check_choice
 from flowrl.recipe.reference_checks import check_reference
 from flowrl.recipe.rewards import RewardSpec
+from flowrl.recipe.roles import contributions
 from flowrl.recipe.schema import ObjectiveKeys, Recipe
 from flowrl.recipe.sections import Own, check_arguments, check_own, own_parts
 from flowrl.recipe.shapes import check_shape
@@ -143,7 +144,7 @@ def _batches(recipe: Recipe) -> Iterator[RecipeError]:
         divisors = [d for d in range(1, train.prompts + 1) if train.prompts % d == 0]
         yield RecipeError("train.updates", problem, f"accepted: {', '.join(map(str, divisors))}")
         return
-    rows = train.prompts * train.group
+    rows = train.prompts * train.group * contributions(recipe)
     for name, limit, what in (
         ("micro_batch", rows // train.updates, "rows of an update"),
         ("rollout_batch", rows, "rows of an iteration"),

@@ -18,10 +18,12 @@ from flowrl.recipe.noised import Loss, NoisedTraining
 from flowrl.recipe.prompts import Budget, Prompts
 from flowrl.recipe.reference import OneOrSeveral, ReferenceKeys
 from flowrl.recipe.rewards import RewardSpec
+from flowrl.recipe.roles import Roles
 from flowrl.recipe.sampling import SOLVER_WORDS, Sampler, Solver
 from flowrl.recipe.sections import Own, arguments_of, choices_of, defaults_of, name_of, only_own, open_to
 from flowrl.recipe.terms import ExpertTerm, PairsTerm, RightTerm, Store
 from flowrl.recipe.tracking import Dtype, Track
+from flowrl.recipe.watching import Watch
 from flowrl.untyped import JSON
 
 CLIP = 0.2  # a clip range that is as good as any, for losses that have none
@@ -214,46 +216,6 @@ class CheckpointKeys(Strict):
     keep: int = key(2, "a whole number >= 1", ge=1)
 
 
-class OwnRuleKeys(Own):
-    """A rule of the user's own: what is wrong with an iteration's metrics, in words, or None."""
-
-    part: ClassVar[str] = "rule"
-
-    @property
-    def alarm(self) -> str:
-        """The name of its alarm: the last part of its path."""
-        return self.kind.replace(":", ".").rpartition(".")[2]
-
-
-class Watch(Strict):
-    """Alarms during training (flowrl/watch/watchdog.py lists them). on_alarm: warn goes on, stop ends the run, rollback
-    returns to the best checkpoint, multiplies the learning rate by `lower`, and stops after `rollbacks` of them.
-
-    patience: iterations that a condition has to last. ignore: alarms that never ring. kl: how many times its running
-    median a divergence may reach. collapse: share of its best by which the held-out reward may fall. drift: factor by
-    which saturation, brightness, contrast or sharpness may change while the reward rises (the length of texts: by its
-    square). diversity: share of the first distance within groups that has to remain. rules: the user's own, beside
-    those that ship: functions of an iteration's metrics whose alarms are named like them (docs/extending.md).
-
-    on_hack: the answer to the alarm `hacking` (null: on_alarm's); its rollback returns to the checkpoint with the best
-    witness and ends the run with these weights. kl_to_base: the divergence from the model without its adapters, a
-    decision, that makes other signs of hacking weigh fully; it is then measured at evaluations (null: it is not).
-    """
-
-    on_alarm: Literal["warn", "stop", "rollback"] = key("warn", "warn, stop or rollback")
-    patience: int = key(5, "a whole number >= 1", ge=1)
-    ignore: list[str] = key([], "a list of alarms")
-    rules: list[only_own(OwnRuleKeys)] = key([], "a list of dotted paths to rules")  # pyright: ignore
-    kl: float = key(10.0, "a number > 1", gt=1)
-    collapse: float = key(0.1, "a number >= 0", ge=0)
-    drift: float = key(1.5, "a number > 1", gt=1)
-    diversity: float = key(0.5, "a number in [0, 1)", ge=0, lt=1)
-    lower: float = key(0.5, "a number in (0, 1]", gt=0, le=1)
-    rollbacks: int = key(2, "a whole number >= 0", ge=0)
-    on_hack: Literal["warn", "stop", "rollback"] | None = key(None, "warn, stop, rollback or null")
-    kl_to_base: float | None = key(None, "a number > 0 or null", gt=0)
-
-
 class OwnPolicy(Own):
     """A policy of the user's own, made with what the one that it extends is made with, and its own arguments."""
 
@@ -265,10 +227,10 @@ class Recipe(Curved):
 
     With `generation` the model is a language model, its decisions are tokens, and neither `pipeline` nor `sampler` is
     read (`load` refuses them). environment: what a language model talks to in several turns (recipe/environment.py).
-    critic: of language models, what gives values to advantage.credit. Where a key has a
-    curve, the recipe itself holds its first value; `at` gives the others. policy: a class of the user's own in place of
-    the kind's policy, which it extends. phases: parts of the run that differ in some values (recipe/phases.py);
-    train.iterations is then their sum, unless it ends the run before.
+    roles: several adapters of one that answer together (recipe/roles.py). critic: of language models, what gives values
+    to advantage.credit. Where a key has a curve, the recipe holds its first value, and `at` gives the others. policy:
+    a class of the user's own in place of the kind's policy, which it extends. phases: parts of the run that differ in
+    some values (recipe/phases.py); train.iterations is then their sum, unless it ends the run before.
     """
 
     model: str = key(
@@ -282,6 +244,7 @@ class Recipe(Curved):
     sampler: Sampler = part(Sampler)
     generation: GenerationKeys | None = key(None, "a mapping with max_new_tokens, temperature, top_k, top_p, or null")
     environment: EnvironmentKeys | None = key(None, "a mapping with tools or use, turns, ..., or null")
+    roles: Roles | None = key(None, "a mapping with names, rounds, ask, share, ..., or null")
     rollout: RolloutKeys = part(RolloutKeys)
     rewards: dict[str, RewardSpec] = key(..., "names mapped to {use, weight, args, ...}", min_length=1)
     advantage: open_to(Advantage, OwnAdvantage) = part(Advantage)  # pyright: ignore[reportInvalidTypeForm]

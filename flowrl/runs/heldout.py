@@ -29,8 +29,9 @@ def evaluate_heldout(
 ) -> Evaluation:
     """Scores under the policy's weights as they are, on the recipe's own evaluation noise; more: see `evaluate`."""
     plan, seed = eval_plan(recipe), recipe.seed + EVAL_SEED
+    source = kind_of(recipe).building.evaluated(policy, recipe)
     evaluation = evaluate(
-        policy, prompts, score, plan=plan, seed=seed, batch=recipe.eval.batch, each=recipe.eval.samples, **more
+        source, prompts, score, plan=plan, seed=seed, batch=recipe.eval.batch, each=recipe.eval.samples, **more
     )
     trained = [spec for name, spec in recipe.rewards.items() if spec.weight and name in evaluation.scores]
     if len(trained) > 1 or any(spec.gate is not None for spec in trained):

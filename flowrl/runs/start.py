@@ -11,8 +11,9 @@ import errno
 from collections.abc import Iterator
 from pathlib import Path
 
-from flowrl.build import add_reference, build_critic, build_learner, build_policy, read_inputs, set_up
+from flowrl.build import add_reference, build_policy, read_inputs, set_up
 from flowrl.engines.remote import check_engine
+from flowrl.learners import build_critic, build_learner
 from flowrl.names import UserError
 from flowrl.planning.costs import plan_for
 from flowrl.policies.language.proving import telling

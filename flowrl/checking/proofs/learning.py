@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from flowrl.build import build_learner
 from flowrl.checking.proofs.bench import Bench, ReplayEvidence
 from flowrl.checking.proofs.proof import ProofError
+from flowrl.learners import build_learner
 from flowrl.policies import adapters
 
 RATIO_SHARE = 0.01  # of the clip range: a smaller error of the ratio does not affect the clip

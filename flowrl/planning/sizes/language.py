@@ -14,6 +14,7 @@ from flowrl.planning.sizes.activations import FusedAttention
 from flowrl.planning.sizes.memory import ASSUMED, WORDS, Phase, Sizes, with_rewards
 from flowrl.planning.sizes.saved import count_saved
 from flowrl.policies import adapters
+from flowrl.policies.roles import add_roles
 from flowrl.recipe.models import gguf_file
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import LanguageModel
@@ -41,12 +42,14 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt], limit: int) -> Sizes | None
         parameters, frozen = sum(p.numel() for p in model.parameters()), _bytes(model)
         if recipe.lora is not None:
             adapters.add_lora({"model": model}, **recipe.lora.options)
+            if recipe.roles is not None:
+                add_roles({"model": model}, recipe.roles.labels, recipe.seed)
         else:
             adapters.train_full({"model": model})
     learning = list(adapters.trainable({"model": model}))
     state, added = sum(p.numel() * p.element_size() for p in learning), _bytes(model) - frozen
     train, length = recipe.train, _tokens(recipe, prompts)
-    micro = train.micro_batch or train.prompts * train.group // train.updates
+    micro = train.micro_batch or arithmetic(recipe).rows_per_update
     copies = (train.ema is not None) + recipe.keeps_reference + (train.old is not None)
     moments = 2 * state if train.optimizer != "adamw_8bit" else 2 * sum(p.numel() for p in learning)
     rows = arithmetic(recipe).rows_at_once

@@ -18,6 +18,7 @@ from flowrl.policies.devices import device_of
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.conversations import Conversations
 from flowrl.policies.language.critic import TokenValues
+from flowrl.policies.language.discussion import Discussing, Speakers, discussion
 from flowrl.policies.language.guided import corrections, hints
 from flowrl.policies.language.partial import Unfinished, partial_rollouts
 from flowrl.policies.language.policy import LanguagePolicy
@@ -27,6 +28,7 @@ from flowrl.policies.language.values import values
 from flowrl.policies.loading import load_language, load_processor
 from flowrl.policies.own import policy_class
 from flowrl.policies.reference_lora import add_reference_lora
+from flowrl.policies.roles import add_roles, parameters_by_role
 from flowrl.policies.trainable import make_trainable
 from flowrl.policies.weights import weights_of
 from flowrl.recipe.begun import arguments
@@ -69,6 +71,9 @@ def build(recipe: Recipe) -> LanguagePolicy:
     make_trainable(recipe, policy.modules)
     if environment is not None:
         add_conversations(policy, environment, recipe)
+    if recipe.roles is not None:
+        policy.roles = recipe.roles.labels
+        add_roles(policy.modules, policy.roles, recipe.seed)
     return policy
 
 
@@ -106,6 +111,16 @@ def add_conversations(policy: LanguagePolicy, environment: Environment, recipe: 
     )
 
 
+def evaluated(policy: LanguagePolicy, recipe: Recipe) -> LanguagePolicy | Discussing:
+    """What evaluations draw from: the policy, or the discussions that its roles hold."""
+    return policy if recipe.roles is None else Discussing(policy, Speakers(**recipe.roles.model_dump()))
+
+
+def apart(policy: LanguagePolicy | TokenValues, recipe: Recipe) -> Sequence[Sequence[Any]]:
+    """The parameters of each role, whose gradients are clipped by themselves; nothing where there is one."""
+    return [] if recipe.roles is None else parameters_by_role(policy.modules, recipe.roles.labels)
+
+
 def add_reference(policy: LanguagePolicy, recipe: Recipe) -> None:
     """Gives a policy the recipe's reference, frozen, where it is another than the model as it is.
 
@@ -130,9 +145,12 @@ def build_critic(policy: LanguagePolicy, recipe: Recipe) -> TokenValues:
     model, tokenizer = load_language(given.path or recipe.model, getattr(torch, recipe.dtype.model))
     if given.path is not None:
         check_tokens_agree(policy, tokenizer, model, given.path, exact=False, place="critic.path")
-    values = TokenValues(model, device=policy.device, pad=policy.pad)
+    values = TokenValues(model, device=policy.device, pad=policy.pad, roles=policy.roles)
     if given.use == "lora":
         adapters.add_lora({"critic": model}, rank=given.rank, alpha=given.rank, targets="all", seed=recipe.seed)
+        if policy.roles:
+            values.roles = policy.roles
+            add_roles({"critic": model}, policy.roles, recipe.seed)
     else:
         adapters.train_full({"critic": model})
     if recipe.train.gradient_checkpointing:
@@ -188,6 +206,8 @@ def exploration(recipe: Recipe, unfinished: Unfinished | None = None) -> Callabl
     given = section_of(recipe)
     if given.partial is not None and unfinished is not None:
         return partial(partial_rollouts, tokens=given.partial, unfinished=unfinished)
+    if recipe.roles is not None:
+        return partial(discussion, speakers=Speakers(**recipe.roles.model_dump()))
     if recipe.rollout.engine is not None:
         from flowrl.engines.remote import drawn_elsewhere, engine_of
 

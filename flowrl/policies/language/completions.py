@@ -17,7 +17,8 @@ from samplers.tokens import Generation
 class Completions:
     """What a rollout stores: ids of each row's prompt, tokens int64 [R, K] and how many of them count, int64 [R].
 
-    inputs: the media of each row; None where the model reads text alone.
+    inputs: the media of each row; None where the model reads text alone. roles int64 [R]: the adapter that each row was
+    drawn with, where there are several.
     """
 
     prompts: list[list[int]]
@@ -25,10 +26,18 @@ class Completions:
     length: Tensor
     plan: Generation
     inputs: list[Inputs] | None = None
+    roles: Tensor | None = None
 
     def inputs_of(self, rows: Tensor) -> list[Inputs] | None:
         """The media of these rows, int64 [r]."""
         return None if self.inputs is None else [self.inputs[i] for i in rows.tolist()]
+
+    def by_role(self, rows: Tensor) -> list[tuple[int, Tensor]]:
+        """These rows, int64 [r], by the number of their role; all together where there is one."""
+        if self.roles is None:
+            return [(0, rows)]
+        own = self.roles[rows]
+        return [(role, rows[own == role]) for role in own.unique().tolist()]
 
 
 def given_texts(

@@ -1,6 +1,6 @@
 """A critic over tokens: a causal language model whose last hidden state says, by a linear head, what is to come."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from flowrl.policies.language.decoding import whole_rows
 from flowrl.policies.language.forwards import arguments_of, forward_arguments
 from flowrl.policies.language.inputs import Inputs
 from flowrl.policies.language.policy import Completions
+from flowrl.policies.roles import head_of, speaking
 from flowrl.untyped import LanguageModel
 
 
@@ -18,28 +19,42 @@ class TokenValues:
     """Values of the tokens of `LanguagePolicy`'s rollouts, before each is drawn.
 
     model: a causal language model with the same tokens, in evaluation mode; head: from its hidden state to one number.
-    It begins at 0: the values of an untrained critic are all 0, and repeat under every seed.
+    It begins at 0: the values of an untrained critic are all 0, and repeat under every seed. roles: the labels of
+    several policies, each of which has a head of its own and, where the model has adapters, one of these.
     """
 
     whole_rows = True
 
-    def __init__(self, model: LanguageModel, *, device: torch.device | str, pad: int):
+    def __init__(self, model: LanguageModel, *, device: torch.device | str, pad: int, roles: Sequence[str] = ()):
         width = model.config.get_text_config().hidden_size
         self.model, self.pad = model.to(device), pad
-        self.head = nn.Linear(width, 1, device=device, dtype=torch.float32)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        self.modules: dict[str, nn.Module] = {"critic": self.model, "head": self.head}
+        self.heads = [nn.Linear(width, 1, device=device, dtype=torch.float32) for _ in roles or ("",)]
+        for head in self.heads:
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        self.roles: Sequence[str] = ()  # of adapters of the model
+        self.modules: dict[str, nn.Module] = {"critic": self.model}
+        self.modules |= {head_of(i): head for i, head in enumerate(self.heads)}
 
     def look(
         self, rollout: Rollout, rows: Tensor, view: View, visit: Visit, *, progress: Progress | None = None
     ) -> None:
-        """Hands the values of all tokens of `rows` to `visit`, as `Valued`, in one block; 0 beyond the longest row."""
+        """Hands the values of all tokens of `rows` to `visit`, as `Valued`; 0 beyond the longest row.
+
+        In one block for each role.
+        """
         trajectory: Completions = rollout.replay
+        for role, part in trajectory.by_role(rows):
+            with speaking({"critic": self.model}, self.roles, role):
+                self._look(trajectory, part, self.heads[role], visit, progress)
+
+    def _look(
+        self, trajectory: Completions, rows: Tensor, head: nn.Module, visit: Visit, progress: Progress | None
+    ) -> None:
         length, tokens = trajectory.length[rows], trajectory.tokens[rows]
         prompts = [trajectory.prompts[i] for i in rows.tolist()]
         inputs = trajectory.inputs_of(rows)
-        value = self.head(self._hidden(prompts, tokens, length, inputs).float())[..., 0]
+        value = head(self._hidden(prompts, tokens, length, inputs).float())[..., 0]
         if progress is not None:
             progress(int(length.sum()))
         value = nn.functional.pad(value, (0, tokens.shape[1] - value.shape[1]))

@@ -7,8 +7,7 @@ Before the first rollout a short generation checks this (`prepare`); a model tha
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,27 +29,13 @@ from flowrl.policies.language.media import placeholder_ids
 from flowrl.policies.language.proving import prove, telling
 from flowrl.policies.language.rows import Begun, Row, begun_rows, finish, stacked
 from flowrl.policies.language.scores import Scores
+from flowrl.policies.language.source import LanguageSource
 from flowrl.policies.language.stopping import Stop, stop_ids
 from flowrl.policies.noise import Key, copy_numbers, token_uniforms
+from flowrl.policies.roles import speaking
 from flowrl.policies.weights import under, weights_of
 from flowrl.untyped import JSON, LanguageModel, Processor, Tokenizer
 from samplers.tokens import Generation
-
-
-@dataclass(frozen=True)
-class LanguageSource:
-    """A model with its tokenizer, or with the processor that has it; it writes itself (see adapters.save)."""
-
-    model: LanguageModel
-    tokenizer: Tokenizer | Processor
-
-    def save_weights(self, folder: Path) -> None:
-        """Writes the adapters alone, for `peft.PeftModel.from_pretrained`; without any, the whole model."""
-        if getattr(self.model, "_hf_peft_config_loaded", False):
-            adapters.save_peft(self.model, folder)
-        else:
-            self.model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
 
 
 class LanguagePolicy:
@@ -91,6 +76,7 @@ class LanguagePolicy:
         self.keep_entropy, self.keep_squares, self.batch_invariant = keep_entropy, keep_squares, batch_invariant
         self.keep_ends = keep_ends
         self.weights = weights_of(self.modules)  # others than those that learn
+        self.roles: Sequence[str] = ()  # the labels of adapters, where there are several
         self.teacher: LanguageModel | None = None  # another model as the reference
         self.conversations: Conversations | None = None  # how it talks to an environment
         self.processor, self.barred = processor, () if processor is None else placeholder_ids(model.config, processor)
@@ -201,8 +187,9 @@ class LanguagePolicy:
             given=given,
         )
         media = [row.inputs for row in rows if row.inputs is not None] or None
-        replay = Completions([row.prompt_ids for row in rows], tokens, length, plan, media)
-        return Rollout(samples, logp.nan_to_num(), mask, replay, step_stats=stats)
+        roles = torch.tensor([row.role for row in rows]) if len(self.roles) > 1 else None
+        replay = Completions([row.prompt_ids for row in rows], tokens, length, plan, media, roles)
+        return Rollout(samples, logp.nan_to_num(), mask, replay, step_stats=stats, roles=roles)
 
     def tokens_with(self, text: str) -> frozenset[int]:
         """The ids of the tokens that contain a text, special tokens left out."""
@@ -226,7 +213,7 @@ class LanguagePolicy:
     def look(
         self, rollout: Rollout, rows: Tensor, view: View, visit: Visit, *, progress: Progress | None = None
     ) -> None:
-        """Scores all tokens of `rows`, in one block. See `contracts.Policy`.
+        """Scores all tokens of `rows`, in one block for each role. See `contracts.Policy`.
 
         exact_kl: the divergence from the reference, over the vocabulary. Its logits are computed here and not kept:
         [R, K, V] of them would be larger than the model, and none larger than a chunk ever stand whole. Raises
@@ -236,6 +223,16 @@ class LanguagePolicy:
             raise PolicyError(
                 "tokens are not drawn around a mean: set objective.ratio=plain and objective.kl_mask=null"
             )
+        for role, part in rollout.replay.by_role(rows):
+            with self.speaking(role):
+                self._look(rollout, part, view, visit, progress)
+
+    def speaking(self, role: int) -> AbstractContextManager[None]:
+        """Within, the adapter of this role is active; the first is, where there is one."""
+        return speaking(self.modules, self.roles, role)
+
+    def _look(self, rollout: Rollout, rows: Tensor, view: View, visit: Visit, progress: Progress | None) -> None:
+        """`look` at rows of one role."""
         columns = torch.arange(rollout.rollout_logp.shape[1])
         exact_kl = view.exact_kl and view.weights == "current"
         with under(self._weights, view.weights):

@@ -53,7 +53,8 @@ class Row:
     logp: NaN for tokens that are not trained. node: of a tree, the number of the segment that each token belongs to;
     tree: which one of its prompt's it is; version: of the weights that a token was drawn under, where that is told.
     ended: whether a token of the model ended it. prefix: keys and values of all of it but the last token, where kept.
-    inputs: the media of the prompt and of what was given since; None where the model reads text alone.
+    inputs: the media of the prompt and of what was given since; None where the model reads text alone. role: the number
+    of the adapter that draws it.
     """
 
     prompt: Prompt
@@ -67,6 +68,7 @@ class Row:
     version: list[int] = field(default_factory=list)
     ended: bool = False
     tree: int = 0
+    role: int = 0
     prefix: Prefix | None = None
     inputs: Inputs | None = None
 

@@ -1,8 +1,10 @@
 """A policy over a diffusers pipeline, made as a recipe says."""
 
 import contextlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -100,6 +102,16 @@ def _teacher(policy: PipelinePolicy, recipe: Recipe, reference: ReferenceKeys, n
     else:  # as they are then: a learner gives the policy its copies
         teacher.weights = lambda name: policy.weights(reference_name(number))
     return teacher
+
+
+def evaluated(policy: PipelinePolicy, recipe: Recipe) -> PipelinePolicy:
+    """What evaluations draw from: the policy."""
+    return policy
+
+
+def apart(policy: PipelinePolicy, recipe: Recipe) -> Sequence[Sequence[Any]]:
+    """Nothing: all parameters learn together."""
+    return []
 
 
 def build_critic(policy: PipelinePolicy, recipe: Recipe) -> None:

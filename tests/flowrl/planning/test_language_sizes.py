@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from flowrl.build import build_learner, build_policy
+from flowrl.build import build_policy
 from flowrl.contracts import Prompt, View
+from flowrl.learners import build_learner
 from flowrl.planning.costs import plan_for
 from flowrl.planning.sizes.language import sizes
 from flowrl.planning.sizes.saved import count_saved

@@ -10,10 +10,11 @@ from torch.utils.checkpoint import checkpoint
 
 import families
 from flowrl import names
-from flowrl.build import build_learner, build_policy
+from flowrl.build import build_policy
 from flowrl.checking.proofs.bench import Bench
 from flowrl.contracts import Prompt, View
 from flowrl.core.backward import fill_reference
+from flowrl.learners import build_learner
 from flowrl.planning.sizes.activations import measure_activations
 from flowrl.planning.sizes.components import components, num_parameters
 from flowrl.planning.sizes.inputs import CallSetting, flux

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from flowrl.build import build_learner, build_policy
+from flowrl.build import build_policy
 from flowrl.contracts import LogProbs, View
+from flowrl.learners import build_learner
 from flowrl.planning.costs import plan_for
 from flowrl.planning.dry_run import describe
 from flowrl.planning.sizes.memory import reference_bytes

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flowrl.build import build_advantage, build_learner, build_objective, build_scorer, build_watch
+from flowrl.build import build_advantage, build_objective, build_scorer, build_watch
 from flowrl.contracts import Batch, LogProbs, Prompt, Rollout, Samples
+from flowrl.learners import build_learner
 from flowrl.planning.dry_run import describe
 from flowrl.planning.loss_trials import try_losses
 from flowrl.planning.walks import check_trained, ode, walk

@@ -89,7 +89,8 @@ CASES = {
         [*VIDEO, OWN_VIDEO, f"pipeline.prompt_template={{template: {TEMPLATE}, crop_start: 4}}", *FEW, "train.keep=2"],
     ),
 }
-ELSEWHERE = {"tiny_lm_grpo", "grpo_qwen"}  # test_language_run.py
+ELSEWHERE = {"tiny_debate", "maporl"}  # test_role_runs.py
+ELSEWHERE |= {"tiny_lm_grpo", "grpo_qwen"}  # test_language_run.py
 ELSEWHERE |= {"quickstart", "tiny_dpo", "flow_rwr_wan", "nft_sd3", "nft_flux", "awm_sd3"}  # test_noised_runs.py
 ELSEWHERE |= {"flow_dpo_sd3", "flow_dpo_wan", "dgpo_sd3", "crd_sd3"}  # the same
 ELSEWHERE |= {"tiny_draft", "tiny_refl", "tiny_srpo", "srpo_flux", "draft_sdxl", "refl_sd3"}  # test_pulled_runs.py

@@ -1,0 +1,57 @@
+"""What learns in a run, made as a recipe says: the policy's parameters, and those of a critic."""
+
+from flowrl.contracts import Policy
+from flowrl.core.learner import Learner
+from flowrl.core.objectives.value import ValueObjective
+from flowrl.core.values import Critic
+from flowrl.kinds import kind_of
+from flowrl.policies.weights import weights_of
+from flowrl.recipe.making import build_part
+from flowrl.recipe.schema import Recipe
+from flowrl.recipe.sections import Own
+
+
+def build_learner(recipe: Recipe, policy: Policy) -> Learner:
+    """The optimizer of a recipe over the policy's trainable parameters, and copies of these if the recipe needs any.
+
+    The policy is told where to find them.
+    """
+    train = recipe.train
+    learner = Learner(
+        policy.trainable(),
+        lr=train.lr,
+        betas=(train.betas[0], train.betas[1]),
+        weight_decay=train.weight_decay,
+        optimizer=train.optimizer,
+        eps=train.adam_epsilon,
+        max_grad_norm=train.max_grad_norm,
+        warmup=train.warmup,
+        schedule=build_part("lr_schedule", train.schedule) if isinstance(train.schedule, Own) else train.schedule,
+        total=recipe.updates_by(train.iterations),
+        average=train.ema,
+        average_every=train.ema_every,
+        ramp=train.ema_ramp,
+        reference=recipe.keeps_reference,
+        old=any(part.train.old is not None for part in recipe.parts()),
+        apart=kind_of(recipe).building.apart(policy, recipe),
+    )
+    policy.weights = weights_of(policy.modules, learner.copies, use=[one.use for one in recipe.references])
+    return learner
+
+
+def build_critic(recipe: Recipe, policy: Policy) -> Critic | None:
+    """What gives the recipe's values, with its own learner; None where it has none."""
+    given, train = recipe.critic, recipe.train
+    if given is None:
+        return None
+    looks = kind_of(recipe).building.build_critic(policy, recipe)
+    learner = Learner(
+        looks.trainable(),
+        lr=given.lr,
+        betas=(train.betas[0], train.betas[1]),
+        weight_decay=train.weight_decay,
+        max_grad_norm=given.max_grad_norm,
+        apart=kind_of(recipe).building.apart(looks, recipe),
+    )
+    epochs, updates = given.epochs or train.epochs, given.updates or train.updates
+    return Critic(looks, learner, ValueObjective(given.clip), epochs, updates, given.warmup)
