@@ -102,7 +102,7 @@ class Language:
         """Completions that are drawn in more than one go, and what the model talks to."""
         yield from check_begun(recipe, section_of(recipe))
         yield from check_environment(recipe, section_of(recipe))
-        yield from check_roles(recipe)
+        yield from check_roles(recipe, section_of(recipe))
 
     def draws_in_parts(self, recipe: Recipe) -> bool:
         """Of trees and discussions, and where more is drawn once completions have been scored."""

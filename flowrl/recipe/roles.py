@@ -7,6 +7,7 @@ from flowrl.recipe.base import Strict, key
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 
 if TYPE_CHECKING:
+    from flowrl.recipe.generation import GenerationKeys
     from flowrl.recipe.schema import Recipe
 
 QUESTION, SAID, TEXT = "{question}", "{said}", "{text}"
@@ -58,7 +59,7 @@ def contributions(recipe: "Recipe") -> int:
     return 1 if recipe.roles is None else recipe.roles.contributions
 
 
-def check_roles(recipe: "Recipe") -> Iterator[RecipeError]:
+def check_roles(recipe: "Recipe", given: "GenerationKeys") -> Iterator[RecipeError]:
     """Everything about roles that cannot work."""
     roles = recipe.roles
     if roles is None:
@@ -76,7 +77,7 @@ def check_roles(recipe: "Recipe") -> Iterator[RecipeError]:
     if roles.share in ("team", "last") and roles.discount != 1.0:
         problem = f"got {roles.discount:g}, which share {roles.share!r} does not read"
         yield RecipeError("roles.discount", problem, "remove roles.discount")
-    yield from _others(recipe)
+    yield from _others(recipe, given)
 
 
 def _names(roles: Roles) -> Iterator[RecipeError]:
@@ -99,10 +100,10 @@ def _texts(roles: Roles) -> Iterator[RecipeError]:
         yield wrong_value("roles.line", roles.line, "a text with {text} in it")
 
 
-def _others(recipe: "Recipe") -> Iterator[RecipeError]:
+def _others(recipe: "Recipe", given: "GenerationKeys") -> Iterator[RecipeError]:
     """Keys that do not go along with rows of several roles."""
-    generation, train, objective = recipe.generation, recipe.train, recipe.objective
-    beside = {f"generation.{name}": getattr(generation, name, None) for name in ("tree", "again", "force", "partial")}
+    train, objective = recipe.train, recipe.objective
+    beside = {f"generation.{name}": getattr(given, name) for name in ("tree", "again", "force", "partial")}
     beside |= {f"train.{name}": getattr(train, name) for name in ("budget", "store")}
     beside |= {"train.skip_truncated": train.skip_truncated or None}
     beside |= {"train.pool": train.pool if train.pool > 1 else None}
