@@ -10,10 +10,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+from PIL import Image
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import judge_support as support
@@ -38,13 +39,13 @@ DOMAINS = ("stem", "chart", "counting", "ocr", "grounding", "gui", "general", "d
 
 @dataclass(frozen=True)
 class Case:
-    """family: of tests/vision_support. rows: two prompts or more, of which the first ones have a picture each. chosen:
-    what pairs of the first phase are, where it reads some. more: further changes."""
+    """family: of tests/vision_support. rows: two prompts or more. more: further changes. media: what each prompt shows,
+    a picture or a video of its own size, or nothing."""
 
     family: str
     rows: list[dict[str, JSON]]
     more: list[str] = field(default_factory=list)
-    pictures: bool = True
+    media: Literal["images", "videos"] | None = "images"
 
 
 PAIRS = [{"prompt": "How many are there?", "chosen": "seven", "rejected": "I do not know"}]
@@ -53,7 +54,9 @@ SCENE = {"room": [4, 3, 2.5], "objects": [{"id": "bed", "size": [2, 1, 0.5]}, {"
 CASES = {
     "r1_vl": Case("qwen2_5_vl", [NUMBER | {"key_steps": ["seven"]}, CHOICE | {"key_steps": [["a", "b"], "c"]}]),
     "video_r1": Case(
-        "qwen2_5_vl", [NUMBER | {"problem_type": "numerical"}, CHOICE | {"problem_type": "multiple choice"}]
+        "qwen2_5_vl",
+        [NUMBER | {"problem_type": "numerical"}, CHOICE | {"problem_type": "multiple choice"}],
+        media="videos",
     ),
     "ui_r1": Case(
         "qwen2_5_vl",
@@ -69,9 +72,9 @@ CASES = {
     "r1_aqa": Case("qwen2_5_vl", [CHOICE | {"answer": "heart"}, NUMBER]),
     "r1_omni": Case("qwen2_5_vl", [CHOICE | {"answer": "happy"}, NUMBER]),
     "metaspatial": Case("qwen2_5_vl", [{"prompt": "A small room"} | SCENE, {"prompt": "A room to sleep in"} | SCENE]),
-    "embodied_r": Case("qwen2_5_vl", [CHOICE, NUMBER | {"answer": "C"}], pictures=False),
+    "embodied_r": Case("qwen2_5_vl", [CHOICE, NUMBER | {"answer": "C"}], media=None),
     "praxis_vlm": Case("qwen2_5_vl", [CHOICE | {"stage": 2}, NUMBER | {"stage": 1}]),
-    "qwen3_vl": Case("qwen2_5_vl", [CHOICE, NUMBER]),
+    "qwen3_vl": Case("qwen2_5_vl", [CHOICE | {"calls": 1}, NUMBER | {"calls": 0}], ["environment.tell=none"]),
     "hunyuan_ocr": Case(
         "llava",
         [
@@ -124,12 +127,16 @@ def judge() -> Iterator[str]:
         yield url
 
 
-def written(folder: Path, name: str, rows: list[dict[str, JSON]], *, pictures: bool) -> Path:
-    """A file of prompts, each with a picture of its own size."""
+def written(folder: Path, name: str, rows: list[dict[str, JSON]], media: str | None) -> Path:
+    """A file of prompts, each with a picture or a video of its own size."""
     lines = []
     for i, row in enumerate(rows):
-        file = {"image": vision.picture(folder / f"{name}{i}.png", size=(56 + 28 * (i % 3), 56), seed=i)}
-        lines.append(json.dumps(row | (file if pictures else {})))
+        size = (56 + 28 * (i % 3), 56)
+        frames = [vision.picture(folder / f"{name}{i}-{k}.png", size=size, seed=4 * i + k) for k in range(2 + 2 * i)]
+        shown, *others = [Image.open(frame) for frame in frames]
+        shown.save(folder / f"{name}{i}.gif", save_all=True, append_images=others, duration=500)
+        file = {"images": frames[0], "videos": str(folder / f"{name}{i}.gif")}
+        lines.append(json.dumps(row | ({media: file[media]} if media else {})))
     (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     return folder / f"{name}.jsonl"
 
@@ -148,8 +155,8 @@ def phases_of(shipped: Recipe, files: dict[bool, Path]) -> list[str]:
 
 def small(name: str, models: dict[str, Path], judge: str, folder: Path) -> Recipe:
     case, shipped = CASES[name], load(name)
-    prompts = written(folder, "train", case.rows, pictures=case.pictures)
-    pairs = written(folder, "pairs", PAIRS, pictures=case.pictures)
+    prompts = written(folder, "train", case.rows, case.media)
+    pairs = written(folder, "pairs", PAIRS, case.media)
     changes = [f"model={models[case.family]}", f"output={folder / 'run'}", *BUDGET, LENGTH]
     changes += [f"prompts.train={prompts}", "prompts.heldout=null", "prompts.source=null", "prompts.columns={}"]
     changes += [f"generation.max_new_tokens={LENGTHS.get(name, 8)}"]
