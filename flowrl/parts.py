@@ -105,6 +105,11 @@ KINDS: dict[str, PartKind] = {
         "a class with tools() and start(prompt, seed), or with reset(...) and public methods as tools",
         methods=(("tools", "start"), ("reset",)),
     ),
+    "agent": PartKind(
+        ("base_url", "prompt"),
+        "",
+        "a function (base_url, prompt, *, ...) that asks the endpoint at base_url, and gives numbers or None",
+    ),
     "tree": PartKind(("walk",), "samplers.growth:TREES", "a function (walk, *, ...) that gives a Tree", "Tree"),
 }
 # kinds that are recognised by their base class: module and name, so that nothing needs to be imported

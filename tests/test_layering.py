@@ -80,7 +80,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"flowrl.environments", "flowrl.engines"}
     | LIGHT,
     "flowrl/engines": {"flowrl.engines", "flowrl.policies", "flowrl.contracts", "flowrl.recipe", "flowrl.planning"}
-    | {"samplers", "reward_models.parts"}
+    | {"flowrl.environments", "samplers", "reward_models.parts"}
     | LIGHT,
     "flowrl/planning": {"flowrl.planning", "flowrl.recipe", "flowrl.kinds", "samplers"} | LIGHT | {"flowrl.contracts"},
     "flowrl/planning/sizes": {"flowrl.planning", "flowrl.recipe", "flowrl.policies", "flowrl.contracts", "samplers"}

@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from flowrl.engines import protocol
+from flowrl.engines.chats import chat_ids, reply
 from flowrl.engines.service import Completion, PolicyService, RefusedError, plan_of
 from flowrl.policies.errors import PolicyError
 
@@ -89,12 +90,15 @@ def openai_routes(service: PolicyService) -> APIRouter:
 
     @routes.post("/v1/chat/completions")
     def chat(asked: protocol.ChatRequest) -> Answer:
-        ids = service.policy.encode("", service.policy.stop, _messages(asked.messages))
+        tools = [] if asked.tool_choice == "none" else asked.tools or []
+        ids = chat_ids(service, asked.messages, tools)
         made, version = _draw(service, asked, ids, asked.max_completion_tokens or asked.max_tokens)
         choices = []
         for i, one in enumerate(made):
-            choice: Answer = {"index": i, "message": {"role": "assistant", "content": one.text}, "logprobs": None}
-            choice |= {"finish_reason": one.reason, "stop_reason": one.stopped_by}
+            message = reply(service, one, ids, tools)
+            reason = "tool_calls" if "tool_calls" in message else one.reason
+            choice: Answer = {"index": i, "message": message, "logprobs": None, "finish_reason": reason}
+            choice["stop_reason"] = one.stopped_by
             if asked.logprobs:
                 words = zip(_words(service, one), one.logp, strict=True)
                 rows = [{"token": w, "logprob": lp, "bytes": list(w.encode()), "top_logprobs": []} for w, lp in words]
@@ -179,23 +183,6 @@ def _prompts(service: PolicyService, asked: protocol.CompletionRequest) -> list[
         tokenizer(one, add_special_tokens=special)["input_ids"] if isinstance(one, str) else list(one)  # pyright: ignore
         for one in given
     ]
-
-
-def _messages(given: Sequence[Answer]) -> list[Answer]:
-    """Messages whose contents are texts. Raises RefusedError for parts that are none."""
-    made = []
-    for i, message in enumerate(given):
-        content = message.get("content")
-        if isinstance(content, list):
-            if other := next((part for part in content if part.get("type") != "text"), None):
-                raise RefusedError(
-                    400, f"messages.{i}.content: got {other.get('type')!r}; accepted: parts of type text"
-                )
-            content = "".join(part["text"] for part in content)
-        if not isinstance(message.get("role"), str) or not isinstance(content, str | None):
-            raise RefusedError(400, f"messages.{i}: accepted: a role and a content, texts")
-        made.append({**message, "content": content or ""})
-    return made
 
 
 def _draw(

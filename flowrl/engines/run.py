@@ -5,20 +5,21 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
 
+Application = Any  # of ASGI
 GRACE = 10  # seconds that open requests have when a server ends
 
 
-def serve(app: FastAPI, listening: socket.socket) -> None:
+def serve(app: Application, listening: socket.socket) -> None:
     """Serves at a listening socket until SIGINT or SIGTERM."""
     _server(app).run(sockets=[listening])
 
 
 @contextlib.contextmanager
-def served(app: FastAPI, host: str = "127.0.0.1") -> Iterator[str]:
+def served(app: Application, host: str = "127.0.0.1") -> Iterator[str]:
     """Within, the application is served by a thread at a free port; gives its address."""
     with socket.create_server((host, 0), backlog=512) as listening:
         server = _server(app)
@@ -33,7 +34,7 @@ def served(app: FastAPI, host: str = "127.0.0.1") -> Iterator[str]:
             thread.join(GRACE)
 
 
-def _server(app: FastAPI) -> uvicorn.Server:
+def _server(app: Application) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app,

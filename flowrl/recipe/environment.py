@@ -28,7 +28,8 @@ Named = Annotated[ToolSpec, BeforeValidator(lambda value: {"use": value} if isin
 
 
 class EnvironmentKeys(Strict):
-    """What a language model talks to: `tools`, or an environment of the user's own, `use`, with its `args`.
+    """What a language model talks to: `tools`, or an environment of the user's own, `use`, with its `args`; or who asks
+    it: a function of the user's own, `agent` (flowrl/engines/agents.py), with its `args`.
 
     turns: the most of the model in a conversation; generation.max_new_tokens limits what it draws and is shown in all
     of them together, turn_tokens what it draws in one (null: what is left). calls: of one turn, the most that are run
@@ -38,12 +39,14 @@ class EnvironmentKeys(Strict):
 
     role: of messages that answer, where the chat template has both (null: tool where it is exact, else user). frame: a
     text with {text} in it that takes the place of the template. tell: how the model learns of its tools: by its chat
-    template, or not at all (none), where it was trained on them or the prompts say it.
+    template, or not at all (none), where it was trained on them or the prompts say it. Of an agent, a turn is a call of
+    the model, and deadline is for all that it does.
     """
 
     tools: list[Named] = key([], "a list of tools: names, dotted paths, or mappings with use and args")
     use: str | None = key(None, "a dotted path to an environment, or null", min_length=1)
     args: dict[str, JSON] = key({}, "a mapping of argument names to values")
+    agent: str | None = key(None, "a dotted path to a function (base_url, prompt), or null", min_length=1)
     turns: int = key(8, "a whole number >= 1", ge=1)
     turn_tokens: int | None = key(None, "a whole number >= 1 or null", ge=1)
     calls: int | None = key(None, "a whole number >= 1 or null", ge=1)
@@ -60,8 +63,9 @@ def check_environment(recipe: "Recipe", generation: "GenerationKeys") -> Iterato
     given = recipe.environment
     if given is None:
         return
-    if bool(given.tools) == (given.use is not None):
-        problem = f"{'both' if given.tools else 'neither'} of tools and use given, accepted: exactly one"
+    if sum((bool(given.tools), given.use is not None, given.agent is not None)) != 1:
+        named = [name for name in ("tools", "use", "agent") if getattr(given, name)]
+        problem = f"got {' and '.join(named) or 'none of them'}, accepted: exactly one of tools, use and agent"
         yield RecipeError("environment.tools", problem, "name tools, or set environment.use to an environment")
     if given.frame is not None and given.frame.count("{text}") != 1:
         yield wrong_value("environment.frame", given.frame, "a text with {text} in it, once")
@@ -72,15 +76,18 @@ def check_environment(recipe: "Recipe", generation: "GenerationKeys") -> Iterato
     yield from _beside(recipe, generation)
     for number, spec in enumerate(given.tools):
         yield from _named(f"environment.tools.{number}", "tool", spec.use, spec.args)
-    if given.use is not None:
-        yield from _named("environment", "environment", given.use, given.args)
+    for kind, name in (("environment", given.use), ("agent", given.agent)):
+        if name is not None:
+            yield from _named("environment", kind, name, given.args)
+    if given.agent is not None:
+        yield from _of_agents(recipe, given)
 
 
 def _named(place: str, kind: str, use: str, args: dict[str, JSON]) -> Iterator[RecipeError]:
     try:
         entry = names.find(use, names.shipped(kind), kind)
     except names.UserError as error:
-        yield RecipeError(f"{place}.use", str(error), f"name another {kind}")
+        yield RecipeError(f"{place}.{'agent' if kind == 'agent' else 'use'}", str(error), f"name another {kind}")
         return
     yield from check_arguments(f"{place}.args", args, entry, tuple(p.name for p in keys(kind, entry)))
 
@@ -91,10 +98,36 @@ def _beside(recipe: "Recipe", generation: "GenerationKeys") -> Iterator[RecipeEr
         if getattr(generation, name, None) is not None:
             problem = "given beside environment, which draws completions turn by turn"
             yield RecipeError(f"generation.{name}", problem, f"set generation.{name}=null")
-    for name, off in (("dtype", None), ("batch_invariant", False)):
+    agent = recipe.environment is not None and recipe.environment.agent is not None
+    for name, off in (("dtype", None), ("batch_invariant", agent and recipe.rollout.batch_invariant), ("engine", None)):
         if (value := getattr(recipe.rollout, name)) != off:
-            problem = f"got {show(value)}, but turns go on in batches of the model's own"
+            got = value.use if name == "engine" else value
+            problem = f"got {show(got)}, but turns go on in batches of the model's own"
             yield RecipeError(f"rollout.{name}", problem, f"set rollout.{name}={'null' if off is None else 'false'}")
     if recipe.advantage.credit.kind == "optimal_token":
         problem = "got 'optimal_token', whose statistics are not kept of conversations"
         yield RecipeError("advantage.credit", problem, "set advantage.credit=reward_to_go")
+
+
+def _of_agents(recipe: "Recipe", given: EnvironmentKeys) -> Iterator[RecipeError]:
+    """What agents have no say in, and what reads rows as samples: an agent's sample may be several rows."""
+    for name, off in (("calls", None), ("faults", []), ("role", None), ("frame", None), ("tell", "template")):
+        if (value := getattr(given, name)) != off:
+            problem = f"got {show(value)}, but an agent runs its own tools, and writes its own messages"
+            yield RecipeError(f"environment.{name}", problem, f"remove environment.{name}")
+    objective, train = recipe.objective, recipe.train
+    of_rows = {
+        "advantage.credit": recipe.advantage.credit.kind != "broadcast",
+        "objective.aggregate": getattr(objective, "aggregate", None) == "constant",
+        "objective.entropy_share": getattr(objective, "entropy_share", None) is not None,
+        "objective.weight": getattr(objective, "weight", None) == "inverse_entropy",
+        "objective.right": getattr(objective, "right", None) is not None,
+        "critic": recipe.critic is not None,
+        "train.keep": train.keep is not None,
+        "train.skip_truncated": train.skip_truncated,
+        "train.store": train.store is not None,
+    }
+    for place, given_too in of_rows.items():
+        if given_too:
+            problem = "given, and reads a sample as one row that the model drew; an agent's sample may be several"
+            yield RecipeError(place, problem, f"leave {place} out")

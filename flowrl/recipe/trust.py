@@ -47,7 +47,8 @@ def foreign(recipe: Recipe) -> Iterator[tuple[str, str]]:
     dotted += [(f"{place}.kind", own.kind) for place, own in own_parts(recipe)]
     if (environment := recipe.environment) is not None:
         dotted += [(f"environment.tools.{i}.use", spec.use) for i, spec in enumerate(environment.tools)]
-        dotted += [("environment.use", environment.use)] if environment.use is not None else []
+        own = (("environment.use", environment.use), ("environment.agent", environment.agent))
+        dotted += [(place, name) for place, name in own if name is not None]
     dotted += [("track.with", name) for name in recipe.track.wanted]
     for place, name in dotted:
         if names.is_dotted(name) and name.replace(":", ".").partition(".")[0] not in OURS:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from flowrl import names
 from flowrl.contracts import Environment
 from flowrl.environments.building import build_environment
 from flowrl.environments.calls import Reader
@@ -50,7 +51,7 @@ EXPLORATIONS: dict[str, Callable[..., Any]] = {
 def build(recipe: Recipe) -> LanguagePolicy:
     """The recipe's model as a policy, with its trained part trainable. Raises PolicyError if it cannot be loaded."""
     device, given = device_of(recipe.device), section_of(recipe)
-    environment = None if recipe.environment is None else build_environment(recipe.environment)
+    environment = _environment(recipe)
     model, tokenizer = load_language(recipe.model, getattr(torch, recipe.dtype.model))
     policy = policy_class(recipe, LanguagePolicy)(
         model,
@@ -69,12 +70,31 @@ def build(recipe: Recipe) -> LanguagePolicy:
         processor=load_processor(recipe.model),
     )
     make_trainable(recipe, policy.modules)
-    if environment is not None:
-        add_conversations(policy, environment, recipe)
+    _add_environment(policy, environment, recipe)
     if recipe.roles is not None:
         policy.roles = recipe.roles.labels
         add_roles(policy.modules, policy.roles, recipe.seed)
     return policy
+
+
+def _environment(recipe: Recipe) -> Any:
+    """What answers the model, or asks it; None without any. Raises UserError where it cannot be made."""
+    given = recipe.environment
+    if given is None or given.agent is None:
+        return None if given is None else build_environment(given)
+    from flowrl.engines.agents import Agents
+
+    agent = names.load(given.agent, names.shipped("agent"), "agent")
+    solve = agent(**given.args) if isinstance(agent, type) else partial(agent, **given.args)
+    return Agents(solve, Workers(given.workers, given.deadline), turns=given.turns, turn_tokens=given.turn_tokens)
+
+
+def _add_environment(policy: LanguagePolicy, environment: Any, recipe: Recipe) -> None:
+    """Lets a policy talk to what `_environment` made."""
+    if recipe.environment is not None and recipe.environment.agent is not None:
+        policy.conversations = environment
+    elif environment is not None:
+        add_conversations(policy, environment, recipe)
 
 
 def add_conversations(policy: LanguagePolicy, environment: Environment, recipe: Recipe) -> None:
@@ -192,8 +212,7 @@ def retune(policy: LanguagePolicy, recipe: Recipe) -> None:
     given = section_of(recipe)
     policy.encode = policy.encoder(template=given.chat_template, system=given.system, arguments=given.chat_arguments)
     policy.conversations = None
-    if recipe.environment is not None:
-        add_conversations(policy, build_environment(recipe.environment), recipe)
+    _add_environment(policy, _environment(recipe), recipe)
 
 
 def unfinished(recipe: Recipe, prompts: Sequence[Any]) -> Unfinished | None:
