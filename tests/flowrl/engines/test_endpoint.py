@@ -11,6 +11,7 @@ import pytest
 
 import language_support
 from engines_support import NAME, adapted, endpoint, saved, trimmed
+from flowrl.engines.service import Completion
 from flowrl.policies.noise import Key
 from language_support import PROMPTS
 from samplers.tokens import Generation
@@ -171,3 +172,48 @@ def test_a_whole_model_is_taken_from_disk_with_its_version(tmp_path: Path):
     assert first["output_ids"] != then["output_ids"]
     assert [lp for lp, _, _ in then["meta_info"]["output_token_logprobs"]] == rollout.rollout_logp[0].tolist()
     assert refused[0] == 400 and "cannot be loaded" in refused[1]["error"]["message"]
+
+
+CHAT = (
+    "{% if tools %}{% for tool in tools %}{{ tool.function.name }}{% endfor %}{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ call.function.name }}({{ call.function.arguments.a }}){% endfor %}"
+    "{% endfor %}<assistant>"
+)
+ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+
+
+def test_tools_go_into_the_template_and_calls_come_back(monkeypatch: pytest.MonkeyPatch):
+    subject = adapted()
+    subject.tokenizer.chat_template = CHAT
+    asked: list[list[int]] = []
+
+    def said(text: str) -> Any:
+        def complete(ids: Any, plan: Generation, **_: Any) -> Any:
+            asked.append(list(ids))
+            return [Completion([3], [-1.0], text, "stop", 3)], "v"
+
+        return complete
+
+    call = '<tool_call>{"name": "add", "arguments": {"a": 7}}</tool_call>'
+    monkeypatch.setattr(subject.tokenizer, "decode", lambda *_, **__: call)
+    with endpoint(subject) as (service, url):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+        def chat(messages: Any, **how: Any) -> Any:
+            return client.chat.completions.create(model=NAME, messages=messages, **how).choices[0]
+
+        service.complete = said(f"well {call}")
+        first = chat([{"role": "user", "content": "7"}], tools=[ADD])
+        assert (first.finish_reason, first.message.content) == ("tool_calls", "well")
+        made = first.message.tool_calls[0]
+        assert (made.function.name, json.loads(made.function.arguments)) == ("add", {"a": 7})
+        history = [{"role": "user", "content": "7"}, first.message.model_dump(exclude_none=True)]
+        chat([*history, {"role": "tool", "content": "8", "tool_call_id": made.id}], tools=[ADD])
+        plain = chat([{"role": "user", "content": "7"}], tools=[ADD], tool_choice="none")
+        assert plain.message.tool_calls is None and plain.finish_reason == "stop"
+        shown = ["add<user>7<assistant>", "add<user>7<assistant>welladd(7)<tool>8<assistant>", "<user>7<assistant>"]
+        assert asked == [subject.tokenizer(text, add_special_tokens=False)["input_ids"] for text in shown]
+        subject.tokenizer.chat_template = CHAT.replace("tools", "tolls")
+        with pytest.raises(openai.BadRequestError, match="does not tell of them"):
+            chat([{"role": "user", "content": "7"}], tools=[ADD])
