@@ -1,12 +1,16 @@
 """A tiny random language model that talks: it says calls of tools, right and wrong ones, as single tokens."""
 
+import os
+import signal
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PhiConfig, PhiForCausalLM
 
-from flowrl.contracts import Environment, ModelsFault, Prompt, Said, Shown
+from flowrl.contracts import Context, Environment, ModelsFault, Prompt, Said, Shown, Unavailable
 from flowrl.environments.calls import Reader
 from flowrl.environments.functions import Functions
 from flowrl.environments.observations import Observations
@@ -53,6 +57,44 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
+class Counted:
+    """A tool that writes down its calls, and kills the process at one of them."""
+
+    name = "add"
+
+    def __init__(self, path: str, last: int):
+        self.path, self.last = Path(path), last
+
+    def __call__(self, a: int, b: int) -> int:
+        """Adds two numbers.
+
+        Args:
+            a: the first
+            b: the second
+        """
+        with self.path.open("a") as file:
+            file.write("x")
+        if self.path.stat().st_size == self.last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return a + b
+
+
+def shaky(context: Context, a: int, b: int) -> int:
+    """Adds two numbers, but fails in one conversation of twenty, and hangs in one of a hundred, at its second call.
+
+    Args:
+        a: the first
+        b: the second
+    """
+    number = context.state["calls"] = context.state.get("calls", 0) + 1
+    chance = int(context.prompt.id) % 100
+    if number == 2 and chance == 50:
+        time.sleep(1e6)
+    if number == 2 and chance % 20 == 7:
+        raise OSError("no route to the host")
+    return a + b
+
+
 def sulk(why: str) -> str:
     """Refuses.
 
@@ -85,6 +127,14 @@ def model(seed: int = 0, *, calls: float = 3.5, end: float = 5.0) -> Any:
         bias[8:18], bias[3] = 2.0, end
         bias[-len(CALLS) :] = calls
     return made
+
+
+def saved(path: Path) -> Path:
+    """A folder with the model and its tokenizer."""
+    made = model()
+    made.save_pretrained(path)
+    tokenizer().save_pretrained(path)
+    return path
 
 
 def conversations(environment: Environment, told: Any, **options: Any) -> Conversations:
@@ -134,3 +184,31 @@ class CountingEpisode:
     def outcome(self) -> dict[str, float]:
         """How many turns there were."""
         return {"turns": float(self.count)}
+
+
+class Failing(Counting):
+    """Fails in every third conversation."""
+
+    def __init__(self) -> None:
+        super().__init__(last=2)
+        self.started = 0
+
+    def start(self, prompt: Prompt, seed: int) -> "CountingEpisode":
+        """One that may fail."""
+        self.started += 1
+        return FailingEpisode(self) if self.started % 3 == 0 else CountingEpisode(self)
+
+
+class FailingEpisode(CountingEpisode):
+    """Fails at once."""
+
+    def step(self, said: Said) -> Shown | None:
+        """Never answers."""
+        raise OSError("the line is dead")
+
+
+class Lacking(Counting):
+    """An environment that cannot be made here."""
+
+    def __init__(self) -> None:
+        raise Unavailable("no table: bring one")

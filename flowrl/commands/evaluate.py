@@ -155,7 +155,7 @@ def _save_samples(samples: "Samples", folder: Path, first: int) -> int:
     from flowrl.media.pictures import save_picture
     from flowrl.media.sounds import save_sound
 
-    pictures, texts = picture_of(samples), samples.texts or ()
+    pictures, texts = picture_of(samples), samples.readable()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for i in range(len(samples)):

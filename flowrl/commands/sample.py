@@ -127,7 +127,7 @@ def _draw(
             samples = source.rollout(part, group_size=number, plan=eval_plan(recipe), seed=seed).samples
             shown = picture_of(samples)
             pictures += [] if shown is None else [shown.float().cpu()]
-            texts += samples.texts or ()
+            texts += samples.readable()
             for i, sound in enumerate(() if samples.audio is None else samples.audio):
                 path = sounds.with_name(f"{sounds.stem}_{start * number + i:03d}.wav")
                 save_sound(sound, samples.sample_rate or 1, path)

@@ -11,6 +11,7 @@ conversations.py  turns of a model, tools, environments
 """
 
 from flowrl.contracts.conversations import (
+    ENDS,
     Call,
     Context,
     Conversation,
@@ -44,6 +45,7 @@ from flowrl.contracts.objectives import Batch, Need, Objective, Together
 from flowrl.contracts.samples import Credit, Message, Prompt, Reward, Rollout, Samples, Steps, StepScores
 
 __all__ = [
+    "ENDS",
     "Batch",
     "Call",
     "Context",

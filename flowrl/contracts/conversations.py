@@ -130,6 +130,18 @@ class Conversation:
         """The text of all that the model was shown, which it did not say."""
         return "".join(message.text for messages in self.shown for message in messages)
 
+    def readable(self) -> str:
+        """The whole of it to be read: turns, what was shown behind each, and what ended it where that was no answer."""
+        lines = []
+        for turn, messages in zip(self.said, self.shown, strict=True):
+            lines.append(turn.text)
+            for message in messages:
+                seen = f" {message.text}" if message.text else ""
+                seen += " (a picture)" * len(message.pictures)
+                lines.append(f"[{message.name or message.role}]{seen}")
+        ends = {"answer": "", "failed": f"({self.failure})"}
+        return "\n".join([*lines, *filter(None, [ends.get(self.end, f"(ended by its limit of {self.end})")])])
+
     def written(self) -> str:
         """All of it as text, pictures by their number: equal for conversations that read the same."""
         shown = [[(m.role, m.name, m.text, len(m.pictures)) for m in messages] for messages in self.shown]

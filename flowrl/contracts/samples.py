@@ -60,6 +60,10 @@ class Samples:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def readable(self) -> list[str]:
+        """The texts as they are shown to people: of a conversation all of it; none without texts."""
+        return list(self.texts or ()) if self.talks is None else [talk.readable() for talk in self.talks]
+
     def __getitem__(self, index: Sequence[int]) -> "Samples":
         """The samples at these positions, as a Samples."""
         at = torch.as_tensor(list(index), dtype=torch.int64)

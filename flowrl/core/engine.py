@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Drawing, Explore, Policy, Progress, Prompt, Rollout, Samples
-from flowrl.core.selection import moved_rows
+from flowrl.core.selection import moved_rows, row_advantage
 
 PlanT = TypeVar("PlanT")
 GivenPlanT = TypeVar("GivenPlanT", contravariant=True)
@@ -50,9 +50,18 @@ class Draw:
         """Prompts of the rollout; rows and samples lie prompt by prompt, the same number for each."""
         return len(self.rollout.samples.group.unique())
 
-    def kept_prompts(self) -> Tensor:
-        """Positions, int64 [p], of the prompts of which some trained decision has an advantage."""
-        moved = moved_rows(self.adv, self.rollout.mask)
+    def kept_prompts(self, ended: bool = False) -> Tensor:
+        """Positions, int64 [p], of the prompts of which some trained decision has an advantage.
+
+        ended: conversations that a limit ended are not asked: the others of a prompt have to differ among each other
+        (Mini-o3, arXiv:2509.07969, its code).
+        """
+        moved, cut = moved_rows(self.adv, self.rollout.mask), self.rollout.samples.truncated
+        if ended and cut is not None and self.rollout.samples.talks is not None:
+            values = row_advantage(self.adv, self.rollout.mask).cpu().unflatten(0, (self.num_prompts, -1))
+            out = cut.cpu().unflatten(0, (self.num_prompts, -1))
+            spread = values.masked_fill(out, -torch.inf).amax(1) - values.masked_fill(out, torch.inf).amin(1)
+            return (spread > 0).nonzero()[:, 0]
         return moved.unflatten(0, (self.num_prompts, -1)).any(1).nonzero()[:, 0]
 
 

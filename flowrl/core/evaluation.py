@@ -148,7 +148,7 @@ def evaluate(
             sounds += [] if first.audio is None else [first.audio.float().cpu()]
             rate = first.sample_rate
         if samples.texts is not None and start < keep:
-            texts += samples.texts[: keep - start]
+            texts += samples.readable()[: keep - start]
     gathered = {name: torch.cat(parts) for name, parts in scores.items()}
     averages = {name: sum(n * v for n, v in parts) / sum(n for n, _ in parts) for name, parts in measured.items()}
     return Evaluation(

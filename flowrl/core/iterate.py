@@ -95,8 +95,8 @@ def iterate(
     elif samples_of is not None:
         engine = MixedEngine(local, policy, samples_of, settings.share or 0.0, settings.pool)  # pyright: ignore
     looks: Looks = policy
-    draws = [engine.draw(prompts, first)]
-    while more is not None and len(draws) <= settings.refill and (missing := len(prompts) - kept_groups(draws)):
+    draws, ended = [engine.draw(prompts, first)], settings.skip_truncated
+    while more is not None and len(draws) <= settings.refill and (missing := len(prompts) - kept_groups(draws, ended)):
         draws.append(engine.draw(more(missing), first + len(draws) * settings.stride))
     whole = used = draws[0]
     if budget is not None and isinstance(engine, LocalEngine):
@@ -104,9 +104,9 @@ def iterate(
         whole, joined = topped_up(whole, budget, prompts, lambda p, more: draw(p, behind, more), advantage)
         used, looks = whole, JoinedPolicy(policy) if joined else policy
     if settings.refill:
-        whole = whole_draw(draws, advantage)
-        if kept_groups(draws):
-            looks, used = JoinedPolicy(policy), kept_draw(draws, advantage)
+        whole = whole_draw(draws, advantage, ended)
+        if kept_groups(draws, ended):
+            looks, used = JoinedPolicy(policy), kept_draw(draws, advantage, ended)
     rollout, adv, metrics = used.rollout, used.adv, whole.metrics
     if critic is not None:
         values = critic.looks if looks is policy else JoinedPolicy(critic.looks)

@@ -16,24 +16,25 @@ from flowrl.contracts import Credit, Field, LogProbs, Looks, Progress, Rollout, 
 from flowrl.core.engine import Advantage, Draw
 
 
-def kept_groups(draws: Sequence[Draw]) -> int:
-    """How many groups have an advantage."""
-    return sum(len(draw.kept_prompts()) for draw in draws)
+def kept_groups(draws: Sequence[Draw], ended: bool = False) -> int:
+    """How many groups have an advantage; ended: see `Draw.kept_prompts`."""
+    return sum(len(draw.kept_prompts(ended)) for draw in draws)
 
 
-def whole_draw(draws: Sequence[Draw], advantage: Advantage) -> Draw:
+def whole_draw(draws: Sequence[Draw], advantage: Advantage, ended: bool = False) -> Draw:
     """The draws as one, for metrics, which are of all that was drawn; its rollout is for `JoinedPolicy`."""
     whole = _draw_of([(draw, torch.arange(draw.num_prompts)) for draw in draws], advantage)
     drawn = sum(draw.num_prompts for draw in draws)
-    counts = {"groups/drawn": float(drawn), "groups/kept": float(kept_groups(draws))}
+    counts = {"groups/drawn": float(drawn), "groups/kept": float(kept_groups(draws, ended))}
     told = draws[0].metrics.keys() - whole.metrics.keys()  # by what drew them
     means = {name: sum(draw.metrics[name] for draw in draws) / len(draws) for name in sorted(told)}
     return replace(whole, metrics=whole.metrics | counts | means)
 
 
-def kept_draw(draws: Sequence[Draw], advantage: Advantage) -> Draw:
+def kept_draw(draws: Sequence[Draw], advantage: Advantage, ended: bool = False) -> Draw:
     """The kept rows of the draws as one for `JoinedPolicy`, with their advantages among each other."""
-    return _draw_of([(draw, draw.kept_prompts()) for draw in draws if len(draw.kept_prompts())], advantage)
+    kept = [(draw, draw.kept_prompts(ended)) for draw in draws]
+    return _draw_of([(draw, prompts) for draw, prompts in kept if len(prompts)], advantage)
 
 
 def _draw_of(parts: Sequence[tuple[Draw, Tensor]], advantage: Advantage) -> Draw:

@@ -36,7 +36,7 @@ def build_environment(given: EnvironmentKeys) -> Environment:
 def _tool(place: str, use: str, args: Mapping[str, JSON]) -> Tool:
     thing, entry = names.load(use, names.shipped("tool"), "tool"), names.find(use, names.shipped("tool"), "tool")
     own = _made(place, use, thing, args) if isinstance(thing, type) else thing
-    return tool_of(own, entry.attribute)
+    return tool_of(own, str(getattr(own, "name", entry.attribute)))
 
 
 def _made(place: str, use: str, thing: Callable[..., Any], args: Mapping[str, JSON]) -> Any:

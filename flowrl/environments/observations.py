@@ -13,7 +13,7 @@ import jinja2
 
 from flowrl.contracts import Shown
 from flowrl.names import UserError
-from flowrl.untyped import JSON, Tokenizer
+from flowrl.untyped import JSON, Processor, Tokenizer
 
 ANSWER, OTHER, PROBE = "zqanswerqz", "zqotherqz", "zqshownqz"  # words that no template says
 ROLES = ("tool", "user")
@@ -26,7 +26,8 @@ class Observations:
     """Writes messages as one tokenizer's template does, in the role that it is exact in.
 
     role: tool, user, or None for the first of both. arguments: of the template. system: text of a system message.
-    frame: a text with {text} in it, in place of any template. Raises UserError where the template is exact in neither
+    frame: a text with {text} in it, in place of any template. writer: what applies the template, where it is not the
+    tokenizer, and then shows pictures too. Raises UserError where the template is exact in neither
     role, or has none and there is no frame.
     """
 
@@ -38,19 +39,22 @@ class Observations:
         arguments: Mapping[str, JSON] | None = None,
         system: str | None = None,
         frame: str | None = None,
+        writer: Tokenizer | Processor | None = None,
     ):
         self.tokenizer, self.arguments, self.system, self.frame = tokenizer, dict(arguments or {}), system, frame
-        self.role, self.parts = "user", False
+        self.role, self.parts, self.sees = "user", False, writer is not None
+        self.writer = tokenizer if writer is None else writer
         if frame is not None:
             return
-        if getattr(tokenizer, "chat_template", None) is None:
+        if getattr(self.writer, "chat_template", None) is None:
             raise UserError(
                 "environment: the model's tokenizer has no chat template that could say how it is shown something; "
                 "give environment.frame, a text with {text} in it"
             )
-        reasons = {}
+        reasons: dict[str, str] = {}
+        kinds = (True,) if self.sees else (False, True)  # texts as they are, or as lists of parts
         for self.role in ROLES if role is None else (role,):
-            for self.parts in (False, True):  # texts as they are, else as lists of parts
+            for self.parts in kinds:
                 if (wrong := self._inexact()) is None:
                     return
                 reasons.setdefault(self.role, wrong)
@@ -82,20 +86,23 @@ class Observations:
             chat += [{"role": "assistant", "content": self._content(answer)}, *self._messages([Shown("-")])]
         chat += [{"role": "assistant", "content": self._content(ANSWER)}, *self._messages(messages)]
         how = {"tokenize": False, "add_generation_prompt": True} | self.arguments
-        text = self.tokenizer.apply_chat_template(chat, **how)
+        text = self.writer.apply_chat_template(chat, **how)
         return text[text.rindex(ANSWER) + len(ANSWER) :]
 
     def _messages(self, messages: Sequence[Shown]) -> list[dict[str, Any]]:
         if self.role == "tool" and all(message.role == "tool" for message in messages):
             named = [{} if message.name is None else {"name": message.name} for message in messages]
             return [
-                {"role": "tool", "content": self._content(message.text), **name}
+                {"role": "tool", "content": self._content(message.text, len(message.pictures)), **name}
                 for message, name in zip(messages, named, strict=True)
             ]
-        return [{"role": "user", "content": self._content("\n".join(message.text for message in messages))}]
+        text, pictures = "\n".join(m.text for m in messages if m.text), sum(len(m.pictures) for m in messages)
+        return [{"role": "user", "content": self._content(text, pictures)}]
 
-    def _content(self, text: str) -> str | list[dict[str, str]]:
-        return [{"type": "text", "text": text}] if self.parts else text
+    def _content(self, text: str, pictures: int = 0) -> str | list[dict[str, str]]:
+        if not self.parts:
+            return text
+        return [{"type": "image"}] * pictures + ([{"type": "text", "text": text}] if text or not pictures else [])
 
     def _inexact(self) -> str | None:
         """Why the template does not say what is shown, in half a sentence; None where it does."""
@@ -106,8 +113,12 @@ class Observations:
             return " ".join(str(error).split())[:80] or type(error).__name__
         if shown.count(PROBE) != 1:
             return "it leaves out what is shown" if PROBE not in shown else "it says what is shown twice"
+        if "'type'" in shown:
+            return "it takes no parts"
         if shown != later:
             return "it says it otherwise in a later turn"
+        if self.sees and self.suffix([Shown(PROBE, (None,), name="probe")]) == shown:
+            return "it leaves out pictures"
         return None
 
     def _encoded(self, text: str) -> list[int]:

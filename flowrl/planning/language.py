@@ -181,13 +181,30 @@ def lines(recipe: Recipe) -> list[str]:
     if engine is not None:
         apart += [f"{'':<12}drawn by {engine.use} at {engine.url}; its log-probs are corrected for"]
     apart += [f"{'':<12}each row alone, the same bits in any batch"] if recipe.rollout.batch_invariant else []
+    talks = recipe.environment is not None
     return [
-        f"tokens      {words(plan(recipe, 0))}; every one of them is trained",
+        f"tokens      {words(plan(recipe, 0))}; every one of them {'that the model draws ' if talks else ''}is trained",
+        *_environment(recipe),
         *(["            and of each prompt one greedy completion, whose reward is the baseline"] if more else []),
         *_parts(recipe),
         f"            {chat[given.chat_template]}{message}",
         *own,
         *apart,
+    ]
+
+
+def _environment(recipe: Recipe) -> list[str]:
+    """What the model talks to, in words."""
+    given = recipe.environment
+    if given is None:
+        return []
+    what = f"tools {', '.join(spec.use for spec in given.tools)}" if given.use is None else given.use
+    most = f"{given.turns} turn{'s' if given.turns > 1 else ''}"
+    each = "" if given.turn_tokens is None else f" of at most {given.turn_tokens} tokens"
+    late = "" if given.deadline is None else f", {given.deadline:g} s each"
+    return [
+        f"environment {what}; up to {most} of the model{each}, {given.workers} conversations answered at once{late}",
+        f"{'':<12}the limit of tokens holds for what is drawn and shown in all turns together",
     ]
 
 

@@ -98,6 +98,10 @@ METRICS = {
     "mean over a few held-out rollouts",
     "phase": "the phase of the run, from 1",
     "curve/*": "value of a key of the recipe that changes during the run",
+    "talk/turns": "turns of the model in a conversation",
+    "talk/calls": "calls of tools in a conversation, wrong ones too",
+    "talk/wrong_calls": "calls of tools in a conversation that could not be run",
+    "talk/*": "share of conversations that ended so: by an answer, a limit of turns or tokens, or a failed environment",
     "samples/*": "statistics of the samples themselves, whatever the reward says",
 }
 
@@ -119,7 +123,7 @@ def meaning(metric: str) -> str:
         return METRICS.get(f"reward/*/{tail}", "")
     if head == "hack":
         return METRICS["hack/*"]
-    for start in ("curve", "right", "expert", "pairs", "store", "choose", "prompts/passed_over"):
+    for start in ("curve", "right", "expert", "pairs", "store", "choose", "prompts/passed_over", "talk"):
         if metric.startswith(f"{start}/"):
             return METRICS[f"{start}/*"]
     return METRICS["samples/*"] if head.startswith("samples") else ""

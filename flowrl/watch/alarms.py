@@ -83,6 +83,12 @@ ALARMS: dict[str, AlarmKind] = {
         "with it",
         "lower train.lr, raise the loss's beta or objective.kl, or stop earlier and take the best checkpoint",
     ),
+    "calls": AlarmKind(
+        "rollback",
+        "tools do not pay for the model: a cost of calls or of length, or calls that hardly ever help yet",
+        "take the cost off until tools help, pay a bonus for a right answer with a call (used_tool behind a gate), "
+        "start from a model that calls better, or set watch.ignore=[calls] if fewer calls are the aim",
+    ),
     "collapse": AlarmKind(
         "rollback",
         "the policy left the region where its samples are good: train.lr too high for too long, or overfitting",

@@ -13,6 +13,7 @@ REWARD = "reward/total/mean"
 REMEMBERED = (
     *("kl", "approx_kl", REWARD, "grad_norm", "old_distance"),
     *("implicit_accuracy", "margin", "winner_error", "winner_rise"),
+    "talk/calls",
 )
 
 

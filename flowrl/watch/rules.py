@@ -17,6 +17,7 @@ REPLAY_LIMITS = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.05}  # of a log
 APART, LEAST_SHARE = 0.02, 0.5  # k3 of who sampled and who trains, a decision; effective share of decisions
 TINY = 1e-12  # a gradient norm below it counts as 0
 GROWTH = 3.0  # times its running median that a gradient norm may reach; healthy runs stay below 2.5
+CALLING, LEFT = 0.05, 0.25  # calls a conversation that are worth watching; share of them that has to remain
 DISPLACED = 0.05  # share by which the error of the better sample of a pair may rise
 
 
@@ -45,7 +46,7 @@ def training_findings(
     """All findings after a training iteration; own: rules beside those that ship."""
     history.remember(metrics)
     rules = (_nonfinite, _replay, _mismatch, _no_gradient, _silent, _clip, _kl, _old_distance, _gradient)
-    rules += (_chance, _displacement, _drift, _diversity)
+    rules += (_chance, _displacement, _drift, _diversity, _calls)
     rules += tuple(rule.findings for rule in own)
     return {name: finding for rule in rules for name, finding in rule(history, iteration, metrics)}
 
@@ -252,6 +253,14 @@ def _diversity(history: RunHistory, iteration: int, metrics: Metrics) -> Finding
         if name in now and now[name] < share * first[name]:
             what = f"{name} within groups {first[name]:.3g} -> {now[name]:.3g}"
             yield "diversity", Finding(what, since, severity_level(share * first[name] / max(now[name], 1e-9)))
+
+
+def _calls(history: RunHistory, iteration: int, metrics: Metrics) -> Findings:
+    first, now = history.medians()
+    if (name := "talk/calls") in now and first[name] >= CALLING and now[name] < LEFT * first[name]:
+        what = f"calls a conversation {first[name]:.3g} -> {now[name]:.3g}: the model stops to use its tools"
+        since = iteration - history.settings.patience + 1
+        yield "calls", Finding(what, since, severity_level(LEFT * first[name] / max(now[name], 1e-3)))
 
 
 # held out

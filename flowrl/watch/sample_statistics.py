@@ -16,15 +16,19 @@ samples/sound_clipped  share of sound samples at full scale or beyond
 samples/length       decisions drawn (tokens) if samples give them, else characters
 samples/truncated    share of texts that reached the length limit
 samples/distinct     share of different texts in a group
+talk/turns           turns of the model in a conversation
+talk/calls           calls of tools in a conversation, wrong ones too
+talk/wrong_calls     calls that could not be run
+talk/end_*           share of conversations that ended so: answer, turns, length or failed
 samples/repetition   1 - different / all runs of eight characters in a text, in [0, 1); 0 for a shorter text
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Samples
+from flowrl.contracts import ENDS, Conversation, Samples
 from flowrl.core.evaluation import still
 from flowrl.media.sounds import spectrogram_pictures
 from reward_models.parts.vision import looks, tones
@@ -48,6 +52,8 @@ def sample_statistics(samples: Samples) -> dict[str, float]:
         statistics |= _sound_statistics(samples, samples.audio, alone=pictures is None)
     if samples.texts is not None and len(samples.texts):
         statistics |= _text_statistics(samples)
+    if samples.talks:
+        statistics |= _talk_statistics(samples.talks)
     return statistics
 
 
@@ -113,6 +119,17 @@ def _text_statistics(samples: Samples) -> dict[str, float]:
         statistics["samples/truncated"] = float(samples.truncated.double().mean())
     shares = [len({texts[i] for i in at.tolist()}) / len(at) for at in _group_positions(samples.group)]
     return statistics | ({"samples/distinct": sum(shares) / len(shares)} if shares else {})
+
+
+def _talk_statistics(talks: Sequence[Conversation]) -> dict[str, float]:
+    number = len(talks)
+    wrong = sum(m.error is not None for talk in talks for messages in talk.shown for m in messages)
+    statistics = {
+        "talk/turns": sum(len(talk.said) for talk in talks) / number,
+        "talk/calls": sum(len(talk.calls) for talk in talks) / number,
+        "talk/wrong_calls": wrong / number,
+    }
+    return statistics | {f"talk/end_{end}": sum(talk.end == end for talk in talks) / number for end in ENDS}
 
 
 def _repetition(text: str) -> float:

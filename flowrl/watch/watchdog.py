@@ -23,6 +23,8 @@ chance       train       of pairs, the implicit accuracy of thirteen iterations 
                          chance, and their margin not above 0                                       stop
 displacement train       of pairs, the error of the better sample is a twentieth above that of the
                          weights it is compared with (thirteen iterations)                          rollback
+calls        train       conversations have a quarter of the calls of tools that they had at first,
+                         medians of `patience` iterations                                           rollback
 collapse     held out    the trained reward is below its best by three standard errors and by the
                          share `collapse` of it                                                     rollback
 hacking      both        the trained reward has risen while a statistic of the samples left its band

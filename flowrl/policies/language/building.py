@@ -120,6 +120,7 @@ def add_conversations(policy: LanguagePolicy, environment: Environment, recipe: 
         arguments=arguments,
         system=drawing.system,
         frame=given.frame,
+        writer=None if policy.processor is None else policy.encode.writer,
     )
     policy.conversations = Conversations(
         environment,

@@ -94,6 +94,11 @@ class Encoder:
         parts = [part for message in messages for part in message["content"]]
         return "".join(part.get("text") or getattr(self.processor, f"{part['type']}_token", "") for part in parts)
 
+    @property
+    def writer(self) -> Tokenizer | Processor:
+        """What applies the chat template: the processor, where it has one."""
+        return self.processor if getattr(self.processor, "chat_template", None) is not None else self.tokenizer
+
     def shows_arguments(self) -> bool:
         """Whether the template writes a chat otherwise with its arguments than without."""
         options = {"system": self.system, "processor": self.processor, "barred": self.barred}
@@ -106,7 +111,7 @@ class Encoder:
             chat.insert(0, {"role": "system", "content": self.system})
         if self.processor is None:
             return self._templated(self.tokenizer, chat, text)
-        template = self.processor if getattr(self.processor, "chat_template", None) is not None else self.tokenizer
+        template = self.writer
         shown = self._templated(template, placed(chat, media), text)
         said = MARK.split(text)[-1].strip() if media else text.strip()
         if said in shown and "'type'" not in shown:

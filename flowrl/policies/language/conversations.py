@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from flowrl.contracts import Conversation, Environment, Episode, Progress, Prompt, Rollout, Said, Shown
@@ -18,6 +19,7 @@ from flowrl.environments.observations import Observations
 from flowrl.environments.workers import Workers
 from flowrl.policies.language.ends import token_ends
 from flowrl.policies.language.rows import DrawsRows, Row, go_on
+from flowrl.policies.language.shown import written
 from flowrl.policies.noise import Key, copy_numbers
 from samplers.tokens import Generation
 
@@ -99,8 +101,10 @@ class Conversations:
         rows = policy.start(prompts, [[Key(0, prompt.id, 0)] for prompt in prompts], plan)
         half = max(plan.max_new_tokens // 2, 1)
         go_on(policy, rows, plan, until=half)
+        pictures = () if policy.processor is None or self.observe.frame is not None else (Image.new("RGB", (48, 64)),)
         for row in rows:
-            row.give(self.observe.ids([Shown(PROBED)], row.ids[-1], policy.stop))
+            ids, media = written(self.observe, policy, [Shown(PROBED, pictures)], row.ids[-1])
+            row.give(ids, inputs=media)
             row.ended = False
         longer = replace(plan, max_new_tokens=max(len(row.ids) for row in rows) + half)
         go_on(policy, rows, longer)
@@ -139,7 +143,7 @@ class Conversations:
         """One turn of each, and what it is shown behind it."""
         begin, room = [len(talk.row.ids) for talk in live], self.turn_tokens or plan.max_new_tokens
         until = [at + (room if talk.end is None else 1) for talk, at in zip(live, begin, strict=True)]
-        keep = not last and not any(getattr(talk.row, "inputs", None) for talk in live)
+        keep = not last and not any(talk.row.inputs for talk in live)  # rows with pictures are read whole again
         go_on(policy, [talk.row for talk in live], plan, until=until, keep=keep, progress=progress)
         for talk, at in zip(live, begin, strict=True):
             talk.spans.append((at, len(talk.row.ids)))
@@ -168,11 +172,11 @@ class Conversations:
 
     def _show(self, policy: DrawsRows, talk: Talk, answer: Sequence[Shown], plan: Generation) -> None:
         """Puts messages before the model, if there is room for them and for a token of its own."""
-        ids = self.observe.ids(answer, talk.row.ids[-1], policy.stop)
+        ids, media = written(self.observe, policy, answer, talk.row.ids[-1])
         if len(talk.row.ids) + len(ids) >= plan.max_new_tokens:
             talk.end = "length"
             return
-        talk.row.give(ids)
+        talk.row.give(ids, inputs=media)
         talk.row.ended = False
         talk.shown.append(tuple(answer))
 

@@ -49,17 +49,23 @@ def _parts(text: str) -> Iterator[dict[str, str]]:
 
 
 def processed(
-    processor: Processor, text: str, media: Sequence[str], barred: Sequence[int], *, special: bool | None = None
+    processor: Processor,
+    text: str,
+    media: Sequence[str | Image.Image],
+    barred: Sequence[int],
+    *,
+    special: bool | None = None,
 ) -> tuple[list[int], Inputs]:
     """(ids, media) of a text in which the processor finds its own placeholders, one for each file.
 
-    barred: the ids of placeholders. special: whether the tokenizer adds its special tokens (None: as it does of
+    media: files, or pictures as they are. barred: the ids of placeholders.
+    special: whether the tokenizer adds its special tokens (None: as it does of
     itself). Raises PolicyError where a file is unreadable, or has no placeholder.
     """
     given: dict[str, Any] = {"text": [text], "return_tensors": "pt"}
     given |= {} if special is None else {"add_special_tokens": special}
     for kind, name in ARGUMENTS.items():
-        files = [_opened(path) for path in media if media_kind(path) == kind]
+        files = [_opened(one) for one in media if _kind(one) == kind]
         if files:
             given[name] = files if kind == "audio" else [files]
     try:
@@ -67,14 +73,14 @@ def processed(
     except (ValueError, TypeError, IndexError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise PolicyError(
-            f"{type(processor).__name__} refuses the prompt {text[:80]!r} with {', '.join(media)} ({reason}); give "
+            f"{type(processor).__name__} refuses the prompt {text[:80]!r} with {_names(media)} ({reason}); give "
             "files of a kind that this model reads, or another model"
         ) from error
     ids = found["input_ids"][0].tolist()
     places = [i for i, token in enumerate(ids) if token in barred]
     if len(places) < len(media):
         raise PolicyError(
-            f"the prompt {text[:80]!r} has {len(media)} files ({', '.join(media)[:160]}) and {len(places)} of the "
+            f"the prompt {text[:80]!r} has {len(media)} files ({_names(media)[:160]}) and {len(places)} of the "
             f"placeholders that {type(processor).__name__} writes for them: the model would not see all; give a model "
             "whose chat template shows them, or set generation.chat_template=true"
         )
@@ -84,8 +90,18 @@ def processed(
     return ids, Inputs((Piece.of(places[-1] + 1, tensors, types),))
 
 
-def _opened(path: str) -> Any:
+def _kind(one: str | Image.Image) -> str:
+    return media_kind(one) if isinstance(one, str) else "image"
+
+
+def _names(media: Sequence[str | Image.Image]) -> str:
+    return ", ".join(one if isinstance(one, str) else "a picture of {} x {}".format(*one.size) for one in media)
+
+
+def _opened(path: str | Image.Image) -> Any:
     """What a processor takes for a file: a picture in RGB. Raises PolicyError where it cannot be read."""
+    if isinstance(path, Image.Image):
+        return path.convert("RGB")
     try:
         with Image.open(Path(path)) as picture:
             return picture.convert("RGB")

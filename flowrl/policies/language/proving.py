@@ -95,7 +95,7 @@ def _other(shown: Inputs) -> Inputs:
     pieces = []
     for piece in shown.pieces:
         other = {name: 0.5 - v if v.is_floating_point() else v for name, v in piece.tensors.items()}
-        pieces.append(Piece.of(piece.length, other, piece.types))
+        pieces.append(replace(Piece.of(piece.length, other, piece.types), begin=piece.begin))
     return Inputs(tuple(pieces))
 
 

@@ -83,7 +83,7 @@ def test_a_real_healthy_quickstart_rings_nothing():
 
 
 def test_every_alarm_says_what_to_do_in_one_line():
-    assert len(ALARMS) == 15
+    assert len(ALARMS) == 16
     watch = make()
     (alarm,) = train(watch, 1, replay_gap_max=0.01)
     assert alarm.describe().startswith("replay (iteration 1): log-ratio 0.01 before any update")
@@ -241,6 +241,15 @@ def test_diversity_of_pictures_and_texts_where_every_iteration_draws_alike():
             rung = train(watch, 5, 6, **{f"samples__{name}": value})
             assert [a.name for a in rung] == (["diversity"] if steady else [])
     assert train(make(), 5) + train(make(diversity=0.0), 5, 6, samples__diversity=0.0) == []
+
+
+def test_tools_that_the_model_stops_to_use():
+    watch = make()
+    train(watch, 5, talk__calls=0.4)
+    assert train(watch, 5, 6, talk__calls=0.2) == []
+    (rung,) = train(watch, 5, 11, talk__calls=0.05)
+    assert rung.name == "calls" and "0.4 -> 0.05" in rung.what and rung.iteration == 13
+    assert train(make(), 5, talk__calls=0.01) + train(make(), 9, 6, talk__calls=0.0) == []
 
 
 def test_the_first_and_the_latest_iterations_are_different_ones():
