@@ -70,13 +70,10 @@ def _plan(recipe: "Recipe", forward: float | None, earlier: Path | None) -> None
         raise UserError(f"--seconds-per-forward: {given}, accepted: a number > 0, or --time-from instead; give one")
     pace = measured_pace(earlier) if earlier is not None else None if forward is None else assumed_pace(recipe, forward)
     silence_before_import()
-    from flowrl.environments.building import build_environment
     from flowrl.planning.dry_run import describe
     from flowrl.planning.sizes.text import describe_sizes
     from flowrl.reading.inputs import overlap, planned_prompts
 
-    if recipe.environment is not None:
-        build_environment(recipe.environment)  # refuses tools that lack what they need
     train, heldout, missing = planned_prompts(recipe)
     if recipe.environment is not None:
         from flowrl.environments.building import MissingError, build_environment

@@ -98,6 +98,9 @@ def _beside(recipe: "Recipe", generation: "GenerationKeys") -> Iterator[RecipeEr
         if getattr(generation, name, None) is not None:
             problem = "given beside environment, which draws completions turn by turn"
             yield RecipeError(f"generation.{name}", problem, f"set generation.{name}=null")
+    if recipe.roles is not None:
+        problem = "given beside environment, but each of them says who answers whom"
+        yield RecipeError("roles", problem, "set roles=null, or environment=null")
     agent = recipe.environment is not None and recipe.environment.agent is not None
     for name, off in (("dtype", None), ("batch_invariant", agent and recipe.rollout.batch_invariant), ("engine", None)):
         if (value := getattr(recipe.rollout, name)) != off:

@@ -80,6 +80,7 @@ REFUSED = {
     "environment.faults": ["environment.faults=[Error]"],
     "environment.turns": ["environment.turns=0"],
     "generation.force": ["generation.force={text: so, left: 4}"],
+    "rollout.engine": ["rollout.engine={use: vllm, url: http://localhost:1}", "objective.correction={kind: tis}"],
     "rollout.dtype": ["rollout.dtype=bfloat16"],
 }
 
@@ -96,11 +97,15 @@ def test_a_denoiser_talks_to_nobody():
         load("quickstart", ["environment={tools: [calculator]}"])
 
 
-def test_the_plan_says_what_the_model_talks_to_and_refuses_what_is_lacking(capsys, monkeypatch: pytest.MonkeyPatch):
+def test_the_plan_says_what_the_model_talks_to_and_refuses_what_is_lacking(
+    capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     text = describe(load("tiny_lm_grpo", ["environment={tools: [calculator], turns: 3, tell: none}"]))
     assert "tools calculator; up to 3 turns of the model" in text
     lacking = "environment={use: talk_support.Lacking, turns: 3}"
-    code, _, error = call(capsys, monkeypatch, "run", "tiny_lm_grpo", lacking, "--dry-run")
+    code, out, _ = call(capsys, monkeypatch, "run", "tiny_lm_grpo", lacking, "--dry-run")
+    assert code == 0 and "no table: bring one" in next(line for line in out.splitlines() if line.startswith("missing"))
+    code, _, error = call(capsys, monkeypatch, "run", "tiny_lm_grpo", lacking, f"output={tmp_path}/out")
     assert code == 2 and "no table: bring one" in error and len(error.strip().splitlines()) == 1
 
 
