@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from flowrl.contracts import Progress, Rollout, Valued, View, Visit
 from flowrl.policies import adapters
 from flowrl.policies.language.decoding import whole_rows
+from flowrl.policies.language.features import kept_features
 from flowrl.policies.language.forwards import arguments_of, forward_arguments
 from flowrl.policies.language.inputs import Inputs
 from flowrl.policies.language.policy import Completions
@@ -73,4 +74,5 @@ class TokenValues:
         given |= arguments_of(self.model, attention, ids.shape[1], shown, known)
         if "logits_to_keep" in known:
             given["logits_to_keep"] = 1
-        return self.model(input_ids=ids, **given).hidden_states[-1][:, -width:]
+        with kept_features(self.model, () if shown is None else shown.pieces):
+            return self.model(input_ids=ids, **given).hidden_states[-1][:, -width:]

@@ -16,7 +16,7 @@ from flowrl.contracts import Progress
 from flowrl.policies.language.forwards import Beside, beside, following, forward, left_padded
 from flowrl.policies.language.heads import Head, states
 from flowrl.policies.language.inputs import Inputs
-from flowrl.policies.language.prefixes import Prefix, cache_of
+from flowrl.policies.language.prefixes import Prefix, cache_of, select
 from flowrl.policies.language.stopping import Stop
 from flowrl.untyped import LanguageModel
 from samplers.tokens import Generation, Logits, States, draw, penalised, token_entropy, token_logp, token_squares
@@ -44,7 +44,7 @@ class Reading:
     def keep(self, index: Tensor) -> None:
         """The same of what the next forward needs."""
         self.attention = self.attention[index]
-        self.cache.batch_select_indices(index)
+        select(self.cache, index)
         if self.positions is not None:
             self.positions = self.positions.index_select(-2, index)
 

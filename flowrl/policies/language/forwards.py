@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.language.inputs import TYPES, Inputs, tensors_of, types_of
+from flowrl.policies.language.features import kept_features
+from flowrl.policies.language.inputs import TYPES, Inputs, Piece, pieces_of, tensors_of, types_of
 from flowrl.policies.language.positions import positions_of
 from flowrl.untyped import LanguageModel
 
@@ -41,17 +42,20 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
 class Beside:
     """What goes into a model that reads pictures beside ids [R, N]: their positions [..., R, N], and other arguments.
 
-    then: the positions [..., R, 1] of the tokens that follow.
+    then: the positions [..., R, 1] of the tokens that follow. pieces: the media that the arguments hold, in order.
     """
 
     positions: Tensor
     then: Tensor
     arguments: Mapping[str, Tensor]
+    pieces: tuple[Piece, ...] = ()
 
     def last(self, number: int, read: Sequence[Inputs], device: torch.device, dtype: torch.dtype) -> "Beside":
         """Of the last `number` ids alone, of rows whose media `read` stand among them."""
         types = {name: value[:, -number:] for name, value in self.arguments.items() if name in TYPES}
-        return Beside(self.positions[..., -number:], self.then, types | tensors_of(read, device, dtype))
+        return Beside(
+            self.positions[..., -number:], self.then, types | tensors_of(read, device, dtype), pieces_of(read)
+        )
 
 
 def beside(
@@ -63,7 +67,7 @@ def beside(
     positions, then = positions_of(model, contexts, inputs, attention)
     arguments = tensors_of(inputs, model.device, model.dtype)
     arguments |= {name: types_of(inputs, name, attention) for name in TYPES}
-    return Beside(positions, then, arguments)
+    return Beside(positions, then, arguments, pieces_of(inputs))
 
 
 def following(model: LanguageModel, positions: Tensor) -> Beside:
@@ -103,4 +107,5 @@ def forward(
         arguments[cache_argument(model)] = cache
     if "logits_to_keep" in known:
         arguments["logits_to_keep"] = keep
-    return model(input_ids=ids, **arguments).logits[:, -keep:]
+    with kept_features(model, () if shown is None else shown.pieces):
+        return model(input_ids=ids, **arguments).logits[:, -keep:]

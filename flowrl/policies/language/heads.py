@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from flowrl.policies.language.features import kept_features
 from flowrl.policies.language.forwards import Beside, arguments_of, beside, forward, forward_arguments, left_padded
 from flowrl.policies.language.inputs import Inputs
 from flowrl.untyped import LanguageModel
@@ -23,7 +24,8 @@ def states(model: LanguageModel, ids: Tensor, attention: Tensor, keep: int, show
     base = model.base_model
     arguments: dict[str, object] = {"use_cache": False}
     arguments |= arguments_of(base, attention, ids.shape[1], shown, forward_arguments(base))
-    return base(input_ids=ids, **arguments).last_hidden_state[:, -keep:]
+    with kept_features(model, () if shown is None else shown.pieces):
+        return base(input_ids=ids, **arguments).last_hidden_state[:, -keep:]
 
 
 @torch.no_grad()

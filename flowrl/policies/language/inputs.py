@@ -1,9 +1,9 @@
 """What a processor makes of a row's pictures, videos and sounds, and how it goes into a model beside the row's ids.
 
 A row holds its media as tensors by the names of the model's arguments. Rows that go through a model together have
-theirs joined along the first dimension, row by row, smaller ones filled up with zeros in the others: the order in which
-transformers' models look for the features of their placeholders. `LanguagePolicy.prepare` proves that this gives each
-row what it gets alone.
+theirs joined along the dimension along which the processor joins those of several texts (mostly the first), row by row,
+smaller ones filled up with zeros in the others: the order in which transformers' models look for the features of their
+placeholders. `LanguagePolicy.prepare` proves that this gives each row what it gets alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,24 +22,33 @@ class Piece:
     """The media of one place in a row: a prompt's, or those of one observation.
 
     begin: how many ids of the row come before those that came with it; length: how many came with it, up to its last
-    placeholder. tensors: by name of the model's argument; types: int64 [length] by name, see TYPES.
+    placeholder. tensors: by name of the model's argument; types: int64 [length] by name, see TYPES. along: of a tensor,
+    the dimension along which those of several rows are joined, where it is not the first.
     """
 
     begin: int
     length: int
     tensors: Mapping[str, Tensor] = field(repr=False)
     types: Mapping[str, Tensor] = field(repr=False)
+    along: Mapping[str, int] = field(default_factory=dict, repr=False)
     digest: str = ""
 
     @classmethod
-    def of(cls, length: int, tensors: Mapping[str, Tensor], types: Mapping[str, Tensor]) -> "Piece":
+    def of(
+        cls,
+        length: int,
+        tensors: Mapping[str, Tensor],
+        types: Mapping[str, Tensor],
+        along: Mapping[str, int] | None = None,
+    ) -> "Piece":
         """A piece that begins with its row; its digest tells its tensors apart from others."""
         found = blake2b(digest_size=12)
         for name in sorted(tensors):
             value = tensors[name].contiguous()
             found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             found.update(value.view(torch.uint8).numpy().data if value.numel() else b"")
-        return cls(0, length, tensors, {name: value[:length] for name, value in types.items()}, found.hexdigest())
+        cut = {name: value[:length] for name, value in types.items()}
+        return cls(0, length, tensors, cut, dict(along or {}), found.hexdigest())
 
     @property
     def end(self) -> int:
@@ -73,14 +82,16 @@ class Inputs:
     def state(self) -> list[dict[str, Any]]:
         """What a checkpoint keeps of them."""
         return [
-            {"begin": p.begin, "length": p.length, "tensors": dict(p.tensors), "types": dict(p.types)}
+            {name: getattr(p, name) for name in ("begin", "length")}
+            | {name: dict(getattr(p, name)) for name in ("tensors", "types", "along")}
             for p in self.pieces
         ]
 
     @classmethod
     def of_state(cls, state: Sequence[Mapping[str, Any]]) -> "Inputs":
         """Those that a state was made of."""
-        made = [(Piece.of(saved["length"], saved["tensors"], saved["types"]), saved["begin"]) for saved in state]
+        names = ("length", "tensors", "types", "along")
+        made = [(Piece.of(*(saved[name] for name in names)), saved["begin"]) for saved in state]
         return cls(tuple(replace(piece, begin=begin) for piece, begin in made))
 
     def cut(self, number: int) -> "Inputs":
@@ -91,23 +102,29 @@ class Inputs:
 EMPTY = Inputs()
 
 
-def joined(values: Sequence[Tensor]) -> Tensor:
-    """Tensors of rows as one: along the first dimension, each filled up with zeros to the largest in the others."""
-    if len({value.shape[1:] for value in values}) == 1:
-        return torch.cat(list(values))
-    sizes = [max(value.shape[i] for value in values) for i in range(1, values[0].dim())]
+def joined(values: Sequence[Tensor], along: int = 0) -> Tensor:
+    """Tensors of rows as one: along one dimension, each filled up with zeros to the largest in the others."""
+    sizes = [max(value.shape[i] for value in values) for i in range(values[0].dim())]
     filled = []
     for value in values:
-        room = [n for i, size in reversed(list(enumerate(sizes, 1))) for n in (0, size - value.shape[i])]
-        filled.append(torch.nn.functional.pad(value, room))
-    return torch.cat(filled)
+        left = [0 if i == along else size - value.shape[i] for i, size in enumerate(sizes)]
+        filled.append(torch.nn.functional.pad(value, [n for size in reversed(left) for n in (0, size)]))
+    return torch.cat(filled, along)
+
+
+def pieces_of(rows: Sequence[Inputs]) -> tuple[Piece, ...]:
+    """The media of all rows, in order."""
+    return tuple(piece for row in rows for piece in row.pieces)
 
 
 def tensors_of(rows: Sequence[Inputs], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of all rows by name, those of floats in `dtype`; nothing for rows of text."""
-    pieces = [piece for row in rows for piece in row.pieces]
+    pieces = pieces_of(rows)
     names = dict.fromkeys(name for piece in pieces for name in piece.tensors)
-    made = {name: joined([p.tensors[name] for p in pieces if name in p.tensors]) for name in names}
+    made = {}
+    for name in names:
+        own = [piece for piece in pieces if name in piece.tensors]
+        made[name] = joined([piece.tensors[name] for piece in own], own[0].along.get(name, 0))
     return {name: v.to(device, dtype if v.is_floating_point() else None) for name, v in made.items()}
 
 

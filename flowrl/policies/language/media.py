@@ -4,10 +4,12 @@ In a text the marks <image>, <video> and <audio> say where each stands, in the o
 without marks all come before the text of the first message of the user, as in TRL.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from PIL import Image
@@ -19,6 +21,8 @@ from flowrl.policies.language.inputs import TYPES, Inputs, Piece
 from flowrl.untyped import Config, Processor
 
 ARGUMENTS = {"image": "images", "video": "videos", "audio": "audio"}  # of a processor, by kind of medium
+FAULTS = (ValueError, TypeError, IndexError, RuntimeError, KeyError, AttributeError)  # of a processor's own code
+_JOINS: WeakKeyDictionary[Processor, dict[tuple[str, ...], dict[str, int]]] = WeakKeyDictionary()
 _PLACEHOLDER = re.compile("(image|video|audio|vision|speech|media)_token_(id|index)")
 
 
@@ -69,8 +73,8 @@ def processed(
         if files:
             given[name] = files if kind == "audio" else [files]
     try:
-        found = dict(processor(**given))
-    except (ValueError, TypeError, IndexError, RuntimeError, KeyError) as error:
+        found = _asked(processor, given)
+    except FAULTS as error:
         reason = " ".join(str(error).split())[:200]
         raise PolicyError(
             f"{type(processor).__name__} refuses the prompt {text[:80]!r} with {_names(media)} ({reason}); give "
@@ -87,7 +91,41 @@ def processed(
     types = {name: found[name][0] for name in TYPES if name in found}
     rest = {k: v for k, v in found.items() if k not in (*TYPES, "input_ids", "attention_mask")}
     tensors = {name: value for name, value in rest.items() if isinstance(value, torch.Tensor)}
-    return ids, Inputs((Piece.of(places[-1] + 1, tensors, types),))
+    return ids, Inputs((Piece.of(places[-1] + 1, tensors, types, joins(processor, given, tensors)),))
+
+
+def joins(processor: Processor, given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """The dimension along which the processor joins the tensors of two texts, where it is not the first.
+
+    It is asked once for all that it gives under these names, with what it was given twice over.
+    """
+    known = _JOINS.setdefault(processor, {})
+    key = tuple(sorted(tensors))
+    if key not in known:
+        twice = {name: value * 2 if isinstance(value, list) else value for name, value in given.items()}
+        found: dict[str, Any] = {}
+        with contextlib.suppress(*FAULTS):
+            found = _asked(processor, twice)
+        known[key] = {}
+        for name, value in tensors.items():
+            size, pair = value.shape, getattr(found.get(name), "shape", ())
+            grown = [i for i, n in enumerate(size) if len(pair) == len(size) and pair[i] == 2 * n]
+            if grown and grown[0] > 0:
+                known[key][name] = grown[0]
+    return known[key]
+
+
+def _asked(processor: Processor, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a processor makes of one text; it takes pictures as lists, one for each text, or else all in one list."""
+    try:
+        return dict(processor(**given))
+    except FAULTS:
+        flat = {k: [one for text in v for one in text] for k, v in given.items() if k in ("images", "videos")}
+        if not flat:
+            raise
+        with contextlib.suppress(*FAULTS):
+            return dict(processor(**(given | flat)))
+        raise
 
 
 def _kind(one: str | Image.Image) -> str:
@@ -113,8 +151,9 @@ def placeholder_ids(*holders: Config) -> tuple[int, ...]:
     """The ids that stand for media, as a model's config and its processor name them, in rising order."""
     found: set[int] = set()
     for holder in holders:
-        values = holder.to_dict() if hasattr(holder, "to_dict") else vars(holder)
-        found |= set(_named(values))
+        found |= set(_named(vars(holder)))
+        if hasattr(holder, "to_dict"):  # of a config, whose parts are objects
+            found |= set(_named(holder.to_dict()))
     return tuple(sorted(found))
 
 

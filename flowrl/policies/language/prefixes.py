@@ -57,6 +57,17 @@ def cache_of(model: LanguageModel, prefixes: Sequence[Prefix | None]) -> tuple[D
     return cache, mask.to(model.device)
 
 
+def select(cache: DynamicCache, index: Tensor) -> None:
+    """Goes on with these rows of the cache, int64, some of them more than once.
+
+    Layers with recurrent states choose their rows as in a beam search: batch_select_indices is not theirs, or leaves
+    the states as they are.
+    """
+    for layer in cache.layers:
+        choose = layer.reorder_cache if hasattr(layer, "recurrent_states") else layer.batch_select_indices
+        choose(index)
+
+
 def _padded(part: Tensor | None, like: Tensor, width: int) -> Tensor:
     """One row of a cache [heads, width, size], zeros where it has no token."""
     if part is None:

@@ -51,7 +51,18 @@ def prove(policy: Provable, prompt: Prompt, plan: Generation) -> None:
         prompts = [prompt, _shorter(prompt, Path(folder))]
         if prompt.media:
             prompts.append(replace(prompts[1], id=f"{prompt.id} (third)", media=prompt.media))
-        rollout = _short_rollout(policy, prompts, plan)
+        try:
+            rollout = _short_rollout(policy, prompts, plan)
+        except PolicyError:
+            raise
+        except (ValueError, IndexError, RuntimeError, TypeError) as error:
+            if not prompt.media:
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise PolicyError(
+                f"{type(policy.model).__name__} cannot take what its processor makes of "
+                f"{', '.join(prompt.media)[:120]} ({reason}); give the processor that belongs to it, or another model"
+            ) from error
     again = _replayed(policy, rollout)
     gap = (again - rollout.rollout_logp).abs()[rollout.mask]
     exact = policy.model.dtype == torch.float32

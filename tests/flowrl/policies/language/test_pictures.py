@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import vision_support as vision
-from flowrl.contracts import Prompt
+from flowrl.contracts import Prompt, View
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.inputs import EMPTY, Inputs, Piece, joined
 from flowrl.policies.language.partial import Unfinished
@@ -132,3 +132,33 @@ def test_marks_that_are_not_as_many_as_pictures_are_refused(subject: LanguagePol
     wrong = replace(prompts[0], text="<image> and <image>?")
     with pytest.raises(PolicyError, match="has the mark <image> 2 times for 1 files"):
         subject.rollout([wrong], plan=PLAN, seed=0)
+
+
+def test_a_frozen_tower_sees_each_picture_once(prompts: list[Prompt], tmp_path: Path):
+    """In a rollout of groups, in its replay in any parts; whoever trains the tower has it see every row."""
+    subject = vision.policy(vision.folder(tmp_path, "qwen2_5_vl"))
+    subject.prepare(prompts[0], PLAN)
+    seen: list[int] = []
+    tower = subject.model.model.visual
+    tower.patch_embed.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    rollout = subject.rollout(prompts, group_size=4, plan=PLAN, seed=3)
+    whole = replayed(subject, rollout, [list(range(12))]).logp
+    parts = replayed(subject, rollout, [[i] for i in range(12)]).logp
+    patches = [p.tensors["pixel_values"].shape[0] for i in (0, 4) for p in rollout.replay.inputs[i].pieces]
+    assert sum(seen) == patches[1] and sum(patches) > sum(seen)  # that of the first prompt is known from the proof
+    mask = rollout.mask
+    torch.testing.assert_close(whole[mask], parts[mask], rtol=0, atol=1e-5)
+    again = vision.policy(tmp_path)
+    again.model.model.visual.requires_grad_(True)
+    other = again.rollout(prompts, group_size=4, plan=PLAN, seed=3)
+    assert torch.equal(other.replay.tokens, rollout.replay.tokens)
+    torch.testing.assert_close(other.rollout_logp[mask], rollout.rollout_logp[mask], rtol=0, atol=1e-5)
+    count: list[int] = []
+    again.model.model.visual.patch_embed.register_forward_hook(lambda _, given, __: count.append(len(given[0])))
+    look: list[Any] = []
+    again.look(other, torch.tensor([0, 1]), View(), look.append)
+    assert sum(count) == 2 * patches[0] and look[0].logp.requires_grad
+    with torch.no_grad():
+        tower.patch_embed.proj.weight.mul_(2)  # weights that are not what they were
+    changed = replayed(subject, rollout, [[0]]).logp
+    assert not torch.allclose(changed[mask[:1]], parts[:1][mask[:1]], atol=1e-4)

@@ -1,0 +1,267 @@
+"""Tiny random models of the types that transformers lists for pictures or sounds and text, by their config classes.
+
+Nothing here is about one family but the table OVERRIDES: sizes are made small by the names of their keys, ids of
+placeholders are those of a tokenizer that knows every token which the processors name.
+"""
+
+import inspect
+import re
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as tf
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers.models.auto import (
+    feature_extraction_auto,
+    image_processing_auto,
+    modeling_auto,
+    processing_auto,
+    video_processing_auto,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+WIDTH, HEADS, LAYERS, VOCABULARY = 64, 4, 2, 600
+SEEING: dict[str, str] = dict(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+HEARING = {k: v for k, v in modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.items() if k not in SEEING}
+
+# by the name of a key, in any part of a config
+SIZES: dict[str, Any] = {
+    "hidden_size|d_model|embed_dim|hidden_dim|model_dim|output_dim|n_embd|width": WIDTH,
+    ".*_hidden_size|projector_\\w+_dim|vision_output_dim|projection_dim": WIDTH,
+    "intermediate_size|ffn_dim|encoder_ffn_dim|decoder_ffn_dim|mlp_dim|n_inner|shared_expert_intermediate_size": 2
+    * WIDTH,
+    "moe_intermediate_size": WIDTH,
+    "num_hidden_layers|depth|num_layers|encoder_layers|decoder_layers|n_layers|n_layer|num_encoder_layers": LAYERS,
+    "num_attention_heads|num_heads|(en|de)coder_attention_heads|n_heads|n_head|attention_heads": HEADS,
+    "num_key_value_heads|num_kv_heads": 2,
+    "head_dim|attention_head_dim|global_head_dim": WIDTH // HEADS,
+    "num_experts|num_local_experts|n_routed_experts|moe_num_experts": 4,
+    "num_experts_per_tok|moe_k|top_k_experts|moe_topk": 2,
+    "n_group|topk_group": 1,
+    "vocab_size": VOCABULARY,
+}
+
+PROCESSORS = {
+    "fast_vlm": "LlavaProcessor",
+    "glm_ocr": "Glm46VProcessor",
+    "glmga": "Glm46VProcessor",
+    "mistral4": "PixtralProcessor",
+    "qwen2_5_omni_thinker": "Qwen2_5OmniProcessor",
+    "qwen3_omni_moe_thinker": "Qwen3OmniMoeProcessor",
+    "kosmos-2": "Kosmos2Processor",
+    "kosmos-2.5": "Kosmos2_5Processor",
+}
+FROM_CONFIG = ("patch_size", "spatial_merge_size", "image_seq_length")
+CLS = {"num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
+PROCESSOR_OPTIONS: dict[str, dict[str, Any]] = {
+    "llava": CLS,
+    "vipllava": CLS,
+    "llava_next": CLS,
+    "llava_next_video": CLS,
+    "video_llava": CLS,
+    "fast_vlm": {"patch_size": 64, "num_additional_image_tokens": 0, "vision_feature_select_strategy": "full"},
+    "gemma3": {"image_seq_length": 16},
+    "shieldgemma2": {"image_seq_length": 16},
+    "t5gemma2": {"image_seq_length": 16},
+    "idefics3": {"image_seq_len": 16},
+    "smolvlm": {"image_seq_len": 16},
+    "llava_onevision": {"num_image_tokens": 729, "vision_feature_select_strategy": "full"},
+}
+HEADS_ALIKE = {"text_config": {"num_key_value_heads": HEADS}}
+OVERRIDES: dict[str, dict[str, Any]] = {  # of the config, deep
+    "gemma3": {"mm_tokens_per_image": 16, "vision_config": {"image_size": 128, "patch_size": 16}},
+    "shieldgemma2": {"mm_tokens_per_image": 16, "vision_config": {"image_size": 128, "patch_size": 16}},
+    "t5gemma2": {"encoder": {"mm_tokens_per_image": 16, "vision_config": {"image_size": 128, "patch_size": 16}}},
+    "vipllava": {"vision_feature_layers": [-1, -2]},
+    "idefics3": {"scale_factor": 2, "vision_config": {"image_size": 56, "patch_size": 7}},
+    "smolvlm": {"scale_factor": 2, "vision_config": {"image_size": 56, "patch_size": 7}},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 7, "vision_end_token_id": 8},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 7, "vision_end_token_id": 8},
+    "gemma4": {"vision_config": {}},
+    "gemma4_unified": {"vision_config": {}},
+    "mistral_large4": HEADS_ALIKE,
+    "glm5_next": HEADS_ALIKE,
+    "dots3_note": HEADS_ALIKE,
+}
+
+
+def shrunk(values: dict[str, Any]) -> dict[str, Any]:
+    """A config's values with small sizes; lists with an entry for each layer are cut to those that are left."""
+    made = {}
+    layers = [v for k, v in values.items() if re.fullmatch("(num_)?(hidden_)?(n_)?layers?|depth", k) and _whole(v)]
+    for key, value in values.items():
+        small = next((size for names, size in SIZES.items() if re.fullmatch(names, str(key))), None)
+        if key == "per_layer_config":
+            made[key] = None
+        elif isinstance(value, dict) and not any(_whole(k) for k in value):
+            made[key] = shrunk(value)
+            if key in ("rope_parameters", "rope_scaling") and "rope_type" in value:
+                half = int(WIDTH // HEADS * (value.get("partial_rotary_factor") or 1)) // 2
+                made[key]["mrope_section"] = [
+                    half // 4,
+                    half - half // 4 - (half - half // 4) // 2,
+                    (half - half // 4) // 2,
+                ]
+        elif key in ("layer_types", "mlp_layer_types") and value is not None:
+            kinds = list(dict.fromkeys(value))
+            made[key] = (kinds * LAYERS)[:LAYERS] if len(kinds) > 1 else value[:LAYERS]
+        elif isinstance(value, list) and len(value) in layers and len(value) > LAYERS:
+            made[key] = [small if small is not None and _whole(v) else v for v in value[:LAYERS]]
+        elif key == "max_position_embeddings" and _whole(value):
+            made[key] = max(value, 8192)
+        elif small is not None and _whole(value):
+            made[key] = min(small, value) if key != "vocab_size" else small
+        else:
+            made[key] = value
+    return made
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The values with changes, those of parts within parts."""
+    made = dict(values)
+    for key, value in changes.items():
+        made[key] = changed(made.get(key) or {}, value) if isinstance(value, dict) else value
+    return made
+
+
+def config_of(name: str) -> Any:
+    """The tiny config of a type; what it fills in of itself is made small as well."""
+    kind, own = CONFIG_MAPPING[name], OVERRIDES.get(name, {})
+    first = kind.from_dict(changed(shrunk(kind().to_dict()), own))
+    return kind.from_dict(changed(shrunk(first.to_dict()), own))
+
+
+def code_of(kind: type) -> str:
+    """The source of the module of a processor."""
+    return Path(inspect.getfile(kind)).read_text()
+
+
+def tokenizer_of(kind: type) -> Any:
+    """A token a character, those that the code of a processor names, and those that it asks its tokenizer for."""
+    code = code_of(kind)
+    named = re.findall(r"""["'](<[^<>"'\s{}%]{1,40}>|\[[A-Z_]{2,20}\]|\|[A-Z_]{2,20}\|)["']""", code)
+    named += re.findall(r"""_token\b[^=\n]*= *["']([^"'\n ]{3,30})["']""", code)
+    asked = dict.fromkeys(re.findall(r"""tokenizer,? ?[."]+(\w+_token)\b""", code))
+    asked = {
+        name: f"<{name}>"
+        for name in asked
+        if name not in ("bos_token", "eos_token", "pad_token", "unk_token") and not name.startswith("add_")
+    }
+    extra = ["<image>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|AUDIO|>"]
+    special = list(dict.fromkeys(["<pad>", "<unk>", "<s>", "</s>", *extra, *named, *asked.values()]))
+    vocabulary = {token: i for i, token in enumerate([*special, *string.printable[:95], "\n"])}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    raw.decoder = decoders.Fuse()
+    raw.add_special_tokens([AddedToken(token, special=True) for token in special])
+    made = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return tf.PreTrainedTokenizerFast(
+        tokenizer_object=raw, clean_up_tokenization_spaces=False, extra_special_tokens=asked, **made
+    )
+
+
+def found_in(values: Any, name: str) -> Any:
+    """The first value of that name in a config or its parts; None where it has none."""
+    if not isinstance(values, dict):
+        return None
+    if values.get(name) is not None:
+        return values[name]
+    return next((v for v in (found_in(part, name) for part in values.values()) if v is not None), None)
+
+
+def processor_of(name: str, config: Any) -> Any:
+    """The processor of a type with its default parts over a tiny tokenizer."""
+    kind = getattr(tf, PROCESSORS.get(name) or processing_auto.PROCESSOR_MAPPING_NAMES[name])
+    values, options = config.to_dict(), {}
+    for part, parameter in inspect.signature(kind.__init__).parameters.items():
+        if part == "tokenizer" or part.endswith("_tokenizer"):
+            options[part] = tokenizer_of(kind)
+        elif part in PARTS:
+            options[part] = part_of(name, part, kind, values)
+        elif (parameter.default in (None, inspect.Parameter.empty) or part in FROM_CONFIG) and (
+            value := found_in(values, part)
+        ) is not None:
+            options[part] = value
+    options |= PROCESSOR_OPTIONS.get(name, {})
+    return kind(**{k: v for k, v in options.items() if v is not None})
+
+
+PARTS = {
+    "image_processor": image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES,
+    "video_processor": video_processing_auto.VIDEO_PROCESSOR_MAPPING_NAMES,
+    "feature_extractor": feature_extraction_auto.FEATURE_EXTRACTOR_MAPPING_NAMES,
+    "audio_processor": feature_extraction_auto.FEATURE_EXTRACTOR_MAPPING_NAMES,
+}
+
+
+def part_of(name: str, part: str, kind: type, values: dict[str, Any]) -> Any:
+    """A default image or video processor, or feature extractor, of a type, or of another with the same processor."""
+    alike = [n for n, other in processing_auto.PROCESSOR_MAPPING_NAMES.items() if other == kind.__name__]
+    known = next((found for n in (name, *alike) if (found := PARTS[part].get(n))), None)
+    if known is None:
+        return None
+    if isinstance(known, dict):
+        known = known.get("torchvision") or known["pil"]
+    made = getattr(tf, known)()
+    vision = values.get("vision_config") or values.get("thinker_config", {}).get("vision_config") or {}
+    for own, theirs in (
+        ("patch_size", "patch_size"),
+        ("merge_size", "spatial_merge_size"),
+        ("temporal_patch_size",) * 2,
+    ):
+        if _whole(getattr(made, own, None)) and _whole(vision.get(theirs)):
+            setattr(made, own, vision[theirs])
+    for attribute, value in (("max_patches", 1), ("crop_to_patches", False), ("max_num_tiles", 1)):
+        if getattr(made, attribute, None) is not None:
+            setattr(made, attribute, value)
+    side = vision.get("image_size")
+    side = side[0] if isinstance(side, list | tuple) else side
+    for attribute in ("size", "crop_size") if _whole(side) else ():
+        now = getattr(made, attribute, None)
+        if now is not None and (now.get("height") or now.get("shortest_edge")) and not now.get("longest_edge"):
+            setattr(made, attribute, type(now)(**{k: side for k, v in dict(now).items() if v}))
+    if _whole(side) and getattr(made, "max_image_size", None):
+        made.max_image_size, made.size = {"longest_edge": side}, {"longest_edge": 2 * side}
+    return made
+
+
+def with_tokens(values: dict[str, Any], processor: Any) -> dict[str, Any]:
+    """A config's values with the ids of tokens as the processor has them."""
+    tokenizer = processor.tokenizer
+    made = {}
+    for key, value in values.items():
+        atom = tokenizer.convert_tokens_to_ids("<IMG_ATOM>")  # of Ovis2, whose processor names another
+        name = re.fullmatch(r"(\w+?)_(?:token_)?(?:id|index)", str(key))
+        if isinstance(value, dict):
+            made[key] = with_tokens(value, processor)
+        elif str(key) in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            made[key] = {"b": 2, "e": 3, "p": 0}[key[0]]
+        elif name and "token" in str(key) and isinstance(value, int) and not isinstance(value, bool):
+            token = getattr(processor, f"{name[1]}_token", None)
+            own = getattr(processor, f"{name[1]}_token_id", None)
+            if own is None and isinstance(token, str):
+                own = tokenizer.convert_tokens_to_ids(token)
+            if key == "image_token_id" and atom not in (None, tokenizer.unk_token_id):
+                own = atom
+            made[key] = own if isinstance(own, int) else min(value, VOCABULARY - 1)
+        else:
+            made[key] = value
+    return made
+
+
+def family(name: str) -> tuple[Any, Any]:
+    """(random model, processor) of a type, that fit each other."""
+    config = config_of(name)
+    processor = processor_of(name, config)
+    values = with_tokens(config.to_dict(), processor)
+    config = type(config).from_dict(values)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model = getattr(tf, {**SEEING, **HEARING}[name])(config).float().eval()
+    return model, processor
