@@ -40,6 +40,7 @@ from flowrl.recipe.sections import Own, keys
 from flowrl.scoring.gates import counted_rewards
 from flowrl.scoring.scorer import Scorer
 from flowrl.scoring.scorer import load as load_rewards
+from flowrl.scoring.truths import check_truths
 from flowrl.watch.rules import OwnRule
 from flowrl.watch.watchdog import Watchdog, WatchSettings
 
@@ -57,7 +58,13 @@ class Inputs:
 def read_inputs(recipe: Recipe) -> Inputs:
     """Reads prompts and rewards. Raises UserError if a file or a reward is invalid."""
     train, heldout = read_prompts(recipe, online=True)
-    return Inputs(train, heldout, build_scorer(recipe), phase_prompts(recipe, train, online=True))
+    scorer, by_phase = build_scorer(recipe), phase_prompts(recipe, train, online=True)
+    if kind_of(recipe).texts:
+        for part, prompts in zip(recipe.parts(), by_phase, strict=True):
+            if part.train.source == "rollouts":
+                check_truths(scorer, prompts, part.prompts.train)
+        check_truths(scorer, heldout, recipe.prompts.heldout)
+    return Inputs(train, heldout, scorer, by_phase)
 
 
 def build_scorer(recipe: Recipe) -> Scorer:

@@ -9,7 +9,7 @@ import re
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Prompt, Samples
+from flowrl.contracts import NoTruth, Prompt, Samples
 from reward_models.parts.texts import ANSWER, texts_of, truth
 
 LETTERS = "ABCDEFGHIJ"  # options that a question may have
@@ -66,5 +66,5 @@ def _truth(prompt: Prompt, key: str) -> str:
     inside = ANSWER.search(wanted)
     found = re.match(rf"\(?([{LETTERS}])\s*(?:[.,:;)]|\Z)", (inside[1] if inside else wanted).strip().upper())
     if found is None:
-        raise ValueError(f"prompt {prompt.text!r}: {key}={wanted!r} is no option; accepted is a letter, {LETTERS}")
+        raise NoTruth(f"prompt {prompt.text!r}: {key}={wanted!r} is no option; accepted is a letter, {LETTERS}")
     return found[1]

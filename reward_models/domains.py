@@ -70,8 +70,8 @@ def text_similarity(
         raise ValueError(f"text_similarity: part={part!r}; accepted: {', '.join(PARTS)}")
     scores = []
     for text, prompt in zip(texts_of(samples, "text_similarity"), samples.prompts, strict=True):
-        said = PARTS[part](text)
-        scores.append(0.0 if said is None else similarity(said, _plain(truth(prompt, key)), case=case, spaces=spaces))
+        said, wanted = PARTS[part](text), _plain(truth(prompt, key))
+        scores.append(0.0 if said is None else similarity(said, wanted, case=case, spaces=spaces))
     return torch.tensor(scores, dtype=torch.float32)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Prompt, Samples
+from flowrl.contracts import NoTruth, Prompt, Samples
 from flowrl.untyped import JSON
 from reward_models.parts.judge import judging
 from reward_models.parts.judge.asking import AsksServer, messages, scatter
@@ -49,6 +49,11 @@ class radiology_reasoning(AsksServer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.system = judging.TEXT_GUARD if self.guard else None
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raises NoTruth where the prompt's meta lacks its findings or the report."""
+        _listed(prompt, self.findings)
+        truth_of_any_kind(prompt, self.report)
 
     def __call__(self, samples: Samples) -> Tensor:
         """float32 [B]."""
@@ -105,5 +110,5 @@ def _form() -> dict[str, JSON]:
 def _listed(prompt: Prompt, key: str) -> list[str]:
     listed = truth_of_any_kind(prompt, key)
     if not isinstance(listed, list) or not listed or not all(isinstance(finding, str) for finding in listed):
-        raise ValueError(f"prompt {prompt.text!r}: {key}={listed!r:.80} in its meta; accepted is a list of texts")
+        raise NoTruth(f"prompt {prompt.text!r}: {key}={listed!r:.80} in its meta; accepted is a list of texts")
     return listed

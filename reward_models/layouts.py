@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Prompt, Samples
+from flowrl.contracts import NoTruth, Prompt, Samples
 from reward_models.parts.texts import ANSWER, THINK_ANSWER, texts_of, truth_of_any_kind
 
 TOUCH = 1e-3  # metres by which bodies may overlap
@@ -65,7 +65,9 @@ def layout_misplaced(samples: Samples, *, key: str = "objects", room: str = "roo
     scores = []
     for text, prompt in zip(texts_of(samples, "layout_misplaced"), samples.prompts, strict=True):
         bodies, placed = _bodies(prompt, key), _placed(text, prompt, key)
-        wrong = [not _is_in(placed[body["id"]], _ranges(body, prompt, room)) for body in bodies] if placed else []
+        ranges = [_ranges(body, prompt, room) for body in bodies]
+        pairs = zip(bodies, ranges, strict=True)
+        wrong = [not _is_in(placed[body["id"]], places) for body, places in pairs] if placed else []
         scores.append(sum(wrong) / len(wrong) if wrong else 0.0)
     return torch.tensor(scores, dtype=torch.float32)
 
@@ -111,7 +113,7 @@ def _ranges(body: Body, prompt: Prompt, room: str) -> list[Sequence[float]]:
         return body["places"]
     sides = truth_of_any_kind(prompt, room)
     if not isinstance(sides, list | tuple) or len(sides) != 3 or not all(map(_is_number, sides)):
-        raise ValueError(f"prompt {prompt.text!r}: {room}={sides!r} in its meta; accepted are three numbers")
+        raise NoTruth(f"prompt {prompt.text!r}: {room}={sides!r} in its meta; accepted are three numbers")
     halves = [side / 2 for side in _sides(body)]
     return [[edge for half, side in zip(halves, sides, strict=True) for edge in (half, side - half)]]
 
@@ -124,7 +126,7 @@ def _is_in(point: Point, ranges: Sequence[Sequence[float]]) -> bool:
 def _bodies(prompt: Prompt, key: str) -> list[Body]:
     listed = truth_of_any_kind(prompt, key)
     if not isinstance(listed, list) or not listed or not all(map(_is_body, listed)):
-        raise ValueError(
+        raise NoTruth(
             f"prompt {prompt.text!r}: {key}={listed!r:.80} in its meta; accepted is a list of "
             '{"id": ..., "size": [length, width, height]}'
         )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Prompt, Samples
+from flowrl.contracts import NoTruth, Prompt, Samples
 from reward_models.parts.texts import ANSWER, texts_of, truth_of_any_kind
 
 NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
@@ -75,9 +75,7 @@ def _box(prompt: Prompt, key: str) -> list[float]:
     if isinstance(value, dict) and {"x1", "y1", "x2", "y2"} <= value.keys():
         value = [value[name] for name in ("x1", "y1", "x2", "y2")]
     if not isinstance(value, list | tuple) or len(value) != 4 or not all(map(_is_number, value)):
-        raise ValueError(
-            f"prompt {prompt.text!r}: {key}={value!r} in its meta; accepted are four numbers x1, y1, x2, y2"
-        )
+        raise NoTruth(f"prompt {prompt.text!r}: {key}={value!r} in its meta; accepted are four numbers x1, y1, x2, y2")
     return [float(v) for v in value]
 
 

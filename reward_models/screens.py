@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Samples
+from flowrl.contracts import NoTruth, Samples
 from reward_models.parts.texts import ANSWER, THINK_ANSWER, texts_of, truth_of_any_kind
 
 NEAR = 140  # pixels from a point that GUI-R1 takes for a hit
@@ -35,7 +35,7 @@ def screen_coordinate(samples: Samples, *, key: str = "box", scale: str = "scale
     for said, prompt in zip(_answers(samples, "screen_coordinate"), samples.prompts, strict=True):
         box, point = _numbers(truth_of_any_kind(prompt, key), 4), _numbers(said.get("coordinate"), 2)
         if box is None:
-            raise ValueError(f"prompt {prompt.text!r} has no {key!r} of four numbers in its meta")
+            raise NoTruth(f"prompt {prompt.text!r} has no {key!r} of four numbers in its meta")
         factor = _numbers(prompt.meta.get(scale), 2) or [1.0, 1.0]
         x, y = (int(p * f) for p, f in zip(point, factor, strict=True)) if point else (-1, -1)
         scores.append(float(point is not None and box[0] <= x <= box[2] and box[1] <= y <= box[3]))
@@ -65,9 +65,10 @@ def screen_step(samples: Samples, *, action: str = "action", box: str = "gt_bbox
     scores = []
     for said, prompt in zip(_answers(samples, "screen_step"), samples.prompts, strict=True):
         wanted = str(truth_of_any_kind(prompt, action)).lower()
+        place = truth_of_any_kind(prompt, box) if wanted == "click" else None
         right = str(said.get("action", "")).lower() == wanted
         if right and wanted == "click":
-            right = _hits(_numbers(said.get("point"), 2), truth_of_any_kind(prompt, box))
+            right = _hits(_numbers(said.get("point"), 2), place)
         elif right and wanted in TEXTUAL:
             right = _overlap(str(said.get("input_text", "")), str(prompt.meta.get(text, ""))) >= 0.5
         scores.append(float(right))

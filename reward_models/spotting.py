@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Prompt, Samples
+from flowrl.contracts import NoTruth, Prompt, Samples
 from reward_models.domains import similarity
 from reward_models.parts.texts import texts_of, truth_of_any_kind
 
@@ -74,7 +74,7 @@ def _partners(named: Sequence[Line], wanted: Sequence[Line], least: float) -> li
 def _lines(prompt: Prompt, key: str) -> list[Line]:
     listed = truth_of_any_kind(prompt, key)
     if not isinstance(listed, list) or not all(_is_line(entry) for entry in listed):
-        raise ValueError(
+        raise NoTruth(
             f"prompt {prompt.text!r}: {key}={listed!r:.80} in its meta; accepted is a list of "
             '{"text": ..., "box": [x1, y1, x2, y2]}'
         )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Samples
+from flowrl.contracts import NoTruth, Samples
 from reward_models.parts.texts import texts_of
 
 SECTIONS = ("### Image Description:", "### Rationales:", "### Step 1:", "### The final answer is:")
@@ -26,7 +26,7 @@ def key_steps(samples: Samples, *, key: str = "key_steps") -> Tensor:
     for text, prompt in zip(texts_of(samples, "key_steps"), samples.prompts, strict=True):
         wanted = prompt.meta.get(key)
         if not isinstance(wanted, Sequence) or isinstance(wanted, str):
-            raise ValueError(f"prompt {prompt.text!r} has no list {key!r} in its meta: add it, or set key")
+            raise NoTruth(f"prompt {prompt.text!r} has no list {key!r} in its meta: add it, or set key")
         steps = "\n".join(step for _, step in _steps(text)).casefold()
         met = [any(str(word).casefold() in steps for word in _alternatives(entry)) for entry in wanted]
         scores.append(sum(met) / len(met) if met else 0.0)

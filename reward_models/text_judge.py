@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Message, Prompt, Samples
+from flowrl.contracts import Message, NoTruth, Prompt, Samples
 from flowrl.untyped import JSON, Network, Tokenizer
 from reward_models.parts.assets import shipped_path
 from reward_models.parts.checkpoints import load_pretrained
@@ -70,12 +70,16 @@ class Reading:
         inside = thought.partition("<think>")[2] if self.part == "thought" else after
         return inside.strip() or None if mark else None
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raises NoTruth where the prompt's meta lacks the truth that the judge is to be told."""
+        if self.key is not None and self.key not in prompt.meta:
+            raise NoTruth(f"{self.reward}: prompt {prompt.text!r} has no {self.key!r} in its meta: add it")
+
     def asked(self, prompt: Prompt, said: str) -> str:
-        """The question about what was said. Raises ValueError where the prompt's meta lacks the truth."""
+        """The question about what was said. Raises NoTruth as check_prompt does."""
+        self.check_prompt(prompt)
         values = {"prompt": prompt.text, "answer": said}
         if self.key is not None:
-            if self.key not in prompt.meta:
-                raise ValueError(f"{self.reward}: prompt {prompt.text!r} has no {self.key!r} in its meta: add it")
             values["truth"] = str(prompt.meta[self.key])
         return re.sub(r"\{(\w+)\}", lambda match: judging.quote(values[match[1]]), self.template)
 
@@ -110,6 +114,10 @@ class text_judge(Model):
         self.last_only = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         self.yes, self.no = word_tokens(self.tokenizer, name, fold=fold)
         self.freeze()
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raises NoTruth where the prompt's meta lacks the truth that the judge is to be told."""
+        self.reading.check_prompt(prompt)
 
     @torch.no_grad()
     def __call__(self, samples: Samples) -> Tensor:
@@ -147,6 +155,10 @@ class server_text_judge(AsksServer):
         self.reading = Reading(type(self).__name__, self.part, self.question, self.key)
         super().__post_init__()
         self.system = judging.TEXT_GUARD if self.guard else None
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raises NoTruth where the prompt's meta lacks the truth that the judge is to be told."""
+        self.reading.check_prompt(prompt)
 
     def __call__(self, samples: Samples) -> Tensor:
         """The judge's score of each completion, float32 [B] in [0, 1]; NaN if it gave none."""

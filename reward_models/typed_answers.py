@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Prompt, Samples
+from flowrl.contracts import NoTruth, Prompt, Samples
 from reward_models.parts.extras import require_package
 from reward_models.parts.texts import ANSWER, texts_of, truth
 
@@ -52,7 +52,7 @@ def word_error_rate(said: Sequence[str], wanted: Sequence[str]) -> float:
 def _rule(prompt: Prompt, key: str) -> Callable[[str, str], float]:
     named = prompt.meta.get(key)
     if named not in RULES:
-        raise ValueError(f"prompt {prompt.text!r}: {key}={named!r} in its meta; accepted: {', '.join(RULES)}")
+        raise NoTruth(f"prompt {prompt.text!r}: {key}={named!r} in its meta; accepted: {', '.join(RULES)}")
     return RULES[named]
 
 

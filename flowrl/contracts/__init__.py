@@ -42,7 +42,7 @@ from flowrl.contracts.looks import (
     Weights,
 )
 from flowrl.contracts.objectives import Batch, Need, Objective, Together
-from flowrl.contracts.samples import Credit, Message, Prompt, Reward, Rollout, Samples, Steps, StepScores
+from flowrl.contracts.samples import Credit, Message, NoTruth, Prompt, Reward, Rollout, Samples, Steps, StepScores
 
 __all__ = [
     "ENDS",
@@ -61,6 +61,7 @@ __all__ = [
     "LogProbs",
     "Looks",
     "Need",
+    "NoTruth",
     "Objective",
     "PlanT",
     "Policy",

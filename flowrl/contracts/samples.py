@@ -137,6 +137,13 @@ class Rollout:
     roles: Tensor | None = None
 
 
+class NoTruth(ValueError):
+    """A prompt lacks what a reward has to know of it; the text says what, and what is accepted.
+
+    Rewards of texts raise it also for a text that is empty, so that a data set is refused before weights are loaded.
+    """
+
+
 @dataclass(frozen=True)
 class StepScores:
     """What a process reward gives in place of [B]: of each sample the steps of its text, and what each is worth.

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from flowrl.contracts import Prompt, Samples
+from flowrl.contracts import NoTruth, Prompt, Samples
 
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
@@ -24,18 +24,14 @@ def truth(prompt: Prompt, key: str = "answer") -> str:
     """
     value = prompt.meta.get(key)
     if not isinstance(value, str | int | float) or isinstance(value, bool) or not str(value).strip():
-        raise ValueError(
-            f"prompt {prompt.text!r} has no {key!r}, only {_held(prompt)}: add it to the prompt file, {OR}"
-        )
+        raise NoTruth(f"prompt {prompt.text!r} has no {key!r}, only {_held(prompt)}: add it to the prompt file, {OR}")
     return str(value).rpartition("####")[2].strip()
 
 
 def truth_of_any_kind(prompt: Prompt, key: str) -> Any:
     """What a prompt's meta holds under a key. Raises ValueError if that is nothing."""
     if key not in prompt.meta:
-        raise ValueError(
-            f"prompt {prompt.text!r} has no {key!r}, only {_held(prompt)}: add it to the prompt file, {OR}"
-        )
+        raise NoTruth(f"prompt {prompt.text!r} has no {key!r}, only {_held(prompt)}: add it to the prompt file, {OR}")
     return prompt.meta[key]
 
 
