@@ -117,6 +117,8 @@ class Rollout:
     what each reward gave to the sample that the model holds for likeliest for the same prompt, where advantages ask.
     value, returns float32 [R, K]: what a critic expects before each decision, and what it is fitted to, where there is
     one (core/values.py); returns are NaN in rows that could not be scored.
+    counts int64 [R]: how often each row counts in the loss, where rows were drawn anew from what was sampled (None:
+    once).
     roles int64 [R]: of several, which one a row belongs to; each has weights of its own, and a loss that is a mean over
     its rows. None: there is one.
     old_logp float32 [R, K]: log-probs under the weights that train, before the first update, once core/backward.py has
@@ -135,6 +137,7 @@ class Rollout:
     returns: Tensor | None = None
     old_logp: Tensor | None = None
     roles: Tensor | None = None
+    counts: Tensor | None = None
 
 
 class NoTruth(ValueError):

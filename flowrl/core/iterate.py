@@ -57,6 +57,7 @@ def iterate(
     budget: Budget | None = None,
     explore: Explore | None = None,
     critic: Critic | None = None,
+    resample: Callable[[Rollout, Tensor, dict[str, Tensor]], tuple[Rollout, Tensor]] | None = None,
     terms: Callable[[Rollout, dict[str, Tensor], Tensor], Sequence[Term]] | None = None,
 ) -> Iteration:
     """Draws, scores and learns once from `settings.group` samples of each prompt.
@@ -70,6 +71,7 @@ def iterate(
     baseline_plan: draws a further sample of each prompt; explore: draws the samples in another way; see `LocalEngine`.
     budget: gives hard prompts more samples, which take the numbers of noise behind those of their group. critic: gives
     the values that advantages read, and is fitted to the returns; in its first `warmup` iterations it alone learns.
+    resample: gives the rollout as its rows are drawn anew, with their advantages, before anything learns from them.
     terms: of the rollout that is trained, its rewards and advantages, gives what is added to the objective.
     Metrics named time_* are seconds; all others repeat under the same seed, and are of all that was drawn.
     """
@@ -103,11 +105,14 @@ def iterate(
         draw, behind = engine.draw, first + settings.group
         whole, joined = topped_up(whole, budget, prompts, lambda p, more: draw(p, behind, more), advantage)
         used, looks = whole, JoinedPolicy(policy) if joined else policy
-    if settings.refill:
+    if settings.refill or settings.most is not None:
         whole = whole_draw(draws, advantage, ended)
         if kept_groups(draws, ended):
-            looks, used = JoinedPolicy(policy), kept_draw(draws, advantage, ended)
+            looks, used = JoinedPolicy(policy), kept_draw(draws, advantage, ended, settings.most)
     rollout, adv, metrics = used.rollout, used.adv, whole.metrics
+    if resample is not None:
+        rollout, adv = resample(rollout, adv, used.rewards)
+        metrics |= {"resampled": float(rollout.mask.any(1).float().mean())}
     if critic is not None:
         values = critic.looks if looks is policy else JoinedPolicy(critic.looks)
         with clock.phase("train"):

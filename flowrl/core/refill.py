@@ -31,10 +31,17 @@ def whole_draw(draws: Sequence[Draw], advantage: Advantage, ended: bool = False)
     return replace(whole, metrics=whole.metrics | counts | means)
 
 
-def kept_draw(draws: Sequence[Draw], advantage: Advantage, ended: bool = False) -> Draw:
-    """The kept rows of the draws as one for `JoinedPolicy`, with their advantages among each other."""
-    kept = [(draw, draw.kept_prompts(ended)) for draw in draws]
-    return _draw_of([(draw, prompts) for draw, prompts in kept if len(prompts)], advantage)
+def kept_draw(draws: Sequence[Draw], advantage: Advantage, ended: bool = False, most: int | None = None) -> Draw:
+    """The kept rows of the draws as one for `JoinedPolicy`, with their advantages among each other.
+
+    most: of so many groups, the first (None: all).
+    """
+    parts, room = [], kept_groups(draws, ended) if most is None else most
+    for draw in draws:
+        kept = draw.kept_prompts(ended)[:room]
+        room -= len(kept)
+        parts += [(draw, kept)] if len(kept) else []
+    return _draw_of(parts, advantage)
 
 
 def _draw_of(parts: Sequence[tuple[Draw, Tensor]], advantage: Advantage) -> Draw:

@@ -2,10 +2,14 @@
 
 import heapq
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from flowrl.contracts import Rollout
+from flowrl.core.selection import without_rows
 
 RESAMPLINGS = ("pow", "max_min", "max_random")
 
@@ -27,6 +31,31 @@ def resampling_weights(scores: Tensor, kind: str = "pow", power: float = 2.0) ->
     else:
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(RESAMPLINGS)}")
     return weight + 1e-8
+
+
+def drawn_counts(weights: Tensor, number: int, generator: torch.Generator) -> Tensor:
+    """How often each of B comes among so many draws with replacement, by these weights [B]: int64 [B]."""
+    chosen = torch.multinomial(weights.double(), number, replacement=True, generator=generator)
+    return torch.bincount(chosen, minlength=len(weights))
+
+
+def resampled(
+    rollout: Rollout, adv: Tensor, scores: Tensor, kind: str, power: float, generator: torch.Generator
+) -> tuple[Rollout, Tensor]:
+    """The rollout with as many rows as can be scored drawn anew from these, and their advantages, 0 for the others.
+
+    scores [R], NaN where there is none. It has `counts`; rows that are not drawn are masked.
+    Raises ValueError where rows are not samples.
+    """
+    if rollout.credit is not None:
+        raise ValueError("only rows that are samples can be drawn anew: set train.resample=null")
+    known = ~scores.isnan().cpu()
+    counts = torch.zeros(len(known), dtype=torch.int64)
+    if known.any():
+        weights = resampling_weights(scores.cpu()[known], kind, power)
+        counts[known] = drawn_counts(weights, int(known.sum()), generator)
+    rollout, adv = without_rows(rollout, adv, counts == 0)
+    return replace(rollout, counts=counts), adv
 
 
 def best_kept(scores: Sequence[float], size: int) -> list[int]:
@@ -57,12 +86,13 @@ def draw_shares(values: Tensor) -> Tensor:
 class SampleStore:
     """Samples with an advantage, of the last iterations, drawn in proportion to its magnitude or all alike.
 
-    size: at most so many; the newest stay. age: how many iterations back they may come from. by: advantage (Skywork
+    size: at most so many; of more, the newest stay, or those of the largest magnitude (keep: largest; TRL's replay
+    buffer). age: how many iterations back they may come from. by: advantage (Skywork
     R1V2) or uniform. It is part of a run's checkpoint; a draw depends on what is held, the seed and the iteration.
     """
 
-    def __init__(self, size: int, age: int, by: str = "advantage"):
-        self.size, self.age, self.by = size, age, by
+    def __init__(self, size: int, age: int, by: str = "advantage", keep: str = "newest"):
+        self.size, self.age, self.by, self.keep = size, age, by, keep
         self.held: list[dict[str, Any]] = []
 
     def add(self, samples: Sequence[Mapping[str, Any]], adv: Tensor, iteration: int) -> None:
@@ -70,7 +100,10 @@ class SampleStore:
         for sample, value in zip(samples, adv.tolist(), strict=True):
             if value:
                 self.held.append({**sample, "adv": value, "at": iteration})
-        self.held = [sample for sample in self.held if iteration - sample["at"] < self.age][-self.size :]
+        held = [sample for sample in self.held if iteration - sample["at"] < self.age]
+        if self.keep == "largest":
+            held = [held[i] for i in best_kept([abs(sample["adv"]) for sample in held], self.size)]
+        self.held = held[-self.size :]
 
     def draw(self, number: int, seed: int, iteration: int) -> list[dict[str, Any]]:
         """So many different samples, or all that are held."""

@@ -37,8 +37,8 @@ class Settings:
     copy of the weights draws the samples. share: of the prompts, whose groups begin with the samples that they come
     with (None: there are none, or nothing is drawn). pool: prompts beside each other that are compared as one.
     kl_in_reward: whether the rewards of decisions contain a divergence from the reference, which is then looked up
-    before there are advantages. iteration: how many were done before. coef: of the
-    objective, where terms stand beside it.
+    before there are advantages. most: of the groups that have an advantage, the first so many are trained (None: what
+    was drawn). iteration: how many were done before. coef: of the objective, where terms stand beside it.
     """
 
     group: int
@@ -58,6 +58,7 @@ class Settings:
     share: float | None = None
     pool: int = 1
     kl_in_reward: bool = False
+    most: int | None = None
     iteration: int = 0
     coef: float = 1.0
 
@@ -167,7 +168,8 @@ def _step_loss(
     """The loss of the rows `block`, of which `used` have anything to say; adv: with step weights."""
     loss_weights = torch.zeros_like(rollout.rollout_logp)
     for rows in _by_role(rollout, block):
-        loss_weights[rows] = objective.weights(rollout.mask[rows]).to(loss_weights)
+        drawn = rows if rollout.counts is None else rows.repeat_interleave(rollout.counts[rows])
+        loss_weights.index_add_(0, drawn, objective.weights(rollout.mask[drawn]).to(loss_weights))
     share = torch.zeros_like(rollout.rollout_logp)
     share[used] = weights(rollout.mask[used]).to(share)
     return StepLoss(rollout, adv, objective, loss_weights, share, together, learner.unmoved, reward_of)

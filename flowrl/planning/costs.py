@@ -71,7 +71,7 @@ def arithmetic(recipe: Recipe, iteration: int = 0) -> Arithmetic:
 def rows_at_once(recipe: Recipe, rows_per_prompt: int) -> int:
     """The largest number of rows in one call of a rollout: whole prompts, or a part of one."""
     train = recipe.train
-    limit = train.rollout_batch or train.prompts * rows_per_prompt
+    limit = train.rollout_batch or train.drawn * rows_per_prompt
     if limit < rows_per_prompt:
         return limit
-    return min(limit // rows_per_prompt, train.prompts) * rows_per_prompt
+    return min(limit // rows_per_prompt, train.drawn) * rows_per_prompt

@@ -62,19 +62,19 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
     if recipe.objective.loss is not None:
         return _noised(recipe, iteration)
     tree = walks.walk(recipe, iteration).tree(train.group)
-    rows = train.prompts * len(tree.rows)
+    rows = train.drawn * len(tree.rows)
     per_update = rows // train.updates
     by_step = train.update_by == "steps"
-    one_pass = replay_forwards(tree, train.prompts, train.updates, train.micro_batch, by_step=by_step)
-    reference = replay_forwards(tree, train.prompts, 1, train.micro_batch)
+    one_pass = replay_forwards(tree, train.drawn, train.updates, train.micro_batch, by_step=by_step)
+    reference = replay_forwards(tree, train.drawn, 1, train.micro_batch)
     in_two_passes = recipe.objective.level != "token" and len(tree.trained) > 1  # see backward.py
     return Arithmetic(
-        samples=train.prompts * len(tree.leaves),
+        samples=train.drawn * len(tree.leaves),
         rows=rows,
         rows_per_update=per_update,
         optimizer_steps=train.epochs * train.updates,
         micro_batches=-(-per_update // (train.micro_batch or per_update)),
-        rollout_forwards=train.prompts * sum(len(front.units) for front in tree.fronts),
+        rollout_forwards=train.drawn * sum(len(front.units) for front in tree.fronts),
         train_forwards=train.epochs * one_pass,
         reference_forwards=reference * max(r.steps for r in recipe.references) if recipe.objective.kl > 0 else 0,
         corrected_forwards=one_pass if recipe.objective.correction is not None else 0,
@@ -92,9 +92,9 @@ def _noised(recipe: Recipe, iteration: int) -> Arithmetic:
     assert loss is not None
     tree = walks.walk(recipe, iteration).tree(train.group)
     drawn = train.source != "files"
-    rows = train.prompts * len(tree.leaves)
+    rows = train.drawn * len(tree.leaves)
     per_group = 2 * train.pairs if loss.kind == "flow_dpo" else train.keep or train.group
-    looks = train.epochs * train.prompts * min(per_group, train.group) * len(tree.levels)
+    looks = train.epochs * train.drawn * min(per_group, train.group) * len(tree.levels)
     others = int(loss.reads_old) + int(loss.reads_reference or recipe.objective.kl > 0)
     per_update = rows // train.updates
     whole = train.epochs * rows
@@ -106,7 +106,7 @@ def _noised(recipe: Recipe, iteration: int) -> Arithmetic:
         rows_per_update=per_update,
         optimizer_steps=train.epochs * train.updates,
         micro_batches=-(-per_update // (train.micro_batch or per_update)),
-        rollout_forwards=train.prompts * sum(len(front.units) for front in tree.fronts) if drawn else 0,
+        rollout_forwards=train.drawn * sum(len(front.units) for front in tree.fronts) if drawn else 0,
         train_forwards=looks,
         reference_forwards=others * looks,
         decodes=shown,

@@ -46,7 +46,7 @@ def _batches(recipe: Recipe, num_train: int | None, num_heldout: int | None) -> 
         f"model       {recipe.model}",
         f"learns      {learns}, lr {train.lr:g} {train.schedule}",
         f"prompts     {recipe.prompts.train}{_number(num_train)}; held out: {heldout}{chosen}",
-        f"iteration   {train.prompts} prompts x {train.group} samples = {a.rows} rows{finished}, "
+        f"iteration   {train.drawn} prompts x {train.group} samples = {a.rows} rows{finished}, "
         f"{a.rows_at_once} at once{again}",
         f"update      {passes} x {_count(train.updates, 'update')} = {_count(a.optimizer_steps, 'optimizer step')}, "
         f"each on {a.rows_per_update} rows ({_part_of_update(recipe)}) in {micro}",
@@ -61,7 +61,7 @@ def _part_of_update(recipe: Recipe) -> str:
     """The part of a rollout that an optimizer step uses, in words."""
     train = recipe.train
     if train.update_by == "prompts":
-        return _count(train.prompts // train.updates, "prompt")
+        return _count(train.drawn // train.updates, "prompt")
     steps = len(walks.walk(recipe, 0).tree(train.group).trained) // train.updates
     return f"{_count(steps, 'step')} of all prompts"
 

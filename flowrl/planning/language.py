@@ -62,14 +62,14 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
     The exact divergence recomputes the reference's distributions in every replay: they are too large to keep.
     """
     train, objective = recipe.train, recipe.objective
-    said = contributions(recipe)
-    rows = train.prompts * train.group * said
+    said, more = contributions(recipe), 1.0 if train.expand is None else train.expand.most
+    rows = train.drawn * train.group * said
     per_update = rows // train.updates
     longest = section_of(recipe).max_new_tokens + further_tokens(recipe)
     drawn = rows * longest
     critic = recipe.critic
     fits = 0 if critic is None else (critic.epochs or train.epochs)
-    greedy = train.prompts * section_of(recipe).max_new_tokens if recipe.advantage.baseline == "given" else 0
+    greedy = train.drawn * section_of(recipe).max_new_tokens if recipe.advantage.baseline == "given" else 0
     passes = 1 + (train.epochs if objective.kl_kind in ("exact", "forward", "jsd") else 0)
     beside, compared = _beside(recipe)
     looked = passes * drawn if objective.kl > 0 else drawn if _compared(recipe) else 0
@@ -82,7 +82,9 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
         optimizer_steps=train.epochs * train.updates,
         micro_batches=-(-per_update // (train.micro_batch or per_update)),
         rows_at_once=rows_at_once(recipe, train.group * said),
-        rollout_forwards=train.prompts * tokens_of_prompt(recipe) * said + greedy if train.source == "rollouts" else 0,
+        rollout_forwards=round(more * (train.drawn * tokens_of_prompt(recipe) * said + greedy))
+        if train.source == "rollouts"
+        else 0,
         train_forwards=train.epochs * (drawn + beside * longest),
         reference_forwards=looked + compared * longest,
         value_forwards=0 if critic is None else drawn,
@@ -141,6 +143,11 @@ def _parts(recipe: Recipe) -> list[str]:
             f"            discussions of {', '.join(roles.names)} in {rounds}, an adapter for each of the "
             f"{roles.adapters}; {roles.contributions} rows of each"
         )
+    if recipe.train.expand is not None:
+        most = recipe.train.expand.most
+        found.append(f"            up to {most:g} times as many prompts, so that enough of them have an advantage")
+    if recipe.train.resample is not None:
+        found.append(f"            drawn anew from the samples of an iteration, by {recipe.train.resample.by}")
     if given.force is not None:
         found.append(f"            with {given.force.left} tokens left, {given.force.text!r} is given")
     return found

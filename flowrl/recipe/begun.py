@@ -178,7 +178,7 @@ def _partial(recipe: "Recipe", kinds: list[str]) -> Iterator[RecipeError]:
     """What does not go along with completions that wait for the next iteration."""
     train, place = recipe.train, "generation.partial"
     others = [f"generation's {kind}" for kind in kinds]
-    others += [f"train.{name}" for name in ("refill", "budget") if getattr(train, name)]
+    others += [f"train.{name}" for name in ("refill", "budget", "expand") if getattr(train, name)]
     others += ["advantage.baseline=given"] if recipe.advantage.baseline == "given" else []
     if others:
         problem = f"got a number beside {others[0]}, which needs the completions of an iteration to end in it"

@@ -21,7 +21,7 @@ from flowrl.recipe.roles import contributions
 from flowrl.recipe.schema import ObjectiveKeys, Recipe
 from flowrl.recipe.sections import Own, check_arguments, check_own, own_parts
 from flowrl.recipe.shapes import check_shape
-from flowrl.recipe.term_checks import check_store, check_terms
+from flowrl.recipe.term_checks import check_drawn_anew, check_store, check_terms
 from flowrl.recipe.trackers import check_trackers
 from flowrl.watch.alarms import ALARMS
 
@@ -47,6 +47,7 @@ def _check_constants(recipe: Recipe) -> Iterator[RecipeError]:
     yield from check_gate(recipe)
     yield from check_terms(recipe)
     yield from check_store(recipe)
+    yield from check_drawn_anew(recipe)
     yield from _batches(recipe)
     yield from kind.check_objective(recipe)
     yield from check_reference(recipe)
@@ -139,12 +140,13 @@ def _batches(recipe: Recipe) -> Iterator[RecipeError]:
             problem = "got 'steps', but only in a per_step tree does each row have its own step"
             yield RecipeError("train.update_by", problem, "set train.update_by=prompts")
         return
-    if train.prompts % train.updates:
-        problem = f"got {train.updates}, but train.prompts = {train.prompts} does not divide into that many updates"
-        divisors = [d for d in range(1, train.prompts + 1) if train.prompts % d == 0]
+    if train.drawn % train.updates:
+        of = "train.prompts" if train.drawn == train.prompts else "train.prompts * train.group / train.keep"
+        problem = f"got {train.updates}, but {of} = {train.drawn} does not divide into that many updates"
+        divisors = [d for d in range(1, train.drawn + 1) if train.drawn % d == 0]
         yield RecipeError("train.updates", problem, f"accepted: {', '.join(map(str, divisors))}")
         return
-    rows = train.prompts * train.group * contributions(recipe)
+    rows = train.drawn * train.group * contributions(recipe)
     for name, limit, what in (
         ("micro_batch", rows // train.updates, "rows of an update"),
         ("rollout_batch", rows, "rows of an iteration"),

@@ -135,6 +135,10 @@ def check_kl_mask(recipe: Recipe, unit_variance: bool) -> Iterator[RecipeError]:
 def check_keep(recipe: Recipe) -> Iterator[RecipeError]:
     """A number of kept rows that no group can be cut to."""
     keep, group, by = recipe.train.keep, recipe.train.group, recipe.train.keep_by
+    if recipe.train.keep_fill and (keep is None or recipe.train.prompts * group % keep):
+        whole = f"a divisor of train.prompts * train.group = {recipe.train.prompts * group}"
+        problem = f"got true, and train.keep is {show(keep)}; accepted: {whole}"
+        yield RecipeError("train.keep_fill", problem, "change train.keep, or set train.keep_fill=false")
     if keep is None:
         if by != "extremes":
             problem = f"got {by!r}, but train.keep does not say how many rows are kept"

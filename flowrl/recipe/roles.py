@@ -104,7 +104,7 @@ def _others(recipe: "Recipe", given: "GenerationKeys") -> Iterator[RecipeError]:
     """Keys that do not go along with rows of several roles."""
     train, objective = recipe.train, recipe.objective
     beside = {f"generation.{name}": getattr(given, name) for name in ("tree", "again", "force", "partial")}
-    beside |= {f"train.{name}": getattr(train, name) for name in ("budget", "store")}
+    beside |= {f"train.{name}": getattr(train, name) for name in ("budget", "store", "resample")}
     beside |= {"train.skip_truncated": train.skip_truncated or None}
     beside |= {"train.pool": train.pool if train.pool > 1 else None}
     beside |= {f"objective.{name}": getattr(objective, name, None) for name in ("loss", "right", "expert", "pairs")}

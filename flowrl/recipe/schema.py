@@ -21,7 +21,7 @@ from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.roles import Roles
 from flowrl.recipe.sampling import SOLVER_WORDS, Sampler, Solver
 from flowrl.recipe.sections import Own, arguments_of, choices_of, defaults_of, name_of, only_own, open_to
-from flowrl.recipe.terms import ExpertTerm, PairsTerm, RightTerm, Store
+from flowrl.recipe.terms import Expand, ExpertTerm, PairsTerm, Resample, RightTerm, Store
 from flowrl.recipe.tracking import Dtype, Track
 from flowrl.recipe.watching import Watch
 from flowrl.untyped import JSON
@@ -134,6 +134,9 @@ class Train(NoisedTraining):
     and half with the lowest advantages, which still are those among all (DanceGRPO's best-of-n; null: all).
     keep_by: magnitude keeps those whose advantages are farthest from 0, whatever their sign, an odd number too (CPPO),
     smallest those nearest to it (its control), variance those that differ most (PODS).
+    keep_fill: what keep leaves out is made up for by drawing group / keep times as many prompts (CPPO's allocation).
+    expand: more prompts are drawn, so that enough of them have an advantage; resample: samples are drawn anew from what
+    was drawn (recipe/terms.py).
     skip_truncated: completions that their length limit ended count in the statistics of their group, not in the loss.
     seconds: the run ends after the iteration with which rollouts, scoring and training have taken so long, evaluations
     and checkpoints not counted; a schedule then goes by the share of this time that is spent or of the iterations,
@@ -165,6 +168,9 @@ class Train(NoisedTraining):
     skip_truncated: bool = key(False, "true or false")
     drop_silent: bool = key(False, "true or false")
     budget: Budget | None = key(None, "a mapping with kind and limit, or null")
+    keep_fill: bool = key(False, "true or false")
+    expand: Expand | None = key(None, "a mapping with decay and most, or null")
+    resample: Resample | None = key(None, "a mapping with by and power, or null")
     pool: int = key(1, "a whole number >= 1 that divides train.prompts", ge=1)
     store: Store | None = key(None, "a mapping with draw, by, size, age and coef, or null")
     lr: float = key(3e-4, "a number > 0", gt=0, curve=True)
@@ -179,6 +185,11 @@ class Train(NoisedTraining):
     ema_every: int = key(1, "a whole number >= 1", ge=1)
     ema_ramp: Literal["moves", "steps"] = key("moves", "moves or steps")
     gradient_checkpointing: bool = key(False, "true or false")
+
+    @property
+    def drawn(self) -> int:
+        """The prompts of an iteration: those named; with keep_fill so many that as many samples are trained."""
+        return self.prompts * self.group // self.keep if self.keep_fill and self.keep else self.prompts
 
 
 class EvaluationKeys(Strict):

@@ -28,6 +28,30 @@ def check_terms(recipe: Recipe) -> Iterator[RecipeError]:
             yield RecipeError(place, "got a mapping, but no reward is computed here that could say what is right", off)
 
 
+def check_drawn_anew(recipe: Recipe) -> Iterator[RecipeError]:
+    """Samples that are drawn anew from what was drawn, and more prompts than are trained, where neither can be."""
+    train, objective = recipe.train, recipe.objective
+    clashes = {
+        "objective.loss": getattr(objective, "loss", None) is not None,
+        "sampler.tree": recipe.sampler.tree is not None,
+        "train.source": train.source != "rollouts",
+        "train.store": train.store is not None,
+    }
+    if train.resample is not None and (place := next((name for name, clash in clashes.items() if clash), None)):
+        problem = f"got a mapping, but rows that count more than once do not go with {place} as it is"
+        yield RecipeError("train.resample", problem, f"set train.resample=null, or change {place}")
+    clashes = {
+        "the model, whose walks are planned for so many prompts": not kind_of(recipe).texts,
+        "train.refill": bool(train.refill),
+        "train.budget": train.budget is not None,
+        "train.source": train.source != "rollouts",
+        "train.store": train.store is not None,
+    }
+    if train.expand is not None and (place := next((name for name, clash in clashes.items() if clash), None)):
+        problem = f"got a mapping, but further prompts are not drawn beside {place}"
+        yield RecipeError("train.expand", problem, f"set train.expand=null, or change {place}")
+
+
 def check_store(recipe: Recipe) -> Iterator[RecipeError]:
     """A store of samples where there is nothing that it could hold."""
     if recipe.train.store is None:

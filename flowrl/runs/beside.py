@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowrl.build import remembered
 from flowrl.contracts import Objective, Prompt, Rollout
+from flowrl.core.objectives.terms import policy_share
 from flowrl.core.objectives.texts import TextLikelihood, TextPairs
 from flowrl.core.replay import SampleStore
 from flowrl.core.terms import Term
@@ -26,7 +27,7 @@ TermsOf = Callable[[Rollout, dict[str, Tensor], Tensor], Sequence[Term]]
 def main_coef(recipe: Recipe) -> float:
     """The coefficient of the objective itself."""
     expert = getattr(recipe.objective, "expert", None)
-    return 1.0 if expert is None else 1.0 - expert.coef
+    return 1.0 if expert is None else policy_share(expert.coef)
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Beside:
 def beside(recipe: Recipe) -> Beside:
     """Both as the recipe says. Raises PromptError for a file that is not as it has to be."""
     given = next((part.train.store for part in recipe.parts() if part.train.store is not None), None)
-    store = None if given is None else SampleStore(given.size, given.age, given.by)
+    store = None if given is None else SampleStore(given.size, given.age, given.by, given.keep)
     shown: dict[str, Sequence[Prompt]] = {}
     for part in recipe.parts():
         for name, number in (("expert", 1), ("pairs", 2)):

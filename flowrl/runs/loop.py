@@ -21,6 +21,7 @@ from flowrl.build import (
 )
 from flowrl.contracts import Policy
 from flowrl.core.evaluation import Evaluation
+from flowrl.core.expansion import Expansion
 from flowrl.core.iterate import Iteration, iterate
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.entropy import EntropyControl
@@ -43,7 +44,7 @@ from flowrl.runs.heldout import evaluate_heldout, evaluation_is_due, judged_mean
 from flowrl.runs.phasing import Draws, begin_phase
 from flowrl.runs.run_state import GlobalGenerators, RunState
 from flowrl.runs.saving import Saving
-from flowrl.runs.settings import settings_of
+from flowrl.runs.settings import resample_of, settings_of
 from flowrl.runs.stopping import Stopped, Stopping
 from flowrl.untyped import JSON
 from flowrl.watch.alarms import Alarm
@@ -68,7 +69,9 @@ class Run:
         parts = {"cursor": self.draws, "scorer": scorer, "watch": self.watch, "random": GlobalGenerators()}
         self.unfinished, self.beside = kind_of(self.recipe).building.unfinished(self.recipe, train), beside(self.recipe)
         self.entropy = EntropyControl.of(self.recipe.objective)
+        self.expansion = Expansion.of(self.recipe.train.expand)
         own = {"unfinished": self.unfinished, "entropy": self.entropy, "store": self.beside.store}
+        own |= {"expansion": self.expansion}
         self.state = RunState(parts | {name: part for name, part in own.items() if part is not None})
         prompts = resuming.prompt_digests(resuming.all_prompts(train, self.inputs.by_phase), heldout)
         self.saving = Saving(self.recipe, self.policy, self.learner, self.folder, self.state, prompts, self.critic)
@@ -184,7 +187,7 @@ class Run:
         result = iterate(
             self.policy,
             self.learner,
-            cursor.take(train.prompts),
+            cursor.take(train.drawn if self.expansion is None else self.expansion.number(train.drawn)),
             plan=plan_for(recipe, iteration),
             seed=recipe.seed,
             first=iteration * (1 + train.refill) * settings.stride,
@@ -204,9 +207,12 @@ class Run:
             budget=build_budget(recipe, self.inputs.scorer),
             explore=build_explore(recipe, self.inputs.scorer, self.unfinished),
             critic=self.critic,
+            resample=resample_of(recipe, self.inputs.scorer, iteration),
             terms=terms_of(recipe, self.policy, self.inputs.scorer, self.beside, objective, iteration),
         )
         result.metrics |= cursor.observe(observed(recipe, self.inputs.scorer, result.rewards, result.samples))
+        if self.expansion is not None:
+            result.metrics |= self.expansion.observe(result.metrics)
         if self.entropy is not None:
             result.metrics["entropy_coef"] = self.entropy.now
             self.entropy.observe(result.metrics.get("entropy", float("nan")))

@@ -1,10 +1,18 @@
 """How an iteration uses its rollout, as a recipe says it."""
 
-from flowrl.build import kl_reward, width_pruning
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flowrl.build import kl_reward, remembered, width_pruning
+from flowrl.contracts import Rollout
+from flowrl.core.replay import resampled
 from flowrl.core.update import Settings
 from flowrl.kinds import kind_of
 from flowrl.recipe.schema import Recipe
 from flowrl.runs.beside import main_coef
+from flowrl.scoring.scorer import Scorer
 
 TREE_MEMBERS = 2**20  # noise numbers reserved for each draw of trees, whose size may change between iterations
 KEYS = {"group", "epochs", "updates", "update_by", "micro_batch"}  # keys of train
@@ -20,7 +28,24 @@ def settings_of(recipe: Recipe, iteration: int) -> Settings:
         width=width_pruning(recipe, iteration),
         members=TREE_MEMBERS if in_parts else train.budget and train.budget.limit,
         kl_in_reward=kl_reward(recipe) is not None,
+        most=None if train.expand is None else train.drawn,
         iteration=iteration,
         share=train.share,
         coef=main_coef(recipe),
     )
+
+
+def resample_of(
+    recipe: Recipe, scorer: Scorer, iteration: int
+) -> Callable[[Rollout, Tensor, dict[str, Tensor]], tuple[Rollout, Tensor]] | None:
+    """What draws the samples of an iteration anew; None without train.resample. Seed and iteration decide."""
+    given = recipe.train.resample
+    if given is None:
+        return None
+
+    def resample(rollout: Rollout, adv: Tensor, rewards: dict[str, Tensor]) -> tuple[Rollout, Tensor]:
+        scores = remembered(recipe, scorer, rewards, rollout.samples)
+        generator = torch.Generator().manual_seed((recipe.seed * 1_000_003 + iteration) % 2**63)
+        return resampled(rollout, adv, scores, given.by, given.power, generator)
+
+    return resample

@@ -30,9 +30,10 @@ def likelihood(logp: Tensor, phi: Phi = "one") -> Tensor:
     return -weight * logp
 
 
-def mixed(loss: Tensor, expert: Tensor, mu: float) -> Tensor:
-    """(1 - mu) loss + mu expert: CHORD-mu (arXiv:2508.11408, eq. 4), where mu falls during a run (a curve)."""
-    return (1 - mu) * loss + mu * expert
+def policy_share(mu: float) -> float:
+    """What the policy gradient's loss counts beside mu times an expert's, so that both are one: CHORD-mu
+    (arXiv:2508.11408, eq. 4), where mu falls during a run (a curve)."""
+    return 1.0 - mu
 
 
 def row_log_ratio(logp: Tensor, reference: Tensor, mask: Tensor) -> Tensor:

@@ -175,7 +175,7 @@ def _counter(model: str) -> Callable[[str], int]:
 
 
 def _micro(recipe: Recipe) -> int:
-    return recipe.train.micro_batch or recipe.train.prompts * recipe.train.group // recipe.train.updates
+    return recipe.train.micro_batch or recipe.train.drawn * recipe.train.group // recipe.train.updates
 
 
 def _phases(
@@ -227,14 +227,14 @@ def trajectory(recipe: Recipe, latent: tuple[int, ...]) -> tuple[int, int]:
     """
     train, tree = recipe.train, plan_for(recipe, 0).tree(recipe.train.group)
     widest = max(part.rows for part in tree.passes())
-    in_one_piece = train.rollout_batch is None or train.rollout_batch >= train.prompts * widest
-    states, means = (train.prompts * number for number in stored_states(tree, in_one_piece=in_one_piece))
+    in_one_piece = train.rollout_batch is None or train.rollout_batch >= train.drawn * widest
+    states, means = (train.drawn * number for number in stored_states(tree, in_one_piece=in_one_piece))
     each = math.prod(latent)
     width = torch.finfo(getattr(torch, recipe.dtype.trajectory)).bits // 8
     exact = torch.finfo(getattr(torch, recipe.dtype.logp)).bits // 8
     again = 1 + sum(isinstance(column, Visited) for column in tree.levels) if tree.levels else 0
     injects = any(isinstance(column, Injected) for column in tree.levels)
     again += tree.keep_noise or injects  # with the noise that the walk began from
-    states += train.prompts * len(tree.leaves) * again
+    states += train.drawn * len(tree.leaves) * again
     held = states * each * width + (means * each * exact if recipe.objective.centred else 0)
     return held, means * each * exact if any(stage.objective.kl > 0 for stage in recipe.stages()) else 0

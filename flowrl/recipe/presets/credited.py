@@ -12,6 +12,7 @@ remax    the reward of the prompt's greedy completion as the baseline, no std, l
          prompt: ReMax (arXiv:2310.10505, algorithm 2); a divergence (objective.kl) is paid in the reward.
 orz      GAE with gamma 1 and lambda 1, whitened, no divergence, clip 0.2, twelve updates of the critic an iteration:
          Open-Reasoner-Zero (arXiv:2503.24290, section 2.3).
+pf_ppo   ppo whose samples are drawn anew by |reward| ** 2 before anything learns: PF-PPO (arXiv:2409.06957, its code).
 vc_ppo   GAE with lambda 0.95 for the policy and 1 for the critic, which is fitted alone in the first 100 iterations:
          VC-PPO (arXiv:2503.01491, section 3); whitened, clip 0.2, mean over decisions.
 vapo     GAE with lambda 1 - 1 / (0.05 l) for rows of l tokens, 1 for the critic, which is fitted alone in the first 50
@@ -43,6 +44,7 @@ def _ppo(credit: dict[str, Any], clip: Any = 0.2, right: dict[str, Any] | None =
 
 LANGUAGE: dict[str, Values] = {
     "ppo": _ppo({"kind": "gae", "lam": 0.95}),
+    "pf_ppo": _ppo({"kind": "gae", "lam": 0.95}) | {"train": {"resample": {"by": "pow", "power": 2.0}}},
     "reinforce_pp": {
         "objective": {"clip": 0.2, "kl": 0.01, "kl_kind": "k1", "kl_in": "reward"},
         "advantage": RAW | {"scale": "whiten", "credit": {"kind": "reward_to_go"}},

@@ -26,7 +26,11 @@ srpo_history  grpo's clip, mean over decisions, and prompts whose samples were a
 greso    dapo's clip and refill, and prompts that were silent several times in a row are skipped by a chance that
          follows targets of 25 % in all, 1 : 2: GRESO (arXiv:2506.02177), its code. For tokens.
 rlcs     grpo, and prompts are drawn from tiers of their mean reward at rates of their own: curriculum sampling of
-         GLM-4.5V (arXiv:2507.01006), which names no numbers. For tokens.
+         GLM-4.5V (arXiv:2507.01006), which names no numbers; more of them are drawn than are trained, by the moving
+         average of how many had an advantage (train.expand). For tokens.
+cppo     of 16 samples of a prompt the two whose advantages are farthest from 0 are trained, and eight times as many
+         prompts are drawn in place of the others: CPPO (arXiv:2503.22342), the pruning rate of 0.875 of its GSM8K
+         runs, its code; clip 0.2, k3 divergence 0.04, sample std + 1e-4, mean over decisions. For tokens.
 dars     group mean, no std, and up to 32 samples of prompts of which less than half is right: DARS-HW
          (arXiv:2508.13755), for groups of 8; grpo's clip, mean over decisions. For tokens.
 clip_cov a small share, 2e-4, of the decisions whose log-prob and advantage vary together gets no gradient: Clip-Cov
@@ -99,6 +103,12 @@ LANGUAGE: dict[str, Values] = {
         "objective": {"clip": 0.2, "kl_kind": "k3"},
         "advantage": SUMMED,
         "prompts": {"choose": {"kind": "tiers"}},
+        "train": {"expand": {}},
+    },
+    "cppo": {
+        "objective": {"clip": 0.2, "kl": 0.04, "kl_kind": "k3"},
+        "advantage": SUMMED,
+        "train": {"group": 16, "keep": 2, "keep_by": "magnitude", "keep_fill": True},
     },
     "dars": {
         "objective": {"clip": 0.2, "kl_kind": "k3"},

@@ -9,7 +9,7 @@ from torch import Tensor
 import golden
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.preference import opa_dpo_loss
-from flowrl.core.objectives.terms import likelihood, mixed, pair_terms, row_log_ratio
+from flowrl.core.objectives.terms import likelihood, pair_terms, policy_share, row_log_ratio
 
 Case = dict[str, Any]
 FILE = "objectives/llm_aux_loss.json"
@@ -31,7 +31,7 @@ def test_chord(case: Case) -> None:
     value = likelihood(logp, "uncertain" if params["enable_phi_function"] else "one")
     aggregate = "decision_mean" if params["token_level"] else "seq_mean_mean"
     sft = (value * weights(mask.bool(), aggregate)).sum()
-    loss = mixed(torch.tensor(params["grpo_loss"], dtype=torch.float64), sft, params["mu"])
+    loss = policy_share(params["mu"]) * params["grpo_loss"] + params["mu"] * sft
     grad = torch.autograd.grad(loss, logp)[0]
     golden.check({"sft_loss": sft, "loss": loss, "grad": grad}, case)
 
