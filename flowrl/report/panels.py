@@ -16,6 +16,7 @@ EVALUATION = ("evaluation", 2)
 MOST_EVENTS = 60
 SIGNS = {  # of hacking: label, colour
     "hack/witness_fall": ("witness falls", 4),
+    "hack/witness_lost": ("witness below its start", 6),
     "hack/drift": ("samples drift", 2),
     "hack/diversity_loss": ("diversity falls", 3),
     "hack/kl": ("divergence", 5),

@@ -4,6 +4,7 @@ A hacked reward rises, and so does a learned one. What else happens meanwhile te
 
 sign        its size is 1, the limit, if                                                       since    counts
 witness     a witness is FALL standard errors below its best                                   its best 1
+lost        a witness is FALL standard errors below the base, while the reward is not          base     1
 drift       saturation, brightness, contrast or sharpness has changed by the factor `drift`, the length of texts by
             its square, or the share of clipped values or repetitions has risen by a quarter   base     1
 diversity   samples of a group are `diversity` times as far apart, or as often different       first    1/2
@@ -20,6 +21,13 @@ Of a fall it is asked whether it is large, so its unit is the error of both mean
 the witness differs from prompt to prompt: of pairs, enough prompts prove a fall of any size. (On shapes-flux, witness
 residual, in limits: in three runs of `tiny_draft`, whose other witnesses rise, it falls by 0.3 to 0.7, by pairs 0.6 to
 1.5; in `tiny_refl`, where they fall, by 1.6, by pairs 2.6.)
+
+A reward that is gamed for long may come down again, as pictures leave what it knows, and the witness with it. That it
+is not above the base any more does not acquit it: of `lost` the rise is the largest at any evaluation since. (On
+shapes-flux, `tiny_refl` with seed 1: between iterations 5 and 10 the reward falls back from 0.535 to 0.528, where it
+had begun at 0.526, strict from 0.553 to 0.450, and the residual to far below its base.) It counts beyond both limits
+alone, so that a run's index is otherwise the same without it. Where the reward is below the base too, a run has failed,
+and another alarm is about that.
 
 The minimum acts as an `and`: neither a rising reward nor a falling witness is suspicious alone, and a product of the
 two would let a large rise make up for a fall that may be chance. One minus the product acts as an `or` in which signs
@@ -142,6 +150,7 @@ def find_signs(history: RunHistory, metrics: Metrics, reward: TrainedReward) -> 
         fall = HeldoutMean(best["value"], best["error"]).above(mean, FALL)
         since = int(best["iteration"])
         yield Sign(f"witness_fall:{name}", max(fall, 0.0), reward.since(since, then), what, since)
+    yield from _lost(history, metrics, reward)
     base, rise = history.state.base, _rise_since_base(history, reward)
     reward_text = f"the held-out reward rose {base['value']:.3g} -> {reward.value:.3g}"
     now = {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -155,6 +164,28 @@ def find_signs(history: RunHistory, metrics: Metrics, reward: TrainedReward) -> 
         yield Sign("kl", _in_units_of(now[KL], history.settings.kl_to_base), rise, what, base["iteration"], half)
 
 
+def _lost(history: RunHistory, metrics: Metrics, reward: TrainedReward) -> Iterator[Sign]:
+    """Of each witness that is far below the base, after a reward that had risen and has come down, no further."""
+    base = history.state.base
+    rise, value, iteration = base.get("peak", (0.0, reward.value, 0))
+    if rise <= 1 or not 0 <= _rise_since_base(history, reward) <= 1:
+        return
+    for name, then in base["witnesses"].items():
+        mean = heldout_mean(name, metrics)
+        fall = HeldoutMean(*then).above(mean, FALL)
+        if math.isfinite(mean.value) and fall > 1:
+            what = f"held-out witness {name} {then[0]:.3g} -> {mean.value:.3g} while the trained reward rose "
+            what += f"{base['value']:.3g} -> {value:.3g} (at iteration {iteration}; now {reward.value:.3g})"
+            yield Sign(f"witness_lost:{name}", fall, rise, what, base["iteration"])
+
+
+def remember_peak(history: RunHistory, iteration: int, reward: TrainedReward) -> None:
+    """Records the largest rise of the trained reward since the base, in units of RISE standard errors."""
+    rise = _rise_since_base(history, reward)
+    if rise > history.state.base.get("peak", (0.0,))[0]:
+        history.state.base["peak"] = [rise, reward.value, iteration]
+
+
 def hacking_findings(history: RunHistory, iteration: int, metrics: Metrics, reward: TrainedReward) -> Findings:
     """The findings of an evaluation after the first: each sign beyond its limit, else all signs together."""
     signs = list(find_signs(history, metrics, reward))
@@ -162,7 +193,7 @@ def hacking_findings(history: RunHistory, iteration: int, metrics: Metrics, rewa
     for sign in beyond_limit:
         kind, _, witness = sign.name.partition(":")
         yield (
-            f"hacking/{witness}" if kind == "witness_fall" else "hacking",
+            f"hacking/{witness}" if kind.startswith("witness") else "hacking",
             Finding(sign.what, sign.since, severity_level(sign.size)),
         )
     if not beyond_limit and (whole := hack_index(signs)) >= LIMIT:

@@ -69,6 +69,7 @@ def heldout_findings(
         suspicion = hacking.hack_index(hacking.find_signs(history, metrics, reward))
         for rule in (_collapse, hacking.hacking_findings):
             findings |= dict(rule(history, iteration, metrics, reward))
+        hacking.remember_peak(history, iteration, reward)
     else:
         history.state.base = _base_record(history, iteration, metrics, reward)
     hacking.remember_trusted(history, iteration, metrics, reward, suspicion)

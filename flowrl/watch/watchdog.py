@@ -28,8 +28,9 @@ calls        train       conversations have a quarter of the calls of tools that
 collapse     held out    the trained reward is below its best by three standard errors and by the
                          share `collapse` of it                                                     rollback
 hacking      both        the trained reward has risen while a statistic of the samples left its band
-                         (`drift`), or, held out, while a witness fell from its best, or while
-                         several weaker signs add up to a hack index of 1/2 (hacking.py)            rollback
+                         (`drift`), or, held out, while a witness fell from its best; or has come
+                         down again, no lower than it began, while a witness fell below its start;
+                         or several weaker signs add up to a hack index of 1/2 (hacking.py)         rollback
 diversity    train       samples of a group are less than `diversity` times as far apart, or as often
                          different, as at first                                                     rollback
 

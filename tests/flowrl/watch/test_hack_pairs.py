@@ -15,7 +15,12 @@ from flowrl.watch.hacking import LIMIT, HeldoutMean, TrainedReward, evidence
 from flowrl.watch.watchdog import Watchdog, WatchSettings
 
 PULLED = json.loads((Path(__file__).parents[2] / "data" / "pulled_evaluations.json").read_text())  # of whole runs
-RUNG = {"tiny_refl, seed 0": {20: ("hacking", "rollback", 0)}}  # by iteration: what rang, and where it went back to
+RUNG = {  # by iteration: what rang, and where it went back to
+    "tiny_refl at lr 2e-3, seed 0": {20: ("hacking", "rollback", 0)},
+    "tiny_refl, seed 0": {10: ("hacking", "rollback", 0)},
+    "tiny_refl, seed 1": {10: ("hacking", "rollback", 0), 15: ("hacking", "rollback", 0)},  # the second of strict
+    "tiny_refl, seed 2": {15: ("hacking", "rollback", 0)},
+}
 BASE = {"r/mean": 0.5, "r/error": 0.03} | {f"{w}/{n}": v for w in "wv" for n, v in (("mean", 0.4), ("error", 0.03))}
 BOTH = math.hypot(0.03, 0.03)
 
@@ -100,7 +105,40 @@ def test_real_runs_on_the_gradient_of_a_clip_ring_where_pictures_get_worse(name:
         indices.append(watch.hack_metrics(*given)["hack_index"])
         for alarm in watch.after_evaluation(line["iteration"], *given):
             rung[line["iteration"]] = (alarm.name, alarm.action, alarm.to)
-            assert "held-out witness residual" in alarm.what and indices[-1] > 0.7
+            assert "held-out witness" in alarm.what and indices[-1] > 0.6
         assert alone.after_evaluation(line["iteration"], line["metrics"]) == []  # without pairs, none is found
     assert rung == RUNG.get(name, {})
     assert rung or 0 < max(indices) < 0.3
+
+
+LOST = BASE | {"r/mean": 0.51, "w/mean": 0.4 - 1.5 * 3 * BOTH}  # the reward is where it began, or nearly
+
+
+def test_a_reward_that_has_come_down_again_does_not_acquit():
+    watch, honest = make("w"), make("w")
+    for each in (watch, honest):
+        each.after_evaluation(0, BASE)
+    risen = BASE | {"r/mean": 0.56}
+    watch.after_evaluation(5, risen, {0: HeldoutMean(0.06, 0.02)})  # by 1.5 limits
+    honest.after_evaluation(5, risen, {0: HeldoutMean(0.06, 0.04)})  # perhaps not at all
+    now = {0: HeldoutMean(0.01, 0.02)}
+    assert watch.hack_metrics(LOST, now)["hack_index"] == pytest.approx(evidence(1.5), abs=0.01)
+    assert watch.hack_metrics(LOST, now)["hack/witness_lost"] == pytest.approx(1.5)
+    assert honest.hack_metrics(LOST, now)["hack_index"] < 0.01
+    for other in (LOST | {"w/mean": 0.4 - 0.9 * 3 * BOTH}, LOST | {"r/mean": 0.49}):  # no fall, or a run that failed
+        fallen = {0: HeldoutMean(other["r/mean"] - 0.5, 0.02)}
+        assert watch.hack_metrics(other, fallen)["hack_index"] < 0.01
+    (alarm,) = watch.after_evaluation(10, LOST, now)
+    assert alarm.what == (
+        "held-out witness w 0.4 -> 0.209 while the trained reward rose 0.5 -> 0.56 (at iteration 5; now 0.51)"
+    )
+    assert honest.after_evaluation(10, LOST, now) == []
+
+
+def test_where_the_reward_was_highest_is_remembered_by_a_resumed_run():
+    watch = make("w")
+    watch.after_evaluation(0, BASE)
+    watch.after_evaluation(5, BASE | {"r/mean": 0.56}, {0: HeldoutMean(0.06, 0.02)})
+    again = make("w")
+    again.load_state_dict(json.loads(json.dumps(watch.state_dict())))
+    assert [a.name for a in again.after_evaluation(10, LOST, {0: HeldoutMean(0.01, 0.02)})] == ["hacking"]
