@@ -11,12 +11,17 @@ from flowrl.contracts import Conversation, Samples
 TALKS = "this reward reads conversations: give the recipe an environment"
 
 
-def outcome(samples: Samples, name: str = "reward") -> Tensor:
-    """A number that the environment gives of a conversation at its end, float32 [B]; NaN where it gives none.
+def outcome(samples: Samples, name: str = "reward", absent: float | None = None) -> Tensor:
+    """A number that the environment gives of a conversation at its end, float32 [B].
 
-    name: of the number; `reward` is what an environment with get_reward() has. Raises ValueError without conversations.
+    name: of the number; `reward` is what an environment with get_reward() has. absent: the score of a conversation that
+    ended without it, such as one that never called the tool that notes it (null: NaN, no score). A conversation whose
+    environment failed is NaN in any case. Raises ValueError without conversations.
     """
-    return torch.tensor([float(talk.outcome.get(name, torch.nan)) for talk in _talks(samples)])
+    none = torch.nan if absent is None else absent
+    return torch.tensor(
+        [float(torch.nan if talk.end == "failed" else talk.outcome.get(name, none)) for talk in _talks(samples)]
+    )
 
 
 def used_tool(samples: Samples, name: str | None = None) -> Tensor:

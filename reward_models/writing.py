@@ -49,6 +49,31 @@ def mark_lines(samples: Samples) -> Tensor:
     return torch.tensor([sum(text.count(mark) == 1 for mark in marks) / len(marks) for text in texts])
 
 
+def closed_tags(
+    samples: Samples, *, needed: bool = False, longest: int | None = None, good: float = 1.0, bad: float = 0.0
+) -> Tensor:
+    """`good` where <think>, and behind the last thought <answer>, are closed as often as opened; else `bad`; [B].
+
+    Of a conversation it is all that the model said. needed: both have to be there, and the answer must not be empty.
+    longest: the last answer has fewer characters. DeepEyes (arXiv:2505.14362): good 0, bad -1, longest 1000; DeepEyesV2
+    (arXiv:2511.05271): needed, longest 300, where a thought may be open from the beginning; both as their code has it.
+    """
+    texts = texts_of(samples, "closed_tags")
+    texts = texts if samples.talks is None else [talk.text for talk in samples.talks]
+    return torch.tensor([good if _closed(text, needed, longest) else bad for text in texts], dtype=torch.float32)
+
+
+def _closed(text: str, needed: bool, longest: int | None) -> bool:
+    text = f"<think>{text}" if needed and not text.startswith("<think>") else text
+    thoughts = (text.count("<think>"), text.count("</think>"))
+    behind = text.rpartition("</think>")[2]
+    answers = (behind.count("<answer>"), behind.count("</answer>"))
+    said = text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
+    there = not needed or bool(min(thoughts) and min(answers) and said)
+    short = longest is None or len(said) < longest
+    return thoughts[0] == thoughts[1] and answers[0] == answers[1] and there and short
+
+
 def thought_length(samples: Samples, *, words: int = 250) -> Tensor:
     """Words of the first block of thought over those wanted, at most 1; float32 [B], 0 without a thought.
 

@@ -1,19 +1,20 @@
 """Rules of answers, texts and layouts that published systems are rewarded by: cases computed by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 import judge_support as support
-from flowrl.contracts import Prompt, Samples
+from flowrl.contracts import Call, Conversation, Prompt, Said, Samples, Shown
 from reward_models.choices import choice_letter, named_choice
 from reward_models.domains import box_format, close_number, text_similarity
 from reward_models.findings import radiology_reasoning
 from reward_models.layouts import layout_collisions, layout_format, layout_misplaced
 from reward_models.screens import screen_format
 from reward_models.spotting import box_overlap, lines_of, text_spotting
-from reward_models.writing import mark_lines, think_format, thought_length
+from reward_models.writing import closed_tags, mark_lines, think_format, thought_length
 
 
 def samples(texts: list[str], *metas: dict[str, Any]) -> Samples:
@@ -230,3 +231,29 @@ def test_reasoning_about_an_x_ray_is_counted_by_a_judge():
         reward(samples(["a"], {"findings": ["a"]}))
     with pytest.raises(ValueError, match="findings=.* accepted is a list of texts"):
         reward(samples(["a"], CHEST | {"findings": []}))
+
+
+CLOSED = [
+    ("<think>a</think><answer>b</answer>", True, True),
+    ("<think>a</think> b", True, False),
+    ("a</think><answer>b</answer>", False, True),
+    ("<think>a<answer>c</think><answer>b</answer>", True, True),  # within a thought nothing is counted
+    ("<think>a</think><answer>b", False, False),
+    ("<think>a</think><answer> </answer>", True, False),
+    ("b", True, False),
+    ("<think>a</think><answer>" + "b" * 20 + "</answer>", False, False),
+]
+
+
+@pytest.mark.parametrize(("text", "deepeyes", "second"), CLOSED)
+def test_closed_tags(text: str, deepeyes: bool, second: bool):
+    made = samples([text, "b"], {})
+    assert closed_tags(made, longest=20, good=0, bad=-1)[0] == (0 if deepeyes else -1)
+    assert closed_tags(made, longest=20, needed=True)[0] == second
+
+
+def test_closed_tags_of_a_conversation_are_all_that_was_said():
+    said = (Said("<think>a</think>", (Call("zoom"),)), Said("<answer>b</answer>"))
+    talk = Conversation(said, ((Shown("</think>"),), ()))
+    made = replace(samples(["<answer>b</answer>"], {}), talks=[talk])
+    assert closed_tags(made, needed=True)[0] == 1
