@@ -56,6 +56,15 @@ def test_protocol_of_bubblewrap(walled: Sandbox):
     _protocol(walled)
 
 
+@pytest.mark.skipif(not Path("/usr/bin/python3").is_file(), reason="there is no interpreter that every user may read")
+def test_code_cannot_make_namespaces_of_its_own(walled: Sandbox):
+    machine = Bubblewrap("/usr/bin/python3")
+    machine.check()
+    ran = Sandbox(machine, LIMITS).exec("import ctypes, os\nprint(os.getuid(), ctypes.CDLL(None).unshare(0x10000000))")
+    user, made = ran.out.split()
+    assert user != "0" and made == "-1"
+
+
 def test_protocol_of_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     docker(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")

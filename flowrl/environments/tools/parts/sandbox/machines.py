@@ -8,6 +8,7 @@ import functools
 import itertools
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
-from typing import IO
+from typing import IO, Any
 
 import psutil
 
@@ -54,13 +55,14 @@ class Bubblewrap:
 
     def task(self) -> dict[str, object]:
         """What the program inside has to know of this sandbox."""
-        return {"folder": FOLDER, "user": self._user()}
+        return {"folder": FOLDER, "user": _other_user() if os.geteuid() == 0 and not self._open else None}
 
     def run(self, task: bytes, limits: Limits) -> bytes:
         """What the program inside writes. Raises SandboxError where it does not start."""
         size = str(int(limits.files * MIB * 2) + len(task))
         command = ["bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
-        if os.geteuid() == 0:  # root needs no user namespace, and the code gets a user of its own
+        root = os.geteuid() == 0
+        if root and not self._open:  # only root can show the interpreter; the code gets a user of its own within
             command += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
         else:
             command += ["--unshare-user", "--disable-userns", "--cap-drop", "ALL"]
@@ -72,16 +74,18 @@ class Bubblewrap:
         for name, value in environment(os.path.dirname(self.python)).items():
             command += ["--setenv", name, value]
         command += ["--", self.python, "-I", "-c", PROGRAM.read_text(encoding="utf-8")]
-        return contained(command, task, limits)
+        return contained(command, task, limits, user=_other_user() if root and self._open else None)
 
-    def _user(self) -> int | None:
-        """A user number that no other run has at the same time, where this process may give one away."""
-        return FIRST_USER + next(_users) % USERS if os.geteuid() == 0 else None
+    @functools.cached_property
+    def _open(self) -> bool:
+        """Whether any user may read the interpreter."""
+        found = [Path(prefix) for prefix in self._prefixes]
+        return all(place.stat().st_mode & stat.S_IXOTH for prefix in found for place in (prefix, *prefix.parents))
 
     @functools.cached_property
     def _seen(self) -> list[str]:
         """The arguments that show libraries and interpreter, to be read only."""
-        above = {str(p) for prefix in self._prefixes() for p in Path(prefix).parents} - {"/"} | {"/etc"}
+        above = {str(p) for prefix in self._prefixes for p in Path(prefix).parents} - {"/"} | {"/etc"}
         shown = [word for folder in sorted(above) for word in ("--perms", "0755", "--dir", folder)]
         shown += ["--ro-bind", "/usr", "/usr"]
         for name in SEEN:
@@ -92,10 +96,11 @@ class Bubblewrap:
                 shown += ["--ro-bind-try", str(path), str(path)]
         for name in SETTINGS:
             shown += ["--ro-bind-try", f"/{name}", f"/{name}"]
-        for prefix in self._prefixes():
+        for prefix in self._prefixes:
             shown += ["--ro-bind", prefix, prefix]
         return shown
 
+    @functools.cached_property
     def _prefixes(self) -> list[str]:
         """The folders of the interpreter that do not lie in /usr: its environment, and what that was made from."""
         if self.python == sys.executable:
@@ -149,6 +154,11 @@ class Docker:
         return contained(command, task, limits, [self.command, "kill", name])
 
 
+def _other_user() -> int:
+    """A user number that no other run has at the same time; root may give it away."""
+    return FIRST_USER + next(_users) % USERS
+
+
 def environment(programs: str) -> dict[str, str]:
     """The variables that the code sees: few, and none of this process's."""
     path = ":".join([*([programs] if programs else []), "/usr/local/bin", "/usr/bin", "/bin"])
@@ -156,13 +166,18 @@ def environment(programs: str) -> dict[str, str]:
     return {"PATH": path, "HOME": FOLDER, "TMPDIR": FOLDER, "LANG": "C.UTF-8", "MPLBACKEND": "agg"} | one
 
 
-def contained(command: Sequence[str], task: bytes, limits: Limits, kill: Sequence[str] = ()) -> bytes:
+def contained(
+    command: Sequence[str], task: bytes, limits: Limits, kill: Sequence[str] = (), user: int | None = None
+) -> bytes:
     """What a command writes, given a task, killed after its time, its memory or too much that it writes.
 
-    kill: a command that ends what killing the first one does not. Raises SandboxError where it cannot be started.
+    kill: a command that ends what killing the first one does not. user: whom it runs as (None: this one). Raises
+    SandboxError where it cannot be started.
     """
     try:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        whom: dict[str, Any] = {} if user is None else {"user": user, "group": user, "extra_groups": [], "cwd": "/"}
+        process = subprocess.Popen(command, **pipes, **whom)
     except OSError as error:
         raise SandboxError(f"{command[0]} does not start: {error}") from error
     assert process.stdin and process.stdout and process.stderr
