@@ -40,7 +40,10 @@ SIZES: dict[str, Any] = {
     "num_experts|num_local_experts|n_routed_experts|moe_num_experts": 4,
     "num_experts_per_tok|moe_k|top_k_experts|moe_topk": 2,
     "n_group|topk_group": 1,
-    "vocab_size": VOCABULARY,
+    "vocab_size|unpadded_vocab_size": VOCABULARY,
+    "qk_rope_head_dim|qk_nope_head_dim": 8,
+    "v_head_dim": 16,
+    "q_lora_rank|kv_lora_rank": 32,
 }
 
 PROCESSORS = {
@@ -52,6 +55,7 @@ PROCESSORS = {
     "qwen3_omni_moe_thinker": "Qwen3OmniMoeProcessor",
     "kosmos-2": "Kosmos2Processor",
     "kosmos-2.5": "Kosmos2_5Processor",
+    "cosmos3_omni": "Qwen3VLProcessor",
 }
 FROM_CONFIG = ("patch_size", "spatial_merge_size", "image_seq_length")
 CLS = {"num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
@@ -66,6 +70,8 @@ PROCESSOR_OPTIONS: dict[str, dict[str, Any]] = {
     "shieldgemma2": {"image_seq_length": 16},
     "t5gemma2": {"image_seq_length": 16},
     "idefics3": {"image_seq_len": 16},
+    "aya_vision": {"img_size": 56, "patch_size": 14, "downsample_factor": 2},
+    "internvl": {"image_seq_length": 4},
     "smolvlm": {"image_seq_len": 16},
     "llava_onevision": {"num_image_tokens": 729, "vision_feature_select_strategy": "full"},
 }
@@ -74,6 +80,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {  # of the config, deep
     "gemma3": {"mm_tokens_per_image": 16, "vision_config": {"image_size": 128, "patch_size": 16}},
     "shieldgemma2": {"mm_tokens_per_image": 16, "vision_config": {"image_size": 128, "patch_size": 16}},
     "t5gemma2": {"encoder": {"mm_tokens_per_image": 16, "vision_config": {"image_size": 128, "patch_size": 16}}},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
+    "llama4": {"vision_config": {"intermediate_size": 256}},
+    "muse_glimmer": {"vision_config": {"out_hidden_size": 256}},
+    "muse_spark": {"vision_config": {"out_hidden_size": 256}},
+    "aya_vision": {"downsample_factor": 2, "vision_config": {"image_size": 56, "patch_size": 14}},
+    "internvl": {"image_seq_length": 4, "vision_config": {"image_size": [56, 56], "patch_size": [14, 14]}},
+    "granite4_vision": {"deepstack_layer_map": [[0, 0], [1, 1]]},
     "vipllava": {"vision_feature_layers": [-1, -2]},
     "idefics3": {"scale_factor": 2, "vision_config": {"image_size": 56, "patch_size": 7}},
     "smolvlm": {"scale_factor": 2, "vision_config": {"image_size": 56, "patch_size": 7}},
@@ -93,11 +106,15 @@ def shrunk(values: dict[str, Any]) -> dict[str, Any]:
     layers = [v for k, v in values.items() if re.fullmatch("(num_)?(hidden_)?(n_)?layers?|depth", k) and _whole(v)]
     for key, value in values.items():
         small = next((size for names, size in SIZES.items() if re.fullmatch(names, str(key))), None)
-        if key == "per_layer_config":
+        if key == "head_dim" and "qk_rope_head_dim" in values:
+            made[key] = 8
+        elif key == "per_layer_config":
             made[key] = None
         elif isinstance(value, dict) and not any(_whole(k) for k in value):
             made[key] = shrunk(value)
-            if key in ("rope_parameters", "rope_scaling") and "rope_type" in value:
+            if key in ("rope_parameters", "rope_scaling") and "qk_rope_head_dim" in values:
+                made[key]["mrope_section"] = [1, 1, 2]
+            elif key in ("rope_parameters", "rope_scaling") and "rope_type" in value:
                 half = int(WIDTH // HEADS * (value.get("partial_rotary_factor") or 1)) // 2
                 made[key]["mrope_section"] = [
                     half // 4,
@@ -112,7 +129,7 @@ def shrunk(values: dict[str, Any]) -> dict[str, Any]:
         elif key == "max_position_embeddings" and _whole(value):
             made[key] = max(value, 8192)
         elif small is not None and _whole(value):
-            made[key] = min(small, value) if key != "vocab_size" else small
+            made[key] = min(small, value) if "vocab_size" not in key else small
         else:
             made[key] = value
     return made
@@ -146,7 +163,7 @@ def tokenizer_of(kind: type) -> Any:
     """A token a character, those that the code of a processor names, and those that it asks its tokenizer for."""
     code = code_of(kind)
     named = re.findall(r"""["'](<[^<>"'\s{}%]{1,40}>|\[[A-Z_]{2,20}\]|\|[A-Z_]{2,20}\|)["']""", code)
-    named += re.findall(r"""_token\b[^=\n]*= *["']([^"'\n ]{3,30})["']""", code)
+    named += re.findall(r"""(?i)_token\b[^=\n]*= *["']([^"'\n ]{3,30})["']""", code)
     asked = dict.fromkeys(re.findall(r"""tokenizer,? ?[."]+(\w+_token)\b""", code))
     asked = {
         name: f"<{name}>"
@@ -208,7 +225,10 @@ def part_of(name: str, part: str, kind: type, values: dict[str, Any]) -> Any:
         return None
     if isinstance(known, dict):
         known = known.get("torchvision") or known["pil"]
-    made = getattr(tf, known)()
+    kind = getattr(tf, known)
+    made = kind(draw_on_frames=False) if hasattr(kind, "draw_on_frames") else kind()
+    if hasattr(made, "image_seq_length") and values.get("vision_config", {}).get("image_size"):
+        made.image_seq_length = (values["vision_config"]["image_size"] // values["vision_config"]["patch_size"]) ** 2
     vision = values.get("vision_config") or values.get("thinker_config", {}).get("vision_config") or {}
     for own, theirs in (
         ("patch_size", "patch_size"),
@@ -242,14 +262,15 @@ def with_tokens(values: dict[str, Any], processor: Any) -> dict[str, Any]:
             made[key] = with_tokens(value, processor)
         elif str(key) in ("bos_token_id", "eos_token_id", "pad_token_id"):
             made[key] = {"b": 2, "e": 3, "p": 0}[key[0]]
-        elif name and "token" in str(key) and isinstance(value, int) and not isinstance(value, bool):
-            token = getattr(processor, f"{name[1]}_token", None)
-            own = getattr(processor, f"{name[1]}_token_id", None)
+        elif name and "token" in str(key) and (_whole(value) or key in ("image_token_id", "video_token_id")):
+            holder = tokenizer if hasattr(tokenizer, f"{name[1]}_token") else processor
+            token = getattr(holder, f"{name[1]}_token", None)
+            own = getattr(holder, f"{name[1]}_token_id", None)
             if own is None and isinstance(token, str):
                 own = tokenizer.convert_tokens_to_ids(token)
             if key == "image_token_id" and atom not in (None, tokenizer.unk_token_id):
                 own = atom
-            made[key] = own if isinstance(own, int) else min(value, VOCABULARY - 1)
+            made[key] = own if isinstance(own, int) else value and min(value, VOCABULARY - 1)
         else:
             made[key] = value
     return made
@@ -264,4 +285,8 @@ def family(name: str) -> tuple[Any, Any]:
     torch.manual_seed(0)
     with torch.no_grad():
         model = getattr(tf, {**SEEING, **HEARING}[name])(config).float().eval()
+        for parameter in model.parameters():
+            if parameter.dim() > 1:  # so that what is seen arrives at the logits
+                parameter.normal_(0, parameter[0].numel() ** -0.5)
+    model.generation_config.eos_token_id = 3
     return model, processor

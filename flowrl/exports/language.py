@@ -111,7 +111,7 @@ def load(recipe: Recipe, folder: Path, kind: str) -> tuple[LanguageModel, Tokeni
     dtype, place = getattr(torch, recipe.dtype.model), recipe.model if kind == "lora" else str(folder)
     network, tokenizer = load_language(place, dtype)
     network = PeftModel.from_pretrained(network, folder).eval() if kind == "lora" else network
-    return network, tokenizer, load_processor(place)
+    return network, tokenizer, load_processor(place, section_of(recipe).processor)
 
 
 def usage(recipe: Recipe, folder: Path, kind: str) -> str:

@@ -97,6 +97,9 @@ class Language:
         if given.chat_arguments and given.chat_template is False:
             problem = "given, but generation.chat_template is false, so there is no template that they could go to"
             yield RecipeError("generation.chat_arguments", problem, "remove them")
+        if given.processor and reads_media(recipe.model) is False:
+            problem = f"got {show(given.processor)}, but {recipe.model!r} reads text alone and has none"
+            yield RecipeError("generation.processor", problem, "remove it, or give a vision-language model")
 
     def check_sampling(self, recipe: Recipe) -> Iterator[RecipeError]:
         """Completions that are drawn in more than one go, and what the model talks to."""
@@ -125,9 +128,9 @@ class Language:
                 yield RecipeError(f"rewards.{name}.overlap", problem, f"remove rewards.{name}.overlap")
 
     def call(self, recipe: Recipe) -> object:
-        """Chat template, its arguments, and system message."""
+        """Chat template, its arguments, system message, and arguments of the processor."""
         given = section_of(recipe)
-        return given.chat_template, given.system, given.chat_arguments
+        return given.chat_template, given.system, given.chat_arguments, given.processor
 
     def noise(self, recipe: Recipe) -> object:
         """Nothing: the plan says it all."""

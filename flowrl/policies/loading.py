@@ -1,5 +1,7 @@
 """A diffusers pipeline or a language model from a hub id, a local folder, or an embedded world; and its device."""
 
+from collections.abc import Mapping
+
 import torch
 from diffusers import DiffusionPipeline
 from transformers import (
@@ -16,11 +18,12 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from flowrl import names
+from flowrl.names import hint
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.working_copy import modules_of
 from flowrl.recipe.calls import check_call
 from flowrl.recipe.models import gguf_file
-from flowrl.untyped import LanguageModel, Nest, Network, Pipeline, Processor, Tokenizer
+from flowrl.untyped import JSON, LanguageModel, Nest, Network, Pipeline, Processor, Tokenizer
 
 
 def load_pipeline(model: str, dtype: torch.dtype, call: dict[str, Nest] | None = None) -> Pipeline:
@@ -58,17 +61,24 @@ def load_language(model: str, dtype: torch.dtype) -> tuple[LanguageModel, Tokeni
     return network.requires_grad_(False).eval(), tokenizer
 
 
-def load_processor(model: str) -> Processor | None:
+def load_processor(model: str, arguments: Mapping[str, JSON] | None = None) -> Processor | None:
     """What makes tensors of texts, pictures and sounds for a model that reads them; None for a model of text alone.
 
-    Raises PolicyError if it cannot be loaded.
+    arguments: of its parts, in place of what the folder says. Raises PolicyError if it cannot be loaded, and for
+    arguments that no part takes.
     """
     if gguf_file(model) is not None or auto_class(model) is None:
         return None
     try:
-        return AutoProcessor.from_pretrained(_place(model))
+        processor = AutoProcessor.from_pretrained(_place(model), **(arguments or {}))
     except (OSError, ValueError, ImportError) as error:
         raise _unloadable(model, "transformers", error) from error
+    parts = [getattr(processor, name) for name in processor.get_attributes() if name != "tokenizer"]
+    known = {name for part in parts for name in (*vars(part), *getattr(part.valid_kwargs, "__annotations__", ()))}
+    if unknown := [name for name in arguments or {} if name not in known]:
+        who, meant = type(processor).__name__, hint(unknown[0], known)
+        raise PolicyError(f"generation.processor.{unknown[0]}: no part of {who} takes it{meant}; correct or remove it")
+    return processor
 
 
 def auto_class(model: str) -> Network | None:

@@ -12,6 +12,7 @@ from flowrl.checking.proofs.learning import RATIO_SHARE, unadapted_samples
 from flowrl.checking.proofs.proof import ProofError
 from flowrl.contracts import LogProbs, Rollout, View
 from flowrl.exports import language
+from flowrl.kinds.language import section_of
 from flowrl.planning.costs import plan_for
 from flowrl.planning.sizes.saved import count_saved
 from flowrl.planning.sizes.units import size_text
@@ -46,7 +47,7 @@ class TokenBench(Bench):
     def pipeline_samples(self) -> Tensor:
         """Greedy completions of the prompt pair by the model on disk, by its own `generate`; see `draw_quietly`."""
         network, tokenizer = load_language(self.recipe.model, getattr(torch, self.recipe.dtype.model))
-        processor = load_processor(self.recipe.model)
+        processor = load_processor(self.recipe.model, section_of(self.recipe).processor)
         return torch.stack(language.complete_greedily(self.recipe, network, tokenizer, processor, self.prompt_pair))
 
     def draw_quietly(self) -> Tensor:

@@ -67,7 +67,7 @@ def build(recipe: Recipe) -> LanguagePolicy:
         keep_squares=recipe.advantage.credit.kind == "optimal_token",
         keep_ends=recipe.advantage.credit.kind not in ("broadcast", *OF_TREES),
         batch_invariant=recipe.rollout.batch_invariant,
-        processor=load_processor(recipe.model),
+        processor=load_processor(recipe.model, given.processor),
     )
     make_trainable(recipe, policy.modules)
     _add_environment(policy, environment, recipe)

@@ -7,7 +7,6 @@ without marks all come before the text of the first message of the user, as in T
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,12 +14,12 @@ import torch
 from PIL import Image
 
 from flowrl.contracts import Message
-from flowrl.media.files import MARK, marks_problem, media_kind
+from flowrl.media.files import KINDS, MARK, marks_problem, media_kind
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.inputs import TYPES, Inputs, Piece
+from flowrl.policies.language.opening import arguments_of, opened
 from flowrl.untyped import Config, Processor
 
-ARGUMENTS = {"image": "images", "video": "videos", "audio": "audio"}  # of a processor, by kind of medium
 FAULTS = (ValueError, TypeError, IndexError, RuntimeError, KeyError, AttributeError)  # of a processor's own code
 _JOINS: WeakKeyDictionary[Processor, dict[tuple[str, ...], dict[str, int]]] = WeakKeyDictionary()
 _PLACEHOLDER = re.compile("(image|video|audio|vision|speech|media)_token_(id|index)")
@@ -68,10 +67,8 @@ def processed(
     """
     given: dict[str, Any] = {"text": [text], "return_tensors": "pt"}
     given |= {} if special is None else {"add_special_tokens": special}
-    for kind, name in ARGUMENTS.items():
-        files = [_opened(one) for one in media if _kind(one) == kind]
-        if files:
-            given[name] = files if kind == "audio" else [files]
+    files = {kind: [opened(one, processor) for one in media if _kind(one) == kind] for kind in KINDS}
+    given |= arguments_of(files, processor)
     try:
         found = _asked(processor, given)
     except FAULTS as error:
@@ -120,7 +117,11 @@ def _asked(processor: Processor, given: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return dict(processor(**given))
     except FAULTS:
-        flat = {k: [one for text in v for one in text] for k, v in given.items() if k in ("images", "videos")}
+        flat = {
+            k: [one for text in v for one in text]
+            for k, v in given.items()
+            if k in ("images", "videos", "video_metadata")
+        }
         if not flat:
             raise
         with contextlib.suppress(*FAULTS):
@@ -134,17 +135,6 @@ def _kind(one: str | Image.Image) -> str:
 
 def _names(media: Sequence[str | Image.Image]) -> str:
     return ", ".join(one if isinstance(one, str) else "a picture of {} x {}".format(*one.size) for one in media)
-
-
-def _opened(path: str | Image.Image) -> Any:
-    """What a processor takes for a file: a picture in RGB. Raises PolicyError where it cannot be read."""
-    if isinstance(path, Image.Image):
-        return path.convert("RGB")
-    try:
-        with Image.open(Path(path)) as picture:
-            return picture.convert("RGB")
-    except OSError as error:
-        raise PolicyError(f"{path}: cannot be read as a picture ({error}); give another file") from error
 
 
 def placeholder_ids(*holders: Config) -> tuple[int, ...]:
