@@ -1,5 +1,7 @@
 """What learns in a run, made as a recipe says: the policy's parameters, and those of a critic."""
 
+from typing import Any
+
 from flowrl.contracts import Policy
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.value import ValueObjective
@@ -26,7 +28,7 @@ def build_learner(recipe: Recipe, policy: Policy) -> Learner:
         eps=train.adam_epsilon,
         max_grad_norm=train.max_grad_norm,
         warmup=train.warmup,
-        schedule=build_part("lr_schedule", train.schedule) if isinstance(train.schedule, Own) else train.schedule,
+        schedule=_schedule(recipe),
         total=recipe.updates_by(train.iterations),
         average=train.ema,
         average_every=train.ema_every,
@@ -34,9 +36,16 @@ def build_learner(recipe: Recipe, policy: Policy) -> Learner:
         reference=recipe.keeps_reference,
         old=any(part.train.old is not None for part in recipe.parts()),
         apart=kind_of(recipe).building.apart(policy, recipe),
+        scaled=recipe.dtype.model == "float16",
     )
     policy.weights = weights_of(policy.modules, learner.copies, use=[one.use for one in recipe.references])
     return learner
+
+
+def _schedule(recipe: Recipe) -> Any:
+    """The name of a schedule, or the user's own function."""
+    given = recipe.train.schedule
+    return build_part("lr_schedule", given) if isinstance(given, Own) else given
 
 
 def build_critic(recipe: Recipe, policy: Policy) -> Critic | None:
@@ -45,13 +54,19 @@ def build_critic(recipe: Recipe, policy: Policy) -> Critic | None:
     if given is None:
         return None
     looks = kind_of(recipe).building.build_critic(policy, recipe)
+    epochs, updates = given.epochs or train.epochs, given.updates or train.updates
     learner = Learner(
         looks.trainable(),
         lr=given.lr,
         betas=(train.betas[0], train.betas[1]),
         weight_decay=train.weight_decay,
+        optimizer=train.optimizer,
+        eps=train.adam_epsilon,
         max_grad_norm=given.max_grad_norm,
+        warmup=train.warmup,
+        schedule=_schedule(recipe),
+        total=train.iterations * epochs * updates,
         apart=kind_of(recipe).building.apart(looks, recipe),
+        scaled=recipe.dtype.model == "float16",
     )
-    epochs, updates = given.epochs or train.epochs, given.updates or train.updates
     return Critic(looks, learner, ValueObjective(given.clip), epochs, updates, given.warmup)

@@ -49,7 +49,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/core/returns.py": {"flowrl.core.normalise"},
     "flowrl/core/baselines.py": set(),
     "flowrl/core/copies.py": set(),
-    "flowrl/core/learner.py": {"flowrl.core.copies", "flowrl.core.lr_schedules", "flowrl.core.optimizers"},
+    "flowrl/core/learner.py": {"flowrl.core.copies", "flowrl.core.lr_schedules", "flowrl.core.optimizers"}
+    | {"flowrl.core.scaling"},
+    "flowrl/core/scaling.py": set(),
     "flowrl/core/lr_schedules.py": set(),
     "flowrl/core/optimizers.py": set(),
     "flowrl/core/objectives": {"flowrl.contracts", "flowrl.core.objectives"},

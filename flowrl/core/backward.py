@@ -29,7 +29,7 @@ class StepLoss:
 
     adv [R], or [R, K] where decisions of a row differ. weights [R, K] reduce the loss and share [R, K] the metrics (see
     objectives/aggregate.py). together int64 [R]: equal for rows that the objective takes together. unmoved: other
-    weights that are those of now. reward_of: see `Batch`.
+    weights that are those of now. reward_of: see `Batch`. scale: a factor of what is returned, and of no metric.
     """
 
     rollout: Rollout
@@ -40,6 +40,7 @@ class StepLoss:
     together: Tensor | None = None
     unmoved: frozenset[str] = frozenset()
     reward_of: RewardOf | None = None
+    scale: float = 1.0
     total: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(
@@ -57,7 +58,7 @@ class StepLoss:
         part = (loss * self.weights[at].to(device)).sum()
         reduced = reduce_metrics(metrics, self.share[at].to(device)) | {"loss": part.detach()}
         self.total = merge_metrics(self.total, reduced)
-        return part
+        return part if self.scale == 1.0 else part * self.scale
 
     def batch(self, rows: Tensor, columns: Tensor, device: torch.device, **more: Any) -> Batch:
         """The data of rows int64 [r] and columns int64 [k]; more: what else of a `Batch` is there."""

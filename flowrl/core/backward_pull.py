@@ -44,7 +44,7 @@ def backward_pull(policy: Looks, rows: Tensor, loss: StepLoss, progress: Progres
         loss(seen, pull=pull).backward()
         further = seen.carry * pull
         if seen.x.grad is not None:
-            weight = loss.weights[seen.rows, int(seen.columns)].to(pull)
+            weight = loss.scale * loss.weights[seen.rows, int(seen.columns)].to(pull)
             further = further + seen.through * seen.x.grad / weight.reshape(-1, *(1,) * (pull.ndim - 1))
         pulls.update(zip(mine, further, strict=True))
         units.update(dict.fromkeys(mine, seen.unit))

@@ -140,7 +140,7 @@ def _fit(critic: Critic, looks: Looks, rollout: Rollout, settings: Settings, pro
     own = replace(settings, epochs=critic.epochs, updates=critic.updates, drop_silent=False, update_by="prompts")
     none = torch.zeros(len(rollout.rollout_logp))
     found = update(looks, critic.learner, fitted, none, critic.objective, own, progress)
-    kept = ("loss", "error", "clip_frac", "grad_norm", "lr", "nonfinite_updates")
+    kept = ("loss", "error", "clip_frac", "grad_norm", "lr", "nonfinite_updates", "loss_scale", "skipped_updates")
     return metrics | {f"value/{name}": found[name] for name in kept if name in found}
 
 

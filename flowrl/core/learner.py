@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flowrl.core.copies import Copies
 from flowrl.core.lr_schedules import LR_SCHEDULES
 from flowrl.core.optimizers import make_optimizer
+from flowrl.core.scaling import LossScale, Masters
 
 RAMPS = ("moves", "steps")
 AVERAGE, REFERENCE, OLD = "average", "reference", "old"  # copies of the weights
@@ -27,6 +28,7 @@ class Learner:
     `steps`).
     reference: whether the parameters as they are given are kept as the copy `reference`; old: whether there is an older
     copy, which `keep_old` moves. All state is in `state_dict`.
+    scaled: whether the loss has a factor, see core/scaling.py; float16 parameters are moved in float32 in any case.
     apart: parts of the parameters whose gradients are clipped each by itself, together all of them (none: all at once).
     share: of a run that is limited by time, how much of that is spent, set from outside: a schedule is as far as this
     or the steps say, whichever is further. base_lr: what the schedule multiplies, by the number of steps taken; set
@@ -52,15 +54,18 @@ class Learner:
         reference: bool = False,
         old: bool = False,
         apart: Sequence[Sequence[nn.Parameter]] = (),
+        scaled: bool = False,
     ):
         if ramp not in RAMPS:
             raise ValueError(f"ramp={ramp!r}: choose one of {', '.join(RAMPS)}")
         self.parameters = list(parameters)
-        self._clipped = [list(part) for part in apart] or [self.parameters]
+        self.scale, self._masters = LossScale() if scaled else None, Masters(self.parameters)
+        own = dict(zip(map(id, self.parameters), self._masters.optimized, strict=True))
+        self._clipped = [[own[id(p)] for p in part] for part in apart] or [self._masters.optimized]
         self.max_grad_norm, self.average_decay, self.average_every = max_grad_norm, average or 0.0, average_every
         self.ramp = ramp
         how: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        self.optimizer = make_optimizer(optimizer, self.parameters, **how)
+        self.optimizer = make_optimizer(optimizer, self._masters.optimized, **how)
         self.copies = Copies(self.parameters)
         for name, wanted in ((AVERAGE, average is not None), (REFERENCE, reference), (OLD, old)):
             if wanted:
@@ -75,18 +80,27 @@ class Learner:
 
         A gradient that is not finite moves nothing: the returned norm shows it.
         """
+        self._masters.take_gradients(self.loss_scale)
         norms = [nn.utils.clip_grad_norm_(part, self.max_grad_norm or math.inf) for part in self._clipped]
         norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
         if torch.isfinite(norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr
             self.optimizer.step()
+            self._masters.give_back()
             self.steps += 1
             if AVERAGE in self.copies and self.steps % self.average_every == 0:
                 done = self.steps if self.ramp == "steps" else self.steps // self.average_every
                 self.copies.keep(AVERAGE, min(self.average_decay, (1 + done) / (10 + done)))
         self.optimizer.zero_grad()
+        if self.scale is not None:
+            self.scale.observe(bool(torch.isfinite(norm)))
         return norm.detach()
+
+    @property
+    def loss_scale(self) -> float:
+        """What the next step's loss is to be multiplied by."""
+        return 1.0 if self.scale is None else self.scale.factor
 
     @property
     def lr(self) -> float:
@@ -146,6 +160,8 @@ class Learner:
             "steps": self.steps,
             "factor": self.factor,
             "old_since": self._old_since,
+            "masters": self._masters.state(),
+            "scale": {} if self.scale is None else self.scale.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -157,6 +173,9 @@ class Learner:
         self.optimizer.load_state_dict({"state": state["moments"], "param_groups": own["param_groups"]})
         self.steps, self.factor = state["steps"], state["factor"]
         self._old_since = state.get("old_since", self.steps)
+        self._masters.load(state.get("masters") or [])
+        if self.scale is not None and state.get("scale"):
+            self.scale.load_state_dict(state["scale"])
         for name in (AVERAGE, OLD):
             if name in self.copies:
                 self.copies.keep(name)

@@ -18,6 +18,7 @@ from flowrl.core.filling import parts, weighed
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.pairs import companions
+from flowrl.core.scaling import LEAST
 from flowrl.core.selection import WidthPruning, moved_rows, rank_shares
 from flowrl.core.terms import Term
 
@@ -117,6 +118,7 @@ def update(
                 of_terms: Metrics = {}
                 for term, rows in beside:
                     term_loss = term.loss(rows)
+                    term_loss.scale = learner.loss_scale
                     _backward(term.looks, rows, term_loss, settings.micro_batch, progress)
                     of_terms |= term.metrics(term_loss)
                 step_metrics.append(_step(learner, loss) | of_terms)
@@ -172,7 +174,9 @@ def _step_loss(
         loss_weights.index_add_(0, drawn, objective.weights(rollout.mask[drawn]).to(loss_weights))
     share = torch.zeros_like(rollout.rollout_logp)
     share[used] = weights(rollout.mask[used]).to(share)
-    return StepLoss(rollout, adv, objective, loss_weights, share, together, learner.unmoved, reward_of)
+    return StepLoss(
+        rollout, adv, objective, loss_weights, share, together, learner.unmoved, reward_of, learner.loss_scale
+    )
 
 
 def _backward(policy: Looks, rows: Tensor, loss: StepLoss, micro_batch: int | None, progress: Progress | None) -> None:
@@ -189,8 +193,17 @@ def _backward(policy: Looks, rows: Tensor, loss: StepLoss, micro_batch: int | No
 
 def _step(learner: Learner, loss: StepLoss) -> Metrics:
     """One optimizer step on the gradient that a loss has left, and its metrics."""
-    lr = learner.lr
+    lr, scale = learner.lr, learner.scale
+    factor = learner.loss_scale
     norm = learner.step()
-    finite = torch.isfinite(norm)
-    metrics = {name: float(value) for name, value in loss.total.items()}
-    return metrics | {"grad_norm": float(norm), "lr": lr, "nonfinite_updates": float(~finite)}
+    lost = not bool(torch.isfinite(norm))
+    metrics = {name: float(value) for name, value in loss.total.items()} | {"grad_norm": float(norm), "lr": lr}
+    if scale is None:
+        return metrics | {"nonfinite_updates": float(lost)}
+    # an overflow that a smaller factor will mend is no alarm
+    metrics |= {
+        "loss_scale": factor,
+        "skipped_updates": float(lost),
+        "nonfinite_updates": float(lost and factor <= LEAST),
+    }
+    return {name: value for name, value in metrics.items() if not (lost and name == "grad_norm" and factor > LEAST)}

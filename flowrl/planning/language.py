@@ -162,11 +162,12 @@ def _compared(recipe: Recipe) -> bool:
 def _beside(recipe: Recipe) -> tuple[int, int]:
     """Rows of the terms beside the objective in an iteration, and those of them that the reference looks at."""
     objective, store = recipe.objective, recipe.train.store
-    expert, pairs = (getattr(objective, name, None) for name in ("expert", "pairs"))
+    expert, pairs, right = (getattr(objective, name, None) for name in ("expert", "pairs", "right"))
+    answers = recipe.train.drawn * recipe.train.group if right is not None else 0  # at most: if all of them are right
     compared = 2 * pairs.prompts if pairs is not None else 0
     stored = store.draw if store is not None else 0
     compared += stored if objective.kl > 0 else 0
-    rows = (expert.prompts if expert is not None else 0) + stored
+    rows = (expert.prompts if expert is not None else 0) + stored + answers
     return rows + (2 * pairs.prompts if pairs is not None else 0), compared
 
 

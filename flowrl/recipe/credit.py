@@ -68,7 +68,8 @@ class CriticKeys(Strict):
     use: copy, a copy of `model` whose weights all learn; model, so one from `path`, with the same tokens, such as a
     reward model's; lora, a frozen copy with adapters of this rank. Each has a linear head that begins at 0. lr, clip
     (of values around those of the rollout; null: none), epochs, updates (null: those of train) and max_grad_norm are
-    its own. warmup: iterations at the run's beginning that fit the critic alone (value pretraining of VC-PPO).
+    its own; optimizer, adam_epsilon, betas, weight_decay, schedule and the steps of warmup are those of train. warmup:
+    iterations at the run's beginning that fit the critic alone (value pretraining of VC-PPO).
     """
 
     use: Literal["copy", "model", "lora"] = key("copy", "copy, model or lora")

@@ -11,7 +11,8 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class Dtype(Strict):
-    """model: frozen weights and activations. trajectory: stored latents. logp: log-probs, ratios and losses."""
+    """model: frozen weights and activations; with float16 the loss is scaled, so that its gradients do not vanish, and
+    weights that learn are moved in float32. trajectory: stored latents. logp: log-probs, ratios and losses."""
 
     model: Precision = key("float32", "float32, bfloat16 or float16")
     trajectory: Precision = key("float32", "float32, bfloat16 or float16")

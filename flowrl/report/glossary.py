@@ -45,6 +45,8 @@ METRICS = {
     "loss": "value of the objective; it has no scale of its own and need not fall",
     "grad_norm": "length of the gradient before clipping, mean over the updates of an iteration",
     "lr": "learning rate of the last update",
+    "loss_scale": "factor of the loss, of models in float16",
+    "skipped_updates": "share of updates left out because a gradient overflowed float16, which halves the factor",
     "nonfinite_updates": "share of updates left out because a gradient was not finite",
     "empty_updates": "updates without any sample to learn from",
     "active_rows": "share of samples with an advantage other than zero: only these are trained on",

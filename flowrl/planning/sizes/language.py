@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
@@ -31,7 +32,8 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt], limit: int) -> Sizes | None
 
     Weights, adapters and optimizer are exact. Activations of training are what autograd keeps of a micro-batch of the
     longest prompts and completions; those of a rollout are the keys and values of all rows and the logits of a token.
-    A whole model as reference, and a critic, are not counted. Raises PolicyError for a LoRA that does not fit.
+    A critic's activations are taken to be no more than the policy's, which it learns before. A whole model as reference
+    is not counted. Raises PolicyError for a LoRA that does not fit.
     """
     config = _config(recipe.model)
     if config is None:
@@ -51,7 +53,9 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt], limit: int) -> Sizes | None
     train, length = recipe.train, _tokens(recipe, prompts)
     micro = train.micro_batch or arithmetic(recipe).rows_per_update
     copies = (train.ema is not None) + recipe.keeps_reference + (train.old is not None)
-    moments = 2 * state if train.optimizer != "adamw_8bit" else 2 * sum(p.numel() for p in learning)
+    moments = _moments(recipe, learning)
+    critic = _critic(recipe)
+    frozen, of_critic = frozen + critic.fixed, critic.moments
     rows = arithmetic(recipe).rows_at_once
     drawing = _cache(config, rows, length + limit, dtype) + rows * config.get_text_config().vocab_size * DRAW
     precision = getattr(torch, recipe.dtype.logp)
@@ -62,12 +66,13 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt], limit: int) -> Sizes | None
         again = _kept(model, micro, length, limit, precision)
         kept = None if again is None else again + block
     phases = [
-        Phase("rollout", frozen + added, moments + copies * state, 0, drawing),
-        Phase("training", frozen + added, moments + (copies + 1) * state, 0, kept),
+        Phase("rollout", frozen + added, moments + of_critic + copies * state, 0, drawing),
+        Phase("training", frozen + added, moments + of_critic + (copies + 1) * state + critic.state, 0, kept),
     ]
     name = type(model).__name__
     words = "keys and values of all rows, and the logits of a token"
-    left_out = "another model as reference, a critic, activations of rewards, the allocator's slack"
+    unknown = "" if critic.known else "a critic, "
+    left_out = f"another model as reference, {unknown}activations of rewards, the allocator's slack"
     return Sizes(
         {name: parameters},
         sum(p.numel() for p in learning),
@@ -78,6 +83,46 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt], limit: int) -> Sizes | None
         words,
         left_out,
     )
+
+
+class Learning(NamedTuple):
+    """Bytes of a critic: all of its weights, those that learn (and their gradients), and what its optimizer keeps."""
+
+    fixed: int = 0
+    state: int = 0
+    moments: int = 0
+    known: bool = True
+
+
+def _critic(recipe: Recipe) -> Learning:
+    """The recipe's critic; nothing without one, not known where no config of its model is at hand."""
+    given = recipe.critic
+    if given is None:
+        return Learning()
+    config = _config(given.path or recipe.model)
+    if config is None:
+        return Learning(known=False)
+    labels = [] if recipe.roles is None else recipe.roles.labels
+    with torch.device("meta"):
+        model: LanguageModel = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, recipe.dtype.model)).eval()
+        if given.use == "lora":
+            adapters.add_lora({"critic": model}, rank=given.rank, alpha=given.rank, targets="all")
+            add_roles({"critic": model}, labels, recipe.seed)
+        else:
+            adapters.train_full({"critic": model})
+        heads = [torch.nn.Linear(config.get_text_config().hidden_size, 1) for _ in labels or ("",)]
+    learning = [*adapters.trainable({"critic": model}), *(p for head in heads for p in head.parameters())]
+    state = sum(p.numel() * p.element_size() for p in learning)
+    own = sum(p.numel() * p.element_size() for head in heads for p in head.parameters())
+    return Learning(_bytes(model) + own, state, _moments(recipe, learning))
+
+
+def _moments(recipe: Recipe, learning: Sequence[torch.nn.Parameter]) -> int:
+    """Bytes that an optimizer keeps of what learns: two moments, and of float16 weights a copy in float32."""
+    number = sum(p.numel() for p in learning)
+    if recipe.train.optimizer == "adamw_8bit":
+        return 2 * number
+    return sum((12 if p.dtype == torch.float16 else 2 * p.element_size()) * p.numel() for p in learning)
 
 
 def _config(model: str) -> PretrainedConfig | None:
