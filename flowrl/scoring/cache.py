@@ -14,7 +14,7 @@ import struct
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,16 +25,20 @@ from flowrl.contracts import Samples, Steps
 from flowrl.names import UserError
 from flowrl.untyped import JSON
 
+STEPS = b"S"  # the first byte of steps in a file
 LARGEST = 200_000  # scores that are kept in memory
 LARGEST_READ = 2**24  # bytes of a file that is known by its content
 MOST_FILES = 10_000  # of a folder that the arguments name
 
 
+Value = float | Steps  # what is known of a sample: its score, or the steps that a process reward valued
+
+
 class CachedScores(NamedTuple):
-    """Scores float32 [B], those of them that the cache does not hold yet, by key, and steps that make them up."""
+    """Scores float32 [B], what of them the cache does not hold yet, by key, and steps that make them up."""
 
     scores: Tensor
-    new: Mapping[bytes, float] = {}
+    new: Mapping[bytes, Value] = {}
     steps: list[Steps] | None = None
 
 
@@ -48,7 +52,7 @@ class ScoreCache:
     def __init__(self, reward: str, args: Mapping[str, object], file: str | Path | None = None, *, code: object = None):
         """code: identifies this reward's code, or its weights behind the same arguments."""
         self._salt = _digest(reward, args, _files(args), code)
-        self._known: OrderedDict[bytes, float] = OrderedDict()
+        self._known: OrderedDict[bytes, Value] = OrderedDict()
         self._lock = threading.Lock()  # a reward is called by one thread at a time, but not always by the same
         self._path = None if file is None else Path(file).expanduser()
         self._file = None if self._path is None else _open(self._path)
@@ -56,27 +60,50 @@ class ScoreCache:
 
     def __call__(self, score: Callable[[Samples], Tensor], samples: Samples) -> CachedScores:
         """The scores; unknown ones are computed by `score`, which returns float32 [B] and sees each sample once."""
+        values, new = self._looked_up(lambda some: score(some).tolist(), samples)
+        return CachedScores(torch.tensor(values, dtype=torch.float32), new)
+
+    def of_steps(
+        self, score: Callable[[Samples], CachedScores], samples: Samples, total: Callable[[Steps], float]
+    ) -> CachedScores:
+        """The same of a reward that gives values of steps, which are what is kept; total: the score that they make."""
+
+        def ask(some: Samples) -> list[Value]:
+            found = score(some)
+            given = zip(found.scores.tolist(), found.steps or (), strict=True)
+            return [math.nan if math.isnan(value) else steps for value, steps in given]
+
+        values, new = self._looked_up(ask, samples)
+        steps: list[Steps] = [() if isinstance(value, float) else value for value in values]
+        totals = [value if isinstance(value, float) else total(value) for value in values]
+        return CachedScores(torch.tensor(totals, dtype=torch.float64).float(), new, steps)
+
+    def _looked_up(
+        self, ask: Callable[[Samples], Sequence[Value]], samples: Samples
+    ) -> tuple[list[Value], dict[bytes, Value]]:
+        """What is known of each sample, and what of it is new; unknown samples are asked about once each."""
         keys = [self._key(samples, i) for i in range(len(samples))]
         known = [self._get(key) for key in keys]
         first = {key: i for i, key in reversed(list(enumerate(keys))) if known[i] is None}
         missing = sorted(first.values())
         self.hits += len(keys) - len(missing)
-        if not missing:
-            return CachedScores(torch.tensor(known, dtype=torch.float32))
-        scores = score(samples if len(missing) == len(keys) else samples[missing]).tolist()
-        new = dict(zip((keys[i] for i in missing), scores, strict=True))
-        values = [new[key] if value is None else value for key, value in zip(keys, known, strict=True)]
-        return CachedScores(torch.tensor(values, dtype=torch.float32), new)
+        new: dict[bytes, Value] = {}
+        if missing:
+            found = ask(samples if len(missing) == len(keys) else samples[missing])
+            new = dict(zip((keys[i] for i in missing), found, strict=True))
+        return [new[key] if value is None else value for key, value in zip(keys, known, strict=True)], new
 
     def keep(self, scored: CachedScores) -> None:
         """Stores new scores once they count; samples that were refused or late are scored again next time."""
-        pairs = [(key, value) for key, value in scored.new.items() if math.isfinite(value)]
+        pairs = [
+            (key, value) for key, value in scored.new.items() if not isinstance(value, float) or math.isfinite(value)
+        ]
         with self._lock:
             self._known.update(pairs)
             while len(self._known) > LARGEST:
                 self._known.popitem(last=False)
             if self._file is not None:
-                self._write(self._file, [(key, struct.pack("<f", value)) for key, value in pairs])
+                self._write(self._file, [(key, _packed(value)) for key, value in pairs])
 
     def _write(self, file: sqlite3.Connection, rows: list[tuple[bytes, bytes]]) -> None:
         try:
@@ -121,7 +148,7 @@ class ScoreCache:
             digest.update(samples.talks[i].written().encode())
         return digest.digest()
 
-    def _get(self, key: bytes) -> float | None:
+    def _get(self, key: bytes) -> Value | None:
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
@@ -133,7 +160,7 @@ class ScoreCache:
             except sqlite3.Error as error:
                 self._give_up(error)
                 return None
-        return None if row is None else _number(row[0])
+        return None if row is None else _unpacked(row[0])
 
 
 def identity(reward: str, args: Mapping[str, JSON], code: JSON) -> str:
@@ -145,8 +172,18 @@ def _digest(*parts: object) -> bytes:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).digest()
 
 
-def _number(stored: object) -> float | None:
-    """A score read from a file, None if it is damaged."""
+def _packed(value: Value) -> bytes:
+    """A score as four bytes, or steps as a mark and 16 bytes each."""
+    if isinstance(value, float):
+        return struct.pack("<f", value)
+    return STEPS + b"".join(struct.pack("<qd", end, worth) for end, worth in value)
+
+
+def _unpacked(stored: object) -> Value | None:
+    """What `_packed` wrote, None if it is damaged."""
+    if isinstance(stored, bytes) and stored[:1] == STEPS and len(stored) % 16 == 1:
+        steps = tuple(struct.iter_unpack("<qd", stored[1:]))
+        return steps if all(math.isfinite(worth) for _, worth in steps) else None
     if not isinstance(stored, bytes) or len(stored) != 4:
         return None
     (value,) = struct.unpack("<f", stored)

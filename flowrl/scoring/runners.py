@@ -44,8 +44,6 @@ def _load_one(name: str, spec: RewardSpec) -> RewardRunner:
     if spec.cache:
         if getattr(call, "groupwise", False):
             raise RewardError(f"reward {name!r} ({spec.use}) compares samples of a group: remove rewards.{name}.cache")
-        if gives_steps(call):
-            raise RewardError(f"reward {name!r} ({spec.use}) gives values of steps: remove rewards.{name}.cache")
         if (code := score_code.digest(call)) is None:
             raise RewardError(
                 f"reward {name!r} ({spec.use}) has no source that can be read: remove rewards.{name}.cache"

@@ -28,7 +28,7 @@ from flowrl.scoring.cache import CachedScores
 from flowrl.scoring.lanes import Lane
 from flowrl.scoring.results import RewardError, check_scores, reason, why_missing
 from flowrl.scoring.runners import RewardRunner, load
-from flowrl.scoring.stepwise import scores_of_steps
+from flowrl.scoring.stepwise import scores_of_steps, total
 from flowrl.untyped import JSON
 
 __all__ = ["RewardRunner", "RewardError", "Scorer", "load"]
@@ -193,7 +193,11 @@ class Scorer:
                 return scores_of_steps(name, given, number, texts, reward.spec.steps)
             return CachedScores(check_scores(name, given, number))
 
-        return ask(part) if reward.cache is None else reward.cache(lambda some: ask(some).scores, part)
+        if reward.cache is None:
+            return ask(part)
+        if reward.process:
+            return reward.cache.of_steps(ask, part, lambda steps: total(steps, reward.spec.steps))
+        return reward.cache(lambda some: ask(some).scores, part)
 
     def _fill(
         self, scores: dict[str, Tensor], steps: dict[str, list[Steps]], name: str, outcome: Outcome, index: Rows

@@ -26,6 +26,11 @@ def gives_steps(reward: object) -> bool:
     return name.strip("'\"").rpartition(".")[2] == "StepScores"
 
 
+def total(steps: Steps, how: str) -> float:
+    """The score that the steps of a completion make: their sum or mean, 0 without any."""
+    return sum(value for _, value in steps) / (len(steps) if how == "mean" and steps else 1)
+
+
 def scores_of_steps(name: str, given: object, number: int, texts: Sequence[str], how: str) -> CachedScores:
     """The scores float32 [number], sums or means (`how`) over steps, 0 without any, and the steps of each sample.
 
@@ -49,7 +54,7 @@ def scores_of_steps(name: str, given: object, number: int, texts: Sequence[str],
                 "accepted: ends from 1 to its length, in order"
             )
         steps.append(taken)
-    totals = [sum(value for _, value in of) / (len(of) if how == "mean" and of else 1) for of in steps]
+    totals = [total(of, how) for of in steps]
     scores = check_scores(name, torch.tensor(totals, dtype=torch.float64), number)
     return CachedScores(
         scores, steps=[() if math.isnan(s) else of for s, of in zip(scores.tolist(), steps, strict=True)]

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from flowrl.contracts import Prompt, Samples, StepScores
 from flowrl.core.refill import join_samples
 from flowrl.names import UserError
 from flowrl.recipe.load import load
+from flowrl.scoring.cache import ScoreCache
 from flowrl.scoring.scorer import RewardError, Scorer
 from reward_models.working import worked_steps
 from scoring_support import runner
@@ -48,6 +50,29 @@ def test_the_score_is_the_sum_or_mean_of_the_steps(how: str, third: float, batch
     assert of.steps == {"s": [((3, 2.0), (5, 1.0)), (), ((2, 1.0), (5, 2.0), (7, 1.0), (9, 1.0)), (), ()]}
     assert of[[2, 0]].steps["s"] == [of.steps["s"][2], of.steps["s"][0]]
     assert join_samples([of[[4]], of[[2]]]).steps["s"] == [(), of.steps["s"][2]]
+
+
+@pytest.mark.parametrize("how", ["sum", "mean"])
+def test_steps_come_from_a_cache_and_from_its_file_as_they_were_given(how: str, tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+
+    class Counted:
+        def __call__(self, samples: Samples) -> StepScores:
+            asked.append(list(samples.texts or ()))
+            return semicolons(samples)
+
+    def scorer(file: Path | None) -> Scorer:
+        one = runner(Counted())
+        spec = one.spec.model_copy(update={"steps": how})
+        return Scorer({"s": replace(one, spec=spec, cache=ScoreCache("counted", {}, file))})
+
+    plain, first, again, other = samples(), samples(), samples(), samples()
+    wanted = Scorer({"s": replace(runner(semicolons), spec=runner(semicolons).spec.model_copy(update={"steps": how}))})
+    expected, kept = wanted(plain)["s"], scorer(tmp_path / "steps.db")
+    for of, judge in ((first, kept), (again, kept), (other, scorer(tmp_path / "steps.db"))):
+        assert torch.equal(judge(of)["s"].nan_to_num(nan=-9), expected.nan_to_num(nan=-9))
+        assert of.steps == plain.steps
+    assert asked == [TEXTS, ["bad;"], ["bad;"]]  # what could not be scored is asked about again
 
 
 def test_steps_are_kept_of_samples_that_are_scored_while_the_next_are_drawn() -> None:
@@ -110,7 +135,6 @@ STEP = "rewards={s: {use: worked_steps}}"
     ("keys", "said"),
     [
         (["objective.preset=grpo_process"], "no reward that counts gives values of steps"),
-        (["objective.preset=grpo_process", "rewards={s: {use: worked_steps, cache: true}}"], "remove rewards.s.cache"),
         (
             ["objective.preset=grpo_process", "rewards={s: {use: worked_steps, shape: {kind: stop_properly}}}"],
             "rewards.s.shape: given",
