@@ -126,6 +126,12 @@ class Conversation:
         return tuple(call for turn in self.said for call in turn.calls)
 
     @property
+    def asked(self) -> int:
+        """How often the model asked a tool: its calls, or what tools answered where they need none."""
+        turns = zip(self.said, self.shown, strict=True)
+        return sum(max(len(said.calls), sum(m.name is not None for m in shown)) for said, shown in turns)
+
+    @property
     def observed(self) -> str:
         """The text of all that the model was shown, which it did not say."""
         return "".join(message.text for messages in self.shown for message in messages)

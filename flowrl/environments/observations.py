@@ -113,7 +113,7 @@ class Observations:
             return " ".join(str(error).split())[:80] or type(error).__name__
         if shown.count(PROBE) != 1:
             return "it leaves out what is shown" if PROBE not in shown else "it says what is shown twice"
-        if "'type'" in shown:
+        if "'type'" in shown or '"type"' in shown:
             return "it takes no parts"
         if shown != later:
             return "it says it otherwise in a later turn"

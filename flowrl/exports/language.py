@@ -18,6 +18,7 @@ from flowrl.contracts import Prompt
 from flowrl.kinds.language import section_of
 from flowrl.planning.costs import eval_plan
 from flowrl.policies.devices import device_of
+from flowrl.policies.language.building import told_tools
 from flowrl.policies.language.chat import Encoder
 from flowrl.policies.language.inputs import tensors_of, types_of
 from flowrl.policies.language.media import placeholder_ids
@@ -45,11 +46,15 @@ def write(policy: LanguagePolicy, folder: Path, kind: str) -> None:
 
 @torch.no_grad()
 def draw(policy: LanguagePolicy, recipe: Recipe, prompts: Sequence[Prompt]) -> list[Tensor]:
-    """The greedy completion of each prompt: float64 [2, K], token ids and their log-probs (nats) at temperature 1."""
+    """The greedy completion of each prompt: float64 [2, K], token ids and their log-probs (nats) at temperature 1.
+
+    Of a model that talks to an environment it is its first turn, and what it would say behind that unasked.
+    """
     plan = replace(eval_plan(recipe), temperature=0.0)
     completions = []
     for prompt in prompts:
-        rollout = policy.rollout([prompt], group_size=1, plan=plan, seed=recipe.seed)
+        alone = {} if policy.conversations is None else {"begun": [None]}
+        rollout = policy.rollout([prompt], group_size=1, plan=plan, seed=recipe.seed, **alone)
         length = int(rollout.replay.length[0])
         completions.append(
             _pad(rollout.replay.tokens[0, :length], rollout.rollout_logp[0, :length], plan.max_new_tokens)
@@ -78,7 +83,7 @@ def complete_greedily(
         tokenizer,
         template=section.chat_template,
         system=section.system,
-        arguments=section.chat_arguments,
+        arguments=section.chat_arguments | told_tools(recipe),
         processor=processor,
         barred=barred,
     )

@@ -126,7 +126,7 @@ def _talk_statistics(talks: Sequence[Conversation]) -> dict[str, float]:
     wrong = sum(m.error is not None for talk in talks for messages in talk.shown for m in messages)
     statistics = {
         "talk/turns": sum(len(talk.said) for talk in talks) / number,
-        "talk/calls": sum(len(talk.calls) for talk in talks) / number,
+        "talk/calls": sum(talk.asked for talk in talks) / number,
         "talk/wrong_calls": wrong / number,
     }
     return statistics | {f"talk/end_{end}": sum(talk.end == end for talk in talks) / number for end in ENDS}

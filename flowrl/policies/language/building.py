@@ -97,6 +97,15 @@ def _add_environment(policy: LanguagePolicy, environment: Any, recipe: Recipe) -
         add_conversations(policy, environment, recipe)
 
 
+def told_tools(recipe: Recipe, environment: Environment | None = None) -> dict[str, Any]:
+    """What a recipe's chat template is given beside its own arguments: the tools, where it tells of them."""
+    given = recipe.environment
+    if given is None or given.agent is not None or given.tell != "template":
+        return {}
+    schemas = list((build_environment(given) if environment is None else environment).tools())
+    return {"tools": schemas} if schemas else {}
+
+
 def add_conversations(policy: LanguagePolicy, environment: Environment, recipe: Recipe) -> None:
     """Lets a policy talk to an environment, told of its tools as the recipe says.
 
@@ -104,8 +113,7 @@ def add_conversations(policy: LanguagePolicy, environment: Environment, recipe: 
     """
     given, drawing = recipe.environment, section_of(recipe)
     assert given is not None
-    schemas = list(environment.tools())
-    told = {"tools": schemas} if schemas and given.tell == "template" else {}
+    schemas, told = list(environment.tools()), told_tools(recipe, environment)
     arguments = drawing.chat_arguments | told
     policy.encode = policy.encoder(template=drawing.chat_template, system=drawing.system, arguments=arguments)
     if told and not policy.encode.shows_arguments():

@@ -8,8 +8,12 @@ import pytest
 import torch
 
 from cli_support import call
+from flowrl.build import build_policy
+from flowrl.contracts import Prompt
 from flowrl.core.returns import turn_ends
+from flowrl.exports import language
 from flowrl.planning.dry_run import describe
+from flowrl.policies.loading import load_language
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
 from resume_support import assert_same_run, begun, ended, metrics, train
@@ -68,6 +72,16 @@ def test_bi_level_credit_reads_the_turns(model: Path, tmp_path: Path):
     train("tiny_lm_grpo", [*SMALL, *more], tmp_path / "out")
     turn, mask = torch.tensor([[1, 1, 1, 2, 2, 2, 0]]), torch.tensor([[1, 1, 0, 1, 0, 1, 0]]).bool()
     assert turn_ends(turn, mask).tolist() == [[False, True, False, False, False, True, False]]
+
+
+def test_what_is_drawn_alone_is_the_models_own(model: Path):
+    """Checks and exports compare first turns with transformers' own, which is told of the same tools."""
+    how = [f"model={model}", "environment={tools: [calculator, talk_support.add], turns: 3}"]
+    recipe = load("tiny_lm_grpo", [*SMALL, *how])
+    prompts = [Prompt("a", "12+345"), Prompt("b", "7*8")]
+    own = language.complete_greedily(recipe, *load_language(str(model), torch.float32), None, prompts)
+    for drawn, other in zip(language.draw(build_policy(recipe), recipe, prompts), own, strict=True):
+        assert torch.equal(drawn[0], other[0]) and (drawn[1] - other[1]).abs().max() < 1e-4
 
 
 REFUSED = {
