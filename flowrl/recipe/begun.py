@@ -17,10 +17,11 @@ class TokenTree(Strict):
 
     treepo: every `segment` tokens (512) a row parts into `width` (2), as long as there are no more than the group;
     roots (2 to 8) of them begin at the prompt. tree_grpo: `trees` (2) whole rows, then `rounds` (1) times `expand` (2)
-    random steps of each tree are gone on from; steps are `segment` tokens or end with the text `split`. deepsearch: a
-    search that expands a segment (256 tokens) by `width` (8) others; explore (2) is the weight of its confidence bound,
-    frontier (0.4, 0, 0.01) what quality, surprise and depth count in choosing the next, least (0.1) the least share
-    that an early segment gets of what came of it, right (0) the sum of rewards above which a completion is right.
+    random steps of each tree are gone on from; steps are `segment` tokens or end with the text `split`, or, with an
+    environment, are turns. deepsearch: a search that expands a segment (256 tokens) by `width` (8) others; explore (2)
+    is the weight of its confidence bound, frontier (0.4, 0, 0.01) what quality, surprise and depth count in choosing
+    the next, least (0.1) the least share that an early segment gets of what came of it, right (0) the sum of rewards
+    above which a completion is right.
     """
 
     kind: Literal["treepo", "tree_grpo", "deepsearch"] = key(..., "treepo, tree_grpo or deepsearch")

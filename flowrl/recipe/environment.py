@@ -94,8 +94,15 @@ def _named(place: str, kind: str, use: str, args: dict[str, JSON]) -> Iterator[R
 
 def _beside(recipe: "Recipe", generation: "GenerationKeys") -> Iterator[RecipeError]:
     """Keys that draw completions in another way, or read what conversations do not have."""
+    tree = generation.tree
+    of_turns = tree is not None and tree.kind == "tree_grpo" and tree.segment is None and tree.split is None
+    of_turns = of_turns and recipe.environment is not None and recipe.environment.agent is None
     for name in ("tree", "again", "force", "partial"):
-        if getattr(generation, name, None) is not None:
+        if getattr(generation, name, None) is not None and not (name == "tree" and of_turns):
+            if name == "tree":
+                problem = "given beside environment, but of conversations there are trees of turns alone"
+                yield RecipeError("generation.tree", problem, "set generation.tree={kind: tree_grpo}, or null")
+                continue
             problem = "given beside environment, which draws completions turn by turn"
             yield RecipeError(f"generation.{name}", problem, f"set generation.{name}=null")
     if recipe.roles is not None:

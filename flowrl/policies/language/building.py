@@ -24,6 +24,7 @@ from flowrl.policies.language.guided import corrections, hints
 from flowrl.policies.language.partial import Unfinished, partial_rollouts
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.search import deepsearch
+from flowrl.policies.language.talk_trees import tree_of_turns
 from flowrl.policies.language.trees import tree_grpo, treepo
 from flowrl.policies.language.values import values
 from flowrl.policies.loading import load_language, load_processor
@@ -241,4 +242,6 @@ def exploration(recipe: Recipe, unfinished: Unfinished | None = None) -> Callabl
 
         return partial(drawn_elsewhere, engine=engine_of(recipe.rollout.engine, recipe.model))
     section = given.tree or given.again
+    if given.tree is not None and recipe.environment is not None:
+        return partial(tree_of_turns, **arguments(given.tree))
     return None if section is None else partial(EXPLORATIONS[section.kind], **arguments(section))

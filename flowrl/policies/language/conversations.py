@@ -84,13 +84,10 @@ class Conversations:
 
         step_stats has `turn` [R, K]: the number of the model's turn, from 1, that a token belongs to or stands behind.
         """
-        talks = self._started(policy, prompts, group, plan, seed, first)
-        for turn in range(self.turns):
-            live = [talk for talk in talks if talk.end is None or (talk.end == "failed" and not talk.spans)]
-            if not live:
-                break
-            self._turn(policy, live, plan, progress, last=turn == self.turns - 1)
-        self._outcomes(talks)
+        copy = copy_numbers(prompt.id for prompt in prompts)
+        keys = [[Key(seed, p.id, first + i, copy[at]) for i in range(group)] for at, p in enumerate(prompts)]
+        talks = self.started(policy, prompts, keys, plan)
+        self.converse(policy, talks, plan, progress)
         return completed(policy, talks, torch.arange(len(prompts)).repeat_interleave(group), plan)
 
     def probe(self, policy: Any, prompts: Sequence[Prompt], plan: Generation) -> Rollout:
@@ -110,23 +107,30 @@ class Conversations:
         go_on(policy, rows, longer)
         return policy.completed(rows, torch.arange(len(prompts)), longer)
 
-    def _started(
-        self, policy: Any, prompts: Sequence[Prompt], group: int, plan: Generation, seed: int, first: int
+    def converse(
+        self, policy: DrawsRows, talks: Sequence[Talk], plan: Generation, progress: Progress | None = None
+    ) -> None:
+        """Goes on with these conversations to their ends."""
+        while live := [talk for talk in talks if talk.end is None or (talk.end == "failed" and not talk.spans)]:
+            self._turn(policy, live, plan, progress)
+        self._outcomes(talks)
+
+    def started(
+        self, policy: Any, prompts: Sequence[Prompt], keys: Sequence[Sequence[Key]], plan: Generation
     ) -> list[Talk]:
-        copy, calls, talks = copy_numbers(prompt.id for prompt in prompts), [], []
-        for at, prompt in enumerate(prompts):
-            drawn = Key(seed, prompt.id, 0, copy[at]).number("environment")
-            calls += [partial(self.environment.start, prompt, drawn)] * group
-        episodes = self.workers(calls)
+        """Conversations in which nothing was said yet, prompt by prompt, one for each of the keys of a prompt."""
+        calls = [
+            partial(self.environment.start, p, _seed(key)) for p, own in zip(prompts, keys, strict=True) for key in own
+        ]
+        episodes, talks = self.workers(calls), list[Talk]()
         openings = [getattr(one, "opening", "") or "" for one in episodes]
-        for at, prompt in enumerate(prompts):
-            own = range(at * group, (at + 1) * group)
-            keys = [Key(seed, prompt.id, first + i, copy[at]) for i in range(group)]
+        for prompt, of in zip(prompts, keys, strict=True):
+            own = range(len(talks), len(talks) + len(of))
             asked = [_opened(prompt, openings[i]) for i in own]
             if any(openings[i] for i in own):
-                rows = [row for one, key in zip(asked, keys, strict=True) for row in policy.start([one], [[key]], plan)]
+                rows = [row for one, key in zip(asked, of, strict=True) for row in policy.start([one], [[key]], plan)]
             else:
-                rows = policy.start([prompt], [keys], plan)
+                rows = policy.start([prompt], [of], plan)
             for row, i in zip(rows, own, strict=True):
                 row.prompt = prompt
                 talk = Talk(row)
@@ -137,12 +141,25 @@ class Conversations:
                 talks.append(talk)
         return talks
 
-    def _turn(
-        self, policy: DrawsRows, live: Sequence[Talk], plan: Generation, progress: Progress | None, *, last: bool
-    ) -> None:
+    def forked(self, talk: Talk, turn: int, key: Key) -> Talk:
+        """A conversation that shares the first `turn` turns of another, and what was shown behind them.
+
+        Its environment is begun anew and told the same; one that answers otherwise has failed, and so has the row.
+        """
+        row = talk.row.fork(talk.spans[turn][0], key)
+        made = Talk(row, None, talk.said[:turn], talk.shown[:turn], talk.spans[:turn])
+        (found,) = self.workers([partial(_again, self.environment, talk, turn)], [turn])
+        if isinstance(found, BaseException):
+            made.fail("the environment, begun anew,", found)
+        else:
+            made.episode = found
+        return made
+
+    def _turn(self, policy: DrawsRows, live: Sequence[Talk], plan: Generation, progress: Progress | None) -> None:
         """One turn of each, and what it is shown behind it."""
         begin, room = [len(talk.row.ids) for talk in live], self.turn_tokens or plan.max_new_tokens
         until = [at + (room if talk.end is None else 1) for talk, at in zip(live, begin, strict=True)]
+        last = all(len(talk.said) == self.turns - 1 for talk in live)
         keep = not last and not any(talk.row.inputs for talk in live)  # rows with pictures are read whole again
         go_on(policy, [talk.row for talk in live], plan, until=until, keep=keep, progress=progress)
         for talk, at in zip(live, begin, strict=True):
@@ -158,7 +175,7 @@ class Conversations:
                 talk.end = "length"
             elif answer is None:
                 talk.end = "answer"
-            elif last:
+            elif len(talk.said) == self.turns:
                 talk.end = "turns"
             else:
                 self._show(policy, talk, answer, plan)
@@ -192,6 +209,21 @@ class Conversations:
 def _step(episode: Episode, said: Said) -> tuple[Shown, ...] | None:
     shown = episode.step(said)
     return (shown,) if isinstance(shown, Shown) else None if shown is None else tuple(shown)
+
+
+def _again(environment: Environment, talk: Talk, turn: int) -> Episode:
+    """An episode that has been told the first turns of a conversation. Raises RuntimeError if it answers otherwise."""
+    episode = environment.start(talk.row.prompt, _seed(talk.row.key))
+    for said, shown in zip(talk.said[:turn], talk.shown[:turn], strict=True):
+        answer = _step(episode, said)
+        if answer is None or [m.text for m in answer] != [m.text for m in shown]:
+            raise RuntimeError("it does not answer as before, so that no branch can begin behind what it showed")
+    return episode
+
+
+def _seed(key: Key) -> int:
+    """What an environment draws by: the same for all rows of a prompt."""
+    return replace(key, index=0).number("environment")
 
 
 def _outcome(episode: Episode) -> dict[str, float]:

@@ -19,7 +19,8 @@ vapo     GAE with lambda 1 - 1 / (0.05 l) for rows of l tokens, 1 for the critic
          iterations; clip 0.2 and 0.28, mean over decisions: VAPO (arXiv:2504.05118, section 4); plus 0.1 times the
          mean of -log p over the tokens of right answers, rewards of 1 or more (objective.right).
 starpo   GAE over turns with gamma 0.95, then within them: StarPO with bi-level GAE (arXiv:2504.20073), whitened, clip
-         0.2 and 0.28, no divergence. StarPO-S adds advantage.groups=0.25. A row without turns is one turn.
+         0.2 and 0.28, no divergence. StarPO-S adds advantage.groups=0.25. Turns are those of an environment; a
+         row without one is one turn.
 grpo_process rewards of steps normalised over all steps of a group, summed up from each token on: GRPO with process
          supervision (DeepSeekMath, arXiv:2402.03300, section 4.1.3); clip 0.2, mean over decisions, sample std + 1e-4,
          each reward on its own. A reward has to give values of steps.

@@ -90,6 +90,7 @@ CASES = {
     ),
 }
 ELSEWHERE = {"tiny_debate", "maporl"}  # test_role_runs.py
+ELSEWHERE |= {"tiny_calculator"}  # test_talk_runs.py
 ELSEWHERE |= {"tiny_lm_grpo", "grpo_qwen"}  # test_language_run.py
 ELSEWHERE |= {"quickstart", "tiny_dpo", "flow_rwr_wan", "nft_sd3", "nft_flux", "awm_sd3"}  # test_noised_runs.py
 ELSEWHERE |= {"flow_dpo_sd3", "flow_dpo_wan", "dgpo_sd3", "crd_sd3"}  # the same
@@ -252,6 +253,7 @@ def test_the_prompts_that_headers_offer_are_there() -> None:
 
 
 SHIPS = {"tiny_flow_grpo", "tiny_clip", "tiny_aesthetic", "tiny_vlm", "tiny_multi", "tiny_lm_grpo", "quickstart"}
+SHIPS |= {"tiny_calculator"}
 SHIPS |= {"tiny_draft", "tiny_refl", "tiny_srpo", "tiny_dpo"}
 SHIPS |= {"tiny_distill", "tiny_guidance_distill"}
 OFFERED = {

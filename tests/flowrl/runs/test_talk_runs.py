@@ -129,3 +129,12 @@ def test_a_model_that_would_not_hear_of_its_tools_is_refused(capsys, monkeypatch
     assert (
         code == 2 and "environment.tell: the model's chat template does not tell it of its tools (calculator)" in error
     )
+
+
+def test_the_tiny_calculator_goes_on_behind_its_sums(tmp_path: Path):
+    more = ["train.prompts=4", "train.updates=1", "train.iterations=1", "eval.prompts=4", "eval.temperature=1"]
+    train("tiny_calculator", more, tmp_path / "out")
+    (line,) = [line for line in metrics(tmp_path / "out") if line["kind"] == "train"]
+    assert line["talk/calls"] > 0.3 and line["talk/end_answer"] > 0.9 and line["replay_gap_max"] < 1e-4
+    texts = json.loads((tmp_path / "out" / "heldout" / "00001.json").read_text())["texts"]
+    assert any("=\n[calculator] " in text for text in texts)

@@ -1,0 +1,87 @@
+"""Trees of turns: conversations that share their first turns, and what was shown behind these."""
+
+import random
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from flowrl.contracts import Drawing, Explored
+from flowrl.policies.language.conversations import Talk, completed
+from flowrl.policies.language.policy import LanguagePolicy
+from flowrl.policies.noise import Key, copy_numbers
+
+
+def tree_of_turns(
+    policy: LanguagePolicy, drawing: Drawing, score: object, *, trees: int = 2, expand: int = 2, rounds: int = 1
+) -> Explored:
+    """`trees` trees of 1 + expand * rounds conversations each: Tree-GRPO (arXiv:2509.21240, section 3.2).
+
+    A node is a turn with what was shown behind it. Each tree begins as one conversation; in every round `expand` of its
+    nodes, none of them the last of a conversation, are drawn at random and gone on from to the end. A tree whose
+    conversations have one turn each, or failed, begins anew. A child's environment is brought to where its parent's
+    stood by the same turns. Nodes and choices are functions of seed, prompt and what was chosen before.
+    """
+    policy.prepare(drawing.prompts[0], drawing.plan)
+    speaks = policy.conversations
+    if speaks is None:
+        raise ValueError("a tree of turns needs an environment that ends them")
+    copy = copy_numbers(prompt.id for prompt in drawing.prompts)
+    own = [Key(drawing.seed, p.id, drawing.first, number) for p, number in zip(drawing.prompts, copy, strict=True)]
+    keys = [_numbered(key) for key in own]
+    first = speaks.started(policy, drawing.prompts, [[next(of) for _ in range(trees)] for of in keys], drawing.plan)
+    speaks.converse(policy, first, drawing.plan, drawing.progress)
+    talks = [first[i * trees : (i + 1) * trees] for i in range(len(own))]
+    number = [0] * len(own)
+    for i, of in enumerate(talks):
+        for tree, talk in enumerate(of, 1):
+            talk.row.tree = tree
+            number[i] = _named(talk, 0, number[i])
+    for turn in range(rounds):
+        grown: list[tuple[int, Talk, int]] = []
+        for i, of in enumerate(talks):
+            known = list(of)
+            for tree in range(1, trees + 1):
+                chance = random.Random(own[i].number("tree", "expand", turn, tree - 1))
+                mine = [(talk, at) for talk in known if talk.row.tree == tree for at in _nodes(talk)]
+                for _ in range(expand):
+                    if mine:
+                        talk, at = chance.choice(mine)
+                        made = speaks.forked(talk, at, next(keys[i]))
+                    else:
+                        (made,), at = speaks.started(policy, [drawing.prompts[i]], [[next(keys[i])]], drawing.plan), 0
+                    made.row.tree = tree
+                    of.append(made)
+                    grown.append((i, made, at))
+        speaks.converse(policy, [talk for _, talk, _ in grown], drawing.plan, drawing.progress)
+        for i, talk, at in grown:
+            number[i] = _named(talk, at, number[i])
+    flat = [talk for of in talks for talk in of]
+    rollout = completed(policy, flat, torch.arange(len(own)).repeat_interleave(len(talks[0])), drawing.plan)
+    return Explored(rollout, None, {"tree/computed": _computed(talks)})
+
+
+def _numbered(key: Key) -> Iterator[Key]:
+    index = key.index
+    while True:
+        yield Key(key.seed, key.prompt, index, key.copy)
+        index += 1
+
+
+def _nodes(talk: Talk) -> Sequence[int]:
+    """Behind how many turns another conversation may begin."""
+    return range(1, len(talk.spans)) if talk.failure is None else ()
+
+
+def _named(talk: Talk, begin: int, number: int) -> int:
+    """Gives the tokens of each turn from `begin` on, and those shown behind it, a number of their own; the last one."""
+    ends = [start for start, _ in talk.spans[1:]] + [len(talk.row.ids)]
+    for (start, _), end in zip(talk.spans[begin:], ends[begin:], strict=True):
+        number += 1
+        talk.row.node[start:end] = [number] * (end - start)
+    return number
+
+
+def _computed(talks: Sequence[Sequence[Talk]]) -> float:
+    """The share of all tokens that had to be computed; the others are shared."""
+    once = {(i, talk.row.node[at], at) for i, of in enumerate(talks) for talk in of for at in range(len(talk.row.ids))}
+    return len(once) / sum(len(talk.row.ids) for of in talks for talk in of)
