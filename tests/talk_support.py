@@ -141,7 +141,7 @@ def conversations(environment: Environment, told: Any, **options: Any) -> Conver
     """How a policy with this tokenizer talks to an environment."""
     schemas = list(environment.tools())
     observe = Observations(told, arguments={"tools": schemas} if schemas else {})
-    workers = options.pop("workers", Workers(4, 5.0))
+    workers = options.pop("workers", Workers(4, None))
     return Conversations(environment, observe, Reader(told, schemas), workers, **{"turns": 4, **options})
 
 

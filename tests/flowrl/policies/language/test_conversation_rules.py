@@ -189,9 +189,9 @@ def check_failures(number: int, deadline: float) -> int:
 
 
 def test_no_row_is_lost_and_no_failure_scored():
-    assert check_failures(60, 0.2) > 60
+    assert check_failures(60, 1.5) > 60
 
 
 @pytest.mark.slow
 def test_two_thousand_calls_of_which_some_fail_and_some_hang():
-    assert check_failures(800, 1.0) > 2000
+    assert check_failures(800, 2.0) > 2000

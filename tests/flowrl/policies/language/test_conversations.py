@@ -151,9 +151,9 @@ class UnsoundEpisode(CountingEpisode):
 @pytest.mark.parametrize("where", ["start", "step", "hang", "outcome"])
 def test_a_failure_is_told_and_touches_no_other_row(where: str):
     """The rows of prompts a and c are those of an environment that does not fail."""
-    talk = {"workers": Workers(4, 0.1 if where == "hang" else 5.0)}
+    talk = {"workers": Workers(4, 1.0 if where == "hang" else None)}
     failing = policy(Unsound(where), talk=talk).rollout(PROMPTS, group_size=2, plan=PLAN, seed=0)
-    sound = policy(Unsound(""), talk=talk).rollout(PROMPTS, group_size=2, plan=PLAN, seed=0)
+    sound = policy(Unsound("")).rollout(PROMPTS, group_size=2, plan=PLAN, seed=0)
     for i, talk in enumerate(failing.samples.talks):
         if failing.samples.prompts[i].id == "b":
             told = {"start": "RuntimeError: no room", "step": "KeyError: 'gone'", "hang": "LateError"}
