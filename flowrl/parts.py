@@ -107,7 +107,7 @@ KINDS: dict[str, PartKind] = {
     ),
     "agent": PartKind(
         ("base_url", "prompt"),
-        "",
+        "flowrl.environments.plugins",
         "a function (base_url, prompt, *, ...) that asks the endpoint at base_url, and gives numbers or None",
     ),
     "tree": PartKind(("walk",), "samplers.growth:TREES", "a function (walk, *, ...) that gives a Tree", "Tree"),

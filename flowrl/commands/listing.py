@@ -27,6 +27,7 @@ class ListedKind(str, Enum):
     rewards = "rewards"
     tools = "tools"
     environments = "environments"
+    agents = "agents"
     advantages = "advantages"
     objectives = "objectives"
     lr_schedules = "lr-schedules"
@@ -42,6 +43,7 @@ WITH_KEYS = {
     ListedKind.solvers: "solver",
     ListedKind.tools: "tool",
     ListedKind.environments: "environment",
+    ListedKind.agents: "agent",
     ListedKind.advantages: "advantage",
     ListedKind.objectives: "objective",
     ListedKind.lr_schedules: "lr_schedule",

@@ -76,10 +76,10 @@ def _plan(recipe: "Recipe", forward: float | None, earlier: Path | None) -> None
 
     train, heldout, missing = planned_prompts(recipe)
     if recipe.environment is not None:
-        from flowrl.environments.building import MissingError, build_environment
+        from flowrl.environments.building import MissingError, build_agent, build_environment
 
         try:
-            build_environment(recipe.environment)
+            (build_environment if recipe.environment.agent is None else build_agent)(recipe.environment)
         except MissingError as error:
             missing = [*missing, str(error)]
     counts = [None if part is None else len(part) for part in (train, heldout)]

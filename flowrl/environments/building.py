@@ -33,6 +33,16 @@ def build_environment(given: EnvironmentKeys) -> Environment:
     return _made("environment.use", given.use, partial(Methods, partial(thing, **given.args), **options), {})
 
 
+def build_agent(given: EnvironmentKeys) -> Callable[[str, Any], Any]:
+    """The agent that a recipe names, to be called with (base_url, prompt); raises as `build_environment` does."""
+    assert given.agent is not None
+    thing = names.load(given.agent, names.shipped("agent"), "agent")
+    if not isinstance(thing, type):
+        return partial(thing, **given.args)
+    made: Callable[[str, Any], Any] = _made("environment.agent", given.agent, thing, given.args)
+    return made
+
+
 def _tool(place: str, use: str, args: Mapping[str, JSON]) -> Tool:
     thing, entry = names.load(use, names.shipped("tool"), "tool"), names.find(use, names.shipped("tool"), "tool")
     own = _made(place, use, thing, args) if isinstance(thing, type) else thing

@@ -2,4 +2,5 @@
 
 gymnasium.py  games of gymnasium's interface
 openenv.py    servers of OpenEnv, by its client
+verifiers.py  environments of verifiers, which run their own loop, as agents
 """

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from flowrl import names
 from flowrl.contracts import Environment
-from flowrl.environments.building import build_environment
+from flowrl.environments.building import build_agent, build_environment
 from flowrl.environments.calls import Reader
 from flowrl.environments.observations import Observations
 from flowrl.environments.workers import Workers
@@ -85,9 +84,9 @@ def _environment(recipe: Recipe) -> Any:
         return None if given is None else build_environment(given)
     from flowrl.engines.agents import Agents
 
-    agent = names.load(given.agent, names.shipped("agent"), "agent")
-    solve = agent(**given.args) if isinstance(agent, type) else partial(agent, **given.args)
-    return Agents(solve, Workers(given.workers, given.deadline), turns=given.turns, turn_tokens=given.turn_tokens)
+    return Agents(
+        build_agent(given), Workers(given.workers, given.deadline), turns=given.turns, turn_tokens=given.turn_tokens
+    )
 
 
 def _add_environment(policy: LanguagePolicy, environment: Any, recipe: Recipe) -> None:
