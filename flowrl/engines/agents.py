@@ -233,14 +233,15 @@ def outcome_of(given: Any) -> dict[str, float]:
 def _conversation(session: Session, result: Any) -> Conversation:
     """A sample as rewards see it."""
     said = tuple(Said(record.text, cut=record.cut) for record in session.records)
+    shown = ((),) * len(said)  # what an agent makes of an answer it keeps to itself
     if isinstance(result, BaseException):
         if session.ended is not None and said and not isinstance(result, TimeoutError):
-            return Conversation(said, end=session.ended)
+            return Conversation(said, shown, end=session.ended)
         reason = " ".join(str(result).split())
-        return Conversation(said, end="failed", failure=f"the agent failed: {type(result).__name__}: {reason}")
+        return Conversation(said, shown, end="failed", failure=f"the agent failed: {type(result).__name__}: {reason}")
     if not said:
-        return Conversation((Said(""),), end="failed", failure="the agent made no call")
-    return Conversation(said, end=session.ended or "answer", outcome=result)
+        return Conversation((Said(""),), ((),), end="failed", failure="the agent made no call")
+    return Conversation(said, shown, end=session.ended or "answer", outcome=result)
 
 
 def _credit(trained: Tensor, prompts: int, group: int) -> Credit:
