@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from flowrl.contracts import Prompt
     from flowrl.planning.sizes.memory import Sizes
 
-KNOWN: Sequence[str] = ()  # configs of models on a hub that ship
+KNOWN: Sequence[str] = (  # models on a hub whose configs ship (sizes/seeing.py)
+    "Qwen/Qwen2-VL-2B-Instruct",
+    "Qwen/Qwen2-VL-7B-Instruct",
+    "Qwen/Qwen2.5-VL-3B-Instruct",
+    "Qwen/Qwen2.5-VL-7B-Instruct",
+)
 
 
 def plan(recipe: Recipe, iteration: int) -> Generation:

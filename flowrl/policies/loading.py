@@ -23,7 +23,7 @@ from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.working_copy import modules_of
 from flowrl.recipe.calls import check_call
 from flowrl.recipe.models import gguf_file
-from flowrl.untyped import JSON, LanguageModel, Nest, Network, Pipeline, Processor, Tokenizer
+from flowrl.untyped import JSON, Config, LanguageModel, Nest, Network, Pipeline, Processor, Tokenizer
 
 
 def load_pipeline(model: str, dtype: torch.dtype, call: dict[str, Nest] | None = None) -> Pipeline:
@@ -87,9 +87,14 @@ def auto_class(model: str) -> Network | None:
     None for any other model.
     """
     try:
-        named = AutoConfig.from_pretrained(_place(model)).architectures or []
+        return auto_class_of(AutoConfig.from_pretrained(_place(model)))
     except (OSError, ValueError):
         return None  # loading says it better
+
+
+def auto_class_of(config: Config) -> Network | None:
+    """The same, of a config."""
+    named = config.architectures or []
     if any(name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values() for name in named):
         return AutoModelForImageTextToText
     more = any(name in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.values() for name in named)

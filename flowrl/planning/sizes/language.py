@@ -14,7 +14,9 @@ from flowrl.planning.costs import arithmetic
 from flowrl.planning.sizes.activations import FusedAttention
 from flowrl.planning.sizes.memory import ASSUMED, WORDS, Phase, Sizes, with_rewards
 from flowrl.planning.sizes.saved import count_saved
+from flowrl.planning.sizes.seeing import config_of, media_tokens
 from flowrl.policies import adapters
+from flowrl.policies.loading import auto_class_of
 from flowrl.policies.roles import add_roles
 from flowrl.recipe.models import gguf_file
 from flowrl.recipe.schema import Recipe
@@ -32,6 +34,7 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt], limit: int) -> Sizes | None
 
     Weights, adapters and optimizer are exact. Activations of training are what autograd keeps of a micro-batch of the
     longest prompts and completions; those of a rollout are the keys and values of all rows and the logits of a token.
+    The tokens of pictures are those of the prompt with the largest; what a tower that learns keeps of them is left out.
     A critic's activations are taken to be no more than the policy's, which it learns before. A whole model as reference
     is not counted. Raises PolicyError for a LoRA that does not fit.
     """
@@ -40,7 +43,8 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt], limit: int) -> Sizes | None
         return None
     dtype = getattr(torch, recipe.dtype.model)
     with torch.device("meta"):
-        model: LanguageModel = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        auto = auto_class_of(config) or AutoModelForCausalLM
+        model: LanguageModel = auto.from_config(config, dtype=dtype).eval()
         parameters, frozen = sum(p.numel() for p in model.parameters()), _bytes(model)
         if recipe.lora is not None:
             adapters.add_lora({"model": model}, **recipe.lora.options)
@@ -50,7 +54,8 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt], limit: int) -> Sizes | None
             adapters.train_full({"model": model})
     learning = list(adapters.trainable({"model": model}))
     state, added = sum(p.numel() * p.element_size() for p in learning), _bytes(model) - frozen
-    train, length = recipe.train, _tokens(recipe, prompts)
+    seen = media_tokens(recipe, prompts)
+    train, length = recipe.train, _tokens(recipe, prompts) + (seen or 0)
     micro = train.micro_batch or arithmetic(recipe).rows_per_update
     copies = (train.ema is not None) + recipe.keeps_reference + (train.old is not None)
     moments = _moments(recipe, learning)
@@ -73,6 +78,9 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt], limit: int) -> Sizes | None
     words = "keys and values of all rows, and the logits of a token"
     unknown = "" if critic.known else "a critic, "
     left_out = f"another model as reference, {unknown}activations of rewards, the allocator's slack"
+    if auto is not AutoModelForCausalLM:
+        words += f"; prompts with {seen} tokens of media" if seen is not None else "; prompts without their media"
+        left_out = f"what a tower that learns keeps of media, {left_out}"
     return Sizes(
         {name: parameters},
         sum(p.numel() for p in learning),
@@ -130,6 +138,8 @@ def _config(model: str) -> PretrainedConfig | None:
     if (file := gguf_file(model)) is not None:
         return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
     folder = names.MODELS.get(model, Path(model).expanduser())
+    if (known := config_of(model)) is not None:
+        return known
     return AutoConfig.from_pretrained(str(folder)) if (folder / "config.json").is_file() else None
 
 

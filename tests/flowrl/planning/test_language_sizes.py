@@ -1,14 +1,18 @@
 """The memory of a language model's recipe from its config, against what a learner and autograd really hold."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+import vision_support as vision
 from flowrl.build import build_policy
 from flowrl.contracts import Prompt, View
 from flowrl.learners import build_learner
 from flowrl.planning.costs import plan_for
 from flowrl.planning.sizes.language import sizes
 from flowrl.planning.sizes.saved import count_saved
+from flowrl.planning.sizes.seeing import CONFIGS, media_tokens
 from flowrl.planning.sizes.text import describe_sizes
 from flowrl.recipe.load import load
 
@@ -42,6 +46,33 @@ def test_weights_optimizer_and_activations_are_those_of_a_run(more):
     width = rollout.rollout_logp.shape[1]
     longest = found.latent[0] / (ids + width)  # the plan counts the longest prompts and completions
     assert held[0][0] * longest * 0.75 <= train.activations <= held[0][0] * longest**2 * 1.25
+
+
+@pytest.mark.parametrize(
+    "model", [name if "2.5-VL-3B" in name else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+)
+def test_known_models_that_see_have_the_published_number_of_parameters(model: str, tmp_path: Path):
+    """Of the safetensors files on the hub; a picture of 640 x 480 is 23 x 17 tokens, or those of the bounds given."""
+    published = {"2-VL-2B": 2_208_985_600, "2-VL-7B": 8_291_375_616, "2.5-VL-3B": 3_754_622_976}
+    published |= {"2.5-VL-7B": 8_292_166_656}
+    prompts = [Prompt("a", "What is this?", (vision.picture(tmp_path / "p.png", size=(640, 480)),)), Prompt("b", "1+1")]
+    recipe = load("tiny_lm_grpo", [f"model={model}"])
+    found, bare = sizes(recipe, prompts, 24), sizes(recipe, [Prompt("a", "What is this?")], 24)
+    assert sum(found.parameters.values()) == published[model.removeprefix("Qwen/Qwen").removesuffix("-Instruct")]
+    assert found.latent[0] == bare.latent[0] + 23 * 17 + 2 and found.phases[1].activations > bare.phases[1].activations
+    small = load("tiny_lm_grpo", [f"model={model}", "generation.processor={max_pixels: 50176}"])
+    assert media_tokens(small, prompts) == 9 * 6 + 2
+
+
+def test_the_tokens_of_a_local_models_pictures_are_its_processors(tmp_path: Path):
+    place = vision.folder(tmp_path / "model", "qwen2_5_vl")
+    prompts = vision.prompts(tmp_path)
+    recipe = load("tiny_lm_grpo", [*SMALL, f"model={place}"])
+    ids, shown = vision.policy(place).encode.row(prompts[1])
+    number = sum(token == vision.IMAGE for token in ids)
+    assert media_tokens(recipe, prompts) == number + 2 * 2 and number > 10
+    text = describe_sizes(recipe, prompts)
+    assert f"prompts with {number + 4} tokens of media" in text and "Qwen2_5_VLForConditionalGeneration" in text
 
 
 def test_checkpointing_keeps_less_and_a_model_without_a_config_is_told():
