@@ -112,7 +112,8 @@ def _critic(recipe: Recipe) -> Learning:
         return Learning(known=False)
     labels = [] if recipe.roles is None else recipe.roles.labels
     with torch.device("meta"):
-        model: LanguageModel = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, recipe.dtype.model)).eval()
+        auto = auto_class_of(config) or AutoModelForCausalLM
+        model: LanguageModel = auto.from_config(config, dtype=getattr(torch, recipe.dtype.model)).eval()
         if given.use == "lora":
             adapters.add_lora({"critic": model}, rank=given.rank, alpha=given.rank, targets="all")
             add_roles({"critic": model}, labels, recipe.seed)

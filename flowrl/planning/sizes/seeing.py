@@ -7,7 +7,6 @@ from PIL import Image
 from transformers import AutoConfig, PretrainedConfig, Qwen2VLImageProcessor
 
 from flowrl.contracts import Prompt
-from flowrl.kinds.language import section_of
 from flowrl.media.files import media_kind
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.chat import Encoder
@@ -56,7 +55,7 @@ def media_tokens(recipe: Recipe, prompts: Sequence[Prompt]) -> int | None:
     with_media = [prompt for prompt in prompts if prompt.media]
     if not with_media:
         return 0
-    given = section_of(recipe).processor
+    given = {} if recipe.generation is None else recipe.generation.processor
     if recipe.model in CONFIGS:
         bounds = BOUNDS | {name: given[name] for name in BOUNDS if name in given}
         processor = Qwen2VLImageProcessor(**bounds)
