@@ -247,7 +247,8 @@ def sizes(recipe: Recipe, prompts: "Sequence[Prompt]") -> "Sizes | None":
     """Parameters and memory by phase; None where no config of the model is at hand."""
     from flowrl.planning.sizes import language  # transformers is slow to import
 
-    return language.sizes(recipe, prompts, section_of(recipe).max_new_tokens + further_tokens(recipe))
+    given = section_of(recipe)
+    return language.sizes(recipe, prompts, given.max_new_tokens + further_tokens(recipe), given.processor)
 
 
 def eval_words(recipe: Recipe) -> str:

@@ -1,7 +1,7 @@
 """How much memory a language model's recipe needs on its device, phase by phase, from its config alone."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from flowrl.policies.loading import auto_class_of
 from flowrl.policies.roles import add_roles
 from flowrl.recipe.models import gguf_file
 from flowrl.recipe.schema import Recipe
-from flowrl.untyped import LanguageModel
+from flowrl.untyped import JSON, LanguageModel
 from samplers.tokens import token_logp
 
 DRAW = 28  # bytes a logit of one drawn token: its own, two float32 copies, the float64 distribution and its sums
@@ -29,12 +29,14 @@ DRAW = 28  # bytes a logit of one drawn token: its own, two float32 copies, the 
 MARKS = 24  # tokens that a chat template puts around a prompt, roughly
 
 
-def sizes(recipe: Recipe, prompts: Sequence[Prompt], limit: int) -> Sizes | None:
+def sizes(
+    recipe: Recipe, prompts: Sequence[Prompt], limit: int, processor: Mapping[str, JSON] | None = None
+) -> Sizes | None:
     """The sizes of a recipe whose completions have `limit` tokens at most; None where no config is at hand.
 
     Weights, adapters and optimizer are exact. Activations of training are what autograd keeps of a micro-batch of the
     longest prompts and completions; those of a rollout are the keys and values of all rows and the logits of a token.
-    The tokens of pictures are those of the prompt with the largest; what a tower that learns keeps of them is left out.
+    The tokens of pictures are those of the prompt with the largest (processor: its arguments); what a tower that learns keeps of them is left out.
     A critic's activations are taken to be no more than the policy's, which it learns before. A whole model as reference
     is not counted. Raises PolicyError for a LoRA that does not fit.
     """
@@ -54,7 +56,7 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt], limit: int) -> Sizes | None
             adapters.train_full({"model": model})
     learning = list(adapters.trainable({"model": model}))
     state, added = sum(p.numel() * p.element_size() for p in learning), _bytes(model) - frozen
-    seen = media_tokens(recipe, prompts)
+    seen = media_tokens(recipe.model, processor or {}, prompts)
     train, length = recipe.train, _tokens(recipe, prompts) + (seen or 0)
     micro = train.micro_batch or arithmetic(recipe).rows_per_update
     copies = (train.ema is not None) + recipe.keeps_reference + (train.old is not None)

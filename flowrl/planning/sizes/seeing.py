@@ -1,6 +1,6 @@
 """Configs of vision-language models on the hub, and how many tokens the pictures of prompts take."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -12,7 +12,7 @@ from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.chat import Encoder
 from flowrl.policies.language.media import placeholder_ids
 from flowrl.policies.loading import load_processor
-from flowrl.recipe.schema import Recipe
+from flowrl.untyped import JSON
 
 AROUND = 2  # tokens that begin and end a picture
 BOUNDS = {"min_pixels": 4 * 28 * 28, "max_pixels": 16384 * 28 * 28}  # of the processors of these models
@@ -46,23 +46,22 @@ def config_of(model: str) -> PretrainedConfig | None:
     return AutoConfig.for_model(**CONFIGS[model]) if model in CONFIGS else None
 
 
-def media_tokens(recipe: Recipe, prompts: Sequence[Prompt]) -> int | None:
+def media_tokens(model: str, arguments: Mapping[str, JSON], prompts: Sequence[Prompt]) -> int | None:
     """The most tokens that the pictures of one prompt take, 0 where none has any; None where that is not known.
 
-    A local model's own processor is asked about the prompt with the largest files; of the models above the sizes of the
+    arguments: of the processor. A local model's own is asked about the prompt with the largest files; of the models above the sizes of the
     pictures are enough, which the processor brings to a multiple of 28 pixels between two bounds.
     """
     with_media = [prompt for prompt in prompts if prompt.media]
     if not with_media:
         return 0
-    given = {} if recipe.generation is None else recipe.generation.processor
-    if recipe.model in CONFIGS:
-        bounds = BOUNDS | {name: given[name] for name in BOUNDS if name in given}
+    if model in CONFIGS:
+        bounds = BOUNDS | {name: arguments[name] for name in BOUNDS if name in arguments}
         processor = Qwen2VLImageProcessor(**bounds)
         sums = [_patches(processor, prompt) for prompt in with_media]
         return None if None in sums else max(n for n in sums if n is not None)
     try:
-        processor = load_processor(recipe.model, given)
+        processor = load_processor(model, arguments)
         largest = max(with_media, key=_pixels)
         encode = Encoder(processor.tokenizer, processor=processor, barred=placeholder_ids(processor))
         ids, shown = encode.row(largest)

@@ -60,8 +60,7 @@ def test_known_models_that_see_have_the_published_number_of_parameters(model: st
     found, bare = sizes(recipe, prompts, 24), sizes(recipe, [Prompt("a", "What is this?")], 24)
     assert sum(found.parameters.values()) == published[model.removeprefix("Qwen/Qwen").removesuffix("-Instruct")]
     assert found.latent[0] == bare.latent[0] + 23 * 17 + 2 and found.phases[1].activations > bare.phases[1].activations
-    small = load("tiny_lm_grpo", [f"model={model}", "generation.processor={max_pixels: 50176}"])
-    assert media_tokens(small, prompts) == 9 * 6 + 2
+    assert media_tokens(model, {"max_pixels": 50176}, prompts) == 9 * 6 + 2
 
 
 def test_the_tokens_of_a_local_models_pictures_are_its_processors(tmp_path: Path):
@@ -70,7 +69,7 @@ def test_the_tokens_of_a_local_models_pictures_are_its_processors(tmp_path: Path
     recipe = load("tiny_lm_grpo", [*SMALL, f"model={place}"])
     ids, shown = vision.policy(place).encode.row(prompts[1])
     number = sum(token == vision.IMAGE for token in ids)
-    assert media_tokens(recipe, prompts) == number + 2 * 2 and number > 10
+    assert media_tokens(str(place), {}, prompts) == number + 2 * 2 and number > 10
     text = describe_sizes(recipe, prompts)
     assert f"prompts with {number + 4} tokens of media" in text and "Qwen2_5_VLForConditionalGeneration" in text
 
