@@ -36,7 +36,8 @@ def sizes(
 
     Weights, adapters and optimizer are exact. Activations of training are what autograd keeps of a micro-batch of the
     longest prompts and completions; those of a rollout are the keys and values of all rows and the logits of a token.
-    The tokens of pictures are those of the prompt with the largest (processor: its arguments); what a tower that learns keeps of them is left out.
+    The tokens of pictures are those of the prompt with the largest; what a tower that learns keeps of them is left out.
+    processor: arguments of the model's processor.
     A critic's activations are taken to be no more than the policy's, which it learns before. A whole model as reference
     is not counted. Raises PolicyError for a LoRA that does not fit.
     """

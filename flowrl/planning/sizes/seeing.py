@@ -49,8 +49,8 @@ def config_of(model: str) -> PretrainedConfig | None:
 def media_tokens(model: str, arguments: Mapping[str, JSON], prompts: Sequence[Prompt]) -> int | None:
     """The most tokens that the pictures of one prompt take, 0 where none has any; None where that is not known.
 
-    arguments: of the processor. A local model's own is asked about the prompt with the largest files; of the models above the sizes of the
-    pictures are enough, which the processor brings to a multiple of 28 pixels between two bounds.
+    arguments: of the processor. A local model's own is asked about the prompt with the largest files; of the models
+    above the sizes of the pictures are enough, which are brought to a multiple of 28 pixels between two bounds.
     """
     with_media = [prompt for prompt in prompts if prompt.media]
     if not with_media:
