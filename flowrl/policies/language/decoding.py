@@ -16,10 +16,12 @@ from flowrl.contracts import Progress
 from flowrl.policies.language.forwards import Beside, beside, following, forward, left_padded
 from flowrl.policies.language.heads import Head, states
 from flowrl.policies.language.inputs import Inputs
-from flowrl.policies.language.prefixes import Prefix, cache_of, select
+from flowrl.policies.language.prefixes import Prefix, cache_of, joined, select
 from flowrl.policies.language.stopping import Stop
 from flowrl.untyped import LanguageModel
 from samplers.tokens import Generation, Logits, States, draw, penalised, token_entropy, token_logp, token_squares
+
+ADMITTED = 4  # rows are read into free places once these are that part of all: reading and joining cost, too
 
 
 @dataclass
@@ -48,6 +50,13 @@ class Reading:
         if self.positions is not None:
             self.positions = self.positions.index_select(-2, index)
 
+    def join(self, fresh: "Reading") -> None:
+        """Takes the rows of another reading behind its own, both padded on the left; see `prefixes.joined`."""
+        self.attention = joined(self.cache, self.attention, fresh.cache, fresh.attention)
+        self.logits, self.contexts = torch.cat([self.logits, fresh.logits]), [*self.contexts, *fresh.contexts]
+        if self.positions is not None and fresh.positions is not None:
+            self.positions = torch.cat([self.positions, fresh.positions], -2)
+
     def step(self, model: LanguageModel, token: Tensor) -> None:
         """Reads one further token int64 [R] of each row."""
         self.attention = torch.cat([self.attention, self.attention.new_ones(len(token), 1)], 1)
@@ -58,6 +67,8 @@ class Reading:
 
 # is told which rows (positions int64) have drawn their last token, where they stand in the reading, and the reading
 Leave = Callable[[Tensor, Tensor, Reading], None]
+# is told how many rows are at work; gives further ones that have been read, and which they are, or None
+More = Callable[[int], tuple[Reading, Tensor] | None]
 
 
 @torch.no_grad()
@@ -106,6 +117,7 @@ def decode(
     squares: Tensor | None = None,
     inputs: Sequence[Inputs] | None = None,
     barred: Sequence[int] = (),
+    slots: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(tokens int64 [R, K], log-probs float32 [R, K], lengths int64 [R]) of `group` completions per prompt, on the CPU.
 
@@ -113,11 +125,26 @@ def decode(
     K = plan.max_new_tokens. A prompt is read once for its group, and a row that has ended is not computed further.
     entropy and squares float32 [R, K], where given, are filled in, of the distribution that each token is scored under:
     its entropy in nats, and the sum of its squared probabilities. inputs: the media of each prompt, see `read`.
-    barred: tokens that are never drawn.
+    barred: tokens that are never drawn. slots: at most so many rows at once (None: all); further ones take the places
+    of those that have ended, for models whose caches can be joined (prefixes.py).
     """
-    rows = len(uniforms)
-    reading = read(model, prompts, pad=pad, inputs=inputs)
-    reading.select(torch.arange(len(prompts), device=model.device).repeat_interleave(group))
+    rows, begun, slots = len(uniforms), 0, slots or len(uniforms)
+
+    def admit(number: int) -> tuple[Reading, Tensor]:
+        nonlocal begun
+        new = torch.arange(begun, min(begun + number, rows))
+        begun += len(new)
+        own = range(int(new[0]) // group, int(new[-1]) // group + 1)
+        shown = None if inputs is None else [inputs[i] for i in own]
+        reading = read(model, [prompts[i] for i in own], pad=pad, inputs=shown)
+        reading.select((new // group - own.start).to(model.device))
+        return reading, new
+
+    def more(at_work: int) -> tuple[Reading, Tensor] | None:
+        free = slots - at_work
+        return admit(free) if begun < rows and free >= max(slots // ADMITTED, 1) else None
+
+    reading, alive = admit(slots)
     begin, until = torch.zeros(rows, dtype=torch.int64), torch.full((rows,), plan.max_new_tokens)
     return draw_on(
         model,
@@ -132,6 +159,8 @@ def decode(
         entropy=entropy,
         squares=squares,
         barred=barred,
+        alive=alive,
+        more=None if slots >= rows else more,
     )
 
 
@@ -151,17 +180,21 @@ def draw_on(
     squares: Tensor | None = None,
     leave: Leave | None = None,
     barred: Sequence[int] = (),
+    alive: Tensor | None = None,
+    more: More | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(tokens, log-probs, lengths) as `decode`, of rows that have been read: each goes on at a column of its own.
 
     begin int64 [R]: the column of a row's next token; what stands before it is left blank. until int64 [R], above
     begin: where it stops at the latest. leave: see `Leave`; the cache then holds all of a row but its last token.
-    barred: tokens that are never drawn, though they keep their probability in what is scored.
+    barred: tokens that are never drawn, though they keep their probability in what is scored. alive: the rows that the
+    reading holds, int64 (None: all); more: gives the others, as places become free.
     """
     device = model.device
     tokens = torch.full(uniforms.shape, pad)
     logp, length = torch.zeros(uniforms.shape), begin.clone()
-    ending, alive = torch.tensor(sorted(stop), device=device), torch.arange(len(uniforms))
+    ending = torch.tensor(sorted(stop), device=device)
+    alive = torch.arange(len(uniforms)) if alive is None else alive
     seen = _said(reading) if plan.repetition_penalty != 1 else None
     while True:
         at, logits = (alive, length[alive]), reading.logits
@@ -186,7 +219,11 @@ def draw_on(
             left = (~going).nonzero()[:, 0]
             leave(alive[left.cpu()], left, reading)
         if not going.any():
-            return tokens, logp, length
+            if more is None or (fresh := more(0)) is None:
+                return tokens, logp, length
+            reading, alive = fresh
+            seen = None if seen is None else _said(reading)
+            continue
         if not going.all():
             index = going.nonzero()[:, 0]
             reading.keep(index)
@@ -195,6 +232,10 @@ def draw_on(
         if seen is not None:
             seen.scatter_(1, token[:, None], True)
         reading.step(model, token)
+        if more is not None and (fresh := more(len(alive))) is not None:
+            reading.join(fresh[0])
+            alive = torch.cat([alive, fresh[1]])
+            seen = None if seen is None else torch.cat([seen, _said(fresh[0])])
 
 
 def _said(reading: Reading) -> Tensor:

@@ -8,6 +8,7 @@ Before the first rollout a short generation checks this (`prepare`); a model tha
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from flowrl.policies.language.forwards import cache_argument
 from flowrl.policies.language.inputs import Inputs
 from flowrl.policies.language.low_precision import low_precision
 from flowrl.policies.language.media import placeholder_ids
+from flowrl.policies.language.prefixes import can_join
 from flowrl.policies.language.proving import prove, telling
 from flowrl.policies.language.rows import Begun, Row, begun_rows, finish, stacked
 from flowrl.policies.language.scores import Scores
@@ -122,12 +124,12 @@ class LanguagePolicy:
             return self.completed(rows, torch.arange(len(prompts)).repeat_interleave(len(rows) // len(prompts)), plan)
         model = self.model if plan.precision is None else low_precision(self.model, plan.precision)
         (ids, media), copy = self._rows(prompts, plan), copy_numbers(p.id for p in prompts)
-        parts = []
-        for chunk in rollout_chunks(len(prompts), group_size, self.max_rows):
+        parts, slots = [], self.max_rows if can_join(model) and not self.batch_invariant else None
+        for chunk in rollout_chunks(len(prompts), group_size, self.max_rows if slots is None else None):
             members = range(first + chunk.first, first + chunk.first + chunk.size)
             keys = [Key(seed, prompts[i].id, member, copy[i]) for i in chunk.prompts for member in members]
             own = None if media is None else [media[i] for i in chunk.prompts]
-            parts.append(self._decode(model, [ids[i] for i in chunk.prompts], own, keys, plan, progress))
+            parts.append(self._decode(model, [ids[i] for i in chunk.prompts], own, keys, plan, progress, slots))
         length = torch.cat([part[2] for part in parts])
         width = int(length.max())
         tokens, logp = (torch.cat([part[i][:, :width] for part in parts]) for i in (0, 1))
@@ -281,16 +283,17 @@ class LanguagePolicy:
         keys: list[Key],
         plan: Generation,
         progress: Progress | None,
+        slots: int | None,
     ) -> tuple[Any, ...]:
         """Tokens, log-probs, lengths, and by name the statistics that are kept, of one chunk of a rollout.
 
-        keys name its rows, prompt by prompt.
+        keys name its rows, prompt by prompt. slots: see `decode`.
         """
         uniforms = token_uniforms(keys, plan.max_new_tokens)
         kept = {name: torch.zeros(uniforms.shape) for name in ("entropy", "squares") if getattr(self, f"keep_{name}")}
         options: dict[str, Any] = {"group": len(keys) // len(ids), "stop": self.stop, "pad": self.pad} | kept
         options |= {"inputs": inputs, "barred": self.barred}
-        draw = decode_alone if self.batch_invariant else decode
+        draw = decode_alone if self.batch_invariant else partial(decode, slots=slots)
         return *draw(model, ids, uniforms, plan, progress=progress, **options), kept
 
     def _weights(self, name: str) -> AbstractContextManager[None]:

@@ -68,6 +68,32 @@ def select(cache: DynamicCache, index: Tensor) -> None:
         choose(index)
 
 
+def can_join(model: LanguageModel) -> bool:
+    """Whether caches of the model hold every token, so that rows of different lengths can stand in one."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+
+
+def joined(cache: DynamicCache, attention: Tensor, fresh: DynamicCache, shown: Tensor) -> Tensor:
+    """The attention [R + r, N] of a cache that takes the rows of another behind its own, in place.
+
+    attention [R, M], shown [r, m]: of both. Columns in which no row has a token are left out.
+    """
+    begin = attention.shape[1] - int(attention.sum(1).max())
+    attention = attention[:, begin:]
+    width = max(attention.shape[1], shown.shape[1])
+    own, other = width - attention.shape[1], width - shown.shape[1]
+
+    def left(values: Tensor, number: int) -> Tensor:  # zeros before the tokens, of [..., tokens, size]
+        return torch.nn.functional.pad(values, (0, 0, number, 0))
+
+    for layer, new in zip(cache.layers, fresh.layers, strict=True):
+        if layer.keys is not None and new.keys is not None:
+            layer.keys = torch.cat([left(layer.keys[..., begin:, :], own), left(new.keys, other)])
+            layer.values = torch.cat([left(layer.values[..., begin:, :], own), left(new.values, other)])
+    pad = torch.nn.functional.pad
+    return torch.cat([pad(attention, (own, 0)), pad(shown, (other, 0))])
+
+
 def _padded(part: Tensor | None, like: Tensor, width: int) -> Tensor:
     """One row of a cache [heads, width, size], zeros where it has no token."""
     if part is None:
