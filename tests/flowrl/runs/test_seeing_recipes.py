@@ -18,6 +18,7 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import judge_support as support
+import seeing_families as families
 import vision_support as vision
 from cli_support import quiet
 from flowrl import names
@@ -39,8 +40,8 @@ DOMAINS = ("stem", "chart", "counting", "ocr", "grounding", "gui", "general", "d
 
 @dataclass(frozen=True)
 class Case:
-    """family: of tests/vision_support. rows: two prompts or more. more: further changes. media: what each prompt shows,
-    a picture or a video of its own size, or nothing."""
+    """family: a type of transformers (tests/seeing_families.py). rows: two prompts or more. more: further changes.
+    media: what each prompt shows, a picture or a video of its own size, or nothing."""
 
     family: str
     rows: list[dict[str, JSON]]
@@ -52,7 +53,7 @@ PAIRS = [{"prompt": "How many are there?", "chosen": "seven", "rejected": "I do 
 PAIRS += [{"prompt": "And of what kind are they all?", "chosen": "cats", "rejected": "no"}]
 SCENE = {"room": [4, 3, 2.5], "objects": [{"id": "bed", "size": [2, 1, 0.5]}, {"id": "desk", "size": [1, 1, 1]}]}
 CASES = {
-    "r1_vl": Case("qwen2_5_vl", [NUMBER | {"key_steps": ["seven"]}, CHOICE | {"key_steps": [["a", "b"], "c"]}]),
+    "r1_vl": Case("qwen2_vl", [NUMBER | {"key_steps": ["seven"]}, CHOICE | {"key_steps": [["a", "b"], "c"]}]),
     "video_r1": Case(
         "qwen2_5_vl",
         [NUMBER | {"problem_type": "numerical"}, CHOICE | {"problem_type": "multiple choice"}],
@@ -64,19 +65,19 @@ CASES = {
     ),
     "gui_r1": Case("qwen2_5_vl", [STEP, TYPED]),
     "infigui_r1": Case("qwen2_5_vl", [STEP | {"subgoal": "find the menu"}, TYPED | {"subgoal": "use the search box"}]),
-    "medvlm_r1": Case("qwen2_5_vl", [CHOICE, NUMBER | {"answer": "A"}]),
+    "medvlm_r1": Case("qwen2_vl", [CHOICE, NUMBER | {"answer": "A"}]),
     "chestx_reasoner": Case(
-        "qwen2_5_vl",
+        "qwen2_vl",
         [row | {"findings": ["large heart"], "report": "The heart is large."} for row in (CHOICE, NUMBER)],
     ),
     "r1_aqa": Case("qwen2_5_vl", [CHOICE | {"answer": "heart"}, NUMBER]),
-    "r1_omni": Case("qwen2_5_vl", [CHOICE | {"answer": "happy"}, NUMBER]),
+    "r1_omni": Case("qwen2_5_omni_thinker", [CHOICE | {"answer": "happy"}, NUMBER]),
     "metaspatial": Case("qwen2_5_vl", [{"prompt": "A small room"} | SCENE, {"prompt": "A room to sleep in"} | SCENE]),
     "embodied_r": Case("qwen2_5_vl", [CHOICE, NUMBER | {"answer": "C"}], media=None),
     "praxis_vlm": Case("qwen2_5_vl", [CHOICE | {"stage": 2}, NUMBER | {"stage": 1}]),
-    "qwen3_vl": Case("qwen2_5_vl", [CHOICE | {"calls": 1}, NUMBER | {"calls": 0}], ["environment.tell=none"]),
+    "qwen3_vl": Case("qwen3_vl", [CHOICE | {"calls": 1}, NUMBER | {"calls": 0}], ["environment.tell=none"]),
     "hunyuan_ocr": Case(
-        "llava",
+        "hunyuan_vl",
         [
             {"prompt": "Spot", "task": "spotting", "lines": [{"text": "a", "box": [0, 0, 9, 9]}]},
             {"prompt": "Read it", "task": "parsing", "answer": "some text"},
@@ -85,10 +86,10 @@ CASES = {
         ],
         ["train.prompts=4", "train.group=2"],
     ),
-    "skywork_r1v2": Case("llava", [NUMBER, NUMBER | {"prompt": "1 + 1"}]),
-    "internvl3_5": Case("llava", [NUMBER, NUMBER | {"prompt": "1 + 1"}]),
+    "skywork_r1v2": Case("internvl", [NUMBER, NUMBER | {"prompt": "1 + 1"}]),
+    "internvl3_5": Case("internvl", [NUMBER, NUMBER | {"prompt": "1 + 1"}]),
     "glm_45v": Case(
-        "llava",
+        "glm4v",
         [STEP | NUMBER | {"prompt": f"Of {d}", "domain": d, "box": [0, 0, 9, 9]} for d in DOMAINS],
         ["train.prompts=8", "train.group=2", "generation.force.left=48"],
     ),
@@ -98,11 +99,41 @@ SEEING = set(CASES)
 OFTEN = {"r1_vl", "video_r1", "ui_r1", "chestx_reasoner", "metaspatial", "glm_45v", "hunyuan_ocr", "skywork_r1v2"}
 
 
+def saved(folder: Path, name: str) -> Path:
+    """A random model of a type with its processor and a chat template, as a folder."""
+    if name == "hunyuan_vl":  # its own default says nothing of the width of a head
+        families.OVERRIDES.setdefault(name, {"text_config": {"head_dim": families.WIDTH // families.HEADS}})
+    model, processor = families.family(name)
+    if name == "hunyuan_vl":
+        processor.image_processor.size = {"shortest_edge": 32 * 32, "longest_edge": 64 * 64}
+    if name == "internvl":
+        processor.image_processor.size, processor.image_seq_length = {"height": 28, "width": 28}, 1
+    processor.chat_template = processor.tokenizer.chat_template = template(processor)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def template(processor: Any) -> str:
+    """A chat template that writes the placeholder of each medium as its processor looks for it."""
+    marks = ("<|vision_start|>", "<|vision_end|>") if type(processor).__name__.startswith("Qwen") else ("", "")
+    begin, end = (getattr(processor, f"image_{side}_token", "") for side in ("start", "end"))
+    sound = [getattr(processor, f"audio_{side}_token", None) or "" for side in ("bos", "eos")]
+    around = {"image": (begin or marks[0], end or marks[1]), "video": marks, "audio": sound}
+    parts = ""
+    for kind, (before, behind) in around.items():
+        if token := getattr(processor, f"{kind}_token", None):
+            parts += f"{{% elif part.type == '{kind}' %}}{before}{token}{behind}"
+    said = "{% if part.type == 'text' %}{{ part.text }}" + parts + "{% endif %}"
+    turns = "{% for m in messages %}{{ '<' + m.role + '>' }}{% for part in m.content %}" + said
+    return turns + "{% endfor %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A random model of each family, and one with a head of a number, each a folder as a user has it."""
     root = tmp_path_factory.mktemp("models")
-    made = {name: vision.folder(root / name, name) for name in {case.family for case in CASES.values()}}
+    made = {name: saved(root / name, name) for name in {case.family for case in CASES.values()}}
     tokenizer = support.make_tokenizer()
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     torch.manual_seed(0)
