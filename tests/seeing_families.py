@@ -228,7 +228,9 @@ def part_of(name: str, part: str, kind: type, values: dict[str, Any]) -> Any:
     kind = getattr(tf, known)
     made = kind(draw_on_frames=False) if hasattr(kind, "draw_on_frames") else kind()
     if hasattr(made, "image_seq_length") and values.get("vision_config", {}).get("image_size"):
-        made.image_seq_length = (values["vision_config"]["image_size"] // values["vision_config"]["patch_size"]) ** 2
+        sizes = (values["vision_config"][key] for key in ("image_size", "patch_size"))
+        side, patch = (size[0] if isinstance(size, list) else size for size in sizes)
+        made.image_seq_length = (side // patch) ** 2
     vision = values.get("vision_config") or values.get("thinker_config", {}).get("vision_config") or {}
     for own, theirs in (
         ("patch_size", "patch_size"),

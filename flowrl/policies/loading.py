@@ -74,7 +74,8 @@ def load_processor(model: str, arguments: Mapping[str, JSON] | None = None) -> P
     except (OSError, ValueError, ImportError) as error:
         raise _unloadable(model, "transformers", error) from error
     parts = [getattr(processor, name) for name in processor.get_attributes() if name != "tokenizer"]
-    known = {name for part in parts for name in (*vars(part), *getattr(part.valid_kwargs, "__annotations__", ()))}
+    taken = [getattr(getattr(part, "valid_kwargs", None), "__annotations__", ()) for part in parts]  # of pictures alone
+    known = {name for part, named in zip(parts, taken, strict=True) for name in (*vars(part), *named)}
     if unknown := [name for name in arguments or {} if name not in known]:
         who, meant = type(processor).__name__, hint(unknown[0], known)
         raise PolicyError(f"generation.processor.{unknown[0]}: no part of {who} takes it{meant}; correct or remove it")
