@@ -31,9 +31,9 @@ def reply(service: PolicyService, one: Completion, ids: Sequence[int], tools: Se
     """The assistant's message: its text, and the calls of the tools that it was told of, where they can be read."""
     calls = ()
     if tools:
-        own = one.ids[:-1] if isinstance(one.stopped_by, int) else one.ids
+        own, end = (one.ids[:-1], one.ids[-1]) if isinstance(one.stopped_by, int) else (one.ids, None)
         read = Reader(service.policy.tokenizer, tools)
-        calls = read(own, prompt=list(ids), cut=one.reason == "length").calls
+        calls = read(own, prompt=list(ids), end=end, cut=one.reason == "length").calls
     if not calls or any(call.error is not None for call in calls):
         return {"role": "assistant", "content": one.text}
     made = [

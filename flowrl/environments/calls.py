@@ -19,15 +19,16 @@ class Reader:
         self.tokenizer, self.tools = tokenizer, list(tools)
         self.template = getattr(tokenizer, "response_template", None)
 
-    def __call__(self, ids: Sequence[int], *, prompt: Sequence[int], cut: bool = False) -> Said:
-        """The turn of these tokens, without the one that ended it; prompt: those that stood before it.
+    def __call__(self, ids: Sequence[int], *, prompt: Sequence[int], end: int | None = None, cut: bool = False) -> Said:
+        """The turn of these tokens, and the one that ended it, if one did; prompt: those that stood before it.
 
         Special tokens are left out of its text. A turn that a limit cut has no call: it was not said to its end.
         """
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         if cut:
             return Said(text, cut=True)
-        return Said(text, tagged_calls(text) if self.template is None else self._parsed(ids, prompt))
+        ends = () if end is None else (end,)
+        return Said(text, tagged_calls(text) if self.template is None else self._parsed([*ids, *ends], prompt))
 
     def _parsed(self, ids: Sequence[int], prompt: Sequence[int]) -> tuple[Call, ...]:
         try:

@@ -184,8 +184,9 @@ class Conversations:
 
     def _said(self, policy: DrawsRows, row: Row, begin: int) -> Said:
         drawn = row.ids[begin:]
-        drawn = drawn[:-1] if drawn[-1] in policy.stop else drawn
-        return self.read(drawn, prompt=[*row.prompt_ids, *row.ids[:begin]], cut=not row.ended)
+        end = drawn[-1] if drawn[-1] in policy.stop else None
+        own = drawn if end is None else drawn[:-1]
+        return self.read(own, prompt=[*row.prompt_ids, *row.ids[:begin]], end=end, cut=not row.ended)
 
     def _show(self, policy: DrawsRows, talk: Talk, answer: Sequence[Shown], plan: Generation) -> None:
         """Puts messages before the model, if there is room for them and for a token of its own."""

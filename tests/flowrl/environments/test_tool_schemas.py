@@ -1,6 +1,5 @@
 """What a model is told of a tool, calls that it writes, and the environments that functions and classes make."""
 
-import math
 from typing import Any, Literal
 
 import pytest
@@ -113,13 +112,25 @@ def test_calls_are_read_or_said_to_be_wrong():
 
 
 def test_a_response_template_reads_what_no_tag_does():
+    """transformers' own parser, which has to see the end of the turn and what the prompt began of it."""
     told = tokenizer()
-    told.response_template = {
-        "defaults": {"role": "assistant"},
-        "fields": {"tool_calls": {"open": "!", "close": "</s>", "content": "json", "repeats": True}},
-    }
-    cut = Reader(told)(told("!{}", add_special_tokens=False)["input_ids"], prompt=[2], cut=True)
-    assert cut == Said("!{}", cut=True)
+    call_of = {"type": "function", "function": "{content}"}
+    found = {"open": "CALL", "close_pattern": "STOP|</s>", "repeats": True, "content": "json", "transform": call_of}
+    fields = {"tool_calls": found, "content": {"close_pattern": "</s>", "content": "text"}}
+    told.response_template = {"defaults": {"role": "assistant"}, "start_anchor": "<|assistant|>", "fields": fields}
+
+    def said(text: str, **how: Any) -> Said:
+        ids, prompt = (told(t, add_special_tokens=False)["input_ids"] for t in (text, "<|user|>2+2<|assistant|>"))
+        return Reader(told, [tool_of(add).schema])(ids, prompt=prompt, **how)
+
+    first, second = (f'{{"name": "add", "arguments": {{"a": {i}, "b": 2}}}}' for i in (1, 3))
+    both = said(f"I add CALL{first}STOPCALL{second}", end=3)
+    assert [one.arguments for one in both.calls] == [{"a": 1, "b": 2}, {"a": 3, "b": 2}]
+    assert both.text == f"I add CALL{first}STOPCALL{second}" and all(one.error is None for one in both.calls)
+    assert said("no call", end=3) == Said("no call")
+    (wrong,) = said('CALL{"name": ', end=3).calls
+    assert "cannot be read" in (wrong.error or "")
+    assert said(f"CALL{first}", cut=True) == Said(f"CALL{first}", cut=True)
 
 
 def test_a_turn_is_answered_call_by_call():
@@ -190,4 +201,3 @@ def test_a_class_with_reset_and_get_reward_is_an_environment():
 
     with pytest.raises(UserError, match="no public method"):
         Methods(Mute)
-    assert math.isnan(float("nan"))
