@@ -1,4 +1,4 @@
-"""docs/environments.md: the tool and the environment that it shows are planned, and train."""
+"""docs/environments.md: the tool, the environment and the agent that it shows train."""
 
 import re
 import shlex
@@ -31,5 +31,5 @@ def test_an_example_trains(given: list[str], tmp_path: Path, capsys, monkeypatch
     assert code == 2 and "--trust" in error
 
 
-def test_both_kinds_have_an_example():
-    assert len(GIVEN) == len(MODULES) == 2
+def test_a_tool_an_environment_and_an_agent_have_an_example():
+    assert len(GIVEN) == len(MODULES) == 3

@@ -6,6 +6,7 @@ that what was said is final. A plain function is a tool, and a few functions are
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Protocol
 
 from flowrl.contracts.samples import Prompt
@@ -105,8 +106,8 @@ class Environment(Protocol):
 class Conversation:
     """How a sample came about: the turns of the model, what was shown behind each, and how it ended (one of ENDS).
 
-    shown: one entry a turn, empty behind the last. outcome: the environment's numbers. failure: why there are none,
-    where the environment failed; such a sample has no score.
+    shown: one entry a turn, empty behind the last; none where an agent asked as it liked. outcome: the environment's
+    numbers. failure: why there are none, where the environment failed; such a sample has no score.
     """
 
     said: tuple[Said, ...]
@@ -114,6 +115,11 @@ class Conversation:
     end: str = "answer"
     outcome: Mapping[str, float] = field(default_factory=dict)
     failure: str | None = None
+
+    @property
+    def exchanges(self) -> list[tuple[Said, tuple[Shown, ...]]]:
+        """Each turn, and what was shown behind it."""
+        return list(zip_longest(self.said, self.shown, fillvalue=()))  # pyright: ignore[reportReturnType]
 
     @property
     def text(self) -> str:
@@ -128,8 +134,7 @@ class Conversation:
     @property
     def asked(self) -> int:
         """How often the model asked a tool: its calls, or what tools answered where they need none."""
-        turns = zip(self.said, self.shown, strict=True)
-        return sum(max(len(said.calls), sum(m.name is not None for m in shown)) for said, shown in turns)
+        return sum(max(len(said.calls), sum(m.name is not None for m in shown)) for said, shown in self.exchanges)
 
     @property
     def observed(self) -> str:
@@ -139,7 +144,7 @@ class Conversation:
     def readable(self) -> str:
         """The whole of it to be read: turns, what was shown behind each, and what ended it where that was no answer."""
         lines = []
-        for turn, messages in zip(self.said, self.shown, strict=True):
+        for turn, messages in self.exchanges:
             lines.append(turn.text)
             for message in messages:
                 seen = f" {message.text}" if message.text else ""
