@@ -16,6 +16,7 @@ from flowrl.recipe.sections import own_parts
 
 OURS = ("flowrl", "samplers", "reward_models")
 FILE = "recipe.yaml"
+PROGRAMS = ("command", "interpreter", "program")  # arguments of tools that are started
 
 
 def load_run(run: Path, overrides: Sequence[str] = (), *, trust: bool = False) -> Recipe:
@@ -53,6 +54,7 @@ def foreign(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for place, name in dotted:
         if names.is_dotted(name) and name.replace(":", ".").partition(".")[0] not in OURS:
             yield place, f"names {name!r}, whose module would be imported and run"
+    yield from _of_tools(recipe)
     engine = recipe.rollout.engine
     if engine is not None and engine.token_env is not None:
         yield "rollout.engine.token_env", f"sends the variable {engine.token_env!r} to where the recipe says"
@@ -60,3 +62,23 @@ def foreign(recipe: Recipe) -> Iterator[tuple[str, str]]:
         for argument, value in spec.args.items():
             if argument.endswith("_env") and value is not None:
                 yield f"rewards.{name}.args.{argument}", f"sends the variable {value!r} to where the recipe says"
+
+
+def _of_tools(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """What tools, environments and agents that ship would do on a recipe's word."""
+    given = recipe.environment
+    if given is None:
+        return
+    all_args = [(f"environment.tools.{i}.args", spec.args) for i, spec in enumerate(given.tools)]
+    for place, args in [*all_args, ("environment.args", given.args)]:
+        for argument, value in args.items():
+            if argument.endswith("_env") and value is not None:
+                yield f"{place}.{argument}", f"sends the variable {value!r} to where the recipe says"
+            elif argument in PROGRAMS and value is not None:
+                yield f"{place}.{argument}", f"starts the program {value!r}"
+        if args.get("sandbox") == "e2b" and any(args.get(name) is not None for name in ("api", "host")):
+            yield f"{place}.sandbox", "sends the key of E2B to where the recipe says"
+    if given.agent == "verifiers":
+        yield "environment.agent", f"runs the taskset {given.args.get('taskset')!r}, whose module would be imported"
+    if given.use == "gymnasium" and ":" in str(given.args.get("id")):
+        yield "environment.args.id", f"names {given.args['id']!r}, whose module would be imported and run"

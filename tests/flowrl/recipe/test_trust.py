@@ -9,9 +9,11 @@ import pytest
 
 import cli_support
 from cli_support import quiet
+from flowrl import names
 from flowrl.parts import part, refusal
 from flowrl.recipe.errors import RecipeError
-from flowrl.recipe.load import load
+from flowrl.recipe.load import load, load_unchecked
+from flowrl.recipe.trust import foreign
 from flowrl.runs.start import run
 
 TINY = ["train.prompts=2", "train.group=2", "train.updates=1", "train.iterations=1", "eval.every=null"]
@@ -187,3 +189,25 @@ def test_a_run_is_gone_on_with_though_its_old_reward_is_nowhere(finished: Path, 
     folder = theirs(finished, mine / "run", use="nowhere_at_all.score")
     changed = resume.find_resume_point(folder, load("tiny_flow_grpo", TINY)).changed
     assert changed == {"rewards.shapes.use": ["nowhere_at_all.score", "shapes"]}
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        (
+            "{tools: [calculator, {use: python, args: {sandbox: docker, command: ./mine}}]}",
+            "starts the program './mine'",
+        ),
+        ("{tools: [{use: python, args: {sandbox: e2b, key_env: HOME}}]}", "sends the variable 'HOME'"),
+        ("{tools: [{use: python, args: {sandbox: e2b, api: 'http://127.0.0.1:9'}}]}", "sends the key of E2B"),
+        ("{tools: [{use: screen, args: {kind: browser, program: ./mine}}]}", "starts the program './mine'"),
+        ("{use: gymnasium, args: {id: 'mine_here:Game-v0'}}", "names 'mine_here:Game-v0'"),
+        ("{agent: verifiers, args: {taskset: mine_here}}", "runs the taskset 'mine_here'"),
+        ("{tools: [calculator, {use: zoom, args: {unit: relative}}]}", None),
+        ("{use: gymnasium, args: {id: FrozenLake-v1}}", None),
+    ],
+)
+def test_tools_of_somebody_elses_run_start_and_send_nothing(environment: str, said: str | None):
+    found = list(foreign(load_unchecked(names.recipes()["tiny_lm_grpo"], [f"environment={environment}"])))
+    assert [place.partition(".")[0] for place, _ in found] == (["environment"] if said else [])
+    assert said is None or said in found[0][1]
