@@ -30,10 +30,10 @@ def trained(folder: Path) -> list[dict]:
     return [line for line in metrics(folder) if line["kind"] == "train"]
 
 
-@pytest.mark.parametrize("name", ["tiny_distill", "tiny_guidance_distill", "opd_sd35"])
+@pytest.mark.parametrize("name", ["tiny_distill", "tiny_few_step", "tiny_guidance_distill", "opd_sd35"])
 def test_a_recipe_learns_from_its_reference_and_calls_no_reward(name: str, teacher: Path, tmp_path: Path):
     changes = [*SMALL, *QUIET, f"output={tmp_path / 'run'}"]
-    if name == "tiny_distill":
+    if name in ("tiny_distill", "tiny_few_step"):
         changes.append(f"reference.path={teacher}")
     if name == "opd_sd35":
         families.get("sd3").build().save_pretrained(tmp_path / "sd3")
