@@ -26,7 +26,6 @@ from flowrl.commands.train_reward import train_reward_command
 
 # commands that a second process would repeat as a whole
 ONE_PROCESS = (
-    "run",
     "check",
     "compare",
     "eval",

@@ -1,5 +1,6 @@
 """`flowrl run`: trains as a recipe says, resumes an earlier run, or prints the plan."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,6 +8,7 @@ import typer
 from rich.markup import escape
 
 from flowrl.commands.common import Overrides, RecipeArgument, silence_before_import, silence_libraries
+from flowrl.commands.ranks import asked_ranks, is_rank, joined, leads
 from flowrl.names import UserError
 from flowrl.terminal import output_console
 
@@ -21,6 +23,10 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the newest run in this recipe's output folder.")
     ] = False,
+    ranks: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Train in N processes of this machine, one a GPU (docs/scale.md)."),
+    ] = None,
     seconds_per_forward: Annotated[
         float | None,
         typer.Option(help="With --dry-run: time of one denoiser forward of one row, to estimate the run's."),
@@ -36,7 +42,13 @@ def run(
         raise UserError("--seconds-per-forward and --time-from: apply only with --dry-run; add it, or leave them out")
     resume_folders = [o.removeprefix("resume=") for o in overrides or [] if o.startswith("resume=")]
     checked = load(recipe, [o for o in overrides or [] if not o.startswith("resume=")])
-    typer.echo(f"{recipe}: the recipe is valid; " + ("working out the plan" if dry_run else "loading"))
+    number = asked_ranks(ranks, checked.parallel.ranks)
+    if number is not None and not dry_run and not is_rank():
+        from flowrl.engines.launch import launch
+
+        raise typer.Exit(launch(number, sys.argv[1:]))
+    if leads():
+        typer.echo(f"{recipe}: the recipe is valid; " + ("working out the plan" if dry_run else "loading"))
     if dry_run:
         _plan(checked, seconds_per_forward, time_from)
         return
@@ -52,7 +64,8 @@ def run(
     if folder is not None and not folder.is_dir():
         raise UserError(f"resume: {folder} does not exist; give the folder of a run")
     try:
-        run_recipe(checked, resume=folder)
+        with joined(checked.parallel.wait) as together:
+            run_recipe(checked, resume=folder, ranks=together)
     except Stopped as stop:
         typer.echo(f"stopped by {stop.name}; resume with: flowrl run {recipe} ... --resume", err=True)
         raise typer.Exit(stop.code) from None

@@ -119,6 +119,7 @@ class Rollout:
     one (core/values.py); returns are NaN in rows that could not be scored.
     counts int64 [R]: how often each row counts in the loss, where rows were drawn anew from what was sampled (None:
     once).
+    own bool [R]: rows whose `replay` is in this process, where several train together; None: all are.
     roles int64 [R]: of several, which one a row belongs to; each has weights of its own, and a loss that is a mean over
     its rows. None: there is one.
     old_logp float32 [R, K]: log-probs under the weights that train, before the first update, once core/backward.py has
@@ -138,6 +139,7 @@ class Rollout:
     old_logp: Tensor | None = None
     roles: Tensor | None = None
     counts: Tensor | None = None
+    own: Tensor | None = None
 
 
 class NoTruth(ValueError):

@@ -65,6 +65,15 @@ class Draw:
         return moved.unflatten(0, (self.num_prompts, -1)).any(1).nonzero()[:, 0]
 
 
+class Drawn(NamedTuple):
+    """A rollout, its rewards [B], and metrics of how it came about; adv [R], where its samples came with it."""
+
+    rollout: Rollout
+    rewards: dict[str, Tensor]
+    told: Metrics
+    adv: Tensor | None = None
+
+
 @dataclass
 class Clock:
     """Seconds spent by phase; `enter` is told the name of a phase as it begins."""
@@ -110,6 +119,13 @@ class LocalEngine(Generic[PlanT]):
     def draw(self, prompts: Sequence[Prompt], first: int, group: int | None = None) -> Draw:
         """The groups of these prompts, whose samples take the numbers of noise from `first` on. group: their size,
         where it is another."""
+        drawn = self.drawn(prompts, first, group)
+        with self.clock.phase("score"):
+            adv, metrics = self.advantage(drawn.rewards, drawn.rollout)
+        return Draw(drawn.rollout, drawn.rewards, adv, metrics | drawn.told)
+
+    def drawn(self, prompts: Sequence[Prompt], first: int, group: int | None = None) -> Drawn:
+        """As `draw`, before there are advantages."""
         rewards, told = None, dict[str, float]()
         with self.clock.phase("rollout"), self.sampling():
             if self.explore is None:
@@ -134,8 +150,7 @@ class LocalEngine(Generic[PlanT]):
                 rollout.baseline = {
                     name: value.repeat_interleave(group or self.group) for name, value in scores.items()
                 }
-            adv, metrics = self.advantage(rewards, rollout)
-            return Draw(rollout, rewards, adv, metrics | told)
+        return Drawn(rollout, rewards, told)
 
     def roll(self, prompts: Sequence[Prompt], number: int, first: int) -> Rollout:
         """The rollout of so many samples of each of these prompts, under the weights of now."""
@@ -203,12 +218,18 @@ class GivenEngine(Generic[PlanT]):
 
     def draw(self, prompts: Sequence[Prompt], first: int) -> Draw:
         """The samples of these prompts, which are noised by the numbers from `first` on."""
+        drawn = self.drawn(prompts, first)
+        assert drawn.adv is not None
+        return Draw(drawn.rollout, {}, drawn.adv, {})
+
+    def drawn(self, prompts: Sequence[Prompt], first: int, group: int | None = None) -> Drawn:
+        """As `draw`; the samples of a prompt are those that there are, whatever the group."""
         with self.clock.phase("rollout"):
             given = [self.samples_of(prompt) for prompt in prompts]
             pictures, noise = [one.samples for one in given], [one.noise for one in given]
             how: dict[str, Any] = {"noise": noise} if any(noise) else {}
             rollout = self.policy.given(prompts, pictures, plan=self.plan, seed=self.seed, first=first, **how)
-            return Draw(rollout, {}, torch.tensor([score for one in given for score in one.scores]), {})
+            return Drawn(rollout, {}, {}, torch.tensor([score for one in given for score in one.scores]))
 
 
 @dataclass

@@ -14,6 +14,7 @@ from torch import Tensor
 from flowrl.contracts import LogProbs, Policy, Progress, Prompt, Samples, View
 from flowrl.core.backward import fill_reference
 from flowrl.core.engine import PlanT
+from flowrl.core.ranks import ALONE, Ranks
 from flowrl.core.repeated import repeated
 from flowrl.media.sounds import spectrogram_pictures
 
@@ -102,6 +103,19 @@ def mean(values: Tensor) -> Mean:
     return Mean(float(known.mean()), error, len(known))
 
 
+@dataclass
+class _Batch:
+    """What was found of one batch of prompts: scores [B], what was measured, each with how many samples it is of, and
+    those samples that are kept."""
+
+    scores: dict[str, Tensor]
+    measured: list[tuple[str, int, float]]
+    pictures: Tensor | None = None
+    texts: Sequence[str] = ()
+    sounds: Tensor | None = None
+    rate: int | None = None
+
+
 @torch.no_grad()
 def evaluate(
     policy: Policy[PlanT],
@@ -115,50 +129,59 @@ def evaluate(
     keep: int = 0,
     statistics: Callable[[Samples], dict[str, float]] = lambda samples: {},
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Samples and scores every prompt, `batch` of them at once, keeping the first `keep` samples. Scores are [B] each.
 
     each: samples of a prompt, whose mean is its score (avg@k), and of which the statistics say what they reach together
     (core/repeated.py). A video is kept as its middle frame. statistics measures a batch; batches are averaged by their
-    size.
+    size. ranks: share out the batches.
     """
-    scores: dict[str, list[Tensor]] = defaultdict(list)
-    pictures: list[Tensor] = []
-    texts: list[str] = []
-    sounds: list[Tensor] = []
-    rate = None
-    measured: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for start in range(0, len(prompts), batch):
+
+    def found(start: int) -> _Batch:
         part = prompts[start : start + batch]
         samples = policy.rollout(part, group_size=each, plan=plan, seed=seed, progress=progress).samples
-        found = score(samples)
-        for name, values in found.items():
-            scores[name].append(values if each == 1 else values.view(len(part), each).nanmean(1))
-        for name, value in statistics(samples).items():
-            measured[name].append((len(samples), value))
+        scores = score(samples)
+        of = _Batch(
+            {name: values if each == 1 else values.view(len(part), each).nanmean(1) for name, values in scores.items()},
+            [],
+        )
+        of.measured += [(name, len(samples), value) for name, value in statistics(samples).items()]
         if each > 1:
-            for name, values in repeated(found, each, samples.texts).items():
+            for name, values in repeated(scores, each, samples.texts).items():
                 known = values[~values.isnan()]
-                measured[name] += [(len(known), float(known.mean()))] if len(known) else []
+                of.measured += [(name, len(known), float(known.mean()))] if len(known) else []
             samples = samples[range(0, len(samples), each)]
         if start < keep:
             first = samples[range(min(len(samples), keep - start))]
             shown = picture_of(first)
-            pictures += [] if shown is None else [shown.float().cpu()]
-            sounds += [] if first.audio is None else [first.audio.float().cpu()]
-            rate = first.sample_rate
-        if samples.texts is not None and start < keep:
-            texts += samples.readable()[: keep - start]
-    gathered = {name: torch.cat(parts) for name, parts in scores.items()}
+            of.pictures = None if shown is None else shown.float().cpu()
+            of.sounds = None if first.audio is None else first.audio.float().cpu()
+            of.rate, of.texts = first.sample_rate, () if first.texts is None else first.readable()
+        return of
+
+    starts = range(0, len(prompts), batch)
+    own = {start: found(start) for start in starts[ranks.rank :: ranks.size]}
+    batches = [
+        of for _, of in sorted((item for part in ranks.gather(own) for item in part.items()), key=lambda i: i[0])
+    ]
+    gathered = {name: torch.cat([of.scores[name] for of in batches]) for name in (batches[0].scores if batches else ())}
+    measured: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for of in batches:
+        for name, number, value in of.measured:
+            measured[name].append((number, value))
     averages = {name: sum(n * v for n, v in parts) / sum(n for n, _ in parts) for name, parts in measured.items()}
+    pictures, sounds = (
+        [x for of in batches if (x := getattr(of, name)) is not None] for name in ("pictures", "sounds")
+    )
     return Evaluation(
         prompts,
         gathered,
         torch.cat(pictures) if pictures else None,
-        texts or None,
+        [text for of in batches for text in of.texts] or None,
         averages,
         sounds=torch.cat(sounds) if sounds else None,
-        sample_rate=rate,
+        sample_rate=next((of.rate for of in batches if of.rate is not None), None),
     )
 
 

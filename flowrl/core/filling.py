@@ -9,6 +9,7 @@ from torch import Tensor
 from flowrl.contracts import Looks, Objective, Progress, Rollout, View
 from flowrl.core.backward import fill_old, fill_reference
 from flowrl.core.objectives.mismatch import SHOWN, mismatch
+from flowrl.core.ranks import ALONE, Ranks, own_rows
 from flowrl.core.values import Critic
 
 
@@ -41,14 +42,16 @@ def weighed(
     objective: Objective,
     micro_batch: int | None,
     progress: Progress | None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Rollout, dict[str, float]]:
     """The rollout as the objective trains it, and metrics of that and of how far who sampled is from who trains."""
     metrics: dict[str, Tensor] = {}
     if "old_logp" in objective.needs:
         rollout = replace(rollout, old_logp=torch.zeros_like(rollout.rollout_logp))
-        for part in parts(rollout.mask.any(1).nonzero()[:, 0], micro_batch):
+        for part in parts(own_rows(rollout, rollout.mask.any(1).nonzero()[:, 0], ranks), micro_batch):
             fill_old(policy, rollout, part, progress)
         assert rollout.old_logp is not None
+        ranks.total([rollout.old_logp])  # 0 in rows of others
         found = mismatch(rollout.old_logp, rollout.rollout_logp, rollout.mask)
         metrics = {f"mismatch/{name}": found[name] for name in SHOWN}
     rollout, more = objective.weigh(rollout, adv)

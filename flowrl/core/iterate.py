@@ -19,6 +19,8 @@ from flowrl.core.budget import Budget, topped_up
 from flowrl.core.engine import Advantage, Clock, GivenEngine, LocalEngine, Metrics, MixedEngine, PlanT, SamplesOf
 from flowrl.core.filling import filling
 from flowrl.core.learner import Learner
+from flowrl.core.ranked import RankedEngine, RankedLooks
+from flowrl.core.ranks import ALONE, Ranks
 from flowrl.core.refill import JoinedPolicy, kept_draw, kept_groups, whole_draw
 from flowrl.core.selection import prune_width, selected_rows, without_rows, without_silent
 from flowrl.core.terms import Term
@@ -28,11 +30,15 @@ from flowrl.core.values import Critic, fitted_decisions, value_metrics
 
 @dataclass
 class Iteration:
-    """What came of one iteration: metrics, and all samples that were drawn with their rewards."""
+    """What came of one iteration: metrics, and all samples that were drawn with their rewards.
+
+    own: the samples that this rank drew, with their pixels, which `samples` then lacks (None: they are all).
+    """
 
     metrics: Metrics
     samples: Samples
     rewards: dict[str, Tensor]
+    own: Sequence[Samples] | None = None
 
 
 def iterate(
@@ -59,6 +65,7 @@ def iterate(
     critic: Critic | None = None,
     resample: Callable[[Rollout, Tensor, dict[str, Tensor]], tuple[Rollout, Tensor]] | None = None,
     terms: Callable[[Rollout, dict[str, Tensor], Tensor], Sequence[Term]] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iteration:
     """Draws, scores and learns once from `settings.group` samples of each prompt.
 
@@ -73,6 +80,7 @@ def iterate(
     the values that advantages read, and is fitted to the returns; in its first `warmup` iterations it alone learns.
     resample: gives the rollout as its rows are drawn anew, with their advantages, before anything learns from them.
     terms: of the rollout that is trained, its rewards and advantages, gives what is added to the objective.
+    ranks: the processes that iterate together, all with the same arguments. Each calls `score` with its own samples.
     Metrics named time_* are seconds; all others repeat under the same seed, and are of all that was drawn.
     """
     clock = Clock(enter)
@@ -91,32 +99,38 @@ def iterate(
         explore,
         filling(policy, critic, settings.kl_in_reward, settings.micro_batch, progress),
     )
-    engine: GivenEngine[PlanT] | MixedEngine[PlanT] | LocalEngine[PlanT] = local
+    engine: GivenEngine[PlanT] | MixedEngine[PlanT] | LocalEngine[PlanT] | RankedEngine = local
     if samples_of is not None and settings.share is None:
         engine = GivenEngine(policy, plan, seed, samples_of, clock)  # pyright: ignore - it takes samples
     elif samples_of is not None:
         engine = MixedEngine(local, policy, samples_of, settings.share or 0.0, settings.pool)  # pyright: ignore
     looks: Looks = policy
+    if ranks.size > 1:
+        if isinstance(engine, MixedEngine):
+            raise ValueError("samples of files and drawn ones do not mix over several ranks: train on one")
+        engine, looks = RankedEngine(engine, advantage, clock, ranks), RankedLooks(policy)
+    one = looks
     draws, ended = [engine.draw(prompts, first)], settings.skip_truncated
     while more is not None and len(draws) <= settings.refill and (missing := len(prompts) - kept_groups(draws, ended)):
         draws.append(engine.draw(more(missing), first + len(draws) * settings.stride))
     whole = used = draws[0]
-    if budget is not None and isinstance(engine, LocalEngine):
+    if budget is not None and isinstance(engine, (LocalEngine, RankedEngine)):
         draw, behind = engine.draw, first + settings.group
         whole, joined = topped_up(whole, budget, prompts, lambda p, more: draw(p, behind, more), advantage)
-        used, looks = whole, JoinedPolicy(policy) if joined else policy
+        used, looks = whole, JoinedPolicy(one) if joined else one
     if settings.refill or settings.most is not None:
         whole = whole_draw(draws, advantage, ended)
         if kept_groups(draws, ended):
-            looks, used = JoinedPolicy(policy), kept_draw(draws, advantage, ended, settings.most)
+            looks, used = JoinedPolicy(one), kept_draw(draws, advantage, ended, settings.most)
     rollout, adv, metrics = used.rollout, used.adv, whole.metrics
     if resample is not None:
         rollout, adv = resample(rollout, adv, used.rewards)
         metrics |= {"resampled": float(rollout.mask.any(1).float().mean())}
     if critic is not None:
-        values = critic.looks if looks is policy else JoinedPolicy(critic.looks)
+        own_values = critic.looks if ranks.size == 1 else RankedLooks(critic.looks)
+        values = own_values if looks is one else JoinedPolicy(own_values)
         with clock.phase("train"):
-            metrics |= _fit(critic, values, rollout, settings, progress)
+            metrics |= _fit(critic, values, rollout, settings, progress, ranks)
     if settings.skip_truncated:
         rollout, adv = _without_truncated(rollout, adv)
     if settings.keep is not None:
@@ -129,17 +143,20 @@ def iterate(
         rollout, adv = without_rows(rollout, adv, torch.ones(len(rollout.rollout_logp), dtype=torch.bool))
     with clock.phase("train"):
         added = () if terms is None else [_seen_by(t, looks) for t in terms(rollout, used.rewards, adv)]
-        metrics |= update(looks, learner, rollout, adv, objective, settings, progress, reward_of, added)
+        metrics |= update(looks, learner, rollout, adv, objective, settings, progress, reward_of, added, ranks)
     metrics |= {f"time_{name}": seconds for name, seconds in clock.seconds.items()}
-    return Iteration(metrics, whole.rollout.samples, whole.rewards)
+    own = engine.samples if isinstance(engine, RankedEngine) else None
+    return Iteration(metrics, whole.rollout.samples, whole.rewards, own)
 
 
-def _fit(critic: Critic, looks: Looks, rollout: Rollout, settings: Settings, progress: Progress | None) -> Metrics:
+def _fit(
+    critic: Critic, looks: Looks, rollout: Rollout, settings: Settings, progress: Progress | None, ranks: Ranks
+) -> Metrics:
     """Fits the critic to a rollout's returns; its metrics are named value/*."""
     metrics, fitted = value_metrics(rollout), replace(rollout, mask=fitted_decisions(rollout))
     own = replace(settings, epochs=critic.epochs, updates=critic.updates, drop_silent=False, update_by="prompts")
     none = torch.zeros(len(rollout.rollout_logp))
-    found = update(looks, critic.learner, fitted, none, critic.objective, own, progress)
+    found = update(looks, critic.learner, fitted, none, critic.objective, own, progress, ranks=ranks)
     kept = ("loss", "error", "clip_frac", "grad_norm", "lr", "nonfinite_updates", "loss_scale", "skipped_updates")
     return metrics | {f"value/{name}": found[name] for name in kept if name in found}
 

@@ -48,13 +48,13 @@ def _draw_of(parts: Sequence[tuple[Draw, Tensor]], advantage: Advantage) -> Draw
     """These prompts, by position int64, of each draw as one."""
     rollout = join_rollouts([draw.rollout for draw, _ in parts], [prompts for _, prompts in parts])
     rewards = {
-        name: torch.cat([draw.rewards[name][_of_prompts(p, draw.rollout, "samples")] for draw, p in parts])
+        name: torch.cat([draw.rewards[name][of_prompts(p, draw.rollout, "samples")] for draw, p in parts])
         for name in parts[0][0].rewards
     }
     return Draw(rollout, rewards, *advantage(rewards, rollout))
 
 
-def _of_prompts(prompts: Tensor, rollout: Rollout, what: str) -> Tensor:
+def of_prompts(prompts: Tensor, rollout: Rollout, what: str) -> Tensor:
     """Positions of the rows or samples of these prompts."""
     number = len(rollout.samples.group.unique())
     each = len(rollout.samples if what == "samples" else rollout.rollout_logp) // number
@@ -86,7 +86,7 @@ def join_rollouts(rollouts: Sequence[Rollout], prompts: Sequence[Tensor]) -> Rol
 
     Groups of different rollouts stay apart. Columns that a rollout does not have are masked.
     """
-    rows = [_of_prompts(p, r, "rows") for p, r in zip(prompts, rollouts, strict=True)]
+    rows = [of_prompts(p, r, "rows") for p, r in zip(prompts, rollouts, strict=True)]
     starts = itertools.accumulate((len(part) for part in rows), initial=0)
     pieces = [Piece(*piece) for piece in zip(rollouts, rows, starts, strict=False)]
     width = max(r.rollout_logp.shape[1] for r in rollouts)
@@ -96,7 +96,7 @@ def join_rollouts(rollouts: Sequence[Rollout], prompts: Sequence[Tensor]) -> Rol
         return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
 
     samples = join_samples(
-        [r.samples[_of_prompts(p, r, "samples").tolist()] for p, r in zip(prompts, rollouts, strict=True)]
+        [r.samples[of_prompts(p, r, "samples").tolist()] for p, r in zip(prompts, rollouts, strict=True)]
     )
     return Rollout(
         samples,
@@ -107,13 +107,14 @@ def join_rollouts(rollouts: Sequence[Rollout], prompts: Sequence[Tensor]) -> Rol
         value=stacked(lambda r: r.value) if all(r.value is not None for r in rollouts) else None,
         credit=_credit(list(zip(rollouts, prompts, strict=True))),
         step_stats={name: stacked(lambda r, name=name: r.step_stats[name]) for name in rollouts[0].step_stats},
-        roles=_roles(pieces),
+        roles=_rows_of(pieces, "roles"),
+        own=_rows_of(pieces, "own"),
     )
 
 
-def _roles(pieces: Sequence[Piece]) -> Tensor | None:
-    """Which role each row of the joined rollout belongs to, where there are several."""
-    parts = [piece.rollout.roles for piece in pieces]
+def _rows_of(pieces: Sequence[Piece], name: str) -> Tensor | None:
+    """A field of rows, [R], of the joined rollout, where all pieces have it."""
+    parts = [getattr(piece.rollout, name) for piece in pieces]
     known = [part[piece.rows] for part, piece in zip(parts, pieces, strict=True) if part is not None]
     return torch.cat(known) if len(known) == len(pieces) else None
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from flowrl.contracts import Looks, Objective, Progress, Rollout
 from flowrl.core.backward import StepLoss, fill_reference
 from flowrl.core.filling import parts
+from flowrl.core.ranks import ALONE, Ranks, own_rows
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,14 @@ class Term:
             return self.rows.view(-1, 2).tensor_split(steps)[number].flatten()
         return self.rows.tensor_split(steps)[number]
 
-    def fill(self, micro_batch: int | None, progress: Progress | None = None) -> None:
+    def own_rows(self, rows: Tensor, ranks: Ranks) -> Tensor:
+        """Those of the rows that this rank looks at."""
+        return own_rows(self.rollout, rows, ranks, pairs=self.objective.together == "pair")
+
+    def fill(self, micro_batch: int | None, progress: Progress | None = None, ranks: Ranks = ALONE) -> None:
         """Looks up the reference of these rows, if the objective reads it."""
         if "reference" in self.objective.needs:
-            for part in parts(self.rows, micro_batch):
+            for part in parts(self.rows if self.rollout.own is None else self.own_rows(self.rows, ranks), micro_batch):
                 fill_reference(self.looks, self.rollout, part, self.objective.view, progress)
 
     def loss(self, rows: Tensor) -> StepLoss:

@@ -18,6 +18,7 @@ from flowrl.core.filling import parts, weighed
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.pairs import companions
+from flowrl.core.ranks import ALONE, Ranks, own_rows, whole_gradient, whole_metrics
 from flowrl.core.scaling import LEAST
 from flowrl.core.selection import WidthPruning, moved_rows, rank_shares
 from flowrl.core.terms import Term
@@ -79,23 +80,24 @@ def update(
     progress: Progress | None = None,
     reward_of: RewardOf | None = None,
     terms: Sequence[Term] = (),
+    ranks: Ranks = ALONE,
 ) -> Metrics:
     """All optimizer steps of one rollout, with advantages [R] or [R, K]; returns their metrics, averaged over steps.
 
-    terms: see terms.py.
+    terms: see terms.py; ranks: who takes the steps together.
     """
     adv = adv.cpu()
     every = bool(objective.needs & {"reference", "pull", "reward_of", "every_row"})  # trained rows all have a loss then
     friends = companions(rollout, adv, objective.together, settings.pairs, every="every_row" in objective.needs)
     if friends is not None:
         rollout = replace(rollout, mask=rollout.mask & friends.used[:, None])
-    rollout, told = weighed(policy, rollout, adv, objective, settings.micro_batch, progress)
+    rollout, told = weighed(policy, rollout, adv, objective, settings.micro_batch, progress, ranks)
     trained = rollout.mask.any(1)
     if "reference" in objective.needs and objective.view.states == "drawn":
-        for part in parts(trained.nonzero()[:, 0], settings.micro_batch):
+        for part in parts(own_rows(rollout, trained.nonzero()[:, 0], ranks), settings.micro_batch):
             fill_reference(policy, rollout, part, objective.view, progress)
     for term in terms:
-        term.fill(settings.micro_batch, progress)
+        term.fill(settings.micro_batch, progress, ranks)
     steps = []
     for block in _blocks(rollout, settings):
         weighted = with_step_weights(adv, objective, rollout, block)
@@ -113,14 +115,18 @@ def update(
             if len(used) or beside:
                 loss = _step_loss(rollout, weighted, objective, block, used, learner, together, reward_of)
                 loss.weights *= settings.coef
-                if len(used):
-                    _backward(policy, used, loss, settings.micro_batch, progress)
+                if len(mine := own_rows(rollout, used, ranks)):
+                    _backward(policy, mine, loss, settings.micro_batch, progress)
                 of_terms: Metrics = {}
                 for term, rows in beside:
                     term_loss = term.loss(rows)
                     term_loss.scale = learner.loss_scale
-                    _backward(term.looks, rows, term_loss, settings.micro_batch, progress)
+                    if len(mine := term.own_rows(rows, ranks)):
+                        _backward(term.looks, mine, term_loss, settings.micro_batch, progress)
+                    term_loss.total = whole_metrics(term_loss.total, ranks)
                     of_terms |= term.metrics(term_loss)
+                loss.total = whole_metrics(loss.total, ranks)
+                whole_gradient(learner.parameters, ranks)
                 step_metrics.append(_step(learner, loss) | of_terms)
     first: Metrics = step_metrics[0] if step_metrics else {}
     by_name = {name: [m[name] for m in step_metrics if name in m] for m in step_metrics for name in m}

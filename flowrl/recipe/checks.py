@@ -13,6 +13,7 @@ from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.lora import MATCH
 from flowrl.recipe.models import foreign_model, gguf_file, gguf_problem
 from flowrl.recipe.objectives import check_gate, check_keep
+from flowrl.recipe.parallel import check_ranks
 from flowrl.recipe.presets import PRESETS
 from flowrl.recipe.prompt_checks import check_budget, check_choice
 from flowrl.recipe.reference_checks import check_reference
@@ -42,6 +43,7 @@ def _check_constants(recipe: Recipe) -> Iterator[RecipeError]:
     kind = kind_of(recipe)
     yield from _model(recipe)
     yield from kind.check_model(recipe)
+    yield from check_ranks(recipe) if (recipe.parallel.ranks or 1) > 1 else ()
     yield from kind.check_sampling(recipe)
     yield from _objective(recipe)
     yield from check_gate(recipe)

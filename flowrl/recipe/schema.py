@@ -15,6 +15,7 @@ from flowrl.recipe.environment import EnvironmentKeys
 from flowrl.recipe.generation import GenerationKeys
 from flowrl.recipe.lora import Lora
 from flowrl.recipe.noised import Loss, NoisedTraining
+from flowrl.recipe.parallel import ParallelKeys
 from flowrl.recipe.prompts import Budget, Prompts
 from flowrl.recipe.reference import OneOrSeveral, ReferenceKeys
 from flowrl.recipe.rewards import RewardSpec
@@ -238,7 +239,8 @@ class Recipe(Curved):
 
     With `generation` the model is a language model, its decisions are tokens, and neither `pipeline` nor `sampler` is
     read (`load` refuses them). environment: what a language model talks to in several turns (recipe/environment.py).
-    roles: several adapters of one that answer together (recipe/roles.py). critic: of language models, what gives values
+    roles: several adapters of one that answer together (recipe/roles.py). parallel: several processes that train
+    together. critic: of language models, what gives values
     to advantage.credit. Where a key has a curve, the recipe holds its first value, and `at` gives the others. policy:
     a class of the user's own in place of the kind's policy, which it extends. phases: parts of the run that differ in
     some values (recipe/phases.py); train.iterations is then their sum, unless it ends the run before.
@@ -261,6 +263,7 @@ class Recipe(Curved):
     advantage: open_to(Advantage, OwnAdvantage) = part(Advantage)  # pyright: ignore[reportInvalidTypeForm]
     objective: open_to(ObjectiveKeys, OwnObjective) = part(ObjectiveKeys)  # pyright: ignore[reportInvalidTypeForm]
     reference: OneOrSeveral = part(ReferenceKeys, "a mapping with use, path, pipeline, steps, when, or a list of them")
+    parallel: ParallelKeys = part(ParallelKeys)
     critic: CriticKeys | None = key(None, "a mapping with use, lr, clip, epochs, updates, warmup, or null")
     train: Train = part(Train)
     eval: EvaluationKeys = part(EvaluationKeys)

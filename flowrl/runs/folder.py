@@ -32,6 +32,7 @@ from flowrl.core.evaluation import Evaluation
 from flowrl.media.pictures import save_grid, save_picture
 from flowrl.media.sounds import save_sound
 from flowrl.names import UserError
+from flowrl.report import page
 from flowrl.runs.machine import machine_facts
 from flowrl.runs.tracking import Tracking
 from flowrl.untyped import JSON
@@ -210,6 +211,10 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return []
         return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
+
+    def report(self) -> None:
+        """Writes report.html of what is in the folder."""
+        page.write(self.path)
 
     def summary(self, values: dict[str, JSON]) -> None:
         """Writes summary.json."""

@@ -6,7 +6,7 @@ all of it, so that a killed run resumes bit for bit.
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -25,6 +25,7 @@ from flowrl.core.expansion import Expansion
 from flowrl.core.iterate import Iteration, iterate
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.entropy import EntropyControl
+from flowrl.core.ranks import ALONE, Ranks, agreed
 from flowrl.core.values import Critic
 from flowrl.kinds import kind_of
 from flowrl.planning.costs import arithmetic, baseline_plan, plan_for
@@ -32,11 +33,11 @@ from flowrl.planning.duration import seconds_left
 from flowrl.policies import adapters
 from flowrl.reading.inputs import unread_columns
 from flowrl.recipe.schema import Recipe
-from flowrl.report import page as report
 from flowrl.runs import checkpoints
 from flowrl.runs import resume as resuming
 from flowrl.runs.alarm_response import AlarmError, most_severe, roll_back_to, rollback_message
 from flowrl.runs.beside import beside, terms_of
+from flowrl.runs.closing import closing
 from flowrl.runs.console import Console, Progress
 from flowrl.runs.folder import RunFolder
 from flowrl.runs.from_files import given_samples
@@ -46,6 +47,7 @@ from flowrl.runs.run_state import GlobalGenerators, RunState
 from flowrl.runs.saving import Saving
 from flowrl.runs.settings import resample_of, settings_of
 from flowrl.runs.stopping import Stopped, Stopping
+from flowrl.runs.together import check_stop, statistics_of, summed
 from flowrl.untyped import JSON
 from flowrl.watch.alarms import Alarm
 from flowrl.watch.sample_statistics import sample_statistics
@@ -53,7 +55,7 @@ from flowrl.watch.sample_statistics import sample_statistics
 
 @dataclass
 class Run:
-    """A run in progress."""
+    """A run in progress, on each of its ranks."""
 
     recipe: Recipe
     inputs: Inputs
@@ -62,6 +64,7 @@ class Run:
     folder: RunFolder
     console: Console
     critic: Critic | None = None
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         train, heldout, scorer = self.inputs.train, self.inputs.heldout, self.inputs.scorer
@@ -74,7 +77,9 @@ class Run:
         own |= {"expansion": self.expansion}
         self.state = RunState(parts | {name: part for name, part in own.items() if part is not None})
         prompts = resuming.prompt_digests(resuming.all_prompts(train, self.inputs.by_phase), heldout)
-        self.saving = Saving(self.recipe, self.policy, self.learner, self.folder, self.state, prompts, self.critic)
+        self.saving = Saving(
+            self.recipe, self.policy, self.learner, self.folder, self.state, prompts, self.critic, self.ranks
+        )
         self.stopping = Stopping(self.console.stopping)
         self.objective = build_objective(self.recipe)
         self.evaluations: dict[int, Evaluation] = {}
@@ -94,7 +99,7 @@ class Run:
             try:
                 while True:
                     self._between()
-                    self.stopping.check()
+                    check_stop(self.stopping, self.ranks)
                     if self._ended:
                         break
                     self._step(progress)
@@ -110,7 +115,8 @@ class Run:
         """
         state = self.state
         self.saving.restore(checkpoint)
-        self.saving.checkpoints.forget_after(state.iteration, self._marks())
+        if self.ranks.rank == 0:
+            self.saving.checkpoints.forget_after(state.iteration, self._marks())
         state.rolled_back = None if changed else state.rolled_back
         self.evaluations = self.folder.earlier(state.evaluated, self.console.note)
         state.evaluated = tuple(self.evaluations)
@@ -128,7 +134,7 @@ class Run:
             self._evaluate()
             self.saving.mark()
             self._respond_to_alarms()
-            report.write(self.folder.path)
+            self.folder.report()
         every = self.recipe.checkpoint.every
         if self._ended or (every and self.state.iteration % every == 0):
             self.saving.save()
@@ -147,7 +153,7 @@ class Run:
             self.learner.share = state.spent[0] / seconds
         result = self._iterate(state.iteration, progress)
         state.iteration += 1
-        took = sum(value for name, value in result.metrics.items() if name.startswith("time_"))
+        took = agreed(sum(v for name, v in result.metrics.items() if name.startswith("time_")), self.ranks)
         state.spent = state.spent[0] + took, state.spent[1]
         if state.iteration == 1 and (line := unread_columns(self.recipe, self.inputs.train)):
             self.console.note(line)
@@ -209,6 +215,7 @@ class Run:
             critic=self.critic,
             resample=resample_of(recipe, self.inputs.scorer, iteration),
             terms=terms_of(recipe, self.policy, self.inputs.scorer, self.beside, objective, iteration),
+            ranks=self.ranks,
         )
         result.metrics |= cursor.observe(observed(recipe, self.inputs.scorer, result.rewards, result.samples))
         if self.expansion is not None:
@@ -219,15 +226,19 @@ class Run:
         if train.old is not None:
             after = self.recipe.at(iteration + 1, self.learner.steps).train.old
             self.learner.keep_old(after or 0.0)
-        result.metrics |= {f"forwards/{name}": float(progress.forwards[name]) for name in ("rollout", "train")}
-        result.metrics |= sample_statistics(result.samples) | ({} if phase is None else {"phase": float(phase)})
+        forwards = {f"forwards/{name}": float(progress.forwards[name]) for name in ("rollout", "train")}
+        result.metrics |= summed(forwards, self.ranks)
+        result.metrics |= statistics_of(result, self.ranks) | ({} if phase is None else {"phase": float(phase)})
         for name, curve in self.recipe.parts()[(phase or 1) - 1].curves.items():
             result.metrics |= {f"curve/{place}": value for place, value in curve.numbers(name, iteration, steps)}
         return result
 
     def _stop_if_unmoved(self) -> None:
-        """Stops if the weights are still those of the mark; later, finishing the iteration is worth the wait."""
-        if self.saving.unmoved:
+        """Stops if the weights are still those of the mark; later, finishing the iteration is worth the wait.
+
+        Several ranks finish it in any case: the others would wait for what this one has to tell.
+        """
+        if self.saving.unmoved and self.ranks.size == 1:
             self.stopping.check()
 
     # ------------------------------------------------------------------ evaluation
@@ -241,14 +252,15 @@ class Run:
         recipe, state, iteration = self.recipe, self.state, self.state.iteration
 
         def check(_: int) -> None:
-            self.stopping.check()
+            if self.ranks.size == 1:
+                self.stopping.check()
 
         working = self.console.working(f"evaluating {len(self.inputs.heldout)} held-out prompts")
         with torch.no_grad(), self.learner.using_average(), working:
             start = time.perf_counter()
             show = {"keep": recipe.eval.grid, "statistics": sample_statistics}
             given = recipe, self.policy, self.inputs.heldout
-            result = evaluate_heldout(*given, self.inputs.scorer, progress=check, **show)
+            result = evaluate_heldout(*given, self.inputs.scorer, progress=check, ranks=self.ranks, **show)
             metrics = result.metrics() | kl_to_base(*given, progress=check)
             seconds = time.perf_counter() - start
         rises = paired_rises(result, self.evaluations, self.inputs.scorer.weights)
@@ -279,13 +291,15 @@ class Run:
         alarm, self._unanswered = most_severe(self._unanswered), []
         if alarm is None:
             return
+        agreed(None, self.ranks)  # rank 0 has written what the others may read now
         saving, iteration = self.saving, self.state.iteration
         wanted, left = ("best", iteration) if alarm.to is None else ("witness", None)
         if alarm.to == iteration:
             saving.keep(wanted, self._marks().get(wanted))
+            agreed(None, self.ranks)
         if alarm.action == "stop" or saving.checkpoints.marked(wanted) is None:
             saving.save_unmoved()
-            report.write(self.folder.path)
+            self.folder.report()
             raise AlarmError.from_alarm(alarm)
         there = saving.checkpoints.find(wanted)
         roll_back_to(there, self.policy, self.learner, self.watch, left, self.critic)
@@ -311,19 +325,13 @@ class Run:
         self.saving.forget()
         self.console.note(rollback_message(iteration, self.watch))
 
-    # ------------------------------------------------------------------ the end
-
     def _finish(self) -> dict[str, JSON]:
         state, weights = self.state, self.folder.path / ("lora" if self.recipe.lora is not None else "model")
         with torch.no_grad(), self.learner.using_average():
-            adapters.save(self.policy.source, self.policy.modules, weights)
-        seconds = state.elapsed
-        heldout = {i: {n: asdict(m) for n, m in e.means().items()} for i, e in sorted(self.evaluations.items())}
-        summary = {"iterations": state.iteration, "seconds": round(seconds, 1), "spent": state.spent[0]}
-        summary |= {"heldout": heldout} | ({"rolled_back": state.rolled_back} if state.rolled_back else {})
+            if self.ranks.rank == 0:
+                adapters.save(self.policy.source, self.policy.modules, weights)
+        summary, shown = closing(state, self.evaluations)
         self.folder.summary(summary)
-        report.write(self.folder.path)
-        last = state.iteration if state.rolled_back is None else state.rolled_back["to"]
-        shown = {i: evaluation for i, evaluation in self.evaluations.items() if i <= last}
-        self.console.finished(shown, self.folder.path, weights, seconds)
+        self.folder.report()
+        self.console.finished(shown, self.folder.path, weights, summary["seconds"])
         return summary

@@ -10,6 +10,7 @@ from typing import Any
 
 from flowrl.contracts import Policy
 from flowrl.core.learner import Learner
+from flowrl.core.ranks import ALONE, Ranks
 from flowrl.core.values import Critic
 from flowrl.policies import adapters
 from flowrl.recipe.schema import Recipe
@@ -17,6 +18,7 @@ from flowrl.runs import checkpoints
 from flowrl.runs import resume as resuming
 from flowrl.runs.folder import RunFolder
 from flowrl.runs.run_state import RunState
+from flowrl.runs.together import own_states, restore_own
 
 
 class DivergedError(RuntimeError):
@@ -27,7 +29,7 @@ class DivergedError(RuntimeError):
 class Saving:
     """The mark and the checkpoints of a run. prompts: digests of its training and held-out prompts.
 
-    critic: saved with its learner too, where there is one."""
+    critic: saved with its learner too, where there is one. ranks: they mark the same points; the first one writes."""
 
     recipe: Recipe
     policy: Policy
@@ -36,6 +38,7 @@ class Saving:
     state: RunState
     prompts: Mapping[str, str]
     critic: Critic | None = None
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         self.checkpoints = checkpoints.Checkpoints(self.folder.path, self.recipe.checkpoint.keep)
@@ -45,6 +48,7 @@ class Saving:
     def mark(self) -> None:
         """Records everything but weights and learner."""
         self._marked = self.state.state_dict() | {"files": self.folder.position(), "prompts": dict(self.prompts)}
+        self._marked |= own_states(self.state, self.ranks)
         self._steps = self._steps_taken()
 
     @property
@@ -71,8 +75,9 @@ class Saving:
             if self.state.ended(self.recipe.train) or self.recipe.watch.on_alarm != "rollback":
                 raise
             return False
-        self.folder.sync()
-        self.checkpoints.save(iteration, {"mark": self._marked, **weights})
+        if self.ranks.rank == 0:
+            self.folder.sync()
+            self.checkpoints.save(iteration, {"mark": self._marked, **weights})
         self._saved = self._version(self._marked)
         return True
 
@@ -84,7 +89,7 @@ class Saving:
 
     def keep(self, name: str, iteration: int | None) -> None:
         """Saves the current checkpoint and marks it with this name, if `iteration` is the current one."""
-        if iteration == self.state.iteration and self.save():
+        if iteration == self.state.iteration and self.save() and self.ranks.rank == 0:
             self.checkpoints.mark(name, self.state.iteration)
 
     def forget(self) -> None:
@@ -100,6 +105,7 @@ class Saving:
             restore_critic(self.critic, saved, checkpoint)
         mark = saved["mark"]
         self.state.load_state_dict(mark)
+        restore_own(self.state, mark, self.ranks)
         self.folder.rewind(mark["files"], mark["iteration"], mark["evaluated"])
         self._saved = self._version(mark)
 

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flowrl.build import add_reference, build_policy, read_inputs, set_up
+from flowrl.core.ranks import ALONE, Ranks, agreed, led
 from flowrl.engines.remote import check_engine
 from flowrl.learners import build_critic, build_learner
 from flowrl.names import UserError
 from flowrl.planning.costs import plan_for
 from flowrl.policies.language.proving import telling
 from flowrl.recipe.load import dump
+from flowrl.recipe.parallel import check_ranks
 from flowrl.recipe.reference_checks import check_files
 from flowrl.recipe.schema import Recipe
 from flowrl.runs import resume as resuming
@@ -26,31 +28,40 @@ from flowrl.runs.console import Console
 from flowrl.runs.folder import RunFolder, unused_folder
 from flowrl.runs.loop import Run
 from flowrl.runs.stopping import Stopped, refuse_exit
+from flowrl.runs.together import Follower, quiet_console
 from flowrl.untyped import JSON
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
 
 
-def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None = None) -> dict[str, JSON]:
+def run(
+    recipe: Recipe, console: Console | None = None, *, resume: Path | None = None, ranks: Ranks = ALONE
+) -> dict[str, JSON]:
     """Runs a recipe to its end; returns the contents of summary.json, with the folder under `folder`.
 
-    resume: the folder of a run to resume instead of starting a new one. Raises UserError, in one line, for any mistake
+    resume: the folder of a run to resume instead of starting a new one. ranks: those that run it together, each of
+    which calls this. Raises UserError, in one line, for any mistake
     in the recipe or its files, and Stopped, with everything saved, after SIGINT or SIGTERM.
     """
-    console = console or Console()
+    console = console or (Console() if ranks.rank == 0 else quiet_console())
     set_up(recipe)
+    if ranks.size > 1 and (error := next(check_ranks(recipe), None)) is not None:
+        raise error
     check_files(recipe)
     inputs = read_inputs(recipe)
-    folder = RunFolder(resume or unused_folder(Path(recipe.output or "runs/run")))
+    place = resume or Path(led(lambda: str(unused_folder(Path(recipe.output or "runs/run"))), ranks))
+    folder = RunFolder(place) if ranks.rank == 0 else Follower(place)
     with contextlib.closing(folder), _disk_errors(folder.path), _record_end(folder), refuse_exit():
         point = resuming.find_resume_point(folder.path, recipe) if resume else resuming.ResumePoint()
+        agreed(None, ranks)  # nothing in the folder changes before all have read it
         for line in point.complaints:
             console.note(line)
         if point.summary is not None:
             console.note(f"{folder.path}: all {point.iteration} iterations are done; {_how_to_continue(recipe, point)}")
             return point.summary | {"folder": str(folder.path)}
         resuming.refuse_other_prompts(point, resuming.all_prompts(inputs.train, inputs.by_phase), inputs.heldout)
-        folder.tracking = tracking.start_trackers(recipe, folder.path)
+        if ranks.rank == 0:
+            folder.tracking = tracking.start_trackers(recipe, folder.path)
         if point.checkpoint is None:
             folder.rewind({}, 0, [])
             _record_start(folder, recipe, point)
@@ -62,7 +73,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: Path | None =
             learner = build_learner(recipe, policy)
             critic = build_critic(recipe, policy)
         console.started(recipe, policy, folder.path)
-        work = Run(recipe, inputs, policy, learner, folder, console, critic)
+        work = Run(recipe, inputs, policy, learner, folder, console, critic, ranks)
         if point.checkpoint is not None:
             work.restore(point.checkpoint, changed=bool(point.changed))
             _record_start(folder, recipe, point)  # only once it is known to resume

@@ -1,0 +1,51 @@
+"""The ranks of `flowrl run`: how many there are to be, and how this process becomes one of them."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from flowrl.names import UserError
+
+if TYPE_CHECKING:
+    from flowrl.core.ranks import Ranks
+
+
+def is_rank() -> bool:
+    """Whether a launcher has started this process as one of several."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def leads() -> bool:
+    """Whether this process is the one that speaks."""
+    return not is_rank() or os.environ.get("RANK", "0") == "0"
+
+
+def asked_ranks(option: int | None, key: int | None) -> int | None:
+    """How many processes are asked for, None where nothing is said of it.
+
+    Raises UserError where a launcher has started another number, or option and recipe differ.
+    """
+    if option is not None and key is not None and option != key:
+        raise UserError(f"--ranks: got {option}, but the recipe says parallel.ranks={key}; leave one of them out")
+    asked, started = option or key, os.environ.get("WORLD_SIZE")
+    if asked is not None and started is not None and started != str(asked):
+        raise UserError(
+            f"parallel.ranks: {asked} are asked for, but the launcher has started {started}; give both the same number"
+        )
+    return None if asked == 1 and started is None else asked
+
+
+@contextlib.contextmanager
+def joined(wait: float) -> "Iterator[Ranks]":
+    """The ranks that this process belongs to, by itself where no launcher has started others."""
+    if not is_rank():
+        from flowrl.core.ranks import ALONE
+
+        yield ALONE
+        return
+    from flowrl.engines.ranks import ProcessRanks
+
+    ranks = ProcessRanks(wait)
+    with ranks.together():
+        yield ranks

@@ -1,0 +1,115 @@
+"""Ranks over torch.distributed: the processes that torchrun, or `flowrl run --ranks`, has started for one run.
+
+What is gathered is pickled and travels over gloo, gradients over NCCL where they are on a GPU. Nothing waits inside the
+library: every operation is polled, so that a rank that hangs or has gone ends the run of the others with one line, and
+signals are still heard.
+"""
+
+import contextlib
+import os
+import pickle
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from flowrl.names import UserError
+
+T = TypeVar("T")
+WAIT = 600.0  # seconds for the slowest rank, where the recipe does not say
+LAST = 10.0  # seconds to tell the others of a failure
+NAPS = (1e-4, 5e-3)  # seconds between two looks at an operation, the first and the longest
+
+
+class RankError(RuntimeError):
+    """Another rank has failed, gone or not answered."""
+
+
+class ProcessRanks:
+    """The ranks of this run. wait: seconds that a rank waits for the slowest one. Raises UserError where they cannot
+    find each other."""
+
+    def __init__(self, wait: float = WAIT):
+        self.wait = wait
+        try:
+            self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(seconds=max(wait, 60.0)))
+        except (KeyError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"this is one of several processes, but they cannot be joined ({reason}); start them with `flowrl run "
+                "RECIPE --ranks N` or `torchrun --nproc-per-node N -m flowrl run RECIPE`"
+            ) from error
+        self._told = False
+
+    def gather(self, value: T) -> list[T]:
+        """See `Ranks`."""
+        return [self._opened(i, data) for i, data in enumerate(self._gather(pickle.dumps((True, value))))]
+
+    def total(self, values: Sequence[Tensor]) -> None:
+        """See `Ranks`. Tensors of one type and device travel together."""
+        kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for value in values:
+            kinds.setdefault((value.dtype, value.device), []).append(value)
+        for same in kinds.values():
+            flat = torch.cat([value.detach().flatten() for value in same])
+            self._finish(dist.all_reduce(flat, async_op=True))
+            for value, part in zip(same, flat.split([value.numel() for value in same]), strict=True):
+                value.detach().copy_(part.view_as(value))
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Within, an error of this rank is told to the others, which wait for it somewhere; leaves the group behind."""
+        try:
+            yield
+        except RankError:
+            raise
+        except BaseException as error:
+            self.wait = min(self.wait, LAST)
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            with contextlib.suppress(Exception):
+                self._gather(pickle.dumps((False, said)))
+            raise
+        finally:
+            with contextlib.suppress(Exception):
+                dist.destroy_process_group()
+
+    def _opened(self, rank: int, data: bytes) -> Any:
+        well, value = pickle.loads(data)
+        if not well:
+            raise RankError(f"rank {rank}: {value}")
+        return value
+
+    def _gather(self, data: bytes) -> list[bytes]:
+        sizes = torch.zeros(self.size, dtype=torch.int64)
+        sizes[self.rank] = len(data)
+        self._finish(dist.all_reduce(sizes, async_op=True))
+        padded = torch.zeros(int(sizes.max()), dtype=torch.uint8)
+        padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        self._finish(dist.all_gather(parts, padded, async_op=True))
+        return [part[:number].numpy().tobytes() for part, number in zip(parts, sizes.tolist(), strict=True)]
+
+    def _finish(self, work: Any) -> None:
+        """Waits for an operation. Raises RankError where it fails, or takes longer than ranks are waited for."""
+        until, nap = time.monotonic() + self.wait, NAPS[0]
+        while not work.is_completed():
+            if time.monotonic() > until:
+                raise RankError(
+                    f"rank {self.rank} waited {self.wait:.0f} s for the others: one of them hangs, or is slower than "
+                    "that (parallel.wait)"
+                )
+            time.sleep(nap)
+            nap = min(2 * nap, NAPS[1])
+        try:
+            work.wait()
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise RankError(
+                f"another rank has gone: it was killed, or its machine cannot be reached ({reason})"
+            ) from error
