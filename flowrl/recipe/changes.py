@@ -10,7 +10,8 @@ from flowrl.untyped import JSON
 # Keys that determine the weights in a checkpoint.
 FIXED = ("model", "full", "lora", "generation.chat_template", "generation.system", "generation.chat_arguments")
 FIXED += ("generation.processor",)
-FREE = ("lora.init", "output")  # not reported: they have no effect once a run has begun
+# not reported: they have no effect once a run has begun
+FREE = ("lora.init", "output", "parallel.ranks", "parallel.wait")
 
 
 def changes(before: Recipe, now: Recipe) -> dict[str, list[JSON]]:
