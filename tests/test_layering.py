@@ -81,6 +81,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/policies/language/building.py": {"flowrl.policies", "flowrl.recipe", "flowrl.kinds", "flowrl.contracts"}
     | {"flowrl.environments", "flowrl.engines"}
     | LIGHT,
+    "flowrl/engines/ranks.py": LIGHT,
+    "flowrl/engines/launch.py": set(),
     "flowrl/engines": {"flowrl.engines", "flowrl.policies", "flowrl.contracts", "flowrl.recipe", "flowrl.planning"}
     | {"flowrl.environments", "samplers", "reward_models.parts"}
     | LIGHT,
@@ -141,6 +143,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "flowrl/compare/drift.py": {"torch"},
     "flowrl/serve": {"fastapi", "starlette", "uvicorn", "pydantic"},  # the server's own process needs no torch
     "flowrl/engines": {"fastapi", "uvicorn", "pydantic", "torch", "peft", "safetensors"},
+    "flowrl/engines/ranks.py": {"torch"},
+    "flowrl/engines/launch.py": {"torch"},
     "flowrl/serve/worker.py": {"torch"},  # a worker knows no HTTP
     "flowrl/recipe": {"pydantic", "yaml"},  # a recipe is refused before torch is loaded
     "flowrl/kinds": {"torch"},
@@ -307,3 +311,10 @@ def test_a_planted_import_is_seen(file: str, source: str):
 )
 def test_an_allowed_import_is_not(file: str, source: str):
     assert violations(file, source) == []
+
+
+def test_processes_talk_to_each_other_in_one_room():
+    used = {
+        file for file in FILES for one in imports((ROOT / file).read_text(), file) if "torch.distributed" in one.name
+    }
+    assert used == {"flowrl/engines/ranks.py", "flowrl/engines/launch.py"}

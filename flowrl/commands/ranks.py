@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from flowrl.commands.failures import refuse_several_processes
 from flowrl.names import UserError
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ def leads() -> bool:
 def asked_ranks(option: int | None, key: int | None) -> int | None:
     """How many processes are asked for, None where nothing is said of it.
 
-    Raises UserError where a launcher has started another number, or option and recipe differ.
+    Raises UserError where a launcher has started another number or has not said who is who, or option and recipe differ.
     """
+    if "WORLD_SIZE" not in os.environ:
+        refuse_several_processes("run")  # of mpirun, each of which would be a complete run
     if option is not None and key is not None and option != key:
         raise UserError(f"--ranks: got {option}, but the recipe says parallel.ranks={key}; leave one of them out")
     asked, started = option or key, os.environ.get("WORLD_SIZE")

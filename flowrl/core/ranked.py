@@ -85,6 +85,8 @@ class RankedLooks:
         self, rollout: Rollout, rows: Tensor, view: View, visit: Visit, *, progress: Progress | None = None
     ) -> None:
         """See `contracts.Looks`; rows: of this rank alone. Raises ValueError for those of others."""
+        if not len(rows):
+            return
         held: OwnPart = rollout.replay
         place = torch.full((len(rollout.rollout_logp),), -1)
         place[held.rows] = torch.arange(len(held.rows))

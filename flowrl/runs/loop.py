@@ -47,7 +47,7 @@ from flowrl.runs.run_state import GlobalGenerators, RunState
 from flowrl.runs.saving import Saving
 from flowrl.runs.settings import resample_of, settings_of
 from flowrl.runs.stopping import Stopped, Stopping
-from flowrl.runs.together import check_stop, statistics_of, summed
+from flowrl.runs.together import check_stop, measured
 from flowrl.untyped import JSON
 from flowrl.watch.alarms import Alarm
 from flowrl.watch.sample_statistics import sample_statistics
@@ -115,8 +115,7 @@ class Run:
         """
         state = self.state
         self.saving.restore(checkpoint)
-        if self.ranks.rank == 0:
-            self.saving.checkpoints.forget_after(state.iteration, self._marks())
+        self.saving.forget_after(state.iteration, self._marks())
         state.rolled_back = None if changed else state.rolled_back
         self.evaluations = self.folder.earlier(state.evaluated, self.console.note)
         state.evaluated = tuple(self.evaluations)
@@ -226,18 +225,15 @@ class Run:
         if train.old is not None:
             after = self.recipe.at(iteration + 1, self.learner.steps).train.old
             self.learner.keep_old(after or 0.0)
-        forwards = {f"forwards/{name}": float(progress.forwards[name]) for name in ("rollout", "train")}
-        result.metrics |= summed(forwards, self.ranks)
-        result.metrics |= statistics_of(result, self.ranks) | ({} if phase is None else {"phase": float(phase)})
+        result.metrics |= measured(result, progress.forwards, self.ranks)
+        result.metrics |= {} if phase is None else {"phase": float(phase)}
         for name, curve in self.recipe.parts()[(phase or 1) - 1].curves.items():
             result.metrics |= {f"curve/{place}": value for place, value in curve.numbers(name, iteration, steps)}
         return result
 
     def _stop_if_unmoved(self) -> None:
-        """Stops if the weights are still those of the mark; later, finishing the iteration is worth the wait.
-
-        Several ranks finish it in any case: the others would wait for what this one has to tell.
-        """
+        """Stops if the weights are still those of the mark; later, finishing the iteration is worth the wait, as it is
+        for the others where there are several ranks."""
         if self.saving.unmoved and self.ranks.size == 1:
             self.stopping.check()
 
@@ -251,10 +247,7 @@ class Run:
         """Evaluates the averaged weights on held-out prompts; logs, shows and stores the scores."""
         recipe, state, iteration = self.recipe, self.state, self.state.iteration
 
-        def check(_: int) -> None:
-            if self.ranks.size == 1:
-                self.stopping.check()
-
+        check = (lambda _: self.stopping.check()) if self.ranks.size == 1 else None  # ranks stop together
         working = self.console.working(f"evaluating {len(self.inputs.heldout)} held-out prompts")
         with torch.no_grad(), self.learner.using_average(), working:
             start = time.perf_counter()

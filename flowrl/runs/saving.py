@@ -92,6 +92,11 @@ class Saving:
         if iteration == self.state.iteration and self.save() and self.ranks.rank == 0:
             self.checkpoints.mark(name, self.state.iteration)
 
+    def forget_after(self, iteration: int, marks: Mapping[str, int | None]) -> None:
+        """Removes the checkpoints after `iteration`; see `Checkpoints.forget_after`."""
+        if self.ranks.rank == 0:
+            self.checkpoints.forget_after(iteration, marks)
+
     def forget(self) -> None:
         """Makes the next `save` write although this iteration is saved, because the weights have been replaced."""
         self._saved = None

@@ -53,18 +53,15 @@ def check_stop(stopping: Stopping, ranks: Ranks) -> None:
     stopping.check()
 
 
-def statistics_of(result: Iteration, ranks: Ranks) -> dict[str, float]:
-    """Statistics of all samples of an iteration, measured where their pixels are."""
+def measured(result: Iteration, forwards: Mapping[str, int], ranks: Ranks) -> dict[str, float]:
+    """What was measured of an iteration over all ranks: how many forwards of each phase, by name, and statistics of its
+    samples, which are taken where the pixels are."""
+    parts = ranks.gather({name: forwards.get(name, 0) for name in ("rollout", "train")})
+    counts = {f"forwards/{name}": float(sum(part[name] for part in parts)) for name in parts[0]}
     if result.own is None:
-        return sample_statistics(result.samples)
+        return counts | sample_statistics(result.samples)
     own = join_samples(result.own) if result.own else None
-    return whole_means({} if own is None else sample_statistics(own), 0 if own is None else len(own), ranks)
-
-
-def summed(numbers: Mapping[str, float], ranks: Ranks) -> dict[str, float]:
-    """The sums over ranks of numbers by name."""
-    parts = ranks.gather(dict(numbers))
-    return {name: sum(part.get(name, 0.0) for part in parts) for name in numbers}
+    return counts | whole_means({} if own is None else sample_statistics(own), 0 if own is None else len(own), ranks)
 
 
 def own_states(state: RunState, ranks: Ranks) -> dict[str, Nest]:

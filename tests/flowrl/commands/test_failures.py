@@ -77,7 +77,7 @@ def test_a_report_that_cannot_be_written_goes_to_the_screen(tmp_path, capsys, mo
     assert code == 70 and "Traceback (most recent call last)" in text and "KeyError: 'std'" in text
 
 
-@pytest.mark.parametrize("command", ["run", "check", "eval", "sample", "scan", "compare", "export", "world"])
+@pytest.mark.parametrize("command", ["check", "eval", "sample", "scan", "compare", "export", "world"])
 @pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
 def test_one_of_several_processes_is_refused(command, variable, capsys, monkeypatch):
     monkeypatch.setenv(variable, "4")
@@ -85,6 +85,21 @@ def test_one_of_several_processes_is_refused(command, variable, capsys, monkeypa
     monkeypatch.setattr("flowrl.recipe.load.load", lambda *_: pytest.fail("began"))
     code, _, text = call(capsys, monkeypatch, command, "build" if command == "world" else "tiny_flow_grpo")
     assert code == 2 and len(text.splitlines()) == 1 and "one of 4 processes" in text and "torchrun" in text
+
+
+def test_a_run_is_one_of_several_processes_only_where_it_knows_which(capsys, monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    code, _, text = call(capsys, monkeypatch, "run", "tiny_flow_grpo")
+    assert code == 2 and len(text.splitlines()) == 1 and "one of 4 processes" in text
+
+
+def test_ranks_are_as_many_as_are_asked_for(capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "0")
+    code, _, text = call(capsys, monkeypatch, "run", "tiny_flow_grpo", "--ranks", "2")
+    assert code == 2 and "parallel.ranks: 2 are asked for, but the launcher has started 4" in text
+    code, _, text = call(capsys, monkeypatch, "run", "tiny_flow_grpo", "--ranks", "2", "parallel.ranks=4")
+    assert code == 2 and "the recipe says parallel.ranks=4" in text
 
 
 def test_a_launcher_of_one_process_is_none(capsys, monkeypatch):
