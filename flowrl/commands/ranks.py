@@ -25,7 +25,8 @@ def leads() -> bool:
 def asked_ranks(option: int | None, key: int | None) -> int | None:
     """How many processes are asked for, None where nothing is said of it.
 
-    Raises UserError where a launcher has started another number or has not said who is who, or option and recipe differ.
+    Raises UserError where a launcher has started another number, or has not said who is who, or option and recipe
+    differ.
     """
     if "WORLD_SIZE" not in os.environ:
         refuse_several_processes("run")  # of mpirun, each of which would be a complete run
