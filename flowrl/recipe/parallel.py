@@ -28,9 +28,9 @@ def check_ranks(recipe: Recipe) -> Iterator[RecipeError]:
     """What a run over several ranks cannot do: what goes on from one iteration to the next on one of them."""
     remedy = "leave it out, or train in one process"
     for at in recipe.parts():
-        train, generation = at.train, at.generation
-        if generation is not None and generation.partial is not None:
-            yield RecipeError("generation.partial", f"got {generation.partial}, which ranks do not share", remedy)
+        train, goes_on = at.train, getattr(at.generation, "partial", None)
+        if goes_on is not None:
+            yield RecipeError("generation.partial", f"got {goes_on}, which ranks do not share", remedy)
         if train.store is not None:
             yield RecipeError("train.store", "given, but ranks do not share what is stored", remedy)
         if train.pool > 1:
