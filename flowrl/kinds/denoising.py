@@ -82,6 +82,10 @@ class Denoising:
         """Of trees."""
         return recipe.sampler.tree is not None
 
+    def check_ranks(self, recipe: Recipe) -> Iterator[RecipeError]:
+        """Everything is done."""
+        return iter(())
+
     def check_objective(self, recipe: Recipe) -> Iterator[RecipeError]:
         """Keys about tokens, and values that do not fit denoising steps."""
         if recipe.train.skip_truncated:

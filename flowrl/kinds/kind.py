@@ -224,6 +224,10 @@ class Kind(Protocol):
         """Whether a prompt takes more numbers of noise than it has samples."""
         ...
 
+    def check_ranks(self, recipe: Recipe) -> Iterator[RecipeError]:
+        """What is not done over several ranks."""
+        ...
+
     def check_objective(self, recipe: Recipe) -> Iterator[RecipeError]:
         """The loss."""
         ...

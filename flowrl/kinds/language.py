@@ -112,6 +112,14 @@ class Language:
         given = section_of(recipe)
         return given.tree is not None or given.again is not None or recipe.roles is not None
 
+    def check_ranks(self, recipe: Recipe) -> Iterator[RecipeError]:
+        """Completions that go on in the next iteration, and those of a server."""
+        remedy = "leave it out, or train in one process"
+        if (goes_on := section_of(recipe).partial) is not None:
+            yield RecipeError("generation.partial", f"got {goes_on}, which ranks do not share", remedy)
+        if recipe.rollout.engine is not None:
+            yield RecipeError("rollout.engine", "given, but ranks draw for themselves", remedy)
+
     def check_objective(self, recipe: Recipe) -> Iterator[RecipeError]:
         """Keys about denoising steps."""
         yield from check_token_objective(recipe)

@@ -13,7 +13,7 @@ from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.lora import MATCH
 from flowrl.recipe.models import foreign_model, gguf_file, gguf_problem
 from flowrl.recipe.objectives import check_gate, check_keep
-from flowrl.recipe.parallel import check_ranks
+from flowrl.recipe.parallel_checks import check_ranks
 from flowrl.recipe.presets import PRESETS
 from flowrl.recipe.prompt_checks import check_budget, check_choice
 from flowrl.recipe.reference_checks import check_reference
