@@ -80,11 +80,14 @@ class Clock:
 
     enter: Callable[[str], None] = lambda name: None
     seconds: dict[str, float] = field(default_factory=dict)
+    _last: str = ""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Times what is done within."""
-        self.enter(name)
+        """Times what is done within. A phase that follows on itself is one."""
+        if name != self._last:
+            self.enter(name)
+            self._last = name
         start = time.perf_counter()
         try:
             yield
