@@ -116,7 +116,7 @@ def test_hard_prompts_get_more_samples_and_teach_what_one_larger_group_would(mic
 
 def test_updates_take_whole_groups_of_unequal_size(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = []
-    from flowrl.core import iterate as loop
+    from flowrl.core import update as loop
 
     monkeypatch.setattr(loop, "_blocks", lambda *given, kept=loop._blocks: blocks.append(kept(*given)) or blocks[-1])
     _, result = trained(Settings(GROUP, updates=2, members=16), 10)
