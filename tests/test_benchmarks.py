@@ -1,6 +1,7 @@
 """Each benchmark runs, for a few seconds, and prints the numbers that its head promises."""
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SMALL = {
     "methods": "--steps 6 --group 12 --prompts 1 --repeats 1 --warm-up 0 --iterations 0 --threads 1"
     " --only mixgrpo,branch-mix,tempflow",
+    "language_presets": "--only grpo,sapo --seeds 3 --tokens 60 train.prompts=2 train.group=2 train.updates=1"
+    " generation.max_new_tokens=8 eval.prompts=4",
     "overhead": "--steps 2 --repeats 1 --threads 1",
 }
 
@@ -48,6 +51,15 @@ def test_methods(monkeypatch, capsys):
     # 12 rows through 6 steps, all but the last replayed; a window of 4 whose first step all share
     assert (drawn, replayed, samples) == ((72, 61), (60, 37), (12, 12))
     assert numbers["all-steps"][4] == 1
+
+
+def test_language_presets(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    _, _, *rows = ran("language_presets", monkeypatch, capsys)
+    assert [row.split("`")[1] for row in rows] == ["grpo", "sapo"]
+    for row in rows:
+        result = json.loads((tmp_path / "runs" / "presets" / f"{row.split('`')[1]}-3" / "result.json").read_text())
+        assert result["tokens"] >= 60 and 1 <= result["iterations"] <= 8 and f"{result['tokens']:,.0f}" in row
 
 
 def test_overhead(monkeypatch, capsys):

@@ -217,7 +217,7 @@ def save(pipe: Pipeline | LanguageModel, modules: Modules, folder: Path) -> None
 def save_peft(module: Network, folder: Path, adapter: str = ADAPTER) -> None:
     """Writes a module's adapter for `peft.PeftModel.from_pretrained(base, folder)`."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = get_peft_model_state_dict(module, adapter_name=adapter)
+    state = get_peft_model_state_dict(module, adapter_name=adapter, save_embedding_layers=False)  # they are not adapted
     state = {f"{PEFT_PREFIX}{key}": value.contiguous().cpu() for key, value in state.items()}
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     module.peft_config[adapter].save_pretrained(str(folder))

@@ -22,7 +22,7 @@ from flowrl.names import hint
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.working_copy import modules_of
 from flowrl.recipe.calls import check_call
-from flowrl.recipe.models import gguf_file
+from flowrl.recipe.models import gguf_file, missing_package
 from flowrl.untyped import JSON, Config, LanguageModel, Nest, Network, Pipeline, Processor, Tokenizer
 
 
@@ -50,6 +50,8 @@ def load_language(model: str, dtype: torch.dtype) -> tuple[LanguageModel, Tokeni
     is read by transformers' own reader, its quantised weights as plain ones.
     Raises PolicyError if they cannot be loaded.
     """
+    if problem := missing_package(model):
+        raise PolicyError(f"model: {'; '.join(problem)}")
     file = gguf_file(model)
     place, how = (_place(model), {}) if file is None else (str(file.parent), {"gguf_file": file.name})
     try:

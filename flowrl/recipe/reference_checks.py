@@ -8,6 +8,7 @@ from flowrl import names
 from flowrl.recipe.calls import check_free, check_values
 from flowrl.recipe.errors import RecipeError, show
 from flowrl.recipe.lora import DRAWN
+from flowrl.recipe.models import missing_package
 from flowrl.recipe.reference import ReferenceKeys, place_of
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import Own
@@ -82,7 +83,10 @@ def _without_rewards(recipe: Recipe) -> Iterator[RecipeError]:
 
 
 def check_files(recipe: Recipe) -> None:
-    """Raises RecipeError where adapters are not there, of the reference or to go on from: a plan does without."""
+    """Raises RecipeError where adapters are not there, of the reference or to go on from, or a package that holds the
+    model: a plan does without."""
+    if problem := missing_package(recipe.model):
+        raise RecipeError("model", *problem)
     begun = None if recipe.lora is None else recipe.lora.begun
     if begun is not None and not any(Path(begun).expanduser().glob("**/*.safetensors")):
         problem = f"got {show(begun)}, where no adapters are (*.safetensors); accepted: default, gaussian or a folder"

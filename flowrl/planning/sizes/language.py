@@ -18,7 +18,7 @@ from flowrl.planning.sizes.seeing import config_of, media_tokens
 from flowrl.policies import adapters
 from flowrl.policies.loading import auto_class_of
 from flowrl.policies.roles import add_roles
-from flowrl.recipe.models import gguf_file
+from flowrl.recipe.models import gguf_file, missing_package
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import JSON, LanguageModel
 from samplers.tokens import token_logp
@@ -139,6 +139,8 @@ def _moments(recipe: Recipe, learning: Sequence[torch.nn.Parameter]) -> int:
 
 def _config(model: str) -> PretrainedConfig | None:
     """The config of an embedded or local model, or a GGUF file."""
+    if missing_package(model):
+        return None
     if (file := gguf_file(model)) is not None:
         return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
     folder = names.MODELS.get(model, Path(model).expanduser())

