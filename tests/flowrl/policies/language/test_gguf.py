@@ -103,7 +103,7 @@ def test_the_recipe_of_a_real_model_runs_on_a_tiny_file(file: Path, tmp_path: Pa
     more += [f"prompts={{train: {tmp_path / 'sums.jsonl'}, heldout: null}}", "generation.max_new_tokens=6"]
     run(load("smollm2_grpo", [*more, "train.iterations=3", "train.lr=1e-2", "threads=1"]), quiet())
     seen = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert len(seen) == 3 and all(line["nonfinite_updates"] == 0 for line in seen)
+    assert len(seen) == 3 and not any(line.get("nonfinite_updates", 0) for line in seen)
     assert 0 < sum(line["reward/right/mean"] for line in seen) / 3 < 1 and any(
         line.get("grad_norm", 0) > 0 for line in seen
     )
