@@ -1,4 +1,4 @@
-"""Actions on a screen: click, type and scroll, on annotated screenshots or on pages that a browser draws.
+"""Actions on a screen: click, type, scroll and look, on annotated screenshots or on pages that a browser draws.
 
 The actions are those of UI-R1 (arXiv:2503.21620), GUI-R1 (arXiv:2504.10458) and InfiGUI-R1 (arXiv:2504.14239).
 """
@@ -59,7 +59,7 @@ class screen:
         """Act on the screen. You see the screen after it.
 
         Args:
-            action: What to do. (choices: ["click", "type", "scroll"])
+            action: What to do; look changes nothing. (choices: ["click", "type", "scroll", "look"])
             coordinate: Of a click, where: [x, y].
             text: What to type, into the text field that was clicked last.
             direction: Of a scroll, where to. (choices: ["up", "down", "left", "right"])
@@ -77,8 +77,10 @@ class screen:
             if direction not in DIRECTIONS:
                 raise ModelsFault(f"direction={direction!r}; accepted: {', '.join(DIRECTIONS)}")
             hit = page.scroll(direction)
+        elif action == "look":
+            hit = Hit("", "")
         else:
-            raise ModelsFault(f"action={action!r}; accepted: click, type, scroll")
+            raise ModelsFault(f"action={action!r}; accepted: click, type, scroll, look")
         self._count(context, action, hit, at, text)
         return Shown(hit.said, (page.picture(),))
 

@@ -27,6 +27,7 @@ class search:
         title: str | None = None,
         text: str | None = None,
         picture: str | None = None,
+        unseen: bool = False,
         wanted: str | None = None,
         k1: float = 1.5,
         b: float = 0.75,
@@ -36,7 +37,8 @@ class search:
         documents: a .jsonl or .parquet file, or a folder of .txt and .md files. top: passages of an answer, at most;
         words: of a passage; characters: of an answer. pictures: whether the answer is the pictures of the pages that
         were found, each of at most `pixels` (null: any number), in place of their text. title, text, picture: what the
-        file calls these columns, where it is not title, text and image. wanted: the column of a prompt that has the
+        file calls these columns, where it is not title, text and image. unseen: whether a conversation finds each title
+        once (VRAG-RL). wanted: the column of a prompt that has the
         titles of the documents that answer it, from which the outcome `ndcg` is worked out. k1, b: BM25's own.
         """
         limits = {"top": top, "words": words, "characters": characters}
@@ -49,7 +51,7 @@ class search:
             raise ValueError(f"pictures=true, but {bare!r} of {documents!r} has no picture; set pictures=false")
         self.found = passages(read, words)
         self.top, self.characters, self.pictures, self.pixels = top, characters, pictures, pixels
-        self.wanted = wanted
+        self.wanted, self.unseen = wanted, unseen
         self.index = self.engine.BM25(k1=k1, b=b)
         self.index.index(self._tokens([f"{one.title}\n{one.text}" for one in self.found]), show_progress=False)
 
@@ -61,12 +63,15 @@ class search:
         """
         if not re.search(r"\w\w", query):
             raise ModelsFault(f"the query {query[:40]!r} has no word; accepted: words to search for")
-        number = min(self.top if not self.pictures else self.top * 4, len(self.found))  # pages have several passages
+        found: dict[str, None] = context.state.setdefault(STATE, {})
+        number = self.top * 4 if self.pictures else self.top  # pages have several passages
+        number = len(self.found) if self.unseen and found else min(number, len(self.found))
         tokens = self._tokens([query[:LONGEST]])
         numbers, scores = self.index.retrieve(tokens, k=number, n_threads=1, show_progress=False)
         hits = [self.found[i] for i, score in zip(numbers[0], scores[0], strict=True) if score > 0]
+        hits = [hit for hit in hits if not (self.unseen and hit.title in found)]
+        hits = hits if self.pictures else hits[: self.top]
         shown = self._pages(hits) if self.pictures else Shown(self._texts(hits))
-        found: dict[str, None] = context.state.setdefault(STATE, {})
         found |= dict.fromkeys(list(dict.fromkeys(hit.title for hit in hits))[: self.top])
         wanted = None if self.wanted is None else context.prompt.meta.get(self.wanted)
         if wanted is not None:

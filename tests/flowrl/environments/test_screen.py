@@ -66,6 +66,8 @@ def test_typing_needs_a_field_and_scrolling_moves_the_window():
     assert tool("click", context, [500, 900]).text == "Clicked 'imprint'."
     assert tool("scroll", context, direction="left").text == "There is nothing further left."
     assert tool("scroll", context, direction="up").text == "Scrolled up."
+    before = tool("look", context)
+    assert before.text == "" and before.pictures[0].tobytes() == tool("look", context).pictures[0].tobytes()
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,9 @@ def test_what_was_to_be_found_counts_by_its_place(tmp_path: Path):
     assert context.outcome["ndcg"] == pytest.approx((1 / math.log2(3)) / ideal)
     tool("otter", context)
     assert context.outcome["ndcg"] == pytest.approx((1 / math.log2(3) + 1 / 2) / ideal)
+    fresh, again = search(documents=str(tmp_path / "a.jsonl"), top=1, unseen=True), _context()
+    told = [fresh("the otter eats fish", again).text.split("\n")[0] for _ in range(4)]
+    assert told == ["(1) Otters", "(1) Herons", "(1) Beavers", "Nothing was found."]
     plain = _context()
     tool("otter", plain)
     assert plain.outcome == {} and math.isnan(ndcg(["a"], [])) and ndcg(["a", "b"], ["b", "a"]) == 1
