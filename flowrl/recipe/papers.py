@@ -37,6 +37,7 @@ class Paper:
     keys: dict[str, str] = field(default_factory=dict)
     golden: list[str] = field(default_factory=list)
     measured: str = ""
+    missing: str = ""
 
 
 def families() -> dict[str, list[Paper]]:
@@ -66,10 +67,15 @@ def _value(values: Mapping[str, Any], key: str) -> Any:
 
 
 def recipes_of(paper: Paper) -> list[str]:
-    """The recipes that have one of its presets, its keys, and one of its papers in their header."""
+    """The recipes that have one of its presets, its keys, and one of its papers in their header.
+
+    A preset counts that a phase has.
+    """
     found = []
     for name, (values, header) in _recipes().items():
-        preset = _value(values, "objective.preset") in paper.presets if paper.presets else bool(paper.keys)
+        phases = [phase.get("overrides", {}).get("objective.preset") for phase in values.get("phases", [])]
+        chosen = {_value(values, "objective.preset"), *phases}
+        preset = bool(chosen & set(paper.presets)) if paper.presets else bool(paper.keys)
         keys = all(_value(values, key) not in (None, "null") for key in paper.keys)
         keys &= all(wanted in ("any", _value(values, key)) for key, wanted in paper.keys.items())
         if preset and keys and (not paper.papers or any(number in header for number in paper.papers)):
@@ -95,12 +101,32 @@ def _row(paper: Paper) -> str:
     return "| " + " | ".join(cell or "-" for cell in cells) + " |"
 
 
+def _numbers(row: Paper) -> str:
+    return f" ({', '.join(row.papers)})" if row.papers else ""
+
+
+def _gaps() -> list[str]:
+    """Lines on methods with a preset and no recipe, with keys alone, and on those that are not here, with the reason."""
+    rows = [row for listed in families().values() for row in listed]
+    without = [row for row in rows if not row.missing and not recipes_of(row)]
+    preset = "; ".join(row.method for row in without if row.presets)
+    keys = "; ".join(row.method for row in without if not row.presets)
+    lines = ["Every preset is trained in tests, on the models that ship or on tiny ones.\n"]
+    lines += [f"With a preset, and no recipe that ships: {preset}.\n", f"By keys, and no recipe that ships: {keys}.\n"]
+    told = [f"- {row.method}{_numbers(row)}: {row.missing}." for row in rows if row.missing]
+    return [*lines, "Not here:\n", *told, ""]
+
+
 def page() -> str:
     """The text of docs/papers.md."""
     lines = [HEAD]
-    for family, rows in families().items():
+    for family, listed in families().items():
+        rows = [row for row in listed if not row.missing]
+        if not rows:
+            continue
         lines += [f"## {family}\n", "| method | paper | what it is here | recipes | checked against | measured |"]
         lines += ["|---|---|---|---|---|---|", *map(_row, rows), ""]
+    lines += ["## Without a recipe, and not here\n", *_gaps()]
     lines += ["## What they reached here\n", "From the headers of the recipes:\n"]
     lines += [f"- `{name}`: {text}" for name, text in results().items()]
     return "\n".join(lines) + "\n"

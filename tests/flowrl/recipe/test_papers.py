@@ -44,6 +44,17 @@ def test_every_published_recipe_is_in_a_row():
     assert set(papers.results()) >= {"tiny_draft", "tiny_lm_grpo"} and "nft_sd3" not in papers.results()
 
 
+def test_what_is_not_here_is_said_and_has_nothing_here():
+    missing = [row for row in ROWS if row.missing]
+    assert missing and not any(row.presets or row.keys or row.how or row.golden for row in missing)
+    table, _, rest = papers.page().partition("## Without a recipe, and not here")
+    for row in missing:
+        assert f"- {row.method}" in rest and f"| {row.method} |" not in table
+    without = next(row for row in ROWS if row.method == "Dr. GRPO")
+    assert "; Dr. GRPO;" in rest and not papers.recipes_of(without)
+    assert papers.recipes_of(next(row for row in ROWS if row.method == "MPO")) == ["internvl3_5", "skywork_r1v2"]
+
+
 def test_a_row_is_refused_with_a_field_that_it_does_not_have():
     with pytest.raises(TypeError, match="arxiv"):
         papers.Paper(method="x", papers=[], arxiv="1")
