@@ -106,7 +106,7 @@ def _numbers(row: Paper) -> str:
 
 
 def _gaps() -> list[str]:
-    """Lines on methods with a preset and no recipe, with keys alone, and on those that are not here, with the reason."""
+    """Lines on methods without a recipe, by preset or by keys, and on those that are not here, with the reason."""
     rows = [row for listed in families().values() for row in listed]
     without = [row for row in rows if not row.missing and not recipes_of(row)]
     preset = "; ".join(row.method for row in without if row.presets)
