@@ -22,6 +22,9 @@ from transformers.models.auto import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+import vision_support
+from flowrl.policies.language.policy import LanguagePolicy
+
 WIDTH, HEADS, LAYERS, VOCABULARY = 64, 4, 2, 600
 SEEING: dict[str, str] = dict(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 HEARING = {k: v for k, v in modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.items() if k not in SEEING}
@@ -40,6 +43,7 @@ SIZES: dict[str, Any] = {
     "num_experts|num_local_experts|n_routed_experts|moe_num_experts": 4,
     "num_experts_per_tok|moe_k|top_k_experts|moe_topk": 2,
     "n_group|topk_group": 1,
+    "nemo_conv_channels": WIDTH,
     "vocab_size|unpadded_vocab_size": VOCABULARY,
     "qk_rope_head_dim|qk_nope_head_dim": 8,
     "v_head_dim": 16,
@@ -81,9 +85,15 @@ OVERRIDES: dict[str, dict[str, Any]] = {  # of the config, deep
     "shieldgemma2": {"mm_tokens_per_image": 16, "vision_config": {"image_size": 128, "patch_size": 16}},
     "t5gemma2": {"encoder": {"mm_tokens_per_image": 16, "vision_config": {"image_size": 128, "patch_size": 16}}},
     "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
-    "llama4": {"vision_config": {"intermediate_size": 256}},
-    "muse_glimmer": {"vision_config": {"out_hidden_size": 256}},
-    "muse_spark": {"vision_config": {"out_hidden_size": 256}},
+    "llama4": {"vision_config": {"intermediate_size": 256, "image_size": 56, "patch_size": 14}},
+    "kimi_k25": HEADS_ALIKE,
+    "mistral4": HEADS_ALIKE,
+    "muse_glimmer": {"out_hidden_size": 256, "vision_config": {"out_hidden_size": 256}},
+    "muse_spark": {"out_hidden_size": 256, "vision_config": {"out_hidden_size": 256}},
+    "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {"mrope_section": [3, 3, 2]}}},
+    "gemma3n": {"text_config": {"num_kv_shared_layers": 0}},
+    "aria": {"vision_config": {"image_size": 490}},
+    "hunyuan_vl": {"text_config": {"rope_parameters": {"alpha": 1000.0}}},
     "aya_vision": {"downsample_factor": 2, "vision_config": {"image_size": 56, "patch_size": 14}},
     "internvl": {"image_seq_length": 4, "vision_config": {"image_size": [56, 56], "patch_size": [14, 14]}},
     "granite4_vision": {"deepstack_layer_map": [[0, 0], [1, 1]]},
@@ -92,6 +102,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {  # of the config, deep
     "smolvlm": {"scale_factor": 2, "vision_config": {"image_size": 56, "patch_size": 7}},
     "qwen2_5_omni_thinker": {"vision_start_token_id": 7, "vision_end_token_id": 8},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 7, "vision_end_token_id": 8},
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": WIDTH // 4}},
     "gemma4": {"vision_config": {}},
     "gemma4_unified": {"vision_config": {}},
     "mistral_large4": HEADS_ALIKE,
@@ -164,9 +175,12 @@ def tokenizer_of(kind: type) -> Any:
     code = code_of(kind)
     named = re.findall(r"""["'](<[^<>"'\s{}%]{1,40}>|\[[A-Z_]{2,20}\]|\|[A-Z_]{2,20}\|)["']""", code)
     named += re.findall(r"""(?i)_token\b[^=\n]*= *["']([^"'\n ]{3,30})["']""", code)
+    parameters = inspect.signature(kind.__init__).parameters
+    defaults = {n: p.default for n, p in parameters.items() if isinstance(p.default, str)}
+    defaults["audio_token"] = "<|AUDIO|>"
     asked = dict.fromkeys(re.findall(r"""tokenizer,? ?[."]+(\w+_token)\b""", code))
     asked = {
-        name: f"<{name}>"
+        name: defaults.get(name, f"<{name}>")
         for name in asked
         if name not in ("bos_token", "eos_token", "pad_token", "unk_token") and not name.startswith("add_")
     }
@@ -226,11 +240,14 @@ def part_of(name: str, part: str, kind: type, values: dict[str, Any]) -> Any:
     if isinstance(known, dict):
         known = known.get("torchvision") or known["pil"]
     kind = getattr(tf, known)
-    made = kind(draw_on_frames=False) if hasattr(kind, "draw_on_frames") else kind()
-    if hasattr(made, "image_seq_length") and values.get("vision_config", {}).get("image_size"):
-        sizes = (values["vision_config"][key] for key in ("image_size", "patch_size"))
-        side, patch = (size[0] if isinstance(size, list) else size for size in sizes)
-        made.image_seq_length = (side // patch) ** 2
+    bins = found_in(values, "num_mel_bins")
+    options = {"draw_on_frames": False} if hasattr(kind, "draw_on_frames") else {}
+    options |= {"feature_size": bins} if bins and "feature_size" in inspect.signature(kind.__init__).parameters else {}
+    made = kind(**options)
+    sizes = [(values.get("vision_config") or {}).get(key) for key in ("image_size", "patch_size")]
+    sizes = [size[0] if isinstance(size, list) else size for size in sizes]
+    if hasattr(made, "image_seq_length") and all(map(_whole, sizes)):
+        made.image_seq_length = (sizes[0] // sizes[1]) ** 2
     vision = values.get("vision_config") or values.get("thinker_config", {}).get("vision_config") or {}
     for own, theirs in (
         ("patch_size", "patch_size"),
@@ -248,7 +265,9 @@ def part_of(name: str, part: str, kind: type, values: dict[str, Any]) -> Any:
         now = getattr(made, attribute, None)
         if now is not None and (now.get("height") or now.get("shortest_edge")) and not now.get("longest_edge"):
             setattr(made, attribute, type(now)(**{k: side for k, v in dict(now).items() if v}))
-    if _whole(side) and getattr(made, "max_image_size", None):
+    if _whole(side) and _whole(getattr(made, "max_image_size", None)):
+        made.max_image_size = side
+    elif _whole(side) and getattr(made, "max_image_size", None):
         made.max_image_size, made.size = {"longest_edge": side}, {"longest_edge": 2 * side}
     return made
 
@@ -258,7 +277,8 @@ def with_tokens(values: dict[str, Any], processor: Any) -> dict[str, Any]:
     tokenizer = processor.tokenizer
     made = {}
     for key, value in values.items():
-        atom = tokenizer.convert_tokens_to_ids("<IMG_ATOM>")  # of Ovis2, whose processor names another
+        known = tokenizer.get_vocab()  # two processors name the token of a picture, and write others in its place
+        atom = known.get("<IMG_ATOM>", known.get("<|patch|>"))
         name = re.fullmatch(r"(\w+?)_(?:token_)?(?:id|index)", str(key))
         if isinstance(value, dict):
             made[key] = with_tokens(value, processor)
@@ -270,7 +290,7 @@ def with_tokens(values: dict[str, Any], processor: Any) -> dict[str, Any]:
             own = getattr(holder, f"{name[1]}_token_id", None)
             if own is None and isinstance(token, str):
                 own = tokenizer.convert_tokens_to_ids(token)
-            if key == "image_token_id" and atom not in (None, tokenizer.unk_token_id):
+            if key in ("image_token_id", "image_token_index") and atom is not None:
                 own = atom
             made[key] = own if isinstance(own, int) else value and min(value, VOCABULARY - 1)
         else:
@@ -292,3 +312,17 @@ def family(name: str) -> tuple[Any, Any]:
                 parameter.normal_(0, parameter[0].numel() ** -0.5)
     model.generation_config.eos_token_id = 3
     return model, processor
+
+
+BEGIN = "<boi_token>"
+MARKS = {"gemma3": BEGIN, "shieldgemma2": BEGIN, "t5gemma2": BEGIN, "gemma3n": BEGIN}
+MARKS |= {"qianfan_ocr": "<image>", "molmo2": "<|image|>"}
+
+
+def policy(name: str, **options: Any) -> LanguagePolicy:
+    """A type as a policy."""
+    model, processor = family(name)
+    mark = MARKS.get(name)
+    if mark:  # what a chat template has to write for a picture, where it is not the processor's `image_token`
+        processor.chat_template = vision_support.TEMPLATE.replace("IMAGE", mark)
+    return LanguagePolicy(model, processor.tokenizer, processor=processor, **options)

@@ -22,7 +22,7 @@ from flowrl.untyped import Config, Processor
 
 FAULTS = (ValueError, TypeError, IndexError, RuntimeError, KeyError, AttributeError)  # of a processor's own code
 _JOINS: WeakKeyDictionary[Processor, dict[tuple[str, ...], dict[str, int]]] = WeakKeyDictionary()
-_PLACEHOLDER = re.compile("(image|video|audio|vision|speech|media)_token_(id|index)")
+_PLACEHOLDER = re.compile("(image|video|audio|vision|speech|media)_(token|patch)_(id|index)")
 
 
 def placed(messages: Sequence[Message], media: Sequence[str]) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ def processed(
             "whose chat template shows them, or set generation.chat_template=true"
         )
     types = {name: found[name][0] for name in TYPES if name in found}
-    rest = {k: v for k, v in found.items() if k not in (*TYPES, "input_ids", "attention_mask")}
+    rest = {k: v for k, v in found.items() if k not in (*TYPES, "input_ids", "attention_mask", "labels")}
     tensors = {name: value for name, value in rest.items() if isinstance(value, torch.Tensor)}
     return ids, Inputs((Piece.of(places[-1] + 1, tensors, types, joins(processor, given, tensors)),))
 

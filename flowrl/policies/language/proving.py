@@ -71,7 +71,7 @@ def prove(policy: Provable, prompt: Prompt, plan: Generation) -> None:
         raise PolicyError(
             f"{type(policy.model).__name__}: a replay gives log-probs that differ by {float(measured):.2g} from "
             f"those of decoding (accepted: {limit:g}); its cache, positions or padding do not work, give another "
-            "model"
+            "model" + (", or set rollout.batch_invariant=true: each row by itself" if prompt.media else "")
         )
     if prompt.media:
         rollout.replay.inputs = [_other(shown) for shown in rollout.replay.inputs]
