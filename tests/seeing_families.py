@@ -93,7 +93,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {  # of the config, deep
     "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {"mrope_section": [3, 3, 2]}}},
     "gemma3n": {"text_config": {"num_kv_shared_layers": 0}},
     "aria": {"vision_config": {"image_size": 490}},
-    "hunyuan_vl": {"text_config": {"rope_parameters": {"alpha": 1000.0}}},
+    "hunyuan_vl": {"text_config": {"head_dim": WIDTH // HEADS}},
     "aya_vision": {"downsample_factor": 2, "vision_config": {"image_size": 56, "patch_size": 14}},
     "internvl": {"image_seq_length": 4, "vision_config": {"image_size": [56, 56], "patch_size": [14, 14]}},
     "granite4_vision": {"deepstack_layer_map": [[0, 0], [1, 1]]},
@@ -315,8 +315,8 @@ def family(name: str) -> tuple[Any, Any]:
 
 
 BEGIN = "<boi_token>"
-MARKS = {"gemma3": BEGIN, "shieldgemma2": BEGIN, "t5gemma2": BEGIN, "gemma3n": BEGIN}
-MARKS |= {"qianfan_ocr": "<image>", "molmo2": "<|image|>"}
+MARKS = {"gemma3": BEGIN, "shieldgemma2": BEGIN, "t5gemma2": BEGIN, "qianfan_ocr": "<image>"}
+MARKS["hunyuan_vl"] = "<image_start_token><image_token><image_end_token>"
 
 
 def policy(name: str, **options: Any) -> LanguagePolicy:
