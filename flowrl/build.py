@@ -14,6 +14,7 @@ from flowrl.core.advantages import advantage_metrics, combined_reward, group_sta
 from flowrl.core.budget import Budget
 from flowrl.core.credit import row_advantages
 from flowrl.core.decisions import DecisionCredit, KlReward, kl_as_reward
+from flowrl.core.early_calls import shifted
 from flowrl.core.engine import Advantage
 from flowrl.core.objectives.correction import Correction, Rejection
 from flowrl.core.objectives.covariance import Covariance
@@ -159,11 +160,11 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
             return adv, advantage_metrics(rewards, group, adv, total=counted.total, **how)
         kind = recipe.advantage.credit.kind
         if kind in TREE_CREDITS:
-            options = recipe.advantage.model_dump(exclude={"credit"}) | lengths
+            options = recipe.advantage.model_dump(exclude={"credit", "early"}) | lengths
             adv = tree_advantages(kind, counted.total, rollout, **options)  # pyright: ignore
             return adv, advantage_metrics(rewards, group, adv, total=counted.total, **how)
         kl, counted_of, paid = kl_reward(recipe), dict(counted.rewards), dict(counted.weights)
-        options = recipe.advantage.model_dump(exclude={"credit"}) | lengths
+        options = recipe.advantage.model_dump(exclude={"credit", "early"}) | lengths
         credit = decision_credit(recipe)
         if kl is not None and credit is None:
             counted_of["kl"], paid["kl"] = kl_as_reward(kl, rollout)
@@ -178,6 +179,9 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
         adv = torch.zeros(len(rollout.mask))
         if placed is None or any(paid.values()):
             adv = row_advantages(counted_of, group, rollout.credit, **how | {"weights": paid}, **options)
+        if recipe.advantage.early is not None:
+            total = combined_reward(*counted) if counted.total is None else counted.total
+            adv = shifted(adv, total, rollout, **recipe.advantage.early.model_dump())
         metrics = advantage_metrics(rewards, group, adv, total=counted.total, **how)
         if kl is not None:
             metrics["kl_reward"] = float(kl.of(rollout).sum() / rollout.mask.sum().clamp(min=1))

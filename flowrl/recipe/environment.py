@@ -58,9 +58,27 @@ class EnvironmentKeys(Strict):
     tell: Literal["template", "none"] = key("template", "template or none")
 
 
+class EarlyCall(Strict):
+    """Advantage shaping (arXiv:2508.19201, the first of two methods called ASPO): a right conversation's advantage A is
+    shifted by delta (p - mean p) / mean L, at most by limit |A|.
+
+    p: how many tokens the model had drawn when its first call was said, L: how many it drew, both of the right
+    conversations of a prompt that call. delta: below 0 earlier calls are worth more. limit: a share of the advantage.
+    right: the sum of rewards above which a conversation is right.
+    """
+
+    delta: float = key(..., "a number")
+    limit: float = key(..., "a number in (0, 1]", gt=0, le=1)
+    right: float = key(0.0, "a number")
+
+
 def check_environment(recipe: "Recipe", generation: "GenerationKeys") -> Iterator[RecipeError]:
     """Everything about `environment` that cannot work with a language model. A user's own modules are imported."""
     given = recipe.environment
+    early = getattr(recipe.advantage, "early", None)
+    if early is not None and (given is None or given.agent is not None or recipe.advantage.credit.kind != "broadcast"):
+        problem = "given, but it shifts the advantages of conversations with an environment, under credit broadcast"
+        yield RecipeError("advantage.early", problem, "set advantage.early=null, or environment and credit=broadcast")
     if given is None:
         return
     if sum((bool(given.tools), given.use is not None, given.agent is not None)) != 1:

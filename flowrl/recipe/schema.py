@@ -11,7 +11,7 @@ from flowrl.recipe.base import Strict, key, part
 from flowrl.recipe.correction import CorrectionKeys, CovarianceKeys, RolloutKeys
 from flowrl.recipe.credit import Credit, CreditKeys, CriticKeys
 from flowrl.recipe.curves import Curved
-from flowrl.recipe.environment import EnvironmentKeys
+from flowrl.recipe.environment import EarlyCall, EnvironmentKeys
 from flowrl.recipe.generation import GenerationKeys
 from flowrl.recipe.lora import Lora
 from flowrl.recipe.noised import Loss, NoisedTraining
@@ -32,9 +32,11 @@ CLIP = 0.2  # a clip range that is as good as any, for losses that have none
 
 class Advantage(arguments_of("advantage", "normalised")):
     """The arguments of flowrl.core.advantages.advantages, which explains them. credit: how a sample's reward reaches
-    its decisions, a mapping with kind (recipe/credit.py); a text is short for {kind: text}."""
+    its decisions, a mapping with kind (recipe/credit.py); a text is short for {kind: text}. early: right
+    conversations are worth more, or less, the earlier they call a tool first (recipe/environment.py)."""
 
     credit: Credit = part(CreditKeys)
+    early: EarlyCall | None = key(None, "a mapping with delta, limit and right, or null")
 
 
 class OwnAdvantage(Own):

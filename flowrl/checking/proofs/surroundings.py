@@ -113,7 +113,7 @@ def rewards_vary(bench: Bench) -> str:
 def _check_spread(bench: Bench, scores: dict[str, torch.Tensor]) -> str:
     samples, group = bench.rollout.samples, bench.rollout.samples.group
     counted = counted_rewards(bench.scorer.specs, scores, samples.prompts, group, samples)
-    how = bench.recipe.advantage.model_dump(exclude={"credit"})
+    how = bench.recipe.advantage.model_dump(exclude={"credit", "early"})
     adv = advantages(counted.rewards, group, weights=counted.weights, asked=counted.asked, **how)
     tied = group_stats(adv if counted.total is None else counted.total, group).tied
     means = ", ".join(f"{name} {float(s.nanmean()):.3g}" for name, s in scores.items())

@@ -94,6 +94,7 @@ REFUSED = {
     "environment.faults": ["environment.faults=[Error]"],
     "environment.turns": ["environment.turns=0"],
     "generation.force": ["generation.force={text: so, left: 4}"],
+    "advantage.early": ["environment=null", "advantage.early={delta: -2, limit: 0.7}"],
     "rollout.engine": ["rollout.engine={use: vllm, url: http://localhost:1}", "objective.correction={kind: tis}"],
     "rollout.dtype": ["rollout.dtype=bfloat16"],
 }
@@ -133,6 +134,7 @@ def test_a_model_that_would_not_hear_of_its_tools_is_refused(capsys, monkeypatch
 
 def test_the_tiny_calculator_goes_on_behind_its_sums(tmp_path: Path):
     more = ["train.prompts=4", "train.updates=1", "train.iterations=1", "eval.prompts=4", "eval.temperature=1"]
+    more += ["advantage.early={delta: -2.0, limit: 0.7}"]
     train("tiny_calculator", more, tmp_path / "out")
     (line,) = [line for line in metrics(tmp_path / "out") if line["kind"] == "train"]
     assert line["talk/calls"] > 0.3 and line["talk/end_answer"] > 0.9 and line["replay_gap_max"] < 1e-4

@@ -13,6 +13,7 @@ import vision_support as vision
 from flowrl.contracts import Prompt, Rollout, Said, Samples, Shown, View
 from flowrl.core import returns
 from flowrl.core.credit import row_advantages
+from flowrl.core.early_calls import first_calls, shifted
 from flowrl.core.engine import Draw
 from flowrl.core.refill import join_samples
 from flowrl.core.selection import without_rows
@@ -157,6 +158,33 @@ def test_over_long_conversations_count_in_the_mean_and_not_in_the_loss(drawn: Ro
     assert not masked.mask[cut].any() and (left[cut] == 0).all() and torch.equal(left[~cut], adv[~cut])
     plain = Draw(replace(rollout, samples=replace(samples, talks=None)), {"r": rewards}, adv, {})
     assert plain.kept_prompts(ended=True).tolist() == [0, 1, 2]
+
+
+def test_right_conversations_are_worth_more_the_earlier_they_call(drawn: Rollout):
+    """ASPO (arXiv:2508.19201): A + clip(delta (p - mean p) / mean L, -limit |A|, limit |A|)."""
+    at, talks = first_calls(drawn), drawn.samples.talks or ()
+    told = policy().tokenizer
+    for i, talk in enumerate(talks):
+        calling = next((n for n, turn in enumerate(talk.said) if turn.calls), None)
+        if calling is None:
+            assert at[i].isnan()
+            continue
+        ids = drawn.replay.tokens[i][drawn.mask[i]].tolist()
+        before = told.decode(ids[: int(at[i])], skip_special_tokens=True)
+        assert before == "".join(turn.text for turn in talk.said[: calling + 1])
+    total = torch.where(torch.arange(len(at)) % 4 == 3, 0.0, 1.0)
+    adv = torch.linspace(0.5, 1.5, len(at))
+    given: dict[str, float] = {"delta": -2.0, "limit": 0.7, "right": 0.0}
+    found, length = shifted(adv, total, drawn, **given), drawn.mask.sum(1).double()
+    rows = [i for i in range(GROUP) if total[i] > 0 and not at[i].isnan()]
+    assert len(rows) > 2 and len({float(at[i]) for i in rows}) > 1
+    for i in range(GROUP):
+        p, size = at[rows].mean(), length[rows].mean()
+        shift = float(-2 * (at[i] - p) / size) if i in rows else 0.0
+        bound = 0.7 * float(adv[i])
+        assert float(found[i]) == pytest.approx(float(adv[i]) + max(-bound, min(shift, bound)), abs=1e-5)
+    with pytest.raises(ValueError, match="conversations"):
+        shifted(adv, total, replace(drawn, samples=replace(drawn.samples, talks=None)), **given)
 
 
 def scored(number: int, deadline: float) -> tuple[Samples, Samples, torch.Tensor]:
