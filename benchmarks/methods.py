@@ -106,7 +106,11 @@ class Method:
             group = rollout.samples.group
             weights = {name: spec.weight for name, spec in recipe.rewards.items()}
             adv = row_advantages(
-                rewards, group, rollout.credit, weights=weights, **recipe.advantage.model_dump(exclude={"credit"})
+                rewards,
+                group,
+                rollout.credit,
+                weights=weights,
+                **recipe.advantage.model_dump(exclude={"credit", "early"}),
             )
             return adv, advantage_metrics(rewards, group, adv, weights=weights)
 

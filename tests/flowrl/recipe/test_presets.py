@@ -222,7 +222,7 @@ def test_advantages_of_tokens_are_the_published_ones(preset: str):
     assert golden.OTHER or len(cases) == count
     for case in cases:
         rewards, weight, group = rewards_of(case)
-        how = Advantage(**LANGUAGE[preset]["advantage"]).model_dump(exclude={"credit"})
+        how = Advantage(**LANGUAGE[preset]["advantage"]).model_dump(exclude={"credit", "early"})
         adv = advantages(rewards, group, weights=weight, **how)
         if "response_mask" in case["inputs"]:
             spread = adv[:, None] * golden.tensor(case["inputs"]["response_mask"])
@@ -237,6 +237,6 @@ def test_advantages_of_tokens_are_the_published_ones(preset: str):
 def test_advantages_of_mixgrpo_are_the_published_ones(case: Case):
     rewards = {name: golden.tensor(value, torch.float32) for name, value in case["inputs"]["rewards"].items()}
     group = torch.arange(len(next(iter(rewards.values())))) // case["params"]["num_generations"]
-    options = Advantage(**DENOISING["mixgrpo"]["advantage"]).model_dump(exclude={"credit"})
+    options = Advantage(**DENOISING["mixgrpo"]["advantage"]).model_dump(exclude={"credit", "early"})
     adv = advantages(rewards, group, weights=case["params"]["normalised_weights"], **options)
     golden.check({"advantages_advantage_space": adv}, case, skip=("advantages_reward_space",))

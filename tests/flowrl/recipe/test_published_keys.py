@@ -113,7 +113,7 @@ def test_a_list_of_steps_that_does_not_do_is_refused(window: str, place: str, sa
 def test_best_of_n_sorts_by_the_weighted_advantages():
     """DanceGRPO's: a reward of small range counts as much as one of large range; by their sum it would not."""
     recipe = load(BASE, ["objective.preset=dance", "train.group=6", "train.keep=2"])
-    how = recipe.advantage.model_dump(exclude={"credit"}) | {"weights": {"wide": 1.0, "narrow": 1.0}}
+    how = recipe.advantage.model_dump(exclude={"credit", "early"}) | {"weights": {"wide": 1.0, "narrow": 1.0}}
     rewards = {"wide": torch.tensor([0.0, 9, 1, 8, 2, 7]), "narrow": torch.tensor([0.9, 0.5, 0.0, 0.8, 0.1, 1.0])}
     group = torch.zeros(6, dtype=torch.int64)
     kept = extremes(row_advantages(rewards, group, None, **how), group, 2)

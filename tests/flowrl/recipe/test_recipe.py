@@ -113,7 +113,7 @@ def test_advantage_keys_are_the_arguments_and_defaults_of_the_function():
     parameters = inspect.signature(advantages).parameters
     of_the_run = ("rewards", "group", "weights", "asked", "lengths", "given")
     defaults = {name: p.default for name, p in parameters.items() if name not in of_the_run}
-    assert Advantage().model_dump(exclude={"credit"}) == defaults
+    assert Advantage().model_dump(exclude={"credit", "early"}) == defaults
 
 
 @pytest.mark.parametrize("preset", DENOISING)
