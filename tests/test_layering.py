@@ -84,7 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/engines/ranks.py": LIGHT,
     "flowrl/engines/launch.py": set(),
     "flowrl/engines": {"flowrl.engines", "flowrl.policies", "flowrl.contracts", "flowrl.recipe", "flowrl.planning"}
-    | {"flowrl.environments", "samplers", "reward_models.parts"}
+    | {"flowrl.environments", "flowrl.media", "samplers", "reward_models.parts"}
     | LIGHT,
     "flowrl/planning": {"flowrl.planning", "flowrl.recipe", "flowrl.kinds", "samplers"} | LIGHT | {"flowrl.contracts"},
     "flowrl/planning/sizes": {"flowrl.planning", "flowrl.recipe", "flowrl.policies", "flowrl.contracts", "samplers"}

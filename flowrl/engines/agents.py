@@ -84,6 +84,8 @@ class RecordingService(PolicyService):
         """See `PolicyService`. The noise is that of the sample, and the plan the recipe's but for its length."""
         session, made, version = self._session(), [], ""
         own = replace(self.plan, max_new_tokens=plan.max_new_tokens)
+        if how.get("media"):
+            raise RefusedError(400, "messages: the calls of an agent that is trained are texts; leave pictures out")
         how |= {"model": None}
         for _ in range(number):
             with session.lock:

@@ -19,6 +19,7 @@ from flowrl.engines import protocol
 from flowrl.engines.chats import chat_ids, reply
 from flowrl.engines.service import Completion, PolicyService, RefusedError, plan_of
 from flowrl.policies.errors import PolicyError
+from flowrl.policies.language.inputs import Inputs
 
 Answer = dict[str, Any]
 
@@ -91,8 +92,8 @@ def openai_routes(service: PolicyService) -> APIRouter:
     @routes.post("/v1/chat/completions")
     def chat(asked: protocol.ChatRequest) -> Answer:
         tools = [] if asked.tool_choice == "none" else asked.tools or []
-        ids = chat_ids(service, asked.messages, tools)
-        made, version = _draw(service, asked, ids, asked.max_completion_tokens or asked.max_tokens)
+        ids, media = chat_ids(service, asked.messages, tools, asked.chat_template_kwargs)
+        made, version = _draw(service, asked, ids, asked.max_completion_tokens or asked.max_tokens, media)
         choices = []
         for i, one in enumerate(made):
             message = reply(service, one, ids, tools)
@@ -186,7 +187,11 @@ def _prompts(service: PolicyService, asked: protocol.CompletionRequest) -> list[
 
 
 def _draw(
-    service: PolicyService, asked: protocol.Sampling, ids: Sequence[int], wanted: int | None
+    service: PolicyService,
+    asked: protocol.Sampling,
+    ids: Sequence[int],
+    wanted: int | None,
+    media: Inputs | None = None,
 ) -> tuple[list[Completion], str]:
     return service.complete(
         ids,
@@ -197,6 +202,7 @@ def _draw(
         stop=asked.texts,
         stop_ids=asked.stop_token_ids or (),
         keep_stop=asked.include_stop_str_in_output,
+        media=media,
     )
 
 

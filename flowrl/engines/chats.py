@@ -1,30 +1,42 @@
 """Chats of OpenAI's form: into a chat template, and calls of tools out of what was drawn."""
 
 import json
+import tempfile
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from flowrl.engines.pictures import has_pictures, prompt_of
 from flowrl.engines.service import Completion, PolicyService, RefusedError
 from flowrl.environments.calls import OPEN, Reader
+from flowrl.policies.language.inputs import Inputs
 
 Message = dict[str, Any]
 
 
-def chat_ids(service: PolicyService, messages: Sequence[Message], tools: Sequence[Message]) -> list[int]:
-    """The ids of a chat, by the template and the system message of the served recipe.
+def chat_ids(
+    service: PolicyService, messages: Sequence[Message], tools: Sequence[Message], more: Message | None = None
+) -> tuple[list[int], Inputs | None]:
+    """(ids, media) of a chat, by the template and the system message of the served recipe. more: of the template.
 
     Raises RefusedError for messages that are no texts, and for tools that the template does not tell of; PolicyError
     for a chat that the template refuses, or without a template.
     """
     policy = service.policy
     encode = policy.encode
-    if tools:
-        arguments = encode.arguments | {"tools": list(tools)}
+    if tools or more:
+        arguments = encode.arguments | (more or {}) | ({"tools": list(tools)} if tools else {})
         encode = policy.encoder(template=encode.chat, system=encode.system, arguments=arguments)
-        if not encode.shows_arguments():
+        if tools and not encode.shows_arguments():
             raise RefusedError(400, "tools: the model's chat template does not tell of them; say it in a message")
-    return encode("", policy.stop, [_message(i, message) for i, message in enumerate(messages)])
+    if has_pictures(messages):
+        with tempfile.TemporaryDirectory(prefix="flowrl-pictures-") as folder:
+            try:
+                return encode.row(prompt_of(messages, Path(folder)), policy.stop)
+            except (ValueError, KeyError, TypeError) as error:  # a PolicyError is a ValueError
+                raise RefusedError(400, f"messages: {' '.join(str(error).split())[:300]}") from error
+    return encode("", policy.stop, [_message(i, message) for i, message in enumerate(messages)]), None
 
 
 def reply(service: PolicyService, one: Completion, ids: Sequence[int], tools: Sequence[Message]) -> Message:

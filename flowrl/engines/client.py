@@ -33,13 +33,17 @@ class UnknownWeightsError(Exception):
 
 @dataclass(frozen=True)
 class Wanted:
-    """One completion to be drawn: the prompt's ids, the seed of its noise, and what ends it beside the limit."""
+    """One completion to be drawn: the prompt's ids, the seed of its noise, and what ends it beside the limit.
+
+    chat: of a prompt with pictures, its messages, and arguments of the chat template; the server makes the ids of them.
+    """
 
     ids: Sequence[int]
     seed: int
     plan: Generation
     stop: Sequence[str]
     stop_ids: Sequence[int]
+    chat: tuple[list[dict[str, Any]], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Connection:
                 problem = f"an answer that is damaged ({type(error).__name__}: {error})"
             left -= 1
             if left < 0:
-                times = f"{self.keys.retries + 1} times"
+                times = f"{self.keys.retries + 1} times" if self.keys.retries else "once"
                 raise EngineError(
                     f"rollout.engine: {url}{path} gave no completion, asked {times}; the last time {problem}; "
                     "see to the server, then use --resume"
@@ -108,7 +112,8 @@ class Connection:
 
 
 def vllm_completion(to: Connection, model: str, wanted: Wanted) -> Drawn:
-    """One completion by /v1/completions of vLLM, of the weights that go by the name `model`."""
+    """One completion by /v1/completions of vLLM, of the weights that go by the name `model`; by /v1/chat/completions
+    where the prompt has pictures."""
     plan = wanted.plan
     body = {
         "model": model,
@@ -126,20 +131,27 @@ def vllm_completion(to: Connection, model: str, wanted: Wanted) -> Drawn:
         "logprobs": 0,
         "return_token_ids": True,
     }
+    if wanted.chat is not None:
+        messages, arguments = wanted.chat
+        body |= {"messages": messages, "logprobs": True}
+        body |= {"chat_template_kwargs": arguments} if arguments else {}
+        del body["prompt"]
 
     def use(answer: JSON) -> Drawn:
         choice = answer["choices"][0]
         if choice["finish_reason"] not in ("stop", "length"):
             raise KeyError(f"finish_reason {choice['finish_reason']!r}")
+        told = choice["logprobs"]
+        logp = told["token_logprobs"] if wanted.chat is None else [one["logprob"] for one in told["content"]]
         return Drawn(
             list(choice["token_ids"]),
-            [float(value) for value in choice["logprobs"]["token_logprobs"]],
-            list(choice["prompt_token_ids"]),
+            [float(value) for value in logp],
+            list((choice if wanted.chat is None else answer)["prompt_token_ids"]),
             choice["finish_reason"] == "stop",
             answer["model"],
         )
 
-    return to.ask("/v1/completions", body, use=use)
+    return to.ask("/v1/completions" if wanted.chat is None else "/v1/chat/completions", body, use=use)
 
 
 def sglang_completion(to: Connection, model: str, wanted: Wanted) -> Drawn:

@@ -19,6 +19,7 @@ import torch
 from flowrl.contracts import Drawing, Explored, Prompt, View
 from flowrl.engines import client
 from flowrl.engines.client import Connection, Drawn, EngineError, UnknownWeightsError, Wanted
+from flowrl.engines.pictures import messages_of
 from flowrl.engines.weights import Courier
 from flowrl.names import UserError
 from flowrl.planning.costs import plan_for
@@ -51,8 +52,10 @@ class Engine:
         members = range(drawing.first, drawing.first + drawing.group)
         keys = [[Key(drawing.seed, p.id, i, copy[at]) for i in members] for at, p in enumerate(drawing.prompts)]
         rows = policy.start(drawing.prompts, keys, drawing.plan)
-        if any(row.inputs is not None for row in rows):
-            raise UserError("rollout.engine: prompts with media are drawn by the model here; set rollout.engine=null")
+        if self.keys.use == "sglang" and any(row.inputs for row in rows):
+            raise UserError(
+                "rollout.engine.use: got 'sglang', but pictures go to vllm alone; set another, or engine=null"
+            )
         version = self.courier.bring(policy)
         brought = time.perf_counter()
         with ThreadPoolExecutor(min(self.keys.concurrent, len(rows)), "engine") as threads:
@@ -74,7 +77,8 @@ class Engine:
 
     def _row(self, policy: LanguagePolicy, row: Row, plan: Generation, version: str) -> Drawn:
         """The completion of one row, by the weights of this version."""
-        wanted = Wanted(row.prompt_ids, row.key.number("tokens"), plan, policy.stop.texts, tuple(policy.stop))
+        chat = (messages_of(policy.encode, row.prompt), policy.encode.arguments) if row.inputs else None
+        wanted = Wanted(row.prompt_ids, row.key.number("tokens"), plan, policy.stop.texts, tuple(policy.stop), chat)
         problem = ""
         for _ in range(2):
             try:
@@ -98,7 +102,7 @@ class Engine:
         """
         limit = self._served()
         longest = sorted(prompts, key=lambda p: len(p.text) + sum(len(m["content"]) for m in p.messages))[-ASKED:]
-        needed = max(len(policy.encode(p.text, policy.stop, p.messages)) for p in longest) + plan.max_new_tokens
+        needed = max(len(policy.encode.row(p, policy.stop)[0]) for p in longest) + plan.max_new_tokens
         if limit is not None and needed > limit:
             raise UserError(
                 f"rollout.engine: {self.keys.url} takes {limit} tokens, prompt and completion, and the longest prompt "

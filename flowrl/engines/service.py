@@ -21,6 +21,7 @@ from torch import Tensor
 from flowrl.names import UserError
 from flowrl.policies import adapters
 from flowrl.policies.language.decoding import decode_alone
+from flowrl.policies.language.inputs import EMPTY, Inputs
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.stopping import Stop
 from flowrl.policies.loading import load_language
@@ -105,11 +106,13 @@ class PolicyService:
         stop: Sequence[str] = (),
         stop_ids: Sequence[int] = (),
         keep_stop: bool = False,
+        media: Inputs | None = None,
     ) -> tuple[list[Completion], str]:
         """(so many completions of these ids, the version of the weights that drew them).
 
         seed: names the noise; the first completion takes that of a generator with this seed, as a rollout's row does,
-        and further ones other noise. None: every request draws anew. keep_stop: texts end with the stop text.
+        and further ones other noise. None: every request draws anew. keep_stop: texts end with the stop text. media:
+        what stands among the ids.
         Raises RefusedError for a model that is not there.
         """
         ends = Stop(sorted({*self.policy.stop, *stop_ids}), (*self.policy.stop.texts, *stop), self.policy.tokenizer)
@@ -125,6 +128,7 @@ class PolicyService:
                 stop=ends,
                 pad=self.policy.pad,
                 barred=self.policy.barred,
+                inputs=[media or EMPTY] if self.policy.processor is not None else None,
             )
         rows = zip(tokens, logp, length.tolist(), strict=True)
         return [self._completion(t[:n].tolist(), lp[:n].tolist(), ends, keep_stop) for t, lp, n in rows], version

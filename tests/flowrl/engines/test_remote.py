@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import language_support
+import vision_support as vision
 from engines_support import NAME, adapted, endpoint
 from flowrl.contracts import Drawing
 from flowrl.engines.client import EngineError
@@ -151,3 +152,35 @@ def test_a_missing_token_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("NO_SUCH_TOKEN", raising=False)
     with pytest.raises(UserError, match="NO_SUCH_TOKEN is not set"):
         engine("http://127.0.0.1:9", token_env="NO_SUCH_TOKEN")
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return vision.folder(tmp_path_factory.mktemp("seeing"), "qwen2_5_vl")
+
+
+def sees(folder: Path) -> Any:
+    policy = vision.policy(folder, batch_invariant=True)
+    adapters.add_lora(policy.modules, rank=2, alpha=2, targets="all")
+    return policy
+
+
+def test_pictures_go_to_the_server_and_its_rows_are_those_of_this_process(seeing: Path, tmp_path: Path):
+    policy, prompts = sees(seeing), vision.prompts(tmp_path)
+    shake(policy.modules, seed=3)
+    drawing = Drawing(prompts, 2, Generation(6), 5, 0)
+    with endpoint(sees(seeing), updates=True) as (_, url):
+        engine(url).check(policy, prompts, drawing.plan)
+        found = engine(url).draw(policy, drawing).rollout
+    expected = local(policy, drawing)
+    same(found, expected)
+    assert [own.key for own in found.replay.inputs] == [own.key for own in expected.replay.inputs]
+
+
+def test_a_server_that_sees_pictures_with_other_ids_is_refused(seeing: Path, tmp_path: Path):
+    policy, prompts, served = sees(seeing), vision.prompts(tmp_path), sees(seeing)
+    served.processor.image_processor.size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 2}
+    with endpoint(served, updates=True) as (_, url), pytest.raises(EngineError, match="read a prompt of"):
+        engine(url).draw(policy, Drawing(prompts[:1], 1, Generation(4), 5, 0))
+    with endpoint(sees(seeing), updates=True) as (_, url), pytest.raises(UserError, match="got 'sglang'"):
+        engine(url, "sglang").draw(policy, Drawing(prompts[:1], 1, Generation(4), 5, 0))
