@@ -255,7 +255,7 @@ def test_the_prompts_that_headers_offer_are_there() -> None:
 
 
 SHIPS = {"tiny_flow_grpo", "tiny_clip", "tiny_aesthetic", "tiny_vlm", "tiny_multi", "tiny_lm_grpo", "quickstart"}
-SHIPS |= {"tiny_calculator"}
+SHIPS |= {"tiny_calculator", "tiny_debate", "tiny_lm_distill", "smollm2_grpo"}
 SHIPS |= {"tiny_draft", "tiny_refl", "tiny_srpo", "tiny_dpo"}
 SHIPS |= {"tiny_distill", "tiny_few_step", "tiny_guidance_distill"}
 OFFERED = {
