@@ -17,7 +17,9 @@ from flowrl import names
 from flowrl.contracts import Prompt
 from flowrl.kinds.language import section_of
 from flowrl.planning.costs import eval_plan
+from flowrl.policies import adapters
 from flowrl.policies.devices import device_of
+from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.building import told_tools
 from flowrl.policies.language.chat import Encoder
 from flowrl.policies.language.inputs import tensors_of, types_of
@@ -36,6 +38,11 @@ def write(policy: LanguagePolicy, folder: Path, kind: str) -> None:
     if kind == "lora" or not adapted:
         policy.source.save_weights(folder)
         return
+    if others := adapters.other_adapters(policy.model):
+        raise PolicyError(
+            f"--kind: got merged, but the run has adapters of several roles (beside the first {', '.join(others)}), "
+            "which one model cannot hold; accepted: lora, a folder each"
+        )
     with TemporaryDirectory() as aside:
         policy.source.save_weights(Path(aside))
         network, tokenizer = load_language(str(policy.model.name_or_path), policy.model.dtype)

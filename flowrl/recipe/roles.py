@@ -17,18 +17,18 @@ TAKEN = ("default", "reference")  # how adapters of a single policy are called
 class Roles(Strict):
     """Several LoRA adapters of one model that speak in turn about a prompt, and are trained in one run.
 
-    names: who speaks, in this order, `rounds` times. hear: what is shown of what was said: `before`, all of it, or
-    `rounds`, that of earlier rounds, so that those of a round speak independently. ask: what is then asked, a text with
-    {question} and {said}, or a mapping of names to such texts (others are asked the question alone). line: of each
-    contribution in {said}, a text with {text}, and {name} where it should be. adapters: each of the names has one, or
-    each of the rounds, which its speakers share (MAPoRL's code).
+    names: who speaks, in this order, `rounds` times. hear: what is shown of what was said, all that was said before
+    (before) or what was said in earlier rounds (rounds), so that those of a round speak independently. ask: what is
+    then asked, a text with {question} and {said}, or a mapping of names to such texts (others are asked the question
+    alone). line: of each contribution in {said}, a text with {text}, and {name} where it should be. adapters: each of
+    the names has one, or each of the rounds, which its speakers share (MAPoRL's code).
 
     A contribution is one trained row, scored by the rewards like any completion, and compared with what the same
     speaker said in the same round of other discussions of the prompt; train.group counts discussions. share: whose
-    rewards it gets. own: its own, and those of the speaker's later rounds; all: its own, and the means over all
-    speakers in later rounds (MAPoRL, arXiv:2502.18439); both are discounted by `discount` a round and divided by the
-    sum of the discounts. team: the mean over the speakers of the last round; last: that of what is said last, alone.
-    Evaluations hold a discussion and score what is said last.
+    rewards it gets, its own and those of the speaker's later rounds (own), its own and the means over all speakers in
+    later rounds (all, as MAPoRL, arXiv:2502.18439), the mean over the speakers of the last round (team), or that of
+    what is said last (last). discount: of own and all, what a later round counts by; they are divided by the sum of the
+    discounts. Evaluations hold a discussion and score what is said last.
     """
 
     names: list[str] = key(..., "a list of two or more different words", min_length=2)

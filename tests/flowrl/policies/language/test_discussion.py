@@ -16,6 +16,7 @@ from flowrl.core.learner import Learner
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.objectives.value import ValueObjective
 from flowrl.core.update import Settings, update
+from flowrl.exports.language import write
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.critic import TokenValues
@@ -206,6 +207,8 @@ def test_adapters_are_written_and_read_for_each_role(tmp_path: Path) -> None:
     adapters.restore(again.source, again.modules, tmp_path)
     for name, value in adapters.trainable_by_name(subject.modules).items():
         assert torch.equal(value, adapters.trainable_by_name(again.modules)[name]), name
+    with pytest.raises(PolicyError, match=r"--kind: got merged, .*second, third"):
+        write(subject, tmp_path / "merged", "merged")
     rollout = held(subject, speakers()).rollout
     plain = policy(PeftModel.from_pretrained(model(), tmp_path / "third").merge_and_unload().eval())
     seen = replayed(plain, replace(rollout, replay=replace(rollout.replay, roles=None)), [[2, 5], [17]])
