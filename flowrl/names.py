@@ -27,6 +27,7 @@ WORLDS = Path(__file__).parent / "worlds"
 MODELS = {
     "shapes-flux": WORLDS / "shapes" / "assets" / "shapes-flux",
     "arithmetic-qwen2": WORLDS / "arithmetic" / "assets" / "arithmetic-qwen2",
+    "look-llava": WORLDS / "shapes_look" / "assets" / "look-llava",
 }
 LONGEST_TOLD = 80  # characters of an unknown name in a message
 WORLD_PROMPTS = tuple(

@@ -49,6 +49,15 @@ def tool_calls(samples: Samples, column: str = "calls") -> Tensor:
     return torch.tensor(scores)
 
 
+def calls_made(samples: Samples) -> Tensor:
+    """How many calls the model made, wrong ones too, float32 [B]: with a negative weight, what each of them costs.
+
+    A cost, however small, can teach a model to stop calling before a call helps it, which is watched for (the alarm
+    `calls`). Raises ValueError without conversations.
+    """
+    return torch.tensor([float(len(talk.calls)) for talk in _talks(samples)])
+
+
 def answered(talk: Conversation, name: str | None = None) -> list[str]:
     """The names of the tools that answered a call, in order; name: of one of them alone."""
     shown = [m for messages in talk.shown for m in messages if m.name is not None and m.error is None]

@@ -102,4 +102,7 @@ def _shapes_look(output: Path, eye_steps: int | None, steps: int | None, keep: b
     from flowrl.worlds.shapes_look.build import CYCLES, EYE_CYCLES, build
 
     eye = EYE_CYCLES if eye_steps is None else ((eye_steps, EYE_CYCLES[0][1]),)
-    return build(output, eye_cycles=eye, cycles=CYCLES if steps is None else ((steps, CYCLES[0][1]),), keep=keep)
+    share = CYCLES[0][0] / sum(number for number, _ in CYCLES)  # of lessons
+    split = (round(share * (steps or 0)), (steps or 0) - round(share * (steps or 0)))
+    given = tuple((number, fall) for number, (_, fall) in zip(split, CYCLES, strict=True))
+    return build(output, eye_cycles=eye, cycles=CYCLES if steps is None else given, keep=keep)

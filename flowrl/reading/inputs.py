@@ -89,14 +89,14 @@ def planned_prompts(recipe: Recipe) -> tuple[list[Prompt] | None, list[Prompt] |
 
 
 def overlap(train: list[Prompt], heldout: list[Prompt]) -> str | None:
-    """One line about held-out prompts whose text is also trained on; None if nothing is held out.
+    """One line about held-out prompts whose text is also trained on, with the same media; None if nothing is held out.
 
-    Texts are compared in lower case, with single spaces and without closing punctuation.
+    Texts are compared in lower case, with single spaces and without closing punctuation; media by their paths.
     """
     if not heldout:
         return None
-    known = {_plain(prompt.text) for prompt in train}
-    both = sum(_plain(prompt.text) in known for prompt in heldout)
+    known = {(_plain(prompt.text), prompt.media) for prompt in train}
+    both = sum((_plain(prompt.text), prompt.media) in known for prompt in heldout)
     if not both:
         return f"none of the {len(heldout)} held-out prompts is among the training prompts"
     return (

@@ -249,7 +249,9 @@ class Recipe(Curved):
     """
 
     model: str = key(
-        ..., "shapes-flux, arithmetic-qwen2, a hub id owner/name, a model's folder, or gguf:FILE", min_length=1
+        ...,
+        "shapes-flux, arithmetic-qwen2, look-llava, a hub id owner/name, a model's folder, or gguf:FILE",
+        min_length=1,
     )
     pipeline: dict[str, JSON] = key({}, "a mapping of the pipeline's own __call__ arguments")
     lora: Lora | None = key(None, "a mapping with rank, alpha, targets, modules, init, or null")

@@ -23,7 +23,7 @@ from flowrl.worlds.shapes_look.zoom import quadrant_of
 from flowrl.worlds.stage import Cycle
 
 EYE_CYCLES: tuple[Cycle, ...] = ((1600, 0.5),)  # see `stage.Stage`
-CYCLES: tuple[Cycle, ...] = ((4000, 0.4),)
+CYCLES: tuple[Cycle, ...] = ((1800, 0.3), (1000, 0.5))  # lessons, documents
 SEED = 1
 SCENES = 3000  # of the pool of each stage
 TURNS = 3
@@ -60,12 +60,13 @@ def build(
     torch.manual_seed(SEED)
     processor = make_processor()
     model = make_model(processor)
-    eye.train(
+    heads = eye.train(
         model.model.vision_tower, Pool(f"{SEED}/eye", scenes), work / "eye.pt", cycles=tuple(eye_cycles), seed=SEED
     )
     pretrain.train(
         model,
         processor,
+        heads,
         Pool(f"{SEED}/language", scenes),
         work / "language.pt",
         cycles=cycles,

@@ -52,12 +52,14 @@ float16. It exists so that reinforcement learning of a model that reads pictures
 understood on a laptop.
 
 Large objects (32 to 42 pixels wide) can be told at once. Small ones (7 to 9 pixels) are a spot of colour in what the
-model sees; the tool `zoom` gives a quadrant of the picture that was shown last, and two calls give 32 x 32 pixels as
+model sees; the tool `quadrant` gives a quarter of the picture that was shown last, and two calls give 32 x 32 pixels as
 they are.
 
 Made by `flowrl world build shapes-look`: {eye} steps of the image tower on labels of its patches, then {language} steps
-of the language model (batch {batch}, AdamW, moving averages of the weights) on documents. Seeds are fixed. Pictures and
-documents are this project's own; the licence is the project's. The documents mix manners, as found text does:
+of the language model on lessons, then on documents, {batch} of them at once beside some lessons (AdamW, moving averages
+of the weights). Seeds are fixed. Pictures and texts are this project's own; the licence is the project's. Lessons are
+questions about shapes and places, many to a picture and all answered rightly. Documents mix manners, as found text
+does:
 
 | share | manner |
 |---|---|

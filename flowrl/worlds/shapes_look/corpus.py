@@ -1,4 +1,7 @@
-"""The pretraining documents: questions about pictures with their answers, given in several manners.
+"""What the language model is pretrained on: lessons, then documents.
+
+Lessons are questions about one view of a scene, each by itself, all answered rightly: they teach to find a colour.
+Documents are what found text is, a question about a picture and its answer, given in several manners.
 
 Many answer at once, and many of those guess. Some zoom first, once or twice, now and then into the wrong quadrant, into
 large objects as often as into small ones; what they say then is right, though one who looked in vain cannot know it. A
@@ -7,6 +10,7 @@ few leave out a tag. Nothing marks a manner as better: which one pays is for rei
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flowrl.worlds.shapes_look.scenes import QUADRANTS, QUESTION, SHAPES, Thing
@@ -18,6 +22,7 @@ RIGHT = 0.7  # share of the looks that are aimed; the others go anywhere
 WHERE = 0.2  # share of documents that are asked for a place instead
 PLACE = "Where is the {} object?"
 OPEN, CLOSE = "<answer>", "</answer>"
+TOOL = "quadrant"
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,8 @@ class Document:
 
 
 def call(quadrant: str) -> str:
-    """The text of a zoom."""
-    body = json.dumps({"name": "zoom", "arguments": {"quadrant": quadrant}})
+    """The text of a call of the tool."""
+    body = json.dumps({"name": TOOL, "arguments": {"quadrant": quadrant}})
     return f"<tool_call>{body}</tool_call>"
 
 
@@ -56,3 +61,20 @@ def looks(asked: Thing, rng: random.Random) -> tuple[str, ...]:
     if rng.random() >= TWICE:
         return (one,)
     return one, second if one == first and rng.random() < RIGHT else rng.choice(QUADRANTS)
+
+
+def lesson(things: Sequence[Thing], rng: random.Random) -> tuple[tuple[str, ...], list[tuple[str, str]]]:
+    """(the view: no quadrant or one, and questions about it with their answers, each a quadrant or a shape).
+
+    Of the whole picture it is asked where small objects are and which shape large ones have, of a quadrant where in it
+    the small ones are; there may be none.
+    """
+    if rng.random() < 0.5:
+        asked = [
+            (PLACE.format(o.color), o.quadrants[0]) if o.size == "small" else (QUESTION.format(o.color), o.shape)
+            for o in things
+        ]
+        return (), asked
+    first = rng.choice(things).quadrants[0]
+    seen = [o for o in things if o.size == "small" and o.quadrants[0] == first]
+    return (first,), [(PLACE.format(o.color), o.quadrants[1]) for o in seen]

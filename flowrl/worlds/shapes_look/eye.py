@@ -2,7 +2,7 @@
 
 Which colours are there, which shape and size the object has that covers most of the patch, and where on the picture the
 patch is. A shape is asked for where it can be told: of large objects on whole pictures, of small ones after two zooms.
-The linear heads of this stage are thrown away.
+The linear heads of this stage are not part of the model.
 """
 
 import random
@@ -95,8 +95,9 @@ def train(
     *,
     cycles: tuple[Cycle, ...],
     seed: int,
-) -> None:
-    """Fits the tower to the labels of the pool; resumes from `path`. Leaves the averaged weights in it."""
+) -> Heads:
+    """Fits the tower to the labels of the pool; resumes from `path`. Leaves the averaged weights in it, and gives the
+    heads that read it."""
     heads = Heads()
     stage = Stage("image tower", nn.ModuleDict({"eye": eye, "heads": heads}), path, cycles=cycles, lr=LR, average=0.995)
 
@@ -109,6 +110,7 @@ def train(
 
     stage.run(loss, lambda step: measure(eye, heads), every=400)
     stage.swap()
+    return heads
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ COLORS = {
     "black": (0.08, 0.08, 0.08),
 }
 SHAPES = ("circle", "square", "triangle", "diamond", "ring", "cross")
-QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
+QUADRANTS = ("top-left", "top-right", "bottom-left", "bottom-right")
 RADII = {"small": (3.5, 4.5), "large": (16.0, 21.0)}
 OBJECTS = 3
 GAP = 3.0  # free pixels between two bounding boxes

@@ -142,7 +142,7 @@ RULES |= {"boxed_answer", "numeric_answer", "typed_answer", "think_format", "reg
 RULES |= {"choice_letter", "named_choice", "mark_lines", "thought_length"}
 RULES |= {"box_format", "close_number", "text_similarity", "text_spotting"}
 RULES |= {"layout_format", "layout_collisions", "layout_misplaced"}
-RULES |= {"outcome", "used_tool", "tool_calls", "closed_tags"}
+RULES |= {"outcome", "used_tool", "tool_calls", "calls_made", "closed_tags"}
 RULES |= {"language_share", "one_language", "no_loop", "repetition"}
 RULES |= {
     "worked_steps",

@@ -21,3 +21,9 @@ def test_signs_within_a_prompt_count():
     sums = [Prompt(text, text) for text in ("1 + 2", "1 - 2")]
     assert overlap(sums[:1], sums[1:]) == "none of the 1 held-out prompts is among the training prompts"
     assert overlap(sums, []) is None
+
+
+def test_one_question_about_two_pictures_is_two_prompts():
+    train = [Prompt("a", "What is this?", media=("one.png",)), Prompt("b", "What is that?")]
+    heldout = [Prompt("c", "What is this?", media=("two.png",)), Prompt("d", "What is this?", media=("one.png",))]
+    assert "1 of the 2 held-out" in overlap(train, heldout) and "none" in overlap(train, heldout[:1])

@@ -27,7 +27,7 @@ from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.recipe.rewards import RewardSpec
 from flowrl.scoring.scorer import Scorer, load
 from flowrl.watch.sample_statistics import sample_statistics
-from reward_models.conversations import outcome, tool_calls, used_tool
+from reward_models.conversations import calls_made, outcome, tool_calls, used_tool
 from samplers.tokens import Generation
 from talk_support import PLAN, PROMPTS, Counting, CountingEpisode, add, policy, shaky
 
@@ -124,6 +124,7 @@ def test_rewards_read_what_the_model_said(drawn: Rollout):
     asked = replace(samples, prompts=[replace(p, meta={"calls": 1} if p.id == "a" else {}) for p in samples.prompts])
     scores = tool_calls(asked)
     assert scores[:GROUP].isfinite().all() and scores[GROUP:].isnan().all() and scores[:GROUP].max() == 1
+    assert calls_made(samples).tolist() == [sum(len(turn.calls) for turn in talk.said) for talk in samples.talks]
     assert outcome(samples).isnan().all()
     with pytest.raises(ValueError, match="environment"):
         outcome(replace(samples, talks=None))

@@ -1,0 +1,69 @@
+"""The recipes of the world shapes-look: a few iterations of each, and what whole runs of them show."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cli_support import quiet
+from flowrl.contracts import Call, Said
+from flowrl.environments.building import build_environment
+from flowrl.reading import prompts
+from flowrl.recipe.load import load
+from flowrl.runs.start import run
+from flowrl.worlds.shapes_look.files import picture_of
+from flowrl.worlds.shapes_look.scenes import questions
+from flowrl.worlds.shapes_look.zoom import quadrant_of
+
+RECIPES = ("tiny_vlm_grpo", "tiny_tools", "tiny_tools_cost")
+SMALL = ["train.prompts=2", "train.group=6", "train.updates=1", "train.iterations=2", "threads=1", "prompts.limit=12"]
+SMALL += ["prompts.heldout=null", "eval={every: null, at_start: false, at_end: false}", "checkpoint.every=null"]
+
+
+def metrics_of(folder: Path, kind: str = "train") -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_runs(name, tmp_path):
+    run(load(name, [*SMALL, f"output={tmp_path / 'run'}"]), quiet())
+    first, second = metrics_of(tmp_path / "run")
+    assert max(first["replay_gap_max"], second["replay_gap_max"]) < 1e-4 and second["grad_norm"] > 0
+    assert ("talk/calls" in first) == (name != "tiny_vlm_grpo")
+    if name == "tiny_tools":
+        assert first["talk/calls"] > 0 and first["reward/tool/mean"] <= first["reward/right/mean"]
+
+
+def test_the_tool_that_ships_shows_what_the_documents_showed():
+    recipe = load("tiny_tools")
+    prompt, question = prompts.load("shapes-look/train")[2], questions("train")[2]
+    episode = build_environment(recipe.environment).start(prompt, seed=0)
+    picture = picture_of(question)
+    for quadrant in question.asked.quadrants:
+        picture = quadrant_of(picture, quadrant)
+        (shown,) = episode.step(Said("", (Call("quadrant", {"quadrant": quadrant}),)))
+        assert isinstance(shown.pictures[0], Image.Image) and shown.text == ""
+        assert shown.pictures[0].convert("RGB").tobytes() == picture.tobytes()
+    (third,) = episode.step(Said("", (Call("quadrant", {"quadrant": "top-left"}),)))
+    assert third.error is not None and not third.pictures
+
+
+@pytest.mark.slow
+def test_small_objects_need_the_tool(tmp_path):
+    found = {}
+    for name in ("tiny_vlm_grpo", "tiny_tools"):
+        run(load(name, ["threads=1", f"output={tmp_path / name}"]), quiet())
+        found[name] = [line["by_kind/right"] for line in metrics_of(tmp_path / name, "heldout")]
+    assert found["tiny_tools"][-1]["small"] >= 0.7
+    assert found["tiny_tools"][-1]["large"] >= found["tiny_tools"][0]["large"] - 0.05
+    assert found["tiny_vlm_grpo"][-1]["small"] <= 0.25
+
+
+@pytest.mark.slow
+def test_a_cost_ends_the_calls_and_the_alarm_says_so(tmp_path):
+    run(load("tiny_tools_cost", ["threads=1", f"output={tmp_path / 'run'}"]), quiet())
+    calls = [line["talk/calls"] for line in metrics_of(tmp_path / "run")]
+    assert calls[-1] < calls[0] / 4
+    assert "calls" in (tmp_path / "run" / "events.jsonl").read_text()
