@@ -119,6 +119,8 @@ class Language:
             yield RecipeError("generation.partial", f"got {goes_on}, which ranks do not share", remedy)
         if recipe.rollout.engine is not None:
             yield RecipeError("rollout.engine", "given, but ranks draw for themselves", remedy)
+        if recipe.environment is not None and recipe.environment.agent is not None:
+            yield RecipeError("environment.agent", "given, and has not been tried over ranks", remedy)
 
     def check_objective(self, recipe: Recipe) -> Iterator[RecipeError]:
         """Keys about denoising steps."""
