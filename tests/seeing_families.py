@@ -70,6 +70,7 @@ PROCESSOR_OPTIONS: dict[str, dict[str, Any]] = {
     "llava_next_video": CLS,
     "video_llava": CLS,
     "fast_vlm": {"patch_size": 64, "num_additional_image_tokens": 0, "vision_feature_select_strategy": "full"},
+    "deepseek_vl": {"num_image_tokens": 196},
     "gemma3": {"image_seq_length": 16},
     "shieldgemma2": {"image_seq_length": 16},
     "t5gemma2": {"image_seq_length": 16},

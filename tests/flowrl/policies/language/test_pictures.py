@@ -9,6 +9,7 @@ import torch
 
 import vision_support as vision
 from flowrl.contracts import Prompt, View
+from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.inputs import EMPTY, Inputs, Piece, joined
 from flowrl.policies.language.partial import Unfinished
@@ -162,3 +163,26 @@ def test_a_frozen_tower_sees_each_picture_once(prompts: list[Prompt], tmp_path: 
         tower.patch_embed.proj.weight.mul_(2)  # weights that are not what they were
     changed = replayed(subject, rollout, [[0]]).logp
     assert not torch.allclose(changed[mask[:1]], parts[:1][mask[:1]], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("targets", "towers", "language"),
+    [
+        ("attention", True, True),
+        ("match:.*visual.*qkv", True, False),
+        (r"match:.*language_model.*(q|v)_proj", False, True),
+    ],
+)
+def test_adapters_of_the_tower_the_language_model_or_both_learn(
+    prompts: list[Prompt], tmp_path: Path, targets: str, towers: bool, language: bool
+):
+    subject = vision.policy(vision.folder(tmp_path, "qwen2_5_vl"))
+    adapters.add_lora(subject.modules, rank=2, alpha=2, targets=targets)
+    rollout = subject.rollout(prompts[:2], group_size=2, plan=PLAN, seed=3)
+    found: list[Any] = []
+    subject.look(rollout, torch.arange(4), View(), found.append)
+    mask = rollout.mask
+    torch.testing.assert_close(found[0].logp[mask].detach(), rollout.rollout_logp[mask], rtol=0, atol=1e-5)
+    found[0].logp[mask].sum().backward()
+    moved = {n for n, p in subject.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert any(".visual." in n for n in moved) == towers and any("language_model" in n for n in moved) == language

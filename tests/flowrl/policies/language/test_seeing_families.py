@@ -19,15 +19,15 @@ from samplers.tokens import Generation
 
 PLAN = Generation(5)
 USUAL = ("gemma3", "qwen3_vl", "internvl", "smolvlm", "qwen3_asr")
-ALONE = ("minicpmv4_6", "minicpmv4_7")  # their towers give other features where pictures are joined
+ALONE = ("minicpmv4_6", "minicpmv4_7", "minicpm_ocr")  # their towers give other features where pictures are joined
 SEEING = """
 aya_vision cohere2_vision cosmos3_edge cosmos3_omni deepseek_vl exaone4_5 gemma3 gemma4
-gemma4_unified glm46v glm4v glm4v_moe glm5_next glm_ocr glmga got_ocr2 granite_docling hy_v4_vl
-hyperclovax_vision_v2 idefics2 idefics3 inkling2 inkling2_loop inkling_mm_model internvl janus
-kimi_k25 lfm2_vl lfm3_vl lighton_ocr llava llava_next llava_next_video llava_onevision minicpm_ocr
-minicpmv4_6 minicpmv4_7 minimax_m3_vl mistral3 mistral_large4 muse_glimmer ovis2 paddleocr_vl
-qianfan_ocr qwen2_5_omni_thinker qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe qwen3_omni_moe_thinker
-qwen3_vl qwen3_vl_moe smolvlm video_llama_3 video_llava vipllava
+gemma4_unified glm46v glm4v glm4v_moe glm5_next glm_ocr glmga got_ocr2 granite_docling hunyuan_vl
+hy_v4_vl hyperclovax_vision_v2 idefics2 idefics3 inkling2 inkling2_loop inkling_mm_model internvl
+janus kimi_k25 lfm2_vl lfm3_vl lighton_ocr llava llava_next llava_next_video llava_onevision
+minicpm_ocr minicpmv4_6 minicpmv4_7 minimax_m3_vl mistral3 mistral_large4 muse_glimmer ovis2
+paddleocr_vl qianfan_ocr qwen2_5_omni_thinker qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe
+qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe smolvlm video_llama_3 video_llava vipllava
 """.split()
 HEARING = """glmasr moss_transcribe_diarize omniasr qwen2_audio qwen3_asr""".split()
 
@@ -47,6 +47,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]
     return {"image": pictures, "audio": (str(folder / "a.wav"), str(folder / "b.wav"))}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of transformers' own processors
 @pytest.mark.parametrize(
     "name", [n if n in USUAL else pytest.param(n, marks=pytest.mark.slow) for n in (*SEEING, *HEARING)]
 )
