@@ -29,6 +29,7 @@ MODELS = {
     "arithmetic-qwen2": WORLDS / "arithmetic" / "assets" / "arithmetic-qwen2",
     "look-llava": WORLDS / "shapes_look" / "assets" / "look-llava",
 }
+MANY, FEW = 48, 12  # names that a message lists, and how many of more
 LONGEST_TOLD = 80  # characters of an unknown name in a message
 WORLD_PROMPTS = tuple(
     f"{world}/{split}" for world in ("shapes", "arithmetic", "shapes-look") for split in ("train", "heldout")
@@ -106,7 +107,7 @@ def find(name: str, known: dict[str, Entry], kind: str = "reward") -> Entry:
     """
     if not is_dotted(name):
         if name not in known:
-            listed = f"{', '.join(sorted(known))}, or a dotted path" if known else "a dotted path"
+            listed = f"{_some(name, sorted(known), kind)}, or a dotted path" if known else "a dotted path"
             given = name if len(name) <= LONGEST_TOLD else f"{name[:LONGEST_TOLD]}..."
             raise UserError(f"{given!r} is not known; accepted: {listed}{hint(name, known)}")
         return known[name]
@@ -118,6 +119,14 @@ def find(name: str, known: dict[str, Entry], kind: str = "reward") -> Entry:
     doc = inspect.getdoc(thing) or ""
     signature, facts = signatures.of_object(thing, skip), signatures.facts_of(thing)
     return Entry(name, module, attribute, doc, signature, facts, inspect.isclass(thing))
+
+
+def _some(name: str, known: list[str], kind: str) -> str:
+    """Names in a message: all of them, or, of many, those that are most like the one that was given."""
+    if len(known) <= MANY:
+        return ", ".join(known)
+    near = difflib.get_close_matches(name[:LONGEST_TOLD], known, n=FEW, cutoff=0.0)
+    return f"{', '.join(sorted(near))} and {len(known) - len(near)} more (flowrl list {kind}s)"
 
 
 def load(name: str, known: dict[str, Entry], kind: str = "reward") -> Any:
