@@ -82,6 +82,8 @@ def _with_phases(recipe: Recipe, values: dict[str, JSON], name: str, beside: Pat
     plain = {place: value for place, value in values.items() if place != "phases"}
     for number, phase in enumerate(recipe.phases):
         own = copy.deepcopy(plain)
+        if "objective.preset" in phase.overrides:
+            own = _without_preset(own, recipe)
         try:
             for dotted, value in phase.overrides.items():
                 _set(own, dotted, value)
@@ -94,6 +96,23 @@ def _with_phases(recipe: Recipe, values: dict[str, JSON], name: str, beside: Pat
             raise errors[0]
         parts.append(part)
     return recipe.with_parts(parts)
+
+
+def _without_preset(values: dict[str, JSON], recipe: Recipe) -> dict[str, JSON]:
+    """The values less those that the recipe's preset gives, or that nothing has said, so that another can take their
+    place: whether a file names them, as that of a run's folder does, makes no difference."""
+    needed = ("model", "prompts", "rewards", "generation", "lora", "full")
+    bare = {name: values[name] for name in needed if name in values}
+    preset = getattr(recipe.objective, "preset", None)
+    if preset is None:
+        return values
+    usual = Recipe.model_validate(split_curves(with_preset(bare | {"objective": {"preset": preset}}), Recipe)[0])
+    for section in {name for of in kind_of(values).presets.values() for name in of} - set(bare):
+        own, of_preset = values.get(section), getattr(usual, section)
+        if isinstance(own, dict) and of_preset is not None and not names_own(own):
+            said = of_preset.model_dump()
+            values[section] = {k: v for k, v in own.items() if k == "preset" or k not in said or said[k] != v}
+    return values
 
 
 TERMS = ("right", "expert", "pairs", "store")  # mappings of which a recipe may change a part of a preset's

@@ -4,8 +4,9 @@
       - {iterations: 100}
       - {iterations: 200, overrides: {objective.kl: 0.01, train.lr: 1.0e-5}, reset: [reference, optimizer]}
 
-Each phase has the recipe's own values but for its overrides, which are written like those of a command line. Counts of
-curves are those of the whole run.
+Each phase has the recipe's own values but for its overrides, which are written like those of a command line. Where it
+names another objective.preset, values that are those of the recipe's own preset, or the usual ones, follow it. Counts
+of curves are those of the whole run.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
