@@ -245,7 +245,7 @@ def test_the_prompts_of_a_recipe_are_there(name: str) -> None:
             read_prompts(recipe)
     assert bool(lines) == (recipe.prompts.source is not None) == (train is None) == (name not in SHIPS)
     if train and heldout:
-        assert {p.text for p in train}.isdisjoint(p.text for p in heldout)
+        assert {(p.text, p.media) for p in train}.isdisjoint((p.text, p.media) for p in heldout)
 
 
 def test_the_prompts_that_headers_offer_are_there() -> None:

@@ -16,7 +16,7 @@ def critic() -> TokenValues:
     made = TokenValues(model(3), device="cpu", pad=0)
     adapters.train_full({"critic": made.model})
     torch.manual_seed(5)
-    torch.nn.init.normal_(made.head.weight)
+    torch.nn.init.normal_(made.heads[0].weight)
     return made
 
 
@@ -32,7 +32,7 @@ def test_values_are_those_of_each_row_alone() -> None:
             for k in range(length):
                 ids = torch.tensor([[*trajectory.prompts[row], *trajectory.tokens[row, :k].tolist()]])
                 hidden = values.model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0, -1]
-                torch.testing.assert_close(seen[0].value[row, k], values.head(hidden)[0], rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(seen[0].value[row, k], values.heads[0](hidden)[0], rtol=1e-4, atol=1e-5)
 
 
 def gradient(values: TokenValues, micro: int) -> Tensor:
