@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -28,14 +29,19 @@ def cells(output: Path, *vary: str, seeds: int = 2) -> list[Cell]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> list[Cell]:
     """A grid that was stopped while its first run was under way, and gone on with."""
     found = cells(tmp_path_factory.mktemp("grid"), "sampler.window.size=1,2")
-    stopping, told = Stopping(), []
+    stopping, told, over = Stopping(), [], threading.Event()
 
-    def stop_soon() -> None:
-        if (found[0].folder / "metrics.jsonl").is_file():
-            stopping.asked = signal.SIGINT
+    def stop_soon() -> None:  # the whole run takes hardly longer than `execute` waits between two looks
+        while not (found[0].folder / "metrics.jsonl").is_file() and not over.wait(0.01):
+            pass
+        stopping.asked = signal.SIGINT
 
+    watching = threading.Thread(target=stop_soon)
+    watching.start()
     with pytest.raises(Stopped):
-        execute(found, 1, lambda cell, what: told.append((str(cell), what)), stopping, stop_soon, Forked)
+        execute(found, 1, lambda cell, what: told.append((str(cell), what)), stopping, start=Forked)
+    over.set()
+    watching.join()
     assert told == [("size=1, seed 0", "starts")] and not any(map(is_done, found))
     assert execute(found, 2, lambda cell, what: told.append((str(cell), what)), Stopping(), start=Forked) == {}
     assert told[1] == ("size=1, seed 0", "resumes") and len([what for _, what in told if what == "done"]) == 4

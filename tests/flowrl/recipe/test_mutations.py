@@ -24,6 +24,7 @@ WRONG = {  # a value of another type than the key's
     float: ["fast", True, [0.1], {"x": 1}],
     list: ["x y", 3.5, {"x": 1}],
     dict: ["text", 4, [1]],
+    type(None): ["text", [1]],
 }
 CONTRADICTIONS = [
     "full=true",
@@ -86,7 +87,7 @@ def written(name: str) -> dict[str, Any]:
     def full(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        return {k: full(v) for k, v in value.items() if v is not None or k == "least"}
+        return {k: full(v) for k, v in value.items() if v is not None or (k == "least" and "otherwise" in value)}
 
     return full(yaml.safe_load(dump(load(name))))
 
