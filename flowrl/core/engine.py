@@ -263,9 +263,8 @@ class MixedEngine(Generic[PlanT]):
                 at = [i for i, samples in enumerate(pictures) if len(samples) == number]
                 drawn.append((at, local.roll([prompts[i] for i in at], local.group - number, first)))
             how: dict[str, Any] = {"plan": local.plan, "seed": local.seed, "first": first}
-            rollout = self.policy.given(
-                prompts, pictures, drawn=drawn, **how | ({"noise": noise} if any(noise) else {})
-            )
+            how |= {"noise": noise} if any(noise) else {}
+            rollout = self.policy.given(prompts, pictures, drawn=drawn, **how)
         with local.clock.phase("score"):
             rewards = local.score(rollout.samples)
             adv, metrics = local.advantage(rewards, rollout)

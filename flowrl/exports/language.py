@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -60,7 +61,7 @@ def draw(policy: LanguagePolicy, recipe: Recipe, prompts: Sequence[Prompt]) -> l
     plan = replace(eval_plan(recipe), temperature=0.0)
     completions = []
     for prompt in prompts:
-        alone = {} if policy.conversations is None else {"begun": [None]}
+        alone: dict[str, Any] = {} if policy.conversations is None else {"begun": [None]}
         rollout = policy.rollout([prompt], group_size=1, plan=plan, seed=recipe.seed, **alone)
         length = int(rollout.replay.length[0])
         completions.append(

@@ -56,7 +56,7 @@ def media_tokens(model: str, arguments: Mapping[str, JSON], prompts: Sequence[Pr
     if not with_media:
         return 0
     if model in CONFIGS:
-        bounds = BOUNDS | {name: arguments[name] for name in BOUNDS if name in arguments}
+        bounds: dict[str, Any] = BOUNDS | {name: arguments[name] for name in BOUNDS if name in arguments}
         processor = Qwen2VLImageProcessor(**bounds)
         sums = [_patches(processor, prompt) for prompt in with_media]
         return None if None in sums else max(n for n in sums if n is not None)

@@ -166,7 +166,7 @@ class Conversations:
             talk.spans.append((at, len(talk.row.ids)))
             talk.said.append(self._said(policy, talk.row, at))
         asked = [talk for talk in live if talk.end is None]
-        calls = [partial(_step, talk.episode, talk.said[-1]) for talk in asked]
+        calls = [partial(_step, talk.episode, talk.said[-1]) for talk in asked if talk.episode is not None]
         answers = self.workers(calls, [len(talk.said[-1].calls) for talk in asked])
         for talk, answer in zip(asked, answers, strict=True):
             if isinstance(answer, BaseException):
@@ -200,7 +200,9 @@ class Conversations:
 
     def _outcomes(self, talks: Sequence[Talk]) -> None:
         asked = [talk for talk in talks if talk.episode is not None and talk.end != "failed"]
-        for talk, found in zip(asked, self.workers([partial(_outcome, t.episode) for t in asked]), strict=True):
+        for talk, found in zip(
+            asked, self.workers([partial(_outcome, t.episode) for t in asked if t.episode is not None]), strict=True
+        ):
             if isinstance(found, BaseException):
                 talk.fail("the outcome of the environment", found)
             else:

@@ -81,7 +81,8 @@ class LanguagePolicy:
         self.roles: Sequence[str] = ()  # the labels of adapters, where there are several
         self.teacher: LanguageModel | None = None  # another model as the reference
         self.conversations: Conversations | None = None  # how it talks to an environment
-        self.processor, self.barred = processor, () if processor is None else placeholder_ids(model.config, processor)
+        self.processor = processor
+        self.barred: Sequence[int] = () if processor is None else placeholder_ids(model.config, processor)
         self.encode = self.encoder(template=template, system=system, arguments=chat_arguments)
         self.stop = Stop(stop_ids(model, tokenizer), stop, tokenizer)
         self.pad = next((i for i in (tokenizer.pad_token_id, *self.stop) if i is not None), 0)

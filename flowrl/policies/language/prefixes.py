@@ -7,6 +7,7 @@ of others (sliding windows, recurrent states) nothing is kept, and the tokens ar
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,8 @@ def select(cache: DynamicCache, index: Tensor) -> None:
     Layers with recurrent states choose their rows as in a beam search: batch_select_indices is not theirs, or leaves
     the states as they are.
     """
-    for layer in cache.layers:
+    layers: list[Any] = cache.layers
+    for layer in layers:
         choose = layer.reorder_cache if hasattr(layer, "recurrent_states") else layer.batch_select_indices
         choose(index)
 
@@ -86,7 +88,8 @@ def joined(cache: DynamicCache, attention: Tensor, fresh: DynamicCache, shown: T
     def left(values: Tensor, number: int) -> Tensor:  # zeros before the tokens, of [..., tokens, size]
         return torch.nn.functional.pad(values, (0, 0, number, 0))
 
-    for layer, new in zip(cache.layers, fresh.layers, strict=True):
+    both: Any = zip(cache.layers, fresh.layers, strict=True)
+    for layer, new in both:
         if layer.keys is not None and new.keys is not None:
             layer.keys = torch.cat([left(layer.keys[..., begin:, :], own), left(new.keys, other)])
             layer.values = torch.cat([left(layer.values[..., begin:, :], own), left(new.values, other)])
