@@ -22,13 +22,7 @@ def build_learner(recipe: Recipe, policy: Policy) -> Learner:
     learner = Learner(
         policy.trainable(),
         lr=train.lr,
-        betas=(train.betas[0], train.betas[1]),
-        weight_decay=train.weight_decay,
-        optimizer=train.optimizer,
-        eps=train.adam_epsilon,
         max_grad_norm=train.max_grad_norm,
-        warmup=train.warmup,
-        schedule=_schedule(recipe),
         total=recipe.updates_by(train.iterations),
         average=train.ema,
         average_every=train.ema_every,
@@ -36,16 +30,24 @@ def build_learner(recipe: Recipe, policy: Policy) -> Learner:
         reference=recipe.keeps_reference,
         old=any(part.train.old is not None for part in recipe.parts()),
         apart=kind_of(recipe).building.apart(policy, recipe),
-        scaled=recipe.dtype.model == "float16",
+        **_common(recipe),
     )
     policy.weights = weights_of(policy.modules, learner.copies, use=[one.use for one in recipe.references])
     return learner
 
 
-def _schedule(recipe: Recipe) -> Any:
-    """The name of a schedule, or the user's own function."""
-    given = recipe.train.schedule
-    return build_part("lr_schedule", given) if isinstance(given, Own) else given
+def _common(recipe: Recipe) -> dict[str, Any]:
+    """What the learners of policy and critic are given alike."""
+    train = recipe.train
+    return {
+        "betas": (train.betas[0], train.betas[1]),
+        "weight_decay": train.weight_decay,
+        "optimizer": train.optimizer,
+        "eps": train.adam_epsilon,
+        "warmup": train.warmup,
+        "schedule": build_part("lr_schedule", train.schedule) if isinstance(train.schedule, Own) else train.schedule,
+        "scaled": recipe.dtype.model == "float16",
+    }
 
 
 def build_critic(recipe: Recipe, policy: Policy) -> Critic | None:
@@ -58,15 +60,9 @@ def build_critic(recipe: Recipe, policy: Policy) -> Critic | None:
     learner = Learner(
         looks.trainable(),
         lr=given.lr,
-        betas=(train.betas[0], train.betas[1]),
-        weight_decay=train.weight_decay,
-        optimizer=train.optimizer,
-        eps=train.adam_epsilon,
         max_grad_norm=given.max_grad_norm,
-        warmup=train.warmup,
-        schedule=_schedule(recipe),
         total=train.iterations * epochs * updates,
         apart=kind_of(recipe).building.apart(looks, recipe),
-        scaled=recipe.dtype.model == "float16",
+        **_common(recipe),
     )
     return Critic(looks, learner, ValueObjective(given.clip), epochs, updates, given.warmup)
