@@ -162,9 +162,8 @@ def evaluate(
 
     starts = range(0, len(prompts), batch)
     own = {start: found(start) for start in starts[ranks.rank :: ranks.size]}
-    batches = [
-        of for _, of in sorted((item for part in ranks.gather(own) for item in part.items()), key=lambda i: i[0])
-    ]
+    known = {start: of for part in ranks.gather(own) for start, of in part.items()}
+    batches = [known[start] for start in starts]
     gathered = {name: torch.cat([of.scores[name] for of in batches]) for name in (batches[0].scores if batches else ())}
     measured: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for of in batches:

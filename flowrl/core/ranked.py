@@ -116,14 +116,9 @@ class _Light:
         light = replace(drawn.rollout, samples=replace(samples, **none), replay=None)
         return _Light(drawn._replace(rollout=light), at)
 
-    @property
-    def each(self) -> int:
-        """Rows of a prompt."""
-        return len(self.drawn.rollout.rollout_logp) // len(self.at)
-
     def places(self) -> Tensor:
         """Where the rows stand among those of all prompts, int64."""
-        return (torch.tensor(self.at)[:, None] * self.each + torch.arange(self.each)).flatten()
+        return of_prompts(torch.tensor(self.at), self.drawn.rollout, "rows")
 
 
 def _whole(parts: Sequence[_Light], prompts: Sequence[Prompt]) -> Drawn:
