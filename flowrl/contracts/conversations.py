@@ -142,16 +142,21 @@ class Conversation:
         return "".join(message.text for messages in self.shown for message in messages)
 
     def readable(self) -> str:
-        """The whole of it to be read: turns, what was shown behind each, and what ended it where that was no answer."""
-        lines = []
+        """The whole of it to be read: its parts, with a word in place of each picture."""
+        return "\n".join(text + " (a picture)" * len(pictures) for text, pictures in self.parts())
+
+    def parts(self) -> list[tuple[str, tuple[Picture, ...]]]:
+        """What was said and shown, in order, each with its pictures: turns, what was shown behind each under who showed
+        it, and what ended it where that was no answer."""
+        found: list[tuple[str, tuple[Picture, ...]]] = []
         for turn, messages in self.exchanges:
-            lines.append(turn.text)
+            found.append((turn.text, ()))
             for message in messages:
                 seen = f" {message.text}" if message.text else ""
-                seen += " (a picture)" * len(message.pictures)
-                lines.append(f"[{message.name or message.role}]{seen}")
+                found.append((f"[{message.name or message.role}]{seen}", message.pictures))
         ends = {"answer": "", "failed": f"({self.failure})"}
-        return "\n".join([*lines, *filter(None, [ends.get(self.end, f"(ended by its limit of {self.end})")])])
+        end = ends.get(self.end, f"(ended by its limit of {self.end})")
+        return [*found, (end, ())] if end else found
 
     def written(self) -> str:
         """All of it as text, pictures by their number: equal for conversations that read the same."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flowrl.contracts import LogProbs, Policy, Progress, Prompt, Samples, View
+from flowrl.contracts import Conversation, LogProbs, Policy, Progress, Prompt, Samples, View
 from flowrl.core.backward import fill_reference
 from flowrl.core.engine import PlanT
 from flowrl.core.ranks import ALONE, Ranks
@@ -37,7 +37,8 @@ class Evaluation:
 
     statistics: what was measured on all samples, whether kept or not. total: the rewards as they count together,
     where that is another number than that of a single reward times its weight. sounds: of the first samples, [N, C, T],
-    with sample_rate a second; where there is nothing but sound, pictures are its spectrograms.
+    with sample_rate a second; where there is nothing but sound, pictures are its spectrograms. talks: of those samples
+    the conversations that they came of, where there were several turns.
     """
 
     prompts: Sequence[Prompt]
@@ -48,6 +49,7 @@ class Evaluation:
     total: Tensor | None = None
     sounds: Tensor | None = None
     sample_rate: int | None = None
+    talks: Sequence[Conversation] | None = None
 
     def means(self) -> dict[str, Mean]:
         """Each reward's mean over the samples it could score."""
@@ -114,6 +116,7 @@ class _Batch:
     texts: Sequence[str] = ()
     sounds: Tensor | None = None
     rate: int | None = None
+    talks: Sequence[Conversation] = ()
 
 
 @torch.no_grad()
@@ -158,6 +161,7 @@ def evaluate(
             of.pictures = None if shown is None else shown.float().cpu()
             of.sounds = None if first.audio is None else first.audio.float().cpu()
             of.rate, of.texts = first.sample_rate, () if first.texts is None else first.readable()
+            of.talks = first.talks or ()
         return of
 
     starts = range(0, len(prompts), batch)
@@ -181,6 +185,7 @@ def evaluate(
         averages,
         sounds=torch.cat(sounds) if sounds else None,
         sample_rate=next((of.rate for of in batches if of.rate is not None), None),
+        talks=[talk for of in batches for talk in of.talks] or None,
     )
 
 

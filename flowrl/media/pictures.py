@@ -1,6 +1,8 @@
 """Pictures: which tensors are valid ones, and grids of samples as PNG."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -84,6 +86,18 @@ def to_pil(picture: Tensor) -> Image.Image:
     """A picture float [3, H, W] in [0, 1] as a PIL image."""
     pixels = (picture.detach().float().clamp(0, 1).cpu() * 255).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def as_image(picture: Any) -> Image.Image:
+    """A picture as an RGB image. Takes an image, a path, or float [3, H, W] in [0, 1]; raises TypeError otherwise."""
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    if isinstance(picture, str | os.PathLike):
+        with Image.open(picture) as opened:
+            return opened.convert("RGB")
+    if isinstance(picture, Tensor) and picture.ndim == 3:
+        return to_pil(picture)
+    raise TypeError(f"a picture is an image, a path or float [3, H, W], not a {type(picture).__name__}")
 
 
 def save_picture(picture: Tensor, path: Path) -> None:

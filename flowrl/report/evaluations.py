@@ -8,6 +8,7 @@ from flowrl.report.read import EvaluationRecord, RunData
 from flowrl.report.thumbnails import QUALITIES, Thumbnail, thumbnail
 
 BUDGET = 6_500_000  # characters of pictures on a page
+INSET = 128  # pixels of a side of pictures that are read, not drawn
 TIE = 1e-9  # scores that differ by less are equal
 
 
@@ -15,7 +16,8 @@ TIE = 1e-9  # scores that differ by less are equal
 class HeldoutSample:
     """One prompt at one evaluation: its scores, and its picture or text where it was kept.
 
-    sound: the path of its sound in the run's folder, which the page lies in too.
+    sound: the path of its sound in the run's folder, which the page lies in too. talk: of a conversation each part's
+    text with its pictures, None for one that cannot be read; empty where there was one turn.
     """
 
     iteration: int
@@ -23,6 +25,16 @@ class HeldoutSample:
     picture: Thumbnail | None
     text: str | None
     sound: str | None = None
+    talk: tuple[tuple[str, list[Thumbnail | None]], ...] = ()
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """A file of a prompt: its kind, its name, and the picture where it is one that was kept."""
+
+    kind: str
+    name: str
+    picture: Thumbnail | None
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,7 @@ class PromptHistory:
     kind: str | None
     shots: list[HeldoutSample]
     change: float | None
+    media: tuple[PromptFile, ...] = ()
 
     @property
     def direction(self) -> str:
@@ -167,7 +180,8 @@ def _change(before: dict[str, float | None], after: dict[str, float | None], wei
 def _prompt_history(
     data: RunData, evaluations: Iterable[EvaluationRecord], name: str, side: int, quality: int
 ) -> PromptHistory:
-    shots, prompt = [], {}
+    shots, prompt, media = [], {}, list[dict[str, str]]()
+    inset = min(side, INSET)
     for evaluation in evaluations:
         index = index_by_id(evaluation).get(name)
         if index is None:
@@ -177,10 +191,23 @@ def _prompt_history(
         picture = None if file is None else thumbnail(data.folder, file, side, quality)
         text = evaluation.texts[index] if index < len(evaluation.texts) else None
         sound = evaluation.sounds[index] if index < len(evaluation.sounds) else None
-        shots.append(HeldoutSample(evaluation.iteration, scores_of(evaluation, index), picture, text, sound))
+        parts = evaluation.talks[index] if index < len(evaluation.talks) else []
+        talk = tuple((words, [_inset(data, path, inset, quality) for path in paths]) for words, paths in parts)
+        shots.append(HeldoutSample(evaluation.iteration, scores_of(evaluation, index), picture, text, sound, talk))
+        media = evaluation.media[index] if index < len(evaluation.media) else media
     change = _change(shots[0].scores, shots[-1].scores, data.weights) if len(shots) > 1 else None
-    return PromptHistory(str(prompt.get("text") or name), prompt.get("kind"), shots, change)
+    files = tuple(
+        PromptFile(of.get("kind", ""), of.get("name", ""), _inset(data, of.get("path"), inset, quality)) for of in media
+    )
+    return PromptHistory(str(prompt.get("text") or name), prompt.get("kind"), shots, change, files)
+
+
+def _inset(data: RunData, path: str | None, side: int, quality: int) -> Thumbnail | None:
+    return None if path is None else thumbnail(data.folder, path, side, quality)
 
 
 def _picture_size(courses: list[PromptHistory]) -> int:
-    return sum(len(s.picture.uri) for course in courses for s in course.shots if s.picture)
+    found = [s.picture for course in courses for s in course.shots]
+    found += [file.picture for course in courses for file in course.media]
+    found += [picture for course in courses for s in course.shots for _, seen in s.talk for picture in seen]
+    return sum(len(picture.uri) for picture in found if picture)

@@ -21,7 +21,11 @@ Points = list[tuple[int, float | None]]
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """A file of heldout/: the prompts, the scores of each sample, and the first samples (pictures or texts)."""
+    """A file of heldout/: the prompts, the scores of each sample, and the first samples (pictures or texts).
+
+    media: of their prompts the files, kind, name and path where it is kept. talks: of those that are conversations the
+    parts, each a text and the paths of pictures, None where there is none.
+    """
 
     iteration: int
     prompts: list[dict[str, str | None]]  # id, text, kind
@@ -29,6 +33,8 @@ class EvaluationRecord:
     pictures: list[str]  # paths, relative to the run
     texts: list[str]
     sounds: tuple[str, ...] = ()  # paths too
+    media: tuple[list[dict[str, str]], ...] = ()
+    talks: tuple[list[tuple[str, list[str | None]]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -246,4 +252,16 @@ def _read_evaluation(path: Path, notes: list[str]) -> EvaluationRecord | None:
     pictures = [str(p) for p in list_or_empty(values.get("pictures"))]
     texts = [str(t) for t in list_or_empty(values.get("texts"))]
     sounds = tuple(str(p) for p in list_or_empty(values.get("sounds")))
-    return EvaluationRecord(values["iteration"], prompts, scores, pictures, texts, sounds)
+    media = tuple(_read_media(files) for files in list_or_empty(values.get("media")))
+    talks = tuple(_read_talk(parts) for parts in list_or_empty(values.get("talks")))
+    return EvaluationRecord(values["iteration"], prompts, scores, pictures, texts, sounds, media, talks)
+
+
+def _read_media(files: JSON) -> list[dict[str, str]]:
+    return [{str(k): str(v) for k, v in dict_or_empty(file).items()} for file in list_or_empty(files)]
+
+
+def _read_talk(parts: JSON) -> list[tuple[str, list[str | None]]]:
+    rows = [dict_or_empty(part) for part in list_or_empty(parts)]
+    paths = [[None if p is None else str(p) for p in list_or_empty(row.get("pictures"))] for row in rows]
+    return [(str(row.get("text", "")), found) for row, found in zip(rows, paths, strict=True)]

@@ -4,7 +4,8 @@ recipe.yaml        every effective value
 run.json           versions, machine, and every start and resume with how it ended
 metrics.jsonl      one line per iteration ("kind": "train") and per evaluation ("heldout")
 alarms.jsonl       one line per alarm
-heldout/           NNNNN.json for each evaluation: prompts, their scores, the first samples (NNNNN/*.png or texts)
+heldout/           NNNNN.json for each evaluation: prompts, their scores, the first samples (NNNNN/*.png or texts),
+                   and of these what conversations were shown, and the prompts' own files (media/*.png)
 samples/           the same pictures as grids, with the same seeds
 tensorboard/       the same numbers and grids
 checkpoints/       what a resume needs (state.py)
@@ -33,6 +34,7 @@ from flowrl.media.pictures import save_grid, save_picture
 from flowrl.media.sounds import save_sound
 from flowrl.names import UserError
 from flowrl.report import page
+from flowrl.runs import seen
 from flowrl.runs.machine import machine_facts
 from flowrl.runs.tracking import Tracking
 from flowrl.untyped import JSON
@@ -143,6 +145,7 @@ class RunFolder:
             "pictures": pictures,
             **({"sounds": sounds} if sounds else {}),
             "texts": list(result.texts or ()),
+            **seen.record(self.path, stem, result),
         }
         self.write(f"heldout/{stem}.json", json.dumps(record) + "\n")
         if result.pictures is not None:

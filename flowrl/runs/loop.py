@@ -6,7 +6,7 @@ all of it, so that a killed run resumes bit for bit.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -257,7 +257,7 @@ class Run:
             metrics = result.metrics() | kl_to_base(*given, progress=check)
             seconds = time.perf_counter() - start
         rises = paired_rises(result, self.evaluations, self.inputs.scorer.weights)
-        self.evaluations[iteration] = result
+        self.evaluations[iteration] = replace(result, talks=None)  # the pictures in them may be large
         state.evaluated, passed = (*state.evaluated, iteration), times_due(recipe, state.spent[0])
         state.spent = state.spent[0], passed
         metrics |= self.watch.hack_metrics(metrics, rises)

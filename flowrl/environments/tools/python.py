@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from PIL import Image
 
 from flowrl.contracts import Context, Shown, Unavailable
-from flowrl.environments.tools.parts.pictures import as_image, resized
+from flowrl.environments.tools.parts.pictures import resized
 from flowrl.environments.tools.parts.sandbox.box import Machine, Sandbox
 from flowrl.environments.tools.parts.sandbox.limits import Limits, NoSandboxError, Ran
 from flowrl.environments.tools.parts.sandbox.machines import Bubblewrap, Docker
 from flowrl.environments.tools.parts.sandbox.remote import E2B, SandboxFusion
+from flowrl.media.pictures import as_image
 
 STATE = "python"
 LARGEST = 2**24  # pixels of a picture that code may leave

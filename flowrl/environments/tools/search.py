@@ -6,7 +6,8 @@ from typing import Any
 from flowrl.contracts import Context, ModelsFault, Shown
 from flowrl.environments.tools.parts.documents import ndcg, passages, read_documents
 from flowrl.environments.tools.parts.packages import require
-from flowrl.environments.tools.parts.pictures import as_image, resized
+from flowrl.environments.tools.parts.pictures import resized
+from flowrl.media.pictures import as_image
 
 LONGEST = 1000  # characters of a query that are read
 STATE = "search"

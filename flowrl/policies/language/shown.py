@@ -6,7 +6,7 @@ from typing import Any
 
 from flowrl.contracts import Shown
 from flowrl.environments.observations import ANSWER, Observations
-from flowrl.environments.tools.parts.pictures import as_image
+from flowrl.media.pictures import as_image
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.inputs import Inputs
 from flowrl.policies.language.media import processed

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from flowrl.contracts import Context, ModelsFault
-from flowrl.environments.tools.parts.pictures import as_image
+from flowrl.media.pictures import as_image
 
 WRITABLE = ("text", "input", "textbox", "textarea", "search", "password", "email")  # kinds of elements that take text
 STEP = 0.8  # of the window's height or width, that one scroll goes

@@ -1,14 +1,13 @@
-"""Pictures that tools take and give: as PIL images, whatever they came as, and parts of them at full size."""
+"""Pictures that tools take and give: parts of them at full size."""
 
 import math
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from PIL import Image
 
-from flowrl.contracts import Context, ModelsFault, Picture
+from flowrl.contracts import Context, ModelsFault
+from flowrl.media.pictures import as_image
 
 SEEN = "pictures.regions"  # of a conversation's state: where the pictures that zooms gave lie in those of the prompt
 Box = tuple[float, float, float, float]
@@ -19,19 +18,6 @@ class Region(NamedTuple):
 
     source: int
     box: Box
-
-
-def as_image(picture: Picture) -> Image.Image:
-    """A picture as an RGB image. Takes an image, a path, or float [3, H, W] in [0, 1]; raises TypeError otherwise."""
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
-    if isinstance(picture, str | os.PathLike):
-        with Image.open(picture) as opened:
-            return opened.convert("RGB")
-    if isinstance(picture, torch.Tensor) and picture.ndim == 3:
-        eight = (picture.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
-        return Image.fromarray(eight.permute(1, 2, 0).numpy())
-    raise TypeError(f"a picture is an image, a path or float [3, H, W], not a {type(picture).__name__}")
 
 
 def region_of(context: Context, number: int) -> Region:
