@@ -200,8 +200,9 @@ def _phases(
     if recipe.offload:
         texts = sum(size for name, size in frozen.items() if "text" in name or "image_encoder" in name)
         rest = everything - at_work - texts
+        learning = at_work if recipe.full else added  # frozen weights make room for the encoders
         phases = [
-            replace(phases[0], name="encoding", weights=at_work + texts, trajectory=0, activations=None),
+            replace(phases[0], name="encoding", weights=learning + texts, trajectory=0, activations=None),
             phases[0],
             replace(phases[0], name="decoding", weights=at_work + rest, activations=None),
             phases[1],

@@ -15,6 +15,7 @@ from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import GlobalGeneratorUse, Key, global_noise, start_generators
 from flowrl.policies.pipelines.arguments import Call, call_arguments, is_refusal
 from flowrl.policies.pipelines.dynamics import Dynamics
+from flowrl.policies.pipelines.encoding_first import encode_first, same_inputs
 from flowrl.policies.pipelines.gates import GateKeeper
 from flowrl.policies.pipelines.guided_walk import Guide, GuidedWalk
 from flowrl.policies.pipelines.intercepted_step import EndOfWalk, PipelineWalk, Session
@@ -49,8 +50,8 @@ class PipelinePasses:
     adapters.py). call: arguments of every call of the pipeline, such as height or guidance_scale, or a function that
     gives them for the prompts of the rows of a call, where rows have arguments of their own. max_rows: the most
     rows that a rollout gives to one call. offload: text encoders, autoencoders and image encoders are on the device
-    only while they are used. guidance_gradient: both, or conditional, where what the denoiser says without the prompt
-    has none (see guidance.py).
+    only while they are used, and texts are encoded while no denoiser is. guidance_gradient: both, or conditional, where
+    what the denoiser says without the prompt has none (see guidance.py).
 
     Found out by the probe: sharing, which rows may share a call; streams, how many step at each iteration.
     """
@@ -79,6 +80,7 @@ class PipelinePasses:
         self._working_copy = WorkingCopy(pipe, self.session, self.keeper, self.device, trained=modules, offload=offload)
         self.global_use = GlobalGeneratorUse()  # of any pass so far
         self.sharing: Sharing = ALONE
+        self._encoded: tuple[int, set[str]] = 0, set()  # prompts since so many results were forgotten
 
     @property
     def pipe(self) -> Pipeline:
@@ -152,6 +154,20 @@ class PipelinePasses:
             self.session.walk = None
             self._working_copy.park()
         return output
+
+    def encode_first(self, prompts: Sequence[Prompt], steps: int) -> None:
+        """With `offload`, encodes the texts of these prompts that are not remembered, all in one go; the policy has
+        been probed. See encoding_first.py."""
+        copy = self._working_copy
+        if not self.offload or copy.encoder is None:
+            return
+        if copy.encoder.forgotten > self._encoded[0]:
+            self._encoded = copy.encoder.forgotten, set()
+        new = {same_inputs(p): p for p in prompts if same_inputs(p) not in self._encoded[1]}
+        if new:
+            with copy.encoding():
+                encode_first(self, list(new.values()), steps)
+            self._encoded[1].update(new)
 
     def arguments(self, prompts: Sequence[Prompt]) -> dict[str, Nest]:
         """What the pipeline is called with for these rows, but for their noise and the steps."""

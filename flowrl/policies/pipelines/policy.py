@@ -109,6 +109,8 @@ class PipelinePolicy(PipelinePasses):
         Rows are the tree's trainable segments, samples its leaves, both prompt by prompt.
         """
         self.prepare(prompts[0], plan)
+        for passes in dict.fromkeys((self, self.looks)):
+            passes.encode_first(prompts, plan.num_steps)
         tree, rollout_walks, outputs = plan.tree(group_size), [], []
         copy = copy_numbers(p.id for p in prompts)
         limit = self.max_rows if self.sharing.rows == "any" else 1
@@ -198,6 +200,7 @@ class PipelinePolicy(PipelinePasses):
                         "reference: it takes other rows in one call than the trained pipeline, so that velocities "
                         "cannot be compared: choose an objective of the clipped kind, or another reference"
                     )
+                teacher.encode_first(trajectory.prompts, trajectory.tree.num_steps)
                 teacher.look(rollout, part, view, visit, progress=progress)
             return
         if view.states != "drawn":

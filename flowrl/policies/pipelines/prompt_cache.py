@@ -3,12 +3,17 @@
 A rollout asks for the same few prompts in every pass, repeated for each sample. The wrapper encodes each distinct
 prompt of a call once, spreads the result over the rows, and caches it. Which outputs have a row for each prompt
 is learnt once, from how they grow with the number of prompts. Text encoders are used nowhere else.
+
+A call's prompts are encoded in one go, and what is remembered is theirs together. Where encoders are not on the device
+to stay, each prompt is encoded alone and remembered by itself (see joining.py), so that other combinations of the same
+prompts need no encoder; results then rest in host memory. Encoded alone, a prompt's result depends on nothing else.
 """
 
 import hashlib
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -16,6 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from flowrl.policies.pipelines.gates import is_tensor_list
+from flowrl.policies.pipelines.joining import Joining, find_joining
 from flowrl.untyped import Nest
 
 CACHE_BYTES = 2 * 1024**3
@@ -23,14 +29,26 @@ Size = tuple[int | list[tuple[int, ...]], ...]  # a shape, or a list of the shap
 
 
 class CachedEncoder:
-    """Stands in for the bound `encode_prompt`. `after` is called when the text encoders have been used."""
+    """Stands in for the bound `encode_prompt`. `before` and `after` are called when the text encoders are used.
 
-    def __init__(self, encode: Callable[..., Nest], after: Callable[[], None] = lambda: None):
-        self._encode, self._after = encode, after
+    by_prompt: whether prompts are encoded one by one. forgotten: how many results were, for want of memory.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[..., Nest],
+        after: Callable[[], None] = lambda: None,
+        *,
+        before: Callable[[], None] = lambda: None,
+        by_prompt: bool = False,
+    ):
+        self._encode, self._before, self._after, self._alone = encode, before, after, by_prompt
+        self.forgotten = 0
         self._signature = inspect.signature(encode)
-        self._cache: OrderedDict[tuple, tuple[Nest, int]] = OrderedDict()  # key -> result, bytes
+        self._cache: OrderedDict[tuple, tuple[Nest, int]] = OrderedDict()  # key -> what is kept, bytes
         self._bytes = 0
         self._by_row: dict[tuple, list[str] | None] = {}  # row arguments -> where each output has a row per prompt
+        self._joinings: dict[tuple, Joining | None] = {}
 
     def __call__(self, *args: object, **kwargs: object) -> Nest:
         """What `encode_prompt` returns for these arguments."""
@@ -38,10 +56,15 @@ class CachedEncoder:
         given = bound.arguments
         per_row = {name: value for name, value in given.items() if _is_texts(value)}
         others = [value for name, value in given.items() if name not in per_row]
-        if not per_row or len({len(v) for v in per_row.values()}) != 1 or not all(map(_is_plain, others)):
-            return self._encode_cached(given)  # how images next to the texts belong to rows, only the family knows
+        if not per_row or len({len(v) for v in per_row.values()}) != 1:
+            return self._encode_cached(given)
         rows = list(zip(*per_row.values(), strict=True))
         unique = list(dict.fromkeys(rows))
+        if self._alone and len(rows) > 1 and (joining := self._joining(given, tuple(per_row), len(unique))) is not None:
+            alone = [_with_rows(given, {n: [row[i]] for i, n in enumerate(per_row)}) for row in unique]
+            return joining([self._encode_cached(one) for one in alone], [unique.index(row) for row in rows])
+        if not all(map(_is_plain, others)):
+            return self._encode_cached(given)  # how images next to the texts belong to rows, only the family knows
         grows = self._learn(given, tuple(per_row)) if unique != rows else []
         if grows is None:
             return self._encode_cached(given)
@@ -51,6 +74,25 @@ class CachedEncoder:
         at = [unique.index(row) for row in rows]
         leaves, tree = tree_flatten(result, is_leaf=is_tensor_list)
         return tree_unflatten([_spread(v, at, g) for v, g in zip(leaves, grows, strict=True)], tree)
+
+    def _joining(self, given: dict, names: tuple, distinct: int) -> Joining | None:
+        """How prompts that are encoded alone make a call of several; None if they do not.
+
+        With pictures beside the texts only rows that are alike are told apart, and only where a picture is for all.
+        """
+        others = {name: value for name, value in given.items() if name not in (*names, "batch_size")}
+        text, plain = given[names[0]][0], {name: value for name, value in others.items() if _is_plain(value)}
+        texts = [text, "a", "a few words that make it longer than the others"]
+        if len(plain) < len(others):
+            if distinct > 1 or any(isinstance(value, list) and len(value) > 1 for value in others.values()):
+                return None
+            texts = [text, text]
+        key = (names, _hashable(plain), len(texts))
+        if key not in self._joinings:
+            self._joinings[key] = find_joining(
+                lambda some: self._encode_afresh(_with_rows(given, {name: list(some) for name in names})), texts
+            )
+        return self._joinings[key]
 
     def _learn(self, given: dict, names: tuple) -> list[str] | None:
         """Where the leaves of the result have one entry per row; None if some grow in another way.
@@ -77,15 +119,16 @@ class CachedEncoder:
             return self._encode_afresh(given)
         if key in self._cache:
             self._cache.move_to_end(key)
-            return _copy_lists(self._cache[key][0])
+            return tree_map(_handed_out, self._cache[key][0])
         result = self._encode_afresh(given)
         size = sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
-        self._cache[key] = result, size
+        self._cache[key] = tree_map(_in_host, result) if self._alone else result, size
         self._bytes += size
         while self._bytes > CACHE_BYTES and len(self._cache) > 1:
             _, (_, freed) = self._cache.popitem(last=False)
             self._bytes -= freed
-        return _copy_lists(result)
+            self.forgotten += 1
+        return tree_map(_handed_out, result)  # with lists of its own, so that nobody changes those that are kept
 
     @torch.no_grad()
     def _encode_afresh(self, given: dict) -> Nest:
@@ -93,6 +136,7 @@ class CachedEncoder:
         own = {name: list(value) if isinstance(value, list) else value for name, value in given.items()}
         bound = self._signature.bind_partial()
         bound.arguments.update(own)
+        self._before()
         try:
             return self._encode(*bound.args, **bound.kwargs)
         finally:
@@ -143,9 +187,20 @@ def _spread(leaf: Nest, at: list[int], grows: str) -> Nest:
     return None if leaf is None else leaf[torch.tensor(at, device=leaf.device)]  # a mask of ones may be left out
 
 
-def _copy_lists(result: Nest) -> Nest:
-    """The result with lists of its own, so that nobody changes the cached ones."""
-    return tree_map(lambda leaf: leaf, result)
+@dataclass(frozen=True)
+class _Resting:
+    """A tensor in host memory, and where it belongs."""
+
+    host: Tensor
+    device: torch.device
+
+
+def _in_host(leaf: Nest) -> Nest:
+    return _Resting(leaf.cpu(), leaf.device) if isinstance(leaf, Tensor) else leaf
+
+
+def _handed_out(leaf: Nest) -> Nest:
+    return leaf.host.to(leaf.device) if isinstance(leaf, _Resting) else leaf
 
 
 def _hashable(value: object) -> tuple | None:

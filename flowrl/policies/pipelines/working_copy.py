@@ -4,15 +4,17 @@ The copy is shallow and its class a subclass made on the fly, so that the user's
 still holds. The only other thing overridden is `_execution_device`, which would look at offloaded modules.
 """
 
+import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import nn
 
 from flowrl.policies.errors import PolicyError
+from flowrl.policies.hosting import Hosted, hosted
 from flowrl.policies.pipelines.arguments import single_prompt_arguments, takes_one_prompt
 from flowrl.policies.pipelines.gates import GateKeeper, ModuleGate
 from flowrl.policies.pipelines.intercepted_step import Session, intercept
@@ -24,7 +26,8 @@ class WorkingCopy:
     """The copy, in `pipe`, and how to call it.
 
     With `offload`, modules that are not in `trained` are on the device only while they are used; a denoiser that is not
-    trained stays once it was fetched. Raises PolicyError if the pipeline cannot be intercepted.
+    trained stays once it was fetched. While prompts are encoded, no denoiser is there. Raises PolicyError if the
+    pipeline cannot be intercepted.
     """
 
     def __init__(
@@ -41,7 +44,9 @@ class WorkingCopy:
         self._call = call_without_no_grad(type(source))
         self.accepts = set(inspect.signature(self._call).parameters)
         self._one = takes_one_prompt(type(source))
-        self._fetched: dict[str, nn.Module] = {}
+        self._fetched: dict[str, Hosted] = {}  # beside what is trained
+        self._away: list[Hosted] = []  # denoisers that make room
+        self._together = False
         self.pipe = copy.copy(source)
         self.pipe.__class__ = type(
             type(source).__name__,
@@ -49,13 +54,22 @@ class WorkingCopy:
             {"_execution_device": property(lambda _: device), "__module__": type(source).__module__},
         )
         self.pipe.__dict__["scheduler"] = intercept(source.scheduler, session)
+        self._trained: list[Hosted] = []
         for name, module in modules_of(source).items():
             away = offload and name not in trained
-            fetch = functools.partial(self._fetch, name, module) if away else None
+            rests = hosted(module, device)
+            fetch = functools.partial(self._fetch, name, rests) if away else None
             self.pipe.__dict__[name] = ModuleGate(module, name, keeper.call, fetch, keeper.writer)
-            module.to("cpu" if away else device)
+            if away:
+                rests.park()
+            else:
+                rests.fetch()
+                self._trained += [rests] if offload else []
+        self.encoder: CachedEncoder | None = None
         if hasattr(source, "encode_prompt"):
-            self.pipe.__dict__["encode_prompt"] = CachedEncoder(self.pipe.encode_prompt, self.park)
+            before = self._make_room if offload else lambda: None
+            self.encoder = CachedEncoder(self.pipe.encode_prompt, self.park, before=before, by_prompt=offload)
+            self.pipe.__dict__["encode_prompt"] = self.encoder
         self.pipe._progress_bar_config = {"disable": True}
 
     def __call__(self, arguments: dict[str, Nest], *, grad: bool) -> PipelineOutput:
@@ -65,14 +79,40 @@ class WorkingCopy:
             return self._call(self.pipe, **{k: v for k, v in arguments.items() if k in self.accepts})
 
     def park(self) -> None:
-        """Sends what was fetched back to the CPU."""
+        """Frees the device of what was fetched, and brings back the denoisers that made room for it."""
+        if self._together:
+            return
         for name in [n for n in self._fetched if n not in self.keeper.denoisers]:
-            self._fetched.pop(name).to("cpu")
+            self._fetched.pop(name).park()
+        for denoiser in self._away:
+            denoiser.fetch()
+        self._away = []
 
-    def _fetch(self, name: str, module: nn.Module) -> None:
+    @contextlib.contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Within, what is fetched stays and has the device to itself, so that it travels once for many prompts."""
+        self._together = True
+        try:
+            yield
+        finally:
+            self._together = False
+            self.park()
+
+    def _make_room(self) -> None:
+        """Sends the denoisers away, but for quantised ones: they are small, and may not be pointed elsewhere."""
+        if self._away:
+            return
+        others = [rests for name, rests in self._fetched.items() if name in self.keeper.denoisers]
+        self._away = [rests for rests in (*self._trained, *others) if rests.is_plain]
+        for denoiser in self._away:
+            denoiser.park()
+
+    def _fetch(self, name: str, rests: Hosted) -> None:
         if name not in self._fetched:
-            module.to(self.device)
-            self._fetched[name] = module
+            if self._together:
+                self._make_room()
+            rests.fetch()
+            self._fetched[name] = rests
 
 
 def modules_of(pipe: Pipeline) -> dict[str, nn.Module]:
