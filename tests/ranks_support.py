@@ -1,46 +1,66 @@
-"""Small runs over ranks: what they train, and the program that each rank runs.
+"""Small runs over ranks: what they train, and the program that starts ranks of them.
 
-python -m ranks_support FOLDER NAME ...     as one of several processes
+python -m ranks_support JOBS      what each rank needs is loaded once, and the ranks of each job are forks of it
+
+JOBS is a list as JSON: {"ranks": 2, "to": FOLDER, "runs": [NAME, ...], "more": [KEY=VALUE, ...], "resume": false}. The
+runs of a job come one after the other in one group of ranks, each in FOLDER / NAME; what ends one is written to
+FOLDER/NAME-RANK.txt and ends its job.
 """
 
+import importlib
+import json
 import os
+import signal
+import socket
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from flowrl.contracts import Samples
 from flowrl.recipe.load import load
 
+ROOT = Path(__file__).resolve().parents[1]
+APART = {"WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 SMALL = ("eval.grid=4", "threads=1")
 TOKENS = ("train.iterations=2", "train.group=4", "generation.max_new_tokens=8", "eval.prompts=6", "eval.batch=4")
 STEPS = ("train.iterations=2", "train.prompts=3", "train.group=4", "eval.prompts=6", "eval.batch=2")
+ONE = "train.updates=1"
+TREE = "sampler.tree={kind: branch, splits: [0, 2], widths: [2, 2]}"
+LOOKS = ("train.iterations=2", "train.prompts=3", "train.group=4", "eval.prompts=4", "eval.batch=2")
+LIMIT = "{use: ranks_support.loses, required: true, failure_limit: 0.05}"
 # name -> recipe, overrides
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "noised": ("quickstart", (*STEPS, "train.updates=1", "train.keep=2")),
-    "tokens": ("tiny_lm_grpo", (*TOKENS, "train.prompts=5", "train.updates=1", "train.refill=2", "train.keep=2")),
+    "noised": ("quickstart", (*STEPS, ONE, "train.keep=2")),
+    "tokens": ("tiny_lm_grpo", (*TOKENS, "train.prompts=5", ONE, "train.refill=2", "train.keep=2")),
     "critic": ("tiny_lm_grpo", (*TOKENS, "train.prompts=4", "objective.preset=ppo", "advantage.scale=batch")),
-    "alone": ("tiny_lm_grpo", (*TOKENS, "train.prompts=1", "train.updates=1", "objective.kl=0.04")),
+    "alone": ("tiny_lm_grpo", (*TOKENS, "train.prompts=1", ONE, "objective.kl=0.04")),
     "steps": ("tiny_flow_grpo", (*STEPS, "train.updates=3", "train.ema=0.9", "objective.kl=0.04")),
-    "tree": (
-        "tiny_flow_grpo",
-        (
-            *STEPS,
-            "train.updates=1",
-            "sampler.tree={kind: branch, splits: [0, 2], widths: [2, 2]}",
-            "sampler.window={kind: all}",
-        ),
-    ),
-    "failing": (
+    "tree": ("tiny_flow_grpo", (*STEPS, ONE, TREE, "sampler.window={kind: all}")),
+    "pairs": ("tiny_dpo", (*STEPS, ONE, "train.pairs=2")),
+    "tools": ("tiny_tools", (*LOOKS, ONE, "generation.max_new_tokens=48")),
+    "uneven": (
         "tiny_lm_grpo",
-        (*TOKENS, "train.prompts=2", "train.updates=1", "rewards.own={use: ranks_support.fails}"),
+        (*TOKENS, "train.prompts=4", ONE, "train.budget={kind: equal_treatment, limit: 7}", "prompts.choose=skip"),
     ),
+    "failing": ("tiny_lm_grpo", (*TOKENS, "train.prompts=2", ONE, "rewards.own={use: ranks_support.fails}")),
+    "losing": ("tiny_lm_grpo", (*TOKENS, "train.prompts=3", ONE, f"rewards.own={LIMIT}")),
     "hanging": (
         "tiny_lm_grpo",
-        (*TOKENS, "train.prompts=2", "train.updates=1", "parallel.wait=3", "rewards.own={use: ranks_support.hangs}"),
+        (*TOKENS, "train.prompts=2", ONE, "parallel.wait=3", "rewards.own={use: ranks_support.hangs}"),
     ),
 }
+ENDING = ("failing", "losing", "hanging")  # runs that do not come to their end
+WITHIN = 2e-6  # of metrics that are no log-ratio: float32 sums in another order
+RATIOS = ("ratio", "replay_gap", "kl", "clip")  # what is rounding while the policy still is the one that sampled
+LOADED = ("diffusers.pipelines.flux", "peft", "transformers.models.llava", "transformers.models.qwen2")
+LOADED += ("flowrl.engines.ranks", "flowrl.runs.start")
+FOLLOWS = ("ranks/", "time_")  # metrics that are not those of one process
 
 
 def recipe_of(name: str, folder: Path, *more: str):
@@ -49,33 +69,182 @@ def recipe_of(name: str, folder: Path, *more: str):
     return load(recipe, [*overrides, *SMALL, f"output={folder / name}", *more])
 
 
+# ---------------------------------------------------------------------- rewards that do what they should not
+
+
+def _trains(samples: Samples) -> bool:
+    """Whether these are samples of training: in an evaluation each is a group."""
+    return len(samples.group.unique()) < len(samples)
+
+
+def _here() -> bool:
+    return os.environ.get("RANK") == "1"
+
+
 def fails(samples: Samples) -> torch.Tensor:
     """A reward that ends the run on rank 1."""
-    if os.environ.get("RANK") == "1" and len(samples.group.unique()) < len(samples):  # not in an evaluation
+    if _here() and _trains(samples):
         raise SystemExit(3)
+    return torch.zeros(len(samples))
+
+
+def loses(samples: Samples) -> torch.Tensor:
+    """A reward that cannot score any sample of training that rank 1 has: a third of three prompts."""
+    if _here() and _trains(samples):
+        raise ValueError("no answer from the server")
     return torch.zeros(len(samples))
 
 
 def hangs(samples: Samples) -> torch.Tensor:
     """A reward that never answers on rank 1."""
-    if os.environ.get("RANK") == "1" and len(samples.group.unique()) < len(samples):
+    if _here() and _trains(samples):
         time.sleep(600)
     return torch.zeros(len(samples))
 
 
-def main(folder: Path, names: list[str]) -> None:
-    """Runs them one after the other; what ends one is written to NAME-RANK.txt, and is the last thing done."""
-    from flowrl.engines.ranks import ProcessRanks
+# ---------------------------------------------------------------------- comparing
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run, line by line."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The final weights of a run."""
+    return load_file(next((folder / "lora").glob("*.safetensors")))
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """How far weights lie apart: relative L2, and the largest difference of an element."""
+    assert one.keys() == other.keys()
+    flat = [torch.cat([values[name].flatten() for name in sorted(one)]) for values in (one, other)]
+    return float((flat[0] - flat[1]).norm() / flat[0].norm()), float((flat[0] - flat[1]).abs().max())
+
+
+def differences(one: Path, several: Path) -> dict[str, float]:
+    """The largest differences of a run over ranks from that of one process, over all lines.
+
+    exact: of rewards and held-out scores; ratios: of log-ratios; metrics: of all others, absolute
+    or a fifth of the relative one, whichever is less; l2 and weights: see `distance`. Raises AssertionError where they
+    have other metrics, or a picture differs.
+    """
+    alone, together = lines(one), lines(several)
+    assert len(alone) == len(together) > 1
+    found = {"exact": 0.0, "ratios": 0.0, "metrics": 0.0}
+    for before, after in zip(alone, together, strict=True):
+        plain = {name for name in before if not name.startswith(FOLLOWS)}
+        assert plain == {name for name in after if not name.startswith(FOLLOWS)}
+        for name in plain:
+            if not isinstance(before[name], float):
+                assert before[name] == after[name], name
+                continue
+            gap = abs(before[name] - after[name])
+            if name.startswith(("reward/", "heldout")):
+                found["exact"] = max(found["exact"], gap)
+            elif any(word in name for word in RATIOS):
+                found["ratios"] = max(found["ratios"], gap)
+            else:
+                found["metrics"] = max(found["metrics"], min(gap, gap / (abs(before[name]) or 1.0) / 5))
+    first = [json.loads((folder / "heldout" / "00000.json").read_text()) for folder in (one, several)]
+    assert first[0] == first[1]
+    for picture in (one / "heldout" / "00000").glob("*.png"):
+        assert picture.read_bytes() == (several / "heldout" / "00000" / picture.name).read_bytes()
+    found["l2"], found["weights"] = distance(weights(one), weights(several))
+    return found
+
+
+def compare(one: Path, several: Path) -> None:
+    """Asserts that a run over ranks is that of one process."""
+    found = differences(one, several)
+    assert found["exact"] == 0 and found["ratios"] < 1e-4 and found["metrics"] < WITHIN and found["l2"] < 1e-4, found
+
+
+# ---------------------------------------------------------------------- starting
+
+
+def environment(**more: str) -> dict[str, str]:
+    """That of a process which is no rank and finds the tests."""
+    own = {name: value for name, value in os.environ.items() if name not in APART}
+    paths = [str(ROOT), str(ROOT / "tests")]
+    return (
+        own | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"} | more
+    )
+
+
+def started(folder: Path, jobs: list[dict[str, Any]]) -> subprocess.Popen:
+    """The program of this module; what it says goes to folder/log.txt."""
+    command = [sys.executable, "-m", "ranks_support", json.dumps(jobs)]
+    with (folder / "log.txt").open("w") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment(), cwd=folder)
+
+
+def job(ranks: int, to: Path, runs: list[str], *more: str, resume: bool = False) -> dict[str, Any]:
+    """One entry of JOBS."""
+    return {"ranks": ranks, "to": str(to), "runs": runs, "more": list(more), "resume": resume}
+
+
+def forked(number: int, work: Callable[[], None]) -> list[int]:
+    """The processes of so many ranks, each of which does the work and ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    children = []
+    for rank in range(number):
+        if (child := os.fork()) == 0:
+            code = 1
+            try:
+                if number > 1:
+                    given = {"RANK": str(rank), "WORLD_SIZE": str(number), "LOCAL_RANK": str(rank)}
+                    os.environ.update(given | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
+                work()
+                code = 0
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+    return children
+
+
+def do_runs(to: Path, names: list[str], more: list[str], resume: bool) -> None:
+    """Does the runs as one of the ranks of a job, or alone."""
+    from flowrl.commands.ranks import joined
     from flowrl.runs.start import run
 
-    ranks = ProcessRanks(60.0)
+    to.mkdir(parents=True, exist_ok=True)
+    name = ""
     try:
-        with ranks.together():
+        with joined(60.0) as ranks:
             for name in names:
-                run(recipe_of(name, folder), ranks=ranks)
+                if hasattr(ranks, "wait"):
+                    ranks.wait = recipe_of(name, to, *more).parallel.wait
+                run(recipe_of(name, to, *more), ranks=ranks, resume=to / name if resume else None)
     except Exception as error:
-        (folder / f"{name}-{ranks.rank}.txt").write_text(f"{type(error).__name__}: {error}")
+        rank = os.environ.get("RANK", "0")
+        (to / f"{name}-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+        if name not in ENDING:
+            raise
+
+
+def main(jobs: list[dict[str, Any]]) -> int:
+    """Does the jobs; returns how many ranks have failed."""
+    for module in LOADED:
+        importlib.import_module(module)
+    failed = 0
+    for given in jobs:
+        arguments = Path(given["to"]), given["runs"], given["more"], given["resume"]
+        children = forked(given["ranks"], lambda arguments=arguments: do_runs(*arguments))
+
+        def end(number: int, frame: object, children: list[int] = children) -> None:
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+            sys.exit(1)
+
+        signal.signal(signal.SIGTERM, end)
+        failed += sum(os.waitpid(child, 0)[1] != 0 for child in children)
+    return failed
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    sys.exit(main(json.loads(sys.argv[1])))

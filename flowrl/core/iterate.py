@@ -66,6 +66,7 @@ def iterate(
     resample: Callable[[Rollout, Tensor, dict[str, Tensor]], tuple[Rollout, Tensor]] | None = None,
     terms: Callable[[Rollout, dict[str, Tensor], Tensor], Sequence[Term]] | None = None,
     ranks: Ranks = ALONE,
+    settle: Callable[[], None] = lambda: None,
 ) -> Iteration:
     """Draws, scores and learns once from `settings.group` samples of each prompt.
 
@@ -80,7 +81,8 @@ def iterate(
     the values that advantages read, and is fitted to the returns; in its first `warmup` iterations it alone learns.
     resample: gives the rollout as its rows are drawn anew, with their advantages, before anything learns from them.
     terms: of the rollout that is trained, its rewards and advantages, gives what is added to the objective.
-    ranks: the processes that iterate together, all with the same arguments. Each calls `score` with its own samples.
+    ranks: the processes that iterate together, all with the same arguments. Each calls `score` with its own samples,
+    and `settle` once all have done so, where what `score` could not do is judged.
     Metrics named time_* are seconds; all others repeat under the same seed, and are of all that was drawn.
     """
     clock = Clock(enter)
@@ -108,7 +110,7 @@ def iterate(
     if ranks.size > 1:
         if isinstance(engine, MixedEngine):
             raise ValueError("samples of files and drawn ones do not mix over several ranks: train on one")
-        engine, looks = RankedEngine(engine, advantage, clock, ranks), RankedLooks(policy)
+        engine, looks = RankedEngine(engine, advantage, clock, ranks, settle), RankedLooks(policy)
     one = looks
     draws, ended = [engine.draw(prompts, first)], settings.skip_truncated
     while more is not None and len(draws) <= settings.refill and (missing := len(prompts) - kept_groups(draws, ended)):

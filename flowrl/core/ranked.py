@@ -4,19 +4,37 @@ What a decision needs to be walked again stays where it was drawn, and so do pix
 decision and a text a sample, is gathered before there are advantages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Credit, Field, LogProbs, Looks, Progress, Prompt, Rollout, Samples, Valued, View, Visit
+from flowrl.contracts import (
+    Conversation,
+    Credit,
+    Field,
+    LogProbs,
+    Looks,
+    Progress,
+    Prompt,
+    Rollout,
+    Samples,
+    Valued,
+    View,
+    Visit,
+)
 from flowrl.core.engine import Advantage, Clock, Draw, Drawn
 from flowrl.core.ranks import Ranks, shares
 from flowrl.core.refill import join_rollouts, of_prompts
 
 PIXELS = ("images", "video", "audio")  # of samples, what stays where it was drawn
+
+
+def has_pixels(samples: Samples) -> bool:
+    """Whether these samples have what stays where it was drawn."""
+    return any(getattr(samples, name) is not None for name in PIXELS)
 
 
 class Draws(Protocol):
@@ -42,13 +60,15 @@ class OwnPart:
 class RankedEngine:
     """Draws the groups of prompts together with other ranks; `local` draws those of this one.
 
-    samples: of all that were drawn here so far, with their pixels.
+    samples: of all that were drawn here so far, with their pixels. settle: is called by all ranks alike once all have
+    scored, and may raise.
     """
 
     local: Draws
     advantage: Advantage
     clock: Clock
     ranks: Ranks
+    settle: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self.samples: list[Samples] = []
@@ -61,6 +81,7 @@ class RankedEngine:
             self.samples.append(own.rollout.samples)
         with self.clock.phase("score"):
             light = None if own is None else _Light.of(own, mine)
+            self.settle()
             whole = _whole([part for part in self.ranks.gather(light) if part is not None], prompts)
             held = OwnPart(own and own.rollout, torch.arange(0) if light is None else light.places())
             rollout = replace(whole.rollout, replay=held, own=_marked(held.rows, len(whole.rollout.rollout_logp)))
@@ -113,12 +134,18 @@ class _Light:
     def of(drawn: Drawn, at: list[int]) -> "_Light":
         samples = drawn.rollout.samples
         none = {"prompts": [Prompt("", "")] * len(samples), **dict.fromkeys(PIXELS)}  # every rank has the prompts
-        light = replace(drawn.rollout, samples=replace(samples, **none), replay=None)
+        talks = None if samples.talks is None else [_without_pictures(talk) for talk in samples.talks]
+        light = replace(drawn.rollout, samples=replace(samples, talks=talks, **none), replay=None)
         return _Light(drawn._replace(rollout=light), at)
 
     def places(self) -> Tensor:
         """Where the rows stand among those of all prompts, int64."""
         return of_prompts(torch.tensor(self.at), self.drawn.rollout, "rows")
+
+
+def _without_pictures(talk: Conversation) -> Conversation:
+    """The conversation without what its tools showed but texts."""
+    return replace(talk, shown=tuple(tuple(replace(m, pictures=()) for m in messages) for messages in talk.shown))
 
 
 def _whole(parts: Sequence[_Light], prompts: Sequence[Prompt]) -> Drawn:

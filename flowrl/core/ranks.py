@@ -19,10 +19,12 @@ T = TypeVar("T")
 
 
 class Ranks(Protocol):
-    """rank: the number of this process, from 0; size: how many there are. All call the same methods in one order."""
+    """rank: the number of this process, from 0; size: how many there are; gathered: bytes that all of them have told
+    each other so far, sums apart. All call the same methods in one order."""
 
     rank: int
     size: int
+    gathered: int
 
     def gather(self, value: T) -> list[T]:
         """What each rank gives, in their order; tensors come on the CPU. Raises RankError where one has failed."""
@@ -36,7 +38,7 @@ class Ranks(Protocol):
 class OneRank:
     """One process that trains alone."""
 
-    rank, size = 0, 1
+    rank, size, gathered = 0, 1, 0
 
     def gather(self, value: T) -> list[T]:
         """What this process gives."""
@@ -97,14 +99,23 @@ def whole_metrics(metrics: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]
     return merged
 
 
-def whole_means(metrics: dict[str, float], weight: float, ranks: Ranks) -> dict[str, float]:
-    """The means over all ranks, each counted by its weight, of numbers that are means themselves."""
-    if ranks.size == 1:
-        return metrics
-    parts = [(found, number) for found, number in ranks.gather((metrics, weight)) if number]
+def weighed_means(parts: Sequence[tuple[dict[str, float], float]]) -> dict[str, float]:
+    """The means, each counted by its weight, of numbers by name that are means themselves."""
+    parts = [(found, number) for found, number in parts if number]
     names = list(dict.fromkeys(name for found, _ in parts for name in found))
     of = {name: [(found[name], number) for found, number in parts if name in found] for name in names}
     return {name: sum(v * n for v, n in values) / sum(n for _, n in values) for name, values in of.items()}
+
+
+def balance(rows: int, ranks: Ranks) -> dict[str, float]:
+    """How evenly ranks have the rows that they train: most rows of a rank / mean of all, from 1 (even) to their number.
+
+    rows: how many this rank has trained. Nothing of one process.
+    """
+    if ranks.size == 1:
+        return {}
+    each = ranks.gather(rows)
+    return {"ranks/balance": max(each) * ranks.size / sum(each) if any(each) else 1.0}
 
 
 def agreed(value: T, ranks: Ranks) -> T:

@@ -18,7 +18,7 @@ from flowrl.core.filling import parts, weighed
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.pairs import companions
-from flowrl.core.ranks import ALONE, Ranks, own_rows, whole_gradient, whole_metrics
+from flowrl.core.ranks import ALONE, Ranks, balance, own_rows, whole_gradient, whole_metrics
 from flowrl.core.scaling import LEAST
 from flowrl.core.selection import WidthPruning, moved_rows, rank_shares
 from flowrl.core.terms import Term
@@ -107,7 +107,7 @@ def update(
         if "rank" in objective.needs:
             weighted = rank_shares(weighted, used)
         steps.append((block, used, weighted))
-    step_metrics: list[Metrics] = []
+    step_metrics, own_number = list[Metrics](), 0
     together = None if friends is None else friends.labels
     for _ in range(settings.epochs):
         for number, (block, used, weighted) in enumerate(steps):
@@ -115,7 +115,8 @@ def update(
             if len(used) or beside:
                 loss = _step_loss(rollout, weighted, objective, block, used, learner, together, reward_of)
                 loss.weights *= settings.coef
-                if len(mine := own_rows(rollout, used, ranks)):
+                own_number += len(mine := own_rows(rollout, used, ranks))
+                if len(mine):
                     _backward(policy, mine, loss, settings.micro_batch, progress)
                 of_terms: Metrics = {}
                 for term, rows in beside:
@@ -136,6 +137,7 @@ def update(
         means["replay_gap_max"] = first["abs_log_ratio_max"]
     active_rows = sum(len(used) for _, used, _ in steps) / len(rollout.rollout_logp)
     empty = settings.epochs * settings.updates - len(step_metrics)
+    told |= balance(own_number, ranks)
     return told | means | {"active_rows": active_rows, "empty_updates": empty, "lr": learner.lr}
 
 

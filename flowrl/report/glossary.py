@@ -86,6 +86,8 @@ METRICS = {
     "time_score": "scoring them",
     "time_train": "computing gradients and updating",
     "time_eval": "held-out evaluations",
+    "ranks/balance": "rows that the busiest of several processes trains / mean of all: 1 is even",
+    "ranks/bytes": "bytes that processes told each other in an iteration, all together, without gradients",
     "forwards/rollout": "rows (or tokens) that went through the model in drawing samples",
     "forwards/train": "rows (or tokens) that went through the model in training, the reference's included",
     "reward/*/mean": "mean reward of an iteration's samples",

@@ -15,6 +15,7 @@ from flowrl.planning.costs import eval_plan, plan_for
 from flowrl.recipe.schema import Recipe
 from flowrl.report.evaluations import evenly_spaced
 from flowrl.scoring.gates import counted_rewards
+from flowrl.scoring.scorer import Scorer
 from flowrl.watch.hacking import KL, HeldoutMean
 
 ScoreFunction = Callable[[Samples], dict[str, Tensor]]
@@ -33,6 +34,8 @@ def evaluate_heldout(
     evaluation = evaluate(
         source, prompts, score, plan=plan, seed=seed, batch=recipe.eval.batch, each=recipe.eval.samples, **more
     )
+    if isinstance(score, Scorer):
+        score.judge.settle(apart=True)
     trained = [spec for name, spec in recipe.rewards.items() if spec.weight and name in evaluation.scores]
     if len(trained) > 1 or any(spec.gate is not None for spec in trained):
         return replace(evaluation, total=counted_rewards(recipe.rewards, evaluation.scores, prompts).total)

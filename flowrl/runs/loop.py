@@ -28,7 +28,7 @@ from flowrl.core.objectives.entropy import EntropyControl
 from flowrl.core.ranks import ALONE, Ranks, agreed
 from flowrl.core.values import Critic
 from flowrl.kinds import kind_of
-from flowrl.planning.costs import arithmetic, baseline_plan, plan_for
+from flowrl.planning.costs import baseline_plan, plan_for
 from flowrl.planning.duration import seconds_left
 from flowrl.policies import adapters
 from flowrl.reading.inputs import unread_columns
@@ -45,7 +45,7 @@ from flowrl.runs.heldout import evaluate_heldout, evaluation_is_due, judged_mean
 from flowrl.runs.phasing import Draws, begin_phase
 from flowrl.runs.run_state import GlobalGenerators, RunState
 from flowrl.runs.saving import Saving
-from flowrl.runs.settings import resample_of, settings_of
+from flowrl.runs.settings import phase_totals, resample_of, settings_of
 from flowrl.runs.stopping import Stopped, Stopping
 from flowrl.runs.together import check_stop, measured
 from flowrl.untyped import JSON
@@ -152,7 +152,7 @@ class Run:
             self.learner.share = state.spent[0] / seconds
         result = self._iterate(state.iteration, progress)
         state.iteration += 1
-        took = agreed(sum(v for name, v in result.metrics.items() if name.startswith("time_")), self.ranks)
+        took = sum(v for name, v in result.metrics.items() if name.startswith("time_"))
         state.spent = state.spent[0] + took, state.spent[1]
         if state.iteration == 1 and (line := unread_columns(self.recipe, self.inputs.train)):
             self.console.note(line)
@@ -177,9 +177,8 @@ class Run:
         phase = begin_phase(self.recipe, iteration, self.learner)
         recipe, steps = self._constants(iteration), self.learner.steps
         cursor = self.draws.of(self.recipe, iteration)
-        sizes, scored = arithmetic(recipe, iteration), recipe.scores_train  # witnesses alone: evaluations ask them
-        totals = {"rollout": sizes.rollout_forwards, "score": len(self.inputs.scorer.rewards) if scored else 0}
-        totals |= {"train": sizes.updates_forwards, "values": sizes.value_forwards}
+        scored, told = recipe.scores_train, self.ranks.gathered
+        totals = phase_totals(recipe, iteration, len(self.inputs.scorer.rewards))
         progress.forwards.clear()
 
         def tick(number: int) -> None:
@@ -215,6 +214,7 @@ class Run:
             resample=resample_of(recipe, self.inputs.scorer, iteration),
             terms=terms_of(recipe, self.policy, self.inputs.scorer, self.beside, objective, iteration),
             ranks=self.ranks,
+            settle=self.inputs.scorer.judge.settle,
         )
         result.metrics |= cursor.observe(observed(recipe, self.inputs.scorer, result.rewards, result.samples))
         if self.expansion is not None:
@@ -225,7 +225,7 @@ class Run:
         if train.old is not None:
             after = self.recipe.at(iteration + 1, self.learner.steps).train.old
             self.learner.keep_old(after or 0.0)
-        result.metrics |= measured(result, progress.forwards, self.ranks)
+        result.metrics = measured(result, progress.forwards, self.ranks, told)
         result.metrics |= {} if phase is None else {"phase": float(phase)}
         for name, curve in self.recipe.parts()[(phase or 1) - 1].curves.items():
             result.metrics |= {f"curve/{place}": value for place, value in curve.numbers(name, iteration, steps)}

@@ -1,9 +1,13 @@
 """The state of a run between two iterations, besides its weights and its learner."""
 
+import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Protocol
+
+import numpy
+import torch
 
 from flowrl.recipe.schema import Train
 from flowrl.runs import checkpoints
@@ -32,6 +36,24 @@ class GlobalGenerators:
     def load_state_dict(self, state: dict[str, Nest]) -> None:
         """Restores their states."""
         checkpoints.restore_random_state(state)
+
+
+def seed_generators(seed: int) -> None:
+    """Lets the global generators begin anew; seed: at least 0, below 2**32."""
+    torch.manual_seed(seed)
+    numpy.random.seed(seed)
+    random.seed(seed)
+
+
+def plain_bytes(state: Nest) -> bytes:
+    """A state as bytes, equal for equal values."""
+    if isinstance(state, torch.Tensor):
+        return state.numpy().tobytes()
+    if isinstance(state, Mapping):
+        return b"".join(f"{name}:".encode() + plain_bytes(value) for name, value in state.items())
+    if isinstance(state, list | tuple):
+        return b"".join(plain_bytes(value) + b"," for value in state)
+    return repr(state).encode()
 
 
 @dataclass

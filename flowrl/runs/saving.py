@@ -18,7 +18,7 @@ from flowrl.runs import checkpoints
 from flowrl.runs import resume as resuming
 from flowrl.runs.folder import RunFolder
 from flowrl.runs.run_state import RunState
-from flowrl.runs.together import own_states, restore_own
+from flowrl.runs.together import OwnStates
 
 
 class DivergedError(RuntimeError):
@@ -43,12 +43,13 @@ class Saving:
     def __post_init__(self) -> None:
         self.checkpoints = checkpoints.Checkpoints(self.folder.path, self.recipe.checkpoint.keep)
         self._marked: dict[str, Any] = {}
+        self._own = OwnStates(self.ranks, self.recipe.seed)
         self._saved: tuple[int, int] | None = None  # iteration and number of evaluations of the last checkpoint
 
     def mark(self) -> None:
         """Records everything but weights and learner."""
         self._marked = self.state.state_dict() | {"files": self.folder.position(), "prompts": dict(self.prompts)}
-        self._marked |= own_states(self.state, self.ranks)
+        self._marked |= self._own.marked()
         self._steps = self._steps_taken()
 
     @property
@@ -110,7 +111,7 @@ class Saving:
             restore_critic(self.critic, saved, checkpoint)
         mark = saved["mark"]
         self.state.load_state_dict(mark)
-        restore_own(self.state, mark, self.ranks)
+        self._own.restore(mark)
         self.folder.rewind(mark["files"], mark["iteration"], mark["evaluated"])
         self._saved = self._version(mark)
 

@@ -10,6 +10,7 @@ from flowrl.contracts import Rollout
 from flowrl.core.replay import resampled
 from flowrl.core.update import Settings
 from flowrl.kinds import kind_of
+from flowrl.planning.costs import arithmetic
 from flowrl.recipe.schema import Recipe
 from flowrl.runs.beside import main_coef
 from flowrl.scoring.scorer import Scorer
@@ -33,6 +34,14 @@ def settings_of(recipe: Recipe, iteration: int) -> Settings:
         share=train.share,
         coef=main_coef(recipe),
     )
+
+
+def phase_totals(recipe: Recipe, iteration: int, rewards: int) -> dict[str, int]:
+    """What the phases of an iteration count up to, where so many rewards are asked; those that are witnesses alone are
+    asked by evaluations."""
+    sizes = arithmetic(recipe, iteration)
+    totals = {"rollout": sizes.rollout_forwards, "score": rewards if recipe.scores_train else 0}
+    return totals | {"train": sizes.updates_forwards, "values": sizes.value_forwards}
 
 
 def resample_of(

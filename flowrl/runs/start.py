@@ -49,6 +49,8 @@ def run(
         raise error
     check_files(recipe)
     inputs = read_inputs(recipe)
+    if ranks.size > 1:
+        inputs.scorer.judge.join(ranks.gather, loud=ranks.rank == 0)
     place = resume or Path(led(lambda: str(unused_folder(Path(recipe.output or "runs/run"))), ranks))
     folder = RunFolder(place) if ranks.rank == 0 else Follower(place)
     with contextlib.closing(folder), _disk_errors(folder.path), _record_end(folder), refuse_exit():

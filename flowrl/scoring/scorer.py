@@ -12,7 +12,6 @@ A reward with a method `to` is moved to its device. One whose class says `groupw
 of their group and is given whole groups. One that gives values of steps: see stepwise.py.
 """
 
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,10 +22,11 @@ from torch import Tensor
 
 from flowrl.contracts import Samples, Steps
 from flowrl.scoring import gates as composite
-from flowrl.scoring.batches import FailureRecord, Slices, copy_samples, cut_rows, sample_faults
+from flowrl.scoring.batches import Slices, copy_samples, cut_rows, sample_faults
 from flowrl.scoring.cache import CachedScores
+from flowrl.scoring.judging import Judge
 from flowrl.scoring.lanes import Lane
-from flowrl.scoring.results import RewardError, check_scores, reason, why_missing
+from flowrl.scoring.results import RewardError, check_scores
 from flowrl.scoring.runners import RewardRunner, load
 from flowrl.scoring.stepwise import scores_of_steps, total
 from flowrl.untyped import JSON
@@ -42,8 +42,7 @@ Started = dict[str, list[tuple[Rows, Outcome]]]  # by reward: positions of sampl
 class Scorer:
     """Scores samples with every reward, `batch` samples at a time unless a reward has its own number (None: all).
 
-    device: of rewards with weights that name none. failures: number of samples that each reward failed on since the
-    start, by an error or by a late answer.
+    device: of rewards with weights that name none. judge: counts what could not be scored.
     """
 
     def __init__(
@@ -55,8 +54,8 @@ class Scorer:
         self.specs = {name: reward.spec for name, reward in self.rewards.items()}
         self.weights = {name: spec.weight for name, spec in self.specs.items()}
         self.trained = [name for name, weight in self.weights.items() if weight]
-        self.failures = dict.fromkeys(self.rewards, 0)
-        self.record = {name: FailureRecord(spec.failure_limit) for name, spec in self.specs.items()}
+        self.judge = Judge(self.rewards)
+        self.failures, self.record = self.judge.failures, self.judge.record
         lanes = [name for name, spec in self.specs.items() if spec.overlap or spec.time_limit is not None]
         self._lanes = {name: Lane(name, self.specs[name].time_limit) for name in lanes}
         self._ahead: list[tuple[Samples, Started]] = []
@@ -87,7 +86,7 @@ class Scorer:
                 self._fill(scores, steps, name, outcome, index)
             if progress is not None:
                 progress(name)
-        self._judge(samples, scores, wrong)
+        self.judge.called(samples, scores, self.asked_masks(samples), wrong)
         samples.steps.update(steps)
         return scores
 
@@ -215,36 +214,11 @@ class Scorer:
         except Exception as error:
             if self.specs[name].required and isinstance(error, RewardError):
                 raise
-            self.failures[name] += number
-            self.record[name].cause = error
+            self.judge.failed(name, number, error)
             return CachedScores(torch.full((number,), torch.nan))
         if (cache := self.rewards[name].cache) is not None:
             cache.keep(scored)
         return scored
-
-    def _judge(self, samples: Samples, scores: Mapping[str, Tensor], wrong: Mapping[int, str]) -> None:
-        """Raises RewardError for a required reward that could not score too many."""
-        asked = self.asked_masks(samples)
-        if wrong:
-            fault = f"{len(wrong)} of {len(samples)} samples are not scored: {next(iter(wrong.values()))}"
-            warnings.warn(f"{fault}; the first is of the prompt {samples.prompts[min(wrong)].text!r}", stacklevel=3)
-        for name, score in scores.items():
-            lost = score.isnan()[asked[name]] if name in asked else score.isnan()
-            record = self.record[name]
-            record.add(lost.tolist())
-            if self.specs[name].required and (many := record.too_many()):
-                cause = record.cause
-                because = why_missing(self.rewards[name].call) if cause is None else reason(cause)
-                because = fault if wrong and cause is None else because
-                remedy = f"or set rewards.{name}.required=false to continue without these samples"
-                raise RewardError(f"reward {name!r} could not score {many}: {because}; fix it, {remedy}") from cause
-        for name, record in self.record.items():
-            if record.cause is not None and not record.warned:
-                record.warned = True
-                kind = "reward" if self.specs[name].required else "optional reward"
-                warnings.warn(
-                    f"{kind} {name!r} failed, its samples are not scored: {reason(record.cause)}", stacklevel=3
-                )
 
     # ------------------------------------------------------------------ devices
 

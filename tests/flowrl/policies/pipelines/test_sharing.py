@@ -124,6 +124,8 @@ def test_where_padding_counts_the_size_of_a_call_changes_no_sample(name: str) ->
         assert gap(again.rollout_logp, whole.rollout_logp) <= 2e-6
         assert gap(pictures(again), pictures(whole)) <= 1e-5
     policy.max_rows = None
+    others = policy.rollout(prompts[1::2], group_size=2, plan=plan, seed=SEED)  # as a rank draws its own
+    assert gap(pictures(others), pictures(whole).unflatten(0, (-1, 2))[1::2].flatten(0, 1)) <= 1e-5
     x = torch.cat([policy.rollout([p], plan=SDE, seed=SEED).replay.enter[1][0] for p in prompts])
     together = policy.velocity(prompts, x, 1, plan=SDE, seed=SEED)
     alone = [policy.velocity([p], x[i : i + 1], 1, plan=SDE, seed=SEED) for i, p in enumerate(prompts)]
