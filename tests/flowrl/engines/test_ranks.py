@@ -22,7 +22,7 @@ def short(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     jobs = [job(number, folder / str(number), SHORT) for number in (1, 2)]
     jobs += [job(2, folder / "2", [name]) for name in ("failing", "losing")]
-    ended = started(folder, jobs).wait(500)
+    ended = started(folder, jobs).wait(1500)
     assert ended == 0, (folder / "log.txt").read_text()
     return folder
 
