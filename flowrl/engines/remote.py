@@ -11,12 +11,12 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 
-from flowrl.contracts import Drawing, Explored, Prompt, View
+from flowrl.contracts import Drawing, Explored, Progress, Prompt, View
 from flowrl.engines import client
 from flowrl.engines.client import Connection, Drawn, EngineError, UnknownWeightsError, Wanted
 from flowrl.engines.pictures import messages_of
@@ -25,7 +25,7 @@ from flowrl.names import UserError
 from flowrl.planning.costs import plan_for
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.proving import MAX_MEAN_GAP, PROBE_TOKENS
-from flowrl.policies.language.rows import Row
+from flowrl.policies.language.rows import DrawsRows, Row, waiting_rows
 from flowrl.policies.noise import Key, copy_numbers
 from flowrl.recipe.engines import EngineKeys
 from flowrl.recipe.schema import Recipe
@@ -58,27 +58,72 @@ class Engine:
             )
         version = self.courier.bring(policy)
         brought = time.perf_counter()
-        with ThreadPoolExecutor(min(self.keys.concurrent, len(rows)), "engine") as threads:
-            asked = [threads.submit(self._row, policy, row, drawing.plan, version) for row in rows]
+        group = torch.arange(len(drawing.prompts)).repeat_interleave(drawing.group)
+        self.go_on(policy, rows, drawing.plan, progress=drawing.progress, version=version)
+        rollout = policy.completed(rows, group, drawing.plan)
+        return Explored(rollout, None, self._told(start, brought, retried))
+
+    def converse(self, policy: LanguagePolicy, drawing: Drawing) -> Explored:
+        """The same of conversations: each turn is drawn there, and answered here."""
+        start, retried, speaks = time.perf_counter(), self.to.retried, policy.conversations
+        assert speaks is not None
+        version = self.courier.bring(policy)
+        brought = time.perf_counter()
+        draw = partial(self.go_on, version=version)
+        given = drawing.prompts, drawing.group, drawing.plan, drawing.seed, drawing.first, drawing.progress
+        rollout = speaks.rollout(policy, *given, draw=draw)
+        return Explored(rollout, None, self._told(start, brought, retried))
+
+    def _told(self, start: float, brought: float, retried: int) -> dict[str, float]:
+        """Metrics of a rollout that began at `start`, and whose weights were there at `brought`."""
+        metrics = {"engine/retries": float(self.to.retried - retried), "time_engine_weights": brought - start}
+        return metrics | {"time_engine_draw": time.perf_counter() - brought}
+
+    def go_on(
+        self,
+        policy: DrawsRows,
+        rows: Sequence[Row],
+        plan: Generation,
+        *,
+        until: int | Sequence[int] | None = None,
+        keep: bool = False,
+        progress: Progress | None = None,
+        version: str,
+    ) -> None:
+        """Has the server draw on in rows; see `rows.go_on`. keep is not used: the server has a cache of its own.
+
+        Raises UserError for a row that was shown a picture behind its prompt: the server would write its tokens anew.
+        """
+        limits, waiting = waiting_rows(rows, plan, until)
+        if any(rows[i].inputs and rows[i].ids for i in waiting):
+            raise UserError(
+                "rollout.engine: given, but a tool or an environment showed a picture, or spoke to a prompt with one; "
+                "a server is given token ids in later turns, and no pictures; set rollout.engine=null"
+            )
+        if not waiting:
+            return
+        with ThreadPoolExecutor(min(self.keys.concurrent, len(waiting)), "engine") as threads:
+            short = [replace(plan, max_new_tokens=limits[i] - len(rows[i].ids)) for i in waiting]
+            asked = [
+                threads.submit(self._row, policy, rows[i], own, version) for i, own in zip(waiting, short, strict=True)
+            ]
             try:
-                for row, ask in zip(rows, asked, strict=True):
+                for i, ask in zip(waiting, asked, strict=True):
                     drawn = ask.result()
-                    row.give(drawn.ids, drawn.logp, [True] * len(drawn.ids))
-                    row.ended = policy.stop.ends(row.ids)
-                    if drawing.progress is not None:
-                        drawing.progress(len(drawn.ids))
+                    rows[i].give(drawn.ids, drawn.logp, [True] * len(drawn.ids))
+                    rows[i].ended = policy.stop.ends(drawn.ids)
+                    if progress is not None:
+                        progress(len(drawn.ids))
             finally:
                 for ask in asked:
                     ask.cancel()
-        group = torch.arange(len(drawing.prompts)).repeat_interleave(drawing.group)
-        metrics = {"engine/retries": float(self.to.retried - retried)}
-        metrics |= {"time_engine_weights": brought - start, "time_engine_draw": time.perf_counter() - brought}
-        return Explored(policy.completed(rows, group, drawing.plan), None, metrics)
 
-    def _row(self, policy: LanguagePolicy, row: Row, plan: Generation, version: str) -> Drawn:
-        """The completion of one row, by the weights of this version."""
+    def _row(self, policy: Any, row: Row, plan: Generation, version: str) -> Drawn:
+        """What is drawn on in one row, by the weights of this version. plan: with what is left of its limit."""
         chat = (messages_of(policy.encode, row.prompt), policy.encode.arguments) if row.inputs else None
-        wanted = Wanted(row.prompt_ids, row.key.number("tokens"), plan, policy.stop.texts, tuple(policy.stop), chat)
+        seed = row.key.number("tokens", *([len(row.ids)] if row.ids else []))  # each turn has noise of its own
+        ids = [*row.prompt_ids, *row.ids]
+        wanted = Wanted(ids, seed, plan, policy.stop.texts, tuple(policy.stop), chat)
         problem = ""
         for _ in range(2):
             try:
@@ -157,8 +202,8 @@ def check_engine(recipe: Recipe, policy: Any, prompts: Sequence[Prompt]) -> None
 
 
 def drawn_elsewhere(policy: LanguagePolicy, drawing: Drawing, score: object, *, engine: Engine) -> Explored:
-    """See `Engine.draw`."""
-    return engine.draw(policy, drawing)
+    """See `Engine.draw` and, with an environment, `Engine.converse`."""
+    return engine.draw(policy, drawing) if policy.conversations is None else engine.converse(policy, drawing)
 
 
 def _refuse_unfit(policy: LanguagePolicy, wanted: Wanted, drawn: Drawn, url: str) -> None:

@@ -115,9 +115,10 @@ def _beside(recipe: "Recipe", generation: "GenerationKeys") -> Iterator[RecipeEr
     tree = generation.tree
     of_turns = tree is not None and tree.kind == "tree_grpo" and tree.segment is None and tree.split is None
     of_turns = of_turns and recipe.environment is not None and recipe.environment.agent is None
-    for name in ("tree", "again", "force", "partial"):
+    agent = recipe.environment is not None and recipe.environment.agent is not None
+    for name in ("tree", "again", "partial", *(["force"] if agent else [])):
         if getattr(generation, name, None) is not None and not (name == "tree" and of_turns):
-            if name == "tree":
+            if name == "tree" and not agent:
                 problem = "given beside environment, but of conversations there are trees of turns alone"
                 yield RecipeError("generation.tree", problem, "set generation.tree={kind: tree_grpo}, or null")
                 continue
@@ -126,12 +127,11 @@ def _beside(recipe: "Recipe", generation: "GenerationKeys") -> Iterator[RecipeEr
     if recipe.roles is not None:
         problem = "given beside environment, but each of them says who answers whom"
         yield RecipeError("roles", problem, "set roles=null, or environment=null")
-    agent = recipe.environment is not None and recipe.environment.agent is not None
-    for name, off in (("dtype", None), ("batch_invariant", agent and recipe.rollout.batch_invariant), ("engine", None)):
-        if (value := getattr(recipe.rollout, name)) != off:
+    for name in ("dtype", "engine") if agent else ():
+        if (value := getattr(recipe.rollout, name)) is not None:
             got = value.use if name == "engine" else value
-            problem = f"got {show(got)}, but turns go on in batches of the model's own"
-            yield RecipeError(f"rollout.{name}", problem, f"set rollout.{name}={'null' if off is None else 'false'}")
+            problem = f"got {show(got)}, but an agent asks the model itself"
+            yield RecipeError(f"rollout.{name}", problem, f"set rollout.{name}=null")
     if recipe.advantage.credit.kind == "optimal_token":
         problem = "got 'optimal_token', whose statistics are not kept of conversations"
         yield RecipeError("advantage.credit", problem, "set advantage.credit=reward_to_go")

@@ -18,7 +18,8 @@ from flowrl.environments.calls import Reader
 from flowrl.environments.observations import Observations
 from flowrl.environments.workers import Workers
 from flowrl.policies.language.ends import token_ends
-from flowrl.policies.language.rows import DrawsRows, Row, go_on
+from flowrl.policies.language.low_precision import low_precision
+from flowrl.policies.language.rows import DrawsOn, DrawsRows, Row, finish, go_on
 from flowrl.policies.language.shown import written
 from flowrl.policies.noise import Key, copy_numbers
 from samplers.tokens import Generation
@@ -79,15 +80,21 @@ class Conversations:
         seed: int,
         first: int,
         progress: Progress | None = None,
+        *,
+        draw: DrawsOn | None = None,
     ) -> Rollout:
         """`group` conversations about each prompt, prompt by prompt; see `LanguagePolicy.rollout`.
 
+        draw: who draws each turn (None: the model, or its copy in the plan's precision).
         step_stats has `turn` [R, K]: the number of the model's turn, from 1, that a token belongs to or stands behind.
         """
         copy = copy_numbers(prompt.id for prompt in prompts)
         keys = [[Key(seed, p.id, first + i, copy[at]) for i in range(group)] for at, p in enumerate(prompts)]
         talks = self.started(policy, prompts, keys, plan)
-        self.converse(policy, talks, plan, progress)
+        if draw is None:
+            twin = None if plan.precision is None else low_precision(policy.model, plan.precision)
+            draw = partial(go_on, model=twin)
+        self.converse(policy, talks, plan, progress, draw=draw)
         return completed(policy, talks, torch.arange(len(prompts)).repeat_interleave(group), plan)
 
     def probe(self, policy: Any, prompts: Sequence[Prompt], plan: Generation) -> Rollout:
@@ -108,11 +115,17 @@ class Conversations:
         return policy.completed(rows, torch.arange(len(prompts)), longer)
 
     def converse(
-        self, policy: DrawsRows, talks: Sequence[Talk], plan: Generation, progress: Progress | None = None
+        self,
+        policy: DrawsRows,
+        talks: Sequence[Talk],
+        plan: Generation,
+        progress: Progress | None = None,
+        *,
+        draw: DrawsOn = go_on,
     ) -> None:
-        """Goes on with these conversations to their ends."""
+        """Goes on with these conversations to their ends. draw: who draws each turn."""
         while live := [talk for talk in talks if talk.end is None or (talk.end == "failed" and not talk.spans)]:
-            self._turn(policy, live, plan, progress)
+            self._turn(policy, live, plan, progress, draw)
         self._outcomes(talks)
 
     def started(
@@ -155,13 +168,19 @@ class Conversations:
             made.episode = found
         return made
 
-    def _turn(self, policy: DrawsRows, live: Sequence[Talk], plan: Generation, progress: Progress | None) -> None:
-        """One turn of each, and what it is shown behind it."""
+    def _turn(
+        self, policy: DrawsRows, live: Sequence[Talk], plan: Generation, progress: Progress | None, draw: DrawsOn
+    ) -> None:
+        """One turn of each, and what it is shown behind it; each by itself where no batch is to change anything."""
         begin, room = [len(talk.row.ids) for talk in live], self.turn_tokens or plan.max_new_tokens
         until = [at + (room if talk.end is None else 1) for talk, at in zip(live, begin, strict=True)]
         last = all(len(talk.said) == self.turns - 1 for talk in live)
-        keep = not last and not any(talk.row.inputs for talk in live)  # rows with pictures are read whole again
-        go_on(policy, [talk.row for talk in live], plan, until=until, keep=keep, progress=progress)
+        for own in [[i] for i in range(len(live))] if policy.batch_invariant else [list(range(len(live)))]:
+            rows, ends = [live[i].row for i in own], [until[i] for i in own]
+            # rows with pictures are read whole again, and so is what no batch, and no server, is to change
+            keep = not (last or policy.batch_invariant or any(row.inputs for row in rows))
+            starts = [begin[i] for i in own]
+            finish(policy, rows, plan, begin=starts, until=ends, keep=keep, progress=progress, draw=draw)
         for talk, at in zip(live, begin, strict=True):
             talk.spans.append((at, len(talk.row.ids)))
             talk.said.append(self._said(policy, talk.row, at))
@@ -254,13 +273,24 @@ def completed(policy: Any, talks: Sequence[Talk], group: Tensor, plan: Generatio
         rollout.samples,
         texts=[talk.said[-1].text for talk in talks],
         lengths=torch.tensor([sum(row.drawn) for row in rows]),
-        given=None,
+        given=_given(policy, talks),
         talks=[talk.record() for talk in talks],
     )
     stats = rollout.step_stats | {"turn": _turns(talks, rollout.mask.shape[1])}
     if "end" in stats:
         stats["end"] = _ends(policy, talks, rollout.mask.shape[1])
     return replace(rollout, samples=samples, step_stats=stats)
+
+
+def _given(policy: Any, talks: Sequence[Talk]) -> list[str] | None:
+    """Of each last turn the part that the model did not draw; None where it drew all of every one."""
+    parts = []
+    for talk in talks:
+        begin, end = talk.spans[-1]
+        parts.append([i for i, own in zip(talk.row.ids[begin:end], talk.row.drawn[begin:end], strict=True) if not own])
+    if not any(parts):
+        return None
+    return policy.tokenizer.batch_decode(parts, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def _turns(talks: Sequence[Talk], width: int) -> Tensor:

@@ -111,9 +111,27 @@ class DrawsRows(Protocol):
     keep_entropy: bool
     max_rows: int | None
     barred: Sequence[int]
+    batch_invariant: bool
 
     def start(self, prompts: Sequence[Prompt], keys: Sequence[Sequence[Key]], plan: Generation) -> list[Row]:
         """Rows without a token yet."""
+        ...
+
+
+class DrawsOn(Protocol):
+    """Who draws on in rows of a policy: the model here (`go_on`), or a server in its place."""
+
+    def __call__(
+        self,
+        policy: DrawsRows,
+        rows: Sequence[Row],
+        plan: Generation,
+        *,
+        until: int | Sequence[int] | None = None,
+        keep: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """See `go_on`."""
         ...
 
 
@@ -146,36 +164,62 @@ def go_on(
     keep: bool = False,
     node: Sequence[int] | None = None,
     progress: Progress | None = None,
+    model: LanguageModel | None = None,
 ) -> None:
     """Draws on in every row that has not ended, up to `until` tokens after the prompt (None: all that the plan has).
 
     Rows that stand at the same tokens are read once. keep: afterwards rows have their `prefix`. node: the segment that
     a row's new tokens belong to. progress: told of tokens that are drawn, and of given ones that have to be read.
+    model: what draws in place of the policy's own, a copy of it.
     """
-    limits = [until] * len(rows) if isinstance(until, int) else until or [plan.max_new_tokens] * len(rows)
-    waiting = [i for i, row in enumerate(rows) if not row.ended and len(row.ids) < min(limits[i], plan.max_new_tokens)]
+    limits, waiting = waiting_rows(rows, plan, until)
     size = policy.max_rows or max(len(waiting), 1)
     for start in range(0, len(waiting), size):
         part = waiting[start : start + size]
-        ends = torch.tensor([min(limits[i], plan.max_new_tokens) for i in part])
         nodes = None if node is None else [node[i] for i in part]
-        _draw_part(policy, [rows[i] for i in part], plan, ends, nodes, keep, progress)
+        ends = torch.tensor([limits[i] for i in part])
+        _draw_part(policy, model or policy.model, [rows[i] for i in part], plan, ends, nodes, keep, progress)
 
 
-def finish(policy: DrawsRows, rows: Sequence[Row], plan: Generation, *, progress: Progress | None = None) -> None:
-    """Draws on in every row to its end; rows that come near the limit are given the text that plan.force has."""
+def waiting_rows(
+    rows: Sequence[Row], plan: Generation, until: int | Sequence[int] | None
+) -> tuple[list[int], list[int]]:
+    """(how many tokens after the prompt each row may have, the places of those that are to be drawn on in)."""
+    ends = [until] * len(rows) if isinstance(until, int) else until or [plan.max_new_tokens] * len(rows)
+    limits = [min(end, plan.max_new_tokens) for end in ends]
+    return limits, [i for i, row in enumerate(rows) if not row.ended and len(row.ids) < limits[i]]
+
+
+def finish(
+    policy: DrawsRows,
+    rows: Sequence[Row],
+    plan: Generation,
+    *,
+    begin: Sequence[int] | None = None,
+    until: Sequence[int] | None = None,
+    keep: bool = False,
+    progress: Progress | None = None,
+    draw: DrawsOn = go_on,
+) -> None:
+    """Draws on in every row to its end; rows that come near the limit are given the text that plan.force has.
+
+    begin: of each row the place from which it may have written that text itself. until, keep: see `go_on`.
+    """
     if plan.force is not None:
         text, left = plan.force
-        go_on(policy, rows, plan, until=plan.max_new_tokens - left, progress=progress)
+        near = plan.max_new_tokens - left
+        ends = [near] * len(rows) if until is None else [min(end, near) for end in until]
+        draw(policy, rows, plan, until=ends, keep=keep, progress=progress)
         ids = policy.tokenizer(text, add_special_tokens=False).input_ids
-        for row in rows:
-            if not row.ended and text not in policy.tokenizer.decode(row.ids):
-                row.give(ids[:left])
-    go_on(policy, rows, plan, progress=progress)
+        for row, at in zip(rows, begin or [0] * len(rows), strict=True):
+            if not row.ended and len(row.ids) >= near and text not in policy.tokenizer.decode(row.ids[at:]):
+                row.give(ids[: min(left, plan.max_new_tokens - len(row.ids))])
+    draw(policy, rows, plan, until=until, keep=keep, progress=progress)
 
 
 def _draw_part(
     policy: DrawsRows,
+    model: LanguageModel,
     rows: Sequence[Row],
     plan: Generation,
     until: Tensor,
@@ -200,8 +244,8 @@ def _draw_part(
         progress(sum(unread))
     media = [row.inputs for row in firsts if row.inputs is not None] or None
     contexts = [[*row.prompt_ids, *row.ids] for row in firsts]
-    reading = read(policy.model, contexts, pad=policy.pad, prefixes=prefixes, inputs=media)
-    reading.select(torch.tensor(owners, device=policy.model.device))
+    reading = read(model, contexts, pad=policy.pad, prefixes=prefixes, inputs=media)
+    reading.select(torch.tensor(owners, device=model.device))
     begin = torch.tensor([len(row.ids) for row in rows])
     uniforms = token_uniforms([row.key for row in rows], int(until.max()))
     entropy = torch.zeros(uniforms.shape) if policy.keep_entropy else None
@@ -212,7 +256,7 @@ def _draw_part(
 
     options: dict[str, Any] = {"stop": policy.stop, "pad": policy.pad, "progress": progress, "entropy": entropy}
     options |= {"leave": leave if keep else None, "barred": policy.barred}
-    tokens, logp, length = draw_on(policy.model, reading, uniforms, begin, until, plan, **options)
+    tokens, logp, length = draw_on(model, reading, uniforms, begin, until, plan, **options)
     for i, row in enumerate(rows):
         new = slice(int(begin[i]), int(length[i]))
         ids = tokens[i, new].tolist()

@@ -93,10 +93,12 @@ REFUSED = {
     "environment.frame": ["environment.frame=no text"],
     "environment.faults": ["environment.faults=[Error]"],
     "environment.turns": ["environment.turns=0"],
-    "generation.force": ["generation.force={text: so, left: 4}"],
+    "generation.again": ["generation.again={kind: hints}"],
+    "generation.partial": ["generation.partial=8"],
+    "generation.force": ["environment={agent: engines_support.solve}", "generation.force={text: so, left: 4}"],
     "advantage.early": ["environment=null", "advantage.early={delta: -2, limit: 0.7}"],
-    "rollout.engine": ["rollout.engine={use: vllm, url: http://localhost:1}", "objective.correction={kind: tis}"],
-    "rollout.dtype": ["rollout.dtype=bfloat16"],
+    "rollout.engine": ["environment={agent: engines_support.solve}", "rollout.engine={use: vllm, url: http://a:1}"],
+    "rollout.dtype": ["environment={agent: engines_support.solve}", "rollout.dtype=bfloat16"],
 }
 
 
