@@ -75,6 +75,7 @@ KINDS: dict[str, PartKind] = {
         given=("pipe", "modules", "dynamics", "call", "device", "max_rows", "offload", "keep_means")
         + (
             "guidance_gradient",
+            "autoencoding",
             "model",
             "tokenizer",
             "template",

@@ -83,7 +83,7 @@ def stored_states(tree: Tree, *, in_one_piece: bool = True) -> tuple[int, int]:
     """(latents that a rollout stores for one prompt, how many states its decisions start from).
 
     Stored are each draw and, but for step 0, the state it started from. Where that is the draw of the step before, both
-    are one tensor as long as the rollout is not put together from pieces.
+    are one tensor as long as the rows of a prompt are not put together from pieces.
     """
     stored = states = 0
     for part in tree.passes():

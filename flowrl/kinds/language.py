@@ -38,7 +38,7 @@ def section_of(recipe: Recipe) -> GenerationKeys:
 class Language:
     """The kind of a recipe with `generation`."""
 
-    name, unread, presets, texts = "language", ("pipeline", "sampler"), LANGUAGE, True
+    name, unread, presets, texts = "language", ("pipeline", "sampler", "vae"), LANGUAGE, True
     index = "a language model's config.json"
     words = Words(
         model="a language model",

@@ -12,6 +12,7 @@ from flowrl.recipe.correction import CorrectionKeys, CovarianceKeys, RolloutKeys
 from flowrl.recipe.credit import Credit, CreditKeys, CriticKeys
 from flowrl.recipe.curves import Curved
 from flowrl.recipe.environment import EarlyCall, EnvironmentKeys
+from flowrl.recipe.fitting import VaeKeys
 from flowrl.recipe.generation import GenerationKeys
 from flowrl.recipe.lora import Lora
 from flowrl.recipe.noised import Loss, NoisedTraining
@@ -276,6 +277,7 @@ class Recipe(Curved):
     track: Track = part(Track)
     dtype: Dtype = part(Dtype)
     device: str = key("auto", "auto, cpu, mps, cuda or cuda:N", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    vae: VaeKeys = part(VaeKeys)
     threads: int | None = key(None, "a whole number >= 1 or null", ge=1)
     offload: bool = key(False, "true or false")
     seed: int = key(0, "a whole number in [0, 2^32)", ge=0, lt=2**32)

@@ -228,7 +228,7 @@ def trajectory(recipe: Recipe, latent: tuple[int, ...]) -> tuple[int, int]:
     """
     train, tree = recipe.train, plan_for(recipe, 0).tree(recipe.train.group)
     widest = max(part.rows for part in tree.passes())
-    in_one_piece = train.rollout_batch is None or train.rollout_batch >= train.drawn * widest
+    in_one_piece = train.rollout_batch is None or train.rollout_batch >= widest
     states, means = (train.drawn * number for number in stored_states(tree, in_one_piece=in_one_piece))
     each = math.prod(latent)
     width = torch.finfo(getattr(torch, recipe.dtype.trajectory)).bits // 8

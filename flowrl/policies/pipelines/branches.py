@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.pipelines.gates import is_tensor_list
+from flowrl.policies.pipelines.structures import is_tensor_list
 from flowrl.untyped import Nest
 
 ROW = "row"  # the mark of an input that has an entry for each row

@@ -14,6 +14,7 @@ from flowrl.policies.devices import device_of
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.loading import load_pipeline
 from flowrl.policies.own import policy_class
+from flowrl.policies.pipelines.autoencoders import Autoencoding
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.first_order import walks_ddim
 from flowrl.policies.pipelines.guided_walk import guide_of
@@ -55,6 +56,7 @@ def build(recipe: Recipe) -> PipelinePolicy:
         keep_means=recipe.objective.centred,
         guidance_gradient=recipe.objective.guidance_gradient,
         look_call=recipe.sampler.look,
+        autoencoding=autoencoding_of(recipe, pipe),
     )
     if guide is not None and loaded is not None:
         policy.guide = guide_of(*loaded, policy.modules, guide.weight, guide.below)
@@ -94,7 +96,13 @@ def _teacher(policy: PipelinePolicy, recipe: Recipe, reference: ReferenceKeys, n
     else:
         check_call(type(pipe), call)
     teacher = PipelinePolicy(
-        pipe, modules, dynamics_of(recipe, pipe), call=call, device=policy.device, offload=policy.offload
+        pipe,
+        modules,
+        dynamics_of(recipe, pipe),
+        call=call,
+        device=policy.device,
+        offload=policy.offload,
+        autoencoding=autoencoding_of(recipe, pipe),
     )
     teacher.steps_to_one = reference.steps
     if reference.use == "model":
@@ -132,6 +140,16 @@ def unfinished(recipe: Recipe, prompts: object) -> None:
 
 def exploration(recipe: Recipe, unfinished: None = None) -> None:
     """None: the trees of denoising steps are plans."""
+
+
+def autoencoding_of(recipe: Recipe, pipe: Pipeline) -> Autoencoding:
+    """How the pipeline's autoencoders work, which are set up so. Raises PolicyError where one cannot."""
+    own = recipe.vae
+    dtype = None if own.dtype is None else getattr(torch, own.dtype)
+    autoencoding = Autoencoding(own.slicing, own.tiling, dtype, own.batch)
+    if own != type(own)():
+        autoencoding.set_up(pipe)
+    return autoencoding
 
 
 def dynamics_of(recipe: Recipe, pipe: Pipeline) -> Dynamics:

@@ -4,6 +4,7 @@ A gate delegates everything to its module. While a walk is fast-forwarded, a den
 structure that the same call had in the probe, so that the pipeline's own code runs on unharmed.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from flowrl.policies.noise import Key
 from flowrl.policies.pipelines.intercepted_step import Session
+from flowrl.policies.pipelines.structures import is_tensor_list, mapped
 from flowrl.policies.pipelines.writing import Writer
 from flowrl.untyped import Nest
 
@@ -106,6 +108,10 @@ class GateKeeper:
             return module(*args, **kwargs)
         return self.guidance(name, position, self.session.walk.rows, module, args, kwargs)
 
+    def is_before_the_loop(self, name: str) -> bool:
+        """Whether a module is known to be called before the first step alone, so that it encodes conditions."""
+        return bool(self.denoisers) and name not in self.denoisers and not self.rollout_walk
+
     def rows_of(self, name: str, ordinal: int) -> int:
         """Rows of the output of a recorded call, of a walk of one row."""
         leaves = tree_leaves(self._outputs[name, ordinal][0], is_leaf=lambda leaf: isinstance(leaf, _Shape | _PerRow))
@@ -143,48 +149,72 @@ class GateKeeper:
         return tree_map(lambda leaf: leaf.zeros(rows) if isinstance(leaf, _Shape | _PerRow) else leaf, structure)
 
 
-def is_tensor_list(node: object) -> bool:
-    """Whether a node of a structure is a list of tensors, one for each row."""
-    return isinstance(node, list) and bool(node) and all(isinstance(item, Tensor) for item in node)
+@dataclass(frozen=True)
+class Use:
+    """How a module behind a gate is used. fetch: called before it is; write: what its `generate` goes through;
+    remember: what its `encode` and its calls go through, given a name, a callable and the arguments; decode: what its
+    `decode` does, given a callable and the arguments; dtype: what its `encode` is given, and gives back as it came.
+    """
+
+    fetch: Callable[[], None] | None = None
+    write: Writer | None = None
+    remember: Callable[[str, Callable, tuple, dict], Nest] | None = None
+    decode: Callable[..., Nest] | None = None
+    dtype: torch.dtype | None = None
 
 
 class ModuleGate:
-    """A stand-in that looks like its module; its calls go through the keeper.
+    """A stand-in that looks like its module; its calls go through the keeper, and are used as `use` says."""
 
-    fetch is called before the module is used: before it is called, and before its `encode`, `decode` or `generate` is.
-    `generate` goes through `write`.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        name: str,
-        call: Callable[[str, nn.Module, tuple, dict], Nest],
-        fetch: Callable[[], None] | None = None,
-        write: Writer | None = None,
-    ):
-        object.__setattr__(self, "_gate", (module, name, call, fetch))
-        object.__setattr__(self, "_write", write)
+    def __init__(self, module: nn.Module, name: str, keeper: GateKeeper, use: Use | None = None):
+        object.__setattr__(self, "_gate", (module, name, keeper, use or Use()))
 
     @property
     def __class__(self) -> type:  # isinstance sees the module's class
         return type(self._gate[0])
 
     def __getattr__(self, name: str) -> Any:
-        module, own, _, fetch = self._gate
-        if fetch is not None and name in ("encode", "decode", "generate"):
-            fetch()
+        module, own, _, use = self._gate
         attribute = getattr(module, name)
-        if name == "generate" and self._write is not None:
-            return lambda *args, **kwargs: self._write(own, attribute, args, kwargs)
-        return attribute
+        if name not in ("encode", "decode", "generate"):
+            return attribute
+        call = attribute if use.fetch is None else functools.partial(_fetched, use.fetch, attribute)
+        if name == "generate":
+            write = use.write
+            return call if write is None else lambda *args, **kwargs: write(own, call, args, kwargs)
+        if name == "decode":
+            return call if use.decode is None else functools.partial(use.decode, call)
+        if use.dtype is not None:
+            call = functools.partial(_in_dtype, use.dtype, call)
+        remember = use.remember
+        return call if remember is None else lambda *args, **kwargs: remember(f"{own}.encode", call, args, kwargs)
 
     def __setattr__(self, name: str, value: object) -> None:
         setattr(self._gate[0], name, value)
 
     def __call__(self, *args: object, **kwargs: object) -> Nest:
         """The module's output, or the keeper's stand-in for it."""
-        module, name, call, fetch = self._gate
-        if fetch is not None:
-            fetch()
-        return call(name, module, args, kwargs)
+        module, name, keeper, use = self._gate
+
+        def call(*args: object, **kwargs: object) -> Nest:
+            if use.fetch is not None:
+                use.fetch()
+            return keeper.call(name, module, args, kwargs)
+
+        if use.remember is not None and keeper.is_before_the_loop(name):
+            return use.remember(name, call, args, kwargs)
+        return call(*args, **kwargs)
+
+
+def _fetched(fetch: Callable[[], None], call: Callable[..., Nest], *args: object, **kwargs: object) -> Nest:
+    fetch()
+    return call(*args, **kwargs)
+
+
+def _in_dtype(dtype: torch.dtype, call: Callable[..., Nest], x: Tensor, *args: object, **kwargs: object) -> Nest:
+    """What a call gives in a precision of its own, in that of x."""
+
+    def back(tensor: Tensor) -> Tensor:
+        return tensor.to(x.dtype) if tensor.is_floating_point() else tensor
+
+    return mapped(call(x.to(dtype), *args, **kwargs), back)

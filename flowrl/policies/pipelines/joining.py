@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from flowrl.policies.pipelines.gates import is_tensor_list
+from flowrl.policies.pipelines.structures import is_tensor_list
 from flowrl.untyped import Nest
 
 TOLERANCE, TOLERANCE_HALF = 1e-4, 3e-2  # relative to the size of a tensor: other sizes of a call round differently
@@ -68,7 +68,7 @@ def find_joining(encode: Encode, texts: Sequence[str]) -> Joining | None:
     if any(way.startswith("mask:") for way in known):  # left out where all prompts are equally long
         trials.append((alone[:1], [0, 0], flatten(encode([texts[0], texts[0]]))[0]))
     for results, at, expected in trials:
-        if not all(map(_same, flatten(joining(results, at))[0], expected)):
+        if not all(map(same, flatten(joining(results, at))[0], expected)):
             return None
     return joining
 
@@ -116,9 +116,10 @@ def _mask(values: Leaves, at: Sequence[int]) -> Tensor | None:
     return torch.stack([places < lengths[i] for i in at])
 
 
-def _same(found: Nest, expected: Nest) -> bool:
+def same(found: Nest, expected: Nest) -> bool:
+    """Whether two results are equal within the rounding of calls of another size."""
     if isinstance(expected, list):
-        return isinstance(found, list) and len(found) == len(expected) and all(map(_same, found, expected))
+        return isinstance(found, list) and len(found) == len(expected) and all(map(same, found, expected))
     if not isinstance(expected, Tensor) or not isinstance(found, Tensor):
         return found is expected or (type(found) is type(expected) and bool(found == expected))
     if found.shape != expected.shape:

@@ -28,6 +28,7 @@ class LookPasses(PipelinePasses):
             max_rows=rollouts.max_rows,
             offload=rollouts.offload,
             guidance_gradient=rollouts.guidance_gradient,
+            autoencoding=rollouts.autoencoding,
         )
         self._own = arguments
 

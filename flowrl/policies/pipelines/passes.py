@@ -14,6 +14,7 @@ from flowrl.contracts import Progress, Prompt
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import GlobalGeneratorUse, Key, global_noise, start_generators
 from flowrl.policies.pipelines.arguments import Call, call_arguments, is_refusal
+from flowrl.policies.pipelines.autoencoders import Autoencoding
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.encoding_first import encode_first, same_inputs
 from flowrl.policies.pipelines.gates import GateKeeper
@@ -24,7 +25,7 @@ from flowrl.policies.pipelines.replay_walk import ReplayWalk
 from flowrl.policies.pipelines.rollout_walk import RolloutWalk
 from flowrl.policies.pipelines.sharing import ALONE, Sharing
 from flowrl.policies.pipelines.trajectory import Trajectory
-from flowrl.policies.pipelines.working_copy import WorkingCopy
+from flowrl.policies.pipelines.working_copy import PLAIN, WorkingCopy
 from flowrl.policies.pipelines.writing import check_writing
 from flowrl.untyped import Nest, Pipeline, PipelineOutput
 from samplers.plan import Tree
@@ -51,7 +52,7 @@ class PipelinePasses:
     gives them for the prompts of the rows of a call, where rows have arguments of their own. max_rows: the most
     rows that a rollout gives to one call. offload: text encoders, autoencoders and image encoders are on the device
     only while they are used, and texts are encoded while no denoiser is. guidance_gradient: both, or conditional, where
-    what the denoiser says without the prompt has none (see guidance.py).
+    what the denoiser says without the prompt has none (see guidance.py). autoencoding: how autoencoders work.
 
     Found out by the probe: sharing, which rows may share a call; streams, how many step at each iteration.
     """
@@ -67,7 +68,9 @@ class PipelinePasses:
         max_rows: int | None = None,
         offload: bool = False,
         guidance_gradient: str = "both",
+        autoencoding: Autoencoding = PLAIN,
     ):
+        self.autoencoding = autoencoding
         self.guidance_gradient = guidance_gradient
         self.source, self.modules, self.dynamics = pipe, modules, dynamics
         self.call: Call = {} if call is None else call
@@ -77,7 +80,8 @@ class PipelinePasses:
         self.keeper = GateKeeper(self.session)
         self.keeper.guided = set(modules)
         self.streams: dict[int, int] = {}
-        self._working_copy = WorkingCopy(pipe, self.session, self.keeper, self.device, trained=modules, offload=offload)
+        how = {"trained": modules, "offload": offload, "autoencoding": autoencoding}
+        self._working_copy = WorkingCopy(pipe, self.session, self.keeper, self.device, **how)
         self.global_use = GlobalGeneratorUse()  # of any pass so far
         self.sharing: Sharing = ALONE
         self._encoded: tuple[int, set[str]] = 0, set()  # prompts since so many results were forgotten
@@ -106,7 +110,7 @@ class PipelinePasses:
             output = self.walk(walk, trajectory, grad=guide is not None)
             if part.leaves:
                 for kind, whole in self.media(output, rollout_walk.rows).items():
-                    each = whole.detach().unflatten(0, (number, -1))
+                    each = whole.detach().cpu().unflatten(0, (number, -1))
                     made.setdefault(kind, {}).update({leaf: each[:, j] for j, leaf in enumerate(part.leaves)})
             elif output is not None:
                 break  # the loop ended before the step at which the pass was to end: `result` tells

@@ -23,6 +23,7 @@ from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key, copy_numbers
 from flowrl.policies.pipelines.arguments import Call
+from flowrl.policies.pipelines.autoencoders import Autoencoding
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.encodings import Encoding, find_encoding
 from flowrl.policies.pipelines.failing import in_one_line
@@ -42,6 +43,7 @@ from flowrl.policies.pipelines.substeps import Substeps, prove_substeps
 from flowrl.policies.pipelines.teacher import Teacher, by_teacher, check_teacher
 from flowrl.policies.pipelines.trajectory import Streams, Trajectory, join_trajectories, take
 from flowrl.policies.pipelines.visited_looks import look_at_visited
+from flowrl.policies.pipelines.working_copy import PLAIN
 from flowrl.policies.weights import under, weights_of
 from flowrl.untyped import JSON, Pipeline, PipelineOutput
 from samplers.plan import Tree
@@ -69,6 +71,7 @@ class PipelinePolicy(PipelinePasses):
         keep_means: bool = False,
         guidance_gradient: str = "both",
         look_call: dict[str, JSON] | None = None,
+        autoencoding: Autoencoding = PLAIN,
     ):
         super().__init__(
             pipe,
@@ -79,6 +82,7 @@ class PipelinePolicy(PipelinePasses):
             max_rows=max_rows,
             offload=offload,
             guidance_gradient=guidance_gradient,
+            autoencoding=autoencoding,
         )
         self.keep_means = keep_means
         self.weights = weights_of(modules)  # others than those that learn

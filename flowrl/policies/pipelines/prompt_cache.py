@@ -9,19 +9,18 @@ to stay, each prompt is encoded alone and remembered by itself (see joining.py),
 prompts need no encoder; results then rest in host memory. Encoded alone, a prompt's result depends on nothing else.
 """
 
-import hashlib
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from flowrl.policies.pipelines.gates import is_tensor_list
+from flowrl.policies.pipelines.content import content_key, is_plain
 from flowrl.policies.pipelines.joining import Joining, find_joining
+from flowrl.policies.pipelines.structures import is_tensor_list
 from flowrl.untyped import Nest
 
 CACHE_BYTES = 2 * 1024**3
@@ -63,7 +62,7 @@ class CachedEncoder:
         if self._alone and len(rows) > 1 and (joining := self._joining(given, tuple(per_row), len(unique))) is not None:
             alone = [_with_rows(given, {n: [row[i]] for i, n in enumerate(per_row)}) for row in unique]
             return joining([self._encode_cached(one) for one in alone], [unique.index(row) for row in rows])
-        if not all(map(_is_plain, others)):
+        if not all(map(is_plain, others)):
             return self._encode_cached(given)  # how images next to the texts belong to rows, only the family knows
         grows = self._learn(given, tuple(per_row)) if unique != rows else []
         if grows is None:
@@ -81,13 +80,13 @@ class CachedEncoder:
         With pictures beside the texts only rows that are alike are told apart, and only where a picture is for all.
         """
         others = {name: value for name, value in given.items() if name not in (*names, "batch_size")}
-        text, plain = given[names[0]][0], {name: value for name, value in others.items() if _is_plain(value)}
+        text, plain = given[names[0]][0], {name: value for name, value in others.items() if is_plain(value)}
         texts = [text, "a", "a few words that make it longer than the others"]
         if len(plain) < len(others):
             if distinct > 1 or any(isinstance(value, list) and len(value) > 1 for value in others.values()):
                 return None
             texts = [text, text]
-        key = (names, _hashable(plain), len(texts))
+        key = (names, content_key(plain), len(texts))
         if key not in self._joinings:
             self._joinings[key] = find_joining(
                 lambda some: self._encode_afresh(_with_rows(given, {name: list(some) for name in names})), texts
@@ -100,7 +99,7 @@ class CachedEncoder:
         "rows": along a tensor or a list. "layers": along each tensor of a list. "": nowhere.
         """
         # Tried with a shorter and a longer prompt, so that there is a mask, padded to the same length both times.
-        key = (names, _hashable({k: v for k, v in given.items() if k not in names}))
+        key = (names, content_key({k: v for k, v in given.items() if k not in names}))
         if key not in self._by_row:
             sizes = []
             for number in (2, 3):
@@ -114,7 +113,7 @@ class CachedEncoder:
         return self._by_row[key]
 
     def _encode_cached(self, given: dict) -> Nest:
-        key = _hashable(given)
+        key = content_key(given)
         if key is None:
             return self._encode_afresh(given)
         if key in self._cache:
@@ -145,10 +144,6 @@ class CachedEncoder:
 
 def _is_texts(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
-
-
-def _is_plain(value: object) -> bool:
-    return value is None or isinstance(value, str | int | float | bool | torch.device | torch.dtype)
 
 
 def _size(leaf: object) -> Size:
@@ -201,24 +196,3 @@ def _in_host(leaf: Nest) -> Nest:
 
 def _handed_out(leaf: Nest) -> Nest:
     return leaf.host.to(leaf.device) if isinstance(leaf, _Resting) else leaf
-
-
-def _hashable(value: object) -> tuple | None:
-    """A key that is equal for equal arguments, pictures by content; None if something cannot be compared by value."""
-    if _is_plain(value):
-        return ("plain", value)
-    if isinstance(value, dict):
-        return _all_hashable([*value, *value.values()])
-    if isinstance(value, list | tuple):
-        return _all_hashable(value)
-    if isinstance(value, Image.Image):
-        return value.size, value.mode, hashlib.blake2b(value.tobytes()).digest()
-    if isinstance(value, Tensor):
-        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        return value.shape, value.dtype, hashlib.blake2b(content).digest()
-    return None
-
-
-def _all_hashable(values: Iterable) -> tuple | None:
-    keys = tuple(map(_hashable, values))
-    return None if None in keys else keys

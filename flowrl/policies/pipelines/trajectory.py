@@ -107,10 +107,18 @@ def join_trajectories(trajectories: Sequence[Trajectory]) -> Trajectory:
         judged=judged,
         end=first.end,
     )
+    joined: dict[tuple[int, ...], Tensor] = {}  # a state that is stored under two names is one tensor, before and after
+
+    def join(parts: list[Tensor]) -> Tensor:
+        key = tuple(map(id, parts))
+        if key not in joined:
+            joined[key] = torch.cat(parts)
+        return joined[key]
+
     for name in ("enter", "drawn", "mean", "states", "walked"):
         parts = [getattr(t, name) for t in trajectories]
         for at in parts[0]:
-            getattr(whole, name)[at] = {s: torch.cat([p[at][s] for p in parts]) for s in parts[0][at]}
+            getattr(whole, name)[at] = {s: join([p[at][s] for p in parts]) for s in parts[0][at]}
     for step in first.drawn:
         overwritten = {s for t in trajectories for s in t.keep.get(step, {})}
         if overwritten:

@@ -9,6 +9,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -16,10 +17,14 @@ from torch import nn
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.hosting import Hosted, hosted
 from flowrl.policies.pipelines.arguments import single_prompt_arguments, takes_one_prompt
-from flowrl.policies.pipelines.gates import GateKeeper, ModuleGate
+from flowrl.policies.pipelines.autoencoders import NAMES, Autoencoding
+from flowrl.policies.pipelines.conditions import Conditions
+from flowrl.policies.pipelines.gates import GateKeeper, ModuleGate, Use
 from flowrl.policies.pipelines.intercepted_step import Session, intercept
 from flowrl.policies.pipelines.prompt_cache import CachedEncoder
 from flowrl.untyped import Nest, Pipeline, PipelineOutput
+
+PLAIN = Autoencoding()
 
 
 class WorkingCopy:
@@ -39,6 +44,7 @@ class WorkingCopy:
         *,
         trained: Collection[str],
         offload: bool,
+        autoencoding: Autoencoding = PLAIN,
     ):
         self.device, self.keeper = device, keeper
         self._call = call_without_no_grad(type(source))
@@ -55,11 +61,16 @@ class WorkingCopy:
         )
         self.pipe.__dict__["scheduler"] = intercept(source.scheduler, session)
         self._trained: list[Hosted] = []
+        self.conditions = Conditions()
         for name, module in modules_of(source).items():
             away = offload and name not in trained
             rests = hosted(module, device)
-            fetch = functools.partial(self._fetch, name, rests) if away else None
-            self.pipe.__dict__[name] = ModuleGate(module, name, keeper.call, fetch, keeper.writer)
+            use = Use(write=keeper.writer, remember=None if name in trained else self.conditions)
+            if away:
+                use = replace(use, fetch=functools.partial(self._fetch, name, rests))
+            if name in NAMES:
+                use = replace(use, decode=autoencoding.decode, dtype=autoencoding.dtype)
+            self.pipe.__dict__[name] = ModuleGate(module, name, keeper, use)
             if away:
                 rests.park()
             else:
@@ -67,8 +78,10 @@ class WorkingCopy:
                 self._trained += [rests] if offload else []
         self.encoder: CachedEncoder | None = None
         if hasattr(source, "encode_prompt"):
-            before = self._make_room if offload else lambda: None
-            self.encoder = CachedEncoder(self.pipe.encode_prompt, self.park, before=before, by_prompt=offload)
+            self._offload = offload
+            self.encoder = CachedEncoder(
+                self.pipe.encode_prompt, self._encoded, before=self._before_encoding, by_prompt=offload
+            )
             self.pipe.__dict__["encode_prompt"] = self.encoder
         self.pipe._progress_bar_config = {"disable": True}
 
@@ -97,6 +110,15 @@ class WorkingCopy:
         finally:
             self._together = False
             self.park()
+
+    def _before_encoding(self) -> None:
+        self.conditions.paused = True
+        if self._offload:
+            self._make_room()
+
+    def _encoded(self) -> None:
+        self.conditions.paused = False
+        self.park()
 
     def _make_room(self) -> None:
         """Sends the denoisers away, but for quantised ones: they are small, and may not be pointed elsewhere."""

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 import families
-from flowrl.policies.pipelines.gates import GateKeeper, ModuleGate
+from flowrl.policies.pipelines.gates import GateKeeper, ModuleGate, Use
 from flowrl.policies.pipelines.intercepted_step import Session
 
 
@@ -65,7 +65,7 @@ def run(keeper: GateKeeper, walk: FakeWalk, gate: Any, steps: int, *, rollout_wa
 def probed(keeper: GateKeeper, steps: int = 3) -> tuple[Doubling, ModuleGate]:
     """A module whose calls the keeper has seen."""
     module = Doubling()
-    gate = ModuleGate(module, "transformer", keeper.call)
+    gate = ModuleGate(module, "transformer", keeper)
     run(keeper, FakeWalk(1), gate, steps, rollout_walk=True)
     keeper.denoisers = {"transformer"}
     module.calls = 0
@@ -74,7 +74,7 @@ def probed(keeper: GateKeeper, steps: int = 3) -> tuple[Doubling, ModuleGate]:
 
 def test_a_gate_passes_for_its_module(keeper: GateKeeper) -> None:
     vae = families.get("flux").build().vae
-    gate = ModuleGate(vae, "vae", keeper.call)
+    gate = ModuleGate(vae, "vae", keeper)
     assert isinstance(gate, AutoencoderKL)
     assert isinstance(gate, nn.Module)
     assert gate.config is vae.config
@@ -89,7 +89,7 @@ def test_a_gate_passes_for_its_module(keeper: GateKeeper) -> None:
 
 def test_a_module_is_fetched_for_work_and_not_for_a_look(keeper: GateKeeper) -> None:
     fetched: list[int] = []
-    gate = ModuleGate(families.get("flux").build().vae, "vae", keeper.call, lambda: fetched.append(1))
+    gate = ModuleGate(families.get("flux").build().vae, "vae", keeper, Use(fetch=lambda: fetched.append(1)))
     _ = gate.config, gate.dtype, isinstance(gate, nn.Module)
     assert not fetched
     gate.decode(torch.zeros(1, 4, 8, 8))
