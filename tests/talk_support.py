@@ -186,6 +186,17 @@ class CountingEpisode:
         return {"turns": float(self.count)}
 
 
+class Moody(Counting):
+    """Counts from where the last conversation stopped."""
+
+    def start(self, prompt: Prompt, seed: int) -> CountingEpisode:
+        """Another one each time."""
+        made = CountingEpisode(self)
+        self.moods = getattr(self, "moods", 0) + 1
+        made.count = self.moods * 100
+        return made
+
+
 class Failing(Counting):
     """Fails in every third conversation."""
 

@@ -18,7 +18,8 @@ class TokenTree(Strict):
     treepo: every `segment` tokens (512) a row parts into `width` (2), as long as there are no more than the group;
     roots (2 to 8) of them begin at the prompt. tree_grpo: `trees` (2) whole rows, then `rounds` (1) times `expand` (2)
     random steps of each tree are gone on from; steps are `segment` tokens or end with the text `split`, or, with an
-    environment, are turns. deepsearch: a search that expands a segment (256 tokens) by `width` (8) others; explore (2)
+    environment, are turns. deepsearch: a search that expands a segment (256 tokens, or with an environment a turn) by
+    `width` (8) others; explore (2)
     is the weight of its confidence bound, frontier (0.4, 0, 0.01) what quality, surprise and depth count in choosing
     the next, least (0.1) the least share that an early segment gets of what came of it, right (0) the sum of rewards
     above which a completion is right.
@@ -47,7 +48,8 @@ class DrawAgain(Strict):
     `tokens` (256), with probability `again` (0.5); otherwise the right answer, as `answer` with {answer} in it, or the
     reference solution takes its place (otherwise: answer or solution). train_given: what was given is trained too
     (true). values: from the begin of each of the first `steps` (20) steps `continuations` (9) are drawn, whose mean is
-    its value; steps are `segment` tokens or end with the text `split` (a new line). column: of the prompts' meta, what
+    its value; steps are `segment` tokens or end with the text `split` (a new line), or, with an environment, are turns.
+    column: of the prompts' meta, what
     holds the solution (solution) or the answer (answer). right: the sum of rewards above which a completion is right
     (0).
     """

@@ -13,6 +13,7 @@ from flowrl.recipe.sections import check_arguments, keys
 from flowrl.untyped import JSON
 
 if TYPE_CHECKING:
+    from flowrl.recipe.begun import DrawAgain, TokenTree
     from flowrl.recipe.generation import GenerationKeys
     from flowrl.recipe.schema import Recipe
 
@@ -112,18 +113,16 @@ def _named(place: str, kind: str, use: str, args: dict[str, JSON]) -> Iterator[R
 
 def _beside(recipe: "Recipe", generation: "GenerationKeys") -> Iterator[RecipeError]:
     """Keys that draw completions in another way, or read what conversations do not have."""
-    tree = generation.tree
-    of_turns = tree is not None and tree.kind == "tree_grpo" and tree.segment is None and tree.split is None
-    of_turns = of_turns and recipe.environment is not None and recipe.environment.agent is None
     agent = recipe.environment is not None and recipe.environment.agent is not None
-    for name in ("tree", "again", "partial", *(["force"] if agent else [])):
-        if getattr(generation, name, None) is not None and not (name == "tree" and of_turns):
-            if name == "tree" and not agent:
-                problem = "given beside environment, but of conversations there are trees of turns alone"
-                yield RecipeError("generation.tree", problem, "set generation.tree={kind: tree_grpo}, or null")
-                continue
-            problem = "given beside environment, which draws completions turn by turn"
+    for name in ("tree", "again", "force") if agent else ():
+        if getattr(generation, name) is not None:
+            problem = "given beside environment.agent, which asks for completions as it likes"
             yield RecipeError(f"generation.{name}", problem, f"set generation.{name}=null")
+    if generation.partial is not None:
+        problem = f"got {generation.partial}, but an environment does not live on to the next iteration"
+        yield RecipeError("generation.partial", problem, "set generation.partial=null, or environment=null")
+    for name in () if agent else ("tree", "again"):
+        yield from _of_turns(name, getattr(generation, name))
     if recipe.roles is not None:
         problem = "given beside environment, but each of them says who answers whom"
         yield RecipeError("roles", problem, "set roles=null, or environment=null")
@@ -135,6 +134,21 @@ def _beside(recipe: "Recipe", generation: "GenerationKeys") -> Iterator[RecipeEr
     if recipe.advantage.credit.kind == "optimal_token":
         problem = "got 'optimal_token', whose statistics are not kept of conversations"
         yield RecipeError("advantage.credit", problem, "set advantage.credit=reward_to_go")
+
+
+def _of_turns(name: str, section: "TokenTree | DrawAgain | None") -> Iterator[RecipeError]:
+    """What of generation.tree and again cannot be drawn turn by turn."""
+    if section is None:
+        return
+    kinds = ("tree_grpo", "deepsearch") if name == "tree" else ("hints", "values")
+    place = f"generation.{name}"
+    if section.kind not in kinds:
+        problem = f"got {section.kind!r} beside environment, whose conversations are drawn turn by turn"
+        yield RecipeError(f"{place}.kind", problem, f"accepted: {', '.join(kinds)}; or set {place}=null")
+    for key_name in ("segment", "split"):
+        if (value := getattr(section, key_name)) is not None:
+            problem = f"got {show(value)}, but beside environment a step is a turn"
+            yield RecipeError(f"{place}.{key_name}", problem, f"set {place}.{key_name}=null")
 
 
 def _of_agents(recipe: "Recipe", given: EnvironmentKeys) -> Iterator[RecipeError]:

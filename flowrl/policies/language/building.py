@@ -23,7 +23,8 @@ from flowrl.policies.language.guided import corrections, hints
 from flowrl.policies.language.partial import Unfinished, partial_rollouts
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.search import deepsearch
-from flowrl.policies.language.talk_trees import tree_of_turns
+from flowrl.policies.language.talk_again import talks_with_hints, values_of_turns
+from flowrl.policies.language.talk_trees import search_of_turns, tree_of_turns
 from flowrl.policies.language.trees import tree_grpo, treepo
 from flowrl.policies.language.values import values
 from flowrl.policies.loading import load_language, load_processor
@@ -37,7 +38,7 @@ from flowrl.recipe.credit import OF_TREES
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import LanguageModel, Tokenizer
 
-# kind of generation.tree or again -> the function, whose keyword arguments are its keys
+# kind of generation.tree or again -> the function, whose keyword arguments are its keys; and of conversations
 EXPLORATIONS: dict[str, Callable[..., Any]] = {
     "treepo": treepo,
     "tree_grpo": tree_grpo,
@@ -45,6 +46,12 @@ EXPLORATIONS: dict[str, Callable[..., Any]] = {
     "hints": hints,
     "corrections": corrections,
     "values": values,
+}
+OF_TALKS: dict[str, Callable[..., Any]] = {
+    "tree_grpo": tree_of_turns,
+    "deepsearch": search_of_turns,
+    "hints": talks_with_hints,
+    "values": values_of_turns,
 }
 
 
@@ -241,6 +248,5 @@ def exploration(recipe: Recipe, unfinished: Unfinished | None = None) -> Callabl
 
         return partial(drawn_elsewhere, engine=engine_of(recipe.rollout.engine, recipe.model))
     section = given.tree or given.again
-    if given.tree is not None and recipe.environment is not None:
-        return partial(tree_of_turns, **arguments(given.tree))
-    return None if section is None else partial(EXPLORATIONS[section.kind], **arguments(section))
+    of = EXPLORATIONS if recipe.environment is None else OF_TALKS
+    return None if section is None else partial(of[section.kind], **arguments(section))

@@ -4,51 +4,26 @@ A row goes on from what it was shown (rows.py). What the model drew is never dec
 shown is given and not trained, and token k of a row is drawn by number k of its noise, whatever turn it is in.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from flowrl.contracts import Conversation, Environment, Episode, Progress, Prompt, Rollout, Said, Shown
+from flowrl.contracts import Environment, Episode, Progress, Prompt, Rollout, Said, Shown
 from flowrl.environments.calls import Reader
 from flowrl.environments.observations import Observations
 from flowrl.environments.workers import Workers
-from flowrl.policies.language.ends import token_ends
 from flowrl.policies.language.low_precision import low_precision
 from flowrl.policies.language.rows import DrawsOn, DrawsRows, Row, finish, go_on
 from flowrl.policies.language.shown import written
+from flowrl.policies.language.talks import Talk, completed
 from flowrl.policies.noise import Key, copy_numbers
 from samplers.tokens import Generation
 
 PROBED = "0"  # what the proof of a replay shows the model
-
-
-@dataclass
-class Talk:
-    """A row and its conversation as it stands. spans: where each of the model's turns begins and ends in the row."""
-
-    row: Row
-    episode: Episode | None = None
-    said: list[Said] = field(default_factory=list)
-    shown: list[tuple[Shown, ...]] = field(default_factory=list)
-    spans: list[tuple[int, int]] = field(default_factory=list)
-    end: str | None = None
-    failure: str | None = None
-    outcome: Mapping[str, float] = field(default_factory=dict)
-
-    def fail(self, what: str, error: BaseException) -> None:
-        """The environment failed: the row has no score."""
-        reason = " ".join(str(error).split())
-        self.end, self.failure = "failed", f"{what} failed: {type(error).__name__}{f': {reason}' if reason else ''}"
-
-    def record(self) -> Conversation:
-        """The conversation as a reward sees it."""
-        shown = tuple([*self.shown, *([()] * (len(self.said) - len(self.shown)))])
-        return Conversation(tuple(self.said), shown, self.end or "length", self.outcome, self.failure)
 
 
 class Conversations:
@@ -124,9 +99,9 @@ class Conversations:
         draw: DrawsOn = go_on,
     ) -> None:
         """Goes on with these conversations to their ends. draw: who draws each turn."""
-        while live := [talk for talk in talks if talk.end is None or (talk.end == "failed" and not talk.spans)]:
-            self._turn(policy, live, plan, progress, draw)
-        self._outcomes(talks)
+        while self.turn(policy, talks, plan, progress, draw=draw):
+            pass
+        self.outcomes(talks)
 
     def started(
         self, policy: Any, prompts: Sequence[Prompt], keys: Sequence[Sequence[Key]], plan: Generation
@@ -157,10 +132,14 @@ class Conversations:
     def forked(self, talk: Talk, turn: int, key: Key) -> Talk:
         """A conversation that shares the first `turn` turns of another, and what was shown behind them.
 
-        Its environment is begun anew and told the same; one that answers otherwise has failed, and so has the row.
+        Its environment is begun anew and told the same; one that answers otherwise has failed, and so has the row. One
+        whose environment could not be started is forked as that.
         """
-        row = talk.row.fork(talk.spans[turn][0], key)
-        made = Talk(row, None, talk.said[:turn], talk.shown[:turn], talk.spans[:turn])
+        begin = talk.spans[turn][0] if turn < len(talk.spans) else len(talk.row.ids)
+        made = Talk(talk.row.fork(begin, key), None, talk.said[:turn], talk.shown[:turn], talk.spans[:turn])
+        if talk.failure is not None and not talk.spans:
+            made.end, made.failure = talk.end, talk.failure
+            return made
         (found,) = self.workers([partial(_again, self.environment, talk, turn)], [turn])
         if isinstance(found, BaseException):
             made.fail("the environment, begun anew,", found)
@@ -168,12 +147,26 @@ class Conversations:
             made.episode = found
         return made
 
-    def _turn(
-        self, policy: DrawsRows, live: Sequence[Talk], plan: Generation, progress: Progress | None, draw: DrawsOn
-    ) -> None:
-        """One turn of each, and what it is shown behind it; each by itself where no batch is to change anything."""
-        begin, room = [len(talk.row.ids) for talk in live], self.turn_tokens or plan.max_new_tokens
-        until = [at + (room if talk.end is None else 1) for talk, at in zip(live, begin, strict=True)]
+    def turn(
+        self,
+        policy: DrawsRows,
+        talks: Sequence[Talk],
+        plan: Generation,
+        progress: Progress | None = None,
+        *,
+        draw: DrawsOn = go_on,
+    ) -> bool:
+        """One turn of each that has not ended, and what it is shown behind it; whether there was one.
+
+        Each is drawn by itself where no batch is to change anything. What stands in a row before its first turn, such
+        as a hint, belongs to that turn.
+        """
+        live = [talk for talk in talks if talk.end is None or (talk.end == "failed" and not talk.spans)]
+        if not live:
+            return False
+        begin = [len(talk.row.ids) if talk.said else 0 for talk in live]
+        room = self.turn_tokens or plan.max_new_tokens
+        until = [len(talk.row.ids) + (room if talk.end is None else 1) for talk in live]
         last = all(len(talk.said) == self.turns - 1 for talk in live)
         for own in [[i] for i in range(len(live))] if policy.batch_invariant else [list(range(len(live)))]:
             rows, ends = [live[i].row for i in own], [until[i] for i in own]
@@ -200,6 +193,7 @@ class Conversations:
                 self._show(policy, talk, answer, plan)
         for talk in live:
             talk.row.prefix = talk.row.prefix if talk.end is None else None
+        return True
 
     def _said(self, policy: DrawsRows, row: Row, begin: int) -> Said:
         drawn = row.ids[begin:]
@@ -217,7 +211,8 @@ class Conversations:
         talk.row.ended = False
         talk.shown.append(tuple(answer))
 
-    def _outcomes(self, talks: Sequence[Talk]) -> None:
+    def outcomes(self, talks: Sequence[Talk]) -> None:
+        """Asks the environments of conversations that have ended for their numbers."""
         asked = [talk for talk in talks if talk.episode is not None and talk.end != "failed"]
         for talk, found in zip(
             asked, self.workers([partial(_outcome, t.episode) for t in asked if t.episode is not None]), strict=True
@@ -258,55 +253,3 @@ def _opened(prompt: Prompt, opening: str) -> Prompt:
     if opening and messages:
         messages = (*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + opening})
     return replace(prompt, text=prompt.text + opening, messages=messages)
-
-
-def completed(policy: Any, talks: Sequence[Talk], group: Tensor, plan: Generation) -> Rollout:
-    """A rollout of these conversations. A text is the model's last turn, a length what it drew in all turns.
-
-    Whose end was not an answer counts as truncated: it ran into a limit, or failed.
-    """
-    rows = [talk.row for talk in talks]
-    for talk in talks:
-        talk.row.ended = talk.end == "answer"
-    rollout = policy.completed(rows, group, plan)
-    samples = replace(
-        rollout.samples,
-        texts=[talk.said[-1].text for talk in talks],
-        lengths=torch.tensor([sum(row.drawn) for row in rows]),
-        given=_given(policy, talks),
-        talks=[talk.record() for talk in talks],
-    )
-    stats = rollout.step_stats | {"turn": _turns(talks, rollout.mask.shape[1])}
-    if "end" in stats:
-        stats["end"] = _ends(policy, talks, rollout.mask.shape[1])
-    return replace(rollout, samples=samples, step_stats=stats)
-
-
-def _given(policy: Any, talks: Sequence[Talk]) -> list[str] | None:
-    """Of each last turn the part that the model did not draw; None where it drew all of every one."""
-    parts = []
-    for talk in talks:
-        begin, end = talk.spans[-1]
-        parts.append([i for i, own in zip(talk.row.ids[begin:end], talk.row.drawn[begin:end], strict=True) if not own])
-    if not any(parts):
-        return None
-    return policy.tokenizer.batch_decode(parts, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def _turns(talks: Sequence[Talk], width: int) -> Tensor:
-    """The number of the turn that each token belongs to or stands behind, float32 [R, width], 0 behind the row."""
-    turn = torch.zeros(len(talks), width)
-    for i, talk in enumerate(talks):
-        for number, (begin, _) in enumerate(talk.spans, 1):
-            turn[i, begin : len(talk.row.ids)] = number
-    return turn
-
-
-def _ends(policy: Any, talks: Sequence[Talk], width: int) -> Tensor:
-    """As `token_ends`, of the last turns, whose texts the samples have; 0 before."""
-    ends = torch.zeros(len(talks), width)
-    for i, talk in enumerate(talks):
-        begin, end = talk.spans[-1]
-        own = torch.tensor([talk.row.ids[begin:end]])
-        ends[i, begin:end] = token_ends(policy.tokenizer, own, torch.tensor([end - begin]), policy.stop)[0]
-    return ends

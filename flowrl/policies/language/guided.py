@@ -39,7 +39,7 @@ def hints(
         stuck = (best <= right).nonzero()[:, 0].tolist()
         if not stuck:
             break
-        helped = [_hinted(drawing.prompts[i], share, place, text, column) for i in stuck]
+        helped = [hinted(drawing.prompts[i], share, place, text, column) for i in stuck]
         again = Forest(policy, [p for p, _ in helped], drawing.plan, drawing.seed, drawing.first + stage * FAR)
         again.progress = drawing.progress
         for at, (_, begin) in enumerate(helped):
@@ -153,7 +153,7 @@ def _samples(policy: LanguagePolicy, forest: Forest) -> Samples:
     return forest.completed().samples
 
 
-def _hinted(prompt: Prompt, share: float, place: str, text: str, column: str) -> tuple[Prompt, str]:
+def hinted(prompt: Prompt, share: float, place: str, text: str, column: str) -> tuple[Prompt, str]:
     """(the prompt that is asked, what its answer begins with)."""
     whole = solution_of(prompt, column)
     hint = whole[: int(len(whole) * share)]

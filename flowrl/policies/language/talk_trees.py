@@ -1,13 +1,18 @@
-"""Trees of turns: conversations that share their first turns, and what was shown behind these."""
+"""Trees of turns: conversations that share their first turns, and what was shown behind these; and search in them."""
 
 import random
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
-from flowrl.contracts import Drawing, Explored
-from flowrl.policies.language.conversations import Talk, completed
+from flowrl.contracts import Drawing, Explored, Rollout, Samples
+from flowrl.policies.language.conversations import Conversations
 from flowrl.policies.language.policy import LanguagePolicy
+from flowrl.policies.language.proving import telling
+from flowrl.policies.language.search import Node, deepsearch
+from flowrl.policies.language.talks import Talk, completed
+from flowrl.policies.language.trees import ScoreAll
 from flowrl.policies.noise import Key, copy_numbers
 
 
@@ -21,12 +26,7 @@ def tree_of_turns(
     conversations have one turn each, or failed, begins anew. A child's environment is brought to where its parent's
     stood by the same turns. Nodes and choices are functions of seed, prompt and what was chosen before.
     """
-    policy.prepare(drawing.prompts[0], drawing.plan)
-    speaks = policy.conversations
-    if speaks is None:
-        raise ValueError("a tree of turns needs an environment that ends them")
-    copy = copy_numbers(prompt.id for prompt in drawing.prompts)
-    own = [Key(drawing.seed, p.id, drawing.first, number) for p, number in zip(drawing.prompts, copy, strict=True)]
+    speaks, own = _begun(policy, drawing)
     keys = [_numbered(key) for key in own]
     first = speaks.started(policy, drawing.prompts, [[next(of) for _ in range(trees)] for of in keys], drawing.plan)
     speaks.converse(policy, first, drawing.plan, drawing.progress)
@@ -58,6 +58,76 @@ def tree_of_turns(
     flat = [talk for of in talks for talk in of]
     rollout = completed(policy, flat, torch.arange(len(own)).repeat_interleave(len(talks[0])), drawing.plan)
     return Explored(rollout, None, {"tree/computed": _computed(talks)})
+
+
+def search_of_turns(policy: LanguagePolicy, drawing: Drawing, score: ScoreAll, **options: Any) -> Explored:
+    """Conversations that a search finds: `deepsearch` with nodes that are a turn and what was shown behind it."""
+    return deepsearch(policy, drawing, score, growth=Turns(policy, drawing), **options)
+
+
+class Turns:
+    """Nodes of a search that are turns; see `search.Growth`.
+
+    A child's environment is brought to where its parent's stood by the same turns; one that fails is a leaf of which
+    nothing is known.
+    """
+
+    def __init__(self, policy: LanguagePolicy, drawing: Drawing):
+        self.policy, self.drawing = policy, drawing
+        self.speaks, self._own = _begun(policy, drawing)
+        self._keys, self._number = [_numbered(key) for key in self._own], [0] * len(self._own)
+        self.depth = self.speaks.turns
+        roots = self.speaks.started(policy, drawing.prompts, [[key] for key in self._own], drawing.plan)
+        self._roots = [Node(talk.row, talk=talk) for talk in roots]
+
+    def root(self, i: int) -> Node:
+        """See `Growth`."""
+        return self._roots[i]
+
+    def expand(self, parents: Sequence[tuple[int, Node]]) -> list[Node]:
+        """See `Growth`."""
+        made = []
+        for i, node in parents:
+            assert node.talk is not None
+            talk = self.speaks.forked(node.talk, len(node.talk.said), next(self._keys[i]))
+            made.append(Node(talk.row, node.depth + 1, node, talk=talk))
+        talks = [node.talk for node in made if node.talk is not None]
+        self.speaks.turn(self.policy, talks, self.drawing.plan, self.drawing.progress)
+        self.speaks.outcomes([talk for talk in talks if talk.end is not None])
+        for (i, parent), node in zip(parents, made, strict=True):
+            self._number[i] += 1
+            begin = len(parent.row.ids)
+            node.row.node[begin:] = [self._number[i]] * (len(node.row.ids) - begin)
+        return made
+
+    def ended(self, node: Node) -> bool:
+        """See `Growth`."""
+        return node.talk is not None and node.talk.end is not None
+
+    def chance(self, i: int, *what: int | str) -> random.Random:
+        """See `Growth`."""
+        return random.Random(self._own[i].number("tree", *what))
+
+    def samples(self, leaves: Sequence[Node], group: torch.Tensor) -> Samples:
+        """See `Growth`."""
+        talks = [node.talk for node in leaves if node.talk is not None]
+        return completed(self.policy, talks, group, self.drawing.plan).samples
+
+    def completed(self, found: Sequence[Sequence[Node]]) -> Rollout:
+        """See `Growth`."""
+        talks = [node.talk for own in found for node in own if node.talk is not None]
+        group = torch.arange(len(found)).repeat_interleave(self.drawing.group)
+        return completed(self.policy, talks, group, self.drawing.plan)
+
+
+def _begun(policy: LanguagePolicy, drawing: Drawing) -> tuple[Conversations, list[Key]]:
+    """How the policy talks, and what names the noise of each prompt's tree."""
+    policy.prepare(telling(drawing.prompts), drawing.plan)
+    if policy.conversations is None:
+        raise ValueError("a tree of turns needs an environment that ends them")
+    copy = copy_numbers(prompt.id for prompt in drawing.prompts)
+    keys = [Key(drawing.seed, p.id, drawing.first, number) for p, number in zip(drawing.prompts, copy, strict=True)]
+    return policy.conversations, keys
 
 
 def _numbered(key: Key) -> Iterator[Key]:

@@ -10,7 +10,7 @@ from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.talk_trees import tree_of_turns
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
-from talk_support import PLAN, PROMPTS, Counting, CountingEpisode, policy
+from talk_support import PLAN, PROMPTS, Counting, Moody, policy
 
 TREES, EXPAND, ROUNDS = 2, 2, 2
 SIZE = TREES * (1 + EXPAND * ROUNDS)
@@ -79,16 +79,6 @@ def test_a_tree_is_the_same_whatever_it_is_drawn_with(grown: Explored):
         assert torch.equal(alone.rollout.step_stats["node"][i, :length], whole.step_stats["node"][SIZE + i, :length])
 
 
-class Moody(Counting):
-    """Counts from where the last conversation stopped."""
-
-    def start(self, prompt: Prompt, seed: int) -> CountingEpisode:
-        made = CountingEpisode(self)
-        self.moods = getattr(self, "moods", 0) + 1
-        made.count = self.moods * 100
-        return made
-
-
 def test_an_environment_that_does_not_answer_as_before_fails_its_branches():
     subject = policy(Moody(last=10**6), talk={"turns": 3})
     talks = explored(subject, PROMPTS[:1]).rollout.samples.talks
@@ -107,6 +97,5 @@ def test_a_recipe_grows_trees_of_turns():
     how = ["environment={tools: [calculator], tell: none}", "train.group=6", "advantage.credit=trees"]
     recipe = load("tiny_lm_grpo", [*how, "generation.tree={kind: tree_grpo, trees: 2, expand: 2}"])
     assert recipe.generation is not None and replace(PLAN, max_new_tokens=1)
-    for wrong in ("{kind: tree_grpo, trees: 2, expand: 2, segment: 4}", "{kind: deepsearch}"):
-        with pytest.raises(RecipeError, match="trees of turns alone"):
-            load("tiny_lm_grpo", [*how[:2], f"generation.tree={wrong}"])
+    with pytest.raises(RecipeError, match="a step is a turn"):
+        load("tiny_lm_grpo", [*how[:2], "generation.tree={kind: tree_grpo, trees: 2, expand: 2, segment: 4}"])
