@@ -24,92 +24,25 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import vision_support
 from flowrl.policies.language.policy import LanguagePolicy
+from seeing_tables import (
+    CONFIGS,
+    FROM_CONFIG,
+    FURTHER,
+    HEADS,
+    LAYERS,
+    OTHER_PARTS,
+    OVERRIDES,
+    PART_OPTIONS,
+    PROCESSOR_OPTIONS,
+    PROCESSORS,
+    SIZES,
+    TOKENS,
+    VOCABULARY,
+    WIDTH,
+)
 
-WIDTH, HEADS, LAYERS, VOCABULARY = 64, 4, 2, 600
 SEEING: dict[str, str] = dict(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 HEARING = {k: v for k, v in modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.items() if k not in SEEING}
-
-# by the name of a key, in any part of a config
-SIZES: dict[str, Any] = {
-    "hidden_size|d_model|embed_dim|hidden_dim|model_dim|output_dim|n_embd|width": WIDTH,
-    ".*_hidden_size|projector_\\w+_dim|vision_output_dim|projection_dim": WIDTH,
-    "intermediate_size|ffn_dim|encoder_ffn_dim|decoder_ffn_dim|mlp_dim|n_inner|shared_expert_intermediate_size": 2
-    * WIDTH,
-    "moe_intermediate_size": WIDTH,
-    "num_hidden_layers|depth|num_layers|encoder_layers|decoder_layers|n_layers|n_layer|num_encoder_layers": LAYERS,
-    "num_attention_heads|num_heads|(en|de)coder_attention_heads|n_heads|n_head|attention_heads": HEADS,
-    "num_key_value_heads|num_kv_heads": 2,
-    "head_dim|attention_head_dim|global_head_dim": WIDTH // HEADS,
-    "num_experts|num_local_experts|n_routed_experts|moe_num_experts": 4,
-    "num_experts_per_tok|moe_k|top_k_experts|moe_topk": 2,
-    "n_group|topk_group": 1,
-    "nemo_conv_channels": WIDTH,
-    "vocab_size|unpadded_vocab_size": VOCABULARY,
-    "qk_rope_head_dim|qk_nope_head_dim": 8,
-    "v_head_dim": 16,
-    "q_lora_rank|kv_lora_rank": 32,
-}
-
-PROCESSORS = {
-    "fast_vlm": "LlavaProcessor",
-    "glm_ocr": "Glm46VProcessor",
-    "glmga": "Glm46VProcessor",
-    "mistral4": "PixtralProcessor",
-    "qwen2_5_omni_thinker": "Qwen2_5OmniProcessor",
-    "qwen3_omni_moe_thinker": "Qwen3OmniMoeProcessor",
-    "kosmos-2": "Kosmos2Processor",
-    "kosmos-2.5": "Kosmos2_5Processor",
-    "cosmos3_omni": "Qwen3VLProcessor",
-}
-FROM_CONFIG = ("patch_size", "spatial_merge_size", "image_seq_length")
-CLS = {"num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
-PROCESSOR_OPTIONS: dict[str, dict[str, Any]] = {
-    "llava": CLS,
-    "vipllava": CLS,
-    "llava_next": CLS,
-    "llava_next_video": CLS,
-    "video_llava": CLS,
-    "fast_vlm": {"patch_size": 64, "num_additional_image_tokens": 0, "vision_feature_select_strategy": "full"},
-    "deepseek_vl": {"num_image_tokens": 196},
-    "gemma3": {"image_seq_length": 16},
-    "shieldgemma2": {"image_seq_length": 16},
-    "t5gemma2": {"image_seq_length": 16},
-    "idefics3": {"image_seq_len": 16},
-    "aya_vision": {"img_size": 56, "patch_size": 14, "downsample_factor": 2},
-    "internvl": {"image_seq_length": 4},
-    "smolvlm": {"image_seq_len": 16},
-    "llava_onevision": {"num_image_tokens": 729, "vision_feature_select_strategy": "full"},
-}
-HEADS_ALIKE = {"text_config": {"num_key_value_heads": HEADS}}
-OVERRIDES: dict[str, dict[str, Any]] = {  # of the config, deep
-    "gemma3": {"mm_tokens_per_image": 16, "vision_config": {"image_size": 128, "patch_size": 16}},
-    "shieldgemma2": {"mm_tokens_per_image": 16, "vision_config": {"image_size": 128, "patch_size": 16}},
-    "t5gemma2": {"encoder": {"mm_tokens_per_image": 16, "vision_config": {"image_size": 128, "patch_size": 16}}},
-    "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
-    "llama4": {"vision_config": {"intermediate_size": 256, "image_size": 56, "patch_size": 14}},
-    "kimi_k25": HEADS_ALIKE,
-    "mistral4": HEADS_ALIKE,
-    "muse_glimmer": {"out_hidden_size": 256, "vision_config": {"out_hidden_size": 256}},
-    "muse_spark": {"out_hidden_size": 256, "vision_config": {"out_hidden_size": 256}},
-    "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {"mrope_section": [3, 3, 2]}}},
-    "gemma3n": {"text_config": {"num_kv_shared_layers": 0}},
-    "aria": {"vision_config": {"image_size": 490}},
-    "hunyuan_vl": {"text_config": {"head_dim": WIDTH // HEADS}},
-    "aya_vision": {"downsample_factor": 2, "vision_config": {"image_size": 56, "patch_size": 14}},
-    "internvl": {"image_seq_length": 4, "vision_config": {"image_size": [56, 56], "patch_size": [14, 14]}},
-    "granite4_vision": {"deepstack_layer_map": [[0, 0], [1, 1]]},
-    "vipllava": {"vision_feature_layers": [-1, -2]},
-    "idefics3": {"scale_factor": 2, "vision_config": {"image_size": 56, "patch_size": 7}},
-    "smolvlm": {"scale_factor": 2, "vision_config": {"image_size": 56, "patch_size": 7}},
-    "qwen2_5_omni_thinker": {"vision_start_token_id": 7, "vision_end_token_id": 8},
-    "qwen3_omni_moe_thinker": {"vision_start_token_id": 7, "vision_end_token_id": 8},
-    "fun_asr_nano": {"adaptor_config": {"intermediate_size": WIDTH // 4}},
-    "gemma4": {"vision_config": {}},
-    "gemma4_unified": {"vision_config": {}},
-    "mistral_large4": HEADS_ALIKE,
-    "glm5_next": HEADS_ALIKE,
-    "dots3_note": HEADS_ALIKE,
-}
 
 
 def shrunk(values: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +94,7 @@ def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def config_of(name: str) -> Any:
     """The tiny config of a type; what it fills in of itself is made small as well."""
-    kind, own = CONFIG_MAPPING[name], OVERRIDES.get(name, {})
+    kind, own = CONFIG_MAPPING[CONFIGS.get(name, name)], OVERRIDES.get(name, {})
     first = kind.from_dict(changed(shrunk(kind().to_dict()), own))
     return kind.from_dict(changed(shrunk(first.to_dict()), own))
 
@@ -171,7 +104,7 @@ def code_of(kind: type) -> str:
     return Path(inspect.getfile(kind)).read_text()
 
 
-def tokenizer_of(kind: type) -> Any:
+def tokenizer_of(name: str, kind: type) -> Any:
     """A token a character, those that the code of a processor names, and those that it asks its tokenizer for."""
     code = code_of(kind)
     named = re.findall(r"""["'](<[^<>"'\s{}%]{1,40}>|\[[A-Z_]{2,20}\]|\|[A-Z_]{2,20}\|)["']""", code)
@@ -179,14 +112,19 @@ def tokenizer_of(kind: type) -> Any:
     parameters = inspect.signature(kind.__init__).parameters
     defaults = {n: p.default for n, p in parameters.items() if isinstance(p.default, str)}
     defaults["audio_token"] = "<|AUDIO|>"
-    asked = dict.fromkeys(re.findall(r"""tokenizer,? ?[."]+(\w+_token)\b""", code))
+    defaults |= dict(re.findall(r"""getattr\(tokenizer, *["'](\w+)["'], *["']([^"']+)["']\)""", code)) | TOKENS.get(
+        name, {}
+    )
+    asked = dict.fromkeys([*re.findall(r"""tokenizer,? ?[."]+(\w+_token)\b""", code), *TOKENS.get(name, ())])
     asked = {
         name: defaults.get(name, f"<{name}>")
         for name in asked
         if name not in ("bos_token", "eos_token", "pad_token", "unk_token") and not name.startswith("add_")
     }
     extra = ["<image>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|AUDIO|>"]
-    special = list(dict.fromkeys(["<pad>", "<unk>", "<s>", "</s>", *extra, *named, *asked.values()]))
+    special = list(
+        dict.fromkeys(["<pad>", "<unk>", "<s>", "</s>", *extra, *named, *FURTHER.get(name, ()), *asked.values()])
+    )
     vocabulary = {token: i for i, token in enumerate([*special, *string.printable[:95], "\n"])}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -213,7 +151,7 @@ def processor_of(name: str, config: Any) -> Any:
     values, options = config.to_dict(), {}
     for part, parameter in inspect.signature(kind.__init__).parameters.items():
         if part == "tokenizer" or part.endswith("_tokenizer"):
-            options[part] = tokenizer_of(kind)
+            options[part] = tokenizer_of(name, kind)
         elif part in PARTS:
             options[part] = part_of(name, part, kind, values)
         elif (parameter.default in (None, inspect.Parameter.empty) or part in FROM_CONFIG) and (
@@ -235,7 +173,7 @@ PARTS = {
 def part_of(name: str, part: str, kind: type, values: dict[str, Any]) -> Any:
     """A default image or video processor, or feature extractor, of a type, or of another with the same processor."""
     alike = [n for n, other in processing_auto.PROCESSOR_MAPPING_NAMES.items() if other == kind.__name__]
-    known = next((found for n in (name, *alike) if (found := PARTS[part].get(n))), None)
+    known = next((found for n in (name, *alike) if (found := PARTS[part].get(n))), OTHER_PARTS.get((name, part)))
     if known is None:
         return None
     if isinstance(known, dict):
@@ -244,6 +182,7 @@ def part_of(name: str, part: str, kind: type, values: dict[str, Any]) -> Any:
     bins = found_in(values, "num_mel_bins")
     options = {"draw_on_frames": False} if hasattr(kind, "draw_on_frames") else {}
     options |= {"feature_size": bins} if bins and "feature_size" in inspect.signature(kind.__init__).parameters else {}
+    options |= PART_OPTIONS.get(name, {}) if part == "image_processor" else {}
     made = kind(**options)
     sizes = [(values.get("vision_config") or {}).get(key) for key in ("image_size", "patch_size")]
     sizes = [size[0] if isinstance(size, list) else size for size in sizes]
@@ -270,6 +209,9 @@ def part_of(name: str, part: str, kind: type, values: dict[str, Any]) -> Any:
         made.max_image_size = side
     elif _whole(side) and getattr(made, "max_image_size", None):
         made.max_image_size, made.size = {"longest_edge": side}, {"longest_edge": 2 * side}
+    for attribute, value in options.items():
+        if _whole(value):  # in place of what was read off the config
+            setattr(made, attribute, value)
     return made
 
 
@@ -277,12 +219,21 @@ def with_tokens(values: dict[str, Any], processor: Any) -> dict[str, Any]:
     """A config's values with the ids of tokens as the processor has them."""
     tokenizer = processor.tokenizer
     made = {}
+    if "vocabulary_map" in values:  # of a picture's codes, as the two models that have them write them
+        codes = {f"IMGIMG{'ABCDEFGHIJ'[i // 10]}{'ABCDEFGHIJ'[i % 10]}Z": 400 + i for i in range(32)}
+        codes |= {f"<|visual token {i:06d}|>": 450 + i for i in range(32)}
+        own = {"<image>": tokenizer.convert_tokens_to_ids(processor.image_token), "<|extra_200|>": 500}
+        values = values | {"vocabulary_map": codes | own}
     for key, value in values.items():
         known = tokenizer.get_vocab()  # two processors name the token of a picture, and write others in its place
         atom = known.get("<IMG_ATOM>", known.get("<|patch|>"))
         name = re.fullmatch(r"(\w+?)_(?:token_)?(?:id|index)", str(key))
-        if isinstance(value, dict):
+        if key == "vocabulary_map":
+            made[key] = value
+        elif isinstance(value, dict):
             made[key] = with_tokens(value, processor)
+        elif key == "image_patch_id":
+            made[key] = tokenizer.convert_tokens_to_ids("<im_patch>")
         elif str(key) in ("bos_token_id", "eos_token_id", "pad_token_id"):
             made[key] = {"b": 2, "e": 3, "p": 0}[key[0]]
         elif name and "token" in str(key) and (_whole(value) or key in ("image_token_id", "video_token_id")):
@@ -308,8 +259,8 @@ def family(name: str) -> tuple[Any, Any]:
     torch.manual_seed(0)
     with torch.no_grad():
         model = getattr(tf, {**SEEING, **HEARING}[name])(config).float().eval()
-        for parameter in model.parameters():
-            if parameter.dim() > 1:  # so that what is seen arrives at the logits
+        for label, parameter in model.named_parameters():  # so that what is seen arrives at the logits
+            if parameter.dim() > 1 or label.endswith("_gate"):
                 parameter.normal_(0, parameter[0].numel() ** -0.5)
     model.generation_config.eos_token_id = 3
     return model, processor
@@ -317,6 +268,7 @@ def family(name: str) -> tuple[Any, Any]:
 
 BEGIN = "<boi_token>"
 MARKS = {"gemma3": BEGIN, "shieldgemma2": BEGIN, "t5gemma2": BEGIN, "qianfan_ocr": "<image>"}
+MARKS["pp_chart2table"] = "<img>" + "<imgpad>" * 256 + "</img>"
 MARKS["hunyuan_vl"] = "<image_start_token><image_token><image_end_token>"
 
 

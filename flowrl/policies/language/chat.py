@@ -1,5 +1,6 @@
 """A prompt as token ids, through the chat template of the tokenizer or processor if it has one."""
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ class Encoder:
             )
         self.tokenizer, self.system, self.arguments = tokenizer, system, dict(arguments or {})
         self.processor, self.barred = processor, tuple(barred)
+        self._writes_marks: bool | None = None  # whether the processor puts placeholders into a plain text itself
         self.chat = has_one if template == "auto" else bool(template)
         if system is not None and not self.chat:
             raise PolicyError("generation.system: given, but no chat template is used that it could go into; remove it")
@@ -84,9 +86,15 @@ class Encoder:
             text = self._render(prompt.text, prompt.messages, prompt.media)
             begin = self.tokenizer.bos_token
             special = False if begin is not None and text.startswith(begin) else None
-        else:
-            text, special = self._marked(prompt), None
-        return processed(self.processor, text, prompt.media, self.barred, special=special)
+            return processed(self.processor, text, prompt.media, self.barred, special=special)
+        if self._writes_marks is not False and not MARK.search(prompt.text):
+            with contextlib.suppress(PolicyError):
+                made = processed(self.processor, prompt.text, prompt.media, self.barred)
+                self._writes_marks = True
+                return made
+        made = processed(self.processor, self._marked(prompt), prompt.media, self.barred)
+        self._writes_marks = False
+        return made
 
     def _marked(self, prompt: Prompt) -> str:
         """A prompt's text with the processor's placeholders in it, where no chat template writes them."""

@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from flowrl.contracts import Progress
-from flowrl.policies.language.forwards import Beside, beside, following, forward, left_padded
+from flowrl.policies.language.forwards import Beside, Then, beside, forward, left_padded
 from flowrl.policies.language.heads import Head, states
 from flowrl.policies.language.inputs import Inputs
-from flowrl.policies.language.prefixes import Prefix, cache_of, joined, select
+from flowrl.policies.language.prefixes import Prefix, cache_of, holds_tokens, joined, select
 from flowrl.policies.language.stopping import Stop
 from flowrl.untyped import LanguageModel
 from samplers.tokens import Generation, Logits, States, draw, penalised, token_entropy, token_logp, token_squares
@@ -28,14 +28,14 @@ ADMITTED = 4  # rows are read into free places once these are that part of all: 
 class Reading:
     """Rows whose contexts have been read: logits [R, V] of their next token, attention [R, N] of the cache.
 
-    positions: of that token, [..., R, 1], where the model reads pictures; others count what attention shows.
+    then: what goes beside that token where the model reads pictures; others count positions from what attention shows.
     """
 
     logits: Tensor
     attention: Tensor
     cache: DynamicCache
     contexts: Sequence[Sequence[int]]
-    positions: Tensor | None = None
+    then: Then | None = None
 
     def select(self, index: Tensor) -> None:
         """Goes on with these rows, int64, some of them more than once."""
@@ -47,22 +47,22 @@ class Reading:
         """The same of what the next forward needs."""
         self.attention = self.attention[index]
         select(self.cache, index)
-        if self.positions is not None:
-            self.positions = self.positions.index_select(-2, index)
+        if self.then is not None:
+            self.then = self.then.keep(index)
 
     def join(self, fresh: "Reading") -> None:
         """Takes the rows of another reading behind its own, both padded on the left; see `prefixes.joined`."""
         self.attention = joined(self.cache, self.attention, fresh.cache, fresh.attention)
         self.logits, self.contexts = torch.cat([self.logits, fresh.logits]), [*self.contexts, *fresh.contexts]
-        if self.positions is not None and fresh.positions is not None:
-            self.positions = torch.cat([self.positions, fresh.positions], -2)
+        if self.then is not None and fresh.then is not None:
+            self.then = self.then.join(fresh.then)
 
     def step(self, model: LanguageModel, token: Tensor) -> None:
         """Reads one further token int64 [R] of each row."""
         self.attention = torch.cat([self.attention, self.attention.new_ones(len(token), 1)], 1)
-        shown = None if self.positions is None else following(model, self.positions)
+        shown = None if self.then is None else self.then.following()
         self.logits = forward(model, token[:, None], self.attention, 1, self.cache, shown)[:, 0]
-        self.positions = None if shown is None else shown.then
+        self.then = None if shown is None else shown.then
 
 
 # is told which rows (positions int64) have drawn their last token, where they stand in the reading, and the reading
@@ -142,9 +142,10 @@ def decode(
 
     def more(at_work: int) -> tuple[Reading, Tensor] | None:
         free = slots - at_work
-        return admit(free) if begun < rows and free >= max(slots // ADMITTED, 1) else None
+        return admit(free) if begun < rows and free >= (max(slots // ADMITTED, 1) if joinable else slots) else None
 
     reading, alive = admit(slots)
+    joinable = slots >= rows or holds_tokens(reading.cache, reading.attention)
     begin, until = torch.zeros(rows, dtype=torch.int64), torch.full((rows,), plan.max_new_tokens)
     return draw_on(
         model,

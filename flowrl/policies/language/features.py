@@ -113,17 +113,20 @@ def _given(bound: inspect.BoundArguments) -> dict[str, Any]:
 
 
 def _separable(bound: inspect.BoundArguments, pieces: Sequence[Piece]) -> bool:
-    """Whether every tensor among the arguments is one that all of these rows have of their own."""
-    tensors = [name for name, value in _given(bound).items() if isinstance(value, Tensor)]
+    """Whether every tensor among the arguments, and every list, is one that all of these rows have of their own."""
+    tensors = [name for name, value in _given(bound).items() if isinstance(value, Tensor | list)]
     return all(name in piece.tensors for piece in pieces for name in tensors)
 
 
 def _arguments(bound: inspect.BoundArguments, piece: Piece) -> dict[str, Any]:
     """The arguments for the media of one row alone."""
-    return {
-        name: piece.tensors[name].to(value.device, value.dtype) if isinstance(value, Tensor) else value
-        for name, value in _given(bound).items()
-    }
+    made = {}
+    for name, value in _given(bound).items():
+        if isinstance(value, Tensor):
+            made[name] = piece.tensors[name].to(value.device, value.dtype)
+        else:
+            made[name] = piece.tensors[name].tolist() if isinstance(value, list) else value
+    return made
 
 
 def _parameters_of(module: nn.Module, call: Callable[[], Nest]) -> list[nn.Parameter]:

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.features import kept_features
-from flowrl.policies.language.inputs import TYPES, Inputs, Piece, pieces_of, tensors_of, types_of
+from flowrl.policies.language.inputs import TYPES, Inputs, Piece, joined, pieces_of, tensors_of, type_names, types_of
 from flowrl.policies.language.positions import positions_of
 from flowrl.untyped import LanguageModel
 
@@ -23,10 +23,19 @@ def forward_arguments(model: LanguageModel) -> set[str]:
 
 
 def cache_argument(model: LanguageModel) -> str:
-    """The name of the key-value cache in the model's forward. Raises PolicyError for a model without one."""
+    """The name of the key-value cache in the model's forward.
+
+    Raises PolicyError for a model without one, for one that encodes its prompt apart from what it writes, and for one
+    that does not write token by token.
+    """
+    kind = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise PolicyError(f"{kind} is an encoder and a decoder; give a causal transformer language model")
     name = next((n for n in CACHES if n in forward_arguments(model)), None)
     if name is None:
-        raise PolicyError(f"{type(model).__name__} takes no key-value cache; give a causal transformer language model")
+        raise PolicyError(f"{kind} takes no key-value cache; give a causal transformer language model")
+    if hasattr(model, "can_generate") and not hasattr(model, "_prepare_position_ids_for_generation"):
+        raise PolicyError(f"{kind} does not write token by token; give a causal transformer language model")
     return name
 
 
@@ -39,23 +48,52 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
 
 
 @dataclass(frozen=True)
+class Then:
+    """What goes beside the next token of each row, a text's: positions [..., R, 1], and types [R, 1, ...] by name."""
+
+    positions: Tensor
+    types: Mapping[str, Tensor]
+
+    def keep(self, index: Tensor) -> "Then":
+        """That of these rows, int64, some of them more than once."""
+        return Then(self.positions.index_select(-2, index), {n: v[index] for n, v in self.types.items()})
+
+    def join(self, other: "Then") -> "Then":
+        """That of these rows, and of others behind them."""
+        types = {}
+        for name in dict.fromkeys((*self.types, *other.types)):
+            mine, theirs = self.types.get(name), other.types.get(name)
+            like = theirs if mine is None else mine
+            assert like is not None
+            mine = like.new_zeros(self.positions.shape[-2], *like.shape[1:]) if mine is None else mine
+            theirs = like.new_zeros(other.positions.shape[-2], *like.shape[1:]) if theirs is None else theirs
+            types[name] = joined([mine, theirs])
+        return Then(torch.cat([self.positions, other.positions], -2), types)
+
+    def following(self) -> "Beside":
+        """What goes beside that token, and the one after it."""
+        return Beside(self.positions, Then(self.positions + 1, self.types), {}, self.types)
+
+
+@dataclass(frozen=True)
 class Beside:
     """What goes into a model that reads pictures beside ids [R, N]: their positions [..., R, N], and other arguments.
 
-    then: the positions [..., R, 1] of the tokens that follow. pieces: the media that the arguments hold, in order.
+    then: of the tokens that follow. tensors: of the media; types: by name, with an entry for each id [R, N, ...].
+    pieces: the media that the tensors hold, in order.
     """
 
     positions: Tensor
-    then: Tensor
-    arguments: Mapping[str, Tensor]
+    then: Then
+    tensors: Mapping[str, Tensor]
+    types: Mapping[str, Tensor]
     pieces: tuple[Piece, ...] = ()
 
     def last(self, number: int, read: Sequence[Inputs], device: torch.device, dtype: torch.dtype) -> "Beside":
         """Of the last `number` ids alone, of rows whose media `read` stand among them."""
-        types = {name: value[:, -number:] for name, value in self.arguments.items() if name in TYPES}
-        return Beside(
-            self.positions[..., -number:], self.then, types | tensors_of(read, device, dtype), pieces_of(read)
-        )
+        types = {name: value[:, -number:] for name, value in self.types.items()}
+        tensors = tensors_of(read, device, dtype)
+        return Beside(self.positions[..., -number:], self.then, tensors, types, pieces_of(read))
 
 
 def beside(
@@ -65,17 +103,10 @@ def beside(
     if inputs is None:
         return None
     positions, then = positions_of(model, contexts, inputs, attention)
-    arguments = tensors_of(inputs, model.device, model.dtype)
-    arguments |= {name: types_of(inputs, name, attention) for name in TYPES}
-    return Beside(positions, then, arguments, pieces_of(inputs))
-
-
-def following(model: LanguageModel, positions: Tensor) -> Beside:
-    """What goes beside one further token of each row, which is text, at these positions [..., R, 1]."""
-    rows = positions.shape[-2]
-    return Beside(
-        positions, positions + 1, {n: torch.zeros(rows, 1, dtype=torch.int64).to(model.device) for n in TYPES}
-    )
+    types = {name: types_of(inputs, name, attention, behind=1) for name in type_names(inputs)}
+    after = Then(then, {name: value[:, -1:] for name, value in types.items()})
+    own = {name: value[:, :-1] for name, value in types.items()}
+    return Beside(positions, after, tensors_of(inputs, model.device, model.dtype), own, pieces_of(inputs))
 
 
 def arguments_of(
@@ -87,7 +118,8 @@ def arguments_of(
         plain = (attention.cumsum(-1) - 1).clamp(min=0)[:, -number:]
         arguments["position_ids"] = plain if shown is None else shown.positions
     if shown is not None:
-        arguments |= {name: value for name, value in shown.arguments.items() if name in known}
+        types = {name: value for name, value in shown.types.items() if name in TYPES or value.any()}
+        arguments |= {name: value for name, value in (*shown.tensors.items(), *types.items()) if name in known}
     return arguments
 
 

@@ -6,7 +6,7 @@ smaller ones filled up with zeros in the others: the order in which transformers
 placeholders. `LanguagePolicy.prepare` proves that this gives each row what it gets alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
@@ -14,7 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TYPES = ("mm_token_type_ids", "token_type_ids")  # arguments with a number for each id: which are placeholders, of what
+from flowrl.policies.errors import PolicyError
+
+# arguments with a number for each id, which are placeholders, of what: 0 where a processor gives none. Others with an
+# entry for each id are known by asking (media.layout_of)
+TYPES = ("mm_token_type_ids", "token_type_ids")
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,11 @@ class Piece:
     """The media of one place in a row: a prompt's, or those of one observation.
 
     begin: how many ids of the row come before those that came with it; length: how many came with it, up to its last
-    placeholder. tensors: by name of the model's argument; types: int64 [length] by name, see TYPES. along: of a tensor,
-    the dimension along which those of several rows are joined, where it is not the first.
+    placeholder. tensors: by name of the model's argument; types: by name what has an entry for each id, [n + 1, ...]
+    with n >= length, the last of them that of every id which follows. along: of a tensor, the dimension along which
+    those of several rows are joined, where it is not the first. lists: the tensors that the model takes as lists.
+    counts: of a tensor with indices into another, how many places of that one the piece has: those of pieces that are
+    joined count on.
     """
 
     begin: int
@@ -32,6 +39,8 @@ class Piece:
     types: Mapping[str, Tensor] = field(repr=False)
     along: Mapping[str, int] = field(default_factory=dict, repr=False)
     digest: str = ""
+    lists: frozenset[str] = frozenset()
+    counts: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -40,6 +49,8 @@ class Piece:
         tensors: Mapping[str, Tensor],
         types: Mapping[str, Tensor],
         along: Mapping[str, int] | None = None,
+        lists: Collection[str] = (),
+        counts: Mapping[str, int] | None = None,
     ) -> "Piece":
         """A piece that begins with its row; its digest tells its tensors apart from others."""
         found = blake2b(digest_size=12)
@@ -47,8 +58,14 @@ class Piece:
             value = tensors[name].contiguous()
             found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             found.update(value.view(torch.uint8).numpy().data if value.numel() else b"")
-        cut = {name: value[:length] for name, value in types.items()}
-        return cls(0, length, tensors, cut, dict(along or {}), found.hexdigest())
+        made = {name: value if len(value) > length else _with_text(value) for name, value in types.items()}
+        more = {"along": dict(along or {}), "lists": frozenset(lists), "counts": dict(counts or {})}
+        return cls(0, length, tensors, made, digest=found.hexdigest(), **more)
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Piece":
+        """The same place with others of these names and shapes."""
+        other = Piece.of(self.length, tensors, self.types, self.along, self.lists, self.counts)
+        return replace(other, begin=self.begin)
 
     @property
     def end(self) -> int:
@@ -84,14 +101,15 @@ class Inputs:
         return [
             {name: getattr(p, name) for name in ("begin", "length")}
             | {name: dict(getattr(p, name)) for name in ("tensors", "types", "along")}
+            | {"lists": sorted(p.lists), "counts": dict(p.counts)}
             for p in self.pieces
         ]
 
     @classmethod
     def of_state(cls, state: Sequence[Mapping[str, Any]]) -> "Inputs":
         """Those that a state was made of."""
-        names = ("length", "tensors", "types", "along")
-        made = [(Piece.of(*(saved[name] for name in names)), saved["begin"]) for saved in state]
+        names = ("length", "tensors", "types", "along", "lists", "counts")  # the last two are younger than others
+        made = [(Piece.of(**{n: saved[n] for n in names if n in saved}), saved["begin"]) for saved in state]
         return cls(tuple(replace(piece, begin=begin) for piece, begin in made))
 
     def cut(self, number: int) -> "Inputs":
@@ -118,22 +136,67 @@ def pieces_of(rows: Sequence[Inputs]) -> tuple[Piece, ...]:
 
 
 def tensors_of(rows: Sequence[Inputs], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of all rows by name, those of floats in `dtype`; nothing for rows of text."""
+    """The tensors of all rows by name, those of floats in `dtype`; nothing for rows of text.
+
+    What the model takes as lists of whole numbers is such a list.
+    """
     pieces = pieces_of(rows)
     names = dict.fromkeys(name for piece in pieces for name in piece.tensors)
-    made = {}
+    made: dict[str, Any] = {}
     for name in names:
         own = [piece for piece in pieces if name in piece.tensors]
-        made[name] = joined([piece.tensors[name] for piece in own], own[0].along.get(name, 0))
-    return {name: v.to(device, dtype if v.is_floating_point() else None) for name, v in made.items()}
+        value = joined([*_counted_on(own, name)], own[0].along.get(name, 0))
+        made[name] = value.to(device, dtype if value.is_floating_point() else None)
+        if name in own[0].lists:
+            made[name] = value.tolist()
+    return made
 
 
-def types_of(rows: Sequence[Inputs], name: str, attention: Tensor) -> Tensor:
-    """The argument of that name (TYPES), int64 like attention [R, N], which shows where rows begin; 0 for all text."""
-    made = torch.zeros(attention.shape, dtype=torch.int64)
+def _counted_on(pieces: Sequence[Piece], name: str) -> Iterator[Tensor]:
+    """The tensors of that name; indices count on behind those of the pieces before, negative ones are none."""
+    before = 0
+    for piece in pieces:
+        value = piece.tensors[name]
+        yield torch.where(value < 0, value, value + before) if before else value
+        before += piece.counts.get(name, 0)
+
+
+def type_names(rows: Sequence[Inputs]) -> tuple[str, ...]:
+    """The arguments with an entry for each id that these rows have, those of every row first."""
+    return tuple(dict.fromkeys((*TYPES, *(name for piece in pieces_of(rows) for name in piece.types))))
+
+
+def types_of(rows: Sequence[Inputs], name: str, attention: Tensor, behind: int = 0) -> Tensor:
+    """The argument of that name, int64 [R, N + behind, ...]; attention [R, N] shows where rows begin; 0 for all text.
+
+    behind: so many further ids, which are text, at the end. Raises PolicyError for one row's media of several places
+    where an entry tells which of them an id sees.
+    """
+    found = [piece.types[name] for piece in pieces_of(rows) if name in piece.types]
+    sizes = [max(value.shape[i] for value in found) for i in range(1, found[0].dim())] if found else []
+    count, width = len(rows), attention.shape[1] + behind
+    made = torch.zeros((count, width, *sizes), dtype=found[0].dtype if found else torch.int64)
     for i, (row, first) in enumerate(zip(rows, attention.argmax(1).tolist(), strict=True)):
+        if sizes and len(row.pieces) > 1:
+            raise PolicyError(
+                f"the model's {name} tells which picture each token sees, and cannot be told of pictures that come "
+                "later in a conversation; give another model, or tools that answer in words"
+            )
         for piece in row.pieces:
             if name in piece.types:
+                value = _filled(piece.types[name], sizes)
                 at = first + piece.begin
-                made[i, at : at + piece.length] = piece.types[name]
+                own = value[: width - at]
+                made[i, at : at + len(own)] = own
+                made[i, at + len(own) :] = value[-1]
     return made.to(attention.device)
+
+
+def _with_text(value: Tensor) -> Tensor:
+    """With an entry for the ids that follow, which are text."""
+    return torch.cat([value, torch.zeros_like(value[:1])])
+
+
+def _filled(value: Tensor, sizes: Sequence[int]) -> Tensor:
+    left = [size - own for size, own in zip(sizes, value.shape[1:], strict=True)]
+    return torch.nn.functional.pad(value, [n for size in reversed(left) for n in (0, size)])

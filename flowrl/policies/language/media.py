@@ -7,6 +7,7 @@ without marks all come before the text of the first message of the user, as in T
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,8 +22,21 @@ from flowrl.policies.language.opening import arguments_of, opened
 from flowrl.untyped import Config, Processor
 
 FAULTS = (ValueError, TypeError, IndexError, RuntimeError, KeyError, AttributeError)  # of a processor's own code
-_JOINS: WeakKeyDictionary[Processor, dict[tuple[str, ...], dict[str, int]]] = WeakKeyDictionary()
+_LAYOUTS: "WeakKeyDictionary[Processor, dict[tuple[str, ...], Layout]]" = WeakKeyDictionary()
 _PLACEHOLDER = re.compile("(image|video|audio|vision|speech|media)_(token|patch)_(id|index)")
+_MARKED = ("image_token_ids", "video_token_ids", "audio_token_ids")  # of a processor: those that it writes
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a processor's tensors lie: the dimension along which those of two texts are joined, where it is not the
+    first, which have an entry for each id of the text, and which hold indices into the first dimensions, so many of
+    them, of another.
+    """
+
+    along: Mapping[str, int]
+    types: frozenset[str]
+    indices: Mapping[str, tuple[str, int]]
 
 
 def placed(messages: Sequence[Message], media: Sequence[str]) -> list[dict[str, Any]]:
@@ -77,39 +91,91 @@ def processed(
             f"{type(processor).__name__} refuses the prompt {text[:80]!r} with {_names(media)} ({reason}); give "
             "files of a kind that this model reads, or another model"
         ) from error
+    if len(found.get("input_ids", ())) != 1:
+        raise PolicyError(
+            f"{type(processor).__name__} makes {len(found.get('input_ids', ()))} rows of token ids of one text with "
+            f"{_names(media)[:160]}: its model does not go on from a prompt; give another model"
+        )
     ids = found["input_ids"][0].tolist()
-    places = [i for i, token in enumerate(ids) if token in barred]
+    rest = {k: v for k, v in found.items() if k not in ("input_ids", "attention_mask", "labels")}
+    tensors = {name: value for name, value in rest.items() if isinstance(value, torch.Tensor)}
+    lists = {name: made for name, value in rest.items() if (made := _whole_numbers(value)) is not None}
+    layout = layout_of(processor, given, len(ids), tensors)
+    types = {name: tensors.pop(name)[0] for name in sorted(layout.types)}
+    marks = [(value > 0).tolist() for name, value in types.items() if value.dim() == 1 and name not in TYPES]
+    places = [i for i, token in enumerate(ids) if token in barred or any(mark[i] for mark in marks)]
     if len(places) < len(media):
         raise PolicyError(
             f"the prompt {text[:80]!r} has {len(media)} files ({_names(media)[:160]}) and {len(places)} of the "
             f"placeholders that {type(processor).__name__} writes for them: the model would not see all; give a model "
             "whose chat template shows them, or set generation.chat_template=true"
         )
-    types = {name: found[name][0] for name in TYPES if name in found}
-    rest = {k: v for k, v in found.items() if k not in (*TYPES, "input_ids", "attention_mask", "labels")}
-    tensors = {name: value for name, value in rest.items() if isinstance(value, torch.Tensor)}
-    return ids, Inputs((Piece.of(places[-1] + 1, tensors, types, joins(processor, given, tensors)),))
+    length = places[-1] + 1
+    types = {name: torch.cat([v, v[-1:] if len(ids) > length else 0 * v[-1:]]) for name, v in types.items()}
+    counts = {name: tensors[other].shape[:k].numel() for name, (other, k) in layout.indices.items()}
+    return ids, Inputs((Piece.of(length, tensors | lists, types, layout.along, lists, counts),))
 
 
-def joins(processor: Processor, given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """The dimension along which the processor joins the tensors of two texts, where it is not the first.
+def _whole_numbers(value: Any) -> torch.Tensor | None:
+    """A list of whole numbers, or of rows of them, as a tensor; None for anything else."""
+    if not isinstance(value, list) or not value:
+        return None
+    with contextlib.suppress(*FAULTS):
+        made = torch.tensor(value)
+        return None if made.is_floating_point() or made.dtype == torch.bool else made
+    return None
 
-    It is asked once for all that it gives under these names, with what it was given twice over.
+
+def layout_of(
+    processor: Processor, given: Mapping[str, Any], number: int, tensors: Mapping[str, torch.Tensor]
+) -> Layout:
+    """How the tensors lie that the processor made of what it was given, with `number` ids.
+
+    It is asked once for all that it gives under these names: with what it was given twice over, and with a longer text.
     """
-    known = _JOINS.setdefault(processor, {})
+    known = _LAYOUTS.setdefault(processor, {})
     key = tuple(sorted(tensors))
     if key not in known:
-        twice = {name: value * 2 if isinstance(value, list) else value for name, value in given.items()}
-        found: dict[str, Any] = {}
-        with contextlib.suppress(*FAULTS):
-            found = _asked(processor, twice)
-        known[key] = {}
+        twice = _again(
+            processor, {name: value * 2 if isinstance(value, list) else value for name, value in given.items()}
+        )
+        longer = _again(processor, dict(given) | {"text": [f"{text}{text[-1:]}" for text in given["text"]]})
+        more = longer["input_ids"].shape[1] - number if "input_ids" in longer else 0
+        types = {
+            name
+            for name, value in tensors.items()
+            if value.shape[:2] == (1, number)
+            and (name in TYPES or more > 0 and getattr(longer.get(name), "shape", ())[:2] == (1, number + more))
+        }
+        along = {}
         for name, value in tensors.items():
-            size, pair = value.shape, getattr(found.get(name), "shape", ())
+            size, pair = value.shape, getattr(twice.get(name), "shape", ())
             grown = [i for i, n in enumerate(size) if len(pair) == len(size) and pair[i] == 2 * n]
-            if grown and grown[0] > 0:
-                known[key][name] = grown[0]
+            if name not in types and grown and grown[0] > 0:
+                along[name] = grown[0]
+        known[key] = Layout(along, frozenset(types), dict(_indices(tensors, twice)))
     return known[key]
+
+
+def _indices(tensors: Mapping[str, torch.Tensor], twice: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, int]]]:
+    """The tensors whose values count on in a second text, each by the places of another tensor in the first."""
+    for name, value in tensors.items():
+        pair = twice.get(name)
+        if not isinstance(pair, torch.Tensor) or value.dtype != torch.int64 and value.dtype != torch.int32:
+            continue
+        if pair.shape != (2 * len(value), *value.shape[1:]):
+            continue
+        more = (pair[len(value) :] - pair[: len(value)])[value >= 0].unique().tolist()
+        places = ((n, k) for n, v in tensors.items() for k in range(1, v.dim()) if [v.shape[:k].numel()] == more)
+        if len(more) == 1 and more[0] > 0 and (found := next(places, None)):
+            yield name, found
+
+
+def _again(processor: Processor, given: dict[str, Any]) -> dict[str, Any]:
+    """What a processor makes of something else; nothing where it does not take it."""
+    with contextlib.suppress(*FAULTS):
+        return _asked(processor, given)
+    return {}
 
 
 def _asked(processor: Processor, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,6 +208,7 @@ def placeholder_ids(*holders: Config) -> tuple[int, ...]:
     found: set[int] = set()
     for holder in holders:
         found |= set(_named(vars(holder)))
+        found |= {i for name in _MARKED for i in getattr(holder, name, None) or () if isinstance(i, int)}
         if hasattr(holder, "to_dict"):  # of a config, whose parts are objects
             found |= set(_named(holder.to_dict()))
     return tuple(sorted(found))

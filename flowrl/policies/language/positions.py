@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowrl.policies.language.inputs import TYPES, Inputs, tensors_of, types_of
+from flowrl.policies.language.inputs import Inputs, tensors_of, type_names, types_of
 from flowrl.untyped import LanguageModel
 
 
@@ -45,7 +45,8 @@ def _asked(model: LanguageModel, ids: Sequence[int], inputs: Inputs) -> tuple[Te
     attention = torch.ones_like(row)
     given = {"attention_mask": attention, "input_ids": row} | tensors_of([inputs], model.device, model.dtype)
     if inputs:
-        given |= {name: types_of([inputs], name, attention) for name in TYPES}
+        types = {name: types_of([inputs], name, attention) for name in type_names([inputs])}
+        given |= {name: torch.cat([value[:, :-1], 0 * value[:, -1:]], 1) for name, value in types.items()}
     forget(model)
     found = model._prepare_position_ids_for_generation(row, given)
     forget(model)

@@ -37,6 +37,8 @@ def prefix_of(cache: DynamicCache, row: int, attention: Tensor) -> Prefix | None
     for layer in cache.layers:
         if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
             return None
+        if layer.keys.shape[-2] != len(attention):
+            return None
         layers.append((layer.keys[row][:, real], layer.values[row][:, real]))
     return Prefix(tuple(k for k, _ in layers), tuple(v for _, v in layers))
 
@@ -73,6 +75,12 @@ def select(cache: DynamicCache, index: Tensor) -> None:
 def can_join(model: LanguageModel) -> bool:
     """Whether caches of the model hold every token, so that rows of different lengths can stand in one."""
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+
+
+def holds_tokens(cache: DynamicCache, attention: Tensor) -> bool:
+    """Whether all that a cache holds is of the tokens of attention [R, N], and nothing of pictures beside them."""
+    layers: Any = cache.layers
+    return all(layer.keys is None or layer.keys.shape[-2] == attention.shape[1] for layer in layers)
 
 
 def joined(cache: DynamicCache, attention: Tensor, fresh: DynamicCache, shown: Tensor) -> Tensor:

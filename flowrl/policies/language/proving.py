@@ -19,7 +19,8 @@ from torch import Tensor
 from flowrl.contracts import Prompt, Rollout, View, Visit
 from flowrl.media.files import MARK, media_kind
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.language.inputs import Inputs, Piece
+from flowrl.policies.language.inputs import Inputs
+from flowrl.policies.language.media import FAULTS
 from flowrl.untyped import LanguageModel
 from samplers.tokens import Generation
 
@@ -55,7 +56,7 @@ def prove(policy: Provable, prompt: Prompt, plan: Generation) -> None:
             rollout = _short_rollout(policy, prompts, plan)
         except PolicyError:
             raise
-        except (ValueError, IndexError, RuntimeError, TypeError) as error:
+        except FAULTS as error:
             if not prompt.media:
                 raise
             reason = " ".join(str(error).split())[:200]
@@ -74,8 +75,7 @@ def prove(policy: Provable, prompt: Prompt, plan: Generation) -> None:
             "model" + (", or set rollout.batch_invariant=true: each row by itself" if prompt.media else "")
         )
     if prompt.media:
-        rollout.replay.inputs = [_other(shown) for shown in rollout.replay.inputs]
-        changed = (_replayed(policy, rollout) - again).abs()[:, 0]
+        changed = (with_other_media(policy, rollout) - again).abs()[:, 0]
         if not (changed > 0).all():
             raise PolicyError(
                 f"{type(policy.model).__name__}: other media ({', '.join(prompt.media)[:120]}) give the "
@@ -101,12 +101,23 @@ def _smaller(path: str, target: Path) -> str:
     return str(target)
 
 
-def _other(shown: Inputs) -> Inputs:
+def with_other_media(policy: Provable, rollout: Rollout) -> Tensor:
+    """The log-probs of a rollout's tokens [R, K] where all media have other values."""
+    shown = rollout.replay.inputs
+    rollout.replay.inputs = [_other(own, lambda value: 0.5 - value) for own in shown]
+    try:
+        return _replayed(policy, rollout)
+    except FAULTS:  # an index among the values, which this leaves within its range
+        rollout.replay.inputs = [_other(own, lambda value: 0.75 * value + 0.05) for own in shown]
+        return _replayed(policy, rollout)
+
+
+def _other(shown: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
     """The same media with other values."""
     pieces = []
     for piece in shown.pieces:
-        other = {name: 0.5 - v if v.is_floating_point() else v for name, v in piece.tensors.items()}
-        pieces.append(replace(Piece.of(piece.length, other, piece.types), begin=piece.begin))
+        other = {name: change(v) if v.is_floating_point() else v for name, v in piece.tensors.items()}
+        pieces.append(piece.with_tensors(other))
     return Inputs(tuple(pieces))
 
 

@@ -1,0 +1,153 @@
+"""What each type of model that sees or hears gives as a policy, tiny and random; as a script it writes a page.
+
+`PYTHONPATH=tests python -m seeing_survey PAGE` takes minutes. test_seeing_families.py holds what it found.
+"""
+
+import argparse
+import datetime
+import warnings
+import wave
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import transformers
+
+import seeing_families as families
+import vision_support as vision
+from flowrl.contracts import Prompt
+from flowrl.policies.errors import PolicyError
+from flowrl.policies.language import proving
+from flowrl.policies.language.policy import LanguagePolicy
+from language_support import replayed
+from samplers.tokens import Generation
+from seeing_tables import ALONE, MISSING
+
+PLAN = Generation(5)
+LIMIT = 1e-5  # of a log-prob, between decoding together and each replay
+SEEN = 1e-4  # that other media change the first log-prob of a row by, at least
+Files = dict[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The largest gap of a log-prob, and the least change by other media."""
+
+    gap: float
+    change: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether it may be called exact."""
+        return self.gap <= LIMIT and self.change > SEEN
+
+
+def written(folder: Path) -> Files:
+    """Two pictures and two sounds of different sizes."""
+    for name, seconds, hertz in (("a", 1.0, 440), ("b", 1.6, 700)):
+        time = np.arange(int(16000 * seconds)) / 16000
+        with wave.open(str(folder / f"{name}.wav"), "wb") as file:
+            file.setparams((1, 2, 16000, 0, "NONE", ""))
+            file.writeframes((2**14 * np.sin(2 * np.pi * hertz * time)).astype("<i2").tobytes())
+    pictures = (
+        vision.picture(folder / "a.png", size=(224, 168)),
+        vision.picture(folder / "b.png", size=(112, 196), seed=1),
+    )
+    return {"image": pictures, "audio": (str(folder / "a.wav"), str(folder / "b.wav"))}
+
+
+def prompts(name: str, files: Files) -> list[Prompt]:
+    """Three of different lengths, the first and third with the same picture or sound."""
+    first, second = files["audio" if name in families.HEARING else "image"]
+    return [
+        Prompt("one", "What is this?", (first,)),
+        Prompt("two", "And which is larger or so?", (second,)),
+        Prompt("three", "Why", (first,)),
+    ]
+
+
+def measured(name: str, files: Files) -> Found:
+    """Rows decoded together against replays together and of each row alone, and with other media."""
+    subject = families.policy(name, batch_invariant=name in ALONE)
+    subject._proven = {True, False}  # the proof's limit is wider than what is shown here
+    rollout = subject.rollout(prompts(name, files), plan=PLAN, seed=0)
+    gap = 0.0
+    for parts in ([[0, 1, 2]], [[2], [0], [1]]):
+        apart = (replayed(subject, rollout, parts).logp - rollout.rollout_logp).abs()[rollout.mask].max()
+        gap = max(gap, float(apart)) if apart == apart else float("inf")
+    changed = (proving.with_other_media(subject, rollout) - rollout.rollout_logp).abs()[:, 0]
+    return Found(gap, float(changed.min()))
+
+
+def refused(name: str, files: Files) -> str | None:
+    """Why flowrl does not train a type, in its own words; None where it does."""
+    try:
+        subject: LanguagePolicy = families.policy(name, batch_invariant=name in ALONE)
+        subject.prepare(prompts(name, files)[0], PLAN)
+    except PolicyError as error:
+        return str(error)
+    return None
+
+
+def line(name: str, files: Files) -> tuple[str, str]:
+    """(exact or refused or not shown, what was found) of a type."""
+    try:
+        found = measured(name, files)
+        if found.exact:
+            beside = ", each row by itself" if name in ALONE else ""
+            return "exact", f"{found.gap:.0e}{beside}"
+        said = f"differs by {found.gap:.1e}, other media change it by {found.change:.1e}"
+    except PolicyError as error:
+        return "refused", str(error)
+    except Exception as error:  # noqa: BLE001  # of a model's own code
+        said = f"{type(error).__name__}: {error}"
+    try:
+        reason = refused(name, files)
+    except Exception:  # noqa: BLE001
+        reason = None
+    return ("refused", reason) if reason else ("not shown", MISSING.get(name, said))
+
+
+def table(names: dict[str, str], files: Files) -> list[str]:
+    """Lines of a table of these types, and how many of each there are."""
+    rows, counts = [], {"exact": 0, "refused": 0, "not shown": 0}
+    for name in names:
+        what, found = line(name, files)
+        counts[what] += 1
+        short = " ".join(found.replace("|", "\\|").replace(str(Path(files["image"][0]).parent) + "/", "").split())
+        rows.append(f"| `{name}` | {what} | {short[:240]} |")
+        print(rows[-1], flush=True)
+    head = ", ".join(f"{number} {what}" for what, number in counts.items())
+    return [f"{len(names)} types: {head}.", "", "| type | | largest gap, or reason |", "|---|---|---|", *rows]
+
+
+INTRODUCTION = """# Models that see and hear
+
+Every type that transformers {version} lists for pictures and text, or for more kinds of media and text, as a tiny
+random configuration with its own processor (`tests/seeing_tables.py` has the sizes). *exact*: three rows of different
+prompts and media, decoded together, have the log-probs of a replay together and of each row alone to 1e-5, and other
+media change them. *refused*: flowrl does not train it, and says why. *not shown*: it could not be built here.
+
+Written on {date} by `PYTHONPATH=tests python -m seeing_survey docs/seeing.md`;
+`pytest -m slow tests/flowrl/policies/language` shows it again.
+[language.md](language.md#pictures-and-sounds) tells how such a model is trained."""
+
+
+def main() -> None:
+    """Writes the page."""
+    parser = argparse.ArgumentParser(description="Writes what each type of model that sees or hears gives.")
+    parser.add_argument("page", type=Path)
+    place = parser.parse_args().page
+    transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    head = INTRODUCTION.format(version=transformers.__version__, date=datetime.date.today())
+    with TemporaryDirectory() as folder:
+        files = written(Path(folder))
+        pictures, sounds = table(families.SEEING, files), table(families.HEARING, files)
+    parts = [head, "\n## Pictures and text\n", *pictures, "\n## Further kinds of media\n", *sounds]
+    place.write_text("\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
