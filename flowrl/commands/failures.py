@@ -44,7 +44,8 @@ def report_exception(error: Exception, arguments: Sequence[str], whole: bool = F
         return _print_line(text, EXIT_FAILED)
     where = "its traceback is above" if whole else _write_bug_report(error, arguments)
     if kind == "OutOfMemoryError" or isinstance(error, MemoryError):
-        remedy = "lower train.micro_batch and train.rollout_batch, or set train.gradient_checkpointing=true"
+        usual = "lower train.micro_batch and train.rollout_batch, or set train.gradient_checkpointing=true"
+        remedy = getattr(error, "remedy", usual)  # of runs.out_of_memory
         return _print_line(f"out of memory ({text[:160]}); {remedy}; {where}", EXIT_FAILED)
     return _print_line(
         f"{kind}: {text[:200] or 'no text'}; this is a bug without a message of its own: {where}", EXIT_FAULT

@@ -127,7 +127,7 @@ def _draw(policy: Policy, recipe: Recipe, prompts: Sequence[Prompt], settings: D
 
 
 def _divergence(policy: Policy, recipe: Recipe, prompts: Sequence[Prompt], settings: DriftSettings) -> float:
-    batch = recipe.train.micro_batch or recipe.eval.batch
+    batch = recipe.train.micro_rows or recipe.eval.batch
     return divergence(policy, prompts, plan=plan_for(recipe, 0), seed=settings.seed, batch=batch)
 
 

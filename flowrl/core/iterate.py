@@ -99,7 +99,7 @@ def iterate(
         lambda: learner.sampling(old=settings.sample_old),
         baseline_plan,
         explore,
-        filling(policy, critic, settings.kl_in_reward, settings.micro_batch, progress),
+        filling(policy, critic, settings.kl_in_reward, settings.at_once, progress),
     )
     engine: GivenEngine[PlanT] | MixedEngine[PlanT] | LocalEngine[PlanT] | RankedEngine = local
     if samples_of is not None and settings.share is None:

@@ -3,7 +3,7 @@
 How a loss becomes a gradient, also where it needs rows as a whole and the policy gives columns, is in backward.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +21,7 @@ from flowrl.core.pairs import companions
 from flowrl.core.ranks import ALONE, Ranks, balance, own_rows, whole_gradient, whole_metrics
 from flowrl.core.scaling import LEAST
 from flowrl.core.selection import WidthPruning, moved_rows, rank_shares
+from flowrl.core.shrinking import MicroBatch
 from flowrl.core.terms import Term
 
 
@@ -40,7 +41,8 @@ class Settings:
     with (None: there are none, or nothing is drawn). pool: prompts beside each other that are compared as one.
     kl_in_reward: whether the rewards of decisions contain a divergence from the reference, which is then looked up
     before there are advantages. most: of the groups that have an advantage, the first so many are trained (None: what
-    was drawn). iteration: how many were done before. coef: of the objective, where terms stand beside it.
+    was drawn). iteration: how many were done before. coef: of the objective, where terms stand beside it. shrinking:
+    takes the place of micro_batch, and becomes smaller where memory runs out.
     """
 
     group: int
@@ -63,6 +65,12 @@ class Settings:
     most: int | None = None
     iteration: int = 0
     coef: float = 1.0
+    shrinking: MicroBatch | None = None
+
+    @property
+    def at_once(self) -> int | None:
+        """Rows at once, as they are now (None: all)."""
+        return self.micro_batch if self.shrinking is None else self.shrinking.rows
 
     @property
     def stride(self) -> int:
@@ -91,13 +99,13 @@ def update(
     friends = companions(rollout, adv, objective.together, settings.pairs, every="every_row" in objective.needs)
     if friends is not None:
         rollout = replace(rollout, mask=rollout.mask & friends.used[:, None])
-    rollout, told = weighed(policy, rollout, adv, objective, settings.micro_batch, progress, ranks)
+    rollout, told = weighed(policy, rollout, adv, objective, settings.at_once, progress, ranks)
     trained = rollout.mask.any(1)
     if "reference" in objective.needs and objective.view.states == "drawn":
-        for part in parts(own_rows(rollout, trained.nonzero()[:, 0], ranks), settings.micro_batch):
+        for part in parts(own_rows(rollout, trained.nonzero()[:, 0], ranks), settings.at_once):
             fill_reference(policy, rollout, part, objective.view, progress)
     for term in terms:
-        term.fill(settings.micro_batch, progress, ranks)
+        term.fill(settings.at_once, progress, ranks)
     steps = []
     for block in _blocks(rollout, settings):
         weighted = with_step_weights(adv, objective, rollout, block)
@@ -113,19 +121,31 @@ def update(
         for number, (block, used, weighted) in enumerate(steps):
             beside = [(t, rows) for t in terms if len(rows := t.rows_of(number, len(steps), block))]
             if len(used) or beside:
-                loss = _step_loss(rollout, weighted, objective, block, used, learner, together, reward_of)
-                loss.weights *= settings.coef
-                own_number += len(mine := own_rows(rollout, used, ranks))
-                if len(mine):
-                    _backward(policy, mine, loss, settings.micro_batch, progress)
-                of_terms: Metrics = {}
-                for term, rows in beside:
-                    term_loss = term.loss(rows)
-                    term_loss.scale = learner.loss_scale
-                    if len(mine := term.own_rows(rows, ranks)):
-                        _backward(term.looks, mine, term_loss, settings.micro_batch, progress)
-                    term_loss.total = whole_metrics(term_loss.total, ranks)
-                    of_terms |= term.metrics(term_loss)
+
+                def gradient(
+                    micro: int | None,
+                    block: Tensor = block,
+                    used: Tensor = used,
+                    weighted: Tensor = weighted,
+                    beside: list[tuple[Term, Tensor]] = beside,
+                ) -> tuple[StepLoss, Metrics]:
+                    loss = _step_loss(rollout, weighted, objective, block, used, learner, together, reward_of)
+                    loss.weights *= settings.coef
+                    if len(mine := own_rows(rollout, used, ranks)):
+                        _backward(policy, mine, loss, micro, progress)
+                    of_terms: Metrics = {}
+                    for term, rows in beside:
+                        term_loss = term.loss(rows)
+                        term_loss.scale = learner.loss_scale
+                        if len(mine := term.own_rows(rows, ranks)):
+                            _backward(term.looks, mine, term_loss, micro, progress)
+                        term_loss.total = whole_metrics(term_loss.total, ranks)
+                        of_terms |= term.metrics(term_loss)
+                    return loss, of_terms
+
+                own_number += len(own_rows(rollout, used, ranks))
+                rows = max([len(used), *(len(rows) for _, rows in beside)])
+                loss, of_terms = _fitting(settings, gradient, rows, learner)
                 loss.total = whole_metrics(loss.total, ranks)
                 whole_gradient(learner.parameters, ranks)
                 step_metrics.append(_step(learner, loss) | of_terms)
@@ -138,7 +158,25 @@ def update(
     active_rows = sum(len(used) for _, used, _ in steps) / len(rollout.rollout_logp)
     empty = settings.epochs * settings.updates - len(step_metrics)
     told |= balance(own_number, ranks)
+    told |= {} if settings.shrinking is None else {"micro_batch": settings.at_once or 0}
     return told | means | {"active_rows": active_rows, "empty_updates": empty, "lr": learner.lr}
+
+
+def _fitting(
+    settings: Settings,
+    gradient: Callable[[int | None], tuple[StepLoss, Metrics]],
+    rows: int,
+    learner: Learner,
+) -> tuple[StepLoss, Metrics]:
+    """The gradient of an update, begun anew with fewer rows at once where memory runs out and the settings allow it."""
+    if settings.shrinking is None:
+        return gradient(settings.micro_batch)
+
+    def undo() -> None:
+        for parameter in learner.parameters:
+            parameter.grad = None
+
+    return settings.shrinking(gradient, rows, undo)
 
 
 def _blocks(rollout: Rollout, settings: Settings) -> Sequence[Tensor]:

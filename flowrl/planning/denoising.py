@@ -65,15 +65,15 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
     rows = train.drawn * len(tree.rows)
     per_update = rows // train.updates
     by_step = train.update_by == "steps"
-    one_pass = replay_forwards(tree, train.drawn, train.updates, train.micro_batch, by_step=by_step)
-    reference = replay_forwards(tree, train.drawn, 1, train.micro_batch)
+    one_pass = replay_forwards(tree, train.drawn, train.updates, train.micro_rows, by_step=by_step)
+    reference = replay_forwards(tree, train.drawn, 1, train.micro_rows)
     in_two_passes = recipe.objective.level != "token" and len(tree.trained) > 1  # see backward.py
     return Arithmetic(
         samples=train.drawn * len(tree.leaves),
         rows=rows,
         rows_per_update=per_update,
         optimizer_steps=train.epochs * train.updates,
-        micro_batches=-(-per_update // (train.micro_batch or per_update)),
+        micro_batches=-(-per_update // (train.micro_rows or per_update)),
         rollout_forwards=train.drawn * sum(len(front.units) for front in tree.fronts),
         train_forwards=train.epochs * one_pass,
         reference_forwards=reference * max(r.steps for r in recipe.references) if recipe.objective.kl > 0 else 0,
@@ -105,7 +105,7 @@ def _noised(recipe: Recipe, iteration: int) -> Arithmetic:
         rows=rows,
         rows_per_update=per_update,
         optimizer_steps=train.epochs * train.updates,
-        micro_batches=-(-per_update // (train.micro_batch or per_update)),
+        micro_batches=-(-per_update // (train.micro_rows or per_update)),
         rollout_forwards=train.drawn * sum(len(front.units) for front in tree.fronts) if drawn else 0,
         train_forwards=looks,
         reference_forwards=others * looks,

@@ -33,7 +33,7 @@ def _batches(recipe: Recipe, num_train: int | None, num_heldout: int | None) -> 
     learns = f"all weights of the {kind_of(recipe).words.network}"
     if recipe.lora is not None:
         learns = f"LoRA rank {recipe.lora.rank}, alpha {recipe.lora.alpha:g} on {_targets_text(recipe.lora.targets)}"
-    micro = "1 part" if a.micro_batches == 1 else f"{a.micro_batches} micro-batches of up to {train.micro_batch} rows"
+    micro = "1 part" if a.micro_batches == 1 else f"{a.micro_batches} micro-batches of up to {train.micro_rows} rows"
     passes = "1 pass" if train.epochs == 1 else f"{train.epochs} passes"
     again = f"; groups without advantage are drawn anew, up to {_count(train.refill, 'time')}" if train.refill else ""
     finished = "" if a.samples == a.rows else f" that lead to {a.samples} samples"

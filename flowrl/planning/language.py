@@ -85,7 +85,7 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
         rows=rows,
         rows_per_update=per_update,
         optimizer_steps=train.epochs * train.updates,
-        micro_batches=-(-per_update // (train.micro_batch or per_update)),
+        micro_batches=-(-per_update // (train.micro_rows or per_update)),
         rows_at_once=rows_at_once(recipe, train.group * said),
         rollout_forwards=round(more * (train.drawn * tokens_of_prompt(recipe) * said + greedy))
         if train.source == "rollouts"

@@ -154,7 +154,7 @@ def _batches(recipe: Recipe) -> Iterator[RecipeError]:
         ("rollout_batch", rows, "rows of an iteration"),
     ):
         value = getattr(train, name)
-        if value is not None and value > limit:
+        if isinstance(value, int) and value > limit:
             problem = f"got {value}, accepted: at most the {limit} {what}"
             yield RecipeError(f"train.{name}", problem, f"lower it, or set train.{name}=null for all at once")
 

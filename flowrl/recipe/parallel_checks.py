@@ -15,6 +15,9 @@ def check_ranks(recipe: Recipe) -> Iterator[RecipeError]:
         yield from kind_of(at).check_ranks(at)
         if train.store is not None:
             yield RecipeError("train.store", "given, but ranks do not share what is stored", remedy)
+        if train.micro_batch == "auto":
+            problem = "got 'auto', but memory that runs out on one rank leaves the others waiting"
+            yield RecipeError("train.micro_batch", problem, "give a number, or train in one process")
         if train.pool > 1:
             yield RecipeError("train.pool", f"got {train.pool}, but ranks draw whole prompts", remedy)
         if train.share is not None:

@@ -5,7 +5,9 @@ the modules that implement them (importing those would import torch); a test hol
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from flowrl.recipe.base import Strict, key, part
 from flowrl.recipe.correction import CorrectionKeys, CovarianceKeys, RolloutKeys
@@ -131,8 +133,9 @@ class Train(NoisedTraining):
     """The loop. An iteration draws `group` samples for each of `prompts` prompts, then passes over them `epochs` times.
 
     updates: optimizer steps a pass; each takes prompts / updates whole groups, or, with update_by steps, the rows of
-    some steps of all prompts (a tree per_step; G2RPO). micro_batch: rows a training forward holds at once,
-    rollout_batch: rows a rollout holds at once (null: all); neither changes the result. refill: how often groups
+    some steps of all prompts (a tree per_step; G2RPO). micro_batch: rows a training forward holds at once (auto: all,
+    and half as many each time memory runs out), rollout_batch: rows a rollout holds at once (null: all); neither
+    changes the result. refill: how often groups
     without any advantage are left out and as many drawn of other prompts (DAPO's dynamic sampling), each time by one
     more rollout. keep: of the rows that are compared with each other, train only so many, half of them with the highest
     and half with the lowest advantages, which still are those among all (DanceGRPO's best-of-n; null: all).
@@ -162,7 +165,7 @@ class Train(NoisedTraining):
     epochs: int = key(1, "a whole number >= 1", ge=1)
     updates: int = key(1, "a whole number >= 1 that divides train.prompts", ge=1)
     update_by: Literal["prompts", "steps"] = key("prompts", "prompts or steps")
-    micro_batch: int | None = key(None, "a whole number >= 1 or null", ge=1)
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = key(None, "a whole number >= 1, auto or null")
     rollout_batch: int | None = key(None, "a whole number >= 1 or null", ge=1)
     refill: int = key(0, "a whole number >= 0", ge=0)
     keep: int | None = key(None, "an even number >= 2 below train.group, or null", ge=1)
@@ -189,6 +192,11 @@ class Train(NoisedTraining):
     ema_every: int = key(1, "a whole number >= 1", ge=1)
     ema_ramp: Literal["moves", "steps"] = key("moves", "moves or steps")
     gradient_checkpointing: bool = key(False, "true or false")
+
+    @property
+    def micro_rows(self) -> int | None:
+        """The rows that a training forward begins with at once; None: all of an update."""
+        return self.micro_batch if isinstance(self.micro_batch, int) else None
 
     @property
     def drawn(self) -> int:

@@ -122,7 +122,7 @@ def kl_to_base(
             evenly_spaced(list(prompts), KL_PROMPTS),
             plan=plan_for(kind_of(recipe).plain(recipe), 0),
             seed=recipe.seed + KL_SEED,
-            batch=min(recipe.train.micro_batch or KL_PROMPTS, recipe.eval.batch),
+            batch=min(recipe.train.micro_rows or KL_PROMPTS, recipe.eval.batch),
             progress=progress,
         )
     }

@@ -26,6 +26,7 @@ from flowrl.core.iterate import Iteration, iterate
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.entropy import EntropyControl
 from flowrl.core.ranks import ALONE, Ranks, agreed
+from flowrl.core.shrinking import MicroBatch
 from flowrl.core.values import Critic
 from flowrl.kinds import kind_of
 from flowrl.planning.costs import baseline_plan, plan_for
@@ -42,6 +43,7 @@ from flowrl.runs.console import Console, Progress
 from flowrl.runs.folder import RunFolder
 from flowrl.runs.from_files import given_samples
 from flowrl.runs.heldout import evaluate_heldout, evaluation_is_due, judged_mean, kl_to_base, paired_rises, times_due
+from flowrl.runs.out_of_memory import tell_remedy
 from flowrl.runs.phasing import Draws, begin_phase
 from flowrl.runs.run_state import GlobalGenerators, RunState
 from flowrl.runs.saving import Saving
@@ -73,8 +75,9 @@ class Run:
         self.unfinished, self.beside = kind_of(self.recipe).building.unfinished(self.recipe, train), beside(self.recipe)
         self.entropy = EntropyControl.of(self.recipe.objective)
         self.expansion = Expansion.of(self.recipe.train.expand)
+        self.shrinking = MicroBatch() if self.recipe.train.micro_batch == "auto" else None
         own = {"unfinished": self.unfinished, "entropy": self.entropy, "store": self.beside.store}
-        own |= {"expansion": self.expansion}
+        own |= {"expansion": self.expansion, "micro_batch": self.shrinking}
         self.state = RunState(parts | {name: part for name, part in own.items() if part is not None})
         prompts = resuming.prompt_digests(resuming.all_prompts(train, self.inputs.by_phase), heldout)
         self.saving = Saving(
@@ -93,8 +96,8 @@ class Run:
         Raises Stopped after SIGINT or SIGTERM and AlarmError if an alarm ends the run, with everything saved, and
         DivergedError if weights are not finite. An error in a reward or other user code loses the current iteration.
         """
-        unit = kind_of(self.recipe).words.unit
-        display = self.console.progress(self.recipe.train.iterations, self.state.iteration, unit)
+        own = self.recipe
+        display = self.console.progress(own.train.iterations, self.state.iteration, kind_of(own).words.unit)
         with self.stopping.listening(), display as progress:
             try:
                 while True:
@@ -103,8 +106,9 @@ class Run:
                     if self._ended:
                         break
                     self._step(progress)
-            except (Stopped, RuntimeError, SystemExit):
+            except (Stopped, RuntimeError, SystemExit) as error:
                 self.saving.save_unmoved()
+                tell_remedy(error, self.recipe, self.inputs.train)
                 raise
         return self._finish()
 
@@ -185,8 +189,7 @@ class Run:
             progress.advance(number)
             self._stop_if_unmoved()
 
-        train = recipe.train
-        settings = settings_of(recipe, iteration)
+        train, settings = recipe.train, settings_of(recipe, iteration, self.shrinking)
         objective = self.objective if self.entropy is None else self.entropy.applied(self.objective)
         result = iterate(
             self.policy,
@@ -223,8 +226,7 @@ class Run:
             result.metrics["entropy_coef"] = self.entropy.now
             self.entropy.observe(result.metrics.get("entropy", float("nan")))
         if train.old is not None:
-            after = self.recipe.at(iteration + 1, self.learner.steps).train.old
-            self.learner.keep_old(after or 0.0)
+            self.learner.keep_old(self.recipe.at(iteration + 1, self.learner.steps).train.old or 0.0)
         result.metrics = measured(result, progress.forwards, self.ranks, told)
         result.metrics |= {} if phase is None else {"phase": float(phase)}
         for name, curve in self.recipe.parts()[(phase or 1) - 1].curves.items():
@@ -246,12 +248,10 @@ class Run:
     def _evaluate(self) -> None:
         """Evaluates the averaged weights on held-out prompts; logs, shows and stores the scores."""
         recipe, state, iteration = self.recipe, self.state, self.state.iteration
-
         check = (lambda _: self.stopping.check()) if self.ranks.size == 1 else None  # ranks stop together
         working = self.console.working(f"evaluating {len(self.inputs.heldout)} held-out prompts")
         with torch.no_grad(), self.learner.using_average(), working:
-            start = time.perf_counter()
-            show = {"keep": recipe.eval.grid, "statistics": sample_statistics}
+            start, show = time.perf_counter(), {"keep": recipe.eval.grid, "statistics": sample_statistics}
             given = recipe, self.policy, self.inputs.heldout
             result = evaluate_heldout(*given, self.inputs.scorer, progress=check, ranks=self.ranks, **show)
             metrics = result.metrics() | kl_to_base(*given, progress=check)

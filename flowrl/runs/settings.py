@@ -8,6 +8,7 @@ from torch import Tensor
 from flowrl.build import kl_reward, remembered, width_pruning
 from flowrl.contracts import Rollout
 from flowrl.core.replay import resampled
+from flowrl.core.shrinking import MicroBatch
 from flowrl.core.update import Settings
 from flowrl.kinds import kind_of
 from flowrl.planning.costs import arithmetic
@@ -16,16 +17,19 @@ from flowrl.runs.beside import main_coef
 from flowrl.scoring.scorer import Scorer
 
 TREE_MEMBERS = 2**20  # noise numbers reserved for each draw of trees, whose size may change between iterations
-KEYS = {"group", "epochs", "updates", "update_by", "micro_batch"}  # keys of train
+KEYS = {"group", "epochs", "updates", "update_by"}  # keys of train
 KEYS |= {"refill", "keep", "keep_by", "skip_truncated", "drop_silent", "pairs", "sample_old", "pool"}
 
 
-def settings_of(recipe: Recipe, iteration: int) -> Settings:
-    """The settings of an iteration, counted from 0, of a recipe with the present values of its curves."""
+def settings_of(recipe: Recipe, iteration: int, shrinking: MicroBatch | None = None) -> Settings:
+    """The settings of an iteration, counted from 0, of a recipe with the present values of its curves. shrinking: rows
+    at once of a run whose micro-batches become smaller where memory runs out."""
     train = recipe.train
     in_parts = kind_of(recipe).draws_in_parts(recipe)
     return Settings(
         **train.model_dump(include=KEYS),
+        micro_batch=train.micro_rows,
+        shrinking=shrinking,
         width=width_pruning(recipe, iteration),
         members=TREE_MEMBERS if in_parts else train.budget and train.budget.limit,
         kl_in_reward=kl_reward(recipe) is not None,

@@ -94,7 +94,7 @@ class Bench:
     def rows_at_once(self) -> int:
         """Rows per forward pass: no more than the recipe's own rollouts and training forwards hold."""
         train = self.recipe.train
-        limits = [train.prompts * train.group // train.updates, train.micro_batch, train.rollout_batch]
+        limits = [train.prompts * train.group // train.updates, train.micro_rows, train.rollout_batch]
         return min(limit for limit in limits if limit is not None)
 
     @property

@@ -142,7 +142,7 @@ def memory_suffices(bench: Bench) -> str:
     trajectory = bench.rollout.replay
     stored = sum(_bytes(streams) for part in (trajectory.enter, trajectory.drawn) for streams in part.values())
     stored = stored / len(bench.rollout.rollout_logp) * rows
-    micro = train.micro_batch or rows // train.updates
+    micro = train.micro_rows or rows // train.updates
     if bench.device.type == "cuda":
         training = bench.peak["train"] / bench.rows_at_once * micro
         rollout = bench.peak["rollout"] / bench.rows_at_once * (train.rollout_batch or rows)

@@ -121,7 +121,7 @@ def memory_suffices(bench: Bench) -> str:
     recipe, train = bench.recipe, bench.recipe.train
     number = sum(p.numel() for p in bench.policy.trainable())
     state = number * (12 + 4 * (bool(train.ema) + recipe.keeps_reference))
-    micro = train.micro_batch or train.prompts * train.group // train.updates
+    micro = train.micro_rows or train.prompts * train.group // train.updates
     if bench.device.type == "cuda":
         training = bench.peak["train"] / bench.rows_at_once * micro
         free = torch.cuda.mem_get_info(bench.device)[0]

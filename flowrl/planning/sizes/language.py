@@ -59,7 +59,7 @@ def sizes(
     state, added = sum(p.numel() * p.element_size() for p in learning), _bytes(model) - frozen
     seen = media_tokens(recipe.model, processor or {}, prompts)
     train, length = recipe.train, _tokens(recipe, prompts) + (seen or 0)
-    micro = train.micro_batch or arithmetic(recipe).rows_per_update
+    micro = train.micro_rows or arithmetic(recipe).rows_per_update
     copies = (train.ema is not None) + recipe.keeps_reference + (train.old is not None)
     moments = _moments(recipe, learning)
     critic = _critic(recipe)

@@ -175,7 +175,7 @@ def _counter(model: str) -> Callable[[str], int]:
 
 
 def _micro(recipe: Recipe) -> int:
-    return recipe.train.micro_batch or recipe.train.drawn * recipe.train.group // recipe.train.updates
+    return recipe.train.micro_rows or recipe.train.drawn * recipe.train.group // recipe.train.updates
 
 
 def _phases(

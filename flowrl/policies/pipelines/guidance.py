@@ -122,7 +122,7 @@ def _record_calls(passes: PipelinePasses, prompts: Sequence[Prompt], steps: int)
         try:
             passes.run(StationaryWalk(len(prompts)), prompts, [Key(0, prompts[0].id, 0)] * len(prompts), steps=steps)
             return heard
-        except PolicyError:
+        except (PolicyError, torch.OutOfMemoryError):
             raise
         except (AttributeError, RuntimeError, TypeError, ValueError, KeyError, IndexError):
             if not dry:
@@ -139,6 +139,8 @@ def _calls_for_two(
     pair = [replace(prompt, id=f"{prompt.id}/{i}", text=text) for i, text in enumerate(texts)]
     try:
         return _record_calls(passes, pair, steps)
+    except torch.OutOfMemoryError:
+        raise
     except (PolicyError, AttributeError, RuntimeError, TypeError, ValueError, KeyError, IndexError):
         return None
 

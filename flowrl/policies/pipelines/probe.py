@@ -167,6 +167,8 @@ def _drift(passes: PipelinePasses, prompt: Prompt, plan: Plan) -> tuple[float, f
         return 0.0, 0.0  # a deterministic transition: nothing is scored, and an objective that needs it says so
     try:
         replayed = compare_alone(passes, trajectory, 0, {plan.trained[0], plan.trained[-1]}, grad=True)
+    except torch.OutOfMemoryError:
+        raise
     except (AttributeError, RuntimeError, TypeError, ValueError, KeyError, IndexError):
         if passes.keeper.skip:  # a denoiser that was skipped left something undone: run them all
             return float("inf"), float("inf")
