@@ -95,6 +95,36 @@ def shaky(context: Context, a: int, b: int) -> int:
     return a + b
 
 
+class Sums:
+    """A game in the form of TRL's documentation ("environment_factory"): it keeps its score in attributes."""
+
+    def __init__(self):
+        self.client = object()
+        self.reward = 0.0
+
+    def reset(self, **kwargs) -> str | None:
+        """Begins anew; kwargs are the columns of the data set."""
+        self.reward, self.done, self.goal = 0.0, False, kwargs["goal"]
+        return f" (up to {self.goal})"
+
+    def add(self, a: int, b: int) -> str:
+        """
+        Adds two numbers to the sum.
+
+        Args:
+            a: The first number
+            b: The second number
+
+        Returns:
+            What the sum is now.
+        """
+        if self.done:
+            raise ValueError("Game over.")
+        self.reward += a + b
+        self.done = self.reward >= self.goal
+        return f"The sum is {self.reward:g}."
+
+
 def sulk(why: str) -> str:
     """Refuses.
 

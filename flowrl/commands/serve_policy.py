@@ -31,6 +31,12 @@ def serve_policy_command(
     updates: Annotated[
         bool, typer.Option("--updates", help="Take weights from folders that requests name: for training.")
     ] = False,
+    batch: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Completions asked for at the same time that are drawn together; 1: the same bits at any load."
+        ),
+    ] = 1,
     token_env: Annotated[
         str | None, typer.Option(metavar="NAME", help="Environment variable with the token that requests must carry.")
     ] = None,
@@ -61,7 +67,7 @@ def serve_policy_command(
         policy = build_policy(recipe)
         if run is not None:
             load_weights(policy, run, weights, raw)
-        service = PolicyService(policy, name or recipe.model, plan_for(recipe, 0), updates=updates)
+        service = PolicyService(policy, name or recipe.model, plan_for(recipe, 0), updates=updates, batch=batch)
         at, number = listening.getsockname()[:2]
         typer.echo(f"serving {service.name} at http://{f'[{at}]' if ':' in at else at}:{number}/v1")
         serve(build_app(service, token), listening)

@@ -59,8 +59,10 @@ class RecordingService(PolicyService):
     """Completions for the sessions of samples, which it records. turns: the most calls of one; turn_tokens: the most
     tokens of a call (None: what is left of plan.max_new_tokens, which all calls of a sample share)."""
 
-    def __init__(self, policy: LanguagePolicy, plan: Generation, turns: int, turn_tokens: int | None):
-        super().__init__(policy, MODEL, plan)
+    def __init__(
+        self, policy: LanguagePolicy, plan: Generation, turns: int, turn_tokens: int | None, *, batch: int = 1
+    ):
+        super().__init__(policy, MODEL, plan, batch=batch)
         self.turns, self.turn_tokens = turns, turn_tokens
         self.sessions: dict[str, Session] = {}
 
@@ -127,11 +129,13 @@ class BySession:
 class Agents:
     """How a policy is asked by an agent; it stands where `Conversations` does (policies/language/conversations.py).
 
-    turns, turn_tokens: see `RecordingService`. workers: runs agents, several at once, each with its deadline.
+    turns, turn_tokens: see `RecordingService`. workers: runs agents, several at once, each with its deadline. batch:
+    calls that are drawn together, see `PolicyService`.
     """
 
-    def __init__(self, solve: Solve, workers: Workers, *, turns: int, turn_tokens: int | None = None):
+    def __init__(self, solve: Solve, workers: Workers, *, turns: int, turn_tokens: int | None = None, batch: int = 1):
         self.solve, self.workers, self.turns, self.turn_tokens = solve, workers, turns, turn_tokens
+        self.batch = batch
 
     def rollout(
         self,
@@ -152,7 +156,7 @@ class Agents:
         from flowrl.engines.run import served
 
         service, copy = (
-            RecordingService(policy, plan, self.turns, self.turn_tokens),
+            RecordingService(policy, plan, self.turns, self.turn_tokens, batch=self.batch),
             copy_numbers(p.id for p in prompts),
         )
         owners = [at for at in range(len(prompts)) for _ in range(group)]

@@ -18,6 +18,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor
 
+from flowrl.engines.batching import Batches, Request, draw_together
 from flowrl.names import UserError
 from flowrl.policies import adapters
 from flowrl.policies.language.decoding import decode_alone
@@ -57,13 +58,16 @@ class Completion:
 class PolicyService:
     """Completions of a policy. name: what the model is called; plan: how tokens are drawn where a request does not say.
 
-    updates: whether requests may bring other weights.
+    updates: whether requests may bring other weights. batch: how many completions that are asked for at the same time
+    are drawn together; with 1, or a policy that is batch_invariant, each is drawn alone, the same bits at any load.
     """
 
-    def __init__(self, policy: LanguagePolicy, name: str, plan: Generation, *, updates: bool = False):
+    def __init__(self, policy: LanguagePolicy, name: str, plan: Generation, *, updates: bool = False, batch: int = 1):
         self.policy, self.name, self.plan, self.updates = policy, name, plan, updates
+        self.together = batch > 1 and not policy.batch_invariant
         self.model, self.version = policy.model, FIRST
         self.lock = threading.Lock()
+        self.batches = Batches(batch if self.together else 1, self.lock, self._draw)
         self.adapted = bool(getattr(policy.model, "_hf_peft_config_loaded", False))
         self._adapters: dict[str, dict[str, Tensor]] = {}
         self._loaded = name
@@ -117,21 +121,24 @@ class PolicyService:
         """
         ends = Stop(sorted({*self.policy.stop, *stop_ids}), (*self.policy.stop.texts, *stop), self.policy.tokenizer)
         uniforms = torch.stack([_uniforms(seed, i, plan.max_new_tokens) for i in range(number)])
-        with self.lock, torch.no_grad():
-            version = self._use(model or self.name)
-            tokens, logp, length = decode_alone(
-                self.model,
-                [list(ids)],
-                uniforms,
-                plan,
-                group=number,
-                stop=ends,
-                pad=self.policy.pad,
-                barred=self.policy.barred,
-                inputs=[media or EMPTY] if self.policy.processor is not None else None,
-            )
-        rows = zip(tokens, logp, length.tolist(), strict=True)
-        return [self._completion(t[:n].tolist(), lp[:n].tolist(), ends, keep_stop) for t, lp, n in rows], version
+        made = self.batches.answer(Request(ids, uniforms, plan, ends, model or self.name, media))
+        return [self._completion(own, logp, ends, keep_stop) for own, logp in made.rows], made.version
+
+    @torch.no_grad()
+    def _draw(self, requests: Sequence[Request]) -> None:
+        """Fills in the answers of requests that fit together; where nothing is to be drawn together, it is one."""
+        version = self._use(requests[0].model)
+        seeing, pad, barred = self.policy.processor is not None, self.policy.pad, self.policy.barred
+        if self.together:
+            draw_together(self.model, requests, pad=pad, barred=barred, seeing=seeing)
+        for one in requests:
+            one.version = version
+            if not self.together:
+                inputs, number = [one.media or EMPTY] if seeing else None, len(one.uniforms)
+                options = {"stop": one.stop, "pad": pad, "barred": barred, "inputs": inputs, "group": number}
+                tokens, logp, length = decode_alone(self.model, [list(one.ids)], one.uniforms, one.plan, **options)
+                rows = zip(tokens, logp, length.tolist(), strict=True)
+                one.rows = [(t[:n].tolist(), lp[:n].tolist()) for t, lp, n in rows]
 
     def _completion(self, ids: list[int], logp: list[float], ends: Stop, keep_stop: bool) -> Completion:
         by_token = ids[-1] in ends

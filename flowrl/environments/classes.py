@@ -1,10 +1,12 @@
 """A class as an environment: its public methods are the tools, and it keeps its own score.
 
 The form is that of TRL's environments (its documentation, "environment_factory"): `reset(**row)` gets the columns of
-the prompt and may return a text that the prompt is to end with, `get_reward()` gives the score at the end.
+the prompt and may return a text that the prompt is to end with; the score at the end is what `get_reward()` gives, or
+what stands in attributes, such as `reward`.
 """
 
 import inspect
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -57,9 +59,12 @@ class MethodsTalk(Talk):
         self.thing, self.opening = thing, opening
 
     def outcome(self) -> Mapping[str, float]:
-        """`reward`, where the class has `get_reward`, beside what its methods noted in the context."""
+        """Its public attributes that are numbers, what its methods noted in the context, and as `reward` what
+        `get_reward` gives, where the class has it."""
+        held = getattr(self.thing, "__dict__", {}).items()
+        own = {k: float(v) for k, v in held if not k.startswith("_") and isinstance(v, numbers.Real)}
         score = getattr(self.thing, "get_reward", None)
-        return super().outcome() if score is None else {**super().outcome(), "reward": float(score())}
+        return {**own, **super().outcome(), **({} if score is None else {"reward": float(score())})}
 
 
 def _name(make: Callable[[], Any]) -> str:

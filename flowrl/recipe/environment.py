@@ -41,7 +41,8 @@ class EnvironmentKeys(Strict):
     role: of messages that answer, where the chat template has both (null: tool where it is exact, else user). frame: a
     text with {text} in it that takes the place of the template. tell: how the model learns of its tools: by its chat
     template, or not at all (none), where it was trained on them or the prompts say it. Of an agent, a turn is a call of
-    the model, and deadline is for all that it does.
+    the model, and deadline is for all that it does. batch: of agents, the most calls at the same time that are drawn
+    together; above 1 that is faster, and the last bits of a log-prob depend on who asks when: runs do not repeat.
     """
 
     tools: list[Named] = key([], "a list of tools: names, dotted paths, or mappings with use and args")
@@ -53,6 +54,7 @@ class EnvironmentKeys(Strict):
     calls: int | None = key(None, "a whole number >= 1 or null", ge=1)
     deadline: float | None = key(60.0, "seconds > 0 or null", gt=0)
     workers: int = key(16, "a whole number >= 1", ge=1)
+    batch: int = key(1, "a whole number >= 1", ge=1)
     faults: list[str] = key([], "a list of names of built-in exceptions")
     role: Literal["tool", "user"] | None = key(None, "tool, user or null")
     frame: str | None = key(None, "a text with {text} in it, or null", min_length=1)
@@ -92,6 +94,10 @@ def check_environment(recipe: "Recipe", generation: "GenerationKeys") -> Iterato
         found = getattr(builtins, name, None)
         if not (isinstance(found, type) and issubclass(found, Exception)):
             yield wrong_value("environment.faults", name, "names of built-in exceptions, such as ValueError")
+    if given.batch > 1 and (given.agent is None or recipe.rollout.batch_invariant):
+        why = "without environment.agent" if given.agent is None else "beside rollout.batch_invariant, with which"
+        why += ", whose turns go in batches anyway" if given.agent is None else " each call is drawn alone"
+        yield RecipeError("environment.batch", f"got {given.batch} {why}", "set environment.batch=1")
     yield from _beside(recipe, generation)
     for number, spec in enumerate(given.tools):
         yield from _named(f"environment.tools.{number}", "tool", spec.use, spec.args)

@@ -92,7 +92,11 @@ def _environment(recipe: Recipe) -> Any:
     from flowrl.engines.agents import Agents
 
     return Agents(
-        build_agent(given), Workers(given.workers, given.deadline), turns=given.turns, turn_tokens=given.turn_tokens
+        build_agent(given),
+        Workers(given.workers, given.deadline),
+        turns=given.turns,
+        turn_tokens=given.turn_tokens,
+        batch=given.batch,
     )
 
 

@@ -1,7 +1,7 @@
 """Files of pictures, videos and sounds as processors take them.
 
-Pictures, GIFs and folders of frames are read by Pillow, WAV files by Python itself; other videos and sounds by what
-transformers finds installed (PyAV or torchcodec; soundfile or torchcodec).
+Pictures, GIFs and folders of frames are read by Pillow, WAV files by Python itself; other videos by PyAV, other sounds
+by what transformers finds installed (soundfile with soxr, or torchcodec).
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageSequence
 from transformers.audio_utils import load_audio
-from transformers.video_utils import VideoMetadata, load_video
+from transformers.video_utils import VideoMetadata
 
 from flowrl.media.files import media_kind
 from flowrl.policies.errors import PolicyError
@@ -42,7 +42,7 @@ def opened(path: str | Image.Image, processor: Processor) -> Any:
         what = {"image": "picture", "audio": "sound"}.get(kind, kind)
         raise PolicyError(
             f"{path}: cannot be read as a {what} ({type(error).__name__}: {reason}); give another file, or install "
-            "what reads it (pip install av for videos, soundfile for sounds)"
+            "what reads it (pip install av for videos, soundfile soxr for sounds, or 'flowrl-toolkit[media]' for both)"
         ) from error
 
 
@@ -58,12 +58,37 @@ def frames(path: str) -> tuple[np.ndarray, VideoMetadata | None]:
         with Image.open(place) as clip:
             shown = np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(clip)])
             fps = 1000 / float(clip.info.get("duration") or 100)  # milliseconds a frame
-        size = {"height": shown.shape[1], "width": shown.shape[2]}
-        known = VideoMetadata(total_num_frames=len(shown), fps=fps, duration=len(shown) / fps, **size)
-        known.frames_indices = list(range(len(shown)))
-        return shown, known
-    shown, known = load_video(path)
-    return np.asarray(shown), known
+    else:
+        shown, fps = clip_frames(path)
+    size = {"height": shown.shape[1], "width": shown.shape[2]}
+    known = VideoMetadata(total_num_frames=len(shown), fps=fps, duration=len(shown) / fps, **size)
+    known.frames_indices = list(range(len(shown)))
+    return shown, known
+
+
+def clip_frames(path: str) -> tuple[np.ndarray, float]:
+    """The frames of a video file, uint8 [T, H, W, 3], and how many there are a second.
+
+    They are counted as they are read: what a file's header says of their number is missing from some formats. Raises
+    ValueError for a file without any.
+    """
+    import av
+
+    try:
+        with av.open(path) as file:
+            if not file.streams.video:
+                raise ValueError("a file without a video in it")
+            stream = file.streams.video[0]
+            found = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in file.decode(stream)]
+            rate = stream.average_rate or stream.guessed_rate
+    except av.error.FFmpegError as error:
+        raise ValueError(str(error)) from error
+    if not found:
+        raise ValueError("a video without frames")
+    times = [time for time, _ in found if time is not None]
+    span = times[-1] - times[0] if len(times) > 1 else 0.0
+    fps = float(rate) if rate else (len(times) - 1) / span if span > 0 else 1.0
+    return np.stack([shown for _, shown in found]), fps
 
 
 def sampling_rate(processor: Processor) -> int:

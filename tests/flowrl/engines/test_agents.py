@@ -27,8 +27,8 @@ PROMPTS = [Prompt(way, way) for way in WAYS]
 TURNS = 3
 
 
-def agents(workers: int = 8, deadline: float | None = 60.0, agent: Any = solve) -> Agents:
-    return Agents(agent, Workers(workers, deadline), turns=TURNS)
+def agents(workers: int = 8, deadline: float | None = 60.0, agent: Any = solve, batch: int = 1) -> Agents:
+    return Agents(agent, Workers(workers, deadline), turns=TURNS, batch=batch)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,17 @@ def test_a_second_call_goes_on_with_the_row_or_begins_one(rollout: Any):
         one, two = rows(rollout, 1, member)
         assert two[0] == [*one[0], 7, 7] and all(one[2]) and all(two[2])
         assert rollout.samples.lengths[2 + member] == len(one[1]) + len(two[1])
+
+
+def test_calls_that_are_drawn_together_are_those_of_each_alone(policy: Any, rollout: Any):
+    seen: list[int] = []
+    hook = policy.model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    found = agents(batch=8).rollout(policy, PROMPTS, 2, Generation(12), 5, 3)
+    hook.remove()
+    assert torch.equal(found.replay.tokens, rollout.replay.tokens) and torch.equal(found.mask, rollout.mask)
+    assert torch.allclose(found.rollout_logp, rollout.rollout_logp, atol=1e-5) and max(seen) > 1
 
 
 def test_members_draw_by_noise_of_their_own(rollout: Any):

@@ -193,7 +193,7 @@ def test_a_class_with_reset_and_get_reward_is_an_environment():
     assert one.opening == " It has 4 letters." and one.thing.seen == ["prompt", "seed", "size"]
     shown = one.step(Said("", tagged_calls(call("guess", '{"word": "tree"}'))))
     assert [message.text for message in shown or ()] == ["yes"]
-    assert one.outcome() == {"reward": 1.0} and other.outcome() == {"reward": 0.0}
+    assert one.outcome() == {"right": 1.0, "reward": 1.0} and other.outcome() == {"right": 0.0, "reward": 0.0}
 
     class Mute(Guess):
         guess = None

@@ -93,6 +93,7 @@ REFUSED = {
     "environment.frame": ["environment.frame=no text"],
     "environment.faults": ["environment.faults=[Error]"],
     "environment.turns": ["environment.turns=0"],
+    "environment.batch": ["environment.batch=4"],
     "generation.again.kind": ["generation.again={kind: corrections}"],
     "generation.partial": ["generation.partial=8"],
     "generation.force": ["environment={agent: engines_support.solve}", "generation.force={text: so, left: 4}"],

@@ -1,7 +1,10 @@
 """Videos and sounds as processors take them, and prompts with videos drawn and replayed."""
 
+import importlib.util
+import sys
 import wave
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,3 +100,92 @@ def test_videos_and_pictures_are_drawn_and_replayed(tmp_path: Path):
     mask = rollout.mask
     torch.testing.assert_close(whole[mask], rollout.rollout_logp[mask], rtol=0, atol=1e-5)
     torch.testing.assert_close(alone[mask], rollout.rollout_logp[mask], rtol=0, atol=1e-5)
+
+
+def has(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def film(path: Path, codec: str, number: int = 12, rate: int = 10) -> str:
+    """A video of plain frames that grow lighter; each is another."""
+    av: Any = pytest.importorskip("av")
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for i in range(number):
+            shown = np.full((64, 96, 3), min(20 * i, 250), np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
+        file.mux(stream.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("c.mp4", "mpeg4"), ("c.mkv", "mpeg4"), ("c.webm", "libvpx"), ("c.avi", "mpeg4")]
+)
+def test_videos_of_files_are_read_whole(tmp_path: Path, name: str, codec: str):
+    shown, known = frames(film(tmp_path / name, codec))
+    assert shown.shape == (12, 64, 96, 3) and shown.dtype == np.uint8
+    assert known is not None and known.total_num_frames == 12 and known.fps == pytest.approx(10, rel=0.1)
+    assert np.abs(shown.mean((1, 2, 3)) - 20 * np.arange(12)).max() < 4
+
+
+def test_a_video_is_drawn_about_and_replayed(tmp_path: Path):
+    place = vision.folder(tmp_path / "model", "qwen2_5_vl")
+    model, own = load_language(str(place), torch.float32)
+    subject = LanguagePolicy(model, own, processor=load_processor(str(place), {"fps": 2, "do_sample_frames": True}))
+    files = [film(tmp_path / "a.mp4", "mpeg4"), film(tmp_path / "b.webm", "libvpx", 40)]
+    prompts = [Prompt(str(i), "What happens?", (file,)) for i, file in enumerate(files)]
+    rollout = subject.rollout(prompts, group_size=2, plan=PLAN, seed=0)
+    grids = [own.pieces[0].tensors["video_grid_thw"][0, 0].item() for own in rollout.replay.inputs]
+    assert grids[0] == grids[1] < grids[2] == grids[3]  # a longer video has more frames at two a second
+    alone = replayed(subject, rollout, [[2], [0], [1], [3]]).logp
+    torch.testing.assert_close(alone[rollout.mask], rollout.rollout_logp[rollout.mask], rtol=0, atol=1e-5)
+
+
+def test_a_file_that_is_no_video_is_named(tmp_path: Path):
+    pytest.importorskip("av")
+    (tmp_path / "c.mp4").write_bytes(b"no video at all")
+    with pytest.raises(PolicyError, match=r"c.mp4: cannot be read as a video \(ValueError"):
+        opened(str(tmp_path / "c.mp4"), None)
+    with pytest.raises(PolicyError, match="without a video in it"):
+        place = tone(tmp_path / "t.wav", 8000, 0.2)
+        opened(str(Path(place).rename(tmp_path / "t.mp4")), None)
+
+
+def test_a_video_without_its_package_is_refused_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(PolicyError, match="pip install av for videos") as error:
+        opened(str(tmp_path / "c.mp4"), None)
+    assert "\n" not in str(error.value)
+
+
+class Hears:
+    feature_extractor = type("Ears", (), {"sampling_rate": 16000})()
+
+
+@pytest.mark.parametrize(
+    ("name", "subtype", "off"),
+    [("t.flac", None, 1e-3), ("t.ogg", None, 0.05), ("t.mp3", None, 0.05), ("t8.wav", "PCM_24", 1e-3)],
+)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_sounds_of_files_come_at_the_rate_that_is_asked_for(
+    tmp_path: Path, name: str, subtype: str | None, off: float, channels: int
+):
+    soundfile: Any = pytest.importorskip("soundfile")
+    pytest.importorskip("soxr")
+    time = np.arange(24000) / 24000
+    whole = 0.5 * np.sin(2 * np.pi * 440 * time)
+    soundfile.write(tmp_path / name, np.repeat(whole[:, None], channels, 1), 24000, subtype=subtype)
+    heard = opened(str(tmp_path / name), Hears())
+    assert heard.dtype == np.float32 and heard.ndim == 1 and abs(len(heard) - 16000) < 1600
+    inner = heard[4000:12000]
+    spectrum = np.abs(np.fft.rfft(inner))
+    assert abs(spectrum.argmax() * 16000 / len(inner) - 440) < 4 and abs(np.abs(inner).max() - 0.5) < off
+
+
+@pytest.mark.skipif(has("soundfile"), reason="soundfile is installed")
+def test_a_sound_without_its_package_is_refused_in_a_line(tmp_path: Path):
+    (tmp_path / "t.flac").write_bytes(b"fLaC")
+    with pytest.raises(PolicyError, match="soundfile soxr for sounds") as error:
+        opened(str(tmp_path / "t.flac"), Hears())
+    assert "\n" not in str(error.value)
