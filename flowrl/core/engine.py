@@ -127,8 +127,11 @@ class LocalEngine(Generic[PlanT]):
             adv, metrics = self.advantage(drawn.rewards, drawn.rollout)
         return Draw(drawn.rollout, drawn.rewards, adv, metrics | drawn.told)
 
-    def drawn(self, prompts: Sequence[Prompt], first: int, group: int | None = None) -> Drawn:
-        """As `draw`, before there are advantages."""
+    def drawn(
+        self, prompts: Sequence[Prompt], first: int, group: int | None = None, own: Sequence[int] | None = None
+    ) -> Drawn:
+        """As `draw`, before there are advantages. own: positions of the prompts that are drawn here (None: all)."""
+        prompts = prompts if own is None else [prompts[i] for i in own]
         rewards, told = None, dict[str, float]()
         with self.clock.phase("rollout"), self.sampling():
             if self.explore is None:
@@ -225,8 +228,11 @@ class GivenEngine(Generic[PlanT]):
         assert drawn.adv is not None
         return Draw(drawn.rollout, {}, drawn.adv, {})
 
-    def drawn(self, prompts: Sequence[Prompt], first: int, group: int | None = None) -> Drawn:
-        """As `draw`; the samples of a prompt are those that there are, whatever the group."""
+    def drawn(
+        self, prompts: Sequence[Prompt], first: int, group: int | None = None, own: Sequence[int] | None = None
+    ) -> Drawn:
+        """As `draw`; the samples of a prompt are those that there are, whatever the group. own: see `LocalEngine`."""
+        prompts = prompts if own is None else [prompts[i] for i in own]
         with self.clock.phase("rollout"):
             given = [self.samples_of(prompt) for prompt in prompts]
             pictures, noise = [one.samples for one in given], [one.noise for one in given]
@@ -251,24 +257,34 @@ class MixedEngine(Generic[PlanT]):
 
     def draw(self, prompts: Sequence[Prompt], first: int) -> Draw:
         """The groups of these prompts. Raises ValueError where the samples of a prompt are a whole group."""
+        drawn = self.drawn(prompts, first)
+        with self.local.clock.phase("score"):
+            adv, metrics = self.local.advantage(drawn.rewards, drawn.rollout)
+        return Draw(drawn.rollout, drawn.rewards, adv, metrics | drawn.told)
+
+    def drawn(
+        self, prompts: Sequence[Prompt], first: int, group: int | None = None, own: Sequence[int] | None = None
+    ) -> Drawn:
+        """As `draw`, before there are advantages; own: see `LocalEngine`. The choice is of all prompts."""
         local = self.local
         with local.clock.phase("rollout"), local.sampling():
             chosen = chosen_blocks(len(prompts), self.share, self.block, f"{local.seed}/source/{first}")
-            given = [self.samples_of(p) if i in chosen else FromFiles((), ()) for i, p in enumerate(prompts)]
+            told = {"given": len(chosen) / len(prompts)}
+            here = range(len(prompts)) if own is None else own
+            given = [self.samples_of(prompts[i]) if i in chosen else FromFiles((), ()) for i in here]
+            prompts = [prompts[i] for i in here]
             pictures, noise = [one.samples for one in given], [one.noise for one in given]
-            drawn = []
+            drawn, group = [], group or local.group
             for number in sorted({len(samples) for samples in pictures}):
-                if number >= local.group:
+                if number >= group:
                     raise ValueError(f"a prompt comes with {number} samples: set train.group={number + 1} or more")
                 at = [i for i, samples in enumerate(pictures) if len(samples) == number]
-                drawn.append((at, local.roll([prompts[i] for i in at], local.group - number, first)))
+                drawn.append((at, local.roll([prompts[i] for i in at], group - number, first)))
             how: dict[str, Any] = {"plan": local.plan, "seed": local.seed, "first": first}
             how |= {"noise": noise} if any(noise) else {}
             rollout = self.policy.given(prompts, pictures, drawn=drawn, **how)
         with local.clock.phase("score"):
-            rewards = local.score(rollout.samples)
-            adv, metrics = local.advantage(rewards, rollout)
-        return Draw(rollout, rewards, adv, metrics | {"given": len(chosen) / len(prompts)})
+            return Drawn(rollout, local.score(rollout.samples), told)
 
 
 def chosen_blocks(number: int, share: float, block: int, seed: str) -> set[int]:

@@ -108,9 +108,7 @@ def iterate(
         engine = MixedEngine(local, policy, samples_of, settings.share or 0.0, settings.pool)  # pyright: ignore
     looks: Looks = policy
     if ranks.size > 1:
-        if isinstance(engine, MixedEngine):
-            raise ValueError("samples of files and drawn ones do not mix over several ranks: train on one")
-        engine, looks = RankedEngine(engine, advantage, clock, ranks, settle), RankedLooks(policy)
+        engine, looks = RankedEngine(engine, advantage, clock, ranks, settle, settings.pool), RankedLooks(policy)
     one = looks
     draws, ended = [engine.draw(prompts, first)], settings.skip_truncated
     while more is not None and len(draws) <= settings.refill and (missing := len(prompts) - kept_groups(draws, ended)):

@@ -40,7 +40,9 @@ def has_pixels(samples: Samples) -> bool:
 class Draws(Protocol):
     """What draws the groups of prompts in one process."""
 
-    def drawn(self, prompts: Sequence[Prompt], first: int, group: int | None = None) -> Drawn:
+    def drawn(
+        self, prompts: Sequence[Prompt], first: int, group: int | None = None, own: Sequence[int] | None = None
+    ) -> Drawn:
         """See `LocalEngine.drawn`."""
         ...
 
@@ -61,7 +63,7 @@ class RankedEngine:
     """Draws the groups of prompts together with other ranks; `local` draws those of this one.
 
     samples: of all that were drawn here so far, with their pixels. settle: is called by all ranks alike once all have
-    scored, and may raise.
+    scored, and may raise. block: prompts beside each other whose samples are compared, which one rank draws.
     """
 
     local: Draws
@@ -69,14 +71,15 @@ class RankedEngine:
     clock: Clock
     ranks: Ranks
     settle: Callable[[], None] = lambda: None
+    block: int = 1
 
     def __post_init__(self) -> None:
         self.samples: list[Samples] = []
 
     def draw(self, prompts: Sequence[Prompt], first: int, group: int | None = None) -> Draw:
         """The groups of these prompts, equal on every rank but for what the rollout's `replay` holds."""
-        mine = shares([prompt.id for prompt in prompts], self.ranks.size)[self.ranks.rank]
-        own = self.local.drawn([prompts[i] for i in mine], first, group) if mine else None
+        mine = shares([prompt.id for prompt in prompts], self.ranks.size, self.block)[self.ranks.rank]
+        own = self.local.drawn(prompts, first, group, mine) if mine else None
         if own is not None:
             self.samples.append(own.rollout.samples)
         with self.clock.phase("score"):
@@ -89,6 +92,15 @@ class RankedEngine:
                 return Draw(rollout, {}, whole.adv, whole.told)
             adv, metrics = self.advantage(whole.rewards, rollout)
         return Draw(rollout, whole.rewards, adv, metrics | whole.told)
+
+
+def own_rollout(rollout: Rollout) -> Rollout | None:
+    """What this rank drew of a whole rollout, with the present mask of its rows; None where it drew nothing."""
+    held: OwnPart = rollout.replay
+    if held.rollout is None:
+        return None
+    width = held.rollout.rollout_logp.shape[1]
+    return replace(held.rollout, mask=rollout.mask[held.rows][:, :width])
 
 
 class RankedLooks:
@@ -111,11 +123,9 @@ class RankedLooks:
         held: OwnPart = rollout.replay
         place = torch.full((len(rollout.rollout_logp),), -1)
         place[held.rows] = torch.arange(len(held.rows))
-        local = place[rows]
-        if held.rollout is None or (local < 0).any():
+        local, own = place[rows], own_rollout(rollout)
+        if own is None or (local < 0).any():
             raise ValueError("another rank drew some of these rows: look at the own ones")
-        width = held.rollout.rollout_logp.shape[1]
-        own = replace(held.rollout, mask=rollout.mask[held.rows][:, :width])
 
         def hand_over(seen: LogProbs | Field | Valued) -> None:
             visit(replace(seen, rows=held.rows[seen.rows]))

@@ -51,15 +51,25 @@ class OneRank:
 ALONE = OneRank()
 
 
-def shares(keys: Sequence[Hashable], size: int) -> list[list[int]]:
+def shares(keys: Sequence[Hashable], size: int, block: int = 1) -> list[list[int]]:
     """The positions that each of `size` ranks takes: the first, and every size-th after it, and so on.
 
-    Equal keys go to one rank, in their order: a prompt that comes twice draws other samples the second time.
+    Equal keys go to one rank, in their order: a prompt that comes twice draws other samples the second time. So do
+    `block` of them that stand beside each other, whose samples are compared.
     """
+    first: dict[Hashable, Hashable] = {}  # of a key, one that it has to be with; of the last one of these, itself
+
+    def leader(key: Hashable) -> Hashable:
+        while first.setdefault(key, key) != key:
+            key = first[key]
+        return key
+
+    for i, key in enumerate(keys):
+        first[leader(key)] = leader(keys[i - i % block])
     place: dict[Hashable, int] = {}
     taken: list[list[int]] = [[] for _ in range(size)]
     for i, key in enumerate(keys):
-        taken[place.setdefault(key, len(place)) % size].append(i)
+        taken[place.setdefault(leader(key), len(place)) % size].append(i)
     return taken
 
 

@@ -116,7 +116,8 @@ class Language:
         """Completions that go on in the next iteration, and those of a server."""
         remedy = "leave it out, or train in one process"
         if (goes_on := section_of(recipe).partial) is not None:
-            yield RecipeError("generation.partial", f"got {goes_on}, which ranks do not share", remedy)
+            problem = f"got {goes_on}, but what goes on stays on its rank, and a draw ends once any group is complete"
+            yield RecipeError("generation.partial", problem, remedy)
         if recipe.rollout.engine is not None:
             yield RecipeError("rollout.engine", "given, but ranks draw for themselves", remedy)
         if recipe.environment is not None and recipe.environment.agent is not None:

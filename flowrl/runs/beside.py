@@ -12,6 +12,8 @@ from flowrl.build import remembered
 from flowrl.contracts import Objective, Prompt, Rollout
 from flowrl.core.objectives.terms import policy_share
 from flowrl.core.objectives.texts import TextLikelihood, TextPairs
+from flowrl.core.ranked import OwnPart, own_rollout
+from flowrl.core.ranks import ALONE, Ranks
 from flowrl.core.replay import SampleStore
 from flowrl.core.terms import Term
 from flowrl.planning.costs import plan_for
@@ -61,9 +63,17 @@ def _texts(source: str, number: int) -> Sequence[Prompt]:
 
 
 def terms_of(
-    recipe: Recipe, policy: Any, scorer: Scorer, kept: Beside, objective: Objective, iteration: int
+    recipe: Recipe,
+    policy: Any,
+    scorer: Scorer,
+    kept: Beside,
+    objective: Objective,
+    iteration: int,
+    ranks: Ranks = ALONE,
 ) -> TermsOf | None:
-    """What gives the terms of an iteration, counted from 0, and puts its samples into the store; None without any."""
+    """What gives the terms of an iteration, counted from 0, and puts its samples into the store; None without any.
+
+    ranks: who iterate together; each has the whole store."""
     right, expert, pairwise = (getattr(recipe.objective, name, None) for name in ("right", "expert", "pairs"))
     stored = recipe.train.store
     store = None if stored is None else kept.store  # a phase without one leaves what is kept alone
@@ -97,11 +107,26 @@ def terms_of(
                 made.append(Term("store", objective, stored.coef, policy, held, rows, own=False, adv=values))
             if adv.ndim == 2:
                 raise ValueError("train.store: advantages of single decisions are not stored; set train.store=null")
-            if isinstance(rollout.replay, Completions):
-                store.add(plain_rows(rollout), adv, iteration)
+            if (rows := _plain_rows(rollout, adv, ranks)) is not None:
+                store.add(rows, adv, iteration)
         return made
 
     return terms
+
+
+def _plain_rows(rollout: Rollout, adv: Tensor, ranks: Ranks) -> list[dict[str, Any]] | None:
+    """The rows as a store keeps them, nothing in the place of those without an advantage; None where they are of
+    several draws."""
+    if isinstance(rollout.replay, Completions):
+        return plain_rows(rollout)
+    if not isinstance(rollout.replay, OwnPart):
+        return None
+    own, whole = own_rollout(rollout), [dict[str, Any]() for _ in adv]
+    mine = [] if own is None else zip(rollout.replay.rows.tolist(), plain_rows(own), strict=True)
+    for part in ranks.gather({i: row for i, row in mine if adv[i]}):
+        for i, row in part.items():
+            whole[i] = row
+    return whole
 
 
 def chosen_prompts(shown: Sequence[Prompt], number: int, seed: int, iteration: int) -> list[Prompt]:

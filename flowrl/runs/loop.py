@@ -215,7 +215,7 @@ class Run:
             explore=build_explore(recipe, self.inputs.scorer, self.unfinished),
             critic=self.critic,
             resample=resample_of(recipe, self.inputs.scorer, iteration),
-            terms=terms_of(recipe, self.policy, self.inputs.scorer, self.beside, objective, iteration),
+            terms=terms_of(recipe, self.policy, self.inputs.scorer, self.beside, objective, iteration, self.ranks),
             ranks=self.ranks,
             settle=self.inputs.scorer.judge.settle,
         )
