@@ -22,7 +22,8 @@ from flowrl.names import UserError
 
 T = TypeVar("T")
 WAIT = 600.0  # seconds for the slowest rank, where the recipe does not say
-LAST = 10.0  # seconds to tell the others of a failure
+LAST = 10.0  # seconds for the others to hear of a failure
+ASK = 0.2  # seconds of waiting after which one asks whether another rank has failed, and says that one waits
 NAPS = (1e-4, 5e-3)  # seconds between two looks at an operation, the first and the longest
 
 
@@ -61,14 +62,17 @@ class ProcessRanks:
         try:
             self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(seconds=max(wait, 60.0)))
+            timeout = timedelta(seconds=max(wait, 60.0))
+            store, _, _ = next(dist.rendezvous("env://", self.rank, self.size, timeout=timeout))
+            group = dist.PrefixStore("group", store)
+            dist.init_process_group(backend, store=group, rank=self.rank, world_size=self.size, timeout=timeout)
         except (KeyError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"this is one of several processes, but they cannot be joined ({reason}); start them with `flowrl run "
                 "RECIPE --ranks N` or `torchrun --nproc-per-node N -m flowrl run RECIPE`"
             ) from error
-        self._told = False
+        self._board, self._number = dist.PrefixStore("flowrl", store), 0  # of operations that were waited for
 
     def gather(self, value: T) -> list[T]:
         """See `Ranks`."""
@@ -93,10 +97,10 @@ class ProcessRanks:
         except RankError:
             raise
         except BaseException as error:
-            self.wait = min(self.wait, LAST)
             said = " ".join(f"{type(error).__name__}: {error}".split())[:500]
             with contextlib.suppress(Exception):
-                self._gather(pickle.dumps((False, said)))
+                self._board.compare_set("failed", "", f"rank {self.rank}: {said}")
+                self._leave()
             raise
         finally:
             with contextlib.suppress(Exception):
@@ -119,20 +123,54 @@ class ProcessRanks:
         self._finish(dist.all_gather(parts, padded, async_op=True))
         return [part[:number].numpy().tobytes() for part, number in zip(parts, sizes.tolist(), strict=True)]
 
+    def _leave(self) -> None:
+        """Waits until all have heard of the failure that is on the board, for a while."""
+        heard, until = self._board.add("heard", 1), time.monotonic() + LAST
+        while heard < self.size and time.monotonic() < until:
+            time.sleep(NAPS[1])
+            heard = self._board.add("heard", 0)
+
+    def _listen(self) -> None:
+        """Raises RankError where another rank has told of its failure."""
+        failed = ""
+        with contextlib.suppress(Exception):
+            if self._board.check(["failed"]):
+                failed = self._board.get("failed").decode()
+                self._board.add("heard", 1)
+        if failed:
+            raise RankError(failed)
+
+    def _absent(self) -> str:
+        """The ranks that do not wait as this one does, in words."""
+        with contextlib.suppress(Exception):
+            keys = {rank: f"waits/{rank}" for rank in range(self.size) if rank != self.rank}
+            waiting = {rank for rank, key in keys.items() if self._board.check([key])}
+            waiting = {rank for rank in waiting if int(self._board.get(keys[rank])) >= self._number}
+            if absent := [str(rank) for rank in keys if rank not in waiting]:
+                return f"rank{'s' * (len(absent) > 1)} {', '.join(absent)}"
+        return "another rank"
+
     def _finish(self, work: Any) -> None:
         """Waits for an operation. Raises RankError where it fails, or takes longer than ranks are waited for."""
-        until, nap = time.monotonic() + self.wait, NAPS[0]
+        start, nap, asked = time.monotonic(), NAPS[0], 0.0
+        self._number += 1
         while not work.is_completed():
-            if time.monotonic() > until:
+            waited = time.monotonic() - start
+            if waited > asked + ASK:
+                asked = waited
+                self._listen()
+                self._board.set(f"waits/{self.rank}", str(self._number))
+            if waited > self.wait:
                 raise RankError(
-                    f"rank {self.rank} waited {self.wait:.0f} s for the others: one of them hangs, or is slower than "
-                    "that (parallel.wait)"
+                    f"{self._absent()} hangs, or is slower than the {self.wait:.0f} s that rank {self.rank} has "
+                    "waited (parallel.wait)"
                 )
             time.sleep(nap)
             nap = min(2 * nap, NAPS[1])
         try:
             work.wait()
         except RuntimeError as error:
+            self._listen()
             reason = " ".join(str(error).split())[:200]
             raise RankError(
                 f"another rank has gone: it was killed, or its machine cannot be reached ({reason})"

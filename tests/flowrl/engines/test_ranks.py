@@ -1,5 +1,6 @@
 """Several processes that train together do what one does."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,10 +11,10 @@ import pytest
 import torch
 
 from flowrl.core.ranks import shares, weighed_means
-from ranks_support import ENDING, RUNS, compare, environment, job, lines, started, weights
+from ranks_support import BESIDE, RUNS, compare, environment, job, lines, started, weights
 
 SHORT = ["noised", "tokens", "alone"]  # in the default tests
-LONG = [name for name in RUNS if name not in ENDING]
+LONG = [name for name in RUNS if name not in BESIDE]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,12 @@ def test_equal_prompts_stay_on_one_rank_and_in_order():
     assert shares(["a"], 1) == [[0]]
 
 
+def test_prompts_that_are_compared_stay_on_one_rank():
+    assert shares(["a", "b", "c", "d", "e", "f"], 2, 2) == [[0, 1, 4, 5], [2, 3]]
+    assert shares(["a", "b", "c", "d", "a", "e"], 2, 2) == [[0, 1, 4, 5], [2, 3]]
+    assert shares(["a", "b", "c", "d", "d", "e", "f", "a"], 3, 2) == [[0, 1, 6, 7], [2, 3, 4, 5], []]
+
+
 def test_means_of_ranks_weigh_by_what_they_are_of():
     assert weighed_means([({"a": 1.0, "b": 5.0}, 3), ({"a": 4.0}, 1), ({}, 0)]) == {"a": 1.75, "b": 5.0}
 
@@ -82,6 +89,18 @@ def test_any_run_is_that_of_one_process(name, number, long):
 
 
 @pytest.mark.dist
+def test_bookkeeping_of_the_quickstart_is_small(tmp_path):
+    """At most 5 % of the CPU time of iterations, and of what the pixels weigh 1 % is told."""
+    process = started(tmp_path, [job(2, tmp_path, ["quickstart"], "train.iterations=3", measure=True)])
+    assert process.wait(1500) == 0, (tmp_path / "log.txt").read_text()
+    spent = [json.loads((tmp_path / f"measured-{rank}.json").read_text()) for rank in (0, 1)]
+    share = sum(one["ranks"] for one in spent) / sum(one["iterations"] for one in spent)
+    told = [line["ranks/bytes"] / (16 * 12 * 3 * 32 * 32 * 4) for line in lines(tmp_path / "quickstart")]
+    print(f"CPU {share:.4f}, bytes of pixels {max(told):.4f}, {spent}")
+    assert share < 0.05 and max(told) < 0.01
+
+
+@pytest.mark.dist
 def test_a_rank_that_hangs_ends_the_run(tmp_path):
     process = started(tmp_path, [job(2, tmp_path, ["hanging"])])
     until = time.monotonic() + 120
@@ -96,7 +115,7 @@ def test_a_rank_that_hangs_ends_the_run(tmp_path):
 @pytest.mark.dist
 @pytest.mark.parametrize("moment", [1, 4])
 def test_a_killed_rank_costs_nothing_but_the_time_since_the_checkpoint(moment, tmp_path):
-    """By the command line, as a user starts it; test_killed_ranks.py has more moments."""
+    """By the command line, as a user starts it; test_ended_ranks.py has more moments."""
     more = ["train.iterations=6", "checkpoint.every=1", "output=run"]
     recipe, overrides = RUNS["tokens"]
     command = [sys.executable, "-m", "flowrl", "run", recipe, *overrides, *more, "threads=1", "--ranks", "2"]

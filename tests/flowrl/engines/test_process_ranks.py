@@ -1,0 +1,92 @@
+"""What ranks tell each other, and how they hear of one that fails, hangs or is killed: forks of this process."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowrl.engines.ranks import ProcessRanks, RankError
+from ranks_support import forked
+
+
+def told(number: int, folder: Path, work: Callable[[ProcessRanks], object], wait: float = 20.0) -> list[object]:
+    """What so many ranks come to: what the work of each gives, or its error; None of one that was killed."""
+
+    def rank() -> None:
+        name = folder / f"{os.environ['RANK']}.json"
+        try:
+            ranks = ProcessRanks(wait)
+            with ranks.together():
+                given = work(ranks)
+        except (RankError, ValueError) as error:
+            given = f"{type(error).__name__}: {error}"
+        name.write_text(json.dumps(given))
+
+    for child in forked(number, rank):
+        os.waitpid(child, 0)
+    files = [folder / f"{i}.json" for i in range(number)]
+    return [json.loads(file.read_text()) if file.exists() else None for file in files]
+
+
+def test_gathers_and_sums_are_those_of_all(tmp_path):
+    def work(ranks: ProcessRanks) -> object:
+        i = ranks.rank
+        wide = torch.full((2, 3), i + 0.5, dtype=torch.bfloat16)[:, ::2]
+        kinds = [torch.tensor(i), torch.zeros(0, 2), wide, torch.tensor([i == 1]), {"text": ["a"] * i, "none": None}]
+        parts = ranks.gather(kinds)
+        same = all(
+            torch.equal(part[2], torch.full((2, 2), r + 0.5, dtype=torch.bfloat16)) and part[1].shape == (0, 2)
+            for r, part in enumerate(parts)
+        )
+        sums = [torch.tensor([1.0, i]), torch.tensor([i], dtype=torch.int64)]
+        ranks.total(sums)
+        plain = [[int(part[0]), bool(part[3]), part[4]] for part in parts]
+        return [same, plain, [value.tolist() for value in sums], ranks.gathered]
+
+    first, second, third = told(3, tmp_path, work)
+    plain = [[r, r == 1, {"text": ["a"] * r, "none": None}] for r in range(3)]
+    assert first[:3] == [True, plain, [[3.0, 3.0], [3]]] == second[:3] == third[:3]
+    assert 300 < first[3] == second[3] == third[3] < 3000
+
+
+@pytest.mark.parametrize("operation", ["gather", "total"])
+def test_the_error_of_a_rank_is_that_of_all_wherever_they_wait(operation, tmp_path):
+    def work(ranks: ProcessRanks) -> object:
+        if ranks.rank == 1:
+            raise ValueError("the third\nrow is empty")
+        return ranks.gather(1) if operation == "gather" else ranks.total([torch.zeros(7)])
+
+    start = time.monotonic()
+    first, own, third = told(3, tmp_path, work)
+    assert first == third == "RankError: rank 1: ValueError: the third row is empty"
+    assert own == "ValueError: the third\nrow is empty" and time.monotonic() - start < 30
+
+
+def test_a_rank_that_hangs_is_named(tmp_path):
+    def work(ranks: ProcessRanks) -> object:
+        if ranks.rank == 2:
+            time.sleep(4)
+            return "late"
+        return ranks.gather(1)
+
+    first, second, third = told(3, tmp_path, work, wait=1.0)
+    assert third == "late"
+    for i, said in enumerate((first, second)):
+        assert said == f"RankError: rank 2 hangs, or is slower than the 1 s that rank {i} has waited (parallel.wait)"
+
+
+def test_a_rank_that_is_killed_ends_the_others(tmp_path):
+    def work(ranks: ProcessRanks) -> object:
+        ranks.gather(0)
+        if ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return ranks.gather(1)
+
+    first, gone, third = told(3, tmp_path, work)
+    assert gone is None
+    assert all(str(said).startswith("RankError: another rank has gone: it was killed") for said in (first, third))
