@@ -22,6 +22,7 @@ from flowrl.core.objectives.given import GivenObjective
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.objectives.noised import NOISED
 from flowrl.core.objectives.paired import PAIRED
+from flowrl.core.objectives.perception import Perception
 from flowrl.core.objectives.pulled import PULLED, SRPOObjective
 from flowrl.core.objectives.texts import TEXTS
 from flowrl.core.process import decision_rewards
@@ -103,7 +104,11 @@ def build_objective(recipe: Recipe) -> Objective:
     values = {p.name: getattr(objective, p.name) for p in keys("objective", names.shipped("objective")["clipped"])}
     values["weight"] = values["weight"] if isinstance(values["weight"], str) else tuple(values["weight"])
     covariance = None if objective.covariance is None else Covariance(**objective.covariance.model_dump())
-    return ClippedObjective(low, high, **values, correction=build_correction(recipe), covariance=covariance)
+    given = objective.perception
+    seeing = None if given is None else Perception(**given.model_dump(exclude={"view"}))
+    return ClippedObjective(
+        low, high, **values, correction=build_correction(recipe), covariance=covariance, perception=seeing
+    )
 
 
 def build_correction(recipe: Recipe) -> Correction | None:

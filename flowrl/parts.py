@@ -62,7 +62,7 @@ KINDS: dict[str, PartKind] = {
         ("seen", "batch"),
         "flowrl.core.objectives.grpo:OBJECTIVES",
         "a function (seen, batch, *, ...) or a class with __call__(self, seen, batch)",
-        given=("clip_low", "clip_high", "correction", "covariance"),
+        given=("clip_low", "clip_high", "correction", "covariance", "perception"),
     ),
     "lr_schedule": PartKind(("left",), "flowrl.core.lr_schedules:LR_SCHEDULES", "a function (left, *, ...)"),
     "rule": PartKind(

@@ -20,18 +20,20 @@ FORMS = {  # form -> what matches at the begin of a completion that has it
     "answer": re.compile(rf"{THINK_ANSWER.pattern}\Z", re.DOTALL),
     "any": re.compile(r"<think>(?!.*<think>)(.*?)</think>", re.DOTALL),
     "alone": re.compile(r"<answer>.*?</answer>\Z", re.DOTALL),
+    "boxed": re.compile(r"<think>.*</think>.*\\boxed\{.*\}", re.DOTALL),
     "lines": re.compile(r"<think>\n.*?\n</think>\n<answer>\n.*?\n</answer>\n?\Z", re.DOTALL),
 }
 RULED = "=|-~_#*.%－█ ─"  # characters that tables and rules are made of, which repeat in good texts
 
 
-def think_format(samples: Samples, *, form: Literal["answer", "any", "alone", "lines"] = "answer") -> Tensor:
+def think_format(samples: Samples, *, form: Literal["answer", "any", "alone", "boxed", "lines"] = "answer") -> Tensor:
     """1 where a completion is written as asked, else 0; float32 [B].
 
     answer: one block <think>...</think>, white space, one block <answer>...</answer> and nothing else (Video-R1,
     ms-swift). any: one block of thought at its very beginning, with anything behind it (TRL). alone: a block of answer
-    and nothing else (R1-AQA, arXiv:2503.11197). lines: as answer, with each mark on a line of its own (Praxis-VLM,
-    arXiv:2503.16965).
+    and nothing else (R1-AQA, arXiv:2503.11197). boxed: a block of thought at its very beginning and behind it a
+    \\boxed{...} (EasyR1, as of PAPO and NoisyRollout). lines: as answer, with each mark on a line of its own
+    (Praxis-VLM, arXiv:2503.16965).
     """
     if form not in FORMS:
         raise ValueError(f"think_format: form={form!r}; accepted: {', '.join(FORMS)}")

@@ -115,7 +115,8 @@ class View:
     alone. exact_kl: `LogProbs.kl`, which takes an earlier look at the same rows under the reference that asks for it
     too, so that the policy keeps what it compares with. kl_kind: which divergence that is of, policy p and reference q:
     exact, KL(p || q); forward, KL(q || p); jsd, kl_mix KL(q || m) + (1 - kl_mix) KL(p || m) with m = kl_mix q + (1 -
-    kl_mix) p. centred: `LogProbs.centred`. entropy: `LogProbs.entropy`.
+    kl_mix) p. centred: `LogProbs.centred`. entropy: `LogProbs.entropy`. shown: of drawn states, beside the
+    pictures that the policy has for a second look at its rows, in place of those that they are trained with.
     """
 
     states: States = "drawn"
@@ -128,6 +129,7 @@ class View:
     entropy: bool = False
     kl_kind: Divergence = "exact"
     kl_mix: float = 0.5
+    shown: bool = False
 
 
 PlanT = TypeVar("PlanT", contravariant=True)  # what a policy's rollouts go by, its own affair

@@ -21,7 +21,7 @@ class Batch:
     the other weights that the objective needs at the same states, like its v, by name. together int64 [r]: equal for
     rows that the objective takes together; of a pair the better one comes first, or the one that was given. pull, like
     v of a Field: the gradient of the loss at what its step leads to. reward_of: the weighted reward of samples, with
-    gradient. value, returns float32 [r, k]: see `Rollout`.
+    gradient. value, returns, shown float32 [r, k]: see `Rollout`.
     """
 
     rollout_logp: Tensor
@@ -36,10 +36,11 @@ class Batch:
     value: Tensor | None = None
     returns: Tensor | None = None
     old_logp: Tensor | None = None
+    shown: Tensor | None = None
 
 
 Together = Literal["decision", "row", "pair", "given", "group"]
-Need = Literal["reference", "old", "pull", "reward_of", "rank", "returns", "every_row", "old_logp"]
+Need = Literal["reference", "old", "pull", "reward_of", "rank", "returns", "every_row", "old_logp", "shown"]
 
 
 class Objective(Protocol):
@@ -61,9 +62,9 @@ class Objective(Protocol):
     def needs(self) -> frozenset[Need]:
         """What the loop has to provide. reference: `Batch.reference`, as every trained decision pays a divergence; of
         noised states the velocities of the reference, and with old those of the older copy, in `Batch.velocities`;
-        reward_of, pull, returns, old_logp: see `Batch`, and for a pull core/backward_pull.py. rank: in `Batch.adv`, in
-        place of a row's advantage, the share of the update's rows that it is above, in (0, 1). every_row: nothing more,
-        but rows whose advantage is 0 are looked at too, since they have a loss."""
+        reward_of, pull, returns, old_logp, shown: see `Batch`, and for a pull core/backward_pull.py. rank: in
+        `Batch.adv`, in place of a row's advantage, the share of the update's rows that it is above, in (0, 1).
+        every_row: nothing more, but rows whose advantage is 0 are looked at too, since they have a loss."""
         ...
 
     def weigh(self, rollout: Rollout, adv: Tensor) -> tuple[Rollout, dict[str, Tensor]]:

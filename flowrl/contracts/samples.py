@@ -41,7 +41,9 @@ class Samples:
     [B], whether their limit ended it instead. given: of each text the parts that the model did not draw, such as a
     hint; None where it drew everything. talks: of each sample the conversation that it came of, where there were
     several turns; its text is then that of the model's last turn, and lengths counts what the model drew. steps: by
-    reward, of each sample its scored steps, filled in by the scorer for rewards that give `StepScores`.
+    reward, of each sample its scored steps, filled in by the scorer for rewards that give `StepScores`. contrast: by
+    reward, float [B], the mean of what it gave to further samples of the same prompt that were drawn under other
+    pictures, and are not among these; NaN where there are none, nothing where none were drawn.
     """
 
     prompts: Sequence[Prompt]
@@ -56,6 +58,7 @@ class Samples:
     given: Sequence[str] | None = None
     talks: "Sequence[Conversation] | None" = None
     steps: dict[str, list[Steps]] = field(default_factory=dict)
+    contrast: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -80,6 +83,7 @@ class Samples:
             given=None if self.given is None else [self.given[i] for i in index],
             talks=None if self.talks is None else [self.talks[i] for i in index],
             steps={name: [of[i] for i in index] for name, of in self.steps.items()},
+            contrast={name: values[at] for name, values in self.contrast.items()},
         )
 
 
@@ -124,6 +128,8 @@ class Rollout:
     its rows. None: there is one.
     old_logp float32 [R, K]: log-probs under the weights that train, before the first update, once core/backward.py has
     filled them in, where an objective corrects for a policy that sampled otherwise.
+    shown float32 [R, K]: log-probs under the same weights beside other pictures (`View.shown`), NaN in rows that have
+    none, once core/backward.py has filled them in.
     """
 
     samples: Samples
@@ -140,6 +146,7 @@ class Rollout:
     roles: Tensor | None = None
     counts: Tensor | None = None
     own: Tensor | None = None
+    shown: Tensor | None = None
 
 
 class NoTruth(ValueError):

@@ -74,6 +74,7 @@ class StepLoss:
             returns=None if rollout.returns is None else rollout.returns[at].to(device),
             reward_of=self.reward_of,
             old_logp=None if rollout.old_logp is None else rollout.old_logp[at].to(device),
+            shown=None if rollout.shown is None else rollout.shown[at].to(device),
             **more,
         )
 
@@ -115,12 +116,25 @@ def fill_old(policy: Looks, rollout: Rollout, rows: Tensor, progress: Progress |
     """Fills in `rollout.old_logp` for rows int64 [r]: what the weights of now give, without gradient."""
     old = torch.zeros_like(rollout.rollout_logp) if rollout.old_logp is None else rollout.old_logp
     rollout.old_logp = old
+    _fill(old, policy, rollout, rows, View(), progress)
+
+
+def fill_shown(policy: Looks, rollout: Rollout, rows: Tensor, progress: Progress | None = None) -> None:
+    """Fills in `rollout.shown` for rows int64 [r]: what the weights of now give beside other pictures, without
+    gradient."""
+    shown = torch.zeros_like(rollout.rollout_logp) if rollout.shown is None else rollout.shown
+    rollout.shown = shown
+    _fill(shown, policy, rollout, rows, View(shown=True), progress)
+
+
+def _fill(values: Tensor, policy: Looks, rollout: Rollout, rows: Tensor, view: View, progress: Progress | None) -> None:
+    """Writes what a look without gradient gives of rows int64 [r] into values [R, K]."""
 
     def visit(seen: LogProbs) -> None:
-        old[seen.rows[:, None], seen.columns[None]] = seen.logp.to(old)
+        values[seen.rows[:, None], seen.columns[None]] = seen.logp.to(values)
 
     with torch.no_grad():
-        policy.look(rollout, rows, View(), visit, progress=progress)
+        policy.look(rollout, rows, view, visit, progress=progress)
 
 
 def backward(policy: Looks, rows: Tensor, loss: StepLoss, progress: Progress | None = None) -> None:

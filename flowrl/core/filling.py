@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Looks, Objective, Progress, Rollout, View
-from flowrl.core.backward import fill_old, fill_reference
+from flowrl.core.backward import fill_old, fill_reference, fill_shown
 from flowrl.core.objectives.mismatch import SHOWN, mismatch
 from flowrl.core.ranks import ALONE, Ranks, own_rows
 from flowrl.core.values import Critic
@@ -54,5 +54,11 @@ def weighed(
         ranks.total([rollout.old_logp])  # 0 in rows of others
         found = mismatch(rollout.old_logp, rollout.rollout_logp, rollout.mask)
         metrics = {f"mismatch/{name}": found[name] for name in SHOWN}
+    if "shown" in objective.needs:
+        rollout = replace(rollout, shown=torch.zeros_like(rollout.rollout_logp))
+        for part in parts(own_rows(rollout, rollout.mask.any(1).nonzero()[:, 0], ranks), micro_batch):
+            fill_shown(policy, rollout, part, progress)
+        assert rollout.shown is not None
+        ranks.total([rollout.shown])
     rollout, more = objective.weigh(rollout, adv)
     return rollout, {name: float(value) for name, value in (metrics | more).items()}

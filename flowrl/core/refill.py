@@ -142,6 +142,7 @@ def join_samples(parts: Sequence[Samples]) -> Samples:
         talks=None if first.talks is None else [talk for part in parts for talk in part.talks or ()],
         sample_rate=first.sample_rate,
         steps={name: [of for part in parts for of in part.steps[name]] for name in first.steps},
+        contrast={name: torch.cat([part.contrast[name] for part in parts]) for name in first.contrast},
         **tensors,
     )
 

@@ -18,6 +18,7 @@ from flowrl.recipe.schema import Recipe
 from flowrl.recipe.shapes import refuse_shapes
 from flowrl.recipe.steps import check_step
 from flowrl.recipe.trees import check_tree
+from flowrl.recipe.views import refuse_views
 from flowrl.recipe.windows import check_window
 from flowrl.untyped import JSON
 
@@ -93,6 +94,7 @@ class Denoising:
             yield RecipeError("train.skip_truncated", problem, "set train.skip_truncated=false")
         yield from check_step_objective(recipe)
         yield from refuse_shapes(recipe)
+        yield from refuse_views(recipe)
         yield from check_noised(recipe)
 
     def check_parts(self, recipe: Recipe) -> Iterator[RecipeError]:
@@ -140,6 +142,10 @@ class Denoising:
         if talk is None:
             return None
         return f"the prompt {talk.text!r} is a conversation, and a pipeline takes one text; give prompts of one text"
+
+    def refuse_views(self, prompts: Sequence["Prompt"], recipe: Recipe) -> str | None:
+        """Nothing: a recipe of this kind has no views."""
+        return None
 
     def library(self, export: str) -> str:
         """diffusers, which reads pipelines and their LoRA."""

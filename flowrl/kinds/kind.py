@@ -264,6 +264,10 @@ class Kind(Protocol):
         """Why the model cannot take these prompts; None if it can."""
         ...
 
+    def refuse_views(self, prompts: Sequence[Prompt], recipe: Recipe) -> str | None:
+        """Why the recipe's views cannot be made of these training prompts; None if they can."""
+        ...
+
     def library(self, export: str) -> str:
         """The library that reads an export, "lora" or "merged"."""
         ...

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowrl.kinds.kind import Building, Exporter, Planning, Proofs, Words
-from flowrl.media.files import MEDIA_KEYS, marks_problem
+from flowrl.media.files import MEDIA_KEYS, marks_problem, media_kind
 from flowrl.recipe.begun import check_begun
 from flowrl.recipe.calls import read_json
 from flowrl.recipe.correction import check_drawing
@@ -21,6 +21,7 @@ from flowrl.recipe.presets import LANGUAGE
 from flowrl.recipe.roles import check_roles
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import names_own
+from flowrl.recipe.views import check_views, drawing_view, unshown
 from flowrl.untyped import JSON
 
 if TYPE_CHECKING:
@@ -106,11 +107,12 @@ class Language:
         yield from check_begun(recipe, section_of(recipe))
         yield from check_environment(recipe, section_of(recipe))
         yield from check_roles(recipe, section_of(recipe))
+        yield from check_views(recipe)
 
     def draws_in_parts(self, recipe: Recipe) -> bool:
-        """Of trees and discussions, and where more is drawn once completions have been scored."""
-        given = section_of(recipe)
-        return given.tree is not None or given.again is not None or recipe.roles is not None
+        """Of trees, discussions and samples beside a group, and where more is drawn once completions are scored."""
+        given, beside = section_of(recipe), drawing_view(recipe, "beside")
+        return any(part is not None for part in (given.tree, given.again, recipe.roles, beside))
 
     def check_ranks(self, recipe: Recipe) -> Iterator[RecipeError]:
         """Completions that go on in the next iteration, and those of a server."""
@@ -176,6 +178,10 @@ class Language:
             if problem := marks_problem(texts, prompt.media):
                 return f"the prompt {prompt.text!r} {problem}"
         return None
+
+    def refuse_views(self, prompts: Sequence["Prompt"], recipe: Recipe) -> str | None:
+        """Refuses prompts that show nothing that the recipe's views could change."""
+        return unshown(recipe, [{media_kind(path) for path in prompt.media} for prompt in prompts])
 
     def library(self, export: str) -> str:
         """peft for a LoRA, transformers for a whole model."""

@@ -49,7 +49,7 @@ class Arithmetic:
     rollout_forwards: int
     train_forwards: int  # with gradient, all epochs; at most: rows without an advantage are skipped unless KL is used
     reference_forwards: int  # without gradient, once per iteration; 0 if no reference is needed
-    corrected_forwards: int = 0  # without gradient, once per iteration, of who trains where another sampled
+    corrected_forwards: int = 0  # without gradient, once per iteration: who trains where another sampled, other views
     decodes: int = 0  # of samples in training, with gradient, where the objective follows that of the rewards
     reward_gradients: int = 0  # passes back through a reward, a sample each
     value_forwards: int = 0  # of a critic without gradient, before there are advantages

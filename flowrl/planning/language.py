@@ -8,6 +8,7 @@ from flowrl.kinds.language import section_of
 from flowrl.planning.costs import Arithmetic, rows_at_once
 from flowrl.recipe.roles import contributions
 from flowrl.recipe.schema import Recipe
+from flowrl.recipe.views import scored_view
 from samplers.tokens import Generation
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
     looked = passes * drawn if objective.kl > 0 else drawn if _compared(recipe) else 0
     apart = recipe.rollout.dtype is not None or recipe.rollout.engine is not None
     again = objective.correction is not None or apart
+    seen = drawn if scored_view(recipe) is not None else 0  # once more, beside other pictures
+    further, clean = _viewed(recipe)
     return Arithmetic(
         samples=rows,
         rows=rows,
@@ -87,15 +90,39 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
         optimizer_steps=train.epochs * train.updates,
         micro_batches=-(-per_update // (train.micro_rows or per_update)),
         rows_at_once=rows_at_once(recipe, train.group * said),
-        rollout_forwards=round(more * (train.drawn * tokens_of_prompt(recipe) * said + greedy))
+        rollout_forwards=round(
+            more * (train.drawn * (tokens_of_prompt(recipe) * said + (further + clean) * longest) + greedy)
+        )
         if train.source == "rollouts"
         else 0,
         train_forwards=train.epochs * (drawn + beside * longest),
         reference_forwards=looked + compared * longest,
         value_forwards=0 if critic is None else drawn,
         critic_forwards=fits * drawn,
-        corrected_forwards=drawn if again else 0,
+        corrected_forwards=(drawn if again else 0) + seen,
     )
+
+
+def _viewed(recipe: Recipe) -> tuple[int, int]:
+    """Of each prompt the samples that are drawn beside its group, and those of it that are scored once more."""
+    views = recipe.views.values()
+    return sum(v.beside for v in views), sum(v.draws for v in views if v.scored == "clean")
+
+
+def _views(recipe: Recipe) -> list[str]:
+    """Lines about pictures that are changed."""
+    found = []
+    for name, view in recipe.views.items():
+        how = ", ".join(f"{n} {value:g}" for n, value in view.given.items())
+        what = f"view {name} ({view.kind}{', ' + how if how else ''})"
+        if view.draws:
+            then = "scored once more without it" if view.scored == "clean" else "trained as they were drawn"
+            found.append(f"            {what}: {view.draws} of the {recipe.train.group} samples of a prompt, {then}")
+        if view.beside:
+            found.append(f"            {what}: {view.beside} further samples of a prompt, scored and not trained")
+        if name == scored_view(recipe):
+            found.append(f"            {what}: every row is looked at once more, without gradient")
+    return found
 
 
 def further_tokens(recipe: Recipe) -> int:
@@ -200,6 +227,7 @@ def lines(recipe: Recipe) -> list[str]:
         *_environment(recipe),
         *(["            and of each prompt one greedy completion, whose reward is the baseline"] if more else []),
         *_parts(recipe),
+        *_views(recipe),
         f"            {chat[given.chat_template]}{message}",
         *own,
         *apart,

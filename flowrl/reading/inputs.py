@@ -138,6 +138,8 @@ def _train_prompts(recipe: Recipe, online: bool = False) -> list[Prompt]:
         train = _given_prompts(recipe)
     else:
         train = load_prompts(recipe, source.train, "train", source.limit, online=online)
+    if problem := kind_of(recipe).refuse_views(train, recipe):
+        raise PromptError(problem)
     if len(train) < recipe.train.drawn:
         raise UserError(
             f"train.prompts: got {recipe.train.prompts}, but {source.train} holds {len(train)}; lower train.prompts"

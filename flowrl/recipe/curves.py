@@ -119,7 +119,13 @@ def split_curves(
         elif takes_curve(field):
             curves[key] = _read(key, value, field.description or "")
             plain[name] = curves[key].points[0][1]
-        elif (section := model_of(field.annotation)) is not None and get_origin(field.annotation) is not dict:
+        elif (section := model_of(field.annotation)) is None:
+            continue
+        elif get_origin(field.annotation) is dict:  # sections under names that the recipe chose
+            parts = {inner: split_curves(v, section, f"{key}.{inner}.") for inner, v in value.items() if _is_section(v)}
+            plain[name] = {**value} | {inner: part for inner, (part, _) in parts.items()}
+            curves |= {place: curve for _, found in parts.values() for place, curve in found.items()}
+        else:
             plain[name], inner_curves = split_curves(value, section, f"{key}.")
             curves |= inner_curves
     return plain, curves
@@ -132,7 +138,7 @@ def check_points(recipe: BaseModel, curves: Mapping[str, Curve]) -> dict[str, Cu
         *sections, name = key.split(".")
         section = recipe
         for part in sections:
-            section = getattr(section, part)
+            section = section[part] if isinstance(section, Mapping) else getattr(section, part)
         points = []
         for count, value in curve.points:
             try:
@@ -144,6 +150,11 @@ def check_points(recipe: BaseModel, curves: Mapping[str, Curve]) -> dict[str, Cu
             points.append((count, value if isinstance(value, list) else float(value)))
         checked[key] = replace(curve, points=tuple(points))
     return checked
+
+
+def _is_section(value: JSON) -> bool:
+    """Whether a value is written as a section, whose keys are texts."""
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
 
 
 def _looks_like(value: JSON) -> bool:
@@ -205,9 +216,11 @@ def _length(number: Value) -> int | None:
     return len(number) if isinstance(number, list) else None
 
 
-def replace_value(model: BaseModel, key: str, value: Any) -> Any:
+def replace_value(model: BaseModel | Mapping[str, Any], key: str, value: Any) -> Any:
     """A copy of a section with the value of a dotted key replaced."""
     name, _, rest = key.partition(".")
+    if isinstance(model, Mapping):
+        return {**model, name: replace_value(model[name], rest, value) if rest else value}
     return model.model_copy(update={name: replace_value(getattr(model, name), rest, value) if rest else value})
 
 

@@ -49,7 +49,7 @@ def explain(key: str) -> Lines:
     if head in KINDS and name in names.shipped(head):
         return _part(head, names.shipped(head)[name])
     known = {at: (field, model) for at, field, model in fields()}
-    generic = re.sub(r"^rewards\.[^.]+", "rewards.NAME", key)
+    generic = re.sub(r"^(rewards|views)\.[^.]+", r"\1.NAME", key)
     entries = known.get(key) or known.get(generic)
     if entries is None:
         listed = [*known, *(f"{kind}.{name}" for kind, entries in parts().items() for name in entries)]

@@ -107,15 +107,16 @@ def _without_preset(values: dict[str, JSON], recipe: Recipe) -> dict[str, JSON]:
     if preset is None:
         return values
     usual = Recipe.model_validate(split_curves(with_preset(bare | {"objective": {"preset": preset}}), Recipe)[0])
+    said_of = usual.model_dump()
     for section in {name for of in kind_of(values).presets.values() for name in of} - set(bare):
-        own, of_preset = values.get(section), getattr(usual, section)
-        if isinstance(own, dict) and of_preset is not None and not names_own(own):
-            said = of_preset.model_dump()
+        own, said = values.get(section), said_of[section]
+        if isinstance(own, dict) and said is not None and not names_own(own):
             values[section] = {k: v for k, v in own.items() if k == "preset" or k not in said or said[k] != v}
     return values
 
 
-TERMS = ("right", "expert", "pairs", "store")  # mappings of which a recipe may change a part of a preset's
+# mappings of which a recipe may change a part of a preset's
+TERMS = ("right", "expert", "pairs", "store", "perception")
 
 
 def with_preset(values: dict[str, JSON]) -> dict[str, JSON]:
@@ -133,9 +134,17 @@ def with_preset(values: dict[str, JSON]) -> dict[str, JSON]:
             raise RecipeError("objective.preset", problem, f"accepted: {', '.join(kind.presets)}")
         for section, below in kind.presets[name].items():
             own = values.get(section)
-            if not names_own(own):
+            if section == "views" and isinstance(own, dict):
+                merged[section] = _named_over(below, own)
+            elif not names_own(own):
                 merged[section] = _laid_over(below, own)
     return kind.completed(merged)
+
+
+def _named_over(below: dict[str, JSON], own: dict[str, JSON]) -> dict[str, JSON]:
+    """Sections under names that a recipe chooses, over those of a preset of the same names."""
+    both = {name: below[name] | v for name, v in own.items() if isinstance(v, dict) and name in below}
+    return {**below, **own, **both}
 
 
 def _laid_over(below: dict[str, JSON], own: JSON) -> JSON:

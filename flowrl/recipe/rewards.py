@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from flowrl.recipe.base import Strict, key
+from flowrl.recipe.views import Contrast
 from flowrl.untyped import JSON
 
 
@@ -75,6 +76,7 @@ class RewardSpec(Strict):
     run; with false, samples without a score are left out and counted. when: keys of the prompts' meta and the value, or
     list of values, that the reward is asked about (null: about every prompt). gate: this reward counts only where
     another is satisfied, or in proportion to it. shape: completions' scores, reshaped by length and end before that.
+    contrast: more for right samples of groups that do as well as those that a view draws beside them (recipe/views.py).
 
     batch: samples in one call (null: all). device: where a reward with weights lives (null: the run's). offload: on the
     CPU while nothing is scored. time_limit: seconds that a call may take; after them its samples have no score.
@@ -91,6 +93,7 @@ class RewardSpec(Strict):
     when: dict[str, JSON] | None = key(None, "keys of the prompts' meta mapped to a value or a list of values, or null")
     gate: Gate | None = key(None, "a mapping with by, least, otherwise, or null")
     shape: Shape | None = key(None, "a mapping with kind, or null")
+    contrast: Contrast | None = key(None, "a mapping with bonus, share and right, or null")
     batch: int | None = key(None, "a whole number >= 1 or null", ge=1)
     device: str | None = key(None, "cpu, mps, cuda, cuda:N or null", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
     offload: bool = key(False, "true or false")

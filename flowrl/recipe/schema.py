@@ -27,6 +27,7 @@ from flowrl.recipe.sampling import SOLVER_WORDS, Sampler, Solver
 from flowrl.recipe.sections import Own, arguments_of, choices_of, defaults_of, name_of, only_own, open_to
 from flowrl.recipe.terms import Expand, ExpertTerm, PairsTerm, Resample, RightTerm, Store
 from flowrl.recipe.tracking import Dtype, Track
+from flowrl.recipe.views import PerceptionKeys, ViewKeys
 from flowrl.recipe.watching import Watch
 from flowrl.untyped import JSON
 
@@ -84,7 +85,8 @@ class ObjectiveKeys(arguments_of("objective", "clipped")):
     denoiser says without the prompt is computed without gradient (Flow-GRPO's first SD3 script).
 
     loss: in the place of all this, finished samples are noised again, to sampler.levels, and looked at there
-    (recipe/noised.py). right, expert, pairs: of tokens alone, terms beside it (recipe/terms.py).
+    (recipe/noised.py). right, expert, pairs: of tokens alone, terms beside it (recipe/terms.py). perception: of models
+    that see, a divergence from what is said under a view of the pictures (recipe/views.py).
     """
 
     preset: str = key("grpo", "the name of a preset")
@@ -99,6 +101,7 @@ class ObjectiveKeys(arguments_of("objective", "clipped")):
     right: RightTerm | None = key(None, "a mapping with coef, least and phi, or null")
     expert: ExpertTerm | None = key(None, "a mapping with source, prompts, coef and phi, or null")
     pairs: PairsTerm | None = key(None, "a mapping with source, prompts, coef, beta, ..., or null")
+    perception: PerceptionKeys | None = key(None, "a mapping with view, coef, kl_kind and entropy, or null")
 
     @property
     def centred(self) -> bool:
@@ -270,6 +273,7 @@ class Recipe(Curved):
     sampler: Sampler = part(Sampler)
     generation: GenerationKeys | None = key(None, "a mapping with max_new_tokens, temperature, top_k, top_p, or null")
     environment: EnvironmentKeys | None = key(None, "a mapping with tools or use, turns, ..., or null")
+    views: dict[str, ViewKeys] = key({}, "names mapped to {kind, draws, beside, ...}")
     roles: Roles | None = key(None, "a mapping with names, rounds, ask, share, ..., or null")
     rollout: RolloutKeys = part(RolloutKeys)
     rewards: dict[str, RewardSpec] = key(..., "names mapped to {use, weight, args, ...}", min_length=1)

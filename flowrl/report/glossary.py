@@ -71,6 +71,11 @@ METRICS = {
     "partial/groups": "groups that ended in the iteration, and are trained",
     "partial/waiting": "groups that go on in the next iteration",
     "partial/age": "how many iterations ago a trained token was drawn, mean",
+    "perception": "divergence of what is said beside the pictures from what was said beside changed ones "
+    "(objective.perception)",
+    "perception_entropy": "-log p a token beside the changed pictures",
+    "views/*": "of samples drawn beside changed pictures: gap, how far their log-probs are off those beside the "
+    "pictures as they are, a token; by reward, the mean of further samples that are not trained",
     "kl_reward": "divergence from the reference that is paid as a reward (objective.kl_in), a decision",
     "value/mean": "what the critic expected of the decisions, mean",
     "value/return": "what the critic is fitted to, mean",
@@ -127,7 +132,7 @@ def meaning(metric: str) -> str:
         return METRICS.get(f"reward/*/{tail}", "")
     if head == "hack":
         return METRICS["hack/*"]
-    for start in ("curve", "right", "expert", "pairs", "store", "choose", "prompts/passed_over", "talk"):
+    for start in ("curve", "right", "expert", "pairs", "store", "choose", "prompts/passed_over", "talk", "views"):
         if metric.startswith(f"{start}/"):
             return METRICS[f"{start}/*"]
     return METRICS["samples/*"] if head.startswith("samples") else ""

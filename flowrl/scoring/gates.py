@@ -14,7 +14,7 @@ from flowrl.contracts import Prompt, Samples
 from flowrl.core.advantages import combined_reward
 from flowrl.names import UserError
 from flowrl.recipe.rewards import RewardSpec, fits
-from flowrl.scoring.shaping import shape
+from flowrl.scoring.shaping import contrasted, shape
 from flowrl.untyped import JSON
 
 
@@ -79,10 +79,14 @@ def counted_rewards(
 
     Rewards without scores are left out, and gates that depend on them stay open.
     """
-    scores = dict(scores)
+    scores, shaped = dict(scores), dict[str, Tensor]()
     for name, spec in specs.items():
         if spec.shape is not None and name in scores and samples is not None:
-            scores[name] = shape(scores[name], samples, spec.shape.kind, spec.shape.given)
+            shaped[name] = shape(scores[name], samples, spec.shape.kind, spec.shape.given)
+        if spec.contrast is not None and name in scores and samples is not None and name in samples.contrast:
+            more = contrasted(scores[name], samples.contrast[name], samples.group, **spec.contrast.model_dump())
+            shaped[name] = shaped.get(name, scores[name]) + more
+    scores |= shaped
     specs = {name: spec for name, spec in specs.items() if name in scores}
     group = torch.zeros(len(prompts), dtype=torch.int64) if group is None else group
     weights = {name: spec.weight for name, spec in specs.items()}

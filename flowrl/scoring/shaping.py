@@ -94,11 +94,20 @@ def temporal_bonus(
     """Scores plus a bonus for correct completions where frames in their order help: T-GRPO's contrast of two groups.
 
     A group earns it where its mean is at least `share` times that of the completions for the same video with its frames
-    shuffled (arXiv:2503.21776, eq. 2 and 3). shuffled [P]: that mean for each group, in the order of their numbers.
+    shuffled (arXiv:2503.21776, eq. 2 and 3). shuffled [P]: that mean for each group, in the order of their numbers; NaN
+    for one that has none, which earns nothing.
     """
     labels, index = torch.unique(group, return_inverse=True)
     mean = torch.stack([scores[group == label].nanmean() for label in labels])
     return scores + bonus * ((mean >= share * shuffled)[index] & (scores > right))
+
+
+def contrasted(scores: Tensor, contrast: Tensor, group: Tensor, **how: Any) -> Tensor:
+    """What `temporal_bonus` adds to the scores [B]. contrast [B]: of each sample the mean of those that its group is
+    compared with (`Samples.contrast`)."""
+    own, other, index = scores.cpu(), contrast.cpu(), group.cpu()
+    shuffled = torch.stack([other[index == label][0] for label in torch.unique(index)])
+    return (temporal_bonus(own, shuffled, index, **how) - own).nan_to_num().to(scores)
 
 
 # kind -> (function, what of the samples it reads behind the scores)

@@ -13,6 +13,7 @@ from flowrl.core.objectives.correction import Correction
 from flowrl.core.objectives.covariance import Covariance, covariance
 from flowrl.core.objectives.divergence import GIVEN, penalty
 from flowrl.core.objectives.gates import Gate
+from flowrl.core.objectives.perception import Perception
 from flowrl.core.objectives.step_weights import step_stat, step_weights, top_entropy
 
 RATIOS = ("plain", "centred")
@@ -47,7 +48,7 @@ class ClippedObjective:
     `entropy.EntropyControl`, which the loop gives the coefficient by. off_policy_mask: where the mean over a row of
     rollout_logp - logp is above it, decisions with a negative advantage lose their policy gradient (DeepSeek-V3.2).
     kl_mix: of kl_kind jsd. correction: for another policy that sampled, see correction.py; the ratio is to old_logp.
-    covariance: see covariance.py.
+    covariance: see covariance.py. perception: see perception.py.
 
     Sources: GRPO (arXiv:2402.03300, eq. 3), Flow-GRPO (arXiv:2505.05470, eq. 5), GSPO (arXiv:2507.18071, eq. 5),
     Dr. GRPO (arXiv:2503.20783), DAPO (arXiv:2503.14476), GRPO-Guard (arXiv:2510.22319), Flow-DPPO
@@ -84,6 +85,7 @@ class ClippedObjective:
     off_policy_mask: Annotated[float, "> 0"] | None = None
     correction: Correction | None = None
     covariance: Covariance | None = None
+    perception: Perception | None = None
 
     def __post_init__(self) -> None:
         if self.ratio not in RATIOS:
@@ -113,6 +115,7 @@ class ClippedObjective:
         """The reference where a divergence is paid, every decision where entropy is, and what is corrected."""
         needs = frozenset[Need](["reference"] if self.kl > 0 else [])
         needs |= frozenset[Need](["every_row"] if self.entropy > 0 else [])
+        needs |= frozenset[Need](["shown", "every_row"] if self.perception is not None else [])
         return needs | frozenset[Need](["old_logp"] if self.correction is not None else [])
 
     @property
@@ -189,6 +192,9 @@ class ClippedObjective:
             entropy = seen.entropy.to(loss.dtype).where(batch.mask.bool(), 0.0)
             loss = loss - self.entropy * entropy if self.entropy > 0 else loss
             metrics["entropy"] = entropy.detach()
+        if self.perception is not None:
+            seeing, more = self.perception.loss(seen.logp, batch.shown, batch.mask)
+            loss, metrics = loss + seeing, metrics | more
         if self.kl > 0:
             dt = step_stat(stats, "dt") if self.kl_kind == "exact_dt" else None
             divergence = penalty(self.kl_kind, seen.logp, batch.reference, kl=seen.kl, dt=dt, mask=batch.mask)

@@ -27,6 +27,7 @@ from flowrl.policies.language.talk_again import talks_with_hints, values_of_turn
 from flowrl.policies.language.talk_trees import search_of_turns, tree_of_turns
 from flowrl.policies.language.trees import tree_grpo, treepo
 from flowrl.policies.language.values import values
+from flowrl.policies.language.views import PictureView, Views, viewed
 from flowrl.policies.loading import load_language, load_processor
 from flowrl.policies.own import policy_class
 from flowrl.policies.reference_lora import add_reference_lora
@@ -36,6 +37,7 @@ from flowrl.policies.weights import weights_of
 from flowrl.recipe.begun import arguments
 from flowrl.recipe.credit import OF_TREES
 from flowrl.recipe.schema import Recipe
+from flowrl.recipe.views import drawing_view, looks, scored_view
 from flowrl.untyped import LanguageModel, Tokenizer
 
 # kind of generation.tree or again -> the function, whose keyword arguments are its keys; and of conversations
@@ -235,6 +237,30 @@ def retune(policy: LanguagePolicy, recipe: Recipe) -> None:
     _add_environment(policy, _environment(recipe), recipe)
 
 
+def view_of(recipe: Recipe, name: str | None) -> PictureView | None:
+    """The view of that name; None without one."""
+    return (
+        None
+        if name is None
+        else PictureView(name, recipe.views[name].kind, recipe.views[name].given, recipe.views[name].each)
+    )
+
+
+def views_of(recipe: Recipe) -> Views | None:
+    """What is drawn, and looked at once more, beside changed pictures; None where nothing is."""
+    drawn, beside = drawing_view(recipe, "draws"), drawing_view(recipe, "beside")
+    if not looks(recipe):
+        return None
+    return Views(
+        draws=view_of(recipe, drawn),
+        number=0 if drawn is None else recipe.views[drawn].draws,
+        clean=drawn is not None and recipe.views[drawn].scored == "clean",
+        beside=view_of(recipe, beside),
+        further=0 if beside is None else recipe.views[beside].beside,
+        second=view_of(recipe, scored_view(recipe)),
+    )
+
+
 def unfinished(recipe: Recipe, prompts: Sequence[Any]) -> Unfinished | None:
     """What a run keeps of completions that an iteration leaves unfinished; None where none does."""
     return None if section_of(recipe).partial is None else Unfinished(prompts)
@@ -245,6 +271,8 @@ def exploration(recipe: Recipe, unfinished: Unfinished | None = None) -> Callabl
     given = section_of(recipe)
     if given.partial is not None and unfinished is not None:
         return partial(partial_rollouts, tokens=given.partial, unfinished=unfinished)
+    if (views := views_of(recipe)) is not None:
+        return partial(viewed, views=views)
     if recipe.roles is not None:
         return partial(discussion, speakers=Speakers(**recipe.roles.model_dump()))
     if recipe.rollout.engine is not None:

@@ -10,7 +10,7 @@ from flowrl.contracts import Message, Prompt
 from flowrl.media.files import MARK
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.inputs import EMPTY, Inputs
-from flowrl.policies.language.media import placed, processed
+from flowrl.policies.language.media import Change, placed, processed
 from flowrl.untyped import JSON, Processor, Tokenizer
 
 MAX_UNKNOWN = 0.5  # share of a prompt's tokens that a tokenizer may not know
@@ -68,8 +68,12 @@ class Encoder:
             raise PolicyError(f"prompt {text!r} has no token in this model's tokenizer; change or remove the prompt")
         return list(ids)
 
-    def row(self, prompt: Prompt, stop: Collection[int] = ()) -> tuple[list[int], Inputs | None]:
+    def row(
+        self, prompt: Prompt, stop: Collection[int] = (), change: Change | None = None
+    ) -> tuple[list[int], Inputs | None]:
         """(token ids, media) of a prompt; the second is None for a model that reads text alone. See `__call__`.
+
+        change: what is done to its media before the processor (media.py).
 
         Raises PolicyError for media that the model cannot take, or that its processor does not show it.
         """
@@ -86,13 +90,13 @@ class Encoder:
             text = self._render(prompt.text, prompt.messages, prompt.media)
             begin = self.tokenizer.bos_token
             special = False if begin is not None and text.startswith(begin) else None
-            return processed(self.processor, text, prompt.media, self.barred, special=special)
+            return processed(self.processor, text, prompt.media, self.barred, special=special, change=change)
         if self._writes_marks is not False and not MARK.search(prompt.text):
             with contextlib.suppress(PolicyError):
-                made = processed(self.processor, prompt.text, prompt.media, self.barred)
+                made = processed(self.processor, prompt.text, prompt.media, self.barred, change=change)
                 self._writes_marks = True
                 return made
-        made = processed(self.processor, self._marked(prompt), prompt.media, self.barred)
+        made = processed(self.processor, self._marked(prompt), prompt.media, self.barred, change=change)
         self._writes_marks = False
         return made
 

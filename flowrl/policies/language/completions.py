@@ -18,7 +18,8 @@ class Completions:
     """What a rollout stores: ids of each row's prompt, tokens int64 [R, K] and how many of them count, int64 [R].
 
     inputs: the media of each row; None where the model reads text alone. roles int64 [R]: the adapter that each row was
-    drawn with, where there are several.
+    drawn with, where there are several. shown: the media of each row for a second look (`contracts.View.shown`), None
+    for a row that has none; None where nothing looks twice.
     """
 
     prompts: list[list[int]]
@@ -27,10 +28,26 @@ class Completions:
     plan: Generation
     inputs: list[Inputs] | None = None
     roles: Tensor | None = None
+    shown: Sequence[Inputs | None] | None = None
 
     def inputs_of(self, rows: Tensor) -> list[Inputs] | None:
         """The media of these rows, int64 [r]."""
         return None if self.inputs is None else [self.inputs[i] for i in rows.tolist()]
+
+    def beside(self, second: bool) -> Sequence[Inputs] | None:
+        """The media of each row for a look, or for the second one, of rows that have others then.
+
+        Raises ValueError where nothing was kept for a second look.
+        """
+        if not second:
+            return self.inputs
+        if self.shown is None or self.inputs is None:
+            raise ValueError("the rollout has no other pictures for a second look: they are made where it is drawn")
+        return [own if other is None else other for own, other in zip(self.inputs, self.shown, strict=True)]
+
+    def unshown(self, rows: Tensor) -> Tensor:
+        """Which of these rows, int64 [r], have no other media for a second look, bool [r]."""
+        return torch.tensor([self.shown is None or self.shown[i] is None for i in rows.tolist()])
 
     def by_role(self, rows: Tensor) -> list[tuple[int, Tensor]]:
         """These rows, int64 [r], by the number of their role; all together where there is one."""

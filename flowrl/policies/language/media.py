@@ -6,7 +6,7 @@ without marks all come before the text of the first message of the user, as in T
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,6 +22,8 @@ from flowrl.policies.language.opening import arguments_of, opened
 from flowrl.untyped import Config, Processor
 
 FAULTS = (ValueError, TypeError, IndexError, RuntimeError, KeyError, AttributeError)  # of a processor's own code
+# gives what is shown in the place of a prompt's file: its number, its kind, the opened file (opening.py), the processor
+Change = Callable[[int, str, Any, Processor], Any]
 _LAYOUTS: "WeakKeyDictionary[Processor, dict[tuple[str, ...], Layout]]" = WeakKeyDictionary()
 _PLACEHOLDER = re.compile("(image|video|audio|vision|speech|media)_(token|patch)_(id|index)")
 _MARKED = ("image_token_ids", "video_token_ids", "audio_token_ids")  # of a processor: those that it writes
@@ -72,16 +74,20 @@ def processed(
     barred: Sequence[int],
     *,
     special: bool | None = None,
+    change: Change | None = None,
 ) -> tuple[list[int], Inputs]:
     """(ids, media) of a text in which the processor finds its own placeholders, one for each file.
 
     media: files, or pictures as they are. barred: the ids of placeholders.
     special: whether the tokenizer adds its special tokens (None: as it does of
-    itself). Raises PolicyError where a file is unreadable, or has no placeholder.
+    itself). change: see `Change`. Raises PolicyError where a file is unreadable, or has no placeholder.
     """
     given: dict[str, Any] = {"text": [text], "return_tensors": "pt"}
     given |= {} if special is None else {"add_special_tokens": special}
-    files = {kind: [opened(one, processor) for one in media if _kind(one) == kind] for kind in KINDS}
+    made = [(_kind(one), opened(one, processor)) for one in media]
+    if change is not None:
+        made = [(kind, change(number, kind, one, processor)) for number, (kind, one) in enumerate(made)]
+    files = {kind: [one for own, one in made if own == kind] for kind in KINDS}
     given |= arguments_of(files, processor)
     try:
         found = _asked(processor, given)

@@ -250,8 +250,10 @@ class LanguagePolicy:
                 completions.plan.scale,
                 view,
                 with_teacher,
-                completions.inputs,
+                completions.beside(view.shown),
             )
+            if view.shown:
+                logp = logp.masked_fill(completions.unshown(rows)[:, None].to(logp.device), torch.nan)
             if progress is not None:
                 progress(int(rollout.replay.length[rows].sum()))
             visit(LogProbs(rows, columns, logp, kl, entropy=entropy))

@@ -13,10 +13,10 @@ No preset of tokens clips advantages. Those of tokens and those without a std ad
 
 import re
 
-from flowrl.recipe.presets import begun, credited, denoising, finished, language, shared
+from flowrl.recipe.presets import begun, credited, denoising, finished, language, seeing, shared
 from flowrl.recipe.presets.values import Values
 
-FILES = (shared, denoising, finished, language, begun, credited)
+FILES = (shared, denoising, finished, language, begun, credited, seeing)
 DENOISING: dict[str, Values] = {}
 LANGUAGE: dict[str, Values] = {}
 for _file in FILES:

@@ -1,0 +1,209 @@
+"""Views: the pictures of a prompt, changed before the model reads them; which are drawn under, and which are scored."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from flowrl.recipe.base import Strict, key
+from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.kinds import check_keys
+from flowrl.recipe.models import reads_media
+from flowrl.recipe.sections import Own
+
+if TYPE_CHECKING:
+    from flowrl.recipe.schema import Recipe
+
+
+class ViewKeys(Strict):
+    """A change of a prompt's pictures and videos, before the processor; a function of seed, prompt and sample.
+
+    mask_patches: squares of `patch` (14) pixels are black with probability `share` (0.6): PAPO. diffuse: noise of
+    `step` (500) of 1000 steps of forward diffusion: NoisyRollout. shuffle_frames: the frames of videos in another
+    order: T-GRPO. drop: black pictures.
+
+    draws: so many of a group's samples, the last, are drawn under it. They are scored, and trained, with the pictures
+    as they are (scored clean, as NoisyRollout has it: the ratio is then to the policy of before under clean pictures,
+    and nothing corrects for the view that drew), or as they were drawn (scored drawn). beside: so many further samples
+    of each prompt are drawn under it, scored and not trained; rewards with `contrast` are compared with theirs. A view
+    without either is one that objective.perception looks at.
+
+    each: every sample has a change of its own, in place of one for all that are drawn of a prompt in an iteration.
+    required: training prompts have to show what the view changes; false passes over those that do not.
+    """
+
+    kind: Literal["mask_patches", "diffuse", "shuffle_frames", "drop"] = key(
+        ..., "mask_patches, diffuse, shuffle_frames or drop"
+    )
+    share: float | None = key(None, "a number from 0 to 1", ge=0, le=1, curve=True)
+    patch: int | None = key(None, "a whole number >= 1", ge=1)
+    step: float | None = key(None, "a number in [0, 1000)", ge=0, lt=1000, curve=True)
+    draws: int = key(0, "a whole number >= 0 below train.group", ge=0)
+    scored: Literal["clean", "drawn"] = key("clean", "clean or drawn")
+    beside: int = key(0, "a whole number >= 0", ge=0)
+    each: bool = key(False, "true or false")
+    required: bool = key(True, "true or false")
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The arguments of its kind that the recipe gives."""
+        return {name: value for name in READS[self.kind] if (value := getattr(self, name)) is not None}
+
+
+class PerceptionKeys(Strict):
+    """Beside the policy gradient, what is said is to depend on what is seen: the implicit perception loss of PAPO
+    (arXiv:2507.06448).
+
+    The loss gets -coef times the divergence of what the policy says from what it said under the view `view` at the
+    begin of the iteration, estimated by kl_kind, and entropy times -log p of each token, an estimate of the entropy,
+    against a policy that says anything to differ. The log-probs under the view have no gradient, as in the published
+    code; so of its double entropy loss the half that is of the view is a number, the metric perception_entropy.
+    """
+
+    view: str = key(..., "the name of a view", min_length=1)
+    coef: float = key(0.01, "a number >= 0", ge=0, curve=True)
+    kl_kind: Literal["k1", "k2", "k3", "abs"] = key("k3", "k1, k2, k3 or abs")
+    entropy: float = key(0.0, "a number >= 0", ge=0, curve=True)
+
+
+class Contrast(Strict):
+    """`bonus` more for a right sample of a group whose mean is at least `share` times that of the samples that a view
+    draws beside it: T-GRPO (arXiv:2503.21776, eq. 2 and 3). right: the score above which a sample is right."""
+
+    bonus: float = key(0.3, "a number")
+    share: float = key(0.8, "a number >= 0", ge=0)
+    right: float = key(0.1, "a number")
+
+
+# kind -> the keys that it reads, and what of a prompt it changes (flowrl/media/changes.py)
+READS: dict[str, tuple[str, ...]] = {
+    "mask_patches": ("share", "patch"),
+    "diffuse": ("step",),
+    "shuffle_frames": (),
+    "drop": (),
+}
+CHANGED: dict[str, tuple[str, ...]] = {
+    "mask_patches": ("image", "video"),
+    "diffuse": ("image", "video"),
+    "shuffle_frames": ("video",),
+    "drop": ("image", "video"),
+}
+OF_ALL = ("draws", "scored", "beside", "each", "required")
+
+
+def scored_view(recipe: "Recipe") -> str | None:
+    """The name of the view that a second look is under; None without one."""
+    perception = None if isinstance(recipe.objective, Own) else recipe.objective.perception
+    return None if perception is None else perception.view
+
+
+def drawing_view(recipe: "Recipe", what: str) -> str | None:
+    """The name of the view that has `what`, draws or beside; None without one."""
+    return next((name for name, view in recipe.views.items() if getattr(view, what)), None)
+
+
+def looks(recipe: "Recipe") -> bool:
+    """Whether samples are drawn, or looked at, under a view."""
+    return any((scored_view(recipe), drawing_view(recipe, "draws"), drawing_view(recipe, "beside")))
+
+
+def unshown(recipe: "Recipe", shown: Sequence[set[str]]) -> str | None:
+    """Why the views cannot be made of training prompts that show these kinds of media; None if they can."""
+    for name, view in recipe.views.items():
+        fitting = [bool(kinds & set(CHANGED[view.kind])) for kinds in shown]
+        what = "a video" if view.kind == "shuffle_frames" else "a picture or a video"
+        if not any(fitting):
+            problem = f"no training prompt shows {what} that {view.kind!r} could change"
+            return f"views.{name}: {problem}; give prompts that do, or remove the view"
+        if view.required and not all(fitting):
+            problem = f"training prompt {fitting.index(False) + 1} of {len(shown)} does not show {what}"
+            return f"views.{name}: {problem}; set views.{name}.required=false to pass over such prompts"
+    return None
+
+
+def check_views(recipe: "Recipe") -> Iterator[RecipeError]:
+    """Views that nothing uses, that cannot be made, or do not go with how completions are drawn."""
+    yield from _named(recipe)
+    if not recipe.views:
+        return
+    if reads_media(recipe.model) is False:
+        problem = f"got {', '.join(recipe.views)}, but {recipe.model!r} reads text alone"
+        yield RecipeError("views", problem, "remove views, or give a vision-language model")
+    for name, view in recipe.views.items():
+        place = f"views.{name}"
+        if not re.fullmatch(r"[A-Za-z]\w*", name):
+            accepted = "letters, digits and _, beginning with a letter"
+            yield RecipeError(place, f"got the name {name!r}, accepted: {accepted}", "rename it")
+        yield from check_keys(place, view, view.kind, dict.fromkeys((*READS[view.kind], *OF_ALL), False))
+        if view.draws >= recipe.train.group:
+            problem = f"got {view.draws}, accepted: below train.group = {recipe.train.group}"
+            yield RecipeError(f"{place}.draws", problem, "lower it, or raise train.group")
+        if view.scored == "drawn" and not view.draws:
+            problem = "got 'drawn', but nothing is drawn under the view"
+            yield RecipeError(f"{place}.scored", problem, f"set {place}.draws, or {place}.scored=clean")
+        if not view.draws and not view.beside and name != scored_view(recipe):
+            remedy = f"set {place}.draws, {place}.beside or objective.perception.view={name}, or remove it"
+            yield RecipeError(place, "nothing is drawn or looked at under it", remedy)
+    for what in ("draws", "beside"):
+        several = [name for name, view in recipe.views.items() if getattr(view, what)]
+        if len(several) > 1:
+            problem = f"given beside that of views.{several[0]}, but one view has {what}"
+            yield RecipeError(f"views.{several[1]}.{what}", problem, f"set views.{several[1]}.{what}=0")
+    yield from _clashes(recipe)
+
+
+def _named(recipe: "Recipe") -> Iterator[RecipeError]:
+    """Views that something asks for and that are not there, and samples beside a group that nothing reads."""
+    name = scored_view(recipe)
+    if name is not None and name not in recipe.views:
+        problem = f"got {name!r}, accepted: a name in views ({', '.join(recipe.views) or 'none is there'})"
+        yield RecipeError("objective.perception.view", problem, f"set views.{name}")
+    besides, compared = drawing_view(recipe, "beside"), [n for n, spec in recipe.rewards.items() if spec.contrast]
+    if besides is None and compared:
+        problem = "got a mapping, but no view draws samples beside a group that it could be compared with"
+        yield RecipeError(f"rewards.{compared[0]}.contrast", problem, "set views.NAME.beside, or remove contrast")
+    if besides is not None and not compared:
+        remedy = f"set rewards.{next(iter(recipe.rewards))}.contrast={{}}, or views.{besides}.beside=0"
+        yield RecipeError(f"views.{besides}.beside", "no reward is compared with the samples that it draws", remedy)
+
+
+def _clashes(recipe: "Recipe") -> Iterator[RecipeError]:
+    """Other ways to draw, or to look at, completions than those that views change."""
+    generation, train, drawn = recipe.generation, recipe.train, drawing_view(recipe, "draws")
+    drawn = drawn or drawing_view(recipe, "beside")
+    clashes = {f"generation.{n}": getattr(generation, n) is not None for n in ("tree", "again", "partial")}
+    clashes |= {
+        "environment": recipe.environment is not None,
+        "roles": recipe.roles is not None,
+        "rollout.engine": recipe.rollout.engine is not None,
+        "train.budget": train.budget is not None,
+        "train.store": train.store is not None,
+    }
+    if looks(recipe):
+        clashes |= {"train.source": train.source != "rollouts"}
+    if drawn is not None:
+        clashes |= {
+            "rollout.dtype": recipe.rollout.dtype is not None,
+            "rollout.batch_invariant": recipe.rollout.batch_invariant,
+            "advantage.credit": recipe.advantage.credit.kind == "optimal_token",
+        }
+    if place := next((place for place, clash in clashes.items() if clash), None):
+        problem = f"got {', '.join(recipe.views)}, but pictures are not changed with {place} as it is"
+        yield RecipeError("views", problem, f"remove views, or change {place}")
+    if scored_view(recipe) is not None and recipe.objective.loss is not None:
+        problem = "got a mapping, but objective.loss stands in the place of the objective"
+        yield RecipeError("objective.perception", problem, "set objective.perception=null")
+
+
+def refuse_views(recipe: "Recipe") -> Iterator[RecipeError]:
+    """Views, and what reads them, where the model is no language model."""
+    for place, given in (
+        ("views", bool(recipe.views)),
+        ("objective.perception", scored_view(recipe) is not None),
+    ):
+        if given:
+            problem = "given, but views are of pictures that a language model reads"
+            yield RecipeError(place, problem, f"remove {place}, or set generation")
+    for name, spec in recipe.rewards.items():
+        if spec.contrast is not None:
+            problem = "got a mapping, but only views of a language model draw samples beside a group"
+            yield RecipeError(f"rewards.{name}.contrast", problem, f"remove rewards.{name}.contrast")
