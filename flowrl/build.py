@@ -93,7 +93,7 @@ def build_objective(recipe: Recipe) -> Objective:
         return GivenObjective(Guarded("objective.kind", objective.kind, build_part("objective", objective)))
     if objective.loss is not None:
         if kind_of(recipe).texts:
-            return TEXTS[objective.loss.kind](**objective.loss.given)
+            return TEXTS[objective.loss.kind](**{n: v for n, v in objective.loss.given.items() if n != "view"})
         if objective.loss.pulls:
             return PULLED[objective.loss.kind](**objective.loss.given, **_aligned(recipe))
         more = {"size": recipe.train.group} if objective.loss.kind == "dgpo" else {}

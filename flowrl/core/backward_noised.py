@@ -33,7 +33,7 @@ def backward_noised(
     Rows that belong together (`StepLoss.together`) stand beside each other. progress: see `contracts.Looks`.
     """
     look = partial(policy.look, loss.rollout, progress=progress)
-    for chunk in _chunks(rows, loss.together, micro_batch):
+    for chunk in chunks(rows, loss.together, micro_batch):
         parts = chunk.split(micro_batch or len(chunk))
         others = {
             name: _collect(look, parts, loss, name) for name in sorted(WEIGHTS & loss.objective.needs - loss.unmoved)
@@ -47,7 +47,7 @@ def backward_noised(
         _differentiate(look, parts, loss, others, surrogate)
 
 
-def _chunks(rows: Tensor, together: Tensor | None, micro_batch: int | None) -> Iterator[Tensor]:
+def chunks(rows: Tensor, together: Tensor | None, micro_batch: int | None) -> Iterator[Tensor]:
     """Rows cut into parts of micro_batch, or of more where as many belong together."""
     if together is None or micro_batch is None:
         yield from rows.split(micro_batch or len(rows))

@@ -189,6 +189,7 @@ class TakesSamples(Protocol[GivenPlanT]):
         first: int = 0,
         drawn: Sequence[tuple[Sequence[int], Rollout]] = (),
         noise: Sequence[Sequence[Tensor]] = (),
+        shown: Sequence[Sequence[Any]] = (),
     ) -> Rollout:
         """A rollout of the pictures of each prompt, each scaled and cut to the size of the policy's own: float
         [3, H, W], or video [T, 3, H, W], in [0, 1]; or of its texts.
@@ -196,17 +197,20 @@ class TakesSamples(Protocol[GivenPlanT]):
         drawn: rollouts by this plan and seed of some of the prompts, with their positions; their samples stand behind
         the prompt's own, so that each prompt has as many. The noise of all is that of samples that are drawn under the
         same seed and numbers. With drawn ones, step_stats has `given` [R, K], 1 of samples that were not drawn. noise:
-        that which each picture came from, like the states of the policy's own walk, where the plan keeps it.
+        that which each picture came from, like the states of the policy's own walk, where the plan keeps it. shown: the
+        view of each text's prompt, the policy's own affair, None for the pictures as they are.
         """
         ...
 
 
 class FromFiles(NamedTuple):
-    """The samples of a prompt as in `TakesSamples.given`, a score of each, and the noise of each where it is asked."""
+    """The samples of a prompt as in `TakesSamples.given`, a score of each, and the noise, or the view, of each where it
+    is asked."""
 
     samples: Sequence[Any]
     scores: Sequence[float]
     noise: Sequence[Tensor] = ()
+    shown: Sequence[Any] = ()
 
 
 SamplesOf = Callable[[Prompt], FromFiles]
@@ -237,6 +241,7 @@ class GivenEngine(Generic[PlanT]):
             given = [self.samples_of(prompt) for prompt in prompts]
             pictures, noise = [one.samples for one in given], [one.noise for one in given]
             how: dict[str, Any] = {"noise": noise} if any(noise) else {}
+            how |= {"shown": shown} if any(shown := [one.shown for one in given]) else {}
             rollout = self.policy.given(prompts, pictures, plan=self.plan, seed=self.seed, first=first, **how)
             return Drawn(rollout, {}, {}, torch.tensor([score for one in given for score in one.scores]))
 

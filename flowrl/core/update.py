@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowrl.contracts import Looks, Objective, Progress, RewardOf, Rollout
 from flowrl.core.backward import StepLoss, backward, fill_reference, with_step_weights
-from flowrl.core.backward_noised import backward_noised
+from flowrl.core.backward_noised import backward_noised, chunks
 from flowrl.core.backward_pull import backward_pull
 from flowrl.core.engine import Metrics
 from flowrl.core.filling import parts, weighed
@@ -233,7 +233,8 @@ def _backward(policy: Looks, rows: Tensor, loss: StepLoss, micro_batch: int | No
         return
     if loss.objective.together == "pair" and micro_batch is not None:
         micro_batch = max(2, micro_batch - micro_batch % 2)  # rows lie pair by pair, which a part does not cut
-    for part in parts(rows, micro_batch):
+    whole = loss.together if loss.objective.together == "group" else None
+    for part in chunks(rows, whole, micro_batch):
         (backward if states in ("drawn", "valued") else backward_pull)(policy, part, loss, progress)
 
 

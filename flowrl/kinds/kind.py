@@ -134,6 +134,10 @@ class Building(Protocol[P]):
         """Samples that an iteration may leave unfinished, with a state to save; None where it leaves none."""
         ...
 
+    def view_of(self, recipe: Recipe, name: str) -> Any:
+        """What changes pictures as the recipe's view of that name does; of kinds that have views."""
+        ...
+
     def exploration(self, recipe: Recipe, unfinished: Any = None) -> Callable[..., Any] | None:
         """A function (policy, drawing, score) where samples are drawn in more than one go; score gives the rewards of
         samples, by name, and their weighted sum."""

@@ -5,6 +5,7 @@ of the same shape, so that a processor writes as many placeholders for them.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
@@ -12,16 +13,19 @@ from torch import Generator, Tensor
 STEPS = 1000  # of the forward diffusion that `diffuse` takes its level from
 
 
-def mask_patches(frames: Tensor, draw: Generator, *, share: float = 0.6, patch: int = 14) -> Tensor:
-    """Each square of patch x patch pixels, counted from the upper left corner, is black with probability `share`.
+def mask_patches(
+    frames: Tensor, draw: Generator, *, share: float = 0.6, patch: int = 14, fill: Literal["black", "mean"] = "black"
+) -> Tensor:
+    """Each square of patch x patch pixels, counted from the upper left corner, is masked with probability `share`.
 
-    All frames have the same black squares. PAPO (arXiv:2507.06448, its code: 0.6, 14).
+    All frames have the same masked squares, black or of the mean of all that they show. PAPO (arXiv:2507.06448, its
+    code): 0.6, 14, black. OPA-DPO (arXiv:2501.09695, its code): 0.3, 1, mean.
     """
     _, height, width, _ = frames.shape
     rows, columns = -(-height // patch), -(-width // patch)
-    black = torch.rand(rows, columns, generator=draw) < share
-    whole = black.repeat_interleave(patch, 0).repeat_interleave(patch, 1)[:height, :width]
-    return frames.masked_fill(whole[None, :, :, None], 0)
+    masked = torch.rand(rows, columns, generator=draw) < share
+    whole = masked.repeat_interleave(patch, 0).repeat_interleave(patch, 1)[:height, :width]
+    return frames.masked_fill(whole[None, :, :, None], 0 if fill == "black" else round(float(frames.float().mean())))
 
 
 def noise_levels() -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from flowrl.kinds.language import section_of
 from flowrl.planning.costs import Arithmetic, rows_at_once
 from flowrl.recipe.roles import contributions
 from flowrl.recipe.schema import Recipe
-from flowrl.recipe.views import scored_view
+from flowrl.recipe.views import paired_view, scored_view
 from samplers.tokens import Generation
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _views(recipe: Recipe) -> list[str]:
     """Lines about pictures that are changed."""
     found = []
     for name, view in recipe.views.items():
-        how = ", ".join(f"{n} {value:g}" for n, value in view.given.items())
+        how = ", ".join(f"{n} {value if isinstance(value, str) else f'{value:g}'}" for n, value in view.given.items())
         what = f"view {name} ({view.kind}{', ' + how if how else ''})"
         if view.draws:
             then = "scored once more without it" if view.scored == "clean" else "trained as they were drawn"
@@ -122,6 +122,8 @@ def _views(recipe: Recipe) -> list[str]:
             found.append(f"            {what}: {view.beside} further samples of a prompt, scored and not trained")
         if name == scored_view(recipe):
             found.append(f"            {what}: every row is looked at once more, without gradient")
+        if name == paired_view(recipe):
+            found.append(f"            {what}: two of the five rows of a prompt")
     return found
 
 

@@ -170,6 +170,8 @@ def _given_prompts(recipe: Recipe) -> list[Prompt]:
     if line := prompt_files.missing_sources([source.train], source.source):
         raise PromptError(line)
     train = pairs.load(source.train, limit=source.limit)
+    if problem := kind_of(recipe).refuse_prompts(train, recipe.model):
+        raise PromptError(f"{source.train}: {problem}")
     number = len(pairs.samples_of(train[0])[0])
     if recipe.train.share is not None:
         if number >= group:

@@ -9,7 +9,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ LAYOUTS = (
     Layout("HPD v3", ("path1", "path2")),
     Layout("VideoGen-RewardBench", ("path_A", "path_B", "Overall"), ties=True),
     Layout("VideoAlign", ("path_A", "path_B", *ASPECTS), ties=True),
+    Layout("corrected answer", ("answer", "own", "revised"), texts=True),
     Layout("preference of texts", ("chosen", "rejected"), texts=True),
     Layout("text", ("completion",), texts=True),
 )
@@ -70,7 +71,7 @@ def load(source: str, *, split: str = "train", limit: int | None = None) -> list
     prompts: list[Prompt] = []
     for prompt in islice(_read(source, split), limit):
         seen[prompt.id] = again = seen.get(prompt.id, 0) + 1
-        prompts.append(prompt if again == 1 else Prompt(f"{prompt.id}-{again}", prompt.text, meta=prompt.meta))
+        prompts.append(prompt if again == 1 else replace(prompt, id=f"{prompt.id}-{again}"))
     if not prompts:
         raise PromptError(f"{source}: holds no samples of which one is better; accepted: at least one pair")
     sizes = {len(prompt.meta["files"]) for prompt in prompts}
@@ -120,7 +121,8 @@ def _read(source: str, split: str) -> Iterator[Prompt]:
             names = "/".join([text, *(file.name for file in files)])
         identity = hashlib.sha256(names.encode()).hexdigest()[:16]
         own = layout.name in OWN
-        media = prompt_media(record, where, path.parent if path.exists() else None) if own else ()
+        seen = own or layout.texts
+        media = prompt_media(record, where, path.parent if path.exists() else None) if seen else ()
         meta = {name: value for name, value in record.items() if own and name not in (layout.prompt, *TAKEN)}
         more = _own_numbers(layout, record, scores, where, path.parent if path.exists() else None) if own else {}
         yield Prompt(identity, text, media=media, meta=meta | {"files": files, "scores": scores} | more)
@@ -168,6 +170,8 @@ def _scored(layout: Layout, record: dict[str, Any], where: str) -> Scored:
     at = [record[column] for column in layout.columns]
     if layout.name == "text":
         return [(at[0], 1.0)]
+    if layout.name == "corrected answer":  # the first and the last once more, to be looked at beside another picture
+        return list(zip([*at, at[0], at[2]], [1.0, WORSE, 1.0, 0.0, 0.0], strict=True))
     if layout.name in ("pair", "HPD v3", "preference of texts"):
         return [(at[0], BETTER), (at[1], WORSE)]
     if layout.name in ("VideoGen-RewardBench", "VideoAlign"):

@@ -37,12 +37,31 @@ class Loss(Strict):
     Of language models (flowrl/core/objectives/texts.py): sft, the likelihood of texts from files, whose tokens count by
     phi: one, p or uncertain, p (1 - p). dpo: of two texts of a prompt, from files or the best and the worst of a group,
     pair: coefficient of the preference, bco: of that of each text on its own, likelihood: of the better text's
-    (MPO: 0.8, 0.2 and 1); smoothing: of labels.
+    (MPO: 0.8, 0.2 and 1); smoothing: of labels. opa_dpo, of
+    files with an expert's answer, the model's own and that one corrected: view: the one beside which the first and the
+    last are looked at again; image: the factor of pairs that differ by it alone; anchor, anchor_coef: where better
+    texts are held, by the square of the distance if squared; by: positions compares token by token, as published, texts
+    whole ones.
     """
 
     kind: Literal[
-        "nft", "awm", "dgpo", "crd", "flow_dpo", "rpo", "flow_rwr", "sft", "draft", "match", "refl", "srpo", "dpo"
-    ] = key(..., "nft, awm, dgpo, crd, flow_dpo, rpo, flow_rwr, sft, draft, match, refl or srpo; of texts sft or dpo")
+        "nft",
+        "awm",
+        "dgpo",
+        "crd",
+        "flow_dpo",
+        "rpo",
+        "flow_rwr",
+        "sft",
+        "draft",
+        "match",
+        "refl",
+        "srpo",
+        "dpo",
+        "opa_dpo",
+    ] = key(
+        ..., "nft, awm, dgpo, crd, flow_dpo, rpo, flow_rwr, sft, draft, match, refl or srpo; of texts sft, dpo, opa_dpo"
+    )
     beta: float | None = key(None, "a number > 0", gt=0, curve=True)
     adv_clip: float | None = key(None, "a number > 0", gt=0)
     adv_max: float | None = key(None, "a number > 0", gt=0)
@@ -79,6 +98,12 @@ class Loss(Strict):
     bco: float | None = key(None, "a number >= 0", ge=0)
     likelihood: float | None = key(None, "a number >= 0", ge=0)
     smoothing: float | None = key(None, "a number in [0, 0.5)", ge=0, lt=0.5)
+    view: str | None = key(None, "the name of a view", min_length=1)
+    image: float | None = key(None, "a number >= 0", ge=0)
+    anchor: float | None = key(None, "a number")
+    anchor_coef: float | None = key(None, "a number >= 0", ge=0)
+    squared: bool | None = key(None, "true or false")
+    by: Literal["positions", "texts"] | None = key(None, "positions or texts")
 
     @property
     def given(self) -> dict[str, object]:
@@ -98,7 +123,7 @@ class Loss(Strict):
     @property
     def reads_reference(self) -> bool:
         """Whether it reads velocities of the reference, beside what objective.kl does."""
-        return self.kind in ("dgpo", "flow_dpo", "rpo", "dpo") and self.against != "old"
+        return self.kind in ("dgpo", "flow_dpo", "rpo", "dpo", "opa_dpo") and self.against != "old"
 
 
 class Levels(Strict):
@@ -172,6 +197,7 @@ LOSS_KEYS: dict[str, tuple[str, ...]] = {
     "flow_rwr": ("temperature",),
     "sft": ("least", "weighted", "phi"),
     "dpo": ("beta", "pair", "bco", "likelihood", "smoothing"),
+    "opa_dpo": ("beta", "view", "image", "anchor", "anchor_coef", "squared", "by", "smoothing"),
     "draft": ("threshold", "scale", "nested", "tau"),
     "match": ("scale", "nested", "target"),
     "refl": ("threshold", "scale"),
@@ -188,4 +214,8 @@ LEVEL_KEYS: dict[str, dict[str, bool]] = {
     "spaced": {"number": False, "stop": False},
     "align": {"number": False, "low": False, "high": False, "truth": False, "inversion": False},
 }
-TEXT_KEYS: dict[str, tuple[str, ...]] = {"sft": ("phi",), "dpo": LOSS_KEYS["dpo"]}  # what those of texts read
+TEXT_KEYS: dict[str, tuple[str, ...]] = {
+    "sft": ("phi",),
+    "dpo": LOSS_KEYS["dpo"],
+    "opa_dpo": LOSS_KEYS["opa_dpo"],
+}  # what those of texts read

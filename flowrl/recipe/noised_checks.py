@@ -20,8 +20,8 @@ def check_noised(recipe: Recipe) -> Iterator[RecipeError]:
     if loss is None:
         yield from _without(recipe)
         return
-    if loss.kind == "dpo" or loss.phi is not None:
-        place, got = ("kind", "dpo") if loss.kind == "dpo" else ("phi", loss.phi)
+    if loss.kind in ("dpo", "opa_dpo") or loss.phi is not None:
+        place, got = ("kind", loss.kind) if loss.phi is None else ("phi", loss.phi)
         problem = f"got {show(got)}, which is about texts, but the decisions here are denoising steps"
         yield RecipeError(f"objective.loss.{place}", problem, "accepted: flow_dpo" if place == "kind" else "remove it")
         return
@@ -47,14 +47,15 @@ def check_texts(recipe: Recipe) -> Iterator[RecipeError]:
         return
     if loss.kind not in TEXT_KEYS:
         problem = f"got {show(loss.kind)}, a loss of noised samples, but `generation` makes tokens"
-        yield RecipeError("objective.loss", problem, "set objective.loss=null, or kind sft or dpo")
+        yield RecipeError("objective.loss", problem, "set objective.loss=null, or kind sft, dpo or opa_dpo")
         return
-    yield from check_keys("objective.loss", loss, loss.kind, dict.fromkeys(TEXT_KEYS[loss.kind], False))
+    needed = {name: name == "view" for name in TEXT_KEYS[loss.kind]}
+    yield from check_keys("objective.loss", loss, loss.kind, needed)
     if train.source not in ("rollouts", "files"):
         problem = f"got {show(train.source)}, a share, but texts come from files or from rollouts"
         yield RecipeError("train.source", problem, "set train.source=rollouts or files")
-    elif loss.kind == "sft" and train.source != "files":
-        problem = "got 'rollouts', but sft is of texts that come with prompts.train"
+    elif loss.kind in ("sft", "opa_dpo") and train.source != "files":
+        problem = f"got 'rollouts', but {loss.kind} is of texts that come with prompts.train"
         yield RecipeError("train.source", problem, "set train.source=files")
     if recipe.objective.kl > 0 or "objective.kl" in recipe.curves:
         problem = f"got {recipe.objective.kl:g}, but objective.loss is in the place of a divergence"

@@ -18,7 +18,7 @@ from flowrl.untyped import JSON
 
 RESETS = ("reference", "optimizer", "average", "old")
 # What a run looks up in every iteration. All else is built once.
-MAY_CHANGE = ("objective", "advantage", "prompts", "sampler.noise", "sampler.window", "sampler.levels")
+MAY_CHANGE = ("objective", "advantage", "prompts", "views", "sampler.noise", "sampler.window", "sampler.levels")
 MAY_CHANGE += ("generation.max_new_tokens", "generation.temperature", "generation.top_k", "generation.top_p")
 MAY_CHANGE += ("generation.min_p", "generation.repetition_penalty")
 TRAIN = ("prompts", "group", "epochs", "updates", "update_by", "micro_batch", "refill", "keep", "keep_by", "budget")
@@ -66,7 +66,7 @@ def refuse_fixed(changed: Mapping[str, list[JSON]], number: int) -> Iterator[Rec
     for name, (before, now) in changed.items():
         allowed = any(name == may or name.startswith(f"{may}.") for may in MAY_CHANGE)
         if not allowed or name in STAYS or (name in STORED and None not in (before, now)):
-            listed = "objective, advantage, prompts, train, generation and sampler.noise, window and levels"
+            listed = "objective, advantage, prompts, train, generation, views and sampler.noise, window and levels"
             problem = f"got {show(now)}, but the recipe has {show(before)}, which stays during a run"
             yield RecipeError(f"phases.{number}.overrides.{name}", problem, f"remove it; accepted: keys of {listed}")
             return

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 class ViewKeys(Strict):
     """A change of a prompt's pictures and videos, before the processor; a function of seed, prompt and sample.
 
-    mask_patches: squares of `patch` (14) pixels are black with probability `share` (0.6): PAPO. diffuse: noise of
-    `step` (500) of 1000 steps of forward diffusion: NoisyRollout. shuffle_frames: the frames of videos in another
-    order: T-GRPO. drop: black pictures.
+    mask_patches: squares of `patch` (14) pixels are black, or of the mean (fill), with probability `share` (0.6): PAPO.
+    diffuse: noise of `step` (500) of 1000 steps of forward diffusion: NoisyRollout. shuffle_frames: the frames of
+    videos in another order: T-GRPO. drop: black pictures.
 
     draws: so many of a group's samples, the last, are drawn under it. They are scored, and trained, with the pictures
     as they are (scored clean, as NoisyRollout has it: the ratio is then to the policy of before under clean pictures,
     and nothing corrects for the view that drew), or as they were drawn (scored drawn). beside: so many further samples
     of each prompt are drawn under it, scored and not trained; rewards with `contrast` are compared with theirs. A view
-    without either is one that objective.perception looks at.
+    without either is one that objective.perception looks at, or beside which objective.loss has texts again.
 
     each: every sample has a change of its own, in place of one for all that are drawn of a prompt in an iteration.
     required: training prompts have to show what the view changes; false passes over those that do not.
@@ -36,6 +36,7 @@ class ViewKeys(Strict):
     )
     share: float | None = key(None, "a number from 0 to 1", ge=0, le=1, curve=True)
     patch: int | None = key(None, "a whole number >= 1", ge=1)
+    fill: Literal["black", "mean"] | None = key(None, "black or mean")
     step: float | None = key(None, "a number in [0, 1000)", ge=0, lt=1000, curve=True)
     draws: int = key(0, "a whole number >= 0 below train.group", ge=0)
     scored: Literal["clean", "drawn"] = key("clean", "clean or drawn")
@@ -44,7 +45,7 @@ class ViewKeys(Strict):
     required: bool = key(True, "true or false")
 
     @property
-    def given(self) -> dict[str, float]:
+    def given(self) -> dict[str, float | str]:
         """The arguments of its kind that the recipe gives."""
         return {name: value for name in READS[self.kind] if (value := getattr(self, name)) is not None}
 
@@ -76,7 +77,7 @@ class Contrast(Strict):
 
 # kind -> the keys that it reads, and what of a prompt it changes (flowrl/media/changes.py)
 READS: dict[str, tuple[str, ...]] = {
-    "mask_patches": ("share", "patch"),
+    "mask_patches": ("share", "patch", "fill"),
     "diffuse": ("step",),
     "shuffle_frames": (),
     "drop": (),
@@ -99,6 +100,12 @@ def scored_view(recipe: "Recipe") -> str | None:
 def drawing_view(recipe: "Recipe", what: str) -> str | None:
     """The name of the view that has `what`, draws or beside; None without one."""
     return next((name for name, view in recipe.views.items() if getattr(view, what)), None)
+
+
+def paired_view(recipe: "Recipe") -> str | None:
+    """The name of the view beside which a loss of texts looks at some of them again; None without one."""
+    loss = None if isinstance(recipe.objective, Own) else recipe.objective.loss
+    return None if loss is None else loss.view
 
 
 def looks(recipe: "Recipe") -> bool:
@@ -140,7 +147,7 @@ def check_views(recipe: "Recipe") -> Iterator[RecipeError]:
         if view.scored == "drawn" and not view.draws:
             problem = "got 'drawn', but nothing is drawn under the view"
             yield RecipeError(f"{place}.scored", problem, f"set {place}.draws, or {place}.scored=clean")
-        if not view.draws and not view.beside and name != scored_view(recipe):
+        if not view.draws and not view.beside and name not in (scored_view(recipe), paired_view(recipe)):
             remedy = f"set {place}.draws, {place}.beside or objective.perception.view={name}, or remove it"
             yield RecipeError(place, "nothing is drawn or looked at under it", remedy)
     for what in ("draws", "beside"):
@@ -153,10 +160,10 @@ def check_views(recipe: "Recipe") -> Iterator[RecipeError]:
 
 def _named(recipe: "Recipe") -> Iterator[RecipeError]:
     """Views that something asks for and that are not there, and samples beside a group that nothing reads."""
-    name = scored_view(recipe)
-    if name is not None and name not in recipe.views:
-        problem = f"got {name!r}, accepted: a name in views ({', '.join(recipe.views) or 'none is there'})"
-        yield RecipeError("objective.perception.view", problem, f"set views.{name}")
+    for place, name in (("perception", scored_view(recipe)), ("loss", paired_view(recipe))):
+        if name is not None and name not in recipe.views:
+            problem = f"got {name!r}, accepted: a name in views ({', '.join(recipe.views) or 'none is there'})"
+            yield RecipeError(f"objective.{place}.view", problem, f"set views.{name}")
     besides, compared = drawing_view(recipe, "beside"), [n for n, spec in recipe.rewards.items() if spec.contrast]
     if besides is None and compared:
         problem = "got a mapping, but no view draws samples beside a group that it could be compared with"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowrl.contracts import Prompt, Rollout, Samples
 from flowrl.policies.language.inputs import Inputs
+from flowrl.policies.noise import Key, copy_numbers
 from flowrl.untyped import Tokenizer
 from samplers.tokens import Generation
 
@@ -89,6 +90,21 @@ def given_texts(
     owners = [own for own in ids for _ in range(group)]
     media = None if inputs is None else [own for own in inputs for _ in range(group)]
     return Rollout(samples, torch.zeros(tokens.shape), mask, Completions(owners, tokens, length, plan, media))
+
+
+def shown_beside(
+    policy: Any, rollout: Rollout, *, shown: Sequence[Sequence[Any]], seed: int, first: int = 0, **_: Any
+) -> Rollout:
+    """The rollout with the media of its rows as their views (views.py) change them; shown: of each prompt the view of
+    each row, or None. Where a prompt comes twice, its rows are changed differently."""
+    views = [view for own in shown for view in own]
+    size, prompts, held = len(shown[0]), rollout.samples.prompts, rollout.replay
+    copy = [number for number in copy_numbers(prompt.id for prompt in prompts[::size]) for _ in range(size)]
+    held.inputs = [
+        held.inputs[i] if view is None else view.inputs(policy, p, Key(seed, p.id, first, copy[i]), held.prompts[i])
+        for i, (view, p) in enumerate(zip(views, prompts, strict=True))
+    ]
+    return rollout
 
 
 def _tokens(tokenizer: Tokenizer, text: str, stop: Collection[int]) -> list[int]:

@@ -19,7 +19,7 @@ from flowrl.core.batches import rollout_chunks
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.chat import Encoder, check_tokens
-from flowrl.policies.language.completions import Completions, given_texts
+from flowrl.policies.language.completions import Completions, given_texts, shown_beside
 from flowrl.policies.language.conversations import Conversations
 from flowrl.policies.language.decoding import decode, decode_alone
 from flowrl.policies.language.ends import said, texts_of, token_ends
@@ -205,13 +205,14 @@ class LanguagePolicy:
         return self._containing[text]
 
     def given(
-        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[str]], *, plan: Generation, **_: Any
+        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[str]], *, plan: Generation, **how: Any
     ) -> Rollout:
-        """A rollout of the texts of each prompt, as many for each; see completions.py. No seed changes anything."""
+        """A rollout of the texts of each prompt, as many for each; see completions.py. Seeds are of views alone."""
         self.prepare(telling(prompts), plan)
         ids, media = self._rows(prompts, plan)
         texts = [text for own in pictures for text in own]
-        return given_texts(self.tokenizer, self.stop, self.pad, prompts, ids, texts, plan, media)
+        rollout = given_texts(self.tokenizer, self.stop, self.pad, prompts, ids, texts, plan, media)
+        return shown_beside(self, rollout, **how) if how.get("shown") else rollout
 
     def look(
         self, rollout: Rollout, rows: Tensor, view: View, visit: Visit, *, progress: Progress | None = None

@@ -138,6 +138,10 @@ def unfinished(recipe: Recipe, prompts: object) -> None:
     """None: an iteration finishes its samples."""
 
 
+def view_of(recipe: Recipe, name: str) -> None:
+    """None: a recipe of this kind has no views."""
+
+
 def exploration(recipe: Recipe, unfinished: None = None) -> None:
     """None: the trees of denoising steps are plans."""
 

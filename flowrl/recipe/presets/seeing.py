@@ -14,6 +14,9 @@ noisy_rollout  six of a prompt's twelve samples are drawn beside a noisy picture
 t_grpo   four more samples of a prompt beside its video with its frames shuffled: T-GRPO of Video-R1 (arXiv:2503.21776),
          its code; a reward with `contrast` pays for doing no worse than these. Eight samples, clip 0.2, KL 0.04 of kind
          k3, sample std + 1e-4, mean over rows of row means. For tokens.
+opa_dpo  of an expert's answer, the model's own and that one corrected, from files: the first and the last are to be
+         likelier than the own one, and than themselves beside masked pictures (x 0.2), and to be held where they are:
+         OPA-DPO (arXiv:2501.09695), its code, beta 0.1. For tokens.
 
 Sample std is `advantage.unbiased`.
 """
@@ -50,6 +53,16 @@ LANGUAGE: dict[str, Values] = {
         "advantage": SUMMED | {"eps": 1e-6},
         "views": {"noisy": {"kind": "diffuse", "step": 500.0, "draws": 6}},
         "train": {"group": 12},
+    },
+    "opa_dpo": {
+        "objective": {
+            "clip": 0.2,
+            "kl_kind": "k3",
+            "loss": {"kind": "opa_dpo", "beta": 0.1, "view": "masked", "image": 0.2, "anchor": 0.0, "anchor_coef": 1.0},
+        },
+        "advantage": SUMMED,
+        "views": {"masked": {"kind": "mask_patches", "share": 0.3, "patch": 1, "fill": "mean"}},
+        "train": {"source": "files", "group": 5},
     },
     "t_grpo": {
         "objective": {"clip": 0.2, "kl": 0.04, "kl_kind": "k3", "aggregate": "seq_mean_mean"},

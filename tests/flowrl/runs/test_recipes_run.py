@@ -103,7 +103,7 @@ ELSEWHERE |= {"tiny_dpo_offline", "diffusion_dpo_sdxl", "rpo_sd15", "pair_grpo"}
 ELSEWHERE |= {"pnapo_flux"}  # test_pnapo_runs.py
 ELSEWHERE |= {"r1_vl", "video_r1", "ui_r1", "gui_r1", "infigui_r1", "medvlm_r1", "chestx_reasoner", "r1_aqa", "r1_omni"}
 ELSEWHERE |= {"metaspatial", "embodied_r", "praxis_vlm", "qwen3_vl", "hunyuan_ocr", "skywork_r1v2", "internvl3_5"}
-ELSEWHERE |= {"glm_45v", "papo_grpo", "papo_dapo", "noisy_rollout_geo3k"}  # test_seeing_recipes.py
+ELSEWHERE |= {"glm_45v", "papo_grpo", "papo_dapo", "noisy_rollout_geo3k", "opa_dpo"}  # test_seeing_recipes.py
 ELSEWHERE |= {"deepeyes", "deepeyes_v2", "mini_o3", "vrag_rl"}  # test_tool_recipes.py
 
 

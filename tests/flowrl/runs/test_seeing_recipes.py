@@ -52,6 +52,8 @@ class Case:
 
 PAIRS = [{"prompt": "How many are there?", "chosen": "seven", "rejected": "I do not know"}]
 PAIRS += [{"prompt": "And of what kind are they all?", "chosen": "cats", "rejected": "no"}]
+CORRECTED = [{"prompt": "What is this?", "answer": "a red cat", "own": "two dogs", "revised": "two red cats"}]
+CORRECTED += [{"prompt": "And where?", "answer": "in the garden", "own": "at sea", "revised": "at the house"}]
 SCENE = {"room": [4, 3, 2.5], "objects": [{"id": "bed", "size": [2, 1, 0.5]}, {"id": "desk", "size": [1, 1, 1]}]}
 CASES = {
     "r1_vl": Case("qwen2_vl", [NUMBER | {"key_steps": ["seven"]}, CHOICE | {"key_steps": [["a", "b"], "c"]}]),
@@ -60,6 +62,7 @@ CASES = {
         [NUMBER | {"problem_type": "numerical"}, CHOICE | {"problem_type": "multiple choice"}],
         media=("videos",),
     ),
+    "opa_dpo": Case("llava", CORRECTED, ["train.group=5"]),
     "papo_grpo": Case("qwen2_5_vl", [NUMBER, CHOICE]),
     "papo_dapo": Case("qwen2_5_vl", [NUMBER, CHOICE]),
     "noisy_rollout_geo3k": Case("qwen2_5_vl", [NUMBER, CHOICE], ["train.group=12"]),

@@ -1,4 +1,4 @@
-"""The implicit perception loss of PAPO: published numbers, and rows that have nothing to look at once more."""
+"""Losses beside changed pictures, of PAPO and OPA-DPO: published numbers, and rows that have nothing to look at."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ import golden
 from flowrl.contracts import Batch, LogProbs
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.objectives.perception import Perception
+from flowrl.core.objectives.texts import CorrectedAnswers
 
 Case = dict[str, Any]
 KINDS = {"low_var_kl": "k3", "kl": "k1"}
@@ -59,3 +60,52 @@ def test_a_row_without_other_pictures_gets_the_entropy_alone() -> None:
     assert metrics["perception_entropy"].tolist() == [[2.0, 2.5], [0.0, 0.0], [2.0, 0.0]]
     with pytest.raises(ValueError, match="Rollout.shown is not filled in"):
         Perception().loss(logp, None, mask)
+
+
+@pytest.mark.parametrize(
+    "case",
+    golden.cases(
+        "objectives/llm_aux_loss.json",
+        where=lambda c: golden.kind(c) == "opa_dpo.loss" and not c["params"]["use_scores"],
+    ),
+)
+def test_the_objective_of_corrected_answers_is_the_published_loss(case: Case) -> None:
+    """Rows as a rollout has them, five of each prompt, the first bearing the loss; in parts of whole prompts alike."""
+    params = case["params"]
+    order = ("standard", "original", "ai", "mask_standard", "mask_ai")
+    policy, reference = (
+        torch.stack([golden.tensor(case["inputs"][of][name], torch.float64) for name in order], 1).flatten(0, 1)
+        for of in ("policy", "reference")
+    )
+    anchor = params["anchor_value"], params["anchor_coef"], not params["mdpo_anchor"]
+    objective = CorrectedAnswers(params["beta"], params["copo_coef"], *anchor)
+    mask = torch.ones(policy.shape, dtype=torch.bool)  # published gradients are also of padding, whose log-probs are 0
+    weights = objective.weights(mask).double()
+    labels = torch.arange(len(policy)) // 5
+    for parts in ([list(range(len(policy)))], [list(range(5)), list(range(5, len(policy)))]):
+        logp, total = policy.clone().requires_grad_(), torch.zeros((), dtype=torch.float64)
+        for part in map(torch.tensor, parts):
+            of = reference[part]
+            batch = Batch(of, torch.ones(len(part)), mask[part], reference=of, together=labels[part])
+            loss, metrics = objective(LogProbs(part, torch.arange(policy.shape[1]), logp[part]), batch)
+            total = total + (loss * weights[part]).sum()
+            assert set(metrics) == {"pair_0", "pair_1", "pair_2", "pair_3", "anchor"}
+        (grad,) = torch.autograd.grad(total, logp)
+        found = {name: grad[i::5] for i, name in enumerate(order)}
+        golden.check({"loss": total, "grad": found}, case, skip=["pair_losses", "anchor"])
+    with pytest.raises(ValueError, match="five rows of each prompt"):
+        four = Batch(policy[:4], torch.ones(4), mask[:4], reference=policy[:4], together=labels[:4])
+        objective(LogProbs(torch.arange(4), torch.arange(policy.shape[1]), policy[:4]), four)
+
+
+def test_whole_texts_are_compared_by_their_sums() -> None:
+    objective = CorrectedAnswers(beta=0.5, image=0.0, anchor_coef=0.0, by="texts")
+    logp = torch.tensor([[-1.0, -2.0], [-3.0, 9.0], [-1.0, -1.0], [-1.0, -1.0], [-2.0, -2.0]], requires_grad=True)
+    mask = torch.tensor([[True, True], [True, False], [True, True], [True, True], [True, True]])
+    batch = Batch(
+        logp.detach(), torch.ones(5), mask, reference=torch.full((5, 2), -1.5), together=torch.zeros(5).long()
+    )
+    loss, _ = objective(LogProbs(torch.arange(5), torch.arange(2), logp), batch)
+    margins = [0.5 * (0.0 - -1.5), 0.5 * (1.0 - -1.5)]
+    expected = sum(-torch.nn.functional.logsigmoid(torch.tensor(margin)) for margin in margins)
+    assert float((loss.detach() * objective.weights(mask)).sum()) == pytest.approx(float(expected))

@@ -1,5 +1,6 @@
 """Rows drawn, or looked at once more, beside changed pictures: each is what it is alone, and so are its gradients."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,19 @@ from PIL import Image
 
 import vision_support as vision
 from flowrl.contracts import Drawing, Prompt, Rollout, Samples, View
-from flowrl.core.backward import StepLoss, backward
+from flowrl.core.backward import StepLoss, backward, fill_reference
 from flowrl.core.filling import weighed
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.objectives.perception import Perception
+from flowrl.core.objectives.texts import CorrectedAnswers
+from flowrl.core.update import Settings, update
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.rows import finish
 from flowrl.policies.language.views import PictureView, Views, viewed
 from flowrl.policies.noise import Key
+from flowrl.reading import pairs
 from language_support import replayed
 from samplers.tokens import Generation
 
@@ -193,6 +197,51 @@ def test_a_frozen_tower_sees_each_changed_picture_once(prompts: list[Prompt], tm
     for part in ([0], [1, 2, 3], list(range(8))):
         own.look(rollout, torch.tensor(part), View(shown=True), lambda _: None)
     assert sum(seen) == 2 * patches
+
+
+def test_texts_again_beside_masked_pictures_learn_alike_in_any_parts(
+    subject: LanguagePolicy, prompts: list[Prompt], tmp_path: Path
+):
+    """Five rows of each prompt, as they are read from a file; the third row of a prompt alone."""
+    lines = [
+        {"prompt": p.text, "images": list(p.media), "answer": f"a{i}", "own": "b" * (i + 2), "revised": f"c{i}"}
+        for i, p in enumerate([*prompts[:2], prompts[0]])
+    ]
+    (tmp_path / "corrected.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    read = pairs.load(str(tmp_path / "corrected.jsonl"))
+    texts = [pairs.samples_of(prompt)[0] for prompt in read]
+    assert [prompt.media for prompt in read] == [tuple(line["images"]) for line in lines]
+    assert texts[1] == ["a1", "bbb", "c1", "a1", "c1"]
+    how = {"plan": PLAN, "seed": 3, "first": 5, "shown": [[None, None, None, MASKED, MASKED]] * 3}
+    rollout = subject.given(read, texts, **how)
+    seen = [shown.key for shown in rollout.replay.inputs]
+    assert seen[0] == seen[1] == seen[2] != seen[3] == seen[4] and seen[3] != seen[13]
+    objective, trained = CorrectedAnswers(), list(subject.trainable())
+    with torch.no_grad():
+        trained[-1].add_(0.05)
+    for part in torch.arange(15).split(4):
+        fill_reference(subject, rollout, part, objective.view)
+    found = []
+    for micro in (None, 5, 2):
+        for parameter in trained:
+            parameter.grad = None
+        metrics = update(subject, Kept(), rollout, torch.ones(15), objective, Settings(group=5, micro_batch=micro))
+        found.append(torch.cat([p.grad.flatten() for p in trained if p.grad is not None]))
+    with torch.no_grad():
+        trained[-1].sub_(0.05)
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found[2], found[0], rtol=0, atol=1e-6)
+    assert found[0].abs().max() > 1e-4 and metrics["pair_2"] > 0
+
+
+class Kept:
+    """A learner that takes no step, so that gradients stay where they are."""
+
+    scale, loss_scale, lr, parameters = None, 1.0, 0.0, ()
+    unmoved: frozenset[str] = frozenset()
+
+    def step(self) -> torch.Tensor:
+        return torch.ones(())
 
 
 def test_tokens_that_change_with_the_picture_are_refused(subject: LanguagePolicy, prompts: list[Prompt]):
