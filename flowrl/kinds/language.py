@@ -107,7 +107,7 @@ class Language:
         yield from check_begun(recipe, section_of(recipe))
         yield from check_environment(recipe, section_of(recipe))
         yield from check_roles(recipe, section_of(recipe))
-        yield from check_views(recipe)
+        yield from check_views(recipe, section_of(recipe))
 
     def draws_in_parts(self, recipe: Recipe) -> bool:
         """Of trees, discussions and samples beside a group, and where more is drawn once completions are scored."""

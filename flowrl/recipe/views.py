@@ -11,6 +11,7 @@ from flowrl.recipe.models import reads_media
 from flowrl.recipe.sections import Own
 
 if TYPE_CHECKING:
+    from flowrl.recipe.generation import GenerationKeys
     from flowrl.recipe.schema import Recipe
 
 
@@ -127,7 +128,7 @@ def unshown(recipe: "Recipe", shown: Sequence[set[str]]) -> str | None:
     return None
 
 
-def check_views(recipe: "Recipe") -> Iterator[RecipeError]:
+def check_views(recipe: "Recipe", generation: "GenerationKeys") -> Iterator[RecipeError]:
     """Views that nothing uses, that cannot be made, or do not go with how completions are drawn."""
     yield from _named(recipe)
     if not recipe.views:
@@ -155,7 +156,7 @@ def check_views(recipe: "Recipe") -> Iterator[RecipeError]:
         if len(several) > 1:
             problem = f"given beside that of views.{several[0]}, but one view has {what}"
             yield RecipeError(f"views.{several[1]}.{what}", problem, f"set views.{several[1]}.{what}=0")
-    yield from _clashes(recipe)
+    yield from _clashes(recipe, generation)
 
 
 def _named(recipe: "Recipe") -> Iterator[RecipeError]:
@@ -173,9 +174,9 @@ def _named(recipe: "Recipe") -> Iterator[RecipeError]:
         yield RecipeError(f"views.{besides}.beside", "no reward is compared with the samples that it draws", remedy)
 
 
-def _clashes(recipe: "Recipe") -> Iterator[RecipeError]:
+def _clashes(recipe: "Recipe", generation: "GenerationKeys") -> Iterator[RecipeError]:
     """Other ways to draw, or to look at, completions than those that views change."""
-    generation, train, drawn = recipe.generation, recipe.train, drawing_view(recipe, "draws")
+    train, drawn = recipe.train, drawing_view(recipe, "draws")
     drawn = drawn or drawing_view(recipe, "beside")
     clashes = {f"generation.{n}": getattr(generation, n) is not None for n in ("tree", "again", "partial")}
     clashes |= {
