@@ -27,6 +27,7 @@ def build_learner(recipe: Recipe, policy: Policy) -> Learner:
         average=train.ema,
         average_every=train.ema_every,
         ramp=train.ema_ramp,
+        average_in_host=train.ema_in_host,
         reference=recipe.keeps_reference,
         old=any(part.train.old is not None for part in recipe.parts()),
         apart=kind_of(recipe).building.apart(policy, recipe),

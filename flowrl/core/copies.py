@@ -1,17 +1,17 @@
 """Named copies of weights: the moving average, the reference of a full training, and any other that is looked at."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 
 class Copies:
-    """Copies of some parameters, by name, each on the parameters' own devices."""
+    """Copies of some parameters, by name, each on the parameters' own devices, but for those `in_host`."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter]):
-        self._parameters = parameters
+    def __init__(self, parameters: Sequence[nn.Parameter], in_host: Collection[str] = ()):
+        self._parameters, self._in_host = parameters, in_host
         self._copies: dict[str, list[Tensor]] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -24,17 +24,18 @@ class Copies:
     def keep(self, name: str, decay: float = 0.0) -> None:
         """Moves a copy to decay * copy + (1 - decay) * parameters; a new one starts at the parameters."""
         if name not in self:
-            self._copies[name] = [p.detach().clone() for p in self._parameters]
+            place = torch.device("cpu") if name in self._in_host else None
+            self._copies[name] = [p.detach().to(place or p.device, copy=True) for p in self._parameters]
             return
         for copy, parameter in zip(self[name], self._parameters, strict=True):
             if decay:
-                copy.lerp_(parameter, 1 - decay)
+                copy.lerp_(parameter.to(copy.device), 1 - decay)
             else:
                 copy.copy_(parameter)
 
     @contextlib.contextmanager
     def using(self, name: str) -> Iterator[None]:
-        """Within, the parameters hold a copy; no values are copied.
+        """Within, the parameters hold a copy; no values are copied, but of one in host memory to the device.
 
         Raises RuntimeError if gradient is recorded, and KeyError for an unknown copy. A graph refers to its parameters
         instead of keeping their values: one made within would silently be differentiated at the weights that are there
@@ -45,8 +46,8 @@ class Copies:
                 f"the copy {name!r} of the weights is used while gradient is recorded, which would be taken at other "
                 "weights: use it under torch.no_grad()"
             )
-        copies, held = self[name], [p.data for p in self._parameters]
-        _point(self._parameters, copies)
+        held = [p.data for p in self._parameters]
+        _point(self._parameters, [c.to(p.device) for c, p in zip(self[name], self._parameters, strict=True)])
         try:
             yield
         finally:

@@ -26,6 +26,7 @@ class Learner:
     average: decay of the moving average (None: none), which moves every `average_every` steps and whose decay is at
     most (1 + n) / (10 + n): n counts its moves (ramp `moves`) or, as in Flow-GRPO's code, optimizer steps (ramp
     `steps`).
+    average_in_host: whether it rests in host memory.
     reference: whether the parameters as they are given are kept as the copy `reference`; old: whether there is an older
     copy, which `keep_old` moves. All state is in `state_dict`.
     scaled: whether the loss has a factor, see core/scaling.py; float16 parameters are moved in float32 in any case.
@@ -55,6 +56,7 @@ class Learner:
         old: bool = False,
         apart: Sequence[Sequence[nn.Parameter]] = (),
         scaled: bool = False,
+        average_in_host: bool = False,
     ):
         if ramp not in RAMPS:
             raise ValueError(f"ramp={ramp!r}: choose one of {', '.join(RAMPS)}")
@@ -66,7 +68,7 @@ class Learner:
         self.ramp = ramp
         how: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         self.optimizer = make_optimizer(optimizer, self._masters.optimized, **how)
-        self.copies = Copies(self.parameters)
+        self.copies = Copies(self.parameters, [AVERAGE] if average_in_host else [])
         for name, wanted in ((AVERAGE, average is not None), (REFERENCE, reference), (OLD, old)):
             if wanted:
                 self.copies.keep(name)

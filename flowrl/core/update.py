@@ -4,6 +4,7 @@ How a loss becomes a gradient, also where it needs rows as a whole and the polic
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,7 +43,8 @@ class Settings:
     kl_in_reward: whether the rewards of decisions contain a divergence from the reference, which is then looked up
     before there are advantages. most: of the groups that have an advantage, the first so many are trained (None: what
     was drawn). iteration: how many were done before. coef: of the objective, where terms stand beside it. shrinking:
-    takes the place of micro_batch, and becomes smaller where memory runs out.
+    takes the place of micro_batch, and becomes smaller where memory runs out. saving: gives that within which
+    losses are computed and differentiated.
     """
 
     group: int
@@ -66,6 +68,7 @@ class Settings:
     iteration: int = 0
     coef: float = 1.0
     shrinking: MicroBatch | None = None
+    saving: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def at_once(self) -> int | None:
@@ -132,13 +135,15 @@ def update(
                     loss = _step_loss(rollout, weighted, objective, block, used, learner, together, reward_of)
                     loss.weights *= settings.coef
                     if len(mine := own_rows(rollout, used, ranks)):
-                        _backward(policy, mine, loss, micro, progress)
+                        with settings.saving():
+                            _backward(policy, mine, loss, micro, progress)
                     of_terms: Metrics = {}
                     for term, rows in beside:
                         term_loss = term.loss(rows)
                         term_loss.scale = learner.loss_scale
                         if len(mine := term.own_rows(rows, ranks)):
-                            _backward(term.looks, mine, term_loss, micro, progress)
+                            with settings.saving():
+                                _backward(term.looks, mine, term_loss, micro, progress)
                         term_loss.total = whole_metrics(term_loss.total, ranks)
                         of_terms |= term.metrics(term_loss)
                     return loss, of_terms

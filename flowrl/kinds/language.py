@@ -89,6 +89,9 @@ class Language:
         if recipe.lora is not None and recipe.lora.modules is not None:
             problem = f"got {show(recipe.lora.modules)}, but a language model is one module"
             yield RecipeError("lora.modules", problem, "set lora.modules=null")
+        if recipe.block_offload:
+            problem = "got true, but only a pipeline's denoiser comes block by block"
+            yield RecipeError("block_offload", problem, "set block_offload=false")
         if recipe.offload:
             yield RecipeError("offload", "got true, but a language model is used all the time", "set offload=false")
         given = section_of(recipe)

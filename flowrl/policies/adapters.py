@@ -24,8 +24,6 @@ PEFT_PREFIX = "base_model.model."  # of every key in peft's files
 Modules = Mapping[
     str, Network
 ]  # by component name: modules with the adapter methods that diffusers and transformers share
-# diffusers' method, then transformers', the newest name first
-_CHECKPOINTING = ("enable_gradient_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable")
 # a UNet's `attentions` hold whole blocks, feed-forward layers too
 _ATTENTION = re.compile(r"attn|attention(?!s\.)", re.IGNORECASE)
 
@@ -141,26 +139,6 @@ def trainable_by_name(modules: Modules) -> dict[str, nn.Parameter]:
     """The parameters that learn by name: component and parameter."""
     parameters = ((c, n, p) for c, module in modules.items() for n, p in module.named_parameters())
     return {f"{component}.{name}": p for component, name, p in parameters if p.requires_grad}
-
-
-def checkpoint_gradients(modules: Modules) -> None:
-    """Trades time for memory: activations are recomputed in the backward pass.
-
-    Raises PolicyError if a module does not support it.
-    """
-    for name, module in modules.items():
-        enable = next((getattr(module, n) for n in _CHECKPOINTING if hasattr(module, n)), None)
-        flags = [getattr(module, f"{p}supports_gradient_checkpointing", True) for p in ("_", "")]
-        if enable is None or not all(flags):
-            raise PolicyError(
-                f"train.gradient_checkpointing: {name} ({type(module).__name__}) cannot recompute activations; set it "
-                "to false"
-            )
-        enable()
-        if enable.__name__ == _CHECKPOINTING[0]:
-            continue
-        for layer in module.modules():  # transformers recomputes in training mode alone; the children keep dropout off
-            layer.training = bool(getattr(layer, "gradient_checkpointing", False))
 
 
 @contextlib.contextmanager

@@ -23,16 +23,16 @@ class Hosted:
         self.module, self.device = weakref.ref(module), device
         self.on_device: bool | None = None  # None: wherever it was loaded
         self._host: list[tuple[Tensor, Tensor]] | None = None  # what of the module is frozen, its weights in the host
+        self._apart: list[Hosted] = []
 
     def fetch(self) -> None:
         """Brings the weights to the device."""
         if self.on_device:
             return
-        module = self._module()
-        if self._host is None:
-            module.to(self.device)
+        if self._host is None and not self._apart:
+            self._module().to(self.device)
         else:
-            for own, host in self._host:
+            for own, host in self._resting():
                 own.data = host.to(self.device, non_blocking=True)
         self.on_device = True
 
@@ -40,12 +40,19 @@ class Hosted:
         """Frees the device's copies of frozen weights; those that learn stay there."""
         if self.on_device is False:
             return
+        for own, host in self._resting():
+            own.data = host
+        self.on_device = False
+
+    def leave_out(self, parts: "list[Hosted]") -> None:
+        """Lets parts of the module come and go by themselves."""
+        self._apart, self._host = parts, None
+
+    def _resting(self) -> list[tuple[Tensor, Tensor]]:
         if self._host is None:
             self._host = [(own, self._to_host(own)) for own in self._frozen()]
             self._learning_to_device()
-        for own, host in self._host:
-            own.data = host
-        self.on_device = False
+        return self._host
 
     @property
     def is_plain(self) -> bool:
@@ -61,6 +68,7 @@ class Hosted:
     def _frozen(self) -> list[Tensor]:
         module = self._module()
         learning = {id(p) for p in module.parameters() if p.requires_grad}
+        learning |= {id(own) for part in self._apart for own in part._frozen()}
         whole: dict[int, Tensor] = {id(t): t for t in (*module.parameters(), *module.buffers())}
         return [tensor for key, tensor in whole.items() if key not in learning]
 

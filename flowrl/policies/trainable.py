@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from flowrl.policies import adapters
+from flowrl.policies.recomputing import checkpoint_gradients
 from flowrl.recipe.schema import Recipe
 
 
@@ -17,4 +18,4 @@ def make_trainable(recipe: Recipe, modules: dict[str, nn.Module]) -> None:
     else:
         adapters.train_full(modules)
     if recipe.train.gradient_checkpointing:
-        adapters.checkpoint_gradients(modules)
+        checkpoint_gradients(modules, recipe.train.recompute_every)

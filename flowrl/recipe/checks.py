@@ -10,6 +10,7 @@ from flowrl import names
 from flowrl.kinds import kind_of, kinds_of_model
 from flowrl.recipe.credit import check_credit
 from flowrl.recipe.errors import RecipeError, show, wrong_value
+from flowrl.recipe.fitting import check_fitting
 from flowrl.recipe.lora import MATCH
 from flowrl.recipe.models import foreign_model, gguf_file, gguf_problem
 from flowrl.recipe.objectives import check_gate, check_keep
@@ -56,6 +57,7 @@ def _check_constants(recipe: Recipe) -> Iterator[RecipeError]:
     yield from check_credit(recipe)
     yield from check_keep(recipe)
     yield from _learning(recipe)
+    yield from check_fitting(recipe)
     yield from _watch(recipe)
     yield from _prompts(recipe)
     yield from check_choice(recipe)

@@ -138,27 +138,27 @@ class Train(NoisedTraining):
     updates: optimizer steps a pass; each takes prompts / updates whole groups, or, with update_by steps, the rows of
     some steps of all prompts (a tree per_step; G2RPO). micro_batch: rows a training forward holds at once (auto: all,
     and half as many each time memory runs out), rollout_batch: rows a rollout holds at once (null: all); neither
-    changes the result. refill: how often groups
-    without any advantage are left out and as many drawn of other prompts (DAPO's dynamic sampling), each time by one
-    more rollout. keep: of the rows that are compared with each other, train only so many, half of them with the highest
-    and half with the lowest advantages, which still are those among all (DanceGRPO's best-of-n; null: all).
-    keep_by: magnitude keeps those whose advantages are farthest from 0, whatever their sign, an odd number too (CPPO),
-    smallest those nearest to it (its control), variance those that differ most (PODS).
-    keep_fill: what keep leaves out is made up for by drawing group / keep times as many prompts (CPPO's allocation).
-    expand: more prompts are drawn, so that enough of them have an advantage; resample: samples are drawn anew from what
-    was drawn (recipe/terms.py).
-    skip_truncated: completions that their length limit ended count in the statistics of their group, not in the loss.
-    seconds: the run ends after the iteration with which rollouts, scoring and training have taken so long, evaluations
-    and checkpoints not counted; a schedule then goes by the share of this time that is spent or of the iterations,
-    whichever is larger (null: no limit). optimizer: adamw_fused is one kernel for all weights; adamw_8bit keeps moments
-    in 8 bits by the package bitsandbytes. warmup: in optimizer steps. ema: decay of the averaged weights that are
-    evaluated and saved, moved every ema_every steps, and at most (1 + n) / (10 + n), where n counts its moves or, by
-    ema_ramp steps, optimizer steps (Flow-GRPO). drop_silent: rows whose advantage is 0 leave the loss first, what it is
-    divided by, and its divergence, and updates share out the others evenly (Flow-GRPO's SD3 script). budget: more
-    samples for prompts that were hard (recipe/prompts.py); groups are then of unequal size. pool: so many prompts that
-    stand beside each other in an iteration are one group to the advantages (Pair-GRPO's two prompts that differ in
-    little: prompts.shuffle=false, with the two on lines beside each other). store: completions of earlier iterations
-    are trained again (recipe/terms.py).
+    changes the result. refill: how often groups without any advantage are left out and as many drawn of other prompts
+    (DAPO's dynamic sampling), each time by one more rollout. keep: of the rows that are compared with each other, train
+    only so many, half of them with the highest and half with the lowest advantages, which still are those among all
+    (DanceGRPO's best-of-n; null: all). keep_by: magnitude keeps those whose advantages are farthest from 0, whatever
+    their sign, an odd number too (CPPO), smallest those nearest to it (its control), variance those that differ most
+    (PODS). keep_fill: what keep leaves out is made up for by drawing group / keep times as many prompts (CPPO's
+    allocation). expand: more prompts are drawn, so that enough of them have an advantage; resample: samples are drawn
+    anew from what was drawn (recipe/terms.py). skip_truncated: completions that their length limit ended count in the
+    statistics of their group, not in the loss. seconds: the run ends after the iteration with which rollouts, scoring
+    and training have taken so long, evaluations and checkpoints not counted; a schedule then goes by the share of this
+    time that is spent or of the iterations, whichever is larger (null: no limit). optimizer: adamw_fused is one kernel
+    for all weights; adamw_8bit keeps moments in 8 bits by the package bitsandbytes. warmup: in optimizer steps. ema:
+    decay of the averaged weights that are evaluated and saved, moved every ema_every steps, and at most (1 + n) / (10 +
+    n), where n counts its moves or, by ema_ramp steps, optimizer steps (Flow-GRPO); ema_in_host: they rest in host
+    memory. gradient_checkpointing: blocks compute their activations again in the backward pass, each recompute_every-th
+    of them. offload_activations: what the backward pass needs rests in host memory until then. drop_silent: rows whose
+    advantage is 0 leave the loss first, what it is divided by, and its divergence, and updates share out the others
+    evenly (Flow-GRPO's SD3 script). budget: more samples for prompts that were hard (recipe/prompts.py); groups are
+    then of unequal size. pool: so many prompts that stand beside each other in an iteration are one group to the
+    advantages (Pair-GRPO's two prompts that differ in little: prompts.shuffle=false, with the two on lines beside each
+    other). store: completions of earlier iterations are trained again (recipe/terms.py).
     """
 
     prompts: int = key(4, "a whole number >= 1", ge=1)
@@ -194,7 +194,10 @@ class Train(NoisedTraining):
     ema: float | None = key(None, "a number in (0, 1) or null", gt=0, lt=1)
     ema_every: int = key(1, "a whole number >= 1", ge=1)
     ema_ramp: Literal["moves", "steps"] = key("moves", "moves or steps")
+    ema_in_host: bool = key(False, "true or false")
     gradient_checkpointing: bool = key(False, "true or false")
+    recompute_every: int = key(1, "a whole number >= 1", ge=1)
+    offload_activations: bool = key(False, "true or false")
 
     @property
     def micro_rows(self) -> int | None:
@@ -289,6 +292,7 @@ class Recipe(Curved):
     track: Track = part(Track)
     dtype: Dtype = part(Dtype)
     device: str = key("auto", "auto, cpu, mps, cuda or cuda:N", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    block_offload: bool = key(False, "true or false")
     vae: VaeKeys = part(VaeKeys)
     threads: int | None = key(None, "a whole number >= 1 or null", ge=1)
     offload: bool = key(False, "true or false")

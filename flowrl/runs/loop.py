@@ -189,7 +189,7 @@ class Run:
             progress.advance(number)
             self._stop_if_unmoved()
 
-        train, settings = recipe.train, settings_of(recipe, iteration, self.shrinking)
+        train, settings = recipe.train, settings_of(recipe, iteration, self.shrinking, self.policy.modules.values())
         objective = self.objective if self.entropy is None else self.entropy.applied(self.objective)
         result = iterate(
             self.policy,

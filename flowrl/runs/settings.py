@@ -1,12 +1,14 @@
 """How an iteration uses its rollout, as a recipe says it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowrl.build import kl_reward, remembered, width_pruning
 from flowrl.contracts import Rollout
+from flowrl.core.activations import activations_in_host
 from flowrl.core.replay import resampled
 from flowrl.core.shrinking import MicroBatch
 from flowrl.core.update import Settings
@@ -21,15 +23,18 @@ KEYS = {"group", "epochs", "updates", "update_by"}  # keys of train
 KEYS |= {"refill", "keep", "keep_by", "skip_truncated", "drop_silent", "pairs", "sample_old", "pool"}
 
 
-def settings_of(recipe: Recipe, iteration: int, shrinking: MicroBatch | None = None) -> Settings:
+def settings_of(
+    recipe: Recipe, iteration: int, shrinking: MicroBatch | None = None, modules: Iterable[nn.Module] = ()
+) -> Settings:
     """The settings of an iteration, counted from 0, of a recipe with the present values of its curves. shrinking: rows
-    at once of a run whose micro-batches become smaller where memory runs out."""
+    at once of a run whose micro-batches become smaller where memory runs out; modules: those that are trained."""
     train = recipe.train
     in_parts = kind_of(recipe).draws_in_parts(recipe)
     return Settings(
         **train.model_dump(include=KEYS),
         micro_batch=train.micro_rows,
         shrinking=shrinking,
+        saving=(lambda: activations_in_host(modules)) if train.offload_activations else nullcontext,
         width=width_pruning(recipe, iteration),
         members=TREE_MEMBERS if in_parts else train.budget and train.budget.limit,
         kl_in_reward=kl_reward(recipe) is not None,

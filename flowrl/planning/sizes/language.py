@@ -17,6 +17,7 @@ from flowrl.planning.sizes.saved import count_saved
 from flowrl.planning.sizes.seeing import config_of, media_tokens
 from flowrl.policies import adapters
 from flowrl.policies.loading import auto_class_of
+from flowrl.policies.recomputing import checkpoint_gradients
 from flowrl.policies.roles import add_roles
 from flowrl.recipe.models import gguf_file, missing_package
 from flowrl.recipe.schema import Recipe
@@ -60,7 +61,7 @@ def sizes(
     seen = media_tokens(recipe.model, processor or {}, prompts)
     train, length = recipe.train, _tokens(recipe, prompts) + (seen or 0)
     micro = train.micro_rows or arithmetic(recipe).rows_per_update
-    copies = (train.ema is not None) + recipe.keeps_reference + (train.old is not None)
+    copies = (train.ema is not None and not train.ema_in_host) + recipe.keeps_reference + (train.old is not None)
     moments = _moments(recipe, learning)
     critic = _critic(recipe)
     frozen, of_critic = frozen + critic.fixed, critic.moments
@@ -69,10 +70,12 @@ def sizes(
     precision = getattr(torch, recipe.dtype.logp)
     kept = _kept(model, micro, length, limit, precision)
     if kept is not None and train.gradient_checkpointing:
-        adapters.checkpoint_gradients({"model": model})
+        checkpoint_gradients({"model": model}, train.recompute_every)
         block = kept // config.get_text_config().num_hidden_layers  # one is computed again at a time
         again = _kept(model, micro, length, limit, precision)
         kept = None if again is None else again + block
+    if kept is not None and train.offload_activations:
+        kept //= config.get_text_config().num_hidden_layers
     phases = [
         Phase("rollout", frozen + added, moments + of_critic + copies * state, 0, drawing),
         Phase("training", frozen + added, moments + of_critic + (copies + 1) * state + critic.state, 0, kept),

@@ -137,10 +137,11 @@ def _activations(measured: MeasuredSizes, recipe: Recipe) -> tuple[int, int] | N
     """(bytes of training, of a rollout's forward) of one call's rows, of the denoiser that takes most."""
     if not measured.kept:
         return None
-    whole = max(
-        recomputing if recipe.train.gradient_checkpointing else all_of for all_of, recomputing, _ in measured.kept
-    )
-    return whole, max(block for _, _, block in measured.kept)
+    train, block = recipe.train, max(block for _, _, block in measured.kept)
+    if train.offload_activations:
+        return block, block
+    spared = (train.recompute_every - 1) / train.recompute_every if train.gradient_checkpointing else 1.0
+    return max(round(again + (whole - again) * spared) for whole, again, _ in measured.kept), block
 
 
 def _tokens(recipe: Recipe, prompts: Sequence[Prompt]) -> tuple[int, int]:
@@ -183,7 +184,8 @@ def _phases(
 ) -> list[Phase]:
     """AdamW keeps two moments of what learns; a gradient and each copy (average, reference, older) add one."""
     train, frozen, added, state = recipe.train, measured.frozen, measured.added, measured.state
-    resting = state * (2 + (train.ema is not None) + recipe.keeps_reference + (train.old is not None))
+    averaged = train.ema is not None and not train.ema_in_host
+    resting = state * (2 + averaged + recipe.keeps_reference + (train.old is not None))
     tape, reference = (0, 0) if latent is None else trajectory(recipe, latent)
     at_work = sum(frozen[name] for name in measured.trained) + added
     everything = sum(frozen.values()) + added

@@ -30,6 +30,7 @@ from flowrl.policies.language.values import values
 from flowrl.policies.language.views import PictureView, Views, viewed
 from flowrl.policies.loading import load_language, load_processor
 from flowrl.policies.own import policy_class
+from flowrl.policies.recomputing import checkpoint_gradients
 from flowrl.policies.reference_lora import add_reference_lora
 from flowrl.policies.roles import add_roles, parameters_by_role
 from flowrl.policies.trainable import make_trainable
@@ -196,7 +197,7 @@ def build_critic(policy: LanguagePolicy, recipe: Recipe) -> TokenValues:
     else:
         adapters.train_full({"critic": model})
     if recipe.train.gradient_checkpointing:
-        adapters.checkpoint_gradients({"critic": model})
+        checkpoint_gradients({"critic": model}, recipe.train.recompute_every)
     return values
 
 

@@ -10,6 +10,7 @@ import torch
 
 from flowrl.contracts import Prompt
 from flowrl.policies import adapters
+from flowrl.policies.blocks import offload_blocks
 from flowrl.policies.devices import device_of
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.loading import load_pipeline
@@ -45,6 +46,8 @@ def build(recipe: Recipe) -> PipelinePolicy:
     names = None if recipe.lora is None else recipe.lora.modules
     modules = adapters.denoisers(pipe, names)
     make_trainable(recipe, modules)
+    if recipe.block_offload:
+        offload_blocks(modules, device)
     policy = policy_class(recipe, PipelinePolicy)(
         pipe,
         modules,

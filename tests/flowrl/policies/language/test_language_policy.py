@@ -21,6 +21,7 @@ from flowrl.policies.language.forwards import left_padded
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.stopping import stop_ids
 from flowrl.policies.noise import Key, token_uniforms
+from flowrl.policies.recomputing import checkpoint_gradients
 from flowrl.policies.weights import weights_of
 from flowrl.worlds.arithmetic.model import make_tokenizer
 from language_support import PLAN, PROMPTS, STOP, alone, model, policy, replayed
@@ -321,7 +322,7 @@ def test_recomputed_activations_give_the_same_gradient():
         layer = subject.model.model.layers[0].self_attn
         layer.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         if recompute:
-            adapters.checkpoint_gradients(subject.modules)
+            checkpoint_gradients(subject.modules)
             assert not any(m.training for m in layer.modules())
         subject.look(rollout, torch.arange(3), View(), lambda s: s.logp.sum().backward())
         assert len(calls) == 1 + recompute  # once more in the backward pass
