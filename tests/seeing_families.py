@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers as tf
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers.models.auto import (
     feature_extraction_auto,
     image_processing_auto,
@@ -24,8 +24,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import vision_support
 from flowrl.policies.language.policy import LanguagePolicy
+from flowrl.policies.loading import reading_part
 from seeing_tables import (
-    CONFIGS,
     FROM_CONFIG,
     FURTHER,
     HEADS,
@@ -33,6 +33,7 @@ from seeing_tables import (
     OTHER_PARTS,
     OVERRIDES,
     PART_OPTIONS,
+    PREPENDED,
     PROCESSOR_OPTIONS,
     PROCESSORS,
     SIZES,
@@ -94,7 +95,7 @@ def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def config_of(name: str) -> Any:
     """The tiny config of a type; what it fills in of itself is made small as well."""
-    kind, own = CONFIG_MAPPING[CONFIGS.get(name, name)], OVERRIDES.get(name, {})
+    kind, own = CONFIG_MAPPING[name], OVERRIDES.get(name, {})
     first = kind.from_dict(changed(shrunk(kind().to_dict()), own))
     return kind.from_dict(changed(shrunk(first.to_dict()), own))
 
@@ -129,7 +130,9 @@ def tokenizer_of(name: str, kind: type) -> Any:
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     raw.decoder = decoders.Fuse()
-    raw.add_special_tokens([AddedToken(token, special=True) for token in special])
+    raw.add_special_tokens([AddedToken(token, special=True, normalized=name in PREPENDED) for token in special])
+    if name in PREPENDED:
+        raw.normalizer = normalizers.Prepend("_")
     made = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     return tf.PreTrainedTokenizerFast(
         tokenizer_object=raw, clean_up_tokenization_spaces=False, extra_special_tokens=asked, **made
@@ -250,15 +253,20 @@ def with_tokens(values: dict[str, Any], processor: Any) -> dict[str, Any]:
     return made
 
 
-def family(name: str) -> tuple[Any, Any]:
-    """(random model, processor) of a type, that fit each other."""
+def fitting(name: str) -> tuple[Any, Any]:
+    """(config of the whole, processor) of a type, that fit each other."""
     config = config_of(name)
     processor = processor_of(name, config)
-    values = with_tokens(config.to_dict(), processor)
-    config = type(config).from_dict(values)
+    return type(config).from_dict(with_tokens(config.to_dict(), processor)), processor
+
+
+def family(name: str) -> tuple[Any, Any]:
+    """(random model, processor) of a type, that fit each other; of a model that also speaks, the part that reads."""
+    config, processor = fitting(name)
+    config = reading_part(config)
     torch.manual_seed(0)
     with torch.no_grad():
-        model = getattr(tf, {**SEEING, **HEARING}[name])(config).float().eval()
+        model = getattr(tf, {**HEARING, **SEEING}[config.model_type])(config).float().eval()
         for label, parameter in model.named_parameters():  # so that what is seen arrives at the logits
             if parameter.dim() > 1 or label.endswith("_gate"):
                 parameter.normal_(0, parameter[0].numel() ** -0.5)

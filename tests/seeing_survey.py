@@ -109,17 +109,19 @@ def line(name: str, files: Files) -> tuple[str, str]:
     return ("refused", reason) if reason else ("not shown", MISSING.get(name, said))
 
 
-def table(names: dict[str, str], files: Files) -> list[str]:
-    """Lines of a table of these types, and how many of each there are."""
-    rows, counts = [], {"exact": 0, "refused": 0, "not shown": 0}
-    for name in names:
-        what, found = line(name, files)
-        counts[what] += 1
-        short = " ".join(found.replace("|", "\\|").replace(str(Path(files["image"][0]).parent) + "/", "").split())
-        rows.append(f"| `{name}` | {what} | {short[:240]} |")
-        print(rows[-1], flush=True)
-    head = ", ".join(f"{number} {what}" for what, number in counts.items())
-    return [f"{len(names)} types: {head}.", "", "| type | | largest gap, or reason |", "|---|---|---|", *rows]
+def row(name: str, files: Files) -> str:
+    """A type's line of the table."""
+    what, found = line(name, files)
+    short = " ".join(found.replace("|", "\\|").replace(f"{Path(files['image'][0]).parent}/", "").split())
+    return f"| `{name}` | {what} | {short[:240]} |"
+
+
+def table(names: dict[str, str], rows: dict[str, str]) -> list[str]:
+    """The table of these types, and how many of each there are."""
+    own = [rows[name] for name in names]
+    kinds = [made.split(" | ")[1] for made in own]
+    counts = ", ".join(f"{kinds.count(what)} {what}" for what in ("exact", "refused", "not shown"))
+    return [f"{len(names)} types: {counts}.", "", "| type | | largest gap, or reason |", "|---|---|---|", *own]
 
 
 INTRODUCTION = """# Models that see and hear
@@ -135,18 +137,25 @@ Written on {date} by `PYTHONPATH=tests python -m seeing_survey docs/seeing.md`;
 
 
 def main() -> None:
-    """Writes the page."""
+    """Writes the page; with names, asks those types again and keeps the other lines."""
     parser = argparse.ArgumentParser(description="Writes what each type of model that sees or hears gives.")
     parser.add_argument("page", type=Path)
-    place = parser.parse_args().page
+    parser.add_argument("names", nargs="*")
+    place, asked = (given := parser.parse_args()).page, given.names
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
-    head = INTRODUCTION.format(version=transformers.__version__, date=datetime.date.today())
+    rows = {}
+    if asked:
+        lines = [one for one in place.read_text().splitlines() if one.startswith("| `")]
+        rows = {one.split("`")[1]: one for one in lines}
     with TemporaryDirectory() as folder:
         files = written(Path(folder))
-        pictures, sounds = table(families.SEEING, files), table(families.HEARING, files)
-    parts = [head, "\n## Pictures and text\n", *pictures, "\n## Further kinds of media\n", *sounds]
-    place.write_text("\n".join(parts) + "\n")
+        for name in asked or (*families.SEEING, *families.HEARING):
+            rows[name] = row(name, files)
+            print(rows[name], flush=True)
+    head = INTRODUCTION.format(version=transformers.__version__, date=datetime.date.today())
+    pictures, sounds = table(families.SEEING, rows), table(families.HEARING, rows)
+    place.write_text("\n".join([head, "\n## Pictures and text\n", *pictures, "\n## Further media\n", *sounds]) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ SIZES: dict[str, Any] = {
     "num_experts|num_local_experts|n_routed_experts|moe_num_experts": 4,
     "num_experts_per_tok|moe_k|top_k_experts|moe_topk": 2,
     "n_group|topk_group": 1,
-    "nemo_conv_channels": WIDTH,
+    "nemo_conv_channels|ext_pw_out_channel|depthwise_separable_out_channel": WIDTH,
     "vocab_size|unpadded_vocab_size": VOCABULARY,
     "qk_rope_head_dim|qk_nope_head_dim": 8,
     "v_head_dim": 16,
@@ -61,6 +61,7 @@ TOKENS: dict[str, dict[str, str]] = {
     "idefics": {"image_token": "<image>"},
     "pp_chart2table": {"image_token": "<imgpad>"},
 }
+PREPENDED = ("fuyu",)  # its processor takes away a token that its tokenizer puts first
 FURTHER = {
     "pp_chart2table": ["<img>", "<imgpad>", "</img>"],
     "step3p7": ["<im_start>", "<im_end>", "<patch_start>", "<patch_end>", "<patch_newline>"],
@@ -95,9 +96,9 @@ VIT = {"embed_dim": WIDTH, "depth": 2, "num_heads": 4, "img_size": [56, 56], "re
 SAM = {"global_attn_indexes": [1], "image_size": 256, "output_channels": 32, "downsample_channels": [48, 64]}
 EXPERTS = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "mlp_layer_types": ["dense", "sparse"]}
 VQ = {"base_channels": 32, "channel_multiplier": [1, 1, 2, 2], "num_res_blocks": 1}
-CONFIGS = {"mistral4": "mistral3"}  # of the whole, where a type is that of the part which reads texts
+FRAMED = {"vision_start_token_id": 7, "vision_end_token_id": 8}
 OWN = {  # of the config, deep
-    "mistral4": {"text_config": {"model_type": "mistral4", **MLA}},
+    "mistral4": {"num_key_value_heads": HEADS},
     "apertus1p5": {
         "vision_config": {**VQ, "codebook_size": 64, "latent_channels": 32, "embed_dim": 32, "attn_resolutions": [16]},
         "audio_config": {"codebook_dim": WIDTH, "codebook_size": 64, "num_filters": 4},
@@ -172,7 +173,8 @@ OWN = {  # of the config, deep
         }
     },
     "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}, "text_config": {"rope_scaling_layers": [0]}},
-    "step3p7": {"vision_config": {"image_size": 56}},
+    "step3p7": {"vision_config": {"image_size": 56}, "text_config": {"sliding_window": 512}},
+    "nemo_speechlm": {"encoder_config": {"blank_token_id": 0}, "blank_token_id": 0},
     "kosmos-2.5": {"vision_config": {"patch_embed_hidden_size": 768}, "latent_query_num": 32},
 }
 OVERRIDES: dict[str, dict[str, Any]] = OWN | {
@@ -181,7 +183,6 @@ OVERRIDES: dict[str, dict[str, Any]] = OWN | {
     "t5gemma2": {"encoder": {"mm_tokens_per_image": 16, "vision_config": {"image_size": 128, "patch_size": 16}}},
     "llama4": {"vision_config": {"intermediate_size": 256, "image_size": 56, "patch_size": 14}},
     "kimi_k25": HEADS_ALIKE,
-    "mistral4": HEADS_ALIKE,
     "muse_glimmer": {"out_hidden_size": 256, "vision_config": {"out_hidden_size": 256}},
     "muse_spark": {"out_hidden_size": 256, "vision_config": {"out_hidden_size": 256}},
     "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {"mrope_section": [3, 3, 2]}}},
@@ -193,8 +194,10 @@ OVERRIDES: dict[str, dict[str, Any]] = OWN | {
     "vipllava": {"vision_feature_layers": [-1, -2]},
     "idefics3": {"scale_factor": 2, "vision_config": {"image_size": 56, "patch_size": 7}},
     "smolvlm": {"scale_factor": 2, "vision_config": {"image_size": 56, "patch_size": 7}},
-    "qwen2_5_omni_thinker": {"vision_start_token_id": 7, "vision_end_token_id": 8},
-    "qwen3_omni_moe_thinker": {"vision_start_token_id": 7, "vision_end_token_id": 8},
+    "qwen2_5_omni_thinker": FRAMED,
+    "qwen3_omni_moe_thinker": FRAMED,
+    "qwen2_5_omni": {"thinker_config": FRAMED},
+    "qwen3_omni_moe": {"thinker_config": FRAMED},
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": WIDTH // 4}},
     "gemma4": {"vision_config": {}},
     "gemma4_unified": {"vision_config": {}},

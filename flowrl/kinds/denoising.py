@@ -63,6 +63,9 @@ class Denoising:
         yield from check_values(recipe.pipeline, recipe.model)
         if recipe.lora is not None:
             yield from check_modules(recipe.lora.modules, recipe.model)
+        if recipe.freeze:
+            problem = "given, but a pipeline's denoiser has no tower, and learns as a whole"
+            yield RecipeError("freeze", problem, "set freeze=[]")
         if recipe.environment is not None:
             problem = "given, but a pipeline of denoising steps says nothing that could be answered"
             yield RecipeError("environment", problem, "set environment=null")

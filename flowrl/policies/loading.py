@@ -57,6 +57,8 @@ def load_language(model: str, dtype: torch.dtype) -> tuple[LanguageModel, Tokeni
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **how)
         auto = AutoModelForCausalLM if file is not None else auto_class(model) or AutoModelForCausalLM
+        if auto is AutoModelForImageTextToText:
+            how["config"] = reading_part(AutoConfig.from_pretrained(place))
         network = auto.from_pretrained(place, dtype=dtype, **how)
     except (OSError, ValueError) as error:
         raise _unloadable(model, "transformers", error) from error
@@ -98,10 +100,23 @@ def auto_class(model: str) -> Network | None:
 def auto_class_of(config: Config) -> Network | None:
     """The same, of a config."""
     named = config.architectures or []
-    if any(name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values() for name in named):
+    if reading_part(config) is not config or any(
+        name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values() for name in named
+    ):
         return AutoModelForImageTextToText
     more = any(name in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.values() for name in named)
     return AutoModelForMultimodalLM if more else None
+
+
+def reading_part(config: Config) -> Config:
+    """The config of the part that reads and writes texts, of a model which has others beside it that speak; or itself.
+
+    Of Qwen2.5-Omni this is the thinker: transformers loads it from the whole.
+    """
+    reading = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if config.model_type in reading:
+        return config
+    return next((part for part in vars(config).values() if getattr(part, "model_type", None) in reading), config)
 
 
 def _place(model: str) -> str:

@@ -8,8 +8,8 @@ from flowrl.recipe.schema import Recipe
 from flowrl.untyped import JSON
 
 # Keys that determine the weights in a checkpoint.
-FIXED = ("model", "full", "lora", "generation.chat_template", "generation.system", "generation.chat_arguments")
-FIXED += ("generation.processor",)
+FIXED = ("model", "full", "freeze", "lora", "generation.chat_template", "generation.system")
+FIXED += ("generation.chat_arguments", "generation.processor")
 # not reported: they have no effect once a run has begun
 FREE = ("lora.init", "output", "parallel.ranks", "parallel.wait")
 

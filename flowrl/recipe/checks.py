@@ -11,6 +11,7 @@ from flowrl.kinds import kind_of, kinds_of_model
 from flowrl.recipe.credit import check_credit
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.fitting import check_fitting
+from flowrl.recipe.freezing import check_freeze
 from flowrl.recipe.lora import MATCH
 from flowrl.recipe.models import foreign_model, gguf_file, gguf_problem
 from flowrl.recipe.objectives import check_gate, check_keep
@@ -87,6 +88,7 @@ def _model(recipe: Recipe) -> Iterator[RecipeError]:
         given = "both" if recipe.full else "neither"
         problem = f"{given} of lora and full: true given, accepted: exactly one"
         yield RecipeError("lora", problem, "set lora={rank: 32} or full=true, and the other to null")
+    yield from check_freeze(recipe)
     if recipe.lora is not None and recipe.lora.targets == []:
         yield wrong_value("lora.targets", [], "attention, all, match:REGEX, or a list of at least one module name")
     if recipe.lora is not None and isinstance(recipe.lora.targets, str):

@@ -255,7 +255,9 @@ class Recipe(Curved):
     """A whole run. Exactly one of `lora` and `full: true` says what learns. output null: runs/<name of the recipe>.
 
     With `generation` the model is a language model, its decisions are tokens, and neither `pipeline` nor `sampler` is
-    read (`load` refuses them). environment: what a language model talks to in several turns (recipe/environment.py).
+    read (`load` refuses them). freeze: what `full: true` leaves as it is: `tower` (all that reads pictures, videos and
+    sounds, as transformers names it), or `match:` and a regular expression for whole names of weights.
+    environment: what a language model talks to in several turns (recipe/environment.py).
     roles: several adapters of one that answer together (recipe/roles.py). parallel: several processes that train
     together. critic: of language models, what gives values
     to advantage.credit. Where a key has a curve, the recipe holds its first value, and `at` gives the others. policy:
@@ -271,6 +273,7 @@ class Recipe(Curved):
     pipeline: dict[str, JSON] = key({}, "a mapping of the pipeline's own __call__ arguments")
     lora: Lora | None = key(None, "a mapping with rank, alpha, targets, modules, init, or null")
     full: bool = key(False, "true or false")
+    freeze: list[str] = key([], "a list of tower and match:REGEX")
     policy: only_own(OwnPolicy) | None = key(None, "a dotted path to a policy, or null")  # pyright: ignore
     prompts: Prompts = key(..., "a mapping with train and heldout")
     sampler: Sampler = part(Sampler)

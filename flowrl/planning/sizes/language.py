@@ -16,9 +16,10 @@ from flowrl.planning.sizes.memory import ASSUMED, WORDS, Phase, Sizes, with_rewa
 from flowrl.planning.sizes.saved import count_saved
 from flowrl.planning.sizes.seeing import config_of, media_tokens
 from flowrl.policies import adapters
-from flowrl.policies.loading import auto_class_of
+from flowrl.policies.loading import auto_class_of, reading_part
 from flowrl.policies.recomputing import checkpoint_gradients
 from flowrl.policies.roles import add_roles
+from flowrl.policies.trainable import freeze
 from flowrl.recipe.models import gguf_file, missing_package
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import JSON, LanguageModel
@@ -48,7 +49,7 @@ def sizes(
     dtype = getattr(torch, recipe.dtype.model)
     with torch.device("meta"):
         auto = auto_class_of(config) or AutoModelForCausalLM
-        model: LanguageModel = auto.from_config(config, dtype=dtype).eval()
+        model: LanguageModel = auto.from_config(reading_part(config), dtype=dtype).eval()
         parameters, frozen = sum(p.numel() for p in model.parameters()), _bytes(model)
         if recipe.lora is not None:
             adapters.add_lora({"model": model}, **recipe.lora.options)
@@ -56,6 +57,7 @@ def sizes(
                 add_roles({"model": model}, recipe.roles.labels, recipe.seed)
         else:
             adapters.train_full({"model": model})
+            freeze({"model": model}, recipe.freeze)
     learning = list(adapters.trainable({"model": model}))
     state, added = sum(p.numel() * p.element_size() for p in learning), _bytes(model) - frozen
     seen = media_tokens(recipe.model, processor or {}, prompts)
@@ -119,7 +121,7 @@ def _critic(recipe: Recipe) -> Learning:
     labels = [] if recipe.roles is None else recipe.roles.labels
     with torch.device("meta"):
         auto = auto_class_of(config) or AutoModelForCausalLM
-        model: LanguageModel = auto.from_config(config, dtype=getattr(torch, recipe.dtype.model)).eval()
+        model: LanguageModel = auto.from_config(reading_part(config), dtype=getattr(torch, recipe.dtype.model)).eval()
         if given.use == "lora":
             adapters.add_lora({"critic": model}, rank=given.rank, alpha=given.rank, targets="all")
             add_roles({"critic": model}, labels, recipe.seed)

@@ -12,14 +12,14 @@ from flowrl.policies.errors import PolicyError
 
 USUAL = ("gemma3", "qwen3_vl", "internvl", "smolvlm", "qwen3_asr", "ernie4_5_vl_moe", "mllama")
 SEEING = """
-apertus1p5 aya_vision chameleon cohere2_vision cohere_compass cosmos3_edge cosmos3_omni deepseek_ocr2 deepseek_vl
-deepseek_vl_hybrid dots3_note ernie4_5_vl_moe exaone4_5 gemma3 gemma4 gemma4_unified glm46v glm4v glm4v_moe glm5_next
-glm_ocr glmga got_ocr2 granite_docling hunyuan_vl hy_v4_vl hyperclovax_vision_v2 idefics2 idefics3 inkling2
-inkling2_loop inkling_mm_model internvl janus kimi_k25 lfm2_vl lfm3_vl lighton_ocr llava llava_next llava_next_video
-llava_onevision minicpm_ocr minicpmv4_6 minicpmv4_7 minimax_m3_vl mistral3 mistral_large4 mllama molmo2 muse_glimmer
-muse_spark ovis2 paddleocr_vl perception_lm pp_chart2table qianfan_ocr qwen2_5_omni_thinker qwen2_5_vl qwen2_vl qwen3_5
-qwen3_5_moe
-qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe qwen4_exp smolvlm video_llama_3 video_llava vipllava
+apertus1p5 aria aya_vision chameleon cohere2_vision cohere_compass cosmos3_edge cosmos3_omni deepseek_ocr2 deepseek_vl
+deepseek_vl_hybrid dots3_note emu3 ernie4_5_vl_moe exaone4_5 gemma3 gemma4 gemma4_unified glm46v glm4v glm4v_moe
+glm5_next glm_ocr glmga got_ocr2 granite4_vision granite_docling hunyuan_vl hy_v4_vl hyperclovax_vision_v2 idefics2
+idefics3 inkling2 inkling2_loop inkling_mm_model internvl janus kimi_k25 lfm2_vl lfm3_vl lighton_ocr llava llava_next
+llava_next_video llava_onevision minicpm_ocr minicpmv4_6 minicpmv4_7 minimax_m3_vl mistral3 mistral_large4 mllama
+molmo2 muse_glimmer muse_spark ovis2 paddleocr_vl perception_lm pp_chart2table qianfan_ocr qwen2_5_omni_thinker
+qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe qwen4_exp smolvlm video_llama_3
+video_llava vipllava
 """.split()
 HEARING = """glmasr moss_transcribe_diarize omniasr qwen2_audio qwen3_asr""".split()
 REFUSED = {
