@@ -48,9 +48,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/core/normalise.py": {"flowrl.core.baselines"},
     "flowrl/core/returns.py": {"flowrl.core.normalise"},
     "flowrl/core/baselines.py": set(),
-    "flowrl/core/copies.py": set(),
+    "flowrl/core/copies.py": {"flowrl.core.shards"},
+    "flowrl/core/shards.py": set(),
     "flowrl/core/learner.py": {"flowrl.core.copies", "flowrl.core.lr_schedules", "flowrl.core.optimizers"}
-    | {"flowrl.core.scaling"},
+    | {"flowrl.core.scaling", "flowrl.core.shards"},
     "flowrl/core/scaling.py": set(),
     "flowrl/core/lr_schedules.py": set(),
     "flowrl/core/optimizers.py": set(),
@@ -83,6 +84,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     | LIGHT,
     "flowrl/engines/ranks.py": LIGHT,
     "flowrl/engines/launch.py": set(),
+    "flowrl/engines/rounds.py": {"flowrl.untyped"},
+    "flowrl/engines/shard_files.py": set(),
+    "flowrl/engines/sharding.py": {"flowrl.engines", "flowrl.recipe.parallel"} | LIGHT,
     "flowrl/engines": {"flowrl.engines", "flowrl.policies", "flowrl.contracts", "flowrl.recipe", "flowrl.planning"}
     | {"flowrl.environments", "flowrl.media", "samplers", "reward_models.parts"}
     | LIGHT,
@@ -101,7 +105,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/runs": {"flowrl"},
     "flowrl/runs/machine.py": {"flowrl.__version__"},
     "flowrl/runs/stopping.py": set(),
-    "flowrl/runs/checkpoints.py": LIGHT,
+    "flowrl/runs/checkpoints.py": {"flowrl.core.shards", "flowrl.runs.checkpoint_files"} | LIGHT,
+    "flowrl/runs/checkpoint_files.py": {"flowrl.core.shards", "flowrl.engines.shard_files"} | LIGHT,
     "flowrl/exports": {"flowrl"},
     "flowrl/checking": {"flowrl", "samplers"},
     "flowrl/scan": {"flowrl"},
@@ -145,6 +150,9 @@ THIRD_PARTY: dict[str, set[str]] = {
     "flowrl/engines": {"fastapi", "uvicorn", "pydantic", "torch", "peft", "safetensors"},
     "flowrl/engines/ranks.py": {"torch"},
     "flowrl/engines/launch.py": {"torch"},
+    "flowrl/engines/rounds.py": {"torch"},
+    "flowrl/engines/shard_files.py": {"torch"},
+    "flowrl/engines/sharding.py": {"torch"},
     "flowrl/serve/worker.py": {"torch"},  # a worker knows no HTTP
     "flowrl/recipe": {"pydantic", "yaml"},  # a recipe is refused before torch is loaded
     "flowrl/kinds": {"torch"},
@@ -161,6 +169,7 @@ LATE: dict[str, set[str]] = {
     "flowrl/planning/denoising.py": {"flowrl.contracts"},  # for annotations: plans are made without torch
     "flowrl/planning/language.py": {"flowrl.contracts"},
     "flowrl/core/optimizers.py": {"bitsandbytes"},  # a user's own package
+    "flowrl/runs/checkpoint_files.py": {"flowrl.engines"},  # torch.distributed.checkpoint loads when parts are read
     "flowrl/runs/tracking.py": {"accelerate", "mlflow", "trackio"},  # a tracker's package is its own
 }
 # module -> the only files that may import it
@@ -317,4 +326,4 @@ def test_processes_talk_to_each_other_in_one_room():
     used = {
         file for file in FILES for one in imports((ROOT / file).read_text(), file) if "torch.distributed" in one.name
     }
-    assert used == {"flowrl/engines/ranks.py", "flowrl/engines/launch.py"}
+    assert used == {f"flowrl/engines/{name}.py" for name in ("ranks", "launch", "sharding", "shard_files")}

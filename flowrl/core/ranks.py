@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flowrl.contracts import Rollout
 from flowrl.core.objectives.aggregate import merge_metrics
+from flowrl.core.shards import is_shard
 
 T = TypeVar("T")
 
@@ -87,8 +88,12 @@ def own_rows(rollout: Rollout, rows: Tensor, ranks: Ranks, *, pairs: bool = Fals
 
 
 def whole_gradient(parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
-    """Sums the gradients of all ranks; a parameter that none of them has moved keeps none."""
-    if ranks.size == 1:
+    """Sums the gradients of all ranks; a parameter that none of them has moved keeps none.
+
+    Those of shards were summed as they came.
+    """
+    parameters = [p for p in parameters if not is_shard(p)]
+    if ranks.size == 1 or not parameters:
         return
     touched = torch.tensor([float(p.grad is not None) for p in parameters])
     ranks.total([touched])

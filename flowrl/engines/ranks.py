@@ -78,6 +78,13 @@ class ProcessRanks:
         """See `Ranks`."""
         return [self._opened(i, data) for i, data in enumerate(self._gather(_small((True, value))))]
 
+    def agree(self, number: int) -> list[int]:
+        """The number that each rank gives, in one operation."""
+        numbers = torch.zeros(self.size, dtype=torch.int64)
+        numbers[self.rank] = number
+        self._finish(dist.all_reduce(numbers, async_op=True))
+        return numbers.tolist()
+
     def total(self, values: Sequence[Tensor]) -> None:
         """See `Ranks`. Tensors of one type and device travel together."""
         kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from flowrl.recipe.curves import is_curve_mapping
 from flowrl.recipe.errors import RecipeError, show
+from flowrl.recipe.parallel import ParallelKeys
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import JSON
 
@@ -11,7 +12,7 @@ from flowrl.untyped import JSON
 FIXED = ("model", "full", "freeze", "lora", "generation.chat_template", "generation.system")
 FIXED += ("generation.chat_arguments", "generation.processor")
 # not reported: they have no effect once a run has begun
-FREE = ("lora.init", "output", "parallel.ranks", "parallel.wait")
+FREE = ("lora.init", "output", *(f"parallel.{name}" for name in ParallelKeys.model_fields))
 
 
 def changes(before: Recipe, now: Recipe) -> dict[str, list[JSON]]:

@@ -24,6 +24,7 @@ from flowrl.recipe.roles import contributions
 from flowrl.recipe.schema import ObjectiveKeys, Recipe
 from flowrl.recipe.sections import Own, check_arguments, check_own, own_parts
 from flowrl.recipe.shapes import check_shape
+from flowrl.recipe.shard_checks import check_parallel
 from flowrl.recipe.term_checks import check_drawn_anew, check_store, check_terms
 from flowrl.recipe.trackers import check_trackers
 from flowrl.watch.alarms import ALARMS
@@ -45,7 +46,8 @@ def _check_constants(recipe: Recipe) -> Iterator[RecipeError]:
     kind = kind_of(recipe)
     yield from _model(recipe)
     yield from kind.check_model(recipe)
-    yield from check_ranks(recipe) if (recipe.parallel.ranks or 1) > 1 else ()
+    yield from check_parallel(recipe)
+    yield from check_ranks(recipe, recipe.parallel.ranks or 1)
     yield from kind.check_sampling(recipe)
     yield from _objective(recipe)
     yield from check_gate(recipe)

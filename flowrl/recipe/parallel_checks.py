@@ -5,11 +5,15 @@ from collections.abc import Iterator
 from flowrl.kinds import kind_of
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.schema import Recipe
+from flowrl.recipe.shard_checks import check_shares
 
 
-def check_ranks(recipe: Recipe) -> Iterator[RecipeError]:
-    """What a run over several ranks cannot do: what goes on from one iteration to the next on one of them, what other
+def check_ranks(recipe: Recipe, size: int) -> Iterator[RecipeError]:
+    """What a run over so many ranks cannot do: what goes on from one iteration to the next on one of them, what other
     processes draw, and what one rank may have to do again while the others wait."""
+    if size == 1:
+        return
+    yield from check_shares(recipe, size)
     for at in recipe.parts():
         yield from kind_of(at).check_ranks(at)
         if at.train.micro_batch == "auto":

@@ -3,6 +3,7 @@
     checkpoints/00040/            the state after 40 iterations
         state.json                numbers, texts and the layout of the state
         state.safetensors         its tensors
+        shards/                   those that ranks share out, a file of each rank (engines/shard_files.py)
         state.sha256              a digest per file, as `sha256sum -c` reads them
     checkpoints/best              the number of the checkpoint with the best held-out reward, which is never pruned
     checkpoints/witness           that of the best witness, if a run may have to return to it (watch.on_hack)
@@ -15,30 +16,40 @@ process is killed, one of the two exists and is found.
 import contextlib
 import hashlib
 import json
-import os
 import random
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
+from flowrl.core.shards import local
 from flowrl.names import UserError
+from flowrl.runs import checkpoint_files as files
+from flowrl.runs.checkpoint_files import DIGESTS, RECORD, TENSORS
 from flowrl.untyped import Nest
 
-RECORD, TENSORS, DIGESTS = "state.json", "state.safetensors", "state.sha256"
 MARKS = ("best", "witness")  # checkpoints that are never pruned
-_TENSOR = "tensor:"
 _OLD, _GONE = ".old", ".gone"  # moved aside while its replacement is put in place; being removed
 
 
 class StateError(UserError):
     """A checkpoint cannot be written or read."""
+
+
+class Sharing(Protocol):
+    """Ranks that hold parts of a state; see engines/sharding.py."""
+
+    rank: int
+
+    def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Writes the parts of all ranks to a new folder; all call it. Raises OSError."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -55,16 +66,24 @@ class Checkpoints:
     def __init__(self, run: Path, keep: int = 2):
         self.folder, self.keep = run / "checkpoints", keep
 
-    def save(self, iteration: int, state: Mapping[str, Nest]) -> Checkpoint:
-        """Writes a state. Raises StateError if it cannot; earlier checkpoints are untouched then."""
+    def save(self, iteration: int, state: Mapping[str, Nest], ranks: Sharing | None = None) -> Checkpoint:
+        """Writes a state. Raises StateError if it cannot; earlier checkpoints are untouched then.
+
+        ranks: those that share out tensors of the state, each of which calls this and writes its parts.
+        """
         final = self.folder / f"{iteration:05d}"
         aside = self.folder / f"{final.name}.tmp"
+        leads = ranks is None or ranks.rank == 0
         try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            _write(aside, iteration, state)
-            _replace(final, aside)
-            self._prune()
+            if leads:
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir(parents=True)
+            if ranks is not None:
+                ranks.write(aside / files.SHARDS, files.shards_of(state))
+            if leads:
+                files.write(aside, iteration, state)
+                _replace(final, aside)
+                self._prune()
         except (OSError, SafetensorError) as error:
             shutil.rmtree(aside, ignore_errors=True)
             free = shutil.disk_usage(self.folder if self.folder.is_dir() else self.folder.parent).free
@@ -139,9 +158,9 @@ class Checkpoints:
 
     def _write_mark(self, which: str, iteration: int) -> None:
         aside = self.folder / f"{which}.tmp"
-        _write_durably(aside, _mark_text(which, iteration))
+        files.write_durably(aside, _mark_text(which, iteration))
         aside.replace(self.folder / which)
-        _sync(self.folder)
+        files.sync(self.folder)
 
     def _prune(self) -> None:
         """Removes all but the last and the marked ones, and leftovers of a killed process."""
@@ -155,17 +174,20 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def load(checkpoint: Checkpoint, part: str | None = None) -> dict[str, Nest]:
-    """The saved state, or the part under one of its keys, with tensors on the CPU."""
-    layout = json.loads((checkpoint.path / RECORD).read_text(encoding="utf-8"))["state"]
-    with safe_open(checkpoint.path / TENSORS, "pt") as tensors:
-        return _join(layout if part is None else dict(layout["dict"])[part], tensors.get_tensor)
+def load(checkpoint: Checkpoint, part: str | None = None, like: files.Like | None = None) -> dict[str, Nest]:
+    """The saved state, or the part under one of its keys, with tensors on the CPU. like: see `checkpoint_files.read`.
+
+    Raises StateError where not all of it is there."""
+    try:
+        return files.read(checkpoint.path, part, like)
+    except ValueError as error:
+        raise StateError(f"checkpoint {checkpoint.path}: {error}; name another") from error
 
 
 def nonfinite_tensors(state: Nest, path: str = "") -> Iterator[str]:
     """The paths of the tensors in a state that hold a value that is not finite."""
     if isinstance(state, Tensor):
-        if not torch.isfinite(state).all():
+        if not torch.isfinite(local(state)).all():
             yield path
     elif isinstance(state, Mapping | list | tuple):
         parts = state.items() if isinstance(state, Mapping) else enumerate(state)
@@ -182,10 +204,13 @@ def find_damage(checkpoint: Checkpoint) -> str | None:
         if missing := [name for name in (DIGESTS, RECORD, TENSORS) if not (path / name).is_file()]:
             return f"{missing[0]} is missing"
         lines = (path / DIGESTS).read_bytes().splitlines(keepends=True)
-        for name, line in zip((RECORD, TENSORS), _digests(path), strict=True):
+        named = [line.decode().rstrip("\n").partition("  ")[2] for line in lines]
+        if missing := [name for name in named if not (path / name).is_file()]:
+            return f"{missing[0]} is missing"
+        for name, line in zip(files.names(path), files.digests(path), strict=True):
             if line.encode() not in lines:
                 return f"{name} was changed after it was written"
-        if len(lines) != 2:
+        if len(lines) != len(files.names(path)):
             return f"{DIGESTS} was changed after it was written"
         number = json.loads((path / RECORD).read_text(encoding="utf-8"))["iteration"]
         return None if number == checkpoint.iteration else f"it is that of iteration {number}"
@@ -226,17 +251,6 @@ def error_reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
 
 
-def _write(folder: Path, iteration: int, state: Mapping[str, Nest]) -> None:
-    """Writes a checkpoint's files, and syncs them to disk."""
-    tensors: dict[str, Tensor] = {}
-    layout = _split(state, "", tensors)
-    save_file(tensors, folder / TENSORS)
-    _sync(folder / TENSORS)
-    _write_durably(folder / RECORD, json.dumps({"iteration": iteration, "state": layout}, allow_nan=True))
-    _write_durably(folder / DIGESTS, "".join(_digests(folder)))
-    _sync(folder)
-
-
 def _replace(final: Path, aside: Path) -> None:
     """Renames `aside` to `final`; an existing `final` is moved aside first and removed last."""
     old = final.with_name(f"{final.name}{_OLD}")
@@ -244,7 +258,7 @@ def _replace(final: Path, aside: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
     aside.rename(final)
-    _sync(final.parent)
+    files.sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -256,75 +270,6 @@ def _remove(path: Path) -> None:
     shutil.rmtree(gone)
 
 
-def _digests(folder: Path) -> list[str]:
-    """The lines of DIGESTS for a checkpoint's present files."""
-    return [f"{_digest(folder / name)}  {name}\n" for name in (RECORD, TENSORS)]
-
-
 def _mark_text(which: str, iteration: int) -> str:
     """The text of a mark's file: the number, and a digest that reveals damage."""
     return f"{iteration} {hashlib.sha256(f'{which} {iteration}'.encode()).hexdigest()[:16]}\n"
-
-
-def _write_durably(path: Path, text: str) -> None:
-    """Writes a file, and syncs it to disk."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _split(value: Nest, path: str, tensors: dict[str, Tensor]) -> Nest:
-    """The value as JSON, with its tensors moved to `tensors` under their paths. Mappings become lists of pairs."""
-    if isinstance(value, Tensor):
-        if path in tensors:
-            raise TypeError(f"{path}: two tensors of a checkpoint have this path")
-        tensors[path] = _unshared(value, tensors.values())
-        return f"{_TENSOR}{path}"
-    if isinstance(value, Mapping):
-        parts = [[key, _split(item, f"{path}/{key}", tensors)] for key, item in value.items()]
-        return {"dict": parts}
-    if isinstance(value, list | tuple):
-        return [_split(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
-    if isinstance(value, str):
-        return f"text:{value}"
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    raise TypeError(f"{path}: a checkpoint cannot hold a {type(value).__name__}")
-
-
-def _unshared(value: Tensor, others: Iterable[Tensor]) -> Tensor:
-    """The tensor as safetensors accepts it: contiguous, and sharing no storage with the others."""
-    value = value.detach().contiguous()
-    place = value.untyped_storage().data_ptr()
-    shared = value.numel() and any(place == other.untyped_storage().data_ptr() for other in others)
-    return value.clone() if shared else value
-
-
-def _join(value: Nest, tensor: Callable[[str], Tensor]) -> Nest:
-    """The inverse of `_split`, with tuples as lists."""
-    if isinstance(value, str):
-        kind, _, rest = value.partition(":")
-        return tensor(rest) if f"{kind}:" == _TENSOR else rest
-    if isinstance(value, dict):
-        return {key: _join(item, tensor) for key, item in value["dict"]}
-    return [_join(item, tensor) for item in value] if isinstance(value, list) else value
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Syncs a file, or the names in a folder, to disk; folders only on systems that can open them."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

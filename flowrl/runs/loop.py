@@ -31,7 +31,6 @@ from flowrl.core.values import Critic
 from flowrl.kinds import kind_of
 from flowrl.planning.costs import baseline_plan, plan_for
 from flowrl.planning.duration import seconds_left
-from flowrl.policies import adapters
 from flowrl.reading.inputs import unread_columns
 from flowrl.recipe.schema import Recipe
 from flowrl.runs import checkpoints
@@ -48,6 +47,7 @@ from flowrl.runs.phasing import Draws, begin_phase
 from flowrl.runs.run_state import GlobalGenerators, RunState
 from flowrl.runs.saving import Saving
 from flowrl.runs.settings import phase_totals, resample_of, settings_of
+from flowrl.runs.shares import write_weights
 from flowrl.runs.stopping import Stopped, Stopping
 from flowrl.runs.together import check_stop, measured
 from flowrl.untyped import JSON
@@ -107,7 +107,7 @@ class Run:
                         break
                     self._step(progress)
             except (Stopped, RuntimeError, SystemExit) as error:
-                self.saving.save_unmoved()
+                self.saving.save_unmoved(error)
                 tell_remedy(error, self.recipe, self.inputs.train)
                 raise
         return self._finish()
@@ -320,9 +320,7 @@ class Run:
 
     def _finish(self) -> dict[str, JSON]:
         state, weights = self.state, self.folder.path / ("lora" if self.recipe.lora is not None else "model")
-        with torch.no_grad(), self.learner.using_average():
-            if self.ranks.rank == 0:
-                adapters.save(self.policy.source, self.policy.modules, weights)
+        write_weights(self.policy, self.learner, self.ranks, weights)
         summary, shown = closing(state, self.evaluations)
         self.folder.summary(summary)
         self.folder.report()

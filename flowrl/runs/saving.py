@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from flowrl.contracts import Policy
 from flowrl.core.learner import Learner
 from flowrl.core.ranks import ALONE, Ranks
@@ -18,6 +20,8 @@ from flowrl.runs import checkpoints
 from flowrl.runs import resume as resuming
 from flowrl.runs.folder import RunFolder
 from flowrl.runs.run_state import RunState
+from flowrl.runs.shares import parameter_of, sharing_of
+from flowrl.runs.stopping import Stopped
 from flowrl.runs.together import OwnStates
 
 
@@ -68,23 +72,32 @@ class Saving:
         iteration = self._marked["iteration"]
         if self._saved == self._version(self._marked):
             return True
+        sharing = sharing_of(self.ranks)
+        if sharing is not None:
+            sharing.rounds.rest()  # no weights are gathered behind this
         weights = {"parameters": adapters.trainable_by_name(self.policy.modules), "learner": self.learner.state_dict()}
         weights |= {} if self.critic is None else {"critic": critic_state(self.critic)}
         try:
-            refuse_nonfinite(weights, iteration, self.checkpoints, self.recipe)
+            refuse_nonfinite(weights, iteration, self.checkpoints, self.recipe, sharing)
         except DivergedError:
             if self.state.ended(self.recipe.train) or self.recipe.watch.on_alarm != "rollback":
                 raise
             return False
         if self.ranks.rank == 0:
             self.folder.sync()
-            self.checkpoints.save(iteration, {"mark": self._marked, **weights})
+        if self.ranks.rank == 0 or sharing is not None:
+            self.checkpoints.save(iteration, {"mark": self._marked, **weights}, sharing)
         self._saved = self._version(self._marked)
         return True
 
-    def save_unmoved(self) -> None:
-        """Saves if the weights are still those of the mark and finite."""
-        if self.unmoved:
+    def save_unmoved(self, error: BaseException | None = None) -> None:
+        """Saves if the weights are still those of the mark and finite.
+
+        error: what ends the run. Ranks that hold parts of the weights need each other to save, so that what ends one
+        of them alone leaves their last checkpoint.
+        """
+        alone = error is not None and not isinstance(error, Stopped)
+        if self.unmoved and not (alone and sharing_of(self.ranks) is not None):
             with contextlib.suppress(DivergedError):
                 self.save()
 
@@ -104,7 +117,7 @@ class Saving:
 
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
         """Restores weights, learner and state of a checkpoint, and truncates the folder to its state at that time."""
-        saved = checkpoints.load(checkpoint)
+        saved = checkpoints.load(checkpoint, like=None if sharing_of(self.ranks) is None else self._like)
         resuming.fill_parameters(adapters.trainable_by_name(self.policy.modules), saved["parameters"], checkpoint)
         self.learner.load_state_dict(saved["learner"])
         if self.critic is not None:
@@ -114,6 +127,9 @@ class Saving:
         self._own.restore(mark)
         self.folder.rewind(mark["files"], mark["iteration"], mark["evaluated"])
         self._saved = self._version(mark)
+
+    def _like(self, path: str) -> Tensor | None:
+        return parameter_of(path, self.policy, self.learner)
 
     @staticmethod
     def _version(mark: Mapping[str, Any]) -> tuple[int, int]:
@@ -136,9 +152,20 @@ def restore_critic(critic: Critic, saved: Mapping[str, Any], checkpoint: checkpo
         critic.learner.load_state_dict(saved["critic"]["learner"])
 
 
-def refuse_nonfinite(weights: Mapping[str, Any], iteration: int, kept: checkpoints.Checkpoints, recipe: Recipe) -> None:
-    """Raises DivergedError if a state is not finite, so that it does not replace checkpoints that are."""
-    if bad := next(checkpoints.nonfinite_tensors(weights), None):
+def refuse_nonfinite(
+    weights: Mapping[str, Any],
+    iteration: int,
+    kept: checkpoints.Checkpoints,
+    recipe: Recipe,
+    sharing: Ranks | None = None,
+) -> None:
+    """Raises DivergedError if a state is not finite, so that it does not replace checkpoints that are.
+
+    sharing: those who hold parts of it, where not all of it is here."""
+    bad = next(checkpoints.nonfinite_tensors(weights), None)
+    if sharing is not None:
+        bad = next((one for one in sharing.gather(bad) if one is not None), None)
+    if bad is not None:
         before = [checkpoint.path for checkpoint in kept.all() if checkpoint.iteration < iteration]
         rest = f"{before[-1]} is from before: resume from there with --resume" if before else "start over"
         raise DivergedError(

@@ -27,6 +27,7 @@ from flowrl.runs import tracking
 from flowrl.runs.console import Console
 from flowrl.runs.folder import RunFolder, unused_folder
 from flowrl.runs.loop import Run
+from flowrl.runs.shares import shared_out, sharing_of
 from flowrl.runs.stopping import Stopped, refuse_exit
 from flowrl.runs.together import Follower, quiet_console
 from flowrl.untyped import JSON
@@ -45,7 +46,7 @@ def run(
     """
     console = console or (Console() if ranks.rank == 0 else quiet_console())
     set_up(recipe)
-    if ranks.size > 1 and (error := next(check_ranks(recipe), None)) is not None:
+    if (error := next(check_ranks(recipe, ranks.size), None)) is not None:
         raise error
     check_files(recipe)
     inputs = read_inputs(recipe)
@@ -70,10 +71,16 @@ def run(
         with console.working(f"loading {recipe.model}"):
             policy = build_policy(recipe)
             add_reference(recipe, policy)
+            ranks = shared_out(recipe, policy, ranks)
+            if sharing_of(ranks) is not None:
+                inputs.scorer.judge.join(ranks.gather, loud=ranks.rank == 0)  # what waits for all, as the others do
             policy.prepare(telling(inputs.train), plan_for(recipe, 0))
             check_engine(recipe, policy, inputs.train)
+            agreed(None, ranks)  # behind this a rank's parameters are its own part of them again
             learner = build_learner(recipe, policy)
             critic = build_critic(recipe, policy)
+            if (sharing := sharing_of(ranks)) is not None:
+                sharing.follow(learner.copies)
         console.started(recipe, policy, folder.path)
         work = Run(recipe, inputs, policy, learner, folder, console, critic, ranks)
         if point.checkpoint is not None:

@@ -32,7 +32,7 @@ def states(model: LanguageModel, ids: Tensor, attention: Tensor, keep: int, show
 def head_of(model: LanguageModel, ids: Sequence[int], inputs: Inputs | None = None) -> Head | None:
     """The model's head, where logits are nothing but what it makes of the last layer's states, seen by this row."""
     base, head = model.base_model, model.get_output_embeddings()
-    if base is model or head is None:
+    if base is model or head is None or getattr(model, "called_whole", False):  # of which ranks hold parts
         return None
     row, attention = left_padded([ids], 0, model.device)
     shown = beside(model, [ids], None if inputs is None else [inputs], attention)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from flowrl.core.ranks import shares, weighed_means
+from flowrl.runs.checkpoints import Checkpoints, load
 from ranks_support import BESIDE, RUNS, compare, environment, job, lines, started, weights
 
 SHORT = ["noised", "tokens", "alone"]  # in the default tests
@@ -22,6 +23,7 @@ def short(tmp_path_factory):
     """The folder of runs of one process, 1, and of two, 2; those that a failure ends are in jobs of their own."""
     folder = tmp_path_factory.mktemp("ranks")
     jobs = [job(number, folder / str(number), SHORT) for number in (1, 2)]
+    jobs += [job(2, folder / "parts", ["tokens"], "parallel.kind=fsdp")]
     jobs += [job(2, folder / "2", [name]) for name in ("failing", "losing")]
     ended = started(folder, jobs).wait(1500)
     assert ended == 0, (folder / "log.txt").read_text()
@@ -35,6 +37,23 @@ def test_two_ranks_do_what_one_process_does(name, short):
     assert len(told) == 2 and all(0 < line["ranks/bytes"] < 10_000 for line in told)
     even = {"noised": 4 / 3, "alone": 2.0}.get(name)  # 3 prompts and 1 prompt on two ranks
     assert even is None or all(line["ranks/balance"] == pytest.approx(even) for line in told)
+
+
+def test_two_ranks_that_hold_parts_of_the_weights_do_what_one_process_does(short):
+    """test_sharding.py has more of them."""
+    compare(short / "1" / "tokens", short / "parts" / "tokens")
+    there = Checkpoints(short / "parts" / "tokens").find("last")
+    assert len(list((there.path / "shards").glob("*.safetensors"))) == 2
+    final = load(there)["parameters"]  # as one process reads it
+    assert final and all(
+        torch.equal(value, mine) for value, mine in pairs_of(final, weights(short / "parts" / "tokens"))
+    )
+
+
+def pairs_of(saved, written):
+    """Trained weights of a checkpoint beside those of the adapter's file, whose names are peft's."""
+    by_end = {name.removeprefix("base_model.model."): value for name, value in written.items()}
+    return [(value, by_end[name.removeprefix("model.").replace(".default", "")]) for name, value in saved.items()]
 
 
 def test_a_failure_on_one_rank_ends_both_and_is_named(short):

@@ -1,0 +1,50 @@
+"""What a run whose ranks hold parts of the weights does not do, and keys that only such a run has."""
+
+from collections.abc import Iterator
+
+from flowrl.recipe.errors import RecipeError, show
+from flowrl.recipe.parallel import ParallelKeys
+from flowrl.recipe.schema import Recipe
+
+OF_PARTS = ("blocks", "reshard", "offload", "mixed_precision", "sampling")
+
+
+def check_parallel(recipe: Recipe) -> Iterator[RecipeError]:
+    """Keys of parallel that do not go together, or with other keys."""
+    keys, plain = recipe.parallel, ParallelKeys()
+    if keys.kind == "replicate":
+        for name in OF_PARTS:
+            if (value := getattr(keys, name)) != getattr(plain, name):
+                problem = f"got {show(value)}, but every rank holds all weights"
+                yield RecipeError(f"parallel.{name}", problem, "set parallel.kind=fsdp, or leave it out")
+        return
+    yield from _untried(recipe)
+
+
+def check_shares(recipe: Recipe, size: int) -> Iterator[RecipeError]:
+    """A recipe whose prompts do not suffice for so many ranks."""
+    for at in recipe.parts():
+        if recipe.parallel.kind == "fsdp" and at.train.drawn < size:
+            problem = f"got {at.train.prompts}, but {size} ranks share out the weights, and one would draw nothing"
+            yield RecipeError("train.prompts", problem, f"accepted: {size} or more, or parallel.kind=replicate")
+
+
+def _untried(recipe: Recipe) -> Iterator[RecipeError]:
+    """What takes a model apart, or has not been tried on parts of it."""
+    remedy = "leave it out, or set parallel.kind=replicate"
+    given = {
+        "roles": recipe.roles is not None,
+        "rollout.dtype": recipe.rollout.dtype is not None,
+        "sampler.guide": recipe.sampler.guide is not None,
+        "critic": recipe.critic is not None,
+        "offload": recipe.offload,
+        "block_offload": recipe.block_offload,
+        "train.ema_in_host": recipe.train.ema_in_host,
+        "train.offload_activations": recipe.train.offload_activations,
+        "dtype.model": recipe.dtype.model == "float16",
+        "train.optimizer": recipe.train.optimizer == "adamw_8bit",
+        "reference.use": any(one.use in ("lora", "model") for one in recipe.references),
+    }
+    for place, there in given.items():
+        if there:
+            yield RecipeError(place, "given, and has not been tried where ranks share out the weights", remedy)

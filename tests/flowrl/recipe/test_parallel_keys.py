@@ -1,0 +1,35 @@
+"""Keys of runs whose ranks hold parts of the weights."""
+
+import pytest
+
+from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.load import load
+
+
+def test_parts_are_asked_for_by_one_key():
+    recipe = load("tiny_flow_grpo", ["parallel.kind=fsdp", "parallel.sampling=sharded", "parallel.ranks=2"])
+    assert recipe.parallel.reshard and recipe.parallel.mixed_precision is None
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "problem"),
+    [
+        (
+            "quickstart",
+            ["parallel.sampling=sharded"],
+            "parallel.sampling: got 'sharded', but every rank holds all weights",
+        ),
+        ("quickstart", ["parallel.reshard=false"], "parallel.reshard: got False, but every rank"),
+        ("quickstart", ["parallel.kind=fsdp", "offload=true"], "offload: given, and has not been tried"),
+        ("tiny_lm_grpo", ["parallel.kind=fsdp", "objective.preset=ppo"], "critic: given, and has not been tried"),
+        (
+            "tiny_lm_grpo",
+            ["parallel.kind=fsdp", "train.prompts=2", "parallel.ranks=3"],
+            "train.prompts: got 2, but 3 ranks share out the weights, and one would draw nothing",
+        ),
+    ],
+)
+def test_what_does_not_go_with_parts_is_one_line(name, keys, problem):
+    with pytest.raises(RecipeError) as error:
+        load(name, keys)
+    assert str(error.value).startswith(problem) and "\n" not in str(error.value)
