@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("flowrl", "samplers", "reward_models")
-LIGHT = {"flowrl.names", "flowrl.signatures", "flowrl.parts", "flowrl.terminal", "flowrl.untyped"}  # nothing heavy
+LIGHT = {"flowrl.names", "flowrl.signatures", "flowrl.parts", "flowrl.terminal", "flowrl.untyped", "flowrl.known"}
 BATCHES = {"flowrl.core.batches"}  # standard library only
 KIND_PARTS = {"flowrl.planning", "flowrl.policies", "flowrl.exports", "flowrl.checking", "flowrl.contracts"}
 HEAVY = {
@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/terminal.py": set(),
     "flowrl/untyped.py": set(),
     "flowrl/parts.py": set(),
+    "flowrl/known": {"flowrl.known", "flowrl.names", "flowrl.untyped"},
     "flowrl/contracts": {"flowrl.contracts"},
     "flowrl/media": {"flowrl.media", "flowrl.contracts"},
     "flowrl/media/pictures.py": set(),
@@ -133,6 +134,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "flowrl/untyped.py": set(),
     "flowrl/signatures.py": set(),
     "flowrl/terminal.py": {"rich"},
+    "flowrl/known": set(),  # a recipe is checked with it
     "flowrl/contracts": {"torch"},
     "flowrl/environments/tools/parts/sandbox": {"psutil"},
     "flowrl/environments/tools/parts/sandbox/inside.py": set(),  # its source runs where there may be nothing else

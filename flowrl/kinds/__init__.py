@@ -5,12 +5,11 @@ A recipe chooses its kind once; all other code asks the kind for what differs: `
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
-from flowrl import names
 from flowrl.kinds.denoising import Denoising
 from flowrl.kinds.kind import Kind
 from flowrl.kinds.language import Language
+from flowrl.known.places import config_place
 from flowrl.recipe.models import gguf_file
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import JSON
@@ -25,6 +24,6 @@ def kind_of(recipe: Recipe | Mapping[str, JSON]) -> Kind:
 
 
 def kinds_of_model(model: str) -> list[Kind]:
-    """The kinds that an embedded or local model can be of, by its folder; none for a hub id, known only once loaded."""
-    folder = gguf_file(model) or names.MODELS.get(model, Path(model).expanduser())
+    """The kinds that a model can be of, by its configs; none for a hub id whose configs are not known here."""
+    folder = gguf_file(model) or config_place(model)
     return [kind for kind in KINDS if kind.holds(folder)]

@@ -4,9 +4,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from flowrl.known.models import PIPELINES
 from flowrl.planning import walks
 from flowrl.planning.costs import Arithmetic, rows_at_once
-from flowrl.planning.sizes.known import KNOWN as CONFIGS
 from flowrl.planning.walks import AnyPlan
 from flowrl.recipe.schema import Recipe
 from samplers.decisions import replay_forwards
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flowrl.contracts import Prompt
     from flowrl.planning.sizes.memory import Sizes
 
-KNOWN: Sequence[str] = tuple(CONFIGS)  # models on a hub whose configs ship
+KNOWN: Sequence[str] = tuple(PIPELINES)  # models on a hub whose configs ship
 
 
 def plan(recipe: Recipe, iteration: int) -> AnyPlan:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flowrl.kinds.language import section_of
+from flowrl.known.language import LANGUAGE
 from flowrl.planning.costs import Arithmetic, rows_at_once
 from flowrl.recipe.roles import contributions
 from flowrl.recipe.schema import Recipe
@@ -15,12 +16,7 @@ if TYPE_CHECKING:
     from flowrl.contracts import Prompt
     from flowrl.planning.sizes.memory import Sizes
 
-KNOWN: Sequence[str] = (  # models on a hub whose configs ship (sizes/seeing.py)
-    "Qwen/Qwen2-VL-2B-Instruct",
-    "Qwen/Qwen2-VL-7B-Instruct",
-    "Qwen/Qwen2.5-VL-3B-Instruct",
-    "Qwen/Qwen2.5-VL-7B-Instruct",
-)
+KNOWN: Sequence[str] = tuple(LANGUAGE)  # models on a hub whose configs ship
 
 
 def plan(recipe: Recipe, iteration: int) -> Generation:

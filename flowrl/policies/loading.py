@@ -1,6 +1,7 @@
 """A diffusers pipeline or a language model from a hub id, a local folder, or an embedded world; and its device."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
@@ -18,22 +19,32 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from flowrl import names
+from flowrl.known.places import is_random, random_folder
 from flowrl.names import hint
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.working_copy import modules_of
+from flowrl.policies.random.models import random_language, random_pipeline, random_processor, random_tokenizer
 from flowrl.recipe.calls import check_call
 from flowrl.recipe.models import gguf_file, missing_package
 from flowrl.untyped import JSON, Config, LanguageModel, Nest, Network, Pipeline, Processor, Tokenizer
 
+CPU = torch.device("cpu")
 
-def load_pipeline(model: str, dtype: torch.dtype, call: dict[str, Nest] | None = None) -> Pipeline:
-    """The pipeline, all components in `dtype` on the CPU, frozen and in evaluation mode.
+
+def load_pipeline(
+    model: str, dtype: torch.dtype, call: dict[str, Nest] | None = None, *, device: torch.device = CPU
+) -> Pipeline:
+    """The pipeline, all components in `dtype` on the CPU, frozen and in evaluation mode. device: where random weights
+    are made (`model: random:NAME`).
 
     Raises PolicyError if it cannot be loaded, RecipeError if it does not take the arguments of `call`.
     """
     place = _place(model)
     try:
-        pipe = DiffusionPipeline.from_pretrained(place, dtype=dtype)
+        if is_random(model):
+            pipe = random_pipeline(Path(place), dtype, device)
+        else:
+            pipe = DiffusionPipeline.from_pretrained(place, dtype=dtype)
     except (OSError, ValueError) as error:
         raise _unloadable(model, "diffusers", error) from error
     check_call(type(pipe), call or {})
@@ -43,11 +54,11 @@ def load_pipeline(model: str, dtype: torch.dtype, call: dict[str, Nest] | None =
     return pipe
 
 
-def load_language(model: str, dtype: torch.dtype) -> tuple[LanguageModel, Tokenizer]:
+def load_language(model: str, dtype: torch.dtype, *, device: torch.device = CPU) -> tuple[LanguageModel, Tokenizer]:
     """(model, tokenizer) of a language model, in `dtype` on the CPU, frozen and in evaluation mode.
 
     Its config decides whether it reads text alone, or pictures and sounds as well (`load_processor`). A model gguf:FILE
-    is read by transformers' own reader, its quantised weights as plain ones.
+    is read by transformers' own reader, its quantised weights as plain ones. device: where random weights are made.
     Raises PolicyError if they cannot be loaded.
     """
     if problem := missing_package(model):
@@ -55,11 +66,15 @@ def load_language(model: str, dtype: torch.dtype) -> tuple[LanguageModel, Tokeni
     file = gguf_file(model)
     place, how = (_place(model), {}) if file is None else (str(file.parent), {"gguf_file": file.name})
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **how)
         auto = AutoModelForCausalLM if file is not None else auto_class(model) or AutoModelForCausalLM
-        if auto is AutoModelForImageTextToText:
-            how["config"] = reading_part(AutoConfig.from_pretrained(place))
-        network = auto.from_pretrained(place, dtype=dtype, **how)
+        if is_random(model):
+            tokenizer = random_tokenizer(Path(place))
+            network = random_language(Path(place), auto, dtype, device)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(place, **how)
+            if auto is AutoModelForImageTextToText:
+                how["config"] = reading_part(AutoConfig.from_pretrained(place))
+            network = auto.from_pretrained(place, dtype=dtype, **how)
     except (OSError, ValueError) as error:
         raise _unloadable(model, "transformers", error) from error
     return network.requires_grad_(False).eval(), tokenizer
@@ -74,7 +89,8 @@ def load_processor(model: str, arguments: Mapping[str, JSON] | None = None) -> P
     if gguf_file(model) is not None or auto_class(model) is None:
         return None
     try:
-        processor = AutoProcessor.from_pretrained(_place(model), **(arguments or {}))
+        made = random_processor(Path(_place(model)), arguments or {}) if is_random(model) else None
+        processor = made or AutoProcessor.from_pretrained(_place(model), **(arguments or {}))
     except (OSError, ValueError, ImportError) as error:
         raise _unloadable(model, "transformers", error) from error
     parts = [getattr(processor, name) for name in processor.get_attributes() if name != "tokenizer"]
@@ -121,6 +137,8 @@ def reading_part(config: Config) -> Config:
 
 def _place(model: str) -> str:
     """The argument of `from_pretrained`. Raises PolicyError if an embedded model is missing."""
+    if is_random(model):
+        return str(random_folder(model))
     place = names.MODELS.get(model)
     if place is not None and not place.is_dir():
         world = place.parents[1].name

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
 from flowrl import names
+from flowrl.known.places import config_place
 from flowrl.recipe.annotations import accepted_if_misfit
 from flowrl.recipe.base import LARGEST
 from flowrl.recipe.errors import RecipeError, show, wrong_value
@@ -92,15 +93,6 @@ _LEVELS = {"AutoencoderKL": "block_out_channels", "AutoencoderKLCogVideoX": "blo
 _LEVELS |= {"AutoencoderDC": "encoder_block_out_channels"}
 # autoencoders of videos that keep the first frame apart: latent frames are 1 + (frames - 1) / factor
 _CAUSAL = ("AutoencoderKLWan", "AutoencoderKLHunyuanVideo", "AutoencoderKLLTXVideo")
-# hub ids whose configs are known to have these multiples of height and width; Wan's frames are 4 n + 1
-_KNOWN = {
-    "black-forest-labs/FLUX.1-dev": 16,
-    "stabilityai/stable-diffusion-3.5-medium": 16,
-    "stabilityai/stable-diffusion-xl-base-1.0": 8,
-    "Qwen/Qwen-Image": 16,
-    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": 16,
-    "Wan-AI/Wan2.1-T2V-14B-Diffusers": 16,
-}
 
 
 def check_free(call: Mapping[str, JSON]) -> Iterator[RecipeError]:
@@ -186,8 +178,6 @@ def multiple(model: str) -> int:
     The autoencoder's factor times the denoiser's patch size: its own, or the 2 x 2 into which pipelines pack latents if
     it takes four times the latents' channels (FLUX, Qwen-Image).
     """
-    if model in _KNOWN:
-        return _KNOWN[model]
     vae, denoiser = _config(model, "vae"), _config(model, "transformer")
     channels = vae.get("latent_channels") or vae.get("z_dim")
     patch = denoiser.get("patch_size")
@@ -210,8 +200,6 @@ def _factor(vae: Mapping[str, JSON]) -> int | None:
 
 def frame_multiple(model: str) -> int:
     """The number of which frames - 1 must be a multiple; 1 if it is unknown."""
-    if model in _KNOWN:
-        return 4 if model.startswith("Wan-AI/") else 1
     vae = _config(model, "vae")
     stated = (vae.get("scale_factor_temporal"), vae.get("temporal_compression_ratio"))
     factor = next((value for value in stated if isinstance(value, int)), 1)
@@ -220,7 +208,7 @@ def frame_multiple(model: str) -> int:
 
 def _config(model: str, component: str) -> dict[str, JSON]:
     """A component's config.json in a model's folder; empty if there is none."""
-    return read_json(names.MODELS.get(model, Path(model).expanduser()) / component / "config.json")
+    return read_json(config_place(model) / component / "config.json")
 
 
 def read_json(path: Path) -> dict[str, JSON]:
@@ -234,7 +222,7 @@ def read_json(path: Path) -> dict[str, JSON]:
 
 def listed_components(model: str) -> list[str]:
     """The components with weights in an embedded or local pipeline's folder; empty if they are unknown."""
-    folder = names.MODELS.get(model, Path(model).expanduser())
+    folder = config_place(model)
     index = read_json(folder / "model_index.json")
     return [name for name in index if not name.startswith("_") and (folder / name / "config.json").is_file()]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flowrl import names
 from flowrl.kinds import kind_of, kinds_of_model
+from flowrl.known.places import is_random, random_problem
 from flowrl.recipe.credit import check_credit
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.fitting import check_fitting
@@ -28,6 +29,8 @@ from flowrl.recipe.shard_checks import check_parallel
 from flowrl.recipe.term_checks import check_drawn_anew, check_store, check_terms
 from flowrl.recipe.trackers import check_trackers
 from flowrl.watch.alarms import ALARMS
+
+HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
 
 
 def check(recipe: Recipe) -> Iterator[RecipeError]:
@@ -76,15 +79,17 @@ def _model(recipe: Recipe) -> Iterator[RecipeError]:
     model, kind = recipe.model, kind_of(recipe)
     folder, fitting = Path(model).expanduser(), kinds_of_model(model)
     accepted = f"{', '.join(names.MODELS)}, a hub id owner/name, or a folder with model_index.json or, of a language "
-    accepted += "model, config.json, or gguf:FILE"
+    accepted += "model, config.json, gguf:FILE, or random:NAME (docs/large.md)"
     if problem := gguf_problem(model):
+        yield RecipeError("model", f"got {model!r}, {problem[0]}", problem[1])
+    elif problem := random_problem(model):
         yield RecipeError("model", f"got {model!r}, {problem[0]}", problem[1])
     elif other := foreign_model(model):
         yield RecipeError("model", f"got {model!r}, {other[0]}", other[1])
     elif folder.is_dir():
         if not fitting:
             yield RecipeError("model", f"got {model!r}, a folder without {kind.index}", f"accepted: {accepted}")
-    elif gguf_file(model) is None and model not in names.MODELS and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
+    elif not (gguf_file(model) or is_random(model) or model in names.MODELS or re.fullmatch(HUB_ID, model)):
         yield wrong_value("model", model, accepted, suggestion=names.closest(model, names.MODELS))
     if recipe.full == (recipe.lora is not None):
         given = "both" if recipe.full else "neither"

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from flowrl import names
+from flowrl.known.places import config_place
 from flowrl.recipe.calls import read_json
 
 # of these a folder of a model that reads more than text has at least one
@@ -50,15 +50,15 @@ def gguf_problem(model: str) -> tuple[str, str] | None:
 
 
 def pipeline_class(model: str) -> str | None:
-    """Class name in the model_index.json of an embedded or local model; None for a hub id, known only once loaded."""
-    return read_json(names.MODELS.get(model, Path(model).expanduser()) / "model_index.json").get("_class_name")
+    """Class name in a pipeline's model_index.json; None for a hub id that is not known here, only once loaded."""
+    return read_json(config_place(model) / "model_index.json").get("_class_name")
 
 
 def reads_media(model: str) -> bool | None:
-    """Whether a local or embedded model has a processor of pictures or sounds; None for a hub id, known once loaded."""
+    """Whether a model has a processor of pictures or sounds; None for a hub id that is not known here."""
     if gguf_file(model) is not None:
         return False
-    folder = names.MODELS.get(model, Path(model).expanduser())
+    folder = config_place(model)
     return any((folder / name).is_file() for name in PROCESSORS) if folder.is_dir() else None
 
 

@@ -3,10 +3,10 @@
 import functools
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from flowrl import names
+from flowrl.known.places import config_place
 from flowrl.parts import KINDS
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.objectives import check_kl_mask
@@ -22,11 +22,11 @@ def facts_of(step: str) -> Mapping[str, Any]:
 
 
 def noise_scheduler(model: str) -> str | None:
-    """Class of the scheduler of an embedded or local model that predicts noise, v or the image.
+    """Class of the scheduler of a model that predicts noise, v or the image.
 
-    None where it follows a flow, and for a hub id, whose scheduler is known only once it is loaded.
+    None where it follows a flow, and for a hub id that is not known here, whose scheduler is known only once loaded.
     """
-    path = names.MODELS.get(model, Path(model).expanduser()) / "scheduler" / "scheduler_config.json"
+    path = config_place(model) / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         return None
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -43,7 +43,7 @@ def draws_at_the_end(step: str, model: str) -> bool:
     above 0; where a hub id leaves open which kind it is, a ddim step is taken to draw.
     """
     if step == "ddim":
-        path = names.MODELS.get(model, Path(model).expanduser()) / "scheduler" / "scheduler_config.json"
+        path = config_place(model) / "scheduler" / "scheduler_config.json"
         return noise_scheduler(model) is not None or not path.is_file()
     return bool(facts_of(step).get("draws_at_zero", True))
 

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 from flowrl.planning.remembered import look_up
-from flowrl.planning.sizes.known import PIPELINES
 from flowrl.recipe.calls import accepted_by_call, check_call
 from flowrl.recipe.models import pipeline_class
 from flowrl.untyped import JSON
@@ -16,7 +15,7 @@ def check_arguments(model: str, call: dict[str, JSON], section: str = "pipeline"
     Raises RecipeError for a key, or a type of value, that the pipeline does not take. The class of other hub ids is
     known only once they are loaded.
     """
-    name = pipeline_class(model) or PIPELINES.get(model)
+    name = pipeline_class(model)
     if name is not None:
         look_up("call", [name, call], lambda: _check(name, call, section))
 

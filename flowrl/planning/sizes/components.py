@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -10,8 +9,7 @@ import torch
 import transformers
 from torch import nn
 
-from flowrl import names
-from flowrl.planning.sizes.known import KNOWN
+from flowrl.known.places import config_place
 from flowrl.untyped import JSON
 
 
@@ -41,19 +39,14 @@ class Component:
 
 def components(model: str) -> dict[str, Component] | None:
     """The components of a model by name, in the order of the pipeline's index; None if no config is available."""
-    folder = names.MODELS.get(model, Path(model).expanduser())
+    folder = config_place(model)
     index = folder / "model_index.json"
-    if index.is_file():
-        listed = json.loads(index.read_text(encoding="utf-8"))
-        folders = {n: v for n, v in listed.items() if isinstance(v, list) and (folder / n / "config.json").is_file()}
-        entries = {
-            n: (v[1], json.loads((folder / n / "config.json").read_text(encoding="utf-8"))) for n, v in folders.items()
-        }
-    elif model in KNOWN:
-        entries = KNOWN[model]
-    else:
+    if not index.is_file():
         return None
-    kinds = {name: _kind(kind) for name, (kind, _) in entries.items()}
+    listed = json.loads(index.read_text(encoding="utf-8"))
+    folders = {n: v for n, v in listed.items() if isinstance(v, list) and (folder / n / "config.json").is_file()}
+    entries = {n: (v, json.loads((folder / n / "config.json").read_text(encoding="utf-8"))) for n, v in folders.items()}
+    kinds = {name: _kind(*kind) for name, (kind, _) in entries.items()}
     return {n: Component(n, kinds[n], config) for n, (_, config) in entries.items() if kinds[n] is not None}  # pyright: ignore[reportArgumentType]
 
 
@@ -67,8 +60,10 @@ def _kept_in_float32(module: nn.Module, dtype: torch.dtype) -> list[str]:
     return strict + (listed if dtype == torch.float16 else [])
 
 
-def _kind(name: str) -> type[nn.Module] | None:
+def _kind(library: str, name: str) -> type[nn.Module] | None:
+    """The class that an index names: of diffusers or transformers, or beside one of diffusers' pipelines."""
     kind = getattr(diffusers, name, None) or getattr(transformers, name, None)
+    kind = kind or getattr(getattr(diffusers.pipelines, library, None), name, None)
     return kind if isinstance(kind, type) and issubclass(kind, nn.Module) else None
 
 

@@ -2,19 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from flowrl import names
 from flowrl.contracts import Prompt
+from flowrl.known.places import config_place
 from flowrl.planning.costs import arithmetic
 from flowrl.planning.sizes.activations import FusedAttention
 from flowrl.planning.sizes.memory import ASSUMED, WORDS, Phase, Sizes, with_rewards
 from flowrl.planning.sizes.saved import count_saved
-from flowrl.planning.sizes.seeing import config_of, media_tokens
+from flowrl.planning.sizes.seeing import media_tokens
 from flowrl.policies import adapters
 from flowrl.policies.loading import auto_class_of, reading_part
 from flowrl.policies.recomputing import checkpoint_gradients
@@ -143,14 +142,12 @@ def _moments(recipe: Recipe, learning: Sequence[torch.nn.Parameter]) -> int:
 
 
 def _config(model: str) -> PretrainedConfig | None:
-    """The config of an embedded or local model, or a GGUF file."""
+    """The config of an embedded, random, known or local model, or a GGUF file."""
     if missing_package(model):
         return None
     if (file := gguf_file(model)) is not None:
         return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
-    folder = names.MODELS.get(model, Path(model).expanduser())
-    if (known := config_of(model)) is not None:
-        return known
+    folder = config_place(model)
     return AutoConfig.from_pretrained(str(folder)) if (folder / "config.json").is_file() else None
 
 

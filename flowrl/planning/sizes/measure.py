@@ -9,11 +9,10 @@ import torch
 from diffusers import QwenImagePipeline
 from transformers import AutoTokenizer
 
-from flowrl import names
+from flowrl.known.places import place_of
 from flowrl.planning.sizes.activations import measure_activations
 from flowrl.planning.sizes.components import Component, components, num_parameters, parameter_bytes
 from flowrl.planning.sizes.inputs import BUILDERS, CallSetting, DenoiserCalls
-from flowrl.planning.sizes.known import PIPELINES
 from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
 from flowrl.policies import adapters
 from flowrl.recipe.models import pipeline_class
@@ -36,7 +35,7 @@ def measure(query: SizeQuery) -> MeasuredSizes:
         else:
             adapters.train_full(trained)
     learning = list(adapters.trainable(trained))
-    pipeline = pipeline_class(query.model) or PIPELINES[query.model]
+    pipeline = pipeline_class(query.model)
     steps = _steps(query, known, list(trained), dtype, pipeline)
     activations = [measure_activations(trained[name], step.calls) for name, step in steps.items()]
     return MeasuredSizes(
@@ -72,7 +71,7 @@ def _with_defaults(part: Component) -> dict[str, JSON]:
 
 def _padded_length(model: str) -> int:
     """The length that the model's first tokenizer pads to: CLIP's 77 without its folder."""
-    config = names.MODELS.get(model, Path(model).expanduser()) / "tokenizer" / "tokenizer_config.json"
+    config = place_of(model) / "tokenizer" / "tokenizer_config.json"
     return json.loads(config.read_text(encoding="utf-8"))["model_max_length"] if config.is_file() else 77
 
 

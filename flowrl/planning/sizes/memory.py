@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 
-from flowrl import names
 from flowrl.contracts import Prompt
+from flowrl.known.places import config_place, place_of
 from flowrl.planning.costs import arithmetic, plan_for
 from flowrl.planning.remembered import look_up
-from flowrl.planning.sizes.known import KNOWN
 from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
 from flowrl.planning.sizes.rewards import on_device
 from flowrl.recipe.models import pipeline_class
@@ -125,12 +124,12 @@ def _measure(query: SizeQuery) -> dict[str, JSON]:
 
 def configs_of(model: str) -> JSON:
     """What the sizes of a model depend on: the texts of its configs, or the known ones of a hub id; None for others."""
-    folder = names.MODELS.get(model, Path(model).expanduser())
-    if (folder / "model_index.json").is_file():
-        files = [folder / "model_index.json", *sorted(folder.glob("*/config.json"))]
-        files += sorted(folder.glob("tokenizer/tokenizer_config.json"))
-        return {str(file.relative_to(folder)): file.read_text(encoding="utf-8") for file in files}
-    return KNOWN.get(model)
+    folder = config_place(model)
+    if not (folder / "model_index.json").is_file():
+        return None
+    files = [folder / "model_index.json", *sorted(folder.glob("*/config.json"))]
+    files += sorted(folder.glob("tokenizer/tokenizer_config.json"))
+    return {str(file.relative_to(folder)): file.read_text(encoding="utf-8") for file in files}
 
 
 def _activations(measured: MeasuredSizes, recipe: Recipe) -> tuple[int, int] | None:
@@ -157,7 +156,7 @@ def _counter(model: str) -> Callable[[str], int]:
 
     Qwen-Image puts texts into a template whose first tokens are dropped again.
     """
-    folder = names.MODELS.get(model, Path(model).expanduser()) / "tokenizer"
+    folder = place_of(model) / "tokenizer"
     if not folder.is_dir():
         return lambda text: max(1, round(WORDS * len(text.split())))
     if pipeline_class(model) == "QwenImagePipeline":

@@ -1,12 +1,13 @@
-"""Configs of vision-language models on the hub, and how many tokens the pictures of prompts take."""
+"""How many tokens the pictures of prompts take."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
-from transformers import AutoConfig, PretrainedConfig, Qwen2VLImageProcessor
+from transformers import Qwen2VLImageProcessor
 
 from flowrl.contracts import Prompt
+from flowrl.known.language import LANGUAGE
 from flowrl.media.files import media_kind
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.chat import Encoder
@@ -16,34 +17,7 @@ from flowrl.untyped import JSON
 
 AROUND = 2  # tokens that begin and end a picture
 BOUNDS = {"min_pixels": 4 * 28 * 28, "max_pixels": 16384 * 28 * 28}  # of the processors of these models
-_TOWER = {"depth": 32, "num_heads": 16, "intermediate_size": 3420, "hidden_size": 1280}
-
-
-def _qwen(kind: str, widths: tuple[int, int], layers: int, heads: tuple[int, int], vocabulary: int) -> dict[str, Any]:
-    """A config of Qwen2-VL or Qwen2.5-VL; widths: hidden and intermediate; heads: of queries, and of keys."""
-    tied = vocabulary == 151936
-    text = {"hidden_size": widths[0], "intermediate_size": widths[1], "num_hidden_layers": layers}
-    text |= {"num_attention_heads": heads[0], "num_key_value_heads": heads[1], "vocab_size": vocabulary}
-    newer = kind == "qwen2_5_vl"
-    vision = _TOWER | {"out_hidden_size": widths[0]} if newer else {"hidden_size": widths[0]}
-    name = "Qwen2_5_VLForConditionalGeneration" if newer else "Qwen2VLForConditionalGeneration"
-    text |= {"tie_word_embeddings": tied, "max_position_embeddings": 128000 if newer else 32768}
-    return {"model_type": kind, "tie_word_embeddings": tied, "text_config": text, "vision_config": vision} | {
-        "architectures": [name]
-    }
-
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    "Qwen/Qwen2-VL-2B-Instruct": _qwen("qwen2_vl", (1536, 8960), 28, (12, 2), 151936),
-    "Qwen/Qwen2-VL-7B-Instruct": _qwen("qwen2_vl", (3584, 18944), 28, (28, 4), 152064),
-    "Qwen/Qwen2.5-VL-3B-Instruct": _qwen("qwen2_5_vl", (2048, 11008), 36, (16, 2), 151936),
-    "Qwen/Qwen2.5-VL-7B-Instruct": _qwen("qwen2_5_vl", (3584, 18944), 28, (28, 4), 152064),
-}
-
-
-def config_of(model: str) -> PretrainedConfig | None:
-    """The config of a model on the hub that is known here."""
-    return AutoConfig.for_model(**CONFIGS[model]) if model in CONFIGS else None
+CONFIGS = tuple(name for name, config in LANGUAGE.items() if "vision_config" in config)
 
 
 def media_tokens(model: str, arguments: Mapping[str, JSON], prompts: Sequence[Prompt]) -> int | None:

@@ -10,8 +10,8 @@ import transformers as tf
 from safetensors.torch import save_file
 
 from flowrl import names
+from flowrl.known.language import LANGUAGE
 from flowrl.planning.dry_run import describe
-from flowrl.planning.sizes.known import KNOWN
 from flowrl.planning.sizes.memory import sizes
 from flowrl.planning.sizes.rewards import PARAMETERS, READER, on_device, weight_arguments, weights_of
 from flowrl.planning.sizes.text import describe_sizes
@@ -104,7 +104,7 @@ def built() -> dict[str, int]:
 def test_parameters_are_those_of_the_published_architectures():
     with torch.device("meta"):
         found = built()
-        folder = KNOWN["Qwen/Qwen-Image"]["text_encoder"][1]
+        folder = LANGUAGE["Qwen/Qwen2.5-VL-7B-Instruct"]
         config = tf.AutoConfig.for_model(**folder)
         found["Qwen/Qwen2.5-VL-7B-Instruct"] = count(tf.Qwen2_5_VLForConditionalGeneration(config))
     assert found == {name: PARAMETERS[name] for name in found}

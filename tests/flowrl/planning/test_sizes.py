@@ -9,16 +9,15 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import families
-from flowrl import names
 from flowrl.build import build_policy
 from flowrl.checking.proofs.bench import Bench
 from flowrl.contracts import Prompt, View
 from flowrl.core.backward import fill_reference
+from flowrl.known.models import PIPELINES
 from flowrl.learners import build_learner
 from flowrl.planning.sizes.activations import measure_activations
 from flowrl.planning.sizes.components import components, num_parameters
 from flowrl.planning.sizes.inputs import CallSetting, flux
-from flowrl.planning.sizes.known import KNOWN, PIPELINES
 from flowrl.planning.sizes.memory import Sizes, sizes
 from flowrl.planning.sizes.saved import SavedStorages, count_saved, storage_of
 from flowrl.planning.sizes.text import describe_sizes
@@ -59,9 +58,25 @@ PUBLISHED = {
         "vae": 0.0837,
     },
     "Qwen/Qwen-Image": {"transformer": 20.43, "text_encoder": 8.29, "vae": 0.127},
+    "Qwen/Qwen-Image-Edit": {"transformer": 20.43, "text_encoder": 8.29},
+    "black-forest-labs/FLUX.1-Kontext-dev": {"transformer": 11.90},
+    "black-forest-labs/FLUX.2-dev": {"transformer": 32.2, "text_encoder": 24.01},
+    "black-forest-labs/FLUX.2-klein-4B": {"transformer": 3.88, "text_encoder": 4.02},
+    "black-forest-labs/FLUX.2-klein-9B": {"transformer": 9.08, "text_encoder": 8.19},
+    "stabilityai/stable-diffusion-3.5-large": {"transformer": 8.06},
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": {"unet": 0.860, "text_encoder": 0.123},
+    "Tongyi-MAI/Z-Image-Turbo": {"transformer": 6.15, "text_encoder": 4.02},
+    "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": {"transformer": 16.40, "image_encoder": 0.631},
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": {"transformer": 14.29, "transformer_2": 14.29},
+    "Wan-AI/Wan2.2-I2V-A14B-Diffusers": {"transformer": 14.29, "transformer_2": 14.29},
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": {"transformer": 5.00, "vae": 0.705},
+    "hunyuanvideo-community/HunyuanVideo": {"transformer": 12.82, "text_encoder": 7.51},
+    "Lightricks/LTX-2": {"transformer": 18.88, "text_encoder": 12.19},
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": {"transformer": 1.42, "text_encoder": 5.68, "vae": 0.127},
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": {"transformer": 14.29, "text_encoder": 5.68, "vae": 0.127},
 }
+EARLY = ("black-forest-labs/FLUX.1-dev", "stabilityai/stable-diffusion-3.5-medium", "Qwen/Qwen-Image")
+EARLY += ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers",)
 # name -> (family or embedded model, overrides)
 TINY = {
     "shapes": ("shapes-flux", []),
@@ -82,13 +97,15 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("model", sorted(KNOWN))
+@pytest.mark.parametrize(
+    "model", [name if name in EARLY else pytest.param(name, marks=pytest.mark.slow) for name in sorted(PUBLISHED)]
+)
 def test_known_models_have_the_published_numbers_of_parameters(model: str):
     found = components(model)
-    assert found is not None and set(found) == set(PUBLISHED[model]) and model in PIPELINES
+    assert found is not None and set(found) == set(PIPELINES[model].parts)
     for name, billions in PUBLISHED[model].items():
-        number = num_parameters(found[name].build(torch.bfloat16)) / 1e9
-        assert number == pytest.approx(billions, rel=1e-3 if billions > 10 else 4e-3), name
+        number, digits = num_parameters(found[name].build(torch.bfloat16)) / 1e9, len(f"{billions:g}".replace(".", ""))
+        assert number == pytest.approx(billions, rel=1e-3 if billions > 10 and digits > 3 else 4e-3), name
 
 
 @pytest.fixture(scope="module")
@@ -272,5 +289,5 @@ def test_numbers_as_a_person_says_them():
     assert [count_text(n) for n in (11.9e9, 2.24e9, 234e3, 12)] == ["11.9 B", "2.24 B", "234 K", "12"]
 
 
-def test_every_known_model_names_its_pipeline():
-    assert set(KNOWN) == set(PIPELINES) and "shapes-flux" in names.MODELS
+def test_every_known_pipeline_has_a_published_number():
+    assert set(PUBLISHED) | {"black-forest-labs/FLUX.1-schnell", "Qwen/Qwen-Image-Edit-2509"} == set(PIPELINES)

@@ -1,0 +1,1 @@
+"""Published models: the configs of their components, facts that hold without a download."""

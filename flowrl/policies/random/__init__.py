@@ -1,0 +1,1 @@
+"""Models of random weights in the true sizes of published ones, made without a download."""
