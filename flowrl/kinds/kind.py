@@ -190,6 +190,11 @@ class Kind(Protocol):
         ...
 
     @property
+    def saving(self) -> tuple[str, ...]:
+        """Keys that lower memory, beside those of every kind: the dry run says which would make a recipe fit a card."""
+        ...
+
+    @property
     def texts(self) -> bool:
         """Whether samples are texts; otherwise they are pictures, videos or sounds."""
         ...

@@ -17,10 +17,12 @@ Config = dict[str, JSON]
 
 @dataclass(frozen=True)
 class DenoiserCalls:
-    """The denoiser's calls in one step: the arguments of each, and the shape of one row's latent."""
+    """The denoiser's calls in one step: the arguments of each, the shape of one row's latent, and that of the latent as
+    the autoencoder decodes it."""
 
     calls: list[dict[str, JSON]]
     latent: tuple[int, ...]
+    decoded: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def flux(setting: CallSetting, config: Config) -> DenoiserCalls:
         "guidance": setting.empty(rows, dtype=torch.float32) if config["guidance_embeds"] else None,
     }
     twice = setting.argument("true_cfg_scale", 1.0) > 1 and "negative_prompt" in setting.pipeline
-    return DenoiserCalls([arguments] * (1 + twice), (seq, config["in_channels"]))
+    decoded = (setting.configs["vae"]["latent_channels"], 2 * height, 2 * width)
+    return DenoiserCalls([arguments] * (1 + twice), (seq, config["in_channels"]), decoded)
 
 
 def sd3(setting: CallSetting, config: Config) -> DenoiserCalls:
@@ -78,7 +81,7 @@ def sd3(setting: CallSetting, config: Config) -> DenoiserCalls:
         "pooled_projections": setting.empty(rows, config["pooled_projection_dim"]),
         "timestep": setting.empty(rows),
     }
-    return DenoiserCalls([arguments], latent)
+    return DenoiserCalls([arguments], latent, latent)
 
 
 def qwen_image(setting: CallSetting, config: Config) -> DenoiserCalls:
@@ -98,7 +101,8 @@ def qwen_image(setting: CallSetting, config: Config) -> DenoiserCalls:
         }
         for text in setting.tokens[: 1 + twice]
     ]
-    return DenoiserCalls(calls, (seq, config["in_channels"]))
+    decoded = (setting.configs["vae"]["z_dim"], 1, 2 * height, 2 * width)
+    return DenoiserCalls(calls, (seq, config["in_channels"]), decoded)
 
 
 def wan(setting: CallSetting, config: Config) -> DenoiserCalls:
@@ -115,7 +119,8 @@ def wan(setting: CallSetting, config: Config) -> DenoiserCalls:
         ),
         "timestep": setting.empty(setting.rows, dtype=torch.float32),
     }
-    return DenoiserCalls([arguments] * (2 if setting.argument("guidance_scale", 5.0) > 1 else 1), latent)
+    calls = [arguments] * (2 if setting.argument("guidance_scale", 5.0) > 1 else 1)
+    return DenoiserCalls(calls, latent, latent)
 
 
 BUILDERS: dict[str, Callable[[CallSetting, Config], DenoiserCalls]] = {

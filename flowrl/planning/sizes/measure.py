@@ -13,10 +13,11 @@ from flowrl.known.places import place_of
 from flowrl.planning.sizes.activations import measure_activations
 from flowrl.planning.sizes.components import Component, components, num_parameters, parameter_bytes
 from flowrl.planning.sizes.inputs import BUILDERS, CallSetting, DenoiserCalls
+from flowrl.planning.sizes.live import peak_live
 from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
 from flowrl.policies import adapters
 from flowrl.recipe.models import pipeline_class
-from flowrl.untyped import JSON, Tokenizer
+from flowrl.untyped import JSON, Network, Tokenizer
 
 
 def measure(query: SizeQuery) -> MeasuredSizes:
@@ -49,6 +50,22 @@ def measure(query: SizeQuery) -> MeasuredSizes:
         latent=list(next(iter(steps.values())).latent) if steps else None,
         kept=[[k.whole, k.recomputing, k.block] for k in activations],
     )
+
+
+def measure_decoding(query: SizeQuery, *, tiling: bool) -> int | None:
+    """Bytes that decoding one sample makes at most at once, in query.dtype; None where its shapes are not known."""
+    known = components(query.model) or {}
+    builder, configs = BUILDERS.get(pipeline_class(query.model) or ""), {n: _with_defaults(c) for n, c in known.items()}
+    if builder is None or "vae" not in known:
+        return None
+    dtype = getattr(torch, query.dtype)
+    setting = CallSetting(1, query.pipeline, configs, query.tokens, dtype, _padded_length(query.model))
+    shape = builder(setting, configs[next(name for name in adapters.DENOISERS if name in known)]).decoded
+    vae: Network = known["vae"].build(dtype)
+    if tiling:
+        vae.enable_tiling()
+    latent = setting.empty(1, *shape)
+    return peak_live(lambda: vae.decode(latent, return_dict=False))
 
 
 def _steps(

@@ -21,6 +21,7 @@ from samplers.decisions import stored_states
 from samplers.visits import Injected, Visited
 
 WORDS = 1.5  # tokens per word of a prompt, without a tokenizer
+SIDES = ("height", "width", "num_frames")  # the arguments that say how large a sample is
 ASSUMED = 77  # tokens of a prompt, if there is none to be counted
 
 
@@ -53,7 +54,7 @@ class Sizes:
     latent: tuple[int, ...] | None
     pipeline: str
     drawing: str = "what one block works on"  # what is counted of a rollout
-    left_out: str = "activations of text encoders, decoder and rewards, the allocator's slack"
+    left_out: str = "activations of text encoders and rewards, the allocator's slack"
 
 
 def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
@@ -200,15 +201,30 @@ def _phases(
     ]
     if recipe.offload:
         texts = sum(size for name, size in frozen.items() if "text" in name or "image_encoder" in name)
-        rest = everything - at_work - texts
         learning = at_work if recipe.full else added  # frozen weights make room for the encoders
         phases = [
             replace(phases[0], name="encoding", weights=learning + texts, trajectory=0, activations=None),
-            phases[0],
-            replace(phases[0], name="decoding", weights=at_work + rest, activations=None),
-            phases[1],
+            *phases,
         ]
+    away = sum(size for name, size in frozen.items() if "text" in name or "image_encoder" in name)
+    decoding = replace(phases[-2], name="decoding", weights=everything - away if recipe.offload else everything)
+    one = _decoding_bytes(recipe)
+    at_once = 1 if recipe.vae.slicing else min(chunk, recipe.vae.batch or chunk)
+    phases.insert(-1, replace(decoding, activations=None if one is None else one * at_once))
     return with_rewards(recipe, phases)
+
+
+def _decoding_bytes(recipe: Recipe) -> int | None:
+    """Bytes that decoding one sample takes beside weights; None where that is not known."""
+    call = {name: recipe.pipeline[name] for name in SIDES if name in recipe.pipeline}
+    query = SizeQuery(recipe.model, None, recipe.vae.dtype or recipe.dtype.model, 1, call, (ASSUMED, 1))
+
+    def measured() -> int | None:
+        from flowrl.planning.sizes.measure import measure_decoding
+
+        return measure_decoding(query, tiling=recipe.vae.tiling)
+
+    return look_up("decoding", [asdict(query), recipe.vae.tiling, configs_of(recipe.model)], measured)
 
 
 def with_rewards(recipe: Recipe, phases: list[Phase]) -> list[Phase]:

@@ -135,7 +135,7 @@ def test_the_estimate_is_what_a_real_step_takes(name: str, folders: dict[str, st
     recipe = tiny(name, folders, "train.ema=0.9", "rewards={jpeg: {use: jpeg_compressibility}}")
     bench = Bench(recipe, rows=8)
     found = estimate(recipe, bench.drawn_prompts)
-    rollout, training = found.phases
+    rollout, _, training = found.phases
     policy = bench.policy
     modules = modules_of(policy.source)
     adapters = [p for m in policy.modules.values() for n, p in m.named_parameters() if "lora_" in n]
@@ -197,7 +197,7 @@ def test_the_reference_is_stored_where_a_divergence_is_paid(folders: dict[str, s
     bench = Bench(recipe, rows=8)
     fill_reference(bench.policy, bench.rollout, torch.arange(8), View(exact_kl=True))
     means = sum(x.numel() * x.element_size() for s in bench.rollout.replay.reference.values() for x in s.values())
-    rollout, training = estimate(recipe).phases
+    rollout, _, training = estimate(recipe).phases
     assert training.trajectory - rollout.trajectory == means > 0
 
 
@@ -246,7 +246,7 @@ def test_offloading_leaves_in_each_phase_what_it_uses():
     assert encoding.weights == 4 * texts + found.adapters, "frozen weights of the denoiser make room"
     assert decoding.weights - rollout.weights == 4 * found.parameters["vae"]
     assert rollout.weights == training.weights == 4 * found.parameters["transformer"] + found.adapters
-    (everything, _) = estimate(load(BASE)).phases
+    (everything, *_) = estimate(load(BASE)).phases
     assert everything.weights == 4 * sum(found.parameters.values()) + found.adapters
 
 

@@ -1,0 +1,163 @@
+"""Which graphics cards a recipe fits, by the estimate of its memory, and the keys that would make it fit others."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flowrl.contracts import Prompt
+from flowrl.kinds import kind_of
+from flowrl.planning.costs import arithmetic
+from flowrl.planning.sizes.memory import Phase, Sizes
+from flowrl.planning.sizes.rewards import weights_of
+from flowrl.recipe.schema import Recipe
+
+# GB by name -> MiB that the driver reports of such a card: RTX 4090, RTX 5090, L40S, H100, H200
+CARDS = {24: 24564, 32: 32607, 48: 46068, 80: 81559, 141: 143771}
+CONTEXT = 600  # MiB that the driver and the libraries' kernels take
+ROWS = ("train.micro_batch", "train.rollout_batch")  # keys of which activations are a multiple
+SLACK = 0.05  # share that the allocator loses in pieces
+
+
+def room(card: int) -> int:
+    """Bytes that a run can have of a card."""
+    return round((CARDS[card] - CONTEXT) * 2**20 * (1 - SLACK))
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key and the value it would get, and the recipe with it."""
+
+    key: str
+    value: str
+    make: Callable[[Recipe], Recipe]
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.value}"
+
+
+def peak(sizes: Sizes | None) -> int | None:
+    """Bytes of the phase that needs most; None where a training step's are not known."""
+    if sizes is None or sizes.phases[-1].activations is None:
+        return None
+    return max(phase.total for phase in sizes.phases)
+
+
+def fitting(recipe: Recipe, prompts: Sequence[Prompt]) -> list[tuple[int, list[Change] | None]] | None:
+    """(card, the changes that make the recipe fit it, None where there are none) for each card, the largest first.
+
+    No changes where it fits as it is. None where the memory of a training step is not known. Changes are tried from the
+    gentlest on, and those that are not needed are taken back; a micro-batch is as large as fits.
+    """
+    seen: dict[str, Sizes | None] = {}
+
+    def needs(changes: Sequence[Change]) -> int | None:
+        return peak(_with(recipe, prompts, changes, seen))
+
+    if needs([]) is None:
+        return None
+    return [(card, _found(list(_changes(recipe)), needs, room(card))) for card in sorted(CARDS, reverse=True)]
+
+
+def _found(changes: list[Change], needs: Callable[[Sequence[Change]], int | None], limit: int) -> list[Change] | None:
+    taken: list[Change] = []
+    for change in [None, *changes]:
+        taken = taken if change is None else [*(one for one in taken if one.key != change.key), change]
+        if (needs(taken) or 0) <= limit:
+            break
+    else:
+        return None
+    for change in reversed(taken[:-1]):
+        fewer = [one for one in taken if one is not change]
+        if (needs(fewer) or 0) <= limit:
+            taken = fewer
+    for number, change in enumerate(taken):  # the largest of its values that fits
+        larger = ([*taken[:number], one, *taken[number + 1 :]] for one in changes if one.key == change.key)
+        taken = next(whole for whole in larger if (needs(whole) or 0) <= limit)
+    return taken
+
+
+def _with(recipe: Recipe, prompts: Sequence[Prompt], changes: Sequence[Change], seen: dict[str, Any]) -> Sizes | None:
+    """The sizes of a changed recipe. Activations grow with the rows of a call, so that they are measured once."""
+    kept, changed = recipe, recipe
+    for change in changes:
+        changed = change.make(changed)
+        kept = kept if change.key in ROWS else change.make(kept)
+    name = " ".join(str(one) for one in changes if one.key not in ROWS)
+    if name not in seen:
+        seen[name] = kind_of(recipe).planning.sizes(kept, prompts)
+    before, after = arithmetic(kept), arithmetic(changed)
+    rows = after.rows_at_once / before.rows_at_once
+    micro = _micro(changed) / _micro(kept)
+    if seen[name] is None:
+        return None
+
+    def scaled(phase: Phase) -> Phase:
+        share = micro if phase.name == "training" else rows
+        if phase.activations is None or (phase.name == "decoding" and changed.vae.batch is not None):
+            return phase
+        return replace(phase, activations=round(phase.activations * share))
+
+    return replace(seen[name], phases=[scaled(phase) for phase in seen[name].phases])
+
+
+def _micro(recipe: Recipe) -> int:
+    return recipe.train.micro_rows or arithmetic(recipe).rows_per_update
+
+
+def _changes(recipe: Recipe) -> Iterator[Change]:
+    """What could be changed, from what costs least; a key may come again with a smaller value."""
+    keys = kind_of(recipe).saving
+    for name in _on_device(recipe):
+        if not recipe.rewards[name].offload:
+            yield _setting(f"rewards.{name}.offload", True)
+    if "offload" in keys and not recipe.offload:
+        yield _setting("offload", True)
+    if "vae.batch" in keys and recipe.vae.batch is None:
+        yield _setting("vae.batch", 1)
+    if recipe.train.ema is not None and not recipe.train.ema_in_host:
+        yield _setting("train.ema_in_host", True)
+    if not recipe.train.gradient_checkpointing:
+        yield _setting("train.gradient_checkpointing", True)
+    for key, rows in (("micro_batch", _micro(recipe)), ("rollout_batch", arithmetic(recipe).rows_at_once)):
+        while rows > 1:
+            rows = -(-rows // 2)
+            yield _setting(f"train.{key}", rows)
+    for name in _on_device(recipe):
+        yield _setting(f"rewards.{name}.device", "cpu")
+
+
+def _on_device(recipe: Recipe) -> list[str]:
+    """The rewards whose weights are known and go to the run's device."""
+    weights = {name: weights_of(spec.use, spec.args) for name, spec in recipe.rewards.items() if spec.device is None}
+    return [name for name, one in weights.items() if one is not None and one.size and one.place == "device"]
+
+
+def _setting(place: str, value: object) -> Change:
+    def make(recipe: Recipe) -> Recipe:
+        return _set(recipe, place.split("."), value)
+
+    return Change(place, str(value).lower(), make)
+
+
+def _set(whole: Any, path: Sequence[str], value: object) -> Any:
+    head, *rest = path
+    if isinstance(whole, dict):
+        return whole | {head: _set(whole[head], rest, value) if rest else value}
+    inner = _set(getattr(whole, head), rest, value) if rest else value
+    return whole.model_copy(update={head: inner})
+
+
+def lines(recipe: Recipe, prompts: Sequence[Prompt]) -> list[str]:
+    """What the dry run says about cards, one line for each that is reached by the same changes."""
+    found = fitting(recipe, prompts)
+    if found is None:
+        return ["not known, since activations are not estimated"]
+    by_changes: dict[str | None, list[int]] = {}
+    for card, changes in found:
+        by_changes.setdefault(None if changes is None else " ".join(map(str, changes)), []).append(card)
+    told = []
+    for changes, cards in by_changes.items():
+        which = f"{', '.join(map(str, sorted(cards)))} GB"
+        how = {None: "too small with any of these keys", "": "as it is"}.get(changes, f"with {changes}")
+        told.append(f"{which:<24}{how}")
+    return told
