@@ -9,7 +9,7 @@ from flowrl.policies.language.conversations import Conversations
 from flowrl.policies.language.guided import FAR, hinted
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.proving import telling
-from flowrl.policies.language.talks import Talk, completed
+from flowrl.policies.language.talks import Talk, completed, named_turns
 from flowrl.policies.language.trees import ScoreAll
 from flowrl.policies.noise import Key, copy_numbers
 
@@ -63,13 +63,14 @@ def values_of_turns(
     """
     speaks = _speaks(policy, drawing)
     talks = _drawn(policy, speaks, drawing, drawing.prompts, [""] * len(drawing.prompts), drawing.first)
-    number = [0] * len(drawing.prompts)
+    number, nodes = ([0] * len(drawing.prompts) for _ in range(2))
     place: dict[tuple[int, ...], int] = {}
     valued: list[list[tuple[int, int, int]]] = []  # of each row: where a turn begins, where the next, its number
     probes, owners = list[Talk](), list[int]()
     copy = copy_numbers(prompt.id for prompt in drawing.prompts)
     for at, talk in enumerate(talks):
         i, valued = at // drawing.group, [*valued, []]
+        nodes[i] = named_turns(talk, 0, nodes[i])
         begins = [begin for begin, _ in talk.spans]
         turns = list(enumerate(zip(begins, [*begins[1:], len(talk.row.ids)], strict=True)))[:steps]
         for turn, (begin, end) in turns if talk.failure is None else ():

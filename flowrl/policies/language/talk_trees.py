@@ -11,7 +11,7 @@ from flowrl.policies.language.conversations import Conversations
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.proving import telling
 from flowrl.policies.language.search import Node, deepsearch
-from flowrl.policies.language.talks import Talk, completed
+from flowrl.policies.language.talks import Talk, completed, named_turns
 from flowrl.policies.language.trees import ScoreAll
 from flowrl.policies.noise import Key, copy_numbers
 
@@ -35,7 +35,7 @@ def tree_of_turns(
     for i, of in enumerate(talks):
         for tree, talk in enumerate(of, 1):
             talk.row.tree = tree
-            number[i] = _named(talk, 0, number[i])
+            number[i] = named_turns(talk, 0, number[i])
     for turn in range(rounds):
         grown: list[tuple[int, Talk, int]] = []
         for i, of in enumerate(talks):
@@ -54,7 +54,7 @@ def tree_of_turns(
                     grown.append((i, made, at))
         speaks.converse(policy, [talk for _, talk, _ in grown], drawing.plan, drawing.progress)
         for i, talk, at in grown:
-            number[i] = _named(talk, at, number[i])
+            number[i] = named_turns(talk, at, number[i])
     flat = [talk for of in talks for talk in of]
     rollout = completed(policy, flat, torch.arange(len(own)).repeat_interleave(len(talks[0])), drawing.plan)
     return Explored(rollout, None, {"tree/computed": _computed(talks)})
@@ -140,15 +140,6 @@ def _numbered(key: Key) -> Iterator[Key]:
 def _nodes(talk: Talk) -> Sequence[int]:
     """Behind how many turns another conversation may begin."""
     return range(1, len(talk.spans)) if talk.failure is None else ()
-
-
-def _named(talk: Talk, begin: int, number: int) -> int:
-    """Gives the tokens of each turn from `begin` on, and those shown behind it, a number of their own; the last one."""
-    ends = [start for start, _ in talk.spans[1:]] + [len(talk.row.ids)]
-    for (start, _), end in zip(talk.spans[begin:], ends[begin:], strict=True):
-        number += 1
-        talk.row.node[start:end] = [number] * (end - start)
-    return number
 
 
 def _computed(talks: Sequence[Sequence[Talk]]) -> float:

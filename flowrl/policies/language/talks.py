@@ -59,6 +59,18 @@ def completed(policy: Any, talks: Sequence[Talk], group: Tensor, plan: Generatio
     return replace(rollout, samples=samples, step_stats=stats)
 
 
+def named_turns(talk: Talk, begin: int, number: int) -> int:
+    """Gives the tokens of each turn from `begin` on, and those shown behind it, a `node` of their own; the last one.
+
+    number: the last that was given away.
+    """
+    ends = [start for start, _ in talk.spans[1:]] + [len(talk.row.ids)]
+    for (start, _), end in zip(talk.spans[begin:], ends[begin:], strict=True):
+        number += 1
+        talk.row.node[start:end] = [number] * (end - start)
+    return number
+
+
 def _given(policy: Any, talks: Sequence[Talk]) -> list[str] | None:
     """Of each last turn the part that the model did not draw; None where it drew all of every one."""
     parts = []

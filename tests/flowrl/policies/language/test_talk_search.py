@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from flowrl.contracts import Drawing, Explored, Prompt, Samples, View
+from flowrl.core.tree_credit import tree_advantages
 from flowrl.policies.language.guided import FAR
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.talk_again import talks_with_hints, values_of_turns
@@ -113,6 +114,12 @@ def test_a_turn_is_worth_what_came_of_going_on_from_it():
     tokens = rollout.replay.tokens
     states = {(row // 2, tuple(tokens[row, :at].tolist())) for row in range(4) for at in begin(turn[row])}
     assert found.metrics["values/continuations"] == 3 * len(states)
+    _, outcome = turns(rollout.samples)
+    adv = tree_advantages("values", outcome, rollout, scale="none", clip=None)
+    for row in range(4):
+        parts = [float(adv[row, at]) for at in begin(turn[row])]  # each turn's: what it added to the worth
+        assert sum(parts) == pytest.approx(float(outcome[row] - value[row, 0]), abs=1e-4) and len(parts) == 3
+        assert parts[-1] == pytest.approx(float(outcome[row] - value[row, length[row] - 1]), abs=1e-4)
 
 
 def begin(turn: torch.Tensor) -> list[int]:
