@@ -14,6 +14,7 @@ from flowrl.planning.sizes.activations import FusedAttention
 from flowrl.planning.sizes.memory import ASSUMED, WORDS, Phase, Sizes, with_rewards
 from flowrl.planning.sizes.saved import count_saved
 from flowrl.planning.sizes.seeing import media_tokens
+from flowrl.planning.sizes.shared import of_a_rank
 from flowrl.policies import adapters
 from flowrl.policies.loading import auto_class_of, reading_part
 from flowrl.policies.recomputing import checkpoint_gradients
@@ -92,7 +93,7 @@ def sizes(
         {name: parameters},
         sum(p.numel() for p in learning),
         added,
-        with_rewards(recipe, phases),
+        of_a_rank(recipe, with_rewards(recipe, phases), frozen + added),
         (length + limit,),
         name,
         words,

@@ -13,6 +13,7 @@ from flowrl.planning.costs import arithmetic, plan_for
 from flowrl.planning.remembered import look_up
 from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
 from flowrl.planning.sizes.rewards import on_device
+from flowrl.planning.sizes.shared import of_a_rank
 from flowrl.recipe.models import pipeline_class
 from flowrl.recipe.reference import ReferenceKeys
 from flowrl.recipe.schema import Recipe
@@ -84,6 +85,7 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
     phases = _phases(recipe, measured, latent, activations)
     if reference := reference_bytes(recipe):
         phases = [replace(phase, weights=phase.weights + reference) for phase in phases]
+    phases = of_a_rank(recipe, phases, sum(measured.frozen[name] for name in measured.trained) + measured.added)
     return Sizes(measured.parameters, measured.learning, measured.added, phases, latent, measured.pipeline)
 
 

@@ -6,6 +6,7 @@ from flowrl.contracts import Prompt
 from flowrl.kinds import kind_of
 from flowrl.planning.sizes.fits import lines as fits_lines
 from flowrl.planning.sizes.memory import ASSUMED, Sizes, reference_bytes
+from flowrl.planning.sizes.shared import told
 from flowrl.planning.sizes.units import count_text, size_text
 from flowrl.recipe.schema import Recipe
 
@@ -65,5 +66,6 @@ def _notes(recipe: Recipe, estimate: Sizes) -> list[str]:
         notes.append(f"the reference's own weights are not in it: {paths} is not at hand")
     elif reference:
         notes.append(f"{size_text(reference)} of the weights are the reference's")
+    notes += told(recipe)
     notes.append(f"not in it: {estimate.left_out}")
     return [INDENT + note for note in notes]

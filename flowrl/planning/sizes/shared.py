@@ -1,0 +1,54 @@
+"""What one of several ranks holds of the memory of a recipe, where they share out the weights."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from flowrl.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from flowrl.planning.sizes.memory import Phase
+
+
+def shares_out(recipe: Recipe) -> int:
+    """Among how many ranks the weights are shared out; 1 where they are not, or it is not said."""
+    return (recipe.parallel.ranks or 1) if recipe.parallel.kind == "fsdp" else 1
+
+
+def of_a_rank(recipe: Recipe, phases: Sequence["Phase"], shared: int) -> list["Phase"]:
+    """The phases of one rank; shared: bytes of the weights that ranks share out, which are among those of each phase.
+
+    A rank has its part of them, of the optimizer's state and of the gradients, and beside that all weights while it
+    samples, if they are gathered for that. The block that is gathered otherwise is not counted.
+    """
+    number = shares_out(recipe)
+    if number == 1:
+        return list(phases)
+    own = -(-shared // number)
+    whole = recipe.parallel.sampling == "whole"
+    return [
+        replace(
+            phase,
+            weights=phase.weights + own - (0 if whole and phase.name == "rollout" else shared),
+            optimizer=-(-phase.optimizer // number),
+        )
+        for phase in phases
+    ]
+
+
+def told(recipe: Recipe) -> list[str]:
+    """What the dry run says of this."""
+    if recipe.parallel.kind != "fsdp":
+        return []
+    number = shares_out(recipe)
+    if number == 1:
+        return [
+            "ranks share out the weights, gradients, moments and copies: parallel.ranks shows what one of them holds"
+        ]
+    gathered = (
+        "all of them are gathered while it samples" if recipe.parallel.sampling == "whole" else "none is gathered"
+    )
+    return [
+        f"of each of {number} ranks: it holds 1/{number} of weights, gradients, moments and copies; {gathered}, and "
+        "otherwise a block at a time, which is not in it"
+    ]

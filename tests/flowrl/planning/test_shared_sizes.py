@@ -1,0 +1,32 @@
+"""What the dry run says of one of several ranks that share out the weights."""
+
+import pytest
+
+from flowrl.kinds import kind_of
+from flowrl.planning.sizes.text import describe_sizes
+from flowrl.recipe.load import load
+
+PARTS = ["parallel.kind=fsdp", "parallel.ranks=4"]
+
+
+@pytest.mark.parametrize("name", ["quickstart", "tiny_lm_grpo"])
+def test_a_rank_holds_its_part(name):
+    def phases(*keys: str) -> dict:
+        recipe = load(name, list(keys))
+        return {phase.name: phase for phase in kind_of(recipe).planning.sizes(recipe, []).phases}
+
+    alone, whole, sharded = phases(), phases(*PARTS), phases(*PARTS, "parallel.sampling=sharded")
+    saved = alone["training"].weights - whole["training"].weights
+    part = whole["rollout"].weights - alone["rollout"].weights  # beside all that is gathered
+    assert saved == pytest.approx(3 * part, abs=4) and part > 0
+    assert sharded["rollout"].weights == alone["rollout"].weights - saved
+    assert whole["training"].optimizer == -(-alone["training"].optimizer // 4)
+    assert whole["training"].activations == alone["training"].activations
+
+
+def test_the_text_says_what_a_rank_holds():
+    said = describe_sizes(load("quickstart", PARTS), [])
+    assert "of each of 4 ranks: it holds 1/4 of weights" in said and "all of them are gathered while it samples" in said
+    assert "none is gathered" in describe_sizes(load("quickstart", [*PARTS, "parallel.sampling=sharded"]), [])
+    assert "parallel.ranks shows what one of them holds" in describe_sizes(load("quickstart", PARTS[:1]), [])
+    assert "ranks" not in describe_sizes(load("quickstart"), [])
