@@ -240,11 +240,10 @@ def retune(policy: LanguagePolicy, recipe: Recipe) -> None:
 
 def view_of(recipe: Recipe, name: str | None) -> PictureView | None:
     """The view of that name; None without one."""
-    return (
-        None
-        if name is None
-        else PictureView(name, recipe.views[name].kind, recipe.views[name].given, recipe.views[name].each)
-    )
+    if name is None:
+        return None
+    view = recipe.views[name]
+    return PictureView(name, view.kind, view.given, view.each)
 
 
 def views_of(recipe: Recipe) -> Views | None:
