@@ -17,6 +17,7 @@ from flowrl.worlds.shapes_look.scenes import questions
 from flowrl.worlds.shapes_look.zoom import quadrant_of
 
 RECIPES = ("tiny_vlm_grpo", "tiny_tools", "tiny_tools_cost")
+BESIDE = {"tiny_papo": "perception"}  # recipe beside changed pictures -> a metric of it
 SMALL = ["train.prompts=2", "train.group=6", "train.updates=1", "train.iterations=2", "threads=1", "prompts.limit=12"]
 SMALL += ["prompts.heldout=null", "eval={every: null, at_start: false, at_end: false}", "checkpoint.every=null"]
 
@@ -47,6 +48,14 @@ def test_it_runs(name, tmp_path):
     assert ("talk/calls" in first) == (name != "tiny_vlm_grpo")
     if name == "tiny_tools":
         assert first["talk/calls"] > 0 and first["reward/tool/mean"] <= first["reward/right/mean"]
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_it_runs_beside_changed_pictures(name, tmp_path):
+    run(load(name, [*SMALL, "train.group=8", f"output={tmp_path / 'run'}"]), quiet())
+    first, second = metrics_of(tmp_path / "run")
+    assert max(first["replay_gap_max"], second["replay_gap_max"]) < 1e-4 and first["grad_norm"] > 0
+    assert first[BESIDE[name]] > 0.01 and second[BESIDE[name]] > 0.01
 
 
 def test_the_tool_that_ships_shows_what_the_documents_showed():
