@@ -42,11 +42,13 @@ DOMAINS = ("stem", "chart", "counting", "ocr", "grounding", "gui", "general", "d
 @dataclass(frozen=True)
 class Case:
     """family: a type of transformers (tests/seeing_families.py). rows: two prompts or more. more: further changes.
+    pairs: what a phase of texts from files reads, where it is no preference.
     media: what each prompt shows, pictures, videos or sounds of its own size, or nothing."""
 
     family: str
     rows: list[dict[str, JSON]]
     more: list[str] = field(default_factory=list)
+    pairs: list[dict[str, JSON]] = field(default_factory=list)
     media: tuple[Literal["images", "videos", "audios"], ...] = ("images",)
 
 
@@ -54,6 +56,7 @@ PAIRS = [{"prompt": "How many are there?", "chosen": "seven", "rejected": "I do 
 PAIRS += [{"prompt": "And of what kind are they all?", "chosen": "cats", "rejected": "no"}]
 CORRECTED = [{"prompt": "What is this?", "answer": "a red cat", "own": "two dogs", "revised": "two red cats"}]
 CORRECTED += [{"prompt": "And where?", "answer": "in the garden", "own": "at sea", "revised": "at the house"}]
+COMPLETED = [{"prompt": row["prompt"], "completion": row["revised"]} for row in CORRECTED]
 SCENE = {"room": [4, 3, 2.5], "objects": [{"id": "bed", "size": [2, 1, 0.5]}, {"id": "desk", "size": [1, 1, 1]}]}
 CASES = {
     "r1_vl": Case("qwen2_vl", [NUMBER | {"key_steps": ["seven"]}, CHOICE | {"key_steps": [["a", "b"], "c"]}]),
@@ -62,7 +65,7 @@ CASES = {
         [NUMBER | {"problem_type": "numerical"}, CHOICE | {"problem_type": "multiple choice"}],
         media=("videos",),
     ),
-    "opa_dpo": Case("llava", CORRECTED, ["train.group=5"]),
+    "opa_dpo": Case("llava", CORRECTED, ["train.group=5"], COMPLETED),
     "papo_grpo": Case("qwen2_5_vl", [NUMBER, CHOICE]),
     "papo_dapo": Case("qwen2_5_vl", [NUMBER, CHOICE]),
     "noisy_rollout_geo3k": Case("qwen2_5_vl", [NUMBER, CHOICE], ["train.group=12"]),
@@ -202,7 +205,7 @@ def small(name: str, models: dict[str, Path], judge: str, folder: Path) -> Recip
     case, shipped = CASES[name], load(name)
     assert shipped.generation is not None
     prompts = written(folder, "train", case.rows, case.media)
-    pairs = written(folder, "pairs", PAIRS, case.media)
+    pairs = written(folder, "pairs", case.pairs or PAIRS, case.media)
     changes = [f"model={models[case.family]}", f"output={folder / 'run'}", *BUDGET, LENGTH]
     changes += [f"prompts.train={prompts}", "prompts.heldout=null", "prompts.source=null", "prompts.columns={}"]
     changes += ["generation.max_new_tokens=8"]
