@@ -1,8 +1,8 @@
 """A policy that completes prompts for others, and takes other weights while it does.
 
-Every completion is drawn alone, never in a batch with others, so that an answer is the same bits whatever else is
-asked at the time: slower than a batch, by as much as batches are faster. Log-probs are those of the policy, under
-softmax(logits / temperature) before any cut (samplers/tokens.py).
+Unless batches are asked for (batching.py), every completion is drawn alone, so that an answer is the same bits whatever
+else is asked at the time: slower than a batch, by as much as batches are faster. Log-probs are those of the policy,
+under softmax(logits / temperature) before any cut (samplers/tokens.py).
 """
 
 import json

@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import pickle
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ import torch
 from PIL import Image
 
 from cli_support import quiet
-from flowrl.contracts import Call, Conversation, Prompt, Said, Shown
-from flowrl.core.evaluation import Evaluation
+from flowrl.contracts import Call, Conversation, Prompt, Rollout, Said, Samples, Shown
+from flowrl.core.evaluation import Evaluation, evaluate
 from flowrl.recipe.load import load
 from flowrl.report.page import write
+from flowrl.runs import seen
 from flowrl.runs.folder import RunFolder
 from flowrl.runs.start import run
 
@@ -107,6 +110,47 @@ def test_damaged_records_leave_a_page(damage, kept):
     assert "question 2" in write(kept).read_text(encoding="utf-8")
 
 
+class Pickled:
+    """Ranks that take turns in one process, and give each other what they hold as ranks do: as bytes."""
+
+    size, rank = 2, 0
+
+    def __init__(self, others: list[Any]):
+        self.others = others
+
+    def gather(self, value: Any) -> list[Any]:
+        """Its own, and what the other rank has left."""
+        return [pickle.loads(data) for data in [pickle.dumps(value), *map(pickle.dumps, self.others)]]
+
+
+def test_what_conversations_were_shown_comes_from_other_ranks_too(tmp_path):
+    plain(GREEN).save(tmp_path / "green.png")
+
+    class Shows:
+        def rollout(self, prompts: list[Prompt], **_: Any) -> Any:
+            shown = [
+                Shown("", ((Image.open(tmp_path / "green.png") if p.id == "p2" else plain(BLUE)),)) for p in prompts
+            ]
+            talks = [
+                Conversation((Said("look"), Said(p.id)), ((one,), ())) for p, one in zip(prompts, shown, strict=True)
+            ]
+            samples = Samples(prompts, torch.arange(len(prompts)), texts=[p.id for p in prompts], talks=talks)
+            return Rollout(samples, torch.zeros(len(prompts), 1), torch.ones(len(prompts), 1).bool(), None)
+
+    prompts = [Prompt(f"p{i}", f"question {i}") for i in range(4)]
+    given: Any = (Shows(), prompts, lambda samples: {"right": torch.ones(len(samples))})
+    left: list[Any] = []
+    second = Pickled([])
+    second.rank, second.gather = 1, lambda value: left.append(value) or [{0: value[2], **value}]
+    evaluate(*given, plan=None, seed=0, batch=2, keep=3, ranks=second)
+    result = evaluate(*given, plan=None, seed=0, batch=2, keep=3, ranks=Pickled(left))
+    whole = evaluate(*given, plan=None, seed=0, batch=2, keep=3)
+    assert [talk.text for talk in result.talks] == [talk.text for talk in whole.talks] == ["lookp0", "lookp1", "lookp2"]
+    record = seen.record(tmp_path / "run", "00001", result)
+    paths = [part["pictures"][0] for talk in record["talks"] for part in talk if "pictures" in part]
+    assert [Image.open(tmp_path / "run" / path).getpixel((5, 5)) for path in paths] == [BLUE, BLUE, GREEN]
+
+
 @pytest.mark.parametrize("name", ["tiny_tools", pytest.param("tiny_vlm_grpo", marks=pytest.mark.slow)])
 def test_runs_keep_them(name, tmp_path):
     small = ["train.prompts=2", "train.group=4", "train.updates=1", "train.iterations=1", "threads=1"]
@@ -117,6 +161,6 @@ def test_runs_keep_them(name, tmp_path):
     assert len(record["media"]) == len(record["texts"]) == 5
     paths = [file["path"] for files in record["media"] for file in files]
     assert len(set(paths)) == 5 and all(Image.open(tmp_path / "run" / path).size == (128, 128) for path in paths)
-    seen = [path for talk in record.get("talks", ()) for part in talk for path in part.get("pictures", ())]
+    shown = [path for talk in record.get("talks", ()) for part in talk for path in part.get("pictures", ())]
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
-    assert len(colours(page)) == 5 + len(seen) and bool(seen) == (name == "tiny_tools")
+    assert len(colours(page)) == 5 + len(shown) and bool(shown) == (name == "tiny_tools")
