@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers as tf
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers.models.auto import (
     feature_extraction_auto,
     image_processing_auto,
@@ -33,7 +33,6 @@ from seeing_tables import (
     OTHER_PARTS,
     OVERRIDES,
     PART_OPTIONS,
-    PREPENDED,
     PROCESSOR_OPTIONS,
     PROCESSORS,
     SIZES,
@@ -96,6 +95,9 @@ def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def config_of(name: str) -> Any:
     """The tiny config of a type; what it fills in of itself is made small as well."""
     kind, own = CONFIG_MAPPING[name], OVERRIDES.get(name, {})
+    if name == "vision-encoder-decoder":  # of two configs, which have no default
+        small = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+        return kind.from_encoder_decoder_configs(tf.ViTConfig(**small), tf.BertConfig(**small))
     first = kind.from_dict(changed(shrunk(kind().to_dict()), own))
     return kind.from_dict(changed(shrunk(first.to_dict()), own))
 
@@ -130,9 +132,7 @@ def tokenizer_of(name: str, kind: type) -> Any:
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     raw.decoder = decoders.Fuse()
-    raw.add_special_tokens([AddedToken(token, special=True, normalized=name in PREPENDED) for token in special])
-    if name in PREPENDED:
-        raw.normalizer = normalizers.Prepend("_")
+    raw.add_special_tokens([AddedToken(token, special=True) for token in special])
     made = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     return tf.PreTrainedTokenizerFast(
         tokenizer_object=raw, clean_up_tokenization_spaces=False, extra_special_tokens=asked, **made
@@ -270,7 +270,8 @@ def family(name: str) -> tuple[Any, Any]:
         for label, parameter in model.named_parameters():  # so that what is seen arrives at the logits
             if parameter.dim() > 1 or label.endswith("_gate"):
                 parameter.normal_(0, parameter[0].numel() ** -0.5)
-    model.generation_config.eos_token_id = 3
+    if model.can_generate():
+        model.generation_config.eos_token_id = 3
     return model, processor
 
 

@@ -92,6 +92,8 @@ def refused(name: str, files: Files) -> str | None:
 
 def line(name: str, files: Files) -> tuple[str, str]:
     """(exact or refused or not shown, what was found) of a type."""
+    if name in MISSING:
+        return "not shown", MISSING[name]
     try:
         found = measured(name, files)
         if found.exact:
@@ -106,7 +108,7 @@ def line(name: str, files: Files) -> tuple[str, str]:
         reason = refused(name, files)
     except Exception:  # noqa: BLE001
         reason = None
-    return ("refused", reason) if reason else ("not shown", MISSING.get(name, said))
+    return ("refused", reason) if reason else ("not shown", said)
 
 
 def row(name: str, files: Files) -> str:
@@ -129,7 +131,8 @@ INTRODUCTION = """# Models that see and hear
 Every type that transformers {version} lists for pictures and text, or for more kinds of media and text, as a tiny
 random configuration with its own processor (`tests/seeing_tables.py` has the sizes). *exact*: three rows of different
 prompts and media, decoded together, have the log-probs of a replay together and of each row alone to 1e-5, and other
-media change them. *refused*: flowrl does not train it, and says why. *not shown*: it could not be built here.
+media change them. *refused*: flowrl does not train it, and says why. *not shown*: neither could be shown here, for the
+reason in its line.
 
 Written on {date} by `PYTHONPATH=tests python -m seeing_survey docs/seeing.md`;
 `pytest -m slow tests/flowrl/policies/language` shows it again.

@@ -5,7 +5,8 @@ from typing import Any
 WIDTH, HEADS, LAYERS, VOCABULARY = 64, 4, 2, 600
 
 ALONE = ("emu3", "minicpmv4_6", "minicpmv4_7", "minicpm_ocr")  # their towers see otherwise where pictures are joined
-MISSING: dict[str, str] = {}  # why a type could not be made here
+# why a type could not be made here
+MISSING = {"fuyu": "its processor takes away the first placeholder, before which its own tokenizer alone puts a token"}
 
 # by the name of a key, in any part of a config
 SIZES: dict[str, Any] = {
@@ -38,6 +39,7 @@ PROCESSORS = {
     "kosmos-2": "Kosmos2Processor",
     "kosmos-2.5": "Kosmos2_5Processor",
     "cosmos3_omni": "Qwen3VLProcessor",
+    "vision-encoder-decoder": "LlavaProcessor",
 }
 FROM_CONFIG = ("patch_size", "spatial_merge_size", "image_seq_length")
 CLS = {"num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
@@ -46,6 +48,7 @@ PART_OPTIONS: dict[str, dict[str, Any]] = {  # of an image processor
     "deepseek_ocr2": {"size": {"height": 768, "width": 768}, "tile_size": 768},
     "unlimited_ocr": {"size": {"height": 256, "width": 256}, "tile_size": 128},
     "perception_lm": {"tile_size": 56},
+    "fast_vlm": {"size": {"shortest_edge": 256}, "crop_size": {"height": 256, "width": 256}},
     "granite4_vision": {"image_grid_pinpoints": [[128, 256], [256, 128], [256, 256]]},
     "dots3_note": {"temporal_patch_size": 1},
     "step3p7": {"size": {"height": 56, "width": 56}, "patch_size": 56},
@@ -61,7 +64,6 @@ TOKENS: dict[str, dict[str, str]] = {
     "idefics": {"image_token": "<image>"},
     "pp_chart2table": {"image_token": "<imgpad>"},
 }
-PREPENDED = ("fuyu",)  # its processor takes away a token that its tokenizer puts first
 FURTHER = {
     "pp_chart2table": ["<img>", "<imgpad>", "</img>"],
     "step3p7": ["<im_start>", "<im_end>", "<patch_start>", "<patch_end>", "<patch_newline>"],
@@ -98,7 +100,7 @@ EXPERTS = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "mlp_layer_t
 VQ = {"base_channels": 32, "channel_multiplier": [1, 1, 2, 2], "num_res_blocks": 1}
 FRAMED = {"vision_start_token_id": 7, "vision_end_token_id": 8}
 OWN = {  # of the config, deep
-    "mistral4": {"num_key_value_heads": HEADS},
+    "mistral4": MLA,
     "apertus1p5": {
         "vision_config": {**VQ, "codebook_size": 64, "latent_channels": 32, "embed_dim": 32, "attn_resolutions": [16]},
         "audio_config": {"codebook_dim": WIDTH, "codebook_size": 64, "num_filters": 4},
@@ -128,7 +130,6 @@ OWN = {  # of the config, deep
         }
     },
     "fast_vlm": {"vision_config": {"hidden_size": 3072}},
-    "gemma3n": {"vision_config": {"hidden_size": 2048}},
     "deepseek_vl_hybrid": {"high_res_vision_config": {"global_attn_indexes": [0, 1], "image_size": 256}},
     "qwen4_exp": {
         "text_config": {
@@ -186,7 +187,7 @@ OVERRIDES: dict[str, dict[str, Any]] = OWN | {
     "muse_glimmer": {"out_hidden_size": 256, "vision_config": {"out_hidden_size": 256}},
     "muse_spark": {"out_hidden_size": 256, "vision_config": {"out_hidden_size": 256}},
     "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {"mrope_section": [3, 3, 2]}}},
-    "gemma3n": {"text_config": {"num_kv_shared_layers": 0}},
+    "gemma3n": {"text_config": {"num_kv_shared_layers": 0}, "vision_config": {"hidden_size": 2048}},
     "aria": {"projector_patch_to_query_dict": {"900": 256}, "vision_config": {"image_size": 980}},
     "hunyuan_vl": {"text_config": {"head_dim": WIDTH // HEADS}},
     "aya_vision": {"downsample_factor": 2, "vision_config": {"image_size": 56, "patch_size": 14}},

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.features import kept_features
 from flowrl.policies.language.inputs import TYPES, Inputs, Piece, joined, pieces_of, tensors_of, type_names, types_of
-from flowrl.policies.language.positions import positions_of
+from flowrl.policies.language.positions import positions_of, type_of_drawn
 from flowrl.untyped import LanguageModel
 
 CACHES = ("cache", "past_key_values")  # what transformers calls the argument, newest name first
@@ -103,7 +103,15 @@ def beside(
     if inputs is None:
         return None
     positions, then = positions_of(model, contexts, inputs, attention)
-    types = {name: types_of(inputs, name, attention, behind=1) for name in type_names(inputs)}
+    types = {}
+    for name in type_names(inputs):
+        drawn = type_of_drawn(model, name)
+        if drawn is not None and not all(inputs):
+            raise PolicyError(
+                f"{type(model).__name__} reads a prompt in both directions, and is told where it ends beside pictures "
+                "alone; give prompts with pictures, or another model"
+            )
+        types[name] = types_of(inputs, name, attention, behind=1, drawn=drawn)
     after = Then(then, {name: value[:, -1:] for name, value in types.items()})
     own = {name: value[:, :-1] for name, value in types.items()}
     return Beside(positions, after, tensors_of(inputs, model.device, model.dtype), own, pieces_of(inputs))

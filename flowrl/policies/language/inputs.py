@@ -166,10 +166,11 @@ def type_names(rows: Sequence[Inputs]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*TYPES, *(name for piece in pieces_of(rows) for name in piece.types))))
 
 
-def types_of(rows: Sequence[Inputs], name: str, attention: Tensor, behind: int = 0) -> Tensor:
+def types_of(rows: Sequence[Inputs], name: str, attention: Tensor, behind: int = 0, drawn: int | None = None) -> Tensor:
     """The argument of that name, int64 [R, N + behind, ...]; attention [R, N] shows where rows begin; 0 for all text.
 
-    behind: so many further ids, which are text, at the end. Raises PolicyError for one row's media of several places
+    behind: so many further ids, which are text, at the end. drawn: what an id has that was not of the prompt or of what
+    was shown (None: what the last of those ids has). Raises PolicyError for one row's media of several places
     where an entry tells which of them an id sees.
     """
     found = [piece.types[name] for piece in pieces_of(rows) if name in piece.types]
@@ -189,6 +190,8 @@ def types_of(rows: Sequence[Inputs], name: str, attention: Tensor, behind: int =
                 own = value[: width - at]
                 made[i, at : at + len(own)] = own
                 made[i, at + len(own) :] = value[-1]
+                if drawn is not None:
+                    made[i, at + len(value) - 1 :] = drawn
     return made.to(attention.device)
 
 

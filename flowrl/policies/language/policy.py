@@ -72,6 +72,7 @@ class LanguagePolicy:
         batch_invariant: bool = False,
         processor: Processor | None = None,
     ):
+        cache_argument(model)
         self.source, self.modules = LanguageSource(model, processor or tokenizer), {"model": model}
         self.model, self.tokenizer = model.to(device), tokenizer
         self.device, self.max_rows, self.precision = torch.device(device), max_rows, precision
@@ -91,7 +92,6 @@ class LanguagePolicy:
         self._looks = Scores(
             self.model, self.pad, self.precision, lambda: under(self._weights, "reference"), batch_invariant
         )
-        cache_argument(model)
 
     def encoder(self, **options: Any) -> Encoder:
         """How prompts become rows of this model; options: see chat.Encoder."""

@@ -1,12 +1,18 @@
-"""Positions of the tokens of models that read pictures, as each model's own helper counts them."""
+"""Positions and types of the tokens of models that read pictures, as each model's own helpers tell them."""
 
+import contextlib
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from transformers.utils import ModelOutput
 
-from flowrl.policies.language.inputs import Inputs, tensors_of, type_names, types_of
+from flowrl.policies.language.inputs import TYPES, Inputs, tensors_of, type_names, types_of
 from flowrl.untyped import LanguageModel
+
+FAULTS = (AttributeError, KeyError, IndexError, TypeError, ValueError)
+_DRAWN: WeakKeyDictionary[LanguageModel, dict[str, int | None]] = WeakKeyDictionary()
 
 
 def forget(model: LanguageModel) -> None:
@@ -52,3 +58,22 @@ def _asked(model: LanguageModel, ids: Sequence[int], inputs: Inputs) -> tuple[Te
     forget(model)
     found = found[..., 0, :].cpu()
     return found[..., :-1], found[..., -1:]
+
+
+def type_of_drawn(model: LanguageModel, name: str) -> int | None:
+    """The number in the argument of that name that the model's own helper gives a drawn token, after a prompt of zeros.
+
+    Such as of models that read a prompt in both directions, and what they draw in one. None where it is 0 as well.
+    """
+    known = _DRAWN.setdefault(model, {})
+    if name not in known:
+        known[name] = _behind_zeros(model, name) if name in TYPES else None
+    return known[name]
+
+
+def _behind_zeros(model: LanguageModel, name: str) -> int | None:
+    row = torch.zeros(1, 1, dtype=torch.int64)
+    given = {name: row, "attention_mask": torch.ones_like(row)}
+    with contextlib.suppress(*FAULTS):  # a helper that asks for more than these
+        return int(model._update_model_kwargs_for_generation(ModelOutput(), given)[name][0, -1]) or None
+    return None

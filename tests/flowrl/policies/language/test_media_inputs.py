@@ -63,6 +63,8 @@ def test_ids_behind_a_prompt_have_what_its_last_id_has():
     assert made.shape == (2, 6, 2)
     assert made[0, :, 0].tolist() == [0, 0, 0, 1, 1, 1] and not made[0, :, 1].any()
     assert made[1, :, 1].tolist() == [0, 0, 1, 1, 1, 1]
+    after = types_of(rows[1:], "cross_mask", torch.ones(1, 5), behind=1, drawn=7)
+    assert after[0, :, 1].tolist() == [0, 0, 1, 7, 7, 7]
     with pytest.raises(PolicyError, match="tells which picture each token sees"):
         types_of([rows[0].then(rows[0], 3)], "cross_mask", torch.ones(1, 8))
 

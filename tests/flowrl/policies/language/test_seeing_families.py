@@ -1,7 +1,9 @@
 """Types of models that see or hear, tiny and random: what is drawn together is what each row is alone, and is seen.
 
-A few in the usual tests, all that hold marked slow. docs/language.md tells which do not and why.
+A few in the usual tests, all that hold marked slow. docs/seeing.md has the whole table, and why others are refused.
 """
+
+from pathlib import Path
 
 import pytest
 
@@ -10,16 +12,16 @@ import seeing_survey as survey
 from flowrl.contracts import Prompt
 from flowrl.policies.errors import PolicyError
 
-USUAL = ("gemma3", "qwen3_vl", "internvl", "smolvlm", "qwen3_asr", "ernie4_5_vl_moe", "mllama")
+USUAL = ("gemma3", "qwen3_vl", "internvl", "smolvlm", "qwen3_asr", "ernie4_5_vl_moe", "mllama", "paligemma")
 SEEING = """
 apertus1p5 aria aya_vision chameleon cohere2_vision cohere_compass cosmos3_edge cosmos3_omni deepseek_ocr2 deepseek_vl
 deepseek_vl_hybrid dots3_note emu3 ernie4_5_vl_moe exaone4_5 gemma3 gemma4 gemma4_unified glm46v glm4v glm4v_moe
 glm5_next glm_ocr glmga got_ocr2 granite4_vision granite_docling hunyuan_vl hy_v4_vl hyperclovax_vision_v2 idefics2
 idefics3 inkling2 inkling2_loop inkling_mm_model internvl janus kimi_k25 lfm2_vl lfm3_vl lighton_ocr llava llava_next
 llava_next_video llava_onevision minicpm_ocr minicpmv4_6 minicpmv4_7 minimax_m3_vl mistral3 mistral_large4 mllama
-molmo2 muse_glimmer muse_spark ovis2 paddleocr_vl perception_lm pp_chart2table qianfan_ocr qwen2_5_omni_thinker
-qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe qwen4_exp smolvlm video_llama_3
-video_llava vipllava
+molmo2 muse_glimmer muse_spark ovis2 paddleocr_vl paligemma perception_lm pp_chart2table qianfan_ocr
+qwen2_5_omni_thinker qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe qwen4_exp
+smolvlm step3p7 video_llama_3 video_llava vipllava
 """.split()
 HEARING = """glmasr moss_transcribe_diarize omniasr qwen2_audio qwen3_asr""".split()
 REFUSED = {
@@ -38,7 +40,8 @@ REFUSED = {
     "shieldgemma2": "3 rows of token ids",
     "idefics": "cannot take what its processor makes",
     "kosmos-2": "cannot take what its processor makes",
-    "paligemma": "differ",
+    "pi0": "does not write token by token",
+    "vision-encoder-decoder": "an encoder and a decoder",
 }
 
 
@@ -71,3 +74,18 @@ def test_a_model_that_does_not_see_its_pictures_is_refused(files: survey.Files):
     subject.model.config.image_token_id = None
     with pytest.raises(PolicyError, match="give the same log-probs, so the model does not see them"):
         subject.prepare(Prompt("one", "What is this?", files["image"][:1]), survey.PLAN)
+
+
+def test_a_model_that_reads_in_both_directions_is_not_given_prompts_of_text_alone():
+    with pytest.raises(PolicyError, match="give prompts with pictures, or another model"):
+        families.policy("paligemma").prepare(Prompt("one", "What is this?"), survey.PLAN)
+
+
+def test_the_page_has_every_type_of_the_pinned_transformers():
+    """Those that are shown to be exact here, and those that are refused, are so in docs/seeing.md."""
+    page = (Path(__file__).parents[4] / "docs" / "seeing.md").read_text()
+    for name in (*families.SEEING, *families.HEARING):
+        assert f"| `{name}` |" in page
+    for what, names in (("exact", (*SEEING, *HEARING)), ("refused", REFUSED)):
+        assert [name for name in names if f"| `{name}` | {what} |" not in page] == []
+    assert len(SEEING) == page.split("## Further media")[0].count(" | exact | ")
