@@ -74,7 +74,11 @@ def _first_medium(media: Mapping[str, Tensor | None]) -> Tensor:
 def load(recipe: Recipe, folder: Path, kind: str) -> Pipeline:
     """The pipeline that `usage` loads, in the recipe's model dtype."""
     dtype = getattr(torch, recipe.dtype.model)
-    pipe = load_pipeline(recipe.model if kind == "lora" else str(folder), dtype)
+    pipe = (
+        load_pipeline(recipe.model, dtype, None, recipe.quantize)
+        if kind == "lora"
+        else load_pipeline(str(folder), dtype)
+    )
     for place, name, options in _weight_files(folder) if kind == "lora" else ():
         modules: dict[str, Network] = modules_of(pipe)
         reads = pipe.load_lora_weights if name is None else modules[name].load_lora_adapter
@@ -92,6 +96,10 @@ def usage(recipe: Recipe, folder: Path, kind: str) -> str:
         head[2:2] = ["from flowrl.names import MODELS"]
         place = f"MODELS[{recipe.model!r}]"
     lines = [f"pipe = DiffusionPipeline.from_pretrained({place}, dtype=torch.{recipe.dtype.model})"]
+    if recipe.quantize is not None:
+        lines.insert(
+            0, f"# trained over weights in {recipe.quantize.weights}: quantised alike, the base gives the same"
+        )
     for part, name, options in _weight_files(folder) if kind == "lora" else ():
         loader = "pipe.load_lora_weights" if name is None else f"pipe.{name}.load_lora_adapter"
         given = "".join(f", {key}={value!r}" for key, value in options.items())

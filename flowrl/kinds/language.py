@@ -90,6 +90,9 @@ class Language:
         if recipe.lora is not None and recipe.lora.modules is not None:
             problem = f"got {show(recipe.lora.modules)}, but a language model is one module"
             yield RecipeError("lora.modules", problem, "set lora.modules=null")
+        if recipe.quantize is not None and recipe.quantize.weights == "gguf":
+            problem = "got 'gguf', but a language model in such a file is read as plain weights"
+            yield RecipeError("quantize.weights", problem, "give model: gguf:FILE and remove quantize, or set int8")
         if recipe.block_offload:
             problem = "got true, but only a pipeline's denoiser comes block by block"
             yield RecipeError("block_offload", problem, "set block_offload=false")

@@ -15,6 +15,7 @@ from torch import nn
 
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.working_copy import modules_of
+from flowrl.policies.quantising import is_quantised
 from flowrl.untyped import JSON, LanguageModel, Network, Pipeline
 
 DENOISERS = ("transformer", "transformer_2", "unet")  # components that are trained if a recipe names none
@@ -211,8 +212,15 @@ def fuse(modules: Modules) -> None:
     """Merges the adapters into the weights in place and removes them: plain modules remain.
 
     W + alpha / rank * B A is rounded once, to W's dtype. Modules without adapters stay as they are.
+
+    Raises PolicyError for quantised modules.
     """
-    for module in modules.values():
+    for name, module in modules.items():
+        if is_quantised(module):
+            raise PolicyError(
+                f"{name} is quantised: merged adapters would be rounded to its few bits, which are coarser than "
+                "what was learnt; export lora, whose base may be quantised or not"
+            )
         if getattr(module, "_hf_peft_config_loaded", False):
             module.fuse_lora(adapter_names=[ADAPTER])
             module.unload_lora()

@@ -1,6 +1,6 @@
 """A diffusers pipeline or a language model from a hub id, a local folder, or an embedded world; and its device."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,8 +23,10 @@ from flowrl.known.places import is_random, random_folder
 from flowrl.names import hint
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.working_copy import modules_of
+from flowrl.policies.quantising import DENOISERS, check_skipped, language_arguments, pipeline_arguments
 from flowrl.policies.random.models import random_language, random_pipeline, random_processor, random_tokenizer
 from flowrl.recipe.calls import check_call
+from flowrl.recipe.fitting import QuantizeKeys
 from flowrl.recipe.models import gguf_file, missing_package
 from flowrl.untyped import JSON, Config, LanguageModel, Nest, Network, Pipeline, Processor, Tokenizer
 
@@ -32,21 +34,31 @@ CPU = torch.device("cpu")
 
 
 def load_pipeline(
-    model: str, dtype: torch.dtype, call: dict[str, Nest] | None = None, *, device: torch.device = CPU
+    model: str,
+    dtype: torch.dtype,
+    call: dict[str, Nest] | None = None,
+    quantize: QuantizeKeys | None = None,
+    denoisers: Sequence[str] | None = None,
+    *,
+    device: torch.device = CPU,
 ) -> Pipeline:
     """The pipeline, all components in `dtype` on the CPU, frozen and in evaluation mode. device: where random weights
     are made (`model: random:NAME`).
 
-    Raises PolicyError if it cannot be loaded, RecipeError if it does not take the arguments of `call`.
+    quantize: how the denoisers (those named, or the usual ones) are quantised. Raises PolicyError if it cannot be
+    loaded, RecipeError if it does not take the arguments of `call`.
     """
     place = _place(model)
     try:
+        how = {} if quantize is None else pipeline_arguments(place, quantize, denoisers, dtype)
         if is_random(model):
             pipe = random_pipeline(Path(place), dtype, device)
         else:
-            pipe = DiffusionPipeline.from_pretrained(place, dtype=dtype)
+            pipe = DiffusionPipeline.from_pretrained(place, dtype=dtype, **how)
     except (OSError, ValueError) as error:
         raise _unloadable(model, "diffusers", error) from error
+    if quantize is not None:
+        check_skipped({n: m for n, m in modules_of(pipe).items() if n in (denoisers or DENOISERS)}, quantize)
     check_call(type(pipe), call or {})
     pipe.set_progress_bar_config(disable=True)
     for module in modules_of(pipe).values():
@@ -54,7 +66,9 @@ def load_pipeline(
     return pipe
 
 
-def load_language(model: str, dtype: torch.dtype, *, device: torch.device = CPU) -> tuple[LanguageModel, Tokenizer]:
+def load_language(
+    model: str, dtype: torch.dtype, quantize: QuantizeKeys | None = None, *, device: torch.device = CPU
+) -> tuple[LanguageModel, Tokenizer]:
     """(model, tokenizer) of a language model, in `dtype` on the CPU, frozen and in evaluation mode.
 
     Its config decides whether it reads text alone, or pictures and sounds as well (`load_processor`). A model gguf:FILE
@@ -74,9 +88,12 @@ def load_language(model: str, dtype: torch.dtype, *, device: torch.device = CPU)
             tokenizer = AutoTokenizer.from_pretrained(place, **how)
             if auto is AutoModelForImageTextToText:
                 how["config"] = reading_part(AutoConfig.from_pretrained(place))
-            network = auto.from_pretrained(place, dtype=dtype, **how)
+            more = {} if quantize is None else language_arguments(quantize, dtype)
+            network = auto.from_pretrained(place, dtype=dtype, **how, **more)
     except (OSError, ValueError) as error:
         raise _unloadable(model, "transformers", error) from error
+    if quantize is not None:
+        check_skipped({"the model": network}, quantize)
     return network.requires_grad_(False).eval(), tokenizer
 
 

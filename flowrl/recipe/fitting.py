@@ -1,14 +1,28 @@
 """Keys about what takes memory and time: where weights rest, and how parts that are large for a moment work."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from flowrl.recipe.base import Strict, key
-from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.errors import RecipeError, show
 from flowrl.recipe.tracking import Precision
 
 if TYPE_CHECKING:
     from flowrl.recipe.schema import Recipe
+
+
+class QuantizeKeys(Strict):
+    """Frozen weights in fewer bits. weights: int8 and fp8 by torchao, nf4 by bitsandbytes on a GPU, gguf from `file`, a
+    GGUF file of the denoiser. skip: modules whose weights stay as they are, by name or part of it."""
+
+    weights: Literal["int8", "fp8", "nf4", "gguf"] = key(..., "int8, fp8, nf4 or gguf")
+    skip: list[str] = key([], "a list of module names")
+    file: str | None = key(None, "a GGUF file or null", min_length=1)
+
+
+PACKAGE = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes", "gguf": "gguf"}
 
 
 class VaeKeys(Strict):
@@ -30,6 +44,7 @@ def check_fitting(recipe: "Recipe") -> Iterator[RecipeError]:
         yield RecipeError("train.recompute_every", problem, "set train.gradient_checkpointing=true, or this to 1")
     if train.ema_in_host and train.ema is None:
         yield RecipeError("train.ema_in_host", "got true, but no average is kept", "set train.ema, or this to false")
+    yield from _quantize(recipe)
     if not recipe.block_offload:
         return
     if recipe.lora is None:
@@ -38,3 +53,30 @@ def check_fitting(recipe: "Recipe") -> Iterator[RecipeError]:
     if not train.gradient_checkpointing or train.recompute_every > 1:
         problem = "got true, but a block whose activations are not computed again is needed in the backward pass"
         yield RecipeError("block_offload", problem, "set train.gradient_checkpointing=true and train.recompute_every=1")
+
+
+def _quantize(recipe: "Recipe") -> Iterator[RecipeError]:
+    keys, remedy = recipe.quantize, "or remove quantize"
+    if keys is None:
+        return
+    if recipe.lora is None:
+        problem = "given with full: true, but weights in few bits do not learn"
+        yield RecipeError("quantize", problem, f"train a lora, {remedy}")
+    if recipe.block_offload:
+        problem = "given beside block_offload, which points weights elsewhere, and these may not be"
+        yield RecipeError("quantize", problem, f"set block_offload=false, {remedy}")
+    if recipe.model.startswith("random:"):
+        problem = f"given with model={recipe.model}, whose weights are made where there is nothing to quantise"
+        yield RecipeError("quantize", problem, "remove quantize, or give a model with weights")
+    package = PACKAGE[keys.weights]
+    if find_spec(package) is None:
+        problem = f"got {keys.weights!r}, which needs the package {package}, and it is not installed"
+        yield RecipeError("quantize.weights", problem, f"pip install {package}, {remedy}")
+    if (keys.weights == "gguf") != (keys.file is not None):
+        problem = f"got {show(keys.file)} with quantize.weights={keys.weights}, but gguf alone has a file"
+        yield RecipeError("quantize.file", problem, "give the GGUF file of the denoiser with weights: gguf, else null")
+    elif keys.file is not None and not Path(keys.file).expanduser().is_file():
+        yield RecipeError("quantize.file", f"got {show(keys.file)}, and there is no such file", "correct the path")
+    if keys.weights == "gguf" and keys.skip:
+        problem = f"got {show(keys.skip)}, but a file says itself which weights are quantised"
+        yield RecipeError("quantize.skip", problem, "set quantize.skip=[]")

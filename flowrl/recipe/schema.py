@@ -14,7 +14,7 @@ from flowrl.recipe.correction import CorrectionKeys, CovarianceKeys, RolloutKeys
 from flowrl.recipe.credit import Credit, CreditKeys, CriticKeys
 from flowrl.recipe.curves import Curved
 from flowrl.recipe.environment import EarlyCall, EnvironmentKeys
-from flowrl.recipe.fitting import VaeKeys
+from flowrl.recipe.fitting import QuantizeKeys, VaeKeys
 from flowrl.recipe.generation import GenerationKeys
 from flowrl.recipe.lora import Lora
 from flowrl.recipe.noised import Loss, NoisedTraining
@@ -295,6 +295,7 @@ class Recipe(Curved):
     track: Track = part(Track)
     dtype: Dtype = part(Dtype)
     device: str = key("auto", "auto, cpu, mps, cuda or cuda:N", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    quantize: QuantizeKeys | None = key(None, "a mapping with weights, skip, file, or null")
     block_offload: bool = key(False, "true or false")
     vae: VaeKeys = part(VaeKeys)
     threads: int | None = key(None, "a whole number >= 1 or null", ge=1)

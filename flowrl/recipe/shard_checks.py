@@ -39,6 +39,7 @@ def _untried(recipe: Recipe) -> Iterator[RecipeError]:
         "critic": recipe.critic is not None,
         "offload": recipe.offload,
         "block_offload": recipe.block_offload,
+        "quantize": recipe.quantize is not None,
         "train.ema_in_host": recipe.train.ema_in_host,
         "train.offload_activations": recipe.train.offload_activations,
         "dtype.model": recipe.dtype.model == "float16",

@@ -137,7 +137,7 @@ class Bench:
     def pipeline_samples(self) -> Tensor:
         """Samples of the prompt pair from the pipeline as it is on disk, called directly; it is freed afterwards."""
         recipe = self.recipe
-        pipe = load_pipeline(recipe.model, getattr(torch, recipe.dtype.model), recipe.pipeline)
+        pipe = load_pipeline(recipe.model, getattr(torch, recipe.dtype.model), recipe.pipeline, recipe.quantize)
         if recipe.offload and self.device.type != "cpu":
             pipe.enable_model_cpu_offload(device=self.device)
         else:

@@ -62,7 +62,7 @@ def build(recipe: Recipe) -> LanguagePolicy:
     """The recipe's model as a policy, with its trained part trainable. Raises PolicyError if it cannot be loaded."""
     device, given = device_of(recipe.device), section_of(recipe)
     environment = _environment(recipe)
-    model, tokenizer = load_language(recipe.model, getattr(torch, recipe.dtype.model))
+    model, tokenizer = load_language(recipe.model, getattr(torch, recipe.dtype.model), recipe.quantize)
     policy = policy_class(recipe, LanguagePolicy)(
         model,
         tokenizer,

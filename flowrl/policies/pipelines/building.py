@@ -41,9 +41,11 @@ def build(recipe: Recipe) -> PipelinePolicy:
     """
     device, guide = device_of(recipe.device), recipe.sampler.guide
     loaded = None if guide is None else load_reward(Path(guide.path).expanduser())  # refused before weights are loaded
-    pipe = load_pipeline(recipe.model, getattr(torch, recipe.dtype.model), recipe.pipeline, device=device)
-    dynamics = dynamics_of(recipe, pipe)
     names = None if recipe.lora is None else recipe.lora.modules
+    pipe = load_pipeline(
+        recipe.model, getattr(torch, recipe.dtype.model), recipe.pipeline, recipe.quantize, names, device=device
+    )
+    dynamics = dynamics_of(recipe, pipe)
     modules = adapters.denoisers(pipe, names)
     make_trainable(recipe, modules)
     if recipe.block_offload:
