@@ -104,7 +104,7 @@ def long(tmp_path_factory):
 @pytest.mark.parametrize("number", [2, 3])
 @pytest.mark.parametrize("name", LONG)
 def test_any_run_is_that_of_one_process(name, number, long):
-    compare(long / "1" / name, long / str(number) / name)
+    compare(long / "1" / name, long / str(number) / name, within=1e-4)  # ten iterations of Adam divide roundings
 
 
 @pytest.mark.dist
