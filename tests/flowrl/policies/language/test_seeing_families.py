@@ -23,7 +23,7 @@ molmo2 muse_glimmer muse_spark ovis2 paddleocr_vl paligemma perception_lm pp_cha
 qwen2_5_omni_thinker qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe qwen4_exp
 smolvlm step3p7 video_llama_3 video_llava vipllava
 """.split()
-HEARING = """glmasr moss_transcribe_diarize omniasr qwen2_audio qwen3_asr""".split()
+HEARING = """glmasr moss_transcribe_diarize omniasr qwen2_5_omni qwen2_audio qwen3_asr""".split()
 REFUSED = {
     "blip": "no key-value cache",
     "blip-2": "no key-value cache",
@@ -40,6 +40,9 @@ REFUSED = {
     "shieldgemma2": "3 rows of token ids",
     "idefics": "cannot take what its processor makes",
     "kosmos-2": "cannot take what its processor makes",
+    "llama4": "has no attribute 'image_outputs'",
+    "nemotron_h_omni": "differ",
+    "unlimited_ocr": "cannot take what its processor makes",
     "pi0": "does not write token by token",
     "vision-encoder-decoder": "an encoder and a decoder",
 }
