@@ -16,6 +16,8 @@ SMALL = {
     " --only mixgrpo,branch-mix,tempflow",
     "language_presets": "--only grpo,sapo --seeds 3 --tokens 60 train.prompts=2 train.group=2 train.updates=1"
     " generation.max_new_tokens=8 eval.prompts=4",
+    "large": "tiny_flow_grpo model=random:shapes-flux?blocks=1 train.prompts=2 train.group=4"
+    " train.updates=2 watch=null --iterations 2 --repeats 1",
     "overhead": "--steps 2 --repeats 1 --threads 1",
 }
 
@@ -71,3 +73,15 @@ def test_overhead(monkeypatch, capsys):
         ("training", "64"),
     ]
     assert all(re.fullmatch(r"\d+\.\d{3}", row.split()[-1]) for row in rows)
+
+
+def test_large(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "large.jsonl"
+    monkeypatch.setitem(SMALL, "large", f"{SMALL['large']} --json {file}")
+    lines = ran("large", monkeypatch, capsys)
+    found = json.loads(file.read_text())
+    assert found["recipe"].startswith("random:") and found["iterations"] == 1 and len(lines) == len(found) - 2
+    assert all(found["seconds"][phase] > 0 for phase in ("rollout", "score", "train"))
+    assert found["rollout over forwards"] > 1 and found["training over bare calls"] > 0.5
+    assert found["calls that were tried bare"] == 1 and found["FLOP an iteration"] > 1e6
+    assert found["bytes held at most"] > 1e6 and 0 < found["share of a matrix product's rate"] < 1

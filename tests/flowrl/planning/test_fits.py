@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from flowrl import names
 from flowrl.planning.sizes import fits
 from flowrl.planning.sizes.fits import CARDS, Change, fitting, peak, room
 from flowrl.planning.sizes.live import peak_live
 from flowrl.planning.sizes.memory import Phase, Sizes, sizes
 from flowrl.planning.sizes.text import describe_sizes
+from flowrl.reading.inputs import planned_prompts
 from flowrl.recipe.load import load
 
 # decoding and a training forward of shapes-flux in a fresh process: bytes that it held beyond what it began with
@@ -136,3 +138,13 @@ def test_what_is_not_known_fits_nothing():
     recipe = load("ddpo_sdxl")
     found = sizes(recipe, [])
     assert found is None or found.phases[-1].activations is not None or fitting(recipe, []) is None
+
+
+CARD_RECIPES = {name: int(name.rpartition("_")[2][:-2]) for name in names.recipes() if name.endswith("gb")}
+
+
+@pytest.mark.parametrize("name", sorted(CARD_RECIPES))
+def test_recipes_for_cards_fit_them(name: str):
+    recipe = load(name)
+    needed = peak(sizes(recipe, planned_prompts(recipe)[0] or []))
+    assert needed is not None and needed <= room(CARD_RECIPES[name])

@@ -68,6 +68,8 @@ CASES = {
     "tiny_multi": Case("shapes-flux", FEW),
     "flow_grpo_flux": Case("shapes-flux", FEW),
     "flow_cps_flux": Case("shapes-flux", FEW),
+    "flux_32gb": Case("shapes-flux", FEW),
+    "flux_80gb": Case("shapes-flux", FEW),
     "mixgrpo_flux": Case("shapes-flux", FEW),
     "mixgrpo_flash_flux": Case("shapes-flux", FEW),
     "dancegrpo_flux": Case("shapes-flux", FEW),
@@ -76,12 +78,15 @@ CASES = {
     "tempflow_flux": Case("shapes-flux", samples(1, 8)),
     "g2rpo_flux": Case("shapes-flux", ["train.prompts=1", "train.group=2"]),  # an update a step, as published
     "flow_grpo_sd3": Case("sd3", [*IMAGE, *FEW], 2),
+    "sd35_24gb": Case("sd3", [*IMAGE, *FEW], 2),
     "flow_grpo_fast_sd3": Case("sd3", [*IMAGE, *FEW]),
     "grpo_guard_sd3": Case("sd3", [*IMAGE, *FEW], 2),
     "tempflow_sd3": Case("sd3", [*IMAGE, *samples(1, 8)], 2),
     "flow_grpo_qwen_image": Case("qwen_image", [*IMAGE, "pipeline.max_sequence_length=48", *FEW], 2),
+    "qwen_image_80gb": Case("qwen_image", [*IMAGE, "pipeline.max_sequence_length=48", *FEW], 2),
     "ddpo_sdxl": Case("sdxl", [*IMAGE, "pipeline.width=32", *FEW, "sampler.steps=6"], 2),  # of 16 x 16, sizes tie
     "flow_grpo_wan": Case("wan_unipc", [*VIDEO, OWN_VIDEO, *FEW, "sampler.steps=5"], 2),
+    "wan13_24gb": Case("wan_unipc", [*VIDEO, OWN_VIDEO, *FEW, "sampler.steps=5"], 2),
     "dancegrpo_wan": Case("wan_unipc", [*VIDEO, "pipeline.num_frames=1", *FEW, "sampler.steps=6"], 2),
     "flow_grpo_wan_i2v": Case("wan_i2v", [*VIDEO, OWN_I2V, *FEW, "train.micro_batch=4", "train.rollout_batch=4"], 2),
     "dancegrpo_hunyuanvideo": Case(
@@ -300,6 +305,8 @@ PUBLISHED = {  # recipe -> reward: weight, by the authors' scripts and configura
         for name in ("branchgrpo_flux", "branchgrpo_mix_flux", "dancegrpo_flux", "dancegrpo_wan", "srpo_flux")
     },
     **{name: {"ocr": 1} for name in ("flow_grpo_sd3", "grpo_guard_sd3", "flow_grpo_wan", "dgpo_sd3", "crd_sd3")},
+    **{name: {"ocr": 1} for name in ("sd35_24gb", "wan13_24gb")},
+    **{name: {"pick_score": 1} for name in ("flux_32gb", "flux_80gb", "qwen_image_80gb")},
     **{
         name: {"pick_score": 1}
         for name in (
