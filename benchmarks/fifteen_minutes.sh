@@ -22,11 +22,11 @@ run_case() { # SECONDS RECIPE KEY=VALUE ...
 }
 
 SD3=(flow_grpo_sd3 model=random:stable-diffusion-3.5-medium objective.kl=0)
-FLUX=(flow_grpo_flux model=random:FLUX.1-dev)
+FLUX=(flux_80gb model=random:FLUX.1-dev)
 WAN=(flow_grpo_wan model=random:Wan2.1-T2V-1.3B objective.kl=0 sampler.steps=4)
 run_case 90 "${SD3[@]}" offload=false sampler.steps=5
 run_case 120 "${SD3[@]}" offload=false sampler.steps=5 pipeline.height=1024 pipeline.width=1024
 run_case 120 "${FLUX[@]}" offload=false
-run_case 120 "${FLUX[@]}" offload=true
+run_case 120 "${FLUX[@]}" offload=true train.gradient_checkpointing=true block_offload=true
 run_case 150 "${FLUX[@]}" offload=false pipeline.height=1024 pipeline.width=1024
 run_case 120 "${WAN[@]}" offload=false

@@ -118,12 +118,26 @@ def _changes(recipe: Recipe) -> Iterator[Change]:
         yield _setting("train.ema_in_host", True)
     if not recipe.train.gradient_checkpointing:
         yield _setting("train.gradient_checkpointing", True)
+    if "block_offload" in keys and recipe.lora is not None and not recipe.block_offload:
+        yield _in_blocks(recipe)
     for key, rows in (("micro_batch", _micro(recipe)), ("rollout_batch", arithmetic(recipe).rows_at_once)):
         while rows > 1:
             rows = -(-rows // 2)
             yield _setting(f"train.{key}", rows)
     for name in _on_device(recipe):
         yield _setting(f"rewards.{name}.device", "cpu")
+
+
+def _in_blocks(recipe: Recipe) -> Change:
+    """block_offload, with what it needs."""
+    train = recipe.train
+    needs = {"gradient_checkpointing": True, "recompute_every": 1}
+    lacking = [f"train.{key}={str(value).lower()}" for key, value in needs.items() if getattr(train, key) != value]
+
+    def make(one: Recipe) -> Recipe:
+        return one.model_copy(update={"block_offload": True, "train": one.train.model_copy(update=needs)})
+
+    return Change("block_offload", " ".join(["true", *lacking]), make)
 
 
 def _on_device(recipe: Recipe) -> list[str]:

@@ -16,6 +16,7 @@ from flowrl.planning.sizes.inputs import BUILDERS, CallSetting, DenoiserCalls
 from flowrl.planning.sizes.live import peak_live
 from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
 from flowrl.policies import adapters
+from flowrl.policies.blocks import repeated_blocks
 from flowrl.recipe.models import pipeline_class
 from flowrl.untyped import JSON, Network, Tokenizer
 
@@ -66,6 +67,15 @@ def measure_decoding(query: SizeQuery, *, tiling: bool) -> int | None:
         vae.enable_tiling()
     latent = setting.empty(1, *shape)
     return peak_live(lambda: vae.decode(latent, return_dict=False))
+
+
+def measure_blocks(query: SizeQuery, trained: list[str]) -> list[list[int]]:
+    """Bytes of all repeated blocks of each denoiser, and of its largest, before anything is added to them."""
+    known, found = components(query.model) or {}, []
+    for name in trained:
+        blocks = [parameter_bytes(one) for one in repeated_blocks(known[name].build(getattr(torch, query.dtype)))]
+        found.append([sum(blocks), max(blocks, default=0)])
+    return found
 
 
 def _steps(

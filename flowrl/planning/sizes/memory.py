@@ -191,6 +191,9 @@ def _phases(
     tape, reference = (0, 0) if latent is None else trajectory(recipe, latent)
     at_work = sum(frozen[name] for name in measured.trained) + added
     everything = sum(frozen.values()) + added
+    if recipe.block_offload:
+        spared = _spared(recipe, measured.trained)
+        at_work, everything = at_work - spared, everything - spared
     chunk = arithmetic(recipe).rows_at_once
     rollout = training = None
     if activations is not None and latent is not None:
@@ -214,6 +217,19 @@ def _phases(
     at_once = 1 if recipe.vae.slicing else min(chunk, recipe.vae.batch or chunk)
     phases.insert(-1, replace(decoding, activations=None if one is None else one * at_once))
     return with_rewards(recipe, phases)
+
+
+def _spared(recipe: Recipe, trained: list[str]) -> int:
+    """Bytes of the blocks that are away while one of them is on the device."""
+    query = SizeQuery(recipe.model, None, recipe.dtype.model, 1, {}, (ASSUMED, 1))
+
+    def measured() -> JSON:
+        from flowrl.planning.sizes.measure import measure_blocks
+
+        return measure_blocks(query, trained)
+
+    blocks = look_up("blocks", [recipe.model, query.dtype, trained, configs_of(recipe.model)], measured)
+    return sum(whole - largest for whole, largest in blocks)
 
 
 def _decoding_bytes(recipe: Recipe) -> int | None:

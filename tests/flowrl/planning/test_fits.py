@@ -15,6 +15,8 @@ from flowrl.planning.sizes.fits import CARDS, Change, fitting, peak, room
 from flowrl.planning.sizes.live import peak_live
 from flowrl.planning.sizes.memory import Phase, Sizes, sizes
 from flowrl.planning.sizes.text import describe_sizes
+from flowrl.policies.blocks import repeated_blocks
+from flowrl.policies.loading import load_pipeline
 from flowrl.reading.inputs import planned_prompts
 from flowrl.recipe.load import load
 
@@ -131,7 +133,8 @@ def test_the_dry_run_says_which_cards():
     text = describe_sizes(load("quickstart"), [])
     assert "\nfits        24, 32, 48, 80, 141 GB  as it is" in text
     flux = describe_sizes(load("flow_grpo_flux"), [])
-    assert "80, 141 GB" in flux and "24 GB" in flux.split("\nfits")[1]
+    assert "\nfits        48, 80, 141 GB          as it is\n" in flux
+    assert f"{'':<12}24, 32 GB               with block_offload=true\n" in flux
 
 
 def test_what_is_not_known_fits_nothing():
@@ -148,3 +151,12 @@ def test_recipes_for_cards_fit_them(name: str):
     recipe = load(name)
     needed = peak(sizes(recipe, planned_prompts(recipe)[0] or []))
     assert needed is not None and needed <= room(CARD_RECIPES[name])
+
+
+def test_one_block_is_counted_where_blocks_rest_in_host_memory():
+    more = ["train.gradient_checkpointing=true"]
+    whole, parts = (sizes(load("quickstart", [*more, f"block_offload={word}"]), []) for word in ("false", "true"))
+    module = load_pipeline("shapes-flux", torch.float32).transformer
+    blocks = [sum(p.numel() for p in block.parameters()) * 4 for block in repeated_blocks(module)]
+    spared = {a.name: a.weights - b.weights for a, b in zip(whole.phases, parts.phases, strict=True)}
+    assert len(blocks) > 2 and set(spared.values()) == {sum(blocks) - max(blocks)}

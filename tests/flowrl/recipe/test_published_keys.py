@@ -52,7 +52,7 @@ def test_noise_at_the_last_step_is_refused_where_something_else_happens_there(mo
 def test_published_recipes_name_the_published_behaviour():
     last = {"flow_grpo_sd3", "flow_grpo_flux", "flow_grpo_wan", "grpo_guard_sd3"}
     silent = {"flow_grpo_sd3", "flow_grpo_fast_sd3", "flow_grpo_wan", "grpo_guard_sd3"}
-    last |= {"flux_32gb", "flux_80gb", "sd35_24gb", "wan13_24gb"}
+    last |= {"flux_24gb", "flux_32gb", "flux_80gb", "sd35_24gb", "wan13_24gb"}
     silent |= {"sd35_24gb", "wan13_24gb"}
     ramp = last | silent | {"flow_cps_flux", "flow_dpo_sd3", "flow_dpo_wan", "flow_rwr_wan", "dgpo_sd3", "opd_sd35"}
     for path in (Path(__file__).parents[3] / "recipes").glob("*.yaml"):

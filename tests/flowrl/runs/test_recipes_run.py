@@ -68,6 +68,7 @@ CASES = {
     "tiny_multi": Case("shapes-flux", FEW),
     "flow_grpo_flux": Case("shapes-flux", FEW),
     "flow_cps_flux": Case("shapes-flux", FEW),
+    "flux_24gb": Case("shapes-flux", [*FEW, "block_offload=false"]),  # which needs blocks that are recomputed
     "flux_32gb": Case("shapes-flux", FEW),
     "flux_80gb": Case("shapes-flux", FEW),
     "mixgrpo_flux": Case("shapes-flux", FEW),
@@ -306,7 +307,7 @@ PUBLISHED = {  # recipe -> reward: weight, by the authors' scripts and configura
     },
     **{name: {"ocr": 1} for name in ("flow_grpo_sd3", "grpo_guard_sd3", "flow_grpo_wan", "dgpo_sd3", "crd_sd3")},
     **{name: {"ocr": 1} for name in ("sd35_24gb", "wan13_24gb")},
-    **{name: {"pick_score": 1} for name in ("flux_32gb", "flux_80gb", "qwen_image_80gb")},
+    **{name: {"pick_score": 1} for name in ("flux_24gb", "flux_32gb", "flux_80gb", "qwen_image_80gb")},
     **{
         name: {"pick_score": 1}
         for name in (
