@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from flowrl.engines.ranks import ProcessRanks
 from flowrl.engines.rounds import Rounds, Weights
@@ -167,12 +168,17 @@ def _as_sums(part: nn.Module, next_back: nn.Module) -> None:
 
 
 def _whole_state(module: nn.Module, keep: bool) -> torch.utils.hooks.RemovableHandle:
-    """Makes a module's state_dict whole on the ranks that keep it."""
-    found = {}
-    for name, value in module.state_dict().items():
-        if hasattr(value, "full_tensor"):
-            full = value.full_tensor()
-            found |= {name: full.cpu()} if keep else {}
+    """Makes a module's state_dict whole on the ranks that keep it; of one with adapters, what learns alone.
+
+    Weights that two layers share stay one tensor, which writers of files know by its storage.
+    """
+    adapted, found, gathered = getattr(module, "_hf_peft_config_loaded", False), {}, {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if isinstance(parameter, DTensor) and (parameter.requires_grad or not adapted):
+            if id(parameter) not in gathered:
+                full = parameter.detach().full_tensor()
+                gathered[id(parameter)] = full.cpu() if keep else None
+            found |= {name: gathered[id(parameter)]} if keep else {}
 
     def replace(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
         state.update({prefix + name: value for name, value in found.items() if prefix + name in state})

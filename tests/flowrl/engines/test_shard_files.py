@@ -5,8 +5,11 @@ import shutil
 import pytest
 import torch
 from torch import distributed as dist
+from torch import nn
 
+from flowrl.core.shards import is_shard
 from flowrl.engines.shard_files import parted_like, read_shards, write_shards
+from flowrl.engines.sharding import _whole_state
 from flowrl.runs import checkpoint_files
 from flowrl.runs.checkpoints import Checkpoints, StateError, find_damage, load
 
@@ -103,3 +106,31 @@ def test_a_tensor_that_only_one_of_two_ranks_wrote_is_refused(mesh, tmp_path):
     file.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
     with pytest.raises(ValueError, match="a is not whole: the part of a rank is missing"):
         read_shards(tmp_path / "shards", ["a"])
+
+
+class Tied(nn.Module):
+    """A layer whose weight two names have, and one that does not learn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head, self.frozen = nn.Linear(3, 4, bias=False), nn.Linear(3, 4, bias=False), nn.Linear(3, 3)
+        self.head.weight = self.embed.weight
+        self.frozen.requires_grad_(False)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_files_are_written_of_whole_weights_that_share_what_they_shared(mesh, adapted):
+    from torch.distributed.fsdp import fully_shard
+
+    module = Tied()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    module._hf_peft_config_loaded = adapted
+    fully_shard(module, mesh=mesh)
+    hook = _whole_state(module, True)
+    state = module.state_dict()
+    names = {"embed.weight", "head.weight"} if adapted else set(before)  # of adapters, what learns alone
+    for name in names:
+        assert not is_shard(state[name]) and torch.equal(state[name], before[name])
+    assert state["embed.weight"].data_ptr() == state["head.weight"].data_ptr()
+    hook.remove()
+    assert is_shard(module.state_dict()["embed.weight"])
