@@ -50,6 +50,7 @@ def test_it_runs(name, tmp_path):
         assert first["talk/calls"] > 0 and first["reward/tool/mean"] <= first["reward/right/mean"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BESIDE)
 def test_it_runs_beside_changed_pictures(name, tmp_path):
     run(load(name, [*SMALL, "train.group=8", f"output={tmp_path / 'run'}"]), quiet())
