@@ -48,7 +48,7 @@ def load_pipeline(
     quantize: how the denoisers (those named, or the usual ones) are quantised. Raises PolicyError if it cannot be
     loaded, RecipeError if it does not take the arguments of `call`.
     """
-    place = _place(model)
+    place = _place(model, quantised=quantize is not None)
     try:
         how = {} if quantize is None else pipeline_arguments(place, quantize, denoisers, dtype)
         if is_random(model):
@@ -78,7 +78,11 @@ def load_language(
     if problem := missing_package(model):
         raise PolicyError(f"model: {'; '.join(problem)}")
     file = gguf_file(model)
-    place, how = (_place(model), {}) if file is None else (str(file.parent), {"gguf_file": file.name})
+    place, how = (
+        (_place(model, quantised=quantize is not None), {})
+        if file is None
+        else (str(file.parent), {"gguf_file": file.name})
+    )
     try:
         auto = AutoModelForCausalLM if file is not None else auto_class(model) or AutoModelForCausalLM
         if is_random(model):
@@ -152,9 +156,12 @@ def reading_part(config: Config) -> Config:
     return next((part for part in vars(config).values() if getattr(part, "model_type", None) in reading), config)
 
 
-def _place(model: str) -> str:
-    """The argument of `from_pretrained`. Raises PolicyError if an embedded model is missing."""
+def _place(model: str, *, quantised: bool = False) -> str:
+    """The argument of `from_pretrained`. Raises PolicyError if an embedded model is missing, and for random weights
+    that would be quantised."""
     if is_random(model):
+        if quantised:
+            raise PolicyError(f"quantize: given, but model {model!r} is made of random weights; set quantize=null")
         return str(random_folder(model))
     place = names.MODELS.get(model)
     if place is not None and not place.is_dir():
