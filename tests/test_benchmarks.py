@@ -57,7 +57,7 @@ def test_methods(monkeypatch, capsys):
 
 def test_language_presets(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    _, _, *rows = ran("language_presets", monkeypatch, capsys)
+    _, _, _, *rows = ran("language_presets", monkeypatch, capsys)
     assert [row.split("`")[1] for row in rows] == ["grpo", "sapo"]
     for row in rows:
         result = json.loads((tmp_path / "runs" / "presets" / f"{row.split('`')[1]}-3" / "result.json").read_text())
