@@ -17,7 +17,7 @@ from flowrl.worlds.shapes_look.scenes import questions
 from flowrl.worlds.shapes_look.zoom import quadrant_of
 
 RECIPES = ("tiny_vlm_grpo", "tiny_tools", "tiny_tools_cost")
-BESIDE = {"tiny_papo": "perception"}  # recipe beside changed pictures -> a metric of it
+BESIDE = {"tiny_papo": "perception", "tiny_noisy": "views/noisy/gap"}  # recipe beside changed pictures -> a metric
 SMALL = ["train.prompts=2", "train.group=6", "train.updates=1", "train.iterations=2", "threads=1", "prompts.limit=12"]
 SMALL += ["prompts.heldout=null", "eval={every: null, at_start: false, at_end: false}", "checkpoint.every=null"]
 

@@ -99,7 +99,7 @@ ELSEWHERE = {"tiny_debate", "maporl"}  # test_role_runs.py
 ELSEWHERE |= {"tiny_calculator"}  # test_talk_runs.py
 ELSEWHERE |= {"smollm2_grpo"}  # test_gguf.py
 ELSEWHERE |= {"tiny_lm_grpo", "grpo_qwen"}  # test_language_run.py
-ELSEWHERE |= {"tiny_vlm_grpo", "tiny_tools", "tiny_tools_cost", "tiny_papo"}  # test_look_runs.py
+ELSEWHERE |= {"tiny_vlm_grpo", "tiny_tools", "tiny_tools_cost", "tiny_papo", "tiny_noisy"}  # test_look_runs.py
 ELSEWHERE |= {"quickstart", "tiny_dpo", "flow_rwr_wan", "nft_sd3", "nft_flux", "awm_sd3"}  # test_noised_runs.py
 ELSEWHERE |= {"flow_dpo_sd3", "flow_dpo_wan", "dgpo_sd3", "crd_sd3"}  # the same
 ELSEWHERE |= {"tiny_draft", "tiny_refl", "tiny_srpo", "srpo_flux", "draft_sdxl", "refl_sd3"}  # test_pulled_runs.py
@@ -265,7 +265,7 @@ SHIPS = {"tiny_flow_grpo", "tiny_clip", "tiny_aesthetic", "tiny_vlm", "tiny_mult
 SHIPS |= {"tiny_calculator", "tiny_debate", "tiny_lm_distill", "smollm2_grpo"}
 SHIPS |= {"tiny_draft", "tiny_refl", "tiny_srpo", "tiny_dpo"}
 SHIPS |= {"tiny_distill", "tiny_few_step", "tiny_guidance_distill"}
-SHIPS |= {"tiny_vlm_grpo", "tiny_tools", "tiny_tools_cost", "tiny_papo"}
+SHIPS |= {"tiny_vlm_grpo", "tiny_tools", "tiny_tools_cost", "tiny_papo", "tiny_noisy"}
 OFFERED = {
     "flow_grpo_flux": ("prompts/train.txt", "prompts/heldout.txt"),
     "dancegrpo_hunyuanvideo": ("prompts/video_train.txt", "prompts/video_heldout.txt"),
