@@ -9,11 +9,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from flowrl.recipe.advantage import Advantage, OwnAdvantage
 from flowrl.recipe.base import Strict, key, part
 from flowrl.recipe.correction import CorrectionKeys, CovarianceKeys, RolloutKeys
-from flowrl.recipe.credit import Credit, CreditKeys, CriticKeys
+from flowrl.recipe.credit import CriticKeys
 from flowrl.recipe.curves import Curved
-from flowrl.recipe.environment import EarlyCall, EnvironmentKeys
+from flowrl.recipe.environment import EnvironmentKeys
 from flowrl.recipe.fitting import QuantizeKeys, VaeKeys
 from flowrl.recipe.generation import GenerationKeys
 from flowrl.recipe.lora import Lora
@@ -32,26 +33,6 @@ from flowrl.recipe.watching import Watch
 from flowrl.untyped import JSON
 
 CLIP = 0.2  # a clip range that is as good as any, for losses that have none
-
-
-class Advantage(arguments_of("advantage", "normalised")):
-    """The arguments of flowrl.core.advantages.advantages, which explains them. credit: how a sample's reward reaches
-    its decisions, a mapping with kind (recipe/credit.py); a text is short for {kind: text}. early: right
-    conversations are worth more, or less, the earlier they call a tool first (recipe/environment.py)."""
-
-    credit: Credit = part(CreditKeys)
-    early: EarlyCall | None = key(None, "a mapping with delta, limit and right, or null")
-
-
-class OwnAdvantage(Own):
-    """Advantages by a function of the user's own (flowrl/parts.py)."""
-
-    part: ClassVar[str] = "advantage"
-    beside: ClassVar[Mapping[str, JSON]] = defaults_of(Advantage) | {
-        "baseline": "none",
-        "scale": "none",
-        "credit": CreditKeys(),
-    }
 
 
 class ObjectiveKeys(arguments_of("objective", "clipped")):
