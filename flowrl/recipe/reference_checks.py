@@ -93,8 +93,8 @@ def check_files(recipe: Recipe) -> None:
         raise RecipeError("lora.init", problem, f"give the folder of a run or of adapters{names.hint(begun, DRAWN)}")
     for number, one in enumerate(recipe.references):
         if one.use == "lora" and not any(Path(one.path or "").expanduser().glob("**/*.safetensors")):
-            problem = f"got {show(one.path)}, where no adapters are (*.safetensors)"
-            remedy = "train the run that writes them first, or give their folder"
+            problem = f"got {show(one.path)}, where no adapters are (*.safetensors); accepted: their folder"
+            remedy = "train the run that writes them first, or give another"
             raise RecipeError(place_of(recipe.reference, number, "path"), problem, remedy)
 
 

@@ -68,7 +68,7 @@ def test_forms_of_answers_alone_and_in_lines():
     assert mark_lines(samples([lines, twice, "<think>\n", "no"], {})).tolist() == [1.0, 0.75, 0.25, 0.0]
     thoughts = ["<think>" + "w " * n + "</think>" for n in (250, 400, 125, 0)] + ["w " * 300]
     assert thought_length(samples(thoughts, {})).tolist() == [1.0, 1.0, 0.5, 0.0, 0.0]
-    with pytest.raises(ValueError, match="form='line'; accepted: answer, any, alone, lines"):
+    with pytest.raises(ValueError, match="form='line'; accepted: answer, any, alone, boxed, lines"):
         think_format(samples(["a"], {}), form="line")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="words=0"):
         thought_length(samples(["a"], {}), words=0)

@@ -205,7 +205,7 @@ def test_recomputing_keeps_block_inputs_and_one_block():
     """Measured on a real forward and backward: what is outside blocks, what they are given, what one computes again."""
     part = (components("shapes-flux") or {})["transformer"]
     module = part.kind.from_config(part.config)  # pyright: ignore[reportAttributeAccessIssue]
-    vae = {"vae": {"block_out_channels": [1, 1, 1]}}
+    vae = {"vae": {"block_out_channels": [1, 1, 1], "latent_channels": 4}}
     setting = CallSetting(3, {"height": 32, "width": 32, "max_sequence_length": 16}, vae, (8, 1), torch.float32)
     step = flux(setting, dict(module.config))
     given = {n: torch.randn(v.shape) if isinstance(v, torch.Tensor) else v for n, v in step.calls[0].items()}

@@ -16,7 +16,7 @@ from flowrl.reading.inputs import planned_prompts
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import build, dump, load
 
-FREE = ("pipeline", "args")  # mappings whose keys belong to a pipeline or a reward
+FREE = ("pipeline", "args", "processor")  # mappings whose keys belong to a pipeline, a reward or a processor
 WRONG = {  # a value of another type than the key's
     str: [17, True, ["x"], {"x": 1}],
     bool: ["yes", 1, None, [True]],

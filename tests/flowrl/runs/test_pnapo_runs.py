@@ -78,7 +78,7 @@ def test_the_recipe_runs_on_pairs_that_the_model_drew(pairs: Path, tmp_path: Pat
     assert metrics[0]["loss"] == pytest.approx(0.6931472) and metrics[0]["forwards/rollout"] == 0
     assert metrics[0]["active_rows"] == 1 and metrics[0]["grad_norm"] > 0
     for a, b in zip(metrics, by_row, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4) and a["grad_norm"] == pytest.approx(b["grad_norm"], 1e-3)
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3) and a["grad_norm"] == pytest.approx(b["grad_norm"], 1e-3)
 
 
 def test_a_wider_gap_of_rewards_counts_more(pairs: Path, tmp_path: Path) -> None:

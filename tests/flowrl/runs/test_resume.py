@@ -88,8 +88,8 @@ def test_whatever_a_resume_forgets_is_seen(piece: str, whole: Path, tmp_path: Pa
     folder = cut_back(whole, tmp_path / "run", 3)
     forgotten = {"random": state.random_state(), "cursor": None, "moments": {}, "copies": {}, "steps": 0}
 
-    def forgetful(checkpoint: state.Checkpoint, only: str | None = None) -> dict:
-        saved = loading(checkpoint, only)
+    def forgetful(checkpoint: state.Checkpoint, only: str | None = None, like: object = None) -> dict:
+        saved = loading(checkpoint, only, like)
         if only is not None:
             return saved
         part = saved["mark"] if piece in ("random", "cursor") else saved["learner"]

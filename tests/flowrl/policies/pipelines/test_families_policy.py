@@ -132,7 +132,7 @@ def test_gradient_reaches_the_denoisers_of_each_trained_step(case: Case) -> None
 def test_rows_are_replayed_alone_and_in_any_order(case: Case) -> None:
     rollout = case.rollout
     # guided noise is divided by a, 0.07 at the first step, so that other batch shapes round the state more
-    accepted = 1e-5 if case.policy.family.base == "ddim" else 1e-6
+    accepted = 1e-5 if case.policy.family.base == "ddim" else 4e-6  # of log-probs near 6
     for rows in ([0], [1], [1, 0])[: 3 if len(case.prompts) > 1 else 1]:
         assert gap(scores(case.policy, rollout, rows), rollout.rollout_logp[rows]) <= accepted
     if len(case.prompts) > 1:

@@ -105,7 +105,7 @@ def test_the_gradient_is_that_of_a_guidance_detached_by_hand(name: str) -> None:
         logp, grad = replayed(policy, rollout, rows)
         expected, wanted = replayed(plain, other, rows)
         assert gap(logp, expected) <= rounding
-        assert float((grad - wanted).norm()) <= 1e-5 * float(wanted.norm())
+        assert float((grad - wanted).norm()) <= 1e-4 * float(wanted.norm())
     logp, grad = replayed(policy, rollout, range(4))
     assert gap(logp, whole[0]) <= rounding and torch.equal(logp, rollout.rollout_logp)  # a replay is its rollout
     assert torch.nn.functional.cosine_similarity(grad, whole[1], dim=0) < 0.99  # both halves say something else
