@@ -31,14 +31,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> list[Cell]:
     found = cells(tmp_path_factory.mktemp("grid"), "sampler.window.size=1,2")
     stopping, told, over = Stopping(), [], threading.Event()
 
-    def stop_soon() -> None:  # the whole run takes hardly longer than `execute` waits between two looks
-        while not (found[0].folder / "metrics.jsonl").is_file() and not over.wait(0.01):
+    def stop_soon() -> None:  # the whole run takes hardly longer than `execute` usually waits between two looks
+        metrics = found[0].folder / "metrics.jsonl"
+        while not (metrics.is_file() and metrics.read_text().count("\n") > 2) and not over.wait(0.01):
             pass
         stopping.asked = signal.SIGINT
 
     watching = threading.Thread(target=stop_soon)
     watching.start()
-    with pytest.raises(Stopped):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr("flowrl.compare.execute.POLL_SECONDS", 0.01)
         execute(found, 1, lambda cell, what: told.append((str(cell), what)), stopping, start=Forked)
     over.set()
     watching.join()
