@@ -10,6 +10,7 @@ import transformers
 from torch import nn
 
 from flowrl.known.places import config_place
+from flowrl.policies.random.weights import kept_in_float32
 from flowrl.untyped import JSON
 
 
@@ -30,7 +31,7 @@ class Component:
                 module: Any = self.kind._from_config(own)
             else:
                 module = self.kind.from_config(self.config)  # pyright: ignore[reportAttributeAccessIssue]
-        exempt = _kept_in_float32(module, dtype)
+        exempt = kept_in_float32(module, dtype)
         for name, parameter in module.named_parameters():
             single = any(part in name.split(".") for part in exempt)
             parameter.data = parameter.data.to(torch.float32 if single else dtype)
@@ -48,16 +49,6 @@ def components(model: str) -> dict[str, Component] | None:
     entries = {n: (v, json.loads((folder / n / "config.json").read_text(encoding="utf-8"))) for n, v in folders.items()}
     kinds = {name: _kind(*kind) for name, (kind, _) in entries.items()}
     return {n: Component(n, kinds[n], config) for n, (_, config) in entries.items() if kinds[n] is not None}  # pyright: ignore[reportArgumentType]
-
-
-def _kept_in_float32(module: nn.Module, dtype: torch.dtype) -> list[str]:
-    """Parts that stay in float32 when a model is loaded in another dtype: for diffusers in any half precision, for
-    transformers in float16, and those that it calls strict in any half precision."""
-    listed = list(getattr(module, "_keep_in_fp32_modules", None) or [])
-    if not isinstance(module, transformers.PreTrainedModel):
-        return listed
-    strict = list(getattr(module, "_keep_in_fp32_modules_strict", None) or [])
-    return strict + (listed if dtype == torch.float16 else [])
 
 
 def _kind(library: str, name: str) -> type[nn.Module] | None:
