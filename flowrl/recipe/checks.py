@@ -13,7 +13,7 @@ from flowrl.recipe.credit import check_credit
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.fitting import check_fitting
 from flowrl.recipe.freezing import check_freeze
-from flowrl.recipe.lora import MATCH
+from flowrl.recipe.lora import check_pattern
 from flowrl.recipe.models import foreign_model, gguf_file, gguf_problem
 from flowrl.recipe.objectives import check_gate, check_keep
 from flowrl.recipe.parallel_checks import check_ranks
@@ -171,16 +171,8 @@ def _batches(recipe: Recipe) -> Iterator[RecipeError]:
 
 
 def _targets(targets: str) -> Iterator[RecipeError]:
-    """A text that is neither a usual choice nor a regular expression behind `match:`."""
-    pattern = targets.removeprefix(MATCH)
-    if pattern == targets and targets not in ("attention", "all"):
-        hint = names.hint(targets, ("attention", "all"))
-        problem = f"got {show(targets)}, accepted: attention, all, match:REGEX, or a list of module names"
-        yield RecipeError("lora.targets", problem, f"choose one{hint}")
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        yield RecipeError("lora.targets", f"{show(pattern)} is no regular expression ({error})", "correct it")
+    accepted = "attention, all, match:REGEX, or a list of module names"
+    yield from check_pattern("lora.targets", targets, ("attention", "all"), accepted)
 
 
 def _pool(recipe: Recipe) -> Iterator[RecipeError]:

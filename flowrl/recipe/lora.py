@@ -1,11 +1,26 @@
 """The keys of low-rank adapters."""
 
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+from flowrl import names
 from flowrl.recipe.base import Strict, key
+from flowrl.recipe.errors import RecipeError, show
 
 DRAWN = ("default", "gaussian")  # how adapters begin that no folder holds
 MATCH = "match:"
+
+
+def check_pattern(place: str, text: str, choices: Sequence[str], accepted: str) -> Iterator[RecipeError]:
+    """A text that is neither one of the choices nor a regular expression behind `match:`."""
+    pattern = text.removeprefix(MATCH)
+    if pattern == text and text not in choices:
+        yield RecipeError(place, f"got {show(text)}, accepted: {accepted}", f"choose one{names.hint(text, choices)}")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        yield RecipeError(place, f"{show(pattern)} is no regular expression ({error})", "correct it")
 
 
 class Lora(Strict):
