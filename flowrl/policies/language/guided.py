@@ -1,9 +1,10 @@
 """Completions that are helped after they were scored: hints from the reference solution, and corrections."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from flowrl.contracts import Drawing, Explored, Prompt, Rollout, Samples, View
 from flowrl.policies.errors import PolicyError
@@ -11,6 +12,7 @@ from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.rows import Row, go_on
 from flowrl.policies.language.trees import Forest, ScoreAll
 
+Scores = tuple[dict[str, Tensor], Tensor]  # rewards by name and their total, [B]
 FAR = 2**19  # numbers of noise between what a prompt draws for different purposes
 
 
@@ -33,6 +35,43 @@ def hints(
     """
     forest = _drawn(policy, drawing)
     rewards, total = score(_samples(policy, forest))
+
+    def again(groups: Sequence[int], prompts: list[Prompt], begins: list[str], first: int) -> Scores:
+        made = Forest(policy, prompts, drawing.plan, drawing.seed, first)
+        made.progress = drawing.progress
+        for at, begin in enumerate(begins):
+            for _ in range(drawing.group):
+                row = made.root(at)
+                row.give(policy.tokenizer(begin, add_special_tokens=False).input_ids[: drawing.plan.max_new_tokens])
+        made.grow([(at, row) for at, rows in enumerate(made.rows) for row in rows], keep=False)
+        scores = score(_samples(policy, made))
+        for at, i in enumerate(groups):
+            forest.rows[i] = made.rows[at]
+        return scores
+
+    metrics = help_stuck(
+        drawing, rewards, total, again, shares=shares, place=place, text=text, column=column, right=right
+    )
+    return Explored(forest.completed(), rewards, metrics)
+
+
+def help_stuck(
+    drawing: Drawing,
+    rewards: dict[str, Tensor],
+    total: Tensor,
+    again: Callable[[Sequence[int], list[Prompt], list[str], int], Scores],
+    *,
+    shares: Sequence[float],
+    place: str,
+    text: str,
+    column: str,
+    right: float,
+) -> dict[str, float]:
+    """Has groups without a right sample drawn anew with hints, see `hints`; metrics of it.
+
+    rewards, total: [B], of what was drawn, written over where it is drawn anew. again: draws in the place of these
+    groups, for prompts and begins of their answers, with noise from this number on; gives rewards and totals of it.
+    """
     size, used = drawing.group, torch.zeros(len(drawing.prompts))
     for stage, share in enumerate(shares, 1):
         best = total.nan_to_num(nan=-torch.inf).unflatten(0, (-1, size)).amax(1)
@@ -40,24 +79,15 @@ def hints(
         if not stuck:
             break
         helped = [hinted(drawing.prompts[i], share, place, text, column) for i in stuck]
-        again = Forest(policy, [p for p, _ in helped], drawing.plan, drawing.seed, drawing.first + stage * FAR)
-        again.progress = drawing.progress
-        for at, (_, begin) in enumerate(helped):
-            for _ in range(size):
-                row = again.root(at)
-                row.give(policy.tokenizer(begin, add_special_tokens=False).input_ids[: drawing.plan.max_new_tokens])
-        again.grow([(at, row) for at, rows in enumerate(again.rows) for row in rows], keep=False)
-        new, sums = score(_samples(policy, again))
+        first = drawing.first + stage * FAR
+        new, sums = again(stuck, [prompt for prompt, _ in helped], [begin for _, begin in helped], first)
         for at, i in enumerate(stuck):
-            forest.rows[i], place_of = again.rows[at], slice(i * size, (i + 1) * size)
-            there = slice(at * size, (at + 1) * size)
-            total[place_of] = sums[there]
+            own, there = slice(i * size, (i + 1) * size), slice(at * size, (at + 1) * size)
+            total[own] = sums[there]
             for name, values in rewards.items():
-                values[place_of] = new[name][there]
+                values[own] = new[name][there]
             used[i] = share
-    rollout = forest.completed()
-    metrics = {"hints/groups": float((used > 0).float().mean()), "hints/share": float(used.mean())}
-    return Explored(rollout, rewards, metrics)
+    return {"hints/groups": float((used > 0).float().mean()), "hints/share": float(used.mean())}
 
 
 def corrections(

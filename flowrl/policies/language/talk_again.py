@@ -6,7 +6,7 @@ import torch
 
 from flowrl.contracts import Drawing, Explored, Prompt
 from flowrl.policies.language.conversations import Conversations
-from flowrl.policies.language.guided import FAR, hinted
+from flowrl.policies.language.guided import FAR, Scores, help_stuck
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.proving import telling
 from flowrl.policies.language.talks import Talk, completed, named_turns
@@ -31,26 +31,20 @@ def talks_with_hints(
     """
     speaks = _speaks(policy, drawing)
     talks = _drawn(policy, speaks, drawing, drawing.prompts, [""] * len(drawing.prompts), drawing.first)
-    size, used = drawing.group, torch.zeros(len(drawing.prompts))
+    size = drawing.group
     rewards, total = score(completed(policy, talks, _groups(len(talks), size), drawing.plan).samples)
-    for stage, share in enumerate(shares, 1):
-        best = total.nan_to_num(nan=-torch.inf).unflatten(0, (-1, size)).amax(1)
-        stuck = (best <= right).nonzero()[:, 0].tolist()
-        if not stuck:
-            break
-        helped = [hinted(drawing.prompts[i], share, place, text, column) for i in stuck]
-        asked, begins = [prompt for prompt, _ in helped], [begin for _, begin in helped]
-        again = _drawn(policy, speaks, drawing, asked, begins, drawing.first + stage * FAR)
-        new, sums = score(completed(policy, again, _groups(len(again), size), drawing.plan).samples)
-        for at, i in enumerate(stuck):
-            own, there = slice(i * size, (i + 1) * size), slice(at * size, (at + 1) * size)
-            talks[own], total[own] = again[there], sums[there]
-            for name, values in rewards.items():
-                values[own] = new[name][there]
-            used[i] = share
-    rollout = completed(policy, talks, _groups(len(talks), size), drawing.plan)
-    metrics = {"hints/groups": float((used > 0).float().mean()), "hints/share": float(used.mean())}
-    return Explored(rollout, rewards, metrics)
+
+    def again(groups: Sequence[int], prompts: list[Prompt], begins: list[str], first: int) -> Scores:
+        made = _drawn(policy, speaks, drawing, prompts, begins, first)
+        scores = score(completed(policy, made, _groups(len(made), size), drawing.plan).samples)
+        for at, i in enumerate(groups):
+            talks[i * size : (i + 1) * size] = made[at * size : (at + 1) * size]
+        return scores
+
+    metrics = help_stuck(
+        drawing, rewards, total, again, shares=shares, place=place, text=text, column=column, right=right
+    )
+    return Explored(completed(policy, talks, _groups(len(talks), size), drawing.plan), rewards, metrics)
 
 
 def values_of_turns(
