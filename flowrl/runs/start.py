@@ -66,8 +66,8 @@ def run(
         if ranks.rank == 0:
             folder.tracking = tracking.start_trackers(recipe, folder.path)
         if point.checkpoint is None:
+            _record_start(folder, recipe, point)  # before any other file: without it a folder is taken for another's
             folder.rewind({}, 0, [])
-            _record_start(folder, recipe, point)
         with console.working(f"loading {recipe.model}"):
             policy = build_policy(recipe)
             add_reference(recipe, policy)

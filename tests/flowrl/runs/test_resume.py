@@ -25,6 +25,7 @@ from flowrl.runs import checkpoints as state
 from flowrl.runs import resume as resuming
 from flowrl.runs import start as running
 from flowrl.runs.folder import RunFolder, newest_run
+from flowrl.runs.stopping import Stopped
 from flowrl.runs.weights import load_weights
 from resume_support import (
     QUICK,
@@ -133,6 +134,19 @@ def test_a_signal_saves_and_ends(number: int, whole: Path, tmp_path: Path):
     steady = tmp_path / "steady"
     train("tiny_flow_grpo", third, steady)
     assert same(final_state(folder), final_state(steady)) and metrics(folder) == metrics(steady)
+
+
+def test_a_run_that_is_stopped_while_it_makes_its_folder_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def stopped(*_: object) -> None:
+        raise Stopped(signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(RunFolder, "rewind", stopped)
+        train("tiny_flow_grpo", QUICK, tmp_path / "run")
+    assert newest_run(tmp_path / "run") == tmp_path / "run" and list(tmp_path.iterdir()) == [tmp_path / "run"]
+    assert resuming.find_resume_point(tmp_path / "run", load("tiny_flow_grpo", QUICK)).checkpoint is None
 
 
 def test_a_damaged_checkpoint_costs_the_iterations_since_the_one_before(whole: Path, tmp_path: Path):
