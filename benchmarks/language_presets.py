@@ -27,16 +27,22 @@ from flowrl.runs.heldout import evaluate_heldout
 from flowrl.runs.start import run
 from flowrl.runs.weights import load_weights
 
-# What presets ask for beside an objective, and a warm-up that fits so short a run.
+# What presets ask for beside an objective, a warm-up that fits so short a run, and parts that fit so short completions.
+TAGS = '"<answer>{answer}</answer>"'
 BESIDE = {
-    "tree_grpo": ["train.group=6"],
-    "vc_ppo": ["critic.warmup=4"],
-    "vapo": ["critic.warmup=4"],
+    "deepsearch": ["generation.tree={kind: deepsearch, segment: 8, width: 3}"],
+    "edge": [f"generation.again={{kind: corrections, text: ';', tokens: 40, answer: {TAGS}}}"],
     "grpo_process": ["rewards.steps={use: worked_steps, weight: 1.0}"],
     "psgpo": ["rewards.steps={use: worked_steps, weight: 1.0}"],
+    "tree_grpo": ["generation.tree={kind: tree_grpo, split: ';'}", "train.group=6"],
+    "treepo": ["generation.tree={kind: treepo, segment: 8}"],
+    "vapo": ["critic.warmup=4"],
+    "vc_ppo": ["critic.warmup=4"],
+    "vineppo": ["generation.again={kind: values, split: ';', continuations: 4}"],
 }
 FROM_FILES = {"dpo", "mpo", "chord"}  # train on pairs or on answers of others
-PRESETS = ",".join(sorted(LANGUAGE.keys() - FROM_FILES))
+SEEING = {name for name, values in LANGUAGE.items() if "views" in values}
+PRESETS = ",".join(sorted(LANGUAGE.keys() - FROM_FILES - SEEING))
 FIRST, MOST = 5, 40  # iterations: before the tokens of one are known, and of a run at most
 KEPT = ["checkpoint.every=1", "checkpoint.keep=1000", "eval.every=null", "eval.at_start=false", "eval.at_end=false"]
 

@@ -111,10 +111,13 @@ def corrections(
     solution takes its place (solution). column: of the prompt's meta. train_given: what was given is trained as well,
     with the log-probs that the policy has for it.
     """
+    longer = replace(drawing.plan, max_new_tokens=drawing.plan.max_new_tokens + tokens)
+    try:
+        policy.start(drawing.prompts, [[] for _ in drawing.prompts], longer)
+    except PolicyError as error:
+        raise PolicyError(f"generation.again: corrections add tokens={tokens} to the completions; {error}") from error
     forest = _drawn(policy, drawing)
     _, total = score(_samples(policy, forest))
-    longer = replace(drawing.plan, max_new_tokens=drawing.plan.max_new_tokens + tokens)
-    policy.start(drawing.prompts, [[] for _ in drawing.prompts], longer)  # whether there is room
     wrong = (~(total > right)).unflatten(0, (-1, drawing.group)).tolist()
     counts, live = {"again": 0, "given": 0}, []
     for i, rows in enumerate(forest.rows):

@@ -186,6 +186,10 @@ def test_eval_and_sample_print_numbers_and_texts(finished: Path, capsys, monkeyp
 def test_a_mistake_of_the_command_line_is_one_line(capsys, monkeypatch, tmp_path: Path):
     for arguments, words in (
         (("run", "tiny_lm_grpo", "generation.max_new_tokens=500", f"output={tmp_path / 'a'}"), "128 positions"),
+        (
+            ("run", "tiny_lm_grpo", "objective.preset=edge", "eval.at_start=false", f"output={tmp_path / 'e'}"),
+            "corrections add tokens=256 to the completions",
+        ),
         (("run", "tiny_lm_grpo", "generation.system=hi", f"output={tmp_path / 'b'}"), "only user and assistant"),
         (("run", "tiny_lm_grpo", "model=nobody/nothing", f"output={tmp_path / 'c'}"), "nobody/nothing"),
         (("world", "build", "arithmetics"), "did you mean 'arithmetic'?"),
