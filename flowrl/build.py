@@ -191,7 +191,8 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
         if kl is not None:
             metrics["kl_reward"] = float(kl.of(rollout).sum() / rollout.mask.sum().clamp(min=1))
         if credit is None:
-            return adv, metrics
+            rewarded = recipe.objective.loss is not None and recipe.objective.loss.reads_rewards
+            return adv.masked_fill(unscored.to(adv.device), torch.nan) if rewarded else adv, metrics
         adv = credit(adv, rollout, placed=placed, unscored=unscored, kl=kl)
         adv = adv if recipe.advantage.clip is None else adv.clamp(-recipe.advantage.clip, recipe.advantage.clip)
         return adv, metrics | {"adv/abs_mean": float(adv.abs().sum() / rollout.mask.sum().clamp(min=1))}

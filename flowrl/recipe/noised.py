@@ -41,7 +41,9 @@ class Loss(Strict):
     files with an expert's answer, the model's own and that one corrected: view: the one beside which the first and the
     last are looked at again; image: the factor of pairs that differ by it alone; anchor, anchor_coef: where better
     texts are held, by the square of the distance if squared; by: positions compares token by token, as published, texts
-    whole ones.
+    whole ones. balance, of drawn texts and their rewards as they are (flowrl/core/objectives/balance.py): mapping:
+    plain, R is the reward, `floor` at least, or exp, of it; temperature: R^(1 / temperature) is learned; prior: none,
+    or reference, times whose probability of the text.
     """
 
     kind: Literal[
@@ -59,8 +61,11 @@ class Loss(Strict):
         "srpo",
         "dpo",
         "opa_dpo",
+        "balance",
     ] = key(
-        ..., "nft, awm, dgpo, crd, flow_dpo, rpo, flow_rwr, sft, draft, match, refl or srpo; of texts sft, dpo, opa_dpo"
+        ...,
+        "nft, awm, dgpo, crd, flow_dpo, rpo, flow_rwr, sft, draft, match, refl or srpo; of texts sft, dpo, opa_dpo or "
+        "balance",
     )
     beta: float | None = key(None, "a number > 0", gt=0, curve=True)
     adv_clip: float | None = key(None, "a number > 0", gt=0)
@@ -104,6 +109,9 @@ class Loss(Strict):
     anchor_coef: float | None = key(None, "a number >= 0", ge=0)
     squared: bool | None = key(None, "true or false")
     by: Literal["positions", "texts"] | None = key(None, "positions or texts")
+    mapping: Literal["plain", "exp"] | None = key(None, "plain or exp")
+    floor: float | None = key(None, "a number > 0", gt=0)
+    prior: Literal["none", "reference"] | None = key(None, "none or reference")
 
     @property
     def given(self) -> dict[str, object]:
@@ -123,7 +131,13 @@ class Loss(Strict):
     @property
     def reads_reference(self) -> bool:
         """Whether it reads velocities of the reference, beside what objective.kl does."""
-        return self.kind in ("dgpo", "flow_dpo", "rpo", "dpo", "opa_dpo") and self.against != "old"
+        reading = self.kind in ("dgpo", "flow_dpo", "rpo", "dpo", "opa_dpo") or self.prior == "reference"
+        return reading and self.against != "old"
+
+    @property
+    def reads_rewards(self) -> bool:
+        """Whether it reads rewards as they are, in the place of advantages."""
+        return self.kind == "balance"
 
 
 class Levels(Strict):
@@ -198,6 +212,7 @@ LOSS_KEYS: dict[str, tuple[str, ...]] = {
     "sft": ("least", "weighted", "phi"),
     "dpo": ("beta", "pair", "bco", "likelihood", "smoothing"),
     "opa_dpo": ("beta", "view", "image", "anchor", "anchor_coef", "squared", "by", "smoothing"),
+    "balance": ("mapping", "floor", "temperature", "prior"),
     "draft": ("threshold", "scale", "nested", "tau"),
     "match": ("scale", "nested", "target"),
     "refl": ("threshold", "scale"),
@@ -218,4 +233,5 @@ TEXT_KEYS: dict[str, tuple[str, ...]] = {
     "sft": ("phi",),
     "dpo": LOSS_KEYS["dpo"],
     "opa_dpo": LOSS_KEYS["opa_dpo"],
+    "balance": LOSS_KEYS["balance"],
 }  # what those of texts read

@@ -9,6 +9,7 @@ from flowrl.recipe.noised import LEVEL_KEYS, LOSS_KEYS, TEXT_KEYS, Levels, Loss
 from flowrl.recipe.pulled_checks import check_pulled, refuse_visits
 from flowrl.recipe.schedules import num_steps
 from flowrl.recipe.schema import Recipe
+from flowrl.recipe.sections import Own
 
 BRIDGED = 5  # steps of sampler.levels of kind bridge, where no number is given
 ABOUT_GUIDANCE = ("guidance", "cfg", "negative_prompt")  # what an argument's name contains that a look may differ in
@@ -20,10 +21,11 @@ def check_noised(recipe: Recipe) -> Iterator[RecipeError]:
     if loss is None:
         yield from _without(recipe)
         return
-    if loss.kind in ("dpo", "opa_dpo") or loss.phi is not None:
+    if loss.kind in ("dpo", "opa_dpo", "balance") or loss.phi is not None:
         place, got = ("kind", loss.kind) if loss.phi is None else ("phi", loss.phi)
         problem = f"got {show(got)}, which is about texts, but the decisions here are denoising steps"
-        yield RecipeError(f"objective.loss.{place}", problem, "accepted: flow_dpo" if place == "kind" else "remove it")
+        remedy = f"accepted: {'crd' if loss.kind == 'balance' else 'flow_dpo'}" if place == "kind" else "remove it"
+        yield RecipeError(f"objective.loss.{place}", problem, remedy)
         return
     yield from check_keys("objective.loss", loss, loss.kind, dict.fromkeys(LOSS_KEYS[loss.kind], False))
     yield from _walk(recipe)
@@ -47,7 +49,7 @@ def check_texts(recipe: Recipe) -> Iterator[RecipeError]:
         return
     if loss.kind not in TEXT_KEYS:
         problem = f"got {show(loss.kind)}, a loss of noised samples, but `generation` makes tokens"
-        yield RecipeError("objective.loss", problem, "set objective.loss=null, or kind sft, dpo or opa_dpo")
+        yield RecipeError("objective.loss", problem, "set objective.loss=null, or kind sft, dpo, opa_dpo or balance")
         return
     needed = {name: name == "view" for name in TEXT_KEYS[loss.kind]}
     yield from check_keys("objective.loss", loss, loss.kind, needed)
@@ -57,6 +59,8 @@ def check_texts(recipe: Recipe) -> Iterator[RecipeError]:
     elif loss.kind in ("sft", "opa_dpo") and train.source != "files":
         problem = f"got 'rollouts', but {loss.kind} is of texts that come with prompts.train"
         yield RecipeError("train.source", problem, "set train.source=files")
+    if loss.reads_rewards:
+        yield from _rewards_as_they_are(recipe, loss)
     if recipe.objective.kl > 0 or "objective.kl" in recipe.curves:
         problem = f"got {recipe.objective.kl:g}, but objective.loss is in the place of a divergence"
         yield RecipeError("objective.kl", problem, "set objective.kl=0")
@@ -78,6 +82,37 @@ def check_texts(recipe: Recipe) -> Iterator[RecipeError]:
             got = show(value) if isinstance(value, str | int | float) else "a mapping"
             problem = f"got {got}, but objective.loss {loss.kind!r} takes whole texts as they are"
             yield RecipeError(place, problem, f"set {place}={'null' if off is None else str(off).lower()}")
+
+
+# keys of advantage that change what a reward is, and the value that leaves each out
+AS_IT_IS = {"baseline": "none", "scale": "none", "combine": "sum", "clip": None, "standardise": False, "factor": 1.0}
+AS_IT_IS |= {"groups": 1.0, "early": None}
+
+
+def _rewards_as_they_are(recipe: Recipe, loss: Loss) -> Iterator[RecipeError]:
+    """What does not go with a loss of drawn texts that reads rewards, and no advantages."""
+    train, given = recipe.train, recipe.advantage
+    if train.source == "files":
+        problem = f"got 'files', but {loss.kind} is of texts that are drawn and scored"
+        yield RecipeError("train.source", problem, "set train.source=rollouts")
+    if train.group < 2:
+        problem = f"got {train.group}, but {loss.kind} compares the texts of a prompt"
+        yield RecipeError("train.group", problem, "accepted: a whole number >= 2")
+    if train.drop_silent:
+        problem = f"got true, but {loss.kind} has a loss of every text"
+        yield RecipeError("train.drop_silent", problem, "set train.drop_silent=false")
+    why = f"but {loss.kind} reads the weighted sum of the rewards as it is"
+    if isinstance(given, Own):
+        yield RecipeError("advantage.kind", f"got {show(given.kind)}, {why}", "remove advantage.kind")
+        return
+    for name, off in AS_IT_IS.items():
+        if (value := getattr(given, name)) != off:
+            got = "a mapping" if name == "early" else show(value)
+            remedy = f"set advantage.{name}={'null' if off is None else str(off).lower()}, or take preset gflow's"
+            yield RecipeError(f"advantage.{name}", f"got {got}, {why}", remedy)
+    if given.credit.kind != "broadcast":
+        remedy = "set advantage.credit=broadcast"
+        yield RecipeError("advantage.credit.kind", f"got {given.credit.kind!r}, {why}", remedy)
 
 
 def _without(recipe: Recipe) -> Iterator[RecipeError]:

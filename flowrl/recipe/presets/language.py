@@ -19,6 +19,9 @@ pass_k   the advantage of the chance that one of advantage.k = 4 answers is righ
          (arXiv:2508.10751); clip 0.2, mean over decisions. Rewards are 0 or 1. For tokens.
 dpo      the better of two texts of a prompt is to be likelier than the worse one, by more than under the reference: DPO
          (arXiv:2305.18290), beta 0.1, on pairs from files or the best and the worst of each group. For tokens.
+gflow    texts are to be as likely as their reward, 1e-4 at least, to the power 1 / temperature = 10: the variance form
+         of trajectory balance, Var-TB of GFlowVLM (arXiv:2503.06514). Floor and temperature are our own. With mapping
+         exp and prior reference it is that of TBA (arXiv:2503.18929). For tokens.
 mpo      0.8 of that, 0.2 of the same for each text on its own (BCO) and the likelihood of the better one, beta 0.1: MPO
          of InternVL2.5-MPO (arXiv:2411.10442). For tokens.
 srpo_history  grpo's clip, mean over decisions, and prompts whose samples were all right come no more: history
@@ -80,6 +83,10 @@ LANGUAGE: dict[str, Values] = {
     },
     "pass_k": {"objective": {"clip": 0.2, "kl_kind": "k3"}, "advantage": SUMMED | {"baseline": "pass_at_k"}},
     "dpo": {"objective": {"clip": 0.2, "kl_kind": "k3", "loss": {"kind": "dpo", "beta": 0.1}}, "advantage": SUMMED},
+    "gflow": {
+        "objective": {"clip": 0.2, "kl_kind": "k3", "loss": {"kind": "balance", "floor": 1e-4, "temperature": 0.1}},
+        "advantage": SUMMED | {"baseline": "none", "scale": "none"},
+    },
     "mpo": {
         "objective": {
             "clip": 0.2,
