@@ -95,7 +95,7 @@ def build_objective(recipe: Recipe) -> Objective:
         if kind_of(recipe).texts:
             return TEXTS[objective.loss.kind](**{n: v for n, v in objective.loss.given.items() if n != "view"})
         if objective.loss.pulls:
-            return PULLED[objective.loss.kind](**objective.loss.given, **_aligned(recipe))
+            return PULLED[objective.loss.kind](kl=objective.kl, **objective.loss.given, **_aligned(recipe))
         more = {"size": recipe.train.group} if objective.loss.kind == "dgpo" else {}
         return (NOISED | PAIRED)[objective.loss.kind](kl=objective.kl, **objective.loss.given, **more)
     low, high = objective.clip_range

@@ -7,7 +7,8 @@ carry * pull + gain * <pull, dv/dx>, and the gradient that of the whole chain of
 is left out, and carry * pull goes on. A step may let a share of the way through v pass, and where steps are missing
 between two that are gone back, the pull is carried over them.
 
-What scores other pictures than the finished one needs `reward_of` alone, and is differentiated as it stands.
+What scores other pictures than the finished one needs `reward_of` alone, and is differentiated as it stands. Where a
+divergence is paid, the reference's velocities at the same states are looked up first.
 """
 
 from dataclasses import replace
@@ -33,15 +34,19 @@ def backward_pull(policy: Looks, rows: Tensor, loss: StepLoss, progress: Progres
     """Adds the gradient of the loss of these rows, int64 [r], to the policy's parameters. progress: see `Looks`."""
     units: dict[int, float] = {}  # by row, of the level that its pull is at, which it is carried from: see Field
     pulls = _pulls(policy, rows, loss, units) if "pull" in loss.objective.needs else None
+    held = _reference(policy, rows, loss) if "reference" in loss.objective.needs else {}
 
     def visit(seen: Field) -> None:
+        others = {}
+        if held:
+            others["reference"] = torch.stack([held[row, int(seen.columns)] for row in seen.rows.tolist()])
         if pulls is None:
-            loss(seen).backward()
+            loss(seen, others).backward()
             return
         mine = seen.rows.tolist()
         gap = units[mine[0]] / (seen.carry * seen.unit)
         pull = gap * torch.stack([pulls[row] for row in mine])
-        loss(seen, pull=pull).backward()
+        loss(seen, others, pull=pull).backward()
         further = seen.carry * pull
         if seen.x.grad is not None:
             weight = loss.scale * loss.weights[seen.rows, int(seen.columns)].to(pull)
@@ -50,6 +55,18 @@ def backward_pull(policy: Looks, rows: Tensor, loss: StepLoss, progress: Progres
         units.update(dict.fromkeys(mine, seen.unit))
 
     policy.look(loss.rollout, rows, loss.objective.view, visit, progress=progress)
+
+
+def _reference(policy: Looks, rows: Tensor, loss: StepLoss) -> dict[tuple[int, int], Tensor]:
+    """The reference's velocity at each state of these rows, by row and column."""
+    found: dict[tuple[int, int], Tensor] = {}
+
+    def visit(seen: Field) -> None:
+        found.update(zip([(row, int(seen.columns)) for row in seen.rows.tolist()], seen.v.detach(), strict=True))
+
+    with torch.no_grad():
+        policy.look(loss.rollout, rows, replace(loss.objective.view, weights="reference"), visit)
+    return found
 
 
 def _pulls(policy: Looks, rows: Tensor, loss: StepLoss, units: dict[int, float]) -> dict[int, Tensor]:

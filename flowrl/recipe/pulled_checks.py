@@ -32,9 +32,6 @@ def check_pulled(recipe: Recipe, loss: Loss) -> Iterator[RecipeError]:
     if recipe.sampler.tail is not None and recipe.sampler.tail.solver != "euler" and loss.kind != "srpo":
         problem = f"got {show(str(recipe.sampler.tail.solver))}, but a gradient goes back through steps of euler alone"
         yield RecipeError("sampler.tail.solver", problem, "set sampler.tail=null")
-    if recipe.objective.kl > 0 or "objective.kl" in recipe.curves:
-        problem = f"got {recipe.objective.kl:g}, but loss {loss.kind!r} pays no divergence"
-        yield RecipeError("objective.kl", problem, "set objective.kl=0, and train fewer iterations or at a lower lr")
     train = recipe.train
     for name, value, off in (
         ("keep", train.keep, None),

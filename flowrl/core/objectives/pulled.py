@@ -5,11 +5,12 @@ up; the loss is the mean over samples.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from flowrl.contracts import Batch, Field, Need, Rollout, Together, View
+from flowrl.core.objectives.matching import mean_square
 from flowrl.core.objectives.reward_gradient import discount_at, hinge, leap_weights, quantiles, relative_reward
 
 Metrics = dict[str, Tensor]
@@ -19,11 +20,14 @@ Metrics = dict[str, Tensor]
 class PulledObjective:
     """What objectives of reward gradients share: the loss of a reward R, scale * max(threshold - R, 0).
 
-    threshold: from which on a reward is good enough and gives no gradient; None: the loss is -scale * R.
+    threshold: from which on a reward is good enough and gives no gradient; None: the loss is -scale * R. kl:
+    coefficient of the mean squared difference from the reference's velocity at the states that are looked at, which is
+    weighted like them. Metric [r, 1]: kl, where there is one.
     """
 
     threshold: float | None = None
     scale: float = 1.0
+    kl: float = field(default=0.0, kw_only=True)
 
     @property
     def view(self) -> View:
@@ -38,7 +42,19 @@ class PulledObjective:
     @property
     def needs(self) -> frozenset[Need]:
         """See `contracts.Objective`."""
-        return frozenset(["reward_of"])
+        return self._needs("reward_of")
+
+    def _needs(self, *names: Need) -> frozenset[Need]:
+        """These, and the reference where a divergence is paid."""
+        return frozenset(names) | frozenset[Need](["reference"] if self.kl > 0 else [])
+
+    def _held(self, seen: Field, batch: Batch, loss: Tensor, metrics: Metrics) -> tuple[Tensor, Metrics]:
+        """The loss [r, 1] and its metrics, with the divergence from the reference."""
+        if self.kl == 0:
+            return loss, metrics
+        distance = mean_square(seen.v - batch.velocities["reference"])[:, None]
+        distance = distance if seen.share is None else distance / seen.share[:, None]
+        return loss + self.kl * distance, metrics | {"kl": distance.detach()}
 
     def weigh(self, rollout: Rollout, adv: Tensor) -> tuple[Rollout, dict[str, Tensor]]:
         """See `contracts.Objective`: as it is."""
@@ -88,7 +104,7 @@ class DraftObjective(PulledObjective):
     @property
     def needs(self) -> frozenset[Need]:
         """See `contracts.Objective`."""
-        return frozenset(["pull"])
+        return self._needs("pull")
 
     def sample_loss(self, reward: Tensor, batch: Batch) -> Tensor:
         """See `PulledObjective`. Raises ValueError for a tau where nothing leaps."""
@@ -101,7 +117,8 @@ class DraftObjective(PulledObjective):
     def __call__(self, seen: Field, batch: Batch) -> tuple[Tensor, Metrics]:
         """See `contracts.Objective`; of what is returned the gradient alone has a meaning."""
         assert batch.pull is not None
-        return (seen.gain * (batch.pull * seen.v)).flatten(1).sum(1, keepdim=True), {}
+        loss = (seen.gain * (batch.pull * seen.v)).flatten(1).sum(1, keepdim=True)
+        return self._held(seen, batch, loss, {})
 
 
 @dataclass(frozen=True)
@@ -119,7 +136,7 @@ class MatchObjective(DraftObjective):
     @property
     def needs(self) -> frozenset[Need]:
         """See `contracts.Objective`."""
-        return frozenset(["pull", "rank"])
+        return self._needs("pull", "rank")
 
     def sample_loss(self, reward: Tensor, batch: Batch) -> Tensor:
         """See `PulledObjective`."""
@@ -143,7 +160,7 @@ class ReFLObjective(PulledObjective):
         """See `contracts.Objective`."""
         assert seen.show is not None and batch.reward_of is not None
         reward = batch.reward_of(seen.show(seen.clean(seen.v)), None)
-        return self.of_reward(reward)[:, None], {"estimate_reward": reward.detach()[:, None]}
+        return self._held(seen, batch, self.of_reward(reward)[:, None], {"estimate_reward": reward.detach()[:, None]})
 
 
 @dataclass(frozen=True)
@@ -183,7 +200,7 @@ class SRPOObjective(PulledObjective):
             fits = [batch.reward_of(samples, _said(w, texts, seen.rows)) for w in (self.positive, self.negative)]
             wanted, other = reversed(fits) if inversion else fits
             reward = relative_reward(wanted, other, self._discount(seen, inversion=inversion))
-        return self.of_reward(reward)[:, None], {"relative_reward": reward.detach()[:, None]}
+        return self._held(seen, batch, self.of_reward(reward)[:, None], {"relative_reward": reward.detach()[:, None]})
 
     def _discount(self, seen: Field, *, inversion: bool) -> float:
         """The entry of the discounts at the cleaner end of the step."""

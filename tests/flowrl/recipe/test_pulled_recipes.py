@@ -24,7 +24,6 @@ MISTAKES = [
     (["sampler.levels={kind: tail, number: 5}"], "sampler.levels.number", "kind 'tail' reads only"),
     (["sampler.tail={solver: dpmpp_2m}"], "sampler.tail.solver", "steps of euler alone"),
     (["sampler.look={guidance_scale: 1.0}"], "sampler.look", "follows the steps as the rollout took them"),
-    (["objective.kl=0.1"], "objective.kl", "pays no divergence"),
     (["train.keep=2", "train.group=4"], "train.keep", "reads no advantage"),
     (["train.drop_silent=true"], "train.drop_silent", "reads no advantage"),
     (["objective.loss.beta=1"], "objective.loss.beta", "reads only threshold, scale, nested, tau"),

@@ -11,6 +11,7 @@ from flowrl.core.backward import StepLoss
 from flowrl.core.backward_pull import backward_pull
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.pulled import DraftObjective, PulledObjective, ReFLObjective, SRPOObjective
+from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.level_looks import Asking, look_at
 from policies_support import PROMPTS, SEED, STEPS, FamilyPolicy, gap, pictures
@@ -179,6 +180,63 @@ def test_the_gradient_is_what_a_small_step_gains(flux: FamilyPolicy) -> None:
             for parameter, g in zip(flux.trainable(), found, strict=True):
                 parameter.add_(g, alpha=sign * eps / norm)
     assert (ends[0] - ends[1]) / (2 * eps) == pytest.approx(norm, rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def moved() -> FamilyPolicy:
+    """A policy whose adapters have moved it away from the reference."""
+    policy, generator = FamilyPolicy("flux"), torch.Generator().manual_seed(1)
+    adapters.add_lora(policy.modules, rank=2, alpha=4)
+    with torch.no_grad():
+        for parameter in policy.trainable():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+def distance(policy: FamilyPolicy, rollout: Rollout, rows: list[int]) -> Tensor:
+    """The mean over rows of the sum over columns of the mean squared difference from the reference's velocity."""
+    held: dict[tuple[int, int], Tensor] = {}
+    for f in fields(policy, rollout, rows, View("walked", weights="reference")):
+        held.update(zip([(row, f.columns.item()) for row in f.rows.tolist()], f.v, strict=True))
+    found: list[Field] = []
+    policy.look(rollout, torch.tensor(rows), View("walked"), found.append)
+    total = torch.zeros(())
+    for f in found:
+        for row, v in zip(f.rows.tolist(), f.v, strict=True):
+            total = total + (v - held[row, f.columns.item()]).square().mean() / len(rows)
+    return total
+
+
+@pytest.mark.parametrize("name", ["sparse", "refl"])
+def test_the_divergence_is_that_of_the_velocities_where_it_looks(name: str, moved: FamilyPolicy) -> None:
+    policy = moved
+    objective, columns = OBJECTIVES[name]
+    rollout = rolled(policy, columns)
+    plain, _ = gradients(policy, rollout, objective, [[0, 2, 3]])
+    held, loss = gradients(policy, rollout, replace(objective, kl=3.0), [[0, 2, 3]])
+    total = distance(policy, rollout, [0, 2, 3])
+    wanted, total = torch.autograd.grad(3.0 * total, list(policy.trainable())), float(total.detach())
+    assert difference([a - b for a, b in zip(held, plain, strict=True)], list(wanted)) <= 1e-4
+    assert float(loss.total["kl"]) == pytest.approx(total / len(columns), rel=1e-4) and total > 1e-4
+    cut, _ = gradients(policy, rollout, replace(objective, kl=3.0), [[0], [2, 3]])
+    assert difference(cut, held) <= 1e-5
+
+
+def test_the_divergence_goes_back_through_the_walk_too(moved: FamilyPolicy) -> None:
+    policy = moved
+    found, _ = gradients(policy, rolled(policy, WALK), DraftObjective(kl=3.0), [[0, 2]])
+    norm, eps, ends = sum(float(g.square().sum()) for g in found) ** 0.5, 3e-3, []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for parameter, g in zip(policy.trainable(), found, strict=True):
+                parameter.add_(g, alpha=sign * eps / norm)
+            there = rolled(policy, WALK)
+            ends.append(
+                3.0 * float(distance(policy, there, [0, 2]).detach()) - float(reward_of(there.samples)[[0, 2]].mean())
+            )
+            for parameter, g in zip(policy.trainable(), found, strict=True):
+                parameter.sub_(g, alpha=sign * eps / norm)
+    assert (ends[0] - ends[1]) / (2 * eps) == pytest.approx(norm, rel=0.02)
 
 
 def test_several_latents_are_refused() -> None:
