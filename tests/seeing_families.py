@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers as tf
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers.models.auto import (
     feature_extraction_auto,
     image_processing_auto,
@@ -33,6 +33,7 @@ from seeing_tables import (
     OTHER_PARTS,
     OVERRIDES,
     PART_OPTIONS,
+    PREFIXED,
     PROCESSOR_OPTIONS,
     PROCESSORS,
     SIZES,
@@ -123,6 +124,7 @@ def tokenizer_of(name: str, kind: type) -> Any:
         name: defaults.get(name, f"<{name}>")
         for name in asked
         if name not in ("bos_token", "eos_token", "pad_token", "unk_token") and not name.startswith("add_")
+        if f"{name}.content" not in code  # a processor that gives its tokenizer that token
     }
     extra = ["<image>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|AUDIO|>"]
     special = list(
@@ -130,9 +132,12 @@ def tokenizer_of(name: str, kind: type) -> Any:
     )
     vocabulary = {token: i for i, token in enumerate([*special, *string.printable[:95], "\n"])}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    whole = [token for token in special if name in PREFIXED and token[0] == "|"]  # tokens of its vocabulary alone
+    if name in PREFIXED:
+        raw.normalizer = normalizers.Prepend("_")
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex("|".join([*map(re.escape, whole), r"[\s\S]"])), "isolated")
     raw.decoder = decoders.Fuse()
-    raw.add_special_tokens([AddedToken(token, special=True) for token in special])
+    raw.add_special_tokens([AddedToken(token, special=True) for token in special if token not in whole])
     made = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     return tf.PreTrainedTokenizerFast(
         tokenizer_object=raw, clean_up_tokenization_spaces=False, extra_special_tokens=asked, **made
@@ -239,12 +244,12 @@ def with_tokens(values: dict[str, Any], processor: Any) -> dict[str, Any]:
             made[key] = tokenizer.convert_tokens_to_ids("<im_patch>")
         elif str(key) in ("bos_token_id", "eos_token_id", "pad_token_id"):
             made[key] = {"b": 2, "e": 3, "p": 0}[key[0]]
-        elif name and "token" in str(key) and (_whole(value) or key in ("image_token_id", "video_token_id")):
+        elif name and "token" in str(key) and (_whole(value) or re.fullmatch("(image|video)_token_(id|index)", key)):
             holder = tokenizer if hasattr(tokenizer, f"{name[1]}_token") else processor
             token = getattr(holder, f"{name[1]}_token", None)
             own = getattr(holder, f"{name[1]}_token_id", None)
-            if own is None and isinstance(token, str):
-                own = tokenizer.convert_tokens_to_ids(token)
+            if own is None and token is not None:
+                own = tokenizer.convert_tokens_to_ids(str(token))
             if key in ("image_token_id", "image_token_index") and atom is not None:
                 own = atom
             made[key] = own if isinstance(own, int) else value and min(value, VOCABULARY - 1)
@@ -268,7 +273,7 @@ def family(name: str) -> tuple[Any, Any]:
     with torch.no_grad():
         model = getattr(tf, {**HEARING, **SEEING}[config.model_type])(config).float().eval()
         for label, parameter in model.named_parameters():  # so that what is seen arrives at the logits
-            if parameter.dim() > 1 or label.endswith("_gate"):
+            if parameter.dim() > 1 or label.endswith("_gate") or "alpha" in label:
                 parameter.normal_(0, parameter[0].numel() ** -0.5)
     if model.can_generate():
         model.generation_config.eos_token_id = 3

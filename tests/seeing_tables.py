@@ -4,13 +4,14 @@ from typing import Any
 
 WIDTH, HEADS, LAYERS, VOCABULARY = 64, 4, 2, 600
 
-ALONE = ("emu3", "minicpmv4_6", "minicpmv4_7", "minicpm_ocr")  # their towers see otherwise where pictures are joined
-# why a type could not be made here
-MISSING = {"fuyu": "its processor takes away the first placeholder, before which its own tokenizer alone puts a token"}
+# towers that see otherwise where pictures are joined; BLIP's positions count what a row is padded with
+ALONE = ("emu3", "minicpmv4_6", "minicpmv4_7", "minicpm_ocr", "blip")
+MISSING: dict[str, str] = {}  # why a type could not be made here
+PREFIXED = ("fuyu",)  # whose tokenizer puts a token of its own before each text
 
 # by the name of a key, in any part of a config
 SIZES: dict[str, Any] = {
-    "hidden_size|d_model|embed_dim|hidden_dim|model_dim|output_dim|n_embd|width": WIDTH,
+    "hidden_size|d_model|embed_dim|hidden_dim|model_dim|output_dim|n_embd|width|word_embed_proj_dim": WIDTH,
     ".*_hidden_size|projector_\\w+_dim|vision_output_dim|projection_dim": WIDTH,
     "intermediate_size|ffn_dim|encoder_ffn_dim|decoder_ffn_dim|mlp_dim|n_inner|shared_expert_intermediate_size": 2
     * WIDTH,

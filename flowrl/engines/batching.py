@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.policies.language.decoding import draw_on, read
+from flowrl.policies.language.decoding import draw_on
 from flowrl.policies.language.inputs import EMPTY, Inputs
+from flowrl.policies.language.reading import read
 from flowrl.policies.language.stopping import Stop
 from flowrl.untyped import LanguageModel
 from samplers.tokens import Generation

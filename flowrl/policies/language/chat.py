@@ -104,7 +104,7 @@ class Encoder:
         """A prompt's text with the processor's placeholders in it, where no chat template writes them."""
         messages = placed(prompt.messages or [{"role": "user", "content": prompt.text}], prompt.media)
         parts = [part for message in messages for part in message["content"]]
-        return "".join(part.get("text") or getattr(self.processor, f"{part['type']}_token", "") for part in parts)
+        return "".join(part.get("text") or str(getattr(self.processor, f"{part['type']}_token", "")) for part in parts)
 
     @property
     def writer(self) -> Tokenizer | Processor:

@@ -5,18 +5,17 @@ padding, and position ids count from each row's first real token. A row's result
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from flowrl.contracts import Progress
-from flowrl.policies.language.forwards import Beside, Then, beside, forward, left_padded
+from flowrl.policies.language.forwards import Beside, beside, forward, left_padded
 from flowrl.policies.language.heads import Head, states
 from flowrl.policies.language.inputs import Inputs
-from flowrl.policies.language.prefixes import Prefix, cache_of, holds_tokens, joined, select
+from flowrl.policies.language.prefixes import holds_tokens
+from flowrl.policies.language.reading import Reading, read
 from flowrl.policies.language.stopping import Stop
 from flowrl.untyped import LanguageModel
 from samplers.tokens import Generation, Logits, States, draw, penalised, token_entropy, token_logp, token_squares
@@ -24,83 +23,10 @@ from samplers.tokens import Generation, Logits, States, draw, penalised, token_e
 ADMITTED = 4  # rows are read into free places once these are that part of all: reading and joining cost, too
 
 
-@dataclass
-class Reading:
-    """Rows whose contexts have been read: logits [R, V] of their next token, attention [R, N] of the cache.
-
-    then: what goes beside that token where the model reads pictures; others count positions from what attention shows.
-    """
-
-    logits: Tensor
-    attention: Tensor
-    cache: DynamicCache
-    contexts: Sequence[Sequence[int]]
-    then: Then | None = None
-
-    def select(self, index: Tensor) -> None:
-        """Goes on with these rows, int64, some of them more than once."""
-        self.logits = self.logits[index]
-        self.contexts = [self.contexts[i] for i in index.tolist()]
-        self.keep(index)
-
-    def keep(self, index: Tensor) -> None:
-        """The same of what the next forward needs."""
-        self.attention = self.attention[index]
-        select(self.cache, index)
-        if self.then is not None:
-            self.then = self.then.keep(index)
-
-    def join(self, fresh: "Reading") -> None:
-        """Takes the rows of another reading behind its own, both padded on the left; see `prefixes.joined`."""
-        self.attention = joined(self.cache, self.attention, fresh.cache, fresh.attention)
-        self.logits, self.contexts = torch.cat([self.logits, fresh.logits]), [*self.contexts, *fresh.contexts]
-        if self.then is not None and fresh.then is not None:
-            self.then = self.then.join(fresh.then)
-
-    def step(self, model: LanguageModel, token: Tensor) -> None:
-        """Reads one further token int64 [R] of each row."""
-        self.attention = torch.cat([self.attention, self.attention.new_ones(len(token), 1)], 1)
-        shown = None if self.then is None else self.then.following()
-        self.logits = forward(model, token[:, None], self.attention, 1, self.cache, shown)[:, 0]
-        self.then = None if shown is None else shown.then
-
-
 # is told which rows (positions int64) have drawn their last token, where they stand in the reading, and the reading
 Leave = Callable[[Tensor, Tensor, Reading], None]
 # is told how many rows are at work; gives further ones that have been read, and which they are, or None
 More = Callable[[int], tuple[Reading, Tensor] | None]
-
-
-@torch.no_grad()
-def read(
-    model: LanguageModel,
-    contexts: Sequence[Sequence[int]],
-    *,
-    pad: int,
-    prefixes: Sequence[Prefix | None] = (),
-    inputs: Sequence[Inputs] | None = None,
-) -> Reading:
-    """The contexts, read in one forward. prefixes: what is known of each, which then is not computed again.
-
-    inputs: the media of each; None for a model that reads text alone. A prefix that ends before the last of them is
-    not used.
-    """
-    if inputs is not None and prefixes:
-        prefixes = [p if p is None or len(p) >= own.end else None for p, own in zip(prefixes, inputs, strict=True)]
-    ids, attention = left_padded(contexts, pad, model.device)
-    shown = beside(model, contexts, inputs, attention)
-    if not any(prefix is not None for prefix in prefixes):
-        cache = DynamicCache(config=model.config)
-    else:
-        cache, known = cache_of(model, prefixes)
-        left = [list(ids[0 if p is None else len(p) :]) for ids, p in zip(contexts, prefixes, strict=True)]
-        ids, attention = left_padded(left, pad, model.device)
-        attention = torch.cat([known, attention], 1)
-        if shown is not None and inputs is not None:
-            unread = [own for own, p in zip(inputs, prefixes, strict=True) if p is None]
-            shown = shown.last(ids.shape[1], unread, model.device, model.dtype)
-    logits = forward(model, ids, attention, 1, cache, shown)[:, 0]
-    return Reading(logits, attention, cache, contexts, None if shown is None else shown.then)
 
 
 def decode(

@@ -22,20 +22,24 @@ def forward_arguments(model: LanguageModel) -> set[str]:
     return set(inspect.signature(type(model).forward).parameters)
 
 
-def cache_argument(model: LanguageModel) -> str:
-    """The name of the key-value cache in the model's forward.
+def cache_argument(model: LanguageModel) -> str | None:
+    """The name of the key-value cache in the model's forward; None for one that reads all again for each token.
 
-    Raises PolicyError for a model without one, for one that encodes its prompt apart from what it writes, and for one
-    that does not write token by token.
+    Raises PolicyError for a model that encodes its prompt apart from what it writes, for one that does not write token
+    by token, and for one whose cache holds what it was given otherwise than what it writes.
     """
     kind = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
         raise PolicyError(f"{kind} is an encoder and a decoder; give a causal transformer language model")
-    name = next((n for n in CACHES if n in forward_arguments(model)), None)
-    if name is None:
-        raise PolicyError(f"{kind} takes no key-value cache; give a causal transformer language model")
     if hasattr(model, "can_generate") and not hasattr(model, "_prepare_position_ids_for_generation"):
         raise PolicyError(f"{kind} does not write token by token; give a causal transformer language model")
+    name = next((n for n in CACHES if n in forward_arguments(model)), None)
+    layers = [] if name is None else DynamicCache(config=model.config).layers
+    if any(hasattr(layer, "set_prefill_length") for layer in layers):
+        raise PolicyError(
+            f"{kind} forgets what it wrote long ago and not what it was given, so a replay of both at once is not what "
+            "was drawn; give another model"
+        )
     return name
 
 

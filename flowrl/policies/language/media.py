@@ -110,13 +110,14 @@ def processed(
     types = {name: tensors.pop(name)[0] for name in sorted(layout.types)}
     marks = [(value > 0).tolist() for name, value in types.items() if value.dim() == 1 and name not in TYPES]
     places = [i for i, token in enumerate(ids) if token in barred or any(mark[i] for mark in marks)]
-    if len(places) < len(media):
+    unplaced = len(media) == 1 and not places and not barred  # a model that sees one picture beside all of its text
+    if len(places) < len(media) and not unplaced:
         raise PolicyError(
             f"the prompt {text[:80]!r} has {len(media)} files ({_names(media)[:160]}) and {len(places)} of the "
             f"placeholders that {type(processor).__name__} writes for them: the model would not see all; give a model "
             "whose chat template shows them, or set generation.chat_template=true"
         )
-    length = places[-1] + 1
+    length = len(ids) if unplaced else places[-1] + 1
     types = {name: torch.cat([v, v[-1:] if len(ids) > length else 0 * v[-1:]]) for name, v in types.items()}
     counts = {name: tensors[other].shape[:k].numel() for name, (other, k) in layout.indices.items()}
     return ids, Inputs((Piece.of(length, tensors | lists, types, layout.along, lists, counts),))

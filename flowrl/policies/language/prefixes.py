@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from flowrl.policies.language.forwards import cache_argument
 from flowrl.untyped import LanguageModel
 
 
@@ -31,8 +32,10 @@ class Prefix:
         return Prefix(tuple(k[:, :number] for k in self.keys), tuple(v[:, :number] for v in self.values))
 
 
-def prefix_of(cache: DynamicCache, row: int, attention: Tensor) -> Prefix | None:
+def prefix_of(cache: DynamicCache | None, row: int, attention: Tensor) -> Prefix | None:
     """What the cache holds of one row, by its attention [N]; None where the cache does not hold every token."""
+    if cache is None:
+        return None
     real, layers = attention.nonzero()[:, 0], []
     for layer in cache.layers:
         if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
@@ -74,13 +77,17 @@ def select(cache: DynamicCache, index: Tensor) -> None:
 
 def can_join(model: LanguageModel) -> bool:
     """Whether caches of the model hold every token, so that rows of different lengths can stand in one."""
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+    return cache_argument(model) is not None and all(
+        type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers
+    )
 
 
-def holds_tokens(cache: DynamicCache, attention: Tensor) -> bool:
+def holds_tokens(cache: DynamicCache | None, attention: Tensor) -> bool:
     """Whether all that a cache holds is of the tokens of attention [R, N], and nothing of pictures beside them."""
-    layers: Any = cache.layers
-    return all(layer.keys is None or layer.keys.shape[-2] == attention.shape[1] for layer in layers)
+    layers: Any = [] if cache is None else cache.layers
+    return cache is not None and all(
+        layer.keys is None or layer.keys.shape[-2] == attention.shape[1] for layer in layers
+    )
 
 
 def joined(cache: DynamicCache, attention: Tensor, fresh: DynamicCache, shown: Tensor) -> Tensor:

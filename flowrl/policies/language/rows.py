@@ -14,9 +14,10 @@ from torch import Tensor
 
 from flowrl.contracts import Progress, Prompt
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.language.decoding import Reading, draw_on, read
+from flowrl.policies.language.decoding import draw_on
 from flowrl.policies.language.inputs import EMPTY, Inputs
 from flowrl.policies.language.prefixes import Prefix, prefix_of
+from flowrl.policies.language.reading import Reading, read
 from flowrl.policies.language.stopping import Stop
 from flowrl.policies.noise import Key, copy_numbers, token_uniforms
 from flowrl.untyped import LanguageModel, Tokenizer

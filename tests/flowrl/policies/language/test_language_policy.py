@@ -15,7 +15,7 @@ from flowrl.core.backward import fill_reference
 from flowrl.core.learner import Learner
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.language import decoding
+from flowrl.policies.language import decoding, reading
 from flowrl.policies.language.ends import token_ends
 from flowrl.policies.language.forwards import left_padded
 from flowrl.policies.language.policy import LanguagePolicy
@@ -376,7 +376,8 @@ def test_a_model_whose_replay_is_another_is_refused(monkeypatch):
         return real(made, ids, torch.ones_like(attention), keep, cache, shown)
 
     policy(gpt2()).prepare(PROMPTS[0], PLAN)
-    monkeypatch.setattr(decoding, "forward", shifted)
+    for own in (reading, decoding):  # what a rollout reads, and what a replay does
+        monkeypatch.setattr(own, "forward", shifted)
     subject = policy(gpt2())
     with pytest.raises(PolicyError, match="GPT2LMHeadModel: a replay gives log-probs that differ"):
         subject.prepare(PROMPTS[0], PLAN)

@@ -6,43 +6,39 @@ A few in the usual tests, all that hold marked slow. docs/seeing.md has the whol
 from pathlib import Path
 
 import pytest
+import torch
 
 import seeing_families as families
 import seeing_survey as survey
 from flowrl.contracts import Prompt
 from flowrl.policies.errors import PolicyError
 
-USUAL = ("gemma3", "qwen3_vl", "internvl", "smolvlm", "qwen3_asr", "ernie4_5_vl_moe", "mllama", "paligemma")
+USUAL = ("gemma3", "qwen3_vl", "internvl", "smolvlm", "qwen3_asr", "mllama", "paligemma", "idefics", "blip-2")
 SEEING = """
-apertus1p5 aria aya_vision chameleon cohere2_vision cohere_compass cosmos3_edge cosmos3_omni deepseek_ocr2 deepseek_vl
-deepseek_vl_hybrid dots3_note emu3 ernie4_5_vl_moe exaone4_5 gemma3 gemma4 gemma4_unified glm46v glm4v glm4v_moe
-glm5_next glm_ocr glmga got_ocr2 granite4_vision granite_docling hunyuan_vl hy_v4_vl hyperclovax_vision_v2 idefics2
-idefics3 inkling2 inkling2_loop inkling_mm_model internvl janus kimi_k25 lfm2_vl lfm3_vl lighton_ocr llava llava_next
-llava_next_video llava_onevision minicpm_ocr minicpmv4_6 minicpmv4_7 minimax_m3_vl mistral3 mistral_large4 mllama
-molmo2 muse_glimmer muse_spark ovis2 paddleocr_vl paligemma perception_lm pp_chart2table qianfan_ocr
-qwen2_5_omni_thinker qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe qwen4_exp
-smolvlm step3p7 video_llama_3 video_llava vipllava
+apertus1p5 aria aya_vision blip blip-2 chameleon cohere2_vision cohere_compass cosmos3_edge cosmos3_omni deepseek_ocr2
+deepseek_vl deepseek_vl_hybrid dots3_note emu3 ernie4_5_vl_moe exaone4_5 fast_vlm fuyu gemma3 gemma3n gemma4
+gemma4_unified git glm46v glm4v glm4v_moe glm5_next glm_ocr glmga got_ocr2 granite4_vision granite_docling hunyuan_vl
+hy_v4_vl hyperclovax_vision_v2 idefics idefics2 idefics3 inkling2 inkling2_loop inkling_mm_model instructblip internvl
+janus kimi_k25 kosmos-2 kosmos-2.5 lfm2_vl lfm3_vl lighton_ocr llava llava_next llava_next_video llava_onevision
+minicpm_ocr minicpmv4_6 minicpmv4_7 minimax_m3_vl mistral3 mistral_large4 mllama molmo2 muse_glimmer muse_spark ovis2
+paddleocr_vl paligemma perception_lm pp_chart2table qianfan_ocr qwen2_5_omni_thinker qwen2_5_vl qwen2_vl qwen3_5
+qwen3_5_moe qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe qwen4_exp smolvlm step3p7 video_llama_3 video_llava vipllava
 """.split()
 HEARING = """glmasr moss_transcribe_diarize omniasr qwen2_5_omni qwen2_audio qwen3_asr""".split()
 REFUSED = {
-    "blip": "no key-value cache",
-    "blip-2": "no key-value cache",
-    "evolla": "no key-value cache",
-    "instructblip": "no key-value cache",
-    "instructblipvideo": "no key-value cache",
+    "evolla": "`messages_list` and `proteins`",
+    "instructblipvideo": "cannot take what its processor makes",
+    "mistral4": "the model does not see them",
     "diffusion_gemma": "does not write token by token",
     "florence2": "an encoder and a decoder",
     "pix2struct": "an encoder and a decoder",
     "pp_formulanet": "an encoder and a decoder",
     "t5gemma2": "an encoder and a decoder",
     "udop": "an encoder and a decoder",
-    "git": "0 of the placeholders",
     "shieldgemma2": "3 rows of token ids",
-    "idefics": "cannot take what its processor makes",
-    "kosmos-2": "cannot take what its processor makes",
     "llama4": "has no attribute 'image_outputs'",
     "nemotron_h_omni": "differ",
-    "unlimited_ocr": "cannot take what its processor makes",
+    "unlimited_ocr": "forgets what it wrote long ago",
     "pi0": "does not write token by token",
     "vision-encoder-decoder": "an encoder and a decoder",
 }
@@ -65,10 +61,28 @@ def test_rows_drawn_together_are_each_row_alone(name: str, files: survey.Files):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
-    "name", [n if n in ("blip-2", "t5gemma2") else pytest.param(n, marks=pytest.mark.slow) for n in REFUSED]
+    "name", [n if n in ("unlimited_ocr", "t5gemma2") else pytest.param(n, marks=pytest.mark.slow) for n in REFUSED]
 )
 def test_a_type_that_cannot_be_trained_is_refused_with_the_reason(name: str, files: survey.Files):
     assert REFUSED[name] in str(survey.refused(name, files))
+
+
+def test_rows_that_are_read_anew_for_each_token_take_free_places(files: survey.Files):
+    """IDEFICS asks for its pictures with every token, whatever its cache holds: found out within the first rollout."""
+    asked = survey.prompts("idefics", files)
+    subject = families.policy("idefics")
+    subject._proven, drawn = {True, False}, []  # the first rollout finds it out
+    for subject.max_rows in (None, 4):
+        drawn.append(subject.rollout(asked, group_size=2, plan=survey.PLAN, seed=0))
+    assert torch.equal(drawn[0].replay.tokens, drawn[1].replay.tokens)
+    assert torch.allclose(drawn[0].rollout_logp, drawn[1].rollout_logp, atol=survey.LIMIT)
+
+
+def test_a_model_without_placeholders_is_shown_one_picture_a_prompt(files: survey.Files):
+    subject = families.policy("git")
+    subject.prepare(Prompt("one", "What is this?", files["image"][:1]), survey.PLAN)
+    with pytest.raises(PolicyError, match="has 2 files .* and 0 of the placeholders"):
+        subject.rollout([Prompt("two", "What is this?", files["image"])], plan=survey.PLAN, seed=0)
 
 
 def test_a_model_that_does_not_see_its_pictures_is_refused(files: survey.Files):
