@@ -1,13 +1,19 @@
-"""How much time flowrl adds to the transformer calls that it cannot do without, on the shapes pipeline.
+"""How much time flowrl adds to the transformer calls that it cannot do without, on the models that ship.
 
-    python benchmarks/overhead.py [--model shapes-flux] [--steps 6] [--repeats 15] [--threads 2]
+    python benchmarks/overhead.py [--model shapes-flux] [--steps 6] [--repeats 15] [--threads 2] [--cpu]
 
-Two ratios at batches of 16 and 64, as medians over repeats that take turns within one process:
+Ratios at batches of 16 and 64, as medians over repeats that take turns within one process:
   rollout    a recorded stochastic rollout, pictures included, over a hand-written loop with the same number of
              transformer calls and the same decoding
+  merged     the same with adapters merged into the weights (rollout.merge), over the same loop, which does not merge
   training   all optimizer work of an iteration (replay of every trained step, loss, backward, AdamW) over the bare
              forward and backward passes of the same rows and steps with the same AdamW step
-Text is encoded before the clock starts, on both sides: flowrl remembers it.
+and, of the language model of the arithmetic world, at a batch of 64,
+  decoding   a rollout over a hand-written loop with the same cache that draws as many tokens
+  merged     the same with merged adapters
+  step       all optimizer work of an iteration over one teacher-forced pass of the same rows with the same AdamW step
+Text is encoded before the clock starts, on both sides: flowrl remembers it. --cpu: the processor's time
+in place of the clock's, for one thread on a machine that is busy with other things.
 """
 
 import argparse
@@ -17,18 +23,22 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from flowrl.contracts import Prompt
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.update import Settings, update
 from flowrl.policies import adapters
-from flowrl.policies.loading import load_pipeline
+from flowrl.policies.language.policy import LanguagePolicy
+from flowrl.policies.loading import load_language, load_pipeline
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.policy import PipelinePolicy
+from flowrl.worlds.arithmetic.problems import heldout_problems
 from flowrl.worlds.shapes.captions import heldout_scenes
 from flowrl.worlds.shapes.model import CALL, encode_captions, velocity
 from samplers.plan import Plan
+from samplers.tokens import Generation
 from samplers.transitions import flow_sde
 
 NOISE = 0.7
@@ -56,6 +66,12 @@ class Bench:
     def policy_rollout(self) -> None:
         """What a run does."""
         self.policy.rollout(self.prompts, group_size=4, plan=self.plan, seed=0)
+
+    def merged_rollout(self) -> None:
+        """The same by merged weights."""
+        self.policy.merge = True
+        self.policy_rollout()
+        self.policy.merge = False
 
     @torch.no_grad()
     def hand_rollout(self) -> None:
@@ -89,20 +105,85 @@ class Bench:
         self.learner.step()
 
 
+class LanguageBench:
+    """A policy on the arithmetic language model and the hand-written equivalents of what it does, for `batch` rows."""
+
+    def __init__(self, batch: int):
+        model, tokenizer = load_language("arithmetic-qwen2", torch.float32)
+        self.policy = LanguagePolicy(model, tokenizer)
+        adapters.add_lora(self.policy.modules, rank=16, alpha=32, targets="all")
+        self.learner = Learner(self.policy.trainable(), lr=1e-5)
+        self.model, self.plan = model, Generation(40)
+        self.prompts = [Prompt(p.text, p.text) for p in heldout_problems()[: batch // 4]]
+        self.rollout = self.policy.rollout(self.prompts, group_size=4, plan=self.plan, seed=0)
+        kept = self.rollout.replay
+        width = max(map(len, kept.prompts))
+        self.ids = torch.tensor([[self.policy.pad] * (width - len(p)) + p for p in kept.prompts])
+        self.shown = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in kept.prompts])
+        self.tokens, self.mask = kept.tokens, self.rollout.mask
+        self.adv = torch.linspace(-1, 1, batch)
+        self.objective = ClippedObjective(0.2, 0.2, aggregate="decision_mean")
+
+    def policy_rollout(self) -> None:
+        """What a run does."""
+        self.policy.rollout(self.prompts, group_size=4, plan=self.plan, seed=0)
+
+    def merged_rollout(self) -> None:
+        """The same by merged weights."""
+        self.policy.merge = True
+        self.policy_rollout()
+        self.policy.merge = False
+
+    @torch.no_grad()
+    def hand_rollout(self) -> None:
+        """The shortest loop: the prompts of all rows are read, then a token of each at a time till the last has ended.
+
+        It goes on with the tokens of the rollout, so that both draw as many; what is drawn is left aside.
+        """
+        cache, shown, token = DynamicCache(config=self.model.config), self.shown, self.ids
+        for k in range(self.tokens.shape[1]):
+            at = (shown.cumsum(1) - 1).clamp(min=0)[:, -token.shape[1] :]
+            out = self.model(
+                input_ids=token, attention_mask=shown, position_ids=at, past_key_values=cache, logits_to_keep=1
+            )
+            logp = out.logits[:, -1].log_softmax(-1)
+            torch.multinomial(logp.exp(), 1)
+            token = self.tokens[:, k : k + 1]
+            logp.gather(1, token)
+            shown = torch.cat([shown, shown.new_ones(len(shown), 1)], 1)
+
+    def policy_training(self) -> None:
+        """The update of an iteration."""
+        update(self.policy, self.learner, self.rollout, self.adv, self.objective, Settings(4))
+
+    def bare_training(self) -> None:
+        """One forward and backward of the same rows, and the optimizer step."""
+        ids = torch.cat([self.ids, self.tokens], 1)
+        shown = torch.cat([self.shown, self.mask.long()], 1)
+        at = (shown.cumsum(1) - 1).clamp(min=0)
+        number = self.tokens.shape[1]
+        logits = self.model(input_ids=ids, attention_mask=shown, position_ids=at, use_cache=False).logits
+        logp = logits[:, -number - 1 : -1].log_softmax(-1).gather(2, self.tokens[..., None])[..., 0]
+        ((logp * self.adv[:, None] * self.mask).sum() / self.mask.sum()).backward()
+        self.learner.step()
+
+
 def _sde(x: Tensor, v: Tensor, s: float, dt: float, cap: float) -> tuple[Tensor, float]:
     per_level = NOISE**2 / (1 - min(s, cap))
     pull = 0.5 * per_level * dt
     return x * (1 + pull) + v * (dt + pull * (1 - s)), (per_level * s * -dt) ** 0.5
 
 
-def medians(first: Callable[[], None], second: Callable[[], None], repeats: int) -> tuple[float, float]:
+def medians(
+    first: Callable[[], None], second: Callable[[], None], repeats: int, clock: Callable[[], float]
+) -> tuple[float, float]:
     """Median seconds of each, taking turns, after a warm-up."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats + 2):
         for function, found in zip((first, second), seconds, strict=True):
-            start = time.perf_counter()
+            start = clock()
             function()
-            found.append(time.perf_counter() - start)
+            found.append(clock() - start)
     return statistics.median(seconds[0][2:]), statistics.median(seconds[1][2:])
 
 
@@ -113,17 +194,31 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cpu", action="store_true")
     options = parser.parse_args()
+    how = options.repeats, time.process_time if options.cpu else time.perf_counter
     torch.set_num_threads(options.threads)
     print(f"{'':12}{'batch':>6}{'flowrl ms':>12}{'bare ms':>10}{'ratio':>8}")
     for batch in (16, 64):
         bench = Bench(options.model, options.steps, batch)
         for name, pair in {
             "rollout": (bench.policy_rollout, bench.hand_rollout),
+            "merged": (bench.merged_rollout, bench.hand_rollout),
             "training": (bench.policy_training, bench.bare_training),
         }.items():
-            ours, bare = medians(*pair, options.repeats)
-            print(f"{name:12}{batch:>6}{ours * 1e3:>12.1f}{bare * 1e3:>10.1f}{ours / bare:>8.3f}")
+            tell(name, batch, *medians(*pair, *how))
+    language = LanguageBench(64)
+    for name, pair in {
+        "decoding": (language.policy_rollout, language.hand_rollout),
+        "merged": (language.merged_rollout, language.hand_rollout),
+        "step": (language.policy_training, language.bare_training),
+    }.items():
+        tell(name, 64, *medians(*pair, *how))
+
+
+def tell(name: str, batch: int, ours: float, bare: float) -> None:
+    """Prints a row of the table."""
+    print(f"{name:12}{batch:>6}{ours * 1e3:>12.1f}{bare * 1e3:>10.1f}{ours / bare:>8.3f}", flush=True)
 
 
 if __name__ == "__main__":

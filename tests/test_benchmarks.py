@@ -67,10 +67,8 @@ def test_language_presets(monkeypatch, capsys, tmp_path):
 def test_overhead(monkeypatch, capsys):
     _, *rows = ran("overhead", monkeypatch, capsys)
     assert [tuple(row.split()[:2]) for row in rows] == [
-        ("rollout", "16"),
-        ("training", "16"),
-        ("rollout", "64"),
-        ("training", "64"),
+        *((name, batch) for batch in ("16", "64") for name in ("rollout", "merged", "training")),
+        *((name, "64") for name in ("decoding", "merged", "step")),
     ]
     assert all(re.fullmatch(r"\d+\.\d{3}", row.split()[-1]) for row in rows)
 

@@ -45,6 +45,7 @@ def _batches(recipe: Recipe, num_train: int | None, num_heldout: int | None) -> 
     return [
         f"model       {recipe.model}",
         f"learns      {learns}, lr {train.lr:g} {train.schedule}",
+        *([f"{'':<12}merged into the weights while samples are drawn"] if recipe.rollout.merge is True else []),
         f"prompts     {recipe.prompts.train}{_number(num_train)}; held out: {heldout}{chosen}",
         f"iteration   {train.drawn} prompts x {train.group} samples = {a.rows} rows{finished}, "
         f"{a.rows_at_once} at once{again}",

@@ -20,3 +20,8 @@ def device_of(name: str, place: str = "device") -> torch.device:
         listed += [kind for kind in ("mps", "cpu") if there[kind]]
         raise PolicyError(f"{place}: {name} is not on this machine; accepted here: auto, {', '.join(listed)}")
     return device
+
+
+def device_type(name: str) -> str:
+    """cpu, cuda or mps of a device that a recipe names, whether or not this machine has it."""
+    return device_of(name).type if name == "auto" else name.partition(":")[0]

@@ -14,6 +14,7 @@ from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.fitting import check_fitting
 from flowrl.recipe.freezing import check_freeze
 from flowrl.recipe.lora import check_pattern
+from flowrl.recipe.merging import check_merge
 from flowrl.recipe.models import foreign_model, gguf_file, gguf_problem
 from flowrl.recipe.objectives import check_gate, check_keep
 from flowrl.recipe.parallel_checks import check_ranks
@@ -64,6 +65,7 @@ def _check_constants(recipe: Recipe) -> Iterator[RecipeError]:
     yield from check_keep(recipe)
     yield from _learning(recipe)
     yield from check_fitting(recipe)
+    yield from check_merge(recipe)
     yield from _watch(recipe)
     yield from _prompts(recipe)
     yield from check_choice(recipe)

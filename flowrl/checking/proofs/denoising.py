@@ -29,6 +29,7 @@ PROOFS = (
     common.SCORES,
     Proof("memory suffices", surroundings.memory_suffices, (common.MODEL.title,)),
     common.UPDATE,
+    common.MOVED,
     common.WAY_BACK,
     TEACHER,  # last: adapters of a reference are added to the model
 )

@@ -19,5 +19,6 @@ PROOFS = (
     common.SCORES,
     Proof("memory suffices", tokens.memory_suffices, (common.MODEL.title,)),
     common.UPDATE,
+    common.MOVED,
     common.WAY_BACK,
 )

@@ -16,10 +16,13 @@ from flowrl.planning.sizes.saved import count_saved
 from flowrl.planning.sizes.seeing import media_tokens
 from flowrl.planning.sizes.shared import of_a_rank
 from flowrl.policies import adapters
+from flowrl.policies.devices import device_type
 from flowrl.policies.loading import auto_class_of, reading_part
+from flowrl.policies.merging import touched_bytes
 from flowrl.policies.recomputing import checkpoint_gradients
 from flowrl.policies.roles import add_roles
 from flowrl.policies.trainable import freeze
+from flowrl.recipe.merging import merges
 from flowrl.recipe.models import gguf_file, missing_package
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import JSON, LanguageModel
@@ -58,6 +61,7 @@ def sizes(
         else:
             adapters.train_full({"model": model})
             freeze({"model": model}, recipe.freeze)
+    merged = touched_bytes({"model": model}) if merges(recipe, device_type(recipe.device)) else 0
     learning = list(adapters.trainable({"model": model}))
     state, added = sum(p.numel() * p.element_size() for p in learning), _bytes(model) - frozen
     seen = media_tokens(recipe.model, processor or {}, prompts)
@@ -79,7 +83,7 @@ def sizes(
     if kept is not None and train.offload_activations:
         kept //= config.get_text_config().num_hidden_layers
     phases = [
-        Phase("rollout", frozen + added, moments + of_critic + copies * state, 0, drawing),
+        Phase("rollout", frozen + added + merged, moments + of_critic + copies * state, 0, drawing),
         Phase("training", frozen + added, moments + of_critic + (copies + 1) * state + critic.state, 0, kept),
     ]
     name = type(model).__name__

@@ -4,6 +4,7 @@ import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import QwenImagePipeline
@@ -17,6 +18,7 @@ from flowrl.planning.sizes.live import peak_live
 from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
 from flowrl.policies import adapters
 from flowrl.policies.blocks import repeated_blocks
+from flowrl.policies.merging import touched_bytes
 from flowrl.recipe.models import pipeline_class
 from flowrl.untyped import JSON, Network, Tokenizer
 
@@ -27,15 +29,9 @@ def measure(query: SizeQuery) -> MeasuredSizes:
     dtype = getattr(torch, query.dtype)
     modules = {name: part.build(dtype) for name, part in known.items()}
     parameters = {name: num_parameters(module) for name, module in modules.items()}
-    wanted = query.lora["modules"] if query.lora is not None else None
-    trained = {n: modules[n] for n in (adapters.DENOISERS if wanted is None else wanted) if n in modules}
+    trained = _trained(query, modules)
     frozen = {name: parameter_bytes(module) for name, module in modules.items()}
-    with torch.device("meta"):
-        if query.lora is not None:
-            options = {name: value for name, value in query.lora.items() if name != "modules"}
-            adapters.add_lora(trained, **options)
-        else:
-            adapters.train_full(trained)
+    _make_trainable(query, trained)
     learning = list(adapters.trainable(trained))
     pipeline = pipeline_class(query.model)
     steps = _steps(query, known, list(trained), dtype, pipeline)
@@ -51,6 +47,30 @@ def measure(query: SizeQuery) -> MeasuredSizes:
         latent=list(next(iter(steps.values())).latent) if steps else None,
         kept=[[k.whole, k.recomputing, k.block] for k in activations],
     )
+
+
+def measure_merged(query: SizeQuery) -> int:
+    """Bytes of the weights that a LoRA touches: what merged ones take beside them."""
+    known = components(query.model) or {}
+    names = _trained(query, known)
+    trained = {name: part.build(getattr(torch, query.dtype)) for name, part in names.items()}
+    _make_trainable(query, trained)
+    return touched_bytes(trained)
+
+
+def _trained(query: SizeQuery, parts: dict[str, Any]) -> dict[str, Any]:
+    """Those of the components that learn."""
+    wanted = query.lora["modules"] if query.lora is not None else None
+    return {n: parts[n] for n in (adapters.DENOISERS if wanted is None else wanted) if n in parts}
+
+
+def _make_trainable(query: SizeQuery, trained: dict[str, Network]) -> None:
+    with torch.device("meta"):
+        if query.lora is not None:
+            options = {name: value for name, value in query.lora.items() if name != "modules"}
+            adapters.add_lora(trained, **options)
+        else:
+            adapters.train_full(trained)
 
 
 def measure_decoding(query: SizeQuery, *, tiling: bool) -> int | None:

@@ -14,6 +14,8 @@ from flowrl.planning.remembered import look_up
 from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
 from flowrl.planning.sizes.rewards import on_device
 from flowrl.planning.sizes.shared import of_a_rank
+from flowrl.policies.devices import device_type
+from flowrl.recipe.merging import merges
 from flowrl.recipe.models import pipeline_class
 from flowrl.recipe.reference import ReferenceKeys
 from flowrl.recipe.schema import Recipe
@@ -23,6 +25,7 @@ from samplers.visits import Injected, Visited
 
 WORDS = 1.5  # tokens per word of a prompt, without a tokenizer
 SIDES = ("height", "width", "num_frames")  # the arguments that say how large a sample is
+DRAWING = ("rollout", "decoding")  # the phases in which merged weights stand beside the frozen ones
 ASSUMED = 77  # tokens of a prompt, if there is none to be counted
 
 
@@ -85,12 +88,21 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
     phases = _phases(recipe, measured, latent, activations)
     if reference := reference_bytes(recipe):
         phases = [replace(phase, weights=phase.weights + reference) for phase in phases]
+    if merges(recipe, device_type(recipe.device)):
+        beside = look_up("merged", [asdict(replace(query, rows=1)), configs], lambda: _merged(query))
+        phases = [replace(p, weights=p.weights + beside) if p.name in DRAWING else p for p in phases]
     phases = of_a_rank(recipe, phases, sum(measured.frozen[name] for name in measured.trained) + measured.added)
     return Sizes(measured.parameters, measured.learning, measured.added, phases, latent, measured.pipeline)
 
 
 def _look_up(query: SizeQuery, configs: JSON) -> MeasuredSizes:
     return MeasuredSizes(**look_up("sizes", [asdict(query), configs], lambda: _measure(query)))
+
+
+def _merged(query: SizeQuery) -> int:
+    from flowrl.planning.sizes.measure import measure_merged
+
+    return measure_merged(query)
 
 
 def reference_bytes(recipe: Recipe) -> int | None:

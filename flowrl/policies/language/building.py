@@ -37,6 +37,7 @@ from flowrl.policies.trainable import make_trainable
 from flowrl.policies.weights import weights_of
 from flowrl.recipe.begun import arguments
 from flowrl.recipe.credit import OF_TREES
+from flowrl.recipe.merging import merges
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.views import drawing_view, looks, scored_view
 from flowrl.untyped import LanguageModel, Tokenizer
@@ -80,6 +81,7 @@ def build(recipe: Recipe) -> LanguagePolicy:
         processor=load_processor(recipe.model, given.processor),
     )
     make_trainable(recipe, policy.modules)
+    policy.merge = merges(recipe, device.type)
     _add_environment(policy, environment, recipe)
     if recipe.roles is not None:
         policy.roles = recipe.roles.labels

@@ -33,6 +33,7 @@ from flowrl.policies.language.rows import Begun, Row, begun_rows, finish, stacke
 from flowrl.policies.language.scores import Scores
 from flowrl.policies.language.source import LanguageSource
 from flowrl.policies.language.stopping import Stop, stop_ids
+from flowrl.policies.merging import drawing
 from flowrl.policies.noise import Key, copy_numbers, token_uniforms
 from flowrl.policies.roles import speaking
 from flowrl.policies.weights import under, weights_of
@@ -77,7 +78,7 @@ class LanguagePolicy:
         self.model, self.tokenizer = model.to(device), tokenizer
         self.device, self.max_rows, self.precision = torch.device(device), max_rows, precision
         self.keep_entropy, self.keep_squares, self.batch_invariant = keep_entropy, keep_squares, batch_invariant
-        self.keep_ends = keep_ends
+        self.keep_ends, self.merge = keep_ends, False  # merge: whether rollouts are drawn by merged weights
         self.weights = weights_of(self.modules)  # others than those that learn
         self.roles: Sequence[str] = ()  # the labels of adapters, where there are several
         self.teacher: LanguageModel | None = None  # another model as the reference
@@ -298,7 +299,8 @@ class LanguagePolicy:
         options: dict[str, Any] = {"group": len(keys) // len(ids), "stop": self.stop, "pad": self.pad} | kept
         options |= {"inputs": inputs, "barred": self.barred}
         draw = decode_alone if self.batch_invariant else partial(decode, slots=slots)
-        return *draw(model, ids, uniforms, plan, progress=progress, **options), kept
+        with drawing(self):
+            return *draw(model, ids, uniforms, plan, progress=progress, **options), kept
 
     def _weights(self, name: str) -> AbstractContextManager[None]:
         """The weights of that name; a teacher is another model, for which those of this one stay."""

@@ -19,6 +19,7 @@ from flowrl.policies.language.inputs import EMPTY, Inputs
 from flowrl.policies.language.prefixes import Prefix, prefix_of
 from flowrl.policies.language.reading import Reading, read
 from flowrl.policies.language.stopping import Stop
+from flowrl.policies.merging import MayMerge, drawing
 from flowrl.policies.noise import Key, copy_numbers, token_uniforms
 from flowrl.untyped import LanguageModel, Tokenizer
 from samplers.tokens import Generation
@@ -102,7 +103,7 @@ class Row:
         return replace(self, key=key, ended=False, prefix=known, inputs=inputs, **lists)
 
 
-class DrawsRows(Protocol):
+class DrawsRows(MayMerge, Protocol):
     """What is asked of a policy by those that draw rows."""
 
     model: LanguageModel
@@ -175,11 +176,12 @@ def go_on(
     """
     limits, waiting = waiting_rows(rows, plan, until)
     size = policy.max_rows or max(len(waiting), 1)
-    for start in range(0, len(waiting), size):
-        part = waiting[start : start + size]
-        nodes = None if node is None else [node[i] for i in part]
-        ends = torch.tensor([limits[i] for i in part])
-        _draw_part(policy, model or policy.model, [rows[i] for i in part], plan, ends, nodes, keep, progress)
+    with drawing(policy):
+        for start in range(0, len(waiting), size):
+            part = waiting[start : start + size]
+            nodes = None if node is None else [node[i] for i in part]
+            ends = torch.tensor([limits[i] for i in part])
+            _draw_part(policy, model or policy.model, [rows[i] for i in part], plan, ends, nodes, keep, progress)
 
 
 def waiting_rows(

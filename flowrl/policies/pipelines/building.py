@@ -27,6 +27,7 @@ from flowrl.policies.trainable import make_trainable
 from flowrl.policies.weights import weights_of
 from flowrl.recipe.calls import check_call
 from flowrl.recipe.making import step_of
+from flowrl.recipe.merging import merges
 from flowrl.recipe.reference import ReferenceKeys
 from flowrl.recipe.rewards import fits
 from flowrl.recipe.schema import Recipe
@@ -63,6 +64,7 @@ def build(recipe: Recipe) -> PipelinePolicy:
         look_call=recipe.sampler.look,
         autoencoding=autoencoding_of(recipe, pipe),
     )
+    policy.merge = merges(recipe, device.type)
     if guide is not None and loaded is not None:
         policy.guide = guide_of(*loaded, policy.modules, guide.weight, guide.below)
     return policy

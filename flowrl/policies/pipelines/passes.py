@@ -12,6 +12,7 @@ from torch import nn
 
 from flowrl.contracts import Progress, Prompt
 from flowrl.policies.errors import PolicyError
+from flowrl.policies.merging import drawing
 from flowrl.policies.noise import GlobalGeneratorUse, Key, global_noise, start_generators
 from flowrl.policies.pipelines.arguments import Call, call_arguments, is_refusal
 from flowrl.policies.pipelines.autoencoders import Autoencoding
@@ -83,6 +84,7 @@ class PipelinePasses:
         how = {"trained": modules, "offload": offload, "autoencoding": autoencoding}
         self._working_copy = WorkingCopy(pipe, self.session, self.keeper, self.device, **how)
         self.global_use = GlobalGeneratorUse()  # of any pass so far
+        self.merge = False  # whether rollouts are drawn by merged weights
         self.sharing: Sharing = ALONE
         self._encoded: tuple[int, set[str]] = 0, set()  # prompts since so many results were forgotten
 
@@ -104,16 +106,17 @@ class PipelinePasses:
         number, made = len(trajectory.prompts), {}
         limit = 1 if self.sharing.rows == "none" else self.max_rows
         per_prompt = None if limit is None else max(1, limit // number)
-        for part in trajectory.tree.passes(per_prompt):
-            rollout_walk.begin(part)
-            walk = rollout_walk if guide is None else GuidedWalk(rollout_walk, guide)
-            output = self.walk(walk, trajectory, grad=guide is not None)
-            if part.leaves:
-                for kind, whole in self.media(output, rollout_walk.rows).items():
-                    each = whole.detach().cpu().unflatten(0, (number, -1))
-                    made.setdefault(kind, {}).update({leaf: each[:, j] for j, leaf in enumerate(part.leaves)})
-            elif output is not None:
-                break  # the loop ended before the step at which the pass was to end: `result` tells
+        with drawing(self):
+            for part in trajectory.tree.passes(per_prompt):
+                rollout_walk.begin(part)
+                walk = rollout_walk if guide is None else GuidedWalk(rollout_walk, guide)
+                output = self.walk(walk, trajectory, grad=guide is not None)
+                if part.leaves:
+                    for kind, whole in self.media(output, rollout_walk.rows).items():
+                        each = whole.detach().cpu().unflatten(0, (number, -1))
+                        made.setdefault(kind, {}).update({leaf: each[:, j] for j, leaf in enumerate(part.leaves)})
+                elif output is not None:
+                    break  # the loop ended before the step at which the pass was to end: `result` tells
         if not made or set(trajectory.tree.leaves) - set(next(iter(made.values()))):
             rollout_walk.result()  # says what is missing
         leaves = trajectory.tree.leaves

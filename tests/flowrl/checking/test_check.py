@@ -24,7 +24,7 @@ from flowrl.policies import adapters
 from flowrl.recipe.load import load
 
 BASE = str(Path(__file__).parents[2] / "recipes" / "quickstart.yaml")
-OTHERS = (denoising.LOOK, denoising.TEACHER)  # see test_check_noised.py, test_check_teacher.py
+OTHERS = (denoising.LOOK, denoising.TEACHER, common.MOVED)  # see test_check_noised.py, _teacher.py, _merged.py
 OF_STEPS = [proof for proof in denoising.PROOFS if proof not in OTHERS]
 FEW = ["sampler.steps=3", "sampler.window={kind: first, size: 2}", "eval.steps=2", "train.group=4"]
 

@@ -1,0 +1,71 @@
+"""Adapters merged into the weights while samples are drawn: one product a layer in place of three.
+
+What is drawn then differs by rounding from what trains (see recipe/merging.py). The frozen weights themselves are never
+touched: layers hold merged ones beside them, and get the same tensors back, so that nothing drifts.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from flowrl.policies.adapters import Modules
+
+
+class MayMerge(Protocol):
+    """A policy that says whether it draws by merged weights."""
+
+    modules: Any
+    merge: bool
+
+
+def drawing(policy: MayMerge) -> AbstractContextManager[None]:
+    """Within, a policy draws: by merged weights, if it is to."""
+    return merged(policy.modules) if policy.merge else nullcontext()
+
+
+@contextlib.contextmanager
+def merged(modules: Modules) -> Iterator[None]:
+    """Within, the linear layers of the modules hold W + D of their active adapters, in W's dtype, rounded once.
+
+    A layer whose weight another one shares (a head that is tied to embeddings) keeps its adapters beside it, as do
+    layers of other kinds. Where adapters are off, or merged, nothing happens. It takes the memory of the weights that
+    adapters touch, which `touched_bytes` counts.
+    """
+    held: list[tuple[Any, Any, nn.Parameter]] = []
+    try:
+        with torch.no_grad():
+            for layer in mergeable(modules):
+                base = layer.get_base_layer()
+                held.append((layer, base, base.weight))
+                base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+                layer.merge()
+        yield
+    finally:
+        for layer, base, weight in held:
+            layer.merged_adapters.clear()
+            base.weight = weight
+
+
+def mergeable(modules: Modules) -> list[Any]:
+    """The adapted layers whose weights can hold their adapters."""
+    parts = [part for module in modules.values() for part in module.modules()]
+    owners = Counter(id(weight) for part in parts for weight in part.parameters(recurse=False))
+    layers: list[Any] = [part for part in parts if isinstance(part, BaseTunerLayer)]
+    return [
+        layer
+        for layer in layers
+        if isinstance(base := layer.get_base_layer(), nn.Linear)
+        and owners[id(base.weight)] == 1
+        and not (layer.disable_adapters or layer.merged)
+    ]
+
+
+def touched_bytes(modules: Modules) -> int:
+    """Bytes of the weights that `merged` makes beside the frozen ones."""
+    return sum(layer.get_base_layer().weight.nbytes for layer in mergeable(modules))
