@@ -180,7 +180,7 @@ def _clashes(recipe: "Recipe", generation: "GenerationKeys") -> Iterator[RecipeE
     drawn = drawn or drawing_view(recipe, "beside")
     clashes = {f"generation.{n}": getattr(generation, n) is not None for n in ("tree", "again", "partial")}
     clashes |= {
-        "environment": recipe.environment is not None,
+        "environment": recipe.environment is not None and drawn is not None,  # a second look goes with one
         "roles": recipe.roles is not None,
         "rollout.engine": recipe.rollout.engine is not None,
         "train.budget": train.budget is not None,

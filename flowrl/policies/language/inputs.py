@@ -92,6 +92,10 @@ class Inputs:
         """What tells rows of the same ids apart that show other media."""
         return tuple((piece.begin, piece.digest) for piece in self.pieces)
 
+    def before(self, other: "Inputs") -> "Inputs":
+        """These in the places of the first of another, with the rest of it behind them."""
+        return Inputs((*self.pieces, *other.pieces[len(self.pieces) :]))
+
     def then(self, other: "Inputs", at: int) -> "Inputs":
         """These, and those of ids that are appended to a row which has `at` of them."""
         return Inputs(self.pieces + tuple(replace(piece, begin=piece.begin + at) for piece in other.pieces))

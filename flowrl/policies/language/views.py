@@ -166,12 +166,16 @@ def _show(policy: LanguagePolicy, rows: Sequence[Row], view: PictureView, first:
 
 
 def _second(policy: LanguagePolicy, drawing: Drawing, rollout: Rollout, view: PictureView) -> list[Inputs | None]:
-    """The media of each row for a second look; None where its prompt shows nothing that could be changed."""
+    """The media of each row for a second look; None where its prompt shows nothing that could be changed.
+
+    What tools showed in a conversation stays as it was.
+    """
     keys = [key for own in _keys(drawing, 0, drawing.group) for key in own]
     given = zip(rollout.samples.prompts, keys, rollout.replay.prompts, strict=True)
     rows = [Row(prompt, ids, key) for prompt, key, ids in given]
     _show(policy, [row for row in rows if view.fits(row.prompt)], view, drawing.first)
-    return [row.inputs for row in rows]
+    held = zip(rows, rollout.replay.inputs or [], strict=True)
+    return [None if row.inputs is None else row.inputs.before(own) for row, own in held]
 
 
 def _score_again(policy: LanguagePolicy, rollout: Rollout, rows: Tensor) -> float:

@@ -59,6 +59,14 @@ def test_it_runs_beside_changed_pictures(name, tmp_path):
     assert first[BESIDE[name]] > 0.01 and second[BESIDE[name]] > 0.01
 
 
+@pytest.mark.slow
+def test_conversations_are_looked_at_once_more_beside_masked_pictures(tmp_path):
+    given = ["views={masked: {kind: mask_patches, share: 0.6}}", "objective.perception={view: masked, coef: 0.1}"]
+    run(load("tiny_tools", [*SMALL, *given, f"output={tmp_path / 'run'}"]), quiet())
+    for one in metrics_of(tmp_path / "run"):
+        assert one["replay_gap_max"] < 1e-4 and one["talk/calls"] > 0 and one["perception"] > 1e-3
+
+
 def test_the_tool_that_ships_shows_what_the_documents_showed():
     recipe = load("tiny_tools")
     prompt, question = prompts.load("shapes-look/train")[2], questions("train")[2]

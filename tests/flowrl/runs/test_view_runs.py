@@ -95,7 +95,10 @@ def test_a_run_beside_views_that_is_stopped_ends_alike(world: tuple[Path, list[s
         (["views={masked: {kind: drop, share: 2.0}}"], "views.masked.share: got 2.0, accepted: a number from 0 to 1"),
         (["views={masked: {kind: blur}}"], "views.masked.kind: got 'blur'"),
         (["views={9: {kind: drop}}"], "views"),
-        (["views={masked: {kind: drop}}", "environment={tools: [calculator]}"], "not changed with environment"),
+        (
+            ["views={masked: {kind: drop, draws: 1}}", "environment={tools: [calculator]}"],
+            "not changed with environment",
+        ),
         (["views={masked: {kind: drop}}", "train.budget={kind: equal, limit: 8}"], "train.budget"),
         (
             ["views={masked: {kind: drop, draws: 1}}", "rollout.dtype=int8"],

@@ -10,7 +10,7 @@ from PIL import Image
 
 import vision_support as vision
 from engines_support import NAME, endpoint
-from flowrl.contracts import Drawing, Prompt, Rollout, Said, Shown
+from flowrl.contracts import Drawing, Prompt, Rollout, Said, Shown, View
 from flowrl.core.backward import fill_old
 from flowrl.core.objectives.mismatch import mismatch
 from flowrl.engines.remote import Engine, drawn_elsewhere
@@ -21,7 +21,9 @@ from flowrl.names import UserError
 from flowrl.policies import adapters
 from flowrl.policies.language.conversations import Conversations
 from flowrl.policies.language.low_precision import low_precision
+from flowrl.policies.language.views import PictureView, Views, viewed
 from flowrl.recipe.engines import EngineKeys
+from language_support import replayed
 from policies_support import shake
 from samplers.tokens import Generation
 from talk_support import PLAN, PROMPTS, Counting, CountingEpisode, model, policy
@@ -94,6 +96,36 @@ def test_and_so_is_one_beside_rows_with_pictures(folder: Path, tmp_path: Path):
     for i in range(len(prompts)):
         alone = seeing(folder, Album(), turn_tokens=12).rollout([prompts[i]], plan=Generation(120), seed=1)
         assert row(alone, 0) == row(whole, i)
+
+
+def test_a_second_look_is_beside_another_picture_of_the_prompt_and_the_same_of_the_tool(folder: Path, tmp_path: Path):
+    prompts, plan = vision.prompts(tmp_path), Generation(120)
+    subject = seeing(folder, Album(), turn_tokens=12)
+    views = Views(second=PictureView("masked", "drop"))
+    drawing = Drawing(prompts, 2, plan, seed=1, first=0)
+    rollout = viewed(subject, drawing, lambda samples: ({}, torch.zeros(6)), views=views).rollout
+    plain = subject.rollout(prompts, group_size=2, plan=plan, seed=1)
+    assert [row(rollout, i) for i in range(6)] == [row(plain, i) for i in range(6)]
+    held = rollout.replay
+    both = zip(held.inputs, held.shown, strict=True)
+    pieces = [(own.pieces, () if other is None else other.pieces) for own, other in both]
+    assert max(len(other) for _, other in pieces) > 1
+    assert [i for i, (_, other) in enumerate(pieces) if not other] == [4, 5]
+    for own, other in pieces[:4]:
+        assert own[0].digest != other[0].digest and own[1:] == other[1:]
+    seen: list[Any] = []
+    with torch.no_grad():
+        for part in ([2], [5, 0, 4], [1, 3]):
+            subject.look(rollout, torch.tensor(part), View(shown=True), seen.append)
+    shown = torch.cat([one.logp for one in seen])[torch.cat([one.rows for one in seen]).argsort()]
+    alone = replace(rollout, replay=replace(held, inputs=held.beside(True)))
+    expected = replayed(subject, alone, [[i] for i in range(6)]).logp
+    mask = rollout.mask[:4]
+    torch.testing.assert_close(shown[:4][mask], expected[:4][mask], rtol=0, atol=1e-5)
+    assert shown[4:].isnan().all()
+    for turn in (1, 2):  # what is said behind the tool's picture sees the other one as well
+        own = mask & (rollout.step_stats["turn"][:4] == turn)
+        assert ((shown[:4] - rollout.rollout_logp[:4]).abs()[own] > 1e-4).float().mean() > 0.8
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", pytest.param("int8", marks=pytest.mark.slow)])
