@@ -5,8 +5,9 @@ from typing import Any
 from flowrl.contracts import Policy
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.value import ValueObjective
-from flowrl.core.values import Critic
+from flowrl.core.values import Critic, Values
 from flowrl.kinds import kind_of
+from flowrl.policies import adapters
 from flowrl.policies.weights import weights_of
 from flowrl.recipe.making import build_part
 from flowrl.recipe.schema import Recipe
@@ -51,15 +52,19 @@ def _common(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def build_critic(recipe: Recipe, policy: Policy) -> Critic | None:
-    """What gives the recipe's values, with its own learner; None where it has none."""
+def build_values(recipe: Recipe, policy: Policy) -> Values | None:
+    """What gives the recipe's values; None where it has no critic."""
+    return None if recipe.critic is None else kind_of(recipe).building.build_critic(policy, recipe)
+
+
+def build_critic(recipe: Recipe, looks: Values | None) -> Critic | None:
+    """The critic with its own learner, of what gives its values; None where the recipe has none."""
     given, train = recipe.critic, recipe.train
-    if given is None:
+    if given is None or looks is None:
         return None
-    looks = kind_of(recipe).building.build_critic(policy, recipe)
     epochs, updates = given.epochs or train.epochs, given.updates or train.updates
     learner = Learner(
-        looks.trainable(),
+        adapters.trainable(looks.modules),
         lr=given.lr,
         max_grad_norm=given.max_grad_norm,
         total=train.iterations * epochs * updates,

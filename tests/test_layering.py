@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"flowrl.core.scaling", "flowrl.core.shards"},
     "flowrl/core/scaling.py": set(),
     "flowrl/core/lr_schedules.py": set(),
-    "flowrl/core/optimizers.py": set(),
+    "flowrl/core/optimizers.py": {"flowrl.core.shards"},
     "flowrl/core/objectives": {"flowrl.contracts", "flowrl.core.objectives"},
     "flowrl/worlds": {"flowrl.worlds", "flowrl.media", "flowrl.untyped"},
     "reward_models": {"reward_models", "flowrl.contracts", "flowrl.media", "flowrl.worlds", "flowrl.untyped"} | BATCHES,

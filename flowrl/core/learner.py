@@ -12,7 +12,7 @@ from flowrl.core.copies import Copies
 from flowrl.core.lr_schedules import LR_SCHEDULES
 from flowrl.core.optimizers import make_optimizer
 from flowrl.core.scaling import LossScale, Masters
-from flowrl.core.shards import whole
+from flowrl.core.shards import clip_gradients
 
 RAMPS = ("moves", "steps")
 AVERAGE, REFERENCE, OLD = "average", "reference", "old"  # copies of the weights
@@ -84,8 +84,7 @@ class Learner:
         A gradient that is not finite moves nothing: the returned norm shows it.
         """
         self._masters.take_gradients(self.loss_scale)
-        norms = [nn.utils.clip_grad_norm_(part, self.max_grad_norm or math.inf) for part in self._clipped]
-        norms = [whole(norm) for norm in norms]
+        norms = [clip_gradients(part, self.max_grad_norm or math.inf) for part in self._clipped]
         norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
         if torch.isfinite(norm):
             for group in self.optimizer.param_groups:

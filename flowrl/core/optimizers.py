@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from flowrl.core.shards import mixed
+
 OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit")
 
 
@@ -34,4 +36,7 @@ def make_optimizer(
         return AdamW8bit(list(parameters), **how)
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}")
-    return torch.optim.AdamW(list(parameters), **how, fused=True if name == "adamw_fused" else None)
+    parameters = list(parameters)
+    if mixed(parameters):  # one kernel for several takes either
+        return torch.optim.AdamW(parameters, **how, foreach=False)
+    return torch.optim.AdamW(parameters, **how, fused=True if name == "adamw_fused" else None)

@@ -131,29 +131,32 @@ def update(
                     used: Tensor = used,
                     weighted: Tensor = weighted,
                     beside: list[tuple[Term, Tensor]] = beside,
-                ) -> tuple[StepLoss, Metrics]:
+                ) -> tuple[StepLoss, list[StepLoss]]:
                     loss = _step_loss(rollout, weighted, objective, block, used, learner, together, reward_of)
                     loss.weights *= settings.coef
                     if len(mine := own_rows(rollout, used, ranks)):
                         with settings.saving():
                             _backward(policy, mine, loss, micro, progress)
-                    of_terms: Metrics = {}
+                    of_terms = []
                     for term, rows in beside:
                         term_loss = term.loss(rows)
                         term_loss.scale = learner.loss_scale
                         if len(mine := term.own_rows(rows, ranks)):
                             with settings.saving():
                                 _backward(term.looks, mine, term_loss, micro, progress)
-                        term_loss.total = whole_metrics(term_loss.total, ranks)
-                        of_terms |= term.metrics(term_loss)
+                        of_terms.append(term_loss)
                     return loss, of_terms
 
-                own_number += len(own_rows(rollout, used, ranks))
-                rows = max([len(used), *(len(rows) for _, rows in beside)])
-                loss, of_terms = _fitting(settings, gradient, rows, learner)
+                own_number += (mine := len(own_rows(rollout, used, ranks)))
+                rows = max([mine, *(len(term.own_rows(rows, ranks)) for term, rows in beside)])
+                loss, of_terms = _fitting(settings, gradient, rows, learner, ranks)
+                told_of_terms: Metrics = {}
+                for (term, _), term_loss in zip(beside, of_terms, strict=True):
+                    term_loss.total = whole_metrics(term_loss.total, ranks)
+                    told_of_terms |= term.metrics(term_loss)
                 loss.total = whole_metrics(loss.total, ranks)
                 whole_gradient(learner.parameters, ranks)
-                step_metrics.append(_step(learner, loss) | of_terms)
+                step_metrics.append(_step(learner, loss) | told_of_terms)
     first: Metrics = step_metrics[0] if step_metrics else {}
     by_name = {name: [m[name] for m in step_metrics if name in m] for m in step_metrics for name in m}
     means = {name: max(v) if name.endswith("_max") else sum(v) / len(v) for name, v in by_name.items()}
@@ -169,10 +172,11 @@ def update(
 
 def _fitting(
     settings: Settings,
-    gradient: Callable[[int | None], tuple[StepLoss, Metrics]],
+    gradient: Callable[[int | None], tuple[StepLoss, list[StepLoss]]],
     rows: int,
     learner: Learner,
-) -> tuple[StepLoss, Metrics]:
+    ranks: Ranks,
+) -> tuple[StepLoss, list[StepLoss]]:
     """The gradient of an update, begun anew with fewer rows at once where memory runs out and the settings allow it."""
     if settings.shrinking is None:
         return gradient(settings.micro_batch)
@@ -181,7 +185,7 @@ def _fitting(
         for parameter in learner.parameters:
             parameter.grad = None
 
-    return settings.shrinking(gradient, rows, undo)
+    return settings.shrinking(gradient, rows, undo, ranks)
 
 
 def _blocks(rollout: Rollout, settings: Settings) -> Sequence[Tensor]:

@@ -6,7 +6,7 @@ every backward they agree on what comes next, by one number each. Those that hav
 with inputs of their own, which count for nothing: what comes of them is dropped, and their gradient is 0. Whoever waits
 for the others (`Rounds.rest`) has nothing to do, until all wait.
 
-    WHOLE   all weights are gathered and kept, so that calls without gradient need no round
+    WHOLE   all weights of one model are gathered and kept, so that its calls without gradient need no round
     LOOK    a call without gradient
     STEP    a call with gradient
     BACK    the backward of one such call, which is an autograd graph of its own
@@ -28,7 +28,8 @@ WHOLE, LOOK, STEP, BACK, REST = range(5)
 
 
 class Round(NamedTuple):
-    """What a rank has to do: its kind, the number of the module, and that of the weights (0: those that learn)."""
+    """What a rank has to do: its kind, the number of the module (of WHOLE that of the model), and that of the weights
+    (0: those that learn)."""
 
     kind: int
     module: int = 0
@@ -89,13 +90,23 @@ class Rounds:
     """The calls of some modules, of which every rank holds a part.
 
     whole: whether calls without gradient are made with all weights gathered (memory for time), or round by round.
+    models: of each module, the number of the model that it is of: one model is whole at a time (None: all are of one).
     """
 
-    def __init__(self, ranks: Agreeing, modules: Sequence[nn.Module], parted: Sequence[Parted], *, whole: bool):
+    def __init__(
+        self,
+        ranks: Agreeing,
+        modules: Sequence[nn.Module],
+        parted: Sequence[Parted],
+        *,
+        whole: bool,
+        models: Sequence[int] | None = None,
+    ):
         self.weights: Weights | None = None
         self.idle = 0  # how often this rank walked along
         self._ranks, self._whole, self._parted = ranks, whole, parted
-        self._gathered: int | None = None  # the weights of which all are here, since a round WHOLE
+        self._models = [0] * len(modules) if models is None else models
+        self._gathered: tuple[int, int] | None = None  # the model and weights that are here, since a round WHOLE
         self._last = 0  # the weights of the last round
         self._calls = [_Calls(module) for module in modules]
         self._graphs = [[0] * ranks.size for _ in modules]  # of idle calls, that each rank holds
@@ -119,9 +130,9 @@ class Rounds:
             if not self._whole:
                 self._reach(Round(LOOK, module, weights))
                 self._ready(weights)
-            elif self._gathered != weights:
-                self._reach(Round(WHOLE, 0, weights))
-                self._gather(weights)
+            elif self._gathered != (model := self._models[module], weights):
+                self._reach(Round(WHOLE, model, weights))
+                self._gather(model, weights)
             return calls.run(args, kwargs)
         self._reach(Round(STEP, module))
         self._ready(0)
@@ -161,7 +172,7 @@ class Rounds:
 
     def _along(self, due: Round) -> None:
         if due.kind == WHOLE:
-            self._gather(due.weights)
+            self._gather(due.module, due.weights)
             return
         self._ready(due.weights)
         calls = self._calls[due.module]
@@ -176,12 +187,13 @@ class Rounds:
                 graph = calls.graphs.pop(0)
                 torch.autograd.backward(graph, [torch.zeros_like(leaf) for leaf in graph])
 
-    def _gather(self, weights: int) -> None:
+    def _gather(self, model: int, weights: int) -> None:
         self._part()
         with self._shown(weights):
-            for parted in self._parted:
-                parted.gather()
-        self._gathered = weights
+            for parted, of in zip(self._parted, self._models, strict=True):
+                if of == model:
+                    parted.gather()
+        self._gathered = model, weights
 
     def _ready(self, weights: int) -> None:
         """Before a round of parts: nothing is left of other weights."""

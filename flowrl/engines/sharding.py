@@ -107,10 +107,18 @@ class _Parted:
                 parameter.requires_grad_(name in self._trained)
 
 
-def share_out(modules: Mapping[str, nn.Module], keys: ParallelKeys, ranks: ProcessRanks, device: str) -> ShardedRanks:
+def share_out(
+    modules: Mapping[str, nn.Module],
+    keys: ParallelKeys,
+    ranks: ProcessRanks,
+    device: str,
+    beside: Sequence[Mapping[str, nn.Module]] = (),
+) -> ShardedRanks:
     """Shares the weights of modules out among ranks, in place; adapters are to be in, and a learner not yet made.
 
-    device: cpu or cuda. Raises UserError for blocks that a module does not have.
+    device: cpu or cuda. beside: the modules of other models that the run calls (a critic, a reference), whose blocks
+    are all that they repeat; one that repeats none stays whole on every rank. Raises UserError for blocks that a module
+    does not have.
     """
     mesh = init_device_mesh(device, (ranks.size,))
     dtype = None if keys.mixed_precision is None else getattr(torch, keys.mixed_precision)
@@ -120,18 +128,22 @@ def share_out(modules: Mapping[str, nn.Module], keys: ParallelKeys, ranks: Proce
         "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=None if dtype is None else torch.float32),
         "offload_policy": CPUOffloadPolicy(pin_memory=device != "cpu") if keys.offload else OffloadPolicy(),
     }
-    parted = []
-    for name, module in modules.items():
-        blocks = repeated_blocks(name, module, keys.blocks)
+    parted, models = [], []
+    shared = [(0, module, repeated_blocks(name, module, keys.blocks)) for name, module in modules.items()]
+    for number, model in enumerate(beside, 1):
+        found = ((module, repeated_blocks(name, module, None)) for name, module in model.items())
+        shared += [(number, module, blocks) for module, blocks in found if blocks]
+    for model, module, blocks in shared:
         for block in blocks:
             fully_shard(block, **how)
         fully_shard(module, **how)
         for before, part in zip([None, *blocks], [*blocks, module], strict=True):
             _as_sums(part, blocks[-1] if part is module and blocks else before or part)
         parted.append(_Parted(module, keys.reshard))
+        models.append(model)
     # FSDP2 hooks a block's outputs, which a block that gives back views of one tensor is told of
     warnings.filterwarnings("ignore", message=".*pre-backward hook.*", category=UserWarning)
-    rounds = Rounds(ranks, list(modules.values()), parted, whole=keys.sampling == "whole")
+    rounds = Rounds(ranks, [module for _, module, _ in shared], parted, whole=keys.sampling == "whole", models=models)
     return ShardedRanks(ranks, rounds)
 
 

@@ -111,6 +111,10 @@ class Building(Protocol[P]):
         """Gives a policy the recipe's reference, frozen. Raises UserError where it cannot be one of this policy."""
         ...
 
+    def references(self, policy: P) -> Sequence[Mapping[str, Any]]:
+        """The modules, by name, of each other model that a policy has as reference; none where it is its own."""
+        ...
+
     def evaluated(self, policy: P, recipe: Recipe) -> Any:
         """What evaluations draw from: the policy itself, or what holds discussions of its roles."""
         ...

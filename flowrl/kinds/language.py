@@ -128,9 +128,16 @@ class Language:
             problem = f"got {goes_on}, but what goes on stays on its rank, and a draw ends once any group is complete"
             yield RecipeError("generation.partial", problem, remedy)
         if recipe.rollout.engine is not None:
-            yield RecipeError("rollout.engine", "given, but ranks draw for themselves", remedy)
-        if recipe.environment is not None and recipe.environment.agent is not None:
-            yield RecipeError("environment.agent", "given, and has not been tried over ranks", remedy)
+            problem = (
+                "given, but each rank would bring the server the weights, and take away those that others draw with"
+            )
+            yield RecipeError("rollout.engine", problem, remedy)
+        agent = recipe.environment is not None and recipe.environment.agent is not None
+        if agent and recipe.parallel.kind == "fsdp":
+            problem = (
+                "given, but its calls come whenever they do, and ranks that share out the weights call in one order"
+            )
+            yield RecipeError("environment.agent", problem, "leave it out, or set parallel.kind=replicate")
 
     def check_objective(self, recipe: Recipe) -> Iterator[RecipeError]:
         """Keys about denoising steps."""

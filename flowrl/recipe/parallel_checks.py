@@ -10,12 +10,13 @@ from flowrl.recipe.shard_checks import check_shares
 
 def check_ranks(recipe: Recipe, size: int) -> Iterator[RecipeError]:
     """What a run over so many ranks cannot do: what goes on from one iteration to the next on one of them, what other
-    processes draw, and what one rank may have to do again while the others wait."""
+    processes draw, and what one rank may have to do again while the others wait for a part of its weights."""
     if size == 1:
         return
     yield from check_shares(recipe, size)
     for at in recipe.parts():
         yield from kind_of(at).check_ranks(at)
-        if at.train.micro_batch == "auto":
-            problem = "got 'auto', but memory that runs out on one rank leaves the others waiting"
-            yield RecipeError("train.micro_batch", problem, "give a number, or train in one process")
+        if at.train.micro_batch == "auto" and recipe.parallel.kind == "fsdp":
+            problem = "got 'auto', but where ranks share out the weights, one whose memory runs out in a block's "
+            problem += "forward leaves the others waiting within it"
+            yield RecipeError("train.micro_batch", problem, "give a number, or set parallel.kind=replicate")

@@ -30,22 +30,27 @@ def check_shares(recipe: Recipe, size: int) -> Iterator[RecipeError]:
 
 
 def _untried(recipe: Recipe) -> Iterator[RecipeError]:
-    """What takes a model apart, or has not been tried on parts of it."""
-    remedy = "leave it out, or set parallel.kind=replicate"
+    """What needs whole weights, or has not been tried on parts of them."""
+    remedy, untried = (
+        "leave it out, or set parallel.kind=replicate",
+        "has not been tried where ranks share out the weights",
+    )
+    moves = "moves whole weights, of which a rank has a part: see parallel.offload"
     given = {
-        "roles": recipe.roles is not None,
-        "rollout.dtype": recipe.rollout.dtype is not None,
-        "sampler.guide": recipe.sampler.guide is not None,
-        "critic": recipe.critic is not None,
-        "offload": recipe.offload,
-        "block_offload": recipe.block_offload,
-        "quantize": recipe.quantize is not None,
-        "train.ema_in_host": recipe.train.ema_in_host,
-        "train.offload_activations": recipe.train.offload_activations,
-        "dtype.model": recipe.dtype.model == "float16",
-        "train.optimizer": recipe.train.optimizer == "adamw_8bit",
-        "reference.use": any(one.use in ("lora", "model") for one in recipe.references),
+        "rollout.dtype": (recipe.rollout.dtype, "makes its copy of whole weights, of which a rank has a part"),
+        "sampler.guide": (
+            recipe.sampler.guide,
+            "sends gradients through the model as it samples, which parts would keep",
+        ),
+        "offload": (recipe.offload, moves),
+        "block_offload": (recipe.block_offload, moves),
+        "quantize": (recipe.quantize, untried),
+        "train.ema_in_host": (recipe.train.ema_in_host, untried),
+        "train.offload_activations": (recipe.train.offload_activations, untried),
+        "dtype.model": (recipe.dtype.model == "float16", untried),
+        "reference.use": (any(one.use == "lora" for one in recipe.references), untried),
+        "train.optimizer": (recipe.train.optimizer == "adamw_8bit", untried),
     }
-    for place, there in given.items():
+    for place, (there, why) in given.items():
         if there:
-            yield RecipeError(place, "given, and has not been tried where ranks share out the weights", remedy)
+            yield RecipeError(place, f"given, but it {why}", remedy)

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 from flowrl.contracts import Policy
 from flowrl.core.learner import Learner
+from flowrl.core.ranks import ALONE, Ranks
 from flowrl.core.values import Critic
 from flowrl.policies import adapters
 from flowrl.runs import checkpoints
 from flowrl.runs import resume as resuming
 from flowrl.runs.saving import restore_critic
+from flowrl.runs.shares import parted_as
 from flowrl.watch.alarms import ACTIONS, Alarm
 from flowrl.watch.watchdog import Watchdog
 
@@ -36,12 +38,13 @@ def roll_back_to(
     watch: Watchdog,
     left: int | None,
     critic: Critic | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Restores weights, optimizer, critic and watchdog of a checkpoint; the learning-rate schedule continues.
 
-    left: the iteration whose weights are lost.
+    left: the iteration whose weights are lost. ranks: all call it.
     """
-    saved = checkpoints.load(checkpoint)
+    saved = checkpoints.load(checkpoint, like=parted_as(policy, learner, critic, ranks))
     resuming.fill_parameters(adapters.trainable_by_name(policy.modules), saved["parameters"], checkpoint)
     learner.load_state_dict(saved["learner"] | {"steps": learner.steps, "factor": learner.factor})
     if critic is not None:

@@ -295,7 +295,7 @@ class Run:
             self.folder.report()
             raise AlarmError.from_alarm(alarm)
         there = saving.checkpoints.find(wanted)
-        roll_back_to(there, self.policy, self.learner, self.watch, left, self.critic)
+        roll_back_to(there, self.policy, self.learner, self.watch, left, self.critic, self.ranks)
         if left is not None:
             self.learner.lower(self.recipe.watch.lower)
             self.console.note(

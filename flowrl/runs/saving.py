@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from flowrl.contracts import Policy
 from flowrl.core.learner import Learner
 from flowrl.core.ranks import ALONE, Ranks
@@ -20,7 +18,7 @@ from flowrl.runs import checkpoints
 from flowrl.runs import resume as resuming
 from flowrl.runs.folder import RunFolder
 from flowrl.runs.run_state import RunState
-from flowrl.runs.shares import parameter_of, sharing_of
+from flowrl.runs.shares import parted_as, sharing_of
 from flowrl.runs.stopping import Stopped
 from flowrl.runs.together import OwnStates
 
@@ -117,7 +115,8 @@ class Saving:
 
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
         """Restores weights, learner and state of a checkpoint, and truncates the folder to its state at that time."""
-        saved = checkpoints.load(checkpoint, like=None if sharing_of(self.ranks) is None else self._like)
+        like = parted_as(self.policy, self.learner, self.critic, self.ranks)
+        saved = checkpoints.load(checkpoint, like=like)
         resuming.fill_parameters(adapters.trainable_by_name(self.policy.modules), saved["parameters"], checkpoint)
         self.learner.load_state_dict(saved["learner"])
         if self.critic is not None:
@@ -127,9 +126,6 @@ class Saving:
         self._own.restore(mark)
         self.folder.rewind(mark["files"], mark["iteration"], mark["evaluated"])
         self._saved = self._version(mark)
-
-    def _like(self, path: str) -> Tensor | None:
-        return parameter_of(path, self.policy, self.learner)
 
     @staticmethod
     def _version(mark: Mapping[str, Any]) -> tuple[int, int]:

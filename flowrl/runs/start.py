@@ -14,7 +14,7 @@ from pathlib import Path
 from flowrl.build import add_reference, build_policy, read_inputs, set_up
 from flowrl.core.ranks import ALONE, Ranks, agreed, led
 from flowrl.engines.remote import check_engine
-from flowrl.learners import build_critic, build_learner
+from flowrl.learners import build_critic, build_learner, build_values
 from flowrl.names import UserError
 from flowrl.planning.costs import plan_for
 from flowrl.policies.language.proving import telling
@@ -71,14 +71,15 @@ def run(
         with console.working(f"loading {recipe.model}"):
             policy = build_policy(recipe)
             add_reference(recipe, policy)
-            ranks = shared_out(recipe, policy, ranks)
+            values = build_values(recipe, policy)
+            ranks = shared_out(recipe, policy, values, ranks)
             if sharing_of(ranks) is not None:
                 inputs.scorer.judge.join(ranks.gather, loud=ranks.rank == 0)  # what waits for all, as the others do
             policy.prepare(telling(inputs.train), plan_for(recipe, 0))
             check_engine(recipe, policy, inputs.train)
             agreed(None, ranks)  # behind this a rank's parameters are its own part of them again
             learner = build_learner(recipe, policy)
-            critic = build_critic(recipe, policy)
+            critic = build_critic(recipe, values)
             if (sharing := sharing_of(ranks)) is not None:
                 sharing.follow(learner.copies)
         console.started(recipe, policy, folder.path)

@@ -97,7 +97,7 @@ def sizes(
         {name: parameters},
         sum(p.numel() for p in learning),
         added,
-        of_a_rank(recipe, with_rewards(recipe, phases), frozen + added),
+        of_a_rank(recipe, with_rewards(recipe, phases), frozen + added, critic.fixed),
         (length + limit,),
         name,
         words,

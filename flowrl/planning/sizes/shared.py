@@ -15,21 +15,22 @@ def shares_out(recipe: Recipe) -> int:
     return (recipe.parallel.ranks or 1) if recipe.parallel.kind == "fsdp" else 1
 
 
-def of_a_rank(recipe: Recipe, phases: Sequence["Phase"], shared: int) -> list["Phase"]:
-    """The phases of one rank; shared: bytes of the weights that ranks share out, which are among those of each phase.
+def of_a_rank(recipe: Recipe, phases: Sequence["Phase"], shared: int, beside: int = 0) -> list["Phase"]:
+    """The phases of one rank; shared: bytes of the weights that ranks share out, which are among those of each phase;
+    beside: those of another model among them, a critic or a reference.
 
-    A rank has its part of them, of the optimizer's state and of the gradients, and beside that all weights while it
-    samples, if they are gathered for that. The block that is gathered otherwise is not counted.
+    A rank has its part of them, of the optimizer's state and of the gradients, and beside that all weights of one model
+    while it samples, if they are gathered for that. The block that is gathered otherwise is not counted.
     """
     number = shares_out(recipe)
     if number == 1:
         return list(phases)
-    own = -(-shared // number)
+    own, largest = -(-shared // number), max(beside, shared - beside)
     whole = recipe.parallel.sampling == "whole"
     return [
         replace(
             phase,
-            weights=phase.weights + own - (0 if whole and phase.name == "rollout" else shared),
+            weights=phase.weights + own - shared + (largest if whole and phase.name == "rollout" else 0),
             optimizer=-(-phase.optimizer // number),
         )
         for phase in phases

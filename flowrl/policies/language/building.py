@@ -183,6 +183,11 @@ def add_reference(policy: LanguagePolicy, recipe: Recipe) -> None:
         policy.teacher = model.to(policy.device)
 
 
+def references(policy: LanguagePolicy) -> list[dict[str, LanguageModel]]:
+    """The modules of another model as reference."""
+    return [] if policy.teacher is None else [{"reference": policy.teacher}]
+
+
 def build_critic(policy: LanguagePolicy, recipe: Recipe) -> TokenValues:
     """The recipe's critic. Raises PolicyError where its model cannot be loaded, or has other tokens."""
     given = recipe.critic

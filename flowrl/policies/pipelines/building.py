@@ -90,6 +90,11 @@ def add_reference(policy: PipelinePolicy, recipe: Recipe) -> None:
     ]
 
 
+def references(policy: PipelinePolicy) -> list[dict[str, Any]]:
+    """The modules of each reference that is another model."""
+    return [one.policy.modules for one in policy.teachers if one.policy.source is not policy.source]
+
+
 def _takes(reference: ReferenceKeys, prompt: Prompt) -> bool:
     return fits(reference.when, prompt.meta)
 

@@ -8,7 +8,7 @@ import torch
 
 from flowrl.build import build_policy
 from flowrl.core.learner import Learner
-from flowrl.learners import build_critic
+from flowrl.learners import build_critic, build_values
 from flowrl.planning.sizes.language import sizes
 from flowrl.recipe.load import load
 from flowrl.runs.checkpoints import Checkpoints
@@ -104,7 +104,8 @@ def test_the_critic_learns_as_train_says_and_is_counted() -> None:
     more = [phase.weights + phase.optimizer for phase in two.phases]
     less = [phase.weights + phase.optimizer for phase in one.phases]
     assert more[0] - less[0] == 4 * 3 * number and more[1] - less[1] == 4 * 4 * number  # weights, moments; gradients
-    critic = build_critic(load("tiny_lm_grpo", [*GIVEN, "train.adam_epsilon=1e-5"]), build_policy(given))
+    recipe = load("tiny_lm_grpo", [*GIVEN, "train.adam_epsilon=1e-5"])
+    critic = build_critic(recipe, build_values(recipe, build_policy(given)))
     assert critic is not None and critic.learner.optimizer.defaults["eps"] == 1e-5
     critic.learner.steps = 80  # of 40 iterations of 4: halfway down the line
     assert critic.learner.lr == pytest.approx(0.5e-3)

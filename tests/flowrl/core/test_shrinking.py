@@ -77,13 +77,14 @@ def test_a_resumed_run_does_not_try_again() -> None:
     assert looked == [3, 3, 3, 3]
 
 
-def test_the_key_takes_auto_in_one_process() -> None:
+def test_the_key_takes_auto_where_ranks_hold_all_weights() -> None:
     assert load("quickstart", ["train.micro_batch=auto"]).train.micro_rows is None
     assert load("quickstart", ["train.micro_batch=2"]).train.micro_rows == 2
     with pytest.raises(RecipeError, match="train.micro_batch"):
         load("quickstart", ["train.micro_batch=often"])
-    with pytest.raises(RecipeError, match=r"train.micro_batch: got 'auto', but memory that runs out on one rank"):
-        load("quickstart", ["train.micro_batch=auto", "parallel.ranks=2"])
+    assert load("quickstart", ["train.micro_batch=auto", "parallel.ranks=2"]).train.micro_rows is None
+    with pytest.raises(RecipeError, match=r"train.micro_batch: got 'auto', but where ranks share out the weights"):
+        load("quickstart", ["train.micro_batch=auto", "parallel.ranks=2", "parallel.kind=fsdp"])
 
 
 def test_what_ran_out_of_memory_says_which_key_frees_how_much() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from flowrl.core.shrinking import MicroBatch
 from flowrl.engines.ranks import ProcessRanks, RankError
 from ranks_support import forked
 
@@ -90,3 +91,30 @@ def test_a_rank_that_is_killed_ends_the_others(tmp_path):
     first, gone, third = told(3, tmp_path, work)
     assert gone is None
     assert all(str(said).startswith("RankError: another rank has gone: it was killed") for said in (first, third))
+
+
+@pytest.mark.parametrize("room", [1, 0])
+def test_memory_that_runs_out_on_one_rank_halves_the_rows_of_all(room, tmp_path):
+    """Rank 2 has room for one row; the others, with more rows, would have it for theirs."""
+
+    def work(ranks: ProcessRanks) -> object:
+        size, tried, undone = MicroBatch(), [], []
+        own = (5, 3, 2)[ranks.rank]
+
+        def gradient(rows: int | None) -> int:
+            tried.append(rows)
+            if ranks.rank == 2 and min(own, rows or own) > room:
+                raise torch.OutOfMemoryError("tried to allocate more")
+            return own
+
+        try:
+            found: object = size(gradient, own, lambda: undone.append(size.rows), ranks)
+        except torch.OutOfMemoryError as error:
+            found = str(error)
+        return [found, tried, undone, size.rows]
+
+    told_of = told(3, tmp_path, work)
+    if room:
+        assert told_of == [[own, [None, 2, 1], [None, 2], 1] for own in (5, 3, 2)]
+    else:
+        assert [one[0] for one in told_of] == ["rank 2: tried to allocate more"] * 3

@@ -194,6 +194,46 @@ def test_a_rank_walks_along_under_the_weights_of_the_one_that_looks():
     assert seen == {0: ["old"], 1: ["old"]}
 
 
+def test_one_model_is_whole_at_a_time_and_all_ranks_gather_it():
+    """A critic is called by one rank while the other still samples from its policy, and the other way round."""
+    ranks, all_calls, failed = Ranks(2), [], []
+    orders = [("policy", "policy", "critic"), ("critic", "policy", "critic")]
+
+    def run(rank: int) -> None:
+        try:
+            calls: list[str] = []
+            models = {"policy": Model(), "head": Model(), "critic": Model()}
+            parts = [Told(name, calls) for name in models]
+            rounds = Rounds(ranks.of(rank), list(models.values()), parts, whole=True, models=[0, 0, 1])
+            with torch.no_grad():
+                for name in orders[rank]:
+                    assert models[name](torch.ones(2))["y"].tolist() == [2.0, 3.0]
+                    assert calls[-1] == ("critic" if name == "critic" else "head"), "whole is the model that is called"
+            rounds.rest()
+            all_calls.append(calls)
+        except BaseException as error:
+            failed.append(error)
+            ranks.wall.abort()
+
+    class Told:
+        def __init__(self, name: str, calls: list[str]):
+            self.name, self.calls = name, calls
+
+        def gather(self) -> None:
+            self.calls.append(self.name)
+
+        def part(self) -> None:
+            self.calls.append("part")
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed, failed
+    assert all_calls[0] == all_calls[1] and all_calls[0].count("policy") == all_calls[0].count("head")
+
+
 def test_rounds_are_numbers_and_back():
     for kind in range(5):
         for module in (0, 3):

@@ -7,7 +7,8 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from flowrl.core.shards import is_shard
+from flowrl.core.optimizers import make_optimizer
+from flowrl.core.shards import clip_gradients, is_shard
 from flowrl.engines.shard_files import parted_like, read_shards, write_shards
 from flowrl.engines.sharding import _whole_state
 from flowrl.runs import checkpoint_files
@@ -134,3 +135,25 @@ def test_files_are_written_of_whole_weights_that_share_what_they_shared(mesh, ad
     assert state["embed.weight"].data_ptr() == state["head.weight"].data_ptr()
     hook.remove()
     assert is_shard(module.state_dict()["embed.weight"])
+
+
+@pytest.mark.parametrize("most", [0.5, 100.0])
+def test_the_norm_of_gradients_in_parts_and_whole_ones_is_that_of_all(mesh, most):
+    """A critic has its model in parts and its head whole; torch takes them for no operation at once."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    gradients = [torch.arange(15.0).view(5, 3) / 10, torch.tensor([2.0, -1.0]), None]
+    plain = [nn.Parameter(torch.ones(5, 3)), nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(1))]
+    parted = [nn.Parameter(distribute_tensor(torch.ones(5, 3), mesh, [Shard(0)])), *map(nn.Parameter, plain[1:])]
+    for parameter, gradient in zip(plain, gradients, strict=True):
+        parameter.grad = None if gradient is None else gradient.clone()
+    parted[0].grad, parted[1].grad = distribute_tensor(gradients[0].clone(), mesh, [Shard(0)]), gradients[1].clone()
+    norms = [float(clip_gradients(parameters, most)) for parameters in (plain, parted)]
+    assert norms[1] == pytest.approx(norms[0]) and norms[0] == pytest.approx(
+        float(torch.cat([g.flatten() for g in gradients if g is not None]).norm())
+    )
+    assert torch.allclose(parted[0].grad.full_tensor(), plain[0].grad) and torch.allclose(parted[1].grad, plain[1].grad)
+    for parameters in (plain, parted):  # and both are moved by one optimizer
+        how = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
+        make_optimizer("adamw_fused", parameters, **how).step()
+    assert torch.allclose(parted[0].full_tensor(), plain[0]) and torch.allclose(parted[1], plain[1])

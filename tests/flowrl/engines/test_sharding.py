@@ -9,7 +9,9 @@ from ranks_support import compare, distance, job, lines, started, weights
 
 pytestmark = pytest.mark.dist
 PARTS = "parallel.kind=fsdp"
-RUNS = ["noised", "steps", "tokens", "tree"]
+RUNS = ["noised", "steps", "tokens", "tree", "critic", "copy", "teacher", "debate"]
+FOLLOWS = 1e-5  # of metrics: how far samples have moved away from the first ones follows the weights
+SHARDED = ["noised", "tokens", "critic", "copy"]
 LONGER = "train.iterations=3"
 
 
@@ -22,7 +24,7 @@ def runs(tmp_path_factory):
     """Runs of one process, and of two ranks with parts: gathered before sampling, and block by block."""
     folder = tmp_path_factory.mktemp("parts")
     jobs = [job(1, folder / "1", RUNS, LONGER), job(2, folder / "whole", RUNS, LONGER, PARTS)]
-    jobs += [job(2, folder / "sharded", ["noised", "tokens"], LONGER, PARTS, "parallel.sampling=sharded")]
+    jobs += [job(2, folder / "sharded", SHARDED, LONGER, PARTS, "parallel.sampling=sharded")]
     jobs += [job(2, folder / "kept", ["steps"], LONGER, PARTS, "parallel.reshard=false")]
     go(folder, jobs)
     return folder
@@ -30,16 +32,16 @@ def runs(tmp_path_factory):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_gathered_before_sampling(name, runs):
-    compare(runs / "1" / name, runs / "whole" / name)
+    compare(runs / "1" / name, runs / "whole" / name, FOLLOWS)
 
 
-@pytest.mark.parametrize("name", ["noised", "tokens"])
+@pytest.mark.parametrize("name", SHARDED)
 def test_block_by_block(name, runs):
-    compare(runs / "1" / name, runs / "sharded" / name)
+    compare(runs / "1" / name, runs / "sharded" / name, FOLLOWS)
 
 
 def test_parted_behind_the_backward(runs):
-    compare(runs / "1" / "steps", runs / "kept" / "steps")
+    compare(runs / "1" / "steps", runs / "kept" / "steps", FOLLOWS)
 
 
 @pytest.mark.parametrize("name", ["steps", "tokens"])

@@ -24,6 +24,15 @@ def test_a_rank_holds_its_part(name):
     assert whole["training"].activations == alone["training"].activations
 
 
+def test_of_a_policy_and_its_critic_one_is_whole_at_a_time():
+    def rollout(*keys: str) -> int:
+        recipe = load("tiny_lm_grpo", ["objective.preset=ppo", "critic.use=copy", *keys])
+        return kind_of(recipe).planning.sizes(recipe, []).phases[0].weights
+
+    alone, whole, sharded = rollout(), rollout(*PARTS), rollout(*PARTS, "parallel.sampling=sharded")
+    assert sharded == -(-alone // 4) < whole - sharded < alone  # all of them are the model's and the critic's
+
+
 def test_the_text_says_what_a_rank_holds():
     said = describe_sizes(load("quickstart", PARTS), [])
     assert "of each of 4 ranks: it holds 1/4 of weights" in said and "all of them are gathered while it samples" in said

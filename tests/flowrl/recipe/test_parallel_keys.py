@@ -11,6 +11,12 @@ def test_parts_are_asked_for_by_one_key():
     assert recipe.parallel.reshard and recipe.parallel.mixed_precision is None
 
 
+def test_a_critic_and_another_model_as_reference_go_with_parts():
+    load("tiny_lm_grpo", ["parallel.kind=fsdp", "objective.preset=ppo"])
+    load("tiny_lm_grpo", ["parallel.kind=fsdp", "objective.kl=0.1", "reference={use: model, path: arithmetic-qwen2}"])
+    load("tiny_debate", ["parallel.kind=fsdp"])
+
+
 @pytest.mark.parametrize(
     ("name", "keys", "problem"),
     [
@@ -20,8 +26,23 @@ def test_parts_are_asked_for_by_one_key():
             "parallel.sampling: got 'sharded', but every rank holds all weights",
         ),
         ("quickstart", ["parallel.reshard=false"], "parallel.reshard: got False, but every rank"),
-        ("quickstart", ["parallel.kind=fsdp", "offload=true"], "offload: given, and has not been tried"),
-        ("tiny_lm_grpo", ["parallel.kind=fsdp", "objective.preset=ppo"], "critic: given, and has not been tried"),
+        ("quickstart", ["parallel.kind=fsdp", "offload=true"], "offload: given, but it moves whole weights"),
+        ("quickstart", ["parallel.kind=fsdp", "dtype.model=float16"], "dtype.model: given, but it has not been tried"),
+        (
+            "tiny_lm_grpo",
+            ["parallel.kind=fsdp", "rollout.dtype=bfloat16"],
+            "rollout.dtype: given, but it makes its copy of whole weights",
+        ),
+        (
+            "tiny_lm_grpo",
+            ["parallel.kind=fsdp", "parallel.ranks=2", "environment={agent: my_agent.solve}"],
+            "environment.agent: given, but its calls come whenever they do",
+        ),
+        (
+            "tiny_lm_grpo",
+            ["parallel.ranks=2", "rollout.engine={use: vllm, url: 'http://127.0.0.1:1'}"],
+            "rollout.engine: given, but each rank would bring the server the weights",
+        ),
         (
             "tiny_lm_grpo",
             ["parallel.kind=fsdp", "train.prompts=2", "parallel.ranks=3"],
