@@ -34,7 +34,7 @@ def backward_pull(policy: Looks, rows: Tensor, loss: StepLoss, progress: Progres
     """Adds the gradient of the loss of these rows, int64 [r], to the policy's parameters. progress: see `Looks`."""
     units: dict[int, float] = {}  # by row, of the level that its pull is at, which it is carried from: see Field
     pulls = _pulls(policy, rows, loss, units) if "pull" in loss.objective.needs else None
-    held = _reference(policy, rows, loss) if "reference" in loss.objective.needs else {}
+    held = _reference(policy, rows, loss, progress) if "reference" in loss.objective.needs else {}
 
     def visit(seen: Field) -> None:
         others = {}
@@ -57,7 +57,7 @@ def backward_pull(policy: Looks, rows: Tensor, loss: StepLoss, progress: Progres
     policy.look(loss.rollout, rows, loss.objective.view, visit, progress=progress)
 
 
-def _reference(policy: Looks, rows: Tensor, loss: StepLoss) -> dict[tuple[int, int], Tensor]:
+def _reference(policy: Looks, rows: Tensor, loss: StepLoss, progress: Progress | None) -> dict[tuple[int, int], Tensor]:
     """The reference's velocity at each state of these rows, by row and column."""
     found: dict[tuple[int, int], Tensor] = {}
 
@@ -65,7 +65,7 @@ def _reference(policy: Looks, rows: Tensor, loss: StepLoss) -> dict[tuple[int, i
         found.update(zip([(row, int(seen.columns)) for row in seen.rows.tolist()], seen.v.detach(), strict=True))
 
     with torch.no_grad():
-        policy.look(loss.rollout, rows, replace(loss.objective.view, weights="reference"), visit)
+        policy.look(loss.rollout, rows, replace(loss.objective.view, weights="reference"), visit, progress=progress)
     return found
 
 

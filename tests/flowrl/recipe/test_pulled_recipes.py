@@ -99,3 +99,5 @@ def test_decodes_and_gradients_of_rewards_are_counted():
     both = arithmetic(load(DRAFT, [*SRPO, *words]))
     assert (both.train_forwards, both.decodes, both.reward_gradients) == (96, 96, 192)
     assert arithmetic(load("quickstart")).decodes == 0
+    held = arithmetic(load(DRAFT, ["objective.kl=0.5"]))
+    assert (found.reference_forwards, held.reference_forwards, held.train_forwards) == (0, 96, 96)
