@@ -69,12 +69,17 @@ def accuracy(changes: list[str], trained: tuple[Path, str] | None = None) -> flo
         return mean(evaluate_heldout(recipe, policy, heldout, scorer).scores["exact"]).value
 
 
+def asked(preset: str, more: list[str]) -> list[str]:
+    """The changes to the recipe that a preset is trained with."""
+    return [f"objective={{preset: {preset}}}", "threads=1", *BESIDE.get(preset, []), *more]
+
+
 def measured(preset: str, seed: int, tokens: int, folder: Path, more: list[str]) -> dict[str, float]:
     """Tokens, iterations, and accuracy after them, of one preset and seed; kept in result.json."""
     place = folder / "result.json"
     if place.is_file():
         return json.loads(place.read_text(encoding="utf-8"))
-    changes = [f"objective={{preset: {preset}}}", f"seed={seed}", "threads=1", *BESIDE.get(preset, []), *more]
+    changes = [*asked(preset, more), f"seed={seed}"]
     trained = [*changes, *KEPT, f"output={folder}", "train.schedule=constant"]
     iterations, found = FIRST, list[float]()
     while (not found or found[-1] < tokens) and len(found) < MOST:
@@ -99,10 +104,11 @@ def main() -> None:
     parser.add_argument("changes", nargs="*")
     given = parser.parse_args()
     seeds = [int(seed) for seed in given.seeds.split(",")]
-    print(f"before: {accuracy(['threads=1', *given.changes]):.3f}", flush=True)
+    chosen = given.only.split(",")
+    print(f"before: {accuracy(asked(chosen[0], given.changes)):.3f}", flush=True)
     print("| preset | drawn tokens | greedy accuracy on 256 held-out problems, seeds " + given.seeds + " | mean |")
     print("|---|---|---|---|")
-    for preset in given.only.split(","):
+    for preset in chosen:
         places = {seed: given.output / f"{preset}-{seed}" for seed in seeds}
         rows = [measured(preset, seed, given.tokens, places[seed], given.changes) for seed in seeds]
         tokens = f"{min(r['tokens'] for r in rows):,.0f} to {max(r['tokens'] for r in rows):,.0f}"

@@ -8,11 +8,8 @@ from typing import Any
 from torch import nn
 
 from flowrl.policies import adapters
-from flowrl.policies.computing import compute_as_inputs
-from flowrl.policies.devices import device_of
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.recomputing import checkpoint_gradients
-from flowrl.recipe.computing import adapters_as_model
 from flowrl.recipe.freezing import TOWER
 from flowrl.recipe.lora import MATCH
 from flowrl.recipe.schema import Recipe
@@ -24,8 +21,6 @@ def make_trainable(recipe: Recipe, modules: dict[str, nn.Module]) -> None:
     """Adds the recipe's adapters, or makes its weights trainable; with gradient checkpointing if requested."""
     if recipe.lora is not None:
         adapters.add_lora(modules, **recipe.lora.options, seed=recipe.seed)
-        if adapters_as_model(recipe, device_of(recipe.device).type):
-            compute_as_inputs(modules)
         if recipe.lora.begun is not None:
             adapters.go_on_from(modules, Path(recipe.lora.begun).expanduser())
     else:

@@ -15,7 +15,6 @@ from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
 from flowrl.planning.sizes.rewards import on_device
 from flowrl.planning.sizes.shared import of_a_rank
 from flowrl.policies.devices import device_type
-from flowrl.recipe.computing import adapters_as_model
 from flowrl.recipe.merging import merges
 from flowrl.recipe.models import pipeline_class
 from flowrl.recipe.reference import ReferenceKeys
@@ -74,9 +73,7 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
         return None
     query = SizeQuery(
         model=recipe.model,
-        lora=None
-        if recipe.lora is None
-        else recipe.lora.options | {"modules": recipe.lora.modules} | _computed(recipe),
+        lora=None if recipe.lora is None else recipe.lora.options | {"modules": recipe.lora.modules},
         dtype=recipe.dtype.model,
         rows=_micro(recipe),
         pipeline=recipe.pipeline,
@@ -100,11 +97,6 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
 
 def _look_up(query: SizeQuery, configs: JSON) -> MeasuredSizes:
     return MeasuredSizes(**look_up("sizes", [asdict(query), configs], lambda: _measure(query)))
-
-
-def _computed(recipe: Recipe) -> dict[str, JSON]:
-    """What a query says of adapters that compute as the model does; nothing of others."""
-    return {"as_model": True} if adapters_as_model(recipe, device_type(recipe.device)) else {}
 
 
 def _merged(query: SizeQuery) -> int:
