@@ -101,8 +101,9 @@ RATIOS = ("ratio", "replay_gap", "kl", "clip")  # what is rounding while the pol
 LOADED = ("diffusers.pipelines.flux", "peft", "transformers.models.llava", "transformers.models.qwen2")
 LOADED += ("flowrl.engines.ranks", "flowrl.runs.start")
 FOLLOWS = ("ranks/", "time_", "micro_batch")  # metrics that are not those of one process
-# what the turns of a discussion share is read once on each rank
-FOLLOWS_OF = {"debate": ("forwards/rollout",)}
+# what the turns of a discussion share is read once on each rank, what did not fit is called again, and the mean over
+# the tokens of a view weighs each rank by its prompts
+FOLLOWS_OF = {"debate": ("forwards/rollout",), "memory": ("forwards/train",), "noisy": ("views/noisy/gap",)}
 
 
 def recipe_of(name: str, folder: Path, *more: str):

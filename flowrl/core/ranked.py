@@ -26,7 +26,7 @@ from flowrl.contracts import (
     Visit,
 )
 from flowrl.core.engine import Advantage, Clock, Draw, Drawn
-from flowrl.core.ranks import Ranks, shares
+from flowrl.core.ranks import Ranks, shares, weighed_means
 from flowrl.core.refill import join_rollouts, of_prompts
 
 PIXELS = ("images", "video", "audio")  # of samples, what stays where it was drawn
@@ -189,7 +189,8 @@ def _whole(parts: Sequence[_Light], prompts: Sequence[Prompt]) -> Drawn:
     adv = None
     if (given := [part.drawn.adv for part in parts if part.drawn.adv is not None]) and len(given) == len(parts):
         adv = torch.cat(given)[rows]
-    return Drawn(rollout, _joined([part.drawn.rewards for part in parts], at), _means(parts, len(prompts)), adv)
+    told = weighed_means([(part.drawn.told, len(part.at)) for part in parts])  # of some, no prompt may have a view
+    return Drawn(rollout, _joined([part.drawn.rewards for part in parts], at), told, adv)
 
 
 def _joined(parts: Sequence[dict[str, Tensor]], at: Tensor) -> dict[str, Tensor]:
@@ -200,12 +201,6 @@ def _joined(parts: Sequence[dict[str, Tensor]], at: Tensor) -> dict[str, Tensor]
 def _credit(credit: Credit | None, order: Tensor) -> Credit | None:
     """The credit with its prompts in another order."""
     return credit if credit is None or len(credit.weights) == 1 else replace(credit, weights=credit.weights[order])
-
-
-def _means(parts: Sequence[_Light], number: int) -> dict[str, float]:
-    """What was told of each rank's groups, averaged over prompts."""
-    names = parts[0].drawn.told
-    return {name: sum(part.drawn.told[name] * len(part.at) for part in parts) / number for name in names}
 
 
 def _marked(rows: Tensor, number: int) -> Tensor:

@@ -183,7 +183,7 @@ def test_a_run_trains_an_agent_and_resumes_bit_for_bit(tmp_path: Path):
         ("environment.calls=1", "environment.calls: got 1, but an agent runs its own tools"),
         ("objective.aggregate=constant", "objective.aggregate: given, and reads a sample as one row"),
         ("train.keep=1", "train.keep"),
-        ("parallel.ranks=2", "environment.agent: given, and has not been tried over ranks"),
+        ("parallel={kind: fsdp, ranks: 2}", "environment.agent: given, but its calls come whenever they do"),
         ("rollout.engine={use: vllm, url: 'http://a'}", "rollout.engine: got 'vllm'"),
     ],
 )
