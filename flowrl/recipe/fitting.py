@@ -28,12 +28,14 @@ PACKAGE = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes", "gguf": "
 class VaeKeys(Strict):
     """A pipeline's autoencoders. slicing, tiling: diffusers' own; a sample at a time, or in overlapping tiles, which
     changes it a little. dtype: of their weights and of what they compute in (null: dtype.model). batch: samples that
-    are decoded at once, whose pictures go to host memory before the next are (null: all of a call)."""
+    are decoded at once, whose pictures go to host memory before the next are (null: all of a call). channels_last: how
+    weights of convolutions lie in memory."""
 
     slicing: bool = key(False, "true or false")
     tiling: bool = key(False, "true or false")
     dtype: Precision | None = key(None, "float32, bfloat16, float16 or null")
     batch: int | None = key(None, "a whole number >= 1 or null", ge=1)
+    channels_last: bool = key(False, "true or false")
 
 
 def check_fitting(recipe: "Recipe") -> Iterator[RecipeError]:

@@ -18,13 +18,15 @@ class Autoencoding:
 
     slicing, tiling: their own, of diffusers: a sample at a time, a sample in overlapping tiles (which changes it a
     little). dtype: of their weights and of what they compute in (None: that of the model). batch: rows that are decoded
-    at once, whose pictures then go to host memory before the next (None: all).
+    at once, whose pictures then go to host memory before the next (None: all). channels_last: weights of convolutions
+    lie channel by channel, and what they give does so too, as a GPU's kernels for half precision have it.
     """
 
     slicing: bool = False
     tiling: bool = False
     dtype: torch.dtype | None = None
     batch: int | None = None
+    channels_last: bool = False
 
     def set_up(self, pipe: Pipeline) -> None:
         """Switches a pipeline's autoencoders over. Raises PolicyError where there is none, or one cannot do it."""
@@ -34,6 +36,10 @@ class Autoencoding:
         for name, vae in found.items():
             if self.dtype is not None:
                 vae.to(self.dtype)
+            if self.channels_last and not _channels_last(vae):
+                raise PolicyError(
+                    f"vae.channels_last: {name} ({type(vae).__name__}) has no convolutions; set vae.channels_last=false"
+                )
             for wanted, method in ((self.slicing, "slicing"), (self.tiling, "tiling")):
                 if wanted and not _enabled(vae, method):
                     raise PolicyError(
@@ -65,6 +71,15 @@ def _enabled(vae: Network, what: str) -> bool:
         return False
     enable()
     return True
+
+
+def _channels_last(vae: Network) -> int:
+    """Lays the weights of convolutions out channel by channel; how many there are."""
+    layouts = {nn.Conv2d: torch.channels_last, nn.Conv3d: torch.channels_last_3d}
+    found = [(part, layouts[kind]) for part in vae.modules() for kind in layouts if isinstance(part, kind)]
+    for part, layout in found:
+        part.weight.data = part.weight.data.contiguous(memory_format=layout)
+    return len(found)
 
 
 def _values(result: Nest) -> Nest:

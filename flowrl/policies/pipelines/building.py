@@ -162,7 +162,7 @@ def autoencoding_of(recipe: Recipe, pipe: Pipeline) -> Autoencoding:
     """How the pipeline's autoencoders work, which are set up so. Raises PolicyError where one cannot."""
     own = recipe.vae
     dtype = None if own.dtype is None else getattr(torch, own.dtype)
-    autoencoding = Autoencoding(own.slicing, own.tiling, dtype, own.batch)
+    autoencoding = Autoencoding(own.slicing, own.tiling, dtype, own.batch, own.channels_last)
     if own != type(own)():
         autoencoding.set_up(pipe)
     return autoencoding
