@@ -109,7 +109,7 @@ CASES = {
     ),
 }
 SEEING = set(CASES)
-OFTEN = {"r1_vl", "video_r1", "ui_r1", "chestx_reasoner", "metaspatial", "glm_45v", "hunyuan_ocr", "skywork_r1v2"}
+OFTEN = {"r1_vl", "video_r1", "ui_r1", "chestx_reasoner", "metaspatial", "skywork_r1v2"}
 
 
 def saved(folder: Path, name: str) -> Path:
@@ -143,11 +143,23 @@ def template(processor: Any) -> str:
     return turns + "{% endfor %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 
 
+class Saved(dict[str, Path]):
+    """Folders of the types that were asked for."""
+
+    def __init__(self, root: Path):
+        super().__init__()
+        self.root = root
+
+    def __missing__(self, name: str) -> Path:
+        self[name] = saved(self.root / name, name)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A random model of each family, and one with a head of a number, each a folder as a user has it."""
+    """A random model of each family that is asked for, and one with a head of a number, as folders that a user has."""
     root = tmp_path_factory.mktemp("models")
-    made = {name: saved(root / name, name) for name in {case.family for case in CASES.values()}}
+    made = Saved(root)
     tokenizer = support.make_tokenizer()
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     torch.manual_seed(0)
@@ -156,7 +168,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     )
     head.save_pretrained(root / "head")
     tokenizer.save_pretrained(root / "head")
-    return made | {"head": root / "head"}
+    made["head"] = root / "head"
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ minicpm_ocr minicpmv4_6 minicpmv4_7 minimax_m3_vl mistral3 mistral_large4 mllama
 paddleocr_vl paligemma perception_lm pp_chart2table qianfan_ocr qwen2_5_omni_thinker qwen2_5_vl qwen2_vl qwen3_5
 qwen3_5_moe qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe qwen4_exp smolvlm step3p7 video_llama_3 video_llava vipllava
 """.split()
-HEARING = """glmasr moss_transcribe_diarize omniasr qwen2_5_omni qwen2_audio qwen3_asr""".split()
+HEARING = """glmasr moss_transcribe_diarize omniasr qwen2_5_omni qwen2_audio qwen3_asr qwen3_omni_moe""".split()
 REFUSED = {
     "evolla": "`messages_list` and `proteins`",
     "instructblipvideo": "cannot take what its processor makes",

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 import transformers as tf
 
@@ -12,6 +13,7 @@ from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.loading import load_language, load_processor
 
 
+@pytest.mark.slow  # builds the parts that speak as well
 def test_the_thinker_of_a_whole_checkpoint_is_loaded_and_proven(tmp_path: Path):
     folder = tmp_path / "whole"
     torch.manual_seed(0)
