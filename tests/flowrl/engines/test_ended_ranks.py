@@ -48,6 +48,25 @@ def test_thirty_kills_of_a_rank_at_random_moments_change_nothing(tmp_path):
     assert_same_run(cut / "tokens", whole / "tokens")
 
 
+PARTS = ("parallel.kind=fsdp", "train.iterations=3", "checkpoint.every=1", "train.prompts=4")
+PARTS += ("eval.at_start=false", "eval.at_end=false", "eval.every=null")
+
+
+def test_a_killed_rank_that_holds_parts_costs_nothing_but_time(tmp_path):
+    """In a rollout, an update and a checkpoint; a critic's parts are read again too."""
+    whole, jobs = tmp_path / "whole", []
+    jobs.append(job(2, whole, ["critic"], *PARTS))
+    phases = ("rollout", "update", "checkpoint")
+    for rank, phase in zip((1, 0, 1), phases, strict=True):
+        cut = tmp_path / phase
+        blow = {"signal": int(signal.SIGKILL), "rank": rank, "phase": phase, "entry": 2, "delay": 0.002}
+        jobs += [job(2, cut, ["critic"], *PARTS, blow=blow), job(2, cut, ["critic"], *PARTS, resume=True)]
+    assert started(tmp_path, jobs).wait(3000) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    for phase in phases:
+        assert len((tmp_path / phase / "blows.txt").read_text().splitlines()) == 1
+        assert_same_run(tmp_path / phase / "critic", whole / "critic")
+
+
 @pytest.mark.parametrize("number", [int(signal.SIGINT), int(signal.SIGTERM)])
 def test_a_signal_to_one_rank_ends_all_with_everything_saved(number, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
