@@ -1,6 +1,6 @@
 """How much time flowrl adds to the transformer calls that it cannot do without, on the models that ship.
 
-    python benchmarks/overhead.py [--model shapes-flux] [--steps 6] [--repeats 15] [--threads 2] [--cpu]
+    python benchmarks/overhead.py [--model shapes-flux] [--steps 6] [--repeats 15] [--threads 2] [--batches 16 64]
 
 Ratios at batches of 16 and 64, as medians over repeats that take turns within one process:
   rollout    a recorded stochastic rollout, pictures included, over a hand-written loop with the same number of
@@ -8,7 +8,7 @@ Ratios at batches of 16 and 64, as medians over repeats that take turns within o
   merged     the same with adapters merged into the weights (rollout.merge), over the same loop, which does not merge
   training   all optimizer work of an iteration (replay of every trained step, loss, backward, AdamW) over the bare
              forward and backward passes of the same rows and steps with the same AdamW step
-and, of the language model of the arithmetic world, at a batch of 64,
+and, of the language model of the arithmetic world, at the larger batch,
   decoding   a rollout over a hand-written loop with the same cache that draws as many tokens
   merged     the same with merged adapters
   step       all optimizer work of an iteration over one teacher-forced pass of the same rows with the same AdamW step
@@ -30,6 +30,7 @@ from flowrl.core.learner import Learner
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.update import Settings, update
 from flowrl.policies import adapters
+from flowrl.policies.language.forwards import cache_argument
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.loading import load_language, load_pipeline
 from flowrl.policies.pipelines.dynamics import Dynamics
@@ -143,9 +144,8 @@ class LanguageBench:
         cache, shown, token = DynamicCache(config=self.model.config), self.shown, self.ids
         for k in range(self.tokens.shape[1]):
             at = (shown.cumsum(1) - 1).clamp(min=0)[:, -token.shape[1] :]
-            out = self.model(
-                input_ids=token, attention_mask=shown, position_ids=at, past_key_values=cache, logits_to_keep=1
-            )
+            kept = {cache_argument(self.model): cache}
+            out = self.model(input_ids=token, attention_mask=shown, position_ids=at, logits_to_keep=1, **kept)
             logp = out.logits[:, -1].log_softmax(-1)
             torch.multinomial(logp.exp(), 1)
             token = self.tokens[:, k : k + 1]
@@ -194,12 +194,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batches", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--cpu", action="store_true")
     options = parser.parse_args()
     how = options.repeats, time.process_time if options.cpu else time.perf_counter
     torch.set_num_threads(options.threads)
     print(f"{'':12}{'batch':>6}{'flowrl ms':>12}{'bare ms':>10}{'ratio':>8}")
-    for batch in (16, 64):
+    for batch in options.batches:
         bench = Bench(options.model, options.steps, batch)
         for name, pair in {
             "rollout": (bench.policy_rollout, bench.hand_rollout),
@@ -207,13 +208,14 @@ def main() -> None:
             "training": (bench.policy_training, bench.bare_training),
         }.items():
             tell(name, batch, *medians(*pair, *how))
-    language = LanguageBench(64)
+    largest = max(options.batches)
+    language = LanguageBench(largest)
     for name, pair in {
         "decoding": (language.policy_rollout, language.hand_rollout),
         "merged": (language.merged_rollout, language.hand_rollout),
         "step": (language.policy_training, language.bare_training),
     }.items():
-        tell(name, 64, *medians(*pair, *how))
+        tell(name, largest, *medians(*pair, *how))
 
 
 def tell(name: str, batch: int, ours: float, bare: float) -> None:

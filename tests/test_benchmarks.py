@@ -18,7 +18,7 @@ SMALL = {
     " generation.max_new_tokens=8 eval.prompts=4",
     "large": "tiny_flow_grpo model=random:shapes-flux?blocks=1 train.prompts=2 train.group=4"
     " train.updates=2 watch=null --iterations 2 --repeats 1",
-    "overhead": "--steps 2 --repeats 1 --threads 1",
+    "overhead": "--steps 2 --repeats 1 --threads 1 --batches 4 8",
 }
 
 
@@ -67,8 +67,8 @@ def test_language_presets(monkeypatch, capsys, tmp_path):
 def test_overhead(monkeypatch, capsys):
     _, *rows = ran("overhead", monkeypatch, capsys)
     assert [tuple(row.split()[:2]) for row in rows] == [
-        *((name, batch) for batch in ("16", "64") for name in ("rollout", "merged", "training")),
-        *((name, "64") for name in ("decoding", "merged", "step")),
+        *((name, batch) for batch in ("4", "8") for name in ("rollout", "merged", "training")),
+        *((name, "8") for name in ("decoding", "merged", "step")),
     ]
     assert all(re.fullmatch(r"\d+\.\d{3}", row.split()[-1]) for row in rows)
 
