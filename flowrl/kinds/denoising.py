@@ -32,7 +32,7 @@ class Denoising:
 
     name, unread, presets, texts = "denoising", (), DENOISING, False
     index = "model_index.json"
-    saving = ("offload", "vae.batch", "block_offload")
+    saving = ("offload", "vae.batch", "block_offload", "quantize")
     words = Words(
         model="a diffusers pipeline",
         chosen="remove generation",

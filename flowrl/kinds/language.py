@@ -41,7 +41,7 @@ class Language:
 
     name, unread, presets, texts = "language", ("pipeline", "sampler", "vae"), LANGUAGE, True
     index = "a language model's config.json"
-    saving = ()
+    saving = ("quantize",)
     words = Words(
         model="a language model",
         chosen="add generation={max_new_tokens: NUMBER}",

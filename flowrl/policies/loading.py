@@ -23,7 +23,7 @@ from flowrl.known.places import is_random, random_folder
 from flowrl.names import hint
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.working_copy import modules_of
-from flowrl.policies.quantising import DENOISERS, check_skipped, language_arguments, pipeline_arguments
+from flowrl.policies.quantising import DENOISERS, check_skipped, language_arguments, pipeline_arguments, quantise
 from flowrl.policies.random.models import random_language, random_pipeline, random_processor, random_tokenizer
 from flowrl.recipe.calls import check_call
 from flowrl.recipe.fitting import QuantizeKeys
@@ -48,12 +48,15 @@ def load_pipeline(
     quantize: how the denoisers (those named, or the usual ones) are quantised. Raises PolicyError if it cannot be
     loaded, RecipeError if it does not take the arguments of `call`.
     """
-    place = _place(model, quantised=quantize is not None)
+    place = _place(model)
     try:
-        how = {} if quantize is None else pipeline_arguments(place, quantize, denoisers, dtype)
         if is_random(model):
             pipe = random_pipeline(Path(place), dtype, device)
+            found = {n: m for n, m in modules_of(pipe).items() if n in (denoisers or DENOISERS)}
+            if quantize is not None:
+                quantise(found, quantize)
         else:
+            how = {} if quantize is None else pipeline_arguments(place, quantize, denoisers, dtype)
             pipe = DiffusionPipeline.from_pretrained(place, dtype=dtype, **how)
     except (OSError, ValueError) as error:
         raise _unloadable(model, "diffusers", error) from error
@@ -78,16 +81,14 @@ def load_language(
     if problem := missing_package(model):
         raise PolicyError(f"model: {'; '.join(problem)}")
     file = gguf_file(model)
-    place, how = (
-        (_place(model, quantised=quantize is not None), {})
-        if file is None
-        else (str(file.parent), {"gguf_file": file.name})
-    )
+    place, how = (_place(model), {}) if file is None else (str(file.parent), {"gguf_file": file.name})
     try:
         auto = AutoModelForCausalLM if file is not None else auto_class(model) or AutoModelForCausalLM
         if is_random(model):
             tokenizer = random_tokenizer(Path(place))
             network = random_language(Path(place), auto, dtype, device)
+            if quantize is not None:
+                quantise({"the model": network}, quantize, ["lm_head"])
         else:
             tokenizer = AutoTokenizer.from_pretrained(place, **how)
             if auto is AutoModelForImageTextToText:
@@ -156,12 +157,9 @@ def reading_part(config: Config) -> Config:
     return next((part for part in vars(config).values() if getattr(part, "model_type", None) in reading), config)
 
 
-def _place(model: str, *, quantised: bool = False) -> str:
-    """The argument of `from_pretrained`. Raises PolicyError if an embedded model is missing, and for random weights
-    that would be quantised."""
+def _place(model: str) -> str:
+    """The argument of `from_pretrained`. Raises PolicyError if an embedded model is missing."""
     if is_random(model):
-        if quantised:
-            raise PolicyError(f"quantize: given, but model {model!r} is made of random weights; set quantize=null")
         return str(random_folder(model))
     place = names.MODELS.get(model)
     if place is not None and not place.is_dir():

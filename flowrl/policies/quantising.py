@@ -54,8 +54,24 @@ def check_skipped(modules: Mapping[str, nn.Module], keys: QuantizeKeys) -> None:
 
 
 def is_quantised(module: Network) -> bool:
-    """Whether a module was loaded with quantised weights."""
-    return getattr(module, "hf_quantizer", None) is not None
+    """Whether a module has quantised weights, loaded so or made so."""
+    if getattr(module, "hf_quantizer", None) is not None:
+        return True
+    return any(type(parameter.data) is not torch.Tensor for parameter in module.parameters())
+
+
+def quantise(modules: Mapping[str, nn.Module], keys: QuantizeKeys, always: Sequence[str] = ()) -> None:
+    """Quantises the linear layers of modules in place, as torchao does when they are loaded: of random weights, which
+    no file holds. always: layers that are left as they are, beside those of `skip`."""
+    from torchao.quantization import quantize_  # pyright: ignore[reportMissingImports]
+
+    for module in modules.values():
+        spared = [*keys.skip, *always, *(getattr(module, "_keep_in_fp32_modules", None) or [])]
+
+        def meant(layer: nn.Module, name: str, spared: Sequence[str] = tuple(spared)) -> bool:
+            return isinstance(layer, nn.Linear) and not any(f".{part}." in f".{name}." for part in spared)
+
+        quantize_(module, _torchao(keys), filter_fn=meant)
 
 
 def _config(keys: QuantizeKeys, dtype: torch.dtype, library: Any, always: Sequence[str] = ()) -> Any:
@@ -68,13 +84,17 @@ def _config(keys: QuantizeKeys, dtype: torch.dtype, library: Any, always: Sequen
             )
         how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
         return library.BitsAndBytesConfig(**how, llm_int8_skip_modules=spared or None)
+    return library.TorchAoConfig(_torchao(keys), modules_to_not_convert=spared or None)
+
+
+def _torchao(keys: QuantizeKeys) -> Any:
+    """torchao's own configuration."""
     from torchao.quantization import (  # pyright: ignore[reportMissingImports]
         Float8WeightOnlyConfig,
         Int8WeightOnlyConfig,
     )
 
-    way = {"int8": Int8WeightOnlyConfig, "fp8": Float8WeightOnlyConfig}[keys.weights]()
-    return library.TorchAoConfig(way, modules_to_not_convert=spared or None)
+    return {"int8": Int8WeightOnlyConfig, "fp8": Float8WeightOnlyConfig}[keys.weights]()
 
 
 def _from_file(place: str, name: str, kind: str, keys: QuantizeKeys, dtype: torch.dtype) -> nn.Module:

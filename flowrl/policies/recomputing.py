@@ -38,7 +38,7 @@ def checkpoint_gradients(modules: Mapping[str, Network], every: int = 1) -> None
 def _only(module: nn.Module, every: int) -> None:
     """Lets the others compute as they would without. diffusers asks a model's function for each block; transformers'
     blocks ask their own."""
-    spared = {id(block) for i, block in enumerate(_blocks(module)) if i % every}
+    spared = {id(block) for i, block in enumerate(listed_blocks(module)) if i % every}
     for part in module.modules():
         own = getattr(part, "_gradient_checkpointing_func", None)
         if id(part) in spared and hasattr(part, "gradient_checkpointing"):
@@ -47,7 +47,7 @@ def _only(module: nn.Module, every: int) -> None:
             part._gradient_checkpointing_func = functools.partial(_unless_spared, own, spared)
 
 
-def _blocks(module: nn.Module) -> list[nn.Module]:
+def listed_blocks(module: nn.Module) -> list[nn.Module]:
     """The entries of all lists of modules that are not part of an entry themselves, in order."""
     found: list[nn.Module] = []
     within: tuple[str, ...] = ()

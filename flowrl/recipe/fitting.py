@@ -22,6 +22,7 @@ class QuantizeKeys(Strict):
     file: str | None = key(None, "a GGUF file or null", min_length=1)
 
 
+IN_PLACE = ("int8", "fp8")  # what weights can become that are there already
 PACKAGE = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes", "gguf": "gguf"}
 
 
@@ -67,9 +68,9 @@ def _quantize(recipe: "Recipe") -> Iterator[RecipeError]:
     if recipe.block_offload:
         problem = "given beside block_offload, which points weights elsewhere, and these may not be"
         yield RecipeError("quantize", problem, f"set block_offload=false, {remedy}")
-    if recipe.model.startswith("random:"):
-        problem = f"given with model={recipe.model}, whose weights are made where there is nothing to quantise"
-        yield RecipeError("quantize", problem, "remove quantize, or give a model with weights")
+    if recipe.model.startswith("random:") and keys.weights not in IN_PLACE:
+        problem = f"got {keys.weights!r} with model={recipe.model}, whose weights are made and not read"
+        yield RecipeError("quantize.weights", problem, f"set {' or '.join(IN_PLACE)}, {remedy}")
     package = PACKAGE[keys.weights]
     if find_spec(package) is None:
         problem = f"got {keys.weights!r}, which needs the package {package}, and it is not installed"

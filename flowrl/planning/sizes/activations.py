@@ -49,11 +49,11 @@ class _Attention(torch.autograd.Function):
         return out
 
 
-def measure_activations(module: nn.Module, calls: Sequence[dict[str, object]]) -> ActivationBytes:
+def measure_activations(module: nn.Module, calls: Sequence[tuple[tuple, dict[str, Any]]]) -> ActivationBytes:
     """What calls with these arguments keep for one backward pass. Nothing is computed: everything is on meta."""
     excluded = [*module.parameters(), *module.buffers()]
     with count_saved(excluded) as saved, _blocks(module, saved) as blocks, FusedAttention(), torch.enable_grad():
-        outputs = [module(**arguments, return_dict=False) for arguments in calls]
+        outputs = [module(*args, **kwargs) for args, kwargs in calls]
     storages = saved.storages
     del outputs
     inside = {where for block in blocks.own for where in block}
@@ -62,6 +62,14 @@ def measure_activations(module: nn.Module, calls: Sequence[dict[str, object]]) -
     whole = sum(storages.values())
     recomputing = max((sum((between | block).values()) for block in blocks.own), default=whole)
     return ActivationBytes(whole, recomputing, max((sum(block.values()) for block in blocks.own), default=whole))
+
+
+def saved_weights(module: nn.Module, calls: Sequence[tuple[tuple, dict[str, Any]]]) -> set[int]:
+    """The storages of those of a module's weights that a backward pass through such calls needs."""
+    with count_saved([*module.parameters(), *module.buffers()]) as saved, FusedAttention(), torch.enable_grad():
+        for args, kwargs in calls:
+            module(*args, **kwargs)
+    return saved.weights
 
 
 class _Blocks:

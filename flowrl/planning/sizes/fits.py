@@ -9,6 +9,7 @@ from flowrl.kinds import kind_of
 from flowrl.planning.costs import arithmetic
 from flowrl.planning.sizes.memory import Phase, Sizes
 from flowrl.planning.sizes.rewards import weights_of
+from flowrl.recipe.fitting import QuantizeKeys
 from flowrl.recipe.schema import Recipe
 
 # GB by name -> MiB that the driver reports of such a card: RTX 4090, RTX 5090, L40S, H100, H200
@@ -42,11 +43,14 @@ def peak(sizes: Sizes | None) -> int | None:
     return max(phase.total for phase in sizes.phases)
 
 
-def fitting(recipe: Recipe, prompts: Sequence[Prompt]) -> list[tuple[int, list[Change] | None]] | None:
+def fitting(
+    recipe: Recipe, prompts: Sequence[Prompt], *, quantised: bool = False
+) -> list[tuple[int, list[Change] | None]] | None:
     """(card, the changes that make the recipe fit it, None where there are none) for each card, the largest first.
 
     No changes where it fits as it is. None where the memory of a training step is not known. Changes are tried from the
-    gentlest on, and those that are not needed are taken back; a micro-batch is as large as fits.
+    gentlest on, and those that are not needed are taken back; a micro-batch is as large as fits. quantised: by fewer
+    bits instead of blocks that come one by one.
     """
     seen: dict[str, Sizes | None] = {}
 
@@ -55,7 +59,9 @@ def fitting(recipe: Recipe, prompts: Sequence[Prompt]) -> list[tuple[int, list[C
 
     if needs([]) is None:
         return None
-    return [(card, _found(list(_changes(recipe)), needs, room(card))) for card in sorted(CARDS, reverse=True)]
+    return [
+        (card, _found(list(_changes(recipe, quantised)), needs, room(card))) for card in sorted(CARDS, reverse=True)
+    ]
 
 
 def _found(changes: list[Change], needs: Callable[[Sequence[Change]], int | None], limit: int) -> list[Change] | None:
@@ -104,9 +110,11 @@ def _micro(recipe: Recipe) -> int:
     return recipe.train.micro_rows or arithmetic(recipe).rows_per_update
 
 
-def _changes(recipe: Recipe) -> Iterator[Change]:
+def _changes(recipe: Recipe, quantised: bool = False) -> Iterator[Change]:
     """What could be changed, from what costs least; a key may come again with a smaller value."""
     keys = kind_of(recipe).saving
+    in_blocks = "block_offload" in keys and not quantised
+    may_quantise = recipe.lora is not None and recipe.quantize is None and not recipe.block_offload
     for name in _on_device(recipe):
         if not recipe.rewards[name].offload:
             yield _setting(f"rewards.{name}.offload", True)
@@ -118,14 +126,19 @@ def _changes(recipe: Recipe) -> Iterator[Change]:
         yield _setting("train.ema_in_host", True)
     if not recipe.train.gradient_checkpointing:
         yield _setting("train.gradient_checkpointing", True)
-    if "block_offload" in keys and recipe.lora is not None and not recipe.block_offload:
+    if in_blocks and recipe.lora is not None and recipe.quantize is None and not recipe.block_offload:
         yield _in_blocks(recipe)
+    elif "quantize" in keys and may_quantise and not in_blocks and not recipe.model.startswith("gguf:"):
+        yield Change("quantize.weights", "int8", lambda one: one.model_copy(update={"quantize": _INT8}))
     for key, rows in (("micro_batch", _micro(recipe)), ("rollout_batch", arithmetic(recipe).rows_at_once)):
         while rows > 1:
             rows = -(-rows // 2)
             yield _setting(f"train.{key}", rows)
     for name in _on_device(recipe):
         yield _setting(f"rewards.{name}.device", "cpu")
+
+
+_INT8 = QuantizeKeys(weights="int8")
 
 
 def _in_blocks(recipe: Recipe) -> Change:
@@ -166,12 +179,25 @@ def lines(recipe: Recipe, prompts: Sequence[Prompt]) -> list[str]:
     found = fitting(recipe, prompts)
     if found is None:
         return ["not known, since activations are not estimated"]
+    told = _told(found, "with")
+    if any(change.key == "block_offload" for _, changes in found for change in changes or []):
+        others = fitting(recipe, prompts, quantised=True) or []
+        told += _told([(card, one) for card, one in others if _quantises(one)], "or with")
+    return told
+
+
+def _quantises(changes: Sequence[Change] | None) -> bool:
+    return any(change.key == "quantize.weights" for change in changes or [])
+
+
+def _told(found: Sequence[tuple[int, Sequence[Change] | None]], how: str) -> list[str]:
+    """A line for each of the changes, with the cards that they reach."""
     by_changes: dict[str | None, list[int]] = {}
     for card, changes in found:
         by_changes.setdefault(None if changes is None else " ".join(map(str, changes)), []).append(card)
     told = []
     for changes, cards in by_changes.items():
         which = f"{', '.join(map(str, sorted(cards)))} GB"
-        how = {None: "too small with any of these keys", "": "as it is"}.get(changes, f"with {changes}")
-        told.append(f"{which:<24}{how}")
+        words = {None: "too small with any of these keys", "": "as it is"}.get(changes, f"{how} {changes}")
+        told.append(f"{which:<24}{words}")
     return told

@@ -11,8 +11,10 @@ from flowrl.contracts import Prompt
 from flowrl.known.places import config_place
 from flowrl.planning.costs import arithmetic
 from flowrl.planning.sizes.activations import FusedAttention
+from flowrl.planning.sizes.few_bits import quantised_bytes
 from flowrl.planning.sizes.memory import ASSUMED, WORDS, Phase, Sizes, with_rewards
-from flowrl.planning.sizes.saved import count_saved
+from flowrl.planning.sizes.quantised import QuantisedBytes, copies_in_training
+from flowrl.planning.sizes.saved import count_saved, storage_of
 from flowrl.planning.sizes.seeing import media_tokens
 from flowrl.planning.sizes.shared import of_a_rank
 from flowrl.policies import adapters
@@ -54,6 +56,9 @@ def sizes(
         auto = auto_class_of(config) or AutoModelForCausalLM
         model: LanguageModel = auto.from_config(reading_part(config), dtype=dtype).eval()
         parameters, frozen = sum(p.numel() for p in model.parameters()), _bytes(model)
+        few = QuantisedBytes()
+        if recipe.quantize is not None:  # below its adapters, each layer's weights are needed in a backward pass
+            few = quantised_bytes(model, recipe.quantize, set(map(storage_of, model.parameters())), head="lm_head")
         if recipe.lora is not None:
             adapters.add_lora({"model": model}, **recipe.lora.options)
             if recipe.roles is not None:
@@ -70,7 +75,8 @@ def sizes(
     copies = (train.ema is not None and not train.ema_in_host) + recipe.keeps_reference + (train.old is not None)
     moments = _moments(recipe, learning)
     critic = _critic(recipe)
-    frozen, of_critic = frozen + critic.fixed, critic.moments
+    frozen, of_critic = frozen + critic.fixed - few.spared, critic.moments
+    copies_of_weights = copies_in_training(few, train)
     rows = arithmetic(recipe).rows_at_once
     drawing = _cache(config, rows, length + limit, dtype) + rows * config.get_text_config().vocab_size * DRAW
     precision = getattr(torch, recipe.dtype.logp)
@@ -84,7 +90,13 @@ def sizes(
         kept //= config.get_text_config().num_hidden_layers
     phases = [
         Phase("rollout", frozen + added + merged, moments + of_critic + copies * state, 0, drawing),
-        Phase("training", frozen + added, moments + of_critic + (copies + 1) * state + critic.state, 0, kept),
+        Phase(
+            "training",
+            frozen + added + copies_of_weights,
+            moments + of_critic + (copies + 1) * state + critic.state,
+            0,
+            kept,
+        ),
     ]
     name = type(model).__name__
     words = "keys and values of all rows, and the logits of a token"

@@ -1,26 +1,30 @@
 """The sizes of a model, measured on its modules: they are built on the meta device, which loads the big libraries."""
 
-import inspect
+import functools
 import json
-from collections.abc import Callable
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import QwenImagePipeline
-from transformers import AutoTokenizer
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from flowrl.known.places import place_of
-from flowrl.planning.sizes.activations import measure_activations
-from flowrl.planning.sizes.components import Component, components, num_parameters, parameter_bytes
-from flowrl.planning.sizes.inputs import BUILDERS, CallSetting, DenoiserCalls
+from flowrl.known.places import config_place, cut
+from flowrl.planning.sizes.activations import measure_activations, saved_weights
+from flowrl.planning.sizes.components import components, num_parameters, parameter_bytes
+from flowrl.planning.sizes.few_bits import quantised_bytes
+from flowrl.planning.sizes.inputs import NotRecordedError, Recorded, record
 from flowrl.planning.sizes.live import peak_live
 from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
 from flowrl.policies import adapters
 from flowrl.policies.blocks import repeated_blocks
 from flowrl.policies.merging import touched_bytes
+from flowrl.recipe.fitting import QuantizeKeys
 from flowrl.recipe.models import pipeline_class
-from flowrl.untyped import JSON, Network, Tokenizer
+from flowrl.untyped import Network
+
+ROWS = 2  # of the call that is made to see what is passed on
 
 
 def measure(query: SizeQuery) -> MeasuredSizes:
@@ -33,9 +37,9 @@ def measure(query: SizeQuery) -> MeasuredSizes:
     frozen = {name: parameter_bytes(module) for name, module in modules.items()}
     _make_trainable(query, trained)
     learning = list(adapters.trainable(trained))
-    pipeline = pipeline_class(query.model)
-    steps = _steps(query, known, list(trained), dtype, pipeline)
-    activations = [measure_activations(trained[name], step.calls) for name, step in steps.items()]
+    recorded, rows, unknown = _recorded(query)
+    called = {name: calls for name, calls in recorded.calls.items() if name in trained}
+    activations = [measure_activations(trained[name], calls) for name, calls in called.items()]
     return MeasuredSizes(
         parameters=parameters,
         frozen=frozen,
@@ -43,9 +47,10 @@ def measure(query: SizeQuery) -> MeasuredSizes:
         learning=sum(p.numel() for p in learning),
         state=sum(p.numel() * p.element_size() for p in learning),
         added=sum(parameter_bytes(m) - frozen[n] for n, m in trained.items()),
-        pipeline=pipeline,
-        latent=list(next(iter(steps.values())).latent) if steps else None,
-        kept=[[k.whole, k.recomputing, k.block] for k in activations],
+        pipeline=str(pipeline_class(query.model)),
+        latent=recorded.latent or None,
+        kept=[[k.whole // rows, k.recomputing // rows, k.block // rows] for k in activations],
+        unknown=unknown,
     )
 
 
@@ -73,20 +78,44 @@ def _make_trainable(query: SizeQuery, trained: dict[str, Network]) -> None:
             adapters.train_full(trained)
 
 
-def measure_decoding(query: SizeQuery, *, tiling: bool) -> int | None:
-    """Bytes that decoding one sample makes at most at once, in query.dtype; None where its shapes are not known."""
-    known = components(query.model) or {}
-    builder, configs = BUILDERS.get(pipeline_class(query.model) or ""), {n: _with_defaults(c) for n, c in known.items()}
-    if builder is None or "vae" not in known:
+def measure_decoding(query: SizeQuery, dtype: str, *, tiling: bool) -> int | None:
+    """Bytes that decoding one sample makes at most at once, in dtype; None where its shapes are not known."""
+    recorded, rows, _ = _recorded(query)
+    if recorded.decoded is None:
         return None
-    dtype = getattr(torch, query.dtype)
-    setting = CallSetting(1, query.pipeline, configs, query.tokens, dtype, _padded_length(query.model))
-    shape = builder(setting, configs[next(name for name in adapters.DENOISERS if name in known)]).decoded
-    vae: Network = known["vae"].build(dtype)
+    name, (args, kwargs) = recorded.decoded
+    precision = getattr(torch, dtype)
+    vae: Network = (components(query.model) or {})[name].build(precision)
     if tiling:
         vae.enable_tiling()
-    latent = setting.empty(1, *shape)
-    return peak_live(lambda: vae.decode(latent, return_dict=False))
+
+    def one_row(value: object) -> object:
+        return value[: max(1, len(value) // rows)].to(precision) if isinstance(value, Tensor) else value
+
+    args, kwargs = tree_map(one_row, (args, kwargs))
+    return peak_live(lambda: vae.decode(*args, **kwargs))
+
+
+def _recorded(query: SizeQuery) -> tuple[Recorded, int, str | None]:
+    """(what the pipeline passes on, of how many rows, why nothing is known): two rows where it takes two prompts."""
+    return _recorded_once(json.dumps(asdict(replace(query, lora=None))), str(config_place(query.model)))
+
+
+@functools.lru_cache(maxsize=4)
+def _recorded_once(text: str, folder: str) -> tuple[Recorded, int, str | None]:
+    """The same, of a query's JSON. Denoisers have one block of each kind: all are passed the same."""
+    query, reason = SizeQuery(**json.loads(text)), None
+    known = components(query.model) or {}
+    denoisers = [name for name in adapters.DENOISERS if name in known]
+    known |= {name: replace(known[name], config=cut(known[name].config, 1)) for name in denoisers}
+    modules = {name: part.build(getattr(torch, query.dtype)) for name, part in known.items()}
+    for rows in (ROWS, 1):
+        try:
+            given = {"rows": rows, "text": query.text, "pictures": query.pictures}
+            return record(Path(folder), modules, denoisers, query.pipeline, **given), rows, None
+        except NotRecordedError as error:
+            reason = str(error)
+    return Recorded(), 1, reason
 
 
 def measure_blocks(query: SizeQuery, trained: list[str]) -> list[list[int]]:
@@ -98,34 +127,13 @@ def measure_blocks(query: SizeQuery, trained: list[str]) -> list[list[int]]:
     return found
 
 
-def _steps(
-    query: SizeQuery, known: dict[str, Component], trained: list[str], dtype: torch.dtype, pipeline: str
-) -> dict[str, DenoiserCalls]:
-    """The calls of each denoiser; none if the shapes of this class of pipeline are not known."""
-    builder: Callable[[CallSetting, dict[str, JSON]], DenoiserCalls] | None = BUILDERS.get(pipeline)
-    if builder is None:
-        return {}
-    configs = {name: _with_defaults(part) for name, part in known.items()}
-    setting = CallSetting(query.rows, query.pipeline, configs, query.tokens, dtype, _padded_length(query.model))
-    return {name: builder(setting, configs[name]) for name in trained}
-
-
-def _with_defaults(part: Component) -> dict[str, JSON]:
-    """A config completed with the defaults of its class."""
-    parameters = inspect.signature(part.kind.__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty} | part.config
-
-
-def _padded_length(model: str) -> int:
-    """The length that the model's first tokenizer pads to: CLIP's 77 without its folder."""
-    config = place_of(model) / "tokenizer" / "tokenizer_config.json"
-    return json.loads(config.read_text(encoding="utf-8"))["model_max_length"] if config.is_file() else 77
-
-
-def qwen_counter(folder: Path) -> Callable[[str], int]:
-    """Counts the tokens of a text in Qwen-Image's template, without those that the pipeline drops."""
-    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder)
-    bare = dict.fromkeys(("scheduler", "vae", "text_encoder", "transformer"))
-    pipe = QwenImagePipeline(**bare, tokenizer=tokenizer)  # pyright: ignore[reportArgumentType]
-    template, dropped = pipe.prompt_template_encode, pipe.prompt_template_encode_start_idx
-    return lambda text: max(1, len(tokenizer.tokenize(template.format(text))) - dropped)
+def measure_quantised(query: SizeQuery, keys: QuantizeKeys) -> list[list[int]]:
+    """See `quantised_bytes`: of each denoiser (spared, copies, block)."""
+    recorded, _, _ = _recorded(query)
+    known, found = components(query.model) or {}, []
+    for name, part in _trained(query, known).items():
+        module = part.build(getattr(torch, query.dtype))
+        _make_trainable(query, {name: module})
+        saved = saved_weights(module, recorded.calls.get(name, []))
+        found.append(list(astuple(quantised_bytes(module, keys, saved))))
+    return found

@@ -1,30 +1,30 @@
 """How much memory a recipe needs on its device, phase by phase, from configs alone."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from flowrl.contracts import Prompt
-from flowrl.known.places import config_place, place_of
+from flowrl.known.places import config_place
 from flowrl.planning.costs import arithmetic, plan_for
 from flowrl.planning.remembered import look_up
+from flowrl.planning.sizes.pictures import picture_sizes
+from flowrl.planning.sizes.quantised import QuantisedBytes, all_of, copies_in_training
 from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
 from flowrl.planning.sizes.rewards import on_device
 from flowrl.planning.sizes.shared import of_a_rank
 from flowrl.policies.devices import device_type
 from flowrl.recipe.merging import merges
-from flowrl.recipe.models import pipeline_class
 from flowrl.recipe.reference import ReferenceKeys
 from flowrl.recipe.schema import Recipe
-from flowrl.untyped import JSON, Tokenizer
+from flowrl.untyped import JSON
 from samplers.decisions import stored_states
 from samplers.visits import Injected, Visited
 
-WORDS = 1.5  # tokens per word of a prompt, without a tokenizer
-SIDES = ("height", "width", "num_frames")  # the arguments that say how large a sample is
+WORDS = 1.5  # tokens per word of a language model's prompt
 DRAWING = ("rollout", "decoding")  # the phases in which merged weights stand beside the frozen ones
 ASSUMED = 77  # tokens of a prompt, if there is none to be counted
 
@@ -49,7 +49,8 @@ class Phase:
 @dataclass(frozen=True)
 class Sizes:
     """Parameters by component, those that learn, and the phases. pipeline: its class. latent: the shape of a row's
-    latent, None if the shapes of this pipeline are not known, so that activations and trajectory are not either."""
+    latent, None if the shapes of this pipeline are not known (unknown: why), so that activations and trajectory are not
+    either."""
 
     parameters: dict[str, int]
     trainable: int
@@ -58,6 +59,7 @@ class Sizes:
     latent: tuple[int, ...] | None
     pipeline: str
     drawing: str = "what one block works on"  # what is counted of a rollout
+    unknown: str | None = None
     left_out: str = "activations of text encoders and rewards, the allocator's slack"
 
 
@@ -71,28 +73,33 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
     configs = configs_of(recipe.model)
     if configs is None:
         return None
-    query = SizeQuery(
-        model=recipe.model,
-        lora=None if recipe.lora is None else recipe.lora.options | {"modules": recipe.lora.modules},
-        dtype=recipe.dtype.model,
-        rows=_micro(recipe),
-        pipeline=recipe.pipeline,
-        tokens=_tokens(recipe, prompts),
-    )
+    query = _query(recipe, prompts)
     measured = _look_up(query, configs)
-    latent = None if measured.latent is None else tuple(measured.latent)
+    latent = None if measured.latent is None else (measured.latent,)
     activations = _activations(measured, recipe)
     if recipe.sampler.look and activations is not None:  # what is trained is not called as the rollout is
         looked = _activations(_look_up(replace(query, pipeline=recipe.pipeline | recipe.sampler.look), configs), recipe)
         activations = (activations if looked is None else looked)[0], activations[1]
-    phases = _phases(recipe, measured, latent, activations)
+    phases = _phases(recipe, query, measured, latent, activations)
     if reference := reference_bytes(recipe):
         phases = [replace(phase, weights=phase.weights + reference) for phase in phases]
     if merges(recipe, device_type(recipe.device)):
-        beside = look_up("merged", [asdict(replace(query, rows=1)), configs], lambda: _merged(query))
+        beside = look_up("merged", [asdict(query), configs], lambda: _merged(query))
         phases = [replace(p, weights=p.weights + beside) if p.name in DRAWING else p for p in phases]
     phases = of_a_rank(recipe, phases, sum(measured.frozen[name] for name in measured.trained) + measured.added)
-    return Sizes(measured.parameters, measured.learning, measured.added, phases, latent, measured.pipeline)
+    told = {"unknown": measured.unknown}
+    return Sizes(measured.parameters, measured.learning, measured.added, phases, latent, measured.pipeline, **told)
+
+
+def _query(recipe: Recipe, prompts: Sequence[Prompt]) -> SizeQuery:
+    return SizeQuery(
+        model=recipe.model,
+        lora=None if recipe.lora is None else recipe.lora.options | {"modules": recipe.lora.modules},
+        dtype=recipe.dtype.model,
+        pipeline=recipe.pipeline,
+        text=max((p.text for p in prompts), key=len, default=" ".join(["a"] * ASSUMED)),
+        pictures=picture_sizes(prompts),
+    )
 
 
 def _look_up(query: SizeQuery, configs: JSON) -> MeasuredSizes:
@@ -125,7 +132,7 @@ def _reference_bytes(recipe: Recipe, reference: ReferenceKeys) -> int | None:
     if configs is None:
         return None
     call = recipe.pipeline if reference.pipeline is None else reference.pipeline
-    query = SizeQuery(path, None, recipe.dtype.model, 1, call, (ASSUMED, 1))
+    query = SizeQuery(path, None, recipe.dtype.model, call, "", {})
     measured = _look_up(query, configs)
     stays = measured.trained if recipe.offload else list(measured.frozen)
     return sum(measured.frozen[name] for name in stays)
@@ -148,7 +155,7 @@ def configs_of(model: str) -> JSON:
 
 
 def _activations(measured: MeasuredSizes, recipe: Recipe) -> tuple[int, int] | None:
-    """(bytes of training, of a rollout's forward) of one call's rows, of the denoiser that takes most."""
+    """(bytes of training, of a rollout's forward) of one row, of the denoiser that takes most."""
     if not measured.kept:
         return None
     train, block = recipe.train, max(block for _, _, block in measured.kept)
@@ -158,43 +165,16 @@ def _activations(measured: MeasuredSizes, recipe: Recipe) -> tuple[int, int] | N
     return max(round(again + (whole - again) * spared) for whole, again, _ in measured.kept), block
 
 
-def _tokens(recipe: Recipe, prompts: Sequence[Prompt]) -> tuple[int, int]:
-    """Tokens of the longest prompt and of the negative one."""
-    negative = recipe.pipeline.get("negative_prompt") or ""
-    count = _counter(recipe.model)
-    longest = sorted((p.text for p in prompts), key=len)[-32:]
-    return max(map(count, longest), default=ASSUMED), count(negative if isinstance(negative, str) else negative[0])
-
-
-def _counter(model: str) -> Callable[[str], int]:
-    """Counts the tokens of a text: by the model's own tokenizer if its folder is there, otherwise by words.
-
-    Qwen-Image puts texts into a template whose first tokens are dropped again.
-    """
-    folder = place_of(model) / "tokenizer"
-    if not folder.is_dir():
-        return lambda text: max(1, round(WORDS * len(text.split())))
-    if pipeline_class(model) == "QwenImagePipeline":
-        from flowrl.planning.sizes.measure import qwen_counter
-
-        return qwen_counter(folder)
-    if (folder / "tokenizer.json").is_file():
-        import tokenizers
-
-        fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        return lambda text: max(1, len(fast.encode(text, add_special_tokens=False).ids))
-    from transformers import AutoTokenizer
-
-    slow: Tokenizer = AutoTokenizer.from_pretrained(folder)
-    return lambda text: max(1, len(slow.tokenize(text)))
-
-
 def _micro(recipe: Recipe) -> int:
     return recipe.train.micro_rows or recipe.train.drawn * recipe.train.group // recipe.train.updates
 
 
 def _phases(
-    recipe: Recipe, measured: MeasuredSizes, latent: tuple[int, ...] | None, activations: tuple[int, int] | None
+    recipe: Recipe,
+    query: SizeQuery,
+    measured: MeasuredSizes,
+    latent: tuple[int, ...] | None,
+    activations: tuple[int, int] | None,
 ) -> list[Phase]:
     """AdamW keeps two moments of what learns; a gradient and each copy (average, reference, older) add one."""
     train, frozen, added, state = recipe.train, measured.frozen, measured.added, measured.state
@@ -206,26 +186,29 @@ def _phases(
     if recipe.block_offload:
         spared = _spared(recipe, measured.trained)
         at_work, everything = at_work - spared, everything - spared
+    few = QuantisedBytes() if recipe.quantize is None else _quantised(recipe, query)
+    at_work, everything = at_work - few.spared, everything - few.spared
     chunk = arithmetic(recipe).rows_at_once
     rollout = training = None
     if activations is not None and latent is not None:
-        training = activations[0] + _micro(recipe) * math.prod(latent) * 4  # the draw's distance from its mean
-        rollout = activations[1] * chunk // _micro(recipe)
+        distance = math.prod(latent) * 4  # of the draw from its mean
+        training, rollout = _micro(recipe) * (activations[0] + distance), chunk * activations[1]
     weights = at_work if recipe.offload else everything
     phases = [
         Phase("rollout", weights, resting, tape, rollout),
-        Phase("training", weights, resting + state, tape + reference, training),
+        Phase("training", weights + copies_in_training(few, train), resting + state, tape + reference, training),
     ]
     if recipe.offload:
         texts = sum(size for name, size in frozen.items() if "text" in name or "image_encoder" in name)
-        learning = at_work if recipe.full else added  # frozen weights make room for the encoders
+        stays = recipe.full or recipe.quantize is not None
+        learning = at_work if stays else added  # frozen weights make room for the encoders, quantised ones do not
         phases = [
             replace(phases[0], name="encoding", weights=learning + texts, trajectory=0, activations=None),
             *phases,
         ]
     away = sum(size for name, size in frozen.items() if "text" in name or "image_encoder" in name)
     decoding = replace(phases[-2], name="decoding", weights=everything - away if recipe.offload else everything)
-    one = _decoding_bytes(recipe)
+    one = _decoding_bytes(recipe, query)
     at_once = 1 if recipe.vae.slicing else min(chunk, recipe.vae.batch or chunk)
     phases.insert(-1, replace(decoding, activations=None if one is None else one * at_once))
     return with_rewards(recipe, phases)
@@ -233,7 +216,7 @@ def _phases(
 
 def _spared(recipe: Recipe, trained: list[str]) -> int:
     """Bytes of the blocks that are away while one of them is on the device."""
-    query = SizeQuery(recipe.model, None, recipe.dtype.model, 1, {}, (ASSUMED, 1))
+    query = SizeQuery(recipe.model, None, recipe.dtype.model, {}, "", {})
 
     def measured() -> JSON:
         from flowrl.planning.sizes.measure import measure_blocks
@@ -244,17 +227,30 @@ def _spared(recipe: Recipe, trained: list[str]) -> int:
     return sum(whole - largest for whole, largest in blocks)
 
 
-def _decoding_bytes(recipe: Recipe) -> int | None:
+def _quantised(recipe: Recipe, query: SizeQuery) -> QuantisedBytes:
+    """What quantize changes of the denoisers' bytes."""
+    keys = recipe.quantize
+    assert keys is not None
+
+    def measured() -> JSON:
+        from flowrl.planning.sizes.measure import measure_quantised
+
+        return measure_quantised(query, keys)
+
+    place = [asdict(query), keys.model_dump(), configs_of(recipe.model)]
+    return all_of(QuantisedBytes(*one) for one in look_up("quantised", place, measured))
+
+
+def _decoding_bytes(recipe: Recipe, query: SizeQuery) -> int | None:
     """Bytes that decoding one sample takes beside weights; None where that is not known."""
-    call = {name: recipe.pipeline[name] for name in SIDES if name in recipe.pipeline}
-    query = SizeQuery(recipe.model, None, recipe.vae.dtype or recipe.dtype.model, 1, call, (ASSUMED, 1))
+    query, dtype, tiling = replace(query, lora=None), recipe.vae.dtype or recipe.dtype.model, recipe.vae.tiling
 
     def measured() -> int | None:
         from flowrl.planning.sizes.measure import measure_decoding
 
-        return measure_decoding(query, tiling=recipe.vae.tiling)
+        return measure_decoding(query, dtype, tiling=tiling)
 
-    return look_up("decoding", [asdict(query), recipe.vae.tiling, configs_of(recipe.model)], measured)
+    return look_up("decoding", [asdict(query), dtype, tiling, configs_of(recipe.model)], measured)
 
 
 def with_rewards(recipe: Recipe, phases: list[Phase]) -> list[Phase]:

@@ -7,23 +7,23 @@ from flowrl.untyped import JSON
 
 @dataclass(frozen=True)
 class SizeQuery:
-    """What the sizes of a model's modules depend on. rows: of a training forward; tokens: of the longest prompt and of
-    the negative one; lora None: all weights learn."""
+    """What the sizes of a model's modules depend on. text: the longest prompt; pictures: by argument, width and height
+    of each that a prompt comes with; lora None: all weights learn."""
 
     model: str
     lora: dict[str, JSON] | None
     dtype: str
-    rows: int
     pipeline: dict[str, JSON]
-    tokens: tuple[int, int]
+    text: str
+    pictures: dict[str, list[list[int]]]
 
 
 @dataclass(frozen=True)
 class MeasuredSizes:
     """Measured on the modules: parameters and bytes by component, what learns, and what calls keep.
 
-    learning, state, added: parameters that learn, their bytes, bytes of LoRA. kept: of each denoiser (whole,
-    recomputing, block), see activations.py.
+    learning, state, added: parameters that learn, their bytes, bytes of LoRA. latent: numbers of one row's states.
+    kept: of each denoiser, for one row (whole, recomputing, block), see activations.py. unknown: why there are neither.
     """
 
     parameters: dict[str, int]
@@ -33,5 +33,6 @@ class MeasuredSizes:
     state: int
     added: int
     pipeline: str
-    latent: list[int] | None
+    latent: int | None
     kept: list[list[int]]
+    unknown: str | None = None

@@ -17,6 +17,7 @@ class SavedStorages:
 
     def __init__(self, excluded: Iterable[Tensor] = ()):
         self._excluded = {storage_of(t) for t in excluded}
+        self.weights: set[int] = set()  # those of them that autograd saved
         self._seen: dict[int, tuple[StorageWeakRef, int]] = {}
 
     @property
@@ -32,7 +33,9 @@ class SavedStorages:
     def note(self, tensor: Tensor) -> None:
         """Counts one saved tensor, of any shape."""
         where = storage_of(tensor)
-        if where not in self._excluded and where not in self._seen:
+        if where in self._excluded:
+            self.weights.add(where)
+        elif where not in self._seen:
             storage = tensor.untyped_storage()
             self._seen[where] = StorageWeakRef(storage), storage.nbytes()
 

@@ -57,7 +57,7 @@ def _notes(recipe: Recipe, estimate: Sizes) -> list[str]:
     copies += ", the older copy" if recipe.train.old is not None else ""
     notes = [f"weights {lora}optimizer: two moments{copies}, gradients while training"]
     if estimate.latent is None:
-        notes.append(f"activations and trajectory: not estimated for {estimate.pipeline}")
+        notes.append(f"activations and trajectory: not estimated for {estimate.pipeline}: {estimate.unknown}")
     else:
         kept = "block inputs and one block" if train.gradient_checkpointing else "all that autograd keeps"
         notes.append(f"activations: {kept} of a training forward; of a rollout {estimate.drawing}")

@@ -1,7 +1,7 @@
 """Pipelines and language models of random weights, from the configs in a folder that has no weights."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,22 @@ from flowrl.untyped import JSON, LanguageModel, Network, Pipeline, Processor, To
 def random_pipeline(folder: Path, dtype: torch.dtype, device: torch.device) -> Pipeline:
     """The pipeline of a folder's configs on the CPU, its weights made on `device`, with tokenizers of our own where the
     folder has none. Raises ValueError for a component that is neither known here nor in the folder."""
+    return assemble(folder, lambda name, kind, config: fill(partial(_built, kind, config), dtype, device))
+
+
+def assemble(folder: Path, weighted: Callable[[str, Any, Mapping[str, JSON]], Network]) -> Pipeline:
+    """The pipeline of a folder's configs, whose components with weights are what `weighted` makes of their name, class
+    and config. Raises ValueError like `random_pipeline`."""
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parts: dict[str, Any] = {}
     for name, value in index.items():
         if not name.startswith("_"):
             named = isinstance(value, list) and len(value) == 2
-            parts[name] = _component(folder / name, *value, dtype, device) if named else value
+            parts[name] = _component(folder / name, *value, weighted) if named else value
     return getattr(diffusers, index["_class_name"])(**parts)
 
 
-def _component(folder: Path, library: str | None, kind: str | None, dtype: torch.dtype, device: torch.device) -> Any:
+def _component(folder: Path, library: str | None, kind: str | None, weighted: Callable[..., Network]) -> Any:
     if library is None or kind is None:
         return None
     found = getattr(diffusers, kind, None) or getattr(transformers, kind, None)
@@ -35,8 +41,7 @@ def _component(folder: Path, library: str | None, kind: str | None, dtype: torch
     if found is None:
         raise ValueError(f"{folder.name}: neither diffusers nor transformers has a {kind}")
     if (folder / "config.json").is_file():
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return fill(partial(_built, found, config), dtype, device)
+        return weighted(folder.name, found, json.loads((folder / "config.json").read_text(encoding="utf-8")))
     if (folder / "scheduler_config.json").is_file():
         return found.from_config(json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8")))
     if folder.is_dir():

@@ -135,6 +135,7 @@ def test_the_dry_run_says_which_cards():
     flux = describe_sizes(load("flow_grpo_flux"), [])
     assert "\nfits        48, 80, 141 GB          as it is\n" in flux
     assert f"{'':<12}24, 32 GB               with block_offload=true\n" in flux
+    assert f"{'':<12}24, 32 GB               or with quantize.weights=int8" in flux
 
 
 def test_what_is_not_known_fits_nothing():

@@ -122,6 +122,23 @@ def test_a_language_model_is_trained_over_eight_bits() -> None:
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
 
 
+def test_random_weights_are_quantised_where_they_are(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    keys = QuantizeKeys(weights="int8", skip=["proj_out"])
+    pipe = load_pipeline("random:shapes-flux?blocks=1", torch.float32, None, keys)
+    kinds = {n: type(p.data).__name__ for n, p in pipe.transformer.named_parameters() if p.ndim == 2}
+    assert kinds["proj_out.weight"] == "Tensor" and kinds["x_embedder.weight"] == "Int8Tensor"
+    assert is_quantised(pipe.transformer) and not is_quantised(pipe.text_encoder)
+    plain = load_pipeline("random:shapes-flux?blocks=1", torch.float32)
+    assert not is_quantised(plain.transformer)
+    exact = plain.transformer.x_embedder.weight
+    assert 0 < float((pipe.transformer.x_embedder.weight.dequantize() - exact).abs().max()) < 0.02
+    recipe, policy = policy_of("model=random:shapes-flux?blocks=1", "quantize={weights: int8}")
+    check_training(policy, recipe)
+    model, _ = load_language("random:arithmetic-qwen2", torch.float32, QuantizeKeys(weights="int8"))
+    assert is_quantised(model) and type(model.get_output_embeddings().weight.data) is torch.Tensor
+
+
 def test_a_name_that_spares_nothing_is_refused() -> None:
     pytest.importorskip("torchao")
     keys = QuantizeKeys(weights="int8", skip=["proj_outt"])
@@ -140,6 +157,7 @@ def test_four_bits_need_a_gpu() -> None:
     ("overrides", "words"),
     [
         (["quantize={weights: int4}"], "quantize.weights"),
+        (["quantize={weights: nf4}", "model=random:shapes-flux"], "quantize.weights: got 'nf4' with model=random:"),
         (["quantize={weights: gguf}"], "quantize.file: .*gguf alone has a file"),
         (["quantize={weights: gguf, file: nowhere.gguf}"], "quantize.file: .*there is no such file"),
         (["quantize={weights: gguf, file: nowhere.gguf}", "lora=null", "full=true"], "quantize: given with full: true"),
