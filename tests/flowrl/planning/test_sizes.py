@@ -99,7 +99,7 @@ TINY = {
     "ltx2": ("ltx2", ["pipeline={height: 64, width: 64, num_frames: 9}"]),
 }
 
-LONG = ("ltx2", "qwen, guided")
+LONG = ("ltx2", "qwen", "qwen, guided")
 
 
 @pytest.mark.parametrize(

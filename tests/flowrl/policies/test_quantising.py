@@ -122,6 +122,7 @@ def test_a_language_model_is_trained_over_eight_bits() -> None:
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.filterwarnings("ignore:TorchaoLoraLinear was instantiated")  # of merging, which is refused anyway
 def test_random_weights_are_quantised_where_they_are(tmp_path: Path) -> None:
     pytest.importorskip("torchao")
     keys = QuantizeKeys(weights="int8", skip=["proj_out"])
