@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from flowrl.policies import adapters
+from flowrl.policies.compiling import compile_networks
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.recomputing import checkpoint_gradients
 from flowrl.recipe.freezing import TOWER
@@ -18,7 +19,8 @@ MEDIA = ("image", "video", "audio")
 
 
 def make_trainable(recipe: Recipe, modules: dict[str, nn.Module]) -> None:
-    """Adds the recipe's adapters, or makes its weights trainable; with gradient checkpointing if requested."""
+    """Adds the recipe's adapters, or makes its weights trainable; with recomputed activations and compiled blocks
+    where they are asked for."""
     if recipe.lora is not None:
         adapters.add_lora(modules, **recipe.lora.options, seed=recipe.seed)
         if recipe.lora.begun is not None:
@@ -28,6 +30,8 @@ def make_trainable(recipe: Recipe, modules: dict[str, nn.Module]) -> None:
         freeze(modules, recipe.freeze)
     if recipe.train.gradient_checkpointing:
         checkpoint_gradients(modules, recipe.train.recompute_every)
+    if recipe.compile is not None:
+        compile_networks(modules, **recipe.compile.model_dump())
 
 
 def freeze(modules: Mapping[str, nn.Module], parts: Sequence[str]) -> None:

@@ -22,6 +22,17 @@ class QuantizeKeys(Strict):
     file: str | None = key(None, "a GGUF file or null", min_length=1)
 
 
+class CompileKeys(Strict):
+    """Networks compiled by torch.compile. regional: their repeated blocks, otherwise each as a whole, which takes
+    longer. mode: torch's own, of inductor; those that reuse memory between calls (CUDA graphs) are not among them.
+    backend: inductor makes kernels; aot_eager and eager run the graphs as they are, to find what makes a difference.
+    """
+
+    mode: Literal["default", "max-autotune-no-cudagraphs"] = key("default", "default or max-autotune-no-cudagraphs")
+    regional: bool = key(True, "true or false")
+    backend: Literal["inductor", "aot_eager", "eager"] = key("inductor", "inductor, aot_eager or eager")
+
+
 IN_PLACE = ("int8", "fp8")  # what weights can become that are there already
 PACKAGE = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes", "gguf": "gguf"}
 
@@ -48,6 +59,7 @@ def check_fitting(recipe: "Recipe") -> Iterator[RecipeError]:
     if train.ema_in_host and train.ema is None:
         yield RecipeError("train.ema_in_host", "got true, but no average is kept", "set train.ema, or this to false")
     yield from _quantize(recipe)
+    yield from _compile(recipe)
     if not recipe.block_offload:
         return
     if recipe.lora is None:
@@ -56,6 +68,21 @@ def check_fitting(recipe: "Recipe") -> Iterator[RecipeError]:
     if not train.gradient_checkpointing or train.recompute_every > 1:
         problem = "got true, but a block whose activations are not computed again is needed in the backward pass"
         yield RecipeError("block_offload", problem, "set train.gradient_checkpointing=true and train.recompute_every=1")
+
+
+def _compile(recipe: "Recipe") -> Iterator[RecipeError]:
+    if recipe.compile is None:
+        return
+    beside = {
+        "block_offload": recipe.block_offload,
+        "quantize": recipe.quantize is not None,
+        "train.offload_activations": recipe.train.offload_activations,
+        "parallel.kind=fsdp": recipe.parallel.kind == "fsdp",
+    }
+    for place, there in beside.items():
+        if there:
+            problem = f"given beside {place}, with which it has not been tried"
+            yield RecipeError("compile", problem, f"set compile=null, or leave {place} out")
 
 
 def _quantize(recipe: "Recipe") -> Iterator[RecipeError]:

@@ -15,7 +15,7 @@ from flowrl.recipe.correction import CorrectionKeys, CovarianceKeys, RolloutKeys
 from flowrl.recipe.credit import CriticKeys
 from flowrl.recipe.curves import Curved
 from flowrl.recipe.environment import EnvironmentKeys
-from flowrl.recipe.fitting import QuantizeKeys, VaeKeys
+from flowrl.recipe.fitting import CompileKeys, QuantizeKeys, VaeKeys
 from flowrl.recipe.generation import GenerationKeys
 from flowrl.recipe.lora import Lora
 from flowrl.recipe.noised import Loss, NoisedTraining
@@ -278,6 +278,7 @@ class Recipe(Curved):
     device: str = key("auto", "auto, cpu, mps, cuda or cuda:N", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     quantize: QuantizeKeys | None = key(None, "a mapping with weights, skip, file, or null")
     block_offload: bool = key(False, "true or false")
+    compile: CompileKeys | None = key(None, "a mapping with mode, regional and backend, or null")
     vae: VaeKeys = part(VaeKeys)
     threads: int | None = key(None, "a whole number >= 1 or null", ge=1)
     offload: bool = key(False, "true or false")

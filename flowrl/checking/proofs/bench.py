@@ -207,12 +207,16 @@ class Bench:
             self.replay_into(evidence, self.draw_rollout(prompts, group, plan))
         return evidence
 
+    def view_of(self, rollout: Rollout) -> View:
+        """What a run looks at of such a rollout."""
+        return View("noised" if rollout.replay.tree.levels else "drawn")
+
     def replay_into(self, evidence: ReplayEvidence, rollout: Rollout, *, calls: int | None = None) -> None:
         """Replays the rows call by call as in the rollout, with the gradient of advantages of alternating sign.
 
         calls: the number of calls to replay (None: all).
         """
-        steps, view = rollout.replay.tree.trained, View("noised" if rollout.replay.tree.levels else "drawn")
+        steps, view = rollout.replay.tree.trained, self.view_of(rollout)
         parameters = list(self.policy.trainable())
         frozen = [p for module in self.policy.modules.values() for p in module.parameters()]
 

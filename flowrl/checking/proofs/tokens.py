@@ -54,6 +54,10 @@ class TokenBench(Bench):
         """The same completions by the policy as it is now: float64 [P, 2, K], token ids and their log-probs."""
         return torch.stack(language.draw(self.policy, self.recipe, self.prompt_pair))
 
+    def view_of(self, rollout: Rollout) -> View:
+        """See Bench: the drawn tokens."""
+        return View()
+
     def replay_into(self, evidence: ReplayEvidence, rollout: Rollout, *, calls: int | None = None) -> None:
         """Replays rows as they were decoded together, with the gradient of advantages of alternating sign."""
         parameters = list(self.policy.trainable())
