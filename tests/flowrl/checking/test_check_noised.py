@@ -2,7 +2,7 @@
 
 import pytest
 
-from flowrl.checking.proofs import denoising, learning, noised
+from flowrl.checking.proofs import common, denoising, learning, noised
 from flowrl.checking.proofs.bench import Bench
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines import level_looks
@@ -25,7 +25,9 @@ def test_a_look_and_its_gradient_are_proven():
     assert [proof.title for proof in denoising.PROOFS if not proof.applies(bench)] == [
         "ratio is 1 at every trained step",
         "a row is the same in any company",
+        common.COMPILED.title,
         "noise keeps the sample statistics",
+        common.MOVED.title,
         denoising.TEACHER.title,
     ]
     assert noised.look_at_noised(bench).startswith("that of the walk at 2 levels; a row by itself differs by at most")
