@@ -9,8 +9,10 @@ from flowrl.kinds import kind_of
 from flowrl.planning.costs import arithmetic
 from flowrl.planning.sizes.memory import Phase, Sizes
 from flowrl.planning.sizes.rewards import weights_of
+from flowrl.planning.sizes.shared import shares_out
 from flowrl.recipe.fitting import QuantizeKeys
 from flowrl.recipe.schema import Recipe
+from flowrl.recipe.shard_checks import check_parallel
 
 # GB by name -> MiB that the driver reports of such a card: RTX 4090, RTX 5090, L40S, H100, H200
 CARDS = {24: 24564, 32: 32607, 48: 46068, 80: 81559, 141: 143771}
@@ -60,7 +62,7 @@ def fitting(
     if needs([]) is None:
         return None
     return [
-        (card, _found(list(_changes(recipe, quantised)), needs, room(card))) for card in sorted(CARDS, reverse=True)
+        (card, _found(list(_accepted(recipe, quantised)), needs, room(card))) for card in sorted(CARDS, reverse=True)
     ]
 
 
@@ -110,6 +112,13 @@ def _micro(recipe: Recipe) -> int:
     return recipe.train.micro_rows or arithmetic(recipe).rows_per_update
 
 
+def _accepted(recipe: Recipe, quantised: bool) -> Iterator[Change]:
+    """The changes that go with how the ranks of the recipe share out its weights."""
+    for change in _changes(recipe, quantised):
+        if next(check_parallel(change.make(recipe)), None) is None:
+            yield change
+
+
 def _changes(recipe: Recipe, quantised: bool = False) -> Iterator[Change]:
     """What could be changed, from what costs least; a key may come again with a smaller value."""
     keys = kind_of(recipe).saving
@@ -120,6 +129,8 @@ def _changes(recipe: Recipe, quantised: bool = False) -> Iterator[Change]:
             yield _setting(f"rewards.{name}.offload", True)
     if "offload" in keys and not recipe.offload:
         yield _setting("offload", True)
+    if shares_out(recipe) > 1 and recipe.parallel.sampling == "whole":
+        yield _setting("parallel.sampling", "sharded")
     if "vae.batch" in keys and recipe.vae.batch is None:
         yield _setting("vae.batch", 1)
     if recipe.train.ema is not None and not recipe.train.ema_in_host:

@@ -16,16 +16,20 @@ from flowrl.policies.loading import load_processor
 from flowrl.untyped import JSON
 
 AROUND = 2  # tokens that begin and end a picture
-BOUNDS = {"min_pixels": 4 * 28 * 28, "max_pixels": 16384 * 28 * 28}  # of the processors of these models
+SQUARE = 28 * 28  # pixels of a token
+BOUNDS = {"min_pixels": 4 * SQUARE, "max_pixels": 16384 * SQUARE}  # of the processors of these models
 CONFIGS = tuple(name for name, config in LANGUAGE.items() if "vision_config" in config)
 
 
 def media_tokens(model: str, arguments: Mapping[str, JSON], prompts: Sequence[Prompt]) -> int | None:
     """The most tokens that the pictures of one prompt take, 0 where none has any; None where that is not known.
 
-    arguments: of the processor. A local model's own is asked about the prompt with the largest files; of the models
+    arguments: of the processor. Without prompts at hand, of the models above, each is taken to have one picture of
+    max_pixels, where that is given. A local model's own is asked about the prompt with the largest files; of the models
     above the sizes of the pictures are enough, which are brought to a multiple of 28 pixels between two bounds.
     """
+    if not prompts and model in CONFIGS and (most := arguments.get("max_pixels")):
+        return most // SQUARE + AROUND
     with_media = [prompt for prompt in prompts if prompt.media]
     if not with_media:
         return 0

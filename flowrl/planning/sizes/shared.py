@@ -1,4 +1,4 @@
-"""What one of several ranks holds of the memory of a recipe, where they share out the weights."""
+"""What one of several ranks holds of the memory of a recipe."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,12 +19,15 @@ def of_a_rank(recipe: Recipe, phases: Sequence["Phase"], shared: int, beside: in
     """The phases of one rank; shared: bytes of the weights that ranks share out, which are among those of each phase;
     beside: those of another model among them, a critic or a reference.
 
-    A rank has its part of them, of the optimizer's state and of the gradients, and beside that all weights of one model
-    while it samples, if they are gathered for that. The block that is gathered otherwise is not counted.
+    A rank has the trajectories of its prompts. Where the weights are shared out, it has its part of them, of the
+    optimizer's state and of the gradients, and beside that all weights of one model while it samples, if they are
+    gathered for that. The block that is gathered otherwise is not counted.
     """
+    prompts, ranks = recipe.train.drawn, recipe.parallel.ranks or 1
+    phases = [replace(phase, trajectory=phase.trajectory * -(-prompts // ranks) // prompts) for phase in phases]
     number = shares_out(recipe)
     if number == 1:
-        return list(phases)
+        return phases
     own, largest = -(-shared // number), max(beside, shared - beside)
     whole = recipe.parallel.sampling == "whole"
     return [

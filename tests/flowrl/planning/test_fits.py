@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from flowrl import names
+from flowrl.kinds import kind_of
 from flowrl.planning.sizes import fits
 from flowrl.planning.sizes.fits import CARDS, Change, fitting, peak, room
 from flowrl.planning.sizes.live import peak_live
@@ -135,7 +136,9 @@ def test_the_dry_run_says_which_cards():
     flux = describe_sizes(load("flow_grpo_flux"), [])
     assert "\nfits        48, 80, 141 GB          as it is\n" in flux
     assert f"{'':<12}24, 32 GB               with block_offload=true\n" in flux
-    assert f"{'':<12}24, 32 GB               or with quantize.weights=int8" in flux
+    assert f"{'':<12}32 GB                   or with quantize.weights=int8\n" in flux
+    more = "rewards.pick.offload=true train.ema_in_host=true quantize.weights=int8"
+    assert f"{'':<12}24 GB                   or with {more}\n" in flux
 
 
 def test_what_is_not_known_fits_nothing():
@@ -144,14 +147,29 @@ def test_what_is_not_known_fits_nothing():
     assert found is None or found.phases[-1].activations is not None or fitting(recipe, []) is None
 
 
-CARD_RECIPES = {name: int(name.rpartition("_")[2][:-2]) for name in names.recipes() if name.endswith("gb")}
+CARD_RECIPES = {
+    name: int(name.rpartition("_")[2][:-2].rpartition("x")[2]) for name in names.recipes() if name.endswith("gb")
+}
 
 
 @pytest.mark.parametrize("name", sorted(CARD_RECIPES))
 def test_recipes_for_cards_fit_them(name: str):
     recipe = load(name)
-    needed = peak(sizes(recipe, planned_prompts(recipe)[0] or []))
+    needed = peak(kind_of(recipe).planning.sizes(recipe, planned_prompts(recipe)[0] or []))
     assert needed is not None and needed <= room(CARD_RECIPES[name])
+
+
+def test_where_ranks_share_out_the_weights_no_key_is_told_that_is_refused():
+    """Eight cards of 80 GB: a smaller one has room for a model that is gathered block by block."""
+    parts = ["parallel.kind=fsdp", "parallel.ranks=8", "train.ema=0.9", "rewards={hps: {use: hpsv3}}"]
+    recipe = load("tiny_flow_grpo", [*parts, "offload=false"])
+    told = {str(one).partition("=")[0] for one in fits._accepted(recipe, False)}
+    assert {"parallel.sampling", "train.gradient_checkpointing", "rewards.hps.offload"} <= told
+    assert not told & {"offload", "block_offload", "quantize.weights", "train.ema_in_host"}
+    alone = {str(one).partition("=")[0] for one in fits._accepted(load("tiny_flow_grpo"), False)}
+    assert "parallel.sampling" not in alone and {"offload", "block_offload"} <= alone
+    found = dict(fitting(load("wan14_8x80gb"), []) or [])
+    assert found[80] == [] and list(map(str, found[48] or [])) == ["parallel.sampling=sharded"]
 
 
 def test_one_block_is_counted_where_blocks_rest_in_host_memory():

@@ -61,6 +61,8 @@ def test_known_models_that_see_have_the_published_number_of_parameters(model: st
     assert sum(found.parameters.values()) == published[model.removeprefix("Qwen/Qwen").removesuffix("-Instruct")]
     assert found.latent[0] == bare.latent[0] + 23 * 17 + 2 and found.phases[1].activations > bare.phases[1].activations
     assert media_tokens(model, {"max_pixels": 50176}, prompts) == 9 * 6 + 2
+    assert media_tokens(model, {"max_pixels": 50176}, []) == 64 + 2  # a picture that is as large as it may be
+    assert media_tokens(model, {"max_pixels": 50176}, prompts[1:]) == media_tokens(model, {}, []) == 0
 
 
 def test_the_tokens_of_a_local_models_pictures_are_its_processors(tmp_path: Path):

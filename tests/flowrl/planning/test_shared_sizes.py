@@ -24,6 +24,19 @@ def test_a_rank_holds_its_part(name):
     assert whole["training"].activations == alone["training"].activations
 
 
+@pytest.mark.parametrize("kind", ["replicate", "fsdp"])
+def test_a_rank_stores_the_trajectories_of_its_prompts(kind):
+    """Of 16 prompts three ranks have six at most."""
+
+    def stored(*keys: str) -> list[int]:
+        recipe = load("tiny_flow_grpo", ["objective.kl=0.1", *keys])
+        assert recipe.train.drawn == 16
+        return [phase.trajectory for phase in kind_of(recipe).planning.sizes(recipe, []).phases]
+
+    alone = stored()
+    assert stored(f"parallel.kind={kind}", "parallel.ranks=3") == [one * 6 // 16 for one in alone] and alone[-1] > 0
+
+
 def test_of_a_policy_and_its_critic_one_is_whole_at_a_time():
     def rollout(*keys: str) -> int:
         recipe = load("tiny_lm_grpo", ["objective.preset=ppo", "critic.use=copy", *keys])

@@ -88,6 +88,7 @@ CASES = {
     "ddpo_sdxl": Case("sdxl", [*IMAGE, "pipeline.width=32", *FEW, "sampler.steps=6"], 2),  # of 16 x 16, sizes tie
     "flow_grpo_wan": Case("wan_unipc", [*VIDEO, OWN_VIDEO, *FEW, "sampler.steps=5"], 2),
     "wan13_24gb": Case("wan_unipc", [*VIDEO, OWN_VIDEO, *FEW, "sampler.steps=5"], 2),
+    "wan14_8x80gb": Case("wan_unipc", [*VIDEO, OWN_VIDEO, *FEW, "parallel.ranks=null"], 2),
     "dancegrpo_wan": Case("wan_unipc", [*VIDEO, "pipeline.num_frames=1", *FEW, "sampler.steps=6"], 2),
     "flow_grpo_wan_i2v": Case("wan_i2v", [*VIDEO, OWN_I2V, *FEW, "train.micro_batch=4", "train.rollout_batch=4"], 2),
     "dancegrpo_hunyuanvideo": Case(
@@ -109,7 +110,14 @@ ELSEWHERE |= {"tiny_dpo_offline", "diffusion_dpo_sdxl", "rpo_sd15", "pair_grpo"}
 ELSEWHERE |= {"pnapo_flux"}  # test_pnapo_runs.py
 ELSEWHERE |= {"r1_vl", "video_r1", "ui_r1", "gui_r1", "infigui_r1", "medvlm_r1", "chestx_reasoner", "r1_aqa", "r1_omni"}
 ELSEWHERE |= {"metaspatial", "embodied_r", "praxis_vlm", "qwen3_vl", "hunyuan_ocr", "skywork_r1v2", "internvl3_5"}
-ELSEWHERE |= {"glm_45v", "papo_grpo", "papo_dapo", "noisy_rollout_geo3k", "opa_dpo"}  # test_seeing_recipes.py
+ELSEWHERE |= {
+    "glm_45v",
+    "papo_grpo",
+    "papo_dapo",
+    "noisy_rollout_geo3k",
+    "vlm3b_24gb",
+    "opa_dpo",
+}  # test_seeing_recipes.py
 ELSEWHERE |= {"deepeyes", "deepeyes_v2", "mini_o3", "vrag_rl"}  # test_tool_recipes.py
 
 
@@ -320,6 +328,7 @@ PUBLISHED = {  # recipe -> reward: weight, by the authors' scripts and configura
         )
     },
     "flow_grpo_wan_i2v": {"pick_score": 1},
+    "wan14_8x80gb": {"clip_score": 1, "pick_score": 0.5},
     "draft_sdxl": {"pick_score": 1},
     "refl_sd3": {"hpsv2": 1},
     "pnapo_flux": {"hpsv2": 1},

@@ -69,6 +69,7 @@ CASES = {
     "papo_grpo": Case("qwen2_5_vl", [NUMBER, CHOICE]),
     "papo_dapo": Case("qwen2_5_vl", [NUMBER, CHOICE]),
     "noisy_rollout_geo3k": Case("qwen2_5_vl", [NUMBER, CHOICE], ["train.group=12"]),
+    "vlm3b_24gb": Case("qwen2_5_vl", [NUMBER, CHOICE]),
     "ui_r1": Case(
         "qwen2_5_vl",
         [{"prompt": "Open it", "action": "click", "box": [0, 0, 9, 9]}, {"prompt": "Go up", "action": "scroll"}],
@@ -269,6 +270,7 @@ PUBLISHED: dict[str, dict[str, float]] = {  # recipe -> reward: weight, by the a
     "papo_grpo": {"math_answer": 0.9, "think_format": 0.1},
     "papo_dapo": {"math_answer": 0.9, "think_format": 0.1},
     "noisy_rollout_geo3k": {"math_answer": 0.9, "think_format": 0.1},
+    "vlm3b_24gb": {"math_answer": 0.9, "think_format": 0.1},
     "gui_r1": {"screen_step": 0.8, "screen_format": 0.2},
     "medvlm_r1": {"choice_letter": 1, "think_format": 1},
     "r1_aqa": {"exact_match": 1, "think_format": 1},
@@ -282,6 +284,7 @@ SIZES = {  # recipe -> prompts, samples, optimizer steps an iteration, length, K
     "papo_grpo": (384, 5, 3, 2048, 0.01, 1e-6),
     "papo_dapo": (384, 5, 3, 2048, 0, 1e-6),
     "noisy_rollout_geo3k": (512, 12, 4, 2048, 0, 1e-5),
+    "vlm3b_24gb": (64, 5, 4, 2048, 0.01, 1e-6),  # an eighth of the published prompts
     "ui_r1": (16, 8, 1, 256, 0.04, 1e-6),
     "gui_r1": (512, 5, 4, 1024, 0.01, 1e-6),
     "medvlm_r1": (4, 4, 1, 512, 0.04, 1e-6),
