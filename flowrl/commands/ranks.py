@@ -10,6 +10,7 @@ from flowrl.names import UserError
 
 if TYPE_CHECKING:
     from flowrl.core.ranks import Ranks
+    from flowrl.recipe.schema import Recipe
 
 
 def is_rank() -> bool:
@@ -38,6 +39,16 @@ def asked_ranks(option: int | None, key: int | None) -> int | None:
             f"parallel.ranks: {asked} are asked for, but the launcher has started {started}; give both the same number"
         )
     return None if asked == 1 and started is None else asked
+
+
+def check_before_launch(recipe: "Recipe", number: int) -> None:
+    """Raises UserError for what each of so many ranks would tell: prompts that are not there, or do not fit."""
+    from flowrl.reading.inputs import read_prompts
+    from flowrl.recipe.parallel_checks import check_ranks
+
+    if (error := next(check_ranks(recipe, number), None)) is not None:
+        raise error
+    read_prompts(recipe)
 
 
 @contextlib.contextmanager

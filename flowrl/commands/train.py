@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from flowrl.commands.common import Overrides, RecipeArgument, silence_before_import, silence_libraries
-from flowrl.commands.ranks import asked_ranks, is_rank, joined, leads
+from flowrl.commands.ranks import asked_ranks, check_before_launch, is_rank, joined, leads
 from flowrl.names import UserError
 from flowrl.terminal import output_console
 
@@ -46,6 +46,7 @@ def run(
     if number is not None and not dry_run and not is_rank():
         from flowrl.engines.launch import launch
 
+        check_before_launch(checked, number)
         raise typer.Exit(launch(number, sys.argv[1:]))
     if leads():
         typer.echo(f"{recipe}: the recipe is valid; " + ("working out the plan" if dry_run else "loading"))

@@ -102,6 +102,18 @@ def test_ranks_are_as_many_as_are_asked_for(capsys, monkeypatch):
     assert code == 2 and "the recipe says parallel.ranks=4" in text
 
 
+def test_no_rank_is_started_for_what_each_would_refuse(capsys, monkeypatch):
+    monkeypatch.setattr("flowrl.engines.launch.launch", lambda *_: 99)
+    code, _, text = call(capsys, monkeypatch, "run", "wan14_8x80gb")
+    assert code == 2 and len(text.strip().splitlines()) == 1 and "pickscore: not here, and not shipped" in text
+    code, _, text = call(
+        capsys, monkeypatch, "run", "tiny_flow_grpo", "parallel={kind: fsdp, ranks: 4}", "train.prompts=3"
+    )
+    assert code == 2 and len(text.strip().splitlines()) == 1 and "train.prompts: got 3, but 4 ranks" in text
+    code, _, _ = call(capsys, monkeypatch, "run", "tiny_flow_grpo", "--ranks", "2")
+    assert code == 99
+
+
 def test_a_launcher_of_one_process_is_none(capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     code, out, _ = call(capsys, monkeypatch, "run", "tiny_flow_grpo", "--dry-run")
