@@ -78,6 +78,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/policies/weights.py": {"flowrl.policies", "flowrl.contracts", "flowrl.core.copies"},
     "flowrl/policies/loading.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/policies/quantising.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
+    "flowrl/policies/attending.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/policies/own.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/policies/trainable.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/policies/pipelines/building.py": {"flowrl.policies", "flowrl.recipe", "flowrl.contracts"} | LIGHT,

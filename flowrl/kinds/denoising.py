@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowrl.kinds.kind import Building, Exporter, Planning, Proofs, Words
+from flowrl.recipe.attention import PIPELINES, check_attention
 from flowrl.recipe.calls import check_free, check_modules, check_values
 from flowrl.recipe.default_noise import with_noise
 from flowrl.recipe.errors import RecipeError
@@ -75,6 +76,7 @@ class Denoising:
             yield RecipeError("eval.temperature", problem, "set eval.temperature=null")
         if recipe.roles is not None:
             yield RecipeError("roles", "given, but only language models hold discussions", "set roles=null")
+        yield from check_attention(recipe, PIPELINES)
 
     def check_sampling(self, recipe: Recipe) -> Iterator[RecipeError]:
         """Table, window and tree."""

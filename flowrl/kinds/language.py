@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from flowrl.kinds.kind import Building, Exporter, Planning, Proofs, Words
 from flowrl.media.files import MEDIA_KEYS, marks_problem, media_kind
+from flowrl.recipe.attention import LANGUAGE_MODELS, check_attention
 from flowrl.recipe.begun import check_begun
 from flowrl.recipe.calls import read_json
 from flowrl.recipe.correction import check_drawing
@@ -98,6 +99,7 @@ class Language:
             yield RecipeError("block_offload", problem, "set block_offload=false")
         if recipe.offload:
             yield RecipeError("offload", "got true, but a language model is used all the time", "set offload=false")
+        yield from check_attention(recipe, LANGUAGE_MODELS)
         given = section_of(recipe)
         if given.system is not None and given.chat_template is False:
             problem = "given, but generation.chat_template is false, so there is no chat that it could go into"

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from flowrl.policies import adapters
+from flowrl.policies.attending import choose_attention
 from flowrl.policies.compiling import compile_networks
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.recomputing import checkpoint_gradients
@@ -19,8 +20,10 @@ MEDIA = ("image", "video", "audio")
 
 
 def make_trainable(recipe: Recipe, modules: dict[str, nn.Module]) -> None:
-    """Adds the recipe's adapters, or makes its weights trainable; with recomputed activations and compiled blocks
-    where they are asked for."""
+    """Adds the recipe's adapters, or makes its weights trainable; with chosen attention kernels, recomputed
+    activations and compiled blocks where they are asked for."""
+    if recipe.attention is not None:
+        choose_attention(modules, recipe.attention.backend)
     if recipe.lora is not None:
         adapters.add_lora(modules, **recipe.lora.options, seed=recipe.seed)
         if recipe.lora.begun is not None:

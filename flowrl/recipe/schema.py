@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from flowrl.recipe.advantage import Advantage, OwnAdvantage
+from flowrl.recipe.attention import AttentionKeys
 from flowrl.recipe.base import Strict, key, part
 from flowrl.recipe.correction import CorrectionKeys, CovarianceKeys, RolloutKeys
 from flowrl.recipe.credit import CriticKeys
@@ -278,6 +279,7 @@ class Recipe(Curved):
     device: str = key("auto", "auto, cpu, mps, cuda or cuda:N", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     quantize: QuantizeKeys | None = key(None, "a mapping with weights, skip, file, or null")
     block_offload: bool = key(False, "true or false")
+    attention: AttentionKeys | None = key(None, "a mapping with backend, or null")
     compile: CompileKeys | None = key(None, "a mapping with mode, regional and backend, or null")
     vae: VaeKeys = part(VaeKeys)
     threads: int | None = key(None, "a whole number >= 1 or null", ge=1)

@@ -1,6 +1,6 @@
 """The proofs that every kind of model is put to."""
 
-from flowrl.checking.proofs import compiled, learning, moved, surroundings
+from flowrl.checking.proofs import attention, compiled, learning, moved, surroundings
 from flowrl.checking.proofs.bench import Bench
 from flowrl.checking.proofs.proof import Proof
 
@@ -19,6 +19,9 @@ SCORES = Proof("rewards score and vary within groups", surroundings.rewards_vary
 UPDATE = Proof("one update changes the samples", learning.update, (GRADIENT.title,))
 MOVED = Proof("merged weights draw what trains", moved.ratio, (UPDATE.title,), moved.drawn_otherwise)
 WAY_BACK = Proof("without adapters it draws as before", learning.without_adapters, (UPDATE.title,), applies=_has_lora)
+ATTENTION = Proof(
+    "attention kernels: same numbers", attention.same_numbers, (MODEL.title,), applies=attention.is_chosen
+)
 COMPILED = Proof(
     "compiled networks give the same numbers", compiled.same_numbers, (MODEL.title,), applies=compiled.is_compiled
 )

@@ -21,12 +21,12 @@ def same_numbers(bench: Bench) -> str:
 
     Fails where a second look compiles anew: a run would go on doing so.
     """
-    first = _look(bench)
+    first = look_once(bench)
     before = Compiled.now()
-    again = _look(bench)
+    again = look_once(bench)
     anew = Compiled.now().since(before).graphs
     with uncompiled():
-        plain = _look(bench)
+        plain = look_once(bench)
     gap = float((again - plain).abs().max() / plain.abs().max().clamp(min=1e-12))
     said = f"within {gap:.2g} of the largest; {before.graphs} graphs, {before.breaks} graph breaks"
     accepted = ACCEPTED.get(bench.recipe.dtype.model)
@@ -45,7 +45,7 @@ def same_numbers(bench: Bench) -> str:
     return said
 
 
-def _look(bench: Bench) -> Tensor:
+def look_once(bench: Bench) -> Tensor:
     """What one call looks at, with gradient, as float32 [N] on the CPU."""
     rollout, found = bench.rollout, list[Tensor]()
     part = next(iter(call_chunks(rollout, bench.rows_at_once)))

@@ -24,6 +24,7 @@ PROOFS = (
     Proof("ratio is 1 at every trained step", learning.ratio, (common.MODEL.title,), _draws),
     Proof("a row is the same in any company", single_rows.row_by_itself, (common.MODEL.title,), _draws),
     LOOK,
+    common.ATTENTION,
     common.COMPILED,
     common.GRADIENT,
     Proof("noise keeps the sample statistics", sampling.statistics, (common.MODEL.title,), _draws),

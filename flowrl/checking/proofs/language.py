@@ -14,6 +14,7 @@ PROOFS = (
     common.DISK,
     Proof("greedy decoding is the model's own", tokens.equals_generate, (common.MODEL.title,)),
     Proof("ratio is 1 at every token", tokens.ratio, (common.MODEL.title,)),
+    common.ATTENTION,
     common.COMPILED,
     common.GRADIENT,
     Proof("completions end", tokens.completions_end, (common.MODEL.title,)),

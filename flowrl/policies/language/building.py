@@ -14,6 +14,7 @@ from flowrl.environments.observations import Observations
 from flowrl.environments.workers import Workers
 from flowrl.kinds.language import section_of
 from flowrl.policies import adapters
+from flowrl.policies.attending import refuse_missing
 from flowrl.policies.devices import device_of
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.conversations import Conversations
@@ -62,6 +63,8 @@ OF_TALKS: dict[str, Callable[..., Any]] = {
 def build(recipe: Recipe) -> LanguagePolicy:
     """The recipe's model as a policy, with its trained part trainable. Raises PolicyError if it cannot be loaded."""
     device, given = device_of(recipe.device), section_of(recipe)
+    if recipe.attention is not None:
+        refuse_missing(recipe.attention.backend, device)
     environment = _environment(recipe)
     model, tokenizer = load_language(recipe.model, getattr(torch, recipe.dtype.model), recipe.quantize)
     policy = policy_class(recipe, LanguagePolicy)(

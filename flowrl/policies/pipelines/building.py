@@ -10,6 +10,7 @@ import torch
 
 from flowrl.contracts import Prompt
 from flowrl.policies import adapters
+from flowrl.policies.attending import refuse_missing
 from flowrl.policies.blocks import offload_blocks
 from flowrl.policies.devices import device_of
 from flowrl.policies.errors import PolicyError
@@ -41,6 +42,8 @@ def build(recipe: Recipe) -> PipelinePolicy:
     Raises PolicyError where it cannot be loaded, RecipeError for a call or a step that does not fit it.
     """
     device, guide = device_of(recipe.device), recipe.sampler.guide
+    if recipe.attention is not None:
+        refuse_missing(recipe.attention.backend, device)
     loaded = None if guide is None else load_reward(Path(guide.path).expanduser())  # refused before weights are loaded
     names = None if recipe.lora is None else recipe.lora.modules
     pipe = load_pipeline(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from flowrl.contracts import Progress, Prompt
+from flowrl.policies import attending
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.merging import drawing
 from flowrl.policies.noise import GlobalGeneratorUse, Key, global_noise, start_generators
@@ -152,8 +153,10 @@ class PipelinePasses:
                 output = self._working_copy(arguments, grad=grad)
         except EndOfWalk:
             output = None
-        except ValueError as error:
-            if not is_refusal(error):
+        except (ValueError, RuntimeError) as error:
+            if problem := attending.refusal(error):
+                raise PolicyError(problem) from error
+            if not isinstance(error, ValueError) or not is_refusal(error):
                 raise
             reason = " ".join(str(error).split())[:300]
             raise PolicyError(f"{type(self.source).__name__} refuses its arguments: {reason}") from error
