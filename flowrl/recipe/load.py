@@ -3,10 +3,11 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_origin
+from typing import get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from flowrl import names
 from flowrl.kinds import kind_of
@@ -28,7 +29,7 @@ from flowrl.untyped import JSON
 def load(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The checked recipe in a file, or with a short name of recipes/, after the overrides.
 
-    An override is `dotted.key=value`, the value YAML; a mapping replaces the whole mapping, null unsets. Relative
+    An override is `dotted.key=value`, the value YAML; a mapping replaces the whole mapping, null removes. Relative
     prompt files are looked for in the current directory, then beside the recipe. Raises RecipeError, always one line.
     """
     recipe = load_unchecked(_find(path_or_name), overrides)
@@ -218,7 +219,11 @@ def _override(values: dict[str, JSON], override: str) -> None:
 
 
 def _set(values: dict[str, JSON], dotted: str, value: JSON) -> None:
-    """Sets a dotted key in place; null unsets it."""
+    """Sets a dotted key in place.
+
+    null removes what is there, or where nothing is, what a preset has there; of a key that has another default than
+    null, such as eval.every, it is the value.
+    """
     parts, place = dotted.split("."), values
     for depth, name in enumerate(parts[:-1]):
         if place.get(name) is None:
@@ -227,30 +232,34 @@ def _set(values: dict[str, JSON], dotted: str, value: JSON) -> None:
             parent = ".".join(parts[: depth + 1])
             raise RecipeError(dotted, f"{parent} is {show(place[name])}, not a mapping", f"set {parent}={{...}}")
         place = place[name]
-    if value is None:
-        if parts[-1] not in place and not _is_key(parts):  # a misspelt name=null would pass in silence
-            raise unknown_key(dotted, list(place))
-        place.pop(parts[-1], None)
-    else:
+    if value is not None:
         place[parts[-1]] = value
+        return
+    there, field = parts[-1] in place, _field(parts)
+    if not there and field is None:  # a misspelt name=null would pass in silence
+        raise unknown_key(dotted, list(place))
+    place.pop(parts[-1], None)
+    nullable = field is not None and type(None) in get_args(field.annotation)
+    if nullable and (not there or field.default is not None):
+        place[parts[-1]] = None
 
 
-def _is_key(parts: list[str]) -> bool:
-    """Whether the last part is a key of the schema, and not a name that the recipe chose, such as a reward's.
+def _field(parts: list[str]) -> FieldInfo | None:
+    """The schema's field of a dotted key; None where the last part is a name that the recipe chose, such as a reward's.
 
     Raises RecipeError for a part that is neither.
     """
     owner: type[BaseModel] | None = Recipe
-    named, is_key = False, False  # named: the next part is a name that the recipe chose
+    named, field = False, None  # named: the next part is a name that the recipe chose
     for depth, name in enumerate(parts):
         if named or owner is None:
-            named, is_key = False, False
+            named, field = False, None
             continue
         field = owner.model_fields.get(name)
         if field is None:
             raise unknown_key(".".join(parts[: depth + 1]), list(owner.model_fields))
-        owner, named, is_key = model_of(field.annotation), get_origin(field.annotation) is dict, True
-    return is_key
+        owner, named = model_of(field.annotation), get_origin(field.annotation) is dict
+    return field
 
 
 def _resolve(recipe: Recipe, beside: Path | None) -> Recipe:

@@ -176,6 +176,13 @@ def test_overrides_read_numbers_as_yaml_1_2():
     assert recipe.output == "1.5e" and recipe.lora.alpha == 8.0
 
 
+def test_null_means_never_and_takes_away_what_a_preset_has():
+    recipe = load(BASE, ["eval.every=null", "checkpoint.every=null", "advantage.clip=null"])
+    assert recipe.eval.every is None and recipe.checkpoint.every is None and recipe.advantage.clip is None
+    assert load("tiny_lm_grpo", ["objective.preset=edge"]).generation.again is not None
+    assert load("tiny_lm_grpo", ["objective.preset=edge", "generation.again=null"]).generation.again is None
+
+
 def test_null_unsets_and_a_mapping_replaces():
     recipe = load(BASE, ["train.iterations=null", "sampler.window={kind: all}", "rewards.strict=null"])
     assert recipe.train.iterations == 100
