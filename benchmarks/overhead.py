@@ -47,7 +47,25 @@ from samplers.transitions import flow_sde
 NOISE = 0.7
 
 
-class Bench:
+class Rollouts:
+    """What a run draws, by a policy and a plan that are there."""
+
+    policy: PipelinePolicy | LanguagePolicy
+    prompts: list[Prompt]
+    plan: Plan | Generation
+
+    def policy_rollout(self) -> None:
+        """What a run does."""
+        self.policy.rollout(self.prompts, group_size=4, plan=self.plan, seed=0)
+
+    def merged_rollout(self) -> None:
+        """The same by merged weights."""
+        self.policy.merge = True
+        self.policy_rollout()
+        self.policy.merge = False
+
+
+class Bench(Rollouts):
     """A policy on the shapes pipeline and the hand-written equivalents of what it does, for `batch` rows."""
 
     def __init__(self, model: str, steps: int, batch: int):
@@ -66,16 +84,6 @@ class Bench:
             self.text = encode_captions(self.pipe, self.texts)
         self.adv = torch.linspace(-1, 1, batch)
         self.objective = ClippedObjective(1e-3, 1e-3)
-
-    def policy_rollout(self) -> None:
-        """What a run does."""
-        self.policy.rollout(self.prompts, group_size=4, plan=self.plan, seed=0)
-
-    def merged_rollout(self) -> None:
-        """The same by merged weights."""
-        self.policy.merge = True
-        self.policy_rollout()
-        self.policy.merge = False
 
     @torch.no_grad()
     def hand_rollout(self) -> None:
@@ -117,7 +125,7 @@ class Bench:
         return lambda: update(policy, self.learner, rollout, self.adv, self.objective, Settings(4))
 
 
-class LanguageBench:
+class LanguageBench(Rollouts):
     """A policy on the arithmetic language model and the hand-written equivalents of what it does, for `batch` rows."""
 
     def __init__(self, batch: int):
@@ -135,16 +143,6 @@ class LanguageBench:
         self.tokens, self.mask = kept.tokens, self.rollout.mask
         self.adv = torch.linspace(-1, 1, batch)
         self.objective = ClippedObjective(0.2, 0.2, aggregate="decision_mean")
-
-    def policy_rollout(self) -> None:
-        """What a run does."""
-        self.policy.rollout(self.prompts, group_size=4, plan=self.plan, seed=0)
-
-    def merged_rollout(self) -> None:
-        """The same by merged weights."""
-        self.policy.merge = True
-        self.policy_rollout()
-        self.policy.merge = False
 
     @torch.no_grad()
     def hand_rollout(self) -> None:
