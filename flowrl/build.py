@@ -32,6 +32,7 @@ from flowrl.core.tree_credit import tree_advantages
 from flowrl.kinds import kind_of
 from flowrl.planning.trials import Guarded, report_errors
 from flowrl.planning.walks import pruned_widths
+from flowrl.policies.computing import allow_tf32
 from flowrl.policies.devices import device_of
 from flowrl.reading.inputs import phase_prompts, read_prompts
 from flowrl.reading.prompt_memory import Observed
@@ -275,9 +276,10 @@ def width_pruning(recipe: Recipe, iteration: int) -> WidthPruning | None:
 
 
 def set_up(recipe: Recipe) -> None:
-    """Sets threads and global seeds. A run does not depend on the global generators itself; a user's reward may."""
+    """Sets threads, TF32 and global seeds. A run does not depend on global generators itself; a user's reward may."""
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
+    allow_tf32(recipe.dtype.tf32)
     torch.manual_seed(recipe.seed)
     numpy.random.seed(recipe.seed)
     random.seed(recipe.seed)

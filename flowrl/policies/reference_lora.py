@@ -13,6 +13,7 @@ from peft.utils import set_peft_model_state_dict
 from safetensors import safe_open
 
 from flowrl.policies.adapters import ADAPTER, DENOISERS, Modules, lora_state
+from flowrl.policies.computing import follow
 from flowrl.policies.errors import PolicyError
 from flowrl.untyped import JSON, Network
 
@@ -48,6 +49,7 @@ def add_reference_lora(modules: Modules, folder: Path, name: str = REFERENCE) ->
             )
         for parameter in own.values():
             parameter.data = parameter.data.float()
+        follow(module)
         for layer in _layers(module):
             layer.set_adapter(ADAPTER)  # freezes the others
 

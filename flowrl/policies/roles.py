@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from flowrl.policies.adapters import ADAPTER, Modules, trainable_by_name
+from flowrl.policies.computing import follow
 from flowrl.untyped import Network
 
 
@@ -28,6 +29,7 @@ def add_roles(modules: Modules, labels: Sequence[str], seed: int) -> None:
                 inject_adapter_in_model(config, module, label)
             for parameter in _parameters(module, label):
                 parameter.data = parameter.data.to(next(_parameters(module, ADAPTER)).device).float()
+        follow(module)
     for module in modules.values():
         _activate(module, ADAPTER, labels)
 

@@ -10,8 +10,11 @@ from torch import nn
 from flowrl.policies import adapters
 from flowrl.policies.attending import choose_attention
 from flowrl.policies.compiling import compile_networks
+from flowrl.policies.computing import compute_as_inputs
+from flowrl.policies.devices import device_of
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.recomputing import checkpoint_gradients
+from flowrl.recipe.computing import adapters_as_model
 from flowrl.recipe.freezing import TOWER
 from flowrl.recipe.lora import MATCH
 from flowrl.recipe.schema import Recipe
@@ -26,6 +29,8 @@ def make_trainable(recipe: Recipe, modules: dict[str, nn.Module]) -> None:
         choose_attention(modules, recipe.attention.backend)
     if recipe.lora is not None:
         adapters.add_lora(modules, **recipe.lora.options, seed=recipe.seed)
+        if adapters_as_model(recipe, device_of(recipe.device).type):
+            compute_as_inputs(modules)
         if recipe.lora.begun is not None:
             adapters.go_on_from(modules, Path(recipe.lora.begun).expanduser())
     else:

@@ -9,6 +9,7 @@ from pathlib import Path
 from flowrl import names
 from flowrl.kinds import kind_of, kinds_of_model
 from flowrl.known.places import is_random, random_problem
+from flowrl.recipe.computing import check_computing
 from flowrl.recipe.credit import check_credit
 from flowrl.recipe.errors import RecipeError, show, wrong_value
 from flowrl.recipe.fitting import check_fitting
@@ -66,6 +67,7 @@ def _check_constants(recipe: Recipe) -> Iterator[RecipeError]:
     yield from _learning(recipe)
     yield from check_fitting(recipe)
     yield from check_merge(recipe)
+    yield from check_computing(recipe)
     yield from _watch(recipe)
     yield from _prompts(recipe)
     yield from check_choice(recipe)

@@ -53,9 +53,10 @@ def _obstacles(recipe: "Recipe", asked: bool) -> Iterator[tuple[str, str]]:
         yield "merged weights stay on the device, and blocks are to leave it (block_offload)", "block_offload=false"
     if recipe.parallel.kind == "fsdp":
         yield "ranks hold parts of the weights (parallel.kind=fsdp)", "parallel.kind=replicate"
+    rounded = "TF32" if recipe.dtype.tf32 else recipe.dtype.model
     again = objective.correction is not None and not objective.correction.bypass
-    if recipe.dtype.model != "float32" and not again and not (asked and objective.loss is not None):
+    if rounded != "float32" and not again and not (asked and objective.loss is not None):
         yield (
-            f"in {recipe.dtype.model} it moves the log-probs of a rollout by as much as a clip range",
-            "have them taken again (objective.correction={kind: none}), or dtype.model=float32",
+            f"in {rounded} it moves the log-probs of a rollout by as much as a clip range",
+            "have them taken again (objective.correction={kind: none}), or dtype.model=float32 and dtype.tf32=false",
         )

@@ -12,11 +12,15 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 class Dtype(Strict):
     """model: frozen weights and activations; with float16 the loss is scaled, so that its gradients do not vanish, and
-    weights that learn are moved in float32. trajectory: stored latents. logp: log-probs, ratios and losses."""
+    weights that learn are moved in float32. trajectory: stored latents. logp: log-probs, ratios and losses. adapters:
+    what they are multiplied in, while their weights are float32; model is dtype.model, auto that on a GPU in bfloat16,
+    else float32. tf32: float32 products on a GPU round what they multiply to 10 bits, those of rewards included."""
 
     model: Precision = key("float32", "float32, bfloat16 or float16")
     trajectory: Precision = key("float32", "float32, bfloat16 or float16")
     logp: Literal["float32", "float64"] = key("float32", "float32 or float64")
+    adapters: Literal["auto", "float32", "model"] = key("auto", "auto, float32 or model")
+    tf32: bool = key(False, "true or false")
 
 
 # `with` is a word of Python's: a class body cannot name a field so.

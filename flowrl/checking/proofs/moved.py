@@ -1,19 +1,22 @@
-"""The proof that log-probs are still those of who trains once adapters moved, where samples are drawn otherwise."""
+"""The proof that log-probs are still those of who trains once adapters moved, where these round in another way."""
 
 from flowrl.checking.proofs.bench import Bench, ReplayEvidence
 from flowrl.checking.proofs.proof import ProofError
+from flowrl.recipe.computing import adapters_as_model
 from flowrl.recipe.merging import merges
 
 SHARE = 0.1  # of the clip range: what rounding may take of it without deciding what is clipped
 
 
-def drawn_otherwise(bench: Bench) -> bool:
-    """Whether log-probs of a rollout are read that merged weights gave."""
-    return merges(bench.recipe, bench.device.type) and bench.recipe.objective.loss is None
+def computed_otherwise(bench: Bench) -> bool:
+    """Whether log-probs of a rollout are read that merged weights gave, or adapters in fewer bits."""
+    recipe, device = bench.recipe, bench.device.type
+    rounds = merges(recipe, device) or adapters_as_model(recipe, device) or (recipe.dtype.tf32 and device == "cuda")
+    return rounds and recipe.objective.loss is None
 
 
 def ratio(bench: Bench) -> str:
-    """A new rollout after the first update, by merged weights, is replayed by the adapters. Returns the largest gap.
+    """A new rollout after the first update, as a run draws it, is replayed by the adapters. Returns the largest gap.
 
     Before the first update adapters add nothing, and the ratio says nothing about them. Up to a tenth of the clip range
     is accepted; more where a correction takes the log-probs again (objective.correction).
@@ -26,7 +29,7 @@ def ratio(bench: Bench) -> str:
     if not corrected and not worst <= accepted:
         raise ProofError(
             f"|log ratio| up to {worst:.2g} (accepted {accepted:.2g})",
-            "merged weights round otherwise than the adapters beside them, by too much for this clip range",
-            "set rollout.merge=false, or widen objective.clip",
+            "merged weights, or products in fewer bits, round by too much for this clip range",
+            "set rollout.merge=false, dtype.adapters=float32 and dtype.tf32=false, or widen objective.clip",
         )
     return f"{said}, corrected for" if corrected else f"{said}, a tenth of the clip range is {accepted:.2g}"

@@ -18,12 +18,14 @@ from flowrl.planning.sizes.saved import count_saved, storage_of
 from flowrl.planning.sizes.seeing import media_tokens
 from flowrl.planning.sizes.shared import of_a_rank
 from flowrl.policies import adapters
+from flowrl.policies.computing import compute_as_inputs
 from flowrl.policies.devices import device_type
 from flowrl.policies.loading import auto_class_of, reading_part
 from flowrl.policies.merging import touched_bytes
 from flowrl.policies.recomputing import checkpoint_gradients
 from flowrl.policies.roles import add_roles
 from flowrl.policies.trainable import freeze
+from flowrl.recipe.computing import adapters_as_model
 from flowrl.recipe.merging import merges
 from flowrl.recipe.models import gguf_file, missing_package
 from flowrl.recipe.schema import Recipe
@@ -61,6 +63,8 @@ def sizes(
             few = quantised_bytes(model, recipe.quantize, set(map(storage_of, model.parameters())), head="lm_head")
         if recipe.lora is not None:
             adapters.add_lora({"model": model}, **recipe.lora.options)
+            if adapters_as_model(recipe, device_type(recipe.device)):
+                compute_as_inputs({"model": model})
             if recipe.roles is not None:
                 add_roles({"model": model}, recipe.roles.labels, recipe.seed)
         else:

@@ -19,6 +19,7 @@ from flowrl.planning.sizes.live import peak_live
 from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
 from flowrl.policies import adapters
 from flowrl.policies.blocks import repeated_blocks
+from flowrl.policies.computing import compute_as_inputs
 from flowrl.policies.merging import touched_bytes
 from flowrl.recipe.fitting import QuantizeKeys
 from flowrl.recipe.models import pipeline_class
@@ -72,8 +73,10 @@ def _trained(query: SizeQuery, parts: dict[str, Any]) -> dict[str, Any]:
 def _make_trainable(query: SizeQuery, trained: dict[str, Network]) -> None:
     with torch.device("meta"):
         if query.lora is not None:
-            options = {name: value for name, value in query.lora.items() if name != "modules"}
+            options = {name: value for name, value in query.lora.items() if name not in ("modules", "as_model")}
             adapters.add_lora(trained, **options)
+            if query.lora.get("as_model"):
+                compute_as_inputs(trained)
         else:
             adapters.train_full(trained)
 

@@ -17,6 +17,7 @@ from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
 from flowrl.planning.sizes.rewards import on_device
 from flowrl.planning.sizes.shared import of_a_rank
 from flowrl.policies.devices import device_type
+from flowrl.recipe.computing import adapters_as_model
 from flowrl.recipe.merging import merges
 from flowrl.recipe.reference import ReferenceKeys
 from flowrl.recipe.schema import Recipe
@@ -94,7 +95,9 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
 def _query(recipe: Recipe, prompts: Sequence[Prompt]) -> SizeQuery:
     return SizeQuery(
         model=recipe.model,
-        lora=None if recipe.lora is None else recipe.lora.options | {"modules": recipe.lora.modules},
+        lora=None
+        if recipe.lora is None
+        else recipe.lora.options | {"modules": recipe.lora.modules} | _computed(recipe),
         dtype=recipe.dtype.model,
         pipeline=recipe.pipeline,
         text=max((p.text for p in prompts), key=len, default=" ".join(["a"] * ASSUMED)),
@@ -104,6 +107,11 @@ def _query(recipe: Recipe, prompts: Sequence[Prompt]) -> SizeQuery:
 
 def _look_up(query: SizeQuery, configs: JSON) -> MeasuredSizes:
     return MeasuredSizes(**look_up("sizes", [asdict(query), configs], lambda: _measure(query)))
+
+
+def _computed(recipe: Recipe) -> dict[str, JSON]:
+    """What a query says of adapters that compute as the model does; nothing of others."""
+    return {"as_model": True} if adapters_as_model(recipe, device_type(recipe.device)) else {}
 
 
 def _merged(query: SizeQuery) -> int:

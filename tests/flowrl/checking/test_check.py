@@ -24,8 +24,8 @@ from flowrl.policies import adapters
 from flowrl.recipe.load import load
 
 BASE = str(Path(__file__).parents[2] / "recipes" / "quickstart.yaml")
-# see test_check_noised.py, _teacher.py, _merged.py, test_compiling.py
-OTHERS = (denoising.LOOK, denoising.TEACHER, common.MOVED, common.COMPILED)
+# see test_check_noised.py, _teacher.py, _merged.py, test_compiling.py, test_attending.py
+OTHERS = (denoising.LOOK, denoising.TEACHER, common.MOVED, common.COMPILED, common.ATTENTION)
 OF_STEPS = [proof for proof in denoising.PROOFS if proof not in OTHERS]
 FEW = ["sampler.steps=3", "sampler.window={kind: first, size: 2}", "eval.steps=2", "train.group=4"]
 

@@ -25,6 +25,7 @@ def test_a_look_and_its_gradient_are_proven():
     assert [proof.title for proof in denoising.PROOFS if not proof.applies(bench)] == [
         "ratio is 1 at every trained step",
         "a row is the same in any company",
+        common.ATTENTION.title,
         common.COMPILED.title,
         "noise keeps the sample statistics",
         common.MOVED.title,

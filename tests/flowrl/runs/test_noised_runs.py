@@ -86,7 +86,7 @@ def test_a_recipe_runs_as_published(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preset", ["dgpo", "crd", "flow_dpo", "flow_rwr"])
 def test_a_preset_runs(preset: str, tmp_path: Path) -> None:
-    more = ["objective.loss=null", "sampler.levels={kind: uniform, number: 2}", f"output={tmp_path}"]
+    more = ["sampler.levels={kind: uniform, number: 2}", f"output={tmp_path}"]
     run(load("quickstart", [*SMALL, f"objective={{preset: {preset}, kl: 0.1}}", *more]), quiet())
     first, second = metrics_of(tmp_path)
     assert first["grad_norm"] > 0 and first["kl"] == 0.0 < second["kl"]
