@@ -109,7 +109,7 @@ def test_adapters_that_are_added_compute_likewise_and_dora_does():
 def test_a_flux_keeps_less_for_its_backward_pass():
     lora = {"rank": 32, "alpha": 64.0, "targets": "all", "init": "default", "rslora": False, "dora": False}
     lora |= {"modules": None}
-    query = {"model": "random:FLUX.1-dev?blocks=1", "dtype": "bfloat16", "rows": 1, "tokens": (77, 1)}
+    query = {"model": "random:FLUX.1-dev?blocks=1", "dtype": "bfloat16", "text": "a cat", "pictures": {}}
     query |= {"pipeline": {"height": 512, "width": 512}}
     kept = [measure(SizeQuery(**query, lora=lora | more)).kept[0][0] for more in ({}, {"as_model": True})]
     assert kept[1] < 2.7 / 3.73 * kept[0]  # what a count of the whole model asked for
