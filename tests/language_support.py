@@ -1,12 +1,15 @@
 """Tiny random language models for tests, with the arithmetic world's tokenizer."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowrl.contracts import LogProbs, Prompt, Rollout, View
+from flowrl.core.learner import Learner
+from flowrl.core.update import Settings, update
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.worlds.arithmetic.model import make_model, make_tokenizer
 from samplers.tokens import Generation
@@ -24,6 +27,33 @@ def model(seed: int = 0, *, sharp: float = 4.0) -> Any:
         made.model.norm.weight.mul_(sharp)
     made.generation_config.eos_token_id = STOP
     return made
+
+
+def gradient_of(
+    subject: LanguagePolicy, rollout: Rollout, adv: Tensor, objective: Any, settings: Settings
+) -> tuple[Tensor, dict[str, float]]:
+    """The gradients of all updates one behind another, and the metrics; under a reference whose log-probs lie
+    0.1 * (1 + number of the row) below those of the policy."""
+    seen: list[Tensor] = []
+    learner = Learner(subject.trainable(), lr=1e-9, max_grad_norm=None)
+    step, look = learner.step, subject.look
+
+    def noted() -> Any:
+        seen.extend(p.grad.flatten().clone() for p in learner.parameters)
+        return step()
+
+    def shifted(rollout: Rollout, rows: Tensor, view: View, visit: Any, **how: Any) -> None:
+        if view.weights != "reference":
+            return look(rollout, rows, view, visit, **how)
+
+        def lowered(s: LogProbs) -> None:
+            visit(replace(s, logp=s.logp.detach() - 0.1 * (1 + s.rows[:, None])))
+
+        return look(rollout, rows, replace(view, weights="current"), lowered, **how)
+
+    learner.step, subject.look = noted, shifted
+    metrics = update(subject, learner, rollout, adv, objective, settings)
+    return torch.cat(seen), metrics
 
 
 def policy(made: Any = None, **options: Any) -> LanguagePolicy:

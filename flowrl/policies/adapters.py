@@ -136,6 +136,11 @@ def trainable(modules: Modules) -> Iterator[nn.Parameter]:
     yield from trainable_by_name(modules).values()
 
 
+def adapted_layers(module: Network) -> list[BaseTunerLayer]:
+    """The layers of a module that adapters stand beside."""
+    return [part for part in module.modules() if isinstance(part, BaseTunerLayer)]
+
+
 def trainable_by_name(modules: Modules) -> dict[str, nn.Parameter]:
     """The parameters that learn by name: component and parameter."""
     parameters = ((c, n, p) for c, module in modules.items() for n, p in module.named_parameters())
@@ -151,7 +156,7 @@ def disable_adapters(modules: Modules) -> Iterator[None]:
             f"{bare[0]} has no LoRA adapter to disable: the reference of full weights is a copy of them, which is kept "
             "where a divergence is asked for"
         )
-    layers = [m for module in modules.values() for m in module.modules() if isinstance(m, BaseTunerLayer)]
+    layers = [layer for module in modules.values() for layer in adapted_layers(module)]
     for layer in layers:
         layer.enable_adapters(False)
     try:

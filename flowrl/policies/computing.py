@@ -8,9 +8,9 @@ computed otherwise, as it would be under torch's autocast.
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from flowrl.policies.adapters import adapted_layers
 from flowrl.untyped import Network
 
 
@@ -43,7 +43,7 @@ def allow_tf32(allowed: bool) -> None:
 
 
 def _layers(module: Network) -> list[Any]:
-    return [part for part in module.modules() if isinstance(part, BaseTunerLayer) and hasattr(part, "lora_A")]
+    return [layer for layer in adapted_layers(module) if hasattr(layer, "lora_A")]
 
 
 def _round(layer: Any) -> None:

@@ -11,10 +11,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from flowrl.policies.adapters import Modules
+from flowrl.policies.adapters import Modules, adapted_layers
 
 
 class MayMerge(Protocol):
@@ -56,7 +55,7 @@ def mergeable(modules: Modules) -> list[Any]:
     """The adapted layers whose weights can hold their adapters."""
     parts = [part for module in modules.values() for part in module.modules()]
     owners = Counter(id(weight) for part in parts for weight in part.parameters(recurse=False))
-    layers: list[Any] = [part for part in parts if isinstance(part, BaseTunerLayer)]
+    layers: list[Any] = [layer for module in modules.values() for layer in adapted_layers(module)]
     return [
         layer
         for layer in layers

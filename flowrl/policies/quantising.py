@@ -47,10 +47,15 @@ def check_skipped(modules: Mapping[str, nn.Module], keys: QuantizeKeys) -> None:
     """Raises PolicyError for a name in `skip` that no module has: what it was to spare was quantised."""
     known = [name for module in modules.values() for name, _ in module.named_modules()]
     for name in keys.skip:
-        if not any(name == own or f".{name}." in f".{own}." for own in known):
+        if not any(is_within(own, [name]) for own in known):
             raise PolicyError(
                 f"quantize.skip: no module of {', '.join(modules)} is called {name!r}; correct or remove it"
             )
+
+
+def is_within(name: str, parts: Sequence[str]) -> bool:
+    """Whether a module's dotted name contains one of these, as whole names."""
+    return any(f".{part}." in f".{name}." for part in parts)
 
 
 def is_quantised(module: Network) -> bool:
@@ -69,7 +74,7 @@ def quantise(modules: Mapping[str, nn.Module], keys: QuantizeKeys, always: Seque
         spared = [*keys.skip, *always, *(getattr(module, "_keep_in_fp32_modules", None) or [])]
 
         def meant(layer: nn.Module, name: str, spared: Sequence[str] = tuple(spared)) -> bool:
-            return isinstance(layer, nn.Linear) and not any(f".{part}." in f".{name}." for part in spared)
+            return isinstance(layer, nn.Linear) and not is_within(name, spared)
 
         quantize_(module, _torchao(keys), filter_fn=meant)
 

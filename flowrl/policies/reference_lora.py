@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import set_peft_model_state_dict
 from safetensors import safe_open
 
-from flowrl.policies.adapters import ADAPTER, DENOISERS, Modules, lora_state
+from flowrl.policies.adapters import ADAPTER, DENOISERS, Modules, adapted_layers, lora_state
 from flowrl.policies.computing import follow
 from flowrl.policies.errors import PolicyError
 from flowrl.untyped import JSON, Network
@@ -50,14 +49,14 @@ def add_reference_lora(modules: Modules, folder: Path, name: str = REFERENCE) ->
         for parameter in own.values():
             parameter.data = parameter.data.float()
         follow(module)
-        for layer in _layers(module):
+        for layer in adapted_layers(module):
             layer.set_adapter(ADAPTER)  # freezes the others
 
 
 @contextlib.contextmanager
 def use_reference(modules: Modules, name: str = REFERENCE) -> Iterator[None]:
     """Within, the LoRA of a reference is active in place of the trained one."""
-    layers = [layer for module in modules.values() for layer in _layers(module)]
+    layers = [layer for module in modules.values() for layer in adapted_layers(module)]
     for layer in layers:
         layer.set_adapter(name, inference_mode=True)
     try:
@@ -65,10 +64,6 @@ def use_reference(modules: Modules, name: str = REFERENCE) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.set_adapter(ADAPTER)
-
-
-def _layers(module: Network) -> list[BaseTunerLayer]:
-    return [m for m in module.modules() if isinstance(m, BaseTunerLayer)]
 
 
 def _load(module: Network, state: dict[str, torch.Tensor], config: dict[str, JSON] | None, name: str) -> None:

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from peft import inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from flowrl.policies.adapters import ADAPTER, Modules, trainable_by_name
+from flowrl.policies.adapters import ADAPTER, Modules, adapted_layers, trainable_by_name
 from flowrl.policies.computing import follow
 from flowrl.untyped import Network
 
@@ -76,7 +75,7 @@ def head_of(number: int) -> str:
 
 
 def _activate(module: Network, adapter: str, labels: Sequence[str]) -> None:
-    for layer in (m for m in module.modules() if isinstance(m, BaseTunerLayer)):
+    for layer in adapted_layers(module):
         layer.set_adapter(adapter)  # freezes the others
     for number in range(len(labels)):
         for parameter in _parameters(module, adapter_of(labels, number)):

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import torch
 
 from flowrl.checking.proofs.bench import Bench
-from flowrl.checking.proofs.compiled import look_once
+from flowrl.checking.proofs.compiled import largest_gap, look_once
 from flowrl.checking.proofs.proof import ProofError
 from flowrl.policies.attending import as_loaded, counted
 from flowrl.policies.compiling import uncompiled
@@ -28,7 +28,7 @@ def same_numbers(bench: Bench) -> str:
             chosen = look_once(bench)
         with as_loaded(modules):
             own = look_once(bench)
-    gap = float((chosen - own).abs().max() / own.abs().max().clamp(min=1e-12))
+    gap = largest_gap(chosen, own)
     counts = f"{calls.chosen} calls" if backend != "eager" else "by plain operations"
     said = f"{counts}, {calls.others} past it; within {gap:.2g} of the largest"
     if backend == "eager" and calls.others or backend != "eager" and not calls.chosen:

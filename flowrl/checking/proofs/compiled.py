@@ -27,7 +27,7 @@ def same_numbers(bench: Bench) -> str:
     anew = Compiled.now().since(before).graphs
     with uncompiled():
         plain = look_once(bench)
-    gap = float((again - plain).abs().max() / plain.abs().max().clamp(min=1e-12))
+    gap = largest_gap(again, plain)
     said = f"within {gap:.2g} of the largest; {before.graphs} graphs, {before.breaks} graph breaks"
     accepted = ACCEPTED.get(bench.recipe.dtype.model)
     if accepted is not None and not gap <= accepted:
@@ -43,6 +43,11 @@ def same_numbers(bench: Bench) -> str:
             "set compile=null",
         )
     return said
+
+
+def largest_gap(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference between two looks, as a share of the largest value."""
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
 
 
 def look_once(bench: Bench) -> Tensor:

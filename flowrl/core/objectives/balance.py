@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowrl.contracts import Batch, LogProbs, Need, Rollout, Together, View
 from flowrl.core.objectives.aggregate import weights
+from flowrl.core.objectives.matching import group_sum
 from flowrl.core.objectives.terms import row_log_ratio
 
 
@@ -24,9 +25,7 @@ def trajectory_variance(logp: Tensor, log_reward: Tensor, group: Tensor) -> tupl
     the advantage -2 (delta - mean). Source: Var-TB of GFlowVLM (arXiv:2503.06514).
     """
     delta = logp - log_reward
-    _, index, count = group.unique(return_inverse=True, return_counts=True)
-    mean = torch.zeros(len(count), dtype=delta.dtype, device=delta.device).index_add(0, index, delta)
-    mean = (mean / count)[index]
+    mean = group_sum(delta, group) / group_sum(torch.ones_like(delta), group)
     return (delta - mean).square(), -mean.detach()
 
 

@@ -137,9 +137,7 @@ def dgpo_loss(
 
     Metrics [r]: group_sum (inside the sigmoid), group_weight.
     """
-    _, index = group.to(adv.device).unique(return_inverse=True)
-    part = adv * beta * (error - reference).detach() / size
-    total = part.new_zeros(int(index.max()) + 1).index_add_(0, index, part)[index]
+    total = group_sum(adv * beta * (error - reference).detach() / size, group)
     trained = error if held is None else torch.where(held, error.detach(), error)
     weight = total.sigmoid()
     return weight * adv * trained, {"group_sum": total, "group_weight": weight}
@@ -171,8 +169,8 @@ def crd_loss(
     losses = []
     for sign in (1,) if temperature < 0 else (1, -1):
         weight = _centre_weights(probability, group, temperature, sign)
-        wanted = probability - _group_sum(weight * probability, group)
-        said = beta * (implicit - _group_sum(weight * implicit.detach(), group))
+        wanted = probability - group_sum(weight * probability, group)
+        said = beta * (implicit - group_sum(weight * implicit.detach(), group))
         if match == "mse":
             losses.append((said - wanted).square())
         else:
@@ -207,7 +205,7 @@ def reward_weight(reward: Tensor, temperature: float) -> Tensor:
     return (reward / temperature).exp()
 
 
-def _group_sum(values: Tensor, group: Tensor) -> Tensor:
+def group_sum(values: Tensor, group: Tensor) -> Tensor:
     """The sum of the group of each row, [r]."""
     _, index = group.to(values.device).unique(return_inverse=True)
     return values.new_zeros(int(index.max()) + 1).index_add_(0, index, values)[index]

@@ -9,6 +9,7 @@ from torch import nn
 
 from flowrl.planning.sizes.quantised import QuantisedBytes
 from flowrl.planning.sizes.saved import storage_of
+from flowrl.policies.quantising import is_within
 from flowrl.policies.random.weights import kept_in_float32
 from flowrl.policies.recomputing import listed_blocks
 from flowrl.recipe.fitting import QuantizeKeys
@@ -29,17 +30,16 @@ def quantised_bytes(
         *([] if head is None else [head]),
         *kept_in_float32(module, torch.bfloat16),
     ]
-    layers = {name: one for name, one in module.named_modules() if isinstance(one, nn.Linear)}
-    layers = {name: one for name, one in layers.items() if not any(f".{part}." in f".{name}." for part in spared)}
+    layers = [m for n, m in module.named_modules() if isinstance(m, nn.Linear) and not is_within(n, spared)]
     whole = sum(p.numel() * p.element_size() for n, p in module.named_parameters() if "lora_" not in n)
-    plain = sum(map(_plain, layers.values()))
+    plain = sum(map(_plain, layers))
     if keys.weights == "gguf":
         held = whole - Path(str(keys.file)).expanduser().stat().st_size
     else:
-        held = plain - sum(_few(one, keys.weights) for one in layers.values())
+        held = plain - sum(_few(one, keys.weights) for one in layers)
     if keys.weights == "nf4":
         return QuantisedBytes(held)
-    copied = {one for one in layers.values() if storage_of(one.weight) in saved}
+    copied = {one for one in layers if storage_of(one.weight) in saved}
     blocks = [sum(_plain(one) for one in block.modules() if one in copied) for block in listed_blocks(module)]
     return QuantisedBytes(held, sum(map(_plain, copied)), max(blocks, default=0))
 

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from flowrl.policies.compiling import CACHES
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.features import kept_features
 from flowrl.policies.language.inputs import TYPES, Inputs, Piece, joined, pieces_of, tensors_of, type_names, types_of
 from flowrl.policies.language.positions import positions_of, type_of_drawn
 from flowrl.untyped import LanguageModel
-
-CACHES = ("cache", "past_key_values")  # what transformers calls the argument, newest name first
 
 
 def forward_arguments(model: LanguageModel) -> set[str]:

@@ -1,7 +1,6 @@
 """Texts from files: finetuning and preferences of tokens, by hand and in the loop, and a cold start before GRPO."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,15 +9,14 @@ from torch.nn import functional
 
 from cli_support import quiet
 from flowrl.contracts import Prompt
-from flowrl.core.learner import Learner
 from flowrl.core.objectives.texts import TextLikelihood, TextPairs
-from flowrl.core.update import Settings, update
+from flowrl.core.update import Settings
 from flowrl.reading import pairs
 from flowrl.reading.prompts import PromptError
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
 from flowrl.runs.start import run
-from language_support import alone, policy
+from language_support import alone, gradient_of, policy
 from samplers.tokens import Generation
 
 PROMPTS = [Prompt("a", "12+345"), Prompt("b", "7*8"), Prompt("c", "999-11+123456")]
@@ -41,24 +39,8 @@ def log_probs(subject, rollout) -> list[torch.Tensor]:
 def gradient(objective, micro: int | None, updates: int = 1) -> tuple[torch.Tensor, dict]:
     subject = policy()
     rollout = subject.given(PROMPTS, TEXTS, plan=PLAN)
-    seen = []
-    learner = Learner(subject.trainable(), lr=1e-9, max_grad_norm=None)
-    step = learner.step
-    learner.step = lambda: seen.append([p.grad.clone() for p in learner.parameters]) or step()
-    look = subject.look
-
-    def shifted(rollout, rows, view, visit, **how):  # a reference that differs
-        if view.weights == "reference":
-            view = replace(view, weights="current")
-            return look(
-                rollout, rows, view, lambda s: visit(replace(s, logp=s.logp.detach() - 0.1 * (1 + s.rows[:, None])))
-            )
-        return look(rollout, rows, view, visit, **how)
-
-    subject.look = shifted
     adv = torch.tensor([1.0, -1.0] * 3)
-    metrics = update(subject, learner, rollout, adv, objective, Settings(2, micro_batch=micro, updates=updates))
-    return torch.cat([g.flatten() for grads in seen for g in grads]), metrics
+    return gradient_of(subject, rollout, adv, objective, Settings(2, micro_batch=micro, updates=updates))
 
 
 @pytest.mark.parametrize("objective", [MPO, TextLikelihood("uncertain")])

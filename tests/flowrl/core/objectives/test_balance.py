@@ -1,18 +1,16 @@
 """The balance of flows: its value and gradient against computations of their own, and what does not go with it."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from flowrl.build import build_advantage
-from flowrl.core.learner import Learner
 from flowrl.core.objectives.balance import TrajectoryBalance, trajectory_variance
-from flowrl.core.update import Settings, update
+from flowrl.core.update import Settings
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
-from language_support import PLAN, PROMPTS, alone, policy
+from language_support import PLAN, PROMPTS, alone, gradient_of, policy
 
 GROUP = torch.tensor([4, 9, 4, 9, 4, 4])
 REWARDS = torch.tensor([1.2, 0.0, 0.2, 0.0, torch.nan, 1.0, 0.0, 0.0, 0.0, 1.2, 0.2, 1.0])
@@ -56,23 +54,7 @@ def drawn(subject, seed: int = 0):
 
 def gradient(objective, micro: int | None, adv: torch.Tensor = REWARDS) -> tuple[torch.Tensor, dict]:
     subject = policy()
-    rollout, seen = drawn(subject), []
-    learner = Learner(subject.trainable(), lr=1e-9, max_grad_norm=None)
-    step = learner.step
-    learner.step = lambda: seen.append([p.grad.clone() for p in learner.parameters]) or step()
-    look = subject.look
-
-    def shifted(rollout, rows, view, visit, **how):  # a reference that differs
-        if view.weights == "reference":
-            view = replace(view, weights="current")
-            lowered = 0.1 * (1 + rows[:, None])
-            return look(rollout, rows, view, lambda s: visit(replace(s, logp=s.logp.detach() - lowered)), **how)
-        return look(rollout, rows, view, visit, **how)
-
-    subject.look = shifted
-    metrics = update(subject, learner, rollout, adv, objective, Settings(4, micro_batch=micro))
-    (one,) = seen
-    return torch.cat([g.flatten() for g in one]), metrics
+    return gradient_of(subject, drawn(subject), adv, objective, Settings(4, micro_batch=micro))
 
 
 @pytest.mark.parametrize(
