@@ -3,13 +3,15 @@
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import PhiConfig, PhiForCausalLM
 
+import vision_support as vision
 from flowrl.contracts import Context, Environment, ModelsFault, Prompt, Said, Shown, Unavailable
 from flowrl.environments.calls import Reader
 from flowrl.environments.functions import Functions
@@ -214,6 +216,45 @@ class CountingEpisode:
     def outcome(self) -> dict[str, float]:
         """How many turns there were."""
         return {"turns": float(self.count)}
+
+
+class Album(Counting):
+    """Shows a picture behind the first turn, but to the prompt `one` a text.
+
+    openings: the prompts of these conversations, in the order in which they are begun, end with these.
+    """
+
+    def __init__(self, openings: Sequence[str] = ()):
+        super().__init__()
+        self.openings = list(openings)
+
+    def start(self, prompt: Prompt, seed: int) -> "Page":
+        """A conversation about a picture."""
+        made = Page(self, prompt.id == "one")
+        made.opening = self.openings.pop(0) if self.openings else ""
+        return made
+
+
+class Page(CountingEpisode):
+    """An episode of `Album`."""
+
+    def __init__(self, of: Counting, plain: bool):
+        super().__init__(of)
+        self.plain = plain
+
+    def step(self, said: Said) -> Shown | None:
+        """The number of the turn, and the picture."""
+        shown = super().step(said)
+        return shown if shown is None or self.plain else Shown(shown.text, (Image.new("RGB", (56, 84), (9, 99, 9)),))
+
+
+def seeing(folder: Path, environment: Environment, *, alone: bool = True, **options: Any) -> LanguagePolicy:
+    """A model of vision_support that talks to an environment; alone: each turn of each row by itself."""
+    subject = vision.policy(folder, batch_invariant=alone)
+    observe = Observations(subject.tokenizer, writer=subject.encode.writer)
+    reader = Reader(subject.tokenizer)
+    subject.conversations = Conversations(environment, observe, reader, Workers(1), turns=3, **options)
+    return subject
 
 
 class Moody(Counting):

@@ -120,7 +120,7 @@ class Engine:
 
     def _row(self, policy: Any, row: Row, plan: Generation, version: str) -> Drawn:
         """What is drawn on in one row, by the weights of this version. plan: with what is left of its limit."""
-        chat = (messages_of(policy.encode, row.prompt), policy.encode.arguments) if row.inputs else None
+        chat = (messages_of(policy.encode, row.asked or row.prompt), policy.encode.arguments) if row.inputs else None
         seed = row.key.number("tokens", *([len(row.ids)] if row.ids else []))  # each turn has noise of its own
         ids = [*row.prompt_ids, *row.ids]
         wanted = Wanted(ids, seed, plan, policy.stop.texts, tuple(policy.stop), chat)

@@ -20,7 +20,8 @@ class Completions:
 
     inputs: the media of each row; None where the model reads text alone. roles int64 [R]: the adapter that each row was
     drawn with, where there are several. shown: the media of each row for a second look (`contracts.View.shown`), None
-    for a row that has none; None where nothing looks twice.
+    for a row that has none; None where nothing looks twice. asked: what the ids of each row's prompt were made of; None
+    where that is the prompt of its sample.
     """
 
     prompts: list[list[int]]
@@ -30,6 +31,7 @@ class Completions:
     inputs: list[Inputs] | None = None
     roles: Tensor | None = None
     shown: Sequence[Inputs | None] | None = None
+    asked: Sequence[Prompt] | None = None
 
     def inputs_of(self, rows: Tensor) -> list[Inputs] | None:
         """The media of these rows, int64 [r]."""

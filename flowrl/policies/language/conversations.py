@@ -108,10 +108,12 @@ class Conversations:
     ) -> list[Talk]:
         """Conversations in which nothing was said yet, prompt by prompt, one for each of the keys of a prompt."""
         calls = [
-            partial(self.environment.start, p, _seed(key)) for p, own in zip(prompts, keys, strict=True) for key in own
+            partial(_begun, self.environment, p, _seed(key))
+            for p, own in zip(prompts, keys, strict=True)
+            for key in own
         ]
         episodes, talks = self.workers(calls), list[Talk]()
-        openings = [getattr(one, "opening", "") or "" for one in episodes]
+        openings = [_opening(one) for one in episodes]
         for prompt, of in zip(prompts, keys, strict=True):
             own = range(len(talks), len(talks) + len(of))
             asked = [_opened(prompt, openings[i]) for i in own]
@@ -120,7 +122,7 @@ class Conversations:
             else:
                 rows = policy.start([prompt], [of], plan)
             for row, i in zip(rows, own, strict=True):
-                row.prompt = prompt
+                row.asked, row.prompt = (row.prompt if openings[i] else None), prompt
                 talk = Talk(row)
                 if isinstance(episodes[i], BaseException):
                     talk.fail("the start of the environment", episodes[i])
@@ -223,6 +225,21 @@ class Conversations:
                 talk.outcome = found
 
 
+def _begun(environment: Environment, prompt: Prompt, seed: int) -> Episode:
+    episode = environment.start(prompt, seed)
+    if not callable(getattr(episode, "step", None)):
+        raise TypeError(
+            f"start gave a {type(episode).__name__}, which has no step(said); give an object with step and outcome, "
+            "and as its attribute opening the text that the prompt ends with"
+        )
+    return episode
+
+
+def _opening(episode: object) -> str:
+    """The text that the prompt ends with, of a conversation that this environment begins."""
+    return getattr(episode, "opening", "") or ""
+
+
 def _step(episode: Episode, said: Said) -> tuple[Shown, ...] | None:
     shown = episode.step(said)
     return (shown,) if isinstance(shown, Shown) else None if shown is None else tuple(shown)
@@ -230,7 +247,10 @@ def _step(episode: Episode, said: Said) -> tuple[Shown, ...] | None:
 
 def _again(environment: Environment, talk: Talk, turn: int) -> Episode:
     """An episode that has been told the first turns of a conversation. Raises RuntimeError if it answers otherwise."""
-    episode = environment.start(talk.row.prompt, _seed(talk.row.key))
+    row = talk.row
+    episode = _begun(environment, row.prompt, _seed(row.key))
+    if _opened(row.prompt, _opening(episode)).text != (row.asked or row.prompt).text:
+        raise RuntimeError("it does not begin as before, so that no branch can begin behind what it showed")
     for said, shown in zip(talk.said[:turn], talk.shown[:turn], strict=True):
         answer = _step(episode, said)
         if answer is None or [m.text for m in answer] != [m.text for m in shown]:

@@ -149,7 +149,8 @@ def _held(policy: LanguagePolicy, drawing: Drawing, speakers: Speakers) -> list[
         keys = [[Key(drawing.seed, p.id, drawing.first + g * number + at, copy)] for p, copy, g in asked]
         rows = policy.start(shown, keys, plan)
         for row, (prompt, _, _) in zip(rows, asked, strict=True):
-            row.prompt, row.role = prompt, speakers.role(at)  # rewards and reports are about the question itself
+            row.asked, row.prompt = row.prompt, prompt  # rewards and reports are about the question itself
+            row.role = speakers.role(at)
         with policy.speaking(speakers.role(at)):
             go_on(policy, rows, plan, progress=drawing.progress)
         texts = policy.completed(rows, torch.arange(len(rows)), plan).samples.texts or ()

@@ -192,7 +192,8 @@ class LanguagePolicy:
         )
         media = [row.inputs for row in rows if row.inputs is not None] or None
         roles = torch.tensor([row.role for row in rows]) if len(self.roles) > 1 else None
-        replay = Completions([row.prompt_ids for row in rows], tokens, length, plan, media, roles)
+        asked = [row.asked or row.prompt for row in rows]
+        replay = Completions([row.prompt_ids for row in rows], tokens, length, plan, media, roles, asked=asked)
         return Rollout(samples, logp.nan_to_num(), mask, replay, step_stats=stats, roles=roles)
 
     def tokens_with(self, text: str) -> frozenset[int]:

@@ -56,7 +56,7 @@ class Row:
     tree: which one of its prompt's it is; version: of the weights that a token was drawn under, where that is told.
     ended: whether a token of the model ended it. prefix: keys and values of all of it but the last token, where kept.
     inputs: the media of the prompt and of what was given since; None where the model reads text alone. role: the number
-    of the adapter that draws it.
+    of the adapter that draws it. asked: what prompt_ids were made of, where that is not the prompt as it is.
     """
 
     prompt: Prompt
@@ -73,6 +73,7 @@ class Row:
     role: int = 0
     prefix: Prefix | None = None
     inputs: Inputs | None = None
+    asked: Prompt | None = None
 
     def give(
         self,

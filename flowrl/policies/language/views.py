@@ -157,12 +157,13 @@ def _keys(drawing: Drawing, begin: int, number: int) -> list[list[Key]]:
 
 def _show(policy: LanguagePolicy, rows: Sequence[Row], view: PictureView, first: int) -> None:
     """Gives rows their changed media, each its own or all of a prompt those that are named by its sample `first`."""
-    made: dict[Key, Inputs] = {}
+    made: dict[tuple[Key, tuple[int, ...]], Inputs] = {}
     for row in rows:
         key = row.key if view.each else replace(row.key, index=first)
-        if key not in made:
-            made[key] = view.inputs(policy, row.prompt, key, row.prompt_ids)
-        row.inputs = made[key]
+        at = key, tuple(row.prompt_ids)  # which an environment's opening may end differently
+        if at not in made:
+            made[at] = view.inputs(policy, row.asked or row.prompt, key, row.prompt_ids)
+        row.inputs = made[at]
 
 
 def _second(policy: LanguagePolicy, drawing: Drawing, rollout: Rollout, view: PictureView) -> list[Inputs | None]:
@@ -170,9 +171,10 @@ def _second(policy: LanguagePolicy, drawing: Drawing, rollout: Rollout, view: Pi
 
     What tools showed in a conversation stays as it was.
     """
+    prompts, asked = rollout.samples.prompts, rollout.replay.asked
     keys = [key for own in _keys(drawing, 0, drawing.group) for key in own]
-    given = zip(rollout.samples.prompts, keys, rollout.replay.prompts, strict=True)
-    rows = [Row(prompt, ids, key) for prompt, key, ids in given]
+    given = zip(prompts, rollout.replay.prompts, keys, prompts if asked is None else asked, strict=True)
+    rows = [Row(prompt, ids, key, asked=own) for prompt, ids, key, own in given]
     _show(policy, [row for row in rows if view.fits(row.prompt)], view, drawing.first)
     held = zip(rows, rollout.replay.inputs or [], strict=True)
     return [None if row.inputs is None else row.inputs.before(own) for row, own in held]

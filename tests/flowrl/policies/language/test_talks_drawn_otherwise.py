@@ -6,27 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 import vision_support as vision
 from engines_support import NAME, endpoint
-from flowrl.contracts import Drawing, Prompt, Rollout, Said, Shown, View
+from flowrl.contracts import Drawing, Rollout
 from flowrl.core.backward import fill_old
 from flowrl.core.objectives.mismatch import mismatch
 from flowrl.engines.remote import Engine, drawn_elsewhere
-from flowrl.environments.calls import Reader
-from flowrl.environments.observations import Observations
-from flowrl.environments.workers import Workers
 from flowrl.names import UserError
 from flowrl.policies import adapters
-from flowrl.policies.language.conversations import Conversations
 from flowrl.policies.language.low_precision import low_precision
-from flowrl.policies.language.views import PictureView, Views, viewed
 from flowrl.recipe.engines import EngineKeys
-from language_support import replayed
 from policies_support import shake
 from samplers.tokens import Generation
-from talk_support import PLAN, PROMPTS, Counting, CountingEpisode, model, policy
+from talk_support import PLAN, PROMPTS, Album, Counting, model, policy, seeing
 
 GROUP = 3
 ROWS = GROUP * len(PROMPTS)
@@ -58,32 +51,6 @@ def test_a_row_alone_is_the_same_bits_in_any_batch():
     assert [row(batch, i)[0] for i in range(ROWS)] == [row(whole, i)[0] for i in range(ROWS)]  # the same draws
 
 
-class Album(Counting):
-    """Shows a picture behind the first turn, but to the prompt `one` a text."""
-
-    def start(self, prompt: Prompt, seed: int) -> Any:
-        return Page(self, prompt.id == "one")
-
-
-class Page(CountingEpisode):
-    def __init__(self, of: Counting, plain: bool):
-        super().__init__(of)
-        self.plain = plain
-
-    def step(self, said: Said) -> Shown | None:
-        shown = super().step(said)
-        return shown if shown is None or self.plain else Shown(shown.text, (Image.new("RGB", (56, 84), (9, 99, 9)),))
-
-
-def seeing(folder: Path, environment: Any, **options: Any) -> Any:
-    subject = vision.policy(folder, batch_invariant=True)
-    observe = Observations(subject.tokenizer, writer=subject.encode.writer)
-    subject.conversations = Conversations(
-        environment, observe, Reader(subject.tokenizer), Workers(), turns=3, **options
-    )
-    return subject
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return vision.folder(tmp_path_factory.mktemp("seeing"), "qwen2_5_vl")
@@ -96,36 +63,6 @@ def test_and_so_is_one_beside_rows_with_pictures(folder: Path, tmp_path: Path):
     for i in range(len(prompts)):
         alone = seeing(folder, Album(), turn_tokens=12).rollout([prompts[i]], plan=Generation(120), seed=1)
         assert row(alone, 0) == row(whole, i)
-
-
-def test_a_second_look_is_beside_another_picture_of_the_prompt_and_the_same_of_the_tool(folder: Path, tmp_path: Path):
-    prompts, plan = vision.prompts(tmp_path), Generation(120)
-    subject = seeing(folder, Album(), turn_tokens=12)
-    views = Views(second=PictureView("masked", "drop"))
-    drawing = Drawing(prompts, 2, plan, seed=1, first=0)
-    rollout = viewed(subject, drawing, lambda samples: ({}, torch.zeros(6)), views=views).rollout
-    plain = subject.rollout(prompts, group_size=2, plan=plan, seed=1)
-    assert [row(rollout, i) for i in range(6)] == [row(plain, i) for i in range(6)]
-    held = rollout.replay
-    both = zip(held.inputs, held.shown, strict=True)
-    pieces = [(own.pieces, () if other is None else other.pieces) for own, other in both]
-    assert max(len(other) for _, other in pieces) > 1
-    assert [i for i, (_, other) in enumerate(pieces) if not other] == [4, 5]
-    for own, other in pieces[:4]:
-        assert own[0].digest != other[0].digest and own[1:] == other[1:]
-    seen: list[Any] = []
-    with torch.no_grad():
-        for part in ([2], [5, 0, 4], [1, 3]):
-            subject.look(rollout, torch.tensor(part), View(shown=True), seen.append)
-    shown = torch.cat([one.logp for one in seen])[torch.cat([one.rows for one in seen]).argsort()]
-    alone = replace(rollout, replay=replace(held, inputs=held.beside(True)))
-    expected = replayed(subject, alone, [[i] for i in range(6)]).logp
-    mask = rollout.mask[:4]
-    torch.testing.assert_close(shown[:4][mask], expected[:4][mask], rtol=0, atol=1e-5)
-    assert shown[4:].isnan().all()
-    for turn in (1, 2):  # what is said behind the tool's picture sees the other one as well
-        own = mask & (rollout.step_stats["turn"][:4] == turn)
-        assert ((shown[:4] - rollout.rollout_logp[:4]).abs()[own] > 1e-4).float().mean() > 0.8
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", pytest.param("int8", marks=pytest.mark.slow)])
@@ -181,6 +118,19 @@ def test_pictures_behind_a_prompt_go_to_no_server(folder: Path, tmp_path: Path):
         adapters.add_lora(subject.modules, rank=2, alpha=2, targets="all")
     with endpoint(subjects[1], updates=True) as (_, url), pytest.raises(UserError, match="set rollout.engine=null"):
         drawn_elsewhere(subjects[0], drawing, None, engine=engine(url))
+
+
+def test_a_server_is_asked_what_the_prompt_ends_with(folder: Path, tmp_path: Path):
+    drawing = Drawing(vision.prompts(tmp_path), 2, Generation(6, temperature=0.0), 5, 0)
+    here, there = (seeing(folder, Counting(last=1, opening=" Go on.")) for _ in range(2))
+    for subject in (here, there):
+        adapters.add_lora(subject.modules, rank=2, alpha=2, targets="all")
+    with endpoint(there, updates=True) as (_, url):
+        found = drawn_elsewhere(here, drawing, None, engine=engine(url)).rollout
+    expected = here.rollout(drawing.prompts, group_size=2, plan=drawing.plan, seed=5)
+    assert [row(found, i)[0] for i in range(6)] == [row(expected, i)[0] for i in range(6)]
+    text = here.tokenizer.decode(found.replay.prompts[2], skip_special_tokens=True)
+    assert text.endswith("is larger,  or ? Go on.")
 
 
 def test_a_text_is_given_near_the_limit_of_a_conversation():
