@@ -30,7 +30,7 @@ def measured_forwards(recipe: Recipe, iteration: int, rollout: float, train: flo
 def planned_forwards(recipe: Recipe, iteration: int) -> float:
     """The forwards of an iteration, from 0, if every row that may be trained is."""
     cost = arithmetic(recipe, iteration)
-    without = cost.rollout_forwards + cost.reference_forwards + cost.whole_row_forwards
+    without = cost.drawing_forwards + cost.reference_forwards + cost.whole_row_forwards
     return without + WITH_GRADIENT * cost.train_forwards
 
 

@@ -55,6 +55,14 @@ class Arithmetic:
     value_forwards: int = 0  # of a critic without gradient, before there are advantages
     critic_forwards: int = 0  # with gradient, to fit it
     whole_row_forwards: int = 0  # without gradient, before those of training, if a ratio needs all steps of a row
+    reread_forwards: int = (
+        0  # of a rollout, on top: tokens that a model without a cache reads again for each further one
+    )
+
+    @property
+    def drawing_forwards(self) -> int:
+        """All that a rollout computes."""
+        return self.rollout_forwards + self.reread_forwards
 
     @property
     def updates_forwards(self) -> int:

@@ -90,6 +90,11 @@ def _costs(recipe: Recipe) -> list[str]:
         + (f", {_others(recipe)} {span('reference_forwards')}" if any(c.reference_forwards for c in costs) else "")
         + (f", before it {span('corrected_forwards')}" if any(c.corrected_forwards for c in costs) else ""),
     ]
+    if any(c.reread_forwards for c in costs):
+        lines.append(
+            f"{'':<12}the model has no key-value cache: each token reads all before it again, {span('reread_forwards')}"
+            " more in a rollout, and the prompt with each"
+        )
     if any(c.value_forwards for c in costs):
         lines.append(
             f"            the critic {span('value_forwards')} without gradient, and {span('critic_forwards')} with it"

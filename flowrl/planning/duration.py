@@ -47,7 +47,7 @@ def duration(recipe: Recipe, pace: Pace, num_heldout: int) -> Duration:
     iterations = recipe.train.iterations
     shown = [arithmetic(recipe, i) for i in range(min(iterations, 1000))]
     share = iterations / len(shown)
-    rollout = sum(a.rollout_forwards for a in shown) * share * pace.forward
+    rollout = sum(a.drawing_forwards for a in shown) * share * pace.forward
     training = sum(a.train_forwards for a in shown) * share * pace.training
     unlearned = sum(a.reference_forwards + a.corrected_forwards + a.whole_row_forwards for a in shown)
     training += unlearned * share * pace.forward
@@ -88,7 +88,7 @@ def measured_pace(folder: Path) -> Pace:
 def _pace(recipe: Recipe, lines: Sequence[dict[str, JSON]]) -> Pace:
     """Seconds per row, from sums over iterations."""
     each = [arithmetic(recipe, int(m["iteration"]) - 1) for m in lines]
-    forward = sum(m["time_rollout"] for m in lines) / sum(a.rollout_forwards for a in each)
+    forward = sum(m["time_rollout"] for m in lines) / sum(a.drawing_forwards for a in each)
     reference = sum(a.reference_forwards for a in each)
     trained = sum(a.train_forwards * (m.get("active_rows") or 0.0) for a, m in zip(each, lines, strict=True))
     training = max(sum(m["time_train"] for m in lines) - reference * forward, 0.0)

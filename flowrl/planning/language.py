@@ -79,6 +79,11 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
     again = objective.correction is not None or apart
     seen = drawn if scored_view(recipe) is not None else 0  # once more, beside other pictures
     further, clean = _viewed(recipe)
+    rollout = (
+        round(more * (train.drawn * (tokens_of_prompt(recipe) * said + (further + clean) * longest) + greedy))
+        if train.source == "rollouts"
+        else 0
+    )
     return Arithmetic(
         samples=rows,
         rows=rows,
@@ -86,17 +91,24 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
         optimizer_steps=train.epochs * train.updates,
         micro_batches=-(-per_update // (train.micro_rows or per_update)),
         rows_at_once=rows_at_once(recipe, train.group * said),
-        rollout_forwards=round(
-            more * (train.drawn * (tokens_of_prompt(recipe) * said + (further + clean) * longest) + greedy)
-        )
-        if train.source == "rollouts"
-        else 0,
+        rollout_forwards=rollout,
+        reread_forwards=0 if recipe.rollout.engine is not None else _reread(recipe, rollout, longest),
         train_forwards=train.epochs * (drawn + beside * longest),
         reference_forwards=looked + compared * longest,
         value_forwards=0 if critic is None else drawn,
         critic_forwards=fits * drawn,
         corrected_forwards=(drawn if again else 0) + seen,
     )
+
+
+def _reread(recipe: Recipe, tokens: int, longest: int) -> int:
+    """Tokens that are read again where a model has no cache and draws so many in rows of `longest`; 0 where it has one.
+
+    Token k of a row reads the k - 1 before it; those of the prompt are left out, as they are elsewhere.
+    """
+    from flowrl.planning.sizes.reading_again import reads_again  # transformers is slow to import
+
+    return tokens * (longest - 1) // 2 if reads_again(recipe.model) else 0
 
 
 def _viewed(recipe: Recipe) -> tuple[int, int]:
@@ -202,8 +214,10 @@ def _beside(recipe: Recipe) -> tuple[int, int]:
 
 
 def eval_forwards(recipe: Recipe) -> int:
-    """One forward per token, at the length limit."""
-    return section_of(recipe).max_new_tokens * contributions(recipe)
+    """One forward per token, at the length limit, and those of tokens that are read again."""
+    longest = section_of(recipe).max_new_tokens
+    tokens = longest * contributions(recipe)
+    return tokens + _reread(recipe, tokens, longest)
 
 
 def lines(recipe: Recipe) -> list[str]:

@@ -14,6 +14,7 @@ from flowrl.planning.sizes.activations import FusedAttention
 from flowrl.planning.sizes.few_bits import quantised_bytes
 from flowrl.planning.sizes.memory import ASSUMED, WORDS, Phase, Sizes, with_rewards
 from flowrl.planning.sizes.quantised import QuantisedBytes, copies_in_training
+from flowrl.planning.sizes.reading_again import reads_again
 from flowrl.planning.sizes.saved import count_saved, storage_of
 from flowrl.planning.sizes.seeing import media_tokens
 from flowrl.planning.sizes.shared import of_a_rank
@@ -82,7 +83,9 @@ def sizes(
     frozen, of_critic = frozen + critic.fixed - few.spared, critic.moments
     copies_of_weights = copies_in_training(few, train)
     rows = arithmetic(recipe).rows_at_once
-    drawing = _cache(config, rows, length + limit, dtype) + rows * config.get_text_config().vocab_size * DRAW
+    cacheless = reads_again(recipe.model)
+    drawing = 0 if cacheless else _cache(config, rows, length + limit, dtype)
+    drawing += rows * config.get_text_config().vocab_size * DRAW
     precision = getattr(torch, recipe.dtype.logp)
     kept = _kept(model, micro, length, limit, precision)
     if kept is not None and train.gradient_checkpointing:
@@ -104,6 +107,7 @@ def sizes(
     ]
     name = type(model).__name__
     words = "keys and values of all rows, and the logits of a token"
+    words = "the logits of a token, without what reads all tokens of all rows again" if cacheless else words
     unknown = "" if critic.known else "a critic, "
     left_out = f"another model as reference, {unknown}activations of rewards, the allocator's slack"
     if auto is not AutoModelForCausalLM:

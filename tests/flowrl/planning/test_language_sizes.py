@@ -1,20 +1,29 @@
 """The memory of a language model's recipe from its config, against what a learner and autograd really hold."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 import vision_support as vision
 from flowrl.build import build_policy
 from flowrl.contracts import Prompt, View
+from flowrl.kinds import kind_of
 from flowrl.learners import build_learner
-from flowrl.planning.costs import plan_for
-from flowrl.planning.sizes.language import sizes
+from flowrl.planning.costs import arithmetic, plan_for
+from flowrl.planning.dry_run import describe
+from flowrl.planning.duration import Pace, duration
+from flowrl.planning.sizes.language import DRAW, sizes
+from flowrl.planning.sizes.reading_again import reads_again
 from flowrl.planning.sizes.saved import count_saved
 from flowrl.planning.sizes.seeing import CONFIGS, media_tokens
 from flowrl.planning.sizes.text import describe_sizes
+from flowrl.policies.language.stopping import Stop
 from flowrl.recipe.load import load
+from flowrl.worlds.arithmetic.model import make_tokenizer
+from samplers.tokens import Generation
 
 SMALL = ["train.prompts=4", "train.group=4", "train.updates=1", "train.micro_batch=8", "generation.max_new_tokens=24"]
 
@@ -85,3 +94,58 @@ def test_checkpointing_keeps_less_and_a_model_without_a_config_is_told():
     text = describe_sizes(load("grpo_qwen", ["model=nobody/nothing"]), [])
     assert "no config of nobody/nothing is at hand; give its folder" in text and "FLUX" not in text
     assert "keys and values of all rows" in describe_sizes(load("tiny_lm_grpo"), [Prompt("a", "1+1")])
+
+
+@pytest.fixture(scope="module")
+def cacheless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a GPT of 2018, whose forward takes no cache."""
+    place = tmp_path_factory.mktemp("cacheless")
+    told = make_tokenizer()
+    shape = {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    made = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=len(told), **shape))
+    made.save_pretrained(place)
+    told.save_pretrained(place)
+    return place
+
+
+def test_a_model_without_a_cache_reads_all_again_and_the_plan_counts_it(cacheless: Path):
+    more = ["lora=null", "full=true", "objective.kl=0", "train.prompts=2", "train.group=3"]
+    more += ["train.updates=1", "train.micro_batch=null", "generation.max_new_tokens=5"]
+    recipe = load("tiny_lm_grpo", [f"model={cacheless}", *more])
+    planned, cached = arithmetic(recipe), arithmetic(load("tiny_lm_grpo", more))
+    assert (planned.rollout_forwards, cached.reread_forwards) == (30, 0) == (cached.rollout_forwards, 0)
+    subject = build_policy(recipe)
+    subject._proven, subject.stop = {False}, Stop((), (), subject.tokenizer)
+    read: list[int] = []
+    hook = lambda _, given, named: read.append(named["input_ids"].numel())  # noqa: E731
+    subject.model.register_forward_pre_hook(hook, with_kwargs=True)
+    rollout = subject.rollout([Prompt("a", "347+285"), Prompt("b", "7*8")], group_size=3, plan=Generation(5), seed=0)
+    width = max(len(ids) for ids in rollout.replay.prompts)
+    assert read == [2 * width, *(6 * (width + k) for k in range(1, 5))]
+    assert planned.reread_forwards == sum(read) - (2 + 6 * 4) * width == 60
+    assert planned.drawing_forwards == 90
+    told = describe(recipe)
+    assert "no key-value cache: each token reads all before it again, 60 more in a rollout" in told
+    assert "key-value cache" not in describe(load("tiny_lm_grpo", more))
+    found, plain = sizes(recipe, [], 5), sizes(load("tiny_lm_grpo", more), [], 5)
+    assert "reads all tokens of all rows again" in found.drawing and "keys and values" in plain.drawing
+    assert found.phases[0].activations == 6 * len(subject.tokenizer) * DRAW
+    pace = Pace(0.5, 1.0)
+    held_out = kind_of(recipe).planning.eval_forwards(recipe)
+    assert held_out == 5 + 10
+    iterations = recipe.train.iterations
+    assert duration(recipe, pace, 0).rollout == pytest.approx(90 * iterations * 0.5)
+
+
+def test_models_with_caches_are_known_by_their_class(tmp_path: Path):
+    """One whose keys are of pictures too, a whole that speaks, and one of which nothing is known."""
+    for named, again in {
+        "BlipForConditionalGeneration": True,
+        "Qwen2_5_VLForConditionalGeneration": False,
+        "Qwen2_5OmniForConditionalGeneration": False,
+        "NobodyKnowsForCausalLM": False,
+    }.items():
+        (tmp_path / named).mkdir()
+        (tmp_path / named / "config.json").write_text(json.dumps({"architectures": [named]}))
+        assert reads_again(str(tmp_path / named)) == again
+    assert not reads_again("somebody/unknown") and not reads_again("Qwen/Qwen2.5-VL-7B-Instruct")
