@@ -259,7 +259,27 @@ def started(folder: Path, jobs: list[dict[str, Any]]) -> subprocess.Popen:
     """The program of this module; what it says goes to folder/log.txt."""
     command = [sys.executable, "-m", "ranks_support", json.dumps(jobs)]
     with (folder / "log.txt").open("w") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment(), cwd=folder)
+        how = {"env": environment(), "cwd": folder, "start_new_session": True}
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **how)
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ends what `started` has started, and every rank of it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(30)
+
+
+def done(folder: Path, jobs: list[dict[str, Any]], within: float = 3000) -> str:
+    """Does the jobs; returns the log. Asserts that they come to their end within so many seconds; ends all of them."""
+    process = started(folder, jobs)
+    try:
+        code = process.wait(within)
+        log = (folder / "log.txt").read_text()
+        assert code == 0, log[-3000:]
+        return log
+    finally:
+        end(process)
 
 
 def job(
@@ -406,12 +426,6 @@ def main(jobs: list[dict[str, Any]]) -> int:
         arguments = Path(given["to"]), given["runs"], given["more"], given["resume"], given["blow"], given["measure"]
         children = forked(given["ranks"], lambda arguments=arguments: do_runs(*arguments))
 
-        def end(number: int, frame: object, children: list[int] = children) -> None:
-            for child in children:
-                os.kill(child, signal.SIGKILL)
-            sys.exit(1)
-
-        signal.signal(signal.SIGTERM, end)
         ended = [os.waitpid(child, 0)[1] for child in children]
         failed += given["blow"] is None and sum(code != 0 for code in ended)
     return failed

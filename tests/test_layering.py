@@ -85,7 +85,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/policies/language/building.py": {"flowrl.policies", "flowrl.recipe", "flowrl.kinds", "flowrl.contracts"}
     | {"flowrl.environments", "flowrl.engines"}
     | LIGHT,
-    "flowrl/engines/ranks.py": LIGHT,
+    "flowrl/engines/board.py": set(),
+    "flowrl/engines/ranks.py": {"flowrl.engines"} | LIGHT,
     "flowrl/engines/launch.py": set(),
     "flowrl/engines/rounds.py": {"flowrl.untyped"},
     "flowrl/engines/shard_files.py": set(),
@@ -154,6 +155,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "flowrl/compare/drift.py": {"torch"},
     "flowrl/serve": {"fastapi", "starlette", "uvicorn", "pydantic"},  # the server's own process needs no torch
     "flowrl/engines": {"fastapi", "uvicorn", "pydantic", "torch", "peft", "safetensors"},
+    "flowrl/engines/board.py": {"torch"},
     "flowrl/engines/ranks.py": {"torch"},
     "flowrl/engines/launch.py": {"torch"},
     "flowrl/engines/rounds.py": {"torch"},
@@ -332,4 +334,4 @@ def test_processes_talk_to_each_other_in_one_room():
     used = {
         file for file in FILES for one in imports((ROOT / file).read_text(), file) if "torch.distributed" in one.name
     }
-    assert used == {f"flowrl/engines/{name}.py" for name in ("ranks", "launch", "sharding", "shard_files")}
+    assert used == {f"flowrl/engines/{name}.py" for name in ("ranks", "board", "launch", "sharding", "shard_files")}

@@ -9,10 +9,12 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import signal
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import typer
 
@@ -22,34 +24,62 @@ from flowrl.names import UserError
 EXIT_USER_ERROR, EXIT_FAILED, EXIT_FAULT = 2, 1, 70
 # of scoring.scorer, runs.stopping, runs.saving and engines.client: by name, since importing them would load torch
 ENDING_ERRORS = ("RewardError", "EarlyExitError", "DivergedError", "EngineError")
+EXIT_GONE = 75  # of a rank that another one has left, whose launcher says how (EX_TEMPFAIL)
+LAUNCHED = "FLOWRL_LAUNCHED"  # is set where `flowrl run --ranks` has started this process
+OTHERS_SPEAK = 10.0  # seconds in which a launcher ends this rank because of another one that has told the same
 TRACEBACK_VARIABLE = "FLOWRL_TRACEBACK"  # any value but 0 shows tracebacks, as --traceback does
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "pydantic", "typer")
 
 
-def report_exception(error: Exception, arguments: Sequence[str], whole: bool = False) -> int:
-    """Prints an exception's line on standard error, after the traceback if `whole`; returns the exit code."""
+def report_exception(error: Exception, arguments: Sequence[str], whole: bool = False, rank: str | None = None) -> int:
+    """Prints an exception's line on standard error, after the traceback if `whole`; returns the exit code.
+
+    rank: the one that tells of it for all of them. What ranks find before they have met, such as a mistake in the
+    recipe, the first one tells. An error that has been told of (`reported`) is not told again.
+    """
+    if (told := getattr(error, "reported", None)) is not None:
+        return told
+    kind, text = type(error).__name__, one_line(error)
+    if kind == "RankError":
+        if getattr(error, "gone", False) and LAUNCHED in os.environ:
+            return EXIT_GONE
+        return _print_line(text, EXIT_FAILED)
+    if rank is None and os.environ.get("WORLD_SIZE", "1") != "1" and (own := os.environ.get("RANK", "0")) != "0":
+        time.sleep(OTHERS_SPEAK * (1 + (os.environ.get("LOCAL_RANK", "0") != "0")))
+        rank = own  # rank 0 was well
+    where = "" if rank is None else f"rank {rank}: "
     whole = whole or os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0")
     if whole:
         traceback.print_exception(error)
-    kind = type(error).__name__
-    text = one_line(error)
     if isinstance(error, UserError):
-        return _print_line(text, EXIT_USER_ERROR)
+        return _print_line(where + text, EXIT_USER_ERROR)
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         name = str(error.filename or text)
-        return _print_line(
-            f"{name[:60]}...: a name of {len(name)} characters is too long for a file name; shorten it", EXIT_USER_ERROR
-        )
+        problem = f"{name[:60]}...: a name of {len(name)} characters is too long for a file name; shorten it"
+        return _print_line(where + problem, EXIT_USER_ERROR)
     if kind in ENDING_ERRORS:
-        return _print_line(text, EXIT_FAILED)
-    where = "its traceback is above" if whole else _write_bug_report(error, arguments)
+        return _print_line(where + text, EXIT_FAILED)
+    report = "its traceback is above" if whole else _write_bug_report(error, arguments)
     if kind == "OutOfMemoryError" or isinstance(error, MemoryError):
         usual = "lower train.micro_batch and train.rollout_batch, or set train.gradient_checkpointing=true"
         remedy = getattr(error, "remedy", usual)  # of runs.out_of_memory
-        return _print_line(f"out of memory ({text[:160]}); {remedy}; {where}", EXIT_FAILED)
-    return _print_line(
-        f"{kind}: {text[:200] or 'no text'}; this is a bug without a message of its own: {where}", EXIT_FAULT
-    )
+        return _print_line(f"{where}out of memory ({text[:160]}); {remedy}; {report}", EXIT_FAILED)
+    problem = f"{kind}: {text[:200] or 'no text'}; this is a bug without a message of its own: {report}"
+    return _print_line(where + problem, EXIT_FAULT)
+
+
+def report_lost_ranks(failed: Mapping[int, int]) -> int:
+    """Says which rank was killed, as it could not itself; returns the exit code for that of a launcher.
+
+    failed: the exit codes of ranks that a launcher has seen fail, the first one first; below 0 those of signals.
+    """
+    rank, code = next(iter(sorted(failed.items(), key=lambda one: one[1] == EXIT_GONE)), (0, 0))
+    if code in (0, EXIT_USER_ERROR, EXIT_FAILED, EXIT_FAULT) or code > 128:
+        return code
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    again = "--resume goes on from its last checkpoint"
+    typer.echo(f"flowrl: rank {rank} {how}, and the run with it; {again}", err=True)
+    return code if code > 0 else 128 - code
 
 
 def one_line(error: BaseException) -> str:

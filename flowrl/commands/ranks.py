@@ -2,10 +2,17 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from flowrl.commands.failures import refuse_several_processes
+from flowrl.commands.failures import (
+    EXIT_FAILED,
+    LAUNCHED,
+    refuse_several_processes,
+    report_exception,
+    report_lost_ranks,
+)
 from flowrl.names import UserError
 
 if TYPE_CHECKING:
@@ -61,6 +68,19 @@ def joined(wait: float) -> "Iterator[Ranks]":
         return
     from flowrl.engines.ranks import ProcessRanks
 
+    def tell(error: BaseException) -> int:
+        if not isinstance(error, Exception):
+            return EXIT_FAILED
+        return report_exception(error, sys.argv[1:], "--traceback" in sys.argv, os.environ["RANK"])
+
     ranks = ProcessRanks(wait)
-    with ranks.together():
+    with ranks.together(tell):
         yield ranks
+
+
+def launched(number: int, arguments: Sequence[str]) -> int:
+    """Runs `flowrl` with these arguments in so many processes of this machine; returns the exit code."""
+    from flowrl.engines.launch import launch
+
+    os.environ[LAUNCHED] = "1"
+    return report_lost_ranks(launch(number, arguments))

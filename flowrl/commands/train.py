@@ -8,7 +8,8 @@ import typer
 from rich.markup import escape
 
 from flowrl.commands.common import Overrides, RecipeArgument, silence_before_import, silence_libraries
-from flowrl.commands.ranks import asked_ranks, check_before_launch, is_rank, joined, leads
+from flowrl.commands.failures import EXIT_FAILED
+from flowrl.commands.ranks import asked_ranks, check_before_launch, is_rank, joined, launched, leads
 from flowrl.names import UserError
 from flowrl.terminal import output_console
 
@@ -44,14 +45,13 @@ def run(
     checked = load(recipe, [o for o in overrides or [] if not o.startswith("resume=")])
     number = asked_ranks(ranks, checked.parallel.ranks)
     if number is not None and not dry_run and not is_rank():
-        from flowrl.engines.launch import launch
-
         check_before_launch(checked, number)
-        raise typer.Exit(launch(number, sys.argv[1:]))
+        raise typer.Exit(launched(number, sys.argv[1:]))
     if leads():
         typer.echo(f"{recipe}: the recipe is valid; " + ("working out the plan" if dry_run else "loading"))
     if dry_run:
-        _plan(checked, seconds_per_forward, time_from)
+        if leads():
+            _plan(checked, seconds_per_forward, time_from)
         return
     silence_libraries()
     from flowrl.runs.alarm_response import AlarmError
@@ -60,19 +60,21 @@ def run(
     from flowrl.runs.stopping import Stopped
 
     folder = Path(resume_folders[-1]) if resume_folders else newest_run(Path(checked.output or "")) if resume else None
-    if folder is None and resume:
+    if folder is None and resume and leads():
         typer.echo(f"--resume: no run under {checked.output} yet; starting one")
     if folder is not None and not folder.is_dir():
         raise UserError(f"resume: {folder} does not exist; give the folder of a run")
-    try:
-        with joined(checked.parallel.wait) as together:
+    with joined(checked.parallel.wait) as together:
+        try:  # what ends all ranks alike, the first one tells
             run_recipe(checked, resume=folder, ranks=together)
-    except Stopped as stop:
-        typer.echo(f"stopped by {stop.name}; resume with: flowrl run {recipe} ... --resume", err=True)
-        raise typer.Exit(stop.code) from None
-    except AlarmError as alarm:
-        typer.echo(f"flowrl: {alarm}", err=True)
-        raise typer.Exit(1) from None
+            return
+        except Stopped as stop:
+            code, line = stop.code, f"stopped by {stop.name}; resume with: flowrl run {recipe} ... --resume"
+        except AlarmError as alarm:
+            code, line = EXIT_FAILED, f"flowrl: {alarm}"
+    if leads():
+        typer.echo(line, err=True)
+    raise typer.Exit(code)
 
 
 def _plan(recipe: "Recipe", forward: float | None, earlier: Path | None) -> None:

@@ -1,5 +1,6 @@
 """Starts the ranks of a run on this machine, by the launcher that torchrun itself is made of."""
 
+import logging
 import sys
 import uuid
 from collections.abc import Sequence
@@ -9,11 +10,15 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 
-def launch(number: int, arguments: Sequence[str]) -> int:
-    """Runs `flowrl` with these arguments in so many processes; returns the exit code of the first that failed, or 0.
+def launch(number: int, arguments: Sequence[str]) -> dict[int, int]:
+    """Runs `flowrl` with these arguments in so many processes; returns the exit codes of those that failed, by rank.
 
-    They meet on the loopback address. None is started again: a run that has lost a rank resumes with --resume.
+    The first that failed comes first; a code below 0 is that of a signal. They meet on the loopback address. None is
+    started again: a run that has lost a rank resumes with --resume. Raises SystemExit where a signal ends this process.
     """
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # a rank has said it, or who has called this says it
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -28,8 +33,7 @@ def launch(number: int, arguments: Sequence[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "flowrl", *arguments)
     except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        return code if code > 0 else 128 - code
+        return {rank: failure.exitcode for rank, failure in error.failures.items()}
     except SignalException as stop:
-        return 128 + stop.sigval
-    return 0
+        raise SystemExit(128 + stop.sigval) from None
+    return {}

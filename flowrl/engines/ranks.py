@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from flowrl.engines.board import Board, RankError, Tell
 from flowrl.names import UserError
 
 T = TypeVar("T")
 WAIT = 600.0  # seconds for the slowest rank, where the recipe does not say
-LAST = 10.0  # seconds for the others to hear of a failure
 ASK = 0.2  # seconds of waiting after which one asks whether another rank has failed, and says that one waits
 NAPS = (1e-4, 5e-3)  # seconds between two looks at an operation, the first and the longest
 
@@ -49,10 +49,6 @@ def _small(value: object) -> bytes:
     return data.getvalue()
 
 
-class RankError(RuntimeError):
-    """Another rank has failed, gone or not answered."""
-
-
 class ProcessRanks:
     """The ranks of this run. wait: seconds that a rank waits for the slowest one. Raises UserError where they cannot
     find each other."""
@@ -72,7 +68,9 @@ class ProcessRanks:
                 f"this is one of several processes, but they cannot be joined ({reason}); start them with `flowrl run "
                 "RECIPE --ranks N` or `torchrun --nproc-per-node N -m flowrl run RECIPE`"
             ) from error
-        self._board, self._number = dist.PrefixStore("flowrl", store), 0  # of operations that were waited for
+        self._board = Board(dist.PrefixStore("flowrl", store), self.rank, self.size)
+        self._number = 0  # of operations that were waited for
+        self.patience = wait  # seconds for the others to hear that this rank has failed, and to save
 
     def gather(self, value: T) -> list[T]:
         """See `Ranks`."""
@@ -97,21 +95,20 @@ class ProcessRanks:
                 value.detach().copy_(part.view_as(value))
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Within, an error of this rank is told to the others, which wait for it somewhere; leaves the group behind."""
-        try:
-            yield
-        except RankError:
-            raise
-        except BaseException as error:
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-            with contextlib.suppress(Exception):
-                self._board.compare_set("failed", "", f"rank {self.rank}: {said}")
-                self._leave()
-            raise
-        finally:
-            with contextlib.suppress(Exception):
-                dist.destroy_process_group()
+    def together(self, tell: Tell = lambda error: 1) -> Iterator[None]:
+        """Within, an error of this rank is told to the others, which wait for it somewhere.
+
+        tell: tells the user, and gives the exit code; it is called on the first rank that fails alone. An error that is
+        told so has the code in `reported`, on every rank.
+        """
+        with self._board.guarded(self.wait):
+            try:
+                yield
+            except BaseException as error:
+                self._board.fail(error, tell, self.patience)
+                raise  # the group is left as it is: to end it would wait for an operation that hangs
+        with contextlib.suppress(Exception):
+            dist.destroy_process_group()
 
     def _opened(self, rank: int, data: bytes) -> Any:
         well, value = pickle.loads(data)
@@ -130,33 +127,6 @@ class ProcessRanks:
         self._finish(dist.all_gather(parts, padded, async_op=True))
         return [part[:number].numpy().tobytes() for part, number in zip(parts, sizes.tolist(), strict=True)]
 
-    def _leave(self) -> None:
-        """Waits until all have heard of the failure that is on the board, for a while."""
-        heard, until = self._board.add("heard", 1), time.monotonic() + LAST
-        while heard < self.size and time.monotonic() < until:
-            time.sleep(NAPS[1])
-            heard = self._board.add("heard", 0)
-
-    def _listen(self) -> None:
-        """Raises RankError where another rank has told of its failure."""
-        failed = ""
-        with contextlib.suppress(Exception):
-            if self._board.check(["failed"]):
-                failed = self._board.get("failed").decode()
-                self._board.add("heard", 1)
-        if failed:
-            raise RankError(failed)
-
-    def _absent(self) -> str:
-        """The ranks that do not wait as this one does, in words."""
-        with contextlib.suppress(Exception):
-            keys = {rank: f"waits/{rank}" for rank in range(self.size) if rank != self.rank}
-            waiting = {rank for rank, key in keys.items() if self._board.check([key])}
-            waiting = {rank for rank in waiting if int(self._board.get(keys[rank])) >= self._number}
-            if absent := [str(rank) for rank in keys if rank not in waiting]:
-                return f"rank{'s' * (len(absent) > 1)} {', '.join(absent)}"
-        return "another rank"
-
     def _finish(self, work: Any) -> None:
         """Waits for an operation. Raises RankError where it fails, or takes longer than ranks are waited for."""
         start, nap, asked = time.monotonic(), NAPS[0], 0.0
@@ -165,20 +135,20 @@ class ProcessRanks:
             waited = time.monotonic() - start
             if waited > asked + ASK:
                 asked = waited
-                self._listen()
-                self._board.set(f"waits/{self.rank}", str(self._number))
+                self._board.listen()
+                self._board.waits(self._number)
             if waited > self.wait:
                 raise RankError(
-                    f"{self._absent()} hangs, or is slower than the {self.wait:.0f} s that rank {self.rank} has "
-                    "waited (parallel.wait)"
+                    f"{self._board.absent(self._number)} hangs, or is slower than the {self.wait:.0f} s that rank "
+                    f"{self.rank} has waited (parallel.wait)"
                 )
             time.sleep(nap)
             nap = min(2 * nap, NAPS[1])
         try:
             work.wait()
         except RuntimeError as error:
-            self._listen()
+            self._board.listen()
             reason = " ".join(str(error).split())[:200]
             raise RankError(
-                f"another rank has gone: it was killed, or its machine cannot be reached ({reason})"
+                f"another rank has gone: it was killed, or its machine cannot be reached ({reason})", gone=True
             ) from error

@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from flowrl.engines.board import LAST
 from flowrl.engines.ranks import ProcessRanks
 from flowrl.engines.rounds import Rounds, Weights
 from flowrl.names import UserError
@@ -120,6 +121,7 @@ def share_out(
     are all that they repeat; one that repeats none stays whole on every rank. Raises UserError for blocks that a module
     does not have.
     """
+    ranks.patience = LAST  # none of them could save alone
     mesh = init_device_mesh(device, (ranks.size,))
     dtype = None if keys.mixed_precision is None else getattr(torch, keys.mixed_precision)
     how = {

@@ -10,6 +10,9 @@ import pytest
 
 from cli_support import call
 from flowrl import __version__
+from flowrl.commands import failures
+from flowrl.commands.failures import LAUNCHED
+from flowrl.commands.ranks import launched
 from flowrl.names import UserError
 from flowrl.scoring.scorer import RewardError
 
@@ -82,6 +85,7 @@ def test_a_report_that_cannot_be_written_goes_to_the_screen(tmp_path, capsys, mo
 def test_one_of_several_processes_is_refused(command, variable, capsys, monkeypatch):
     monkeypatch.setenv(variable, "4")
     monkeypatch.setenv("RANK", "2")
+    monkeypatch.setattr(failures, "OTHERS_SPEAK", 0.0)
     monkeypatch.setattr("flowrl.recipe.load.load", lambda *_: pytest.fail("began"))
     code, _, text = call(capsys, monkeypatch, command, "build" if command == "world" else "tiny_flow_grpo")
     assert code == 2 and len(text.splitlines()) == 1 and "one of 4 processes" in text and "torchrun" in text
@@ -103,7 +107,8 @@ def test_ranks_are_as_many_as_are_asked_for(capsys, monkeypatch):
 
 
 def test_no_rank_is_started_for_what_each_would_refuse(capsys, monkeypatch):
-    monkeypatch.setattr("flowrl.engines.launch.launch", lambda *_: 99)
+    monkeypatch.setenv(LAUNCHED, "")
+    monkeypatch.setattr("flowrl.engines.launch.launch", lambda *_: {1: 70, 0: 1})
     code, _, text = call(capsys, monkeypatch, "run", "wan14_8x80gb")
     assert code == 2 and len(text.strip().splitlines()) == 1 and "pickscore: not here, and not shipped" in text
     code, _, text = call(
@@ -111,7 +116,35 @@ def test_no_rank_is_started_for_what_each_would_refuse(capsys, monkeypatch):
     )
     assert code == 2 and len(text.strip().splitlines()) == 1 and "train.prompts: got 3, but 4 ranks" in text
     code, _, _ = call(capsys, monkeypatch, "run", "tiny_flow_grpo", "--ranks", "2")
-    assert code == 99
+    assert code == 70
+
+
+def test_a_rank_that_was_killed_is_named_by_its_launcher(capsys, monkeypatch):
+    """The others cannot know how it went; what a rank has said itself is not said again."""
+    monkeypatch.setenv(LAUNCHED, "")  # as it is again behind this
+    for failed, code, said in (
+        ({0: 75, 2: -9}, 137, "flowrl: rank 2 was killed by SIGKILL, and the run with it; --resume goes on"),
+        ({1: 3, 0: 75}, 3, "flowrl: rank 1 ended with exit code 3"),
+        ({1: 2, 0: 2}, 2, ""),
+        ({0: 143, 1: 143}, 143, ""),
+        ({}, 0, ""),
+    ):
+        monkeypatch.setattr("flowrl.engines.launch.launch", lambda *_, failed=failed: failed)
+        assert launched(2, ["run"]) == code
+        text = capsys.readouterr().err
+        assert text.startswith(said) and len(text.splitlines()) == (said != "")
+
+
+@pytest.mark.parametrize(("rank", "local", "waits"), [("0", "0", []), ("3", "0", [10.0]), ("3", "3", [20.0])])
+def test_what_all_ranks_find_before_they_meet_the_first_one_tells(rank, local, waits, capsys, monkeypatch):
+    """Its launcher ends the others meanwhile; where it was well, as on a machine of its own, they tell it too."""
+    for name, value in (("WORLD_SIZE", "4"), ("RANK", rank), ("LOCAL_RANK", local)):
+        monkeypatch.setenv(name, value)
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    code, _, text = call(capsys, monkeypatch, "run", "tiny_flow_grpo", "trian.lr=1")
+    assert code == 2 and waited == waits and len(text.splitlines()) == 1
+    assert text.startswith("flowrl: trian" if rank == "0" else "flowrl: rank 3: trian")
 
 
 def test_a_launcher_of_one_process_is_none(capsys, monkeypatch):

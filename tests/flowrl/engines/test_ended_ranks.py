@@ -11,7 +11,7 @@ import signal
 import pytest
 import torch
 
-from ranks_support import PHASES, distance, job, lines, started, weights
+from ranks_support import PHASES, distance, done, job, lines, weights
 from resume_support import assert_same_run
 
 pytestmark = pytest.mark.dist
@@ -42,7 +42,7 @@ def test_thirty_kills_of_a_rank_at_random_moments_change_nothing(tmp_path):
     jobs = [job(2, whole, ["tokens"], *KILLED)]
     jobs += [job(2, cut, ["tokens"], *KILLED, resume=True, blow=blow) for blow in blows(0)]
     jobs += [job(2, cut, ["tokens"], *KILLED, resume=True)]
-    assert started(tmp_path, jobs).wait(6000) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    done(tmp_path, jobs, 6000)
     struck = [json.loads(line) for line in (cut / "blows.txt").read_text().splitlines()]
     assert len(struck) == BLOWS
     assert_same_run(cut / "tokens", whole / "tokens")
@@ -61,7 +61,7 @@ def test_a_killed_rank_that_holds_parts_costs_nothing_but_time(tmp_path):
         cut = tmp_path / phase
         blow = {"signal": int(signal.SIGKILL), "rank": rank, "phase": phase, "entry": 2, "delay": 0.002}
         jobs += [job(2, cut, ["critic"], *PARTS, blow=blow), job(2, cut, ["critic"], *PARTS, resume=True)]
-    assert started(tmp_path, jobs).wait(3000) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    done(tmp_path, jobs)
     for phase in phases:
         assert len((tmp_path / phase / "blows.txt").read_text().splitlines()) == 1
         assert_same_run(tmp_path / phase / "critic", whole / "critic")
@@ -74,7 +74,7 @@ def test_a_signal_to_one_rank_ends_all_with_everything_saved(number, tmp_path):
     blow = {"signal": number, "rank": 1, "phase": "rollout", "entry": 2, "delay": 0.0}
     jobs = [job(2, whole, ["tokens"], *more), job(2, cut, ["tokens"], *more, blow=blow)]
     jobs += [job(2, cut, ["tokens"], *more, resume=True)]
-    assert started(tmp_path, jobs).wait(3000) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    done(tmp_path, jobs)
     for rank in (0, 1):
         assert (cut / f"tokens-{rank}.txt").read_text() == f"Stopped: {signal.Signals(number).name}"
     assert_same_run(cut / "tokens", whole / "tokens")
@@ -86,12 +86,12 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resumed")
     short, more = ["train.schedule=constant", "train.iterations=2"], ["train.schedule=constant", "train.iterations=3"]
     jobs = [job(number, folder / f"{number}", ["steps", "tokens"], *short) for number in (1, 2)]
-    assert started(folder, jobs).wait(3000) == 0, (folder / "log.txt").read_text()[-3000:]
+    done(folder, jobs)
     jobs = []
     for before, after in ((1, 1), (2, 2), (2, 1), (1, 2), (2, 3)):
         shutil.copytree(folder / f"{before}", folder / f"{before}-{after}")
         jobs.append(job(after, folder / f"{before}-{after}", ["steps", "tokens"], *more, resume=True))
-    assert started(folder, jobs).wait(3000) == 0, (folder / "log.txt").read_text()[-3000:]
+    done(folder, jobs)
     return folder
 
 

@@ -11,27 +11,42 @@ import pytest
 import torch
 
 from flowrl.core.shrinking import MicroBatch
-from flowrl.engines.ranks import ProcessRanks, RankError
+from flowrl.engines import board
+from flowrl.engines.board import RankError
+from flowrl.engines.ranks import ProcessRanks
 from ranks_support import forked
 
 
 def told(number: int, folder: Path, work: Callable[[ProcessRanks], object], wait: float = 20.0) -> list[object]:
     """What so many ranks come to: what the work of each gives, or its error; None of one that was killed."""
 
+    def tell(error: BaseException) -> int:
+        with (folder / "spoken.txt").open("a") as file:
+            file.write(" ".join(str(error).split()) + "\n")
+        return 7
+
     def rank() -> None:
         name = folder / f"{os.environ['RANK']}.json"
         try:
             ranks = ProcessRanks(wait)
-            with ranks.together():
+            with ranks.together(tell):
                 given = work(ranks)
         except (RankError, ValueError) as error:
             given = f"{type(error).__name__}: {error}"
-        name.write_text(json.dumps(given))
+            assert error.reported == 7  # pyright: ignore[reportAttributeAccessIssue]
+        with name.with_suffix(".part").open("w") as file:
+            json.dump(given, file)
+        name.with_suffix(".part").rename(name)
 
     for child in forked(number, rank):
         os.waitpid(child, 0)
     files = [folder / f"{i}.json" for i in range(number)]
     return [json.loads(file.read_text()) if file.exists() else None for file in files]
+
+
+def spoken(folder: Path) -> list[str]:
+    """What users were told."""
+    return (folder / "spoken.txt").read_text().splitlines()
 
 
 def test_gathers_and_sums_are_those_of_all(tmp_path):
@@ -66,19 +81,66 @@ def test_the_error_of_a_rank_is_that_of_all_wherever_they_wait(operation, tmp_pa
     first, own, third = told(3, tmp_path, work)
     assert first == third == "RankError: rank 1: ValueError: the third row is empty"
     assert own == "ValueError: the third\nrow is empty" and time.monotonic() - start < 30
+    assert spoken(tmp_path) == ["the third row is empty"]
 
 
-def test_a_rank_that_hangs_is_named(tmp_path):
+def test_of_ranks_that_fail_at_once_one_tells(tmp_path):
+    def work(ranks: ProcessRanks) -> object:
+        ranks.gather(1)
+        raise ValueError("no such model")
+
+    assert told(3, tmp_path, work) == ["ValueError: no such model"] * 3
+    assert spoken(tmp_path) == ["no such model"]
+
+
+def test_a_rank_that_hangs_is_named_and_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(board, "LAST", 1.0)
+    monkeypatch.setattr(board, "LOOK", 0.1)
+
     def work(ranks: ProcessRanks) -> object:
         if ranks.rank == 2:
-            time.sleep(4)
-            return "late"
+            time.sleep(60)
         return ranks.gather(1)
 
+    start = time.monotonic()
     first, second, third = told(3, tmp_path, work, wait=1.0)
-    assert third == "late"
-    for i, said in enumerate((first, second)):
-        assert said == f"RankError: rank 2 hangs, or is slower than the 1 s that rank {i} has waited (parallel.wait)"
+    assert third is None and time.monotonic() - start < 30
+    texts = [f"rank 2 hangs, or is slower than the 1 s that rank {i} has waited (parallel.wait)" for i in (0, 1)]
+    assert all(str(text).removeprefix("RankError: ") in texts for text in (first, second))
+    assert spoken(tmp_path) in [[text] for text in texts]  # one of the two tells the user
+
+
+def test_ranks_whose_launcher_was_killed_are_asked_to_stop(tmp_path, monkeypatch):
+    monkeypatch.setattr(board, "LOOK", 0.05)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+
+    def work(ranks: ProcessRanks) -> object:
+        asked: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+        ranks.gather(1)
+        (tmp_path / f"begun{ranks.rank}").touch()
+        until = time.monotonic() + 20
+        while not asked and time.monotonic() < until:
+            time.sleep(0.01)
+        return asked
+
+    if (launcher := os.fork()) == 0:
+        try:
+            told(2, tmp_path, work)
+        finally:
+            os._exit(0)
+    waited(lambda: all((tmp_path / f"begun{i}").exists() for i in (0, 1)))
+    os.kill(launcher, signal.SIGKILL)
+    os.waitpid(launcher, 0)
+    waited(lambda: all((tmp_path / f"{i}.json").exists() for i in (0, 1)))
+    assert [json.loads((tmp_path / f"{i}.json").read_text()) for i in (0, 1)] == [[signal.SIGTERM]] * 2
+
+
+def waited(true: Callable[[], bool]) -> None:
+    """Waits until it is true, for half a minute."""
+    until = time.monotonic() + 30
+    while not true() and time.monotonic() < until:
+        time.sleep(0.02)
 
 
 def test_a_rank_that_is_killed_ends_the_others(tmp_path):
@@ -91,6 +153,7 @@ def test_a_rank_that_is_killed_ends_the_others(tmp_path):
     first, gone, third = told(3, tmp_path, work)
     assert gone is None
     assert all(str(said).startswith("RankError: another rank has gone: it was killed") for said in (first, third))
+    assert len(spoken(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("room", [1, 0])

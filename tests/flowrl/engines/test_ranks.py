@@ -12,7 +12,7 @@ import torch
 
 from flowrl.core.ranks import shares, weighed_means
 from flowrl.runs.checkpoints import Checkpoints, load
-from ranks_support import BESIDE, RUNS, compare, environment, job, lines, started, weights
+from ranks_support import BESIDE, RUNS, compare, done, end, environment, job, lines, started, weights
 
 SHORT = ["noised", "tokens", "alone"]  # in the default tests
 LONG = [name for name in RUNS if name not in BESIDE]
@@ -25,8 +25,7 @@ def short(tmp_path_factory):
     jobs = [job(number, folder / str(number), SHORT) for number in (1, 2)]
     jobs += [job(2, folder / "parts", ["tokens"], "parallel.kind=fsdp")]
     jobs += [job(2, folder / "2", [name]) for name in ("failing", "losing")]
-    ended = started(folder, jobs).wait(1500)
-    assert ended == 0, (folder / "log.txt").read_text()
+    done(folder, jobs)
     return folder
 
 
@@ -60,6 +59,8 @@ def test_a_failure_on_one_rank_ends_both_and_is_named(short):
     own, other = ((short / "2" / f"failing-{rank}.txt").read_text() for rank in (1, 0))
     assert own.startswith("RewardError") and "asked the process to end" in own
     assert other.startswith("RankError: rank 1: RewardError") and len(other.splitlines()) == 1
+    told = [line for line in (short / "log.txt").read_text().splitlines() if "asked the process to end" in line]
+    assert len(told) == 1 and told[0].startswith("flowrl: rank 1: ")  # the user is told once
     assert (short / "2" / "failing" / "checkpoints" / "00000").is_dir()  # nothing of the iterations before is lost
 
 
@@ -67,6 +68,7 @@ def test_failure_limits_are_judged_on_the_samples_of_all_ranks(short):
     """Rank 1 loses all of its samples, a third of an iteration's: too many are lost in the second, on both alike."""
     told = [(short / "2" / f"losing-{rank}.txt").read_text() for rank in (0, 1)]
     assert told[0] == told[1] and "8 of the latest 30 samples" in told[0] and "no answer from the server" in told[0]
+    assert (short / "log.txt").read_text().count("8 of the latest 30 samples") == 1
     assert len([line for line in lines(short / "2" / "losing") if "ranks/bytes" in line]) == 1
 
 
@@ -95,8 +97,7 @@ def long(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     more = ["train.iterations=10"]
     jobs = [job(number, folder / str(number), [name], *more) for number in (1, 2, 3) for name in LONG]
-    ended = started(folder, jobs).wait(3000)
-    assert ended == 0, (folder / "log.txt").read_text()
+    done(folder, jobs, 7000)
     return folder
 
 
@@ -110,8 +111,7 @@ def test_any_run_is_that_of_one_process(name, number, long):
 @pytest.mark.dist
 def test_bookkeeping_of_the_quickstart_is_small(tmp_path):
     """At most 5 % of the CPU time of iterations, and of what the pixels weigh 1 % is told."""
-    process = started(tmp_path, [job(2, tmp_path, ["quickstart"], "train.iterations=3", measure=True)])
-    assert process.wait(1500) == 0, (tmp_path / "log.txt").read_text()
+    done(tmp_path, [job(2, tmp_path, ["quickstart"], "train.iterations=3", measure=True)])
     spent = [json.loads((tmp_path / f"measured-{rank}.json").read_text()) for rank in (0, 1)]
     share = sum(one["ranks"] for one in spent) / sum(one["iterations"] for one in spent)
     told = [line["ranks/bytes"] / (16 * 12 * 3 * 32 * 32 * 4) for line in lines(tmp_path / "quickstart")]
@@ -120,15 +120,18 @@ def test_bookkeeping_of_the_quickstart_is_small(tmp_path):
 
 
 @pytest.mark.dist
-def test_a_rank_that_hangs_ends_the_run(tmp_path):
-    process = started(tmp_path, [job(2, tmp_path, ["hanging"])])
-    until = time.monotonic() + 120
-    while not (told := tmp_path / "hanging-0.txt").exists() and time.monotonic() < until:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    process.wait(60)
-    assert "RankError" in told.read_text() and "parallel.wait" in told.read_text()
-    assert (tmp_path / "hanging" / "checkpoints" / "00000").is_dir()
+@pytest.mark.parametrize("kind", ["replicate", "fsdp"])
+def test_a_rank_that_hangs_ends_the_run_and_does_not_outlive_it(kind, tmp_path):
+    process = started(tmp_path, [job(2, tmp_path, ["hanging"], f"parallel.kind={kind}", "checkpoint.every=1")])
+    try:
+        assert process.wait(150) == 1  # of the 600 s that its reward takes; one rank has been killed
+        told = (tmp_path / "hanging-0.txt").read_text()
+        assert told.startswith("RankError: rank 1 hangs") and "parallel.wait" in told
+        assert not (tmp_path / "hanging-1.txt").exists()
+        assert (tmp_path / "log.txt").read_text().count("rank 1 hangs") == 1
+        assert (tmp_path / "hanging" / "checkpoints" / "00000").is_dir()
+    finally:
+        end(process)
 
 
 @pytest.mark.dist

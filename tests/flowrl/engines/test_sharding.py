@@ -5,7 +5,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file
 
-from ranks_support import compare, distance, job, lines, started, weights
+from ranks_support import compare, distance, done, job, lines, weights
 
 pytestmark = pytest.mark.dist
 PARTS = "parallel.kind=fsdp"
@@ -15,10 +15,6 @@ SHARDED = ["noised", "tokens", "critic", "copy"]
 LONGER = "train.iterations=3"
 
 
-def go(folder, jobs) -> None:
-    assert started(folder, jobs).wait(3000) == 0, (folder / "log.txt").read_text()
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Runs of one process, and of two ranks with parts: gathered before sampling, and block by block."""
@@ -26,7 +22,7 @@ def runs(tmp_path_factory):
     jobs = [job(1, folder / "1", RUNS, LONGER), job(2, folder / "whole", RUNS, LONGER, PARTS)]
     jobs += [job(2, folder / "sharded", SHARDED, LONGER, PARTS, "parallel.sampling=sharded")]
     jobs += [job(2, folder / "kept", ["steps"], LONGER, PARTS, "parallel.reshard=false")]
-    go(folder, jobs)
+    done(folder, jobs)
     return folder
 
 
@@ -48,7 +44,7 @@ def test_parted_behind_the_backward(runs):
 def test_all_weights_learn(name, tmp_path):
     """A reference and an average are copies in parts then."""
     more = ["lora=null", "full=true", "objective.kl=0.04", "train.ema=0.9", "train.lr=1e-5"]
-    go(tmp_path, [job(1, tmp_path / "1", [name], *more), job(2, tmp_path / "2", [name], PARTS, *more)])
+    done(tmp_path, [job(1, tmp_path / "1", [name], *more), job(2, tmp_path / "2", [name], PARTS, *more)])
     alone, parted = tmp_path / "1" / name, tmp_path / "2" / name
     for before, after in zip(lines(alone), lines(parted), strict=True):
         numbers = [key for key in before if isinstance(before[key], float) and not key.startswith("time_")]
@@ -74,12 +70,12 @@ def model_of(folder):
 def test_a_run_goes_on_in_another_way(before, after, tmp_path):
     """Its weights are those of a run that went on as it began, to rounding."""
     (number, how), (other, way) = before, after
-    go(tmp_path, [job(number, tmp_path / "a", ["noised"], how, "train.iterations=1", "checkpoint.every=1")])
+    done(tmp_path, [job(number, tmp_path / "a", ["noised"], how, "train.iterations=1", "checkpoint.every=1")])
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     jobs = [
         job(number, tmp_path / "a", ["noised"], how, resume=True),
         job(other, tmp_path / "b", ["noised"], way, resume=True),
     ]
-    go(tmp_path, jobs)
+    done(tmp_path, jobs)
     l2, largest = distance(weights(tmp_path / "a" / "noised"), weights(tmp_path / "b" / "noised"))
     assert l2 < 1e-4, (l2, largest)
