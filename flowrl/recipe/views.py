@@ -89,6 +89,28 @@ CHANGED: dict[str, tuple[str, ...]] = {
     "shuffle_frames": ("video",),
     "drop": ("image", "video"),
 }
+# what does not go with a view, and why: where samples are drawn beside it, where every row is looked at once more, and
+# where a loss looks at texts again
+WHY_DRAWN = {
+    "generation.tree": "rows of a tree share their first tokens, and so the pictures beside which they were drawn",
+    "generation.again": "what it draws anew, once samples have scores, is drawn beside the pictures as they are",
+    "generation.partial": "weights that did not draw the begin of a completion would score it beside clean pictures",
+    "roles": "what is said beside a changed picture would be answered beside the picture as it is",
+    "rollout.engine": "a server is given the files of the prompts",
+    "train.budget": "the further samples that it gives a prompt are outside of the group that a view draws a part of",
+    "train.source": "samples of files are not drawn",
+    "advantage.credit": "statistics of optimal_token are kept of rows that are drawn all alike",
+    "environment.agent": "an agent writes its own prompts, and those have no pictures",
+}
+WHY_SECOND = {
+    "train.store": "stored samples are kept without the changed pictures",
+    "train.source": "samples of files are looked at once",
+    "environment.agent": WHY_DRAWN["environment.agent"],
+}
+WHY_PAIRED = dict.fromkeys(
+    [*(place for place in WHY_DRAWN if place not in ("train.source", "advantage.credit")), "train.store"],
+    "the loss looks at texts of files, which nothing draws",
+)
 OF_ALL = ("draws", "scored", "beside", "each", "required")
 
 
@@ -175,28 +197,24 @@ def _named(recipe: "Recipe") -> Iterator[RecipeError]:
 
 
 def _clashes(recipe: "Recipe", generation: "GenerationKeys") -> Iterator[RecipeError]:
-    """Other ways to draw, or to look at, completions than those that views change."""
-    train, drawn = recipe.train, drawing_view(recipe, "draws")
-    drawn = drawn or drawing_view(recipe, "beside")
-    clashes = {f"generation.{n}": getattr(generation, n) is not None for n in ("tree", "again", "partial")}
-    clashes |= {
-        "environment": recipe.environment is not None and drawn is not None,  # a second look goes with one
+    """Other ways to draw, or to look at, completions that do not go with what a view is for."""
+    environment = recipe.environment
+    given = {f"generation.{n}": getattr(generation, n) is not None for n in ("tree", "again", "partial")} | {
         "roles": recipe.roles is not None,
         "rollout.engine": recipe.rollout.engine is not None,
-        "train.budget": train.budget is not None,
-        "train.store": train.store is not None,
+        "train.budget": recipe.train.budget is not None,
+        "train.store": recipe.train.store is not None,
+        "train.source": recipe.train.source != "rollouts",
+        "advantage.credit": recipe.advantage.credit.kind == "optimal_token",
+        "environment.agent": environment is not None and environment.agent is not None,
     }
-    if looks(recipe):
-        clashes |= {"train.source": train.source != "rollouts"}
-    if drawn is not None:
-        clashes |= {
-            "rollout.dtype": recipe.rollout.dtype is not None,
-            "rollout.batch_invariant": recipe.rollout.batch_invariant,
-            "advantage.credit": recipe.advantage.credit.kind == "optimal_token",
-        }
-    if place := next((place for place, clash in clashes.items() if clash), None):
-        problem = f"got {', '.join(recipe.views)}, but pictures are not changed with {place} as it is"
-        yield RecipeError("views", problem, f"remove views, or change {place}")
+    drawn = drawing_view(recipe, "draws") or drawing_view(recipe, "beside")
+    uses = ((drawn, WHY_DRAWN), (scored_view(recipe), WHY_SECOND), (paired_view(recipe), WHY_PAIRED))
+    for name, reasons in uses:
+        place = next((place for place in reasons if given[place]), None)
+        if name is not None and place is not None:
+            yield RecipeError(f"views.{name}", f"given beside {place}, but {reasons[place]}", f"leave out {place}")
+            return
     if scored_view(recipe) is not None and recipe.objective.loss is not None:
         problem = "got a mapping, but objective.loss stands in the place of the objective"
         yield RecipeError("objective.perception", problem, "set objective.perception=null")

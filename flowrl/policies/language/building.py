@@ -278,11 +278,15 @@ def unfinished(recipe: Recipe, prompts: Sequence[Any]) -> Unfinished | None:
 
 def exploration(recipe: Recipe, unfinished: Unfinished | None = None) -> Callable[..., Any] | None:
     """A function (policy, drawing, score) where completions are drawn in more than one go; None if they are plainly."""
+    explore, views = _exploration(recipe, unfinished), views_of(recipe)
+    return explore if views is None else partial(viewed, views=views, explore=explore)
+
+
+def _exploration(recipe: Recipe, unfinished: Unfinished | None) -> Callable[..., Any] | None:
+    """The same beside pictures as they are."""
     given = section_of(recipe)
     if given.partial is not None and unfinished is not None:
         return partial(partial_rollouts, tokens=given.partial, unfinished=unfinished)
-    if (views := views_of(recipe)) is not None:
-        return partial(viewed, views=views)
     if recipe.roles is not None:
         return partial(discussion, speakers=Speakers(**recipe.roles.model_dump()))
     if recipe.rollout.engine is not None:

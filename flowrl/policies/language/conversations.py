@@ -66,10 +66,7 @@ class Conversations:
         copy = copy_numbers(prompt.id for prompt in prompts)
         keys = [[Key(seed, p.id, first + i, copy[at]) for i in range(group)] for at, p in enumerate(prompts)]
         talks = self.started(policy, prompts, keys, plan)
-        if draw is None:
-            twin = None if plan.precision is None else low_precision(policy.model, plan.precision)
-            draw = partial(go_on, model=twin)
-        self.converse(policy, talks, plan, progress, draw=draw)
+        self.converse(policy, talks, plan, progress, draw=draw or drawer(policy, plan))
         return completed(policy, talks, torch.arange(len(prompts)).repeat_interleave(group), plan)
 
     def probe(self, policy: Any, prompts: Sequence[Prompt], plan: Generation) -> Rollout:
@@ -238,6 +235,11 @@ def _begun(environment: Environment, prompt: Prompt, seed: int) -> Episode:
 def _opening(episode: object) -> str:
     """The text that the prompt ends with, of a conversation that this environment begins."""
     return getattr(episode, "opening", "") or ""
+
+
+def drawer(policy: Any, plan: Generation) -> DrawsOn:
+    """Who draws rows of a policy: its model, or the copy in the plan's precision."""
+    return partial(go_on, model=None if plan.precision is None else low_precision(policy.model, plan.precision))
 
 
 def _step(episode: Episode, said: Said) -> tuple[Shown, ...] | None:

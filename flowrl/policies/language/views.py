@@ -4,6 +4,7 @@ A view changes what was opened, before the processor sees it, and keeps its size
 What is random in it is named by seed, prompt and sample, so that a resumed run has the same pictures, and every batch.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -13,19 +14,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flowrl.contracts import Drawing, Explored, LogProbs, Prompt, Rollout, View
+from flowrl.contracts import Drawing, Explore, Explored, LogProbs, Prompt, Rollout, View
 from flowrl.media.changes import CHANGES
 from flowrl.media.files import media_kind
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.chat import Encoder
-from flowrl.policies.language.inputs import Inputs
+from flowrl.policies.language.conversations import drawer
+from flowrl.policies.language.inputs import EMPTY, Inputs
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.proving import telling
 from flowrl.policies.language.rows import Row, finish
 from flowrl.policies.language.stopping import Stop
+from flowrl.policies.language.talks import Talk, completed
 from flowrl.policies.language.trees import ScoreAll
 from flowrl.policies.noise import Key, copy_numbers
 from flowrl.untyped import Processor
+from samplers.tokens import Generation
 
 STILL = ("mask_patches", "diffuse", "drop")  # kinds that change pictures; all change videos
 
@@ -102,57 +106,86 @@ class Views:
     second: PictureView | None = None
 
 
-def viewed(policy: LanguagePolicy, drawing: Drawing, score: ScoreAll, *, views: Views) -> Explored:
-    """Groups of which some samples are drawn beside changed pictures, all rows in one go.
+def viewed(
+    policy: LanguagePolicy, drawing: Drawing, score: ScoreAll, *, views: Views, explore: Explore | None = None
+) -> Explored:
+    """Groups of which some samples are drawn beside changed pictures, all rows in one go; conversations where the
+    policy talks to an environment, which shows them what it does without.
 
     Rows that are scored clean have the log-probs that the policy now gives to their tokens beside the pictures as they
     are (NoisyRollout, arXiv:2504.13055): the ratio of the loss is to these, 1 before an update, and not to who drew.
     Metrics have the view's name: gap, how far the two are apart, a token; by reward the mean of the samples beside.
+    explore: draws groups of which only a second look is taken.
     """
-    told: dict[str, float] = {}
-    if views.draws is None and views.beside is None:
-        how: dict[str, Any] = {name: getattr(drawing, name) for name in ("plan", "seed", "first", "progress")}
-        rollout = policy.rollout(drawing.prompts, group_size=drawing.group, **how)
+    if views.draws is not None or views.beside is not None:
+        found = Explored(*_drawn(policy, drawing, score, views))
+    elif explore is not None:
+        found = explore(policy, drawing, score)
     else:
-        rollout, told = _drawn(policy, drawing, score, views)
+        how: dict[str, Any] = {name: getattr(drawing, name) for name in ("plan", "seed", "first", "progress")}
+        found = Explored(policy.rollout(drawing.prompts, group_size=drawing.group, **how), None, {})
     if views.second is not None:
-        rollout.replay.shown = _second(policy, drawing, rollout, views.second)
-    return Explored(rollout, None, told)
+        found.rollout.replay.shown = _second(policy, drawing, found.rollout, views.second)
+    return found
 
 
-def _drawn(policy: LanguagePolicy, drawing: Drawing, score: ScoreAll, views: Views) -> tuple[Rollout, dict[str, float]]:
+def _drawn(
+    policy: LanguagePolicy, drawing: Drawing, score: ScoreAll, views: Views
+) -> tuple[Rollout, None, dict[str, float]]:
     """The rollout, and metrics of it."""
     prompts, plan, size, told = drawing.prompts, drawing.plan, drawing.group, dict[str, float]()
     policy.prepare(telling(prompts), plan)
-    rows = policy.start(prompts, _keys(drawing, 0, size), plan)
-    clean, drawn = [row.inputs for row in rows], list[int]()
+    talks = _begun(policy, drawing, 0, size)
+    rows = [talk.row for talk in talks]
+    clean, late, drawn = [row.inputs for row in rows], list[int](), list[int]()
     if (view := views.draws) is not None:
-        late = [at for at in range(len(rows)) if at % size >= size - views.number]
-        drawn = [at for at in late if view.fits(rows[at].prompt)]
-        _show(policy, [rows[at] for at in drawn], view, drawing.first)
-    others: list[Row] = []
+        late = [at for at in range(len(rows)) if at % size >= size - views.number and view.fits(rows[at].prompt)]
+        _show(policy, [rows[at] for at in late], view, drawing.first)
+        drawn = [at for at in late if (rows[at].inputs or EMPTY).key != (clean[at] or EMPTY).key]
+    others: list[Talk] = []
     if (beside := views.beside) is not None:
-        further = policy.start(prompts, _keys(drawing, size, views.further), plan)
-        others = [row for row in further if beside.fits(row.prompt)]
-        _show(policy, others, beside, drawing.first)
-    finish(policy, [*rows, *others], plan, progress=drawing.progress)
-    rollout = policy.completed(rows, torch.arange(len(prompts)).repeat_interleave(size), plan)
-    if view is not None and views.clean and drawn:
-        rollout.replay.inputs = clean
-        told[f"views/{view.name}/gap"] = _score_again(policy, rollout, torch.tensor(drawn))
+        others = [talk for talk in _begun(policy, drawing, size, views.further) if beside.fits(talk.row.prompt)]
+        _show(policy, [talk.row for talk in others], beside, drawing.first)
+    _finish(policy, [*talks, *others], drawing)
+    rollout = _rollout(policy, talks, len(prompts), plan)
+    if view is not None and views.clean and late:
+        held = zip(clean, rollout.replay.inputs or [], strict=True)
+        rollout.replay.inputs = [now if own is None else own.before(now) for own, now in held]
+        told[f"views/{view.name}/gap"] = _score_again(policy, rollout, torch.tensor(drawn)) if drawn else 0.0
     if beside is not None:
         means = _means(policy, drawing, others, score, views.further)
         contrast = {name: mean.repeat_interleave(size) for name, mean in means.items()}
         rollout.samples = replace(rollout.samples, contrast=contrast)
         told |= {f"views/{beside.name}/{name}": float(mean.nanmean()) for name, mean in means.items()}
-    return rollout, told
+    return rollout, None, told
 
 
-def _keys(drawing: Drawing, begin: int, number: int) -> list[list[Key]]:
-    """What names the noise of so many samples of each prompt, from number `begin` of the drawing on."""
+def _begun(policy: LanguagePolicy, drawing: Drawing, begin: int, number: int) -> list[Talk]:
+    """So many samples of each prompt in which nothing was said yet, from number `begin` of the drawing on."""
     members = range(drawing.first + begin, drawing.first + begin + number)
     copy = copy_numbers(prompt.id for prompt in drawing.prompts)
-    return [[Key(drawing.seed, p.id, i, copy[at]) for i in members] for at, p in enumerate(drawing.prompts)]
+    keys = [[Key(drawing.seed, p.id, i, copy[at]) for i in members] for at, p in enumerate(drawing.prompts)]
+    if policy.conversations is not None:
+        return policy.conversations.started(policy, drawing.prompts, keys, drawing.plan)
+    return [Talk(row) for row in policy.start(drawing.prompts, keys, drawing.plan)]
+
+
+def _finish(policy: LanguagePolicy, talks: Sequence[Talk], drawing: Drawing) -> None:
+    """Draws them to their ends, each by itself where no batch is to change anything."""
+    draw = drawer(policy, drawing.plan)
+    if policy.conversations is not None:
+        policy.conversations.converse(policy, talks, drawing.plan, drawing.progress, draw=draw)
+        return
+    for part in [[talk] for talk in talks] if policy.batch_invariant else [talks]:
+        finish(policy, [talk.row for talk in part], drawing.plan, progress=drawing.progress, draw=draw)
+
+
+def _rollout(policy: LanguagePolicy, talks: Sequence[Talk], groups: int, plan: Generation) -> Rollout:
+    """The rollout of these samples, as many of each of so many groups."""
+    group = torch.arange(groups).repeat_interleave(len(talks) // groups)
+    if policy.conversations is not None:
+        return completed(policy, talks, group, plan)
+    return policy.completed([talk.row for talk in talks], group, plan)
 
 
 def _show(policy: LanguagePolicy, rows: Sequence[Row], view: PictureView, first: int) -> None:
@@ -171,8 +204,13 @@ def _second(policy: LanguagePolicy, drawing: Drawing, rollout: Rollout, view: Pi
 
     What tools showed in a conversation stays as it was.
     """
-    prompts, asked = rollout.samples.prompts, rollout.replay.asked
-    keys = [key for own in _keys(drawing, 0, drawing.group) for key in own]
+    prompts, asked, group = rollout.samples.prompts, rollout.replay.asked, rollout.samples.group.tolist()
+    first = {number: prompts[group.index(number)].id for number in dict.fromkeys(group)}
+    copy, seen = dict(zip(first, copy_numbers(first.values()), strict=True)), Counter[int]()
+    keys = []
+    for prompt, number in zip(prompts, group, strict=True):
+        keys.append(Key(drawing.seed, prompt.id, drawing.first + seen[number], copy[number]))
+        seen[number] += 1
     given = zip(prompts, rollout.replay.prompts, keys, prompts if asked is None else asked, strict=True)
     rows = [Row(prompt, ids, key, asked=own) for prompt, ids, key, own in given]
     _show(policy, [row for row in rows if view.fits(row.prompt)], view, drawing.first)
@@ -195,16 +233,15 @@ def _score_again(policy: LanguagePolicy, rollout: Rollout, rows: Tensor) -> floa
 
 
 def _means(
-    policy: LanguagePolicy, drawing: Drawing, rows: Sequence[Row], score: ScoreAll, further: int
+    policy: LanguagePolicy, drawing: Drawing, talks: Sequence[Talk], score: ScoreAll, further: int
 ) -> dict[str, Tensor]:
     """By reward the mean score of each prompt's further samples, float [P], NaN where it has none."""
-    if not rows:
+    if not talks:
         return {}
-    group = torch.arange(len(rows)) // further
-    scores, _ = score(policy.completed(rows, group, drawing.plan).samples)
+    scores, _ = score(_rollout(policy, talks, len(talks) // further, drawing.plan).samples)
     copy = copy_numbers(prompt.id for prompt in drawing.prompts)
     place = {(prompt.id, copy[at]): at for at, prompt in enumerate(drawing.prompts)}
-    owners = torch.tensor([place[row.key.prompt, row.key.copy] for row in rows[::further]])
+    owners = torch.tensor([place[row.key.prompt, row.key.copy] for row in (talk.row for talk in talks[::further])])
     made = {}
     for name, values in scores.items():
         made[name] = torch.full((len(drawing.prompts),), torch.nan)

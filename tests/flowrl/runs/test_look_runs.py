@@ -67,6 +67,18 @@ def test_conversations_are_looked_at_once_more_beside_masked_pictures(tmp_path):
         assert one["replay_gap_max"] < 1e-4 and one["talk/calls"] > 0 and one["perception"] > 1e-3
 
 
+@pytest.mark.slow
+def test_conversations_are_drawn_beside_noisy_pictures_and_looked_at_once_more(tmp_path):
+    noisy = "noisy: {kind: diffuse, step: {points: {0: 800, 2: 200}, by: iterations}, draws: 2}"
+    given = [f"views={{{noisy}, masked: {{kind: mask_patches, share: 0.6}}}}"]
+    given += ["objective.perception={view: masked, coef: 0.1}", "train.micro_batch=5"]
+    run(load("tiny_tools", [*SMALL, *given, f"output={tmp_path / 'run'}"]), quiet())
+    first, second = metrics_of(tmp_path / "run")
+    for one in (first, second):
+        assert one["replay_gap_max"] < 1e-4 and one["talk/calls"] > 0 and one["perception"] > 1e-3
+    assert first["views/noisy/gap"] > 0.01 and second["views/noisy/gap"] > 0.01
+
+
 def test_the_tool_that_ships_shows_what_the_documents_showed():
     recipe = load("tiny_tools")
     prompt, question = prompts.load("shapes-look/train")[2], questions("train")[2]

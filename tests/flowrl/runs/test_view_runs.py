@@ -39,6 +39,11 @@ def counted(samples: Samples) -> torch.Tensor:
     return torch.tensor([sum(1 / (1 + abs(ord(c) - 97)) for c in text) + 0.01 * len(text) for text in samples.texts])
 
 
+def asks(base_url: str, prompt: Prompt) -> float:
+    """An agent."""
+    return float(len(base_url + prompt.text))
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     path = tmp_path_factory.mktemp("views")
@@ -79,6 +84,30 @@ def test_a_run_beside_views_that_is_stopped_ends_alike(world: tuple[Path, list[s
     assert dump(again.at(2)).count("step: 100") == 1
 
 
+MASKED = "views={masked: {kind: mask_patches, patch: 7}}"
+NOISY = "views={noisy: {kind: diffuse, draws: 2}, masked: {kind: mask_patches, patch: 7}}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [MASKED, "generation.partial=3"],
+        [MASKED, "generation.tree={kind: tree_grpo, trees: 2, expand: 1}", "advantage.credit=trees"],
+        [MASKED, "train.budget={kind: equal_treatment, limit: 6}"],
+        [NOISY, "rollout.batch_invariant=true"],
+        [NOISY, "rollout.dtype=bfloat16"],
+    ],
+    ids=["partial", "tree", "budget", "alone", "copy"],
+)
+def test_views_go_with_other_ways_to_draw(overrides: list[str], world: tuple[Path, list[str]], tmp_path: Path):
+    train("tiny_lm_grpo", [*_uncontrasted(world[1]), *overrides], tmp_path / "run")
+    own = metrics(tmp_path / "run")
+    assert len(own) == 3 and all(row["grad_norm"] > 0 and row["perception"] > 1e-3 for row in own)
+    if overrides[0] == NOISY:
+        assert all(row["views/noisy/gap"] > 1e-3 for row in own)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -96,13 +125,20 @@ def test_a_run_beside_views_that_is_stopped_ends_alike(world: tuple[Path, list[s
         (["views={masked: {kind: blur}}"], "views.masked.kind: got 'blur'"),
         (["views={9: {kind: drop}}"], "views"),
         (
-            ["views={masked: {kind: drop, draws: 1}}", "environment={tools: [calculator]}"],
-            "not changed with environment",
+            ["views={masked: {kind: drop, draws: 1}}", "environment={agent: test_view_runs.asks}"],
+            "views.masked: given beside environment.agent, but an agent writes its own prompts",
         ),
-        (["views={masked: {kind: drop}}", "train.budget={kind: equal, limit: 8}"], "train.budget"),
         (
-            ["views={masked: {kind: drop, draws: 1}}", "rollout.dtype=int8"],
-            "views: got masked, but pictures are not changed with rollout.dtype as it is",
+            ["views={masked: {kind: drop, draws: 1}}", "train.budget={kind: equal_treatment, limit: 8}"],
+            "views.masked: given beside train.budget, but the further samples",
+        ),
+        (
+            ["views={masked: {kind: drop}}", "train.store={size: 8, draw: 2}"],
+            "views.masked: given beside train.store, but stored samples are kept without the changed pictures",
+        ),
+        (
+            ["views={masked: {kind: drop, draws: 1}}", "generation.tree={kind: treepo}"],
+            "views.masked: given beside generation.tree, but rows of a tree share their first tokens",
         ),
     ],
 )
