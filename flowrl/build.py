@@ -16,6 +16,7 @@ from flowrl.core.credit import row_advantages
 from flowrl.core.decisions import DecisionCredit, KlReward, kl_as_reward
 from flowrl.core.early_calls import shifted
 from flowrl.core.engine import Advantage
+from flowrl.core.objectives.balance import SubTrajectoryBalance
 from flowrl.core.objectives.correction import Correction, Rejection
 from flowrl.core.objectives.covariance import Covariance
 from flowrl.core.objectives.given import GivenObjective
@@ -189,14 +190,18 @@ def build_advantage(recipe: Recipe, scorer: Scorer) -> Advantage:
             total = combined_reward(*counted) if counted.total is None else counted.total
             adv = shifted(adv, total, rollout, **recipe.advantage.early.model_dump())
         metrics = advantage_metrics(rewards, group, adv, total=counted.total, **how)
+        loss = recipe.objective.loss
+        rewarded = loss is not None and loss.reads_rewards
+        if loss is not None and loss.reads_flows:
+            adv = SubTrajectoryBalance(**loss.given).log_reward(adv)  # pyright: ignore
         if kl is not None:
             metrics["kl_reward"] = float(kl.of(rollout).sum() / rollout.mask.sum().clamp(min=1))
         if credit is None:
-            rewarded = recipe.objective.loss is not None and recipe.objective.loss.reads_rewards
             return adv.masked_fill(unscored.to(adv.device), torch.nan) if rewarded else adv, metrics
         adv = credit(adv, rollout, placed=placed, unscored=unscored, kl=kl)
         adv = adv if recipe.advantage.clip is None else adv.clamp(-recipe.advantage.clip, recipe.advantage.clip)
-        return adv, metrics | {"adv/abs_mean": float(adv.abs().sum() / rollout.mask.sum().clamp(min=1))}
+        metrics |= {"adv/abs_mean": float(adv.abs().sum() / rollout.mask.sum().clamp(min=1))}
+        return adv.masked_fill(unscored[:, None].to(adv.device), torch.nan) if rewarded else adv, metrics
 
     return advantage
 
@@ -253,8 +258,10 @@ def build_explore(recipe: Recipe, scorer: Scorer, unfinished: Any = None) -> Exp
 
 
 def kl_reward(recipe: Recipe) -> KlReward | None:
-    """The divergence that a recipe has in its rewards."""
+    """The divergence that a recipe has in its rewards; of flows with a prior, the log-ratios to it."""
     objective = recipe.objective
+    if objective.loss is not None and objective.loss.reads_flows and objective.loss.prior == "reference":
+        return KlReward(1.0, "k1")
     paid = objective.kl_in == "reward" and objective.kl > 0
     return KlReward(objective.kl, objective.kl_kind) if paid else None
 

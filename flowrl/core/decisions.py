@@ -10,7 +10,7 @@ from flowrl.core import returns
 from flowrl.core.normalise import float64, whiten
 from flowrl.core.objectives.divergence import penalty
 
-NEED_VALUES = ("gae", "two_level")  # kinds that read what a critic expects
+NEED_VALUES = ("gae", "two_level", "flow")  # kinds that read what a critic expects
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class DecisionCredit:
     gamma discounts decisions, turn_gamma turns (two_level). lam, lam_critic: of gae, for the advantages and for what
     the critic is fitted to (None: the same); alpha: in place of lam, 1 - 1 / (alpha l) of a row of l decisions. holes:
     skip or restart, of reward_to_go. whitened: the advantages of all decisions get mean 0 and variance 1 at last.
+    flow: of logarithms of rewards and flows (returns.flow), lam of what the critic is fitted to; `kl` says which
+    log-probs count, those of the policy if None.
     """
 
     kind: str
@@ -70,19 +72,23 @@ class DecisionCredit:
         rewards = returns.at_last(outcome, mask)
         if placed is not None:
             rewards = rewards + float64(placed)
-        if kl is not None:
+        if kl is not None and self.kind != "flow":
             rewards = rewards - kl.coefficient * kl.of(rollout).cpu()
         known = mask if unscored is None else mask & ~unscored.cpu()[:, None]
-        adv, targets = self._estimate(rewards, rollout, mask)
+        adv, targets = self._estimate(rewards, rollout, mask, kl)
         adv = whiten(adv, known) if self.whitened else adv.where(known, 0.0)
         rollout.returns = targets.masked_fill(mask & ~known, torch.nan).float()
         return adv.float()
 
-    def _estimate(self, rewards: Tensor, rollout: Rollout, mask: Tensor) -> returns.Estimate:
+    def _estimate(self, rewards: Tensor, rollout: Rollout, mask: Tensor, kl: KlReward | None) -> returns.Estimate:
         if self.kind in NEED_VALUES:
             if rollout.value is None:
                 raise ValueError(f"credit {self.kind!r} reads the values of a critic: set critic")
             value, turn = rollout.value, rollout.step_stats.get("turn", torch.zeros(mask.shape))
+            if self.kind == "flow":
+                return returns.flow(
+                    rewards, mask, value, rollout.rollout_logp if kl is None else kl.of(rollout), self.lam
+                )
             if self.kind == "two_level":
                 options = {"gamma": self.gamma, "lam": self.lam, "turn_gamma": self.turn_gamma}
                 return returns.two_level(rewards, mask, value, returns.turn_ends(turn, mask), **options)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowrl.core.normalise import float64
 
-CREDITS = ("broadcast", "reward_to_go", "gae", "two_level", "optimal_token", "step")
+CREDITS = ("broadcast", "reward_to_go", "gae", "two_level", "optimal_token", "step", "flow")
 
 
 class Estimate(NamedTuple):
@@ -74,6 +74,17 @@ def _gae(r: Tensor, valid: Tensor, v: Tensor, gamma: float, lam: float | Tensor)
         trace, following = now.where(valid[:, t], trace), v[:, t].where(valid[:, t], following)
         adv[:, t] = trace
     return adv.where(valid, 0.0)
+
+
+def flow(rewards: Tensor, mask: Tensor, values: Tensor, logp: Tensor, lam: float = 1.0) -> Estimate:
+    """How log-flows grow by each decision, log F_{t+1} - log F_t, and what log F_t is where all behind is balanced.
+
+    values, logp [R, K]: log F before each decision, and of the decision; rewards: log R at the last one, in the place
+    of a log F behind it. The returns are those of gae with rewards less log p and this lam: with 1, log R less all log
+    p from t on; with 0, log F_{t+1} - log p_t, the balance of single steps (arXiv:2111.09266).
+    """
+    taken = float64(rewards) - float64(logp).where(mask.cpu().bool(), 0.0)
+    return Estimate(gae(rewards, mask, values, lam=0.0).adv, gae(taken, mask, values, lam=lam).returns)
 
 
 def lambda_by_length(mask: Tensor, alpha: float) -> Tensor:

@@ -20,6 +20,7 @@ CREDIT_KEYS: dict[str, tuple[str, ...]] = {
     "two_level": ("gamma", "lam", "turn_gamma"),
     "optimal_token": ("gamma",),
     "step": (),
+    "flow": ("lam",),
     "prefix": (),
     "trees": (),
     "values": (),
@@ -29,7 +30,7 @@ OF_TREES = ("prefix", "trees", "values", "nodes")  # kinds that recipe/begun.py 
 # what compares single steps as well as whole samples (core/process.py)
 STEP_BASELINES = ("group", "batch", "none", "leave_one_out")
 STEP_SCALES = ("group", "batch", "batch_centered", "nonzero", "rms_group", "rms_batch", "whiten", "none")
-OF_VALUES = ("gae", "two_level")  # kinds that read a critic
+OF_VALUES = ("gae", "two_level", "flow")  # kinds that read a critic
 
 
 class CreditKeys(Strict):
@@ -45,12 +46,27 @@ class CreditKeys(Strict):
     with process supervision). The others take rewards of steps as they are. Rewards pass through what the model did not
     say; holes: restart begins anew there, as verl's REINFORCE++ did. Of trees of tokens: prefix, less the means of all
     that share a prefix (TreePO), or trees, within the tree and within the prompt (Tree-GRPO). values: the change of a
-    step's value (VinePPO), nodes: the value of a segment that a search found (DeepSearch).
+    step's value (VinePPO), nodes: the value of a segment that a search found (DeepSearch). flow: of objective.loss of
+    kind sub_balance, how the logarithm of a text's flow, given by a `critic`, grows by a token; lam: as of gae, of what
+    the critic is fitted to.
     """
 
     kind: Literal[
-        "broadcast", "reward_to_go", "gae", "two_level", "optimal_token", "step", "prefix", "trees", "values", "nodes"
-    ] = key("broadcast", "broadcast, reward_to_go, gae, two_level, optimal_token, step, prefix, trees, values or nodes")
+        "broadcast",
+        "reward_to_go",
+        "gae",
+        "two_level",
+        "optimal_token",
+        "step",
+        "flow",
+        "prefix",
+        "trees",
+        "values",
+        "nodes",
+    ] = key(
+        "broadcast",
+        "broadcast, reward_to_go, gae, two_level, optimal_token, step, flow, prefix, trees, values or nodes",
+    )
     gamma: float = key(1.0, "a number in (0, 1]", gt=0, le=1)
     lam: float = key(1.0, "a number in [0, 1]", ge=0, le=1)
     lam_critic: float | None = key(None, "a number in [0, 1] or null", ge=0, le=1)
@@ -63,7 +79,7 @@ Credit = Annotated[CreditKeys, BeforeValidator(lambda v: {"kind": v} if isinstan
 
 
 class CriticKeys(Strict):
-    """What expects the return of each token, for advantage.credit of kind gae or two_level; a second model.
+    """What expects the return of each token, for advantage.credit of kind gae, two_level or flow; a second model.
 
     use: copy, a copy of `model` whose weights all learn; model, so one from `path`, with the same tokens, such as a
     reward model's; lora, a frozen copy with adapters of this rank. Each has a linear head that begins at 0. lr, clip
@@ -112,7 +128,11 @@ def _of_decisions(recipe: "Recipe", kind: str) -> Iterator[RecipeError]:
     place, remedy = "advantage.credit.kind", "set advantage.credit=broadcast"
     if recipe.sampler.tree is not None:
         yield RecipeError(place, f"got {kind!r}, but in a tree rows are no samples whose decisions follow", remedy)
-    if recipe.objective.loss is not None:
+    loss = recipe.objective.loss
+    if kind == "flow" and (loss is None or not loss.reads_flows):
+        problem = "got 'flow', which objective.loss of kind sub_balance alone reads"
+        yield RecipeError(place, problem, remedy)
+    elif loss is not None and kind != "flow":
         problem = f"got {kind!r}, but objective.loss looks at finished samples, not at decisions"
         yield RecipeError(place, problem, remedy)
     if recipe.advantage.scale == "whiten_by_length":

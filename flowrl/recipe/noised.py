@@ -43,7 +43,8 @@ class Loss(Strict):
     texts are held, by the square of the distance if squared; by: positions compares token by token, as published, texts
     whole ones. balance, of drawn texts and their rewards as they are (flowrl/core/objectives/balance.py): mapping:
     plain, R is the reward, `floor` at least, or exp, of it; temperature: R^(1 / temperature) is learned; prior: none,
-    or reference, times whose probability of the text.
+    or reference, times whose probability of the text. sub_balance, of those and of the flows that a critic learns
+    (advantage.credit=flow): the same, and lam: a stretch of n tokens weighs lam^n; 0: single tokens.
     """
 
     kind: Literal[
@@ -62,10 +63,11 @@ class Loss(Strict):
         "dpo",
         "opa_dpo",
         "balance",
+        "sub_balance",
     ] = key(
         ...,
-        "nft, awm, dgpo, crd, flow_dpo, rpo, flow_rwr, sft, draft, match, refl or srpo; of texts sft, dpo, opa_dpo or "
-        "balance",
+        "nft, awm, dgpo, crd, flow_dpo, rpo, flow_rwr, sft, draft, match, refl or srpo; of texts sft, dpo, opa_dpo, "
+        "balance or sub_balance",
     )
     beta: float | None = key(None, "a number > 0", gt=0, curve=True)
     adv_clip: float | None = key(None, "a number > 0", gt=0)
@@ -111,6 +113,7 @@ class Loss(Strict):
     by: Literal["positions", "texts"] | None = key(None, "positions or texts")
     mapping: Literal["plain", "exp"] | None = key(None, "plain or exp")
     floor: float | None = key(None, "a number > 0", gt=0)
+    lam: float | None = key(None, "a number in [0, 1]", ge=0, le=1)
     prior: Literal["none", "reference"] | None = key(None, "none or reference")
 
     @property
@@ -137,7 +140,12 @@ class Loss(Strict):
     @property
     def reads_rewards(self) -> bool:
         """Whether it reads rewards as they are, in the place of advantages."""
-        return self.kind == "balance"
+        return self.kind in ("balance", "sub_balance")
+
+    @property
+    def reads_flows(self) -> bool:
+        """Whether it reads how flows, which a critic gives, grow by each decision."""
+        return self.kind == "sub_balance"
 
 
 class Levels(Strict):
@@ -213,6 +221,7 @@ LOSS_KEYS: dict[str, tuple[str, ...]] = {
     "dpo": ("beta", "pair", "bco", "likelihood", "smoothing"),
     "opa_dpo": ("beta", "view", "image", "anchor", "anchor_coef", "squared", "by", "smoothing"),
     "balance": ("mapping", "floor", "temperature", "prior"),
+    "sub_balance": ("mapping", "floor", "temperature", "prior", "lam"),
     "draft": ("threshold", "scale", "nested", "tau"),
     "match": ("scale", "nested", "target"),
     "refl": ("threshold", "scale"),
@@ -234,4 +243,5 @@ TEXT_KEYS: dict[str, tuple[str, ...]] = {
     "dpo": LOSS_KEYS["dpo"],
     "opa_dpo": LOSS_KEYS["opa_dpo"],
     "balance": LOSS_KEYS["balance"],
+    "sub_balance": LOSS_KEYS["sub_balance"],
 }  # what those of texts read

@@ -21,10 +21,10 @@ def check_noised(recipe: Recipe) -> Iterator[RecipeError]:
     if loss is None:
         yield from _without(recipe)
         return
-    if loss.kind in ("dpo", "opa_dpo", "balance") or loss.phi is not None:
+    if loss.kind in ("dpo", "opa_dpo", "balance", "sub_balance") or loss.phi is not None:
         place, got = ("kind", loss.kind) if loss.phi is None else ("phi", loss.phi)
         problem = f"got {show(got)}, which is about texts, but the decisions here are denoising steps"
-        remedy = f"accepted: {'crd' if loss.kind == 'balance' else 'flow_dpo'}" if place == "kind" else "remove it"
+        remedy = f"accepted: {'crd' if loss.reads_rewards else 'flow_dpo'}" if place == "kind" else "remove it"
         yield RecipeError(f"objective.loss.{place}", problem, remedy)
         return
     yield from check_keys("objective.loss", loss, loss.kind, dict.fromkeys(LOSS_KEYS[loss.kind], False))
@@ -49,7 +49,9 @@ def check_texts(recipe: Recipe) -> Iterator[RecipeError]:
         return
     if loss.kind not in TEXT_KEYS:
         problem = f"got {show(loss.kind)}, a loss of noised samples, but `generation` makes tokens"
-        yield RecipeError("objective.loss", problem, "set objective.loss=null, or kind sft, dpo, opa_dpo or balance")
+        yield RecipeError(
+            "objective.loss", problem, "set objective.loss=null, or kind sft, dpo, opa_dpo, balance or sub_balance"
+        )
         return
     needed = {name: name == "view" for name in TEXT_KEYS[loss.kind]}
     yield from check_keys("objective.loss", loss, loss.kind, needed)
@@ -95,7 +97,7 @@ def _rewards_as_they_are(recipe: Recipe, loss: Loss) -> Iterator[RecipeError]:
     if train.source == "files":
         problem = f"got 'files', but {loss.kind} is of texts that are drawn and scored"
         yield RecipeError("train.source", problem, "set train.source=rollouts")
-    if train.group < 2:
+    if train.group < 2 and not loss.reads_flows:
         problem = f"got {train.group}, but {loss.kind} compares the texts of a prompt"
         yield RecipeError("train.group", problem, "accepted: a whole number >= 2")
     if train.drop_silent:
@@ -110,8 +112,9 @@ def _rewards_as_they_are(recipe: Recipe, loss: Loss) -> Iterator[RecipeError]:
             got = "a mapping" if name == "early" else show(value)
             remedy = f"set advantage.{name}={'null' if off is None else str(off).lower()}, or take preset gflow's"
             yield RecipeError(f"advantage.{name}", f"got {got}, {why}", remedy)
-    if given.credit.kind != "broadcast":
-        remedy = "set advantage.credit=broadcast"
+    credit = "flow" if loss.reads_flows else "broadcast"
+    if given.credit.kind != credit:
+        remedy = f"set advantage.credit={credit}{' and a critic' if loss.reads_flows else ''}"
         yield RecipeError("advantage.credit.kind", f"got {given.credit.kind!r}, {why}", remedy)
 
 

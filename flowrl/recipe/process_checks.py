@@ -28,6 +28,10 @@ def _problems(recipe: Recipe, process: Collection[str]) -> Iterator[RecipeError]
             if getattr(recipe.rewards[name], part) is not None:
                 place, problem = f"rewards.{name}.{part}", f"given, but advantage.credit {kind!r} reads single steps"
                 yield RecipeError(place, problem, f"remove {place}")
+        if kind == "flow":
+            problem = "gives values of steps, but flows are in proportion to the reward of a whole text"
+            yield RecipeError(f"rewards.{name}", problem, f"set rewards.{name}.weight=0, or remove it")
+            continue
         raw = advantage.combine == "sum" and advantage.baseline == "none" and advantage.scale in ("none", "whiten")
         if kind != "step" and not raw:
             problem = f"gives values of steps, which advantage.credit {kind!r} adds up as they are"

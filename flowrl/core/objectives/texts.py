@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowrl.contracts import Batch, LogProbs, Need, Rollout, Together, View
 from flowrl.core.objectives.aggregate import weights
-from flowrl.core.objectives.balance import TrajectoryBalance
+from flowrl.core.objectives.balance import SubTrajectoryBalance, TrajectoryBalance
 from flowrl.core.objectives.preference import opa_dpo_loss
 from flowrl.core.objectives.terms import likelihood, pair_terms, row_log_ratio
 
@@ -177,4 +177,10 @@ def _spread(loss: Tensor, whole: Tensor) -> Tensor:
 
 
 # kind of a loss of texts -> its class, whose fields are keys of objective.loss
-TEXTS = {"sft": TextLikelihood, "dpo": TextPairs, "opa_dpo": CorrectedAnswers, "balance": TrajectoryBalance}
+TEXTS = {
+    "sft": TextLikelihood,
+    "dpo": TextPairs,
+    "opa_dpo": CorrectedAnswers,
+    "balance": TrajectoryBalance,
+    "sub_balance": SubTrajectoryBalance,
+}

@@ -27,6 +27,12 @@ grpo_process rewards of steps normalised over all steps of a group, summed up fr
 psgpo    ppo with rewards of lines added to that of the outcome, and a critic that begins with the weights of the model
          that values lines, but for its head: PSGPO (arXiv:2410.17621). The recipe gives the weight of the rewards of
          lines, and critic={use: model, path: ...}; without, the critic begins as a copy of the model.
+gflow_subtb texts are to be as likely as the reference's probability of them times their reward, 0.05 at least, to the
+         power 1 / temperature = 2, and the flow through each token says so: sub-trajectory balance (arXiv:2209.12782),
+         all stretches of a text alike, with log-flows from a critic that is fitted to what the rest of the text says.
+         One of the losses of GFlowVLM (arXiv:2503.06514), whose flows are rewards and chances of stopping after each
+         turn and not learned. Floor, temperature and the reference are our own.
+gflow_db the same of single tokens: detailed balance (arXiv:2111.09266), the critic fitted to the next token's flow.
 
 Each of these but grpo_process adds up raw rewards; none clips advantages.
 """
@@ -41,6 +47,15 @@ RAW = {"combine": "sum", "baseline": "none", "clip": None}
 def _ppo(credit: dict[str, Any], clip: Any = 0.2, right: dict[str, Any] | None = None, **critic: Any) -> Values:
     objective = {"clip": clip, "kl_kind": "k1", "kl_in": "reward"} | ({} if right is None else {"right": right})
     return {"objective": objective, "advantage": RAW | {"scale": "whiten", "credit": credit}, "critic": critic}
+
+
+def _flows(lam: float) -> Values:
+    given = {"floor": 0.05, "temperature": 0.5, "prior": "reference", "lam": lam}
+    return {
+        "objective": {"clip": 0.2, "kl_kind": "k3", "loss": {"kind": "sub_balance", **given}},
+        "advantage": RAW | {"scale": "none", "credit": {"kind": "flow", "lam": lam}},
+        "critic": {"clip": None},
+    }
 
 
 LANGUAGE: dict[str, Values] = {
@@ -64,4 +79,6 @@ LANGUAGE: dict[str, Values] = {
         "advantage": SUMMED | {"combine": "per_reward", "credit": {"kind": "step"}},
     },
     "psgpo": _ppo({"kind": "gae", "lam": 0.95}),
+    "gflow_subtb": _flows(1.0),
+    "gflow_db": _flows(0.0),
 }

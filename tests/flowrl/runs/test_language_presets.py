@@ -31,6 +31,8 @@ IN_PARTS = {
     ],
     "skywork_ssb": ["train.store={draw: 3}", "objective.kl=0.001"],
     "gflow": ["objective.loss.mapping=exp", "train.micro_batch=3"],  # of rewards below 0
+    "gflow_subtb": ["objective.loss.mapping=exp", "train.micro_batch=3", "critic.lr=1.0e-3"],
+    "gflow_db": ["objective.loss.mapping=exp", "objective.loss.prior=none"],
     "ghpo": ["generation.again={kind: hints, right: -0.2}"],
     "edge": [f"generation.again={{kind: corrections, text: '4+', tokens: 8, right: -0.4, answer: {ANSWER}}}"],
 }
@@ -67,7 +69,13 @@ def test_every_preset_of_tokens_runs_three_iterations(preset: str, tmp_path: Pat
     assert [m["iteration"] for m in metrics] == [1, 2, 3]
     learning = metrics[1:] if more[-1:] == ["critic={warmup: 1}"] else metrics  # at first the critic alone
     assert all(m["nonfinite_updates"] == 0 for m in learning)
-    compared = preset not in ("dpo", "mpo", "gflow")  # whose losses read no ratio to who sampled
+    compared = preset not in (
+        "dpo",
+        "mpo",
+        "gflow",
+        "gflow_subtb",
+        "gflow_db",
+    )  # whose losses read no ratio to who sampled
     assert all(("replay_gap_max" in m) == compared and m.get("replay_gap_max", 0.0) < 5e-5 for m in learning)
     for values in metrics if "critic" in LANGUAGE[preset] else ():
         assert values["value/grad_norm"] > 0 and values["value/explained_variance"] < 1
