@@ -45,17 +45,13 @@ class ComparingReplay(ReplayWalk):
     """A replay that keeps the largest difference of a mean from the one that was drawn from, and the log-probs."""
 
     def __init__(self, passes: PipelinePasses, trajectory: Trajectory, replay_steps: dict[int, ReplayStep]):
-        self.worst, self.logp = 0.0, {}
-        super().__init__(
-            trajectory,
-            passes.dynamics,
-            passes.streams_at,
-            replay_steps,
-            lambda step, _, logp, *__: self.logp.__setitem__(step, logp),
-            View(),
-        )
+        found: dict[int, Tensor] = {}
 
-    logp: dict[int, Tensor]  # by step
+        def visit(step: int, _: Tensor, logp: Tensor, *__: Tensor | None) -> None:
+            found[step] = logp  # not by way of self: a cycle would keep a whole graph until it is looked for
+
+        super().__init__(trajectory, passes.dynamics, passes.streams_at, replay_steps, visit, View())
+        self.worst, self.logp = 0.0, found  # log-probs by step
 
     def step(self, step: Step) -> Tensor:
         """Compares the mean with the stored one, and scores; returns the next state [R, ...]."""
