@@ -102,7 +102,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/planning/loss_trials.py": {"flowrl.planning", "flowrl.recipe", "flowrl.contracts", "flowrl.core"},
     "flowrl/planning/remembered.py": {"flowrl.names"},
     "flowrl/planning/sizes/shipped.py": {"flowrl"},
-    "flowrl/planning/sizes/fits.py": {"flowrl.planning", "flowrl.recipe", "flowrl.kinds", "flowrl.contracts"},
+    "flowrl/planning/sizes/fits.py": {"flowrl.planning", "flowrl.recipe", "flowrl.kinds", "flowrl.contracts"}
+    | {"flowrl.policies.devices"},
     "flowrl/planning/sizes/text.py": {"flowrl.planning", "flowrl.recipe", "flowrl.kinds", "flowrl.contracts"},
     "flowrl/build.py": {"flowrl"},
     "flowrl/learners.py": {"flowrl"},

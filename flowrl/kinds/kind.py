@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flowrl.checking.proofs.proof import Proof
     from flowrl.contracts import Prompt
     from flowrl.planning.costs import Arithmetic
+    from flowrl.planning.sizes.flops import Flops
     from flowrl.planning.sizes.memory import Sizes
 
 
@@ -93,6 +94,10 @@ class Planning(Protocol):
 
     def sizes(self, recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
         """Parameters and memory by phase; None where no config of the model is at hand."""
+        ...
+
+    def flops(self, recipe: Recipe, prompts: Sequence[Prompt]) -> Flops | None:
+        """Floating-point operations of an iteration by phase; None where they are not known."""
         ...
 
     def eval_words(self, recipe: Recipe) -> str:

@@ -17,6 +17,7 @@ from samplers.visits import Column, Injected, Visited
 
 if TYPE_CHECKING:
     from flowrl.contracts import Prompt
+    from flowrl.planning.sizes.flops import Flops
     from flowrl.planning.sizes.memory import Sizes
 
 KNOWN: Sequence[str] = tuple(PIPELINES)  # models on a hub whose configs ship
@@ -210,6 +211,13 @@ def sizes(recipe: Recipe, prompts: "Sequence[Prompt]") -> "Sizes | None":
     from flowrl.planning.sizes import memory  # which asks the plans of this module
 
     return memory.sizes(recipe, prompts)
+
+
+def flops(recipe: Recipe, prompts: "Sequence[Prompt]") -> "Flops | None":
+    """Floating-point operations of an iteration; None where they are not known."""
+    from flowrl.planning.sizes import flops as counted
+
+    return counted.denoising(recipe, prompts)
 
 
 def eval_words(recipe: Recipe) -> str:

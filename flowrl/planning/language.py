@@ -14,6 +14,7 @@ from samplers.tokens import Generation
 
 if TYPE_CHECKING:
     from flowrl.contracts import Prompt
+    from flowrl.planning.sizes.flops import Flops
     from flowrl.planning.sizes.memory import Sizes
 
 KNOWN: Sequence[str] = tuple(LANGUAGE)  # models on a hub whose configs ship
@@ -108,7 +109,7 @@ def _reread(recipe: Recipe, tokens: int, longest: int) -> int:
     """
     from flowrl.planning.sizes.reading_again import reads_again  # transformers is slow to import
 
-    return tokens * (longest - 1) // 2 if not recipe.rollout.cache or reads_again(recipe.model) else 0
+    return tokens * (longest - 1) // 2 if reads_again(recipe.model) else 0
 
 
 def _viewed(recipe: Recipe) -> tuple[int, int]:
@@ -289,6 +290,14 @@ def sizes(recipe: Recipe, prompts: "Sequence[Prompt]") -> "Sizes | None":
 
     given = section_of(recipe)
     return language.sizes(recipe, prompts, given.max_new_tokens + further_tokens(recipe), given.processor)
+
+
+def flops(recipe: Recipe, prompts: "Sequence[Prompt]") -> "Flops | None":
+    """Floating-point operations of an iteration; None where they are not known."""
+    from flowrl.planning.sizes import language_flops
+
+    given = section_of(recipe)
+    return language_flops.flops(recipe, prompts, given.max_new_tokens + further_tokens(recipe), given.processor)
 
 
 def eval_words(recipe: Recipe) -> str:

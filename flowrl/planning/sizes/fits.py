@@ -10,7 +10,10 @@ from flowrl.planning.costs import arithmetic
 from flowrl.planning.sizes.memory import Phase, Sizes
 from flowrl.planning.sizes.rewards import weights_of
 from flowrl.planning.sizes.shared import shares_out
+from flowrl.policies.devices import device_type
+from flowrl.recipe.computing import adapters_as_model
 from flowrl.recipe.fitting import QuantizeKeys
+from flowrl.recipe.merging import merges
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.shard_checks import check_parallel
 
@@ -124,6 +127,11 @@ def _changes(recipe: Recipe, quantised: bool = False) -> Iterator[Change]:
     keys = kind_of(recipe).saving
     in_blocks = "block_offload" in keys and not quantised
     may_quantise = recipe.lora is not None and recipe.quantize is None and not recipe.block_offload
+    device, rounded = device_type(recipe.device), _setting("dtype.adapters", "model")
+    if adapters_as_model(rounded.make(recipe), device) and not adapters_as_model(recipe, device):
+        yield rounded
+    if merges(recipe, device):
+        yield _setting("rollout.merge", False)
     for name in _on_device(recipe):
         if not recipe.rewards[name].offload:
             yield _setting(f"rewards.{name}.offload", True)

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from flowrl.contracts import Prompt
-from flowrl.planning.sizes.activations import FusedAttention
+from flowrl.planning.sizes.counted import Counted
 from flowrl.policies.pipelines.arguments import call_arguments, single_prompt_arguments, takes_one_prompt
 from flowrl.policies.random.models import assemble
 from flowrl.untyped import JSON, Pipeline
@@ -37,9 +37,11 @@ Pictures = Mapping[str, Sequence[Sequence[int]]]  # argument -> (width, height) 
 @dataclass
 class Recorded:
     """What a pipeline's call passed on: to each denoiser in the first step that it takes part in, to the first decoder
-    (its name and arguments), and how many numbers the states of one row have, of all that are stepped at once."""
+    (its name and arguments), and how many numbers the states of one row have, of all that are stepped at once.
+    encoding: floating-point operations of the other modules."""
 
     calls: dict[str, list[Given]] = field(default_factory=dict)
+    encoding: int = 0
     decoded: tuple[str, Given] | None = None
     latent: int = 0
 
@@ -119,7 +121,7 @@ class _Shell:
     def __init__(self, name: str, module: nn.Module, watch: "_Watch", *, denoises: bool):
         self.name, self.module, self.watch, self.denoises = name, module, watch, denoises
         self.kind = type(module)
-        self._answers: dict[str, Any] = {}
+        self._answers: dict[str, tuple[Any, int]] = {}
         module.__class__ = _like(self.kind, {"device": torch.device("cpu")})
         self._methods = [one for one in ("forward", "encode", "decode") if callable(getattr(module, one, None))]
         for method in self._methods:
@@ -144,9 +146,11 @@ class _Shell:
                 args, kwargs = args[:1], more if name is None else {name: kwargs[name], **more}
             told = f"{method} {tree_map(_told, (args, kwargs))}"
             if told not in self._answers:
-                with self.watch.computing(), FusedAttention():
-                    self._answers[told] = compute(*args, **kwargs)
-            return tree_map(_to_zeros, self._answers[told])
+                with self.watch.computing(), Counted() as counted, counted.attention:
+                    self._answers[told] = compute(*args, **kwargs), counted.flops
+            answer, flops = self._answers[told]
+            self.watch.recorded.encoding += 0 if self.denoises else flops
+            return tree_map(_to_zeros, answer)
 
         return passing
 

@@ -51,31 +51,16 @@ def sizes(
     A critic's activations are taken to be no more than the policy's, which it learns before. A whole model as reference
     is not counted. Raises PolicyError for a LoRA that does not fit.
     """
-    config = _config(recipe.model)
+    config = config_of(recipe.model)
     if config is None:
         return None
+    model, frozen, parameters, few = build_model(recipe, config)
     dtype = getattr(torch, recipe.dtype.model)
-    with torch.device("meta"):
-        auto = auto_class_of(config) or AutoModelForCausalLM
-        model: LanguageModel = auto.from_config(reading_part(config), dtype=dtype).eval()
-        parameters, frozen = sum(p.numel() for p in model.parameters()), _bytes(model)
-        few = QuantisedBytes()
-        if recipe.quantize is not None:  # below its adapters, each layer's weights are needed in a backward pass
-            few = quantised_bytes(model, recipe.quantize, set(map(storage_of, model.parameters())), head="lm_head")
-        if recipe.lora is not None:
-            adapters.add_lora({"model": model}, **recipe.lora.options)
-            if adapters_as_model(recipe, device_type(recipe.device)):
-                compute_as_inputs({"model": model})
-            if recipe.roles is not None:
-                add_roles({"model": model}, recipe.roles.labels, recipe.seed)
-        else:
-            adapters.train_full({"model": model})
-            freeze({"model": model}, recipe.freeze)
     merged = touched_bytes({"model": model}) if merges(recipe, device_type(recipe.device)) else 0
     learning = list(adapters.trainable({"model": model}))
     state, added = sum(p.numel() * p.element_size() for p in learning), _bytes(model) - frozen
     seen = media_tokens(recipe.model, processor or {}, prompts)
-    train, length = recipe.train, _tokens(recipe, prompts) + (seen or 0)
+    train, length = recipe.train, tokens_of(recipe, prompts) + (seen or 0)
     micro = train.micro_rows or arithmetic(recipe).rows_per_update
     copies = (train.ema is not None and not train.ema_in_host) + recipe.keeps_reference + (train.old is not None)
     moments = _moments(recipe, learning)
@@ -83,7 +68,7 @@ def sizes(
     frozen, of_critic = frozen + critic.fixed - few.spared, critic.moments
     copies_of_weights = copies_in_training(few, train)
     rows = arithmetic(recipe).rows_at_once
-    cacheless = not recipe.rollout.cache or reads_again(recipe.model)
+    cacheless = reads_again(recipe.model)
     drawing = 0 if cacheless else _cache(config, rows, length + limit, dtype)
     drawing += rows * config.get_text_config().vocab_size * DRAW
     precision = getattr(torch, recipe.dtype.logp)
@@ -110,7 +95,7 @@ def sizes(
     words = "the logits of a token, without what reads all tokens of all rows again" if cacheless else words
     unknown = "" if critic.known else "a critic, "
     left_out = f"another model as reference, {unknown}activations of rewards, the allocator's slack"
-    if auto is not AutoModelForCausalLM:
+    if (auto_class_of(config) or AutoModelForCausalLM) is not AutoModelForCausalLM:
         words += f"; prompts with {seen} tokens of media" if seen is not None else "; prompts without their media"
         left_out = f"what a tower that learns keeps of media, {left_out}"
     return Sizes(
@@ -123,6 +108,29 @@ def sizes(
         words,
         left_out,
     )
+
+
+def build_model(recipe: Recipe, config: PretrainedConfig) -> tuple[LanguageModel, int, int, QuantisedBytes]:
+    """(the recipe's model on the meta device with what it trains made trainable, and of it before that its bytes and
+    its number of parameters; what quantize changes)."""
+    dtype = getattr(torch, recipe.dtype.model)
+    with torch.device("meta"):
+        auto = auto_class_of(config) or AutoModelForCausalLM
+        model: LanguageModel = auto.from_config(reading_part(config), dtype=dtype).eval()
+        parameters, frozen = sum(p.numel() for p in model.parameters()), _bytes(model)
+        few = QuantisedBytes()
+        if recipe.quantize is not None:  # below its adapters, each layer's weights are needed in a backward pass
+            few = quantised_bytes(model, recipe.quantize, set(map(storage_of, model.parameters())), head="lm_head")
+        if recipe.lora is not None:
+            adapters.add_lora({"model": model}, **recipe.lora.options)
+            if adapters_as_model(recipe, device_type(recipe.device)):
+                compute_as_inputs({"model": model})
+            if recipe.roles is not None:
+                add_roles({"model": model}, recipe.roles.labels, recipe.seed)
+        else:
+            adapters.train_full({"model": model})
+            freeze({"model": model}, recipe.freeze)
+    return model, frozen, parameters, few
 
 
 class Learning(NamedTuple):
@@ -139,7 +147,7 @@ def _critic(recipe: Recipe) -> Learning:
     given = recipe.critic
     if given is None:
         return Learning()
-    config = _config(given.path or recipe.model)
+    config = config_of(given.path or recipe.model)
     if config is None:
         return Learning(known=False)
     labels = [] if recipe.roles is None else recipe.roles.labels
@@ -166,7 +174,7 @@ def _moments(recipe: Recipe, learning: Sequence[torch.nn.Parameter]) -> int:
     return sum((12 if p.dtype == torch.float16 else 2 * p.element_size()) * p.numel() for p in learning)
 
 
-def _config(model: str) -> PretrainedConfig | None:
+def config_of(model: str) -> PretrainedConfig | None:
     """The config of an embedded, random, known or local model, or a GGUF file."""
     if missing_package(model):
         return None
@@ -180,7 +188,7 @@ def _bytes(model: LanguageModel) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
-def _tokens(recipe: Recipe, prompts: Sequence[Prompt]) -> int:
+def tokens_of(recipe: Recipe, prompts: Sequence[Prompt]) -> int:
     """Tokens of the longest prompt, from its words or, where it has none to speak of, its characters."""
     said = [" ".join([*(m["content"] for m in p.messages[:-1]), p.text]) for p in prompts]
     return max((max(math.ceil(WORDS * len(text.split())), len(text) // 3) + MARKS for text in said), default=ASSUMED)

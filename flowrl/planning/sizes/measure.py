@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_map
 from flowrl.known.places import config_place, cut
 from flowrl.planning.sizes.activations import measure_activations, saved_weights
 from flowrl.planning.sizes.components import components, num_parameters, parameter_bytes
+from flowrl.planning.sizes.counted import count_flops
 from flowrl.planning.sizes.few_bits import quantised_bytes
 from flowrl.planning.sizes.inputs import NotRecordedError, Recorded, record
 from flowrl.planning.sizes.live import peak_live
@@ -21,6 +23,7 @@ from flowrl.policies import adapters
 from flowrl.policies.blocks import repeated_blocks
 from flowrl.policies.computing import compute_as_inputs
 from flowrl.policies.merging import touched_bytes
+from flowrl.policies.recomputing import checkpoint_gradients
 from flowrl.recipe.fitting import QuantizeKeys
 from flowrl.recipe.models import pipeline_class
 from flowrl.untyped import Network
@@ -51,8 +54,43 @@ def measure(query: SizeQuery) -> MeasuredSizes:
         pipeline=str(pipeline_class(query.model)),
         latent=recorded.latent or None,
         kept=[[k.whole // rows, k.recomputing // rows, k.block // rows] for k in activations],
+        fixed=max((k.fixed for k in activations), default=0),
         unknown=unknown,
     )
+
+
+def measure_recomputing(query: SizeQuery, every: int) -> list[int]:
+    """Bytes that each denoiser keeps of a row where each so many-th of its blocks computes again."""
+    recorded, rows, _ = _recorded(query)
+    known = components(query.model) or {}
+    trained = {name: part.build(getattr(torch, query.dtype)) for name, part in _trained(query, known).items()}
+    _make_trainable(query, trained)
+    called = {name: calls for name, calls in recorded.calls.items() if name in trained}
+    return [measure_activations(trained[name], calls, every).recomputing // rows for name, calls in called.items()]
+
+
+def measure_flops(query: SizeQuery, again: int, *, tiling: bool) -> dict[str, int] | None:
+    """Floating-point operations of a row: `forward` of the denoiser, without gradient, `training` forward and backward,
+    `encoding` of all that is called before it, `decoding`. again: so many-th blocks compute again, 0: none. Of several
+    denoisers that of the most. None where the calls are not known."""
+    recorded, rows, _ = _recorded(query)
+    known, forward, training = components(query.model) or {}, [0], [0]
+    for name, part in _trained(query, known).items():
+        module: Network = part.build(getattr(torch, query.dtype))
+        _make_trainable(query, {name: module})
+
+        def compute(name: str = name, module: Network = module) -> list[Any]:
+            return [module(*args, **kwargs) for args, kwargs in recorded.calls.get(name, [])]
+
+        forward.append(count_flops(compute) // rows)
+        if again:
+            checkpoint_gradients({name: module}, again)
+        training.append(count_flops(compute, backward=True) // rows)
+    if not recorded.calls or recorded.decoded is None:
+        return None
+    decoding = count_flops(_decoding(query, recorded, rows, query.dtype, tiling=tiling))
+    found = {"forward": max(forward), "training": max(training)}
+    return found | {"encoding": recorded.encoding // rows, "decoding": decoding}
 
 
 def measure_merged(query: SizeQuery) -> int:
@@ -86,6 +124,12 @@ def measure_decoding(query: SizeQuery, dtype: str, *, tiling: bool) -> int | Non
     recorded, rows, _ = _recorded(query)
     if recorded.decoded is None:
         return None
+    return peak_live(_decoding(query, recorded, rows, dtype, tiling=tiling))
+
+
+def _decoding(query: SizeQuery, recorded: Recorded, rows: int, dtype: str, *, tiling: bool) -> Callable[[], object]:
+    """What decodes one row of a recorded call."""
+    assert recorded.decoded is not None
     name, (args, kwargs) = recorded.decoded
     precision = getattr(torch, dtype)
     vae: Network = (components(query.model) or {})[name].build(precision)
@@ -96,7 +140,7 @@ def measure_decoding(query: SizeQuery, dtype: str, *, tiling: bool) -> int | Non
         return value[: max(1, len(value) // rows)].to(precision) if isinstance(value, Tensor) else value
 
     args, kwargs = tree_map(one_row, (args, kwargs))
-    return peak_live(lambda: vae.decode(*args, **kwargs))
+    return lambda: vae.decode(*args, **kwargs)
 
 
 def _recorded(query: SizeQuery) -> tuple[Recorded, int, str | None]:

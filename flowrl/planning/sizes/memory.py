@@ -17,10 +17,11 @@ from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
 from flowrl.planning.sizes.rewards import on_device
 from flowrl.planning.sizes.shared import of_a_rank
 from flowrl.policies.devices import device_type
+from flowrl.policies.pipelines.autoencoders import NAMES as AUTOENCODERS
 from flowrl.recipe.computing import adapters_as_model
 from flowrl.recipe.merging import merges
 from flowrl.recipe.reference import ReferenceKeys
-from flowrl.recipe.schema import Recipe
+from flowrl.recipe.schema import Recipe, Train
 from flowrl.untyped import JSON
 from samplers.decisions import stored_states
 from samplers.visits import Injected, Visited
@@ -74,12 +75,13 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
     configs = configs_of(recipe.model)
     if configs is None:
         return None
-    query = _query(recipe, prompts)
+    query = size_query(recipe, prompts)
     measured = _look_up(query, configs)
     latent = None if measured.latent is None else (measured.latent,)
-    activations = _activations(measured, recipe)
+    activations = _activations(query, measured, recipe)
     if recipe.sampler.look and activations is not None:  # what is trained is not called as the rollout is
-        looked = _activations(_look_up(replace(query, pipeline=recipe.pipeline | recipe.sampler.look), configs), recipe)
+        other = replace(query, pipeline=recipe.pipeline | recipe.sampler.look)
+        looked = _activations(other, _look_up(other, configs), recipe)
         activations = (activations if looked is None else looked)[0], activations[1]
     phases = _phases(recipe, query, measured, latent, activations)
     if reference := reference_bytes(recipe):
@@ -92,7 +94,8 @@ def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
     return Sizes(measured.parameters, measured.learning, measured.added, phases, latent, measured.pipeline, **told)
 
 
-def _query(recipe: Recipe, prompts: Sequence[Prompt]) -> SizeQuery:
+def size_query(recipe: Recipe, prompts: Sequence[Prompt]) -> SizeQuery:
+    """What the sizes of the recipe's model depend on."""
     return SizeQuery(
         model=recipe.model,
         lora=None
@@ -162,15 +165,35 @@ def configs_of(model: str) -> JSON:
     return {str(file.relative_to(folder)): file.read_text(encoding="utf-8") for file in files}
 
 
-def _activations(measured: MeasuredSizes, recipe: Recipe) -> tuple[int, int] | None:
+def _activations(query: SizeQuery, measured: MeasuredSizes, recipe: Recipe) -> tuple[int, int] | None:
     """(bytes of training, of a rollout's forward) of one row, of the denoiser that takes most."""
     if not measured.kept:
         return None
     train, block = recipe.train, max(block for _, _, block in measured.kept)
     if train.offload_activations:
         return block, block
-    spared = (train.recompute_every - 1) / train.recompute_every if train.gradient_checkpointing else 1.0
-    return max(round(again + (whole - again) * spared) for whole, again, _ in measured.kept), block
+    if not train.gradient_checkpointing:
+        return max(whole for whole, _, _ in measured.kept), block
+    return max(_recomputing(query, measured, train.recompute_every)), block
+
+
+def _recomputing(query: SizeQuery, measured: MeasuredSizes, every: int) -> list[int]:
+    """Bytes of a row, of each denoiser, where each so many-th block computes again."""
+    if every == 1:
+        return [again for _, again, _ in measured.kept]
+
+    def found() -> list[int]:
+        from flowrl.planning.sizes.measure import measure_recomputing
+
+        return measure_recomputing(query, every)
+
+    return look_up("recomputing", [asdict(query), every, configs_of(query.model)], found)
+
+
+def _fixed(measured: MeasuredSizes, train: Train) -> int:
+    """Bytes that a backward pass holds of all rows together: rounded weights, of blocks that are not computed again."""
+    kept = (train.recompute_every - 1) / train.recompute_every if train.gradient_checkpointing else 1.0
+    return 0 if train.offload_activations else round(measured.fixed * kept)
 
 
 def _micro(recipe: Recipe) -> int:
@@ -185,7 +208,11 @@ def _phases(
     activations: tuple[int, int] | None,
 ) -> list[Phase]:
     """AdamW keeps two moments of what learns; a gradient and each copy (average, reference, older) add one."""
-    train, frozen, added, state = recipe.train, measured.frozen, measured.added, measured.state
+    train, added, state = recipe.train, measured.added, measured.state
+    frozen = measured.frozen
+    if recipe.vae.dtype is not None:
+        width = getattr(torch, recipe.vae.dtype).itemsize
+        frozen = frozen | {name: measured.parameters[name] * width for name in AUTOENCODERS if name in frozen}
     averaged = train.ema is not None and not train.ema_in_host
     resting = state * (2 + averaged + recipe.keeps_reference + (train.old is not None))
     tape, reference = (0, 0) if latent is None else trajectory(recipe, latent)
@@ -200,7 +227,8 @@ def _phases(
     rollout = training = None
     if activations is not None and latent is not None:
         distance = math.prod(latent) * 4  # of the draw from its mean
-        training, rollout = _micro(recipe) * (activations[0] + distance), chunk * activations[1]
+        training = _micro(recipe) * (activations[0] + distance) + _fixed(measured, train)
+        rollout = chunk * activations[1]
     weights = at_work if recipe.offload else everything
     phases = [
         Phase("rollout", weights, resting, tape, rollout),

@@ -23,7 +23,8 @@ class MeasuredSizes:
     """Measured on the modules: parameters and bytes by component, what learns, and what calls keep.
 
     learning, state, added: parameters that learn, their bytes, bytes of LoRA. latent: numbers of one row's states.
-    kept: of each denoiser, for one row (whole, recomputing, block), see activations.py. unknown: why there are neither.
+    kept: of each denoiser, for one row (whole, recomputing, block), see activations.py; fixed: of all rows together.
+    unknown: why there are neither.
     """
 
     parameters: dict[str, int]
@@ -35,4 +36,5 @@ class MeasuredSizes:
     pipeline: str
     latent: int | None
     kept: list[list[int]]
+    fixed: int = 0
     unknown: str | None = None

@@ -19,6 +19,18 @@ class SavedStorages:
         self._excluded = {storage_of(t) for t in excluded}
         self.weights: set[int] = set()  # those of them that autograd saved
         self._seen: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._left_out: list[Tensor] = []
+
+    def leave_out(self, tensor: Tensor) -> None:
+        """From now on a tensor is not counted among the others, but by `left_out`."""
+        if storage_of(tensor) not in self._excluded:
+            self._excluded.add(storage_of(tensor))
+            self._left_out.append(tensor)  # so that its identity is not reused
+
+    @property
+    def left_out(self) -> int:
+        """Bytes of those that were left out, and that autograd saved."""
+        return sum(t.untyped_storage().nbytes() for t in self._left_out if storage_of(t) in self.weights)
 
     @property
     def storages(self) -> dict[int, int]:

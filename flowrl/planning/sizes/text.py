@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from flowrl.contracts import Prompt
 from flowrl.kinds import kind_of
 from flowrl.planning.sizes.fits import lines as fits_lines
+from flowrl.planning.sizes.flops import lines as flop_lines
 from flowrl.planning.sizes.memory import ASSUMED, Sizes, reference_bytes
 from flowrl.planning.sizes.shared import told
 from flowrl.planning.sizes.units import count_text, size_text
@@ -15,14 +16,15 @@ COLUMNS = ("weights", "optimizer", "trajectory", "activations")
 
 
 def describe_sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> str:
-    """Parameters by component and memory by phase, from configs alone; or a line that says why not."""
+    """Parameters by component, memory by phase and operations of an iteration, from configs alone; or why not."""
     planning = kind_of(recipe).planning
     estimate = planning.sizes(recipe, prompts)
     if estimate is None:
         known = f", or one of {', '.join(planning.KNOWN)}" if planning.KNOWN else ""
         return f"memory      not estimated: no config of {recipe.model} is at hand; give its folder{known}"
     fits = [f"{'fits' if not i else '':<12}{line}" for i, line in enumerate(fits_lines(recipe, prompts))]
-    lines = [*_parameters(estimate), *_table(estimate), *_notes(recipe, estimate), *fits]
+    compute = flop_lines(planning.flops(recipe, prompts))
+    lines = [*_parameters(estimate), *_table(estimate), *_notes(recipe, estimate), *fits, *compute]
     return "\n".join(
         lines if prompts else [*lines, f"{INDENT}no prompts here to count: texts of {ASSUMED} tokens are assumed"]
     )

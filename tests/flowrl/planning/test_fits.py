@@ -20,6 +20,7 @@ from flowrl.policies.blocks import repeated_blocks
 from flowrl.policies.loading import load_pipeline
 from flowrl.reading.inputs import planned_prompts
 from flowrl.recipe.load import load
+from flowrl.recipe.merging import merges
 
 # decoding and a training forward of shapes-flux in a fresh process: bytes that it held beyond what it began with
 CHILD = """
@@ -128,6 +129,29 @@ def test_rewards_leave_the_device_where_that_is_what_it_takes():
     changed = changes["rewards.big.device=cpu"].make(recipe)
     assert changed.rewards["big"].device == "cpu" and recipe.rewards["big"].device is None
     assert isinstance(changes["offload=true"], Change) and changes["offload=true"].make(recipe).offload
+
+
+def test_merged_weights_and_float32_adapters_are_given_up_where_that_makes_a_card_fit(monkeypatch):
+    """Of invented sizes: merged weights stand beside others in a rollout, adapters in float32 keep more of a row."""
+
+    class Planned:
+        def sizes(self, recipe, prompts) -> Sizes:
+            drawn = Phase("rollout", (40 if merges(recipe, "cpu") else 20) * 2**30, 0, 0, 0)
+            kept = (12 if recipe.dtype.adapters == "model" else 50) * 2**30
+            return Sizes({}, 0, 0, [drawn, Phase("training", 0, 0, 0, kept)], (1,), "P")
+
+    class Kind:
+        saving, planning = (), Planned()
+
+    monkeypatch.setattr(fits, "kind_of", lambda recipe: Kind)
+    nft = ["rollout.merge=true", "dtype.model=bfloat16", "dtype.adapters=float32", "train.gradient_checkpointing=true"]
+    recipe = load("quickstart", nft)
+    found = {card: None if changes is None else set(map(str, changes)) for card, changes in fitting(recipe, []) or []}
+    both = {"dtype.adapters=model", "rollout.merge=false"}
+    assert found == {141: set(), 80: set(), 48: {"dtype.adapters=model"}, 32: both, 24: both}
+    told = {str(one) for one in fits._changes(load("quickstart", ["dtype.model=bfloat16", "dtype.adapters=model"]))}
+    assert not told & both, "they are so already"
+    assert not {str(one) for one in fits._changes(load("quickstart"))} & both, "nothing is rounded in float32"
 
 
 def test_the_dry_run_says_which_cards():

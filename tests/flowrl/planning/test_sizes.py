@@ -207,7 +207,8 @@ def test_the_reference_is_stored_where_a_divergence_is_paid(folders: dict[str, s
 
 
 def test_recomputing_keeps_block_inputs_and_one_block():
-    """Measured on a real forward and backward: what is outside blocks, what they are given, what one computes again."""
+    """Measured in a real backward pass, as each block is computed again: what is outside blocks, what those that are
+    not done with were given, what the one keeps."""
     parts = components("shapes-flux") or {}
     part, modules = parts["transformer"], {name: one.build(torch.float32) for name, one in parts.items()}
     module = part.kind.from_config(part.config)  # pyright: ignore[reportAttributeAccessIssue]
@@ -223,26 +224,32 @@ def test_recomputing_keeps_block_inputs_and_one_block():
         output = module(**given)[0].sum()
     assert found.whole == whole.bytes and output.requires_grad
 
-    inputs: dict[int, int] = {}
-    again: list[dict[int, int]] = []
+    inputs, moments, own = SavedStorages(), [], {}
 
     def watched(block: nn.Module, *args):
         for leaf in (x for a in args for x in (a if isinstance(a, tuple) else (a,)) if isinstance(x, torch.Tensor)):
-            inputs[storage_of(leaf)] = leaf.untyped_storage().nbytes()
-            held.append(leaf)
-        with count_saved(block.parameters()) as own:  # stands in for what is kept when it is computed once more
-            held.append(block(*args))
-        again.append(own.storages)
-        return checkpoint(block, *args, use_reentrant=False)
+            inputs.note(leaf)
 
-    held: list = []
+        def run(*args):
+            if block in own:  # in the backward pass: what is still held of the rest, and what the block keeps
+                moments.append(sum((outside.storages | inputs.storages).values()) + own[block])
+            else:
+                with count_saved(block.parameters()) as first:
+                    result = block(*args)
+                    known = outside.storages | inputs.storages
+                    own[block] = sum(size for where, size in first.storages.items() if where not in known)
+                del result
+            return block(*args)
+
+        return checkpoint(run, *args, use_reentrant=False)
+
     module.enable_gradient_checkpointing(watched)
     module.train()
     with count_saved([*module.parameters(), *module.buffers()]) as outside:
-        held.append(module(**given)[0].sum())
-    kept_outside = outside.storages | inputs
-    measured = max(sum((kept_outside | block).values()) for block in again)
-    assert found.recomputing == pytest.approx(measured, rel=0.02)
+        output = module(**given)[0].sum()
+    output.backward()
+    assert len(moments) == len(own) > 2
+    assert found.recomputing == pytest.approx(max(moments), rel=0.02)
     assert found.recomputing < 0.7 * found.whole
 
 

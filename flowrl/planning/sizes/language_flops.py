@@ -1,0 +1,87 @@
+"""Floating-point operations of an iteration of a language model's recipe, see flops.py."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from flowrl.contracts import Prompt
+from flowrl.planning.costs import arithmetic
+from flowrl.planning.sizes.counted import count_flops
+from flowrl.planning.sizes.flops import Flops, unlearned
+from flowrl.planning.sizes.language import build_model, config_of, tokens_of
+from flowrl.planning.sizes.seeing import media_tokens
+from flowrl.policies.loading import auto_class_of
+from flowrl.policies.recomputing import checkpoint_gradients
+from flowrl.recipe.schema import Recipe
+from flowrl.untyped import JSON, LanguageModel
+
+Count = Callable[..., int]  # of a forward of so many tokens with logits of so many, with its backward pass if asked
+
+
+def flops(
+    recipe: Recipe, prompts: Sequence[Prompt], limit: int, processor: Mapping[str, JSON] | None = None
+) -> Flops | None:
+    """Those of a recipe whose completions have `limit` tokens at most; None where no config is at hand, or the model's
+    forward needs values.
+
+    Each row counts as the longest prompt and completion. Training and looks are counted on the meta device, one row
+    forward and backward; a token that is drawn is what a token adds to such a forward, its attention that to as many
+    tokens as there are by then.
+    """
+    config = config_of(recipe.model)
+    if config is None:
+        return None
+    model, *_ = build_model(recipe, config)
+    costs, train = arithmetic(recipe), recipe.train
+    length = tokens_of(recipe, prompts) + (media_tokens(recipe.model, processor or {}, prompts) or 0)
+    total, count = length + limit, _counter(model)
+    try:
+        look = count(total, limit)
+        each, pair, head = _by_token(count, total)
+        if train.gradient_checkpointing:
+            checkpoint_gradients({"model": model}, train.recompute_every)
+        learnt = count(total, limit, backward=True)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return None
+    read = range(length + 1, total + 1)  # by a row's drawn tokens, of which each meets all before it
+    row = sum(each + head + pair * n for n in read)
+    if costs.reread_forwards:  # where there is no cache
+        row = sum(each * n + head + pair * n * n for n in read)
+    drawn = costs.rollout_forwards / limit * row
+    prompt = train.drawn * (length * (each + pair * length) + head)
+    looked = look * (unlearned(costs) + costs.value_forwards) / limit
+    phases = {
+        "prompts": prompt if costs.rollout_forwards else 0,
+        "rollout": drawn,
+        "training": learnt * costs.train_forwards / limit + looked,
+    }
+    left_out = "rewards" if recipe.critic is None else "rewards, the fit of a critic"
+    if (auto_class_of(config) or AutoModelForCausalLM) is not AutoModelForCausalLM:
+        left_out = f"the towers of pictures and sounds, {left_out}"
+    kept = {name: round(number) for name, number in phases.items() if number}
+    return Flops(kept, left_out, ("rollout",), recipe.parallel.ranks or 1)
+
+
+def _counter(model: LanguageModel) -> Count:
+    keeps = "logits_to_keep" in inspect.signature(type(model).forward).parameters
+
+    def count(tokens: int, logits: int, *, backward: bool = False) -> int:
+        ids = torch.ones(1, tokens, dtype=torch.int64, device="meta")
+        mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device="meta")
+        given = {"logits_to_keep": logits} if keeps else {}
+        return count_flops(
+            lambda: model(input_ids=ids, attention_mask=mask, use_cache=False, **given).logits, backward=backward
+        )
+
+    return count
+
+
+def _by_token(count: Count, total: int) -> tuple[float, float, float]:
+    """(operations of a token, of a pair of tokens that attend to each other, of a token's logits)."""
+    head = count(2, 2) - count(2, 1)
+    long, short = total, max(1, total // 2)
+    slopes = [(count(tokens, 1) - head) / tokens for tokens in (short, long)]
+    pair = (slopes[1] - slopes[0]) / (long - short)
+    return slopes[0] - pair * short, pair, head
