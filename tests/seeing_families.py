@@ -23,6 +23,7 @@ from transformers.models.auto import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import vision_support
+from flowrl.policies.language.forwards import read_whole
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.loading import reading_part
 from seeing_tables import (
@@ -286,9 +287,10 @@ MARKS["pp_chart2table"] = "<img>" + "<imgpad>" * 256 + "</img>"
 MARKS["hunyuan_vl"] = "<image_start_token><image_token><image_end_token>"
 
 
-def policy(name: str, **options: Any) -> LanguagePolicy:
-    """A type as a policy."""
+def policy(name: str, *, whole: bool = False, **options: Any) -> LanguagePolicy:
+    """A type as a policy. whole: each token reads all before it again."""
     model, processor = family(name)
+    read_whole(model, whole)
     mark = MARKS.get(name)
     if mark:  # what a chat template has to write for a picture, where it is not the processor's `image_token`
         processor.chat_template = vision_support.TEMPLATE.replace("IMAGE", mark)

@@ -22,7 +22,7 @@ from flowrl.policies.language import proving
 from flowrl.policies.language.policy import LanguagePolicy
 from language_support import replayed
 from samplers.tokens import Generation
-from seeing_tables import ALONE, MISSING
+from seeing_tables import ALONE, MISSING, WHOLE
 
 PLAN = Generation(5)
 LIMIT = 1e-5  # of a log-prob, between decoding together and each replay
@@ -69,7 +69,7 @@ def prompts(name: str, files: Files) -> list[Prompt]:
 
 def measured(name: str, files: Files) -> Found:
     """Rows decoded together against replays together and of each row alone, and with other media."""
-    subject = families.policy(name, batch_invariant=name in ALONE)
+    subject = families.policy(name, batch_invariant=name in ALONE, whole=name in WHOLE)
     subject._proven = {True, False}  # the proof's limit is wider than what is shown here
     rollout = subject.rollout(prompts(name, files), plan=PLAN, seed=0)
     gap = 0.0
@@ -83,7 +83,7 @@ def measured(name: str, files: Files) -> Found:
 def refused(name: str, files: Files) -> str | None:
     """Why flowrl does not train a type, in its own words; None where it does."""
     try:
-        subject: LanguagePolicy = families.policy(name, batch_invariant=name in ALONE)
+        subject: LanguagePolicy = families.policy(name, batch_invariant=name in ALONE, whole=name in WHOLE)
         subject.prepare(prompts(name, files)[0], PLAN)
     except PolicyError as error:
         return str(error)
@@ -97,7 +97,7 @@ def line(name: str, files: Files) -> tuple[str, str]:
     try:
         found = measured(name, files)
         if found.exact:
-            beside = ", each row by itself" if name in ALONE else ""
+            beside = ", each row by itself" if name in ALONE else ", without its cache" if name in WHOLE else ""
             return "exact", f"{found.gap:.0e}{beside}"
         said = f"differs by {found.gap:.1e}, other media change it by {found.change:.1e}"
     except PolicyError as error:

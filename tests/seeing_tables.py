@@ -6,6 +6,7 @@ WIDTH, HEADS, LAYERS, VOCABULARY = 64, 4, 2, 600
 
 # towers that see otherwise where pictures are joined; BLIP's positions count what a row is padded with
 ALONE = ("emu3", "minicpmv4_6", "minicpmv4_7", "minicpm_ocr", "blip")
+WHOLE = ("nemotron_h_omni",)  # whose cache gives other numbers: its step has no least time step, its scan has one
 MISSING: dict[str, str] = {}  # why a type could not be made here
 PREFIXED = ("fuyu",)  # whose tokenizer puts a token of its own before each text
 

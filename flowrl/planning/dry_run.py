@@ -92,7 +92,7 @@ def _costs(recipe: Recipe) -> list[str]:
     ]
     if any(c.reread_forwards for c in costs):
         lines.append(
-            f"{'':<12}the model has no key-value cache: each token reads all before it again, {span('reread_forwards')}"
+            f"{'':<12}no key-value cache: each token reads all before it again, {span('reread_forwards')}"
             " more in a rollout, and the prompt with each"
         )
     if any(c.value_forwards for c in costs):

@@ -109,7 +109,7 @@ def _reread(recipe: Recipe, tokens: int, longest: int) -> int:
     """
     from flowrl.planning.sizes.reading_again import reads_again  # transformers is slow to import
 
-    return tokens * (longest - 1) // 2 if reads_again(recipe.model) else 0
+    return tokens * (longest - 1) // 2 if not recipe.rollout.cache or reads_again(recipe.model) else 0
 
 
 def _viewed(recipe: Recipe) -> tuple[int, int]:

@@ -16,19 +16,21 @@ if TYPE_CHECKING:
 
 
 class RolloutKeys(Strict):
-    """How a model draws, apart from what is drawn; dtype, batch_invariant and engine are of language models.
+    """How a model draws, apart from what is drawn; dtype, batch_invariant, cache and engine are of language models.
 
     dtype: samples of training come from a copy of the model in this precision, made anew for each rollout; looks and
     evaluations use the model itself. It stands for an inference engine: objective.correction is made for what then
     differs (null: the model draws). int8 is of linear layers, on the CPU. batch_invariant: each row goes through the
-    model alone, so that its tokens and log-probs are the same bits in any batch; slower by as much. engine: a server
-    that draws in the place of the model (recipe/engines.py). merge, of pipelines too: adapters are merged into the
-    weights while samples are drawn, of training and of evaluations (recipe/merging.py); auto: on a GPU, in float32 or
-    where objective.correction takes log-probs again.
+    model alone, so that its tokens and log-probs are the same bits in any batch; slower by as much. cache: false has
+    each token read all before it again, for a model whose key-value cache gives other numbers than reading at once.
+    engine: a server that draws in the place of the model (recipe/engines.py). merge, of pipelines too: adapters are
+    merged into the weights while samples are drawn, of training and of evaluations (recipe/merging.py); auto: on a GPU,
+    in float32 or where objective.correction takes log-probs again.
     """
 
     dtype: Literal["bfloat16", "float16", "int8"] | None = key(None, "bfloat16, float16, int8 or null")
     batch_invariant: bool = key(False, "true or false")
+    cache: bool = key(True, "true or false")
     engine: EngineKeys | None = key(None, "a mapping with use and url, or null")
     merge: Literal["auto"] | bool = key("auto", "auto, true or false")
 

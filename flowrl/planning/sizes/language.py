@@ -68,7 +68,7 @@ def sizes(
     frozen, of_critic = frozen + critic.fixed - few.spared, critic.moments
     copies_of_weights = copies_in_training(few, train)
     rows = arithmetic(recipe).rows_at_once
-    cacheless = reads_again(recipe.model)
+    cacheless = not recipe.rollout.cache or reads_again(recipe.model)
     drawing = 0 if cacheless else _cache(config, rows, length + limit, dtype)
     drawing += rows * config.get_text_config().vocab_size * DRAW
     precision = getattr(torch, recipe.dtype.logp)

@@ -20,6 +20,7 @@ from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.conversations import Conversations
 from flowrl.policies.language.critic import TokenValues
 from flowrl.policies.language.discussion import Discussing, Speakers, discussion
+from flowrl.policies.language.forwards import read_whole
 from flowrl.policies.language.guided import corrections, hints
 from flowrl.policies.language.partial import Unfinished, partial_rollouts
 from flowrl.policies.language.policy import LanguagePolicy
@@ -83,6 +84,7 @@ def build(recipe: Recipe) -> LanguagePolicy:
         batch_invariant=recipe.rollout.batch_invariant,
         processor=load_processor(recipe.model, given.processor),
     )
+    read_whole(policy.model, not recipe.rollout.cache)
     make_trainable(recipe, policy.modules)
     policy.merge = merges(recipe, device.type)
     _add_environment(policy, environment, recipe)

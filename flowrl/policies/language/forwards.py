@@ -15,6 +15,8 @@ from flowrl.policies.language.inputs import TYPES, Inputs, Piece, joined, pieces
 from flowrl.policies.language.positions import positions_of, type_of_drawn
 from flowrl.untyped import LanguageModel
 
+_WHOLE = "_flowrl_reads_whole"
+
 
 def forward_arguments(model: LanguageModel) -> set[str]:
     """The names of the arguments of the model's forward."""
@@ -22,7 +24,8 @@ def forward_arguments(model: LanguageModel) -> set[str]:
 
 
 def cache_argument(model: LanguageModel) -> str | None:
-    """The name of the key-value cache in the model's forward; None for one that reads all again for each token.
+    """The name of the key-value cache in the model's forward; None for one that reads all again for each token, of
+    itself or since it is told to (`read_whole`).
 
     Raises PolicyError for a model that encodes its prompt apart from what it writes, for one that does not write token
     by token, and for one whose cache holds what it was given otherwise than what it writes.
@@ -39,7 +42,17 @@ def cache_argument(model: LanguageModel) -> str | None:
             f"{kind} forgets what it wrote long ago and not what it was given, so a replay of both at once is not what "
             "was drawn; give another model"
         )
-    return name
+    return None if getattr(model, _WHOLE, False) else name
+
+
+def read_whole(model: LanguageModel, whole: bool = True) -> bool:
+    """Has a model read all of a row again for each token, whatever cache it takes; whether it did so before.
+
+    Copies of the model do as it does.
+    """
+    before = getattr(model, _WHOLE, False)
+    setattr(model, _WHOLE, whole)
+    return before
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

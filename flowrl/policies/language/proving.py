@@ -19,6 +19,7 @@ from torch import Tensor
 from flowrl.contracts import Prompt, Rollout, View, Visit
 from flowrl.media.files import MARK, media_kind
 from flowrl.policies.errors import PolicyError
+from flowrl.policies.language.forwards import read_whole
 from flowrl.policies.language.inputs import Inputs
 from flowrl.policies.language.media import FAULTS
 from flowrl.untyped import LanguageModel
@@ -53,7 +54,8 @@ def prove(policy: Provable, prompt: Prompt, plan: Generation) -> None:
         if prompt.media:
             prompts.append(replace(prompts[1], id=f"{prompt.id} (third)", media=prompt.media))
         try:
-            rollout = _short_rollout(policy, prompts, plan)
+            rollout, again, gap, limit = _gap(policy, prompts, plan)
+            remedy = "" if gap <= limit else _remedy(policy, prompts, plan)
         except PolicyError:
             raise
         except FAULTS as error:
@@ -64,15 +66,10 @@ def prove(policy: Provable, prompt: Prompt, plan: Generation) -> None:
                 f"{type(policy.model).__name__} cannot take what its processor makes of "
                 f"{', '.join(prompt.media)[:120]} ({reason}); give the processor that belongs to it, or another model"
             ) from error
-    again = _replayed(policy, rollout)
-    gap = (again - rollout.rollout_logp).abs()[rollout.mask]
-    exact = policy.model.dtype == torch.float32
-    measured, limit = (gap.max(), MAX_GAP) if exact else (gap.mean(), MAX_MEAN_GAP)
-    if not measured <= limit:  # NaN is not
+    if not gap <= limit:  # NaN is not
         raise PolicyError(
-            f"{type(policy.model).__name__}: a replay gives log-probs that differ by {float(measured):.2g} from "
-            f"those of decoding (accepted: {limit:g}); its cache, positions or padding do not work, give another "
-            "model" + (", or set rollout.batch_invariant=true: each row by itself" if prompt.media else "")
+            f"{type(policy.model).__name__}: a replay gives log-probs that differ by {gap:.2g} from "
+            f"those of decoding (accepted: {limit:g}); {remedy}"
         )
     if prompt.media:
         changed = (with_other_media(policy, rollout) - again).abs()[:, 0]
@@ -81,6 +78,29 @@ def prove(policy: Provable, prompt: Prompt, plan: Generation) -> None:
                 f"{type(policy.model).__name__}: other media ({', '.join(prompt.media)[:120]}) give the "
                 "same log-probs, so the model does not see them; give a model and a chat template that show them"
             )
+
+
+def _gap(policy: Provable, prompts: Sequence[Prompt], plan: Generation) -> tuple[Rollout, Tensor, float, float]:
+    """(a short rollout, its log-probs [R, K] in a replay, how far these are from those of decoding, and may be)."""
+    rollout = _short_rollout(policy, prompts, plan)
+    again = _replayed(policy, rollout)
+    gap = (again - rollout.rollout_logp).abs()[rollout.mask]
+    exact = policy.model.dtype == torch.float32
+    measured, limit = (gap.max(), MAX_GAP) if exact else (gap.mean(), MAX_MEAN_GAP)
+    return rollout, again, float(measured), limit
+
+
+def _remedy(policy: Provable, prompts: Sequence[Prompt], plan: Generation) -> str:
+    """What can be done about a replay that is not its rollout, in words: it is tried whether the cache is to blame."""
+    before = read_whole(policy.model)
+    try:
+        _, _, gap, limit = _gap(policy, prompts, plan)
+    finally:
+        read_whole(policy.model, before)
+    if gap <= limit and not before:
+        return "its cache does not work, set rollout.cache=false: each token then reads all before it again"
+    alone = ", or set rollout.batch_invariant=true: each row by itself" if prompts[0].media else ""
+    return f"its cache, positions or padding do not work, give another model{alone}"
 
 
 def _shorter(prompt: Prompt, folder: Path) -> Prompt:

@@ -20,9 +20,10 @@ deepseek_vl deepseek_vl_hybrid dots3_note emu3 ernie4_5_vl_moe exaone4_5 fast_vl
 gemma4_unified git glm46v glm4v glm4v_moe glm5_next glm_ocr glmga got_ocr2 granite4_vision granite_docling hunyuan_vl
 hy_v4_vl hyperclovax_vision_v2 idefics idefics2 idefics3 inkling2 inkling2_loop inkling_mm_model instructblip internvl
 janus kimi_k25 kosmos-2 kosmos-2.5 lfm2_vl lfm3_vl lighton_ocr llava llava_next llava_next_video llava_onevision
-minicpm_ocr minicpmv4_6 minicpmv4_7 minimax_m3_vl mistral3 mistral_large4 mllama molmo2 muse_glimmer muse_spark ovis2
-paddleocr_vl paligemma perception_lm pp_chart2table qianfan_ocr qwen2_5_omni_thinker qwen2_5_vl qwen2_vl qwen3_5
-qwen3_5_moe qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe qwen4_exp smolvlm step3p7 video_llama_3 video_llava vipllava
+minicpm_ocr minicpmv4_6 minicpmv4_7 minimax_m3_vl mistral3 mistral_large4 mllama molmo2 muse_glimmer muse_spark
+nemotron_h_omni ovis2 paddleocr_vl paligemma perception_lm pp_chart2table qianfan_ocr qwen2_5_omni_thinker qwen2_5_vl
+qwen2_vl qwen3_5 qwen3_5_moe qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe qwen4_exp smolvlm step3p7
+video_llama_3 video_llava vipllava
 """.split()
 HEARING = """glmasr moss_transcribe_diarize omniasr qwen2_5_omni qwen2_audio qwen3_asr qwen3_omni_moe""".split()
 REFUSED = {
@@ -37,7 +38,6 @@ REFUSED = {
     "udop": "an encoder and a decoder",
     "shieldgemma2": "3 rows of token ids",
     "llama4": "has no attribute 'image_outputs'",
-    "nemotron_h_omni": "differ",
     "unlimited_ocr": "forgets what it wrote long ago",
     "pi0": "does not write token by token",
     "vision-encoder-decoder": "an encoder and a decoder",
@@ -76,6 +76,12 @@ def test_rows_that_are_read_anew_for_each_token_take_free_places(files: survey.F
         drawn.append(subject.rollout(asked, group_size=2, plan=survey.PLAN, seed=0))
     assert torch.equal(drawn[0].replay.tokens, drawn[1].replay.tokens)
     assert torch.allclose(drawn[0].rollout_logp, drawn[1].rollout_logp, atol=survey.LIMIT)
+
+
+@pytest.mark.slow
+def test_a_model_whose_cache_gives_other_numbers_is_told_to_read_without_it(files: survey.Files):
+    with pytest.raises(PolicyError, match="its cache does not work, set rollout.cache=false"):
+        families.policy("nemotron_h_omni").prepare(survey.prompts("nemotron_h_omni", files)[0], survey.PLAN)
 
 
 def test_a_model_without_placeholders_is_shown_one_picture_a_prompt(files: survey.Files):
