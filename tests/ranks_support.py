@@ -38,6 +38,18 @@ TREE = "sampler.tree={kind: branch, splits: [0, 2], widths: [2, 2]}"
 LOOKS = ("train.iterations=2", "train.prompts=3", "train.group=4", "eval.prompts=4", "eval.batch=2")
 FILES = ("train.iterations=3", "train.prompts=4", "prompts.heldout=null", "prompts.train=pairs/pairs.jsonl")
 FILES += ("eval.at_start=false", "eval.at_end=false", "eval.every=null", "prompts.source=null", "train.pairs=1")
+WAN = ("model=./wan", "rewards.clip.args.model=clip/transformers", "rewards.pick.args.model=clip/transformers")
+WAN += ("prompts={train: prompts/video_train.txt, heldout: null}", "pipeline.height=16", "pipeline.width=16")
+WAN += ("pipeline.num_frames=5", "pipeline.max_sequence_length=48", "sampler.steps=5", "train.iterations=2")
+WAN += (
+    "train.prompts=4",
+    "train.group=4",
+    "train.micro_batch=4",
+    "train.rollout_batch=4",
+    "eval.every=null",
+    "eval.at_start=false",
+)
+WAN += ("eval.at_end=false", "dtype.model=float32", "device=cpu", "parallel.ranks=null", "train.ema_every=1")
 MIXED = "train.source={0: 1.0, 2: 0.5}"
 LIMIT = "{use: ranks_support.loses, required: true, failure_limit: 0.05}"
 # name -> recipe, overrides
@@ -45,6 +57,12 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "noised": ("quickstart", (*STEPS, ONE, "train.keep=2")),
     "tokens": ("tiny_lm_grpo", (*TOKENS, "train.prompts=5", ONE, "train.refill=2", "train.keep=2")),
     "critic": ("tiny_lm_grpo", (*TOKENS, "train.prompts=4", "objective.preset=ppo", "advantage.scale=batch")),
+    "back": (
+        "tiny_lm_grpo",
+        (*TOKENS, "train.prompts=4", "objective.preset=ppo", "train.ema=0.9", "train.schedule=constant", "eval.every=2")
+        + ("eval.at_start=false", "watch={on_alarm: rollback, patience: 3, rules: [{kind: ranks_support.fast}]}")
+        + ("train.iterations=5",),
+    ),
     "alone": ("tiny_lm_grpo", (*TOKENS, "train.prompts=1", ONE, "objective.kl=0.04")),
     "steps": ("tiny_flow_grpo", (*STEPS, "train.updates=3", "train.ema=0.9", "objective.kl=0.04")),
     "tree": ("tiny_flow_grpo", (*STEPS, ONE, TREE, "sampler.window={kind: all}")),
@@ -83,6 +101,7 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "debate": ("tiny_debate", (*TOKENS, "train.prompts=3", ONE)),
     "masked": ("tiny_papo", (*LOOKS, ONE)),
     "noisy": ("tiny_noisy", (*LOOKS, ONE, "views.noisy.draws=2")),
+    "wan": ("wan14_8x80gb", WAN),  # of a pipeline ./wan, with weights of rewards in ./clip
     "quickstart": ("quickstart", ("eval.at_start=false", "eval.at_end=false", "eval.every=null")),
     "failing": ("tiny_lm_grpo", (*TOKENS, "train.prompts=2", ONE, "rewards.own={use: ranks_support.fails}")),
     "losing": ("tiny_lm_grpo", (*TOKENS, "train.prompts=3", ONE, f"rewards.own={LIMIT}")),
@@ -91,11 +110,13 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
         (*TOKENS, "train.prompts=2", ONE, "parallel.wait=3", "rewards.own={use: ranks_support.hangs}"),
     ),
 }
-BESIDE = ("failing", "losing", "hanging", "quickstart")  # what is not compared
+BESIDE = ("failing", "losing", "hanging", "quickstart", "wan")  # what is not compared
 ENDING = BESIDE[:3]  # runs that do not come to their end
 WITHIN = 2e-6  # of metrics that are no log-ratio: float32 sums in another order
 # how far rewards may lie apart, and how many times as far as others metrics and weights
 WIDER = {"pairs": (0.0, 50.0)}  # a margin is beta = 100 times a difference of errors
+WIDER |= {"wan": (1e-6, 5.0)}  # CLIP reads the pictures of other batches
+WIDER |= {"memory": (0.0, 3.0)}  # one process that holds two rows at once is as far from one that holds all
 WIDER |= {"mixed": (1e-3, 500.0), "pooled": (1e-3, 500.0)}  # a rounding of a pixel is a byte of a JPEG file
 RATIOS = ("ratio", "replay_gap", "kl", "clip")  # what is rounding while the policy still is the one that sampled
 LOADED = ("diffusers.pipelines.flux", "peft", "transformers.models.llava", "transformers.models.qwen2")
@@ -141,6 +162,11 @@ def loses(samples: Samples) -> torch.Tensor:
 def noisy(samples: Samples) -> torch.Tensor:
     """A reward that draws from the global generator of its rank."""
     return torch.rand(len(samples))
+
+
+def fast(metrics: dict[str, float]) -> str | None:
+    """A rule of alarms that rings until a rollback has lowered the learning rate."""
+    return None if metrics["lr"] < 1.1e-3 else "as fast as at first"
 
 
 def hangs(samples: Samples) -> torch.Tensor:

@@ -6,6 +6,7 @@ agreed in rounds.py, so that policies, objectives and the loop are those of one 
 """
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -124,10 +125,11 @@ def share_out(
     ranks.patience = LAST  # none of them could save alone
     mesh = init_device_mesh(device, (ranks.size,))
     dtype = None if keys.mixed_precision is None else getattr(torch, keys.mixed_precision)
+    mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=None if dtype is None else torch.float32)
     how = {
         "mesh": mesh,
         "reshard_after_forward": keys.reshard,
-        "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=None if dtype is None else torch.float32),
+        "mp_policy": mixed,
         "offload_policy": CPUOffloadPolicy(pin_memory=device != "cpu") if keys.offload else OffloadPolicy(),
     }
     parted, models = [], []
@@ -138,7 +140,10 @@ def share_out(
     for model, module, blocks in shared:
         for block in blocks:
             fully_shard(block, **how)
-        fully_shard(module, **how)
+        own = (
+            None if dtype is None else next(module.parameters()).dtype
+        )  # who calls the model expects it of what it gives
+        fully_shard(module, **how | {"mp_policy": dataclasses.replace(mixed, output_dtype=own)})
         for before, part in zip([None, *blocks], [*blocks, module], strict=True):
             _as_sums(part, blocks[-1] if part is module and blocks else before or part)
         parted.append(_Parted(module, keys.reshard))

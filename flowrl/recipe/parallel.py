@@ -15,7 +15,8 @@ class ParallelKeys(Strict):
     moments and copies: PyTorch's FSDP2, arXiv:2304.11277). The other keys are those of fsdp. blocks: the lists of a
     model's layers that are gathered one by one, by name (null: all of the denoiser, or of the text decoder). reshard:
     whether a block is parted again behind its forward. offload: whether parts are held on the CPU. mixed_precision: the
-    type that weights are gathered and multiplied in; gradients are summed in float32. sampling: whole (all weights are
+    type that weights are gathered and multiplied in; gradients are summed in float32 (float16 is dtype.model's, which
+    scales the loss). sampling: whole (all weights are
     gathered before samples are drawn) or sharded (block by block, for models that no device can hold).
     """
 
@@ -25,5 +26,5 @@ class ParallelKeys(Strict):
     blocks: list[str] | None = key(None, "a list of names of lists of layers, or null", min_length=1)
     reshard: bool = key(True, "true or false")
     offload: bool = key(False, "true or false")
-    mixed_precision: Literal["bfloat16", "float16"] | None = key(None, "bfloat16, float16 or null")
+    mixed_precision: Literal["bfloat16"] | None = key(None, "bfloat16 or null")
     sampling: Literal["whole", "sharded"] = key("whole", "whole or sharded")

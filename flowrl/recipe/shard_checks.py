@@ -18,7 +18,7 @@ def check_parallel(recipe: Recipe) -> Iterator[RecipeError]:
                 problem = f"got {show(value)}, but every rank holds all weights"
                 yield RecipeError(f"parallel.{name}", problem, "set parallel.kind=fsdp, or leave it out")
         return
-    yield from _untried(recipe)
+    yield from _whole_alone(recipe)
 
 
 def check_shares(recipe: Recipe, size: int) -> Iterator[RecipeError]:
@@ -29,13 +29,14 @@ def check_shares(recipe: Recipe, size: int) -> Iterator[RecipeError]:
             yield RecipeError("train.prompts", problem, f"accepted: {size} or more, or parallel.kind=replicate")
 
 
-def _untried(recipe: Recipe) -> Iterator[RecipeError]:
+def _whole_alone(recipe: Recipe) -> Iterator[RecipeError]:
     """What needs whole weights, or has not been tried on parts of them."""
     remedy, untried = (
         "leave it out, or set parallel.kind=replicate",
         "has not been tried where ranks share out the weights",
     )
     moves = "moves whole weights, of which a rank has a part: see parallel.offload"
+    copies = "would part the average from the weights, whose parts it lies beside: parallel.offload has both on the CPU"
     given = {
         "rollout.dtype": (recipe.rollout.dtype, "makes its copy of whole weights, of which a rank has a part"),
         "sampler.guide": (
@@ -45,10 +46,11 @@ def _untried(recipe: Recipe) -> Iterator[RecipeError]:
         "offload": (recipe.offload, moves),
         "block_offload": (recipe.block_offload, moves),
         "quantize": (recipe.quantize, untried),
-        "train.ema_in_host": (recipe.train.ema_in_host, untried),
-        "train.offload_activations": (recipe.train.offload_activations, untried),
-        "dtype.model": (recipe.dtype.model == "float16", untried),
-        "reference.use": (any(one.use == "lora" for one in recipe.references), untried),
+        "train.ema_in_host": (recipe.train.ema_in_host, copies),
+        "train.offload_activations": (
+            recipe.train.offload_activations,
+            "would take the weights that are gathered for a block to host memory too, with its activations",
+        ),
         "train.optimizer": (recipe.train.optimizer == "adamw_8bit", untried),
     }
     for place, (there, why) in given.items():

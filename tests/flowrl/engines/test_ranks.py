@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,29 +135,58 @@ def test_a_rank_that_hangs_ends_the_run_and_does_not_outlive_it(kind, tmp_path):
         end(process)
 
 
+SIX = ["train.iterations=6", "checkpoint.every=1", "output=run", "threads=1", "--ranks", "2"]
+COMMAND = [sys.executable, "-m", "flowrl", "run", RUNS["tokens"][0], *RUNS["tokens"][1], *SIX]
+
+
+def begun(folder: Path, *more: str) -> subprocess.Popen:
+    """A run over two ranks, as a user starts it; what it tells of failures goes to folder/told.txt."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "told.txt").open("a") as told:
+        how = {"env": environment(), "stdout": subprocess.DEVNULL, "stderr": told, "start_new_session": True}
+        return subprocess.Popen([*COMMAND, *more], cwd=folder, **how)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The run that no one kills."""
+    folder = tmp_path_factory.mktemp("whole")
+    process = begun(folder)
+    try:
+        assert process.wait(600) == 0
+    finally:
+        end(process)
+    return folder / "run"
+
+
 @pytest.mark.dist
 @pytest.mark.parametrize("moment", [1, 4])
-def test_a_killed_rank_costs_nothing_but_the_time_since_the_checkpoint(moment, tmp_path):
+def test_a_killed_rank_costs_nothing_but_the_time_since_the_checkpoint(moment, undisturbed, tmp_path):
     """By the command line, as a user starts it; test_ended_ranks.py has more moments."""
-    more = ["train.iterations=6", "checkpoint.every=1", "output=run"]
-    recipe, overrides = RUNS["tokens"]
-    command = [sys.executable, "-m", "flowrl", "run", recipe, *overrides, *more, "threads=1", "--ranks", "2"]
-    how = {"env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    (tmp_path / "whole").mkdir()
-    subprocess.run(command, cwd=tmp_path / "whole", check=True, **how)
-    process = subprocess.Popen(command, cwd=tmp_path, **how)
-    metrics, until = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 200
-    while (not metrics.exists() or len(metrics.read_text().splitlines()) <= moment) and time.monotonic() < until:
-        time.sleep(0.05)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout
-    os.kill(int(children.split()[moment % 2]), signal.SIGKILL)
-    assert process.wait(120) != 0
-    subprocess.run([*command, "--resume"], cwd=tmp_path, check=True, **how)
-    resumed, whole = lines(tmp_path / "run"), lines(tmp_path / "whole" / "run")
+    process = begun(tmp_path)
+    try:
+        metrics, until = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 200
+        while (not metrics.exists() or len(metrics.read_text().splitlines()) <= moment) and time.monotonic() < until:
+            time.sleep(0.05)
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout
+        os.kill(int(children.split()[moment % 2]), signal.SIGKILL)
+        assert process.wait(120) == 128 + signal.SIGKILL
+    finally:
+        end(process)
+    told = [line for line in (tmp_path / "told.txt").read_text().splitlines() if line.startswith("flowrl: ")]
+    assert len(told) == 1 and told[0].startswith(
+        f"flowrl: rank {moment % 2} was killed by SIGKILL, and the run with it"
+    )
+    process = begun(tmp_path, "--resume")
+    try:
+        assert process.wait(600) == 0
+    finally:
+        end(process)
+    resumed, whole = lines(tmp_path / "run"), lines(undisturbed)
     timeless = [
         [{k: v for k, v in line.items() if not k.startswith(("time_", "ranks/"))} for line in of]
         for of in (resumed, whole)
     ]
     assert timeless[0] == timeless[1]
-    final = [weights(folder / "run") for folder in (tmp_path, tmp_path / "whole")]
+    final = [weights(folder) for folder in (tmp_path / "run", undisturbed)]
     assert all(torch.equal(value, final[1][name]) for name, value in final[0].items())

@@ -15,6 +15,7 @@ def test_a_critic_and_another_model_as_reference_go_with_parts():
     load("tiny_lm_grpo", ["parallel.kind=fsdp", "objective.preset=ppo"])
     load("tiny_lm_grpo", ["parallel.kind=fsdp", "objective.kl=0.1", "reference={use: model, path: arithmetic-qwen2}"])
     load("tiny_debate", ["parallel.kind=fsdp"])
+    load("tiny_lm_grpo", ["parallel.kind=fsdp", "dtype.model=float16"])
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,21 @@ def test_a_critic_and_another_model_as_reference_go_with_parts():
         ),
         ("quickstart", ["parallel.reshard=false"], "parallel.reshard: got False, but every rank"),
         ("quickstart", ["parallel.kind=fsdp", "offload=true"], "offload: given, but it moves whole weights"),
-        ("quickstart", ["parallel.kind=fsdp", "dtype.model=float16"], "dtype.model: given, but it has not been tried"),
+        (
+            "quickstart",
+            ["parallel.kind=fsdp", "train.offload_activations=true"],
+            "train.offload_activations: given, but",
+        ),
+        (
+            "quickstart",
+            ["parallel.kind=fsdp", "train.ema=0.9", "train.ema_in_host=true"],
+            "train.ema_in_host: given, but it would part the average from the weights",
+        ),
+        (
+            "quickstart",
+            ["parallel={kind: fsdp, mixed_precision: float16}"],
+            "parallel.mixed_precision: got 'float16', accepted: bfloat16 or null",
+        ),
         (
             "tiny_lm_grpo",
             ["parallel.kind=fsdp", "rollout.dtype=bfloat16"],
