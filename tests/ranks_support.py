@@ -103,6 +103,7 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "noisy": ("tiny_noisy", (*LOOKS, ONE, "views.noisy.draws=2")),
     "wan": ("wan14_8x80gb", WAN),  # of a pipeline ./wan, with weights of rewards in ./clip
     "quickstart": ("quickstart", ("eval.at_start=false", "eval.at_end=false", "eval.every=null")),
+    "breaking": ("tiny_lm_grpo", (*TOKENS, "train.prompts=2", ONE)),
     "failing": ("tiny_lm_grpo", (*TOKENS, "train.prompts=2", ONE, "rewards.own={use: ranks_support.fails}")),
     "losing": ("tiny_lm_grpo", (*TOKENS, "train.prompts=3", ONE, f"rewards.own={LIMIT}")),
     "hanging": (
@@ -110,8 +111,8 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
         (*TOKENS, "train.prompts=2", ONE, "parallel.wait=3", "rewards.own={use: ranks_support.hangs}"),
     ),
 }
-BESIDE = ("failing", "losing", "hanging", "quickstart", "wan")  # what is not compared
-ENDING = BESIDE[:3]  # runs that do not come to their end
+BESIDE = ("failing", "losing", "hanging", "breaking", "quickstart", "wan")  # what is not compared
+ENDING = BESIDE[:4]  # runs that do not come to their end
 WITHIN = 2e-6  # of metrics that are no log-ratio: float32 sums in another order
 # how far rewards may lie apart, and how many times as far as others metrics and weights
 WIDER = {"pairs": (0.0, 50.0)}  # a margin is beta = 100 times a difference of errors
@@ -207,6 +208,27 @@ def little_memory() -> Iterator[None]:
     finally:
         LanguagePolicy.look = plain
 
+
+@contextlib.contextmanager
+def broken_block() -> Iterator[None]:
+    """Within, a forward with gradient fails on rank 1 in the middle of the model."""
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
+
+    plain = Qwen2MLP.forward
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if os.environ.get("RANK") == "1" and torch.is_grad_enabled():
+            raise ArithmeticError("a block is broken")
+        return plain(self, x)
+
+    Qwen2MLP.forward = forward
+    try:
+        yield
+    finally:
+        Qwen2MLP.forward = plain
+
+
+PLANTED = {"memory": little_memory, "breaking": broken_block}
 
 # ---------------------------------------------------------------------- comparing
 
@@ -431,7 +453,7 @@ def do_runs(
                 if hasattr(ranks, "wait"):
                     ranks.wait = recipe_of(name, to, *more).parallel.wait
                 begun = resume and any((to / name / "checkpoints").glob("*"))
-                with little_memory() if name == "memory" else contextlib.nullcontext():
+                with PLANTED.get(name, contextlib.nullcontext)():
                     run(recipe_of(name, to, *more), ranks=ranks, resume=to / name if begun else None)
         if measure:
             (to / f"measured-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(spent))

@@ -31,10 +31,7 @@ def check_shares(recipe: Recipe, size: int) -> Iterator[RecipeError]:
 
 def _whole_alone(recipe: Recipe) -> Iterator[RecipeError]:
     """What needs whole weights, or has not been tried on parts of them."""
-    remedy, untried = (
-        "leave it out, or set parallel.kind=replicate",
-        "has not been tried where ranks share out the weights",
-    )
+    remedy = "leave it out, or set parallel.kind=replicate"
     moves = "moves whole weights, of which a rank has a part: see parallel.offload"
     copies = "would part the average from the weights, whose parts it lies beside: parallel.offload has both on the CPU"
     given = {
@@ -45,13 +42,19 @@ def _whole_alone(recipe: Recipe) -> Iterator[RecipeError]:
         ),
         "offload": (recipe.offload, moves),
         "block_offload": (recipe.block_offload, moves),
-        "quantize": (recipe.quantize, untried),
+        "quantize": (
+            recipe.quantize,
+            "makes weights that torchao does not cut into parts; nf4 and gguf have not been tried so",
+        ),
         "train.ema_in_host": (recipe.train.ema_in_host, copies),
         "train.offload_activations": (
             recipe.train.offload_activations,
             "would take the weights that are gathered for a block to host memory too, with its activations",
         ),
-        "train.optimizer": (recipe.train.optimizer == "adamw_8bit", untried),
+        "train.optimizer": (
+            recipe.train.optimizer == "adamw_8bit",
+            "has not been tried where ranks share out the weights",
+        ),
     }
     for place, (there, why) in given.items():
         if there:

@@ -135,6 +135,17 @@ def test_a_rank_that_hangs_ends_the_run_and_does_not_outlive_it(kind, tmp_path):
         end(process)
 
 
+@pytest.mark.dist
+@pytest.mark.parametrize("kind", ["replicate", "fsdp"])
+def test_an_error_in_the_middle_of_a_model_ends_all_and_is_told_once(kind, tmp_path):
+    """Ranks that hold parts wait for that block meanwhile, where they cannot hear of anything."""
+    done(tmp_path, [job(2, tmp_path, ["breaking"], f"parallel.kind={kind}")], 150)
+    told = [line for line in (tmp_path / "log.txt").read_text().splitlines() if line.startswith("flowrl:")]
+    assert len(told) == 1 and told[0].startswith("flowrl: rank 1: ArithmeticError: a block is broken")
+    assert (tmp_path / "breaking-1.txt").read_text() == "ArithmeticError: a block is broken"
+    assert (tmp_path / "breaking-0.txt").exists()
+
+
 SIX = ["train.iterations=6", "checkpoint.every=1", "output=run", "threads=1", "--ranks", "2"]
 COMMAND = [sys.executable, "-m", "flowrl", "run", RUNS["tokens"][0], *RUNS["tokens"][1], *SIX]
 
