@@ -7,6 +7,8 @@ from flowrl.recipe.base import Strict, key
 from flowrl.recipe.views import Contrast
 from flowrl.untyped import JSON
 
+DEVICE = r"cpu|mps|(cuda|xpu|npu)(:\d+)?"  # what a recipe may name; whether a machine has it is another question
+
 
 class Gate(Strict):
     """A condition on another reward: `by` has to give at least `least`, or a sample gets `otherwise`.
@@ -95,7 +97,7 @@ class RewardSpec(Strict):
     shape: Shape | None = key(None, "a mapping with kind, or null")
     contrast: Contrast | None = key(None, "a mapping with bonus, share and right, or null")
     batch: int | None = key(None, "a whole number >= 1 or null", ge=1)
-    device: str | None = key(None, "cpu, mps, cuda, cuda:N or null", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    device: str | None = key(None, "cpu, mps, cuda, cuda:N (or xpu, npu) or null", pattern=rf"^({DEVICE})$")
     offload: bool = key(False, "true or false")
     time_limit: float | None = key(None, "seconds > 0 or null", gt=0)
     overlap: bool = key(False, "true or false")

@@ -23,7 +23,7 @@ from flowrl.recipe.noised import Loss, NoisedTraining
 from flowrl.recipe.parallel import ParallelKeys
 from flowrl.recipe.prompts import Budget, Prompts
 from flowrl.recipe.reference import OneOrSeveral, ReferenceKeys
-from flowrl.recipe.rewards import RewardSpec
+from flowrl.recipe.rewards import DEVICE, RewardSpec
 from flowrl.recipe.roles import Roles
 from flowrl.recipe.sampling import SOLVER_WORDS, Sampler, Solver
 from flowrl.recipe.sections import Own, arguments_of, choices_of, defaults_of, name_of, only_own, open_to
@@ -276,7 +276,7 @@ class Recipe(Curved):
     watch: Watch = part(Watch)
     track: Track = part(Track)
     dtype: Dtype = part(Dtype)
-    device: str = key("auto", "auto, cpu, mps, cuda or cuda:N", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = key("auto", "auto, cpu, mps, cuda or cuda:N (or xpu, npu)", pattern=rf"^(auto|{DEVICE})$")
     quantize: QuantizeKeys | None = key(None, "a mapping with weights, skip, file, or null")
     block_offload: bool = key(False, "true or false")
     attention: AttentionKeys | None = key(None, "a mapping with backend, or null")

@@ -154,6 +154,7 @@ class Use:
     """How a module behind a gate is used. fetch: called before it is; write: what its `generate` goes through;
     remember: what its `encode` and its calls go through, given a name, a callable and the arguments; decode: what its
     `decode` does, given a callable and the arguments; dtype: what its `encode` is given, and gives back as it came.
+    device: where it is when it is called, which pipelines ask before they call it; None: where it is now.
     """
 
     fetch: Callable[[], None] | None = None
@@ -161,6 +162,7 @@ class Use:
     remember: Callable[[str, Callable, tuple, dict], Nest] | None = None
     decode: Callable[..., Nest] | None = None
     dtype: torch.dtype | None = None
+    device: torch.device | None = None
 
 
 class ModuleGate:
@@ -175,6 +177,8 @@ class ModuleGate:
 
     def __getattr__(self, name: str) -> Any:
         module, own, _, use = self._gate
+        if name == "device" and use.device is not None:
+            return use.device
         attribute = getattr(module, name)
         if name not in ("encode", "decode", "generate"):
             return attribute

@@ -67,7 +67,7 @@ class WorkingCopy:
             rests = hosted(module, device)
             use = Use(write=keeper.writer, remember=None if name in trained else self.conditions)
             if away:
-                use = replace(use, fetch=functools.partial(self._fetch, name, rests))
+                use = replace(use, fetch=functools.partial(self._fetch, name, rests), device=device)
             if name in NAMES:
                 use = replace(use, decode=autoencoding.decode, dtype=autoencoding.dtype)
             self.pipe.__dict__[name] = ModuleGate(module, name, keeper, use)
