@@ -287,10 +287,12 @@ MARKS["pp_chart2table"] = "<img>" + "<imgpad>" * 256 + "</img>"
 MARKS["hunyuan_vl"] = "<image_start_token><image_token><image_end_token>"
 
 
-def policy(name: str, *, whole: bool = False, **options: Any) -> LanguagePolicy:
-    """A type as a policy. whole: each token reads all before it again."""
+def policy(name: str, *, whole: bool = False, double: bool = False, **options: Any) -> LanguagePolicy:
+    """A type as a policy. whole: each token reads all before it again; double: in float64."""
     model, processor = family(name)
     read_whole(model, whole)
+    if double:
+        model, options = model.double(), options | {"precision": torch.float64}
     mark = MARKS.get(name)
     if mark:  # what a chat template has to write for a picture, where it is not the processor's `image_token`
         processor.chat_template = vision_support.TEMPLATE.replace("IMAGE", mark)

@@ -22,7 +22,7 @@ from flowrl.policies.language import proving
 from flowrl.policies.language.policy import LanguagePolicy
 from language_support import replayed
 from samplers.tokens import Generation
-from seeing_tables import ALONE, MISSING, WHOLE
+from seeing_tables import ALONE, DOUBLE, MISSING, TORCHAUDIO, VIDEOS, WHOLE
 
 PLAN = Generation(5)
 LIMIT = 1e-5  # of a log-prob, between decoding together and each replay
@@ -44,7 +44,7 @@ class Found:
 
 
 def written(folder: Path) -> Files:
-    """Two pictures and two sounds of different sizes."""
+    """Two pictures, two sounds and two videos of different sizes."""
     for name, seconds, hertz in (("a", 1.0, 440), ("b", 1.6, 700)):
         time = np.arange(int(16000 * seconds)) / 16000
         with wave.open(str(folder / f"{name}.wav"), "wb") as file:
@@ -54,12 +54,17 @@ def written(folder: Path) -> Files:
         vision.picture(folder / "a.png", size=(224, 168)),
         vision.picture(folder / "b.png", size=(112, 196), seed=1),
     )
-    return {"image": pictures, "audio": (str(folder / "a.wav"), str(folder / "b.wav"))}
+    for name, size in (("a", (56, 42)), ("b", (42, 56))):
+        (folder / f"{name}.frames").mkdir()
+        for i in range(4):
+            vision.picture(folder / f"{name}.frames" / f"{i}.png", size=size, seed=i + len(name) * size[0])
+    clips = str(folder / "a.frames"), str(folder / "b.frames")
+    return {"video": clips, "image": pictures, "audio": (str(folder / "a.wav"), str(folder / "b.wav"))}
 
 
 def prompts(name: str, files: Files) -> list[Prompt]:
     """Three of different lengths, the first and third with the same picture or sound."""
-    first, second = files["audio" if name in families.HEARING else "image"]
+    first, second = files["audio" if name in families.HEARING else "video" if name in VIDEOS else "image"]
     return [
         Prompt("one", "What is this?", (first,)),
         Prompt("two", "And which is larger or so?", (second,)),
@@ -69,7 +74,7 @@ def prompts(name: str, files: Files) -> list[Prompt]:
 
 def measured(name: str, files: Files) -> Found:
     """Rows decoded together against replays together and of each row alone, and with other media."""
-    subject = families.policy(name, batch_invariant=name in ALONE, whole=name in WHOLE)
+    subject = families.policy(name, batch_invariant=name in ALONE, whole=name in WHOLE, double=name in DOUBLE)
     subject._proven = {True, False}  # the proof's limit is wider than what is shown here
     rollout = subject.rollout(prompts(name, files), plan=PLAN, seed=0)
     gap = 0.0
@@ -97,8 +102,13 @@ def line(name: str, files: Files) -> tuple[str, str]:
     try:
         found = measured(name, files)
         if found.exact:
-            beside = ", each row by itself" if name in ALONE else ", without its cache" if name in WHOLE else ""
-            return "exact", f"{found.gap:.0e}{beside}"
+            how = {
+                ", with torchaudio": TORCHAUDIO,
+                ", in float64": DOUBLE,
+                ", each row by itself": ALONE,
+                ", without its cache": WHOLE,
+            }
+            return "exact", "".join([f"{found.gap:.0e}", *(words for words, names in how.items() if name in names)])
         said = f"differs by {found.gap:.1e}, other media change it by {found.change:.1e}"
     except PolicyError as error:
         return "refused", str(error)

@@ -4,9 +4,13 @@ from typing import Any
 
 WIDTH, HEADS, LAYERS, VOCABULARY = 64, 4, 2, 600
 
-# towers that see otherwise where pictures are joined; BLIP's positions count what a row is padded with
-ALONE = ("emu3", "minicpmv4_6", "minicpmv4_7", "minicpm_ocr", "blip")
+# towers that see, or hear, otherwise where pictures, or sounds, are joined; BLIP's positions count what a row is padded
+# with
+TORCHAUDIO = ("fun_asr_nano", "granite_speech", "granite_speech_plus")  # whose processors need that package
+ALONE = ("emu3", "minicpmv4_6", "minicpmv4_7", "minicpm_ocr", "blip", "phi4_multimodal", *TORCHAUDIO)
+DOUBLE = ("phi4_multimodal",)  # shown in float64: in float32 rounding alone is 1.4e-5
 WHOLE = ("nemotron_h_omni",)  # whose cache gives other numbers: its step has no least time step, its scan has one
+VIDEOS = ("instructblipvideo",)  # whose processor takes videos where others take pictures
 MISSING: dict[str, str] = {}  # why a type could not be made here
 PREFIXED = ("fuyu",)  # whose tokenizer puts a token of its own before each text
 
@@ -177,9 +181,11 @@ OWN = {  # of the config, deep
     },
     "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}, "text_config": {"rope_scaling_layers": [0]}},
     "step3p7": {"vision_config": {"image_size": 56}, "text_config": {"sliding_window": 512}},
-    "nemo_speechlm": {"encoder_config": {"blank_token_id": 0}, "blank_token_id": 0},
+    "nemo_speechlm": {"word_timestamp_config": {"blank_token_id": 0}},
+    "kyutai_speech_to_text": {"codec_config": {"upsample_groups": WIDTH}},
     "kosmos-2.5": {"vision_config": {"patch_embed_hidden_size": 768}, "latent_query_num": 32},
 }
+HEARD = ("acoustic", "semantic")
 OVERRIDES: dict[str, dict[str, Any]] = OWN | {
     "gemma3": {"mm_tokens_per_image": 16, "vision_config": {"image_size": 128, "patch_size": 16}},
     "shieldgemma2": {"mm_tokens_per_image": 16, "vision_config": {"image_size": 128, "patch_size": 16}},
@@ -201,6 +207,7 @@ OVERRIDES: dict[str, dict[str, Any]] = OWN | {
     "qwen3_omni_moe_thinker": FRAMED,
     "qwen2_5_omni": {"thinker_config": FRAMED},
     "qwen3_omni_moe": {"thinker_config": FRAMED},
+    "vibevoice_asr": {f"{kind}_tokenizer_encoder_config": {"num_filters": 2, "depths": [1] * 7} for kind in HEARD},
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": WIDTH // 4}},
     "gemma4": {"vision_config": {}},
     "gemma4_unified": {"vision_config": {}},

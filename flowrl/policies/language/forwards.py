@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,12 +136,14 @@ def beside(
 
 def arguments_of(
     model: LanguageModel, attention: Tensor, number: int, shown: Beside | None, known: set[str]
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """The arguments of the last `number` positions, of those `known`: attention mask, positions, and what is beside."""
-    arguments = {"attention_mask": attention}
+    arguments: dict[str, Any] = {"attention_mask": attention}
     if "position_ids" in known:
         plain = (attention.cumsum(-1) - 1).clamp(min=0)[:, -number:]
         arguments["position_ids"] = plain if shown is None else shown.positions
+    if "sample" in known:
+        arguments["sample"] = False  # noise in what is heard, which no replay could repeat
     if shown is not None:
         types = {name: value for name, value in shown.types.items() if name in TYPES or value.any()}
         arguments |= {name: value for name, value in (*shown.tensors.items(), *types.items()) if name in known}

@@ -4,6 +4,7 @@ Pictures, GIFs and folders of frames are read by Pillow, WAV files by Python its
 by what transformers finds installed (soundfile with soxr, or torchcodec).
 """
 
+import inspect
 import math
 import wave
 from collections.abc import Mapping
@@ -128,7 +129,10 @@ def arguments_of(media: Mapping[str, list[Any]], processor: Processor) -> dict[s
         given["images"] = [pictures]
     if clips := media.get("video"):
         known = [one for _, one in clips]
-        given["videos"] = [[shown for shown, _ in clips]]
+        shown = [[frames for frames, _ in clips]]
+        if "videos" not in inspect.signature(processor.__call__).parameters and _takes_videos_alone(processor):
+            return {"images": shown}
+        given["videos"] = shown
         if all(one is not None for one in known):
             given["video_metadata"] = [known]
         else:
@@ -136,3 +140,8 @@ def arguments_of(media: Mapping[str, list[Any]], processor: Processor) -> dict[s
     if sounds := media.get("audio"):
         given |= {"audio": list(sounds), "sampling_rate": sampling_rate(processor)}
     return given
+
+
+def _takes_videos_alone(processor: Processor) -> bool:
+    """Whether a processor reads videos and no pictures, and so takes them where others take pictures."""
+    return hasattr(processor, "video_processor") and not hasattr(processor, "image_processor")
