@@ -103,6 +103,7 @@ def line(name: str, files: Files) -> tuple[str, str]:
         found = measured(name, files)
         if found.exact:
             how = {
+                ", of videos": VIDEOS,
                 ", with torchaudio": TORCHAUDIO,
                 ", in float64": DOUBLE,
                 ", each row by itself": ALONE,
