@@ -25,7 +25,6 @@ SHORT = ["train.iterations=1", "prompts.heldout=null", "eval={at_start: false, a
 SHORT += ["threads=1", "train.prompts=2", "train.group=2", "train.updates=1"]
 STEPS = [*SHORT, "sampler.steps=3", "sampler.window={kind: all}"]
 NOISED = [*SHORT, "sampler.steps=2"]
-TEACHER = "reference={use: base, pipeline: {true_cfg_scale: 4.0, negative_prompt: ''}}"
 RUNS = {
     "quickstart": [*NOISED, "train.keep=null", "offload=true"],
     "tiny_lm_grpo": [*SHORT, "generation.max_new_tokens=12"],
@@ -37,7 +36,7 @@ LONG = {
     "tiny_draft": [*SHORT, "sampler.steps=4", "train.group=1"],
     "tiny_srpo": [*SHORT, "sampler.steps=4", "train.group=1"],
     "tiny_dpo": [*NOISED, "train.pairs=1"],
-    "tiny_guidance_distill": [*SHORT, "sampler.steps=3", "train.group=1", TEACHER],
+    "tiny_guidance_distill": [*SHORT, "sampler.steps=3", "train.group=1"],
     "tiny_vlm_grpo": SHORT,
     "tiny_tools": SHORT,
     "tiny_papo": SHORT,
@@ -77,7 +76,7 @@ def compare(runs: dict[str, list[str]], folder: Path) -> None:
         here, there = (metrics(folder / name / place) for place in ("here", "there"))
         assert len(here) == len(there) >= 1
         for a, b in zip(here, there, strict=True):
-            assert b == pytest.approx(a, rel=2e-4, abs=2e-4), name
+            assert b == pytest.approx(a, rel=1e-3, abs=2e-4), name
 
 
 def test_runs_on_a_device_have_the_numbers_of_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
