@@ -174,10 +174,18 @@ class InterceptedStep:
     _returned: _Returned | None = None
     _own_levels: Tensor | None = None  # if the walk's table replaces them
     _cap: float | None = None  # s_cap of that table
+    _copied: tuple[Tensor, Tensor] | None = None  # sigmas, and their copy in host memory
 
     def _own_table(self) -> Tensor:
         """Levels of the pipeline's own table, float32."""
-        return noise_levels(self) if self._own_levels is None else self._own_levels
+        return noise_levels(self, self._table) if self._own_levels is None else self._own_levels
+
+    @property
+    def _table(self) -> Tensor:
+        """`sigmas` in host memory, copied once a table: each read of a device's number waits for the device."""
+        if self._copied is None or self._copied[0] is not self.sigmas:
+            self._copied = (self.sigmas, self.sigmas.cpu())
+        return self._copied[1]
 
     def __deepcopy__(self, memo: dict) -> "InterceptedStep":
         new = object.__new__(type(self))
@@ -266,7 +274,7 @@ class InterceptedStep:
 
     def _levels(self, per_token: Tensor | None) -> tuple[int, tuple[Level, Level, float, Path]]:
         """Sign that turns the model's output into dx/ds, and (s, s_next, s_cap, path)."""
-        sigmas = self.sigmas
+        sigmas = self._table
         cap = float(sigmas[1]) if self._cap is None else self._cap
         if per_token is not None:
             # diffusers integrates tokens by (s - s_next) * output, that is, the output is minus the velocity
