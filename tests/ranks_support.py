@@ -177,6 +177,12 @@ def hangs(samples: Samples) -> torch.Tensor:
     return torch.zeros(len(samples))
 
 
+def slow(samples: Samples) -> torch.Tensor:
+    """A reward that takes longer than torch's launcher waits for processes that it has asked to end."""
+    time.sleep(33 if _trains(samples) else 0)
+    return torch.zeros(len(samples))
+
+
 def asks(base_url: str, prompt: Prompt) -> float:
     """An agent that asks twice, what it was told the first time within; its score is the digits that it was told."""
     import openai

@@ -177,8 +177,9 @@ def test_a_killed_rank_costs_nothing_but_the_time_since_the_checkpoint(moment, u
     process = begun(tmp_path)
     try:
         metrics, until = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 200
-        while (not metrics.exists() or len(metrics.read_text().splitlines()) <= moment) and time.monotonic() < until:
+        while not metrics.exists() or len(metrics.read_text().splitlines()) <= moment:
             time.sleep(0.05)
+            assert process.poll() is None and time.monotonic() < until, (tmp_path / "told.txt").read_text()
         children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout
         os.kill(int(children.split()[moment % 2]), signal.SIGKILL)
         assert process.wait(120) == 128 + signal.SIGKILL
@@ -201,3 +202,21 @@ def test_a_killed_rank_costs_nothing_but_the_time_since_the_checkpoint(moment, u
     assert timeless[0] == timeless[1]
     final = [weights(folder) for folder in (tmp_path / "run", undisturbed)]
     assert all(torch.equal(value, final[1][name]) for name, value in final[0].items())
+
+
+@pytest.mark.dist
+def test_ctrl_c_waits_for_the_iteration_however_long_it_takes(tmp_path):
+    process = begun(tmp_path, "rewards.own={use: ranks_support.slow, time_limit: 60}", "checkpoint.every=null")
+    try:
+        metrics, until = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 200
+        while not (metrics.exists() and metrics.read_text()):
+            time.sleep(0.05)  # the evaluation before training
+            assert process.poll() is None and time.monotonic() < until, (tmp_path / "told.txt").read_text()
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 128 + signal.SIGINT
+    finally:
+        end(process)
+    assert [line["iteration"] for line in lines(tmp_path / "run")] == [0, 1]
+    assert (tmp_path / "run" / "checkpoints" / "00001").is_dir()
+    assert (tmp_path / "told.txt").read_text().count("stopped by SIGINT") == 1
