@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 class ViewKeys(Strict):
     """A change of a prompt's pictures and videos, before the processor; a function of seed, prompt and sample.
+    In conversations tools work on the files as they are, and what they showed stays.
 
     mask_patches: squares of `patch` (14) pixels are black, or of the mean (fill), with probability `share` (0.6): PAPO.
     diffuse: noise of `step` (500) of 1000 steps of forward diffusion: NoisyRollout. shuffle_frames: the frames of

@@ -1,6 +1,7 @@
 """Conversations drawn row by row, by a copy in another precision, by a server, and with a text given near the limit."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from flowrl.engines.remote import Engine, drawn_elsewhere
 from flowrl.names import UserError
 from flowrl.policies import adapters
 from flowrl.policies.language.low_precision import low_precision
+from flowrl.policies.language.views import PictureView, Views, viewed
 from flowrl.recipe.engines import EngineKeys
 from policies_support import shake
 from samplers.tokens import Generation
@@ -126,7 +128,12 @@ def test_a_server_is_asked_what_the_prompt_ends_with(folder: Path, tmp_path: Pat
     for subject in (here, there):
         adapters.add_lora(subject.modules, rank=2, alpha=2, targets="all")
     with endpoint(there, updates=True) as (_, url):
-        found = drawn_elsewhere(here, drawing, None, engine=engine(url)).rollout
+        draws = partial(drawn_elsewhere, engine=engine(url))
+        found = viewed(here, drawing, None, views=Views(second=PictureView("dark", "drop")), explore=draws).rollout
+    for own, other in zip(
+        found.replay.inputs[:4], found.replay.shown[:4], strict=True
+    ):  # a second look at what it drew
+        assert own.key != other.key and [len(one.pieces) for one in (own, other)] == [1, 1]
     expected = here.rollout(drawing.prompts, group_size=2, plan=drawing.plan, seed=5)
     assert [row(found, i)[0] for i in range(6)] == [row(expected, i)[0] for i in range(6)]
     text = here.tokenizer.decode(found.replay.prompts[2], skip_special_tokens=True)
