@@ -79,6 +79,20 @@ def test_conversations_are_drawn_beside_noisy_pictures_and_looked_at_once_more(t
     assert first["views/noisy/gap"] > 0.01 and second["views/noisy/gap"] > 0.01
 
 
+@pytest.mark.slow
+def test_views_of_no_weight_leave_a_run_with_tools_as_it_is_bit_for_bit(tmp_path):
+    view = "views={{same: {{kind: mask_patches, share: 0.0{}}}}}"
+    second = [view.format(""), "objective.perception={view: same, coef: 0.0}"]
+    given = {"plain": [], "clean": [view.format(", draws: 2")], "second": second}
+    given["drawn"] = [view.format(", draws: 2, scored: drawn")]
+    weights = {}
+    for name, more in given.items():
+        run(load("tiny_tools", [*SMALL, *more, f"output={tmp_path / name}"]), quiet())
+        weights[name] = (tmp_path / name / "lora" / "adapter_model.safetensors").read_bytes()
+    assert metrics_of(tmp_path / "plain")[0]["grad_norm"] > 0
+    assert len(set(weights.values())) == 1
+
+
 def test_the_tool_that_ships_shows_what_the_documents_showed():
     recipe = load("tiny_tools")
     prompt, question = prompts.load("shapes-look/train")[2], questions("train")[2]
