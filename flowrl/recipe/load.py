@@ -111,6 +111,8 @@ def _without_preset(values: dict[str, JSON], recipe: Recipe) -> dict[str, JSON]:
     said_of = usual.model_dump()
     for section in {name for of in kind_of(values).presets.values() for name in of} - set(bare):
         own, said = values.get(section), said_of[section]
+        if own is None and said is None:
+            values.pop(section, None)
         if isinstance(own, dict) and said is not None and not names_own(own):
             values[section] = {k: v for k, v in own.items() if k == "preset" or k not in said or said[k] != v}
     return values
@@ -135,6 +137,8 @@ def with_preset(values: dict[str, JSON]) -> dict[str, JSON]:
             raise RecipeError("objective.preset", problem, f"accepted: {', '.join(kind.presets)}")
         for section, below in kind.presets[name].items():
             own = values.get(section)
+            if section in values and own is None and _may_be_null(Recipe.model_fields.get(section)):
+                continue  # critic=null takes away what the preset has there
             if section == "views" and isinstance(own, dict):
                 merged[section] = _named_over(below, own)
             elif not names_own(own):
@@ -239,9 +243,12 @@ def _set(values: dict[str, JSON], dotted: str, value: JSON) -> None:
     if not there and field is None:  # a misspelt name=null would pass in silence
         raise unknown_key(dotted, list(place))
     place.pop(parts[-1], None)
-    nullable = field is not None and type(None) in get_args(field.annotation)
-    if nullable and (not there or field.default is not None):
+    if field is not None and _may_be_null(field) and (not there or field.default is not None):
         place[parts[-1]] = None
+
+
+def _may_be_null(field: FieldInfo | None) -> bool:
+    return field is not None and type(None) in get_args(field.annotation)
 
 
 def _field(parts: list[str]) -> FieldInfo | None:

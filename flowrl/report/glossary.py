@@ -51,6 +51,8 @@ METRICS = {
     "empty_updates": "updates without any sample to learn from",
     "active_rows": "share of samples with an advantage other than zero: only these are trained on",
     "groups/zero_variance": "share of prompts whose samples all got the same reward: they teach nothing",
+    "log_z": "of balance: mean of log R less log-prob over a prompt's texts, what its rewards add up to, in nats",
+    "imbalance": "of balance: by how many nats a text's log-prob and its reward, or flows, disagree",
     "adv/abs_mean": "mean size of the advantages",
     "prompts/seen": "share of all training prompts that were ever drawn and scored",
     "prompts/passed_over/*": "prompts that prompts.choose passed over in the iteration, by reason",

@@ -183,6 +183,15 @@ def test_null_means_never_and_takes_away_what_a_preset_has():
     assert load("tiny_lm_grpo", ["objective.preset=edge", "generation.again=null"]).generation.again is None
 
 
+def test_a_section_that_a_preset_has_can_be_taken_away():
+    ppo = ["objective.preset=ppo"]
+    assert load("tiny_lm_grpo", ppo).critic is not None
+    made = load("tiny_lm_grpo", [*ppo, "critic=null", "advantage.credit=broadcast"])
+    assert made.critic is None and build(yaml.safe_load(dump(made))).critic is None
+    with pytest.raises(RecipeError, match="'gae', which reads the values of a critic, but there is none"):
+        load("tiny_lm_grpo", [*ppo, "critic=null"])
+
+
 def test_null_unsets_and_a_mapping_replaces():
     recipe = load(BASE, ["train.iterations=null", "sampler.window={kind: all}", "rewards.strict=null"])
     assert recipe.train.iterations == 100
