@@ -7,7 +7,8 @@ The recipe runs as it is, from its own command, for a few iterations, without ev
 `model: random:NAME` nothing is downloaded. Afterwards the network is called by itself with inputs of the same shapes:
   rollout    seconds of the phase over those spent in the network's forwards
   training   seconds of the phase over those of its forwards and backwards, called bare
-  share      FLOP/s of an iteration's calls over those of a large matrix product in the same dtype
+  share      FLOP/s of an iteration's calls over those of a large matrix product in the same dtype. Calls with a cache
+             of keys and values cannot be made bare: of a language model it is the operations of training alone
   memory     the most that was held, over the estimate of the plan. On a CPU it is the resident memory of the process
              beyond what it had without the model, libraries and kernels' workspaces that come later included
 """
@@ -20,7 +21,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,14 @@ KINDS_OF_CALL = 8  # different shapes that are called bare, at most
 
 
 class Calls:
-    """The forwards of what is trained: how many of each shape, with and without gradient, and their seconds."""
+    """The forwards of what is trained: how many of each shape, with and without gradient, and seconds of rollouts."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self.number: Counter[str] = Counter()
         self.given: dict[str, tuple[nn.Module, Any, bool]] = {}
-        self.seconds = {True: 0.0, False: 0.0}
+        self.drawing = 0.0  # seconds of the forwards of rollouts
+        self.phase = ""
         self.before = 0  # bytes of the process without the model
         self._start = 0.0
 
@@ -64,7 +66,7 @@ class Calls:
     def reset(self) -> None:
         """Begins to count anew."""
         self.number.clear()
-        self.seconds = {True: 0.0, False: 0.0}
+        self.drawing = 0.0
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         grad = torch.is_grad_enabled()
@@ -77,7 +79,8 @@ class Calls:
         self._start = _now(self.device)
 
     def _leave(self, module: nn.Module, args: tuple, output: object) -> None:
-        self.seconds[torch.is_grad_enabled()] += _now(self.device) - self._start
+        if self.phase == "rollout":
+            self.drawing += _now(self.device) - self._start
 
     def bare(self, repeats: int) -> dict[str, float]:
         """Seconds and FLOP of the counted calls when the module is called by itself, with backward where it had one."""
@@ -155,11 +158,16 @@ def watched(recipe: Recipe, calls: Calls) -> Iterator[None]:
 
     iterate, begun = loop.iterate, []
 
-    def iterate_counted(*args: Any, **kwargs: Any) -> Any:
+    def iterate_counted(*args: Any, enter: Callable[[str], None], **kwargs: Any) -> Any:
         begun.append(1)
         if len(begun) == 2:  # the first was a warm-up
             calls.reset()
-        return iterate(*args, **kwargs)
+
+        def entered(name: str) -> None:
+            calls.phase = name
+            enter(name)
+
+        return iterate(*args, enter=entered, **kwargs)
 
     building.build, loop.iterate = build_watched, iterate_counted
     try:
@@ -172,7 +180,8 @@ def measure(recipe: Recipe, *, repeats: int = 3) -> dict[str, Any]:
     """The numbers, in seconds, bytes, FLOP and FLOP/s; see the head of the file."""
     device, calls = device_of(recipe.device), Calls(device_of(recipe.device))
     prompts, _, _ = planned_prompts(recipe)
-    estimate = peak(kind_of(recipe).planning.sizes(recipe, prompts or []))
+    planning = kind_of(recipe).planning
+    estimate, planned = peak(planning.sizes(recipe, prompts or [])), planning.flops(recipe, prompts or [])
     with tempfile.TemporaryDirectory() as folder, watched(recipe, calls):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -193,10 +202,11 @@ def measure(recipe: Recipe, *, repeats: int = 3) -> dict[str, Any]:
         "iterations": number,
         "seconds": seconds,
         "seconds an iteration": whole,
-        "rollout over forwards": seconds["rollout"] * number / calls.seconds[False] if calls.seconds[False] else None,
+        "rollout over forwards": _over(seconds["rollout"] * number, calls.drawing),
         "training over bare calls": _over(seconds["train"] * number, bare["seconds with gradient"]),
         "calls that were tried bare": bare["calls"] / max(sum(calls.number.values()), 1),
         "FLOP an iteration": bare["flop"] / number,
+        "FLOP an iteration by the plan": None if planned is None else planned.total,
         "FLOP/s": bare["flop"] / number / whole,
         "share of a matrix product's rate": bare["flop"] / number / whole / rate,
         "bytes held at most": held,

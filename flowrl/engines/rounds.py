@@ -58,14 +58,14 @@ class Agreeing(Protocol):
         ...
 
 
-class Sharded(Protocol):
+class Parted(Protocol):
     """A module whose weights are shared out."""
 
     def gather(self) -> None:
         """Gathers all weights, with the other ranks, until `part` is called."""
         ...
 
-    def shard(self) -> None:
+    def part(self) -> None:
         """Keeps the own part of the weights alone."""
         ...
 
@@ -97,14 +97,14 @@ class Rounds:
         self,
         ranks: Agreeing,
         modules: Sequence[nn.Module],
-        sharded: Sequence[Sharded],
+        parted: Sequence[Parted],
         *,
         whole: bool,
         models: Sequence[int] | None = None,
     ):
         self.weights: Weights | None = None
         self.idle = 0  # how often this rank walked along
-        self._ranks, self._whole, self._sharded = ranks, whole, sharded
+        self._ranks, self._whole, self._parted = ranks, whole, parted
         self._models = [0] * len(modules) if models is None else models
         self._gathered: tuple[int, int] | None = None  # the model and weights that are here, since a round WHOLE
         self._last = 0  # the weights of the last round
@@ -190,9 +190,9 @@ class Rounds:
     def _gather(self, model: int, weights: int) -> None:
         self._part()
         with self._shown(weights):
-            for sharded, of in zip(self._sharded, self._models, strict=True):
+            for parted, of in zip(self._parted, self._models, strict=True):
                 if of == model:
-                    sharded.gather()
+                    parted.gather()
         self._gathered = model, weights
 
     def _ready(self, weights: int) -> None:
@@ -202,8 +202,8 @@ class Rounds:
         self._last = weights
 
     def _part(self) -> None:
-        for sharded in self._sharded:
-            sharded.shard()
+        for parted in self._parted:
+            parted.part()
         self._gathered = None
 
     def _shown(self, weights: int) -> AbstractContextManager[None]:

@@ -9,7 +9,8 @@ import pytest
 
 from flowrl import names
 from flowrl.planning import remembered
-from flowrl.planning.sizes import memory
+from flowrl.planning.sizes import measure, memory
+from flowrl.planning.sizes.flops import denoising
 from flowrl.planning.sizes.memory import configs_of, sizes
 from flowrl.planning.sizes.shipped import find_facts
 from flowrl.reading.inputs import planned_prompts
@@ -47,13 +48,15 @@ def test_what_is_refused_is_refused_again(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", names.recipes())
 def test_the_plan_of_a_recipe_that_ships_is_known(name: str, monkeypatch: pytest.MonkeyPatch):
-    def measured(asked: object) -> dict:
+    def measured(asked: object, *_: object, **more: object) -> dict:
         raise AssertionError(f"{name}: make flowrl/remembered.json again (python -m flowrl.planning.sizes.shipped)")
 
     monkeypatch.setattr(memory, "_measure", measured)
+    monkeypatch.setattr(measure, "measure_flops", measured)
     recipe = load(name)
-    found = sizes(recipe, planned_prompts(recipe)[0] or [])
-    assert (found is None) == (configs_of(recipe.model) is None)
+    prompts = planned_prompts(recipe)[0] or []
+    assert (sizes(recipe, prompts) is None) == (configs_of(recipe.model) is None)
+    assert (denoising(recipe, prompts) is None) == (configs_of(recipe.model) is None)
 
 
 @pytest.mark.parametrize("name", ["tiny_flow_grpo", "mixgrpo_flux"])

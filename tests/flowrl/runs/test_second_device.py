@@ -6,7 +6,6 @@ speed.
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,15 +109,6 @@ def test_a_gpu_has_the_rewards_of_the_cpu(name: str, tmp_path: Path, capsys: pyt
 def test_every_family_draws_and_replays_there(place: str) -> None:
     names = [name for name in families.NAMES if name not in UNABLE]
     lines = list(map(json.loads, on_the_device(["families", place, *names])))
-    assert [line.pop("name") for line in lines] == names
-    assert max(max(line.values()) for line in lines) <= 1e-4
-
-
-@pytest.mark.slow
-def test_every_type_that_sees_or_hears_does() -> None:
-    page = (TESTS.parent / "docs" / "seeing.md").read_text()
-    names = re.findall(r"^\| `(\w+)` \| exact", page, re.MULTILINE)
-    lines = list(map(json.loads, on_the_device(["seeing", *names])))
     assert [line.pop("name") for line in lines] == names
     assert max(max(line.values()) for line in lines) <= 1e-4
 
