@@ -74,13 +74,20 @@ class Held(Tensor):
             plain[1]["device"] = torch.device("cpu")
         if plain[1].get("pin_memory"):
             plain[1]["pin_memory"] = False
-        out = func(*plain[0], **plain[1])
+        out = _computed(func, *plain)
         if away:
             return out
         written = _written(func, args, kwargs)
         if written:
             return written[0] if len(written) == 1 else type(out)(written)
         return tree_map_only(Tensor, Held, out)
+
+
+def _computed(func: Any, args: Any, kwargs: Any) -> Any:
+    """What CPU tensors give; a GPU also counts whole numbers into bins."""
+    if func is aten.histc.default and not args[0].is_floating_point():
+        return func(args[0].double(), *args[1:], **kwargs).to(args[0].dtype)
+    return func(*args, **kwargs)
 
 
 def _number(one: Held) -> Any:

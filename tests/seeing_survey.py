@@ -72,10 +72,17 @@ def prompts(name: str, files: Files) -> list[Prompt]:
     ]
 
 
+def policy_of(name: str, device: str = "cpu") -> LanguagePolicy:
+    """A type as it is measured."""
+    how = {"batch_invariant": name in ALONE, "whole": name in WHOLE, "double": name in DOUBLE}
+    made: LanguagePolicy = families.policy(name, device=device, **how)
+    made._proven = {True, False}  # the proof's limit is wider than what is shown here
+    return made
+
+
 def measured(name: str, files: Files) -> Found:
     """Rows decoded together against replays together and of each row alone, and with other media."""
-    subject = families.policy(name, batch_invariant=name in ALONE, whole=name in WHOLE, double=name in DOUBLE)
-    subject._proven = {True, False}  # the proof's limit is wider than what is shown here
+    subject = policy_of(name)
     rollout = subject.rollout(prompts(name, files), plan=PLAN, seed=0)
     gap = 0.0
     for parts in ([[0, 1, 2]], [[2], [0], [1]]):

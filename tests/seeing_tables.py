@@ -9,7 +9,7 @@ WIDTH, HEADS, LAYERS, VOCABULARY = 64, 4, 2, 600
 TORCHAUDIO = ("fun_asr_nano", "granite_speech", "granite_speech_plus")  # whose processors need that package
 ALONE = ("emu3", "minicpmv4_6", "minicpmv4_7", "minicpm_ocr", "blip", "phi4_multimodal", *TORCHAUDIO)
 DOUBLE = ("phi4_multimodal",)  # shown in float64: in float32 rounding alone is 1.4e-5
-WHOLE = ("nemotron_h_omni",)  # whose cache gives other numbers: its step has no least time step, its scan has one
+WHOLE = ("nemotron_h_omni", "nemo_speechlm")  # with a least time step where they read at once, and none in a step
 VIDEOS = ("instructblipvideo",)  # whose processor takes videos where others take pictures
 MISSING: dict[str, str] = {}  # why a type could not be made here
 PREFIXED = ("fuyu",)  # whose tokenizer puts a token of its own before each text
@@ -105,6 +105,13 @@ SAM = {"global_attn_indexes": [1], "image_size": 256, "output_channels": 32, "do
 EXPERTS = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "mlp_layer_types": ["dense", "sparse"]}
 VQ = {"base_channels": 32, "channel_multiplier": [1, 1, 2, 2], "num_res_blocks": 1}
 FRAMED = {"vision_start_token_id": 7, "vision_end_token_id": 8}
+NEMOTRON = {
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 16,
+    "n_groups": 2,
+    "ssm_state_size": 16,
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
+}
 OWN = {  # of the config, deep
     "mistral4": MLA,
     "apertus1p5": {
@@ -170,18 +177,17 @@ OWN = {  # of the config, deep
     "diffusion_gemma": {
         "text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": WIDTH},
     },
-    "nemotron_h_omni": {
-        "text_config": {
-            "mamba_num_heads": 8,
-            "mamba_head_dim": 16,
-            "n_groups": 2,
-            "ssm_state_size": 16,
-            "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
-        }
-    },
+    "nemotron_h_omni": {"text_config": NEMOTRON},
     "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}, "text_config": {"rope_scaling_layers": [0]}},
     "step3p7": {"vision_config": {"image_size": 56}, "text_config": {"sliding_window": 512}},
-    "nemo_speechlm": {"word_timestamp_config": {"blank_token_id": 0}},
+    "nemo_speechlm": {
+        "text_config": NEMOTRON,
+        "audio_config": {
+            "asr_config": {"num_key_value_heads": HEADS},
+            "diarization_config": {"audio_config": {"num_key_value_heads": HEADS}},
+        },
+        "word_timestamp_config": {"num_key_value_heads": HEADS, "blank_token_id": 0},
+    },
     "kyutai_speech_to_text": {"codec_config": {"upsample_groups": WIDTH}},
     "kosmos-2.5": {"vision_config": {"patch_embed_hidden_size": 768}, "latent_query_num": 32},
 }

@@ -27,7 +27,7 @@ def whole_draw(draws: Sequence[Draw], advantage: Advantage, ended: bool = False)
     drawn = sum(draw.num_prompts for draw in draws)
     counts = {"groups/drawn": float(drawn), "groups/kept": float(kept_groups(draws, ended))}
     told = draws[0].metrics.keys() - whole.metrics.keys()  # by what drew them
-    means = {name: sum(draw.metrics[name] for draw in draws) / len(draws) for name in sorted(told)}
+    means = {name: sum(draw.metrics[name] * draw.num_prompts for draw in draws) / drawn for name in sorted(told)}
     return replace(whole, metrics=whole.metrics | counts | means)
 
 

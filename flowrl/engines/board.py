@@ -25,12 +25,13 @@ FAILED, SPEAKS, HEARD, LEAVES = "failed", "speaks", "heard", "leaves"
 class RankError(RuntimeError):
     """Another rank has failed, gone or not answered.
 
-    reported: the exit code, where another rank tells the user why. gone: whether it cannot tell anyone itself.
+    reported: the exit code, where another rank tells the user why. gone: whether it cannot tell anyone itself. absent:
+    how many ranks do not hear of this.
     """
 
-    def __init__(self, text: str, reported: int | None = None, *, gone: bool = False):
+    def __init__(self, text: str, reported: int | None = None, *, gone: bool = False, absent: int = 1):
         super().__init__(text)
-        self.reported, self.gone = reported, gone
+        self.reported, self.gone, self.absent = reported, gone, absent
 
 
 class Board:
@@ -38,58 +39,75 @@ class Board:
 
     def __init__(self, store: dist.Store, rank: int, size: int):
         self.rank, self.size = rank, size
-        self._store = store
+        self._store, self._ending = store, False
 
     def waits(self, number: int) -> None:
         """Says that this rank waits for the others in the operation of this number."""
         with contextlib.suppress(Exception):
             self._store.set(f"waits/{self.rank}", str(number))
 
-    def absent(self, number: int) -> str:
-        """The ranks that do not wait in this operation, in words."""
+    def hangs(self, number: int, waited: float) -> RankError:
+        """The error that names the ranks that do not wait in this operation, so many seconds after this one."""
+        absent: list[str] = []
         with contextlib.suppress(Exception):
             keys = {rank: f"waits/{rank}" for rank in range(self.size) if rank != self.rank}
             waiting = {rank for rank, key in keys.items() if self._store.check([key])}
             waiting = {rank for rank in waiting if int(self._store.get(keys[rank])) >= number}
-            if absent := [str(rank) for rank in keys if rank not in waiting]:
-                return f"rank{'s' * (len(absent) > 1)} {', '.join(absent)}"
-        return "another rank"
+            absent = [str(rank) for rank in keys if rank not in waiting]
+        who = f"rank{'s' * (len(absent) > 1)} {', '.join(absent)}" if absent else "another rank"
+        self._ending = True
+        return RankError(
+            f"{who} hangs, or is slower than the {waited:.0f} s that rank {self.rank} has waited (parallel.wait)",
+            absent=len(absent) or 1,
+        )
+
+    def gone(self, reason: str) -> RankError:
+        """The error of an operation that failed because of another rank."""
+        self._ending = True
+        return RankError(
+            f"another rank has gone: it was killed, or its machine cannot be reached ({reason})", gone=True
+        )
 
     def listen(self) -> None:
         """Raises RankError where another rank has failed."""
         failed = None
         with contextlib.suppress(Exception):
-            if failed := self._failed():
-                self._store.add(HEARD, 1)
+            failed = self._failed()
         if failed:
+            self._ending = True
             raise RankError(failed[1], failed[0])
 
     def fail(self, error: BaseException, tell: Tell, patience: float) -> None:
         """Tells of an error of this rank: the user, where no other rank has, and then the others.
 
-        Waits until all have heard, so long as `patience` says (seconds): the first to end has a launcher end the rest.
-        Whether it is told, an error has its exit code in `reported`.
+        Waits until all have heard and have saved what they could, so long as `patience` says (seconds): where the first
+        process ends, a launcher ends the rest. Whether it is told, an error has its exit code in `reported`.
         """
+        self._ending = True
         if getattr(error, "reported", None) is None:
             code = self._say(error, tell, patience)
             with contextlib.suppress(AttributeError, TypeError):  # not every class lets one
                 error.reported = code  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            with contextlib.suppress(Exception):
+                self._store.add(HEARD, 1)
         with contextlib.suppress(Exception):
             if self.rank == 0:  # the store may end with it
                 self._until(lambda: self._store.check([LEAVES]), patience)
 
     def _say(self, error: BaseException, tell: Tell, patience: float) -> int:
-        if isinstance(error, RankError):
-            said, patience, others = str(error), LAST, self.size - 1  # one of them does not hear
+        if isinstance(error, RankError):  # those that do not hear have had their time
+            said, others, left = str(error), self.size - error.absent, LAST
         else:
-            said, others = f"rank {self.rank}: " + " ".join(f"{type(error).__name__}: {error}".split())[:500], self.size
+            said, others, left = " ".join(f"{type(error).__name__}: {error}".split())[:500], self.size, patience
+            said = f"rank {self.rank}: {said}"
         first = True
         with contextlib.suppress(Exception):
             first = self._store.compare_set(SPEAKS, "", str(self.rank)).decode() == str(self.rank)
         code = tell(error) if first else 1
         with contextlib.suppress(Exception):
             if first:
-                self._store.set(FAILED, json.dumps([code, said, patience]))
+                self._store.set(FAILED, json.dumps([code, said, left + LAST]))
                 self._store.add(HEARD, 1)
                 self._until(lambda: self._store.add(HEARD, 0) >= others, patience)
                 self._store.set(LEAVES, "")
@@ -123,14 +141,14 @@ class Board:
 
     def _guard(self, over: threading.Event, wait: float) -> None:
         launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        end = math.inf  # the moment at which this process is ended
+        end = math.inf  # the moment at which this process is ended, unless it is on its way
         while not over.wait(LOOK):
             if launcher is not None and os.getppid() != launcher:
                 launcher = None
                 os.kill(os.getpid(), signal.SIGTERM)
             if end == math.inf:
                 end = time.monotonic() + self._left(wait)
-            elif time.monotonic() > end:
+            elif time.monotonic() > end and not self._ending:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def _left(self, wait: float) -> float:
@@ -139,4 +157,4 @@ class Board:
             failed = self._failed()
         except Exception:  # the store has gone, with rank 0 or the launcher
             return wait
-        return math.inf if failed is None else failed[2] + LAST
+        return math.inf if failed is None else failed[2]

@@ -138,10 +138,7 @@ class ProcessRanks:
                 self._board.listen()
                 self._board.waits(self._number)
             if waited > self.wait:
-                raise RankError(
-                    f"{self._board.absent(self._number)} hangs, or is slower than the {self.wait:.0f} s that rank "
-                    f"{self.rank} has waited (parallel.wait)"
-                )
+                raise self._board.hangs(self._number, self.wait)
             time.sleep(nap)
             nap = min(2 * nap, NAPS[1])
         try:
@@ -149,6 +146,4 @@ class ProcessRanks:
         except RuntimeError as error:
             self._board.listen()
             reason = " ".join(str(error).split())[:200]
-            raise RankError(
-                f"another rank has gone: it was killed, or its machine cannot be reached ({reason})", gone=True
-            ) from error
+            raise self._board.gone(reason) from error

@@ -58,14 +58,14 @@ class Agreeing(Protocol):
         ...
 
 
-class Parted(Protocol):
+class Sharded(Protocol):
     """A module whose weights are shared out."""
 
     def gather(self) -> None:
         """Gathers all weights, with the other ranks, until `part` is called."""
         ...
 
-    def part(self) -> None:
+    def shard(self) -> None:
         """Keeps the own part of the weights alone."""
         ...
 
@@ -97,14 +97,14 @@ class Rounds:
         self,
         ranks: Agreeing,
         modules: Sequence[nn.Module],
-        parted: Sequence[Parted],
+        sharded: Sequence[Sharded],
         *,
         whole: bool,
         models: Sequence[int] | None = None,
     ):
         self.weights: Weights | None = None
         self.idle = 0  # how often this rank walked along
-        self._ranks, self._whole, self._parted = ranks, whole, parted
+        self._ranks, self._whole, self._sharded = ranks, whole, sharded
         self._models = [0] * len(modules) if models is None else models
         self._gathered: tuple[int, int] | None = None  # the model and weights that are here, since a round WHOLE
         self._last = 0  # the weights of the last round
@@ -190,9 +190,9 @@ class Rounds:
     def _gather(self, model: int, weights: int) -> None:
         self._part()
         with self._shown(weights):
-            for parted, of in zip(self._parted, self._models, strict=True):
+            for sharded, of in zip(self._sharded, self._models, strict=True):
                 if of == model:
-                    parted.gather()
+                    sharded.gather()
         self._gathered = model, weights
 
     def _ready(self, weights: int) -> None:
@@ -202,8 +202,8 @@ class Rounds:
         self._last = weights
 
     def _part(self) -> None:
-        for parted in self._parted:
-            parted.part()
+        for sharded in self._sharded:
+            sharded.shard()
         self._gathered = None
 
     def _shown(self, weights: int) -> AbstractContextManager[None]:

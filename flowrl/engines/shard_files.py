@@ -14,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-Like = Callable[[str], Tensor | None]  # of a tensor's path: one that is parted as it is to be
+Like = Callable[[str], Tensor | None]  # of a tensor's path: one that is sharded as it is to be
 
 
 def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -27,7 +27,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_shards(folder: Path, paths: Sequence[str], like: Like | None = None) -> dict[str, Tensor]:
-    """The tensors of these paths, by path: whole ones on the CPU, or parted as `like` says, for which all ranks call.
+    """The tensors of these paths, by path: whole ones on the CPU, or sharded as `like` says, for which all ranks call.
 
     Raises ValueError where files do not hold all of a tensor.
     """
@@ -39,9 +39,9 @@ def read_shards(folder: Path, paths: Sequence[str], like: Like | None = None) ->
         there = 0 if entry is None else sum(chunk.sizes.numel() for chunk in entry.chunks)
         if entry is None or there != entry.size.numel():
             raise ValueError(f"{folder}: {path} is not whole: the part of a rank is missing")
-        parted = None if like is None else like(path)
-        if isinstance(parted, DTensor):
-            found[path] = torch.empty_like(parted, dtype=entry.properties.dtype)
+        sharded = None if like is None else like(path)
+        if isinstance(sharded, DTensor):
+            found[path] = torch.empty_like(sharded, dtype=entry.properties.dtype)
         else:
             found[path] = torch.empty(entry.size, dtype=entry.properties.dtype)
     with warnings.catch_warnings():
@@ -50,8 +50,8 @@ def read_shards(folder: Path, paths: Sequence[str], like: Like | None = None) ->
     return found
 
 
-def parted_like(value: Tensor, like: Tensor | None) -> Tensor:
-    """This rank's part of a whole tensor, where one like it is parted; no rank is asked."""
+def sharded_like(value: Tensor, like: Tensor | None) -> Tensor:
+    """This rank's part of a whole tensor, where one like it is sharded; no rank is asked."""
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

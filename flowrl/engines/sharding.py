@@ -1,7 +1,7 @@
 """Weights shared out among ranks: FSDP2 of torch (`fully_shard`) on a model's repeated blocks, and on what is left.
 
 Every rank holds an equal part of every weight, of its gradient, of the optimizer's moments and of the copies. A block's
-weights are gathered when it is called and parted again behind it; gradients are summed as they come. Who calls when is
+weights are gathered when it is called and sharded again behind it; gradients are summed as they come. Who calls when is
 agreed in rounds.py, so that policies, objectives and the loop are those of one process.
 """
 
@@ -80,8 +80,8 @@ class ShardedRanks:
                 hook.remove()
 
 
-class _Parted:
-    """A module under FSDP2, whose weights are gathered and parted as a whole."""
+class _Sharded:
+    """A module under FSDP2, whose weights are gathered and sharded as a whole."""
 
     def __init__(self, module: nn.Module, reshard: bool):
         self._module, self._reshard = module, reshard
@@ -89,13 +89,13 @@ class _Parted:
         self._trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
 
     def gather(self) -> None:
-        """See `rounds.Parted`."""
+        """See `rounds.Sharded`."""
         for part in self._parts:
             part.set_reshard_after_forward(False, recurse=False)
             part.unshard()
 
-    def part(self) -> None:
-        """See `rounds.Parted`."""
+    def shard(self) -> None:
+        """See `rounds.Sharded`."""
         self._flag()
         for part in self._parts:
             part.reshard()
@@ -132,7 +132,7 @@ def share_out(
         "mp_policy": mixed,
         "offload_policy": CPUOffloadPolicy(pin_memory=device != "cpu") if keys.offload else OffloadPolicy(),
     }
-    parted, models = [], []
+    sharded, models = [], []
     shared = [(0, module, repeated_blocks(name, module, keys.blocks)) for name, module in modules.items()]
     for number, model in enumerate(beside, 1):
         found = ((module, repeated_blocks(name, module, None)) for name, module in model.items())
@@ -146,11 +146,11 @@ def share_out(
         fully_shard(module, **how | {"mp_policy": dataclasses.replace(mixed, output_dtype=own)})
         for before, part in zip([None, *blocks], [*blocks, module], strict=True):
             _as_sums(part, blocks[-1] if part is module and blocks else before or part)
-        parted.append(_Parted(module, keys.reshard))
+        sharded.append(_Sharded(module, keys.reshard))
         models.append(model)
     # FSDP2 hooks a block's outputs, which a block that gives back views of one tensor is told of
     warnings.filterwarnings("ignore", message=".*pre-backward hook.*", category=UserWarning)
-    rounds = Rounds(ranks, [module for _, module, _ in shared], parted, whole=keys.sampling == "whole", models=models)
+    rounds = Rounds(ranks, [module for _, module, _ in shared], sharded, whole=keys.sampling == "whole", models=models)
     return ShardedRanks(ranks, rounds)
 
 

@@ -14,7 +14,7 @@ class ParallelKeys(Strict):
     kind: replicate (every rank holds the weights) or fsdp (every rank holds an equal part of them, of their gradients,
     moments and copies: PyTorch's FSDP2, arXiv:2304.11277). The other keys are those of fsdp. blocks: the lists of a
     model's layers that are gathered one by one, by name (null: all of the denoiser, or of the text decoder). reshard:
-    whether a block is parted again behind its forward. offload: whether parts are held on the CPU. mixed_precision: the
+    whether a block is sharded again after its forward. offload: whether shards lie on the CPU. mixed_precision: the
     type that weights are gathered and multiplied in; gradients are summed in float32 (float16 is dtype.model's, which
     scales the loss). sampling: whole (all weights are
     gathered before samples are drawn) or sharded (block by block, for models that no device can hold).

@@ -10,7 +10,7 @@ from flowrl.policies import adapters
 from flowrl.runs import checkpoints
 from flowrl.runs import resume as resuming
 from flowrl.runs.saving import restore_critic
-from flowrl.runs.shares import parted_as
+from flowrl.runs.shares import sharded_as
 from flowrl.watch.alarms import ACTIONS, Alarm
 from flowrl.watch.watchdog import Watchdog
 
@@ -44,7 +44,7 @@ def roll_back_to(
 
     left: the iteration whose weights are lost. ranks: all call it.
     """
-    saved = checkpoints.load(checkpoint, like=parted_as(policy, learner, critic, ranks))
+    saved = checkpoints.load(checkpoint, like=sharded_as(policy, learner, critic, ranks))
     resuming.fill_parameters(adapters.trainable_by_name(policy.modules), saved["parameters"], checkpoint)
     learner.load_state_dict(saved["learner"] | {"steps": learner.steps, "factor": learner.factor})
     if critic is not None:

@@ -30,14 +30,14 @@ def read(folder: Path, part: str | None = None, like: Like | None = None) -> Nes
     _join(layout, str, paths.append)
     shards: Mapping[str, Tensor] = {}
     if paths or like is not None:
-        from flowrl.engines.shard_files import parted_like, read_shards
+        from flowrl.engines.shard_files import read_shards, sharded_like
 
         shards = read_shards(folder / SHARDS, paths, like) if paths else {}
     with safe_open(folder / TENSORS, "pt") as tensors:
 
         def tensor(path: str) -> Tensor:
             value = tensors.get_tensor(path)
-            return value if like is None else parted_like(value, like(path))  # pyright: ignore[reportPossiblyUnbound]
+            return value if like is None else sharded_like(value, like(path))  # pyright: ignore[reportPossiblyUnbound]
 
         return _join(layout, tensor, lambda path: shards[path])
 

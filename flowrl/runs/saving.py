@@ -18,7 +18,7 @@ from flowrl.runs import checkpoints
 from flowrl.runs import resume as resuming
 from flowrl.runs.folder import RunFolder
 from flowrl.runs.run_state import RunState
-from flowrl.runs.shares import parted_as, sharing_of
+from flowrl.runs.shares import sharded_as, sharing_of
 from flowrl.runs.stopping import Stopped
 from flowrl.runs.together import OwnStates
 
@@ -115,7 +115,7 @@ class Saving:
 
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
         """Restores weights, learner and state of a checkpoint, and truncates the folder to its state at that time."""
-        like = parted_as(self.policy, self.learner, self.critic, self.ranks)
+        like = sharded_as(self.policy, self.learner, self.critic, self.ranks)
         saved = checkpoints.load(checkpoint, like=like)
         resuming.fill_parameters(adapters.trainable_by_name(self.policy.modules), saved["parameters"], checkpoint)
         self.learner.load_state_dict(saved["learner"])

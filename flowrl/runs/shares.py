@@ -45,7 +45,7 @@ def write_weights(policy: Policy, learner: Learner, ranks: Ranks, folder: Path) 
 Like = Callable[[str], Tensor | None]
 
 
-def parted_as(policy: Policy, learner: Learner, critic: Critic | None, ranks: Ranks) -> Like | None:
+def sharded_as(policy: Policy, learner: Learner, critic: Critic | None, ranks: Ranks) -> Like | None:
     """Of a tensor of a saved state, by its path there, the parameter that it is of (itself, its moments, its copies);
     None where ranks hold all weights."""
     if sharing_of(ranks) is None:

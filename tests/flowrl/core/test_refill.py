@@ -13,12 +13,12 @@ from flowrl.contracts import Credit, LogProbs, Prompt, Rollout, Samples, View
 from flowrl.core.advantages import advantages
 from flowrl.core.backward import fill_reference
 from flowrl.core.credit import row_advantages
-from flowrl.core.engine import Advantage
+from flowrl.core.engine import Advantage, Draw
 from flowrl.core.iterate import Iteration, iterate
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.grpo import ClippedObjective
-from flowrl.core.refill import JoinedPolicy, join_rollouts
+from flowrl.core.refill import JoinedPolicy, join_rollouts, whole_draw
 from flowrl.core.update import Settings, update
 
 GROUP = 3
@@ -150,6 +150,16 @@ def test_groups_that_all_say_nothing_train_nothing():
 def test_without_refill_nothing_more_is_drawn():
     _, result, policy = trained([GOOD[0], TIED[0]], [], Settings(GROUP))
     assert len(policy.drawn) == 1 and "groups/drawn" not in result.metrics
+
+
+def test_what_is_told_of_draws_counts_by_their_prompts():
+    """A refill of one prompt says little about an iteration of four."""
+    policy, draws = Rolls(), list[Draw]()
+    for prompts, computed in ((GOOD[:3] + TIED[:1], 0.6), (GOOD[3:4], 1.0)):
+        rollout = policy.rollout(prompts, group_size=GROUP, plan=None, seed=0)
+        adv, metrics = normalised(rewards := score(rollout.samples), rollout)
+        draws.append(Draw(rollout, rewards, adv, metrics | {"tree/computed": computed}))
+    assert whole_draw(draws, normalised).metrics["tree/computed"] == pytest.approx((4 * 0.6 + 1.0) / 5)
 
 
 def test_a_joined_rollout_is_scored_as_its_pieces_are():

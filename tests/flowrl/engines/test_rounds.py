@@ -61,7 +61,7 @@ class Parts:
     def gather(self) -> None:
         self.model.calls.append("whole")
 
-    def part(self) -> None:
+    def shard(self) -> None:
         """Nothing to record: it is no call together."""
 
 
@@ -222,7 +222,7 @@ def test_one_model_is_whole_at_a_time_and_all_ranks_gather_it():
         def gather(self) -> None:
             self.calls.append(self.name)
 
-        def part(self) -> None:
+        def shard(self) -> None:
             self.calls.append("part")
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in (0, 1)]

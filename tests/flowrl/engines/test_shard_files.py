@@ -9,7 +9,7 @@ from torch import nn
 
 from flowrl.core.optimizers import make_optimizer
 from flowrl.core.shards import clip_gradients, is_shard
-from flowrl.engines.shard_files import parted_like, read_shards, write_shards
+from flowrl.engines.shard_files import read_shards, sharded_like, write_shards
 from flowrl.engines.sharding import _whole_state
 from flowrl.runs import checkpoint_files
 from flowrl.runs.checkpoints import Checkpoints, StateError, find_damage, load
@@ -17,7 +17,7 @@ from flowrl.runs.checkpoints import Checkpoints, StateError, find_damage, load
 
 @pytest.fixture(scope="module")
 def mesh():
-    """A group of one rank: tensors are parted as among many, and files are written as by many."""
+    """A group of one rank: tensors are sharded as among many, and files are written as by many."""
     from torch.distributed.device_mesh import init_device_mesh
 
     dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
@@ -38,10 +38,10 @@ def state_of(mesh) -> dict:
     from torch.distributed.tensor import Shard, distribute_tensor
 
     whole = torch.arange(15.0).view(5, 3)
-    parted = distribute_tensor(whole, mesh, [Shard(0)])
+    sharded = distribute_tensor(whole, mesh, [Shard(0)])
     return {
-        "parameters": {"a.b": parted},
-        "learner": {"moments": {0: {"exp_avg": parted * 2, "step": torch.tensor(3.0)}}},
+        "parameters": {"a.b": sharded},
+        "learner": {"moments": {0: {"exp_avg": sharded * 2, "step": torch.tensor(3.0)}}},
     }
 
 
@@ -54,9 +54,9 @@ def test_one_process_reads_what_ranks_wrote(mesh, tmp_path):
     assert torch.equal(found["parameters"]["a.b"], torch.arange(15.0).view(5, 3))
     assert torch.equal(found["learner"]["moments"][0]["exp_avg"], 2 * torch.arange(15.0).view(5, 3))
     assert float(found["learner"]["moments"][0]["step"]) == 3.0
-    parted = state["parameters"]["a.b"]
-    again = load(there, like=lambda path: parted if path == "/parameters/a.b" else None)["parameters"]["a.b"]
-    assert again.placements == parted.placements and torch.equal(again.full_tensor(), parted.full_tensor())
+    sharded = state["parameters"]["a.b"]
+    again = load(there, like=lambda path: sharded if path == "/parameters/a.b" else None)["parameters"]["a.b"]
+    assert again.placements == sharded.placements and torch.equal(again.full_tensor(), sharded.full_tensor())
     files = [path for path in there.path.rglob("*") if path.is_file()]
     assert len(files) == 4 and not [path for path in files if path.read_bytes()[:1] == b"\x80"]  # a pickle
 
@@ -67,7 +67,7 @@ def test_a_whole_tensor_is_parted_as_a_run_that_shares_out_needs_it(mesh, tmp_pa
     there = Checkpoints(tmp_path).save(1, {"parameters": {"a.b": whole}})
     found = load(there, like=lambda path: state["parameters"]["a.b"])["parameters"]["a.b"]
     assert torch.equal(found.full_tensor(), whole) and found.placements == state["parameters"]["a.b"].placements
-    assert parted_like(torch.ones(2), state["parameters"]["a.b"]).shape == (2,)  # of another shape: as it is
+    assert sharded_like(torch.ones(2), state["parameters"]["a.b"]).shape == (2,)  # of another shape: as it is
 
 
 def test_parts_are_never_written_as_if_they_were_whole(mesh, tmp_path):
@@ -144,16 +144,18 @@ def test_the_norm_of_gradients_in_parts_and_whole_ones_is_that_of_all(mesh, most
 
     gradients = [torch.arange(15.0).view(5, 3) / 10, torch.tensor([2.0, -1.0]), None]
     plain = [nn.Parameter(torch.ones(5, 3)), nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(1))]
-    parted = [nn.Parameter(distribute_tensor(torch.ones(5, 3), mesh, [Shard(0)])), *map(nn.Parameter, plain[1:])]
+    sharded = [nn.Parameter(distribute_tensor(torch.ones(5, 3), mesh, [Shard(0)])), *map(nn.Parameter, plain[1:])]
     for parameter, gradient in zip(plain, gradients, strict=True):
         parameter.grad = None if gradient is None else gradient.clone()
-    parted[0].grad, parted[1].grad = distribute_tensor(gradients[0].clone(), mesh, [Shard(0)]), gradients[1].clone()
-    norms = [float(clip_gradients(parameters, most)) for parameters in (plain, parted)]
+    sharded[0].grad, sharded[1].grad = distribute_tensor(gradients[0].clone(), mesh, [Shard(0)]), gradients[1].clone()
+    norms = [float(clip_gradients(parameters, most)) for parameters in (plain, sharded)]
     assert norms[1] == pytest.approx(norms[0]) and norms[0] == pytest.approx(
         float(torch.cat([g.flatten() for g in gradients if g is not None]).norm())
     )
-    assert torch.allclose(parted[0].grad.full_tensor(), plain[0].grad) and torch.allclose(parted[1].grad, plain[1].grad)
-    for parameters in (plain, parted):  # and both are moved by one optimizer
+    assert torch.allclose(sharded[0].grad.full_tensor(), plain[0].grad) and torch.allclose(
+        sharded[1].grad, plain[1].grad
+    )
+    for parameters in (plain, sharded):  # and both are moved by one optimizer
         how = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
         make_optimizer("adamw_fused", parameters, **how).step()
-    assert torch.allclose(parted[0].full_tensor(), plain[0]) and torch.allclose(parted[1], plain[1])
+    assert torch.allclose(sharded[0].full_tensor(), plain[0]) and torch.allclose(sharded[1], plain[1])

@@ -97,11 +97,11 @@ def test_all_weights_learn(name, tmp_path):
     """A reference and an average are copies in parts then."""
     more = ["lora=null", "full=true", "objective.kl=0.04", "train.ema=0.9", "train.lr=1e-5"]
     done(tmp_path, [job(1, tmp_path / "1", [name], *more), job(2, tmp_path / "2", [name], PARTS, *more)])
-    alone, parted = tmp_path / "1" / name, tmp_path / "2" / name
-    for before, after in zip(lines(alone), lines(parted), strict=True):
+    alone, sharded = tmp_path / "1" / name, tmp_path / "2" / name
+    for before, after in zip(lines(alone), lines(sharded), strict=True):
         numbers = [key for key in before if isinstance(before[key], float) and not key.startswith("time_")]
         assert all(after[key] == pytest.approx(before[key], abs=1e-5, rel=1e-5) for key in numbers)
-    l2, largest = distance(model_of(alone), model_of(parted))
+    l2, largest = distance(model_of(alone), model_of(sharded))
     assert l2 < 1e-4, (l2, largest)
 
 

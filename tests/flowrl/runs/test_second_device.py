@@ -6,8 +6,10 @@ speed.
 
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from flowrl.policies.errors import PolicyError
 from flowrl.recipe.load import load
 from flowrl.runs.start import run
 from second_device import NAME
+from seeing_tables import TORCHAUDIO
 
 TESTS = Path(__file__).parents[2]
 SHORT = ["train.iterations=1", "prompts.heldout=null", "eval={at_start: false, at_end: false, every: null}"]
@@ -109,6 +112,16 @@ def test_a_gpu_has_the_rewards_of_the_cpu(name: str, tmp_path: Path, capsys: pyt
 def test_every_family_draws_and_replays_there(place: str) -> None:
     names = [name for name in families.NAMES if name not in UNABLE]
     lines = list(map(json.loads, on_the_device(["families", place, *names])))
+    assert [line.pop("name") for line in lines] == names
+    assert max(max(line.values()) for line in lines) <= 1e-4
+
+
+@pytest.mark.slow
+def test_every_type_that_sees_or_hears_does() -> None:
+    page = (TESTS.parent / "docs" / "seeing.md").read_text()
+    names = re.findall(r"^\| `(\w+)` \| exact", page, re.MULTILINE)
+    names = [name for name in names if name not in TORCHAUDIO or find_spec("torchaudio")]
+    lines = list(map(json.loads, on_the_device(["seeing", *names])))
     assert [line.pop("name") for line in lines] == names
     assert max(max(line.values()) for line in lines) <= 1e-4
 

@@ -27,7 +27,7 @@ qwen2_5_omni_thinker qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe qwen3_omni_moe_thin
 smolvlm step3p7 video_llama_3 video_llava vipllava
 """.split()
 HEARING = """
-fun_asr_nano glmasr granite_speech granite_speech_plus moss_transcribe_diarize omniasr phi4_multimodal
+fun_asr_nano glmasr granite_speech granite_speech_plus moss_transcribe_diarize nemo_speechlm omniasr phi4_multimodal
 qwen2_5_omni qwen2_audio qwen3_asr qwen3_omni_moe vibevoice_asr
 """.split()
 REFUSED = {
