@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flowrl import names
 from flowrl.planning import remembered
+from flowrl.planning.sizes import fits
 from flowrl.planning.sizes.flops import denoising
 from flowrl.planning.sizes.memory import sizes
 from flowrl.reading.inputs import planned_prompts
@@ -29,6 +30,7 @@ def find_facts() -> dict[str, JSON]:
                 train, _, _ = planned_prompts(recipe)
                 sizes(recipe, train or [])
                 denoising(recipe, train or [])
+                fits.lines(recipe, train or [])
             (file,) = Path(folder, "flowrl").glob("*.json")
             return json.loads(file.read_text(encoding="utf-8"))
         finally:

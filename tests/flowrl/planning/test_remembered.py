@@ -16,7 +16,8 @@ from flowrl.planning.sizes.shipped import find_facts
 from flowrl.reading.inputs import planned_prompts
 from flowrl.recipe.load import load
 
-SECONDS = "import sys\nfrom flowrl.cli import main\nsys.argv = ['flowrl', 'run', {name!r}, '--dry-run']\nmain()\n"
+SECONDS = "import sys\nfrom flowrl.cli import main\nsys.argv = ['flowrl', 'run', {name!r}, '--dry-run']\n"
+SECONDS += "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"  # as it always ends
 SECONDS += (
     "loaded = [m for m in ('diffusers', 'transformers', 'peft') if m in sys.modules]\nassert not loaded, loaded\n"
 )
