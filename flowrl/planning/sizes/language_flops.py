@@ -2,12 +2,14 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from flowrl.contracts import Prompt
 from flowrl.planning.costs import arithmetic
+from flowrl.planning.remembered import look_up
 from flowrl.planning.sizes.counted import count_flops
 from flowrl.planning.sizes.flops import Flops, unlearned
 from flowrl.planning.sizes.language import build_model, config_of, tokens_of
@@ -33,18 +35,16 @@ def flops(
     config = config_of(recipe.model)
     if config is None:
         return None
-    model, *_ = build_model(recipe, config)
     costs, train = arithmetic(recipe), recipe.train
     length = tokens_of(recipe, prompts) + (media_tokens(recipe.model, processor or {}, prompts) or 0)
-    total, count = length + limit, _counter(model)
-    try:
-        look = count(total, limit)
-        each, pair, head = _by_token(count, total)
-        if train.gradient_checkpointing:
-            checkpoint_gradients({"model": model}, train.recompute_every)
-        learnt = count(total, limit, backward=True)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+    total = length + limit
+    again = train.recompute_every if train.gradient_checkpointing else 0
+    learns = recipe.model_dump(mode="json", include={"dtype", "quantize", "lora", "roles", "full", "freeze"})
+    key = [learns, again, config.to_dict(), total, limit]
+    counted = look_up("language_flops", key, lambda: _counted(recipe, config, total, limit))
+    if counted is None:
         return None
+    look, learnt, each, pair, head = counted
     read = range(length + 1, total + 1)  # by a row's drawn tokens, of which each meets all before it
     row = sum(each + head + pair * n for n in read)
     if costs.reread_forwards:  # where there is no cache
@@ -62,6 +62,21 @@ def flops(
         left_out = f"the towers of pictures and sounds, {left_out}"
     kept = {name: round(number) for name, number in phases.items() if number}
     return Flops(kept, left_out, ("rollout",), recipe.parallel.ranks or 1)
+
+
+def _counted(recipe: Recipe, config: Any, total: int, limit: int) -> list[float] | None:
+    """Operations of a row of `total` tokens, `limit` of them a completion's, forward and with its backward pass; and
+    what `_by_token` has. None where the forward needs values."""
+    model, *_ = build_model(recipe, config)
+    count = _counter(model)
+    try:
+        look = count(total, limit)
+        by_token = _by_token(count, total)
+        if recipe.train.gradient_checkpointing:
+            checkpoint_gradients({"model": model}, recipe.train.recompute_every)
+        return [look, count(total, limit, backward=True), *by_token]
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return None
 
 
 def _counter(model: LanguageModel) -> Count:

@@ -1,6 +1,6 @@
 """Makes `flowrl/planning/remembered.json`: what the plans of shipped recipes need, so that they load no big library.
 
-python -m flowrl.planning.sizes.shipped
+python -m flowrl.planning.sizes.shipped       # about four minutes of one core
 """
 
 import json
@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 
 from flowrl import names
+from flowrl.kinds import kind_of
 from flowrl.planning import remembered
 from flowrl.planning.sizes import fits
-from flowrl.planning.sizes.flops import denoising
 from flowrl.planning.sizes.memory import sizes
 from flowrl.reading.inputs import planned_prompts
 from flowrl.recipe.load import load
@@ -29,7 +29,7 @@ def find_facts() -> dict[str, JSON]:
                 recipe = load(str(path))
                 train, _, _ = planned_prompts(recipe)
                 sizes(recipe, train or [])
-                denoising(recipe, train or [])
+                kind_of(recipe).planning.flops(recipe, train or [])
                 fits.lines(recipe, train or [])
             (file,) = Path(folder, "flowrl").glob("*.json")
             return json.loads(file.read_text(encoding="utf-8"))
