@@ -25,6 +25,8 @@ def device_of(name: str, place: str = "device") -> torch.device:
 
 def _number(kind: str) -> int:
     """How many accelerators of this kind torch finds; some kinds are known to it through a package of their maker."""
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
     module = getattr(torch, kind, None)
     return module.device_count() if module is not None and module.is_available() else 0
 
