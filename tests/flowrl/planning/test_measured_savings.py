@@ -49,7 +49,7 @@ class Switch:
 
 
 SWITCHES = [
-    Switch("vae.batch=4", "decoding"),
+    Switch("vae.batch=4", "decoding", error=ROUNDING),
     Switch("vae.slicing=true", "decoding", error=ROUNDING),
     Switch("vae.tiling=true", "decoding", "pipeline.height=128 pipeline.width=128", OTHER),
     Switch("vae.dtype=bfloat16", "decoding", error=OTHER),
