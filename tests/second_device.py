@@ -127,9 +127,7 @@ def _moved(args: Any, kwargs: Any) -> Tensor:
     source, to = args[0], kwargs.get("device")
     there = torch.device(to).type == NAME if to is not None else isinstance(source, Held)
     here = isinstance(source, Held)
-    if here != there:
-        moves["to the device" if there else "to the host"] += 1
-        moves["bytes to the device" if there else "bytes to the host"] += source.numel() * source.element_size()
+    _count(source, here, there)
     options = {k: v for k, v in kwargs.items() if k not in ("device", "pin_memory")}
     out = aten._to_copy.default(source.held if here else source, **options)
     return Held(out) if there else out
@@ -138,11 +136,17 @@ def _moved(args: Any, kwargs: Any) -> Tensor:
 def _copied(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     """source, written into target, wherever each is."""
     here, there = isinstance(source, Held), isinstance(target, Held)
-    if here != there:
-        moves["to the device" if there else "to the host"] += 1
-        moves["bytes to the device" if there else "bytes to the host"] += source.numel() * source.element_size()
+    _count(source, here, there)
     (target.held if there else target).copy_(source.held if here else source)
     return target
+
+
+def _count(source: Tensor, here: bool, there: bool) -> None:
+    """Counts what crosses, from the device (here) or to it."""
+    if here != there:
+        place = "to the device" if there else "to the host"
+        moves[place] += 1
+        moves[f"bytes {place}"] += source.numel() * source.element_size()
 
 
 def _factories() -> Iterator[tuple[str, Any]]:

@@ -59,9 +59,7 @@ def _forwards_text(recipe: Recipe) -> tuple[str, str]:
     """Row-forwards (or token-forwards) per iteration in rollout and training, means over the first 100 iterations."""
     costs = [arithmetic(recipe, i) for i in range(min(recipe.train.iterations, 100))]
     rollout = sum(c.drawing_forwards for c in costs) / len(costs)
-    train = sum(
-        c.train_forwards + c.reference_forwards + c.corrected_forwards + c.whole_row_forwards for c in costs
-    ) / len(costs)
+    train = sum(c.train_forwards + c.unlearned_forwards for c in costs) / len(costs)
     return f"{rollout:,.0f}", f"{train:,.0f}"
 
 

@@ -26,7 +26,7 @@ from flowrl.planning.costs import plan_for
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.proving import MAX_MEAN_GAP, PROBE_TOKENS
 from flowrl.policies.language.rows import DrawsRows, Row, waiting_rows
-from flowrl.policies.noise import Key, copy_numbers
+from flowrl.policies.noise import group_keys
 from flowrl.recipe.engines import EngineKeys
 from flowrl.recipe.schema import Recipe
 from samplers.tokens import Generation
@@ -48,9 +48,8 @@ class Engine:
     def draw(self, policy: LanguagePolicy, drawing: Drawing) -> Explored:
         """The groups of these prompts, under the policy's weights of now. Raises EngineError where none came."""
         start, retried = time.perf_counter(), self.to.retried
-        copy = copy_numbers(p.id for p in drawing.prompts)
         members = range(drawing.first, drawing.first + drawing.group)
-        keys = [[Key(drawing.seed, p.id, i, copy[at]) for i in members] for at, p in enumerate(drawing.prompts)]
+        keys = group_keys(drawing.seed, [prompt.id for prompt in drawing.prompts], members)
         rows = policy.start(drawing.prompts, keys, drawing.plan)
         if self.keys.use == "sglang" and any(row.inputs for row in rows):
             raise UserError(

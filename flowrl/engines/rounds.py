@@ -62,7 +62,7 @@ class Sharded(Protocol):
     """A module whose weights are shared out."""
 
     def gather(self) -> None:
-        """Gathers all weights, with the other ranks, until `part` is called."""
+        """Gathers all weights, with the other ranks, until `shard` is called."""
         ...
 
     def shard(self) -> None:

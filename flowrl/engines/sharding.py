@@ -140,9 +140,8 @@ def share_out(
     for model, module, blocks in shared:
         for block in blocks:
             fully_shard(block, **how)
-        own = (
-            None if dtype is None else next(module.parameters()).dtype
-        )  # who calls the model expects it of what it gives
+        # who calls the model expects its own precision of what it gives
+        own = None if dtype is None else next(module.parameters()).dtype
         fully_shard(module, **how | {"mp_policy": dataclasses.replace(mixed, output_dtype=own)})
         for before, part in zip([None, *blocks], [*blocks, module], strict=True):
             _as_sums(part, blocks[-1] if part is module and blocks else before or part)

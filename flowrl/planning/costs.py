@@ -55,9 +55,7 @@ class Arithmetic:
     value_forwards: int = 0  # of a critic without gradient, before there are advantages
     critic_forwards: int = 0  # with gradient, to fit it
     whole_row_forwards: int = 0  # without gradient, before those of training, if a ratio needs all steps of a row
-    reread_forwards: int = (
-        0  # of a rollout, on top: tokens that a model without a cache reads again for each further one
-    )
+    reread_forwards: int = 0  # of a rollout, on top: tokens that a model without a cache reads again for each one
 
     @property
     def drawing_forwards(self) -> int:
@@ -65,10 +63,14 @@ class Arithmetic:
         return self.rollout_forwards + self.reread_forwards
 
     @property
+    def unlearned_forwards(self) -> int:
+        """Those without gradient that go with updates: of the reference, and before ratios and corrections."""
+        return self.reference_forwards + self.corrected_forwards + self.whole_row_forwards
+
+    @property
     def updates_forwards(self) -> int:
-        """All that go with updates: of training, of the reference, of a critic, and before ratios and corrections."""
-        before = self.reference_forwards + self.corrected_forwards + self.whole_row_forwards
-        return before + self.train_forwards + self.critic_forwards
+        """All that go with updates: those without gradient, of training, and of a critic."""
+        return self.unlearned_forwards + self.train_forwards + self.critic_forwards
 
 
 def arithmetic(recipe: Recipe, iteration: int = 0) -> Arithmetic:

@@ -49,8 +49,7 @@ def duration(recipe: Recipe, pace: Pace, num_heldout: int) -> Duration:
     share = iterations / len(shown)
     rollout = sum(a.drawing_forwards for a in shown) * share * pace.forward
     training = sum(a.train_forwards for a in shown) * share * pace.training
-    unlearned = sum(a.reference_forwards + a.corrected_forwards + a.whole_row_forwards for a in shown)
-    training += unlearned * share * pace.forward
+    training += sum(a.unlearned_forwards for a in shown) * share * pace.forward
     sample = kind_of(recipe).planning.eval_forwards(recipe) * pace.forward + pace.scoring
     each = num_heldout * recipe.eval.samples * sample
     scoring = sum(a.samples for a in shown) * share * pace.scoring

@@ -49,6 +49,12 @@ def copy_numbers(prompts: Iterable[str]) -> list[int]:
     return numbers
 
 
+def group_keys(seed: int, prompts: Sequence[str], members: Sequence[int]) -> list[list[Key]]:
+    """For each id, the keys of its samples of these indices."""
+    copy = copy_numbers(prompts)
+    return [[Key(seed, prompt, i, copy[at]) for i in members] for at, prompt in enumerate(prompts)]
+
+
 def start_generators(keys: Sequence[Key]) -> list[torch.Generator]:
     """One generator per row, for everything a pipeline draws outside its steps: initial noise, image latents."""
     return [torch.Generator().manual_seed(key.number("start")) for key in keys]

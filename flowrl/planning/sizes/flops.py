@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from flowrl.contracts import Prompt
-from flowrl.planning.costs import Arithmetic, arithmetic
+from flowrl.planning.costs import arithmetic
 from flowrl.planning.remembered import look_up
 from flowrl.planning.sizes.memory import configs_of, size_query
 from flowrl.planning.sizes.query import SizeQuery
@@ -62,14 +62,9 @@ def denoising(recipe: Recipe, prompts: Sequence[Prompt]) -> Flops | None:
         "encoding": drawn["encoding"] * recipe.train.drawn,
         "rollout": drawn["forward"] * costs.rollout_forwards,
         "decoding": decoded,
-        "training": looked["training"] * costs.train_forwards + looked["forward"] * unlearned(costs),
+        "training": looked["training"] * costs.train_forwards + looked["forward"] * costs.unlearned_forwards,
     }
     return Flops({name: n for name, n in phases.items() if n}, "rewards", ranks=recipe.parallel.ranks or 1)
-
-
-def unlearned(costs: Arithmetic) -> int:
-    """Forwards without gradient that go with updates."""
-    return costs.reference_forwards + costs.corrected_forwards + costs.whole_row_forwards
 
 
 def _call(recipe: Recipe, query: SizeQuery, configs: JSON) -> dict[str, int] | None:

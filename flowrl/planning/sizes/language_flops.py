@@ -11,7 +11,7 @@ from flowrl.contracts import Prompt
 from flowrl.planning.costs import arithmetic
 from flowrl.planning.remembered import look_up
 from flowrl.planning.sizes.counted import count_flops
-from flowrl.planning.sizes.flops import Flops, unlearned
+from flowrl.planning.sizes.flops import Flops
 from flowrl.planning.sizes.language import build_model, config_of, tokens_of
 from flowrl.planning.sizes.seeing import media_tokens
 from flowrl.policies.loading import auto_class_of
@@ -51,7 +51,7 @@ def flops(
         row = sum(each * n + head + pair * n * n for n in read)
     drawn = costs.rollout_forwards / limit * row
     prompt = train.drawn * (length * (each + pair * length) + head)
-    looked = look * (unlearned(costs) + costs.value_forwards) / limit
+    looked = look * (costs.unlearned_forwards + costs.value_forwards) / limit
     phases = {
         "prompts": prompt if costs.rollout_forwards else 0,
         "rollout": drawn,

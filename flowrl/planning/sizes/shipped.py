@@ -12,7 +12,6 @@ from flowrl import names
 from flowrl.kinds import kind_of
 from flowrl.planning import remembered
 from flowrl.planning.sizes import fits
-from flowrl.planning.sizes.memory import sizes
 from flowrl.reading.inputs import planned_prompts
 from flowrl.recipe.load import load
 from flowrl.untyped import JSON
@@ -28,7 +27,6 @@ def find_facts() -> dict[str, JSON]:
             for path in names.recipes().values():
                 recipe = load(str(path))
                 train, _, _ = planned_prompts(recipe)
-                sizes(recipe, train or [])
                 kind_of(recipe).planning.flops(recipe, train or [])
                 fits.lines(recipe, train or [])
             (file,) = Path(folder, "flowrl").glob("*.json")

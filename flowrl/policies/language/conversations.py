@@ -20,7 +20,7 @@ from flowrl.policies.language.low_precision import low_precision
 from flowrl.policies.language.rows import DrawsOn, DrawsRows, Row, finish, go_on
 from flowrl.policies.language.shown import written
 from flowrl.policies.language.talks import Talk, completed
-from flowrl.policies.noise import Key, copy_numbers
+from flowrl.policies.noise import Key, group_keys
 from samplers.tokens import Generation
 
 PROBED = "0"  # what the proof of a replay shows the model
@@ -63,8 +63,7 @@ class Conversations:
         draw: who draws each turn (None: the model, or its copy in the plan's precision).
         step_stats has `turn` [R, K]: the number of the model's turn, from 1, that a token belongs to or stands behind.
         """
-        copy = copy_numbers(prompt.id for prompt in prompts)
-        keys = [[Key(seed, p.id, first + i, copy[at]) for i in range(group)] for at, p in enumerate(prompts)]
+        keys = group_keys(seed, [prompt.id for prompt in prompts], range(first, first + group))
         talks = self.started(policy, prompts, keys, plan)
         self.converse(policy, talks, plan, progress, draw=draw or drawer(policy, plan))
         return completed(policy, talks, torch.arange(len(prompts)).repeat_interleave(group), plan)

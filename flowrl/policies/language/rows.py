@@ -20,7 +20,7 @@ from flowrl.policies.language.prefixes import Prefix, prefix_of
 from flowrl.policies.language.reading import Reading, read
 from flowrl.policies.language.stopping import Stop
 from flowrl.policies.merging import MayMerge, drawing
-from flowrl.policies.noise import Key, copy_numbers, token_uniforms
+from flowrl.policies.noise import Key, group_keys, token_uniforms
 from flowrl.untyped import LanguageModel, Tokenizer
 from samplers.tokens import Generation
 
@@ -148,8 +148,7 @@ def begun_rows(
     size, left = divmod(len(begun), len(prompts))
     if left or not size:
         raise ValueError(f"begun has {len(begun)} rows for {len(prompts)} prompts; give as many for each, one a row")
-    copy = copy_numbers(p.id for p in prompts)
-    keys = [[Key(seed, p.id, first + i, copy[at]) for i in range(size)] for at, p in enumerate(prompts)]
+    keys = group_keys(seed, [prompt.id for prompt in prompts], range(first, first + size))
     rows = policy.start(prompts, keys, plan)
     for row, known in zip(rows, begun, strict=True):
         if known is not None:

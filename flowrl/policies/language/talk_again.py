@@ -11,7 +11,7 @@ from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.proving import telling
 from flowrl.policies.language.talks import Talk, completed, named_turns
 from flowrl.policies.language.trees import ScoreAll
-from flowrl.policies.noise import Key, copy_numbers
+from flowrl.policies.noise import Key, copy_numbers, group_keys
 
 
 def talks_with_hints(
@@ -107,9 +107,7 @@ def _drawn(
     first: int,
 ) -> list[Talk]:
     """A group of conversations about each prompt, the model's first turn with this begin."""
-    copy = copy_numbers(prompt.id for prompt in prompts)
-    members = range(first, first + drawing.group)
-    keys = [[Key(drawing.seed, p.id, i, copy[at]) for i in members] for at, p in enumerate(prompts)]
+    keys = group_keys(drawing.seed, [prompt.id for prompt in prompts], range(first, first + drawing.group))
     talks = speaks.started(policy, prompts, keys, drawing.plan)
     for at, talk in enumerate(talks):
         if begin := begins[at // drawing.group]:

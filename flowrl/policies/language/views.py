@@ -27,7 +27,7 @@ from flowrl.policies.language.rows import Row, finish
 from flowrl.policies.language.stopping import Stop
 from flowrl.policies.language.talks import Talk, completed
 from flowrl.policies.language.trees import ScoreAll
-from flowrl.policies.noise import Key, copy_numbers
+from flowrl.policies.noise import Key, copy_numbers, group_keys
 from flowrl.untyped import Processor
 from samplers.tokens import Generation
 
@@ -118,7 +118,7 @@ def viewed(
     explore: draws groups of which only a second look is taken.
     """
     if views.draws is not None or views.beside is not None:
-        found = Explored(*_drawn(policy, drawing, score, views))
+        found = _drawn(policy, drawing, score, views)
     elif explore is not None:
         found = explore(policy, drawing, score)
     else:
@@ -129,10 +129,8 @@ def viewed(
     return found
 
 
-def _drawn(
-    policy: LanguagePolicy, drawing: Drawing, score: ScoreAll, views: Views
-) -> tuple[Rollout, None, dict[str, float]]:
-    """The rollout, and metrics of it."""
+def _drawn(policy: LanguagePolicy, drawing: Drawing, score: ScoreAll, views: Views) -> Explored:
+    """The rollout beside changed pictures, and metrics of it."""
     prompts, plan, size, told = drawing.prompts, drawing.plan, drawing.group, dict[str, float]()
     policy.prepare(telling(prompts), plan)
     talks = _begun(policy, drawing, 0, size)
@@ -157,14 +155,13 @@ def _drawn(
         contrast = {name: mean.repeat_interleave(size) for name, mean in means.items()}
         rollout.samples = replace(rollout.samples, contrast=contrast)
         told |= {f"views/{beside.name}/{name}": float(mean.nanmean()) for name, mean in means.items()}
-    return rollout, None, told
+    return Explored(rollout, None, told)
 
 
 def _begun(policy: LanguagePolicy, drawing: Drawing, begin: int, number: int) -> list[Talk]:
     """So many samples of each prompt in which nothing was said yet, from number `begin` of the drawing on."""
     members = range(drawing.first + begin, drawing.first + begin + number)
-    copy = copy_numbers(prompt.id for prompt in drawing.prompts)
-    keys = [[Key(drawing.seed, p.id, i, copy[at]) for i in members] for at, p in enumerate(drawing.prompts)]
+    keys = group_keys(drawing.seed, [prompt.id for prompt in drawing.prompts], members)
     if policy.conversations is not None:
         return policy.conversations.started(policy, drawing.prompts, keys, drawing.plan)
     return [Talk(row) for row in policy.start(drawing.prompts, keys, drawing.plan)]

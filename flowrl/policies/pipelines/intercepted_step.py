@@ -279,7 +279,7 @@ class InterceptedStep:
         if per_token is not None:
             # diffusers integrates tokens by (s - s_next) * output, that is, the output is minus the velocity
             s = per_token.float() / self.config.num_train_timesteps
-            table = sigmas.to(s.device)[:, None, None]
+            table = self.sigmas.to(s.device)[:, None, None]
             s_next = torch.where(table < s[None] - 1e-6, table, torch.zeros_like(table)).amax(0)
             return -1, (s[..., None], s_next[..., None], cap, "flow")
         s, s_next = float(sigmas[self.step_index]), float(sigmas[self.step_index + 1])
