@@ -29,7 +29,7 @@ MODELS = {
     "arithmetic-qwen2": WORLDS / "arithmetic" / "assets" / "arithmetic-qwen2",
     "look-llava": WORLDS / "shapes_look" / "assets" / "look-llava",
 }
-MANY, FEW = 48, 12  # names that a message lists, and how many of more
+MANY, FEW = 20, 12  # a message lists up to MANY names in full, and of longer lists the FEW closest
 LONGEST_TOLD = 80  # characters of an unknown name in a message
 WORLD_PROMPTS = tuple(
     f"{world}/{split}" for world in ("shapes", "arithmetic", "shapes-look") for split in ("train", "heldout")
@@ -107,7 +107,9 @@ def find(name: str, known: dict[str, Entry], kind: str = "reward") -> Entry:
     """
     if not is_dotted(name):
         if name not in known:
-            listed = f"{_some(name, sorted(known), kind)}, or a dotted path" if known else "a dotted path"
+            listed = (
+                f"{some(name, sorted(known), f'flowrl list {kind}s')}, or a dotted path" if known else "a dotted path"
+            )
             given = name if len(name) <= LONGEST_TOLD else f"{name[:LONGEST_TOLD]}..."
             raise UserError(f"{given!r} is not known; accepted: {listed}{hint(name, known)}")
         return known[name]
@@ -121,12 +123,16 @@ def find(name: str, known: dict[str, Entry], kind: str = "reward") -> Entry:
     return Entry(name, module, attribute, doc, signature, facts, inspect.isclass(thing))
 
 
-def _some(name: str, known: list[str], kind: str) -> str:
-    """Names in a message: all of them, or, of many, those that are most like the one that was given."""
+def some(name: str, known: Iterable[str], where: str) -> str:
+    """Names in a message: all of them, or, of many, those closest to the one that was given, and where the rest are.
+
+    where: the command or page that lists them all.
+    """
+    known = list(known)
     if len(known) <= MANY:
         return ", ".join(known)
     near = difflib.get_close_matches(name[:LONGEST_TOLD], known, n=FEW, cutoff=0.0)
-    return f"{', '.join(sorted(near))} and {len(known) - len(near)} more (flowrl list {kind}s)"
+    return f"{', '.join(sorted(near))} and {len(known) - len(near)} more ({where})"
 
 
 def load(name: str, known: dict[str, Entry], kind: str = "reward") -> Any:

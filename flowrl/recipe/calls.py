@@ -128,7 +128,8 @@ def check_call(cls: type, kwargs: dict[str, JSON], section: str = "pipeline") ->
     for name, value in kwargs.items():
         if known is not None and name not in known:
             meant = names.closest(name, known)
-            problem = f"got {show(value)}, but {cls.__name__} takes no {name!r}, accepted: {', '.join(known)}"
+            listed = names.some(name, known, f"the arguments of {cls.__name__}")
+            problem = f"got {show(value)}, but {cls.__name__} takes no {name!r}, accepted: {listed}"
             remedy = f"did you mean {meant!r}?" if meant else f"remove {section}.{name}"
             raise RecipeError(f"{section}.{name}", problem, remedy)
     check_types(cls, kwargs, section)

@@ -115,7 +115,8 @@ def _objective(recipe: Recipe) -> Iterator[RecipeError]:
         return
     if objective.preset not in PRESETS:
         meant = names.closest(objective.preset, PRESETS)
-        yield wrong_value("objective.preset", objective.preset, ", ".join(PRESETS), suggestion=meant)
+        listed = names.some(objective.preset, PRESETS, "flowrl list presets")
+        yield wrong_value("objective.preset", objective.preset, listed, suggestion=meant)
     clip = objective.clip
     if isinstance(clip, list):
         sound = len(clip) == 2 and 0 < clip[0] <= 1 and clip[1] > 0

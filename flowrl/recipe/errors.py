@@ -1,10 +1,11 @@
 """RecipeError, and the translation of pydantic's errors into one."""
 
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from flowrl.names import UserError, closest
+from flowrl.names import UserError, closest, some
 from flowrl.untyped import JSON
 
 
@@ -54,7 +55,7 @@ def translate(error: ValidationError, root: type[BaseModel]) -> RecipeError:
 def _translate(detail: Any, root: type[BaseModel]) -> RecipeError:
     place, owner, accepted = _locate(detail["loc"], root)
     if detail["type"] == "extra_forbidden":
-        return unknown_key(place, list(owner.model_fields))
+        return unknown_key(place, list(owner.model_fields), [] if "." in place else _keys_of_sections(place, root))
     if detail["type"] == "missing":
         return RecipeError(place, f"missing, accepted: {accepted}", f"add {place} to the recipe or set {place}=VALUE")
     if detail["type"] == "value_error":
@@ -63,12 +64,23 @@ def _translate(detail: Any, root: type[BaseModel]) -> RecipeError:
     return wrong_value(place, detail["input"], accepted, suggestion=suggestion)
 
 
-def unknown_key(place: str, known: list[str]) -> RecipeError:
-    """The error for a key that its mapping does not have; the last part of `place` is the key."""
+def _keys_of_sections(name: str, root: type[BaseModel]) -> list[str]:
+    """The dotted keys of the root's sections that end with `name`: what `lr=1e-4` may have meant."""
+    sections = ((at, model_of(field.annotation)) for at, field in root.model_fields.items())
+    return [f"{at}.{name}" for at, section in sections if section is not None and name in section.model_fields]
+
+
+def unknown_key(place: str, known: list[str], elsewhere: Sequence[str] = ()) -> RecipeError:
+    """The error for a key that its mapping does not have; the last part of `place` is the key.
+
+    elsewhere: keys of other mappings that have this name.
+    """
     name = place.rpartition(".")[2]
-    meant = closest(name, known)
-    remedy = f"did you mean {meant!r}?" if meant else f"remove {place}"
-    return RecipeError(place, f"unknown key {name!r}, accepted here: {', '.join(known) or 'nothing'}", remedy)
+    meant = elsewhere or [near for near in [closest(name, known)] if near]
+    remedy = f"did you mean {' or '.join(map(repr, meant))}?" if meant else f"remove {place}"
+    section = place.rpartition(".")[0]
+    listed = some(name, known, f"flowrl explain {section}" if section else "docs/recipes.md") or "nothing"
+    return RecipeError(place, f"unknown key {name!r}, accepted here: {listed}", remedy)
 
 
 def _locate(loc: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, type[BaseModel], str]:

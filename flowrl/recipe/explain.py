@@ -64,7 +64,11 @@ def _key(key: str, field: FieldInfo, model: type[BaseModel]) -> Lines:
     kind = getattr(model, "part", None)
     lines: Lines = [("accepts", field.description or "a mapping")]
     lines += [("default", "it must be given" if field.is_required() else _default(field))]
-    lines += [("means", text)] if (text := describe_word(name, model.__doc__ or "")) else []
+    section = model_of(field.annotation)
+    text = _first_paragraph(section.__doc__) if section else ""
+    text = text or describe_word(name, model.__doc__ or "").removeprefix(f"{name}: ")
+    lines += [("means", text)] if text else []
+    lines += [("its keys", ", ".join(section.model_fields))] if section else []
     if kind is not None and name != "kind":
         for entry in names.shipped(kind).values():
             lines += [(f"in {entry.name}", _argument(p, entry)) for p in keys(kind, entry) if p.name == name]
@@ -75,6 +79,10 @@ def _key(key: str, field: FieldInfo, model: type[BaseModel]) -> Lines:
         lines += [(entry.name, entry.summary) for entry in names.shipped(kind).values()]
     lines += [(f"preset {preset}", text) for preset, text in _presets_of(key)]
     return lines
+
+
+def _first_paragraph(doc: str | None) -> str:
+    return " ".join((doc or "").partition("\n\n")[0].split())
 
 
 def _default(field: FieldInfo) -> str:
@@ -102,6 +110,8 @@ def _argument(parameter: Parameter, entry: Entry) -> str:
 
 
 def _value_text(value: JSON) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {_value_text(inner)}' for name, inner in value.items())}}}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

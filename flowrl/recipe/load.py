@@ -134,7 +134,9 @@ def with_preset(values: dict[str, JSON]) -> dict[str, JSON]:
     if isinstance(name, str) and name in PRESETS:
         if name not in kind.presets:
             problem = f"got {name!r}, which has no values for a model whose decisions are {kind.words.decisions}"
-            raise RecipeError("objective.preset", problem, f"accepted: {', '.join(kind.presets)}")
+            raise RecipeError(
+                "objective.preset", problem, f"accepted: {names.some(name, kind.presets, 'flowrl list presets')}"
+            )
         for section, below in kind.presets[name].items():
             own = values.get(section)
             if section in values and own is None and _may_be_null(Recipe.model_fields.get(section)):
@@ -179,7 +181,8 @@ def _find(path_or_name: str) -> Path:
         return path
     meant = names.closest(path.stem, known)
     remedy = f"did you mean {meant!r}?" if meant else "give the path of a YAML file"
-    raise RecipeError("recipe", f"got {path_or_name!r}, accepted: a file or one of {', '.join(known)}", remedy)
+    listed = names.some(path.stem, known, "flowrl list recipes")
+    raise RecipeError("recipe", f"got {path_or_name!r}, accepted: a file or one of {listed}", remedy)
 
 
 def parse(path: Path) -> dict[str, JSON]:

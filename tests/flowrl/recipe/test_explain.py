@@ -25,6 +25,11 @@ def test_a_key_tells_what_it_accepts_means_and_which_presets_set_it():
     clip = dict(explain("objective.clip"))
     assert (clip["default"], clip["preset guard"]) == ("0.0001", "2e-06, for denoising steps")
     assert dict(explain("train.keep"))["means"].endswith("(DanceGRPO's best-of-n; null: all).")
+    assert dict(explain("advantage.credit"))["preset ppo"] == "{kind: gae, lam: 0.95}, for tokens"
+    train = dict(explain("train"))
+    assert (
+        train["means"].startswith("The loop. An iteration draws") and "micro_batch, rollout_batch" in train["its keys"]
+    )
     window = dict(explain("sampler.window.interval"))
     assert window["accepts"] == "a whole number >= 1" and "must be given" in window["in progressive"]
     assert "default 13" in dict(explain("sampler.window.hold"))["in exp_decay"]

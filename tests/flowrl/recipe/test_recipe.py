@@ -164,7 +164,7 @@ def test_the_length_of_tokens_is_their_limit_unless_it_is_given():
 
 def test_a_preset_of_denoising_steps_is_refused_for_tokens():
     with pytest.raises(
-        RecipeError, match=r"^objective.preset: got 'mixgrpo', .*accepted: grpo, dapo, dr_grpo"
+        RecipeError, match=r"^objective.preset: got 'mixgrpo', .*accepted: .*grpo.* \(flowrl list"
     ) as error:
         with_preset({"generation": {"max_new_tokens": 3}, "objective": {"preset": "mixgrpo"}})
     assert "\n" not in str(error.value)
@@ -239,6 +239,10 @@ def test_a_users_own_reward_and_step_are_found_in_the_current_directory(tmp_path
 MISTAKES = [
     (["sampler.noize=1"], "sampler.noize", ["unknown key 'noize'", "share_noise", "did you mean 'noise'?"]),
     (["trian.lr=1"], "trian", ["unknown key", "did you mean 'train'?"]),
+    (["lr=1e-4"], "lr", ["unknown key", "(docs/recipes.md); did you mean 'critic.lr' or 'train.lr'?"]),
+    (["preset=nft"], "preset", ["unknown key", "did you mean 'objective.preset'?"]),
+    (["train.lrr=1"], "train.lrr", ["more (flowrl explain train); did you mean 'lr'?"]),
+    (["objective.preset=grop"], "objective.preset", ["more (flowrl list presets); did you mean 'grpo'?"]),
     (["zzz=1"], "zzz", ["unknown key", "remove zzz"]),
     (["train.itrations=null"], "train.itrations", ["unknown key", "did you mean 'iterations'?"]),
     (["rewards.shapes.wieght=null"], "rewards.shapes.wieght", ["did you mean 'weight'?"]),
