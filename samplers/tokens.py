@@ -160,11 +160,11 @@ def token_entropy(logits: Logits, scale: float, dtype: torch.dtype = torch.float
 
 
 @torch.no_grad()
-def token_squares(logits: Logits, scale: float, dtype: torch.dtype = torch.float32) -> Tensor:
+def token_squares(logits: Logits, scale: float) -> Tensor:
     """Sum of squared probabilities, [r, k], of softmax(logits / scale), logits [r, k, V]. No gradient."""
 
     def one(part: Tensor) -> Tensor:
-        return (part.to(dtype) / scale).softmax(-1).square().sum(-1)
+        return (part.float() / scale).softmax(-1).square().sum(-1)
 
     return _in_chunks(one, logits)
 

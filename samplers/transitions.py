@@ -10,8 +10,6 @@ Each is written as mean = A x + B v with A, B worked out on the (usually scalar)
 latent. Without noise A is exactly 1 and B exactly dt; A x and B v are rounded one by one, as in an Euler step.
 """
 
-from typing import Any
-
 from torch import Tensor
 
 from samplers.facts import facts
@@ -81,8 +79,3 @@ def ve_sde(x: Tensor, v: Tensor, s: Level, s_next: Level, *, noise: Level, s_cap
 def ode(x: Tensor, v: Tensor, s: Level, s_next: Level, *, noise: Level = 0.0, s_cap: Level | None = None) -> Gaussian:
     """The Euler step x + v dt as a Gaussian of std 0. noise and s_cap are ignored; they keep the signature common."""
     return affine(x, v, 1.0, difference(s, s_next), 0.0)
-
-
-def is_stochastic(transition: Any) -> bool:
-    """Whether a transition draws. A user's own function counts as drawing unless it carries `stochastic = False`."""
-    return getattr(transition, "stochastic", True)

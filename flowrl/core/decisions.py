@@ -10,8 +10,6 @@ from flowrl.core import returns
 from flowrl.core.normalise import float64, whiten
 from flowrl.core.objectives.divergence import penalty
 
-NEED_VALUES = ("gae", "two_level", "flow")  # kinds that read what a critic expects
-
 
 @dataclass(frozen=True)
 class KlReward:
@@ -81,19 +79,17 @@ class DecisionCredit:
         return adv.float()
 
     def _estimate(self, rewards: Tensor, rollout: Rollout, mask: Tensor, kl: KlReward | None) -> returns.Estimate:
-        if self.kind in NEED_VALUES:
-            if rollout.value is None:
-                raise ValueError(f"credit {self.kind!r} reads the values of a critic: set critic")
-            value, turn = rollout.value, rollout.step_stats.get("turn", torch.zeros(mask.shape))
-            if self.kind == "flow":
-                return returns.flow(
-                    rewards, mask, value, rollout.rollout_logp if kl is None else kl.of(rollout), self.lam
-                )
-            if self.kind == "two_level":
-                options = {"gamma": self.gamma, "lam": self.lam, "turn_gamma": self.turn_gamma}
-                return returns.two_level(rewards, mask, value, returns.turn_ends(turn, mask), **options)
+        if self.kind == "flow":
+            logp = rollout.rollout_logp if kl is None else kl.of(rollout)
+            return returns.flow(rewards, mask, self._values(rollout), logp, self.lam)
+        if self.kind == "two_level":
+            turn = rollout.step_stats.get("turn", torch.zeros(mask.shape))
+            options = {"gamma": self.gamma, "lam": self.lam, "turn_gamma": self.turn_gamma}
+            return returns.two_level(rewards, mask, self._values(rollout), returns.turn_ends(turn, mask), **options)
+        if self.kind == "gae":
             lam = self.lam if self.alpha is None else returns.lambda_by_length(mask, self.alpha)
-            return returns.gae(rewards, mask, value, gamma=self.gamma, lam=lam, lam_critic=self.lam_critic)
+            options = {"gamma": self.gamma, "lam": lam, "lam_critic": self.lam_critic}
+            return returns.gae(rewards, mask, self._values(rollout), **options)
         to_go = returns.reward_to_go(rewards, mask, gamma=self.gamma, restart=self.holes == "restart")
         if self.kind in ("reward_to_go", "step"):
             return returns.Estimate(to_go, to_go)
@@ -105,6 +101,11 @@ class DecisionCredit:
             given = rollout.samples.group, rollout.rollout_logp, rollout.step_stats["squares"]
             return returns.Estimate(returns.optimal_token(to_go, mask, *given), to_go)
         raise ValueError(f"credit {self.kind!r}: choose one of {', '.join(returns.CREDITS)}")
+
+    def _values(self, rollout: Rollout) -> Tensor:
+        if rollout.value is None:
+            raise ValueError(f"credit {self.kind!r} reads the values of a critic: set critic")
+        return rollout.value
 
 
 def kl_as_reward(kl: KlReward, rollout: Rollout) -> tuple[Tensor, float]:

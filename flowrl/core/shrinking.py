@@ -12,13 +12,13 @@ T = TypeVar("T")
 
 
 class MicroBatch:
-    """The rows that a training forward holds at once (None: all), halved whenever they do not fit.
+    """The rows that a training forward holds at once, all at first, halved whenever they do not fit.
 
     What was halved in a run is part of its checkpoint: a resumed one does not try again.
     """
 
-    def __init__(self, rows: int | None = None):
-        self.rows = rows
+    def __init__(self):
+        self.rows: int | None = None  # all
 
     def __call__(
         self, work: Callable[[int | None], T], number: int, undo: Callable[[], None], ranks: Ranks = ALONE

@@ -14,7 +14,6 @@ from flowrl.core.returns import prefix_average, value_differences
 
 CREDITS = ("prefix", "trees", "values", "nodes")
 READS = {"prefix": "node", "trees": "tree", "values": "value", "nodes": "value"}
-OF_DECISIONS = ("none", "whiten")  # scales of values
 
 
 def tree_advantages(credit: str, total: Tensor, rollout: Rollout, **options: Any) -> Tensor:

@@ -4,17 +4,12 @@ from functools import cache
 
 from flowrl.known.images import IMAGES
 from flowrl.known.language import LANGUAGE
-from flowrl.known.parts import Config, Known, Part
+from flowrl.known.parts import Config, Known
 from flowrl.known.videos import VIDEOS
 
 PIPELINES: dict[str, Known] = IMAGES | VIDEOS
 IDS = (*PIPELINES, *LANGUAGE)
 _ELSEWHERE = {"LTX2TextConnectors": "ltx2", "LTX2Vocoder": "ltx2"}  # classes in a folder of diffusers' pipelines
-
-
-def parts_of(model: str) -> dict[str, Part] | None:
-    """Component -> (class, config) of those of a pipeline that hold weights; None for a model that is not known."""
-    return PIPELINES[model].parts if model in PIPELINES else None
 
 
 @cache

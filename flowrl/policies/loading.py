@@ -70,13 +70,13 @@ def load_pipeline(
 
 
 def load_language(
-    model: str, dtype: torch.dtype, quantize: QuantizeKeys | None = None, *, device: torch.device = CPU
+    model: str, dtype: torch.dtype, quantize: QuantizeKeys | None = None
 ) -> tuple[LanguageModel, Tokenizer]:
     """(model, tokenizer) of a language model, in `dtype` on the CPU, frozen and in evaluation mode.
 
     Its config decides whether it reads text alone, or pictures and sounds as well (`load_processor`). A model gguf:FILE
-    is read by transformers' own reader, its quantised weights as plain ones. device: where random weights are made.
-    Raises PolicyError if they cannot be loaded.
+    is read by transformers' own reader, its quantised weights as plain ones. Raises PolicyError if they cannot be
+    loaded.
     """
     if problem := missing_package(model):
         raise PolicyError(f"model: {'; '.join(problem)}")
@@ -86,7 +86,7 @@ def load_language(
         auto = AutoModelForCausalLM if file is not None else auto_class(model) or AutoModelForCausalLM
         if is_random(model):
             tokenizer = random_tokenizer(Path(place))
-            network = random_language(Path(place), auto, dtype, device)
+            network = random_language(Path(place), auto, dtype)
             if quantize is not None:
                 quantise({"the model": network}, quantize, ["lm_head"])
         else:

@@ -26,7 +26,7 @@ from reward_models.parts.embedding.clip import tower
 from reward_models.parts.embedding.tower import Tower
 
 PENALTIES = tuple(10.0**exponent for exponent in range(-4, 2))
-FOLDS, BATCH = 5, 32
+FOLDS = 5
 USES = {"aesthetic": "aesthetic", "clip": "clip_score"}  # kind -> the reward that takes its head
 HEAD, REPORT = "head.safetensors", "report.json"
 

@@ -16,7 +16,6 @@ from flowrl.recipe.base import Strict, key
 from flowrl.recipe.errors import RecipeError, show
 from flowrl.untyped import JSON
 
-RESETS = ("reference", "optimizer", "average", "old")
 # What a run looks up in every iteration. All else is built once.
 MAY_CHANGE = ("objective", "advantage", "prompts", "views", "sampler.noise", "sampler.window", "sampler.levels")
 MAY_CHANGE += ("generation.max_new_tokens", "generation.temperature", "generation.top_k", "generation.top_p")

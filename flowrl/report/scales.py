@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from flowrl.report.numerals import MINUS
 
-Known = list[tuple[float, float]]
 LOG_FROM = 10.0  # ratio of the largest value to the smallest from which a log axis is used
 
 

@@ -56,7 +56,6 @@ class ScoreCache:
         self._lock = threading.Lock()  # a reward is called by one thread at a time, but not always by the same
         self._path = None if file is None else Path(file).expanduser()
         self._file = None if self._path is None else _open(self._path)
-        self.hits = 0
 
     def __call__(self, score: Callable[[Samples], Tensor], samples: Samples) -> CachedScores:
         """The scores; unknown ones are computed by `score`, which returns float32 [B] and sees each sample once."""
@@ -86,7 +85,6 @@ class ScoreCache:
         known = [self._get(key) for key in keys]
         first = {key: i for i, key in reversed(list(enumerate(keys))) if known[i] is None}
         missing = sorted(first.values())
-        self.hits += len(keys) - len(missing)
         new: dict[bytes, Value] = {}
         if missing:
             found = ask(samples if len(missing) == len(keys) else samples[missing])

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowrl import names
 from samplers import schedules
 from samplers.renoising import cps, ddim
-from samplers.transitions import dance_sde, flow_sde, is_stochastic, ode, ve_sde, wan_sde
+from samplers.transitions import dance_sde, flow_sde, ode, ve_sde, wan_sde
 from step_support import LEVELS, MU, S0, draw, field, walk_moments
 
 # The diffusion g^2 of each step that has one.
@@ -202,8 +203,8 @@ def test_inputs_are_not_written_to() -> None:
 
 
 def test_which_steps_draw() -> None:
-    assert all(map(is_stochastic, DRAWING)) and not is_stochastic(ode)
-    assert is_stochastic(lambda x, v, s, s_next, *, noise, s_cap: None)
+    found = {name: step.stochastic for name, step in names.steps().items()}
+    assert not found.pop("ode") and all(found.values()) and {step.__name__ for step in DRAWING} <= set(found)
 
 
 @pytest.mark.parametrize("step", [*DRAWING, ode])

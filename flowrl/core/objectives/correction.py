@@ -3,10 +3,10 @@ engine, or older ones.
 
 Three log-probs of a decision: rollout, of who sampled; old, of the weights that train, before an update; logp, of those
 of now. The clip compares logp with old; what is corrected here is w = old / rollout, worked out once for an update and
-without gradient. Each correction is declared a weight, which leaves the divisor of the loss as it is, or a mask, which
-takes decisions out of it:
+without gradient. Each correction is a weight, which leaves the divisor of the loss as it is, or a mask, which takes
+decisions out of it:
 
-    kind      declared  w is of       bounded is    outside the bounds      bounds      source
+    kind      is a      w is of       bounded is    outside the bounds      bounds      source
     none      -                                                                         old alone is the clip's
     tis       weight    a token       a token       limited to them         up to 2     TIS (Yao et al. 2025), verl
     seq_tis   weight    a row, sum    a row, sum    limited to them         up to 2     the same of rows, verl
@@ -36,7 +36,6 @@ ESTIMATES = ("k1", "k2", "k3")
 class Kind(NamedTuple):
     """What a kind of correction does by itself. level: of w, bounded: of what the bounds are about."""
 
-    declared: str  # weight or mask
     level: str
     bounded: str
     outside: str  # limit, zero or mask
@@ -45,13 +44,13 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "none": Kind("weight", "token", "token", "limit", None, None),
-    "tis": Kind("weight", "token", "token", "limit", None, 2.0),
-    "seq_tis": Kind("weight", "seq_sum", "seq_sum", "limit", None, 2.0),
-    "icepop": Kind("weight", "token", "token", "zero", 0.5, 5.0),
-    "seq_mis": Kind("weight", "seq_sum", "seq_sum", "zero", None, 3.0),
-    "seq_mask": Kind("weight", "token", "seq_mean", "zero", 0.5, 5.0),
-    "mis": Kind("mask", "token", "token", "mask", 0.5, 2.0),
+    "none": Kind("token", "token", "limit", None, None),
+    "tis": Kind("token", "token", "limit", None, 2.0),
+    "seq_tis": Kind("seq_sum", "seq_sum", "limit", None, 2.0),
+    "icepop": Kind("token", "token", "zero", 0.5, 5.0),
+    "seq_mis": Kind("seq_sum", "seq_sum", "zero", None, 3.0),
+    "seq_mask": Kind("token", "seq_mean", "zero", 0.5, 5.0),
+    "mis": Kind("token", "token", "mask", 0.5, 2.0),
 }
 
 

@@ -63,10 +63,10 @@ def _built(kind: Any, config: Mapping[str, JSON]) -> Network:
     return kind._from_config(transformers.AutoConfig.for_model(config["model_type"], **given))
 
 
-def random_language(folder: Path, kind: Network, dtype: torch.dtype, device: torch.device) -> LanguageModel:
-    """The language model of a folder's config, its weights made on `device`. kind: the class that loads it."""
+def random_language(folder: Path, kind: Network, dtype: torch.dtype) -> LanguageModel:
+    """The language model of a folder's config. kind: the class that loads it."""
     config = transformers.AutoConfig.from_pretrained(folder)
-    network = fill(partial(kind.from_config, config), dtype, device)
+    network = fill(partial(kind.from_config, config), dtype, torch.device("cpu"))
     network.config.name_or_path = str(folder)
     return network
 

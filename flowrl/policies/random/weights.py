@@ -15,7 +15,7 @@ from flowrl.untyped import Network
 PERIOD = 1_000_003  # numbers drawn once and repeated: a prime, so that no two rows of a matrix are the same
 
 
-def fill(build: Callable[[], Network], dtype: torch.dtype, device: torch.device, *, seed: int = 0) -> Network:
+def fill(build: Callable[[], Network], dtype: torch.dtype, device: torch.device) -> Network:
     """The module that `build` makes, on the CPU, frozen, with random weights: the same on every device.
 
     Matrices and kernels are drawn with a variance of 1 / inputs, biases are 0, scales of norms 1. Weights are made one
@@ -25,7 +25,7 @@ def fill(build: Callable[[], Network], dtype: torch.dtype, device: torch.device,
     with _default(dtype), init_empty_weights(include_buffers=False):
         module = build()
     exempt = kept_in_float32(module, dtype)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(PERIOD, generator=generator).to(device)
     made: dict[int, tuple[Tensor, nn.Parameter]] = {}  # weights that two modules share stay shared; both are held
     for place, owner in module.named_modules():

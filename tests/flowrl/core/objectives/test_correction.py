@@ -34,8 +34,7 @@ def test_recipes_know_the_same_names():
 @pytest.mark.parametrize("kind", correction.KINDS)
 def test_a_weight_keeps_the_divisor_and_a_mask_shrinks_it(kind: str):
     weight, kept, metrics = Correction(kind)(GAP, torch.zeros_like(GAP), MASK)
-    declared = correction.KINDS[kind].declared
-    assert torch.equal(kept, MASK) is (declared == "weight")
+    assert torch.equal(kept, MASK) is (correction.KINDS[kind].outside != "mask")
     assert not (kept & ~MASK).any() and (weight[~MASK] == 0).all() and weight.isfinite().all()
     limited = {"none": 0, "tis": 1, "icepop": 1, "mis": 2, "seq_mask": 0}
     if kind in limited:
