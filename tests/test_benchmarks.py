@@ -10,8 +10,11 @@ from types import ModuleType
 import pytest
 import torch
 
+from flowrl.policies.compiling import uncompiled
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SMALL = {
+    "decoding": "tiny_lm_grpo train.prompts=2 train.group=3 generation.max_new_tokens=8 --repeats 2",
     "methods": "--steps 6 --group 12 --prompts 1 --repeats 1 --warm-up 0 --iterations 0 --threads 1"
     " --only mixgrpo,branch-mix,tempflow",
     "language_presets": "--only grpo,sapo --seeds 3 --tokens 60 train.prompts=2 train.group=2 train.updates=1"
@@ -53,6 +56,17 @@ def test_methods(monkeypatch, capsys):
     # 12 rows through 6 steps, all but the last replayed; a window of 4 whose first step all share
     assert (drawn, replayed, samples) == ((72, 61), (60, 37), (12, 12))
     assert numbers["all-steps"][4] == 1
+
+
+def test_decoding(monkeypatch, capsys):
+    with uncompiled():  # minutes of a compiler's work are not tried here
+        first, second, *seeds, static, growing, last = ran("decoding", monkeypatch, capsys)
+    assert first.startswith("static   before the first: ") and second.startswith("growing  before the first: ")
+    assert len(seeds) == 2 and all(re.match(rf"seed {i}: \d+ tokens, the same: True", s) for i, s in enumerate(seeds))
+    assert all(float(seed.rsplit(" ", 1)[-1]) < 1e-5 for seed in seeds)
+    rates = [re.findall(r" (\d+) (?:tokens|on)", line) for line in (static, growing)]
+    assert all(len(rate) == 2 and all(int(n) > 0 for n in rate) for rate in rates)
+    assert last == "graphs after the first rollouts: 0"
 
 
 def test_language_presets(monkeypatch, capsys, tmp_path):

@@ -9,7 +9,7 @@ from flowrl.media.files import MEDIA_KEYS, marks_problem, media_kind
 from flowrl.recipe.attention import LANGUAGE_MODELS, check_attention
 from flowrl.recipe.begun import check_begun
 from flowrl.recipe.calls import read_json
-from flowrl.recipe.correction import check_drawing
+from flowrl.recipe.correction import check_drawing, check_static
 from flowrl.recipe.credit import check_token_credit
 from flowrl.recipe.engines import check_engine
 from flowrl.recipe.environment import check_environment
@@ -146,6 +146,7 @@ class Language:
         yield from check_token_objective(recipe)
         yield from check_token_credit(recipe, section_of(recipe))
         yield from check_drawing(recipe.rollout, section_of(recipe))
+        yield from check_static(recipe)
         yield from check_engine(recipe, section_of(recipe))
         yield from check_texts(recipe)
 

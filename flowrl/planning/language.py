@@ -234,6 +234,8 @@ def lines(recipe: Recipe) -> list[str]:
     if engine is not None:
         apart += [f"{'':<12}drawn by {engine.use} at {engine.url}; its log-probs are corrected for"]
     apart += [f"{'':<12}each row alone, the same bits in any batch"] if recipe.rollout.batch_invariant else []
+    if recipe.rollout.cache == "static":
+        apart += [f"{'':<12}keys and values in buffers of fixed size (rollout.cache), one compiled step a token"]
     talks = recipe.environment is not None
     return [
         f"tokens      {words(plan(recipe, 0))}; every one of them {'that the model draws ' if talks else ''}is trained",

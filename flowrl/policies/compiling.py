@@ -2,8 +2,9 @@
 
 Blocks of a class share what is compiled, as diffusers' `compile_repeated_blocks` has it: each class is compiled once
 for each way in which it is called (with gradient and without, with adapters and without), and again for the first
-other batch, from which on sizes are free. What decodes with a cache of keys and values is not compiled: the cache has
-another length at each token, and another place at each layer, so that every layer would be compiled by itself.
+other batch, from which on sizes are free. What decodes with a cache of keys and values is not compiled here: the cache
+has another length at each token, and another place at each layer, so that every layer would be compiled by itself. With
+a static cache it is, as a whole (language/static_steps.py).
 """
 
 import shutil

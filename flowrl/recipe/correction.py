@@ -22,7 +22,8 @@ class RolloutKeys(Strict):
     evaluations use the model itself. It stands for an inference engine: objective.correction is made for what then
     differs (null: the model draws). int8 is of linear layers, on the CPU. batch_invariant: each row goes through the
     model alone, so that its tokens and log-probs are the same bits in any batch; slower by as much. cache: false has
-    each token read all before it again, for a model whose key-value cache gives other numbers than reading at once.
+    each token read all before it again, for a model whose key-value cache gives other numbers than reading at once;
+    static keeps keys and values in buffers of fixed size and compiles the step of a token, as CUDA graphs on a GPU.
     engine: a server that draws in the place of the model (recipe/engines.py). merge, of pipelines too: adapters are
     merged into the weights while samples are drawn, of training and of evaluations (recipe/merging.py); auto: on a GPU,
     in float32 or where objective.correction takes log-probs again.
@@ -30,7 +31,7 @@ class RolloutKeys(Strict):
 
     dtype: Literal["bfloat16", "float16", "int8"] | None = key(None, "bfloat16, float16, int8 or null")
     batch_invariant: bool = key(False, "true or false")
-    cache: bool = key(True, "true or false")
+    cache: Literal["static"] | bool = key(True, "true, false or static")
     engine: EngineKeys | None = key(None, "a mapping with use and url, or null")
     merge: Literal["auto"] | bool = key("auto", "auto, true or false")
 
@@ -120,6 +121,26 @@ def check_drawing(rollout: RolloutKeys, generation: object) -> Iterator[RecipeEr
             )
             remedy = f"set rollout.{name}={'null' if off is None else 'false'}, or generation.{gone_on[0]}=null"
             yield RecipeError(f"rollout.{name}", problem, remedy)
+
+
+def check_static(recipe: "Recipe") -> Iterator[RecipeError]:
+    """What a static cache does not go with."""
+    rollout, agent = recipe.rollout, recipe.environment is not None and recipe.environment.agent is not None
+    if rollout.cache != "static":
+        return
+    beside = {
+        "rollout.engine": (rollout.engine, "a server draws, with a cache of its own"),
+        "rollout.batch_invariant=true": (rollout.batch_invariant, "rows are to go through the model alone"),
+        "rollout.dtype=int8": (rollout.dtype == "int8", "it rounds by the largest of a batch, ended rows among them"),
+        "environment.agent": (agent, "its calls are answered in batches of their own"),
+        "block_offload=true": (recipe.block_offload, "the weights come and go block by block"),
+        "quantize": (recipe.quantize, "weights in few bits have not been tried with it"),
+        "parallel.kind=fsdp": (recipe.parallel.kind == "fsdp", "a rank holds a part of the weights"),
+    }
+    for place, (there, why) in beside.items():
+        if there:
+            problem = f"got 'static' beside {place}, but {why}"
+            yield RecipeError("rollout.cache", problem, f"set rollout.cache=true, or leave {place} out")
 
 
 def _rejections(correction: CorrectionKeys) -> Iterator[RecipeError]:

@@ -115,8 +115,9 @@ def _of_tokens(recipe: Recipe) -> Iterator[RecipeError]:
     if recipe.rollout.batch_invariant:
         problem = "got true, which is of language models"
         yield RecipeError("rollout.batch_invariant", problem, "set rollout.batch_invariant=false")
-    if not recipe.rollout.cache:
-        yield RecipeError("rollout.cache", "got false, which is of language models", "set rollout.cache=true")
+    if recipe.rollout.cache is not True:
+        problem = f"got {show(recipe.rollout.cache)}, which is of language models"
+        yield RecipeError("rollout.cache", problem, "set rollout.cache=true")
     if recipe.rollout.engine is not None:
         problem = f"got {recipe.rollout.engine.use!r}, a server of language models"
         yield RecipeError("rollout.engine", problem, "set rollout.engine=null")

@@ -21,6 +21,7 @@ from flowrl.planning.sizes.shared import of_a_rank
 from flowrl.policies import adapters
 from flowrl.policies.computing import compute_as_inputs
 from flowrl.policies.devices import device_type
+from flowrl.policies.language.static_cache import buffer_size, refuse_static
 from flowrl.policies.loading import auto_class_of, reading_part
 from flowrl.policies.merging import touched_bytes
 from flowrl.policies.recomputing import checkpoint_gradients
@@ -45,11 +46,13 @@ def sizes(
     """The sizes of a recipe whose completions have `limit` tokens at most; None where no config is at hand.
 
     Weights, adapters and optimizer are exact. Activations of training are what autograd keeps of a micro-batch of the
-    longest prompts and completions; those of a rollout are the keys and values of all rows and the logits of a token.
+    longest prompts and completions; those of a rollout are the keys and values of all rows and the logits of a token,
+    with a static cache all of its buffers and the prompts that are read.
     The tokens of pictures are those of the prompt with the largest; what a tower that learns keeps of them is left out.
     processor: arguments of the model's processor.
     A critic's activations are taken to be no more than the policy's, which it learns before. A whole model as reference
-    is not counted. Raises PolicyError for a LoRA that does not fit.
+    is not counted. Raises PolicyError for a LoRA that does not fit, and where the model cannot have
+    the static cache that is asked for.
     """
     config = config_of(recipe.model)
     if config is None:
@@ -69,7 +72,15 @@ def sizes(
     copies_of_weights = copies_in_training(few, train)
     rows = arithmetic(recipe).rows_at_once
     cacheless = not recipe.rollout.cache or reads_again(recipe.model)
-    drawing = 0 if cacheless else _cache(config, rows, length + limit, dtype)
+    words = "keys and values of all rows, and the logits of a token"
+    if recipe.rollout.cache == "static":
+        refuse_static(model)
+        rows, columns = buffer_size(rows, length + limit)
+        words = f"buffers of keys and values, {rows} rows of {columns} tokens, those of the prompts as they are read, "
+        words += "and the logits of a token"
+        drawing = _cache(config, rows, columns, dtype) + _cache(config, -(-rows // train.group), length, dtype)
+    else:
+        drawing = 0 if cacheless else _cache(config, rows, length + limit, dtype)
     drawing += rows * config.get_text_config().vocab_size * DRAW
     precision = getattr(torch, recipe.dtype.logp)
     kept = _kept(model, micro, length, limit, precision)
@@ -91,7 +102,6 @@ def sizes(
         ),
     ]
     name = type(model).__name__
-    words = "keys and values of all rows, and the logits of a token"
     words = "the logits of a token, without what reads all tokens of all rows again" if cacheless else words
     unknown = "" if critic.known else "a critic, "
     left_out = f"another model as reference, {unknown}activations of rewards, the allocator's slack"

@@ -25,6 +25,7 @@ from flowrl.policies.language.guided import corrections, hints
 from flowrl.policies.language.partial import Unfinished, partial_rollouts
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.search import deepsearch
+from flowrl.policies.language.static_cache import StaticCache, refuse_static
 from flowrl.policies.language.talk_again import talks_with_hints, values_of_turns
 from flowrl.policies.language.talk_trees import search_of_turns, tree_of_turns
 from flowrl.policies.language.trees import tree_grpo, treepo
@@ -85,6 +86,7 @@ def build(recipe: Recipe) -> LanguagePolicy:
         processor=load_processor(recipe.model, given.processor),
     )
     read_whole(policy.model, not recipe.rollout.cache)
+    policy.static = static_cache(recipe, policy.model)
     make_trainable(recipe, policy.modules)
     policy.merge = merges(recipe, device.type)
     _add_environment(policy, environment, recipe)
@@ -92,6 +94,15 @@ def build(recipe: Recipe) -> LanguagePolicy:
         policy.roles = recipe.roles.labels
         add_roles(policy.modules, policy.roles, recipe.seed)
     return policy
+
+
+def static_cache(recipe: Recipe, model: LanguageModel) -> StaticCache | None:
+    """Buffers of fixed size for keys and values, where the recipe asks for them. Raises PolicyError where the model
+    cannot have them."""
+    if recipe.rollout.cache != "static":
+        return None
+    refuse_static(model)
+    return StaticCache(**({} if recipe.compile is None else {"backend": recipe.compile.backend}))
 
 
 def _environment(recipe: Recipe) -> Any:

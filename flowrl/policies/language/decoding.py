@@ -16,6 +16,7 @@ from flowrl.policies.language.heads import Head, states
 from flowrl.policies.language.inputs import Inputs
 from flowrl.policies.language.prefixes import holds_tokens
 from flowrl.policies.language.reading import Reading, read
+from flowrl.policies.language.static_cache import StaticCache, StaticReading
 from flowrl.policies.language.stopping import Stop
 from flowrl.untyped import LanguageModel
 from samplers.tokens import Generation, Logits, States, draw, penalised, token_entropy, token_logp, token_squares
@@ -44,6 +45,7 @@ def decode(
     inputs: Sequence[Inputs] | None = None,
     barred: Sequence[int] = (),
     slots: int | None = None,
+    static: StaticCache | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(tokens int64 [R, K], log-probs float32 [R, K], lengths int64 [R]) of `group` completions per prompt, on the CPU.
 
@@ -52,9 +54,12 @@ def decode(
     entropy and squares float32 [R, K], where given, are filled in, of the distribution that each token is scored under:
     its entropy in nats, and the sum of its squared probabilities. inputs: the media of each prompt, see `read`.
     barred: tokens that are never drawn. slots: at most so many rows at once (None: all); further ones take the places
-    of those that have ended, for models whose caches can be joined (prefixes.py).
+    of those that have ended, for models whose caches can be joined (prefixes.py). static: what keeps keys and values
+    in buffers of fixed size, see `StaticReading`; None: in caches that grow.
     """
-    rows, begun, slots = len(uniforms), 0, slots or len(uniforms)
+    rows, begun, slots = len(uniforms), 0, min(slots or len(uniforms), len(uniforms))
+    longest = max(len(prompt) for prompt in prompts) + plan.max_new_tokens
+    buffers = None if static is None else static.buffers(model, slots, longest)
 
     def admit(number: int) -> tuple[Reading, Tensor]:
         nonlocal begun
@@ -63,7 +68,10 @@ def decode(
         own = range(int(new[0]) // group, int(new[-1]) // group + 1)
         shown = None if inputs is None else [inputs[i] for i in own]
         reading = read(model, [prompts[i] for i in own], pad=pad, inputs=shown)
-        reading.select((new // group - own.start).to(model.device))
+        index = (new // group - own.start).to(model.device)
+        if buffers is not None:
+            return StaticReading(reading, index, buffers), new
+        reading.select(index)
         return reading, new
 
     def more(at_work: int) -> tuple[Reading, Tensor] | None:
@@ -71,7 +79,7 @@ def decode(
         return admit(free) if begun < rows and free >= (max(slots // ADMITTED, 1) if joinable else slots) else None
 
     reading, alive = admit(slots)
-    joinable = slots >= rows or holds_tokens(reading.cache, reading.attention)
+    joinable = buffers is not None or slots >= rows or holds_tokens(reading.cache, reading.attention)
     begin, until = torch.zeros(rows, dtype=torch.int64), torch.full((rows,), plan.max_new_tokens)
     return draw_on(
         model,

@@ -32,6 +32,7 @@ from flowrl.policies.language.proving import prove, telling
 from flowrl.policies.language.rows import Begun, Row, begun_rows, finish, stacked
 from flowrl.policies.language.scores import Scores
 from flowrl.policies.language.source import LanguageSource
+from flowrl.policies.language.static_cache import StaticCache
 from flowrl.policies.language.stopping import Stop, stop_ids
 from flowrl.policies.merging import drawing
 from flowrl.policies.noise import Key, copy_numbers, token_uniforms
@@ -82,6 +83,7 @@ class LanguagePolicy:
         self.weights = weights_of(self.modules)  # others than those that learn
         self.roles: Sequence[str] = ()  # the labels of adapters, where there are several
         self.teacher: LanguageModel | None = None  # another model as the reference
+        self.static: StaticCache | None = None  # keeps keys and values in buffers of fixed size; None: they grow
         self.conversations: Conversations | None = None  # how it talks to an environment
         self.processor = processor
         self.barred: Sequence[int] = () if processor is None else placeholder_ids(model.config, processor)
@@ -147,7 +149,7 @@ class LanguagePolicy:
                 torch.tensor(owners),
                 texts=texts_of(self.tokenizer, said(tokens, length, self.stop)),
                 lengths=length,
-                truncated=~self._is_complete(tokens, length),
+                truncated=~self.stop.complete(tokens, length),
             ),
             logp,
             mask,
@@ -299,7 +301,7 @@ class LanguagePolicy:
         kept = {name: torch.zeros(uniforms.shape) for name in ("entropy", "squares") if getattr(self, f"keep_{name}")}
         options: dict[str, Any] = {"group": len(keys) // len(ids), "stop": self.stop, "pad": self.pad} | kept
         options |= {"inputs": inputs, "barred": self.barred}
-        draw = decode_alone if self.batch_invariant else partial(decode, slots=slots)
+        draw = decode_alone if self.batch_invariant else partial(decode, slots=slots, static=self.static)
         with drawing(self):
             return *draw(model, ids, uniforms, plan, progress=progress, **options), kept
 
@@ -319,12 +321,3 @@ class LanguagePolicy:
                 )
         media = [shown for _, shown in rows if shown is not None]
         return [ids for ids, _ in rows], media or None
-
-    def _is_complete(self, tokens: Tensor, length: Tensor) -> Tensor:
-        """Which completions ended of themselves, bool [R]."""
-        last = tokens.gather(1, length[:, None] - 1)[:, 0]
-        ended = torch.isin(last, torch.tensor(self.stop, dtype=torch.int64))
-        if self.stop.texts:
-            rows = zip(tokens, length.tolist(), strict=True)
-            ended |= torch.tensor([self.stop.written(row[:n].tolist()) for row, n in rows])
-        return ended

@@ -41,6 +41,7 @@ class Provable(Protocol):
     model: LanguageModel
     rollout: Callable[..., Rollout]
     conversations: Any
+    static: Any
 
     def look(self, rollout: Rollout, rows: Tensor, view: View, visit: Visit) -> None:
         """Scores rows."""
@@ -92,12 +93,21 @@ def _gap(policy: Provable, prompts: Sequence[Prompt], plan: Generation) -> tuple
 
 def _remedy(policy: Provable, prompts: Sequence[Prompt], plan: Generation) -> str:
     """What can be done about a replay that is not its rollout, in words: it is tried whether the cache is to blame."""
-    before = read_whole(policy.model)
-    try:
+
+    def works() -> bool:
         _, _, gap, limit = _gap(policy, prompts, plan)
+        return gap <= limit
+
+    static, policy.static, before = policy.static, None, read_whole(policy.model, False)
+    try:
+        if static is not None and works():
+            return "its static cache does not work, set rollout.cache=true"
+        read_whole(policy.model)
+        helps = works() and not before
     finally:
         read_whole(policy.model, before)
-    if gap <= limit and not before:
+        policy.static = static
+    if helps:
         return "its cache does not work, set rollout.cache=false: each token then reads all before it again"
     alone = ", or set rollout.batch_invariant=true: each row by itself" if prompts[0].media else ""
     return f"its cache, positions or padding do not work, give another model{alone}"

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from flowrl.policies.language.forwards import Then, beside, cache_argument, forward, left_padded
 from flowrl.policies.language.inputs import Inputs
-from flowrl.policies.language.prefixes import Prefix, cache_of, joined, select
+from flowrl.policies.language.prefixes import Prefix, cache_of, joined, prefix_of, select
 from flowrl.untyped import LanguageModel
 
 GOING_ON: "WeakKeyDictionary[LanguageModel, bool]" = WeakKeyDictionary()  # models, whether a cache holds their media
@@ -63,6 +63,10 @@ class Reading:
         self.logits, self.contexts = torch.cat([self.logits, fresh.logits]), [*self.contexts, *fresh.contexts]
         if self.then is not None and fresh.then is not None:
             self.then = self.then.join(fresh.then)
+
+    def prefix(self, row: int) -> Prefix | None:
+        """Keys and values of one row, as far as the cache has read it; None where it does not hold every token."""
+        return prefix_of(self.cache, row, self.attention[row])
 
     def step(self, model: LanguageModel, token: Tensor) -> None:
         """Reads one further token int64 [R] of each row."""

@@ -16,8 +16,9 @@ from flowrl.contracts import Progress, Prompt
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.decoding import draw_on
 from flowrl.policies.language.inputs import EMPTY, Inputs
-from flowrl.policies.language.prefixes import Prefix, prefix_of
+from flowrl.policies.language.prefixes import Prefix
 from flowrl.policies.language.reading import Reading, read
+from flowrl.policies.language.static_cache import StaticCache, StaticReading
 from flowrl.policies.language.stopping import Stop
 from flowrl.policies.merging import MayMerge, drawing
 from flowrl.policies.noise import Key, group_keys, token_uniforms
@@ -115,6 +116,7 @@ class DrawsRows(MayMerge, Protocol):
     max_rows: int | None
     barred: Sequence[int]
     batch_invariant: bool
+    static: StaticCache | None
 
     def start(self, prompts: Sequence[Prompt], keys: Sequence[Sequence[Key]], plan: Generation) -> list[Row]:
         """Rows without a token yet."""
@@ -248,14 +250,18 @@ def _draw_part(
     media = [row.inputs for row in firsts if row.inputs is not None] or None
     contexts = [[*row.prompt_ids, *row.ids] for row in firsts]
     reading = read(model, contexts, pad=policy.pad, prefixes=prefixes, inputs=media)
-    reading.select(torch.tensor(owners, device=model.device))
-    begin = torch.tensor([len(row.ids) for row in rows])
+    index, begin = torch.tensor(owners, device=model.device), torch.tensor([len(row.ids) for row in rows])
+    if policy.static is None:
+        reading.select(index)
+    else:
+        longest = max(len(row.prompt_ids) + end for row, end in zip(rows, until.tolist(), strict=True))
+        reading = StaticReading(reading, index, policy.static.buffers(model, len(rows), longest))
     uniforms = token_uniforms([row.key for row in rows], int(until.max()))
     entropy = torch.zeros(uniforms.shape) if policy.keep_entropy else None
 
     def leave(which: Tensor, where: Tensor, now: Reading) -> None:
         for i, at in zip(which.tolist(), where.tolist(), strict=True):
-            rows[i].prefix = prefix_of(now.cache, at, now.attention[at])
+            rows[i].prefix = now.prefix(at)
 
     options: dict[str, Any] = {"stop": policy.stop, "pad": policy.pad, "progress": progress, "entropy": entropy}
     options |= {"leave": leave if keep else None, "barred": policy.barred}

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from flowrl.untyped import LanguageModel, Tokenizer
 
 
@@ -34,6 +37,14 @@ class Stop(tuple[int, ...]):
         tail = list(ids[-longest - 1 :])
         now, before = (self._read(part) for part in (tail, tail[:-1]))
         return any(text in now and text not in before for text in self.texts)
+
+    def complete(self, tokens: Tensor, length: Tensor) -> Tensor:
+        """Which completions, of the first tokens int64 [R, K] of each row, length int64 [R], have ended, bool [R]."""
+        ended = torch.isin(tokens.gather(1, length[:, None] - 1)[:, 0], torch.tensor(self, dtype=torch.int64))
+        if self.texts:
+            rows = zip(tokens, length.tolist(), strict=True)
+            ended |= torch.tensor([self.written(row[:n].tolist()) for row, n in rows])
+        return ended
 
     def _read(self, ids: Sequence[int]) -> str:
         assert self.tokenizer is not None, "texts are written by a tokenizer"
