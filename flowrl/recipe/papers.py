@@ -17,12 +17,14 @@ from flowrl import names
 
 HEAD = """# Papers
 
-What is published, what it is here, and what shows that it is the same. The page is made by `python -m
-flowrl.recipe.papers docs/papers.md` from [papers.yaml](../flowrl/recipe/papers.yaml) and the recipes that ship.
-*Checked against* names kinds of published numbers that tests compare with ([CONTRIBUTING.md](../CONTRIBUTING.md)); a
-dash there says that the method was built from its paper or code, and that tests compute it in another way. Recipes with
-a * learn here; what they reached stands [below](#what-they-reached-here). [training.md](training.md#objectives) says
-what each preset sets.
+This page lists every published method that flowrl has, the preset or keys that select it, and the evidence that it is the
+published one. `python -m flowrl.recipe.papers docs/papers.md` generates it from
+[papers.yaml](../flowrl/recipe/papers.yaml) and the recipes that ship.
+
+*Checked against* names kinds of published numbers that tests compare with ([CONTRIBUTING.md](../CONTRIBUTING.md)). A dash
+there means that the method was built from its paper or code, and that tests compare it with an independent computation.
+Recipes with a * learn on a laptop; their results are [below](#what-they-reached-here).
+[training.md](training.md#objectives) says what each preset sets.
 """
 
 
@@ -54,7 +56,7 @@ def _recipes() -> dict[str, tuple[dict[str, Any], str]]:
         text = path.read_text(encoding="utf-8")
         lines = text.splitlines()
         head = next(number for number, line in enumerate(lines) if not line.startswith("#"))
-        found[name] = (yaml.load(text, yaml.BaseLoader), "\n".join(line.strip("# ") for line in lines[:head]))
+        found[name] = (yaml.load(text, yaml.BaseLoader), "\n".join(line.removeprefix("#").removeprefix(" ").rstrip() for line in lines[:head]))
     return found
 
 
@@ -87,7 +89,18 @@ def results() -> dict[str, str]:
     """Recipe -> what its header says that it reached."""
     pattern = re.compile(r"^Result +(.*?)\n(?=[A-Z][a-z]+ )", re.DOTALL | re.MULTILINE)
     told = {name: pattern.search(head) for name, (_, head) in _recipes().items()}
-    return {name: " ".join(found[1].split()) for name, found in told.items() if found}
+    return {name: _without_tables(found[1]) for name, found in told.items() if found}
+
+
+def _without_tables(text: str) -> str:
+    """A result of a header as one line: whole sentences up to its first table, whose lines are indented further."""
+    lines = text.split("\n")
+    depths = [len(line) - len(line.lstrip()) for line in lines]
+    end = next((i for i, depth in enumerate(depths) if i and depth > depths[1]), len(lines))
+    words = " ".join(" ".join(lines[:end]).split())
+    if end == len(lines):
+        return words
+    return f"{words if words.endswith('.') else words.rpartition('. ')[0] + '.'} The header of the recipe has more"
 
 
 def _row(paper: Paper) -> str:
@@ -111,10 +124,10 @@ def _gaps() -> list[str]:
     without = [row for row in rows if not row.missing and not recipes_of(row)]
     preset = "; ".join(row.method for row in without if row.presets)
     keys = "; ".join(row.method for row in without if not row.presets)
-    lines = ["Every preset is trained in tests, on the models that ship or on tiny ones.\n"]
-    lines += [f"With a preset, and no recipe that ships: {preset}.\n", f"By keys, and no recipe that ships: {keys}.\n"]
+    lines = ["Tests train with every preset, on the models that ship or on tiny ones.\n"]
+    lines += [f"Methods with a preset, but without a recipe: {preset}.\n", f"Methods by keys, without a recipe: {keys}.\n"]
     told = [f"- {row.method}{_numbers(row)}: {row.missing}." for row in rows if row.missing]
-    return [*lines, "Not here:\n", *told, ""]
+    return [*lines, "Methods that flowrl does not have:\n", *told, ""]
 
 
 def page() -> str:
@@ -124,10 +137,10 @@ def page() -> str:
         rows = [row for row in listed if not row.missing]
         if not rows:
             continue
-        lines += [f"## {family}\n", "| method | paper | what it is here | recipes | checked against | measured |"]
+        lines += [f"## {family}\n", "| method | paper | preset, keys | recipes | checked against | measured |"]
         lines += ["|---|---|---|---|---|---|", *map(_row, rows), ""]
     lines += ["## Without a recipe, and not here\n", *_gaps()]
-    lines += ["## What they reached here\n", "From the headers of the recipes:\n"]
+    lines += ["## What they reached here\n", "Results from the headers of the recipes:\n"]
     lines += [f"- `{name}`: {text}" for name, text in results().items()]
     return "\n".join(lines) + "\n"
 
