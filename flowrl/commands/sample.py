@@ -116,12 +116,13 @@ def _draw(
     from flowrl.kinds import kind_of
     from flowrl.media.sounds import save_sound
     from flowrl.planning.costs import eval_plan
+    from flowrl.runs.ahead import batches_ahead
 
     pictures: list[Tensor] = []
     texts: list[str] = []
     source = kind_of(recipe).building.evaluated(policy, recipe)
     together = max(1, recipe.eval.batch // number)
-    with torch.no_grad():
+    with torch.no_grad(), batches_ahead(recipe, policy, prompts, together):
         for start in range(0, len(prompts), together):
             part = prompts[start : start + together]
             samples = source.rollout(part, group_size=number, plan=eval_plan(recipe), seed=seed).samples

@@ -26,6 +26,7 @@ from flowrl.contracts.conversations import (
 )
 from flowrl.contracts.exploration import Drawing, Explore, Explored, Score
 from flowrl.contracts.looks import (
+    Coming,
     Field,
     Finished,
     LogProbs,
@@ -48,6 +49,7 @@ __all__ = [
     "ENDS",
     "Batch",
     "Call",
+    "Coming",
     "Context",
     "Conversation",
     "Credit",

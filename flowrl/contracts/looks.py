@@ -1,6 +1,6 @@
 """Policies and what they show of their rollouts: log-probabilities, velocities, finished samples."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
@@ -133,6 +133,8 @@ class View:
 
 
 PlanT = TypeVar("PlanT", contravariant=True)  # what a policy's rollouts go by, its own affair
+# of prompts that are about to be drawn: those that will be drawn next, the soonest first
+Coming = Callable[[Sequence[Prompt]], Iterable[Prompt]]
 Progress = Callable[[int], None]  # is told how many rows or tokens went through the model since it was last called
 
 

@@ -7,6 +7,7 @@ part (`planning`, `building`, `exporter`, `proofs`) names modules of other rooms
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from flowrl.checking.proofs.bench import Bench
     from flowrl.checking.proofs.proof import Proof
-    from flowrl.contracts import Prompt
+    from flowrl.contracts import Coming, Prompt
     from flowrl.planning.costs import Arithmetic
     from flowrl.planning.sizes.flops import Flops
     from flowrl.planning.sizes.memory import Sizes
@@ -122,6 +123,10 @@ class Building(Protocol[P]):
 
     def evaluated(self, policy: P, recipe: Recipe) -> Any:
         """What evaluations draw from: the policy itself, or what holds discussions of its roles."""
+        ...
+
+    def looking_ahead(self, policy: P, coming: Coming) -> AbstractContextManager[None]:
+        """Within, a policy that has something to do for prompts before they are drawn knows which are coming."""
         ...
 
     def apart(self, policy: Any, recipe: Recipe) -> Sequence[Sequence[Any]]:

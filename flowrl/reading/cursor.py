@@ -1,5 +1,6 @@
 """A resumable draw of prompts: in passes, in equal shares of some kind, or by what the run remembers of them."""
 
+import copy
 import inspect
 import json
 import random
@@ -25,6 +26,8 @@ class Cursor:
     choose: a function of choices.py, or one of a user's own, with these arguments. A prompt whose turn it is is passed
     over by the chance that it gives; draws then go on across the end of a pass. If two whole passes do not fill a draw,
     those passed over fill it up, in their order.
+
+    drawn: the draws since something was observed last: those of the iteration that is under way.
     """
 
     def __init__(
@@ -38,7 +41,7 @@ class Cursor:
         arguments: Mapping[str, Any] | None = None,
     ):
         self.prompts, self.seed, self.balance, self.shuffle = list(prompts), seed, balance, shuffle
-        self.position = 0
+        self.position, self.drawn = 0, list[list[Prompt]]()
         self.memory, self._iteration = PromptMemory(), 0
         self._choose, self._given, self._adapted = choose, _arguments(choose, arguments or {}), dict[str, float]()
         self._passed: Counter[str] = Counter()
@@ -60,7 +63,15 @@ class Cursor:
             chosen = self._take_chosen(n, self._choose)
         else:
             chosen = self._take_in_order(n) if self.balance is None else self._take_balanced(n)
-        return [self.prompts[i] for i in chosen]
+        self.drawn.append([self.prompts[i] for i in chosen])
+        return list(self.drawn[-1])
+
+    def copy(self) -> "Cursor":
+        """A draw that goes on from here by itself. It remembers what this one does."""
+        other = copy.copy(self)
+        other.drawn, other._passed, other._adapted = [], Counter(), dict(self._adapted)
+        other._choose = copy.deepcopy(self._choose)  # one of a user's own may keep a state
+        return other
 
     def observe(self, observed: Observed) -> dict[str, float]:
         """Remembers the rewards of the prompts of an iteration that is done; returns metrics of the draw.
@@ -70,7 +81,7 @@ class Cursor:
         fill up a draw, and choose/* has the arguments that it adapts.
         """
         self.memory.observe(observed)
-        self._iteration += 1
+        self._iteration, self.drawn = self._iteration + 1, []
         metrics = {"prompts/seen": len(self.memory) / len(self.prompts)}
         if self._choose is None:
             return metrics
@@ -159,6 +170,7 @@ class Cursor:
         self.memory.load_state_dict(state.get("memory", {}))
         self._iteration, self._adapted = state.get("iteration", 0), dict(state.get("adapted", {}))
         self._passed.clear()
+        self.drawn = []
 
 
 def _arguments(choose: Callable[..., Any] | None, given: Mapping[str, Any]) -> dict[str, Any]:

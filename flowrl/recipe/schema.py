@@ -240,6 +240,8 @@ class Recipe(Curved):
     read (`load` refuses them). freeze: what `full: true` leaves as it is: `tower` (all that reads pictures, videos and
     sounds, as transformers names it), or `match:` and a regular expression for whole names of weights.
     environment: what a language model talks to in several turns (recipe/environment.py).
+    encode_ahead: with offload, of how many iterations the prompts are encoded whenever encoders come to the device, and
+    of how many batches of an evaluation.
     roles: several adapters of one that answer together (recipe/roles.py). parallel: several processes that train
     together. critic: of language models, what gives values
     to advantage.credit. Where a key has a curve, the recipe holds its first value, and `at` gives the others. policy:
@@ -284,6 +286,7 @@ class Recipe(Curved):
     vae: VaeKeys = part(VaeKeys)
     threads: int | None = key(None, "a whole number >= 1 or null", ge=1)
     offload: bool = key(False, "true or false")
+    encode_ahead: int = key(1, "a whole number >= 1", ge=1)
     seed: int = key(0, "a whole number in [0, 2^32)", ge=0, lt=2**32)
     output: str | None = key(None, "a folder", min_length=1)
 

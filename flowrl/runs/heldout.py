@@ -10,10 +10,12 @@ from torch import Tensor
 
 from flowrl.contracts import Policy, Progress, Prompt, Samples
 from flowrl.core.evaluation import Evaluation, divergence, evaluate, mean
+from flowrl.core.ranks import ALONE
 from flowrl.kinds import kind_of
 from flowrl.planning.costs import eval_plan, plan_for
 from flowrl.recipe.schema import Recipe
 from flowrl.report.evaluations import evenly_spaced
+from flowrl.runs.ahead import batches_ahead
 from flowrl.scoring.gates import counted_rewards
 from flowrl.scoring.scorer import Scorer
 from flowrl.watch.hacking import KL, HeldoutMean
@@ -31,9 +33,11 @@ def evaluate_heldout(
     """Scores under the policy's weights as they are, on the recipe's own evaluation noise; more: see `evaluate`."""
     plan, seed = eval_plan(recipe), recipe.seed + EVAL_SEED
     source = kind_of(recipe).building.evaluated(policy, recipe)
-    evaluation = evaluate(
-        source, prompts, score, plan=plan, seed=seed, batch=recipe.eval.batch, each=recipe.eval.samples, **more
-    )
+    batch = recipe.eval.batch
+    with batches_ahead(recipe, policy, prompts, batch, more.get("ranks", ALONE)):
+        evaluation = evaluate(
+            source, prompts, score, plan=plan, seed=seed, batch=batch, each=recipe.eval.samples, **more
+        )
     if isinstance(score, Scorer):
         score.judge.settle(apart=True)
     trained = [spec for name, spec in recipe.rewards.items() if spec.weight and name in evaluation.scores]

@@ -35,6 +35,7 @@ from flowrl.reading.inputs import unread_columns
 from flowrl.recipe.schema import Recipe
 from flowrl.runs import checkpoints
 from flowrl.runs import resume as resuming
+from flowrl.runs.ahead import training_ahead
 from flowrl.runs.alarm_response import AlarmError, most_severe, roll_back_to, rollback_message
 from flowrl.runs.beside import beside, terms_of
 from flowrl.runs.closing import closing
@@ -98,7 +99,8 @@ class Run:
         """
         own = self.recipe
         display = self.console.progress(own.train.iterations, self.state.iteration, kind_of(own).words.unit)
-        with self.stopping.listening(), display as progress:
+        ahead = training_ahead(own, self.policy, self.draws, self.expansion, self.ranks)
+        with self.stopping.listening(), display as progress, ahead:
             try:
                 while True:
                     self._between()

@@ -1,6 +1,6 @@
 """The phases of a run in its loop: what begins anew with each, and the prompts that each draws."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from flowrl.contracts import Prompt
 from flowrl.core.learner import Learner
@@ -28,10 +28,36 @@ class Draws:
                 made.append((key, cursor))
             self._cursors.append(cursor)
         self._distinct = [cursor for _, cursor in made]
+        self._recipe, self._at = recipe, -1
 
     def of(self, recipe: Recipe, iteration: int) -> Cursor:
-        """The draw of an iteration, counted from 0."""
+        """The draw of an iteration, counted from 0, which begins now."""
+        self._at = iteration
         return self._cursors[phase_at(recipe.phases, iteration) if recipe.phases else 0]
+
+    def coming(self, iterations: int, number: Callable[[int], int]) -> Iterator[list[Prompt]]:
+        """The draws of so many iterations, beginning with those of the one that is under way, if one is.
+
+        number: how many prompts are drawn for so many that are to be trained. Later draws are as they would be if
+        nothing more became known of the prompts: where they are chosen by what is remembered, or drawn again for want
+        of advantages, others may come.
+        """
+        recipe, now = self._recipe, self._cursors[self._phase(self._at)]
+        under_way, copies = list(now.drawn), {id(now): now.copy()}
+        yield from under_way
+        if under_way:
+            copies[id(now)].observe({})
+        last = self._at + iterations + (not under_way)
+        for iteration in range(self._at + 1, min(last, recipe.train.iterations)):
+            phase = self._phase(iteration)
+            cursor = self._cursors[phase]
+            cursor = copies.setdefault(id(cursor), cursor.copy())
+            drawn = number(recipe.parts()[phase].train.drawn)
+            yield cursor.take(min(drawn, len(cursor.prompts)))
+            cursor.observe({})
+
+    def _phase(self, iteration: int) -> int:
+        return phase_at(self._recipe.phases, iteration) if self._recipe.phases else 0
 
     def state_dict(self) -> dict[str, JSON]:
         """The states of the draws."""

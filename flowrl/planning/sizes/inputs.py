@@ -7,6 +7,7 @@ it does in a rollout. Nothing here knows a class of pipeline.
 
 import contextlib
 import copy
+import functools
 import inspect
 import logging
 import warnings
@@ -38,10 +39,12 @@ Pictures = Mapping[str, Sequence[Sequence[int]]]  # argument -> (width, height) 
 class Recorded:
     """What a pipeline's call passed on: to each denoiser in the first step that it takes part in, to the first decoder
     (its name and arguments), and how many numbers the states of one row have, of all that are stepped at once.
-    encoding: floating-point operations of the other modules."""
+    encoding: floating-point operations of the other modules. encoded: bytes that the texts of all rows are encoded to,
+    where the pipeline does so in `encode_prompt`."""
 
     calls: dict[str, list[Given]] = field(default_factory=dict)
     encoding: int = 0
+    encoded: int = 0
     decoded: tuple[str, Given] | None = None
     latent: int = 0
 
@@ -68,6 +71,8 @@ def record(
         pipe = assemble(folder, lambda name, kind, config: modules[name])
         pipe.set_progress_bar_config(disable=True)
         watch.schedule(pipe.scheduler)
+        if hasattr(pipe, "encode_prompt"):
+            pipe.encode_prompt = watch.encoding(pipe.encode_prompt)
         with torch.no_grad(), _OnCpu(watch), _quiet(), contextlib.suppress(_Decoded):
             _call(pipe, _arguments(pipe, call, rows, text, pictures))
     except Exception as error:
@@ -206,6 +211,18 @@ class _Watch:
         """A decoder is called, which ends what there is to see."""
         self.recorded.decoded = name, given
         raise _Decoded
+
+    def encoding(self, own: Callable[..., Any]) -> Callable[..., Any]:
+        """A pipeline's encoding of texts, whose first result is that of the prompts."""
+
+        @functools.wraps(own)
+        def encode(*args: Any, **kwargs: Any) -> Any:
+            result = own(*args, **kwargs)
+            size = sum(t.numel() * t.element_size() for t in tree_leaves(result) if isinstance(t, Tensor))
+            self.recorded.encoded = self.recorded.encoded or size
+            return result
+
+        return encode
 
     def schedule(self, scheduler: Any) -> None:
         """Watches a scheduler, and its deep copies."""

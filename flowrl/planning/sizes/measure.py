@@ -93,6 +93,12 @@ def measure_flops(query: SizeQuery, again: int, *, tiling: bool) -> dict[str, in
     return found | {"encoding": recorded.encoding // rows, "decoding": decoding}
 
 
+def measure_encoded(query: SizeQuery) -> int:
+    """Bytes of what a prompt's texts are encoded to; 0 where that is not known, or not asked for in one place."""
+    recorded, rows, _ = _recorded(query)
+    return recorded.encoded // rows
+
+
 def measure_merged(query: SizeQuery) -> int:
     """Bytes of the weights that a LoRA touches: what merged ones take beside them."""
     known = components(query.model) or {}

@@ -33,7 +33,8 @@ ASSUMED = 77  # tokens of a prompt, if there is none to be counted
 
 @dataclass(frozen=True)
 class Phase:
-    """What is on the device in one phase, in bytes. activations None: not estimated. rewards: their models."""
+    """What is on the device in one phase, in bytes. activations None: not estimated. rewards: their models. moved: what
+    comes to the device for the phase, or comes back after it."""
 
     name: str
     weights: int
@@ -41,6 +42,7 @@ class Phase:
     trajectory: int
     activations: int | None
     rewards: int = 0
+    moved: int = 0
 
     @property
     def total(self) -> int:
@@ -238,10 +240,9 @@ def _phases(
         texts = sum(size for name, size in frozen.items() if "text" in name or "image_encoder" in name)
         stays = recipe.full or recipe.quantize is not None
         learning = at_work if stays else added  # frozen weights make room for the encoders, quantised ones do not
-        phases = [
-            replace(phases[0], name="encoding", weights=learning + texts, trajectory=0, activations=None),
-            *phases,
-        ]
+        moved = texts + at_work - learning
+        first = replace(phases[0], name="encoding", weights=learning + texts, trajectory=0, activations=None)
+        phases = [replace(first, moved=moved), *phases]
     away = sum(size for name, size in frozen.items() if "text" in name or "image_encoder" in name)
     decoding = replace(phases[-2], name="decoding", weights=everything - away if recipe.offload else everything)
     one = _decoding_bytes(recipe, query)

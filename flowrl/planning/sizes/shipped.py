@@ -11,7 +11,7 @@ from pathlib import Path
 from flowrl import names
 from flowrl.kinds import kind_of
 from flowrl.planning import remembered
-from flowrl.planning.sizes import fits
+from flowrl.planning.sizes import encoders, fits
 from flowrl.reading.inputs import planned_prompts
 from flowrl.recipe.load import load
 from flowrl.untyped import JSON
@@ -29,6 +29,8 @@ def find_facts() -> dict[str, JSON]:
                 train, _, _ = planned_prompts(recipe)
                 kind_of(recipe).planning.flops(recipe, train or [])
                 fits.lines(recipe, train or [])
+                if recipe.offload:
+                    encoders.encoded_bytes(recipe, train or [])
             (file,) = Path(folder, "flowrl").glob("*.json")
             return json.loads(file.read_text(encoding="utf-8"))
         finally:

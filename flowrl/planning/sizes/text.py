@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from flowrl.contracts import Prompt
 from flowrl.kinds import kind_of
+from flowrl.planning.sizes.encoders import lines as encoder_lines
 from flowrl.planning.sizes.fits import lines as fits_lines
 from flowrl.planning.sizes.flops import lines as flop_lines
 from flowrl.planning.sizes.memory import ASSUMED, Sizes, reference_bytes
@@ -23,8 +24,9 @@ def describe_sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> str:
         known = f", or one of {', '.join(planning.KNOWN)}" if planning.KNOWN else ""
         return f"memory      not estimated: no config of {recipe.model} is at hand; give its folder{known}"
     fits = [f"{'fits' if not i else '':<12}{line}" for i, line in enumerate(fits_lines(recipe, prompts))]
+    encoders = encoder_lines(recipe, estimate, prompts)
     compute = flop_lines(planning.flops(recipe, prompts))
-    lines = [*_parameters(estimate), *_table(estimate), *_notes(recipe, estimate), *fits, *compute]
+    lines = [*_parameters(estimate), *_table(estimate), *_notes(recipe, estimate), *encoders, *fits, *compute]
     return "\n".join(
         lines if prompts else [*lines, f"{INDENT}no prompts here to count: texts of {ASSUMED} tokens are assumed"]
     )

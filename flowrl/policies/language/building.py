@@ -1,13 +1,14 @@
 """A policy over a causal language model, made as a recipe says."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flowrl.contracts import Environment
+from flowrl.contracts import Coming, Environment
 from flowrl.environments.building import build_agent, build_environment
 from flowrl.environments.calls import Reader
 from flowrl.environments.observations import Observations
@@ -175,6 +176,11 @@ def add_conversations(policy: LanguagePolicy, environment: Environment, recipe: 
 def evaluated(policy: LanguagePolicy, recipe: Recipe) -> LanguagePolicy | Discussing:
     """What evaluations draw from: the policy, or the discussions that its roles hold."""
     return policy if recipe.roles is None else Discussing(policy, Speakers(**recipe.roles.model_dump()))
+
+
+def looking_ahead(policy: LanguagePolicy, coming: Coming) -> AbstractContextManager[None]:
+    """Nothing is done for prompts before they are drawn."""
+    return nullcontext()
 
 
 def apart(policy: LanguagePolicy | TokenValues, recipe: Recipe) -> Sequence[Sequence[Any]]:

@@ -1,14 +1,14 @@
 """A policy over a diffusers pipeline, made as a recipe says."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flowrl.contracts import Prompt
+from flowrl.contracts import Coming, Prompt
 from flowrl.policies import adapters
 from flowrl.policies.attending import refuse_missing
 from flowrl.policies.blocks import offload_blocks
@@ -130,6 +130,20 @@ def _teacher(policy: PipelinePolicy, recipe: Recipe, reference: ReferenceKeys, n
 def evaluated(policy: PipelinePolicy, recipe: Recipe) -> PipelinePolicy:
     """What evaluations draw from: the policy."""
     return policy
+
+
+@contextlib.contextmanager
+def looking_ahead(policy: PipelinePolicy, coming: Coming) -> Iterator[None]:
+    """Within, encoders that come for some prompts also encode those that are coming (see encoding_first.py)."""
+    everyone = [policy, policy.looks, *(one.policy for one in policy.teachers)]
+    before = [passes.coming for passes in everyone]
+    for passes in everyone:
+        passes.coming = coming
+    try:
+        yield
+    finally:
+        for passes, own in zip(everyone, before, strict=True):
+            passes.coming = own
 
 
 def apart(policy: PipelinePolicy, recipe: Recipe) -> Sequence[Sequence[Any]]:

@@ -8,7 +8,6 @@ That rows may be encoded one by one is tried for each way of calling: where a ca
 it is remembered as a whole.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from flowrl.policies.pipelines.content import content_key
 from flowrl.policies.pipelines.joining import same
+from flowrl.policies.pipelines.store import Store
 from flowrl.policies.pipelines.structures import mapped, merged, tensors_of
 from flowrl.untyped import Nest
 
@@ -25,13 +25,13 @@ CONDITION_BYTES = 2 * 1024**3
 class Conditions:
     """Results by module, method and content, up to CONDITION_BYTES of them; the oldest are forgotten first.
 
-    paused: while texts are encoded, which are remembered as a whole (prompt_cache.py).
+    paused: while texts are encoded, which are remembered as a whole (prompt_cache.py). kept: results, each with the
+    device that it belongs on.
     """
 
     def __init__(self) -> None:
         self.paused = False
-        self._kept: OrderedDict[tuple, tuple[Nest, int]] = OrderedDict()
-        self._bytes = 0
+        self.kept: Store[tuple[torch.device, Nest]] = Store()
         self._by_row: dict[tuple, bool] = {}  # way of calling -> whether rows are encoded one by one
 
     def __call__(self, name: str, call: Callable[..., Nest], args: tuple, kwargs: dict) -> Nest:
@@ -60,21 +60,18 @@ class Conditions:
 
     def _remembered(self, name: str, call: Callable[..., Nest], args: tuple, kwargs: dict) -> Nest:
         key = (name, content_key(args), content_key(kwargs))
-        if key not in self._kept:
+        if key not in self.kept:
             with torch.no_grad():
                 result = call(*args, **kwargs)
             devices = {t.device for t in tensors_of(result)}
             if len(devices) != 1:
                 return result
             (device,) = devices
+            kept = mapped(result, lambda t: t.detach().cpu())
             size = sum(t.numel() * t.element_size() for t in tensors_of(result))
-            self._kept[key] = (device, mapped(result, lambda t: t.detach().cpu())), size
-            self._bytes += size
-            while self._bytes > CONDITION_BYTES and len(self._kept) > 1:
-                _, (_, freed) = self._kept.popitem(last=False)
-                self._bytes -= freed
-        self._kept.move_to_end(key)
-        (device, kept), _ = self._kept[key]
+            self.kept.put(key, (device, kept), size, CONDITION_BYTES)
+        else:
+            device, kept = self.kept[key]
         return mapped(kept, lambda t: t.to(device, copy=True))  # its own: pipelines may write into it
 
 

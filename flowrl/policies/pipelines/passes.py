@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from flowrl.contracts import Progress, Prompt
+from flowrl.contracts import Coming, Progress, Prompt
 from flowrl.policies import attending
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.merging import drawing
@@ -18,7 +18,7 @@ from flowrl.policies.noise import GlobalGeneratorUse, Key, global_noise, start_g
 from flowrl.policies.pipelines.arguments import Call, call_arguments, is_refusal
 from flowrl.policies.pipelines.autoencoders import Autoencoding
 from flowrl.policies.pipelines.dynamics import Dynamics
-from flowrl.policies.pipelines.encoding_first import encode_first, same_inputs
+from flowrl.policies.pipelines.encoding_first import Encoded, encode_first, nothing
 from flowrl.policies.pipelines.gates import GateKeeper
 from flowrl.policies.pipelines.guided_walk import Guide, GuidedWalk
 from flowrl.policies.pipelines.intercepted_step import EndOfWalk, PipelineWalk, Session
@@ -87,7 +87,8 @@ class PipelinePasses:
         self.global_use = GlobalGeneratorUse()  # of any pass so far
         self.merge = False  # whether rollouts are drawn by merged weights
         self.sharing: Sharing = ALONE
-        self._encoded: tuple[int, set[str]] = 0, set()  # prompts since so many results were forgotten
+        self.coming: Coming = nothing  # what encoders that have come may encode beside what they have come for
+        self._encoded = Encoded(self._working_copy.stores)
 
     @property
     def pipe(self) -> Pipeline:
@@ -166,18 +167,13 @@ class PipelinePasses:
         return output
 
     def encode_first(self, prompts: Sequence[Prompt], steps: int) -> None:
-        """With `offload`, encodes the texts of these prompts that are not remembered, all in one go; the policy has
-        been probed. See encoding_first.py."""
+        """With `offload`, encodes the texts of these prompts that are not remembered, all in one go, and with them
+        those that are coming; the policy has been probed. See encoding_first.py."""
         copy = self._working_copy
-        if not self.offload or copy.encoder is None:
+        if not self.offload or copy.encoder is None or all([self._encoded.has(p) for p in prompts]):
             return
-        if copy.encoder.forgotten > self._encoded[0]:
-            self._encoded = copy.encoder.forgotten, set()
-        new = {same_inputs(p): p for p in prompts if same_inputs(p) not in self._encoded[1]}
-        if new:
-            with copy.encoding():
-                encode_first(self, list(new.values()), steps)
-            self._encoded[1].update(new)
+        with copy.encoding():
+            encode_first(self, self._encoded, prompts, steps)
 
     def arguments(self, prompts: Sequence[Prompt]) -> dict[str, Nest]:
         """What the pipeline is called with for these rows, but for their noise and the steps."""

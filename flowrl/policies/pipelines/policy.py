@@ -164,6 +164,7 @@ class PipelinePolicy(PipelinePasses):
         if plan.num_steps not in self._given:
             with in_one_line(type(self.source).__name__):
                 self._given[plan.num_steps] = self._encoding(prompts[0], plan)
+        self.looks.encode_first(prompts, plan.num_steps)
         own, encode = self._given[plan.num_steps]
         trajectory = Trajectory(list(prompts), tree, seed, first, path=own.path)
         trajectory.levels = tuple(own.levels[n] if isinstance(n, int) else n for n in levels)

@@ -10,7 +10,6 @@ prompts need no encoder; results then rest in host memory. Encoded alone, a prom
 """
 
 import inspect
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from flowrl.policies.pipelines.content import content_key, is_plain
 from flowrl.policies.pipelines.joining import Joining, find_joining
+from flowrl.policies.pipelines.store import Store
 from flowrl.policies.pipelines.structures import is_tensor_list
 from flowrl.untyped import Nest
 
@@ -30,7 +30,7 @@ Size = tuple[int | list[tuple[int, ...]], ...]  # a shape, or a list of the shap
 class CachedEncoder:
     """Stands in for the bound `encode_prompt`. `before` and `after` are called when the text encoders are used.
 
-    by_prompt: whether prompts are encoded one by one. forgotten: how many results were, for want of memory.
+    by_prompt: whether prompts are encoded one by one. kept: results by the arguments they are of.
     """
 
     def __init__(
@@ -42,10 +42,8 @@ class CachedEncoder:
         by_prompt: bool = False,
     ):
         self._encode, self._before, self._after, self._alone = encode, before, after, by_prompt
-        self.forgotten = 0
+        self.kept: Store[Nest] = Store()
         self._signature = inspect.signature(encode)
-        self._cache: OrderedDict[tuple, tuple[Nest, int]] = OrderedDict()  # key -> what is kept, bytes
-        self._bytes = 0
         self._by_row: dict[tuple, list[str] | None] = {}  # row arguments -> where each output has a row per prompt
         self._joinings: dict[tuple, Joining | None] = {}
 
@@ -116,17 +114,11 @@ class CachedEncoder:
         key = content_key(given)
         if key is None:
             return self._encode_afresh(given)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return tree_map(_handed_out, self._cache[key][0])
+        if key in self.kept:
+            return tree_map(_handed_out, self.kept[key])
         result = self._encode_afresh(given)
         size = sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
-        self._cache[key] = tree_map(_in_host, result) if self._alone else result, size
-        self._bytes += size
-        while self._bytes > CACHE_BYTES and len(self._cache) > 1:
-            _, (_, freed) = self._cache.popitem(last=False)
-            self._bytes -= freed
-            self.forgotten += 1
+        self.kept.put(key, tree_map(_in_host, result) if self._alone else result, size, CACHE_BYTES)
         return tree_map(_handed_out, result)  # with lists of its own, so that nobody changes those that are kept
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ from flowrl.policies.pipelines.conditions import Conditions
 from flowrl.policies.pipelines.gates import GateKeeper, ModuleGate, Use
 from flowrl.policies.pipelines.intercepted_step import Session, intercept
 from flowrl.policies.pipelines.prompt_cache import CachedEncoder
+from flowrl.policies.pipelines.store import Store
 from flowrl.untyped import Nest, Pipeline, PipelineOutput
 
 PLAIN = Autoencoding()
@@ -84,6 +85,11 @@ class WorkingCopy:
             )
             self.pipe.__dict__["encode_prompt"] = self.encoder
         self.pipe._progress_bar_config = {"disable": True}
+
+    @property
+    def stores(self) -> list[Store]:
+        """Where results of encoders are kept."""
+        return [self.conditions.kept, *([] if self.encoder is None else [self.encoder.kept])]
 
     def __call__(self, arguments: dict[str, Nest], *, grad: bool) -> PipelineOutput:
         """The pipeline's output, with or without gradient, for those of the arguments that it accepts."""

@@ -10,6 +10,7 @@ import pytest
 from flowrl import names
 from flowrl.planning import remembered
 from flowrl.planning.sizes import measure, memory
+from flowrl.planning.sizes.encoders import lines
 from flowrl.planning.sizes.flops import denoising
 from flowrl.planning.sizes.memory import configs_of, sizes
 from flowrl.planning.sizes.shipped import find_facts
@@ -54,9 +55,12 @@ def test_the_plan_of_a_recipe_that_ships_is_known(name: str, monkeypatch: pytest
 
     monkeypatch.setattr(memory, "_measure", measured)
     monkeypatch.setattr(measure, "measure_flops", measured)
+    monkeypatch.setattr(measure, "measure_encoded", measured)
     recipe = load(name)
     prompts = planned_prompts(recipe)[0] or []
-    assert (sizes(recipe, prompts) is None) == (configs_of(recipe.model) is None)
+    estimate = sizes(recipe, prompts)
+    assert (estimate is None) == (configs_of(recipe.model) is None)
+    assert bool(estimate and lines(recipe, estimate, prompts)) == (recipe.offload and estimate is not None)
     assert (denoising(recipe, prompts) is None) == (configs_of(recipe.model) is None)
 
 

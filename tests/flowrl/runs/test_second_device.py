@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import families
+from flowrl.planning.sizes.memory import sizes
 from flowrl.policies.devices import device_of
 from flowrl.policies.errors import PolicyError
 from flowrl.recipe.load import load
@@ -90,6 +91,24 @@ def test_runs_on_a_device_have_the_numbers_of_the_cpu(tmp_path: Path, capsys: py
 @pytest.mark.parametrize("name", LONG)
 def test_every_kind_of_run_does(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compare({name: LONG[name]}, tmp_path)
+
+
+@pytest.mark.slow
+def test_encoding_ahead_brings_the_encoders_less_often(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of four iterations, one in two: two journeys of the encoders less, by bytes, and the same numbers.
+
+    The denoiser stays: its weights there are not torch's own tensors, and may not be pointed elsewhere.
+    """
+    crossed = {}
+    for number in (1, 2):
+        changes = [*RUNS["quickstart"], "train.iterations=4", f"encode_ahead={number}", f"device={NAME}"]
+        said = on_the_device(["run", "quickstart", *changes, f"output={tmp_path / str(number)}"])
+        crossed[number] = json.loads(said[-1])["bytes to the device"]
+    assert metrics(tmp_path / "1") == metrics(tmp_path / "2")
+    plan = sizes(load("quickstart", RUNS["quickstart"]), [])
+    assert plan is not None
+    encoders = 4 * sum(number for name, number in plan.parameters.items() if "text" in name)
+    assert crossed[1] - crossed[2] == pytest.approx(2 * encoders, rel=1e-3)
 
 
 @pytest.mark.gpu

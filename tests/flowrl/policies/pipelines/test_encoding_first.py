@@ -12,8 +12,9 @@ import torch
 
 from flowrl.contracts import Prompt
 from flowrl.policies.hosting import Hosted
-from flowrl.policies.pipelines import prompt_cache
+from flowrl.policies.pipelines import building, prompt_cache
 from flowrl.policies.pipelines.joining import find_joining
+from flowrl.policies.pipelines.teacher import Teacher
 from policies_support import SDE, SEED, FamilyPolicy, gap, pictures, scores
 
 UNEQUAL = [Prompt("cat", "a red cat"), Prompt("dogs", "two dogs on a very long road"), Prompt("blue", "blue")]
@@ -112,6 +113,55 @@ def test_what_was_forgotten_is_encoded_again(flux: Run, monkeypatch: pytest.Monk
             found = flux.policy.rollout(prompts, plan=SDE, seed=SEED)
         assert seen.made["T5EncoderModel"] > most, "two texts do not fit, so that the rollout encodes again"
         assert torch.equal(found.rollout_logp, flux.plain.rollout(prompts, plan=SDE, seed=SEED).rollout_logp)
+
+
+def numbered(word: str, number: int) -> list[Prompt]:
+    return [Prompt(f"{word} {i}", f"{word} {i}") for i in range(number)]
+
+
+def encoded_bytes(policy: FamilyPolicy) -> int:
+    encoder = policy._working_copy.encoder
+    assert encoder is not None
+    return encoder.kept.size
+
+
+def test_encoders_that_have_come_encode_what_is_coming(flux: Run) -> None:
+    prompts = numbered("fox", 6)
+    with building.looking_ahead(flux.policy, lambda now: prompts[3:]):
+        for start, journeys_made in ((0, 1), (3, 0)):
+            flux.check(prompts[start : start + 3], encoder="T5EncoderModel", most=journeys_made)
+    flux.check(numbered("elk", 3), encoder="T5EncoderModel", most=1)
+    flux.check(numbered("elk", 4), encoder="T5EncoderModel", most=1)  # nobody said that the fourth is coming
+
+
+def test_what_is_coming_takes_no_room_of_what_is_needed(flux: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = encoded_bytes(flux.policy)
+    flux.policy.encode_first(numbered("ant", 1), SDE.num_steps)
+    each, prompts = encoded_bytes(flux.policy) - before, numbered("bee", 12)
+    limit = 5 * each
+    monkeypatch.setattr(prompt_cache, "CACHE_BYTES", limit)
+    rollouts, made = [prompts[i : i + 2] for i in range(0, 12, 2)], []
+    for number, now in enumerate(rollouts):
+        coming = [prompt for later in rollouts[number + 1 :] for prompt in later]
+        with building.looking_ahead(flux.policy, lambda _, coming=coming: coming), journeys() as seen:
+            rollout = flux.policy.rollout(now, group_size=2, plan=SDE, seed=SEED)
+            scores(flux.policy, rollout, [0, 3])
+        made.append(seen.made["T5EncoderModel"])
+        assert encoded_bytes(flux.policy) <= limit
+    assert made == [1, 0, 1, 0, 1, 0], "two and two find room, a fifth is of no use to the third rollout alone"
+    with building.looking_ahead(flux.policy, lambda _: numbered("cow", 9)), journeys() as seen:
+        flux.policy.rollout(numbered("dog", 7), plan=SDE, seed=SEED)  # more than there is room for, and all are drawn
+    assert seen.made["T5EncoderModel"] > 1 and encoded_bytes(flux.policy) <= limit
+
+
+def test_who_looks_by_other_calls_and_references_look_ahead_too() -> None:
+    policy = away("flux", look_call={"guidance_scale": 1.0})
+    policy.teachers = [Teacher(away("flux"))]
+    everyone = [policy, policy.looks, policy.teachers[0].policy]
+    before = [passes.coming for passes in everyone]
+    with building.looking_ahead(policy, lambda now: OTHERS):
+        assert all(list(passes.coming(UNEQUAL)) == OTHERS for passes in everyone)
+    assert [passes.coming for passes in everyone] == before
 
 
 def test_frozen_weights_are_never_copied_back_and_what_learns_stays() -> None:
