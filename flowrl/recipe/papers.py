@@ -17,13 +17,13 @@ from flowrl import names
 
 HEAD = """# Papers
 
-This page lists every published method that flowrl has, the preset or keys that select it, and the evidence that it is the
-published one. `python -m flowrl.recipe.papers docs/papers.md` generates it from
+This page lists every published method that flowrl has, the preset or keys that select it, and the evidence that it is
+the published one. `python -m flowrl.recipe.papers docs/papers.md` generates it from
 [papers.yaml](../flowrl/recipe/papers.yaml) and the recipes that ship.
 
-*Checked against* names kinds of published numbers that tests compare with ([CONTRIBUTING.md](../CONTRIBUTING.md)). A dash
-there means that the method was built from its paper or code, and that tests compare it with an independent computation.
-Recipes with a * learn on a laptop; their results are [below](#what-they-reached-here).
+*Checked against* names kinds of published numbers that tests compare with ([CONTRIBUTING.md](../CONTRIBUTING.md)). A
+dash there means that the method was built from its paper or code, and that tests compare it with an independent
+computation. Recipes with a * learn on a laptop; their results are [below](#what-they-reached-here).
 [training.md](training.md#objectives) says what each preset sets.
 """
 
@@ -56,7 +56,10 @@ def _recipes() -> dict[str, tuple[dict[str, Any], str]]:
         text = path.read_text(encoding="utf-8")
         lines = text.splitlines()
         head = next(number for number, line in enumerate(lines) if not line.startswith("#"))
-        found[name] = (yaml.load(text, yaml.BaseLoader), "\n".join(line.removeprefix("#").removeprefix(" ").rstrip() for line in lines[:head]))
+        found[name] = (
+            yaml.load(text, yaml.BaseLoader),
+            "\n".join(line.removeprefix("#").removeprefix(" ").rstrip() for line in lines[:head]),
+        )
     return found
 
 
@@ -125,7 +128,10 @@ def _gaps() -> list[str]:
     preset = "; ".join(row.method for row in without if row.presets)
     keys = "; ".join(row.method for row in without if not row.presets)
     lines = ["Tests train with every preset, on the models that ship or on tiny ones.\n"]
-    lines += [f"Methods with a preset, but without a recipe: {preset}.\n", f"Methods by keys, without a recipe: {keys}.\n"]
+    lines += [
+        f"Methods with a preset, but without a recipe: {preset}.\n",
+        f"Methods by keys, without a recipe: {keys}.\n",
+    ]
     told = [f"- {row.method}{_numbers(row)}: {row.missing}." for row in rows if row.missing]
     return [*lines, "Methods that flowrl does not have:\n", *told, ""]
 
