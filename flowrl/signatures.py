@@ -113,7 +113,7 @@ def scan(
     for path in sorted(folder.glob("*.py")):
         body = _parsed(path)
         for node in body:
-            if _has_methods(node, methods) if methods else _is_part(node, leading):
+            if _has_methods(node, methods) or (not methods and _is_part(node, leading)):
                 entries[node.name] = _entry(node.name, node, f"{package}.{path.stem}", len(leading), File(path, body))
     return entries
 

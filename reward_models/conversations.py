@@ -44,8 +44,10 @@ def tool_calls(samples: Samples, column: str = "calls") -> Tensor:
     scores = []
     for prompt, talk in zip(samples.prompts, _talks(samples), strict=True):
         estimate, number = prompt.meta.get(column), len(answered(talk))
-        known = isinstance(estimate, int | float) and not isinstance(estimate, bool)
-        scores.append(1 - abs(number - estimate) / max(number, estimate, 1) if known else torch.nan)
+        if isinstance(estimate, int | float) and not isinstance(estimate, bool):
+            scores.append(1 - abs(number - estimate) / max(number, estimate, 1))
+        else:
+            scores.append(torch.nan)
     return torch.tensor(scores)
 
 

@@ -87,7 +87,7 @@ def _placed(text: str, prompt: Prompt, key: str) -> dict[str, Point]:
     entries = read if isinstance(read, list) else []
     found: dict[str, Point] = {}
     for entry in entries:
-        point = [entry.get(axis) for axis in "xyz"] if isinstance(entry, dict) else [None]
+        point: list[Any] = [entry.get(axis) for axis in "xyz"] if isinstance(entry, dict) else [None]
         name = entry.get("new_object_id") if isinstance(entry, dict) else None
         if not all(map(_is_number, point)) or not isinstance(name, str) or name in found:
             return {}

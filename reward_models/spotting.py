@@ -18,7 +18,8 @@ from reward_models.domains import similarity
 from reward_models.parts.texts import texts_of, truth_of_any_kind
 
 LINE = re.compile(r"([^()]+)\(\s*(\d+)\s*,\s*(\d+)\s*\)\s*,\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)")
-Line = tuple[str, tuple[float, float, float, float]]
+Box = tuple[float, float, float, float]
+Line = tuple[str, Box]
 
 
 def text_spotting(samples: Samples, *, key: str = "lines", least: float = 0.5) -> Tensor:
@@ -78,7 +79,11 @@ def _lines(prompt: Prompt, key: str) -> list[Line]:
             f"prompt {prompt.text!r}: {key}={listed!r:.80} in its meta; accepted is a list of "
             '{"text": ..., "box": [x1, y1, x2, y2]}'
         )
-    return [(str(entry["text"]), tuple(map(float, entry["box"]))) for entry in listed]
+    return [(str(entry["text"]), _box(*map(float, entry["box"]))) for entry in listed]
+
+
+def _box(left: float, top: float, right: float, bottom: float) -> Box:
+    return left, top, right, bottom
 
 
 def _is_line(entry: Any) -> bool:

@@ -1,6 +1,6 @@
 """`flowrl serve-policy`: a language model behind an OpenAI-compatible endpoint."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -15,6 +15,9 @@ from flowrl.commands.common import (
 )
 from flowrl.kinds import kind_of
 from flowrl.names import UserError
+
+if TYPE_CHECKING:
+    from flowrl.policies.language.policy import LanguagePolicy
 
 PORT = 8000  # as vLLM's
 
@@ -64,7 +67,7 @@ def serve_policy_command(
         from flowrl.runs.weights import load_weights
 
         set_up(recipe)
-        policy = build_policy(recipe)
+        policy = cast("LanguagePolicy", build_policy(recipe))
         if run is not None:
             load_weights(policy, run, weights, raw)
         service = PolicyService(policy, name or recipe.model, plan_for(recipe, 0), updates=updates, batch=batch)

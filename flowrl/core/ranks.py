@@ -25,7 +25,11 @@ class Ranks(Protocol):
 
     rank: int
     size: int
-    gathered: int
+
+    @property
+    def gathered(self) -> int:
+        """See above."""
+        ...
 
     def gather(self, value: T) -> list[T]:
         """What each rank gives, in their order; tensors come on the CPU. Raises RankError where one has failed."""

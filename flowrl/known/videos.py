@@ -67,7 +67,6 @@ def _wan(
 
 _IMAGE = "WanImageToVideoPipeline"
 _14B = (40, 40, 13824)
-_SEES: Config = {"image_dim": 1280, "added_kv_proj_dim": 5120}
 
 _HUNYUAN = Known(
     "HunyuanVideoPipeline",
@@ -128,7 +127,7 @@ VIDEOS = {
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": _wan((12, 30, 8960), 3.0),
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": _wan(_14B, 3.0),
     "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": _wan(
-        _14B, 3.0, pipeline=_IMAGE, seeing=True, **_SEES | {"in_channels": 36}
+        _14B, 3.0, pipeline=_IMAGE, seeing=True, image_dim=1280, added_kv_proj_dim=5120, in_channels=36
     ),
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": _wan(_14B, 3.0, boundary=0.875),
     "Wan-AI/Wan2.2-I2V-A14B-Diffusers": _wan(_14B, 3.0, pipeline=_IMAGE, boundary=0.9, in_channels=36),

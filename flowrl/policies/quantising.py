@@ -26,7 +26,7 @@ def pipeline_arguments(
 ) -> dict[str, Any]:
     """Arguments of a pipeline's `from_pretrained` under which its denoisers are quantised. names: of these, if not the
     usual ones. Raises PolicyError where that cannot be."""
-    listed: Mapping[str, JSON] = DiffusionPipeline.load_config(place)
+    listed: JSON = DiffusionPipeline.load_config(place)
     found = [name for name in names or DENOISERS if isinstance(listed.get(name), list | tuple) and listed[name][0]]
     if not found:
         raise PolicyError(f"quantize: {place} has no component named {', '.join(names or DENOISERS)}; remove quantize")

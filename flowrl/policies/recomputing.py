@@ -1,7 +1,7 @@
 """Activations that are computed again in the backward pass, of all blocks of a model or of some of them."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -39,10 +39,11 @@ def _only(module: nn.Module, every: int) -> None:
     """Lets the others compute as they would without. diffusers asks a model's function for each block; transformers'
     blocks ask their own."""
     spared = {id(block) for i, block in enumerate(listed_blocks(module)) if i % every}
-    for part in module.modules():
+    parts: Iterable[Network] = module.modules()
+    for part in parts:
         own = getattr(part, "_gradient_checkpointing_func", None)
         if id(part) in spared and hasattr(part, "gradient_checkpointing"):
-            part.gradient_checkpointing = False  # pyright: ignore[reportAttributeAccessIssue]
+            part.gradient_checkpointing = False
         elif own is not None:
             part._gradient_checkpointing_func = functools.partial(_unless_spared, own, spared)
 

@@ -73,8 +73,8 @@ class ScoreCache:
             return [math.nan if math.isnan(value) else steps for value, steps in given]
 
         values, new = self._looked_up(ask, samples)
-        steps: list[Steps] = [() if isinstance(value, float) else value for value in values]
-        totals = [value if isinstance(value, float) else total(value) for value in values]
+        steps: list[Steps] = [value if isinstance(value, tuple) else () for value in values]
+        totals = [total(value) if isinstance(value, tuple) else value for value in values]
         return CachedScores(torch.tensor(totals, dtype=torch.float64).float(), new, steps)
 
     def _looked_up(
@@ -172,9 +172,9 @@ def _digest(*parts: object) -> bytes:
 
 def _packed(value: Value) -> bytes:
     """A score as four bytes, or steps as a mark and 16 bytes each."""
-    if isinstance(value, float):
-        return struct.pack("<f", value)
-    return STEPS + b"".join(struct.pack("<qd", end, worth) for end, worth in value)
+    if isinstance(value, tuple):
+        return STEPS + b"".join(struct.pack("<qd", end, worth) for end, worth in value)
+    return struct.pack("<f", value)
 
 
 def _unpacked(stored: object) -> Value | None:

@@ -146,9 +146,9 @@ class SubTrajectoryBalance(TrajectoryBalance):
 
         Raises ValueError where advantages are not those of decisions, or the reference is missing.
         """
-        if batch.adv.ndim != 2 or (self.prior == "reference" and batch.reference is None):
-            raise ValueError("the objective reads how flows grow by each decision, and with a prior the reference")
         prior = torch.zeros_like(seen.logp) if self.prior == "none" else batch.reference
+        if batch.adv.ndim != 2 or prior is None:
+            raise ValueError("the objective reads how flows grow by each decision, and with a prior the reference")
         rows = stretch_imbalance(seen.logp - prior - batch.adv.to(seen.logp), batch.mask, self.lam)
         told = {"imbalance": rows.detach().sqrt()}
         return rows[:, None] * batch.mask, {n: v[:, None] * batch.mask for n, v in told.items()}

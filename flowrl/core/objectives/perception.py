@@ -17,7 +17,7 @@ from torch import Tensor
 from flowrl.core.objectives.divergence import penalty
 
 Metrics = dict[str, Tensor]
-LIMITS = {"log_ratio_limit": 20.0, "value_limit": 10.0}  # of k3 in the published code; beyond them it has no gradient
+LOG_RATIO_LIMIT, VALUE_LIMIT = 20.0, 10.0  # of k3 in the published code; beyond them it has no gradient
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,10 @@ class Perception:
         if shown is None:
             raise ValueError("a second look at the rows is compared with: Rollout.shown is not filled in")
         there = mask.bool() & ~shown.isnan()
-        divergence = penalty(self.kl_kind, logp, shown.nan_to_num(), mask=there, **LIMITS)
+        other = shown.nan_to_num()
+        divergence = penalty(
+            self.kl_kind, logp, other, mask=there, log_ratio_limit=LOG_RATIO_LIMIT, value_limit=VALUE_LIMIT
+        )
         loss = -self.coef * divergence - self.entropy * logp.where(mask.bool(), 0.0)
         metrics = {"perception": divergence.detach()}
         if self.entropy > 0:

@@ -80,10 +80,10 @@ class python:
             raise ValueError(f"sandbox={sandbox!r}; accepted: {', '.join(MACHINES)}")
         given = {"interpreter": interpreter, "image": image, "command": command, "url": url}
         given |= {"key_env": key_env, "template": template, "api": api, "host": host}
-        self.sandbox, self.own = sandbox, {OWN[sandbox].get(n): v for n, v in given.items() if v is not None}
         wrong = [name for name, value in given.items() if value is not None and name not in OWN[sandbox]]
         if wrong:
             raise ValueError(f"{wrong[0]}={given[wrong[0]]!r} is no key of sandbox={sandbox}; remove {wrong[0]}")
+        self.sandbox, self.own = sandbox, {OWN[sandbox][n]: v for n, v in given.items() if v is not None}
         if sandbox == "sandbox_fusion" and url is None:
             raise ValueError("sandbox=sandbox_fusion needs the server's url, such as url: http://localhost:8080")
         self.limits = Limits(seconds, memory, processes, output, files)

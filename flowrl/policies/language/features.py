@@ -22,7 +22,7 @@ from flowrl.untyped import LanguageModel, Nest
 
 METHODS = ("get_image_features", "get_video_features", "get_audio_features")
 LIMIT = 2**30  # bytes that are kept of one model
-CLOSE = {"rtol": 1e-3, "atol": 1e-4}
+RTOL, ATOL = 1e-3, 1e-4
 
 _KEPT: "WeakKeyDictionary[LanguageModel, dict[str, Kept]]" = WeakKeyDictionary()
 
@@ -176,7 +176,7 @@ def _alike(join: Callable[[list[Nest]], Nest], rows: list[Nest], whole: Nest) ->
     except (RuntimeError, TypeError, ValueError):
         return False
     pairs = zip(mine, theirs, strict=False)
-    return len(mine) == len(theirs) and all(a.shape == b.shape and torch.allclose(a, b, **CLOSE) for a, b in pairs)
+    return len(mine) == len(theirs) and all(a.shape == b.shape and torch.allclose(a, b, RTOL, ATOL) for a, b in pairs)
 
 
 def _leaves(value: Nest) -> Iterator[Tensor]:

@@ -163,7 +163,9 @@ def forward(
     arguments: dict[str, object] = {"use_cache": cache is not None}
     arguments |= arguments_of(model, attention, ids.shape[1], shown, known)
     if cache is not None:
-        arguments[cache_argument(model)] = cache
+        name = cache_argument(model)
+        assert name is not None  # a model that reads all again is given none
+        arguments[name] = cache
     if "logits_to_keep" in known:
         arguments["logits_to_keep"] = keep
     with kept_features(model, () if shown is None else shown.pieces):

@@ -198,7 +198,7 @@ def _asked(processor: Processor, given: Mapping[str, Any]) -> dict[str, Any]:
         if not flat:
             raise
         with contextlib.suppress(*FAULTS):
-            return dict(processor(**(given | flat)))
+            return dict(processor(**{**given, **flat}))
         raise
 
 

@@ -5,7 +5,7 @@ What is random in it is named by seed, prompt and sample, so that a resumed run 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flowrl.contracts import Drawing, Explore, Explored, LogProbs, Prompt, Rollout, View
+from flowrl.contracts import Drawing, Explored, LogProbs, Prompt, Rollout, View
 from flowrl.media.changes import CHANGES
 from flowrl.media.files import media_kind
 from flowrl.policies.errors import PolicyError
@@ -107,7 +107,12 @@ class Views:
 
 
 def viewed(
-    policy: LanguagePolicy, drawing: Drawing, score: ScoreAll, *, views: Views, explore: Explore | None = None
+    policy: LanguagePolicy,
+    drawing: Drawing,
+    score: ScoreAll,
+    *,
+    views: Views,
+    explore: Callable[[LanguagePolicy, Drawing, ScoreAll], Explored] | None = None,
 ) -> Explored:
     """Groups of which some samples are drawn beside changed pictures, all rows in one go; conversations where the
     policy talks to an environment, which shows them what it does without.

@@ -24,7 +24,7 @@ def content_key(value: object) -> tuple | None:
     if isinstance(value, Image.Image):
         return value.size, value.mode, hashlib.blake2b(value.tobytes()).digest()
     if isinstance(value, Tensor):
-        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
         return value.shape, value.dtype, value.device, hashlib.blake2b(content).digest()
     return None
 

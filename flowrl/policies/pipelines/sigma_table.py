@@ -10,8 +10,8 @@ from samplers.tables import At
 
 def noise_levels(scheduler: Scheduler, sigmas: Tensor | None = None) -> Tensor:
     """The levels of a scheduler's table, float32 [num_steps + 1] on the CPU, falling. sigmas: a copy of it."""
-    sigmas = (scheduler.sigmas if sigmas is None else sigmas).float().cpu()
-    return 1 - sigmas if counts_data(scheduler) else sigmas
+    table: Tensor = (scheduler.sigmas if sigmas is None else sigmas).float().cpu()
+    return 1 - table if counts_data(scheduler) else table
 
 
 def counts_data(scheduler: Scheduler) -> bool:

@@ -29,7 +29,7 @@ def assemble(folder: Path, weighted: Callable[[str, Any, Mapping[str, JSON]], Ne
     for name, value in index.items():
         if not name.startswith("_"):
             named = isinstance(value, list) and len(value) == 2
-            parts[name] = _component(folder / name, *value, weighted) if named else value
+            parts[name] = _component(folder / name, value[0], value[1], weighted) if named else value
     return getattr(diffusers, index["_class_name"])(**parts)
 
 

@@ -8,12 +8,13 @@ import functools
 import json
 import string
 from collections.abc import Callable
+from typing import Any
 
 import transformers
 from tokenizers import Tokenizer as Trained
 from tokenizers import models, pre_tokenizers, trainers
 
-from flowrl.untyped import Processor, Tokenizer
+from flowrl.untyped import JSON, Processor, Tokenizer
 
 WORDS = """Describe a about above across action after against all along also alter an and angle animal animation
 another any are around arrow as aspects assistant at atmosphere away back background bear beautiful because bed
@@ -68,18 +69,11 @@ _FIRST = 256  # ids below are those of control tokens
 
 def byte_level(control: dict[str, int], pad: str, end: str, *, length: int, begin: str | None = None) -> Tokenizer:
     """A byte-level tokenizer with these control tokens; length: the longest text."""
-    vocabulary, merges = _merges("ByteLevel", None)
+    vocabulary, merges = _merges(None)
     whole = {token: _FIRST + number for token, number in vocabulary.items()} | control
+    named: dict[str, Any] = {"unk_token": None, "pad_token": pad, "eos_token": end, "bos_token": begin}
     made = transformers.Qwen2Tokenizer(
-        vocab=whole,
-        merges=merges,
-        chat_template=CHAT,
-        model_max_length=length,
-        padding_side="right",
-        unk_token=None,
-        pad_token=pad,
-        eos_token=end,
-        bos_token=begin,
+        vocab=whole, merges=merges, chat_template=CHAT, model_max_length=length, padding_side="right", **named
     )
     made.add_special_tokens({"additional_special_tokens": [token for token in control if token not in (pad, end)]})
     return made
@@ -87,7 +81,7 @@ def byte_level(control: dict[str, int], pad: str, end: str, *, length: int, begi
 
 def clip() -> Tokenizer:
     """CLIP's: 77 tokens, of which the first begins the text and the last ends it."""
-    vocabulary, merges = _merges("Whitespace", "</w>")
+    vocabulary, merges = _merges("</w>")
     ends = {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
     return transformers.CLIPTokenizer(vocab=vocabulary | ends, merges=merges, model_max_length=77)
 
@@ -97,7 +91,7 @@ def t5() -> Tokenizer:
     pieces = ["▁", *string.ascii_letters, *string.digits, *string.punctuation]
     scores = [(f"▁{word}", -3.0) for word in WORDS.split()] + [(piece, -10.0) for piece in pieces]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *scores]
-    return transformers.T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=512)
+    return transformers.T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512)
 
 
 def _qwen() -> Tokenizer:
@@ -115,7 +109,7 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
 }
 
 
-def qwen_vl_processor(**arguments: int) -> Processor:
+def qwen_vl_processor(**arguments: JSON) -> Processor:
     """The processor of Qwen2-VL and Qwen2.5-VL; arguments: of its part for pictures."""
     return transformers.Qwen2VLProcessor(
         image_processor=transformers.Qwen2VLImageProcessor(**arguments),
@@ -126,10 +120,10 @@ def qwen_vl_processor(**arguments: int) -> Processor:
 
 
 @functools.cache
-def _merges(splits: str, suffix: str | None) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _merges(suffix: str | None) -> tuple[dict[str, int], Any]:
     """Vocabulary and merges by which each word is one token, alone and behind a space, and all bytes are known."""
     words, level = WORDS.split(), pre_tokenizers.ByteLevel(add_prefix_space=False)
-    ends = {} if suffix is None else {"end_of_word_suffix": suffix}
+    ends: dict[str, Any] = {} if suffix is None else {"end_of_word_suffix": suffix}
     trained = Trained(models.BPE(**ends))
     trained.pre_tokenizer = level if suffix is None else pre_tokenizers.Whitespace()
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -65,7 +65,7 @@ def _model(name: str, weights: str | None) -> tuple[Network, int]:
         return model, width
     if not name.startswith(ELSEWHERE):
         return open_clip.create_model(name, str(file), pretrained_text=False, require_pretrained=True), width
-    model: Network = open_clip.create_model(name, load_weights=False, pretrained_text=False)
+    model = open_clip.create_model(name, load_weights=False, pretrained_text=False)
     open_clip.load_checkpoint(model, str(file))
     return model, width
 

@@ -22,12 +22,15 @@ class Machine(Protocol):
 
     def check(self) -> None:
         """Raises NoSandboxError, with what to do, where it cannot run."""
+        ...
 
     def task(self) -> dict[str, object]:
         """What the program inside has to know: `folder` and `user`."""
+        ...
 
     def run(self, task: bytes, limits: Limits) -> bytes:
         """What the program inside writes. Raises SandboxError where the machine fails."""
+        ...
 
 
 class Sandbox:

@@ -137,7 +137,10 @@ def execute(code: str) -> int:
     main_module, exit_code = sys.modules["__main__"], 0
     try:
         tree = ast.parse(code, NAME)
-        shown = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        last = tree.body[-1] if tree.body else None
+        shown = last if isinstance(last, ast.Expr) else None
+        if shown is not None:
+            tree.body.pop()
         exec(compile(tree, NAME, "exec"), main_module.__dict__)
         if shown is not None:
             value = eval(compile(ast.Expression(shown.value), NAME, "eval"), main_module.__dict__)

@@ -88,12 +88,13 @@ class E2B:
 
     def run(self, task: bytes, limits: Limits) -> bytes:
         """What the program inside writes. Raises SandboxError where the service fails."""
-        if self._made is None:
-            body = {"templateID": self.template, "timeout": self.lives, "secure": True, "allow_internet_access": False}
-            self._made = json.loads(request("POST", f"{self.api}/sandboxes", body, self._key(), GRACE * 6))
-            where = f"{self.api}/sandboxes/{self._made['sandboxID']}"
-            self._end = weakref.finalize(self, request, "DELETE", where, None, self._key(), GRACE)
         sandbox = self._made
+        if sandbox is None:
+            body = {"templateID": self.template, "timeout": self.lives, "secure": True, "allow_internet_access": False}
+            sandbox = json.loads(request("POST", f"{self.api}/sandboxes", body, self._key(), GRACE * 6))
+            where = f"{self.api}/sandboxes/{sandbox['sandboxID']}"
+            self._end = weakref.finalize(self, request, "DELETE", where, None, self._key(), GRACE)
+            self._made = sandbox
         tokens = {"X-Access-Token": "envdAccessToken", "E2B-Traffic-Access-Token": "trafficAccessToken"}
         headers = {name: str(sandbox[field]) for name, field in tokens.items() if sandbox.get(field)}
         where = self.host.format(id=sandbox["sandboxID"], domain=sandbox.get("domain") or "e2b.app")
