@@ -47,8 +47,8 @@ def tool_of(thing: Callable[..., Any], name: str | None = None) -> Tool:
     Its docstring says what it does and, under `Args:`, what each argument is; an object's is that of its __call__.
     Raises UserError where that is missing, or an argument has no type.
     """
-    written: Any = thing if inspect.isroutine(thing) else type(thing).__call__
-    called: str = name or getattr(thing, "__name__", None) or _snake(type(thing).__name__)
+    called = name or getattr(thing, "__name__", None) or _snake(type(thing).__name__)
+    written = thing if inspect.isroutine(thing) else type(thing).__call__
     try:
         hints = get_type_hints(written)
     except (NameError, TypeError) as error:

@@ -89,9 +89,8 @@ def cut(config: Config, blocks: int | None) -> Config:
         elif name in _OF_BLOCKS:
             whole[name] = [block for block in value if block < blocks]
         elif name == "transformer_layers_per_block":
-            whole[name] = (
-                [min(number, blocks) for number in value] if isinstance(value, list) else min(int(value), blocks)
-            )
+            given = config[name]
+            whole[name] = [min(number, blocks) for number in given] if isinstance(given, list) else min(given, blocks)
         elif name == "layer_types":
             whole[name] = value[:blocks]
     if isinstance(text_layers, int):  # all hidden states of the text encoder, and its embeddings

@@ -1,7 +1,7 @@
 """Activations that are computed again in the backward pass, of all blocks of a model or of some of them."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -35,12 +35,11 @@ def checkpoint_gradients(modules: Mapping[str, Network], every: int = 1) -> None
             _only(module, every)
 
 
-def _only(module: nn.Module, every: int) -> None:
+def _only(module: Network, every: int) -> None:
     """Lets the others compute as they would without. diffusers asks a model's function for each block; transformers'
     blocks ask their own."""
     spared = {id(block) for i, block in enumerate(listed_blocks(module)) if i % every}
-    parts: Iterable[Network] = module.modules()
-    for part in parts:
+    for part in module.modules():
         own = getattr(part, "_gradient_checkpointing_func", None)
         if id(part) in spared and hasattr(part, "gradient_checkpointing"):
             part.gradient_checkpointing = False

@@ -1,6 +1,6 @@
 """How the keys of a recipe are declared: one line each, as pydantic fields."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -30,10 +30,6 @@ class Strict(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-    if TYPE_CHECKING:  # pydantic gives it to what is frozen
-
-        def __hash__(self) -> int: ...
 
     @field_validator("*")
     @classmethod
