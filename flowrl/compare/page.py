@@ -3,20 +3,17 @@
 import os
 from pathlib import Path
 
-import jinja2
-
 from flowrl import __version__
 from flowrl.compare import charts, tables
 from flowrl.compare.collect import PHASES
 from flowrl.compare.overview import AXES, Overview, headline, pair_sentences
 from flowrl.compare.samples import SampleSheet, SampleTile
 from flowrl.compare.verdict import RULE
-from flowrl.report import numerals
 from flowrl.report.evaluations import BUDGET
+from flowrl.report.templates import template
 from flowrl.report.thumbnails import QUALITIES, Thumbnail, thumbnail
 
 HERE = Path(__file__).parent
-REPORT = HERE.parent / "report"
 NAME = "compare.html"
 PHASE_COLOURS = {"rollout": 1, "score": 5, "train": 3}  # as in a run's report
 
@@ -30,15 +27,7 @@ def write(overview: Overview, sheet: SampleSheet | None, path: Path) -> None:
 
 def render(overview: Overview, sheet: SampleSheet | None, beside: Path) -> str:
     """The page as text; links to the runs' own reports are relative to the folder `beside`."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([HERE, REPORT]),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["score"] = numerals.format_score
-    return environment.get_template("compare.html").render(_context(overview, sheet, beside))
+    return template(HERE, "compare.html").render(_context(overview, sheet, beside))
 
 
 def _context(overview: Overview, sheet: SampleSheet | None, beside: Path) -> dict[str, object]:

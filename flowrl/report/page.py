@@ -5,15 +5,13 @@ from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
-import jinja2
-
 from flowrl import __version__
 from flowrl.report import evaluations, numerals, panels
 from flowrl.report.glossary import METRICS, TERMS
 from flowrl.report.read import JsonObject, RunData, dict_or_empty, list_or_empty, read_run
+from flowrl.report.templates import HERE, template
 from flowrl.report.verdict import verdict
 
-HERE = Path(__file__).parent
 NAME = "report.html"
 ALARM = ("iteration", "since", "name", "what", "cause", "remedy", "action")
 
@@ -33,15 +31,7 @@ def write(folder: Path, output: Path | None = None) -> Path:
 
 def render(data: RunData) -> str:
     """The page as text. Text from the run's files is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"score": numerals.format_score, "signed": lambda v: numerals.format_signed(v, 2)}
-    return environment.get_template("page.html").render(_context(data))
+    return template(HERE, "page.html").render(_context(data))
 
 
 def _context(data: RunData) -> dict[str, object]:

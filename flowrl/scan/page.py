@@ -5,17 +5,16 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
-
 from flowrl import __version__
 from flowrl.core.evaluation import Mean
 from flowrl.kinds import kind_of
 from flowrl.media.pictures import to_pil
 from flowrl.recipe.load import dump
-from flowrl.report import numerals, page
+from flowrl.report import numerals
 from flowrl.report.figures import WIDTH, Chart, ChartCurve, ChartFrame, draw
 from flowrl.report.glossary import meaning
 from flowrl.report.scales import Axis
+from flowrl.report.templates import template
 from flowrl.report.thumbnails import encode_thumbnail
 from flowrl.scan.draw import PromptSamples
 from flowrl.scan.measures import ValueMeasures
@@ -49,15 +48,7 @@ def write(scan: Scan, folder: Path) -> Path:
 
 def render(scan: Scan) -> str:
     """The page as text. Text from prompts and models is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([HERE, page.HERE]),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"score": numerals.format_score}
-    return environment.get_template("scan.html").render(_context(scan))
+    return template(HERE, "scan.html").render(_context(scan))
 
 
 def _context(scan: Scan) -> dict[str, object]:
