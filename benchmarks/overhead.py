@@ -2,7 +2,9 @@
 
     python benchmarks/overhead.py [--model shapes-flux] [--steps 6] [--repeats 15] [--threads 2] [--batches 16 64]
 
-Ratios at batches of 16 and 64, as medians over repeats that take turns within one process:
+Ratios at batches of 16 and 64, of medians over repeats that take turns within one process, in either order by turns,
+with the quartiles of the ratios of single pairs. Python's collection of cyclic garbage is off while the clock runs, and
+done between pairs: it would fall to whoever happens to be running.
   rollout    a recorded stochastic rollout, pictures included, over a hand-written loop with the same number of
              transformer calls and the same decoding
   merged     the same with adapters merged into the weights (rollout.merge), over the same loop, which does not merge
@@ -19,9 +21,12 @@ in place of the clock's, for one thread on a machine that is busy with other thi
 """
 
 import argparse
+import contextlib
+import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -183,17 +188,45 @@ def _sde(x: Tensor, v: Tensor, s: float, dt: float, cap: float) -> tuple[Tensor,
     return x * (1 + pull) + v * (dt + pull * (1 - s)), (per_level * s * -dt) ** 0.5
 
 
-def medians(
-    first: Callable[[], None], second: Callable[[], None], repeats: int, clock: Callable[[], float]
-) -> tuple[float, float]:
-    """Median seconds of each, taking turns, after a warm-up."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats + 2):
-        for function, found in zip((first, second), seconds, strict=True):
-            start = clock()
-            function()
-            found.append(clock() - start)
-    return statistics.median(seconds[0][2:]), statistics.median(seconds[1][2:])
+@dataclass(frozen=True)
+class Compared:
+    """Median seconds of flowrl and of what is bare, and the quartiles of the ratios of their pairs."""
+
+    ours: float
+    bare: float
+    low: float
+    high: float
+
+
+def compare(ours: Callable[[], None], bare: Callable[[], None], repeats: int, clock: Callable[[], float]) -> Compared:
+    """Both by turns, the second first every other time, after a warm-up."""
+    seconds: dict[Callable[[], None], list[float]] = {ours: [], bare: []}
+    for _ in range(2):
+        ours()
+        bare()
+    with collected_between() as collect:
+        for turn in range(repeats):
+            collect()
+            for function in (bare, ours) if turn % 2 else (ours, bare):
+                start = clock()
+                function()
+                seconds[function].append(clock() - start)
+    ratios = [a / b for a, b in zip(seconds[ours], seconds[bare], strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4) if repeats > 1 else ratios * 3
+    return Compared(statistics.median(seconds[ours]), statistics.median(seconds[bare]), low, high)
+
+
+@contextlib.contextmanager
+def collected_between() -> Iterator[Callable[[], int]]:
+    """Within, cyclic garbage is collected by the function that is given, and only then; it looks at what is new."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield gc.collect
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def main() -> None:
@@ -208,7 +241,7 @@ def main() -> None:
     options = parser.parse_args()
     how = options.repeats, time.process_time if options.cpu else time.perf_counter
     torch.set_num_threads(options.threads)
-    print(f"{'':12}{'batch':>6}{'ms':>12}{'over ms':>10}{'ratio':>8}")
+    print(f"{'':12}{'batch':>6}{'ms':>12}{'over ms':>10}{'quartiles':>16}{'ratio':>8}")
     for batch in options.batches:
         bench = Bench(options.model, options.steps, batch)
         pairs = {
@@ -219,7 +252,7 @@ def main() -> None:
         if batch == min(options.batches):
             pairs["guided"] = bench.guided("conditional"), bench.guided("both")
         for name, pair in pairs.items():
-            tell(name, batch, *medians(*pair, *how))
+            tell(name, batch, compare(*pair, *how))
     largest = max(options.batches)
     language = LanguageBench(largest)
     for name, pair in {
@@ -227,12 +260,13 @@ def main() -> None:
         "merged": (language.merged_rollout, language.hand_rollout),
         "step": (language.policy_training, language.bare_training),
     }.items():
-        tell(name, largest, *medians(*pair, *how))
+        tell(name, largest, compare(*pair, *how))
 
 
-def tell(name: str, batch: int, ours: float, bare: float) -> None:
+def tell(name: str, batch: int, found: Compared) -> None:
     """Prints a row of the table."""
-    print(f"{name:12}{batch:>6}{ours * 1e3:>12.1f}{bare * 1e3:>10.1f}{ours / bare:>8.3f}", flush=True)
+    seconds = f"{found.ours * 1e3:>12.1f}{found.bare * 1e3:>10.1f}"
+    print(f"{name:12}{batch:>6}{seconds}{found.low:>9.3f}{found.high:>7.3f}{found.ours / found.bare:>8.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,8 @@ class Gaussian:
         # Stays in the (usually tiny) broadcast shape of std and keep. Decided on the device: asking "is any std 0?"
         # from Python would make every step wait for the GPU. std becomes 1 where nothing counts: no 0/0 in backward.
         counted = positive if keep is None else positive & keep
-        counted = counted.reshape((1,) * (self.mean.dim() - counted.dim()) + counted.shape)
+        if counted.dim():  # one number for all rows stays one
+            counted = counted.reshape((1,) * (self.mean.dim() - counted.dim()) + counted.shape)
         return counted, torch.where(counted, self.std, 1)
 
     def _row_sum(self, part: Tensor) -> Tensor:
@@ -127,6 +128,8 @@ def _sum_of_squares(x: Tensor, mean: Tensor, safe: Tensor, counted: Tensor) -> T
     """Row sums [R] of ((x - mean) / safe)^2 over counted elements. x, mean: [R, ...]; safe, counted: broadcastable."""
     if math.prod(counted.shape[1:]) == 1:  # one std a row: scale the sum, not the elements
         weight = (counted / safe.square()).reshape(-1)
+        if not torch.is_grad_enabled():
+            return _sum_rows((x - mean).square()) * weight
         distance: Tensor = _SquaredDistance.apply(x, mean)  # pyright: ignore[reportAssignmentType]
         return distance * weight
     # Masked before the square: what is dropped may be inf or nan, and nan * 0 would be nan in backward.

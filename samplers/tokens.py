@@ -113,7 +113,7 @@ def token_logp(logits: Logits, tokens: Tensor, scale: float, dtype: torch.dtype 
     """Log-probabilities [r, k] of tokens int64 [r, k] under softmax(logits / scale), logits [r, k, V], in `dtype`."""
 
     def one(part: Tensor, drawn: Tensor) -> Tensor:
-        scaled = part.to(dtype) / scale
+        scaled = _scaled(part, scale, dtype)
         return scaled.gather(-1, drawn[..., None]).squeeze(-1) - scaled.logsumexp(-1)
 
     return _in_chunks(one, logits, tokens)
@@ -135,7 +135,7 @@ def token_kl(
     """
 
     def one(part: Tensor, other: Tensor) -> Tensor:
-        logp, ref = (part.to(dtype) / scale).log_softmax(-1), (other.to(dtype) / scale).log_softmax(-1)
+        logp, ref = (_scaled(each, scale, dtype).log_softmax(-1) for each in (part, other))
         if kind == "exact":
             return (logp.exp() * (logp - ref)).sum(-1)
         if kind == "forward":
@@ -150,7 +150,7 @@ def token_entropy(logits: Logits, scale: float, dtype: torch.dtype = torch.float
     """Entropy in nats, [r, k], of the whole distribution softmax(logits / scale), logits [r, k, V], in `dtype`."""
 
     def one(part: Tensor) -> Tensor:
-        scaled = part.to(dtype) / scale
+        scaled = _scaled(part, scale, dtype)
         if not torch.is_grad_enabled():
             return torch.special.entr(scaled.softmax(-1)).sum(-1)
         logp = scaled.log_softmax(-1)  # the gradient of entr is infinite where a probability is 0
@@ -164,9 +164,14 @@ def token_squares(logits: Logits, scale: float) -> Tensor:
     """Sum of squared probabilities, [r, k], of softmax(logits / scale), logits [r, k, V]. No gradient."""
 
     def one(part: Tensor) -> Tensor:
-        return (part.float() / scale).softmax(-1).square().sum(-1)
+        return _scaled(part, scale, torch.float32).softmax(-1).square().sum(-1)
 
     return _in_chunks(one, logits)
+
+
+def _scaled(logits: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """logits / scale in `dtype`; at a scale of 1 that is the logits, without a pass over all of them."""
+    return logits.to(dtype) if scale == 1 else logits.to(dtype) / scale
 
 
 def _in_chunks(one: Callable[..., Tensor], *sources: Logits) -> Tensor:

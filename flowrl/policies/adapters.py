@@ -5,6 +5,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -16,6 +17,7 @@ from torch import nn
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.pipelines.working_copy import modules_of
 from flowrl.policies.quantising import is_quantised
+from flowrl.policies.submodules import submodules
 from flowrl.untyped import JSON, LanguageModel, Network, Pipeline
 
 DENOISERS = ("transformer", "transformer_2", "unet")  # components that are trained if a recipe names none
@@ -138,7 +140,13 @@ def trainable(modules: Modules) -> Iterator[nn.Parameter]:
 
 def adapted_layers(module: Network) -> list[BaseTunerLayer]:
     """The layers of a module that adapters stand beside."""
-    return [part for part in module.modules() if isinstance(part, BaseTunerLayer)]
+    return tuner_layers(submodules(module))
+
+
+def tuner_layers(parts: Sequence[nn.Module]) -> list[Any]:
+    """Those of some modules that are peft's layers with adapters."""
+    kinds = {kind for kind in set(map(type, parts)) if issubclass(kind, BaseTunerLayer)}  # an ABC is slow to ask
+    return [part for part in parts if type(part) in kinds]
 
 
 def trainable_by_name(modules: Modules) -> dict[str, nn.Parameter]:

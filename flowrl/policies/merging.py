@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from flowrl.policies.adapters import Modules, adapted_layers
+from flowrl.policies.adapters import Modules, tuner_layers
+from flowrl.policies.submodules import submodules
 
 
 class MayMerge(Protocol):
@@ -42,23 +43,37 @@ def merged(modules: Modules) -> Iterator[None]:
             for layer in mergeable(modules):
                 base = layer.get_base_layer()
                 held.append((layer, base, base.weight))
-                base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
-                layer.merge()
+                _merge(layer, base)
         yield
     finally:
         for layer, base, weight in held:
             layer.merged_adapters.clear()
-            base.weight = weight
+            base._parameters["weight"] = weight
+
+
+def _merge(layer: Any, base: nn.Linear) -> None:
+    """Puts a weight with the layer's active adapters in the place of its own.
+
+    Where that is the weight and one difference, it is added into the difference: the sum that peft's `merge` rounds,
+    without a copy of the weight before it.
+    """
+    names = [name for name in layer.active_adapters if name in getattr(layer, "lora_A", ())]
+    if len(names) == 1 and not (names[0] in layer.lora_variant or layer.lora_bias[names[0]]):
+        merged = layer.get_delta_weight(names[0]).add_(base.weight).to(base.weight.dtype)
+        base._parameters["weight"] = nn.Parameter(merged, requires_grad=False)
+        layer.merged_adapters.append(names[0])
+        return
+    base._parameters["weight"] = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+    layer.merge()
 
 
 def mergeable(modules: Modules) -> list[Any]:
     """The adapted layers whose weights can hold their adapters."""
-    parts = [part for module in modules.values() for part in module.modules()]
-    owners = Counter(id(weight) for part in parts for weight in part.parameters(recurse=False))
-    layers: list[Any] = [layer for module in modules.values() for layer in adapted_layers(module)]
+    parts = submodules(*modules.values())
+    owners = Counter(id(weight) for part in parts for weight in part._parameters.values())
     return [
         layer
-        for layer in layers
+        for layer in tuner_layers(parts)
         if isinstance(base := layer.get_base_layer(), nn.Linear)
         and owners[id(base.weight)] == 1
         and not (layer.disable_adapters or layer.merged)

@@ -34,8 +34,9 @@ class Key:
 
         As the seed of a generator on the CPU its low 32 bits count (see above), on a GPU all of them.
         """
-        copy = (f"copy {self.copy}",) if self.copy else ()
-        text = "\x1f".join(map(str, (self.seed, self.prompt, self.index, *what, *copy)))
+        use = "".join([f"\x1f{part}" for part in what])
+        copy = f"\x1fcopy {self.copy}" if self.copy else ""
+        text = f"{self.seed}\x1f{self.prompt}\x1f{self.index}{use}{copy}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 

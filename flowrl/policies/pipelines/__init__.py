@@ -5,6 +5,7 @@ passes.py            one call of the pipeline on behalf of a walk, which policy 
 intercepted_step.py  the one call that is intercepted: `scheduler.step`
 ddim_step.py         the same of pipelines that predict noise, v or the image: they are walked by DDIM
 gates.py             stand-ins for the pipeline's modules, which skip denoiser calls when a walk is fast-forwarded
+shortcuts.py         what diffusers asks of all modules within them in each call, found in one pass
 trajectory.py        what a rollout stores for its replay
 rollout_walk.py      the walk of a rollout through a tree of segments; trajectory_writer.py: what it keeps
 replay_walk.py       the walks over what was recorded: replay, look

@@ -47,6 +47,8 @@ def scale_std(gaussian: Gaussian, factors: Sequence[float]) -> Gaussian:
 def per_row(value: Level, rows: int) -> Tensor:
     """One number per row, float32 [rows], of a level or std that broadcasts to latents: the mean over its elements."""
     value = torch.as_tensor(value, dtype=torch.float32)
-    if value.dim() == 0 or value.shape[0] != rows:
+    if value.dim() == 0:
+        return value.expand(rows)
+    if value.shape[0] != rows:
         return value.mean().expand(rows)
     return value.reshape(rows, -1).mean(1)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from flowrl.policies.noise import Key
 from flowrl.policies.pipelines.intercepted_step import Session
+from flowrl.policies.pipelines.shortcuts import ASKED, shortcut
 from flowrl.policies.pipelines.structures import is_tensor_list, mapped
 from flowrl.policies.pipelines.writing import Writer
 from flowrl.untyped import Nest
@@ -179,6 +180,8 @@ class ModuleGate:
         module, own, _, use = self._gate
         if name == "device" and use.device is not None:
             return use.device
+        if name in ASKED:
+            return shortcut(module, name)
         attribute = getattr(module, name)
         if name not in ("encode", "decode", "generate"):
             return attribute

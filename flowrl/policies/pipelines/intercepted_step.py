@@ -274,18 +274,18 @@ class InterceptedStep:
 
     def _levels(self, per_token: Tensor | None) -> tuple[int, tuple[Level, Level, float, Path]]:
         """Sign that turns the model's output into dx/ds, and (s, s_next, s_cap, path)."""
-        sigmas = self._table
-        cap = float(sigmas[1]) if self._cap is None else self._cap
+        first, second = self._table[:2].tolist()
+        cap = second if self._cap is None else self._cap
         if per_token is not None:
             # diffusers integrates tokens by (s - s_next) * output, that is, the output is minus the velocity
             s = per_token.float() / self.config.num_train_timesteps
             table = self.sigmas.to(s.device)[:, None, None]
             s_next = torch.where(table < s[None] - 1e-6, table, torch.zeros_like(table)).amax(0)
             return -1, (s[..., None], s_next[..., None], cap, "flow")
-        s, s_next = float(sigmas[self.step_index]), float(sigmas[self.step_index + 1])
+        s, s_next = self._table[self.step_index : self.step_index + 2].tolist()
         if counts_data(self):
             return -1, (1 - s, 1 - s_next, 1 - cap if self._cap is None else cap, "flow")
-        return 1, (s, s_next, cap, "exploding" if float(sigmas[0]) > 1.001 else "flow")
+        return 1, (s, s_next, cap, "exploding" if first > 1.001 else "flow")
 
 
 def intercept(scheduler: Scheduler, session: Session) -> Scheduler:

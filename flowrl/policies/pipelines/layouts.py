@@ -59,6 +59,8 @@ def sample_rate(pipe: Pipeline) -> int | None:
 
 def join_media(parts: list[Media], name: str) -> Media:
     """The samples of several calls in one. Raises PolicyError if their sizes differ."""
+    if len(parts) == 1:
+        return parts[0]
     joined = {}
     for key in parts[0]:
         shapes = {tuple(part[key].shape[1:]) for part in parts}
@@ -94,15 +96,18 @@ def _pictures(value: object, pipe: Pipeline, rows: int) -> Tensor:
     first = value if isinstance(value, Tensor) else _stack(value, name)
     convert = _CONVERSIONS.get(name)
     pixels = first.float() if convert is None else convert(first.float(), pipe)
-    finite = pixels.detach().isfinite()
-    wrong = picture_fault(
-        pixels if not finite.any() else pixels.detach().where(finite, 0.5)
-    )  # non-finite ones get no score
+    wrong = picture_fault(pixels) and picture_fault(_finite(pixels.detach()))
     if wrong is None and len(pixels) != rows:
         wrong = f"{len(pixels)} pictures of shape {tuple(pixels.shape[1:])} for {rows} rows"
     if wrong is not None:
         raise PolicyError(f"{name} returned {wrong} (output_type='pt')")
     return pixels.clamp(0, 1)
+
+
+def _finite(pixels: Tensor) -> Tensor:
+    """Pixels with 0.5 in place of values that are not finite, whose samples get no score; as they are if none is."""
+    finite = pixels.isfinite()
+    return pixels if not finite.any() else pixels.where(finite, 0.5)
 
 
 def _stack(entries: Nest, name: str) -> Tensor:

@@ -105,7 +105,8 @@ class PipelinePasses:
     ) -> tuple[RolloutWalk, Media]:
         """The rollout of a chunk of prompts: what was recorded, and what was made of its samples, prompt by prompt."""
         rollout_walk = RolloutWalk(trajectory, self.dynamics, self.streams_at, progress=progress, keep_means=keep_means)
-        number, made = len(trajectory.prompts), {}
+        number, leaves, made = len(trajectory.prompts), trajectory.tree.leaves, {}
+        whole: Media | None = None  # what one pass has made of all leaves in their order
         limit = 1 if self.sharing.rows == "none" else self.max_rows
         per_prompt = None if limit is None else max(1, limit // number)
         with drawing(self):
@@ -113,15 +114,18 @@ class PipelinePasses:
                 rollout_walk.begin(part)
                 walk = rollout_walk if guide is None else GuidedWalk(rollout_walk, guide)
                 output = self.walk(walk, trajectory, grad=guide is not None)
-                if part.leaves:
-                    for kind, whole in self.media(output, rollout_walk.rows).items():
-                        each = whole.detach().cpu().unflatten(0, (number, -1))
+                if part.leaves == leaves:
+                    whole = {k: v.detach().cpu() for k, v in self.media(output, rollout_walk.rows).items()}
+                elif part.leaves:
+                    for kind, media in self.media(output, rollout_walk.rows).items():
+                        each = media.detach().cpu().unflatten(0, (number, -1))
                         made.setdefault(kind, {}).update({leaf: each[:, j] for j, leaf in enumerate(part.leaves)})
                 elif output is not None:
                     break  # the loop ended before the step at which the pass was to end: `result` tells
-        if not made or set(trajectory.tree.leaves) - set(next(iter(made.values()))):
+        if whole is not None:
+            return rollout_walk, whole
+        if not made or set(leaves) - set(next(iter(made.values()))):
             rollout_walk.result()  # says what is missing
-        leaves = trajectory.tree.leaves
         return rollout_walk, {kind: torch.stack([of[i] for i in leaves], 1).flatten(0, 1) for kind, of in made.items()}
 
     def walk(

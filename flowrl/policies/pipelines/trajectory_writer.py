@@ -37,6 +37,7 @@ class TrajectoryWriter:
         self.num_prompts = len(trajectory.prompts)
         self.layout = decisions(trajectory.tree)
         self._row = {segment: j for j, segment in enumerate(self.tree.rows)}
+        self._rows = list(range(len(self.tree.rows)))
         self._pending: dict[int, list[_Pending]] = {}
         self._masks: dict[int, Streams] = {}  # by segment: what was kept of the state that its last step started from
         self._pieces: dict[tuple[str, int, int], list[tuple[Sequence[int], Tensor]]] = {}
@@ -160,8 +161,12 @@ class TrajectoryWriter:
         if name not in self._sums:
             shape = (self.num_prompts, len(self.tree.rows), len(self.tree.trained))
             self._sums[name] = torch.zeros(shape, dtype=values.dtype, device=values.device)
-        column = self.tree.trained.index(at)
-        self._sums[name][:, rows, column] += values.reshape(self.num_prompts, -1).to(self._sums[name])
+        column = self._sums[name][..., self.tree.trained.index(at)]
+        values = values.reshape(self.num_prompts, -1).to(column)
+        if rows == self._rows:  # one addition in place of a look-up of each, which copies twice
+            column += values
+        else:
+            column[:, rows] += values
 
     def _index(self, of: Sequence[int], width: int, like: Tensor) -> Tensor:
         return positions(of, width, self.num_prompts).to(like.device)

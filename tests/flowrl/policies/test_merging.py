@@ -138,6 +138,22 @@ def test_merged_weights_are_those_of_the_copy_that_draws_and_of_no_adapters_wher
         assert torch.equal(model(input_ids=TOKENS).logits, base)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"rslora": True}, {"dora": True}])
+def test_merged_weights_are_to_the_last_bit_what_peft_merges(options: dict[str, Any], dtype: torch.dtype):
+    subject = with_lora(**options)
+    for layer in mergeable(subject.modules):
+        layer.get_base_layer().weight.data = layer.get_base_layer().weight.data.to(dtype)
+    layers = mergeable(subject.modules)
+    before = [layer.get_base_layer().weight for layer in layers]
+    with merged(subject.modules):
+        found = [layer.get_base_layer().weight for layer in layers]
+    assert all(layer.get_base_layer().weight is weight for layer, weight in zip(layers, before, strict=True))
+    for layer, weight, was in zip(layers, found, before, strict=True):
+        layer.merge()
+        assert weight.dtype == dtype and torch.equal(weight, layer.get_base_layer().weight) and weight is not was
+
+
 def test_weights_come_back_after_an_error_and_merged_ones_stay_while_the_module_is_away():
     subject = with_lora()
     model, before = subject.model, frozen(subject.modules)

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, CacheMixin, ModelMixin
+from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading
+from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor, nn
 
 import families
@@ -144,3 +146,54 @@ def test_the_keeper_knows_which_iterations_called_what(keeper: GateKeeper) -> No
     assert keeper.iterations_by_module() == {"transformer": [0, 1, 2]}
     keeper.forget()
     assert keeper.iterations_by_module() == {}
+
+
+class Cached(ModelMixin, CacheMixin):
+    """A diffusers model with blocks, one of them listed twice, and a hook that holds a state where there is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing: nn.Module | None = None
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(2, 2), nn.ReLU()) for _ in range(3))
+        self.again = self.blocks[1]
+
+
+class Counting(ModelHook):
+    """How often its state was reset."""
+
+    _is_stateful = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resets = 0
+
+    def reset_state(self, module: nn.Module) -> nn.Module:
+        self.resets += 1
+        return module
+
+
+def test_what_diffusers_asks_of_all_modules_within_a_gate_is_what_its_module_says(keeper: GateKeeper):
+    module = Cached()
+    gate: Any = ModuleGate(module, "denoiser", keeper)
+    assert list(gate.modules()) == list(module.modules()) and len(list(gate.modules())) == 11
+    assert gate.device == module.device == torch.device("cpu")
+    gate.to("meta")
+    assert gate.device == get_module_execution_device(gate) == torch.device("meta")
+    gate._reset_stateful_cache()
+    hook = Counting()
+    HookRegistry.check_if_exists_or_initialize(module.blocks[2][0]).register_hook(hook, "counting")
+    gate._reset_stateful_cache()
+    assert hook.resets == 1
+    plain: Any = ModuleGate(Doubling(), "other", keeper)
+    assert not hasattr(plain, "_reset_stateful_cache") and not hasattr(plain, "device")
+
+
+def test_a_group_that_is_offloaded_says_where_its_inputs_go(keeper: GateKeeper):
+    module, here = Cached(), torch.device("cpu")
+    gate: Any = ModuleGate(module, "denoiser", keeper)
+    apply_group_offloading(module, here, here, offload_type="leaf_level")
+    registries = [part._diffusers_hook for part in module.modules() if hasattr(part, "_diffusers_hook")]
+    hooks = [hook for registry in registries for hook in registry.hooks.values() if hasattr(hook, "config")]
+    assert hooks and gate.device == here
+    hooks[0].config.onload_device = torch.device("meta")  # a device that every machine has
+    assert gate.device == module.device == torch.device("meta")
