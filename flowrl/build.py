@@ -9,7 +9,19 @@ import torch
 from torch import Tensor
 
 from flowrl import names
-from flowrl.contracts import Drawing, Explore, Explored, Objective, Policy, Prompt, Rollout, Samples, Score
+from flowrl.contracts import (
+    ALONE,
+    Drawing,
+    Explore,
+    Explored,
+    Objective,
+    Policy,
+    Prompt,
+    Ranks,
+    Rollout,
+    Samples,
+    Score,
+)
 from flowrl.core.advantages import advantage_metrics, combined_reward, group_stats
 from flowrl.core.budget import Budget
 from flowrl.core.credit import row_advantages
@@ -240,13 +252,14 @@ def build_budget(recipe: Recipe, scorer: Scorer) -> Budget | None:
     return Budget(recipe.train.group, given.limit, given.kind, given.std, value)
 
 
-def build_explore(recipe: Recipe, scorer: Scorer, unfinished: Any = None) -> Explore | None:
-    """How samples are drawn in more than one go; None where they are drawn plainly. unfinished: of earlier draws."""
-    draw = kind_of(recipe).building.exploration(recipe, unfinished)
+def build_explore(recipe: Recipe, scorer: Scorer, unfinished: Any = None, ranks: Ranks = ALONE) -> Explore | None:
+    """How samples are drawn in more than one go; None where they are drawn plainly. unfinished: of earlier draws;
+    ranks: those that draw together."""
+    draw = kind_of(recipe).building.exploration(recipe, unfinished, ranks)
     if draw is None:
         return None
 
-    def explore(policy: Policy, drawing: Drawing, score: Score) -> Explored:
+    def explore(policy: Policy, drawing: Drawing, score: Score) -> Explored | None:
         def score_all(samples: Samples) -> tuple[dict[str, Tensor], Tensor]:
             rewards = score(samples)
             counted = counted_rewards(scorer.specs, rewards, samples.prompts, samples.group, samples)

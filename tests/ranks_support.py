@@ -56,6 +56,10 @@ LIMIT = "{use: ranks_support.loses, required: true, failure_limit: 0.05}"
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "noised": ("quickstart", (*STEPS, ONE, "train.keep=2")),
     "tokens": ("tiny_lm_grpo", (*TOKENS, "train.prompts=5", ONE, "train.refill=2", "train.keep=2")),
+    "invariant": (  # each row by itself, so that a look is as many calls as a rank has rows
+        "tiny_lm_grpo",
+        (*TOKENS, "train.prompts=3", ONE, "rollout.batch_invariant=true"),
+    ),
     "critic": ("tiny_lm_grpo", (*TOKENS, "train.prompts=4", "objective.preset=ppo", "advantage.scale=batch")),
     "back": (
         "tiny_lm_grpo",
@@ -98,6 +102,14 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
         "tiny_lm_grpo",
         (*TOKENS, "train.prompts=3", ONE, "objective.kl=0.04", "train.micro_batch=auto", "train.iterations=3"),
     ),
+    "partial": (
+        "tiny_lm_grpo",
+        (*TOKENS, "train.prompts=5", ONE, "generation.partial=3", "train.iterations=4", "checkpoint.every=1"),
+    ),
+    "served": (  # rollout.engine says by whom
+        "tiny_lm_grpo",
+        (*TOKENS, "train.prompts=3", ONE, "train.refill=1", "checkpoint.every=1", "train.iterations=3"),
+    ),
     "debate": ("tiny_debate", (*TOKENS, "train.prompts=3", ONE)),
     "masked": ("tiny_papo", (*LOOKS, ONE)),
     "noisy": ("tiny_noisy", (*LOOKS, ONE, "views.noisy.draws=2")),
@@ -111,8 +123,8 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
         (*TOKENS, "train.prompts=2", ONE, "parallel.wait=3", "rewards.own={use: ranks_support.hangs}"),
     ),
 }
-BESIDE = ("failing", "losing", "hanging", "breaking", "quickstart", "wan")  # what is not compared
-ENDING = BESIDE[:4]  # runs that do not come to their end
+BESIDE = ("served", "failing", "losing", "hanging", "breaking", "quickstart", "wan")  # what is not compared
+ENDING = BESIDE[:5]  # runs that do not come to their end
 WITHIN = 2e-6  # of metrics that are no log-ratio: float32 sums in another order
 # how far rewards may lie apart, and how many times as far as others metrics and weights
 WIDER = {"pairs": (0.0, 50.0)}  # a margin is beta = 100 times a difference of errors

@@ -16,7 +16,7 @@ from flowrl.commands.failures import (
 from flowrl.names import UserError
 
 if TYPE_CHECKING:
-    from flowrl.core.ranks import Ranks
+    from flowrl.contracts import Ranks
     from flowrl.recipe.schema import Recipe
 
 
@@ -62,7 +62,7 @@ def check_before_launch(recipe: "Recipe", number: int) -> None:
 def joined(wait: float) -> "Iterator[Ranks]":
     """The ranks that this process belongs to, by itself where no launcher has started others."""
     if not is_rank():
-        from flowrl.core.ranks import ALONE
+        from flowrl.contracts import ALONE
 
         yield ALONE
         return

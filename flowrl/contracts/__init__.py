@@ -8,6 +8,7 @@ looks.py       policies, and what they show of their rollouts
 objectives.py  losses, and what they are given
 exploration.py  samples drawn in more than one go
 conversations.py  turns of a model, tools, environments
+ranks.py       processes that train together
 """
 
 from flowrl.contracts.conversations import (
@@ -43,9 +44,11 @@ from flowrl.contracts.looks import (
     Weights,
 )
 from flowrl.contracts.objectives import Batch, Need, Objective, Together
+from flowrl.contracts.ranks import ALONE, OneRank, Ranks
 from flowrl.contracts.samples import Credit, Message, NoTruth, Prompt, Reward, Rollout, Samples, Steps, StepScores
 
 __all__ = [
+    "ALONE",
     "ENDS",
     "Batch",
     "Call",
@@ -65,6 +68,7 @@ __all__ = [
     "Need",
     "NoTruth",
     "Objective",
+    "OneRank",
     "PlanT",
     "Policy",
     "Progress",
@@ -72,6 +76,7 @@ __all__ = [
     "ModelsFault",
     "Picture",
     "Prompt",
+    "Ranks",
     "Reward",
     "RewardOf",
     "Rollout",

@@ -16,7 +16,8 @@ Score = Callable[[Samples], dict[str, Tensor]]  # every reward of samples, [B] b
 class Drawing:
     """What is to be drawn: `group` samples of each prompt by a plan, as in a plain rollout.
 
-    first: the number from which on samples of a prompt name their noise; the run reserves enough of them.
+    first: the number from which on samples of a prompt name their noise; the run reserves enough of them. own: where
+    ranks draw together, the positions of the prompts that this one draws (None: all).
     """
 
     prompts: Sequence[Prompt]
@@ -25,14 +26,25 @@ class Drawing:
     seed: int
     first: int
     progress: Progress | None = None
+    own: Sequence[int] | None = None
+
+    @property
+    def here(self) -> Sequence[Prompt]:
+        """The prompts that are drawn by this rank."""
+        return self.prompts if self.own is None else [self.prompts[i] for i in self.own]
 
 
 class Explored(NamedTuple):
-    """A rollout, its rewards [B] by name, where they are known already, and metrics of how it came about."""
+    """A rollout, its rewards [B] by name, where they are known already, and metrics of how it came about.
+
+    at: where its groups are not those of the drawing's prompts, their places among the groups that all ranks give.
+    """
 
     rollout: Rollout
     rewards: dict[str, Tensor] | None
     metrics: dict[str, float]
+    at: Sequence[int] | None = None
 
 
-Explore = Callable[[Any, Drawing, Score], Explored]  # of a policy
+# of a policy; None: where ranks draw together, this one has nothing
+Explore = Callable[[Any, Drawing, Score], Explored | None]

@@ -66,12 +66,14 @@ class Draw:
 
 
 class Drawn(NamedTuple):
-    """A rollout, its rewards [B], and metrics of how it came about; adv [R], where its samples came with it."""
+    """A rollout, its rewards [B], and metrics of how it came about; adv [R], where its samples came with it; at: see
+    `Explored`."""
 
     rollout: Rollout
     rewards: dict[str, Tensor]
     told: Metrics
     adv: Tensor | None = None
+    at: Sequence[int] | None = None
 
 
 @dataclass
@@ -101,8 +103,9 @@ class LocalEngine(Generic[PlanT]):
 
     score gives every reward [B] by name. progress, finished: see `Policy.rollout`. sampling: the policy draws within
     what it gives, which chooses the weights. baseline: a plan that draws one further sample of each prompt, the
-    likeliest, whose rewards are `Rollout.baseline`. explore: draws the samples in the place of a plain rollout. fill:
-    adds to a rollout what advantages read beside rewards.
+    likeliest, whose rewards are `Rollout.baseline`. explore: draws the samples in the place of a plain rollout;
+    together: it waits for other ranks, and is given all prompts with the positions of this rank's. fill: adds to a
+    rollout what advantages read beside rewards.
     """
 
     policy: Policy[PlanT]
@@ -118,27 +121,35 @@ class LocalEngine(Generic[PlanT]):
     baseline: PlanT | None = None
     explore: Explore | None = None
     fill: Callable[[Rollout], None] | None = None
+    together: bool = False
 
     def draw(self, prompts: Sequence[Prompt], first: int, group: int | None = None) -> Draw:
         """The groups of these prompts, whose samples take the numbers of noise from `first` on. group: their size,
         where it is another."""
         drawn = self.drawn(prompts, first, group)
+        assert drawn is not None  # one process draws something
         with self.clock.phase("score"):
             adv, metrics = self.advantage(drawn.rewards, drawn.rollout)
         return Draw(drawn.rollout, drawn.rewards, adv, metrics | drawn.told)
 
     def drawn(
         self, prompts: Sequence[Prompt], first: int, group: int | None = None, own: Sequence[int] | None = None
-    ) -> Drawn:
-        """As `draw`, before there are advantages. own: positions of the prompts that are drawn here (None: all)."""
-        prompts = prompts if own is None else [prompts[i] for i in own]
-        rewards, told = None, dict[str, float]()
+    ) -> Drawn | None:
+        """As `draw`, before there are advantages. own: positions of the prompts that are drawn here (None: all).
+
+        None where ranks draw `together`, and this one has nothing."""
+        everyone, prompts = prompts, prompts if own is None else [prompts[i] for i in own]
+        rewards, told, at = None, dict[str, float](), None
         with self.clock.phase("rollout"), self.sampling():
             if self.explore is None:
                 rollout = self.roll(prompts, group or self.group, first)
             else:
-                what = Drawing(prompts, group or self.group, self.plan, self.seed, first, self.progress)
-                rollout, rewards, told = self.explore(self.policy, what, self.score)
+                of = (everyone, own) if self.together else (prompts, None)
+                what = Drawing(of[0], group or self.group, self.plan, self.seed, first, self.progress, of[1])
+                found = self.explore(self.policy, what, self.score)
+                if found is None:
+                    return None
+                rollout, rewards, told, at = found
             greedy = None if self.baseline is None else self._greedy(prompts, self.baseline, first)
         if self.fill is not None:
             with self.clock.phase("values"):
@@ -156,7 +167,7 @@ class LocalEngine(Generic[PlanT]):
                 rollout.baseline = {
                     name: value.repeat_interleave(group or self.group) for name, value in scores.items()
                 }
-        return Drawn(rollout, rewards, told)
+        return Drawn(rollout, rewards, told, at=at)
 
     def roll(self, prompts: Sequence[Prompt], number: int, first: int) -> Rollout:
         """The rollout of so many samples of each of these prompts, under the weights of now."""

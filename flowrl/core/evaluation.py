@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Conversation, LogProbs, Policy, Progress, Prompt, Samples, View
+from flowrl.contracts import ALONE, Conversation, LogProbs, Policy, Progress, Prompt, Ranks, Samples, View
 from flowrl.core.backward import fill_reference
 from flowrl.core.engine import PlanT
-from flowrl.core.ranks import ALONE, Ranks
 from flowrl.core.repeated import repeated
 from flowrl.media.sounds import spectrogram_pictures
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Looks, Objective, Progress, Rollout, View
+from flowrl.contracts import ALONE, Looks, Objective, Progress, Ranks, Rollout, View
 from flowrl.core.backward import fill_old, fill_reference, fill_shown
 from flowrl.core.objectives.mismatch import SHOWN, mismatch
-from flowrl.core.ranks import ALONE, Ranks, own_rows
+from flowrl.core.ranks import own_rows
 from flowrl.core.values import Critic
 
 

@@ -14,13 +14,24 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Explore, Looks, Objective, Policy, Progress, Prompt, RewardOf, Rollout, Samples
+from flowrl.contracts import (
+    ALONE,
+    Explore,
+    Looks,
+    Objective,
+    Policy,
+    Progress,
+    Prompt,
+    Ranks,
+    RewardOf,
+    Rollout,
+    Samples,
+)
 from flowrl.core.budget import Budget, topped_up
 from flowrl.core.engine import Advantage, Clock, GivenEngine, LocalEngine, Metrics, MixedEngine, PlanT, SamplesOf
 from flowrl.core.filling import filling
 from flowrl.core.learner import Learner
 from flowrl.core.ranked import RankedEngine, RankedLooks
-from flowrl.core.ranks import ALONE, Ranks
 from flowrl.core.refill import JoinedPolicy, kept_draw, kept_groups, whole_draw
 from flowrl.core.selection import prune_width, selected_rows, without_rows, without_silent
 from flowrl.core.terms import Term
@@ -62,6 +73,7 @@ def iterate(
     baseline_plan: PlanT | None = None,
     budget: Budget | None = None,
     explore: Explore | None = None,
+    together: bool = False,
     critic: Critic | None = None,
     resample: Callable[[Rollout, Tensor, dict[str, Tensor]], tuple[Rollout, Tensor]] | None = None,
     terms: Callable[[Rollout, dict[str, Tensor], Tensor], Sequence[Term]] | None = None,
@@ -76,7 +88,8 @@ def iterate(
     prompts, which a refill needs. progress, finished: see `Policy`; reward_of: see `Batch`. samples_of: gives the
     samples of a prompt and their scores, which are taken as advantages; nothing is drawn then, and nothing scored, but
     with `settings.share`, where they are some of the samples that are scored.
-    baseline_plan: draws a further sample of each prompt; explore: draws the samples in another way; see `LocalEngine`.
+    baseline_plan: draws a further sample of each prompt; explore: draws the samples in another way, together: and waits
+    for other ranks as it does; see `LocalEngine`.
     budget: gives hard prompts more samples, which take the numbers of noise behind those of their group. critic: gives
     the values that advantages read, and is fitted to the returns; in its first `warmup` iterations it alone learns.
     resample: gives the rollout as its rows are drawn anew, with their advantages, before anything learns from them.
@@ -100,6 +113,7 @@ def iterate(
         baseline_plan,
         explore,
         filling(policy, critic, settings.kl_in_reward, settings.at_once, progress),
+        together,
     )
     engine: GivenEngine[PlanT] | MixedEngine[PlanT] | LocalEngine[PlanT] | RankedEngine = local
     if samples_of is not None and settings.share is None:
@@ -108,7 +122,9 @@ def iterate(
         engine = MixedEngine(local, policy, samples_of, settings.share or 0.0, settings.pool)  # pyright: ignore
     looks: Looks = policy
     if ranks.size > 1:
-        engine, looks = RankedEngine(engine, advantage, clock, ranks, settle, settings.pool), RankedLooks(policy)
+        waits = together and engine is local
+        engine = RankedEngine(engine, advantage, clock, ranks, settle, settings.pool, waits)
+        looks = RankedLooks(policy)
     one = looks
     draws, ended = [engine.draw(prompts, first)], settings.skip_truncated
     while more is not None and len(draws) <= settings.refill and (missing := len(prompts) - kept_groups(draws, ended)):

@@ -19,6 +19,7 @@ from flowrl.contracts import (
     Looks,
     Progress,
     Prompt,
+    Ranks,
     Rollout,
     Samples,
     Valued,
@@ -26,7 +27,7 @@ from flowrl.contracts import (
     Visit,
 )
 from flowrl.core.engine import Advantage, Clock, Draw, Drawn
-from flowrl.core.ranks import Ranks, shares, weighed_means
+from flowrl.core.ranks import shares, weighed_means
 from flowrl.core.refill import join_rollouts, of_prompts
 
 PIXELS = ("images", "video", "audio")  # of samples, what stays where it was drawn
@@ -42,7 +43,7 @@ class Draws(Protocol):
 
     def drawn(
         self, prompts: Sequence[Prompt], first: int, group: int | None = None, own: Sequence[int] | None = None
-    ) -> Drawn:
+    ) -> Drawn | None:
         """See `LocalEngine.drawn`."""
         ...
 
@@ -63,7 +64,8 @@ class RankedEngine:
     """Draws the groups of prompts together with other ranks; `local` draws those of this one.
 
     samples: of all that were drawn here so far, with their pixels. settle: is called by all ranks alike once all have
-    scored, and may raise. block: prompts beside each other whose samples are compared, which one rank draws.
+    scored, and may raise. block: prompts beside each other whose samples are compared, which one rank draws. together:
+    ranks wait for each other as they draw, so that those without a prompt are asked too.
     """
 
     local: Draws
@@ -72,6 +74,7 @@ class RankedEngine:
     ranks: Ranks
     settle: Callable[[], None] = lambda: None
     block: int = 1
+    together: bool = False
 
     def __post_init__(self) -> None:
         self.samples: list[Samples] = []
@@ -79,7 +82,7 @@ class RankedEngine:
     def draw(self, prompts: Sequence[Prompt], first: int, group: int | None = None) -> Draw:
         """The groups of these prompts, equal on every rank but for what the rollout's `replay` holds."""
         mine = shares([prompt.id for prompt in prompts], self.ranks.size, self.block)[self.ranks.rank]
-        own = self.local.drawn(prompts, first, group, mine) if mine else None
+        own = self.local.drawn(prompts, first, group, mine) if mine or self.together else None
         if own is not None:
             self.samples.append(own.rollout.samples)
         with self.clock.phase("score"):
@@ -135,10 +138,14 @@ class RankedLooks:
 
 @dataclass
 class _Light:
-    """What a rank tells of its groups: all but pixels and what its policy stored. at: the positions of its prompts."""
+    """What a rank tells of its groups: all but pixels and what its policy stored.
+
+    at: the positions of its prompts; prompts: these, where they are not those of the draw.
+    """
 
     drawn: Drawn
-    at: list[int]
+    at: Sequence[int]
+    prompts: Sequence[Prompt] = ()
 
     @staticmethod
     def of(drawn: Drawn, at: list[int]) -> "_Light":
@@ -146,7 +153,10 @@ class _Light:
         none = {"prompts": [Prompt("", "")] * len(samples), **dict.fromkeys(PIXELS)}  # every rank has the prompts
         talks = None if samples.talks is None else [_without_pictures(talk) for talk in samples.talks]
         light = replace(drawn.rollout, samples=replace(samples, talks=talks, **none), replay=None)
-        return _Light(drawn._replace(rollout=light), at)
+        if drawn.at is None:
+            return _Light(drawn._replace(rollout=light), at)
+        own = dict(zip(samples.group.tolist(), samples.prompts, strict=True))
+        return _Light(drawn._replace(rollout=light), drawn.at, [own[i] for i in range(len(drawn.at))])
 
     def places(self) -> Tensor:
         """Where the rows stand among those of all prompts, int64."""
@@ -163,6 +173,9 @@ def _whole(parts: Sequence[_Light], prompts: Sequence[Prompt]) -> Drawn:
     rollouts = [part.drawn.rollout for part in parts]
     joined = join_rollouts(rollouts, [torch.arange(len(part.at)) for part in parts])
     order = torch.tensor([i for part in parts for i in part.at]).argsort()
+    if parts[0].prompts:
+        told = [prompt for part in parts for prompt in part.prompts]
+        prompts = [told[i] for i in order.tolist()]
     rows, at = of_prompts(order, joined, "rows"), of_prompts(order, joined, "samples")
     samples = joined.samples[at.tolist()]
     each = len(at) // len(prompts)

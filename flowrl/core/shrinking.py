@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from flowrl.core.ranks import ALONE, Ranks
+from flowrl.contracts import ALONE, Ranks
 
 T = TypeVar("T")
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Looks, Objective, Progress, Rollout
+from flowrl.contracts import ALONE, Looks, Objective, Progress, Ranks, Rollout
 from flowrl.core.backward import StepLoss, fill_reference
 from flowrl.core.filling import parts
-from flowrl.core.ranks import ALONE, Ranks, own_rows
+from flowrl.core.ranks import own_rows
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Looks, Objective, Progress, RewardOf, Rollout
+from flowrl.contracts import ALONE, Looks, Objective, Progress, Ranks, RewardOf, Rollout
 from flowrl.core.backward import StepLoss, backward, fill_reference, with_step_weights
 from flowrl.core.backward_noised import backward_noised, chunks
 from flowrl.core.backward_pull import backward_pull
@@ -19,7 +19,7 @@ from flowrl.core.filling import parts, weighed
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.pairs import companions
-from flowrl.core.ranks import ALONE, Ranks, balance, own_rows, whole_gradient, whole_metrics
+from flowrl.core.ranks import balance, own_rows, whole_gradient, whole_metrics
 from flowrl.core.scaling import LEAST
 from flowrl.core.selection import WidthPruning, moved_rows, rank_shares
 from flowrl.core.shrinking import MicroBatch

@@ -61,10 +61,13 @@ class Drawn:
 
 
 class Connection:
-    """A server and how often it had to be asked again. Raises UserError for a token that is not there."""
+    """A server and how often it had to be asked again. url: which of those of the keys (None: the first).
 
-    def __init__(self, keys: EngineKeys):
-        self.keys, self.retried = keys, 0
+    Raises UserError for a token that is not there.
+    """
+
+    def __init__(self, keys: EngineKeys, url: str | None = None):
+        self.keys, self.url, self.retried = keys, url or keys.urls[0], 0
         self._lock = threading.Lock()
         self.headers = {"Content-Type": "application/json"}
         if keys.token_env is not None:
@@ -82,7 +85,7 @@ class Connection:
         Raises EngineError where that does not help and for a refusal, UnknownWeightsError for status 404.
         """
         method, data = ("GET", b"") if body is None else ("POST", json.dumps(body).encode())
-        url, left, rest = self.keys.url, self.keys.retries, FIRST_REST
+        url, left, rest = self.url, self.keys.retries, FIRST_REST
         while True:
             try:
                 status, after, answer = exchange(server(url), method, path, data, self.headers, self.keys.timeout)

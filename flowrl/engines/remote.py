@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from flowrl.contracts import Drawing, Explored, Progress, Prompt, View
+from flowrl.contracts import ALONE, Drawing, Explored, Progress, Prompt, Ranks, Rollout, View
 from flowrl.engines import client
 from flowrl.engines.client import Connection, Drawn, EngineError, UnknownWeightsError, Wanted
 from flowrl.engines.pictures import messages_of
@@ -37,17 +37,39 @@ ASKED = 64  # of the longest prompts, whose ids are counted against the server's
 
 
 class Engine:
-    """A server that draws for a policy. model: what it calls the model that the policy began as."""
+    """Servers that draw for a policy, alike. model: what they call the model that the policy began as."""
 
     def __init__(self, keys: EngineKeys, model: str):
         self.keys, self.model = keys, keys.model or model
-        self.to = Connection(keys)
+        self.to = [Connection(keys, url) for url in keys.urls]
         self.courier = Courier(self.to, keys.weights)
+        self.concurrent = keys.concurrent  # requests of this rank at once
         self._mending = threading.Lock()
 
-    def draw(self, policy: LanguagePolicy, drawing: Drawing) -> Explored:
-        """The groups of these prompts, under the policy's weights of now. Raises EngineError where none came."""
-        start, retried = time.perf_counter(), self.to.retried
+    def draw(self, policy: LanguagePolicy, drawing: Drawing, ranks: Ranks = ALONE) -> Explored | None:
+        """The groups of these prompts, under the policy's weights of now; None where none of them is of this rank.
+
+        All ranks call it. Raises EngineError where no completions came.
+        """
+        start, retried = time.perf_counter(), self._retried
+        version = self.courier.bring(policy, ranks)
+        brought = time.perf_counter()
+        self.concurrent = max(1, self.keys.concurrent // ranks.size)
+        if not drawing.here:
+            return None
+        drawn = self._rows_of if policy.conversations is None else self._talks_of
+        rollout = drawn(policy, replace(drawing, prompts=drawing.here, own=None), version)
+        # metrics are joined as means over prompts, of which this number's is the sum over ranks
+        retries = (self._retried - retried) * len(drawing.prompts) / len(drawing.here)
+        metrics = {"engine/retries": retries, "time_engine_weights": brought - start}
+        return Explored(rollout, None, metrics | {"time_engine_draw": time.perf_counter() - brought})
+
+    @property
+    def _retried(self) -> int:
+        return sum(to.retried for to in self.to)
+
+    def _rows_of(self, policy: LanguagePolicy, drawing: Drawing, version: str, to: Connection | None = None) -> Rollout:
+        """One completion a row, drawn by that server (None: by all)."""
         members = range(drawing.first, drawing.first + drawing.group)
         keys = group_keys(drawing.seed, [prompt.id for prompt in drawing.prompts], members)
         rows = policy.start(drawing.prompts, keys, drawing.plan)
@@ -55,28 +77,16 @@ class Engine:
             raise UserError(
                 "rollout.engine.use: got 'sglang', but pictures go to vllm alone; set another, or engine=null"
             )
-        version = self.courier.bring(policy)
-        brought = time.perf_counter()
-        group = torch.arange(len(drawing.prompts)).repeat_interleave(drawing.group)
-        self.go_on(policy, rows, drawing.plan, progress=drawing.progress, version=version)
-        rollout = policy.completed(rows, group, drawing.plan)
-        return Explored(rollout, None, self._told(start, brought, retried))
+        self.go_on(policy, rows, drawing.plan, progress=drawing.progress, version=version, to=to)
+        return policy.completed(rows, torch.arange(len(keys)).repeat_interleave(drawing.group), drawing.plan)
 
-    def converse(self, policy: LanguagePolicy, drawing: Drawing) -> Explored:
-        """The same of conversations: each turn is drawn there, and answered here."""
-        start, retried, speaks = time.perf_counter(), self.to.retried, policy.conversations
+    def _talks_of(self, policy: LanguagePolicy, drawing: Drawing, version: str) -> Rollout:
+        """Conversations: each turn is drawn there, and answered here."""
+        speaks = policy.conversations
         assert speaks is not None
-        version = self.courier.bring(policy)
-        brought = time.perf_counter()
         draw = partial(self.go_on, version=version)
         given = drawing.prompts, drawing.group, drawing.plan, drawing.seed, drawing.first, drawing.progress
-        rollout = speaks.rollout(policy, *given, draw=draw)
-        return Explored(rollout, None, self._told(start, brought, retried))
-
-    def _told(self, start: float, brought: float, retried: int) -> dict[str, float]:
-        """Metrics of a rollout that began at `start`, and whose weights were there at `brought`."""
-        metrics = {"engine/retries": float(self.to.retried - retried), "time_engine_weights": brought - start}
-        return metrics | {"time_engine_draw": time.perf_counter() - brought}
+        return speaks.rollout(policy, *given, draw=draw)
 
     def go_on(
         self,
@@ -88,8 +98,9 @@ class Engine:
         keep: bool = False,
         progress: Progress | None = None,
         version: str,
+        to: Connection | None = None,
     ) -> None:
-        """Has the server draw on in rows; see `rows.go_on`. keep is not used: the server has a cache of its own.
+        """Has the servers, or this one, draw on in rows; see `rows.go_on`. keep is not used: a server has its cache.
 
         Raises UserError for a row that was shown a picture behind its prompt: the server would write its tokens anew.
         """
@@ -101,10 +112,11 @@ class Engine:
             )
         if not waiting:
             return
-        with ThreadPoolExecutor(min(self.keys.concurrent, len(waiting)), "engine") as threads:
+        with ThreadPoolExecutor(min(self.concurrent, len(waiting)), "engine") as threads:
             short = [replace(plan, max_new_tokens=limits[i] - len(rows[i].ids)) for i in waiting]
             asked = [
-                threads.submit(self._row, policy, rows[i], own, version) for i, own in zip(waiting, short, strict=True)
+                threads.submit(self._row, policy, rows[i], own, version, to or self._server_of(rows[i]))
+                for i, own in zip(waiting, short, strict=True)
             ]
             try:
                 for i, ask in zip(waiting, asked, strict=True):
@@ -117,7 +129,11 @@ class Engine:
                 for ask in asked:
                     ask.cancel()
 
-    def _row(self, policy: Any, row: Row, plan: Generation, version: str) -> Drawn:
+    def _server_of(self, row: Row) -> Connection:
+        """Who draws a row, in all of its turns: those of a group are spread evenly."""
+        return self.to[(replace(row.key, index=0).number("server") + row.key.index) % len(self.to)]
+
+    def _row(self, policy: Any, row: Row, plan: Generation, version: str, to: Connection) -> Drawn:
         """What is drawn on in one row, by the weights of this version. plan: with what is left of its limit."""
         chat = (messages_of(policy.encode, row.asked or row.prompt), policy.encode.arguments) if row.inputs else None
         seed = row.key.number("tokens", *([len(row.ids)] if row.ids else []))  # each turn has noise of its own
@@ -126,62 +142,75 @@ class Engine:
         problem = ""
         for _ in range(2):
             try:
-                drawn = COMPLETE[self.keys.use](self.to, version, wanted)
+                drawn = COMPLETE[self.keys.use](to, version, wanted)
                 if drawn.version in (None, version):
-                    _refuse_unfit(policy, wanted, drawn, self.keys.url)
+                    _refuse_unfit(policy, wanted, drawn, to.url)
                     return drawn
                 problem = f"drew with the weights {drawn.version!r}, where {version!r} were asked for"
             except UnknownWeightsError as error:
                 problem = str(error)
             with self._mending:  # it was started anew, or somebody else brought others: one request brings ours again
-                self.courier.bring(policy, again=True)
-        raise EngineError(f"rollout.engine: {self.keys.url} {problem}; let no other run use this server")
+                self.courier.load(to, version)
+        raise EngineError(f"rollout.engine: {to.url} {problem}; let no other run use this server")
 
     # ------------------------------------------------------------------ before a run
 
-    def check(self, policy: LanguagePolicy, prompts: Sequence[Prompt], plan: Generation) -> None:
+    def check(self, policy: LanguagePolicy, prompts: Sequence[Prompt], plan: Generation, ranks: Ranks = ALONE) -> None:
         """Refuses a server that serves another model, reads texts otherwise, or takes shorter ones.
 
-        Raises UserError, in one line, or EngineError where it does not answer.
+        All ranks call it: each has to reach every server, and the first one looks at the rest. Raises UserError, in one
+        line, or EngineError where one does not answer.
         """
-        limit = self._served()
         longest = sorted(prompts, key=lambda p: len(p.text) + sum(len(m["content"]) for m in p.messages))[-ASKED:]
+        for to in self.to:
+            limit = self._served(to)
+            if ranks.rank == 0:
+                self._check_reading(policy, longest, plan, to, limit)
+        version = self.courier.bring(policy, ranks)
+        for to in self.to if ranks.rank == 0 else ():
+            gap = self._gap(policy, [longest[-1], replace(longest[0], id=f"{longest[0].id} (2)")], plan, version, to)
+            if not gap <= MAX_MEAN_GAP:
+                raise UserError(
+                    f"rollout.engine: {to.url} gives its tokens log-probs that are {gap:.2g} off those of the model "
+                    f"here on average (accepted: {MAX_MEAN_GAP:g}); serve the same weights, and log-probs at the "
+                    "temperature (vLLM: --logprobs-mode processed_logprobs)"
+                )
+
+    def _check_reading(
+        self, policy: LanguagePolicy, longest: Sequence[Prompt], plan: Generation, to: Connection, limit: int | None
+    ) -> None:
+        """Raises UserError where a server takes too few tokens, or reads a text as other ones."""
         needed = max(len(policy.encode.row(p, policy.stop)[0]) for p in longest) + plan.max_new_tokens
         if limit is not None and needed > limit:
             raise UserError(
-                f"rollout.engine: {self.keys.url} takes {limit} tokens, prompt and completion, and the longest prompt "
+                f"rollout.engine: {to.url} takes {limit} tokens, prompt and completion, and the longest prompt "
                 f"needs {needed}; raise its limit (--max-model-len, --context-length), or lower generation."
                 "max_new_tokens"
             )
         for prompt in (longest[-1], longest[0]):
             own = list(policy.tokenizer(prompt.text)["input_ids"])
-            there = TOKENS[self.keys.use](self.to, self.model, prompt.text)
+            there = TOKENS[self.keys.use](to, self.model, prompt.text)
             if own != there:
                 raise UserError(
-                    f"rollout.engine: {self.keys.url} reads {prompt.text[:60]!r} as the ids {_few(there)}, the model "
+                    f"rollout.engine: {to.url} reads {prompt.text[:60]!r} as the ids {_few(there)}, the model "
                     f"here as {_few(own)}; serve the same model with its own tokenizer"
                 )
-        gap = self._gap(policy, [longest[-1], replace(longest[0], id=f"{longest[0].id} (2)")], plan)
-        if not gap <= MAX_MEAN_GAP:
-            raise UserError(
-                f"rollout.engine: {self.keys.url} gives its tokens log-probs that are {gap:.2g} off those of the model "
-                f"here on average (accepted: {MAX_MEAN_GAP:g}); serve the same weights, and log-probs at the "
-                "temperature (vLLM: --logprobs-mode processed_logprobs)"
-            )
 
-    def _served(self) -> int | None:
-        """How many tokens the server takes. Raises UserError where it does not serve the model."""
-        served = self.to.ask("/v1/models", use=lambda answer: {one["id"]: one for one in answer["data"]})
+    def _served(self, to: Connection) -> int | None:
+        """How many tokens a server takes. Raises UserError where it does not serve the model."""
+        served = to.ask("/v1/models", use=lambda answer: {one["id"]: one for one in answer["data"]})
         if self.model not in served:
             raise UserError(
-                f"rollout.engine.model: {self.keys.url} does not serve {self.model!r}; accepted: {', '.join(served)}"
+                f"rollout.engine.model: {to.url} does not serve {self.model!r}; accepted: {', '.join(served)}"
             )
         return served[self.model].get("max_model_len")
 
-    def _gap(self, policy: LanguagePolicy, prompts: Sequence[Prompt], plan: Generation) -> float:
+    def _gap(
+        self, policy: LanguagePolicy, prompts: Sequence[Prompt], plan: Generation, version: str, to: Connection
+    ) -> float:
         """The mean |log-prob here - log-prob there| of two short completions, drawn without any cut."""
         short = Generation(min(PROBE_TOKENS, plan.max_new_tokens), plan.scale)
-        rollout = self.draw(policy, Drawing(prompts, 1, short, 0, 0)).rollout
+        rollout = self._rows_of(policy, Drawing(prompts, 1, short, 0, 0), version, to)
         found: list[Any] = []
         with torch.no_grad():
             policy.look(rollout, torch.arange(len(prompts)), View(), found.append)
@@ -194,15 +223,17 @@ def engine_of(keys: EngineKeys, model: str) -> Engine:
     return Engine(keys, model)
 
 
-def check_engine(recipe: Recipe, policy: Any, prompts: Sequence[Prompt]) -> None:
-    """Refuses the recipe's server where it does not fit its model; nothing where none draws. See `Engine.check`."""
+def check_engine(recipe: Recipe, policy: Any, prompts: Sequence[Prompt], ranks: Ranks = ALONE) -> None:
+    """Refuses the recipe's servers where they do not fit its model; nothing where none draws. See `Engine.check`."""
     if recipe.rollout.engine is not None:
-        engine_of(recipe.rollout.engine, recipe.model).check(policy, prompts, plan_for(recipe, 0))
+        engine_of(recipe.rollout.engine, recipe.model).check(policy, prompts, plan_for(recipe, 0), ranks)
 
 
-def drawn_elsewhere(policy: LanguagePolicy, drawing: Drawing, score: object, *, engine: Engine) -> Explored:
-    """See `Engine.draw` and, with an environment, `Engine.converse`."""
-    return engine.draw(policy, drawing) if policy.conversations is None else engine.converse(policy, drawing)
+def drawn_elsewhere(
+    policy: LanguagePolicy, drawing: Drawing, score: object, *, engine: Engine, ranks: Ranks = ALONE
+) -> Explored | None:
+    """See `Engine.draw`."""
+    return engine.draw(policy, drawing, ranks)
 
 
 def _refuse_unfit(policy: LanguagePolicy, wanted: Wanted, drawn: Drawn, url: str) -> None:

@@ -69,6 +69,10 @@ class Sharded(Protocol):
         """Keeps the own part of the weights alone."""
         ...
 
+    def close(self) -> None:
+        """Behind a call in the middle of a backward: leaves the weights as behind any other call."""
+        ...
+
 
 class Weights(Protocol):
     """The copies of the weights by name; see core/copies.py."""
@@ -180,9 +184,11 @@ class Rounds:
             if due.kind == LOOK:
                 with torch.no_grad():
                     calls.idle()
+                self._sharded[due.module].close()
             elif due.kind == STEP:
                 with torch.enable_grad():
                     calls.graphs.append([leaf for leaf in _tensors(calls.idle()) if leaf.requires_grad])
+                self._sharded[due.module].close()
             else:
                 graph = calls.graphs.pop(0)
                 torch.autograd.backward(graph, [torch.zeros_like(leaf) for leaf in graph])

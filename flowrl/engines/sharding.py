@@ -102,6 +102,13 @@ class _Sharded:
             part.set_reshard_after_forward(self._reshard, recurse=False)
         self._flag()
 
+    def close(self) -> None:
+        """See `rounds.Sharded`. FSDP2 takes a call within a backward for one that computes activations again, and keeps
+        its weights."""
+        if self._reshard:
+            for part in self._parts:
+                part.reshard()
+
     def _flag(self) -> None:
         """What learns is told to: adapters that were off meanwhile told it to only one of parts and whole weights."""
         for name, parameter in self._module.named_parameters():
@@ -151,6 +158,12 @@ def share_out(
     warnings.filterwarnings("ignore", message=".*pre-backward hook.*", category=UserWarning)
     rounds = Rounds(ranks, [module for _, module, _ in shared], sharded, whole=keys.sampling == "whole", models=models)
     return ShardedRanks(ranks, rounds)
+
+
+def own_part(parameter: nn.Parameter) -> Tensor:
+    """The values of a parameter that this rank holds: all, or a part of them."""
+    value = parameter.detach()
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def repeated_blocks(name: str, module: nn.Module, named: Sequence[str] | None) -> list[nn.Module]:

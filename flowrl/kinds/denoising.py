@@ -89,6 +89,10 @@ class Denoising:
         """Of trees."""
         return recipe.sampler.tree is not None
 
+    def draws_together(self, recipe: Recipe) -> bool:
+        """No: each rank draws by itself."""
+        return False
+
     def check_ranks(self, recipe: Recipe) -> Iterator[RecipeError]:
         """Everything is done."""
         return iter(())

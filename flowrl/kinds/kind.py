@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from flowrl.checking.proofs.bench import Bench
     from flowrl.checking.proofs.proof import Proof
-    from flowrl.contracts import Coming, Prompt
+    from flowrl.contracts import Coming, Prompt, Ranks
     from flowrl.planning.costs import Arithmetic
     from flowrl.planning.sizes.flops import Flops
     from flowrl.planning.sizes.memory import Sizes
@@ -152,9 +152,11 @@ class Building(Protocol[P]):
         """What changes pictures as the recipe's view of that name does; of kinds that have views."""
         ...
 
-    def exploration(self, recipe: Recipe, unfinished: Any = None) -> Callable[..., Any] | None:
+    def exploration(
+        self, recipe: Recipe, unfinished: Any = None, ranks: Ranks | None = None
+    ) -> Callable[..., Any] | None:
         """A function (policy, drawing, score) where samples are drawn in more than one go; score gives the rewards of
-        samples, by name, and their weighted sum."""
+        samples, by name, and their weighted sum. ranks: those that draw together."""
         ...
 
 
@@ -245,6 +247,10 @@ class Kind(Protocol):
 
     def draws_in_parts(self, recipe: Recipe) -> bool:
         """Whether a prompt takes more numbers of noise than it has samples."""
+        ...
+
+    def draws_together(self, recipe: Recipe) -> bool:
+        """Whether ranks wait for each other as they draw."""
         ...
 
     def check_ranks(self, recipe: Recipe) -> Iterator[RecipeError]:

@@ -123,17 +123,18 @@ class Language:
         given, beside = section_of(recipe), drawing_view(recipe, "beside")
         return any(part is not None for part in (given.tree, given.again, recipe.roles, beside))
 
+    def draws_together(self, recipe: Recipe) -> bool:
+        """Of a server, which is brought the weights of all, and where a draw ends once any group is complete."""
+        return recipe.rollout.engine is not None or section_of(recipe).partial is not None
+
     def check_ranks(self, recipe: Recipe) -> Iterator[RecipeError]:
-        """Completions that go on in the next iteration, and those of a server."""
-        remedy = "leave it out, or train in one process"
-        if (goes_on := section_of(recipe).partial) is not None:
-            problem = f"got {goes_on}, but what goes on stays on its rank, and a draw ends once any group is complete"
-            yield RecipeError("generation.partial", problem, remedy)
-        if recipe.rollout.engine is not None:
-            problem = (
-                "given, but each rank would bring the server the weights, and take away those that others draw with"
-            )
-            yield RecipeError("rollout.engine", problem, remedy)
+        """What needs whole weights, or all calls of the model in one order, where ranks hold parts of them."""
+        engine = recipe.rollout.engine
+        if engine is not None and engine.use == "sglang" and recipe.lora is not None and recipe.parallel.kind == "fsdp":
+            problem = "got 'sglang', which is given a model with the adapters merged into whole weights, of which a "
+            problem += "rank has a part"
+            remedy = "set vllm, which is given the adapters, or parallel.kind=replicate"
+            yield RecipeError("rollout.engine.use", problem, remedy)
         agent = recipe.environment is not None and recipe.environment.agent is not None
         if agent and recipe.parallel.kind == "fsdp":
             problem = (

@@ -232,7 +232,7 @@ def lines(recipe: Recipe) -> list[str]:
     apart = [] if recipe.rollout.dtype is None else [f"{'':<12}drawn by a copy of the model in {recipe.rollout.dtype}"]
     engine = recipe.rollout.engine
     if engine is not None:
-        apart += [f"{'':<12}drawn by {engine.use} at {engine.url}; its log-probs are corrected for"]
+        apart += [f"{'':<12}drawn by {engine.use} at {', '.join(engine.urls)}; its log-probs are corrected for"]
     apart += [f"{'':<12}each row alone, the same bits in any batch"] if recipe.rollout.batch_invariant else []
     if recipe.rollout.cache == "static":
         apart += [f"{'':<12}keys and values in buffers of fixed size (rollout.cache), one compiled step a token"]

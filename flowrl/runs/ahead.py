@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager
 from itertools import chain
 from typing import Any
 
-from flowrl.contracts import Coming, Policy, Prompt
+from flowrl.contracts import ALONE, Coming, Policy, Prompt, Ranks
 from flowrl.core.expansion import Expansion
-from flowrl.core.ranks import ALONE, Ranks, shares
+from flowrl.core.ranks import shares
 from flowrl.kinds import kind_of
 from flowrl.recipe.schema import Recipe
 from flowrl.runs.phasing import Draws

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from flowrl.contracts import Policy
+from flowrl.contracts import ALONE, Policy, Ranks
 from flowrl.core.learner import Learner
-from flowrl.core.ranks import ALONE, Ranks
 from flowrl.core.values import Critic
 from flowrl.policies import adapters
 from flowrl.runs import checkpoints

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from flowrl.build import remembered
-from flowrl.contracts import Objective, Prompt, Rollout
+from flowrl.contracts import ALONE, Objective, Prompt, Ranks, Rollout
 from flowrl.core.objectives.terms import policy_share
 from flowrl.core.objectives.texts import TextLikelihood, TextPairs
 from flowrl.core.ranked import OwnPart, own_rollout
-from flowrl.core.ranks import ALONE, Ranks
 from flowrl.core.replay import SampleStore
 from flowrl.core.terms import Term
 from flowrl.planning.costs import plan_for

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Policy, Progress, Prompt, Samples
+from flowrl.contracts import ALONE, Policy, Progress, Prompt, Samples
 from flowrl.core.evaluation import Evaluation, divergence, evaluate, mean
-from flowrl.core.ranks import ALONE
 from flowrl.kinds import kind_of
 from flowrl.planning.costs import eval_plan, plan_for
 from flowrl.recipe.schema import Recipe

@@ -19,13 +19,13 @@ from flowrl.build import (
     build_watch,
     observed,
 )
-from flowrl.contracts import Policy
+from flowrl.contracts import ALONE, Policy, Ranks
 from flowrl.core.evaluation import Evaluation
 from flowrl.core.expansion import Expansion
 from flowrl.core.iterate import Iteration, iterate
 from flowrl.core.learner import Learner
 from flowrl.core.objectives.entropy import EntropyControl
-from flowrl.core.ranks import ALONE, Ranks, agreed
+from flowrl.core.ranks import agreed
 from flowrl.core.shrinking import MicroBatch
 from flowrl.core.values import Critic
 from flowrl.kinds import kind_of
@@ -214,7 +214,8 @@ class Run:
             samples_of=given_samples(recipe),
             baseline_plan=baseline_plan(recipe, iteration),
             budget=build_budget(recipe, self.inputs.scorer),
-            explore=build_explore(recipe, self.inputs.scorer, self.unfinished),
+            explore=build_explore(recipe, self.inputs.scorer, self.unfinished, self.ranks),
+            together=kind_of(recipe).draws_together(recipe),
             critic=self.critic,
             resample=resample_of(recipe, self.inputs.scorer, iteration),
             terms=terms_of(recipe, self.policy, self.inputs.scorer, self.beside, objective, iteration, self.ranks),

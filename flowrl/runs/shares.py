@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowrl.contracts import Policy
+from flowrl.contracts import Policy, Ranks
 from flowrl.core.learner import Learner
-from flowrl.core.ranks import Ranks
 from flowrl.core.values import Critic, Values
 from flowrl.engines.ranks import ProcessRanks
 from flowrl.engines.sharding import ShardedRanks, share_out

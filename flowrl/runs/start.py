@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flowrl.build import add_reference, build_policy, read_inputs, set_up
-from flowrl.core.ranks import ALONE, Ranks, agreed, led
+from flowrl.contracts import ALONE, Ranks
+from flowrl.core.ranks import agreed, led
 from flowrl.engines.remote import check_engine
 from flowrl.learners import build_critic, build_learner, build_values
 from flowrl.names import UserError
@@ -76,7 +77,7 @@ def run(
             if sharing_of(ranks) is not None:
                 inputs.scorer.judge.join(ranks.gather, loud=ranks.rank == 0)  # what waits for all, as the others do
             policy.prepare(telling(inputs.train), plan_for(recipe, 0))
-            check_engine(recipe, policy, inputs.train)
+            check_engine(recipe, policy, inputs.train, ranks)
             agreed(None, ranks)  # behind this a rank's parameters are its own part of them again
             learner = build_learner(recipe, policy)
             critic = build_critic(recipe, values)

@@ -10,9 +10,10 @@ from typing import Any
 
 from rich.console import Console as RichConsole
 
+from flowrl.contracts import Ranks
 from flowrl.core.iterate import Iteration
 from flowrl.core.ranked import has_pixels
-from flowrl.core.ranks import Ranks, weighed_means
+from flowrl.core.ranks import weighed_means
 from flowrl.core.refill import join_samples
 from flowrl.runs.checkpoints import random_state, restore_random_state
 from flowrl.runs.console import Console

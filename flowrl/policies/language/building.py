@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flowrl.contracts import Coming, Environment
+from flowrl.contracts import ALONE, Coming, Environment, Ranks
 from flowrl.environments.building import build_agent, build_environment
 from flowrl.environments.calls import Reader
 from flowrl.environments.observations import Observations
@@ -295,23 +295,25 @@ def unfinished(recipe: Recipe, prompts: Sequence[Any]) -> Unfinished | None:
     return None if section_of(recipe).partial is None else Unfinished(prompts)
 
 
-def exploration(recipe: Recipe, unfinished: Unfinished | None = None) -> Callable[..., Any] | None:
+def exploration(
+    recipe: Recipe, unfinished: Unfinished | None = None, ranks: Ranks | None = None
+) -> Callable[..., Any] | None:
     """A function (policy, drawing, score) where completions are drawn in more than one go; None if they are plainly."""
-    explore, views = _exploration(recipe, unfinished), views_of(recipe)
+    explore, views = _exploration(recipe, unfinished, ranks or ALONE), views_of(recipe)
     return explore if views is None else partial(viewed, views=views, explore=explore)
 
 
-def _exploration(recipe: Recipe, unfinished: Unfinished | None) -> Callable[..., Any] | None:
+def _exploration(recipe: Recipe, unfinished: Unfinished | None, ranks: Ranks) -> Callable[..., Any] | None:
     """The same beside pictures as they are."""
     given = section_of(recipe)
     if given.partial is not None and unfinished is not None:
-        return partial(partial_rollouts, tokens=given.partial, unfinished=unfinished)
+        return partial(partial_rollouts, tokens=given.partial, unfinished=unfinished, ranks=ranks)
     if recipe.roles is not None:
         return partial(discussion, speakers=Speakers(**recipe.roles.model_dump()))
     if recipe.rollout.engine is not None:
         from flowrl.engines.remote import drawn_elsewhere, engine_of
 
-        return partial(drawn_elsewhere, engine=engine_of(recipe.rollout.engine, recipe.model))
+        return partial(drawn_elsewhere, engine=engine_of(recipe.rollout.engine, recipe.model), ranks=ranks)
     section = given.tree or given.again
     of = EXPLORATIONS if recipe.environment is None else OF_TALKS
     return None if section is None else partial(of[section.kind], **arguments(section))

@@ -112,8 +112,8 @@ def viewed(
     score: ScoreAll,
     *,
     views: Views,
-    explore: Callable[[LanguagePolicy, Drawing, ScoreAll], Explored] | None = None,
-) -> Explored:
+    explore: Callable[[LanguagePolicy, Drawing, ScoreAll], Explored | None] | None = None,
+) -> Explored | None:
     """Groups of which some samples are drawn beside changed pictures, all rows in one go; conversations where the
     policy talks to an environment, which shows them what it does without.
 
@@ -129,7 +129,7 @@ def viewed(
     else:
         how: dict[str, Any] = {name: getattr(drawing, name) for name in ("plan", "seed", "first", "progress")}
         found = Explored(policy.rollout(drawing.prompts, group_size=drawing.group, **how), None, {})
-    if views.second is not None:
+    if views.second is not None and found is not None:
         found.rollout.replay.shown = _second(policy, drawing, found.rollout, views.second)
     return found
 

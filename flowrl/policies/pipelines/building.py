@@ -171,7 +171,7 @@ def view_of(recipe: Recipe, name: str) -> None:
     """None: a recipe of this kind has no views."""
 
 
-def exploration(recipe: Recipe, unfinished: None = None) -> None:
+def exploration(recipe: Recipe, unfinished: None = None, ranks: object = None) -> None:
     """None: the trees of denoising steps are plans."""
 
 

@@ -174,9 +174,9 @@ def test_a_run_by_a_server_is_the_run_of_this_process_and_resumes_after_an_outag
         how = [*SMALL, f"rollout.engine={{use: vllm, url: '{front}', retries: 4, timeout: 3.0}}"]
         how += [f"output={tmp_path / 'there'}"]
 
-        def draw(self: Any, policy: Any, drawing: Any) -> Any:
+        def draw(self: Any, policy: Any, drawing: Any, *ranks: Any) -> Any:
             faulty.closed = drawing.first >= 6  # out of order when the last of three iterations begins
-            return own(self, policy, drawing)
+            return own(self, policy, drawing, *ranks)
 
         own = Engine.draw
         with pytest.MonkeyPatch.context() as patch:

@@ -64,6 +64,8 @@ class Parts:
     def shard(self) -> None:
         """Nothing to record: it is no call together."""
 
+    close = shard
+
 
 def together(works: Sequence[Callable[[Model], None]], *, whole: bool = False) -> list[Model]:
     """The models of so many ranks after each has done its work and rested."""
@@ -224,6 +226,9 @@ def test_one_model_is_whole_at_a_time_and_all_ranks_gather_it():
 
         def shard(self) -> None:
             self.calls.append("part")
+
+        def close(self) -> None:
+            """No call together either."""
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in (0, 1)]
     for thread in threads:

@@ -55,8 +55,8 @@ def test_a_critic_and_another_model_as_reference_go_with_parts():
         ),
         (
             "tiny_lm_grpo",
-            ["parallel.ranks=2", "rollout.engine={use: vllm, url: 'http://127.0.0.1:1'}"],
-            "rollout.engine: given, but each rank would bring the server the weights",
+            ["parallel={ranks: 2, kind: fsdp}", "rollout.engine={use: sglang, url: ['http://127.0.0.1:1']}"],
+            "rollout.engine.use: got 'sglang', which is given a model with the adapters merged into whole weights",
         ),
         (
             "tiny_lm_grpo",
