@@ -3,6 +3,7 @@
 A few in the usual tests, all that hold marked slow. docs/seeing.md has the whole table, and why others are refused.
 """
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 import seeing_families as families
 import seeing_survey as survey
 from flowrl.contracts import Prompt
+from flowrl.policies.compiling import uncompiled
 from flowrl.policies.errors import PolicyError
+from flowrl.policies.language.static_cache import StaticCache, refuse_static
 from seeing_tables import TORCHAUDIO
 
 USUAL = ("gemma3", "qwen3_vl", "internvl", "smolvlm", "qwen3_asr", "mllama", "paligemma", "idefics", "blip-2")
@@ -64,6 +67,26 @@ def test_rows_drawn_together_are_each_row_alone(name: str, files: survey.Files):
     found = survey.measured(name, files)
     assert found.gap <= survey.LIMIT
     assert found.change > survey.SEEN
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", [*SEEING, *HEARING])
+def test_a_static_cache_gives_the_same_rows_or_is_refused_in_one_line(name: str, files: survey.Files):
+    if name in TORCHAUDIO:
+        pytest.importorskip("torchaudio")
+    subject, prompts = survey.policy_of(name), survey.prompts(name, files)
+    whole = subject.rollout(prompts, group_size=2, plan=survey.PLAN, seed=0)
+    try:
+        refuse_static(subject.model)
+        subject.static = StaticCache()
+        with uncompiled():
+            found = subject.rollout(prompts, group_size=2, plan=survey.PLAN, seed=0)
+    except PolicyError as refused:
+        assert re.fullmatch(r"rollout.cache: got static, but .*; set rollout.cache=true", str(refused))
+    else:
+        assert torch.equal(found.replay.tokens, whole.replay.tokens)
+        assert float((found.rollout_logp - whole.rollout_logp).abs().max()) <= 1e-5
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -1,4 +1,4 @@
-"""Keys and values in buffers of fixed size: the rows of a cache that grows, one graph, and what it is not for."""
+"""Keys and values in buffers of fixed size: the rows of a cache that grows, and what it is not for."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,22 +11,22 @@ import transformers as tf
 
 import vision_support as vision
 from flowrl.build import build_policy
-from flowrl.contracts import Drawing, Rollout
+from flowrl.contracts import Drawing
 from flowrl.planning.sizes.language import DRAW, sizes
-from flowrl.policies.compiling import Compiled, uncompiled
+from flowrl.policies.compiling import uncompiled
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language import static_steps
 from flowrl.policies.language.building import static_cache
-from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.reading import read
 from flowrl.policies.language.rows import Begun, go_on
-from flowrl.policies.language.static_cache import StaticBuffers, StaticCache, rung
+from flowrl.policies.language.static_cache import StaticBuffers
 from flowrl.policies.language.trees import treepo
 from flowrl.policies.noise import Key
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
 from language_support import PROMPTS, STOP, model, policy, replayed
 from samplers.tokens import Generation
+from static_support import Watched, assert_same, filled, static
 
 PLAN = Generation(24)
 STATISTICS: dict[str, Any] = {"keep_entropy": True, "keep_squares": True}
@@ -58,45 +58,15 @@ def of_llama() -> Any:
     return made
 
 
-class Watched(StaticCache):
-    """One that remembers its buffers."""
-
-    def __init__(self, backend: str = "inductor"):
-        super().__init__(backend)
-        self.made: list[StaticBuffers] = []
-
-    def buffers(self, model: Any, rows: int, tokens: int) -> StaticBuffers:
-        self.made.append(super().buffers(model, rows, tokens))
-        return self.made[-1]
-
-
-def static(subject: LanguagePolicy, backend: str = "inductor") -> LanguagePolicy:
-    subject.static = Watched(backend)
-    return subject
-
-
-def filled(subject: LanguagePolicy) -> list[StaticBuffers]:
-    """The buffers that rows have stood in."""
-    assert isinstance(subject.static, Watched)
-    return [buffers for buffers in subject.static.made if buffers.shape != (0, 0)]
-
-
-def assert_same(found: Rollout, whole: Rollout, within: float = 1e-5) -> None:
-    assert torch.equal(found.replay.tokens, whole.replay.tokens) and torch.equal(found.mask, whole.mask)
-    torch.testing.assert_close(found.rollout_logp, whole.rollout_logp, atol=within, rtol=0)
-    assert found.step_stats.keys() == whole.step_stats.keys()
-    for name, values in whole.step_stats.items():
-        torch.testing.assert_close(found.step_stats[name], values, atol=within, rtol=0)
-
-
-@pytest.mark.parametrize("network", [model, of_llama])
 @pytest.mark.parametrize(
-    ("slots", "plan", "stop"),
+    ("network", "slots", "plan", "stop"),
     [
-        (None, PLAN, ()),
-        (5, replace(PLAN, repetition_penalty=1.3, top_k=20), ()),
-        (3, replace(PLAN, temperature=0.6), ("4", "77")),
-        (1, replace(PLAN, temperature=0), ()),
+        (model, None, PLAN, ()),
+        (model, 5, replace(PLAN, repetition_penalty=1.3, top_k=20), ()),
+        (model, 3, replace(PLAN, temperature=0.6), ("4", "77")),
+        (model, 1, replace(PLAN, temperature=0), ()),
+        (of_llama, None, PLAN, ()),
+        (of_llama, 4, replace(PLAN, repetition_penalty=0.8, temperature=0.9), ("12",)),
     ],
 )
 def test_rows_are_those_of_a_cache_that_grows(network: Any, slots: int | None, plan: Generation, stop: tuple[str, ...]):
@@ -192,68 +162,6 @@ def test_what_stood_in_a_place_before_does_not_matter(monkeypatch: pytest.Monkey
     whole = policy(network).rollout(PROMPTS, group_size=4, plan=PLAN, seed=3)
     monkeypatch.setattr(StaticBuffers, "take", spoilt)
     assert_same(static(policy(network, max_rows=5)).rollout(PROMPTS, group_size=4, plan=PLAN, seed=3), whole)
-
-
-def test_sizes_come_from_a_short_ladder(monkeypatch: pytest.MonkeyPatch):
-    assert [rung(n, 2) for n in (1, 3, 4, 5, 7, 9, 13, 17, 192, 193)] == [2, 3, 4, 6, 8, 12, 16, 24, 192, 256]
-    assert [rung(n, 64) for n in (1, 65, 97, 129, 500)] == [64, 96, 128, 192, 512]
-    seen: list[tuple[int, ...]] = []
-    run = static_steps.step
-
-    def noted(*given: Any) -> Any:
-        seen.append((given[3].shape[0], given[5][0][0].shape[2]))
-        return run(*given)
-
-    monkeypatch.setattr(static_steps, "compiled", lambda backend: noted)
-    made = model()
-    made.generation_config.eos_token_id = [3, *range(8, 110, 25)]
-    subject = static(policy(made, max_rows=7))
-    subject.prepare(PROMPTS[0], PLAN)
-    seen.clear()
-    lengths = subject.rollout(PROMPTS, group_size=4, plan=Generation(90), seed=3).replay.length
-    sizes = list(dict.fromkeys(seen))
-    assert {rows for rows, _ in sizes} <= {2, 3, 4, 6, 7} and {columns for _, columns in sizes} == {64, 96, 112}
-    assert sizes[-1][0] < 7 == sizes[0][0] and int(lengths.max()) > 64
-    assert sum(rows for rows, _ in seen) < 7 * len(seen)
-
-
-def test_one_graph_serves_all_sizes_and_weights():
-    """After the first step nothing is compiled, whatever the number of rows and their lengths, as weights change."""
-    subject, before = static(policy(model()), "eager"), Compiled.now()
-    whole = policy(subject.model).rollout(PROMPTS, group_size=4, plan=PLAN, seed=3)
-    torch.compiler.reset()
-    with torch.compiler.set_stance("default"):
-        subject.prepare(PROMPTS[0], PLAN)
-        assert Compiled.now().since(before) == Compiled(1, 0)
-        assert_same(subject.rollout(PROMPTS, group_size=4, plan=PLAN, seed=3), whole)
-        with torch.no_grad():
-            for parameter in subject.model.parameters():
-                parameter.mul_(1.01)
-        subject.rollout(PROMPTS[:1], group_size=3, plan=Generation(80), seed=3)
-        subject.max_rows = 5
-        subject.rollout(PROMPTS, group_size=3, plan=Generation(80), seed=3)
-    assert Compiled.now().since(before) == Compiled(1, 0)
-    torch.compiler.reset()
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("more", [[], ["rollout.merge=true"], ["train.rollout_batch=5"]])
-def test_a_gpu_replays_graphs_and_draws_the_same_rows(more: list[str]):
-    """Of weights that change between rollouts; sizes are recorded once they have come twice, and hardly any is not."""
-    subject, own = build_policy(load("tiny_lm_grpo", ["device=cuda", *more])), Watched()
-    with torch.compiler.set_stance("default"):
-        for number in range(3):
-            rollouts = []
-            for subject.static in (None, own):
-                rollouts.append(subject.rollout(PROMPTS, group_size=4, plan=Generation(40), seed=number))
-            assert_same(rollouts[1], rollouts[0], 1e-4)
-            steps = own.made[-1].steps
-            assert steps.graphs and set(steps.graphs) <= set(steps.runs)
-            assert all(steps.runs[size] == static_steps.RUNS for size in steps.graphs)
-            with torch.no_grad():
-                for at, parameter in enumerate(subject.trainable()):
-                    parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(at)).cuda()
 
 
 def test_a_static_cache_that_does_not_work_is_told_from_the_model(monkeypatch: pytest.MonkeyPatch):
