@@ -110,6 +110,9 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
         "tiny_lm_grpo",
         (*TOKENS, "train.prompts=3", ONE, "train.refill=1", "checkpoint.every=1", "train.iterations=3"),
     ),
+    "compiled": ("tiny_lm_grpo", (*TOKENS, "train.prompts=3", ONE, "compile={backend: aot_eager}")),
+    "compiled_steps": ("tiny_flow_grpo", (*STEPS, ONE, "objective.kl=0.04", "compile={backend: aot_eager}")),
+    "hosted": ("tiny_lm_grpo", (*TOKENS, "train.prompts=3", ONE, "train.offload_activations=true")),
     "debate": ("tiny_debate", (*TOKENS, "train.prompts=3", ONE)),
     "masked": ("tiny_papo", (*LOOKS, ONE)),
     "noisy": ("tiny_noisy", (*LOOKS, ONE, "views.noisy.draws=2")),
@@ -123,7 +126,18 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
         (*TOKENS, "train.prompts=2", ONE, "parallel.wait=3", "rewards.own={use: ranks_support.hangs}"),
     ),
 }
-BESIDE = ("served", "failing", "losing", "hanging", "breaking", "quickstart", "wan")  # what is not compared
+BESIDE = (
+    "served",
+    "failing",
+    "losing",
+    "hanging",
+    "breaking",
+    "quickstart",
+    "wan",
+    "compiled",
+    "compiled_steps",
+    "hosted",
+)  # what is not compared
 ENDING = BESIDE[:5]  # runs that do not come to their end
 WITHIN = 2e-6  # of metrics that are no log-ratio: float32 sums in another order
 # how far rewards may lie apart, and how many times as far as others metrics and weights
@@ -246,7 +260,41 @@ def broken_block() -> Iterator[None]:
         Qwen2MLP.forward = plain
 
 
-PLANTED = {"memory": little_memory, "breaking": broken_block}
+@contextlib.contextmanager
+def all_in_host() -> Iterator[None]:
+    """Within, activations of any size rest in host memory, and no weight of a layer does.
+
+    Raises AssertionError where one went there, or nothing did.
+    """
+    from flowrl.core import activations
+
+    shapes, sent = set[tuple[int, ...]](), []
+    noting, least, copy = activations._noting, activations.LEAST, torch.Tensor.copy_
+
+    def copy_(self: torch.Tensor, other: torch.Tensor, *more: Any, **given: Any) -> torch.Tensor:
+        frame = sys._getframe(1)
+        if frame.f_code.co_name == "pack":
+            sent.append(tuple(other.shape))
+        return copy(self, other, *more, **given)
+
+    def noted(weights: set[int]) -> Any:
+        note = noting(weights)
+
+        def shape_too(layer: torch.nn.Module, given: object) -> None:
+            shapes.update(tuple(p.shape) for p in layer.parameters(recurse=False) if p.dim() == 2)
+            note(layer, given)
+
+        return shape_too
+
+    activations._noting, activations.LEAST, torch.Tensor.copy_ = noted, 0, copy_
+    try:
+        yield
+        assert sent and not shapes & {one for s in sent if len(s) == 2 for one in (s, s[::-1])}, shapes
+    finally:
+        activations._noting, activations.LEAST, torch.Tensor.copy_ = noting, least, copy
+
+
+PLANTED = {"memory": little_memory, "breaking": broken_block, "hosted": all_in_host}
 
 # ---------------------------------------------------------------------- comparing
 

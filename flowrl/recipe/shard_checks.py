@@ -47,10 +47,6 @@ def _whole_alone(recipe: Recipe) -> Iterator[RecipeError]:
             "makes weights that torchao does not cut into parts; nf4 and gguf have not been tried so",
         ),
         "train.ema_in_host": (recipe.train.ema_in_host, copies),
-        "train.offload_activations": (
-            recipe.train.offload_activations,
-            "would take the weights that are gathered for a block to host memory too, with its activations",
-        ),
         "train.optimizer": (
             recipe.train.optimizer == "adamw_8bit",
             "has not been tried where ranks share out the weights",

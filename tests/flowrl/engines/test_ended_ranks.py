@@ -67,6 +67,31 @@ def test_a_killed_rank_that_holds_parts_costs_nothing_but_time(tmp_path):
         assert_same_run(tmp_path / phase / "critic", whole / "critic")
 
 
+IN_THIRD = {"signal": int(signal.SIGKILL), "rank": 1, "phase": "rollout", "entry": 3, "delay": 0.01}
+
+
+def test_completions_that_wait_go_on_behind_a_kill_and_with_another_number_of_ranks(tmp_path):
+    whole, cut, short = tmp_path / "2", tmp_path / "cut", ["train.iterations=2", "train.schedule=constant"]
+    long = ["train.iterations=4", "train.schedule=constant"]
+    jobs = [job(2, whole, ["partial"], *short), job(2, cut, ["partial"], *long, blow=IN_THIRD)]
+    done(tmp_path, jobs)
+    for number in (1, 3):
+        shutil.copytree(whole, tmp_path / str(number))
+    jobs = [job(number, tmp_path / str(number), ["partial"], *long, resume=True) for number in (1, 2, 3)]
+    done(tmp_path, [*jobs, job(2, cut, ["partial"], *long, resume=True)])
+    assert len((cut / "blows.txt").read_text().splitlines()) == 1
+    assert_same_run(cut / "partial", whole / "partial")
+    assert max(line.get("partial/waiting", 0) for line in lines(whole / "partial")) > 2
+    for number in (1, 3):
+        before, after = lines(whole / "partial"), lines(tmp_path / str(number) / "partial")
+        names = [name for name in before[-1] if name.startswith(("partial/", "reward/"))]
+        assert all(
+            a[n] == pytest.approx(b[n], abs=1e-6) for a, b in zip(before, after, strict=True) for n in a if n in names
+        )
+        relative, largest = distance(weights(whole / "partial"), weights(tmp_path / str(number) / "partial"))
+        assert relative < 1e-5, (number, relative, largest)
+
+
 @pytest.mark.parametrize("number", [int(signal.SIGINT), int(signal.SIGTERM)])
 def test_a_signal_to_one_rank_ends_all_with_everything_saved(number, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"

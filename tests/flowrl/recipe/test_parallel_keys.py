@@ -30,11 +30,6 @@ def test_a_critic_and_another_model_as_reference_go_with_parts():
         ("quickstart", ["parallel.kind=fsdp", "offload=true"], "offload: given, but it moves whole weights"),
         (
             "quickstart",
-            ["parallel.kind=fsdp", "train.offload_activations=true"],
-            "train.offload_activations: given, but",
-        ),
-        (
-            "quickstart",
             ["parallel.kind=fsdp", "train.ema=0.9", "train.ema_in_host=true"],
             "train.ema_in_host: given, but it would part the average from the weights",
         ),
