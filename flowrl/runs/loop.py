@@ -44,7 +44,7 @@ from flowrl.runs.folder import RunFolder
 from flowrl.runs.from_files import given_samples
 from flowrl.runs.heldout import evaluate_heldout, evaluation_is_due, judged_mean, kl_to_base, paired_rises, times_due
 from flowrl.runs.out_of_memory import tell_remedy
-from flowrl.runs.phasing import Draws, begin_phase
+from flowrl.runs.phasing import Draws, begin_phase, phase_metrics
 from flowrl.runs.run_state import GlobalGenerators, RunState
 from flowrl.runs.saving import Saving
 from flowrl.runs.settings import phase_totals, resample_of, settings_of
@@ -231,9 +231,7 @@ class Run:
         if train.old is not None:
             self.learner.keep_old(self.recipe.at(iteration + 1, self.learner.steps).train.old or 0.0)
         result.metrics = measured(result, progress.forwards, self.ranks, told)
-        result.metrics |= {} if phase is None else {"phase": float(phase)}
-        for name, curve in self.recipe.parts()[(phase or 1) - 1].curves.items():
-            result.metrics |= {f"curve/{place}": value for place, value in curve.numbers(name, iteration, steps)}
+        result.metrics |= phase_metrics(self.recipe, phase, iteration, steps)
         return result
 
     def _stop_if_unmoved(self) -> None:

@@ -86,3 +86,12 @@ def begin_phase(recipe: Recipe, iteration: int, learner: Learner) -> int | None:
     if iteration and starts(recipe.phases)[number] == iteration:
         learner.reset(recipe.phases[number].reset)
     return number + 1
+
+
+def phase_metrics(recipe: Recipe, phase: int | None, iteration: int, steps: int) -> dict[str, float]:
+    """The number of a phase, from 1 (None: there are none), and the values of its curves in an iteration, counted from
+    0, before which so many optimizer steps were taken."""
+    metrics = {} if phase is None else {"phase": float(phase)}
+    for name, curve in recipe.parts()[(phase or 1) - 1].curves.items():
+        metrics |= {f"curve/{place}": value for place, value in curve.numbers(name, iteration, steps)}
+    return metrics

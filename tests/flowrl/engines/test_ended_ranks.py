@@ -71,8 +71,8 @@ IN_THIRD = {"signal": int(signal.SIGKILL), "rank": 1, "phase": "rollout", "entry
 
 
 def test_completions_that_wait_go_on_behind_a_kill_and_with_another_number_of_ranks(tmp_path):
-    whole, cut, short = tmp_path / "2", tmp_path / "cut", ["train.iterations=2", "train.schedule=constant"]
-    long = ["train.iterations=4", "train.schedule=constant"]
+    whole, cut, same = tmp_path / "2", tmp_path / "cut", ["train.schedule=constant", "eval.at_end=false"]
+    short, long = ["train.iterations=2", *same], ["train.iterations=4", *same]
     jobs = [job(2, whole, ["partial"], *short), job(2, cut, ["partial"], *long, blow=IN_THIRD)]
     done(tmp_path, jobs)
     for number in (1, 3):
