@@ -1,5 +1,6 @@
 """Checkpoint files of rewards: read without running any code in them, with one clear line if something is wrong."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -38,13 +39,21 @@ def state_dict(path: str | Path, what: str) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): value for name, value in content.items()}
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], what: str, *, ignore: Iterable[str] = ()) -> None:
-    """Loads the tensors into the module, each of the same shape there. Names that begin with one of `ignore` may be
-    missing or left over.
+def renamed(name: str, patterns: Iterable[tuple[str, str]]) -> str:
+    """The name with the first of the patterns (regular expression, replacement) that it has replaced."""
+    for pattern, ours in patterns:
+        name, changed = re.subn(pattern, ours, name)
+        if changed:
+            break
+    return name
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Loads the tensors into the module, each of the same shape there.
 
     Raises ValueError, in one line, if names or shapes differ.
     """
-    module.load_state_dict(matching_tensors(module.state_dict(), tensors, what, ignore=ignore), strict=False)
+    module.load_state_dict(matching_tensors(module.state_dict(), tensors, what), strict=False)
 
 
 def matching_tensors(

@@ -1,11 +1,9 @@
 """The tokenizer and the untrained model of the arithmetic world: characters, and a Qwen2 of four narrow layers."""
 
-import string
-
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from flowrl.worlds.arithmetic.corpus import CLOSE, OPEN
+from flowrl.worlds.characters import tokenizer_of
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>")
 MAX_LENGTH = 128
@@ -20,24 +18,7 @@ CHAT_TEMPLATE = (
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """A token for every printable ASCII character, for the two answer tags and for the turns of a chat."""
-    characters = string.digits + string.ascii_letters + string.punctuation + " \n"
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, OPEN, CLOSE, *characters])}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    raw.decoder = decoders.Fuse()
-    raw.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
-    raw.add_tokens([AddedToken(token, normalized=False) for token in (OPEN, CLOSE)])
-    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        model_max_length=MAX_LENGTH,
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
+    return tokenizer_of(SPECIAL, (OPEN, CLOSE), length=MAX_LENGTH, begins=True, template=CHAT_TEMPLATE)
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, *, width: int = 96, layers: int = 4) -> Qwen2ForCausalLM:

@@ -9,16 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from flowrl.worlds.shapes.captions import COLORS
+
 SIDE = 128  # pixels of a picture; all lengths below are in such pixels
 CELL = 32  # side of what two zooms show, and of what the model sees of any picture
-COLORS = {
-    "red": (0.86, 0.12, 0.12),
-    "green": (0.10, 0.62, 0.20),
-    "blue": (0.13, 0.28, 0.90),
-    "yellow": (0.96, 0.80, 0.08),
-    "purple": (0.58, 0.15, 0.72),
-    "black": (0.08, 0.08, 0.08),
-}
 SHAPES = ("circle", "square", "triangle", "diamond", "ring", "cross")
 QUADRANTS = ("top-left", "top-right", "bottom-left", "bottom-right")
 RADII = {"small": (3.5, 4.5), "large": (16.0, 21.0)}

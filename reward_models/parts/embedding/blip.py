@@ -27,11 +27,7 @@ _VISION = (
 
 def vision_name(name: str) -> str:
     """What transformers calls a tensor of BLIP's visual encoder."""
-    for pattern, ours in _VISION:
-        name, changed = re.subn(pattern, ours, name)
-        if changed:
-            break
-    return name
+    return checkpoints.renamed(name, _VISION)
 
 
 def vision(tensors: Mapping[str, Tensor], heads: int, what: str) -> Network:

@@ -9,7 +9,6 @@ port lets transformers compute the three-dimensional ones.
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -161,11 +160,7 @@ _OLD = ((r"^model\.visual\.", "visual."), (r"^model\.(?:language_model\.)?", "la
 
 def backbone_name(name: str) -> str:
     """Qwen2VLModel's name of a tensor of a Qwen2-VL checkpoint with old (model.layers, visual) or new names."""
-    for pattern, ours in _OLD:
-        name, changed = re.subn(pattern, ours, name)
-        if changed:
-            break
-    return name
+    return checkpoints.renamed(name, _OLD)
 
 
 def backbone(config: Config, tensors: Mapping[str, Tensor], dtype: torch.dtype, what: str) -> Network:

@@ -16,16 +16,13 @@ from torch.nn import functional
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
 
 from flowrl.untyped import Network, Processor
+from flowrl.worlds import llava
 from flowrl.worlds.shapes.captions import Scene
 from flowrl.worlds.shapes.judges.clip import MEAN, PATCH, STD, TOWER, normalise
 from flowrl.worlds.shapes.judges.lookalikes import contents, lookalikes, paraphrase
@@ -66,55 +63,13 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def make_processor() -> LlavaProcessor:
     """Tokenizer, pictures at their own size, and chat template."""
-    eye = CLIPImageProcessor(
-        size={"height": SIZE, "width": SIZE},
-        do_center_crop=False,
-        resample=3,
-        image_mean=list(MEAN),
-        image_std=list(STD),
-    )
-    return LlavaProcessor(
-        image_processor=eye,
-        tokenizer=make_tokenizer(),
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        chat_template=TEMPLATE,
-        num_additional_image_tokens=1,
-    )
+    return llava.processor_of(make_tokenizer(), TEMPLATE, side=SIZE, patch=PATCH, resample=3, mean=MEAN, std=STD)
 
 
 def make_model(processor: Processor, eye: Network) -> LlavaForConditionalGeneration:
     """A model whose image tower is that of the CLIP `eye` and whose rest is untrained; its caller seeds torch."""
-    tokenizer = processor.tokenizer
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=TOWER,
-            intermediate_size=2 * TOWER,
-            num_hidden_layers=len(eye.transformer.resblocks),
-            num_attention_heads=TOWER // 32,
-            image_size=SIZE,
-            patch_size=PATCH,
-            hidden_act="gelu",
-            projection_dim=TOWER,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=HIDDEN,
-            intermediate_size=2 * HIDDEN,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=4,
-            max_position_embeddings=128,
-            initializer_range=HIDDEN**-0.5,  # at transformers' 0.02 so narrow a model stays at chance for long
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        ),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=(SIZE // PATCH) ** 2,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-    )
-    model = LlavaForConditionalGeneration(config)
+    tower = TOWER, len(eye.transformer.resblocks)
+    model = llava.untrained(processor, side=SIZE, tower=tower, language=(HIDDEN, LAYERS), length=128)
     model.model.vision_tower.load_state_dict(_transformers_names(eye, model.model.vision_tower.state_dict()))
     return model
 
