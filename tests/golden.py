@@ -24,12 +24,23 @@ ROOT = Path(os.environ.get("FLOWRL_GOLDEN") or Path(__file__).parents[2] / "shar
 OTHER = bool(os.environ.get("FLOWRL_GOLDEN"))  # a set that need not hold every kind of case
 ABSENT = f"no golden cases at {ROOT}: set FLOWRL_GOLDEN to the folder that holds samplers/, objectives/ and direct/"
 Case = dict[str, Any]
+Check = Callable[[Case], None]
 ASKED: set[str] = set()  # files that the collected tests have asked for
 
 
 def kind(case: Case) -> str:
     """The name of what a case was computed by."""
     return case.get("scheme") or case["method"]
+
+
+def checks(by_name: dict[str, Check], *names: str) -> Callable[[Check], Check]:
+    """A decorator: the function checks cases of these names."""
+
+    def register(function: Check) -> Check:
+        by_name.update(dict.fromkeys(names, function))
+        return function
+
+    return register
 
 
 @cache

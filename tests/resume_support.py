@@ -163,3 +163,16 @@ def assert_same_run(folder: Path, whole: Path) -> None:
     assert weights and all(same(load_file(folder / p), load_file(whole / p)) for p in weights)
     for path in (whole / "heldout").rglob("*.*"):
         assert (folder / path.relative_to(whole)).read_bytes() == path.read_bytes(), path
+
+
+def goes_on(recipe: str, overrides: list[str], root: Path) -> tuple[Path, Path]:
+    """(the folder of a run that is killed behind its second checkpoint and gone on with, that of the same run whole).
+
+    They are the same, bit for bit. The recipe saves a checkpoint in each iteration.
+    """
+    whole, folder = root / "whole", root / "killed"
+    train(recipe, overrides, whole)
+    killed(lambda: len(state.Checkpoints(folder).all()) > 1, signal.SIGKILL, train, recipe, overrides, folder)
+    train(recipe, overrides, folder, resume=True)
+    assert_same_run(folder, whole)
+    return folder, whole

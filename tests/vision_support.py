@@ -1,6 +1,5 @@
 """Tiny random models that read pictures, written as folders that transformers loads, and pictures for them."""
 
-import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,11 @@ from typing import Any
 import torch
 import transformers as tf
 from PIL import Image
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from flowrl.contracts import Prompt
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.loading import load_language, load_processor
+from flowrl.worlds.characters import tokenizer_of
 
 SPECIAL = (
     "<pad>",
@@ -39,20 +38,7 @@ TEMPLATE = (
 
 def tokenizer() -> tf.PreTrainedTokenizerFast:
     """A token a character, and those that stand for media."""
-    characters = string.digits + string.ascii_letters + string.punctuation + " \n"
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *characters])}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    raw.decoder = decoders.Fuse()
-    raw.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
-    return tf.PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-    )
+    return tokenizer_of(SPECIAL, (), length=100_000)
 
 
 def text_config(**more: Any) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import diffusers as df
 import torch
 from diffusers import DiffusionPipeline
@@ -15,23 +17,26 @@ NEGATIVE = "blurry, low quality"
 TEMPLATE = {"template": "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>", "crop_start": 4}
 
 
+# sizes of a denoiser of Wan, or built as one is
+WAN: dict[str, Any] = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": text.WIDTH,
+    "freq_dim": 32,
+    "ffn_dim": 32,
+    "num_layers": 1,
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+    "rope_max_seq_len": 32,
+}
+
+
 def wan_transformer(seed: int, in_channels: int = 4) -> df.WanTransformer3DModel:
     """The Wan denoiser; image-to-video takes 4 noise + 4 mask + 4 condition channels."""
-    model = df.WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=in_channels,
-        out_channels=4,
-        text_dim=text.WIDTH,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=1,
-        cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads",
-        rope_max_seq_len=32,
-    )
-    return randomize(model, seed)
+    return randomize(df.WanTransformer3DModel(**WAN | {"in_channels": in_channels}), seed)
 
 
 def unipc() -> df.UniPCMultistepScheduler:

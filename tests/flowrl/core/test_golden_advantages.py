@@ -1,6 +1,6 @@
 """Published numbers of advantages: TRL, ms-swift, AReaL, ROLL, Pass@k, OPMD, and verl's beyond GRPO and RLOO."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,15 +25,8 @@ from flowrl.core.returns import (
 Case = dict[str, Any]
 VERL, OTHER = (f"objectives/llm_advantage_{name}.json" for name in ("verl", "other"))
 ELSEWHERE = {"edge_grpo.advantage"}  # in objectives/test_golden_corrected.py
-CHECKS: dict[str, Callable[[Case], None]] = {}
-
-
-def checks(*names: str) -> Callable[[Callable[[Case], None]], Callable[[Case], None]]:
-    def register(function: Callable[[Case], None]) -> Callable[[Case], None]:
-        CHECKS.update({name: function for name in names})
-        return function
-
-    return register
+CHECKS: dict[str, golden.Check] = {}
+checks = partial(golden.checks, CHECKS)
 
 
 def rows_of(case: Case, name: str = "rewards") -> Tensor:

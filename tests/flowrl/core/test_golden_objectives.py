@@ -1,7 +1,7 @@
 """Published numbers of advantages, losses, divergences and aggregation: every case is checked here or elsewhere."""
 
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -43,15 +43,8 @@ ELSEWHERE |= {"verl.clip_cov", "verl.kl_cov", "verl.bypass_mode"}  # in objectiv
 # other numbers.
 BARE_SQUARES = ("flow_factory_x_based", "flow_factory_v_based")
 
-CHECKS: dict[str, Callable[[Case], None]] = {}
-
-
-def checks(*names: str) -> Callable[[Callable[[Case], None]], Callable[[Case], None]]:
-    def register(function: Callable[[Case], None]) -> Callable[[Case], None]:
-        CHECKS.update({name: function for name in names})
-        return function
-
-    return register
+CHECKS: dict[str, golden.Check] = {}
+checks = partial(golden.checks, CHECKS)
 
 
 def formula(case: Case) -> str:

@@ -1,6 +1,5 @@
 """Training in float16: gradients that it could not hold arrive, overflows are skipped, small steps are not lost."""
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,7 @@ from flowrl.core.learner import Learner
 from flowrl.learners import build_critic, build_values
 from flowrl.planning.sizes.language import sizes
 from flowrl.recipe.load import load
-from flowrl.runs.checkpoints import Checkpoints
-from resume_support import assert_same_run, killed, metrics, train
+from resume_support import goes_on, metrics
 
 
 def backward(parameter: torch.nn.Parameter, learner: Learner, slope: float) -> None:
@@ -81,11 +79,7 @@ SMALL += ["rewards={short: {use: overlong, args: {limit: 10, margin: 10}}}", "dt
 
 def test_a_killed_run_in_float16_goes_on_bit_for_bit(tmp_path: Path) -> None:
     more = [*SMALL, "lora=null", "full=true", "train.lr=1e-4", "objective.preset=ppo", "critic={use: copy, lr: 1.0e-4}"]
-    whole, folder = tmp_path / "whole", tmp_path / "killed"
-    train("tiny_lm_grpo", more, whole)
-    killed(lambda: len(Checkpoints(folder).all()) > 1, signal.SIGKILL, train, "tiny_lm_grpo", more, folder)
-    train("tiny_lm_grpo", more, folder, resume=True)
-    assert_same_run(folder, whole)
+    _, whole = goes_on("tiny_lm_grpo", more, tmp_path)
     seen = [line for line in metrics(whole) if line["kind"] == "train"]
     assert all(line["nonfinite_updates"] == 0 and line["loss_scale"] > 1 for line in seen)
     assert any(line["skipped_updates"] < 1 and line["grad_norm"] > 0 for line in seen)

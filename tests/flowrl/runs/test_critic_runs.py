@@ -1,14 +1,12 @@
 """Runs with a critic: one that is killed goes on bit for bit, and what does not fit is refused before weights load."""
 
-import signal
 from pathlib import Path
 
 import pytest
 
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
-from flowrl.runs.checkpoints import Checkpoints
-from resume_support import assert_same_run, killed, metrics, train
+from resume_support import goes_on, metrics
 
 SMALL = [
     "train.prompts=2",
@@ -25,11 +23,7 @@ SMALL += ["rewards={short: {use: overlong, args: {limit: 10, margin: 10}}}"]
 def test_a_killed_run_goes_on_with_its_critic_bit_for_bit(tmp_path: Path) -> None:
     more = [*SMALL, "objective={preset: ppo, kl: 0.05}"]
     more += ["critic={use: lora, rank: 4, lr: 1.0e-2, updates: 3, warmup: 1}"]
-    whole, folder = tmp_path / "whole", tmp_path / "killed"
-    train("tiny_lm_grpo", more, whole)
-    killed(lambda: len(Checkpoints(folder).all()) > 1, signal.SIGKILL, train, "tiny_lm_grpo", more, folder)
-    train("tiny_lm_grpo", more, folder, resume=True)
-    assert_same_run(folder, whole)
+    _, whole = goes_on("tiny_lm_grpo", more, tmp_path)
     seen = [line for line in metrics(whole) if line["kind"] == "train"]
     assert [line["active_rows"] > 0 for line in seen] == [False, True, True, True]
     assert len({line["value/mean"] for line in seen}) == 4 and seen[0]["value/mean"] == 0

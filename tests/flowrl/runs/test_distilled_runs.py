@@ -1,6 +1,5 @@
 """Runs that learn from a reference alone: the shipped recipes on tiny models, and one that is killed and resumed."""
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,8 @@ import families
 from cli_support import quiet
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
-from flowrl.runs.checkpoints import Checkpoints
 from flowrl.runs.start import run
-from resume_support import assert_same_run, killed, metrics, train
+from resume_support import goes_on, metrics
 
 SMALL = ["train.prompts=2", "train.group=2", "train.updates=1", "train.iterations=3", "device=cpu", "threads=1"]
 QUIET = ["eval.at_start=false", "eval.at_end=false", "eval.every=null", "checkpoint.every=null", "train.micro_batch=3"]
@@ -76,11 +74,7 @@ def test_a_run_with_two_teachers_of_which_one_takes_two_steps(teacher: Path, tmp
 def test_a_killed_run_reloads_its_teacher_and_goes_on_bit_for_bit(teacher: Path, tmp_path: Path):
     more = [*SMALL, f"reference.path={teacher}", "train.iterations=4", "checkpoint.every=1", "prompts.heldout=null"]
     more += ["train.ema=0.5"]
-    whole, folder = tmp_path / "whole", tmp_path / "killed"
-    train("tiny_distill", more, whole)
-    killed(lambda: len(Checkpoints(folder).all()) > 1, signal.SIGKILL, train, "tiny_distill", more, folder)
-    train("tiny_distill", more, folder, resume=True)
-    assert_same_run(folder, whole)
+    goes_on("tiny_distill", more, tmp_path)
 
 
 def test_a_teacher_that_is_not_there_is_refused_before_anything_is_loaded(tmp_path: Path):

@@ -1,6 +1,5 @@
 """Runs that draw more prompts than they train, and samples anew: killed ones go on bit for bit."""
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -8,8 +7,7 @@ import pytest
 from flowrl.planning.costs import arithmetic
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
-from flowrl.runs.checkpoints import Checkpoints
-from resume_support import assert_same_run, killed, metrics, train
+from resume_support import goes_on, metrics, train
 
 SMALL = ["train.prompts=4", "train.group=3", "train.updates=1", "train.iterations=4", "train.micro_batch=null"]
 SMALL += ["generation.max_new_tokens=20", "checkpoint.every=1", "prompts.heldout=null", "threads=1"]
@@ -18,11 +16,7 @@ BOTH = ["train.expand={decay: 0.0, most: 3}", "train.resample={by: pow, power: 1
 
 def test_a_killed_run_goes_on_with_its_ratio_and_its_draws_bit_for_bit(tmp_path: Path) -> None:
     more = [*SMALL, *BOTH, "rewards={exact: {use: exact_match}}"]
-    whole, folder = tmp_path / "whole", tmp_path / "killed"
-    train("tiny_lm_grpo", more, whole)
-    killed(lambda: len(Checkpoints(folder).all()) > 1, signal.SIGKILL, train, "tiny_lm_grpo", more, folder)
-    train("tiny_lm_grpo", more, folder, resume=True)
-    assert_same_run(folder, whole)
+    _, whole = goes_on("tiny_lm_grpo", more, tmp_path)
     seen = [line for line in metrics(whole) if line["kind"] == "train"]
     assert seen[0]["groups/drawn"] == 4 and max(line["groups/drawn"] for line in seen) > 4
     for before, after in zip(seen, seen[1:], strict=False):

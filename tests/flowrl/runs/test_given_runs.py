@@ -1,7 +1,6 @@
 """Runs on samples from files: preferences that are learnt, kills and resumes, a model of noise, and what is refused."""
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
 from flowrl.runs.checkpoints import Checkpoints
 from flowrl.runs.start import run
-from resume_support import assert_same_run, killed, train
+from resume_support import goes_on
 
 TEXTS = ["a red circle", "two blue squares", "a green triangle above a red square", "a blue circle"]
 NONE = ["eval.every=null", "eval.at_start=false", "eval.at_end=false", "checkpoint.every=null", "prompts.heldout=null"]
@@ -141,11 +140,7 @@ MIXED = [
 
 def test_a_mix_that_falls_survives_a_kill_bit_for_bit(pairs: Path, tmp_path: Path) -> None:
     more = [*SMALL, *MIXED, f"prompts.train={pairs}", "checkpoint.every=1", "checkpoint.keep=5"]
-    whole, folder = tmp_path / "whole", tmp_path / "run"
-    train("tiny_dpo_offline", more, whole)
-    killed(lambda: len(Checkpoints(folder).all()) > 1, signal.SIGKILL, train, "tiny_dpo_offline", more, folder)
-    train("tiny_dpo_offline", more, folder, resume=True)
-    assert_same_run(folder, whole)
+    _, whole = goes_on("tiny_dpo_offline", more, tmp_path)
     metrics = metrics_of(whole)
     assert [m["curve/train.source"] for m in metrics] == [1.0, 0.5, 0.0] == [m["given"] for m in metrics]
     rows = [m["forwards/rollout"] for m in metrics]

@@ -1,7 +1,6 @@
 """Runs whose objective noises finished samples again: recipes that ship, and every preset on the shapes."""
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from flowrl.recipe.load import load
 from flowrl.runs.checkpoints import Checkpoints
 from flowrl.runs.checkpoints import load as load_checkpoint
 from flowrl.runs.start import run
-from resume_support import assert_same_run, killed, train
+from resume_support import goes_on
 
 NONE = ["eval.every=null", "eval.at_start=false", "eval.at_end=false", "checkpoint.every=null"]
 SMALL = [*NONE, "train.prompts=2", "train.group=4", "train.keep=null", "train.updates=1", "train.iterations=2"]
@@ -112,8 +111,4 @@ def test_the_older_copy_follows_its_curve(tmp_path: Path) -> None:
 def test_the_older_copy_and_its_curve_survive_a_kill(tmp_path: Path) -> None:
     more = [*SMALL, "train.iterations=3", "train.updates=2", "checkpoint.every=1", "checkpoint.keep=5"]
     more += ["train.old={by: updates, points: {2: 0.0, 6: 0.5}}", "train.sample_old=true"]
-    whole, folder = tmp_path / "whole", tmp_path / "run"
-    train("quickstart", more, whole)
-    killed(lambda: len(Checkpoints(folder).all()) > 1, signal.SIGKILL, train, "quickstart", more, folder)
-    train("quickstart", more, folder, resume=True)
-    assert_same_run(folder, whole)
+    goes_on("quickstart", more, tmp_path)

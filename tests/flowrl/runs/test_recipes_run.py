@@ -96,6 +96,8 @@ CASES = {
         [*VIDEO, OWN_VIDEO, f"pipeline.prompt_template={{template: {TEMPLATE}, crop_start: 4}}", *FEW, "train.keep=2"],
     ),
 }
+# of the method of another case, from which they differ in what a case changes: batches, precision, where weights lie
+OF_ANOTHER = {"flux_32gb", "flux_80gb", "sd35_24gb", "wan13_24gb", "qwen_image_80gb"}
 ELSEWHERE = {"tiny_debate", "maporl"}  # test_role_runs.py
 ELSEWHERE |= {"tiny_calculator"}  # test_talk_runs.py
 ELSEWHERE |= {"smollm2_grpo"}  # test_gguf.py
@@ -201,7 +203,9 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Watched]]:
     yield found
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in OF_ANOTHER else ()) for n in sorted(CASES)]
+)
 def test_a_recipe_runs_and_costs_what_it_says(
     name: str,
     models: dict[str, str],

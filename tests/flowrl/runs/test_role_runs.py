@@ -1,6 +1,5 @@
 """Runs of several roles: one that is killed goes on bit for bit, and what does not fit is refused in one line."""
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -9,10 +8,9 @@ from flowrl.planning.costs import arithmetic
 from flowrl.planning.dry_run import describe
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
-from flowrl.runs.checkpoints import Checkpoints
 from flowrl.worlds.arithmetic.model import make_tokenizer
 from language_support import model
-from resume_support import assert_same_run, killed, metrics, train
+from resume_support import goes_on, metrics, train
 
 ROLES = (
     "roles={names: [solver, checker], rounds: 2, hear: rounds, ask: '{question} {said}', line: '{text}', discount: 0.3}"
@@ -24,11 +22,7 @@ SMALL += ["rewards={short: {use: overlong, args: {limit: 8, margin: 8}}}"]
 
 def test_a_killed_run_of_roles_with_critics_goes_on_bit_for_bit(tmp_path: Path) -> None:
     more = [*SMALL, "objective={preset: ppo, kl: 0.05}", "critic={use: lora, rank: 2, lr: 1.0e-2}"]
-    whole, folder = tmp_path / "whole", tmp_path / "killed"
-    train("tiny_lm_grpo", more, whole)
-    killed(lambda: len(Checkpoints(folder).all()) > 1, signal.SIGKILL, train, "tiny_lm_grpo", more, folder)
-    train("tiny_lm_grpo", more, folder, resume=True)
-    assert_same_run(folder, whole)
+    folder, whole = goes_on("tiny_lm_grpo", more, tmp_path)
     assert (folder / "lora" / "checker" / "adapter_model.safetensors").is_file()
     seen = [line for line in metrics(whole) if line["kind"] == "train"]
     names = {f"roles/{name}_{number}" for name in ("solver", "checker") for number in (1, 2)}

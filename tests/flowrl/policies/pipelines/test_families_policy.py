@@ -139,16 +139,11 @@ def test_rows_are_replayed_alone_and_in_any_order(case: Case) -> None:
         assert gap(scores(case.policy, rollout, [1]), rollout.rollout_logp[[0]]) > 1e-6
 
 
-def test_rows_share_calls_where_neither_padding_nor_the_pipeline_stands_against_it() -> None:
-    found = {name: _prepared(name).sharing.rows for name in families.NAMES}
-    assert {name for name, rows in found.items() if rows == "prompt"} == set(PADDING)
-    assert {name for name, rows in found.items() if rows == "none"} == set(SINGLE)
-
-
-def _prepared(name: str) -> FamilyPolicy:
-    policy = FamilyPolicy(name)
-    policy.prepare(PROMPTS[0], SDE)
-    return policy
+@every_family
+def test_rows_share_calls_where_neither_padding_nor_the_pipeline_stands_against_it(case: Case) -> None:
+    case.policy.prepare(case.prompts[0], SDE)
+    assert (case.policy.sharing.rows == "prompt") is (case.name in PADDING)
+    assert (case.policy.sharing.rows == "none") is (case.name in SINGLE)
 
 
 @pytest.mark.parametrize("case", [n for n in families.NAMES if families.get(n).max_rows != 1], indirect=True)

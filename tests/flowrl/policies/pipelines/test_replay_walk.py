@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -126,13 +127,18 @@ def test_a_last_step_is_masked_like_the_one_before_it() -> None:
     assert torch.equal(scores(policy, rollout), rollout.rollout_logp)
 
 
+@functools.cache
+def of_family(name: str, max_rows: int | None) -> FamilyPolicy:
+    return FamilyPolicy(name, max_rows=max_rows)
+
+
 @pytest.mark.parametrize(
     ("name", "max_rows"),
     [("flux", rows) for rows in (1, 2, 3, 4)]
     + [(name, rows) for name in ("flux_inpaint", "ltx2", "hunyuan_image") for rows in (2, 4)],
 )
 def test_a_rollout_in_pieces_is_the_whole(name: str, max_rows: int) -> None:
-    whole, pieces = FamilyPolicy(name), FamilyPolicy(name, max_rows=max_rows)
+    whole, pieces = of_family(name, None), of_family(name, max_rows)
     a = whole.rollout(PROMPTS, group_size=3, plan=SDE, seed=SEED)
     b = pieces.rollout(PROMPTS, group_size=3, plan=SDE, seed=SEED)
     assert gap(pictures(a), pictures(b)) <= 1e-4
@@ -148,7 +154,7 @@ def test_a_rollout_in_pieces_is_the_whole(name: str, max_rows: int) -> None:
 @pytest.mark.parametrize("max_rows", [2, 3, 4])
 def test_fanned_rollouts_join(stochastic: tuple[int, ...], max_rows: int) -> None:
     plan = Plan(STEPS, stochastic, stochastic, share_noise=True)
-    whole, pieces = FamilyPolicy("flux"), FamilyPolicy("flux", max_rows=max_rows)
+    whole, pieces = of_family("flux", None), of_family("flux", max_rows)
     a = whole.rollout(PROMPTS, group_size=4, plan=plan, seed=SEED)
     b = pieces.rollout(PROMPTS, group_size=4, plan=plan, seed=SEED)
     assert gap(pictures(a), pictures(b)) <= 1e-4

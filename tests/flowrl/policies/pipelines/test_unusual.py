@@ -13,7 +13,7 @@ from torch import Tensor
 
 import families
 from families.base import finish, flow_euler, image_vae, randomize
-from families.video import ltx_parts, unipc, wan_parts
+from families.video import WAN, ltx_parts, unipc, wan_parts
 from flowrl.contracts import Prompt
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key, start_generators
@@ -40,22 +40,7 @@ def policy_of(pipe: DiffusionPipeline, **call: Any) -> PipelinePolicy:
 @pytest.fixture(scope="module")
 def vace() -> DiffusionPipeline:
     """Wan VACE, which insists on one text for its prompt."""
-    transformer = df.WanVACETransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=families.text.WIDTH,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=2,
-        cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads",
-        rope_max_seq_len=32,
-        vace_layers=[0],
-        vace_in_channels=72,
-    )
+    transformer = df.WanVACETransformer3DModel(**WAN | {"num_layers": 2}, vace_layers=[0], vace_in_channels=72)
     return finish(df.WanVACEPipeline(**wan_parts(flow_euler()), transformer=randomize(transformer, 47)))
 
 
@@ -95,20 +80,7 @@ def test_a_loop_of_several_walks_is_refused_and_one_of_a_single_walk_is_not() ->
 
 def test_schedulers_of_single_frames_step_without_their_original() -> None:
     """SkyReels-V2 diffusion forcing steps a copy of its scheduler for each frame, and never the scheduler itself."""
-    transformer = df.SkyReelsV2Transformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=families.text.WIDTH,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=1,
-        cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads",
-        rope_max_seq_len=32,
-    )
+    transformer = df.SkyReelsV2Transformer3DModel(**WAN)
     pipe = df.SkyReelsV2DiffusionForcingPipeline(**wan_parts(unipc()), transformer=randomize(transformer, 48))
     policy = policy_of(finish(pipe), **SMALL)
     drawn = policy.rollout(PROMPTS, group_size=2, plan=SDE, seed=SEED)
