@@ -110,7 +110,9 @@ def being_written(folder: Path) -> Callable[[], bool]:
     return lambda: len(list(folder.glob("checkpoints/*"))) > 1 and any(folder.glob("checkpoints/*.tmp"))
 
 
-@pytest.mark.parametrize("moment", ["early", "late", "while a checkpoint is written"])
+@pytest.mark.parametrize(
+    "moment", [pytest.param("early", marks=pytest.mark.slow), "late", "while a checkpoint is written"]
+)
 def test_a_killed_run_goes_on_bit_for_bit(moment: str, whole: Path, tmp_path: Path):
     folder = tmp_path / "run"
     took = json.loads((whole / "summary.json").read_text())["seconds"]
