@@ -85,7 +85,7 @@ class GenerateRequest(Request):
 
     text: str | None = None
     input_ids: list[int] | None = None
-    sampling_params: GenerateParameters = GenerateParameters()
+    sampling_params: GenerateParameters = Field(default_factory=GenerateParameters)
     return_logprob: bool = False
     logprob_start_len: int | None = None
     stream: Literal[False] | None = None

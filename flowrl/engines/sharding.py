@@ -10,7 +10,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from flowrl.engines.ranks import ProcessRanks
 from flowrl.engines.rounds import Rounds, Weights
 from flowrl.names import UserError
 from flowrl.recipe.parallel import ParallelKeys
+from flowrl.untyped import Network
 
 T = TypeVar("T")
 
@@ -133,7 +134,7 @@ def share_out(
     mesh = init_device_mesh(device, (ranks.size,))
     dtype = None if keys.mixed_precision is None else getattr(torch, keys.mixed_precision)
     mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=None if dtype is None else torch.float32)
-    how = {
+    how: dict[str, Any] = {
         "mesh": mesh,
         "reshard_after_forward": keys.reshard,
         "mp_policy": mixed,
@@ -166,7 +167,7 @@ def own_part(parameter: nn.Parameter) -> Tensor:
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def repeated_blocks(name: str, module: nn.Module, named: Sequence[str] | None) -> list[nn.Module]:
+def repeated_blocks(name: str, module: Network, named: Sequence[str] | None) -> list[nn.Module]:
     """The blocks that a model is made of, in their order: what its lists of modules hold, or those named.
 
     Of a language model those of its text decoder: what reads pictures is called as often as there are any, which
@@ -207,7 +208,7 @@ def _whole_state(module: nn.Module, keep: bool) -> torch.utils.hooks.RemovableHa
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if isinstance(parameter, DTensor) and (parameter.requires_grad or not adapted):
             if id(parameter) not in gathered:
-                full = parameter.detach().full_tensor()
+                full = cast(DTensor, parameter.detach()).full_tensor()
                 gathered[id(parameter)] = full.cpu() if keep else None
             found |= {name: gathered[id(parameter)]} if keep else {}
 

@@ -30,7 +30,7 @@ def version_of(policy: LanguagePolicy, ranks: Ranks = ALONE) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name, parameter in sorted(adapters.trainable_by_name(policy.modules).items()):
         digest.update(name.encode())
-        digest.update(own_part(parameter).cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(own_part(parameter).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     told = ranks.gather(digest.hexdigest())
     if isinstance(ranks, ShardedRanks):
         return f"flowrl-{hashlib.blake2b(' '.join(told).encode(), digest_size=8).hexdigest()}"
