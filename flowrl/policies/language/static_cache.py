@@ -158,8 +158,10 @@ class StaticBuffers:
         for name in shown.types:
             if name in types and name not in self.types:
                 self.types[name] = self._room(types[name])
-            if name in self.types:
-                self.types[name].zero_().index_copy_(0, places, shown.types[name])
+        for name, room in self.types.items():
+            room.zero_()
+            if name in shown.types:
+                room.index_copy_(0, places, shown.types[name])
 
     def step(self, token: Tensor, places: Tensor, positions: Tensor | None) -> Tensor:
         """Logits [R, V] behind one token int64 [R] of each row; positions [..., R, 1], where they are not columns."""
@@ -243,12 +245,8 @@ class StaticReading(Reading):
             at = int(self.index[row])
             return prefix_of(self.cache, at, self.attention[at])
         place, number = self.places[row], self.lengths[row]
-        kept = [(keys[place, :, :number].clone(), values[place, :, :number].clone()) for keys, values in self._layers]
-        return Prefix(tuple(k for k, _ in kept), tuple(v for _, v in kept))
-
-    @property
-    def _layers(self) -> list[tuple[Tensor, Tensor]]:
-        return self.buffers.layers()
+        layers = [tuple(part[place, :, :number].clone() for part in layer) for layer in self.buffers.layers()]
+        return Prefix(tuple(keys for keys, _ in layers), tuple(values for _, values in layers))
 
     def _put(self, stand: list[int], cache: DynamicCache, attention: Tensor, index: Tensor) -> None:
         """Finds places for rows of a cache behind those that stand at these, and writes them there."""
