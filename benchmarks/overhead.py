@@ -16,6 +16,10 @@ and, of the language model of the arithmetic world, at the larger batch,
   decoding   a rollout over a hand-written loop with the same cache that draws as many tokens
   merged     the same with merged adapters
   step       all optimizer work of an iteration over one teacher-forced pass of the same rows with the same AdamW step
+With --compile BACKEND it is instead a policy whose blocks are compiled over one whose blocks are not: rollout,
+training, again (training with train.gradient_checkpointing on both sides), and the language model's step. The first
+call of each, which compiles, is told apart, from an empty cache: its clock seconds, and the processor's, the C++
+compiler's included.
 Text is encoded before the clock starts, on both sides: flowrl remembers it. --cpu: the processor's time
 in place of the clock's, for one thread on a machine that is busy with other things.
 """
@@ -23,13 +27,14 @@ in place of the clock's, for one thread on a machine that is busy with other thi
 import argparse
 import contextlib
 import gc
+import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from flowrl.contracts import Prompt
@@ -37,11 +42,13 @@ from flowrl.core.learner import Learner
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.update import Settings, update
 from flowrl.policies import adapters
+from flowrl.policies.compiling import Compiled, compile_networks
 from flowrl.policies.language.forwards import cache_argument
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.loading import load_language, load_pipeline
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.policy import PipelinePolicy
+from flowrl.policies.recomputing import checkpoint_gradients
 from flowrl.worlds.arithmetic.problems import heldout_problems
 from flowrl.worlds.shapes.captions import heldout_scenes
 from flowrl.worlds.shapes.model import CALL, encode_captions, velocity
@@ -138,6 +145,7 @@ class LanguageBench(Rollouts):
         self.policy = LanguagePolicy(model, tokenizer)
         adapters.add_lora(self.policy.modules, rank=16, alpha=32, targets="all")
         self.learner = Learner(self.policy.trainable(), lr=1e-5)
+        self.modules = self.policy.modules
         self.model, self.plan = model, Generation(40)
         self.prompts = [Prompt(p.text, p.text) for p in heldout_problems()[: batch // 4]]
         self.rollout = self.policy.rollout(self.prompts, group_size=4, plan=self.plan, seed=0)
@@ -229,6 +237,45 @@ def collected_between() -> Iterator[Callable[[], int]]:
         gc.unfreeze()
 
 
+def compiled(options: argparse.Namespace, repeats: int, clock: Callable[[], float]) -> None:
+    """Prints the rows of compiled blocks over those that are not."""
+    from torch._inductor import config
+    from torch._inductor.utils import fresh_cache
+
+    config.compile_threads = 1  # in this process, whose time is told
+    for batch in options.batches:
+        for name in ("rollout", "training", "again"):
+            pair = [Bench(options.model, options.steps, batch) for _ in range(2)]
+            if name == "again":
+                for bench in pair:
+                    checkpoint_gradients(bench.modules)
+            with fresh_cache():
+                work = [one.policy_rollout if name == "rollout" else one.policy_training for one in pair]
+                first_call(pair[0].modules, options.compile, work[0])
+                tell(name, batch, compare(work[0], work[1], repeats, clock))
+    largest = max(options.batches)
+    ours, plain = (LanguageBench(largest) for _ in range(2))
+    with fresh_cache():
+        first_call(ours.modules, options.compile, ours.policy_training)
+        tell("step", largest, compare(ours.policy_training, plain.policy_training, repeats, clock))
+
+
+def first_call(modules: dict[str, nn.Module], backend: str, work: Callable[[], None]) -> None:
+    """Compiles the blocks of these modules, and prints what their first call takes."""
+
+    def spent() -> float:
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(one.ru_utime + one.ru_stime for one in used)
+
+    torch.compiler.reset()
+    compile_networks(modules, backend=backend)
+    before, start, used = Compiled.now(), time.perf_counter(), spent()
+    work()
+    made = Compiled.now().since(before)
+    told = f"{time.perf_counter() - start:.1f} s, {spent() - used:.1f} s of the processor's"
+    print(f"{'':12}{made.graphs} graphs, {made.breaks} graph breaks, first call {told}", flush=True)
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -238,10 +285,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--compile", choices=["inductor", "aot_eager", "eager"])
     options = parser.parse_args()
     how = options.repeats, time.process_time if options.cpu else time.perf_counter
     torch.set_num_threads(options.threads)
     print(f"{'':12}{'batch':>6}{'ms':>12}{'over ms':>10}{'quartiles':>16}{'ratio':>8}")
+    if options.compile is not None:
+        compiled(options, *how)
+        return
     for batch in options.batches:
         bench = Bench(options.model, options.steps, batch)
         pairs = {

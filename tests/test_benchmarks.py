@@ -87,6 +87,19 @@ def test_overhead(monkeypatch, capsys):
     assert all(re.fullmatch(r"\d+\.\d{3}", row.split()[-1]) for row in rows)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's tracer asks for it
+def test_compiled_blocks_over_plain_ones(monkeypatch, capsys):
+    monkeypatch.setitem(SMALL, "overhead", f"{SMALL['overhead'].replace('4 8', '4')} --cpu --compile eager")
+    _, *rows = ran("overhead", monkeypatch, capsys)
+    told, found = rows[::2], [row.split() for row in rows[1::2]]
+    assert all(
+        re.fullmatch(r" +[1-9]\d* graphs, 0 graph breaks, first call \S+ s, \S+ s of the processor's", t) for t in told
+    )
+    assert [row[:2] for row in found] == [[name, "4"] for name in ("rollout", "training", "again", "step")]
+    assert all(0.2 < float(row[-1]) < 5 for row in found)
+
+
 def test_large(tmp_path, monkeypatch, capsys):
     file = tmp_path / "large.jsonl"
     monkeypatch.setitem(SMALL, "large", f"{SMALL['large']} --json {file}")

@@ -126,6 +126,54 @@ def test_a_language_model_is_compiled_where_it_learns_and_not_where_it_decodes(
         compiled.same_numbers(bench)
 
 
+class Kept:
+    """Bytes that a graph keeps for its backward pass, but for weights."""
+
+    def __init__(self, model: nn.Module):
+        self.bytes, self._weights = 0, {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def note(self, tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in self._weights:
+            self.bytes += tensor.numel() * tensor.element_size()
+        return tensor
+
+
+def recomputed_tokens(backend: str, within: float) -> None:
+    """Compiled layers whose activations are computed again: the numbers of plain ones, and as little is kept."""
+    keys = ["generation.max_new_tokens=4", "train.prompts=2", f"compile={{backend: {backend}}}"]
+    bench = TokenBench(load("tiny_lm_grpo", [*keys, "train.gradient_checkpointing=true"]), rows=4)
+    bench.policy.max_rows = 4
+    rollout, rows, model = bench.rollout, torch.tensor([2, 0, 3]), bench.policy.model
+
+    def seen() -> tuple[Tensor, int]:
+        kept = Kept(model)
+        with torch.autograd.graph.saved_tensors_hooks(kept.note, lambda tensor: tensor):
+            found = gradient(bench.policy, rollout, rows)
+        return found, kept.bytes
+
+    before = Compiled.now()
+    ours, kept = seen()
+    made = Compiled.now().since(before)
+    assert made.graphs >= 1 and made.breaks == 0
+    assert torch.equal(seen()[0], ours) and Compiled.now().since(before) == made
+    with uncompiled():
+        plain, plainly_kept = seen()
+        for layer in compiling.repeated(model):
+            layer.gradient_checkpointing = False
+        everything = seen()[1]
+    assert torch.allclose(plain, ours, atol=within, rtol=within) and float(plain.abs().max()) > 100 * within
+    assert plainly_kept < everything / 3 and kept < everything / 3, (kept, plainly_kept, everything)
+
+
+def test_layers_of_a_language_model_are_compiled_and_computed_again() -> None:
+    recomputed_tokens("eager", 1e-6)
+
+
+@pytest.mark.slow
+def test_their_kernels_give_the_same_numbers_within_rounding() -> None:
+    recomputed_tokens("inductor", 1e-5)
+
+
 def _twice_unless_compiled(own: Any) -> Any:
     """A layer's forward that is wrong where it is compiled."""
 
