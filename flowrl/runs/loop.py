@@ -148,8 +148,7 @@ class Run:
 
     def _marks(self) -> dict[str, int | None]:
         """The iterations of the best held-out reward and, if a run may have to return to it, of the best witness."""
-        best = self.state.best
-        marks: dict[str, int | None] = {"best": None if best is None else best[0]}
+        marks: dict[str, int | None] = {"best": None if self.state.best is None else self.state.best[0]}
         return marks | ({"witness": self.watch.trusted} if self.watch.hack_action == "rollback" else {})
 
     def _step(self, progress: Progress) -> None:
