@@ -8,6 +8,7 @@ done between pairs: it would fall to whoever happens to be running.
   rollout    a recorded stochastic rollout, pictures included, over a hand-written loop with the same number of
              transformer calls and the same decoding
   merged     the same with adapters merged into the weights (rollout.merge), over the same loop, which does not merge
+  floor      the hand-written loop under merged weights, merging included, over the same loop: what `merged` can come to
   training   all optimizer work of an iteration (replay of every trained step, loss, backward, AdamW) over the bare
              forward and backward passes of the same rows and steps with the same AdamW step
   guided     the same optimizer work under classifier-free guidance, with objective.guidance_gradient=conditional over
@@ -46,6 +47,7 @@ from flowrl.policies.compiling import Compiled, compile_networks
 from flowrl.policies.language.forwards import cache_argument
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.loading import load_language, load_pipeline
+from flowrl.policies.merging import merged
 from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.policy import PipelinePolicy
 from flowrl.policies.recomputing import checkpoint_gradients
@@ -114,6 +116,11 @@ class Bench(Rollouts):
         latents = self.pipe._unpack_latents(x, 32, 32, self.pipe.vae_scale_factor)
         config = self.pipe.vae.config
         self.pipe.vae.decode(latents / config.scaling_factor + config.shift_factor)
+
+    def hand_merged(self) -> None:
+        """The shortest loop, by merged weights."""
+        with merged(self.modules):
+            self.hand_rollout()
 
     def policy_training(self) -> None:
         """The update of an iteration."""
@@ -298,6 +305,7 @@ def main() -> None:
         pairs = {
             "rollout": (bench.policy_rollout, bench.hand_rollout),
             "merged": (bench.merged_rollout, bench.hand_rollout),
+            "floor": (bench.hand_merged, bench.hand_rollout),
             "training": (bench.policy_training, bench.bare_training),
         }
         if batch == min(options.batches):

@@ -81,8 +81,8 @@ def test_language_presets(monkeypatch, capsys, tmp_path):
 def test_overhead(monkeypatch, capsys):
     _, *rows = ran("overhead", monkeypatch, capsys)
     assert [tuple(row.split()[:2]) for row in rows] == [
-        *((name, "4") for name in ("rollout", "merged", "training", "guided")),
-        *((name, "8") for name in ("rollout", "merged", "training", "decoding", "merged", "step")),
+        *((name, "4") for name in ("rollout", "merged", "floor", "training", "guided")),
+        *((name, "8") for name in ("rollout", "merged", "floor", "training", "decoding", "merged", "step")),
     ]
     assert all(re.fullmatch(r"\d+\.\d{3}", row.split()[-1]) for row in rows)
 

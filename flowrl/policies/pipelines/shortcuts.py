@@ -36,8 +36,8 @@ def shortcut(module: nn.Module, name: str) -> Any:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether diffusers' hooks are on a module or on any within it."""
-    registries = [vars(part)["_diffusers_hook"] for part in submodules(module) if "_diffusers_hook" in vars(part)]
-    return any(registry.hooks for registry in registries)
+    dicts = [part.__dict__ for part in submodules(module)]  # `hasattr` of what a module lacks asks three times
+    return any(own["_diffusers_hook"].hooks for own in dicts if "_diffusers_hook" in own)
 
 
 def _iterated(module: nn.Module) -> Iterator[nn.Module]:
