@@ -22,7 +22,7 @@ PLACE = "github.com/christophschuhmann/improved-aesthetic-predictor"
 
 
 class aesthetic(Beauty):  # noqa: N801 - recipes name it
-    """How much people like a picture, by LAION's predictor on CLIP ViT-L/14: 1 to 10.
+    """Aesthetic score of a picture by LAION's predictor on CLIP ViT-L/14: 1 to 10.
 
     head: the path of the downloaded state dict, or shapes-aesthetic, which ships (on model shapes-clip). model and
     weights as in parts/clip.py. features: what the head weighs, the picture's embedding or the mean of its patches, as

@@ -18,7 +18,7 @@ PLACE = "github.com/discus0434/aesthetic-predictor-v2-5"
 
 
 class aesthetic_v25(Beauty):  # noqa: N801 - recipes name it
-    """How much people like a picture, by the predictor v2.5 on SigLIP so400m: 1 to 10.
+    """Aesthetic score of a picture by the predictor v2.5 on SigLIP so400m: 1 to 10.
 
     head: the path of the downloaded state dict. model: a SigLIP, folder or model of the hub.
     """

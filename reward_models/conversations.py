@@ -12,7 +12,7 @@ TALKS = "this reward reads conversations: give the recipe an environment"
 
 
 def outcome(samples: Samples, name: str = "reward", absent: float | None = None) -> Tensor:
-    """A number that the environment gives of a conversation at its end, float32 [B].
+    """A number that the environment gives at the end of a conversation, float32 [B].
 
     name: of the number; `reward` is what an environment with get_reward() has. absent: the score of a conversation that
     ended without it, such as one that never called the tool that notes it (null: NaN, no score). A conversation whose
@@ -25,7 +25,7 @@ def outcome(samples: Samples, name: str = "reward", absent: float | None = None)
 
 
 def used_tool(samples: Samples, name: str | None = None) -> Tensor:
-    """1 where the model made a call that its tool answered, float32 [B]; a call that was wrong is none.
+    """1 if the model made a call that its tool answered, else 0; float32 [B]. A wrong call does not count.
 
     name: of the tool (None: any). DeepEyes (arXiv:2505.14362, section 3.2) pays a bonus for it only where the answer is
     right: gate it by the reward of the answer, `gate: {by: right, least: 1, otherwise: 0}`. Its code once paid for
@@ -35,7 +35,7 @@ def used_tool(samples: Samples, name: str | None = None) -> Tensor:
 
 
 def tool_calls(samples: Samples, column: str = "calls") -> Tensor:
-    """How near the number of answered calls is to what a prompt is estimated to need: 1 - |n - e| / max(n, e, 1).
+    """Distance of the number of answered calls n from a prompt's estimate e: 1 - |n - e| / max(n, e, 1).
 
     float32 [B]; NaN where the prompt's meta has no number in `column`. Qwen3-VL (arXiv:2511.21631) compares the number
     with an estimate by a larger model; it publishes no formula, this one is ours. Raises ValueError without
@@ -52,7 +52,7 @@ def tool_calls(samples: Samples, column: str = "calls") -> Tensor:
 
 
 def calls_made(samples: Samples) -> Tensor:
-    """How many calls the model made, wrong ones too, float32 [B]: with a negative weight, what each of them costs.
+    """Number of calls, wrong ones too, float32 [B]; with a negative weight each call has a cost.
 
     A cost, however small, can teach a model to stop calling before a call helps it, which is watched for (the alarm
     `calls`). Raises ValueError without conversations.

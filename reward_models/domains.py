@@ -25,7 +25,7 @@ YEARS = range(1000, 3001)  # whole numbers that are right only where they are eq
 
 
 def box_format(samples: Samples, *, answer: bool = True) -> Tensor:
-    r"""1 where a completion is a thought and an answer with exactly one box of GLM's in it, else 0; float32 [B].
+    r"""1 if a completion is a thought and an answer with exactly one box in GLM's form, else 0; float32 [B].
 
     The thought is <think>...</think>, the box <|begin_of_box|>...<|end_of_box|>, not empty and without \boxed{}; no
     mark stands within another. answer: the box stands in <answer>...</answer>, as problems of science, charts and
@@ -35,7 +35,7 @@ def box_format(samples: Samples, *, answer: bool = True) -> Tensor:
 
 
 def close_number(samples: Samples, *, tolerance: float = 0.025, key: str = "answer") -> Tensor:
-    """1 where the box of a completion holds the truth, or a number near it, else 0; float32 [B].
+    """1 if the box of a completion holds the ground truth, or a number near it, else 0; float32 [B].
 
     Near is |a - b| / (|b| + 1e-6) < tolerance: 0.025 for charts, 1e-6 for mathematics, 1e-5 for physics and chemistry
     in the published configuration. Whole numbers of 1000 to 3000, which may be years, have to be equal. Other texts
@@ -59,7 +59,7 @@ def text_similarity(
     case: bool = True,
     spaces: bool = False,
 ) -> Tensor:
-    """1 - edit distance / length of the longer text, of what was read and the truth; float32 [B] in [0, 1].
+    """1 - edit distance / length of the longer text, between completion and ground truth; float32 [B] in [0, 1].
 
     part: the whole completion, what stands behind its thought or in its last <answer>, or in its one box. case:
     capitals count. spaces: white space counts; without, it is left out, as in GLM-4.5V's rule. 0 for a completion

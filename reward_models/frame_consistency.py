@@ -25,7 +25,7 @@ from reward_models.parts.vision.flow import SMALLEST, Flow, moving_clips, warp
 
 
 class frame_consistency(Model):  # noqa: N801 - recipes name it
-    """How far frames repeat what the frames before them show, 0 to 1.
+    """Similarity of each frame to the frames before it, 0 to 1.
 
     model: None compares pixels along the optical flow (preset as in parts/flow.py); a folder or model of the hub
     compares embeddings, of CLIP or of a vision transformer such as DINO; with weights, an architecture of open_clip.

@@ -49,7 +49,7 @@ PHRASES = ("a photo of a {} {}", "a photo of a {}-colored {}", "a photo of a {} 
 
 
 class geneval(Model):  # noqa: N801
-    """How many of the requested objects, counts, colours and places a picture shows, float32 [B]."""
+    """Share of the requested objects, counts, colours and places that a picture shows, float32 [B]."""
 
     def __init__(
         self,

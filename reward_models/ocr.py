@@ -28,7 +28,7 @@ ORDERS = 4  # up to this many texts, any order counts: their places in the pictu
 
 
 class ocr:  # noqa: N801 - recipes name it
-    """How much of the text that the prompt asks for, and nothing else, can be read in the picture.
+    """How well the text in the picture matches the text that the prompt asks for.
 
     The target is the prompt's meta under `key` (a text, or a list of them), else the text in double quotes in the
     prompt. missing: for a prompt without a target, "error" or "nan". compatible: Flow-GRPO's rule, in which other text

@@ -28,7 +28,7 @@ MODES = ("yes", "rubric", "unified")
 
 @dataclass(kw_only=True, eq=False)
 class server_judge(ServerJudge):
-    """What a vision-language model behind an OpenAI-compatible server thinks of each sample, float32 [B] in [0, 1]."""
+    """Score of each sample by a vision-language model on an OpenAI-compatible server, float32 [B] in [0, 1]."""
 
     mode: str = "yes"
     question: str = QUESTION

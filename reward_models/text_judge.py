@@ -85,7 +85,7 @@ class Reading:
 
 
 class text_judge(Model):
-    """What a local language model thinks of each completion, float32 [B] in [0, 1].
+    """Score of each completion by a local language model, float32 [B] in [0, 1].
 
     model: a folder or a model of the hub, with a chat template. mass: yes and no together hold at least this
     probability, or there is no score.
@@ -139,7 +139,7 @@ class text_judge(Model):
 
 @dataclass(kw_only=True, eq=False)
 class server_text_judge(AsksServer):
-    """What a language model behind an OpenAI-compatible server thinks of each completion, float32 [B] in [0, 1].
+    """Score of each completion by a language model on an OpenAI-compatible server, float32 [B] in [0, 1].
 
     logprobs: false takes its yes or no where the server has no log-probabilities (`transformers serve`).
     """

@@ -19,7 +19,7 @@ NAME = "typed_answer"
 
 
 def typed_answer(samples: Samples, *, key: str = "answer", kind: str = "problem_type") -> Tensor:
-    """How right each answer is, by the type of its problem in meta[kind]; float32 [B] in [0, 1].
+    """Correctness of each answer, by a rule for the problem type in meta[kind]; float32 [B] in [0, 1].
 
     multiple choice: 1 where both texts are equal. numerical: 1 where both or neither have a decimal point or a comma
     and they are equal to two decimals. regression: 1 - relative error. OCR: 1 - word error rate. free-form: mean of

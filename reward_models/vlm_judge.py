@@ -32,7 +32,7 @@ QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 
 
 class vlm_judge(Judge, Model):
-    """What a local vision-language model thinks of each sample, float32 [B] in [0, 1]; no gradient.
+    """Score of each sample by a local vision-language model, float32 [B] in [0, 1]; no gradient.
 
     model: a folder, a model of the hub, or shapes-vlm, which ships.
     """

@@ -16,7 +16,7 @@ _END = re.compile(f";|{re.escape(CLOSE)}")
 
 
 def worked_steps(samples: Samples, *, right: float = 1.0, wrong: float = 0.0, answer: bool = True) -> StepScores:
-    """right or wrong for each step of a completion, at its end; its score is their sum, or their mean.
+    """`right` or `wrong` for each step of a completion; its score is their sum, or their mean.
 
     A step ends at ";" and is right where it stands at its place in the written method, units first: a true equation
     that does not belong there is wrong, and so is each one too many. answer: what stands before </answer> is a step

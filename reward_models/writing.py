@@ -27,7 +27,7 @@ RULED = "=|-~_#*.%－█ ─"  # characters that tables and rules are made of, w
 
 
 def think_format(samples: Samples, *, form: Literal["answer", "any", "alone", "boxed", "lines"] = "answer") -> Tensor:
-    """1 where a completion is written as asked, else 0; float32 [B].
+    """1 if a completion is a thought and an answer in the requested form, else 0; float32 [B].
 
     answer: one block <think>...</think>, white space, one block <answer>...</answer> and nothing else (Video-R1,
     ms-swift). any: one block of thought at its very beginning, with anything behind it (TRL). alone: a block of answer
@@ -77,7 +77,7 @@ def _closed(text: str, needed: bool, longest: int | None) -> bool:
 
 
 def thought_length(samples: Samples, *, words: int = 250) -> Tensor:
-    """Words of the first block of thought over those wanted, at most 1; float32 [B], 0 without a thought.
+    """Number of words of the first thought divided by the wanted number, at most 1; float32 [B].
 
     Praxis-VLM's code takes 250. Raises ValueError for words below 1.
     """
@@ -117,7 +117,7 @@ def repetition_penalty(sequence: Sequence[Hashable], size: int, worst: float) ->
 
 
 def no_loop(samples: Samples, *, window: int = 50, times: int = 10) -> Tensor:
-    """0 where some `window` characters of a completion stand in it `times` times or more, else 1; float32 [B].
+    """0 if any `window` characters of a completion occur in it `times` times or more, else 1; float32 [B].
 
     Runs of three or more of one character that tables and rules are made of do not count (GLM-4.5V's reward system,
     arXiv:2507.01006, its code). Raises ValueError for a window below 1 or times below 2.

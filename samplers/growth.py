@@ -64,7 +64,7 @@ def branch(
     width_prune: Literal["branches", "ends"] | None = None,
     width_ratio: Annotated[float, "in (0, 1)"] = 0.5,
 ) -> Branching:
-    """At each of `splits` every live row parts into `widths` (BranchGRPO, arXiv 2509.06040).
+    """At each of `splits` every live row splits into `widths` rows (BranchGRPO, arXiv 2509.06040).
 
     widths: one number, or one a split; train.group is the number of leaves of all trees of a prompt. splits_from
     window: splits count from the window's first step. correlation: between the draws of siblings where they part;
@@ -102,7 +102,7 @@ def per_step(
     per_anchor: bool = False,
     strides: Annotated[list[int], "a list of whole numbers >= 1"] = [1],  # noqa: B006 - it is only read
 ) -> PerStep:
-    """At each step of the window children leave the ODE's trunk, train.group of them (TempFlow-GRPO, G2RPO).
+    """At each step of the window train.group children branch off the ODE trajectory (TempFlow-GRPO, G2RPO).
 
     They part over `anchors` trunks. per_anchor: children are compared with those of their trunk alone. strides: every
     child is finished once by each, on ever coarser tables (TempFlow-GRPO: arXiv 2508.04324, G2RPO: arXiv 2510.01982).

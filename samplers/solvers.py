@@ -18,7 +18,7 @@ Solver = str | Callable[..., Tensor]  # a name of SOLVERS, or a function (x, x0,
 
 
 def euler(x: Tensor, x0: Tensor, s: Level, s_next: Level, previous: Known | None = None) -> Tensor:
-    """The Euler step of the flow's ODE: of first order, it looks at no earlier prediction."""
+    """The Euler step of the flow's ODE: first order, uses no earlier prediction."""
     return dpm_solver(x, [(x0, s)], s, s_next).mean
 
 

@@ -212,7 +212,7 @@ class Given:
 
 
 def own() -> OwnTable:
-    """What the pipeline's scheduler gives."""
+    """The levels of the pipeline's own scheduler."""
     return OwnTable()
 
 

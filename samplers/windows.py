@@ -48,7 +48,7 @@ def all_steps(
 
 
 def first(num_steps: int, *, size: Annotated[int, ">= 1"]) -> tuple[int, ...]:
-    """The first `size` steps, where the layout of an image is decided."""
+    """The first `size` steps, which decide the layout of an image."""
     _require_range(num_steps, size, 0, num_steps)
     return tuple(range(size))
 
@@ -60,7 +60,7 @@ def frozen(num_steps: int, *, size: Annotated[int, ">= 1"], low: Annotated[int, 
 
 
 def share_of_drawn(num_steps: int, *, share: Annotated[float, "in (0, 1]"], seed: int) -> Roles:
-    """Noise at all steps but the last, a random share of them trained, anew each iteration (DanceGRPO)."""
+    """Noise at all steps but the last; trains a random share of them, drawn each iteration (DanceGRPO)."""
     return Roles(tuple(range(num_steps - 1)), fraction(num_steps, share=share, seed=seed))
 
 
@@ -82,7 +82,7 @@ def random_subset(
     steps: Annotated[list[int], "a list of steps that rise, such as [1, 2, 5]"] | None = None,
     seed: int,
 ) -> tuple[int, ...]:
-    """`size` steps of the range [low, high) or of the list `steps`, anew each iteration (Flow-Factory).
+    """`size` steps of the range [low, high) or of the list `steps`, drawn each iteration (Flow-Factory).
 
     high: all but the last step where it is null.
     """
@@ -113,7 +113,7 @@ def random_adjacent(
     high: Annotated[int, ">= 1"] | None = None,
     seed: int,
 ) -> tuple[int, ...]:
-    """`size` adjacent steps of the range [low, high), anew each iteration (Flow-GRPO-Fast).
+    """`size` adjacent steps of the range [low, high), drawn each iteration (Flow-GRPO-Fast).
 
     high: all but the last step where it is null.
     """

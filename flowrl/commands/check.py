@@ -19,9 +19,9 @@ TITLE_WIDTH = 38
 def check_command(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(min=2, help="About how many samples the proofs draw.")] = 32,
+    rows: Annotated[int, typer.Option(min=2, help="Approximate number of samples for the checks.")] = 32,
 ) -> None:
-    """Load the real model and prove what a run assumes, one line for each fact; exit code 1 if any proof fails."""
+    """Test on the real model what a run relies on, one line per check; exit code 1 if a check fails."""
     from flowrl.recipe.load import load
 
     checked = load(recipe, overrides or [])

@@ -20,7 +20,7 @@ def _complete(incomplete: str) -> list[str]:
     return completions(incomplete)
 
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the short name of one that ships.")]
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a recipe that ships.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN|RECIPE", help="A run's folder, a recipe file, or its name.")]
 Overrides = Annotated[
     list[str] | None,
@@ -36,7 +36,7 @@ WeightsOption = Annotated[
 ]
 RawOption = Annotated[bool, typer.Option("--raw", help="The weights without averaging, if the run averages them.")]
 TrustOption = Annotated[
-    bool, typer.Option("--trust", help="Import and run the modules that the run's own recipe names by dotted paths.")
+    bool, typer.Option("--trust", help="Import the Python modules that the run's recipe names (they can run any code).")
 ]
 PromptsOption = Annotated[
     str | None, typer.Option("--prompts", metavar="SOURCE", help="Prompts (default: the training prompts).")

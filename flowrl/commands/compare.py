@@ -36,30 +36,33 @@ def compare_command(
     variants: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML: names mapped to {KEY: VALUE} or to a list of KEY=VALUE.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs per variant, with the recipe's seed and those after it.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per variant, from the recipe's seed on.")] = 1,
     budget: Annotated[
         str | None,
         typer.Option(
             metavar="TIME|FORWARDS",
-            help="90s, 3m, 2h: how long each run trains; 66k, 2M: the row-forwards that it takes, three for one with "
+            help="90s, 3m, 2h: training time of each run; 66k, 2M: its row-forwards, where one counts three times with "
             "gradient. Evaluations are not counted.",
         ),
     ] = None,
     evaluations: Annotated[
-        int, typer.Option(min=2, help="With --budget: evaluations per run, at equal shares of it.")
+        int, typer.Option(min=2, help="With --budget: evaluations per run, at equal intervals of it.")
     ] = 6,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at once; they then slow each other down.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Simultaneous runs; they slow each other down.")] = 1,
     output: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="For runs and results (runs/compare-RECIPE, or runs/compare).")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Folder for runs and results (default: runs/compare-RECIPE, or runs/compare)."
+        ),
     ] = None,
     drift: Annotated[bool, typer.Option(help="Also load the weights and measure drift and diversity.")] = True,
     trust: TrustOption = False,
     markdown: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write or update this Markdown file, figures beside it.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the grid and what it costs, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the grid and its cost, and stop.")] = False,
     time_from: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="With --dry-run: an earlier run to take the times from.")
+        Path | None, typer.Option(metavar="RUN", help="With --dry-run: an earlier run to estimate times from.")
     ] = None,
 ) -> None:
     """Compare variants of a recipe, or finished runs, at equal time and at equal model calls.
@@ -70,8 +73,8 @@ def compare_command(
     folders = [Path(t) for t in targets if Path(t).is_dir()]
     if folders:
         if len(folders) < len(targets) or vary or variants or budget or dry_run:
-            other = next((t for t in targets if not Path(t).is_dir()), "an option of a grid")
-            raise UserError(f"compare: got run folders and {other}; give run folders alone, or a recipe")
+            other = next((repr(t) for t in targets if not Path(t).is_dir()), "an option of a grid")
+            raise UserError(f"compare: got run folders and {other}; give only run folders, or a recipe and values")
         _folders(folders, output, drift, markdown, trust or not drift)
         return
     if time_from is not None and not dry_run:

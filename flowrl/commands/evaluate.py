@@ -39,19 +39,17 @@ def evaluate_command(
     weights: WeightsOption = "final",
     raw: RawOption = False,
     trust: TrustOption = False,
-    prompts: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Evaluate on these prompts, all of them.")
-    ] = None,
+    prompts: Annotated[str | None, typer.Option(metavar="SOURCE", help="Evaluate on all of these prompts.")] = None,
     reward: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]USE", help="Score with this instead of the recipe's rewards; repeatable."),
+        typer.Option(metavar="[NAME=]USE", help="Score with this reward instead of the recipe's; may be repeated."),
     ] = None,
     steps: StepsOption = None,
     base: Annotated[bool, typer.Option("--base", help="Also score the untrained model, with the same noise.")] = False,
     save: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Save every sample here.")] = None,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write all results here, as JSON.")] = None,
 ) -> None:
-    """Score held-out prompts, by the ODE or at eval.temperature: a run's weights, or a recipe's model as it is."""
+    """Evaluate a run's weights, or the untrained model of a recipe, on held-out prompts."""
     options = _options_as_overrides(prompts, reward or [], steps) + (overrides or [])
     recipe, run = resolve_target(target, options, weights, raw, trust)
     if recipe.prompts.heldout is None:

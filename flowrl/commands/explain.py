@@ -29,7 +29,7 @@ def explain_command(
         ),
     ],
 ) -> None:
-    """Say what a key accepts, its default, what it means, its source, and which presets set it."""
+    """Explain a recipe key, a part or a preset: values, default, meaning, source, and the presets that set it."""
     from flowrl.recipe.explain import explain
 
     table = Table(title=key, title_justify="left", show_header=False, box=None)

@@ -35,14 +35,16 @@ def export_command(
     target: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder.")],
     to: Annotated[Path | None, typer.Option(help="Folder to write (default: RUN/export/KIND).")] = None,
     kind: Annotated[
-        ExportKind | None, typer.Option(help="A LoRA file, or a whole pipeline with the LoRA fused.")
+        ExportKind | None, typer.Option(help="A LoRA file, or a whole pipeline with the LoRA merged.")
     ] = None,
     weights: WeightsOption = "final",
     raw: RawOption = False,
     trust: TrustOption = False,
-    dtype: Annotated[ExportDtype | None, typer.Option(help="Of a merged pipeline (default: dtype.model).")] = None,
+    dtype: Annotated[
+        ExportDtype | None, typer.Option(help="Precision of a merged pipeline (default: dtype.model).")
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Load the export and compare its samples.")] = False,
-    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts that --verify draws.")] = 4,
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts for --verify.")] = 4,
     tolerance: Annotated[
         float | None, typer.Option(min=0, help="Largest difference that --verify accepts (default: by dtype).")
     ] = None,

@@ -24,11 +24,13 @@ def pairs_command(
     target: RunArgument,
     overrides: Overrides = None,
     number: Annotated[int, typer.Option(min=1, help="Pairs to write.")] = 1000,
-    group: Annotated[int, typer.Option(min=2, help="Samples drawn of each prompt.")] = 8,
-    each: Annotated[int, typer.Option(min=1, help="Pairs of each group: best with worst, and so on.")] = 1,
-    margin: Annotated[float, typer.Option(min=0.0, help="The least difference of the rewards of a pair.")] = 0.0,
+    group: Annotated[int, typer.Option(min=2, help="Samples per prompt.")] = 8,
+    each: Annotated[
+        int, typer.Option(min=1, help="Pairs per group: best with worst, second best with second worst, ...")
+    ] = 1,
+    margin: Annotated[float, typer.Option(min=0.0, help="Smallest difference of the rewards of a pair.")] = 0.0,
     noise: Annotated[
-        bool, typer.Option("--noise/--no-noise", help="Keep the noise that each sample came from, as PNAPO asks.")
+        bool, typer.Option("--noise/--no-noise", help="Keep the noise that each sample was generated from, for PNAPO.")
     ] = True,
     prompts: PromptsOption = None,
     output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: runs/pairs-RECIPE.")] = None,
@@ -38,7 +40,7 @@ def pairs_command(
     trust: TrustOption = False,
     steps: StepsOption = None,
 ) -> None:
-    """Draw samples, rank them by the recipe's rewards, and write the pairs: pairs.jsonl, pictures and their noise.
+    """Generate samples, rank them by the recipe's rewards, and write preference pairs with their noise.
 
     `train.source=files prompts.train=FOLDER/pairs.jsonl` trains on them, and `flowrl train-reward` fits a reward.
     """

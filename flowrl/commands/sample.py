@@ -28,7 +28,7 @@ def sample(
     target: RunArgument,
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PROMPT]...", help="Prompts to draw or answer, and KEY=VALUE overrides."),
+        typer.Argument(metavar="[PROMPT]...", help="Prompts, and KEY=VALUE overrides."),
     ] = None,
     prompts: Annotated[str | None, typer.Option(metavar="SOURCE", help="Prompts from a file or other source.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts of SOURCE.")] = None,
@@ -39,7 +39,7 @@ def sample(
         int | None,
         typer.Option(
             min=1,
-            help="Samples per prompt (default: 4, or 1 text at eval.temperature=0; more are drawn as in training).",
+            help="Samples per prompt (default: 4, or 1 text at eval.temperature=0; more are sampled as in training).",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
@@ -48,7 +48,7 @@ def sample(
     trust: TrustOption = False,
     steps: StepsOption = None,
 ) -> None:
-    """Draw samples of your own prompts, one row each; a language model's completions are printed."""
+    """Generate samples for your own prompts, one row per prompt; a language model's completions are printed."""
     given = texts or []
     own = [p for p in given if not _is_override(p)]
     overrides = ([] if steps is None else [f"eval.steps={steps}"]) + [p for p in given if _is_override(p)]

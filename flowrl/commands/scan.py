@@ -34,18 +34,18 @@ def scan_command(
             help="One key with several values, FIRST:LAST:NUMBER or a list with commas, and other recipe values.",
         ),
     ],
-    prompts: Annotated[int, typer.Option(min=2, help="Training prompts; every value draws a group for each.")] = 64,
-    group: Annotated[int | None, typer.Option(min=2, help="Samples a group; train.group where not given.")] = None,
-    iteration: Annotated[int, typer.Option(min=0, help="The training iteration to sample as in.")] = 0,
+    prompts: Annotated[int, typer.Option(min=2, help="Training prompts; every value samples one group for each.")] = 64,
+    group: Annotated[int | None, typer.Option(min=2, help="Samples per group (default: train.group).")] = None,
+    iteration: Annotated[int, typer.Option(min=0, help="Sample as in this training iteration.")] = 0,
     tolerance: Annotated[
         float, typer.Option(min=0.0, help="Largest allowed loss, in standard deviations of the ODE's reward.")
     ] = 0.2,
-    seed: Annotated[int | None, typer.Option(min=0, help="Names the noise; the recipe's where not given.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the noise (default: the recipe's).")] = None,
     output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: runs/scan-RECIPE-KEY.")] = None,
-    model_run: Annotated[Path | None, typer.Option(metavar="RUN", help="Draw with the weights of this run.")] = None,
+    model_run: Annotated[Path | None, typer.Option(metavar="RUN", help="Sample with the weights of this run.")] = None,
     weights: WeightsOption = "final",
 ) -> None:
-    """Draw groups at several values of one sampling key, without training, and recommend a value.
+    """Sample groups at several values of one sampling key, without training, and recommend a value.
 
     Shows for each value the spread of rewards within a group (what training learns from), the loss of quality against
     the ODE (for a language model: greedy decoding) at equal seeds, samples, time and cost. Keys: sampler.*,

@@ -9,9 +9,9 @@ from flowrl.names import UserError
 
 def serve_command(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A file with `rewards` and `serve`, or a recipe.")],
-    host: Annotated[str | None, typer.Option(help="Instead of serve.host.")] = None,
-    port: Annotated[int | None, typer.Option(help="Instead of serve.port; 0 takes a free one.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Instead of serve.workers.")] = None,
+    host: Annotated[str | None, typer.Option(help="Overrides serve.host.")] = None,
+    port: Annotated[int | None, typer.Option(help="Overrides serve.port; 0 chooses a free port.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Overrides serve.workers.")] = None,
 ) -> None:
     """Score samples for other machines over HTTP; the reward `remote` is the client. Ends on Ctrl-C or SIGTERM."""
     from flowrl.serve.config import load

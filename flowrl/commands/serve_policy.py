@@ -28,17 +28,17 @@ def serve_policy_command(
     weights: WeightsOption = "final",
     raw: RawOption = False,
     trust: TrustOption = False,
-    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = PORT,
-    name: Annotated[str | None, typer.Option(help="What the model is called (default: the recipe's model).")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")] = PORT,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model in requests (default: the recipe's model).")
+    ] = None,
     updates: Annotated[
-        bool, typer.Option("--updates", help="Take weights from folders that requests name: for training.")
+        bool, typer.Option("--updates", help="Load weights from folders that requests name, for training.")
     ] = False,
     batch: Annotated[
         int,
-        typer.Option(
-            min=1, help="Completions asked for at the same time that are drawn together; 1: the same bits at any load."
-        ),
+        typer.Option(min=1, help="Simultaneous completions that are generated together; 1: the same bits at any load."),
     ] = 1,
     token_env: Annotated[
         str | None, typer.Option(metavar="NAME", help="Environment variable with the token that requests must carry.")

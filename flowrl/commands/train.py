@@ -26,17 +26,17 @@ def run(
     ] = False,
     ranks: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Train in N processes of this machine, one a GPU (docs/scale.md)."),
+        typer.Option(min=1, metavar="N", help="Train in N processes on this machine, one per GPU (docs/scale.md)."),
     ] = None,
     seconds_per_forward: Annotated[
         float | None,
-        typer.Option(help="With --dry-run: time of one denoiser forward of one row, to estimate the run's."),
+        typer.Option(help="With --dry-run: time of one denoiser forward of one row; prints the time of the run."),
     ] = None,
     time_from: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="With --dry-run: an earlier run to estimate times from.")
+        Path | None, typer.Option(metavar="RUN", help="With --dry-run: an earlier run; prints the time of the run.")
     ] = None,
 ) -> None:
-    """Train as a recipe says. `resume=FOLDER` resumes that run."""
+    """Train the model of a recipe; `resume=FOLDER` resumes that run."""
     from flowrl.recipe.load import load
 
     if not dry_run and (seconds_per_forward is not None or time_from is not None):

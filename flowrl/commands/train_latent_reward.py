@@ -23,19 +23,19 @@ from flowrl.terminal import output_console
 def train_latent_reward_command(
     target: RunArgument,
     overrides: Overrides = None,
-    number: Annotated[int, typer.Option(min=16, help="Prompts to draw for.")] = 500,
-    group: Annotated[int, typer.Option(min=2, help="Samples drawn of each prompt.")] = 8,
-    levels: Annotated[int, typer.Option(min=1, help="Noise levels that each sample is looked at.")] = 6,
+    number: Annotated[int, typer.Option(min=16, help="Number of prompts.")] = 500,
+    group: Annotated[int, typer.Option(min=2, help="Samples per prompt.")] = 8,
+    levels: Annotated[int, typer.Option(min=1, help="Noise levels per sample.")] = 6,
     prompts: PromptsOption = None,
     output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: runs/latent-reward-RECIPE.")] = None,
-    heldout: Annotated[float, typer.Option(min=0.05, max=0.4, help="Share of the prompts that is held out.")] = 0.2,
-    seed: Annotated[int, typer.Option(min=0, help="Of noise, levels, prompts and what is held out.")] = 0,
+    heldout: Annotated[float, typer.Option(min=0.05, max=0.4, help="Share of held-out prompts.")] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of noise, levels, prompts and held-out prompts.")] = 0,
     weights: WeightsOption = "final",
     raw: RawOption = False,
     trust: TrustOption = False,
     steps: StepsOption = None,
 ) -> None:
-    """Draw samples, score them by the recipe's rewards, and fit a reward of noisy latents at all noise levels to them.
+    """Generate samples, score them by the recipe's rewards, and fit a reward of noisy latents, for sampler.guide.
 
     Says how well it orders pairs of held-out prompts; `sampler.guide.path=FOLDER` then steers eval and sample.
     """

@@ -13,23 +13,23 @@ from flowrl.terminal import output_console
 def train_reward_command(
     pairs: Annotated[str, typer.Argument(help="Pairs: a .jsonl, .json or .csv file, or a data set's name.")],
     kind: Annotated[
-        Literal["clip", "aesthetic"], typer.Option(help="clip: pictures for their prompt; aesthetic: pictures alone.")
+        Literal["clip", "aesthetic"], typer.Option(help="clip: judges pictures and prompts; aesthetic: pictures alone.")
     ] = "clip",
     model: Annotated[
         str, typer.Option(help="The vision model: shapes-clip, a folder, a hub id or an open_clip architecture.")
     ] = "openai/clip-vit-large-patch14",
-    weights: Annotated[str | None, typer.Option(help="Of an open_clip architecture: a tag or a file.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Weights of an open_clip architecture: a tag or a file.")] = None,
     features: Annotated[
         Literal["embedding", "patches"],
-        typer.Option(help="Of kind aesthetic; patches tell sizes and places better than the embedding."),
+        typer.Option(help="For kind aesthetic; patches show sizes and places better than the embedding."),
     ] = "embedding",
-    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the head goes.")] = Path("runs/reward"),
-    heldout: Annotated[float, typer.Option(min=0.05, max=0.5, help="Share of the prompts that is held out.")] = 0.2,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first pairs.")] = None,
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the fitted head.")] = Path("runs/reward"),
+    heldout: Annotated[float, typer.Option(min=0.05, max=0.5, help="Share of held-out prompts.")] = 0.2,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only so many pairs, the first ones.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Which prompts are held out.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed that chooses the held-out prompts.")] = 0,
 ) -> None:
-    """Fit a reward to pairs, say how well it orders pairs that it has not seen, and print how a recipe uses it."""
+    """Fit a reward to preference pairs, print its held-out accuracy, and show how a recipe uses it."""
     if (output / "head.safetensors").exists():
         raise UserError(f"--output: {output} holds a head already; name another folder")
     from flowrl.reading.pairs import load

@@ -9,7 +9,7 @@ from flowrl import names
 from flowrl.commands.common import silence_libraries
 from flowrl.names import UserError
 
-app = typer.Typer(help="The embedded worlds: tiny models that are trained and checked here.", no_args_is_help=True)
+app = typer.Typer(help="Rebuild the tiny models that ship with flowrl.", no_args_is_help=True)
 
 
 MODELS = {"shapes": "shapes-flux", "arithmetic": "arithmetic-qwen2", "shapes-rewards": "shapes-rewards"}

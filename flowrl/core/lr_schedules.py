@@ -7,17 +7,17 @@ import math
 
 
 def constant(left: float) -> float:
-    """The learning rate stays as it is."""
+    """The learning rate is constant."""
     return 1.0
 
 
 def linear(left: float) -> float:
-    """It falls to 0 in a straight line."""
+    """The learning rate falls linearly to 0."""
     return left
 
 
 def cosine(left: float) -> float:
-    """It falls to 0 along half a wave of a cosine."""
+    """The learning rate falls to 0 along a half cosine."""
     return 0.5 * (1 - math.cos(math.pi * left))
 
 

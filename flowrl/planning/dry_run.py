@@ -35,17 +35,17 @@ def _batches(recipe: Recipe, num_train: int | None, num_heldout: int | None) -> 
         learns = f"LoRA rank {recipe.lora.rank}, alpha {recipe.lora.alpha:g} on {_targets_text(recipe.lora.targets)}"
     micro = "1 part" if a.micro_batches == 1 else f"{a.micro_batches} micro-batches of up to {train.micro_rows} rows"
     passes = "1 pass" if train.epochs == 1 else f"{train.epochs} passes"
-    again = f"; groups without advantage are drawn anew, up to {_count(train.refill, 'time')}" if train.refill else ""
-    finished = "" if a.samples == a.rows else f" that lead to {a.samples} samples"
+    again = f"; groups without advantage are replaced, up to {_count(train.refill, 'time')}" if train.refill else ""
+    finished = "" if a.samples == a.rows else f" that give {a.samples} samples"
     heldout = "none" if recipe.prompts.heldout is None else f"{recipe.prompts.heldout}{_number(num_heldout)}"
     chosen = ""
     if recipe.prompts.choose.kind != "shuffle":
         what = recipe.prompts.remember or "the weighted sum of the rewards"
-        chosen = f"; chosen by {recipe.prompts.choose.kind}, {what} is remembered of each"
+        chosen = f"; chosen by {recipe.prompts.choose.kind}, which remembers {what} of each"
     return [
         f"model       {recipe.model}",
         f"learns      {learns}, lr {train.lr:g} {train.schedule}",
-        *([f"{'':<12}merged into the weights while samples are drawn"] if recipe.rollout.merge is True else []),
+        *([f"{'':<12}merged into the weights during rollouts"] if recipe.rollout.merge is True else []),
         f"prompts     {recipe.prompts.train}{_number(num_train)}; held out: {heldout}{chosen}",
         f"iteration   {train.drawn} prompts x {train.group} samples = {a.rows} rows{finished}, "
         f"{a.rows_at_once} at once{again}",
@@ -92,8 +92,8 @@ def _costs(recipe: Recipe) -> list[str]:
     ]
     if any(c.reread_forwards for c in costs):
         lines.append(
-            f"{'':<12}no key-value cache: each token reads all before it again, {span('reread_forwards')}"
-            " more in a rollout, and the prompt with each"
+            f"{'':<12}no KV cache: each token reads all tokens before it again, {span('reread_forwards')}"
+            " more in a rollout, plus the prompt for each"
         )
     if any(c.value_forwards for c in costs):
         lines.append(
@@ -103,29 +103,29 @@ def _costs(recipe: Recipe) -> list[str]:
         lines.append(f"            before it {span('whole_row_forwards')} without gradient, for ratios of whole rows")
     if any(c.decodes for c in costs):
         lines.append(
-            f"            training also decodes {span('decodes')} samples with gradient, and takes "
-            f"{span('reward_gradients')} gradients of rewards at them"
+            f"            training also decodes {span('decodes')} samples with gradient, and computes "
+            f"{span('reward_gradients')} gradients of rewards"
         )
     if recipe.train.keep is not None:
         which = f"the best and the worst {recipe.train.keep // 2}"
         if (how := KEPT_BY.get(recipe.train.keep_by)) is not None:
             which = f"the {recipe.train.keep} whose advantages {how}"
-        lines.append(f"            of rows that are compared, only {which} are trained")
+        lines.append(f"            trains only {which} of the rows that are compared")
     if recipe.train.drop_silent:
-        lines.append("            rows whose advantage is 0 leave the loss first; updates share out the others")
+        lines.append("            rows with advantage 0 are left out of the loss; updates share the other rows evenly")
     if (budget := recipe.train.budget) is not None:
         lines.append(
-            f"            prompts of which less than half is right get more samples, by {budget.kind}, up to "
-            f"{budget.limit} each; the numbers above are without them"
+            f"            prompts with less than half of their samples right get more, by {budget.kind}, up to "
+            f"{budget.limit} each; the numbers above do not include them"
         )
     if recipe.train.refill:
-        lines.append(f"            drawing groups anew takes at most {recipe.train.refill} more rollouts")
+        lines.append(f"            replacing groups takes at most {recipe.train.refill} more rollouts")
     return [*lines, _objective(recipe), *_reference(recipe), *_curves(recipe)]
 
 
 def _reference(recipe: Recipe) -> list[str]:
     """What a divergence is measured from, where that is not the model itself, and where nothing else trains."""
-    alone = [] if recipe.scores_train else [f"{'':<12}no reward counts or is called: the divergence alone trains"]
+    alone = [] if recipe.scores_train else [f"{'':<12}no reward is called: only the divergence trains"]
     told = [f"{'' if i else 'reference':<12}{one}" for i, one in enumerate(recipe.references)]
     told = told if recipe.references != [ReferenceKeys()] else []
     return [*told, *alone] if recipe.reads_reference else []
@@ -139,7 +139,7 @@ def _phases(recipe: Recipe) -> list[str]:
         samples, steps = samples + number * one.samples, steps + number * one.optimizer_steps
         lines.append(f"{phase.words(first + 1)} ({number * one.samples} samples)")
     if lines:
-        lines.append(f"in all {samples} samples, {_count(steps, 'optimizer step')}")
+        lines.append(f"total: {samples} samples, {_count(steps, 'optimizer step')}")
     return [f"{'' if i else 'phases':<12}{line}" for i, line in enumerate(lines)]
 
 
@@ -181,7 +181,7 @@ def _objective(recipe: Recipe) -> str:
     masked = objective.kl_mask is not None
     parts += [f"gate {_gate(objective)}"] if objective.gate != "ppo" else []
     if objective.gate in CLIPPED:
-        parts += [f"left alone beyond KL {objective.kl_mask:g}" if masked else f"clip -{low:g} +{high:g}"]
+        parts += [f"masked beyond KL {objective.kl_mask:g}" if masked else f"clip -{low:g} +{high:g}"]
     if objective.weight != "none":
         weight = objective.weight
         parts += [f"weights {weight if isinstance(weight, str) else ' '.join(f'{w:g}' for w in weight)}"]
@@ -191,8 +191,8 @@ def _objective(recipe: Recipe) -> str:
     parts += [f"KL {objective.kl:g} ({objective.kl_kind}){paid}"] if objective.kl > 0 else []
     parts += _corrections(objective)
     share = objective.entropy_share
-    parts += [f"policy gradient of the top {share:g} of tokens by entropy"] if share is not None else []
-    parts += ["guidance trained in its conditional half"] if objective.guidance_gradient == "conditional" else []
+    parts += [f"policy gradient from the top {share:g} of tokens by entropy"] if share is not None else []
+    parts += ["only the conditional half of guidance trained"] if objective.guidance_gradient == "conditional" else []
     length = f", length {objective.length}" if objective.length is not None else ""
     text = f"objective   {objective.preset}: {', '.join(parts)}, {objective.aggregate}{length};"
     return f"{text} {advantage}" if len(text) + len(advantage) < 120 else f"{text}\n{'':<12}{advantage}"
@@ -241,7 +241,7 @@ def _rewards(recipe: Recipe) -> list[str]:
         lines.append(f"{line}: {weights}" if weights else line)
     stay, at_work = on_device(recipe.rewards, recipe.device)
     if at_work:
-        aside = f", {size_text(at_work - stay)} of them only while they score" if at_work > stay else ""
+        aside = f", {size_text(at_work - stay)} of them only while scoring" if at_work > stay else ""
         lines.append(f"{'':<12}{size_text(at_work)} of reward models on the run's device{aside}")
     return lines
 

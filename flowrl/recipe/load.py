@@ -179,6 +179,11 @@ def _find(path_or_name: str) -> Path:
     path = Path(path_or_name).expanduser()
     if path.is_file():
         return path
+    if path.is_dir():
+        problem = f"got {path_or_name!r}, a folder without the recipe.yaml of a run"
+        raise RecipeError(
+            "recipe", problem, "give the folder of a run, a recipe file, or the name of a recipe that ships"
+        )
     meant = names.closest(path.stem, known)
     remedy = f"did you mean {meant!r}?" if meant else "give the path of a YAML file"
     listed = names.some(path.stem, known, "flowrl list recipes")

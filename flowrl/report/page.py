@@ -56,9 +56,9 @@ def _context(data: RunData) -> dict[str, object]:
         "tally": directions,
         "witnesses": [n for n, w in data.weights.items() if w == 0],
         "groups": [
-            ("hacking", "Is the reward gamed?", panels.hacking_charts(data, frame)),
+            ("hacking", "Reward hacking", panels.hacking_charts(data, frame)),
             ("learning", "Learning", panels.learning_charts(data, frame)),
-            ("samples", "The samples themselves", panels.sample_charts(data, frame)),
+            ("samples", "Sample statistics", panels.sample_charts(data, frame)),
             ("others", "Other metrics", panels.other_charts(data, frame)),
         ],
         "times": panels.time_chart(data, frame),
@@ -87,18 +87,18 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
     recipe, train = data.recipe, dict_or_empty(data.recipe.get("train"))
     facts = [("Model", recipe.get("model"))]
     if lora := dict_or_empty(recipe.get("lora")):
-        facts.append(("Learns", f"LoRA, rank {lora.get('rank')}"))
+        facts.append(("Trained", f"LoRA, rank {lora.get('rank')}"))
     elif recipe.get("full"):
-        facts.append(("Learns", "all weights"))
+        facts.append(("Trained", "all weights"))
     if {"prompts", "group"} <= set(train):
-        facts.append(("An iteration", f"{train['prompts']} prompts × {train['group']} samples"))
+        facts.append(("Iteration", f"{train['prompts']} prompts × {train['group']} samples"))
     planned = f" of {data.planned:,}" if data.planned and not data.finished else ""
     facts.append(("Iterations", f"{data.last:,}{planned}"))
     if phases := list_or_empty(recipe.get("phases")):
         facts.append(("Phases", str(len(phases))))
     if passed := data.passed_over:
         listed = ", ".join(f"{reason} {number:,.0f}" for reason, number in passed.items())
-        facts.append(("Prompts passed over", f"{sum(passed.values()):,.0f} ({listed})"))
+        facts.append(("Prompts skipped", f"{sum(passed.values()):,.0f} ({listed})"))
     facts.append(("Time", numerals.format_duration(data.seconds)))
     facts.append(("Seed", recipe.get("seed")))
     starts = [s for s in list_or_empty(data.run.get("starts")) if isinstance(s, dict)]

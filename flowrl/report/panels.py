@@ -41,10 +41,10 @@ LEARNING = (
     Panel("Gradient norm", (("grad_norm", "gradient norm"),), log=True),
     Panel("Learning rate", (("lr", "learning rate"),)),
     Panel("Loss", (("loss", "loss"),), zero=False),
-    Panel("Prompts without a spread of rewards", (("groups/zero_variance", "share"),)),
+    Panel("Prompts whose samples score alike", (("groups/zero_variance", "share"),)),
     Panel("Mean |advantage|", (("adv/abs_mean", "mean"),)),
     Panel("Samples trained on", (("active_rows", "share"),)),
-    Panel("Lost updates", (("nonfinite_updates", "not finite"), ("empty_updates", "empty")), dull=True),
+    Panel("Skipped updates", (("nonfinite_updates", "not finite"), ("empty_updates", "empty")), dull=True),
 )
 
 
@@ -174,7 +174,7 @@ def time_chart(data: RunData, frame: ChartFrame) -> Chart | None:
     curves = [
         ChartCurve(PHASES[p][0], [(r["iteration"], finite_or_none(r[p])) for r in rows], PHASES[p][1]) for p in phases
     ]
-    return stack(frame, "Seconds an iteration", curves, hint="time by phase")
+    return stack(frame, "Seconds per iteration", curves, hint="time by phase")
 
 
 def time_shares(data: RunData) -> list[TimeShare]:

@@ -193,7 +193,7 @@ def _state(data: RunData) -> str:
 
 
 def _warning(data: RunData, rows: list[RewardRow]) -> str:
-    """Signs of reward hacking: the trained reward rose while a witness fell, or the alarm rang."""
+    """Signs of reward hacking: the trained reward rose while a witness fell, or the alarm was raised."""
     overall = [row for row in rows if row.kind is None]
     rose = any(row.trained and row.direction == "up" for row in overall)
     fell = (
@@ -205,5 +205,5 @@ def _warning(data: RunData, rows: list[RewardRow]) -> str:
     text = f"The trained reward rises while the witness falls: {', '.join(fell)}. " if fell else ""
     if hacking_alarms:
         last = hacking_alarms[-1]
-        text += f"The alarm hacking rang at iteration {last['iteration']}: {last.get('what', '')}. "
+        text += f"The alarm hacking was raised at iteration {last['iteration']}: {last.get('what', '')}. "
     return f"{text}Look at the samples before you trust the reward."

@@ -94,7 +94,9 @@ class Console:
 
     def stopping(self, name: str) -> None:
         """A signal was received."""
-        self.note(f"{name}: saving a checkpoint, at the latest after this iteration; send it again to end at once")
+        self.note(
+            f"{name}: saving a checkpoint after this iteration at the latest; send the signal again to end at once"
+        )
 
     def working(self, what: str) -> AbstractContextManager:
         """A spinner during work of unknown length."""

@@ -74,5 +74,5 @@ def _read_final(policy: Any, folder: Path) -> None:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{folder}: its weights cannot be read ({type(error).__name__}: {reason}); they are damaged or belong to "
-            "another model: use a checkpoint's with --weights best or last"
+            "another model: use those of a checkpoint: --weights best or last"
         ) from error

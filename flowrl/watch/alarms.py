@@ -7,7 +7,7 @@ ACTIONS = ("warn", "stop", "rollback")  # from mild to strong
 
 
 class AlarmKind(NamedTuple):
-    """What is known of an alarm before it rings. strongest: the strongest action that a recipe may choose."""
+    """What is known of an alarm before it is raised. strongest: the strongest action that a recipe may choose."""
 
     strongest: str
     cause: str
@@ -29,20 +29,22 @@ ALARMS: dict[str, AlarmKind] = {
     ),
     "mismatch": AlarmKind(
         "stop",
-        "what draws the samples is another policy than what trains: a lower precision, an engine that computes "
-        "otherwise, or weights that it was not given",
-        "correct for it (objective.correction, such as {kind: tis}), draw in a higher precision (rollout.dtype=float16 "
-        "or null), or lower train.lr",
+        "the samples come from another policy than the one that is trained: a lower precision, an engine that computes "
+        "differently, or older weights",
+        "correct for it (objective.correction, such as {kind: tis}), sample in a higher precision "
+        "(rollout.dtype=float16 or null), or lower train.lr",
     ),
     "no_gradient": AlarmKind(
         "stop",
         "the gradient is cut before the trained weights, or every decision is clipped",
-        "check lora.targets and lora.modules, set train.gradient_checkpointing=false, and see if clip_all rings too",
+        "check lora.targets and lora.modules, set train.gradient_checkpointing=false, and see whether the alarm "
+        "clip_all is raised too",
     ),
     "silent": AlarmKind(
         "warn",
         "all samples of a group score the same: the reward is constant, saturated or too coarse, or the task is solved",
-        "look at the samples, use a finer reward or harder prompts, or draw more: raise train.group or sampler.noise",
+        "look at the samples, use a finer reward or harder prompts, or get more varied samples: raise "
+        "train.group or sampler.noise",
     ),
     "clip_all": AlarmKind(
         "rollback",
@@ -61,38 +63,39 @@ ALARMS: dict[str, AlarmKind] = {
     ),
     "old_distance": AlarmKind(
         "rollback",
-        "the policy moves away from the older weights ever faster: train.lr is too high, or nothing holds it to them",
-        "lower train.lr, raise objective.kl or the loss's pull or clip towards older weights, or make fewer optimizer "
+        "the policy moves away from the older weights ever faster: train.lr is too high, or no term keeps it near them",
+        "lower train.lr, raise objective.kl or the loss's penalty or clip towards older weights, or make fewer "
+        "optimizer "
         "steps per rollout (train.updates, train.epochs)",
     ),
     "gradient": AlarmKind(
         "rollback",
         "training becomes unstable: the loss has no lower bound along some direction, or train.lr is too high",
-        "take the best checkpoint, lower train.lr or train.max_grad_norm, or hold the policy: raise objective.kl, or "
-        "give a loss of noised samples a pull or a clip",
+        "use the best checkpoint, lower train.lr or train.max_grad_norm, or keep the policy near its start: raise "
+        "objective.kl, or give a loss on noised samples a penalty or a clip",
     ),
     "chance": AlarmKind(
         "stop",
         "the policy does not learn to prefer the better sample: pairs that differ by chance, a train.lr that is too "
-        "low, or a beta that holds it to the reference",
-        "look at the pairs, ask for a larger minimal margin of their rewards, raise train.lr or lower the loss's beta",
+        "low, or a beta that keeps it at the reference",
+        "look at the pairs, require a larger difference of their rewards, raise train.lr or lower the loss's beta",
     ),
     "displacement": AlarmKind(
         "rollback",
         "likelihood displacement: the margin grows because the worse sample's error rises, and the better one's rises "
         "with it",
-        "lower train.lr, raise the loss's beta or objective.kl, or stop earlier and take the best checkpoint",
+        "lower train.lr, raise the loss's beta or objective.kl, or stop earlier and use the best checkpoint",
     ),
     "calls": AlarmKind(
         "rollback",
-        "tools do not pay for the model: a cost of calls or of length, or calls that hardly ever help yet",
-        "take the cost off until tools help, pay a bonus for a right answer with a call (used_tool behind a gate), "
+        "calling tools does not pay off: calls or length have a cost, or calls rarely help so far",
+        "remove the cost until tools help, give a bonus for a right answer with a call (used_tool with a gate), "
         "start from a model that calls better, or set watch.ignore=[calls] if fewer calls are the aim",
     ),
     "collapse": AlarmKind(
         "rollback",
         "the policy left the region where its samples are good: train.lr too high for too long, or overfitting",
-        "take the best checkpoint, lower train.lr, raise objective.kl, or train on more prompts",
+        "use the best checkpoint, lower train.lr, raise objective.kl, or train on more prompts",
     ),
     "hacking": AlarmKind(
         "rollback",
@@ -110,7 +113,7 @@ ALARMS: dict[str, AlarmKind] = {
 
 @dataclass(frozen=True)
 class Alarm:
-    """An alarm that rings at `iteration` about a condition that began at `since`; action: what the run does about it.
+    """An alarm raised at `iteration` about a condition that began at `since`; action: what the run does about it.
 
     to: the iteration whose weights the run ends with after a rollback; None if the run continues.
     """

@@ -138,9 +138,10 @@ def _replay(history: RunHistory, iteration: int, metrics: Metrics) -> Findings:
 def _mismatch(history: RunHistory, iteration: int, metrics: Metrics) -> Findings:
     apart, share = metrics.get("mismatch/k3"), metrics.get("mismatch/ess", 1.0)
     limit = min(APART, 100 * min(history.clip) ** 2)
-    what = f"who trains and who sampled are {apart or 0.0:.3g} nats a decision apart (accepted: {limit:.2g})"
+    gap = f"{apart or 0.0:.3g} nats per decision (accepted: {limit:.2g})"
+    what = f"the trained policy and the one that sampled differ by {gap}"
     if apart is not None and apart <= limit:
-        what = f"weighted by who trains, the decisions count as {share:.0%} of their number"
+        what = f"the effective share of the decisions under the trained policy is {share:.0%}"
     holds = None if apart is None else apart > limit or share < LEAST_SHARE
     yield from _when_it_holds(history, "mismatch", holds, what, iteration)
 
@@ -148,7 +149,9 @@ def _mismatch(history: RunHistory, iteration: int, metrics: Metrics) -> Findings
 def _no_gradient(history: RunHistory, iteration: int, metrics: Metrics) -> Findings:
     norm = metrics.get("grad_norm")
     holds = None if norm is None else norm < TINY and metrics.get("adv/abs_mean", 1.0) > 0
-    yield from _when_persistent(history, "no_gradient", holds, "gradient norm 0 in spite of advantages", iteration)
+    yield from _when_persistent(
+        history, "no_gradient", holds, "gradient norm 0 although there are advantages", iteration
+    )
 
 
 def _silent(history: RunHistory, iteration: int, metrics: Metrics) -> Findings:
@@ -229,7 +232,9 @@ def _displacement(history: RunHistory, iteration: int, metrics: Metrics) -> Find
     error, rise = history.lately("winner_error"), history.lately("winner_rise")
     limit = DISPLACED * (error - rise)
     if 0 < limit < rise:
-        what = f"the better samples' error is {error:.3g}, {rise:.3g} above that of the weights it is compared with"
+        what = (
+            f"the error of the better samples is {error:.3g}, {rise:.3g} above that of the weights it is compared with"
+        )
         yield "displacement", Finding(what, iteration - KL_BEFORE - KL_NOW + 1, severity_level(rise / limit))
 
 
@@ -259,7 +264,7 @@ def _diversity(history: RunHistory, iteration: int, metrics: Metrics) -> Finding
 def _calls(history: RunHistory, iteration: int, metrics: Metrics) -> Findings:
     first, now = history.medians()
     if (name := "talk/calls") in now and first[name] >= CALLING and now[name] < LEFT * first[name]:
-        what = f"calls a conversation {first[name]:.3g} -> {now[name]:.3g}: the model stops to use its tools"
+        what = f"calls per conversation {first[name]:.3g} -> {now[name]:.3g}: the model stops using its tools"
         since = iteration - history.settings.patience + 1
         yield "calls", Finding(what, since, severity_level(LEFT * first[name] / max(now[name], 1e-3)))
 

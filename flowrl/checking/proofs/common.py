@@ -18,7 +18,7 @@ GRADIENT = Proof("gradient arrives and is finite", learning.gradient, (MODEL.tit
 SCORES = Proof("rewards score and vary within groups", surroundings.rewards_vary, (REWARDS.title, MODEL.title))
 UPDATE = Proof("one update changes the samples", learning.update, (GRADIENT.title,))
 MOVED = Proof("moved adapters keep their log-probs", moved.ratio, (UPDATE.title,), moved.computed_otherwise)
-WAY_BACK = Proof("without adapters it draws as before", learning.without_adapters, (UPDATE.title,), applies=_has_lora)
+WAY_BACK = Proof("disabling adapters undoes the update", learning.without_adapters, (UPDATE.title,), applies=_has_lora)
 ATTENTION = Proof(
     "attention kernels: same numbers", attention.same_numbers, (MODEL.title,), applies=attention.is_chosen
 )

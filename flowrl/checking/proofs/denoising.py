@@ -22,7 +22,7 @@ PROOFS = (
     common.DISK,
     Proof("noise 0 equals the untouched pipeline", sampling.equals_pipeline, (common.MODEL.title,)),
     Proof("ratio is 1 at every trained step", learning.ratio, (common.MODEL.title,), _draws),
-    Proof("a row is the same in any company", single_rows.row_by_itself, (common.MODEL.title,), _draws),
+    Proof("a row does not depend on its batch", single_rows.row_by_itself, (common.MODEL.title,), _draws),
     LOOK,
     common.ATTENTION,
     common.COMPILED,

@@ -84,15 +84,15 @@ def gradient(bench: Bench) -> str:
     live = [p for kind, tensors in kinds.items() if kind not in waiting for _, p in tensors]
     without = sum(p.grad is None or not bool(p.grad.any()) for p in live)
     norm = float(torch.stack([p.grad.float().norm() for p in live if p.grad is not None]).norm())
-    what = f"norm {norm:.2g}, in {len(live) - without} of {len(live)} {'outer factors' if waiting else 'tensors'}"
+    what = f"norm {norm:.2g}, in {len(live) - without} of {len(live)} {'LoRA factors B' if waiting else 'tensors'}"
     held = sum(len(kinds[kind]) for kind in waiting)
-    return what + (f"; 0 in {held} inner ones, as it must be while the outer are 0" if waiting else "")
+    return what + (f"; 0 in {held} factors A, as expected while B is 0" if waiting else "")
 
 
 def update(bench: Bench) -> str:
     """One optimizer step at the recipe's full learning rate changes the samples. Returns by how much.
 
-    Afterwards the inner LoRA factors get gradients too.
+    Afterwards the LoRA factors A get gradients too.
     """
     before = bench.quiet_samples  # drawn before the step, if it was not yet
     train = bench.recipe.train.model_copy(update={"warmup": 0, "ema": None})
@@ -111,11 +111,11 @@ def update(bench: Bench) -> str:
     reached = sum(p.grad is not None and bool(p.grad.any()) for p in inner)
     if inner and not reached:
         raise ProofError(
-            f"a {bench.unit} changes by {gap:.2g}, but no inner LoRA factor gets a gradient after the outer ones moved",
-            "the inner factors are not part of the graph",
+            f"a {bench.unit} changes by {gap:.2g}, but no LoRA factor A gets a gradient after the factors B moved",
+            "the factors A are not part of the graph",
             "set lora.init=default",
         )
-    more = f"; then {reached} of {len(inner)} inner factors get a gradient" if inner else ""
+    more = f"; then {reached} of {len(inner)} LoRA factors A get a gradient" if inner else ""
     return f"a {bench.unit} changes by up to {gap:.2g}{more}"
 
 

@@ -178,7 +178,7 @@ def describe_model(bench: Bench) -> Iterator[str]:
     number = sum(p.numel() for p in policy.trainable())
     total = sum(p.numel() for m in policy.modules.values() for p in m.parameters())
     yield type(getattr(policy.source, "model", policy.source)).__name__
-    yield f"{number:,} of {total:,} parameters learn"
+    yield f"{number:,} of {total:,} parameters trained"
     yield f"on {bench.device}"
 
 

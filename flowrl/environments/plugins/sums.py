@@ -11,7 +11,7 @@ EXPRESSION = re.compile(r"[\d.+*/() -]+$")
 
 
 class worked_sums:  # noqa: N801 - recipes name it
-    """Works out what stands before a = that a turn ends with, so that the model goes on behind the result.
+    """Evaluates the sum before a = at the end of a turn; the model continues after the result.
 
     It needs turns that end there and results that stand there alone: generation.stop=["="] and
     environment.frame="{text}". A turn that ends otherwise is final.

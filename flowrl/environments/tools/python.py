@@ -45,7 +45,7 @@ SAYS = {
 
 
 class python:
-    """Python in a sandbox without network: the model sees what its code prints, and the pictures that it leaves."""
+    """Python in a sandbox without network; the model sees the printed output and saved pictures."""
 
     def __init__(
         self,

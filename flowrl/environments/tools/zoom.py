@@ -86,7 +86,7 @@ class zoom:
 
 
 class quadrant:
-    """One of the four quarters of the picture that was seen last: a second call looks closer still."""
+    """One quarter of the picture that was seen last; a second call zooms in further."""
 
     def __init__(self, *, levels: int = 2, side: int | None = None):
         """levels: how often a picture is quartered. side: pixels of the longer side of what is shown (null: as cut)."""

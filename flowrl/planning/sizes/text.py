@@ -22,21 +22,23 @@ def describe_sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> str:
     estimate = planning.sizes(recipe, prompts)
     if estimate is None:
         known = f", or one of {', '.join(planning.KNOWN)}" if planning.KNOWN else ""
-        return f"memory      not estimated: no config of {recipe.model} is at hand; give its folder{known}"
+        return (
+            f"memory      not estimated: there is no config of {recipe.model} on this machine; give its folder{known}"
+        )
     fits = [f"{'fits' if not i else '':<12}{line}" for i, line in enumerate(fits_lines(recipe, prompts))]
     encoders = encoder_lines(recipe, estimate, prompts)
     compute = flop_lines(planning.flops(recipe, prompts))
     lines = [*_parameters(estimate), *_table(estimate), *_notes(recipe, estimate), *encoders, *fits, *compute]
     return "\n".join(
-        lines if prompts else [*lines, f"{INDENT}no prompts here to count: texts of {ASSUMED} tokens are assumed"]
+        lines if prompts else [*lines, f"{INDENT}no prompts on this machine: assumes texts of {ASSUMED} tokens"]
     )
 
 
 def _parameters(estimate: Sizes) -> list[str]:
     total = sum(estimate.parameters.values())
-    share = f"{estimate.trainable:,} learn"
+    share = f"{estimate.trainable:,} trained"
     listed = ", ".join(f"{name} {count_text(number)}" for name, number in estimate.parameters.items())
-    return [f"parameters  {share}; {count_text(total)} in all: {listed}"]
+    return [f"parameters  {share}; {count_text(total)} in total: {listed}"]
 
 
 def _table(estimate: Sizes) -> list[str]:
@@ -64,12 +66,12 @@ def _notes(recipe: Recipe, estimate: Sizes) -> list[str]:
         notes.append(f"activations and trajectory: not estimated for {estimate.pipeline}: {estimate.unknown}")
     else:
         kept = "block inputs and one block" if train.gradient_checkpointing else "all that autograd keeps"
-        notes.append(f"activations: {kept} of a training forward; of a rollout {estimate.drawing}")
+        notes.append(f"activations: training, {kept} of a forward; rollout, {estimate.drawing}")
     if (reference := reference_bytes(recipe)) is None:
         paths = ", ".join(one.path for one in recipe.references if one.path is not None)
-        notes.append(f"the reference's own weights are not in it: {paths} is not at hand")
+        notes.append(f"not included: the weights of the reference, since {paths} is not on this machine")
     elif reference:
-        notes.append(f"{size_text(reference)} of the weights are the reference's")
+        notes.append(f"{size_text(reference)} of the weights belong to the reference")
     notes += told(recipe)
-    notes.append(f"not in it: {estimate.left_out}")
+    notes.append(f"not included: {estimate.left_out}")
     return [INDENT + note for note in notes]

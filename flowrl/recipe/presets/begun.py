@@ -2,23 +2,24 @@
 
 preset   what it sets, and its source
 -------  -----------------------------------------------------------------------------------------------------------
-treepo   dapo with trees: every 512 tokens a row parts in two, 2 to 8 of them begin at the prompt; less the means of all
-         that share a prefix, whitened over decisions: TreePO (arXiv:2508.17445), its script, whose group is 16. For
-         tokens.
-tree_grpo  two trees of a prompt, two random steps of each are gone on from, group 6; normalised within the tree plus
-         within the prompt: Tree-GRPO (arXiv:2509.21240), whose steps are those of an agent, here lines; clip 0.2,
+treepo   dapo with trees: a row splits in two every 512 tokens, 2 to 8 rows begin at the prompt; the advantage is the
+         reward minus the mean of all rows that share a prefix, whitened over decisions: TreePO (arXiv:2508.17445), its
+         script, whose group is 16. For tokens.
+tree_grpo  two trees per prompt, continued from two random steps each, group 6; normalised within the tree plus within
+         the prompt: Tree-GRPO (arXiv:2509.21240), whose steps are those of an agent; here steps are lines; clip 0.2,
          sample std + 1e-6, mean over decisions. For tokens.
-deepsearch  dapo's loss; a search that expands 256 tokens by 8 others gives the samples, 8 as published, and values of
-         their segments, less the mean outcome: DeepSearch (arXiv:2509.25454), its script without cached solutions. For
+deepsearch  dapo's loss; a search over segments of 256 tokens, 8 per expansion, gives the samples, 8 as published, and
+         the values of their segments, minus the mean outcome: DeepSearch (arXiv:2509.25454), its script without cached
+         solutions. For tokens.
+ghpo     grpo with hints: groups without a reward above 0 are generated again with 25, 50 and 75 % of the reference
+         solution after the prompt; mean over decisions: GHPO (arXiv:2507.10628), its code, whose group is 8. For
          tokens.
-ghpo     grpo with hints: groups without a reward above 0 are drawn anew with 25, 50 and 75 % of the reference solution
-         behind the prompt; mean over decisions: GHPO (arXiv:2507.10628), its code, whose group is 8. For tokens.
-edge     grpo with corrections: a wrong completion is told so and goes on for 256 tokens, or gets the right answer, half
-         and half; advantages times the mean entropy of all rows over the row's own; mean over decisions: EDGE-GRPO
-         (arXiv:2507.21848), its numbers from summaries of its code. For tokens.
-vineppo  advantages are changes of the value of a step, a line, which nine continuations from its begin give, 20 steps
-         at most; whitened, clip 0.2, mean over decisions: VinePPO (arXiv:2410.01679), its script, whose group is 8; it
-         adds a KL of 1e-4. For tokens.
+edge     grpo with corrections: a wrong completion continues for 256 tokens after a message that it is wrong, or gets
+         the right answer, half of each; advantages times the mean entropy of all rows over the row's own; mean over
+         decisions: EDGE-GRPO (arXiv:2507.21848), its numbers from summaries of its code. For tokens.
+vineppo  the advantage of a step (a line) is the change of value, estimated by nine continuations from its start, for at
+         most 20 steps; whitened, clip 0.2, mean over decisions: VinePPO (arXiv:2410.01679), its script, whose group is
+         8; it adds a KL of 1e-4. For tokens.
 
 Sample std is `advantage.unbiased`.
 """

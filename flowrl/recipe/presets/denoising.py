@@ -2,12 +2,12 @@
 
 preset   what it sets, and its source
 -------  -----------------------------------------------------------------------------------------------------------
-mixgrpo  grpo, every reward normalised on its own, sample std + 1e-8, clip 1e-4: MixGRPO (arXiv:2507.21802), its code.
+mixgrpo  grpo, every reward normalised separately, sample std + 1e-8, clip 1e-4: MixGRPO (arXiv:2507.21802), its code.
          For denoising steps: what it adds is the window of sampler.window.
 dance    grpo, sample std + 1e-8, clip 1e-4: DanceGRPO (arXiv:2505.07818), its FLUX configuration. For denoising steps;
          its best-of-n is train.keep.
 branch   dance with clip 1e-3: BranchGRPO (arXiv:2509.06040), its code. For denoising steps: it adds sampler.tree.
-g2rpo    every reward normalised on its own, sample std + 1e-8, clip 1e-4: Granular-GRPO (arXiv:2510.01982), its code.
+g2rpo    every reward normalised separately, sample std + 1e-8, clip 1e-4: Granular-GRPO (arXiv:2510.01982), its code.
          For denoising steps: what it adds is sampler.tree, whose strides' advantages add up.
 tempflow grpo, each step weighted by its noise, with mean 1 over the steps: TempFlow-GRPO (arXiv:2508.04324), its code.
          For denoising steps: what it adds is sampler.tree.

@@ -2,15 +2,15 @@
 
 preset   what it sets, and its source
 -------  -----------------------------------------------------------------------------------------------------------
-nft      samples are noised again; good ones pull the estimate of x_0, bad ones its mirror image at older weights, with
-         adv_clip 5 and beta 1, group mean and the std of the batch: DiffusionNFT (arXiv:2509.16117), its GenEval
+nft      samples are noised again; good ones attract the estimate of x_0, bad ones its mirror image at older weights,
+         with adv_clip 5 and beta 1, group mean and the std of the batch: DiffusionNFT (arXiv:2509.16117), its GenEval
          configuration, whose older weights move by train.old 0 to 0.5; it adds kl 1e-4. For denoising steps.
 awm      a policy gradient whose log-probs are errors of the velocity (ghuber, power 0.25), advantages within 5 scaled
          to 1, pulled by 1 to older weights: advantage-weighted matching (arXiv:2509.25050), its code; it adds kl 1e-3.
          For denoising steps.
 dgpo     DPO between the better and the worse part of a group, beta 100, at one noise for a group: direct group
          preference (arXiv:2510.08425), its code; it adds kl 1e-3 and a clip of 1e-3. For denoising steps.
-crd      the implicit reward of a group's samples is to be their reward, both centred, beta 1: centred reward
+crd      trains the implicit rewards of a group's samples towards their rewards, both centred, beta 1: centred reward
          distillation (arXiv:2603.14128), as in Flow-Factory. For denoising steps.
 flow_dpo the best and the worst of each group at one noise and level, beta 100 against the reference: Flow-GRPO's online
          DPO of Flow-DPO (arXiv:2501.13918), at logit-normal levels. For denoising steps.
@@ -32,10 +32,10 @@ gors     the same times the score, a reward; objective.loss.least is the reward 
 refl     the reward's own gradient at the one-step estimate of a late step, max(2 - reward, 0) times 1e-3: ReFL
          (arXiv:2304.05977), one of the last ten steps. This and those below are for denoising steps and
          differentiable rewards, read no advantage, and take train.group 1 as well.
-draft1   the reward's gradient at the sample, through the last step alone: DRaFT-1 (arXiv:2309.17400).
+draft1   the reward's gradient at the sample, through the last step only: DRaFT-1 (arXiv:2309.17400).
 draft_k  the same through the whole of the last steps, 10 as long as sampler.levels.low does not say -K: DRaFT-K
          (arXiv:2309.17400).
-alignprop  the same through the last steps, their number drawn anew each iteration: AlignProp (arXiv:2310.03739).
+alignprop  the same through the last steps, their number drawn each iteration: AlignProp (arXiv:2310.03739).
 draft_lv  the reward of the last step's estimate, and of two further ones made of the finished sample with fresh noise
          of that step's level: DRaFT-LV (arXiv:2309.17400, section 4).
 drtune   the gradient at an estimate of x_0 made in the last 40 % of the walk, through 3 equally spaced steps before it,

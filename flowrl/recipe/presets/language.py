@@ -5,49 +5,49 @@ preset   what it sets, and its source
 cispo    every decision keeps its gradient, weighted by its ratio up to a limit: CISPO (arXiv:2506.13585, eq. 4); mean
          over decisions, sample std + 1e-4. The paper bounds ratios from above only and names no number: up to 5, as
          ScaleRL (arXiv:2510.13786). For tokens.
-vespo    the log-prob times a weight that falls off softly as the ratio of the row leaves 1: VESPO (arXiv:2602.10693),
-         the numbers of TRL; sample std + 1e-4, mean over decisions. For tokens.
+vespo    the log-prob times a weight that falls smoothly as the ratio of the row leaves 1: VESPO (arXiv:2602.10693), the
+         numbers of TRL; sample std + 1e-4, mean over decisions. For tokens.
 aspo     where the advantage is positive, decisions count by the inverse of their ratio: asymmetric importance sampling
          (arXiv:2510.06062), its code; dual 3, grpo's clip, sample std + 1e-6, mean over decisions. For tokens.
-opo      a baseline in which samples count by their length, no std, log-probs without a ratio: OPO (arXiv:2505.23585),
-         its exact on-policy update; mean over decisions. For tokens.
+opo      a baseline that weights samples by their length, no std, log-probs without a ratio: OPO (arXiv:2505.23585), its
+         exact on-policy update; mean over decisions. For tokens.
 opmd     baseline log(mean(exp(reward))) of the group, no std, log-probs without a ratio, loss halved (1 / (1 + tau),
-         tau 1): OPMD (arXiv:2505.17826), with a pull to the policy that sampled left out. For tokens.
+         tau 1): OPMD (arXiv:2505.17826), without its penalty towards the policy that sampled. For tokens.
 gpg      log-probs without a ratio, group mean over the share of rewards that are not 0: GPG (arXiv:2504.02546), as in
          verl; mean over decisions. For tokens.
-pass_k   the advantage of the chance that one of advantage.k = 4 answers is right, in closed form: Pass@k training
-         (arXiv:2508.10751); clip 0.2, mean over decisions. Rewards are 0 or 1. For tokens.
-dpo      the better of two texts of a prompt is to be likelier than the worse one, by more than under the reference: DPO
-         (arXiv:2305.18290), beta 0.1, on pairs from files or the best and the worst of each group. For tokens.
-gflow    texts are to be as likely as their reward, 1e-4 at least, to the power 1 / temperature = 10: the variance form
-         of trajectory balance, Var-TB of GFlowVLM (arXiv:2503.06514). Floor and temperature are our own. With mapping
-         exp and prior reference it is that of TBA (arXiv:2503.18929). For tokens.
-mpo      0.8 of that, 0.2 of the same for each text on its own (BCO) and the likelihood of the better one, beta 0.1: MPO
-         of InternVL2.5-MPO (arXiv:2411.10442). For tokens.
-srpo_history  grpo's clip, mean over decisions, and prompts whose samples were all right come no more: history
+pass_k   the advantage from the probability that one of advantage.k = 4 answers is right, in closed form: Pass@k
+         training (arXiv:2508.10751); clip 0.2, mean over decisions. Rewards are 0 or 1. For tokens.
+dpo      makes the better of two texts of a prompt likelier than the worse one, relative to the reference: DPO
+         (arXiv:2305.18290), beta 0.1, on pairs from files, or best against worst of each group. For tokens.
+gflow    trains the probability of texts towards their reward, at least 1e-4, to the power 1 / temperature = 10: the
+         variance form of trajectory balance, Var-TB of GFlowVLM (arXiv:2503.06514). Floor and temperature are our own.
+         With mapping exp and prior reference it is the objective of TBA (arXiv:2503.18929). For tokens.
+mpo      0.8 of dpo's loss, 0.2 of the same for each text on its own (BCO), and the likelihood of the better one, beta
+         0.1: MPO of InternVL2.5-MPO (arXiv:2411.10442). For tokens.
+srpo_history  grpo's clip, mean over decisions, and prompts whose samples were all right are not drawn again: history
          resampling of SRPO (arXiv:2504.14286); a reward of 1 is right. For tokens.
-greso    dapo's clip and refill, and prompts that were silent several times in a row are skipped by a chance that
-         follows targets of 25 % in all, 1 : 2: GRESO (arXiv:2506.02177), its code. For tokens.
+greso    dapo's clip and refill, and prompts without advantage several times in a row are skipped with a probability
+         that follows targets of 25 % in total, 1 : 2: GRESO (arXiv:2506.02177), its code. For tokens.
 rlcs     grpo, and prompts are drawn from tiers of their mean reward at rates of their own: curriculum sampling of
-         GLM-4.5V (arXiv:2507.01006), which names no numbers; more of them are drawn than are trained, by the moving
+         GLM-4.5V (arXiv:2507.01006), which names no numbers; more prompts are drawn than are trained, by the moving
          average of how many had an advantage (train.expand). For tokens.
-cppo     of 16 samples of a prompt the two whose advantages are farthest from 0 are trained, and eight times as many
-         prompts are drawn in place of the others: CPPO (arXiv:2503.22342), the pruning rate of 0.875 of its GSM8K
-         runs, its code; clip 0.2, k3 divergence 0.04, sample std + 1e-4, mean over decisions. For tokens.
-dars     group mean, no std, and up to 32 samples of prompts of which less than half is right: DARS-HW
+cppo     trains the two of 16 samples of a prompt whose advantages are farthest from 0, and draws eight times as many
+         prompts to make up for the others: CPPO (arXiv:2503.22342), the pruning rate of 0.875 of its GSM8K runs, its
+         code; clip 0.2, k3 divergence 0.04, sample std + 1e-4, mean over decisions. For tokens.
+dars     group mean, no std, and up to 32 samples for prompts of which less than half is right: DARS-HW
          (arXiv:2508.13755), for groups of 8; grpo's clip, mean over decisions. For tokens.
-clip_cov a small share, 2e-4, of the decisions whose log-prob and advantage vary together gets no gradient: Clip-Cov
+clip_cov no gradient for a small share, 2e-4, of the decisions whose log-prob and advantage vary together: Clip-Cov
          (arXiv:2505.22617), the numbers of verl, covariances from 1 to 5; clip 0.2, sample std + 1e-6, mean over
          decisions. For tokens.
-kl_cov   in the place of a clip, the share 2e-3 of the largest covariances is pulled to where it was: KL-Cov
+kl_cov   in place of a clip, a KL penalty on the share 2e-3 of the decisions with the largest covariances: KL-Cov
          (arXiv:2505.22617), coefficient 1 and the share of its 7B runs; sample std + 1e-6, mean over decisions. For
          tokens.
-prorl    dapo's with clip 0.2 and 0.4: ProRL (arXiv:2505.24864), which keeps a divergence (objective.kl) and begins its
-         reference and its optimizer anew where it no longer gains (`phases` with `reset`). For tokens.
-skywork_ssb  grpo's clip, mean over decisions, and eight samples an iteration from a store of earlier ones, drawn by
+prorl    dapo with clip 0.2 and 0.4: ProRL (arXiv:2505.24864), which keeps a divergence (objective.kl) and resets its
+         reference and its optimizer when it no longer gains (`phases` with `reset`). For tokens.
+skywork_ssb  grpo's clip, mean over decisions, and eight samples per iteration from a buffer of earlier ones, drawn by
          |advantage|: selective sample buffer of Skywork R1V2 (arXiv:2504.16656), which names no number. For tokens.
-chord    0.9 times grpo with the mean over decisions plus 0.1 times the likelihood of an expert's answers, whose tokens
-         weigh p (1 - p): CHORD-phi (arXiv:2508.11408). objective.expert.source is the file. For tokens.
+chord    0.9 times grpo with the mean over decisions plus 0.1 times the likelihood of an expert's answers, with tokens
+         weighted by p (1 - p): CHORD-phi (arXiv:2508.11408). objective.expert.source is the file. For tokens.
 rf_base  group mean, whitened over the decisions of the batch: REINFORCE++-baseline (arXiv:2501.03262); clip 0.2, mean
          over decisions; the paper adds a KL of kind k2. For tokens.
 

@@ -6,11 +6,12 @@ grpo     token ratio, group mean and std.
          steps: clip 1e-4, mean over steps, std + 1e-4, advantages within 5: Flow-GRPO (arXiv:2505.05470), its SD3 and
          FLUX configurations. tokens: clip 0.2, mean over rows of row means, sample std + 1e-4, no KL: GRPO
          (arXiv:2402.03300, eq. 3 and 4) with TRL's constants; the paper adds kl 0.04 of kind k3.
-dapo     clip higher, mean over decisions, groups without advantage drawn anew up to 9 times (train.refill): DAPO
+dapo     clip higher, mean over decisions, groups without advantage replaced up to 9 times (train.refill): DAPO
          (arXiv:2503.14476, eq. 8 and 11).
          tokens: clip 0.2 and 0.28 (section 4.1), dual 10 and log-ratios within 20 of its code (verl), std + 1e-6, no
-         KL. steps: grpo's clip and 1.4 times it, the paper's proportion; nothing is published.
-         Its soft punishment of overlong completions is the reward `overlong`, its filter train.skip_truncated.
+         KL.
+         steps: grpo's clip and 1.4 times it, the paper's proportion; nothing is published.
+         Its soft penalty on overlong completions is the reward `overlong`, its filter train.skip_truncated.
 dr_grpo  group mean without std, every loss divided by the same length: Dr. GRPO (arXiv:2503.20783, figure 1).
          tokens: clip 0.2, length = generation.max_new_tokens, no KL. steps: grpo's clip, length = the trained steps.
 gspo     ratio of the row: the exponential of its mean log-ratio; mean over rows: GSPO (arXiv:2507.18071, eq. 5 to 7).

@@ -63,9 +63,9 @@ def test_everything_holds_on_the_quickstart_and_nothing_is_left_behind(capsys, m
     measured = dict(zip(titles, (line[41:].strip() for line in lines), strict=True))
     assert measured["noise 0 equals the untouched pipeline"] == "max difference 0"
     assert measured["ratio is 1 at every trained step"] == "1 exactly at 2 steps (0, 1)"
-    assert "0 in 22 inner ones, as it must be" in measured["gradient arrives and is finite"]
-    assert "22 of 22 inner factors" in measured["one update changes the samples"]
-    assert measured["without adapters it draws as before"] == "max difference 0.0"
+    assert "0 in 22 factors A, as expected" in measured["gradient arrives and is finite"]
+    assert "22 of 22 LoRA factors A" in measured["one update changes the samples"]
+    assert measured["disabling adapters undoes the update"] == "max difference 0.0"
     assert "the whole recipe, on this machine" in out and "rollout" in out
     assert list(tmp_path.iterdir()) == []
 
@@ -122,7 +122,7 @@ def hook(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable:
         ("noise 0 equals the untouched pipeline", shake_adapters, ["max difference", "accepted 1e-05"]),
         ("gradient arrives and is finite", hook(torch.zeros_like), ["to_q.lora_B", "lora.targets"]),
         ("gradient arrives and is finite", hook(lambda g: g * torch.nan), ["not finite in 2 tensors", "skip_last"]),
-        ("without adapters it draws as before", free_a_weight, ["max difference", "plain lora"]),
+        ("disabling adapters undoes the update", free_a_weight, ["max difference", "plain lora"]),
     ],
 )
 def test_a_fault_in_the_policy_is_named(title, plant, words, monkeypatch):
@@ -206,7 +206,7 @@ def test_an_optimizer_that_moves_nothing_is_named(monkeypatch):
 
 def test_adapters_that_stay_on_are_named(monkeypatch):
     monkeypatch.setattr(adapters, "disable_adapters", torch.no_grad)
-    assert first_failure(small()).title == "without adapters it draws as before"
+    assert first_failure(small()).title == "disabling adapters undoes the update"
 
 
 def test_a_multistep_scheduler_is_compared_in_its_first_order_form(tmp_path: Path):
@@ -235,7 +235,7 @@ def test_full_weights_are_proven_without_what_is_about_adapters(monkeypatch):
     assert isinstance(time, Duration) and time.total > 0
     assert [f.held for f in found] == [True] * (len(OF_STEPS) - 1)
     by_title = {f.title: f.measured for f in found}
-    assert "without adapters it draws as before" not in by_title
+    assert "disabling adapters undoes the update" not in by_title
     assert "inner" not in by_title["gradient arrives and is finite"]
 
 

@@ -24,7 +24,7 @@ def test_a_look_and_its_gradient_are_proven():
     bench = Bench(load("quickstart", FEW), rows=4)
     assert [proof.title for proof in denoising.PROOFS if not proof.applies(bench)] == [
         "ratio is 1 at every trained step",
-        "a row is the same in any company",
+        "a row does not depend on its batch",
         common.ATTENTION.title,
         common.COMPILED.title,
         "noise keeps the sample statistics",

@@ -102,7 +102,7 @@ def test_seconds_as_a_person_says_them():
 def test_the_dry_run_tells_parameters_memory_and_time(capsys, monkeypatch):
     code, out, err = command(capsys, monkeypatch, BASE, "--dry-run", "--seconds-per-forward", "0.001")
     assert code == 0, err
-    assert "parameters  90,112 learn; 2.21 M in all" in out and "transformer 1.80 M" in out
+    assert "parameters  90,112 trained; 2.21 M in total" in out and "transformer 1.80 M" in out
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith(" " * 12)}
     assert rows["rollout"][:2] == ["8.8", "MiB"] and rows["training"][:2] == ["8.8", "MiB"]
     total = duration(load(BASE), Pace(0.001, 0.002), 320).total

@@ -92,7 +92,7 @@ def test_checkpointing_keeps_less_and_a_model_without_a_config_is_told():
     )
     assert again.phases[-1].activations < 0.7 * plain.phases[-1].activations
     text = describe_sizes(load("grpo_qwen", ["model=nobody/nothing"]), [])
-    assert "no config of nobody/nothing is at hand; give its folder" in text and "FLUX" not in text
+    assert "there is no config of nobody/nothing on this machine; give its folder" in text and "FLUX" not in text
     assert "keys and values of all rows" in describe_sizes(load("tiny_lm_grpo"), [Prompt("a", "1+1")])
 
 
@@ -125,7 +125,7 @@ def test_a_model_without_a_cache_reads_all_again_and_the_plan_counts_it(cacheles
     assert planned.reread_forwards == sum(read) - (2 + 6 * 4) * width == 60
     assert planned.drawing_forwards == 90
     told = describe(recipe)
-    assert "no key-value cache: each token reads all before it again, 60 more in a rollout" in told
+    assert "no KV cache: each token reads all tokens before it again, 60 more in a rollout" in told
     assert "key-value cache" not in describe(load("tiny_lm_grpo", more))
     found, plain = sizes(recipe, [], 5), sizes(load("tiny_lm_grpo", more), [], 5)
     assert "reads all tokens of all rows again" in found.drawing and "keys and values" in plain.drawing

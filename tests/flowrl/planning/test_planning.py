@@ -196,7 +196,7 @@ def test_a_ratio_of_whole_rows_costs_a_pass_where_there_is_more_than_one_step():
 
 def test_dry_run_shows_what_a_refill_may_cost():
     text = describe(quick("objective.preset=dapo"))
-    assert "groups without advantage are drawn anew, up to 9 times" in text and "takes at most 9 more rollouts" in text
+    assert "groups without advantage are replaced, up to 9 times" in text and "takes at most 9 more rollouts" in text
     assert max(len(line) for line in text.split("\n")) <= 120
     assert "anew" not in describe(quick()) and "more rollouts" not in describe(quick())
 

@@ -230,7 +230,7 @@ def test_what_stays_on_the_device_is_told_apart():
     assert at_work - stay == 4 * PARAMETERS["yuvalkirstain/PickScore_v1"]
     assert stay == 4 * (PARAMETERS["THUDM/ImageReward"] + PARAMETERS["hf-hub:apple/DFN5B-CLIP-ViT-H-14-384"])
     text = describe(away)
-    assert "on cuda:7" in text and "3.7 GiB of them only while they score" in text
+    assert "on cuda:7" in text and "3.7 GiB of them only while scoring" in text
 
 
 def test_aspects_of_one_video_reward_share_their_model():

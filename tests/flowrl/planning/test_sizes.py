@@ -292,11 +292,11 @@ def test_storages_are_counted_once_and_parameters_never():
 
 def test_the_text_says_what_is_not_known(tmp_path: Path):
     recipe = load(BASE, ["model=nobody/nothing", "pipeline={}"])
-    assert describe_sizes(recipe, []).startswith("memory      not estimated: no config of nobody/nothing")
+    assert describe_sizes(recipe, []).startswith("memory      not estimated: there is no config of nobody/nothing")
     families.get("mochi").build().save_pretrained(tmp_path / "mochi")
     text = describe_sizes(load(BASE, [f"model={tmp_path / 'mochi'}", "pipeline={}"]), [])
     assert "not estimated for MochiPipeline: RuntimeError: User specified an unsupported autocast" in text
-    assert " learn; " in text and "\nfits        not known" in text
+    assert " trained; " in text and "\nfits        not known" in text
     assert "activations" in describe_sizes(load(BASE), read_prompts(load(BASE))[0])
 
 

@@ -219,7 +219,7 @@ def test_what_cannot_be_is_refused(changes: dict[str, Any], place: str):
 
 def test_a_dry_run_tells_of_the_reference_and_its_memory(teacher_folder: Path):
     text = describe(load("tiny_guidance_distill"))
-    assert "reference 288" in text and "true_cfg_scale=3.0" in text and "no reward counts" in text
+    assert "reference 288" in text and "true_cfg_scale=3.0" in text and "no reward is called" in text
     second = recipe({"use": "model", "path": "shapes-flux", "pipeline": GUIDED})
     modules = [m for m in load_pipeline("shapes-flux", torch.float32).components.values() if isinstance(m, nn.Module)]
     assert reference_bytes(second) == sum(p.numel() * 4 for m in modules for p in m.parameters())

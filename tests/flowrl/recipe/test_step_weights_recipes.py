@@ -36,7 +36,7 @@ def test_keys_that_read_noise_are_refused_for_tokens():
 def test_a_share_of_tokens_by_entropy_is_built_and_shown_and_refused_for_steps():
     recipe = load("tiny_lm_grpo", ["objective.entropy_share=0.2"])
     assert build_objective(recipe).entropy_share == 0.2
-    assert "policy gradient of the top 0.2 of tokens by entropy" in describe(recipe)
+    assert "policy gradient from the top 0.2 of tokens by entropy" in describe(recipe)
     assert build_objective(load("tiny_lm_grpo", [])).entropy_share is None
     with pytest.raises(RecipeError, match=r"^objective.entropy_share: got 0.2, .* are denoising steps.*=null"):
         load(BASE, ["objective.entropy_share=0.2"])
@@ -85,8 +85,8 @@ def test_dry_run_shows_weights_ratio_and_selection():
     text = describe(load(BASE, ["objective={preset: guard, clip: 2e-6}"]))
     assert "guard: token ratio (centred), clip -2e-06 +2e-06, weights inverse_dt, decision_mean" in text
     text = describe(load(BASE, ["objective={kl_mask: 1e-5, weight: [1, 0.5]}", "train.keep=4", "objective.kl=0.1"]))
-    assert "token ratio, left alone beyond KL 1e-05, weights 1 0.5, KL 0.1 (exact)" in text
-    assert "only the best and the worst 2 are trained" in text and "training at most" in text
+    assert "token ratio, masked beyond KL 1e-05, weights 1 0.5, KL 0.1 (exact)" in text
+    assert "trains only the best and the worst 2 of the rows" in text and "training at most" in text
     assert max(len(line) for line in text.split("\n")) <= 120
 
 

@@ -60,7 +60,7 @@ def page_of(folder: Path) -> Page:
 
 def test_the_numbers_are_those_of_the_files(tmp_path):
     page = page_of(make(tmp_path / "r", LOW, HIGH))
-    assert "best checkpoint is chosen by these same prompts" in page.words()
+    assert "best checkpoint is chosen on these same prompts" in page.words()
     words = page.words()
     old, new = (np.array(s["fit"]) for s in (LOW, HIGH))
     error = [x.std(ddof=1) / 6**0.5 for x in (old, new, new - old)]
@@ -335,7 +335,7 @@ def test_every_metric_of_a_run_has_a_chart_and_a_meaning(tmp_path):
     jsonl(folder / "metrics.jsonl", [train_row(i, unheard_of=i, **{"samples/hue": 0.1}) for i in (1, 2)])
     page = page_of(folder)
     labels = " ".join(str(a["aria-label"]) for a in page.every("svg"))
-    for shown in ("unheard_of", "hue: train", "Mean ratio", "Gradient norm", "Learning rate", "without a spread"):
+    for shown in ("unheard_of", "hue: train", "Mean ratio", "Gradient norm", "Learning rate", "score alike"):
         assert shown in labels
     hints = [a.get("title") for a in page.every("h3")]
     assert "statistics of the samples themselves, whatever the reward says" in hints

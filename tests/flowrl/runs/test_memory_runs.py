@@ -46,7 +46,7 @@ def test_every_choice_trains_three_iterations(name: str, tmp_path: Path) -> None
     if name == "drop_solved":
         passed = sum(m.get("prompts/passed_over/solved", 0) for m in metrics)
         page = " ".join(render(read_run(tmp_path / "run")).split())
-        assert passed > 0 and "Prompts passed over" in page and f"{passed:.0f} (solved {passed:.0f})" in page
+        assert passed > 0 and "Prompts skipped" in page and f"{passed:.0f} (solved {passed:.0f})" in page
 
 
 def test_a_budget_and_a_choice_resume_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

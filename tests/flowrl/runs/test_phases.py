@@ -44,7 +44,7 @@ def test_each_phase_has_its_own_constants(tmp_path: Path) -> None:
     told = describe(recipe)
     assert "iterations 1 to 2: the recipe as it is (16 samples)" in told
     assert "iterations 3 to 5: objective.kl 0.5; train.prompts 4" in told and "new reference, optimizer (48" in told
-    assert "in all 64 samples, 10 optimizer steps" in told
+    assert "total: 64 samples, 10 optimizer steps" in told
     (tmp_path / "again.yaml").write_text(dump(recipe))
     again = load(str(tmp_path / "again.yaml"))
     assert again == recipe and [again.at(i) for i in range(5)] == [recipe.at(i) for i in range(5)]
