@@ -37,38 +37,39 @@ CLIP = 0.2  # a clip range that is as good as any, for losses that have none
 
 
 class ObjectiveKeys(arguments_of("objective", "clipped")):
-    """The loss of a decision. preset: a named combination whose values lie below the recipe's own (recipe/presets).
+    """The loss of a decision. preset: a named combination of defaults, which the recipe's own values override
+    (recipe/presets).
 
     clip: one number, or [low, high]. level: what is clipped, the ratio of a decision (token) or of its whole row: of
     the mean log-ratio (seq_mean; seq_token: with the gradient of each decision) or of its sum (seq_sum). dual: a limit
     of the ratio where the advantage is negative, log_ratio_limit: one of its logarithm. kl: coefficient of the
-    divergence from the reference (the model as the run finds it), estimated by kl_kind, and paid in the loss or, kl_in
-    reward, as a reward of each decision before there are advantages; exact_dt is exact times |dt|,
-    as Flow-GRPO's coefficients for SD3 and FLUX have it. aggregate: how decisions are averaged; constant divides each
-    by rows * length (null: the trained steps, or generation.max_new_tokens). gate: another loss of a decision's ratio
-    and advantage than the clip (ppo); tau, k and lambda are its numbers.
+    divergence from the reference (by default the initial model), estimated by kl_kind, and added to the loss or, with
+    kl_in reward, to the reward of each decision before advantages are computed; exact_dt is exact times |dt|, as in
+    Flow-GRPO's coefficients for SD3 and FLUX. aggregate: how decisions are averaged; constant divides each by rows *
+    length (null: the trained steps, or generation.max_new_tokens). gate: how the loss depends on ratio and advantage,
+    ppo being the clip; tau, k and lambda are its numbers.
 
-    correction: for samples of another policy than the one that trains (recipe/correction.py). covariance: Clip-Cov and
-    KL-Cov. off_policy_mask: where rows are less likely to who trains than to who sampled, by more than this a decision
-    in their logarithm, decisions with a negative advantage lose their policy gradient (DeepSeek-V3.2).
+    correction: for samples from another policy than the trained one (recipe/correction.py). covariance: Clip-Cov and
+    KL-Cov. off_policy_mask: if the log-prob of a row under the trained policy is lower than under the one that sampled,
+    by more than this per decision, decisions with a negative advantage lose their policy gradient (DeepSeek-V3.2).
 
-    Of tokens alone: entropy, the coefficient of their entropy, which is sought beside the reward; entropy_target moves
-    it by entropy_step an iteration, up below the target in nats and down above it, and it acts at most at the target
+    For tokens only: entropy, the coefficient of the entropy that is added to the objective; entropy_target moves it by
+    entropy_step per iteration, up below the target in nats and down above it, and it acts at most at the target
     (Skywork-OR1: 0.2, 0.005). kl_kind forward is KL(reference || policy) over the vocabulary, as exact is KL(policy ||
-    reference), jsd GKD's divergence between the two by kl_mix. weight inverse_entropy: EDGE-GRPO's. entropy_share,
-    the share of an update's tokens, those of the highest entropy when drawn, that the policy gradient comes from (TRL's
-    top_entropy_quantile; null: all). What the loss is divided by and the divergence stay those of all tokens.
+    reference), jsd GKD's divergence between the two by kl_mix. weight inverse_entropy: EDGE-GRPO's. entropy_share, the
+    share of an update's tokens, those with the highest entropy when sampled, that give the policy gradient (TRL's
+    top_entropy_quantile; null: all). The divisor of the loss and the divergence are still those of all tokens.
 
-    Of denoising steps alone: weight, what each counts in the policy gradient: noise, its std by the mean over steps
-    (TempFlow-GRPO); inverse_dt, 1 / |dt| as it is (GRPO-Guard); or a factor for each trained step. ratio: centred has
-    mean 1 and one scale at all steps (GRPO-Guard's RatioNorm). kl_mask: in place of the clip, the divergence from the
-    policy that sampled from which on a step is left alone where it would move further away (Flow-DPPO: 1e-5).
-    guidance_gradient: of classifier-free guidance both halves are trained, or the conditional one alone, while what the
-    denoiser says without the prompt is computed without gradient (Flow-GRPO's first SD3 script).
+    For denoising steps only: weight, the weight of each in the policy gradient: noise, its std divided by the mean over
+    steps (TempFlow-GRPO); inverse_dt, 1 / |dt| as it is (GRPO-Guard); or a factor for each trained step. ratio: centred
+    has mean 1 and one scale at all steps (GRPO-Guard's RatioNorm). kl_mask: in place of the clip, the divergence from
+    the policy that sampled above which a step gets no gradient that moves it further away (Flow-DPPO: 1e-5).
+    guidance_gradient: trains both halves of classifier-free guidance, or the conditional half only, with the other half
+    computed without gradient (Flow-GRPO's first SD3 script).
 
-    loss: in the place of all this, finished samples are noised again, to sampler.levels, and looked at there
-    (recipe/noised.py). right, expert, pairs: of tokens alone, terms beside it (recipe/terms.py). perception: of models
-    that see, a divergence from what is said under a view of the pictures (recipe/views.py).
+    loss: replaces all of this by a loss on finished samples that are noised again to sampler.levels
+    (recipe/noised.py). right, expert, pairs: for tokens only, additional terms (recipe/terms.py). perception: for
+    models with picture input, a divergence from the policy under a view of the pictures (recipe/views.py).
     """
 
     preset: str = key("grpo", "the name of a preset")
@@ -117,30 +118,30 @@ LrSchedule = name_of("lr_schedule", OwnLrSchedule)
 class Train(NoisedTraining):
     """The loop. An iteration draws `group` samples for each of `prompts` prompts, then passes over them `epochs` times.
 
-    updates: optimizer steps a pass; each takes prompts / updates whole groups, or, with update_by steps, the rows of
-    some steps of all prompts (a tree per_step; G2RPO). micro_batch: rows a training forward holds at once (auto: all,
-    and half as many each time memory runs out), rollout_batch: rows a rollout holds at once (null: all); neither
-    changes the result. refill: how often groups without any advantage are left out and as many drawn of other prompts
-    (DAPO's dynamic sampling), each time by one more rollout. keep: of the rows that are compared with each other, train
-    only so many, half of them with the highest and half with the lowest advantages, which still are those among all
-    (DanceGRPO's best-of-n; null: all). keep_by: magnitude keeps those whose advantages are farthest from 0, whatever
-    their sign, an odd number too (CPPO), smallest those nearest to it (its control), variance those that differ most
-    (PODS). keep_fill: what keep leaves out is made up for by drawing group / keep times as many prompts (CPPO's
-    allocation). expand: more prompts are drawn, so that enough of them have an advantage; resample: samples are drawn
-    anew from what was drawn (recipe/terms.py). skip_truncated: completions that their length limit ended count in the
-    statistics of their group, not in the loss. seconds: the run ends after the iteration with which rollouts, scoring
-    and training have taken so long, evaluations and checkpoints not counted; a schedule then goes by the share of this
-    time that is spent or of the iterations, whichever is larger (null: no limit). optimizer: adamw_fused is one kernel
-    for all weights; adamw_8bit keeps moments in 8 bits by the package bitsandbytes. warmup: in optimizer steps. ema:
-    decay of the averaged weights that are evaluated and saved, moved every ema_every steps, and at most (1 + n) / (10 +
-    n), where n counts its moves or, by ema_ramp steps, optimizer steps (Flow-GRPO); ema_in_host: they rest in host
-    memory. gradient_checkpointing: blocks compute their activations again in the backward pass, each recompute_every-th
-    of them. offload_activations: what the backward pass needs rests in host memory until then. drop_silent: rows whose
-    advantage is 0 leave the loss first, what it is divided by, and its divergence, and updates share out the others
-    evenly (Flow-GRPO's SD3 script). budget: more samples for prompts that were hard (recipe/prompts.py); groups are
-    then of unequal size. pool: so many prompts that stand beside each other in an iteration are one group to the
-    advantages (Pair-GRPO's two prompts that differ in little: prompts.shuffle=false, with the two on lines beside each
-    other). store: completions of earlier iterations are trained again (recipe/terms.py).
+    updates: optimizer steps per pass; each takes prompts / updates whole groups, or, with update_by steps, the rows
+    of some steps of all prompts (a tree per_step; G2RPO). micro_batch: rows a training forward holds at once (auto:
+    all, and half as many each time memory runs out), rollout_batch: rows a rollout holds at once (null: all);
+    neither changes the result. refill: how often groups without any advantage are replaced by groups of other
+    prompts (DAPO's dynamic sampling), each time with one more rollout. keep: train only so many of the rows that are
+    compared with each other, half of them with the highest and half with the lowest advantages, which are computed
+    among all rows (DanceGRPO's best-of-n; null: all). keep_by: magnitude keeps those whose advantages are farthest
+    from 0, whatever their sign, an odd number too (CPPO), smallest those nearest to it (its control), variance those
+    that differ most (PODS). keep_fill: draw group / keep times as many prompts, so that as many rows are trained as
+    without keep (CPPO's allocation). expand: draw more prompts, so that enough of them have an advantage; resample:
+    resample the samples of an iteration by their reward (recipe/terms.py). skip_truncated: completions that end at
+    the length limit count in the statistics of their group, not in the loss. seconds: the run ends after the
+    iteration in which rollouts, scoring and training reach this time, evaluations and checkpoints not counted; a
+    schedule then follows the spent share of this time or of the iterations, whichever is larger (null: no limit).
+    optimizer: adamw_fused is one kernel for all weights; adamw_8bit keeps moments in 8 bits by the package
+    bitsandbytes. warmup: in optimizer steps. ema: decay of the averaged weights that are evaluated and saved, moved
+    every ema_every steps, and at most (1 + n) / (10 + n), where n counts its moves or, by ema_ramp steps, optimizer
+    steps (Flow-GRPO); ema_in_host: keep them in host memory. gradient_checkpointing: recompute the activations of
+    blocks in the backward pass, of each recompute_every-th block. offload_activations: keep what the backward pass
+    needs in host memory until then. drop_silent: leave rows with advantage 0 out of the loss, its divisor and its
+    divergence; updates share the other rows evenly (Flow-GRPO's SD3 script). budget: more samples for hard prompts
+    (recipe/prompts.py); groups then have unequal sizes. pool: number of neighbouring prompts of an iteration that
+    form one group for the advantages (Pair-GRPO's two similar prompts: prompts.shuffle=false, with the two on
+    neighbouring lines). store: train completions of earlier iterations again (recipe/terms.py).
     """
 
     prompts: int = key(4, "a whole number >= 1", ge=1)
@@ -193,16 +194,16 @@ class Train(NoisedTraining):
 
 
 class EvaluationKeys(Strict):
-    """Held-out samples, by the ODE where they are denoised, each with its own fixed noise.
+    """Evaluations on held-out prompts; a denoiser samples by the ODE, each sample with its own fixed noise.
 
-    every: iterations between two (null: never between). every_seconds: also after the iteration with which the time
-    that train.seconds counts passes a multiple of this. prompts: how many of the held-out prompts (null: all). steps
-    null: sampler.steps, walked by `solver`. temperature, of a language model alone: 0 takes the likeliest token each
-    time, null is generation.temperature. samples: of each prompt, whose mean is its score; where scores are 0 or 1,
-    REWARD/pass@k is the chance that one of k is right, and of texts REWARD/majority the score of the most frequent
-    answer. batch: prompts at once. grid: how many of them are shown as pictures or texts.
-    best: the reward whose highest held-out mean makes an evaluation, and the checkpoint that is kept of it, the best
-    (null: what is trained). It may be a witness: RPO stops by another reward than it trains on.
+    every: iterations between two evaluations (null: none in between). every_seconds: also after each iteration in
+    which the time that train.seconds counts passes a multiple of this. prompts: how many of the held-out prompts
+    (null: all). steps: ODE steps of `solver`; null: sampler.steps. temperature: for language models only; 0 is
+    greedy, null is generation.temperature. samples: number per prompt, whose mean is its score; if scores are 0 or
+    1, REWARD/pass@k is the probability that one of k is right, and for texts REWARD/majority the score of the most
+    frequent answer. batch: prompts at once. grid: how many prompts are shown with pictures or texts. best: the
+    reward whose highest held-out mean determines the best evaluation and checkpoint (null: the trained total). It
+    may be a witness: RPO stops by another reward than it trains on.
     """
 
     every: int | None = key(20, "a whole number >= 1 or null", ge=1)
@@ -220,8 +221,10 @@ class EvaluationKeys(Strict):
 
 
 class CheckpointKeys(Strict):
-    """What a resume starts from. every: iterations between two (null: none between); there is always one at the end, at
-    a new best held-out reward and on SIGINT or SIGTERM. keep: how many of the newest stay, beside the best."""
+    """Checkpoints, from which a run resumes. every: iterations between two (null: none in between); there is always
+    one at the end, at a new best held-out reward and on SIGINT or SIGTERM. keep: how many of the newest are kept,
+    beside the best.
+    """
 
     every: int | None = key(20, "a whole number >= 1 or null", ge=1)
     keep: int = key(2, "a whole number >= 1", ge=1)
