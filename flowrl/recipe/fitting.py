@@ -77,12 +77,14 @@ def _compile(recipe: "Recipe") -> Iterator[RecipeError]:
         "block_offload": recipe.block_offload,
         "quantize": recipe.quantize is not None,
         "train.offload_activations": recipe.train.offload_activations,
-        "parallel.kind=fsdp": recipe.parallel.kind == "fsdp",
     }
     for place, there in beside.items():
         if there:
             problem = f"given beside {place}, with which it has not been tried"
             yield RecipeError("compile", problem, f"set compile=null, or leave {place} out")
+    if recipe.parallel.kind == "fsdp" and not recipe.compile.regional:
+        problem = "got False beside parallel.kind=fsdp, which gathers a model's weights between its blocks"
+        yield RecipeError("compile.regional", problem, "set true, or parallel.kind=replicate")
 
 
 def _quantize(recipe: "Recipe") -> Iterator[RecipeError]:

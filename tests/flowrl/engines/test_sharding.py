@@ -13,6 +13,7 @@ from ranks_support import compare, distance, done, job, lines, weights
 pytestmark = pytest.mark.dist
 PARTS = "parallel.kind=fsdp"
 RUNS = ["noised", "steps", "tokens", "tree", "critic", "copy", "teacher", "debate", "partial", "invariant", "hosted"]
+RUNS += ["compiled", "compiled_steps"]
 FOLLOWS = 1e-5  # of metrics: how far samples have moved away from the first ones follows the weights
 BACK = ["back"]
 ADAPTERS = ("objective.kl=0.04", "reference={use: lora, path: 1/tokens/lora}")  # of a run before

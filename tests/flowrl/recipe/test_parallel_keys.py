@@ -27,6 +27,11 @@ def test_a_critic_and_another_model_as_reference_go_with_parts():
             "parallel.sampling: got 'sharded', but every rank holds all weights",
         ),
         ("quickstart", ["parallel.reshard=false"], "parallel.reshard: got False, but every rank"),
+        (
+            "quickstart",
+            ["parallel.kind=fsdp", "compile={regional: false, backend: eager}"],
+            "compile.regional: got False beside parallel.kind=fsdp",
+        ),
         ("quickstart", ["parallel.kind=fsdp", "offload=true"], "offload: given, but it moves whole weights"),
         (
             "quickstart",
