@@ -97,6 +97,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/planning": {"flowrl.planning", "flowrl.recipe", "flowrl.kinds", "samplers"} | LIGHT | {"flowrl.contracts"},
     "flowrl/planning/sizes": {"flowrl.planning", "flowrl.recipe", "flowrl.policies", "flowrl.contracts", "samplers"}
     | LIGHT,
+    "flowrl/planning/sizes/token_passes.py": {"flowrl.planning", "flowrl.policies", "flowrl.contracts", "samplers"}
+    | {"flowrl.core.activations"}
+    | LIGHT,
     "flowrl/planning/sizes/pictures.py": {"flowrl.contracts", "flowrl.media.files"},
     "flowrl/planning/sizes/seeing.py": {"flowrl.policies", "flowrl.contracts", "flowrl.media.files"} | LIGHT,
     "flowrl/planning/loss_trials.py": {"flowrl.planning", "flowrl.recipe", "flowrl.contracts", "flowrl.core"},

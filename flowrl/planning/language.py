@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from flowrl.kinds.language import section_of
 from flowrl.known.language import LANGUAGE
-from flowrl.planning.costs import Arithmetic, rows_at_once
+from flowrl.planning.costs import Arithmetic
 from flowrl.recipe.roles import contributions
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.views import paired_view, scored_view
@@ -91,7 +91,7 @@ def arithmetic(recipe: Recipe, iteration: int) -> Arithmetic:
         rows_per_update=per_update,
         optimizer_steps=train.epochs * train.updates,
         micro_batches=-(-per_update // (train.micro_rows or per_update)),
-        rows_at_once=rows_at_once(recipe, train.group * said),
+        rows_at_once=min(train.rollout_batch or rows, rows),
         rollout_forwards=rollout,
         reread_forwards=0 if recipe.rollout.engine is not None else _reread(recipe, rollout, longest),
         train_forwards=train.epochs * (drawn + beside * longest),

@@ -22,13 +22,15 @@ class ActivationBytes:
     fixed: weights that are rounded as they are used, such as those of adapters in the model's precision. whole: all
     others. recomputing: with gradient checkpointing, what lies outside blocks, and, at the moment of the backward pass
     that holds most, the inputs of blocks that are yet to be computed again and what the one that just was keeps.
-    block: what the largest keeps.
+    block: what the largest keeps. moments: of which `recomputing` is the largest, as the first and the last block of
+    each call are computed again, and as the forward ends; each grows by as much with every further block like others.
     """
 
     fixed: int
     whole: int
     recomputing: int
     block: int
+    moments: tuple[int, ...]
 
 
 class FusedAttention(TorchFunctionMode):
@@ -110,7 +112,19 @@ def measure_activations(
         moments.append(sum((alive | block.own).values()))
     moments.append(sum((outside | alive).values()))  # as the forward ends
     whole, largest = sum(storages.values()), max((sum(block.own.values()) for block in blocks), default=0)
-    return ActivationBytes(fixed, whole, max(moments) if blocks else whole, largest or whole)
+    most = max(moments) if blocks else whole
+    told = _first_and_last(blocks, moments, len(calls)) or (most,)
+    return ActivationBytes(fixed, whole, most, largest or whole, told)
+
+
+def _first_and_last(blocks: Sequence["_Block"], moments: Sequence[int], calls: int) -> tuple[int, ...]:
+    """Of the moments those of the first and the last block of each call, and the last of all; nothing where blocks
+    differ, so that another one may be the largest."""
+    size, left = divmod(len(blocks), calls)
+    shapes = {tuple((n, p.shape) for n, p in block.module.named_parameters()) for block in blocks}
+    if left or len(shapes) != 1:
+        return ()
+    return tuple(moments[at + end] for at in range(0, len(blocks), size) for end in (0, size - 1)) + (moments[-1],)
 
 
 def saved_weights(module: nn.Module, calls: Sequence[tuple[tuple, dict[str, Any]]]) -> set[int]:

@@ -42,11 +42,11 @@ def count_flops(compute: Callable[[], Any], *, backward: bool = False) -> int:
     with Counted() as counted, counted.attention, torch.set_grad_enabled(backward):
         results = [leaf for leaf in tree_leaves(compute()) if isinstance(leaf, Tensor) and leaf.requires_grad]
         if backward and results:
-            _backward(results)
+            backward_pass(results)
     return counted.flops
 
 
-def _backward(results: Sequence[Tensor]) -> None:
+def backward_pass(results: Sequence[Tensor]) -> None:
     """The backward pass by its engine: torch.autograd.backward would leave the attention's mode, under which blocks
     that compute again have to do so as they did."""
     gradients = tuple(torch.empty_like(leaf) for leaf in results)

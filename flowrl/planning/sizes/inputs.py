@@ -30,6 +30,8 @@ from flowrl.policies.random.models import assemble
 from flowrl.untyped import JSON, Pipeline
 
 STEPS = 12  # of a call that is watched: enough to come to each denoiser of a walk
+LARGE = 2**22  # numbers of a tensor of which a pipeline needs the shape alone
+JOINS = (torch.stack, torch.cat, Tensor.repeat)  # of large tensors they would take seconds and gigabytes
 SIDE = 1024  # of a picture that a pipeline wants, where there are no prompts to say how large theirs are
 Given = tuple[tuple, dict[str, Any]]  # the arguments of one call of a module, its tensors on meta
 Pictures = Mapping[str, Sequence[Sequence[int]]]  # argument -> (width, height) of each of its pictures
@@ -174,6 +176,10 @@ class _OnCpu(TorchFunctionMode):
         given = (args, kwargs or {})
         if not self.watch.inside and any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves(given)):
             given = tree_map(_to_zeros, given)
+        if not self.watch.inside and func in JOINS:
+            made = func(*tree_map(_to_meta, given[0]), **given[1])
+            if made.numel() >= LARGE:
+                return _to_zeros(made)
         return func(*given[0], **given[1])
 
 
@@ -256,7 +262,7 @@ def _to_meta(value: Any) -> Any:
 def _to_zeros(value: Any) -> Any:
     """Zeros for a tensor on meta, also for those that an object such as a posterior holds."""
     if isinstance(value, Tensor):
-        small = value.numel() < 2**24
+        small = value.numel() < LARGE
         return torch.zeros(value.shape if small else (), dtype=value.dtype).expand(value.shape)
     if hasattr(value, "__dict__") and any(isinstance(one, Tensor) for one in vars(value).values()):
         other = copy.copy(value)

@@ -12,8 +12,9 @@ from flowrl.planning.costs import arithmetic
 from flowrl.planning.remembered import look_up
 from flowrl.planning.sizes.counted import count_flops
 from flowrl.planning.sizes.flops import Flops
-from flowrl.planning.sizes.language import build_model, config_of, tokens_of
+from flowrl.planning.sizes.language import tokens_of
 from flowrl.planning.sizes.seeing import media_tokens
+from flowrl.planning.sizes.token_models import build_model, config_of
 from flowrl.policies.loading import auto_class_of
 from flowrl.policies.recomputing import checkpoint_gradients
 from flowrl.recipe.schema import Recipe

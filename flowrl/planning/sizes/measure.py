@@ -2,13 +2,13 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from flowrl.known.places import config_place, cut
@@ -19,6 +19,7 @@ from flowrl.planning.sizes.few_bits import quantised_bytes
 from flowrl.planning.sizes.inputs import NotRecordedError, Recorded, record
 from flowrl.planning.sizes.live import peak_live
 from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
+from flowrl.planning.sizes.repeated import of_blocks
 from flowrl.policies import adapters
 from flowrl.policies.blocks import repeated_blocks
 from flowrl.policies.computing import compute_as_inputs
@@ -37,24 +38,41 @@ def measure(query: SizeQuery) -> MeasuredSizes:
     dtype = getattr(torch, query.dtype)
     modules = {name: part.build(dtype) for name, part in known.items()}
     parameters = {name: num_parameters(module) for name, module in modules.items()}
-    trained = _trained(query, modules)
     frozen = {name: parameter_bytes(module) for name, module in modules.items()}
-    _make_trainable(query, trained)
-    learning = list(adapters.trainable(trained))
+    trained = list(_trained(query, modules))
+    del modules
     recorded, rows, unknown = _recorded(query)
-    called = {name: calls for name, calls in recorded.calls.items() if name in trained}
-    activations = [measure_activations(trained[name], calls) for name, calls in called.items()]
+    learns, kept, fixed = [0, 0, 0], [], [0]
+    for name in trained:
+
+        def numbers(module: nn.Module, name: str = name) -> list[int]:
+            before = parameter_bytes(module)
+            _make_trainable(query, {name: module})
+            learning = list(adapters.trainable({name: module}))
+            state = sum(p.numel() * p.element_size() for p in learning)
+            found = [sum(p.numel() for p in learning), state, parameter_bytes(module) - before]
+            if name in recorded.calls:
+                bytes_kept = measure_activations(module, recorded.calls[name])
+                found += [bytes_kept.fixed, bytes_kept.whole, bytes_kept.block, *bytes_kept.moments]
+            return found
+
+        found = of_blocks(known[name], dtype, query.lora, numbers)
+        learns = [a + b for a, b in zip(learns, found[:3], strict=True)]
+        fixed += found[3:4]
+        if found[3:]:
+            whole, block, *moments = found[4:]
+            kept.append([whole // rows, max(moments) // rows, block // rows])
     return MeasuredSizes(
         parameters=parameters,
         frozen=frozen,
-        trained=list(trained),
-        learning=sum(p.numel() for p in learning),
-        state=sum(p.numel() * p.element_size() for p in learning),
-        added=sum(parameter_bytes(m) - frozen[n] for n, m in trained.items()),
+        trained=trained,
+        learning=learns[0],
+        state=learns[1],
+        added=learns[2],
         pipeline=str(pipeline_class(query.model)),
         latent=recorded.latent or None,
-        kept=[[k.whole // rows, k.recomputing // rows, k.block // rows] for k in activations],
-        fixed=max((k.fixed for k in activations), default=0),
+        kept=kept,
+        fixed=max(fixed),
         unknown=unknown,
     )
 
@@ -62,11 +80,17 @@ def measure(query: SizeQuery) -> MeasuredSizes:
 def measure_recomputing(query: SizeQuery, every: int) -> list[int]:
     """Bytes that each denoiser keeps of a row where each so many-th of its blocks computes again."""
     recorded, rows, _ = _recorded(query)
-    known = components(query.model) or {}
-    trained = {name: part.build(getattr(torch, query.dtype)) for name, part in _trained(query, known).items()}
-    _make_trainable(query, trained)
-    called = {name: calls for name, calls in recorded.calls.items() if name in trained}
-    return [measure_activations(trained[name], calls, every).recomputing // rows for name, calls in called.items()]
+    found = []
+    for name, part in _trained(query, components(query.model) or {}).items():
+        if name in recorded.calls:
+
+            def numbers(module: nn.Module, name: str = name) -> Sequence[int]:
+                _make_trainable(query, {name: module})
+                return measure_activations(module, recorded.calls[name], every).moments
+
+            moments = of_blocks(part, getattr(torch, query.dtype), query.lora, numbers, every)
+            found.append(max(moments) // rows)
+    return found
 
 
 def measure_flops(query: SizeQuery, again: int, *, tiling: bool) -> dict[str, int] | None:
@@ -76,16 +100,21 @@ def measure_flops(query: SizeQuery, again: int, *, tiling: bool) -> dict[str, in
     recorded, rows, _ = _recorded(query)
     known, forward, training = components(query.model) or {}, [0], [0]
     for name, part in _trained(query, known).items():
-        module: Network = part.build(getattr(torch, query.dtype))
-        _make_trainable(query, {name: module})
 
-        def compute(name: str = name, module: Network = module) -> list[Any]:
-            return [module(*args, **kwargs) for args, kwargs in recorded.calls.get(name, [])]
+        def numbers(module: nn.Module, name: str = name) -> list[int]:
+            _make_trainable(query, {name: module})
 
-        forward.append(count_flops(compute) // rows)
-        if again:
-            checkpoint_gradients({name: module}, again)
-        training.append(count_flops(compute, backward=True) // rows)
+            def compute() -> list[Any]:
+                return [module(*args, **kwargs) for args, kwargs in recorded.calls.get(name, [])]
+
+            whole = count_flops(compute)
+            if again:
+                checkpoint_gradients({name: module}, again)
+            return [whole, count_flops(compute, backward=True)]
+
+        found = of_blocks(part, getattr(torch, query.dtype), query.lora, numbers, again or 1)
+        forward.append(found[0] // rows)
+        training.append(found[1] // rows)
     if not recorded.calls or recorded.decoded is None:
         return None
     decoding = count_flops(_decoding(query, recorded, rows, query.dtype, tiling=tiling))
@@ -101,11 +130,13 @@ def measure_encoded(query: SizeQuery) -> int:
 
 def measure_merged(query: SizeQuery) -> int:
     """Bytes of the weights that a LoRA touches: what merged ones take beside them."""
-    known = components(query.model) or {}
-    names = _trained(query, known)
-    trained = {name: part.build(getattr(torch, query.dtype)) for name, part in names.items()}
-    _make_trainable(query, trained)
-    return touched_bytes(trained)
+
+    def numbers(module: nn.Module) -> list[int]:
+        _make_trainable(query, {"": module})
+        return [touched_bytes({"": module})]
+
+    parts = _trained(query, components(query.model) or {}).values()
+    return sum(of_blocks(part, getattr(torch, query.dtype), query.lora, numbers)[0] for part in parts)
 
 
 def _trained(query: SizeQuery, parts: dict[str, Any]) -> dict[str, Any]:
@@ -183,10 +214,16 @@ def measure_blocks(query: SizeQuery, trained: list[str]) -> list[list[int]]:
 def measure_quantised(query: SizeQuery, keys: QuantizeKeys) -> list[list[int]]:
     """See `quantised_bytes`: of each denoiser (spared, copies, block)."""
     recorded, _, _ = _recorded(query)
-    known, found = components(query.model) or {}, []
-    for name, part in _trained(query, known).items():
-        module = part.build(getattr(torch, query.dtype))
-        _make_trainable(query, {name: module})
-        saved = saved_weights(module, recorded.calls.get(name, []))
-        found.append(list(astuple(quantised_bytes(module, keys, saved))))
+    found = []
+    for name, part in _trained(query, components(query.model) or {}).items():
+
+        def numbers(module: nn.Module, name: str = name) -> list[int]:
+            _make_trainable(query, {name: module})
+            saved = saved_weights(module, recorded.calls.get(name, []))
+            return list(astuple(quantised_bytes(module, keys, saved)))
+
+        # what a file holds is that of all blocks
+        wholly = keys.weights == "gguf"
+        part_of = numbers(part.build(getattr(torch, query.dtype))) if wholly else None
+        found.append(part_of or of_blocks(part, getattr(torch, query.dtype), query.lora, numbers))
     return found

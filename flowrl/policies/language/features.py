@@ -36,7 +36,7 @@ def kept_features(model: LanguageModel, pieces: Sequence[Piece]) -> Iterator[Non
     own = _KEPT.setdefault(model, {})
     patched = []
     for name in METHODS:
-        for module in _innermost(model, name):
+        for module in innermost(model, name):
             kept = own.setdefault(name, Kept())
             setattr(module, name, kept.answering(module, getattr(module, name), pieces))
             patched.append((module, name))
@@ -47,7 +47,7 @@ def kept_features(model: LanguageModel, pieces: Sequence[Piece]) -> Iterator[Non
             delattr(module, name)  # of the instance: its class's own is seen again
 
 
-def _innermost(model: nn.Module, name: str) -> list[nn.Module]:
+def innermost(model: nn.Module, name: str) -> list[nn.Module]:
     """The modules with that method which have none inside them that has it too."""
     having = [module for module in model.modules() if callable(getattr(module, name, None))]
     return [m for m in having if not any(other in having for other in m.modules() if other is not m)]
@@ -72,7 +72,7 @@ class Kept:
             if not self.usable or not own or not _separable(bound, own):
                 return method(*args, **kwargs)
             if self.parameters is None:
-                self.parameters = _parameters_of(module, lambda: method(*args, **kwargs))
+                self.parameters = parameters_of(module, lambda: method(*args, **kwargs))
             if any(parameter.requires_grad for parameter in self.parameters):
                 return method(*args, **kwargs)
             state = tuple((p.data_ptr(), p._version) for p in self.parameters)
@@ -129,7 +129,7 @@ def _arguments(bound: inspect.BoundArguments, piece: Piece) -> dict[str, Any]:
     return made
 
 
-def _parameters_of(module: nn.Module, call: Callable[[], Nest]) -> list[nn.Parameter]:
+def parameters_of(module: nn.Module, call: Callable[[], Nest]) -> list[nn.Parameter]:
     """The parameters of the modules that take part in a call."""
     seen: dict[int, nn.Parameter] = {}
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+import wide_language_support as wide
+
 TESTS = Path(__file__).parents[2]
 BASE = [
     "train.prompts=2",
@@ -25,7 +27,7 @@ BASE = [
     "watch=null",
 ]
 PICTURES = [*BASE, "rewards={jpeg: {use: jpeg_compressibility}}"]
-TEXTS = [*BASE, "generation.max_new_tokens=32"]
+TEXTS = [*BASE, "generation.max_new_tokens=64", "rewards={place: {use: lengths_for_tests.place}}"]
 AGAIN = "train.gradient_checkpointing=true"
 ROUNDING, OTHER = 1e-4, 0.03  # of brightness and contrast, where numbers are not equal
 
@@ -33,7 +35,8 @@ ROUNDING, OTHER = 1e-4, 0.03  # of brightness and contrast, where numbers are no
 @dataclass(frozen=True)
 class Switch:
     """keys save memory in a phase, beside others that are given in both runs. error: how far the mean brightness and
-    contrast of the samples may be from those without; 0: loss and gradient too are those without, to the last digit."""
+    contrast of the samples may be from those without, of texts the norm of the gradient as a share; 0: loss and
+    gradient too are those without, to the last digit."""
 
     keys: str
     phase: str
@@ -41,11 +44,18 @@ class Switch:
     error: float = 0.0
     recipe: str = "tiny_flow_grpo"
 
-    @property
-    def lists(self) -> list[list[str]]:
-        """The keys of the two runs."""
-        base = PICTURES if self.recipe == "tiny_flow_grpo" else TEXTS
+    def lists(self, folder: Path) -> list[list[str]]:
+        """The keys of the two runs. folder: for what they read."""
+        base = PICTURES
+        if self.recipe != "tiny_flow_grpo":
+            model, prompts = wide.folder(folder / "wide"), wide.prompts(folder / "prompts.jsonl")
+            base = [*TEXTS, f"model=random:{model}", f"prompts={{train: {prompts}, heldout: null}}"]
         return [[*base, *self.beside.split()], [*base, *self.beside.split(), *self.keys.split()]]
+
+
+def of_text(keys: str, phase: str, beside: str = "", error: float = 0.0) -> Switch:
+    """A switch of a language model's recipe."""
+    return Switch(keys, phase, beside, error, "tiny_lm_grpo")
 
 
 SWITCHES = [
@@ -66,6 +76,16 @@ SWITCHES = [
     Switch("train.rollout_batch=4", "rollout", error=ROUNDING),
     Switch("rollout.merge=true", "rollout", error=ROUNDING),
     Switch("dtype.adapters=model", "training", "dtype.model=bfloat16 lora.targets=all", OTHER),
+    of_text(AGAIN, "training"),
+    of_text(f"{AGAIN} train.recompute_every=2", "training"),
+    of_text("train.offload_activations=true", "training"),
+    of_text("train.ema_in_host=true", "rollout", "train.ema=0.9 lora.rank=128"),
+    of_text('quantize={"weights":"int8"}', "rollout", error=1.0),
+    of_text('quantize={"weights":"int8"}', "training", AGAIN, error=1.0),
+    of_text("train.micro_batch=4", "training", error=ROUNDING),
+    of_text("train.rollout_batch=4", "rollout", error=ROUNDING),
+    of_text("rollout.merge=true", "rollout", error=ROUNDING),
+    of_text("dtype.adapters=model", "training", "dtype.model=bfloat16", 0.2),
 ]
 
 
@@ -78,11 +98,11 @@ def measured(recipe: str, lists: list[list[str]]) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("switch", SWITCHES, ids=lambda switch: f"{switch.keys} {switch.phase}")
-def test_a_switch_saves_what_the_plan_says(switch: Switch) -> None:
+@pytest.mark.parametrize("switch", SWITCHES, ids=lambda switch: f"{switch.recipe} {switch.keys} {switch.phase}")
+def test_a_switch_saves_what_the_plan_says(switch: Switch, tmp_path: Path) -> None:
     if "quantize" in switch.keys and find_spec("torchao") is None:
         pytest.skip("torchao is not installed")
-    without, given = measured(switch.recipe, switch.lists)
+    without, given = measured(switch.recipe, switch.lists(tmp_path))
     for found in (without, given):
         for phase, planned in found["planned"].items():
             assert planned == pytest.approx(found["held"][phase], rel=0.25), phase
@@ -95,5 +115,31 @@ def test_a_switch_saves_what_the_plan_says(switch: Switch) -> None:
         assert {k: v for k, v in before.items() if "time" not in k} == {
             k: v for k, v in after.items() if "time" not in k
         }
+    if switch.recipe == "tiny_lm_grpo":
+        assert after["grad_norm"] == pytest.approx(before["grad_norm"], rel=switch.error)
+        return
     for name in ("samples/brightness", "samples/contrast"):
         assert after[name] == pytest.approx(before[name], abs=switch.error)
+
+
+BESIDE = {
+    "plain": "",
+    "full": "lora=null full=true",
+    "divergence": "objective.kl=0.1 objective.kl_kind=exact",
+    "entropy": "objective.entropy=0.01",
+    "critic": "objective.preset=ppo",
+    "teacher": "objective.kl=0.1 objective.kl_kind=exact reference.use=model reference.path=MODEL",
+    "copy": "rollout.dtype=bfloat16",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", BESIDE.values(), ids=list(BESIDE))
+def test_what_else_a_language_model_s_recipe_holds_is_planned(keys: str, tmp_path: Path) -> None:
+    base, _ = of_text("", "").lists(tmp_path)
+    keys = keys.replace("MODEL", f"random:{tmp_path / 'wide'}")
+    (found,) = measured("tiny_lm_grpo", [[*base, *keys.split()]])
+    for phase, planned in found["planned"].items():
+        held = found["held"][phase]
+        print(f"| {keys} | {phase} | {planned / 2**20:.1f} | {held / 2**20:.1f} |")
+        assert planned == pytest.approx(held, rel=0.25), phase
