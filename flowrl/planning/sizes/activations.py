@@ -38,11 +38,12 @@ class FusedAttention(TorchFunctionMode):
 
     The meta device would choose the unfused kernel, which keeps the matrix of scores that no real device computes.
     flops: of the products of attention within, in its backward pass without those that a fused kernel does again.
+    masks: a mask is kept too, as torch turns it into numbers of the queries' precision, for each layer anew.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, masks: bool = False) -> None:
         super().__init__()
-        self.flops = 0
+        self.flops, self.masks = 0, masks
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple = (), kwargs: dict | None = None
@@ -51,25 +52,29 @@ class FusedAttention(TorchFunctionMode):
         given = kwargs or {}
         if func is torch.nn.functional.scaled_dot_product_attention:
             named = [given[name] for name in ("query", "key", "value") if name in given]
-            return _Attention.apply(self, *[*args, *named][:3])
+            mask = given.get("attn_mask", args[3] if len(args) > 3 else None) if self.masks else None
+            return _Attention.apply(self, *[*args, *named][:3], mask)
         return func(*args, **given)
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, counts: FusedAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, counts: FusedAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+    ) -> Tensor:
         out = q.new_empty((*q.shape[:-1], v.shape[-1]))
-        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        bias = q.new_empty(mask.shape) if mask is not None and mask.dtype == torch.bool else mask
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32), bias)
         ctx.counts, ctx.flops = counts, 2 * q.shape[:-1].numel() * k.shape[-2] * (q.shape[-1] + v.shape[-1])
         counts.flops += ctx.flops
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor, None]:
         """Gradients of the right shapes: two products for each of the forward."""
         q, k, v, *_ = ctx.saved_tensors
         ctx.counts.flops += 2 * ctx.flops
-        return None, torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        return None, torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None
 
 
 class _Casts(TorchFunctionMode):

@@ -21,6 +21,7 @@ from flowrl.recipe.shard_checks import check_parallel
 CARDS = {24: 24564, 32: 32607, 48: 46068, 80: 81559, 141: 143771}
 CONTEXT = 600  # MiB that the driver and the libraries' kernels take
 ROWS = ("train.micro_batch", "train.rollout_batch")  # keys of which activations are a multiple
+SCORED = 16  # samples of a call of a reward that would have all of them at once
 SLACK = 0.05  # share that the allocator loses in pieces
 
 
@@ -88,27 +89,37 @@ def _found(changes: list[Change], needs: Callable[[Sequence[Change]], int | None
 
 
 def _with(recipe: Recipe, prompts: Sequence[Prompt], changes: Sequence[Change], seen: dict[str, Any]) -> Sizes | None:
-    """The sizes of a changed recipe. Activations grow with the rows of a call, so that they are measured once."""
+    """The sizes of a changed recipe. Activations grow with the rows of a call beside what they all share, so that they
+    are measured for as many rows as there are and for half of them."""
     kept, changed = recipe, recipe
     for change in changes:
         changed = change.make(changed)
         kept = kept if change.key in ROWS else change.make(kept)
     name = " ".join(str(one) for one in changes if one.key not in ROWS)
-    if name not in seen:
-        seen[name] = kind_of(recipe).planning.sizes(kept, prompts)
-    before, after = arithmetic(kept), arithmetic(changed)
-    rows = after.rows_at_once / before.rows_at_once
-    micro = _micro(changed) / _micro(kept)
-    if seen[name] is None:
+
+    def measured(which: str, one: Recipe) -> Sizes | None:
+        if which not in seen:
+            seen[which] = kind_of(recipe).planning.sizes(one, prompts)
+        return seen[which]
+
+    whole = measured(name, kept)
+    if whole is None or not any(change.key in ROWS for change in changes):
+        return whole
+    fewer = _setting(ROWS[0], -(-_micro(kept) // 2)).make(kept)
+    fewer = _setting(ROWS[1], -(-arithmetic(kept).rows_at_once // 2)).make(fewer)
+    half = measured(f"half {name}", fewer)
+    if half is None:
         return None
 
-    def scaled(phase: Phase) -> Phase:
-        share = micro if phase.name == "training" else rows
-        if phase.activations is None or (phase.name == "decoding" and changed.vae.batch is not None):
+    def grown(phase: Phase, other: Phase) -> Phase:
+        rows = _micro if phase.name == "training" else lambda one: arithmetic(one).rows_at_once
+        most, least, asked = rows(kept), rows(fewer), rows(changed)
+        if phase.activations is None or other.activations is None or most == least:
             return phase
-        return replace(phase, activations=round(phase.activations * share))
+        each = (phase.activations - other.activations) / (most - least)
+        return replace(phase, activations=max(0, round(phase.activations - each * (most - asked))))
 
-    return replace(seen[name], phases=[scaled(phase) for phase in seen[name].phases])
+    return replace(whole, phases=[grown(*both) for both in zip(whole.phases, half.phases, strict=True)])
 
 
 def _micro(recipe: Recipe) -> int:
@@ -133,6 +144,8 @@ def _changes(recipe: Recipe, quantised: bool = False) -> Iterator[Change]:
     if merges(recipe, device):
         yield _setting("rollout.merge", False)
     for name in _on_device(recipe):
+        if recipe.rewards[name].batch is None:
+            yield _setting(f"rewards.{name}.batch", SCORED)
         if not recipe.rewards[name].offload:
             yield _setting(f"rewards.{name}.offload", True)
     if "offload" in keys and not recipe.offload:

@@ -8,6 +8,7 @@ from flowrl.planning.costs import arithmetic
 from flowrl.planning.remembered import look_up
 from flowrl.planning.sizes.memory import configs_of, size_query
 from flowrl.planning.sizes.query import SizeQuery
+from flowrl.planning.sizes.scoring import scoring, told
 from flowrl.recipe.schema import Recipe
 from flowrl.terminal import duration_text
 from flowrl.untyped import JSON
@@ -45,7 +46,8 @@ def denoising(recipe: Recipe, prompts: Sequence[Prompt]) -> Flops | None:
 
     Calls are counted one by one on the meta device, each times the number that the plan has of them: the denoiser's of
     one row, guidance included, without gradient and with it, the backward pass and blocks that are computed again
-    included; what encodes a prompt; the decoder. Prompts count as if none of them was remembered.
+    included; what encodes a prompt; the decoder; the networks of rewards (scoring.py). Prompts
+    count as if none of them was remembered.
     """
     configs = configs_of(recipe.model)
     if configs is None:
@@ -57,14 +59,18 @@ def denoising(recipe: Recipe, prompts: Sequence[Prompt]) -> Flops | None:
         looked = _call(recipe, replace(query, pipeline=recipe.pipeline | recipe.sampler.look), configs)
     if drawn is None or looked is None:
         return None
+    scored = scoring(recipe, query.text)
     decoded = drawn["decoding"] * (costs.samples + 2 * costs.decodes)
     phases = {
         "encoding": drawn["encoding"] * recipe.train.drawn,
         "rollout": drawn["forward"] * costs.rollout_forwards,
         "decoding": decoded,
-        "training": looked["training"] * costs.train_forwards + looked["forward"] * costs.unlearned_forwards,
+        "scoring": scored.flops,
+        "training": looked["training"] * costs.train_forwards
+        + looked["forward"] * costs.unlearned_forwards
+        + scored.gradients,
     }
-    return Flops({name: n for name, n in phases.items() if n}, "rewards", ranks=recipe.parallel.ranks or 1)
+    return Flops({name: n for name, n in phases.items() if n}, told(scored), ranks=recipe.parallel.ranks or 1)
 
 
 def _call(recipe: Recipe, query: SizeQuery, configs: JSON) -> dict[str, int] | None:
@@ -91,9 +97,10 @@ def lines(found: Flops | None) -> list[str]:
         by_time.setdefault(duration_text(seconds) if seconds >= 1 else "less than 1 s", []).append(str(card))
     times = "; ".join(f"{', '.join(cards)} GB {time}" for time, cards in by_time.items())
     whose = f", each of {found.ranks} ranks its part" if found.ranks > 1 else ""
+    without = f"; not in it: {found.left_out}" if found.left_out else ""
     bound = f"; without {' and '.join(found.bound)}, which memory bounds" if found.bound else ""
     return [
-        f"compute     {_text(found.total)} an iteration: {listed}; not in it: {found.left_out}",
+        f"compute     {_text(found.total)} an iteration: {listed}{without}",
         f"            at {SHARE:.0%} of a card's dense bfloat16 peak, an ESTIMATE{whose}: {times}{bound}",
     ]
 

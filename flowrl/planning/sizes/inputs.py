@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from flowrl.contracts import Prompt
 from flowrl.planning.sizes.counted import Counted
+from flowrl.planning.sizes.live import Live
 from flowrl.policies.pipelines.arguments import call_arguments, single_prompt_arguments, takes_one_prompt
 from flowrl.policies.random.models import assemble
 from flowrl.untyped import JSON, Pipeline
@@ -41,11 +42,13 @@ Pictures = Mapping[str, Sequence[Sequence[int]]]  # argument -> (width, height) 
 class Recorded:
     """What a pipeline's call passed on: to each denoiser in the first step that it takes part in, to the first decoder
     (its name and arguments), and how many numbers the states of one row have, of all that are stepped at once.
-    encoding: floating-point operations of the other modules. encoded: bytes that the texts of all rows are encoded to,
-    where the pipeline does so in `encode_prompt`."""
+    encoding: floating-point operations of the other modules; held: bytes that one of their calls makes at most at once,
+    of all rows. encoded: bytes that the texts of all rows are encoded to, where the pipeline does so in
+    `encode_prompt`."""
 
     calls: dict[str, list[Given]] = field(default_factory=dict)
     encoding: int = 0
+    held: int = 0
     encoded: int = 0
     decoded: tuple[str, Given] | None = None
     latent: int = 0
@@ -153,8 +156,10 @@ class _Shell:
                 args, kwargs = args[:1], more if name is None else {name: kwargs[name], **more}
             told = f"{method} {tree_map(_told, (args, kwargs))}"
             if told not in self._answers:
-                with self.watch.computing(), Counted() as counted, counted.attention:
+                with self.watch.computing(), Counted() as counted, counted.attention, Live() as live:
                     self._answers[told] = compute(*args, **kwargs), counted.flops
+                if not self.denoises and method != "decode":
+                    self.watch.recorded.held = max(self.watch.recorded.held, live.peak)
             answer, flops = self._answers[told]
             self.watch.recorded.encoding += 0 if self.denoises else flops
             return tree_map(_to_zeros, answer)

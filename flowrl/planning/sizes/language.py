@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from flowrl.contracts import Prompt
 from flowrl.planning.costs import arithmetic
 from flowrl.planning.sizes import token_memory, token_models
-from flowrl.planning.sizes.memory import ASSUMED, WORDS, Phase, Sizes, with_rewards
+from flowrl.planning.sizes.memory import ASSUMED, WORDS, Phase, Sizes
 from flowrl.planning.sizes.quantised import copies_in_training
 from flowrl.planning.sizes.reading_again import reads_again
+from flowrl.planning.sizes.scoring import with_rewards
 from flowrl.planning.sizes.seeing import media_tensors, media_tokens
 from flowrl.planning.sizes.shared import of_a_rank
 from flowrl.planning.sizes.token_models import build_model, bytes_of, config_of
@@ -86,7 +87,8 @@ def sizes(
     sees = (auto_class_of(config) or AutoModelForCausalLM) is not AutoModelForCausalLM
     if sees:
         media = token_memory.seen(recipe, config, media_tensors(recipe.model, processor or {}, prompts))
-        number = sum(bool(p.media) for p in prompts) if prompts else train.iterations * train.drawn
+        number = train.iterations * train.drawn
+        number = min(number, sum(bool(p.media) for p in prompts)) if prompts else number
         stays = 0 if media.kept else min(LIMIT, number * media.features)  # features.py keeps them
         own = media.tensors + media.features
         drawing = max(drawing + at_once.prompts * own, at_once.prompts * media.tensors + media.making) + stays
@@ -101,10 +103,11 @@ def sizes(
             training,
         ),
     ]
+    phases = with_rewards(recipe, phases, max((p.text for p in prompts), key=len, default=""))
     name = type(model).__name__
     words = "all tokens of all rows, read again for the last one" if cacheless else words
     words = "nothing, a server draws" if recipe.rollout.engine is not None else words
-    left_out = ["activations of rewards", "the allocator's slack"]
+    left_out = ["the allocator's slack"]
     left_out = ["a critic", *left_out] if not critic.known else left_out
     left_out = ["another model as reference", *left_out] if reference is None else left_out
     if sees:
@@ -113,7 +116,7 @@ def sizes(
         {name: parameters},
         sum(p.numel() for p in learning),
         added,
-        of_a_rank(recipe, with_rewards(recipe, phases), frozen + added, critic.fixed + (reference or 0)),
+        of_a_rank(recipe, phases, frozen + added, critic.fixed + (reference or 0)),
         (length + limit,),
         name,
         words,

@@ -13,6 +13,7 @@ from flowrl.planning.remembered import look_up
 from flowrl.planning.sizes.counted import count_flops
 from flowrl.planning.sizes.flops import Flops
 from flowrl.planning.sizes.language import tokens_of
+from flowrl.planning.sizes.scoring import scoring, told
 from flowrl.planning.sizes.seeing import media_tokens
 from flowrl.planning.sizes.token_models import build_model, config_of
 from flowrl.policies.loading import auto_class_of
@@ -58,9 +59,11 @@ def flops(
         "rollout": drawn,
         "training": learnt * costs.train_forwards / limit + looked,
     }
-    left_out = "rewards" if recipe.critic is None else "rewards, the fit of a critic"
+    scored = scoring(recipe, max((p.text for p in prompts), key=len, default=""))
+    phases["scoring"] = scored.flops
+    left_out = ", ".join(one for one in (told(scored), "" if recipe.critic is None else "the fit of a critic") if one)
     if (auto_class_of(config) or AutoModelForCausalLM) is not AutoModelForCausalLM:
-        left_out = f"the towers of pictures and sounds, {left_out}"
+        left_out = ", ".join(one for one in ("the towers of pictures and sounds", left_out) if one)
     kept = {name: round(number) for name, number in phases.items() if number}
     return Flops(kept, left_out, ("rollout",), recipe.parallel.ranks or 1)
 

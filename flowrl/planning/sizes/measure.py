@@ -156,6 +156,13 @@ def _make_trainable(query: SizeQuery, trained: dict[str, Network]) -> None:
             adapters.train_full(trained)
 
 
+def measure_encoding(query: SizeQuery) -> list[int] | None:
+    """Bytes that the other modules make at most at once before the denoiser is called, for one prompt and what it comes
+    with; None where the call is not known."""
+    recorded, rows, _ = _recorded(query)
+    return [recorded.held // rows] if recorded.calls else None
+
+
 def measure_decoding(query: SizeQuery, dtype: str, *, tiling: bool) -> int | None:
     """Bytes that decoding one sample makes at most at once, in dtype; None where its shapes are not known."""
     recorded, rows, _ = _recorded(query)

@@ -14,7 +14,7 @@ from flowrl.planning.remembered import look_up
 from flowrl.planning.sizes.pictures import picture_sizes
 from flowrl.planning.sizes.quantised import QuantisedBytes, all_of, copies_in_training
 from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
-from flowrl.planning.sizes.rewards import on_device
+from flowrl.planning.sizes.scoring import with_rewards
 from flowrl.planning.sizes.shared import of_a_rank
 from flowrl.policies.devices import device_type
 from flowrl.policies.pipelines.autoencoders import NAMES as AUTOENCODERS
@@ -64,7 +64,7 @@ class Sizes:
     pipeline: str
     drawing: str = "what one block works on"  # what is counted of a rollout
     unknown: str | None = None
-    left_out: str = "activations of text encoders and rewards, the allocator's slack"
+    left_out: str = "the allocator's slack"
 
 
 def sizes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sizes | None:
@@ -231,6 +231,9 @@ def _phases(
         distance = math.prod(latent) * 4  # of the draw from its mean
         training = _micro(recipe) * (activations[0] + distance) + _fixed(measured, train)
         rollout = chunk * activations[1]
+    encoding = _encoding_bytes(recipe, query)
+    if encoding is not None and rollout is not None and not recipe.offload:  # all prompts of a call at once
+        rollout = max(rollout, encoding[0] * -(-chunk // recipe.train.group))
     weights = at_work if recipe.offload else everything
     phases = [
         Phase("rollout", weights, resting, tape, rollout),
@@ -241,14 +244,15 @@ def _phases(
         stays = recipe.full or recipe.quantize is not None
         learning = at_work if stays else added  # frozen weights make room for the encoders, quantised ones do not
         moved = texts + at_work - learning
-        first = replace(phases[0], name="encoding", weights=learning + texts, trajectory=0, activations=None)
+        held = None if encoding is None else encoding[0]
+        first = replace(phases[0], name="encoding", weights=learning + texts, trajectory=0, activations=held)
         phases = [replace(first, moved=moved), *phases]
     away = sum(size for name, size in frozen.items() if "text" in name or "image_encoder" in name)
     decoding = replace(phases[-2], name="decoding", weights=everything - away if recipe.offload else everything)
     one = _decoding_bytes(recipe, query)
     at_once = 1 if recipe.vae.slicing else min(chunk, recipe.vae.batch or chunk)
     phases.insert(-1, replace(decoding, activations=None if one is None else one * at_once))
-    return with_rewards(recipe, phases)
+    return with_rewards(recipe, phases, query.text)
 
 
 def _spared(recipe: Recipe, trained: list[str]) -> int:
@@ -278,6 +282,18 @@ def _quantised(recipe: Recipe, query: SizeQuery) -> QuantisedBytes:
     return all_of(QuantisedBytes(*one) for one in look_up("quantised", place, measured))
 
 
+def _encoding_bytes(recipe: Recipe, query: SizeQuery) -> list[int] | None:
+    """Bytes that encoding one prompt takes beside weights, in a list; None where that is not known."""
+    query = replace(query, lora=None)
+
+    def measured() -> JSON:
+        from flowrl.planning.sizes.measure import measure_encoding
+
+        return measure_encoding(query)
+
+    return look_up("encoding", [asdict(query), configs_of(recipe.model)], measured)
+
+
 def _decoding_bytes(recipe: Recipe, query: SizeQuery) -> int | None:
     """Bytes that decoding one sample takes beside weights; None where that is not known."""
     query, dtype, tiling = replace(query, lora=None), recipe.vae.dtype or recipe.dtype.model, recipe.vae.tiling
@@ -288,16 +304,6 @@ def _decoding_bytes(recipe: Recipe, query: SizeQuery) -> int | None:
         return measure_decoding(query, dtype, tiling=tiling)
 
     return look_up("decoding", [asdict(query), dtype, tiling, configs_of(recipe.model)], measured)
-
-
-def with_rewards(recipe: Recipe, phases: list[Phase]) -> list[Phase]:
-    """The phases with the reward models that stay on the device, and a phase of scoring if there are any."""
-    stay, at_work = on_device(recipe.rewards, recipe.device)
-    if not at_work:
-        return phases
-    rollout, training = next(p for p in phases if p.name == "rollout"), phases[-1]
-    scoring = replace(rollout, name="scoring", activations=None, rewards=at_work)
-    return [*(replace(p, rewards=stay) for p in phases[:-1]), scoring, replace(training, rewards=stay)]
 
 
 def trajectory(recipe: Recipe, latent: tuple[int, ...]) -> tuple[int, int]:

@@ -30,6 +30,8 @@ INSTRUCTIONS = {"hpsv3": 378, "video_reward": 588}  # words of the published ins
 FITTED = 256 * 28 * 28  # pixels that HPSv3 brings a picture to
 FPS = 2.0  # frames a second that VideoReward sees, of 16
 
+ENDS = {"bos_token_id": 0, "eos_token_id": 2}  # with 2 a text ends at its largest number, which needs no values
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -54,7 +56,7 @@ class Call:
 def _clip(text: tuple[int, int, int], vision: tuple[int, int, int], patch: int, side: int, out: int) -> JSON:
     """text, vision: width, layers, heads."""
     return {
-        "text_config": _sizes(*text),
+        "text_config": _sizes(*text) | ENDS,
         "vision_config": _sizes(*vision) | {"patch_size": patch, "image_size": side},
         "projection_dim": out,
     }
@@ -147,7 +149,6 @@ def _eyes(config: Any) -> Any:
 
 def _text(config: Any) -> Any:
     config.text_config.projection_dim = config.projection_dim
-    config.text_config.eos_token_id = 2  # the place of the last token is that of the largest number, which has a shape
     return config.text_config
 
 
@@ -175,7 +176,8 @@ def _of_open_clip(told: Mapping[str, JSON]) -> Any:
     eyes = _sizes(width, vision["layers"], width // vision.get("head_width", 64))
     eyes |= {"intermediate_size": int(width * vision.get("mlp_ratio", 4.0))}
     words = _sizes(text["width"], text["layers"], text["heads"])
-    words |= {"vocab_size": text["vocab_size"], "max_position_embeddings": text["context_length"]}
+    words |= {"intermediate_size": int(text["width"] * text.get("mlp_ratio", 4.0))}
+    words |= {"vocab_size": text["vocab_size"], "max_position_embeddings": text["context_length"]} | ENDS
     return tf.CLIPConfig(
         text_config=words,
         vision_config=eyes | {"patch_size": vision["patch_size"], "image_size": vision["image_size"]},
@@ -193,7 +195,7 @@ def _dino(model: str, frames: int) -> Call | None:
 
 def _pictures(network: Any, frames: int, side: int) -> Call:
     def see(rows: int) -> Any:
-        return network(pixel_values=torch.empty(rows * frames, 3, side, side, device="meta"))
+        return network(pixel_values=torch.empty(rows * frames, 3, side, side, requires_grad=torch.is_grad_enabled()))
 
     return Call(network.eval(), see)
 
@@ -226,7 +228,7 @@ def _reader(use: str, given: Mapping[str, JSON], frames: int, sample: Sample) ->
     """A language model that sees, reading one chat."""
     base = {"hpsv3": "Qwen/Qwen2-VL-7B-Instruct", "video_reward": "Qwen/Qwen2-VL-2B-Instruct"}.get(use)
     name = base or str(given["model"])
-    if name not in LANGUAGE or given.get("mode", "yes") != "yes":
+    if name not in LANGUAGE or given.get("mode", "yes") != "yes" or not sample.height * sample.width:
         return None
     config = tf.AutoConfig.for_model(**LANGUAGE[name])
     tokens = _picture_tokens(use, frames, sample)

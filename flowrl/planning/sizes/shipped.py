@@ -12,6 +12,7 @@ from flowrl import names
 from flowrl.kinds import kind_of
 from flowrl.planning import remembered
 from flowrl.planning.sizes import encoders, fits
+from flowrl.planning.sizes.memory import configs_of
 from flowrl.reading.inputs import planned_prompts
 from flowrl.recipe.load import load
 from flowrl.untyped import JSON
@@ -28,7 +29,8 @@ def find_facts() -> dict[str, JSON]:
                 recipe = load(str(path))
                 train, _, _ = planned_prompts(recipe)
                 kind_of(recipe).planning.flops(recipe, train or [])
-                fits.lines(recipe, train or [])
+                if configs_of(recipe.model) is not None:  # a language model's plan loads transformers in any case
+                    fits.lines(recipe, train or [])
                 if recipe.offload:
                     encoders.encoded_bytes(recipe, train or [])
             (file,) = Path(folder, "flowrl").glob("*.json")

@@ -65,7 +65,7 @@ def _counting(model: nn.Module, *others: nn.Module | None, gradient: bool) -> It
     whole = [part for part in (model, *others) if part is not None]
     known = [t for part in whole for t in (*part.parameters(), *part.buffers())]
     known += [t.grad for t in known if t.grad is not None]
-    with torch.set_grad_enabled(gradient), FusedAttention(), Shapes(), Live(known) as live:
+    with torch.set_grad_enabled(gradient), FusedAttention(masks=True), Shapes(), Live(known) as live:
         yield live
 
 
