@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flowrl.kinds import kind_of
 from flowrl.planning.sizes.fits import peak
 from flowrl.policies.devices import device_of
-from flowrl.policies.pipelines.working_copy import modules_of
+from flowrl.policies.pipelines.calls.working_copy import modules_of
 from flowrl.reading.inputs import planned_prompts
 from flowrl.recipe.load import load
 from flowrl.recipe.schema import Recipe

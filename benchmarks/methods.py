@@ -27,8 +27,8 @@ from torch import Tensor
 
 from flowrl.build import build_objective, build_policy, set_up
 from flowrl.contracts import Rollout, Samples
-from flowrl.core.advantages import advantage_metrics
-from flowrl.core.credit import row_advantages
+from flowrl.core.advantages.combined import advantage_metrics
+from flowrl.core.advantages.rows import row_advantages
 from flowrl.core.iterate import iterate
 from flowrl.core.update import Settings
 from flowrl.learners import build_learner

@@ -19,10 +19,9 @@ and, of the language model of the arithmetic world, at the larger batch,
   step       all optimizer work of an iteration over one teacher-forced pass of the same rows with the same AdamW step
 With --compile BACKEND it is instead a policy whose blocks are compiled over one whose blocks are not: rollout,
 training, again (training with train.gradient_checkpointing on both sides), and the language model's step. The first
-call of each, which compiles, is told apart, from an empty cache: its clock seconds, and the processor's, the C++
-compiler's included.
-Text is encoded before the clock starts, on both sides: flowrl remembers it. --cpu: the processor's time
-in place of the clock's, for one thread on a machine that is busy with other things.
+call of each, from an empty cache, is told apart: its seconds by the clock and by the processor, C++ compiler included.
+Text is encoded before the clock starts, on both sides: flowrl remembers it. --cpu: the processor's time in place of the
+clock's, for one thread on a busy machine.
 """
 
 import argparse
@@ -39,17 +38,17 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from flowrl.contracts import Prompt
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.update import Settings, update
 from flowrl.policies import adapters
 from flowrl.policies.compiling import Compiled, compile_networks
-from flowrl.policies.language.forwards import cache_argument
+from flowrl.policies.language.drawing.forwards import cache_argument
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.loading import load_language, load_pipeline
 from flowrl.policies.merging import merged
-from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.policy import PipelinePolicy
+from flowrl.policies.pipelines.steps.dynamics import Dynamics
 from flowrl.policies.recomputing import checkpoint_gradients
 from flowrl.worlds.arithmetic.problems import heldout_problems
 from flowrl.worlds.shapes.captions import heldout_scenes

@@ -22,11 +22,14 @@ from flowrl.contracts import (
     Samples,
     Score,
 )
-from flowrl.core.advantages import advantage_metrics, combined_reward, group_stats
+from flowrl.core.advantages.combined import advantage_metrics, combined_reward, group_stats
+from flowrl.core.advantages.decisions import DecisionCredit, KlReward, kl_as_reward
+from flowrl.core.advantages.early_calls import shifted
+from flowrl.core.advantages.process import decision_rewards
+from flowrl.core.advantages.rows import row_advantages
+from flowrl.core.advantages.trees import CREDITS as TREE_CREDITS
+from flowrl.core.advantages.trees import tree_advantages
 from flowrl.core.budget import Budget
-from flowrl.core.credit import row_advantages
-from flowrl.core.decisions import DecisionCredit, KlReward, kl_as_reward
-from flowrl.core.early_calls import shifted
 from flowrl.core.engine import Advantage
 from flowrl.core.objectives.balance import SubTrajectoryBalance
 from flowrl.core.objectives.correction import Correction, Rejection
@@ -38,10 +41,7 @@ from flowrl.core.objectives.paired import PAIRED
 from flowrl.core.objectives.perception import Perception
 from flowrl.core.objectives.pulled import PULLED, SRPOObjective
 from flowrl.core.objectives.texts import TEXTS
-from flowrl.core.process import decision_rewards
 from flowrl.core.selection import WidthPruning
-from flowrl.core.tree_credit import CREDITS as TREE_CREDITS
-from flowrl.core.tree_credit import tree_advantages
 from flowrl.kinds import kind_of
 from flowrl.planning.trials import Guarded, report_errors
 from flowrl.planning.walks import pruned_widths
@@ -49,8 +49,8 @@ from flowrl.policies.computing import allow_tf32
 from flowrl.policies.devices import device_of
 from flowrl.reading.inputs import phase_prompts, read_prompts
 from flowrl.reading.prompt_memory import Observed
+from flowrl.recipe.checks.process import check_process
 from flowrl.recipe.making import build_part
-from flowrl.recipe.process_checks import check_process
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import Own, keys
 from flowrl.scoring.gates import counted_rewards

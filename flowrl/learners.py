@@ -3,7 +3,7 @@
 from typing import Any
 
 from flowrl.contracts import Policy
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.core.objectives.value import ValueObjective
 from flowrl.core.values import Critic, Values
 from flowrl.kinds import kind_of

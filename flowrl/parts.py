@@ -54,7 +54,7 @@ KINDS: dict[str, PartKind] = {
     ),
     "advantage": PartKind(
         ("rewards", "rollout"),
-        "flowrl.core.advantages:ADVANTAGES",
+        "flowrl.core.advantages.combined:ADVANTAGES",
         "a function (rewards, rollout, *, ...) that gives advantages of rows, [R], or of decisions, [R, K]",
         given=("weights", "asked", "lengths", "given"),
     ),
@@ -64,7 +64,7 @@ KINDS: dict[str, PartKind] = {
         "a function (seen, batch, *, ...) or a class with __call__(self, seen, batch)",
         given=("clip_low", "clip_high", "correction", "covariance", "perception"),
     ),
-    "lr_schedule": PartKind(("left",), "flowrl.core.lr_schedules:LR_SCHEDULES", "a function (left, *, ...)"),
+    "lr_schedule": PartKind(("left",), "flowrl.core.learning.lr_schedules:LR_SCHEDULES", "a function (left, *, ...)"),
     "rule": PartKind(
         ("metrics",), "", "a function (metrics, *, ...) that gives a text where something is wrong, or None"
     ),

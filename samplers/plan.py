@@ -59,7 +59,7 @@ class Segment:
     scale: factor of the std of its first step, where that draws. correlation: between the draws of that step of all
     segments of its unit, in [0, 1).
     peers: number shared by segments whose values are compared with each other. view: of a leaf, which of the tree's
-    views its reward belongs to (see `flowrl.core.credit`).
+    views its reward belongs to (see `flowrl.core.advantages.rows`).
     """
 
     parent: int

@@ -25,11 +25,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flowrl.core import activations
-from flowrl.core.learner import AVERAGE
+from flowrl.core.learning import activations
+from flowrl.core.learning.learner import AVERAGE
 from flowrl.kinds import kind_of
 from flowrl.planning.sizes.saved import storage_of
-from flowrl.policies.pipelines.working_copy import modules_of
+from flowrl.policies.pipelines.calls.working_copy import modules_of
 from flowrl.reading.inputs import planned_prompts
 from flowrl.recipe.load import load
 from flowrl.recipe.schema import Recipe

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import LogProbs, Prompt, Rollout, View
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.core.update import Settings, update
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.worlds.arithmetic.model import make_model, make_tokenizer

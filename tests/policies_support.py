@@ -13,10 +13,10 @@ from torch import Tensor, nn
 import families
 from flowrl.contracts import LogProbs, Prompt, Rollout, View
 from flowrl.policies.noise import Key, start_generators
-from flowrl.policies.pipelines.dynamics import Dynamics
-from flowrl.policies.pipelines.intercepted_step import Step
 from flowrl.policies.pipelines.policy import PipelinePolicy
-from flowrl.policies.pipelines.rollout_walk import RolloutWalk
+from flowrl.policies.pipelines.steps.dynamics import Dynamics
+from flowrl.policies.pipelines.steps.intercepted import Step
+from flowrl.policies.pipelines.walks.rollout import RolloutWalk
 from samplers.plan import Plan
 from samplers.transitions import flow_sde
 

@@ -266,7 +266,7 @@ def all_in_host() -> Iterator[None]:
 
     Raises AssertionError where one went there, or nothing did.
     """
-    from flowrl.core import activations
+    from flowrl.core.learning import activations
 
     shapes, sent = set[tuple[int, ...]](), []
     noting, least, copy = activations._noting, activations.LEAST, torch.Tensor.copy_

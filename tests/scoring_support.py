@@ -3,7 +3,7 @@
 from typing import Any
 
 from flowrl.contracts import Reward
-from flowrl.recipe.rewards import RewardSpec
+from flowrl.recipe.keys.rewards import RewardSpec
 from flowrl.scoring.cache import ScoreCache
 from flowrl.scoring.scorer import RewardRunner
 

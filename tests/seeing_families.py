@@ -23,7 +23,7 @@ from transformers.models.auto import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import vision_support
-from flowrl.policies.language.forwards import read_whole
+from flowrl.policies.language.drawing.forwards import read_whole
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.loading import reading_part
 from seeing_tables import (

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from flowrl.contracts import Rollout
+from flowrl.policies.language.drawing.static_cache import StaticBuffers, StaticCache
 from flowrl.policies.language.policy import LanguagePolicy
-from flowrl.policies.language.static_cache import StaticBuffers, StaticCache
 
 
 class Watched(StaticCache):

@@ -18,8 +18,8 @@ from flowrl.environments.functions import Functions
 from flowrl.environments.observations import Observations
 from flowrl.environments.workers import Workers
 from flowrl.policies.language.chat import Encoder
-from flowrl.policies.language.conversations import Conversations
 from flowrl.policies.language.policy import LanguagePolicy
+from flowrl.policies.language.talks.conversations import Conversations
 from flowrl.worlds.arithmetic.model import make_tokenizer
 from samplers.tokens import Generation
 

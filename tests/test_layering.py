@@ -45,37 +45,42 @@ MAY_IMPORT: dict[str, set[str]] = {
     "samplers": {"samplers"},
     "flowrl/core": {"flowrl.contracts", "flowrl.core", "flowrl.media"},
     "flowrl/core/batches.py": set(),
-    "flowrl/core/advantages.py": {"flowrl.core.baselines", "flowrl.core.normalise"},
-    "flowrl/core/normalise.py": {"flowrl.core.baselines"},
-    "flowrl/core/returns.py": {"flowrl.core.normalise"},
-    "flowrl/core/baselines.py": set(),
-    "flowrl/core/copies.py": {"flowrl.core.shards"},
-    "flowrl/core/shards.py": set(),
-    "flowrl/core/learner.py": {"flowrl.core.copies", "flowrl.core.lr_schedules", "flowrl.core.optimizers"}
-    | {"flowrl.core.scaling", "flowrl.core.shards"},
-    "flowrl/core/scaling.py": set(),
-    "flowrl/core/lr_schedules.py": set(),
-    "flowrl/core/optimizers.py": {"flowrl.core.shards"},
+    "flowrl/core/advantages/combined.py": {"flowrl.core.advantages.baselines", "flowrl.core.advantages.normalise"},
+    "flowrl/core/advantages/normalise.py": {"flowrl.core.advantages.baselines"},
+    "flowrl/core/advantages/returns.py": {"flowrl.core.advantages.normalise"},
+    "flowrl/core/advantages/baselines.py": set(),
+    "flowrl/core/learning/copies.py": {"flowrl.core.learning.shards"},
+    "flowrl/core/learning/shards.py": set(),
+    "flowrl/core/learning/learner.py": {"flowrl.core.learning"},
+    "flowrl/core/learning/scaling.py": set(),
+    "flowrl/core/learning/lr_schedules.py": set(),
+    "flowrl/core/learning/optimizers.py": {"flowrl.core.learning.shards"},
     "flowrl/core/objectives": {"flowrl.contracts", "flowrl.core.objectives"},
     "flowrl/worlds": {"flowrl.worlds", "flowrl.media", "flowrl.untyped"},
     "reward_models": {"reward_models", "flowrl.contracts", "flowrl.media", "flowrl.worlds", "flowrl.untyped"} | BATCHES,
     "flowrl/reading": {"flowrl.reading", "flowrl.contracts", "flowrl.worlds", "flowrl.media.files"} | LIGHT,
     "flowrl/reading/inputs.py": {"flowrl"},
-    "flowrl/scoring": {"flowrl.scoring", "flowrl.contracts", "flowrl.media", "flowrl.core.advantages"}
-    | {"flowrl.recipe.rewards"}
+    "flowrl/scoring": {"flowrl.scoring", "flowrl.contracts", "flowrl.media", "flowrl.core.advantages.combined"}
+    | {"flowrl.recipe.keys.rewards"}
     | BATCHES
     | LIGHT,
     "flowrl/watch": {"flowrl.watch", "flowrl.contracts", "flowrl.core.evaluation", "flowrl.media"}
     | {"reward_models.parts.vision.looks", "reward_models.parts.vision.tones"},
     "flowrl/watch/alarms.py": set(),
     "flowrl/recipe": {"flowrl.recipe", "flowrl.kinds", "flowrl.watch.alarms"} | LIGHT,
+    "flowrl/recipe/keys": {"flowrl.recipe.keys", "flowrl.recipe.base", "flowrl.recipe.errors", "flowrl.recipe.sections"}
+    | {"flowrl.recipe.curves"}
+    | LIGHT,
+    "flowrl/recipe/schema.py": {"flowrl.recipe.keys", "flowrl.recipe.base", "flowrl.recipe.sections"}
+    | {"flowrl.recipe.curves"}
+    | LIGHT,
     "flowrl/kinds": {"flowrl.kinds", "flowrl.recipe", "flowrl.media.files"} | KIND_PARTS | LIGHT,
     "flowrl/environments": {"flowrl.environments", "flowrl.contracts", "flowrl.media"} | LIGHT,
     "flowrl/environments/building.py": {"flowrl.environments", "flowrl.contracts", "flowrl.recipe"} | LIGHT,
     "flowrl/policies": {"flowrl.policies", "flowrl.environments", "flowrl.contracts", "flowrl.media", "samplers"}
     | BATCHES
     | LIGHT,
-    "flowrl/policies/weights.py": {"flowrl.policies", "flowrl.contracts", "flowrl.core.copies"},
+    "flowrl/policies/weights.py": {"flowrl.policies", "flowrl.contracts", "flowrl.core.learning.copies"},
     "flowrl/policies/loading.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/policies/quantising.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
     "flowrl/policies/attending.py": {"flowrl.policies", "flowrl.recipe"} | LIGHT,
@@ -90,7 +95,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/engines/launch.py": set(),
     "flowrl/engines/rounds.py": {"flowrl.untyped"},
     "flowrl/engines/shard_files.py": set(),
-    "flowrl/engines/sharding.py": {"flowrl.engines", "flowrl.recipe.parallel"} | LIGHT,
+    "flowrl/engines/sharding.py": {"flowrl.engines", "flowrl.recipe.keys.parallel"} | LIGHT,
     "flowrl/engines": {"flowrl.engines", "flowrl.policies", "flowrl.contracts", "flowrl.recipe", "flowrl.planning"}
     | {"flowrl.environments", "flowrl.media", "samplers", "reward_models.parts"}
     | LIGHT,
@@ -98,7 +103,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/planning/sizes": {"flowrl.planning", "flowrl.recipe", "flowrl.policies", "flowrl.contracts", "samplers"}
     | LIGHT,
     "flowrl/planning/sizes/token_passes.py": {"flowrl.planning", "flowrl.policies", "flowrl.contracts", "samplers"}
-    | {"flowrl.core.activations"}
+    | {"flowrl.core.learning.activations"}
     | LIGHT,
     "flowrl/planning/sizes/pictures.py": {"flowrl.contracts", "flowrl.media.files"},
     "flowrl/planning/sizes/seeing.py": {"flowrl.policies", "flowrl.contracts", "flowrl.media.files"} | LIGHT,
@@ -115,8 +120,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/runs": {"flowrl"},
     "flowrl/runs/machine.py": {"flowrl.__version__"},
     "flowrl/runs/stopping.py": set(),
-    "flowrl/runs/checkpoints.py": {"flowrl.core.shards", "flowrl.runs.checkpoint_files"} | LIGHT,
-    "flowrl/runs/checkpoint_files.py": {"flowrl.core.shards", "flowrl.engines.shard_files"} | LIGHT,
+    "flowrl/runs/checkpoints.py": {"flowrl.core.learning.shards", "flowrl.runs.checkpoint_files"} | LIGHT,
+    "flowrl/runs/checkpoint_files.py": {"flowrl.core.learning.shards", "flowrl.engines.shard_files"} | LIGHT,
     "flowrl/exports": {"flowrl"},
     "flowrl/checking": {"flowrl", "samplers"},
     "flowrl/scan": {"flowrl"},
@@ -137,7 +142,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # room or file -> the third parties it may import, at any depth; any where none is named
 THIRD_PARTY: dict[str, set[str]] = {
-    "flowrl/core/optimizers.py": {"torch", "bitsandbytes"},
+    "flowrl/core/learning/optimizers.py": {"torch", "bitsandbytes"},
     "samplers": {"torch"},
     "flowrl/names.py": set(),
     "flowrl/untyped.py": set(),
@@ -180,7 +185,7 @@ LATE: dict[str, set[str]] = {
     "flowrl/policies/language/building.py": {"flowrl.engines"},  # which stands on policies
     "flowrl/planning/denoising.py": {"flowrl.contracts"},  # for annotations: plans are made without torch
     "flowrl/planning/language.py": {"flowrl.contracts"},
-    "flowrl/core/optimizers.py": {"bitsandbytes"},  # a user's own package
+    "flowrl/core/learning/optimizers.py": {"bitsandbytes"},  # a user's own package
     "flowrl/runs/checkpoint_files.py": {"flowrl.engines"},  # torch.distributed.checkpoint loads when parts are read
     "flowrl/runs/tracking.py": {"accelerate", "mlflow", "trackio"},  # a tracker's package is its own
 }
@@ -298,10 +303,12 @@ def test_every_rule_is_about_something():
         ("flowrl/core/iterate.py", "from ..policies.pipelines.policy import PipelinePolicy"),
         ("flowrl/core/objectives/new.py", "from ...policies.pipelines import gates"),
         ("flowrl/core/iterate.py", "def f():\n    import transformers"),
-        ("flowrl/core/learner.py", "try:\n    import peft\nexcept ImportError:\n    pass"),
+        ("flowrl/core/learning/learner.py", "try:\n    import peft\nexcept ImportError:\n    pass"),
         ("flowrl/contracts/samples.py", "import importlib\nimportlib.import_module('flowrl.policies')"),
         ("flowrl/policies/new.py", "def f():\n    from flowrl.core.iterate import iterate"),
         ("flowrl/recipe/new.py", "import torch"),
+        ("flowrl/recipe/keys/new.py", "from flowrl.recipe.schema import Recipe"),
+        ("flowrl/recipe/keys/new.py", "from flowrl.recipe.checks.views import check_views"),
         ("flowrl/kinds/new.py", "from flowrl.planning import walks"),
         ("flowrl/kinds/new.py", "def f():\n    from flowrl.runs.start import run"),
         ("flowrl/kinds/new.py", "if TYPING:\n    import torch"),

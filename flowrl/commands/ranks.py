@@ -51,7 +51,7 @@ def asked_ranks(option: int | None, key: int | None) -> int | None:
 def check_before_launch(recipe: "Recipe", number: int) -> None:
     """Raises UserError for what each of so many ranks would tell: prompts that are not there, or do not fit."""
     from flowrl.reading.inputs import read_prompts
-    from flowrl.recipe.parallel_checks import check_ranks
+    from flowrl.recipe.checks.parallel import check_ranks
 
     if (error := next(check_ranks(recipe, number), None)) is not None:
         raise error

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Prompt, Rollout
-from flowrl.core.advantages import group_stats
+from flowrl.core.advantages.combined import group_stats
 from flowrl.core.engine import Advantage, Draw
 from flowrl.core.refill import join_rollouts
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import ALONE, Conversation, LogProbs, Policy, Progress, Prompt, Ranks, Samples, View
+from flowrl.core.advantages.repeated import repeated
 from flowrl.core.backward import fill_reference
 from flowrl.core.engine import PlanT
-from flowrl.core.repeated import repeated
 from flowrl.media.sounds import spectrogram_pictures
 
 
@@ -136,8 +136,8 @@ def evaluate(
     """Samples and scores every prompt, `batch` of them at once, keeping the first `keep` samples. Scores are [B] each.
 
     each: samples of a prompt, whose mean is its score (avg@k), and of which the statistics say what they reach together
-    (core/repeated.py). A video is kept as its middle frame. statistics measures a batch; batches are averaged by their
-    size. ranks: share out the batches.
+    (core/advantages/repeated.py). A video is kept as its middle frame. statistics measures a batch; batches are
+    averaged by their size. ranks: share out the batches.
     """
 
     def found(start: int) -> _Batch:

@@ -30,7 +30,7 @@ from flowrl.contracts import (
 from flowrl.core.budget import Budget, topped_up
 from flowrl.core.engine import Advantage, Clock, GivenEngine, LocalEngine, Metrics, MixedEngine, PlanT, SamplesOf
 from flowrl.core.filling import filling
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.core.ranked import RankedEngine, RankedLooks
 from flowrl.core.refill import JoinedPolicy, kept_draw, kept_groups, whole_draw
 from flowrl.core.selection import prune_width, selected_rows, without_rows, without_silent

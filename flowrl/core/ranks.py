@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.contracts import Ranks, Rollout
+from flowrl.core.learning.shards import is_shard
 from flowrl.core.objectives.aggregate import merge_metrics
-from flowrl.core.shards import is_shard
 
 T = TypeVar("T")
 

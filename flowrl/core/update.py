@@ -16,13 +16,13 @@ from flowrl.core.backward_noised import backward_noised, chunks
 from flowrl.core.backward_pull import backward_pull
 from flowrl.core.engine import Metrics
 from flowrl.core.filling import parts, weighed
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
+from flowrl.core.learning.scaling import LEAST
+from flowrl.core.learning.shrinking import MicroBatch
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.pairs import companions
 from flowrl.core.ranks import balance, own_rows, whole_gradient, whole_metrics
-from flowrl.core.scaling import LEAST
 from flowrl.core.selection import WidthPruning, moved_rows, rank_shares
-from flowrl.core.shrinking import MicroBatch
 from flowrl.core.terms import Term
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.contracts import Looks, Objective, Progress, Rollout, Valued, View
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 
 
 class Values(Looks, Protocol):

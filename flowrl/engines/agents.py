@@ -23,8 +23,8 @@ from flowrl.contracts import Conversation, Credit, Progress, Prompt, Rollout, Sa
 from flowrl.engines.records import Record, rows_of
 from flowrl.engines.service import Completion, PolicyService, RefusedError
 from flowrl.environments.workers import Workers
+from flowrl.policies.language.drawing.rows import Row, go_on
 from flowrl.policies.language.policy import LanguagePolicy
-from flowrl.policies.language.rows import Row, go_on
 from flowrl.policies.noise import Key, copy_numbers
 from samplers.tokens import Generation
 
@@ -127,7 +127,8 @@ class BySession:
 
 
 class Agents:
-    """How a policy is asked by an agent; it stands where `Conversations` does (policies/language/conversations.py).
+    """How a policy is asked by an agent; it stands where `Conversations` does
+    (policies/language/talks/conversations.py).
 
     turns, turn_tokens: see `RecordingService`. workers: runs agents, several at once, each with its deadline. batch:
     calls that are drawn together, see `PolicyService`.

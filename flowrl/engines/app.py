@@ -19,7 +19,7 @@ from flowrl.engines import protocol
 from flowrl.engines.chats import chat_ids, reply
 from flowrl.engines.service import Completion, PolicyService, RefusedError, plan_of
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.language.inputs import Inputs
+from flowrl.policies.language.media.inputs import Inputs
 
 Answer = dict[str, Any]
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.policies.language.decoding import draw_on
-from flowrl.policies.language.inputs import EMPTY, Inputs
-from flowrl.policies.language.reading import read
-from flowrl.policies.language.stopping import Stop
+from flowrl.policies.language.drawing.decoding import draw_on
+from flowrl.policies.language.drawing.reading import read
+from flowrl.policies.language.drawing.stopping import Stop
+from flowrl.policies.language.media.inputs import EMPTY, Inputs
 from flowrl.untyped import LanguageModel
 from samplers.tokens import Generation
 

@@ -10,7 +10,7 @@ from typing import Any
 from flowrl.engines.pictures import has_pictures, prompt_of
 from flowrl.engines.service import Completion, PolicyService, RefusedError
 from flowrl.environments.calls import OPEN, Reader
-from flowrl.policies.language.inputs import Inputs
+from flowrl.policies.language.media.inputs import Inputs
 
 Message = dict[str, Any]
 

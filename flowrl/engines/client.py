@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowrl.names import UserError
-from flowrl.recipe.engines import EngineKeys
+from flowrl.recipe.keys.engines import EngineKeys
 from flowrl.untyped import JSON
 from reward_models.parts.judge.servers import ServerUnavailableError, exchange, server
 from samplers.tokens import Generation

@@ -15,7 +15,7 @@ from flowrl.contracts import Prompt
 from flowrl.media.files import media_kind
 from flowrl.names import UserError
 from flowrl.policies.language.chat import Encoder
-from flowrl.policies.language.media import placed
+from flowrl.policies.language.media.processing import placed
 
 Message = dict[str, Any]
 DATA = "data:"

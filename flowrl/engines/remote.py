@@ -23,11 +23,11 @@ from flowrl.engines.pictures import messages_of
 from flowrl.engines.weights import Courier
 from flowrl.names import UserError
 from flowrl.planning.costs import plan_for
+from flowrl.policies.language.drawing.rows import DrawsRows, Row, waiting_rows
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.language.proving import MAX_MEAN_GAP, PROBE_TOKENS
-from flowrl.policies.language.rows import DrawsRows, Row, waiting_rows
 from flowrl.policies.noise import group_keys
-from flowrl.recipe.engines import EngineKeys
+from flowrl.recipe.keys.engines import EngineKeys
 from flowrl.recipe.schema import Recipe
 from samplers.tokens import Generation
 

@@ -75,7 +75,7 @@ class Sharded(Protocol):
 
 
 class Weights(Protocol):
-    """The copies of the weights by name; see core/copies.py."""
+    """The copies of the weights by name; see core/learning/copies.py."""
 
     @property
     def used(self) -> str | None:

@@ -21,10 +21,10 @@ from torch import Tensor
 from flowrl.engines.batching import Batches, Request, draw_together
 from flowrl.names import UserError
 from flowrl.policies import adapters
-from flowrl.policies.language.decoding import decode_alone
-from flowrl.policies.language.inputs import EMPTY, Inputs
+from flowrl.policies.language.drawing.decoding import decode_alone
+from flowrl.policies.language.drawing.stopping import Stop
+from flowrl.policies.language.media.inputs import EMPTY, Inputs
 from flowrl.policies.language.policy import LanguagePolicy
-from flowrl.policies.language.stopping import Stop
 from flowrl.policies.loading import load_language
 from flowrl.policies.noise import Key
 from flowrl.untyped import LanguageModel

@@ -22,7 +22,7 @@ from flowrl.engines.board import LAST
 from flowrl.engines.ranks import ProcessRanks
 from flowrl.engines.rounds import Rounds, Weights
 from flowrl.names import UserError
-from flowrl.recipe.parallel import ParallelKeys
+from flowrl.recipe.keys.parallel import ParallelKeys
 from flowrl.untyped import Network
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from flowrl.contracts import ALONE, Ranks
 from flowrl.engines.client import Connection, EngineError, UnknownWeightsError
 from flowrl.engines.sharding import ShardedRanks, own_part
 from flowrl.policies import adapters
-from flowrl.policies.language.low_precision import merged
+from flowrl.policies.language.drawing.low_precision import merged
 from flowrl.policies.language.policy import LanguagePolicy
 
 

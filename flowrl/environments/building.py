@@ -12,7 +12,7 @@ from flowrl.environments.classes import Methods
 from flowrl.environments.functions import Functions
 from flowrl.environments.schemas import Tool, tool_of
 from flowrl.names import UserError
-from flowrl.recipe.environment import EnvironmentKeys
+from flowrl.recipe.keys.environment import EnvironmentKeys
 from flowrl.untyped import JSON
 
 

@@ -23,10 +23,10 @@ from flowrl.policies.devices import device_of
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.building import told_tools
 from flowrl.policies.language.chat import Encoder
-from flowrl.policies.language.inputs import tensors_of, types_of
-from flowrl.policies.language.media import placeholder_ids
+from flowrl.policies.language.drawing.stopping import stop_ids
+from flowrl.policies.language.media.inputs import tensors_of, types_of
+from flowrl.policies.language.media.processing import placeholder_ids
 from flowrl.policies.language.policy import LanguagePolicy
-from flowrl.policies.language.stopping import stop_ids
 from flowrl.policies.loading import auto_class, load_language, load_processor
 from flowrl.recipe.models import gguf_file
 from flowrl.recipe.schema import Recipe

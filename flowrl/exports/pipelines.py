@@ -18,11 +18,11 @@ from flowrl.policies import adapters
 from flowrl.policies.devices import device_of
 from flowrl.policies.loading import load_pipeline
 from flowrl.policies.noise import Key, start_generators
-from flowrl.policies.pipelines.arguments import call_arguments
-from flowrl.policies.pipelines.first_order import first_order_scheduler, single_step_scheduler
-from flowrl.policies.pipelines.layouts import media_of
+from flowrl.policies.pipelines.calls.arguments import call_arguments
+from flowrl.policies.pipelines.calls.layouts import media_of
+from flowrl.policies.pipelines.calls.working_copy import modules_of
 from flowrl.policies.pipelines.policy import PipelinePolicy
-from flowrl.policies.pipelines.working_copy import modules_of
+from flowrl.policies.pipelines.steps.first_order import first_order_scheduler, single_step_scheduler
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import Network, Pipeline
 

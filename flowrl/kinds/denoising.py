@@ -5,22 +5,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowrl.kinds.kind import Building, Exporter, Planning, Proofs, Words
-from flowrl.recipe.attention import PIPELINES, check_attention
 from flowrl.recipe.calls import check_free, check_modules, check_values
+from flowrl.recipe.checks.attention import check_attention
+from flowrl.recipe.checks.guide import check_guide
+from flowrl.recipe.checks.noised import check_noised
+from flowrl.recipe.checks.objectives import check_step_objective
+from flowrl.recipe.checks.schedules import check_schedule
+from flowrl.recipe.checks.shapes import refuse_shapes
+from flowrl.recipe.checks.steps import check_step
+from flowrl.recipe.checks.trees import check_tree
+from flowrl.recipe.checks.views import refuse_views
+from flowrl.recipe.checks.windows import check_window
 from flowrl.recipe.default_noise import with_noise
 from flowrl.recipe.errors import RecipeError
-from flowrl.recipe.guide import check_guide
-from flowrl.recipe.noised_checks import check_noised
-from flowrl.recipe.objectives import check_step_objective
+from flowrl.recipe.keys.attention import PIPELINES
+from flowrl.recipe.keys.sampling import Sampler
 from flowrl.recipe.presets import DENOISING
-from flowrl.recipe.sampling import Sampler
-from flowrl.recipe.schedules import check_schedule
 from flowrl.recipe.schema import Recipe
-from flowrl.recipe.shapes import refuse_shapes
-from flowrl.recipe.steps import check_step
-from flowrl.recipe.trees import check_tree
-from flowrl.recipe.views import refuse_views
-from flowrl.recipe.windows import check_window
 from flowrl.untyped import JSON
 
 if TYPE_CHECKING:

@@ -6,23 +6,24 @@ from typing import TYPE_CHECKING
 
 from flowrl.kinds.kind import Building, Exporter, Planning, Proofs, Words
 from flowrl.media.files import MEDIA_KEYS, marks_problem, media_kind
-from flowrl.recipe.attention import LANGUAGE_MODELS, check_attention
-from flowrl.recipe.begun import check_begun
 from flowrl.recipe.calls import read_json
-from flowrl.recipe.correction import check_drawing, check_static
-from flowrl.recipe.credit import check_token_credit
-from flowrl.recipe.engines import check_engine
-from flowrl.recipe.environment import check_environment
+from flowrl.recipe.checks.attention import check_attention
+from flowrl.recipe.checks.begun import check_begun
+from flowrl.recipe.checks.correction import check_drawing, check_static
+from flowrl.recipe.checks.credit import check_token_credit
+from flowrl.recipe.checks.engines import check_engine
+from flowrl.recipe.checks.environment import check_environment
+from flowrl.recipe.checks.noised import check_texts
+from flowrl.recipe.checks.objectives import check_token_objective
+from flowrl.recipe.checks.roles import check_roles
+from flowrl.recipe.checks.views import check_views, drawing_view, unshown
 from flowrl.recipe.errors import RecipeError, show
-from flowrl.recipe.generation import GenerationKeys
+from flowrl.recipe.keys.attention import LANGUAGE_MODELS
+from flowrl.recipe.keys.generation import GenerationKeys
 from flowrl.recipe.models import reads_media
-from flowrl.recipe.noised_checks import check_texts
-from flowrl.recipe.objectives import check_token_objective
 from flowrl.recipe.presets import LANGUAGE
-from flowrl.recipe.roles import check_roles
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import names_own
-from flowrl.recipe.views import check_views, drawing_view, unshown
 from flowrl.untyped import JSON
 
 if TYPE_CHECKING:

@@ -63,7 +63,7 @@ def drop(frames: Tensor, draw: Generator) -> Tensor:
     return torch.zeros_like(frames)
 
 
-# kind of a view -> the function, whose keyword arguments are keys of the recipe (recipe/views.py)
+# kind of a view -> the function, whose keyword arguments are keys of the recipe (recipe/keys/views.py)
 CHANGES: dict[str, Callable[..., Tensor]] = {
     "mask_patches": mask_patches,
     "diffuse": diffuse,

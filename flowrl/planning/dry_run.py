@@ -7,9 +7,9 @@ from flowrl.planning import walks
 from flowrl.planning.costs import arithmetic, plan_for
 from flowrl.planning.sizes.rewards import on_device, told
 from flowrl.planning.sizes.units import size_text
-from flowrl.recipe.objectives import CLIPPED, OF_GATES
-from flowrl.recipe.phases import phase_at, starts
-from flowrl.recipe.reference import ReferenceKeys
+from flowrl.recipe.checks.objectives import CLIPPED, OF_GATES
+from flowrl.recipe.keys.phases import phase_at, starts
+from flowrl.recipe.keys.reference import ReferenceKeys
 from flowrl.recipe.schema import ObjectiveKeys, Recipe
 from flowrl.recipe.sections import Own
 

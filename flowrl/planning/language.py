@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from flowrl.kinds.language import section_of
 from flowrl.known.language import LANGUAGE
 from flowrl.planning.costs import Arithmetic
-from flowrl.recipe.roles import contributions
+from flowrl.recipe.checks.roles import contributions
+from flowrl.recipe.checks.views import paired_view, scored_view
 from flowrl.recipe.schema import Recipe
-from flowrl.recipe.views import paired_view, scored_view
 from samplers.tokens import Generation
 
 if TYPE_CHECKING:

@@ -3,13 +3,13 @@
 from typing import Any
 
 from flowrl.planning.trials import check_tree, check_window, report_errors, try_schedule, try_solver, try_step
+from flowrl.recipe.checks.schedules import num_steps
+from flowrl.recipe.checks.steps import draws_at_the_end
 from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.keys.noised import Levels
 from flowrl.recipe.making import build_part, solver_of
-from flowrl.recipe.noised import Levels
-from flowrl.recipe.schedules import num_steps
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import Own as OwnPart
-from flowrl.recipe.steps import draws_at_the_end
 from samplers import noise_draws, tables, windows
 from samplers.growth import Grown, Walk
 from samplers.plan import Plan, Table

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.pipelines.working_copy import modules_of
+from flowrl.policies.pipelines.calls.working_copy import modules_of
 from flowrl.policies.quantising import is_quantised
 from flowrl.policies.submodules import submodules
 from flowrl.untyped import JSON, LanguageModel, Network, Pipeline

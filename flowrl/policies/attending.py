@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from flowrl.policies.errors import PolicyError
-from flowrl.recipe.attention import LANGUAGE_MODELS, PIPELINES
+from flowrl.recipe.keys.attention import LANGUAGE_MODELS, PIPELINES
 
 Holder = tuple[Any, str]  # an object, and its attribute that says how it attends
 PROCESSOR, CONFIG = "_attention_backend", "_attn_implementation_internal"

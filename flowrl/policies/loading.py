@@ -22,11 +22,11 @@ from flowrl import names
 from flowrl.known.places import is_random, random_folder
 from flowrl.names import hint
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.pipelines.working_copy import modules_of
+from flowrl.policies.pipelines.calls.working_copy import modules_of
 from flowrl.policies.quantising import DENOISERS, check_skipped, language_arguments, pipeline_arguments, quantise
 from flowrl.policies.random.models import random_language, random_pipeline, random_processor, random_tokenizer
 from flowrl.recipe.calls import check_call
-from flowrl.recipe.fitting import QuantizeKeys
+from flowrl.recipe.keys.fitting import QuantizeKeys
 from flowrl.recipe.models import gguf_file, missing_package
 from flowrl.untyped import JSON, Config, LanguageModel, Nest, Network, Pipeline, Processor, Tokenizer
 

@@ -1,7 +1,7 @@
 """Adapters merged into the weights while samples are drawn: one product a layer in place of three.
 
-What is drawn then differs by rounding from what trains (see recipe/merging.py). The frozen weights themselves are never
-touched: layers hold merged ones beside them, and get the same tensors back, so that nothing drifts.
+What is drawn then differs by rounding from what trains (see recipe/checks/merging.py). The frozen weights themselves
+are never touched: layers hold merged ones beside them, and get the same tensors back, so that nothing drifts.
 """
 
 import contextlib

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline, GGUFQuantizationConfig, PipelineQuantiz
 from torch import nn
 
 from flowrl.policies.errors import PolicyError
-from flowrl.recipe.fitting import QuantizeKeys
+from flowrl.recipe.keys.fitting import QuantizeKeys
 from flowrl.untyped import JSON, Network
 
 DENOISERS = ("transformer", "transformer_2", "unet")

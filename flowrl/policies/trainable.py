@@ -14,9 +14,9 @@ from flowrl.policies.computing import compute_as_inputs
 from flowrl.policies.devices import device_of
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.recomputing import checkpoint_gradients
-from flowrl.recipe.computing import adapters_as_model
-from flowrl.recipe.freezing import TOWER
-from flowrl.recipe.lora import MATCH
+from flowrl.recipe.checks.computing import adapters_as_model
+from flowrl.recipe.checks.freezing import TOWER
+from flowrl.recipe.keys.lora import MATCH
 from flowrl.recipe.schema import Recipe
 
 MEDIA = ("image", "video", "audio")

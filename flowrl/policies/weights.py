@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from flowrl.contracts import Weights
-from flowrl.core.copies import Copies
+from flowrl.core.learning.copies import Copies
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.reference_lora import reference_name, use_reference

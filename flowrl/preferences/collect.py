@@ -15,7 +15,7 @@ from flowrl.core.pairs import best_and_worst
 from flowrl.media.pictures import save_picture
 from flowrl.names import UserError
 from flowrl.planning.costs import eval_plan
-from flowrl.policies.pipelines.given_samples import noise_of
+from flowrl.policies.pipelines.walks.given_samples import noise_of
 from flowrl.recipe.schema import Recipe
 from flowrl.scoring.gates import counted_rewards
 from flowrl.scoring.scorer import Scorer

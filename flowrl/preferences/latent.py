@@ -2,7 +2,7 @@
 
 Of two samples of a prompt, noised to one level by one noise, the better one is to get the higher reward: the likelihood
 of Bradley and Terry over all pairs of a group (Flow-NRG, VideoAlign, arXiv:2501.13918). What the network reads is told
-in policies/pipelines/latent_reward.py; the model itself is left as it is.
+in policies/pipelines/looks/latent_reward.py; the model itself is left as it is.
 """
 
 import random
@@ -18,7 +18,7 @@ from torch.nn import functional
 from flowrl.contracts import Field, Prompt, Rollout, View
 from flowrl.names import UserError
 from flowrl.planning.costs import eval_plan
-from flowrl.policies.pipelines.latent_reward import Features, LatentReward, save
+from flowrl.policies.pipelines.looks.latent_reward import Features, LatentReward, save
 from flowrl.policies.pipelines.policy import PipelinePolicy
 from flowrl.recipe.schema import Recipe
 from flowrl.scoring.gates import counted_rewards

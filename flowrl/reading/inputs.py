@@ -15,8 +15,8 @@ from flowrl.reading import prompts as prompt_files
 from flowrl.reading.cursor import Cursor
 from flowrl.reading.prompt_lines import PromptError
 from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.keys.rewards import fits
 from flowrl.recipe.making import Bound, build_part
-from flowrl.recipe.rewards import fits
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import Own
 from flowrl.scoring.gates import check_prompts

@@ -1,5 +1,6 @@
 """Recipes: YAML and `key=value` in, checked values out.
 
-schema has the keys, load reads a recipe, checks tests whether its values fit together, errors turns every mistake into
-one line. Nothing here imports torch unless a recipe names a user's own module that does.
+schema.py has the whole recipe, keys/ its sections, and checks/ whether its values fit together; load.py reads a recipe,
+errors.py turns every mistake into one line, presets/ has published combinations. Nothing here imports torch unless a
+recipe names a user's own module that does.
 """

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from flowrl.recipe.curves import is_curve_mapping
 from flowrl.recipe.errors import RecipeError, show
-from flowrl.recipe.parallel import ParallelKeys
+from flowrl.recipe.keys.parallel import ParallelKeys
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import JSON
 

@@ -20,7 +20,7 @@ from flowrl.recipe.base import Strict
 from flowrl.recipe.base import key as recipe_key
 from flowrl.recipe.curve_shapes import SHAPES, share
 from flowrl.recipe.errors import RecipeError, model_of, show, translate, wrong_value
-from flowrl.recipe.phases import Phase, phase_at, starts
+from flowrl.recipe.keys.phases import Phase, phase_at, starts
 from flowrl.recipe.sections import names_own
 from flowrl.untyped import JSON
 
@@ -225,7 +225,7 @@ def replace_value(model: BaseModel | Mapping[str, Any], key: str, value: Any) ->
 
 
 class Curved(Strict):
-    """A recipe some of whose values follow curves, or differ from phase to phase (recipe/phases.py).
+    """A recipe some of whose values follow curves, or differ from phase to phase (recipe/keys/phases.py).
 
     It holds the first value of each curve, and what stands outside of all phases; `at` gives the others.
     """

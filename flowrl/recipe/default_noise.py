@@ -3,8 +3,8 @@
 import re
 
 from flowrl import names
+from flowrl.recipe.keys.sampling import Sampler
 from flowrl.recipe.models import pipeline_class
-from flowrl.recipe.sampling import Sampler
 from flowrl.untyped import JSON
 
 USUAL = 0.7  # of a step without an entry, such as a user's own

@@ -13,14 +13,14 @@ from flowrl import names
 from flowrl.kinds import kind_of
 from flowrl.recipe import scalars
 from flowrl.recipe.changes import changes
-from flowrl.recipe.checks import check
+from flowrl.recipe.checks.guide import guided
+from flowrl.recipe.checks.places import check_places
+from flowrl.recipe.checks.recipe import check
+from flowrl.recipe.checks.reference import resolved
 from flowrl.recipe.curves import replace_value, split_curves
 from flowrl.recipe.errors import RecipeError, first_of, model_of, show, translate, unknown_key
-from flowrl.recipe.guide import guided
-from flowrl.recipe.phases import refuse_fixed
-from flowrl.recipe.places import check_places
+from flowrl.recipe.keys.phases import refuse_fixed
 from flowrl.recipe.presets import PRESETS
-from flowrl.recipe.reference_checks import resolved
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import names_own
 from flowrl.untyped import JSON

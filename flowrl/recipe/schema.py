@@ -9,28 +9,28 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from flowrl.recipe.advantage import Advantage, OwnAdvantage
-from flowrl.recipe.attention import AttentionKeys
 from flowrl.recipe.base import Strict, key, part
-from flowrl.recipe.correction import CorrectionKeys, CovarianceKeys, RolloutKeys
-from flowrl.recipe.credit import CriticKeys
 from flowrl.recipe.curves import Curved
-from flowrl.recipe.environment import EnvironmentKeys
-from flowrl.recipe.fitting import CompileKeys, QuantizeKeys, VaeKeys
-from flowrl.recipe.generation import GenerationKeys
-from flowrl.recipe.lora import Lora
-from flowrl.recipe.noised import Loss, NoisedTraining
-from flowrl.recipe.parallel import ParallelKeys
-from flowrl.recipe.prompts import Budget, Prompts
-from flowrl.recipe.reference import OneOrSeveral, ReferenceKeys
-from flowrl.recipe.rewards import DEVICE, RewardSpec
-from flowrl.recipe.roles import Roles
-from flowrl.recipe.sampling import SOLVER_WORDS, Sampler, Solver
+from flowrl.recipe.keys.advantage import Advantage, OwnAdvantage
+from flowrl.recipe.keys.attention import AttentionKeys
+from flowrl.recipe.keys.correction import CorrectionKeys, CovarianceKeys, RolloutKeys
+from flowrl.recipe.keys.credit import CriticKeys
+from flowrl.recipe.keys.environment import EnvironmentKeys
+from flowrl.recipe.keys.fitting import CompileKeys, QuantizeKeys, VaeKeys
+from flowrl.recipe.keys.generation import GenerationKeys
+from flowrl.recipe.keys.lora import Lora
+from flowrl.recipe.keys.noised import Loss, NoisedTraining
+from flowrl.recipe.keys.parallel import ParallelKeys
+from flowrl.recipe.keys.prompts import Budget, Prompts
+from flowrl.recipe.keys.reference import OneOrSeveral, ReferenceKeys
+from flowrl.recipe.keys.rewards import DEVICE, RewardSpec
+from flowrl.recipe.keys.roles import Roles
+from flowrl.recipe.keys.sampling import SOLVER_WORDS, Sampler, Solver
+from flowrl.recipe.keys.terms import Expand, ExpertTerm, PairsTerm, Resample, RightTerm, Store
+from flowrl.recipe.keys.tracking import Dtype, Track
+from flowrl.recipe.keys.views import PerceptionKeys, ViewKeys
+from flowrl.recipe.keys.watching import Watch
 from flowrl.recipe.sections import Own, arguments_of, choices_of, defaults_of, name_of, only_own, open_to
-from flowrl.recipe.terms import Expand, ExpertTerm, PairsTerm, Resample, RightTerm, Store
-from flowrl.recipe.tracking import Dtype, Track
-from flowrl.recipe.views import PerceptionKeys, ViewKeys
-from flowrl.recipe.watching import Watch
 from flowrl.untyped import JSON
 
 CLIP = 0.2  # a clip range that is as good as any, for losses that have none
@@ -49,9 +49,10 @@ class ObjectiveKeys(arguments_of("objective", "clipped")):
     length (null: the trained steps, or generation.max_new_tokens). gate: how the loss depends on ratio and advantage,
     ppo being the clip; tau, k and lambda are its numbers.
 
-    correction: for samples from another policy than the trained one (recipe/correction.py). covariance: Clip-Cov and
-    KL-Cov. off_policy_mask: if the log-prob of a row under the trained policy is lower than under the one that sampled,
-    by more than this per decision, decisions with a negative advantage lose their policy gradient (DeepSeek-V3.2).
+    correction: for samples from another policy than the trained one (recipe/keys/correction.py). covariance: Clip-Cov
+    and KL-Cov. off_policy_mask: if the log-prob of a row under the trained policy is lower than under the one that
+    sampled, by more than this per decision, decisions with a negative advantage lose their policy gradient
+    (DeepSeek-V3.2).
 
     For tokens only: entropy, the coefficient of the entropy that is added to the objective; entropy_target moves it by
     entropy_step per iteration, up below the target in nats and down above it, and it acts at most at the target
@@ -68,8 +69,8 @@ class ObjectiveKeys(arguments_of("objective", "clipped")):
     computed without gradient (Flow-GRPO's first SD3 script).
 
     loss: replaces all of this by a loss on finished samples that are noised again to sampler.levels
-    (recipe/noised.py). right, expert, pairs: for tokens only, additional terms (recipe/terms.py). perception: for
-    models with picture input, a divergence from the policy under a view of the pictures (recipe/views.py).
+    (recipe/keys/noised.py). right, expert, pairs: for tokens only, additional terms (recipe/keys/terms.py). perception:
+    for models with picture input, a divergence from the policy under a view of the pictures (recipe/keys/views.py).
     """
 
     preset: str = key("grpo", "the name of a preset")
@@ -128,7 +129,7 @@ class Train(NoisedTraining):
     from 0, whatever their sign, an odd number too (CPPO), smallest those nearest to it (its control), variance those
     that differ most (PODS). keep_fill: draw group / keep times as many prompts, so that as many rows are trained as
     without keep (CPPO's allocation). expand: draw more prompts, so that enough of them have an advantage; resample:
-    resample the samples of an iteration by their reward (recipe/terms.py). skip_truncated: completions that end at
+    resample the samples of an iteration by their reward (recipe/keys/terms.py). skip_truncated: completions that end at
     the length limit count in the statistics of their group, not in the loss. seconds: the run ends after the
     iteration in which rollouts, scoring and training reach this time, evaluations and checkpoints not counted; a
     schedule then follows the spent share of this time or of the iterations, whichever is larger (null: no limit).
@@ -139,9 +140,9 @@ class Train(NoisedTraining):
     blocks in the backward pass, of each recompute_every-th block. offload_activations: keep what the backward pass
     needs in host memory until then. drop_silent: leave rows with advantage 0 out of the loss, its divisor and its
     divergence; updates share the other rows evenly (Flow-GRPO's SD3 script). budget: more samples for hard prompts
-    (recipe/prompts.py); groups then have unequal sizes. pool: number of neighbouring prompts of an iteration that
+    (recipe/keys/prompts.py); groups then have unequal sizes. pool: number of neighbouring prompts of an iteration that
     form one group for the advantages (Pair-GRPO's two similar prompts: prompts.shuffle=false, with the two on
-    neighbouring lines). store: train completions of earlier iterations again (recipe/terms.py).
+    neighbouring lines). store: train completions of earlier iterations again (recipe/keys/terms.py).
     """
 
     prompts: int = key(4, "a whole number >= 1", ge=1)
@@ -242,14 +243,14 @@ class Recipe(Curved):
     With `generation` the model is a language model, its decisions are tokens, and neither `pipeline` nor `sampler` is
     read (`load` refuses them). freeze: what `full: true` leaves as it is: `tower` (all that reads pictures, videos and
     sounds, as transformers names it), or `match:` and a regular expression for whole names of weights.
-    environment: what a language model talks to in several turns (recipe/environment.py).
+    environment: what a language model talks to in several turns (recipe/keys/environment.py).
     encode_ahead: with offload, of how many iterations the prompts are encoded whenever encoders come to the device, and
     of how many batches of an evaluation.
-    roles: several adapters of one that answer together (recipe/roles.py). parallel: several processes that train
+    roles: several adapters of one that answer together (recipe/keys/roles.py). parallel: several processes that train
     together. critic: of language models, what gives values
     to advantage.credit. Where a key has a curve, the recipe holds its first value, and `at` gives the others. policy:
     a class of the user's own in place of the kind's policy, which it extends. phases: parts of the run that differ in
-    some values (recipe/phases.py); train.iterations is then their sum, unless it ends the run before.
+    some values (recipe/keys/phases.py); train.iterations is then their sum, unless it ends the run before.
     """
 
     model: str = key(

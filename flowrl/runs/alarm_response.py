@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from flowrl.contracts import ALONE, Policy, Ranks
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.core.values import Critic
 from flowrl.policies import adapters
 from flowrl.runs import checkpoints

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flowrl.core.shards import is_shard
+from flowrl.core.learning.shards import is_shard
 from flowrl.untyped import Nest
 
 RECORD, TENSORS, DIGESTS = "state.json", "state.safetensors", "state.sha256"

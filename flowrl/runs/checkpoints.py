@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from flowrl.core.shards import local
+from flowrl.core.learning.shards import local
 from flowrl.names import UserError
 from flowrl.runs import checkpoint_files as files
 from flowrl.runs.checkpoint_files import DIGESTS, RECORD, TENSORS

@@ -6,12 +6,12 @@ from flowrl.contracts import Prompt
 from flowrl.core.engine import FromFiles, SamplesOf
 from flowrl.core.objectives.texts import ROWS
 from flowrl.kinds import kind_of
-from flowrl.policies.pipelines.arguments import open_pixels
-from flowrl.policies.pipelines.given_samples import open_noise
+from flowrl.policies.pipelines.calls.arguments import open_pixels
+from flowrl.policies.pipelines.walks.given_samples import open_noise
 from flowrl.reading import pairs
+from flowrl.recipe.checks.views import paired_view
 from flowrl.recipe.schema import Recipe
 from flowrl.recipe.sections import Own
-from flowrl.recipe.views import paired_view
 
 
 def beside(recipe: Recipe) -> list[Any]:

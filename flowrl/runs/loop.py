@@ -23,10 +23,10 @@ from flowrl.contracts import ALONE, Policy, Ranks
 from flowrl.core.evaluation import Evaluation
 from flowrl.core.expansion import Expansion
 from flowrl.core.iterate import Iteration, iterate
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
+from flowrl.core.learning.shrinking import MicroBatch
 from flowrl.core.objectives.entropy import EntropyControl
 from flowrl.core.ranks import agreed
-from flowrl.core.shrinking import MicroBatch
 from flowrl.core.values import Critic
 from flowrl.kinds import kind_of
 from flowrl.planning.costs import baseline_plan, plan_for

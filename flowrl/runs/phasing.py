@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from flowrl.contracts import Prompt
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.reading.cursor import Cursor
 from flowrl.reading.inputs import prompt_cursor
-from flowrl.recipe.phases import phase_at, starts
+from flowrl.recipe.keys.phases import phase_at, starts
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import JSON
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Prompt
-from flowrl.core.learner import AVERAGE, saved_copies
+from flowrl.core.learning.learner import AVERAGE, saved_copies
 from flowrl.names import UserError
 from flowrl.recipe.changes import changes, refuse_changes
 from flowrl.recipe.load import load_unchecked

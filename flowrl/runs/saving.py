@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowrl.contracts import ALONE, Policy, Ranks
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.core.values import Critic
 from flowrl.policies import adapters
 from flowrl.recipe.schema import Recipe

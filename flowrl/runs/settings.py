@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from flowrl.build import kl_reward, remembered, width_pruning
 from flowrl.contracts import Rollout
-from flowrl.core.activations import activations_in_host
+from flowrl.core.learning.activations import activations_in_host
+from flowrl.core.learning.shrinking import MicroBatch
 from flowrl.core.replay import resampled
-from flowrl.core.shrinking import MicroBatch
 from flowrl.core.update import Settings
 from flowrl.kinds import kind_of
 from flowrl.planning.costs import arithmetic

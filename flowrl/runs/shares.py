@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Policy, Ranks
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.core.values import Critic, Values
 from flowrl.engines.ranks import ProcessRanks
 from flowrl.engines.sharding import ShardedRanks, share_out

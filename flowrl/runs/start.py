@@ -19,9 +19,9 @@ from flowrl.learners import build_critic, build_learner, build_values
 from flowrl.names import UserError
 from flowrl.planning.costs import plan_for
 from flowrl.policies.language.proving import telling
+from flowrl.recipe.checks.parallel import check_ranks
+from flowrl.recipe.checks.reference import check_files
 from flowrl.recipe.load import dump
-from flowrl.recipe.parallel_checks import check_ranks
-from flowrl.recipe.reference_checks import check_files
 from flowrl.recipe.schema import Recipe
 from flowrl.runs import resume as resuming
 from flowrl.runs import tracking

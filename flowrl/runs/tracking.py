@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from flowrl import names
 from flowrl.names import UserError
 from flowrl.recipe.changes import flatten
+from flowrl.recipe.checks.trackers import TRACKERS
 from flowrl.recipe.schema import Recipe
-from flowrl.recipe.trackers import TRACKERS
 from flowrl.untyped import JSON
 
 if TYPE_CHECKING:

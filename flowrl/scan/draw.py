@@ -19,7 +19,7 @@ from flowrl.core.evaluation import mean, picture_of
 from flowrl.kinds import kind_of
 from flowrl.planning.costs import plan_for
 from flowrl.recipe.errors import RecipeError
-from flowrl.recipe.rewards import RewardSpec
+from flowrl.recipe.keys.rewards import RewardSpec
 from flowrl.recipe.schema import Recipe
 from flowrl.scan.measures import ValueMeasures, group_spreads, paired_difference, prompt_means, standard_deviation
 from flowrl.scan.values import ScannedValue

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flowrl.core.advantages import group_stats
+from flowrl.core.advantages.combined import group_stats
 from flowrl.core.evaluation import Mean, mean
 
 MIN_STANDARD_ERRORS = 2.0  # of a significant difference, as in reports

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Prompt, Samples
-from flowrl.core.advantages import combined_reward
+from flowrl.core.advantages.combined import combined_reward
 from flowrl.names import UserError
-from flowrl.recipe.rewards import RewardSpec, fits
+from flowrl.recipe.keys.rewards import RewardSpec, fits
 from flowrl.scoring.shaping import contrasted, shape
 from flowrl.untyped import JSON
 
@@ -54,7 +54,7 @@ def apply_gates(scores: Mapping[str, Tensor], specs: Mapping[str, RewardSpec], g
 
 
 class CountedRewards(NamedTuple):
-    """Rewards that are trained on: name -> [B], after their gates; the arguments of flowrl.core.advantages."""
+    """Rewards that are trained on: name -> [B], after their gates; the arguments of flowrl.core.advantages.combined."""
 
     rewards: dict[str, Tensor]
     weights: dict[str, float]

@@ -7,7 +7,7 @@ from functools import partial
 
 from flowrl import names
 from flowrl.contracts import Reward
-from flowrl.recipe.rewards import RewardSpec
+from flowrl.recipe.keys.rewards import RewardSpec
 from flowrl.scoring import code as score_code
 from flowrl.scoring.cache import ScoreCache
 from flowrl.scoring.results import RewardError, reason

@@ -1,7 +1,7 @@
 """Process rewards: rewards that give values of the steps of a completion.
 
 The scores that are reported, gated and compared are sums or means over the steps of a completion; the steps themselves
-are `Samples.steps`, which credit of single decisions reads (core/process.py).
+are `Samples.steps`, which credit of single decisions reads (core/advantages/process.py).
 """
 
 import inspect

@@ -13,7 +13,7 @@ import torch
 
 from flowrl import names
 from flowrl.contracts import NoTruth, Prompt, Samples
-from flowrl.recipe.rewards import fits
+from flowrl.recipe.keys.rewards import fits
 from flowrl.scoring.runners import RewardRunner
 from flowrl.scoring.scorer import Scorer
 

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from flowrl import names
 from flowrl.names import UserError
 from flowrl.recipe.base import Strict, key, part
-from flowrl.recipe.checks import check_reward
+from flowrl.recipe.checks.recipe import check_reward
 from flowrl.recipe.errors import RecipeError, first_of, translate, unknown_key
+from flowrl.recipe.keys.rewards import RewardSpec
 from flowrl.recipe.load import parse
-from flowrl.recipe.rewards import RewardSpec
 from flowrl.recipe.schema import Recipe
 
 MIN_TOKEN_LENGTH = 16  # characters

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import torch
 
 from flowrl.contracts import Samples
-from flowrl.recipe.rewards import RewardSpec
+from flowrl.recipe.keys.rewards import RewardSpec
 from flowrl.scoring.batches import sample_faults
 from flowrl.scoring.cache import identity
 from flowrl.scoring.code import digest

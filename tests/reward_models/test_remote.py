@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from flowrl.contracts import Prompt, Samples
-from flowrl.recipe.rewards import RewardSpec
+from flowrl.recipe.keys.rewards import RewardSpec
 from flowrl.scoring.scorer import Scorer, load
 from judge_support import Quiet
 from reward_models.parts.judge import servers

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import golden
 from flowrl.contracts import Credit
-from flowrl.core.credit import row_advantages
+from flowrl.core.advantages.rows import row_advantages
 from golden import Case, tensor
 from samplers import schedules
 from samplers.decisions import replay_forwards

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import golden
 from flowrl.contracts import Credit
-from flowrl.core.credit import row_advantages
+from flowrl.core.advantages.rows import row_advantages
 from flowrl.core.selection import extremes
 from golden import Case, tensor
 from samplers import windows

@@ -25,11 +25,11 @@ from flowrl.planning.sizes.saved import count_saved
 from flowrl.policies.devices import device_of
 from flowrl.policies.loading import load_pipeline
 from flowrl.policies.noise import Key, global_noise, start_generators
-from flowrl.policies.pipelines.arguments import call_arguments, single_prompt_arguments, takes_one_prompt
 from flowrl.policies.pipelines.building import build as build_policy
-from flowrl.policies.pipelines.first_order import first_order_scheduler, single_step_scheduler
-from flowrl.policies.pipelines.layouts import media_of
+from flowrl.policies.pipelines.calls.arguments import call_arguments, single_prompt_arguments, takes_one_prompt
+from flowrl.policies.pipelines.calls.layouts import media_of
 from flowrl.policies.pipelines.policy import PipelinePolicy
+from flowrl.policies.pipelines.steps.first_order import first_order_scheduler, single_step_scheduler
 from flowrl.reading.inputs import read_prompts
 from flowrl.recipe.schema import Recipe
 from flowrl.scoring.scorer import Scorer

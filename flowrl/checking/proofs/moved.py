@@ -2,8 +2,8 @@
 
 from flowrl.checking.proofs.bench import Bench, ReplayEvidence
 from flowrl.checking.proofs.proof import ProofError
-from flowrl.recipe.computing import adapters_as_model
-from flowrl.recipe.merging import merges
+from flowrl.recipe.checks.computing import adapters_as_model
+from flowrl.recipe.checks.merging import merges
 
 SHARE = 0.1  # of the clip range: what rounding may take of it without deciding what is clipped
 

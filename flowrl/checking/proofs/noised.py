@@ -1,6 +1,6 @@
 """The proof about noised samples: a look at one is the walk's own velocity, whoever is beside it.
 
-That of the walk is made by the policy itself, before its first look (policies/pipelines/level_looks.py).
+That of the walk is made by the policy itself, before its first look (policies/pipelines/looks/levels.py).
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from flowrl.checking.proofs.bench import Bench
 from flowrl.checking.proofs.proof import ProofError
 from flowrl.contracts import Field, View
-from flowrl.policies.pipelines.level_looks import LOOK_TOLERANCE, LOOK_TOLERANCE_HALF
+from flowrl.policies.pipelines.looks.levels import LOOK_TOLERANCE, LOOK_TOLERANCE_HALF
 
 
 def is_noised(bench: Bench) -> bool:

@@ -7,7 +7,7 @@ import torch
 from flowrl.checking.proofs.bench import SEED, Bench
 from flowrl.checking.proofs.proof import ProofError
 from flowrl.contracts import LogProbs, Prompt, View
-from flowrl.policies.pipelines.probe import REPLAY_TOLERANCE, REPLAY_TOLERANCE_HALF
+from flowrl.policies.pipelines.probing.probe import REPLAY_TOLERANCE, REPLAY_TOLERANCE_HALF
 from samplers.plan import Plan
 
 

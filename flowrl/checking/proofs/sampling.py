@@ -8,7 +8,7 @@ from flowrl.checking.proofs.learning import unadapted_samples
 from flowrl.checking.proofs.proof import ProofError
 from flowrl.contracts import Samples
 from flowrl.core.evaluation import picture_of
-from flowrl.policies.pipelines.first_order import walks_ddim
+from flowrl.policies.pipelines.steps.first_order import walks_ddim
 from flowrl.recipe.default_noise import default_noise
 
 # Of pictures in [0, 1]. In float32 both samplers do the same operations; a multistep scheduler's first-order form

@@ -11,10 +11,10 @@ import torch
 
 from flowrl.checking.proofs.bench import Bench
 from flowrl.checking.proofs.proof import ProofError
-from flowrl.core.advantages import advantages, group_stats
+from flowrl.core.advantages.combined import advantages, group_stats
 from flowrl.planning.sizes.memory import sizes
 from flowrl.planning.sizes.units import size_text
-from flowrl.policies.pipelines.working_copy import modules_of
+from flowrl.policies.pipelines.calls.working_copy import modules_of
 from flowrl.runs.folder import unused_folder
 from flowrl.scoring.gates import counted_rewards
 from flowrl.scoring.scorer import RewardError
@@ -183,6 +183,7 @@ def describe_model(bench: Bench) -> Iterator[str]:
 
 
 def model_loads(bench: Bench) -> str:
-    """The model loads and passes the policy's probe (see policies/pipelines/probe.py). Returns what is trained."""
+    """The model loads and passes the policy's probe (see policies/pipelines/probing/probe.py). Returns what is
+    trained."""
     _ = bench.pipeline_samples  # before the policy is loaded, so that the weights are never in memory twice
     return ", ".join(describe_model(bench))

@@ -7,7 +7,7 @@ from flowrl.contracts import Prompt
 from flowrl.planning.remembered import look_up
 from flowrl.planning.sizes.memory import Sizes, configs_of, size_query
 from flowrl.planning.sizes.units import size_text
-from flowrl.policies.pipelines.prompt_cache import CACHE_BYTES
+from flowrl.policies.pipelines.encoding.prompt_cache import CACHE_BYTES
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import JSON
 

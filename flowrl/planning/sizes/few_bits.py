@@ -12,7 +12,7 @@ from flowrl.planning.sizes.saved import storage_of
 from flowrl.policies.quantising import is_within
 from flowrl.policies.random.weights import kept_in_float32
 from flowrl.policies.recomputing import listed_blocks
-from flowrl.recipe.fitting import QuantizeKeys
+from flowrl.recipe.keys.fitting import QuantizeKeys
 
 SCALE = {"int8": None, "fp8": 4}  # bytes of a row's scale; None: those of the weights' own dtype
 PER_BLOCK = 64  # weights that share a scale of nf4

@@ -11,11 +11,11 @@ from flowrl.planning.sizes.memory import Phase, Sizes
 from flowrl.planning.sizes.rewards import weights_of
 from flowrl.planning.sizes.shared import shares_out
 from flowrl.policies.devices import device_type
-from flowrl.recipe.computing import adapters_as_model
-from flowrl.recipe.fitting import QuantizeKeys
-from flowrl.recipe.merging import merges
+from flowrl.recipe.checks.computing import adapters_as_model
+from flowrl.recipe.checks.merging import merges
+from flowrl.recipe.checks.shards import check_parallel
+from flowrl.recipe.keys.fitting import QuantizeKeys
 from flowrl.recipe.schema import Recipe
-from flowrl.recipe.shard_checks import check_parallel
 
 # GB by name -> MiB that the driver reports of such a card: RTX 4090, RTX 5090, L40S, H100, H200
 CARDS = {24: 24564, 32: 32607, 48: 46068, 80: 81559, 141: 143771}

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from flowrl.contracts import Prompt
 from flowrl.planning.sizes.counted import Counted
 from flowrl.planning.sizes.live import Live
-from flowrl.policies.pipelines.arguments import call_arguments, single_prompt_arguments, takes_one_prompt
+from flowrl.policies.pipelines.calls.arguments import call_arguments, single_prompt_arguments, takes_one_prompt
 from flowrl.policies.random.models import assemble
 from flowrl.untyped import JSON, Pipeline
 

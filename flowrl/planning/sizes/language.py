@@ -18,12 +18,12 @@ from flowrl.planning.sizes.shared import of_a_rank
 from flowrl.planning.sizes.token_models import build_model, bytes_of, config_of
 from flowrl.policies import adapters
 from flowrl.policies.devices import device_type
-from flowrl.policies.language.features import LIMIT
-from flowrl.policies.language.static_cache import buffer_size, refuse_static
+from flowrl.policies.language.drawing.static_cache import buffer_size, refuse_static
+from flowrl.policies.language.media.features import LIMIT
 from flowrl.policies.loading import auto_class_of
 from flowrl.policies.merging import touched_bytes
-from flowrl.recipe.merging import merges
-from flowrl.recipe.roles import contributions
+from flowrl.recipe.checks.merging import merges
+from flowrl.recipe.checks.roles import contributions
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import JSON
 

@@ -25,7 +25,7 @@ from flowrl.policies.blocks import repeated_blocks
 from flowrl.policies.computing import compute_as_inputs
 from flowrl.policies.merging import touched_bytes
 from flowrl.policies.recomputing import checkpoint_gradients
-from flowrl.recipe.fitting import QuantizeKeys
+from flowrl.recipe.keys.fitting import QuantizeKeys
 from flowrl.recipe.models import pipeline_class
 from flowrl.untyped import Network
 

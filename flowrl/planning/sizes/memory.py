@@ -17,10 +17,10 @@ from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
 from flowrl.planning.sizes.scoring import with_rewards
 from flowrl.planning.sizes.shared import of_a_rank
 from flowrl.policies.devices import device_type
-from flowrl.policies.pipelines.autoencoders import NAMES as AUTOENCODERS
-from flowrl.recipe.computing import adapters_as_model
-from flowrl.recipe.merging import merges
-from flowrl.recipe.reference import ReferenceKeys
+from flowrl.policies.pipelines.calls.autoencoders import NAMES as AUTOENCODERS
+from flowrl.recipe.checks.computing import adapters_as_model
+from flowrl.recipe.checks.merging import merges
+from flowrl.recipe.keys.reference import ReferenceKeys
 from flowrl.recipe.schema import Recipe, Train
 from flowrl.untyped import JSON
 from samplers.decisions import stored_states

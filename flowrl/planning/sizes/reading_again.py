@@ -15,7 +15,8 @@ from flowrl.recipe.models import gguf_file
 def reads_again(model: str) -> bool:
     """Whether a model's forward takes no key-value cache; False where its class is not known here.
 
-    Models that ask for their pictures with each token (policies/language/reading.py) show it only when they are run.
+    Models that ask for their pictures with each token (policies/language/drawing/reading.py) show it only when they are
+    run.
     """
     if gguf_file(model) is not None:
         return False

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowrl import names
-from flowrl.recipe.rewards import RewardSpec
+from flowrl.recipe.keys.rewards import RewardSpec
 from flowrl.signatures import NO_DEFAULT
 from flowrl.untyped import JSON
 

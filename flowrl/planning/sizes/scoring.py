@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from flowrl.planning.costs import arithmetic
 from flowrl.planning.remembered import look_up
 from flowrl.planning.sizes.rewards import on_device, weights_of
-from flowrl.recipe.rewards import RewardSpec
+from flowrl.recipe.keys.rewards import RewardSpec
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import JSON
 

@@ -14,7 +14,7 @@ from flowrl.known.language import LANGUAGE
 from flowrl.media.files import media_kind
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.chat import Encoder
-from flowrl.policies.language.media import placeholder_ids
+from flowrl.policies.language.media.processing import placeholder_ids
 from flowrl.policies.loading import load_processor
 from flowrl.untyped import JSON
 

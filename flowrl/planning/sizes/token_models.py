@@ -17,7 +17,7 @@ from flowrl.policies.devices import device_type
 from flowrl.policies.loading import auto_class_of, reading_part
 from flowrl.policies.roles import add_roles
 from flowrl.policies.trainable import freeze
-from flowrl.recipe.computing import adapters_as_model
+from flowrl.recipe.checks.computing import adapters_as_model
 from flowrl.recipe.models import gguf_file, missing_package
 from flowrl.recipe.schema import Recipe
 from flowrl.untyped import LanguageModel

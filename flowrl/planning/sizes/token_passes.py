@@ -17,15 +17,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from flowrl.contracts import View
-from flowrl.core.activations import LEAST
+from flowrl.core.learning.activations import LEAST
 from flowrl.planning.sizes.activations import FusedAttention
 from flowrl.planning.sizes.counted import backward_pass
 from flowrl.planning.sizes.live import Live
 from flowrl.planning.sizes.saved import storage_of
 from flowrl.policies.language.critic import TokenValues
-from flowrl.policies.language.features import METHODS, innermost, parameters_of
-from flowrl.policies.language.heads import Head
-from flowrl.policies.language.reading import Reading, read
+from flowrl.policies.language.drawing.heads import Head
+from flowrl.policies.language.drawing.reading import Reading, read
+from flowrl.policies.language.media.features import METHODS, innermost, parameters_of
 from flowrl.policies.language.scores import Scores
 from flowrl.untyped import LanguageModel
 from samplers.tokens import Generation, draw, token_entropy, token_logp, token_squares

@@ -18,20 +18,20 @@ from flowrl.policies import adapters
 from flowrl.policies.attending import refuse_missing
 from flowrl.policies.devices import device_of
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.language.conversations import Conversations
 from flowrl.policies.language.critic import TokenValues
-from flowrl.policies.language.discussion import Discussing, Speakers, discussion
-from flowrl.policies.language.forwards import read_whole
-from flowrl.policies.language.guided import corrections, hints
-from flowrl.policies.language.partial import Unfinished, partial_rollouts
+from flowrl.policies.language.drawing.forwards import read_whole
+from flowrl.policies.language.drawing.guided import corrections, hints
+from flowrl.policies.language.drawing.partial import Unfinished, partial_rollouts
+from flowrl.policies.language.drawing.search import deepsearch
+from flowrl.policies.language.drawing.static_cache import StaticCache, refuse_static
+from flowrl.policies.language.drawing.trees import tree_grpo, treepo
+from flowrl.policies.language.drawing.values import values
+from flowrl.policies.language.media.views import PictureView, Views, viewed
 from flowrl.policies.language.policy import LanguagePolicy
-from flowrl.policies.language.search import deepsearch
-from flowrl.policies.language.static_cache import StaticCache, refuse_static
-from flowrl.policies.language.talk_again import talks_with_hints, values_of_turns
-from flowrl.policies.language.talk_trees import search_of_turns, tree_of_turns
-from flowrl.policies.language.trees import tree_grpo, treepo
-from flowrl.policies.language.values import values
-from flowrl.policies.language.views import PictureView, Views, viewed
+from flowrl.policies.language.talks.again import talks_with_hints, values_of_turns
+from flowrl.policies.language.talks.conversations import Conversations
+from flowrl.policies.language.talks.discussion import Discussing, Speakers, discussion
+from flowrl.policies.language.talks.trees import search_of_turns, tree_of_turns
 from flowrl.policies.loading import load_language, load_processor
 from flowrl.policies.own import policy_class
 from flowrl.policies.recomputing import checkpoint_gradients
@@ -39,11 +39,11 @@ from flowrl.policies.reference_lora import add_reference_lora
 from flowrl.policies.roles import add_roles, parameters_by_role
 from flowrl.policies.trainable import make_trainable
 from flowrl.policies.weights import weights_of
-from flowrl.recipe.begun import arguments
-from flowrl.recipe.credit import OF_TREES
-from flowrl.recipe.merging import merges
+from flowrl.recipe.checks.merging import merges
+from flowrl.recipe.checks.views import drawing_view, looks, scored_view
+from flowrl.recipe.keys.begun import arguments
+from flowrl.recipe.keys.credit import OF_TREES
 from flowrl.recipe.schema import Recipe
-from flowrl.recipe.views import drawing_view, looks, scored_view
 from flowrl.untyped import LanguageModel, Tokenizer
 
 # kind of generation.tree or again -> the function, whose keyword arguments are its keys; and of conversations

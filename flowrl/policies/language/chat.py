@@ -9,8 +9,8 @@ import jinja2
 from flowrl.contracts import Message, Prompt
 from flowrl.media.files import MARK
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.language.inputs import EMPTY, Inputs
-from flowrl.policies.language.media import Change, placed, processed
+from flowrl.policies.language.media.inputs import EMPTY, Inputs
+from flowrl.policies.language.media.processing import Change, placed, processed
 from flowrl.untyped import JSON, Processor, Tokenizer
 
 MAX_UNKNOWN = 0.5  # share of a prompt's tokens that a tokenizer may not know
@@ -73,7 +73,7 @@ class Encoder:
     ) -> tuple[list[int], Inputs | None]:
         """(token ids, media) of a prompt; the second is None for a model that reads text alone. See `__call__`.
 
-        change: what is done to its media before the processor (media.py).
+        change: what is done to its media before the processor (media/processing.py).
 
         Raises PolicyError for media that the model cannot take, or that its processor does not show it.
         """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Prompt, Rollout, Samples
-from flowrl.policies.language.inputs import Inputs
+from flowrl.policies.language.media.inputs import Inputs
 from flowrl.policies.noise import Key, copy_numbers
 from flowrl.untyped import Tokenizer
 from samplers.tokens import Generation

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from flowrl.contracts import Progress, Rollout, Valued, View, Visit
 from flowrl.policies import adapters
-from flowrl.policies.language.decoding import whole_rows
-from flowrl.policies.language.features import kept_features
-from flowrl.policies.language.forwards import arguments_of, forward_arguments
-from flowrl.policies.language.inputs import Inputs
+from flowrl.policies.language.drawing.decoding import whole_rows
+from flowrl.policies.language.drawing.forwards import arguments_of, forward_arguments
+from flowrl.policies.language.media.features import kept_features
+from flowrl.policies.language.media.inputs import Inputs
 from flowrl.policies.language.policy import Completions
 from flowrl.policies.roles import head_of, speaking
 from flowrl.untyped import LanguageModel

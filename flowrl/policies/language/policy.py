@@ -20,20 +20,20 @@ from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.chat import Encoder, check_tokens
 from flowrl.policies.language.completions import Completions, given_texts, shown_beside
-from flowrl.policies.language.conversations import Conversations
-from flowrl.policies.language.decoding import decode, decode_alone
-from flowrl.policies.language.ends import said, texts_of, token_ends
-from flowrl.policies.language.forwards import cache_argument
-from flowrl.policies.language.inputs import Inputs
-from flowrl.policies.language.low_precision import low_precision
-from flowrl.policies.language.media import placeholder_ids
-from flowrl.policies.language.prefixes import can_join
+from flowrl.policies.language.drawing.decoding import decode, decode_alone
+from flowrl.policies.language.drawing.ends import said, texts_of, token_ends
+from flowrl.policies.language.drawing.forwards import cache_argument
+from flowrl.policies.language.drawing.low_precision import low_precision
+from flowrl.policies.language.drawing.prefixes import can_join
+from flowrl.policies.language.drawing.rows import Begun, Row, begun_rows, finish, stacked
+from flowrl.policies.language.drawing.static_cache import StaticCache
+from flowrl.policies.language.drawing.stopping import Stop, stop_ids
+from flowrl.policies.language.media.inputs import Inputs
+from flowrl.policies.language.media.processing import placeholder_ids
 from flowrl.policies.language.proving import prove, telling
-from flowrl.policies.language.rows import Begun, Row, begun_rows, finish, stacked
 from flowrl.policies.language.scores import Scores
 from flowrl.policies.language.source import LanguageSource
-from flowrl.policies.language.static_cache import StaticCache
-from flowrl.policies.language.stopping import Stop, stop_ids
+from flowrl.policies.language.talks.conversations import Conversations
 from flowrl.policies.merging import drawing
 from flowrl.policies.noise import Key, copy_numbers, token_uniforms
 from flowrl.policies.roles import speaking

@@ -19,9 +19,9 @@ from torch import Tensor
 from flowrl.contracts import Prompt, Rollout, View, Visit
 from flowrl.media.files import MARK, media_kind
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.language.forwards import read_whole
-from flowrl.policies.language.inputs import Inputs
-from flowrl.policies.language.media import FAULTS
+from flowrl.policies.language.drawing.forwards import read_whole
+from flowrl.policies.language.media.inputs import Inputs
+from flowrl.policies.language.media.processing import FAULTS
 from flowrl.untyped import LanguageModel
 from samplers.tokens import Generation
 

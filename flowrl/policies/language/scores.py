@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.contracts import View
-from flowrl.policies.language.decoding import teacher_forced
-from flowrl.policies.language.heads import Head, head_of
-from flowrl.policies.language.inputs import Inputs
+from flowrl.policies.language.drawing.decoding import teacher_forced
+from flowrl.policies.language.drawing.heads import Head, head_of
+from flowrl.policies.language.media.inputs import Inputs
 from flowrl.untyped import LanguageModel
 from samplers.tokens import CHUNK, Logits, token_entropy, token_kl, token_logp
 

@@ -16,23 +16,23 @@ from flowrl.policies.devices import device_of
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.loading import load_pipeline
 from flowrl.policies.own import policy_class
-from flowrl.policies.pipelines.autoencoders import Autoencoding
-from flowrl.policies.pipelines.dynamics import Dynamics
-from flowrl.policies.pipelines.first_order import walks_ddim
-from flowrl.policies.pipelines.guided_walk import guide_of
-from flowrl.policies.pipelines.latent_reward import load as load_reward
+from flowrl.policies.pipelines.calls.autoencoders import Autoencoding
+from flowrl.policies.pipelines.looks.latent_reward import load as load_reward
 from flowrl.policies.pipelines.policy import PipelinePolicy
+from flowrl.policies.pipelines.steps.dynamics import Dynamics
+from flowrl.policies.pipelines.steps.first_order import walks_ddim
 from flowrl.policies.pipelines.teacher import Teacher
+from flowrl.policies.pipelines.walks.guided import guide_of
 from flowrl.policies.reference_lora import add_reference_lora, reference_name
 from flowrl.policies.trainable import make_trainable
 from flowrl.policies.weights import weights_of
 from flowrl.recipe.calls import check_call
+from flowrl.recipe.checks.merging import merges
+from flowrl.recipe.checks.steps import PRESERVING_STEP, misfit
+from flowrl.recipe.keys.reference import ReferenceKeys
+from flowrl.recipe.keys.rewards import fits
 from flowrl.recipe.making import step_of
-from flowrl.recipe.merging import merges
-from flowrl.recipe.reference import ReferenceKeys
-from flowrl.recipe.rewards import fits
 from flowrl.recipe.schema import Recipe
-from flowrl.recipe.steps import PRESERVING_STEP, misfit
 from flowrl.untyped import Pipeline
 
 

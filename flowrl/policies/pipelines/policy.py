@@ -22,28 +22,28 @@ from flowrl.core.batches import prompt_chunks
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key, copy_numbers
-from flowrl.policies.pipelines.arguments import Call
-from flowrl.policies.pipelines.autoencoders import Autoencoding
-from flowrl.policies.pipelines.dynamics import Dynamics
-from flowrl.policies.pipelines.encodings import Encoding, find_encoding
-from flowrl.policies.pipelines.failing import in_one_line
-from flowrl.policies.pipelines.given_samples import fill
-from flowrl.policies.pipelines.guided_walk import Guide
-from flowrl.policies.pipelines.layouts import Media, join_media, media_of, sample_rate
-from flowrl.policies.pipelines.level_looks import Asking, look_at, prove_look
-from flowrl.policies.pipelines.look_calls import LookPasses
-from flowrl.policies.pipelines.noised_looks import field, level_of, noised
-from flowrl.policies.pipelines.outputs import credit_of, samples_of
-from flowrl.policies.pipelines.passes import PipelinePasses, WalkPlan
-from flowrl.policies.pipelines.probe import probe
-from flowrl.policies.pipelines.replay_walk import LookWalk, ReplayWalk, replay_steps_by_pass
-from flowrl.policies.pipelines.replay_walk import Visit as StepVisit
-from flowrl.policies.pipelines.sharing import in_order
-from flowrl.policies.pipelines.substeps import Substeps, prove_substeps
+from flowrl.policies.pipelines.calls.arguments import Call
+from flowrl.policies.pipelines.calls.autoencoders import Autoencoding
+from flowrl.policies.pipelines.calls.layouts import Media, join_media, media_of, sample_rate
+from flowrl.policies.pipelines.calls.passes import PipelinePasses, WalkPlan
+from flowrl.policies.pipelines.calls.working_copy import PLAIN
+from flowrl.policies.pipelines.encoding.encodings import Encoding, find_encoding
+from flowrl.policies.pipelines.looks.calls import LookPasses
+from flowrl.policies.pipelines.looks.levels import Asking, look_at, prove_look
+from flowrl.policies.pipelines.looks.noised import field, level_of, noised
+from flowrl.policies.pipelines.looks.visited import look_at_visited
+from flowrl.policies.pipelines.probing.failing import in_one_line
+from flowrl.policies.pipelines.probing.probe import probe
+from flowrl.policies.pipelines.probing.sharing import in_order
+from flowrl.policies.pipelines.steps.dynamics import Dynamics
+from flowrl.policies.pipelines.steps.substeps import Substeps, prove_substeps
 from flowrl.policies.pipelines.teacher import Teacher, by_teacher, check_teacher
-from flowrl.policies.pipelines.trajectory import Streams, Trajectory, join_trajectories, take
-from flowrl.policies.pipelines.visited_looks import look_at_visited
-from flowrl.policies.pipelines.working_copy import PLAIN
+from flowrl.policies.pipelines.walks.given_samples import fill
+from flowrl.policies.pipelines.walks.guided import Guide
+from flowrl.policies.pipelines.walks.outputs import credit_of, samples_of
+from flowrl.policies.pipelines.walks.replay import LookWalk, ReplayWalk, replay_steps_by_pass
+from flowrl.policies.pipelines.walks.replay import Visit as StepVisit
+from flowrl.policies.pipelines.walks.trajectory import Streams, Trajectory, join_trajectories, take
 from flowrl.policies.weights import under, weights_of
 from flowrl.untyped import JSON, Pipeline, PipelineOutput
 from samplers.plan import Tree
@@ -195,7 +195,7 @@ class PipelinePolicy(PipelinePasses):
         """Scores the trained steps of `rows`, step by step, or goes through noised or visited states one by one.
 
         See `contracts.Policy`. Raises PolicyError for `centred` where the rollout kept no means, and where the pipeline
-        cannot be asked about a level by itself (see noised_looks.py).
+        cannot be asked about a level by itself (see looks/noised.py).
         """
         trajectory: Trajectory = rollout.replay
         if view.weights == "reference" and self.teachers:

@@ -13,8 +13,8 @@ from torch import Tensor
 from flowrl.contracts import Prompt, Rollout
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key
-from flowrl.policies.pipelines.intercepted_step import Path, Step
-from flowrl.policies.pipelines.passes import PipelinePasses, WalkPlan
+from flowrl.policies.pipelines.calls.passes import PipelinePasses, WalkPlan
+from flowrl.policies.pipelines.steps.intercepted import Path, Step
 from samplers.plan import Table
 
 START_TOLERANCE, START_TOLERANCE_HALF = 1e-4, 3e-2  # of the initial noise, whose size is 1

@@ -1,4 +1,4 @@
-"""Presets of language models that see: what they say beside changed pictures (`views`, recipe/views.py).
+"""Presets of language models that see: what they say beside changed pictures (`views`, recipe/keys/views.py).
 
 preset   what it sets, and its source
 -------  -----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from flowrl.checking.proofs import common, denoising, learning
 from flowrl.checking.proofs import rows as single_rows
 from flowrl.checking.proofs.bench import Bench
 from flowrl.checking.proofs.proof import ProofError, ProofResult
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.planning.duration import Duration
 from flowrl.policies import adapters
 from flowrl.recipe.load import load

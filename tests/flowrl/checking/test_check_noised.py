@@ -5,7 +5,7 @@ import pytest
 from flowrl.checking.proofs import common, denoising, learning, noised
 from flowrl.checking.proofs.bench import Bench
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.pipelines import level_looks
+from flowrl.policies.pipelines.looks import levels as level_looks
 from flowrl.recipe.load import load
 from samplers.tables import At
 

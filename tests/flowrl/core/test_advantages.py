@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl.core.advantages import BASELINES, SCALES, advantage_metrics, advantages, combined_reward, group_stats
+from flowrl.core.advantages.combined import (
+    BASELINES,
+    SCALES,
+    advantage_metrics,
+    advantages,
+    combined_reward,
+    group_stats,
+)
 
 NAN = math.nan
 GROUP_RELATIVE = [dict(), dict(unbiased=True, eps=1e-8), dict(baseline="leave_one_out"), dict(eps=0.0, floor=1e-6)]

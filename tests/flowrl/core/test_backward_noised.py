@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flowrl.contracts import Batch, Field, Policy, Rollout, Samples, View, Visit
 from flowrl.core.backward import StepLoss
 from flowrl.core.backward_noised import backward_noised
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.noised import (
     AWMObjective,

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import golden
 from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View
-from flowrl.core.advantages import advantages
+from flowrl.core.advantages.combined import advantages
 from flowrl.core.budget import Budget, extra_samples
 from flowrl.core.iterate import Iteration, iterate
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.update import Settings

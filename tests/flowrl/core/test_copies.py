@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from flowrl.core.copies import Copies
-from flowrl.core.learner import Learner
+from flowrl.core.learning.copies import Copies
+from flowrl.core.learning.learner import Learner
 
 
 def make() -> tuple[list[nn.Parameter], Copies]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Credit
-from flowrl.core.advantages import advantages
-from flowrl.core.credit import row_advantages
+from flowrl.core.advantages.combined import advantages
+from flowrl.core.advantages.rows import row_advantages
 from samplers.trees import Branching, credit_weights, peers
 
 EXACT: dict[str, Any] = {"weights": {"r": 1.0}, "eps": 0.0}

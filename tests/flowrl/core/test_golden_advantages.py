@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 import golden
-from flowrl.core.advantages import advantages
-from flowrl.core.normalise import whiten
-from flowrl.core.objectives.divergence import penalty
-from flowrl.core.returns import (
+from flowrl.core.advantages.combined import advantages
+from flowrl.core.advantages.normalise import whiten
+from flowrl.core.advantages.returns import (
     at_last,
     gae,
     lambda_by_length,
@@ -21,6 +20,7 @@ from flowrl.core.returns import (
     two_level,
     value_differences,
 )
+from flowrl.core.objectives.divergence import penalty
 
 Case = dict[str, Any]
 VERL, OTHER = (f"objectives/llm_advantage_{name}.json" for name in ("verl", "other"))

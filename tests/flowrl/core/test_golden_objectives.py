@@ -10,14 +10,14 @@ from torch import Tensor
 
 import golden
 from flowrl.contracts import Batch, LogProbs, Prompt
-from flowrl.core.advantages import advantage_metrics, advantages, group_stats
-from flowrl.core.normalise import whiten
+from flowrl.core.advantages.combined import advantage_metrics, advantages, group_stats
+from flowrl.core.advantages.normalise import whiten
 from flowrl.core.objectives import divergence
 from flowrl.core.objectives.aggregate import reduce_metrics, weights
 from flowrl.core.objectives.clipped import clipped_loss
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.selection import extremes
-from flowrl.policies.pipelines.trajectory import Trajectory
+from flowrl.policies.pipelines.walks.trajectory import Trajectory
 from samplers.gaussian import Gaussian
 from samplers.plan import Plan
 

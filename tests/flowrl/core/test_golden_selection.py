@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import golden
-from flowrl.core.advantages import advantages, group_stats
+from flowrl.core.advantages.combined import advantages, group_stats
 from flowrl.core.replay import best_kept, draw_shares, resampling_weights
 from flowrl.core.selection import extremes, largest, most_spread, smallest
 

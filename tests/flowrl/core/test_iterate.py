@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View
-from flowrl.core.advantages import advantages
+from flowrl.core.advantages.combined import advantages
 from flowrl.core.iterate import iterate
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.selection import without_silent
 from flowrl.core.update import Settings, update

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 
 
 def stepped(learner: Learner, times: int) -> list[float]:

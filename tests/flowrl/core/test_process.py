@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from flowrl.contracts import Prompt, Rollout, Samples, Steps
-from flowrl.core.decisions import DecisionCredit
-from flowrl.core.process import at_end, normalised_steps, place, raw_steps
+from flowrl.core.advantages.decisions import DecisionCredit
+from flowrl.core.advantages.process import at_end, normalised_steps, place, raw_steps
 
 # two characters a token; the third row has a hole, the fourth ends at once, the last two are another group
 MASK = torch.tensor(

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.contracts import Credit, LogProbs, Prompt, Rollout, Samples, View
-from flowrl.core.advantages import advantages
+from flowrl.core.advantages.combined import advantages
+from flowrl.core.advantages.rows import row_advantages
 from flowrl.core.backward import fill_reference
-from flowrl.core.credit import row_advantages
 from flowrl.core.engine import Advantage, Draw
 from flowrl.core.iterate import Iteration, iterate
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.refill import JoinedPolicy, join_rollouts, whole_draw

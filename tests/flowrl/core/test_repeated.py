@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from flowrl.contracts import Prompt, Samples
+from flowrl.core.advantages.repeated import answer_of, majority, pass_at_k
 from flowrl.core.evaluation import evaluate
-from flowrl.core.repeated import answer_of, majority, pass_at_k
 from flowrl.recipe.load import load
 from language_support import policy
 from samplers.tokens import Generation

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowrl.contracts import Rollout
 from flowrl.core.expansion import Expansion
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.replay import SampleStore, resampled
 from flowrl.core.update import Settings, update

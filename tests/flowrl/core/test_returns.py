@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl.core.returns import (
+from flowrl.core.advantages.returns import (
     Estimate,
     at_last,
     gae,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowrl.build import build_policy
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.learners import build_critic, build_values
 from flowrl.planning.sizes.language import sizes
 from flowrl.recipe.load import load

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
+from flowrl.core.learning.shrinking import MicroBatch
 from flowrl.core.objectives.grpo import ClippedObjective
-from flowrl.core.shrinking import MicroBatch
 from flowrl.core.update import Settings, update
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load

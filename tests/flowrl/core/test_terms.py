@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flowrl.contracts import Prompt
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.objectives.texts import TextLikelihood, TextPairs
 from flowrl.core.replay import SampleStore

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flowrl.contracts import Rollout, Samples
-from flowrl.core.tree_credit import tree_advantages
+from flowrl.core.advantages.trees import tree_advantages
 
 NODES = torch.tensor(
     [[1, 1, 2, 2], [1, 1, 3, 0], [1, 1, 4, 4], [5, 5, 6, 6], [5, 5, 7, 0], [8, 0, 0, 0]]

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import golden
 from flowrl.contracts import Batch, LogProbs, Prompt, Rollout, Samples, Valued, View
-from flowrl.core.decisions import DecisionCredit, KlReward, kl_as_reward
+from flowrl.core.advantages.decisions import DecisionCredit, KlReward, kl_as_reward
 from flowrl.core.engine import LocalEngine
 from flowrl.core.iterate import iterate
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.core.objectives.aggregate import reduce_metrics, weights
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.objectives.value import ValueObjective

@@ -14,7 +14,7 @@ import language_support
 from cli_support import quiet
 from engines_support import solve
 from flowrl.contracts import Prompt, View
-from flowrl.core.credit import row_advantages
+from flowrl.core.advantages.rows import row_advantages
 from flowrl.engines.agents import Agents, outcome_of
 from flowrl.environments.workers import Workers
 from flowrl.recipe.errors import RecipeError

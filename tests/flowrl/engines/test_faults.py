@@ -24,7 +24,7 @@ from flowrl.engines.remote import Engine, engine_of
 from flowrl.engines.run import served
 from flowrl.engines.service import PolicyService
 from flowrl.planning.costs import plan_for
-from flowrl.recipe.engines import EngineKeys
+from flowrl.recipe.keys.engines import EngineKeys
 from flowrl.recipe.load import load
 from flowrl.runs.start import run
 from samplers.tokens import Generation

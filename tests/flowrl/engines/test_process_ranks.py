@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowrl.core.shrinking import MicroBatch
+from flowrl.core.learning.shrinking import MicroBatch
 from flowrl.engines import board
 from flowrl.engines.board import RankError
 from flowrl.engines.ranks import ProcessRanks

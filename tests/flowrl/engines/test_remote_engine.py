@@ -14,7 +14,7 @@ from flowrl.engines.client import EngineError
 from flowrl.engines.remote import Engine
 from flowrl.names import UserError
 from flowrl.policies import adapters
-from flowrl.recipe.engines import EngineKeys
+from flowrl.recipe.keys.engines import EngineKeys
 from language_support import PROMPTS
 from policies_support import shake
 from samplers.tokens import Generation

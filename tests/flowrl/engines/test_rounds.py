@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from flowrl.core.copies import Copies
+from flowrl.core.learning.copies import Copies
 from flowrl.engines.rounds import Round, Rounds
 
 KINDS = ["look", "step", "back", "whole"]

@@ -20,7 +20,7 @@ from flowrl.engines.run import served
 from flowrl.engines.service import PolicyService
 from flowrl.planning.costs import plan_for
 from flowrl.policies.noise import group_keys
-from flowrl.recipe.engines import EngineKeys
+from flowrl.recipe.keys.engines import EngineKeys
 from language_support import PROMPTS
 from policies_support import shake
 from ranks_support import compare, done, end, job, lines, recipe_of, started

@@ -7,8 +7,8 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from flowrl.core.optimizers import make_optimizer
-from flowrl.core.shards import clip_gradients, is_shard
+from flowrl.core.learning.optimizers import make_optimizer
+from flowrl.core.learning.shards import clip_gradients, is_shard
 from flowrl.engines.shard_files import read_shards, sharded_like, write_shards
 from flowrl.engines.sharding import _whole_state
 from flowrl.runs import checkpoint_files

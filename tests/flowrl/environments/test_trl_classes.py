@@ -6,7 +6,7 @@ import pytest
 
 import talk_support
 from flowrl.environments.building import build_environment
-from flowrl.recipe.environment import EnvironmentKeys
+from flowrl.recipe.keys.environment import EnvironmentKeys
 from reward_models.conversations import outcome
 from talk_support import PLAN, PROMPTS, policy
 

@@ -7,7 +7,7 @@ from flowrl import names
 from flowrl.cli import app
 from flowrl.environments.building import MissingError, build_environment
 from flowrl.environments.schemas import tool_of
-from flowrl.recipe.environment import EnvironmentKeys
+from flowrl.recipe.keys.environment import EnvironmentKeys
 
 LAKE = {"id": "FrozenLake-v1", "args": {"render_mode": "ansi"}}
 

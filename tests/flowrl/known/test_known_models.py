@@ -8,10 +8,10 @@ import pytest
 from flowrl.known.models import IDS, LANGUAGE, files_of
 from flowrl.known.places import config_place, cut, is_random, place_of, random_folder, random_problem
 from flowrl.recipe.calls import frame_multiple, multiple
+from flowrl.recipe.checks.steps import noise_scheduler
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
 from flowrl.recipe.models import pipeline_class, reads_media
-from flowrl.recipe.steps import noise_scheduler
 
 
 @pytest.fixture(autouse=True)

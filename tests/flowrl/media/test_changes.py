@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowrl.media.changes import CHANGES, diffuse, drop, mask_patches, noise_levels, shuffle_frames
-from flowrl.recipe.views import CHANGED, READS
+from flowrl.recipe.keys.views import CHANGED, READS
 
 
 def seeded(number: int = 0) -> torch.Generator:

@@ -12,7 +12,7 @@ from flowrl.planning.sizes import encoders
 from flowrl.planning.sizes.encoders import encoded_bytes, lines
 from flowrl.planning.sizes.memory import sizes
 from flowrl.policies.hosting import hosted
-from flowrl.policies.pipelines.working_copy import modules_of
+from flowrl.policies.pipelines.calls.working_copy import modules_of
 from flowrl.recipe.load import load
 
 MIB = 2**20

@@ -19,8 +19,8 @@ from flowrl.planning.sizes.text import describe_sizes
 from flowrl.policies.blocks import repeated_blocks
 from flowrl.policies.loading import load_pipeline
 from flowrl.reading.inputs import planned_prompts
+from flowrl.recipe.checks.merging import merges
 from flowrl.recipe.load import load
-from flowrl.recipe.merging import merges
 
 # decoding and a training forward of shapes-flux in a fresh process: bytes that it held beyond what it began with
 CHILD = """

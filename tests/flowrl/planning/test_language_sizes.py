@@ -20,7 +20,7 @@ from flowrl.planning.sizes.reading_again import reads_again
 from flowrl.planning.sizes.saved import count_saved
 from flowrl.planning.sizes.seeing import CONFIGS, media_tokens
 from flowrl.planning.sizes.text import describe_sizes
-from flowrl.policies.language.stopping import Stop
+from flowrl.policies.language.drawing.stopping import Stop
 from flowrl.recipe.load import load
 from flowrl.worlds.arithmetic.model import make_tokenizer
 from samplers.tokens import Generation

@@ -10,9 +10,9 @@ from flowrl.names import steps
 from flowrl.planning.costs import arithmetic, eval_plan, plan_for
 from flowrl.planning.dry_run import describe
 from flowrl.planning.walks import check_trained
+from flowrl.recipe.checks.steps import draws_at_the_end
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
-from flowrl.recipe.steps import draws_at_the_end
 from samplers.trees import picture
 
 BASE = str(Path(__file__).parents[2] / "recipes" / "quickstart.yaml")

@@ -19,7 +19,7 @@ from flowrl.planning.sizes.query import SizeQuery
 from flowrl.planning.sizes.saved import count_saved
 from flowrl.policies import adapters
 from flowrl.policies.loading import load_pipeline
-from flowrl.recipe.fitting import QuantizeKeys
+from flowrl.recipe.keys.fitting import QuantizeKeys
 from flowrl.recipe.load import load
 
 LORA: dict[str, Any] = {"rank": 4, "alpha": 4.0, "targets": "attention"}

@@ -18,8 +18,8 @@ from flowrl.planning.sizes.memory import sizes
 from flowrl.planning.sizes.reward_networks import INSTRUCTIONS, Call, Sample, blip, calls, reader
 from flowrl.planning.sizes.scoring import measure, scoring
 from flowrl.planning.sizes.token_passes import Shapes
+from flowrl.recipe.keys.rewards import RewardSpec
 from flowrl.recipe.load import load
-from flowrl.recipe.rewards import RewardSpec
 from reward_models.clip_score import clip_score
 from reward_models.image_reward import image_reward
 from reward_models.parts.judge import instructions

@@ -23,7 +23,7 @@ from flowrl.planning.sizes.memory import Sizes, sizes
 from flowrl.planning.sizes.saved import SavedStorages, count_saved, storage_of
 from flowrl.planning.sizes.text import describe_sizes
 from flowrl.planning.sizes.units import count_text, size_text
-from flowrl.policies.pipelines.working_copy import modules_of
+from flowrl.policies.pipelines.calls.working_copy import modules_of
 from flowrl.reading.inputs import read_prompts
 from flowrl.recipe.load import load
 

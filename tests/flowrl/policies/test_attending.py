@@ -22,8 +22,8 @@ from flowrl.kinds import kind_of
 from flowrl.policies import adapters
 from flowrl.policies.attending import as_loaded, choose_attention, counted
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.policy import PipelinePolicy
+from flowrl.policies.pipelines.steps.dynamics import Dynamics
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
 from policies_support import SDE, SEED
@@ -195,7 +195,7 @@ def test_without_a_gpu_a_backend_that_needs_one_is_refused_before_weights(monkey
 def test_what_is_not_there_is_refused_in_the_recipe(
     values: list[str], line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flowrl.recipe.attention.find_spec", lambda name: None)
+    monkeypatch.setattr("flowrl.recipe.checks.attention.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=rf"attention.backend: .*{line}"):
         load("quickstart", values)
     with pytest.raises(RecipeError, match="got 'native', which is none of eager, sdpa, flash_attention_2, flex_att"):

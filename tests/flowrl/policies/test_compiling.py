@@ -15,12 +15,12 @@ from flowrl.checking.proofs import compiled
 from flowrl.checking.proofs.proof import ProofError
 from flowrl.checking.proofs.tokens import TokenBench
 from flowrl.contracts import Rollout, View
-from flowrl.core.copies import Copies
+from flowrl.core.learning.copies import Copies
 from flowrl.policies import adapters, compiling, recomputing
 from flowrl.policies.compiling import Compiled, compile_networks, uncompiled
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.policy import PipelinePolicy
+from flowrl.policies.pipelines.steps.dynamics import Dynamics
 from flowrl.policies.weights import under, weights_of
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load

@@ -18,7 +18,7 @@ from flowrl.planning.sizes.query import SizeQuery
 from flowrl.policies import adapters
 from flowrl.policies.computing import compute_as_inputs
 from flowrl.policies.roles import add_roles, speaking
-from flowrl.recipe.computing import adapters_as_model
+from flowrl.recipe.checks.computing import adapters_as_model
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
 from policies_support import PROMPTS, SDE, SEED, FamilyPolicy, scores

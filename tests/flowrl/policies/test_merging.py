@@ -12,14 +12,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 import language_support
-from flowrl.core.copies import Copies
+from flowrl.core.learning.copies import Copies
 from flowrl.kinds import kind_of
 from flowrl.policies import adapters
 from flowrl.policies.hosting import hosted
 from flowrl.policies.merging import mergeable, merged, touched_bytes
+from flowrl.recipe.checks.merging import merges
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
-from flowrl.recipe.merging import merges
 from policies_support import PROMPTS, SDE, SEED, FamilyPolicy, scores
 
 TOKENS = torch.arange(12).view(2, 6)

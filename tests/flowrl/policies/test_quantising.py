@@ -17,7 +17,7 @@ from flowrl.policies.errors import PolicyError
 from flowrl.policies.loading import load_language, load_pipeline
 from flowrl.policies.quantising import is_quantised
 from flowrl.recipe.errors import RecipeError
-from flowrl.recipe.fitting import QuantizeKeys
+from flowrl.recipe.keys.fitting import QuantizeKeys
 from flowrl.recipe.load import load
 
 PROMPTS = [Prompt("a", "a red circle"), Prompt("b", "two blue squares left of a green triangle")]
@@ -175,7 +175,7 @@ def test_a_language_model_in_a_file_is_given_as_the_model() -> None:
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flowrl.recipe import fitting
+    from flowrl.recipe.keys import fitting
 
     monkeypatch.setattr(fitting, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"quantize.weights: got 'int8', which needs the package torchao"):

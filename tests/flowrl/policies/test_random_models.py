@@ -12,7 +12,7 @@ from flowrl.contracts import Prompt
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.loading import load_language, load_pipeline, load_processor
-from flowrl.policies.pipelines.working_copy import modules_of
+from flowrl.policies.pipelines.calls.working_copy import modules_of
 from flowrl.policies.random import tokenizers
 from samplers.tokens import Generation
 

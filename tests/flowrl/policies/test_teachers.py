@@ -14,7 +14,7 @@ from flowrl.planning.costs import arithmetic, plan_for
 from flowrl.planning.dry_run import describe
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.pipelines.substeps import prove_substeps
+from flowrl.policies.pipelines.steps.substeps import prove_substeps
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import build, dump
 from flowrl.recipe.scalars import read

@@ -21,9 +21,9 @@ import families
 from flowrl.contracts import Prompt
 from flowrl.planning.sizes.calls import argument_names
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.pipelines.arguments import call_arguments
-from flowrl.policies.pipelines.dynamics import Dynamics
+from flowrl.policies.pipelines.calls.arguments import call_arguments
 from flowrl.policies.pipelines.policy import PipelinePolicy
+from flowrl.policies.pipelines.steps.dynamics import Dynamics
 from flowrl.reading.columns import unread_columns
 from flowrl.reading.inputs import load_prompts
 from flowrl.reading.prompt_lines import PromptError

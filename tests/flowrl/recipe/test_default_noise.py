@@ -11,12 +11,12 @@ import families
 from families.noise import STABLE
 from flowrl import names
 from flowrl.build import build_policy
-from flowrl.policies.pipelines.ddim_step import predicts_noise
-from flowrl.policies.pipelines.first_order import predicts_flow
+from flowrl.policies.pipelines.steps.ddim import predicts_noise
+from flowrl.policies.pipelines.steps.first_order import predicts_flow
+from flowrl.recipe.checks.steps import noise_scheduler
 from flowrl.recipe.default_noise import FAMILIES, NOISE, default_noise, family_of
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import build, dump, load
-from flowrl.recipe.steps import noise_scheduler
 from samplers import renoising
 
 BASE = str(Path(__file__).parents[2] / "recipes" / "quickstart.yaml")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import golden
 from flowrl.build import build_objective
 from flowrl.contracts import LogProbs, Policy, Rollout, Samples, View
-from flowrl.core.advantages import advantages
+from flowrl.core.advantages.combined import advantages
 from flowrl.core.backward import StepLoss, backward
 from flowrl.core.objectives.aggregate import weights
 from flowrl.recipe.presets import DENOISING, LANGUAGE, Values

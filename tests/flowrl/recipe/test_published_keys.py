@@ -9,7 +9,7 @@ import torch
 from cli_support import quiet
 from flowrl.build import build_policy
 from flowrl.contracts import Prompt
-from flowrl.core.credit import row_advantages
+from flowrl.core.advantages.rows import row_advantages
 from flowrl.core.selection import extremes
 from flowrl.planning.costs import plan_for
 from flowrl.planning.dry_run import describe

@@ -12,15 +12,15 @@ import yaml
 from flowrl import names
 from flowrl.kinds import kinds_of_model
 from flowrl.recipe.calls import check_call
-from flowrl.recipe.credit import CREDIT_KEYS, CreditKeys
+from flowrl.recipe.checks.pulled import LEVELS as PULLED
+from flowrl.recipe.checks.windows import WINDOW_KEYS
 from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.keys.credit import CREDIT_KEYS, CreditKeys
+from flowrl.recipe.keys.sampling import Window
 from flowrl.recipe.load import build, dump, load, with_preset
 from flowrl.recipe.models import pipeline_class
 from flowrl.recipe.presets import DENOISING, LANGUAGE
-from flowrl.recipe.pulled_checks import LEVELS as PULLED
-from flowrl.recipe.sampling import Window
 from flowrl.recipe.schema import Advantage, ObjectiveKeys, Recipe
-from flowrl.recipe.windows import WINDOW_KEYS
 
 BASE = str(Path(__file__).parents[2] / "recipes" / "quickstart.yaml")
 
@@ -93,7 +93,9 @@ def test_published_numbers():
 
 
 def test_choices_are_those_of_the_modules_that_implement_them():
-    from flowrl.core import advantages, returns, tree_credit
+    from flowrl.core.advantages import combined as advantages
+    from flowrl.core.advantages import returns
+    from flowrl.core.advantages import trees as tree_credit
     from flowrl.core.objectives import aggregate, clipped, divergence
 
     assert choices(Advantage, "baseline") == advantages.BASELINES
@@ -108,7 +110,7 @@ def test_choices_are_those_of_the_modules_that_implement_them():
 
 
 def test_advantage_keys_are_the_arguments_and_defaults_of_the_function():
-    from flowrl.core.advantages import advantages
+    from flowrl.core.advantages.combined import advantages
 
     parameters = inspect.signature(advantages).parameters
     of_the_run = ("rewards", "group", "weights", "asked", "lengths", "given")

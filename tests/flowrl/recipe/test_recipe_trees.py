@@ -10,12 +10,12 @@ from hypothesis import assume, given, settings
 from flowrl.planning.costs import arithmetic
 from flowrl.planning.dry_run import describe
 from flowrl.planning.walks import walk
+from flowrl.recipe.checks.trees import TREE_KEYS, check_tree
+from flowrl.recipe.checks.windows import check_window
 from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.keys.sampling import TreeKeys
 from flowrl.recipe.load import load
-from flowrl.recipe.sampling import TreeKeys
 from flowrl.recipe.schema import Recipe
-from flowrl.recipe.trees import TREE_KEYS, check_tree
-from flowrl.recipe.windows import check_window
 from samplers.trees import Branching, PerStep
 
 BASE = str(Path(__file__).parents[2] / "recipes" / "quickstart.yaml")

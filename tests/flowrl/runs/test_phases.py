@@ -9,7 +9,7 @@ import torch
 
 from cli_support import quiet
 from flowrl.build import build_objective
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.planning.dry_run import describe
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import dump, load

@@ -12,7 +12,7 @@ from cli_support import quiet
 from flowrl import cli
 from flowrl.core.objectives.preference import gap_factor
 from flowrl.names import UserError
-from flowrl.policies.pipelines.given_samples import open_noise
+from flowrl.policies.pipelines.walks.given_samples import open_noise
 from flowrl.reading.pairs import load as load_pairs
 from flowrl.reading.pairs import noise_of, rewards_of
 from flowrl.recipe.load import load

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from flowrl.build import build_policy
 from flowrl.commands.failures import ENDING_ERRORS
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.names import UserError
 from flowrl.policies import adapters
 from flowrl.recipe.errors import RecipeError

@@ -10,7 +10,7 @@ import torch
 from cli_support import call
 from flowrl.build import build_policy
 from flowrl.contracts import Prompt
-from flowrl.core.returns import turn_ends
+from flowrl.core.advantages.returns import turn_ends
 from flowrl.exports import language
 from flowrl.planning.dry_run import describe
 from flowrl.policies.loading import load_language

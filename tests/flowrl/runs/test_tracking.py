@@ -13,9 +13,9 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from cli_support import quiet
 from flowrl.core.evaluation import Evaluation
 from flowrl.names import UserError
+from flowrl.recipe.checks.trackers import TRACKERS
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import dump, load
-from flowrl.recipe.trackers import TRACKERS
 from flowrl.runs import tracking
 from flowrl.runs.folder import RunFolder
 from flowrl.runs.start import run

@@ -10,9 +10,9 @@ import vision_support as vision
 from cli_support import call
 from flowrl.contracts import Prompt, Samples
 from flowrl.recipe.errors import RecipeError
+from flowrl.recipe.keys.rewards import RewardSpec
+from flowrl.recipe.keys.views import Contrast
 from flowrl.recipe.load import build, dump, load, parse
-from flowrl.recipe.rewards import RewardSpec
-from flowrl.recipe.views import Contrast
 from flowrl.scoring.gates import counted_rewards
 from resume_support import train
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from flowrl.contracts import Credit, Prompt
-from flowrl.core.advantages import advantage_metrics, advantages
-from flowrl.core.credit import row_advantages
+from flowrl.core.advantages.combined import advantage_metrics, advantages
+from flowrl.core.advantages.rows import row_advantages
 from flowrl.names import UserError
-from flowrl.recipe.rewards import Gate, RewardSpec
+from flowrl.recipe.keys.rewards import Gate, RewardSpec
 from flowrl.scoring.gates import check_prompts, counted_rewards
 
 NAN = float("nan")

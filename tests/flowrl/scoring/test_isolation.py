@@ -10,7 +10,7 @@ import torch
 
 from flowrl.contracts import Prompt, Samples
 from flowrl.media.pictures import LARGEST_SIDE, picture_fault
-from flowrl.recipe.rewards import RewardSpec
+from flowrl.recipe.keys.rewards import RewardSpec
 from flowrl.scoring.scorer import RewardError, Scorer, load
 from flowrl.worlds.shapes.captions import split
 from flowrl.worlds.shapes.render import render

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flowrl.contracts import Prompt, Samples
-from flowrl.recipe.rewards import RewardSpec
+from flowrl.recipe.keys.rewards import RewardSpec
 from flowrl.scoring import code as score_code
 from flowrl.scoring.cache import ScoreCache
 from flowrl.scoring.scorer import RewardError, Scorer, load

@@ -8,7 +8,7 @@ import torch
 
 from flowrl.contracts import Prompt, Samples
 from flowrl.names import UserError
-from flowrl.recipe.rewards import RewardSpec
+from flowrl.recipe.keys.rewards import RewardSpec
 from flowrl.scoring.cache import ScoreCache
 from flowrl.scoring.gates import counted_rewards
 from flowrl.scoring.scorer import RewardError, Scorer, load

@@ -5,10 +5,10 @@ import torch
 
 import golden
 from flowrl.contracts import Prompt, Samples
-from flowrl.core.advantages import advantages
+from flowrl.core.advantages.combined import advantages
 from flowrl.recipe.base import Strict
+from flowrl.recipe.keys.rewards import SHAPE_KEYS, Gate, RewardSpec, Shape
 from flowrl.recipe.load import load
-from flowrl.recipe.rewards import SHAPE_KEYS, Gate, RewardSpec, Shape
 from flowrl.scoring import shaping
 from flowrl.scoring.gates import counted_rewards
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flowrl.contracts import Prompt, Samples
-from flowrl.recipe.rewards import RewardSpec
+from flowrl.recipe.keys.rewards import RewardSpec
 from flowrl.scoring.judging import Unscored, merged
 from flowrl.scoring.scorer import RewardError, RewardRunner, Scorer
 

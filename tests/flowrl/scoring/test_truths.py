@@ -10,8 +10,8 @@ import torch
 from cli_support import quiet
 from flowrl.contracts import NoTruth, Prompt
 from flowrl.names import UserError
+from flowrl.recipe.keys.rewards import RewardSpec
 from flowrl.recipe.load import load
-from flowrl.recipe.rewards import RewardSpec
 from flowrl.runs.start import run
 from flowrl.scoring.runners import RewardRunner
 from flowrl.scoring.scorer import Scorer

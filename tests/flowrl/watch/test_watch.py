@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowrl.build import build_watch
+from flowrl.recipe.keys.watching import Watch as Section
 from flowrl.recipe.load import load
-from flowrl.recipe.watching import Watch as Section
 from flowrl.watch.alarms import ACTIONS, ALARMS, Alarm
 from flowrl.watch.rules import REPLAY_LIMITS
 from flowrl.watch.watchdog import Watchdog, WatchSettings

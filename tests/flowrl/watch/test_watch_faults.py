@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from cli_support import quiet
 from flowrl.contracts import LogProbs, Prompt, Rollout, Samples, View
-from flowrl.core.advantages import advantage_metrics, advantages
+from flowrl.core.advantages.combined import advantage_metrics, advantages
 from flowrl.core.evaluation import evaluate
 from flowrl.core.iterate import iterate
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.update import Settings
 from flowrl.watch.alarms import Alarm

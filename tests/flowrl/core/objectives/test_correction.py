@@ -11,7 +11,7 @@ from flowrl.core.objectives.correction import Correction, Rejection
 from flowrl.core.objectives.covariance import Covariance
 from flowrl.core.objectives.entropy import EntropyControl
 from flowrl.core.objectives.grpo import ClippedObjective
-from flowrl.recipe.correction import CorrectionKeys, CovarianceKeys, RejectionKeys, RolloutKeys
+from flowrl.recipe.keys.correction import CorrectionKeys, CovarianceKeys, RejectionKeys, RolloutKeys
 from samplers.tokens import PRECISIONS
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 0, 0]]).bool()

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from flowrl.build import build_advantage, build_objective
-from flowrl.core import returns
+from flowrl.core.advantages import returns
 from flowrl.core.objectives.balance import SubTrajectoryBalance, stretch_imbalance
 from flowrl.core.update import Settings
+from flowrl.recipe.checks.process import check_process
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
-from flowrl.recipe.process_checks import check_process
 from language_support import PLAN, PROMPTS, gradient_of, policy
 
 # the second row is short, the third has holes, the last says nothing

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import golden
-from flowrl.core.advantages import advantages
+from flowrl.core.advantages.combined import advantages
 from flowrl.core.objectives.clipped import clipped_loss
 from flowrl.core.objectives.matching import (
     adaptive_divergence,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import golden
-from flowrl.core.advantages import advantages
+from flowrl.core.advantages.combined import advantages
 from flowrl.core.objectives import divergence
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.clipped import clipped_loss

@@ -7,7 +7,7 @@ import torch
 
 from flowrl.core.backward import StepLoss, backward
 from flowrl.core.objectives.grpo import ClippedObjective
-from flowrl.policies.language.rows import Begun, go_on
+from flowrl.policies.language.drawing.rows import Begun, go_on
 from flowrl.policies.noise import Key, token_uniforms
 from language_support import PLAN, PROMPTS, alone, model, policy, replayed
 from samplers.tokens import draw

@@ -8,8 +8,8 @@ from transformers import NemotronHConfig, NemotronHForCausalLM
 
 from flowrl.build import build_policy
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.language.forwards import read_whole
-from flowrl.policies.language.low_precision import low_precision
+from flowrl.policies.language.drawing.forwards import read_whole
+from flowrl.policies.language.drawing.low_precision import low_precision
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.recipe.load import load
 from flowrl.worlds.arithmetic.model import make_tokenizer

@@ -11,9 +11,9 @@ from PIL import Image
 
 import vision_support as vision
 from flowrl.contracts import Prompt, Rollout, Said, Samples, Shown, View
-from flowrl.core import returns
-from flowrl.core.credit import row_advantages
-from flowrl.core.early_calls import first_calls, shifted
+from flowrl.core.advantages import returns
+from flowrl.core.advantages.early_calls import first_calls, shifted
+from flowrl.core.advantages.rows import row_advantages
 from flowrl.core.engine import Draw
 from flowrl.core.refill import join_samples
 from flowrl.core.selection import without_rows
@@ -22,9 +22,9 @@ from flowrl.environments.functions import Functions
 from flowrl.environments.observations import Observations
 from flowrl.environments.workers import Workers
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.language.conversations import Conversations
 from flowrl.policies.language.policy import LanguagePolicy
-from flowrl.recipe.rewards import RewardSpec
+from flowrl.policies.language.talks.conversations import Conversations
+from flowrl.recipe.keys.rewards import RewardSpec
 from flowrl.scoring.scorer import Scorer, load
 from flowrl.watch.sample_statistics import sample_statistics
 from reward_models.conversations import calls_made, outcome, tool_calls, used_tool

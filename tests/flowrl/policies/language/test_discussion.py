@@ -11,8 +11,8 @@ from peft import PeftModel
 from torch import Tensor
 
 from flowrl.contracts import Drawing, Explored, Rollout, Samples
-from flowrl.core.credit import row_advantages
-from flowrl.core.learner import Learner
+from flowrl.core.advantages.rows import row_advantages
+from flowrl.core.learning.learner import Learner
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.objectives.value import ValueObjective
 from flowrl.core.update import Settings, update
@@ -20,8 +20,8 @@ from flowrl.exports.language import write
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.language.critic import TokenValues
-from flowrl.policies.language.discussion import Discussing, Speakers, credit_of, discussion
 from flowrl.policies.language.policy import LanguagePolicy
+from flowrl.policies.language.talks.discussion import Discussing, Speakers, credit_of, discussion
 from flowrl.policies.roles import add_roles, parameters_by_role
 from language_support import PLAN, PROMPTS, model, policy, replayed
 

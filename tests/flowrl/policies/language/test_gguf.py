@@ -13,8 +13,8 @@ from flowrl.contracts import Prompt
 from flowrl.planning.sizes.language import sizes
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.loading import load_language
+from flowrl.recipe.checks.reference import check_files
 from flowrl.recipe.load import load
-from flowrl.recipe.reference_checks import check_files
 from flowrl.runs.start import run
 from samplers.tokens import Generation
 

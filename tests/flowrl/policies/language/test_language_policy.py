@@ -12,14 +12,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from flowrl.contracts import LogProbs, Prompt, View
 from flowrl.core.backward import fill_reference
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.language import decoding, reading
-from flowrl.policies.language.ends import token_ends
-from flowrl.policies.language.forwards import left_padded
+from flowrl.policies.language.drawing import decoding, reading
+from flowrl.policies.language.drawing.ends import token_ends
+from flowrl.policies.language.drawing.forwards import left_padded
+from flowrl.policies.language.drawing.stopping import stop_ids
 from flowrl.policies.language.policy import LanguagePolicy
-from flowrl.policies.language.stopping import stop_ids
 from flowrl.policies.noise import Key, token_uniforms
 from flowrl.policies.recomputing import checkpoint_gradients
 from flowrl.policies.weights import weights_of

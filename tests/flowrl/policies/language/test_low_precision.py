@@ -14,9 +14,9 @@ from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.core.objectives.mismatch import mismatch
 from flowrl.policies import adapters
 from flowrl.policies.language import scores
-from flowrl.policies.language.forwards import left_padded
-from flowrl.policies.language.heads import head_of
-from flowrl.policies.language.low_precision import merged
+from flowrl.policies.language.drawing.forwards import left_padded
+from flowrl.policies.language.drawing.heads import head_of
+from flowrl.policies.language.drawing.low_precision import merged
 from language_support import PLAN, PROMPTS, model, policy, replayed
 from samplers import tokens as maths
 from samplers.tokens import token_entropy, token_kl

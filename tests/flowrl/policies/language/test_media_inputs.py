@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.language.inputs import Inputs, Piece, tensors_of, types_of
-from flowrl.policies.language.media import layout_of
+from flowrl.policies.language.media.inputs import Inputs, Piece, tensors_of, types_of
+from flowrl.policies.language.media.processing import layout_of
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from PIL import Image
 import vision_support as vision
 from flowrl.contracts import Prompt
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.language.opening import frames, opened, sound
+from flowrl.policies.language.media.opening import frames, opened, sound
 from flowrl.policies.language.policy import LanguagePolicy
 from flowrl.policies.loading import load_language, load_processor
 from language_support import replayed

@@ -11,10 +11,10 @@ import vision_support as vision
 from flowrl.contracts import Prompt, View
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.language.inputs import EMPTY, Inputs, Piece, joined
-from flowrl.policies.language.partial import Unfinished
+from flowrl.policies.language.drawing.partial import Unfinished
+from flowrl.policies.language.drawing.rows import Begun, finish, go_on
+from flowrl.policies.language.media.inputs import EMPTY, Inputs, Piece, joined
 from flowrl.policies.language.policy import LanguagePolicy
-from flowrl.policies.language.rows import Begun, finish, go_on
 from flowrl.policies.noise import Key
 from language_support import replayed
 from samplers.tokens import Generation

@@ -14,7 +14,7 @@ import seeing_survey as survey
 from flowrl.contracts import Prompt
 from flowrl.policies.compiling import uncompiled
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.language.static_cache import StaticCache, refuse_static
+from flowrl.policies.language.drawing.static_cache import StaticCache, refuse_static
 from seeing_tables import TORCHAUDIO
 
 USUAL = ("gemma3", "qwen3_vl", "internvl", "smolvlm", "qwen3_asr", "mllama", "paligemma", "idefics", "blip-2")

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from flowrl.policies.language.prefixes import can_join
+from flowrl.policies.language.drawing.prefixes import can_join
 from language_support import PROMPTS, model, policy
 from samplers.tokens import Generation
 

@@ -15,12 +15,12 @@ from flowrl.contracts import Drawing
 from flowrl.planning.sizes.language import DRAW, sizes
 from flowrl.policies.compiling import uncompiled
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.language import static_steps
 from flowrl.policies.language.building import static_cache
-from flowrl.policies.language.reading import read
-from flowrl.policies.language.rows import Begun, go_on
-from flowrl.policies.language.static_cache import StaticBuffers
-from flowrl.policies.language.trees import treepo
+from flowrl.policies.language.drawing import static_steps
+from flowrl.policies.language.drawing.reading import read
+from flowrl.policies.language.drawing.rows import Begun, go_on
+from flowrl.policies.language.drawing.static_cache import StaticBuffers
+from flowrl.policies.language.drawing.trees import treepo
 from flowrl.policies.noise import Key
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load

@@ -10,8 +10,8 @@ import torch
 import vision_support as vision
 from flowrl.build import build_policy
 from flowrl.policies.compiling import Compiled, uncompiled
-from flowrl.policies.language import static_steps
-from flowrl.policies.language.static_cache import rung
+from flowrl.policies.language.drawing import static_steps
+from flowrl.policies.language.drawing.static_cache import rung
 from flowrl.recipe.load import load
 from language_support import PROMPTS, model, policy
 from samplers.tokens import Generation

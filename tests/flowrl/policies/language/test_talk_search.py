@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from flowrl.contracts import Drawing, Explored, Prompt, Samples, View
-from flowrl.core.tree_credit import tree_advantages
-from flowrl.policies.language.guided import FAR
+from flowrl.core.advantages.trees import tree_advantages
+from flowrl.policies.language.drawing.guided import FAR
 from flowrl.policies.language.policy import LanguagePolicy
-from flowrl.policies.language.talk_again import talks_with_hints, values_of_turns
-from flowrl.policies.language.talk_trees import search_of_turns
+from flowrl.policies.language.talks.again import talks_with_hints, values_of_turns
+from flowrl.policies.language.talks.trees import search_of_turns
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
 from samplers.tokens import Generation

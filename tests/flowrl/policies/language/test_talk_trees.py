@@ -7,7 +7,7 @@ import torch
 
 from flowrl.contracts import Drawing, Explored, Prompt, View
 from flowrl.policies.language.policy import LanguagePolicy
-from flowrl.policies.language.talk_trees import tree_of_turns
+from flowrl.policies.language.talks.trees import tree_of_turns
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
 from talk_support import PLAN, PROMPTS, Counting, Moody, policy

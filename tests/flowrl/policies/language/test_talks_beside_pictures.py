@@ -17,11 +17,11 @@ from flowrl.core.objectives.perception import Perception
 from flowrl.environments.workers import Workers
 from flowrl.policies import adapters
 from flowrl.policies.language.completions import plain_rows, rollout_of
-from flowrl.policies.language.discussion import Speakers, discussion
+from flowrl.policies.language.media.views import PictureView, Views, viewed
 from flowrl.policies.language.policy import LanguagePolicy
-from flowrl.policies.language.talk_again import talks_with_hints
-from flowrl.policies.language.talk_trees import tree_of_turns
-from flowrl.policies.language.views import PictureView, Views, viewed
+from flowrl.policies.language.talks.again import talks_with_hints
+from flowrl.policies.language.talks.discussion import Speakers, discussion
+from flowrl.policies.language.talks.trees import tree_of_turns
 from flowrl.policies.noise import Key
 from language_support import replayed
 from samplers.tokens import Generation

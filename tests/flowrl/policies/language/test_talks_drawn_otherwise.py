@@ -16,9 +16,9 @@ from flowrl.core.objectives.mismatch import mismatch
 from flowrl.engines.remote import Engine, drawn_elsewhere
 from flowrl.names import UserError
 from flowrl.policies import adapters
-from flowrl.policies.language.low_precision import low_precision
-from flowrl.policies.language.views import PictureView, Views, viewed
-from flowrl.recipe.engines import EngineKeys
+from flowrl.policies.language.drawing.low_precision import low_precision
+from flowrl.policies.language.media.views import PictureView, Views, viewed
+from flowrl.recipe.keys.engines import EngineKeys
 from policies_support import shake
 from samplers.tokens import Generation
 from talk_support import PLAN, PROMPTS, Album, Counting, model, policy, seeing

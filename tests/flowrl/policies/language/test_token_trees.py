@@ -7,10 +7,10 @@ from flowrl.contracts import Drawing, Prompt, Samples
 from flowrl.core.backward import StepLoss, backward
 from flowrl.core.objectives.grpo import ClippedObjective
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.language.guided import corrections, hints
-from flowrl.policies.language.search import deepsearch
-from flowrl.policies.language.trees import step_ends, tree_grpo, treepo
-from flowrl.policies.language.values import values
+from flowrl.policies.language.drawing.guided import corrections, hints
+from flowrl.policies.language.drawing.search import deepsearch
+from flowrl.policies.language.drawing.trees import step_ends, tree_grpo, treepo
+from flowrl.policies.language.drawing.values import values
 from language_support import PROMPTS, model, policy, replayed
 from samplers.tokens import Generation
 

@@ -10,7 +10,7 @@ import torch
 import language_support
 import vision_support as vision
 from flowrl.contracts import ALONE, Drawing, Explored, Prompt, Ranks
-from flowrl.policies.language.partial import Unfinished, partial_rollouts
+from flowrl.policies.language.drawing.partial import Unfinished, partial_rollouts
 from flowrl.policies.language.policy import LanguagePolicy
 from samplers.tokens import Generation
 from thread_ranks import together

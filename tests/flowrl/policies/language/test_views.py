@@ -20,9 +20,9 @@ from flowrl.core.objectives.texts import CorrectedAnswers
 from flowrl.core.update import Settings, update
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
+from flowrl.policies.language.drawing.rows import finish
+from flowrl.policies.language.media.views import PictureView, Views, viewed
 from flowrl.policies.language.policy import LanguagePolicy
-from flowrl.policies.language.rows import finish
-from flowrl.policies.language.views import PictureView, Views, viewed
 from flowrl.policies.noise import Key
 from flowrl.reading import pairs
 from language_support import replayed

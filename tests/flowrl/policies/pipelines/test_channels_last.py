@@ -12,7 +12,7 @@ from flowrl.contracts import Prompt
 from flowrl.kinds import kind_of
 from flowrl.planning.costs import eval_plan
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.pipelines.autoencoders import Autoencoding
+from flowrl.policies.pipelines.calls.autoencoders import Autoencoding
 from flowrl.recipe.load import load
 
 PROMPTS = [Prompt("a", "a red circle"), Prompt("b", "two blue squares left of a green triangle")]

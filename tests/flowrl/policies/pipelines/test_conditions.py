@@ -13,9 +13,9 @@ from torch import Tensor
 
 import families
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.pipelines import conditions
-from flowrl.policies.pipelines.autoencoders import Autoencoding
-from flowrl.policies.pipelines.conditions import Conditions
+from flowrl.policies.pipelines.calls.autoencoders import Autoencoding
+from flowrl.policies.pipelines.encoding import conditions
+from flowrl.policies.pipelines.encoding.conditions import Conditions
 from policies_support import PROMPTS, SDE, SEED, FamilyPolicy, gap, pictures, scores
 
 

@@ -23,9 +23,9 @@ from flowrl.contracts import LogProbs, View
 from flowrl.core.backward import fill_reference
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.pipelines.ddim_step import amplitudes, ddim_of, predicts_noise
-from flowrl.policies.pipelines.intercepted_step import Session, Step, intercept
-from flowrl.policies.pipelines.replay_walk import Dynamics
+from flowrl.policies.pipelines.steps.ddim import amplitudes, ddim_of, predicts_noise
+from flowrl.policies.pipelines.steps.intercepted import Session, Step, intercept
+from flowrl.policies.pipelines.walks.replay import Dynamics
 from golden import Case, tensor
 from policies_support import PROMPTS, SDE, SEED, FamilyPolicy, gap, pictures, scores, shake
 from samplers.gaussian import Gaussian

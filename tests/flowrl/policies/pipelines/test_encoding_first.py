@@ -12,8 +12,9 @@ import torch
 
 from flowrl.contracts import Prompt
 from flowrl.policies.hosting import Hosted
-from flowrl.policies.pipelines import building, prompt_cache
-from flowrl.policies.pipelines.joining import find_joining
+from flowrl.policies.pipelines import building
+from flowrl.policies.pipelines.encoding import prompt_cache
+from flowrl.policies.pipelines.encoding.joining import find_joining
 from flowrl.policies.pipelines.teacher import Teacher
 from policies_support import SDE, SEED, FamilyPolicy, gap, pictures, scores
 

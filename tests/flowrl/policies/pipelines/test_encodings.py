@@ -10,9 +10,9 @@ from torch import Tensor
 
 from flowrl.contracts import Field, Prompt, View
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.pipelines import encodings
-from flowrl.policies.pipelines.arguments import open_pixels
-from flowrl.policies.pipelines.encodings import fitted
+from flowrl.policies.pipelines.calls.arguments import open_pixels
+from flowrl.policies.pipelines.encoding import encodings
+from flowrl.policies.pipelines.encoding.encodings import fitted
 from policies_support import PROMPTS, SEED, STEPS, FamilyPolicy, gap
 from policies_support import pictures as pictures_of
 from samplers.plan import Plan

@@ -13,8 +13,8 @@ from torch import Tensor
 
 import families
 from flowrl.contracts import LogProbs, Prompt, Rollout, View
-from flowrl.policies.pipelines.ddim_step import ddim_of, predicts_noise
-from flowrl.policies.pipelines.trajectory import Trajectory
+from flowrl.policies.pipelines.steps.ddim import ddim_of, predicts_noise
+from flowrl.policies.pipelines.walks.trajectory import Trajectory
 from policies_support import (
     ODE,
     PROMPTS,

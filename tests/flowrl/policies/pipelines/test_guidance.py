@@ -14,10 +14,10 @@ from families.base import image_for
 from flowrl.contracts import LogProbs, Rollout, View
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.pipelines import guidance
-from flowrl.policies.pipelines.branches import Branches
-from flowrl.policies.pipelines.guidance import find_guidance
 from flowrl.policies.pipelines.policy import PipelinePolicy
+from flowrl.policies.pipelines.probing import guidance
+from flowrl.policies.pipelines.probing.branches import Branches
+from flowrl.policies.pipelines.probing.guidance import find_guidance
 from policies_support import PROMPTS, SDE, SEED, FamilyPolicy, gap, pictures, shake
 
 Detach = Callable[[Any, int], Any]

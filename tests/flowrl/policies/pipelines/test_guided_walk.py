@@ -12,11 +12,11 @@ import golden
 from flowrl.contracts import Prompt
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key
-from flowrl.policies.pipelines import latent_reward
-from flowrl.policies.pipelines.guided_walk import Guide, guide_of
-from flowrl.policies.pipelines.intercepted_step import Step
-from flowrl.policies.pipelines.latent_reward import Features, LatentReward
-from flowrl.policies.pipelines.replay_walk import LookWalk
+from flowrl.policies.pipelines.looks import latent_reward
+from flowrl.policies.pipelines.looks.latent_reward import Features, LatentReward
+from flowrl.policies.pipelines.steps.intercepted import Step
+from flowrl.policies.pipelines.walks.guided import Guide, guide_of
+from flowrl.policies.pipelines.walks.replay import LookWalk
 from policies_support import ODE, PROMPTS, SDE, SEED, FamilyPolicy, gap, pictures
 from samplers.tables import At
 

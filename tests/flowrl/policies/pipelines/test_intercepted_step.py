@@ -19,8 +19,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.pipelines.first_order import predicts_flow
-from flowrl.policies.pipelines.intercepted_step import Session, Step, intercept
+from flowrl.policies.pipelines.steps.first_order import predicts_flow
+from flowrl.policies.pipelines.steps.intercepted import Session, Step, intercept
 from samplers.plan import OwnTable
 from samplers.schedules import shifted
 from samplers.tables import Merged, Shifted

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from flowrl.contracts import Field, Prompt, Rollout, View
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.pipelines.given_samples import noise_of, open_noise
+from flowrl.policies.pipelines.walks.given_samples import noise_of, open_noise
 from policies_support import PROMPTS, SEED, STEPS, FamilyPolicy, gap, pictures
 from samplers.plan import Plan
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 import families
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.pipelines.dynamics import Dynamics
-from flowrl.policies.pipelines.layouts import check_size, join_media, media_of
+from flowrl.policies.pipelines.calls.layouts import check_size, join_media, media_of
 from flowrl.policies.pipelines.policy import PipelinePolicy
+from flowrl.policies.pipelines.steps.dynamics import Dynamics
 from flowrl.recipe.calls import check_call
 from flowrl.recipe.errors import RecipeError
 from policies_support import ODE, PROMPTS, SEED, FamilyPolicy

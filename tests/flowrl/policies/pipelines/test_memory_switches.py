@@ -12,15 +12,15 @@ from torch import Tensor
 
 import families
 from flowrl.contracts import View
-from flowrl.core import activations
-from flowrl.core.activations import activations_in_host
-from flowrl.core.copies import Copies
+from flowrl.core.learning import activations
+from flowrl.core.learning.activations import activations_in_host
+from flowrl.core.learning.copies import Copies
 from flowrl.planning.sizes.saved import count_saved
 from flowrl.policies import adapters, blocks, recomputing
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.hosting import Hosted, hosted
-from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.policy import PipelinePolicy
+from flowrl.policies.pipelines.steps.dynamics import Dynamics
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
 from policies_support import PROMPTS, SDE, SEED

@@ -10,7 +10,7 @@ import families
 from flowrl.contracts import Field, Prompt, Rollout, View
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key
-from flowrl.policies.pipelines import level_looks
+from flowrl.policies.pipelines.looks import levels as level_looks
 from policies_support import PROMPTS, SEED, STEPS, FamilyPolicy, gap
 from samplers.levels import highest
 from samplers.plan import Plan

@@ -12,8 +12,8 @@ from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor, nn
 
 import families
-from flowrl.policies.pipelines.gates import GateKeeper, ModuleGate, Use
-from flowrl.policies.pipelines.intercepted_step import Session
+from flowrl.policies.pipelines.calls.gates import GateKeeper, ModuleGate, Use
+from flowrl.policies.pipelines.steps.intercepted import Session
 
 
 class Doubling(nn.Module):

@@ -12,12 +12,12 @@ from torch import Tensor
 import families
 from flowrl.contracts import LogProbs, Prompt, View
 from flowrl.core.backward import fill_reference
-from flowrl.core.learner import Learner
+from flowrl.core.learning.learner import Learner
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.hosting import hosted
-from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.policy import PipelinePolicy
+from flowrl.policies.pipelines.steps.dynamics import Dynamics
 from flowrl.policies.weights import weights_of
 from policies_support import (
     ODE,

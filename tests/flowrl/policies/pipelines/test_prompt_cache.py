@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 import policies_support
-from flowrl.policies.pipelines import prompt_cache as encoding
-from flowrl.policies.pipelines.prompt_cache import CachedEncoder
+from flowrl.policies.pipelines.encoding import prompt_cache as encoding
+from flowrl.policies.pipelines.encoding.prompt_cache import CachedEncoder
 from policies_support import ODE, PROMPTS, SDE, FamilyPolicy, scores
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from flowrl.contracts import Rollout, View
-from flowrl.policies.pipelines.dynamics import Dynamics
-from flowrl.policies.pipelines.trajectory import Trajectory
+from flowrl.policies.pipelines.steps.dynamics import Dynamics
+from flowrl.policies.pipelines.walks.trajectory import Trajectory
 from policies_support import PROMPTS, SDE, SEED, STEPS, FamilyPolicy, gap, pictures, scores, watched_steps
 from samplers.decisions import decisions
 from samplers.gaussian import Gaussian

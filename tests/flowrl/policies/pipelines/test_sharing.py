@@ -11,9 +11,9 @@ from diffusers import FluxPipeline
 
 import families
 from flowrl.contracts import LogProbs, Prompt, View
-from flowrl.policies.pipelines.dynamics import Dynamics
 from flowrl.policies.pipelines.policy import PipelinePolicy
-from flowrl.policies.pipelines.sharing import Sharing
+from flowrl.policies.pipelines.probing.sharing import Sharing
+from flowrl.policies.pipelines.steps.dynamics import Dynamics
 from policies_support import PROMPTS, SDE, SEED, FamilyPolicy, gap, pictures, scores
 from samplers.plan import Plan
 from samplers.transitions import flow_sde

@@ -1,6 +1,6 @@
 """What is remembered up to so many bytes: the longest unused goes first, and what is needed last."""
 
-from flowrl.policies.pipelines.store import Store
+from flowrl.policies.pipelines.encoding.store import Store
 
 
 def filled(limit: int, *keys: str) -> Store[str]:

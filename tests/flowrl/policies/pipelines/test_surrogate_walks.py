@@ -13,7 +13,7 @@ from flowrl.core.backward_pull import backward_pull
 from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.pulled import DraftObjective, MatchObjective, PulledObjective, ReFLObjective
 from flowrl.core.selection import rank_shares
-from flowrl.policies.pipelines.level_looks import Asking, look_at
+from flowrl.policies.pipelines.looks.levels import Asking, look_at
 from policies_support import PROMPTS, SEED, FamilyPolicy
 from samplers.plan import Plan
 from samplers.visits import Column, Visited

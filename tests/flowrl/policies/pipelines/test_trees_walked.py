@@ -187,7 +187,7 @@ class First:
         raise AssertionError("nothing is skipped")
 
     def step(self, step: object) -> Tensor:
-        from flowrl.policies.pipelines.intercepted_step import EndOfWalk
+        from flowrl.policies.pipelines.steps.intercepted import EndOfWalk
 
         self.x = step.x  # type: ignore[attr-defined]
         raise EndOfWalk
@@ -209,7 +209,7 @@ class At:
         return self.x
 
     def step(self, step: object) -> Tensor:
-        from flowrl.policies.pipelines.intercepted_step import EndOfWalk
+        from flowrl.policies.pipelines.steps.intercepted import EndOfWalk
 
         self.v = step.v  # type: ignore[attr-defined]
         raise EndOfWalk

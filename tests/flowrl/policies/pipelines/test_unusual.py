@@ -17,11 +17,11 @@ from families.video import WAN, ltx_parts, unipc, wan_parts
 from flowrl.contracts import Prompt
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key, start_generators
-from flowrl.policies.pipelines.arguments import call_arguments
-from flowrl.policies.pipelines.ddim_step import ddim_of
-from flowrl.policies.pipelines.dynamics import Dynamics
+from flowrl.policies.pipelines.calls.arguments import call_arguments
+from flowrl.policies.pipelines.encoding.prompt_cache import CachedEncoder
 from flowrl.policies.pipelines.policy import PipelinePolicy
-from flowrl.policies.pipelines.prompt_cache import CachedEncoder
+from flowrl.policies.pipelines.steps.ddim import ddim_of
+from flowrl.policies.pipelines.steps.dynamics import Dynamics
 from policies_support import ODE, PROMPTS, SDE, SEED, STEPS, gap, pictures, scores
 from samplers.renoising import vp_ddim
 from samplers.transitions import flow_sde

@@ -13,7 +13,7 @@ from flowrl.core.objectives.aggregate import weights
 from flowrl.core.objectives.pulled import DraftObjective, PulledObjective, ReFLObjective, SRPOObjective
 from flowrl.policies import adapters
 from flowrl.policies.errors import PolicyError
-from flowrl.policies.pipelines.level_looks import Asking, look_at
+from flowrl.policies.pipelines.looks.levels import Asking, look_at
 from policies_support import PROMPTS, SEED, STEPS, FamilyPolicy, gap, pictures
 from samplers.plan import Plan
 from samplers.visits import Column, Injected, Visited

@@ -16,9 +16,9 @@ from families.image_more import flux2_parts
 from flowrl.contracts import Prompt, Rollout
 from flowrl.policies.errors import PolicyError
 from flowrl.policies.noise import Key
-from flowrl.policies.pipelines import writing
-from flowrl.policies.pipelines.dynamics import Dynamics
+from flowrl.policies.pipelines.encoding import writing
 from flowrl.policies.pipelines.policy import PipelinePolicy
+from flowrl.policies.pipelines.steps.dynamics import Dynamics
 from policies_support import ODE, SDE, SEED, gap, pictures, scores
 from samplers.transitions import flow_sde
 
