@@ -17,8 +17,8 @@ and, of the language model of the arithmetic world, at the larger batch,
   decoding   a rollout over a hand-written loop with the same cache that draws as many tokens
   merged     the same with merged adapters
   step       all optimizer work of an iteration over one teacher-forced pass of the same rows with the same AdamW step
-With --compile BACKEND it is instead a policy whose blocks are compiled over one whose blocks are not: rollout,
-training, again (training with train.gradient_checkpointing on both sides), and the language model's step. The first
+With --compile BACKEND it is a policy with compiled blocks over one without: rollout, training, again (training with
+train.gradient_checkpointing on both sides), and the language model's step. The first
 call of each, from an empty cache, is told apart: its seconds by the clock and by the processor, C++ compiler included.
 Text is encoded before the clock starts, on both sides: flowrl remembers it. --cpu: the processor's time in place of the
 clock's, for one thread on a busy machine.

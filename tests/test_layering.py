@@ -10,7 +10,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("flowrl", "samplers", "reward_models")
-LIGHT = {"flowrl.names", "flowrl.signatures", "flowrl.parts", "flowrl.terminal", "flowrl.untyped", "flowrl.known"}
+LIGHT = {
+    "flowrl.names",
+    "flowrl.signatures",
+    "flowrl.parts",
+    "flowrl.terminal",
+    "flowrl.untyped",
+    "flowrl.known",
+    "flowrl.timing",
+}
 BATCHES = {"flowrl.core.batches"}  # standard library only
 KIND_PARTS = {"flowrl.planning", "flowrl.policies", "flowrl.exports", "flowrl.checking", "flowrl.contracts"}
 HEAVY = {
@@ -34,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/signatures.py": set(),
     "flowrl/terminal.py": set(),
     "flowrl/untyped.py": set(),
+    "flowrl/timing.py": set(),
     "flowrl/parts.py": set(),
     "flowrl/known": {"flowrl.known", "flowrl.names", "flowrl.untyped"},
     "flowrl/contracts": {"flowrl.contracts"},

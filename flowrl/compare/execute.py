@@ -17,6 +17,7 @@ from flowrl.compare.grid import Cell, write_recipe
 from flowrl.report.read import read_run
 from flowrl.runs.stopping import Stopping
 from flowrl.terminal import duration_text
+from flowrl.timing import phases
 
 POLL_SECONDS = 0.1  # between two checks of the processes
 Report = Callable[[Cell, str], None]  # a run, and "starts", "resumes", "done" or why it ended early
@@ -105,7 +106,7 @@ def progress_of(cell: Cell) -> str:
     with contextlib.suppress(OSError, ValueError):
         lines = (cell.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         trained = [one for one in map(json.loads, lines) if one.get("kind") == "train"]
-        spent = sum(value for one in trained for name, value in one.items() if name.startswith("time_"))
+        spent = sum(value for one in trained for value in phases(one))
         train = cell.recipe.train
         share = len(trained) / train.iterations
         share = share if train.seconds is None else max(share, spent / train.seconds)

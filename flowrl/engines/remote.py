@@ -61,8 +61,8 @@ class Engine:
         rollout = drawn(policy, replace(drawing, prompts=drawing.here, own=None), version)
         # metrics are joined as means over prompts, of which this number's is the sum over ranks
         retries = (self._retried - retried) * len(drawing.prompts) / len(drawing.here)
-        metrics = {"engine/retries": retries, "time_engine_weights": brought - start}
-        return Explored(rollout, None, metrics | {"time_engine_draw": time.perf_counter() - brought})
+        metrics = {"engine/retries": retries, "time_rollout/weights": brought - start}
+        return Explored(rollout, None, metrics | {"time_rollout/draw": time.perf_counter() - brought})
 
     @property
     def _retried(self) -> int:

@@ -91,6 +91,8 @@ METRICS = {
     "value/nonfinite_updates": "share of the critic's updates left out because a gradient was not finite",
     "time_values": "the critic's values, and the reference's log-probabilities for a divergence in the reward",
     "time_rollout": "generating samples",
+    "time_rollout/weights": "taking the weights to the server that generates; part of time_rollout",
+    "time_rollout/draw": "the server's completions; part of time_rollout",
     "time_score": "scoring them",
     "time_train": "computing gradients and updating",
     "time_eval": "held-out evaluations",

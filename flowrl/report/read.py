@@ -13,6 +13,7 @@ import yaml
 
 from flowrl.names import UserError
 from flowrl.recipe import scalars
+from flowrl.timing import phases
 from flowrl.untyped import JSON
 
 JsonObject = dict[str, JSON]
@@ -121,9 +122,7 @@ class RunData:
     def seconds(self) -> float:
         """How long the run took: from its summary, else the sum of the timed phases."""
         total = finite_or_none(self.summary.get("seconds"))
-        timed = [
-            finite_or_none(v) or 0 for row in self.train + self.heldout for n, v in row.items() if n.startswith("time_")
-        ]
+        timed = [finite_or_none(value) or 0 for row in self.train + self.heldout for value in phases(row)]
         return total if total is not None and self.finished else sum(timed)
 
     @property

@@ -15,6 +15,7 @@ from flowrl.contracts import Policy
 from flowrl.core.evaluation import Evaluation, Mean
 from flowrl.recipe.schema import Recipe
 from flowrl.terminal import duration_text, output_console
+from flowrl.timing import phases
 from flowrl.untyped import JSON
 
 _MEAN = re.compile(r"reward/[^/]+/mean")  # the metric of a reward's mean
@@ -58,7 +59,7 @@ class Progress:
         note = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         self._display.update(self._whole, completed=number, note=note)
         if not self._display.console.is_terminal:
-            seconds = sum(value for name, value in metrics.items() if name.startswith("time_"))
+            seconds = sum(phases(metrics))
             line = (
                 f"iteration {number} of {self._iterations}  {note}  ({seconds:.1f} s, about {duration_text(left)} left)"
             )

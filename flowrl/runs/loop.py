@@ -51,6 +51,7 @@ from flowrl.runs.settings import phase_totals, resample_of, settings_of
 from flowrl.runs.shares import write_weights
 from flowrl.runs.stopping import Stopped, Stopping
 from flowrl.runs.together import check_stop, measured
+from flowrl.timing import phases
 from flowrl.untyped import JSON
 from flowrl.watch.alarms import Alarm
 from flowrl.watch.sample_statistics import sample_statistics
@@ -157,7 +158,7 @@ class Run:
             self.learner.share = state.spent[0] / seconds
         result = self._iterate(state.iteration, progress)
         state.iteration += 1
-        took = sum(v for name, v in result.metrics.items() if name.startswith("time_"))
+        took = sum(phases(result.metrics))
         state.spent = state.spent[0] + took, state.spent[1]
         if state.iteration == 1 and (line := unread_columns(self.recipe, self.inputs.train)):
             self.console.note(line)

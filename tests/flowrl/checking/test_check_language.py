@@ -23,7 +23,7 @@ def test_everything_holds_on_the_recipe_that_ships(tmp_path, monkeypatch):
     assert [f.title for f in found if f.held is not True] == [] and len(found) == 13
     said = {f.title: f.measured for f in found}
     assert "2 greedy completions alike" in said["greedy decoding is the model's own"]
-    assert "0 in 28 inner ones" in said["gradient arrives and is finite"]
+    assert "0 in 28 factors A" in said["gradient arrives and is finite"]
     assert list(tmp_path.iterdir()) == []
 
 

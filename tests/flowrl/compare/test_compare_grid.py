@@ -185,8 +185,8 @@ def test_the_plan_of_a_grid_says_what_each_variant_costs(tmp_path: Path, capsys:
         (["tiny_flow_grpo", "stray"], "got 'stray' after tiny_flow_grpo"),
         (["tiny_flow_grpo", "--time-from", "x"], "--time-from: applies only with --dry-run"),
         (["tiny_flow_grpo", "--variants", "none.yaml"], "none.yaml is not a file"),
-        ([".", "train.lr=1"], "folders alone"),
-        ([".", "--vary", "train.lr=1"], "folders alone"),
+        ([".", "train.lr=1"], "give only run folders"),
+        ([".", "--vary", "train.lr=1"], "give only run folders"),
     ],
 )
 def test_commands_that_make_no_sense_are_one_line(

@@ -212,9 +212,14 @@ def test_a_cpu_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         (["block_offload=true", "train.gradient_checkpointing=true"], "block_offload"),
         (["quantize={weights: gguf, file: README.md}"], "quantize"),
         (["train.offload_activations=true"], "train.offload_activations"),
-        (["parallel.kind=fsdp"], "parallel.kind=fsdp"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(values: list[str], beside: str) -> None:
     with pytest.raises(RecipeError, match=rf"compile: given beside {beside}, with which it has not been tried; set co"):
         load("quickstart", ["compile={}", *values])
+
+
+def test_a_whole_network_is_not_compiled_where_its_weights_are_shared_out() -> None:
+    load("quickstart", ["compile={}", "parallel.kind=fsdp"])
+    with pytest.raises(RecipeError, match=r"compile.regional: .*; set true, or parallel.kind=replicate"):
+        load("quickstart", ["compile={regional: false}", "parallel.kind=fsdp"])

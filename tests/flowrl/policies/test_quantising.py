@@ -175,7 +175,7 @@ def test_a_language_model_in_a_file_is_given_as_the_model() -> None:
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flowrl.recipe.keys import fitting
+    from flowrl.recipe.checks import fitting
 
     monkeypatch.setattr(fitting, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"quantize.weights: got 'int8', which needs the package torchao"):

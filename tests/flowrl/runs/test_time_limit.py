@@ -29,7 +29,7 @@ TIMED = [*QUICK_TEXT, "train.iterations=50", "train.seconds=5", "eval.every=1000
 def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
     def timed(*args: Any, **kwargs: Any) -> Iteration:
         result = iterate(*args, **kwargs)
-        result.metrics |= {"time_rollout": 1.0, "time_score": 0.25, "time_train": 0.75}
+        result.metrics |= {"time_rollout": 1.0, "time_score": 0.25, "time_train": 0.75, "time_rollout/draw": 0.5}
         return result
 
     monkeypatch.setattr(loop, "iterate", timed)

@@ -28,9 +28,10 @@ def in_one_line(pipeline: str) -> Iterator[None]:
     except Exception as error:
         text = " ".join(str(error).split())[:200] or "no text"
         place = traceback.extract_tb(error.__traceback__)[-1]
-        where = "/".join(Path(place.filename).parts[-2:])
+        where, own = Path(place.filename), place.filename.startswith(OWN)
+        where = where.relative_to(ROOT).as_posix() if own else "/".join(where.parts[-2:])
         remedy = "check the arguments under `pipeline` and the prompt's files; it fails in this call, before training"
-        if place.filename.startswith(OWN):
+        if own:
             remedy = "flowrl itself fails on it: please report this line, with the traceback that --traceback shows"
         raise PolicyError(
             f"{pipeline} cannot be sampled: {type(error).__name__}: {text} ({where}:{place.lineno}); {remedy}"

@@ -173,7 +173,7 @@ def test_faults_of_flowrl_itself_are_told_as_such(monkeypatch: pytest.MonkeyPatc
     policy = policy_of(family.build(), **family.call)
     monkeypatch.setattr(policy, "dynamics", None)
     with pytest.raises(
-        PolicyError, match=r"AttributeError: .* \(pipelines/\w+.py:\d+\); flowrl itself fails on it"
+        PolicyError, match=r"AttributeError: .* \(flowrl/policies/pipelines/\S+.py:\d+\); flowrl itself fails on it"
     ) as error:
         policy.rollout(PROMPTS[:1], plan=SDE, seed=SEED)
     assert isinstance(error.value.__cause__, AttributeError)
