@@ -191,7 +191,8 @@ class Run:
             progress.advance(number)
             self._stop_if_unmoved()
 
-        train, settings = recipe.train, settings_of(recipe, iteration, self.shrinking, self.policy.modules.values())
+        learning = [self.policy] if self.critic is None else [self.policy, self.critic.looks]
+        train, settings = recipe.train, settings_of(recipe, iteration, self.shrinking, learning)
         objective = self.objective if self.entropy is None else self.entropy.applied(self.objective)
         result = iterate(
             self.policy,

@@ -4,14 +4,15 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowrl.build import kl_reward, remembered, width_pruning
-from flowrl.contracts import Rollout
+from flowrl.contracts import Policy, Rollout
 from flowrl.core.learning.activations import activations_in_host
 from flowrl.core.learning.shrinking import MicroBatch
 from flowrl.core.replay import resampled
 from flowrl.core.update import Settings
+from flowrl.core.values import Values
 from flowrl.kinds import kind_of
 from flowrl.planning.costs import arithmetic
 from flowrl.recipe.schema import Recipe
@@ -24,11 +25,12 @@ KEYS |= {"refill", "keep", "keep_by", "skip_truncated", "drop_silent", "pairs", 
 
 
 def settings_of(
-    recipe: Recipe, iteration: int, shrinking: MicroBatch | None = None, modules: Iterable[nn.Module] = ()
+    recipe: Recipe, iteration: int, shrinking: MicroBatch | None = None, learning: Iterable[Policy | Values] = ()
 ) -> Settings:
     """The settings of an iteration, counted from 0, of a recipe with the present values of its curves. shrinking: rows
-    at once of a run whose micro-batches become smaller where memory runs out; modules: those that are trained."""
+    at once of a run whose micro-batches become smaller where memory runs out; learning: the policy, and its critic."""
     train = recipe.train
+    modules = [module for part in learning for module in part.modules.values()]
     in_parts = kind_of(recipe).draws_in_parts(recipe)
     return Settings(
         **train.model_dump(include=KEYS),

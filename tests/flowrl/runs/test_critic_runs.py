@@ -1,11 +1,21 @@
 """Runs with a critic: one that is killed goes on bit for bit, and what does not fit is refused before weights load."""
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import nn
 
+from cli_support import quiet
+from flowrl.core.learning.activations import activations_in_host
+from flowrl.core.update import Settings
 from flowrl.recipe.errors import RecipeError
 from flowrl.recipe.load import load
+from flowrl.recipe.schema import Recipe
+from flowrl.runs import loop, settings
+from flowrl.runs.start import run
 from resume_support import goes_on, metrics
 
 SMALL = [
@@ -27,6 +37,29 @@ def test_a_killed_run_goes_on_with_its_critic_bit_for_bit(tmp_path: Path) -> Non
     seen = [line for line in metrics(whole) if line["kind"] == "train"]
     assert [line["active_rows"] > 0 for line in seen] == [False, True, True, True]
     assert len({line["value/mean"] for line in seen}) == 4 and seen[0]["value/mean"] == 0
+
+
+def test_weights_of_the_critic_stay_where_they_are_while_activations_go_to_host_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learning: list[Any] = []
+    staying: list[set[int]] = []
+
+    def settings_of(recipe: Recipe, iteration: int, shrinking: Any, parts: list[Any]) -> Settings:
+        learning.extend(parts)
+        return settings.settings_of(recipe, iteration, shrinking, parts)
+
+    def in_host(modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
+        staying.append({id(module) for module in modules})
+        return activations_in_host(modules)
+
+    monkeypatch.setattr(loop, "settings_of", settings_of)
+    monkeypatch.setattr(settings, "activations_in_host", in_host)
+    more = [*SMALL, "objective.preset=ppo", "critic={use: lora, rank: 4}", "train.offload_activations=true"]
+    run(load("tiny_lm_grpo", [*more, "train.iterations=1", f"output={tmp_path / 'run'}"]), quiet())
+    policy, critic = learning
+    assert staying and set(map(id, critic.modules.values())) - set(map(id, policy.modules.values()))
+    assert all(one == {id(m) for part in learning for m in part.modules.values()} for one in staying)
 
 
 REFUSED = {
