@@ -106,6 +106,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flowrl/engines/shard_files.py": set(),
     "flowrl/engines/sharding.py": {"flowrl.engines", "flowrl.recipe.keys.parallel"} | LIGHT,
     "flowrl/engines": {"flowrl.engines", "flowrl.policies", "flowrl.contracts", "flowrl.recipe", "flowrl.planning"}
+    | {"flowrl.core.learning.shards"}
     | {"flowrl.environments", "flowrl.media", "samplers", "reward_models.parts"}
     | LIGHT,
     "flowrl/planning": {"flowrl.planning", "flowrl.recipe", "flowrl.kinds", "samplers"} | LIGHT | {"flowrl.contracts"},

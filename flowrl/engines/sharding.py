@@ -161,12 +161,6 @@ def share_out(
     return ShardedRanks(ranks, rounds)
 
 
-def own_part(parameter: nn.Parameter) -> Tensor:
-    """The values of a parameter that this rank holds: all, or a part of them."""
-    value = parameter.detach()
-    return value.to_local() if isinstance(value, DTensor) else value
-
-
 def repeated_blocks(name: str, module: Network, named: Sequence[str] | None) -> list[nn.Module]:
     """The blocks that a model is made of, in their order: what its lists of modules hold, or those named.
 

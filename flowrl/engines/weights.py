@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from flowrl.contracts import ALONE, Ranks
+from flowrl.core.learning.shards import local
 from flowrl.engines.client import Connection, EngineError, UnknownWeightsError
-from flowrl.engines.sharding import ShardedRanks, own_part
+from flowrl.engines.sharding import ShardedRanks
 from flowrl.policies import adapters
 from flowrl.policies.language.drawing.low_precision import merged
 from flowrl.policies.language.policy import LanguagePolicy
@@ -30,7 +31,7 @@ def version_of(policy: LanguagePolicy, ranks: Ranks = ALONE) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name, parameter in sorted(adapters.trainable_by_name(policy.modules).items()):
         digest.update(name.encode())
-        digest.update(own_part(parameter).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(local(parameter).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     told = ranks.gather(digest.hexdigest())
     if isinstance(ranks, ShardedRanks):
         return f"flowrl-{hashlib.blake2b(' '.join(told).encode(), digest_size=8).hexdigest()}"

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from flowrl.contracts import Prompt
 from flowrl.planning.costs import arithmetic
 from flowrl.planning.sizes import token_memory, token_models
-from flowrl.planning.sizes.memory import ASSUMED, WORDS, Phase, Sizes
+from flowrl.planning.sizes.memory import Phase, Sizes
+from flowrl.planning.sizes.prompt_tokens import ASSUMED, MARKS, WORDS
 from flowrl.planning.sizes.quantised import copies_in_training
 from flowrl.planning.sizes.reading_again import reads_again
 from flowrl.planning.sizes.scoring import with_rewards
@@ -28,7 +29,6 @@ from flowrl.recipe.schema import Recipe
 from flowrl.untyped import JSON
 
 DRAW = 28  # bytes a logit of one drawn token: its own, two float32 copies, the float64 distribution and its sums
-MARKS = 24  # tokens that a chat template puts around a prompt, roughly
 
 
 def sizes(
@@ -71,18 +71,16 @@ def sizes(
     uniform = token_memory.is_uniform(model, config)
     held = token_memory.held(recipe, config, at_once, cached=not cacheless, uniform=uniform)
     drawing, training = held.drawing, held.training
+    dtype = getattr(torch, recipe.dtype.model)
     if drawing is None:
-        dtype = getattr(torch, recipe.dtype.model)
-        drawing = rows * config.get_text_config().vocab_size * DRAW
-        drawing += 0 if cacheless else _cache(config, rows, length + limit, dtype)
+        drawing = _drawn(config, rows, 0 if cacheless else length + limit, dtype)
     words = "keys and values of all rows, and the logits of a token"
     if recipe.rollout.cache == "static":
         refuse_static(model)
-        dtype, (rows, columns) = getattr(torch, recipe.dtype.model), buffer_size(rows, length + limit)
+        rows, columns = buffer_size(rows, length + limit)
         words = f"buffers of keys and values, {rows} rows of {columns} tokens, those of the prompts as they are read, "
         words += "and the logits of a token"
-        drawing = _cache(config, rows, columns, dtype) + _cache(config, at_once.prompts, length, dtype)
-        drawing += rows * config.get_text_config().vocab_size * DRAW
+        drawing = _drawn(config, rows, columns, dtype) + _cache(config, at_once.prompts, length, dtype)
     training = None if training is None else max(training, held.valuing)
     sees = (auto_class_of(config) or AutoModelForCausalLM) is not AutoModelForCausalLM
     if sees:
@@ -134,6 +132,11 @@ def tokens_of(recipe: Recipe, prompts: Sequence[Prompt]) -> int:
     """Tokens of the longest prompt, from its words or, where it has none to speak of, its characters."""
     said = [" ".join([*(m["content"] for m in p.messages[:-1]), p.text]) for p in prompts]
     return max((max(math.ceil(WORDS * len(text.split())), len(text) // 3) + MARKS for text in said), default=ASSUMED)
+
+
+def _drawn(config: PretrainedConfig, rows: int, length: int, dtype: torch.dtype) -> int:
+    """Bytes of the keys and values of so many rows, and of the logits of a token of each."""
+    return _cache(config, rows, length, dtype) + rows * config.get_text_config().vocab_size * DRAW
 
 
 def _cache(config: PretrainedConfig, rows: int, length: int, dtype: torch.dtype) -> int:

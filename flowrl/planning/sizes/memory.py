@@ -12,6 +12,7 @@ from flowrl.known.places import config_place
 from flowrl.planning.costs import arithmetic, plan_for
 from flowrl.planning.remembered import look_up
 from flowrl.planning.sizes.pictures import picture_sizes
+from flowrl.planning.sizes.prompt_tokens import ASSUMED
 from flowrl.planning.sizes.quantised import QuantisedBytes, all_of, copies_in_training
 from flowrl.planning.sizes.query import MeasuredSizes, SizeQuery
 from flowrl.planning.sizes.scoring import with_rewards
@@ -26,9 +27,7 @@ from flowrl.untyped import JSON
 from samplers.decisions import stored_states
 from samplers.visits import Injected, Visited
 
-WORDS = 1.5  # tokens per word of a language model's prompt
 DRAWING = ("rollout", "decoding")  # the phases in which merged weights stand beside the frozen ones
-ASSUMED = 77  # tokens of a prompt, if there is none to be counted
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,12 @@ from torch import Tensor, nn
 
 from flowrl import names
 from flowrl.known.language import LANGUAGE
+from flowrl.planning.sizes.prompt_tokens import MARKS, WORDS
 from flowrl.planning.sizes.rewards import weight_arguments
 from flowrl.planning.sizes.seeing import AROUND, BOUNDS, picture_tensors
 from flowrl.policies.loading import auto_class_of
 from flowrl.untyped import JSON
 
-MARKS = 24  # tokens that a chat template puts around a question, roughly
-WORDS = 1.5  # tokens a word
 QUESTION = 10  # words of vlm_judge's own question
 INSTRUCTIONS = {"hpsv3": 378, "video_reward": 588}  # words of the published instructions
 FITTED = 256 * 28 * 28  # pixels that HPSv3 brings a picture to

@@ -7,7 +7,8 @@ from flowrl.kinds import kind_of
 from flowrl.planning.sizes.encoders import lines as encoder_lines
 from flowrl.planning.sizes.fits import lines as fits_lines
 from flowrl.planning.sizes.flops import lines as flop_lines
-from flowrl.planning.sizes.memory import ASSUMED, Sizes, reference_bytes
+from flowrl.planning.sizes.memory import Sizes, reference_bytes
+from flowrl.planning.sizes.prompt_tokens import ASSUMED
 from flowrl.planning.sizes.shared import told
 from flowrl.planning.sizes.units import count_text, size_text
 from flowrl.recipe.schema import Recipe

@@ -74,9 +74,8 @@ def build_critic(recipe: Recipe, config: PretrainedConfig) -> tuple[LanguageMode
     given = recipe.critic
     assert given is not None
     labels = [] if recipe.roles is None else recipe.roles.labels
+    model = build_frozen(config, getattr(torch, recipe.dtype.model))
     with torch.device("meta"):
-        auto = auto_class_of(config) or AutoModelForCausalLM
-        model: LanguageModel = auto.from_config(reading_part(config), dtype=getattr(torch, recipe.dtype.model)).eval()
         if given.use == "lora":
             adapters.add_lora({"critic": model}, rank=given.rank, alpha=given.rank, targets="all")
             add_roles({"critic": model}, labels, recipe.seed)
